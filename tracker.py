@@ -1,0 +1,2863 @@
+"""A task tracker: one HTTP server, one SQLite file, a crowd of workers, and no task lost.
+
+A manager makes a project (a queue); workers submit tasks to it, are assigned tasks from it, and release each one as done,
+failed or skipped. What flows where:
+
+    request ─► Endpoint ─► Call (decoded) ─► domain function(tx, …) ─► plain values ─► JSON
+                                                   │
+                             Database.write: one queue, one thread, one transaction and one fsync for all that wait
+                                                   │
+                             Waiters: a commit that made tasks ready wakes one waiting worker for each of them
+
+Every state change is a plain function that takes an open transaction `tx` and plain values, and returns plain values or
+raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Sections, in the order in which
+they depend on each other (search for "# ── "):
+
+    Settings · Errors · Clock, ids and secrets · Database · Workers · Projects and access · Managers · Tasks ·
+    Long operations · Logs · Monitoring · Waiting workers · Background work · HTTP plumbing · JSON API · Routes and app ·
+    In-process · Command line
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import difflib
+import functools
+import getpass
+import hashlib
+import hmac
+import importlib
+import itertools
+import logging
+import logging.handlers
+import math
+import os
+import re
+import secrets
+import socket
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import aiosqlite
+import filelock
+import itsdangerous
+import msgspec
+import uvicorn
+from jinja2 import Environment, FileSystemLoader
+from msgspec import UNSET, Meta, UnsetType
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__version__ = "1.0.0"
+
+HERE = Path(__file__).resolve().parent
+log = logging.getLogger("tracker")
+
+# ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+LogLevel = Literal["error", "warn", "info", "debug", "trace"]
+
+
+def about(kind: Any, description: str, **limits: Any) -> Any:
+    """The type of a setting: its kind, its help text, its limits."""
+    return Annotated[kind, Meta(description=description, **limits)]
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
+
+    host: about(str, "Address to listen on. Anything but loopback is reachable from outside: put TLS in front.") = (
+        "127.0.0.1"
+    )
+    port: about(int, "Port to listen on; 0 takes a free one.", ge=0, le=65535) = 3010
+    root_path: about(str, "Path prefix below which a reverse proxy serves the tracker, such as /tracker.") = ""
+    trusted_proxies: about(
+        str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
+    ) = "127.0.0.1"
+    database: about(str, "The SQLite file; a relative path starts at the configuration file's folder.") = "tracker.db"
+    synchronous: about(
+        Literal["FULL", "NORMAL"],
+        "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
+    ) = "FULL"
+    cache_size: about(int, "Memory for SQLite's page cache, in MiB.", ge=1, le=65536) = 16
+    log_file: about(str, "File that gets every worker's log line, rotated at 10 MiB; empty for none.") = "tracker.log"
+    log_level: about(LogLevel, "Workers' log lines from this level on are also kept in the database.") = "info"
+    log_retention: about(Seconds, "Log lines in the database are deleted after this time, in seconds.") = 2_592_000
+    public_logs: about(bool, "Whether anybody may read the logs; otherwise only managers.") = False
+    access_log: about(bool, "Whether to print a line for each request.") = False
+    cookie_name: about(str, "Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$") = "tt"
+    session_lifetime: about(Seconds, "A login ends after this time, in seconds.") = 2_592_000
+    open_registration: about(
+        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
+    ) = True
+    open_worker_registration: about(
+        bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."
+    ) = True
+    default_alias: about(str, "Alias of a worker that did not choose one.", min_length=1, max_length=200) = "worker"
+    default_max_assign_time: about(
+        int, "A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31
+    ) = 3600
+    max_wait: about(Seconds, "The longest ?wait= for a task that is honoured, in seconds.") = 60
+    max_count: about(Count, "The most tasks that one ?count= or one bulk release may take.") = 1000
+    max_bulk: about(Count, "The most tasks in one bulk submit.") = 100_000
+    max_body: about(Count, "Largest request body, in KiB.") = 1024
+    max_bulk_body: about(Count, "Largest body of a bulk submit, in KiB.") = 65536
+    request_timeout: about(Seconds, "A client has this long to send its headers, and again to send its body.") = 30
+    shutdown_timeout: about(Seconds, "Requests in flight have this long to finish when the tracker stops.") = 10
+    snapshot_interval: about(Seconds, "Time between two snapshots of every project's counts, in seconds.") = 60
+    snapshot_history: about(Seconds, "Snapshots are deleted after this time, in seconds.") = 7_776_000
+    production_branches: about(
+        tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
+    ) = ("main", "master")
+
+
+FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
+
+
+def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings, dict[str, str]]:
+    """Settings from a TOML file and from overrides (None = not given), and where each one came from.
+
+    Refuses (TrackerError) an unreadable file, an unknown key, a wrong type, an impossible value, naming key and file.
+    """
+    given = _read_toml(path) if path else {}
+    for name in given:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise TrackerError("start", f"{path}: unknown setting {name}{hint}")
+    base = path.parent if path else Path()
+    for name in ("database", "log_file"):
+        value = given.get(name, FIELDS[name].default)
+        if isinstance(value, str) and value:
+            given[name] = str(base / value)
+    sources = {name: str(path) if path and name in _read_toml(path) else "default" for name in FIELDS}
+    for name, value in overrides.items():
+        if value is not None:
+            given[name], sources[name] = value, "command line"
+    try:
+        return msgspec.convert(given, Settings), sources
+    except msgspec.ValidationError as error:
+        name, problem = _name_and_problem(error)
+        raise TrackerError("start", f"{sources.get(name, path)}: {name}: {problem}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise TrackerError("start", f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrackerError("start", f"{path}: not valid TOML: {error}") from None
+
+
+# ── Errors ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STATUS = {
+    "invalid": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "timeout": 408,
+    "conflict": 409,
+    "too_large": 413,
+    "too_fast": 429,
+    "internal": 500,
+    "unavailable": 503,
+}
+
+
+class TrackerError(Exception):
+    """The one root error: a code of STATUS (or "start": the tracker cannot start), and a message for a person.
+
+    `delay` is the time in seconds after which a refused call may be repeated (too_fast).
+    """
+
+    def __init__(self, code: str, message: str, delay: float | None = None):
+        super().__init__(message)
+        self.code, self.message, self.delay = code, message, delay
+
+
+def _name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Splits msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" into field and problem."""
+    problem, _, path = str(error).partition(" - at `")
+    if missing := re.match(r"Object missing required field `(.*)`", problem):
+        problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
+    name = path.rstrip("`").removeprefix("$").removeprefix(".")
+    return ("requests" + name if name.startswith("[") else name) or "body", problem.replace("`", "")
+
+
+def decode(body: bytes, kind: Any) -> Any:
+    """The JSON body as `kind`, whatever its content type said. Refuses anything else with an error that names the field."""
+    try:
+        value = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+    except RecursionError:
+        raise TrackerError("invalid", "body: nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
+    if b"\\u0000" in body:
+        _refuse_nul(value, "")
+    return value
+
+
+def _refuse_nul(value: Any, name: str) -> None:
+    """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
+    if isinstance(value, str) and "\0" in value:
+        raise TrackerError("invalid", f"{name.lstrip('.')}: must not contain a NUL character")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_nul(item, f"{name or 'requests'}[{index}]")
+    if isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            _refuse_nul(getattr(value, field), f"{name}.{field}")
+
+
+# ── Clock, ids and secrets ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Clock:
+    """The only source of time. `time()` is the wall clock, in unix seconds, for what people read.
+
+    `uptime()` counts the seconds for which this database has been served, over all runs. Leases and rate limits live
+    on it: it never jumps when the wall clock is set, and stands still while the tracker is down, when nobody could
+    have released anything.
+    """
+
+    def __init__(self) -> None:
+        self._origin = time.monotonic()
+
+    def start(self, uptime: float) -> None:
+        """Goes on from the uptime that an earlier run had reached."""
+        self._origin = time.monotonic() - uptime
+
+    def time(self) -> float:
+        return time.time()
+
+    def uptime(self) -> float:
+        return time.monotonic() - self._origin
+
+
+INT64_MAX = 2**63 - 1
+UNLIMITED_RATE = 1.7976931348623157e308  # what existing clients compare with
+
+Int64 = Annotated[int, Meta(ge=-(2**63), le=INT64_MAX)]
+Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Id = Annotated[int, Meta(ge=0, le=INT64_MAX)]
+
+
+def new_secret() -> str:
+    """32 random bytes in base64, as workers' secrets look."""
+    return base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def digest(secret: bytes) -> bytes:
+    """What is stored of a random secret. Plain SHA-256 is enough for 256 random bits, and fast enough for each request."""
+    return hashlib.sha256(secret).digest()
+
+
+def to_int64(value: int, name: str) -> int:
+    """A 64-bit integer, signed or unsigned, as the signed one with the same bits. Refuses what needs more than 64."""
+    if not -(2**63) <= value < 2**64:
+        raise TrackerError("invalid", f"{name}: must fit in 64 bits")
+    return value - 2**64 if value > INT64_MAX else value
+
+
+def hash_unique_string(text: str) -> int:
+    """A 64-bit hash of a task's unique string. Never 0, which means none."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True) or 1
+
+
+def retry_pauses() -> Iterator[float]:
+    """Growing pauses, in seconds, between attempts at something that keeps failing."""
+    return itertools.chain((0.1, 0.5, 1, 2, 5), itertools.repeat(10))
+
+
+# ── Database ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
+UPGRADES: dict[int, str] = {}  # from version N to N + 1: a script
+
+
+class Tx:
+    """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, and what the commit must announce."""
+
+    __slots__ = ("clock", "execute", "executemany", "ready", "settings", "time", "uptime")
+
+    def __init__(self, connection: sqlite3.Connection, clock: Clock, settings: Settings):
+        self.clock = clock
+        self.execute = connection.execute
+        self.executemany = connection.executemany
+        self.time = int(clock.time())
+        self.uptime = clock.uptime()
+        self.settings = settings
+        self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
+
+    def spent(self) -> float:
+        """How long this transaction has been going on, in seconds: long operations stop in time for others."""
+        return self.clock.uptime() - self.uptime
+
+    def one(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
+        return self.execute(sql, parameters).fetchone()
+
+    def all(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        return self.execute(sql, parameters).fetchall()
+
+
+class Thread(aiosqlite.Connection):
+    """An SQLite connection on a thread of its own that runs whole functions there, one crossing for each."""
+
+    async def run(self, function: Callable[[sqlite3.Connection], Any]) -> Any:
+        return await self._execute(function, self._conn)
+
+
+class Database:
+    """The SQLite file: one writer with group commit, read-only readers, and a lock that keeps a second server out."""
+
+    READERS = 2
+    MAX_BATCH = 256
+
+    def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
+        self.settings, self.clock, self.announce = settings, clock, announce
+        self.path = Path(settings.database).absolute()
+        self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
+        self._calls: list[tuple[asyncio.Future, Callable, tuple]] = []
+        self._wanted: asyncio.Event | None = None
+
+    async def open(self) -> None:
+        """Takes the lock, creates or upgrades the file, starts the threads. Refuses (TrackerError) what it cannot use."""
+        lock_file(self.path, self._lock)
+        try:
+            prepare_file(self.path, self.settings)
+            self._writer = await Thread(functools.partial(connect, self.path, self.settings), 64)
+            readers = [
+                Thread(functools.partial(connect, self.path, self.settings, readonly=True), 64)
+                for _ in range(self.READERS)
+            ]
+            self._readers = itertools.cycle([await reader for reader in readers])
+        except BaseException:
+            self._lock.release()
+            raise
+        self._wanted = asyncio.Event()
+        self._closing = False
+        self._task = asyncio.create_task(self._write_batches())
+        self.clock.start(await self.write(load_uptime))
+
+    async def close(self) -> None:
+        """Commits what was queued, remembers the uptime, closes the file and gives up the lock."""
+        await self.write(save_uptime)
+        self._closing = True
+        self._wanted.set()
+        await self._task
+        for _ in range(self.READERS):
+            await next(self._readers).close()
+        await self._writer.close()
+        self._lock.release()
+
+    def write(self, function: Callable, *args: Any) -> asyncio.Future:
+        """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
+
+        An exception of the function undoes all that it did and nothing else. A cancelled call that has not begun is
+        never run.
+        """
+        if self._closing:
+            raise TrackerError("unavailable", "The tracker is stopping")
+        future = asyncio.get_running_loop().create_future()
+        self._calls.append((future, function, args))
+        self._wanted.set()
+        return future
+
+    _closing = True  # until open() has finished
+
+    async def read(self, function: Callable, *args: Any) -> Any:
+        """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
+        return await next(self._readers).run(functools.partial(self._read, function, args))
+
+    def _read(self, function: Callable, args: tuple, connection: sqlite3.Connection) -> Any:
+        connection.execute("BEGIN")
+        try:
+            return function(Tx(connection, self.clock, self.settings), *args)
+        finally:
+            connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
+
+    async def _write_batches(self) -> None:
+        while self._calls or not self._closing:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._calls:
+                batch = [call for call in self._calls[: self.MAX_BATCH] if not call[0].done()]
+                del self._calls[: self.MAX_BATCH]
+                if batch:
+                    await self._write_batch(batch)
+
+    async def _write_batch(self, batch: list[tuple[asyncio.Future, Callable, tuple]]) -> None:
+        try:
+            outcomes, ready = await self._writer.run(functools.partial(self._commit, batch))
+        except Exception as error:
+            log.error("A transaction could not be committed: %s", error)
+            outcomes, ready = (
+                [(False, TrackerError("unavailable", "The database cannot be written to"))] * len(batch),
+                [],
+            )
+        for (future, _, _), (succeeded, outcome) in zip(batch, outcomes, strict=True):
+            if not future.done():
+                (future.set_result if succeeded else future.set_exception)(outcome)
+        for project, count in ready:
+            self.announce(project, count)
+
+    def _commit(self, batch: list, connection: sqlite3.Connection) -> tuple[list, list]:
+        """Runs a batch in one transaction. Savepoints cost as much as statements, so they wait for the rare failure."""
+        try:
+            done = self._run(batch, connection, isolated=False) or self._run(batch, connection, isolated=True)
+            connection.execute("COMMIT")
+            return done
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _run(self, batch: list, connection: sqlite3.Connection, isolated: bool) -> tuple[list, list] | None:
+        """Runs each call in an open transaction. Without isolation, None (and nothing done) when one failed half-way."""
+        connection.execute("BEGIN IMMEDIATE")
+        tx, outcomes = Tx(connection, self.clock, self.settings), []
+        for _, function, args in batch:
+            changes, announced = connection.total_changes, len(tx.ready)
+            if isolated:
+                connection.execute("SAVEPOINT call")
+            try:
+                outcomes.append((True, function(tx, *args)))
+            except Exception as error:
+                if not connection.in_transaction:
+                    raise  # SQLite gave up the whole transaction (disk full, say)
+                outcomes.append((False, error))
+                del tx.ready[announced:]
+                if isolated:
+                    connection.execute("ROLLBACK TO call")
+                elif connection.total_changes != changes:
+                    connection.execute("ROLLBACK")
+                    return None
+            if isolated:
+                connection.execute("RELEASE call")
+        return outcomes, tx.ready
+
+
+def lock_file(path: Path, lock: filelock.FileLock) -> None:
+    """Makes this process the only one that writes to the database. Two that checkpoint one WAL can corrupt it."""
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise TrackerError("start", f"{path}: another tracker is using this database") from None
+    except OSError as error:
+        raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
+
+
+def connect(path: Path, settings: Settings, readonly: bool = False) -> sqlite3.Connection:
+    """A connection with the tracker's pragmas. mmap stays off: a truncated file under a mapping kills the process."""
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode={'ro' if readonly else 'rw'}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=512,
+    )
+    connection.row_factory = sqlite3.Row
+    connection.execute(f"PRAGMA cache_size = {-1024 * (4 if readonly else settings.cache_size)}")
+    connection.execute("PRAGMA mmap_size = 0")
+    if not readonly:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
+    return connection
+
+
+def prepare_file(path: Path, settings: Settings) -> None:
+    """Creates the database or upgrades an older one, in one transaction. Refuses a newer one and any other kind of file."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
+        with contextlib.closing(connect(path, settings)) as connection:
+            upgrade_schema(path, connection)
+    except OSError as error:
+        raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise TrackerError("start", f"{path}: not a usable SQLite database: {error}") from None
+
+
+def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
+    """Brings the schema to SCHEMA_VERSION. Everything or nothing."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    empty = not connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+    if not empty and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise TrackerError("start", f"{path}: this is another program's database")
+    if version > SCHEMA_VERSION:
+        raise TrackerError(
+            "start",
+            f"{path}: made by a newer tracker (schema {version}, this one knows {SCHEMA_VERSION}); please upgrade",
+        )
+    if empty:
+        scripts = [(HERE / "schema.sql").read_text("utf-8"), f"PRAGMA application_id = {APPLICATION_ID};"]
+    else:
+        scripts = [UPGRADES[step] for step in range(version, SCHEMA_VERSION)]
+    if scripts:
+        script = "\n".join(["BEGIN IMMEDIATE;", *scripts, f"PRAGMA user_version = {SCHEMA_VERSION};", "COMMIT;"])
+        try:
+            connection.executescript(script)
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def load_meta(tx: Tx, key: str, make: Callable[[], Any]) -> Any:
+    """A fact about this file, made when it is asked for the first time."""
+    tx.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", (key, make()))
+    return tx.one("SELECT value FROM meta WHERE key = ?", (key,))[0]
+
+
+def load_uptime(tx: Tx) -> float:
+    return load_meta(tx, "uptime", float)
+
+
+def save_uptime(tx: Tx) -> None:
+    tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
+
+
+# ── Workers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LAST_SEEN_STEP = 10  # seconds; a coarser last_seen saves a write on nearly every request
+
+
+class WorkerCredentials(NamedTuple):
+    """What a worker's headers claim."""
+
+    id: int
+    secret: bytes
+
+
+class AliasBody(msgspec.Struct):
+    alias: Annotated[str, Meta(max_length=200)] = ""
+
+
+class PauseBody(msgspec.Struct):
+    worker: Id
+    paused: bool
+
+
+def check_secret(row: sqlite3.Row | None, caller: WorkerCredentials) -> None:
+    """Refuses a caller whose secret is not the one of `row`."""
+    if row is None or not hmac.compare_digest(row["secret_hash"], digest(caller.secret)):
+        raise TrackerError("unauthorized", "Unknown worker or wrong secret (headers X-Worker-ID and X-Secret)")
+
+
+def check_worker(tx: Tx, row: sqlite3.Row | None, caller: WorkerCredentials) -> None:
+    """Refuses as check_secret does; notes that the worker was seen."""
+    check_secret(row, caller)
+    if abs(tx.time - row["last_seen"]) >= LAST_SEEN_STEP:
+        tx.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (tx.time, caller.id))
+
+
+def authenticate(tx: Tx, caller: WorkerCredentials) -> sqlite3.Row:
+    """The worker that the caller is. 401 if it is none."""
+    row = tx.one("SELECT * FROM worker WHERE id = ?", (caller.id,))
+    check_worker(tx, row, caller)
+    return row
+
+
+def identify(tx: Tx, caller: WorkerCredentials) -> None:
+    """Refuses a caller that is no worker, without writing anything: a check before a large body is read."""
+    check_secret(tx.one("SELECT secret_hash FROM worker WHERE id = ?", (caller.id,)), caller)
+
+
+def clean_alias(tx: Tx, alias: str) -> str:
+    """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
+    alias = alias.strip() or tx.settings.default_alias
+    if alias.lower() == "unassigned":
+        raise TrackerError("invalid", "alias: 'unassigned' is reserved")
+    return alias
+
+
+def create_worker(tx: Tx, session: bytes | None, body: AliasBody) -> dict[str, Any]:
+    """Registers a worker, with no rights yet. Its secret is in the answer and nowhere else."""
+    if not tx.settings.open_worker_registration:
+        require_manager(tx, session)
+    secret = new_secret()
+    worker = {"created": tx.time, "alias": clean_alias(tx, body.alias), "secret": secret, "paused": False}
+    row = tx.one(
+        "INSERT INTO worker (alias, secret_hash, created, last_seen) VALUES (?, ?, ?, ?) RETURNING id",
+        (worker["alias"], digest(secret.encode()), tx.time, tx.time),
+    )
+    return {"worker": {"id": row["id"], **worker}}
+
+
+def get_worker(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
+    """A worker as everybody may see it."""
+    row = tx.one("SELECT id, created, alias, paused FROM worker WHERE id = ?", (worker,))
+    if row is None:
+        raise TrackerError("not_found", f"No worker {worker}")
+    return {"worker": {**row, "paused": bool(row["paused"])}}
+
+
+def update_worker(tx: Tx, caller: WorkerCredentials, body: AliasBody) -> None:
+    """Renames the calling worker."""
+    authenticate(tx, caller)
+    tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.id))
+
+
+def set_worker_paused(tx: Tx, session: bytes | None, body: PauseBody) -> None:
+    """Pauses a worker (it is assigned nothing) or lets it go on. For admins."""
+    require_admin(tx, session)
+    get_worker(tx, session, body.worker)
+    tx.execute("UPDATE worker SET paused = ? WHERE id = ?", (body.paused, body.worker))
+
+
+def worker_stats(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """Every worker and how many tasks it has closed, the busiest first."""
+    rows = tx.all("SELECT id, alias, closed_task_count, paused FROM worker ORDER BY closed_task_count DESC, id")
+    return {"stats": [{**row, "paused": bool(row["paused"])} for row in rows]}
+
+
+# ── Projects and access ───────────────────────────────────────────────────────────────────────────────────────────────
+
+READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
+ROLE_NAMES = {READ: "READ", EDIT: "EDIT", MANAGE_ACCESS: "MANAGE_ACCESS", SECRET: "SECRET", MAINTENANCE: "MAINTENANCE"}
+ALL_ROLES = sum(ROLE_NAMES)
+
+PROJECT_COLUMNS = ["id", "priority", "name", "clone_url", "git_repo", "version", "motd", "public", "hidden", "chain", "paused", "assign_rate", "submit_rate", "keep_hashes"]
+COUNT_COLUMNS = ["waiting_task_count", "assigned_task_count", "awaiting_verification_count", "failed_task_count", "closed_task_count"]
+
+ShortText = Annotated[str, Meta(max_length=1000)]
+Rate = Annotated[float, Meta(ge=0)]
+
+
+class ProjectBody(msgspec.Struct):
+    """A project's fields. Absent ones take their default in a new project, and stay as they are in an update."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
+    priority: Int64 | UnsetType = UNSET
+    clone_url: ShortText | UnsetType = UNSET
+    git_repo: ShortText | UnsetType = UNSET
+    version: ShortText | UnsetType = UNSET
+    motd: Annotated[str, Meta(max_length=100_000)] | UnsetType = UNSET
+    public: bool | UnsetType = UNSET
+    hidden: bool | UnsetType = UNSET
+    paused: bool | UnsetType = UNSET
+    chain: Id | UnsetType = UNSET
+    assign_rate: Rate | UnsetType | None = UNSET
+    submit_rate: Rate | UnsetType | None = UNSET
+    keep_hashes: bool | UnsetType = UNSET
+
+
+NEW_PROJECT = {
+    "priority": 1,
+    **dict.fromkeys(("clone_url", "git_repo", "version", "motd"), ""),
+    **dict.fromkeys(("public", "hidden", "paused", "keep_hashes"), False),
+    "chain": None,
+    **dict.fromkeys(("assign_rate", "submit_rate"), 0.0),
+}
+
+
+class AccessBody(msgspec.Struct):
+    project: Id
+    assign: bool = False
+    submit: bool = False
+
+
+class SecretBody(msgspec.Struct):
+    secret: Annotated[str, Meta(max_length=100_000)]
+
+
+class WebhookSecretBody(msgspec.Struct):
+    webhook_secret: Annotated[str, Meta(min_length=1, max_length=1000)]
+
+
+def project_json(row: sqlite3.Row | dict) -> dict[str, Any]:
+    """A project as the document shows it."""
+    return {
+        "id": row["id"],
+        "priority": row["priority"],
+        "name": row["name"],
+        "clone_url": row["clone_url"],
+        "git_repo": row["git_repo"],
+        "version": row["version"],
+        "motd": row["motd"],
+        "public": bool(row["public"]),
+        "hidden": bool(row["hidden"]),
+        "chain": row["chain"] or 0,
+        "paused": bool(row["paused"]),
+        "assign_rate": row["assign_rate"] or UNLIMITED_RATE,
+        "submit_rate": row["submit_rate"] or UNLIMITED_RATE,
+        "keep_hashes": bool(row["keep_hashes"]),
+    }
+
+
+def project_with_counts(row: sqlite3.Row) -> dict[str, Any]:
+    return {**project_json(row), **{name: row[name] for name in COUNT_COLUMNS}}
+
+
+def find_project(tx: Tx, project: int) -> sqlite3.Row:
+    """The project's row. 404 if there is none."""
+    row = tx.one("SELECT * FROM project WHERE id = ?", (project,))
+    if row is None:
+        raise TrackerError("not_found", f"No project {project}")
+    return row
+
+
+def visible_project(tx: Tx, session: bytes | None, project: int) -> sqlite3.Row:
+    """The project's row, if the caller may see it. A hidden project is 404 to the rest: it cannot be told from none."""
+    row = find_project(tx, project)
+    if row["hidden"] and not role_in_project(tx, signed_in(tx, session), project) & READ:
+        raise TrackerError("not_found", f"No project {project}")
+    return row
+
+
+def get_project(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    return project_with_counts(visible_project(tx, session, project))
+
+
+def list_projects(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """Every project that the caller may see, by name."""
+    manager = signed_in(tx, session)
+    rows = tx.all(
+        "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
+        " WHERE NOT p.hidden OR :admin OR r.role & 1 ORDER BY p.name",
+        {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])},
+    )
+    return {"projects": [project_with_counts(row) for row in rows]}
+
+
+def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str, Any]:
+    """Makes a project; its creator gets every role in it."""
+    manager = require_manager(tx, session)
+    if body.name is UNSET:
+        raise TrackerError("invalid", "name: is required")
+    fields = checked_fields(tx, manager, None, body)
+    fields["webhook_secret"] = new_secret()
+    columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
+    project = tx.one(f"INSERT INTO project ({columns}) VALUES ({values}) RETURNING id", fields)["id"]
+    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, manager["id"], ALL_ROLES))
+    return {"id": project}
+
+
+def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBody) -> None:
+    """Changes a project. Needs EDIT; the change takes effect with the very next assignment."""
+    manager = require_role(tx, session, project, EDIT)
+    fields = checked_fields(tx, manager, find_project(tx, project), body)
+    changes = ", ".join(f"{name} = :{name}" for name in fields)
+    tx.execute(
+        f"UPDATE project SET {changes}, assign_free_at = 0, submit_free_at = 0 WHERE id = :id",
+        {"id": project, **fields},
+    )
+    tx.ready.append((project, INT64_MAX))  # it may have been un-paused
+
+
+def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
+    """The columns of a new or changed project, or the reason why it is refused."""
+    before = {name: old[name] for name in ("name", *NEW_PROJECT)} if old else NEW_PROJECT
+    given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
+    fields = {**before, **given}
+    fields["chain"] = fields["chain"] or None
+    for name in ("assign_rate", "submit_rate"):
+        rate = fields[name] or 0.0
+        fields[name] = 0.0 if rate >= UNLIMITED_RATE else float(rate)
+    if fields["public"] and fields["hidden"]:
+        raise TrackerError("invalid", "hidden: a project cannot be public and hidden at once")
+    if fields["public"] and not before["public"] and not manager["tracker_admin"]:
+        raise TrackerError("forbidden", "public: only a tracker admin may make a project public")
+    if fields["chain"] != before["chain"]:
+        check_chain(tx, manager, old["id"] if old else None, fields["chain"])
+    if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
+        raise TrackerError("conflict", f"name: there is a project named {fields['name']!r} already")
+    return fields
+
+
+def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int | None) -> None:
+    """Refuses a chain to nowhere, to a project that the manager cannot edit, to itself, or in a circle."""
+    following = target
+    while following is not None:
+        if following == project:
+            raise TrackerError("invalid", "chain: a project cannot be chained to itself, not even in a circle")
+        row = tx.one("SELECT chain FROM project WHERE id = ?", (following,))
+        if row is None:
+            raise TrackerError("invalid", f"chain: no project {following}")
+        following = row["chain"]
+    if target is not None and not role_in_project(tx, manager, target) & EDIT:
+        raise TrackerError("forbidden", f"chain: you have no EDIT role in project {target}")
+
+
+def request_access(tx: Tx, caller: WorkerCredentials, body: AccessBody) -> None:
+    """Files a worker's request for a manager to accept or reject. It opens nothing by itself."""
+    authenticate(tx, caller)
+    find_project(tx, body.project)
+    if not (body.assign or body.submit):
+        raise TrackerError("invalid", "assign, submit: ask for at least one")
+    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, caller.id))
+    if old:
+        state = "is waiting for a manager already" if old["request"] else "has been granted already"
+        raise TrackerError("conflict", f"Your access to project {body.project} {state}")
+    tx.execute(
+        "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
+        (body.project, caller.id, body.assign, body.submit),
+    )
+
+
+def list_access(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """Who has or wants access, the waiting requests first. Needs MANAGE_ACCESS."""
+    require_role(tx, session, project, MANAGE_ACCESS)
+    rows = tx.all(
+        "SELECT a.*, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
+        " WHERE a.project = ? ORDER BY a.request DESC, w.alias, w.id",
+        (project,),
+    )
+    return {"accesses": [access_json(row) for row in rows]}
+
+
+def access_json(row: sqlite3.Row) -> dict[str, Any]:
+    return {
+        "submit": bool(row["role_submit"]),
+        "assign": bool(row["role_assign"]),
+        "request": bool(row["request"]),
+        "worker": {
+            "id": row["worker"],
+            "created": row["created"],
+            "alias": row["alias"],
+            "paused": bool(row["paused"]),
+        },
+        "project": row["project"],
+    }
+
+
+def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
+    row = tx.one("SELECT * FROM worker_access WHERE project = ? AND worker = ?", (project, worker))
+    if row is None:
+        raise TrackerError("not_found", f"Worker {worker} has neither asked for nor got access to project {project}")
+    return row
+
+
+def accept_request(tx: Tx, session: bytes | None, project: int, worker: int) -> None:
+    """Grants what the worker asked for. Needs MANAGE_ACCESS."""
+    require_role(tx, session, project, MANAGE_ACCESS)
+    if not find_access(tx, project, worker)["request"]:
+        raise TrackerError("conflict", f"Worker {worker} has access to project {project} already")
+    tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project, worker))
+
+
+def reject_request(tx: Tx, session: bytes | None, project: int, worker: int) -> None:
+    """Rejects a request, or withdraws what was granted. Needs MANAGE_ACCESS."""
+    require_role(tx, session, project, MANAGE_ACCESS)
+    find_access(tx, project, worker)
+    tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project, worker))
+
+
+def get_secret(tx: Tx, caller: WorkerCredentials | bytes | None, project: int) -> dict[str, Any]:
+    """What workers need to run this project: for a worker with granted ASSIGN, or a manager with SECRET."""
+    if isinstance(caller, WorkerCredentials):
+        authenticate(tx, caller)
+        row = tx.one(
+            "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_assign AND NOT request",
+            (project, caller.id),
+        )
+        if row is None:
+            raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
+    else:
+        require_role(tx, caller, project, SECRET)
+    return {"secret": find_project(tx, project)["secret"]}
+
+
+def set_secret(tx: Tx, session: bytes | None, project: int, body: SecretBody) -> None:
+    require_role(tx, session, project, SECRET)
+    tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project))
+
+
+def get_webhook_secret(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    require_role(tx, session, project, SECRET)
+    return {"webhook_secret": find_project(tx, project)["webhook_secret"]}
+
+
+def set_webhook_secret(tx: Tx, session: bytes | None, project: int, body: WebhookSecretBody) -> None:
+    require_role(tx, session, project, SECRET)
+    tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project))
+
+
+class Repository(msgspec.Struct):
+    full_name: str
+
+
+class PushBody(msgspec.Struct):
+    ref: str
+    after: Annotated[str, Meta(min_length=1, max_length=1000)]
+    repository: Repository
+
+
+SIGNATURE_HEADERS = {
+    "x-hub-signature-256": "sha256",
+    "x-gitea-signature": "sha256",
+    "x-gogs-signature": "sha256",
+    "x-hub-signature": "sha1",
+}
+
+
+def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, Any]:
+    """Sets the version of the project whose repository was pushed to, if its webhook secret signed the body.
+
+    `signatures` are the request's headers of SIGNATURE_HEADERS. Nothing of the body is believed before it has matched.
+    """
+    push = decode(body, PushBody)
+    rows = tx.all("SELECT * FROM project WHERE git_repo = ? AND git_repo <> ''", (push.repository.full_name,))
+    if not rows:
+        raise TrackerError(
+            "invalid", f"repository.full_name: no project has the git_repo {push.repository.full_name!r}"
+        )
+    projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
+    if not projects:
+        raise TrackerError("forbidden", "The signature is missing or does not match the project's webhook secret")
+    branch = push.ref.removeprefix("refs/heads/")
+    if branch not in tx.settings.production_branches:
+        raise TrackerError("invalid", f"ref: {push.ref!r} is not one of {', '.join(tx.settings.production_branches)}")
+    for row in projects:
+        tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, row["id"]))
+    return {"version": push.after, "projects": [row["id"] for row in projects]}
+
+
+def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:
+    """Whether one of the signatures is the HMAC of the raw body under this key."""
+    for header, algorithm in SIGNATURE_HEADERS.items():
+        expected = hmac.new(key.encode(), body, algorithm).hexdigest()
+        given = signatures.get(header, "").removeprefix(f"{algorithm}=").lower()
+        if hmac.compare_digest(expected.encode(), given.encode()):
+            return True
+    return False
+
+
+# ── Managers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SCRYPT = {"n": 2**14, "r": 8, "p": 5}  # 16 MiB; one of the settings that OWASP recommends
+FREE_ATTEMPTS = {"account": 3, "address": 20}  # failed logins before the throttle begins
+LONGEST_THROTTLE = 60.0  # seconds: a stranger must not be able to lock somebody out for long
+THROTTLE_MEMORY = 900.0
+
+
+class RegisterBody(msgspec.Struct):
+    username: Annotated[str, Meta(min_length=3, max_length=16)]
+    password: Annotated[str, Meta(min_length=8, max_length=1000)]
+
+
+class LoginBody(msgspec.Struct):
+    username: Annotated[str, Meta(max_length=1000)]
+    password: Annotated[str, Meta(max_length=1000)]
+
+
+class RoleBody(msgspec.Struct):
+    manager: Id
+    role: Annotated[int, Meta(ge=0, le=ALL_ROLES)]
+
+
+def hash_password(password: str, salt: bytes | None = None, **cost: int) -> str:
+    """scrypt with its parameters in front, so that they can be raised later without locking anybody out."""
+    salt, cost = salt or secrets.token_bytes(16), cost or SCRYPT
+    key = hashlib.scrypt(password.encode(), salt=salt, maxmem=2**28, dklen=32, **cost)
+    return "$".join(["scrypt", str(cost["n"]), str(cost["r"]), str(cost["p"]), salt.hex(), key.hex()])
+
+
+def password_matches(password: str, stored: str | None) -> bool:
+    """Whether the password is the stored one. Takes the same time when nothing is stored (an unknown user)."""
+    stored_or_dummy = stored or "$".join(["scrypt", *map(str, SCRYPT.values()), "00" * 16, "00" * 32])
+    _, n, r, p, salt, _ = stored_or_dummy.split("$")
+    computed = hash_password(password, bytes.fromhex(salt), n=int(n), r=int(r), p=int(p))
+    return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
+
+
+def signed_in(tx: Tx, session: bytes | None) -> sqlite3.Row | None:
+    """The manager whose session this is, with today's rights: nothing about a manager is remembered in a cookie."""
+    if session is None:
+        return None
+    return tx.one(
+        "SELECT m.* FROM session s JOIN manager m ON m.id = s.manager WHERE s.id_hash = ? AND s.expires > ?",
+        (digest(session), tx.time),
+    )
+
+
+def require_manager(tx: Tx, session: bytes | None) -> sqlite3.Row:
+    manager = signed_in(tx, session)
+    if manager is None:
+        raise TrackerError("unauthorized", "Please log in")
+    return manager
+
+
+def require_admin(tx: Tx, session: bytes | None) -> sqlite3.Row:
+    manager = require_manager(tx, session)
+    if not manager["tracker_admin"]:
+        raise TrackerError("forbidden", "Only a tracker admin may do this")
+    return manager
+
+
+def role_in_project(tx: Tx, manager: sqlite3.Row | None, project: int) -> int:
+    """The manager's role bits in a project; an admin has them all."""
+    if manager is None:
+        return 0
+    if manager["tracker_admin"]:
+        return ALL_ROLES
+    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project, manager["id"]))
+    return row["role"] if row else 0
+
+
+def require_role(tx: Tx, session: bytes | None, project: int, role: int) -> sqlite3.Row:
+    """The manager, if it has this role in this project. 401, 404 or 403 otherwise."""
+    manager = require_manager(tx, session)
+    roles = role_in_project(tx, manager, project)
+    if find_project(tx, project)["hidden"] and not roles:
+        raise TrackerError("not_found", f"No project {project}")
+    if not roles & role:
+        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project}")
+    return manager
+
+
+def manager_json(row: sqlite3.Row) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "username": row["username"],
+        "tracker_admin": bool(row["tracker_admin"]),
+        "register_time": row["register_time"],
+    }
+
+
+def check_registration_open(tx: Tx) -> None:
+    if not tx.settings.open_registration and tx.one("SELECT 1 FROM manager"):
+        raise TrackerError("forbidden", "Registration is closed; ask a tracker admin")
+
+
+def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[str, Any], bytes]:
+    """A new manager, logged in: (manager, session). The first one of all becomes tracker admin."""
+    check_registration_open(tx)
+    first = not tx.one("SELECT 1 FROM manager")
+    row = tx.one(
+        "INSERT INTO manager (username, password_hash, tracker_admin, register_time) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING RETURNING *",
+        (username, password_hash, first, tx.time),
+    )
+    if row is None:
+        raise TrackerError("conflict", f"username: {username!r} is taken")
+    return {"manager": manager_json(row)}, open_session(tx, row["id"])
+
+
+def open_session(tx: Tx, manager: int) -> bytes:
+    """A fresh session id, of which only the hash is stored."""
+    session = secrets.token_urlsafe(32).encode()
+    expires = tx.time + int(tx.settings.session_lifetime)
+    tx.execute("INSERT INTO session VALUES (?, ?, ?)", (digest(session), manager, expires))
+    return session
+
+
+def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
+    """Counts an attempt, *before* the password is looked at, and returns the manager's id and password hash.
+
+    429 while the account or the address is throttled. Counting first keeps parallel guesses from slipping through.
+    """
+    for kind, source in (("account", username.lower()), ("address", address)):
+        count_attempt(tx, f"{kind} {source}", FREE_ATTEMPTS[kind])
+    row = tx.one("SELECT id, password_hash FROM manager WHERE username = ?", (username,))
+    return (row["id"], row["password_hash"]) if row else None
+
+
+def count_attempt(tx: Tx, source: str, free: int) -> None:
+    row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_at > ?", (source, tx.uptime))
+    if row and row["free_at"] > tx.uptime:
+        raise TrackerError("too_fast", "Too many failed logins; please wait", row["free_at"] - tx.uptime)
+    failures = row["failures"] + 1 if row else 1
+    pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
+    tx.execute(
+        "INSERT OR REPLACE INTO login_failure VALUES (?, ?, ?, ?)",
+        (source, failures, tx.uptime + pause, tx.uptime + THROTTLE_MEMORY),
+    )
+
+
+def finish_login(tx: Tx, manager: int, username: str, address: str) -> tuple[dict[str, Any], bytes]:
+    """The password was right: forgets the account's failures, takes this attempt off the address's, opens a session.
+
+    The address keeps its other failures: an own account must not be a way to guess on at others'.
+    """
+    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
+    tx.execute("UPDATE login_failure SET failures = failures - 1 WHERE source = ?", (f"address {address}",))
+    row = tx.one("SELECT * FROM manager WHERE id = ?", (manager,))
+    return {"manager": manager_json(row)}, open_session(tx, manager)
+
+
+def logout(tx: Tx, session: bytes | None) -> None:
+    """Ends the session, for every holder of its cookie."""
+    if session is not None:
+        tx.execute("DELETE FROM session WHERE id_hash = ?", (digest(session),))
+
+
+def get_account(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    manager = signed_in(tx, session)
+    return {"logged_in": manager is not None, "manager": manager and manager_json(manager)}
+
+
+def list_managers(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    require_manager(tx, session)
+    return {"managers": [manager_json(row) for row in tx.all("SELECT * FROM manager ORDER BY id")]}
+
+
+def list_project_managers(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """Every manager with a role in the project, and its role."""
+    require_manager(tx, session)
+    visible_project(tx, session, project)
+    rows = tx.all(
+        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
+        (project,),
+    )
+    return {"managers": [{"manager": manager_json(row), "role": row["role"]} for row in rows]}
+
+
+def promote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
+    set_admin(tx, session, manager, True)
+
+
+def demote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
+    set_admin(tx, session, manager, False)
+
+
+def set_admin(tx: Tx, session: bytes | None, manager: int, admin: bool) -> None:
+    """Makes another manager a tracker admin, or no longer one. For admins."""
+    if require_admin(tx, session)["id"] == manager:
+        raise TrackerError("invalid", "manager: you cannot promote or demote yourself")
+    if not tx.one("UPDATE manager SET tracker_admin = ? WHERE id = ? RETURNING id", (admin, manager)):
+        raise TrackerError("not_found", f"No manager {manager}")
+
+
+def set_role(tx: Tx, session: bytes | None, project: int, body: RoleBody) -> None:
+    """Gives a manager exactly these role bits in the project; 0 takes all away. Needs MANAGE_ACCESS."""
+    require_role(tx, session, project, MANAGE_ACCESS)
+    if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
+        raise TrackerError("not_found", f"manager: no manager {body.manager}")
+    if body.role:
+        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", (project, body.manager, body.role))
+    else:
+        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project, body.manager))
+
+
+def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
+    """Creates a tracker admin; with `reset`, also takes over an existing account and ends its sessions."""
+    row = tx.one("SELECT id FROM manager WHERE username = ?", (username,))
+    if row and not reset:
+        raise TrackerError(
+            "conflict", f"There is a manager named {username!r} already; --reset gives it a new password"
+        )
+    tx.execute(
+        "INSERT INTO manager (username, password_hash, tracker_admin, register_time) VALUES (?, ?, 1, ?)"
+        " ON CONFLICT (username) DO UPDATE SET password_hash = excluded.password_hash, tracker_admin = 1",
+        (username, password_hash, tx.time),
+    )
+    if row:
+        tx.execute("DELETE FROM session WHERE manager = ?", (row["id"],))
+
+
+# ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NEW, FAILED = 1, 2
+OK, FAIL, SKIP = 0, 1, 2
+
+
+class SubmitBody(msgspec.Struct):
+    """A task to be. `hash_u64` and `unique_str` are other spellings of `hash64` and `unique_string`."""
+
+    project: Id
+    recipe: Annotated[str, Meta(min_length=1, max_length=1_000_000)]
+    priority: Int64 = 0
+    max_retries: Natural = 0
+    max_assign_time: Natural = 0
+    verification_count: Natural = 0
+    hash64: int = 0
+    hash_u64: int = 0
+    unique_string: str = ""
+    unique_str: str = ""
+
+
+class BulkSubmitBody(msgspec.Struct):
+    """`{"requests": [...]}`; the bare array is understood as well."""
+
+    requests: list[msgspec.Raw]
+
+
+class ReleaseBody(msgspec.Struct):
+    task_id: Id
+    result: Literal[0, 1, 2]
+    verification: int = 0
+
+
+class BulkReleaseBody(msgspec.Struct):
+    releases: list[ReleaseBody]
+
+
+class NewTask(NamedTuple):
+    """The columns of a task to be stored."""
+
+    project: int
+    recipe: str
+    priority: int
+    max_retries: int
+    max_assign_time: int
+    verification_count: int
+    hash64: int | None
+
+
+class Assigned(NamedTuple):
+    """What an attempt to be assigned tasks came to."""
+
+    tasks: list[dict[str, Any]]
+    others: bool = False  # whether tasks are ready that this worker may not have
+    delay: float = 0  # seconds for which a rate limit now keeps everybody from the next task
+
+
+def new_task(body: SubmitBody) -> NewTask:
+    """Checks what types cannot say, and turns a unique string into its hash."""
+    hash64 = to_int64(body.hash64, "hash64") or to_int64(body.hash_u64, "hash_u64")
+    unique = body.unique_string or body.unique_str
+    if hash64 and unique:
+        raise TrackerError("invalid", "hash64, unique_string: give one of them, not both")
+    if unique:
+        hash64 = hash_unique_string(unique)
+    return NewTask(
+        body.project,
+        body.recipe,
+        body.priority,
+        body.max_retries,
+        body.max_assign_time,
+        body.verification_count,
+        hash64 or None,
+    )
+
+
+def new_tasks(body: bytes, most: int) -> list[NewTask]:
+    """The tasks of a bulk submit, all of one project. Takes a while for many: call it on a thread of its own."""
+    if body.lstrip()[:1] == b"[":
+        requests = decode(body, list[msgspec.Raw])
+    else:
+        requests = decode(body, BulkSubmitBody).requests
+    if len(requests) > most:
+        raise TrackerError("invalid", f"requests: at most {most} tasks in one bulk submit")
+    tasks: list[NewTask] = []
+    for number, request in enumerate(requests):
+        if number % 64 == 0:
+            time.sleep(0)  # lets other threads have the interpreter
+        tasks.append(new_task_of_bulk(request, number))
+        if tasks[number].project != tasks[0].project:
+            raise TrackerError("invalid", f"requests[{number}].project: all tasks must be of one project")
+    return tasks
+
+
+def new_task_of_bulk(request: msgspec.Raw, number: int) -> NewTask:
+    try:
+        return new_task(decode(bytes(request), SubmitBody))
+    except TrackerError as error:
+        where = f"requests[{number}]"
+        message = error.message.removeprefix("body: ") if error.message.startswith("body: ") else f".{error.message}"
+        raise TrackerError("invalid", where + (": " if message[0] != "." else "") + message) from None
+
+
+# The caller, the project, and what the caller may do there: one row if the worker exists, whatever else does.
+SELECT_CALLER = """
+    SELECT w.secret_hash, w.last_seen, w.paused AS worker_paused, a.role_assign AND NOT a.request AS may_assign,
+        a.role_submit AND NOT a.request AS may_submit, p.*{columns}
+    FROM worker w LEFT JOIN project p ON p.id = :project
+        LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id {joins}
+    WHERE w.id = :worker
+"""
+SELECT_SUBMITTER = SELECT_CALLER.format(columns="", joins="")
+# The best task among those verified by nobody, and the best among those verified by others but not by the caller.
+SELECT_OFFER = SELECT_CALLER.format(
+    columns=""", t.id AS task_id, t.priority AS task_priority, t.retries, t.max_retries, t.recipe, t.max_assign_time,
+        t.verification_count, v.head_task, v.head_priority""",
+    joins="""
+        LEFT JOIN task t ON t.id = (
+            SELECT id FROM task WHERE project = p.id AND status = 1 AND assignee IS NULL AND verifiers IS NULL
+            ORDER BY priority DESC, id LIMIT 1)
+        LEFT JOIN verifier_set v ON v.id = (
+            SELECT id FROM verifier_set s WHERE s.project = p.id AND s.head_task IS NOT NULL
+                AND NOT EXISTS (SELECT 1 FROM verifier WHERE verifier_set = s.id AND worker = w.id)
+            ORDER BY s.head_priority DESC, s.head_task LIMIT 1)""",
+)
+SELECT_OFFERED = """
+    SELECT id AS task_id, priority AS task_priority, retries, max_retries, recipe, max_assign_time, verification_count
+    FROM task WHERE id = ?
+"""
+
+
+def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> sqlite3.Row:
+    """The project, if the caller may submit to it now. Refuses with 401, 404, 403 or 429."""
+    row = tx.one(SELECT_SUBMITTER, {"worker": caller.id, "project": project})
+    check_worker(tx, row, caller)
+    if row["id"] is None:
+        raise TrackerError("not_found", f"No project {project}")
+    if not row["may_submit"]:
+        raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
+    check_rate(tx, row["submit_free_at"])
+    return row
+
+
+def check_rate(tx: Tx, free_at: float) -> None:
+    if free_at > tx.uptime:
+        raise TrackerError("too_fast", "Rate limit reached; please wait", free_at - tx.uptime)
+
+
+def free_at(tx: Tx, rate: float, count: int) -> float:
+    """When the rate limiter is free again after `count` tasks have passed it."""
+    return tx.uptime + min(count / rate, 1e12)
+
+
+def submit_task(tx: Tx, caller: WorkerCredentials, task: NewTask) -> None:
+    """Adds a task to its project's queue. 409 when a live task of the project has its hash."""
+    project = submitter(tx, caller, task.project)
+    if not insert_task(tx, task, project["keep_hashes"]):
+        raise TrackerError("conflict", "There is a task with this hash64 or unique_string already")
+    charge_submit(tx, project, 1)
+
+
+def charge_submit(tx: Tx, project: sqlite3.Row, count: int) -> None:
+    if project["submit_rate"] and count:
+        at = free_at(tx, project["submit_rate"], count)
+        tx.execute("UPDATE project SET submit_free_at = ? WHERE id = ?", (at, project["id"]))
+
+
+INSERT_TASK = (
+    "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, hash64)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+INSERT_TASK_ONCE = INSERT_TASK.replace(
+    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+    "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM kept_hash WHERE project = ?1 AND hash64 = ?7)",
+)
+
+
+def insert_task(tx: Tx, task: NewTask, keep_hashes: bool) -> bool:
+    """Stores the task and announces it, unless its hash is taken."""
+    stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task).rowcount == 1
+    if stored:
+        tx.ready.append((task.project, 1))
+    return stored
+
+
+def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool) -> int:
+    """Stores the tasks of one project whose hashes are free, and says how many those were."""
+    stored = tx.executemany(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, tasks).rowcount
+    tx.ready.append((project, stored))
+    return stored
+
+
+def submit_tasks(tx: Tx, caller: WorkerCredentials, tasks: list[NewTask]) -> dict[str, int]:
+    """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
+    project = submitter(tx, caller, tasks[0].project)
+    stored = insert_tasks(tx, tasks, project["id"], project["keep_hashes"])
+    charge_submit(tx, project, stored)
+    return {"submitted": stored, "duplicates": len(tasks) - stored}
+
+
+def assign_tasks(tx: Tx, caller: WorkerCredentials, projects: Sequence[int], count: int = 1) -> Assigned:
+    """Assigns to the caller the best `count` tasks of these projects, or as many as there are.
+
+    Best: highest project priority, then highest task priority, then oldest. A worker is never assigned a task that it has
+    verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
+    """
+    tasks: list[dict[str, Any]] = []
+    charges: dict[int, tuple[float, int]] = {}
+    while len(tasks) < count:
+        offer, others = best_offer(tx, caller, projects, refuse_limited=not tasks)
+        if offer is None:
+            break
+        tasks.append(take(tx, offer, caller.id))
+        if offer["assign_rate"]:
+            charges[offer["id"]] = (offer["assign_rate"], charges.get(offer["id"], (0, 0))[1] + 1)
+    delay = charge_assign(tx, charges) if charges else 0
+    return Assigned(tasks, not tasks and others, delay)
+
+
+def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
+    """Sets the rate limiters of the projects from which tasks were taken; the shortest time until one is free again."""
+    free = {project: free_at(tx, rate, taken) for project, (rate, taken) in charges.items()}
+    for project, at in free.items():
+        tx.execute("UPDATE project SET assign_free_at = ? WHERE id = ?", (at, project))
+    return min(free.values()) - tx.uptime
+
+
+def best_offer(
+    tx: Tx, caller: WorkerCredentials, projects: Sequence[int], refuse_limited: bool
+) -> tuple[dict | sqlite3.Row | None, bool]:
+    """The task to assign next with its project (None: no task for this worker), and whether there are others' tasks."""
+    best, rank, others, limited = None, None, False, None
+    for project in projects:
+        row = tx.one(SELECT_OFFER, {"worker": caller.id, "project": project})
+        check_assignee(tx, row, caller, project)
+        if row["paused"]:
+            continue
+        offer = first_of_offer(tx, row)
+        if offer is None:
+            others = others or row["awaiting_verification_count"] > 0
+        elif row["assign_free_at"] > tx.uptime:
+            limited = min(limited or math.inf, row["assign_free_at"])
+        elif best is None or (row["priority"], offer["task_priority"], -offer["task_id"]) > rank:
+            best, rank = offer, (row["priority"], offer["task_priority"], -offer["task_id"])
+    if best is None and limited and refuse_limited:
+        check_rate(tx, limited)
+    return best, others
+
+
+def check_assignee(tx: Tx, row: sqlite3.Row | None, caller: WorkerCredentials, project: int) -> None:
+    """Refuses a caller that may not be assigned tasks of this project."""
+    check_worker(tx, row, caller)
+    if row["id"] is None:
+        raise TrackerError("not_found", f"No project {project}")
+    if not (row["public"] or row["may_assign"]):
+        raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
+    if row["worker_paused"]:
+        raise TrackerError("forbidden", "A manager has paused you")
+
+
+def first_of_offer(tx: Tx, row: sqlite3.Row) -> dict | sqlite3.Row | None:
+    """Of the two candidates (untouched; verified by others), the one that comes first."""
+    if row["head_task"] is None:
+        return row if row["task_id"] is not None else None
+    if row["task_id"] is not None:
+        if (row["task_priority"], -row["task_id"]) > (row["head_priority"], -row["head_task"]):
+            return row
+    return {**row, **tx.one(SELECT_OFFERED, (row["head_task"],))}
+
+
+def take(tx: Tx, offer: dict | sqlite3.Row, worker: int) -> dict[str, Any]:
+    """Makes the worker the task's assignee and returns the task as the document shows it."""
+    deadline = tx.uptime + (offer["max_assign_time"] or tx.settings.default_max_assign_time)
+    tx.execute(
+        "UPDATE task SET assignee = ?, assign_time = ?, deadline = ? WHERE id = ?",
+        (worker, tx.time, deadline, offer["task_id"]),
+    )
+    return {
+        "id": offer["task_id"],
+        "priority": offer["task_priority"],
+        "assignee": worker,
+        "retries": offer["retries"],
+        "max_retries": offer["max_retries"],
+        "status": NEW,
+        "recipe": offer["recipe"],
+        "max_assign_time": offer["max_assign_time"],
+        "assign_time": tx.time,
+        "verification_count": offer["verification_count"],
+        "project": project_json(offer),
+    }
+
+
+SELECT_HELD = """
+    SELECT w.secret_hash, w.last_seen, t.*, p.chain, p.keep_hashes
+    FROM worker w LEFT JOIN task t ON t.id = :task LEFT JOIN project p ON p.id = t.project
+    WHERE w.id = :worker
+"""
+
+
+def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
+    """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
+
+    False for a result that still needs another worker's verification, and when the caller does not hold the task (any
+    more): then nothing changes. 404 for a task that never was.
+    """
+    task = tx.one(SELECT_HELD, {"worker": caller.id, "task": body.task_id})
+    check_worker(tx, task, caller)
+    if task["id"] is None:
+        check_task_existed(tx, body.task_id)
+    if task["assignee"] != caller.id or task["id"] is None:
+        return False
+    if body.result == FAIL:
+        return fail_task(tx, task)
+    if body.result == SKIP:
+        return put_back(tx, task, "")
+    return verify_task(tx, task, caller.id, to_int64(body.verification, "verification"))
+
+
+def release_tasks(tx: Tx, caller: WorkerCredentials, releases: list[ReleaseBody]) -> dict[str, list[bool]]:
+    """Several releases, all or none."""
+    authenticate(tx, caller)
+    return {"updated": [release_task(tx, caller, release) for release in releases]}
+
+
+def check_task_existed(tx: Tx, task: int) -> None:
+    """Closed tasks are gone from the table; ids are never used twice, so one up to the last is a closed one's."""
+    if not tx.one("SELECT 1 FROM sqlite_sequence WHERE name = 'task' AND seq >= ? AND ? > 0", (task, task)):
+        raise TrackerError("not_found", f"task_id: no task {task}")
+
+
+def put_back(tx: Tx, task: sqlite3.Row, change: str, *values: Any) -> bool:
+    """Takes the task from its assignee, with a further `change` of columns, and lets others have it."""
+    tx.execute(
+        f"UPDATE task SET assignee = NULL, assign_time = NULL, deadline = NULL{change} WHERE id = ?",
+        (*values, task["id"]),
+    )
+    tx.ready.append((task["project"], 1))
+    return True
+
+
+def fail_task(tx: Tx, task: sqlite3.Row) -> bool:
+    """Counts a failed attempt; the last one that is allowed leaves the task FAILED."""
+    retries = task["retries"] + 1
+    status = FAILED if retries >= task["max_retries"] else NEW
+    return put_back(tx, task, ", retries = ?, status = ?", retries, status)
+
+
+def verify_task(tx: Tx, task: sqlite3.Row, worker: int, verification: int) -> bool:
+    """Closes the task if enough different workers have reported this hash; else records it and waits for others."""
+    if task["verification_count"] > 1:
+        same = "SELECT COUNT(*) FROM verification WHERE task = ? AND hash = ?"  # over this task's few rows
+        if tx.one(same, (task["id"], verification))[0] + 1 < task["verification_count"]:
+            tx.execute("INSERT INTO verification VALUES (?, ?, ?)", (task["id"], worker, verification))
+            put_back(tx, task, ", verifiers = ?", extended_set(tx, task, worker))
+            return False
+    close_task(tx, task, worker)
+    return True
+
+
+def extended_set(tx: Tx, task: sqlite3.Row, worker: int) -> int:
+    """The id of the verifier_set of those who have verified the task, and this worker."""
+    rows = tx.all("SELECT worker FROM verifier WHERE verifier_set = ?", (task["verifiers"],))
+    members = sorted({worker, *(row["worker"] for row in rows)})
+    name = (task["project"], ",".join(map(str, members)))
+    if row := tx.one("SELECT id FROM verifier_set WHERE project = ? AND members = ?", name):
+        return row["id"]
+    row = tx.one("INSERT INTO verifier_set (project, members) VALUES (?, ?) RETURNING id", name)
+    tx.executemany("INSERT INTO verifier VALUES (?, ?)", [(row["id"], member) for member in members])
+    return row["id"]
+
+
+def close_task(tx: Tx, task: sqlite3.Row, worker: int) -> None:
+    """The task is done: it leaves the table, is counted, and is handed on to the project that this one is chained to."""
+    tx.execute("DELETE FROM task WHERE id = ?", (task["id"],))
+    tx.execute("UPDATE project SET closed_task_count = closed_task_count + 1 WHERE id = ?", (task["project"],))
+    tx.execute("UPDATE worker SET closed_task_count = closed_task_count + 1 WHERE id = ?", (worker,))
+    if task["keep_hashes"] and task["hash64"] is not None:
+        tx.execute("INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING", (task["project"], task["hash64"]))
+    if task["chain"] is not None:
+        chain_task(tx, task)
+
+
+def chain_task(tx: Tx, task: sqlite3.Row) -> None:
+    """Submits a closed task to the next project. A duplicate there is simply dropped."""
+    row = tx.one("SELECT keep_hashes FROM project WHERE id = ?", (task["chain"],))
+    values = {name: task[name] for name in NewTask._fields}
+    insert_task(tx, NewTask(**{**values, "project": task["chain"]}), row["keep_hashes"])
+
+
+def any_expired(tx: Tx) -> bool:
+    return tx.one("SELECT 1 FROM task WHERE deadline <= ? LIMIT 1", (tx.uptime,)) is not None
+
+
+def expire_tasks(tx: Tx) -> bool:
+    """Takes tasks from workers that have held them past the deadline, as many as time allows. Whether more are left."""
+    while True:
+        rows = tx.all(
+            "UPDATE task SET assignee = NULL, assign_time = NULL, deadline = NULL"
+            " WHERE id IN (SELECT id FROM task WHERE deadline <= ? ORDER BY deadline LIMIT ?) RETURNING project",
+            (tx.uptime, PIECE),
+        )
+        tx.ready.extend((row["project"], 1) for row in rows)
+        if len(rows) < PIECE or tx.spent() >= BUDGET:
+            return len(rows) == PIECE
+
+
+# ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+PIECE = 500  # rows in one step, some milliseconds
+BUDGET = 0.02  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
+PIECE_BYTES = 2**18  # and no step stores more than this at once
+
+
+def begin_bulk_submit(tx: Tx, caller: WorkerCredentials, project: int) -> int:
+    """Opens a bulk submit that is too large for one transaction. Nothing of it counts before it is accepted."""
+    submitter(tx, caller, project)
+    return insert_operation(tx, "bulk_submit", project, accepted=0)
+
+
+def add_bulk_piece(tx: Tx, operation: int, number: int, tasks: bytes) -> None:
+    tx.execute("INSERT INTO bulk_piece VALUES (?, ?, ?)", (operation, number, tasks))
+
+
+def accept_bulk_submit(tx: Tx, caller: WorkerCredentials, operation: int, count: int) -> None:
+    """From this commit on the whole bulk submit will be carried out, crash or not. The caller is checked once more."""
+    project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
+    charge_submit(tx, submitter(tx, caller, project), count)
+    tx.execute("UPDATE operation SET accepted = 1 WHERE id = ?", (operation,))
+
+
+def discard_bulk_submits(tx: Tx) -> None:
+    """At start: bulk submits that nobody was told about are as if they had never been sent."""
+    tx.execute("DELETE FROM bulk_piece WHERE operation IN (SELECT id FROM operation WHERE NOT accepted)")
+    tx.execute("DELETE FROM operation WHERE NOT accepted")
+
+
+def discard_bulk_submit(tx: Tx, operation: int) -> None:
+    tx.execute("DELETE FROM bulk_piece WHERE operation = ?", (operation,))
+    tx.execute("DELETE FROM operation WHERE id = ?", (operation,))
+
+
+def insert_operation(tx: Tx, kind: str, project: int, accepted: int = 1) -> int:
+    row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
+    return tx.one(
+        "INSERT INTO operation (kind, project, last_task, accepted) VALUES (?, ?, ?, ?) RETURNING id",
+        (kind, project, row["seq"] if row else 0, accepted),
+    )["id"]
+
+
+def begin_reset(tx: Tx, session: bytes | None, project: int, kind: str) -> int:
+    """Begins reset_failed, reclaim_assigned or hard_reset of a project. Needs MAINTENANCE."""
+    require_role(tx, session, project, MAINTENANCE)
+    return insert_operation(tx, kind, project)
+
+
+def unfinished_operations(tx: Tx) -> list[int]:
+    return [row["id"] for row in tx.all("SELECT id FROM operation WHERE accepted ORDER BY id")]
+
+
+def step_operation(tx: Tx, operation: int) -> int | None:
+    """Carries out the next pieces of an operation. None: more is left; else how many tasks it affected, and it is over."""
+    row = tx.one("SELECT * FROM operation WHERE id = ?", (operation,))
+    total = row["affected"]
+    while True:
+        affected, cursor = STEPS[row["kind"]](tx, row)
+        total += affected
+        if cursor is None:
+            tx.execute("DELETE FROM operation WHERE id = ?", (operation,))
+            return total
+        row = {**row, "cursor": cursor}
+        if tx.spent() >= BUDGET:
+            tx.execute("UPDATE operation SET affected = ?, cursor = ? WHERE id = ?", (total, cursor, operation))
+            return None
+
+
+def step_bulk_submit(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
+    piece = tx.one(
+        "SELECT number, tasks FROM bulk_piece WHERE operation = ? AND number > ? ORDER BY number LIMIT 1",
+        (operation["id"], operation["cursor"]),
+    )
+    if piece is None:
+        return 0, None
+    tasks, project = msgspec.json.decode(piece["tasks"]), find_project(tx, operation["project"])
+    stored = insert_tasks(tx, tasks, project["id"], project["keep_hashes"])
+    tx.execute("DELETE FROM bulk_piece WHERE operation = ? AND number = ?", (operation["id"], piece["number"]))
+    return stored, piece["number"]
+
+
+def step_reset_failed(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
+    return update_piece(tx, operation, "status = 2", "status = 1, retries = 0")
+
+
+def step_reclaim_assigned(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
+    return update_piece(tx, operation, "assignee IS NOT NULL", "assignee = NULL, assign_time = NULL, deadline = NULL")
+
+
+def update_piece(tx: Tx, operation: sqlite3.Row, condition: str, change: str) -> tuple[int, int | None]:
+    """Changes the next tasks of the project that meet a condition which has an index by id."""
+    rows = tx.all(
+        f"UPDATE task SET {change} WHERE id IN (SELECT id FROM task WHERE project = ? AND {condition}"
+        " AND id > ? AND id <= ? ORDER BY id LIMIT ?) RETURNING id",
+        (operation["project"], operation["cursor"], operation["last_task"], PIECE),
+    )
+    tx.ready.append((operation["project"], len(rows)))
+    return len(rows), max(row["id"] for row in rows) if len(rows) == PIECE else None
+
+
+# A task is in exactly one of these; each condition has an index.
+EVERY_TASK = (
+    "project = :project AND status = 1 AND assignee IS NULL AND verifiers IS NULL",
+    "project = :project AND assignee IS NOT NULL",
+    "project = :project AND status = 2",
+    "verifiers IN (SELECT id FROM verifier_set WHERE project = :project)",
+)
+
+
+def step_hard_reset(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
+    """Deletes some tasks of the project, then, when none is left, some of its kept hashes."""
+    values = {"project": operation["project"], "last": operation["last_task"], "limit": PIECE}
+    for condition in EVERY_TASK:
+        deleted = tx.execute(
+            f"DELETE FROM task WHERE id IN (SELECT id FROM task WHERE {condition} AND id <= :last LIMIT :limit)", values
+        ).rowcount
+        if deleted:
+            return deleted, 0
+    hashes = tx.execute(
+        "DELETE FROM kept_hash WHERE project = :project AND hash64 IN"
+        " (SELECT hash64 FROM kept_hash WHERE project = :project LIMIT :limit)",
+        values,
+    ).rowcount
+    return 0, 0 if hashes else None
+
+
+STEPS: dict[str, Callable[[Tx, sqlite3.Row], tuple[int, int | None]]] = {
+    "bulk_submit": step_bulk_submit,
+    "reset_failed": step_reset_failed,
+    "reclaim_assigned": step_reclaim_assigned,
+    "hard_reset": step_hard_reset,
+}
+
+
+# ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
+MAX_LOG_ENTRIES = 1000
+
+
+class LogBody(msgspec.Struct):
+    """A line to log. Existing clients also spell the field `Message`."""
+
+    scope: Annotated[str, Meta(max_length=1000)]
+    timestamp: Int64
+    message: str | UnsetType = UNSET
+    Message: str | UnsetType = UNSET
+    task_id: Id | None = None
+
+
+class LogsBody(msgspec.Struct):
+    """Which log entries to show: of one `level`, or down to `max_level`; logged after `since`; older than entry `before`."""
+
+    level: Annotated[int, Meta(ge=1, le=7)] | None = None
+    since: Int64 = 0
+    max_level: Annotated[int, Meta(ge=1, le=7)] | None = None
+    before: Id | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_LOG_ENTRIES)] = MAX_LOG_ENTRIES
+
+
+def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) -> str:
+    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
+    worker = authenticate(tx, caller)
+    message = body.message if body.message is not UNSET else body.Message
+    if message is UNSET:
+        raise TrackerError("invalid", "message: is required")
+    if LEVELS[level] <= LEVELS[tx.settings.log_level]:
+        held = "SELECT id FROM task WHERE id = ? AND assignee = ?"
+        tx.execute(
+            "INSERT INTO log_entry (received, time, level, scope, message, worker, task)"
+            f" VALUES (?, ?, ?, ?, ?, ?, ({held}))",
+            (tx.time, body.timestamp, LEVELS[level], body.scope, message, caller.id, body.task_id, caller.id),
+        )
+    return f"{worker['alias']} ({caller.id}) {body.scope}: {message}"
+
+
+def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
+    """Log entries, the newest first. For managers, or for everybody when tracker.toml says so."""
+    if not tx.settings.public_logs:
+        require_manager(tx, session)
+    if body.level is None and body.max_level is None:
+        raise TrackerError("invalid", "level: is required")
+    levels = [body.level] if body.level else range(1, body.max_level + 1)
+    rows: list[sqlite3.Row] = []
+    for level in levels:  # one index range per level, each already in order
+        rows += tx.all(
+            "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
+            " WHERE e.level = ? AND e.time > ? AND (? IS NULL OR e.id < ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
+            (level, body.since, body.before, body.before, body.limit),
+        )
+    rows.sort(key=lambda row: (row["time"], row["id"]), reverse=True)
+    return {"logs": [log_json(row) for row in rows[: body.limit]]}
+
+
+def log_json(row: sqlite3.Row) -> dict[str, Any]:
+    data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
+    return {
+        "id": row["id"],
+        "message": row["message"],
+        "timestamp": row["time"],
+        "data": msgspec.json.encode(data).decode(),
+        "level": row["level"],
+    }
+
+
+# ── Monitoring ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MAX_SNAPSHOTS = 1000
+SNAPSHOT_PIECE = 50  # projects per transaction
+SNAPSHOT_COLUMNS = ["new_task_count", "failed_task_count", "closed_task_count", "worker_access_count", "awaiting_verification_count", "time_stamp"]
+
+
+class LastSnapshots(msgspec.Struct):
+    count: Annotated[int, Meta(ge=1, lt=MAX_SNAPSHOTS)] = 60
+
+
+class SnapshotsBetween(msgspec.Struct, rename={"start": "from", "end": "to"}):
+    start: Int64
+    end: Int64
+
+
+def get_snapshots(tx: Tx, session: bytes | None, project: int, query: LastSnapshots) -> dict[str, Any]:
+    """The last snapshots of a project, the newest first."""
+    visible_project(tx, session, project)
+    rows = tx.all("SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?", (project, query.count))
+    return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
+
+
+def get_snapshots_between(tx: Tx, session: bytes | None, project: int, query: SnapshotsBetween) -> dict[str, Any]:
+    """The newest MAX_SNAPSHOTS snapshots of a project between two moments, both included, the newest first."""
+    visible_project(tx, session, project)
+    rows = tx.all(
+        "SELECT * FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ? ORDER BY time_stamp DESC LIMIT ?",
+        (project, query.start, query.end, MAX_SNAPSHOTS),
+    )
+    return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
+
+
+def get_assignees(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """Who holds the most tasks of a project now; those that nobody holds are under `unassigned`."""
+    row = visible_project(tx, session, project)
+    rows = tx.all(
+        "SELECT w.alias AS assignee, h.task_count FROM holding h JOIN worker w ON w.id = h.worker"
+        " WHERE h.project = ? AND h.task_count > 0 ORDER BY h.task_count DESC, w.id LIMIT 16",
+        (project,),
+    )
+    unassigned = row["waiting_task_count"] + row["awaiting_verification_count"] + row["failed_task_count"]
+    assignees = [dict(row) for row in rows]
+    if unassigned:
+        assignees.append({"assignee": "unassigned", "task_count": unassigned})
+    assignees.sort(key=lambda one: -one["task_count"])
+    return {"assignees": assignees[:16]}
+
+
+def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
+    """Snapshots of the next projects after id `after`. The last one's id, or None when there are no more."""
+    rows = tx.all(
+        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count, failed_task_count,"
+        " closed_task_count, (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
+        " awaiting_verification_count FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
+        (time_stamp, after, SNAPSHOT_PIECE),
+    )
+    return max((row["project"] for row in rows), default=None)
+
+
+PRUNE = {
+    "log_entry": """DELETE FROM log_entry WHERE received < :logs_before AND id IN
+        (SELECT id FROM log_entry ORDER BY id LIMIT :limit)""",
+    "snapshot": """DELETE FROM snapshot WHERE (project, time_stamp) IN
+        (SELECT s.project, s.time_stamp FROM project p JOIN snapshot s ON s.project = p.id
+         AND s.time_stamp < :snapshots_before LIMIT :limit)""",
+    "session": """DELETE FROM session WHERE id_hash IN
+        (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
+    "login_failure": """DELETE FROM login_failure WHERE source IN
+        (SELECT source FROM login_failure WHERE forget_at <= :uptime LIMIT :limit)""",
+}
+
+
+def prune(tx: Tx, table: str) -> bool:
+    """Deletes some rows of the table that are too old or no longer used. Whether there may be more."""
+    deleted = tx.execute(
+        PRUNE[table],
+        {
+            "now": tx.time,
+            "uptime": tx.uptime,
+            "logs_before": tx.time - tx.settings.log_retention,
+            "snapshots_before": tx.time - tx.settings.snapshot_history,
+            "limit": PIECE,
+        },
+    ).rowcount
+    return deleted >= PIECE
+
+
+# ── Waiting workers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Waiter:
+    """One request that waits for a task of some projects."""
+
+    __slots__ = ("projects", "turn", "woken")
+
+    def __init__(self, projects: Sequence[int]):
+        self.projects = projects
+        self.woken: asyncio.Future | None = None
+        self.turn = 0  # the last wake-up that it tried and could not use
+
+
+class Waiters:
+    """Who waits for tasks. Each task that becomes ready wakes one worker; one that cannot take it passes the wake-up on.
+
+    A waiter joins before its first attempt, so that a task committed between attempt and wait cannot be missed.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[int, dict[Waiter, None]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._turn = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len({waiter for queue in self._queues.values() for waiter in queue})
+
+    def announce(self, project: int, count: int) -> None:
+        """`count` tasks of the project have become ready: wakes as many workers, those first that wait longest."""
+        queue = self._queues.get(project)
+        if queue:
+            self._turn += 1
+            for waiter in list(itertools.islice(queue, min(count, len(queue)))):
+                self._wake(waiter, self._turn)
+
+    async def assign(
+        self, projects: Sequence[int], attempt: Callable[[], Awaitable[Assigned]], seconds: float, gone: asyncio.Future
+    ) -> list[dict[str, Any]]:
+        """Attempts now and after each wake-up; [] after `seconds`, when the client is `gone`, or at the tracker's stop.
+
+        A refusal of the attempt is raised, but a rate limit that ends in time is waited for.
+        """
+        loop = asyncio.get_running_loop()
+        ends, waiter = loop.time() + seconds, Waiter(projects)
+        self._join(waiter)
+        try:
+            while True:
+                outcome = await self._attempt(waiter, attempt, ends - loop.time())
+                if outcome.tasks:
+                    return outcome.tasks
+                if outcome.others:
+                    self._pass_on(waiter)
+                if not await self._woken(waiter, ends - loop.time(), gone):
+                    return []
+        except BaseException:
+            self._pass_on(waiter)  # the wake-up that led to this attempt came to nothing
+            raise
+        finally:
+            self._remove(waiter)
+            if waiter.woken.done():
+                self._pass_on(waiter)  # one more arrived that no attempt followed
+
+    async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:
+        try:
+            outcome = await attempt()
+        except TrackerError as error:
+            if error.code != "too_fast" or error.delay > left:
+                raise
+            outcome = Assigned([], delay=error.delay)
+        if outcome.delay:
+            for project in waiter.projects:
+                self._wake_later(project, outcome.delay)
+        return outcome
+
+    async def _woken(self, waiter: Waiter, seconds: float, gone: asyncio.Future) -> bool:
+        """Waits for the next wake-up. False when there will be none."""
+        if self._closed:
+            return False
+        await asyncio.wait((waiter.woken, gone), timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() or not waiter.woken.done():
+            return False
+        self._join(waiter)
+        return True
+
+    def _join(self, waiter: Waiter) -> None:
+        waiter.woken = asyncio.get_running_loop().create_future()
+        for project in waiter.projects:
+            self._queues.setdefault(project, {})[waiter] = None
+
+    def _remove(self, waiter: Waiter) -> None:
+        for project in waiter.projects:
+            queue = self._queues.get(project, {})
+            queue.pop(waiter, None)
+            if not queue:
+                self._queues.pop(project, None)
+
+    def _wake(self, waiter: Waiter, turn: int) -> None:
+        self._remove(waiter)
+        waiter.turn = turn
+        waiter.woken.set_result(None)
+
+    def _pass_on(self, waiter: Waiter) -> None:
+        """Wakes one worker that has not had this turn yet, so that a turn goes round once at the most."""
+        if self._closed:
+            return
+        for project in waiter.projects:
+            for other in self._queues.get(project, ()):
+                if other.turn < waiter.turn:
+                    self._wake(other, waiter.turn)
+                    return
+
+    def _wake_later(self, project: int, delay: float) -> None:
+        """One timer a project: the limiter lets one task through at a time, so one worker is to be woken for it."""
+        if project not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[project] = loop.call_later(delay + 0.001, self._limiter_free, project)
+
+    def _limiter_free(self, project: int) -> None:
+        self._timers.pop(project, None)
+        self.announce(project, 1)
+
+    def close(self) -> None:
+        """The tracker stops: nobody waits any longer."""
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for waiter in {waiter for queue in self._queues.values() for waiter in queue}:
+            self._wake(waiter, self._turn)
+
+
+# ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
+UPTIME_INTERVAL = 5.0  # a crash makes leases at most this much longer
+PRUNE_INTERVAL = 600.0
+
+
+class Tracker:
+    """A running tracker: its settings, database and waiting workers, and the work that goes on behind the requests."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None):
+        self.settings = settings
+        self.clock = clock or Clock()
+        self.waiters = Waiters()
+        self.db = Database(settings, self.clock, self.waiters.announce)
+        self.hashing = asyncio.Semaphore(2)  # each password hash takes a core and 16 MiB for a moment
+        self._tasks: set[asyncio.Task] = set()
+        self._operations: dict[int, asyncio.Task[int]] = {}
+
+    async def start(self) -> None:
+        """Opens the database, finishes what a crash has interrupted, starts the background work."""
+        await self.db.open()
+        key = await self.db.write(load_meta, "cookie_key", new_secret)
+        self.signer = itsdangerous.Signer(key, salt="tracker.session")
+        self.log_lines = open_log_file(self.settings)
+        await self.db.write(discard_bulk_submits)
+        for operation in await self.db.read(unfinished_operations):
+            self.begin_operation(operation)
+        self._repeat(EXPIRY_INTERVAL, self.expire)
+        self._repeat(UPTIME_INTERVAL, self.remember_uptime)
+        self._repeat(self.settings.snapshot_interval, self.snapshot)
+        self._repeat(PRUNE_INTERVAL, self.prune)
+
+    async def stop(self) -> None:
+        """Ends the background work between two of its transactions, and closes the database."""
+        self.waiters.close()
+        for task in (*self._tasks, *self._operations.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._operations.values(), return_exceptions=True)
+        await self.db.close()
+        for handler in self.log_lines.handlers:
+            handler.close()
+
+    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]]) -> None:
+        async def forever() -> None:
+            while True:
+                try:
+                    await work()
+                except Exception:
+                    log.exception("%s failed; it is tried again", work.__name__)
+                await asyncio.sleep(interval)
+
+        self._tasks.add(asyncio.create_task(forever()))
+
+    async def expire(self) -> None:
+        if await self.db.read(any_expired):
+            while await self.db.write(expire_tasks):
+                pass
+
+    async def remember_uptime(self) -> None:
+        await self.db.write(save_uptime)
+
+    async def snapshot(self) -> None:
+        time_stamp, last = int(self.clock.time()), 0
+        while last is not None:
+            last = await self.db.write(take_snapshots, last, time_stamp)
+
+    async def prune(self) -> None:
+        for table in PRUNE:
+            while await self.db.write(prune, table):
+                pass
+
+    def begin_operation(self, operation: int) -> asyncio.Future[int]:
+        """Carries out an operation in the background; the future becomes the number of affected tasks.
+
+        Waiting for it may be given up; the operation itself goes on, after a restart too.
+        """
+        task = asyncio.create_task(self._carry_out(operation))
+        self._operations[operation] = task
+        task.add_done_callback(lambda _: self._operations.pop(operation, None))
+        return asyncio.shield(task)
+
+    async def _carry_out(self, operation: int) -> int:
+        for pause in retry_pauses():
+            try:
+                while (affected := await self.db.write(step_operation, operation)) is None:
+                    pass
+                return affected
+            except TrackerError as error:
+                log.warning("Operation %d is waiting: %s", operation, error)
+                await asyncio.sleep(pause)
+        raise AssertionError("the pauses never end")
+
+
+def open_log_file(settings: Settings) -> logging.Logger:
+    """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing."""
+    logger = logging.Logger("tracker.workers")
+    if settings.log_file:
+        try:
+            handler = logging.handlers.RotatingFileHandler(
+                settings.log_file, maxBytes=10 * 2**20, backupCount=5, encoding="utf-8", errors="backslashreplace"
+            )
+        except OSError as error:
+            raise TrackerError("start", f"log_file: {settings.log_file}: {error.strerror}") from None
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(handler)
+    return logger
+
+
+# ── HTTP plumbing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MAX_HEADER_BYTES = 2**16
+JSON_HEADERS = [
+    (b"content-type", b"application/json"),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+]
+encode = msgspec.json.Encoder().encode
+
+
+class Reply(NamedTuple):
+    """An answer: what goes into the envelope, or nothing at all for status 204."""
+
+    content: Any = None
+    ok: bool = True
+    message: str | None = None
+    status: int = 200
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    delay: float | None = None
+
+    def body(self) -> bytes:
+        if self.status == 204:
+            return b""
+        envelope: dict[str, Any] = {"ok": self.ok}
+        if self.message is not None:
+            envelope["message"] = self.message
+        if self.delay is not None:
+            envelope["rate_limit_delay"] = self.delay
+        if self.content is not None:
+            envelope["content"] = self.content
+        return encode(envelope)
+
+
+def error_reply(error: TrackerError) -> Reply:
+    """How every error looks: {"ok": false, "message": …}, and Retry-After where it helps."""
+    headers = []
+    if error.delay is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.delay))))
+    return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, delay=error.delay)
+
+
+class Call:
+    """One request, decoded piece by piece as a handler asks for it."""
+
+    __slots__ = ("receive", "scope", "tracker")
+
+    def __init__(self, scope: dict, receive: Callable, tracker: Tracker):
+        self.scope, self.receive, self.tracker = scope, receive, tracker
+
+    def header(self, name: bytes) -> bytes | None:
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return value
+        return None
+
+    def worker(self) -> WorkerCredentials:
+        """The credentials in X-Worker-ID and X-Secret. 401 when they cannot be a worker's; whether they are is in the database."""
+        worker, secret = None, None
+        for key, value in self.scope["headers"]:
+            if key == b"x-worker-id":
+                worker = value
+            elif key == b"x-secret":
+                secret = value
+        if worker is None or secret is None or not worker.isdigit() or len(worker) > 18:
+            raise TrackerError("unauthorized", "Headers X-Worker-ID and X-Secret are required")
+        return WorkerCredentials(int(worker), secret)
+
+    def session(self) -> bytes | None:
+        """The session id in the cookie, if this tracker signed it."""
+        name = self.tracker.settings.cookie_name
+        for key, value in self.scope["headers"]:
+            if key == b"cookie":
+                with contextlib.suppress(CookieError, itsdangerous.BadSignature, UnicodeError, KeyError):
+                    return self.tracker.signer.unsign(SimpleCookie(value.decode())[name].value)
+        return None
+
+    def worker_or_session(self) -> WorkerCredentials | bytes | None:
+        return self.worker() if self.header(b"x-worker-id") else self.session()
+
+    def refuse_other_sites(self) -> None:
+        """Refuses a request that a page of another site made the browser send: it carries our cookie without our will."""
+        site = self.header(b"sec-fetch-site")
+        if site is None:
+            source = self.header(b"origin") or self.header(b"referer")
+            same = source is None or urlsplit(source).netloc == (self.header(b"host") or b"")
+        else:
+            same = site in (b"same-origin", b"none")
+        if not same:
+            raise TrackerError("forbidden", "Refused: this request was caused by another site")
+
+    def path_id(self, name: str) -> int:
+        text = self.scope["path_params"][name]
+        if not (text.isascii() and text.isdigit()):
+            raise TrackerError("invalid", f"{name}: must be a whole number")
+        return int(text) if len(text) < 19 else INT64_MAX  # no id is that large: it will not be found
+
+    def query(self) -> dict[str, list[str]]:
+        try:
+            return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
+        except ValueError:
+            raise TrackerError("invalid", "query: not a valid query string") from None
+
+    def query_as(self, kind: type) -> Any:
+        """The query's parameters as a struct; numbers are given as text there."""
+        values = {name: given[-1] for name, given in self.query().items()}
+        try:
+            return msgspec.convert(values, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+
+    async def body(self, limit: int | None = None) -> bytes:
+        """The whole body. 413 as soon as it is known to exceed the limit (in KiB), 408 when it does not arrive in time."""
+        most = 1024 * (limit or self.tracker.settings.max_body)
+        too_large = TrackerError("too_large", f"body: more than {most // 1024} KiB")
+        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
+            raise too_large
+        body = b""
+        try:
+            async with asyncio.timeout(self.tracker.settings.request_timeout):
+                while True:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise TrackerError("invalid", "body: the client went away")
+                    body = body + message["body"] if body else message["body"]
+                    if len(body) > most:
+                        raise too_large
+                    if not message.get("more_body"):
+                        return body
+        except TimeoutError:
+            raise TrackerError("timeout", "body: did not arrive in time") from None
+
+    async def json(self, kind: Any) -> Any:
+        return decode(await self.body(), kind)
+
+    async def gone(self) -> None:
+        """Returns when the client has closed the connection."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+class Endpoint:
+    """An ASGI application around a handler `async (call) -> Reply`. Without Request and Response objects: they cost a third."""
+
+    def __init__(self, tracker: Tracker, handler: Callable[[Call], Awaitable[Reply]]):
+        self.tracker, self.handler = tracker, handler
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        try:
+            reply = await self.handler(Call(scope, receive, self.tracker))
+        except TrackerError as error:
+            reply = error_reply(error)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            reply = error_reply(TrackerError("internal", "Internal error"))
+        await respond(send, reply)
+
+
+async def respond(send: Callable, reply: Reply) -> None:
+    body = reply.body()
+    headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body)), *reply.headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def domain(
+    function: Callable,
+    *path: str,
+    caller: Callable[[Call], Any] = Call.session,
+    body: type | None = None,
+    query: type | None = None,
+    reads: bool = False,
+    status: int = 200,
+) -> Callable[[Call], Awaitable[Reply]]:
+    """The handler that most endpoints need: decode the caller, the ids in the path, the body; call one function; respond."""
+
+    async def handler(call: Call) -> Reply:
+        args = [caller(call), *map(call.path_id, path)]
+        if not reads and caller is not Call.worker:
+            call.refuse_other_sites()
+        if body is not None:
+            args.append(await call.json(body))
+        if query is not None:
+            args.append(call.query_as(query))
+        database = call.tracker.db
+        return Reply(await (database.read if reads else database.write)(function, *args), status=status)
+
+    handler.__doc__ = function.__doc__
+    return handler
+
+
+# ── JSON API ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NO_TASK = Reply(ok=False, message="No task available")
+
+
+async def submit(call: Call) -> Reply:
+    caller = call.worker()
+    await call.tracker.db.write(submit_task, caller, new_task(await call.json(SubmitBody)))
+    return Reply()
+
+
+async def bulk_submit(call: Call) -> Reply:
+    """Small ones in one transaction; large ones in pieces that count, all of them, from one commit on."""
+    caller, tracker = call.worker(), call.tracker
+    await tracker.db.read(identify, caller)
+    body = await call.body(tracker.settings.max_bulk_body)
+    tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
+    if not tasks:
+        return Reply({"submitted": 0, "duplicates": 0})
+    if len(tasks) <= PIECE and len(body) <= PIECE_BYTES:
+        return Reply(await tracker.db.write(submit_tasks, caller, tasks))
+    pieces = await asyncio.to_thread(split_tasks, tasks)
+    stored = await store_pieces(tracker, caller, tasks[0].project, len(tasks), pieces)
+    return Reply({"submitted": stored, "duplicates": len(tasks) - stored})
+
+
+def split_tasks(tasks: list[NewTask]) -> list[bytes]:
+    """Tasks as JSON in pieces of at most PIECE tasks and about PIECE_BYTES."""
+    pieces: list[bytes] = []
+    piece: list[NewTask] = []
+    size = 0
+    for task in tasks:
+        piece.append(task)
+        size += len(task.recipe)
+        if len(piece) == PIECE or size >= PIECE_BYTES:
+            pieces.append(encode(piece))
+            piece, size = [], 0
+            time.sleep(0)
+    return [*pieces, encode(piece)] if piece else pieces
+
+
+async def store_pieces(
+    tracker: Tracker, caller: WorkerCredentials, project: int, count: int, pieces: list[bytes]
+) -> int:
+    """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored."""
+    operation = await tracker.db.write(begin_bulk_submit, caller, project)
+    try:
+        for number, piece in enumerate(pieces, 1):
+            await tracker.db.write(add_bulk_piece, operation, number, piece)
+        await tracker.db.write(accept_bulk_submit, caller, operation, count)
+    except BaseException:
+        with contextlib.suppress(TrackerError):  # stopping: the next start discards it
+            await tracker.db.write(discard_bulk_submit, operation)
+        raise
+    return await tracker.begin_operation(operation)
+
+
+async def get_task(call: Call) -> Reply:
+    """GET /task/get/{project}, or /task/get?project=…; ?wait= seconds for a task; ?count= takes several."""
+    caller, settings, database = call.worker(), call.tracker.settings, call.tracker.db
+    if not call.scope["query_string"]:
+        tasks = (await database.write(assign_tasks, caller, (call.path_id("project"),))).tasks
+        return Reply({"task": tasks[0]}) if tasks else NO_TASK
+    query = call.query()
+    projects = wanted_projects(call, query)
+    wait = min(number_of(query, "wait", float, 0.0), settings.max_wait)
+    count = min(number_of(query, "count", int, 0), settings.max_count)
+
+    def attempt() -> Awaitable[Assigned]:
+        return database.write(assign_tasks, caller, projects, count or 1)
+
+    tasks = await wait_for_task(call, projects, attempt, wait) if wait else (await attempt()).tasks
+    if not tasks:
+        return NO_TASK
+    return Reply({"tasks": tasks} if count else {"task": tasks[0]})
+
+
+async def wait_for_task(call: Call, projects: Sequence[int], attempt: Callable, wait: float) -> list[dict]:
+    """Waits as long as the client does."""
+    gone = asyncio.ensure_future(call.gone())
+    try:
+        return await call.tracker.waiters.assign(projects, attempt, wait, gone)
+    finally:
+        gone.cancel()
+
+
+def wanted_projects(call: Call, query: dict[str, list[str]]) -> tuple[int, ...]:
+    if "project" in call.scope["path_params"]:
+        return (call.path_id("project"),)
+    given = dict.fromkeys(query.get("project", ()))
+    if not given or len(given) > 100 or not all(text.isascii() and text.isdigit() for text in given):
+        raise TrackerError("invalid", "project: give the numbers of one to a hundred projects")
+    return tuple(int(text) if len(text) < 19 else INT64_MAX for text in given)
+
+
+def number_of(query: dict[str, list[str]], name: str, kind: type, default: float) -> Any:
+    """A positive number from the query."""
+    try:
+        value = kind(query[name][-1]) if name in query else default
+    except (ValueError, OverflowError):
+        raise TrackerError("invalid", f"{name}: must be a number") from None
+    if not (value > 0 or value == default):
+        raise TrackerError("invalid", f"{name}: must be positive")
+    return value
+
+
+async def release(call: Call) -> Reply:
+    caller, body = call.worker(), await call.json(ReleaseBody)
+    updated = await call.tracker.db.write(release_task, caller, body)
+    message = None if updated else "Not held by you, or not verified by enough workers yet"
+    return Reply({"updated": updated}, message=message)
+
+
+async def bulk_release(call: Call) -> Reply:
+    caller, most = call.worker(), call.tracker.settings.max_count
+    releases = (await call.json(BulkReleaseBody)).releases
+    if len(releases) > most:
+        raise TrackerError("invalid", f"releases: at most {most} in one request")
+    return Reply(await call.tracker.db.write(release_tasks, caller, releases))
+
+
+def reset(kind: str) -> Callable[[Call], Awaitable[Reply]]:
+    """POST /project/…/{id} that changes any number of tasks, a piece at a time."""
+
+    async def handler(call: Call) -> Reply:
+        session, project = call.session(), call.path_id("project")
+        call.refuse_other_sites()
+        operation = await call.tracker.db.write(begin_reset, session, project, kind)
+        return Reply({"affected_tasks": await call.tracker.begin_operation(operation)})
+
+    return handler
+
+
+async def add_log(call: Call) -> Reply:
+    """POST /log/{level}"""
+    caller, level = call.worker(), call.scope["path_params"]["level"]
+    if level not in ("trace", "info", "warn", "error", "debug"):
+        raise TrackerError("not_found", f"There is no log level {level!r}")
+    line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(LogBody))
+    call.tracker.log_lines.info("%s %s", level.upper(), line.replace("\n", "\\n"))
+    return Reply(status=204)
+
+
+async def git_receive(call: Call) -> Reply:
+    """POST /git/receivehook"""
+    signatures = {name: (call.header(name.encode()) or b"").decode("latin-1") for name in SIGNATURE_HEADERS}
+    return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures))
+
+
+async def register(call: Call) -> Reply:
+    """POST /register"""
+    call.refuse_other_sites()
+    body = await call.json(RegisterBody)
+    await call.tracker.db.read(check_registration_open)
+    async with call.tracker.hashing:
+        password_hash = await asyncio.to_thread(hash_password, body.password)
+    content, session = await call.tracker.db.write(register_manager, body.username, password_hash)
+    return Reply(content, headers=[session_cookie(call, session)])
+
+
+async def login(call: Call) -> Reply:
+    """POST /login"""
+    call.refuse_other_sites()
+    body = await call.json(LoginBody)
+    address = (call.scope.get("client") or ("unknown", 0))[0]
+    found = await call.tracker.db.write(begin_login, body.username, address)
+    async with call.tracker.hashing:
+        right = await asyncio.to_thread(password_matches, body.password, found and found[1])
+    if not right:
+        raise TrackerError("unauthorized", "Wrong username or password")
+    content, session = await call.tracker.db.write(finish_login, found[0], body.username, address)
+    return Reply(content, headers=[session_cookie(call, session)])
+
+
+async def log_out(call: Call) -> Reply:
+    """GET or POST /logout"""
+    session = call.session()
+    call.refuse_other_sites()
+    await call.tracker.db.write(logout, session)
+    return Reply(status=204, headers=[session_cookie(call, None)])
+
+
+async def account(call: Call) -> Reply:
+    """GET /account: who is logged in, with ok false when nobody is."""
+    content = await call.tracker.db.read(get_account, call.session())
+    return Reply(content, ok=content["logged_in"])
+
+
+def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
+    """The Set-Cookie header that begins or (None) ends a session in the browser."""
+    settings, scope = call.tracker.settings, call.scope
+    value, age = (call.tracker.signer.sign(session).decode(), int(settings.session_lifetime)) if session else ("", 0)
+    parts = [f"{settings.cookie_name}={value}", f"Path={scope.get('root_path') or '/'}", f"Max-Age={age}"]
+    parts += ["HttpOnly", "SameSite=Lax", *(["Secure"] if scope.get("scheme") == "https" else [])]
+    return b"set-cookie", "; ".join(parts).encode()
+
+
+# ── Routes and app ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WORKER, SESSION, EITHER = Call.worker, Call.session, Call.worker_or_session
+
+# Method, path, handler. Starlette tries them in order: the ones that matter come first.
+API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
+    ("GET", "/task/get/{project}", get_task),
+    ("POST", "/task/release", release),
+    ("POST", "/task/submit", submit),
+    ("GET", "/task/get", get_task),
+    ("POST", "/task/bulk_release", bulk_release),
+    ("POST", "/task/bulk_submit", bulk_submit),
+    ("POST", "/log/{level}", add_log),
+    ("POST", "/worker/create", domain(create_worker, body=AliasBody)),
+    ("GET", "/worker/get/{worker}", domain(get_worker, "worker", reads=True)),
+    ("POST", "/worker/update", domain(update_worker, caller=WORKER, body=AliasBody)),
+    ("POST", "/worker/set_paused", domain(set_worker_paused, body=PauseBody)),
+    ("GET", "/worker/stats", domain(worker_stats, reads=True)),
+    ("GET", "/project/list", domain(list_projects, reads=True)),
+    ("GET", "/project/get/{project}", domain(get_project, "project", reads=True)),
+    ("POST", "/project/create", domain(create_project, body=ProjectBody)),
+    ("POST", "/project/update/{project}", domain(update_project, "project", body=ProjectBody)),
+    ("GET", "/project/monitoring/{project}", domain(get_snapshots, "project", query=LastSnapshots, reads=True)),
+    (
+        "GET",
+        "/project/monitoring-between/{project}",
+        domain(get_snapshots_between, "project", query=SnapshotsBetween, reads=True),
+    ),
+    ("GET", "/project/assignees/{project}", domain(get_assignees, "project", reads=True)),
+    ("POST", "/project/request_access", domain(request_access, caller=WORKER, body=AccessBody)),
+    ("GET", "/project/access_list/{project}", domain(list_access, "project", reads=True)),
+    ("POST", "/project/accept_request/{project}/{worker}", domain(accept_request, "project", "worker")),
+    ("POST", "/project/reject_request/{project}/{worker}", domain(reject_request, "project", "worker")),
+    ("GET", "/project/secret/{project}", domain(get_secret, "project", caller=EITHER)),
+    ("POST", "/project/secret/{project}", domain(set_secret, "project", body=SecretBody)),
+    ("GET", "/project/webhook_secret/{project}", domain(get_webhook_secret, "project", reads=True)),
+    ("POST", "/project/webhook_secret/{project}", domain(set_webhook_secret, "project", body=WebhookSecretBody)),
+    ("POST", "/project/reset_failed_tasks/{project}", reset("reset_failed")),
+    ("POST", "/project/reclaim_assigned_tasks/{project}", reset("reclaim_assigned")),
+    ("POST", "/project/hard_reset/{project}", reset("hard_reset")),
+    ("POST", "/git/receivehook", git_receive),
+    ("POST", "/logs", domain(list_logs, body=LogsBody, reads=True)),
+    ("GET", "/logs", domain(list_logs, query=LogsBody, reads=True)),
+    ("POST", "/register", register),
+    ("POST", "/login", login),
+    ("GET POST", "/logout", log_out),
+    ("GET", "/account", account),
+    ("GET", "/manager/list", domain(list_managers, reads=True)),
+    ("GET", "/manager/list_for_project/{project}", domain(list_project_managers, "project", reads=True)),
+    ("GET POST", "/manager/promote/{manager}", domain(promote_manager, "manager", status=204)),
+    ("GET POST", "/manager/demote/{manager}", domain(demote_manager, "manager", status=204)),
+    ("POST", "/manager/set_role_for_project/{project}", domain(set_role, "project", body=RoleBody)),
+]
+
+# Other systems' APIs over the same queue: each module has `routes(tracker)`. Without the folder the tracker still runs.
+DIALECTS = ("testflinger", "otter", "theeye")
+
+
+def create_app(settings: Settings | None = None, clock: Clock | None = None) -> Starlette:
+    """The Starlette application of a tracker of its own. It opens its database when its lifespan begins."""
+    tracker = Tracker(settings or Settings(), clock)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette):
+        await tracker.start()
+        yield
+        await tracker.stop()
+
+    native = [Route(path, Endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in API]
+    home = Route("/", functools.partial(home_page, tracker), methods=["GET"])
+    app = Starlette(
+        routes=[*native, *dialect_routes(tracker), home, Mount("/api", routes=native)],
+        exception_handlers={HTTPException: http_error},
+        lifespan=lifespan,
+    )
+    app.state.tracker = tracker
+    return app
+
+
+def dialect_routes(tracker: Tracker) -> list[Route]:
+    """The routes of all dialects that are installed."""
+    present = [name for name in DIALECTS if (HERE / "dialects" / f"{name}.py").exists()]
+    return [route for name in present for route in importlib.import_module(f"dialects.{name}").routes(tracker)]
+
+
+async def http_error(request: Request, error: HTTPException) -> Response:
+    """Starlette's own refusals (no such path, wrong method), in the tracker's form."""
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid")
+    message = {404: f"There is nothing at {request.url.path}", 405: f"{request.method} is not possible here"}
+    reply = error_reply(TrackerError(code, message.get(error.status_code, error.detail)))
+    return Response(reply.body(), error.status_code, error.headers, "application/json")
+
+
+async def home_page(tracker: Tracker, request: Request) -> Response:
+    """GET /: JSON for programs, a page for browsers."""
+    if "text/html" not in request.headers.get("accept", ""):
+        return Response(Reply({"name": "tracker", "version": __version__}).body(), media_type="application/json")
+    projects = (await tracker.db.read(list_projects, None))["projects"]
+    environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True)
+    return HTMLResponse(environment.get_template("home.html").render(projects=projects, version=__version__))
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, with a limit to how slowly and how long a client may send its headers."""
+
+    began: float | None = None  # when the headers that are still incomplete began
+    pending = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.began = self.loop.time()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.began = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        self.began, self.pending = None, 0
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.began is not None:
+            self.pending += len(data)
+            if self.pending > MAX_HEADER_BYTES:
+                self.send_400_response("The request's headers are too large")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server: lets waiting workers go before it waits for requests to finish, and exits with status 0."""
+
+    def __init__(self, config: uvicorn.Config, tracker: Tracker):
+        super().__init__(config)
+        self.tracker = tracker
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Asked to stop: do. Asked twice: at once. (The original one raises the signal again at the end.)"""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.tracker.waiters.close()
+        await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            oldest = asyncio.get_running_loop().time() - self.tracker.settings.request_timeout
+            for connection in list(self.server_state.connections):
+                if connection.began is not None and connection.began < oldest:
+                    connection.transport.close()
+        return await super().on_tick(counter)
+
+
+def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs the tracker (and the benchmark's baseline)."""
+    return uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=settings.access_log,
+        root_path=settings.root_path,
+        forwarded_allow_ips=settings.trusted_proxies,
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
+        server_header=False,
+        backlog=2048,
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket. Refuses (TrackerError) an address or port that cannot be had, saying which."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise TrackerError("start", f"{where}: cannot be listened on: {error.strerror or error}") from None
+
+
+def url_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve_until_stopped(
+    settings: Settings, ready: Callable[[str, Server], None], clock: Clock | None = None
+) -> None:
+    """Runs a tracker until its server is told to stop. `ready(url, server)` is called when it accepts requests."""
+    app = create_app(settings, clock)
+    tracker = app.state.tracker
+    await tracker.start()
+    try:
+        with listen(settings) as sock:
+            server = Server(uvicorn_config(app, settings), tracker)
+            serving = asyncio.create_task(server.serve(sockets=[sock]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.005)
+            ready(url_of(sock), server)
+            await serving
+    finally:
+        await tracker.stop()
+
+
+def run_loop(coroutine: Any) -> None:
+    """Runs a coroutine on uvloop where there is one."""
+    factory = uvicorn.Config(None).get_loop_factory()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(coroutine)
+
+
+# ── In-process ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def serving(settings: Settings | None = None, clock: Clock | None = None) -> Iterator[str]:
+    """Serves a tracker of its own on a free port, in a background thread, and yields its URL. For tests.
+
+    Without settings the database is a temporary one. The port of the settings is ignored.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        if settings is None:
+            settings = Settings(database=f"{folder}/tracker.db", log_file="")
+        settings = msgspec.structs.replace(settings, port=0)
+        started: list[Any] = []
+        signal = threading.Event()
+
+        def ready(url: str, server: Server) -> None:
+            started.extend((url, server))
+            signal.set()
+
+        def run() -> None:
+            try:
+                run_loop(serve_until_stopped(settings, ready, clock))
+            except BaseException as error:
+                started.append(error)
+            finally:
+                signal.set()
+
+        thread = threading.Thread(target=run, name="tracker", daemon=True)
+        thread.start()
+        signal.wait()
+        if isinstance(started[0], BaseException):
+            raise started[0]
+        try:
+            yield started[0]
+        finally:
+            started[1].should_exit = True
+            thread.join()
+
+
+# ── Command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", metavar="FILE", type=Path, help="settings (default: tracker.toml here, if any)")
+    common.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    common.add_argument("--port", type=int, help="port to listen on (default: 3010)")
+    common.add_argument("--database", metavar="FILE", help="the SQLite file (default: tracker.db beside the settings)")
+    top = argparse.ArgumentParser(
+        prog="tracker.py",
+        description="A task tracker: hands out tasks to a crowd of workers and loses none. One process, one SQLite file.",
+        epilog="Examples:\n"
+        "  tracker.py                                   serve on http://127.0.0.1:3010\n"
+        "  tracker.py serve --port 8000 --database /var/lib/tracker/tracker.db\n"
+        "  tracker.py config                            print every setting in force and what it means\n"
+        "  tracker.py create-admin alice                make an account (asks for a password)\n",
+        formatter_class=formatter,
+        parents=[common],
+    )
+    top.add_argument("--version", action="version", version=f"tracker {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    # A default here would overwrite what was given before the command's name.
+    later = argparse.ArgumentParser(add_help=False, parents=[common], argument_default=argparse.SUPPRESS)
+    for action in later._actions:
+        action.default = argparse.SUPPRESS
+    commands.add_parser(
+        "serve",
+        parents=[later],
+        help="run the tracker (the default)",
+        description="Runs the tracker until SIGTERM or Ctrl-C. Requests in flight finish, and queued writes are committed.",
+    )
+    commands.add_parser(
+        "config",
+        parents=[later],
+        help="print the settings in force",
+        description="Prints every setting in force, where it came from, and what it means.",
+    )
+    admin = commands.add_parser(
+        "create-admin",
+        parents=[later],
+        help="make a tracker admin",
+        description="Makes a manager account that is tracker admin. The password is asked for, or read from standard"
+        " input when that is not a terminal. The tracker must not be running on the database.",
+    )
+    admin.add_argument("name", metavar="NAME", help="user name, 3 to 16 characters")
+    admin.add_argument("--reset", action="store_true", help="give an existing account a new password and make it admin")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0, or 2 after one line that says what the user can mend."""
+    options = parser().parse_args(arguments)
+    default = Path("tracker.toml")
+    path = options.config or (default if default.exists() else None)
+    try:
+        settings, sources = load_settings(path, host=options.host, port=options.port, database=options.database)
+        command = {"config": print_settings, "create-admin": create_admin}.get(options.command, serve)
+        command(settings, sources, options)
+    except TrackerError as error:
+        print(f"tracker: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+
+    def ready(url: str, server: Server) -> None:
+        print(f"Tracker listening on {url}{settings.root_path}  (database {settings.database})", flush=True)
+
+    run_loop(serve_until_stopped(settings, ready))
+
+
+def print_settings(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
+    for name, field in FIELDS.items():
+        print(f"# {field.type.extra_json_schema['description']}")
+        print(f"{name} = {toml_value(getattr(settings, name))}  # {sources[name]}\n")
+
+
+def toml_value(value: Any) -> str:
+    """A setting's value as TOML; its strings, numbers, booleans and lists look as in JSON."""
+    return msgspec.json.encode(value).decode()
+
+
+def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
+    password = getpass.getpass(f"Password for {options.name}: ") if sys.stdin.isatty() else sys.stdin.readline()
+    try:
+        body = msgspec.convert({"username": options.name, "password": password.rstrip("\r\n")}, RegisterBody)
+    except msgspec.ValidationError as error:
+        raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+
+    async def create() -> None:
+        database = Database(settings, Clock())
+        await database.open()
+        try:
+            await database.write(make_admin, body.username, hash_password(body.password), options.reset)
+        finally:
+            await database.close()
+
+    asyncio.run(create())
+    print(f"{options.name} is a tracker admin now.")
+
+
+if __name__ == "__main__":
+    from tracker import main  # the one copy of this module, which dialects import too
+
+    sys.exit(main())
