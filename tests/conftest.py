@@ -1,0 +1,178 @@
+"""What the tests share: a tracker of its own for each test, a clock that tests move, and the verbs of its users."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import tracker
+
+NAMES = (f"{kind}{number}" for number in itertools.count(1) for kind in ("project", "manager"))
+
+
+class MovedClock(tracker.Clock):
+    """The real clock plus what a test has moved it by: `wall` like somebody who sets the clock, `pass_time` like waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wall = 0.0
+        self.passed = 0.0
+
+    def pass_time(self, seconds: float) -> None:
+        self.passed += seconds
+
+    def time(self) -> float:
+        return super().time() + self.passed + self.wall
+
+    def uptime(self) -> float:
+        return super().uptime() + self.passed
+
+
+class Worker:
+    """A worker that talks to a tracker over HTTP. Its verbs return the response."""
+
+    def __init__(self, url: str, alias: str = "some alias"):
+        body = httpx.post(f"{url}/worker/create", json={"alias": alias}).json()
+        self.id, self.secret = body["content"]["worker"]["id"], body["content"]["worker"]["secret"]
+        self.alias = alias
+        self.http = httpx.Client(base_url=url, headers={"X-Worker-ID": str(self.id), "X-Secret": self.secret}, timeout=90)
+
+    def submit(self, project: int, recipe: str = "recipe", **fields: Any) -> httpx.Response:
+        return self.http.post("/task/submit", json={"project": project, "recipe": recipe, **fields})
+
+    def bulk_submit(self, tasks: list[dict[str, Any]]) -> httpx.Response:
+        return self.http.post("/task/bulk_submit", json={"requests": tasks})
+
+    def assign(self, project: int, **query: Any) -> httpx.Response:
+        return self.http.get(f"/task/get/{project}", params=query)
+
+    def release(self, task: int, result: int = tracker.OK, **fields: Any) -> httpx.Response:
+        return self.http.post("/task/release", json={"task_id": task, "result": result, **fields})
+
+    def log(self, level: str, message: str, timestamp: int = 1, **fields: Any) -> httpx.Response:
+        body = {"scope": "test", "message": message, "timestamp": timestamp, **fields}
+        return self.http.post(f"/log/{level}", json=body)
+
+    def request_access(self, project: int, assign: bool = True, submit: bool = True) -> httpx.Response:
+        body = {"project": project, "assign": assign, "submit": submit}
+        return self.http.post("/project/request_access", json=body)
+
+    def assigned(self, project: int, **query: Any) -> dict[str, Any] | None:
+        """The task that the worker is assigned, or None when there is none for it."""
+        response = self.assign(project, **query)
+        assert response.status_code == 200, response.text
+        return response.json()["content"]["task"] if response.json()["ok"] else None
+
+    def released(self, task: int, result: int = tracker.OK, **fields: Any) -> bool:
+        """Whether the release updated the task."""
+        response = self.release(task, result, **fields)
+        assert response.status_code == 200, response.text
+        return response.json()["content"]["updated"]
+
+
+class Manager:
+    """A manager that is logged in, with a browser's cookies. `http` is its client."""
+
+    def __init__(self, url: str, username: str = "manager", password: str = "password"):
+        self.http = httpx.Client(base_url=url, timeout=90)
+        response = self.http.post("/register", json={"username": username, "password": password})
+        assert response.status_code == 200, response.text
+        self.id = response.json()["content"]["manager"]["id"]
+        self.username, self.password = username, password
+
+    def get(self, path: str, **query: Any) -> httpx.Response:
+        return self.http.get(path, params=query)
+
+    def post(self, path: str, body: Any = None) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    def create_project(self, name: str = "", **fields: Any) -> int:
+        response = self.post("/project/create", {"name": name or next(NAMES), **fields})
+        assert response.status_code == 200, response.text
+        return response.json()["content"]["id"]
+
+    def project(self, project: int) -> dict[str, Any]:
+        """The project with its live counts, as the manager sees it."""
+        return self.get(f"/project/get/{project}").json()["content"]
+
+    def counts(self, project: int) -> dict[str, int]:
+        """The live counts, without `_task_count` in their names and without zeros."""
+        shown = self.project(project)
+        names = {name: name.removesuffix("_task_count").removesuffix("_count") for name in tracker.COUNT_COLUMNS}
+        return {short: shown[name] for name, short in names.items() if shown[name]}
+
+    def grant(self, worker: Worker, project: int, assign: bool = True, submit: bool = True) -> Worker:
+        assert worker.request_access(project, assign, submit).status_code == 200
+        assert self.post(f"/project/accept_request/{project}/{worker.id}").status_code == 200
+        return worker
+
+
+class Site:
+    """A running tracker: `admin` is its first manager; `clock` moves its time; `url` is where it listens."""
+
+    def __init__(self, url: str, clock: MovedClock, settings: tracker.Settings):
+        self.url, self.clock, self.settings = url, clock, settings
+        self.admin = Manager(url, "admin")
+
+    def create_manager(self, username: str = "") -> Manager:
+        return Manager(self.url, username or next(NAMES))
+
+    def create_worker(self, project: int | None = None, alias: str = "some alias", **roles: bool) -> Worker:
+        """A worker, with access to the project if one is given (assign and submit, unless said otherwise)."""
+        worker = Worker(self.url, alias)
+        return worker if project is None else self.admin.grant(worker, project, **roles)
+
+    def read(self, sql: str, *parameters: Any) -> list[tuple]:
+        """Looks into the database directly, on a read-only connection, for what no API shows."""
+        connection = tracker.connect(Path(self.settings.database), self.settings, readonly=True)
+        connection.row_factory = None
+        try:
+            return connection.execute(sql, parameters).fetchall()
+        finally:
+            connection.close()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 15) -> Any:
+    """Returns the condition's first true value; fails when there is none in a time that is generous on any machine."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Password hashing is slow on purpose; only its own tests need that."""
+    monkeypatch.setattr(tracker, "SCRYPT", {"n": 16, "r": 1, "p": 1})
+
+
+@pytest.fixture
+def clock() -> MovedClock:
+    return MovedClock()
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, clock: MovedClock) -> Iterator[Callable[..., Site]]:
+    """Starts a tracker with some settings changed."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**changes: Any) -> Site:
+            fields = {"database": str(tmp_path / "tracker.db"), "log_file": str(tmp_path / "tracker.log"), **changes}
+            settings = tracker.Settings(**fields)
+            return Site(stack.enter_context(tracker.serving(settings, clock)), clock, settings)
+
+        yield make
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site]) -> Site:
+    """A running tracker with the default settings."""
+    return make_site()
