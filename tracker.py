@@ -98,7 +98,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
     ) = "FULL"
     cache_size: about(int, "Memory for SQLite's page cache, in MiB.", ge=1, le=65536) = 16
-    log_file: about(str, "File that gets every worker's log line, rotated at 10 MiB; empty for none.") = "tracker.log"
+    log_file: about(
+        str,
+        "File that gets every worker's log line (relative: beside the database), rotated at 10 MiB; empty for none.",
+    ) = "tracker.log"
     log_level: about(LogLevel, "Workers' log lines from this level on are also kept in the database.") = "info"
     log_retention: about(Seconds, "Log lines in the database are deleted after this time, in seconds.") = 2_592_000
     public_logs: about(bool, "Whether anybody may read the logs; otherwise only managers.") = False
@@ -138,25 +141,30 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
     Refuses (TrackerError) an unreadable file, an unknown key, a wrong type, an impossible value, naming key and file.
     """
     given = _read_toml(path) if path else {}
+    sources = dict.fromkeys(FIELDS, "default") | dict.fromkeys(given, str(path))
     for name in given:
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise TrackerError("start", f"{path}: unknown setting {name}{hint}")
-    base = path.parent if path else Path()
-    for name in ("database", "log_file"):
-        value = given.get(name, FIELDS[name].default)
-        if isinstance(value, str) and value:
-            given[name] = str(base / value)
-    sources = {name: str(path) if path and name in _read_toml(path) else "default" for name in FIELDS}
     for name, value in overrides.items():
         if value is not None:
             given[name], sources[name] = value, "command line"
     try:
-        return msgspec.convert(given, Settings), sources
+        settings = msgspec.convert(given, Settings)
     except msgspec.ValidationError as error:
         name, problem = _name_and_problem(error)
-        raise TrackerError("start", f"{sources.get(name, path)}: {name}: {problem}") from None
+        raise TrackerError("start", f"{sources[name.partition('[')[0]]}: {name}: {problem}") from None
+    return with_whole_paths(
+        settings, Path() if sources["database"] == "command line" or not path else path.parent
+    ), sources
+
+
+def with_whole_paths(settings: Settings, base: Path) -> Settings:
+    """The settings with the database's path starting at `base`, and the log file's at the database's folder."""
+    database = base / settings.database
+    log_file = settings.log_file and str(database.parent / settings.log_file)
+    return msgspec.structs.replace(settings, database=str(database), log_file=log_file)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -487,6 +495,8 @@ class Database:
 
 def lock_file(path: Path, lock: filelock.FileLock) -> None:
     """Makes this process the only one that writes to the database. Two that checkpoint one WAL can corrupt it."""
+    if not path.parent.is_dir():  # the lock would create the folder: that hides a slip of the pen
+        raise TrackerError("start", f"{path}: cannot be opened: there is no such folder")
     try:
         lock.acquire()
     except filelock.Timeout:

@@ -1,0 +1,224 @@
+"""The command line: real processes, their output, their exit status."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import Manager, Worker, wait_until
+
+import tracker
+
+PROGRAM = str(Path(tracker.__file__).parent / "tracker.py")
+
+
+def run(tmp_path: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, PROGRAM, *arguments]
+    return subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+@contextlib.contextmanager
+def started(tmp_path: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A tracker in a process of its own, on a free port: (process, url)."""
+    command = [sys.executable, PROGRAM, "--port", "0", *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            url = re.search(r"http://\S+", process.stdout.readline())[0]
+            yield process, url
+        finally:
+            process.kill()
+
+
+def refusal(tmp_path: Path, *arguments: str, stdin: str = "") -> str:
+    """The one line that a user's mistake is answered with."""
+    done = run(tmp_path, *arguments, stdin=stdin)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"tracker: [^\n]+\n", done.stderr), done.stderr
+    return done.stderr
+
+
+def test_without_arguments_it_serves_with_the_defaults_and_prints_its_url(tmp_path: Path) -> None:
+    with started(tmp_path) as (_, url):
+        assert httpx.get(url).json()["ok"]
+        assert url.startswith("http://127.0.0.1:")
+        assert (tmp_path / "tracker.db").exists()
+
+
+def test_tracker_toml_in_the_current_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "tracker.toml").write_text('database = "other.db"')
+    with started(tmp_path):
+        assert (tmp_path / "other.db").exists()
+
+
+def test_options_may_stand_before_or_after_the_command(tmp_path: Path) -> None:
+    assert "port = 4001" in run(tmp_path, "--port", "4001", "config").stdout
+    assert "port = 4001" in run(tmp_path, "config", "--port", "4001").stdout
+
+
+def test_config_prints_every_setting_its_source_and_its_meaning(tmp_path: Path) -> None:
+    (tmp_path / "tracker.toml").write_text("max_wait = 5")
+    printed = run(tmp_path, "config").stdout
+    for name, field in tracker.FIELDS.items():
+        assert re.search(rf"^{name} = .*  # ", printed, re.MULTILINE)
+        assert field.type.extra_json_schema["description"] in printed
+    assert "max_wait = 5.0  # tracker.toml" in printed
+
+
+def test_version_is_printed(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version").stdout == f"tracker {tracker.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("config",), ("create-admin",)])
+def test_help_explains_each_command(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run(tmp_path, *command, "--help")
+    assert done.returncode == 0
+    assert "usage: tracker.py" in done.stdout and "--database FILE" in done.stdout
+
+
+def test_create_admin_takes_the_password_from_standard_input(tmp_path: Path) -> None:
+    assert run(tmp_path, "create-admin", "alice", stdin="password\n").returncode == 0
+    with started(tmp_path) as (_, url):
+        answer = httpx.post(f"{url}/login", json={"username": "alice", "password": "password"}).json()
+        assert answer["content"]["manager"]["tracker_admin"]
+
+
+def test_create_admin_gives_a_forgotten_account_a_new_password_only_when_told_to(tmp_path: Path) -> None:
+    run(tmp_path, "create-admin", "alice", stdin="password\n")
+    assert "--reset" in refusal(tmp_path, "create-admin", "alice", stdin="other password\n")
+    assert run(tmp_path, "create-admin", "alice", "--reset", stdin="other password\n").returncode == 0
+    with started(tmp_path) as (_, url):
+        body = {"username": "alice", "password": "other password"}
+        assert httpx.post(f"{url}/login", json=body).status_code == 200
+
+
+def test_create_admin_refuses_a_short_password_by_name(tmp_path: Path) -> None:
+    assert "password: " in refusal(tmp_path, "create-admin", "alice", stdin="short\n")
+
+
+def test_create_admin_leaves_a_database_in_use_alone(tmp_path: Path) -> None:
+    with started(tmp_path):
+        assert "another tracker is using this database" in refusal(tmp_path, "create-admin", "alice", stdin="password\n")
+
+
+def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> None:
+    with started(tmp_path):
+        assert "another tracker is using this database" in refusal(tmp_path, "--port", "0")
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port}: cannot be listened on" in refusal(tmp_path, "--port", str(port))
+
+
+def test_an_address_that_is_not_ours_is_named(tmp_path: Path) -> None:
+    assert "192.0.2.1:0: cannot be listened on" in refusal(tmp_path, "--host", "192.0.2.1", "--port", "0")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database at all, " * 100)
+    assert "text.db: not a usable SQLite database" in refusal(tmp_path, "--database", "text.db")
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("CREATE TABLE precious (x)")
+    assert "another program's database" in refusal(tmp_path, "--database", "other.db")
+
+
+def test_a_database_from_a_newer_version_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, "create-admin", "alice", stdin="password\n")
+    with contextlib.closing(sqlite3.connect(tmp_path / "tracker.db")) as connection:
+        connection.execute(f"PRAGMA user_version = {tracker.SCHEMA_VERSION + 1}")
+    assert "made by a newer tracker" in refusal(tmp_path, "--port", "0")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "tracker.db: cannot be opened" in refusal(tmp_path, "--database", "nowhere/tracker.db")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_status_0(tmp_path: Path, sent: signal.Signals) -> None:
+    with started(tmp_path) as (process, _):
+        process.send_signal(sent)
+        assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_what_was_answered_before_a_signal_is_in_the_database(tmp_path: Path) -> None:
+    """Workers submit as fast as they can while SIGTERM arrives: each answered submit is there, none is half there."""
+    with started(tmp_path) as (process, url):
+        admin = Manager(url, "admin")
+        project = admin.create_project()
+        workers = [admin.grant(Worker(url), project) for _ in range(4)]
+        answered: list[str] = []
+
+        def submit_many(worker: Worker) -> None:
+            with contextlib.suppress(httpx.TransportError):
+                for number in range(100_000):
+                    if worker.submit(project, recipe := f"{worker.id}-{number}").status_code != 200:
+                        return
+                    answered.append(recipe)
+
+        threads = [threading.Thread(target=submit_many, args=(worker,)) for worker in workers]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(answered) > 100)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        for thread in threads:
+            thread.join()
+    with contextlib.closing(sqlite3.connect(tmp_path / "tracker.db")) as connection:
+        stored = {recipe for (recipe,) in connection.execute("SELECT recipe FROM task")}
+    assert set(answered) <= stored
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_signal_lets_waiting_workers_go_at_once(tmp_path: Path) -> None:
+    with started(tmp_path) as (process, url):
+        admin = Manager(url, "admin")
+        project = admin.create_project()
+        worker = admin.grant(Worker(url), project)
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(worker.assign(project, wait=60)))
+        thread.start()
+        time.sleep(0.5)  # it has certainly begun to wait
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        thread.join()
+        assert answers[0].json() == {"ok": False, "message": "No task available"}
+
+
+def test_an_older_database_is_upgraded_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, path = tracker.Settings(), tmp_path / "tracker.db"
+    tracker.prepare_file(path, settings)
+    monkeypatch.setattr(tracker, "SCHEMA_VERSION", tracker.SCHEMA_VERSION + 1)
+    monkeypatch.setattr(tracker, "UPGRADES", {1: "ALTER TABLE worker ADD COLUMN note TEXT; SELECT * FROM nowhere;"})
+    with pytest.raises(tracker.TrackerError):
+        tracker.prepare_file(path, settings)
+    with contextlib.closing(tracker.connect(path, settings)) as connection:
+        columns = [row["name"] for row in connection.execute("PRAGMA table_info(worker)")]
+        assert "note" not in columns
+    monkeypatch.setattr(tracker, "UPGRADES", {1: "ALTER TABLE worker ADD COLUMN note TEXT;"})
+    tracker.prepare_file(path, settings)
+    with contextlib.closing(tracker.connect(path, settings)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == tracker.SCHEMA_VERSION
+        connection.execute("SELECT note FROM worker")
+
+
+def test_a_new_database_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    tracker.prepare_file(tmp_path / "tracker.db", tracker.Settings())
+    if os.name == "posix":
+        assert (tmp_path / "tracker.db").stat().st_mode & 0o077 == 0
