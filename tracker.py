@@ -1396,7 +1396,7 @@ def submit_task(tx: Tx, caller: WorkerCredentials, task: NewTask) -> None:
 
 
 def charge_submit(tx: Tx, project: Submitter, count: int) -> None:
-    if project.submit_rate and count:
+    if project.submit_rate:
         at = free_at(tx, project.submit_rate, count)
         tx.execute("UPDATE project SET submit_free_at = ? WHERE id = ?", (at, project.id))
 
@@ -1430,7 +1430,7 @@ def submit_tasks(tx: Tx, caller: WorkerCredentials, tasks: list[NewTask]) -> dic
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
     project = submitter(tx, caller, tasks[0].project)
     stored = insert_tasks(tx, tasks, project.id, project.keep_hashes)
-    charge_submit(tx, project, stored)
+    charge_submit(tx, project, len(tasks))
     return {"submitted": stored, "duplicates": len(tasks) - stored}
 
 
@@ -2906,12 +2906,12 @@ def run_loop(coroutine: Any) -> None:
 def serving(settings: Settings | None = None, clock: Clock | None = None) -> Iterator[str]:
     """Serves a tracker of its own on a free port, in a background thread, and yields its URL. For tests.
 
-    Without settings the database is a temporary one. The port of the settings is ignored.
+    Unless the settings name a database, it is a temporary one. Their port is ignored: the URL tells which one it is.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        if settings is None:
-            settings = Settings(database=f"{folder}/tracker.db", log_file="")
-        settings = msgspec.structs.replace(settings, port=0)
+        settings = msgspec.structs.replace(settings or Settings(), port=0)
+        if settings.database == FIELDS["database"].default:
+            settings = with_whole_paths(settings, Path(folder))
         started: list[Any] = []
         signal = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ NAMES = (f"{kind}{number}" for number in itertools.count(1) for kind in ("projec
 
 
 class MovedClock(tracker.Clock):
-    """The real clock plus what a test has moved it by: `wall` like somebody who sets the clock, `pass_time` like waiting."""
+    """The real clock plus what a test moved it by: `wall` like a person who sets it, `pass_time` like waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,14 +36,20 @@ class MovedClock(tracker.Clock):
         return super().uptime() + self.passed
 
 
+def client(url: str, **options: Any) -> httpx.Client:
+    """Somebody's HTTP client. Without the certificate store: loading it takes longer than a whole test's requests."""
+    return httpx.Client(base_url=url, timeout=90, verify=False, **options)
+
+
 class Worker:
     """A worker that talks to a tracker over HTTP. Its verbs return the response."""
 
     def __init__(self, url: str, alias: str = "some alias"):
-        body = httpx.post(f"{url}/worker/create", json={"alias": alias}).json()
+        body = httpx.post(f"{url}/worker/create", json={"alias": alias}, verify=False).json()
         self.id, self.secret = body["content"]["worker"]["id"], body["content"]["worker"]["secret"]
         self.alias = alias
-        self.http = httpx.Client(base_url=url, headers={"X-Worker-ID": str(self.id), "X-Secret": self.secret}, timeout=90)
+        headers = {"X-Worker-ID": str(self.id), "X-Secret": self.secret}
+        self.http = client(url, headers=headers)
 
     def submit(self, project: int, recipe: str = "recipe", **fields: Any) -> httpx.Response:
         return self.http.post("/task/submit", json={"project": project, "recipe": recipe, **fields})
@@ -81,7 +88,7 @@ class Manager:
     """A manager that is logged in, with a browser's cookies. `http` is its client."""
 
     def __init__(self, url: str, username: str = "manager", password: str = "password"):
-        self.http = httpx.Client(base_url=url, timeout=90)
+        self.http = client(url)
         response = self.http.post("/register", json={"username": username, "password": password})
         assert response.status_code == 200, response.text
         self.id = response.json()["content"]["manager"]["id"]
@@ -97,6 +104,12 @@ class Manager:
         response = self.post("/project/create", {"name": name or next(NAMES), **fields})
         assert response.status_code == 200, response.text
         return response.json()["content"]["id"]
+
+    def update_project(self, project: int, **fields: Any) -> httpx.Response:
+        return self.post(f"/project/update/{project}", fields)
+
+    def set_role(self, project: int, manager: Manager, role: int) -> httpx.Response:
+        return self.post(f"/manager/set_role_for_project/{project}", {"manager": manager.id, "role": role})
 
     def project(self, project: int) -> dict[str, Any]:
         """The project with its live counts, as the manager sees it."""
@@ -120,6 +133,11 @@ class Site:
     def __init__(self, url: str, clock: MovedClock, settings: tracker.Settings):
         self.url, self.clock, self.settings = url, clock, settings
         self.admin = Manager(url, "admin")
+
+    @functools.cached_property
+    def guest(self) -> httpx.Client:
+        """Somebody who has neither logged in nor registered."""
+        return client(self.url)
 
     def create_manager(self, username: str = "") -> Manager:
         return Manager(self.url, username or next(NAMES))

@@ -1,0 +1,69 @@
+"""A tracker inside somebody else's test process."""
+
+import re
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+import tracker
+
+
+def test_the_lines_in_the_readme_work_as_they_stand() -> None:
+    readme = (Path(tracker.__file__).parent / "README.md").read_text("utf-8")
+    lines = re.search(r"## In a test.*?```python\n(.*?)```", readme, re.DOTALL)[1]
+    assert len([line for line in lines.splitlines() if line.strip()]) <= 7
+    scope: dict = {}
+    exec(compile(lines, "README.md", "exec"), scope)
+    tests = [value for name, value in scope.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test()
+
+
+def test_two_trackers_in_one_process_share_nothing() -> None:
+    with tracker.serving() as one, tracker.serving() as other:
+        account = {"username": "alice", "password": "password"}
+        cookie = httpx.post(f"{one}/register", json=account).cookies
+        assert httpx.get(f"{one}/account", cookies=cookie).json()["ok"]
+        assert not httpx.get(f"{other}/account", cookies=cookie).json()["ok"]
+        assert httpx.post(f"{other}/register", json=account).json()["content"]["manager"]["tracker_admin"]
+
+
+def test_its_database_is_gone_afterwards_unless_one_was_named(tmp_path: Path) -> None:
+    settings = tracker.Settings(database=str(tmp_path / "kept.db"), log_file="")
+    with tracker.serving(settings) as url:
+        httpx.post(f"{url}/worker/create", json={"alias": "remembered"})
+    with tracker.serving(settings) as url:
+        assert httpx.get(f"{url}/worker/get/1").json()["content"]["worker"]["alias"] == "remembered"
+
+
+def test_nothing_runs_on_after_the_block() -> None:
+    before = threading.active_count()
+    with tracker.serving() as url:
+        assert httpx.get(url).status_code == 200
+    assert threading.active_count() == before
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def test_a_tracker_that_cannot_start_says_why_in_the_callers_thread(tmp_path: Path) -> None:
+    settings = tracker.Settings(database=str(tmp_path / "nowhere" / "x.db"))
+    with pytest.raises(tracker.TrackerError, match="no such folder"), tracker.serving(settings):
+        pass
+
+
+def test_create_app_gives_an_application_for_any_asgi_server(tmp_path: Path) -> None:
+    """The lifespan opens and closes the database; no server of ours is needed."""
+    import asyncio
+
+    app = tracker.create_app(tracker.Settings(database=str(tmp_path / "x.db"), log_file=""))
+
+    async def visit() -> dict:
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://tracker") as client:
+                return (await client.post("/worker/create", json={"alias": "asgi"})).json()
+
+    assert asyncio.run(visit())["content"]["worker"]["alias"] == "asgi"

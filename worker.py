@@ -1,0 +1,1403 @@
+#!/usr/bin/env python3
+"""The tracker's client: submit tasks from a file and look at the projects, from any machine.
+
+Copied alone to another machine it works: it needs Python 3.11, httpx and rich (`python -m pip install httpx rich`) and
+nothing else of the tracker. `python worker.py --help` is the manual.
+
+How a submit flows: the command line names a file, a server and a project; *Input* cuts the file into numbered lines
+without ever holding it whole; *Tasks from lines* turns each into a task, or refuses it; *Submit* sends them in bulk
+requests through the *Client*, which alone knows how to wait for a slow or lost server, and tells the *Display* how far
+it is. Who we are to that server comes from *Credentials*; what we may do there is asked for in *Access*.
+
+Sections: Failures and exit statuses · Interrupts · Display · Client · Credentials · Access · Input · Tasks from lines ·
+Submit · Status · Command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import email.utils
+import io
+import json
+import math
+import os
+import random
+import re
+import select
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+try:
+    import httpx
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as missing:
+    package = (missing.name or "a package").partition(".")[0]
+    print(f"worker.py needs {package}, which is not installed: python -m pip install httpx rich", file=sys.stderr)
+    sys.exit(2)
+
+# ── Failures and exit statuses ──────────────────────────────────────────────────────────────────────────────────────
+
+EXIT_OK = 0
+EXIT_SOME_REFUSED = 1
+EXIT_FAILED = 2  # usage, permission or server error
+EXIT_SIGNAL = 128  # plus the number of the signal: 130 after Ctrl-C
+
+
+class Fail(Exception):
+    """Nothing can go on; the text says what is wrong and what to do about it."""
+
+
+class Unreachable(Fail):
+    """The server gave no answer for as long as we were willing to wait."""
+
+
+class Refused(Exception):
+    """The server answered that it will not do this, and has not done any of it."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def printable(text: str, limit: int = 400) -> str:
+    """The text on one line without control characters, which could steer a terminal, and not longer than limit."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[:limit] + "…"
+
+
+# ── Interrupts ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Interrupts:
+    """Turns Ctrl-C and SIGTERM into KeyboardInterrupt, but not between a request and the use of its answer.
+
+    An answer that nobody reads leaves open what was stored, so the first signal waits for it; the second does not.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.are_deferred = False
+
+    def install(self) -> None:
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        first, self.signal = not self.signal, number
+        if not (first and self.are_deferred):
+            raise KeyboardInterrupt
+        os.write(2, b"\nstopping after the answer in flight (once more: stop at once)\n")
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """The first signal during the block takes effect at its end, or in the next sleep()."""
+        before, self.are_deferred = self.are_deferred, True
+        try:
+            yield
+        finally:
+            self.are_deferred = before
+        if not before:
+            self.check()
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt when a signal has come."""
+        if self.signal:
+            raise KeyboardInterrupt
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps until a signal comes, in a deferred block too."""
+        before, self.are_deferred = self.are_deferred, False
+        try:
+            self.check()
+            time.sleep(seconds)
+        finally:
+            self.are_deferred = before
+
+
+# ── Display ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Display:
+    """Notices and progress on standard error: a bar on a terminal, a plain line now and then elsewhere."""
+
+    SECONDS_BETWEEN_LINES = 10
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.total: int | None = None
+        self.next_lines: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def progress(self, total: int | None) -> Iterator[None]:
+        """Shows how far we are while the block runs; total in bytes, None when nobody can know it."""
+        self.total = total
+        self.next_lines = {"progress": time.monotonic() + self.SECONDS_BETWEEN_LINES}
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[counts]}", markup=False),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as self.bar:
+            self.task = self.bar.add_task("submitting", total=total, counts="")
+            try:
+                yield
+            finally:
+                self.bar.update(self.task, description="submitted")
+                self.bar = None
+
+    def advance(self, done: int, counts: str) -> None:
+        """done: bytes of the input that are settled; counts: what came of them."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, counts=counts, description="submitting")
+        elif self._due("progress"):
+            self.notice(counts + (f" ({done / self.total:.0%})" if self.total else ""))
+
+    def waiting(self, reason: str) -> None:
+        """Says why nothing moves just now."""
+        if self.bar is not None:
+            self.bar.update(self.task, description=printable(reason, 30))
+        elif self._due("waiting"):
+            self.notice(reason)
+
+    def notice(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def _due(self, kind: str) -> bool:
+        now = time.monotonic()
+        if now < self.next_lines.get(kind, 0):
+            return False
+        self.next_lines[kind] = now + self.SECONDS_BETWEEN_LINES
+        return True
+
+
+def fail(text: str) -> None:
+    """Prints what is wrong on standard error, one paragraph."""
+    print("worker.py: " + "\n".join(printable(line, 2000) for line in text.split("\n")), file=sys.stderr)
+
+
+# ── Client ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Answer:
+    """What the server answered with ok: true."""
+
+    content: dict[str, Any]
+    server_time: float  # unix seconds by the server's clock, ours when it does not say
+    repeated: bool  # an earlier attempt got no answer, and may have been carried out as well
+
+
+class _Lost(Exception):
+    """One attempt got no answer from the tracker. carried_out: the tracker may have done what we asked."""
+
+    def __init__(self, reason: str, carried_out: bool, hopeless: bool = False):
+        super().__init__(reason)
+        self.reason = reason
+        self.carried_out = carried_out
+        self.hopeless = hopeless
+
+
+class Client:
+    """Calls to one tracker that wait out a rate limit and a lost server.
+
+    patience: seconds to go on without an answer before Unreachable is raised. None: no limit, except that a server
+    that cannot even be connected to at the very first call is taken for a wrong URL.
+    """
+
+    TIMEOUT = httpx.Timeout(120, connect=10)
+    FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+    INTERNAL_ERRORS_BORNE = 3
+    # Shorter than servers keep an idle connection: one that they close as we reuse it looks like a lost answer.
+    LIMITS = httpx.Limits(keepalive_expiry=2)
+
+    def __init__(self, server: str, display: Display, interrupts: Interrupts, patience: float | None = None):
+        self.server = server
+        self.display = display
+        self.interrupts = interrupts
+        self.patience = patience
+        self.worker: Worker | None = None
+        self.credentials_file: Path | None = None
+        self.reached = False
+        #: The last call may have been carried out although its answer never came.
+        self.uncertain = False
+        try:
+            self.http = httpx.Client(timeout=self.TIMEOUT, limits=self.LIMITS)
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+            raise Fail(f"the proxy or certificate settings in the environment do not work: {error}") from None
+
+    def sign_in(self, worker: Worker, credentials_file: Path) -> None:
+        """From now on every call is this worker's."""
+        self.worker, self.credentials_file = worker, credentials_file
+
+    def call(self, method: str, path: str, body: Any = None) -> Answer:
+        """Sends one request (body: bytes as they are, anything else as JSON) until the tracker has answered it.
+
+        Refused: the tracker said no. Fail: there is no sense in going on.
+        """
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        carried_out = self.uncertain = False
+        outage = _Outage(self)
+        while True:
+            self.interrupts.check()
+            self.uncertain = True
+            try:
+                response = self._attempt(method, path, body)
+            except _Lost as lost:
+                carried_out = self.uncertain = carried_out or lost.carried_out
+                outage.wait(lost)
+                continue
+            self.uncertain = carried_out
+            outage.over()
+            if response.status_code == 429:
+                self._wait_for_rate_limit(response)
+                continue
+            return Answer(self._content(response, path), _server_time(response), repeated=carried_out)
+
+    def _attempt(self, method: str, path: str, body: bytes | None) -> httpx.Response:
+        headers = {"Content-Type": "application/json", "User-Agent": "tracker-worker"}
+        if self.worker is not None:
+            headers |= {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret}
+        try:
+            with self.interrupts.deferred():
+                response = self.http.request(method, self.server + path, content=body, headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Lost(_reason(error), carried_out=False) from None
+        except httpx.RequestError as error:
+            raise _Lost(_reason(error), carried_out=True) from None
+        self.reached = True
+        if response.status_code >= 500:
+            status = response.status_code
+            hopeless = status not in (502, 503, 504)
+            raise _Lost(f"status {status}, {_message(response)}", carried_out=status != 503, hopeless=hopeless)
+        return response
+
+    def _wait_for_rate_limit(self, response: httpx.Response) -> None:
+        delay = _rate_limit_delay(response)
+        self.display.waiting(f"rate limit: waiting {duration(delay)}")
+        self.interrupts.sleep(delay)
+
+    def _content(self, response: httpx.Response, path: str) -> dict[str, Any]:
+        answer = _json_object(response)
+        status = response.status_code
+        if 300 <= status < 400:
+            raise Fail(f"{self.server} redirects to {response.headers.get('Location')}: give that as --server")
+        if status == 401 and self.worker is not None:
+            raise Fail(self._rejected_credentials(_message(response)))
+        if status == 204:
+            return {}
+        if "ok" not in answer and status not in (408, 413):
+            kind = response.headers.get("Content-Type", "no content type")
+            raise Fail(
+                f"{self.server}{path} answered {status} with {kind}, which is not a tracker's answer:"
+                " is --server the address of a tracker?"
+            )
+        if status >= 400 or answer.get("ok") is not True:
+            raise Refused(status, _message(response))
+        content = answer.get("content")
+        return content if isinstance(content, dict) else {}
+
+    def _rejected_credentials(self, message: str) -> str:
+        return (
+            f"{self.server} rejects worker {self.worker.id} ({self.worker.alias}): {message}.\n"
+            "Is another database behind this URL now than when it was registered? If that is meant to be so,\n"
+            f"`worker.py forget --server {self.server}` drops its credentials from {self.credentials_file};\n"
+            "the next run registers a new worker, which must be given access again."
+        )
+
+
+class _Outage:
+    """The time without an answer during one call: growing pauses, and a word when it begins and when it is over."""
+
+    def __init__(self, client: Client):
+        self.client = client
+        self.since: float | None = None
+        self.pause = client.FIRST_PAUSE
+        self.internal_errors = 0
+
+    def wait(self, lost: _Lost) -> None:
+        """Sleeps before the next attempt. Unreachable or Fail when there should be none."""
+        client = self.client
+        now = time.monotonic()
+        self.internal_errors += lost.hopeless
+        if self.internal_errors > client.INTERNAL_ERRORS_BORNE:
+            raise Fail(f"{client.server} answered {self.internal_errors} times in a row: {lost.reason}")
+        if self.since is None:
+            self.since = now
+            self._give_up_at_once_if_wrong(lost)
+            client.display.notice(f"no answer from {client.server} ({lost.reason}); trying until it is back")
+        else:
+            client.display.waiting(f"no answer for {duration(now - self.since)}: {lost.reason}")
+        # Spread out, so that a crowd of workers does not come back in step.
+        pause = self.pause * random.uniform(0.5, 1)
+        self.pause = min(self.pause * 2, client.LONGEST_PAUSE)
+        if client.patience is not None:
+            left = self.since + client.patience - now
+            if left <= 0:
+                raise Unreachable(f"no answer from {client.server} for {duration(now - self.since)}: {lost.reason}")
+            pause = min(pause, left)
+        client.interrupts.sleep(pause)
+
+    def _give_up_at_once_if_wrong(self, lost: _Lost) -> None:
+        client = self.client
+        impatient = client.patience is not None and client.patience <= 0
+        never_there = client.patience is None and not client.reached and not lost.carried_out
+        if impatient or never_there:
+            raise Unreachable(f"no answer from {client.server}{_through_proxy(client.server)}: {lost.reason}")
+
+    def over(self) -> None:
+        if self.since is not None:
+            self.client.display.notice(
+                f"{self.client.server} answers again after {duration(time.monotonic() - self.since)}"
+            )
+            self.since, self.pause, self.internal_errors = None, self.client.FIRST_PAUSE, 0
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _through_proxy(server: str) -> str:
+    """What to add to an address that is tried through a proxy: it may be the proxy that is not there."""
+    url = httpx.URL(server)
+    if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.host):
+        return " (through the proxy that the environment names)"
+    return ""
+
+
+def _json_object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = json.loads(response.content)
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _message(response: httpx.Response) -> str:
+    message = _json_object(response).get("message")
+    return message if isinstance(message, str) and message else f"{response.status_code} {response.reason_phrase}"
+
+
+def _rate_limit_delay(response: httpx.Response) -> float:
+    """Seconds to wait, as the body says or else the header; 1 when neither makes sense, never more than an hour."""
+    for stated in (_json_object(response).get("rate_limit_delay"), response.headers.get("Retry-After")):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            delay = float(stated)
+            if delay > 0 and math.isfinite(delay):
+                return min(delay, 3600.0)
+    return 1.0
+
+
+def _server_time(response: httpx.Response) -> float:
+    try:
+        return email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, ValueError):
+        return time.time()
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people say it, in its two largest units."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    seconds = round(seconds)
+    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size:,} {unit} {seconds % size // smaller_size} {smaller}"
+    return f"{seconds} s"
+
+
+# ── Credentials ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Worker:
+    """Who we are to one server."""
+
+    id: int
+    alias: str
+    secret: str = dataclasses.field(repr=False)
+
+
+class Credentials:
+    """The file with our worker of each server: {"servers": {URL: {"id", "alias", "secret"}}}.
+
+    Only its owner can read it, from the first byte on. It is replaced as a whole, so a reader sees the old or the new
+    one; who changes it holds FILE.lock, so that two processes do not undo each other's change.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def get(self, server: str) -> Worker | None:
+        """Our worker of this server. Fail when the file is damaged."""
+        entry = self._read().get(server)
+        return None if entry is None else Worker(entry["id"], entry["alias"], entry["secret"])
+
+    def put(self, server: str, worker: Worker) -> None:
+        """Stores our worker of this server; only under locked()."""
+        self._write(self._read() | {server: dataclasses.asdict(worker)})
+
+    def remove(self, server: str) -> None:
+        """Drops our worker of this server; only under locked()."""
+        self._write({url: entry for url, entry in self._read().items() if url != server})
+
+    @contextlib.contextmanager
+    def locked(self, display: Display) -> Iterator[None]:
+        """Holds off every other process that wants to change the file."""
+        lock_path = self.path.with_name(self.path.name + ".lock")
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise Fail(f"cannot keep credentials in {self.path}: {error}; choose a place with --credentials") from None
+        try:
+            waited = False
+            while not self._try_lock(lock):
+                if not waited:
+                    display.notice(f"waiting for another worker.py that holds {lock_path}")
+                waited = True
+                time.sleep(0.05)
+            yield
+        finally:
+            os.close(lock)
+
+    def _try_lock(self, lock: int) -> bool:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise Fail(f"cannot lock {self.path}.lock: {error}; choose a place with --credentials") from None
+        return True
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            text = self.path.read_bytes()
+            self._hide()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise Fail(f"cannot read the credentials in {self.path}: {error}") from None
+        try:
+            servers = json.loads(text)["servers"]
+            for entry in servers.values():
+                well_formed = type(entry["id"]) is int and isinstance(entry["alias"], str)
+                if not (well_formed and re.fullmatch(r"[!-~]+", entry["secret"])):
+                    raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise Fail(
+                f"the credentials file {self.path} is damaged: mend it, or move it away and a new worker is registered"
+            ) from None
+        return servers
+
+    def _hide(self) -> None:
+        """Takes the file from other users' eyes when somebody has opened it to them (a copy, a restored backup)."""
+        if os.name == "posix" and stat.S_IMODE(self.path.stat().st_mode) & 0o077:
+            fail(f"{self.path} was open to other users; making it readable by its owner alone")
+            with contextlib.suppress(PermissionError):
+                self.path.chmod(0o600)
+
+    def _write(self, servers: dict[str, Any]) -> None:
+        path = Path(os.path.realpath(self.path))  # a link stays a link
+        try:
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")  # made with mode 0600
+            try:
+                with open(handle, "w", encoding="utf-8") as file:
+                    json.dump({"servers": servers}, file, indent=2)
+                    file.write("\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise Fail(f"cannot write the credentials to {path}: {error}") from None
+
+
+def default_credentials_file() -> Path:
+    """TRACKER_CREDENTIALS, or tracker/credentials.json where this platform keeps a user's settings."""
+    if given := os.environ.get("TRACKER_CREDENTIALS"):
+        return Path(given).expanduser()
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ.get("APPDATA") or Path.home() / "AppData/Roaming")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library/Application Support"
+        else:
+            base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError:
+        raise Fail("this user has no home directory to keep credentials in: name a file with --credentials") from None
+    return base / "tracker" / "credentials.json"
+
+
+def sign_in(client: Client, credentials: Credentials, alias: str | None) -> Worker:
+    """Signs in as our worker of this server; registers one when there is none, renames it when alias is another."""
+    worker = credentials.get(client.server)
+    if worker is None:
+        # The lock is held while we register, or two first runs at once would leave a second worker that nobody uses.
+        with credentials.locked(client.display), client.interrupts.deferred():
+            worker = credentials.get(client.server) or _register(client, credentials, alias or socket.gethostname())
+    client.sign_in(worker, credentials.path)
+    if alias and alias != worker.alias:
+        _rename(client, credentials, worker, alias)
+    return worker
+
+
+def _register(client: Client, credentials: Credentials, alias: str) -> Worker:
+    try:
+        made = client.call("POST", "/worker/create", {"alias": alias}).content["worker"]
+        worker = Worker(made["id"], made["alias"], made["secret"])
+    except Refused as refused:
+        if refused.status in (401, 403):
+            raise Fail(
+                f"{client.server} lets only managers register workers: {refused.message}.\n"
+                "Ask a manager for one (POST /worker/create) and write it into the credentials file:\n"
+                f'{credentials.path}: {{"servers": {{"{client.server}": {{"id": …, "alias": "…", "secret": "…"}}}}}}'
+            ) from None
+        raise Fail(f"{client.server} does not register a worker {alias!r} (--alias): {refused.message}") from None
+    except (KeyError, TypeError):
+        raise Fail(f"{client.server} answered /worker/create with something that is no worker") from None
+    credentials.put(client.server, worker)
+    client.display.notice(
+        f"registered as worker {worker.id} ({worker.alias}) at {client.server}; credentials in {credentials.path}"
+    )
+    return worker
+
+
+def _rename(client: Client, credentials: Credentials, worker: Worker, alias: str) -> None:
+    try:
+        client.call("POST", "/worker/update", {"alias": alias})
+    except Refused as refused:
+        raise Fail(f"{client.server} does not rename worker {worker.id} to {alias!r}: {refused.message}") from None
+    client.display.notice(f"worker {worker.id} ({worker.alias}) is now called {alias}")
+    worker.alias = alias
+    with credentials.locked(client.display):
+        credentials.put(client.server, worker)
+
+
+# ── Access ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ask_for_access(client: Client, project: int, refusal: Refused, *, assign: bool, submit: bool) -> NoReturn:
+    """Asks for access to the project after a refusal, and raises Fail that says who must grant it and how."""
+    worker = client.worker
+    name = f"worker {worker.id} ({worker.alias})"
+    call, then = "accept", f"accept the request of {name}"
+    try:
+        client.call("POST", "/project/request_access", {"project": project, "assign": assign, "submit": submit})
+        state = "It has asked for access now."
+    except Refused as again:
+        if again.status != 409:
+            raise Fail(f"{client.server} does not take a request for access: {again.message}") from None
+        state = f"Its request for access is still pending: {again.message}."
+        if "granted" in again.message:
+            # One worker has one access per project: more is asked for only after the lesser one is withdrawn.
+            state = f"What it may do there is something else: {again.message}."
+            call, then = "reject", f"withdraw the access of {name}, which then asks for this one"
+    raise Fail(
+        f"{name} may not do this: {refusal.message}. {state}\n"
+        f"A manager of project {project} with MANAGE_ACCESS must {then}:\n"
+        f"  POST {client.server}/project/{call}_request/{project}/{worker.id}\n"
+        "Then run the same command again."
+    )
+
+
+# ── Input ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Line:
+    """One line of the input without its end; text is None when it was too long to keep."""
+
+    number: int
+    text: bytes | None
+    end: int  # offset of the first byte after it
+
+
+class Input:
+    """The lines of a file or of standard input, read in chunks: memory does not grow with the file."""
+
+    CHUNK = 256 * 1024
+    LONGEST_LINE = 16 * 1024 * 1024
+    SILENCE = 1.0
+
+    def __init__(self, name: str):
+        """name: a path, or - for standard input. Fail when it cannot be opened."""
+        try:
+            self.raw: BinaryIO | io.FileIO = io.FileIO(0 if name == "-" else name, closefd=name != "-")
+            status = os.fstat(self.raw.fileno())
+        except OSError as error:
+            raise Fail(f"cannot read {name}: {error.strerror or error}") from None
+        self.name = "standard input" if name == "-" else name
+        regular = stat.S_ISREG(status.st_mode)
+        #: Bytes that are still to come; None when nobody can know.
+        self.size = max(0, status.st_size - self.raw.tell()) if regular else None
+        # A pipe that is silent for a while should not keep back what it has said; Windows cannot select on one.
+        self.may_be_silent = not regular and os.name == "posix"
+
+    def lines(self) -> Iterator[Line | None]:
+        """Every line in order; None whenever a pipe or terminal has been silent for a second."""
+        number, end = 0, 0
+        begun, kept = [], 0  # the pieces and the length of a line whose end is still to come
+        for chunk in self._chunks():
+            if chunk is None:
+                yield None
+                continue
+            *finished, rest = chunk.split(b"\n")
+            for piece in finished:
+                number, end = number + 1, end + kept + len(piece) + 1
+                text: bytes | None = piece
+                if kept:
+                    text = b"".join([*begun, piece]) if kept + len(piece) <= self.LONGEST_LINE else None
+                    begun, kept = [], 0
+                yield Line(number, text, end)
+            if rest:
+                kept += len(rest)
+                begun = [*begun, rest] if kept <= self.LONGEST_LINE else []
+        if kept:
+            yield Line(number + 1, b"".join(begun) if kept <= self.LONGEST_LINE else None, end + kept)
+
+    def _chunks(self) -> Iterator[bytes | None]:
+        first = True
+        while True:
+            while self.may_be_silent and not select.select([self.raw], [], [], self.SILENCE)[0]:
+                yield None
+            try:
+                chunk = self.raw.read(self.CHUNK)
+            except OSError as error:
+                raise Fail(f"cannot read {self.name}: {error.strerror or error}") from None
+            if not chunk:
+                return
+            if first and chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise Fail(f"{self.name} is UTF-16; worker.py reads UTF-8")
+            first = False
+            yield chunk
+
+
+# ── Tasks from lines ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Task:
+    """A line that is ready to be sent."""
+
+    line: int
+    end: int
+    body: bytes  # the submit object as JSON
+    unique: bool  # the tracker recognises it when it comes a second time
+
+
+class BadLine(Exception):
+    """This line is no task; the text says why."""
+
+
+class TaskMaker:
+    """Makes the submit object of a line. options: fields of every task that does not bring its own."""
+
+    BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+    def __init__(self, project: int, options: dict[str, int], unique: bool, form: str):
+        """form: lines, json, or auto (a line that starts with { is JSON)."""
+        self.project = project
+        self.options = options
+        self.unique = unique
+        self.form = form
+        self.encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+    def make(self, line: Line) -> Task | None:
+        """The task of this line, None for a blank one. BadLine when it is none."""
+        if line.text is None:
+            raise BadLine(f"longer than {Input.LONGEST_LINE // 1024**2} MiB")
+        text = line.text.removeprefix(self.BYTE_ORDER_MARK) if line.number == 1 else line.text
+        if not text.strip():
+            return None
+        try:
+            recipe = text.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise BadLine(f"not UTF-8 at byte {error.start + 1}") from None
+        is_json = self.form == "json" or (self.form == "auto" and recipe.startswith("{"))
+        task = self._from_json(recipe) if is_json else {"recipe": recipe}
+        task = {"project": self.project, **self.options, **task}
+        has_hash = any(task.get(name) for name in ("hash64", "hash_u64", "unique_string", "unique_str"))
+        if self.unique and not has_hash:
+            task["unique_string"] = task["recipe"]
+        return Task(line.number, line.end, self._encode(task), unique=self.unique or has_hash)
+
+    def _from_json(self, text: str) -> dict[str, Any]:
+        try:
+            task = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BadLine(f"not valid JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:
+            raise BadLine(f"not valid JSON: {error}") from None
+        if not isinstance(task, dict):
+            raise BadLine("not a JSON object")
+        if task.setdefault("project", self.project) != self.project:
+            raise BadLine(f"project: {task['project']!r} is not the --project {self.project} of this run")
+        recipe = task.get("recipe")
+        if not isinstance(recipe, str) or not recipe:
+            raise BadLine("recipe: must be a string that is not empty" if "recipe" in task else "recipe: is missing")
+        return task
+
+    def _encode(self, task: dict[str, Any]) -> bytes:
+        try:
+            return self.encode(task).encode()
+        except UnicodeEncodeError:
+            raise BadLine("contains a lone surrogate, which is no character") from None
+        except ValueError:
+            raise BadLine("contains NaN or an infinite number, which JSON does not have") from None
+
+
+# ── Submit ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Report:
+    """What has become of the lines so far."""
+
+    stored: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    refusals: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    repeated: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)  # first, last line, not unique
+    unanswered: tuple[int, int] | None = None
+    next_line: int = 1  # every line before it is settled
+
+    LISTED = 20
+
+    def counts(self) -> str:
+        return f"stored {self.stored:,}, duplicate {self.duplicates:,}, refused {self.refused:,}"
+
+    def says_something(self) -> bool:
+        return bool(self.stored or self.duplicates or self.refused or self.unanswered)
+
+    def refuse(self, line: int, reason: str) -> None:
+        self.refused += 1
+        if self.refused <= self.LISTED:
+            self.refusals.append((line, reason))
+
+    def text(self, finished: bool) -> str:
+        """The report that ends a run; finished: the whole input has been dealt with."""
+        said = [self.counts()]
+        said += [f"  line {line}: {reason}" for line, reason in sorted(self.refusals)]
+        if self.refused > self.LISTED:
+            said.append(f"  and {self.refused - self.LISTED:,} more; each was named on standard error")
+        for first, last, plain in self.repeated:
+            said.append(f"{_span(first, last)}: answer lost, sent again; {_after_repeating(plain)}")
+        if self.unanswered:
+            said.append(f"{_span(*self.unanswered)}: answer lost, they may or may not be stored")
+        if not finished:
+            after = self.next_line - 1
+            said.append(f"not finished: settled up to line {after}; continue with --start-line {self.next_line}")
+        return "\n".join(printable(line, 2000) for line in said)
+
+
+def _span(first: int, last: int) -> str:
+    return f"line {first}" if first == last else f"lines {first}-{last}"
+
+
+def _after_repeating(plain: int) -> str:
+    """What a batch that was sent twice can have led to; plain: how many of its tasks had nothing to know them by."""
+    if plain:
+        return f"{plain:,} of them without a unique string may be stored twice (--unique prevents that)"
+    return "those counted as duplicate may have been stored by the first attempt"
+
+
+class Submission:
+    """Sends tasks in bulk requests and keeps the report of what became of each line.
+
+    A batch whose answer is lost is sent again, because a task that is missing is worse than one that is done twice; the
+    report names its lines.
+    """
+
+    BATCH_BYTES = 1024 * 1024
+    NAMED_TASK = re.compile(r"requests\[(\d+)\]\.?\s*")
+
+    def __init__(self, client: Client, project: int, maker: TaskMaker, batch_size: int):
+        self.client = client
+        self.project = project
+        self.maker = maker
+        self.batch_size = batch_size
+        self.batch_bytes = self.BATCH_BYTES
+        self.report = Report()
+
+    def run(self, lines: Iterator[Line | None], start_line: int) -> None:
+        """Deals with every line from start_line on. Whatever ends it early, self.report is true when it does."""
+        self.report.next_line = start_line
+        batch: list[Task] = []
+        size = 0
+        last = None
+        for line in lines:
+            if line is None:
+                self._send(batch)
+                batch, size = [], 0
+                continue
+            last = line
+            if line.number < start_line or (task := self._task(line)) is None:
+                continue
+            if batch and (len(batch) >= self.batch_size or size + len(task.body) > self.batch_bytes):
+                self._send(batch)
+                batch, size = [], 0
+            batch.append(task)
+            size += len(task.body) + 1
+        self._send(batch)
+        if last is not None:
+            self._settled(last.number, last.end)
+
+    def _task(self, line: Line) -> Task | None:
+        try:
+            return self.maker.make(line)
+        except BadLine as bad:
+            self._refuse(line.number, str(bad))
+            return None
+
+    def _refuse(self, line: int, reason: str) -> None:
+        self.report.refuse(line, reason)
+        self.client.display.notice(f"line {line} refused: {reason}")
+
+    def _send(self, batch: list[Task]) -> None:
+        """Sends a batch, in smaller parts when the server refuses it as a whole. The order of the lines is kept."""
+        parts = [batch] if batch else []
+        while parts:
+            part = parts.pop()
+            self.report.next_line = part[0].line
+            with self.client.interrupts.deferred():
+                try:
+                    answer = self._submit(part)
+                except Refused as refused:
+                    parts.extend(reversed(self._smaller_parts(part, refused)))
+                else:
+                    self._stored(part, answer)
+        if batch:
+            self._settled(batch[-1].line, batch[-1].end)
+
+    def _submit(self, part: list[Task]) -> Answer:
+        body = b'{"requests":[' + b",".join(task.body for task in part) + b"]}"
+        try:
+            return self.client.call("POST", "/task/bulk_submit", body)
+        except BaseException:
+            if self.client.uncertain:
+                self.report.unanswered = (part[0].line, part[-1].line)
+            raise
+
+    def _smaller_parts(self, part: list[Task], refused: Refused) -> list[list[Task]]:
+        """What to send instead of a part that was refused. Fail when the refusal is not about the part's tasks."""
+        if refused.status == 403:
+            ask_for_access(self.client, self.project, refused, assign=False, submit=True)
+        if refused.status not in (400, 408, 413, 422):
+            raise Fail(f"project {self.project} on {self.client.server}: {refused.message}")
+        if refused.status in (408, 413):  # too much to send in time, or at all
+            self.batch_bytes = max(1, sum(len(task.body) for task in part) // 2)
+        return self._split(part, refused)
+
+    def _split(self, part: list[Task], refused: Refused) -> list[list[Task]]:
+        """The parts to send instead of this one, which the server refuses because of a task that it may name."""
+        named = self.NAMED_TASK.match(refused.message)
+        bad = int(named[1]) if named else len(part)
+        if len(part) == 1 or bad < len(part):
+            bad = min(bad, len(part) - 1)
+            self._refuse(part[bad].line, refused.message[named.end() :] if named else refused.message)
+            before, rest = part[:bad], part[bad + 1 :]
+        else:
+            before, rest = [], part
+        # Halves, so that a batch of nothing but bad lines is not sent whole once for each of them.
+        middle = len(rest) // 2
+        return [piece for piece in (before, rest[:middle], rest[middle:]) if piece]
+
+    def _stored(self, part: list[Task], answer: Answer) -> None:
+        duplicates = answer.content.get("duplicates")
+        duplicates = duplicates if isinstance(duplicates, int) else 0
+        self.report.duplicates += duplicates
+        self.report.stored += len(part) - duplicates
+        self.report.next_line = part[-1].line + 1
+        if answer.repeated:
+            plain = sum(not task.unique for task in part)
+            self.report.repeated.append((part[0].line, part[-1].line, plain))
+
+    def _settled(self, line: int, end: int) -> None:
+        self.report.next_line = line + 1
+        self.client.display.advance(end, self.report.counts())
+
+
+def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """worker.py submit."""
+    source = Input(args.file)
+    display = Display()
+    client = Client(args.server, display, interrupts, args.patience)
+    names = ("priority", "max_retries", "max_assign_time", "verification_count")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    maker = TaskMaker(args.project, options, args.unique, args.format)
+    submission = Submission(client, args.project, maker, args.batch)
+    report, finished = submission.report, False
+    try:
+        sign_in(client, Credentials(args.credentials or default_credentials_file()), args.alias)
+        with display.progress(source.size):
+            submission.run(source.lines(), args.start_line)
+        finished = True
+    finally:
+        if finished or report.says_something():
+            print(report.text(finished), flush=True)
+    return EXIT_SOME_REFUSED if report.refused else EXIT_OK
+
+
+# ── Status ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Sample:
+    """How many tasks a project had closed at a time (unix seconds by the server's clock)."""
+
+    time: float
+    closed: int
+
+
+def closing_rate(samples: list[Sample], now: Sample, window: float) -> float | None:
+    """Closed tasks per second from the oldest sample of the last `window` seconds (or the newest before) until now.
+
+    None when there is nothing to go by.
+    """
+    earlier = sorted((s for s in samples if s.time < now.time and s.closed <= now.closed), key=lambda s: s.time)
+    recent = [s for s in earlier if s.time >= now.time - window]
+    base = recent[:1] or earlier[-1:]
+    return (now.closed - base[0].closed) / (now.time - base[0].time) if base else None
+
+
+class Overview:
+    """The visible projects of a server with their counts and rates. It remembers what it saw, for the next rate."""
+
+    COUNTERS = (
+        "waiting_task_count",
+        "assigned_task_count",
+        "awaiting_verification_count",
+        "failed_task_count",
+        "closed_task_count",
+    )
+    SNAPSHOTS = 60
+
+    def __init__(self, client: Client, window: float):
+        self.client = client
+        self.window = window
+        self.seen: dict[int, list[Sample]] = {}
+
+    def projects(self) -> list[dict[str, Any]]:
+        """One object per visible project, in the server's order (by name), as --json prints them."""
+        try:
+            listed = self.client.call("GET", "/project/list")
+        except Refused as refused:
+            raise Fail(f"{self.client.server} does not list its projects: {refused.message}") from None
+        return [self._project(project, listed.server_time) for project in listed.content.get("projects") or []]
+
+    def _project(self, project: dict[str, Any], now: float) -> dict[str, Any]:
+        counts = {name: project.get(name, 0) for name in self.COUNTERS}
+        rate = self._rate(project["id"], Sample(now, counts["closed_task_count"]))
+        left = sum(counts[name] for name in self.COUNTERS[:3])
+        eta = left / rate if rate and not project.get("paused") else None
+        return {
+            "id": project["id"],
+            "name": project["name"],
+            "priority": project.get("priority", 0),
+            "paused": bool(project.get("paused")),
+            **counts,
+            "closed_per_second": rate,
+            "eta_seconds": 0 if left == 0 else eta,
+        }
+
+    def _rate(self, project: int, now: Sample) -> float | None:
+        rate = closing_rate(self._snapshots(project) + self.seen.get(project, []), now, self.window)
+        # Half a window further back than the window itself, or there would be nothing to compare with when it moves on.
+        recent = [s for s in self.seen.get(project, []) if s.time >= now.time - 1.5 * self.window]
+        self.seen[project] = [*recent, now]
+        return rate
+
+    def _snapshots(self, project: int) -> list[Sample]:
+        try:
+            content = self.client.call("GET", f"/project/monitoring/{project}?count={self.SNAPSHOTS}").content
+        except Refused:  # hidden or gone since it was listed
+            return []
+        return [Sample(s["time_stamp"], s["closed_task_count"]) for s in content.get("snapshots") or []]
+
+
+PAUSED_STYLE = "bold white on red"
+
+
+def status_table(projects: list[dict[str, Any]], server: str) -> Group:
+    """The projects as people want to see them; a paused one in reverse, and named above all."""
+    if not projects:
+        return Group(Text(f"{server} shows no project (hidden ones are shown to their managers only)"))
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("Id", justify="right", no_wrap=True)
+    table.add_column("Project", overflow="fold", min_width=8)
+    for heading in ("Prio", "Waiting", "Assigned", "Verify", "Failed", "Closed", "Rate", "ETA"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for project in projects:
+        counts = [f"{project[name]:,}" for name in Overview.COUNTERS]
+        name, rate = printable(project["name"], 60), _rate_text(project["closed_per_second"])
+        cells = [str(project["id"]), name, str(project["priority"]), *counts, rate, _eta_text(project)]
+        table.add_row(*map(Text, cells), style=PAUSED_STYLE if project["paused"] else "")
+    # Above the table: the lower end of a long one is what a small terminal does not show.
+    paused = ", ".join(f"{printable(p['name'], 60)} ({p['id']})" for p in projects if p["paused"])
+    return Group(*([Text(f"PAUSED, no task is handed out: {paused}", style=PAUSED_STYLE)] if paused else []), table)
+
+
+def _rate_text(rate: float | None) -> str:
+    if rate is None:
+        return "?"
+    return f"{rate:,.1f}/s" if rate >= 1 else f"{rate * 60:,.1f}/min"
+
+
+def _eta_text(project: dict[str, Any]) -> str:
+    if project["paused"]:
+        return "PAUSED"
+    if project["eta_seconds"] is None:
+        return "?" if project["closed_per_second"] is None else "stalled"
+    if project["eta_seconds"] == 0:
+        return "done" if project["closed_task_count"] else "empty"
+    return duration(project["eta_seconds"])
+
+
+Show = Callable[[list[dict[str, Any]], str | None], None]
+
+
+@contextlib.contextmanager
+def status_screen(args: argparse.Namespace) -> Iterator[Show]:
+    """Gives the function that shows the projects, and what is wrong when they are not fresh: as args ask for it."""
+    console = Console(highlight=False)
+    if args.json:
+        yield lambda projects, trouble: _show_json(args.server, projects, trouble)
+    elif args.watch is None or not console.is_terminal:
+        if not console.is_terminal:
+            console = Console(highlight=False, width=1000)  # a file has no edge to wrap at
+        yield lambda projects, trouble: console.print(_status_picture(args, projects, trouble))
+    else:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda projects, trouble: live.update(_status_picture(args, projects, trouble), refresh=True)
+
+
+def _show_json(server: str, projects: list[dict[str, Any]], trouble: str | None) -> None:
+    if trouble:
+        fail(trouble)
+    else:
+        print(json.dumps({"server": server, "time": time.time(), "projects": projects}), flush=True)
+
+
+def _status_picture(args: argparse.Namespace, projects: list[dict[str, Any]], trouble: str | None) -> Group:
+    above = []
+    if args.watch is not None:
+        above.append(Text(f"{args.server} at {datetime.datetime.now():%H:%M:%S}, every {args.watch:g} s"))
+    if trouble:
+        above.append(Text(f"OLD FIGURES: {printable(trouble)}", style="bold red"))
+    return Group(*above, status_table(projects, args.server))
+
+
+def run_status(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """worker.py status."""
+    overview = Overview(Client(args.server, Display(), interrupts, patience=0), args.window)
+    projects = overview.projects()
+    with status_screen(args) as show:
+        show(projects, None)
+        while args.watch is not None:
+            time.sleep(args.watch)
+            try:
+                projects, trouble = overview.projects(), None
+            except Unreachable as unreachable:
+                trouble = str(unreachable)
+            show(projects, trouble)
+    return EXIT_OK
+
+
+# ── Command line ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_forget(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """worker.py forget."""
+    credentials = Credentials(args.credentials or default_credentials_file())
+    worker = credentials.get(args.server)
+    if worker is None:
+        raise Fail(f"{credentials.path} holds no credentials for {args.server}")
+    with credentials.locked(Display()):
+        credentials.remove(args.server)
+    print(f"forgot worker {worker.id} ({worker.alias}) of {args.server}; the next run registers a new one")
+    return EXIT_OK
+
+
+def server_address(text: str) -> str:
+    """The address of a tracker as the credentials know it: lower case, no standard port, no slash at the end."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL like http://127.0.0.1:3010")
+    if url.userinfo or url.query or url.fragment:
+        raise argparse.ArgumentTypeError(f"{text!r}: a server has no user name, no ? and no #")
+    return str(url).rstrip("/")
+
+
+def whole(lowest: int, highest: int = 2**63 - 1) -> Callable[[str], int]:
+    """An argparse type: a whole number between two bounds."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if not lowest <= number <= highest:
+            raise argparse.ArgumentTypeError(f"{number} is not between {lowest} and {highest}")
+        return number
+
+    return convert
+
+
+def seconds(lowest: float) -> Callable[[str], float]:
+    """An argparse type: a number of seconds that is not below the lowest."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
+        if not lowest <= number <= 1e9:
+            raise argparse.ArgumentTypeError(f"{text} is not between {lowest:g} and 1e9 seconds")
+        return number
+
+    return convert
+
+
+MANUAL = """\
+The client of a task tracker: it sends tasks to a project and shows how the projects are getting on.
+
+first use:
+  python worker.py submit --server http://tracker.example:3010 --project 3 urls.txt
+      registers this machine as a worker, asks for access to project 3, and says which manager's call grants it;
+      run again when it is granted, the same command submits the file
+  python worker.py status --server http://tracker.example:3010
+
+environment:
+  TRACKER_SERVER        the server when --server is not given
+  TRACKER_CREDENTIALS   the credentials file when --credentials is not given
+
+exit status:
+  0    everything was done
+  1    some lines were refused (submit)
+  2    wrong usage, no permission, or the server failed
+  130  stopped by Ctrl-C
+
+`worker.py COMMAND --help` tells the rest."""
+
+SUBMIT_MANUAL = """\
+Submits the lines of FILE (or of standard input, -) as tasks of one project, in bulk requests. A line is a recipe as it
+stands; a line that starts with { is a JSON submit object with any of the fields
+  recipe, priority, max_retries, max_assign_time, verification_count, hash64, unique_string
+and what it does not say is taken from the options here, or else from the tracker. Blank lines are skipped. The file
+may be larger than the memory. A pipe that is silent for a second has its lines submitted before the batch is full.
+
+The report at the end counts the lines that were stored, those that were duplicates (the tracker had a task with the
+same hash or unique string), and names the refused ones by line number with the reason. A refused line never keeps
+another one from being stored.
+
+A rate limit is waited for, and so is a server that goes away, for as long as it takes (see --patience). A bulk request
+whose answer is lost is sent again, and the report names its lines: tasks that have neither --unique nor a hash of their
+own may then be stored twice. Even a unique one may be, when it was closed before the second attempt and the project
+does not keep the hashes of closed tasks.
+
+Ctrl-C waits for the answer in flight, reports, and names the --start-line to go on with. Pressed twice, it does not
+wait."""
+
+SUBMIT_EXAMPLES = """\
+examples:
+  python worker.py submit --project 3 urls.txt
+  python worker.py submit --project 3 --unique --max-retries 5 urls.txt
+  zcat urls.gz | python worker.py submit --project 3 --priority 10 -
+  echo '{"recipe": "page 7", "priority": 2}' | python worker.py submit --project 3 -
+  python worker.py submit --project 3 --start-line 120001 urls.txt
+
+exit status: 0 all fine, 1 some lines refused, 2 usage, permission or server error, 130 stopped by Ctrl-C"""
+
+STATUS_MANUAL = """\
+Prints a table of the projects that everybody may see: tasks waiting, assigned, awaiting verification (Verify), failed
+and closed, the rate of closing them, and the time until nothing is left at that rate. Needs no registration.
+A paused project, which hands out no tasks, is shown in reverse and named in capitals above the table.
+
+ETA: "stalled" when nothing was closed lately, "?" when there is nothing to go by yet."""
+
+STATUS_EXAMPLES = """\
+examples:
+  python worker.py status --server http://tracker.example:3010
+  python worker.py status --watch 5
+  python worker.py status --json | jq '.projects[] | select(.paused)'
+
+--json prints one object: server, time, and projects, each with id, name, priority, paused, waiting_task_count,
+assigned_task_count, awaiting_verification_count, failed_task_count, closed_task_count, closed_per_second and
+eta_seconds (both null when unknown). With --watch it prints one such line every so often."""
+
+FORGET_MANUAL = """\
+Drops the credentials of one server, for instance when another database is behind its URL now. The next command that
+needs a worker there registers a new one, which must be given access again. The tracker keeps the old worker."""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Every command with its options; each names its function as `run`."""
+    parser = argparse.ArgumentParser(
+        prog="worker.py", description=MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_submit(commands)
+    _add_status(commands)
+    forget = _add_command(commands, "forget", "drop the credentials of a server", FORGET_MANUAL, "", run_forget)
+    _add_credentials(forget)
+    return parser
+
+
+def _add_command(commands: Any, name: str, summary: str, manual: str, examples: str, run: Any) -> Any:
+    """A command with its manual and the --server that every command has."""
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=manual,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        type=server_address,
+        default=os.environ.get("TRACKER_SERVER") or "http://127.0.0.1:3010",
+        help="the tracker, with the path under which it is served if there is one (default: TRACKER_SERVER from the"
+        " environment, or else http://127.0.0.1:3010)",
+    )
+    return command
+
+
+def _add_credentials(command: Any) -> None:
+    command.add_argument(
+        "--credentials",
+        metavar="FILE",
+        type=lambda text: Path(text).expanduser(),
+        help="who we are to each server (default: TRACKER_CREDENTIALS from the environment, or else"
+        " tracker/credentials.json in this user's configuration folder)",
+    )
+
+
+def _add_submit(commands: Any) -> None:
+    submit = _add_command(commands, "submit", "submit tasks from a file", SUBMIT_MANUAL, SUBMIT_EXAMPLES, run_submit)
+    _add_credentials(submit)
+    add = submit.add_argument
+    add(
+        "--alias",
+        metavar="NAME",
+        help="what this worker is called; renames one that is registered already (default: the host name)",
+    )
+    add("file", metavar="FILE", help="one recipe or JSON object per line, UTF-8; - reads standard input")
+    add("--project", metavar="N", type=whole(1), required=True, help="id of the project to submit to (see status)")
+    add(
+        "--format",
+        choices=("auto", "lines", "json"),
+        default="auto",
+        help="auto: a line that starts with { is JSON; lines: every line is a recipe; json: every line is JSON"
+        " (default: auto)",
+    )
+    add(
+        "--unique",
+        action="store_true",
+        help="use the recipe as unique_string of each task that brings no hash or unique string: one that is waiting,"
+        " assigned or failed is not stored a second time",
+    )
+    add("--priority", metavar="N", type=whole(-(2**63)), help="higher is assigned first (default: 0)")
+    add("--max-retries", metavar="N", type=whole(0), help="a task that fails this often is FAILED (default: 0)")
+    add(
+        "--max-assign-time",
+        metavar="SECONDS",
+        type=whole(0),
+        help="a task held for longer goes to another worker (default: the tracker's)",
+    )
+    add(
+        "--verification-count",
+        metavar="N",
+        type=whole(0),
+        help="how many different workers must report the same result (default: 1)",
+    )
+    add("--batch", metavar="N", type=whole(1, 100_000), default=1000, help="tasks per request (default: 1000)")
+    add(
+        "--start-line",
+        metavar="N",
+        type=whole(1),
+        default=1,
+        help="skip the lines before this one: go on where an earlier run stopped (default: 1)",
+    )
+    add(
+        "--patience",
+        metavar="SECONDS",
+        type=seconds(0),
+        help="give up when the server does not answer for so long (default: never, but at once when it cannot be"
+        " connected to at the very beginning)",
+    )
+
+
+def _add_status(commands: Any) -> None:
+    summary = "show the projects and how far they are"
+    status = _add_command(commands, "status", summary, STATUS_MANUAL, STATUS_EXAMPLES, run_status)
+    add = status.add_argument
+    add("--watch", metavar="SECONDS", type=seconds(0.1), help="show it again, in place, every so often until Ctrl-C")
+    add("--json", action="store_true", help="for programs")
+    add(
+        "--window",
+        metavar="SECONDS",
+        type=seconds(1),
+        default=600,
+        help="take the rate over the last so many seconds (default: 600)",
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by who started us
+        stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the run
+    args = argument_parser().parse_args(arguments)
+    interrupts = Interrupts()
+    interrupts.install()
+    try:
+        return args.run(args, interrupts)
+    except KeyboardInterrupt:
+        return EXIT_SIGNAL + interrupts.signal
+    except BrokenPipeError:  # who read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Fail as failure:
+        fail(str(failure))
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
