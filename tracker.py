@@ -349,7 +349,6 @@ class Write(NamedTuple):
     future: asyncio.Future
     function: Callable
     args: tuple
-    long: bool
 
 
 class Database:
@@ -362,7 +361,8 @@ class Database:
         self.settings, self.clock, self.announce = settings, clock, announce
         self.path = Path(settings.database).absolute()
         self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
-        self._calls: list[Write] = []
+        self._short: list[Write] = []
+        self._long: list[Write] = []
         self._wanted: asyncio.Event | None = None
 
     async def open(self) -> None:
@@ -399,12 +399,13 @@ class Database:
         """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
 
         An exception of the function undoes all that it did and nothing else. A cancelled call that has not begun is
-        never run. A `long` one takes milliseconds: it runs on the writer's thread, beside the event loop.
+        never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, with the short ones that
+        have arrived meanwhile before the next long one.
         """
         if self._closing:
             raise TrackerError("unavailable", "The tracker is stopping")
         future = asyncio.get_running_loop().create_future()
-        self._calls.append(Write(future, function, args, long))
+        (self._long if long else self._short).append(Write(future, function, args))
         self._wanted.set()
         return future
 
@@ -423,18 +424,24 @@ class Database:
             connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
 
     async def _write_batches(self) -> None:
-        while self._calls or not self._closing:
+        while self._short or self._long or not self._closing:
             await self._wanted.wait()
             self._wanted.clear()
-            while self._calls:
-                batch = [call for call in self._calls[: self.MAX_BATCH] if not call.future.done()]
-                del self._calls[: self.MAX_BATCH]
-                if batch:
-                    await self._write_batch(batch)
+            while self._short or self._long:
+                await self._write_batch(self._take(self._short, self.MAX_BATCH), on_thread=False)
+                await self._write_batch(self._take(self._long, 1), on_thread=True)
 
-    async def _write_batch(self, batch: list[Write]) -> None:
+    def _take(self, calls: list[Write], most: int) -> list[Write]:
+        """Removes the first calls from a queue, and returns those whose callers still want them."""
+        batch = [call for call in calls[:most] if not call.future.done()]
+        del calls[:most]
+        return batch
+
+    async def _write_batch(self, batch: list[Write], on_thread: bool) -> None:
+        if not batch:
+            return
         try:
-            outcomes, ready = await self._commit(batch)
+            outcomes, ready = await self._commit(batch, on_thread)
         except Exception as error:
             log.error("A transaction could not be committed: %s", error)
             refusal = TrackerError("unavailable", "The database cannot be written to")
@@ -445,7 +452,7 @@ class Database:
         for project, count in ready:
             self.announce(project, count)
 
-    async def _commit(self, batch: list[Write]) -> tuple[list, list]:
+    async def _commit(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
         """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
 
         Short statements take less time than the crossing, and on another thread each of them would wait for the
@@ -453,7 +460,7 @@ class Database:
         """
         connection = self._writer.connection
         try:
-            if any(call.long for call in batch):
+            if on_thread:
                 done = await self._writer.run(self._run_batch, connection, batch)
             else:
                 done = self._run_batch(connection, batch)
@@ -1726,7 +1733,7 @@ def expire_tasks(tx: Tx) -> bool:
 # ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 PIECE = 500  # rows in one step, some milliseconds
-BUDGET = 0.02  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
+BUDGET = 0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
 PIECE_BYTES = 2**18  # and no step stores more than this at once
 
 

@@ -1,0 +1,782 @@
+#!/usr/bin/env python3
+"""Crawl one web site with several worker processes. A model for workers of your own: copy it and change Worker.fetch.
+
+    python examples/crawl.py https://docs.example.org/guide/ --server http://127.0.0.1:3010 --workers 4 --rate 5
+
+(the first time with `--manager NAME`, on a tracker without managers also `--register`; the password is asked for).
+
+It speaks to the tracker through the public HTTP API alone. The flow:
+
+1. **Set up**, as a manager, once: make the project with `keep_hashes` (closed tasks stay known, so that a URL is handed
+   out once for ever) and `assign_rate` (the tracker keeps the whole crew polite), register the workers, grant them
+   assign and submit. Their credentials go into STATE/state.json, which only its owner can read; later starts need no
+   password.
+2. **The seed** becomes the first task.
+3. **Each worker** repeats: be assigned a page (a request that waits for one) → fetch it → submit the links on it, with
+   `unique_string` = the normalised URL → log what is broken → append a line to STATE/pages.jsonl → release.
+   This order makes it safe. A page is released only when its links are stored, so a worker may be killed at any line:
+   its page comes back by its deadline (--max-assign-time) and is done again, by somebody.
+4. **The supervisor** restarts workers that died and shows the progress. The crawl is finished when no task is waiting,
+   assigned or awaiting verification; as links are submitted before their page is released, that is never so too early.
+
+Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
+While the tracker is away the workers repeat their request with growing pauses. Repeating is harmless: a link submitted
+twice is a duplicate, a release made twice answers `updated: false`.
+
+A page is a normalised URL: scheme and host in lower case (international names in punycode); no user name, default port,
+fragment, or dot segments; a path of at least `/`; percent-encodings in upper case, unreserved characters plain. The
+query stays as it is: only the site knows what it means. A redirect is a page with one link, its target. Links are those
+of <a>, <area>, <frame> and <iframe>, below the seed's directory or (--scope host) anywhere on its scheme, host, port.
+
+`pip install '.[examples]'` brings httpx, rich, lxml (finds links 8 times faster than html.parser, and no page can make
+it slow) and protego (robots.txt with wildcards and longest match, which urllib.robotparser does not know).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import getpass
+import json
+import math
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+from lxml import etree
+from protego import Protego
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+OK, FAIL = 0, 1  # results of a release
+ASSIGN_WAIT = 4  # seconds that the tracker may hold a request for a task; then the worker looks whether it is to stop
+LONGEST_PAUSE = 15  # seconds between two attempts to reach a tracker that is away
+REFUSED_PAUSE = 10  # seconds until a worker that was refused (paused, access withdrawn) asks again
+RESTART_INTERVAL = 5  # seconds at least between two starts of one worker
+PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no terminal
+LONGEST_URL = 4096  # characters; longer links are mistakes or traps
+BULK = 500  # links in one request
+DEFAULT_RATE = 5.0  # pages per second
+UNLIMITED_RATE = sys.float_info.max  # how the API shows that there is no limit
+RECORDS = "pages.jsonl"
+LONGEST_LIST = 50  # lines of each kind in the printed report
+USER_AGENT = f"tracker-crawl/1.0 (python-httpx/{httpx.__version__})"
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class CrawlError(Exception):
+    """Something that the user has to decide; its text is the whole message."""
+
+
+class Unreachable(CrawlError):
+    """The tracker did not answer, or answered that it cannot now."""
+
+
+class Refused(CrawlError):
+    """The tracker answered no, with this HTTP status."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Stopped(Exception):
+    """The worker was asked to stop while it was waiting."""
+
+
+# ── URLs and links ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def normalise(link: str, base: str = "") -> str | None:
+    """The one spelling of an http(s) link, resolved against `base`. None for what cannot be fetched (mailto:, say)."""
+    try:
+        url = httpx.URL(base).join(re.sub(r"[\t\r\n]", "", link).strip())
+        if url.scheme not in ("http", "https") or not url.host:
+            return None
+        target = re.sub("%[0-9A-Fa-f]{2}|%", _normalise_percent, url.raw_path.decode())
+        normal = str(httpx.URL(f"{url.scheme}://{url.netloc.decode()}{target}"))
+    except (httpx.InvalidURL, ValueError):
+        return None
+    return normal if len(normal) <= LONGEST_URL else None
+
+
+def _normalise_percent(match: re.Match) -> str:
+    if match[0] == "%":
+        return "%25"
+    character = chr(int(match[0][1:], 16))
+    return character if re.match("[A-Za-z0-9._~-]", character) else match[0].upper()
+
+
+class _LinkFinder:
+    """A target of lxml's parser that keeps the links and builds no tree: its time is linear, however deep a page is."""
+
+    ATTRIBUTES: ClassVar = {"a": "href", "area": "href", "frame": "src", "iframe": "src"}
+
+    def __init__(self):
+        self.base, self.links = "", {}
+
+    def start(self, tag: str, attributes: dict) -> None:
+        if tag == "base":
+            self.base = self.base or attributes.get("href", "")
+        elif tag in self.ATTRIBUTES and (link := attributes.get(self.ATTRIBUTES[tag])) is not None:
+            self.links[link.partition("#")[0]] = None  # a dict keeps each once, in order
+
+    def close(self) -> _LinkFinder:
+        return self
+
+
+def find_links(html: bytes, url: str, charset: str | None = None) -> list[str]:
+    """The normalised targets of a page's links, each once, in the order of the page.
+
+    `charset` is that of the Content-Type header; without it counts what the page declares, else windows-1252.
+    """
+    try:
+        parser = etree.HTMLParser(target=_LinkFinder(), encoding=charset, huge_tree=True)
+    except LookupError:  # a charset that does not exist
+        parser = etree.HTMLParser(target=_LinkFinder(), huge_tree=True)
+    found = etree.fromstring(html, parser)
+    base = normalise(found.base, url) or url
+    return list(dict.fromkeys(target for link in found.links if (target := normalise(link, base))))
+
+
+# ── The tracker's API ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Tracker:
+    """Calls to the tracker. With `stopping` (when to give up) a call is patient: repeated until it is answered."""
+
+    def __init__(self, server: str, credentials: dict | None = None, stopping=None):
+        headers = {"X-Worker-ID": str(credentials["id"]), "X-Secret": credentials["secret"]} if credentials else {}
+        self.http = httpx.Client(base_url=server, headers=headers, timeout=ASSIGN_WAIT + 10 if stopping else 10)
+        self.stopping = stopping
+
+    def call(self, method: str, path: str, body=None, **query):
+        """The answer's content, None where there is none. Raises Refused; Unreachable or Stopped when it gives up."""
+        pause = 0.5
+        while True:
+            try:
+                response = self.http.request(method, path, json=body, params=query)
+                if response.status_code < 500 and response.status_code != 429:
+                    return self._content(response)
+                trouble, delay = f"it answers {response.status_code} {response.text}", retry_after(response)
+            except httpx.TransportError as error:
+                trouble, delay = str(error) or type(error).__name__, 0
+            if not self.stopping:
+                raise Unreachable(f"The tracker at {self.http.base_url} cannot be used now: {trouble}.")
+            delay = delay or pause * random.uniform(0.5, 1)  # at random, or the crew would come back in one burst
+            self.pause(min(delay, LONGEST_PAUSE))
+            pause *= 2
+
+    @staticmethod
+    def _content(response: httpx.Response):
+        try:
+            answer = response.json() if response.content else {}
+        except ValueError:
+            raise CrawlError(f"{response.url} does not answer like a tracker; is --server right?") from None
+        if response.status_code >= 400:
+            raise Refused(response.status_code, answer.get("message", f"HTTP status {response.status_code}"))
+        return answer.get("content")
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, or raise Stopped soon after it is time to stop."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.stopping():
+                raise Stopped
+            time.sleep(min(left, 0.2))
+
+    def submit(self, crawl: Crawl, urls: list[str], found_on: str) -> None:
+        """Store the URLs as tasks; the tracker skips those that this project has seen before."""
+        limits = {"max_assign_time": crawl.max_assign_time, "max_retries": crawl.max_retries}
+        for start in range(0, len(urls), BULK):
+            tasks = [
+                {
+                    "project": crawl.project,
+                    "recipe": json.dumps({"url": url, "found_on": found_on}),
+                    "unique_string": url,
+                    **limits,
+                }
+                for url in urls[start : start + BULK]
+            ]
+            self.call("POST", "/task/bulk_submit", {"requests": tasks})
+
+
+def retry_after(response: httpx.Response) -> float:
+    """Seconds that a server asks for before the next attempt; 0 when it says nothing, or gives a date."""
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else 0
+
+
+# ── A worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Crawl:
+    """What every worker process has to know. Times in seconds, sizes in bytes."""
+
+    server: str
+    project: int
+    name: str
+    scope: str  # what every URL of the crawl begins with
+    robots: Protego
+    user_agent: str
+    timeout: float
+    max_body: int
+    max_assign_time: int
+    max_retries: int
+    records: Path
+
+    def wants(self, url: str) -> bool:
+        return url.startswith(self.scope) and self.robots.can_fetch(url, self.user_agent)
+
+
+@dataclass
+class Page:
+    """What one fetch came to; a line of pages.jsonl. outcome: ok, broken (the site says no), failed (to be retried)."""
+
+    url: str
+    found_on: str
+    outcome: str = "ok"
+    status: int | None = None
+    type: str = ""
+    size: int = 0
+    truncated: bool = False
+    error: str = ""
+    retry_after: float = 0
+    links: list[str] = field(default_factory=list)
+
+
+class Worker:
+    """One process of the crew: does one page after the other until it is told to stop, or its supervisor is gone."""
+
+    def __init__(self, crawl: Crawl, credentials: dict):
+        self.crawl, self.id = crawl, credentials["id"]
+        self.asked_to_stop = False
+        self.tracker = Tracker(crawl.server, credentials, self.stopping)
+        self.site = httpx.Client(timeout=crawl.timeout, headers={"User-Agent": crawl.user_agent})
+        self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def stopping(self) -> bool:
+        return self.asked_to_stop or not multiprocessing.parent_process().is_alive()
+
+    def stop(self, *_signal) -> None:
+        self.asked_to_stop = True
+
+    def run(self) -> None:
+        while not self.stopping():
+            try:
+                if task := self.assign():
+                    self.do(task)
+            except Refused as refusal:
+                say(f"The tracker refuses worker {self.id}: {refusal}. It asks again every {REFUSED_PAUSE} s.")
+                self.tracker.pause(REFUSED_PAUSE)
+
+    def assign(self) -> dict | None:
+        content = self.tracker.call("GET", f"/task/get/{self.crawl.project}", wait=ASSIGN_WAIT)
+        return content and content["task"]
+
+    def do(self, task: dict) -> None:
+        """Crawl one page and release it. A page that goes wrong as nobody foresaw must not take the worker with it."""
+        assigned = time.monotonic()
+        try:
+            page = self.crawl_page(**json.loads(task["recipe"]))
+        except Exception as error:
+            if isinstance(error, Stopped) or (isinstance(error, Refused) and error.status != 400):
+                raise
+            self.log("error", f"task {task['id']}, {task['recipe']}: {error!r}")
+            page = Page("", "", outcome="failed")
+        if page.outcome == "failed" and task["retries"] + 1 < self.crawl.max_retries:
+            self.pause_before_retry(2.0 ** task["retries"], page, assigned)
+        result = FAIL if page.outcome == "failed" else OK
+        self.tracker.call("POST", "/task/release", {"task_id": task["id"], "result": result, "verification": 0})
+
+    def crawl_page(self, url: str, found_on: str) -> Page:
+        """Fetch, submit, log, record: all that must be done before the page is released."""
+        page = self.fetch(url, found_on)
+        self.tracker.submit(self.crawl, [link for link in page.links if self.crawl.wants(link)], found_on=url)
+        if page.outcome != "ok" or page.truncated:
+            level = "error" if page.outcome == "failed" else "warn"
+            self.log(level, f"{page.outcome}: {describe(asdict(page))}")
+        record = asdict(page) | {"links": len(page.links), "worker": self.id, "pid": os.getpid(), "time": time.time()}
+        os.write(self.records, json.dumps(record).encode() + b"\n")  # one call a line, so those of the crew do not mix
+        return page
+
+    def fetch(self, url: str, found_on: str) -> Page:
+        """Get one page and judge it. Returns whatever the site does, and holds at most `max_body` bytes of it."""
+        page = Page(url, found_on)
+        if not self.crawl.wants(url):  # robots.txt may have changed since the link was stored
+            page.outcome, page.error = "broken", "out of scope, or forbidden by robots.txt"
+            return page
+        deadline = time.monotonic() + self.crawl.timeout
+        try:
+            with self.site.stream("GET", url) as response:
+                self.read(response, page, deadline)
+        except httpx.HTTPError as error:
+            page.outcome, page.error = "failed", f"{type(error).__name__} {error}".strip()
+        return page
+
+    def read(self, response: httpx.Response, page: Page, deadline: float) -> None:
+        page.status = response.status_code
+        page.type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if response.has_redirect_location:
+            target = normalise(response.headers["Location"], page.url)
+            page.links = [target] if target else []
+            if not page.found_on and not any(map(self.crawl.wants, page.links)):
+                page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
+        elif response.is_success:
+            body = self.read_body(response, page, deadline)
+            if page.type in ("text/html", "application/xhtml+xml"):
+                page.links = find_links(body, page.url, response.charset_encoding)
+        elif page.status in (408, 429) or page.status >= 500:
+            page.outcome, page.retry_after = "failed", retry_after(response)
+        else:
+            page.outcome = "broken"
+
+    def read_body(self, response: httpx.Response, page: Page, deadline: float) -> bytes:
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > self.crawl.max_body:
+                page.truncated, page.error = True, f"cut off after {self.crawl.max_body} bytes"
+                break
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s")
+        del body[self.crawl.max_body :]
+        page.size = len(body)
+        return bytes(body)
+
+    def pause_before_retry(self, seconds: float, page: Page, assigned: float) -> None:
+        """Hold a failed page for a while, but not past its deadline: once released it is first in the queue again."""
+        left = 0.8 * self.crawl.max_assign_time - (time.monotonic() - assigned)
+        with contextlib.suppress(Stopped):  # then it is released at once and need not wait for its deadline
+            self.tracker.pause(min(max(seconds, page.retry_after), left))
+
+    def log(self, level: str, message: str) -> None:
+        line = {"scope": self.crawl.name, "message": message, "timestamp": int(time.time())}
+        self.tracker.call("POST", f"/log/{level}", line)
+
+
+def start_worker(crawl: Crawl, credentials: dict) -> None:
+    """The body of a worker process, which the supervisor stops with SIGTERM."""
+    worker = Worker(crawl, credentials)
+    signal.signal(signal.SIGTERM, worker.stop)
+    with contextlib.suppress(Stopped):
+        worker.run()
+
+
+# ── Setting up ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def set_up(args: argparse.Namespace, scope: str, robots: Protego) -> tuple[int, list[dict]]:
+    """The project's id and the workers' credentials. Signs a manager in only when something is missing or different."""
+    file = args.state / "state.json"
+    state = load_state(file, {"server": args.server, "seed": args.seed, "scope": scope})
+    tracker = Tracker(args.server)
+    workers = [worker for worker in state["workers"] if is_accepted(args.server, worker)]
+    project = find_project(tracker, args.project)
+    known = project and project["id"] == state["project"] and state["ready"] and len(workers) >= args.workers
+    if not known or project["assign_rate"] != polite_rate(args, project, robots):
+        sign_in(tracker, args)
+        state["project"] = prepare_project(tracker, args, robots)
+        for number in range(len(workers) + 1, args.workers + 1):
+            workers.append(tracker.call("POST", "/worker/create", {"alias": f"{args.project}-{number}"})["worker"])
+        save_state(file, state | {"workers": workers, "ready": False})
+        for worker in workers:
+            grant_access(tracker, args.server, state["project"], worker)
+        save_state(file, state | {"workers": workers, "ready": True})
+    return state["project"], workers[: args.workers]
+
+
+def load_state(file: Path, crawl: dict) -> dict:
+    """What an earlier start of the same crawl has left in the file, or an empty state. Refuses another crawl's."""
+    empty = crawl | {"project": 0, "workers": [], "ready": False}
+    try:
+        state = json.loads(file.read_text()) if file.exists() else empty
+        different = [key for key in crawl if state[key] != crawl[key]]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise CrawlError(
+            f"{file} cannot be read as the state of a crawl. Remove it, or choose another --state."
+        ) from None
+    for key in different:
+        raise CrawlError(f"{file} is of a crawl with {key} {state[key]}, not {crawl[key]}. Choose another --state.")
+    return empty | state
+
+
+def save_state(file: Path, state: dict) -> None:
+    """Replace the file in one step. It holds secrets: only its owner may read it, from its first moment on."""
+    new = file.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        json.dump(state, out, indent=1)
+    os.replace(new, file)
+
+
+def is_accepted(server: str, worker: dict) -> bool:
+    try:
+        Tracker(server, worker).call("POST", "/worker/update", {"alias": worker["alias"]})
+    except Refused:
+        return False
+    return True
+
+
+def find_project(tracker: Tracker, name: str) -> dict | None:
+    projects = tracker.call("GET", "/project/list")["projects"]
+    return next((project for project in projects if project["name"] == name), None)
+
+
+def sign_in(tracker: Tracker, args: argparse.Namespace) -> None:
+    """Log in as the manager; with --register, make it if it cannot."""
+    terminal = sys.stdin.isatty()
+    name = args.manager or (terminal and input("Manager: "))
+    if not name:
+        raise CrawlError("A manager has to set the crawl up: name one with --manager.")
+    if args.password_file:
+        password = args.password_file.read_text().rstrip("\r\n")
+    else:
+        password = os.environ.get("TRACKER_PASSWORD") or (terminal and getpass.getpass(f"Password of {name}: "))
+    if not password:
+        raise CrawlError(f"Give the password of manager {name} in TRACKER_PASSWORD or with --password-file.")
+    credentials = {"username": name, "password": password}
+    try:
+        tracker.call("POST", "/login", credentials)
+    except Refused as refusal:
+        if not args.register:
+            raise CrawlError(f"Manager {name}: {refusal}. A new tracker has no manager yet: add --register.") from None
+        try:
+            tracker.call("POST", "/register", credentials)
+        except Refused as second:
+            raise CrawlError(f"Manager {name} cannot log in: {refusal}. Nor register: {second}.") from None
+
+
+def prepare_project(tracker: Tracker, args: argparse.Namespace, robots: Protego) -> int:
+    """The id of the project, which is made if there is none, and gets the rate that was asked for."""
+    project = find_project(tracker, args.project)
+    settings = {"name": args.project, "keep_hashes": True, "assign_rate": polite_rate(args, project, robots)}
+    if project is None:
+        if (args.state / RECORDS).exists():
+            raise CrawlError(f"{args.state} is of a crawl that this tracker does not know. Choose another --state.")
+        return tracker.call("POST", "/project/create", settings)["id"]
+    if not project["keep_hashes"]:
+        raise CrawlError(f"Project {args.project} was made without keep_hashes: a crawl would never end there.")
+    tracker.call("POST", f"/project/update/{project['id']}", project | settings)
+    return project["id"]
+
+
+def grant_access(manager: Tracker, server: str, project: int, worker: dict) -> None:
+    """Let a worker assign and submit: it asks, the manager accepts. 409 says that this has been done before."""
+    wish = {"project": project, "assign": True, "submit": True}
+    for tracker, path, body in (
+        (Tracker(server, worker), "/project/request_access", wish),
+        (manager, f"/project/accept_request/{project}/{worker['id']}", None),
+    ):
+        try:
+            tracker.call("POST", path, body)
+        except Refused as refusal:
+            if refusal.status != 409:
+                raise
+
+
+def read_robots(seed: str, user_agent: str) -> Protego:
+    """The site's rules. No robots.txt (4xx) allows all; a site that cannot say (5xx, no answer) is left alone."""
+    url = str(httpx.URL(seed).join("/robots.txt"))
+    try:
+        response = httpx.get(url, headers={"User-Agent": user_agent}, follow_redirects=True, timeout=30)
+    except httpx.HTTPError as error:
+        raise CrawlError(f"{url} cannot be read: {str(error) or type(error).__name__}") from None
+    if response.status_code >= 500:
+        raise CrawlError(f"{url} answers {response.status_code}, so nobody knows what it allows. Try again later.")
+    robots = Protego.parse(response.text if response.is_success else "")
+    if not robots.can_fetch(seed, user_agent):
+        raise CrawlError(f"{url} forbids {seed} to {user_agent}.")
+    return robots
+
+
+def polite_rate(args: argparse.Namespace, project: dict | None, robots: Protego) -> float:
+    """Pages per second: as asked for, else as the project has it, at most what a Crawl-delay in robots.txt allows."""
+    rate = args.rate if args.rate is not None else project["assign_rate"] if project else DEFAULT_RATE
+    delay = robots.crawl_delay(args.user_agent)
+    return min(rate or UNLIMITED_RATE, 1 / delay if delay else UNLIMITED_RATE)
+
+
+# ── The supervisor ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def say(text: str) -> None:
+    console.print(text)
+
+
+def count_undone(project: dict) -> int:
+    """How many tasks are waiting for somebody, or in somebody's hands."""
+    counts = ("waiting_task_count", "assigned_task_count", "awaiting_verification_count")
+    return sum(project[count] for count in counts)
+
+
+class Display:
+    """Shows the progress: in place with a bar on a terminal, else as a plain line every few seconds."""
+
+    def __init__(self):
+        columns = BarColumn(20), TextColumn("{task.description}", markup=False)
+        self.live = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.bar = self.live.add_task("")
+        self.next_line = 0.0
+        self.samples = collections.deque()  # (time, done, known) of the last half minute: rate and ETA come from these
+
+    def show(self, project: dict) -> None:
+        """The project's live counts, the rate, and the time that the pages known by now will take."""
+        closed, failed, undone = project["closed_task_count"], project["failed_task_count"], count_undone(project)
+        assigned, done, now = project["assigned_task_count"], closed + failed, time.monotonic()
+        self.samples.append((now, done, done + undone))
+        while self.samples[0][0] < now - 30:
+            self.samples.popleft()
+        start, done_before, known_before = self.samples[0]
+        rate = (done - done_before) / (now - start) if now > start else 0
+        eta = f"ETA {timedelta(seconds=math.ceil(undone / rate))}" if rate else "ETA unknown"
+        if done + undone > known_before:
+            eta += " or later: still finding pages"
+        if project["paused"]:
+            eta = "paused by a manager"
+        self.live.update(self.bar, completed=done, total=done + undone)
+        counts = f"done {closed}, waiting {undone - assigned}, assigned {assigned}, failed {failed}"
+        self.line(f"{counts}, {rate:.1f}/s, {eta}")
+
+    def line(self, text: str) -> None:
+        self.live.update(self.bar, description=text)
+        if not console.is_terminal and time.monotonic() >= self.next_line:
+            say(text)
+            self.next_line = time.monotonic() + PLAIN_INTERVAL
+
+
+@dataclass
+class Place:
+    """A place in the crew: a worker's credentials, and the process that works with them now."""
+
+    credentials: dict
+    process: multiprocessing.Process | None = None
+    started: float = -math.inf
+
+
+class Supervisor:
+    """Keeps the crew complete and shows the progress, until nothing is left to do or it is told to stop."""
+
+    def __init__(self, crawl: Crawl, workers: list[dict], project: dict):
+        self.crawl, self.crew = crawl, [Place(credentials) for credentials in workers]
+        self.project = project  # with its live counts, as last heard from the tracker
+        self.context = multiprocessing.get_context("spawn")  # the same on every platform, and inherits no connection
+        self.tracker, self.display = Tracker(crawl.server), Display()
+        self.asked_to_stop = False
+
+    def run(self) -> dict:
+        """The project at the end, whether the crawl is finished or was interrupted."""
+        signal.signal(signal.SIGINT, self.stop)
+        signal.signal(signal.SIGTERM, self.stop)
+        try:
+            with self.display.live:
+                while not self.asked_to_stop:
+                    self.complete_crew()
+                    if self.is_finished():
+                        break
+                    time.sleep(0.5)
+        finally:
+            self.dismiss_crew(0 if not count_undone(self.project) else self.crawl.max_assign_time)
+        self.is_finished()  # counts what was in hand, too
+        return self.project
+
+    def stop(self, *_signal) -> None:
+        if self.asked_to_stop:
+            raise KeyboardInterrupt
+        self.asked_to_stop = True
+        for place in self.crew:
+            if place.process:
+                place.process.terminate()
+        say("Stopping as soon as the pages in hand are finished (again: at once).")
+
+    def is_finished(self) -> bool:
+        try:
+            self.project = self.tracker.call("GET", f"/project/get/{self.crawl.project}")
+        except Unreachable as trouble:
+            self.display.line(f"{trouble} The crawl goes on when it is back.")
+            return False
+        self.display.show(self.project)
+        return not count_undone(self.project)
+
+    def complete_crew(self) -> None:
+        for place in self.crew:
+            alive = place.process and place.process.is_alive()
+            if alive or time.monotonic() < place.started + RESTART_INTERVAL:
+                continue
+            if place.process:
+                say(f"Worker {place.credentials['id']} died with exit code {place.process.exitcode}.")
+            process = self.context.Process(target=start_worker, args=(self.crawl, place.credentials), daemon=True)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C reaches all processes, one heeds it
+            process.start()
+            signal.signal(signal.SIGINT, self.stop)
+            place.process, place.started = process, time.monotonic()
+            say(f"Worker {place.credentials['id']} is process {process.pid}.")
+
+    def dismiss_crew(self, patience: float) -> None:
+        """Let the workers finish their pages, for so many seconds."""
+        processes = [place.process for place in self.crew if place.process]
+        end = time.monotonic() + patience
+        try:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join(max(0, end - time.monotonic()))
+        finally:
+            for process in processes:
+                process.kill()
+
+
+# ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_report(crawl: Crawl, seconds: float, before: dict, after: dict) -> dict:
+    """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
+    pages = after["closed_task_count"] - before["closed_task_count"]
+    problems = read_problems(crawl.records)
+    return {
+        "finished": not count_undone(after),
+        "seconds": round(seconds, 2),
+        "pages": pages,
+        "pages_per_second": round(pages / seconds, 2),
+        "done": after["closed_task_count"],
+        "waiting": count_undone(after),
+        "failed": after["failed_task_count"],
+        "broken_pages": [page for page in problems if page["outcome"] == "broken"],
+        "failed_pages": [page for page in problems if page["outcome"] == "failed"],
+        "truncated_pages": [page for page in problems if page["outcome"] == "ok"],
+        "records": str(crawl.records),
+    }
+
+
+def read_problems(records: Path) -> list[dict]:
+    """The last record of each page that did not end well: one that failed at first and was done later is fine."""
+    problems = {}
+    with open(records, "rb") as lines:
+        for line in lines:
+            try:
+                page = json.loads(line)
+            except ValueError:  # torn by a power cut
+                continue
+            problems.pop(page["url"], None)
+            if page["outcome"] != "ok" or page["truncated"]:
+                problems[page["url"]] = page
+    return list(problems.values())
+
+
+def describe(page: dict) -> str:
+    return f"{page['error'] or page['status']} {page['url']} (found on {page['found_on'] or 'no page: the seed'})"
+
+
+def print_report(report: dict, project: int) -> None:
+    print("Finished." if report["finished"] else "Interrupted; the same command goes on with it.")
+    print(f"{report['pages']} pages in {report['seconds']} s, {report['pages_per_second']} pages/s")
+    print(f"All runs: {report['done']} done, {report['waiting']} left, {report['failed']} failed")
+    for kind in ("broken", "failed", "truncated"):
+        pages = report[f"{kind}_pages"]
+        for page in pages[:LONGEST_LIST]:
+            print(f"{kind}: {describe(page)}")
+        if len(pages) > LONGEST_LIST:
+            print(f"{kind}: and {len(pages) - LONGEST_LIST} more")
+    if report["failed"]:
+        print(f"To try failed pages again: POST /project/reset_failed_tasks/{project} as a manager, then this command.")
+    print(f"Every page: {report['records']}")
+
+
+# ── Command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Crawl one web site with several workers that share the work through a task tracker.",
+        epilog="The same command goes on with a crawl that was interrupted. How it works: see the top of the file.",
+    )
+    add = parser.add_argument
+    add("seed", metavar="SEED_URL", help="the first page")
+    add("--server", metavar="URL", default="http://127.0.0.1:3010", help="the tracker (default: %(default)s)")
+    add("--workers", metavar="N", type=int, default=4, help="worker processes (default: %(default)s)")
+    add("--rate", metavar="PAGES_PER_SECOND", type=float, help="of all workers, 0: no limit (default: 5, or as it was)")
+    add(
+        "--scope",
+        choices=("prefix", "host"),
+        default="prefix",
+        help="the seed's directory (default), or its whole host",
+    )
+    add("--project", metavar="NAME", help="the tracker's project, made if needed (default: crawl-HOST)")
+    add("--manager", metavar="NAME", help="the manager that sets the crawl up; needed once")
+    add("--password-file", metavar="FILE", type=Path, help="with its password (else TRACKER_PASSWORD or a prompt)")
+    add("--register", action="store_true", help="make this manager if it cannot log in: for a new tracker")
+    add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
+    add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
+    add("--user-agent", metavar="TEXT", default=USER_AGENT, help="say how to reach you (default: %(default)s)")
+    add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
+    add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
+    add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
+    add("--max-retries", metavar="N", type=int, default=4, help="attempts at a page that does not answer (default: 4)")
+    args = parser.parse_args()
+    for name in ("workers", "timeout", "max_body", "max_assign_time", "max_retries"):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"argument --{name.replace('_', '-')}: must be more than 0")
+    if args.rate is not None and not 0 <= args.rate < math.inf:
+        parser.error("argument --rate: must be 0 or more")
+    if args.max_assign_time < 3 * args.timeout:
+        parser.error("argument --max-assign-time: must be at least 3 times --timeout, or slow pages are assigned twice")
+    for name in ("server", "seed"):
+        url = normalise(getattr(args, name))
+        setattr(args, name, url or parser.error(f"{getattr(args, name)} is not an http or https URL"))
+    args.project = args.project or f"crawl-{httpx.URL(args.seed).netloc.decode()}"
+    args.state = args.state or Path(re.sub(r"[^\w.-]", "_", args.project))
+    return args
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Set up, crawl, report. True when the crawl is finished."""
+    scope = str(httpx.URL(args.seed).join("/" if args.scope == "host" else "."))
+    robots = read_robots(args.seed, args.user_agent)
+    args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    project, workers = set_up(args, scope, robots)
+    names = ("server", "user_agent", "timeout", "max_body", "max_assign_time", "max_retries")
+    records = args.state / RECORDS
+    records.touch(0o600)
+    crawl = Crawl(
+        project=project,
+        name=args.project,
+        scope=scope,
+        robots=robots,
+        records=records,
+        **{name: getattr(args, name) for name in names},
+    )
+
+    tracker, started = Tracker(args.server, workers[0]), time.monotonic()
+    before = tracker.call("GET", f"/project/get/{project}")
+    tracker.submit(crawl, [args.seed], found_on="")
+    after = Supervisor(crawl, workers, before).run()
+    report = make_report(crawl, time.monotonic() - started, before, after)
+    print_report(report, project)
+    if args.report:
+        args.report.write_text(json.dumps(report, indent=1))
+    return report["finished"]
+
+
+def main() -> None:
+    try:
+        finished = run(parse_arguments())
+    except (CrawlError, OSError) as error:
+        sys.exit(f"crawl.py: {error}")
+    except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at a prompt
+        sys.exit(130)
+    sys.exit(0 if finished else 130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+#!/usr/bin/env python3
+"""Prove on a real documentation tree that a crawl fetches every reachable page exactly once, whatever is killed.
+
+    python examples/prove_crawl.py /usr/share/doc/python3-doc/html
+
+Serves the tree on loopback and records each request. Walks it independently (html.parser and urllib, and wget where it
+is installed), then crawls it with `crawl.py` twice, each time with a new tracker: undisturbed, and with one worker and
+the tracker killed by SIGKILL on the way. Prints the figures; ends with exit code 1 when a set differs or a page was
+fetched twice that no killed worker had in hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import quote, unquote, urldefrag, urljoin
+
+HERE = Path(__file__).resolve().parent
+LINKS = {"a": "href", "area": "href", "frame": "src", "iframe": "src"}
+
+
+class RecordingHandler(http.server.SimpleHTTPRequestHandler):
+    """Answers with the files of a directory, and tells its site of each request first."""
+
+    protocol_version = "HTTP/1.1"  # keep-alive, as real servers do
+    disable_nagle_algorithm = True
+
+    def __init__(self, site: Site, *args, **options):
+        self.site = site
+        super().__init__(*args, **options)
+
+    def do_GET(self) -> None:
+        self.site.record("GET", self.path)
+        super().do_GET()
+
+    def do_HEAD(self) -> None:
+        self.site.record("HEAD", self.path)
+        super().do_HEAD()
+
+    def log_message(self, *_message) -> None:
+        pass
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """A directory served on loopback within a with block.
+
+    `fetched` counts the GETs by path, `asked` the GETs and HEADs; robots.txt does not count.
+    """
+
+    def __init__(self, directory: Path, handler: type = RecordingHandler):
+        super().__init__(("127.0.0.1", 0), functools.partial(handler, self, directory=directory))
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        self.fetched, self.asked = collections.Counter(), collections.Counter()
+        self.lock, self.held, self.go_on = threading.Lock(), None, threading.Event()
+
+    def __enter__(self) -> Site:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self.go_on.set()
+        self.shutdown()
+        self.server_close()
+
+    def record(self, method: str, path: str) -> None:
+        if path == "/robots.txt":
+            return
+        with self.lock:
+            self.asked[unquote(path)] += 1
+            self.fetched[unquote(path)] += method == "GET"
+            if hold := self.held == "next":
+                self.held = path
+        if hold:
+            self.go_on.wait()
+
+    def hold_next(self) -> None:
+        """Wait for the next request, which is answered only when `go_on` is set; its path is then in `held`."""
+        self.held = "next"
+        wait_until(lambda: self.held != "next")
+
+    def pages(self) -> set[str]:
+        return set(self.asked)
+
+    def handle_error(self, *_request) -> None:
+        """A client that goes away is nothing to report: some are killed on purpose."""
+
+
+class _LinkParser(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.links = []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if value and LINKS.get(tag) == name]
+
+
+def walk(seed: str) -> None:
+    """Visit the seed and every page below its directory, breadth first, each once."""
+    queue, seen = collections.deque([seed]), {seed}
+    while queue:
+        url = queue.popleft()
+        try:
+            with urllib.request.urlopen(url) as response:
+                kind, charset = response.headers.get_content_type(), response.headers.get_content_charset("utf-8")
+                html = response.read().decode(charset, "replace") if kind == "text/html" else ""
+        except urllib.error.URLError:
+            continue
+        parser = _LinkParser()
+        parser.feed(html)
+        for link in parser.links:
+            target = quote(urldefrag(urljoin(url, link.strip()))[0], safe=string.printable)
+            if target.startswith(urljoin(seed, ".")) and target not in seen:
+                seen.add(target)
+                queue.append(target)
+
+
+def walk_with_wget(seed: str) -> None:
+    tags = f"--follow-tags={','.join(LINKS)}"
+    options = ["--spider", "-r", "-l", "inf", "-np", "-nd", "-q", "-e", "robots=off", tags]
+    with tempfile.TemporaryDirectory() as scratch:
+        subprocess.run(["wget", *options, seed], cwd=scratch, check=False)  # a broken link makes its exit code 8
+
+
+class TrackerProcess:
+    """A tracker in a process of its own, with its database in `directory`; killed, it starts again on the same port."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.port = directory, 0
+        self.start()
+
+    def start(self) -> None:
+        """Return when the tracker listens."""
+        command = [sys.executable, HERE.parent / "tracker.py", "--port", str(self.port), "--database", "tracker.db"]
+        self.process = subprocess.Popen(command, cwd=self.directory, stdout=subprocess.PIPE, text=True)
+        for line in self.process.stdout:
+            if "listening on" in line:
+                self.url = re.search(r"http://\S+", line)[0]
+                self.port = int(self.url.rpartition(":")[2])
+                return
+        raise SystemExit("The tracker did not start.")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+class CrawlProcess:
+    """A run of crawl.py against a tracker, as a new project with the files in `directory`."""
+
+    def __init__(self, seed: str, tracker: str, directory: Path, *options: str):
+        self.records, self.report_file = directory / "state" / "pages.jsonl", directory / "report.json"
+        options = [
+            "--server",
+            tracker,
+            "--rate",
+            "0",
+            "--state",
+            directory / "state",
+            "--report",
+            self.report_file,
+            *options,
+        ]
+        manager = ["--manager", "prover", "--register"]
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "crawl.py", seed, *options, *manager],
+            env={**os.environ, "TRACKER_PASSWORD": "prove the crawl"},
+            stdout=subprocess.DEVNULL,
+        )
+
+    def read_records(self) -> list[dict]:
+        """What the workers have written about their pages up to now."""
+        try:
+            lines = self.records.read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def kill_worker_that_holds(self, site: Site, workers: int) -> int:
+        """Kill one of the workers while it fetches a page, and tell its process id."""
+        wait_until(lambda: len({record["pid"] for record in self.read_records()}) == workers)
+        site.hold_next()
+        written = len(self.read_records())
+        wait_until(lambda: len(self.read_records()) > written + 20)  # by then each of the others has written one
+        last_records = {record["pid"]: number for number, record in enumerate(self.read_records())}
+        pid = min(last_records, key=last_records.get)
+        os.kill(pid, signal.SIGKILL)
+        site.go_on.set()
+        return pid
+
+    def report(self) -> dict:
+        """Wait for the end."""
+        if self.process.wait() != 0:
+            raise SystemExit(f"crawl.py ended with exit code {self.process.returncode}.")
+        return json.loads(self.report_file.read_text())
+
+
+def wait_until(condition, seconds: float = 300) -> None:
+    """Poll until the condition holds; SystemExit when it does not in that time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit("Waited too long.")
+        time.sleep(0.01)
+
+
+def refetched(site: Site, records: list[dict], killed: int | None) -> tuple[int, int]:
+    """How many pages were fetched more than once, and how many of those no killed worker can explain.
+
+    The killed worker's last fetch has no record, or one with its process id; every other worker records each fetch.
+    """
+    by_others = collections.Counter(
+        unquote(record["url"].removeprefix(site.url[:-1])) for record in records if record["pid"] != killed
+    )
+    twice = [path for path, count in site.fetched.items() if count > 1]
+    explained = [path for path in twice if killed and site.fetched[path] == 2 and by_others[path] <= 1]
+    return len(twice), len(twice) - len(explained)
+
+
+def prove(directory: Path, workers: int, disturb: bool, expected: set[str]) -> bool:
+    """One crawl of the tree, its figures on standard output. False when it is not what it should be."""
+    killed = None
+    with Site(directory) as site, tempfile.TemporaryDirectory() as scratch:
+        tracker = TrackerProcess(Path(scratch))
+        try:
+            options = ["--workers", str(workers), "--timeout", "5", "--max-assign-time", "15"]
+            crawl = CrawlProcess(site.url, tracker.url, Path(scratch), *options)
+            if disturb:
+                wait_until(lambda: site.fetched.total() > len(expected) / 3)
+                killed = crawl.kill_worker_that_holds(site, workers)
+                wait_until(lambda: site.fetched.total() > len(expected) / 2)
+                tracker.kill()
+                time.sleep(1)
+                tracker.start()
+            report = crawl.report()
+        finally:
+            tracker.stop()
+        pages, (twice, unexplained) = site.pages(), refetched(site, crawl.read_records(), killed)
+    equal = pages == expected and report["done"] == len(expected)
+    print_row(
+        "with a worker and the tracker killed" if disturb else "undisturbed",
+        len(pages),
+        report["seconds"],
+        report["pages_per_second"],
+        "equal" if equal else "DIFFERENT",
+        twice,
+        unexplained,
+        len(report["broken_pages"]),
+    )
+    for path in sorted(pages ^ expected)[:10]:
+        print(f"    only in {'the crawl' if path in pages else 'the walk'}: {path}")
+    return equal and not unexplained
+
+
+def print_row(name: str, *figures) -> None:
+    print(f"{name:38}", *(f"{figure:>11}" for figure in figures), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("directory", type=Path, help="a tree of HTML files with an index.html")
+    parser.add_argument("--workers", type=int, default=4, help="of the crawler (default: %(default)s)")
+    args = parser.parse_args()
+    walks = {}
+    for name, visit in {"html.parser": walk, "wget": walk_with_wget}.items():
+        if name != "wget" or shutil.which("wget"):
+            with Site(args.directory) as site:
+                visit(site.url)
+                walks[name] = site.pages()
+    expected = walks["html.parser"]
+    print(f"{args.directory}, {args.workers} workers; independent walks: {', '.join(walks)}")
+    same = all(pages == expected for pages in walks.values())
+    if not same:
+        print(f"The walks differ: {sorted(walks['wget'] ^ expected)[:10]}")
+    print_row("crawl", "pages", "seconds", "pages/s", "sets", "refetched", "unexplained", "broken")
+    results = [prove(args.directory, args.workers, disturb, expected) for disturb in (False, True)]
+    sys.exit(0 if same and all(results) else 1)
+
+
+if __name__ == "__main__":
+    main()

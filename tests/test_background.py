@@ -1,0 +1,225 @@
+"""What goes on behind the requests: leases, snapshots, pruning, long operations; and time that jumps."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import MovedClock, Site, Worker, wait_until
+
+import tracker
+
+HOUR = 3600
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_setting_the_clock_ends_no_lease(site: Site, jump: int) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project, max_assign_time=600)
+    task = worker.assigned(project)
+    site.clock.wall = jump
+    asyncio.run(expire(site))
+    assert site.admin.counts(project) == {"assigned": 1}
+    assert worker.released(task["id"])
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_setting_the_clock_holds_no_task_past_its_lease(site: Site, jump: int) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project, max_assign_time=600)
+    worker.assigned(project)
+    site.clock.wall = jump
+    site.clock.pass_time(601)
+    wait_until(lambda: site.admin.counts(project) == {"waiting": 1})
+
+
+async def expire(site: Site) -> None:
+    """Waits for longer than the interval at which leases are looked at."""
+    await asyncio.sleep(2 * tracker.EXPIRY_INTERVAL)
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_a_lease_stands_still_while_the_tracker_is_down(tmp_path: Path, jump: int) -> None:
+    """And a clock that was set meanwhile makes no difference."""
+    settings = tracker.Settings(database=str(tmp_path / "x.db"), log_file="")
+    clock = MovedClock()
+    with tracker.serving(settings, clock) as url:
+        site = Site(url, clock, settings)
+        project = site.admin.create_project(public=True)
+        worker = site.create_worker(project)
+        worker.submit(project, max_assign_time=600)
+        worker.assigned(project)
+        clock.pass_time(500)
+    clock = MovedClock()
+    clock.wall = jump
+    with tracker.serving(settings, clock) as url:
+        worker.http.base_url = url
+        asyncio.run(expire(site))
+        assert worker.assigned(project) is None
+        clock.pass_time(101)
+        wait_until(lambda: worker.assigned(project))
+
+
+def test_a_task_without_a_lease_time_of_its_own_gets_the_default(make_site: Callable[..., Site]) -> None:
+    site = make_site(default_max_assign_time=60)
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project)
+    worker.assigned(project)
+    site.clock.pass_time(59)
+    asyncio.run(expire(site))
+    assert site.admin.counts(project) == {"assigned": 1}
+    site.clock.pass_time(2)
+    wait_until(lambda: site.admin.counts(project) == {"waiting": 1})
+
+
+def test_thousands_of_leases_that_end_together_are_all_taken_back(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.bulk_submit([{"project": project, "recipe": str(number), "max_assign_time": 60} for number in range(3000)])
+    for _ in range(3):
+        worker.assign(project, count=1000)
+    assert site.admin.counts(project) == {"assigned": 3000}
+    site.clock.pass_time(61)
+    wait_until(lambda: site.admin.counts(project) == {"waiting": 3000})
+
+
+def test_snapshots_are_taken_at_the_interval(make_site: Callable[..., Site]) -> None:
+    site = make_site(snapshot_interval=0.2)
+    project = site.admin.create_project()
+    site.create_worker(project).submit(project)
+
+    def snapshots() -> list[dict]:
+        site.clock.wall += 1  # time stamps are whole seconds
+        return site.admin.get(f"/project/monitoring/{project}", count=100).json()["content"]["snapshots"]
+
+    assert len(wait_until(lambda: len(snapshots()) >= 3 and snapshots())) >= 3
+
+
+def in_transaction(site: Site, function: Callable, *args: object) -> object:
+    """Runs a domain function on the database of a site that is not running."""
+    path = Path(site.settings.database)
+    connection = tracker.connect(path, site.settings)
+    try:
+        connection.execute("BEGIN")
+        result = function(tracker.Tx(connection, site.clock, site.settings), *args)
+        connection.execute("COMMIT")
+        return result
+    finally:
+        connection.close()
+
+
+class Prepared:
+    """A database without a server: what background functions do to it is seen directly."""
+
+    def __init__(self, path: Path, **changes: object):
+        self.settings = tracker.Settings(database=str(path), log_file="", **changes)
+        self.clock = MovedClock()
+        tracker.prepare_file(path, self.settings)
+
+    def run(self, function: Callable, *args: object) -> object:
+        return in_transaction(self, function, *args)
+
+    def count(self, table: str) -> int:
+        return self.run(lambda tx: tx.one(f"SELECT COUNT(*) FROM {table}")[0])
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    return Prepared(tmp_path / "x.db", snapshot_history=1000, log_retention=1000)
+
+
+def add_project(tx: tracker.Tx, name: str = "p") -> int:
+    body = tracker.ProjectBody(name=name)
+    admin = tx.one("SELECT * FROM manager") or None
+    if admin is None:
+        _, session = tracker.register_manager(tx, "admin", "hash")
+    else:
+        session = tracker.open_session(tx, admin["id"])
+    return tracker.create_project(tx, session, body)["id"]
+
+
+def test_snapshots_are_deleted_after_the_history_length(prepared: Prepared) -> None:
+    prepared.run(add_project)
+    now = int(prepared.clock.time())
+    for age in (2000, 1500, 10):
+        prepared.run(tracker.take_snapshots, 0, now - age)
+    while prepared.run(tracker.prune, "snapshot"):
+        pass
+    assert prepared.count("snapshot") == 1
+
+
+def test_log_lines_are_deleted_after_the_retention_time(prepared: Prepared) -> None:
+    worker = prepared.run(tracker.create_worker, None, tracker.AliasBody("w"))["worker"]
+    caller = tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
+    for _ in range(3):
+        prepared.run(tracker.add_log_entry, caller, "info", tracker.LogBody("s", 1, "old"))
+    prepared.clock.pass_time(1001)
+    prepared.run(tracker.add_log_entry, caller, "info", tracker.LogBody("s", 1, "new"))
+    while prepared.run(tracker.prune, "log_entry"):
+        pass
+    assert prepared.count("log_entry") == 1
+
+
+def test_ended_sessions_are_deleted(prepared: Prepared) -> None:
+    prepared.run(tracker.register_manager, "admin", "hash")
+    prepared.clock.pass_time(prepared.settings.session_lifetime + 1)
+    prepared.run(tracker.prune, "session")
+    assert prepared.count("session") == 0
+
+
+@pytest.mark.parametrize("kind", ["hard_reset", "reset_failed", "reclaim_assigned"])
+def test_a_long_operation_takes_a_bounded_number_of_tasks_at_a_time(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    project = prepared.run(add_project)
+    tasks = [tracker.NewTask(project, "r", 0, 0, 0, 0, None)] * (3 * tracker.PIECE)
+    prepared.run(tracker.insert_tasks, tasks, project, False)
+    state = {"hard_reset": "priority = 1", "reset_failed": "status = 2", "reclaim_assigned": "assignee = 1"}[kind]
+    prepared.run(lambda tx: tx.execute(f"UPDATE task SET {state}"))
+    monkeypatch.setattr(tracker, "BUDGET", -1)  # the time is always up after one piece
+    operation = prepared.run(tracker.insert_operation, kind, project)
+    assert prepared.run(tracker.step_operation, operation) is None
+    affected = prepared.run(lambda tx: tx.one("SELECT affected FROM operation")["affected"])
+    assert affected == tracker.PIECE
+    results = [prepared.run(tracker.step_operation, operation) for _ in range(3)]
+    assert results == [None, None, 3 * tracker.PIECE]
+
+
+def test_assignments_are_answered_while_a_long_operation_runs(site: Site) -> None:
+    """While a project of 50,000 tasks is reset, a worker of another one goes through whole cycles."""
+    big, other = site.admin.create_project(), site.admin.create_project()
+    worker = site.create_worker(big)
+    site.admin.grant(worker, other)
+    worker.bulk_submit([{"project": big, "recipe": "r"}] * 50_000)
+    worker.bulk_submit([{"project": other, "recipe": "r"}] * 1000)
+    done = threading.Event()
+
+    def reset() -> None:
+        site.admin.post(f"/project/hard_reset/{big}")
+        done.set()
+
+    thread = threading.Thread(target=reset)
+    thread.start()
+    cycles = 0
+    while not done.is_set():
+        assert worker.released(worker.assigned(other)["id"])
+        cycles += 1
+    thread.join()
+    assert cycles >= 2
+    assert site.admin.counts(big) == {}
+
+
+def test_a_request_that_fails_inside_is_answered_and_the_tracker_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = site.create_worker()
+    monkeypatch.setattr(tracker, "to_int64", None)  # a fault of ours, of any kind
+    response = worker.submit(1)
+    assert (response.status_code, response.json()) == (500, {"ok": False, "message": "Internal error"})
+    assert httpx.get(site.url).status_code == 200
+    assert Worker(site.url).id > worker.id
