@@ -155,16 +155,9 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
     except msgspec.ValidationError as error:
         name, problem = _name_and_problem(error)
         raise TrackerError("start", f"{sources[name.partition('[')[0]]}: {name}: {problem}") from None
-    return with_whole_paths(
-        settings, Path() if sources["database"] == "command line" or not path else path.parent
-    ), sources
-
-
-def with_whole_paths(settings: Settings, base: Path) -> Settings:
-    """The settings with the database's path starting at `base`, and the log file's at the database's folder."""
-    database = base / settings.database
-    log_file = settings.log_file and str(database.parent / settings.log_file)
-    return msgspec.structs.replace(settings, database=str(database), log_file=log_file)
+    if path and sources["database"] != "command line":
+        settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
+    return settings, sources
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -368,21 +361,23 @@ class Database:
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses (TrackerError) what it cannot use."""
         lock_file(self.path, self._lock)
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(self._lock.release)
             prepare_file(self.path, self.settings)
-            self._writer = await Thread(functools.partial(connect, self.path, self.settings), 64)
-            readers = [
-                Thread(functools.partial(connect, self.path, self.settings, readonly=True), 64)
-                for _ in range(self.READERS)
-            ]
-            self._readers = itertools.cycle([await reader for reader in readers])
-        except BaseException:
-            self._lock.release()
-            raise
-        self._wanted = asyncio.Event()
-        self._closing = False
-        self._task = asyncio.create_task(self._write_batches())
-        self.clock.start(await self.write(load_uptime))
+            self._writer = await undo.enter_async_context(Thread(self._connect, 64))
+            readers = [await undo.enter_async_context(Thread(self._connect_reader, 64)) for _ in range(self.READERS)]
+            self._readers = itertools.cycle(readers)
+            self._wanted = asyncio.Event()
+            self._closing = False
+            self._task = asyncio.create_task(self._write_batches())
+            self.clock.start(await self.write(load_uptime))
+            self._open = undo.pop_all()
+
+    def _connect(self) -> sqlite3.Connection:
+        return connect(self.path, self.settings)
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        return connect(self.path, self.settings, readonly=True)
 
     async def close(self) -> None:
         """Commits what was queued, remembers the uptime, closes the file and gives up the lock."""
@@ -390,10 +385,7 @@ class Database:
         self._closing = True
         self._wanted.set()
         await self._task
-        for _ in range(self.READERS):
-            await next(self._readers).close()
-        await self._writer.close()
-        self._lock.release()
+        await self._open.aclose()
 
     def write(self, function: Callable, *args: Any, long: bool = False) -> asyncio.Future:
         """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
@@ -1713,6 +1705,10 @@ def chain_task(tx: Tx, task: Held) -> None:
     insert_task(tx, NewTask(**values), row["keep_hashes"])
 
 
+def any_lease(tx: Tx) -> bool:
+    return tx.one("SELECT 1 FROM task WHERE deadline IS NOT NULL LIMIT 1") is not None
+
+
 def any_expired(tx: Tx) -> bool:
     return tx.one("SELECT 1 FROM task WHERE deadline <= ? LIMIT 1", (tx.uptime,)) is not None
 
@@ -1914,12 +1910,15 @@ def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
     if body.level is None and body.max_level is None:
         raise TrackerError("invalid", "level: is required")
     levels = [body.level] if body.level else range(1, body.max_level + 1)
+    before = tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, 0)
+    if before is None:
+        raise TrackerError("not_found", f"before: no log entry {body.before}")
     rows: list[sqlite3.Row] = []
     for level in levels:  # one index range per level, each already in order
         rows += tx.all(
             "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
-            " WHERE e.level = ? AND e.time > ? AND (? IS NULL OR e.id < ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
-            (level, body.since, body.before, body.before, body.limit),
+            " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
+            (level, body.since, *before, body.limit),
         )
     rows.sort(key=lambda row: (row["time"], row["id"]), reverse=True)
     return {"logs": [log_json(row) for row in rows[: body.limit]]}
@@ -2166,7 +2165,7 @@ class Waiters:
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
-UPTIME_INTERVAL = 5.0  # a crash makes leases at most this much longer
+UPTIME_INTERVAL = 1.0  # a crash makes leases at most this much longer
 PRUNE_INTERVAL = 600.0
 
 
@@ -2185,9 +2184,13 @@ class Tracker:
     async def start(self) -> None:
         """Opens the database, finishes what a crash has interrupted, starts the background work."""
         await self.db.open()
+        try:
+            self.log_lines = open_log_file(self.settings)
+        except TrackerError:
+            await self.db.close()
+            raise
         key = await self.db.write(load_meta, "cookie_key", new_secret)
         self.signer = itsdangerous.Signer(key, salt="tracker.session")
-        self.log_lines = open_log_file(self.settings)
         await self.db.write(discard_bulk_submits, long=True)
         for operation in await self.db.read(unfinished_operations):
             self.begin_operation(operation)
@@ -2223,7 +2226,8 @@ class Tracker:
                 pass
 
     async def remember_uptime(self) -> None:
-        await self.db.write(save_uptime)
+        if await self.db.read(any_lease):
+            await self.db.write(save_uptime)
 
     async def snapshot(self) -> None:
         time_stamp, last = int(self.clock.time()), 0
@@ -2263,7 +2267,11 @@ def open_log_file(settings: Settings) -> logging.Logger:
     if settings.log_file:
         try:
             handler = logging.handlers.RotatingFileHandler(
-                settings.log_file, maxBytes=10 * 2**20, backupCount=5, encoding="utf-8", errors="backslashreplace"
+                Path(settings.database).parent / settings.log_file,
+                maxBytes=10 * 2**20,
+                backupCount=5,
+                encoding="utf-8",
+                errors="backslashreplace",
             )
         except OSError as error:
             raise TrackerError("start", f"log_file: {settings.log_file}: {error.strerror}") from None
@@ -2446,7 +2454,7 @@ def domain(
 
     async def handler(call: Call) -> Reply:
         args = [caller(call), *map(call.path_id, path)]
-        if not reads and caller is not Call.worker:
+        if not reads and isinstance(args[0], bytes):
             call.refuse_other_sites()
         if body is not None:
             args.append(await call.json(body))
@@ -2605,7 +2613,7 @@ async def add_log(call: Call) -> Reply:
 async def git_receive(call: Call) -> Reply:
     """POST /git/receivehook"""
     signatures = {name: (call.header(name.encode()) or b"").decode("latin-1") for name in SIGNATURE_HEADERS}
-    return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures))
+    return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
 
 
 async def register(call: Call) -> Reply:
@@ -2918,7 +2926,7 @@ def serving(settings: Settings | None = None, clock: Clock | None = None) -> Ite
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         settings = msgspec.structs.replace(settings or Settings(), port=0)
         if settings.database == FIELDS["database"].default:
-            settings = with_whole_paths(settings, Path(folder))
+            settings = msgspec.structs.replace(settings, database=f"{folder}/tracker.db")
         started: list[Any] = []
         signal = threading.Event()
 

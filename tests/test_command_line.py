@@ -55,6 +55,17 @@ def test_without_arguments_it_serves_with_the_defaults_and_prints_its_url(tmp_pa
         assert (tmp_path / "tracker.db").exists()
 
 
+def test_the_log_file_lies_beside_the_database(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with started(tmp_path, "--database", "data/x.db"):
+        assert (tmp_path / "data" / "tracker.log").exists()
+
+
+def test_a_log_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tracker.toml").write_text('log_file = "nowhere/x.log"')
+    assert "log_file: nowhere/x.log" in refusal(tmp_path, "--port", "0")
+
+
 def test_tracker_toml_in_the_current_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "tracker.toml").write_text('database = "other.db"')
     with started(tmp_path):

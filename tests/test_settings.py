@@ -42,10 +42,9 @@ def test_where_each_setting_came_from_is_known(tmp_path: Path) -> None:
     assert (sources["port"], sources["host"], sources["max_wait"]) == (str(path), "command line", "default")
 
 
-def test_a_relative_database_lies_beside_the_file_and_the_log_beside_the_database(tmp_path: Path) -> None:
+def test_a_relative_database_lies_beside_the_file(tmp_path: Path) -> None:
     settings = load(tmp_path, 'database = "data/x.db"')
     assert settings.database == str(tmp_path / "data" / "x.db")
-    assert settings.log_file == str(tmp_path / "data" / "tracker.log")
 
 
 def test_a_database_given_on_the_command_line_starts_at_the_current_folder(tmp_path: Path) -> None:
