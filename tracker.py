@@ -2179,7 +2179,8 @@ class Tracker:
         self.db = Database(settings, self.clock, self.waiters.announce)
         self.hashing = asyncio.Semaphore(2)  # each password hash takes a core and 16 MiB for a moment
         self._tasks: set[asyncio.Task] = set()
-        self._operations: dict[int, asyncio.Task[int]] = {}
+        self._operations: set[asyncio.Task[int]] = set()
+        self._stopping = False
 
     async def start(self) -> None:
         """Opens the database, finishes what a crash has interrupted, starts the background work."""
@@ -2199,12 +2200,17 @@ class Tracker:
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(PRUNE_INTERVAL, self.prune)
 
+    def begin_stop(self) -> None:
+        """Nobody waits for a task any longer, and long operations end after the piece in hand: requests can finish."""
+        self._stopping = True
+        self.waiters.close()
+
     async def stop(self) -> None:
         """Ends the background work between two of its transactions, and closes the database."""
-        self.waiters.close()
-        for task in (*self._tasks, *self._operations.values()):
+        self.begin_stop()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._operations.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._operations, return_exceptions=True)
         await self.db.close()
         for handler in self.log_lines.handlers:
             handler.close()
@@ -2245,20 +2251,25 @@ class Tracker:
         Waiting for it may be given up; the operation itself goes on, after a restart too.
         """
         task = asyncio.create_task(self._carry_out(operation))
-        self._operations[operation] = task
-        task.add_done_callback(lambda _: self._operations.pop(operation, None))
+        self._operations.add(task)
+        task.add_done_callback(self._operation_done)
         return asyncio.shield(task)
 
+    def _operation_done(self, task: asyncio.Task[int]) -> None:
+        self._operations.discard(task)
+        if not task.cancelled() and task.exception():
+            log.info("%s", task.exception())
+
     async def _carry_out(self, operation: int) -> int:
-        for pause in retry_pauses():
+        pauses = retry_pauses()
+        while not self._stopping:
             try:
-                while (affected := await self.db.write(step_operation, operation, long=True)) is None:
-                    pass
-                return affected
+                if (affected := await self.db.write(step_operation, operation, long=True)) is not None:
+                    return affected
             except TrackerError as error:
-                log.warning("Operation %d is waiting: %s", operation, error)
-                await asyncio.sleep(pause)
-        raise AssertionError("the pauses never end")
+                log.warning("Operation %d has to wait: %s", operation, error)
+                await asyncio.sleep(next(pauses))
+        raise TrackerError("unavailable", "The tracker is stopping; what it had begun is finished at its next start")
 
 
 def open_log_file(settings: Settings) -> logging.Logger:
@@ -2842,7 +2853,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.tracker.waiters.close()
+        self.tracker.begin_stop()
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:

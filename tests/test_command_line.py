@@ -212,6 +212,29 @@ def test_a_signal_lets_waiting_workers_go_at_once(tmp_path: Path) -> None:
         assert answers[0].json() == {"ok": False, "message": "No task available"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_signal_interrupts_a_long_reset_which_the_next_start_finishes(tmp_path: Path) -> None:
+    account = {"username": "admin", "password": "password"}
+    with started(tmp_path) as (process, url):
+        admin = Manager(url, **account)
+        project = admin.create_project()
+        worker = admin.grant(Worker(url), project)
+        worker.bulk_submit([{"project": project, "recipe": "r"}] * 100_000)
+        answers: list[httpx.Response] = []
+        reset = threading.Thread(target=lambda: answers.append(admin.post(f"/project/hard_reset/{project}")))
+        reset.start()
+        wait_until(lambda: admin.counts(project)["waiting"] < 100_000)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        reset.join()
+        assert answers[0].status_code == 503
+        assert "finished at its next start" in answers[0].json()["message"]
+    with started(tmp_path) as (_, url):
+        admin = httpx.Client(base_url=url)
+        admin.post("/login", json=account)
+        wait_until(lambda: admin.get(f"/project/get/{project}").json()["content"]["waiting_task_count"] == 0)
+
+
 def test_an_older_database_is_upgraded_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, path = tracker.Settings(), tmp_path / "tracker.db"
     tracker.prepare_file(path, settings)
