@@ -1,7 +1,7 @@
 """A task tracker: one HTTP server, one SQLite file, a crowd of workers, and no task lost.
 
-A manager makes a project (a queue); workers submit tasks to it, are assigned tasks from it, and release each one as done,
-failed or skipped. What flows where:
+A manager makes a project (a queue); workers submit tasks to it, are assigned tasks from it, and release each one as
+done, failed or skipped. What flows where:
 
     request ─► Endpoint ─► Call (decoded) ─► domain function(tx, …) ─► plain values ─► JSON
                                                    │
@@ -9,13 +9,13 @@ failed or skipped. What flows where:
                                                    │
                              Waiters: a commit that made tasks ready wakes one waiting worker for each of them
 
-Every state change is a plain function that takes an open transaction `tx` and plain values, and returns plain values or
-raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Sections, in the order in which
-they depend on each other (search for "# ── "):
+Every state change is a plain function that takes an open transaction `tx` and plain values, and returns plain values
+or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Sections, in the order in
+which they depend on each other (search for "# ── "):
 
     Settings · Errors · Clock, ids and secrets · Database · Workers · Projects and access · Managers · Tasks ·
-    Long operations · Logs · Monitoring · Waiting workers · Background work · HTTP plumbing · JSON API · Routes and app ·
-    In-process · Command line
+    Long operations · Logs · Monitoring · Waiting workers · Background work · HTTP plumbing · JSON API ·
+    Routes and app · In-process · Command line
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
 
 
 def decode(body: bytes, kind: Any) -> Any:
-    """The JSON body as `kind`, whatever its content type said. Refuses anything else with an error that names the field."""
+    """The JSON body as `kind`, whatever its content type said. Refuses anything else, naming the field."""
     try:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -272,7 +272,7 @@ def new_secret() -> str:
 
 
 def digest(secret: bytes) -> bytes:
-    """What is stored of a random secret. Plain SHA-256 is enough for 256 random bits, and fast enough for each request."""
+    """What is stored of a random secret. Plain SHA-256 is enough for 256 random bits, and fast."""
     return hashlib.sha256(secret).digest()
 
 
@@ -301,7 +301,7 @@ UPGRADES: dict[int, str] = {}  # from version N to N + 1: a script
 
 
 class Tx:
-    """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, and what the commit must announce."""
+    """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
 
     __slots__ = ("clock", "execute", "executemany", "ready", "settings", "time", "uptime")
 
@@ -359,7 +359,7 @@ class Database:
         self._wanted: asyncio.Event | None = None
 
     async def open(self) -> None:
-        """Takes the lock, creates or upgrades the file, starts the threads. Refuses (TrackerError) what it cannot use."""
+        """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
         lock_file(self.path, self._lock)
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._lock.release)
@@ -391,8 +391,8 @@ class Database:
         """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
 
         An exception of the function undoes all that it did and nothing else. A cancelled call that has not begun is
-        never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, with the short ones that
-        have arrived meanwhile before the next long one.
+        never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, and the short ones that
+        have arrived meanwhile come before the next long one.
         """
         if self._closing:
             raise TrackerError("unavailable", "The tracker is stopping")
@@ -464,7 +464,7 @@ class Database:
             raise
 
     def _run_batch(self, connection: sqlite3.Connection, batch: list[Write]) -> tuple[list, list]:
-        """Runs each call in one transaction. Savepoints cost as much as statements, so they wait for the rare failure."""
+        """Runs the calls in one transaction. Savepoints cost as much as statements: they wait for the rare failure."""
         return self._run(connection, batch, isolated=False) or self._run(connection, batch, isolated=True)
 
     def _run(self, connection: sqlite3.Connection, batch: list[Write], isolated: bool) -> tuple[list, list] | None:
@@ -523,7 +523,7 @@ def connect(path: Path, settings: Settings, readonly: bool = False) -> sqlite3.C
 
 
 def prepare_file(path: Path, settings: Settings) -> None:
-    """Creates the database or upgrades an older one, in one transaction. Refuses a newer one and any other kind of file."""
+    """Creates the database or upgrades an older one, in one transaction. Refuses newer ones and other files."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
@@ -1317,10 +1317,8 @@ def new_task(body: SubmitBody) -> NewTask:
 
 def new_tasks(body: bytes, most: int) -> list[NewTask]:
     """The tasks of a bulk submit, all of one project. Takes a while for many: call it on a thread of its own."""
-    if body.lstrip()[:1] == b"[":
-        requests = decode(body, list[msgspec.Raw])
-    else:
-        requests = decode(body, BulkSubmitBody).requests
+    bare = body.lstrip()[:1] == b"["
+    requests = decode(body, list[msgspec.Raw]) if bare else decode(body, BulkSubmitBody).requests
     if len(requests) > most:
         raise TrackerError("invalid", f"requests: at most {most} tasks in one bulk submit")
     tasks: list[NewTask] = []
@@ -1436,7 +1434,7 @@ def submit_tasks(tx: Tx, caller: WorkerCredentials, tasks: list[NewTask]) -> dic
 class Offer(NamedTuple):
     """A calling worker, a project, and the project's next task for it. A tuple: sqlite3.Row looks names up slowly.
 
-    `task` is the best of those verified by nobody, `head_task` the best of those verified by others but not by the caller.
+    `task` is the best of those verified by nobody, `head_task` the best of those verified by others but not by it.
     """
 
     secret_hash: bytes
@@ -1472,8 +1470,8 @@ class Offer(NamedTuple):
 
 SELECT_OFFER = """
     SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.id, p.priority, p.name, p.clone_url,
-        p.git_repo, p.version, p.motd, p.public, p.hidden, p.chain, p.paused, p.assign_rate, p.submit_rate, p.keep_hashes,
-        p.assign_free_at, p.awaiting_verification_count, v.head_priority, v.head_task,
+        p.git_repo, p.version, p.motd, p.public, p.hidden, p.chain, p.paused, p.assign_rate, p.submit_rate,
+        p.keep_hashes, p.assign_free_at, p.awaiting_verification_count, v.head_priority, v.head_task,
         t.id, t.priority, t.retries, t.max_retries, t.recipe, t.max_assign_time, t.verification_count
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
@@ -1688,7 +1686,7 @@ def extended_set(tx: Tx, task: Held, worker: int) -> int:
 
 
 def close_task(tx: Tx, task: Held, worker: int) -> None:
-    """The task is done: it leaves the table, is counted, and is handed on to the project that this one is chained to."""
+    """The task is done: it leaves the table, is counted, and is handed on along the project's chain."""
     tx.execute("DELETE FROM task WHERE id = ?", (task.id,))
     tx.execute("UPDATE project SET closed_task_count = closed_task_count + 1 WHERE id = ?", (task.project,))
     tx.execute("UPDATE worker SET closed_task_count = closed_task_count + 1 WHERE id = ?", (worker,))
@@ -1780,7 +1778,7 @@ def unfinished_operations(tx: Tx) -> list[int]:
 
 
 def step_operation(tx: Tx, operation: int) -> int | None:
-    """Carries out the next pieces of an operation. None: more is left; else how many tasks it affected, and it is over."""
+    """Carries out the next pieces of an operation. None: more is left; else how many tasks it affected in all."""
     row = tx.one("SELECT * FROM operation WHERE id = ?", (operation,))
     total = row["affected"]
     while True:
@@ -1878,7 +1876,7 @@ class LogBody(msgspec.Struct):
 
 
 class LogsBody(msgspec.Struct):
-    """Which log entries to show: of one `level`, or down to `max_level`; logged after `since`; older than entry `before`."""
+    """Which log entries: of one `level`, or down to `max_level`; logged after `since`; older than entry `before`."""
 
     level: Annotated[int, Meta(ge=1, le=7)] | None = None
     since: Int64 = 0
@@ -2045,7 +2043,7 @@ class Waiter:
 
 
 class Waiters:
-    """Who waits for tasks. Each task that becomes ready wakes one worker; one that cannot take it passes the wake-up on.
+    """Who waits for tasks. Each task that becomes ready wakes one worker; one that cannot take it wakes the next.
 
     A waiter joins before its first attempt, so that a task committed between attempt and wait cannot be missed.
     """
@@ -2348,7 +2346,7 @@ class Call:
         return None
 
     def worker(self) -> WorkerCredentials:
-        """The credentials in X-Worker-ID and X-Secret. 401 when they cannot be a worker's; whether they are is in the database."""
+        """The credentials in X-Worker-ID and X-Secret. 401 when they cannot be any worker's."""
         worker, secret = None, None
         for key, value in self.scope["headers"]:
             if key == b"x-worker-id":
@@ -2372,7 +2370,7 @@ class Call:
         return self.worker() if self.header(b"x-worker-id") else self.session()
 
     def refuse_other_sites(self) -> None:
-        """Refuses a request that a page of another site made the browser send: it carries our cookie without our will."""
+        """Refuses a request that another site's page made the browser send, with our cookie but against our will."""
         site = self.header(b"sec-fetch-site")
         if site is None:
             source = self.header(b"origin") or self.header(b"referer")
@@ -2429,7 +2427,7 @@ class Call:
 
 
 class Endpoint:
-    """An ASGI application around a handler `async (call) -> Reply`. Without Request and Response objects: they cost a third."""
+    """An ASGI application around a handler `async (call) -> Reply`. Request and Response objects cost too much."""
 
     def __init__(self, tracker: Tracker, handler: Callable[[Call], Awaitable[Reply]]):
         self.tracker, self.handler = tracker, handler
@@ -2461,7 +2459,7 @@ def domain(
     reads: bool = False,
     status: int = 200,
 ) -> Callable[[Call], Awaitable[Reply]]:
-    """The handler that most endpoints need: decode the caller, the ids in the path, the body; call one function; respond."""
+    """The handler that most endpoints need: decode caller, ids in the path, body; call one function; respond."""
 
     async def handler(call: Call) -> Reply:
         args = [caller(call), *map(call.path_id, path)]
@@ -2982,7 +2980,7 @@ def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
         prog="tracker.py",
-        description="A task tracker: hands out tasks to a crowd of workers and loses none. One process, one SQLite file.",
+        description="A task tracker: hands out tasks to a crowd of workers and loses none. One process, one file.",
         epilog="Examples:\n"
         "  tracker.py                                   serve on http://127.0.0.1:3010\n"
         "  tracker.py serve --port 8000 --database /var/lib/tracker/tracker.db\n"
@@ -2998,7 +2996,7 @@ def parser() -> argparse.ArgumentParser:
         "serve",
         parents=[later],
         help="run the tracker (the default)",
-        description="Runs the tracker until SIGTERM or Ctrl-C. Requests in flight finish, and queued writes are committed.",
+        description="Runs the tracker until SIGTERM or Ctrl-C. Requests in flight finish, queued writes are committed.",
     )
     commands.add_parser(
         "config",

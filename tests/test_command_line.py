@@ -119,7 +119,8 @@ def test_create_admin_refuses_a_short_password_by_name(tmp_path: Path) -> None:
 
 def test_create_admin_leaves_a_database_in_use_alone(tmp_path: Path) -> None:
     with started(tmp_path):
-        assert "another tracker is using this database" in refusal(tmp_path, "create-admin", "alice", stdin="password\n")
+        line = refusal(tmp_path, "create-admin", "alice", stdin="password\n")
+        assert "another tracker is using this database" in line
 
 
 def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> None:

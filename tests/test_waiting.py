@@ -154,8 +154,8 @@ def test_a_client_that_goes_away_while_waiting_takes_no_task(site: Site) -> None
     gone, worker = site.create_worker(project), site.create_worker(project)
     host, port = site.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        head = f"GET /task/get/{project}?wait=60 HTTP/1.1\r\nHost: x\r\nX-Worker-ID: {gone.id}\r\nX-Secret: {gone.secret}\r\n\r\n"
-        connection.sendall(head.encode())
+        headers = f"Host: x\r\nX-Worker-ID: {gone.id}\r\nX-Secret: {gone.secret}\r\n"
+        connection.sendall(f"GET /task/get/{project}?wait=60 HTTP/1.1\r\n{headers}\r\n".encode())
         settle()
     settle()
     worker.submit(project, "for those who are here")
