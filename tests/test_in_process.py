@@ -67,3 +67,13 @@ def test_create_app_gives_an_application_for_any_asgi_server(tmp_path: Path) -> 
                 return (await client.post("/worker/create", json={"alias": "asgi"})).json()
 
     assert asyncio.run(visit())["content"]["worker"]["alias"] == "asgi"
+
+
+def test_it_works_below_a_path_prefix(tmp_path: Path) -> None:
+    """The proxy strips the prefix; the cookie must be bound to it, and every call still found."""
+    settings = tracker.Settings(database=str(tmp_path / "x.db"), log_file="", root_path="/queue")
+    with tracker.serving(settings) as url:
+        answer = httpx.post(f"{url}/register", json={"username": "alice", "password": "password"})
+        assert "Path=/queue;" in answer.headers["set-cookie"]
+        assert httpx.get(f"{url}/task/get/1").status_code == 401
+        assert httpx.get(f"{url}/project/list").json()["content"] == {"projects": []}
