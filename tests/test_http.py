@@ -1,0 +1,92 @@
+"""HTTP as it goes over the wire, where the tracker does what usually a library does."""
+
+import contextlib
+import socket
+from collections.abc import Callable
+
+import httpx
+import pytest
+from conftest import Site, wait_until
+
+
+def exchange(site: Site, *requests: str) -> bytes:
+    """Sends raw requests over one connection at once and reads until the server closes it, or has been silent a while."""
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=1) as connection:
+        connection.sendall("".join(requests).encode())
+        received = b""
+        try:
+            while chunk := connection.recv(65536):
+                received += chunk
+        except TimeoutError:
+            received += b"<kept open>"
+        return received
+
+
+def get(path: str, *headers: str, version: str = "1.1", method: str = "GET") -> str:
+    return "\r\n".join([f"{method} {path} HTTP/{version}", "Host: x", *headers, "", ""])
+
+
+def test_a_plain_answer_is_well_formed_and_keeps_the_connection(site: Site) -> None:
+    head, _, body = exchange(site, get("/worker/stats")).partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    names = [line.split(b":")[0] for line in lines[1:]]
+    assert lines[0] == b"HTTP/1.1 200 OK"
+    assert {b"content-type", b"content-length", b"date", b"x-content-type-options", b"cache-control"} == set(names)
+    assert body.endswith(b"<kept open>")
+    length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
+    assert len(body.removesuffix(b"<kept open>")) == length
+
+
+def test_pipelined_requests_are_answered_in_their_order(site: Site) -> None:
+    received = exchange(site, get("/worker/stats"), get("/nowhere"), get("/project/list"), get("/account"))
+    places = [received.find(part) for part in (b'"stats"', b"nothing at /nowhere", b'"projects"', b'"logged_in"')]
+    assert places == sorted(places)
+    assert -1 not in places
+
+
+def test_connection_close_is_honoured(site: Site) -> None:
+    received = exchange(site, get("/worker/stats", "Connection: close"))
+    assert b'"stats"' in received
+    assert b"<kept open>" not in received
+
+
+def test_an_old_client_gets_its_answer_and_the_end_of_the_connection(site: Site) -> None:
+    received = exchange(site, get("/worker/stats", version="1.0"))
+    assert b'"stats"' in received
+    assert b"<kept open>" not in received
+
+
+def test_head_has_no_body(site: Site) -> None:
+    head, _, body = exchange(site, get("/worker/stats", method="HEAD")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert body == b"<kept open>"
+
+
+def test_a_client_that_does_not_wait_for_its_answer_hurts_nobody(site: Site) -> None:
+    host, port = site.url.removeprefix("http://").split(":")
+    for _ in range(20):
+        connection = socket.create_connection((host, int(port)))
+        connection.sendall(get("/worker/stats").encode() * 50)
+        connection.close()
+    assert httpx.get(f"{site.url}/worker/stats").status_code == 200
+
+
+def test_a_client_that_sends_for_ever_and_never_reads_is_cut_off(site: Site) -> None:
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(10_000):
+                connection.sendall(get("/worker/stats").encode() * 1000)
+            raise AssertionError("ten million requests were taken in")
+    assert httpx.get(f"{site.url}/worker/stats").status_code == 200
+
+
+def test_the_access_log_names_plain_answers_too(
+    make_site: Callable[..., Site], capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = make_site(access_log=True)
+    httpx.get(f"{site.url}/worker/stats")
+    printed: list[str] = []
+    wait_until(lambda: printed.append(capsys.readouterr().out) or "GET /worker/stats" in "".join(printed))
