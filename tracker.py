@@ -866,7 +866,7 @@ def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int |
             raise TrackerError("invalid", "chain: a project cannot be chained to itself, not even in a circle")
         row = tx.one("SELECT chain FROM project WHERE id = ?", (following,))
         if row is None:
-            raise TrackerError("invalid", f"chain: no project {following}")
+            raise TrackerError("not_found", f"chain: no project {following}")
         following = row["chain"]
     if target is not None and not role_in_project(tx, manager, target) & EDIT:
         raise TrackerError("forbidden", f"chain: you have no EDIT role in project {target}")
@@ -940,6 +940,7 @@ def get_secret(tx: Tx, caller: WorkerCredentials | bytes | None, project: int) -
     """What workers need to run this project: for a worker with granted ASSIGN, or a manager with SECRET."""
     if isinstance(caller, WorkerCredentials):
         authenticate(tx, caller)
+        find_project(tx, project)
         row = tx.one(
             "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_assign AND NOT request",
             (project, caller.id),
@@ -974,6 +975,7 @@ class PushBody(msgspec.Struct):
     ref: str
     after: Annotated[str, Meta(min_length=1, max_length=1000)]
     repository: Repository
+    deleted: bool = False
 
 
 SIGNATURE_HEADERS = {
@@ -1001,6 +1003,8 @@ def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, A
     branch = push.ref.removeprefix("refs/heads/")
     if branch not in tx.settings.production_branches:
         raise TrackerError("invalid", f"ref: {push.ref!r} is not one of {', '.join(tx.settings.production_branches)}")
+    if push.deleted:
+        raise TrackerError("invalid", "deleted: the branch is gone, there is no version to set")
     for row in projects:
         tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, row["id"]))
     return {"version": push.after, "projects": [row["id"] for row in projects]}
@@ -1207,7 +1211,7 @@ def demote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
 def set_admin(tx: Tx, session: bytes | None, manager: int, admin: bool) -> None:
     """Makes another manager a tracker admin, or no longer one. For admins."""
     if require_admin(tx, session)["id"] == manager:
-        raise TrackerError("invalid", "manager: you cannot promote or demote yourself")
+        raise TrackerError("forbidden", "manager: you cannot promote or demote yourself")
     if not tx.one("UPDATE manager SET tracker_admin = ? WHERE id = ? RETURNING id", (admin, manager)):
         raise TrackerError("not_found", f"No manager {manager}")
 
@@ -1618,6 +1622,7 @@ def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
     False for a result that still needs another worker's verification, and when the caller does not hold the task (any
     more): then nothing changes. 404 for a task that never was.
     """
+    verification = to_int64(body.verification, "verification")
     row = tx.one(SELECT_HELD, {"worker": caller.id, "task": body.task_id})
     task = row and Held._make(row)
     check_worker(tx, task, caller)
@@ -1629,7 +1634,7 @@ def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
         return fail_task(tx, task)
     if body.result == SKIP:
         return put_back(tx, task)
-    return verify_task(tx, task, caller.id, to_int64(body.verification, "verification"))
+    return verify_task(tx, task, caller.id, verification)
 
 
 def release_tasks(tx: Tx, caller: WorkerCredentials, releases: list[ReleaseBody]) -> dict[str, list[bool]]:
@@ -1908,7 +1913,9 @@ def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
     if body.level is None and body.max_level is None:
         raise TrackerError("invalid", "level: is required")
     levels = [body.level] if body.level else range(1, body.max_level + 1)
-    before = tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, 0)
+    before = (
+        tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
+    )
     if before is None:
         raise TrackerError("not_found", f"before: no log entry {body.before}")
     rows: list[sqlite3.Row] = []
@@ -2563,7 +2570,7 @@ async def store_pieces(
 async def get_task(call: Call) -> Reply:
     """GET /task/get/{project}, or /task/get?project=…; ?wait= seconds for a task; ?count= takes several."""
     caller, settings, database = call.worker(), call.tracker.settings, call.tracker.db
-    if not call.scope["query_string"]:
+    if not call.scope["query_string"] and call.scope["path_params"]:
         tasks = (await database.write(assign_tasks, caller, (call.path_id("project"),))).tasks
         return Reply({"task": tasks[0]}) if tasks else NO_TASK
     query = call.query()
@@ -2642,8 +2649,13 @@ async def add_log(call: Call) -> Reply:
     if level not in ("trace", "info", "warn", "error", "debug"):
         raise TrackerError("not_found", f"There is no log level {level!r}")
     line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(LogBody))
-    call.tracker.log_lines.info("%s %s", level.upper(), line.replace("\n", "\\n"))
+    call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
     return Reply(status=204)
+
+
+def in_one_line(text: str) -> str:
+    """The text with its control characters and line ends spelled out: nobody can forge a line or paint a terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 async def git_receive(call: Call) -> Reply:
