@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,22 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, settings
 
 import tracker
+
+# Bounded and the same every time, so that a run says something about the change and not about its luck.
+# Now and then: pytest --hypothesis-profile=thorough
+settings.register_profile(
+    "quick",
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=3000, derandomize=False)
+settings.load_profile("quick")
 
 NAMES = (f"{kind}{number}" for number in itertools.count(1) for kind in ("project", "manager"))
 
@@ -155,6 +170,19 @@ class Site:
             return connection.execute(sql, parameters).fetchall()
         finally:
             connection.close()
+
+
+def dump(database: str | Path) -> dict[str, list[tuple]]:
+    """Every row of every table, without what time, a mere visit and a refused duplicate change."""
+    passing = {"meta": "key <> 'uptime'", "snapshot": "0", "sqlite_sequence": "0"}
+    with contextlib.closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        tables = {}
+        for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+            names = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
+            columns = ", ".join(name for name in names if name != "last_seen")
+            rows = connection.execute(f"SELECT {columns} FROM {table} WHERE {passing.get(table, 1)}")
+            tables[table] = sorted(rows, key=repr)
+        return tables
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 15) -> Any:

@@ -1,0 +1,199 @@
+"""Logs: lines from workers, in the database and in the log file, and who may read them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from conftest import Site
+
+LEVELS = {"error": 3, "warn": 4, "info": 5, "trace": 7}
+
+
+def entries(answer: httpx.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["content"]["logs"]
+
+
+def messages(answer: httpx.Response) -> list[str]:
+    return [entry["message"] for entry in entries(answer)]
+
+
+def posted(site: Site, level: int, since: int = 0) -> list[str]:
+    """The messages of one level that a manager reads with POST /logs."""
+    return messages(site.admin.post("/logs", {"level": level, "since": since}))
+
+
+# ── /log/… ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_line_of_each_level_is_stored_with_its_number(make_site: Callable[..., Site]) -> None:
+    site = make_site(log_level="trace")
+    worker = site.create_worker()
+    answers = [worker.log(level, f"a {level} line") for level in LEVELS]
+    assert [(answer.status_code, answer.content) for answer in answers] == [(204, b"")] * 4
+    assert {level: posted(site, number) for level, number in LEVELS.items()} == {
+        level: [f"a {level} line"] for level in LEVELS
+    }
+
+
+def test_a_line_below_the_configured_level_is_in_the_log_file_only(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = make_site(log_level="warn", log_file=str(tmp_path / "lines.log"))
+    worker = site.create_worker(alias="chatty")
+    for level in LEVELS:
+        assert worker.log(level, f"a {level} line", scope="some scope").status_code == 204
+    assert [posted(site, number) for number in LEVELS.values()] == [["a error line"], ["a warn line"], [], []]
+    lines = (tmp_path / "lines.log").read_text("utf-8").splitlines()
+    assert len(lines) == 4
+    for level, line in zip(LEVELS, lines, strict=True):
+        assert line.endswith(f"{level.upper()} chatty ({worker.id}) some scope: a {level} line")
+
+
+def test_one_line_stays_one_line_in_the_log_file(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    site = make_site(log_file=str(tmp_path / "lines.log"))
+    forged = "harmless\nERROR admin (1) forged\rERROR: overwritten\x1b[2J\u2028x\x85x"
+    assert site.create_worker().log("info", forged).status_code == 204
+    [line] = (tmp_path / "lines.log").read_text("utf-8").splitlines()
+    assert "harmless" in line
+    assert "\x1b" not in line
+    assert posted(site, 5) == [forged]
+
+
+def test_scope_message_and_timestamp_are_required(site: Site) -> None:
+    worker = site.create_worker()
+    whole = {"scope": "x", "message": "x", "timestamp": 1}
+    null = {name: worker.http.post("/log/info", json={**whole, name: None}) for name in whole}
+    less = {name: {key: whole[key] for key in whole if key != name} for name in whole}
+    missing = {name: worker.http.post("/log/info", json=body) for name, body in less.items()}
+    for refusals in null, missing:
+        assert {name: refusal.status_code for name, refusal in refusals.items()} == dict.fromkeys(whole, 400)
+        assert all(refusal.json()["message"].startswith(f"{name}:") for name, refusal in refusals.items())
+    assert posted(site, 5) == []
+
+
+def test_existing_clients_may_spell_the_field_message_with_a_capital(site: Site) -> None:
+    body = {"scope": "x", "Message": "capital", "timestamp": 1}
+    assert site.create_worker().http.post("/log/info", json=body).status_code == 204
+    assert posted(site, 5) == ["capital"]
+
+
+def test_another_level_is_404(site: Site) -> None:
+    assert site.create_worker().log("shout", "x").status_code == 404
+
+
+def test_a_line_is_filed_with_a_task_only_when_the_caller_holds_it(site: Site) -> None:
+    project = site.admin.create_project()
+    worker, other = site.create_worker(project), site.create_worker(project)
+    worker.bulk_submit([{"project": project, "recipe": "x"}] * 2)
+    held, waiting = worker.assigned(project)["id"], 2
+    for who, task in [(worker, held), (other, held), (worker, waiting), (worker, 7)]:
+        assert who.log("info", "x", task_id=task).status_code == 204
+    assert site.read("SELECT worker, task FROM log_entry ORDER BY id") == [
+        (worker.id, held),
+        (other.id, None),
+        (worker.id, None),
+        (worker.id, None),
+    ]
+
+
+# ── /logs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_logs_are_for_managers_only_unless_they_are_public(site: Site) -> None:
+    worker = site.create_worker()
+    for http in site.guest, worker.http:
+        assert http.post("/logs", json={"level": 5, "since": 0}).status_code == 401
+        assert http.get("/logs?level=5&since=0").status_code == 401
+    assert site.create_manager().post("/logs", {"level": 5, "since": 0}).status_code == 200
+
+
+def test_public_logs_are_for_everybody(make_site: Callable[..., Site]) -> None:
+    site = make_site(public_logs=True)
+    site.create_worker().log("info", "for all")
+    assert messages(site.guest.post("/logs", json={"level": 5, "since": 0})) == ["for all"]
+    assert messages(site.guest.get("/logs?level=5&since=0")) == ["for all"]
+
+
+def test_logs_are_of_exactly_that_level_after_that_time(site: Site) -> None:
+    worker = site.create_worker()
+    for level in "error", "warn", "info":
+        for timestamp in 10, 20, 30:
+            worker.log(level, f"{level} {timestamp}", timestamp)
+    assert sorted(posted(site, 4, since=10)) == ["warn 20", "warn 30"]
+    assert posted(site, 4, since=30) == []
+    assert len(posted(site, 5, since=-1)) == 3
+    assert [posted(site, level) for level in (1, 2, 6, 7)] == [[], [], [], []]
+
+
+def test_an_entry_carries_its_scope_and_worker_as_a_json_string(site: Site) -> None:
+    worker = site.create_worker(alias="the worker")
+    worker.log("info", "hello", 1559393394, scope="a scope")
+    [entry] = entries(site.admin.post("/logs", {"level": 5, "since": 0}))
+    assert isinstance(entry["data"], str)
+    data = json.loads(entry["data"])
+    assert data["scope"] == "a scope"
+    assert "the worker" in data["worker"]
+    documented = {name: entry[name] for name in ("message", "timestamp", "level")}
+    assert documented == {"message": "hello", "timestamp": 1559393394, "level": 5}
+
+
+def test_get_takes_the_same_names_in_the_query(site: Site) -> None:
+    worker = site.create_worker()
+    for timestamp in 10, 20:
+        worker.log("info", f"info {timestamp}", timestamp)
+    assert messages(site.admin.get("/logs", level=5, since=10)) == ["info 20"]
+
+
+def test_max_level_shows_every_entry_that_is_at_least_as_grave_the_newest_first(site: Site) -> None:
+    worker = site.create_worker()
+    for timestamp, level in [(30, "info"), (10, "error"), (20, "warn"), (40, "error")]:
+        worker.log(level, f"{level} {timestamp}", timestamp)
+    assert messages(site.admin.get("/logs", max_level=4)) == ["error 40", "warn 20", "error 10"]
+    assert messages(site.admin.get("/logs", max_level=7)) == ["error 40", "info 30", "warn 20", "error 10"]
+
+
+def pages(site: Site, **query: Any) -> list[list[str]]:
+    """All pages of the log, from the newest to the oldest entry."""
+    found = []
+    while page := entries(site.admin.get("/logs", **query)):
+        found.append([entry["message"] for entry in page])
+        query["before"] = page[-1]["id"]
+    return found
+
+
+def test_before_and_limit_page_through_the_log(site: Site) -> None:
+    worker = site.create_worker()
+    for number in range(5):
+        worker.log("info" if number % 2 else "warn", str(number), 100 + number)
+    assert pages(site, max_level=7, limit=2) == [["4", "3"], ["2", "1"], ["0"]]
+
+
+def test_no_entry_is_missing_from_the_pages_when_workers_clocks_differ(site: Site) -> None:
+    worker = site.create_worker()
+    for timestamp in 300, 100, 200, 100, 500:
+        worker.log("info", str(timestamp), timestamp)
+    assert pages(site, level=5, limit=2) == [["500", "300"], ["200", "100"], ["100"]]
+
+
+def test_an_entry_of_the_latest_time_there_is_can_be_read(site: Site) -> None:
+    site.create_worker().log("info", "far future", 2**63 - 1)
+    assert posted(site, 5) == ["far future"]
+
+
+def test_impossible_queries_are_refused_by_name_in_body_and_query(site: Site) -> None:
+    impossible = {"level": 0, "max_level": 8, "limit": 0, "since": "x", "before": -1}
+    whole = {"level": 5, "since": 0}
+    for name, value in impossible.items():
+        for answer in (
+            site.admin.post("/logs", {**whole, name: value}),
+            site.admin.get("/logs", **{**whole, name: value}),
+        ):
+            assert (answer.status_code, answer.json()["message"].split(":")[0]) == (400, name)
+
+
+def test_a_level_is_required(site: Site) -> None:
+    answers = site.admin.post("/logs", {"since": 0}), site.admin.get("/logs")
+    assert [(answer.status_code, answer.json()["message"]) for answer in answers] == [(400, "level: is required")] * 2

@@ -1,0 +1,441 @@
+"""Managers: accounts, sessions, throttled logins, admins, roles, and requests that another site caused."""
+
+from collections.abc import Callable, Iterator
+from http.cookies import SimpleCookie
+from itertools import count, cycle, repeat
+from typing import Any
+
+import httpx
+import itsdangerous
+import pytest
+from conftest import Manager, Site, client
+
+import tracker
+from tracker import EDIT, MANAGE_ACCESS, READ
+
+
+def register(site: Site, username: str, password: str = "password") -> httpx.Response:
+    return client(site.url).post("/register", json={"username": username, "password": password})
+
+
+def login(site: Site, username: str, password: str = "password") -> httpx.Response:
+    """A login from a browser that has no cookie yet."""
+    return client(site.url).post("/login", json={"username": username, "password": password})
+
+
+def cookie_of(answer: httpx.Response) -> Any:
+    """The session cookie that an answer sets."""
+    [cookie] = SimpleCookie(answer.headers["Set-Cookie"]).values()
+    return cookie
+
+
+def account(site: Site, cookie: str | None = None) -> dict[str, Any]:
+    """What /account says to somebody who sends this session cookie."""
+    headers = {"Cookie": f"tt={cookie}"} if cookie else {}
+    answer = client(site.url).get("/account", headers=headers)
+    assert answer.status_code == 200
+    return answer.json()
+
+
+def session_of(manager: Manager) -> str:
+    return manager.http.cookies["tt"]
+
+
+# ── /register ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_manager_becomes_tracker_admin_and_no_later_one(site: Site) -> None:
+    later = site.create_manager("later")
+    managers = site.admin.get("/manager/list").json()["content"]["managers"]
+    assert [(one["username"], one["tracker_admin"]) for one in managers] == [("admin", True), ("later", False)]
+    assert [one["id"] for one in managers] == [site.admin.id, later.id]
+
+
+def test_registration_logs_in(site: Site) -> None:
+    answer = register(site, "fresh")
+    said = answer.json()["content"]["manager"]
+    assert (said["username"], said["tracker_admin"]) == ("fresh", False)
+    assert account(site, cookie_of(answer).value)["content"] == {"logged_in": True, "manager": said}
+
+
+def test_a_username_has_3_to_16_characters_and_a_password_at_least_8(site: Site) -> None:
+    names = {"ab": 400, "abc": 200, "x" * 16: 200, "x" * 17: 400, "☃☃☃": 200}
+    assert {name: register(site, name).status_code for name in names} == names
+    words = {"1234567": 400, "12345678": 200}
+    assert {word: register(site, "with" + word, word).status_code for word in words} == words
+    assert register(site, "ab").json()["message"].startswith("username:")
+    assert register(site, "abcd", "short").json()["message"].startswith("password:")
+
+
+def test_a_taken_username_is_409_however_its_case_is(site: Site) -> None:
+    site.create_manager("somebody")
+    assert [register(site, name).status_code for name in ("somebody", "SomeBody")] == [409, 409]
+
+
+def test_registration_can_be_closed_after_the_first_manager(make_site: Callable[..., Site]) -> None:
+    site = make_site(open_registration=False)
+    assert site.admin.get("/account").json()["content"]["manager"]["tracker_admin"] is True
+    assert register(site, "second").status_code == 403
+    assert len(site.admin.get("/manager/list").json()["content"]["managers"]) == 1
+
+
+def test_the_password_is_stored_with_scrypt_and_its_parameters_and_a_salt_of_its_own(site: Site) -> None:
+    site.create_manager("other")
+    one, other = (stored for [stored] in site.read("SELECT password_hash FROM manager"))
+    assert one.split("$")[:4] == ["scrypt", *map(str, tracker.SCRYPT.values())]
+    assert one.split("$")[4:] != other.split("$")[4:]
+    assert "password" not in one
+
+
+def test_a_password_stored_with_other_parameters_still_works(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.create_manager("old")
+    monkeypatch.setattr(tracker, "SCRYPT", {"n": 32, "r": 1, "p": 1})
+    assert login(site, "old").status_code == 200
+    assert login(site, "old", "wrong word").status_code == 401
+
+
+# ── /login, /logout, /account ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_login_answers_with_the_manager(site: Site) -> None:
+    answer = login(site, "admin")
+    manager = answer.json()["content"]["manager"]
+    assert set(manager) == {"id", "username", "tracker_admin", "register_time"}
+    assert (manager["id"], manager["username"], manager["tracker_admin"]) == (site.admin.id, "admin", True)
+    assert account(site, cookie_of(answer).value)["ok"] is True
+
+
+def test_a_wrong_password_and_an_unknown_user_are_refused_in_the_same_words(site: Site) -> None:
+    wrong, unknown = login(site, "admin", "not the password"), login(site, "nobody")
+    assert (wrong.status_code, unknown.status_code) == (401, 401)
+    assert wrong.json() == unknown.json()
+    assert "Set-Cookie" not in wrong.headers
+
+
+def test_a_password_is_looked_at_for_an_unknown_user_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+    monkeypatch.setattr(tracker.hashlib, "scrypt", lambda password, **_: looked_at.append(password) or b"")
+    assert login(site, "nobody", "some password").status_code == 401
+    assert looked_at == [b"some password"]
+
+
+def test_a_guest_is_not_logged_in(site: Site) -> None:
+    assert account(site) == {"ok": False, "content": {"logged_in": False, "manager": None}}
+
+
+def test_the_session_cookie_is_http_only_same_site_and_has_the_configured_name(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(cookie_name="biscuit", session_lifetime=1000)
+    for answer in login(site, "admin"), register(site, "other"):
+        cookie = cookie_of(answer)
+        assert (cookie.key, cookie["httponly"], cookie["samesite"], cookie["path"]) == ("biscuit", True, "Lax", "/")
+        assert (cookie["secure"], cookie["domain"], cookie["max-age"]) == ("", "", "1000")
+
+
+def test_the_session_cookie_is_secure_under_tls(site: Site) -> None:
+    headers = {"X-Forwarded-Proto": "https"}  # as a reverse proxy on this machine says
+    body = {"username": "admin", "password": "password"}
+    assert cookie_of(site.guest.post("/login", json=body, headers=headers))["secure"] is True
+
+
+def test_each_login_begins_a_new_session(site: Site) -> None:
+    before = session_of(site.admin)
+    site.admin.post("/login", {"username": "admin", "password": "password"})
+    assert session_of(site.admin) != before
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_logout_ends_the_session_and_not_just_in_the_browser(site: Site, method: str) -> None:
+    stolen = session_of(site.admin)
+    assert account(site, stolen)["ok"] is True
+    answer = site.admin.http.request(method, "/logout")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert "tt" not in site.admin.http.cookies
+    assert account(site, stolen)["ok"] is False
+    assert client(site.url).get("/manager/list", headers={"Cookie": f"tt={stolen}"}).status_code == 401
+
+
+def test_a_logout_ends_no_other_session_of_the_manager(site: Site) -> None:
+    elsewhere = cookie_of(login(site, "admin")).value
+    site.admin.post("/logout")
+    assert account(site, elsewhere)["ok"] is True
+
+
+def test_a_logout_without_a_session_is_fine(site: Site) -> None:
+    assert site.guest.post("/logout").status_code == 204
+
+
+def test_a_session_ends_after_its_lifetime(make_site: Callable[..., Site]) -> None:
+    site = make_site(session_lifetime=1000)
+    site.clock.pass_time(900)
+    assert account(site, session_of(site.admin))["ok"] is True
+    site.clock.pass_time(101)
+    assert account(site, session_of(site.admin))["ok"] is False
+
+
+def test_session_ids_are_stored_hashed(site: Site) -> None:
+    [[stored]] = site.read("SELECT id_hash FROM session")
+    assert session_of(site.admin).encode() not in stored
+    assert session_of(site.admin).rpartition(".")[0].encode() not in stored
+
+
+def test_existing_front_ends_may_send_the_body_null(site: Site) -> None:
+    other = site.create_manager()
+    paths = [f"/manager/promote/{other.id}", f"/manager/demote/{other.id}", "/logout"]
+    assert [site.admin.http.post(path, content="null").status_code for path in paths] == [204, 204, 204]
+
+
+# ── Throttled logins ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def guess(site: Site, username: str, times: int) -> list[int]:
+    return [login(site, username, f"guess {number}").status_code for number in range(times)]
+
+
+def throttle(site: Site, usernames: Iterator[str]) -> list[float]:
+    """Fails to log in, waiting when told to, until the pause is longer than any test runs. The pauses on the way."""
+    pauses = [0.0]
+    while pauses[-1] < 30:
+        refusal = login(site, next(usernames), "a guess")
+        if refusal.status_code == 429:
+            pauses.append(refusal.json()["rate_limit_delay"])
+            site.clock.pass_time(pauses[-1] + 0.01 if pauses[-1] < 30 else 0)
+    return pauses[1:]
+
+
+def test_failed_logins_of_an_account_are_throttled_even_with_the_right_password(site: Site) -> None:
+    site.create_manager("victim")
+    throttle(site, repeat("victim"))
+    refusal = login(site, "victim")
+    assert (refusal.status_code, refusal.json()["ok"]) == (429, False)
+    assert 1 <= refusal.json()["rate_limit_delay"] <= int(refusal.headers["Retry-After"])
+
+
+def test_a_few_failed_logins_cost_nothing(site: Site) -> None:
+    assert guess(site, "admin", 3) == [401] * 3
+    assert login(site, "admin").status_code == 200
+    assert guess(site, "admin", 3) == [401] * 3
+
+
+def test_the_throttle_grows_with_each_failure_but_locks_nobody_out_for_long(site: Site) -> None:
+    pauses = throttle(site, repeat("victim"))
+    assert len(pauses) > 3
+    assert pauses == sorted(pauses)
+    for _ in range(3):
+        site.clock.pass_time(60)
+        assert login(site, "victim", "a guess").status_code == 401
+
+
+def test_a_throttled_account_may_log_in_after_the_pause_and_starts_afresh(site: Site) -> None:
+    site.clock.pass_time(throttle(site, repeat("admin"))[-1])
+    assert login(site, "admin").status_code == 200
+    assert guess(site, "admin", 3) == [401] * 3
+
+
+def test_an_accounts_throttle_does_not_depend_on_case_and_an_unknown_account_has_one_too(site: Site) -> None:
+    throttle(site, cycle(["nobody", "Nobody", "NOBODY"]))
+    assert login(site, "nObOdY").status_code == 429
+
+
+def test_failed_logins_from_one_address_are_throttled_whatever_the_account(site: Site) -> None:
+    throttle(site, (f"user{number}" for number in count()))
+    elsewhere = {"X-Forwarded-For": "192.0.2.1"}  # as a reverse proxy on this machine says
+    body = {"username": "admin", "password": "password"}
+    assert site.guest.post("/login", json=body).status_code == 429
+    assert site.guest.post("/login", json=body, headers=elsewhere).status_code == 200
+
+
+def test_failures_are_forgotten_in_time(site: Site) -> None:
+    throttle(site, repeat("admin"))
+    site.clock.pass_time(3600)
+    assert guess(site, "admin", 4) == [401] * 4
+
+
+def test_other_accounts_are_not_throttled(site: Site) -> None:
+    throttle(site, repeat("victim"))
+    assert login(site, "admin").status_code == 200
+
+
+# ── Forged sessions and other sites ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cookie_that_this_tracker_did_not_sign_is_no_session(site: Site) -> None:
+    good = session_of(site.admin)
+    unsigned = good.rpartition(".")[0]
+    other_key = itsdangerous.Signer("another key", salt="tracker.session").sign(unsigned).decode()
+    forged = ["", "1", "admin", unsigned, good[:-1], good + "x", other_key, "%00", '"', "\\"]
+    assert {cookie: account(site, cookie)["ok"] for cookie in forged} == dict.fromkeys(forged, False)
+
+
+STATE_CHANGES = [
+    ("GET", "/manager/promote/{}"),
+    ("GET", "/manager/demote/{}"),
+    ("POST", "/manager/promote/{}"),
+    ("POST", "/manager/demote/{}"),
+    ("POST", "/manager/set_role_for_project/1"),
+    ("POST", "/project/create"),
+    ("POST", "/project/update/1"),
+    ("POST", "/project/accept_request/1/1"),
+    ("POST", "/project/reject_request/1/1"),
+    ("POST", "/project/secret/1"),
+    ("POST", "/project/webhook_secret/1"),
+    ("POST", "/project/reset_failed_tasks/1"),
+    ("POST", "/project/reclaim_assigned_tasks/1"),
+    ("POST", "/project/hard_reset/1"),
+    ("POST", "/worker/set_paused"),
+    ("POST", "/register"),
+    ("POST", "/login"),
+    ("GET", "/logout"),
+    ("POST", "/logout"),
+]
+BODY = {
+    **{"manager": 2, "role": 31, "name": "new", "secret": "x", "webhook_secret": "x", "worker": 1, "paused": True},
+    **{"username": "admin", "password": "password"},
+}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Referer": "https://evil.example/page"},
+    ],
+    ids=str,
+)
+def test_every_state_change_that_another_site_caused_is_refused(site: Site, headers: dict[str, str]) -> None:
+    other, before = site_with_everything(site), everything(site)
+    answers = state_changes(site, other, headers)
+    assert answers == dict.fromkeys(answers, 403)
+    assert everything(site) == before
+    assert site.admin.get("/account").json()["ok"] is True
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {}], ids=str)
+def test_a_state_change_of_the_own_site_or_of_a_program_is_not_refused(site: Site, headers: dict[str, str]) -> None:
+    answers = state_changes(site, site_with_everything(site), headers)
+    assert not {401, 403} & set(answers.values()), answers
+
+
+def test_an_address_that_a_person_typed_is_not_refused(site: Site) -> None:
+    other = site.create_manager()
+    answer = site.admin.http.get(f"/manager/promote/{other.id}", headers={"Sec-Fetch-Site": "none"})
+    assert answer.status_code == 204
+
+
+def site_with_everything(site: Site) -> Manager:
+    """Makes what the state changes need, and another manager."""
+    site.create_worker().request_access(site.admin.create_project())
+    return site.create_manager()
+
+
+def state_changes(site: Site, other: Manager, headers: dict[str, str]) -> dict[str, int]:
+    """What each state change answers to the admin's browser that sends these headers."""
+    cookie = {"Cookie": f"tt={session_of(site.admin)}"}
+    return {
+        f"{method} {path}": client(site.url)
+        .request(method, path.format(other.id), json=BODY, headers=headers | cookie)
+        .status_code
+        for method, path in STATE_CHANGES
+    }
+
+
+def everything(site: Site) -> list[list[tuple]]:
+    tables = "manager", "manager_role", "session", "project", "worker", "worker_access", "operation"
+    return [site.read(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
+
+
+def test_the_own_origin_is_the_host_with_its_port(site: Site) -> None:
+    body = {"username": "admin", "password": "password"}
+    host = site.url.removeprefix("http://")
+    answers = {
+        origin: site.guest.post("/login", json=body, headers={"Origin": origin}).status_code
+        for origin in (f"http://{host}", f"https://{host}", "http://127.0.0.1", f"http://{host}.evil.example")
+    }
+    assert list(answers.values()) == [200, 200, 403, 403]
+
+
+# ── /manager/… ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_admin(manager: Manager) -> bool:
+    return manager.get("/account").json()["content"]["manager"]["tracker_admin"]
+
+
+def test_every_manager_sees_the_list_of_managers_and_no_guest_does(site: Site) -> None:
+    manager = site.create_manager("somebody")
+    listed = manager.get("/manager/list").json()["content"]["managers"]
+    assert [one["username"] for one in listed] == ["admin", "somebody"]
+    assert set(listed[0]) == {"id", "username", "tracker_admin", "register_time"}
+    assert site.guest.get("/manager/list").status_code == 401
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_admin_promotes_and_demotes_others_at_once(site: Site, method: str) -> None:
+    other = site.create_manager()
+    assert site.admin.http.request(method, f"/manager/promote/{other.id}").status_code == 204
+    assert is_admin(other)
+    assert other.post("/worker/set_paused", {"worker": site.create_worker().id, "paused": True}).status_code == 200
+    assert site.admin.http.request(method, f"/manager/demote/{other.id}").status_code == 204
+    assert not is_admin(other)
+
+
+def test_an_admin_neither_promotes_nor_demotes_itself(site: Site) -> None:
+    answers = [site.admin.get(f"/manager/{call}/{site.admin.id}") for call in ("promote", "demote")]
+    assert [answer.status_code for answer in answers] == [403, 403]
+    assert is_admin(site.admin)
+
+
+def test_only_an_admin_promotes_and_demotes(site: Site) -> None:
+    manager, other = site.create_manager(), site.create_manager()
+    for call in "promote", "demote":
+        assert site.guest.get(f"/manager/{call}/{other.id}").status_code == 401
+        assert manager.get(f"/manager/{call}/{other.id}").status_code == 403
+        assert manager.get(f"/manager/{call}/{manager.id}").status_code == 403
+        assert manager.get(f"/manager/{call}/{site.admin.id}").status_code == 403
+    assert (is_admin(manager), is_admin(other), is_admin(site.admin)) == (False, False, True)
+
+
+def test_promoting_a_manager_that_does_not_exist_is_404_and_what_is_no_id_400(site: Site) -> None:
+    ids = {"7": 404, "9" * 30: 404, "one": 400}
+    assert {id: site.admin.get(f"/manager/promote/{id}").status_code for id in ids} == ids
+
+
+def test_the_managers_of_a_project_are_listed_with_their_roles(site: Site) -> None:
+    project = site.admin.create_project()
+    other = site.create_manager("other")
+    site.admin.set_role(project, other, READ | EDIT)
+    listed = site.create_manager().get(f"/manager/list_for_project/{project}").json()["content"]["managers"]
+    assert [(one["manager"]["username"], one["role"]) for one in listed] == [("admin", 31), ("other", 3)]
+    assert set(listed[0]["manager"]) == {"id", "username", "tracker_admin", "register_time"}
+    assert site.guest.get(f"/manager/list_for_project/{project}").status_code == 401
+
+
+def test_a_role_is_replaced_by_the_next_one_and_0_removes_it(site: Site) -> None:
+    project = site.admin.create_project(hidden=True)
+    other = site.create_manager()
+    seen = []
+    for role in READ | EDIT, READ, EDIT, 0:
+        assert site.admin.set_role(project, other, role).status_code == 200
+        seen.append((other.get(f"/project/get/{project}").status_code, other.update_project(project).status_code))
+    assert seen == [(200, 200), (200, 403), (404, 200), (404, 404)]
+    managers = site.admin.get(f"/manager/list_for_project/{project}").json()["content"]["managers"]
+    assert [one["manager"]["id"] for one in managers] == [site.admin.id]
+
+
+def test_a_manager_with_manage_access_gives_roles(site: Site) -> None:
+    project = site.admin.create_project()
+    giver, taker = site.create_manager(), site.create_manager()
+    site.admin.set_role(project, giver, MANAGE_ACCESS)
+    assert giver.set_role(project, taker, EDIT).status_code == 200
+    assert taker.update_project(project, motd="x").status_code == 200
+
+
+def test_a_role_outside_of_the_five_bits_is_refused_by_name(site: Site) -> None:
+    project = site.admin.create_project()
+    answers = [site.admin.set_role(project, site.admin, role) for role in (-1, 32, 2**64)]
+    assert [answer.status_code for answer in answers] == [400] * 3
+    assert all(answer.json()["message"].startswith("role:") for answer in answers)

@@ -1,0 +1,465 @@
+"""Projects: creation, changes, visibility, secrets, and who may do all that."""
+
+from typing import Any
+
+import httpx
+from conftest import Manager, Site
+
+from tracker import EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
+
+UNLIMITED = 1.7976931348623157e308  # what existing clients compare with
+EVERY_ROLE = READ | EDIT | MANAGE_ACCESS | SECRET | MAINTENANCE
+COUNTS = {
+    "waiting_task_count": 0,
+    "assigned_task_count": 0,
+    "awaiting_verification_count": 0,
+    "failed_task_count": 0,
+    "closed_task_count": 0,
+}
+
+
+def create(manager: Manager, **fields: Any) -> httpx.Response:
+    return manager.post("/project/create", fields)
+
+
+def manager_with(site: Site, project: int, role: int) -> Manager:
+    """A manager who has exactly this role in the project."""
+    manager = site.create_manager()
+    assert site.admin.set_role(project, manager, role).status_code == 200
+    return manager
+
+
+def listed(http: httpx.Client) -> list[str]:
+    """The names of the projects that somebody sees, in the order of the list."""
+    return [project["name"] for project in http.get("/project/list").json()["content"]["projects"]]
+
+
+def message(answer: httpx.Response) -> str:
+    return answer.json()["message"]
+
+
+# ── /project/create ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_project_is_created_with_all_its_fields(site: Site) -> None:
+    target = site.admin.create_project()
+    fields = {
+        "priority": 999,
+        "name": "My project",
+        "clone_url": "http://github.com/test/test",
+        "git_repo": "test/test",
+        "version": "1.0",
+        "motd": "Hello\nworld ☃",
+        "public": True,
+        "hidden": False,
+        "chain": target,
+        "paused": True,
+        "assign_rate": 0.5,
+        "submit_rate": 2,
+        "keep_hashes": True,
+    }
+    answer = create(site.admin, **fields)
+    assert answer.json() == {"ok": True, "content": {"id": target + 1}}
+    assert site.admin.project(target + 1) == {"id": target + 1, **fields, **COUNTS}
+
+
+def test_a_project_needs_nothing_but_a_name(site: Site) -> None:
+    project = site.admin.project(create(site.admin, name="bare").json()["content"]["id"])
+    assert project == {
+        "id": 1,
+        "priority": 1,
+        "name": "bare",
+        **dict.fromkeys(["clone_url", "git_repo", "version", "motd"], ""),
+        **dict.fromkeys(["public", "hidden", "paused", "keep_hashes"], False),
+        "chain": 0,
+        **dict.fromkeys(["assign_rate", "submit_rate"], UNLIMITED),
+        **COUNTS,
+    }
+
+
+def test_the_name_of_a_project_is_required(site: Site) -> None:
+    answers = [create(site.admin, **fields) for fields in ({}, {"name": ""}, {"name": None})]
+    assert [answer.status_code for answer in answers] == [400, 400, 400]
+    assert all(message(answer).startswith("name:") for answer in answers)
+
+
+def test_a_second_project_of_the_same_name_is_409(site: Site) -> None:
+    assert [create(site.admin, name="twice").status_code for _ in range(2)] == [200, 409]
+    assert listed(site.guest) == ["twice"]
+
+
+def test_impossible_values_are_refused_by_field_name_in_a_new_project_and_in_an_update(site: Site) -> None:
+    project = site.admin.create_project("old")
+    impossible = {"assign_rate": -1, "submit_rate": -0.1, "priority": 2**63, "public": 1, "motd": 5, "chain": -1}
+    impossible |= {"name": "x" * 201, "keep_hashes": None}
+    created = {name: create(site.admin, **{"name": "new", name: value}) for name, value in impossible.items()}
+    updated = {name: site.admin.update_project(project, **{name: value}) for name, value in impossible.items()}
+    for answers in created, updated:
+        assert {name: answer.status_code for name, answer in answers.items()} == dict.fromkeys(impossible, 400)
+        assert {name: message(answer).split(":")[0] for name, answer in answers.items()} == {n: n for n in impossible}
+    assert listed(site.guest) == ["old"]
+
+
+def test_public_and_hidden_at_once_is_refused(site: Site) -> None:
+    assert create(site.admin, name="both", public=True, hidden=True).status_code == 400
+    project = site.admin.create_project("hidden", hidden=True)
+    assert site.admin.update_project(project, public=True).status_code == 400
+    assert site.admin.project(project)["public"] is False
+
+
+def test_only_an_admin_creates_a_public_project(site: Site) -> None:
+    manager = site.create_manager()
+    assert create(manager, name="public", public=True).status_code == 403
+    assert create(manager, name="private").status_code == 200
+    assert listed(site.guest) == ["private"]
+
+
+def test_the_creator_of_a_project_gets_every_role(site: Site) -> None:
+    manager = site.create_manager()
+    project = manager.create_project(hidden=True)
+    roles = manager.get(f"/manager/list_for_project/{project}").json()["content"]["managers"]
+    assert [(one["manager"]["id"], one["role"]) for one in roles] == [(manager.id, EVERY_ROLE)]
+
+
+# ── /project/update ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_manager_with_edit_changes_every_field(site: Site) -> None:
+    target = site.admin.create_project()
+    project = site.admin.create_project(keep_hashes=True, paused=True)
+    fields = {
+        "priority": -5,
+        "name": "renamed",
+        "clone_url": "http://example.org/y",
+        "git_repo": "other/repo",
+        "version": "2.0",
+        "motd": "changed",
+        "public": False,
+        "hidden": True,
+        "chain": target,
+        "paused": False,
+        "assign_rate": 3,
+        "submit_rate": 0.25,
+        "keep_hashes": False,
+    }
+    site.admin.set_role(target, editor := manager_with(site, project, EDIT), EDIT)
+    assert editor.update_project(project, **fields).json() == {"ok": True}
+    assert site.admin.project(project) == {"id": project, **fields, **COUNTS}
+
+
+def test_fields_that_an_update_does_not_name_stay_as_they_are(site: Site) -> None:
+    project = site.admin.create_project("same", motd="same", assign_rate=2, priority=7)
+    before = site.admin.project(project)
+    assert site.admin.update_project(project, motd="new").status_code == 200
+    assert site.admin.project(project) == {**before, "motd": "new"}
+
+
+def test_a_project_as_it_is_shown_can_be_sent_back(site: Site) -> None:
+    project = site.admin.create_project("round trip", public=True)
+    before = site.admin.project(project)
+    assert site.admin.update_project(project, **before).status_code == 200
+    assert site.admin.project(project) == before
+
+
+def test_an_update_may_keep_the_name_but_not_take_anothers(site: Site) -> None:
+    site.admin.create_project("taken")
+    project = site.admin.create_project("own")
+    assert site.admin.update_project(project, name="own").status_code == 200
+    assert site.admin.update_project(project, name="taken").status_code == 409
+
+
+def test_making_a_project_public_needs_an_admin(site: Site) -> None:
+    manager = site.create_manager()
+    project = manager.create_project()
+    assert manager.update_project(project, public=True).status_code == 403
+    assert site.admin.update_project(project, public=True).status_code == 200
+
+
+def test_a_project_that_is_public_already_may_be_edited_by_its_manager(site: Site) -> None:
+    manager = site.create_manager()
+    project = manager.create_project()
+    site.admin.update_project(project, public=True)
+    assert manager.update_project(project, motd="new", public=True).status_code == 200
+
+
+def test_a_change_of_visibility_or_rate_counts_for_the_very_next_request(site: Site) -> None:
+    project = site.admin.create_project(public=True, assign_rate=0.001)
+    worker, owner = site.create_worker(), site.create_worker(project)
+    owner.bulk_submit([{"project": project, "recipe": "x"}] * 4)
+    assert worker.assign(project).status_code == 200
+    assert worker.assign(project).status_code == 429
+    site.admin.update_project(project, assign_rate=0)
+    assert worker.assign(project).status_code == 200
+    site.admin.update_project(project, public=False)
+    assert worker.assign(project).status_code == 403
+
+
+# ── Chains ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_chain_needs_edit_on_the_target(site: Site) -> None:
+    target = site.admin.create_project()
+    manager = manager_with(site, target, EVERY_ROLE - EDIT)
+    project = manager.create_project()
+    assert create(manager, name="chained", chain=target).status_code == 403
+    assert manager.update_project(project, chain=target).status_code == 403
+    site.admin.set_role(target, manager, EDIT)
+    assert create(manager, name="chained", chain=target).status_code == 200
+    assert manager.update_project(project, chain=target).status_code == 200
+
+
+def test_a_chain_that_stays_as_it_is_needs_no_right_on_its_target(site: Site) -> None:
+    target = site.admin.create_project()
+    project = site.admin.create_project(chain=target)
+    editor = manager_with(site, project, EDIT)
+    assert editor.update_project(project, motd="new", chain=target).status_code == 200
+
+
+def test_a_project_is_not_chained_to_itself_nor_in_a_circle(site: Site) -> None:
+    first = site.admin.create_project()
+    second = site.admin.create_project(chain=first)
+    third = site.admin.create_project(chain=second)
+    answers = [site.admin.update_project(first, chain=chain) for chain in (first, second, third)]
+    assert [answer.status_code for answer in answers] == [400, 400, 400]
+    assert all(message(answer).startswith("chain:") for answer in answers)
+    assert site.admin.project(first)["chain"] == 0
+
+
+def test_a_chain_to_a_project_that_does_not_exist_is_404(site: Site) -> None:
+    project = site.admin.create_project("only")
+    assert create(site.admin, name="chained", chain=7).status_code == 404
+    assert site.admin.update_project(project, chain=7).status_code == 404
+    assert listed(site.guest) == ["only"]
+
+
+def test_a_chain_of_0_is_none(site: Site) -> None:
+    project = site.admin.create_project(chain=site.admin.create_project())
+    assert site.admin.update_project(project, chain=0).status_code == 200
+    assert site.admin.project(project)["chain"] == 0
+
+
+# ── /project/get, /project/list ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_projects_are_listed_by_name(site: Site) -> None:
+    for name in "middle", "zebra", "ant":
+        site.admin.create_project(name)
+    assert listed(site.guest) == ["ant", "middle", "zebra"]
+
+
+def test_the_list_shows_each_project_as_it_is_got_alone(site: Site) -> None:
+    project = site.admin.create_project(motd="x")
+    worker = site.create_worker(project)
+    worker.submit(project)
+    [shown] = site.guest.get("/project/list").json()["content"]["projects"]
+    assert shown == site.guest.get(f"/project/get/{project}").json()["content"]
+    assert (shown["id"], shown["motd"], shown["waiting_task_count"]) == (project, "x", 1)
+
+
+def test_a_hidden_project_is_listed_for_admins_and_managers_with_read_only(site: Site) -> None:
+    project = site.admin.create_project("hidden", hidden=True)
+    site.admin.create_project("open")
+    others = {
+        "guest": site.guest,
+        "worker": site.create_worker(project).http,
+        "manager": site.create_manager().http,
+        "manager without READ": manager_with(site, project, EVERY_ROLE - READ).http,
+    }
+    assert {who: listed(http) for who, http in others.items()} == {who: ["open"] for who in others}
+    assert listed(site.admin.http) == ["hidden", "open"]
+    assert listed(manager_with(site, project, READ).http) == ["hidden", "open"]
+
+
+PROJECT_READS = [
+    "/project/get/{}",
+    "/project/monitoring/{}",
+    "/project/monitoring-between/{}?from=0&to=9999999999",
+    "/project/assignees/{}",
+    "/manager/list_for_project/{}",
+]
+
+
+def statuses_of_reads(http: httpx.Client, project: int) -> dict[str, int]:
+    return {path: http.get(path.format(project)).status_code for path in PROJECT_READS}
+
+
+def test_a_hidden_project_is_404_everywhere_without_read_as_if_there_were_none(site: Site) -> None:
+    project = site.admin.create_project(hidden=True)
+    stranger, lacking = site.create_manager(), manager_with(site, project, EVERY_ROLE - READ)
+    for manager in stranger, lacking:
+        assert statuses_of_reads(manager.http, project) == dict.fromkeys(PROJECT_READS, 404)
+        hidden, none = manager.get(f"/project/get/{project}"), manager.get("/project/get/7")
+        assert message(hidden).replace(str(project), "7") == message(none)
+
+
+def test_a_hidden_project_is_seen_everywhere_by_admins_and_managers_with_read(site: Site) -> None:
+    project = site.admin.create_project(hidden=True)
+    for manager in site.admin, manager_with(site, project, READ):
+        assert statuses_of_reads(manager.http, project) == dict.fromkeys(PROJECT_READS, 200)
+
+
+def test_everything_about_a_private_project_is_seen_by_everybody(site: Site) -> None:
+    project = site.admin.create_project()
+    reads = [path.format(project) for path in PROJECT_READS if "manager" not in path]
+    assert [site.guest.get(path).status_code for path in reads] == [200] * 4
+
+
+def test_a_project_that_does_not_exist_is_404_everywhere(site: Site) -> None:
+    assert statuses_of_reads(site.admin.http, 7) == dict.fromkeys(PROJECT_READS, 404)
+    assert site.admin.get(f"/project/get/{'9' * 30}").status_code == 404
+
+
+def test_what_is_no_project_id_is_400(site: Site) -> None:
+    ids = ["one", "-1", "1.0", "%20"]
+    assert {id: site.admin.get(f"/project/get/{id}").status_code for id in ids} == dict.fromkeys(ids, 400)
+
+
+# ── Who may do what ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+NEEDED_ROLES = [
+    (EDIT, "POST", "/project/update/{}", {"motd": "x"}),
+    (MANAGE_ACCESS, "GET", "/project/access_list/{}", None),
+    (MANAGE_ACCESS, "POST", "/project/accept_request/{}/1", None),
+    (MANAGE_ACCESS, "POST", "/project/reject_request/{}/1", None),
+    (MANAGE_ACCESS, "POST", "/manager/set_role_for_project/{}", {"manager": 1, "role": 31}),
+    (SECRET, "GET", "/project/secret/{}", None),
+    (SECRET, "POST", "/project/secret/{}", {"secret": "x"}),
+    (SECRET, "GET", "/project/webhook_secret/{}", None),
+    (SECRET, "POST", "/project/webhook_secret/{}", {"webhook_secret": "x"}),
+    (MAINTENANCE, "POST", "/project/reset_failed_tasks/{}", None),
+    (MAINTENANCE, "POST", "/project/reclaim_assigned_tasks/{}", None),
+    (MAINTENANCE, "POST", "/project/hard_reset/{}", None),
+]
+
+
+def statuses(http: httpx.Client, project: int) -> dict[str, int]:
+    """What each call that needs a role answers to somebody."""
+    return {f"{method} {path}": call(http, method, path, project, body) for _, method, path, body in NEEDED_ROLES}
+
+
+def call(http: httpx.Client, method: str, path: str, project: int, body: Any) -> int:
+    return http.request(method, path.format(project), json=body).status_code
+
+
+def expected(status: int) -> dict[str, int]:
+    return {f"{method} {path}": status for _, method, path, _ in NEEDED_ROLES}
+
+
+def project_with_request(site: Site, **fields: Any) -> int:
+    """A project to which worker 1 asks for access."""
+    project = site.admin.create_project(**fields)
+    worker = site.create_worker()
+    assert (worker.id, worker.request_access(project).status_code) == (1, 200)
+    return project
+
+
+def test_guests_are_401_at_every_call_that_needs_a_role(site: Site) -> None:
+    assert statuses(site.guest, project_with_request(site, public=True)) == expected(401)
+
+
+def test_a_manager_with_every_other_role_is_403_at_every_call_that_needs_one(site: Site) -> None:
+    project = project_with_request(site, public=True)
+    for role in EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE:
+        http = manager_with(site, project, EVERY_ROLE - role).http
+        needing = [one for one in NEEDED_ROLES if one[0] == role]
+        assert [call(http, method, path, project, body) for _, method, path, body in needing] == [403] * len(needing)
+
+
+def test_a_manager_with_the_one_role_that_a_call_needs_is_let_in(site: Site) -> None:
+    project = project_with_request(site)
+    for role in EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE:
+        http = manager_with(site, project, role).http
+        needing = [one for one in NEEDED_ROLES if one[0] == role]
+        assert [call(http, method, path, project, body) for _, method, path, body in needing] == [200] * len(needing)
+
+
+def test_an_admin_needs_no_role(site: Site) -> None:
+    manager = site.create_manager()
+    project = manager.create_project(hidden=True)
+    site.create_worker().request_access(project)
+    assert statuses(site.admin.http, project) == expected(200)
+
+
+def test_a_manager_without_any_role_in_a_hidden_project_gets_404_as_if_there_were_none(site: Site) -> None:
+    project = project_with_request(site, hidden=True)
+    assert statuses(site.create_manager().http, project) == expected(404)
+
+
+def test_every_call_on_a_project_that_does_not_exist_is_404(site: Site) -> None:
+    assert statuses(site.admin.http, 7) == expected(404)
+
+
+def test_a_guest_creates_no_project(site: Site) -> None:
+    assert site.guest.post("/project/create", json={"name": "x"}).status_code == 401
+    assert site.create_worker().http.post("/project/create", json={"name": "x"}).status_code == 401
+    assert listed(site.guest) == []
+
+
+# ── Secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_project_has_an_empty_secret_at_first(site: Site) -> None:
+    project = site.admin.create_project()
+    assert site.admin.get(f"/project/secret/{project}").json() == {"ok": True, "content": {"secret": "{}"}}
+
+
+def test_a_worker_with_granted_assign_reads_the_secret(site: Site) -> None:
+    project = site.admin.create_project()
+    secret = '{"token": "naïve ☃"}'
+    assert site.admin.post(f"/project/secret/{project}", {"secret": secret}).json() == {"ok": True}
+    worker = site.create_worker(project, submit=False)
+    assert worker.http.get(f"/project/secret/{project}").json()["content"] == {"secret": secret}
+
+
+def test_a_worker_without_granted_assign_does_not_read_the_secret_not_even_of_a_public_project(site: Site) -> None:
+    project = site.admin.create_project(public=True)
+    for worker in site.create_worker(), site.create_worker(project, assign=False):
+        assert worker.http.get(f"/project/secret/{project}").status_code == 403
+
+
+def test_a_worker_with_a_wrong_secret_of_its_own_does_not_read_the_projects(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.http.headers["X-Secret"] = "wrong"
+    assert worker.http.get(f"/project/secret/{project}").status_code == 401
+
+
+def test_the_secret_of_a_project_that_does_not_exist_is_404_to_workers_too(site: Site) -> None:
+    assert site.create_worker().http.get("/project/secret/7").status_code == 404
+
+
+def test_a_worker_does_not_change_the_secret(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    assert worker.http.post(f"/project/secret/{project}", json={"secret": "x"}).status_code == 401
+    assert site.admin.get(f"/project/secret/{project}").json()["content"] == {"secret": "{}"}
+
+
+def test_a_worker_does_not_read_the_webhook_secret(site: Site) -> None:
+    project = site.admin.create_project()
+    assert site.create_worker(project).http.get(f"/project/webhook_secret/{project}").status_code == 401
+
+
+def test_a_fresh_webhook_secret_is_made_with_each_project(site: Site) -> None:
+    projects = [site.admin.create_project() for _ in range(2)]
+    one, other = (site.admin.get(f"/project/webhook_secret/{project}").json()["content"] for project in projects)
+    assert len(one["webhook_secret"]) >= 32
+    assert one != other
+
+
+def test_a_webhook_secret_can_be_set_but_not_to_nothing(site: Site) -> None:
+    project = site.admin.create_project()
+    path = f"/project/webhook_secret/{project}"
+    assert site.admin.post(path, {"webhook_secret": "chosen"}).json() == {"ok": True}
+    assert site.admin.post(path, {"webhook_secret": ""}).status_code == 400
+    assert site.admin.get(path).json()["content"] == {"webhook_secret": "chosen"}
+
+
+def test_no_secret_is_shown_with_a_project(site: Site) -> None:
+    project = site.admin.create_project()
+    site.admin.post(f"/project/secret/{project}", {"secret": "hush-1"})
+    site.admin.post(f"/project/webhook_secret/{project}", {"webhook_secret": "hush-2"})
+    worker = site.create_worker(project)
+    worker.submit(project)
+    answers = [site.admin.get(f"/project/get/{project}"), site.admin.get("/project/list"), worker.assign(project)]
+    assert not any("hush" in answer.text for answer in answers)

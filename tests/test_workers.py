@@ -1,0 +1,209 @@
+"""Workers: registration, credentials, names, pauses, statistics."""
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+from conftest import Site, Worker
+
+
+def create(site: Site, body: Any) -> httpx.Response:
+    return site.guest.post("/worker/create", json=body)
+
+
+def shown(site: Site, worker: int) -> dict[str, Any]:
+    """The worker as everybody may see it."""
+    return site.guest.get(f"/worker/get/{worker}").json()["content"]["worker"]
+
+
+def paused(site: Site, worker: Worker, value: bool = True) -> httpx.Response:
+    return site.admin.post("/worker/set_paused", {"worker": worker.id, "paused": value})
+
+
+# ── /worker/create ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_guest_creates_a_worker_and_is_told_its_secret_of_32_random_bytes(site: Site) -> None:
+    one, other = (create(site, {"alias": "some alias"}).json()["content"]["worker"] for _ in range(2))
+    assert set(one) == {"id", "created", "alias", "secret", "paused"}
+    assert (one["alias"], one["paused"]) == ("some alias", False)
+    assert len(base64.b64decode(one["secret"], validate=True)) == 32
+    assert one["secret"] != other["secret"]
+
+
+def test_the_time_of_creation_is_in_unix_seconds(site: Site) -> None:
+    site.clock.wall = 1_000_000_000 - site.clock.time()
+    assert 0 <= create(site, {"alias": "x"}).json()["content"]["worker"]["created"] - 1_000_000_000 < 100
+
+
+def test_an_empty_alias_becomes_the_default_alias(make_site: Callable[..., Site]) -> None:
+    site = make_site(default_alias="nameless")
+    created = [create(site, body).json()["content"]["worker"] for body in ({"alias": ""}, {"alias": "  "}, {})]
+    assert [worker["alias"] for worker in created] == ["nameless"] * 3
+
+
+def test_the_alias_unassigned_is_reserved(site: Site) -> None:
+    answers = [create(site, {"alias": alias}) for alias in ("unassigned", " Unassigned ")]
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert all(answer.json()["message"].startswith("alias:") for answer in answers)
+
+
+def test_an_alias_of_the_wrong_type_is_refused_by_name(site: Site) -> None:
+    answer = create(site, {"alias": 5})
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith("alias:")
+
+
+def test_registration_of_workers_can_be_closed_to_managers(make_site: Callable[..., Site]) -> None:
+    site = make_site(open_worker_registration=False)
+    assert create(site, {"alias": "x"}).status_code == 401
+    assert site.admin.post("/worker/create", {"alias": "x"}).status_code == 200
+
+
+# ── Credentials ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WORKER_CALLS = [
+    ("POST", "/worker/update", {"alias": "x"}),
+    ("POST", "/task/submit", {"project": 1, "recipe": "x"}),
+    ("POST", "/task/bulk_submit", {"requests": [{"project": 1, "recipe": "x"}]}),
+    ("GET", "/task/get/1", None),
+    ("GET", "/task/get?project=1", None),
+    ("POST", "/task/release", {"task_id": 1, "result": 0}),
+    ("POST", "/task/bulk_release", {"releases": [{"task_id": 1, "result": 0}]}),
+    ("POST", "/log/info", {"scope": "x", "message": "x", "timestamp": 1}),
+    ("POST", "/project/request_access", {"project": 1, "assign": True}),
+]
+
+
+def statuses_of_worker_calls(site: Site, headers: dict[str, str]) -> set[int]:
+    """What all of the calls for workers answer to somebody with these headers, who is logged in as admin besides."""
+    http = site.admin.http
+    answers = [http.request(method, path, json=body, headers=headers) for method, path, body in WORKER_CALLS]
+    assert all(answer.json()["ok"] is False and answer.json()["message"] for answer in answers)
+    return {answer.status_code for answer in answers}
+
+
+def test_without_credentials_every_call_for_workers_is_401(site: Site) -> None:
+    site.admin.create_project(public=True)
+    assert statuses_of_worker_calls(site, {}) == {401}
+
+
+def test_with_half_of_the_credentials_every_call_for_workers_is_401(site: Site) -> None:
+    site.admin.create_project(public=True)
+    worker = site.create_worker()
+    assert statuses_of_worker_calls(site, {"X-Worker-ID": str(worker.id)}) == {401}
+    assert statuses_of_worker_calls(site, {"X-Secret": worker.secret}) == {401}
+
+
+def test_with_a_wrong_secret_every_call_for_workers_is_401(site: Site) -> None:
+    site.admin.create_project(public=True)
+    worker, other = site.create_worker(), site.create_worker()
+    assert statuses_of_worker_calls(site, {"X-Worker-ID": str(worker.id), "X-Secret": other.secret}) == {401}
+
+
+def test_with_an_id_that_no_worker_has_a_call_is_401(site: Site) -> None:
+    secret = site.create_worker().secret
+    ids = ["0", "-1", "+1", "0x1", "1.0", "one", "", "²", "2147483648", "9" * 30]
+    answers = {
+        id: site.guest.get("/task/get/1", headers={"X-Worker-ID": id.encode(), "X-Secret": secret}) for id in ids
+    }
+    assert {id: answer.status_code for id, answer in answers.items()} == dict.fromkeys(ids, 401)
+
+
+def test_the_secret_is_stored_hashed(site: Site) -> None:
+    worker = site.create_worker()
+    [[stored]] = site.read("SELECT secret_hash FROM worker")
+    assert worker.secret.encode() not in stored
+    assert base64.b64decode(worker.secret) not in stored
+
+
+# ── /worker/get, /worker/update, /worker/stats ────────────────────────────────────────────────────────────────────────
+
+
+def test_anybody_sees_a_worker_but_never_its_secret(site: Site) -> None:
+    worker = site.create_worker(alias="visible")
+    assert set(shown(site, worker.id)) == {"id", "created", "alias", "paused"}
+    assert shown(site, worker.id)["alias"] == "visible"
+
+
+def test_a_worker_that_does_not_exist_is_404_and_what_is_no_id_400(site: Site) -> None:
+    ids = {"7": 404, "99999999999999999999": 404, "one": 400, "-1": 400}
+    assert {id: site.guest.get(f"/worker/get/{id}").status_code for id in ids} == ids
+
+
+def test_a_worker_changes_its_own_alias_and_no_other(site: Site) -> None:
+    worker, other = site.create_worker(alias="before"), site.create_worker(alias="other")
+    assert worker.http.post("/worker/update", json={"alias": "after"}).json() == {"ok": True}
+    assert (shown(site, worker.id)["alias"], shown(site, other.id)["alias"]) == ("after", "other")
+
+
+def test_a_worker_cannot_take_the_reserved_alias_later(site: Site) -> None:
+    worker = site.create_worker(alias="before")
+    assert worker.http.post("/worker/update", json={"alias": "unassigned"}).status_code == 400
+    assert shown(site, worker.id)["alias"] == "before"
+
+
+def test_the_statistics_count_the_tasks_that_each_worker_closed(site: Site) -> None:
+    project = site.admin.create_project()
+    idle, busy = site.create_worker(alias="idle"), site.create_worker(project, alias="busy")
+    for result in (0, 0, 1, 2):
+        busy.submit(project)
+        assert busy.released(busy.assigned(project)["id"], result)
+    stats = site.guest.get("/worker/stats").json()["content"]["stats"]
+    assert stats == [
+        {"id": busy.id, "alias": "busy", "closed_task_count": 2, "paused": False},
+        {"id": idle.id, "alias": "idle", "closed_task_count": 0, "paused": False},
+    ]
+
+
+# ── /worker/set_paused ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_paused_worker_gets_no_task_and_is_told_why(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project)
+    assert paused(site, worker).status_code == 200
+    refusal = worker.assign(project)
+    assert refusal.status_code == 403
+    assert refusal.json() == {"ok": False, "message": "A manager has paused you"}
+
+
+def test_a_worker_that_is_paused_no_longer_gets_tasks_again(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project)
+    paused(site, worker)
+    assert shown(site, worker.id)["paused"] is True
+    paused(site, worker, False)
+    assert shown(site, worker.id)["paused"] is False
+    assert worker.assigned(project)
+
+
+def test_a_paused_worker_may_release_what_it_holds(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project)
+    task = worker.assigned(project)
+    paused(site, worker)
+    assert worker.released(task["id"])
+
+
+def test_only_an_admin_pauses_a_worker(site: Site) -> None:
+    worker = site.create_worker()
+    body = {"worker": worker.id, "paused": True}
+    assert site.guest.post("/worker/set_paused", json=body).status_code == 401
+    assert worker.http.post("/worker/set_paused", json=body).status_code == 401
+    assert site.create_manager().post("/worker/set_paused", body).status_code == 403
+    assert shown(site, worker.id)["paused"] is False
+
+
+def test_pausing_a_worker_that_does_not_exist_is_404(site: Site) -> None:
+    assert site.admin.post("/worker/set_paused", {"worker": 7, "paused": True}).status_code == 404
+
+
+def test_a_pause_without_worker_or_value_is_refused_by_name(site: Site) -> None:
+    answers = [site.admin.post("/worker/set_paused", body) for body in ({"paused": True}, {"worker": 1})]
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert [answer.json()["message"] for answer in answers] == ["worker: is required", "paused: is required"]
