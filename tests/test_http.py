@@ -10,7 +10,7 @@ from conftest import Site, wait_until
 
 
 def exchange(site: Site, *requests: str) -> bytes:
-    """Sends raw requests over one connection at once and reads until the server closes it, or has been silent a while."""
+    """Sends raw requests over one connection at once; what comes back until it is closed, or silent for a while."""
     host, port = site.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=1) as connection:
         connection.sendall("".join(requests).encode())
