@@ -1,5 +1,6 @@
 -- The whole database of the tracker, version 1 (PRAGMA user_version, set by tracker.py in the same transaction).
 -- One section per section of tracker.py; the comment above a table says what one of its rows is.
+-- REFERENCES is for the reader: the functions check, and foreign keys switched on would cost every insert.
 -- Times are unix seconds; columns named *_at and deadline are seconds of the tracker's own uptime (see Clock in tracker.py).
 
 -- ── The tracker itself ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,6 +83,7 @@ CREATE TABLE worker_access (
     request                     INTEGER NOT NULL,
     PRIMARY KEY (project, worker)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX worker_access_worker ON worker_access (worker);
 
 -- ── Managers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,7 +162,8 @@ CREATE TABLE verification (
 ) STRICT, WITHOUT ROWID;
 
 -- A set of workers that have verified the same tasks, and the first of those tasks that is ready (its head).
--- A worker seeks past all that it has verified itself by skipping the few sets that it belongs to.
+-- A worker seeks past all that it has verified itself by skipping the sets that it belongs to: one when tasks need two
+-- verifications, at most one for each other worker when they need three, and so on.
 CREATE TABLE verifier_set (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
     project                     INTEGER NOT NULL,

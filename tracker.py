@@ -28,6 +28,7 @@ import difflib
 import functools
 import getpass
 import hashlib
+import heapq
 import hmac
 import importlib
 import itertools
@@ -44,8 +45,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -55,11 +55,11 @@ import filelock
 import itsdangerous
 import msgspec
 import uvicorn
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from msgspec import UNSET, Meta, UnsetType
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -303,7 +303,7 @@ UPGRADES: dict[int, str] = {}  # from version N to N + 1: a script
 class Tx:
     """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
 
-    __slots__ = ("clock", "execute", "executemany", "ready", "settings", "time", "uptime")
+    __slots__ = ("clock", "execute", "executemany", "ready", "seen", "settings", "time", "uptime")
 
     def __init__(self, connection: sqlite3.Connection, clock: Clock, settings: Settings):
         self.clock = clock
@@ -312,6 +312,7 @@ class Tx:
         self.time = int(clock.time())
         self.uptime = clock.uptime()
         self.settings = settings
+        self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
 
     def spent(self) -> float:
@@ -325,7 +326,7 @@ class Tx:
         return self.execute(sql, parameters).fetchall()
 
 
-class Thread(aiosqlite.Connection):
+class ThreadedConnection(aiosqlite.Connection):
     """An SQLite connection with a thread of its own, on which whole functions can be run: one crossing for each."""
 
     @property
@@ -344,15 +345,32 @@ class Write(NamedTuple):
     args: tuple
 
 
+CANNOT_WRITE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+}
+
+
+def primary_code(error: Exception) -> int:
+    """SQLite's primary result code of an error, 0 if it is none of SQLite's."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 class Database:
     """The SQLite file: one writer with group commit, read-only readers, and a lock that keeps a second server out."""
 
     READERS = 2
     MAX_BATCH = 256
+    BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
+    PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
         self.settings, self.clock, self.announce = settings, clock, announce
-        self.path = Path(settings.database).absolute()
+        self.path = Path(settings.database).resolve()
         self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
         self._short: list[Write] = []
         self._long: list[Write] = []
@@ -364,28 +382,36 @@ class Database:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._lock.release)
             prepare_file(self.path, self.settings)
-            self._writer = await undo.enter_async_context(Thread(self._connect, 64))
-            readers = [await undo.enter_async_context(Thread(self._connect_reader, 64)) for _ in range(self.READERS)]
+            self._writer = await undo.enter_async_context(ThreadedConnection(self._connect, 64))
+            readers = [
+                await undo.enter_async_context(ThreadedConnection(self._connect_reader, 64))
+                for _ in range(self.READERS)
+            ]
             self._readers = itertools.cycle(readers)
             self._wanted = asyncio.Event()
             self._closing = False
             self._task = asyncio.create_task(self._write_batches())
             self.clock.start(await self.write(load_uptime))
+            self._uptime_saved = self.clock.uptime()
             self._open = undo.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
-        return connect(self.path, self.settings)
+        return connect(self.path, self.settings, timeout=0)  # the writer waits by itself, and not on the event loop
 
     def _connect_reader(self) -> sqlite3.Connection:
         return connect(self.path, self.settings, readonly=True)
 
     async def close(self) -> None:
         """Commits what was queued, remembers the uptime, closes the file and gives up the lock."""
-        await self.write(save_uptime)
-        self._closing = True
-        self._wanted.set()
-        await self._task
-        await self._open.aclose()
+        try:
+            await self.write(save_uptime)
+        except TrackerError as error:
+            log.error("The uptime could not be saved: %s", error)
+        finally:
+            self._closing = True
+            self._wanted.set()
+            await self._task
+            await self._open.aclose()
 
     def write(self, function: Callable, *args: Any, long: bool = False) -> asyncio.Future:
         """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
@@ -402,6 +428,7 @@ class Database:
         return future
 
     _closing = True  # until open() has finished
+    _uptime_saved = math.inf
 
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
@@ -433,16 +460,28 @@ class Database:
         if not batch:
             return
         try:
-            outcomes, ready = await self._commit(batch, on_thread)
+            outcomes, ready = await self._commit_patiently(batch, on_thread)
         except Exception as error:
             log.error("A transaction could not be committed: %s", error)
             refusal = TrackerError("unavailable", "The database cannot be written to")
             outcomes, ready = [(False, refusal)] * len(batch), []
-        for call, (succeeded, outcome) in zip(batch, outcomes, strict=True):
+        self._short[:0] = batch[len(outcomes) :]
+        for call, (succeeded, outcome) in zip(batch, outcomes, strict=False):
             if not call.future.done():
                 (call.future.set_result if succeeded else call.future.set_exception)(outcome)
         for project, count in ready:
             self.announce(project, count)
+
+    async def _commit_patiently(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
+        """Commits a batch. While another program holds the file, nothing has happened yet and the loop goes on."""
+        ends = time.monotonic() + self.PATIENCE
+        while True:
+            try:
+                return await self._commit(batch, on_thread)
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                    raise
+                await asyncio.sleep(0.05)
 
     async def _commit(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
         """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
@@ -468,7 +507,7 @@ class Database:
         return self._run(connection, batch, isolated=False) or self._run(connection, batch, isolated=True)
 
     def _run(self, connection: sqlite3.Connection, batch: list[Write], isolated: bool) -> tuple[list, list] | None:
-        """Runs each call in a new transaction. Without isolation, None (and nothing done) when one failed half-way."""
+        """Runs calls in a new transaction until its time is up. Without isolation, None when one failed half-way."""
         connection.execute("BEGIN IMMEDIATE")
         tx, outcomes = Tx(connection, self.clock, self.settings), []
         for call in batch:
@@ -480,6 +519,9 @@ class Database:
             except Exception as error:
                 if not connection.in_transaction:
                     raise  # SQLite gave up the whole transaction (disk full, say)
+                if primary_code(error) in CANNOT_WRITE:
+                    log.error("A write failed: %s", error)
+                    error = TrackerError("unavailable", "The database cannot be written to")
                 outcomes.append((False, error))
                 del tx.ready[announced:]
                 if isolated:
@@ -489,6 +531,13 @@ class Database:
                     return None
             if isolated:
                 connection.execute("RELEASE call")
+            if tx.spent() > self.BATCH_TIME:
+                break
+        if tx.seen:  # here, because it must outlast a refusal and must not make a refusal undo the batch
+            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
+        if tx.uptime - self._uptime_saved >= UPTIME_INTERVAL:  # leases and limiters in this commit rest on it
+            save_uptime(tx)
+            self._uptime_saved = tx.uptime
         return outcomes, tx.ready
 
 
@@ -504,12 +553,13 @@ def lock_file(path: Path, lock: filelock.FileLock) -> None:
         raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
 
 
-def connect(path: Path, settings: Settings, readonly: bool = False) -> sqlite3.Connection:
+def connect(path: Path, settings: Settings, readonly: bool = False, timeout: float = 5.0) -> sqlite3.Connection:
     """A connection with the tracker's pragmas. mmap stays off: a truncated file under a mapping kills the process."""
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode={'ro' if readonly else 'rw'}",
         uri=True,
         isolation_level=None,
+        timeout=timeout,
         check_same_thread=False,
         cached_statements=512,
     )
@@ -517,8 +567,9 @@ def connect(path: Path, settings: Settings, readonly: bool = False) -> sqlite3.C
     connection.execute(f"PRAGMA cache_size = {-1024 * (4 if readonly else settings.cache_size)}")
     connection.execute("PRAGMA mmap_size = 0")
     if not readonly:
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
+        connection.execute("PRAGMA fullfsync = ON")  # on macOS a plain fsync leaves the data in the drive's cache
+        connection.execute("PRAGMA checkpoint_fullfsync = ON")
     return connection
 
 
@@ -528,6 +579,8 @@ def prepare_file(path: Path, settings: Settings) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
             upgrade_schema(path, connection)
+            if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")
     except OSError as error:
         raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:
@@ -612,7 +665,7 @@ def check_worker(tx: Tx, worker: Known | Submitter | Offer | Held | None, caller
     """Refuses as check_secret does; notes that the worker was seen."""
     check_secret(worker, caller)
     if abs(tx.time - worker.last_seen) >= LAST_SEEN_STEP:
-        tx.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (tx.time, caller.id))
+        tx.seen.add(caller.id)
 
 
 def find_worker(tx: Tx, worker: int) -> Known | None:
@@ -627,9 +680,10 @@ def authenticate(tx: Tx, caller: WorkerCredentials) -> Known:
     return worker
 
 
-def identify(tx: Tx, caller: WorkerCredentials) -> None:
-    """Refuses a caller that is no worker, without writing anything: a check before a large body is read."""
+def may_submit_somewhere(tx: Tx, caller: WorkerCredentials) -> bool:
+    """Whether the caller has SUBMIT in any project: a check before a large body is read. 401 if it is no worker."""
     check_secret(find_worker(tx, caller.id), caller)
+    return bool(tx.one("SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request", (caller.id,)))
 
 
 def clean_alias(tx: Tx, alias: str) -> str:
@@ -829,13 +883,14 @@ def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str
 def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBody) -> None:
     """Changes a project. Needs EDIT; the change takes effect with the very next assignment."""
     manager = require_role(tx, session, project, EDIT)
-    fields = checked_fields(tx, manager, find_project(tx, project), body)
+    old = find_project(tx, project)
+    fields = checked_fields(tx, manager, old, body)
+    for kind in ("assign", "submit"):
+        if fields[f"{kind}_rate"] != old[f"{kind}_rate"]:
+            fields[f"{kind}_free_at"] = 0
     changes = ", ".join(f"{name} = :{name}" for name in fields)
-    tx.execute(
-        f"UPDATE project SET {changes}, assign_free_at = 0, submit_free_at = 0 WHERE id = :id",
-        {"id": project, **fields},
-    )
-    tx.ready.append((project, INT64_MAX))  # it may have been un-paused
+    tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project, **fields})
+    tx.ready.append((project, old["waiting_task_count"] + old["awaiting_verification_count"]))  # if it was un-paused
 
 
 def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
@@ -1013,8 +1068,8 @@ def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, A
 def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:
     """Whether one of the signatures is the HMAC of the raw body under this key."""
     for header, algorithm in SIGNATURE_HEADERS.items():
-        expected = hmac.new(key.encode(), body, algorithm).hexdigest()
         given = signatures.get(header, "").removeprefix(f"{algorithm}=").lower()
+        expected = hmac.new(key.encode(), body, algorithm).hexdigest() if given else "none"
         if hmac.compare_digest(expected.encode(), given.encode()):
             return True
     return False
@@ -1023,8 +1078,8 @@ def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:
 # ── Managers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SCRYPT = {"n": 2**14, "r": 8, "p": 5}  # 16 MiB; one of the settings that OWASP recommends
-FREE_ATTEMPTS = {"account": 3, "address": 20}  # failed logins before the throttle begins
-LONGEST_THROTTLE = 60.0  # seconds: a stranger must not be able to lock somebody out for long
+FREE_ATTEMPTS = {"account": 3, "address": 20, "register": 20}  # before the throttle begins
+LONGEST_THROTTLE = 60.0  # seconds between two attempts: guessing is hopeless, and the owner still gets a turn
 THROTTLE_MEMORY = 900.0
 
 
@@ -1117,6 +1172,12 @@ def check_registration_open(tx: Tx) -> None:
         raise TrackerError("forbidden", "Registration is closed; ask a tracker admin")
 
 
+def begin_registration(tx: Tx, address: str) -> None:
+    """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
+    check_registration_open(tx)
+    count_attempt(tx, f"register {address}", FREE_ATTEMPTS["register"])
+
+
 def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[str, Any], bytes]:
     """A new manager, logged in: (manager, session). The first one of all becomes tracker admin."""
     check_registration_open(tx)
@@ -1153,7 +1214,7 @@ def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
 def count_attempt(tx: Tx, source: str, free: int) -> None:
     row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_at > ?", (source, tx.uptime))
     if row and row["free_at"] > tx.uptime:
-        raise TrackerError("too_fast", "Too many failed logins; please wait", row["free_at"] - tx.uptime)
+        raise TrackerError("too_fast", "Too many attempts; please wait", row["free_at"] - tx.uptime)
     failures = row["failures"] + 1 if row else 1
     pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
     tx.execute(
@@ -1247,6 +1308,7 @@ def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
 
 NEW, FAILED = 1, 2
 OK, FAIL, SKIP = 0, 1, 2
+MOST_RECIPES = 2**22  # characters after which an answer with several tasks ends
 
 
 class SubmitBody(msgspec.Struct):
@@ -1264,10 +1326,24 @@ class SubmitBody(msgspec.Struct):
     unique_str: str = ""
 
 
+class BulkTask(SubmitBody):
+    """A task of a bulk submit. Counts itself, so that decoding ends at the limit and not after it."""
+
+    def __post_init__(self) -> None:
+        decoding.left -= 1
+        if decoding.left < 0:
+            raise TrackerError("invalid", f"requests: at most {decoding.most} tasks in one bulk submit")
+        if decoding.left % 64 == 0:
+            time.sleep(0)  # lets other threads have the interpreter
+
+
+decoding = threading.local()
+
+
 class BulkSubmitBody(msgspec.Struct):
     """`{"requests": [...]}`; the bare array is understood as well."""
 
-    requests: list[msgspec.Raw]
+    requests: list[BulkTask]
 
 
 class ReleaseBody(msgspec.Struct):
@@ -1321,27 +1397,20 @@ def new_task(body: SubmitBody) -> NewTask:
 
 def new_tasks(body: bytes, most: int) -> list[NewTask]:
     """The tasks of a bulk submit, all of one project. Takes a while for many: call it on a thread of its own."""
+    decoding.left = decoding.most = most
     bare = body.lstrip()[:1] == b"["
-    requests = decode(body, list[msgspec.Raw]) if bare else decode(body, BulkSubmitBody).requests
-    if len(requests) > most:
-        raise TrackerError("invalid", f"requests: at most {most} tasks in one bulk submit")
+    requests = decode(body, list[BulkTask]) if bare else decode(body, BulkSubmitBody).requests
     tasks: list[NewTask] = []
     for number, request in enumerate(requests):
         if number % 64 == 0:
-            time.sleep(0)  # lets other threads have the interpreter
-        tasks.append(new_task_of_bulk(request, number))
-        if tasks[number].project != tasks[0].project:
+            time.sleep(0)
+        try:
+            tasks.append(new_task(request))
+        except TrackerError as error:
+            raise TrackerError("invalid", f"requests[{number}].{error.message}") from None
+        if request.project != requests[0].project:
             raise TrackerError("invalid", f"requests[{number}].project: all tasks must be of one project")
     return tasks
-
-
-def new_task_of_bulk(request: msgspec.Raw, number: int) -> NewTask:
-    try:
-        return new_task(decode(bytes(request), SubmitBody))
-    except TrackerError as error:
-        where = f"requests[{number}]"
-        message = error.message.removeprefix("body: ") if error.message.startswith("body: ") else f".{error.message}"
-        raise TrackerError("invalid", where + (": " if message[0] != "." else "") + message) from None
 
 
 class Submitter(NamedTuple):
@@ -1499,17 +1568,20 @@ def assign_tasks(tx: Tx, caller: WorkerCredentials, projects: Sequence[int], cou
     Best: highest project priority, then highest task priority, then oldest. A worker is never assigned a task that it
     has verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
     """
+    offers = {project: find_offer(tx, caller, project) for project in projects}
     tasks: list[dict[str, Any]] = []
     charges: dict[int, tuple[float, int]] = {}
-    while len(tasks) < count:
-        offer, others = best_offer(tx, caller, projects, refuse_limited=not tasks)
-        if offer is None:
-            break
+    size = 0
+    while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
         tasks.append(take(tx, offer, caller.id))
+        size += len(offer.recipe)
         if offer.assign_rate:
             charges[offer.id] = (offer.assign_rate, charges.get(offer.id, (0, 0))[1] + 1)
-    delay = charge_assign(tx, charges) if charges else 0
-    return Assigned(tasks, not tasks and others, delay)
+        if len(tasks) == count or size > MOST_RECIPES:
+            break
+        offers[offer.id] = find_offer(tx, caller, offer.id)  # the others have not changed
+    others = not tasks and any(offer.task is None and offer.awaiting and not offer.paused for offer in offers.values())
+    return Assigned(tasks, others, charge_assign(tx, charges) if charges else 0)
 
 
 def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
@@ -1520,24 +1592,19 @@ def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
     return min(free.values()) - tx.uptime
 
 
-def best_offer(
-    tx: Tx, caller: WorkerCredentials, projects: Sequence[int], refuse_limited: bool
-) -> tuple[Offer | None, bool]:
-    """The task to assign next with its project (None: no task for this worker), and whether there are others' tasks."""
-    best, others, free = None, False, math.inf
-    for project in projects:
-        offer = find_offer(tx, caller, project)
-        if offer.paused:
+def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer | None:
+    """The offer whose task is to be assigned next. 429 if there are only such as a rate limit holds back."""
+    best, free = None, math.inf
+    for offer in offers:
+        if offer.paused or offer.task is None:
             continue
-        if offer.task is None:
-            others = others or offer.awaiting > 0
-        elif offer.assign_free_at > tx.uptime:
+        if offer.assign_free_at > tx.uptime:
             free = min(free, offer.assign_free_at)
         elif best is None or rank(offer) > rank(best):
             best = offer
     if best is None and free < math.inf and refuse_limited:
         check_rate(tx, free)
-    return best, others
+    return best
 
 
 def rank(offer: Offer) -> tuple[int, int, int]:
@@ -1651,19 +1718,25 @@ def check_task_existed(tx: Tx, task: int) -> None:
 
 def put_back(tx: Tx, task: Held, change: str = "", *values: Any) -> bool:
     """Takes the task from its assignee, with a further `change` of columns, and lets others have it."""
+    take_away(tx, task, change, *values)
+    tx.ready.append((task.project, 1))
+    return True
+
+
+def take_away(tx: Tx, task: Held, change: str, *values: Any) -> None:
     tx.execute(
         f"UPDATE task SET assignee = NULL, assign_time = NULL, deadline = NULL{change} WHERE id = ?",
         (*values, task.id),
     )
-    tx.ready.append((task.project, 1))
-    return True
 
 
 def fail_task(tx: Tx, task: Held) -> bool:
     """Counts a failed attempt; the last one that is allowed leaves the task FAILED."""
     retries = task.retries + 1
-    status = FAILED if retries >= task.max_retries else NEW
-    return put_back(tx, task, ", retries = ?, status = ?", retries, status)
+    if retries >= task.max_retries:
+        take_away(tx, task, ", retries = ?, status = ?", retries, FAILED)
+        return True
+    return put_back(tx, task, ", retries = ?", retries)
 
 
 def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
@@ -1712,26 +1785,23 @@ def any_lease(tx: Tx) -> bool:
     return tx.one("SELECT 1 FROM task WHERE deadline IS NOT NULL LIMIT 1") is not None
 
 
-def any_expired(tx: Tx) -> bool:
-    return tx.one("SELECT 1 FROM task WHERE deadline <= ? LIMIT 1", (tx.uptime,)) is not None
-
-
 def expire_tasks(tx: Tx) -> bool:
     """Takes tasks from workers that have held them past the deadline, as many as time allows. Whether more are left."""
     while True:
         rows = tx.all(
             "UPDATE task SET assignee = NULL, assign_time = NULL, deadline = NULL"
             " WHERE id IN (SELECT id FROM task WHERE deadline <= ? ORDER BY deadline LIMIT ?) RETURNING project",
-            (tx.uptime, PIECE),
+            (tx.uptime, STEP),
         )
         tx.ready.extend((row["project"], 1) for row in rows)
-        if len(rows) < PIECE or tx.spent() >= BUDGET:
-            return len(rows) == PIECE
+        if len(rows) < STEP or tx.spent() >= BUDGET:
+            return len(rows) == STEP
 
 
 # ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-PIECE = 500  # rows in one step, some milliseconds
+PIECE = 500  # tasks in a piece of a bulk submit
+STEP = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
 BUDGET = 0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
 PIECE_BYTES = 2**18  # and no step stores more than this at once
 
@@ -1753,15 +1823,20 @@ def accept_bulk_submit(tx: Tx, caller: WorkerCredentials, operation: int, count:
     tx.execute("UPDATE operation SET accepted = 1 WHERE id = ?", (operation,))
 
 
-def discard_bulk_submits(tx: Tx) -> None:
-    """At start: bulk submits that nobody was told about are as if they had never been sent."""
-    tx.execute("DELETE FROM bulk_piece WHERE operation IN (SELECT id FROM operation WHERE NOT accepted)")
-    tx.execute("DELETE FROM operation WHERE NOT accepted")
+def unaccepted_bulk_submits(tx: Tx) -> list[int]:
+    return [row["id"] for row in tx.all("SELECT id FROM operation WHERE NOT accepted")]
 
 
-def discard_bulk_submit(tx: Tx, operation: int) -> None:
-    tx.execute("DELETE FROM bulk_piece WHERE operation = ?", (operation,))
-    tx.execute("DELETE FROM operation WHERE id = ?", (operation,))
+def discard_bulk_pieces(tx: Tx, operation: int) -> bool:
+    """Forgets some pieces of a bulk submit that nobody was told about, at last the whole. Whether more is left."""
+    deleted = tx.execute(
+        "DELETE FROM bulk_piece WHERE operation = ?1 AND number IN"
+        " (SELECT number FROM bulk_piece WHERE operation = ?1 LIMIT 16)",
+        (operation,),
+    ).rowcount
+    if not deleted:
+        tx.execute("DELETE FROM operation WHERE id = ?", (operation,))
+    return deleted > 0
 
 
 def insert_operation(tx: Tx, kind: str, project: int, accepted: int = 1) -> int:
@@ -1824,10 +1899,10 @@ def update_piece(tx: Tx, operation: sqlite3.Row, condition: str, change: str) ->
     rows = tx.all(
         f"UPDATE task SET {change} WHERE id IN (SELECT id FROM task WHERE project = ? AND {condition}"
         " AND id > ? AND id <= ? ORDER BY id LIMIT ?) RETURNING id",
-        (operation["project"], operation["cursor"], operation["last_task"], PIECE),
+        (operation["project"], operation["cursor"], operation["last_task"], STEP),
     )
     tx.ready.append((operation["project"], len(rows)))
-    return len(rows), max(row["id"] for row in rows) if len(rows) == PIECE else None
+    return len(rows), max(row["id"] for row in rows) if len(rows) == STEP else None
 
 
 # A task is in exactly one of these; each condition has an index.
@@ -1840,9 +1915,9 @@ EVERY_TASK = (
 
 
 def step_hard_reset(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
-    """Deletes some tasks of the project, then, when none is left, some of its kept hashes."""
-    values = {"project": operation["project"], "last": operation["last_task"], "limit": PIECE}
-    for condition in EVERY_TASK:
+    """Deletes some tasks of the project (cursor 0), then, when none is left, some of its kept hashes (cursor 1)."""
+    values = {"project": operation["project"], "last": operation["last_task"], "limit": STEP}
+    for condition in () if operation["cursor"] else EVERY_TASK:
         deleted = tx.execute(
             f"DELETE FROM task WHERE id IN (SELECT id FROM task WHERE {condition} AND id <= :last LIMIT :limit)", values
         ).rowcount
@@ -1853,7 +1928,7 @@ def step_hard_reset(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
         " (SELECT hash64 FROM kept_hash WHERE project = :project LIMIT :limit)",
         values,
     ).rowcount
-    return 0, 0 if hashes else None
+    return 0, 1 if hashes else None
 
 
 STEPS: dict[str, Callable[[Tx, sqlite3.Row], tuple[int, int | None]]] = {
@@ -1868,6 +1943,7 @@ STEPS: dict[str, Callable[[Tx, sqlite3.Row], tuple[int, int | None]]] = {
 
 LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
 MAX_LOG_ENTRIES = 1000
+MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
 
 
 class LogBody(msgspec.Struct):
@@ -1875,8 +1951,8 @@ class LogBody(msgspec.Struct):
 
     scope: Annotated[str, Meta(max_length=1000)]
     timestamp: Int64
-    message: str | UnsetType = UNSET
-    Message: str | UnsetType = UNSET
+    message: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
+    Message: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
     task_id: Id | None = None
 
 
@@ -1918,15 +1994,21 @@ def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
     )
     if before is None:
         raise TrackerError("not_found", f"before: no log entry {body.before}")
-    rows: list[sqlite3.Row] = []
-    for level in levels:  # one index range per level, each already in order
-        rows += tx.all(
+    cursors = [  # one index range a level, each in order already
+        tx.execute(
             "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
             " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
             (level, body.since, *before, body.limit),
         )
-    rows.sort(key=lambda row: (row["time"], row["id"]), reverse=True)
-    return {"logs": [log_json(row) for row in rows[: body.limit]]}
+        for level in levels
+    ]
+    logs, size = [], 0
+    for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
+        logs.append(log_json(row))
+        size += len(row["message"])
+        if len(logs) == body.limit or size > MOST_LOG_TEXT:
+            break
+    return {"logs": logs}
 
 
 def log_json(row: sqlite3.Row) -> dict[str, Any]:
@@ -1943,6 +2025,7 @@ def log_json(row: sqlite3.Row) -> dict[str, Any]:
 # ── Monitoring ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MAX_SNAPSHOTS = 1000
+MOST_SNAPSHOTS = 10_080  # a week at the default interval
 SNAPSHOT_PIECE = 50  # projects per transaction
 SNAPSHOT_COLUMNS = (
     "new_task_count",
@@ -1971,11 +2054,11 @@ def get_snapshots(tx: Tx, session: bytes | None, project: int, query: LastSnapsh
 
 
 def get_snapshots_between(tx: Tx, session: bytes | None, project: int, query: SnapshotsBetween) -> dict[str, Any]:
-    """The newest MAX_SNAPSHOTS snapshots of a project between two moments, both included, the newest first."""
+    """The newest MOST_SNAPSHOTS snapshots of a project between two moments, both included, the newest first."""
     visible_project(tx, session, project)
     rows = tx.all(
         "SELECT * FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ? ORDER BY time_stamp DESC LIMIT ?",
-        (project, query.start, query.end, MAX_SNAPSHOTS),
+        (project, query.start, query.end, MOST_SNAPSHOTS),
     )
     return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
 
@@ -2011,7 +2094,7 @@ PRUNE = {
     "log_entry": """DELETE FROM log_entry WHERE received < :logs_before AND id IN
         (SELECT id FROM log_entry ORDER BY id LIMIT :limit)""",
     "snapshot": """DELETE FROM snapshot WHERE (project, time_stamp) IN
-        (SELECT s.project, s.time_stamp FROM project p JOIN snapshot s ON s.project = p.id
+        (SELECT s.project, s.time_stamp FROM project p CROSS JOIN snapshot s ON s.project = p.id
          AND s.time_stamp < :snapshots_before LIMIT :limit)""",
     "session": """DELETE FROM session WHERE id_hash IN
         (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
@@ -2086,6 +2169,8 @@ class Waiters:
             while True:
                 outcome = await self._attempt(waiter, attempt, ends - loop.time())
                 if outcome.tasks:
+                    if len(projects) > 1:  # woken for one project, it may have taken another one's task
+                        self._pass_on(waiter)
                     return outcome.tasks
                 if outcome.others:
                     self._pass_on(waiter)
@@ -2105,7 +2190,7 @@ class Waiters:
         except TrackerError as error:
             if error.code != "too_fast" or error.delay > left:
                 raise
-            outcome = Assigned([], delay=error.delay)
+            outcome = Assigned([], others=len(waiter.projects) > 1, delay=error.delay)
         if outcome.delay:
             for project in waiter.projects:
                 self._wake_later(project, outcome.delay)
@@ -2139,14 +2224,13 @@ class Waiters:
         waiter.woken.set_result(None)
 
     def _pass_on(self, waiter: Waiter) -> None:
-        """Wakes one worker that has not had this turn yet, so that a turn goes round once at the most."""
+        """Wakes one worker a project that has not had this turn yet, so that a turn goes round once at the most."""
         if self._closed:
             return
         for project in waiter.projects:
-            for other in self._queues.get(project, ()):
-                if other.turn < waiter.turn:
-                    self._wake(other, waiter.turn)
-                    return
+            other = next((one for one in self._queues.get(project, ()) if one.turn < waiter.turn), None)
+            if other:
+                self._wake(other, waiter.turn)
 
     def _wake_later(self, project: int, delay: float) -> None:
         """One timer a project: the limiter lets one task through at a time, so one worker is to be woken for it."""
@@ -2185,19 +2269,23 @@ class Tracker:
         self.hashing = asyncio.Semaphore(2)  # each password hash takes a core and 16 MiB for a moment
         self._tasks: set[asyncio.Task] = set()
         self._operations: set[asyncio.Task[int]] = set()
-        self._stopping = False
+        self._stopping = self._stopped = False
 
     async def start(self) -> None:
         """Opens the database, finishes what a crash has interrupted, starts the background work."""
         await self.db.open()
         try:
-            self.log_lines = open_log_file(self.settings)
-        except TrackerError:
+            await self._begin_work()
+        except BaseException:
             await self.db.close()
             raise
+
+    async def _begin_work(self) -> None:
+        self.log_lines = open_log_file(self.settings)
         key = await self.db.write(load_meta, "cookie_key", new_secret)
         self.signer = itsdangerous.Signer(key, salt="tracker.session")
-        await self.db.write(discard_bulk_submits, long=True)
+        for operation in await self.db.read(unaccepted_bulk_submits):
+            await discard(self.db, operation)
         for operation in await self.db.read(unfinished_operations):
             self.begin_operation(operation)
         self._repeat(EXPIRY_INTERVAL, self.expire)
@@ -2213,6 +2301,7 @@ class Tracker:
     async def stop(self) -> None:
         """Ends the background work between two of its transactions, and closes the database."""
         self.begin_stop()
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._operations, return_exceptions=True)
@@ -2232,9 +2321,8 @@ class Tracker:
         self._tasks.add(asyncio.create_task(forever()))
 
     async def expire(self) -> None:
-        if await self.db.read(any_expired):
-            while await self.db.write(expire_tasks, long=True):
-                pass
+        while await self.db.write(expire_tasks, long=True):  # costs no fsync when there are none
+            pass
 
     async def remember_uptime(self) -> None:
         if await self.db.read(any_lease):
@@ -2250,12 +2338,12 @@ class Tracker:
             while await self.db.write(prune, table, long=True):
                 pass
 
-    def begin_operation(self, operation: int) -> asyncio.Future[int]:
+    def begin_operation(self, operation: int, answered: bool = False) -> asyncio.Future[int]:
         """Carries out an operation in the background; the future becomes the number of affected tasks.
 
         Waiting for it may be given up; the operation itself goes on, after a restart too.
         """
-        task = asyncio.create_task(self._carry_out(operation))
+        task = asyncio.create_task(self._carry_out(operation, answered))
         self._operations.add(task)
         task.add_done_callback(self._operation_done)
         return asyncio.shield(task)
@@ -2265,9 +2353,9 @@ class Tracker:
         if not task.cancelled() and task.exception():
             log.info("%s", task.exception())
 
-    async def _carry_out(self, operation: int) -> int:
+    async def _carry_out(self, operation: int, answered: bool) -> int:
         pauses = retry_pauses()
-        while not self._stopping:
+        while not (self._stopped if answered else self._stopping):
             try:
                 if (affected := await self.db.write(step_operation, operation, long=True)) is not None:
                     return affected
@@ -2275,6 +2363,11 @@ class Tracker:
                 log.warning("Operation %d has to wait: %s", operation, error)
                 await asyncio.sleep(next(pauses))
         raise TrackerError("unavailable", "The tracker is stopping; what it had begun is finished at its next start")
+
+
+async def discard(db: Database, operation: int) -> None:
+    while await db.write(discard_bulk_pieces, operation, long=True):
+        pass
 
 
 def open_log_file(settings: Settings) -> logging.Logger:
@@ -2370,8 +2463,8 @@ class Call:
         name = self.tracker.settings.cookie_name
         for key, value in self.scope["headers"]:
             if key == b"cookie":
-                with contextlib.suppress(CookieError, itsdangerous.BadSignature, UnicodeError, KeyError):
-                    return self.tracker.signer.unsign(SimpleCookie(value.decode())[name].value)
+                with contextlib.suppress(itsdangerous.BadSignature, KeyError):
+                    return self.tracker.signer.unsign(cookie_parser(value.decode("latin-1"))[name])
         return None
 
     def worker_or_session(self) -> WorkerCredentials | bytes | None:
@@ -2382,7 +2475,10 @@ class Call:
         site = self.header(b"sec-fetch-site")
         if site is None:
             source = self.header(b"origin") or self.header(b"referer")
-            same = source is None or urlsplit(source).netloc == (self.header(b"host") or b"")
+            browses = self.scope["method"] == "GET" and b"text/html" in (self.header(b"accept") or b"")
+            same = source is None and not browses  # a followed link may come without any header that tells its source
+            with contextlib.suppress(ValueError):  # not a URL
+                same = same or urlsplit(source).netloc == (self.header(b"host") or b"")
         else:
             same = site in (b"same-origin", b"none")
         if not same:
@@ -2414,16 +2510,17 @@ class Call:
         too_large = TrackerError("too_large", f"body: more than {most // 1024} KiB")
         if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
             raise too_large
-        body = b""
+        parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
         while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise TrackerError("timeout", "body: did not arrive")
-            body = body + message["body"] if body else message["body"]
-            if len(body) > most:
+            parts.append(message["body"])
+            size += len(message["body"])
+            if size > most:
                 raise too_large
             if not message.get("more_body"):
-                return body
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def json(self, kind: Any) -> Any:
         return decode(await self.body(), kind)
@@ -2456,7 +2553,9 @@ async def respond(send: Callable, reply: Reply) -> None:
     cycle = getattr(send, "__self__", None)
     if type(cycle) is RequestResponseCycle and reply.status == 200 and not reply.headers and writes_plainly(cycle):
         return await write_at_once(cycle, body)
-    headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body)), *reply.headers]
+    headers = [*JSON_HEADERS, *reply.headers]
+    if reply.status != 204:
+        headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -2524,8 +2623,8 @@ async def submit(call: Call) -> Reply:
 async def bulk_submit(call: Call) -> Reply:
     """Small ones in one transaction; large ones in pieces that count, all of them, from one commit on."""
     caller, tracker = call.worker(), call.tracker
-    await tracker.db.read(identify, caller)
-    body = await call.body(tracker.settings.max_bulk_body)
+    trusted = await tracker.db.read(may_submit_somewhere, caller)  # strangers may not send large bodies
+    body = await call.body(tracker.settings.max_bulk_body if trusted else None)
     tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
     if not tasks:
         return Reply({"submitted": 0, "duplicates": 0})
@@ -2562,9 +2661,9 @@ async def store_pieces(
         await tracker.db.write(accept_bulk_submit, caller, operation, count)
     except BaseException:
         with contextlib.suppress(TrackerError):  # stopping: the next start discards it
-            await tracker.db.write(discard_bulk_submit, operation, long=True)
+            await discard(tracker.db, operation)
         raise
-    return await tracker.begin_operation(operation)
+    return await tracker.begin_operation(operation, answered=True)
 
 
 async def get_task(call: Call) -> Reply:
@@ -2579,7 +2678,7 @@ async def get_task(call: Call) -> Reply:
     count = min(number_of(query, "count", int, 0), settings.max_count)
 
     def attempt() -> Awaitable[Assigned]:
-        return database.write(assign_tasks, caller, projects, count or 1)
+        return database.write(assign_tasks, caller, projects, count or 1, long=count + len(projects) > 16)
 
     tasks = await wait_for_task(call, projects, attempt, wait) if wait else (await attempt()).tasks
     if not tasks:
@@ -2668,18 +2767,22 @@ async def register(call: Call) -> Reply:
     """POST /register"""
     call.refuse_other_sites()
     body = await call.json(RegisterBody)
-    await call.tracker.db.read(check_registration_open)
+    await call.tracker.db.write(begin_registration, client_address(call))
     async with call.tracker.hashing:
         password_hash = await asyncio.to_thread(hash_password, body.password)
     content, session = await call.tracker.db.write(register_manager, body.username, password_hash)
     return Reply(content, headers=[session_cookie(call, session)])
 
 
+def client_address(call: Call) -> str:
+    return (call.scope.get("client") or ("unknown", 0))[0]
+
+
 async def login(call: Call) -> Reply:
     """POST /login"""
     call.refuse_other_sites()
     body = await call.json(LoginBody)
-    address = (call.scope.get("client") or ("unknown", 0))[0]
+    address = client_address(call)
     found = await call.tracker.db.write(begin_login, body.username, address)
     async with call.tracker.hashing:
         right = await asyncio.to_thread(password_matches, body.password, found and found[1])
@@ -2707,14 +2810,14 @@ def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
     """The Set-Cookie header that begins or (None) ends a session in the browser."""
     settings, scope = call.tracker.settings, call.scope
     value, age = (call.tracker.signer.sign(session).decode(), int(settings.session_lifetime)) if session else ("", 0)
-    parts = [f"{settings.cookie_name}={value}", f"Path={scope.get('root_path') or '/'}", f"Max-Age={age}"]
+    parts = [f"{settings.cookie_name}={value}", f"Path={settings.root_path or '/'}", f"Max-Age={age}"]
     parts += ["HttpOnly", "SameSite=Lax", *(["Secure"] if scope.get("scheme") == "https" else [])]
     return b"set-cookie", "; ".join(parts).encode()
 
 
 # ── Routes and app ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-WORKER, SESSION, EITHER = Call.worker, Call.session, Call.worker_or_session
+WORKER, EITHER = Call.worker, Call.worker_or_session
 
 # Method, path, handler. Starlette tries them in order: the ones that matter come first.
 API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
@@ -2781,6 +2884,8 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         await tracker.stop()
 
     native = [Route(path, Endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in API]
+    for route in native:
+        route.methods.discard("HEAD")  # Starlette adds it to GET: a HEAD must not take a task
     home = Route("/", functools.partial(home_page, tracker), methods=["GET"])
     app = App(
         routes=[*native, *dialect_routes(tracker), home, Mount("/api", routes=native)],
@@ -2835,9 +2940,17 @@ async def home_page(tracker: Tracker, request: Request) -> Response:
     """GET /: JSON for programs, a page for browsers."""
     if "text/html" not in request.headers.get("accept", ""):
         return Response(Reply({"name": "tracker", "version": __version__}).body(), media_type="application/json")
-    projects = (await tracker.db.read(list_projects, None))["projects"]
-    environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True)
-    return HTMLResponse(environment.get_template("home.html").render(projects=projects, version=__version__))
+    projects = (await tracker.db.read(list_projects, None))["projects"][:MOST_PROJECTS_ON_A_PAGE]
+    page = await asyncio.to_thread(template("home.html").render, projects=projects, version=__version__)
+    return HTMLResponse(page)
+
+
+MOST_PROJECTS_ON_A_PAGE = 100
+
+
+@functools.cache
+def template(name: str) -> Template:
+    return Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True).get_template(name)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -2867,6 +2980,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.began is None and self.cycle and self.cycle.response_complete:
+            self.began = self.loop.time()  # stray line ends after an answer: uvicorn has stopped its keep-alive timer
         if self.headers_pending:
             self.headers_pending += len(data)
             if self.headers_pending > MAX_HEADER_BYTES:
@@ -3095,17 +3210,21 @@ def toml_value(value: Any) -> str:
 
 
 def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
-    password = getpass.getpass(f"Password for {options.name}: ") if sys.stdin.isatty() else sys.stdin.readline()
     try:
+        password = getpass.getpass(f"Password for {options.name}: ") if sys.stdin.isatty() else sys.stdin.readline()
         body = msgspec.convert({"username": options.name, "password": password.rstrip("\r\n")}, RegisterBody)
+        password_hash = hash_password(body.password)
+        body.username.encode()
     except msgspec.ValidationError as error:
         raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+    except (EOFError, UnicodeError):
+        raise TrackerError("invalid", "name, password: must be given, and be valid UTF-8") from None
 
     async def create() -> None:
         database = Database(settings, Clock())
         await database.open()
         try:
-            await database.write(make_admin, body.username, hash_password(body.password), options.reset)
+            await database.write(make_admin, body.username, password_hash, options.reset)
         finally:
             await database.close()
 

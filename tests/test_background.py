@@ -177,7 +177,7 @@ def test_a_long_operation_takes_a_bounded_number_of_tasks_at_a_time(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     project = prepared.run(add_project)
-    tasks = [tracker.NewTask(project, "r", 0, 0, 0, 0, None)] * (3 * tracker.PIECE)
+    tasks = [tracker.NewTask(project, "r", 0, 0, 0, 0, None)] * (3 * tracker.STEP)
     prepared.run(tracker.insert_tasks, tasks, project, False)
     state = {"hard_reset": "priority = 1", "reset_failed": "status = 2", "reclaim_assigned": "assignee = 1"}[kind]
     prepared.run(lambda tx: tx.execute(f"UPDATE task SET {state}"))
@@ -185,9 +185,9 @@ def test_a_long_operation_takes_a_bounded_number_of_tasks_at_a_time(
     operation = prepared.run(tracker.insert_operation, kind, project)
     assert prepared.run(tracker.step_operation, operation) is None
     affected = prepared.run(lambda tx: tx.one("SELECT affected FROM operation")["affected"])
-    assert affected == tracker.PIECE
+    assert affected == tracker.STEP
     results = [prepared.run(tracker.step_operation, operation) for _ in range(3)]
-    assert results == [None, None, 3 * tracker.PIECE]
+    assert results == [None, None, 3 * tracker.STEP]
 
 
 def test_assignments_are_answered_while_a_long_operation_runs(site: Site) -> None:

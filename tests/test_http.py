@@ -57,10 +57,18 @@ def test_an_old_client_gets_its_answer_and_the_end_of_the_connection(site: Site)
     assert b"<kept open>" not in received
 
 
-def test_head_has_no_body(site: Site) -> None:
-    head, _, body = exchange(site, get("/worker/stats", method="HEAD")).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 OK")
-    assert body == b"<kept open>"
+def test_head_takes_no_task(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project)
+    assert worker.http.head(f"/task/get/{project}").status_code == 405
+    assert site.admin.counts(project) == {"waiting": 1}
+
+
+def test_an_answer_without_content_has_no_length_either(site: Site) -> None:
+    response = site.create_worker().log("info", "message")
+    assert response.status_code == 204
+    assert "content-length" not in response.headers
 
 
 def test_a_client_that_does_not_wait_for_its_answer_hurts_nobody(site: Site) -> None:
