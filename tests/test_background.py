@@ -1,6 +1,9 @@
 """What goes on behind the requests: leases, snapshots, pruning, long operations; and time that jumps."""
 
 import asyncio
+import contextlib
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +65,52 @@ def test_a_lease_stands_still_while_the_tracker_is_down(tmp_path: Path, jump: in
         assert worker.assigned(project) is None
         clock.pass_time(101)
         wait_until(lambda: worker.assigned(project))
+
+
+def test_a_crash_after_long_idleness_leaves_no_limit_behind(tmp_path: Path) -> None:
+    """Rate limits and leases rest on the uptime, which must be as durable as they are."""
+    settings = tracker.Settings(database=str(tmp_path / "x.db"), log_file="")
+    clock = MovedClock()
+    with tracker.serving(settings, clock) as url:
+        site = Site(url, clock, settings)
+        project = site.admin.create_project(submit_rate=1)
+        worker = site.create_worker(project)
+        clock.pass_time(10 * 24 * HOUR)
+        assert worker.submit(project).status_code == 200
+        for name in ("x.db", "x.db-wal"):  # what a SIGKILL would leave
+            shutil.copy(tmp_path / name, tmp_path / f"crashed-{name}")
+    settings = tracker.Settings(database=str(tmp_path / "crashed-x.db"), log_file="")
+    clock = MovedClock()
+    with tracker.serving(settings, clock) as url:
+        worker.http.base_url = url
+        clock.pass_time(2)
+        assert worker.submit(project).status_code == 200
+
+
+def test_a_worker_that_is_refused_has_been_seen_all_the_same(site: Site) -> None:
+    project = site.admin.create_project(assign_rate=0.001)
+    worker = site.create_worker(project)
+    worker.bulk_submit([{"project": project, "recipe": "r"}] * 2)
+    worker.assigned(project)
+    site.clock.pass_time(60)
+    assert worker.assign(project).status_code == 429
+    [(last_seen,)] = site.read("SELECT last_seen FROM worker WHERE id = ?", worker.id)
+    assert last_seen >= site.clock.time() - 10
+
+
+def test_another_programs_write_lock_is_waited_for_while_others_are_served(site: Site) -> None:
+    worker = Worker(site.url)
+    with contextlib.closing(sqlite3.connect(site.settings.database, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        renamed: list[httpx.Response] = []
+        body = {"alias": "renamed"}
+        thread = threading.Thread(target=lambda: renamed.append(worker.http.post("/worker/update", json=body)))
+        thread.start()
+        assert httpx.get(f"{site.url}/worker/get/{worker.id}").json()["content"]["worker"]["alias"] == "some alias"
+        assert not renamed
+        shell.execute("ROLLBACK")
+        thread.join()
+    assert renamed[0].status_code == 200
 
 
 def test_a_task_without_a_lease_time_of_its_own_gets_the_default(make_site: Callable[..., Site]) -> None:

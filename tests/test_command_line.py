@@ -117,6 +117,17 @@ def test_create_admin_refuses_a_short_password_by_name(tmp_path: Path) -> None:
     assert "password: " in refusal(tmp_path, "create-admin", "alice", stdin="short\n")
 
 
+def test_create_admin_without_a_password_says_so(tmp_path: Path) -> None:
+    assert "password: " in refusal(tmp_path, "create-admin", "alice", stdin="")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text elsewhere")
+def test_create_admin_refuses_a_name_that_is_no_text(tmp_path: Path) -> None:
+    command = [sys.executable.encode(), PROGRAM.encode(), b"create-admin", b"al\xffce"]
+    done = subprocess.run(command, cwd=tmp_path, input=b"password\n", capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+
+
 def test_create_admin_leaves_a_database_in_use_alone(tmp_path: Path) -> None:
     with started(tmp_path):
         line = refusal(tmp_path, "create-admin", "alice", stdin="password\n")
@@ -126,6 +137,13 @@ def test_create_admin_leaves_a_database_in_use_alone(tmp_path: Path) -> None:
 def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> None:
     with started(tmp_path):
         assert "another tracker is using this database" in refusal(tmp_path, "--port", "0")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a privilege elsewhere")
+def test_a_second_server_on_the_same_file_by_another_name_is_refused(tmp_path: Path) -> None:
+    with started(tmp_path):
+        (tmp_path / "link.db").symlink_to(tmp_path / "tracker.db")
+        assert "another tracker is using" in refusal(tmp_path, "--port", "0", "--database", "link.db")
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
@@ -146,7 +164,9 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         connection.execute("CREATE TABLE precious (x)")
+    before = (tmp_path / "other.db").read_bytes()
     assert "another program's database" in refusal(tmp_path, "--database", "other.db")
+    assert (tmp_path / "other.db").read_bytes() == before
 
 
 def test_a_database_from_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -234,6 +254,26 @@ def test_a_signal_interrupts_a_long_reset_which_the_next_start_finishes(tmp_path
         admin = httpx.Client(base_url=url)
         admin.post("/login", json=account)
         wait_until(lambda: admin.get(f"/project/get/{project}").json()["content"]["waiting_task_count"] == 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_bulk_submit_that_was_accepted_is_answered_before_the_end(tmp_path: Path) -> None:
+    """Refused, its sender would send it again, and have its tasks twice."""
+    with started(tmp_path) as (process, url):
+        admin = Manager(url, "admin")
+        project = admin.create_project()
+        worker = admin.grant(Worker(url), project)
+        answers: list[httpx.Response] = []
+        tasks = [{"project": project, "recipe": "r"}] * 50_000
+        bulk = threading.Thread(target=lambda: answers.append(worker.bulk_submit(tasks)))
+        bulk.start()
+        wait_until(lambda: admin.counts(project))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        bulk.join()
+    assert answers[0].json()["content"] == {"submitted": 50_000, "duplicates": 0}
+    with contextlib.closing(sqlite3.connect(tmp_path / "tracker.db")) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM task").fetchone() == (50_000,)
 
 
 def test_an_older_database_is_upgraded_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

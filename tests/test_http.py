@@ -8,6 +8,8 @@ import httpx
 import pytest
 from conftest import Site, wait_until
 
+import tracker
+
 
 def exchange(site: Site, *requests: str) -> bytes:
     """Sends raw requests over one connection at once; what comes back until it is closed, or silent for a while."""
@@ -98,3 +100,58 @@ def test_the_access_log_names_plain_answers_too(
     httpx.get(f"{site.url}/worker/stats")
     printed: list[str] = []
     wait_until(lambda: printed.append(capsys.readouterr().out) or "GET /worker/stats" in "".join(printed))
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "http://elsewhere.example", "ü"])
+def test_a_login_that_another_site_caused_is_refused(site: Site, origin: str) -> None:
+    body = {"username": "admin", "password": "password"}
+    response = httpx.post(f"{site.url}/login", json=body, headers={"Origin": origin.encode()})
+    assert response.status_code == 403
+
+
+def test_a_followed_link_that_does_not_tell_its_source_changes_nothing(site: Site) -> None:
+    """Browsers on plain HTTP send no Sec-Fetch-Site, and rel=noreferrer takes the rest; that they want HTML remains."""
+    other = site.create_manager()
+    headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    assert site.admin.http.get(f"/manager/promote/{other.id}", headers=headers).status_code == 403
+    assert not other.get("/account").json()["content"]["manager"]["tracker_admin"]
+
+
+def test_another_applications_cookie_does_not_hide_ours(site: Site) -> None:
+    ours = site.admin.http.cookies["tt"]
+    headers = {"Cookie": f'x={{"a": 1}}; tt={ours}; y="'}
+    assert httpx.get(f"{site.url}/account", headers=headers).json()["ok"]
+
+
+def test_a_login_below_api_holds_everywhere(site: Site) -> None:
+    body = {"username": "admin", "password": "password"}
+    answer = httpx.post(f"{site.url}/api/login", json=body)
+    assert "Path=/;" in answer.headers["set-cookie"]
+
+
+def test_a_page_of_long_log_lines_is_cut_and_can_be_continued(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MOST_LOG_TEXT", 250)
+    worker = site.create_worker()
+    for number in range(7):
+        worker.log("info", f"{number}" * 100, number + 1)
+    read: list[str] = []
+    query: dict = {}
+    while page := site.admin.get("/logs", level=5, **query).json()["content"]["logs"]:
+        assert len(page) <= 3
+        read += [entry["message"][0] for entry in page]
+        query = {"before": page[-1]["id"]}
+    assert read == list("6543210")
+
+
+def test_a_log_message_has_a_limit(site: Site) -> None:
+    response = site.create_worker().log("info", "x" * 65537)
+    assert (response.status_code, response.json()["message"].split(":")[0]) == (400, "message")
+
+
+def test_registrations_from_one_address_are_throttled(site: Site) -> None:
+    statuses = [
+        httpx.post(f"{site.url}/register", json={"username": f"user{number}", "password": "password"}).status_code
+        for number in range(tracker.FREE_ATTEMPTS["register"] + 3)
+    ]
+    assert statuses[0] == 200
+    assert statuses[-1] == 429

@@ -149,6 +149,27 @@ def test_a_worker_may_wait_for_several_projects_at_once(site: Site) -> None:
     assert answers[0]["content"]["task"]["recipe"] == "in the second"
 
 
+def test_who_waits_for_several_projects_leaves_the_others_task_to_the_others(site: Site) -> None:
+    """Two tasks in one commit: the first in line, woken for one project, may take the other one's."""
+    one, other = (site.admin.create_project(priority=priority) for priority in (2, 1))
+    both, single = site.create_worker(one), site.create_worker(other)
+    site.admin.grant(both, other)
+    single_waiting, answers = Waiting(single, other), []
+    query = [("project", one), ("project", other), ("wait", 60)]
+    thread = threading.Thread(target=lambda: answers.append(both.http.get("/task/get", params=query).json()))
+    thread.start()
+    settle()
+    submitters = [site.create_worker(project) for project in (other, one)]
+    threads = [
+        threading.Thread(target=worker.submit, args=(project, f"of {project}"))
+        for worker, project in zip(submitters, (other, one), strict=True)
+    ]
+    for started in threads:
+        started.start()
+    thread.join()
+    assert {answers[0]["content"]["task"]["recipe"], single_waiting.task()["recipe"]} == {f"of {one}", f"of {other}"}
+
+
 def test_a_client_that_goes_away_while_waiting_takes_no_task(site: Site) -> None:
     project = site.admin.create_project()
     gone, worker = site.create_worker(project), site.create_worker(project)
@@ -227,6 +248,32 @@ def test_one_task_wakes_one_of_a_hundred_workers() -> None:
         await crowd.announce(1)
         assert crowd.attempts == ["worker0"]
         assert len(crowd.waiters) == 99
+
+    in_a_crowd(story)
+
+
+def test_a_wake_up_for_one_project_that_led_to_anothers_task_goes_on_to_the_next() -> None:
+    async def story(crowd: Crowd) -> None:
+        loop, tasks = asyncio.get_running_loop(), {1: 0, 2: 0}
+
+        async def attempt(projects: tuple[int, ...]) -> Assigned:
+            for project in projects:
+                if tasks[project]:
+                    tasks[project] -= 1
+                    return Assigned([{"of": project}])
+            return Assigned([])
+
+        waits = [
+            asyncio.ensure_future(
+                crowd.waiters.assign(projects, lambda projects=projects: attempt(projects), 60, loop.create_future())
+            )
+            for projects in ((1, 2), (2,))
+        ]
+        await crowd.rest()
+        tasks.update({1: 1, 2: 1})
+        crowd.waiters.announce(2, 1)  # wakes the first, which then takes the task of project 1
+        crowd.waiters.announce(1, 1)
+        assert await asyncio.gather(*waits) == [[{"of": 1}], [{"of": 2}]]
 
     in_a_crowd(story)
 
