@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from http.cookies import SimpleCookie
-from itertools import count, cycle, repeat
+from itertools import count, cycle, islice
 from typing import Any
 
 import httpx
@@ -18,9 +18,10 @@ def register(site: Site, username: str, password: str = "password") -> httpx.Res
     return client(site.url).post("/register", json={"username": username, "password": password})
 
 
-def login(site: Site, username: str, password: str = "password") -> httpx.Response:
-    """A login from a browser that has no cookie yet."""
-    return client(site.url).post("/login", json={"username": username, "password": password})
+def login(site: Site, username: str, password: str = "password", address: str = "192.0.2.0") -> httpx.Response:
+    """A login from a browser at this address that has no cookie yet."""
+    headers = {"X-Forwarded-For": address}  # as a reverse proxy on this machine says
+    return client(site.url, headers=headers).post("/login", json={"username": username, "password": password})
 
 
 def cookie_of(answer: httpx.Response) -> Any:
@@ -193,20 +194,30 @@ def guess(site: Site, username: str, times: int) -> list[int]:
     return [login(site, username, f"guess {number}").status_code for number in range(times)]
 
 
-def throttle(site: Site, usernames: Iterator[str]) -> list[float]:
-    """Fails to log in, waiting when told to, until the pause is longer than any test runs. The pauses on the way."""
-    pauses = [0.0]
-    while pauses[-1] < 30:
-        refusal = login(site, next(usernames), "a guess")
+def throttle(site: Site, attempts: Iterator[tuple[str, str]]) -> list[float]:
+    """Fails to log in, waiting when told to, until the pause is longer than any test runs. The pauses on the way.
+
+    An attempt is the name of an account and an address.
+    """
+    pauses = []
+    for username, address in islice(attempts, 100):
+        refusal = login(site, username, "a guess", address)
         if refusal.status_code == 429:
             pauses.append(refusal.json()["rate_limit_delay"])
-            site.clock.pass_time(pauses[-1] + 0.01 if pauses[-1] < 30 else 0)
-    return pauses[1:]
+            if pauses[-1] > 30:
+                return pauses
+            site.clock.pass_time(pauses[-1] + 0.01)
+    raise AssertionError("nothing throttled a hundred failures")
+
+
+def attempts_at(*usernames: str) -> Iterator[tuple[str, str]]:
+    """Attempts at one account, from another address each time."""
+    return zip(cycle(usernames), (f"198.51.100.{number}" for number in count()), strict=False)
 
 
 def test_failed_logins_of_an_account_are_throttled_even_with_the_right_password(site: Site) -> None:
     site.create_manager("victim")
-    throttle(site, repeat("victim"))
+    throttle(site, attempts_at("victim"))
     refusal = login(site, "victim")
     assert (refusal.status_code, refusal.json()["ok"]) == (429, False)
     assert 1 <= refusal.json()["rate_limit_delay"] <= int(refusal.headers["Retry-After"])
@@ -219,7 +230,7 @@ def test_a_few_failed_logins_cost_nothing(site: Site) -> None:
 
 
 def test_the_throttle_grows_with_each_failure_but_locks_nobody_out_for_long(site: Site) -> None:
-    pauses = throttle(site, repeat("victim"))
+    pauses = throttle(site, attempts_at("victim"))
     assert len(pauses) > 3
     assert pauses == sorted(pauses)
     for _ in range(3):
@@ -228,32 +239,30 @@ def test_the_throttle_grows_with_each_failure_but_locks_nobody_out_for_long(site
 
 
 def test_a_throttled_account_may_log_in_after_the_pause_and_starts_afresh(site: Site) -> None:
-    site.clock.pass_time(throttle(site, repeat("admin"))[-1])
+    site.clock.pass_time(throttle(site, attempts_at("admin"))[-1])
     assert login(site, "admin").status_code == 200
     assert guess(site, "admin", 3) == [401] * 3
 
 
 def test_an_accounts_throttle_does_not_depend_on_case_and_an_unknown_account_has_one_too(site: Site) -> None:
-    throttle(site, cycle(["nobody", "Nobody", "NOBODY"]))
+    throttle(site, attempts_at("nobody", "Nobody", "NOBODY"))
     assert login(site, "nObOdY").status_code == 429
 
 
 def test_failed_logins_from_one_address_are_throttled_whatever_the_account(site: Site) -> None:
-    throttle(site, (f"user{number}" for number in count()))
-    elsewhere = {"X-Forwarded-For": "192.0.2.1"}  # as a reverse proxy on this machine says
-    body = {"username": "admin", "password": "password"}
-    assert site.guest.post("/login", json=body).status_code == 429
-    assert site.guest.post("/login", json=body, headers=elsewhere).status_code == 200
+    throttle(site, ((f"user{number}", "192.0.2.1") for number in count()))
+    assert login(site, "admin", address="192.0.2.1").status_code == 429
+    assert login(site, "admin", address="192.0.2.2").status_code == 200
 
 
 def test_failures_are_forgotten_in_time(site: Site) -> None:
-    throttle(site, repeat("admin"))
+    throttle(site, attempts_at("admin"))
     site.clock.pass_time(3600)
     assert guess(site, "admin", 4) == [401] * 4
 
 
 def test_other_accounts_are_not_throttled(site: Site) -> None:
-    throttle(site, repeat("victim"))
+    throttle(site, attempts_at("victim"))
     assert login(site, "admin").status_code == 200
 
 
@@ -318,6 +327,13 @@ def test_every_state_change_that_another_site_caused_is_refused(site: Site, head
 def test_a_state_change_of_the_own_site_or_of_a_program_is_not_refused(site: Site, headers: dict[str, str]) -> None:
     answers = state_changes(site, site_with_everything(site), headers)
     assert not {401, 403} & set(answers.values()), answers
+
+
+def test_a_link_that_a_browser_follows_without_telling_its_source_is_refused(site: Site) -> None:
+    other = site.create_manager()
+    page = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    assert site.admin.http.get(f"/manager/promote/{other.id}", headers=page).status_code == 403
+    assert not is_admin(other)
 
 
 def test_an_address_that_a_person_typed_is_not_refused(site: Site) -> None:

@@ -183,8 +183,7 @@ def test_a_project_that_keeps_hashes_never_takes_a_closed_task_again(site: Site)
     worker.submit(project, unique_string="page")
     worker.released(worker.assigned(project)["id"])
     assert worker.submit(project, unique_string="page").status_code == 409
-    bulk = [{"project": project, "recipe": "x", "unique_string": name} for name in ("page", "other")]
-    assert worker.bulk_submit(bulk).json()["content"] == {"submitted": 1, "duplicates": 1}
+    assert worker.submit(project, unique_string="other").status_code == 200
 
 
 def test_tasks_without_a_hash_are_unaffected_by_kept_hashes(site: Site) -> None:
@@ -241,6 +240,16 @@ def test_a_bulk_skips_and_counts_existing_duplicates_and_repeats_and_stores_the_
     assert recipes(worker, project, 3) == ["existing", "1", "2"]
 
 
+@pytest.mark.parametrize("count", [3, MANY])
+def test_a_bulk_skips_and_counts_the_closed_tasks_of_a_project_that_keeps_hashes(site: Site, count: int) -> None:
+    project, worker = project_and_worker(site, keep_hashes=True)
+    worker.submit(project, unique_string="1")
+    worker.released(worker.assigned(project)["id"])
+    tasks = [{**task, "unique_string": task["recipe"]} for task in bulk(project, count)]
+    assert worker.bulk_submit(tasks).json()["content"] == {"submitted": count - 1, "duplicates": 1}
+    assert recipes(worker, project, 2) == ["0", "2"]
+
+
 def test_a_large_bulk_is_assigned_in_the_order_of_its_tasks(site: Site) -> None:
     project, worker = project_and_worker(site)
     assert worker.bulk_submit(bulk(project, MANY)).json()["content"] == {"submitted": MANY, "duplicates": 0}
@@ -256,6 +265,14 @@ def test_a_bulk_without_access_is_403_and_to_no_project_404(site: Site, count: i
     assert worker.bulk_submit(bulk(project, count)).status_code == 403
     assert worker.bulk_submit(bulk(7, count)).status_code == 404
     assert site.admin.counts(project) == {}
+
+
+def test_more_tasks_than_the_settings_allow_are_refused_and_nothing_stored(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_bulk=3)
+    project, worker = project_and_worker(site)
+    assert refused_field(worker.bulk_submit(bulk(project, 4))) == "requests"
+    assert site.admin.counts(project) == {}
+    assert worker.bulk_submit(bulk(project, 3)).json()["content"]["submitted"] == 3
 
 
 def test_an_empty_bulk_stores_nothing(site: Site) -> None:
@@ -824,6 +841,17 @@ def test_a_bulk_release_with_one_bad_release_changes_nothing(site: Site) -> None
     assert bulk_release(worker, (task, OK), (task, 3)).status_code == 400
     assert bulk_release(worker, (task, OK), (task + 1, OK)).status_code == 404
     assert site.admin.counts(project) == {"assigned": 1}
+
+
+def test_the_settings_bound_how_many_tasks_are_assigned_or_released_at_once(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_count=3)
+    project, worker = project_and_worker(site)
+    worker.bulk_submit(bulk(project, 5))
+    held = [task["id"] for _ in range(2) for task in worker.assign(project, count=1000).json()["content"]["tasks"]]
+    assert len(held) == 5
+    assert site.admin.counts(project) == {"assigned": 5}
+    assert refused_field(bulk_release(worker, *((task, OK) for task in held[:4]))) == "releases"
+    assert bulk_release(worker, *((task, OK) for task in held[:3])).json()["content"]["updated"] == [True] * 3
 
 
 def test_a_bulk_release_that_is_no_array_of_releases_is_refused_by_name(site: Site) -> None:

@@ -1,0 +1,554 @@
+"""Two life cycles of tasks, interleaved and driven at random, against a model that is simple enough to trust.
+
+The model and the tracker agree after every step: on what each call returns, and on every table that a task touches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+from hypothesis import note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import tracker
+from tracker import FAIL, FAILED, NEW, OK, SKIP
+
+DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
+WORKERS, PROJECTS = range(3), range(2)
+
+
+class StillClock(tracker.Clock):
+    """A clock that only a test moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def time(self) -> float:
+        return 1_600_000_000 + self.now
+
+    def uptime(self) -> float:
+        return self.now
+
+
+# ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Task:
+    """A task that is not closed yet. `number` counts up in the order of submission."""
+
+    number: int
+    project: Project
+    recipe: str
+    priority: int
+    max_retries: int
+    max_assign_time: int
+    verification_count: int
+    hash64: int | None
+    status: int = NEW
+    retries: int = 0
+    assignee: int | None = None
+    deadline: float | None = None
+    reports: dict[int, int] = dataclasses.field(default_factory=dict)  # worker: the hash that it reported
+    changes: int = 0  # how often it has changed state
+
+    def is_ready(self) -> bool:
+        return self.status == NEW and self.assignee is None
+
+    def put_back(self) -> None:
+        self.assignee = self.deadline = None
+        self.changes += 1
+
+
+@dataclasses.dataclass
+class Project:
+    id: int
+    priority: int = 1
+    paused: bool = False
+    keep_hashes: bool = False
+    chain: Project | None = None
+    closed: int = 0
+    kept: set[int] = dataclasses.field(default_factory=set)
+
+
+class Model:
+    """The queue as a list in order of submission, and plain loops over it."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.submitted = 0
+
+    def submit(self, project: Project, recipe: str, **fields: Any) -> bool:
+        """Whether the task's hash was free."""
+        hash64 = fields["hash64"]
+        live = {task.hash64 for task in self.tasks if task.project is project}
+        if hash64 is not None and hash64 in live | (project.kept if project.keep_hashes else set()):
+            return False
+        self.submitted += 1
+        self.tasks.append(Task(self.submitted, project, recipe, **fields))
+        return True
+
+    def assign(self, worker: int, projects: list[Project], count: int, now: float) -> list[Task]:
+        """Highest project priority, then highest task priority, then oldest."""
+        able = [
+            task
+            for task in self.tasks
+            if task.is_ready() and task.project in projects and not task.project.paused and worker not in task.reports
+        ]
+        able.sort(key=lambda task: (-task.project.priority, -task.priority, task.number))
+        for task in able[:count]:
+            task.assignee = worker
+            task.deadline = now + (task.max_assign_time or DEFAULT_TIME)
+            task.changes += 1
+        return able[:count]
+
+    def release(self, task: Task | None, worker: int, result: int, verification: int) -> bool:
+        """Whether the release changed the task (None: it is closed)."""
+        if task is None or task.assignee != worker:
+            return False
+        if result == OK:
+            same = sum(report == verification for report in task.reports.values()) + 1
+            if same >= task.verification_count:
+                self.close(task)
+                return True
+            task.reports[worker] = verification
+        if result == FAIL:
+            task.retries += 1
+            task.status = FAILED if task.retries >= task.max_retries else NEW
+        task.put_back()
+        return result != OK
+
+    def close(self, task: Task) -> None:
+        self.tasks.remove(task)
+        project = task.project
+        project.closed += 1
+        if project.keep_hashes and task.hash64 is not None:
+            project.kept.add(task.hash64)
+        if project.chain:
+            names = ("priority", "max_retries", "max_assign_time", "verification_count", "hash64")
+            self.submit(project.chain, task.recipe, **{name: getattr(task, name) for name in names})
+
+    def expired(self, now: float) -> list[Task]:
+        return [task for task in self.tasks if task.deadline is not None and task.deadline <= now]
+
+
+@dataclasses.dataclass
+class Operation:
+    """A long operation that has begun: the tasks that it must have dealt with when it is over, unless they changed."""
+
+    id: int
+    kind: str
+    project: Project
+    last: int  # the number of the last task that it may touch
+    due: list[tuple[Task, int]]
+    affected: int = 0
+    pieces: list[list[dict[str, Any]]] = dataclasses.field(default_factory=list)
+
+
+RESETS = {
+    "reset_failed": lambda task: task.status == FAILED,
+    "reclaim_assigned": lambda task: task.assignee is not None,
+    "hard_reset": lambda task: True,
+}
+
+
+# ── Both of them side by side ─────────────────────────────────────────────────────────────────────────────────────────
+
+new_tasks = st.fixed_dictionaries(
+    {
+        "priority": st.sampled_from([0, 0, 1, -1, 2**63 - 1, -(2**63)]),
+        "max_retries": st.integers(0, 3),
+        "max_assign_time": st.sampled_from([0, 10, 50]),
+        "verification_count": st.sampled_from([0, 1, 1, 2, 2, 3]),
+        "hash64": st.sampled_from([None, *range(1, 20), -(2**63), 2**63 - 1]),
+    }
+)
+workers, projects = st.sampled_from(WORKERS), st.sampled_from(PROJECTS)
+wanted_projects = st.lists(projects, min_size=1, max_size=2, unique=True)
+results = st.sampled_from(6 * [OK] + 2 * [FAIL] + [SKIP])
+verifications = st.sampled_from([7, 7, 7, 7, -8])
+outcomes = st.lists(st.tuples(results, verifications), min_size=1, max_size=8)
+unusual = st.sampled_from([set(), set(), set(), {"paused"}, {"unchained"}, {"forgetful"}])
+
+
+class LifeCycles(RuleBasedStateMachine):
+    """Each rule does one thing to the tracker and to the model, and compares what came of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = [mock.patch.object(tracker, "STEP", 2), mock.patch.object(tracker, "BUDGET", -1)]
+        for patch in self.patches:  # every transaction of a long operation does one small piece
+            patch.start()
+        self.clock = StillClock()
+        self.settings = tracker.Settings(session_lifetime=1e9, default_max_assign_time=DEFAULT_TIME)
+        self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
+        self.connection.row_factory = sqlite3.Row
+        tracker.upgrade_schema(Path("memory"), self.connection)
+        self.model, self.operations, self.recipes = Model(), [], 0
+        self.ids: dict[int, int] = {}  # number of a task: its id
+        self.paused_workers: set[int] = set()
+        self.closed_by: Counter[int] = Counter()
+        _, self.session = self.write(tracker.register_manager, "admin", "unused")
+        self.projects = [Project(self.create_project(name)) for name in ("first", "second")]
+        self.callers = [self.create_worker() for _ in WORKERS]
+        self.workers = {caller.id: worker for worker, caller in enumerate(self.callers)}
+
+    def create_project(self, name: str) -> int:
+        return self.write(tracker.create_project, self.session, tracker.ProjectBody(name=name))["id"]
+
+    def create_worker(self) -> tracker.WorkerCredentials:
+        worker = self.write(tracker.create_worker, None, tracker.AliasBody())["worker"]
+        caller = tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
+        for project in self.projects:
+            body = tracker.AccessBody(project.id, assign=True, submit=True)
+            self.write(tracker.request_access, caller, body)
+            self.write(tracker.accept_request, self.session, project.id, caller.id)
+        return caller
+
+    def write(self, function: Callable, *args: Any) -> Any:
+        """One transaction. Checks that every task that became ready in it was announced."""
+        ready = self.ready_tasks()
+        self.connection.execute("BEGIN IMMEDIATE")
+        tx = tracker.Tx(self.connection, self.clock, self.settings)
+        try:
+            outcome = function(tx, *args)
+        except tracker.TrackerError:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+        announced: Counter[int] = Counter()
+        for project, count in tx.ready:
+            announced[project] += count
+        appeared = Counter(project for _, project in self.ready_tasks() - ready)
+        assert all(announced[project] >= count for project, count in appeared.items()), (appeared, announced)
+        return outcome
+
+    def ready_tasks(self) -> set[tuple[int, int]]:
+        rows = self.rows("SELECT id, project FROM task WHERE status = 1 AND assignee IS NULL")
+        return {(row["id"], row["project"]) for row in rows}
+
+    def refusal(self, function: Callable, *args: Any) -> str | None:
+        """The code with which the tracker refuses this, or None."""
+        try:
+            self.write(function, *args)
+        except tracker.TrackerError as error:
+            return error.code
+        return None
+
+    def rows(self, sql: str, *parameters: Any) -> list[sqlite3.Row]:
+        return self.connection.execute(sql, parameters).fetchall()
+
+    def teardown(self) -> None:
+        self.connection.close()
+        for patch in self.patches:
+            patch.stop()
+
+    def remember_ids(self) -> None:
+        """Tasks are submitted in the order of their ids: so the new rows are the model's new tasks, in order."""
+        new = [task for task in self.model.tasks if task.number not in self.ids]
+        rows = self.rows("SELECT id FROM task WHERE id > ? ORDER BY id", max(self.ids.values(), default=0))
+        assert len(new) == len(rows)
+        self.ids |= {task.number: row["id"] for task, row in zip(new, rows, strict=True)}
+
+    def new_task(self, project: Project, fields: dict[str, Any]) -> tracker.NewTask:
+        """What a worker submits. No two have the same recipe."""
+        self.recipes += 1
+        return tracker.NewTask(project=project.id, recipe=f"task {self.recipes}", **fields)
+
+    def submit_to_model(self, project: Project, tasks: list[tracker.NewTask]) -> int:
+        """How many of them the model has taken."""
+        taken = 0
+        for task in tasks:
+            fields = {name: value for name, value in task._asdict().items() if name != "project"}
+            taken += self.model.submit(project, **fields)
+        return taken
+
+    # ── Submit ──
+
+    @rule(worker=workers, project=projects, fields=new_tasks)
+    def submit(self, worker: int, project: int, fields: dict[str, Any]) -> None:
+        task = self.new_task(self.projects[project], fields)
+        taken = self.submit_to_model(self.projects[project], [task])
+        assert self.refusal(tracker.submit_task, self.callers[worker], task) == (None if taken else "conflict")
+
+    @rule(worker=workers, project=projects, many=st.lists(new_tasks, min_size=2, max_size=8))
+    def submit_many(self, worker: int, project: int, many: list[dict[str, Any]]) -> None:
+        tasks = [self.new_task(self.projects[project], fields) for fields in many]
+        answer = self.write(tracker.submit_tasks, self.callers[worker], tasks)
+        taken = self.submit_to_model(self.projects[project], tasks)
+        assert answer == {"submitted": taken, "duplicates": len(many) - taken}
+
+    @rule(worker=workers, project=projects, many=st.lists(new_tasks, min_size=1, max_size=6), accept=st.booleans())
+    def begin_bulk_submit(self, worker: int, project: int, many: list[dict[str, Any]], accept: bool) -> None:
+        """In pieces of two, which get into the queue later. Or a crash comes first, and the next start discards it."""
+        caller, project = self.callers[worker], self.projects[project]
+        tasks = [self.new_task(project, fields) for fields in many]
+        pieces = [tasks[start : start + 2] for start in range(0, len(tasks), 2)]
+        operation = self.write(tracker.begin_bulk_submit, caller, project.id)
+        for number, piece in enumerate(pieces, 1):
+            self.write(tracker.add_bulk_piece, operation, number, tracker.encode(piece))
+        if accept:
+            self.write(tracker.accept_bulk_submit, caller, operation, len(tasks))
+            self.operations.append(Operation(operation, "bulk_submit", project, 0, [], pieces=pieces))
+        else:
+            assert self.write(tracker.unaccepted_bulk_submits) == [operation]
+            while self.write(tracker.discard_bulk_pieces, operation):
+                pass
+
+    # ── Assign and release ──
+
+    @rule(worker=workers, wanted=wanted_projects, count=st.integers(1, 6))
+    def assign(self, worker: int, wanted: list[int], count: int) -> None:
+        self.assigned(worker, wanted, count)
+
+    def assigned(self, worker: int, wanted: list[int], count: int) -> list[Task]:
+        caller, wanted = self.callers[worker], [self.projects[project] for project in wanted]
+        call = (tracker.assign_tasks, caller, [project.id for project in wanted], count)
+        if worker in self.paused_workers:
+            assert self.refusal(*call) == "forbidden"
+            return []
+        running = [project for project in wanted if not project.paused]
+        others = any(task.is_ready() and task.project in running for task in self.model.tasks)
+        tasks = self.model.assign(worker, wanted, count, self.clock.uptime())
+        answer = self.write(*call)
+        assert [task["id"] for task in answer.tasks] == [self.ids[task.number] for task in tasks]
+        for task, shown in zip(tasks, answer.tasks, strict=True):
+            assert shown["project"]["id"] == task.project.id
+            for name in ("recipe", "priority", "retries", "max_retries", "max_assign_time", "verification_count"):
+                assert shown[name] == getattr(task, name)
+            assert (shown["assignee"], shown["status"]) == (caller.id, NEW)
+        assert answer.others == (others and not tasks)
+        return tasks
+
+    @rule(worker=workers, wanted=wanted_projects, outcomes=outcomes)
+    def work(self, worker: int, wanted: list[int], outcomes: list[tuple[int, int]]) -> None:
+        """Is assigned one task after the other, and releases each at once."""
+        for result, verification in outcomes:
+            tasks = self.assigned(worker, wanted, 1)
+            if not tasks:
+                break
+            self.release_as(worker, tasks[0].number, result, verification)
+            self.the_tasks_are_the_same()
+
+    @precondition(lambda self: any(task.assignee is not None for task in self.model.tasks))
+    @rule(data=st.data(), result=results, verification=verifications)
+    def release(self, data: st.DataObject, result: int, verification: int) -> None:
+        held = [task for task in self.model.tasks if task.assignee is not None]
+        task = data.draw(st.sampled_from(held))
+        self.release_as(task.assignee, task.number, result, verification)
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), worker=workers, result=results)
+    def release_anything(self, data: st.DataObject, worker: int, result: int) -> None:
+        """Held by the worker or by another one, waiting, or closed long ago."""
+        self.release_as(worker, data.draw(st.sampled_from(sorted(self.ids))), result, 7)
+
+    def release_as(self, worker: int, number: int, result: int, verification: int) -> None:
+        task = next((task for task in self.model.tasks if task.number == number), None)
+        expected = self.model.release(task, worker, result, verification)
+        self.closed_by[worker] += result == OK and expected
+        body = tracker.ReleaseBody(self.ids[number], result, verification)
+        note(f"worker {worker} releases {task or number}: {result}")
+        assert self.write(tracker.release_task, self.callers[worker], body) == expected
+
+    @rule(seconds=st.sampled_from([1, 10, 50, 100, 1000]), noticed=st.booleans())
+    def pass_time(self, seconds: int, noticed: bool) -> None:
+        """Expiry comes a little later than the deadline, and until then the assignee may still release its task."""
+        self.clock.now += seconds
+        expired = self.model.expired(self.clock.uptime())
+        if noticed:
+            while self.write(tracker.expire_tasks):
+                pass
+            for task in expired:
+                task.put_back()
+
+    # ── What managers do ──
+
+    @rule(project=projects, priority=st.integers(0, 2), unusual=unusual)
+    def update_project(self, project: int, priority: int, unusual: set[str]) -> None:
+        """The first project is chained to the second one, most of the time, and both keep their hashes."""
+        chain = self.projects[1] if project == 0 and "unchained" not in unusual else None
+        changes = {"paused": "paused" in unusual, "keep_hashes": "forgetful" not in unusual}
+        self.update(project, priority=priority, chain=chain, **changes)
+
+    @rule(worker=workers, unusual=unusual)
+    def pause_or_resume_worker(self, worker: int, unusual: set[str]) -> None:
+        self.paused_workers = self.paused_workers | {worker} if "paused" in unusual else self.paused_workers - {worker}
+        body = tracker.PauseBody(self.callers[worker].id, worker in self.paused_workers)
+        self.write(tracker.set_worker_paused, self.session, body)
+
+    @initialize(step=st.sampled_from([1, 1, 2, 3]))
+    def begin(self, step: int) -> None:
+        tracker.STEP = step
+        self.update(0, chain=self.projects[1], keep_hashes=True)
+        self.update(1, keep_hashes=True)
+
+    def update(self, project: int, **changes: Any) -> None:
+        for name, value in changes.items():
+            setattr(self.projects[project], name, value)
+        if "chain" in changes:
+            changes["chain"] = changes["chain"].id if changes["chain"] else 0
+        body = msgspec.convert(changes, tracker.ProjectBody)
+        self.write(tracker.update_project, self.session, self.projects[project].id, body)
+
+    # ── Long operations, a piece at a time ──
+
+    @rule(project=projects, kind=st.sampled_from(2 * ["reset_failed", "reclaim_assigned"] + ["hard_reset"]))
+    def begin_reset(self, project: int, kind: str) -> None:
+        project = self.projects[project]
+        due = [(task, task.changes) for task in self.model.tasks if task.project is project and RESETS[kind](task)]
+        operation = self.write(tracker.begin_reset, self.session, project.id, kind)
+        self.operations.append(Operation(operation, kind, project, self.model.submitted, due))
+
+    @precondition(lambda self: self.operations)
+    @rule(data=st.data(), steps=st.sampled_from([1, 2, 1000]))
+    def continue_operation(self, data: st.DataObject, steps: int) -> None:
+        operation = data.draw(st.sampled_from(self.operations))
+        while steps and operation in self.operations:
+            self.step(operation)
+            steps -= 1
+
+    def step(self, operation: Operation) -> None:
+        step = self.step_bulk_submit if operation.kind == "bulk_submit" else self.step_reset
+        step(operation)
+
+    def step_bulk_submit(self, operation: Operation) -> None:
+        affected = self.write(tracker.step_operation, operation.id)
+        if operation.pieces:
+            operation.affected += self.submit_to_model(operation.project, operation.pieces.pop(0))
+            assert affected is None
+        else:
+            assert affected == operation.affected
+            self.operations.remove(operation)
+
+    def step_reset(self, operation: Operation) -> None:
+        """Which tasks come first is the tracker's business; that it takes the right ones, and all of them, is not."""
+        before = {row["id"]: row for row in self.rows("SELECT * FROM task")}
+        affected = self.write(tracker.step_operation, operation.id)
+        after = {row["id"]: row for row in self.rows("SELECT * FROM task")}
+        numbers = {self.ids[task.number]: task for task in self.model.tasks}
+        for task in [numbers[id] for id, row in before.items() if after.get(id) != row]:
+            assert task.project is operation.project and task.number <= operation.last
+            assert RESETS[operation.kind](task)
+            self.reset(operation.kind, task)
+            operation.affected += 1
+        if affected is not None:
+            assert affected == operation.affected
+            for task, changes in operation.due:
+                assert task not in self.model.tasks or task.changes > changes
+            if operation.kind == "hard_reset":
+                operation.project.kept.clear()
+            self.operations.remove(operation)
+        elif operation.kind == "hard_reset":
+            operation.project.kept &= self.kept_hashes(operation.project)
+
+    def reset(self, kind: str, task: Task) -> None:
+        if kind == "hard_reset":
+            self.model.tasks.remove(task)
+        elif kind == "reset_failed":
+            task.status, task.retries = NEW, 0
+            task.changes += 1
+        else:
+            task.put_back()
+
+    # ── What holds after every step ──
+
+    @invariant()
+    def the_tasks_are_the_same(self) -> None:
+        self.remember_ids()
+        stored = self.rows(
+            "SELECT id, project, recipe, priority, status, retries, max_retries, max_assign_time, verification_count,"
+            " hash64, assignee, deadline FROM task ORDER BY id"
+        )
+        assert [tuple(row) for row in stored] == [
+            (
+                *(self.ids[task.number], task.project.id, task.recipe, task.priority, task.status, task.retries),
+                *(task.max_retries, task.max_assign_time, task.verification_count, task.hash64),
+                None if task.assignee is None else self.callers[task.assignee].id,
+                task.deadline,
+            )
+            for task in self.model.tasks
+        ]
+
+    @invariant()
+    def the_live_counts_are_the_real_counts(self) -> None:
+        for project in self.projects:
+            tasks = [task for task in self.model.tasks if task.project is project]
+            (row,) = self.rows("SELECT * FROM project WHERE id = ?", project.id)
+            assert {name: row[name] for name in tracker.COUNT_COLUMNS} == {
+                "waiting_task_count": sum(task.is_ready() and not task.reports for task in tasks),
+                "awaiting_verification_count": sum(task.is_ready() and bool(task.reports) for task in tasks),
+                "assigned_task_count": sum(task.assignee is not None for task in tasks),
+                "failed_task_count": sum(task.status == FAILED for task in tasks),
+                "closed_task_count": project.closed,
+            }
+
+    @invariant()
+    def what_workers_hold_is_counted(self) -> None:
+        held = Counter((task.project.id, task.assignee) for task in self.model.tasks if task.assignee is not None)
+        rows = self.rows("SELECT * FROM holding WHERE task_count <> 0")
+        assert {(row["project"], self.workers[row["worker"]]): row["task_count"] for row in rows} == held
+
+    @invariant()
+    def what_workers_closed_is_counted(self) -> None:
+        rows = self.rows("SELECT id, closed_task_count FROM worker WHERE closed_task_count > 0")
+        assert {self.workers[row["id"]]: row["closed_task_count"] for row in rows} == +self.closed_by
+
+    @invariant()
+    def the_kept_hashes_are_the_same(self) -> None:
+        for project in self.projects:
+            assert self.kept_hashes(project) == project.kept
+
+    def kept_hashes(self, project: Project) -> set[int]:
+        return {row["hash64"] for row in self.rows("SELECT hash64 FROM kept_hash WHERE project = ?", project.id)}
+
+    @invariant()
+    def the_verifications_are_the_same(self) -> None:
+        rows = self.rows("SELECT * FROM verification")
+        assert {(row["task"], self.workers[row["worker"]], row["hash"]) for row in rows} == {
+            (self.ids[task.number], worker, report)
+            for task in self.model.tasks
+            for worker, report in task.reports.items()
+        }
+
+    @invariant()
+    def the_verifier_sets_are_those_of_the_tasks(self) -> None:
+        expected: dict[tuple[int, tuple[int, ...]], list[Task]] = {}
+        for task in self.model.tasks:
+            if task.reports:
+                members = tuple(sorted(self.callers[worker].id for worker in task.reports))
+                expected.setdefault((task.project.id, members), []).append(task)
+        rows = self.rows("SELECT * FROM verifier_set")
+        stored = {(row["project"], tuple(map(int, row["members"].split(",")))): row for row in rows}
+        assert stored.keys() == expected.keys()
+        for name, tasks in expected.items():
+            row = stored[name]
+            ready = sorted((-task.priority, task.number) for task in tasks if task.is_ready())
+            head = (-ready[0][0], self.ids[ready[0][1]]) if ready else (None, None)
+            assert (row["head_priority"], row["head_task"]) == head
+            members = self.rows("SELECT worker FROM verifier WHERE verifier_set = ? ORDER BY worker", row["id"])
+            assert tuple(member["worker"] for member in members) == name[1]
+            in_it = {member["id"] for member in self.rows("SELECT id FROM task WHERE verifiers = ?", row["id"])}
+            assert in_it == {self.ids[task.number] for task in tasks}
+        (count,) = self.rows("SELECT COUNT(DISTINCT verifier_set) FROM verifier")[0]
+        assert count == len(expected)
+
+
+def test_the_tracker_and_a_simple_model_agree_after_every_step() -> None:
+    run_state_machine_as_test(LifeCycles, settings=settings(stateful_step_count=100))
