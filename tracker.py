@@ -296,6 +296,7 @@ def retry_pauses() -> Iterator[float]:
 # ── Database ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SCHEMA_VERSION = 1
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
 UPGRADES: dict[int, str] = {}  # from version N to N + 1: a script
 
@@ -575,6 +576,9 @@ def connect(path: Path, settings: Settings, readonly: bool = False, timeout: flo
 
 def prepare_file(path: Path, settings: Settings) -> None:
     """Creates the database or upgrades an older one, in one transaction. Refuses newer ones and other files."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise TrackerError("start", f"SQLite {sqlite3.sqlite_version} is too old: {oldest} is needed")
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
