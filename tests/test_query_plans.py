@@ -1,0 +1,351 @@
+"""What an operation costs: its statements use indexes and sort nothing, and a long queue makes no more work.
+
+The statements are those that the operations really execute. Work is counted in steps of SQLite's virtual machine, those
+of triggers included: a number that is the same on every run and every machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from place import OPERATIONS, Operation, Place, create_worker, furnish, new_task
+
+import tracker
+from tracker import OK, Tx, WorkerCredentials
+
+SHORT, LONG = 100, 2000  # tasks in each state; both more than one step of a long operation takes
+
+
+class Bench:
+    """A database in memory, and what is done to it under observation."""
+
+    def __init__(self) -> None:
+        self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
+        self.connection.row_factory = sqlite3.Row
+        self.settings, self.clock = tracker.Settings(), tracker.Clock()
+
+    def create(self) -> Bench:
+        tracker.upgrade_schema(Path("memory"), self.connection)
+        return self
+
+    def copy(self) -> Bench:
+        other = Bench()
+        self.connection.backup(other.connection)
+        return other
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Tx]:
+        self.connection.execute("BEGIN IMMEDIATE")
+        yield Tx(self.connection, self.clock, self.settings)
+        self.connection.execute("COMMIT")
+
+    def do(self, function: Callable, *args: Any) -> Any:
+        with self.transaction() as tx:
+            return function(tx, *args)
+
+    def steps(self, function: Callable, *args: Any) -> int:
+        """How many steps SQLite takes for an operation, which is then undone."""
+        taken = 0
+
+        def count() -> None:
+            nonlocal taken
+            taken += 1
+
+        with self.transaction() as tx:
+            tx.execute("SAVEPOINT operation")
+            self.connection.set_progress_handler(count, 1)
+            try:
+                function(tx, *args)
+            finally:
+                self.connection.set_progress_handler(None, 1)
+            tx.execute("ROLLBACK TO operation")
+        return taken
+
+    def plans(self, function: Callable, *args: Any) -> Iterator[tuple[str, list[str]]]:
+        """Each statement that an operation executes, and how SQLite goes about it. The operation is done."""
+        statements: list[tuple[str, Any]] = []
+        with self.transaction() as tx:
+            execute, executemany = tx.execute, tx.executemany
+
+            def observed(sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+                statements.append((sql, parameters))
+                return execute(sql, parameters)
+
+            def observed_many(sql: str, many: Any) -> sqlite3.Cursor:
+                many = list(many)
+                statements.extend((sql, parameters) for parameters in many[:1])
+                return executemany(sql, many)
+
+            tx.execute, tx.executemany = observed, observed_many
+            function(tx, *args)
+        assert statements
+        for sql, parameters in statements:
+            yield sql, [row["detail"] for row in self.connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+
+
+@functools.cache
+def place_with(count: int) -> tuple[Bench, Place]:
+    """A place with so many further tasks in each state, so many log lines and so many snapshots of each project."""
+    bench = Bench().create()
+    with bench.transaction() as tx:
+        place = furnish(tx)
+        tx.execute("UPDATE project SET assign_rate = 0, submit_rate = 0")
+        crowd = [create_worker(tx) for _ in range(20)]
+        for project, priority in itertools.product((place.first, place.second), (-1, 1)):
+            add_tasks(tx, project, count // 2, priority)
+            add_tasks(tx, project, count // 2, priority, "status = 2, retries = 1")
+            for worker, _ in zip(itertools.cycle(crowd), range(count // 2), strict=False):
+                change = f"assignee = {worker.id}, assign_time = 1, deadline = 1e9"
+                add_tasks(tx, project, 1, priority, change)
+            add_verified_tasks(tx, project, count // 2, priority, crowd[:3])
+        for number in range(count):
+            tracker.take_snapshots(tx, 0, 10_000 + number)
+            tracker.add_log_entry(tx, place.worker, "info", tracker.LogBody("test", number, "a line"))
+            tx.execute("INSERT INTO session VALUES (?, ?, 9e9)", (str(number).encode(), place.manager))
+            tx.execute("INSERT INTO kept_hash VALUES (?, ?)", (place.second, 1000 + number))
+        tx.execute("UPDATE operation SET last_task = (SELECT MAX(id) FROM task)")
+    return bench, place
+
+
+def add_tasks(tx: Tx, project: int, count: int, priority: int, change: str = "") -> None:
+    """Submits tasks, and brings them into some other state than waiting."""
+    last = tx.one("SELECT MAX(id) FROM task")[0]
+    tracker.insert_tasks(tx, [new_task(project, priority=priority)] * count, project, False)
+    if change:
+        tx.execute(f"UPDATE task SET {change} WHERE id > ?", (last,))
+
+
+def add_verified_tasks(tx: Tx, project: int, count: int, priority: int, verifiers: list[WorkerCredentials]) -> None:
+    """Submits tasks each of which has been verified by one of the verifiers and waits for others."""
+    body = tracker.SubmitBody(project, "recipe", priority=priority, verification_count=3)
+    for verifier, _ in zip(itertools.cycle(verifiers), range(count), strict=False):
+        tracker.insert_task(tx, tracker.new_task(body), False)
+        (task,) = tx.one("SELECT MAX(id) FROM task")
+        verify(tx, verifier, task)
+
+
+def verify(tx: Tx, worker: WorkerCredentials, task: int) -> None:
+    """The worker is assigned this very task, and reports a hash."""
+    tx.execute("UPDATE task SET assignee = ?, deadline = 1e9 WHERE id = ?", (worker.id, task))
+    assert not tracker.release_task(tx, worker, tracker.ReleaseBody(task, OK, worker.id))
+
+
+@pytest.fixture(autouse=True)
+def one_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction of a long operation ends after its first piece, a small one, and not when its time is up."""
+    monkeypatch.setattr(tracker, "BUDGET", -1)
+    monkeypatch.setattr(tracker, "PIECE", 50)
+
+
+# ── Plans ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+READS: dict[str, Callable[[Place], Operation]] = {
+    "get a project": lambda p: (tracker.get_project, (p.session, p.first)),
+    "get a worker": lambda p: (tracker.get_worker, (None, p.worker.id)),
+    "get the secret": lambda p: (tracker.get_secret, (p.worker, p.first)),
+    "get the account": lambda p: (tracker.get_account, (p.session,)),
+    "may submit somewhere": lambda p: (tracker.may_submit_somewhere, (p.worker,)),
+    "last snapshots": lambda p: (tracker.get_snapshots, (p.session, p.first, tracker.LastSnapshots(10))),
+    "snapshots between": lambda p: (
+        tracker.get_snapshots_between,
+        (p.session, p.first, tracker.SnapshotsBetween(10_010, 10_030)),
+    ),
+    "logs of a level": lambda p: (tracker.list_logs, (p.session, tracker.LogsBody(level=5, limit=10))),
+    "logs down to a level": lambda p: (tracker.list_logs, (p.session, tracker.LogsBody(max_level=7, limit=10))),
+    "older logs": lambda p: (tracker.list_logs, (p.session, tracker.LogsBody(max_level=7, limit=10, before=50))),
+    "any lease": lambda p: (tracker.any_lease, ()),
+}
+BACKGROUND: dict[str, Callable[[Place], Operation]] = {
+    "take snapshots": lambda p: (tracker.take_snapshots, (0, 5)),
+    "prune logs": lambda p: (tracker.prune, ("log_entry",)),
+    "prune snapshots": lambda p: (tracker.prune, ("snapshot",)),
+    "prune sessions": lambda p: (tracker.prune, ("session",)),
+    "prune login failures": lambda p: (tracker.prune, ("login_failure",)),
+}
+# These show or look for people, projects and long operations, of which there are few, and sort them.
+PAGES: dict[str, Callable[[Place], Operation]] = {
+    "list the projects": lambda p: (tracker.list_projects, (p.session,)),
+    "list the assignees": lambda p: (tracker.get_assignees, (p.session, p.first)),
+    "list who has access": lambda p: (tracker.list_access, (p.session, p.first)),
+    "list the managers": lambda p: (tracker.list_managers, (p.session,)),
+    "list a project's managers": lambda p: (tracker.list_project_managers, (p.session, p.first)),
+    "rank the workers": lambda p: (tracker.worker_stats, (None,)),
+    "find unfinished operations": lambda p: (tracker.unfinished_operations, ()),
+    "find unaccepted bulk submits": lambda p: (tracker.unaccepted_bulk_submits, ()),
+}
+ALL = {**OPERATIONS, **READS, **BACKGROUND, **PAGES}
+FIRST_ROW_ONLY = {
+    "SELECT 1 FROM manager",  # is there any?
+    "SELECT seq FROM sqlite_sequence WHERE name = 'task'",  # SQLite's own table, with one row for each of ours
+    "SELECT 1 FROM sqlite_sequence WHERE name = 'task' AND seq >= ? AND ? > 0",
+}
+
+
+def scans(plan: list[str]) -> list[str]:
+    return [line for line in plan if line.startswith("SCAN") and line != "SCAN CONSTANT ROW"]
+
+
+def sorts(plan: list[str]) -> list[str]:
+    return [line for line in plan if "TEMP B-TREE" in line]
+
+
+@pytest.mark.parametrize("name", [name for name in (*OPERATIONS, *READS) if name != "prune"])
+def test_every_statement_uses_an_index_and_sorts_nothing(name: str) -> None:
+    bench, place = place_with(SHORT)
+    function, args = ALL[name](place)
+    for sql, plan in bench.copy().plans(function, *args):
+        if sql not in FIRST_ROW_ONLY:
+            assert not scans(plan) and not sorts(plan), (sql, plan)
+
+
+@pytest.mark.parametrize("name", [*BACKGROUND, *PAGES])
+def test_no_statement_of_a_page_or_in_the_background_scans_or_sorts_what_grows_with_the_queue(name: str) -> None:
+    bench, place = place_with(SHORT)
+    function, args = ALL[name](place)
+    for sql, plan in bench.copy().plans(function, *args):
+        for table in ("task", "verification", "verifier_set", "kept_hash", "snapshot"):
+            assert not any(f"SCAN {table}" in line for line in plan), (sql, plan)
+            assert not (f"FROM {table}" in sql and sorts(plan)), (sql, plan)
+
+
+def plan_of(name: str, part: str) -> str:
+    """How SQLite goes about the statement of an operation that contains this part."""
+    bench, place = place_with(SHORT)
+    function, args = ALL[name](place)
+    plans = {sql: plan for sql, plan in bench.copy().plans(function, *args) if part in sql}
+    (plan,) = plans.values()
+    return "\n".join(plan).replace("COVERING ", "")
+
+
+def test_a_waiting_task_is_found_through_its_index() -> None:
+    assert "SEARCH task USING INDEX task_waiting (project=?)" in plan_of("assign", "FROM worker w")
+
+
+def test_a_task_that_awaits_verification_is_found_through_the_heads_of_the_verifier_sets() -> None:
+    plan = plan_of("assign one that awaits verification", "FROM worker w")
+    assert "SEARCH s USING INDEX verifier_set_head (project=?)" in plan
+
+
+def test_an_expired_task_is_found_through_the_index_on_the_deadline() -> None:
+    assert "SEARCH task USING INDEX task_deadline (deadline<?)" in plan_of("expire", "deadline <= ?")
+
+
+def test_a_kept_hash_is_found_through_its_key() -> None:
+    plan = plan_of("submit a unique string", "INSERT INTO task")
+    assert "SEARCH kept_hash USING PRIMARY KEY (project=? AND hash64=?)" in plan
+
+
+# ── Work ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_operation_takes_as_many_steps_in_a_long_queue_as_in_a_short_one(name: str) -> None:
+    """Twenty times as many tasks in each state, log lines, snapshots, sessions and kept hashes."""
+    taken = []
+    for count in (SHORT, LONG):
+        bench, place = place_with(count)
+        function, args = ALL[name](place)
+        taken.append(bench.copy().steps(function, *args))
+    assert 0 < taken[1] <= 1.2 * taken[0] + 20, taken
+
+
+def bench_for_verifying(
+    tasks: int, verification_count: int, workers: int
+) -> tuple[Bench, int, list[WorkerCredentials]]:
+    """A project with so many tasks to be verified, and workers who may."""
+    bench = Bench().create()
+    with bench.transaction() as tx:
+        session = tracker.register_manager(tx, "admin", "unused")[1]
+        project = tracker.create_project(tx, session, tracker.ProjectBody("first", public=True))["id"]
+        new = [new_task(project, str(number), verification_count=verification_count) for number in range(tasks)]
+        tracker.insert_tasks(tx, new, project, False)
+        return bench, project, [create_worker(tx) for _ in range(workers)]
+
+
+def verify_first(bench: Bench, project: int, worker: WorkerCredentials, count: int) -> None:
+    """The worker is assigned and verifies the first tasks that there are for it."""
+    with bench.transaction() as tx:
+        for _ in range(count):
+            (task,) = tracker.assign_tasks(tx, worker, [project]).tasks
+            assert not tracker.release_task(tx, worker, tracker.ReleaseBody(task["id"], OK, worker.id))
+
+
+def next_recipe(bench: Bench, project: int, worker: WorkerCredentials) -> str:
+    (task,) = bench.copy().do(tracker.assign_tasks, worker, [project]).tasks
+    return task["recipe"]
+
+
+def test_a_worker_that_has_verified_the_first_thousands_of_tasks_is_assigned_the_next_with_as_little_work() -> None:
+    taken = []
+    for verified in (20, 2000):
+        bench, project, (worker, _) = bench_for_verifying(verified + 10, 2, 2)
+        verify_first(bench, project, worker, verified)
+        assert next_recipe(bench, project, worker) == str(verified)
+        taken.append(bench.steps(tracker.assign_tasks, worker, [project]))
+    assert taken[1] <= 1.1 * taken[0], taken
+
+
+def test_a_worker_that_has_verified_all_tasks_finds_that_out_with_as_little_work() -> None:
+    taken = []
+    for verified in (20, 2000):
+        bench, project, (worker, _) = bench_for_verifying(verified, 2, 2)
+        verify_first(bench, project, worker, verified)
+        taken.append(bench.steps(tracker.assign_tasks, worker, [project]))
+    assert taken[1] <= 1.1 * taken[0], taken
+
+
+def bench_with_verifier_sets(tasks: int, others: int) -> tuple[Bench, int, WorkerCredentials]:
+    """One worker has verified all but the last of the tasks, and each of the others an equal share of those."""
+    bench, project, (worker, *crowd) = bench_for_verifying(tasks + 1, 3, others + 1)
+    with bench.transaction() as tx:
+        ids = [row["id"] for row in tx.all("SELECT id FROM task ORDER BY id LIMIT ?", (tasks,))]
+        for task, other in zip(ids, itertools.cycle(crowd), strict=False):
+            verify(tx, worker, task)
+            verify(tx, other, task)
+        assert len(tx.all("SELECT 1 FROM verifier_set")) == others
+    assert next_recipe(bench, project, worker) == str(tasks)
+    return bench, project, worker
+
+
+def test_three_verifications_by_many_workers_cost_no_more_in_a_long_queue() -> None:
+    taken = []
+    for tasks in (24, 2400):
+        bench, project, worker = bench_with_verifier_sets(tasks, others=12)
+        taken.append(bench.steps(tracker.assign_tasks, worker, [project]))
+    assert taken[1] <= 1.1 * taken[0], taken
+
+
+def test_three_verifications_cost_a_seek_for_each_other_worker_at_most() -> None:
+    taken = []
+    for others in (10, 110):
+        bench, project, worker = bench_with_verifier_sets(220, others)
+        taken.append(bench.steps(tracker.assign_tasks, worker, [project]))
+    assert taken[1] - taken[0] <= 100 * 25, taken
+
+
+def test_releasing_a_verified_task_costs_no_more_when_thousands_are_verified_by_the_same_workers() -> None:
+    taken = []
+    for verified in (20, 2000):
+        bench, project, (first, second) = bench_for_verifying(verified, 3, 2)
+        verify_first(bench, project, first, verified)
+        verify_first(bench, project, second, verified // 2)
+        (task,) = bench.do(tracker.assign_tasks, second, [project]).tasks
+        taken.append(bench.steps(tracker.release_task, second, tracker.ReleaseBody(task["id"], OK, 7)))
+    assert taken[1] <= 1.1 * taken[0], taken
+
+
+def test_a_step_of_a_hard_reset_of_verified_tasks_costs_the_same_however_many_there_are() -> None:
+    taken = []
+    for verified in (SHORT, LONG):
+        bench, project, (worker,) = bench_for_verifying(verified, 2, 1)
+        verify_first(bench, project, worker, verified)
+        operation = bench.do(tracker.insert_operation, "hard_reset", project)
+        taken.append(bench.steps(tracker.step_operation, operation))
+    assert taken[1] <= 1.2 * taken[0], taken
