@@ -448,8 +448,16 @@ class Database:
             await self._wanted.wait()
             self._wanted.clear()
             while self._short or self._long:
+                await self._arrivals()
                 await self._write_batch(self._take(self._short, self.MAX_BATCH), on_thread=False)
                 await self._write_batch(self._take(self._long, 1), on_thread=True)
+
+    async def _arrivals(self) -> None:
+        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
+        waiting = -1
+        while waiting < len(self._short) < self.MAX_BATCH:
+            waiting = len(self._short)
+            await asyncio.sleep(0)
 
     def _take(self, calls: list[Write], most: int) -> list[Write]:
         """Removes the first calls from a queue, and returns those whose callers still want them."""
