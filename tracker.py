@@ -14,8 +14,8 @@ or raises TrackerError. Such functions compose: release calls close, close calls
 which they depend on each other (search for "# ── "):
 
     Settings · Errors · Clock, ids and secrets · Database · Workers · Projects and access · Managers · Tasks ·
-    Long operations · Logs · Monitoring · Waiting workers · Background work · HTTP plumbing · JSON API ·
-    Routes and app · In-process · Command line
+    Task lists · Long operations · Logs · Monitoring · Waiting workers · Background work · HTTP plumbing · JSON API ·
+    Manager pages · Routes and app · In-process · Command line
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import codecs
 import contextlib
 import difflib
 import functools
@@ -31,6 +32,7 @@ import hashlib
 import heapq
 import hmac
 import importlib
+import io
 import itertools
 import logging
 import logging.handlers
@@ -38,6 +40,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import socket
 import sqlite3
 import sys
@@ -45,24 +48,29 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import aiosqlite
 import filelock
 import itsdangerous
 import msgspec
 import uvicorn
-from jinja2 import Environment, FileSystemLoader, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from msgspec import UNSET, Meta, UnsetType
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, Router
+from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+import charts
+import openapi
 
 __version__ = "1.0.0"
 
@@ -125,8 +133,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_bulk_body: about(Count, "Largest body of a bulk submit, in KiB.") = 65536
     request_timeout: about(Seconds, "A client has this long to send its headers, and again to send its body.") = 30
     shutdown_timeout: about(Seconds, "Requests in flight have this long to finish when the tracker stops.") = 10
+    history_retention: about(
+        Seconds, "A task's past assignments and finished operations are forgotten after this time, in seconds."
+    ) = 2_592_000
     snapshot_interval: about(Seconds, "Time between two snapshots of every project's counts, in seconds.") = 60
     snapshot_history: about(Seconds, "Snapshots are deleted after this time, in seconds.") = 7_776_000
+    refresh_interval: about(
+        Seconds, "An open page of the manager UI fetches what has changed after this time, in seconds."
+    ) = 5
     production_branches: about(
         tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
     ) = ("main", "master")
@@ -295,10 +309,40 @@ def retry_pauses() -> Iterator[float]:
 
 # ── Database ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
-UPGRADES: dict[int, str] = {}  # from version N to N + 1: a script
+
+# From version N to N + 1: a script that makes room, one that fills what schema.sql has made between the two.
+UPGRADES: dict[int, tuple[str, str]] = {
+    1: (
+        """
+        DROP TRIGGER task_updated;
+        DROP TRIGGER task_deleted;
+        DROP INDEX task_assigned;
+        ALTER TABLE task ADD COLUMN assigned_at REAL;
+        ALTER TABLE log_entry ADD COLUMN project INTEGER;
+        CREATE TABLE operation_1 AS SELECT * FROM operation;  -- renamed, it would take bulk_piece's reference along
+        DROP TABLE operation;
+        """,
+        """
+        INSERT INTO operation (id, kind, project, wanted, last_task, cursor, affected, accepted, started, started_at)
+            SELECT id,
+                CASE kind WHEN 'reset_failed' THEN 'retry' WHEN 'reclaim_assigned' THEN 'requeue' ELSE kind END,
+                project,
+                CASE kind WHEN 'reset_failed' THEN '{"state":"failed"}'
+                    WHEN 'reclaim_assigned' THEN '{"state":"assigned"}' END,
+                last_task, iif(kind IN ('reset_failed', 'reclaim_assigned'), 0, cursor), affected, accepted,
+                CAST(strftime('%s', 'now') AS INTEGER), (SELECT value FROM meta WHERE key = 'uptime')
+            FROM operation_1;
+        DROP TABLE operation_1;
+        INSERT INTO tally (project, worker, held_task_count) SELECT project, worker, task_count FROM holding;
+        DROP TABLE holding;
+        UPDATE task SET assigned_at = min((SELECT value FROM meta WHERE key = 'uptime'),
+            deadline - iif(max_assign_time, max_assign_time, 3600)) WHERE assignee IS NOT NULL;
+        """,
+    ),
+}
 
 
 class Tx:
@@ -610,12 +654,13 @@ def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
             "start",
             f"{path}: made by a newer tracker (schema {version}, this one knows {SCHEMA_VERSION}); please upgrade",
         )
-    if empty:
-        scripts = [(HERE / "schema.sql").read_text("utf-8"), f"PRAGMA application_id = {APPLICATION_ID};"]
-    else:
-        scripts = [UPGRADES[step] for step in range(version, SCHEMA_VERSION)]
-    if scripts:
-        script = "\n".join(["BEGIN IMMEDIATE;", *scripts, f"PRAGMA user_version = {SCHEMA_VERSION};", "COMMIT;"])
+    if version < SCHEMA_VERSION:
+        steps = [] if empty else [UPGRADES[step] for step in range(version, SCHEMA_VERSION)]
+        scripts = [before for before, _ in steps]
+        scripts += [(HERE / "schema.sql").read_text("utf-8")]
+        scripts += [after for _, after in steps]
+        scripts += [f"PRAGMA application_id = {APPLICATION_ID};", f"PRAGMA user_version = {SCHEMA_VERSION};"]
+        script = "\n".join(["BEGIN IMMEDIATE;", *scripts, "COMMIT;"])
         try:
             connection.executescript(script)
         except sqlite3.Error:
@@ -720,7 +765,7 @@ def create_worker(tx: Tx, session: bytes | None, body: AliasBody) -> dict[str, A
 
 
 def get_worker(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
-    """A worker as everybody may see it."""
+    """A worker as everybody may see it, without its secret."""
     row = tx.one("SELECT id, created, alias, paused FROM worker WHERE id = ?", (worker,))
     if row is None:
         raise TrackerError("not_found", f"No worker {worker}")
@@ -865,11 +910,12 @@ def visible_project(tx: Tx, session: bytes | None, project: int) -> sqlite3.Row:
 
 
 def get_project(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """A project with its live counts. A hidden one only for managers with READ; for others it does not exist."""
     return project_with_counts(visible_project(tx, session, project))
 
 
 def list_projects(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """Every project that the caller may see, by name."""
+    """Every project that the caller may see, by name: hidden ones only with READ."""
     manager = signed_in(tx, session)
     rows = tx.all(
         "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
@@ -880,7 +926,7 @@ def list_projects(tx: Tx, session: bytes | None) -> dict[str, Any]:
 
 
 def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str, Any]:
-    """Makes a project; its creator gets every role in it."""
+    """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
     manager = require_manager(tx, session)
     if body.name is UNSET:
         raise TrackerError("invalid", "name: is required")
@@ -889,11 +935,15 @@ def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str
     columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
     project = tx.one(f"INSERT INTO project ({columns}) VALUES ({values}) RETURNING id", fields)["id"]
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, manager["id"], ALL_ROLES))
+    take_snapshots(tx, project - 1, tx.time)  # rates and charts begin here, and not at the next round
     return {"id": project}
 
 
 def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBody) -> None:
-    """Changes a project. Needs EDIT; the change takes effect with the very next assignment."""
+    """Changes a project. Fields that are absent stay as they are. Takes effect with the very next assignment.
+
+    Needs EDIT; making it public needs a tracker admin, and chaining it needs EDIT in the other project too.
+    """
     manager = require_role(tx, session, project, EDIT)
     old = find_project(tx, project)
     fields = checked_fields(tx, manager, old, body)
@@ -942,7 +992,7 @@ def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int |
 
 
 def request_access(tx: Tx, caller: WorkerCredentials, body: AccessBody) -> None:
-    """Files a worker's request for a manager to accept or reject. It opens nothing by itself."""
+    """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it."""
     authenticate(tx, caller)
     find_project(tx, body.project)
     if not (body.assign or body.submit):
@@ -1022,21 +1072,26 @@ def get_secret(tx: Tx, caller: WorkerCredentials | bytes | None, project: int) -
 
 
 def set_secret(tx: Tx, session: bytes | None, project: int, body: SecretBody) -> None:
+    """Sets what workers need to run this project. Needs SECRET."""
     require_role(tx, session, project, SECRET)
     tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project))
 
 
 def get_webhook_secret(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """The key with which the project's git host signs its push events. Needs SECRET."""
     require_role(tx, session, project, SECRET)
     return {"webhook_secret": find_project(tx, project)["webhook_secret"]}
 
 
 def set_webhook_secret(tx: Tx, session: bytes | None, project: int, body: WebhookSecretBody) -> None:
+    """Sets the key with which the project's git host signs its push events. Needs SECRET."""
     require_role(tx, session, project, SECRET)
     tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project))
 
 
 class Repository(msgspec.Struct):
+    """The repository of a push event."""
+
     full_name: str
 
 
@@ -1105,6 +1160,11 @@ class RegisterBody(msgspec.Struct):
 class LoginBody(msgspec.Struct):
     username: Annotated[str, Meta(max_length=1000)]
     password: Annotated[str, Meta(max_length=1000)]
+
+
+class PasswordForm(msgspec.Struct):
+    password: Annotated[str, Meta(max_length=1000)]
+    new_password: Annotated[str, Meta(min_length=8, max_length=1000)]
 
 
 class RoleBody(msgspec.Struct):
@@ -1248,6 +1308,24 @@ def finish_login(tx: Tx, manager: int, username: str, address: str) -> tuple[dic
     return {"manager": manager_json(row)}, open_session(tx, manager)
 
 
+def begin_password_change(tx: Tx, session: bytes | None) -> tuple[str, str]:
+    """Counts an attempt to guess the password of a session that was left open. The manager's name and password hash."""
+    manager = require_manager(tx, session)
+    count_attempt(tx, f"account {manager['username'].lower()}", FREE_ATTEMPTS["account"])
+    return manager["username"], manager["password_hash"]
+
+
+def finish_password_change(tx: Tx, session: bytes | None, username: str, old_hash: str, new_hash: str) -> bytes:
+    """The old password was right: stores the new one, ends all sessions of the manager, opens a new one."""
+    manager = require_manager(tx, session)
+    if manager["password_hash"] != old_hash:
+        raise TrackerError("conflict", "password: it was changed meanwhile")
+    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
+    tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager["id"]))
+    tx.execute("DELETE FROM session WHERE manager = ?", (manager["id"],))
+    return open_session(tx, manager["id"])
+
+
 def logout(tx: Tx, session: bytes | None) -> None:
     """Ends the session, for every holder of its cookie."""
     if session is not None:
@@ -1260,12 +1338,13 @@ def get_account(tx: Tx, session: bytes | None) -> dict[str, Any]:
 
 
 def list_managers(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """Every manager, in the order of registration. For managers."""
     require_manager(tx, session)
     return {"managers": [manager_json(row) for row in tx.all("SELECT * FROM manager ORDER BY id")]}
 
 
 def list_project_managers(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """Every manager with a role in the project, and its role."""
+    """Every manager with a role in the project, and its role bits. For managers who may see the project."""
     require_manager(tx, session)
     visible_project(tx, session, project)
     rows = tx.all(
@@ -1276,15 +1355,16 @@ def list_project_managers(tx: Tx, session: bytes | None, project: int) -> dict[s
 
 
 def promote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
+    """Makes another manager a tracker admin. For admins."""
     set_admin(tx, session, manager, True)
 
 
 def demote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
+    """Makes another manager a tracker admin no longer. For admins."""
     set_admin(tx, session, manager, False)
 
 
 def set_admin(tx: Tx, session: bytes | None, manager: int, admin: bool) -> None:
-    """Makes another manager a tracker admin, or no longer one. For admins."""
     if require_admin(tx, session)["id"] == manager:
         raise TrackerError("forbidden", "manager: you cannot promote or demote yourself")
     if not tx.one("UPDATE manager SET tracker_admin = ? WHERE id = ? RETURNING id", (admin, manager)):
@@ -1292,7 +1372,7 @@ def set_admin(tx: Tx, session: bytes | None, manager: int, admin: bool) -> None:
 
 
 def set_role(tx: Tx, session: bytes | None, project: int, body: RoleBody) -> None:
-    """Gives a manager exactly these role bits in the project; 0 takes all away. Needs MANAGE_ACCESS."""
+    """Gives a manager exactly these roles in the project. Needs MANAGE_ACCESS; role 0 takes all away."""
     require_role(tx, session, project, MANAGE_ACCESS)
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"manager: no manager {body.manager}")
@@ -1341,7 +1421,7 @@ class SubmitBody(msgspec.Struct):
 
 
 class BulkTask(SubmitBody):
-    """A task of a bulk submit. Counts itself, so that decoding ends at the limit and not after it."""
+    """A task of a bulk submit."""  # counts itself, so that decoding ends at the limit and not after it
 
     def __post_init__(self) -> None:
         decoding.left -= 1
@@ -1361,6 +1441,8 @@ class BulkSubmitBody(msgspec.Struct):
 
 
 class ReleaseBody(msgspec.Struct):
+    """How a worker's hold on a task ends."""
+
     task_id: Id
     result: Literal[0, 1, 2]
     verification: int = 0
@@ -1654,8 +1736,8 @@ def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
     """Makes the worker the task's assignee and returns the task as the document shows it."""
     deadline = tx.uptime + (offer.max_assign_time or tx.settings.default_max_assign_time)
     tx.execute(
-        "UPDATE task SET assignee = ?, assign_time = ?, deadline = ? WHERE id = ?",
-        (worker, tx.time, deadline, offer.task),
+        "UPDATE task SET assignee = ?, assign_time = ?, assigned_at = ?, deadline = ? WHERE id = ?",
+        (worker, tx.time, tx.uptime, deadline, offer.task),
     )
     return {
         "id": offer.task,
@@ -1679,6 +1761,7 @@ class Held(NamedTuple):
     last_seen: int
     id: int | None
     assignee: int | None
+    assigned_at: float | None
     project: int
     recipe: str
     priority: int
@@ -1690,11 +1773,13 @@ class Held(NamedTuple):
     hash64: int | None
     chain: int | None
     keep_hashes: int
+    has_past: int
 
 
 SELECT_HELD = """
-    SELECT w.secret_hash, w.last_seen, t.id, t.assignee, t.project, t.recipe, t.priority, t.retries, t.max_retries,
-        t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes
+    SELECT w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_at, t.project, t.recipe, t.priority, t.retries,
+        t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes,
+        EXISTS (SELECT 1 FROM assignment WHERE task = t.id)
     FROM worker w LEFT JOIN task t ON t.id = :task LEFT JOIN project p ON p.id = t.project
     WHERE w.id = :worker
 """
@@ -1717,6 +1802,7 @@ def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
     if body.result == FAIL:
         return fail_task(tx, task)
     if body.result == SKIP:
+        record_end(tx, "skipped", "id = :id", {"id": task.id})
         return put_back(tx, task)
     return verify_task(tx, task, caller.id, verification)
 
@@ -1746,15 +1832,25 @@ def put_back(tx: Tx, task: Held, change: str = "", *values: Any) -> bool:
     return True
 
 
+UNASSIGN = "UPDATE task SET assignee = NULL, assign_time = NULL, assigned_at = NULL, deadline = NULL"
+
+
 def take_away(tx: Tx, task: Held, change: str, *values: Any) -> None:
+    tx.execute(f"{UNASSIGN}{change} WHERE id = ?", (*values, task.id))
+
+
+def record_end(tx: Tx, outcome: str, which: str, values: dict[str, Any]) -> None:
+    """Writes into the history that the present assignments of some tasks end now."""
     tx.execute(
-        f"UPDATE task SET assignee = NULL, assign_time = NULL, deadline = NULL{change} WHERE id = ?",
-        (*values, task.id),
+        "INSERT INTO assignment (task, project, worker, assign_time, end_time, outcome)"
+        f" SELECT id, project, assignee, assign_time, :now, :outcome FROM task WHERE {which}",
+        {**values, "now": tx.time, "outcome": outcome},
     )
 
 
 def fail_task(tx: Tx, task: Held) -> bool:
     """Counts a failed attempt; the last one that is allowed leaves the task FAILED."""
+    record_end(tx, "failed", "id = :id", {"id": task.id})
     retries = task.retries + 1
     if retries >= task.max_retries:
         take_away(tx, task, ", retries = ?, status = ?", retries, FAILED)
@@ -1768,6 +1864,7 @@ def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
         same = "SELECT COUNT(*) FROM verification WHERE task = ? AND hash = ?"  # over this task's few rows
         if tx.one(same, (task.id, verification))[0] + 1 < task.verification_count:
             tx.execute("INSERT INTO verification VALUES (?, ?, ?)", (task.id, worker, verification))
+            record_end(tx, "verified", "id = :id", {"id": task.id})
             put_back(tx, task, ", verifiers = ?", extended_set(tx, task, worker))
             return False
     close_task(tx, task, worker)
@@ -1788,13 +1885,23 @@ def extended_set(tx: Tx, task: Held, worker: int) -> int:
 
 def close_task(tx: Tx, task: Held, worker: int) -> None:
     """The task is done: it leaves the table, is counted, and is handed on along the project's chain."""
+    if task.has_past:
+        record_end(tx, "closed", "id = :id", {"id": task.id})
     tx.execute("DELETE FROM task WHERE id = ?", (task.id,))
+    tx.execute(COUNT_CLOSED, (max(0.0, tx.uptime - task.assigned_at), task.project, worker))
     tx.execute("UPDATE project SET closed_task_count = closed_task_count + 1 WHERE id = ?", (task.project,))
     tx.execute("UPDATE worker SET closed_task_count = closed_task_count + 1 WHERE id = ?", (worker,))
     if task.keep_hashes and task.hash64 is not None:
         tx.execute("INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING", (task.project, task.hash64))
     if task.chain is not None:
         chain_task(tx, task)
+
+
+COUNT_CLOSED = """
+    UPDATE tally SET closed_task_count = closed_task_count + 1, runtime_total = runtime_total + ?1,
+        runtime_min = min(?1, ifnull(runtime_min, ?1)), runtime_max = max(?1, ifnull(runtime_max, ?1))
+    WHERE project = ?2 AND worker = ?3
+"""
 
 
 def chain_task(tx: Tx, task: Held) -> None:
@@ -1810,15 +1917,240 @@ def any_lease(tx: Tx) -> bool:
 
 def expire_tasks(tx: Tx) -> bool:
     """Takes tasks from workers that have held them past the deadline, as many as time allows. Whether more are left."""
+    overdue = "id IN (SELECT id FROM task WHERE deadline <= :uptime ORDER BY deadline LIMIT :limit)"
+    values = {"uptime": tx.uptime, "limit": STEP}
     while True:
-        rows = tx.all(
-            "UPDATE task SET assignee = NULL, assign_time = NULL, deadline = NULL"
-            " WHERE id IN (SELECT id FROM task WHERE deadline <= ? ORDER BY deadline LIMIT ?) RETURNING project",
-            (tx.uptime, STEP),
-        )
+        record_end(tx, "expired", overdue, values)
+        rows = tx.all(f"{UNASSIGN} WHERE {overdue} RETURNING project", values)
         tx.ready.extend((row["project"], 1) for row in rows)
         if len(rows) < STEP or tx.spent() >= BUDGET:
             return len(rows) == STEP
+
+
+# ── Task lists ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SCAN = 2000  # rows that one step of a search looks at, at most
+SEARCH_TIME = 0.03  # seconds after which a page shows what a search has found so far
+MOST_SELECTED = 1000  # tasks that one action may name
+
+
+class TaskState(NamedTuple):
+    """A list of tasks: its condition has an index (project, lane, id), and in that order it is shown."""
+
+    condition: str
+    lane: str = ""
+    descending: bool = False
+
+
+# A task is in exactly one of these.
+TASK_STATES = {
+    "waiting": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NULL", "priority", descending=True),
+    "assigned": TaskState("assignee IS NOT NULL", "assignee"),
+    "awaiting_verification": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NOT NULL"),
+    "failed": TaskState("status = 2"),
+}
+
+
+class TaskFilter(msgspec.Struct, omit_defaults=True):
+    """Which tasks of a project: those in a state, with `text` in the recipe, of an assignee, with a priority."""
+
+    state: Literal["waiting", "assigned", "awaiting_verification", "failed"] = "waiting"
+    text: Annotated[str, Meta(max_length=1000)] = ""
+    assignee: Id | None = None
+    priority: Int64 | None = None
+
+
+class TaskAction(msgspec.Struct):
+    """What a manager does to tasks. `priority` is for set_priority."""
+
+    action: Literal["retry", "requeue", "set_priority", "delete"]
+    priority: Int64 | None = None
+
+
+def find_tasks(
+    tx: Tx, project: int, wanted: TaskFilter, after: str | int, limit: int, seconds: float, last_task: int = INT64_MAX
+) -> tuple[list[sqlite3.Row], str]:
+    """The next tasks of a list, and the place ("" at its end) from which to go on; `after` is such a place.
+
+    Costs the same wherever in the list it is. A search that has taken so many seconds of its transaction ends early:
+    with fewer tasks than asked for, perhaps with none, and a place to go on from.
+    """
+    state, values = TASK_STATES[wanted.state], {"project": project, "last_task": last_task}
+    match, values["text"] = "id <= :last_task", wanted.text
+    if wanted.text:
+        match += f" AND {contains('recipe')}"
+    for column in ("assignee", "priority"):
+        values[column] = getattr(wanted, column)
+        if values[column] is not None and column != state.lane:
+            match += f" AND {column} IS :{column}"
+    found: list[sqlite3.Row] = []
+    values["lane"], last = place_of(after) if after else (next_lane(tx, state, wanted, values, None), 0)
+    while values["lane"] is not None:
+        where = f"project = :project AND {state.condition}" + (f" AND {state.lane} = :lane" if state.lane else "")
+        rows, more = search(tx, "task", where, match, values, last, limit - len(found), seconds)
+        found += rows
+        if more is not None:
+            return found, f"{values['lane']}:{more}"
+        values["lane"], last = next_lane(tx, state, wanted, values, values["lane"]), 0
+        if values["lane"] is not None and tx.spent() > seconds:  # there may be as many lanes as tasks
+            return found, f"{values['lane']}:0"
+    return found, ""
+
+
+def place_of(after: str) -> tuple[int, int]:
+    lane, _, last = after.partition(":")
+    try:
+        return to_int64(int(lane), "after"), to_int64(int(last), "after")
+    except ValueError:
+        raise TrackerError("invalid", f"after: {after!r} is not a place in a list") from None
+
+
+def next_lane(tx: Tx, state: TaskState, wanted: TaskFilter, values: dict, lane: int | None) -> int | None:
+    """The lane after this one (None: the first one). A list without lanes has one, 0."""
+    if not state.lane:
+        return 0 if lane is None else None
+    if (fixed := values[state.lane]) is not None:
+        return fixed if lane is None else None
+    further, order = ("<", "DESC") if state.descending else (">", "ASC")
+    row = tx.one(
+        f"SELECT {state.lane} FROM task WHERE project = :project AND {state.condition}"
+        + (f" AND {state.lane} {further} :lane" if lane is not None else "")
+        + f" ORDER BY {state.lane} {order} LIMIT 1",
+        {**values, "lane": lane},
+    )
+    return row and row[0]
+
+
+def search(
+    tx: Tx, table: str, where: str, match: str, values: dict, last: int, limit: int, seconds: float, newest=False
+) -> tuple[list[sqlite3.Row], int | None]:
+    """Rows of a range of an index (`where`, by id) that match, and the id after which to go on (None: no more).
+
+    Looks at `limit` rows, then at twice as many, at last at SCAN at a time: so it can end in time however few match.
+    """
+    scan = limit
+    beyond, until, order = ("<", ">=", "DESC") if newest else (">", "<=", "ASC")
+    found: list[sqlite3.Row] = []
+    while True:
+        values = {**values, "last": last, "scan": min(scan, SCAN) - 1, "limit": limit - len(found)}
+        bound = tx.one(
+            f"SELECT id FROM {table} WHERE {where} AND id {beyond} :last ORDER BY id {order} LIMIT 1 OFFSET :scan",
+            values,
+        )
+        window = f"{where} AND id {beyond} :last" + (f" AND id {until} :bound" if bound else "")
+        found += tx.all(
+            f"SELECT * FROM {table} WHERE {window} AND {match} ORDER BY id {order} LIMIT :limit",
+            {**values, "bound": bound and bound["id"]},
+        )
+        if len(found) == limit:
+            return found, found[-1]["id"]
+        if bound is None:
+            return found, None
+        last, scan = bound["id"], 2 * scan
+        if tx.spent() > seconds:
+            return found, last
+
+
+def contains(column: str) -> str:
+    """The condition that a column has :text in it. LIKE is quicker, but takes seconds for some very long texts."""
+    return f"instr(lower({column}), lower(:text))"
+
+
+def like(text: str) -> str:
+    """A pattern for LIKE … ESCAPE '\\' that finds the text anywhere, whatever characters it has."""
+    return "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
+
+
+class Action(NamedTuple):
+    """What an action changes, and in which of the chosen tasks."""
+
+    change: str
+    which: str = "TRUE"
+    state: str | None = None
+
+
+ACTIONS = {
+    "retry": Action("UPDATE task SET status = 1, retries = 0", "status = 2", "failed"),
+    # A task that was assigned anew while the operation went on stays with its worker.
+    "requeue": Action(UNASSIGN, "assignee IS NOT NULL AND assigned_at <= :before", "assigned"),
+    "set_priority": Action("UPDATE task SET priority = :priority", "priority <> :priority"),
+    "delete": Action("DELETE FROM task"),
+}
+
+
+def list_tasks(
+    tx: Tx, session: bytes | None, project: int, wanted: TaskFilter, after: str, limit: int
+) -> tuple[list[sqlite3.Row], str]:
+    """A page of tasks as find_tasks finds them. Needs READ."""
+    require_role(tx, session, project, READ)
+    rows, more = find_tasks(tx, project, wanted, after, limit + 1, SEARCH_TIME)
+    if len(rows) > limit:  # one more than shown, so that no last page is empty
+        lane = TASK_STATES[wanted.state].lane
+        rows = rows[:limit]
+        more = f"{rows[-1][lane] if lane else 0}:{rows[-1]['id']}"
+    return rows, more
+
+
+def get_task_history(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
+    """A task, if it is still live, with what is known of its past, the newest first. Needs READ in its project."""
+    row = tx.one("SELECT * FROM task WHERE id = ?", (task,))
+    past = tx.all(
+        "SELECT a.*, w.alias FROM assignment a LEFT JOIN worker w ON w.id = a.worker WHERE a.task = ?"
+        " ORDER BY a.id DESC LIMIT 100",
+        (task,),
+    )
+    logs = tx.all(
+        "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker WHERE e.task = ?"
+        " ORDER BY e.id DESC LIMIT 100",
+        (task,),
+    )
+    project = next((one["project"] for one in (row, *past, *logs) if one), None)
+    if project is None:
+        require_manager(tx, session)
+        raise TrackerError("not_found", f"No task {task}, or it was closed or deleted and left no history")
+    require_role(tx, session, project, READ)
+    verifications = tx.all(
+        "SELECT v.*, w.alias FROM verification v LEFT JOIN worker w ON w.id = v.worker WHERE v.task = ?", (task,)
+    )
+    return {
+        "id": task,
+        "task": row,
+        "project": find_project(tx, project),
+        "past": past,
+        "logs": logs,
+        "verifications": verifications,
+    }
+
+
+def act_on_tasks(tx: Tx, session: bytes | None, project: int, body: TaskAction, tasks: list[int]) -> int:
+    """Does the same to some tasks of a project, and says to how many: those in a state that the action is for."""
+    check_action(tx, session, project, body)
+    if len(tasks) > MOST_SELECTED:
+        raise TrackerError("invalid", f"task: at most {MOST_SELECTED} at once")
+    tasks = [to_int64(task, "task") for task in tasks]
+    return apply_action(tx, project, body.action, body.priority, tasks, tx.uptime)
+
+
+def check_action(tx: Tx, session: bytes | None, project: int, body: TaskAction) -> sqlite3.Row:
+    """The manager, if it may do this. set_priority needs EDIT, the rest MAINTENANCE."""
+    if body.action == "set_priority" and body.priority is None:
+        raise TrackerError("invalid", "priority: is required")
+    return require_role(tx, session, project, EDIT if body.action == "set_priority" else MAINTENANCE)
+
+
+def apply_action(
+    tx: Tx, project: int, action: str, priority: int | None, tasks: Sequence[int], assigned_before: float
+) -> int:
+    """Retries failed tasks, requeues assigned ones, sets priorities or deletes. How many tasks that changed."""
+    values = {"tasks": encode(tasks).decode(), "project": project, "before": assigned_before, "priority": priority}
+    # With the plus the tasks are looked up one by one. An index of the project would go through all that are assigned.
+    which = f"id IN (SELECT value FROM json_each(:tasks)) AND +project = :project AND {ACTIONS[action].which}"
+    if action == "requeue":
+        record_end(tx, "requeued", which, values)
+    changed = tx.execute(f"{ACTIONS[action].change} WHERE {which}", values).rowcount
+    if action in ("requeue", "retry"):
+        tx.ready.append((project, changed))
+    return changed
 
 
 # ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1827,6 +2159,21 @@ PIECE = 500  # tasks in a piece of a bulk submit
 STEP = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
 BUDGET = 0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
 PIECE_BYTES = 2**18  # and no step stores more than this at once
+
+
+RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": "hard_reset"}
+MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the others
+MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
+
+
+class LinesReport(msgspec.Struct):
+    """What became of the lines of an upload: how many, and the numbers of the first ones."""
+
+    line_count: int = 0
+    refused_count: int = 0
+    refused: list[tuple[int, str]] = []
+    duplicate_count: int = 0
+    duplicates: list[int] = []
 
 
 def begin_bulk_submit(tx: Tx, caller: WorkerCredentials, project: int) -> int:
@@ -1846,8 +2193,24 @@ def accept_bulk_submit(tx: Tx, caller: WorkerCredentials, operation: int, count:
     tx.execute("UPDATE operation SET accepted = 1 WHERE id = ?", (operation,))
 
 
+def begin_lines_submit(tx: Tx, session: bytes | None, project: int) -> int:
+    """Opens a manager's upload of tasks, a line each. Needs EDIT."""
+    manager = require_role(tx, session, project, EDIT)
+    return insert_operation(tx, "submit_lines", project, manager["id"], accepted=0)
+
+
+def accept_lines_submit(tx: Tx, session: bytes | None, operation: int, report: LinesReport) -> None:
+    """From this commit on all lines that were not refused will be submitted. The caller is checked once more."""
+    project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
+    require_role(tx, session, project, EDIT)
+    tx.execute(
+        "UPDATE operation SET accepted = 1, expected = ?, report = ? WHERE id = ?",
+        (report.line_count - report.refused_count, encode(report).decode(), operation),
+    )
+
+
 def unaccepted_bulk_submits(tx: Tx) -> list[int]:
-    return [row["id"] for row in tx.all("SELECT id FROM operation WHERE NOT accepted")]
+    return [row["id"] for row in tx.all("SELECT id FROM operation WHERE finished IS NULL AND NOT accepted")]
 
 
 def discard_bulk_pieces(tx: Tx, operation: int) -> bool:
@@ -1862,88 +2225,138 @@ def discard_bulk_pieces(tx: Tx, operation: int) -> bool:
     return deleted > 0
 
 
-def insert_operation(tx: Tx, kind: str, project: int, accepted: int = 1) -> int:
+def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None, **columns: Any) -> int:
+    """A new operation of a manager, or of a worker (None)."""
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
-    return tx.one(
-        "INSERT INTO operation (kind, project, last_task, accepted) VALUES (?, ?, ?, ?) RETURNING id",
-        (kind, project, row["seq"] if row else 0, accepted),
-    )["id"]
+    columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
+    columns |= {"started": tx.time, "started_at": tx.uptime}
+    names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
+    return tx.one(f"INSERT INTO operation ({names}) VALUES ({values}) RETURNING id", columns)["id"]
 
 
 def begin_reset(tx: Tx, session: bytes | None, project: int, kind: str) -> int:
     """Begins reset_failed, reclaim_assigned or hard_reset of a project. Needs MAINTENANCE."""
-    require_role(tx, session, project, MAINTENANCE)
-    return insert_operation(tx, kind, project)
+    if kind != "hard_reset":
+        action = RESETS[kind]
+        return begin_action(tx, session, project, TaskAction(action), TaskFilter(ACTIONS[action].state))
+    manager = require_role(tx, session, project, MAINTENANCE)
+    row = find_project(tx, project)
+    expected = sum(count_in_state(row, state) for state in TASK_STATES)
+    return insert_operation(tx, kind, project, manager["id"], expected=expected)
+
+
+def begin_action(tx: Tx, session: bytes | None, project: int, body: TaskAction, wanted: TaskFilter) -> int:
+    """Begins to do the same to all tasks that are in a list now."""
+    manager = check_action(tx, session, project, body)
+    whole = wanted == TaskFilter(wanted.state)
+    return insert_operation(
+        tx,
+        body.action,
+        project,
+        manager["id"],
+        wanted=encode(wanted).decode(),
+        priority=body.priority,
+        expected=count_in_state(find_project(tx, project), wanted.state) if whole else None,
+    )
+
+
+def count_in_state(project: sqlite3.Row, state: str) -> int:
+    return project["awaiting_verification_count" if state == "awaiting_verification" else f"{state}_task_count"]
+
+
+def get_operation(tx: Tx, session: bytes | None, operation: int) -> sqlite3.Row:
+    """A manager's operation, going on or finished. Needs READ in its project."""
+    row = tx.one(
+        "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager WHERE o.id = ?", (operation,)
+    )
+    if row is None:
+        require_manager(tx, session)
+        raise TrackerError("not_found", f"No operation {operation}, or it is finished and forgotten")
+    require_role(tx, session, row["project"], READ)
+    return row
 
 
 def unfinished_operations(tx: Tx) -> list[int]:
-    return [row["id"] for row in tx.all("SELECT id FROM operation WHERE accepted ORDER BY id")]
+    return [row["id"] for row in tx.all("SELECT id FROM operation WHERE finished IS NULL AND accepted ORDER BY id")]
 
 
 def step_operation(tx: Tx, operation: int) -> int | None:
     """Carries out the next pieces of an operation. None: more is left; else how many tasks it affected in all."""
-    row = tx.one("SELECT * FROM operation WHERE id = ?", (operation,))
-    total = row["affected"]
+    row = dict(tx.one("SELECT * FROM operation WHERE id = ?", (operation,)))
     while True:
-        affected, cursor = STEPS[row["kind"]](tx, row)
-        total += affected
-        if cursor is None:
-            tx.execute("DELETE FROM operation WHERE id = ?", (operation,))
-            return total
-        row = {**row, "cursor": cursor}
+        affected, row["cursor"] = STEPS[row["kind"]](tx, row)
+        row["affected"] += affected
+        if row["cursor"] is None:
+            return finish_operation(tx, row)
         if tx.spent() >= BUDGET:
-            tx.execute("UPDATE operation SET affected = ?, cursor = ? WHERE id = ?", (total, cursor, operation))
+            tx.execute("UPDATE operation SET affected = :affected, cursor = :cursor WHERE id = :id", row)
             return None
 
 
-def step_bulk_submit(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
+def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
+    """A manager's operation is kept for a while, to be looked at; a worker has its answer."""
+    if row["manager"] is None:
+        tx.execute("DELETE FROM operation WHERE id = :id", row)
+    else:
+        finished = "UPDATE operation SET affected = :affected, finished = :now WHERE id = :id"
+        tx.execute(finished, {**row, "now": tx.time})
+    return row["affected"]
+
+
+def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list] | None:
+    """Takes the next piece of a bulk submit out of its table."""
     piece = tx.one(
         "SELECT number, tasks FROM bulk_piece WHERE operation = ? AND number > ? ORDER BY number LIMIT 1",
         (operation["id"], operation["cursor"]),
     )
     if piece is None:
-        return 0, None
-    tasks, project = msgspec.json.decode(piece["tasks"]), find_project(tx, operation["project"])
-    stored = insert_tasks(tx, tasks, project["id"], project["keep_hashes"])
+        return None
     tx.execute("DELETE FROM bulk_piece WHERE operation = ? AND number = ?", (operation["id"], piece["number"]))
-    return stored, piece["number"]
+    return piece["number"], msgspec.json.decode(piece["tasks"])
 
 
-def step_reset_failed(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
-    return update_piece(tx, operation, "status = 2", "status = 1, retries = 0")
+def step_bulk_submit(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
+    if (piece := next_piece(tx, operation)) is None:
+        return 0, None
+    number, tasks = piece
+    keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
+    return insert_tasks(tx, tasks, operation["project"], keep_hashes), number
 
 
-def step_reclaim_assigned(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
-    return update_piece(tx, operation, "assignee IS NOT NULL", "assignee = NULL, assign_time = NULL, deadline = NULL")
+def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
+    """Like step_bulk_submit, but each task has its line's number in front, and duplicates are reported by it."""
+    if (piece := next_piece(tx, operation)) is None:
+        return 0, None
+    number, lines = piece
+    keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
+    duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), keep_hashes)]
+    if duplicates:
+        report = msgspec.json.decode(operation["report"], type=LinesReport)
+        report.duplicate_count += len(duplicates)
+        report.duplicates = (report.duplicates + duplicates)[:MOST_REPORTED]
+        operation["report"] = encode(report).decode()
+        tx.execute("UPDATE operation SET report = :report WHERE id = :id", operation)
+    return len(lines) - len(duplicates), number
 
 
-def update_piece(tx: Tx, operation: sqlite3.Row, condition: str, change: str) -> tuple[int, int | None]:
-    """Changes the next tasks of the project that meet a condition which has an index by id."""
-    rows = tx.all(
-        f"UPDATE task SET {change} WHERE id IN (SELECT id FROM task WHERE project = ? AND {condition}"
-        " AND id > ? AND id <= ? ORDER BY id LIMIT ?) RETURNING id",
-        (operation["project"], operation["cursor"], operation["last_task"], STEP),
+def step_action(tx: Tx, operation: dict[str, Any]) -> tuple[int, str | None]:
+    wanted = msgspec.json.decode(operation["wanted"], type=TaskFilter)
+    rows, more = find_tasks(
+        tx, operation["project"], wanted, operation["cursor"], STEP, BUDGET, last_task=operation["last_task"]
     )
-    tx.ready.append((operation["project"], len(rows)))
-    return len(rows), max(row["id"] for row in rows) if len(rows) == STEP else None
+    tasks = [row["id"] for row in rows]
+    affected = apply_action(
+        tx, operation["project"], operation["kind"], operation["priority"], tasks, operation["started_at"]
+    )
+    return affected, more or None
 
 
-# A task is in exactly one of these; each condition has an index.
-EVERY_TASK = (
-    "project = :project AND status = 1 AND assignee IS NULL AND verifiers IS NULL",
-    "project = :project AND assignee IS NOT NULL",
-    "project = :project AND status = 2",
-    "verifiers IN (SELECT id FROM verifier_set WHERE project = :project)",
-)
-
-
-def step_hard_reset(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
+def step_hard_reset(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
     """Deletes some tasks of the project (cursor 0), then, when none is left, some of its kept hashes (cursor 1)."""
     values = {"project": operation["project"], "last": operation["last_task"], "limit": STEP}
-    for condition in () if operation["cursor"] else EVERY_TASK:
-        deleted = tx.execute(
-            f"DELETE FROM task WHERE id IN (SELECT id FROM task WHERE {condition} AND id <= :last LIMIT :limit)", values
-        ).rowcount
+    for state in () if operation["cursor"] else TASK_STATES.values():
+        some = f"SELECT id FROM task WHERE project = :project AND {state.condition} AND id <= :last LIMIT :limit"
+        deleted = tx.execute(f"DELETE FROM task WHERE id IN ({some})", values).rowcount
         if deleted:
             return deleted, 0
     hashes = tx.execute(
@@ -1954,10 +2367,10 @@ def step_hard_reset(tx: Tx, operation: sqlite3.Row) -> tuple[int, int | None]:
     return 0, 1 if hashes else None
 
 
-STEPS: dict[str, Callable[[Tx, sqlite3.Row], tuple[int, int | None]]] = {
+STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
     "bulk_submit": step_bulk_submit,
-    "reset_failed": step_reset_failed,
-    "reclaim_assigned": step_reclaim_assigned,
+    "submit_lines": step_submit_lines,
+    **dict.fromkeys(("retry", "requeue", "set_priority", "delete"), step_action),
     "hard_reset": step_hard_reset,
 }
 
@@ -1965,6 +2378,7 @@ STEPS: dict[str, Callable[[Tx, sqlite3.Row], tuple[int, int | None]]] = {
 # ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
+LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
 MAX_LOG_ENTRIES = 1000
 MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
 
@@ -1996,13 +2410,26 @@ def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) 
     if message is UNSET:
         raise TrackerError("invalid", "message: is required")
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
-        held = "SELECT id FROM task WHERE id = ? AND assignee = ?"
+        task, project = task_of_log_entry(tx, caller.id, body.task_id)
         tx.execute(
-            "INSERT INTO log_entry (received, time, level, scope, message, worker, task)"
-            f" VALUES (?, ?, ?, ?, ?, ?, ({held}))",
-            (tx.time, body.timestamp, LEVELS[level], body.scope, message, caller.id, body.task_id, caller.id),
+            "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (tx.time, body.timestamp, LEVELS[level], body.scope, message, caller.id, task, project),
         )
     return f"{worker.alias} ({caller.id}) {body.scope}: {message}"
+
+
+def task_of_log_entry(tx: Tx, worker: int, task_id: int | None) -> tuple[int | None, int | None]:
+    """The task and project of a line. One that names no task is of the project, if the worker holds tasks of only one.
+
+    Most existing clients name none, and their managers want to see a project's log all the same.
+    """
+    if task_id is not None:
+        row = tx.one("SELECT id, project FROM task WHERE id = ? AND assignee = ?", (task_id, worker))
+        if row:
+            return row["id"], row["project"]
+    rows = tx.all("SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 2", (worker,))
+    return None, rows[0]["project"] if len(rows) == 1 else None
 
 
 def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
@@ -2077,7 +2504,7 @@ def get_snapshots(tx: Tx, session: bytes | None, project: int, query: LastSnapsh
 
 
 def get_snapshots_between(tx: Tx, session: bytes | None, project: int, query: SnapshotsBetween) -> dict[str, Any]:
-    """The newest MOST_SNAPSHOTS snapshots of a project between two moments, both included, the newest first."""
+    """The snapshots of a project between two moments, both included, the newest first. Of many, the newest 10,080."""
     visible_project(tx, session, project)
     rows = tx.all(
         "SELECT * FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ? ORDER BY time_stamp DESC LIMIT ?",
@@ -2090,8 +2517,8 @@ def get_assignees(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]
     """Who holds the most tasks of a project now; those that nobody holds are under `unassigned`."""
     row = visible_project(tx, session, project)
     rows = tx.all(
-        "SELECT w.alias AS assignee, h.task_count FROM holding h JOIN worker w ON w.id = h.worker"
-        " WHERE h.project = ? AND h.task_count > 0 ORDER BY h.task_count DESC, w.id LIMIT 16",
+        "SELECT w.alias AS assignee, t.held_task_count AS task_count FROM tally t JOIN worker w ON w.id = t.worker"
+        " WHERE t.project = ? AND t.held_task_count > 0 ORDER BY t.held_task_count DESC, w.id LIMIT 16",
         (project,),
     )
     unassigned = row["waiting_task_count"] + row["awaiting_verification_count"] + row["failed_task_count"]
@@ -2113,6 +2540,166 @@ def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
     return max((row["project"] for row in rows), default=None)
 
 
+RATE_WINDOW = 300  # seconds over which the present rate is taken
+SPARK_POINTS = 60
+RANGES = {"1h": 3600, "24h": 86400, "7d": 7 * 86400, "all": None}  # seconds
+
+
+def pace(tx: Tx, project: sqlite3.Row) -> dict[str, float | None]:
+    """Closed tasks per second over the last minutes, and the seconds until none is left at that rate; None: unknown."""
+    row = tx.one(
+        "SELECT time_stamp, closed_task_count FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ?"
+        " ORDER BY time_stamp LIMIT 1",
+        (project["id"], tx.time - max(RATE_WINDOW, 2 * tx.settings.snapshot_interval), tx.time - 5),
+    )
+    rate = row and max(0, project["closed_task_count"] - row["closed_task_count"]) / (tx.time - row["time_stamp"])
+    left = sum(project[name] for name in ("waiting_task_count", "assigned_task_count", "awaiting_verification_count"))
+    eta = 0 if left == 0 else left / rate if rate and not project["paused"] else None
+    return {"rate": rate, "eta": eta, "left": left}
+
+
+SAMPLED = """
+    WITH RECURSIVE moment (t) AS (SELECT :start UNION ALL SELECT t + :step FROM moment WHERE t + :step < :stop)
+    SELECT s.* FROM moment CROSS JOIN snapshot s ON s.project = :project AND s.time_stamp = (SELECT max(time_stamp)
+        FROM snapshot WHERE project = :project AND time_stamp > t - :step AND time_stamp <= t)
+    ORDER BY t
+"""
+
+
+def sampled_snapshots(tx: Tx, project: int, moments: range, sql: str = SAMPLED) -> list[sqlite3.Row]:
+    """The last snapshot before each of some evenly spread moments, the oldest first, however many there are between."""
+    values = {"project": project, "start": moments.start, "step": moments.step, "stop": moments.stop}
+    return tx.all(sql, values)
+
+
+def sampled_rates(snapshots: list[sqlite3.Row]) -> list[tuple[float, float | None]]:
+    """Tasks closed per second between one snapshot and the next."""
+    return charts.rates((row["time_stamp"], row["closed_task_count"]) for row in snapshots)
+
+
+# One row and not one for each moment: between two rows a reader may have to wait for the interpreter.
+SAMPLED_COUNTS = f"SELECT json_group_array(json_array(time_stamp, closed_task_count)) FROM ({SAMPLED})"
+
+
+def spark(tx: Tx, project: int) -> Any:
+    """The throughput of the last hour as a small line."""
+    moments = charts.grid(tx.time - RANGES["1h"], tx.time, SPARK_POINTS)
+    return drawn_spark(sampled_snapshots(tx, project, moments, SAMPLED_COUNTS)[0][0], moments)
+
+
+@functools.lru_cache(maxsize=256)
+def drawn_spark(counts: str, moments: range) -> Any:
+    """Drawn once for all who look at it, for it changes once in a minute."""
+    rates = charts.rates(msgspec.json.decode(counts))
+    return charts.sparkline(rates, moments[0], moments[-1], label="Throughput of the last hour")
+
+
+def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
+    """Throughput and backlog over a time of RANGES."""
+    end = tx.time
+    start = end - RANGES[span] if RANGES[span] else first_snapshot(tx, project["id"])
+    rows, present = sampled_snapshots(tx, project["id"], charts.grid(start, end)), present_counts(project, end)
+    closed = sampled_rates(rows if len(rows) > 1 else [*rows, present])  # the rate of a few seconds is mostly chance
+    rows.append(present)
+    left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
+    failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
+    throughput = [charts.Series("Closed", closed, "series-1", "area")]
+    backlog = [charts.Series("Left to do", left, "series-2", "area"), charts.Series("Failed", failed, "series-bad")]
+    return {
+        "throughput": charts.time_chart(throughput, start, end, title="Throughput", per_second=True),
+        "backlog": charts.time_chart(backlog, start, end, title="Backlog"),
+    }
+
+
+def present_counts(project: sqlite3.Row, now: int) -> dict[str, int]:
+    """What a snapshot would say now: a chart must not end a minute ago."""
+    return {
+        "time_stamp": now,
+        "new_task_count": project["waiting_task_count"] + project["assigned_task_count"],
+        **{name: project[name] for name in COUNT_COLUMNS[2:]},
+    }
+
+
+def first_snapshot(tx: Tx, project: int) -> int:
+    row = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project,))
+    return tx.time if row[0] is None else row[0]
+
+
+def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """Who holds the most tasks of the project now, and since when the oldest of them (of a hundred, if it has more)."""
+    return tx.all(
+        "SELECT w.id, w.alias, t.held_task_count, (SELECT MIN(assign_time) FROM (SELECT assign_time FROM task"
+        " WHERE project = t.project AND assignee = t.worker AND assignee IS NOT NULL ORDER BY id LIMIT 100)) AS since"
+        " FROM (SELECT * FROM tally WHERE project = ? AND held_task_count > 0"
+        " ORDER BY held_task_count DESC, worker LIMIT 10) t JOIN worker w ON w.id = t.worker"
+        " ORDER BY t.held_task_count DESC, w.id",
+        (project,),
+    )
+
+
+LAST_DAY = "t.last_day_task_count + t.closed_task_count - t.rolled_task_count"
+
+
+def leaders(tx: Tx, project: int, measure: str) -> list[sqlite3.Row]:
+    """Who has closed the most tasks of the project: of all time, or of the last 24 full hours and this one."""
+    return tx.all(
+        f"SELECT w.id, w.alias, {measure} AS closed FROM tally t JOIN worker w ON w.id = t.worker"
+        f" WHERE t.project = ? AND {measure} > 0 ORDER BY closed DESC, w.id LIMIT 10",
+        (project,),
+    )
+
+
+def runtimes(tx: Tx, project: int) -> sqlite3.Row:
+    """The shortest, mean and longest time from assignment to the closing release, in seconds; None without any."""
+    return tx.one(
+        "SELECT MIN(runtime_min) AS shortest, SUM(runtime_total) / nullif(SUM(closed_task_count), 0) AS mean,"
+        " MAX(runtime_max) AS longest FROM tally WHERE project = ?",
+        (project,),
+    )
+
+
+def recent_failures(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """The last assignments that were released as failed or expired, with what is left of their tasks."""
+    return tx.all(
+        "SELECT a.*, w.alias, substr(t.recipe, 1, 200) AS recipe, t.status, t.assignee, t.verifiers FROM assignment a"
+        " LEFT JOIN worker w ON w.id = a.worker LEFT JOIN task t ON t.id = a.task"
+        " WHERE a.project = ? AND a.outcome IN ('failed', 'expired') ORDER BY a.id DESC LIMIT 10",
+        (project,),
+    )
+
+
+def recent_operations(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """What managers have lately done to many tasks of the project at once."""
+    return tx.all(
+        "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager"
+        " WHERE o.project = ? AND o.accepted ORDER BY o.id DESC LIMIT 5",
+        (project,),
+    )
+
+
+TALLY_HOURS = 24
+MOST_ASSIGNMENTS = 1_000_000  # ended ones that are kept: a worker that skips in a circle must not fill the disk
+
+
+def roll_tallies(tx: Tx, after: tuple[int, int], hour: int) -> tuple[int, int] | None:
+    """Moves what the next workers have closed since the last time into `hour`. The last tally looked at, or None."""
+    rows = tx.all(
+        "SELECT project, worker, closed_task_count - rolled_task_count FROM tally WHERE (project, worker) > (?, ?)"
+        " ORDER BY project, worker LIMIT ?",
+        (*after, PIECE),
+    )
+    tx.executemany(
+        "INSERT INTO tally_hour VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET closed_task_count = closed_task_count + excluded.closed_task_count",
+        [(hour, *row) for row in rows if row[2]],
+    )
+    tx.executemany(
+        "UPDATE tally SET rolled_task_count = closed_task_count WHERE project = ? AND worker = ?",
+        [row[:2] for row in rows if row[2]],
+    )
+    return rows[-1][:2] if len(rows) == PIECE else None
+
+
 PRUNE = {
     "log_entry": """DELETE FROM log_entry WHERE received < :logs_before AND id IN
         (SELECT id FROM log_entry ORDER BY id LIMIT :limit)""",
@@ -2121,6 +2708,12 @@ PRUNE = {
          AND s.time_stamp < :snapshots_before LIMIT :limit)""",
     "session": """DELETE FROM session WHERE id_hash IN
         (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
+    "tally_hour": """DELETE FROM tally_hour WHERE (hour, project, worker) IN
+        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour LIMIT :limit)""",
+    "assignment": """DELETE FROM assignment WHERE id IN (SELECT id FROM assignment ORDER BY id LIMIT :limit)
+        AND (end_time < :history_before OR id <= (SELECT MAX(id) FROM assignment) - :most_assignments)""",
+    "operation": """DELETE FROM operation WHERE finished < :history_before AND id IN
+        (SELECT id FROM operation ORDER BY id LIMIT :limit)""",
     "login_failure": """DELETE FROM login_failure WHERE source IN
         (SELECT source FROM login_failure WHERE forget_at <= :uptime LIMIT :limit)""",
 }
@@ -2135,6 +2728,9 @@ def prune(tx: Tx, table: str) -> bool:
             "uptime": tx.uptime,
             "logs_before": tx.time - tx.settings.log_retention,
             "snapshots_before": tx.time - tx.settings.snapshot_history,
+            "history_before": tx.time - tx.settings.history_retention,
+            "most_assignments": MOST_ASSIGNMENTS,
+            "first_hour": tx.time // 3600 - TALLY_HOURS,
             "limit": PIECE,
         },
     ).rowcount
@@ -2278,6 +2874,7 @@ class Waiters:
 
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
 UPTIME_INTERVAL = 1.0  # a crash makes leases at most this much longer
+TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
 
 
@@ -2289,9 +2886,10 @@ class Tracker:
         self.clock = clock or Clock()
         self.waiters = Waiters()
         self.db = Database(settings, self.clock, self.waiters.announce)
-        self.hashing = asyncio.Semaphore(2)  # each password hash takes a core and 16 MiB for a moment
+        self.hashing = asyncio.Semaphore(2)
         self._tasks: set[asyncio.Task] = set()
         self._operations: set[asyncio.Task[int]] = set()
+        self._hour = int(self.clock.time()) // 3600
         self._stopping = self._stopped = False
 
     async def start(self) -> None:
@@ -2307,6 +2905,8 @@ class Tracker:
         self.log_lines = open_log_file(self.settings)
         key = await self.db.write(load_meta, "cookie_key", new_secret)
         self.signer = itsdangerous.Signer(key, salt="tracker.session")
+        self.form_signer = itsdangerous.Signer(key, salt="tracker.form")
+        self.message_signer = itsdangerous.Signer(key, salt="tracker.message")
         for operation in await self.db.read(unaccepted_bulk_submits):
             await discard(self.db, operation)
         for operation in await self.db.read(unfinished_operations):
@@ -2314,6 +2914,7 @@ class Tracker:
         self._repeat(EXPIRY_INTERVAL, self.expire)
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
         self._repeat(self.settings.snapshot_interval, self.snapshot)
+        self._repeat(TALLY_INTERVAL, self.roll_tallies)
         self._repeat(PRUNE_INTERVAL, self.prune)
 
     def begin_stop(self) -> None:
@@ -2328,6 +2929,8 @@ class Tracker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._operations, return_exceptions=True)
+        with contextlib.suppress(TrackerError):  # else the next start would count this hour's tasks as its own
+            await self.close_hour()
         await self.db.close()
         for handler in self.log_lines.handlers:
             handler.close()
@@ -2356,10 +2959,28 @@ class Tracker:
         while last is not None:
             last = await self.db.write(take_snapshots, last, time_stamp, long=True)
 
+    async def roll_tallies(self) -> None:
+        """When an hour is over, its tasks are moved into tally_hour."""
+        hour = int(self.clock.time()) // 3600
+        if hour == self._hour:
+            return
+        await self.close_hour()
+        self._hour = hour
+
+    async def close_hour(self) -> None:
+        after = (0, 0)
+        while after is not None:
+            after = await self.db.write(roll_tallies, after, self._hour, long=True)
+
     async def prune(self) -> None:
         for table in PRUNE:
             while await self.db.write(prune, table, long=True):
                 pass
+
+    async def hash(self, function: Callable, *args: Any) -> Any:
+        """Runs a password function on a thread, few at a time: each takes a core and 16 MiB for a moment."""
+        async with self.hashing:
+            return await asyncio.to_thread(function, *args)
 
     def begin_operation(self, operation: int, answered: bool = False) -> asyncio.Future[int]:
         """Carries out an operation in the background; the future becomes the number of affected tasks.
@@ -2369,7 +2990,9 @@ class Tracker:
         task = asyncio.create_task(self._carry_out(operation, answered))
         self._operations.add(task)
         task.add_done_callback(self._operation_done)
-        return asyncio.shield(task)
+        done = asyncio.shield(task)
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody looks
+        return done
 
     def _operation_done(self, task: asyncio.Task[int]) -> None:
         self._operations.discard(task)
@@ -2482,18 +3105,19 @@ class Call:
         return WorkerCredentials(int(worker), secret)
 
     def session(self) -> bytes | None:
-        """The session id in the cookie, if this tracker signed it.
+        """The session id in the cookie, if this tracker signed it."""
+        for cookie in self.cookies(self.tracker.settings.cookie_name):
+            with contextlib.suppress(itsdangerous.BadSignature):
+                return self.tracker.signer.unsign(cookie)
+        return None
 
-        Taken apart by hand: ours is never quoted, and the library's unquoting takes minutes over a hostile one.
-        """
-        name = self.tracker.settings.cookie_name.encode()
+    def cookies(self, name: str) -> Iterator[bytes]:
+        """The cookies of that name. Ours are never quoted; the library's unquoting takes minutes over a hostile one."""
         for key, value in self.scope["headers"]:
             if key == b"cookie":
                 for cookie in value.split(b";"):
-                    if cookie.strip().startswith(name + b"="):
-                        with contextlib.suppress(itsdangerous.BadSignature):
-                            return self.tracker.signer.unsign(cookie.strip()[len(name) + 1 :])
-        return None
+                    if cookie.strip().startswith(name.encode() + b"="):
+                        yield cookie.strip()[len(name) + 1 :]
 
     def worker_or_session(self) -> WorkerCredentials | bytes | None:
         return self.worker() if self.header(b"x-worker-id") else self.session()
@@ -2512,6 +3136,12 @@ class Call:
         if not same:
             raise TrackerError("forbidden", "Refused: this request was caused by another site")
 
+    @property
+    def base(self) -> str:
+        """Where the caller sees the tracker: a URL without a slash at its end."""
+        host = (self.header(b"host") or b"localhost").decode("latin-1")
+        return f"{self.scope['scheme']}://{host}{self.tracker.settings.root_path.rstrip('/')}"
+
     def path_id(self, name: str) -> int:
         text = self.scope["path_params"][name]
         if not (text.isascii() and text.isdigit()):
@@ -2524,13 +3154,20 @@ class Call:
         except ValueError:
             raise TrackerError("invalid", "query: not a valid query string") from None
 
-    def query_as(self, kind: type) -> Any:
-        """The query's parameters as a struct; numbers are given as text there."""
-        values = {name: given[-1] for name, given in self.query().items()}
+    def query_as(self, kind: type, *several: str) -> Any:
+        """The query's parameters as a struct; numbers are given as text there. `several` may be given repeatedly."""
+        texts = {name: given if name in several else given[-1:] for name, given in self.query().items()}
+        values = {name: given if name in several else given[0] for name, given in texts.items()}
         try:
-            return msgspec.convert(values, kind, strict=False)
+            query = msgspec.convert(values, kind, strict=False)
         except msgspec.ValidationError as error:
-            raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+            name, problem = _name_and_problem(error)
+            raise TrackerError("invalid", f"{name.partition('[')[0]}: {problem}") from None
+        for name, value in msgspec.to_builtins(query).items():
+            numbers = value if name in several else [value]
+            if name in texts and type(numbers[0]) is int and set(map(str, numbers)) != set(texts[name]):
+                raise TrackerError("invalid", f"{name}: must be a whole number")  # msgspec reads 1e3 and 1.0 as well
+        return query
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
@@ -2611,6 +3248,26 @@ async def write_at_once(cycle: RequestResponseCycle, body: bytes) -> None:
     cycle.on_response()
 
 
+class Takes(NamedTuple):
+    """What a handler decodes from a call. openapi.py documents it."""
+
+    caller: Callable[[Call], Any] | None = None
+    body: Any = None
+    query: Any = None
+    status: int = 200
+    path: dict[str, Any] | None = None  # the types of what in the path is no id
+
+
+def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
+    """Notes on a handler what it takes (the fields of Takes)."""
+
+    def note(handler: Callable) -> Callable:
+        handler.takes = Takes(*args, **kwargs)
+        return handler
+
+    return note
+
+
 def domain(
     function: Callable,
     *path: str,
@@ -2622,6 +3279,7 @@ def domain(
 ) -> Callable[[Call], Awaitable[Reply]]:
     """The handler that most endpoints need: decode caller, ids in the path, body; call one function; respond."""
 
+    @takes(caller, body, query, status)
     async def handler(call: Call) -> Reply:
         args = [caller(call), *map(call.path_id, path)]
         if not reads and isinstance(args[0], bytes):
@@ -2642,14 +3300,27 @@ def domain(
 NO_TASK = Reply(ok=False, message="No task available")
 
 
+@takes(Call.worker, SubmitBody)
 async def submit(call: Call) -> Reply:
+    """Adds a task to a project's queue.
+
+    At once when the project's rate limit allows it. A live task of the project (waiting, assigned or failed) with the
+    same hash refuses it; where the project keeps hashes, a closed one does too.
+    """
     caller = call.worker()
     await call.tracker.db.write(submit_task, caller, new_task(await call.json(SubmitBody)))
     return Reply()
 
 
+@takes(Call.worker, BulkSubmitBody | list[BulkTask])
 async def bulk_submit(call: Call) -> Reply:
-    """Small ones in one transaction; large ones in pieces that count, all of them, from one commit on."""
+    """Adds many tasks to one project's queue.
+
+    All or none: after a refusal nothing is stored. Duplicates, of live tasks and among each other, are skipped and
+    counted. Passes the rate limit when a single task would, and is then charged for every task. The bare array of
+    tasks is understood as well.
+    """
+    # Small ones in one transaction; large ones in pieces that count, all of them, from one commit on.
     caller, tracker = call.worker(), call.tracker
     trusted = await tracker.db.read(may_submit_somewhere, caller)  # strangers may not send large bodies
     body = await call.body(tracker.settings.max_bulk_body if trusted else None)
@@ -2694,16 +3365,48 @@ async def store_pieces(
     return await tracker.begin_operation(operation, answered=True)
 
 
+class AssignQuery(msgspec.Struct):
+    """How many tasks, and how long to wait for the first one."""
+
+    wait: Annotated[float, Meta(ge=0, le=1e9)] = 0
+    count: Natural = 0
+
+
+class AssignFromQuery(AssignQuery, kw_only=True):
+    """The same, of several projects."""
+
+    project: Annotated[set[Id], Meta(min_length=1, max_length=100)]
+
+
+@takes(Call.worker, query=AssignQuery)
 async def get_task(call: Call) -> Reply:
-    """GET /task/get/{project}, or /task/get?project=…; ?wait= seconds for a task; ?count= takes several."""
-    caller, settings, database = call.worker(), call.tracker.settings, call.tracker.db
-    if not call.scope["query_string"] and call.scope["path_params"]:
-        tasks = (await database.write(assign_tasks, caller, (call.path_id("project"),))).tasks
-        return Reply({"task": tasks[0]}) if tasks else NO_TASK
-    query = call.query()
-    projects = wanted_projects(call, query)
-    wait = min(number_of(query, "wait", float, 0.0), settings.max_wait)
-    count = min(number_of(query, "count", int, 0), settings.max_count)
+    """Assigns the project's best task to the calling worker.
+
+    The best one has the highest priority, and is the oldest of those. The worker has `max_assign_time` seconds to
+    release it, then it goes to somebody else. A worker is never assigned a task that it has verified. "No task
+    available" is no error: it is answered with status 200 and `ok` false.
+    """
+    caller, project = call.worker(), call.path_id("project")
+    if call.scope["query_string"]:
+        return await assign(call, caller, (project,), call.query_as(AssignQuery))
+    tasks = (await call.tracker.db.write(assign_tasks, caller, (project,))).tasks
+    return Reply({"task": tasks[0]}) if tasks else NO_TASK
+
+
+@takes(Call.worker, query=AssignFromQuery)
+async def get_task_of_several(call: Call) -> Reply:
+    """Assigns the best task of several projects to the calling worker.
+
+    The project with the highest priority comes first, then the task with the highest priority, then the oldest. Access
+    to every one of the projects is needed. Otherwise like `GET /task/get/{project}`.
+    """
+    caller, query = call.worker(), call.query_as(AssignFromQuery, "project")
+    return await assign(call, caller, tuple(query.project), query)
+
+
+async def assign(call: Call, caller: WorkerCredentials, projects: tuple[int, ...], query: AssignQuery) -> Reply:
+    settings, database = call.tracker.settings, call.tracker.db
+    wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
 
     def attempt() -> Awaitable[Assigned]:
         return database.write(assign_tasks, caller, projects, count or 1, long=count + len(projects) > 16)
@@ -2723,37 +3426,25 @@ async def wait_for_task(call: Call, projects: Sequence[int], attempt: Callable, 
         gone.cancel()
 
 
-def wanted_projects(call: Call, query: dict[str, list[str]]) -> tuple[int, ...]:
-    if "project" in call.scope["path_params"]:
-        return (call.path_id("project"),)
-    given = dict.fromkeys(query.get("project", ()))
-    if not given or len(given) > 100 or not all(text.isascii() and text.isdigit() for text in given):
-        raise TrackerError("invalid", "project: give the numbers of one to a hundred projects")
-    return tuple(int(text) if len(text) < 19 else INT64_MAX for text in given)
-
-
-def number_of(query: dict[str, list[str]], name: str, kind: type, default: float) -> Any:
-    """A positive number from the query."""
-    if name not in query:
-        return default
-    try:
-        text = query[name][-1]
-        value = kind(text) if text.isascii() and "_" not in text else math.nan  # Python reads more than we document
-    except (ValueError, OverflowError):
-        raise TrackerError("invalid", f"{name}: must be a number") from None
-    if not (0 < value < math.inf or value == default):
-        raise TrackerError("invalid", f"{name}: must be a positive number")
-    return value
-
-
+@takes(Call.worker, ReleaseBody)
 async def release(call: Call) -> Reply:
+    """Ends the calling worker's hold on a task: done, failed or skipped.
+
+    `updated` tells whether that changed the task. It is false for a result that still needs another worker's
+    verification, and when the worker does not hold the task (any more): then nothing changes.
+    """
     caller, body = call.worker(), await call.json(ReleaseBody)
     updated = await call.tracker.db.write(release_task, caller, body)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
     return Reply({"updated": updated}, message=message)
 
 
+@takes(Call.worker, BulkReleaseBody)
 async def bulk_release(call: Call) -> Reply:
+    """Releases several tasks, all or none.
+
+    `updated` tells of each one, in their order, what `POST /task/release` would have told.
+    """
     caller, most = call.worker(), call.tracker.settings.max_count
     releases = (await call.json(BulkReleaseBody)).releases
     if len(releases) > most:
@@ -2761,22 +3452,28 @@ async def bulk_release(call: Call) -> Reply:
     return Reply(await call.tracker.db.write(release_tasks, caller, releases, long=True))
 
 
-def reset(kind: str) -> Callable[[Call], Awaitable[Reply]]:
-    """POST /project/…/{id} that changes any number of tasks, a piece at a time."""
+def reset(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
+    """POST /project/…/{project} that changes any number of tasks, a piece at a time. `promise` is its docstring."""
 
+    @takes(Call.session)
     async def handler(call: Call) -> Reply:
         session, project = call.session(), call.path_id("project")
         call.refuse_other_sites()
         operation = await call.tracker.db.write(begin_reset, session, project, kind)
         return Reply({"affected_tasks": await call.tracker.begin_operation(operation)})
 
+    handler.__doc__ = promise
     return handler
 
 
+@takes(Call.worker, LogBody, status=204, path={"level": LogLevel})
 async def add_log(call: Call) -> Reply:
-    """POST /log/{level}"""
+    """Logs a line.
+
+    It always goes to the log file. From the level of the setting `log_level` on it is also kept for `GET /logs`.
+    """
     caller, level = call.worker(), call.scope["path_params"]["level"]
-    if level not in ("trace", "info", "warn", "error", "debug"):
+    if level not in get_args(LogLevel):
         raise TrackerError("not_found", f"There is no log level {level!r}")
     line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(LogBody))
     call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
@@ -2788,64 +3485,1296 @@ def in_one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+@takes(None, PushBody)
 async def git_receive(call: Call) -> Reply:
-    """POST /git/receivehook"""
+    """Takes a push event of GitHub, Gitea or Gogs, and sets the version of the project with that repository.
+
+    Only pushes to a production branch count. The HMAC of the raw body under the project's webhook secret must be in
+    one of the headers, with or without `sha256=` or `sha1=` in front.
+    """
     signatures = {name: (call.header(name.encode()) or b"").decode("latin-1") for name in SIGNATURE_HEADERS}
     return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
 
 
+@takes(None, RegisterBody)
 async def register(call: Call) -> Reply:
-    """POST /register"""
+    """Makes a manager's account, and logs it in.
+
+    The first manager becomes tracker admin. The others start with no rights.
+    """
     call.refuse_other_sites()
-    body = await call.json(RegisterBody)
+    content, session = await register_account(call, await call.json(RegisterBody))
+    return Reply(content, headers=[session_cookie(call, session)])
+
+
+async def register_account(call: Call, body: RegisterBody) -> tuple[dict[str, Any], bytes]:
+    """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
     if not body.username.isprintable() or body.username != body.username.strip():
         raise TrackerError("invalid", "username: no control characters, and no blanks at its ends")
     await call.tracker.db.write(begin_registration, client_address(call))
-    async with call.tracker.hashing:
-        password_hash = await asyncio.to_thread(hash_password, body.password)
-    content, session = await call.tracker.db.write(register_manager, body.username, password_hash)
-    return Reply(content, headers=[session_cookie(call, session)])
+    password_hash = await call.tracker.hash(hash_password, body.password)
+    return await call.tracker.db.write(register_manager, body.username, password_hash)
 
 
 def client_address(call: Call) -> str:
     return (call.scope.get("client") or ("unknown", 0))[0]
 
 
+@takes(None, LoginBody)
 async def login(call: Call) -> Reply:
-    """POST /login"""
+    """Logs a manager in.
+
+    The answer sets the session cookie. Repeated failures make the next attempt wait.
+    """
     call.refuse_other_sites()
-    body = await call.json(LoginBody)
-    address = client_address(call)
-    found = await call.tracker.db.write(begin_login, body.username, address)
-    async with call.tracker.hashing:
-        right = await asyncio.to_thread(password_matches, body.password, found and found[1])
-    if not right:
-        raise TrackerError("unauthorized", "Wrong username or password")
-    content, session = await call.tracker.db.write(finish_login, found[0], body.username, address)
+    content, session = await log_in(call, await call.json(LoginBody))
     return Reply(content, headers=[session_cookie(call, session)])
 
 
+async def log_in(call: Call, body: LoginBody) -> tuple[dict[str, Any], bytes]:
+    """The manager and its new session. 401 for a wrong password or name, 429 after several."""
+    address = client_address(call)
+    found = await call.tracker.db.write(begin_login, body.username, address)
+    if not await call.tracker.hash(password_matches, body.password, found and found[1]):
+        raise TrackerError("unauthorized", "Wrong username or password")
+    return await call.tracker.db.write(finish_login, found[0], body.username, address)
+
+
+async def change_password(call: Call, body: PasswordForm) -> bytes:
+    """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
+    username, stored = await call.tracker.db.write(begin_password_change, call.session())
+    if not await call.tracker.hash(password_matches, body.password, stored):
+        raise TrackerError("unauthorized", "password: this is not your present password")
+    password_hash = await call.tracker.hash(hash_password, body.new_password)
+    return await call.tracker.db.write(finish_password_change, call.session(), username, stored, password_hash)
+
+
+@takes(Call.session, status=204)
 async def log_out(call: Call) -> Reply:
-    """GET or POST /logout"""
+    """Ends the session, for every holder of its cookie."""
     session = call.session()
     call.refuse_other_sites()
     await call.tracker.db.write(logout, session)
     return Reply(status=204, headers=[session_cookie(call, None)])
 
 
+@takes(Call.session)
 async def account(call: Call) -> Reply:
-    """GET /account: who is logged in, with ok false when nobody is."""
+    """Tells who is logged in."""
     content = await call.tracker.db.read(get_account, call.session())
     return Reply(content, ok=content["logged_in"])
 
 
 def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
     """The Set-Cookie header that begins or (None) ends a session in the browser."""
-    settings, scope = call.tracker.settings, call.scope
+    settings = call.tracker.settings
     value, age = (call.tracker.signer.sign(session).decode(), int(settings.session_lifetime)) if session else ("", 0)
-    parts = [f"{settings.cookie_name}={value}", f"Path={settings.root_path or '/'}", f"Max-Age={age}"]
-    parts += ["HttpOnly", "SameSite=Lax", *(["Secure"] if scope.get("scheme") == "https" else [])]
+    return cookie_header(call, settings.cookie_name, value, age)
+
+
+def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, bytes]:
+    """The Set-Cookie header of a cookie for `age` seconds, for this tracker alone and out of reach of scripts."""
+    parts = [f"{name}={value}", f"Path={call.tracker.settings.root_path or '/'}", f"Max-Age={age}"]
+    parts += ["HttpOnly", "SameSite=Lax", *(["Secure"] if call.scope.get("scheme") == "https" else [])]
     return b"set-cookie", "; ".join(parts).encode()
+
+
+# ── Manager pages ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PAGE = 50  # rows of a list on one page
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+}
+PATIENCE = 1.0  # seconds that a page waits for a long operation before it shows its progress instead
+
+
+class Visit(Call):
+    """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
+
+    __slots__ = ("_token", "error", "fields")
+
+    def __init__(self, scope: dict, receive: Callable, tracker: Tracker):
+        super().__init__(scope, receive, tracker)
+        self.fields: dict[str, list[Any]] = {}
+        self.error: TrackerError | None = None
+        self._token = ""
+
+    def url(self, path: str) -> str:
+        """The address of one of our own pages, as the browser has to ask for it: behind the proxy's prefix."""
+        return self.scope.get("root_path", "") + path
+
+    def link(self, path: str, query: dict[str, Any], more: dict[str, Any] | None = None) -> str:
+        """Such an address with a query; what is empty is left out."""
+        given = {name: value for name, value in {**query, **(more or {})}.items() if value not in ("", None)}
+        return self.url(path) + ("?" + urlencode(given) if given else "")
+
+    def names(self, field: str) -> bool:
+        """Whether the refusal is about this field."""
+        return self.error is not None and field in re.split(r"[,:] ", self.error.message.partition(": ")[0] + ": ")
+
+    @property
+    def here(self) -> str:
+        """This page, with its query, without the prefix."""
+        path, query = self.scope["path"].removeprefix(self.scope.get("root_path", "")), self.scope["query_string"]
+        return path + ("?" + query.decode("latin-1") if query else "")
+
+    def token(self) -> str:
+        """Proves that a form came from one of this session's pages."""
+        if not self._token:  # a page may have a form in each of its rows
+            self._token = self.tracker.form_signer.get_signature(self.session() or b"").decode()
+        return self._token
+
+    async def read_form(self) -> None:
+        """Takes in a POST's fields. Refuses one that another site sent, or that lacks the session's token."""
+        self.refuse_other_sites()
+        if (self.header(b"content-type") or b"").startswith(b"multipart/form-data"):
+            self.fields = await self.read_upload()
+        else:
+            self.fields = form_fields(await self.body())
+        if not hmac.compare_digest(self.field("token").encode(), self.token().encode()):
+            raise TrackerError(
+                "forbidden", "This form is out of date: please load the page again, and send it once more"
+            )
+
+    async def read_upload(self) -> dict[str, list[Any]]:
+        """The fields of a form with a file, which may be large: for managers only."""
+        await self.tracker.db.read(require_manager, self.session())
+        most, size = 1024 * self.tracker.settings.max_bulk_body, 0
+
+        async def receive() -> dict:
+            nonlocal size
+            message = await self.receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise TrackerError("too_large", f"file: more than {most // 1024} KiB")
+            return message
+
+        try:
+            form = await Request(self.scope, receive).form(max_files=1, max_fields=100, max_part_size=most)
+        except HTTPException as error:
+            raise TrackerError("invalid", f"body: {error.detail}") from None
+        except ClientDisconnect:
+            raise TrackerError("timeout", "body: did not arrive") from None
+        return {name: form.getlist(name) for name in form}
+
+    def field(self, name: str, default: str = "") -> str:
+        value = self.fields.get(name, [default])[-1]
+        return value if isinstance(value, str) else default
+
+    def form_as(self, kind: type) -> Any:
+        """The form as a struct. A field that is left empty counts as absent, unless it may be a text."""
+        given = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+        values = {
+            name: self.field(name)
+            for name, field in given.items()
+            if name in self.fields and (self.field(name).strip() or takes_text(field.type))
+        }
+        try:
+            body = msgspec.convert(values, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+        _refuse_nul(body, "")
+        return body
+
+    def back(self, default: str) -> str:
+        """The page that a form names to go on to: one of ours, or the default."""
+        path = self.field("back")
+        return path if path.startswith("/ui/") and "\\" not in path and path.isprintable() else default
+
+    def see(self, path: str, message: str = "", *headers: tuple[bytes, bytes]) -> Response:
+        """After an action: the browser goes on to a page, which shows the message."""
+        response = RedirectResponse(self.url(path), 303)
+        if message:
+            text = self.tracker.message_signer.sign(base64.urlsafe_b64encode(message.encode())).decode()
+            response.raw_headers.append(self.message_cookie(text, 60))
+        response.raw_headers.extend(headers)
+        return response
+
+    def message_cookie(self, text: str, age: int) -> tuple[bytes, bytes]:
+        return cookie_header(self, f"{self.tracker.settings.cookie_name}-message", text, age)
+
+    def message(self) -> str:
+        """What the last action said, for the page that follows it."""
+        cookie = next(self.cookies(f"{self.tracker.settings.cookie_name}-message"), None)
+        if not cookie or self.header(b"x-live"):  # a page that refreshes itself must not eat another one's message
+            return ""
+        try:
+            return base64.urlsafe_b64decode(self.tracker.message_signer.unsign(cookie)).decode()
+        except (itsdangerous.BadSignature, ValueError):
+            return ""
+
+    async def render(self, name: str, values: dict[str, Any]) -> Response:
+        """A page. `values` holds what `framed` read, and what this page is about."""
+        message = self.message()
+        status = STATUS[self.error.code] if self.error else 200
+        page = await asyncio.to_thread(template(name).render, values, visit=self, message=message)
+        response = HTMLResponse(page, status)
+        if message:
+            response.raw_headers.append(self.message_cookie("", 0))
+        return response
+
+    async def read(self, function: Callable, *args: Any) -> dict[str, Any]:
+        """What the function reads, and what every page shows, as of one moment."""
+        return await self.tracker.db.read(framed, self.session(), function, args)
+
+
+def form_fields(body: bytes) -> dict[str, list[str]]:
+    """The fields of a form, with the line ends that the rest of the world uses."""
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=2000, errors="strict")
+    except ValueError:
+        raise TrackerError("invalid", "body: not a valid form") from None
+    return {name: [value.replace("\r\n", "\n") for value in values] for name, values in fields.items()}
+
+
+@functools.cache
+def takes_text(kind: Any) -> bool:
+    """Whether a field of this type may be a text."""
+    return "string" in str(msgspec.json.schema(kind))
+
+
+def framed(tx: Tx, session: bytes | None, function: Callable, args: tuple) -> dict[str, Any]:
+    manager = signed_in(tx, session)
+    frame = {
+        "now": tx.time,
+        "settings": tx.settings,
+        "manager": manager and manager_json(manager),
+        "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
+        "request_count": count_requests(tx, manager) if manager else 0,
+    }
+    return {**frame, **function(tx, session, *args)}
+
+
+def nothing(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """What a page shows that needs nothing but the frame."""
+    return {}
+
+
+class PageEndpoint:
+    """An ASGI application around a handler `async (visit) -> Response`. A refusal becomes a page that says why."""
+
+    def __init__(self, tracker: Tracker, handler: Callable[[Visit], Awaitable[Response]]):
+        self.tracker, self.handler = tracker, handler
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        visit = Visit(scope, receive, self.tracker)
+        try:
+            if scope["method"] == "POST":
+                await visit.read_form()
+            response = await self.handler(visit)
+        except TrackerError as error:
+            response = await refusal(visit, error)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            response = await refusal(visit, TrackerError("internal", "Internal error"))
+        for name, value in PAGE_HEADERS.items():
+            response.headers.setdefault(name, value)
+        await response(scope, receive, send)
+
+
+async def refusal(visit: Visit, error: TrackerError) -> Response:
+    """The page of an error. Who has not logged in is asked to, and comes back."""
+    if error.code == "unauthorized" and visit.scope["method"] == "GET":
+        return visit.see("/ui/login?" + urlencode({"back": visit.here}))
+    visit.error = error
+    try:
+        response = await visit.render("error.html", await visit.read(nothing))
+    except TrackerError:  # stopping: not even the frame can be read
+        response = Response(error.message, STATUS[error.code], media_type="text/plain")
+    response.raw_headers.extend(error_reply(error).headers)
+    return response
+
+
+Handler = Callable[[Visit], Awaitable[Response]]
+
+
+def page(name: str, function: Callable, *path: str, query: type | None = None) -> Handler:
+    """The handler of a page: one transaction reads its values, the template shows them."""
+
+    async def handler(visit: Visit) -> Response:
+        args = [visit.path_id(name) for name in path]
+        if query is not None:
+            args.append(visit.query_as(query))
+        return await visit.render(name, await visit.read(function, *args))
+
+    return handler
+
+
+def action(
+    function: Callable,
+    *path: str,
+    form: type | None = None,
+    to: str,
+    says: str | Callable,
+    again: Handler | None = None,
+) -> Handler:
+    """The handler of an action: decode the form, call one domain function, go on to a page with a message.
+
+    When it is refused, the page `again` from which it came is shown with the reason and with what was typed.
+    """
+
+    async def handler(visit: Visit) -> Response:
+        try:
+            args = [visit.session(), *map(visit.path_id, path)]
+            body = visit.form_as(form) if form else None
+            result = await visit.tracker.db.write(function, *args, *([body] if form else []))
+        except TrackerError as error:
+            if again is None:
+                raise
+            visit.error = error
+            return await again(visit)
+        message = says(result, body) if callable(says) else says
+        target = to.format(**visit.scope["path_params"], result=result)
+        return visit.see(visit.back(target), message)
+
+    return handler
+
+
+def tasks_in_words(count: int, what: str = "") -> str:
+    return f"{count:,} {what + ' ' if what else ''}{'task' if count == 1 else 'tasks'}"
+
+
+def said_of(kind: str, count: int, priority: int | None = None) -> str:
+    """What an action or an operation has done, in words."""
+    are = "is" if count == 1 else "are"
+    return {
+        "retry": f"{tasks_in_words(count, 'failed')} {are} waiting again.",
+        "requeue": f"{tasks_in_words(count, 'assigned')} {are} waiting again.",
+        "set_priority": f"{tasks_in_words(count)} got priority {priority}.",
+        "delete": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} deleted.",
+        "hard_reset": f"The project was reset: {tasks_in_words(count)} deleted, hashes forgotten.",
+        "submit_lines": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} submitted.",
+    }[kind]
+
+
+# Overview and projects
+
+
+class ListQuery(msgspec.Struct):
+    """A page of a list: those with `text` in their name, after a place in it."""
+
+    text: Annotated[str, Meta(max_length=200)] = ""
+    after: Annotated[str, Meta(max_length=300)] = ""
+
+
+VISIBLE = """(NOT p.hidden OR :admin
+    OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"""
+
+
+def overview(tx: Tx, session: bytes | None, query: ListQuery) -> dict[str, Any]:
+    """The projects that the caller may see, with their counts, and who is waiting for an answer."""
+    manager = signed_in(tx, session)
+    values = {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])}
+    values |= {"text": like(query.text), "after": query.after, "limit": PAGE + 1}
+    rows = tx.all(
+        f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
+        " ORDER BY name LIMIT :limit",
+        values,
+    )
+    sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in COUNT_COLUMNS)
+    return {
+        "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows[:PAGE]],
+        "more": rows[PAGE - 1]["name"] if len(rows) > PAGE else "",
+        "totals": tx.one(f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}", values),
+        "requests": waiting_requests(tx, manager) if manager else [],
+        "query": query,
+    }
+
+
+MAY_ANSWER = """(:admin
+    OR EXISTS (SELECT 1 FROM manager_role WHERE project = a.project AND manager = :manager AND role & 4))"""
+
+
+def count_requests(tx: Tx, manager: sqlite3.Row) -> int:
+    """How many requests for access wait for an answer of this manager; counting ends at 1,000."""
+    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
+    rows = f"SELECT 1 FROM worker_access a WHERE request AND {MAY_ANSWER} LIMIT 1000"
+    return tx.one(f"SELECT COUNT(*) FROM ({rows})", values)[0]
+
+
+def waiting_requests(tx: Tx, manager: sqlite3.Row) -> list[sqlite3.Row]:
+    """The projects in which requests for access wait for an answer of this manager."""
+    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
+    counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
+    return tx.all(
+        f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project WHERE {MAY_ANSWER}"
+        " ORDER BY p.name LIMIT 20",
+        values,
+    )
+
+
+class RangeQuery(msgspec.Struct):
+    """Which time a chart shows."""
+
+    range: Literal["1h", "24h", "7d", "all"] = "24h"
+
+
+def project_page(tx: Tx, session: bytes | None, project: int, query: RangeQuery) -> dict[str, Any]:
+    row = visible_project(tx, session, project)
+    role = role_in_project(tx, signed_in(tx, session), project)
+    return {
+        **project_frame(tx, row, role),
+        **pace(tx, row),
+        "chain": row["chain"] and tx.one("SELECT id, name FROM project WHERE id = ?", (row["chain"],)),
+        "range": query.range,
+        "ranges": RANGES,
+        "charts_of": project_charts(tx, row, query.range),
+        "holders": holders(tx, project),
+        "leaders": leaders(tx, project, "t.closed_task_count"),
+        "day_leaders": leaders(tx, project, LAST_DAY),
+        "runtime": runtimes(tx, project),
+        "failures": recent_failures(tx, project) if role & READ else [],
+        "state_of": state_of,
+        "operations": recent_operations(tx, project) if role & READ else [],
+    }
+
+
+def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
+    """What every page of a project shows: the project, and what the caller may do there."""
+    return {"project": project, "may": {name.lower(): bool(role & bit) for bit, name in ROLE_NAMES.items()}}
+
+
+def of_project(role: int, function: Callable | None = None) -> Callable:
+    """A page's function: checks the role in the project and adds what every page of a project shows."""
+
+    def read(tx: Tx, session: bytes | None, project: int, *args: Any) -> dict[str, Any]:
+        manager = require_role(tx, session, project, role)
+        frame = project_frame(tx, find_project(tx, project), role_in_project(tx, manager, project))
+        return {**frame, **(function(tx, session, project, *args) if function else {})}
+
+    return read
+
+
+def edit_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """The projects that this one could be chained to."""
+    manager = require_manager(tx, session)
+    rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
+    editable = [row for row in rows if row["id"] != project and role_in_project(tx, manager, row["id"]) & EDIT]
+    return {"targets": editable}
+
+
+def new_project_values(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    return {**edit_values(tx, session, 0), "project": {"id": None, "name": "", **NEW_PROJECT}}
+
+
+class PausedBody(msgspec.Struct):
+    paused: bool
+
+
+def pause_project(tx: Tx, session: bytes | None, project: int, body: PausedBody) -> None:
+    """Stops or resumes assignment from a project. Needs EDIT."""
+    update_project(tx, session, project, ProjectBody(paused=body.paused))
+
+
+def project_secrets(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    return {**get_secret(tx, session, project), **get_webhook_secret(tx, session, project)}
+
+
+def paused_in_words(result: None, body: PausedBody | PauseBody) -> str:
+    return "Paused: nothing more is assigned." if body.paused else "Resumed."
+
+
+PROJECT_PAGE = page("project.html", project_page, "project", query=RangeQuery)
+
+
+async def reset_project(visit: Visit) -> Response:
+    """POST …/reset/{kind}. A hard reset wants the project's name typed."""
+    project, kind = visit.path_id("project"), visit.scope["path_params"]["kind"]
+    if kind not in RESETS:
+        raise TrackerError("not_found", f"There is no reset {kind!r}")
+    if kind == "hard_reset":
+        row = await visit.tracker.db.read(get_project, visit.session(), project)
+        if visit.field("confirm").strip() != row["name"].strip():
+            visit.error = TrackerError("invalid", "confirm: this is not the project's name; nothing was deleted")
+            return await PROJECT_PAGE(visit)
+    operation = await visit.tracker.db.write(begin_reset, visit.session(), project, kind)
+    return await watch_operation(visit, operation, RESETS[kind], f"/ui/projects/{project}")
+
+
+async def watch_operation(visit: Visit, operation: int, kind: str, to: str, priority: int | None = None) -> Response:
+    """Goes on with what an operation has done, or, if it takes long, to the page that shows its progress."""
+    done = visit.tracker.begin_operation(operation)
+    finished, _ = await asyncio.wait((done,), timeout=PATIENCE)
+    if not finished:
+        return visit.see(f"/ui/operations/{operation}")
+    return visit.see(visit.back(to), said_of(kind, done.result(), priority))
+
+
+def operation_page(tx: Tx, session: bytes | None, operation: int) -> dict[str, Any]:
+    row = get_operation(tx, session, operation)
+    role = role_in_project(tx, signed_in(tx, session), row["project"])
+    return {
+        **project_frame(tx, find_project(tx, row["project"]), role),
+        "operation": row,
+        "done": said_of(row["kind"], row["affected"], row["priority"]),
+        "report": msgspec.json.decode(row["report"], type=LinesReport),
+    }
+
+
+# Tasks
+
+
+class TaskQuery(TaskFilter):
+    """A list of tasks, from a place in it on."""
+
+    after: Annotated[str, Meta(max_length=50)] = ""
+
+
+def filter_of(query: TaskQuery) -> TaskFilter:
+    return TaskFilter(query.state, query.text, query.assignee, query.priority)
+
+
+def task_list(tx: Tx, session: bytes | None, project: int, query: TaskQuery) -> dict[str, Any]:
+    wanted = filter_of(query)
+    rows, more = list_tasks(tx, session, project, wanted, query.after, PAGE)
+    return {
+        "tasks": [{**row, "alias": alias_of(tx, row["assignee"])} for row in rows],
+        "more": more,
+        "query": query,
+        "wanted": msgspec.to_builtins(wanted),
+        "states": TASK_STATES,
+    }
+
+
+def alias_of(tx: Tx, worker: int | None) -> str | None:
+    row = tx.one("SELECT alias FROM worker WHERE id = ?", (worker,)) if worker is not None else None
+    return row and row["alias"]
+
+
+def task_page(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
+    history = get_task_history(tx, session, task)
+    role = role_in_project(tx, signed_in(tx, session), history["project"]["id"])
+    row = history["task"]
+    return {
+        **history,
+        **project_frame(tx, history["project"], role),
+        "level_names": LEVEL_NAMES,
+        "state": row and state_of(row),
+        "alias": row and alias_of(tx, row["assignee"]),
+        "left": row and row["deadline"] is not None and row["deadline"] - tx.uptime,
+    }
+
+
+def state_of(task: sqlite3.Row) -> str:
+    """The one state of TASK_STATES that the task is in."""
+    if task["assignee"] is not None:
+        return "assigned"
+    if task["status"] == FAILED:
+        return "failed"
+    return "waiting" if task["verifiers"] is None else "awaiting_verification"
+
+
+TASKS_PAGE = page("tasks.html", of_project(READ, task_list), "project", query=TaskQuery)
+
+
+async def act_on_list(visit: Visit) -> Response:
+    """POST …/tasks: an action on the selected tasks, or, after a question, on all that match the list's filter."""
+    try:
+        project, wanted, body = (
+            visit.path_id("project"),
+            filter_of(visit.query_as(TaskQuery)),
+            visit.form_as(TaskAction),
+        )
+        if visit.field("which") == "all":
+            return await act_on_all(visit, project, body, wanted)
+        return await act_on_selected(visit, project, body)
+    except TrackerError as error:
+        visit.error = error
+        return await TASKS_PAGE(visit)
+
+
+def question(tx: Tx, session: bytes | None, project: int, body: TaskAction) -> dict[str, Any]:
+    """Refuses now what would be refused after the question."""
+    check_action(tx, session, project, body)
+    return {}
+
+
+async def act_on_all(visit: Visit, project: int, body: TaskAction, wanted: TaskFilter) -> Response:
+    if visit.field("confirmed") != "yes":
+        values = await visit.read(of_project(READ, question), project, body)
+        values |= {"body": body, "wanted": wanted, "count": count_in_state(values["project"], wanted.state)}
+        return await visit.render("confirm.html", values)
+    operation = await visit.tracker.db.write(begin_action, visit.session(), project, body, wanted)
+    return await watch_operation(visit, operation, body.action, visit.here, body.priority)
+
+
+async def act_on_selected(visit: Visit, project: int, body: TaskAction) -> Response:
+    try:
+        tasks = [int(text) for text in visit.fields.get("task", ())]
+    except ValueError:
+        raise TrackerError("invalid", "task: must be whole numbers") from None
+    if not tasks:
+        raise TrackerError("invalid", "task: select at least one task, or choose “all that match”")
+    count = await visit.tracker.db.write(act_on_tasks, visit.session(), project, body, tasks, long=len(tasks) > 10)
+    to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
+    return visit.see(to, said_of(body.action, count, body.priority))
+
+
+async def export_tasks(visit: Visit) -> Response:
+    """GET …/export: the tasks of a list as JSON lines. Read piece by piece, so it is no snapshot of one moment."""
+    project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
+    session, database = visit.session(), visit.tracker.db
+    rows, more = await database.read(
+        list_tasks, session, project, wanted, "", PIECE
+    )  # a refusal comes before the answer
+
+    async def lines() -> AsyncIterator[bytes]:
+        nonlocal rows, more
+        yield b"".join(task_line(row) for row in rows)
+        while more:
+            rows, more = await database.read(list_tasks, session, project, wanted, more, PIECE)
+            yield b"".join(task_line(row) for row in rows)
+
+    name = f"project-{project}-{wanted.state}.jsonl"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+
+
+EXPORTED = (
+    *("id", "priority", "recipe", "retries", "max_retries", "max_assign_time", "verification_count", "hash64"),
+    *("assignee", "assign_time"),
+)
+
+
+def task_line(task: sqlite3.Row) -> bytes:
+    return encode({"state": state_of(task), **{name: task[name] for name in EXPORTED}}) + b"\n"
+
+
+# Submit
+
+
+class LineDefaults(msgspec.Struct):
+    """What tasks of an upload get that do not say otherwise. `once`: a task's recipe is its unique string."""
+
+    priority: Int64 = 0
+    max_retries: Natural = 0
+    max_assign_time: Natural = 0
+    verification_count: Natural = 0
+    once: bool = False
+    format: Literal["auto", "text", "json"] = "auto"
+
+
+class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
+    """A line of an upload as JSON: like a submitted task, but the project is known."""
+
+    project: Id = 0
+
+
+def submit_as_manager(tx: Tx, session: bytes | None, project: int, body: LineTask) -> None:
+    """Adds a task to the queue. Needs EDIT; the workers' rate limit does not count. 409 for a duplicate."""
+    require_role(tx, session, project, EDIT)
+    task = new_task(body)._replace(project=project)
+    if not insert_task(tx, task, find_project(tx, project)["keep_hashes"]):
+        raise TrackerError("conflict", "unique_string: there is such a task already")
+
+
+async def submit_lines(visit: Visit) -> Response:
+    """POST …/submit/lines: many tasks from a text area or a file. All lines are read before any of them counts."""
+    project, database = visit.path_id("project"), visit.tracker.db
+    try:
+        defaults = visit.form_as(LineDefaults)
+        source = line_source(visit)
+        operation = await database.write(begin_lines_submit, visit.session(), project)
+        try:
+            await stage_lines(database, operation, project, source, defaults, visit.session())
+        except BaseException:
+            with contextlib.suppress(TrackerError):  # stopping: the next start discards it
+                await discard(database, operation)
+            raise
+    except TrackerError as error:
+        visit.error = error
+        return await SUBMIT_PAGE(visit)
+    await asyncio.wait((visit.tracker.begin_operation(operation),), timeout=PATIENCE)
+    return visit.see(f"/ui/operations/{operation}")
+
+
+def line_source(visit: Visit) -> BinaryIO:
+    """The uploaded file, or else what was typed."""
+    file = visit.fields.get("file", [""])[-1]
+    if not isinstance(file, str) and file.filename:
+        return file.file
+    if not visit.field("lines").strip():
+        raise TrackerError("invalid", "lines: type at least one line, or choose a file")
+    return io.BytesIO(visit.field("lines").encode())
+
+
+async def stage_lines(
+    database: Database, operation: int, project: int, source: BinaryIO, defaults: LineDefaults, session: bytes | None
+) -> None:
+    """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
+    report = LinesReport()
+    pieces = line_pieces(source, project, defaults, report)
+    for number in itertools.count(1):
+        piece = await asyncio.to_thread(next, pieces, None)
+        if piece is None:
+            break
+        await database.write(add_bulk_piece, operation, number, piece, long=True)
+    if not report.line_count:
+        raise TrackerError("invalid", "file: it has no line that is not blank")
+    await database.write(accept_lines_submit, session, operation, report)
+
+
+def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: LinesReport) -> Iterator[bytes]:
+    """The lines as pieces of a bulk submit (JSON), each task with its line's number; refused ones go to the report."""
+    piece: list[list] = []
+    size = 0
+    for number, line in enumerate(source, 1):
+        if number % 64 == 0:
+            time.sleep(0)  # lets other threads have the interpreter
+        if not line.removeprefix(codecs.BOM_UTF8).strip():
+            continue
+        report.line_count += 1
+        try:
+            task = task_of_line(line, project, defaults)
+        except TrackerError as error:
+            report.refused_count += 1
+            if len(report.refused) < MOST_REPORTED:
+                report.refused.append((number, error.message[:MOST_REASON]))
+            continue
+        piece.append([number, *task])
+        size += len(line)
+        if len(piece) == PIECE or size >= PIECE_BYTES:
+            yield encode(piece)
+            piece, size = [], 0
+    if piece:
+        yield encode(piece)
+
+
+def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
+    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task."""
+    try:
+        text = line.decode("utf-8-sig").strip("\r\n")
+    except UnicodeDecodeError:
+        raise TrackerError("invalid", "not valid UTF-8") from None
+    fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
+    if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
+        fields |= decode(text.encode(), dict[str, Any])
+    else:
+        fields["recipe"] = text
+    try:
+        body = msgspec.convert(fields, LineTask)
+    except msgspec.ValidationError as error:
+        raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+    _refuse_nul(body, "")
+    if body.project not in (0, project):
+        raise TrackerError("invalid", f"project: {body.project}, but this is project {project}")
+    if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
+        body.unique_string = body.recipe
+    return new_task(body)._replace(project=project)
+
+
+LINE_DEFAULTS = ("priority", "max_retries", "max_assign_time", "verification_count")
+SUBMIT_PAGE = page("submit.html", of_project(EDIT), "project")
+
+
+# Workers and access
+
+
+class WorkersQuery(ListQuery):
+    sort: Literal["last_seen", "closed_task_count", "alias"] = "last_seen"
+
+
+def worker_list(tx: Tx, session: bytes | None, query: WorkersQuery) -> dict[str, Any]:
+    """A page of all workers. For managers."""
+    require_manager(tx, session)
+    beyond, order = (">", "ASC") if query.sort == "alias" else ("<", "DESC")
+    value, _, last = query.after.rpartition(":")
+    start = f"AND ({query.sort}, id) {beyond} (:value, :last)" if query.after else ""
+    if query.after and not (last.isdigit() and len(last) < 19 and (query.sort == "alias" or value.isdigit())):
+        raise TrackerError("invalid", f"after: {query.after!r} is not a place in this list")
+    rows = tx.all(
+        f"SELECT * FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id) {start}"
+        f" ORDER BY {query.sort} {order}, id {order} LIMIT :limit",
+        {
+            "text": like(query.text),
+            "id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None,
+            "value": value if query.sort == "alias" or not value else int(value),
+            "last": int(last or 0),
+            "limit": PAGE + 1,
+        },
+    )
+    shown = rows[:PAGE]
+    return {
+        "workers": [{**row, **worker_pace(tx, row["id"])} for row in shown],
+        "more": f"{shown[-1][query.sort]}:{shown[-1]['id']}" if len(rows) > PAGE else "",
+        "query": query,
+    }
+
+
+def worker_pace(tx: Tx, worker: int) -> dict[str, Any]:
+    """What a worker holds, has closed in the last day, and closes an hour, over all projects."""
+    hour = tx.time // 3600
+    row = tx.one(
+        f"SELECT ifnull(SUM(t.held_task_count), 0) AS held, ifnull(SUM({LAST_DAY}), 0) AS day,"
+        " ifnull(SUM(t.closed_task_count - t.rolled_task_count + ifnull(h.closed_task_count, 0)), 0) AS recent"
+        " FROM tally t LEFT JOIN tally_hour h ON h.hour = ? AND h.project = t.project AND h.worker = t.worker"
+        " WHERE t.worker = ?",
+        (hour - 1, worker),
+    )
+    return {"held": row["held"], "day": row["day"], "rate": row["recent"] / (3600 + tx.time % 3600)}
+
+
+def worker_page(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
+    """A worker with its projects: those that the caller may see. For managers."""
+    manager = require_manager(tx, session)
+    row = tx.one("SELECT * FROM worker WHERE id = ?", (worker,))
+    if row is None:
+        raise TrackerError("not_found", f"No worker {worker}")
+    projects = tx.all(
+        "SELECT p.id, p.name, p.public, a.role_assign, a.role_submit, a.request, t.held_task_count,"
+        f" t.closed_task_count, {LAST_DAY} AS day, t.runtime_min, t.runtime_max,"
+        " t.runtime_total / nullif(t.closed_task_count, 0) AS runtime_avg FROM project p"
+        " LEFT JOIN worker_access a ON a.project = p.id AND a.worker = :worker"
+        " LEFT JOIN tally t ON t.project = p.id AND t.worker = :worker"
+        f" WHERE (a.worker IS NOT NULL OR t.worker IS NOT NULL) AND {VISIBLE} ORDER BY p.name LIMIT 100",
+        {"worker": worker, "manager": manager["id"], "admin": manager["tracker_admin"]},
+    )
+    logs, _ = search(
+        tx, "log_entry", "worker = :worker", "TRUE", {"worker": worker}, INT64_MAX, 20, SEARCH_TIME, newest=True
+    )
+    return {
+        "worker": {**row, **worker_pace(tx, worker)},
+        "projects": projects,
+        "logs": logs,
+        "level_names": LEVEL_NAMES,
+    }
+
+
+def access_page(tx: Tx, session: bytes | None, project: int, query: ListQuery) -> dict[str, Any]:
+    """Requests for access, who has it, and the managers' roles."""
+    rows = tx.all(
+        "SELECT a.*, w.alias, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
+        " WHERE a.project = :project AND NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
+        " ORDER BY a.worker LIMIT :limit",
+        {
+            "project": project,
+            "after": int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0,
+            "text": like(query.text),
+            "limit": PAGE + 1,
+        },
+    )
+    return {
+        "requests": tx.all(
+            "SELECT a.*, w.alias, w.created, w.last_seen FROM worker_access a JOIN worker w ON w.id = a.worker"
+            " WHERE a.project = ? AND a.request ORDER BY a.worker LIMIT ?",
+            (project, PAGE),
+        ),
+        "accesses": rows[:PAGE],
+        "more": rows[PAGE - 1]["worker"] if len(rows) > PAGE else "",
+        "query": query,
+        "roles": tx.all(
+            "SELECT r.role, m.id, m.username, m.tracker_admin FROM manager_role r JOIN manager m ON m.id = r.manager"
+            " WHERE r.project = ? ORDER BY m.username LIMIT 200",
+            (project,),
+        ),
+        "role_names": ROLE_NAMES,
+    }
+
+
+class WorkerRolesBody(msgspec.Struct):
+    worker: Id
+    assign: bool = False
+    submit: bool = False
+
+
+def set_worker_access(tx: Tx, session: bytes | None, project: int, body: WorkerRolesBody) -> None:
+    """Gives a worker exactly this access, asked for or not. Needs MANAGE_ACCESS."""
+    require_role(tx, session, project, MANAGE_ACCESS)
+    get_worker(tx, session, body.worker)
+    if not (body.assign or body.submit):
+        raise TrackerError("invalid", "assign, submit: choose at least one, or withdraw the access")
+    values = (project, body.worker, body.assign, body.submit)
+    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", values)
+
+
+class RoleForm(msgspec.Struct):
+    """The roles of a manager, a tick box each."""
+
+    username: Annotated[str, Meta(max_length=1000)]
+    read: bool = False
+    edit: bool = False
+    manage_access: bool = False
+    secret: bool = False
+    maintenance: bool = False
+
+
+def set_named_role(tx: Tx, session: bytes | None, project: int, body: RoleForm) -> None:
+    """Gives a manager exactly these roles. Needs MANAGE_ACCESS."""
+    require_role(tx, session, project, MANAGE_ACCESS)
+    row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
+    if row is None:
+        raise TrackerError("not_found", f"username: there is no manager named {body.username!r}")
+    role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
+    set_role(tx, session, project, RoleBody(row["id"], role))
+
+
+# Logs
+
+
+class LogQuery(msgspec.Struct):
+    """Which log lines: from a level up to the gravest, of a worker, of a project, with a text; older than `before`."""
+
+    level: Literal["error", "warn", "info", "debug", "trace"] = "trace"
+    worker: Id | None = None
+    project: Id | None = None
+    text: Annotated[str, Meta(max_length=200)] = ""
+    before: Id = INT64_MAX
+
+
+def log_page(tx: Tx, session: bytes | None, query: LogQuery) -> dict[str, Any]:
+    """Workers' log lines as they came in, the newest first. For managers, or for everybody if the settings say so."""
+    if not tx.settings.public_logs:
+        require_manager(tx, session)
+    values = {"level": LEVELS[query.level], "worker": query.worker, "project": query.project, "text": query.text}
+    match = "level <= :level" + (f" AND {contains('message')}" if query.text else "")
+    if query.worker is not None:
+        where = "worker = :worker"
+        match += " AND project = :project" if query.project is not None else ""
+    elif query.project is not None:
+        where = "project = :project"
+    else:
+        where = "level <= 4" if LEVELS[query.level] <= 4 else "TRUE"
+    rows, more = search(tx, "log_entry", where, match, values, query.before, 100, SEARCH_TIME, newest=True)
+    projects = list_projects(tx, session)["projects"][:1000]
+    return {
+        "logs": [{**row, "alias": alias_of(tx, row["worker"])} for row in rows],
+        "more": more,
+        "query": query,
+        "projects": projects,
+        "level_names": LEVEL_NAMES,
+        "filter": {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text},
+    }
+
+
+# Account and administration
+
+
+class BackQuery(msgspec.Struct):
+    back: str = "/ui/"
+
+
+def login_values(tx: Tx, session: bytes | None, query: BackQuery) -> dict[str, Any]:
+    return {"back": query.back}
+
+
+LOGIN_PAGE = page("login.html", login_values, query=BackQuery)
+REGISTER_PAGE = page("register.html", nothing)
+
+
+def entering(enter: Callable, form: type, again: Handler, says: str) -> Handler:
+    """POST of the login or register page."""
+
+    async def handler(visit: Visit) -> Response:
+        try:
+            content, session = await enter(visit, visit.form_as(form))
+        except TrackerError as error:
+            visit.error = error
+            return await again(visit)
+        message = says.format(**content["manager"])
+        return visit.see(visit.back("/ui/"), message, session_cookie(visit, session))
+
+    return handler
+
+
+async def log_out_page(visit: Visit) -> Response:
+    await visit.tracker.db.write(logout, visit.session())
+    return visit.see("/ui/", "You are logged out.", session_cookie(visit, None))
+
+
+def account_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    manager = require_manager(tx, session)
+    return {
+        "session_count": tx.one("SELECT COUNT(*) FROM session WHERE manager = ?", (manager["id"],))[0],
+        "roles": tx.all(
+            "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
+            " WHERE r.manager = ? ORDER BY p.name LIMIT 200",
+            (manager["id"],),
+        ),
+        "role_names": ROLE_NAMES,
+    }
+
+
+ACCOUNT_PAGE = page("account.html", account_page)
+
+
+async def change_password_page(visit: Visit) -> Response:
+    try:
+        session = await change_password(visit, visit.form_as(PasswordForm))
+    except TrackerError as error:
+        visit.error = error
+        return await ACCOUNT_PAGE(visit)
+    return visit.see(
+        "/ui/account", "The password is changed; all other logins are ended.", session_cookie(visit, session)
+    )
+
+
+def admin_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """The managers, the settings in force and the state of the database. For admins."""
+    require_admin(tx, session)
+    return {
+        "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
+        "setting_rows": [
+            {
+                "name": name,
+                "value": getattr(tx.settings, name),
+                "is_default": getattr(tx.settings, name) == field.default,
+                "help": field.type.extra_json_schema["description"],
+            }
+            for name, field in FIELDS.items()
+        ],
+        "facts": {
+            "Tracker": __version__,
+            "Python": sys.version.split()[0],
+            "SQLite": sqlite3.sqlite_version,
+            "Schema version": SCHEMA_VERSION,
+            "Database file": str(Path(tx.settings.database).resolve()),
+            "Served for": tx.uptime,
+            "Database size": tx.one("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")[0],
+            "Write-ahead log": wal_size(tx.settings),
+            "Workers": tx.one("SELECT COUNT(*) FROM worker")[0],
+            "Tasks": tx.one(f"SELECT ifnull(SUM({' + '.join(COUNT_COLUMNS[:4])}), 0) FROM project")[0],
+        },
+    }
+
+
+def wal_size(settings: Settings) -> int:
+    with contextlib.suppress(OSError):
+        return Path(f"{Path(settings.database).resolve()}-wal").stat().st_size
+    return 0
+
+
+async def docs_page(visit: Visit) -> Response:
+    """The API, as people read about it."""
+    values = await visit.read(nothing)
+    docs = await asyncio.to_thread(openapi.pages, openapi_document(visit.tracker.settings), visit.base)
+    return await visit.render("docs.html", {**values, "docs": docs})
+
+
+EDIT_PAGE = page("project_edit.html", of_project(EDIT, edit_values), "project")
+NEW_PAGE = page("project_edit.html", new_project_values)
+SECRETS_PAGE = page("secrets.html", of_project(SECRET, project_secrets), "project")
+ACCESS_PAGE = page("access.html", of_project(MANAGE_ACCESS, access_page), "project", query=ListQuery)
+
+# Method, path, handler.
+PAGES: list[tuple[str, str, Handler]] = [
+    ("GET", "/ui/", page("overview.html", overview, query=ListQuery)),
+    ("GET", "/ui/projects/new", NEW_PAGE),
+    (
+        "POST",
+        "/ui/projects/new",
+        action(
+            create_project,
+            form=ProjectBody,
+            to="/ui/projects/{result[id]}",
+            says="The project is there. Workers may ask for access now.",
+            again=NEW_PAGE,
+        ),
+    ),
+    ("GET", "/ui/projects/{project}", PROJECT_PAGE),
+    ("GET", "/ui/projects/{project}/edit", EDIT_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/edit",
+        action(
+            update_project, "project", form=ProjectBody, to="/ui/projects/{project}", says="Saved.", again=EDIT_PAGE
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/pause",
+        action(pause_project, "project", form=PausedBody, to="/ui/projects/{project}", says=paused_in_words),
+    ),
+    ("GET", "/ui/projects/{project}/secrets", SECRETS_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/secret",
+        action(
+            set_secret,
+            "project",
+            form=SecretBody,
+            to="/ui/projects/{project}/secrets",
+            says="The secret is saved.",
+            again=SECRETS_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/webhook_secret",
+        action(
+            set_webhook_secret,
+            "project",
+            form=WebhookSecretBody,
+            to="/ui/projects/{project}/secrets",
+            says="The webhook secret is saved.",
+            again=SECRETS_PAGE,
+        ),
+    ),
+    ("POST", "/ui/projects/{project}/reset/{kind}", reset_project),
+    ("GET", "/ui/operations/{operation}", page("operation.html", operation_page, "operation")),
+    ("GET", "/ui/projects/{project}/tasks", TASKS_PAGE),
+    ("POST", "/ui/projects/{project}/tasks", act_on_list),
+    ("GET", "/ui/projects/{project}/export", export_tasks),
+    ("GET", "/ui/projects/{project}/submit", SUBMIT_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/submit",
+        action(
+            submit_as_manager,
+            "project",
+            form=LineTask,
+            to="/ui/projects/{project}/submit",
+            says="The task is submitted.",
+            again=SUBMIT_PAGE,
+        ),
+    ),
+    ("POST", "/ui/projects/{project}/submit/lines", submit_lines),
+    ("GET", "/ui/tasks/{task}", page("task.html", task_page, "task")),
+    ("GET", "/ui/projects/{project}/access", ACCESS_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/access/accept/{worker}",
+        action(
+            accept_request, "project", "worker", to="/ui/projects/{project}/access", says="The worker has access now."
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/access/reject/{worker}",
+        action(
+            reject_request,
+            "project",
+            "worker",
+            to="/ui/projects/{project}/access",
+            says="The worker has no access (any more).",
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/access/set",
+        action(
+            set_worker_access,
+            "project",
+            form=WorkerRolesBody,
+            to="/ui/projects/{project}/access",
+            says="The worker's access is set.",
+            again=ACCESS_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/access/role",
+        action(
+            set_named_role,
+            "project",
+            form=RoleForm,
+            to="/ui/projects/{project}/access",
+            says="The manager's roles are set.",
+            again=ACCESS_PAGE,
+        ),
+    ),
+    ("GET", "/ui/workers", page("workers.html", worker_list, query=WorkersQuery)),
+    ("GET", "/ui/workers/{worker}", page("worker.html", worker_page, "worker")),
+    (
+        "POST",
+        "/ui/workers/pause",
+        action(set_worker_paused, form=PauseBody, to="/ui/workers", says=paused_in_words),
+    ),
+    ("GET", "/ui/logs", page("logs.html", log_page, query=LogQuery)),
+    ("GET", "/ui/docs", docs_page),
+    ("GET", "/ui/login", LOGIN_PAGE),
+    ("POST", "/ui/login", entering(log_in, LoginBody, LOGIN_PAGE, "Welcome back, {username}.")),
+    ("GET", "/ui/register", REGISTER_PAGE),
+    ("POST", "/ui/register", entering(register_account, RegisterBody, REGISTER_PAGE, "Welcome, {username}.")),
+    ("POST", "/ui/logout", log_out_page),
+    ("GET", "/ui/account", ACCOUNT_PAGE),
+    ("POST", "/ui/account/password", change_password_page),
+    ("GET", "/ui/admin", page("admin.html", admin_page)),
+    (
+        "POST",
+        "/ui/admin/promote/{manager}",
+        action(promote_manager, "manager", to="/ui/admin", says="The manager is a tracker admin now."),
+    ),
+    (
+        "POST",
+        "/ui/admin/demote/{manager}",
+        action(demote_manager, "manager", to="/ui/admin", says="The manager is no tracker admin any more."),
+    ),
+]
+
+
+async def no_page(visit: Visit) -> Response:
+    raise TrackerError("not_found", f"There is nothing at {visit.here}")
+
+
+@functools.cache
+def templates() -> Environment:
+    environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.globals.update(version=__version__, PAGE=PAGE, shell_word=shlex.quote)
+    environment.filters.update(
+        number=lambda value: f"{value:,}",
+        moment=moment,
+        ago=ago,
+        duration=duration,
+        rate=lambda rate: "–" if rate is None else charts.rate_text(rate),
+        bytes=bytes_in_words,
+        has=lambda role, bit: bool(role & bit),
+        values_of=lambda row, *names: tuple(row[name] for name in names),
+    )
+    return environment
+
+
+@functools.cache
+def template(name: str) -> Template:
+    return templates().get_template(name)
+
+
+def moment(time_stamp: float) -> str:
+    """A time for people who want it exactly."""
+    if not 0 <= time_stamp < 1e11:  # what a worker claims may be anything
+        return str(time_stamp)
+    return datetime.fromtimestamp(time_stamp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def duration(seconds: float | None) -> str:
+    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s, 40 ms."""
+    if seconds is None:
+        return "–"
+    if 0 < seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    for (name, size), smaller in itertools.zip_longest(UNITS, UNITS[1:]):
+        if seconds >= size:
+            rest = int(seconds % size // smaller[1]) if smaller else 0
+            return f"{int(seconds // size)} {name}" + (f" {rest} {smaller[0]}" if rest else "")
+    return "0 s"
+
+
+def ago(time_stamp: float, now: float) -> str:
+    """How long ago that was, in the largest unit."""
+    seconds = now - time_stamp
+    if not -1 <= seconds <= 1e11:
+        return moment(time_stamp)
+    if seconds < 5:
+        return "just now"
+    name, size = next(unit for unit in UNITS if seconds >= unit[1])
+    return f"{int(seconds // size)} {name} ago"
+
+
+def bytes_in_words(size: int) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1024
+    return ""
 
 
 # ── Routes and app ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2857,7 +4786,7 @@ API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
     ("GET", "/task/get/{project}", get_task),
     ("POST", "/task/release", release),
     ("POST", "/task/submit", submit),
-    ("GET", "/task/get", get_task),
+    ("GET", "/task/get", get_task_of_several),
     ("POST", "/task/bulk_release", bulk_release),
     ("POST", "/task/bulk_submit", bulk_submit),
     ("POST", "/log/{level}", add_log),
@@ -2885,9 +4814,21 @@ API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
     ("POST", "/project/secret/{project}", domain(set_secret, "project", body=SecretBody)),
     ("GET", "/project/webhook_secret/{project}", domain(get_webhook_secret, "project", reads=True)),
     ("POST", "/project/webhook_secret/{project}", domain(set_webhook_secret, "project", body=WebhookSecretBody)),
-    ("POST", "/project/reset_failed_tasks/{project}", reset("reset_failed")),
-    ("POST", "/project/reclaim_assigned_tasks/{project}", reset("reclaim_assigned")),
-    ("POST", "/project/hard_reset/{project}", reset("hard_reset")),
+    (
+        "POST",
+        "/project/reset_failed_tasks/{project}",
+        reset("reset_failed", "Makes every failed task wait again, as if it had never failed."),
+    ),
+    (
+        "POST",
+        "/project/reclaim_assigned_tasks/{project}",
+        reset("reclaim_assigned", "Takes every assigned task from its worker, and makes it wait again."),
+    ),
+    (
+        "POST",
+        "/project/hard_reset/{project}",
+        reset("hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."),
+    ),
     ("POST", "/git/receivehook", git_receive),
     ("POST", "/logs", domain(list_logs, body=LogsBody, reads=True)),
     ("GET", "/logs", domain(list_logs, query=LogsBody, reads=True)),
@@ -2919,9 +4860,19 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     native = [Route(path, Endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in API]
     for route in native:
         route.methods.discard("HEAD")  # Starlette adds it to GET: a HEAD must not take a task
-    home = Route("/", functools.partial(home_page, tracker), methods=["GET"])
+    native.append(Route("/openapi.json", functools.partial(openapi_json, tracker), methods=["GET"]))
+    pages = [Route(path, PageEndpoint(tracker, handler), methods=methods.split()) for methods, path, handler in PAGES]
     app = App(
-        routes=[*native, *dialect_routes(tracker), home, Mount("/api", Router(native, redirect_slashes=False))],
+        routes=[
+            *native,
+            *dialect_routes(tracker),
+            Route("/", home_page, methods=["GET"]),
+            Route("/ui", ui_without_slash, methods=["GET"]),
+            *pages,
+            Mount("/ui/static", Static(directory=HERE / "static")),
+            Route("/ui/{path:path}", PageEndpoint(tracker, no_page), methods=["GET"]),
+            Mount("/api", Router(native, redirect_slashes=False)),
+        ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
@@ -2930,6 +4881,18 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     app.get_task = Endpoint(tracker, get_task)
     app.posts = {"/task/release": Endpoint(tracker, release), "/task/submit": Endpoint(tracker, submit)}
     return app
+
+
+async def openapi_json(tracker: Tracker, request: Request) -> Response:
+    """GET /openapi.json: the JSON API as programs read about it."""
+    base = Call(request.scope, request.receive, tracker).base
+    document = await asyncio.to_thread(lambda: openapi.with_curl(openapi_document(tracker.settings), base))
+    return Response(encode(document), media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
+
+
+@functools.lru_cache(maxsize=4)
+def openapi_document(settings: Settings) -> dict[str, Any]:
+    return openapi.document(API, settings, __version__)
 
 
 class App(Starlette):
@@ -2970,21 +4933,25 @@ async def http_error(request: Request, error: HTTPException) -> Response:
     return Response(reply.body(), error.status_code, error.headers, "application/json")
 
 
-async def home_page(tracker: Tracker, request: Request) -> Response:
-    """GET /: JSON for programs, a page for browsers."""
+async def home_page(request: Request) -> Response:
+    """GET /: JSON for programs, the manager UI for browsers."""
     if "text/html" not in request.headers.get("accept", ""):
         return Response(Reply({"name": "tracker", "version": __version__}).body(), media_type="application/json")
-    projects = (await tracker.db.read(list_projects, None))["projects"][:MOST_PROJECTS_ON_A_PAGE]
-    page = await asyncio.to_thread(template("home.html").render, projects=projects, version=__version__)
-    return HTMLResponse(page)
+    return RedirectResponse(request.scope.get("root_path", "") + "/ui/", 303)
 
 
-MOST_PROJECTS_ON_A_PAGE = 100
+async def ui_without_slash(request: Request) -> Response:
+    return RedirectResponse(request.scope.get("root_path", "") + "/ui/", 308)
 
 
-@functools.cache
-def template(name: str) -> Template:
-    return Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True).get_template(name)
+class Static(StaticFiles):
+    """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers["cache-control"] = "public, max-age=3600"
+        return response
 
 
 class GuardedProtocol(HttpToolsProtocol):

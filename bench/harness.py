@@ -4,7 +4,7 @@ Lab            the scratch directory, and the databases that were filled once an
 Tracker        a running tracker: its manager, its workers, its projects
 EmptyRoute     a running Starlette application with one route: the baseline
 Connection     one keep-alive connection over a blocking socket, cheap enough to time single requests with
-drive          wrk with one of the Lua scripts: the load of 32 connections
+Driver         wrk with one of the Lua scripts: the load of 32 connections (drive: for a fixed time)
 """
 
 import contextlib
@@ -164,13 +164,20 @@ class EmptyRoute(Server):
     def __init__(self, lab):
         super().__init__([sys.executable, BENCH / "empty.py", str(free_port())], lab.directory / "empty.log")
 
+    def connect(self):
+        return Connection(self.url)
+
 
 @dataclass
 class Seed:
-    """What a database holds, as far as the benchmarks need to know: kept with it when it is copied."""
+    """What a database holds, as far as the benchmarks need to know: kept with it when it is copied.
+
+    `examples` has an id for each placeholder of a page's path.
+    """
 
     workers: list = field(default_factory=list)
     projects: dict = field(default_factory=dict)
+    examples: dict = field(default_factory=dict)
 
 
 class Tracker(Server):
@@ -306,7 +313,7 @@ class Lab:
         shutil.copyfile(made.database, copy)
         # Else the kernel writes the copy back in the middle of the measurement, and every fsync waits for it.
         os.sync()
-        seed = Seed(list(made.seed.workers), dict(made.seed.projects))
+        seed = Seed(list(made.seed.workers), dict(made.seed.projects), dict(made.seed.examples))
         return Tracker(self, copy, seed, **settings)
 
     def discard(self, database):
@@ -354,20 +361,50 @@ class Load:
     server: float
 
 
+class Driver:
+    """wrk at work over 32 connections, for some seconds unless it is stopped before."""
+
+    def __init__(self, server, script, seconds, *arguments):
+        options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", BENCH / script]
+        command = ["wrk", *options, server.url + "/", "--", *arguments]
+        self.server, self.script = server, script
+        self.used_before = self._used()
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def stop(self):
+        """End the load now."""
+        self.process.send_signal(signal.SIGINT)
+        return self.finish()
+
+    def finish(self):
+        """Wait for the end; a refused or lost answer ends the benchmark."""
+        output, complaints = self.process.communicate()
+        elapsed = time.perf_counter() - self.started
+        generator, busy = (
+            (after - before) / elapsed for before, after in zip(self.used_before, self._used(), strict=True)
+        )
+        if self.process.returncode:
+            raise RuntimeError(f"wrk failed: {complaints}")
+        outcome = json.loads(output.splitlines()[-1])
+        if outcome["refused"] or outcome["lost"]:
+            raise RuntimeError(
+                f"{self.script}: {outcome['refused']} answers were not ok, {outcome['lost']} lost\n{complaints}"
+            )
+        rate = outcome["requests"] / outcome["seconds"]
+        return Load(outcome["requests"], rate, outcome["released"], generator, busy)
+
+    def _used(self):
+        """Processor time that generators, and this server, have used so far."""
+        times = os.times()
+        return times.children_user + times.children_system, self.server.cpu_seconds() or float("nan")
+
+
 def drive(server, script, seconds, *arguments):
-    """Load a server over 32 connections for some seconds; a refused or lost answer ends the benchmark."""
-    options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", BENCH / script]
-    command = ["wrk", *options, server.url + "/", "--", *arguments]
-    before, used, started = os.times(), server.cpu_seconds(), time.perf_counter()
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    elapsed, after = time.perf_counter() - started, os.times()
-    outcome = json.loads(run.stdout.splitlines()[-1])
-    if outcome["refused"] or outcome["lost"]:
-        raise RuntimeError(f"{script}: {outcome['refused']} answers were not ok, {outcome['lost']} lost\n{run.stderr}")
-    generator = after.children_user + after.children_system - before.children_user - before.children_system
-    busy = (server.cpu_seconds() - used) / elapsed if used is not None else float("nan")
-    rate = outcome["requests"] / outcome["seconds"]
-    return Load(outcome["requests"], rate, outcome["released"], generator / elapsed, busy)
+    """Load a server over 32 connections for some seconds."""
+    return Driver(server, script, seconds, *arguments).finish()
 
 
 def credentials(workers):

@@ -16,6 +16,7 @@ Its docstring is the text that --help shows.
 import argparse
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ import signal
 import sqlite3
 import statistics
 import sys
+import threading
 import time
 from dataclasses import dataclass
 
@@ -31,16 +33,19 @@ from harness import (
     BULK,
     CONNECTIONS,
     ROOT,
+    Driver,
     EmptyRoute,
     Lab,
     bulk_body,
     checkpoint,
     credentials,
     drive,
+    encode,
     recipe,
     require_tools,
     say,
 )
+from large import furnish
 
 MILLION = 1_000_000
 BENCHMARKS = {}
@@ -61,8 +66,8 @@ def benchmark(name):
 class Figure:
     """One line of the table: the figure of each round, and what it is compared with.
 
-    The target, as (">=", 0.6), is for the median ratio to `base`, or for the figure itself where there is no base;
-    with judge=max it is for the worst round.
+    The target, as (">=", 0.6), is for the median ratio to `base`, or for the figure itself where there is no base, or
+    absolute=True; with judge=max it is for the worst round.
     """
 
     label: str
@@ -72,22 +77,36 @@ class Figure:
     base: list | None = None
     target: tuple | None = None
     judge: object = statistics.median
+    absolute: bool = False
 
     def ratios(self):
         return [value / base for value, base in zip(self.values, self.base, strict=True)] if self.base else None
 
+    def judged(self):
+        """What the target is for."""
+        return self.values if self.absolute or not self.base else self.ratios()
+
     def met(self):
-        figure = self.judge(self.ratios() or self.values)
+        figure = self.judge(self.judged())
         return figure >= self.target[1] if self.target[0] == ">=" else figure <= self.target[1]
 
 
 # ── Throughput ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cycles(lab, tracker, project):
-    """Assign and release over 32 connections for one round, and check that the tasks were really closed."""
+def cycles(lab, tracker, project, seconds=None, meanwhile=None):
+    """Assign and release over 32 connections for one round, and check that the tasks were really closed.
+
+    With meanwhile(): for as long as that takes.
+    """
     before = tracker.counts(project)["closed_task_count"]
-    load = drive(tracker, "cycle.lua", lab.seconds, project, *credentials(tracker.crew()))
+    crew, seconds = credentials(tracker.crew()), seconds or lab.seconds
+    driver = Driver(tracker, "cycle.lua", 3600 if meanwhile else seconds, project, *crew)
+    try:
+        if meanwhile:
+            meanwhile()
+    finally:
+        load = driver.stop() if meanwhile else driver.finish()
     check_work("tasks closed", load.released, tracker.counts(project)["closed_task_count"] - before)
     return load
 
@@ -131,13 +150,13 @@ def throughput(lab, label, tracker, run):
     return Figure(label, "requests/s", rates["tracker"], "empty route", rates["empty"], (">=", 0.60))
 
 
-def topped_up(lab, tracker, name, waiting):
+def topped_up(lab, tracker, name, waiting, seconds=None, meanwhile=None):
     """A round of cycles on a project that has `waiting` tasks left at its end, going by the round before."""
-    project, spent = tracker.seed.projects[name], [lab.seconds * 6_000]
+    project, spent = tracker.seed.projects[name], [(seconds or lab.seconds) * 6_000]
 
     def run():
         tracker.fill(project, waiting + spent[-1])
-        load = cycles(lab, tracker, project)
+        load = cycles(lab, tracker, project, seconds, meanwhile)
         spent.append(load.released)
         return load
 
@@ -545,6 +564,143 @@ def long(lab):
     return figures
 
 
+# ── Pages ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# What is asked of a page besides nothing: that which takes it longest. The names stand for ids (Seed.examples).
+QUERIES = {
+    "/ui/": ["?text=no+such+project", "?after=small+08"],
+    "/ui/projects/{project}": ["?range=1h", "?range=7d", "?range=all"],
+    "/ui/projects/{project}/tasks": [
+        *("?state=assigned", "?state=awaiting_verification", "?state=failed"),
+        *("?text=no+such+task", "?state=assigned&text=no+such+task", "?state=failed&text=no+such+task"),
+        "?priority=0&after=0:{last_task}",
+        "?state=assigned&assignee={worker}",
+        "?state=assigned&priority=-1",
+    ],
+    "/ui/workers": [
+        *("?sort=closed_task_count", "?sort=alias", "?sort=alias&text=nobody"),
+        "?sort=closed_task_count&after=100:100",
+    ],
+    "/ui/projects/{project}/access": ["?text=nobody", "?after={last_worker}"],
+    "/ui/logs": [
+        *("?level=error", "?worker={worker}", "?project={project}", "?before=200"),
+        *("?text=no+such+line", "?level=error&project={project}&text=no+such+line"),
+    ],
+}
+MORE_PAGES = ["/ui/projects/{other}", "/ui/projects/{other}/access"]
+DOWNLOADS = ["/ui/projects/{project}/export"]
+OPEN_PAGES = [
+    *("/ui/", "/ui/", "/ui/projects/{project}", "/ui/projects/{project}", "/ui/projects/{project}?range=all"),
+    *("/ui/projects/{project}/tasks?state=assigned", "/ui/projects/{project}/tasks?state=failed"),
+    *("/ui/workers", "/ui/logs", "/ui/tasks/{task}"),
+]
+VISITS = 3  # of each page in a round
+REFRESH = 5  # seconds, the default refresh_interval
+
+
+def all_pages():
+    """Every page of the manager UI, so that none is forgotten, and each with its QUERIES."""
+    sys.path.insert(0, str(ROOT))
+    import tracker
+
+    paths = [path for methods, path, _ in tracker.PAGES if "GET" in methods.split() and path not in DOWNLOADS]
+    return [path + query for path in paths for query in ("", *QUERIES.get(path, []))] + MORE_PAGES
+
+
+def visit(connection, address, headers=None):
+    """Seconds that it takes to get a page, and the page."""
+    request = encode("GET", address, {**connection.headers, **(headers or {})})
+    started = time.perf_counter()
+    page = connection.exchange(request)
+    return time.perf_counter() - started, page
+
+
+@benchmark("pages")
+def pages(lab):
+    """Each page of the manager UI with 1,000,000 tasks, 10,000 workers and 100,000 snapshots, alone and under load."""
+    with lab.tracker(large_tracker) as tracker, EmptyRoute(lab) as empty:
+        addresses = {name: name.format(**tracker.seed.examples) for name in all_pages()}
+        waits = {"alone": [], "loaded": []}
+
+        def tour(situation):
+            with tracker.manager() as connection:
+                waits[situation].append(
+                    {
+                        name: statistics.median(visit(connection, address)[0] for _ in range(VISITS))
+                        for name, address in addresses.items()
+                    }
+                )
+
+        def empty_route():
+            with empty.connect() as connection:
+                return statistics.median(visit(connection, "/")[0] * 1000 for _ in range(100))
+
+        loaded = topped_up(lab, tracker, "other", 50_000, meanwhile=lambda: tour("loaded"))
+        tour("alone")  # compiles the templates
+        waits["alone"].clear()
+        rounds = lab.race({"empty": empty_route, "alone": lambda: tour("alone"), "loaded": loaded})
+    note_processors("assign + release while the pages are visited one after another", rounds["loaded"])
+
+    def figure(label, situation, name):
+        values = [wait[name] * 1000 for wait in waits[situation]]
+        return Figure(label, "ms", values, "empty route", rounds["empty"], ("<=", 100), absolute=True)
+
+    figures = [(figure(name, "alone", name), figure("… under load", "loaded", name)) for name in addresses]
+    return list(itertools.chain.from_iterable(figures))
+
+
+class Tab:
+    """A browser's tab with an open page: fetches it anew every few seconds, as static/live.js does."""
+
+    SOON = 1.5  # seconds, for a page that asks for it
+
+    def __init__(self, tracker, address, interval, phase):
+        self.tracker, self.address, self.interval, self.phase = tracker, address, interval, phase
+        self.closed, self.waits = threading.Event(), []
+
+    def run(self):
+        with self.tracker.manager() as connection:
+            _, page = visit(connection, self.address)
+            interval = min(self.interval, self.SOON) if b"data-live-soon" in page else self.interval
+            pause = interval * self.phase
+            while not self.closed.wait(pause):
+                self.waits.append(visit(connection, self.address, {"X-Live": "1"})[0])
+                pause = interval
+
+
+def beside_tabs(tracker, run):
+    """What run() returns, done while the OPEN_PAGES are open, and the seconds that each of their refreshes took."""
+    addresses = [name.format(**tracker.seed.examples) for name in OPEN_PAGES]
+    tabs = [Tab(tracker, address, REFRESH, number / len(addresses)) for number, address in enumerate(addresses)]
+    with concurrent.futures.ThreadPoolExecutor(len(tabs)) as threads:
+        running = [threads.submit(tab.run) for tab in tabs]
+        try:
+            outcome = run()
+        finally:
+            for tab in tabs:
+                tab.closed.set()
+        for future in running:
+            future.result()
+    return outcome, [wait for tab in tabs for wait in tab.waits]
+
+
+@benchmark("open_pages")
+def open_pages(lab):
+    """Assign + release at 32 connections while 10 pages of the same tracker are open in browsers, against none."""
+    with lab.tracker(large_tracker, refresh_interval=REFRESH) as tracker:
+        seconds = max(lab.seconds, REFRESH)  # else not every page would be fetched in a round
+        without = topped_up(lab, tracker, "other", 10_000, seconds)
+        without()
+        rounds = lab.race({"without": without, "open": lambda: beside_tabs(tracker, without)})
+    loads = {"no page open": rounds["without"], f"{len(OPEN_PAGES)} pages open": [load for load, _ in rounds["open"]]}
+    for title, runs in loads.items():
+        note_processors(f"assign + release, {title}", runs)
+    waits = [wait for _, waits in rounds["open"] for wait in waits]
+    NOTES.append(f"{len(waits)} refreshes took {percentile(waits, 50) * 1000:.0f} ms (p50)")
+    (against, base), (title, rates) = ((title, [load.rate for load in runs]) for title, runs in loads.items())
+    return [Figure(f"assign + release, {title}", "requests/s", rates, against, base, (">=", 0.95))]
+
+
 # ── Seeds: databases that are filled once and copied per measurement ─────────────────────────────────────────
 
 
@@ -608,6 +764,15 @@ def verified(lab, tracker):
             tracker.hold(connection, project, count, result=0)
 
 
+def large_tracker(lab, tracker):
+    """1,000,000 tasks in mixed states, 10,000 workers, 100,000 snapshots of one of 60 projects, logs and histories"""
+    for name in ("main", "other", *(f"small {number:02}" for number in range(58))):
+        tracker.add_project(name)
+    tracker.crew()
+    tracker.stop()  # nobody else may write to its database
+    tracker.seed.examples = furnish(tracker.database, tracker.seed.projects, lab.scale)
+
+
 # ── The table and the command line ───────────────────────────────────────────────────────────────────────────
 
 
@@ -625,7 +790,7 @@ def line(figure):
 
     ratios, target, met = figure.ratios(), "", ""
     if figure.target:
-        limit = f"{figure.target[1]:.2f}" if ratios else f"{figure.target[1]} {figure.unit}"
+        limit = f"{figure.target[1]:.2f}" if figure.judged() == ratios else f"{figure.target[1]} {figure.unit}"
         target = {">=": "≥", "<=": "≤"}[figure.target[0]] + " " + limit
         met = "yes" if figure.met() else "NO"
     median, between = spread(figure.values, number)

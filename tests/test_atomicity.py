@@ -609,7 +609,7 @@ def restarted(path: Path) -> Iterator[dict[str, int]]:
     """The project's counts, some time after the next start."""
     with tracker.serving(tracker.Settings(database=str(path), log_file="")) as url:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            wait_until(lambda: not connection.execute("SELECT 1 FROM operation").fetchone())
+            wait_until(lambda: not connection.execute("SELECT 1 FROM operation WHERE finished IS NULL").fetchone())
         project = httpx.get(f"{url}/project/get/1").json()["content"]
         yield {name: project[name] for name in tracker.COUNT_COLUMNS if project[name]}
 
@@ -636,7 +636,7 @@ def test_a_reset_of_failed_tasks_that_a_crash_has_interrupted_is_finished_at_the
 
 
 def test_a_reclaim_that_a_crash_has_interrupted_is_finished_at_the_next_start(filled: Callable[[str], Path]) -> None:
-    path = filled("assignee = 1, assign_time = 1, deadline = 1e9")
+    path = filled("assignee = 1, assign_time = 1, assigned_at = 0, deadline = 1e9")
     die_half_way(path, "reclaim_assigned", 1)
     with restarted(path) as counts:
         assert counts == {"waiting_task_count": MANY + 1}

@@ -280,13 +280,15 @@ def test_an_older_database_is_upgraded_in_one_transaction(tmp_path: Path, monkey
     settings, path = tracker.Settings(), tmp_path / "tracker.db"
     tracker.prepare_file(path, settings)
     monkeypatch.setattr(tracker, "SCHEMA_VERSION", tracker.SCHEMA_VERSION + 1)
-    monkeypatch.setattr(tracker, "UPGRADES", {1: "ALTER TABLE worker ADD COLUMN note TEXT; SELECT * FROM nowhere;"})
+    now = tracker.SCHEMA_VERSION - 1
+    script = "ALTER TABLE worker ADD COLUMN note TEXT;"
+    monkeypatch.setattr(tracker, "UPGRADES", {now: (script, "SELECT * FROM nowhere;")})
     with pytest.raises(tracker.TrackerError):
         tracker.prepare_file(path, settings)
     with contextlib.closing(tracker.connect(path, settings)) as connection:
         columns = [row["name"] for row in connection.execute("PRAGMA table_info(worker)")]
         assert "note" not in columns
-    monkeypatch.setattr(tracker, "UPGRADES", {1: "ALTER TABLE worker ADD COLUMN note TEXT;"})
+    monkeypatch.setattr(tracker, "UPGRADES", {now: (script, "")})
     tracker.prepare_file(path, settings)
     with contextlib.closing(tracker.connect(path, settings)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == tracker.SCHEMA_VERSION

@@ -1,14 +1,17 @@
 """Managers: accounts, sessions, throttled logins, admins, roles, and requests that another site caused."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from http.cookies import SimpleCookie
 from itertools import count, cycle, islice
+from pathlib import Path
 from typing import Any
 
 import httpx
 import itsdangerous
 import pytest
 from conftest import Manager, Site, client
+from place import Queue, StillClock, running
 
 import tracker
 from tracker import EDIT, MANAGE_ACCESS, READ
@@ -455,3 +458,112 @@ def test_a_role_outside_of_the_five_bits_is_refused_by_name(site: Site) -> None:
     answers = [site.admin.set_role(project, site.admin, role) for role in (-1, 32, 2**64)]
     assert [answer.status_code for answer in answers] == [400] * 3
     assert all(answer.json()["message"].startswith("role:") for answer in answers)
+
+
+# ── A new password ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Browser:
+    """A tracker's browser with a session, as far as a change of the password needs it."""
+
+    def __init__(self, one: tracker.Tracker, session: bytes | None):
+        self.tracker, self.session = one, lambda: session
+
+    async def change(self, password: str, new_password: str) -> bytes:
+        return await tracker.change_password(self, tracker.PasswordForm(password, new_password))
+
+
+def with_account(path: Path, main: Callable[[tracker.Tracker, bytes], Coroutine[Any, Any, None]]) -> None:
+    """Runs it with a tracker whose only manager, admin, has the password `password` and a session."""
+
+    async def run() -> None:
+        async with running(path, StillClock()) as one:
+            _, session = await one.db.write(tracker.register_manager, "Admin", tracker.hash_password("password"))
+            await main(one, session)
+
+    asyncio.run(run())
+
+
+def test_a_new_password_replaces_the_old_one_and_ends_every_other_session(tmp_path: Path) -> None:
+    async def main(one: tracker.Tracker, session: bytes) -> None:
+        other = await one.db.write(tracker.open_session, 1)
+        new = await Browser(one, session).change("password", "another password")
+        valid = [(await one.db.read(tracker.get_account, each))["logged_in"] for each in (session, other, new)]
+        assert valid == [False, False, True]
+        _, stored = await one.db.write(tracker.begin_login, "admin", "192.0.2.1")
+        assert [tracker.password_matches(password, stored) for password in ("password", "another password")] == [
+            False,
+            True,
+        ]
+
+    with_account(tmp_path / "x.db", main)
+
+
+def test_a_wrong_password_changes_nothing_and_is_throttled(tmp_path: Path) -> None:
+    async def main(one: tracker.Tracker, session: bytes) -> None:
+        browser, codes = Browser(one, session), []
+        for _ in range(tracker.FREE_ATTEMPTS["account"] + 2):
+            with pytest.raises(tracker.TrackerError) as refusal:
+                await browser.change("wrong", "another password")
+            codes.append(refusal.value.code)
+        assert codes == [*["unauthorized"] * 4, "too_fast"]
+        with pytest.raises(tracker.TrackerError, match="Too many attempts"):
+            await browser.change("password", "another password")
+        one.clock.now += tracker.LONGEST_THROTTLE
+        new = await browser.change("password", "another password")
+        await Browser(one, new).change("another password", "password")
+
+    with_account(tmp_path / "x.db", main)
+
+
+def test_nobody_changes_a_password_without_a_session(tmp_path: Path) -> None:
+    async def main(one: tracker.Tracker, session: bytes) -> None:
+        await one.db.write(tracker.logout, session)
+        for none in session, None:
+            with pytest.raises(tracker.TrackerError, match="Please log in"):
+                await Browser(one, none).change("password", "another password")
+
+    with_account(tmp_path / "x.db", main)
+
+
+def test_of_two_changes_of_a_password_at_once_one_succeeds(tmp_path: Path) -> None:
+    async def main(one: tracker.Tracker, session: bytes) -> None:
+        browser = Browser(one, session)
+        changes = [browser.change("password", f"password {number}") for number in range(2)]
+        outcomes = await asyncio.gather(*changes, return_exceptions=True)
+        assert sorted(isinstance(outcome, bytes) for outcome in outcomes) == [False, True]
+        assert await one.db.read(lambda tx: tx.one("SELECT COUNT(*) FROM session")[0]) == 1
+
+    with_account(tmp_path / "x.db", main)
+
+
+# ── Roles by name ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def roles(queue: Queue) -> dict[str, int]:
+    listed = queue.do(tracker.list_project_managers, queue.session, queue.project)["managers"]
+    return {one["manager"]["username"]: one["role"] for one in listed if one["manager"]["username"] != "admin"}
+
+
+def test_a_manager_is_given_exactly_the_roles_that_are_ticked() -> None:
+    queue = Queue()
+    queue.create_manager("other")
+    seen = []
+    for ticked in {"read": True, "maintenance": True}, {"secret": True}, {}:
+        queue.do(tracker.set_named_role, queue.session, queue.project, tracker.RoleForm(" OTHER ", **ticked))
+        seen.append(roles(queue))
+    assert seen == [{"other": READ | tracker.MAINTENANCE}, {"other": tracker.SECRET}, {}]
+
+
+def test_giving_roles_by_name_needs_manage_access_and_a_name_that_there_is() -> None:
+    queue = Queue()
+    giver = queue.create_manager("giver", MANAGE_ACCESS)
+    other = queue.create_manager("other", tracker.ALL_ROLES - MANAGE_ACCESS)
+    form = tracker.RoleForm("other", read=True)
+    assert queue.refusal(tracker.set_named_role, other, queue.project, form).startswith("forbidden")
+    assert queue.refusal(tracker.set_named_role, None, queue.project, form).startswith("unauthorized")
+    queue.do(tracker.set_named_role, giver, queue.project, form)
+    assert roles(queue)["other"] == READ
+    unknown = tracker.RoleForm("nobody", read=True)
+    refusal = queue.refusal(tracker.set_named_role, giver, queue.project, unknown)
+    assert refusal == "not_found: username: there is no manager named 'nobody'"

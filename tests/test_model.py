@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import msgspec
@@ -24,26 +24,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from place import StillClock
 
 import tracker
-from tracker import FAIL, FAILED, NEW, OK, SKIP
+from tracker import FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
+HOUR = 3600
 WORKERS, PROJECTS = range(3), range(2)
-
-
-class StillClock(tracker.Clock):
-    """A clock that only a test moves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def time(self) -> float:
-        return 1_600_000_000 + self.now
-
-    def uptime(self) -> float:
-        return self.now
 
 
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -64,6 +52,7 @@ class Task:
     status: int = NEW
     retries: int = 0
     assignee: int | None = None
+    assigned_at: float | None = None
     deadline: float | None = None
     reports: dict[int, int] = dataclasses.field(default_factory=dict)  # worker: the hash that it reported
     changes: int = 0  # how often it has changed state
@@ -71,9 +60,35 @@ class Task:
     def is_ready(self) -> bool:
         return self.status == NEW and self.assignee is None
 
+    def state(self) -> str:
+        if self.assignee is not None:
+            return "assigned"
+        if self.status == FAILED:
+            return "failed"
+        return "awaiting_verification" if self.reports else "waiting"
+
     def put_back(self) -> None:
-        self.assignee = self.deadline = None
+        self.assignee = self.assigned_at = self.deadline = None
         self.changes += 1
+
+
+class Past(NamedTuple):
+    """An assignment that has ended, by the tracker's own time."""
+
+    task: int  # its number
+    worker: int
+    began: float
+    ended: float
+    outcome: str
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a worker has closed in a project."""
+
+    runtimes: list[float] = dataclasses.field(default_factory=list)
+    rolled: int = 0
+    hours: Counter[int] = dataclasses.field(default_factory=Counter)
 
 
 @dataclasses.dataclass
@@ -93,6 +108,8 @@ class Model:
     def __init__(self) -> None:
         self.tasks: list[Task] = []
         self.submitted = 0
+        self.past: list[Past] = []
+        self.tallies: defaultdict[tuple[int, int], Tally] = defaultdict(Tally)  # of each project and worker
 
     def submit(self, project: Project, recipe: str, **fields: Any) -> bool:
         """Whether the task's hash was free."""
@@ -113,29 +130,38 @@ class Model:
         ]
         able.sort(key=lambda task: (-task.project.priority, -task.priority, task.number))
         for task in able[:count]:
-            task.assignee = worker
+            task.assignee, task.assigned_at = worker, now
             task.deadline = now + (task.max_assign_time or DEFAULT_TIME)
             task.changes += 1
         return able[:count]
 
-    def release(self, task: Task | None, worker: int, result: int, verification: int) -> bool:
+    def release(self, task: Task | None, worker: int, result: int, verification: int, now: float) -> bool:
         """Whether the release changed the task (None: it is closed)."""
         if task is None or task.assignee != worker:
             return False
         if result == OK:
             same = sum(report == verification for report in task.reports.values()) + 1
             if same >= task.verification_count:
-                self.close(task)
+                self.close(task, now)
                 return True
             task.reports[worker] = verification
         if result == FAIL:
             task.retries += 1
             task.status = FAILED if task.retries >= task.max_retries else NEW
-        task.put_back()
+        self.end(task, {OK: "verified", FAIL: "failed", SKIP: "skipped"}[result], now)
         return result != OK
 
-    def close(self, task: Task) -> None:
+    def end(self, task: Task, outcome: str, now: float) -> None:
+        """The task is taken from its assignee."""
+        self.past.append(Past(task.number, task.assignee, task.assigned_at, now, outcome))
+        task.put_back()
+
+    def close(self, task: Task, now: float) -> None:
+        """Of a task that is closed at the first attempt nothing is left but its worker's tally."""
         self.tasks.remove(task)
+        self.tallies[task.project.id, task.assignee].runtimes.append(now - task.assigned_at)
+        if any(past.task == task.number for past in self.past):
+            self.past.append(Past(task.number, task.assignee, task.assigned_at, now, "closed"))
         project = task.project
         project.closed += 1
         if project.keep_hashes and task.hash64 is not None:
@@ -147,24 +173,61 @@ class Model:
     def expired(self, now: float) -> list[Task]:
         return [task for task in self.tasks if task.deadline is not None and task.deadline <= now]
 
+    def act(self, action: str, priority: int | None, task: Task, now: float) -> bool:
+        """What a manager does to a task. Whether that changed it."""
+        if not applies(action, priority, task):
+            return False
+        if action == "retry":
+            task.status, task.retries = NEW, 0
+        elif action == "requeue":
+            self.end(task, "requeued", now)
+        elif action == "set_priority":
+            task.priority = priority
+        else:
+            self.tasks.remove(task)
+        task.changes += 1
+        return True
+
+
+def applies(action: str, priority: int | None, task: Task) -> bool:
+    return {
+        "retry": task.status == FAILED,
+        "requeue": task.assignee is not None,
+        "set_priority": task.priority != priority,
+    }.get(action, True)
+
 
 @dataclasses.dataclass
 class Operation:
     """A long operation that has begun: the tasks that it must have dealt with when it is over, unless they changed."""
 
     id: int
-    kind: str
+    action: str
     project: Project
     last: int  # the number of the last task that it may touch
-    due: list[tuple[Task, int]]
+    began: float
+    wanted: TaskFilter | None = None
+    priority: int | None = None
+    due: list[tuple[Task, int]] = dataclasses.field(default_factory=list)
     affected: int = 0
     pieces: list[list[dict[str, Any]]] = dataclasses.field(default_factory=list)
 
+    def concerns(self, task: Task) -> bool:
+        """Whether it is to change the task."""
+        return (
+            task.project is self.project
+            and task.number <= self.last
+            and (self.wanted is None or self.wanted.state == task.state())
+            and (self.wanted is None or self.wanted.priority in (None, task.priority))
+            and (self.action != "requeue" or (task.assignee is not None and task.assigned_at <= self.began))
+            and applies(self.action, self.priority, task)
+        )
+
 
 RESETS = {
-    "reset_failed": lambda task: task.status == FAILED,
-    "reclaim_assigned": lambda task: task.assignee is not None,
-    "hard_reset": lambda task: True,
+    "reset_failed": ("retry", TaskFilter("failed")),
+    "reclaim_assigned": ("requeue", TaskFilter("assigned")),
+    "hard_reset": ("hard_reset", None),
 }
 
 
@@ -184,6 +247,8 @@ wanted_projects = st.lists(projects, min_size=1, max_size=2, unique=True)
 results = st.sampled_from(6 * [OK] + 2 * [FAIL] + [SKIP])
 verifications = st.sampled_from([7, 7, 7, 7, -8])
 outcomes = st.lists(st.tuples(results, verifications), min_size=1, max_size=8)
+actions = st.sampled_from(2 * ["retry", "requeue", "set_priority"] + ["delete"])
+states = st.sampled_from(list(tracker.TASK_STATES))
 unusual = st.sampled_from([set(), set(), set(), {"paused"}, {"unchained"}, {"forgetful"}])
 
 
@@ -203,7 +268,6 @@ class LifeCycles(RuleBasedStateMachine):
         self.model, self.operations, self.recipes = Model(), [], 0
         self.ids: dict[int, int] = {}  # number of a task: its id
         self.paused_workers: set[int] = set()
-        self.closed_by: Counter[int] = Counter()
         _, self.session = self.write(tracker.register_manager, "admin", "unused")
         self.projects = [Project(self.create_project(name)) for name in ("first", "second")]
         self.callers = [self.create_worker() for _ in WORKERS]
@@ -305,7 +369,7 @@ class LifeCycles(RuleBasedStateMachine):
             self.write(tracker.add_bulk_piece, operation, number, tracker.encode(piece))
         if accept:
             self.write(tracker.accept_bulk_submit, caller, operation, len(tasks))
-            self.operations.append(Operation(operation, "bulk_submit", project, 0, [], pieces=pieces))
+            self.operations.append(Operation(operation, "bulk_submit", project, 0, 0, pieces=pieces))
         else:
             assert self.write(tracker.unaccepted_bulk_submits) == [operation]
             while self.write(tracker.discard_bulk_pieces, operation):
@@ -361,8 +425,7 @@ class LifeCycles(RuleBasedStateMachine):
 
     def release_as(self, worker: int, number: int, result: int, verification: int) -> None:
         task = next((task for task in self.model.tasks if task.number == number), None)
-        expected = self.model.release(task, worker, result, verification)
-        self.closed_by[worker] += result == OK and expected
+        expected = self.model.release(task, worker, result, verification, self.clock.uptime())
         body = tracker.ReleaseBody(self.ids[number], result, verification)
         note(f"worker {worker} releases {task or number}: {result}")
         assert self.write(tracker.release_task, self.callers[worker], body) == expected
@@ -376,7 +439,26 @@ class LifeCycles(RuleBasedStateMachine):
             while self.write(tracker.expire_tasks):
                 pass
             for task in expired:
-                task.put_back()
+                self.model.end(task, "expired", self.clock.uptime())
+
+    @rule(hours=st.sampled_from([0, 0, 1, 5, 25]), piece=st.sampled_from([1, 2, 100]))
+    def pass_hours(self, hours: int, piece: int) -> None:
+        """Hours end, and what has been closed in them is added up. What is more than a day old is forgotten."""
+        with mock.patch.object(tracker, "PIECE", piece):
+            after = (0, 0)
+            while after is not None:
+                after = self.write(tracker.roll_tallies, after, self.hour())
+            for tally in self.model.tallies.values():
+                tally.hours[self.hour()] += len(tally.runtimes) - tally.rolled
+                tally.rolled = len(tally.runtimes)
+            self.clock.now += hours * HOUR
+            while self.write(tracker.prune, "tally_hour"):
+                pass
+        for tally in self.model.tallies.values():
+            tally.hours = Counter({hour: count for hour, count in tally.hours.items() if hour >= self.hour() - 24})
+
+    def hour(self) -> int:
+        return int(self.clock.time()) // HOUR
 
     # ── What managers do ──
 
@@ -407,14 +489,38 @@ class LifeCycles(RuleBasedStateMachine):
         body = msgspec.convert(changes, tracker.ProjectBody)
         self.write(tracker.update_project, self.session, self.projects[project].id, body)
 
+    @precondition(lambda self: self.model.tasks)
+    @rule(data=st.data(), project=projects, action=actions, priority=st.integers(-1, 2))
+    def act_on_some(self, data: st.DataObject, project: int, action: str, priority: int) -> None:
+        """On selected tasks, some of them long closed or of another project."""
+        project, numbers = self.projects[project], data.draw(st.lists(st.sampled_from(sorted(self.ids)), max_size=8))
+        chosen = [task for task in self.model.tasks if task.project is project and task.number in numbers]
+        changed = sum(self.model.act(action, priority, task, self.clock.uptime()) for task in chosen)
+        tasks = [self.ids[number] for number in numbers]
+        body = TaskAction(action, priority)
+        assert self.write(tracker.act_on_tasks, self.session, project.id, body, tasks) == changed
+
     # ── Long operations, a piece at a time ──
 
     @rule(project=projects, kind=st.sampled_from(2 * ["reset_failed", "reclaim_assigned"] + ["hard_reset"]))
     def begin_reset(self, project: int, kind: str) -> None:
-        project = self.projects[project]
-        due = [(task, task.changes) for task in self.model.tasks if task.project is project and RESETS[kind](task)]
+        project, (action, wanted) = self.projects[project], RESETS[kind]
         operation = self.write(tracker.begin_reset, self.session, project.id, kind)
-        self.operations.append(Operation(operation, kind, project, self.model.submitted, due))
+        self.begin_operation(operation, action, project, wanted)
+
+    @rule(project=projects, action=actions, state=states, of=st.sampled_from([None, None, 0, 1]), to=st.integers(-1, 2))
+    def begin_action(self, project: int, action: str, state: str, of: int | None, to: int) -> None:
+        """On all tasks in a state, or on those of a priority."""
+        project, wanted = self.projects[project], TaskFilter(state, priority=of)
+        operation = self.write(tracker.begin_action, self.session, project.id, TaskAction(action, to), wanted)
+        self.begin_operation(operation, action, project, wanted, to)
+
+    def begin_operation(
+        self, operation: int, action: str, project: Project, wanted: TaskFilter | None, priority: int | None = None
+    ) -> None:
+        begun = Operation(operation, action, project, self.model.submitted, self.clock.uptime(), wanted, priority)
+        begun.due = [(task, task.changes) for task in self.model.tasks if begun.concerns(task)]
+        self.operations.append(begun)
 
     @precondition(lambda self: self.operations)
     @rule(data=st.data(), steps=st.sampled_from([1, 2, 1000]))
@@ -425,7 +531,7 @@ class LifeCycles(RuleBasedStateMachine):
             steps -= 1
 
     def step(self, operation: Operation) -> None:
-        step = self.step_bulk_submit if operation.kind == "bulk_submit" else self.step_reset
+        step = self.step_bulk_submit if operation.action == "bulk_submit" else self.step_action
         step(operation)
 
     def step_bulk_submit(self, operation: Operation) -> None:
@@ -437,35 +543,25 @@ class LifeCycles(RuleBasedStateMachine):
             assert affected == operation.affected
             self.operations.remove(operation)
 
-    def step_reset(self, operation: Operation) -> None:
+    def step_action(self, operation: Operation) -> None:
         """Which tasks come first is the tracker's business; that it takes the right ones, and all of them, is not."""
         before = {row["id"]: row for row in self.rows("SELECT * FROM task")}
         affected = self.write(tracker.step_operation, operation.id)
         after = {row["id"]: row for row in self.rows("SELECT * FROM task")}
         numbers = {self.ids[task.number]: task for task in self.model.tasks}
         for task in [numbers[id] for id, row in before.items() if after.get(id) != row]:
-            assert task.project is operation.project and task.number <= operation.last
-            assert RESETS[operation.kind](task)
-            self.reset(operation.kind, task)
+            assert operation.concerns(task)
+            self.model.act(operation.action, operation.priority, task, self.clock.uptime())
             operation.affected += 1
         if affected is not None:
             assert affected == operation.affected
             for task, changes in operation.due:
                 assert task not in self.model.tasks or task.changes > changes
-            if operation.kind == "hard_reset":
+            if operation.action == "hard_reset":
                 operation.project.kept.clear()
             self.operations.remove(operation)
-        elif operation.kind == "hard_reset":
+        elif operation.action == "hard_reset":
             operation.project.kept &= self.kept_hashes(operation.project)
-
-    def reset(self, kind: str, task: Task) -> None:
-        if kind == "hard_reset":
-            self.model.tasks.remove(task)
-        elif kind == "reset_failed":
-            task.status, task.retries = NEW, 0
-            task.changes += 1
-        else:
-            task.put_back()
 
     # ── What holds after every step ──
 
@@ -502,13 +598,41 @@ class LifeCycles(RuleBasedStateMachine):
     @invariant()
     def what_workers_hold_is_counted(self) -> None:
         held = Counter((task.project.id, task.assignee) for task in self.model.tasks if task.assignee is not None)
-        rows = self.rows("SELECT * FROM holding WHERE task_count <> 0")
-        assert {(row["project"], self.workers[row["worker"]]): row["task_count"] for row in rows} == held
+        rows = self.rows("SELECT project, worker, held_task_count FROM tally WHERE held_task_count <> 0")
+        assert {(row["project"], self.workers[row["worker"]]): row["held_task_count"] for row in rows} == held
 
     @invariant()
     def what_workers_closed_is_counted(self) -> None:
+        closed: Counter[int] = Counter()
+        for (_, worker), tally in self.model.tallies.items():
+            closed[worker] += len(tally.runtimes)
         rows = self.rows("SELECT id, closed_task_count FROM worker WHERE closed_task_count > 0")
-        assert {self.workers[row["id"]]: row["closed_task_count"] for row in rows} == +self.closed_by
+        assert {self.workers[row["id"]]: row["closed_task_count"] for row in rows} == +closed
+
+    @invariant()
+    def what_workers_closed_in_each_project_is_counted(self) -> None:
+        rows = self.rows(
+            f"SELECT project, worker, closed_task_count, {tracker.LAST_DAY} AS last_day, runtime_total, runtime_min,"
+            " runtime_max FROM tally t WHERE closed_task_count > 0"
+        )
+        assert {(row["project"], self.workers[row["worker"]]): tuple(row)[2:] for row in rows} == {
+            name: (
+                *(len(tally.runtimes), tally.hours.total() + len(tally.runtimes) - tally.rolled),
+                *(sum(tally.runtimes), min(tally.runtimes), max(tally.runtimes)),
+            )
+            for name, tally in self.model.tallies.items()
+        }
+
+    @invariant()
+    def the_past_assignments_are_the_same(self) -> None:
+        """Those that ended together may come in any order."""
+        rows = self.rows("SELECT task, worker, assign_time, end_time, outcome FROM assignment ORDER BY id")
+        start = StillClock.START
+        stored = [(*row[:2], row[2] - start, row[3] - start, row[4]) for row in map(tuple, rows)]
+        assert sorted(stored) == sorted(
+            (self.ids[past.task], self.callers[past.worker].id, *past[2:]) for past in self.model.past
+        )
+        assert [row[3] for row in stored] == [past.ended for past in self.model.past]
 
     @invariant()
     def the_kept_hashes_are_the_same(self) -> None:

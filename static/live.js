@@ -1,0 +1,149 @@
+// Keeps a page fresh without reloading it, and helps with long lists and uploads. Every page works without this file.
+"use strict";
+
+document.documentElement.classList.add("has-js");
+
+// ── Refresh: fetch the same page, and change what has changed in the elements marked data-live ───────────────────────
+
+const interval = 1000 * Number(document.body.dataset.refresh); // not there on the page of a refused form
+const state = document.getElementById("live-state");
+let failures = 0;
+
+function sameKind(a, b) {
+  return a.nodeType === b.nodeType && a.nodeName === b.nodeName && (a.id || "") === (b.id || "");
+}
+
+function changeAttributes(old, fresh) {
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+}
+
+// Whether somebody is just using this element: then it stays as it is until the next time.
+function inUse(element) {
+  if (element.matches?.("details[open], input, textarea, select")) return true;
+  return element === document.activeElement && !element.matches("a, button");
+}
+
+function change(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    old.nodeValue = fresh.nodeValue;
+    return;
+  }
+  if (inUse(old)) return;
+  changeAttributes(old, fresh);
+  changeChildren(old, fresh);
+}
+
+// Rows with an id keep their element, wherever they move: what is selected or focused in them stays so.
+function changeChildren(old, fresh) {
+  const known = new Map([...old.children].filter((child) => child.id).map((child) => [child.id, child]));
+  const wanted = new Set([...fresh.children].map((child) => child.id).filter(Boolean));
+  for (const [id, child] of known) if (!wanted.has(id)) child.remove();
+  let place = old.firstChild;
+  for (const next of [...fresh.childNodes]) {
+    const same = next.id ? known.get(next.id) : null;
+    if (same && same !== place) old.insertBefore(same, place);
+    if (same && same.nodeName === next.nodeName) {
+      change(same, next);
+      place = same.nextSibling;
+    } else if (place && sameKind(place, next)) {
+      const after = place.nextSibling;
+      change(place, next);
+      place = after;
+    } else {
+      old.insertBefore(document.importNode(next, true), place);
+    }
+  }
+  while (place) {
+    const after = place.nextSibling;
+    place.remove();
+    place = after;
+  }
+}
+
+function selecting(element) {
+  const selection = document.getSelection();
+  return selection && !selection.isCollapsed && selection.containsNode(element, true);
+}
+
+async function refresh() {
+  const answer = await fetch(location.href, { headers: { "X-Live": "1" }, credentials: "same-origin" });
+  if (answer.redirected) throw new Error("You are logged out: please load the page again.");
+  if (!answer.ok) throw new Error("The tracker does not answer: what you see is old. Trying again …");
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const focused = document.activeElement;
+  for (const old of document.querySelectorAll("[data-live]")) {
+    const next = fresh.getElementById(old.id);
+    if (next && !selecting(old)) change(old, next);
+  }
+  if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true }); // its row moved
+}
+
+function pause() {
+  const soon = document.querySelector("[data-live-soon]") ? Math.min(interval, 1500) : interval;
+  return soon * Math.min(2 ** failures, 12); // a server in trouble is not asked more often
+}
+
+async function tick() {
+  if (!document.hidden) {
+    try {
+      await refresh();
+      failures = 0;
+      state.textContent = "";
+    } catch (error) {
+      failures += 1;
+      state.textContent = error instanceof TypeError ? "No connection: what you see is old. Trying again …" : error.message;
+    }
+  }
+  setTimeout(tick, pause());
+}
+
+if (interval && document.querySelector("[data-live]")) setTimeout(tick, pause());
+
+// ── Select all on a page ─────────────────────────────────────────────────────────────────────────────────────────────
+
+for (const all of document.querySelectorAll("[data-select-all]")) {
+  all.addEventListener("change", () => {
+    for (const box of all.form.elements[all.dataset.selectAll] ? all.form.querySelectorAll(`[name="${all.dataset.selectAll}"]`) : []) {
+      box.checked = all.checked;
+    }
+  });
+}
+
+// ── Uploads with progress ────────────────────────────────────────────────────────────────────────────────────────────
+
+// Shows the reason on the page as it is: so the chosen file stays chosen.
+function showRefusal(form, page) {
+  const notice = document.importNode(page.querySelector(".notice.bad") || page.body, true);
+  for (const old of document.querySelectorAll("main > .notice")) old.remove();
+  document.querySelector("main").prepend(notice);
+  notice.scrollIntoView();
+  for (const field of form.elements) {
+    field.toggleAttribute("aria-invalid", Boolean(field.name && page.querySelector(`[aria-invalid][name="${field.name}"]`)));
+  }
+}
+
+for (const form of document.querySelectorAll("[data-upload]")) {
+  form.addEventListener("submit", (event) => {
+    const [box, bar, words] = [".upload-state", "progress", "[role=status]"].map((what) => form.querySelector(what));
+    const request = new XMLHttpRequest();
+    event.preventDefault();
+    box.hidden = false;
+    request.upload.onprogress = ({ loaded, total }) => {
+      bar.value = (100 * loaded) / total;
+      words.textContent = loaded < total ? `Sent ${Math.floor((100 * loaded) / total)} %` : "Reading the lines …";
+    };
+    request.onload = () => {
+      // What went well ends at the page of the operation. A refusal is this page with the reason.
+      if (request.status === 200 && request.responseURL !== form.action) return location.assign(request.responseURL);
+      box.hidden = true;
+      showRefusal(form, new DOMParser().parseFromString(request.responseText, "text/html"));
+    };
+    request.onerror = () => {
+      words.textContent = "The upload broke off: nothing of it was submitted. Please try again.";
+    };
+    request.open("POST", form.action);
+    request.send(new FormData(form));
+  });
+}

@@ -1,0 +1,427 @@
+"""An upload of tasks, one a line: what becomes of each line, and what a manager is told about it."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import io
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from place import Queue, new_task, running
+
+import tracker
+from tracker import EDIT, MAINTENANCE, READ, LineDefaults, LinesReport, Tx
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+def stage(queue: Queue, data: bytes, project: int | None = None, **defaults: Any) -> tuple[int, LinesReport]:
+    """Stages an upload: its operation, not accepted yet, and its report."""
+    project, report = project or queue.project, LinesReport()
+    operation = queue.do(tracker.begin_lines_submit, queue.session, project)
+    pieces = tracker.line_pieces(io.BytesIO(data), project, LineDefaults(**defaults), report)
+    for number, piece in enumerate(pieces, 1):
+        queue.do(tracker.add_bulk_piece, operation, number, piece)
+    return operation, report
+
+
+def upload(queue: Queue, data: bytes, project: int | None = None, **defaults: Any) -> tracker.LinesReport:
+    """Submits the lines, and returns the report as a manager finds it afterwards."""
+    operation, report = stage(queue, data, project, **defaults)
+    queue.do(tracker.accept_lines_submit, queue.session, operation, report)
+    queue.finish(operation)
+    row = queue.do(tracker.get_operation, queue.session, operation)
+    report = report_of(row)
+    assert row["expected"] == report.line_count - report.refused_count
+    assert row["affected"] == row["expected"] - report.duplicate_count
+    assert queue.rows("SELECT * FROM bulk_piece") == []
+    return report
+
+
+def report_of(operation: sqlite3.Row) -> LinesReport:
+    return msgspec.json.decode(operation["report"], type=LinesReport)
+
+
+def recipes(queue: Queue) -> list[str]:
+    return [recipe for (recipe,) in queue.values("SELECT recipe FROM task ORDER BY id")]
+
+
+def refused(queue: Queue, line: bytes | str, **defaults: Any) -> str:
+    """The reason why a line is refused. The lines around it are submitted."""
+    data = line if isinstance(line, bytes) else line.encode()
+    report = upload(queue, b"before\n" + data + b"\nafter", **defaults)
+    assert recipes(queue) == ["before", "after"]
+    assert report.refused_count == 1
+    [(number, reason)] = report.refused
+    assert number == 2
+    return reason
+
+
+def fields(queue: Queue, line: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The task that a line of JSON becomes."""
+    upload(queue, json.dumps(line).encode(), **defaults)
+    return dict(queue.rows("SELECT * FROM task ORDER BY id DESC LIMIT 1")[0])
+
+
+# ── Lines of text ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_line_is_the_recipe_of_a_task(queue: Queue) -> None:
+    assert upload(queue, b"first\nsecond\nthird\n") == LinesReport(3)
+    assert recipes(queue) == ["first", "second", "third"]
+    assert queue.counts() == {"waiting": 3}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\n\n\r\n  \t\nb", ["a", "b"]),
+        (codecs.BOM_UTF8 + b"a\nb", ["a", "b"]),
+        (codecs.BOM_UTF8 + b"\na", ["a"]),
+        (b"  spaces stay  \n\ttabs\t\n", ["  spaces stay  ", "\ttabs\t"]),
+        ("☃ é 😀\n".encode(), ["☃ é 😀"]),
+        (b'[1, 2]\n"text"\n', ["[1, 2]", '"text"']),
+        (b"\x0b\x0c\n\xc2\xa0x\n", ["\u00a0x"]),
+        (b'it\'s "quoted" \\ %s {} ;--', ['it\'s "quoted" \\ %s {} ;--']),
+    ],
+)
+def test_lines_are_taken_as_they_are_without_their_ends(queue: Queue, data: bytes, expected: list[str]) -> None:
+    report = upload(queue, data)
+    assert recipes(queue) == expected
+    assert (report.line_count, report.refused_count) == (len(expected), 0)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)))
+def test_any_lines_arrive_in_their_order(lines: list[str]) -> None:
+    queue = Queue()
+    expected = [line for line in lines if line.strip("\ufeff") and not line.startswith("\ufeff")]
+    upload(queue, "\n".join(expected).encode(), format="text")
+    assert recipes(queue) == expected
+
+
+def test_tasks_of_lines_get_the_defaults(queue: Queue) -> None:
+    upload(queue, b"recipe", priority=-5, max_retries=3, max_assign_time=60, verification_count=2)
+    (row,) = queue.rows("SELECT * FROM task")
+    assert (row["priority"], row["max_retries"], row["max_assign_time"], row["verification_count"]) == (-5, 3, 60, 2)
+    assert row["hash64"] is None
+
+
+def test_a_file_may_be_larger_than_a_piece(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "PIECE", 7)
+    lines = [f"line {number}" for number in range(100)]
+    assert upload(queue, "\n".join(lines).encode()).line_count == 100
+    assert recipes(queue) == lines
+
+
+def test_long_lines_make_small_pieces(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "PIECE_BYTES", 1000)
+    stage(queue, b"\n".join([400 * b"x"] * 9))
+    assert queue.values("SELECT COUNT(*) FROM bulk_piece") == [(3,)]
+
+
+# ── Lines of JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_line_of_json_says_what_it_wants_and_gets_the_defaults_for_the_rest(queue: Queue) -> None:
+    task = fields(queue, {"recipe": "r", "priority": 9, "hash64": -7}, priority=1, max_retries=3)
+    assert (task["recipe"], task["priority"], task["max_retries"], task["hash64"]) == ("r", 9, 3, -7)
+
+
+def test_lines_of_json_and_of_text_may_be_mixed(queue: Queue) -> None:
+    upload(queue, b'{"recipe": "json"}\r\ntext\r\n  {"recipe": "indented"}\r\n')
+    assert recipes(queue) == ["json", "text", "indented"]
+
+
+def test_a_line_in_braces_is_a_recipe_where_the_format_is_text(queue: Queue) -> None:
+    upload(queue, b'{"recipe": "json"}\n{braces}', format="text")
+    assert recipes(queue) == ['{"recipe": "json"}', "{braces}"]
+
+
+def test_the_bom_before_json_is_no_part_of_it(queue: Queue) -> None:
+    upload(queue, codecs.BOM_UTF8 + b'{"recipe": "json"}')
+    assert recipes(queue) == ["json"]
+
+
+@pytest.mark.parametrize("name", ["hash_u64", "hash64"])
+def test_an_unsigned_hash_is_the_signed_one_with_the_same_bits(queue: Queue, name: str) -> None:
+    assert fields(queue, {"recipe": "r", name: 2**64 - 1})["hash64"] == -1
+
+
+@pytest.mark.parametrize("name", ["unique_string", "unique_str"])
+def test_a_unique_string_is_hashed(queue: Queue, name: str) -> None:
+    assert fields(queue, {"recipe": "r", name: "x"})["hash64"] == tracker.hash_unique_string("x")
+
+
+def test_a_line_may_name_the_project_that_it_is_for(queue: Queue) -> None:
+    second = queue.create_project("second")
+    report = upload(queue, b'{"recipe": "a", "project": 2}\n{"recipe": "b", "project": 1}', second)
+    assert recipes(queue) == ["a"]
+    assert report.refused == [(2, "project: 1, but this is project 2")]
+    assert queue.tasks("waiting", second) == {1}
+
+
+# ── Refused lines ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"\xff\xfe", "not valid UTF-8"),
+        (b"caf\xe9", "not valid UTF-8"),
+        (b"a\0b", "recipe: must not contain a NUL character"),
+        ('{"recipe": "a\\u0000b"}', "recipe: must not contain a NUL character"),
+        ('{"recipe": "r", "unique_string": "\\u0000"}', "unique_string: must not contain a NUL character"),
+        ("{", "body: not valid JSON: "),
+        ('{"recipe": "r"} x', "body: not valid JSON: "),
+        ('{"recipe": "\\ud800"}', "body: not valid JSON: "),
+        (100_000 * '{"a":', "body: nested too deeply"),
+        ("{}", "recipe: is required"),
+        ('{"recipe": ""}', "recipe: Expected str of length >= 1"),
+        ('{"recipe": 7}', "recipe: Expected str, got int"),
+        ('{"recipe": null}', "recipe: Expected str, got null"),
+        ('{"recipe": "r", "recipes": "s"}', "body: Object contains unknown field recipes"),
+        ('{"recipe": "r", "once": true}', "body: Object contains unknown field once"),
+        ('{"recipe": "r", "priority": "high"}', "priority: Expected int, got str"),
+        ('{"recipe": "r", "priority": 1.5}', "priority: Expected int, got float"),
+        ('{"recipe": "r", "priority": 9223372036854775808}', "priority: "),
+        ('{"recipe": "r", "max_retries": -1}', "max_retries: Expected int >= 0"),
+        ('{"recipe": "r", "hash64": 18446744073709551616}', "hash64: "),
+        ('{"recipe": "r", "hash64": 1, "hash_u64": 2}', "hash64, hash_u64: two spellings of one field"),
+        ('{"recipe": "r", "hash64": 1, "unique_string": "x"}', "hash64, unique_string: give one of them"),
+        ('{"recipe": "r", "project": 99}', "project: 99, but this is project 1"),
+        ('{"recipe": "r", "project": -1}', "project: Expected int >= 0"),
+        (1_000_001 * "x", "recipe: Expected str of length <= 1000000"),
+    ],
+)
+def test_a_line_that_is_no_task_is_refused_with_its_number_and_the_reason(
+    queue: Queue, line: bytes | str, reason: str
+) -> None:
+    assert refused(queue, line).startswith(reason)
+
+
+@pytest.mark.parametrize("line", ["[1]", '"text"', "7", "null", "text"])
+def test_a_line_that_is_no_object_is_refused_where_the_format_is_json(queue: Queue, line: str) -> None:
+    report = upload(queue, f'{{"recipe": "r"}}\n{line}'.encode(), format="json")
+    assert recipes(queue) == ["r"]
+    assert [number for number, _ in report.refused] == [2]
+    assert report.refused[0][1].startswith("body: ")
+
+
+def test_line_numbers_count_blank_lines_too(queue: Queue) -> None:
+    report = upload(queue, b"\n\na\n\n{\n\r\n{")
+    assert [number for number, _ in report.refused] == [5, 7]
+    assert (report.line_count, report.refused_count) == (3, 2)
+
+
+def test_the_report_names_a_limited_number_of_refused_lines_and_counts_all(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "MOST_REPORTED", 3)
+    report = upload(queue, 10 * b"{\n" + b"last")
+    assert (report.line_count, report.refused_count) == (11, 10)
+    assert [number for number, _ in report.refused] == [1, 2, 3]
+
+
+def test_a_reason_does_not_repeat_all_of_a_long_line(queue: Queue) -> None:
+    """A thousand of them would make a report that nobody can load."""
+    reason = refused(queue, json.dumps({"recipe": "r", 100_000 * "x": 1}))
+    assert reason.startswith("body: Object contains unknown field xxx")
+    assert len(reason) == tracker.MOST_REASON
+
+
+def test_an_upload_of_which_all_lines_are_refused_submits_nothing_and_says_why(queue: Queue) -> None:
+    report = upload(queue, b"{\n{")
+    assert (report.line_count, report.refused_count, len(report.refused)) == (2, 2, 2)
+    assert queue.counts() == {}
+
+
+# ── Duplicates ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_duplicates_in_the_file_and_in_the_queue_are_reported_by_their_numbers(queue: Queue) -> None:
+    queue.submit(hash64=7)
+    lines = [{"recipe": "a", "hash64": 7}, {"recipe": "b", "hash64": 8}, {"recipe": "c"}, {"recipe": "d", "hash64": 8}]
+    report = upload(queue, b"\n" + "\n\n".join(map(json.dumps, lines)).encode())
+    assert (report.duplicate_count, report.duplicates) == (2, [2, 8])
+    assert recipes(queue) == ["recipe", "b", "c"]
+
+
+def test_the_hash_of_another_projects_task_is_no_duplicate(queue: Queue) -> None:
+    second = queue.create_project("second")
+    queue.submit(project=second, hash64=7)
+    assert upload(queue, b'{"recipe": "a", "hash64": 7}').duplicate_count == 0
+
+
+def test_a_kept_hash_of_a_closed_task_is_a_duplicate(queue: Queue) -> None:
+    project = queue.create_project("second", keep_hashes=True)
+    queue.work(project=project, hash64=7)
+    report = upload(queue, b'{"recipe": "a", "hash64": 7}\n{"recipe": "b", "hash64": 8}', project)
+    assert report.duplicates == [1]
+
+
+def test_where_each_recipe_is_to_be_there_once_a_repeated_line_is_a_duplicate(queue: Queue) -> None:
+    report = upload(queue, b'a\nb\na\n{"recipe": "b"}\n{"recipe": "b", "unique_string": "x"}\n', once=True)
+    assert report.duplicates == [3, 4]
+    assert recipes(queue) == ["a", "b", "b"]
+    assert upload(queue, b"a\nb\n", once=True).duplicates == [1, 2]
+    assert upload(queue, b"a\nb\n").duplicate_count == 0
+
+
+def test_the_report_names_a_limited_number_of_duplicates_and_counts_all(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over several pieces, of which one is full of them."""
+    monkeypatch.setattr(tracker, "MOST_REPORTED", 3)
+    monkeypatch.setattr(tracker, "PIECE", 2)
+    report = upload(queue, b"a\nb\nb\nc\na\na\na\nd\nd\n", once=True)
+    assert (report.duplicate_count, report.duplicates) == (5, [3, 5, 6])
+
+
+# ── Who may, and when it counts ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_upload_needs_edit(queue: Queue) -> None:
+    editor, other = queue.create_manager("editor", EDIT), queue.create_manager("other", READ | MAINTENANCE)
+    operation = queue.do(tracker.begin_lines_submit, editor, queue.project)
+    for session, code in ((other, "forbidden"), (None, "unauthorized")):
+        assert queue.refusal(tracker.begin_lines_submit, session, queue.project).startswith(code)
+        assert queue.refusal(tracker.accept_lines_submit, session, operation, LinesReport(1)).startswith(code)
+    queue.do(tracker.accept_lines_submit, editor, operation, LinesReport(1))
+
+
+def test_a_manager_submits_one_task_as_many_do(queue: Queue) -> None:
+    line = tracker.LineTask(recipe="r", priority=3, unique_string="x")
+    queue.do(tracker.submit_as_manager, queue.session, queue.project, line)
+    assert queue.announced == {queue.project: 1}
+    assert queue.refusal(tracker.submit_as_manager, queue.session, queue.project, line).startswith("conflict")
+    other = queue.create_manager("other", READ)
+    assert queue.refusal(tracker.submit_as_manager, other, queue.project, line).startswith("forbidden")
+    assert queue.counts() == {"waiting": 1}
+
+
+def test_an_upload_is_not_held_back_by_the_workers_rate_limit_and_does_not_use_it_up(queue: Queue) -> None:
+    project = queue.create_project("second", submit_rate=0.001)
+    queue.submit(project=project)
+    assert upload(queue, b"a\nb\n", project).line_count == 2
+    assert queue.refusal(tracker.submit_task, queue.worker, new_task(project)).startswith("too_fast")
+    queue.clock.now += 1000
+    queue.submit(project=project)
+
+
+def test_every_task_of_an_upload_is_announced(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    operation, report = stage(queue, b"a\nb\na\n{\n", once=True)
+    queue.do(tracker.accept_lines_submit, queue.session, operation, report)
+    monkeypatch.setattr(tracker, "BUDGET", -1)
+    assert queue.do(tracker.step_operation, operation) is None
+    assert queue.announced == {queue.project: 2}
+
+
+def test_nothing_counts_before_the_upload_is_accepted(queue: Queue) -> None:
+    operation, report = stage(queue, b"a\nb\n")
+    assert queue.counts() == {}
+    assert queue.do(tracker.unfinished_operations) == []
+    assert queue.do(tracker.unaccepted_bulk_submits) == [operation]
+    queue.do(tracker.accept_lines_submit, queue.session, operation, report)
+    assert queue.do(tracker.unfinished_operations) == [operation]
+    assert queue.do(tracker.unaccepted_bulk_submits) == []
+
+
+def found(tx: Tx) -> tuple[bytes, int]:
+    """A manager and its project."""
+    session = tracker.register_manager(tx, "admin", "unused")[1]
+    return session, tracker.create_project(tx, session, tracker.ProjectBody("p"))["id"]
+
+
+def waiting(tx: Tx) -> int:
+    return tx.one("SELECT waiting_task_count FROM project")[0]
+
+
+async def stage_in(one: tracker.Tracker, session: bytes, project: int, source: io.BytesIO) -> int:
+    operation = await one.db.write(tracker.begin_lines_submit, session, project)
+    await tracker.stage_lines(one.db, operation, project, source, LineDefaults(), session)
+    return operation
+
+
+MANY = b"\n".join(b"line %d" % number for number in range(2000))
+
+
+def test_an_upload_that_a_crash_has_interrupted_before_it_was_accepted_leaves_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path / "x.db", tracker.Clock()) as one:
+            session, project = await one.db.write(found)
+            operation = await one.db.write(tracker.begin_lines_submit, session, project)
+            pieces = tracker.line_pieces(io.BytesIO(MANY), project, LineDefaults(), LinesReport())
+            for number, piece in enumerate(pieces, 1):
+                await one.db.write(tracker.add_bulk_piece, operation, number, piece)
+        async with running(tmp_path / "x.db", tracker.Clock()) as again:
+            for table in "operation", "bulk_piece", "task":
+                assert await again.db.read(lambda tx, table: tx.all(f"SELECT * FROM {table}"), table) == []
+
+    asyncio.run(main())
+
+
+def test_an_upload_that_a_crash_has_interrupted_after_it_was_accepted_is_finished_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line once, those before the crash included; and the report is whole."""
+    lines = MANY + b'\n{"recipe": "twice", "hash64": 7}\n{"recipe": "twice", "hash64": 7}\n{'
+
+    async def main() -> None:
+        async with running(tmp_path / "x.db", tracker.Clock()) as one:
+            session, project = await one.db.write(found)
+            operation = await stage_in(one, session, project, io.BytesIO(lines))
+            with monkeypatch.context() as patch:
+                patch.setattr(tracker, "BUDGET", -1)
+                for _ in range(2):
+                    assert await one.db.write(tracker.step_operation, operation) is None
+            assert await one.db.read(waiting) == 2 * tracker.PIECE
+        async with running(tmp_path / "x.db", tracker.Clock()) as again:
+            while (row := await again.db.read(tracker.get_operation, session, operation))["finished"] is None:
+                await asyncio.sleep(0.01)
+            assert (row["affected"], await again.db.read(waiting)) == (2001, 2001)
+            report = report_of(row)
+            assert (report.line_count, report.refused_count, report.duplicates) == (2003, 1, [2002])
+            assert await again.db.read(lambda tx: tx.all("SELECT * FROM bulk_piece")) == []
+
+    asyncio.run(main())
+
+
+def test_an_upload_whose_manager_loses_the_role_meanwhile_is_refused_at_its_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path / "x.db", tracker.Clock()) as one:
+            admin, project = await one.db.write(found)
+            content, session = await one.db.write(tracker.register_manager, "other", "unused")
+            other = content["manager"]["id"]
+            await one.db.write(tracker.set_role, admin, project, tracker.RoleBody(other, EDIT))
+            operation = await one.db.write(tracker.begin_lines_submit, session, project)
+            await one.db.write(tracker.set_role, admin, project, tracker.RoleBody(other, READ))
+            with pytest.raises(tracker.TrackerError, match="You have no EDIT role"):
+                await tracker.stage_lines(one.db, operation, project, io.BytesIO(MANY), LineDefaults(), session)
+            assert await one.db.read(tracker.unaccepted_bulk_submits) == [operation]
+            await tracker.discard(one.db, operation)
+            assert await one.db.read(waiting) == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\r\n  \n", codecs.BOM_UTF8, codecs.BOM_UTF8 + b"\r\n"])
+def test_an_upload_without_a_line_is_refused(tmp_path: Path, data: bytes) -> None:
+    async def main() -> None:
+        async with running(tmp_path / "x.db", tracker.Clock()) as one:
+            session, project = await one.db.write(found)
+            with pytest.raises(tracker.TrackerError, match="it has no line that is not blank"):
+                await stage_in(one, session, project, io.BytesIO(data))
+            assert await one.db.read(tracker.unfinished_operations) == []
+
+    asyncio.run(main())

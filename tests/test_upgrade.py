@@ -1,0 +1,294 @@
+"""A file of an older version: everything in it is there after the upgrade, and what was going on goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import client, dump, wait_until
+from test_background import Prepared
+
+import tracker
+from tracker import OK, ReleaseBody, WorkerCredentials
+
+HOME = Path(tracker.__file__).parent
+UPTIME = 50_000.0
+WORKER, OTHER = WorkerCredentials(1, b"secret"), WorkerCredentials(2, b"other secret")
+IN_FLIGHT = {"reset_failed": 1, "reclaim_assigned": 2, "hard_reset": 3, "bulk_submit": 4}  # projects
+TASK = "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count) VALUES "
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "old.db"
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+@pytest.fixture
+def old(path: Path) -> Path:
+    """A file of version 1 with four projects, each with four tasks: waiting, assigned, failed, to be verified."""
+    with opened(path) as connection:
+        connection.executescript((HOME / "tests" / "schema_1.sql").read_text("utf-8"))
+        connection.execute("INSERT INTO meta VALUES ('uptime', ?), ('cookie_key', 'a key')", (UPTIME,))
+        for worker in WORKER, OTHER:
+            values = (worker.id, tracker.digest(worker.secret))
+            connection.execute("INSERT INTO worker VALUES (?, 'worker', ?, 1, 1, 0, 7)", values)
+        for project in IN_FLIGHT.values():
+            add_project(connection, project)
+        connection.execute("INSERT INTO log_entry VALUES (1, 1, 1, 5, 'scope', 'a line', 1, 2)")
+        connection.execute(f"PRAGMA application_id = {tracker.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+    return path
+
+
+def add_project(connection: sqlite3.Connection, project: int) -> None:
+    """What version 1 did, for each task: its triggers keep the counts."""
+    connection.execute(
+        "INSERT INTO project (name, priority, clone_url, git_repo, version, motd, public, hidden, paused, keep_hashes,"
+        " assign_rate, submit_rate, webhook_secret) VALUES (?, 1, '', '', '', '', 0, 0, 0, 1, 0, 0, 'x')",
+        (f"project {project}",),
+    )
+    for worker in WORKER, OTHER:
+        connection.execute("INSERT INTO worker_access VALUES (?, ?, 1, 1, 0)", (project, worker.id))
+    waiting, assigned, failed, to_verify = (
+        connection.execute(f"{TASK} (?, ?, 0, 3, 0, 2)", (project, f"{state} {project}")).lastrowid
+        for state in ("waiting", "assigned", "failed", "to verify")
+    )
+    hold = f"UPDATE task SET assignee = 1, assign_time = 1, deadline = {UPTIME + 3500} WHERE id = ?"
+    connection.execute(hold, (assigned,))
+    connection.execute("UPDATE task SET status = 2, retries = 3 WHERE id = ?", (failed,))
+    connection.execute("INSERT INTO verification VALUES (?, 2, 7)", (to_verify,))
+    connection.execute("INSERT INTO verifier_set (project, members) VALUES (?, '2')", (project,))
+    verifier_set = connection.execute("SELECT MAX(id) FROM verifier_set").fetchone()[0]
+    connection.execute("INSERT INTO verifier VALUES (?, 2)", (verifier_set,))
+    connection.execute("UPDATE task SET verifiers = ? WHERE id = ?", (verifier_set, to_verify))
+    connection.execute("INSERT INTO kept_hash VALUES (?, 99)", (project,))
+    connection.execute("UPDATE task SET hash64 = 11 WHERE id = ?", (waiting,))
+    connection.execute("UPDATE project SET closed_task_count = 5 WHERE id = ?", (project,))
+
+
+def begin_operations(path: Path) -> None:
+    """One of each kind, about half done, as a crash leaves them; and an upload that nobody has been told about."""
+    pieces = [[(4, f"bulk {number}", 0, 0, 0, 0, number)] for number in range(3)]
+    with opened(path) as connection:
+        for kind, project in IN_FLIGHT.items():
+            cursor = 1 if kind == "bulk_submit" else 0
+            values = (kind, project, cursor)
+            connection.execute("INSERT INTO operation VALUES (NULL, ?, ?, 16, ?, 10, 1)", values)
+        connection.execute("INSERT INTO operation VALUES (NULL, 'bulk_submit', 4, 16, 0, 0, 0)")
+        for number, piece in enumerate(pieces, 2):
+            connection.execute("INSERT INTO bulk_piece VALUES (4, ?, ?)", (number, tracker.encode(piece)))
+            connection.execute("INSERT INTO bulk_piece VALUES (5, ?, ?)", (number, tracker.encode(piece)))
+        connection.execute(f"{TASK} (3, 'later', 0, 0, 0, 0)")
+
+
+def counts(path: Path) -> dict[int, tuple]:
+    with opened(path) as connection:
+        rows = connection.execute(f"SELECT id, {', '.join(tracker.COUNT_COLUMNS)} FROM project")
+        return {project: tuple(counts) for project, *counts in rows}
+
+
+def shape(path: Path) -> dict[tuple[str, str], Any]:
+    """What tables, columns, references, indexes and triggers a file has. The order of columns is of no account."""
+    with opened(path) as connection:
+        shown: dict[tuple[str, str], Any] = {}
+        for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_schema").fetchall():
+            if kind == "table":
+                columns = connection.execute(f"PRAGMA table_xinfo({name})").fetchall()
+                references = connection.execute(f"PRAGMA foreign_key_list({name})").fetchall()
+                options = sql.rpartition(")")[2]
+                shown[kind, name] = {column[1:] for column in columns}, references, options
+            else:
+                shown[kind, name] = sql
+        return shown
+
+
+# ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_upgraded_file_has_the_tables_indexes_and_triggers_of_a_fresh_one(old: Path, tmp_path: Path) -> None:
+    fresh = tmp_path / "fresh.db"
+    for path in old, fresh:
+        tracker.prepare_file(path, tracker.Settings())
+    assert shape(old) == shape(fresh)
+    with opened(old) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (tracker.SCHEMA_VERSION,)
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_every_row_that_was_there_is_there_after_the_upgrade(old: Path) -> None:
+    before, counted = dump(old), counts(old)
+    tracker.prepare_file(old, tracker.Settings())
+    after = dump(old)
+    assert counts(old) == counted
+    assert set(after) == (set(before) - {"holding"}) | {"tally", "tally_hour", "assignment"}
+    for table in set(before) - {"holding"}:
+        assert len(after[table]) == len(before[table]), table
+    for table in ("worker", "project", "worker_access", "kept_hash", "verification", "verifier_set", "verifier"):
+        assert after[table] == before[table]
+
+
+def test_what_workers_hold_is_counted_after_the_upgrade(old: Path) -> None:
+    tracker.prepare_file(old, tracker.Settings())
+    with opened(old) as connection:
+        held = connection.execute("SELECT project, worker, held_task_count FROM tally WHERE held_task_count > 0")
+        assert sorted(held) == [(project, WORKER.id, 1) for project in IN_FLIGHT.values()]
+
+
+def test_a_worker_can_release_what_it_held_before_the_upgrade(old: Path) -> None:
+    prepared = Prepared(old)
+    prepared.clock.start(UPTIME + 20)
+    assert prepared.run(tracker.release_task, WORKER, ReleaseBody(2, tracker.FAIL))
+    assert not prepared.run(tracker.release_task, WORKER, ReleaseBody(6, OK, 7))
+    (row,) = prepared.run(lambda tx: tx.all("SELECT * FROM project WHERE id = 1"))
+    assert (row["assigned_task_count"], row["waiting_task_count"]) == (0, 2)
+
+
+def test_a_runtime_that_began_before_the_upgrade_is_measured_from_the_lease(old: Path) -> None:
+    """It was to end 3500 seconds later, and the default was an hour."""
+    with opened(old) as connection:
+        connection.execute("UPDATE task SET verification_count = 1")
+    prepared = Prepared(old)
+    prepared.clock.start(UPTIME + 20)
+    assert prepared.run(tracker.release_task, WORKER, ReleaseBody(2, OK))
+    assert prepared.run(tracker.runtimes, 1)["longest"] == pytest.approx(120, abs=5)
+
+
+def test_no_assignment_begins_in_the_future_whatever_the_default_lease_was(old: Path) -> None:
+    """A task could not be requeued, nor its runtime be measured, before that time has come."""
+    with opened(old) as connection:
+        connection.execute("UPDATE task SET deadline = ? WHERE assignee IS NOT NULL", (UPTIME + 7 * 86400,))
+    tracker.prepare_file(old, tracker.Settings())
+    with opened(old) as connection:
+        began = connection.execute("SELECT assigned_at FROM task WHERE assignee IS NOT NULL").fetchall()
+    assert began == 4 * [(UPTIME,)]
+
+
+# ── What was going on ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_operations_that_were_going_on_are_finished_after_the_upgrade(old: Path) -> None:
+    begin_operations(old)
+    prepared = Prepared(old)
+    affected = {
+        operation: prepared.run(tracker.step_operation, operation)
+        for operation in prepared.run(tracker.unfinished_operations)
+    }
+    assert affected == {1: 11, 2: 11, 3: 14, 4: 13}  # with what version 1 had done
+    assert counts(old) == {
+        1: (2, 1, 1, 0, 5),
+        2: (2, 0, 1, 1, 5),
+        3: (1, 0, 0, 0, 5),
+        4: (4, 1, 1, 1, 5),
+    }
+    assert [row["recipe"] for row in prepared.run(lambda tx: tx.all("SELECT * FROM task WHERE project = 3"))] == [
+        "later"
+    ]
+    assert prepared.count("kept_hash") == 3
+
+
+def test_a_tracker_that_starts_with_an_old_file_finishes_what_was_going_on(old: Path) -> None:
+    """And forgets the upload that had not been accepted."""
+    begin_operations(old)
+    with tracker.serving(tracker.Settings(database=str(old), log_file="")) as url:
+        with opened(old) as connection:
+            wait_until(lambda: not connection.execute("SELECT 1 FROM operation WHERE finished IS NULL").fetchone())
+        with client(url) as http:
+            headers = {"X-Worker-ID": "1", "X-Secret": "secret"}
+            answer = http.post("/task/release", json={"task_id": 2, "result": tracker.SKIP}, headers=headers)
+            assert answer.json()["content"]["updated"] is True
+            late = http.post("/task/release", json={"task_id": 6, "result": OK}, headers=headers)
+            assert late.json()["content"]["updated"] is False
+    assert {project: numbers[:4] for project, numbers in counts(old).items()} == {
+        1: (3, 0, 1, 0),
+        2: (2, 0, 1, 1),
+        3: (1, 0, 0, 0),
+        4: (4, 1, 1, 1),
+    }
+    assert dump(old)["bulk_piece"] == dump(old)["operation"] == []
+
+
+# ── When it fails ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+DIE_HALF_WAY = """
+    import os, signal, sys
+    from pathlib import Path
+    import tracker
+
+    class Doomed(tracker.sqlite3.Connection):
+        def executescript(self, script):
+            statements = 0
+            def count(statement):
+                nonlocal statements
+                statements += not statement.startswith("--")  # those of a trigger
+                if statements == int(sys.argv[2]):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            self.set_trace_callback(count)
+            super().executescript(script)
+            print(statements)
+
+    real = tracker.sqlite3.connect
+    tracker.sqlite3.connect = lambda *args, **kwargs: real(*args, factory=Doomed, **kwargs)
+    tracker.prepare_file(Path(sys.argv[1]), tracker.Settings())
+"""
+
+
+def upgrade_in_process(path: Path, dies_at: int) -> subprocess.CompletedProcess:
+    """A process of its own upgrades the file, and is killed when it begins so many a statement."""
+    script, environment = textwrap.dedent(DIE_HALF_WAY), {**os.environ, "PYTHONPATH": str(HOME)}
+    command = [sys.executable, "-c", script, str(path), str(dies_at)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_crash_in_the_middle_of_an_upgrade_leaves_the_old_file(old: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(old.read_bytes())
+    statements = int(upgrade_in_process(copy, 0).stdout)
+    before, version = dump(old), shape(old)
+    for dies_at in (5, statements // 2, statements):  # the last one is the COMMIT
+        died = upgrade_in_process(old, dies_at)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        assert (dump(old), shape(old)) == (before, version)
+        with opened(old) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    tracker.prepare_file(old, tracker.Settings())
+    assert counts(old) == counts(copy)
+
+
+def test_an_upgrade_that_fails_is_refused_with_a_reason_and_leaves_the_old_file(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, (room, fill) = dump(old), tracker.UPGRADES[1]
+    monkeypatch.setitem(tracker.UPGRADES, 1, (room, f"{fill}; INSERT INTO nowhere VALUES (1);"))
+    with pytest.raises(tracker.TrackerError, match=r"old\.db.*no such table: nowhere"):
+        tracker.prepare_file(old, tracker.Settings())
+    assert dump(old) == before
+
+
+def test_an_upgrade_is_done_once(old: Path) -> None:
+    tracker.prepare_file(old, tracker.Settings())
+    before = dump(old)
+    tracker.prepare_file(old, tracker.Settings())
+    assert dump(old) == before
+
+
+def test_a_worker_of_an_old_file_goes_on_as_if_nothing_had_happened(old: Path) -> None:
+    headers = {"X-Worker-ID": "1", "X-Secret": "secret"}
+    with tracker.serving(tracker.Settings(database=str(old), log_file="")) as url:
+        task = httpx.get(f"{url}/task/get/1", headers=headers).json()["content"]["task"]
+        assert task["recipe"] == "waiting 1"
