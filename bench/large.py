@@ -1,0 +1,141 @@
+"""A large tracker as it may look after months, written straight into the database of one that does not run.
+
+Only the pages of the manager UI need all of this at once; through the API it would take an hour to come about.
+"""
+
+import contextlib
+import sqlite3
+import time
+
+WORKERS, SNAPSHOTS, LOG_LINES, MANAGERS = 10_000, 100_000, 100_000, 100
+SERIES = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :count)"
+
+# Of 20 tasks 13 wait, 2 are assigned, 2 await verification, 3 have failed: that many in each project.
+TASKS = f"""
+    INSERT INTO task (project, priority, max_retries, max_assign_time, verification_count, hash64, recipe)
+    {SERIES} SELECT :project, i % 7, 3, 3600, 0, NULL, 'https://example.org/page/' || i FROM n
+"""
+ASSIGNED = """
+    UPDATE task SET assignee = :worker + (id / 20 * 2 + id % 2) % :workers, assign_time = :now - id % 3600, assigned_at = 0, deadline = 1e9
+    WHERE project = :project AND id % 20 IN (0, 1)
+"""
+AWAITING = """
+    UPDATE task SET verification_count = 2, verifiers = (
+        SELECT id FROM verifier_set WHERE project = :project AND members = CAST(:worker + id / 20 % 100 AS TEXT))
+    WHERE project = :project AND id % 20 IN (2, 3)
+"""
+FAILED = "UPDATE task SET status = 2, retries = max_retries WHERE project = :project AND id % 20 IN (4, 5, 6)"
+
+VERIFIER_SETS = f"""
+    INSERT INTO verifier_set (project, members) {SERIES.replace(":count", "100")} SELECT :project, :worker + i FROM n
+"""
+VERIFIERS = """
+    INSERT INTO verifier SELECT id, CAST(members AS INTEGER) FROM verifier_set WHERE project = :project
+"""
+VERIFICATIONS = """
+    INSERT INTO verification SELECT t.id, CAST(s.members AS INTEGER), 0
+    FROM task t JOIN verifier_set s ON s.id = t.verifiers WHERE t.project = :project
+"""
+PAST_ASSIGNMENTS = """
+    INSERT INTO assignment (task, project, worker, assign_time, end_time, outcome)
+    SELECT id, project, :worker + id / 3 % :workers, :now - 90 - id % 86400, :now - id % 86400,
+        iif(id % 3, 'failed', 'expired')
+    FROM task WHERE project = :project AND status = 2
+"""
+TALLIES = f"""
+    INSERT INTO tally (project, worker, closed_task_count, runtime_total, runtime_min, runtime_max)
+    {SERIES.replace(":count", ":workers")} SELECT :project, :worker + i, 100 + i, 10.5 * i, 0.1, 300.5 FROM n WHERE TRUE
+    ON CONFLICT DO UPDATE SET closed_task_count = excluded.closed_task_count, runtime_total = excluded.runtime_total,
+        runtime_min = excluded.runtime_min, runtime_max = excluded.runtime_max
+"""
+LAST_DAY = f"""
+    INSERT INTO tally_hour SELECT :now / 3600 - hour, :project, worker, 1 + worker % 7
+    FROM ({SERIES.replace(":count", "24")} SELECT i AS hour FROM n), tally WHERE project = :project
+"""
+ROLLED = "UPDATE tally SET rolled_task_count = closed_task_count WHERE project = :project"
+ACCESS = f"""
+    INSERT OR IGNORE INTO worker_access
+    {SERIES.replace(":count", ":workers")} SELECT :project, :worker + i, 1, 1, i < :requests FROM n
+"""
+PROJECT_SNAPSHOTS = f"""
+    INSERT OR REPLACE INTO snapshot
+    {SERIES} SELECT :project, :now - 60 * i, 500000 + i, i % 1000, 90000000 - 50 * i - i * i % 40, 10000, i % 3000
+    FROM n
+"""
+CLOSED = """
+    UPDATE project SET closed_task_count = (SELECT MAX(closed_task_count) FROM snapshot WHERE project = :project)
+    WHERE id = :project
+"""
+OPERATIONS = f"""
+    INSERT INTO operation (kind, project, manager, wanted, last_task, affected, started, started_at, finished)
+    {SERIES.replace(":count", "200")} SELECT 'retry', :project, 1, '{{"state":"failed"}}', 0, i, :now - i, 0, :now
+    FROM n
+"""
+ROLES = "INSERT OR IGNORE INTO manager_role SELECT :project, id, 7 FROM manager"
+
+NEW_WORKERS = f"""
+    INSERT INTO worker (alias, secret_hash, created, last_seen, paused, closed_task_count)
+    {SERIES} SELECT 'crawler ' || i * 7919 % 10007, randomblob(32), :now - 1000000, :now - i * 7919 % 1000000,
+        i % 50 = 0, i
+    FROM n
+"""
+NEW_MANAGERS = f"""
+    INSERT INTO manager (username, password_hash, tracker_admin, register_time)
+    {SERIES} SELECT 'manager ' || i, '', 0, :now FROM n
+"""
+LOGS = f"""
+    INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)
+    {SERIES} SELECT :now - (:count - i) * 5, :now - (:count - i) * 5, 3 + i % 3, 'crawl',
+        'https://example.org/page/' || i || ' was answered 503 Service Unavailable; trying again after some seconds',
+        :worker + i * 31 % :workers, iif(i % 2, NULL, :task + i % 100), :project
+    FROM n
+"""
+
+
+def furnish(database, projects, scale):
+    """Fill a tracker's database: of `projects`, by name, "main" gets nine tenths of the tasks and of everything else.
+
+    "other" gets the requests for access. The counts that triggers keep come out right; nobody is logged in as the new
+    managers and workers. The deadlines of the assigned tasks are far away. Returns ids for the names in pages' paths.
+    """
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        first = connection.execute("SELECT MAX(id) + 1 FROM worker").fetchone()[0]
+        values = {"now": int(time.time()), "worker": first, "workers": int(WORKERS * scale)}
+
+        def run(script, **more):
+            connection.execute(script, {**values, **more})
+
+        run(NEW_WORKERS, count=values["workers"])
+        run(NEW_MANAGERS, count=MANAGERS)
+        shares = {"main": 0.9, "other": 0.05}
+        for name, project in projects.items():
+            share = shares.get(name, 0.05 / (len(projects) - len(shares)))
+            furnish_project(run, project, int(1_000_000 * scale * share))
+            run(PROJECT_SNAPSHOTS, project=project, count=int(SNAPSHOTS * scale) if name == "main" else 2_000)
+            run(CLOSED, project=project)
+        main, other = projects["main"], projects["other"]
+        task = connection.execute("SELECT MIN(id) FROM task WHERE project = ? AND status = 2", (main,)).fetchone()[0]
+        for script in (TALLIES, LAST_DAY, ROLLED):
+            run(script, project=main)
+        run(ACCESS, project=main, requests=0)
+        run(ACCESS, project=other, requests=values["workers"] // 3)
+        run(LOGS, project=main, task=task, count=int(LOG_LINES * scale))
+        connection.execute("COMMIT")
+    return {
+        "project": main,
+        "other": other,
+        "task": task,  # failed, with a history and log lines
+        "last_task": int(900_000 * scale) - 1000,
+        "worker": first + 1,
+        "last_worker": first + values["workers"] - 60,
+        "operation": 1,
+    }
+
+
+def furnish_project(run, project, tasks):
+    run(TASKS, project=project, count=tasks)
+    for script in (VERIFIER_SETS, VERIFIERS, ASSIGNED, AWAITING, FAILED, VERIFICATIONS, PAST_ASSIGNMENTS):
+        run(script, project=project)
+    for script in (OPERATIONS, ROLES):
+        run(script, project=project)

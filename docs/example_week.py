@@ -1,0 +1,375 @@
+"""A believable week of several crawls, in a database of its own: for screenshots, and for tests that want full pages.
+
+Everything in it was done by the tracker's own functions, with a clock that is moved from minute to minute: the queues
+fill and drain, machines come and go with the day, fail, fall silent; managers answer, pause and reset.
+
+    week = fill(Path("week.db"))
+    with tracker.serving(week.settings, week.clock()) as url: ...
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tracker
+from tracker import FAIL, OK, SKIP, ProjectBody, ReleaseBody, TaskAction, TaskFilter, WorkerCredentials
+
+BEGAN = 1_780_299_000  # Monday, 1 June 2026, 07:30 UTC
+DAYS = 8.3
+PASSWORD = "correct horse"
+LONG_NAME = (
+    "Everything that the parliaments of the regions have published since 1949, in all languages, with attachments"
+)
+
+
+class StoryClock(tracker.Clock):
+    """Stands where the story has got to: `now` is in seconds since it began."""
+
+    now = 0.0
+
+    def uptime(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return BEGAN + self.now
+
+
+class LaterClock(tracker.Clock):
+    """Goes on from where the story ended, at the speed of the real one."""
+
+    def time(self) -> float:
+        return BEGAN + self.uptime()
+
+
+@dataclass
+class Week:
+    """What is in the database: the ids of what is worth looking at. Every manager's password is PASSWORD."""
+
+    settings: tracker.Settings
+    projects: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=dict)
+    operations: dict[str, int] = field(default_factory=dict)
+    workers: dict[str, int] = field(default_factory=dict)
+
+    def clock(self) -> tracker.Clock:
+        """The clock with which to serve the database."""
+        return LaterClock()
+
+
+@dataclass
+class Machine:
+    """A worker and its habits: which hours it works (UTC), how many tasks a minute, how many it holds, how it fails."""
+
+    alias: str
+    speed: float
+    projects: tuple[str, ...]
+    hours: range = range(24)
+    holds: int = 6
+    failing: float = 0.01
+    gone: float = 1.0  # the part of the story after which it is not heard of any more
+    caller: WorkerCredentials | None = None
+    held: list[int] = field(default_factory=list)
+    credit: float = 0.0
+
+
+MACHINES = (
+    Machine("rack-1", 0.8, ("wiki", "tiles", "parliaments"), holds=20),
+    Machine("rack-2", 0.7, ("wiki", "news", "tiles"), holds=20),
+    Machine("rack-3", 0.6, ("wiki", "thumbnails", "news"), holds=12, failing=0.03),
+    Machine("büro-süd/fetch-01", 0.5, ("wiki", "forum"), range(6, 19), failing=0.02),
+    Machine("büro-süd/fetch-02", 0.4, ("wiki", "forum"), range(6, 19)),
+    Machine("Αθήνα/1", 0.5, ("tiles", "thumbnails"), holds=10),
+    Machine("old laptop ☕", 0.15, ("news", "press"), range(16, 23), holds=2, failing=0.08),
+    Machine("seedbox", 0.4, ("news", "catalogue", "forum"), failing=0.02),
+    Machine("attic-nas", 0.3, ("wiki", "news"), holds=9, gone=0.86, failing=0.04),
+    Machine(
+        "reading-room terminal no. 4 (please leave it switched on overnight)", 0.2, ("catalogue", "press"), holds=3
+    ),
+    Machine("pi-cluster-a", 0.3, ("news", "thumbnails", "parliaments"), failing=0.02),
+    Machine("pi-cluster-b", 0.3, ("news", "thumbnails", "parliaments"), failing=0.02),
+)
+
+PROJECTS = {
+    "wiki": {
+        "name": "wiki-2026",
+        "priority": 5,
+        "public": True,
+        "keep_hashes": True,
+        "motd": "One request a second per host, please. The mirror in the reading room is back.",
+        "git_repo": "crawls/wiki-fetch",
+        "clone_url": "https://git.example.org/crawls/wiki-fetch.git",
+        "version": "4f1c2e9b7a",
+    },
+    "news": {"name": "news archive 1998–2006", "priority": 3, "motd": "Each page is fetched by two machines."},
+    "tiles": {"name": "map tiles: Zürich, São Paulo, Αθήνα", "priority": 2, "assign_rate": 5.0},
+    "thumbnails": {"name": "tile thumbnails", "priority": 2},
+    "forum": {"name": "forum-images", "priority": 4, "motd": "Paused: the host has asked us to wait until Thursday."},
+    "catalogue": {"name": "museum catalogue", "priority": 1},
+    "press": {"name": "press releases", "priority": 1, "hidden": True},
+    "parliaments": {"name": LONG_NAME, "priority": -1, "submit_rate": 50.0},
+    "empty": {"name": "summer 2027", "public": True},
+}
+
+WORDS = (
+    *("harbour", "Brücke", "łódź", "windmill", "orchard", "tramway", "quarry", "lighthouse", "viaduct", "granary"),
+    *("observatory", "canal", "weir", "Πύργος", "ferry", "mill pond", "glasshouse", "signal box", "pump house", "pier"),
+)
+LINES = (
+    ("info", "fetch", "{count} pages, {size} MB, {count} links found"),
+    ("info", "fetch", "robots.txt read: 3 rules, crawl delay 1 s"),
+    ("info", "main", "version 4f1c2e9b7a, up for {count} min"),
+    ("debug", "http", "connection to {word}.example.org reused ({count} requests)"),
+    ("debug", "queue", "holding {count} tasks, asking for more"),
+    ("warn", "http", "429 Too Many Requests from {word}.example.org: waiting {count} s"),
+    ("warn", "parse", "charset of the page is not what its header says (windows-1252, utf-8)"),
+    ("error", "http", "certificate of {word}.example.org has expired"),
+    (
+        "error",
+        "parse",
+        "Traceback (most recent call last):\n"
+        '  File "fetch.py", line 212, in parse\n'
+        "    tree = lxml.html.fromstring(body)\n"
+        "lxml.etree.ParserError: Document is empty",
+    ),
+)
+
+
+class Story:
+    """Tells the week, minute by minute. The same seed makes the same week."""
+
+    def __init__(self, database: Path, days: float) -> None:
+        settings = tracker.Settings(
+            database=str(database),
+            log_file=f"{database.stem}.log",
+            log_level="debug",
+            session_lifetime=1e7,
+            refresh_interval=3600,  # a picture holds still
+        )
+        self.week = Week(settings)
+        self.days = days
+        self.random = random.Random(7)
+        self.clock = StoryClock()
+        self.sessions: dict[str, bytes] = {}
+        self.machines = [replace(one, held=[]) for one in MACHINES]
+        self.feeds: dict[str, float] = {}  # tasks a minute that a project's workers find
+        tracker.prepare_file(database, settings)
+        self.connection = tracker.connect(database, settings)
+        self.connection.execute("PRAGMA synchronous = OFF")  # nothing of it has to outlast a power cut
+        self.connection.execute("BEGIN")
+
+    def do(self, function: Callable, *args: Any) -> Any:
+        tx = tracker.Tx(self.connection, self.clock, self.week.settings)
+        result = function(tx, *args)
+        if tx.seen:
+            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
+        return result
+
+    def as_manager(self, username: str, function: Callable, project: str, *args: Any) -> Any:
+        return self.do(function, self.sessions[username], self.week.projects[project], *args)
+
+    # People, projects, machines
+
+    def begin(self) -> None:
+        self.do(tracker.load_uptime)
+        password = tracker.hash_password(PASSWORD)
+        for username in ("alice", "bob", "carol", "maximiliane.long"):
+            self.sessions[username] = self.do(tracker.register_manager, username, password)[1]
+        for short, fields in PROJECTS.items():
+            owner = "bob" if short in ("news", "forum") else "alice"
+            body = ProjectBody(**fields)
+            self.week.projects[short] = self.do(tracker.create_project, self.sessions[owner], body)["id"]
+        self.as_manager("alice", tracker.update_project, "tiles", ProjectBody(chain=self.week.projects["thumbnails"]))
+        self.as_manager("alice", tracker.set_secret, "wiki", tracker.SecretBody('{"proxy": "http://10.0.0.7:3128"}'))
+        for project, username, roles in (
+            ("wiki", "bob", {"read": True, "edit": True, "maintenance": True}),
+            ("wiki", "maximiliane.long", {"read": True}),
+            ("news", "carol", {"read": True, "manage_access": True}),
+        ):
+            self.as_manager("alice", tracker.set_named_role, project, tracker.RoleForm(username, **roles))
+        for machine in self.machines:
+            machine.caller = self.create_worker(machine.alias)
+            for project in machine.projects:
+                body = tracker.WorkerRolesBody(machine.caller.id, assign=True, submit="pi" not in machine.alias)
+                self.as_manager("alice", tracker.set_worker_access, project, body)
+        self.upload("wiki", 900, max_retries=3)
+        self.upload("news", 6500, max_retries=2, verification_count=2)
+        self.upload("tiles", 16_000, max_retries=5, format="text")
+        self.upload("forum", 5200, max_retries=3)
+        self.upload("catalogue", 1100, max_retries=2)
+        self.upload("press", 700, max_retries=1)
+        self.feeds = {"wiki": 2.6, "news": 0.15, "press": 0.03}
+
+    def create_worker(self, alias: str) -> WorkerCredentials:
+        worker = self.do(tracker.create_worker, None, tracker.AliasBody(alias))["worker"]
+        self.week.workers[alias] = worker["id"]
+        return WorkerCredentials(worker["id"], worker["secret"].encode())
+
+    def recipes(self, project: str, count: int) -> list[str]:
+        numbers = [self.random.randrange(10**6) for _ in range(count)]
+        if project in ("tiles", "thumbnails"):
+            return [f'{{"z": 14, "x": {number // 1000}, "y": {number % 1000}, "style": "plain"}}' for number in numbers]
+        return [f"https://{project}.example.org/{self.random.choice(WORDS)}/{number:06d}" for number in numbers]
+
+    def upload(self, project: str, count: int, more: Iterable[str] = (), finish: bool = True, **defaults: Any) -> int:
+        """A manager's upload of many lines; `more` are some with mistakes. The operation's id."""
+        session, id = self.sessions["alice"], self.week.projects[project]
+        operation = self.do(tracker.begin_lines_submit, session, id)
+        report = tracker.LinesReport()
+        count = math.ceil(count * min(1, self.days / 4))  # a shorter story has shorter queues
+        text = "\n".join([*self.recipes(project, count), *more]).encode()
+        pieces = tracker.line_pieces(io.BytesIO(text), id, tracker.LineDefaults(once=True, **defaults), report)
+        for number, piece in enumerate(pieces, 1):
+            self.do(tracker.add_bulk_piece, operation, number, piece)
+        self.do(tracker.accept_lines_submit, session, operation, report)
+        if finish:
+            self.finish(operation)
+        return operation
+
+    def finish(self, operation: int) -> int:
+        while self.do(tracker.step_operation, operation) is None:
+            pass
+        return operation
+
+    def act(self, username: str, project: str, action: str, priority: int | None = None, **wanted: Any) -> int:
+        """A manager's action on all tasks that match. The operation's id."""
+        body, filter = TaskAction(action, priority), TaskFilter(**wanted)
+        return self.finish(self.as_manager(username, tracker.begin_action, project, body, filter))
+
+    # A minute
+
+    def live(self) -> None:
+        minutes = int(self.days * 1440)
+        events = {0.2: self.settle, 0.37: self.recover, 0.7: self.pause_forum, 0.85: self.open_parliaments}
+        due = {int(part * minutes): event for part, event in events.items()}
+        for minute in range(1, minutes + 1):
+            self.clock.now = 60.0 * minute
+            if event := due.get(minute):
+                event()
+            self.minute(minute, minute / minutes)
+            if int(self.clock.time()) % 3600 < 60:
+                self.do(tracker.roll_tallies, (0, 0), int(self.clock.time()) // 3600 - 1)
+
+    def minute(self, minute: int, part: float) -> None:
+        """What happens in a minute, when this part of the story has passed."""
+        hour = (BEGAN // 60 + minute) / 60 % 24
+        day = 0.75 + 0.25 * math.sin((hour - 9) / 24 * 2 * math.pi)
+        storm = 0.33 < part < 0.345  # hosts in trouble
+        for project, rate in self.feeds.items():
+            self.find(project, rate * day)
+        for number, machine in enumerate(self.machines):
+            self.clock.now = 60.0 * minute + 4 * number + self.random.random()
+            if part < machine.gone and int(hour) in machine.hours:
+                self.work(machine, day * (0.5 if storm else 1), 0.6 if storm else machine.failing)
+        self.do(tracker.expire_tasks)
+        self.do(tracker.take_snapshots, 0, int(self.clock.time()))
+
+    def find(self, project: str, rate: float) -> None:
+        """The workers of a project find new tasks while they work."""
+        finder = next(machine for machine in self.machines if project in machine.projects)
+        for recipe in self.recipes(project, int(rate + self.random.random())):
+            body = tracker.SubmitBody(self.week.projects[project], recipe, self.random.choice((0, 0, 0, 1)), 3)
+            self.do(tracker.submit_task, finder.caller, tracker.new_task(body))
+
+    def work(self, machine: Machine, pace: float, failing: float) -> None:
+        """Releases what a machine has finished, and takes as much again."""
+        machine.credit += machine.speed * pace * self.random.uniform(0.4, 1.6)
+        while machine.credit >= 1 and machine.held:
+            machine.credit -= 1
+            task = machine.held.pop(0)
+            chance = self.random.random()
+            bad = chance < failing or task % 83 == 0  # some tasks nobody can do
+            result = FAIL if bad else SKIP if chance > 0.999 else OK
+            if self.random.random() < 0.02 or result == FAIL:
+                self.say(machine, task, grave=result == FAIL)
+            right = self.random.random() > 0.02
+            self.do(tracker.release_task, machine.caller, ReleaseBody(task, result, task * 7919 if right else 1))
+        if (free := machine.holds - len(machine.held)) > machine.holds // 3:
+            project = self.week.projects[self.random.choice(machine.projects)]
+            tasks = self.do(tracker.assign_tasks, machine.caller, [project], free).tasks
+            machine.held += [task["id"] for task in tasks]
+        machine.credit = min(machine.credit, 3)
+
+    def say(self, machine: Machine, task: int, grave: bool) -> None:
+        lines = [line for line in LINES if (line[0] == "error") == grave]
+        level, scope, text = self.random.choice(lines)
+        count, size = self.random.randrange(2, 400), round(self.random.uniform(0.2, 90), 1)
+        message = text.format(count=count, size=size, word=self.random.choice(("forum", "wiki", "news", "static")))
+        body = tracker.LogBody(
+            scope, int(self.clock.time()), message, task_id=task if self.random.random() < 0.8 else None
+        )
+        self.do(tracker.add_log_entry, machine.caller, level, body)
+
+    # What happens once
+
+    def settle(self) -> None:
+        self.act("bob", "wiki", "set_priority", 3, text="viaduct")
+
+    def recover(self) -> None:
+        self.week.operations["retry"] = self.act("bob", "wiki", "retry", state="failed")
+
+    def pause_forum(self) -> None:
+        self.as_manager("bob", tracker.update_project, "forum", ProjectBody(paused=True))
+
+    def open_parliaments(self) -> None:
+        self.upload("parliaments", 30_000, max_retries=4)
+
+    def verify_alone(self, machine: Machine) -> None:
+        """One machine does tasks that need another one as well."""
+        for task in self.do(tracker.assign_tasks, machine.caller, [self.week.projects["news"]], 40).tasks:
+            self.do(tracker.release_task, machine.caller, ReleaseBody(task["id"], OK, task["id"] * 7919))
+
+    def end(self) -> None:
+        """The last minutes: what the pages show besides the numbers."""
+        script = "set -e\ncurl --fail --location --output page.warc https://wiki.example.org/harbour\n./check page.warc"
+        url = (
+            f"https://wiki.example.org/search?{'&'.join(f'{word}={word}' for word in 'abcdefghijklmnopqrstuvwxyz')}&"
+            + 40 * "x9"
+        )
+        for recipe in (script, url, '<script>alert("shown as text")</script> & "quoted"'):
+            body = tracker.SubmitBody(self.week.projects["wiki"], recipe, 9, 3)
+            self.do(tracker.submit_task, self.machines[0].caller, tracker.new_task(body))
+        mistakes = ('{"recipe": "https://wiki.example.org/pier", "priority": "high"}', '{"recipe": ""}', '{"url": 7}')
+        twice = ("https://wiki.example.org/pier/1", "https://wiki.example.org/pier/1")
+        self.week.operations["upload"] = self.upload("wiki", 4000, (*mistakes, *twice))
+        self.week.operations["upload-going-on"] = self.upload("wiki", 24_000, finish=False)
+        self.do(
+            tracker.set_worker_paused, self.sessions["alice"], tracker.PauseBody(self.week.workers["seedbox"], True)
+        )
+        for alias, project, assign in (
+            ("attic-nas 2", "parliaments", True),
+            ("Rechenzentrum Halle, Schrank 12", "parliaments", True),
+            ("my laptop", "parliaments", True),
+            ("link-finder", "wiki", False),
+        ):
+            body = tracker.AccessBody(self.week.projects[project], assign=assign, submit=not assign)
+            self.do(tracker.request_access, self.create_worker(alias), body)
+        wiki = self.week.projects["wiki"]
+        for state, condition in (
+            ("failed", "status = 2 AND id IN (SELECT task FROM log_entry)"),
+            ("assigned", f"assignee IS NOT NULL AND project = {wiki}"),
+            ("awaiting", "status = 1 AND verifiers IS NOT NULL AND assignee IS NULL"),
+            ("waiting", f"recipe LIKE 'set -e%' AND project = {wiki}"),
+        ):
+            self.week.tasks[state] = self.connection.execute(f"SELECT max(id) FROM task WHERE {condition}").fetchone()[
+                0
+            ]
+        past = "SELECT max(task) FROM assignment WHERE outcome = 'closed' AND task NOT IN (SELECT id FROM task)"
+        self.week.tasks["closed"] = self.connection.execute(past).fetchone()[0]
+        self.do(tracker.save_uptime)
+        self.connection.execute("COMMIT")
+        self.connection.close()
+
+
+def fill(database: Path, days: float = DAYS) -> Week:
+    """Makes the database and says what is in it. Fewer days: the same story with less in it, and sooner told."""
+    story = Story(database, days)
+    story.begin()
+    story.live()
+    story.end()
+    return story.week

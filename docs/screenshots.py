@@ -1,0 +1,270 @@
+"""Pictures of every page of the manager UI: light and dark, narrow and wide.
+
+    python docs/screenshots.py [FOLDER]
+
+starts a tracker of its own on a temporary database with a believable week in it (example_week.py), and another one that
+is empty, and writes one PNG of the whole page for each page, theme and width: overview-dark-360.png. It needs
+Playwright (pip install playwright) and a Chromium: the one that the variable CHROMIUM names, or an installed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import example_week
+
+import tracker
+
+THEMES = ("light", "dark")
+WIDTHS = (360, 1280)
+WIDEST = 2560  # for the pages with the most on them
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+)
+
+
+def find_chromium() -> str | None:
+    """The browser's program: what the variable CHROMIUM names, or the first one that is installed."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CHROMIUM") or "", *CHROMIUM))), None)
+
+
+def launch(playwright, chromium: str):
+    """A browser without a window, that talks to nobody but the pages it is sent to."""
+    return playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+
+
+class View(NamedTuple):
+    """A page to look at: under which name, where, as whom (empty: not logged in), after doing what on it."""
+
+    name: str
+    path: str
+    who: str = "alice"
+    act: Callable | None = None
+    widest: bool = False
+
+
+def send(form: str, **fields: str) -> Callable:
+    """Fills in a form (its selector) and sends it."""
+
+    def act(page) -> None:
+        for name, value in fields.items():
+            page.locator(f"{form} [name={name}]:not([type=hidden])").fill(value)
+        page.locator(f"{form} button").last.click()
+
+    return act
+
+
+def press(button: str) -> Callable:
+    """Presses a button by its label, and waits for the page that follows."""
+    return lambda page: page.get_by_role("button", name=button, exact=True).first.click()
+
+
+def act_on_all(page) -> None:
+    page.locator("#f-which").select_option("all")
+    page.get_by_role("button", name="Retry", exact=True).click()
+
+
+def show_details(page) -> None:
+    for summary in page.locator("summary").all():
+        summary.click()
+
+
+# {names} stand for what is in the week. Views that change something come last.
+VIEWS = [
+    View("overview", "/ui/", widest=True),
+    View("overview-guest", "/ui/", ""),
+    View("overview-search", "/ui/?text=nothing+like+this"),
+    View("project", "/ui/projects/{wiki}", widest=True),
+    View("project-hour", "/ui/projects/{wiki}?range=1h"),
+    View("project-week", "/ui/projects/{wiki}?range=7d"),
+    View("project-reader", "/ui/projects/{wiki}", "maximiliane.long"),
+    View("project-guest", "/ui/projects/{news}", ""),
+    View("project-paused", "/ui/projects/{forum}", "bob"),
+    View("project-done", "/ui/projects/{catalogue}?range=all"),
+    View("project-empty", "/ui/projects/{empty}"),
+    View("project-long-name", "/ui/projects/{parliaments}", act=show_details),
+    View("new-project", "/ui/projects/new"),
+    View("project-settings", "/ui/projects/{wiki}/edit"),
+    View("project-settings-refused", "/ui/projects/{wiki}/edit", act=send("main form", name="forum-images")),
+    View("secrets", "/ui/projects/{wiki}/secrets", act=show_details),
+    View("tasks-waiting", "/ui/projects/{wiki}/tasks", widest=True),
+    View("tasks-assigned", "/ui/projects/{wiki}/tasks?state=assigned"),
+    View("tasks-failed", "/ui/projects/{wiki}/tasks?state=failed", "bob"),
+    View("tasks-found", "/ui/projects/{parliaments}/tasks?text=viaduct&priority=0"),
+    View("tasks-none", "/ui/projects/{catalogue}/tasks?state=assigned"),
+    View("tasks-refused", "/ui/projects/{wiki}/tasks?state=failed", act=press("Retry")),
+    View("tasks-confirm", "/ui/projects/{wiki}/tasks?state=failed&text=harbour", act=act_on_all),
+    View("task-waiting", "/ui/tasks/{task_waiting}"),
+    View("task-assigned", "/ui/tasks/{task_assigned}"),
+    View("task-awaiting", "/ui/tasks/{task_awaiting}"),
+    View("task-failed", "/ui/tasks/{task_failed}"),
+    View("task-closed", "/ui/tasks/{task_closed}"),
+    View("submit", "/ui/projects/{wiki}/submit"),
+    View("submit-refused", "/ui/projects/{wiki}/submit", act=send("form[enctype]", lines="", priority="3")),
+    View("upload-report", "/ui/operations/{operation_upload}"),
+    View("upload-going-on", "/ui/operations/{operation_upload-going-on}"),
+    View("access", "/ui/projects/{parliaments}/access"),
+    View("workers", "/ui/workers"),
+    View("workers-manager", "/ui/workers?sort=alias", "carol"),
+    View("worker", "/ui/workers/{worker}"),
+    View("logs", "/ui/logs"),
+    View("logs-filtered", "/ui/logs?level=warn&project={wiki}"),
+    View("account", "/ui/account"),
+    View("account-manager", "/ui/account", "bob"),
+    View("administration", "/ui/admin"),
+    View("login", "/ui/login", ""),
+    View("login-refused", "/ui/login", "", send("main form", username="alice", password="wrong horse")),
+    View("register", "/ui/register", ""),
+    View("register-refused", "/ui/register", "", send("main form", username="alice", password="correct horse")),
+    View("error-not-found", "/ui/projects/4711"),
+    View("error-forbidden", "/ui/projects/{wiki}/access", "carol"),
+    View("docs", "/ui/docs", ""),
+    View("action-done", "/ui/projects/{tiles}", act=press("Reset failed tasks")),
+]
+# On a tracker in which nothing has happened yet. The first to register is the manager of the views after it.
+FIRST_VIEWS = [
+    View("first-visit", "/ui/", ""),
+    View("first-account", "/ui/register", ""),
+    View("first-login", "/ui/register", "", send("main form", username="alice", password=example_week.PASSWORD)),
+    View("first-project", "/ui/projects/new", "alice", send("main form", name="wiki-2026")),
+    View("first-workers", "/ui/workers"),
+    View("first-logs", "/ui/logs"),
+]
+
+
+def places(week: example_week.Week) -> dict[str, int]:
+    """What the names in the views' paths stand for."""
+    return {
+        **week.projects,
+        **{f"task_{name}": id for name, id in week.tasks.items()},
+        **{f"operation_{name}": id for name, id in week.operations.items()},
+        "worker": week.workers["rack-1"],
+    }
+
+
+@contextlib.contextmanager
+def held_back(operation: int) -> Iterator[None]:
+    """Keeps an operation from being finished after its first steps, so that it can be looked at."""
+    step, left = tracker.step_operation, itertools.count(2, -1)
+
+    def some_steps(tx: tracker.Tx, id: int) -> int | None:
+        if id == operation and next(left) <= 0:
+            raise tracker.TrackerError("unavailable", "held back for its picture")
+        return step(tx, id)
+
+    tracker.step_operation = some_steps
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        tracker.step_operation = step
+
+
+class Studio:
+    """A browser with a session for each manager, on one tracker."""
+
+    def __init__(self, browser, url: str) -> None:
+        self.browser, self.url = browser, url
+        self.pages: dict[str, object] = {}
+
+    def new_page(self):
+        return self.browser.new_context(reduced_motion="reduce").new_page()
+
+    def page(self, who: str):
+        """A tab in which this manager is logged in."""
+        if who not in self.pages:
+            page = self.new_page()
+            if who:
+                page.goto(f"{self.url}/ui/login")
+                send("main form", username=who, password=example_week.PASSWORD)(page)
+                page.wait_for_url(f"{self.url}/ui/")
+                page.reload()  # without the greeting
+            self.pages[who] = page
+        return self.pages[who]
+
+    def show(self, view: View, places: dict[str, int]):
+        """The tab in which the view is to be seen."""
+        page = self.page(view.who)
+        page.set_viewport_size({"width": WIDTHS[-1], "height": 900})
+        page.goto(self.url + view.path.format_map(places))
+        if view.act:
+            view.act(page)
+            page.wait_for_load_state()
+        return page
+
+    def photograph(self, view: View, places: dict[str, int], folder: Path) -> int:
+        """Writes the pictures of one view, and says how many."""
+        page, count = self.show(view, places), 0
+        for theme in THEMES:
+            page.emulate_media(color_scheme=theme)
+            for width in (*WIDTHS, WIDEST) if view.widest else WIDTHS:
+                page.set_viewport_size({"width": width, "height": 800})
+                height = page.evaluate("document.documentElement.scrollHeight")
+                page.set_viewport_size({"width": width, "height": height})  # what sticks to the bottom is at the end
+                page.screenshot(path=folder / f"{view.name}-{theme}-{width}.png", full_page=True)
+                count += 1
+        return count
+
+
+def photograph_all(browser, folder: Path, only: str) -> int:
+    """The pictures of all views with `only` in their name, and how many they are."""
+    count = 0
+    first = [view for view in FIRST_VIEWS if not only or only.startswith("first")]
+    views = [view for view in VIEWS if only in view.name]
+    with tempfile.TemporaryDirectory() as temporary:
+        if first:
+            settings = tracker.Settings(database=f"{temporary}/empty.db", refresh_interval=3600)
+            with tracker.serving(settings) as url:
+                studio = Studio(browser, url)
+                for view in first:
+                    count += studio.photograph(view, {}, folder)
+                    print(f"  {view.name}", flush=True)
+        if views:
+            began = time.monotonic()
+            print("Telling the week …", flush=True)
+            week = example_week.fill(Path(temporary) / "week.db")
+            print(f"… in {time.monotonic() - began:.1f} s.", flush=True)
+            with held_back(week.operations["upload-going-on"]), tracker.serving(week.settings, week.clock()) as url:
+                studio = Studio(browser, url)
+                for view in views:
+                    count += studio.photograph(view, places(week), folder)
+                    print(f"  {view.name}", flush=True)
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("screenshots"), help="default: %(default)s")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the pages with this in their name")
+    options = parser.parse_args()
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        parser.error("Playwright is not installed: pip install playwright")
+    if (chromium := find_chromium()) is None:
+        parser.error("no Chromium found: install one, or set CHROMIUM to its path")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright, contextlib.closing(launch(playwright, chromium)) as browser:
+        print(f"Photographing with Chromium {browser.version} into {options.folder}:", flush=True)
+        count = photograph_all(browser, options.folder, options.only)
+    print(f"{count} pictures in {options.folder}.")
+    return 0 if count else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

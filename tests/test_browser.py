@@ -1,0 +1,854 @@
+"""The manager UI in a real browser: Playwright drives an installed Chromium against a real server.
+
+What needs no browser to be shown is in test_pages.py. Every tab reports errors of the console, violations of the
+Content-Security-Policy and requests to other hosts, and its test fails with them.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import MovedClock, Worker, wait_until
+
+import tracker
+
+pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+
+import example_week
+import screenshots
+from axe_playwright_python.base import AXE_SCRIPT
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not screenshots.find_chromium(), reason="needs a Chromium: apt-get install chromium"),
+]
+REFRESH = 0.2  # seconds
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all the tests that a process runs; each test has contexts of its own."""
+    with sync_playwright() as playwright:
+        browser = screenshots.launch(playwright, screenshots.find_chromium())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def told_week(tmp_path_factory: pytest.TempPathFactory) -> example_week.Week:
+    """A database with something of everything in it; each test serves a copy."""
+    return example_week.fill(tmp_path_factory.mktemp("week") / "week.db", days=0.3)
+
+
+class Tab:
+    """A tab of somebody's browser at a tracker, as tests use it; `page` is Playwright's."""
+
+    def __init__(self, page: Page, url: str):
+        self.page, self.url = page, url
+        self.problems: list[str] = []
+        self.forgiven = ""
+        page.set_default_timeout(20_000)
+        page.on("console", self.note_message)
+        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        page.on("request", self.note_request)
+
+    def note_message(self, message: Any) -> None:
+        refused = "Failed to load resource" in message.text and "/ui/static/" not in message.location["url"]
+        if message.type in ("error", "warning") and not refused:  # a refused form is a page with a status of 4xx
+            self.problems.append(f"{message.type}: {message.text}")
+
+    def note_request(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "data:")):
+            self.problems.append(f"a request to {request.url}")
+
+    def open(self, path: str) -> Page:
+        self.page.goto(self.url + path)
+        return self.page
+
+    def log_in(self, username: str, password: str = example_week.PASSWORD) -> None:
+        self.open("/ui/login")
+        self.page.get_by_label("Username").fill(username)
+        self.page.get_by_label("Password").fill(password)
+        self.page.locator("main").get_by_role("button", name="Log in").click()
+        expect(self.notice).to_contain_text("Welcome")
+
+    @property
+    def notice(self) -> Locator:
+        return self.page.locator("main > .notice")
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def link(self, name: str) -> Locator:
+        return self.page.get_by_role("link", name=name, exact=True)
+
+    def tile(self, name: str) -> Locator:
+        """The figure below this label."""
+        return self.page.locator("dl.tiles > div").filter(has=self.page.locator(f"dt:text-is('{name}')")).locator("dd")
+
+
+@pytest.fixture
+def open_tab(browser: Browser) -> Iterator[Callable[..., Tab]]:
+    """Opens a tab in a context of its own (options are Playwright's); at the end none may have had a problem."""
+    tabs: list[Tab] = []
+
+    def open(url: str, **options: Any) -> Tab:
+        tabs.append(Tab(browser.new_context(**options).new_page(), url))
+        return tabs[-1]
+
+    yield open
+    for tab in tabs:
+        tab.page.context.close()
+    assert [problem for tab in tabs for problem in tab.problems] == []
+
+
+class Week:
+    """A tracker in the middle of a week of crawls. `ids` are those of example_week."""
+
+    def __init__(self, url: str, told: example_week.Week, open_tab: Callable[..., Tab]):
+        self.url, self.ids, self.open_tab = url, told, open_tab
+        self.projects = told.projects
+
+    def tab(self, username: str = "alice", **options: Any) -> Tab:
+        tab = self.open_tab(self.url, **options)
+        if username:
+            tab.log_in(username)
+        return tab
+
+    def project(self, name: str, part: str = "") -> str:
+        return f"/ui/projects/{self.projects[name]}{part}"
+
+    def worker(self, tab: Tab, project: str) -> Worker:
+        """A new worker with access to the project, which a manager grants."""
+        worker = Worker(self.url, "newcomer")
+        tab.open(self.project(project, "/access"))
+        tab.page.get_by_label("Worker's number").fill(str(worker.id))
+        tab.button("Give access").click()
+        expect(tab.notice).to_contain_text("access is set")
+        return worker
+
+
+@pytest.fixture
+def week(told_week: example_week.Week, tmp_path: Path, open_tab: Callable[..., Tab]) -> Iterator[Week]:
+    database = shutil.copy(told_week.settings.database, tmp_path / "week.db")
+    settings = msgspec.structs.replace(told_week.settings, database=str(database), refresh_interval=REFRESH)
+    with tracker.serving(settings, told_week.clock()) as url:
+        yield Week(url, told_week, open_tab)
+
+
+# ── The story ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_from_the_first_account_to_a_finished_crawl_watched_live(
+    tmp_path: Path, clock: MovedClock, open_tab: Callable[..., Tab]
+) -> None:
+    settings = tracker.Settings(database=str(tmp_path / "t.db"), refresh_interval=REFRESH, snapshot_interval=0.3)
+    with tracker.serving(settings, clock) as url:
+        tab = open_tab(url)
+        page = tab.open("/")
+        tab.link("Make the first account").click()
+        page.get_by_label("Username").fill("alice")
+        page.get_by_label("Password").fill("correct horse")
+        tab.button("Register").click()
+        expect(tab.notice).to_have_text("Welcome, alice.")
+
+        tab.link("Make the first project").click()
+        page.get_by_label("Name", exact=True).fill("first crawl")
+        tab.button("Make the project").click()
+        expect(page.get_by_text("The queue is empty")).to_be_visible()
+
+        tab.link("Submit tasks here").click()
+        page.get_by_label("A task a line").fill("\n".join(f"https://example.org/{n}" for n in range(6)))
+        tab.button("Submit all").click()
+        expect(page.get_by_text("6 tasks were submitted.")).to_be_visible()
+
+        worker = Worker(url, "laptop")
+        tab.link("Projects").click()
+        expect(page.locator("tr", has_text="first crawl").locator("[data-label=Waiting]")).to_have_text("6")
+        worker.request_access(1)
+        tab.link("1 worker asks for access to first crawl").click()  # announced on the open page
+        tab.button("Accept").click()
+        expect(tab.notice).to_have_text("The worker has access now.")
+
+        page.get_by_role("navigation", name="Project").get_by_role("link", name="Overview").click()
+        page.evaluate("window.neverReloaded = true")
+        chart = page.locator("#throughput desc")
+        before = chart.text_content()
+        for closed in range(1, 4):
+            clock.pass_time(60)
+            task = worker.assigned(1)
+            expect(page.locator("#holders")).to_contain_text("laptop")
+            clock.pass_time(60)
+            worker.log("warn", f"slow page {closed}", task_id=task["id"])
+            worker.released(task["id"])
+            expect(tab.tile("Closed")).to_have_text(str(closed))
+            expect(tab.tile("Waiting")).to_have_text(str(6 - closed))
+        expect(chart).not_to_have_text(before)
+        expect(tab.tile("Rate now")).to_contain_text("/")
+        expect(page.locator("#leaders")).to_contain_text("laptop")
+
+        worker.released(worker.assigned(1)["id"], tracker.FAIL)
+        expect(page.locator("#failures")).to_contain_text("https://example.org/3")
+        expect(tab.tile("Failed")).to_have_text("1")
+        while task := worker.assigned(1):
+            worker.released(task["id"])
+        expect(tab.tile("Time left")).to_have_text("done")
+        assert page.evaluate("window.neverReloaded")
+
+        tab.link("Logs").click()
+        expect(page.locator("#log li")).to_have_count(3)
+        worker.log("error", "last words")
+        expect(page.locator("#log li").first).to_contain_text("last words")
+
+
+# ── What a refresh must not disturb ───────────────────────────────────────────────────────────────────────────────────
+
+
+def changed_live(tab: Tab, change: Callable[[], Any]) -> None:
+    """Makes a change, and waits until the open page has fetched itself once more afterwards."""
+    change()
+    for _ in range(2):
+        with tab.page.expect_response(lambda response: response.request.headers.get("x-live") == "1"):
+            pass
+
+
+def test_typed_text_and_open_details_and_scroll_position_survive_a_refresh(week: Week) -> None:
+    tab = week.tab()
+    worker = week.worker(tab, "parliaments")
+    page = tab.open(week.project("parliaments"))
+    page.get_by_text("Hard reset: delete all tasks").click()
+    page.get_by_label("Type the project's name").fill("half of the na")
+    page.locator("#throughput-data summary").click()
+    page.evaluate("window.scrollTo(0, 400)")
+    waiting = int(tab.tile("Waiting").inner_text().replace(",", ""))
+    changed_live(tab, lambda: worker.assigned(week.projects["parliaments"]))
+    expect(tab.tile("Waiting")).to_have_text(f"{waiting - 1:,}")
+    expect(page.get_by_label("Type the project's name")).to_have_value("half of the na")
+    expect(page.get_by_label("Type the project's name")).to_be_focused()
+    expect(page.locator("#throughput-data table")).to_be_visible()
+    assert page.evaluate("window.scrollY") == 400
+
+
+def test_selected_boxes_and_typed_filters_survive_a_refresh(week: Week) -> None:
+    tab = week.tab()
+    worker = week.worker(tab, "parliaments")
+    page = tab.open(week.project("parliaments", "/tasks"))
+    boxes = page.get_by_role("checkbox", name="Select task")
+    boxes.nth(1).check()
+    boxes.nth(4).check()
+    page.get_by_label("Text in the recipe").fill("half a wo")
+    page.get_by_label("Which").select_option("all")
+    changed_live(tab, lambda: worker.assigned(week.projects["parliaments"]))
+    assert [number for number in range(6) if boxes.nth(number).is_checked()] == [1, 4]
+    expect(page.get_by_label("Text in the recipe")).to_have_value("half a wo")
+    expect(page.get_by_label("Which")).to_have_value("all")
+
+
+def test_selected_text_survives_a_refresh(week: Week) -> None:
+    tab = week.tab()
+    worker = week.worker(tab, "parliaments")
+    page = tab.open(week.project("parliaments"))
+    page.locator("#counts dd").first.select_text()
+    selected = page.evaluate("document.getSelection().toString()")
+    assert selected.strip()
+    changed_live(tab, lambda: worker.assigned(week.projects["parliaments"]))
+    assert page.evaluate("document.getSelection().toString()") == selected
+    expect(page.locator("#holders")).to_contain_text("newcomer")  # the rest of the page goes on
+
+
+def test_the_focus_stays_where_it_is_when_rows_move(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open("/ui/workers?sort=closed_task_count")
+    worker = Worker(week.url, "mover")
+    tab.open("/ui/workers")
+    row = page.locator(f"#worker-{worker.id}")
+    row.get_by_role("button").focus()
+    changed_live(tab, lambda: [Worker(week.url, f"other {number}") for number in range(3)])
+    expect(page.locator("#workers tbody tr").first).not_to_contain_text("mover")
+    expect(row.get_by_role("button")).to_be_focused()
+
+
+def test_what_has_not_changed_is_left_alone_by_a_refresh(week: Week) -> None:
+    """No flicker: the elements of the page stay the same objects."""
+    tab = week.tab()
+    page = tab.open(week.project("wiki"))
+    page.evaluate("document.querySelectorAll('main *').forEach((one) => { one.seen = true; })")
+    changed_live(tab, lambda: None)
+    assert page.evaluate("[...document.querySelectorAll('main *')].filter((one) => !one.seen).length") == 0
+
+
+def test_a_lost_server_is_told_and_the_page_recovers(week: Week) -> None:
+    tab = week.tab()
+    worker = week.worker(tab, "parliaments")
+    page = tab.open(week.project("parliaments"))
+    page.context.set_offline(True)
+    expect(page.locator("#live-state")).to_contain_text("No connection")
+    waiting = int(tab.tile("Waiting").inner_text().replace(",", ""))
+    worker.assigned(week.projects["parliaments"])
+    page.context.set_offline(False)
+    expect(page.locator("#live-state")).to_be_empty()
+    expect(tab.tile("Waiting")).to_have_text(f"{waiting - 1:,}")
+
+
+def test_a_page_whose_login_has_ended_says_so(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open("/ui/workers")
+    page.context.clear_cookies()
+    expect(page.locator("#live-state")).to_contain_text("logged out")
+
+
+# ── Overview and project ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_overview_shows_what_is_going_on_and_finds_projects(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open("/ui/")
+    expect(page.locator("#projects tbody tr")).to_have_count(len(week.projects))
+    row = page.locator("tr", has_text="forum-images")
+    expect(row.get_by_text("paused", exact=True).first).to_be_visible()
+    expect(row).to_contain_text("the host has asked us to wait")
+    expect(page.locator("tr", has_text="wiki-2026").locator("svg.sparkline path").first).to_be_attached()
+    page.get_by_label("Find by name").fill("NEWS")
+    page.get_by_label("Find by name").press("Enter")
+    expect(page.locator("#projects tbody tr")).to_have_count(1)
+    tab.link("Show all").click()
+    expect(page.locator("#projects tbody tr")).to_have_count(len(week.projects))
+
+
+def test_a_chart_shows_the_chosen_time_and_the_value_under_the_pointer(week: Week) -> None:
+    tab = week.tab("")
+    page = tab.open(week.project("wiki"))
+    spans = set()
+    for span in ("1h", "24h", "7d", "all"):
+        tab.link(span).click()
+        expect(tab.link(span)).to_have_attribute("aria-current", "true")
+        assert page.url.endswith(f"?range={span}")
+        spans.add(page.locator("#throughput .chart-times").inner_html())
+    assert len(spans) == 4
+    plot = page.locator("#throughput .chart-plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2)
+    shown = page.locator("#throughput .chart-at:hover > svg")
+    expect(shown).to_be_visible()
+    assert re.search(r"\d\d:\d\d.*\d", shown.text_content())
+
+
+def test_a_project_is_paused_resumed_edited_and_reset(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("tiles"))
+    tab.button("Pause").click()
+    expect(tab.notice).to_have_text("Paused: nothing more is assigned.")
+    expect(page.get_by_text("Paused: nothing is assigned")).to_be_visible()
+    tab.button("Resume").click()
+    expect(tab.notice).to_have_text("Resumed.")
+    tab.link("Edit, chain").click()
+    page.get_by_label("Message of the day").fill("Back on Friday.")
+    page.get_by_label("Chained to").select_option(label="press releases")
+    tab.button("Save").click()
+    expect(page.locator(".motd")).to_have_text("Back on Friday.")
+    expect(tab.link("press releases")).to_be_visible()
+    failed = tab.tile("Failed").inner_text()
+    tab.button("Reset failed tasks").click()
+    expect(tab.notice).to_contain_text(f"{failed} failed task")
+    tab.button("Reclaim assigned tasks").click()
+    expect(tab.notice).to_contain_text("waiting again")
+    page.get_by_text("Hard reset: delete all tasks").click()
+    page.get_by_label("Type the project's name").fill("something else")
+    tab.button("Delete all tasks").click()
+    expect(tab.notice).to_contain_text("not the project's name")
+    page.get_by_label("Type the project's name").fill(example_week.PROJECTS["tiles"]["name"])
+    tab.button("Delete all tasks").click()
+    expect(tab.notice).to_contain_text("The project was reset")
+    expect(tab.tile("Waiting")).to_have_text("0")
+
+
+def test_a_secret_is_shown_on_request_and_changed(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("wiki", "/secrets"))
+    secret = page.get_by_label("Secret", exact=True)
+    expect(secret).to_be_hidden()
+    page.get_by_text("Show and change it").first.click()
+    expect(secret).to_have_value('{"proxy": "http://10.0.0.7:3128"}')
+    secret.fill("another")
+    tab.button("Save").first.click()
+    expect(tab.notice).to_have_text("The secret is saved.")
+
+
+# ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tasks_are_searched_and_the_search_survives_an_action(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("parliaments", "/tasks"))
+    page.get_by_label("Text in the recipe").fill("Harbour")
+    tab.button("Search").click()
+    expect(page).to_have_url(re.compile("state=waiting&text=Harbour"))
+    expect(page.locator("td.recipe").filter(has_not_text="harbour")).to_have_count(0)
+    page.get_by_role("checkbox", name="Select task").first.check()
+    page.get_by_label("New priority").fill("5")
+    tab.button("Set priority").click()
+    expect(tab.notice).to_have_text("1 task got priority 5.")
+    expect(page).to_have_url(re.compile("state=waiting&text=Harbour"))
+    expect(page.get_by_label("Text in the recipe")).to_have_value("Harbour")
+    expect(page.locator("[data-label=Priority]").first).to_have_text("5")
+    page.locator("form[role=search]").get_by_label("Priority").fill("5")
+    tab.button("Search").click()
+    expect(page.locator("#tasks tbody tr")).to_have_count(1)
+    tab.link("Show all").click()
+    expect(page.get_by_label("Text in the recipe")).to_have_value("")
+
+
+def test_a_long_list_is_paged(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("parliaments", "/tasks"))
+    first = page.locator("#tasks tbody tr").first.get_attribute("id")
+    tab.link("Next page").click()
+    expect(page.locator(f"#{first}")).to_have_count(0)
+    tab.link("First page").click()
+    expect(page.locator(f"#{first}")).to_have_count(1)
+
+
+def test_one_the_selected_and_all_failed_tasks_are_retried(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("wiki", "/tasks?state=failed"))
+    count = page.locator("#tasks tbody tr").count()
+    assert count > 3
+    page.locator("#tasks tbody a").first.click()
+    tab.button("Retry").click()
+    expect(tab.notice).to_have_text("1 failed task is waiting again.")
+    expect(page.locator("#task-state")).to_have_text("waiting")
+
+    tab.open(week.project("wiki", "/tasks?state=failed"))
+    page.get_by_label("Select all on this page").check()
+    page.get_by_role("checkbox", name="Select task").first.uncheck()
+    tab.button("Retry").click()
+    expect(tab.notice).to_have_text(f"{count - 2} failed tasks are waiting again.")
+
+    page.get_by_label("Which").select_option("all")
+    tab.button("Retry").click()
+    expect(page.get_by_text("Retry all failed tasks?")).to_be_visible()
+    tab.button("Retry all").click()
+    expect(tab.notice).to_have_text("1 failed task is waiting again.")
+    expect(page.get_by_text("No failed task.")).to_be_visible()
+
+
+def test_a_question_can_be_answered_with_no(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("wiki", "/tasks?state=assigned&text=example"))
+    page.get_by_label("Which").select_option("all")
+    tab.button("Delete").click()
+    tab.link("Cancel").click()
+    expect(page).to_have_url(re.compile(r"state=assigned&text=example"))
+    assert page.locator("#tasks tbody tr").count() > 1
+
+
+def test_a_task_s_page_tells_its_history(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(f"/ui/tasks/{week.ids.tasks['failed']}")
+    expect(page.locator("#task-state")).to_have_text("failed")
+    assert page.locator("#task-past tbody tr").count() >= 1
+    assert page.locator("#task-log li").count() >= 1
+    page.locator("#task-past tbody a").first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Worker")
+
+
+def test_the_export_is_downloaded(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("wiki", "/tasks?state=failed"))
+    listed = page.locator("[data-label=Task]").all_inner_texts()
+    with page.expect_download() as download:
+        tab.link("Export as JSON lines").click()
+    assert download.value.suggested_filename.endswith(".jsonl")
+    lines = Path(download.value.path()).read_text("utf-8").splitlines()
+    assert [f"{json.loads(line)['id']:,}" for line in lines] == [text.split()[-1] for text in listed]
+
+
+# ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_task_is_submitted_by_the_form(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("empty", "/submit"))
+    page.get_by_label("Recipe", exact=True).fill("one\ntwo")
+    page.get_by_label("Priority").first.fill("4")
+    tab.button("Submit the task").click()
+    expect(tab.notice).to_have_text("The task is submitted.")
+    tab.link("Tasks").click()
+    expect(page.locator("td.recipe")).to_have_text("one two")
+    expect(page.locator("[data-label=Priority]")).to_have_text("4")
+
+
+def test_a_file_is_uploaded_with_progress_and_a_report(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("empty", "/submit"))
+    lines = [*(f"recipe {number}" for number in range(30_000)), "recipe 7", '{"recipe": 1}']
+    file = {"name": "list.txt", "mimeType": "text/plain", "buffer": "\n".join(lines).encode()}
+    page.get_by_label("Or a file with such lines").set_input_files(file)
+    tab.button("Submit all").click()
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    expect(page.get_by_text("30,000 tasks were submitted.")).to_be_visible()
+    figures = [tab.tile(name).inner_text() for name in ("Lines", "Stored", "Duplicates", "Refused")]
+    assert figures == ["30,002", "30,000", "1", "1"]
+    expect(page.locator("tr", has_text="30,002")).to_contain_text("recipe: ")
+    expect(page.locator(".numbers")).to_have_text("30,001")
+
+
+def test_a_refused_upload_keeps_the_file_and_says_why(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("empty", "/submit"))
+    page.get_by_label("Or a file with such lines").set_input_files(
+        {"name": "empty.txt", "mimeType": "text/plain", "buffer": b"\n\n"}
+    )
+    for _ in range(2):
+        tab.button("Submit all").click()
+        expect(tab.notice).to_contain_text("it has no line that is not blank")
+    assert page.get_by_label("Or a file with such lines").evaluate("(field) => field.files[0].name") == "empty.txt"
+    expect(page.get_by_label("Or a file with such lines")).to_have_attribute("aria-invalid", "")
+
+
+# ── Workers, access, logs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_workers_are_found_paused_and_resumed(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open("/ui/workers")
+    page.get_by_label("Alias or number").fill("fetch-02")
+    tab.button("Search").click()
+    row = page.locator("#workers tbody tr")
+    expect(row).to_have_count(1)
+    row.get_by_role("button", name="Pause").click()
+    expect(row).to_contain_text("paused")
+    expect(page.get_by_label("Alias or number")).to_have_value("fetch-02")
+    row.get_by_role("link").click()
+    expect(page.get_by_text("it is assigned nothing")).to_be_visible()
+    tab.button("Resume").click()
+    expect(tab.notice).to_have_text("Resumed.")
+
+
+def test_access_is_accepted_rejected_withdrawn_and_given(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("parliaments", "/access"))
+    requests, accesses = page.locator("#access-requests tbody tr"), page.locator("#accesses tbody tr")
+    before = accesses.count()
+    requests.filter(has_text="my laptop").get_by_role("button", name="Accept").click()
+    expect(tab.notice).to_have_text("The worker has access now.")
+    requests.filter(has_text="Rechenzentrum").get_by_role("button", name="Reject").click()
+    expect(requests).to_have_count(1)
+    expect(accesses).to_have_count(before + 1)
+    accesses.filter(has_text="my laptop").get_by_role("button", name="Withdraw").click()
+    expect(accesses).to_have_count(before)
+    page.get_by_label("Worker's number").fill(str(week.ids.workers["old laptop ☕"]))
+    page.get_by_role("checkbox", name="submit", exact=True).uncheck()
+    tab.button("Give access").click()
+    expect(accesses.filter(has_text="old laptop").locator("td").first).to_have_text("assign")
+
+
+def test_a_manager_gets_roles_and_what_comes_with_them(week: Week) -> None:
+    tab, other = week.tab(), week.tab("carol")
+    other.open(week.project("empty"))
+    expect(other.page.get_by_role("navigation", name="Project")).to_have_text("Overview")
+    page = tab.open(week.project("empty", "/access"))
+    page.get_by_label("Add a manager by name").fill("carol")
+    page.get_by_role("checkbox", name="edit", exact=True).check()
+    tab.button("Add").click()
+    expect(tab.notice).to_have_text("The manager's roles are set.")
+    other.page.reload()
+    expect(other.link("Submit")).to_be_visible()
+    page.get_by_label("edit for carol").uncheck()
+    page.get_by_role("row", name="carol").get_by_role("button").click()
+    expect(page.get_by_label("edit for carol")).not_to_be_checked()
+    other.page.reload()
+    expect(other.link("Submit")).to_have_count(0)
+    expect(other.link("Tasks")).to_be_visible()
+
+
+def test_the_log_is_a_live_tail_of_what_the_filters_let_through(week: Week) -> None:
+    tab = week.tab()
+    worker, other = Worker(week.url, "talker"), Worker(week.url, "other")
+    page = tab.open("/ui/logs")
+    page.get_by_label("Level").select_option("warn")
+    page.get_by_label("Worker's number").fill(str(worker.id))
+    page.get_by_label("Text").fill("disk")
+    tab.button("Search").click()
+    expect(page.get_by_text("No such line.")).to_be_visible()
+    worker.log("info", "disk is fine")
+    other.log("error", "disk is full")
+    worker.log("error", "memory is full")
+    worker.log("error", "disk <b>nearly</b> full")
+    expect(page.locator("#log li")).to_have_count(1)
+    expect(page.locator("#log .message")).to_have_text("disk <b>nearly</b> full")
+    expect(page.get_by_text("No such line.")).to_have_count(0)
+    worker.log("warn", "disk again")
+    expect(page.locator("#log .message").first).to_have_text("disk again")
+
+
+# ── Account, administration, API ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_changed_password_ends_the_other_logins(week: Week) -> None:
+    here, there = week.tab("bob"), week.tab("bob")
+    page = here.open("/ui/account")
+    page.get_by_label("Present password").fill(example_week.PASSWORD)
+    page.get_by_label("New password").fill("battery staple")
+    here.button("Change it").click()
+    expect(here.notice).to_contain_text("all other logins are ended")
+    there.page.reload()
+    expect(there.link("Log in")).to_be_visible()
+    there.log_in("bob", "battery staple")
+    here.button("Log out").click()
+    expect(here.notice).to_have_text("You are logged out.")
+
+
+def test_an_admin_promotes_and_demotes(week: Week) -> None:
+    tab, other = week.tab(), week.tab("carol")
+    expect(other.link("Administration")).to_have_count(0)
+    page = tab.open("/ui/admin")
+    page.get_by_role("row", name="carol").get_by_role("button", name="Promote").click()
+    other.page.reload()
+    expect(other.link("Administration")).to_be_visible()
+    page.get_by_role("row", name="carol").get_by_role("button", name="Demote").click()
+    other.page.reload()
+    expect(other.link("Administration")).to_have_count(0)
+    expect(page.locator("#facts")).to_contain_text("Database size")
+    expect(page.get_by_role("row", name="snapshot_interval")).to_contain_text("60")
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_examples_of_the_api_page_work_when_pasted(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
+    with tracker.serving() as url:
+        tab = open_tab(url)
+        page = tab.open("/ui/docs")
+        begin = page.locator("figure", has_text="To begin with").locator("pre").inner_text()
+        page.get_by_role("link", name="POST /task/submit").click()
+        call = page.locator("section.call", has=page.locator("h3", has_text="/task/submit"))
+        example = call.locator("figure", has_text="Example").locator("pre").first.inner_text()
+        script = f"set -e\n{begin}\n{example}\n"
+        done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert '"ok":false' not in done.stdout
+        page.goto(f"{url}/ui/projects/1")
+        expect(tab.tile("Waiting")).to_have_text("1")
+
+
+# ── Without JavaScript ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_everything_can_be_done_without_javascript(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
+    settings = tracker.Settings(database=str(tmp_path / "t.db"))
+    with tracker.serving(settings) as url:
+        tab = open_tab(url, java_script_enabled=False)
+        page = tab.open("/ui/register")
+        page.get_by_label("Username").fill("alice")
+        page.get_by_label("Password").fill("correct horse")
+        tab.button("Register").click()
+        tab.link("Make the first project").click()
+        page.get_by_label("Name", exact=True).fill("plain")
+        tab.button("Make the project").click()
+        tab.link("Submit").click()
+        page.get_by_label("A task a line").fill("one\ntwo\nthree")
+        page.get_by_label("Retries").nth(1).fill("1")
+        tab.button("Submit all").click()
+        expect(page.get_by_text("3 tasks were submitted.")).to_be_visible()
+
+        worker = Worker(url, "laptop")
+        worker.request_access(1)
+        tab.link("Access").click()
+        tab.button("Accept").click()
+        worker.released(worker.assigned(1)["id"], tracker.FAIL)
+        worker.assigned(1)
+        worker.log("info", "hello")
+
+        tab.link("Tasks").click()
+        page.get_by_role("navigation", name="State").get_by_role("link", name="Failed").click()
+        expect(page.get_by_label("Select all on this page")).to_be_hidden()  # it could do nothing
+        page.get_by_role("checkbox", name="Select task").check()
+        tab.button("Retry").click()
+        expect(tab.notice).to_have_text("1 failed task is waiting again.")
+        page.get_by_role("navigation", name="State").get_by_role("link", name="Waiting").click()
+        page.get_by_label("Which").select_option("all")
+        page.get_by_label("New priority").fill("3")
+        tab.button("Set priority").click()
+        tab.button("Set the priority of all").click()
+        expect(tab.notice).to_have_text("2 tasks got priority 3.")
+
+        tab.link("Overview").click()
+        tab.button("Pause").click()
+        expect(tab.notice).to_contain_text("Paused")
+        page.get_by_text("Hard reset: delete all tasks").click()
+        page.get_by_label("Type the project's name").fill("plain")
+        tab.button("Delete all tasks").click()
+        expect(tab.tile("Waiting")).to_have_text("0")
+
+        tab.link("Logs").click()
+        expect(page.locator("#log li")).to_have_count(1)
+        tab.link("Workers").click()
+        tab.button("Pause").click()
+        expect(page.locator("#workers")).to_contain_text("paused")
+        tab.button("Log out").click()
+        expect(tab.notice).to_have_text("You are logged out.")
+
+
+# ── By keyboard alone ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+FOCUS = """() => {
+    const one = document.activeElement, style = getComputedStyle(one), box = one.getBoundingClientRect();
+    return {
+        name: (one.getAttribute("aria-label") || one.labels?.[0]?.innerText || one.innerText || "").trim(),
+        outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth),
+        seen: box.width > 0 && box.height > 0 && box.right > 0,
+        body: one === document.body,
+    };
+}"""
+
+
+def tab_to(tab: Tab, name: str) -> None:
+    """Presses Tab until the element with this name has the focus. Each stop on the way is visibly focused."""
+    stops = []
+    for _ in range(150):
+        tab.page.keyboard.press("Tab")
+        focus = tab.page.evaluate(FOCUS)
+        stops.append(focus["name"])
+        if focus["body"]:
+            continue
+        assert focus["seen"] and focus["outline"] >= 2, focus
+        if focus["name"] == name:
+            return
+    raise AssertionError(f"no way to {name!r} by Tab, only {stops}")
+
+
+def test_the_keyboard_alone_is_enough(week: Week) -> None:
+    tab = week.tab("")
+    page = tab.open("/ui/workers")
+    page.keyboard.type("alice")  # the first field has the focus
+    tab_to(tab, "Password")
+    page.keyboard.type(example_week.PASSWORD)
+    page.keyboard.press("Enter")
+    expect(tab.notice).to_contain_text("Welcome back")
+    tab_to(tab, "Projects")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("/ui/$"))
+    tab_to(tab, "tile thumbnails")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("tile thumbnails")
+    tab_to(tab, "Pause")
+    page.keyboard.press("Enter")
+    expect(tab.notice).to_contain_text("Paused")
+    tab_to(tab, "Tasks")
+    page.keyboard.press("Enter")
+    tab_to(tab, "Select all on this page")
+    page.keyboard.press("Space")
+    assert page.get_by_role("checkbox", name="Select task").first.is_checked()
+    tab_to(tab, "New priority")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("6")
+    tab_to(tab, "Set priority")
+    page.keyboard.press("Enter")
+    expect(tab.notice).to_contain_text("got priority 6")
+
+
+def test_the_skip_link_leads_past_the_bar(week: Week) -> None:
+    tab = week.tab("")
+    page = tab.open("/ui/")
+    tab_to(tab, "Skip to the content")
+    page.keyboard.press("Enter")
+    tab_to(tab, "Find by name")
+    expect(page.get_by_label("Find by name")).to_be_focused()
+
+
+# ── Light and dark, narrow and wide, and for everybody ────────────────────────────────────────────────────────────────
+
+COLOURS = """() => {
+    const colours = ["backgroundColor", "color"].map((name) => getComputedStyle(document.body)[name]);
+    return colours.map((colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number));
+}"""
+
+
+def luminance(colour: list[float]) -> float:
+    """The relative luminance of WCAG."""
+    parts = [part / 255 for part in colour]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_system_decides_between_dark_and_light(week: Week) -> None:
+    tab = week.tab("")
+    page = tab.open("/ui/")
+    backgrounds = {}
+    for theme in screenshots.THEMES:
+        page.emulate_media(color_scheme=theme)
+        ground, text = map(luminance, page.evaluate(COLOURS))
+        assert (max(ground, text) + 0.05) / (min(ground, text) + 0.05) >= 7
+        backgrounds[theme] = ground
+    assert backgrounds["light"] > 0.8 and backgrounds["dark"] < 0.05
+
+
+AXE = """async () => {
+    const found = await axe.run({ resultTypes: ["violations"] });
+    return found.violations.filter(({ impact }) => ["serious", "critical"].includes(impact))
+        .flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target.join(" ")}: ${node.failureSummary}`));
+}"""
+WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+WALKS = 8  # so that several processes can share the views
+
+
+def faults_of(page: Page, view: screenshots.View) -> Iterator[str]:
+    """What is wrong with a view, light and wide, then dark and narrow."""
+    for theme, width in zip(screenshots.THEMES, reversed(screenshots.WIDTHS), strict=True):
+        page.emulate_media(color_scheme=theme)
+        page.set_viewport_size({"width": width, "height": 800})
+        if wider := page.evaluate(WIDER):
+            yield f"{view.name} at {width}: {wider} pixels too wide"
+        page.evaluate(AXE_SCRIPT)
+        yield from (f"{view.name}, {theme}, {width}: {fault}" for fault in page.evaluate(AXE))
+    page.set_viewport_size({"width": screenshots.WIDEST, "height": 800})
+    if wider := page.evaluate(WIDER):
+        yield f"{view.name} at {screenshots.WIDEST}: {wider} pixels too wide"
+
+
+class Studio(screenshots.Studio):
+    """The one that takes the screenshots, with tabs that report problems."""
+
+    def __init__(self, browser: Browser, url: str, open_tab: Callable[..., Tab]):
+        super().__init__(browser, url)
+        self.open_tab = open_tab
+
+    def new_page(self) -> Page:
+        return self.open_tab(self.url, reduced_motion="reduce").page
+
+
+@pytest.mark.parametrize("walk", range(WALKS))
+def test_no_page_has_a_fault_for_anybody_in_any_theme_and_width(
+    told_week: example_week.Week, tmp_path: Path, browser: Browser, open_tab: Callable[..., Tab], walk: int
+) -> None:
+    """No serious violation that axe finds, and nothing to scroll sideways."""
+    settings = msgspec.structs.replace(
+        told_week.settings, database=str(shutil.copy(told_week.settings.database, tmp_path))
+    )
+    with tracker.serving(settings, told_week.clock()) as url:
+        studio, places = Studio(browser, url, open_tab), screenshots.places(told_week)
+        views = screenshots.VIEWS[walk::WALKS]
+        faults = [fault for view in views for fault in faults_of(studio.show(view, places), view)]
+    assert not faults, "\n".join(faults)
+
+
+def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callable[..., Tab]) -> None:
+    with tracker.serving() as url:
+        studio = Studio(browser, url, open_tab)
+        faults = [fault for view in screenshots.FIRST_VIEWS for fault in faults_of(studio.show(view, {}), view)]
+    assert not faults, "\n".join(faults)
+
+
+def test_every_page_of_the_table_is_among_the_views() -> None:
+    views = [re.sub(r"\{\w[\w-]*\}|\?.*", "", view.path) for view in screenshots.VIEWS]
+    for method, path, _ in tracker.PAGES:
+        if method == "GET" and not path.endswith("/export"):
+            assert re.sub(r"\{\w+\}", "", path) in views, path

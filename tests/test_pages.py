@@ -1,0 +1,1211 @@
+"""The manager UI over plain HTTP, as a browser without scripts sees it: every page, every form, every refusal."""
+
+import itertools
+import json
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import parse_qs, urljoin, urlsplit
+
+import httpx
+import lxml.html
+import pytest
+from conftest import Site, Worker, client, dump, wait_until
+
+import tracker
+from tracker import ALL_ROLES, EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
+
+GETS = [path for method, path, _ in tracker.PAGES if method == "GET"]
+POSTS = [path for method, path, _ in tracker.PAGES if method == "POST"]
+FOR_ALL = ("/ui/", "/ui/login", "/ui/register", "/ui/docs")
+FOR_ADMINS = ("/ui/admin", "/ui/admin/promote/{manager}", "/ui/admin/demote/{manager}", "/ui/workers/pause")
+ENTRANCES = ("/ui/login", "/ui/register", "/ui/logout")
+
+
+class Page:
+    """An answer, and what a browser makes of it."""
+
+    def __init__(self, answer: httpx.Response):
+        self.answer, self.status, self.html = answer, answer.status_code, answer.text
+        self.tree = lxml.html.document_fromstring(answer.text or "<p>", base_url=str(answer.url))
+        for area in self.tree.iter("textarea"):
+            area.text = (area.text or "").removeprefix("\n")  # as the standard wants it
+
+    @property
+    def text(self) -> str:
+        """What can be read on the page, with single spaces."""
+        return " ".join(self.tree.find("body").text_content().split())
+
+    @property
+    def notice(self) -> str:
+        """What the last action said, or why it was refused."""
+        return " ".join(" ".join(one.text_content().split()) for one in self.tree.find_class("notice"))
+
+    @property
+    def links(self) -> list[str]:
+        return [link for element, _, link, _ in self.tree.iterlinks() if element.tag != "form"]
+
+    @property
+    def buttons(self) -> set[str]:
+        return {button.text_content().strip() for button in self.tree.iter("button")}
+
+    def form(self, action: str) -> lxml.html.FormElement:
+        """The first form that is sent to an address that ends like this."""
+        return next(form for form in self.tree.forms if urlsplit(form.get("action") or "").path.endswith(action))
+
+    def typed(self, name: str, action: str = "") -> str | None:
+        """What is in the field that is sent to such an address by POST, seen before hidden."""
+        forms = [form for form in self.tree.forms if form.method == "POST" and form.action.endswith(action)]
+        fields = [field for form in forms for field in form.inputs if field.name == name]
+        return min(fields, key=lambda field: field.get("type") == "hidden").value
+
+
+class Tab:
+    """A browser without scripts: it keeps cookies, follows links and redirects, and sends forms."""
+
+    def __init__(self, http: httpx.Client):
+        self.http = http
+
+    def open(self, path: str, **query: Any) -> Page:
+        return Page(self.http.get(path, params=query or None, follow_redirects=True))
+
+    @property
+    def token(self) -> str:
+        """What this session's forms carry."""
+        return self.open("/ui/login").form("/ui/login").fields["token"]
+
+    def post(self, path: str, fields: dict[str, Any] | None = None, **options: Any) -> httpx.Response:
+        """Sends a form's fields with the session's token, and stays at the answer."""
+        return self.http.post(path, data={"token": self.token, **(fields or {})}, **options)
+
+    def act(self, path: str, fields: dict[str, Any] | None = None, **options: Any) -> Page:
+        """Sends a form's fields with the session's token, and goes where that leads to."""
+        return Page(self.post(path, fields, follow_redirects=True, **options))
+
+    def send(self, form: lxml.html.FormElement, button: str = "", **typed: Any) -> Page:
+        """Sends a form of a page as it was filled in, with some fields typed, by one of its buttons."""
+        for name, value in typed.items():
+            form.fields[name] = value
+        values = list(form.form_values())
+        for element in form.iter("button"):
+            if element.get("name") and element.text_content().strip() == button:
+                values.append((element.get("name"), element.get("value")))
+        data: dict[str, list[str]] = {}
+        for name, value in values:
+            data.setdefault(name, []).append(value)
+        return Page(self.http.request(form.method, form.action, data=data, follow_redirects=True))
+
+
+class Place:
+    """A tracker with something of everything in it."""
+
+    def __init__(self, site: Site, text: str = "plain", username: str = "other"):
+        self.site, self.admin = site, Tab(site.admin.http)
+        self.project = site.admin.create_project(f"{text} project", motd=f"{text} motd", version=f"{text} version")
+        self.worker = site.create_worker(self.project, f"{text} worker")
+        self.asking = site.create_worker(alias=f"{text} asking")
+        self.asking.request_access(self.project)
+        for number in range(3):
+            self.worker.submit(self.project, f"{text} recipe {number}", verification_count=2)
+        self.failed = self.worker.assigned(self.project)["id"]
+        self.worker.log("error", f"{text} message", task_id=self.failed, scope=f"{text} scope")
+        self.worker.release(self.failed, tracker.FAIL)
+        self.verified = self.worker.assigned(self.project)["id"]
+        self.worker.release(self.verified, verification=7)
+        self.assigned = self.worker.assigned(self.project)["id"]
+        self.worker.submit(self.project, f"{text} waiting recipe")
+        self.manager = site.create_manager(username)
+        answer = self.admin.post(f"/ui/projects/{self.project}/submit/lines", files={"file": ("a", b"one\ntwo\n{\n")})
+        self.operation = int(answer.headers["location"].rpartition("/")[2])
+        self.names = {
+            "project": self.project,
+            "task": self.failed,
+            "worker": self.asking.id,
+            "operation": self.operation,
+            "manager": self.manager.id,
+            "kind": "reset_failed",
+        }
+
+    def at(self, path: str) -> str:
+        """A path of the table of pages, with this place's ids."""
+        return path.format(**self.names)
+
+    def fields(self, path: str) -> dict[str, Any]:
+        """What a form that is sent there could say."""
+        return {
+            "/ui/projects/new": {"name": "another one"},
+            "/ui/projects/{project}/edit": {"motd": "new words"},
+            "/ui/projects/{project}/pause": {"paused": "true"},
+            "/ui/projects/{project}/secret": {"secret": "a new one"},
+            "/ui/projects/{project}/webhook_secret": {"webhook_secret": "a new one"},
+            "/ui/projects/{project}/tasks": {"action": "delete", "task": self.failed},
+            "/ui/projects/{project}/submit": {"recipe": "one more"},
+            "/ui/projects/{project}/submit/lines": {"lines": "three\nfour"},
+            "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
+            "/ui/projects/{project}/access/role": {"username": self.manager.username, "read": "true"},
+            "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
+            "/ui/login": {"username": "admin", "password": "password"},
+            "/ui/register": {"username": "newcomer", "password": "password"},
+            "/ui/account/password": {"password": "password", "new_password": "another password"},
+        }.get(path, {})
+
+    def dump(self) -> dict[str, list[tuple]]:
+        return dump(self.site.settings.database)
+
+
+@pytest.fixture
+def place(site: Site) -> Place:
+    return Place(site)
+
+
+def role_of(path: str, method: str = "POST") -> int:
+    """The role that a form or page of a project needs."""
+    if path.endswith(("/edit", "/pause", "/submit", "/lines")):
+        return EDIT
+    if path.endswith(("/secrets", "/secret", "/webhook_secret")):
+        return SECRET
+    if "/access" in path:
+        return MANAGE_ACCESS
+    return MAINTENANCE if method == "POST" else READ
+
+
+def manager_with(place: Place, role: int, username: str = "") -> Tab:
+    """A manager with these roles in the project."""
+    manager = place.site.create_manager(username)
+    assert place.site.admin.set_role(place.project, manager, role).status_code == 200
+    return Tab(manager.http)
+
+
+# ── Every page ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_page_answers_an_admin(place: Place) -> None:
+    for path in GETS:
+        page = place.admin.open(place.at(path))
+        assert page.status == 200, (path, page.text)
+        if not path.endswith("/export"):
+            assert page.answer.headers["content-type"] == "text/html; charset=utf-8", path
+            assert page.tree.get("lang") == "en" and page.tree.findtext(".//title"), path
+            assert len(page.tree.findall(".//h1")) == 1, path
+            assert page.tree.find(".//meta[@name='viewport']") is not None, path
+
+
+def test_every_form_is_taken_from_an_admin(make_site: Callable[..., Site]) -> None:
+    """The forms of the tests of refusals are right: only what these tests change in them is refused."""
+    place = Place(make_site())
+    last = ("/ui/logout", "/ui/login", "/ui/account/password", "/ui/register")
+    for path in [path for path in POSTS if path not in last] + list(last):
+        answer = place.admin.post(place.at(path), place.fields(path))
+        assert answer.status_code == 303, (path, Page(answer).text)
+        if path.endswith("/accept/{worker}") or path.endswith("/reject/{worker}"):
+            place.asking.request_access(place.project)
+
+
+def test_looking_at_pages_changes_nothing(place: Place) -> None:
+    before = place.dump()
+    for path in GETS:
+        assert place.admin.open(place.at(path)).status == 200
+    assert place.dump() == before
+
+
+def answers_of_all_kinds(place: Place) -> Iterator[httpx.Response]:
+    guest = Tab(place.site.guest)
+    for path in GETS:
+        yield place.admin.http.get(place.at(path))
+        yield guest.http.get(place.at(path))
+    yield place.admin.http.get("/ui/no/such/page")
+    yield place.admin.http.get("/ui/projects/999")
+    yield place.admin.http.get("/ui/projects/one")
+    yield Tab(place.manager.http).http.get("/ui/admin")
+    yield place.admin.post(place.at("/ui/projects/{project}/pause"), {"paused": "true"})
+    yield place.admin.post(place.at("/ui/projects/{project}/pause"), {"paused": "perhaps"})
+    yield place.admin.post(place.at("/ui/projects/{project}/edit"), {"name": ""})
+    yield place.admin.http.post(place.at("/ui/projects/{project}/pause"))
+    yield guest.post("/ui/login", {"username": "admin", "password": "wrong"})
+
+
+def test_every_answer_has_the_headers_that_keep_a_browser_safe(place: Place) -> None:
+    codes = set()
+    for answer in answers_of_all_kinds(place):
+        codes.add(answer.status_code)
+        headers = answer.headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'" and policy["script-src"] == "'self'", answer.url
+        assert policy["frame-ancestors"] == "'none'" and policy["form-action"] == "'self'"
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "same-origin"
+        assert headers["cache-control"] == "no-store"
+    assert codes >= {200, 303, 400, 401, 403, 404}
+
+
+def test_stylesheet_and_script_may_be_kept_and_nothing_comes_from_elsewhere(place: Place) -> None:
+    page = place.admin.open("/ui/")
+    needed = [element.get("src") or element.get("href") for element in page.tree.iter("script", "link")]
+    assert len(needed) == 3
+    for address in needed:
+        assert address.startswith("/ui/static/")
+        answer = place.site.guest.get(address)
+        assert answer.status_code == 200 and "max-age" in answer.headers["cache-control"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_no_page_has_a_script_or_a_style_of_its_own(place: Place) -> None:
+    for path in GETS:
+        if not path.endswith("/export"):
+            tree = place.admin.open(place.at(path)).tree
+            assert not tree.findall(".//style") and not tree.xpath("//@style"), path
+            assert all(script.get("src") and not script.text for script in tree.iter("script")), path
+
+
+def test_every_field_has_a_label(place: Place) -> None:
+    for path in GETS:
+        if path.endswith("/export"):
+            continue
+        tree = place.admin.open(place.at(path)).tree
+        labelled = set(tree.xpath("//label/@for"))
+        for field in tree.xpath("//select | //textarea | //input[not(@type='hidden')]"):
+            assert field.get("id") in labelled or field.get("aria-label"), (path, field.attrib)
+
+
+def test_ids_are_unique_on_every_page(place: Place) -> None:
+    for path in GETS:
+        if not path.endswith("/export"):
+            ids = place.admin.open(place.at(path)).tree.xpath("//@id")
+            assert sorted(set(ids)) == sorted(ids), path
+
+
+def test_every_link_of_the_pages_leads_somewhere(place: Place) -> None:
+    seen, ahead = set(), ["/ui/"]
+    while ahead:
+        path = ahead.pop()
+        page = place.admin.open(path)
+        assert page.status == 200, path
+        if "text/html" in page.answer.headers["content-type"]:
+            found = {urlsplit(link)._replace(fragment="").geturl() for link in page.links if link.startswith("/")}
+            ahead += found - seen
+            seen |= found
+    assert {place.at(path) for path in GETS if path not in ("/ui/login", "/ui/register")} <= seen
+
+
+# ── Forms that are refused ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_form_is_taken_without_this_session_s_token(place: Place) -> None:
+    other = Tab(place.manager.http).token
+    before = place.dump()
+    for path in POSTS:
+        fields = place.fields(path)
+        for token in ({}, {"token": ""}, {"token": "wrong"}, {"token": "ü"}, {"token": other}):
+            answer = place.admin.http.post(place.at(path), data={**fields, **token})
+            assert answer.status_code == 403, (path, token)
+            assert "out of date" in Page(answer).notice
+    assert place.dump() == before
+
+
+def test_an_upload_without_the_token_is_refused(place: Place) -> None:
+    before = place.dump()
+    path = place.at("/ui/projects/{project}/submit/lines")
+    assert place.admin.http.post(path, files={"file": ("a", b"x\n")}).status_code == 403
+    assert place.dump() == before
+
+
+def test_no_form_is_taken_that_another_site_sent(place: Place) -> None:
+    before = place.dump()
+    token = place.admin.token
+    for path, headers in itertools.product(
+        POSTS,
+        (
+            {"sec-fetch-site": "cross-site"},
+            {"sec-fetch-site": "same-site"},
+            {"origin": "https://elsewhere.example"},
+            {"origin": "null"},
+            {"referer": "https://elsewhere.example/page"},
+        ),
+    ):
+        data = {"token": token, **place.fields(path)}
+        answer = place.admin.http.post(place.at(path), data=data, headers=headers)
+        assert answer.status_code == 403, (path, headers)
+        assert "another site" in Page(answer).notice
+    assert place.dump() == before
+
+
+def test_the_browser_s_own_headers_are_no_obstacle(place: Place) -> None:
+    headers = {"sec-fetch-site": "same-origin", "origin": place.site.url, "accept": "text/html"}
+    assert place.admin.post("/ui/projects/new", {"name": "fresh"}, headers=headers).status_code == 303
+
+
+def test_who_has_not_logged_in_can_do_nothing(place: Place) -> None:
+    guest, before = Tab(place.site.guest), place.dump()
+    for path in POSTS:
+        if path not in ENTRANCES:
+            assert guest.post(place.at(path), place.fields(path)).status_code == 401, path
+    assert place.dump() == before
+
+
+def test_a_manager_without_any_role_can_do_nothing_to_others_projects(place: Place) -> None:
+    manager, before = Tab(place.manager.http), place.dump()
+    own = (*ENTRANCES, "/ui/projects/new", "/ui/account/password")
+    for path in POSTS:
+        if path not in own:
+            assert manager.post(place.at(path), place.fields(path)).status_code == 403, path
+    assert place.dump() == before
+
+
+def test_all_roles_but_the_one_that_is_needed_are_not_enough(place: Place) -> None:
+    for role in tracker.ROLE_NAMES:
+        manager = manager_with(place, ALL_ROLES ^ role)
+        before = place.dump()
+        for path in POSTS:
+            if "{project}" in path and role_of(path) == role:
+                answer = manager.post(place.at(path), place.fields(path))
+                assert answer.status_code == 403, path
+                assert tracker.ROLE_NAMES[role] in Page(answer).notice, path
+        assert place.dump() == before
+
+
+def test_the_role_that_is_needed_is_enough(make_site: Callable[..., Site]) -> None:
+    place = Place(make_site())
+    for role in (EDIT, SECRET, MAINTENANCE, MANAGE_ACCESS):
+        manager = manager_with(place, role | READ)
+        for path in POSTS:
+            if "{project}" in path and role_of(path) == role:
+                assert manager.post(place.at(path), place.fields(path)).status_code == 303, path
+                if "/access/" in path:
+                    place.asking.request_access(place.project)
+
+
+def test_priorities_need_edit_and_no_maintenance(place: Place) -> None:
+    path, fields = (
+        f"/ui/projects/{place.project}/tasks",
+        {"action": "set_priority", "priority": 3, "task": place.failed},
+    )
+    assert manager_with(place, READ | MAINTENANCE).act(path, fields).status == 403
+    assert manager_with(place, READ | EDIT).act(path, fields).notice == "1 task got priority 3."
+
+
+def test_only_admins_pause_workers_and_promote(place: Place) -> None:
+    before = place.dump()
+    manager = Tab(place.manager.http)
+    for path in FOR_ADMINS:
+        if path in POSTS:
+            answer = manager.post(place.at(path), place.fields(path))
+            assert answer.status_code == 403, path
+            assert "admin" in Page(answer).notice
+    assert place.dump() == before
+
+
+# ── Who sees what ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_guests_are_asked_to_log_in_and_come_back(place: Place) -> None:
+    guest = Tab(client(place.site.url))
+    for path in GETS:
+        if path in FOR_ALL or path == "/ui/projects/{project}":
+            assert guest.open(place.at(path)).status == 200
+            continue
+        wanted = place.at(path) + "?text=a%26b"
+        login = guest.open(wanted)
+        assert login.answer.url.path == "/ui/login", path
+        home = guest.send(login.form("/ui/login"), username="admin", password="password")
+        assert str(home.answer.url) == place.site.url + wanted, path
+        guest.post("/ui/logout")
+
+
+def test_a_form_sent_after_the_login_has_ended_says_so(place: Place) -> None:
+    tab = Tab(place.manager.http)
+    form = tab.open("/ui/projects/new").form("/ui/projects/new")
+    cookies = dict(tab.http.cookies)
+    tab.post("/ui/logout")
+    tab.http.cookies.update(cookies)
+    page = tab.send(form, name="lost")
+    assert page.status == 401 and "logged in" in page.text
+    assert "/ui/login" in page.links
+
+
+def test_pages_of_a_project_need_their_role(place: Place) -> None:
+    for path in GETS:
+        if "{project}" not in path or path == "/ui/projects/{project}":
+            continue
+        role = role_of(path, "GET")
+        page = manager_with(place, ALL_ROLES ^ role).open(place.at(path))
+        assert page.status == 403 and tracker.ROLE_NAMES[role] in page.notice, path
+
+
+def test_tasks_and_operations_need_read_in_their_project(place: Place) -> None:
+    manager = manager_with(place, ALL_ROLES ^ READ)
+    for path in ("/ui/tasks/{task}", "/ui/operations/{operation}"):
+        assert manager.open(place.at(path)).status == 403
+
+
+def test_a_hidden_project_does_not_exist_for_others(place: Place) -> None:
+    place.site.admin.update_project(place.project, hidden=True)
+    for tab in (Tab(place.manager.http), Tab(place.site.guest)):
+        assert "plain project" not in tab.open("/ui/").html
+        page = tab.open(f"/ui/projects/{place.project}")
+        assert page.status == 404 and "plain" not in page.html
+    other = Tab(place.manager.http)
+    for path in ("/ui/logs", f"/ui/workers/{place.worker.id}", "/ui/projects/new", "/ui/account"):
+        assert "plain project" not in other.open(path).html, path
+    reader = manager_with(place, READ)
+    assert "plain project" in reader.open("/ui/").text
+    assert reader.open(f"/ui/projects/{place.project}").status == 200
+
+
+def test_the_pages_of_a_hidden_project_say_the_same_as_those_of_none(place: Place) -> None:
+    place.site.admin.update_project(place.project, hidden=True)
+    other = Tab(place.manager.http)
+    for path in GETS:
+        if "{project}" in path:
+            there, nowhere = other.open(place.at(path)), other.open(path.format(project=999))
+            assert there.status == nowhere.status, path
+            assert there.notice.replace(str(place.project), "999") == nowhere.notice, path
+
+
+def test_the_roles_decide_which_tabs_and_buttons_a_project_shows(place: Place) -> None:
+    path = f"/ui/projects/{place.project}"
+    tabs = {
+        READ: {"Tasks"},
+        EDIT: {"Submit", "Settings"},
+        MANAGE_ACCESS: {"Access"},
+        SECRET: {"Secrets"},
+        MAINTENANCE: set(),
+    }
+    actions = {EDIT: {"Pause"}, MAINTENANCE: {"Reset failed tasks", "Reclaim assigned tasks", "Delete all tasks"}}
+    for role in tracker.ROLE_NAMES:
+        page = manager_with(place, role).open(path)
+        [nav] = page.tree.xpath("//nav[@aria-label='Project']")
+        assert {link.text_content() for link in nav.iter("a")} == {"Overview", *tabs[role]}
+        assert page.buttons - {"Log out"} == actions.get(role, set())
+    assert Tab(place.site.guest).open(path).buttons == set()
+
+
+def test_the_roles_decide_which_buttons_a_list_of_tasks_shows(place: Place) -> None:
+    path = f"/ui/projects/{place.project}/tasks"
+    expected = {
+        (READ, "failed"): set(),
+        (READ | EDIT, "failed"): {"Set priority"},
+        (READ | MAINTENANCE, "failed"): {"Retry", "Delete"},
+        (READ | MAINTENANCE, "assigned"): {"Requeue", "Delete"},
+        (READ | MAINTENANCE | EDIT, "waiting"): {"Set priority", "Delete"},
+    }
+    for (role, state), buttons in expected.items():
+        page = manager_with(place, role).open(path, state=state)
+        assert page.buttons - {"Log out", "Search"} == buttons
+
+
+def test_the_administration_is_for_admins(place: Place) -> None:
+    manager = Tab(place.manager.http)
+    assert manager.open("/ui/admin").status == 403
+    assert "/ui/admin" not in manager.open("/ui/").links
+    assert "/ui/admin" in place.admin.open("/ui/").links
+
+
+def test_the_administration_shows_settings_and_database_and_no_secret(place: Place) -> None:
+    page = place.admin.open("/ui/admin")
+    assert place.site.settings.database in page.text
+    assert "snapshot_interval" in page.text and tracker.__version__ in page.text
+    [(key,)] = place.site.read("SELECT value FROM meta WHERE key = 'cookie_key'")
+    assert key not in page.html
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_the_logs_are_public_if_the_settings_say_so(make_site: Callable[..., Site], public: bool) -> None:
+    place = Place(make_site(public_logs=public))
+    guest = Tab(place.site.guest)
+    page = guest.open("/ui/logs")
+    assert ("plain message" in page.text) == public
+    assert page.answer.url.path == ("/ui/logs" if public else "/ui/login")
+    assert ("/ui/logs" in guest.open("/ui/").links) == public
+
+
+# ── Text that others wrote ────────────────────────────────────────────────────────────────────────────────────────────
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
+NAUGHTY = "<b>\"'&amp;</b>"  # as long as a username may be
+
+
+def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) -> None:
+    place = Place(make_site(), HOSTILE, NAUGHTY)
+    place.site.admin.update_project(place.project, clone_url=HOSTILE, git_repo=HOSTILE)
+    place.site.admin.set_role(place.project, place.manager, READ)
+    place.admin.post(place.at("/ui/projects/{project}/secret"), {"secret": HOSTILE})
+    place.admin.post(place.at("/ui/projects/{project}/webhook_secret"), {"webhook_secret": HOSTILE})
+    shown = {
+        "/ui/": ("project", "motd"),
+        "/ui/projects/{project}": ("project", "motd", "version", "recipe 0", "worker"),
+        "/ui/projects/{project}/edit": ("project", "motd"),
+        "/ui/projects/{project}/tasks": ("waiting recipe",),
+        "/ui/projects/{project}/access": ("asking", "worker"),
+        "/ui/tasks/{task}": ("recipe 0", "worker", "scope", "message"),
+        "/ui/workers": ("worker", "asking"),
+        "/ui/logs": ("worker", "scope", "message", "project"),
+    }
+    for path in GETS:
+        if path.endswith("/export"):
+            continue
+        page = place.admin.open(place.at(path))
+        raw = page.html
+        assert "<script>alert" not in raw and "<img" not in raw and NAUGHTY not in raw, path
+        assert "&amp;amp;amp;" not in raw, path
+        assert not page.tree.xpath("//@*[starts-with(name(), 'on')]"), path
+        for what in shown.get(path, ()):
+            assert f"{HOSTILE} {what}" in page.text, (path, what)
+    for path in ("/ui/admin", "/ui/projects/{project}/access"):
+        assert NAUGHTY in place.admin.open(place.at(path)).text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/ui/?text={}", "/ui/workers?text={}", "/ui/logs?text={}", "/ui/login?back={}", "/ui/{}", "/ui/logs?level={}"],
+)
+def test_what_an_address_says_is_shown_as_text(place: Place, path: str) -> None:
+    page = place.admin.open(path.format(httpx.QueryParams({"": HOSTILE}).__str__()[1:].replace("%2F", "/")))
+    assert "<script>alert" not in page.html and "<img" not in page.html
+    assert "alert(1)" in page.html
+
+
+def test_what_a_refused_form_said_is_shown_as_text(place: Place) -> None:
+    place.site.admin.create_project(HOSTILE)
+    page = place.admin.act("/ui/projects/new", {"name": HOSTILE, "motd": HOSTILE, "version": HOSTILE})
+    assert page.status == 409
+    assert "<script>alert" not in page.html and "<img" not in page.html
+    assert page.typed("name") == HOSTILE and page.typed("motd") == HOSTILE
+
+
+def test_a_text_with_line_ends_comes_back_as_it_was(place: Place) -> None:
+    """A browser sends each line end as two characters, and drops one at the beginning of a text area."""
+    path, text = place.at("/ui/projects/{project}/edit"), "\n\n first\nlast \n"
+    place.admin.post(path, {"motd": text.replace("\n", "\r\n")})
+    assert place.site.admin.project(place.project)["motd"] == text
+    form = place.admin.open(path).form(path)
+    place.admin.send(form)
+    assert place.site.admin.project(place.project)["motd"].strip() == text.strip()
+
+
+# ── Below a path prefix ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class StrippingProxy(httpx.BaseTransport):
+    """A reverse proxy that serves the tracker below /queue, and asks it without that."""
+
+    def __init__(self) -> None:
+        self.real = httpx.HTTPTransport(verify=False)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        assert request.url.path.startswith("/queue/"), f"escaped from the prefix: {request.url}"
+        inner = request.url.copy_with(raw_path=request.url.raw_path.removeprefix(b"/queue"))
+        return self.real.handle_request(
+            httpx.Request(request.method, inner, headers=request.headers, stream=request.stream)
+        )
+
+
+def test_nothing_escapes_the_path_prefix(make_site: Callable[..., Site]) -> None:
+    url = make_site(root_path="/queue").url
+    http = httpx.Client(base_url=f"{url}/queue", transport=StrippingProxy(), timeout=90)
+    tab, worker = Tab(http), Worker(url)
+    login = tab.open("/ui/account")
+    assert login.answer.url.path == "/queue/ui/login"
+    account = tab.send(login.form("/login"), username="admin", password="password")
+    assert account.answer.url.path == "/queue/ui/account" and "Welcome back" in account.notice
+    assert {cookie.path for cookie in http.cookies.jar} == {"/queue"}
+    created = tab.act("/ui/projects/new", {"name": "in the queue"})
+    assert created.answer.url.path == "/queue/ui/projects/1"
+    assert f"curl {url}/queue/worker/create" in created.text and f"--server {url}/queue" in created.text
+    upload = tab.act("/ui/projects/1/submit/lines", {"lines": "one"})
+    assert upload.answer.url.path == "/queue/ui/operations/1"
+    tab.act("/ui/projects/1/access/set", {"worker": worker.id, "assign": "true", "submit": "true"})
+    names = {"project": 1, "task": worker.assigned(1)["id"], "worker": worker.id, "operation": 1}
+    for path in GETS:
+        if not path.endswith("/export"):
+            page = tab.open(path.format(**names))
+            assert page.status == 200
+            for link in (*page.links, *page.tree.xpath("//form/@action")):
+                assert link.startswith(("/queue/", "#")), (path, link)
+    paused = tab.act("/ui/projects/1/pause", {"paused": "true"})
+    assert paused.answer.url.path == "/queue/ui/projects/1" and paused.notice.startswith("Paused")
+    assert http.get("/", headers={"accept": "text/html"}).headers["location"] == "/queue/ui/"
+    assert http.get("/ui").headers["location"] == "/queue/ui/"
+
+
+# ── Messages, and where an action leads to ────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_an_action_did_is_said_once(place: Place) -> None:
+    page = place.admin.act(place.at("/ui/projects/{project}/reset/reset_failed"))
+    assert page.notice == "1 failed task is waiting again."
+    assert page.answer.url.path == f"/ui/projects/{place.project}"
+    assert place.admin.open(place.at("/ui/projects/{project}")).notice == ""
+
+
+def test_a_page_that_refreshes_itself_does_not_take_the_message(place: Place) -> None:
+    answer = place.admin.post(place.at("/ui/projects/{project}/reset/reset_failed"))
+    assert answer.status_code == 303
+    refreshed = Page(place.admin.http.get("/ui/", headers={"x-live": "1"}))
+    assert "waiting again" not in refreshed.text
+    assert "waiting again" in place.admin.open("/ui/account").notice
+
+
+def test_a_message_that_the_tracker_did_not_sign_is_not_shown(place: Place) -> None:
+    for forged in (b"aGVsbG8.x", b"hello", b"=", b"\xff"):
+        page = Page(place.site.guest.get("/ui/login", headers={"cookie": b"tt-message=" + forged}))
+        assert page.status == 200 and page.notice == ""
+
+
+ELSEWHERE = (
+    "https://elsewhere.example/",
+    "//elsewhere.example/ui/",
+    "/\\elsewhere.example",
+    "\\\\elsewhere.example",
+    "/ui/\\..\\..\\elsewhere.example",
+    "/ui/\r\nset-cookie: a=b",
+    "javascript:alert(1)",
+    "ui/",
+    "",
+)
+
+
+@pytest.mark.parametrize("back", ELSEWHERE)
+def test_no_form_leads_to_another_site(place: Place, back: str) -> None:
+    login = Tab(place.site.guest).post("/ui/login", {"username": "admin", "password": "password", "back": back})
+    pause = place.admin.post("/ui/workers/pause", {"worker": place.worker.id, "paused": "true", "back": back})
+    task = place.admin.post(
+        place.at("/ui/projects/{project}/tasks"), {"action": "retry", "task": place.failed, "back": back}
+    )
+    for answer in (login, pause, task):
+        assert answer.status_code == 303
+        target = urljoin(str(answer.url), answer.headers["location"])
+        assert target.startswith(f"{place.site.url}/ui/") and "set-cookie: a=b" not in str(answer.headers)
+
+
+def test_the_filter_survives_an_action_on_the_selected(place: Place) -> None:
+    path = f"{place.at('/ui/projects/{project}/tasks')}?state=failed&text=recipe&priority=0"
+    page = place.admin.open(path)
+    form = page.form("/tasks")
+    form.fields["task"] = str(place.failed)
+    after = place.admin.send(form, "Retry", task=[str(place.failed)])
+    assert after.notice == "1 failed task is waiting again."
+    assert parse_qs(after.answer.url.query.decode()) == {"state": ["failed"], "text": ["recipe"], "priority": ["0"]}
+    assert after.tree.xpath("string(//input[@name='text']/@value)") == "recipe"
+
+
+def test_the_filter_survives_the_question_before_an_action_on_all(place: Place) -> None:
+    path = f"{place.at('/ui/projects/{project}/tasks')}?state=waiting&text=recipe"
+    question = place.admin.send(place.admin.open(path).form("/tasks"), "Set priority", which="all", priority="8")
+    assert "Set the priority of all waiting tasks that match?" in question.text
+    after = place.admin.send(question.form("/tasks"), "Set the priority of all")
+    assert after.notice == "1 task got priority 8."
+    assert parse_qs(after.answer.url.query.decode()) == {"state": ["waiting"], "text": ["recipe"]}
+    assert place.site.read("SELECT count(*) FROM task WHERE priority = 8") == [(1,)]
+
+
+def test_nothing_happens_to_all_before_it_is_confirmed(place: Place) -> None:
+    before = place.dump()
+    question = place.admin.act(place.at("/ui/projects/{project}/tasks"), {"action": "delete", "which": "all"})
+    assert question.status == 200 and "Delete all" in question.buttons
+    assert place.dump() == before
+
+
+def test_what_may_not_be_done_is_not_asked_about(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/tasks")
+    reader = manager_with(place, READ)
+    assert reader.act(path, {"action": "delete", "which": "all"}).status == 403
+    page = place.admin.act(path, {"action": "set_priority", "which": "all", "priority": ""})
+    assert page.status == 400 and "priority" in page.notice
+
+
+def test_the_action_on_all_works_in_every_state(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/tasks")
+    for state, action, said in (
+        ("failed", "retry", "1 failed task is waiting again."),
+        ("assigned", "requeue", "1 assigned task is waiting again."),
+        ("awaiting_verification", "delete", "1 task was deleted."),
+        ("waiting", "delete", "tasks were deleted."),
+    ):
+        fields = {"action": action, "which": "all", "confirmed": "yes"}
+        assert said in place.admin.act(f"{path}?state={state}", fields).notice
+    assert not [name for name in place.site.admin.counts(place.project) if name != "closed"]
+
+
+def test_a_task_deleted_on_its_page_leads_back_to_the_list(place: Place) -> None:
+    waiting = place.site.read("SELECT max(id) FROM task WHERE recipe = 'plain waiting recipe'")[0][0]
+    page = place.admin.open(f"/ui/tasks/{waiting}")
+    after = place.admin.send(page.form("/tasks"), "Delete")
+    assert after.status == 200 and after.notice == "1 task was deleted."
+    assert after.answer.url.path == place.at("/ui/projects/{project}/tasks")
+
+
+def test_an_action_on_a_task_s_page_comes_back_to_it(place: Place) -> None:
+    page = place.admin.open(f"/ui/tasks/{place.failed}")
+    after = place.admin.send(page.form("/tasks"), "Retry")
+    assert after.answer.url.path == f"/ui/tasks/{place.failed}" and after.notice == "1 failed task is waiting again."
+
+
+# ── What is typed, and what is wrong with it ──────────────────────────────────────────────────────────────────────────
+
+
+def invalid_fields(page: Page) -> list[str]:
+    return page.tree.xpath("//*[@aria-invalid='true']/@name")
+
+
+@pytest.mark.parametrize(
+    "path, fields, wrong",
+    [
+        ("/ui/projects/new", {"name": "plain project", "motd": "typed", "priority": "7"}, "name"),
+        ("/ui/projects/new", {"name": "  ", "motd": "typed"}, "name"),
+        ("/ui/projects/new", {"name": "fresh", "motd": "typed", "priority": "high"}, "priority"),
+        ("/ui/projects/{project}/edit", {"name": "x" * 201, "motd": "typed"}, "name"),
+        ("/ui/projects/{project}/edit", {"name": "fresh", "motd": "typed", "assign_rate": "-1"}, "assign_rate"),
+        ("/ui/projects/{project}/submit", {"recipe": "typed", "priority": "high"}, "priority"),
+        ("/ui/projects/{project}/submit", {"recipe": "", "unique_string": "typed"}, "recipe"),
+        ("/ui/projects/{project}/submit/lines", {"lines": "typed", "max_retries": "-1"}, "max_retries"),
+        ("/ui/projects/{project}/submit/lines", {"lines": " ", "priority": "7"}, "lines"),
+        ("/ui/projects/{project}/access/set", {"worker": "many"}, "worker"),
+        ("/ui/projects/{project}/access/role", {"username": "nobody"}, "username"),
+        ("/ui/register", {"username": "admin", "password": "long enough"}, "username"),
+        ("/ui/register", {"username": "typed", "password": "short"}, "password"),
+    ],
+)
+def test_a_refused_form_keeps_what_was_typed_and_names_the_field(
+    place: Place, path: str, fields: dict[str, str], wrong: str
+) -> None:
+    before = {**place.dump(), "login_failure": []}
+    page = place.admin.act(place.at(path), fields)
+    assert page.status in (400, 404, 409)
+    assert page.notice.startswith(f"Not done. {wrong}: "), page.notice
+    assert invalid_fields(page) == [wrong]
+    for name, value in fields.items():
+        assert page.typed(name, place.at(path)) in ((value,) if name != "password" else (None, "")), name
+    assert {**place.dump(), "login_failure": []} == before
+
+
+def test_a_wrong_password_is_not_named_and_not_kept(place: Place) -> None:
+    page = Tab(place.site.guest).act("/ui/login", {"username": "admin", "password": "wrong horse", "back": "/ui/logs"})
+    assert page.status == 401 and page.typed("username") == "admin" and "wrong horse" not in page.html
+    assert page.typed("back") == "/ui/logs"
+
+
+def test_the_two_forms_of_the_submit_page_do_not_mix(place: Place) -> None:
+    page = place.admin.act(place.at("/ui/projects/{project}/submit"), {"recipe": "typed", "priority": "77x"})
+    assert page.form("/submit").fields["priority"] == "77x"
+    assert page.form("/submit/lines").fields["priority"] == "0"
+
+
+def test_a_refused_action_on_tasks_leaves_the_filter_alone(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/tasks")
+    page = place.admin.act(f"{path}?state=failed", {"action": "set_priority", "priority": "4", "which": "selected"})
+    assert page.status == 400 and "select at least one" in page.notice
+    assert page.tree.xpath("string(//form[@role='search']//input[@name='priority']/@value)") == ""
+
+
+@pytest.mark.parametrize("name", ["", "plain projec", "PLAIN PROJECT", "plain project 2"])
+def test_a_hard_reset_without_the_project_s_name_deletes_nothing(place: Place, name: str) -> None:
+    before = place.dump()
+    page = place.admin.act(place.at("/ui/projects/{project}/reset/hard_reset"), {"confirm": name})
+    assert page.status == 400 and page.notice.startswith("Not done. confirm: ")
+    assert place.dump() == before
+
+
+def test_a_hard_reset_with_the_name_deletes_every_task(place: Place) -> None:
+    page = place.admin.open(place.at("/ui/projects/{project}"))
+    after = place.admin.send(page.form("/reset/hard_reset"), confirm="plain project")
+    assert after.notice == "The project was reset: 6 tasks deleted, hashes forgotten."
+    assert place.site.read("SELECT count(*) FROM task") == [(0,)]
+
+
+def test_an_upload_that_is_too_large_is_refused_before_it_is_read(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_bulk_body=64)
+    tab, project = Tab(site.admin.http), site.admin.create_project()
+    page = tab.act(f"/ui/projects/{project}/submit/lines", files={"file": ("big", b"recipe\n" * 20_000)})
+    assert page.status == 413 and "file: more than 64 KiB" in page.notice
+    assert site.admin.counts(project) == {}
+    assert site.read("SELECT count(*) FROM bulk_piece") == [(0,)]
+
+
+def test_a_form_that_is_too_large_is_refused(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_body=4)
+    tab, project = Tab(site.admin.http), site.admin.create_project()
+    assert tab.act(f"/ui/projects/{project}/submit", {"recipe": "x" * 5000}).status == 413
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"a" * 10 + b"&b=1" * 3000, b"token=%ff"])
+def test_a_body_that_is_no_form_is_refused_with_a_page(place: Place, body: bytes) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    page = Page(place.admin.http.post("/ui/projects/new", content=body, headers=headers))
+    assert page.status in (400, 403) and page.notice.startswith("Not done.")
+
+
+def test_a_broken_upload_is_refused_with_a_page(place: Place) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    path = place.at("/ui/projects/{project}/submit/lines")
+    for body in (b"nonsense", b"--x\r\nbroken", b"--x\r\nContent-Disposition: form-data\r\n\r\n\r\n--x--"):
+        page = Page(place.admin.http.post(path, content=body, headers=headers))
+        assert page.status in (400, 403) and page.notice.startswith("Not done."), body
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ui/?after=" + "x" * 400,
+        "/ui/projects/{project}?range=year",
+        "/ui/projects/{project}/tasks?state=asleep",
+        "/ui/projects/{project}/tasks?priority=high",
+        "/ui/projects/{project}/tasks?after=there",
+        "/ui/workers?sort=shoe+size",
+        "/ui/workers?after=x",
+        "/ui/logs?worker=me",
+        "/ui/logs?level=loud",
+        "/ui/tasks/first",
+    ],
+)
+def test_an_address_with_a_mistake_is_refused_with_a_page_that_names_it(place: Place, path: str) -> None:
+    page = place.admin.open(place.at(path))
+    assert page.status == 400
+    name = urlsplit(path).query.partition("=")[0] or "task"
+    assert page.notice.startswith(f"Not done. {name}: ")
+
+
+@pytest.mark.parametrize(
+    "path", ["/ui/projects/999", "/ui/tasks/999", "/ui/workers/999", "/ui/operations/999", "/ui/x/y"]
+)
+def test_what_is_not_there_is_said_on_a_page(place: Place, path: str) -> None:
+    page = place.admin.open(path)
+    assert page.status == 404 and page.notice.startswith("Not done.") and "/ui/" in page.links
+
+
+def test_an_unexpected_fault_is_a_page_without_its_details(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "pace", lambda *_: 1 / 0)
+    page = place.admin.open("/ui/")
+    assert page.status == 500 and "Internal error" in page.notice
+    assert "division" not in page.html and "Traceback" not in page.html
+
+
+# ── First visit ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_empty_tracker_leads_from_the_first_account_to_the_first_task() -> None:
+    with tracker.serving() as url, client(url) as http:
+        tab = Tab(http)
+        welcome = tab.open("/ui/")
+        assert "This tracker is new" in welcome.text and "/ui/register" in welcome.links
+        register = tab.open("/ui/register")
+        assert "becomes the administrator" in register.text
+        home = tab.send(register.form("/register"), username="alice", password="correct horse")
+        assert home.notice == "Welcome, alice." and "No project yet" in home.text
+        assert "/ui/projects/new" in home.links
+        page = tab.send(tab.open("/ui/projects/new").form("/new"), name="my 'first' crawl")
+        assert "Workers may ask for access" in page.notice
+        [project] = [int(number) for number in re.findall(r"/ui/projects/(\d+)$", str(page.answer.url))]
+        assert f"curl {url}/worker/create" in page.text
+        assert f"examples/crawl.py https://example.org/docs/ --server {url} --project" in page.text
+        tab.act(f"/ui/projects/{project}/submit", {"recipe": "begin"})
+        assert "The queue is empty" not in tab.open(f"/ui/projects/{project}").text
+
+
+def test_the_commands_of_the_first_visit_are_safe_to_paste(site: Site) -> None:
+    """The project's name is quoted for the shell."""
+    project = site.admin.create_project("it's $(touch /tmp/oops)")
+    page = Tab(site.admin.http).open(f"/ui/projects/{project}")
+    line = next(code.text_content() for code in page.tree.iter("code") if "crawl.py" in code.text_content())
+    words = shlex.split(line)
+    assert words[words.index("--project") + 1] == "it's $(touch /tmp/oops)"
+
+
+def test_a_guest_is_told_why_there_is_nothing_to_see(site: Site) -> None:
+    site.admin.create_project("secret", hidden=True)
+    page = Tab(site.guest).open("/ui/")
+    assert "Log in to see yours" in page.text and "secret" not in page.text
+
+
+# ── Accounts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_closed_registration_offers_no_form_and_takes_none(make_site: Callable[..., Site]) -> None:
+    site = make_site(open_registration=False)
+    guest = Tab(site.guest)
+    assert "/ui/register" not in guest.open("/ui/").links
+    page = guest.open("/ui/register")
+    assert "Registration is closed" in page.text and not [form for form in page.tree.forms if form.method == "POST"]
+    refused = guest.act("/ui/register", {"username": "newcomer", "password": "password"})
+    assert refused.status == 403 and site.read("SELECT count(*) FROM manager") == [(1,)]
+
+
+def test_registering_logs_in(site: Site) -> None:
+    tab = Tab(client(site.url))
+    page = tab.send(tab.open("/ui/register").form("/register"), username="newcomer", password="password")
+    assert page.notice == "Welcome, newcomer." and "newcomer" in page.text
+
+
+def test_a_new_password_ends_all_other_logins_and_keeps_this_one(site: Site) -> None:
+    here, there = Tab(client(site.url)), Tab(client(site.url))
+    for tab in (here, there):
+        tab.post("/ui/login", {"username": "admin", "password": "password"})
+    form = here.open("/ui/account").form("/password")
+    page = here.send(form, password="password", new_password="another password")
+    assert "all other logins are ended" in page.notice
+    assert here.open("/ui/account").answer.url.path == "/ui/account"
+    assert there.open("/ui/account").answer.url.path == "/ui/login"
+    again = Tab(client(site.url))
+    assert again.act("/ui/login", {"username": "admin", "password": "password"}).status == 401
+    assert again.act("/ui/login", {"username": "admin", "password": "another password"}).status == 200
+
+
+@pytest.mark.parametrize(
+    "fields, wrong",
+    [
+        ({"password": "wrong", "new_password": "another password"}, ""),
+        ({"password": "password", "new_password": "short"}, "new_password"),
+    ],
+)
+def test_a_password_change_that_is_refused_changes_nothing(place: Place, fields: dict[str, str], wrong: str) -> None:
+    before = place.dump()["manager"]
+    page = place.admin.act("/ui/account/password", fields)
+    assert page.status in (400, 401, 403) and page.notice.startswith(f"Not done. {wrong}")
+    assert place.dump()["manager"] == before
+    assert place.admin.open("/ui/account").answer.url.path == "/ui/account"
+
+
+def test_logging_out_ends_the_session(site: Site) -> None:
+    tab = Tab(client(site.url))
+    tab.post("/ui/login", {"username": "admin", "password": "password"})
+    cookies = dict(tab.http.cookies)
+    page = tab.act("/ui/logout")
+    assert page.notice == "You are logged out." and "Log in" in page.text
+    tab.http.cookies.update(cookies)
+    assert tab.open("/ui/account").answer.url.path == "/ui/login"
+
+
+def test_an_admin_promotes_and_demotes(place: Place) -> None:
+    page = place.admin.open("/ui/admin")
+    promoted = place.admin.send(page.form(f"/promote/{place.manager.id}"))
+    assert promoted.notice == "The manager is a tracker admin now."
+    assert Tab(place.manager.http).open("/ui/admin").status == 200
+    place.admin.send(promoted.form(f"/demote/{place.manager.id}"))
+    assert Tab(place.manager.http).open("/ui/admin").status == 403
+
+
+# ── Lists ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def exported(tab: Tab, project: int, **query: Any) -> list[dict[str, Any]]:
+    answer = tab.http.get(f"/ui/projects/{project}/export", params=query)
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/x-ndjson"
+    assert "attachment" in answer.headers["content-disposition"]
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def pages_of(tab: Tab, path: str) -> Iterator[Page]:
+    """A list's pages, by their links to the next one."""
+    while True:
+        page = tab.open(path)
+        yield page
+        following = page.tree.xpath("//a[@rel='next']/@href")
+        if not following:
+            return
+        path = following[0]
+
+
+def test_the_export_is_what_the_list_shows(site: Site) -> None:
+    tab, project = Tab(site.admin.http), site.admin.create_project()
+    worker = site.create_worker(project)
+    tasks = [{"project": project, "recipe": f'recipe {n}\n"{n}"', "priority": n % 3} for n in range(1200)]
+    assert worker.bulk_submit(tasks).status_code == 200
+    for query, count in (({}, 1200), ({"priority": 2}, 400), ({"text": "recipe 7"}, 111)):
+        lines = exported(tab, project, **query)
+        path = f"/ui/projects/{project}/tasks?{httpx.QueryParams(query)}"
+        listed = [id for page in pages_of(tab, path) for id in page.tree.xpath("//input[@name='task']/@value")]
+        assert [str(line["id"]) for line in lines] == listed and len(lines) == count
+    assert {line["recipe"] for line in exported(tab, project)} == {task["recipe"] for task in tasks}
+
+
+def test_the_export_says_in_which_state_a_task_is_and_who_holds_it(place: Place) -> None:
+    [task] = exported(place.admin, place.project, state="assigned")
+    assert (task["id"], task["state"], task["assignee"]) == (place.assigned, "assigned", place.worker.id)
+    [task] = exported(place.admin, place.project, state="failed")
+    assert (task["id"], task["state"], task["retries"]) == (place.failed, "failed", 1)
+    [task] = exported(place.admin, place.project, state="awaiting_verification")
+    assert (task["id"], task["state"]) == (place.verified, "awaiting_verification")
+
+
+def test_an_export_can_be_uploaded_again(place: Place) -> None:
+    lines = place.admin.http.get(f"/ui/projects/{place.project}/export").text
+    recipes = [json.loads(line)["recipe"] for line in lines.splitlines()]
+    other = place.site.admin.create_project()
+    text = "\n".join(json.dumps({"recipe": recipe}) for recipe in recipes)
+    page = place.admin.act(f"/ui/projects/{other}/submit/lines", {"lines": text})
+    assert f"{len(recipes)} tasks were submitted" in page.text
+
+
+def test_projects_are_found_by_name_and_paged(site: Site) -> None:
+    for number in range(tracker.PAGE + 5):
+        site.admin.create_project(f"crawl {number:03} 100%")
+    tab = Tab(site.admin.http)
+    names = [name for page in pages_of(tab, "/ui/?text=crawl") for name in page.tree.xpath("//tbody/tr/th/a/text()")]
+    assert len(names) == tracker.PAGE + 5 and names == sorted(set(names))
+    assert tab.open("/ui/", text="crawl 03").tree.xpath("count(//table[@id='projects']/tbody/tr)") == 10
+    assert "No project has “_” in its name" in tab.open("/ui/", text="_").text
+    assert tab.open("/ui/", text="100%").tree.xpath("count(//table[@id='projects']/tbody/tr)") == tracker.PAGE
+
+
+@pytest.mark.parametrize("sort", ["last_seen", "closed_task_count", "alias"])
+def test_workers_are_listed_page_by_page_in_any_order(site: Site, sort: str) -> None:
+    workers = {Worker(site.url, f"alias: {number % 7}").id for number in range(tracker.PAGE + 12)}
+    found = [
+        int(id.removeprefix("worker-"))
+        for page in pages_of(Tab(site.admin.http), f"/ui/workers?sort={sort}")
+        for id in page.tree.xpath("//table[@id='workers']/tbody/tr/@id")
+    ]
+    assert sorted(found) == sorted(workers)
+
+
+def test_workers_are_found_by_alias_and_by_number(place: Place) -> None:
+    assert place.admin.open("/ui/workers", text="LAIN ask").tree.xpath("//tbody/tr/@id") == [
+        f"worker-{place.asking.id}"
+    ]
+    found = place.admin.open("/ui/workers", text=str(place.worker.id)).tree.xpath("//tbody/tr/@id")
+    assert f"worker-{place.worker.id}" in found
+    assert "No worker like this" in place.admin.open("/ui/workers", text="nobody").text
+
+
+def test_log_lines_are_filtered_and_paged(place: Place) -> None:
+    for number in range(130):
+        place.asking.log("info", f"line {number}")
+    tab = place.admin
+    lines = [line for page in pages_of(tab, "/ui/logs?text=line") for line in page.tree.xpath("//ul[@id='log']/li/@id")]
+    assert len(lines) == 130 and lines == sorted(lines, key=lambda id: -int(id.partition("-")[2]))
+    only = {"level": "error"}, {"worker": place.worker.id}, {"project": place.project}, {"text": "LAIN mess"}
+    for query in only:
+        assert len(tab.open("/ui/logs", **query).tree.xpath("//ul[@id='log']/li")) == 1, query
+    assert "No such line" in tab.open("/ui/logs", text="never logged").text
+
+
+def test_numbers_have_thousands_separators_and_times_their_exact_moment(place: Place) -> None:
+    lines = "\n".join(f"line {number}" for number in range(1234))
+    report = place.admin.act(place.at("/ui/projects/{project}/submit/lines"), {"lines": lines})
+    wait_until(lambda: "1,234 tasks were submitted." in place.admin.open(report.answer.url.path).text)
+    page = place.admin.open(f"/ui/workers/{place.worker.id}")
+    [seen] = page.tree.xpath("//dt[text()='Last seen']/following-sibling::dd[1]/time")
+    assert seen.text_content().endswith(("now", "ago"))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", seen.get("title"))
+    moment = time.strptime(seen.get("datetime"), "%Y-%m-%dT%H:%M:%SZ")
+    assert abs(time.mktime(moment) - time.timezone - place.site.clock.time()) < 3600
+
+
+# ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def report_of(tab: Tab, project: int, **sent: Any) -> Page:
+    """The report of an upload, when it is finished."""
+    answer = tab.post(f"/ui/projects/{project}/submit/lines", sent.pop("fields", None), **sent)
+    assert answer.status_code == 303, Page(answer).text
+    path = answer.headers["location"]
+    return wait_until(lambda: (page := tab.open(path)) and "Finished" in page.text and page)
+
+
+def test_an_upload_reports_stored_duplicate_and_refused_lines_by_number(site: Site) -> None:
+    tab, project = Tab(site.admin.http), site.admin.create_project()
+    lines = (
+        "one",
+        "",
+        "two",
+        "one",
+        '{"recipe": 5}',
+        '{"recipe": "three", "priority": 4}',
+        "{",
+        '{"recipe": "x", "y": 1}',
+    )
+    page = report_of(tab, project, fields={"once": "true"}, files={"file": ("f", "\r\n".join(lines).encode())})
+    counts = dict(zip(page.tree.xpath("//dl/div/dt/text()"), page.tree.xpath("//dl/div/dd/text()"), strict=True))
+    assert counts == {"Lines": "7", "Stored": "3", "Duplicates": "1", "Refused": "3"}
+    refused = [row.findtext("td") for row in page.tree.xpath("//h3[text()='Refused lines']/following::tbody[1]/tr")]
+    assert refused == ["5", "7", "8"]
+    assert page.tree.xpath("string(//p[@class='numbers'])") == "4"
+    stored = {(task["recipe"], task["priority"]) for task in exported(tab, project)}
+    assert stored == {("one", 0), ("two", 0), ("three", 4)}
+
+
+def test_the_fields_beside_an_upload_count_for_lines_that_say_nothing_else(site: Site) -> None:
+    tab, project = Tab(site.admin.http), site.admin.create_project()
+    fields = {
+        "lines": '{"recipe": "a", "priority": 9}\nb',
+        "priority": "2",
+        "max_retries": "3",
+        "max_assign_time": "60",
+    }
+    report_of(tab, project, fields=fields)
+    a, b = exported(tab, project)
+    assert (a["priority"], a["max_retries"], b["priority"], b["max_retries"]) == (9, 3, 2, 3)
+    assert b["max_assign_time"] == 60
+
+
+def test_lines_can_be_taken_as_recipes_whatever_they_look_like(site: Site) -> None:
+    tab, project = Tab(site.admin.http), site.admin.create_project()
+    report_of(tab, project, fields={"lines": '{"z": 1}\n  spaced  ', "format": "text"})
+    assert [task["recipe"] for task in exported(tab, project)] == ['{"z": 1}', "  spaced  "]
+
+
+def test_the_same_lines_sent_twice_are_stored_once(site: Site) -> None:
+    tab, project = Tab(site.admin.http), site.admin.create_project()
+    fields = {"lines": "one\ntwo", "once": "true"}
+    report_of(tab, project, fields=fields)
+    assert "0 tasks were submitted" in report_of(tab, project, fields=fields).text
+    assert site.admin.counts(project) == {"waiting": 2}
+
+
+def test_a_duplicate_task_is_refused_by_its_unique_string(site: Site) -> None:
+    tab, project = Tab(site.admin.http), site.admin.create_project()
+    path, fields = f"/ui/projects/{project}/submit", {"recipe": "once", "unique_string": "same"}
+    assert tab.act(path, fields).notice == "The task is submitted."
+    page = tab.act(path, fields)
+    assert page.status == 409 and invalid_fields(page) == ["unique_string"]
+
+
+# ── Access ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_requests_for_access_are_announced_to_those_who_can_answer(place: Place) -> None:
+    announced = "1 worker asks for access to plain project"
+    assert announced in place.admin.open("/ui/").text
+    assert announced in manager_with(place, MANAGE_ACCESS).open("/ui/").text
+    for tab in (manager_with(place, ALL_ROLES ^ MANAGE_ACCESS), Tab(place.site.guest)):
+        assert announced not in tab.open("/ui/").text
+
+
+def test_a_request_is_accepted_and_the_access_withdrawn(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/access")
+    page = place.admin.open(path)
+    assert place.asking.assign(place.project).status_code == 403
+    accepted = place.admin.send(page.form(f"/accept/{place.asking.id}"))
+    assert accepted.notice == "The worker has access now." and accepted.answer.url.path == path
+    assert place.asking.assign(place.project).status_code == 200
+    withdrawn = place.admin.send(accepted.form(f"/reject/{place.asking.id}"))
+    assert "no access" in withdrawn.notice
+    assert place.asking.assign(place.project).status_code == 403
+
+
+def test_a_request_is_rejected(place: Place) -> None:
+    place.admin.send(place.admin.open(place.at("/ui/projects/{project}/access")).form(f"/reject/{place.asking.id}"))
+    assert place.asking.assign(place.project).status_code == 403
+    assert "Nobody asks" in place.admin.open(place.at("/ui/projects/{project}/access")).text
+
+
+def test_an_unticked_box_takes_a_role_away(place: Place) -> None:
+    path = place.at("/ui/projects/{project}/access")
+    fields = {"username": "other", "read": "true", "edit": "true"}
+    assert place.admin.act(f"{path}/role", fields).notice == "The manager's roles are set."
+    form = next(form for form in place.admin.open(path).tree.forms if form.get("id") == f"role-{place.manager.id}")
+    assert place.site.read("SELECT role FROM manager_role WHERE manager = ?", place.manager.id) == [(READ | EDIT,)]
+    place.admin.send(form)  # the boxes outside of it are not part of it for this browser: it sends none of them
+    assert place.site.read("SELECT role FROM manager_role WHERE manager = ?", place.manager.id) == []
+
+
+def test_the_message_of_the_day_and_the_pause_show_everywhere_at_once(place: Place) -> None:
+    place.admin.act(place.at("/ui/projects/{project}/pause"), {"paused": "true"})
+    overview = place.admin.open("/ui/")
+    [row] = overview.tree.xpath(f"//tr[@id='project-{place.project}']")
+    assert "paused" in row.text_content() and "plain motd" in row.text_content()
+    page = place.admin.open(place.at("/ui/projects/{project}"))
+    assert "Paused: nothing is assigned" in page.text and "Resume" in page.buttons
+    assert place.worker.assigned(place.project) is None
