@@ -695,7 +695,7 @@ def document(api: Iterable[Route], settings: Any, version: str) -> dict[str, Any
         paths.setdefault(path, {})[method.lower()] = operation(name, handlers[name], settings, words, schemas)
     referred = json.dumps([paths, schemas.components])
     named = {name: one for name, one in schemas.components.items() if f'"{REF.format(name=name)}"' in referred}
-    root = settings.root_path.rstrip("/")
+    root = settings.root_path
     return {
         "openapi": "3.1.0",
         "info": {"title": "Task tracker", "version": version, "description": DESCRIPTION},

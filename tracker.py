@@ -96,7 +96,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         "127.0.0.1"
     )
     port: about(int, "Port to listen on; 0 takes a free one.", ge=0, le=65535) = 3010
-    root_path: about(str, "Path prefix below which a reverse proxy serves the tracker, such as /tracker.") = ""
+    root_path: about(
+        str,
+        "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+    ) = ""
     trusted_proxies: about(
         str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
     ) = "127.0.0.1"
@@ -1221,12 +1225,15 @@ def role_in_project(tx: Tx, manager: sqlite3.Row | None, project: int) -> int:
     return row["role"] if row else 0
 
 
-def require_role(tx: Tx, session: bytes | None, project: int, role: int) -> sqlite3.Row:
-    """The manager, if it has this role in this project. 401, 404 or 403 otherwise."""
+def require_role(tx: Tx, session: bytes | None, project: int, role: int, missing: str = "") -> sqlite3.Row:
+    """The manager, if it has this role in this project. 401, 403, or 404 for a hidden one, as if nothing were there.
+
+    `missing` is what is said of something else that is not there: it must not tell of a hidden project.
+    """
     manager = require_manager(tx, session)
     roles = role_in_project(tx, manager, project)
     if find_project(tx, project)["hidden"] and not roles:
-        raise TrackerError("not_found", f"No project {project}")
+        raise TrackerError("not_found", missing or f"No project {project}")
     if not roles & role:
         raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project}")
     return manager
@@ -1968,7 +1975,14 @@ class TaskAction(msgspec.Struct):
 
 
 def find_tasks(
-    tx: Tx, project: int, wanted: TaskFilter, after: str | int, limit: int, seconds: float, last_task: int = INT64_MAX
+    tx: Tx,
+    project: int,
+    wanted: TaskFilter,
+    after: str | int,
+    limit: int,
+    seconds: float,
+    last_task: int = INT64_MAX,
+    columns: str = "*",
 ) -> tuple[list[sqlite3.Row], str]:
     """The next tasks of a list, and the place ("" at its end) from which to go on; `after` is such a place.
 
@@ -1987,7 +2001,7 @@ def find_tasks(
     values["lane"], last = place_of(after) if after else (next_lane(tx, state, wanted, values, None), 0)
     while values["lane"] is not None:
         where = f"project = :project AND {state.condition}" + (f" AND {state.lane} = :lane" if state.lane else "")
-        rows, more = search(tx, "task", where, match, values, last, limit - len(found), seconds)
+        rows, more = search(tx, "task", where, match, values, last, limit - len(found), seconds, columns=columns)
         found += rows
         if more is not None:
             return found, f"{values['lane']}:{more}"
@@ -2022,7 +2036,16 @@ def next_lane(tx: Tx, state: TaskState, wanted: TaskFilter, values: dict, lane: 
 
 
 def search(
-    tx: Tx, table: str, where: str, match: str, values: dict, last: int, limit: int, seconds: float, newest=False
+    tx: Tx,
+    table: str,
+    where: str,
+    match: str,
+    values: dict,
+    last: int,
+    limit: int,
+    seconds: float,
+    newest: bool = False,
+    columns: str = "*",
 ) -> tuple[list[sqlite3.Row], int | None]:
     """Rows of a range of an index (`where`, by id) that match, and the id after which to go on (None: no more).
 
@@ -2039,7 +2062,7 @@ def search(
         )
         window = f"{where} AND id {beyond} :last" + (f" AND id {until} :bound" if bound else "")
         found += tx.all(
-            f"SELECT * FROM {table} WHERE {window} AND {match} ORDER BY id {order} LIMIT :limit",
+            f"SELECT {columns} FROM {table} WHERE {window} AND {match} ORDER BY id {order} LIMIT :limit",
             {**values, "bound": bound and bound["id"]},
         )
         if len(found) == limit:
@@ -2079,11 +2102,11 @@ ACTIONS = {
 
 
 def list_tasks(
-    tx: Tx, session: bytes | None, project: int, wanted: TaskFilter, after: str, limit: int
+    tx: Tx, session: bytes | None, project: int, wanted: TaskFilter, after: str, limit: int, columns: str = "*"
 ) -> tuple[list[sqlite3.Row], str]:
     """A page of tasks as find_tasks finds them. Needs READ."""
     require_role(tx, session, project, READ)
-    rows, more = find_tasks(tx, project, wanted, after, limit + 1, SEARCH_TIME)
+    rows, more = find_tasks(tx, project, wanted, after, limit + 1, SEARCH_TIME, columns=columns)
     if len(rows) > limit:  # one more than shown, so that no last page is empty
         lane = TASK_STATES[wanted.state].lane
         rows = rows[:limit]
@@ -2105,10 +2128,11 @@ def get_task_history(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]
         (task,),
     )
     project = next((one["project"] for one in (row, *past, *logs) if one), None)
+    missing = f"No task {task}, or it was closed or deleted and left no history"
     if project is None:
         require_manager(tx, session)
-        raise TrackerError("not_found", f"No task {task}, or it was closed or deleted and left no history")
-    require_role(tx, session, project, READ)
+        raise TrackerError("not_found", missing)
+    require_role(tx, session, project, READ, missing)
     verifications = tx.all(
         "SELECT v.*, w.alias FROM verification v LEFT JOIN worker w ON w.id = v.worker WHERE v.task = ?", (task,)
     )
@@ -2265,14 +2289,15 @@ def count_in_state(project: sqlite3.Row, state: str) -> int:
 
 
 def get_operation(tx: Tx, session: bytes | None, operation: int) -> sqlite3.Row:
-    """A manager's operation, going on or finished. Needs READ in its project."""
+    """A manager's operation, going on or finished. For its own manager, and for those with READ in its project."""
+    manager, missing = require_manager(tx, session), f"No operation {operation}, or it is finished and forgotten"
     row = tx.one(
         "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager WHERE o.id = ?", (operation,)
     )
     if row is None:
-        require_manager(tx, session)
-        raise TrackerError("not_found", f"No operation {operation}, or it is finished and forgotten")
-    require_role(tx, session, row["project"], READ)
+        raise TrackerError("not_found", missing)
+    if row["manager"] != manager["id"] or not role_in_project(tx, manager, row["project"]):
+        require_role(tx, session, row["project"], READ, missing)
     return row
 
 
@@ -2342,7 +2367,7 @@ def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | Non
 def step_action(tx: Tx, operation: dict[str, Any]) -> tuple[int, str | None]:
     wanted = msgspec.json.decode(operation["wanted"], type=TaskFilter)
     rows, more = find_tasks(
-        tx, operation["project"], wanted, operation["cursor"], STEP, BUDGET, last_task=operation["last_task"]
+        tx, operation["project"], wanted, operation["cursor"], STEP, BUDGET, operation["last_task"], columns="id"
     )
     tasks = [row["id"] for row in rows]
     affected = apply_action(
@@ -3140,7 +3165,7 @@ class Call:
     def base(self) -> str:
         """Where the caller sees the tracker: a URL without a slash at its end."""
         host = (self.header(b"host") or b"localhost").decode("latin-1")
-        return f"{self.scope['scheme']}://{host}{self.tracker.settings.root_path.rstrip('/')}"
+        return f"{self.scope['scheme']}://{host}{self.tracker.settings.root_path}"
 
     def path_id(self, name: str) -> int:
         text = self.scope["path_params"][name]
@@ -3582,6 +3607,7 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 # ── Manager pages ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 PAGE = 50  # rows of a list on one page
+MOST_SHOWN = 10_000  # characters of a log line on a page, which asks for a hundred of them again and again
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -3589,6 +3615,16 @@ PAGE_HEADERS = {
     "referrer-policy": "same-origin",
     "cache-control": "no-store",
 }
+PLAIN_WORDS = (  # what msgspec says of a value, and what is said to people
+    (r"Expected int.*, got .*", "must be a whole number"),
+    (r"Expected float.*, got .*", "must be a number"),
+    (r"Expected str of length >= 1", "must not be empty"),
+    (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
+    (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
+    (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
+    (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
+    (r"Invalid enum value (.+)", r"there is no such choice as \1"),
+)
 PATIENCE = 1.0  # seconds that a page waits for a long operation before it shows its progress instead
 
 
@@ -3615,6 +3651,16 @@ class Visit(Call):
     def names(self, field: str) -> bool:
         """Whether the refusal is about this field."""
         return self.error is not None and field in re.split(r"[,:] ", self.error.message.partition(": ")[0] + ": ")
+
+    @property
+    def reason(self) -> str:
+        """Why the request was refused, in words for people who fill in forms."""
+        field, _, problem = self.error.message.partition(": ")
+        for pattern, words in PLAIN_WORDS:
+            if match := re.fullmatch(pattern, problem):
+                return f"{field}: {match.expand(words)}"
+        wait = f" {duration(math.ceil(self.error.delay))}" if self.error.delay is not None else ""
+        return self.error.message + wait
 
     @property
     def here(self) -> str:
@@ -3667,12 +3713,12 @@ class Visit(Call):
 
     def form_as(self, kind: type) -> Any:
         """The form as a struct. A field that is left empty counts as absent, unless it may be a text."""
-        given = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-        values = {
-            name: self.field(name)
-            for name, field in given.items()
-            if name in self.fields and (self.field(name).strip() or takes_text(field.type))
-        }
+        values = {}
+        for field in msgspec.structs.fields(kind):
+            name, is_text = field.encode_name, takes_text(field.type)
+            value = self.field(name) if is_text else self.field(name).strip()
+            if name in self.fields and (value or is_text):
+                values[name] = value
         try:
             body = msgspec.convert(values, kind, strict=False)
         except msgspec.ValidationError as error:
@@ -3713,6 +3759,8 @@ class Visit(Call):
         status = STATUS[self.error.code] if self.error else 200
         page = await asyncio.to_thread(template(name).render, values, visit=self, message=message)
         response = HTMLResponse(page, status)
+        if self.error:
+            response.raw_headers.extend(error_reply(self.error).headers)
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response
@@ -3744,7 +3792,6 @@ def framed(tx: Tx, session: bytes | None, function: Callable, args: tuple) -> di
         "settings": tx.settings,
         "manager": manager and manager_json(manager),
         "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
-        "request_count": count_requests(tx, manager) if manager else 0,
     }
     return {**frame, **function(tx, session, *args)}
 
@@ -3773,19 +3820,19 @@ class PageEndpoint:
             response = await refusal(visit, TrackerError("internal", "Internal error"))
         for name, value in PAGE_HEADERS.items():
             response.headers.setdefault(name, value)
-        await response(scope, receive, send)
+        with contextlib.suppress(ClientDisconnect):
+            await response(scope, receive, send)
 
 
 async def refusal(visit: Visit, error: TrackerError) -> Response:
     """The page of an error. Who has not logged in is asked to, and comes back."""
-    if error.code == "unauthorized" and visit.scope["method"] == "GET":
+    if error.code == "unauthorized" and visit.scope["method"] != "POST":
         return visit.see("/ui/login?" + urlencode({"back": visit.here}))
     visit.error = error
     try:
         response = await visit.render("error.html", await visit.read(nothing))
     except TrackerError:  # stopping: not even the frame can be read
         response = Response(error.message, STATUS[error.code], media_type="text/plain")
-    response.raw_headers.extend(error_reply(error).headers)
     return response
 
 
@@ -3889,13 +3936,6 @@ MAY_ANSWER = """(:admin
     OR EXISTS (SELECT 1 FROM manager_role WHERE project = a.project AND manager = :manager AND role & 4))"""
 
 
-def count_requests(tx: Tx, manager: sqlite3.Row) -> int:
-    """How many requests for access wait for an answer of this manager; counting ends at 1,000."""
-    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
-    rows = f"SELECT 1 FROM worker_access a WHERE request AND {MAY_ANSWER} LIMIT 1000"
-    return tx.one(f"SELECT COUNT(*) FROM ({rows})", values)[0]
-
-
 def waiting_requests(tx: Tx, manager: sqlite3.Row) -> list[sqlite3.Row]:
     """The projects in which requests for access wait for an answer of this manager."""
     values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
@@ -3919,7 +3959,7 @@ def project_page(tx: Tx, session: bytes | None, project: int, query: RangeQuery)
     return {
         **project_frame(tx, row, role),
         **pace(tx, row),
-        "chain": row["chain"] and tx.one("SELECT id, name FROM project WHERE id = ?", (row["chain"],)),
+        "chain": row["chain"] and chain_target(tx, session, row["chain"]),
         "range": query.range,
         "ranges": RANGES,
         "charts_of": project_charts(tx, row, query.range),
@@ -3931,6 +3971,14 @@ def project_page(tx: Tx, session: bytes | None, project: int, query: RangeQuery)
         "state_of": state_of,
         "operations": recent_operations(tx, project) if role & READ else [],
     }
+
+
+def chain_target(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
+    try:
+        return {"id": project, "name": visible_project(tx, session, project)["name"]}
+    except TrackerError:
+        return {"id": project, "name": f"project {project}"}
 
 
 def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
@@ -3950,11 +3998,14 @@ def of_project(role: int, function: Callable | None = None) -> Callable:
 
 
 def edit_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The projects that this one could be chained to."""
+    """The projects that this one could be chained to, and the one that it is chained to now."""
     manager = require_manager(tx, session)
     rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
-    editable = [row for row in rows if row["id"] != project and role_in_project(tx, manager, row["id"]) & EDIT]
-    return {"targets": editable}
+    targets = [row for row in rows if row["id"] != project and role_in_project(tx, manager, row["id"]) & EDIT]
+    present = tx.one("SELECT chain FROM project WHERE id = ?", (project,))
+    if present and present["chain"] and present["chain"] not in {row["id"] for row in targets}:
+        targets.append(chain_target(tx, session, present["chain"]))
+    return {"targets": targets}
 
 
 def new_project_values(tx: Tx, session: bytes | None) -> dict[str, Any]:
@@ -4028,16 +4079,26 @@ def filter_of(query: TaskQuery) -> TaskFilter:
     return TaskFilter(query.state, query.text, query.assignee, query.priority)
 
 
+LISTED = "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe"
+
+
 def task_list(tx: Tx, session: bytes | None, project: int, query: TaskQuery) -> dict[str, Any]:
     wanted = filter_of(query)
-    rows, more = list_tasks(tx, session, project, wanted, query.after, PAGE)
+    rows, more = list_tasks(tx, session, project, wanted, query.after, PAGE, LISTED)
     return {
-        "tasks": [{**row, "alias": alias_of(tx, row["assignee"])} for row in rows],
+        "tasks": with_aliases(tx, rows, "assignee"),
         "more": more,
         "query": query,
         "wanted": msgspec.to_builtins(wanted),
         "states": TASK_STATES,
     }
+
+
+def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[str, Any]]:
+    """Rows that name a worker in this column, with its alias."""
+    workers = encode([row[column] for row in rows]).decode()
+    aliases = dict(tx.all("SELECT id, alias FROM worker WHERE id IN (SELECT value FROM json_each(?))", (workers,)))
+    return [{**row, "alias": aliases.get(row[column])} for row in rows]
 
 
 def alias_of(tx: Tx, worker: int | None) -> str | None:
@@ -4118,16 +4179,20 @@ async def export_tasks(visit: Visit) -> Response:
     """GET …/export: the tasks of a list as JSON lines. Read piece by piece, so it is no snapshot of one moment."""
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
     session, database = visit.session(), visit.tracker.db
-    rows, more = await database.read(
-        list_tasks, session, project, wanted, "", PIECE
-    )  # a refusal comes before the answer
+    read = functools.partial(database.read, list_tasks, session, project, wanted)
+    rows, more = await read("", STEP)  # a refusal comes before the answer
 
     async def lines() -> AsyncIterator[bytes]:
         nonlocal rows, more
-        yield b"".join(task_line(row) for row in rows)
-        while more:
-            rows, more = await database.read(list_tasks, session, project, wanted, more, PIECE)
-            yield b"".join(task_line(row) for row in rows)
+        while rows or more:
+            piece = b"".join(map(task_line, rows))
+            yield piece
+            small = len(piece) < PIECE_BYTES  # 500 recipes of the largest size would take gigabytes
+            try:
+                rows, more = await read(more, PIECE if small else STEP) if more else ([], "")
+            except TrackerError as error:  # the answer has begun: all that is left is to break it off
+                log.warning("An export of project %d broke off: %s", project, error)
+                raise ClientDisconnect from error
 
     name = f"project-{project}-{wanted.state}.jsonl"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
@@ -4282,18 +4347,19 @@ def worker_list(tx: Tx, session: bytes | None, query: WorkersQuery) -> dict[str,
     """A page of all workers. For managers."""
     require_manager(tx, session)
     beyond, order = (">", "ASC") if query.sort == "alias" else ("<", "DESC")
-    value, _, last = query.after.rpartition(":")
-    start = f"AND ({query.sort}, id) {beyond} (:value, :last)" if query.after else ""
-    if query.after and not (last.isdigit() and len(last) < 19 and (query.sort == "alias" or value.isdigit())):
-        raise TrackerError("invalid", f"after: {query.after!r} is not a place in this list")
+    start, value, last = "", None, None
+    if query.after:
+        start = f"AND ({query.sort}, id) {beyond} (:value, :last)"
+        value, _, last = query.after.rpartition(":")
+        value, last = (value, place_of(f"0:{last}")[1]) if query.sort == "alias" else place_of(query.after)
     rows = tx.all(
         f"SELECT * FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id) {start}"
         f" ORDER BY {query.sort} {order}, id {order} LIMIT :limit",
         {
             "text": like(query.text),
             "id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None,
-            "value": value if query.sort == "alias" or not value else int(value),
-            "last": int(last or 0),
+            "value": value,
+            "last": last,
             "limit": PAGE + 1,
         },
     )
@@ -4431,6 +4497,8 @@ def log_page(tx: Tx, session: bytes | None, query: LogQuery) -> dict[str, Any]:
         require_manager(tx, session)
     values = {"level": LEVELS[query.level], "worker": query.worker, "project": query.project, "text": query.text}
     match = "level <= :level" + (f" AND {contains('message')}" if query.text else "")
+    if query.project is not None:
+        visible_project(tx, session, query.project)  # a hidden one's log must not tell that it exists
     if query.worker is not None:
         where = "worker = :worker"
         match += " AND project = :project" if query.project is not None else ""
@@ -4439,12 +4507,13 @@ def log_page(tx: Tx, session: bytes | None, query: LogQuery) -> dict[str, Any]:
     else:
         where = "level <= 4" if LEVELS[query.level] <= 4 else "TRUE"
     rows, more = search(tx, "log_entry", where, match, values, query.before, 100, SEARCH_TIME, newest=True)
-    projects = list_projects(tx, session)["projects"][:1000]
+    manager = signed_in(tx, session)
+    caller = {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])}
     return {
-        "logs": [{**row, "alias": alias_of(tx, row["worker"])} for row in rows],
+        "logs": with_aliases(tx, rows, "worker"),
         "more": more,
         "query": query,
-        "projects": projects,
+        "projects": tx.all(f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000", caller),
         "level_names": LEVEL_NAMES,
         "filter": {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text},
     }
@@ -4488,7 +4557,9 @@ async def log_out_page(visit: Visit) -> Response:
 def account_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
     manager = require_manager(tx, session)
     return {
-        "session_count": tx.one("SELECT COUNT(*) FROM session WHERE manager = ?", (manager["id"],))[0],
+        "session_count": tx.one(
+            "SELECT COUNT(*) FROM session WHERE manager = ? AND expires > ?", (manager["id"], tx.time)
+        )[0],
         "roles": tx.all(
             "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
             " WHERE r.manager = ? ORDER BY p.name LIMIT 200",
@@ -4550,7 +4621,7 @@ def wal_size(settings: Settings) -> int:
 async def docs_page(visit: Visit) -> Response:
     """The API, as people read about it."""
     values = await visit.read(nothing)
-    docs = await asyncio.to_thread(openapi.pages, openapi_document(visit.tracker.settings), visit.base)
+    docs = await asyncio.to_thread(documentation, visit.tracker.settings, visit.base)
     return await visit.render("docs.html", {**values, "docs": docs})
 
 
@@ -4714,7 +4785,7 @@ async def no_page(visit: Visit) -> Response:
 def templates() -> Environment:
     environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.globals.update(version=__version__, PAGE=PAGE, shell_word=shlex.quote)
+    environment.globals.update(version=__version__, PAGE=PAGE, MOST_SHOWN=MOST_SHOWN, shell_word=shlex.quote)
     environment.filters.update(
         number=lambda value: f"{value:,}",
         moment=moment,
@@ -4744,8 +4815,8 @@ UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def duration(seconds: float | None) -> str:
-    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s, 40 ms."""
-    if seconds is None:
+    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s, 40 ms. A clock that was set back gives none."""
+    if seconds is None or seconds < 0:
         return "–"
     if 0 < seconds < 1:
         return f"{1000 * seconds:.0f} ms"
@@ -4893,6 +4964,12 @@ async def openapi_json(tracker: Tracker, request: Request) -> Response:
 @functools.lru_cache(maxsize=4)
 def openapi_document(settings: Settings) -> dict[str, Any]:
     return openapi.document(API, settings, __version__)
+
+
+@functools.lru_cache(maxsize=4)
+def documentation(settings: Settings, base: str) -> dict[str, Any]:
+    """The values of the page about the API, which cost more to make than to show."""
+    return openapi.pages(openapi_document(settings), base)
 
 
 class App(Starlette):

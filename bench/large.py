@@ -16,7 +16,8 @@ TASKS = f"""
     {SERIES} SELECT :project, i % 7, 3, 3600, 0, NULL, 'https://example.org/page/' || i FROM n
 """
 ASSIGNED = """
-    UPDATE task SET assignee = :worker + (id / 20 * 2 + id % 2) % :workers, assign_time = :now - id % 3600, assigned_at = 0, deadline = 1e9
+    UPDATE task SET assignee = :worker + (id / 20 * 2 + id % 2) % :workers, assign_time = :now - id % 3600,
+        assigned_at = 0, deadline = 1e9
     WHERE project = :project AND id % 20 IN (0, 1)
 """
 AWAITING = """

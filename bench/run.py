@@ -620,33 +620,35 @@ def pages(lab):
     """Each page of the manager UI with 1,000,000 tasks, 10,000 workers and 100,000 snapshots, alone and under load."""
     with lab.tracker(large_tracker) as tracker, EmptyRoute(lab) as empty:
         addresses = {name: name.format(**tracker.seed.examples) for name in all_pages()}
-        waits = {"alone": [], "loaded": []}
+        tours = {"alone": [], "under load": []}
 
         def tour(situation):
             with tracker.manager() as connection:
-                waits[situation].append(
-                    {
-                        name: statistics.median(visit(connection, address)[0] for _ in range(VISITS))
-                        for name, address in addresses.items()
-                    }
-                )
+                tours[situation].append({name: waited(connection, addresses[name], VISITS) for name in addresses})
 
         def empty_route():
             with empty.connect() as connection:
-                return statistics.median(visit(connection, "/")[0] * 1000 for _ in range(100))
+                return waited(connection, "/", 100)
 
-        loaded = topped_up(lab, tracker, "other", 50_000, meanwhile=lambda: tour("loaded"))
+        under_load = topped_up(lab, tracker, "other", 50_000, meanwhile=lambda: tour("under load"))
         tour("alone")  # compiles the templates
-        waits["alone"].clear()
-        rounds = lab.race({"empty": empty_route, "alone": lambda: tour("alone"), "loaded": loaded})
-    note_processors("assign + release while the pages are visited one after another", rounds["loaded"])
+        tours["alone"].clear()
+        rounds = lab.race({"empty": empty_route, "alone": lambda: tour("alone"), "under load": under_load})
+    figures = []
+    for name in addresses:
+        for situation, label in (("alone", name), ("under load", "… under load")):
+            values = [waits[name] for waits in tours[situation]]
+            figures.append(Figure(label, "ms", values, "empty route", rounds["empty"], ("<=", 100), absolute=True))
+    for situation, visits in tours.items():
+        medians = {name: statistics.median(waits[name] for waits in visits) for name in addresses}
+        slowest = max(medians, key=medians.get)
+        NOTES.append(f"the slowest page {situation}: {slowest}, {medians[slowest]:.0f} ms")
+    return figures
 
-    def figure(label, situation, name):
-        values = [wait[name] * 1000 for wait in waits[situation]]
-        return Figure(label, "ms", values, "empty route", rounds["empty"], ("<=", 100), absolute=True)
 
-    figures = [(figure(name, "alone", name), figure("… under load", "loaded", name)) for name in addresses]
-    return list(itertools.chain.from_iterable(figures))
+def waited(connection, address, visits):
+    """The median of the milliseconds that some visits to a page take."""
+    return statistics.median(visit(connection, address)[0] for _ in range(visits)) * 1000
 
 
 class Tab:
@@ -689,16 +691,32 @@ def open_pages(lab):
     """Assign + release at 32 connections while 10 pages of the same tracker are open in browsers, against none."""
     with lab.tracker(large_tracker, refresh_interval=REFRESH) as tracker:
         seconds = max(lab.seconds, REFRESH)  # else not every page would be fetched in a round
-        without = topped_up(lab, tracker, "other", 10_000, seconds)
-        without()
-        rounds = lab.race({"without": without, "open": lambda: beside_tabs(tracker, without)})
-    loads = {"no page open": rounds["without"], f"{len(OPEN_PAGES)} pages open": [load for load, _ in rounds["open"]]}
-    for title, runs in loads.items():
-        note_processors(f"assign + release, {title}", runs)
-    waits = [wait for _, waits in rounds["open"] for wait in waits]
-    NOTES.append(f"{len(waits)} refreshes took {percentile(waits, 50) * 1000:.0f} ms (p50)")
-    (against, base), (title, rates) = ((title, [load.rate for load in runs]) for title, runs in loads.items())
-    return [Figure(f"assign + release, {title}", "requests/s", rates, against, base, (">=", 0.95))]
+        load = topped_up(lab, tracker, "other", 6_000 * seconds, seconds)
+        load()
+        rounds = lab.race(
+            {
+                "closed": load,
+                "open": lambda: beside_tabs(tracker, load),
+                "open alone": lambda: beside_tabs(tracker, lambda: busy(tracker, seconds)),
+            }
+        )
+    closed, (opened, waits) = rounds["closed"], zip(*rounds["open"], strict=True)
+    label = f"assign + release, {len(OPEN_PAGES)} pages open"
+    for title, loads in (("assign + release, no page open", closed), (label, opened)):
+        note_processors(title, loads)
+    alone = statistics.median(share for share, _ in rounds["open alone"])
+    refresh = statistics.median(itertools.chain.from_iterable(waits)) * 1000
+    NOTES.append(f"the open pages alone: {alone:.3f} of a core; a refresh beside the load: {refresh:.0f} ms")
+    rates, base = ([load.rate for load in loads] for loads in (opened, closed))
+    return [Figure(label, "requests/s", rates, "no page open", base, (">=", 0.95))]
+
+
+def busy(server, seconds):
+    """The share of a core that a server uses for some seconds: free of the noise that rates have."""
+    time.sleep(1)  # until the tabs have loaded their pages for the first time
+    before = server.cpu_seconds()
+    time.sleep(seconds)
+    return (server.cpu_seconds() - before) / seconds if before is not None else float("nan")
 
 
 # ── Seeds: databases that are filled once and copied per measurement ─────────────────────────────────────────

@@ -20,7 +20,7 @@ function changeAttributes(old, fresh) {
 
 // Whether somebody is just using this element: then it stays as it is until the next time.
 function inUse(element) {
-  if (element.matches?.("details[open], input, textarea, select")) return true;
+  if (element.matches("details[open], input:not([type=hidden]), textarea, select")) return true;
   return element === document.activeElement && !element.matches("a, button");
 }
 
@@ -68,8 +68,9 @@ function selecting(element) {
 }
 
 async function refresh() {
-  const answer = await fetch(location.href, { headers: { "X-Live": "1" }, credentials: "same-origin" });
+  const answer = await fetch(location.href, { headers: { "X-Live": "1" }, signal: AbortSignal.timeout(30000) });
   if (answer.redirected) throw new Error("You are logged out: please load the page again.");
+  if (answer.status < 500 && !answer.ok) throw new Error("This page is not there any more, or not for you: what you see is old.");
   if (!answer.ok) throw new Error("The tracker does not answer: what you see is old. Trying again …");
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const focused = document.activeElement;
@@ -85,7 +86,10 @@ function pause() {
   return soon * Math.min(2 ** failures, 12); // a server in trouble is not asked more often
 }
 
+let timer;
+
 async function tick() {
+  clearTimeout(timer);
   if (!document.hidden) {
     try {
       await refresh();
@@ -93,13 +97,17 @@ async function tick() {
       state.textContent = "";
     } catch (error) {
       failures += 1;
-      state.textContent = error instanceof TypeError ? "No connection: what you see is old. Trying again …" : error.message;
+      state.textContent = error instanceof TypeError || error.name === "TimeoutError" ? "No connection: what you see is old. Trying again …" : error.message;
     }
   }
-  setTimeout(tick, pause());
+  clearTimeout(timer); // a tab that was shown meanwhile has set one of its own
+  timer = setTimeout(tick, pause());
 }
 
-if (interval && document.querySelector("[data-live]")) setTimeout(tick, pause());
+if (interval && document.querySelector("[data-live]")) {
+  timer = setTimeout(tick, pause());
+  document.addEventListener("visibilitychange", () => document.hidden || tick());
+}
 
 // ── Select all on a page ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,6 +4,7 @@ operation that writes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import itertools
@@ -162,9 +163,10 @@ class Queue(Memory):
 
     def finish(self, operation: int) -> int:
         """Carries out an operation to its end: how many tasks it affected."""
-        while (affected := self.do(tracker.step_operation, operation)) is None:
-            pass
-        return affected
+        for _ in range(1000):
+            if (affected := self.do(tracker.step_operation, operation)) is not None:
+                return affected
+        raise AssertionError("the operation does not end")
 
 
 @contextlib.asynccontextmanager
@@ -177,6 +179,14 @@ async def running(path: Path, clock: tracker.Clock) -> AsyncIterator[tracker.Tra
         yield running
     finally:
         await running.stop()
+
+
+async def finished(one: tracker.Tracker, session: bytes, operation: int) -> sqlite3.Row:
+    """A manager's operation, as soon as it has finished."""
+    async with asyncio.timeout(30):
+        while (row := await one.db.read(tracker.get_operation, session, operation))["finished"] is None:
+            await asyncio.sleep(0.01)
+        return row
 
 
 @dataclass

@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import MovedClock, Worker, wait_until
+from conftest import MovedClock, Worker
 
 import tracker
 
 pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+pytest.importorskip("axe_playwright_python", reason="needs axe: pip install axe-playwright-python")
 
 import example_week
 import screenshots
@@ -29,7 +30,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not screenshots.find_chromium(), reason="needs a Chromium: apt-get install chromium"),
 ]
-REFRESH = 0.2  # seconds
+REFRESH = 0.3  # seconds
 expect.set_options(timeout=20_000)
 
 
@@ -45,7 +46,9 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def told_week(tmp_path_factory: pytest.TempPathFactory) -> example_week.Week:
     """A database with something of everything in it; each test serves a copy."""
-    return example_week.fill(tmp_path_factory.mktemp("week") / "week.db", days=0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracker, "SCRYPT", {"n": 16, "r": 1, "p": 1})
+        return example_week.fill(tmp_path_factory.mktemp("week") / "week.db", days=0.3)
 
 
 class Tab:
@@ -224,9 +227,9 @@ def test_typed_text_and_open_details_and_scroll_position_survive_a_refresh(week:
     tab = week.tab()
     worker = week.worker(tab, "parliaments")
     page = tab.open(week.project("parliaments"))
+    page.locator("#throughput-data summary").click()
     page.get_by_text("Hard reset: delete all tasks").click()
     page.get_by_label("Type the project's name").fill("half of the na")
-    page.locator("#throughput-data summary").click()
     page.evaluate("window.scrollTo(0, 400)")
     waiting = int(tab.tile("Waiting").inner_text().replace(",", ""))
     changed_live(tab, lambda: worker.assigned(week.projects["parliaments"]))
@@ -266,14 +269,14 @@ def test_selected_text_survives_a_refresh(week: Week) -> None:
 
 def test_the_focus_stays_where_it_is_when_rows_move(week: Week) -> None:
     tab = week.tab()
-    page = tab.open("/ui/workers?sort=closed_task_count")
-    worker = Worker(week.url, "mover")
-    tab.open("/ui/workers")
-    row = page.locator(f"#worker-{worker.id}")
-    row.get_by_role("button").focus()
-    changed_live(tab, lambda: [Worker(week.url, f"other {number}") for number in range(3)])
-    expect(page.locator("#workers tbody tr").first).not_to_contain_text("mover")
-    expect(row.get_by_role("button")).to_be_focused()
+    worker = Worker(week.url, "ωωω")
+    page = tab.open("/ui/workers?sort=alias")
+    expect(page.locator("#workers tbody th").last).to_contain_text("ωωω")
+    button = page.locator(f"#worker-{worker.id}").get_by_role("button")
+    button.focus()
+    changed_live(tab, lambda: worker.http.post("/worker/update", json={"alias": "!"}))
+    expect(page.locator("#workers tbody th").first).to_contain_text("!")
+    expect(button).to_be_focused()
 
 
 def test_what_has_not_changed_is_left_alone_by_a_refresh(week: Week) -> None:
@@ -508,11 +511,12 @@ def test_a_refused_upload_keeps_the_file_and_says_why(week: Week) -> None:
     page.get_by_label("Or a file with such lines").set_input_files(
         {"name": "empty.txt", "mimeType": "text/plain", "buffer": b"\n\n"}
     )
+    page.locator("#many-priority").fill("7")
     for _ in range(2):
         tab.button("Submit all").click()
         expect(tab.notice).to_contain_text("it has no line that is not blank")
+    expect(page.locator("#many-priority")).to_have_value("7")
     assert page.get_by_label("Or a file with such lines").evaluate("(field) => field.files[0].name") == "empty.txt"
-    expect(page.get_by_label("Or a file with such lines")).to_have_attribute("aria-invalid", "")
 
 
 # ── Workers, access, logs ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -628,7 +632,7 @@ def test_the_examples_of_the_api_page_work_when_pasted(tmp_path: Path, open_tab:
         tab = open_tab(url)
         page = tab.open("/ui/docs")
         begin = page.locator("figure", has_text="To begin with").locator("pre").inner_text()
-        page.get_by_role("link", name="POST /task/submit").click()
+        page.get_by_role("navigation", name="Contents").get_by_role("link", name="POST /task/submit").click()
         call = page.locator("section.call", has=page.locator("h3", has_text="/task/submit"))
         example = call.locator("figure", has_text="Example").locator("pre").first.inner_text()
         script = f"set -e\n{begin}\n{example}\n"
@@ -673,7 +677,7 @@ def test_everything_can_be_done_without_javascript(tmp_path: Path, open_tab: Cal
         page.get_by_role("checkbox", name="Select task").check()
         tab.button("Retry").click()
         expect(tab.notice).to_have_text("1 failed task is waiting again.")
-        page.get_by_role("navigation", name="State").get_by_role("link", name="Waiting").click()
+        page.get_by_role("navigation", name="State").get_by_role("link", name="Waiting", exact=False).first.click()
         page.get_by_label("Which").select_option("all")
         page.get_by_label("New priority").fill("3")
         tab.button("Set priority").click()
@@ -744,6 +748,7 @@ def test_the_keyboard_alone_is_enough(week: Week) -> None:
     expect(tab.notice).to_contain_text("Paused")
     tab_to(tab, "Tasks")
     page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("/tasks$"))
     tab_to(tab, "Select all on this page")
     page.keyboard.press("Space")
     assert page.get_by_role("checkbox", name="Select task").first.is_checked()
@@ -792,11 +797,17 @@ def test_the_system_decides_between_dark_and_light(week: Week) -> None:
 
 
 AXE = """async () => {
-    const found = await axe.run({ resultTypes: ["violations"] });
+    // Of what repeats, the first ones: axe takes seconds for hundreds of them.
+    const exclude = [".chart-at ~ .chart-at", "article > section:nth-of-type(n + 4)", ":is(tr, li):nth-child(n + 5)"];
+    const found = await axe.run({ exclude: exclude.map((one) => [one]) }, { resultTypes: ["violations"] });
     return found.violations.filter(({ impact }) => ["serious", "critical"].includes(impact))
         .flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target.join(" ")}: ${node.failureSummary}`));
 }"""
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+ALIKE = {  # views that differ from others in nothing but their data
+    *("overview-search", "project-hour", "project-week", "project-reader", "project-guest", "project-done"),
+    *("tasks-found", "tasks-none", "workers-manager", "logs-filtered", "account-manager", "action-done"),
+}
 WALKS = 8  # so that several processes can share the views
 
 
@@ -807,6 +818,8 @@ def faults_of(page: Page, view: screenshots.View) -> Iterator[str]:
         page.set_viewport_size({"width": width, "height": 800})
         if wider := page.evaluate(WIDER):
             yield f"{view.name} at {width}: {wider} pixels too wide"
+        if view.name in ALIKE:
+            continue
         page.evaluate(AXE_SCRIPT)
         yield from (f"{view.name}, {theme}, {width}: {fault}" for fault in page.evaluate(AXE))
     page.set_viewport_size({"width": screenshots.WIDEST, "height": 800})

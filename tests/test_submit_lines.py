@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from place import Queue, new_task, running
+from place import Queue, finished, new_task, running
 
 import tracker
 from tracker import EDIT, MAINTENANCE, READ, LineDefaults, LinesReport, Tx
@@ -387,8 +387,7 @@ def test_an_upload_that_a_crash_has_interrupted_after_it_was_accepted_is_finishe
                     assert await one.db.write(tracker.step_operation, operation) is None
             assert await one.db.read(waiting) == 2 * tracker.PIECE
         async with running(tmp_path / "x.db", tracker.Clock()) as again:
-            while (row := await again.db.read(tracker.get_operation, session, operation))["finished"] is None:
-                await asyncio.sleep(0.01)
+            row = await finished(again, session, operation)
             assert (row["affected"], await again.db.read(waiting)) == (2001, 2001)
             report = report_of(row)
             assert (report.line_count, report.refused_count, report.duplicates) == (2003, 1, [2002])

@@ -181,6 +181,7 @@ def test_rolling_twice_counts_once(queue: Queue) -> None:
     queue.work(1)
     roll(queue)
     assert queue.values("SELECT closed_task_count FROM tally_hour") == [(4,)]
+    assert leaders(queue, LAST_DAY) == [(queue.worker.id, 4)]
 
 
 def furnish_project(tx: Tx) -> tuple[int, WorkerCredentials]:
@@ -290,7 +291,7 @@ def test_what_is_assigned_or_awaits_verification_is_left_to_do_and_what_has_fail
 
 
 def test_nobody_knows_when_a_project_is_done_that_stands_still(queue: Queue) -> None:
-    snapshot(queue)
+    """Its first snapshot was taken when it was made."""
     queue.clock.now = 60
     queue.work()
     queue.submit()

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from place import Queue, StillClock, create_worker, new_task, running
+from place import Queue, StillClock, create_worker, finished, new_task, running
 from test_background import Prepared
 
 import tracker
@@ -251,11 +251,15 @@ def test_setting_a_priority_needs_a_priority(queue: Queue) -> None:
 # ── On all that match ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("budget", [-1, 1])
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("narrower", [{}, {"text": "recipe 1"}, {"priority": 1}, {"text": "10", "priority": 0}])
 def test_all_that_match_a_filter_are_deleted_and_no_others(
-    queue: Queue, in_small_pieces: None, state: str, narrower: dict
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, state: str, narrower: dict, budget: float
 ) -> None:
+    """Two at a time, each two in a transaction of their own or all in one."""
+    monkeypatch.setattr(tracker, "STEP", 2)
+    monkeypatch.setattr(tracker, "BUDGET", budget)
     second = queue.create_project("second")
     for project in queue.project, second:
         for number in range(11):
@@ -470,8 +474,9 @@ def test_workers_that_wait_for_a_task_are_woken(tmp_path: Path, action: str, sta
                 return asyncio.create_task(one.waiters.assign([project], attempt, 30, never))
 
             waiting = [wait(worker) for worker in crowd]
-            while len(one.waiters) < 3:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                while len(one.waiters) < 3:
+                    await asyncio.sleep(0.01)
             if wholesale:
                 operation = await one.db.write(
                     tracker.begin_action, session, project, TaskAction(action), TaskFilter(state)
@@ -507,9 +512,7 @@ def test_an_action_that_a_crash_has_interrupted_is_finished_at_the_next_start(
 
     async def main() -> None:
         async with running(tmp_path / "x.db", StillClock()) as again:
-            while (row := await again.db.read(tracker.get_operation, session, operation))["finished"] is None:
-                await asyncio.sleep(0.01)
-            assert row["affected"] == 10
+            assert (await finished(again, session, operation))["affected"] == 10
 
     for _ in range(2):
         asyncio.run(main())

@@ -98,19 +98,23 @@ def recipes(queue: Queue, text: str) -> list[str]:
 
 letters = st.text("aAbB%_\\'\"éÉß☃😀 \n", max_size=6)
 priorities = st.sampled_from([0, 0, 1, -1, 2**63 - 1, -(2**63)])
-entries = st.lists(
-    st.builds(
-        Entry, st.sampled_from(STATES), priorities, st.sampled_from(WORKERS), letters.map(lambda text: text or "empty")
-    ),
-    max_size=25,
-)
-filters = st.builds(
-    TaskFilter,
-    st.sampled_from(STATES),
-    st.one_of(st.just(""), letters),
-    st.one_of(st.none(), st.sampled_from([*WORKERS, 99])),
-    st.one_of(st.none(), priorities),
-)
+assignees = st.sampled_from(WORKERS)
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> tuple[list[Entry], TaskFilter]:
+    """Some tasks, and a filter that many of them match."""
+    wanted = TaskFilter(
+        draw(st.sampled_from(STATES)),
+        draw(st.one_of(*3 * [st.just("")], letters)),
+        draw(st.one_of(*3 * [st.none()], assignees, st.just(99))),
+        draw(st.one_of(*3 * [st.none()], priorities)),
+    )
+    states = st.sampled_from([*STATES, *8 * [wanted.state]])
+    recipes = st.one_of(st.just(f"a{wanted.text}b"), st.just(f"a{wanted.text.swapcase()}b"), letters.map("x{}".format))
+    return draw(st.lists(st.builds(Entry, states, priorities, assignees, recipes), max_size=25)), wanted
+
+
 page_sizes = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
 
@@ -119,12 +123,12 @@ def repeated(values: list[int]) -> Iterator[int]:
         yield from values
 
 
-@given(entries, filters, page_sizes, st.sampled_from([1, 2, 3, 2000]), st.booleans())
+@given(lists(), page_sizes, st.sampled_from([1, 2, 3, 2000]), st.booleans())
 def test_a_list_shows_each_task_that_matches_once_and_in_order(
-    entries: list[Entry], wanted: TaskFilter, sizes: list[int], scan: int, hurried: bool
+    case: tuple[list[Entry], TaskFilter], sizes: list[int], scan: int, hurried: bool
 ) -> None:
     """With pages of any size, however much of a list one step looks at, and when the time is up after each."""
-    queue = Queue()
+    queue, (entries, wanted) = Queue(), case
     fill(queue, entries)
     other = queue.create_project("second")
     queue.do(store, other, Entry(wanted.state, wanted.priority or 0, wanted.assignee or 3, wanted.text or "x"))
@@ -133,11 +137,13 @@ def test_a_list_shows_each_task_that_matches_once_and_in_order(
         assert listed(queue, wanted, repeated(sizes)) == [entry.id for entry in expected]
 
 
-@given(st.data(), entries, filters, page_sizes, st.sampled_from([1, 3, 2000]))
+@given(st.data(), lists(), page_sizes, st.sampled_from([1, 3, 2000]))
 def test_what_happens_between_two_pages_hides_or_repeats_no_task_that_stays_as_it_is(
-    data: st.DataObject, entries: list[Entry], wanted: TaskFilter, sizes: list[int], scan: int
+    data: st.DataObject, case: tuple[list[Entry], TaskFilter], sizes: list[int], scan: int
 ) -> None:
-    queue, changed, shown = Queue(), set(), []
+    queue, (entries, wanted) = Queue(), case
+    changed: set[int] = set()
+    shown: list[int] = []
     fill(queue, entries)
     with mock.patch.multiple(tracker, SCAN=scan, SEARCH_TIME=-1):
         for rows in pages(queue, wanted, repeated(sizes)):
