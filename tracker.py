@@ -1995,7 +1995,7 @@ def find_tasks(
         match += f" AND {contains('recipe')}"
     for column in ("assignee", "priority"):
         values[column] = getattr(wanted, column)
-        if values[column] is not None and column != state.lane:
+        if values[column] is not None:
             match += f" AND {column} IS :{column}"
     found: list[sqlite3.Row] = []
     values["lane"], last = place_of(after) if after else (next_lane(tx, state, wanted, values, None), 0)
@@ -4156,11 +4156,16 @@ def question(tx: Tx, session: bytes | None, project: int, body: TaskAction) -> d
 
 async def act_on_all(visit: Visit, project: int, body: TaskAction, wanted: TaskFilter) -> Response:
     if visit.field("confirmed") != "yes":
-        values = await visit.read(of_project(READ, question), project, body)
-        values |= {"body": body, "wanted": wanted, "count": count_in_state(values["project"], wanted.state)}
-        return await visit.render("confirm.html", values)
+        return await ask(visit, project, body, wanted, [])
     operation = await visit.tracker.db.write(begin_action, visit.session(), project, body, wanted)
     return await watch_operation(visit, operation, body.action, visit.here, body.priority)
+
+
+async def ask(visit: Visit, project: int, body: TaskAction, wanted: TaskFilter, tasks: list[int]) -> Response:
+    """The question before something is done to all tasks that match, or some are deleted."""
+    values = await visit.read(of_project(READ, question), project, body)
+    values |= {"body": body, "wanted": wanted, "tasks": tasks, "count": count_in_state(values["project"], wanted.state)}
+    return await visit.render("confirm.html", values)
 
 
 async def act_on_selected(visit: Visit, project: int, body: TaskAction) -> Response:
@@ -4170,6 +4175,8 @@ async def act_on_selected(visit: Visit, project: int, body: TaskAction) -> Respo
         raise TrackerError("invalid", "task: must be whole numbers") from None
     if not tasks:
         raise TrackerError("invalid", "task: select at least one task, or choose “all that match”")
+    if body.action == "delete" and visit.field("confirmed") != "yes":
+        return await ask(visit, project, body, TaskFilter(), tasks)
     count = await visit.tracker.db.write(act_on_tasks, visit.session(), project, body, tasks, long=len(tasks) > 10)
     to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
     return visit.see(to, said_of(body.action, count, body.priority))
@@ -4787,7 +4794,7 @@ def templates() -> Environment:
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals.update(version=__version__, PAGE=PAGE, MOST_SHOWN=MOST_SHOWN, shell_word=shlex.quote)
     environment.filters.update(
-        number=lambda value: f"{value:,}",
+        number=lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.15g}",
         moment=moment,
         ago=ago,
         duration=duration,

@@ -39,6 +39,11 @@ function change(old, fresh) {
 function changeChildren(old, fresh) {
   const known = new Map([...old.children].filter((child) => child.id).map((child) => [child.id, child]));
   const wanted = new Set([...fresh.children].map((child) => child.id).filter(Boolean));
+  if (old.hasAttribute("data-keep-order")) {
+    // A button must not move from under the pointer: rows change where they are, and come and go with the next page.
+    for (const next of fresh.children) if (known.has(next.id)) change(known.get(next.id), next);
+    return;
+  }
   for (const [id, child] of known) if (!wanted.has(id)) child.remove();
   let place = old.firstChild;
   for (const next of [...fresh.childNodes]) {

@@ -140,7 +140,7 @@ class Place:
             "/ui/projects/{project}/pause": {"paused": "true"},
             "/ui/projects/{project}/secret": {"secret": "a new one"},
             "/ui/projects/{project}/webhook_secret": {"webhook_secret": "a new one"},
-            "/ui/projects/{project}/tasks": {"action": "delete", "task": self.failed},
+            "/ui/projects/{project}/tasks": {"action": "delete", "task": self.failed, "confirmed": "yes"},
             "/ui/projects/{project}/submit": {"recipe": "one more"},
             "/ui/projects/{project}/submit/lines": {"lines": "three\nfour"},
             "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
@@ -729,10 +729,20 @@ def test_the_action_on_all_works_in_every_state(place: Place) -> None:
     assert not [name for name in place.site.admin.counts(place.project) if name != "closed"]
 
 
+def test_deleting_selected_tasks_asks_first(place: Place) -> None:
+    before = place.site.admin.counts(place.project)
+    question = place.admin.act(
+        place.at("/ui/projects/{project}/tasks?state=failed"), {"action": "delete", "task": place.failed}
+    )
+    assert question.status == 200 and str(place.failed) in question.form("/tasks").xpath(".//*[@name='task']/@value")
+    assert place.site.admin.counts(place.project) == before
+
+
 def test_a_task_deleted_on_its_page_leads_back_to_the_list(place: Place) -> None:
     waiting = place.site.read("SELECT max(id) FROM task WHERE recipe = 'plain waiting recipe'")[0][0]
     page = place.admin.open(f"/ui/tasks/{waiting}")
-    after = place.admin.send(page.form("/tasks"), "Delete")
+    question = place.admin.send(page.form("/tasks"), "Delete")
+    after = place.admin.send(question.form("/tasks"), "Delete")
     assert after.status == 200 and after.notice == "1 task was deleted."
     assert after.answer.url.path == place.at("/ui/projects/{project}/tasks")
 

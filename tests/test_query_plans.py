@@ -205,6 +205,13 @@ BACKGROUND: dict[str, Callable[[Place], Operation]] = {
     "prune tallies": lambda p: (tracker.prune, ("tally_hour",)),
     "roll the tallies": lambda p: (tracker.roll_tallies, ((0, 0), 7)),
 }
+
+
+def page(function: Callable, place: Place, *args: Any) -> Operation:
+    """What a page of the manager UI reads, with what frames every page."""
+    return tracker.framed, (place.session, function, args)
+
+
 # These show or look for people, projects and long operations, of which there are few, and sort them.
 # Or, at last, no more of something than fits on a page.
 PAGES: dict[str, Callable[[Place], Operation]] = {
@@ -224,9 +231,20 @@ PAGES: dict[str, Callable[[Place], Operation]] = {
     "search a worker's log": lambda p: log_page(p, worker=p.worker.id, text="no such line"),
     "search the log for errors": lambda p: log_page(p, level="error", text="no such line"),
     "show who holds tasks": lambda p: (tracker.holders, (p.first,)),
+    "the overview": lambda p: page(tracker.overview, p, tracker.ListQuery()),
+    "a project's page": lambda p: page(tracker.project_page, p, p.first, tracker.RangeQuery("1h")),
+    "a list of tasks": lambda p: page(tracker.task_list, p, p.first, tracker.TaskQuery("assigned")),
+    "a task's page": lambda p: page(tracker.task_page, p, p.held["plain"]),
+    "an operation's page": lambda p: page(tracker.operation_page, p, p.operations["finished"]),
+    "the list of workers": lambda p: page(tracker.worker_list, p, tracker.WorkersQuery()),
+    "a worker's page": lambda p: page(tracker.worker_page, p, p.stranger.id),
+    "who has access": lambda p: page(tracker.access_page, p, p.first, tracker.ListQuery()),
+    "the account": lambda p: page(tracker.account_page, p),
+    "the administration": lambda p: page(tracker.admin_page, p),
     "show a day's snapshots": lambda p: (tracker.sampled_snapshots, (p.first, range(10_000, 10_100, 10))),
 }
-SORTS_A_PAGE = ("show who holds tasks", "show a day's snapshots")
+SORTS_A_PAGE = ("the overview", "a project's page", "show who holds tasks", "show a day's snapshots")
+LOOKS_AT_A_HUNDRED = ("a project's page", "show who holds tasks")  # of the tasks of each of ten workers
 ALL = {**OPERATIONS, **READS, **BACKGROUND, **PAGES}
 FIRST_ROW_ONLY = {
     "SELECT 1 FROM manager",  # is there any?
@@ -295,7 +313,7 @@ def test_a_kept_hash_is_found_through_its_key() -> None:
 # ── Work ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "show who holds tasks"])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in LOOKS_AT_A_HUNDRED])
 def test_an_operation_takes_as_many_steps_in_a_long_queue_as_in_a_short_one(name: str) -> None:
     """Twenty times as many tasks in each state, log lines, snapshots, sessions and kept hashes."""
     taken = []
@@ -306,7 +324,8 @@ def test_an_operation_takes_as_many_steps_in_a_long_queue_as_in_a_short_one(name
     assert 0 < taken[1] <= 1.2 * taken[0] + 20, taken
 
 
-def test_showing_who_holds_tasks_takes_as_many_steps_when_they_hold_thousands() -> None:
+@pytest.mark.parametrize("name", LOOKS_AT_A_HUNDRED)
+def test_showing_who_holds_tasks_takes_as_many_steps_when_they_hold_thousands(name: str) -> None:
     taken = []
     for count in (200, 4000):
         bench = Bench()
@@ -314,7 +333,8 @@ def test_showing_who_holds_tasks_takes_as_many_steps_when_they_hold_thousands() 
         with bench.transaction() as tx:
             add_tasks(tx, place.first, count, 0, f"assignee = {place.other.id}, assign_time = 1, assigned_at = 0")
         assert bench.do(tracker.holders, place.first)[0]["held_task_count"] == count
-        taken.append(bench.steps(tracker.holders, place.first))
+        function, args = ALL[name](place)
+        taken.append(bench.steps(function, *args))
     assert taken[1] <= 1.1 * taken[0], taken
 
 

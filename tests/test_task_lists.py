@@ -228,6 +228,15 @@ def test_a_place_beyond_the_end_of_a_list_is_followed_by_nothing_twice(state: st
     assert len(seen) == len(set(seen))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "after"), [(TaskFilter("assigned", assignee=3), "5:0"), (TaskFilter("waiting", priority=1), "2:0")]
+)
+def test_a_place_in_another_list_shows_nothing_that_does_not_match(wanted: TaskFilter, after: str) -> None:
+    queue = Queue()
+    fill(queue, [Entry(wanted.state, priority, worker, "recipe") for priority in (1, 2) for worker in (3, 5)])
+    assert queue.do(tracker.list_tasks, queue.session, queue.project, wanted, after, 10)[0] == []
+
+
 def test_a_list_needs_read() -> None:
     queue = Queue()
     reader, other = queue.create_manager("reader", READ), queue.create_manager("other", EDIT | MAINTENANCE)
