@@ -17,6 +17,7 @@ edge, so that the browser stretches the lines and leaves the text at its size.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
@@ -389,7 +390,7 @@ def draw(series: Series, plot: Plot, gap: float) -> Line:
 def read(series: Sequence[Series], times: list[float], plot: Plot, gap: float, show: Show) -> list[Reading]:
     """A reading for each time, from halfway to its neighbours, and nothing inside a gap."""
     known = [(one, {time: value for time, value in one.points if value is not None}) for one in series]
-    seconds = longest_step(times) < 3 * MINUTE
+    seconds, year = longest_step(times) < 3 * MINUTE, plot.end - plot.start > 300 * DAY
     readings = []
     for before, time, after in zip([-math.inf, *times], times, [*times[1:], math.inf], strict=False):
         left = max(plot.start, time - gap / 2, (before + time) / 2)
@@ -399,8 +400,8 @@ def read(series: Sequence[Series], times: list[float], plot: Plot, gap: float, s
                 at=plot.x(time),
                 left=plot.x(left),
                 width=round(plot.x(right) - plot.x(left), 2),
-                time=reading_time_text(time, plot, seconds),
-                iso=f"{utc(time):%Y-%m-%dT%H:%M:%SZ}",
+                time=reading_time_text(time, year, seconds),
+                iso=iso_text(time),
                 values=[
                     Value(one.css, show(values[time]), plot.y(values[time])) if time in values else None
                     for one, values in known
@@ -410,10 +411,16 @@ def read(series: Sequence[Series], times: list[float], plot: Plot, gap: float, s
     return readings
 
 
-def reading_time_text(time: float, plot: Plot, seconds: bool) -> str:
+# Charts are drawn again and again with the same moments; to write these out would take a third of the time.
+@functools.lru_cache(maxsize=4096)
+def reading_time_text(time: float, year: bool, seconds: bool) -> str:
     moment = utc(time)
-    year = f" {moment.year}" if plot.end - plot.start > 300 * DAY else ""
-    return f"{day_text(moment)}{year} {moment:%H:%M:%S}" if seconds else f"{day_text(moment)}{year} {moment:%H:%M}"
+    return f"{day_text(moment)}{f' {moment.year}' if year else ''} {moment:{'%H:%M:%S' if seconds else '%H:%M'}}"
+
+
+@functools.lru_cache(maxsize=4096)
+def iso_text(time: float) -> str:
+    return f"{utc(time):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def box(series: Sequence[Series], readings: Iterable[Reading]) -> Box:

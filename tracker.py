@@ -1322,11 +1322,12 @@ def begin_password_change(tx: Tx, session: bytes | None) -> tuple[str, str]:
     return manager["username"], manager["password_hash"]
 
 
-def finish_password_change(tx: Tx, session: bytes | None, username: str, old_hash: str, new_hash: str) -> bytes:
-    """The old password was right: stores the new one, ends all sessions of the manager, opens a new one."""
+def finish_password_change(tx: Tx, session: bytes | None, username: str, new_hash: str) -> bytes:
+    """The old password was right: stores the new one, ends all sessions of the manager, opens a new one.
+
+    Whoever has changed it meanwhile has thereby ended this session: 401.
+    """
     manager = require_manager(tx, session)
-    if manager["password_hash"] != old_hash:
-        raise TrackerError("conflict", "password: it was changed meanwhile")
     tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
     tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager["id"]))
     tx.execute("DELETE FROM session WHERE manager = ?", (manager["id"],))
@@ -3571,7 +3572,7 @@ async def change_password(call: Call, body: PasswordForm) -> bytes:
     if not await call.tracker.hash(password_matches, body.password, stored):
         raise TrackerError("unauthorized", "password: this is not your present password")
     password_hash = await call.tracker.hash(hash_password, body.new_password)
-    return await call.tracker.db.write(finish_password_change, call.session(), username, stored, password_hash)
+    return await call.tracker.db.write(finish_password_change, call.session(), username, password_hash)
 
 
 @takes(Call.session, status=204)

@@ -412,7 +412,7 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "begin a change of the password": lambda p: (tracker.begin_password_change, (p.session,)),
     "finish a change of the password": lambda p: (
         tracker.finish_password_change,
-        (p.session, "admin", "unused", "new"),
+        (p.session, "admin", "new"),
     ),
     "give an admin a new password": lambda p: (tracker.make_admin, ("admin", "new", True)),
     "log": lambda p: (tracker.add_log_entry, (p.worker, "error", tracker.LogBody("scope", 1, "message"))),
