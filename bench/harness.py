@@ -183,13 +183,13 @@ class Seed:
 class Tracker(Server):
     """A tracker on its own database file, with a manager who is its admin."""
 
-    def __init__(self, lab, database, seed=None, **settings):
+    def __init__(self, lab, database, seed=None, root=ROOT, **settings):
         self.database = Path(database)
         self.seed = seed or Seed()
         settings = {"port": free_port(), "database": str(database), "synchronous": "FULL", "log_file": ""} | settings
         config = self.database.with_suffix(".toml")
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-        command = [sys.executable, ROOT / "tracker.py", "serve", "--config", config]
+        command = [sys.executable, root / "tracker.py", "serve", "--config", config]
         self.signs_in = "/login" if seed else "/register"
         super().__init__(command, self.database.with_suffix(".log"))
 
@@ -277,9 +277,9 @@ def bulk_body(project, count, first=0, unique=False, **fields):
 class Lab:
     """A scratch directory that is removed at the end, and the rounds that every benchmark keeps to."""
 
-    def __init__(self, parent, rounds, seconds, scale):
+    def __init__(self, parent, rounds, seconds, scale, against=None):
         self.directory = Path(tempfile.mkdtemp(prefix=".bench-", dir=parent)).resolve()
-        self.rounds, self.seconds, self.scale = rounds, seconds, scale
+        self.rounds, self.seconds, self.scale, self.against = rounds, seconds, scale, against
         self.seeds = {}
         self.names = 0
 
@@ -297,24 +297,27 @@ class Lab:
         self.names += 1
         return self.directory / f"{self.names}{suffix}"
 
-    def tracker(self, fill=None, **settings):
-        """Start a tracker on an empty database, or on a copy of the one that fill(lab, tracker) made."""
+    def tracker(self, fill=None, root=ROOT, **settings):
+        """Start a tracker on an empty database, or on a copy of the one that fill(lab, tracker) made.
+
+        `root` is the checkout that is started: another one makes databases of its own version.
+        """
         if fill is None:
-            return Tracker(self, self.path(), **settings)
-        if fill not in self.seeds:
+            return Tracker(self, self.path(), root=root, **settings)
+        if (fill, root) not in self.seeds:
             say(f"  preparing: {fill.__doc__}{'' if self.scale == 1 else f', scaled by {self.scale}'}")
-            with Tracker(self, self.path()) as tracker:
+            with Tracker(self, self.path(), root=root) as tracker:
                 fill(self, tracker)
                 tracker.crew()
             checkpoint(tracker.database)
-            self.seeds[fill] = tracker
-        made = self.seeds[fill]
+            self.seeds[fill, root] = tracker
+        made = self.seeds[fill, root]
         copy = self.path()
         shutil.copyfile(made.database, copy)
         # Else the kernel writes the copy back in the middle of the measurement, and every fsync waits for it.
         os.sync()
         seed = Seed(list(made.seed.workers), dict(made.seed.projects), dict(made.seed.examples))
-        return Tracker(self, copy, seed, **settings)
+        return Tracker(self, copy, seed, root, **settings)
 
     def discard(self, database):
         """Remove a database that is not needed any more, for they are large."""

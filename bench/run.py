@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness import (
     BULK,
@@ -198,6 +199,35 @@ def submit(lab):
         run = lambda: submits(lab, tracker, tracker.seed.projects["main"])  # noqa: E731
         run()
         return [throughput(lab, "single submits, 32 connections", tracker, run)]
+
+
+@benchmark("versions")
+def versions(lab):
+    """Assign + release, and single submits, against another checkout: --against DIR."""
+    if lab.against is None:
+        return []
+    with lab.tracker(small) as after, lab.tracker(small, lab.against) as before:
+        trackers = {"after": after, "before": before}
+        kinds = {
+            "assign + release": {name: topped_up(lab, one, "main", 10_000) for name, one in trackers.items()},
+            "single submits": {
+                name: (lambda one=one: submits(lab, one, one.seed.projects["other"])) for name, one in trackers.items()
+            },
+        }
+        return [figure for label, runs in kinds.items() for figure in both_versions(lab, label, runs)]
+
+
+def both_versions(lab, label, runs):
+    """The figures of a load on two versions: how many requests per second, and what one costs the server."""
+    for run in runs.values():
+        run()
+    loads = lab.race(runs)
+    rates = {name: [load.rate for load in of] for name, of in loads.items()}
+    costs = {name: [load.server / load.rate * 1e6 for load in of] for name, of in loads.items()}
+    return [
+        Figure(f"{label}, this version", "requests/s", rates["after"], "the other", rates["before"], (">=", 0.97)),
+        Figure("… processor time of one", "µs", costs["after"], "the other", costs["before"], ("<=", 1.03)),
+    ]
 
 
 @benchmark("bulk")
@@ -855,7 +885,17 @@ def parse_arguments():
     add("--quick", action="store_true", help="a tenth of the tasks, 3 rounds of 1 second: a look, not a result")
     add("--dir", metavar="DIR", default=ROOT, help="where the temporary databases go (default: the checkout); "
         "the disk is part of what is measured")  # fmt: skip
+    add(
+        "--against",
+        metavar="DIR",
+        type=lambda text: Path(text).resolve(),
+        help="another checkout, for the benchmark `versions`",
+    )
     arguments = parser.parse_args()
+    if arguments.against and not (arguments.against / "tracker.py").exists():
+        parser.error(f"--against: there is no tracker.py in {arguments.against}")
+    if "versions" in (arguments.only or ()) and not arguments.against:
+        parser.error("--only versions: --against DIR must name the other checkout")
     if not os.access(arguments.dir, os.W_OK):
         parser.error(f"--dir: {arguments.dir} is not a directory that can be written to")
     return arguments
@@ -874,7 +914,7 @@ def main():
     rounds, seconds, scale = (3, 1, 0.1) if arguments.quick else (7, 2, 1)
     rounds, seconds = arguments.rounds or rounds, arguments.seconds or seconds
     figures, started = [], time.perf_counter()
-    with Lab(arguments.dir, rounds, seconds, scale) as lab:
+    with Lab(arguments.dir, rounds, seconds, scale, arguments.against) as lab:
         for name in arguments.only or BENCHMARKS:
             say(f"{name}: {BENCHMARKS[name].__doc__.splitlines()[0]}")
             figures += BENCHMARKS[name](lab)
