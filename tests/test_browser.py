@@ -34,7 +34,8 @@ REFRESH = 0.3  # seconds
 expect.set_options(timeout=20_000)
 
 
-@pytest.fixture(scope="session")
+# Ends with this module: while Playwright is there, asyncio.run() is refused to the other tests of the process.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One browser for all the tests that a process runs; each test has contexts of its own."""
     with sync_playwright() as playwright:
@@ -43,7 +44,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def told_week(tmp_path_factory: pytest.TempPathFactory) -> example_week.Week:
     """A database with something of everything in it; each test serves a copy."""
     with pytest.MonkeyPatch.context() as patch:
@@ -521,6 +522,79 @@ def test_a_refused_upload_keeps_the_file_and_says_why(week: Week) -> None:
     assert page.get_by_label("Or a file with such lines").evaluate("(field) => field.files[0].name") == "empty.txt"
 
 
+# ── Templates and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def log_line(worker: Worker, task: int, message: str, level: str = "info") -> None:
+    entry = {"message": message, "timestamp": 1_780_000_000, "level": level}
+    answer = worker.http.post("/task/log", json={"task_id": task, "entries": [entry]})
+    assert answer.json()["content"] == {"held": True, "stored": 1}
+
+
+def test_from_a_new_template_to_a_job_watched_live_cancelled_and_retried(week: Week) -> None:
+    tab = week.tab()
+    worker = week.worker(tab, "empty")
+    page = tab.open(week.project("empty", "/templates"))
+    tab.link("Make the first template").click()
+    page.get_by_label("Name", exact=True).first.fill("greet")
+    page.get_by_label("Script", exact=True).fill("#!/bin/sh\necho hello $1\n")
+    page.locator("#variable-1-name").fill("tone")
+    page.locator("#variable-1-allowed").fill("soft\nloud")
+    page.locator("#argument-1-type").select_option("input")
+    page.locator("#argument-1-label").fill("Whom")
+    page.get_by_label("Run as").fill("sh")
+    tab.button("Make the template").click()
+    expect(tab.notice).to_contain_text("runas: must contain %script%")
+    page.get_by_label("Run as").fill("sh %script%")
+    tab.button("Make the template").click()
+    secret = page.locator("#secret code").inner_text()
+    assert re.fullmatch("[0-9a-f]{64}", secret)
+
+    page.get_by_label("tone").select_option("loud")
+    page.get_by_label("Whom").fill("<b>world</b>")
+    tab.button("Run now").click()
+    expect(tab.notice).to_have_text("The job is made.")
+    expect(page.locator("#job-state")).to_have_text("waiting")
+    page.evaluate("window.neverReloaded = true")
+    task = worker.assigned(week.projects["empty"])
+    assert (task["job"]["arguments"], task["job"]["variables"]) == (["<b>world</b>"], {"tone": "loud"})
+    expect(page.locator("#job-state")).to_have_text("assigned")
+    log_line(worker, task["id"], "hello <b>world</b>")
+    expect(page.locator("#job-log .message").last).to_have_text("hello <b>world</b>")
+    expect(tab.button("Retry as a new job")).to_be_disabled()
+    worker.released(task["id"], output={"code": 0, "lastline": "hello"})
+    expect(page.locator("#job-state")).to_have_text("succeeded")
+    expect(page.locator("#job-result")).to_contain_text('"lastline": "hello"')
+    expect(page.locator("#job-history td").first).to_have_text("released as done")
+    assert page.evaluate("window.neverReloaded")
+
+    tab.button("Retry as a new job").click()
+    expect(tab.notice).to_contain_text("This is the new job")
+    expect(page.locator("#job-state")).to_have_text("waiting")
+    task = worker.assigned(week.projects["empty"])
+    expect(page.locator("#job-facts")).to_contain_text("newcomer")
+    tab.button("Cancel").click()
+    expect(tab.notice).to_have_text("The job is cancelled.")
+    assert not worker.released(task["id"])
+    page.get_by_role("navigation", name="Project").get_by_role("link", name="Jobs").click()
+    expect(page.locator("#jobs tbody tr [data-label=State]")).to_have_text(["cancelled", "succeeded"])
+    expect(page.locator("body")).not_to_contain_text(secret)
+
+
+def test_a_list_of_jobs_shows_new_ones_and_what_becomes_of_them(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open("/ui/jobs")
+    rows = page.locator("#jobs tbody tr")
+    before = rows.count()
+    path = f"/template/trigger/{week.ids.templates['deploy']}"
+    job = tab.page.context.request.post(f"{week.url}{path}", data={}).json()["content"]["job"]["id"]
+    expect(rows).to_have_count(before + 1)
+    row = page.locator(f"#job-{job}")
+    expect(row.locator("[data-label=State]")).to_have_text("waiting")
+    tab.page.context.request.post(f"{week.url}/job/cancel/{job}")
+    expect(row.locator("[data-label=State]")).to_have_text("cancelled")
+
+
 # ── Workers, access, logs ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -815,6 +889,7 @@ WIDER = "() => document.documentElement.scrollWidth - document.documentElement.c
 ALIKE = {  # views that differ from others in nothing but their data
     *("overview-search", "project-hour", "project-week", "project-reader", "project-guest", "project-done"),
     *("tasks-found", "tasks-none", "workers-manager", "logs-filtered", "account-manager", "action-done"),
+    *("template-run-refused", "template-settings-refused", "jobs-found", "jobs-none", "job-failed", "job-waiting"),
 }
 WALKS = 8  # so that several processes can share the views
 
