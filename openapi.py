@@ -21,13 +21,14 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 REF = "#/components/schemas/{name}"
+EXAMPLE_JOB = "5f0c7f6b2f1c4a0d8e9b3a71"  # `$JOB` for the shell: no two trackers give out the same
 
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -90,6 +91,26 @@ class ProjectWithCounts(Project):
     closed_task_count: shown(int, "Tasks that are done.", 42)
 
 
+class Script(Struct):
+    """A script that a job brings along."""
+
+    source: shown(str, "The script.", "#!/bin/sh\necho $branch\n")
+    md5: shown(str, "MD5 of the source, in hexadecimal: for caches.", "e8b9b8d4eb4eaf2a4bb8a0d3b05a1b37")
+
+
+class TaskJob(Struct):
+    """What whoever runs a job's task needs. Plain tasks have none."""
+
+    id: shown(str, "The job's id.", EXAMPLE_JOB)
+    template: shown(str, "The name of its template.", "build")
+    script: Annotated[Script | None, Meta(description="Its script, if it brings one.")]
+    runas: shown(str, "The command line that runs the script: `%script%` is its file. Empty: it runs itself.", "")
+    arguments: shown(list[str], "The arguments, in their order.", ["fast"])
+    variables: shown(dict[str, Any], "The values of the variables.", {"branch": "main"})
+    env: shown(dict[str, str], "The environment that the template adds.", {"LANG": "C.UTF-8"})
+    timeout: shown(float, "Seconds that it may run.", 60.0)
+
+
 class Task(Struct):
     """An assigned task, with its project."""
 
@@ -104,6 +125,129 @@ class Task(Struct):
     assign_time: shown(int, "When it was assigned, in unix seconds.", 1559397394)
     verification_count: shown(int, "Different workers that must release it with the same `verification`.", 0)
     project: Project
+    job: TaskJob | UnsetType = UNSET
+
+
+class TemplateVariable(Struct):
+    """A variable that a template declares."""
+
+    name: shown(str, "Its name.", "branch")
+    value: shown(Any, "Its value, unless the job brings one; null for none.", "main")
+    required: shown(bool, "Whether it must have a value.", True)
+    allowed: shown(list[Any], "The values that it may have; empty for any.", [])
+    description: shown(str, "What it is for.", "What to build.")
+
+
+class TemplateArgument(Struct):
+    """An argument that a template declares."""
+
+    order: shown(int, "Its place among the arguments.", 0)
+    type: shown(str, "`fixed`: it has its own value. Anything else: the job brings it.", "select")
+    label: shown(str, "What a form calls it.", "Which tests")
+    value: shown(Any, "The value of a fixed one; what a form offers for another one.", "fast")
+    options: shown(list[Any], "What a form lets people choose from.", ["fast", "all"])
+
+
+class Template(Struct):
+    """A named way to make a job."""
+
+    id: shown(int, "The template's number.", 1)
+    project: shown(int, "The project whose queue gets the jobs' tasks.", 1)
+    name: shown(str, "Its name.", "build")
+    description: shown(str, "What it is for.", "Builds a branch.")
+    recipe: shown(str, "The tasks' recipe; `{name}` stands for a variable.", "build {branch}")
+    script: shown(str, "The script that its jobs bring along; empty for none.", "#!/bin/sh\necho $branch\n")
+    runas: shown(str, "The command line that runs the script: `%script%` is its file. Empty: it runs itself.", "")
+    variables: Annotated[list[TemplateVariable], Meta(description="The variables that it declares.")]
+    undeclared: shown(bool, "Whether a job may bring variables that are not declared.", False)
+    arguments: Annotated[list[TemplateArgument], Meta(description="The arguments that it declares.")]
+    env: shown(dict[str, str], "What is added to the environment of whoever runs a job.", {"LANG": "C.UTF-8"})
+    timeout: shown(float | None, "Seconds that a job may run; null means the tracker's default.", 60.0)
+    max_retries: shown(int, "Failed attempts after which a job has failed.", 0)
+    priority: shown(int, "Higher is assigned first.", 0)
+    api: shown(bool, "Whether other programs may trigger it by its name.", True)
+    has_key: shown(bool, "Whether a program that does so needs a key.", True)
+    keep_count: shown(int | None, "Ended jobs that are kept; null for all.", 100)
+    keep_time: shown(int | None, "Seconds for which they are kept; null means the tracker's default.", 86400)
+    created: shown(int, "When it was made, in unix seconds.", 1559396382)
+    updated: shown(int, "When it was changed last, in unix seconds.", 1559396382)
+
+
+class NewTemplate(Template):
+    """A template that was just made."""
+
+    secret: Annotated[str, Meta(description="Opens this template alone. Shown only this once.", examples=["c0ffee"])]
+
+
+class ListedJob(Struct):
+    """A job as lists show it."""
+
+    id: shown(str, "The job's id.", EXAMPLE_JOB)
+    name: shown(str, "The name of its template, or of its workflow.", "build")
+    template: shown(int | None, "Its template's number; null for the run of a workflow.", 1)
+    project: shown(int, "The project's number.", 1)
+    state: shown(
+        Literal["waiting", "assigned", "succeeded", "failed", "timed_out", "cancelled"],
+        "`waiting`, `assigned`; or ended, for ever: `succeeded`, `failed`, `timed_out`, `cancelled`.",
+        "waiting",
+    )
+    task: shown(int | None, "The number of its task, which is gone when it has ended.", 4)
+    timeout: shown(float, "Seconds that it may run.", 60.0)
+    origin: shown(str, "Through which door it came: `native`, `page`, a dialect's name, `workflow`.", "native")
+    attempts: shown(int, "How often it was assigned; of the run of a workflow, how many steps have followed.", 1)
+    assignee: shown(int | None, "The worker of the present or last attempt; null while it waits.", 1)
+    created: shown(float, "When it was made, in unix seconds.", 1559396382.5)
+    started: shown(float | None, "When it was assigned for the first time.", 1559396383.5)
+    finished: shown(float | None, "When it ended.", 1559396384.5)
+    reported: shown(str | None, "The state that its result speaks of.", "success")
+    warned: shown(bool, "Whether something of level warn or error was logged, or its result reports a warning.", False)
+    retry_of: shown(str | None, "The job of which it is a retry.", EXAMPLE_JOB)
+    workflow_job: shown(str | None, "The run of a workflow of which it is a step.", EXAMPLE_JOB)
+
+
+class Job(ListedJob):
+    """A task that somebody wants to hear back from, or the run of a workflow."""
+
+    variables: shown(dict[str, Any], "The values of its variables.", {"branch": "main"})
+    arguments: shown(list[Any], "Its arguments, in their order.", ["fast"])
+    result: shown(Any, "The `output` of the last attempt's release.", {"code": 0, "lastline": "ok"})
+    output: shown(Any, "What the result hands on, such as to the next step of a workflow.", None)
+
+
+class JobEntry(Struct):
+    """A line of a job's log."""
+
+    id: shown(int, "The line's number within the log, for `after`.", 1)
+    time: shown(int, "When, in unix seconds, as the worker says.", 1559397394)
+    scope: shown(str, "Which part of the worker speaks; `tracker` for the tracker's own lines.", "tracker")
+    message: shown(str, "The line.", "created by manager alice")
+    worker: shown(int, "The worker's number; 0 is the tracker.", 0)
+    level: shown(str, "`error`, `warn`, `info`, `debug` or `trace`.", "info")
+
+
+class WorkflowEdge(Struct):
+    """Which template follows another one."""
+
+    template: shown(int, "The template that has ended.", 1)
+    ending: shown(str, "In which way: `success`, `failure` or `timeout`.", "failure")
+    target: shown(int, "The template that follows.", 1)
+
+
+class Workflow(Struct):
+    """Templates that follow one another."""
+
+    id: shown(int, "The workflow's number.", 1)
+    project: shown(int, "The project's number.", 1)
+    name: shown(str, "Its name.", "build and try again")
+    start: shown(int, "The template that it starts with.", 1)
+    created: shown(int, "When it was made, in unix seconds.", 1559396382)
+    edges: Annotated[list[WorkflowEdge], Meta(description="Which templates follow which.")]
+
+
+class NewWorkflow(Workflow):
+    """A workflow that was just made."""
+
+    secret: Annotated[str, Meta(description="Opens this workflow alone. Shown only this once.", examples=["c0ffee"])]
 
 
 class LogEntry(Struct):
@@ -202,6 +346,10 @@ MEANING: dict[str, dict[str, str]] = {
         " the worker had never had it.",
         "verification": "Hash of the result, 64 bits, signed or unsigned. Counts when the task needs several"
         " verifications: it is closed when enough workers have given the same.",
+        "output": "What has come of it, any JSON: the result of the task's job, if it has one. Of an object, `state`"
+        " (`failure` and `error` fail the job, `warning` marks it) and `output` are looked at, or else `lastline`, if"
+        ' that is JSON: an array is the output, `{{"state": …, "data": …}}` gives both. With `killed` true a failed job'
+        " has timed out.",
     },
     "BulkReleaseBody": {"releases": "The releases, at most {max_count} (setting `max_count`)."},
     "LogBody": {
@@ -218,6 +366,80 @@ MEANING: dict[str, dict[str, str]] = {
         "max_level": "Entries of level 1 to this one.",
         "before": "Only entries older than the one with this `id`: the last of a page gives the next page.",
         "limit": "The most entries to answer with; very long ones may end the page early.",
+    },
+    "TaskLogBody": {
+        "task_id": "The task's number.",
+        "entries": "The lines, the oldest first. None at all just asks whether the task is still held.",
+        "first": "The number of the first of these lines within this assignment, counted from 0. Lines of a job that"
+        " are numbered are stored once, so a request may be repeated.",
+    },
+    "TaskEntry": {
+        "message": "The line.",
+        "timestamp": "The worker's time, in unix seconds.",
+        "level": "Its level. A job's log keeps every one.",
+        "scope": "Which part of the worker speaks.",
+    },
+    "TemplateBody": {
+        "project": "The project whose queue gets the jobs' tasks. Required in a new template, which stays in it.",
+        "name": "Its name, unlike any other template's of the project. Required in a new template.",
+        "description": "What it is for.",
+        "recipe": "The tasks' recipe; `{{name}}` stands for the variable's value. Empty: JSON of the template's name,"
+        " the variables and the arguments.",
+        "script": "A script that its jobs bring along. Empty for none.",
+        "runas": "The command line that runs the script, `%script%` being its file. Empty: it runs itself.",
+        "variables": "The variables that it declares.",
+        "undeclared": "Whether a job may bring others as well. True in a new template.",
+        "arguments": "The arguments that it declares.",
+        "env": "What is added to the environment of whoever runs a job: names and values.",
+        "timeout": "Seconds that a job may run. Null means {default_job_timeout} (setting `default_job_timeout`).",
+        "max_retries": "Failed attempts after which a job has failed. 0 and 1 both mean one attempt.",
+        "priority": "Higher is assigned first.",
+        "api": "Whether other programs may trigger it by its name, which then no other such template has.",
+        "key": "The key that those programs need. Empty for none.",
+        "keep_count": "Ended jobs that are kept. Null for all of them.",
+        "keep_time": "Seconds for which they are kept. Null means {job_retention} (setting `job_retention`).",
+    },
+    "Variable": {
+        "name": "Its name.",
+        "value": "Its value, unless the job brings one. Null for none.",
+        "required": "Whether it must have a value that is neither null nor empty.",
+        "allowed": "The values that it may have. Empty for any.",
+        "description": "What it is for.",
+    },
+    "Argument": {
+        "order": "Its place among the arguments.",
+        "type": "`fixed`: it has its own value. Anything else: the job brings it, and a form asks for it in this way.",
+        "label": "What a form calls it.",
+        "value": "The value of a fixed one; what a form offers for another one.",
+        "options": "What a form lets people choose from.",
+    },
+    "TriggerBody": {
+        "variables": "Values of variables, by their names.",
+        "arguments": "The arguments that are not fixed, in their order: null for an optional one. More are ignored.",
+    },
+    "JobsQuery": {
+        "project": "Only jobs of this project. Required of a worker that names no template.",
+        "template": "Only jobs of this template, which may have been deleted.",
+        "state": "Only jobs in this state.",
+        "from": "Only jobs made at this moment or later, in unix seconds.",
+        "to": "Only jobs made until this moment, in unix seconds.",
+        "before": "Where the list goes on: the `before` of the last answer.",
+        "limit": "The most jobs to answer with.",
+    },
+    "LinesQuery": {
+        "after": "Only lines after the one with this `id`.",
+        "limit": "The most lines to answer with; very long ones may end the answer early.",
+    },
+    "WorkflowBody": {
+        "project": "Its project. Required in a new workflow, which stays in it.",
+        "name": "Its name, unlike any other workflow's of the project. Required in a new workflow.",
+        "start": "The template that it starts with. Required in a new workflow.",
+        "edges": "Which templates follow which. A change replaces them all.",
+    },
+    "Edge": {
+        "template": "The template whose step has ended.",
+        "ending": "In which way it has ended.",
+        "target": "The template that follows, with the step's output as its arguments.",
     },
     "AliasBody": {"alias": "The worker's name. Empty means `{default_alias}`; `unassigned` is reserved."},
     "PauseBody": {"worker": "The worker's number.", "paused": "Whether it is to be assigned nothing."},
@@ -274,6 +496,9 @@ PATH = {
     "worker": "The worker's number.",
     "manager": "The manager's number.",
     "level": "The level.",
+    "template": "The template's number.",
+    "workflow": "The workflow's number.",
+    "job": "The job's id: `id` in the answer to `POST /template/trigger/{template}`. `$JOB` in the examples.",
 }
 
 SECTIONS = {
@@ -281,6 +506,9 @@ SECTIONS = {
     "Projects": "A project is a queue of tasks with its settings.",
     "Access": "Which workers may submit to a project and be assigned its tasks. A public one assigns to any worker.",
     "Tasks": "The life of a task: submitted, assigned, released.",
+    "Templates": "A template is a named way to make a job: a task that somebody wants to hear back from. A workflow is"
+    " templates that follow one another.",
+    "Jobs": "What has become of a job, its result and its log.",
     "Logs": "What workers have to say.",
     "Monitoring": "Counts of a project, now and over time. The live counts are also in `GET /project/get/{project}`.",
     "Git": "Follows the version of a project's code.",
@@ -292,13 +520,29 @@ OTHER_SITE = "Another site's page caused the request."
 OR_OTHER_SITE = "or another site's page caused the request."
 NO_PROJECT = "There is no such project."
 NOT_VISIBLE = "There is no such project, or it is hidden."
+NO_TEMPLATE = "There is no such template, or its project is hidden."
+NO_WORKFLOW = "There is no such workflow, or its project is hidden."
+NO_JOB = "There is no such job, or its project is hidden."
 RATE = "The project's rate limit is reached."
+WORKERS_RATE = "A worker calls, and the project's rate limit is reached."
 ATTEMPTS = "Too many attempts from this address."
 
 
 def no_role(role: str) -> dict[int, str]:
     """Why a manager's call about a project may be refused."""
     return {403: f"The manager has no {role} role in the project, {OR_OTHER_SITE}", 404: NOT_VISIBLE}
+
+
+def no_edit(missing: str, reads: bool = False) -> dict[int, str]:
+    """Why a manager's call about something of a project may be refused."""
+    who = "The manager has no EDIT role in the project"
+    return {403: f"{who}." if reads else f"{who}, {OR_OTHER_SITE}", 404: missing}
+
+
+def no_submit(missing: str, role: str, reads: bool = False) -> dict[int, str]:
+    """Why a worker's or a manager's call about a job may be refused."""
+    who = f"A worker without SUBMIT access to the project, a manager without the {role} role"
+    return {403: f"{who}." if reads else f"{who}, {OR_OTHER_SITE}", 404: missing}
 
 
 PUSH = {"ref": "refs/heads/main", "after": "c0ffee", "repository": {"full_name": "alice/first"}}
@@ -345,6 +589,18 @@ ADMIN = "A tracker admin."
 
 def manager_with(role: str) -> str:
     return f"A manager with the role {role} in the project."
+
+
+def submitter_or(role: str) -> str:
+    return f"A worker with SUBMIT access to the project, or a manager with the role {role} in it."
+
+
+TEMPLATE = {
+    **{"project": 1, "name": "build", "description": "Builds a branch.", "recipe": "build {branch}"},
+    **{"script": "#!/bin/sh\necho $branch\n", "env": {"LANG": "C.UTF-8"}, "timeout": 60, "undeclared": False},
+    "variables": [{"name": "branch", "value": "main", "required": True}],
+    "arguments": [{"order": 0, "type": "select", "label": "Which tests", "value": "fast", "options": ["fast", "all"]}],
+}
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -518,12 +774,143 @@ OPERATIONS: dict[str, Operation] = {
         empty=True,
         message="Says that there is no task.",
     ),
+    "POST /task/log": Operation(
+        "Tasks",
+        "The worker that holds the task; others learn that they do not.",
+        {
+            "held": shown(bool, "Whether the caller holds the task. If not, somebody took it away: stop.", True),
+            "stored": shown(int, "Lines that were new.", 2),
+        },
+        {404: "There has never been such a task."},
+        body={
+            "task_id": 2,
+            "first": 0,
+            "entries": [
+                {"message": "Fetching https://example.org/1", "timestamp": 1559393394},
+                {"message": "It takes long", "timestamp": 1559393399, "level": "warn"},
+            ],
+        },
+    ),
     "POST /task/bulk_release": Operation(
         "Tasks",
         "The worker that holds the tasks; for others nothing changes.",
         {"updated": shown(list[bool], "Whether each task was closed, failed or skipped.", [True, True])},
         {404: "There has never been one of the tasks. Nothing is released."},
         body={"releases": [{"task_id": 2, "result": 0}, {"task_id": 3, "result": 2}]},
+    ),
+    "POST /template/create": Operation(
+        "Templates",
+        manager_with("EDIT"),
+        {"template": NewTemplate},
+        {
+            **no_role("EDIT"),
+            409: "The project has a template of this name, or another one may be triggered by this name.",
+        },
+        body=TEMPLATE,
+    ),
+    "POST /template/update/{template}": Operation(
+        "Templates",
+        manager_with("EDIT"),
+        errors={
+            **no_edit(NO_TEMPLATE),
+            409: "The project has a template of this name, or another one may be triggered by this name.",
+        },
+        body={"api": True, "key": "secure123", "keep_count": 100, "keep_time": 86400},
+    ),
+    "GET /template/get/{template}": Operation(
+        "Templates", manager_with("EDIT"), {"template": Template}, no_edit(NO_TEMPLATE, reads=True)
+    ),
+    "GET /template/list/{project}": Operation(
+        "Templates", manager_with("EDIT"), {"templates": list[Template]}, no_edit(NOT_VISIBLE, reads=True)
+    ),
+    "POST /template/rotate_secret/{template}": Operation(
+        "Templates",
+        manager_with("EDIT"),
+        {"secret": shown(str, "The new secret, shown only this once.", "c0ffee")},
+        no_edit(NO_TEMPLATE),
+    ),
+    "POST /template/trigger/{template}": Operation(
+        "Templates",
+        submitter_or("EDIT"),
+        {"job": Job},
+        {**no_submit(NO_TEMPLATE, "EDIT"), 429: WORKERS_RATE},
+        body={"variables": {"branch": "main"}, "arguments": ["fast"]},
+    ),
+    "POST /workflow/create": Operation(
+        "Templates",
+        "A manager with the role EDIT in the project, and in those of the templates.",
+        {"workflow": NewWorkflow},
+        {**no_role("EDIT"), 409: "The project has a workflow of this name."},
+        body={
+            "project": 1,
+            "name": "build and try again",
+            "start": 1,
+            "edges": [{"template": 1, "ending": "failure", "target": 1}],
+        },
+    ),
+    "POST /workflow/update/{workflow}": Operation(
+        "Templates",
+        "A manager with the role EDIT in the project, and in those of the templates.",
+        errors={**no_edit(NO_WORKFLOW), 409: "The project has a workflow of this name."},
+        body={"name": "build stubbornly"},
+    ),
+    "GET /workflow/get/{workflow}": Operation(
+        "Templates", manager_with("EDIT"), {"workflow": Workflow}, no_edit(NO_WORKFLOW, reads=True)
+    ),
+    "GET /workflow/list/{project}": Operation(
+        "Templates", manager_with("EDIT"), {"workflows": list[Workflow]}, no_edit(NOT_VISIBLE, reads=True)
+    ),
+    "POST /workflow/rotate_secret/{workflow}": Operation(
+        "Templates",
+        manager_with("EDIT"),
+        {"secret": shown(str, "The new secret, shown only this once.", "c0ffee")},
+        no_edit(NO_WORKFLOW),
+    ),
+    "POST /workflow/trigger/{workflow}": Operation(
+        "Templates",
+        submitter_or("EDIT"),
+        {"job": Job},
+        {
+            **no_submit(NO_WORKFLOW, "EDIT"),
+            409: "The template that it starts with was deleted.",
+            429: WORKERS_RATE,
+        },
+        body={"variables": {"branch": "main"}, "arguments": ["fast"]},
+    ),
+    "POST /workflow/delete/{workflow}": Operation("Templates", manager_with("EDIT"), errors=no_edit(NO_WORKFLOW)),
+    "POST /template/delete/{template}": Operation("Templates", manager_with("EDIT"), errors=no_edit(NO_TEMPLATE)),
+    "GET /job/get/{job}": Operation("Jobs", submitter_or("READ"), {"job": Job}, no_submit(NO_JOB, "READ", reads=True)),
+    "GET /job/log/{job}": Operation(
+        "Jobs",
+        submitter_or("READ"),
+        {"entries": list[JobEntry]},
+        no_submit(NO_JOB, "READ", reads=True),
+    ),
+    "GET /job/list": Operation(
+        "Jobs",
+        "A worker with SUBMIT access to the project, or a manager with the role READ in it. Of all projects: managers.",
+        {
+            "jobs": list[ListedJob],
+            "before": shown(int | None, "What continues the list; null at its end.", 7),
+        },
+        {
+            403: "A worker without SUBMIT access to the project, a manager without the READ role.",
+            404: "There is no such project or template, or it is hidden.",
+        },
+        query={"project": 1, "state": "waiting", "limit": 2},
+    ),
+    "POST /job/cancel/{job}": Operation(
+        "Jobs", submitter_or("EDIT"), errors={**no_submit(NO_JOB, "EDIT"), 409: "It has ended already."}
+    ),
+    "POST /job/retry/{job}": Operation(
+        "Jobs",
+        submitter_or("EDIT"),
+        {"job": Job},
+        {
+            **no_submit(NO_JOB, "EDIT"),
+            409: "It has not ended yet, or it is the run of a workflow that was deleted.",
+            429: WORKERS_RATE,
+        },
     ),
     "POST /log/{level}": Operation(
         "Logs",
@@ -637,6 +1024,7 @@ OPERATIONS: dict[str, Operation] = {
     },
 }
 EXAMPLE_IDS = {"project": 1, "worker": 1, "manager": 2, "level": "info"}
+EXAMPLE_IDS |= {"template": 1, "workflow": 1, "job": EXAMPLE_JOB}
 
 DESCRIPTION = """\
 Hands out tasks to a crowd of workers and loses none.
@@ -769,6 +1157,9 @@ def operation(name: str, handler: Callable, settings: Any, words: dict[str, str]
     if takes.body is not None:
         content = {"schema": schemas.of(takes.body), "example": about.body}
         body = {"requestBody": {"required": True, "content": {"application/json": content}}}
+    # What no id looks like is an unknown one, if ids are texts.
+    texts = takes.path or {}
+    decodes = bool(body) or any(one["in"] == "query" or one["name"] not in texts for one in parameters)
     return {
         "operationId": re.sub(r"\W+", "_", name.lower()).strip("_"),
         "tags": [about.section],
@@ -780,7 +1171,7 @@ def operation(name: str, handler: Callable, settings: Any, words: dict[str, str]
         **body,
         "responses": {
             str(takes.status): success(about, takes, schemas),
-            **refusals(about, takes, security, bool(parameters or body), words),
+            **refusals(about, takes, security, decodes, words),
         },
     }
 
@@ -788,7 +1179,7 @@ def operation(name: str, handler: Callable, settings: Any, words: dict[str, str]
 def split_docstring(handler: Callable) -> tuple[str, str]:
     """The first sentence, without its stop, and the rest, one line a paragraph, without who may call it."""
     text = "\n\n".join(" ".join(part.split()) for part in inspect.getdoc(handler).split("\n\n"))
-    text = re.sub(r"\s+(Needs [A-Z_]+|For (admins|managers).*?)\.(?=\s|$)", "", text)
+    text = re.sub(r"\s+(Needs [A-Z_]+[^.]*|For (admins|managers|workers|those|the same) .*?)\.(?=\s|$)", "", text)
     summary, _, description = text.partition(". ") if ". " in text.split("\n")[0] else text.partition(".\n\n")
     return summary.removesuffix("."), description
 
@@ -935,7 +1326,9 @@ def curl(method: str, path: str, operation: dict[str, Any], url: str) -> str:
         words += ["-b", "cookies"]
     if "Set-Cookie" in next(iter(operation["responses"].values())).get("headers", {}):
         words += ["-c", "cookies"]
-    lines = [" ".join([*words, shlex.quote(url + path.format(**ids) + "?" * bool(query) + query)])]
+    address = shlex.quote(url + path.format(**ids) + "?" * bool(query) + query)
+    job = "'\"$JOB\"'" if address.startswith("'") else "$JOB"
+    lines = [" ".join([*words, address.replace(EXAMPLE_JOB, job)])]
     if "worker_id" in security:
         lines.append('-H "X-Worker-ID: $ID" -H "X-Secret: $SECRET"')
     lines += [f"-H {shlex.quote(one['name'] + ': ' + one['example'])}" for one in given if one["in"] == "header"]
@@ -1100,7 +1493,9 @@ def type_of(schema: dict[str, Any]) -> str:
         return " or ".join(type_of(one) for one in schema["anyOf"])
     if "enum" in schema:
         return " or ".join(str(value) for value in schema["enum"])
-    return f"list of {type_of(schema['items'])}" if schema["type"] == "array" else schema["type"]
+    if schema.get("items"):
+        return f"list of {type_of(schema['items'])}"
+    return schema.get("type", "any JSON").replace("array", "list")
 
 
 def limits(schema: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
--- The whole database of the tracker, version 2 (PRAGMA user_version, set by tracker.py in the same transaction).
+-- The whole database of the tracker, version 3 (PRAGMA user_version, set by tracker.py in the same transaction).
 -- An upgrade runs it too, hence IF NOT EXISTS: only what is missing is made (UPGRADES in tracker.py does the rest).
 -- One section per section of tracker.py; the comment above a table says what one of its rows is.
 -- REFERENCES is for the reader: the functions check, and foreign keys switched on would cost every insert.
@@ -153,6 +153,7 @@ CREATE TABLE IF NOT EXISTS task (
     assigned_at                 REAL,
     deadline                    REAL,
     verifiers                   INTEGER,                     -- verifier_set: who has verified it so far
+    job                         INTEGER,                     -- NULL: a plain task
     recipe                      TEXT NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS task_hash ON task (project, hash64) WHERE hash64 IS NOT NULL;
@@ -317,6 +318,140 @@ CREATE TRIGGER IF NOT EXISTS verifier_set_deleted AFTER DELETE ON verifier_set B
     DELETE FROM verifier WHERE verifier_set = OLD.id;
 END;
 
+-- ── Jobs and templates ──────────────────────────────────────────────────────────────────────────────────────────────
+
+-- A script as it was saved once: a job runs the one that its template had when it was triggered.
+CREATE TABLE IF NOT EXISTS script (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    token                       TEXT NOT NULL UNIQUE,        -- its id for clients
+    digest                      BLOB NOT NULL UNIQUE,        -- SHA-256 of the source
+    md5                         TEXT NOT NULL,               -- for caches only
+    source                      TEXT NOT NULL
+) STRICT;
+
+-- A named way to make a job.
+CREATE TABLE IF NOT EXISTS template (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    token                       TEXT NOT NULL UNIQUE,        -- its id for clients who must not guess others
+    project                     INTEGER NOT NULL REFERENCES project,
+    name                        TEXT NOT NULL,
+    description                 TEXT NOT NULL,
+    recipe                      TEXT NOT NULL,               -- '': JSON of the variables and arguments
+    script                      INTEGER REFERENCES script,
+    runas                       TEXT NOT NULL,               -- the command line that runs the script; '': it runs itself
+    variables                   TEXT NOT NULL,               -- JSON: [{name, value, required, allowed, description}]
+    undeclared                  INTEGER NOT NULL,            -- other variables are taken as well
+    arguments                   TEXT NOT NULL,               -- JSON: [{order, type, label, value, options}]
+    env                         TEXT NOT NULL,               -- JSON: {name: value}
+    timeout                     REAL,                        -- seconds; NULL = the tracker's default
+    max_retries                 INTEGER NOT NULL,
+    priority                    INTEGER NOT NULL,
+    api                         INTEGER NOT NULL,            -- may be triggered by its name
+    key_hash                    BLOB,                        -- of the key that this needs; NULL = none
+    secret                      TEXT NOT NULL,               -- opens this template alone
+    keep_count                  INTEGER,                     -- ended jobs that are kept; NULL = all, as long as they are
+    keep_time                   INTEGER,                     -- kept, in seconds; NULL = the tracker's default
+    created                     INTEGER NOT NULL,
+    updated                     INTEGER NOT NULL,
+    deleted                     INTEGER                      -- still here for the sake of its jobs
+) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS template_name ON template (project, name) WHERE deleted IS NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS template_api ON template (name) WHERE api AND deleted IS NULL;
+CREATE INDEX IF NOT EXISTS template_by_name ON template (name, api DESC) WHERE deleted IS NULL;
+CREATE INDEX IF NOT EXISTS template_script ON template (script) WHERE script IS NOT NULL;
+CREATE INDEX IF NOT EXISTS template_deleted ON template (id) WHERE deleted IS NOT NULL;
+
+-- A task that somebody wants to hear back from, or the run of a workflow. It outlives its task.
+CREATE TABLE IF NOT EXISTS job (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    token                       TEXT NOT NULL UNIQUE,        -- its id for clients, not to be guessed
+    project                     INTEGER NOT NULL REFERENCES project,
+    template                    INTEGER REFERENCES template,
+    name                        TEXT NOT NULL,
+    state                       TEXT NOT NULL DEFAULT 'waiting',  -- JOB_MOVES in tracker.py has them all
+    task                        INTEGER,                     -- gone from its table when the job has ended
+    recipe                      TEXT NOT NULL,
+    script                      INTEGER REFERENCES script,
+    runas                       TEXT NOT NULL,
+    variables                   TEXT NOT NULL,               -- JSON: {name: value}
+    arguments                   TEXT NOT NULL,               -- JSON: [text]
+    env                         TEXT NOT NULL,               -- JSON: {name: value}
+    timeout                     REAL NOT NULL,               -- seconds
+    max_retries                 INTEGER NOT NULL,
+    priority                    INTEGER NOT NULL,
+    origin                      TEXT NOT NULL,               -- the door: native, page, otter, theeye, testflinger, workflow
+    worker                      INTEGER REFERENCES worker,   -- who made it, where that is known
+    manager                     INTEGER REFERENCES manager,
+    retry_of                    INTEGER REFERENCES job,
+    workflow                    INTEGER REFERENCES workflow,  -- it is a run of this
+    workflow_job                INTEGER REFERENCES job,      -- it is a step of this run
+    created                     REAL NOT NULL,
+    started                     REAL,                        -- the first assignment
+    finished                    REAL,                        -- NULL: waiting or assigned
+    updated                     REAL NOT NULL,
+    assignee                    INTEGER,                     -- the present or the last one; NULL while waiting
+    attempts                    INTEGER NOT NULL DEFAULT 0,
+    result                      TEXT,                        -- JSON, as the last attempt's worker gave it
+    reported                    TEXT,                        -- the state that the result speaks of
+    output                      TEXT,                        -- JSON: what the result hands on
+    warned                      INTEGER NOT NULL DEFAULT 0,
+    line_count                  INTEGER NOT NULL DEFAULT 0,
+    log_size                    INTEGER NOT NULL DEFAULT 0,
+    sent_count                  INTEGER NOT NULL DEFAULT 0   -- log entries that its present worker has numbered
+) STRICT;
+CREATE INDEX IF NOT EXISTS job_project ON job (project, id);
+CREATE INDEX IF NOT EXISTS job_project_state ON job (project, state, id);
+CREATE INDEX IF NOT EXISTS job_template ON job (template, id);
+CREATE INDEX IF NOT EXISTS job_template_state ON job (template, state, id);
+CREATE INDEX IF NOT EXISTS job_created ON job (created, id);
+-- Assignment to those who can do nothing but jobs takes the first row of this one; an index of tasks would cost plain ones.
+CREATE INDEX IF NOT EXISTS job_waiting ON job (project, priority DESC, task) WHERE state = 'waiting' AND task IS NOT NULL;
+CREATE INDEX IF NOT EXISTS job_finished ON job (template, finished) WHERE finished IS NOT NULL;
+CREATE INDEX IF NOT EXISTS job_script ON job (script) WHERE script IS NOT NULL;
+CREATE INDEX IF NOT EXISTS job_workflow ON job (workflow, id) WHERE workflow IS NOT NULL;
+CREATE INDEX IF NOT EXISTS job_step ON job (workflow_job, id) WHERE workflow_job IS NOT NULL;
+
+-- A line of a job's log: a worker's, or the tracker's own (worker 0).
+CREATE TABLE IF NOT EXISTS job_line (
+    job                         INTEGER NOT NULL REFERENCES job,
+    number                      INTEGER NOT NULL,            -- from 1, in the order logged
+    time                        INTEGER NOT NULL,            -- as the worker says
+    level                       INTEGER NOT NULL,            -- 3 ERROR … 7 TRACE
+    scope                       TEXT NOT NULL,
+    message                     TEXT NOT NULL,
+    worker                      INTEGER NOT NULL,
+    PRIMARY KEY (job, number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS job_line_tracker ON job_line (job, number) WHERE worker = 0;
+
+-- ── Workflows ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- Templates that follow one another: the start, and then what the edges say.
+CREATE TABLE IF NOT EXISTS workflow (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    token                       TEXT NOT NULL UNIQUE,        -- its id for clients
+    project                     INTEGER NOT NULL REFERENCES project,
+    name                        TEXT NOT NULL,
+    start                       INTEGER NOT NULL REFERENCES template,
+    secret                      TEXT NOT NULL,               -- opens this workflow alone
+    created                     INTEGER NOT NULL,
+    deleted                     INTEGER                      -- still here for the sake of its jobs
+) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS workflow_name ON workflow (project, name) WHERE deleted IS NULL;
+
+-- When a step of the template ends in this way, a job of the target follows.
+CREATE TABLE IF NOT EXISTS workflow_edge (
+    workflow                    INTEGER NOT NULL REFERENCES workflow,
+    template                    INTEGER NOT NULL REFERENCES template,
+    ending                      TEXT NOT NULL,               -- success, failure or timeout
+    target                      INTEGER NOT NULL REFERENCES template,
+    PRIMARY KEY (workflow, template, ending, target)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER IF NOT EXISTS workflow_deleted AFTER DELETE ON workflow BEGIN
+    DELETE FROM workflow_edge WHERE workflow = OLD.id;
+END;
+
 -- ── Logs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 -- A line that a worker logged.
@@ -350,3 +485,49 @@ CREATE TABLE IF NOT EXISTS snapshot (
     awaiting_verification_count INTEGER NOT NULL,
     PRIMARY KEY (project, time_stamp)
 ) STRICT, WITHOUT ROWID;
+
+-- ── theeye.io ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- An integration token: with it another program triggers jobs, and reads them.
+CREATE TABLE IF NOT EXISTS theeye_token (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    name                        TEXT NOT NULL,
+    hash                        BLOB NOT NULL UNIQUE,
+    admin                       INTEGER NOT NULL,            -- may write tasks, too
+    manager                     INTEGER NOT NULL REFERENCES manager,  -- who made it
+    created                     INTEGER NOT NULL,
+    last_used                   INTEGER,
+    revoked                     INTEGER                      -- NULL: it is valid
+) STRICT;
+
+-- An agent: what a worker that speaks theeye.io's protocol logs in with. It does the jobs of one project.
+CREATE TABLE IF NOT EXISTS theeye_agent (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    token                       TEXT NOT NULL UNIQUE,        -- its id for clients
+    secret_hash                 BLOB NOT NULL,
+    worker                      INTEGER NOT NULL REFERENCES worker,
+    project                     INTEGER NOT NULL REFERENCES project,
+    created                     INTEGER NOT NULL
+) STRICT;
+
+-- A login of an agent. Deleting the row ends it.
+CREATE TABLE IF NOT EXISTS theeye_login (
+    hash                        BLOB PRIMARY KEY,
+    agent                       INTEGER NOT NULL REFERENCES theeye_agent,
+    expires                     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS theeye_login_agent ON theeye_login (agent, expires);
+
+-- A machine on which an agent runs. Its jobs are those of the project.
+CREATE TABLE IF NOT EXISTS theeye_host (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    token                       TEXT NOT NULL UNIQUE,        -- its id for clients
+    project                     INTEGER NOT NULL REFERENCES project,
+    hostname                    TEXT NOT NULL,
+    version                     TEXT NOT NULL,               -- the agent's
+    info                        TEXT NOT NULL,               -- JSON, as the agent sent it
+    created                     INTEGER NOT NULL,
+    last_seen                   INTEGER NOT NULL,
+    UNIQUE (project, hostname)
+) STRICT;
+CREATE INDEX IF NOT EXISTS theeye_host_name ON theeye_host (hostname);

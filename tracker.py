@@ -14,8 +14,8 @@ or raises TrackerError. Such functions compose: release calls close, close calls
 which they depend on each other (search for "# ── "):
 
     Settings · Errors · Clock, ids and secrets · Database · Workers · Projects and access · Managers · Tasks ·
-    Task lists · Long operations · Logs · Monitoring · Waiting workers · Background work · HTTP plumbing · JSON API ·
-    Manager pages · Routes and app · In-process · Command line
+    Jobs and templates · Workflows · Task lists · Long operations · Logs · Monitoring · Waiting workers ·
+    Background work · HTTP plumbing · JSON API · Manager pages · Routes and app · In-process · Command line
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ import itsdangerous
 import msgspec
 import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -112,7 +112,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cache_size: about(int, "Memory for SQLite's page cache, in MiB.", ge=1, le=65536) = 16
     log_file: about(
         str,
-        "File that gets every worker's log line (relative: beside the database), rotated at 10 MiB; empty for none.",
+        "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
     ) = "tracker.log"
     log_level: about(LogLevel, "Workers' log lines from this level on are also kept in the database.") = "info"
     log_retention: about(Seconds, "Log lines in the database are deleted after this time, in seconds.") = 2_592_000
@@ -130,6 +130,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_max_assign_time: about(
         int, "A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31
     ) = 3600
+    default_job_timeout: about(Seconds, "A job whose template has no timeout may run for this time, in seconds.") = 600
+    job_retention: about(
+        Seconds, "An ended job is deleted after this time, in seconds, unless its template says otherwise."
+    ) = 2_592_000
+    max_job_log: about(Count, "Most log text that is kept of one job, in KiB.") = 16384
+    theeye_customer: about(
+        str, "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
+    ) = "tracker"
     max_wait: about(Seconds, "The longest ?wait= for a task that is honoured, in seconds.") = 60
     max_count: about(Count, "The most tasks that one ?count= or one bulk release may take.") = 1000
     max_bulk: about(Count, "The most tasks in one bulk submit.") = 100_000
@@ -239,16 +247,25 @@ def decode(body: bytes, kind: Any) -> Any:
     return value
 
 
-def _refuse_nul(value: Any, name: str) -> None:
+MOST_NESTED = 200  # lists and objects in one another that are looked into: far from where Python's stack ends
+
+
+def _refuse_nul(value: Any, name: str, depth: int = 0) -> None:
     """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
+    if depth > MOST_NESTED:
+        raise TrackerError("invalid", f"{re.split('[.[]', name.lstrip('.'))[0]}: nested too deeply")
     if isinstance(value, str) and "\0" in value:
         raise TrackerError("invalid", f"{name.lstrip('.')}: must not contain a NUL character")
     if isinstance(value, list):
         for index, item in enumerate(value):
-            _refuse_nul(item, f"{name or 'requests'}[{index}]")
+            _refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_nul(key, f"{name}: a name")
+            _refuse_nul(item, f"{name}.{key}", depth + 1)
     if isinstance(value, msgspec.Struct):
         for field in value.__struct_fields__:
-            _refuse_nul(getattr(value, field), f"{name}.{field}")
+            _refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
 
 
 # ── Clock, ids and secrets ────────────────────────────────────────────────────────────────────────────────────────────
@@ -313,7 +330,7 @@ def retry_pauses() -> Iterator[float]:
 
 # ── Database ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
 
@@ -346,19 +363,21 @@ UPGRADES: dict[int, tuple[str, str]] = {
             deadline - iif(max_assign_time, max_assign_time, 3600)) WHERE assignee IS NOT NULL;
         """,
     ),
+    2: ("ALTER TABLE task ADD COLUMN job INTEGER;", ""),
 }
 
 
 class Tx:
     """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
 
-    __slots__ = ("clock", "execute", "executemany", "ready", "seen", "settings", "time", "uptime")
+    __slots__ = ("clock", "execute", "executemany", "now", "ready", "seen", "settings", "time", "uptime")
 
     def __init__(self, connection: sqlite3.Connection, clock: Clock, settings: Settings):
         self.clock = clock
         self.execute = connection.execute
         self.executemany = connection.executemany
-        self.time = int(clock.time())
+        self.now = clock.time()
+        self.time = int(self.now)
         self.uptime = clock.uptime()
         self.settings = settings
         self.seen: set[int] = set()  # workers whose last_seen is due
@@ -693,10 +712,10 @@ LAST_SEEN_STEP = 10  # seconds; a coarser last_seen saves a write on nearly ever
 
 
 class WorkerCredentials(NamedTuple):
-    """What a worker's headers claim."""
+    """What a worker's headers claim. Without a secret: it has proved who it is in a dialect's own way."""
 
     id: int
-    secret: bytes
+    secret: bytes | None
 
 
 class AliasBody(msgspec.Struct):
@@ -718,7 +737,10 @@ class Known(NamedTuple):
 
 def check_secret(worker: Known | Submitter | Offer | Held | None, caller: WorkerCredentials) -> None:
     """Refuses a caller whose secret is not that of the worker (None: there is none with its id)."""
-    if worker is None or not hmac.compare_digest(worker.secret_hash, digest(caller.secret)):
+    known = worker is not None and (
+        caller.secret is None or hmac.compare_digest(worker.secret_hash, digest(caller.secret))
+    )
+    if not known:
         raise TrackerError("unauthorized", "Unknown worker or wrong secret (headers X-Worker-ID and X-Secret)")
 
 
@@ -745,6 +767,11 @@ def may_submit_somewhere(tx: Tx, caller: WorkerCredentials) -> bool:
     """Whether the caller has SUBMIT in any project: a check before a large body is read. 401 if it is no worker."""
     check_secret(find_worker(tx, caller.id), caller)
     return bool(tx.one("SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request", (caller.id,)))
+
+
+def alias_of(tx: Tx, worker: int | None) -> str | None:
+    row = tx.one("SELECT alias FROM worker WHERE id = ?", (worker,)) if worker is not None else None
+    return row and row["alias"]
 
 
 def clean_alias(tx: Tx, alias: str) -> str:
@@ -1449,11 +1476,12 @@ class BulkSubmitBody(msgspec.Struct):
 
 
 class ReleaseBody(msgspec.Struct):
-    """How a worker's hold on a task ends."""
+    """How a worker's hold on a task ends. `output` becomes the result of the task's job, if it has one."""
 
     task_id: Id
     result: Literal[0, 1, 2]
     verification: int = 0
+    output: Raw | UnsetType = UNSET
 
 
 class BulkReleaseBody(msgspec.Struct):
@@ -1646,13 +1674,14 @@ class Offer(NamedTuple):
     recipe: str
     max_assign_time: int
     verification_count: int
+    job: int | None
 
 
 SELECT_OFFER = """
     SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.id, p.priority, p.name, p.clone_url,
         p.git_repo, p.version, p.motd, p.public, p.hidden, p.chain, p.paused, p.assign_rate, p.submit_rate,
         p.keep_hashes, p.assign_free_at, p.awaiting_verification_count, v.head_priority, v.head_task,
-        t.id, t.priority, t.retries, t.max_retries, t.recipe, t.max_assign_time, t.verification_count
+        t.id, t.priority, t.retries, t.max_retries, t.recipe, t.max_assign_time, t.verification_count, t.job
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1665,28 +1694,39 @@ SELECT_OFFER = """
     WHERE w.id = :worker
 """
 SELECT_OFFERED = """
-    SELECT id, priority, retries, max_retries, recipe, max_assign_time, verification_count FROM task WHERE id = ?
+    SELECT id, priority, retries, max_retries, recipe, max_assign_time, verification_count, job FROM task WHERE id = ?
 """
+# For those who can do nothing but jobs, which need no verification.
+SELECT_JOB_OFFER = re.sub(
+    r"SELECT id FROM task.*?LIMIT 1",
+    "SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL"
+    " ORDER BY priority DESC, task LIMIT 1",
+    re.sub(r"v\.id = \(.*?LIMIT 1\)", "v.id = NULL", SELECT_OFFER, flags=re.DOTALL),
+    flags=re.DOTALL,
+)
 
 
-def assign_tasks(tx: Tx, caller: WorkerCredentials, projects: Sequence[int], count: int = 1) -> Assigned:
+def assign_tasks(
+    tx: Tx, caller: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
+) -> Assigned:
     """Assigns to the caller the best `count` tasks of these projects, or as many as there are.
 
     Best: highest project priority, then highest task priority, then oldest. A worker is never assigned a task that it
     has verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
     """
-    offers = {project: find_offer(tx, caller, project) for project in projects}
+    select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
+    offers = {project: find_offer(tx, caller, project, select) for project in projects}
     tasks: list[dict[str, Any]] = []
     charges: dict[int, tuple[float, int]] = {}
     size = 0
     while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
         tasks.append(take(tx, offer, caller.id))
-        size += len(offer.recipe)
+        size += len(offer.recipe) + (len(encode(tasks[-1]["job"])) if offer.job is not None else 0)
         if offer.assign_rate:
             charges[offer.id] = (offer.assign_rate, charges.get(offer.id, (0, 0))[1] + 1)
         if len(tasks) == count or size > MOST_RECIPES:
             break
-        offers[offer.id] = find_offer(tx, caller, offer.id)  # the others have not changed
+        offers[offer.id] = find_offer(tx, caller, offer.id, select)  # the others have not changed
     others = not tasks and any(offer.task is None and offer.awaiting and not offer.paused for offer in offers.values())
     return Assigned(tasks, others, charge_assign(tx, charges) if charges else 0)
 
@@ -1718,9 +1758,9 @@ def rank(offer: Offer) -> tuple[int, int, int]:
     return offer.priority, offer.task_priority, -offer.task
 
 
-def find_offer(tx: Tx, caller: WorkerCredentials, project: int) -> Offer:
+def find_offer(tx: Tx, caller: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
     """The project's best task for the caller. Refuses a caller that may not be assigned any task of this project."""
-    row = tx.one(SELECT_OFFER, {"worker": caller.id, "project": project})
+    row = tx.one(select, {"worker": caller.id, "project": project})
     offer = row and Offer._make(row)
     check_worker(tx, offer, caller)
     if offer.id is None:
@@ -1747,7 +1787,7 @@ def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
         "UPDATE task SET assignee = ?, assign_time = ?, assigned_at = ?, deadline = ? WHERE id = ?",
         (worker, tx.time, tx.uptime, deadline, offer.task),
     )
-    return {
+    task = {
         "id": offer.task,
         "priority": offer.task_priority,
         "assignee": worker,
@@ -1760,6 +1800,9 @@ def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
         "verification_count": offer.verification_count,
         "project": project_json(offer),
     }
+    if offer.job is not None:
+        task["job"] = start_job(tx, offer.job, worker)
+    return task
 
 
 class Held(NamedTuple):
@@ -1781,12 +1824,13 @@ class Held(NamedTuple):
     hash64: int | None
     chain: int | None
     keep_hashes: int
+    job: int | None
     has_past: int
 
 
 SELECT_HELD = """
     SELECT w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_at, t.project, t.recipe, t.priority, t.retries,
-        t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes,
+        t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
         EXISTS (SELECT 1 FROM assignment WHERE task = t.id)
     FROM worker w LEFT JOIN task t ON t.id = :task LEFT JOIN project p ON p.id = t.project
     WHERE w.id = :worker
@@ -1800,6 +1844,7 @@ def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
     more): then nothing changes. 404 for a task that never was.
     """
     verification = to_int64(body.verification, "verification")
+    report = NO_REPORT if body.output is UNSET else read_report(body.output)
     row = tx.one(SELECT_HELD, {"worker": caller.id, "task": body.task_id})
     task = row and Held._make(row)
     check_worker(tx, task, caller)
@@ -1807,6 +1852,8 @@ def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
         check_task_existed(tx, body.task_id)
     if task.assignee != caller.id or task.id is None:
         return False
+    if task.job is not None:
+        return release_job(tx, task, caller.id, body, report)
     if body.result == FAIL:
         return fail_task(tx, task)
     if body.result == SKIP:
@@ -1929,10 +1976,1188 @@ def expire_tasks(tx: Tx) -> bool:
     values = {"uptime": tx.uptime, "limit": STEP}
     while True:
         record_end(tx, "expired", overdue, values)
-        rows = tx.all(f"{UNASSIGN} WHERE {overdue} RETURNING project", values)
-        tx.ready.extend((row["project"], 1) for row in rows)
+        rows = tx.all(f"{UNASSIGN} WHERE {overdue} RETURNING id, project, job, retries, max_retries", values)
+        for row in rows:
+            if row["job"] is None or expire_job(tx, row):
+                tx.ready.append((row["project"], 1))
         if len(rows) < STEP or tx.spent() >= BUDGET:
             return len(rows) == STEP
+
+
+# ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
+
+JOB_GRACE = 15  # seconds that a worker has after a job's timeout to report what it has stopped
+TOKEN = "^[0-9a-f]{24}$"
+
+Token = Annotated[str, Meta(pattern=TOKEN)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class Move(NamedTuple):
+    """What may happen to a job: in which states, and which state follows."""
+
+    states: tuple[str, ...]
+    to: str
+
+
+# Everything that can happen to a job. The states that no move starts from are its end: it never changes again.
+JOB_MOVES = {
+    "assign": Move(("waiting",), "assigned"),
+    "skip": Move(("assigned",), "waiting"),
+    "retry": Move(("assigned",), "waiting"),  # an attempt failed or timed out, and is not the last one
+    "requeue": Move(("assigned",), "waiting"),
+    "close": Move(("assigned",), "succeeded"),
+    "fail": Move(("assigned",), "failed"),
+    "time_out": Move(("assigned",), "timed_out"),
+    "cancel": Move(("waiting", "assigned"), "cancelled"),
+}
+LIVE_STATES = {state for move in JOB_MOVES.values() for state in move.states}
+JobState = Literal["waiting", "assigned", "succeeded", "failed", "timed_out", "cancelled"]
+
+# What an action on tasks means for the jobs behind them, and what their logs say.
+JOBS_AFTER = {
+    "requeue": ("requeue", "taken back by a manager; waiting again"),
+    "delete": ("cancel", "its task was deleted by a manager"),
+}
+
+
+class Variable(msgspec.Struct):
+    """A variable that a template declares: its value unless the job brings one, and which values it may have."""
+
+    name: Name
+    value: Any = None
+    required: bool = False
+    allowed: list[Any] = []
+    description: str = ""
+
+
+class Argument(msgspec.Struct):
+    """An argument that a template declares. The job brings those that are not fixed, in their order."""
+
+    order: Int64 = 0
+    type: Name = "input"
+    label: str = ""
+    value: Any = None
+    options: list[Any] = []
+
+
+class TemplateBody(msgspec.Struct):
+    """A template, or what is to change of it."""
+
+    project: Id | UnsetType = UNSET
+    name: Name | UnsetType = UNSET
+    description: Annotated[str, Meta(max_length=10_000)] | UnsetType = UNSET
+    recipe: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
+    script: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
+    runas: Annotated[str, Meta(max_length=1000)] | UnsetType = UNSET
+    variables: list[Variable] | UnsetType = UNSET
+    undeclared: bool | UnsetType = UNSET
+    arguments: list[Argument] | UnsetType = UNSET
+    env: dict[str, str] | UnsetType = UNSET
+    timeout: Seconds | UnsetType | None = UNSET
+    max_retries: Natural | UnsetType = UNSET
+    priority: Int64 | UnsetType = UNSET
+    api: bool | UnsetType = UNSET
+    key: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
+    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | UnsetType | None = UNSET
+    keep_time: Annotated[int, Meta(ge=1, le=10**9)] | UnsetType | None = UNSET
+
+
+NEW_TEMPLATE: dict[str, Any] = {
+    **dict.fromkeys(("description", "recipe", "runas"), ""),
+    "script": None,
+    **dict.fromkeys(("variables", "arguments"), "[]"),
+    "undeclared": True,
+    "env": "{}",
+    "timeout": None,
+    **dict.fromkeys(("max_retries", "priority"), 0),
+    "api": False,
+    **dict.fromkeys(("key_hash", "keep_count", "keep_time")),
+}
+
+
+class TriggerBody(msgspec.Struct):
+    """What a job is given: values of variables, and the arguments that are not fixed."""
+
+    variables: dict[str, Any] = {}
+    arguments: list[Any] = []
+
+
+class JobsQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
+    """Which jobs: of a project or template, in a state, made between two times; further on than `before`."""
+
+    project: Id | None = None
+    template: Id | None = None
+    state: JobState | None = None
+    start: Int64 | None = None
+    end: Int64 | None = None
+    before: Id = INT64_MAX
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class LinesQuery(msgspec.Struct):
+    """Which lines of a job's log: at most `limit` of those after the one with this id."""
+
+    after: Natural = 0
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
+
+
+class TaskEntry(msgspec.Struct):
+    """A line for the log of a task."""
+
+    message: Annotated[str, Meta(max_length=65536)]
+    timestamp: Int64
+    level: LogLevel = "info"
+    scope: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class TaskLogBody(msgspec.Struct):
+    """Lines of the caller's present assignment, the first of them with the number `first`, counted from 0."""
+
+    task_id: Id
+    entries: Annotated[list[TaskEntry], Meta(max_length=1000)] = []
+    first: Natural | None = None
+
+
+class Report(NamedTuple):
+    """What a worker's output says about its job. Texts as they are stored: JSON, but for `state`."""
+
+    result: str | None = None
+    state: str | None = None
+    output: str | None = None
+    killed: bool = False
+
+
+NO_REPORT = Report()
+
+
+def new_token() -> str:
+    """An id for clients: 96 random bits, in the form that theeye.io's clients expect of an id."""
+    return secrets.token_hex(12)
+
+
+# Templates
+
+
+def create_template(tx: Tx, session: bytes | None, body: TemplateBody) -> dict[str, Any]:
+    """Makes a template. Needs EDIT in its project.
+
+    Its secret, which opens this template alone, is in the answer and is not shown again.
+    """
+    if body.project is UNSET:
+        require_manager(tx, session)
+        raise TrackerError("invalid", "project: is required")
+    require_role(tx, session, body.project, EDIT)
+    row = insert_template(tx, body)
+    return {"template": {**template_json(tx, row), "secret": row["secret"]}}
+
+
+def insert_template(tx: Tx, body: TemplateBody) -> sqlite3.Row:
+    """Stores a new template, whoever wants it. Refuses what checked_template refuses."""
+    fields = {"project": body.project, **checked_template(tx, None, body)}
+    fields |= {"token": new_token(), "secret": secrets.token_hex(32), "created": tx.time}
+    names, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
+    return tx.one(f"INSERT INTO template ({names}) VALUES ({values}) RETURNING *", fields)
+
+
+def update_template(tx: Tx, session: bytes | None, template: int, body: TemplateBody) -> None:
+    """Changes a template. Fields that are absent stay as they are, and so do the jobs that it has made.
+
+    An empty `key` takes the key away. A template stays in its project. Needs EDIT.
+    """
+    save_template(tx, editable_template(tx, session, template), body)
+
+
+def save_template(tx: Tx, old: sqlite3.Row, body: TemplateBody) -> sqlite3.Row:
+    """Stores what is changed of a template, whoever wants it. Refuses what checked_template refuses."""
+    if body.project is not UNSET and body.project != old["project"]:
+        raise TrackerError("invalid", "project: a template stays in its project")
+    fields = checked_template(tx, old, body)
+    changes = ", ".join(f"{name} = :{name}" for name in fields)
+    return tx.one(f"UPDATE template SET {changes} WHERE id = :id RETURNING *", {"id": old["id"], **fields})
+
+
+def checked_template(tx: Tx, old: sqlite3.Row | None, body: TemplateBody) -> dict[str, Any]:
+    """The columns of a new or changed template, or the reason why it is refused."""
+    given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
+    project = given.pop("project", None) if old is None else old["project"]
+    for name in given.keys() & {"variables", "arguments", "env"}:
+        given[name] = encode(given[name]).decode()
+    if "script" in given:
+        given["script"] = store_script(tx, given["script"]) if given["script"] else None
+    if "key" in given:
+        key = given.pop("key")
+        given["key_hash"] = digest(key.encode()) if key else None
+    fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
+    if not fields.get("name", "x").strip():
+        raise TrackerError("invalid", "name: must not be blank")
+    if "name" not in fields:
+        raise TrackerError("invalid", "name: is required")
+    if fields["runas"] and "%script%" not in fields["runas"]:
+        raise TrackerError("invalid", "runas: must contain %script%, which stands for the script's file")
+    check_declarations(body)
+    check_template_name(tx, old, project, fields)
+    return {**fields, "updated": tx.time}
+
+
+def check_declarations(body: TemplateBody) -> None:
+    """Refuses what cannot be meant: a variable declared twice, a value that it does not allow, no name in `env`."""
+    for name in body.env or ():
+        if not name or "=" in name:
+            raise TrackerError("invalid", f"env: {name!r} cannot be the name of a variable of an environment")
+    names = set()
+    for variable in body.variables or ():
+        if variable.name in names:
+            raise TrackerError("invalid", f"variables: {variable.name} is declared twice")
+        names.add(variable.name)
+        if variable.allowed and variable.value is not None and variable.value not in variable.allowed:
+            raise TrackerError("invalid", f"variables: the value of {variable.name} is none of those that it allows")
+
+
+def check_template_name(tx: Tx, old: sqlite3.Row | None, project: int, fields: dict[str, Any]) -> None:
+    values = {"name": fields["name"], "project": project, "id": old and old["id"]}
+    others = "SELECT 1 FROM template WHERE name = :name AND id IS NOT :id AND deleted IS NULL"
+    if tx.one(f"{others} AND project = :project", values):
+        raise TrackerError("conflict", f"name: the project has a template named {fields['name']!r} already")
+    if fields["api"] and tx.one(f"{others} AND api", values):
+        raise TrackerError("conflict", f"api: another template named {fields['name']!r} may be triggered by this name")
+
+
+def store_script(tx: Tx, source: str) -> int:
+    """The id of the script with this source."""
+    data = source.encode()
+    tx.execute(
+        "INSERT INTO script (token, digest, md5, source) VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
+        (new_token(), digest(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), source),
+    )
+    return tx.one("SELECT id FROM script WHERE digest = ?", (digest(data),))["id"]
+
+
+def delete_template(tx: Tx, session: bytes | None, template: int) -> None:
+    """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay. Needs EDIT."""
+    drop_template(tx, editable_template(tx, session, template))
+
+
+def drop_template(tx: Tx, template: sqlite3.Row) -> None:
+    """Its row stays for its jobs' sake, which its key protects, until the last of them is gone."""
+    tx.execute("UPDATE template SET deleted = ? WHERE id = ?", (tx.time, template["id"]))
+
+
+def get_template(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
+    """A template with its script. Needs EDIT in its project."""
+    return {"template": template_json(tx, editable_template(tx, session, template))}
+
+
+def list_templates(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """The project's templates, by name. Needs EDIT."""
+    require_role(tx, session, project, EDIT)
+    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
+    return {"templates": [template_json(tx, row) for row in rows]}
+
+
+def rotate_template_secret(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
+    """Gives a template a new secret; the old one opens nothing any more. Needs EDIT."""
+    return {"secret": rotate_secret(tx, "template", editable_template(tx, session, template)["id"])}
+
+
+def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chosen: str | None = None) -> str:
+    """A new secret of 64 hexadecimal digits, whoever wants it; a client that has chosen one has its will."""
+    secret = chosen or secrets.token_hex(32)
+    tx.execute(f"UPDATE {table} SET secret = ? WHERE id = ?", (secret, row))
+    return secret
+
+
+def editable_template(tx: Tx, session: bytes | None, template: int) -> sqlite3.Row:
+    """The template, if the caller has EDIT in its project. 401, 403, 404."""
+    require_manager(tx, session)
+    row, missing = find_template(tx, template), f"No template {template}"
+    if row is None:
+        raise TrackerError("not_found", missing)
+    require_role(tx, session, row["project"], EDIT, missing)
+    return row
+
+
+def find_template(tx: Tx, template: int) -> sqlite3.Row | None:
+    """A template that has not been deleted."""
+    return tx.one("SELECT * FROM template WHERE id = ? AND deleted IS NULL", (template,))
+
+
+def template_of_job(tx: Tx, job: sqlite3.Row) -> sqlite3.Row | None:
+    """The template that a job was made of, also when it has been deleted since. A workflow's run has none."""
+    return tx.one("SELECT * FROM template WHERE id = ?", (job["template"],))
+
+
+def template_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM template WHERE token = ? AND deleted IS NULL", (token,))
+
+
+def api_template(tx: Tx, name: str) -> sqlite3.Row | None:
+    """The template that may be triggered by this name; if there is none, one of that name that may not."""
+    named = "SELECT * FROM template WHERE name = ? AND deleted IS NULL"
+    return tx.one(f"{named} AND api", (name,)) or tx.one(f"{named} LIMIT 1", (name,))
+
+
+def key_matches(template: sqlite3.Row, key: str) -> bool:
+    """Whether the key is the template's. A template without a key does not look at it."""
+    return template["key_hash"] is None or hmac.compare_digest(digest(key.encode()), template["key_hash"])
+
+
+def secret_matches(row: sqlite3.Row, secret: str) -> bool:
+    """Whether this is the secret of the template or workflow."""
+    return hmac.compare_digest(row["secret"].encode(), secret.encode())
+
+
+def template_json(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+    """A template as the JSON API shows it: without its secret, and of its key no more than that it has one."""
+    plain = ("id", "project", "name", "description", "recipe", "runas", "timeout", "max_retries", "priority")
+    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+    return {
+        **{name: row[name] for name in plain},
+        "script": script or "",
+        **{name: Raw(row[name].encode()) for name in ("variables", "arguments", "env")},
+        **{name: bool(row[name]) for name in ("undeclared", "api")},
+        "has_key": row["key_hash"] is not None,
+        **{name: row[name] for name in ("keep_count", "keep_time", "created", "updated")},
+    }
+
+
+# A job is made
+
+
+def trigger_template(
+    tx: Tx, caller: WorkerCredentials | bytes | None, template: int, body: TriggerBody
+) -> dict[str, Any]:
+    """Makes a job of a template. For workers with SUBMIT in its project, and for managers with EDIT.
+
+    A worker passes the project's submit rate limit, as with a task. 400 names the variable or the number of arguments.
+    """
+    row, missing = find_template(tx, template), f"No template {template}"
+    by = allowed_to_submit(tx, caller, row and row["project"], missing)
+    if "worker" in by:
+        charge_trigger(tx, row["project"])
+    return {"job": job_json(tx, make_job(tx, row, body.variables, body.arguments, "native", **by))}
+
+
+def allowed_to_submit(
+    tx: Tx, caller: WorkerCredentials | bytes | None, project: int | None, missing: str, role: int = EDIT
+) -> dict[str, int]:
+    """The caller as {"worker": id} with SUBMIT, or {"manager": id} with the role. 401, 403, or 404 with `missing`."""
+    if isinstance(caller, WorkerCredentials):
+        authenticate(tx, caller)
+    else:
+        require_manager(tx, caller)
+    if project is None:
+        raise TrackerError("not_found", missing)
+    if not isinstance(caller, WorkerCredentials):
+        return {"manager": require_role(tx, caller, project, role, missing)["id"]}
+    access = "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_submit AND NOT request"
+    if not tx.one(access, (project, caller.id)):
+        raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
+    return {"worker": caller.id}
+
+
+def charge_trigger(tx: Tx, project: int) -> None:
+    """Counts one job against the project's submit rate. 429 when that was reached."""
+    row = find_project(tx, project)
+    check_rate(tx, row["submit_free_at"])
+    if row["submit_rate"]:
+        at = free_at(tx, row["submit_rate"], 1)
+        tx.execute("UPDATE project SET submit_free_at = ? WHERE id = ?", (at, project))
+
+
+def make_job(
+    tx: Tx, template: sqlite3.Row, variables: dict[str, Any], arguments: list[Any], origin: str, **by: int | None
+) -> sqlite3.Row:
+    """A job of this template, and its task. Refuses variables and arguments that the template does not take.
+
+    `by` says who wants it (worker, manager) and why (retry_of, workflow_job). What the job needs is copied: it runs
+    as the template is now, whatever becomes of that.
+    """
+    variables = job_variables(template, variables)
+    placed = place_arguments(template, arguments)
+    copied = ("project", "name", "script", "runas", "env", "max_retries", "priority")
+    return insert_job(
+        tx,
+        {
+            **{name: template[name] for name in copied},
+            "template": template["id"],
+            "recipe": job_recipe(template, variables, placed),
+            "variables": encode(variables).decode(),
+            "arguments": encode(placed).decode(),
+            "timeout": template["timeout"] or float(tx.settings.default_job_timeout),
+            "origin": origin,
+            **by,
+        },
+    )
+
+
+def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any]:
+    """The template's variables, with the values that are given. Refuses what it does not declare or allow."""
+    _refuse_nul(given, "variables")
+    declared = msgspec.json.decode(template["variables"], type=list[Variable])
+    unknown = given.keys() - {variable.name for variable in declared}
+    if unknown and not template["undeclared"]:
+        raise TrackerError("invalid", f"{min(unknown)}: the template has no such variable")
+    values = {variable.name: variable.value for variable in declared if variable.value is not None} | given
+    for variable in declared:
+        value = values.get(variable.name)
+        if variable.required and value in (None, ""):
+            raise TrackerError("invalid", f"{variable.name}: is required")
+        if variable.allowed and value is not None and value not in variable.allowed:
+            raise TrackerError(
+                "invalid", f"{variable.name}: must be one of {', '.join(map(as_text, variable.allowed))}"
+            )
+    return values
+
+
+def free_arguments(template: sqlite3.Row) -> list[Argument]:
+    """The arguments that a job has to bring, in their order."""
+    return [argument for argument in declared_arguments(template) if argument.type != "fixed"]
+
+
+def declared_arguments(template: sqlite3.Row) -> list[Argument]:
+    declared = msgspec.json.decode(template["arguments"], type=list[Argument])
+    return sorted(declared, key=lambda argument: argument.order)
+
+
+def place_arguments(template: sqlite3.Row, given: list[Any]) -> list[str]:
+    """The arguments as the script gets them: texts, each in its place. Refuses too few; what is too many is ignored."""
+    _refuse_nul(given, "arguments")
+    needed = len(free_arguments(template))
+    if len(given) < needed:
+        raise TrackerError("invalid", f"arguments: an array of length {needed} is required; optional ones must be null")
+    values = iter(given)
+    declared = declared_arguments(template)
+    return [as_text(one.value if one.type == "fixed" else next(values)) for one in declared]
+
+
+def as_text(value: Any) -> str:
+    """A value as a command line or an environment can carry it."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else encode(value).decode()
+
+
+def job_recipe(template: sqlite3.Row, variables: dict[str, Any], arguments: list[str]) -> str:
+    """The template's recipe, with {name} replaced by the variable; without a recipe all that the job was given."""
+    if not template["recipe"]:
+        given = {"template": template["name"], "variables": variables, "arguments": arguments}
+        return encode(given).decode()
+    texts, size = {name: as_text(value) for name, value in variables.items()}, 0
+
+    def filled_in(match: re.Match) -> str:
+        nonlocal size
+        text = texts.get(match[1], match[0])
+        size += len(text)
+        if size > MOST_RECIPES:  # a long value in many places
+            raise TrackerError("invalid", "recipe: too long with these values of its variables")
+        return text
+
+    return re.sub(r"\{([^{}]+)\}", filled_in, template["recipe"])
+
+
+def insert_job(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
+    """Stores a job and its task, and announces it."""
+    row = insert_job_alone(tx, columns)
+    task = tx.one(
+        "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, job)"
+        " VALUES (?, ?, ?, ?, ?, 1, ?) RETURNING id",
+        (*(row[name] for name in ("project", "recipe", "priority", "max_retries")), lease(row["timeout"]), row["id"]),
+    )["id"]
+    tx.ready.append((row["project"], 1))
+    return tx.one("UPDATE job SET task = ? WHERE id = ? RETURNING *", (task, row["id"]))
+
+
+def lease(timeout: float) -> int:
+    """How long a worker may hold the task of a job with this timeout."""
+    return math.ceil(timeout) + JOB_GRACE
+
+
+def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
+    columns = {**columns, "token": new_token(), "created": tx.now, "updated": tx.now}
+    names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
+    row = tx.one(f"INSERT INTO job ({names}) VALUES ({values}) RETURNING *", columns)
+    add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
+    return row
+
+
+def maker_of(tx: Tx, job: sqlite3.Row) -> str:
+    """Who made the job, in words."""
+    if job["worker"] is not None:
+        return f"worker {alias_of(tx, job['worker'])} ({job['worker']})"
+    if job["manager"] is not None:
+        return f"manager {tx.one('SELECT username FROM manager WHERE id = ?', (job['manager'],))['username']}"
+    return "its workflow" if job["workflow_job"] is not None else f"a client of {job['origin']}"
+
+
+def retry_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
+    """A new job, with all that an ended one was given. 409 while that is still live."""
+    if job["finished"] is None:
+        raise TrackerError("conflict", f"job: it has not ended yet, it is {job['state']}")
+    if job["workflow"] is not None:
+        return retry_workflow(tx, job, origin, **by)
+    copied = ("project", "template", "name", "recipe", "script", "runas", "variables", "arguments", "env", "timeout")
+    copied = (*copied, "max_retries", "priority")
+    return insert_job(tx, {**{name: job[name] for name in copied}, "origin": origin, "retry_of": job["id"], **by})
+
+
+# What happens to a job
+
+
+def move_job(
+    tx: Tx, job: int, event: str, said: str, level: str = "info", change: str = "", **values: Any
+) -> sqlite3.Row:
+    """Carries out a move of JOB_MOVES, with a further `change` of columns, and logs what happened.
+
+    Runs in the transaction that changes the task, so the two never disagree.
+    """
+    states, to = JOB_MOVES[event]
+    change += ", assignee = NULL" if to == "waiting" else ""
+    change += ", finished = :now" if to not in LIVE_STATES else ""
+    row = tx.one(
+        f"UPDATE job SET state = :to, updated = :now{change}"
+        f" WHERE id = :job AND state IN ({', '.join(map(repr, states))}) RETURNING *",
+        {"job": job, "to": to, "now": tx.now, **values},
+    )
+    if row is None:
+        raise TrackerError("conflict", f"job: cannot {event} in its state")
+    add_job_line(tx, job, said, level)
+    if row["finished"] is not None and row["workflow_job"] is not None:
+        continue_workflow(tx, row)
+    return row
+
+
+def move_jobs(tx: Tx, tasks: Iterable[sqlite3.Row], event: str, said: str) -> None:
+    """The same move for the jobs behind some tasks. Plain tasks have none."""
+    for row in tasks:
+        if row["job"] is not None:
+            move_job(tx, row["job"], event, said)
+
+
+def start_job(tx: Tx, job: int, worker: int) -> dict[str, Any]:
+    """Notes that the job's task is assigned, and returns what the worker needs to run it."""
+    row = move_job(
+        tx,
+        job,
+        "assign",
+        f"assigned to {alias_of(tx, worker)} ({worker})",
+        change=", assignee = :worker, attempts = attempts + 1, started = ifnull(started, :now), sent_count = 0",
+        worker=worker,
+    )
+    if row["workflow_job"] is not None:
+        start_workflow_job(tx, row)
+    script = row["script"] and tx.one("SELECT * FROM script WHERE id = ?", (row["script"],))
+    return {
+        "id": row["token"],
+        "template": row["name"],
+        "script": {"source": script["source"], "md5": script["md5"]} if script else None,
+        "runas": row["runas"],
+        **{name: Raw(row[name].encode()) for name in ("arguments", "variables", "env")},
+        "timeout": row["timeout"],
+    }
+
+
+def release_job(tx: Tx, task: Held, worker: int, body: ReleaseBody, report: Report) -> bool:
+    """What a release does to a task that has a job: as to others, but a failed one does not stay in the queue."""
+    tx.execute(
+        "UPDATE job SET result = ?, reported = ?, output = ?, warned = warned OR ? WHERE id = ?",
+        (report.result, report.state, report.output, report.state in WARNINGS, task.job),
+    )
+    if body.result == SKIP:
+        record_end(tx, "skipped", "id = :id", {"id": task.id})
+        move_job(tx, task.job, "skip", "released as skipped; waiting again")
+        return put_back(tx, task)
+    if body.result == FAIL:
+        record_end(tx, "failed", "id = :id", {"id": task.id})
+        event, said = ("time_out", "stopped at its timeout") if report.killed else ("fail", "released as failed")
+        if end_attempt(tx, task.id, task.job, task.retries, task.max_retries, event, said):
+            tx.ready.append((task.project, 1))
+        return True
+    close_task(tx, task, worker)
+    if report.state in FAILURES:
+        move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
+    else:
+        move_job(tx, task.job, "close", "released as done")
+    return True
+
+
+FAILURES, WARNINGS = {"failure", "failed", "error"}, {"warning", "warn"}  # reported states
+
+
+def end_attempt(tx: Tx, task: int, job: int, retries: int, max_retries: int, event: str, said: str) -> bool:
+    """Counts a failed attempt. Whether there is another one; else the job ends, with the event, and its task goes."""
+    retries += 1
+    if retries < max_retries:
+        tx.execute(f"{UNASSIGN}, retries = ? WHERE id = ?", (retries, task))
+        move_job(tx, job, "retry", f"{said}: attempt {retries} of {max_retries}; waiting again", "warn")
+        return True
+    tx.execute("DELETE FROM task WHERE id = ?", (task,))
+    move_job(tx, job, event, said, "error")
+    return False
+
+
+def expire_job(tx: Tx, task: sqlite3.Row) -> bool:
+    """The job's worker has not released it in time. Nobody would look at it again, so this is a failed attempt.
+
+    Whether it is waiting again.
+    """
+    row = tx.one("SELECT timeout FROM job WHERE id = ?", (task["job"],))
+    said = f"timed out: not released within {row['timeout']:g} s and {JOB_GRACE} s of grace"
+    killed = {"code": None, "log": said, "lastline": said, "signal": None, "killed": True}
+    tx.execute(
+        "UPDATE job SET result = ?, reported = NULL, output = NULL WHERE id = ?", (encode(killed).decode(), task["job"])
+    )
+    return end_attempt(tx, task["id"], task["job"], task["retries"], task["max_retries"], "time_out", said)
+
+
+def cancel_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
+    """Ends a job; if its task is assigned, that is taken away from its worker. 409 when it has ended already."""
+    if job["finished"] is not None:
+        raise TrackerError("conflict", f"job: it has ended already, it is {job['state']}")
+    if job["task"] is not None:
+        tx.execute("DELETE FROM task WHERE id = ?", (job["task"],))
+    move_job(tx, job["id"], "cancel", f"cancelled by {by}")
+    if job["workflow"] is not None:
+        cancel_steps(tx, job["id"])
+
+
+def read_report(output: Raw) -> Report:
+    """What a worker's output says: a state, and what is handed on; else what its script's last line says, if JSON.
+
+    The rule of theeye.io, which other results simply do not meet: a last line that is an array is the output, one like
+    {"state": …, "data": …} gives both.
+    """
+    try:
+        text, result = bytes(output).decode(), msgspec.json.decode(output)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise TrackerError("invalid", "output: not valid JSON") from None
+    if not isinstance(result, dict):
+        return Report(text)
+    state, handed_on, killed = result.get("state"), result.get("output"), result.get("killed") is True
+    if handed_on is None:
+        said = last_line(result.get("lastline"))
+        if isinstance(said, list):
+            handed_on = said
+        elif isinstance(said, dict):
+            state, handed_on = said.get("state", state), said.get("data")
+    state = state.strip().lower()[:200] if isinstance(state, str) else ""
+    return Report(text, state or None, None if handed_on is None else encode(handed_on).decode(), killed)
+
+
+def last_line(line: Any) -> Any:
+    """The last line of a script's output as the JSON that it may be."""
+    try:
+        return msgspec.json.decode(line) if isinstance(line, str) else None
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return None
+
+
+# A job's log
+
+
+def held_job(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
+    """The job of a task that this worker holds."""
+    return tx.one("SELECT j.* FROM task t JOIN job j ON j.id = t.job WHERE t.id = ? AND t.assignee = ?", (task, worker))
+
+
+def log_to_task(tx: Tx, caller: WorkerCredentials, body: TaskLogBody) -> dict[str, Any]:
+    """Adds lines to the log of a task that the caller holds; of a task with a job, to the job's.
+
+    `held` is false, and nothing is stored, when the caller does not hold it (any more). A job's lines that are
+    numbered, by `first`, are stored once however often they are sent.
+    """
+    authenticate(tx, caller)
+    held = tx.one("SELECT id, project, job FROM task WHERE id = ? AND assignee = ?", (body.task_id, caller.id))
+    if held is None:
+        check_task_existed(tx, body.task_id)
+        return {"held": False, "stored": 0}
+    if held["job"] is None:
+        entries = [entry for entry in body.entries if LEVELS[entry.level] <= LEVELS[tx.settings.log_level]]
+        for entry in entries:
+            store_log_entry(tx, caller.id, entry, held["id"], held["project"])
+        return {"held": True, "stored": len(entries)}
+    job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
+    seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
+    stored = add_job_lines(tx, job, caller.id, body.entries[seen:])
+    if body.first is not None:
+        sent = max(job["sent_count"], body.first + len(body.entries))
+        tx.execute("UPDATE job SET sent_count = ? WHERE id = ?", (sent, job["id"]))
+    return {"held": True, "stored": stored}
+
+
+LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
+INSERT_LINE = "INSERT INTO job_line (job, number, time, level, scope, message, worker) VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[TaskEntry]) -> int:
+    """Adds a worker's lines to a job's log, whatever their level, until the log is full. How many were stored."""
+    most, size, number, warned = 1024 * tx.settings.max_job_log, job["log_size"], job["line_count"], job["warned"]
+    for entry in entries:
+        if size >= most:
+            break
+        number, size = number + 1, size + len(entry.message) + len(entry.scope) + LINE_SIZE
+        level = LEVELS[entry.level]
+        warned = warned or level <= LEVELS["warn"]
+        line = (job["id"], number, entry.timestamp, level, entry.scope, entry.message, worker)
+        tx.execute(INSERT_LINE, line)
+    tx.execute(
+        "UPDATE job SET line_count = ?, log_size = ?, warned = ?, updated = ? WHERE id = ?",
+        (number, size, warned, tx.now, job["id"]),
+    )
+    if size >= most > job["log_size"]:
+        add_job_line(tx, job["id"], f"the log is full ({most // 1024:,} KiB): further lines are dropped", "error")
+    return number - job["line_count"]
+
+
+def add_job_line(tx: Tx, job: int, message: str, level: str = "info") -> None:
+    """The tracker's own line in a job's log."""
+    row = tx.one(
+        "UPDATE job SET line_count = line_count + 1, warned = warned OR ? WHERE id = ? RETURNING line_count",
+        (LEVELS[level] <= LEVELS["warn"], job),
+    )
+    tx.execute(INSERT_LINE, (job, row["line_count"], tx.time, LEVELS[level], "tracker", message, 0))
+
+
+def job_log(tx: Tx, job: int, after: int = 0, limit: int = 1000) -> list[sqlite3.Row]:
+    """The next lines of a job's log, in the order logged: at most so many, and about MOST_LOG_TEXT characters."""
+    rows, size = [], 0
+    for row in tx.execute(
+        "SELECT l.number AS id, l.time, l.level, l.scope, l.message, l.worker, w.alias"
+        " FROM job_line l LEFT JOIN worker w ON w.id = l.worker WHERE l.job = ? AND l.number > ?"
+        " ORDER BY l.number LIMIT ?",
+        (job, after, limit),
+    ):
+        rows.append(row)
+        size += len(row["message"])
+        if size > MOST_LOG_TEXT:
+            break
+    return rows
+
+
+# Jobs looked at
+
+
+def get_job(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> dict[str, Any]:
+    """A job: its state, what it was given, its result.
+
+    For workers with SUBMIT in its project, or managers with READ.
+    """
+    return {"job": job_json(tx, accessible_job(tx, caller, job, READ)[0])}
+
+
+def get_job_log(tx: Tx, caller: WorkerCredentials | bytes | None, job: str, query: LinesQuery) -> dict[str, Any]:
+    """Lines of a job's log, in the order logged, and the tracker's own (scope `tracker`, worker 0) among them.
+
+    The last line's id as `after` continues it. For the same callers as the job.
+    """
+    row, _ = accessible_job(tx, caller, job, READ)
+    names = ("id", "time", "scope", "message", "worker")
+    lines = job_log(tx, row["id"], query.after, query.limit)
+    return {
+        "entries": [{**{name: line[name] for name in names}, "level": LEVEL_NAMES[line["level"]]} for line in lines]
+    }
+
+
+def cancel(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> None:
+    """Cancels a job that has not ended; its worker's later release answers `updated: false`.
+
+    409 when it has ended. For workers with SUBMIT in its project, or managers with EDIT.
+    """
+    row, by = accessible_job(tx, caller, job, EDIT)
+    cancel_job(tx, row, maker_of(tx, {"worker": None, "manager": None, **by}))
+
+
+def retry(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> dict[str, Any]:
+    """Makes a new job with all that an ended one was given. 409 while that is still live. For those who may cancel."""
+    row, by = accessible_job(tx, caller, job, EDIT)
+    if "worker" in by:
+        charge_trigger(tx, row["project"])
+    return {"job": job_json(tx, retry_job(tx, row, "native", **by))}
+
+
+def accessible_job(
+    tx: Tx, caller: WorkerCredentials | bytes | None, job: str, role: int
+) -> tuple[sqlite3.Row, dict[str, int]]:
+    """The job, and the caller as allowed_to_submit has it. 401, 403, 404."""
+    row = find_job(tx, job)
+    return row, allowed_to_submit(tx, caller, row and row["project"], f"No job {job}", role)
+
+
+def find_job(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM job WHERE token = ?", (token,))
+
+
+def token_of_job(tx: Tx, job: int | None) -> str | None:
+    row = job is not None and tx.one("SELECT token FROM job WHERE id = ?", (job,))
+    return row["token"] if row else None
+
+
+def list_jobs(tx: Tx, caller: WorkerCredentials | bytes | None, query: JobsQuery) -> dict[str, Any]:
+    """Jobs, the newest first, without their results. The answer's `before` continues the list; null at its end.
+
+    For workers with SUBMIT in the project, or managers with READ; without project and template, a manager's jobs of
+    all projects. A page may hold fewer jobs than asked for, or none, and yet have a next one.
+    """
+    project = query.project
+    if query.template is not None:
+        row = tx.one("SELECT project FROM template WHERE id = ?", (query.template,))
+        project = row and row["project"]
+        allowed_to_submit(tx, caller, project, f"template: no template {query.template}", READ)
+        if query.project not in (None, project):
+            raise TrackerError("invalid", "template: it is not of that project")
+    elif project is not None:
+        row = tx.one("SELECT id FROM project WHERE id = ?", (project,))
+        allowed_to_submit(tx, caller, row and row["id"], f"project: no project {project}", READ)
+    elif isinstance(caller, WorkerCredentials):
+        authenticate(tx, caller)
+        raise TrackerError("invalid", "project: is required")
+    rows, more = find_jobs(tx, None if project is not None else require_manager(tx, caller), query)
+    return {"jobs": [job_json(tx, row, whole=False) for row in rows], "before": more}
+
+
+# What a list shows of a job; its results may be long.
+LISTED = (
+    "id, token, name, template, project, state, task, timeout, origin, attempts, assignee, created, started, finished,"
+    " reported, warned, retry_of, workflow, workflow_job"
+)
+
+
+def find_jobs(
+    tx: Tx, manager: sqlite3.Row | None, query: JobsQuery, columns: str = LISTED
+) -> tuple[list[sqlite3.Row], int | None]:
+    """The jobs of a query, the newest first, and the place before which to go on (None: no more).
+
+    With a manager: of all the projects that it may read. Costs the same however many jobs there are.
+    """
+    values = msgspec.structs.asdict(query)
+    of = [f"{name} = :{name}" for name in ("template", "project") if values[name] is not None]
+    where, match = of[:1] or ["TRUE"], ["TRUE", *of[1:]]  # one has an index, the other is looked at
+    if query.state is not None:
+        (where if of else match).append("state = :state")
+    if manager is not None and not manager["tracker_admin"]:
+        match.append("project IN (SELECT project FROM manager_role WHERE manager = :manager AND role & 1)")
+        values["manager"] = manager["id"]
+    last = query.before
+    if query.end is not None:
+        row = tx.one("SELECT id FROM job WHERE created < :end + 1 ORDER BY created DESC, id DESC LIMIT 1", values)
+        last = min(last, row["id"] + 1) if row else 0
+        match.append("created < :end + 1")
+    if query.start is not None:
+        row = tx.one("SELECT id FROM job WHERE created >= :start ORDER BY created, id LIMIT 1", values)
+        where.append("id >= :first")
+        match.append("created >= :start")
+        values["first"] = row["id"] if row else INT64_MAX
+    index, matches = " AND ".join(where), " AND ".join(match)
+    return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
+
+
+def job_json(tx: Tx, row: sqlite3.Row, whole: bool = True) -> dict[str, Any]:
+    """A job as the JSON API shows it; not the `whole`: as lists do."""
+    plain = ("name", "template", "project", "state", "task", "timeout", "origin", "attempts", "assignee")
+    texts = ("variables", "arguments", "result", "output") if whole else ()
+    return {
+        "id": row["token"],
+        **{name: row[name] for name in plain},
+        **{name: row[name] for name in ("created", "started", "finished", "reported")},
+        "warned": bool(row["warned"]),
+        "retry_of": token_of_job(tx, row["retry_of"]),
+        "workflow_job": token_of_job(tx, row["workflow_job"]),
+        **{name: None if row[name] is None else Raw(row[name].encode()) for name in texts},
+    }
+
+
+# Jobs forgotten
+
+
+def prune_jobs(tx: Tx, template: int) -> int | None:
+    """Deletes ended jobs that are too old or too many, template by template (0: those without one), for a while.
+
+    The template to go on with; None after the last one.
+    """
+    while template is not None:
+        row = tx.one("SELECT keep_count, keep_time FROM template WHERE id = ?", (template,))
+        keep_count, keep_time = row or (None, None)
+        before = tx.now - (keep_time or tx.settings.job_retention)
+        due = tx.one(DUE_JOB, {"template": template or None, "before": before, "keep": keep_count})
+        if due:
+            delete_job(tx, due["id"])
+        else:
+            following = tx.one("SELECT id FROM template WHERE id > ? ORDER BY id LIMIT 1", (template,))
+            template = following and following["id"]
+        if tx.spent() >= BUDGET:  # after one at least
+            break
+    return template
+
+
+DUE_JOB = """
+    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL AND finished < max(:before, ifnull((
+        SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND :keep IS NOT NULL
+        ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0))
+    ORDER BY finished LIMIT 1
+"""
+
+
+def delete_job(tx: Tx, job: int) -> None:
+    """Deletes an ended job, or, if its log is long, some lines of that."""
+    some = "SELECT number FROM job_line WHERE job = ?1 LIMIT ?2"
+    lines = f"DELETE FROM job_line WHERE job = ?1 AND number IN ({some})"
+    if tx.execute(lines, (job, PIECE)).rowcount < PIECE:
+        tx.execute("DELETE FROM job WHERE id = ?", (job,))
+
+
+# ── Workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MOST_STEPS = 1000  # of one run: a workflow may go in a circle, but not for ever
+
+# How a step ended, in the word of an edge. A cancelled one leads nowhere.
+ENDINGS = {"succeeded": "success", "failed": "failure", "timed_out": "timeout"}
+ENDS = {move.to: event for event, move in JOB_MOVES.items()}
+
+
+class Edge(msgspec.Struct):
+    """After a step of `template` that ended so follows one of `target`."""
+
+    template: Id
+    ending: Literal["success", "failure", "timeout"]
+    target: Id
+
+
+class WorkflowBody(msgspec.Struct):
+    """A workflow, or what is to change of it."""
+
+    project: Id | UnsetType = UNSET
+    name: Name | UnsetType = UNSET
+    start: Id | UnsetType = UNSET
+    edges: Annotated[list[Edge], Meta(max_length=1000)] | UnsetType = UNSET
+
+
+def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[str, Any]:
+    """Makes a workflow of templates. Needs EDIT in its project, and in those of its templates.
+
+    Its secret, which opens this workflow alone, is in the answer and is not shown again.
+    """
+    manager = require_manager(tx, session)
+    for name in ("project", "name", "start"):
+        if getattr(body, name) is UNSET:
+            raise TrackerError("invalid", f"{name}: is required")
+    require_role(tx, session, body.project, EDIT)
+    check_workflow(tx, manager, None, body)
+    secret = secrets.token_hex(32)
+    row = tx.one(
+        "INSERT INTO workflow (token, project, name, start, secret, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
+        (new_token(), body.project, body.name, body.start, secret, tx.time),
+    )
+    set_edges(tx, row["id"], body.edges or [])
+    return {"workflow": {**workflow_json(tx, row), "secret": secret}}
+
+
+def update_workflow(tx: Tx, session: bytes | None, workflow: int, body: WorkflowBody) -> None:
+    """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges. Needs EDIT."""
+    old = editable_workflow(tx, session, workflow)
+    if body.project not in (UNSET, old["project"]):
+        raise TrackerError("invalid", "project: a workflow stays in its project")
+    check_workflow(tx, require_manager(tx, session), old, body)
+    values = {name: old[name] if (given := getattr(body, name)) is UNSET else given for name in ("name", "start")}
+    tx.execute("UPDATE workflow SET name = :name, start = :start WHERE id = :id", {**values, "id": workflow})
+    if body.edges is not UNSET:
+        set_edges(tx, workflow, body.edges)
+
+
+def check_workflow(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: WorkflowBody) -> None:
+    """Refuses a name that is taken, and templates that are not there or not the manager's to use."""
+    if body.name is not UNSET:
+        if not body.name.strip():
+            raise TrackerError("invalid", "name: must not be blank")
+        values = (old["project"] if old else body.project, body.name, old and old["id"])
+        taken = "SELECT 1 FROM workflow WHERE project = ? AND name = ? AND id IS NOT ? AND deleted IS NULL"
+        if tx.one(taken, values):
+            raise TrackerError("conflict", f"name: the project has a workflow named {body.name!r} already")
+    edges = body.edges or []
+    named = [("start", body.start)] if body.start is not UNSET else []
+    named += [(f"edges[{number}].template", edge.template) for number, edge in enumerate(edges)]
+    named += [(f"edges[{number}].target", edge.target) for number, edge in enumerate(edges)]
+    for field, template in named:
+        row = find_template(tx, template)
+        if row is None or not role_in_project(tx, manager, row["project"]) & EDIT:
+            raise TrackerError("invalid", f"{field}: no template {template} that you may edit")
+
+
+def set_edges(tx: Tx, workflow: int, edges: list[Edge]) -> None:
+    tx.execute("DELETE FROM workflow_edge WHERE workflow = ?", (workflow,))
+    tx.executemany(
+        "INSERT INTO workflow_edge VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        [(workflow, edge.template, edge.ending, edge.target) for edge in edges],
+    )
+
+
+def delete_workflow(tx: Tx, session: bytes | None, workflow: int) -> None:
+    """Deletes a workflow: nothing can trigger it any more. What it has begun goes on. Needs EDIT."""
+    editable_workflow(tx, session, workflow)
+    tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow))
+
+
+def get_workflow(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
+    """A workflow with its edges. Needs EDIT in its project."""
+    return {"workflow": workflow_json(tx, editable_workflow(tx, session, workflow))}
+
+
+def list_workflows(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """The project's workflows, by name. Needs EDIT."""
+    require_role(tx, session, project, EDIT)
+    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
+    return {"workflows": [workflow_json(tx, row) for row in rows]}
+
+
+def rotate_workflow_secret(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
+    """Gives a workflow a new secret; the old one opens nothing any more. Needs EDIT."""
+    return {"secret": rotate_secret(tx, "workflow", editable_workflow(tx, session, workflow)["id"])}
+
+
+def editable_workflow(tx: Tx, session: bytes | None, workflow: int) -> sqlite3.Row:
+    """The workflow, if the caller has EDIT in its project. 401, 403, 404."""
+    require_manager(tx, session)
+    row, missing = find_workflow(tx, workflow), f"No workflow {workflow}"
+    if row is None:
+        raise TrackerError("not_found", missing)
+    require_role(tx, session, row["project"], EDIT, missing)
+    return row
+
+
+def find_workflow(tx: Tx, workflow: int) -> sqlite3.Row | None:
+    """A workflow that has not been deleted."""
+    return tx.one("SELECT * FROM workflow WHERE id = ? AND deleted IS NULL", (workflow,))
+
+
+def workflow_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM workflow WHERE token = ? AND deleted IS NULL", (token,))
+
+
+def workflow_json(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+    edges = tx.all("SELECT template, ending, target FROM workflow_edge WHERE workflow = ?", (row["id"],))
+    return {
+        **{name: row[name] for name in ("id", "project", "name", "start", "created")},
+        "edges": [dict(edge) for edge in edges],
+    }
+
+
+def trigger_workflow(
+    tx: Tx, caller: WorkerCredentials | bytes | None, workflow: int, body: TriggerBody
+) -> dict[str, Any]:
+    """Starts a run of a workflow, and its first step with what is given. For those who may trigger a template there."""
+    row, missing = find_workflow(tx, workflow), f"No workflow {workflow}"
+    by = allowed_to_submit(tx, caller, row and row["project"], missing)
+    if "worker" in by:
+        charge_trigger(tx, row["project"])
+    return {"job": job_json(tx, run_workflow(tx, row, body.variables, body.arguments, "native", **by))}
+
+
+def run_workflow(
+    tx: Tx, workflow: sqlite3.Row, variables: dict[str, Any], arguments: list[Any], origin: str, **by: int | None
+) -> sqlite3.Row:
+    """A run of this workflow: a job without a task, whose steps are jobs. Refuses what the first step refuses."""
+    start = find_template(tx, workflow["start"])
+    if start is None:
+        raise TrackerError("conflict", "workflow: the template that it starts with was deleted")
+    columns = {
+        "project": workflow["project"],
+        "workflow": workflow["id"],
+        "name": workflow["name"],
+        **dict.fromkeys(("recipe", "runas"), ""),
+        "variables": encode(variables).decode(),
+        "arguments": encode(arguments).decode(),
+        "env": "{}",
+        "timeout": 0,
+        **dict.fromkeys(("max_retries", "priority"), 0),
+        "origin": origin,
+    }
+    run = insert_job_alone(tx, {**columns, **by})
+    start_step(tx, run, start, arguments)
+    return run
+
+
+def retry_workflow(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
+    workflow = find_workflow(tx, job["workflow"])
+    if workflow is None:
+        raise TrackerError("conflict", "job: its workflow was deleted")
+    variables, arguments = msgspec.json.decode(job["variables"]), msgspec.json.decode(job["arguments"])
+    return run_workflow(tx, workflow, variables, arguments, origin, retry_of=job["id"], **by)
+
+
+def start_workflow_job(tx: Tx, step: sqlite3.Row) -> None:
+    """A step is assigned: so the run is on."""
+    run = tx.one("SELECT id, state FROM job WHERE id = ?", (step["workflow_job"],))
+    if run["state"] == "waiting":
+        move_job(
+            tx,
+            run["id"],
+            "assign",
+            f"step {step['name']} has begun",
+            change=", assignee = :worker, started = :now",
+            worker=step["assignee"],
+        )
+
+
+def continue_workflow(tx: Tx, step: sqlite3.Row) -> None:
+    """A step has ended: the steps on its edges follow, with its output as their arguments. After the last one the run
+    ends as that did; but when a step could not be started, it has failed."""
+    run = tx.one("SELECT * FROM job WHERE id = ?", (step["workflow_job"],))
+    if run["finished"] is not None:
+        return
+    failed = follow_edges(tx, run, step) or run["reported"] is not None
+    if tx.one("SELECT 1 FROM job WHERE workflow_job = ? AND finished IS NULL", (run["id"],)):
+        return
+    move_job(
+        tx,
+        run["id"],
+        "fail" if failed else ENDS[step["state"]],
+        f"ended after step {step['name']}: {step['state'].replace('_', ' ')}",
+        change=", result = :result, reported = :reported, output = :output, assignee = :assignee",
+        **{name: step[name] for name in ("result", "reported", "output", "assignee")},
+    )
+
+
+def follow_edges(tx: Tx, run: sqlite3.Row, step: sqlite3.Row) -> bool:
+    """Starts the steps that follow. Whether one of them could not be started."""
+    output = step["output"] and msgspec.json.decode(step["output"])
+    arguments = output if isinstance(output, list) else [] if output is None else [output]
+    targets = tx.all(
+        "SELECT target FROM workflow_edge WHERE workflow = ? AND template = ? AND ending = ? ORDER BY target",
+        (run["workflow"], step["template"], ENDINGS.get(step["state"])),
+    )
+    failed = False
+    for row in targets:
+        try:
+            follow(tx, run, row["target"], arguments)
+        except TrackerError as error:
+            failed = True
+            add_job_line(tx, run["id"], f"step {row['target']} could not be started: {error.message}", "error")
+            tx.execute("UPDATE job SET reported = 'failure' WHERE id = ?", (run["id"],))
+    return failed
+
+
+def follow(tx: Tx, run: sqlite3.Row, target: int, arguments: list[Any]) -> None:
+    template = find_template(tx, target)
+    if template is None:
+        raise TrackerError("conflict", "the template was deleted")
+    counted = "UPDATE job SET attempts = attempts + 1 WHERE id = ? RETURNING attempts"
+    if tx.one(counted, (run["id"],))["attempts"] >= MOST_STEPS:
+        raise TrackerError("conflict", f"the run has had {MOST_STEPS:,} steps")
+    start_step(tx, run, template, arguments)
+
+
+def start_step(tx: Tx, run: sqlite3.Row, template: sqlite3.Row, arguments: list[Any]) -> None:
+    """A job of the template, with those of the run's variables that it takes."""
+    variables = msgspec.json.decode(run["variables"])
+    if not template["undeclared"]:
+        declared = {variable.name for variable in msgspec.json.decode(template["variables"], type=list[Variable])}
+        variables = {name: value for name, value in variables.items() if name in declared}
+    make_job(tx, template, variables, arguments, "workflow", workflow_job=run["id"])
+
+
+def cancel_steps(tx: Tx, run: int) -> None:
+    """Cancels what is going on of a run that was cancelled."""
+    for step in tx.all("SELECT * FROM job WHERE workflow_job = ? AND finished IS NULL", (run,)):
+        cancel_job(tx, step, "its workflow's end")
 
 
 # ── Task lists ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2172,10 +3397,15 @@ def apply_action(
     which = f"id IN (SELECT value FROM json_each(:tasks)) AND +project = :project AND {ACTIONS[action].which}"
     if action == "requeue":
         record_end(tx, "requeued", which, values)
-    changed = tx.execute(f"{ACTIONS[action].change} WHERE {which}", values).rowcount
+    rows = tx.all(f"{ACTIONS[action].change} WHERE {which} RETURNING job", values)
+    if action in JOBS_AFTER:
+        move_jobs(tx, rows, *JOBS_AFTER[action])
+    if action == "set_priority":
+        jobs = [(priority, row["job"]) for row in rows if row["job"] is not None]
+        tx.executemany("UPDATE job SET priority = ? WHERE id = ?", jobs)
     if action in ("requeue", "retry"):
-        tx.ready.append((project, changed))
-    return changed
+        tx.ready.append((project, len(rows)))
+    return len(rows)
 
 
 # ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2382,9 +3612,9 @@ def step_hard_reset(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]
     values = {"project": operation["project"], "last": operation["last_task"], "limit": STEP}
     for state in () if operation["cursor"] else TASK_STATES.values():
         some = f"SELECT id FROM task WHERE project = :project AND {state.condition} AND id <= :last LIMIT :limit"
-        deleted = tx.execute(f"DELETE FROM task WHERE id IN ({some})", values).rowcount
-        if deleted:
-            return deleted, 0
+        if deleted := tx.all(f"DELETE FROM task WHERE id IN ({some}) RETURNING job", values):
+            move_jobs(tx, deleted, *JOBS_AFTER["delete"])
+            return len(deleted), 0
     hashes = tx.execute(
         "DELETE FROM kept_hash WHERE project = :project AND hash64 IN"
         " (SELECT hash64 FROM kept_hash WHERE project = :project LIMIT :limit)",
@@ -2435,14 +3665,20 @@ def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) 
     message = body.message if body.message is not UNSET else body.Message
     if message is UNSET:
         raise TrackerError("invalid", "message: is required")
+    if body.task_id is not None and (job := held_job(tx, caller.id, body.task_id)):
+        add_job_lines(tx, job, caller.id, [TaskEntry(message, body.timestamp, level, body.scope)])
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
         task, project = task_of_log_entry(tx, caller.id, body.task_id)
-        tx.execute(
-            "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (tx.time, body.timestamp, LEVELS[level], body.scope, message, caller.id, task, project),
-        )
+        store_log_entry(tx, caller.id, TaskEntry(message, body.timestamp, level, body.scope), task, project)
     return f"{worker.alias} ({caller.id}) {body.scope}: {message}"
+
+
+def store_log_entry(tx: Tx, worker: int, entry: TaskEntry, task: int | None, project: int | None) -> None:
+    tx.execute(
+        "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (tx.time, entry.timestamp, LEVELS[entry.level], entry.scope, entry.message, worker, task, project),
+    )
 
 
 def task_of_log_entry(tx: Tx, worker: int, task_id: int | None) -> tuple[int | None, int | None]:
@@ -2738,6 +3974,13 @@ PRUNE = {
         (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour LIMIT :limit)""",
     "assignment": """DELETE FROM assignment WHERE id IN (SELECT id FROM assignment ORDER BY id LIMIT :limit)
         AND (end_time < :history_before OR id <= (SELECT MAX(id) FROM assignment) - :most_assignments)""",
+    "template": """DELETE FROM template WHERE id IN (SELECT id FROM template t WHERE deleted IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM job WHERE template = t.id) LIMIT :limit)""",
+    "script": """DELETE FROM script WHERE id IN (SELECT id FROM script s
+        WHERE NOT EXISTS (SELECT 1 FROM template WHERE script = s.id)
+        AND NOT EXISTS (SELECT 1 FROM job WHERE script = s.id) LIMIT :limit)""",
+    "workflow": """DELETE FROM workflow WHERE id IN (SELECT id FROM workflow w WHERE deleted IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
     "operation": """DELETE FROM operation WHERE finished < :history_before AND id IN
         (SELECT id FROM operation ORDER BY id LIMIT :limit)""",
     "login_failure": """DELETE FROM login_failure WHERE source IN
@@ -2999,6 +4242,9 @@ class Tracker:
             after = await self.db.write(roll_tallies, after, self._hour, long=True)
 
     async def prune(self) -> None:
+        template = 0
+        while template is not None:
+            template = await self.db.write(prune_jobs, template, long=True)
         for table in PRUNE:
             while await self.db.write(prune, table, long=True):
                 pass
@@ -3174,6 +4420,15 @@ class Call:
             raise TrackerError("invalid", f"{name}: must be a whole number")
         return int(text) if len(text) < 19 else INT64_MAX  # no id is that large: it will not be found
 
+    def path_value(self, name: str) -> int | str:
+        """What stands in the path: a job's token, or else the id of something."""
+        if name != "job":
+            return self.path_id(name)
+        token = self.scope["path_params"][name]
+        if not re.fullmatch(TOKEN, token):
+            raise TrackerError("not_found", "There is no such job")
+        return token
+
     def query(self) -> dict[str, list[str]]:
         try:
             return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
@@ -3305,9 +4560,9 @@ def domain(
 ) -> Callable[[Call], Awaitable[Reply]]:
     """The handler that most endpoints need: decode caller, ids in the path, body; call one function; respond."""
 
-    @takes(caller, body, query, status)
+    @takes(caller, body, query, status, {"job": Token} if "job" in path else None)
     async def handler(call: Call) -> Reply:
-        args = [caller(call), *map(call.path_id, path)]
+        args = [caller(call), *map(call.path_value, path)]
         if not reads and isinstance(args[0], bytes):
             call.refuse_other_sites()
         if body is not None:
@@ -3727,6 +4982,19 @@ class Visit(Call):
         _refuse_nul(body, "")
         return body
 
+    def rows(self, name: str) -> dict[int, dict[str, str]]:
+        """The rows of a list in the form, by number: variables[2].value. One without a text in it does not count."""
+        rows: dict[int, dict[str, str]] = {}
+        for field in self.fields:
+            if match := re.fullmatch(re.escape(name) + r"\[(\d{1,3})\]\.(\w+)", field):
+                rows.setdefault(int(match[1]), {})[match[2]] = self.field(field)
+        silent = ("order", "required")  # they say something of themselves
+        return {
+            number: row
+            for number, row in sorted(rows.items())
+            if any(text.strip() for field, text in row.items() if field not in silent)
+        }
+
     def back(self, default: str) -> str:
         """The page that a form names to go on to: one of ours, or the default."""
         path = self.field("back")
@@ -3844,7 +5112,7 @@ def page(name: str, function: Callable, *path: str, query: type | None = None) -
     """The handler of a page: one transaction reads its values, the template shows them."""
 
     async def handler(visit: Visit) -> Response:
-        args = [visit.path_id(name) for name in path]
+        args = [visit.path_value(name) for name in path]
         if query is not None:
             args.append(visit.query_as(query))
         return await visit.render(name, await visit.read(function, *args))
@@ -3855,26 +5123,30 @@ def page(name: str, function: Callable, *path: str, query: type | None = None) -
 def action(
     function: Callable,
     *path: str,
-    form: type | None = None,
-    to: str,
-    says: str | Callable,
+    form: type | Callable | None = None,
+    to: str = "",
+    says: str | Callable = "",
+    shows: Callable | None = None,
     again: Handler | None = None,
 ) -> Handler:
     """The handler of an action: decode the form, call one domain function, go on to a page with a message.
 
-    When it is refused, the page `again` from which it came is shown with the reason and with what was typed.
+    `form` is a struct, or reads one from the visit. `shows` answers with the result itself, which must not be in an
+    address. When it is refused, the page `again` from which it came is shown with the reason and with what was typed.
     """
 
     async def handler(visit: Visit) -> Response:
         try:
-            args = [visit.session(), *map(visit.path_id, path)]
-            body = visit.form_as(form) if form else None
+            args = [visit.session(), *map(visit.path_value, path)]
+            body = form and (visit.form_as(form) if isinstance(form, type) else form(visit))
             result = await visit.tracker.db.write(function, *args, *([body] if form else []))
         except TrackerError as error:
             if again is None:
                 raise
             visit.error = error
             return await again(visit)
+        if shows is not None:
+            return await shows(visit, result)
         message = says(result, body) if callable(says) else says
         target = to.format(**visit.scope["path_params"], result=result)
         return visit.see(visit.back(target), message)
@@ -4102,11 +5374,6 @@ def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[
     return [{**row, "alias": aliases.get(row[column])} for row in rows]
 
 
-def alias_of(tx: Tx, worker: int | None) -> str | None:
-    row = tx.one("SELECT alias FROM worker WHERE id = ?", (worker,)) if worker is not None else None
-    return row and row["alias"]
-
-
 def task_page(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
     history = get_task_history(tx, session, task)
     role = role_in_project(tx, signed_in(tx, session), history["project"]["id"])
@@ -4118,6 +5385,7 @@ def task_page(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
         "state": row and state_of(row),
         "alias": row and alias_of(tx, row["assignee"]),
         "left": row and row["deadline"] is not None and row["deadline"] - tx.uptime,
+        "job": token_of_job(tx, row and row["job"]),
     }
 
 
@@ -4342,6 +5610,434 @@ def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
 
 LINE_DEFAULTS = ("priority", "max_retries", "max_assign_time", "verification_count")
 SUBMIT_PAGE = page("submit.html", of_project(EDIT), "project")
+
+
+# Templates and jobs
+
+LINES = 100  # of a job's log on one page
+
+
+class VariableRow(msgspec.Struct):
+    """A row of a template's form: a variable. What is JSON in the template is text here, `allowed` one value a line."""
+
+    name: Name
+    value: str = ""
+    required: bool = False
+    allowed: str = ""
+    description: str = ""
+
+
+class ArgumentRow(msgspec.Struct):
+    """A row of a template's form: an argument. `options` are one a line."""
+
+    type: Name
+    order: Int64 = 0
+    label: str = ""
+    value: str = ""
+    options: str = ""
+
+
+class TemplateForm(TemplateBody):
+    """A template as its form has it: texts, and rows of them. An empty key leaves the key as it is."""
+
+    description: Annotated[str, Meta(max_length=10_000)] = ""
+    variables: list[VariableRow] = []
+    arguments: list[ArgumentRow] = []
+    env: str = ""
+    timeout: Seconds | None = None
+    remove_key: bool = False
+    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | None = None
+    keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
+
+
+def template_form(visit: Visit) -> TemplateForm:
+    form = visit.form_as(TemplateForm)
+    form.variables = form_rows(visit, "variables", VariableRow)
+    form.arguments = form_rows(visit, "arguments", ArgumentRow)
+    return form
+
+
+def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
+    """The rows of a list in the form that say something. A refusal names the field: variables[2].name."""
+    made = []
+    for number, row in visit.rows(name).items():
+        try:
+            made.append(msgspec.convert({field: text for field, text in row.items() if text}, kind, strict=False))
+        except msgspec.ValidationError as error:
+            field, problem = _name_and_problem(error)
+            raise TrackerError("invalid", f"{name}[{number}].{field}: {problem}") from None
+        _refuse_nul(made[-1], f"{name}[{number}]")
+    return made
+
+
+def meant(text: str, known: Iterable[Any]) -> Any:
+    """The one of the known values that reads like this text, so that a number stays a number; else the text."""
+    return next((value for value in known if value is not None and as_text(value) == text), text)
+
+
+def meant_lines(text: str, known: list[Any]) -> list[Any]:
+    """Values that were typed one a line, as `meant` has them; the known ones when nothing was changed."""
+    if text == in_lines(known):
+        return known
+    return [meant(line.strip(), known) for line in text.splitlines() if line.strip()]
+
+
+def in_lines(values: Iterable[Any]) -> str:
+    return "\n".join(map(as_text, values))
+
+
+def pairs_in_lines(pairs: dict[str, Any]) -> str:
+    return in_lines(f"{name}={as_text(value)}" for name, value in pairs.items())
+
+
+def typed_pairs(text: str, field: str) -> dict[str, str]:
+    """What was typed as NAME=value, one a line."""
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.strip():
+            raise TrackerError("invalid", f"{field}: line {number} is not of the form NAME=value")
+        if name.strip() in pairs:
+            raise TrackerError("invalid", f"{field}: line {number} gives {name.strip()} a second time")
+        pairs[name.strip()] = value
+    return pairs
+
+
+def declared_variables(template: sqlite3.Row) -> list[Variable]:
+    return msgspec.json.decode(template["variables"], type=list[Variable])
+
+
+def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> TemplateBody:
+    """The template that a form means. What it shows of the old one as text, and was not changed, stays what it was."""
+    plain = ("name", "description", "recipe", "script", "runas", "undeclared", "timeout", "max_retries", "priority")
+    variables = {one.name: one for one in declared_variables(old)} if old else {}
+    arguments = declared_arguments(old) if old else []
+    env = msgspec.json.decode(old["env"]) if old else {}
+    return TemplateBody(
+        **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
+        variables=[variable_of_row(row, variables.get(row.name.strip(), Variable("x"))) for row in form.variables],
+        arguments=[
+            argument_of_row(row, argument or Argument())
+            for row, argument in itertools.zip_longest(form.arguments, arguments[: len(form.arguments)])
+        ],
+        env=env if form.env == pairs_in_lines(env) else typed_pairs(form.env, "env"),
+        key="" if form.remove_key else form.key or UNSET,
+        keep_time=None if form.keep_days is None else max(1, round(form.keep_days * 86400)),
+    )
+
+
+def variable_of_row(row: VariableRow, old: Variable) -> Variable:
+    allowed = meant_lines(row.allowed, old.allowed)
+    value = meant(row.value, [old.value, *allowed]) if row.value or old.value == "" else None
+    return Variable(row.name.strip(), value, row.required, allowed, row.description)
+
+
+def argument_of_row(row: ArgumentRow, old: Argument) -> Argument:
+    options = meant_lines(row.options, old.options)
+    value = meant(row.value, [old.value, *options]) if row.value or old.value == "" else None
+    return Argument(row.order, row.type, row.label, value, options)
+
+
+def create_template_by_form(tx: Tx, session: bytes | None, project: int, form: TemplateForm) -> dict[str, Any]:
+    """Makes a template. Needs EDIT in the project. Its secret is in the answer."""
+    require_role(tx, session, project, EDIT)
+    body = template_of_form(form, None)
+    body.project = project
+    return create_template(tx, session, body)
+
+
+def update_template_by_form(tx: Tx, session: bytes | None, template: int, form: TemplateForm) -> None:
+    """Changes a template to what the form says. Needs EDIT."""
+    update_template(tx, session, template, template_of_form(form, editable_template(tx, session, template)))
+
+
+def remove_template(tx: Tx, session: bytes | None, template: int) -> int:
+    """Deletes a template, and says of which project it was. Needs EDIT."""
+    row = editable_template(tx, session, template)
+    drop_template(tx, row)
+    return row["project"]
+
+
+class RunForm(msgspec.Struct):
+    """What a job of a template is given by the form that was made from its declarations: texts, by name and place."""
+
+    variables: dict[str, str]
+    arguments: list[str]
+    more: str = ""
+
+
+def run_form(visit: Visit) -> RunForm:
+    named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
+    count = sum(name.startswith("argument:") for name in visit.fields)
+    form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
+    _refuse_nul(form, "")
+    return form
+
+
+def run_template(tx: Tx, session: bytes | None, template: int, form: RunForm) -> str:
+    """Makes a job of a template, and returns its token. Needs EDIT. What is left empty is not given.
+
+    But a variable that has a value in the template is given as it was typed, also as an empty text.
+    """
+    row = editable_template(tx, session, template)
+    variables = typed_pairs(form.more, "more")
+    for variable in declared_variables(row):
+        text = form.variables.get(variable.name, "")
+        if variable.name in form.variables and (text or variable.value is not None):
+            variables[variable.name] = meant(text, [variable.value, *variable.allowed])
+    arguments = [
+        meant(text, [argument.value, *argument.options]) if text else None
+        for text, argument in zip(form.arguments, free_arguments(row), strict=False)
+    ]
+    return make_job(tx, row, variables, arguments, "page", manager=require_manager(tx, session)["id"])["token"]
+
+
+def retry_on_page(tx: Tx, session: bytes | None, job: str) -> str:
+    """Makes a new job with all that an ended one was given, and returns its token. Needs EDIT."""
+    row, by = accessible_job(tx, session, job, EDIT)
+    return retry_job(tx, row, "page", **by)["token"]
+
+
+def project_templates(tx: Tx, session: bytes | None, project: int, query: ListQuery) -> dict[str, Any]:
+    """A page of a project's templates, by name, with their last jobs."""
+    rows = tx.all(
+        "SELECT * FROM template WHERE project = :project AND deleted IS NULL AND name > :after"
+        " AND name LIKE :text ESCAPE '\\' ORDER BY name LIMIT :limit",
+        {"project": project, "after": query.after, "text": like(query.text), "limit": PAGE + 1},
+    )
+    return {
+        "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows[:PAGE]],
+        "more": rows[PAGE - 1]["name"] if len(rows) > PAGE else "",
+        "query": query,
+    }
+
+
+def last_jobs(tx: Tx, template: int, count: int) -> list[sqlite3.Row]:
+    return find_jobs(tx, None, JobsQuery(template=template, limit=count))[0]
+
+
+def of_template(function: Callable | None = None) -> Callable:
+    """A page's function: checks EDIT in the template's project and adds what every page of a template shows."""
+
+    def read(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
+        row = editable_template(tx, session, template)
+        role = role_in_project(tx, signed_in(tx, session), row["project"])
+        frame = project_frame(tx, find_project(tx, row["project"]), role)
+        return {**frame, **template_values(tx, row), **(function(tx, row) if function else {})}
+
+    return read
+
+
+def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
+    """A template as the pages show it. Its secret is not among it."""
+    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+    return {
+        "template": {name: row[name] for name in ("id", "name", *NEW_TEMPLATE)},
+        "script": script or "",
+        "variables": [declared_in_words(one, one.allowed) for one in declared_variables(row)],
+        "arguments": [declared_in_words(one, one.options) for one in declared_arguments(row)],
+        "env": pairs_in_lines(msgspec.json.decode(row["env"])),
+    }
+
+
+def declared_in_words(one: Variable | Argument, known: list[Any]) -> dict[str, Any]:
+    """A declared variable or argument with its values as text: a line each, and as the choices of a form."""
+    text, texts = as_text(one.value), list(map(as_text, known))
+    none = [] if text in texts else [("", "– none –")]
+    choices = none + [(choice, choice) for choice in texts] if texts else []
+    return {**msgspec.structs.asdict(one), "text": text, "lines": in_lines(known), "choices": choices}
+
+
+def new_template_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    return template_values(tx, {"id": None, "name": "", **NEW_TEMPLATE})
+
+
+def template_runs(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+    """What else a template's page shows: its last jobs, and how others trigger it."""
+    required = [one for one in declared_variables(row) if one.required]
+    return {
+        "given": [(one.name, as_text(one.value) or "VALUE") for one in required],
+        "samples": [f"argument {number + 1}" for number in range(len(free_arguments(row)))],
+        "token": row["token"],
+        "secret": "",
+        "jobs": with_aliases(tx, last_jobs(tx, row["id"], 10), "assignee"),
+    }
+
+
+def workflows_with(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+    """What goes with a template when it is deleted: the workflows of which it is a step."""
+    steps = "SELECT workflow FROM workflow_edge WHERE :id IN (template, target)"
+    return {
+        "workflows": tx.all(
+            f"SELECT name FROM workflow WHERE (start = :id OR id IN ({steps})) AND deleted IS NULL ORDER BY name",
+            {"id": row["id"]},
+        )
+    }
+
+
+async def show_secret(visit: Visit, template: int, secret: str) -> Response:
+    """The template's page with its new secret: in the answer itself, so that neither a cookie nor an address has it."""
+    values = await visit.read(of_template(template_runs), template)
+    return await visit.render("template.html", {**values, "secret": secret})
+
+
+async def show_new_template(visit: Visit, created: dict[str, Any]) -> Response:
+    return await show_secret(visit, created["template"]["id"], created["template"]["secret"])
+
+
+async def show_rotated_secret(visit: Visit, rotated: dict[str, Any]) -> Response:
+    return await show_secret(visit, visit.path_id("template"), rotated["secret"])
+
+
+async def delete_template_page(visit: Visit) -> Response:
+    """POST …/delete: asks first."""
+    return await (DROP_TEMPLATE if visit.field("confirmed") == "yes" else ASK_ABOUT_TEMPLATE)(visit)
+
+
+class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
+    """Which jobs a list shows: made between two times (to the minute, UTC), after the place `before`."""
+
+    state: JobState | None = None
+    template: Id | None = None
+    start: Annotated[str, Meta(max_length=40)] = ""
+    end: Annotated[str, Meta(max_length=40)] = ""
+    before: Id = INT64_MAX
+
+
+def typed_time(text: str, field: str) -> datetime | None:
+    """The time that a field of a form names, in UTC unless it says otherwise."""
+    if not text:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise TrackerError("invalid", f"{field}: must be a time like 2026-06-01T07:30") from None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def project_jobs(tx: Tx, session: bytes | None, project: int, query: JobListQuery) -> dict[str, Any]:
+    """A page of a project's jobs, the newest first."""
+    templates = tx.all("SELECT id, name, deleted FROM template WHERE project = ? ORDER BY name LIMIT 1000", (project,))
+    if query.template is not None and query.template not in {row["id"] for row in templates}:
+        raise TrackerError("invalid", f"template: the project has no template {query.template}")
+    return {**job_list(tx, None, project, query), "templates": templates, "here": f"/ui/projects/{project}/jobs"}
+
+
+def all_jobs(tx: Tx, session: bytes | None, query: JobListQuery) -> dict[str, Any]:
+    """A page of the jobs of all projects that the manager may read, the newest first."""
+    manager = require_manager(tx, session)
+    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
+    readable = "EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1)"
+    templates = tx.all(
+        "SELECT t.id, p.name || ': ' || t.name AS name, t.deleted FROM template t JOIN project p ON p.id = t.project"
+        f" WHERE :admin OR {readable} ORDER BY p.name, t.name LIMIT 1000",
+        values,
+    )
+    return {**job_list(tx, manager, None, query), "templates": templates, "project": None, "here": "/ui/jobs"}
+
+
+def job_list(tx: Tx, manager: sqlite3.Row | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
+    start, end = typed_time(query.start, "from"), typed_time(query.end, "to")
+    wanted = JobsQuery(
+        project=project,
+        template=query.template,
+        state=query.state,
+        start=start and int(start.timestamp()),
+        end=end and int(end.timestamp()) + (59 if end.second == 0 else 0),
+        before=query.before,
+        limit=PAGE,
+    )
+    rows, more = find_jobs(tx, manager, wanted)
+    projects = encode([row["project"] for row in rows]).decode()
+    names = dict(tx.all("SELECT id, name FROM project WHERE id IN (SELECT value FROM json_each(?))", (projects,)))
+    return {
+        "jobs": [{**row, "project_name": names[row["project"]]} for row in with_aliases(tx, rows, "assignee")],
+        "more": more,
+        "query": query,
+        "wanted": {"template": query.template, "from": query.start, "to": query.end},
+        "states": get_args(JobState),
+    }
+
+
+class JobQuery(msgspec.Struct):
+    """Which lines of its log a job's page shows: the last ones, or the last ones before another one."""
+
+    before: Annotated[int, Meta(ge=1, le=INT64_MAX)] = INT64_MAX
+
+
+def job_page(tx: Tx, session: bytes | None, job: str, query: JobQuery) -> dict[str, Any]:
+    """A job, with what was made of it and with the last lines of its log. Needs READ in its project."""
+    row, _ = accessible_job(tx, session, job, READ)
+    role = role_in_project(tx, signed_in(tx, session), row["project"])
+    lines = last_lines(tx, row, query.before)
+    template = template_of_job(tx, row)
+    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+    given = msgspec.json.decode(row["arguments"])
+    return {
+        **project_frame(tx, find_project(tx, row["project"]), role),
+        "job": row,
+        "live": row["finished"] is None,
+        "maker": maker_of(tx, row),
+        "alias": alias_of(tx, row["assignee"]),
+        "template": template if template and template["deleted"] is None else None,
+        "variables": {name: as_text(value) for name, value in msgspec.json.decode(row["variables"]).items()},
+        "arguments": [as_text(value) for value in given],
+        "script": script if role & EDIT else None,  # like the environment, it may hold what is not for all to read
+        "env": pairs_in_lines(msgspec.json.decode(row["env"])) if role & EDIT else "",
+        "result": in_many_lines(row["result"]),
+        "output": in_many_lines(row["output"]),
+        "history": job_history(tx, row["id"]),
+        "lines": lines,
+        "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
+        "newest": query.before > row["line_count"],
+        "level_names": LEVEL_NAMES,
+        "retry_of": token_of_job(tx, row["retry_of"]),
+        "workflow": row["workflow"] and find_workflow(tx, row["workflow"]),
+        "run": tx.one("SELECT token, name FROM job WHERE id = ?", (row["workflow_job"],)),
+        "steps": tx.all("SELECT * FROM job WHERE workflow_job = ? ORDER BY id DESC LIMIT ?", (row["id"], PAGE)),
+    }
+
+
+def in_many_lines(text: str | None) -> str | None:
+    """JSON as people read it."""
+    return text and msgspec.json.format(text, indent=2)
+
+
+def last_lines(tx: Tx, job: sqlite3.Row, before: int) -> list[sqlite3.Row]:
+    """The last lines of a job's log before this one, as many as a page shows, in the order logged."""
+    last = min(before - 1, job["line_count"])
+    after = max(0, last - LINES)
+    lines: list[sqlite3.Row] = []
+    while after < last and (piece := job_log(tx, job["id"], after, last - after)):
+        lines += piece
+        after = piece[-1]["id"]
+    return lines
+
+
+def job_history(tx: Tx, job: int) -> list[sqlite3.Row]:
+    """What the tracker itself noted of a job, the newest first."""
+    return tx.all(
+        "SELECT number AS id, time, level, message FROM job_line"
+        " INDEXED BY job_line_tracker"  # SQLite would rather read all of a long log by its key
+        " WHERE job = ? AND worker = 0 ORDER BY number DESC LIMIT ?",
+        (job, PAGE),
+    )
+
+
+TEMPLATES_PAGE = page("templates.html", of_project(EDIT, project_templates), "project", query=ListQuery)
+NEW_TEMPLATE_PAGE = page("template_edit.html", of_project(EDIT, new_template_values), "project")
+EDIT_TEMPLATE_PAGE = page("template_edit.html", of_template(), "template")
+TEMPLATE_PAGE = page("template.html", of_template(template_runs), "template")
+ASK_ABOUT_TEMPLATE = page("template_delete.html", of_template(workflows_with), "template")
+JOB_PAGE = page("job.html", job_page, "job", query=JobQuery)
+DROP_TEMPLATE = action(
+    remove_template,
+    "template",
+    to="/ui/projects/{result}/templates",
+    says="The template is deleted. Its jobs go on, and stay.",
+)
 
 
 # Workers and access
@@ -4712,6 +6408,74 @@ PAGES: list[tuple[str, str, Handler]] = [
     ),
     ("POST", "/ui/projects/{project}/submit/lines", submit_lines),
     ("GET", "/ui/tasks/{task}", page("task.html", task_page, "task")),
+    ("GET", "/ui/projects/{project}/templates", TEMPLATES_PAGE),
+    ("GET", "/ui/projects/{project}/templates/new", NEW_TEMPLATE_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/templates/new",
+        action(
+            create_template_by_form,
+            "project",
+            form=template_form,
+            shows=show_new_template,
+            again=NEW_TEMPLATE_PAGE,
+        ),
+    ),
+    ("GET", "/ui/templates/{template}", TEMPLATE_PAGE),
+    ("GET", "/ui/templates/{template}/edit", EDIT_TEMPLATE_PAGE),
+    (
+        "POST",
+        "/ui/templates/{template}/edit",
+        action(
+            update_template_by_form,
+            "template",
+            form=template_form,
+            to="/ui/templates/{template}",
+            says="Saved. Jobs that were made before stay as they are.",
+            again=EDIT_TEMPLATE_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/templates/{template}/run",
+        action(
+            run_template,
+            "template",
+            form=run_form,
+            to="/ui/jobs/{result}",
+            says="The job is made.",
+            again=TEMPLATE_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/templates/{template}/rotate_secret",
+        action(rotate_template_secret, "template", shows=show_rotated_secret),
+    ),
+    ("POST", "/ui/templates/{template}/delete", delete_template_page),
+    (
+        "GET",
+        "/ui/projects/{project}/jobs",
+        page("jobs.html", of_project(READ, project_jobs), "project", query=JobListQuery),
+    ),
+    ("GET", "/ui/jobs", page("jobs.html", all_jobs, query=JobListQuery)),
+    ("GET", "/ui/jobs/{job}", JOB_PAGE),
+    (
+        "POST",
+        "/ui/jobs/{job}/cancel",
+        action(cancel, "job", to="/ui/jobs/{job}", says="The job is cancelled.", again=JOB_PAGE),
+    ),
+    (
+        "POST",
+        "/ui/jobs/{job}/retry",
+        action(
+            retry_on_page,
+            "job",
+            to="/ui/jobs/{result}",
+            says="This is the new job, with all that the other one was given.",
+            again=JOB_PAGE,
+        ),
+    ),
     ("GET", "/ui/projects/{project}/access", ACCESS_PAGE),
     (
         "POST",
@@ -4793,7 +6557,9 @@ async def no_page(visit: Visit) -> Response:
 def templates() -> Environment:
     environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.globals.update(version=__version__, PAGE=PAGE, MOST_SHOWN=MOST_SHOWN, shell_word=shlex.quote)
+    environment.globals.update(
+        dialects=installed_dialects(), version=__version__, PAGE=PAGE, MOST_SHOWN=MOST_SHOWN, shell_word=shlex.quote
+    )
     environment.filters.update(
         number=lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.15g}",
         moment=moment,
@@ -4802,6 +6568,7 @@ def templates() -> Environment:
         rate=lambda rate: "–" if rate is None else charts.rate_text(rate),
         bytes=bytes_in_words,
         has=lambda role, bit: bool(role & bit),
+        json=lambda value: encode(value).decode(),
         values_of=lambda row, *names: tuple(row[name] for name in names),
     )
     return environment
@@ -4869,6 +6636,26 @@ API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
     ("POST", "/task/bulk_release", bulk_release),
     ("POST", "/task/bulk_submit", bulk_submit),
     ("POST", "/log/{level}", add_log),
+    ("POST", "/task/log", domain(log_to_task, caller=WORKER, body=TaskLogBody)),
+    ("POST", "/template/create", domain(create_template, body=TemplateBody)),
+    ("POST", "/template/update/{template}", domain(update_template, "template", body=TemplateBody)),
+    ("POST", "/template/delete/{template}", domain(delete_template, "template")),
+    ("GET", "/template/get/{template}", domain(get_template, "template", reads=True)),
+    ("GET", "/template/list/{project}", domain(list_templates, "project", reads=True)),
+    ("POST", "/template/rotate_secret/{template}", domain(rotate_template_secret, "template")),
+    ("POST", "/template/trigger/{template}", domain(trigger_template, "template", caller=EITHER, body=TriggerBody)),
+    ("GET", "/job/get/{job}", domain(get_job, "job", caller=EITHER, reads=True)),
+    ("GET", "/job/log/{job}", domain(get_job_log, "job", caller=EITHER, query=LinesQuery, reads=True)),
+    ("GET", "/job/list", domain(list_jobs, caller=EITHER, query=JobsQuery, reads=True)),
+    ("POST", "/job/cancel/{job}", domain(cancel, "job", caller=EITHER)),
+    ("POST", "/job/retry/{job}", domain(retry, "job", caller=EITHER)),
+    ("POST", "/workflow/create", domain(create_workflow, body=WorkflowBody)),
+    ("POST", "/workflow/update/{workflow}", domain(update_workflow, "workflow", body=WorkflowBody)),
+    ("POST", "/workflow/delete/{workflow}", domain(delete_workflow, "workflow")),
+    ("GET", "/workflow/get/{workflow}", domain(get_workflow, "workflow", reads=True)),
+    ("GET", "/workflow/list/{project}", domain(list_workflows, "project", reads=True)),
+    ("POST", "/workflow/rotate_secret/{workflow}", domain(rotate_workflow_secret, "workflow")),
+    ("POST", "/workflow/trigger/{workflow}", domain(trigger_workflow, "workflow", caller=EITHER, body=TriggerBody)),
     ("POST", "/worker/create", domain(create_worker, body=AliasBody)),
     ("GET", "/worker/get/{worker}", domain(get_worker, "worker", reads=True)),
     ("POST", "/worker/update", domain(update_worker, caller=WORKER, body=AliasBody)),
@@ -4922,7 +6709,8 @@ API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
     ("POST", "/manager/set_role_for_project/{project}", domain(set_role, "project", body=RoleBody)),
 ]
 
-# Other systems' APIs over the same queue: each module has `routes(tracker)`. Without the folder the tracker still runs.
+# Other systems' APIs over the same queue: each module has `routes(tracker)`, and may have PAGES. Without the folder the
+# tracker still runs.
 DIALECTS = ("testflinger", "otter", "theeye")
 
 
@@ -4940,11 +6728,13 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     for route in native:
         route.methods.discard("HEAD")  # Starlette adds it to GET: a HEAD must not take a task
     native.append(Route("/openapi.json", functools.partial(openapi_json, tracker), methods=["GET"]))
-    pages = [Route(path, PageEndpoint(tracker, handler), methods=methods.split()) for methods, path, handler in PAGES]
+    pages = [
+        Route(path, PageEndpoint(tracker, handler), methods=methods.split()) for methods, path, handler in all_pages()
+    ]
     app = App(
         routes=[
             *native,
-            *dialect_routes(tracker),
+            *(route for dialect in dialects() for route in dialect.routes(tracker)),
             Route("/", home_page, methods=["GET"]),
             Route("/ui", ui_without_slash, methods=["GET"]),
             *pages,
@@ -5004,10 +6794,18 @@ class App(Starlette):
         return None
 
 
-def dialect_routes(tracker: Tracker) -> list[Route]:
-    """The routes of all dialects that are installed."""
-    present = [name for name in DIALECTS if (HERE / "dialects" / f"{name}.py").exists()]
-    return [route for name in present for route in importlib.import_module(f"dialects.{name}").routes(tracker)]
+def dialects() -> list[Any]:
+    """The modules of all dialects that are installed."""
+    return [importlib.import_module(f"dialects.{name}") for name in installed_dialects()]
+
+
+def installed_dialects() -> list[str]:
+    return [name for name in DIALECTS if (HERE / "dialects" / f"{name}.py").exists()]
+
+
+def all_pages() -> list[tuple[str, str, Handler]]:
+    """The tracker's own pages, and those of the dialects that have some."""
+    return [*PAGES, *(page for dialect in dialects() for page in getattr(dialect, "PAGES", ()))]
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:

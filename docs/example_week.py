@@ -56,6 +56,8 @@ class Week:
     tasks: dict[str, int] = field(default_factory=dict)
     operations: dict[str, int] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)
+    templates: dict[str, int] = field(default_factory=dict)
+    jobs: dict[str, str] = field(default_factory=dict)
 
     def clock(self) -> tracker.Clock:
         """The clock with which to serve the database."""
@@ -114,6 +116,59 @@ PROJECTS = {
     "press": {"name": "press releases", "priority": 1, "hidden": True},
     "parliaments": {"name": LONG_NAME, "priority": -1, "submit_rate": 50.0},
     "empty": {"name": "summer 2027", "public": True},
+    "website": {"name": "reading-room website"},
+}
+
+CHECK_SCRIPT = """#!/usr/bin/env python3
+import os
+import sys
+
+import check_links
+
+found = check_links.run(os.environ["SITE"], depth=int(os.environ["DEPTH"]), agent=sys.argv[1])
+for page, link, status in found.broken:
+    print(f"{page}: {link} answers {status}", flush=True)
+sys.exit(bool(found.broken) and "--strict" in sys.argv)
+"""
+DEPLOY_SCRIPT = "set -e\ngit -C site pull\nmake -C site html\nrsync --archive site/html/ web.example.org:/srv/www/\n"
+TEMPLATES = {
+    "deploy": {
+        "name": "deploy the website",
+        "description": "Builds the pages and puts them onto the web server. Stops before that if the build warns.",
+        "script": DEPLOY_SCRIPT,
+        "runas": "bash %script%",
+        "variables": [
+            tracker.Variable("branch", "main", True, ["main", "preview"], "What is built."),
+            tracker.Variable("note", "", description="For the log of changes."),
+        ],
+        "undeclared": False,
+        "env": {"GIT_SSH_COMMAND": "ssh -i /etc/deploy/key"},
+        "timeout": 900.0,
+        "max_retries": 2,
+        "api": True,
+        "key": "secure123",
+        "keep_count": 200,
+    },
+    "check": {
+        "name": "check all links",
+        "description": "Finds links that lead nowhere.",
+        "script": CHECK_SCRIPT,
+        "variables": [
+            tracker.Variable("SITE", "https://www.example.org/", True),
+            tracker.Variable("DEPTH", "3", False, ["1", "3", "10"]),
+        ],
+        "arguments": [
+            tracker.Argument(0, "input", "User agent", "reading-room"),
+            tracker.Argument(1, "select", "Mode", "--lenient", ["--lenient", "--strict"]),
+            tracker.Argument(2, "fixed", "Format", "--plain"),
+        ],
+    },
+    "report": {
+        "name": "write the weekly report for the trustees, with all figures and a letter",
+        "recipe": "report {week}",
+        "variables": [tracker.Variable("week", None, True, description="Its number, 1 to 53.")],
+        "api": True,
+    },
 }
 
 WORDS = (
@@ -361,9 +416,79 @@ class Story:
             ]
         past = "SELECT max(task) FROM assignment WHERE outcome = 'closed' AND task NOT IN (SELECT id FROM task)"
         self.week.tasks["closed"] = self.connection.execute(past).fetchone()[0]
+        self.run_jobs()
         self.do(tracker.save_uptime)
         self.connection.execute("COMMIT")
         self.connection.close()
+
+    # Jobs
+
+    def run_jobs(self) -> None:
+        """The last half hour of the website: templates, and jobs in every state."""
+        session, website = self.sessions["alice"], self.week.projects["website"]
+        for short, fields in TEMPLATES.items():
+            body = tracker.TemplateBody(project=website, **fields)
+            self.week.templates[short] = self.do(tracker.create_template, session, body)["template"]["id"]
+        runner = self.create_worker("web-builder")
+        body = tracker.WorkerRolesBody(runner.id, assign=True)
+        self.as_manager("alice", tracker.set_worker_access, "website", body)
+        check = {"arguments": ["reading-room", "--strict"]}
+        for _ in range(3):
+            self.clock.now += 120
+            self.trigger("check", **check, variables={"DEPTH": "1"})
+            self.run_job(runner, ["https://www.example.org/opening-hours: 12 links, all of them well"])
+        self.trigger("deploy", variables={"note": "new opening hours"})
+        lines = [f"site/pages/{word.replace(' ', '-')}.html: written" for word in WORDS for _ in range(8)]
+        self.week.jobs["succeeded"] = self.run_job(runner, [*lines, "sent 41.2 MB in 160 files"], output=["main", 160])
+        self.trigger("check", **check)
+        broken = "https://www.example.org/harbour: http://old.example.org/pier.html answers 404"
+        self.week.jobs["failed"] = self.run_job(runner, [broken], FAIL, level="error")
+        self.trigger("check", arguments=["reading-room", "--lenient"])
+        self.week.jobs["warned"] = self.run_job(runner, [broken], level="warn")
+        self.week.jobs["cancelled"] = self.trigger("deploy", variables={"branch": "preview"})
+        self.do(tracker.cancel, session, self.week.jobs["cancelled"])
+        self.run_workflow(runner)
+        self.week.jobs["assigned"] = self.trigger("deploy", variables={"branch": "preview", "note": "trial"})
+        self.clock.now += 60
+        [task] = self.do(tracker.assign_tasks, runner, [website]).tasks
+        self.log_to(runner, task["id"], ["Already up to date.", *lines[:12]])
+        self.clock.now += 60
+        self.week.jobs["waiting"] = self.trigger("report", variables={"week": 24})
+
+    def trigger(self, template: str, **given: Any) -> str:
+        """The token of a new job."""
+        body = tracker.TriggerBody(**given)
+        session = self.sessions["alice"]
+        return self.do(tracker.trigger_template, session, self.week.templates[template], body)["job"]["id"]
+
+    def run_job(
+        self, runner: WorkerCredentials, lines: list[str], result: int = OK, output: Any = None, level: str = "info"
+    ) -> str:
+        """A worker takes the next job of the website, and does it."""
+        self.clock.now += 20
+        [task] = self.do(tracker.assign_tasks, runner, [self.week.projects["website"]]).tasks
+        self.clock.now += self.random.uniform(20, 90)
+        self.log_to(runner, task["id"], lines, level)
+        said = {"code": int(result == FAIL), "log": "\n".join(lines[-3:]), "lastline": lines[-1], "signal": None}
+        said |= {"killed": False, "output": output}
+        body = ReleaseBody(task["id"], result, output=tracker.Raw(tracker.encode(said)))
+        self.do(tracker.release_task, runner, body)
+        return task["job"]["id"]
+
+    def log_to(self, runner: WorkerCredentials, task: int, lines: list[str], level: str = "info") -> None:
+        entries = [tracker.TaskEntry(line, int(self.clock.time()), level, "out") for line in lines]
+        self.do(tracker.log_to_task, runner, tracker.TaskLogBody(task, entries))
+
+    def run_workflow(self, runner: WorkerCredentials) -> None:
+        """All links are checked after the deployment."""
+        ids, session = self.week.templates, self.sessions["alice"]
+        edges = [tracker.Edge(ids["deploy"], "success", ids["check"])]
+        body = tracker.WorkflowBody(self.week.projects["website"], "deploy and check", ids["deploy"], edges)
+        workflow = self.do(tracker.create_workflow, session, body)["workflow"]["id"]
+        given = tracker.TriggerBody({"branch": "main", "note": ""})
+        self.week.jobs["run"] = self.do(tracker.trigger_workflow, session, workflow, given)["job"]["id"]
+        self.run_job(runner, ["built and sent"], output=["reading-room", "--lenient"])
+        self.week.jobs["step"] = self.run_job(runner, ["no broken links"])
 
 
 def fill(database: Path, days: float = DAYS) -> Week:

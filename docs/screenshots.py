@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import example_week
@@ -87,6 +87,12 @@ def act_on_all(page) -> None:
     page.get_by_role("button", name="Retry", exact=True).click()
 
 
+def run_without_values(page) -> None:
+    """As a browser that does not look for what is required."""
+    page.locator("#run").evaluate("(form) => { form.noValidate = true; }")
+    page.get_by_role("button", name="Run now", exact=True).click()
+
+
 def show_details(page) -> None:
     for summary in page.locator("summary").all():
         summary.click()
@@ -124,6 +130,28 @@ VIEWS = [
     View("task-closed", "/ui/tasks/{task_closed}"),
     View("submit", "/ui/projects/{wiki}/submit"),
     View("submit-refused", "/ui/projects/{wiki}/submit", act=send("form[enctype]", lines="", priority="3")),
+    View("templates", "/ui/projects/{website}/templates"),
+    View("templates-none", "/ui/projects/{empty}/templates"),
+    View("template", "/ui/templates/{template_deploy}"),
+    View("template-arguments", "/ui/templates/{template_check}", act=show_details),
+    View("template-run-refused", "/ui/templates/{template_report}", act=run_without_values),
+    View("new-template", "/ui/projects/{website}/templates/new", act=show_details),
+    View("template-settings", "/ui/templates/{template_check}/edit"),
+    View(
+        "template-settings-refused",
+        "/ui/templates/{template_deploy}/edit",
+        act=send("main form.form", runas="bash", name="check all links"),
+    ),
+    View("template-delete", "/ui/templates/{template_check}", act=press("Delete")),
+    View("jobs", "/ui/projects/{website}/jobs", widest=True),
+    View("jobs-of-all-projects", "/ui/jobs"),
+    View("jobs-found", "/ui/projects/{website}/jobs?state=failed&template={template_check}&from=2026-06-01T00:00"),
+    View("jobs-none", "/ui/projects/{empty}/jobs"),
+    View("job-succeeded", "/ui/jobs/{job_succeeded}", act=show_details, widest=True),
+    View("job-assigned", "/ui/jobs/{job_assigned}"),
+    View("job-failed", "/ui/jobs/{job_failed}"),
+    View("job-waiting", "/ui/jobs/{job_waiting}"),
+    View("workflow-run", "/ui/jobs/{job_run}"),
     View("upload-report", "/ui/operations/{operation_upload}"),
     View("upload-going-on", "/ui/operations/{operation_upload-going-on}"),
     View("access", "/ui/projects/{parliaments}/access"),
@@ -143,6 +171,7 @@ VIEWS = [
     View("error-forbidden", "/ui/projects/{wiki}/access", "carol"),
     View("docs", "/ui/docs", ""),
     View("action-done", "/ui/projects/{tiles}", act=press("Reset failed tasks")),
+    View("template-secret", "/ui/templates/{template_deploy}", act=press("Rotate secret")),
 ]
 # On a tracker in which nothing has happened yet. The first to register is the manager of the views after it.
 FIRST_VIEWS = [
@@ -155,12 +184,14 @@ FIRST_VIEWS = [
 ]
 
 
-def places(week: example_week.Week) -> dict[str, int]:
+def places(week: example_week.Week) -> dict[str, Any]:
     """What the names in the views' paths stand for."""
     return {
         **week.projects,
         **{f"task_{name}": id for name, id in week.tasks.items()},
         **{f"operation_{name}": id for name, id in week.operations.items()},
+        **{f"template_{name}": id for name, id in week.templates.items()},
+        **{f"job_{name}": token for name, token in week.jobs.items()},
         "worker": week.workers["rack-1"],
     }
 
@@ -203,7 +234,7 @@ class Studio:
             self.pages[who] = page
         return self.pages[who]
 
-    def show(self, view: View, places: dict[str, int]):
+    def show(self, view: View, places: dict[str, Any]):
         """The tab in which the view is to be seen."""
         page = self.page(view.who)
         page.set_viewport_size({"width": WIDTHS[-1], "height": 900})
@@ -213,7 +244,7 @@ class Studio:
             page.wait_for_load_state()
         return page
 
-    def photograph(self, view: View, places: dict[str, int], folder: Path) -> int:
+    def photograph(self, view: View, places: dict[str, Any], folder: Path) -> int:
         """Writes the pictures of one view, and says how many."""
         page, count = self.show(view, places), 0
         for theme in THEMES:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import UNSET
+
 import tracker
 from tracker import FAIL, OK, SKIP, TaskAction, TaskFilter, Tx, WorkerCredentials
 
@@ -169,6 +172,119 @@ class Queue(Memory):
         raise AssertionError("the operation does not end")
 
 
+class Jobs(Queue):
+    """The queue with templates and workflows, and the verbs of those who want jobs done and of those who do them."""
+
+    def create_template(self, name: str = "build", project: int | None = None, **fields: Any) -> int:
+        """The id of a new template."""
+        body = template_body(project or self.project, name, **fields)
+        return self.do(tracker.create_template, self.session, body)["template"]["id"]
+
+    def update_template(self, template: int, **fields: Any) -> None:
+        body = msgspec.convert(fields, tracker.TemplateBody)
+        self.do(tracker.update_template, self.session, template, body)
+
+    def trigger(
+        self, template: int, variables: dict[str, Any] | None = None, arguments: Iterable[Any] = (), caller: Any = None
+    ) -> str:
+        """The id of a new job."""
+        body = tracker.TriggerBody(variables or {}, list(arguments))
+        return self.do(tracker.trigger_template, caller or self.session, template, body)["job"]["id"]
+
+    def assigned(self, worker: WorkerCredentials | None = None) -> dict[str, Any]:
+        """The task that a worker is assigned, as its answer has it."""
+        (task,) = self.do(tracker.assign_tasks, worker or self.worker, [self.project]).tasks
+        return msgspec.json.decode(tracker.encode(task))
+
+    def finish_job(self, task: int, result: int = OK, output: Any = UNSET, worker: Any = None) -> bool:
+        """A worker releases the task of a job, with its output: whether that changed it."""
+        output = output if output is UNSET else msgspec.Raw(tracker.encode(output))
+        body = tracker.ReleaseBody(task, result, output=output)
+        return self.do(tracker.release_task, worker or self.worker, body)
+
+    def run(self, result: int = OK, output: Any = UNSET) -> str:
+        """A worker is assigned the next task, which is a job's, and releases it: the job's id."""
+        task = self.assigned()
+        assert self.finish_job(task["id"], result, output)
+        return task["job"]["id"]
+
+    def log(self, task: int, *messages: str, first: int | None = None, level: str = "info") -> dict[str, Any]:
+        """A worker logs about a task that it holds, or thinks that it does."""
+        entries = [tracker.TaskEntry(message, 7, level) for message in messages]
+        return self.do(tracker.log_to_task, self.worker, tracker.TaskLogBody(task, entries, first))
+
+    def job(self, job: str) -> dict[str, Any]:
+        """The job as the JSON API shows it."""
+        shown = self.do(tracker.get_job, self.session, job)
+        return msgspec.json.decode(tracker.encode(shown))["job"]
+
+    def state(self, job: str) -> str:
+        return self.job(job)["state"]
+
+    def lines(self, job: str, after: int = 0) -> list[str]:
+        """The job's log, without the lines of the tracker."""
+        entries = self.do(tracker.get_job_log, self.session, job, tracker.LinesQuery(after))["entries"]
+        return [entry["message"] for entry in entries if entry["worker"]]
+
+    def said(self, job: str) -> list[str]:
+        """What the tracker has to say in the job's log."""
+        entries = self.do(tracker.get_job_log, self.session, job, tracker.LinesQuery())["entries"]
+        return [entry["message"] for entry in entries if entry["scope"] == "tracker"]
+
+    def cancel(self, job: str, caller: Any = None) -> None:
+        self.do(tracker.cancel, caller or self.session, job)
+
+    def retry(self, job: str, caller: Any = None) -> str:
+        """The id of the new job."""
+        return self.do(tracker.retry, caller or self.session, job)["job"]["id"]
+
+    def list(self, caller: Any = None, **query: Any) -> list[str]:
+        """The ids of the jobs that match, the newest first."""
+        found: list[str] = []
+        while True:
+            answer = self.do(tracker.list_jobs, caller or self.session, tracker.JobsQuery(**query))
+            found += [job["id"] for job in answer["jobs"]]
+            if answer["before"] is None:
+                return found
+            query["before"] = answer["before"]
+
+    def pass_lease(self, seconds: float = 1e6) -> None:
+        """Time passes, and what is due is taken back."""
+        self.clock.now += seconds
+        while self.do(tracker.expire_tasks):
+            pass
+
+    def prune(self) -> None:
+        """What the tracker forgets in the background."""
+        template = 0
+        while template is not None:
+            template = self.do(tracker.prune_jobs, template)
+        for table in tracker.PRUNE:
+            while self.do(tracker.prune, table):
+                pass
+
+    def create_workflow(self, start: int, *edges: tuple[int, str, int], name: str = "release") -> int:
+        """The id of a new workflow. An edge: template, ending, target."""
+        body = tracker.WorkflowBody(self.project, name, start, [tracker.Edge(*edge) for edge in edges])
+        return self.do(tracker.create_workflow, self.session, body)["workflow"]["id"]
+
+    def start(self, workflow: int, variables: dict[str, Any] | None = None, arguments: Iterable[Any] = ()) -> str:
+        """The id of a new run of the workflow."""
+        body = tracker.TriggerBody(variables or {}, list(arguments))
+        return self.do(tracker.trigger_workflow, self.session, workflow, body)["job"]["id"]
+
+    def steps(self, run: str) -> dict[str, str]:
+        """The steps of a run, by template's name and in their order: their states."""
+        rows = self.rows(
+            "SELECT s.name, s.state FROM job s JOIN job r ON s.workflow_job = r.id WHERE r.token = ? ORDER BY s.id", run
+        )
+        return {row["name"]: row["state"] for row in rows}
+
+
+def template_body(project: int, name: str, **fields: Any) -> tracker.TemplateBody:
+    return msgspec.convert({"project": project, "name": name, **fields}, tracker.TemplateBody)
+
+
 @contextlib.asynccontextmanager
 async def running(path: Path, clock: tracker.Clock) -> AsyncIterator[tracker.Tracker]:
     """A tracker without its HTTP."""
@@ -205,6 +321,11 @@ class Place:
     waiting: list[int]
     failed: int
     operations: dict[str, int]
+    third: int  # the project of the jobs
+    template: int
+    other_template: int
+    workflow: int
+    jobs: dict[str, tuple[str, int | None]]  # their ids, and their tasks; `running` and some others are held
 
 
 def furnish(tx: Tx) -> Place:
@@ -255,7 +376,58 @@ def furnish(tx: Tx) -> Place:
     tx.execute("INSERT INTO tally_hour VALUES (0, ?, ?, 1)", (first, worker.id))
     operations = begin_operations(tx, session, worker, first)
     secret = tracker.get_webhook_secret(tx, session, first)["webhook_secret"]
-    return Place(session, worker, other, stranger, first, second, manager, secret, held, waiting, failed, operations)
+    return Place(
+        *(session, worker, other, stranger, first, second, manager, secret, held, waiting, failed, operations),
+        *furnish_jobs(tx, session, worker),
+    )
+
+
+def furnish_jobs(
+    tx: Tx, session: bytes, worker: WorkerCredentials
+) -> tuple[int, int, int, int, dict[str, tuple[str, int | None]]]:
+    """A project with two templates, a workflow of them, and jobs in every state."""
+    project = tracker.create_project(tx, session, tracker.ProjectBody("third", submit_rate=100))["id"]
+    body = tracker.WorkerRolesBody(worker.id, assign=True, submit=True)
+    tracker.set_worker_access(tx, session, project, body)
+    fields = {"api": True, "script": "echo", "variables": [{"name": "a"}], "max_retries": 2, "keep_count": 5}
+    template, other, gone = (
+        tracker.create_template(tx, session, template_body(project, name, **fields))["template"]["id"]
+        for name in ("build", "other", "gone")
+    )
+    for script in ("forgotten", "kept with its template"):
+        tracker.update_template(tx, session, gone, tracker.TemplateBody(script=script))
+    tracker.delete_template(tx, session, gone)
+    body = tracker.WorkflowBody(project, "release", template, [tracker.Edge(template, "success", other)])
+    workflow = tracker.create_workflow(tx, session, body)["workflow"]["id"]
+    given = tracker.TriggerBody({"a": 1, "b": 2})
+    jobs: dict[str, tuple[str, int | None]] = {}
+
+    def begin(name: str) -> None:
+        job = tracker.trigger_template(tx, session, template, given)["job"]
+        jobs[name] = job["id"], job["task"]
+        tracker.assign_tasks(tx, worker, [project])
+
+    for name in ("running", "at its last attempt", "expired", "expired at last", "failed", "closed"):
+        begin(name)
+    tx.execute(
+        "UPDATE task SET retries = 1 WHERE id IN (?, ?)", (jobs["at its last attempt"][1], jobs["expired at last"][1])
+    )
+    tx.execute("UPDATE task SET deadline = 0 WHERE id IN (?, ?)", (jobs["expired"][1], jobs["expired at last"][1]))
+    tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["failed"][1], FAIL))
+    tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["closed"][1], OK))
+    tracker.cancel(tx, session, jobs["failed"][0])  # which waits again
+    for name in ("run", "cancelled run"):
+        run = tracker.trigger_workflow(tx, session, workflow, given)["job"]["id"]
+        step = tx.one("SELECT token, task FROM job WHERE id = (SELECT MAX(id) FROM job)")
+        jobs |= {name: (run, None), f"step of the {name}": tuple(step)}
+    tracker.cancel(tx, session, jobs["cancelled run"][0])
+    tracker.assign_tasks(tx, worker, [project])  # the step of the run
+    for name in ("waiting", "the last"):
+        job = tracker.trigger_template(tx, session, other, given)["job"]
+        jobs[name] = job["id"], job["task"]
+    tracker.log_to_task(tx, worker, tracker.TaskLogBody(jobs["running"][1], [tracker.TaskEntry("line", 1)], 0))
+    tx.execute("UPDATE job SET finished = 1 WHERE finished IS NOT NULL")
+    return project, template, other, workflow, jobs
 
 
 def begin_operations(tx: Tx, session: bytes, worker: WorkerCredentials, project: int) -> dict[str, int]:
@@ -309,6 +481,17 @@ def release(place: Place, name: str, result: int = OK, verification: int = 7) ->
 def release_many(place: Place) -> Operation:
     bodies = [tracker.ReleaseBody(task, OK, 7) for task in place.held.values()]
     return tracker.release_tasks, (place.worker, bodies)
+
+
+def release_job(place: Place, name: str, result: int = OK, output: Any = UNSET) -> Operation:
+    output = output if output is UNSET else msgspec.Raw(tracker.encode(output))
+    body = tracker.ReleaseBody(place.jobs[name][1], result, output=output)
+    return tracker.release_task, (place.worker, body)
+
+
+def log_to_job(place: Place) -> Operation:
+    entries = [tracker.TaskEntry("a line", 1), tracker.TaskEntry("another", 1, "warn")]
+    return tracker.log_to_task, (place.worker, tracker.TaskLogBody(place.jobs["running"][1], entries, 0))
 
 
 def act(place: Place, action: str, *tasks: int) -> Operation:
@@ -415,8 +598,72 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
         (p.session, "admin", "new"),
     ),
     "give an admin a new password": lambda p: (tracker.make_admin, ("admin", "new", True)),
+    "create a template": lambda p: (
+        tracker.create_template,
+        (p.session, template_body(p.third, "new", script="new", variables=[{"name": "a"}], key="key")),
+    ),
+    "update a template": lambda p: (
+        tracker.update_template,
+        (p.session, p.template, tracker.TemplateBody(name="new", script="new", api=True)),
+    ),
+    "delete a template": lambda p: (tracker.delete_template, (p.session, p.template)),
+    "rotate a template's secret": lambda p: (tracker.rotate_template_secret, (p.session, p.template)),
+    "trigger as a worker": lambda p: (
+        tracker.trigger_template,
+        (p.worker, p.template, tracker.TriggerBody({"a": 1})),
+    ),
+    "trigger as a manager": lambda p: (tracker.trigger_template, (p.session, p.template, tracker.TriggerBody())),
+    "assign a job": lambda p: (tracker.assign_tasks, (p.worker, [p.third])),
+    "assign several jobs and nothing else": lambda p: (tracker.assign_tasks, (p.worker, [p.third], 2, True)),
+    "log about a job": log_to_job,
+    "log a line about a job": lambda p: (
+        tracker.add_log_entry,
+        (p.worker, "error", tracker.LogBody("scope", 1, "message", task_id=p.jobs["running"][1])),
+    ),
+    "close a job": lambda p: release_job(p, "running", OK, {"state": "warning", "output": [1]}),
+    "close a job that reports failure": lambda p: release_job(p, "running", OK, {"state": "failure"}),
+    "fail a job": lambda p: release_job(p, "running", FAIL, {"code": 1}),
+    "fail a job at last": lambda p: release_job(p, "at its last attempt", FAIL, {"killed": True}),
+    "skip a job": lambda p: release_job(p, "running", SKIP),
+    "end a step": lambda p: release_job(p, "step of the run", OK, {"output": [1]}),
+    "cancel a job": lambda p: (tracker.cancel, (p.session, p.jobs["running"][0])),
+    "cancel a waiting job": lambda p: (tracker.cancel, (p.worker, p.jobs["waiting"][0])),
+    "cancel a step": lambda p: (tracker.cancel, (p.session, p.jobs["step of the run"][0])),
+    "cancel a run": lambda p: (tracker.cancel, (p.session, p.jobs["run"][0])),
+    "retry a job": lambda p: (tracker.retry, (p.worker, p.jobs["closed"][0])),
+    "retry a run": lambda p: (tracker.retry, (p.session, p.jobs["cancelled run"][0])),
+    "requeue a job": lambda p: (
+        tracker.act_on_tasks,
+        (p.session, p.third, TaskAction("requeue"), [p.jobs["running"][1]]),
+    ),
+    "delete a job's task": lambda p: (
+        tracker.act_on_tasks,
+        (p.session, p.third, TaskAction("delete"), [p.jobs["running"][1], p.jobs["step of the run"][1]]),
+    ),
+    "set the priority of a job's task": lambda p: (
+        tracker.act_on_tasks,
+        (p.session, p.third, TaskAction("set_priority", 5), [p.jobs["waiting"][1]]),
+    ),
+    "create a workflow": lambda p: (
+        tracker.create_workflow,
+        (
+            p.session,
+            tracker.WorkflowBody(p.third, "new", p.template, [tracker.Edge(p.template, "failure", p.template)]),
+        ),
+    ),
+    "update a workflow": lambda p: (
+        tracker.update_workflow,
+        (p.session, p.workflow, tracker.WorkflowBody(name="new", edges=[])),
+    ),
+    "delete a workflow": lambda p: (tracker.delete_workflow, (p.session, p.workflow)),
+    "rotate a workflow's secret": lambda p: (tracker.rotate_workflow_secret, (p.session, p.workflow)),
+    "trigger a workflow": lambda p: (tracker.trigger_workflow, (p.worker, p.workflow, tracker.TriggerBody())),
     "log": lambda p: (tracker.add_log_entry, (p.worker, "error", tracker.LogBody("scope", 1, "message"))),
     "roll the tallies": lambda p: (tracker.roll_tallies, ((0, 0), 7)),
+    "prune jobs": lambda p: (tracker.prune_jobs, (p.template,)),
+    "prune runs": lambda p: (tracker.prune_jobs, (0,)),
+    "prune templates": lambda p: (tracker.prune, ("template",)),
+    "prune scripts": lambda p: (tracker.prune, ("script",)),
     "prune log lines": lambda p: (tracker.prune, ("log_entry",)),
     "prune assignments": lambda p: (tracker.prune, ("assignment",)),
     "prune operations": lambda p: (tracker.prune, ("operation",)),

@@ -9,6 +9,7 @@ import itertools
 import json
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -33,6 +34,13 @@ class BulkSubmit(msgspec.Struct):
 
 
 BODIES: dict[tuple[str, str], type] = {
+    ("POST", "/task/log"): tracker.TaskLogBody,
+    ("POST", "/template/create"): tracker.TemplateBody,
+    ("POST", "/template/update/{template}"): tracker.TemplateBody,
+    ("POST", "/template/trigger/{template}"): tracker.TriggerBody,
+    ("POST", "/workflow/create"): tracker.WorkflowBody,
+    ("POST", "/workflow/update/{workflow}"): tracker.WorkflowBody,
+    ("POST", "/workflow/trigger/{workflow}"): tracker.TriggerBody,
     ("POST", "/task/release"): tracker.ReleaseBody,
     ("POST", "/task/submit"): tracker.SubmitBody,
     ("POST", "/task/bulk_release"): tracker.BulkReleaseBody,
@@ -58,6 +66,12 @@ NO_BODY = {  # what is sent to these is not looked at: existing clients send `nu
     ("POST", "/project/reset_failed_tasks/{project}"),
     ("POST", "/project/reclaim_assigned_tasks/{project}"),
     ("POST", "/project/hard_reset/{project}"),
+    ("POST", "/template/delete/{template}"),
+    ("POST", "/template/rotate_secret/{template}"),
+    ("POST", "/workflow/delete/{workflow}"),
+    ("POST", "/workflow/rotate_secret/{workflow}"),
+    ("POST", "/job/cancel/{job}"),
+    ("POST", "/job/retry/{job}"),
     ("POST", "/logout"),
     ("POST", "/manager/promote/{manager}"),
     ("POST", "/manager/demote/{manager}"),
@@ -97,8 +111,27 @@ class House:
         self.worker.submit(self.project)
         self.task = self.worker.assigned(self.project)["id"]
         self.worker.log("info", "hello")
+        self.template, self.spare = (self.create_template(name) for name in ("build", "spare"))
+        self.workflow, self.spare_workflow = (self.create_workflow(name) for name in ("builds", "spares"))
+        self.live, self.ended = (self.trigger() for _ in range(2))
+        site.admin.post(f"/job/cancel/{self.ended}")
         self.webhook_secret = site.admin.get(f"/project/webhook_secret/{self.project}").json()["content"]
         self.connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=60)
+        self.watcher = tracker.connect(Path(site.settings.database), site.settings, readonly=True)
+        self.seen: tuple[int, dict[str, list[tuple]]] = (-1, {})
+
+    def create_template(self, name: str) -> int:
+        body = {"project": self.project, "name": name, "arguments": [{"type": "input"}]}
+        return self.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+
+    def create_workflow(self, name: str) -> int:
+        body = {"project": self.project, "name": name, "start": self.template}
+        return self.site.admin.post("/workflow/create", body).json()["content"]["workflow"]["id"]
+
+    def trigger(self) -> str:
+        """The id of a new job."""
+        answer = self.site.admin.post(f"/template/trigger/{self.template}", {"arguments": ["x"]})
+        return answer.json()["content"]["job"]["id"]
 
     def as_worker(self, body: bytes) -> dict[str, str]:
         return {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret}
@@ -130,7 +163,7 @@ class House:
             **{"project": self.project, "recipe": "do this", "priority": 1, "max_retries": 3, "max_assign_time": 60},
             **{"verification_count": 1, "hash64": -7, "hash_u64": 0, "unique_string": "", "unique_str": ""},
         }
-        release = {"task_id": self.task, "result": 0, "verification": -32315129}
+        release = {"task_id": self.task, "result": 0, "verification": -32315129, "output": {"code": 0}}
         body = {
             **{"name": "another", "priority": 2, "clone_url": "http://example.org", "git_repo": "", "version": "1"},
             **{"motd": "hello", "public": False, "hidden": False, "paused": False, "chain": 0, "assign_rate": 2},
@@ -142,7 +175,49 @@ class House:
         push = {"ref": "refs/heads/main", "after": "c0ffee", "deleted": False, "repository": repository}
         newcomer = {"username": "newcomer", "password": "password"}
         role = {"manager": self.other.id, "role": 3}
+        entry = {"message": "hello", "timestamp": 1559393394, "level": "info", "scope": "test"}
+        lines = {"task_id": self.task, "entries": [entry, entry], "first": 0}
+        template = {
+            **{"project": self.project, "name": "test", "description": "Tests.", "recipe": "test {branch}"},
+            **{
+                "script": "#!/bin/sh\n",
+                "runas": "sh %script%",
+                "undeclared": True,
+                "env": {"LANG": "C"},
+                "timeout": 60,
+            },
+            **{"max_retries": 1, "priority": 0, "api": True, "key": "key", "keep_count": 10, "keep_time": 60},
+            "variables": [{"name": "a", "value": "1", "required": True, "allowed": ["1", 2], "description": "One."}],
+            "arguments": [{"order": 0, "type": "input", "label": "Branch", "value": "main", "options": ["main"]}],
+        }
+        edge = {"template": self.template, "ending": "failure", "target": self.template}
+        workflow = {"project": self.project, "name": "tests", "start": self.template, "edges": [edge]}
+        given = {"variables": {"a": "1", "branch": ["main"]}, "arguments": ["x", None]}
+        ids = {"template": self.template, "workflow": self.workflow, "job": self.live}
+        spare = {"template": self.spare, "workflow": self.spare_workflow}
+        query = {"project": self.project, "template": self.template, "state": "waiting", "from": 0, "to": 2**40}
+        query |= {"before": 7, "limit": 10}
         return {
+            ("POST", "/task/log"): Example(self.as_worker, body=lines),
+            ("POST", "/template/create"): Example(self.as_admin, body=template),
+            ("POST", "/template/update/{template}"): Example(self.as_admin, ids, body={**template, "name": "build"}),
+            ("POST", "/template/delete/{template}"): Example(self.as_admin, spare),
+            ("POST", "/template/rotate_secret/{template}"): Example(self.as_admin, ids),
+            ("GET", "/template/get/{template}"): Example(self.as_admin, ids),
+            ("GET", "/template/list/{project}"): Example(self.as_admin, project),
+            ("POST", "/template/trigger/{template}"): Example(self.as_worker, ids, body=given),
+            ("GET", "/job/get/{job}"): Example(self.as_worker, ids),
+            ("GET", "/job/log/{job}"): Example(self.as_admin, ids, query={"after": 0, "limit": 10}),
+            ("GET", "/job/list"): Example(self.as_admin, query=query),
+            ("POST", "/job/cancel/{job}"): Example(self.as_admin, {"job": self.live}),
+            ("POST", "/job/retry/{job}"): Example(self.as_admin, {"job": self.ended}),
+            ("POST", "/workflow/create"): Example(self.as_admin, body=workflow),
+            ("POST", "/workflow/update/{workflow}"): Example(self.as_admin, ids, body={**workflow, "name": "builds"}),
+            ("POST", "/workflow/delete/{workflow}"): Example(self.as_admin, spare),
+            ("POST", "/workflow/rotate_secret/{workflow}"): Example(self.as_admin, ids),
+            ("GET", "/workflow/get/{workflow}"): Example(self.as_admin, ids),
+            ("GET", "/workflow/list/{project}"): Example(self.as_admin, project),
+            ("POST", "/workflow/trigger/{workflow}"): Example(self.as_worker, ids, body=given),
             ("GET", "/task/get/{project}"): Example(self.as_worker, project, query={"wait": 0.01, "count": 2}),
             ("GET", "/task/get"): Example(self.as_worker, query={"project": self.project, "wait": 0.01, "count": 2}),
             ("POST", "/task/submit"): Example(self.as_worker, body=task),
@@ -221,19 +296,28 @@ class House:
 
     def refuse(self, name: str, statuses: tuple[int, ...], *args: Any, **changes: Any) -> Answer:
         """Makes a call and checks that it is refused for what `name` says, and that nothing has changed."""
-        before = dump(self.site.settings.database)
+        before = self.rows()
         answer = self.call(*args, **changes)
         what = (args, changes, answer)
         assert answer.status in statuses, what
         assert answer.content["ok"] is False, what
         assert name in answer.message, what
-        assert dump(self.site.settings.database) == before, what
+        assert self.rows() == before, what
         return answer
+
+    def rows(self) -> dict[str, list[tuple]]:
+        """What the database has in it, read again only when somebody has written to it."""
+        version = self.watcher.execute("PRAGMA data_version").fetchone()[0]
+        if version != self.seen[0]:
+            self.seen = version, dump(self.site.settings.database)
+        return self.seen[1]
 
 
 @pytest.fixture
-def house(make_site: Callable[..., Site]) -> House:
-    return House(make_site(snapshot_interval=1e6))
+def house(make_site: Callable[..., Site]) -> Iterator[House]:
+    house = House(make_site(snapshot_interval=1e6))
+    yield house
+    house.watcher.close()
 
 
 def test_there_is_an_example_for_every_endpoint(house: House) -> None:
@@ -248,7 +332,7 @@ def test_every_post_endpoint_is_known_to_take_a_body_or_none() -> None:
 
 def test_every_example_names_every_field_of_its_body(house: House) -> None:
     for endpoint, kind in BODIES.items():
-        msgspec.convert(house.examples()[endpoint].body, kind)
+        msgspec.json.decode(json.dumps(house.examples()[endpoint].body), type=kind)
         for field in fields(kind):
             assert value_at(house.examples()[endpoint].body, field.keys) is not None
 
@@ -290,8 +374,9 @@ def fields(kind: Any, name: str = "", keys: tuple = ()) -> Iterator[Field]:
         yield Field(here, there, field.type, field.required)
         if isinstance(field.type, msgspec.inspect.StructType):
             yield from fields(field.type.cls, f"{here}.", there)
-        if isinstance(field.type, msgspec.inspect.ListType):
-            yield from fields(field.type.item_type.cls, f"{here}[0].", (*there, 0))
+        for part in parts(field.type):
+            if isinstance(part, msgspec.inspect.ListType) and isinstance(part.item_type, msgspec.inspect.StructType):
+                yield from fields(part.item_type.cls, f"{here}[0].", (*there, 0))
 
 
 def value_at(body: Any, keys: tuple[str | int, ...]) -> Any:
@@ -316,13 +401,15 @@ def without(body: dict[str, Any], field: Field) -> bytes:
 
 KINDS = {
     msgspec.inspect.IntType: {"number"},
-    msgspec.inspect.LiteralType: {"number"},
     msgspec.inspect.FloatType: {"number", "fraction"},
     msgspec.inspect.StrType: {"string"},
     msgspec.inspect.BoolType: {"boolean"},
     msgspec.inspect.NoneType: {"null"},
     msgspec.inspect.ListType: {"array"},
     msgspec.inspect.StructType: {"object"},
+    msgspec.inspect.DictType: {"object"},
+    msgspec.inspect.AnyType: {"string", "number", "fraction", "boolean", "null", "array", "object"},
+    msgspec.inspect.RawType: {"string", "number", "fraction", "boolean", "null", "array", "object"},
 }
 OF_KIND = {
     **{"string": '"text"', "number": "1", "fraction": "1.5", "boolean": "true", "null": "null", "array": "[[]]"},
@@ -336,8 +423,14 @@ def parts(kind: Any) -> list[Any]:
 
 def of_wrong_type(kind: Any) -> list[str]:
     """One JSON text of each type that the field does not have."""
-    right = set().union(*(KINDS[type(part)] for part in parts(kind)))
+    right = set().union(*(kinds_of(part) for part in parts(kind)))
     return [text for name, text in OF_KIND.items() if name not in right]
+
+
+def kinds_of(part: Any) -> set[str]:
+    if isinstance(part, msgspec.inspect.LiteralType):
+        return {"string"} if isinstance(part.values[0], str) else {"number"}
+    return KINDS[type(part)]
 
 
 def limits(kind: Any) -> tuple[int, int]:
@@ -352,7 +445,7 @@ def out_of_range(kind: Any) -> list[str]:
     """JSON texts of the right type whose value is impossible."""
     texts: list[str] = []
     for part in parts(kind):
-        if isinstance(part, msgspec.inspect.IntType | msgspec.inspect.LiteralType):
+        if "number" in kinds_of(part) and isinstance(part, msgspec.inspect.IntType | msgspec.inspect.LiteralType):
             low, high = limits(part)
             texts += [str(low - 1), str(high + 1), str(-(2**63) - 1), str(2**64), "-1" + 30 * "0", "9" * 5000, "1e400"]
         if isinstance(part, msgspec.inspect.FloatType):
@@ -430,7 +523,7 @@ def wrong_texts(kind: Any) -> st.SearchStrategy[str]:
     """Texts that are wrong for the field: of any other type, or beyond its limits."""
     choices = [st.sampled_from(of_wrong_type(kind) + out_of_range(kind))]
     for part in parts(kind):
-        if isinstance(part, msgspec.inspect.IntType | msgspec.inspect.LiteralType):
+        if "number" in kinds_of(part) and isinstance(part, msgspec.inspect.IntType | msgspec.inspect.LiteralType):
             low, high = limits(part)
             choices += [st.integers(max_value=low - 1).map(str), st.integers(min_value=high + 1).map(str)]
             choices += [st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: x % 1).map(repr)]
@@ -442,7 +535,8 @@ def wrong_texts(kind: Any) -> st.SearchStrategy[str]:
 @st.composite
 def wrong_calls(draw: st.DrawFn) -> tuple[tuple[str, str], Field, str, dict[str, Any]]:
     endpoint = draw(st.sampled_from(sorted(BODIES)))
-    field = draw(st.sampled_from(list(fields(BODIES[endpoint]))))
+    bounded = [one for one in fields(BODIES[endpoint]) if of_wrong_type(one.type) + out_of_range(one.type)]
+    field = draw(st.sampled_from(bounded))  # one that may be any JSON is never wrong
     names = st.text(st.characters(codec="utf-8"), min_size=1).map("x-{}".format)
     noise = draw(st.dictionaries(names, JSON, max_size=2))
     return endpoint, field, draw(wrong_texts(field.type)), noise
@@ -524,12 +618,12 @@ def test_no_body_whatsoever_makes_an_endpoint_fail_or_do_half_of_it(house: House
 
     @given(st.sampled_from(ENDPOINTS), bodies)
     def answer_properly(endpoint: tuple[str, str], body: bytes) -> None:
-        before = dump(house.site.settings.database)
+        before = house.rows()
         answer = house.call(endpoint, body)
         if answer.status >= 400:
             assert answer.status < 500, (endpoint, body, answer)
             assert not answer.content["ok"] and answer.message
-            assert dump(house.site.settings.database) == before, (endpoint, body, answer)
+            assert house.rows() == before, (endpoint, body, answer)
 
     answer_properly()
 
@@ -545,12 +639,12 @@ def test_objects_of_the_right_fields_with_any_values_never_make_an_endpoint_fail
 
     @given(calls())
     def answer_properly(call: tuple[tuple[str, str], dict[str, Any]]) -> None:
-        before = dump(house.site.settings.database)
+        before = house.rows()
         answer = house.call(call[0], json.dumps(call[1]).encode())
         assert answer.status < 500, (call, answer)
         if answer.status in (400, 404, 409):
             assert not answer.content["ok"] and answer.message
-            assert dump(house.site.settings.database) == before, (call, answer)
+            assert house.rows() == before, (call, answer)
 
     answer_properly()
 
@@ -679,7 +773,7 @@ UNKNOWN_ID = [*map(str, (0, 999, 2**31, 2**32 + 1, 2**53 + 1, 2**63 - 1, 2**63, 
 WITH_IDS = [
     (endpoint, name)
     for endpoint in ENDPOINTS
-    for name in ("project", "worker", "manager")
+    for name in ("project", "worker", "manager", "template", "workflow")
     if f"{{{name}}}" in endpoint[1]
 ]
 
@@ -698,13 +792,22 @@ def test_an_id_that_nothing_has_is_not_found_however_large(house: House) -> None
             assert name in answer.message.lower()
 
 
+def test_what_is_no_jobs_id_is_not_found(house: House) -> None:
+    for endpoint in ENDPOINTS:
+        if "{job}" in endpoint[1]:
+            for text in (*NO_ID, "0" * 23, "0" * 25, "F" * 24, "0" * 23 + "g", "0" * 24, "0" * 24 + "\n"):
+                ids = {"job": quote(text, safe="", errors="surrogatepass")}
+                answer = house.refuse("", (404,), endpoint, ids=ids)
+                assert "job" in answer.message
+
+
 def test_a_log_level_that_there_is_not_is_refused(house: House) -> None:
     for level in ("", "fatal", "INFO", "\0", "٣", "info/x", "%69nfo", "\ud800"):
         house.refuse("", (404,), ("POST", "/log/{level}"), ids={"level": quote(level, errors="surrogatepass")})
 
 
 ODD_PATHS = [
-    *["/", "//", "/task", "/task/get//", "/task/get/1/2", "/task/get/1%2F2", "/TASK/GET/1", "/task/submit/"],
+    *["/", "//", "/task/get//", "/task/get/1/2", "/task/get/1%2F2", "/TASK/GET/1", "/task/submit/"],
     *["/task/submit/x", "/api", "/api/", "/api/api/account", "/api/account/", "/project/get", "/project/get/"],
     *["/project/get/1/", "/project/get/1/2", "/project/get/1%2F", "/project/get/1%2F2", "/project/get/%2F"],
     *["/%00", "/%ff%fe", "/%F0%9F%98%80", "/%", "/%zz", "/*", "/;", "/?%00", "/account%20", "/account.", "/a:b@c"],
@@ -737,9 +840,10 @@ def test_a_method_that_an_endpoint_has_not_is_refused(house: House) -> None:
 def test_looking_at_the_head_of_an_assignment_takes_no_task(house: House) -> None:
     """The answer to HEAD has no body: the task in it would be lost until its deadline."""
     house.worker.submit(house.project)
+    before = house.site.admin.counts(house.project)
     for path in (f"/task/get/{house.project}", f"/api/task/get/{house.project}", f"/task/get?project={house.project}"):
         house.worker.http.head(path)
-    assert house.site.admin.counts(house.project) == {"waiting": 1, "assigned": 1}
+    assert house.site.admin.counts(house.project) == before
 
 
 # ── Queries ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -751,6 +855,7 @@ TASKS, MONITORING, BETWEEN, LOGS = (
     ("GET", "/logs"),
 )
 HUGE = "9" * 5000
+JOBS, LINES = ("GET", "/job/list"), ("GET", "/job/log/{job}")
 ODD_QUERIES = [
     *[(TASKS, f"wait={text}", "wait") for text in ("-1", "-0.1", "nan", "NaN", "-inf", "inf", "1e400")],
     *[(TASKS, f"wait={text}", "wait") for text in ("x", "%00", "1s", "%D9%A3", "1_0")],
@@ -773,9 +878,16 @@ ODD_QUERIES = [
     *[(LOGS, f"level=1&before={text}", "before") for text in ("-1", "x", str(2**63), HUGE)],
     *[(LOGS, f"level=1&since={text}", "since") for text in ("x", str(2**63), HUGE, "nan")],
     *[(LOGS, f"max_level={text}", "max_level") for text in ("0", "8", "x")],
+    *[(JOBS, f"{name}={text}", name) for name in ("project", "template") for text in ("-1", "x", "1.0", HUGE, "%00")],
+    *[(JOBS, f"{name}={text}", name) for name in ("from", "to") for text in ("x", "nan", str(2**63), HUGE, "1.5")],
+    *[(JOBS, f"state={text}", "state") for text in ("x", "done", "WAITING", "%00")],
+    *[(JOBS, f"before={text}", "before") for text in ("-1", "x", "0" * 25, "F" * 24, HUGE, "%00")],
+    *[(JOBS, f"limit={text}", "limit") for text in ("0", "1001", "-1", "x", HUGE)],
+    *[(LINES, f"after={text}", "after") for text in ("-1", "x", "1.0", str(2**31), HUGE, "%00")],
+    *[(LINES, f"limit={text}", "limit") for text in ("0", "1001", "x", HUGE)],
     *[
         (endpoint, query, "query")
-        for endpoint in (TASKS, MONITORING, BETWEEN, LOGS)
+        for endpoint in (TASKS, MONITORING, BETWEEN, LOGS, JOBS, LINES)
         for query in ("%ff=1", "count=%ff", "&".join(["a=1"] * 2000), "%F0%9F=1")
     ],
 ]
@@ -823,8 +935,10 @@ ODD_CREDENTIALS = {
 OF_WORKERS = [
     *[("GET", "/task/get/{project}"), ("GET", "/task/get"), ("POST", "/task/submit"), ("POST", "/task/bulk_submit")],
     *[("POST", "/task/release"), ("POST", "/task/bulk_release"), ("POST", "/log/{level}"), ("POST", "/worker/update")],
-    *[("POST", "/project/request_access"), ("GET", "/project/secret/{project}")],
+    *[("POST", "/project/request_access"), ("GET", "/project/secret/{project}"), ("POST", "/task/log")],
+    *[("POST", "/template/trigger/{template}"), ("POST", "/workflow/trigger/{workflow}"), ("GET", "/job/get/{job}")],
 ]
+ALSO_OF_MANAGERS = {("GET", "/project/secret/{project}"), *OF_WORKERS[-3:]}
 
 
 def test_the_list_of_workers_endpoints_is_complete(house: House) -> None:
@@ -836,13 +950,14 @@ def test_odd_credentials_are_refused_by_every_endpoint_of_workers(house: House) 
     before = dump(house.site.settings.database)
     for endpoint, headers in itertools.product(OF_WORKERS, ODD_CREDENTIALS.values()):
         body = json.dumps(house.examples()[endpoint].body).encode()
-        path = endpoint[1].format(project=house.project, level="info") + "?project=1"
+        ids = {"template": house.template, "workflow": house.workflow, "job": house.live}
+        path = endpoint[1].format(project=house.project, level="info", **ids) + "?project=1"
         raw = Raw(house.site)
         raw.send(f"{endpoint[0]} {path} HTTP/1.1", f"Content-Length: {len(body)}", *headers)
         raw.socket.sendall(body)
         answer = raw.answer()
         assert answer.status == 401, (endpoint, headers, answer)
-        if endpoint != ("GET", "/project/secret/{project}"):  # which managers may read as well
+        if endpoint not in ALSO_OF_MANAGERS:
             assert "X-Worker-ID" in answer.message and "X-Secret" in answer.message
     assert dump(house.site.settings.database) == before
 

@@ -22,6 +22,7 @@ POSTS = [path for method, path, _ in tracker.PAGES if method == "POST"]
 FOR_ALL = ("/ui/", "/ui/login", "/ui/register", "/ui/docs")
 FOR_ADMINS = ("/ui/admin", "/ui/admin/promote/{manager}", "/ui/admin/demote/{manager}", "/ui/workers/pause")
 ENTRANCES = ("/ui/login", "/ui/register", "/ui/logout")
+SHOW_A_SECRET = ("/ui/projects/{project}/templates/new", "/ui/templates/{template}/rotate_secret")  # in the answer
 
 
 class Page:
@@ -117,6 +118,8 @@ class Place:
         self.assigned = self.worker.assigned(self.project)["id"]
         self.worker.submit(self.project, f"{text} waiting recipe")
         self.manager = site.create_manager(username)
+        self.template = self.create_template(f"{text} template")
+        self.job = self.trigger(self.template, {"size": f"{text} value"})["id"]
         answer = self.admin.post(f"/ui/projects/{self.project}/submit/lines", files={"file": ("a", b"one\ntwo\n{\n")})
         self.operation = int(answer.headers["location"].rpartition("/")[2])
         self.names = {
@@ -125,8 +128,26 @@ class Place:
             "worker": self.asking.id,
             "operation": self.operation,
             "manager": self.manager.id,
+            "template": self.template,
+            "job": self.job,
             "kind": "reset_failed",
         }
+
+    def create_template(self, name: str, **fields: Any) -> int:
+        body = {"project": self.project, "name": name, "description": f"{name} description", "priority": -1, **fields}
+        answer = self.site.admin.post("/template/create", body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["content"]["template"]["id"]
+
+    def trigger(self, template: int, variables: dict[str, Any] | None = None, *arguments: Any) -> dict[str, Any]:
+        """The job that a manager made of the template."""
+        body = {"variables": variables or {}, "arguments": list(arguments)}
+        answer = self.site.admin.post(f"/template/trigger/{template}", body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["content"]["job"]
+
+    def secret_of(self, template: int) -> str:
+        return self.site.read("SELECT secret FROM template WHERE id = ?", template)[0][0]
 
     def at(self, path: str) -> str:
         """A path of the table of pages, with this place's ids."""
@@ -143,6 +164,9 @@ class Place:
             "/ui/projects/{project}/tasks": {"action": "delete", "task": self.failed, "confirmed": "yes"},
             "/ui/projects/{project}/submit": {"recipe": "one more"},
             "/ui/projects/{project}/submit/lines": {"lines": "three\nfour"},
+            "/ui/projects/{project}/templates/new": {"name": "another template"},
+            "/ui/templates/{template}/edit": {"name": "a renamed one"},
+            "/ui/templates/{template}/delete": {"confirmed": "yes"},
             "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
             "/ui/projects/{project}/access/role": {"username": self.manager.username, "read": "true"},
             "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
@@ -162,7 +186,7 @@ def place(site: Site) -> Place:
 
 def role_of(path: str, method: str = "POST") -> int:
     """The role that a form or page of a project needs."""
-    if path.endswith(("/edit", "/pause", "/submit", "/lines")):
+    if path.endswith(("/edit", "/pause", "/submit", "/lines", "/templates", "/templates/new")):
         return EDIT
     if path.endswith(("/secrets", "/secret", "/webhook_secret")):
         return SECRET
@@ -195,10 +219,13 @@ def test_every_page_answers_an_admin(place: Place) -> None:
 def test_every_form_is_taken_from_an_admin(make_site: Callable[..., Site]) -> None:
     """The forms of the tests of refusals are right: only what these tests change in them is refused."""
     place = Place(make_site())
-    last = ("/ui/logout", "/ui/login", "/ui/account/password", "/ui/register")
+    last = (
+        "/ui/templates/{template}/delete",
+        *("/ui/logout", "/ui/login", "/ui/account/password", "/ui/register"),
+    )
     for path in [path for path in POSTS if path not in last] + list(last):
         answer = place.admin.post(place.at(path), place.fields(path))
-        assert answer.status_code == 303, (path, Page(answer).text)
+        assert answer.status_code == (200 if path in SHOW_A_SECRET else 303), (path, Page(answer).text)
         if path.endswith("/accept/{worker}") or path.endswith("/reject/{worker}"):
             place.asking.request_access(place.project)
 
@@ -372,7 +399,8 @@ def test_the_role_that_is_needed_is_enough(make_site: Callable[..., Site]) -> No
         manager = manager_with(place, role | READ)
         for path in POSTS:
             if "{project}" in path and role_of(path) == role:
-                assert manager.post(place.at(path), place.fields(path)).status_code == 303, path
+                answer = manager.post(place.at(path), place.fields(path))
+                assert answer.status_code == (200 if path in SHOW_A_SECRET else 303), path
                 if "/access/" in path:
                     place.asking.request_access(place.project)
 
@@ -434,9 +462,9 @@ def test_pages_of_a_project_need_their_role(place: Place) -> None:
         assert page.status == 403 and tracker.ROLE_NAMES[role] in page.notice, path
 
 
-def test_tasks_and_operations_need_read_in_their_project(place: Place) -> None:
+def test_tasks_operations_and_jobs_need_read_in_their_project(place: Place) -> None:
     manager = manager_with(place, ALL_ROLES ^ READ)
-    for path in ("/ui/tasks/{task}", "/ui/operations/{operation}"):
+    for path in ("/ui/tasks/{task}", "/ui/operations/{operation}", "/ui/jobs/{job}"):
         assert manager.open(place.at(path)).status == 403
 
 
@@ -467,8 +495,8 @@ def test_the_pages_of_a_hidden_project_say_the_same_as_those_of_none(place: Plac
 def test_the_roles_decide_which_tabs_and_buttons_a_project_shows(place: Place) -> None:
     path = f"/ui/projects/{place.project}"
     tabs = {
-        READ: {"Tasks"},
-        EDIT: {"Submit", "Settings"},
+        READ: {"Tasks", "Jobs"},
+        EDIT: {"Submit", "Templates", "Settings", *(["Workflows"] if "theeye" in tracker.installed_dialects() else [])},
         MANAGE_ACCESS: {"Access"},
         SECRET: {"Secrets"},
         MAINTENANCE: set(),
@@ -533,6 +561,7 @@ def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) 
     place.site.admin.set_role(place.project, place.manager, READ)
     place.admin.post(place.at("/ui/projects/{project}/secret"), {"secret": HOSTILE})
     place.admin.post(place.at("/ui/projects/{project}/webhook_secret"), {"webhook_secret": HOSTILE})
+    place.names |= hostile_job(place)
     shown = {
         "/ui/": ("project", "motd"),
         "/ui/projects/{project}": ("project", "motd", "version", "recipe 0", "worker"),
@@ -540,6 +569,12 @@ def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) 
         "/ui/projects/{project}/tasks": ("waiting recipe",),
         "/ui/projects/{project}/access": ("asking", "worker"),
         "/ui/tasks/{task}": ("recipe 0", "worker", "scope", "message"),
+        "/ui/projects/{project}/templates": ("template", "template description"),
+        "/ui/templates/{template}": ("variable", "about", "label", "fixed", "script", "runas %script%", "worker"),
+        "/ui/templates/{template}/edit": ("script",),
+        "/ui/projects/{project}/jobs": ("template", "worker"),
+        "/ui/jobs": ("template", "project"),
+        "/ui/jobs/{job}": ("variable", "value", "argument", "worker", "scope", "message"),
         "/ui/workers": ("worker", "asking"),
         "/ui/logs": ("worker", "scope", "message", "project"),
     }
@@ -557,9 +592,36 @@ def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) 
         assert NAUGHTY in place.admin.open(place.at(path)).text
 
 
+def hostile_job(place: Place) -> dict[str, Any]:
+    """A template and its job, with such a text wherever one can be."""
+    variable = {"name": f"{HOSTILE} variable", "value": f"{HOSTILE} default", "description": f"{HOSTILE} about"}
+    chosen = {"name": f"{HOSTILE} chosen", "allowed": [f"{HOSTILE} one"], "required": False}
+    arguments = [
+        {"order": 0, "label": f"{HOSTILE} label"},
+        {"order": 1, "type": "fixed", "label": f"{HOSTILE} fixed", "value": HOSTILE},
+        {"order": 2, "type": "select", "label": f"{HOSTILE} select", "options": [f"{HOSTILE} one"]},
+    ]
+    fields = {"variables": [variable, chosen], "arguments": arguments, "env": {"TEXT": HOSTILE}}
+    fields |= {"script": f"{HOSTILE} script", "runas": f"{HOSTILE} runas %script%", "recipe": f"{HOSTILE} recipe"}
+    template = place.create_template(f"{HOSTILE} another template", **fields, priority=9, api=True)
+    job = place.trigger(template, {f"{HOSTILE} variable": f"{HOSTILE} value"}, f"{HOSTILE} argument", None)
+    place.worker.assigned(place.project)
+    entry = {"message": f"{HOSTILE} message", "timestamp": 1, "scope": f"{HOSTILE} scope"}
+    place.worker.http.post("/task/log", json={"task_id": job["task"], "entries": [entry]})
+    place.worker.release(job["task"], output={"state": HOSTILE, "output": f"{HOSTILE} output"})
+    return {"template": template, "job": job["id"]}
+
+
 @pytest.mark.parametrize(
     "path",
-    ["/ui/?text={}", "/ui/workers?text={}", "/ui/logs?text={}", "/ui/login?back={}", "/ui/{}", "/ui/logs?level={}"],
+    [
+        "/ui/?text={}",
+        "/ui/workers?text={}",
+        "/ui/logs?text={}",
+        "/ui/login?back={}",
+        "/ui/{}",
+        "/ui/logs?level={}",
+    ],
 )
 def test_what_an_address_says_is_shown_as_text(place: Place, path: str) -> None:
     page = place.admin.open(path.format(httpx.QueryParams({"": HOSTILE}).__str__()[1:].replace("%2F", "/")))
@@ -617,7 +679,10 @@ def test_nothing_escapes_the_path_prefix(make_site: Callable[..., Site]) -> None
     upload = tab.act("/ui/projects/1/submit/lines", {"lines": "one"})
     assert upload.answer.url.path == "/queue/ui/operations/1"
     tab.act("/ui/projects/1/access/set", {"worker": worker.id, "assign": "true", "submit": "true"})
+    tab.act("/ui/projects/1/templates/new", {"name": "build", "script": "make", "api": "true"})
+    [job] = re.findall(r"^/queue/ui/jobs/(\w+)$", tab.act("/ui/templates/1/run").answer.url.path)
     names = {"project": 1, "task": worker.assigned(1)["id"], "worker": worker.id, "operation": 1}
+    names |= {"template": 1, "job": job}
     for path in GETS:
         if not path.endswith("/export"):
             page = tab.open(f"{path.format(**names)}?text=nothing+such")
@@ -772,6 +837,21 @@ def invalid_fields(page: Page) -> list[str]:
         ("/ui/projects/{project}/submit", {"recipe": "", "unique_string": "typed"}, "recipe"),
         ("/ui/projects/{project}/submit/lines", {"lines": "typed", "max_retries": "-1"}, "max_retries"),
         ("/ui/projects/{project}/submit/lines", {"lines": " ", "priority": "7"}, "lines"),
+        ("/ui/projects/{project}/templates/new", {"name": "plain template", "description": "typed"}, "name"),
+        ("/ui/projects/{project}/templates/new", {"name": " ", "script": "typed\ntwice"}, "name"),
+        ("/ui/projects/{project}/templates/new", {"name": "fresh", "runas": "bash", "key": "typed"}, "runas"),
+        ("/ui/projects/{project}/templates/new", {"name": "fresh", "timeout": "-1", "keep_count": "3"}, "timeout"),
+        ("/ui/projects/{project}/templates/new", {"name": "fresh", "keep_days": "0", "env": "A=typed"}, "keep_days"),
+        ("/ui/projects/{project}/templates/new", {"name": "fresh", "env": "A=typed\nB"}, "env"),
+        ("/ui/projects/{project}/templates/new", {"name": "fresh", "env": "A=typed\nA=twice"}, "env"),
+        ("/ui/projects/{project}/templates/new", {"name": "x", "variables[7].value": "typed"}, "variables[7].name"),
+        ("/ui/templates/{template}/edit", {"name": "x", "arguments[2].label": "typed"}, "arguments[2].type"),
+        (
+            "/ui/templates/{template}/edit",
+            {"name": "x", "arguments[1].type": "fixed", "arguments[1].order": "1st"},
+            "arguments[1].order",
+        ),
+        ("/ui/templates/{template}/run", {"more": "typed=\nwrong"}, "more"),
         ("/ui/projects/{project}/access/set", {"worker": "many"}, "worker"),
         ("/ui/projects/{project}/access/role", {"username": "nobody"}, "username"),
         ("/ui/register", {"username": "admin", "password": "long enough"}, "username"),
@@ -821,7 +901,7 @@ def test_a_hard_reset_without_the_project_s_name_deletes_nothing(place: Place, n
 def test_a_hard_reset_with_the_name_deletes_every_task(place: Place) -> None:
     page = place.admin.open(place.at("/ui/projects/{project}"))
     after = place.admin.send(page.form("/reset/hard_reset"), confirm="plain project")
-    assert after.notice == "The project was reset: 6 tasks deleted, hashes forgotten."
+    assert after.notice == "The project was reset: 7 tasks deleted, hashes forgotten."
     assert place.site.read("SELECT count(*) FROM task") == [(0,)]
 
 
@@ -868,6 +948,12 @@ def test_a_broken_upload_is_refused_with_a_page(place: Place) -> None:
         "/ui/logs?worker=me",
         "/ui/logs?level=loud",
         "/ui/tasks/first",
+        "/ui/jobs?state=asleep",
+        "/ui/jobs?from=yesterday",
+        "/ui/jobs?to=1+June",
+        "/ui/jobs?before=x",
+        "/ui/projects/{project}/jobs?template=999",
+        "/ui/jobs/{job}?before=0",
     ],
 )
 def test_an_address_with_a_mistake_is_refused_with_a_page_that_names_it(place: Place, path: str) -> None:
@@ -878,7 +964,16 @@ def test_an_address_with_a_mistake_is_refused_with_a_page_that_names_it(place: P
 
 
 @pytest.mark.parametrize(
-    "path", ["/ui/projects/999", "/ui/tasks/999", "/ui/workers/999", "/ui/operations/999", "/ui/x/y"]
+    "path",
+    [
+        *("/ui/projects/999", "/ui/tasks/999", "/ui/workers/999", "/ui/operations/999", "/ui/x/y"),
+        *(
+            "/ui/templates/999",
+            "/ui/templates/999/edit",
+            f"/ui/jobs/{24 * '0'}",
+            "/ui/jobs/1",
+        ),
+    ],
 )
 def test_what_is_not_there_is_said_on_a_page(place: Place, path: str) -> None:
     page = place.admin.open(path)
@@ -1170,6 +1265,439 @@ def test_a_duplicate_task_is_refused_by_its_unique_string(site: Site) -> None:
     assert tab.act(path, fields).notice == "The task is submitted."
     page = tab.act(path, fields)
     assert page.status == 409 and invalid_fields(page) == ["unique_string"]
+
+
+# ── Templates ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FORM = {
+    "name": "build",
+    "description": "of the site",
+    "script": "#!/bin/sh\necho $1\n",
+    "runas": "sh %script%",
+    "recipe": "build {size}",
+    "env": "A=1\nB= two = 2 ",
+    "undeclared": "false",
+    "timeout": "90",
+    "max_retries": "2",
+    "priority": "-3",
+    "api": "true",
+    "key": "secure123",
+    "keep_count": "20",
+    "keep_days": "1.5",
+    "variables[1].name": "size",
+    "variables[1].value": "large",
+    "variables[1].required": "true",
+    "variables[1].allowed": "small\nlarge\n",
+    "variables[1].description": "of it",
+    "variables[3].name": "note",
+    "arguments[1].type": "input",
+    "arguments[1].order": "5",
+    "arguments[1].label": "Who",
+    "arguments[2].type": "fixed",
+    "arguments[2].order": "4",
+    "arguments[2].value": "-v",
+    "arguments[3].type": "select",
+    "arguments[3].order": "6",
+    "arguments[3].options": "a\nb",
+}
+
+
+def template_json(place: Place, template: int) -> dict[str, Any]:
+    return place.site.admin.get(f"/template/get/{template}").json()["content"]["template"]
+
+
+def made_template(place: Place, fields: dict[str, str]) -> tuple[int, Page]:
+    """A template made by the form: its id, and the page that follows."""
+    page = place.admin.act(f"/ui/projects/{place.project}/templates/new", fields)
+    assert page.status == 200, page.notice
+    return place.site.read("SELECT max(id) FROM template")[0][0], page
+
+
+def test_a_template_gets_all_that_its_form_says(place: Place) -> None:
+    template, _ = made_template(place, FORM)
+    made = template_json(place, template)
+    texts = ("name", "description", "script", "runas", "recipe")
+    assert {name: made[name] for name in texts} == {name: FORM[name] for name in texts}
+    assert made["env"] == {"A": "1", "B": " two = 2 "}
+    assert made["variables"] == [
+        {"name": "size", "value": "large", "required": True, "allowed": ["small", "large"], "description": "of it"},
+        {"name": "note", "value": None, "required": False, "allowed": [], "description": ""},
+    ]
+    assert [(one["order"], one["type"], one["label"], one["value"], one["options"]) for one in made["arguments"]] == [
+        (5, "input", "Who", None, []),
+        (4, "fixed", "", "-v", []),
+        (6, "select", "", None, ["a", "b"]),
+    ]
+    assert (made["timeout"], made["max_retries"], made["priority"]) == (90, 2, -3)
+    assert (made["undeclared"], made["api"], made["has_key"]) == (False, True, True)
+    assert (made["keep_count"], made["keep_time"]) == (20, 129_600)
+
+
+def test_a_form_that_is_sent_as_it_is_changes_nothing(place: Place) -> None:
+    """Also what a form can only show as text: numbers, texts of several lines."""
+    variables = [
+        {"name": "count", "value": 3, "allowed": [1, 3, "three", {"a": "b\nc"}]},
+        {"name": "empty", "value": ""},
+        {"name": "text", "value": "one\ttwo", "allowed": []},
+    ]
+    arguments = [{"order": 7, "type": "date", "label": "When"}, {"order": -1, "type": "fixed", "value": [1, None]}]
+    fields = {"variables": variables, "arguments": arguments, "env": {"A": "one\ntwo", "B": ""}, "script": "\n\nls\n"}
+    template = place.create_template("all sorts", **fields, key="k", keep_time=100_000, timeout=0.5)
+    secret, before = place.secret_of(template), template_json(place, template)
+    for _ in range(2):
+        form = place.admin.open(f"/ui/templates/{template}/edit").form("/edit")
+        assert place.admin.send(form).notice == "Saved. Jobs that were made before stay as they are."
+        after = template_json(place, template)
+        arguments = sorted(before["arguments"], key=lambda argument: argument["order"])
+        assert {**after, "updated": 0} == {**before, "updated": 0, "arguments": arguments}
+    assert place.secret_of(template) == secret
+
+
+def test_fields_that_are_emptied_go_back_to_the_defaults(place: Place) -> None:
+    template, _ = made_template(place, FORM)
+    emptied = ("script", "runas", "env", "timeout", "keep_count", "keep_days", "variables[1].name")
+    emptied = dict.fromkeys((*emptied, "variables[1].value", "variables[1].allowed", "variables[1].description"), "")
+    form = place.admin.open(f"/ui/templates/{template}/edit").form("/edit")
+    place.admin.send(form, **emptied)
+    saved = template_json(place, template)
+    assert (saved["script"], saved["env"], [one["name"] for one in saved["variables"]]) == ("", {}, ["note"])
+    assert (saved["timeout"], saved["keep_count"], saved["keep_time"]) == (None, None, None)
+    assert saved["has_key"]
+
+
+def test_a_form_with_a_mistake_shows_all_rows_that_were_typed_and_empty_ones(place: Place) -> None:
+    fields = {"name": "", "variables[5].name": "fifth", "variables[5].required": "true", "arguments[1].type": "select"}
+    page = place.admin.act(f"/ui/projects/{place.project}/templates/new", fields)
+    form = page.form("/templates/new")
+    assert form.fields["variables[5].name"] == "fifth" and form.fields["variables[8].name"] == ""
+    assert page.tree.xpath("//input[@name='variables[5].required'][@checked]")
+    assert form.fields["arguments[1].type"] == "select" and "arguments[5].type" not in form.fields
+
+
+def test_a_name_that_is_declared_twice_is_marked(place: Place) -> None:
+    fields = {"name": "x", "variables[1].name": "same", "variables[2].name": "same "}
+    page = place.admin.act(f"/ui/projects/{place.project}/templates/new", fields)
+    assert page.status == 400 and page.notice == "Not done. variables: same is declared twice"
+    assert invalid_fields(page) == ["variables[1].name", "variables[2].name"]
+
+
+def test_a_template_s_secret_is_shown_once_when_it_is_made_and_when_it_is_rotated(place: Place) -> None:
+    template, page = made_template(place, FORM)
+    first = place.secret_of(template)
+    assert page.tree.xpath("string(//*[@id='secret']//code)") == first
+    assert first not in str(page.answer.headers) and not page.answer.history
+    again = place.admin.open(f"/ui/templates/{template}")
+    assert first not in again.html and not again.tree.xpath("//*[@id='secret']")
+    rotated = place.admin.send(again.form("/rotate_secret"))
+    second = place.secret_of(template)
+    assert second != first and rotated.tree.xpath("string(//*[@id='secret']//code)") == second
+    for path in (f"/ui/templates/{template}/edit", f"/ui/projects/{place.project}/templates", "/ui/jobs"):
+        assert second not in place.admin.open(path).html and "secure123" not in place.admin.open(path).html
+
+
+def test_the_page_with_the_secret_does_not_refresh_itself(place: Place) -> None:
+    """It would fetch the page of another address, and lose what was shown once."""
+    _, page = made_template(place, FORM)
+    assert page.tree.find("body").get("data-refresh") is None
+
+
+def test_a_key_is_kept_replaced_and_removed(place: Place) -> None:
+    template, _ = made_template(place, FORM)
+    key = "SELECT hex(key_hash) FROM template WHERE id = ?"
+    first, path = place.site.read(key, template), f"/ui/templates/{template}/edit"
+    assert "It has a key" in place.admin.open(path).text
+    place.admin.send(place.admin.open(path).form("/edit"), key="another one")
+    assert place.site.read(key, template) not in (first, [("",)])
+    place.admin.post(path, {**FORM, "key": "", "remove_key": "true"})
+    assert place.site.read(key, template) == [("",)]
+    assert "It has none" in place.admin.open(path).text
+
+
+def test_deleting_a_template_asks_first(place: Place) -> None:
+    before = place.dump()
+    question = place.admin.send(place.admin.open(f"/ui/templates/{place.template}").form("/delete"))
+    assert question.status == 200 and "Delete template plain template?" in question.text
+    assert place.dump() == before
+    after = place.admin.send(question.form("/delete"))
+    assert after.answer.url.path == f"/ui/projects/{place.project}/templates" and "is deleted" in after.notice
+    assert place.admin.open(f"/ui/templates/{place.template}").status == 404
+    assert "deleted" in place.admin.open(f"/ui/jobs/{place.job}").text
+
+
+def test_the_question_before_a_deletion_names_the_workflows_that_go_through_the_template(place: Place) -> None:
+    body = {"project": place.project, "name": "nightly", "start": place.template}
+    assert place.site.admin.post("/workflow/create", body).status_code == 200
+    assert "nightly" in place.admin.act(f"/ui/templates/{place.template}/delete").text
+    assert "nightly" not in place.admin.act(f"/ui/templates/{place.create_template('other')}/delete").text
+
+
+def test_templates_are_found_by_name_and_paged(place: Place) -> None:
+    for number in range(tracker.PAGE + 3):
+        place.create_template(f"build {number:02} 100%")
+    path = f"/ui/projects/{place.project}/templates"
+    pages = pages_of(place.admin, f"{path}?text=build")
+    names = [name for page in pages for name in page.tree.xpath("//tbody/tr/th/a/text()")]
+    assert len(names) == tracker.PAGE + 3 and names == sorted(set(names))
+    assert "No template like this" in place.admin.open(path, text="_").text
+
+
+def test_the_list_of_templates_shows_how_their_last_jobs_ended(place: Place) -> None:
+    place.admin.post(f"/ui/jobs/{place.job}/cancel")
+    newer = place.trigger(place.template)["id"]
+    page = place.admin.open(f"/ui/projects/{place.project}/templates")
+    links = page.tree.xpath(f"//tr[@id='template-{place.template}']/td[@data-label='Last jobs']/a")
+    assert [(link.get("href"), link.text_content()) for link in links] == [
+        (f"/ui/jobs/{newer}", "waiting"),
+        (f"/ui/jobs/{place.job}", "cancelled"),
+    ]
+
+
+# ── Run now ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def job_json(place: Place, page: Page) -> dict[str, Any]:
+    """The job on whose page a form led."""
+    token = page.answer.url.path.removeprefix("/ui/jobs/")
+    return place.site.admin.get(f"/job/get/{token}").json()["content"]["job"]
+
+
+def test_the_form_to_run_a_template_is_made_from_what_it_declares(place: Place) -> None:
+    variables = [
+        {"name": "count", "value": 3, "allowed": [1, 3]},
+        {"name": "mode", "allowed": ["fast", "slow"]},
+        {"name": "who", "required": True, "description": "Whose it is"},
+        {"name": "text", "value": "one\ntwo"},
+        {"name": "unset"},
+    ]
+    arguments = [
+        {"order": 2, "type": "select", "label": "Depth", "value": 5, "options": [1, 5]},
+        {"order": 1, "label": "First", "value": "x"},
+        {"order": 3, "type": "fixed", "value": "always"},
+    ]
+    template = place.create_template("declared", variables=variables, arguments=arguments)
+    form = place.admin.open(f"/ui/templates/{template}").form("/run")
+    assert form.xpath(".//select/@name") == ["variable:count", "variable:mode", "argument:2"]
+    assert form.xpath(".//input[@required]/@name") == ["variable:who"]
+    assert [form.fields[name] for name in ("variable:count", "variable:mode", "argument:1")] == ["3", "", "x"]
+    page = place.admin.send(
+        form, **{"variable:count": "1", "variable:who": "me", "argument:2": "1", "more": "further= a=b "}
+    )
+    assert page.notice == "The job is made."
+    job = job_json(place, page)
+    assert job["variables"] == {"count": 1, "who": "me", "text": "one\ntwo", "further": " a=b "}
+    assert job["arguments"] == ["x", "1", "always"]
+    assert job["origin"] == "page" and "manager admin" in page.text
+
+
+def test_a_run_without_a_required_value_names_it_and_keeps_the_others(place: Place) -> None:
+    template = place.create_template("needy", variables=[{"name": "who", "required": True}, {"name": "what"}])
+    before = place.dump()
+    form = place.admin.open(f"/ui/templates/{template}").form("/run")
+    page = place.admin.send(form, **{"variable:what": "typed"})
+    assert page.status == 400 and page.notice == "Not done. who: is required"
+    assert invalid_fields(page) == ["variable:who"] and page.typed("variable:what", "/run") == "typed"
+    assert place.dump() == before
+
+
+def test_a_template_that_takes_no_other_variables_offers_no_field_for_them(place: Place) -> None:
+    template = place.create_template("closed", undeclared=False)
+    assert "more" not in place.admin.open(f"/ui/templates/{template}").form("/run").fields
+    page = place.admin.act(f"/ui/templates/{template}/run", {"more": "other=1"})
+    assert page.status == 400 and "other: the template has no such variable" in page.notice
+
+
+@pytest.mark.skipif("otter" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_the_line_to_trigger_a_template_by_its_name_works_as_it_stands(place: Place) -> None:
+    variables = [{"name": "who & what", "required": True}]
+    template = place.create_template("it's a 100% & $(odd) name", variables=variables, api=True, key="YOUR_KEY")
+    page = place.admin.open(f"/ui/templates/{template}")
+    [line, *_] = [
+        one for code in page.tree.iter("code") for one in code.text_content().splitlines() if "trigger" in one
+    ]
+    curl, address = shlex.split(line)
+    answer = place.site.guest.get(address)
+    assert curl == "curl" and answer.status_code == 200, answer.text
+    assert f"/ui/jobs/{answer.text}" in place.admin.open(f"/ui/templates/{template}").links
+    shut = place.create_template("not by its name")
+    assert "/api/jobs/trigger" not in place.admin.open(f"/ui/templates/{shut}").text
+
+
+@pytest.mark.skipif("theeye" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_the_line_and_the_button_with_the_secret_work_as_they_stand(place: Place) -> None:
+    arguments = {"arguments[1].type": "input", "arguments[2].type": "input"}
+    template, page = made_template(place, {"name": "by secret", **arguments})
+    codes = [code.text_content() for code in page.tree.iter("code")]
+    words = shlex.split(next(code for code in codes if "--data" in code))
+    answer = place.site.guest.post(
+        words[-1], content=words[words.index("--data") + 1], headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 200, answer.text
+    [button] = lxml.html.fromstring(next(code for code in codes if code.startswith("<form"))).xpath("//form")
+    answer = place.site.guest.post(button.action, data=dict_of_lists(button.form_values()))
+    assert answer.status_code == 200, answer.text
+    given = place.site.read("SELECT arguments FROM job WHERE template = ?", template)
+    assert given == [('["argument 1","argument 2"]',)] * 2
+
+
+def dict_of_lists(pairs: list[tuple[str, str]]) -> dict[str, list[str]]:
+    return {name: [value for other, value in pairs if other == name] for name, _ in pairs}
+
+
+# ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_job(place: Place, result: int = tracker.OK, lines: int = 0, **fields: Any) -> dict[str, Any]:
+    """A job that a worker took, logged so many lines of, and released."""
+    job = place.trigger(place.create_template(f"priority {place.site.clock.uptime()}", priority=9, **fields))
+    task = place.worker.assigned(place.project)["id"]
+    entries = [{"message": f"line {number}.", "timestamp": 1, "scope": "out"} for number in range(lines)]
+    place.worker.http.post("/task/log", json={"task_id": task, "entries": entries})
+    place.worker.released(task, result, output={"code": result, "output": ["handed on"]})
+    return job
+
+
+def test_a_job_s_page_tells_what_became_of_it(place: Place) -> None:
+    page = place.admin.open(f"/ui/jobs/{run_job(place, lines=2)['id']}")
+    facts = dict(
+        zip(page.tree.xpath("//*[@id='job-facts']//th/text()"), texts_of(page, "job-facts", "td"), strict=True)
+    )
+    assert facts["Made by"].startswith("manager admin") and facts["Attempts"] == "1" and "Task" not in facts
+    assert texts_of(page, "job-history", "td") == [
+        "released as done",
+        f"assigned to plain worker ({place.worker.id})",
+        "created by manager admin",
+    ]
+    messages = page.tree.xpath("//ol//*[@class='message']/bdi/text()")
+    assert messages[2:4] == ["line 0.", "line 1."] and messages[-1] == "released as done"
+    assert '"code": 0' in page.text and '[ "handed on" ]' in page.text
+    assert texts_of(page, "job-state", "strong") == ["succeeded"]
+
+
+def texts_of(page: Page, id: str, tag: str) -> list[str]:
+    found = page.tree.xpath(f"//*[@id='{id}']//{tag}")
+    return [" ".join(element.text_content().split()) for element in found]
+
+
+def test_a_large_result_is_cut_off_and_leads_to_all_of_it(place: Place) -> None:
+    job = place.trigger(place.create_template("large", priority=9))
+    place.worker.released(place.worker.assigned(place.project)["id"], output=["x" * 20_000])
+    page = place.admin.open(f"/ui/jobs/{job['id']}")
+    assert "Cut off after 10,000 characters" in page.text and len(page.html) < 40_000
+    [link] = [link for link in page.links if link.startswith("/job/get")]
+    assert place.admin.http.get(link).json()["content"]["job"]["result"] == ["x" * 20_000]
+
+
+def test_a_long_log_is_read_from_its_end_page_by_page(place: Place) -> None:
+    path, pages = f"/ui/jobs/{run_job(place, lines=250)['id']}", []
+    while path:
+        page = place.admin.open(path)
+        pages.append(page.tree.xpath("//ol//*[@class='message']/bdi/text()"))
+        path = page.tree.xpath("string(//a[@rel='prev']/@href)").partition("#")[0]
+    assert [len(lines) for lines in pages] == [100, 100, 53]
+    lines = [line for lines in reversed(pages) for line in lines]
+    assert lines[2:-1] == [f"line {number}." for number in range(250)]
+
+
+def test_long_lines_come_with_those_after_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece of a log ends after so many characters; its last lines are on the page nevertheless."""
+    monkeypatch.setattr(tracker, "MOST_LOG_TEXT", 20)
+    page = place.admin.open(f"/ui/jobs/{run_job(place, lines=30)['id']}")
+    assert page.tree.xpath("//ol//*[@class='message']/bdi/text()")[-2:] == ["line 29.", "released as done"]
+
+
+def test_a_job_and_its_task_lead_to_each_other(place: Place) -> None:
+    [(task,)] = place.site.read("SELECT task FROM job WHERE token = ?", place.job)
+    assert f"/ui/tasks/{task}" in place.admin.open(f"/ui/jobs/{place.job}").links
+    assert f"/ui/jobs/{place.job}" in place.admin.open(f"/ui/tasks/{task}").links
+
+
+def test_a_job_is_cancelled_and_retried_on_its_page(place: Place) -> None:
+    page = place.admin.open(f"/ui/jobs/{place.job}")
+    assert page.tree.xpath("//main//button[@disabled]/text()") == ["Retry as a new job"]
+    cancelled = place.admin.send(page.form("/cancel"))
+    assert cancelled.notice == "The job is cancelled." and texts_of(cancelled, "job-state", "strong") == ["cancelled"]
+    assert cancelled.tree.xpath("//main//button[@disabled]/text()") == ["Cancel"]
+    late = place.admin.act(f"/ui/jobs/{place.job}/cancel")
+    assert late.status == 409 and "it has ended already" in late.notice
+    again = place.admin.send(cancelled.form("/retry"))
+    job = job_json(place, again)
+    assert (job["retry_of"], job["state"], job["variables"]) == (place.job, "waiting", {"size": "plain value"})
+    assert f"/ui/jobs/{place.job}" in again.links
+    early = place.admin.act(f"/ui/jobs/{job['id']}/retry")
+    assert early.status == 409 and "it has not ended yet" in early.notice
+
+
+def test_who_may_only_read_sees_a_job_without_what_may_be_secret(place: Place) -> None:
+    job = run_job(place, script="echo s3cret", env={"TOKEN": "t0ken"})
+    page = manager_with(place, READ).open(f"/ui/jobs/{job['id']}")
+    assert page.status == 200 and page.buttons == {"Log out"}
+    assert "s3cret" not in page.html and "t0ken" not in page.html
+    assert not [link for link in page.links if "/ui/templates" in link]
+    page = manager_with(place, READ | EDIT).open(f"/ui/jobs/{job['id']}")
+    assert "s3cret" in page.text and "t0ken" in page.text
+    assert page.buttons == {"Log out", "Cancel", "Retry as a new job"}
+
+
+def test_the_steps_of_a_workflow_are_listed_with_its_run(place: Place) -> None:
+    body = {"project": place.project, "name": "chain", "start": place.template}
+    workflow = place.site.admin.post("/workflow/create", body).json()["content"]["workflow"]["id"]
+    run = place.site.admin.post(f"/workflow/trigger/{workflow}", {}).json()["content"]["job"]["id"]
+    page = place.admin.open(f"/ui/jobs/{run}")
+    [step] = page.tree.xpath("//*[@id='job-steps']//tbody//a/@href")
+    assert "Workflow run chain" in page.text and f"/ui/jobs/{run}" in place.admin.open(step).links
+
+
+def listed(tab: Tab, path: str) -> list[str]:
+    """The tokens of the jobs on all pages of a list."""
+    rows = [row for page in pages_of(tab, path) for row in page.tree.xpath("//table[@id='jobs']/tbody/tr/@id")]
+    return [row.removeprefix("job-") for row in rows]
+
+
+def test_jobs_are_listed_page_by_page_the_newest_first(place: Place) -> None:
+    tokens = [place.job, *(place.trigger(place.template)["id"] for _ in range(tracker.PAGE + 5))]
+    for path in (f"/ui/projects/{place.project}/jobs", "/ui/jobs", f"/ui/jobs?state=waiting&template={place.template}"):
+        assert listed(place.admin, path) == tokens[::-1], path
+
+
+def test_jobs_are_found_by_state_template_and_time(place: Place) -> None:
+    place.site.clock.pass_time(3600)
+    done = run_job(place)["id"]
+    [(minute, template)] = place.site.read("SELECT created, template FROM job WHERE token = ?", done)
+    minute = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(minute))
+    path = f"/ui/projects/{place.project}/jobs"
+    for query in ({"state": "succeeded"}, {"template": template}, {"from": minute}, {"from": minute, "to": minute}):
+        assert listed(place.admin, f"{path}?{httpx.QueryParams(query)}") == [done], query
+    assert listed(place.admin, f"{path}?to=2001-01-01T00:00") == []
+    assert "No job like this" in place.admin.open(path, state="failed").text
+    page = place.admin.open(path, **{"state": "waiting", "template": place.template, "from": "2001-01-01T00:00"})
+    assert page.tree.xpath("string(//input[@name='from']/@value)") == "2001-01-01T00:00"
+    assert page.tree.xpath("//select[@name='template']/option[@selected]/@value") == [str(place.template)]
+    assert listed(place.admin, str(page.answer.url)) == [place.job]
+
+
+def test_the_list_of_all_jobs_has_those_of_the_projects_that_one_may_read(place: Place) -> None:
+    assert listed(place.admin, "/ui/jobs") == [place.job]
+    assert listed(Tab(place.manager.http), "/ui/jobs") == []
+    assert "plain" not in Tab(place.manager.http).open("/ui/jobs").html
+    assert listed(manager_with(place, ALL_ROLES ^ READ), "/ui/jobs") == []
+    assert listed(manager_with(place, READ), "/ui/jobs") == [place.job]
+
+
+def test_another_project_s_template_shows_none_of_its_jobs(place: Place) -> None:
+    project = place.site.admin.create_project()
+    page = place.admin.open(f"/ui/projects/{project}/jobs", template=place.template)
+    assert page.status == 400 and place.job not in page.html
+
+
+def test_lists_and_pages_of_jobs_refresh_themselves_unless_they_show_older_ones(place: Place) -> None:
+    for _ in range(tracker.PAGE):
+        place.trigger(place.template)
+    for path in ("/ui/jobs", f"/ui/projects/{place.project}/jobs"):
+        first, second = pages_of(place.admin, path)
+        live = [page.tree.xpath("//*[@id='job-list'][@data-live]") for page in (first, second)]
+        assert live[0] and not live[1]
+    page = place.admin.open(f"/ui/jobs/{place.job}")
+    assert {"job-state", "job-log", "job-history", "job-result"} <= set(page.tree.xpath("//*[@data-live]/@id"))
 
 
 # ── Access ────────────────────────────────────────────────────────────────────────────────────────────────────────────

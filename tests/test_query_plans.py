@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,7 +79,7 @@ class Bench(Memory):
 
 @functools.cache
 def place_with(count: int) -> tuple[Bench, Place]:
-    """A place with so many further tasks in each state, so many log lines and so many snapshots of each project."""
+    """A place with so many further tasks in each state, log lines, ended jobs, and snapshots of each project."""
     bench = Bench()
     with bench.transaction() as tx:
         place = furnish(tx)
@@ -97,8 +98,55 @@ def place_with(count: int) -> tuple[Bench, Place]:
             add_history(tx, place, number)
             tx.execute("INSERT INTO session VALUES (?, ?, 9e9)", (str(number).encode(), place.manager))
             tx.execute("INSERT INTO kept_hash VALUES (?, ?)", (place.second, 1000 + number))
+        add_jobs(tx, place, count)
         tx.execute("UPDATE operation SET last_task = (SELECT MAX(id) FROM task)")
+        add_jobs_in_every_state(tx, place, count)
     return bench, place
+
+
+def add_jobs_in_every_state(tx: Tx, place: Place, count: int) -> None:
+    """So many further jobs that wait, that are assigned and that have ended, and so many lines in the log of one."""
+    columns = "project, template, name, recipe, script, runas, variables, arguments, env, timeout, max_retries, origin"
+    for state, finished, assignee in (("waiting", None, None), ("assigned", None, place.other.id), ("failed", 5e9, 1)):
+        for template, priority in ((place.template, 0), (place.other_template, 0), (None, 0)):
+            tx.execute(
+                f"""WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count)
+                INSERT INTO job ({columns}, template, token, state, priority, created, updated, finished, assignee)
+                SELECT {columns}, :template, lower(hex(randomblob(12))), :state, :priority, 1, 1, :finished, :assignee
+                FROM job, n WHERE token = :like""".replace("project, template,", "project,"),
+                {
+                    **{"count": count // 2, "template": template, "state": state, "priority": priority},
+                    **{"finished": finished, "assignee": assignee, "like": place.jobs["running"][0]},
+                },
+            )
+    tx.execute(
+        "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, job, assignee,"
+        " assign_time, assigned_at, deadline) SELECT project, recipe, priority, 0, 60, 1, id, assignee,"
+        " iif(state = 'assigned', 1, NULL), iif(state = 'assigned', 0, NULL), iif(state = 'assigned', 1e9, NULL)"
+        " FROM job WHERE finished IS NULL AND task IS NULL AND template IS NOT NULL"
+    )
+    tx.execute(
+        "UPDATE job SET task = t.id FROM (SELECT id, job FROM task WHERE job IS NOT NULL) t"
+        " WHERE job.id = t.job AND job.task IS NULL"
+    )
+    lines = [tracker.TaskEntry("line", 1)] * 1000
+    for _ in range(max(1, count // 1000)):
+        tracker.log_to_task(tx, place.worker, tracker.TaskLogBody(place.jobs["running"][1], lines[:count]))
+
+
+TEMPLATE, JOB = 4, 24 * "0"  # a template of the first project, and its one job with a long log
+
+
+def add_jobs(tx: Tx, place: Place, count: int) -> None:
+    """A template with so many jobs that were cancelled, and one that waits and has so many log lines."""
+    body = tracker.TemplateBody(project=place.first, name="template")
+    row = tracker.find_template(tx, tracker.create_template(tx, place.session, body)["template"]["id"])
+    assert row["id"] == TEMPLATE
+    for _ in range(count):
+        tracker.cancel_job(tx, tracker.make_job(tx, row, {}, [], "native"), "nobody")
+    job = tracker.make_job(tx, row, {}, [], "native")
+    tracker.add_job_lines(tx, job, place.worker.id, [tracker.TaskEntry("line", 1)] * count)
+    tx.execute("UPDATE job SET token = ? WHERE id = ?", (JOB, job["id"]))
 
 
 def add_history(tx: Tx, place: Place, number: int) -> None:
@@ -162,6 +210,20 @@ READS: dict[str, Callable[[Place], Operation]] = {
     "logs down to a level": lambda p: (tracker.list_logs, (p.session, tracker.LogsBody(max_level=7, limit=10))),
     "older logs": lambda p: (tracker.list_logs, (p.session, tracker.LogsBody(max_level=7, limit=10, before=50))),
     "any lease": lambda p: (tracker.any_lease, ()),
+    "get a job": lambda p: (tracker.get_job, (p.worker, p.jobs["step of the run"][0])),
+    "a job's log": lambda p: (tracker.get_job_log, (p.session, p.jobs["running"][0], tracker.LinesQuery(3, 10))),
+    "the job of a task that is held": lambda p: (tracker.held_job, (p.worker.id, p.jobs["running"][1])),
+    "ask whether a task is held": lambda p: (tracker.log_to_task, (p.worker, tracker.TaskLogBody(p.held["plain"]))),
+    "find a template by its name": lambda p: (tracker.api_template, ("build",)),
+    "list jobs": lambda p: list_jobs(p),
+    "list a project's jobs": lambda p: list_jobs(p, project=p.third),
+    "list further jobs": lambda p: list_jobs(p, project=p.third, before=50),
+    "list a template's jobs": lambda p: list_jobs(p, template=p.template),
+    "list a project's jobs in a state": lambda p: list_jobs(p, project=p.third, state="failed"),
+    "list a template's jobs in a state": lambda p: list_jobs(p, template=p.template, state="waiting"),
+    "search jobs for a state that there is not": lambda p: list_jobs(p, state="timed_out"),
+    "list a project's jobs of a time": lambda p: list_jobs(p, project=p.third, start=0, end=2),
+    "list a project's jobs of a time without any": lambda p: list_jobs(p, project=p.third, start=0, end=0),
     **{f"list {state} tasks": lambda p, state=state: list_tasks(p, TaskFilter(state)) for state in tracker.TASK_STATES},
     **{
         f"search {state} tasks": lambda p, state=state: list_tasks(p, TaskFilter(state, "no such recipe"))
@@ -186,6 +248,10 @@ def list_tasks(place: Place, wanted: TaskFilter, after: str = "") -> Operation:
     return tracker.list_tasks, (place.session, place.first, wanted, after, 10)
 
 
+def list_jobs(place: Place, **query: Any) -> Operation:
+    return tracker.list_jobs, (place.session, tracker.JobsQuery(**query, limit=10))
+
+
 def log_page(place: Place, **query: Any) -> Operation:
     return tracker.log_page, (place.session, tracker.LogQuery(**query))
 
@@ -196,6 +262,10 @@ def of_row(function: Callable) -> Callable:
 
 BACKGROUND: dict[str, Callable[[Place], Operation]] = {
     "take snapshots": lambda p: (tracker.take_snapshots, (0, 5)),
+    "prune jobs": lambda p: (tracker.prune_jobs, (p.template,)),
+    "prune runs": lambda p: (tracker.prune_jobs, (0,)),
+    "prune templates": lambda p: (tracker.prune, ("template",)),
+    "prune scripts": lambda p: (tracker.prune, ("script",)),
     "prune log lines": lambda p: (tracker.prune, ("log_entry",)),
     "prune snapshots": lambda p: (tracker.prune, ("snapshot",)),
     "prune sessions": lambda p: (tracker.prune, ("session",)),
@@ -210,6 +280,10 @@ BACKGROUND: dict[str, Callable[[Place], Operation]] = {
 def page(function: Callable, place: Place, *args: Any) -> Operation:
     """What a page of the manager UI reads, with what frames every page."""
     return tracker.framed, (place.session, function, args)
+
+
+def jobs_page(place: Place, **query: Any) -> Operation:
+    return page(tracker.project_jobs, place, place.first, tracker.JobListQuery(**query))
 
 
 # These show or look for people, projects and long operations, of which there are few, and sort them.
@@ -241,6 +315,15 @@ PAGES: dict[str, Callable[[Place], Operation]] = {
     "who has access": lambda p: page(tracker.access_page, p, p.first, tracker.ListQuery()),
     "the account": lambda p: page(tracker.account_page, p),
     "the administration": lambda p: page(tracker.admin_page, p),
+    "the list of templates": lambda p: page(tracker.project_templates, p, p.first, tracker.ListQuery()),
+    "a template's page": lambda p: page(tracker.of_template(tracker.template_runs), p, TEMPLATE),
+    "the list of a project's jobs": lambda p: jobs_page(p),
+    "the jobs in a state": lambda p: jobs_page(p, state="cancelled"),
+    "a search for jobs": lambda p: jobs_page(p, state="failed", template=TEMPLATE),
+    "the jobs of a time": lambda p: jobs_page(p, start="2020-01-01T00:00", end="2020-12-31T00:00"),
+    "the list of all jobs": lambda p: page(tracker.all_jobs, p, tracker.JobListQuery()),
+    "a job's page": lambda p: page(tracker.job_page, p, JOB, tracker.JobQuery()),
+    "older lines on a job's page": lambda p: page(tracker.job_page, p, JOB, tracker.JobQuery(before=90)),
     "show a day's snapshots": lambda p: (tracker.sampled_snapshots, (p.first, range(10_000, 10_100, 10))),
 }
 SORTS_A_PAGE = ("the overview", "a project's page", "show who holds tasks", "show a day's snapshots")
@@ -278,7 +361,7 @@ def test_no_statement_of_a_page_or_in_the_background_scans_or_sorts_what_grows_w
     bench, place = place_with(SHORT)
     function, args = ALL[name](place)
     for sql, plan in bench.copy().plans(function, *args):
-        for table in ("task", "verification", "verifier_set", "kept_hash", "snapshot"):
+        for table in ("task", "verification", "verifier_set", "kept_hash", "snapshot", "job", "job_line"):
             assert not any(f"SCAN {table}" in line for line in plan), (sql, plan)
             assert name in SORTS_A_PAGE or not (f"FROM {table}" in sql and sorts(plan)), (sql, plan)
 
@@ -302,7 +385,7 @@ def test_a_task_that_awaits_verification_is_found_through_the_heads_of_the_verif
 
 
 def test_an_expired_task_is_found_through_the_index_on_the_deadline() -> None:
-    assert "SEARCH task USING INDEX task_deadline (deadline<?)" in plan_of("expire", "UPDATE task")
+    assert "SEARCH task USING INDEX task_deadline (deadline<?)" in plan_of("expire", "RETURNING id, project")
 
 
 def test_a_kept_hash_is_found_through_its_key() -> None:
@@ -310,12 +393,55 @@ def test_a_kept_hash_is_found_through_its_key() -> None:
     assert "SEARCH kept_hash USING PRIMARY KEY (project=? AND hash64=?)" in plan
 
 
+def test_a_job_for_those_who_do_nothing_else_is_found_through_its_index() -> None:
+    plan = plan_of("assign several jobs and nothing else", "FROM worker w")
+    assert "SEARCH job USING INDEX job_waiting (project=?)" in plan
+
+
+def test_a_job_that_is_to_be_forgotten_is_found_through_the_index_on_its_end() -> None:
+    for name in ("prune jobs", "prune runs"):
+        assert "SEARCH job USING INDEX job_finished (template=? AND finished>? AND finished<?)" in plan_of(
+            name, "ORDER BY finished LIMIT"
+        )
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ({"project": 3}, "job_project (project=? AND id"),
+        ({"project": 3, "state": "failed"}, "job_project_state (project=? AND state=? AND id"),
+        ({"template": 1}, "job_template (template=? AND id"),
+        ({"template": 1, "state": "failed"}, "job_template_state (template=? AND state=? AND id"),
+    ],
+)
+def test_a_list_of_jobs_goes_through_the_index_for_it(query: dict[str, Any], index: str) -> None:
+    bench, place = place_with(SHORT)
+    function, args = list_jobs(place, **query)
+    plans = [plan for sql, plan in bench.copy().plans(function, *args) if "ORDER BY id DESC" in sql]
+    assert plans and all(
+        f"SEARCH job USING INDEX {index}" in "\n".join(plan).replace("COVERING ", "") for plan in plans
+    )
+
+
+# What these executed before there were jobs: a plain task pays nothing for them.
+STATEMENTS = {"submit": 3, "assign": 3, "close and chain": 8, "fail": 3, "fail at last": 3, "skip": 3, "verify": 9}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_plain_task_costs_no_statement_more_than_before_there_were_jobs(name: str) -> None:
+    bench = Bench()
+    function, args = OPERATIONS[name](bench.do(furnish))
+    statements = [sql for sql, _ in bench.plans(function, *args)]
+    assert len(statements) == STATEMENTS[name]
+    assert not any(re.search(r"(FROM|JOIN|INTO|UPDATE) (job|job_line|template)\b", sql) for sql in statements)
+
+
 # ── Work ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in LOOKS_AT_A_HUNDRED])
 def test_an_operation_takes_as_many_steps_in_a_long_queue_as_in_a_short_one(name: str) -> None:
-    """Twenty times as many tasks in each state, log lines, snapshots, sessions and kept hashes."""
+    """Twenty times as many tasks in each state, log lines, jobs, snapshots, sessions and kept hashes."""
     taken = []
     for count in (SHORT, LONG):
         bench, place = place_with(count)

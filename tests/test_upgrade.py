@@ -42,17 +42,36 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 @pytest.fixture
 def old(path: Path) -> Path:
     """A file of version 1 with four projects, each with four tasks: waiting, assigned, failed, to be verified."""
+    return fill(path, 1)
+
+
+@pytest.fixture
+def old_2(path: Path) -> Path:
+    """The same of version 2."""
+    fill(path, 2)
     with opened(path) as connection:
-        connection.executescript((HOME / "tests" / "schema_1.sql").read_text("utf-8"))
+        connection.execute("UPDATE task SET assigned_at = ? WHERE assignee IS NOT NULL", (UPTIME - 100,))
+        connection.execute("INSERT INTO assignment VALUES (NULL, 2, 1, 1, 1, 1, 'skipped')")
+        connection.execute(
+            "INSERT INTO operation (kind, project, wanted, last_task, cursor, started, started_at)"
+            """ VALUES ('retry', 1, '{"state":"failed"}', 16, 0, 1, 1)"""
+        )
+    return path
+
+
+def fill(path: Path, version: int) -> Path:
+    with opened(path) as connection:
+        connection.executescript((HOME / "tests" / f"schema_{version}.sql").read_text("utf-8"))
         connection.execute("INSERT INTO meta VALUES ('uptime', ?), ('cookie_key', 'a key')", (UPTIME,))
         for worker in WORKER, OTHER:
             values = (worker.id, tracker.digest(worker.secret))
             connection.execute("INSERT INTO worker VALUES (?, 'worker', ?, 1, 1, 0, 7)", values)
         for project in IN_FLIGHT.values():
             add_project(connection, project)
-        connection.execute("INSERT INTO log_entry VALUES (1, 1, 1, 5, 'scope', 'a line', 1, 2)")
+        columns = "id, received, time, level, scope, message, worker, task"
+        connection.execute(f"INSERT INTO log_entry ({columns}) VALUES (1, 1, 1, 5, 'scope', 'a line', 1, 2)")
         connection.execute(f"PRAGMA application_id = {tracker.APPLICATION_ID}")
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute(f"PRAGMA user_version = {version}")
     return path
 
 
@@ -136,7 +155,7 @@ def test_every_row_that_was_there_is_there_after_the_upgrade(old: Path) -> None:
     tracker.prepare_file(old, tracker.Settings())
     after = dump(old)
     assert counts(old) == counted
-    assert set(after) == (set(before) - {"holding"}) | {"tally", "tally_hour", "assignment"}
+    assert set(after) >= (set(before) - {"holding"}) | {"tally", "tally_hour", "assignment", "job", "template"}
     for table in set(before) - {"holding"}:
         assert len(after[table]) == len(before[table]), table
     for table in ("worker", "project", "worker_access", "kept_hash", "verification", "verifier_set", "verifier"):
@@ -177,6 +196,59 @@ def test_no_assignment_begins_in_the_future_whatever_the_default_lease_was(old: 
     with opened(old) as connection:
         began = connection.execute("SELECT assigned_at FROM task WHERE assignee IS NOT NULL").fetchall()
     assert began == 4 * [(UPTIME,)]
+
+
+# ── From version 2 ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_of_version_2_gets_the_tables_indexes_and_triggers_of_a_fresh_one(old_2: Path, tmp_path: Path) -> None:
+    fresh = tmp_path / "fresh.db"
+    for path in old_2, fresh:
+        tracker.prepare_file(path, tracker.Settings())
+    assert shape(old_2) == shape(fresh)
+    with opened(old_2) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_every_row_and_count_of_a_file_of_version_2_is_there_after_the_upgrade(old_2: Path) -> None:
+    before, counted = dump(old_2), counts(old_2)
+    tracker.prepare_file(old_2, tracker.Settings())
+    after = dump(old_2)
+    assert counts(old_2) == counted
+    for table in set(before) - {"task"}:
+        assert after[table] == before[table], table
+    assert [sorted(map(str, row)) for row in after["task"]] == [
+        sorted([*map(str, row), "None"]) for row in before["task"]
+    ]
+    with opened(old_2) as connection:
+        assert connection.execute("SELECT DISTINCT job FROM task").fetchall() == [(None,)]
+
+
+def test_what_was_going_on_in_a_file_of_version_2_goes_on(old_2: Path) -> None:
+    prepared = Prepared(old_2)
+    prepared.clock.start(UPTIME + 20)
+    assert prepared.run(tracker.release_task, WORKER, ReleaseBody(2, OK, 7)) is False  # one of two verifications
+    assert prepared.run(tracker.release_task, WORKER, ReleaseBody(6, tracker.SKIP))
+    [operation] = prepared.run(tracker.unfinished_operations)
+    assert finish(prepared, operation) == 1
+    assert {project: numbers[:4] for project, numbers in counts(old_2).items() if project < 3} == {
+        1: (2, 0, 2, 0),
+        2: (2, 0, 1, 1),
+    }
+
+
+@pytest.mark.parametrize("file", ["old", "old_2"])
+def test_a_job_can_be_made_and_done_in_an_upgraded_file(file: str, request: pytest.FixtureRequest) -> None:
+    prepared = Prepared(request.getfixturevalue(file))
+    session = prepared.run(tracker.register_manager, "admin", "unused")[1]
+    body = tracker.TemplateBody(project=1, name="build", script="echo", priority=9)
+    template = prepared.run(tracker.create_template, session, body)["template"]["id"]
+    job = prepared.run(tracker.trigger_template, WORKER, template, tracker.TriggerBody())["job"]["id"]
+    [task] = prepared.run(tracker.assign_tasks, WORKER, [1]).tasks
+    assert task["job"]["id"] == job
+    assert prepared.run(tracker.release_task, WORKER, ReleaseBody(task["id"], OK))
+    assert prepared.run(tracker.get_job, session, job)["job"]["state"] == "succeeded"
+    assert "job" not in prepared.run(tracker.assign_tasks, WORKER, [1]).tasks[0]
 
 
 # ── What was going on ─────────────────────────────────────────────────────────────────────────────────────────────────
