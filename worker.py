@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tracker's client: submit tasks from a file and look at the projects, from any machine.
+"""The tracker's client: submit tasks from a file, run them, and look at the projects, from any machine.
 
 Copied alone to another machine it works: it needs Python 3.11, httpx and rich (`python -m pip install httpx rich`) and
 nothing else of the tracker. `python worker.py --help` is the manual.
@@ -9,30 +9,48 @@ without ever holding it whole; *Tasks from lines* turns each into a task, or ref
 requests through the *Client*, which alone knows how to wait for a slow or lost server, and tells the *Display* how far
 it is. Who we are to that server comes from *Credentials*; what we may do there is asked for in *Access*.
 
+How a run flows: the *Taker*, a thread, asks for as many tasks as there is room for; each becomes an *Execution*, a
+thread that has *Commands* say what to start, starts it as a *Process* and judges its end; what the process prints goes
+through its *Streams* into a *TaskLog*; the *Courier*, a thread, brings logs and results to the tracker. The *Runner*
+holds what they share, and its main thread watches the time limits and the signals.
+
 Sections: Failures and exit statuses · Interrupts · Display · Client · Credentials · Access · Input · Tasks from lines ·
-Submit · Status · Command line.
+Submit · Status · Run (tasks and their commands, processes, what a process prints, one task, delivery, taking tasks,
+run) · Command line.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
+import copy
 import dataclasses
 import datetime
 import email.utils
+import enum
+import errno
+import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import random
 import re
+import secrets
 import select
+import shlex
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,7 +71,7 @@ except ModuleNotFoundError as missing:
 # ── Failures and exit statuses ──────────────────────────────────────────────────────────────────────────────────────
 
 EXIT_OK = 0
-EXIT_SOME_REFUSED = 1
+EXIT_SOME_REFUSED = EXIT_SOME_FAILED = 1
 EXIT_FAILED = 2  # usage, permission or server error
 EXIT_SIGNAL = 128  # plus the number of the signal: 130 after Ctrl-C
 
@@ -180,6 +198,14 @@ class Display:
             self.bar.update(self.task, description=printable(reason, 30))
         elif self._due("waiting"):
             self.notice(reason)
+
+    def lost(self, server: str, reason: str) -> None:
+        """An outage begins."""
+        self.notice(f"no answer from {server} ({reason}); trying until it is back")
+
+    def back(self, server: str, seconds: float) -> None:
+        """An outage is over that has lasted so long."""
+        self.notice(f"{server} answers again after {duration(seconds)}")
 
     def notice(self, text: str) -> None:
         """One line that stays."""
@@ -348,7 +374,7 @@ class _Outage:
         if self.since is None:
             self.since = now
             self._give_up_at_once_if_wrong(lost)
-            client.display.notice(f"no answer from {client.server} ({lost.reason}); trying until it is back")
+            client.display.lost(client.server, lost.reason)
         else:
             client.display.waiting(f"no answer for {duration(now - self.since)}: {lost.reason}")
         # Spread out, so that a crowd of workers does not come back in step.
@@ -370,9 +396,7 @@ class _Outage:
 
     def over(self) -> None:
         if self.since is not None:
-            self.client.display.notice(
-                f"{self.client.server} answers again after {duration(time.monotonic() - self.since)}"
-            )
+            self.client.display.back(self.client.server, time.monotonic() - self.since)
             self.since, self.pause, self.internal_errors = None, self.client.FIRST_PAUSE, 0
 
 
@@ -1136,6 +1160,1236 @@ def run_status(args: argparse.Namespace, interrupts: Interrupts) -> int:
     return EXIT_OK
 
 
+# ── Run: tasks and their commands ───────────────────────────────────────────────────────────────────────────────────
+
+DONE, FAILED, SKIPPED = 0, 1, 2  # results of a release, as the tracker numbers them
+
+
+class CannotRun(Exception):
+    """No process can be started for this task; the text says why. ours: on another machine it may well run."""
+
+    def __init__(self, reason: str, ours: bool = False):
+        super().__init__(reason)
+        self.ours = ours
+
+
+@dataclasses.dataclass
+class Assignment:
+    """A task that is ours until we release it or its lease ends."""
+
+    task: dict[str, Any]
+    received: float = dataclasses.field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.id: int = self.task["id"]
+        self.recipe: str = self.task["recipe"]
+        #: What a task that is a job's brings along; empty for a plain one.
+        self.job: dict[str, Any] = self.task.get("job") or {}
+
+    @property
+    def name(self) -> str:
+        """What people are shown."""
+        return self.job.get("template") or self.recipe
+
+    @property
+    def is_verified(self) -> bool:
+        """Several workers must report the same."""
+        return (self.task.get("verification_count") or 0) > 1
+
+    def time_limit(self, plain: float | None, grace: float) -> float:
+        """Seconds that its process may take. A plain task's is `plain`, but it must be ended before its lease is:
+        an ended lease counts as no attempt, and the same task would hang one worker after the other.
+        """
+        if self.job:
+            return self.job.get("timeout") or math.inf
+        lease = self.task.get("max_assign_time") or math.inf
+        return min(plain or math.inf, max(lease - grace - 1, lease / 2))
+
+
+@dataclasses.dataclass
+class Invocation:
+    """What to start for a task."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    stdin: bytes
+    is_script: bool
+
+
+#: A script that is open for writing cannot be executed, and a process that is just being started holds a copy of every
+#: file that is open: so nothing is started while a script is being written.
+starting = threading.Lock()
+
+
+class Commands:
+    """Makes the invocation of a task: of the command that was given to us, or of the job's own script."""
+
+    PLACEHOLDER = re.compile(r"\{(recipe|id|project|job)\}")
+    NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+    # One string of an environment may have 128 KiB on Linux; all together have to share 2 MiB with the arguments.
+    LONGEST_VALUE, LARGEST_ENVIRONMENT = 100_000, 500_000
+    OWN_NAMES = ("TRACKER_TASK", "TRACKER_JOB", "TRACKER_TEMPLATE", "TRACKER_RECIPE", "TRACKER_PROJECT", "TRACKER_VAR_")
+
+    def __init__(self, command: list[str], server: str, allow_scripts: bool):
+        self.command = command
+        self.server = server
+        self.allow_scripts = allow_scripts
+
+    @contextlib.contextmanager
+    def invocation(self, assignment: Assignment) -> Iterator[Invocation]:
+        """What to start for the task; a script is there until the block ends. CannotRun says why there is nothing."""
+        task = json.dumps(assignment.task)
+        environment = self._environment(assignment, task)
+        if assignment.job.get("script") is None:
+            yield Invocation(self._filled_in(assignment), environment, task.encode(), is_script=False)
+            return
+        if not self.allow_scripts:
+            raise CannotRun("this job brings a script, and the worker was started without --allow-scripts")
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="tracker-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise CannotRun(f"no temporary folder for the script: {error}", ours=True) from None
+        with folder as path:  # nobody else may look into it
+            arguments = self._script(assignment.job, Path(path) / "script")
+            yield Invocation(arguments, environment, task.encode(), is_script=True)
+
+    def _filled_in(self, assignment: Assignment) -> list[str]:
+        if not self.command:
+            raise CannotRun("this task brings no script, and the worker was started without a COMMAND")
+        values = {
+            "recipe": assignment.recipe,
+            "id": str(assignment.id),
+            "project": str(_project_id(assignment.task)),
+            "job": assignment.job.get("id", ""),
+        }
+        filled = []
+        for argument in self.command:
+            if argument == "{arguments}":
+                filled += map(_as_text, assignment.job.get("arguments") or [])
+            else:
+                filled.append(self.PLACEHOLDER.sub(lambda match: values[match[1]], argument))
+        return filled
+
+    def _script(self, job: dict[str, Any], path: Path) -> list[str]:
+        """Writes the script and returns the arguments that run it."""
+        source = job["script"]["source"]
+        try:
+            with starting:
+                path.write_bytes(source.encode())
+                path.chmod(0o700)
+        except (OSError, UnicodeEncodeError) as error:
+            raise CannotRun(f"the script cannot be written: {error}", ours=isinstance(error, OSError)) from None
+        arguments = [_as_text(argument) for argument in job.get("arguments") or []]
+        if runas := job.get("runas"):
+            try:
+                template = shlex.split(runas)
+            except ValueError as error:
+                raise CannotRun(f"runas {runas!r}: {error}") from None
+            return [part.replace("%script%", str(path)) for part in template] + arguments
+        if os.name != "posix":
+            raise CannotRun("a script without a runas template cannot be run on this system", ours=True)
+        return [*([] if source.startswith("#!") else ["/bin/sh"]), str(path), *arguments]
+
+    def _environment(self, assignment: Assignment, task: str) -> dict[str, str]:
+        job = assignment.job
+        ours = {
+            "TRACKER_SERVER": self.server,
+            "TRACKER_TASK_ID": str(assignment.id),
+            "TRACKER_PROJECT": str(_project_id(assignment.task)),
+            "TRACKER_JOB": job.get("id", ""),
+            "TRACKER_TEMPLATE": job.get("template") or "",
+            "TRACKER_RECIPE": assignment.recipe,
+            "TRACKER_TASK": task,
+        }
+        for name, value in (job.get("variables") or {}).items():
+            if self.NAME.fullmatch(name):
+                ours[f"TRACKER_VAR_{name}"] = _as_text(value)
+        # A variable like BASH_ENV or LD_PRELOAD is as good as a script. Ours carry a prefix because anybody who may
+        # trigger the template chooses their names.
+        if self.allow_scripts:
+            ours |= {
+                name: _as_text(value) for name, value in (job.get("env") or {}).items() if self.NAME.fullmatch(name)
+            }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.OWN_NAMES)}
+        return inherited | self._fitting(ours)
+
+    def _fitting(self, values: dict[str, str]) -> dict[str, str]:
+        """Those values that an environment can hold; the others are in the task on standard input only."""
+        fitting, size = {}, 0
+        for name, value in values.items():
+            try:
+                length = len(os.fsencode(value))
+            except UnicodeEncodeError:
+                continue
+            if value and "\0" not in value and length < self.LONGEST_VALUE and size + length < self.LARGEST_ENVIRONMENT:
+                fitting[name] = value
+                size += length
+        return fitting
+
+
+def _project_id(task: dict[str, Any]) -> int | str:
+    project = task.get("project")
+    return project.get("id", "") if isinstance(project, dict) else ""
+
+
+def _as_text(value: Any) -> str:
+    """Text as it is, nothing as an empty text, anything else as JSON."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+# ── Run: processes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+Take = Callable[[str, str], None]  # the name of the stream, and a line without its end
+
+
+class Stream(threading.Thread):
+    """Reads what a process and its children write to one of its streams, line by line, until it is told to finish.
+
+    The end of a pipe is no sign of the end: a child that has left its group may keep it open for ever. So we keep a
+    writing end as well, and finish by writing a mark behind everything that was written so far.
+    """
+
+    LONGEST_LINE = 60_000  # bytes; the rest of a longer one is taken for the next line
+
+    def __init__(self, name: str, take: Take):
+        super().__init__(name=name, daemon=True)
+        self.take = take
+        self.mark = secrets.token_hex(16).encode()
+        self.reading, self.writing = os.pipe()
+
+    def run(self) -> None:
+        begun = b""
+        while self.mark not in begun:
+            begun += os.read(self.reading, 65536)
+            *lines, begun = begun.split(b"\n")
+            for line in lines:
+                if self.mark in line:
+                    begun = line
+                    break
+                self._take(line)
+            if len(begun) > self.LONGEST_LINE + len(self.mark):
+                self._take(begun[: self.LONGEST_LINE])
+                begun = begun[self.LONGEST_LINE :]
+        if last := begun.partition(self.mark)[0]:
+            self._take(last)
+        self.close()
+
+    def _take(self, line: bytes) -> None:
+        for start in range(0, len(line) or 1, self.LONGEST_LINE):
+            piece = line[start : start + self.LONGEST_LINE].removesuffix(b"\r")
+            self.take(self.name, piece.decode(errors="replace").replace("\0", "\ufffd"))
+
+    def finish(self) -> None:
+        """Returns when everything that was written before this call has been taken."""
+        while True:
+            try:
+                os.write(self.writing, self.mark)
+                break
+            except BlockingIOError:  # full, and the process has made it non-blocking
+                time.sleep(0.01)
+        self.join()
+
+    def close(self) -> None:
+        os.close(self.reading)
+        os.close(self.writing)
+
+
+class Process:
+    """A command in a session and process group of its own, so that it can be ended together with its children."""
+
+    LINGER = 1.0  # seconds that its children may go on without it
+    LACKING = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC))
+
+    def __init__(self, invocation: Invocation, take: Take):
+        """Starts it; take is called by other threads. CannotRun when it cannot be started."""
+        self.began = time.monotonic()
+        self.is_doomed = self.has_exited = self.is_over = False
+        self.streams: list[Stream] = []
+        try:
+            self.streams = [Stream("stdout", take), Stream("stderr", take)]
+            self.popen = self._start(invocation)
+        except (OSError, ValueError, IndexError) as error:
+            for stream in self.streams:
+                stream.close()
+            raise self._explained(error, invocation) from None
+        for stream in self.streams:
+            stream.start()
+
+    def _start(self, invocation: Invocation) -> subprocess.Popen:
+        # From a file: a command that does not read all of it, or nothing, neither blocks nor breaks a pipe.
+        with tempfile.TemporaryFile() as stdin, starting:
+            stdin.write(invocation.stdin)
+            stdin.seek(0)
+            return subprocess.Popen(
+                invocation.arguments,
+                env=invocation.environment,
+                stdin=stdin,
+                stdout=self.streams[0].writing,
+                stderr=self.streams[1].writing,
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+
+    def _explained(self, error: Exception, invocation: Invocation) -> CannotRun:
+        if not isinstance(error, OSError):  # a NUL or half a character in an argument; no argument at all
+            return CannotRun(f"cannot start the command: {error}")
+        name = printable(invocation.arguments[0])
+        hint = "; leave {recipe} out of the arguments and read standard input" * (error.errno == errno.E2BIG)
+        ours = error.errno in self.LACKING or not (invocation.is_script or error.errno == errno.E2BIG)
+        return CannotRun(f"cannot start {name}: {error.strerror}{hint}", ours)
+
+    def wait(self) -> int:
+        """Waits for its end and ends what it has left behind. The exit status, or minus the number of a signal."""
+        code = self.popen.wait()
+        self.has_exited = True
+        end = time.monotonic() + self.LINGER
+        while not self.is_doomed and self._has_children() and time.monotonic() < end:
+            time.sleep(0.02)
+        self.kill()
+        self.is_over = True
+        for stream in self.streams:
+            stream.finish()
+        return code
+
+    def _has_children(self) -> bool:
+        return os.name == "posix" and self._signal(0)
+
+    def terminate(self) -> None:
+        """Asks it and its children to end."""
+        self.is_doomed = True
+        if os.name == "posix":
+            self._signal(signal.SIGTERM)
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends it and its children."""
+        if os.name == "posix":
+            self._signal(signal.SIGKILL)
+        elif self.popen.poll() is None:
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.popen.pid)], capture_output=True)
+
+    def _signal(self, number: int) -> bool:
+        """Whether there was anybody to get the signal."""
+        if self.is_over:  # the number may be another group's now
+            return False
+        try:
+            os.killpg(self.popen.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+
+# ── Run: what a process prints ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Tail:
+    """The last lines of something, as many as fit."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.lines: collections.deque[str] = collections.deque()
+        self.length = 0
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+        self.length += len(line) + 1
+        while self.length - 1 > self.size and len(self.lines) > 1:
+            self.length -= len(self.lines.popleft()) + 1
+
+    def text(self) -> str:
+        return "\n".join(self.lines)[-self.size :]
+
+
+class TaskLog:
+    """The lines of a task that the tracker has not stored yet, numbered from 0 within the assignment.
+
+    When the server is away for long, the lines that are too many are dropped, and counted in one that is not.
+    """
+
+    MOST = 512 * 1024  # characters that wait, with some for each line
+    LINE_COSTS = 100
+    BATCH = 500, 80_000  # lines and characters in one request: less than 1 MiB, whatever characters they are
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.entries: collections.deque[dict[str, Any]] = collections.deque()
+        self.size = 0
+        self.first = 0  # the number of entries[0]
+        self.dropped = 0
+        self.is_closed = False
+
+    def add(self, level: str, scope: str, message: str) -> None:
+        with self.lock:
+            if self.is_closed:
+                return
+            if self.size > self.MOST:
+                self.dropped += 1
+                return
+            self._say_what_was_dropped()
+            self._append(level, scope, message)
+
+    def end(self) -> None:
+        """No more lines will come."""
+        with self.lock:
+            if not self.is_closed:
+                self._say_what_was_dropped()
+
+    def _say_what_was_dropped(self) -> None:
+        if self.dropped:
+            self._append("warn", "run", f"{self.dropped:,} lines dropped: too many while the tracker did not take them")
+            self.dropped = 0
+
+    def _append(self, level: str, scope: str, message: str) -> None:
+        self.entries.append({"message": message, "timestamp": int(time.time()), "level": level, "scope": scope})
+        self.size += len(message) + self.LINE_COSTS
+
+    def batch(self) -> list[dict[str, Any]]:
+        """The next entries to send, which stay here until sent() tells that they were stored."""
+        lines, size = self.BATCH
+        taken = []
+        with self.lock:
+            for entry in itertools.islice(self.entries, lines):
+                size -= len(entry["message"])
+                if taken and size < 0:
+                    break
+                taken.append(entry)
+        return taken
+
+    def sent(self, count: int) -> None:
+        with self.lock:
+            self.first += count
+            for _ in range(count):
+                self.size -= len(self.entries.popleft()["message"]) + self.LINE_COSTS
+
+    def close(self) -> None:
+        """Forgets every line, and those that will come."""
+        with self.lock:
+            self.is_closed = True
+            self.entries.clear()
+
+
+class Printed:
+    """Takes the lines of one process: into the job's log, and as tails into the result."""
+
+    def __init__(self, log: TaskLog | None, stderr_level: str, verified: bool, echo: Take | None):
+        self.log = log
+        self.levels = {"stdout": "info", "stderr": stderr_level}
+        self.echo = echo
+        self.lock = threading.Lock()
+        self.tail = Tail(64 * 1024)
+        self.stderr = Tail(2000)
+        self.last_line = ""
+        self.hash = hashlib.sha256() if verified else None
+
+    def take(self, stream: str, line: str) -> None:
+        with self.lock:
+            self.tail.add(line)
+            if stream == "stderr":
+                self.stderr.add(line)
+            else:
+                self.last_line = line if line.strip() else self.last_line
+                if self.hash:
+                    self.hash.update(line.encode() + b"\n")
+            if self.log is not None:
+                self.log.add(self.levels[stream], stream, line)
+            if self.echo:
+                self.echo(stream, line)
+
+    def verification(self) -> int:
+        """The hash of standard output, which equal results of different workers have in common."""
+        return int.from_bytes(self.hash.digest()[:8], "big") if self.hash else 0
+
+
+# ── Run: one task ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What has become of a task, as it will be released."""
+
+    result: int
+    reason: str  # for people
+    output: dict[str, Any] | None = None
+    verification: int = 0
+    unfit: bool = False  # this worker could not run any other task either
+
+
+class Cause(enum.Enum):
+    """Why we end a process that has not ended by itself."""
+
+    TIMEOUT = "timed out"
+    STOPPED = "stopped together with this worker"
+    TAKEN_AWAY = "cancelled, or its lease has ended"
+
+
+@dataclasses.dataclass
+class Terms:
+    """What the command line says about every task."""
+
+    commands: Commands
+    timeout: float | None
+    kill_grace: float
+    skip_status: frozenset[int]
+    stderr_level: str
+    echo: Callable[[int, str], None] | None  # with --verbose: the id of the task and a line
+
+
+class Execution(threading.Thread):
+    """One task: starts its process, waits for it, and tells what came of it in `outcome`.
+
+    tick(), which the Runner calls a few times a second, ends a process whose time is over or that stop() has doomed.
+    """
+
+    def __init__(self, assignment: Assignment, terms: Terms, ended: Callable[[Execution], None]):
+        super().__init__(name=f"task {assignment.id}", daemon=True)
+        self.assignment = assignment
+        self.terms = terms
+        self.ended = ended
+        self.outcome: Outcome | None = None
+        self.cause: Cause | None = None
+        self.process: Process | None = None
+        self.kill_at = math.inf
+        self.limit = assignment.time_limit(terms.timeout, terms.kill_grace)
+        self.log = TaskLog()
+        #: When the tracker last told that the task is ours.
+        self.held_at = assignment.received
+        echo = terms.echo and (lambda stream, line: terms.echo(assignment.id, line))
+        # Who runs a million plain tasks does not want a million lines: of those only a failure is logged.
+        log = self.log if assignment.job else None
+        self.printed = Printed(log, terms.stderr_level, assignment.is_verified, echo)
+
+    def run(self) -> None:
+        try:
+            outcome = self._execute()
+        except CannotRun as reason:
+            outcome = self._not_run(reason)
+        except Exception as error:
+            traceback.print_exc()
+            outcome = Outcome(SKIPPED, f"a fault of worker.py: {error!r}", unfit=True)
+        self.end(outcome)
+
+    def end(self, outcome: Outcome) -> None:
+        """Sets the outcome. No line is logged after it."""
+        if outcome.result == FAILED:
+            self.log.add("error", "run", outcome.reason + self._last_words())
+        self.log.end()
+        self.outcome = outcome
+        self.ended(self)
+
+    def _last_words(self) -> str:
+        """What tells why a plain task has failed; a job's log has it already."""
+        said = self.printed.stderr.text() or self.printed.last_line[-2000:]
+        return f"; it said last:\n{said}" if said and not self.assignment.job else ""
+
+    def _execute(self) -> Outcome:
+        with self.terms.commands.invocation(self.assignment) as invocation:
+            self.process = Process(invocation, self.printed.take)
+            code = self.process.wait()
+        return self._judged(code, time.monotonic() - self.process.began)
+
+    def _not_run(self, reason: CannotRun) -> Outcome:
+        if reason.ours:
+            return Outcome(SKIPPED, str(reason), unfit=True)
+        return Outcome(FAILED, str(reason), self._output(None, 0.0))
+
+    def _judged(self, code: int, seconds: float) -> Outcome:
+        output = self._output(code, seconds)
+        if self.cause is Cause.TIMEOUT:
+            return Outcome(FAILED, f"killed after {duration(self.limit)}", output)
+        if self.cause is not None:
+            return Outcome(SKIPPED, self.cause.value)
+        reason = f"killed by {_signal_name(-code)}" if code < 0 else f"exit status {code}"
+        if code == 0:
+            return Outcome(DONE, reason, output, self.printed.verification())
+        return Outcome(SKIPPED if code in self.terms.skip_status else FAILED, reason, output)
+
+    def _output(self, code: int | None, seconds: float) -> dict[str, Any] | None:
+        """The result of a job."""
+        if not self.assignment.job:
+            return None
+        whole, part = divmod(round(seconds * 1e9), 10**9)
+        return {
+            "code": code if code is None or code >= 0 else None,
+            "log": self.printed.tail.text(),
+            "lastline": self.printed.last_line,
+            "signal": _signal_name(-code) if code is not None and code < 0 else None,
+            "killed": self.cause is Cause.TIMEOUT,
+            "times": {"seconds": whole, "nanoseconds": part},
+        }
+
+    def stop(self, cause: Cause) -> None:
+        """Has the process ended; the first cause is the one that counts."""
+        self.cause = self.cause or cause
+
+    def tick(self, now: float) -> None:
+        """Ends a process whose time has come: kindly first, by force after a grace."""
+        if self.process is None or self.process.has_exited:
+            return
+        if self.cause is None and now - self.process.began >= self.limit:
+            self.stop(Cause.TIMEOUT)
+        if self.cause is not None and self.kill_at == math.inf:
+            self.kill_at = now + self.terms.kill_grace
+            self.process.terminate()
+        if now >= self.kill_at:
+            self.process.kill()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# ── Run: delivery ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Halted(Exception):
+    """This thread should end: a signal has come, or there is nothing left to do."""
+
+
+class Halt:
+    """What Interrupts are to the main thread, to another one: its Client waits with it, and set() ends the wait."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def set(self) -> None:
+        self.event.set()
+
+    def deferred(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def check(self) -> None:
+        """Raises Halted once set() was called."""
+        if self.event.is_set():
+            raise Halted
+
+    def sleep(self, seconds: float) -> None:
+        self.event.wait(seconds)
+        self.check()
+
+
+class RunClient(Client):
+    """A Client that several threads may have copies of, each with interrupts of its own."""
+
+    INTERNAL_ERRORS_BORNE = 30  # a result that waits deserves more patience than a file that can be sent again
+
+    def call(self, method: str, path: str, body: Any = None) -> Answer:
+        try:
+            return super().call(method, path, body)
+        finally:
+            self.display.answered()
+
+    def copy(self) -> tuple[RunClient, Halt]:
+        """A copy for another thread, and what stops it."""
+        other = copy.copy(self)  # httpx's own client is made to be shared
+        other.interrupts = halt = Halt()
+        return other, halt
+
+
+class Courier(threading.Thread):
+    """Brings log lines and results to the tracker, and kills what the tracker says is not ours any more.
+
+    The only thread that does: what one task has to say arrives in the order in which it was said.
+    """
+
+    PAUSE = 0.25  # seconds between two batches of the same log
+
+    def __init__(self, runner: Runner, client: RunClient, heartbeat: float):
+        super().__init__(name="courier", daemon=True)
+        self.runner = runner
+        self.client = client
+        self.heartbeat = heartbeat
+
+    def run(self) -> None:
+        try:
+            while True:
+                self.client.interrupts.check()
+                for execution in self.runner.undelivered(self.PAUSE):
+                    self._deliver(execution)
+        except Halted:
+            pass
+        except Fail as failure:
+            self.runner.fail(failure, hopeless=True)
+
+    def _deliver(self, execution: Execution) -> None:
+        outcome = execution.outcome  # looked at before the lines: once it is there, no further line comes
+        if execution.cause is not Cause.TAKEN_AWAY:
+            self._send_log(execution, all_of_it=outcome is not None)
+        if outcome is None:
+            return
+        if execution.cause is Cause.TAKEN_AWAY:
+            self.runner.settle(execution, None)
+        else:
+            self.runner.settle(execution, self._release(execution, outcome))
+
+    def _send_log(self, execution: Execution, all_of_it: bool) -> None:
+        while True:
+            entries = execution.log.batch()
+            is_silent = not all_of_it and time.monotonic() - execution.held_at >= self.heartbeat
+            if not (entries or is_silent):
+                return
+            try:
+                self._post_log(execution, entries)
+            except Refused as refused:
+                self._give_up_logging(execution, refused)
+                return
+            if not all_of_it or execution.cause is Cause.TAKEN_AWAY:
+                return
+
+    def _post_log(self, execution: Execution, entries: list[dict[str, Any]]) -> None:
+        body = {"task_id": execution.assignment.id, "first": execution.log.first, "entries": entries}
+        answer = self.client.call("POST", "/task/log", body)
+        execution.held_at = time.monotonic()
+        if answer.content.get("held") is False:
+            execution.stop(Cause.TAKEN_AWAY)
+        elif entries:
+            execution.log.sent(len(entries))
+
+    def _give_up_logging(self, execution: Execution, refused: Refused) -> None:
+        """A log that is not taken is no reason to lose the result."""
+        self.runner.display.notice(f"log lines of task {execution.assignment.id} refused: {refused.message}")
+        execution.log.close()
+        execution.held_at = math.inf
+
+    def _release(self, execution: Execution, outcome: Outcome) -> bool | None:
+        """Whether the release counted; None when the tracker refuses it."""
+        assignment = execution.assignment
+        body: dict[str, Any] = {"task_id": assignment.id, "result": outcome.result}
+        if assignment.is_verified:
+            body["verification"] = outcome.verification
+        if outcome.output is not None:
+            body["output"] = outcome.output
+        try:
+            answer = self._post_release(body)
+        except Refused as refused:
+            self.runner.display.notice(f"the result of task {assignment.id} was refused: {refused.message}")
+            return None
+        # A release that was sent twice, or waits for other workers' verification, need not have changed anything.
+        return bool(answer.content.get("updated")) or answer.repeated or assignment.is_verified
+
+    def _post_release(self, body: dict[str, Any]) -> Answer:
+        try:
+            return self.client.call("POST", "/task/release", body)
+        except Refused as refused:
+            if refused.status not in (400, 408, 413) or "output" not in body:
+                raise
+            texts = {name: body["output"][name][-2000:] for name in ("log", "lastline")}
+            return self.client.call("POST", "/task/release", {**body, "output": {**body["output"], **texts}})
+
+
+# ── Run: taking tasks ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Taker(threading.Thread):
+    """Asks the tracker for as many tasks as can be started at once, and never for one more."""
+
+    WAIT = 20  # seconds that a request waits for a task
+    FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+
+    def __init__(self, runner: Runner, client: RunClient, projects: list[int], until_empty: bool):
+        super().__init__(name="taker", daemon=True)
+        self.runner = runner
+        self.client = client
+        self.projects = projects
+        self.until_empty = until_empty
+        self.pause = self.FIRST_PAUSE
+
+    def run(self) -> None:
+        try:
+            while wanted := self.runner.wanted():
+                self._take(wanted)
+        except Halted:
+            pass
+        except Fail as failure:
+            self.runner.fail(failure)
+        self.runner.taken_all()
+
+    def _take(self, wanted: int) -> None:
+        self._spare_skipped_tasks()
+        settled = self.runner.settled()
+        try:
+            tasks = self._ask(wanted)
+        except Refused as refused:
+            self._refused(refused)
+            return
+        self.pause = self.FIRST_PAUSE
+        if tasks:
+            self.runner.display.state("")
+            self.runner.start_all(tasks)
+        elif self.until_empty and (self.runner.is_busy() or settled != self.runner.settled()):
+            self.runner.wait_for_settlement(settled)  # a task that fails may be waiting again
+        else:
+            self.runner.display.state(self._why_nothing())
+            if self.until_empty:
+                raise Halted
+
+    def _ask(self, wanted: int) -> list[dict[str, Any]]:
+        query = "&".join(f"project={project}" for project in self.projects)
+        path = f"/task/get?{query}&count={wanted}" + ("" if self.until_empty else f"&wait={self.WAIT}")
+        try:
+            content = self.client.call("GET", path).content
+        except Refused as refused:
+            if refused.status == 200:  # "No task available" is no error
+                return []
+            raise
+        tasks = content.get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) and "id" in task for task in tasks):
+            raise Fail(f"{self.client.server} answered /task/get with something that is no list of tasks")
+        return tasks
+
+    def _spare_skipped_tasks(self) -> None:
+        """A task that was skipped is the next one again: pauses that grow, so that it does not go round and round."""
+        skips = self.runner.skips_in_a_row
+        if skips and not self.until_empty:
+            self.runner.display.state("pausing after a skipped task")
+            self.client.interrupts.sleep(min(self.FIRST_PAUSE * 2 ** (skips - 1), self.LONGEST_PAUSE))
+
+    def _refused(self, refused: Refused) -> None:
+        """Waits while a manager has paused us; asks for access when it is that. Fail when there is nothing to do."""
+        if refused.status != 403:
+            raise Fail(f"{self.client.server} hands out no tasks: {refused.message}")
+        if not self._is_paused():
+            named = re.search(r"project (\d+)", refused.message)
+            project = int(named[1]) if named and int(named[1]) in self.projects else self.projects[0]
+            ask_for_access(self.client, project, refused, assign=True, submit=False)
+        self.runner.display.state("a manager has paused this worker; waiting until it may go on")
+        self.client.interrupts.sleep(self.pause)
+        self.pause = min(self.pause * 2, self.LONGEST_PAUSE)
+
+    def _is_paused(self) -> bool:
+        with contextlib.suppress(Refused):
+            worker = self.client.call("GET", f"/worker/get/{self.client.worker.id}").content.get("worker")
+            return isinstance(worker, dict) and worker.get("paused") is True
+        return False
+
+    def _why_nothing(self) -> str:
+        paused = [project for project in self.projects if self._project_is_paused(project)]
+        if not paused:
+            return "no task available"
+        return f"no task available: project {', '.join(map(str, paused))} paused by a manager"
+
+    def _project_is_paused(self, project: int) -> bool:
+        with contextlib.suppress(Refused):  # a hidden one
+            return self.client.call("GET", f"/project/get/{project}").content.get("paused") is True
+        return False
+
+
+# ── Run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Phase(enum.IntEnum):
+    """How far a stop has got."""
+
+    RUNNING = 0
+    FINISHING = 1  # takes no more tasks, lets those that run end
+    KILLING = 2  # ends them, and delivers what there is
+    LEAVING = 3  # waits for nothing
+
+
+class StopSignals:
+    """Counts the signals that ask us to stop; the first one is remembered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = 0
+
+    def install(self) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.first = self.first or number
+        self.count += 1
+
+
+@dataclasses.dataclass
+class Tally:
+    """What has become of the tasks that were taken."""
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    lost: int = 0  # taken away from us before we had released them, or refused
+
+    def text(self) -> str:
+        lost = f", taken away {self.lost:,}" if self.lost else ""
+        return f"done {self.done:,}, failed {self.failed:,}, skipped {self.skipped:,}{lost}"
+
+
+class Runner:
+    """Keeps up to `concurrency` tasks running until it is told to stop, and says how it is getting on.
+
+    The Taker starts tasks, each Execution is a thread of its own, the Courier delivers; what they share is here, and
+    changes under `changed`. The main thread watches the clock and the signals.
+    """
+
+    TICK = 0.2
+    IN_FLIGHT = 1.0  # seconds to wait, at a stop, for the answer to the last request for a task
+    FAREWELL = 10.0  # seconds for the last results to be delivered after a second signal
+
+    def __init__(self, args: argparse.Namespace, client: RunClient, display: RunDisplay, signals: StopSignals):
+        self.display = display
+        self.signals = signals
+        self.signals_seen = 0
+        self.concurrency = args.concurrency
+        self.count = args.count or math.inf
+        self.grace = math.inf if args.grace is None else args.grace
+        echo = self._echo if args.verbose else None
+        commands = Commands(args.argv, args.server, args.allow_scripts)
+        skip_status = frozenset(args.skip_status or ())
+        self.terms = Terms(commands, args.timeout, args.kill_grace, skip_status, args.stderr_level, echo)
+        self.verbose = args.verbose
+        self.until_empty = args.until_empty
+        self.changed = threading.Condition()
+        self.running: dict[Execution, None] = {}
+        self.unsettled: dict[Execution, None] = {}  # those that run and those that are not delivered
+        self.tally = Tally()
+        self.taken = 0
+        self.has_taken_all = False
+        self.skipped: set[int] = set()  # only known with --until-empty
+        self.skips_in_a_row = 0
+        self.ends: collections.deque[float] = collections.deque(maxlen=10_000)
+        self.phase = Phase.RUNNING
+        self.phase_began = time.monotonic()
+        self.failure: Fail | None = None
+        taking, self.no_more_tasks = client.copy()
+        delivering, self.no_more_results = client.copy()
+        delivering.reached = True  # it has nothing to say before the other one has heard from the server
+        self.taker = Taker(self, taking, args.project, args.until_empty)
+        self.courier = Courier(self, delivering, args.heartbeat)
+
+    # The main thread.
+
+    def run(self) -> None:
+        """Returns when nothing is left to be done, or nothing can be."""
+        self.taker.start()
+        self.courier.start()
+        with self.display.screen():
+            while self.phase is not Phase.LEAVING and not self._is_finished():
+                self._tick(time.monotonic())
+                self.display.show(self)
+                with self.changed:
+                    self.changed.wait_for(self._is_finished, self.TICK)
+        self.no_more_tasks.set()
+        self.no_more_results.set()
+
+    def _is_finished(self) -> bool:
+        if self.unsettled:
+            return False
+        # The process ends with the request still waiting: the tracker sees that, and hands out nothing to it.
+        in_time = time.monotonic() - self.phase_began < self.IN_FLIGHT
+        return self.has_taken_all or (self.phase is not Phase.RUNNING and not in_time)
+
+    def _tick(self, now: float) -> None:
+        self._advance(now)
+        with self.changed:
+            executions = list(self.running)
+        for execution in executions:
+            if self.phase >= Phase.KILLING:
+                execution.stop(Cause.STOPPED)
+            execution.tick(now)
+
+    def _advance(self, now: float) -> None:
+        """Goes on to the phase that the signals and the time ask for."""
+        elapsed = now - self.phase_began
+        new, self.signals_seen = self.signals.count - self.signals_seen, self.signals.count
+        asked = min(self.phase + new, Phase.LEAVING)
+        if self.phase is Phase.FINISHING and elapsed >= self.grace:
+            asked = max(asked, Phase.KILLING)
+        if self.phase is Phase.KILLING and elapsed >= self.terms.kill_grace + self.FAREWELL:
+            asked = Phase.LEAVING
+        if asked > self.phase:
+            self.enter(Phase(asked))
+
+    def enter(self, phase: Phase) -> None:
+        """The next phase of a stop; an earlier one changes nothing."""
+        with self.changed:
+            if phase <= self.phase:
+                return
+            self.phase, self.phase_began = phase, time.monotonic()
+            running, waiting = len(self.running), len(self.unsettled) - len(self.running)
+            self.changed.notify_all()
+        self.no_more_tasks.set()
+        undelivered = f", {waiting} ended and to be delivered" if waiting else ""
+        if phase is Phase.FINISHING and running + waiting:
+            self.display.notice(f"stopping: {running} running may finish{undelivered} (once more: kill them)")
+        elif phase is Phase.KILLING and running + waiting:
+            self.display.notice(
+                f"killing {running} running, released as skipped{undelivered} (once more: leave at once)"
+            )
+        elif phase is Phase.LEAVING:
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        for execution in list(self.running):
+            if execution.process is not None:
+                execution.process.kill()
+
+    def fail(self, failure: Fail, hopeless: bool = False) -> None:
+        """Ends the run; hopeless: nothing can be delivered any more."""
+        self.failure = self.failure or failure
+        if self.running:
+            self.display.notice(str(failure).partition("\n")[0])
+        self.enter(Phase.LEAVING if hopeless else Phase.FINISHING)
+
+    # The Taker.
+
+    def wanted(self) -> int:
+        """How many tasks can be started now; waits until it is one at least. 0: no more at all."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._room() or self._has_enough())
+            return 0 if self._has_enough() else int(min(self._room(), self.count - self.taken))
+
+    def _room(self) -> int:
+        # Results that cannot be delivered take up room too, or they would pile up.
+        return max(0, min(self.concurrency - len(self.running), 2 * self.concurrency - len(self.unsettled)))
+
+    def taken_all(self) -> None:
+        """The Taker has ended."""
+        with self.changed:
+            self.has_taken_all = True
+            self.changed.notify_all()
+
+    def _has_enough(self) -> bool:
+        return self.phase is not Phase.RUNNING or self.taken >= self.count
+
+    def start_all(self, tasks: list[dict[str, Any]]) -> None:
+        """Starts these tasks; gives them back when we are stopping, or when they have gone round."""
+        for task in tasks:
+            execution = Execution(Assignment(task), self.terms, self._ended)
+            with self.changed:
+                self.taken += 1
+                has_gone_round = self.until_empty and self._was_skipped(task["id"])
+                self._forget_earlier_one(task["id"])
+                self.unsettled[execution] = None
+                is_wanted = self.phase is Phase.RUNNING and not has_gone_round
+                if is_wanted:
+                    self.running[execution] = None
+            if is_wanted:
+                execution.start()
+            else:
+                execution.end(Outcome(SKIPPED, "not started"))
+            if has_gone_round:
+                self.display.notice("nothing is left but what was skipped already")
+                self.enter(Phase.FINISHING)
+
+    def _was_skipped(self, task: int) -> bool:
+        undelivered = (one.outcome for one in self.unsettled if one.assignment.id == task)
+        return task in self.skipped or any(outcome and outcome.result == SKIPPED for outcome in undelivered)
+
+    def _forget_earlier_one(self, task: int) -> None:
+        """We are given a task that we still have: its lease has ended, and the earlier attempt must say no more."""
+        for one in self.unsettled:
+            if one.assignment.id == task:
+                one.stop(Cause.TAKEN_AWAY)
+
+    def is_busy(self) -> bool:
+        return bool(self.unsettled)
+
+    def settled(self) -> int:
+        """How many tasks have been settled so far."""
+        tally = self.tally
+        return tally.done + tally.failed + tally.skipped + tally.lost
+
+    def wait_for_settlement(self, before: int) -> None:
+        """Waits until more tasks are settled than before."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.settled() > before or self._has_enough())
+
+    # The Executions.
+
+    def _ended(self, execution: Execution) -> None:
+        with self.changed:
+            self.running.pop(execution, None)
+            self.changed.notify_all()
+        if execution.outcome.unfit:
+            self.fail(Fail(f"{execution.outcome.reason}; its task goes to another worker"))
+
+    def _echo(self, task: int, line: str) -> None:
+        self.display.notice(f"{task}: {line}")
+
+    # The Courier.
+
+    def undelivered(self, seconds: float) -> list[Execution]:
+        """The tasks that may have something to be delivered: at once when one has ended, else after the time."""
+        with self.changed:
+            self.changed.wait_for(lambda: any(one.outcome for one in self.unsettled), seconds)
+            return list(self.unsettled)
+
+    def settle(self, execution: Execution, counted: bool | None) -> None:
+        """The tracker knows what became of the task; counted: it was still ours."""
+        assignment, outcome = execution.assignment, execution.outcome
+        self._say(assignment, outcome, counted)  # first: after the last one the process ends
+        with self.changed:
+            del self.unsettled[execution]
+            if not counted:
+                self.tally.lost += 1
+            elif outcome.result == DONE:
+                self.tally.done += 1
+            elif outcome.result == FAILED:
+                self.tally.failed += 1
+            else:
+                self.tally.skipped += 1
+                if self.until_empty:
+                    self.skipped.add(assignment.id)
+            self.skips_in_a_row = self.skips_in_a_row + 1 if counted and outcome.result == SKIPPED else 0
+            self.ends.append(time.monotonic())
+            self.changed.notify_all()
+
+    def _say(self, assignment: Assignment, outcome: Outcome, counted: bool | None) -> None:
+        name = f"task {assignment.id} ({printable(assignment.name, 80)})"
+        if not counted:
+            self.display.notice(f"{name} was taken away: cancelled, reset, or held for longer than its lease")
+        elif outcome.result == FAILED or self.verbose:
+            word = {DONE: "done", FAILED: "failed", SKIPPED: "skipped"}[outcome.result]
+            self.display.notice(f"{name} {word}: {outcome.reason}")
+
+    # At the end.
+
+    def status(self) -> int:
+        """The exit status of the run. Fail when it ended by a failure, or with results that nobody has got."""
+        if self.unsettled:
+            ids = ", ".join(str(one.assignment.id) for one in self.unsettled)
+            why = f"{self.failure}\n" if self.failure else ""
+            raise Fail(f"{why}not released: task {ids}; another worker gets them when their lease ends")
+        if self.failure:
+            raise self.failure
+        if self.signals.first:
+            finished = self.signals.first != signal.SIGINT and self.phase is Phase.FINISHING
+            return EXIT_OK if finished else EXIT_SIGNAL + self.signals.first
+        return EXIT_SOME_FAILED if self.tally.failed else EXIT_OK
+
+
+class RunDisplay(Display):
+    """One screen of what runs, on a terminal; elsewhere lines of what is remarkable, and a count now and then."""
+
+    RATE_WINDOW = 60.0
+    REDRAW = 0.1
+
+    def __init__(self, server: str) -> None:
+        super().__init__()
+        self.server = server
+        self.live: Live | None = None
+        self.present = self.trouble = ""
+        self.began = time.monotonic()
+        self.last_counts = ""
+        self.drawn = 0.0
+        self.outages = 0  # how many threads wait for the server
+        self.outages_lock = threading.Lock()
+        self.next_lines["progress"] = self.began + self.SECONDS_BETWEEN_LINES
+
+    @contextlib.contextmanager
+    def screen(self) -> Iterator[None]:
+        """Shows the picture while the block runs, if there is a terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(console=self.console, auto_refresh=False, transient=True) as self.live:
+            yield
+        self.live = None
+
+    def notice(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone; the tasks are not
+            super().notice(text)
+
+    def waiting(self, reason: str) -> None:
+        self.trouble = reason
+        if self.live is None:
+            super().waiting(reason)
+
+    def answered(self) -> None:
+        """The server has answered: what waiting() said is over."""
+        self.trouble = ""
+
+    def lost(self, server: str, reason: str) -> None:
+        with self.outages_lock:
+            self.outages += 1
+            if self.outages == 1:
+                super().lost(server, reason)
+
+    def back(self, server: str, seconds: float) -> None:
+        with self.outages_lock:
+            self.outages -= 1
+            if self.outages == 0:
+                super().back(server, seconds)
+
+    def state(self, text: str) -> None:
+        """What keeps us from taking tasks; empty when nothing does."""
+        if text and text != self.present and self.live is None:
+            self.notice(text)
+        self.present = text
+
+    def show(self, runner: Runner) -> None:
+        """The picture of this moment."""
+        if self.live is not None:
+            if time.monotonic() - self.drawn >= self.REDRAW:
+                self.drawn = time.monotonic()
+                with contextlib.suppress(OSError):
+                    self.live.update(self._picture(runner), refresh=True)
+        elif self._due("progress") and (counts := self._counts(runner)) != self.last_counts:
+            self.last_counts = counts
+            self.notice(f"{counts}, {self._rate(runner)}")
+
+    def _picture(self, runner: Runner) -> Group:
+        with runner.changed:
+            running = list(runner.running)
+        table = Table(box=None, padding=(0, 1), header_style="bold")
+        table.add_column("Task", justify="right", no_wrap=True)
+        table.add_column("Elapsed", justify="right", no_wrap=True)
+        table.add_column("Recipe or template", no_wrap=True, overflow="ellipsis")
+        shown = running[: max(1, self.console.height - 6)]
+        for one in shown:
+            elapsed = duration(time.monotonic() - one.assignment.received)
+            table.add_row(str(one.assignment.id), elapsed, Text(printable(one.assignment.name, 200)))
+        more = [Text(f"and {len(running) - len(shown)} more")] if len(running) > len(shown) else []
+        heading = Text(f"{self.server}: {printable(self.trouble or self.present, 200) or 'connected'}", style="bold")
+        counts = Text(f"{self._counts(runner)}, {self._rate(runner)}")
+        return Group(heading, *([table] if running else []), *more, counts)
+
+    def _counts(self, runner: Runner) -> str:
+        return f"running {len(runner.running):,}, {runner.tally.text()}"
+
+    def _rate(self, runner: Runner) -> str:
+        now = time.monotonic()
+        window = max(1.0, min(self.RATE_WINDOW, now - self.began))
+        return _rate_text(sum(end > now - window for end in list(runner.ends)) / window)
+
+
+def check_command(args: argparse.Namespace) -> None:
+    """Fail when the command is not one that can be run: found now, before a task is taken for nothing."""
+    command = args.argv
+    if command[:1] == ["--"]:
+        del command[0]
+    if not command:
+        if not args.allow_scripts:
+            raise Fail("no COMMAND to run: give one after --, or --allow-scripts to run jobs that bring a script")
+        return
+    if Commands.PLACEHOLDER.search(command[0]) or command[0] == "{arguments}":
+        raise Fail(f"{command[0]}: a task must not choose the program that is run")
+    if shutil.which(command[0]) is None:
+        raise Fail(f"{command[0]}: no such program that may be executed")
+
+
+def run_tasks(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """worker.py run."""
+    check_command(args)
+    display = RunDisplay(args.server)
+    client = RunClient(args.server, display, interrupts, args.patience)
+    sign_in(client, Credentials(args.credentials or default_credentials_file()), args.alias)
+    signals = StopSignals()
+    signals.install()
+    runner = Runner(args, client, display, signals)
+    runner.run()
+    if runner.taken or runner.failure is None:
+        print(runner.tally.text(), flush=True)
+    return runner.status()
+
+
 # ── Command line ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1195,12 +2449,15 @@ def seconds(lowest: float) -> Callable[[str], float]:
 
 
 MANUAL = """\
-The client of a task tracker: it sends tasks to a project and shows how the projects are getting on.
+The client of a task tracker: it sends tasks to a project, runs a command for each task of a project, and shows how the
+projects are getting on.
 
 first use:
   python worker.py submit --server http://tracker.example:3010 --project 3 urls.txt
       registers this machine as a worker, asks for access to project 3, and says which manager's call grants it;
       run again when it is granted, the same command submits the file
+  python worker.py run --server http://tracker.example:3010 --project 3 -- wget -- {recipe}
+      likewise; takes the tasks and runs wget for each
   python worker.py status --server http://tracker.example:3010
 
 environment:
@@ -1209,7 +2466,7 @@ environment:
 
 exit status:
   0    everything was done
-  1    some lines were refused (submit)
+  1    some lines were refused (submit), some tasks failed (run)
   2    wrong usage, no permission, or the server failed
   130  stopped by Ctrl-C
 
@@ -1261,6 +2518,58 @@ examples:
 assigned_task_count, awaiting_verification_count, failed_task_count, closed_task_count, closed_per_second and
 eta_seconds (both null when unknown). With --watch it prints one such line every so often."""
 
+RUN_MANUAL = """\
+Takes tasks of the projects and runs COMMAND once for each, up to --concurrency at a time, until it is stopped. COMMAND
+is a program with its arguments; no shell looks at them. In each argument {recipe}, {id}, {project} and {job} are
+replaced; an argument {arguments} becomes the arguments of the job. A recipe that begins with - looks like an option:
+write -- before it, or read it from the environment or from standard input.
+
+What COMMAND gets, besides the environment of this worker:
+  standard input    the task as one JSON object, as the tracker gave it out
+  TRACKER_TASK      the same
+  TRACKER_RECIPE    the recipe
+  TRACKER_TASK_ID, TRACKER_PROJECT, TRACKER_SERVER
+  TRACKER_JOB, TRACKER_TEMPLATE, TRACKER_VAR_name
+                    of a job: its id, the name of its template, and each variable (JSON unless it is text)
+A value of 100 KB or more is on standard input only.
+
+What becomes of the task:
+  exit status 0     done
+  --skip-status     skipped: it goes back for other workers, and this one pauses for longer each time in a row
+  anything else     failed, also a signal, a timeout, or a script that must not run here
+A task that is verified by several workers is verified by the hash of what COMMAND prints on standard output.
+
+A job gets the lines of standard output and standard error as its log while they are printed (scopes stdout and stderr,
+both of level info, see --stderr-level), an error line that says why it failed, and a result: code, log (the last 64 KB
+of both), lastline (of standard output), signal, killed and times. Of a plain task nothing is logged unless it fails:
+then one error line with the last that it said. When the tracker says that a task is not ours any more, because it was
+cancelled or its lease has ended, its process is killed; --heartbeat is how often a silent one is asked for.
+
+COMMAND runs in a process group of its own. At its time limit the whole group gets SIGTERM, and SIGKILL after
+--kill-grace. The limit is the job's own, for plain tasks --timeout, and never later than shortly before the lease ends.
+Children that outlive COMMAND have a second to end, then they are killed.
+
+Scripts: a job may bring its own script. It is run instead of COMMAND, with the arguments of the job, by its #! line (by
+/bin/sh if it has none) or by the runas template, and in the environment that the template sets; but only with
+--allow-scripts, which lets everybody who may edit a template of these projects run any program as this user. Without
+it such a job fails, with a line in its log that says why, and no environment variable of a template is set.
+
+Stopping: after the first Ctrl-C or SIGTERM no more tasks are taken, and the running ones may finish (for --grace
+seconds at the most); the second kills them and releases them as skipped; the third leaves at once. A server that goes
+away is waited for, with pauses of up to half a minute; results, and up to 512 KB of each log, are kept meanwhile."""
+
+RUN_EXAMPLES = """\
+examples:
+  python worker.py run --project 3 --concurrency 8 --timeout 60 -- wget -q -- {recipe}
+  python worker.py run --project 3 --skip-status 75 -- ./fetch.py
+  python worker.py run --project 3 --until-empty -- sh -c 'convert "$TRACKER_RECIPE" "out/$TRACKER_TASK_ID.png"'
+  python worker.py run --project 3 --project 7 --allow-scripts --grace 60
+  python worker.py run --project 3 --count 1 --verbose -- cat
+
+exit status: 0 all fine, also after SIGTERM when every running task could finish; 1 some task failed (with --count or
+--until-empty); 2 usage, permission or server error, or a result that could not be delivered; 130 stopped by Ctrl-C;
+143 stopped by SIGTERM and something had to be killed"""
+
 FORGET_MANUAL = """\
 Drops the credentials of one server, for instance when another database is behind its URL now. The next command that
 needs a worker there registers a new one, which must be given access again. The tracker keeps the old worker."""
@@ -1273,6 +2582,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_submit(commands)
+    _add_run(commands)
     _add_status(commands)
     forget = _add_command(commands, "forget", "drop the credentials of a server", FORGET_MANUAL, "", run_forget)
     _add_credentials(forget)
@@ -1363,6 +2673,85 @@ def _add_submit(commands: Any) -> None:
         help="give up when the server does not answer for so long (default: never, but at once when it cannot be"
         " connected to at the very beginning)",
     )
+
+
+def _add_run(commands: Any) -> None:
+    run = _add_command(commands, "run", "run a command for each task", RUN_MANUAL, RUN_EXAMPLES, run_tasks)
+    run.usage = "worker.py run [option ...] --project N [--project N ...] -- COMMAND ..."
+    _add_credentials(run)
+    add = run.add_argument
+    add(
+        "--alias",
+        metavar="NAME",
+        help="what this worker is called; renames one that is registered already (default: the host name)",
+    )
+    add("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the program and its arguments")
+    add(
+        "--project",
+        metavar="N",
+        type=whole(1),
+        action="append",
+        required=True,
+        help="id of a project to take tasks from; may be given several times: the best task of them all comes first",
+    )
+    add("--concurrency", metavar="K", type=whole(1, 1000), default=1, help="tasks that run at a time (default: 1)")
+    add("--count", metavar="N", type=whole(1), help="stop after so many tasks")
+    add(
+        "--until-empty", action="store_true", help="stop when no task is left, or only such as were skipped in this run"
+    )
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        type=seconds(0.1),
+        help="a plain task fails when its command takes longer (default: as long as its lease)",
+    )
+    add(
+        "--kill-grace",
+        metavar="SECONDS",
+        type=seconds(0),
+        default=5.0,
+        help="time between SIGTERM and SIGKILL (default: 5; the lease of a job ends 15 s after its time limit)",
+    )
+    add(
+        "--skip-status",
+        metavar="STATUS",
+        type=whole(1, 255),
+        action="append",
+        help="exit status that means: not done, let another worker try; may be given several times",
+    )
+    add(
+        "--allow-scripts",
+        action="store_true",
+        help="run the scripts that jobs bring, in their templates' environment: trust everybody who may edit those",
+    )
+    add(
+        "--stderr-level",
+        choices=("trace", "info", "warn", "error"),
+        default="info",
+        help="level of the log lines from standard error; warn makes a job that prints any show a warning"
+        " (default: info)",
+    )
+    add(
+        "--heartbeat",
+        metavar="SECONDS",
+        type=seconds(0.1),
+        default=5.0,
+        help="ask so often whether a silent task is still ours (default: 5)",
+    )
+    add(
+        "--grace",
+        metavar="SECONDS",
+        type=seconds(0),
+        help="how long running tasks may go on after the first signal (default: until they end)",
+    )
+    add(
+        "--patience",
+        metavar="SECONDS",
+        type=seconds(0),
+        help="give up when the server does not answer for so long (default: never, but at once when it cannot be"
+        " connected to at the very beginning)",
+    )
+    add("--verbose", action="store_true", help="show every line that is printed, and every task that ends")
 
 
 def _add_status(commands: Any) -> None:

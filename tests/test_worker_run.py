@@ -1,0 +1,798 @@
+"""`worker.py run` as its users have it: real processes, started by a worker.py of its own, against a real tracker."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Manager, Worker, wait_until
+from test_worker import PATIENT, Client, free_port, on_terminal, posix_only, read_until, tracker_process
+
+import worker
+
+pytestmark = posix_only
+
+
+# ── Fixtures and helpers ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Machine(Client):
+    """Runs `worker.py run` in a folder of its own."""
+
+    def arguments(self, site, projects, *options):
+        projects = [projects] if isinstance(projects, int) else projects
+        server = site if isinstance(site, str) else site.url
+        return ["run", "--server", server, *(f"--project={project}" for project in projects), *options]
+
+    def finish(self, site, projects, *options, status=0):
+        """Runs until there is no task left; checks the exit status."""
+        result = self.run(*self.arguments(site, projects, "--until-empty", *options))
+        assert result.returncode == status, (result.returncode, result.stdout, result.stderr)
+        return result
+
+    @contextlib.contextmanager
+    def working(self, site, projects, *options):
+        """A worker that waits for tasks, until the block ends."""
+        with self.start(*self.arguments(site, projects, *options)) as process:
+            yield process
+
+    def made(self, name):
+        """Waits until there is this file."""
+        wait_until((self.folder / name).exists)
+
+    def wrote(self, name):
+        """The first line of a file, once there is one."""
+        self.made(name)
+        return wait_until(lambda: (self.folder / name).read_text().partition("\n")[0])
+
+    def go(self):
+        (self.folder / "go").touch()
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def project(site):
+    """A project whose tasks everybody may be assigned."""
+    return site.admin.create_project(public=True)
+
+
+def submit(site, project, *recipes, **fields):
+    """The ids of new tasks."""
+    submitter = site.create_worker(project)
+    for recipe in recipes:
+        assert submitter.submit(project, recipe, **fields).json()["ok"]
+    return [row[0] for row in site.read("SELECT id FROM task WHERE project = ? ORDER BY id", project)]
+
+
+def create_template(site, project, **fields):
+    answer = site.admin.post("/template/create", {"project": project, "name": "template", **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["content"]["template"]["id"]
+
+
+def trigger(site, template, **given):
+    """A job of a template; its id."""
+    answer = site.admin.post(f"/template/trigger/{template}", given)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["content"]["job"]["id"]
+
+
+def create_job(site, project, given=None, **fields):
+    return trigger(site, create_template(site, project, **fields), **(given or {}))
+
+
+def job(site, token):
+    return site.admin.get(f"/job/get/{token}").json()["content"]["job"]
+
+
+def entries(site, token):
+    """What the worker has logged for a job."""
+    lines = site.admin.get(f"/job/log/{token}").json()["content"]["entries"]
+    return [(line["level"], line["scope"], line["message"]) for line in lines if line["scope"] != "tracker"]
+
+
+def messages(site, token):
+    return [message for _, _, message in entries(site, token)]
+
+
+def error_lines(site):
+    return [line["message"] for line in site.admin.get("/logs", level=3).json()["content"]["logs"]]
+
+
+def is_alive(process):
+    """Whether the process of this id runs: one that has ended and that nobody has asked for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def sh(script):
+    """The command line of a shell script, to go after the options."""
+    return ["--", "sh", "-c", script]
+
+
+def python(code, *arguments):
+    return ["--", sys.executable, "-c", code, *arguments]
+
+
+UNTIL_GO = "touch began; while [ ! -e go ]; do sleep 0.02; done"  # runs until the test makes a file `go`
+
+
+# ── Access and usage ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_first_use_asks_for_access_and_says_who_grants_it(site, machine):
+    project = site.admin.create_project()
+    result = machine.finish(site, project, "--alias", "box", "--", "true", status=2)
+    number = machine.stored_credentials()[site.url]["id"]
+    assert f"POST {site.url}/project/accept_request/{project}/{number}" in result.stderr
+    asked = site.admin.get(f"/project/access_list/{project}").json()["content"]["accesses"]
+    assert [(one["assign"], one["submit"], one["request"]) for one in asked] == [(True, False, True)]
+
+
+def test_the_same_command_works_once_access_is_granted(site, machine):
+    project = site.admin.create_project()
+    submit(site, project, "a")
+    machine.finish(site, project, "--", "true", status=2)
+    number = machine.stored_credentials()[site.url]["id"]
+    site.admin.post(f"/project/accept_request/{project}/{number}")
+    machine.finish(site, project, "--", "true")
+    assert site.admin.counts(project) == {"closed": 1}
+
+
+def test_an_unknown_project_is_an_error(site, machine):
+    result = machine.finish(site, 12345, "--", "true", status=2)
+    assert "No project 12345" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--", "true"], "--project"),
+        (["--project", "1"], "no COMMAND"),
+        (["--project", "1", "--"], "no COMMAND"),
+        (["--project", "1", "--", "no-such-program"], "no-such-program: no such program"),
+        (["--project", "1", "--", "{recipe}"], "must not choose the program"),
+        (["--project", "1", "--skip-status", "0", "--", "true"], "--skip-status"),
+    ],
+)
+def test_wrong_usage_is_one_clear_error_before_anything_is_done(machine, arguments, complaint):
+    result = machine.run("run", *arguments)
+    assert result.returncode == 2 and complaint in result.stderr.splitlines()[-1]
+    assert not machine.credentials.exists()
+
+
+def test_help_is_a_manual(machine):
+    result = machine.run("run", "--help")
+    assert result.returncode == 0 and "--allow-scripts" in result.stdout and "exit status:" in result.stdout
+
+
+# ── What a command gets ─────────────────────────────────────────────────────────────────────────────────────────────
+
+RECORD = """
+import json, os, sys
+ours = {name: value for name, value in os.environ.items() if name.startswith("TRACKER_")}
+json.dump({"arguments": sys.argv[1:], "environment": ours, "stdin": json.load(sys.stdin)}, open("record", "w"))
+"""
+
+
+def record(machine, site, project, *arguments):
+    """What a command got that was run for the project's only task."""
+    machine.finish(site, project, *python(RECORD, *arguments))
+    return json.loads((machine.folder / "record").read_text())
+
+
+def test_a_command_gets_the_task_on_standard_input_and_in_its_environment(site, machine, project):
+    (task,) = submit(site, project, "https://example.org/é", priority=7)
+    got = record(machine, site, project)
+    assert got["stdin"]["recipe"] == "https://example.org/é" and got["stdin"]["priority"] == 7
+    assert json.loads(got["environment"].pop("TRACKER_TASK")) == got["stdin"]
+    del got["environment"]["TRACKER_CREDENTIALS"]
+    assert got["environment"] == {
+        "TRACKER_SERVER": site.url,
+        "TRACKER_TASK_ID": str(task),
+        "TRACKER_PROJECT": str(project),
+        "TRACKER_RECIPE": "https://example.org/é",
+    }
+
+
+def test_placeholders_are_replaced_once_and_no_shell_sees_them(site, machine, project):
+    recipe = "$(touch owned) ; * {id} {recipe} 'x"
+    (task,) = submit(site, project, recipe)
+    got = record(machine, site, project, "--url={recipe}", "{id}-{project}", "{other}", "{}", "{job}")
+    assert got["arguments"] == [f"--url={recipe}", f"{task}-{project}", "{other}", "{}", ""]
+
+
+def test_a_recipe_that_no_environment_can_hold_is_on_standard_input(site, machine, project):
+    submit(site, project, "x" * 200_000)
+    got = record(machine, site, project)
+    assert got["stdin"]["recipe"] == "x" * 200_000
+    assert not {"TRACKER_RECIPE", "TRACKER_TASK"} & set(got["environment"])
+
+
+def test_a_recipe_that_is_too_long_for_an_argument_fails_with_advice(site, machine, project):
+    submit(site, project, "x" * 200_000)
+    result = machine.finish(site, project, "--", "true", "{recipe}", status=1)
+    assert "leave {recipe} out of the arguments" in result.stderr
+
+
+def test_a_command_that_does_not_read_its_input_is_fine(site, machine, project):
+    submit(site, project, "x" * 200_000)
+    machine.finish(site, project, "--", "true")
+
+
+# ── What becomes of the task ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_task_is_run_once_in_order_and_closed(site, machine, project):
+    submit(site, project, "a", "b", "c")
+    result = machine.finish(site, project, *sh('echo "$TRACKER_RECIPE" >> ran'))
+    assert (machine.folder / "ran").read_text() == "a\nb\nc\n"
+    assert site.admin.counts(project) == {"closed": 3}
+    assert result.stdout == "done 3, failed 0, skipped 0\n"
+
+
+def test_another_exit_status_fails_the_task_and_logs_what_it_said_last(site, machine, project):
+    submit(site, project, "a", "b")
+    script = 'test "$TRACKER_RECIPE" = a || { echo no such page >&2; exit 3; }'
+    result = machine.finish(site, project, *sh(script), status=1)
+    assert result.stdout == "done 1, failed 1, skipped 0\n"
+    assert site.admin.counts(project) == {"closed": 1, "failed": 1}
+    assert error_lines(site) == ["exit status 3; it said last:\nno such page"]
+
+
+def test_a_plain_task_that_succeeds_logs_nothing(site, machine, project):
+    submit(site, project, "a")
+    machine.finish(site, project, *sh("echo much; echo more >&2"))
+    assert site.read("SELECT count(*) FROM log_entry") == [(0,)]
+
+
+def test_a_failed_task_is_tried_again_while_it_has_retries(site, machine, project):
+    submit(site, project, "a", max_retries=2)
+    result = machine.finish(site, project, *sh("test -e once || { touch once; exit 1; }"), status=1)
+    assert result.stdout == "done 1, failed 1, skipped 0\n"
+    assert site.admin.counts(project) == {"closed": 1}
+
+
+def test_a_signal_fails_the_task(site, machine, project):
+    submit(site, project, "a")
+    result = machine.finish(site, project, *sh("kill -KILL $$"), status=1)
+    assert "failed: killed by SIGKILL" in result.stderr
+
+
+def test_a_chosen_status_skips_the_task(site, machine, project):
+    submit(site, project, "a")
+    result = machine.finish(site, project, "--skip-status", "75", *sh("exit 75"))
+    assert result.stdout.startswith("done 0, failed 0, skipped ")
+    assert "nothing is left but what was skipped" in result.stderr
+    assert site.admin.counts(project) == {"waiting": 1}
+
+
+def test_workers_that_print_the_same_verify_a_task(site, machine, tmp_path, project):
+    submit(site, project, "a", verification_count=2)
+    for name, text, closed in (("one", "x", False), ("two", "y", False), ("three", "x", True)):
+        credentials = tmp_path / f"{name}.json"
+        machine.finish(site, project, "--credentials", credentials, *sh(f"echo {text}"))
+        assert (site.admin.counts(project) == {"closed": 1}) == closed
+
+
+def test_count_stops_after_so_many_tasks(site, machine, project):
+    submit(site, project, "a", "b", "c")
+    result = machine.run(*machine.arguments(site, project, "--count", 2, "--concurrency", 5, "--", "true"))
+    assert (result.returncode, result.stdout) == (0, "done 2, failed 0, skipped 0\n")
+    assert site.admin.counts(project) == {"closed": 2, "waiting": 1}
+
+
+def test_tasks_of_several_projects_are_taken(site, machine, project):
+    other = site.admin.create_project(public=True)
+    submit(site, project, "a")
+    submit(site, other, "b")
+    machine.finish(site, [project, other], "--", "true")
+    assert site.admin.counts(project) == site.admin.counts(other) == {"closed": 1}
+
+
+def test_a_waiting_worker_takes_a_task_that_is_submitted_later(site, machine, project):
+    with machine.working(site, project, *sh("touch ran")):
+        wait_until(machine.credentials.exists)
+        submit(site, project, "a")
+        machine.made("ran")
+
+
+def test_tasks_run_at_the_same_time(site, machine, project):
+    submit(site, project, "a", "b")
+    script = 'touch "$TRACKER_RECIPE"; while [ ! -e a ] || [ ! -e b ]; do sleep 0.02; done'
+    machine.finish(site, project, "--concurrency", 2, "--timeout", 20, *sh(script))
+
+
+def test_no_more_tasks_are_held_than_are_run(site, machine, project):
+    submit(site, project, "a", "b", "c")
+    with machine.working(site, project, *sh(UNTIL_GO)):
+        machine.made("began")
+        assert site.admin.counts(project) == {"assigned": 1, "waiting": 2}
+        machine.go()
+        wait_until(lambda: site.admin.counts(project) == {"closed": 3})
+
+
+def test_a_command_that_cannot_be_started_gives_the_task_back_and_ends_the_run(site, machine, project):
+    submit(site, project, "a")
+    broken = machine.folder / "broken"
+    broken.write_text("#!/no/such/interpreter\n")
+    broken.chmod(0o755)
+    result = machine.finish(site, project, "--", broken, status=2)
+    assert f"cannot start {broken}" in result.stderr
+    assert site.admin.counts(project) == {"waiting": 1}
+
+
+# ── Processes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_timeout_ends_the_process_and_its_children(site, machine, project):
+    submit(site, project, "a")
+    result = machine.finish(site, project, "--timeout", 0.5, *sh("sleep 600 & echo $! > child; wait"), status=1)
+    assert "failed: killed after 0.5 s" in result.stderr
+    assert not is_alive((machine.folder / "child").read_text().strip())
+    assert site.admin.counts(project) == {"failed": 1}
+
+
+def test_a_process_that_ignores_the_request_is_killed(site, machine, project):
+    submit(site, project, "a")
+    script = "trap '' TERM; while :; do sleep 0.05; done"
+    machine.finish(site, project, "--timeout", 0.3, "--kill-grace", 0.2, *sh(script), status=1)
+    assert site.admin.counts(project) == {"failed": 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "timeout", "limit"),
+    [
+        ({}, None, float("inf")),
+        ({}, 60, 60),
+        ({"max_assign_time": 100}, None, 94),
+        ({"max_assign_time": 100}, 60, 60),
+        ({"max_assign_time": 100}, 1000, 94),
+        ({"max_assign_time": 4}, None, 2),
+        ({"job": {"timeout": 30}}, 60, 30),
+        ({"max_assign_time": 45, "job": {"timeout": 30}}, 60, 30),
+    ],
+)
+def test_the_time_limit_is_the_jobs_or_the_option_within_the_lease(task, timeout, limit):
+    assert worker.Assignment({"id": 1, "recipe": "a", **task}).time_limit(timeout, grace=5) == limit
+
+
+def test_a_child_that_has_left_the_group_and_holds_the_pipes_keeps_nobody_waiting(site, machine, project):
+    submit(site, project, "a")
+    leave = (
+        "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, file=open('c', 'w'))"
+    )
+    machine.finish(site, project, *python(leave))
+    child = int((machine.folder / "c").read_text())
+    assert is_alive(child) and site.admin.counts(project) == {"closed": 1}
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_that_outlives_its_parent_is_killed(site, machine, project):
+    submit(site, project, "a")
+    machine.finish(site, project, *sh("sleep 600 & echo $! > child"))
+    assert not is_alive((machine.folder / "child").read_text().strip())
+
+
+# ── Servers that pause, refuse or go away ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_paused_worker_says_so_and_goes_on_later(site, machine, project):
+    machine.finish(site, project, "--", "true")
+    number = machine.stored_credentials()[site.url]["id"]
+    site.admin.post("/worker/set_paused", {"worker": number, "paused": True})
+    submit(site, project, "a")
+    with machine.working(site, project, "--count", 1, "--", "true") as process:
+        read_until(process.stderr, "a manager has paused this worker")
+        site.admin.post("/worker/set_paused", {"worker": number, "paused": False})
+        assert process.wait(PATIENT) == 0
+    assert site.admin.counts(project) == {"closed": 1}
+
+
+def test_a_paused_project_is_named(site, machine, project):
+    site.admin.update_project(project, paused=True)
+    submit(site, project, "a")
+    result = machine.finish(site, project, "--", "true")
+    assert f"no task available: project {project} paused by a manager" in result.stderr
+
+
+def test_withdrawn_access_lets_the_running_task_finish_and_ends_the_run(site, machine):
+    project = site.admin.create_project()
+    submit(site, project, "a", "b")
+    machine.finish(site, project, "--", "true", status=2)
+    number = machine.stored_credentials()[site.url]["id"]
+    site.admin.post(f"/project/accept_request/{project}/{number}")
+    with machine.working(site, project, *sh(UNTIL_GO)) as process:
+        machine.made("began")
+        site.admin.post(f"/project/reject_request/{project}/{number}")
+        machine.go()
+        _, stderr = process.communicate(timeout=PATIENT)
+    assert process.returncode == 2 and f"/project/accept_request/{project}/{number}" in stderr
+    assert site.admin.counts(project) == {"closed": 1, "waiting": 1}
+
+
+def test_a_task_that_is_taken_back_has_its_process_killed(site, machine, project):
+    (task,) = submit(site, project, "a")
+    with machine.working(site, project, "--heartbeat", 0.2, *sh("echo $$ > began; sleep 600")) as process:
+        shell = machine.wrote("began")
+        site.admin.post(f"/project/hard_reset/{project}")
+        read_until(process.stderr, f"task {task} (a) was taken away")
+        assert not is_alive(shell)
+
+
+def test_a_task_that_comes_back_after_its_lease_ends_its_earlier_run(site, machine, project, clock):
+    submit(site, project, "a", max_assign_time=60)
+    options = ("--concurrency", 2, "--heartbeat", 600, "--count", 2, *sh(f"echo $$ >> ran; {UNTIL_GO}"))
+    with machine.working(site, project, *options) as process:
+        machine.made("began")
+        clock.pass_time(61)
+        first, second = wait_until(lambda: len(found := (machine.folder / "ran").read_text().split()) == 2 and found)
+        wait_until(lambda: not is_alive(first))
+        assert is_alive(second)
+        machine.go()
+        stdout, _ = process.communicate(timeout=PATIENT)
+    assert stdout == "done 1, failed 0, skipped 0, taken away 1\n"
+    assert site.admin.counts(project) == {"closed": 1}
+
+
+def test_a_server_that_is_not_there_at_first_is_a_wrong_address(machine, site, project):
+    machine.finish(site, project, "--", "true")
+    known = machine.stored_credentials()[site.url]
+    address = f"http://127.0.0.1:{free_port()}"
+    machine.credentials.write_text(json.dumps({"servers": {address: known}}))
+    result = machine.finish(address, 1, "--", "true", status=2)
+    assert len(result.stderr.splitlines()) == 1 and "no answer from" in result.stderr
+
+
+class Elsewhere:
+    """A tracker in a process of its own, which can be killed and started again."""
+
+    def __init__(self, folder):
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def running(self):
+        return tracker_process(self.folder, self.port)
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    return Elsewhere(tmp_path)
+
+
+def test_result_and_log_are_kept_while_the_server_is_away_and_stored_once(machine, elsewhere):
+    script = (
+        "echo 1; touch began; while [ ! -e go ]; do sleep 0.02; done; seq 2 200; touch printed; sleep 0.2; echo end"
+    )
+    with contextlib.ExitStack() as stack:
+        with elsewhere.running() as server:
+            admin = Manager(elsewhere.url, "admin")
+            elsewhere.admin = admin
+            token = create_job(elsewhere, admin.create_project(public=True), recipe="a")
+            options = ("--count", 1, *sh(script))
+            process = stack.enter_context(machine.working(elsewhere.url, 1, *options))
+            wait_until(lambda: messages(elsewhere, token) == ["1"])
+            server.send_signal(signal.SIGKILL)
+        machine.go()
+        read_until(process.stderr, "trying until it is back")
+        machine.made("printed")
+        with elsewhere.running():
+            assert process.wait(PATIENT) == 0
+            assert messages(elsewhere, token) == [*map(str, range(1, 201)), "end"]
+            assert job(elsewhere, token)["state"] == "succeeded"
+
+
+def test_a_result_that_cannot_be_delivered_is_named(machine, elsewhere):
+    with contextlib.ExitStack() as stack:
+        with elsewhere.running() as server:
+            admin = Manager(elsewhere.url, "admin")
+            project = admin.create_project(public=True)
+            admin.grant(Worker(elsewhere.url), project).submit(project, "a")
+            process = stack.enter_context(machine.working(elsewhere.url, project, *sh(UNTIL_GO)))
+            machine.made("began")
+            server.send_signal(signal.SIGKILL)
+        machine.go()
+        read_until(process.stderr, "trying until it is back")
+        for said in ("stopping", "killing"):
+            process.send_signal(signal.SIGINT)
+            read_until(process.stderr, said)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=PATIENT)
+    assert process.returncode == 2 and "not released: task 1" in stderr
+
+
+# ── Stopping ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def one_running_one_waiting(site, machine, project, *options):
+    """A worker that runs a task until there is a file `go`, or until it is killed; another task is waiting."""
+    submit(site, project, "a", "b")
+    with machine.working(site, project, *options, *sh(UNTIL_GO)) as process:
+        machine.made("began")
+        yield process
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
+def test_the_first_signal_lets_the_running_task_finish(site, machine, project, number, status):
+    with one_running_one_waiting(site, machine, project) as process:
+        process.send_signal(number)
+        read_until(process.stderr, "stopping: 1 running may finish")
+        machine.go()
+        stdout, _ = process.communicate(timeout=PATIENT)
+    assert (process.returncode, stdout) == (status, "done 1, failed 0, skipped 0\n")
+    assert site.admin.counts(project) == {"closed": 1, "waiting": 1}
+
+
+def test_the_second_signal_kills_the_running_task_and_skips_it(site, machine, project):
+    with one_running_one_waiting(site, machine, project) as process:
+        process.send_signal(signal.SIGINT)
+        read_until(process.stderr, "stopping: 1 running may finish")
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=PATIENT)
+    assert (process.returncode, stdout) == (130, "done 0, failed 0, skipped 1\n")
+    assert site.admin.counts(project) == {"waiting": 2}
+
+
+def test_grace_ends_the_wait_for_the_running_task(site, machine, project):
+    with one_running_one_waiting(site, machine, project, "--grace", 0.3) as process:
+        process.send_signal(signal.SIGTERM)
+        stdout, _ = process.communicate(timeout=PATIENT)
+    assert (process.returncode, stdout) == (143, "done 0, failed 0, skipped 1\n")
+    assert site.admin.counts(project) == {"waiting": 2}
+
+
+def test_a_worker_without_a_task_stops_at_the_first_signal(site, machine, project):
+    with machine.working(site, project, "--verbose", "--", "true") as process:
+        submit(site, project, "a")
+        read_until(process.stderr, "done: exit status 0")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENT) == 130
+    submit(site, project, "b")
+    assert site.admin.counts(project) == {"closed": 1, "waiting": 1}
+
+
+# ── Jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_command_prints_is_the_log_and_the_result_of_the_job(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *sh("echo one; echo two >&2; sleep 0.1; printf '\\nthree'"))
+    logged = entries(site, token)
+    assert [line for line in logged if line[1] == "stdout"] == [
+        ("info", "stdout", text) for text in ("one", "", "three")
+    ]
+    assert [line for line in logged if line[1] == "stderr"] == [("info", "stderr", "two")]
+    result = job(site, token)["result"]
+    assert sorted(result.pop("log").split("\n")) == ["", "one", "three", "two"]
+    assert set(result.pop("times")) == {"seconds", "nanoseconds"}
+    assert result == {"code": 0, "lastline": "three", "signal": None, "killed": False}
+    assert job(site, token)["state"] == "succeeded"
+
+
+def test_lines_are_logged_while_the_command_runs(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    with machine.working(site, project, *sh(f"echo early; {UNTIL_GO}; echo late")):
+        wait_until(lambda: messages(site, token) == ["early"])
+        machine.go()
+        wait_until(lambda: job(site, token)["state"] == "succeeded")
+    assert messages(site, token) == ["early", "late"]
+
+
+def test_lines_that_a_child_prints_after_its_parents_end_are_logged(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *sh("(sleep 0.2; echo late) & echo early"))
+    assert messages(site, token) == ["early", "late"]
+
+
+def test_a_job_that_fails_says_why_in_its_log_and_result(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *sh("echo hm; exit 3"), status=1)
+    assert entries(site, token) == [("info", "stdout", "hm"), ("error", "run", "exit status 3")]
+    assert job(site, token)["state"] == "failed" and job(site, token)["result"]["code"] == 3
+
+
+def test_the_signal_that_ended_a_job_is_in_its_result(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *sh("kill -USR1 $$"), status=1)
+    result = job(site, token)["result"]
+    assert (result["code"], result["signal"], result["killed"]) == (None, "SIGUSR1", False)
+
+
+def test_a_jobs_timeout_kills_its_process(site, machine, project):
+    token = create_job(site, project, recipe="a", timeout=0.5)
+    machine.finish(site, project, *sh("echo $$ > began; exec sleep 600"), status=1)
+    assert not is_alive((machine.folder / "began").read_text().strip())
+    assert job(site, token)["state"] == "timed_out" and job(site, token)["result"]["killed"] is True
+    assert entries(site, token) == [("error", "run", "killed after 0.5 s")]
+
+
+def test_cancelling_a_silent_job_kills_its_process(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    with machine.working(site, project, "--heartbeat", 0.2, *sh("echo $$ > began; exec sleep 600")) as process:
+        sleeper = machine.wrote("began")
+        assert site.admin.post(f"/job/cancel/{token}").status_code < 300
+        read_until(process.stderr, "was taken away")
+        assert not is_alive(sleeper)
+    assert job(site, token)["state"] == "cancelled" and job(site, token)["result"] is None
+
+
+def test_standard_error_has_the_level_that_is_asked_for(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, "--stderr-level", "warn", *sh("echo careful >&2"))
+    assert entries(site, token) == [("warn", "stderr", "careful")]
+    assert job(site, token)["warned"] is True
+
+
+def test_bytes_that_are_no_text_do_not_break_the_log(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *sh(r"printf 'a\377b\000c\r\n'"))
+    assert messages(site, token) == ["a\ufffdb\ufffdc"]
+
+
+def test_a_line_that_is_too_long_for_one_entry_is_several(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *python("print('x' * 150_000, end='')"))
+    assert [len(message) for message in messages(site, token)] == [60_000, 60_000, 30_000]
+
+
+def test_a_large_log_arrives_in_order(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *sh("seq 1 3000"))
+    stored = [row[0] for row in site.read("SELECT message FROM job_line WHERE worker <> 0 ORDER BY number")]
+    assert stored == [str(number) for number in range(1, 3001)]
+    assert job(site, token)["result"]["lastline"] == "3000"
+
+
+def test_a_result_that_is_too_large_for_the_tracker_is_shortened(make_site, machine):
+    site = make_site(max_body=16)
+    token = create_job(site, site.admin.create_project(public=True), recipe="a")
+    result = machine.finish(site, 1, *python("print('x' * 50_000)"))
+    assert "log lines of task 1 refused" in result.stderr
+    assert job(site, token)["state"] == "succeeded" and job(site, token)["result"]["log"] == "x" * 2000
+
+
+def test_a_command_gets_the_jobs_variables_and_arguments(site, machine, project):
+    given = {"variables": {"page": "a b", "depth": 3, "no-name": "x"}, "arguments": ["1 2", "-x"]}
+    declared = [{"order": 0, "type": "input"}, {"order": 1, "type": "input"}]
+    token = create_job(site, project, given, recipe="a", arguments=declared)
+    got = record(machine, site, project, "{job}", "{arguments}", "end")
+    assert got["arguments"] == [token, "1 2", "-x", "end"]
+    ours = {name: got["environment"][name] for name in got["environment"] if name.startswith("TRACKER_VAR")}
+    assert ours == {"TRACKER_VAR_page": "a b", "TRACKER_VAR_depth": "3"}
+    assert got["environment"]["TRACKER_JOB"] == token and got["environment"]["TRACKER_TEMPLATE"] == "template"
+    assert got["stdin"]["job"]["variables"]["no-name"] == "x"
+
+
+# ── Scripts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_jobs_script_is_run_with_its_arguments_and_environment(site, machine, project):
+    script = '#!/bin/sh\necho "$COLOUR $1"\nls -ld "${0%/*}" "$0" | cut -c1-10\necho "$0" > where\n'
+    fields = {"script": script, "env": {"COLOUR": "red"}, "arguments": [{"order": 0, "type": "input"}]}
+    token = create_job(site, project, {"arguments": ["x y"]}, **fields)
+    machine.finish(site, project, "--allow-scripts")
+    assert messages(site, token) == ["red x y", "drwx------", "-rwx------"]
+    assert not Path((machine.folder / "where").read_text().strip()).parent.exists()
+
+
+def test_a_script_is_not_run_unless_that_is_allowed(site, machine, project):
+    token = create_job(site, project, script="#!/bin/sh\ntouch ran\n")
+    machine.finish(site, project, *sh("touch ran"), status=1)
+    assert not (machine.folder / "ran").exists()
+    assert job(site, token)["state"] == "failed"
+    (line,) = entries(site, token)
+    assert line[0] == "error" and "without --allow-scripts" in line[2]
+
+
+def test_an_environment_from_the_server_is_not_set_unless_scripts_are_allowed(site, machine, project):
+    create_job(site, project, recipe="a", env={"BASH_ENV": "$(touch owned)", "TRACKER_OWNED": "x"})
+    machine.finish(site, project, *sh('echo "${BASH_ENV-unset} ${TRACKER_OWNED-unset}" > said'))
+    assert (machine.folder / "said").read_text() == "unset unset\n"
+
+
+def test_a_script_without_a_first_line_is_run_by_the_shell(site, machine, project):
+    token = create_job(site, project, script="echo shell")
+    machine.finish(site, project, "--allow-scripts")
+    assert messages(site, token) == ["shell"]
+
+
+def test_runas_says_how_a_script_is_run(site, machine, project):
+    runas = f"{shlex.quote(sys.executable)} -u '%script%' first"
+    fields = {"script": "import sys; print(sys.argv[1:])", "runas": runas}
+    token = create_job(site, project, {"arguments": ["x"]}, arguments=[{"order": 0, "type": "input"}], **fields)
+    machine.finish(site, project, "--allow-scripts")
+    assert messages(site, token) == ["['first', 'x']"]
+
+
+def test_a_script_whose_interpreter_is_missing_fails_and_the_worker_goes_on(site, machine, project):
+    token = create_job(site, project, script="#!/no/such/interpreter\n", priority=1)
+    submit(site, project, "a")
+    machine.finish(site, project, "--allow-scripts", "--", "true", status=1)
+    assert job(site, token)["state"] == "failed" and "cannot start" in messages(site, token)[0]
+    assert site.admin.counts(project)["closed"] == 1
+
+
+def test_a_task_without_a_script_needs_a_command(site, machine, project):
+    submit(site, project, "a")
+    machine.finish(site, project, "--allow-scripts", status=1)
+    assert "without a COMMAND" in error_lines(site)[0]
+
+
+# ── What is kept ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lines_beyond_a_bound_are_dropped_and_counted():
+    log = worker.TaskLog()
+    for _ in range(worker.TaskLog.MOST // 1000):
+        log.add("info", "stdout", "x" * 1000)
+    assert log.dropped > 0
+    dropped, kept = log.dropped, len(log.entries)
+    log.end()
+    assert kept + dropped == worker.TaskLog.MOST // 1000
+    assert log.entries[-1]["message"].startswith(f"{dropped} lines dropped")
+
+
+def test_entries_stay_until_they_are_stored_and_keep_their_numbers():
+    log = worker.TaskLog()
+    for number in range(3):
+        log.add("info", "stdout", str(number))
+    assert [entry["message"] for entry in log.batch()] == ["0", "1", "2"] and log.first == 0
+    log.sent(2)
+    assert [entry["message"] for entry in log.batch()] == ["2"] and log.first == 2
+
+
+def test_a_batch_has_a_size_that_a_tracker_takes():
+    log = worker.TaskLog()
+    for _ in range(30):
+        log.add("info", "stdout", "\U0001f600" * 10_000)
+    assert len(log.batch()) >= 1 and len(json.dumps(log.batch())) < 1024 * 1024
+
+
+def test_a_tail_keeps_the_last_lines_that_fit():
+    tail = worker.Tail(10)
+    for line in ("one", "two", "three", "four"):
+        tail.add(line)
+    assert tail.text() == "three\nfour"
+
+
+# ── What is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_terminal_shows_what_runs(site, machine, project):
+    submit(site, project, "https://example.org/page")
+    arguments = machine.arguments(site, project, "--count", 1, *sh(UNTIL_GO))
+    with on_terminal(machine, *arguments) as (process, screen):
+        wait_until(lambda: "https://example.org/page" in screen() and "running 1" in screen())
+        machine.go()
+        wait_until(lambda: "done 1, failed 0" in screen() and process.poll() is not None)
+        assert process.returncode == 0
+
+
+def test_a_file_gets_plain_lines_only(site, machine, project):
+    submit(site, project, "\x1b[2Jname")
+    result = machine.finish(site, project, *sh("exit 1"), status=1)
+    assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stderr
+    assert "failed: exit status 1" in result.stderr
+
+
+def test_verbose_shows_every_line_and_every_end(site, machine, project):
+    (task,) = submit(site, project, "a")
+    result = machine.finish(site, project, "--verbose", *sh("echo hello"))
+    assert f"{task}: hello\n" in result.stderr and f"task {task} (a) done: exit status 0\n" in result.stderr
