@@ -1,0 +1,1601 @@
+"""theeye.io's API for tasks and jobs, and the calls of its agent, over the tracker's queue.
+
+What is what: a *task* there is a template here, a *job* is a job, a *host* is a project (with the machines that serve
+it), an *agent* is a worker, a *customer* (organisation) is one name in tracker.toml. Other programs come with an
+integration token, with a task's or workflow's own secret, or, as agents, with a token that they log in for.
+
+    request ─► Door (is it ours? which route?) ─► Ask (path, query, body, credentials)
+                        │
+                        └► answer(tx, ask, route): who calls ─► which customer ─► what it may ─► the route's function
+
+A route's function takes `(tx, ask, caller)` and returns what is shown as JSON, or raises Refusal or TrackerError, which
+`refused` alone turns into answers. Every path exists twice: /{customer}/task, and /task with the customer in the
+body or the query. Sections (search for "# ── "):
+
+    Answers · Requests · Callers · Hosts · Objects · Tasks · Arguments and jobs · Workflows · The agent · Routes ·
+    Manager pages
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import hmac
+import html
+import json
+import logging
+import math
+import re
+import secrets
+import shlex
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, compile_path
+
+import tracker
+from tracker import FAIL, OK, ReleaseBody, TrackerError, Tx, WorkerCredentials
+
+log = logging.getLogger("tracker")
+
+# ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Raw(NamedTuple):
+    """What is answered as it is, and not as JSON."""
+
+    content: bytes
+
+
+NO_CONTENT = Raw(b"")
+
+
+class Refusal(Exception):
+    """A status and what is said with it: a text (a JSON string, as everything here), or an object."""
+
+    def __init__(self, status: int, content: Any, **headers: str):
+        super().__init__(content)
+        self.status, self.content, self.headers = status, content, headers
+
+
+class Answer(NamedTuple):
+    status: int
+    content: Any
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+    async def send(self, send: Callable) -> None:
+        raw = isinstance(self.content, Raw)
+        body = self.content.content if raw else tracker.encode(self.content)
+        kind = b"application/octet-stream" if raw else b"application/json"
+        headers = [(name, value) for name, value in tracker.JSON_HEADERS if name != b"content-type"]
+        if self.status != 204:
+            headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": self.status, "headers": [*headers, *self.headers]})
+        await send({"type": "http.response.body", "body": body})
+
+
+def refused(error: Exception, what: str) -> Answer:
+    """How every error looks. Texts are those of the real system where it has one, the tracker's otherwise."""
+    if isinstance(error, Refusal):
+        headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+        return Answer(error.status, error.content, headers)
+    if isinstance(error, RecursionError):
+        return Answer(400, {"code": "InvalidContent", "message": "Nested too deeply"})
+    if not isinstance(error, TrackerError):
+        log.error("%s failed", what, exc_info=error)
+        return Answer(500, {"code": "InternalError", "message": "Internal error"})
+    headers = [] if error.delay is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.delay)))]
+    return Answer(tracker.STATUS[error.code], error.message, headers)
+
+
+def invalid_fields(*problems: tuple[str, str]) -> Refusal:
+    """The refusal of a task: EREQ for a field that is missing, EVALID for one that cannot be used."""
+    return Refusal(400, [{"statusCode": 400, "field": field, "code": code} for field, code in problems])
+
+
+# ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TOKEN_LIKE = re.compile(r"[0-9a-fA-F]{24}")
+
+
+class Ask(NamedTuple):
+    """A request, decoded. `body` is a dict, or the bare array that some clients send."""
+
+    path: dict[str, str]
+    query: dict[str, Any]
+    body: dict[str, Any] | list[Any]
+    bearer: str | None
+    basic: tuple[str, str] | None
+
+    def given(self, name: str) -> Any:
+        """A value from the path, else the body, else the query; None when it is nowhere."""
+        for source in (self.path, self.body, self.query):
+            if isinstance(source, dict) and source.get(name) not in (None, ""):
+                return source[name]
+        return None
+
+    def fields(self) -> dict[str, Any]:
+        """The body where it must be an object."""
+        if isinstance(self.body, list):
+            raise Refusal(400, {"code": "InvalidContent", "message": "The body must be an object"})
+        return self.body
+
+
+async def read_ask(call: tracker.Call, path: dict[str, str], large: bool = False) -> Ask:
+    """The request, with its body. Refuses what cannot be decoded."""
+    ask = read_head(call, path)
+    limit = max(call.tracker.settings.max_body, call.tracker.settings.max_job_log) if large else None
+    kind = (call.header(b"content-type") or b"").partition(b";")[0].strip().lower()
+    if kind == b"multipart/form-data":
+        return ask._replace(body=await read_multipart(call))
+    body = (await call.body(limit)).strip()
+    if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
+        return ask._replace(body=parameters(body))
+    return ask._replace(body=json_body(body, large))
+
+
+def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
+    query = parameters(call.scope["query_string"])
+    kind, _, credentials = (call.header(b"authorization") or b"").decode("latin-1").partition(" ")
+    bearer = credentials.strip() if kind.lower() == "bearer" else query.get("access_token")
+    basic = basic_credentials(credentials) if kind.lower() == "basic" else None
+    return Ask(path, query, {}, bearer or None, basic)
+
+
+def basic_credentials(text: str) -> tuple[str, str] | None:
+    try:
+        name, _, secret = base64.b64decode(text.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return name, secret
+
+
+def not_content(problem: str) -> Refusal:
+    return Refusal(400, {"code": "InvalidContent", "message": problem})
+
+
+def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
+    """An object or an array; nothing at all counts as an empty object.
+
+    What a script wrote may hold characters that cannot be stored, and its result must not be lost for that.
+    """
+    try:
+        value = storable(json.loads(body or b"{}")) if from_script else tracker.decode(body or b"{}", Any)
+    except (TrackerError, ValueError) as error:
+        raise not_content(f"Invalid JSON: {str(error).removeprefix('body: ')}") from None
+    if not isinstance(value, dict | list | None):
+        raise not_content("The body must be an object or an array")
+    return {} if value is None else value
+
+
+def storable(value: Any) -> Any:
+    """The value without NUL characters, and with a question mark for half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    if isinstance(value, dict):
+        return {storable(name): storable(one) for name, one in value.items()}
+    return value
+
+
+async def read_multipart(call: tracker.Call) -> dict[str, Any]:
+    """A form as browsers send it when it says enctype="multipart/form-data"."""
+    most, size = 1024 * call.tracker.settings.max_body, 0
+
+    async def receive() -> dict:
+        nonlocal size
+        message = await call.receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise TrackerError("too_large", f"body: more than {most // 1024} KiB")
+        return message
+
+    try:
+        form = await Request(call.scope, receive).form(max_files=0, max_fields=1000)
+    except HTTPException as error:
+        raise not_content(str(error.detail)) from None
+    except ClientDisconnect:
+        raise TrackerError("timeout", "body: did not arrive") from None
+    return from_pairs({name: [value for value in form.getlist(name) if isinstance(value, str)] for name in form})
+
+
+def parameters(text: bytes) -> dict[str, Any]:
+    """A query, or a form as browsers send it."""
+    try:
+        pairs = parse_qs(text.decode(), keep_blank_values=True, max_num_fields=2000, errors="strict")
+    except ValueError:
+        raise not_content("Neither JSON nor a form") from None
+    return from_pairs(pairs)
+
+
+def from_pairs(pairs: dict[str, list[str]]) -> dict[str, Any]:
+    """Names with their last value each, and `task_arguments` as a list."""
+    if any("\0" in text for name, values in pairs.items() for text in (name, *values)):
+        raise not_content("NUL characters are not possible here")
+    fields: dict[str, Any] = {name: values[-1] for name, values in pairs.items() if values}
+    if (arguments := listed(pairs, "task_arguments")) is not None:
+        fields["task_arguments"] = arguments
+    return fields
+
+
+def listed(pairs: dict[str, list[str]], name: str) -> list[Any] | None:
+    """The array that a form or a query spells as name[]=a&name[]=b, name=a&name=b, name[0]=a, or name=["a","b"]."""
+    values = [value for key in (name, f"{name}[]") for value in pairs.get(key, ())]
+    if len(values) == 1 and name in pairs and values[0].lstrip().startswith("["):
+        try:
+            return msgspec.json.decode(values[0], type=list)
+        except (msgspec.DecodeError, RecursionError):
+            pass
+    numbered = [(int(match[1]), key) for key in pairs if (match := re.fullmatch(rf"{name}\[(\d{{1,6}})\]", key))]
+    values += [pairs[key][-1] for _, key in sorted(numbered)]
+    return values or None
+
+
+def customer_id(tx: Tx) -> str:
+    return derived_id("customer", tx.settings.theeye_customer)
+
+
+def derived_id(kind: str, name: Any) -> str:
+    """An id for what has none in the database, always the same one."""
+    return hashlib.sha256(f"{kind}:{name}".encode()).hexdigest()[:24]
+
+
+def check_customer(tx: Tx, ask: Ask) -> None:
+    customer = ask.given("customer")
+    if customer is None:
+        raise Refusal(403, "organization is required")
+    if customer not in (tx.settings.theeye_customer, customer_id(tx)):
+        raise Refusal(404, "organization not found")
+
+
+def found(ask: Ask, what: str, find: Callable[[str], sqlite3.Row | None]) -> sqlite3.Row:
+    """The task, job or workflow that the request names."""
+    token = ask.given(what)
+    if token is None:
+        raise Refusal(400, f"{what} is required")
+    if not (isinstance(token, str) and TOKEN_LIKE.fullmatch(token)):
+        raise Refusal(400, f"{what} id is invalid")
+    row = find(token.lower())
+    if row is None:
+        raise Refusal(404, f"{what} not found")
+    return row
+
+
+def check_own_secret(ask: Ask, row: sqlite3.Row) -> None:
+    """Refuses a secret that is not the one of this task or workflow."""
+    secret = ask.path["secret"]
+    if len(secret) != 64 or not tracker.secret_matches(row, secret):
+        raise Refusal(403, "invalid secret")
+
+
+class Wanted(NamedTuple):
+    """Which objects of a list: those whose fields have these values, so many."""
+
+    where: dict[str, str]
+    limit: int
+
+    def matches(self, shown: dict[str, Any]) -> bool:
+        return all(as_text(shown.get(name, MISSING)) == value for name, value in self.where.items())
+
+
+MISSING = object()
+MOST_LISTED = 1000
+
+
+def wanted(ask: Ask) -> Wanted:
+    """`where[field]=value` and `limit`. A field that the objects do not have matches none."""
+    where = {}
+    for name, value in ask.query.items():
+        if name.startswith("where"):
+            match = re.fullmatch(r"where\[(\w{1,100})\]", name)
+            if not match:
+                raise Refusal(400, f"{name[:100]} is invalid: filters look like where[field]=value")
+            where[{"_id": "id"}.get(match[1], match[1])] = value
+    limit = ask.query.get("limit") or "0"
+    if not (limit.isascii() and limit.isdigit()):
+        raise Refusal(400, "limit is invalid: it must be a whole number")
+    return Wanted(where, min(int(limit[:9]) or MOST_LISTED, MOST_LISTED))
+
+
+def as_text(value: Any) -> str | None:
+    """A value as a query spells it."""
+    if value is MISSING:
+        return None
+    return value if isinstance(value, str) else tracker.encode(value).decode()
+
+
+# ── Callers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LOGIN_LIFETIME = 86400  # seconds; then an agent logs in again by itself
+MOST_LOGINS = 20  # of one agent at a time
+LAST_USED_STEP = 60  # seconds; a coarser last_used saves a write on nearly every request
+
+
+class Caller(NamedTuple):
+    """Who calls: an agent with its worker and project, or a program with the integration token that a manager made."""
+
+    kind: str  # token, admin (a token, too) or agent
+    id: int
+    manager: int | None = None
+    worker: int | None = None
+    project: int | None = None
+    stale: bool = False  # whether the token's last_used is due
+
+
+def authenticate(tx: Tx, ask: Ask) -> Caller:
+    """Who calls, by its token. Of tokens only hashes are stored, so they are found by those."""
+    key = tracker.digest(ask.bearer.encode("utf-8", "replace")) if ask.bearer else None
+    row = tx.one("SELECT * FROM theeye_token WHERE hash = ? AND revoked IS NULL", (key,))
+    if row:
+        stale = tx.time - (row["last_used"] or 0) >= LAST_USED_STEP
+        return Caller("admin" if row["admin"] else "token", row["id"], manager=row["manager"], stale=stale)
+    row = tx.one(
+        "SELECT a.* FROM theeye_login l JOIN theeye_agent a ON a.id = l.agent WHERE l.hash = ? AND l.expires > ?",
+        (key, tx.time),
+    )
+    if row is None:
+        raise Refusal(401, "Unauthorized", **{"WWW-Authenticate": "Bearer"})
+    return Caller("agent", row["id"], worker=row["worker"], project=row["project"])
+
+
+def note_use(tx: Tx, token: int) -> None:
+    tx.execute("UPDATE theeye_token SET last_used = ? WHERE id = ?", (tx.time, token))
+
+
+def log_in(tx: Tx, ask: Ask, caller: None) -> str:
+    """POST /token: a token for the agent whose id and secret these are."""
+    name, secret = ask.basic or ("", "")
+    row = tx.one("SELECT id, secret_hash, worker FROM theeye_agent WHERE token = ?", (name.lower(),))
+    given = tracker.digest(secret.encode("utf-8", "replace"))
+    if not hmac.compare_digest(given, row["secret_hash"] if row else bytes(32)) or row is None:
+        raise Refusal(401, "Unauthorized", **{"WWW-Authenticate": "Basic"})
+    token = secrets.token_hex(32)
+    tx.execute(
+        "DELETE FROM theeye_login WHERE agent = :agent AND (expires <= :now OR hash NOT IN"
+        " (SELECT hash FROM theeye_login WHERE agent = :agent ORDER BY expires DESC LIMIT :most))",
+        {"agent": row["id"], "now": tx.time, "most": MOST_LOGINS - 1},
+    )
+    values = (tracker.digest(token.encode()), row["id"], tx.time + LOGIN_LIFETIME)
+    tx.execute("INSERT INTO theeye_login VALUES (?, ?, ?)", values)
+    tx.seen.add(row["worker"])
+    return token
+
+
+# ── Hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MOST_HOSTS = 1000  # of one project
+MOST_INFO = 65536  # bytes of what an agent tells about its machine
+
+
+def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: Any = None) -> sqlite3.Row:
+    """The machine on which an agent runs, seen now. The first one of a project has the id that the project had."""
+    if not (isinstance(hostname, str) and 0 < len(hostname) <= 253 and hostname.isprintable()):
+        raise Refusal(400, "hostname is required" if not hostname else "hostname is invalid")
+    row = tx.one("SELECT * FROM theeye_host WHERE project = ? AND hostname = ?", (project, hostname))
+    if row is None:
+        return new_host(tx, project, hostname, version, info)
+    if version is not None or info is not None or tx.time - row["last_seen"] >= tracker.LAST_SEEN_STEP:
+        changes = (described(version, row["version"]), described(info, row["info"], as_json=True), tx.time, row["id"])
+        tx.execute("UPDATE theeye_host SET version = ?, info = ?, last_seen = ? WHERE id = ?", changes)
+    return row
+
+
+def new_host(tx: Tx, project: int, hostname: str, version: Any, info: Any) -> sqlite3.Row:
+    count = tx.one("SELECT COUNT(*) FROM theeye_host WHERE project = ?", (project,))[0]
+    if count >= MOST_HOSTS:
+        raise TrackerError("forbidden", f"hostname: the project has {MOST_HOSTS} hosts already")
+    token = secrets.token_hex(12) if first_host(tx, project) else derived_id("host", project)
+    return tx.one(
+        "INSERT INTO theeye_host (token, project, hostname, version, info, created, last_seen)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING *",
+        (token, project, hostname, described(version, ""), described(info, "{}", as_json=True), tx.time, tx.time),
+    )
+
+
+def described(given: Any, old: str, as_json: bool = False) -> str:
+    """What an agent says of itself, if it can be kept."""
+    text = tracker.encode(given).decode() if as_json else given
+    return text if given is not None and isinstance(text, str) and len(text) <= MOST_INFO else old
+
+
+def first_host(tx: Tx, project: int) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM theeye_host WHERE project = ? ORDER BY id LIMIT 1", (project,))
+
+
+def project_of_host(tx: Tx, host: Any) -> int | None:
+    """The project that a client names by a host's id or name, or by its own name or number."""
+    if isinstance(host, dict):
+        host = host.get("id") or host.get("_id")
+    if isinstance(host, int) and not isinstance(host, bool):
+        host = str(host)
+    if not isinstance(host, str):
+        return None
+    if row := tx.one("SELECT project FROM theeye_host WHERE token = ?", (host.lower(),)):
+        return row["project"]
+    if row := tx.one("SELECT id FROM project WHERE name = ?", (host,)):
+        return row["id"]
+    rows = tx.all("SELECT DISTINCT project FROM theeye_host WHERE hostname = ?", (host,))
+    if len(rows) == 1:
+        return rows[0]["project"]
+    projects = [row["id"] for row in tx.all("SELECT id FROM project")]
+    return next((one for one in projects if host.lower() in (derived_id("host", one), str(one))), None)
+
+
+def host_json(tx: Tx, project: int, host: sqlite3.Row | None) -> dict[str, Any]:
+    """A host as clients know it; a project that no agent has served yet is one with the project's name."""
+    info = msgspec.json.decode(host["info"]) if host else {}
+    info = info if isinstance(info, dict) else {}
+    token = host["token"] if host else derived_id("host", project)
+    return {
+        "enable": True,
+        "_id": token,
+        "customer_name": tx.settings.theeye_customer,
+        "customer_id": customer_id(tx),
+        "creation_date": iso(host["created"] if host else 0),
+        "last_update": iso(host["last_seen"] if host else 0),
+        "hostname": host["hostname"] if host else tracker.find_project(tx, project)["name"],
+        "ip": info.get("ip") or "",
+        "os_name": info.get("os_name") or "",
+        "os_version": info.get("os_version") or "",
+        "agent_version": info.get("agent_version") or (host["version"] if host else ""),
+        "integrations": {},
+        "id": token,
+    }
+
+
+def iso(stamp: float) -> str:
+    """A time as JavaScript writes it: 2019-05-15T16:23:56.393Z."""
+    return datetime.fromtimestamp(stamp, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
+    """GET /host: the hosts on which a task can be made."""
+    which, shown = wanted(ask), []
+    for row in tx.all("SELECT id FROM project ORDER BY id"):
+        hosts = tx.all("SELECT * FROM theeye_host WHERE project = ? ORDER BY id", (row["id"],))
+        shown += [host_json(tx, row["id"], host) for host in hosts or [None]]
+    return [host for host in shown if which.matches(host)][: which.limit]
+
+
+# ── Objects ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Seen(NamedTuple):
+    """How the events of a job are told here."""
+
+    lifecycle: str
+    state: str | None  # None: as reported
+    trigger_name: str | None
+
+
+# The state of a job in the tracker, and what it is here.
+STATES = {
+    "waiting": Seen("ready", "in_progress", None),
+    "assigned": Seen("assigned", "in_progress", None),
+    "succeeded": Seen("finished", None, "success"),
+    "failed": Seen("finished", None, "failure"),
+    "timed_out": Seen("terminated", "timeout", "timeout"),
+    "cancelled": Seen("canceled", "canceled", None),  # while assigned: terminated
+}
+NO_RESULT = {
+    "code": None,
+    "log": "",
+    "lastline": "",
+    "signal": None,
+    "killed": False,
+    "times": {"seconds": 0, "nanoseconds": 0},
+}
+# What an agent runs for a job that is not a script: agents can do nothing else.
+NO_SCRIPT = b"""#!/bin/sh
+echo "This job has no script, only a recipe: a worker that knows what to do with it has to take it" >&2
+exit 1
+"""
+STUB = {
+    "id": derived_id("script", "none"),
+    "filename": "no-script",
+    "md5": hashlib.md5(NO_SCRIPT, usedforsecurity=False).hexdigest(),
+}
+
+
+def seen(job: sqlite3.Row) -> Seen:
+    """What the events of the job are called here."""
+    lifecycle, state, trigger_name = STATES[job["state"]]
+    if job["state"] == "cancelled" and job["assignee"] is not None:
+        lifecycle = "terminated"
+    if job["state"] == "succeeded":
+        state = job["reported"] or "success"
+    if job["state"] == "failed":
+        state = job["reported"] if job["reported"] in tracker.FAILURES else "failure"
+    return Seen(lifecycle, state, trigger_name)
+
+
+class Objects:
+    """Makes the objects of one answer. What several of them need is looked up once."""
+
+    def __init__(self, tx: Tx):
+        self.tx = tx
+        self.customer = {"customer_id": customer_id(tx), "customer_name": tx.settings.theeye_customer}
+        self.one = functools.cache(tx.one)
+        self.host = functools.cache(lambda project: host_json(tx, project, first_host(tx, project)))
+
+    def task(self, row: sqlite3.Row) -> dict[str, Any]:
+        """A task: a template, without its secret."""
+        host, script = self.host(row["project"]), self.script(row)
+        return {
+            "id": row["token"],
+            "_type": "ScriptTask",
+            "type": "script",
+            "name": row["name"],
+            "description": row["description"],
+            "host_id": host["id"],
+            "host": host,
+            "hostname": host["hostname"],
+            "script_id": script and script["id"],
+            "script": script,
+            "script_runas": row["runas"],
+            "task_arguments": self.definitions(row),
+            "output_parameters": [],
+            "timeout": None if row["timeout"] is None else milliseconds(row["timeout"]),
+            "env": msgspec.json.decode(row["env"]),
+            **self.customer,
+            "creation_date": iso(row["created"]),
+            "last_update": iso(row["updated"]),
+        }
+
+    def definitions(self, row: sqlite3.Row) -> list[dict[str, Any]]:
+        return [msgspec.to_builtins(one) for one in tracker.declared_arguments(row)]
+
+    def script(self, row: sqlite3.Row) -> dict[str, Any] | None:
+        """The script of a task or job as agents look for it: they keep a copy of that name, and compare the md5."""
+        if row["script"] is None:
+            return None
+        script = self.one("SELECT token, md5 FROM script WHERE id = ?", (row["script"],))
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", row["name"])[:80].strip("._-") or "script"
+        return {"id": script["token"], "filename": f"{plain}-{script['token']}", "md5": script["md5"]}
+
+    def job(self, row: sqlite3.Row) -> dict[str, Any]:
+        """A job, as one is shown that was asked for."""
+        host, event = self.host(row["project"]), seen(row)
+        template = self.one("SELECT * FROM template WHERE id = ?", (row["template"],))
+        script = self.script(row)
+        ended = row["finished"] is not None
+        return {
+            "id": row["token"],
+            "name": row["name"],
+            "_type": "ScriptJob",
+            "task_id": template and template["token"],
+            "task": template and self.task_of_job(template),
+            "host_id": host["id"],
+            "host": host["id"],
+            **self.customer,
+            **self.user(row["manager"]),
+            "lifecycle": event.lifecycle,
+            "state": event.state,
+            "origin": "user" if row["workflow_job"] is None else "workflow",
+            "notify": True,
+            "creation_date": iso(row["created"]),
+            "last_update": iso(row["updated"]),
+            "script_id": script and script["id"],
+            "script_runas": row["runas"],
+            "task_arguments_values": msgspec.json.decode(row["arguments"]),
+            "output": msgspec.json.decode(row["output"]) if ended and row["output"] else None,
+            "result": shown_result(msgspec.json.decode(row["result"])) if ended and row["result"] else None,
+            "trigger_name": event.trigger_name,
+            "timeout": milliseconds(row["timeout"]),
+            "env": msgspec.json.decode(row["env"]),
+            **self.workflow(row),
+        }
+
+    def task_of_job(self, template: sqlite3.Row) -> dict[str, Any]:
+        return {"id": template["token"], "task_arguments": self.definitions(template), "output_parameters": []}
+
+    def user(self, manager: int | None) -> dict[str, Any]:
+        """Who made the job: the manager whose token it was, else the customer."""
+        row = self.one("SELECT username FROM manager WHERE id = ?", (manager,))
+        name = row["username"] if row else self.customer["customer_name"]
+        user = derived_id("manager", manager) if row else derived_id("user", name)
+        return {"user_id": user, "user": {"id": user, "username": name, "email": ""}}
+
+    def workflow(self, row: sqlite3.Row) -> dict[str, Any]:
+        """What the run of a workflow, and what its steps say of it."""
+        if row["workflow"] is not None:
+            workflow = self.one("SELECT token FROM workflow WHERE id = ?", (row["workflow"],))["token"]
+            return {"_type": "WorkflowJob", "workflow_id": workflow, "timeout": None}
+        if row["workflow_job"] is None:
+            return {}
+        run = self.one("SELECT token, workflow FROM job WHERE id = ?", (row["workflow_job"],))
+        if run is None:
+            return {}
+        workflow = self.one("SELECT token FROM workflow WHERE id = ?", (run["workflow"],))["token"]
+        return {"workflow_id": workflow, "workflow_job_id": run["token"]}
+
+    def created_job(self, row: sqlite3.Row) -> dict[str, Any]:
+        """A job as it is shown to who has just made it: with its whole host."""
+        return {**self.job(row), "host": self.host(row["project"])}
+
+    def fetched_job(self, row: sqlite3.Row) -> dict[str, Any]:
+        """A job as an agent needs it."""
+        script = self.script(row) or STUB
+        runas = row["runas"] if row["runas"] and row["script"] else "%script%"
+        return {**self.job(row), "script_id": script["id"], "script": script, "script_runas": runas}
+
+
+def milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def shown_result(result: Any) -> dict[str, Any]:
+    """A job's result in the form that clients know, whatever a worker of another kind gave."""
+    if not isinstance(result, dict):
+        text = tracker.as_text(result)
+        return {**NO_RESULT, "log": text, "lastline": text.rpartition("\n")[2]}
+    return {**NO_RESULT, **{name: value for name, value in result.items() if name not in ("state", "output")}}
+
+
+# ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+REQUIRED = ("name", "type", "host", "script")  # of a new task
+NULLABLE = ("timeout", "env", "task_arguments", "script_runas", "description")
+FIELD_NAMES = {"runas": "script_runas", "arguments": "task_arguments", "project": "host"}  # the tracker's, and ours
+
+
+def list_tasks(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
+    """GET /task"""
+    objects, which = Objects(tx), wanted(ask)
+    shown: list[dict[str, Any]] = []
+    for row in tx.execute("SELECT * FROM template WHERE deleted IS NULL ORDER BY id"):
+        if which.matches(task := objects.task(row)):
+            shown.append(task)
+        if len(shown) == which.limit:
+            break
+    return shown
+
+
+def find_task(tx: Tx, ask: Ask) -> sqlite3.Row:
+    return found(ask, "task", lambda token: tracker.template_by_token(tx, token))
+
+
+def get_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """GET /task/{task}"""
+    return Objects(tx).task(find_task(tx, ask))
+
+
+def get_credentials(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """GET /task/{task}/credentials: the secret that opens this task alone."""
+    task = find_task(tx, ask)
+    return {"id": task["token"], "secret": task["secret"]}
+
+
+def create_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """POST /task"""
+    fields = with_ids({name: value for name, value in ask.fields().items() if value is not None})
+    if missing := [name for name in REQUIRED if fields.get(name, "") == ""]:
+        raise invalid_fields(*((name, "EREQ") for name in missing))
+    project = project_of_host(tx, fields["host"])
+    if project is None:
+        raise invalid_fields(("host", "EVALID"))
+    body = template_body(tx, fields)
+    body.project = project
+    return Objects(tx).task(written(tracker.insert_template, tx, body))
+
+
+def update_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """PUT or PATCH /task/{task}: what is absent stays as it is, and a task stays on its host. `secret` rotates it.
+
+    A whole task as GET shows it is understood, too.
+    """
+    task = find_task(tx, ask)
+    fields = with_ids({name: value for name, value in ask.fields().items() if value is not None or name in NULLABLE})
+    if emptied := [name for name in REQUIRED if fields.get(name) == ""]:
+        raise invalid_fields(*((name, "EREQ") for name in emptied))
+    if "host" in fields and project_of_host(tx, fields["host"]) != task["project"]:
+        raise invalid_fields(("host", "EVALID"))
+    row = written(tracker.save_template, tx, task, template_body(tx, fields))
+    if "secret" in fields:
+        rotate_secret(tx, row, fields["secret"])
+    return Objects(tx).task(row)
+
+
+def with_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields, where a client gives the id alone of a host or a script that is there."""
+    given = {name: fields[f"{name}_id"] for name in ("host", "script") if fields.get(f"{name}_id") is not None}
+    return {**{name: {"id": value} for name, value in given.items()}, **fields}
+
+
+def rotate_secret(tx: Tx, task: sqlite3.Row, given: Any) -> None:
+    """The client may choose the new secret; anything but another 64 hexadecimal digits means: make one."""
+    chosen = isinstance(given, str) and re.fullmatch("[0-9a-f]{64}", given) and given != task["secret"]
+    tracker.rotate_secret(tx, "template", task["id"], given if chosen else None)
+
+
+def delete_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """DELETE /task/{task}: its jobs go on, and stay."""
+    tracker.drop_template(tx, find_task(tx, ask))
+    return {}
+
+
+def written(write: Callable, tx: Tx, *args: Any) -> sqlite3.Row:
+    """The template as stored. What the tracker refuses of it is told in this API's way."""
+    try:
+        return write(tx, *args)
+    except TrackerError as error:
+        if error.code not in ("invalid", "conflict"):
+            raise
+        raise invalid_fields((our_name(error.message.partition(":")[0]), "EVALID")) from None
+
+
+def our_name(field: str) -> str:
+    name = re.split(r"[.\[]", field)[0]
+    return FIELD_NAMES.get(name, name)
+
+
+def template_body(tx: Tx, fields: dict[str, Any]) -> tracker.TemplateBody:
+    """The fields of a task as those of a template. Names the fields that cannot be used, all of them."""
+    values: dict[str, Any] = {}
+    bad = []
+    for name, (column, convert) in TASK_FIELDS.items():
+        if name in fields:
+            try:
+                values[column] = msgspec.convert(convert(tx, fields[name]), TEMPLATE_TYPES[column])
+            except (msgspec.ValidationError, ValueError, TypeError):
+                bad.append(name)
+    if bad:
+        raise invalid_fields(*((name, "EVALID") for name in bad))
+    return tracker.TemplateBody(**{name: value for name, value in values.items() if value is not msgspec.UNSET})
+
+
+def unchanged(tx: Tx, value: Any) -> Any:
+    return value
+
+
+def or_empty(tx: Tx, value: Any) -> Any:
+    return "" if value is None else value
+
+
+def only_script(tx: Tx, value: Any) -> Any:
+    """Tasks of other types (listeners, approvals, …) are none that a worker could run."""
+    if value != "script":
+        raise ValueError(value)
+    return msgspec.UNSET
+
+
+def script_source(tx: Tx, value: Any) -> Any:
+    """The script: its source, or an object with a source, or with the id of one that is there."""
+    if not isinstance(value, dict):
+        return value
+    if isinstance(value.get("source"), str):
+        return value["source"]
+    row = tx.one("SELECT source FROM script WHERE token = ?", (str(value.get("id")).lower(),))
+    if row is None:
+        raise ValueError(value)
+    return row["source"]
+
+
+def with_script(tx: Tx, value: Any) -> Any:
+    """The command line that runs the script; one that does not say where the script goes ends with it."""
+    if not isinstance(value, str) or not value.strip():
+        return or_empty(tx, value)
+    return value if "%script%" in value else f"{value.rstrip()} %script%"
+
+
+def argument_definitions(tx: Tx, value: Any) -> Any:
+    """Definitions of arguments. Old clients send a bare text for one that is fixed."""
+    if not isinstance(value, list | None):
+        raise ValueError(value)
+    return [argument_definition(number, given) for number, given in enumerate(value or ())]
+
+
+def argument_definition(number: int, given: Any) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"order": number, "type": "fixed", "label": "", "value": given}
+    if not isinstance(given, dict):
+        raise ValueError(given)
+    defaults = {"order": number, "type": "input", "label": "", "value": None, "options": []}
+    kept = {name: given[name] for name in defaults if given.get(name) is not None}
+    if isinstance(kept.get("order"), str):
+        kept["order"] = int(kept["order"][:18])
+    return {**defaults, **kept}
+
+
+def seconds(tx: Tx, value: Any) -> float | None:
+    """Milliseconds, also as text; null or nothing: the default."""
+    if value in (None, ""):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(value)
+    return float(value) / 1000
+
+
+def environment(tx: Tx, value: Any) -> Any:
+    """Names and values; numbers and the like as they would be written."""
+    if not isinstance(value, dict | None):
+        raise ValueError(value)
+    values = {name: tracker.as_text(given) for name, given in (value or {}).items()}
+    if any(not name or "=" in name for name in values):
+        raise ValueError(value)
+    return values
+
+
+# A task's fields: the template's column, and how the value becomes the column's.
+TASK_FIELDS: dict[str, tuple[str, Callable[[Tx, Any], Any]]] = {
+    "name": ("name", unchanged),
+    "type": ("type", only_script),
+    "description": ("description", or_empty),
+    "script": ("script", script_source),
+    "script_runas": ("runas", with_script),
+    "task_arguments": ("arguments", argument_definitions),
+    "timeout": ("timeout", seconds),
+    "env": ("env", environment),
+}
+TEMPLATE_TYPES = {field.name: field.type for field in msgspec.structs.fields(tracker.TemplateBody)} | {"type": Any}
+
+
+# ── Arguments and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def arguments_for(ask: Ask, template: sqlite3.Row | None) -> list[Any]:
+    """The values for those arguments of the task that are not fixed, in their order."""
+    values = given_arguments(ask)
+    needed = len(tracker.free_arguments(template)) if template else 0
+    if not isinstance(values, list) or len(values) < needed:
+        words = f"An array of length {needed} is required. Optionals must be null"
+        raise Refusal(400, f"Invalid Task Arguments. {words}")
+    return values
+
+
+def given_arguments(ask: Ask) -> Any:
+    """`task_arguments` from the body, else the query; else a body that is itself an array."""
+    if isinstance(ask.body, dict) and ask.body.get("task_arguments") is not None:
+        return ask.body["task_arguments"]
+    if "task_arguments" in ask.query:
+        return ask.query["task_arguments"]
+    return ask.body if isinstance(ask.body, list) else []
+
+
+def create_job(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
+    """POST /job, /task/{task}/job"""
+    return triggered(tx, ask, find_task(tx, ask), caller and caller.manager)
+
+
+def create_job_by_secret(tx: Tx, ask: Ask, caller: None) -> dict[str, Any]:
+    """POST /job/secret/{secret}, /task/{task}/secret/{secret}/job"""
+    task = find_task(tx, ask)
+    check_own_secret(ask, task)
+    return triggered(tx, ask, task, None)
+
+
+def triggered(tx: Tx, ask: Ask, task: sqlite3.Row, manager: int | None) -> dict[str, Any]:
+    """A new job of the task."""
+    arguments = arguments_for(ask, task)
+    tracker.charge_trigger(tx, task["project"])
+    return Objects(tx).created_job(tracker.make_job(tx, task, {}, arguments, "theeye", manager=manager))
+
+
+def find_job(tx: Tx, ask: Ask) -> sqlite3.Row:
+    return found(ask, "job", lambda token: tracker.find_job(tx, token))
+
+
+def get_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """GET /job/{job}"""
+    return Objects(tx).job(find_job(tx, ask))
+
+
+def get_lifecycle(tx: Tx, ask: Ask, caller: Caller) -> str:
+    """GET /job/{job}/lifecycle"""
+    return seen(find_job(tx, ask)).lifecycle
+
+
+def list_jobs(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
+    """GET /job: the newest first."""
+    if caller.kind == "agent":
+        raise Refusal(400, "hostname is required")
+    which, objects, size = wanted(ask), Objects(tx), 0
+    shown: list[dict[str, Any]] = []
+    for row in newest_jobs(tx, which.where):
+        if which.matches(job := objects.job(row)):
+            shown.append(job)
+            size += len(row["result"] or "")
+        if len(shown) == which.limit or size > MOST_RESULTS:
+            break
+    return shown
+
+
+SEARCHED = 10_000  # jobs that one list looks at, at most
+MOST_RESULTS = 2**24  # characters of their results after which it ends
+
+
+def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
+    """The jobs among which to look, by an index where there is one for a filter."""
+    query = tracker.JobsQuery(limit=500)
+    if "task_id" in where:
+        row = tx.one("SELECT id FROM template WHERE token = ?", (where["task_id"].lower(),))
+        query.template = row["id"] if row else 0
+    states = [state for state, event in STATES.items() if where.get("lifecycle") == event.lifecycle]
+    if len(states) == 1 and where["lifecycle"] in ("ready", "assigned"):
+        query.state = states[0]
+    for _ in range(SEARCHED // query.limit):
+        rows, more = tracker.find_jobs(tx, None, query, "*")
+        yield from rows
+        if more is None:
+            break
+        query.before = more
+
+
+def cancel_job(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+    """PUT /job/{job}/cancel"""
+    return cancelled(tx, find_job(tx, ask), caller)
+
+
+def cancelled(tx: Tx, job: sqlite3.Row, caller: Caller) -> Raw:
+    """Cancels a job that has not ended."""
+    if job["finished"] is not None:
+        raise Refusal(400, f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
+    row = tx.one("SELECT name FROM theeye_token WHERE id = ?", (caller.id,))
+    tracker.cancel_job(tx, job, f"integration token {row['name']}")
+    return NO_CONTENT
+
+
+# ── Workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_workflow(tx: Tx, ask: Ask) -> sqlite3.Row:
+    return found(ask, "workflow", lambda token: tracker.workflow_by_token(tx, token))
+
+
+def run_workflow(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """POST /workflows/{workflow}/job"""
+    return started(tx, ask, find_workflow(tx, ask), caller.manager)
+
+
+def run_workflow_by_secret(tx: Tx, ask: Ask, caller: None) -> dict[str, Any]:
+    """POST /workflows/{workflow}/secret/{secret}/job"""
+    workflow = find_workflow(tx, ask)
+    check_own_secret(ask, workflow)
+    return started(tx, ask, workflow, None)
+
+
+def started(tx: Tx, ask: Ask, workflow: sqlite3.Row, manager: int | None) -> dict[str, Any]:
+    """A run of the workflow: its job. The start task has the given arguments."""
+    arguments = arguments_for(ask, tracker.find_template(tx, workflow["start"]))
+    tracker.charge_trigger(tx, workflow["project"])
+    return Objects(tx).created_job(tracker.run_workflow(tx, workflow, {}, arguments, "theeye", manager=manager))
+
+
+def find_run(tx: Tx, ask: Ask) -> sqlite3.Row:
+    """The workflow job that the path names, of the workflow that it names."""
+    workflow, run = find_workflow(tx, ask), find_job(tx, ask)
+    if run["workflow"] != workflow["id"]:
+        raise Refusal(404, "job not found")
+    return run
+
+
+def get_run(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """GET /workflows/{workflow}/job/{job}"""
+    return Objects(tx).job(find_run(tx, ask))
+
+
+def list_steps(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
+    """GET /workflows/{workflow}/job/{job}/jobs: the children, in the order in which they were started."""
+    run, which, objects = find_run(tx, ask), wanted(ask), Objects(tx)
+    rows = tx.all("SELECT * FROM job WHERE workflow_job = ? ORDER BY id LIMIT ?", (run["id"], tracker.MOST_STEPS))
+    return [job for job in map(objects.job, rows) if which.matches(job)][: which.limit]
+
+
+def cancel_run(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+    """PUT /workflows/{workflow}/job/{job}/cancel"""
+    return cancelled(tx, find_run(tx, ask), caller)
+
+
+# ── The agent ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MOST_LINES = 10_000  # of a result's log that become the job's
+MOST_RESULT_LOG = 2**16  # characters of it that stay in the result
+
+
+def register_host(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """POST /host, /host/{hostname}: an agent tells on which machine it runs."""
+    fields = ask.fields()
+    host = note_host(tx, caller.project, ask.given("hostname"), fields.get("version"), fields.get("info"))
+    connection = derived_id("connection", f"{caller.id} {host['token']}")
+    return {"host_id": host["token"], "resource_id": derived_id("resource", host["token"]), "connection_id": connection}
+
+
+def get_config(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """GET /agent/{hostname}/config: monitors for the agent to run. There are none: the tracker has jobs alone."""
+    return {"workers": []}
+
+
+def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+    """PUT /agent/{hostname}: every few seconds. A host that was deleted comes back by it."""
+    note_host(tx, caller.project, ask.path["hostname"])
+    note_worker(tx, caller)
+    return NO_CONTENT
+
+
+def note_worker(tx: Tx, caller: Caller) -> None:
+    """The worker behind the agent was seen."""
+    tracker.authenticate(tx, WorkerCredentials(caller.worker, None))
+
+
+def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """GET /job?hostname=: the next job for the agent, assigned to its worker. A rate limit is no error to an agent."""
+    if not ask.given("hostname"):
+        raise Refusal(400, "hostname is required")
+    worker = WorkerCredentials(caller.worker, None)
+    try:
+        tasks = tracker.assign_tasks(tx, worker, [caller.project], jobs_only=True).tasks
+    except TrackerError as error:
+        if error.code != "too_fast":
+            raise
+        tasks = []
+    objects = Objects(tx)
+    return {"jobs": [objects.fetched_job(tracker.find_job(tx, task["job"]["id"])) for task in tasks]}
+
+
+def download_script(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+    """GET /script/{script}/download: its bytes. For an agent, only what its project's jobs are made of."""
+    if ask.path["script"] == STUB["id"]:
+        return Raw(NO_SCRIPT)
+    row = found(ask, "script", lambda token: tx.one("SELECT * FROM script WHERE token = ?", (token,)))
+    uses = "SELECT 1 FROM {} WHERE script = :script AND project = :project LIMIT 1"
+    values = {"script": row["id"], "project": caller.project}
+    if caller.kind == "agent" and not any(tx.one(uses.format(table), values) for table in ("template", "job")):
+        raise Refusal(404, "script not found")
+    return Raw(row["source"].encode())
+
+
+def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+    """PUT /job/{job}: how it went. Ignored when the job is not assigned to this agent (any more)."""
+    job = find_job(tx, ask)
+    if job["project"] != caller.project:
+        raise Refusal(404, "job not found")
+    result = read_result(ask.fields())
+    note_worker(tx, caller)
+    if job["state"] == "assigned" and job["assignee"] == caller.worker and job["task"] is not None:
+        log_result(tx, job, caller.worker, result.get("log"))
+        release = ReleaseBody(job["task"], OK, output=stored_result(tx, result))
+        report = tracker.read_report(release.output)
+        if report.killed or report.state in tracker.FAILURES:
+            release.result = FAIL
+        tracker.release_task(tx, WorkerCredentials(caller.worker, None), release)
+    return Objects(tx).job(tracker.find_job(tx, job["token"]))
+
+
+def stored_result(tx: Tx, result: dict[str, Any]) -> msgspec.Raw:
+    """What is kept as the job's result: the end of a long log is enough there, as all of it is in the job's log."""
+    if isinstance(text := result.get("log"), str):
+        result = {**result, "log": text[-MOST_RESULT_LOG:]}
+    encoded = tracker.encode(result)
+    if len(encoded) > 1024 * tx.settings.max_body:
+        raise TrackerError("too_large", f"result: more than {tx.settings.max_body} KiB without its log")
+    return msgspec.Raw(encoded)
+
+
+def read_result(fields: dict[str, Any]) -> dict[str, Any]:
+    """The result as workers give it: the state beside the rest."""
+    result = fields.get("result")
+    if result is None:
+        raise Refusal(400, "result is required")
+    data = result.get("data") if isinstance(result, dict) else result
+    if not (isinstance(result, dict) and isinstance(data, dict | None)):
+        raise Refusal(400, "result is invalid: it looks like {state, data}")
+    return {**(data or {}), "state": result.get("state")}
+
+
+def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any) -> None:
+    """An agent sends what its script wrote with the result; so it becomes the log, unless lines were sent before."""
+    if not isinstance(text, str) or not text.strip("\n"):
+        return
+    if tx.one("SELECT 1 FROM job_line WHERE job = ? AND worker = ? LIMIT 1", (job["id"], worker)):
+        return
+    lines = text.strip("\n").split("\n", MOST_LINES)
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES] = f"further lines of the log are left out: the first {MOST_LINES:,} are kept"
+    entries = [tracker.TaskEntry(line[:65536], tx.time, "info", "script") for line in lines]
+    tracker.add_job_lines(tx, job, worker, entries)
+
+
+# ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TOKEN, ADMIN, AGENT = frozenset({"token", "admin"}), frozenset({"admin"}), frozenset({"agent"})
+ANYBODY = frozenset()  # the secret in the path, or the password, says who may
+
+
+class Entry(NamedTuple):
+    """A route: its method, its path after the customer, its function, and whose call it is."""
+
+    method: str
+    path: str
+    function: Callable[[Tx, Ask, Any], Any]
+    who: frozenset[str]
+    reads: bool = False
+    large: bool = False  # its body may be as large as a job's log
+
+
+ROUTES = (
+    Entry("GET", "/task", list_tasks, TOKEN, reads=True),
+    Entry("POST", "/task", create_task, ADMIN),
+    Entry("GET", "/task/{task}", get_task, TOKEN, reads=True),
+    Entry("PUT", "/task/{task}", update_task, ADMIN),
+    Entry("PATCH", "/task/{task}", update_task, ADMIN),
+    Entry("DELETE", "/task/{task}", delete_task, ADMIN),
+    Entry("GET", "/task/{task}/credentials", get_credentials, TOKEN, reads=True),
+    Entry("POST", "/task/{task}/job", create_job, TOKEN),
+    Entry("POST", "/task/{task}/secret/{secret}/job", create_job_by_secret, ANYBODY),
+    Entry("POST", "/job", create_job, TOKEN),
+    Entry("POST", "/job/secret/{secret}", create_job_by_secret, ANYBODY),
+    Entry("GET", "/job", list_jobs, TOKEN | AGENT, reads=True),
+    Entry("GET", "/job?hostname", fetch_job, AGENT),  # the one route that needs a look at the query
+    Entry("GET", "/job/{job}", get_job, TOKEN, reads=True),
+    Entry("PUT", "/job/{job}", put_result, AGENT, large=True),
+    Entry("GET", "/job/{job}/lifecycle", get_lifecycle, TOKEN, reads=True),
+    Entry("PUT", "/job/{job}/cancel", cancel_job, TOKEN),
+    Entry("POST", "/workflows/{workflow}/job", run_workflow, TOKEN),
+    Entry("POST", "/workflows/{workflow}/secret/{secret}/job", run_workflow_by_secret, ANYBODY),
+    Entry("POST", "/workflows/{workflow}/secret/{secret}", run_workflow_by_secret, ANYBODY),
+    Entry("GET", "/workflows/{workflow}/job/{job}", get_run, TOKEN, reads=True),
+    Entry("GET", "/workflows/{workflow}/job/{job}/jobs", list_steps, TOKEN, reads=True),
+    Entry("PUT", "/workflows/{workflow}/job/{job}/cancel", cancel_run, TOKEN),
+    Entry("GET", "/host", list_hosts, TOKEN, reads=True),
+    Entry("POST", "/token", log_in, ANYBODY),
+    Entry("POST", "/host", register_host, AGENT),
+    Entry("POST", "/host/{hostname}", register_host, AGENT),
+    Entry("GET", "/agent/{hostname}/config", get_config, AGENT, reads=True),
+    Entry("PUT", "/agent/{hostname}", keep_alive, AGENT),
+    Entry("GET", "/script/{script}/download", download_script, TOKEN | AGENT, reads=True),
+)
+PATTERNS = {entry.path: compile_path(entry.path)[0] for entry in ROUTES}
+ROOTS = {entry.path.split("/")[1].partition("?")[0] for entry in ROUTES}
+
+
+def answer(tx: Tx, ask: Ask, entry: Entry) -> tuple[Any, Caller | None]:
+    """What is answered, and to whom. Checked in this order: who calls, the customer, what the caller may."""
+    caller = authorized(tx, ask, entry)
+    if caller and caller.stale and not entry.reads:
+        note_use(tx, caller.id)
+    return entry.function(tx, ask, caller), caller
+
+
+def authorized(tx: Tx, ask: Ask, entry: Entry) -> Caller | None:
+    caller = authenticate(tx, ask) if entry.who else None
+    if entry.function is not log_in:
+        check_customer(tx, ask)
+    if caller:
+        check_kind(caller, entry)
+    return caller
+
+
+def check_kind(caller: Caller, entry: Entry) -> None:
+    if caller.kind not in entry.who:
+        raise Refusal(403, "forbidden")
+
+
+class Door(BaseRoute):
+    """The paths of this dialect, of which those that it does not know are refused in its own way.
+
+    What the tracker itself or its pages have below the same first names stays theirs.
+    """
+
+    def __init__(self, tracker_: tracker.Tracker):
+        self.tracker, self.customer = tracker_, tracker_.settings.theeye_customer
+        paths = [path.split("/")[1:] for _, path, _ in tracker.API]
+        self.native = {tuple(parts[:2]) for parts in paths}
+        self.taken = {parts[0] for parts in paths if parts[0] not in ROOTS} | {"api", "ui", "v1", "openapi.json"}
+        if self.customer in self.taken | ROOTS:
+            raise TrackerError("start", f"theeye_customer: {self.customer} is the beginning of paths of other kinds")
+
+    def matches(self, scope: dict) -> tuple[Match, dict]:
+        if scope["type"] != "http":
+            return Match.NONE, {}
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        first, second, *_ = [*path.split("/")[1:], "", ""]
+        if first in ROOTS:
+            ours = (first, second) not in self.native
+        else:
+            ours = first == self.customer or (first not in self.taken and first and second in ROOTS)
+        return (Match.FULL, {"path_params": {}, "endpoint": self}) if ours else (Match.NONE, {})
+
+    async def handle(self, scope: dict, receive: Callable, send: Callable) -> None:
+        try:
+            reply = Answer(200, await self.reply(tracker.Call(scope, receive, self.tracker)))
+            if reply.content is NO_CONTENT:
+                reply = reply._replace(status=204)
+        except Exception as error:
+            reply = refused(error, f"{scope['method']} {scope['path']}")
+        await reply.send(send)
+
+    async def reply(self, call: tracker.Call) -> Any:
+        entry, path = self.find(call.scope)
+        db = call.tracker.db
+        if entry.large:  # looked at before the body is taken in
+            caller = await db.read(authenticate, read_head(call, path))
+            check_kind(caller, entry)
+        ask = await read_ask(call, path, entry.large)
+        content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
+        if caller and caller.stale and entry.reads:
+            await db.write(note_use, caller.id)
+        return content
+
+    def find(self, scope: dict) -> tuple[Entry, dict[str, str]]:
+        """The route, and what is in its path. Refuses what there is none for."""
+        full = scope["path"].removeprefix(scope.get("root_path", ""))
+        first, named, path = full.split("/")[1], {}, full
+        if first not in ROOTS:
+            named, path = {"customer": first}, full[len(first) + 1 :]
+        if scope["method"] == "GET" and path == "/job" and re.search(rb"(^|&)hostname=", scope["query_string"]):
+            path = "/job?hostname"
+        fitting = [(entry, match) for entry in ROUTES if (match := PATTERNS[entry.path].fullmatch(path))]
+        for entry, match in fitting:
+            if entry.method == scope["method"]:
+                return entry, {**match.groupdict(), **named}
+        # `ok` is for a client of the tracker's own API that took a wrong path below /task or /job.
+        if not fitting:
+            missing = f"{full[:1000]} does not exist"
+            raise Refusal(404, {"code": "ResourceNotFound", "message": missing, "ok": False})
+        message = {"code": "MethodNotAllowed", "message": f"{scope['method']} is not allowed", "ok": False}
+        raise Refusal(405, message, Allow=", ".join(sorted({entry.method for entry, _ in fitting})))
+
+
+def routes(tracker_: tracker.Tracker) -> list[BaseRoute]:
+    """All of this dialect's paths."""
+    return [Door(tracker_)]
+
+
+# ── Manager pages ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MOST_SHOWN = 500  # tokens, agents or hosts on one page; nobody has so many
+
+
+class TokenForm(msgspec.Struct):
+    name: tracker.Name
+    admin: bool = False
+
+
+class AgentForm(msgspec.Struct):
+    project: tracker.Id
+    alias: tracker.Name
+
+
+def tokens_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """The integration tokens. For admins."""
+    tracker.require_admin(tx, session)
+    rows = tx.all(
+        "SELECT t.*, m.username FROM theeye_token t LEFT JOIN manager m ON m.id = t.manager"
+        " ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT ?",
+        (MOST_SHOWN,),
+    )
+    return {"tokens": rows, "fresh": None}
+
+
+def create_token(tx: Tx, session: bytes | None, body: TokenForm) -> dict[str, Any]:
+    """A new integration token. It is in the answer and nowhere else. For admins."""
+    manager = tracker.require_admin(tx, session)
+    token = secrets.token_hex(32)
+    tx.execute(
+        "INSERT INTO theeye_token (name, hash, admin, manager, created) VALUES (?, ?, ?, ?, ?)",
+        (body.name, tracker.digest(token.encode()), body.admin, manager["id"], tx.time),
+    )
+    return {"name": body.name, "token": token}
+
+
+def revoke_token(tx: Tx, session: bytes | None, token: int) -> None:
+    """Ends an integration token at once. For admins."""
+    tracker.require_admin(tx, session)
+    changed = "UPDATE theeye_token SET revoked = ? WHERE id = ? AND revoked IS NULL"
+    if not tx.execute(changed, (tx.time, token)).rowcount:
+        raise TrackerError("not_found", f"No valid integration token {token}")
+
+
+def agents_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """The agents, and the hosts on which they have run. For admins."""
+    tracker.require_admin(tx, session)
+    return {
+        "agents": tx.all(
+            "SELECT a.*, w.alias, w.last_seen, w.paused, p.name AS project_name FROM theeye_agent a"
+            " JOIN worker w ON w.id = a.worker JOIN project p ON p.id = a.project ORDER BY a.id DESC LIMIT ?",
+            (MOST_SHOWN,),
+        ),
+        "hosts": tx.all(
+            "SELECT h.*, p.name AS project_name FROM theeye_host h JOIN project p ON p.id = h.project"
+            " ORDER BY h.last_seen DESC, h.id LIMIT ?",
+            (MOST_SHOWN,),
+        ),
+        "projects": tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000"),
+        "fresh": None,
+    }
+
+
+def create_agent(tx: Tx, session: bytes | None, body: AgentForm) -> dict[str, Any]:
+    """A new agent for the jobs of a project, and its worker. Its secret is in the answer and nowhere else.
+
+    For admins.
+    """
+    tracker.require_admin(tx, session)
+    project = tracker.find_project(tx, body.project)
+    worker = tracker.create_worker(tx, session, tracker.AliasBody(body.alias))["worker"]["id"]
+    tracker.set_worker_access(tx, session, body.project, tracker.WorkerRolesBody(worker, assign=True))
+    token, secret = tracker.new_token(), secrets.token_hex(32)
+    tx.execute(
+        "INSERT INTO theeye_agent (token, secret_hash, worker, project, created) VALUES (?, ?, ?, ?, ?)",
+        (token, tracker.digest(secret.encode()), worker, body.project, tx.time),
+    )
+    return {"alias": body.alias, "token": token, "secret": secret, "project": project["name"]}
+
+
+def delete_agent(tx: Tx, session: bytes | None, agent: int) -> None:
+    """Deletes an agent: it is logged out, and its worker has no access any more. For admins."""
+    tracker.require_admin(tx, session)
+    row = tx.one("DELETE FROM theeye_agent WHERE id = ? RETURNING worker, project", (agent,))
+    if row is None:
+        raise TrackerError("not_found", f"No agent {agent}")
+    tx.execute("DELETE FROM theeye_login WHERE agent = ?", (agent,))
+    tx.execute("DELETE FROM worker_access WHERE worker = ? AND project = ?", tuple(row))
+
+
+def delete_host(tx: Tx, session: bytes | None, host: int) -> None:
+    """Forgets a host. It comes back when its agent is heard of again. For admins."""
+    tracker.require_admin(tx, session)
+    if not tx.execute("DELETE FROM theeye_host WHERE id = ?", (host,)).rowcount:
+        raise TrackerError("not_found", f"No host {host}")
+
+
+EMPTY_ROWS = 3  # of a workflow's form, for further edges
+
+
+def workflow_frame(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """What a workflow can be made of: the templates that the manager may edit, those of the project first."""
+    manager = tracker.require_manager(tx, session)
+    rows = tx.all(
+        "SELECT t.id, t.name, t.project, p.name AS project_name FROM template t JOIN project p ON p.id = t.project"
+        " WHERE t.deleted IS NULL ORDER BY t.project <> ?, p.name, t.name LIMIT 2000",
+        (project,),
+    )
+    editable = functools.cache(lambda one: bool(tracker.role_in_project(tx, manager, one) & tracker.EDIT))
+    return {
+        "templates": {
+            row["id"]: row["name"] if row["project"] == project else f"{row['name']} ({row['project_name']})"
+            for row in rows
+            if editable(row["project"])
+        },
+        "endings": [(ending, ending) for ending in tracker.ENDINGS.values()],
+        "empty_rows": EMPTY_ROWS,
+    }
+
+
+def workflows_page(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """The project's workflows, and the form for a new one. For managers with EDIT."""
+    workflows = tracker.list_workflows(tx, session, project)["workflows"]
+    return {**workflow_frame(tx, session, project), "workflows": workflows, "edges": []}
+
+
+def workflow_page(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
+    """A workflow: its edges, how it is triggered, its last runs. For managers with EDIT."""
+    row = tracker.editable_workflow(tx, session, workflow)
+    project, manager = tracker.find_project(tx, row["project"]), tracker.require_manager(tx, session)
+    start = tracker.find_template(tx, row["start"])
+    frame = workflow_frame(tx, session, row["project"])
+    shown = tracker.workflow_json(tx, row)
+    for template in {row["start"], *(one[end] for one in shown["edges"] for end in ("template", "target"))}:
+        frame["templates"].setdefault(template, f"template {template}, deleted or not yours")
+    return {
+        **frame,
+        **tracker.project_frame(tx, project, tracker.role_in_project(tx, manager, row["project"])),
+        "workflow": {**shown, "token": row["token"]},
+        "edges": shown["edges"],
+        "arguments": tracker.free_arguments(start) if start else [],
+        "runs": tx.all("SELECT * FROM job WHERE workflow = ? ORDER BY id DESC LIMIT 20", (workflow,)),
+        "fresh": None,
+    }
+
+
+def workflow_body(visit: tracker.Visit) -> tracker.WorkflowBody:
+    """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
+    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
+    edges = []
+    for number, values in enumerate(zip(*columns, strict=False), 1):
+        if not any(values[::2]):
+            continue
+        if not all(values):
+            raise TrackerError("invalid", f"edges: row {number} needs a template and what follows it")
+        edges.append(dict(zip(("template", "ending", "target"), values, strict=True)))
+    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": edges}
+    try:
+        return msgspec.convert(fields, tracker.WorkflowBody, strict=False)
+    except msgspec.ValidationError as error:
+        name, problem = tracker._name_and_problem(error)
+        raise TrackerError("invalid", f"{name}: {problem}") from None
+
+
+def typed_edges(visit: tracker.Visit, values: dict[str, Any]) -> dict[str, Any]:
+    """The page's values, with the edges that were typed into a refused form."""
+    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
+    typed = [dict(zip(("template", "ending", "target"), row, strict=True)) for row in zip(*columns, strict=False)]
+    return {**values, "edges": [edge for edge in typed if edge["template"] or edge["target"]]} if typed else values
+
+
+async def show_workflows(visit: tracker.Visit) -> Response:
+    read = tracker.of_project(tracker.EDIT, workflows_page)
+    values = await visit.read(read, visit.path_id("project"))
+    return await visit.render("theeye_workflows.html", typed_edges(visit, values))
+
+
+async def show_workflow(visit: tracker.Visit, fresh: str | None = None, workflow: int | None = None) -> Response:
+    """The page of a workflow, once with its new secret."""
+    values = await visit.read(workflow_page, visit.path_id("workflow") if workflow is None else workflow)
+    values = values if fresh else typed_edges(visit, values)
+    path = f"/workflows/{values['workflow']['token']}/secret/{fresh or 'SECRET'}/job"
+    paste = ready_to_paste(visit, path, values["workflow"]["name"], values["arguments"])
+    return await visit.render("theeye_workflow.html", {**values, "fresh": fresh, "paste": paste})
+
+
+class Paste(NamedTuple):
+    """What a person copies into a script or into an e-mail."""
+
+    curl: str
+    button: str
+
+
+def ready_to_paste(
+    visit: tracker.Visit, path: str, label: str, arguments: Sequence[tracker.Argument], **more: str
+) -> Paste:
+    """A curl line and an HTML button that trigger what is at the path, with the arguments' labels as their values."""
+    given = [one.label or f"argument {number}" for number, one in enumerate(arguments, 1)]
+    fields = {"customer": visit.tracker.settings.theeye_customer, **more}
+    body = tracker.encode({**fields, "task_arguments": given}).decode()
+    pairs = [*fields.items(), *(("task_arguments[]", value) for value in given)]
+    hidden = [f'  <input type="hidden" name="{name}" value="{html.escape(value)}">' for name, value in pairs]
+    address = visit.base + path
+    return Paste(
+        f"curl -sS -X POST -H 'Content-Type: application/json' -d {shlex.quote(body)} {shlex.quote(address)}",
+        "\n".join(
+            [
+                f'<form action="{html.escape(address)}" method="POST">',
+                *hidden,
+                f'  <input type="submit" value="{html.escape(label)}">',
+                "</form>",
+            ]
+        ),
+    )
+
+
+async def create_workflow(visit: tracker.Visit) -> Response:
+    project = visit.path_id("project")
+    try:
+        body = workflow_body(visit)
+        body.project = project
+        created = (await visit.tracker.db.write(tracker.create_workflow, visit.session(), body))["workflow"]
+    except TrackerError as error:
+        visit.error = error
+        return await show_workflows(visit)
+    return await show_workflow(visit, created["secret"], created["id"])
+
+
+async def update_workflow(visit: tracker.Visit) -> Response:
+    workflow = visit.path_id("workflow")
+    try:
+        await visit.tracker.db.write(tracker.update_workflow, visit.session(), workflow, workflow_body(visit))
+    except TrackerError as error:
+        visit.error = error
+        return await show_workflow(visit)
+    return visit.see(f"/ui/workflows/{workflow}", "Saved.")
+
+
+async def rotate_workflow(visit: tracker.Visit) -> Response:
+    write = visit.tracker.db.write
+    secret = (await write(tracker.rotate_workflow_secret, visit.session(), visit.path_id("workflow")))["secret"]
+    return await show_workflow(visit, secret)
+
+
+async def start_workflow(visit: tracker.Visit) -> Response:
+    """Run now: with the arguments that were typed, those left empty being null."""
+    workflow = visit.path_id("workflow")
+    body = tracker.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
+    try:
+        await visit.tracker.db.write(tracker.trigger_workflow, visit.session(), workflow, body)
+    except TrackerError as error:
+        visit.error = error
+        return await show_workflow(visit)
+    return visit.see(f"/ui/workflows/{workflow}", "The workflow has begun.")
+
+
+def revealing(function: Callable, form: type, name: str, read: Callable) -> tracker.Handler:
+    """The handler of an action whose result is shown this once: with the page itself, and never again."""
+
+    async def handler(visit: tracker.Visit) -> Response:
+        fresh = None
+        try:
+            fresh = await visit.tracker.db.write(function, visit.session(), visit.form_as(form))
+        except TrackerError as error:
+            visit.error = error
+        values = await visit.read(read)
+        if fresh:
+            visit.fields = {}  # the form is empty again
+        return await visit.render(name, {**values, "fresh": fresh})
+
+    return handler
+
+
+def about_token(tx: Tx, session: bytes | None, token: int) -> dict[str, Any]:
+    tracker.require_admin(tx, session)
+    row = tx.one("SELECT name FROM theeye_token WHERE id = ? AND revoked IS NULL", (token,))
+    if row is None:
+        raise TrackerError("not_found", f"No valid integration token {token}")
+    says = "Programs that come with it are refused from now on. What they have triggered goes on."
+    return question(f"Revoke the token {row['name']}?", says, "Revoke", "/ui/theeye/tokens")
+
+
+def about_agent(tx: Tx, session: bytes | None, agent: int) -> dict[str, Any]:
+    tracker.require_admin(tx, session)
+    row = tx.one("SELECT alias FROM theeye_agent a JOIN worker w ON w.id = a.worker WHERE a.id = ?", (agent,))
+    if row is None:
+        raise TrackerError("not_found", f"No agent {agent}")
+    says = (
+        "It is logged out, and gets no job any more. A job that it is doing times out. Its worker stays in the lists."
+    )
+    return question(f"Delete the agent {row['alias']}?", says, "Delete", "/ui/theeye/agents")
+
+
+def about_workflow(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
+    row = tracker.editable_workflow(tx, session, workflow)
+    says = "Nothing can trigger it any more, and its secret is lost. What it has begun ends with the steps of now."
+    then = f"/ui/projects/{row['project']}/workflows"
+    return question(f"Delete the workflow {row['name']}?", says, "Delete", then, f"/ui/workflows/{workflow}")
+
+
+def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
+    return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
+
+
+def asking(read: Callable, act: Callable, name: str, to: str, says: str) -> tracker.Handler:
+    """The handler of an action that cannot be undone: it asks first."""
+    ask = tracker.page("theeye_confirm.html", read, name)
+    do = tracker.action(act, name, to=to, says=says)
+
+    async def handler(visit: tracker.Visit) -> Response:
+        return await (do if visit.field("confirmed") == "yes" else ask)(visit)
+
+    return handler
+
+
+PAGES: list[tuple[str, str, tracker.Handler]] = [
+    ("GET", "/ui/theeye/tokens", tracker.page("theeye_tokens.html", tokens_page)),
+    ("POST", "/ui/theeye/tokens", revealing(create_token, TokenForm, "theeye_tokens.html", tokens_page)),
+    (
+        "POST",
+        "/ui/theeye/tokens/{token}/revoke",
+        asking(about_token, revoke_token, "token", "/ui/theeye/tokens", "The token is revoked."),
+    ),
+    ("GET", "/ui/theeye/agents", tracker.page("theeye_agents.html", agents_page)),
+    ("POST", "/ui/theeye/agents", revealing(create_agent, AgentForm, "theeye_agents.html", agents_page)),
+    (
+        "POST",
+        "/ui/theeye/agents/{agent}/delete",
+        asking(about_agent, delete_agent, "agent", "/ui/theeye/agents", "The agent is deleted."),
+    ),
+    (
+        "POST",
+        "/ui/theeye/hosts/{host}/delete",
+        tracker.action(delete_host, "host", to="/ui/theeye/agents", says="The host is forgotten."),
+    ),
+    ("GET", "/ui/projects/{project}/workflows", show_workflows),
+    ("POST", "/ui/projects/{project}/workflows", create_workflow),
+    ("GET", "/ui/workflows/{workflow}", show_workflow),
+    ("POST", "/ui/workflows/{workflow}", update_workflow),
+    ("POST", "/ui/workflows/{workflow}/rotate", rotate_workflow),
+    ("POST", "/ui/workflows/{workflow}/run", start_workflow),
+    (
+        "POST",
+        "/ui/workflows/{workflow}/delete",
+        asking(about_workflow, tracker.delete_workflow, "workflow", "/ui/", "The workflow is deleted."),
+    ),
+]

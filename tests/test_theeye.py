@@ -1,0 +1,1456 @@
+"""The theeye.io dialect: its clients as the document shows them, its agent as the real one calls, every error."""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import functools
+import hashlib
+import itertools
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import lxml.html
+import pytest
+from conftest import Site, client, wait_until
+from test_pages import Page, Tab
+from test_worker import posix_only
+from test_worker_run import Machine
+
+import tracker
+from dialects import theeye
+
+SCRIPT = "#!/bin/sh\necho one\necho '[\"from the script\"]'\n"
+ISO = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+UNKNOWN = "0123456789abcdef01234567"
+
+
+class Agent:
+    """A double of the real agent. Its verbs are the seven calls, with the bodies that the real one sends."""
+
+    def __init__(self, url: str, credentials: tuple[str, str], hostname: str = "web1"):
+        self.http, self.credentials, self.hostname = client(url), credentials, hostname
+
+    def log_in(self) -> httpx.Response:
+        response = self.http.post("/token", auth=self.credentials)
+        if response.status_code == 200:
+            self.http.headers["Authorization"] = f"Bearer {response.json()}"
+        return response
+
+    def register(self) -> httpx.Response:
+        info = {"os_name": "Linux", "os_version": "6.1", "ip": "127.0.0.1"}
+        body = {"hostname": self.hostname, "version": "v0.15.2", "info": info}
+        return self.http.post("/host", params={"customer": "tracker"}, json=body)
+
+    def config(self) -> httpx.Response:
+        return self.http.get(f"/tracker/agent/{self.hostname}/config")
+
+    def keep_alive(self) -> httpx.Response:
+        return self.http.put(f"/tracker/agent/{self.hostname}")
+
+    def fetch(self, **query: Any) -> httpx.Response:
+        return self.http.get("/tracker/job", params={"hostname": self.hostname, **query})
+
+    def download(self, script: str) -> httpx.Response:
+        return self.http.get(f"/tracker/script/{script}/download")
+
+    def report(self, job: str, state: str = "success", **data: Any) -> httpx.Response:
+        times = {"seconds": 0, "nanoseconds": 7156981}
+        usual = {"code": 0, "log": "\nnormal\n", "lastline": "normal", "signal": None, "killed": False, "times": times}
+        return self.http.put(f"/tracker/job/{job}", json={"result": {"state": state, "data": {**usual, **data}}})
+
+    def started(self) -> Agent:
+        """The agent after what it does once."""
+        for call in (self.log_in, self.register, self.config, self.keep_alive):
+            assert call().status_code in (200, 204)
+        return self
+
+    def fetched(self) -> dict[str, Any] | None:
+        response = self.fetch()
+        assert response.status_code == 200, response.text
+        return next(iter(response.json()["jobs"]), None)
+
+    def work(self, **outcomes: dict[str, Any]) -> list[str]:
+        """Does every job that there is, and says their names. `outcomes` has what a job of some name reports."""
+        names = []
+        while job := self.fetched():
+            names.append(job["name"])
+            source = self.download(job["script"]["id"]).content
+            assert hashlib.md5(source).hexdigest() == job["script"]["md5"]
+            assert self.report(job["id"], **outcomes.get(job["name"], {})).status_code == 200
+        return names
+
+
+class Place:
+    """A tracker with a project, both kinds of integration tokens, and an agent: all made on the pages."""
+
+    def __init__(self, site: Site):
+        self.site = site
+        self.project = site.admin.create_project("websites")
+
+    @functools.cached_property
+    def tab(self) -> Tab:
+        return Tab(self.site.admin.http)
+
+    @functools.cached_property
+    def form_token(self) -> str:
+        return self.tab.token
+
+    @functools.cached_property
+    def token(self) -> str:
+        return self.make_token("reader")
+
+    @functools.cached_property
+    def program(self) -> httpx.Client:
+        return self.client(self.token)
+
+    @functools.cached_property
+    def admin(self) -> httpx.Client:
+        return self.client(self.make_token("writer", admin="true"))
+
+    def act(self, path: str, **fields: Any) -> Page:
+        """Sends a form of a manager's page."""
+        data = {"token": self.form_token, **fields}
+        return Page(self.site.admin.http.post(path, data=data, follow_redirects=True))
+
+    def client(self, token: str | None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return client(f"{self.site.url}/tracker", headers=headers)
+
+    def confirm(self, path: str) -> str:
+        """What is said after an action that asks first."""
+        page = self.act(path)
+        assert "?" in page.tree.find(".//h1").text
+        return self.tab.send(page.form(path)).notice
+
+    def make_token(self, name: str, **fields: str) -> str:
+        page = self.act("/ui/theeye/tokens", name=name, **fields)
+        return page.tree.get_element_by_id("fresh-token").text
+
+    def make_agent(self, alias: str = "agent", project: int | None = None) -> tuple[str, str]:
+        page = self.act("/ui/theeye/agents", alias=alias, project=project or self.project)
+        assert page.status == 200, page.text
+        return tuple(page.tree.get_element_by_id(f"fresh-{name}").text for name in ("id", "secret"))
+
+    def agent(self, hostname: str = "web1", project: int | None = None) -> Agent:
+        return Agent(self.site.url, self.make_agent(hostname, project), hostname).started()
+
+    def make_task(self, name: str = "deploy", **fields: Any) -> dict[str, Any]:
+        body = {"name": name, "type": "script", "host": "websites", "script": SCRIPT, **fields}
+        response = self.admin.post("/task", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def secret(self, task: dict[str, Any]) -> str:
+        return self.program.get(f"/task/{task['id']}/credentials").json()["secret"]
+
+    def trigger(self, task: dict[str, Any], *arguments: Any) -> dict[str, Any]:
+        response = self.program.post("/job", json={"task": task["id"], "task_arguments": list(arguments)})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def job(self, job: dict[str, Any]) -> dict[str, Any]:
+        response = self.program.get(f"/job/{job['id']}")
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def state(self, job: dict[str, Any]) -> tuple[str, str, str | None]:
+        shown = self.job(job)
+        return shown["lifecycle"], shown["state"], shown["trigger_name"]
+
+    def log(self, job: dict[str, Any]) -> list[str]:
+        return [entry["message"] for entry in self.entries(job) if entry["worker"]]
+
+    def tracker_log(self, job: dict[str, Any]) -> list[str]:
+        return [entry["message"] for entry in self.entries(job) if not entry["worker"]]
+
+    def entries(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        return self.site.admin.get(f"/job/log/{job['id']}").json()["content"]["entries"]
+
+
+@pytest.fixture
+def place(site: Site) -> Place:
+    return Place(site)
+
+
+def curl(line: str) -> Any:
+    """What a line of a shell with curl in it prints, as JSON."""
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def definition(kind: str = "input", **fields: Any) -> dict[str, Any]:
+    return {"order": 0, "type": kind, "label": "an argument", "value": None, "options": [], **fields}
+
+
+# The document's examples
+
+
+def test_the_documents_curl_lines_trigger_a_task_by_token_and_by_secret(place: Place):
+    task = place.make_task()
+    start = f'task_id="{task["id"]}"; access_token="{place.token}"; customer="tracker"; '
+    by_token = curl(
+        start
+        + r"""curl -sS \
+  -X POST \
+  -H "Accept: application/json" \
+  -H "Content-Type: application/json" \
+  -d "{\"task\":\"${task_id}\",\"task_arguments\":[]}" \
+  """
+        + f'"{place.site.url}/job?access_token=${{access_token}}&customer=${{customer}}"'
+    )
+    by_secret = curl(
+        start
+        + f'task_secret_key="{place.secret(task)}"; '
+        + r"""curl -sS \
+      --request POST \
+      --header "Accept: application/json" \
+      --header "Content-Type: application/json" \
+      --data "{\"customer\":\"${customer}\",\"task\":\"${task_id}\",\"task_arguments\":[]}" \
+      """
+        + f'"{place.site.url}/job/secret/${{task_secret_key}}"'
+    )
+    assert by_token["lifecycle"] == by_secret["lifecycle"] == "ready"
+    assert by_token["task_id"] == by_secret["task_id"] == task["id"] and by_token["id"] != by_secret["id"]
+    url, given = place.site.url, f'customer="tracker"; token="{place.token}"; '
+    asked = curl(given + f'curl -sS "{url}/$customer/job/{by_token["id"]}?access_token=$token"')
+    assert asked["id"] == by_token["id"]
+    (listed,) = curl(given + f'curl -sS "{url}/$customer/task?access_token=$token"')
+    assert (listed["name"], listed["id"], listed["hostname"]) == ("deploy", task["id"], "websites")
+
+
+def test_the_documents_button_of_a_task_works_as_a_browser_sends_it(place: Place):
+    task = place.make_task(task_arguments=[definition()])
+    html = f"""<html>
+  <div>
+    <form action="http://api.theeye.io/job/secret/{place.secret(task)}" method="POST">
+      <input type="hidden" name="customer" value="tracker">
+      <input type="hidden" name="task" value="{task["id"]}">
+      <input type="hidden" name="task_arguments[]" value="arg1">
+      <input type="submit" value="ACEPTO">
+    </form>
+  </div>
+</html>"""
+    job = press(place, html)
+    assert job.status_code == 200 and job.json()["task_arguments_values"] == ["arg1"]
+
+
+def press(place: Place, html: str, **options: Any) -> httpx.Response:
+    """What a browser sends when the form's button is pressed."""
+    (form,) = lxml.html.fromstring(html).forms
+    values: dict[str, list[str]] = {}
+    for name, value in form.form_values():
+        values.setdefault(name, []).append(value)
+    address = form.action.replace("http://api.theeye.io", place.site.url)
+    return client("").post(address, data=values, headers={"Origin": "null", "Sec-Fetch-Site": "cross-site"}, **options)
+
+
+def test_a_new_job_is_shown_as_in_the_document(place: Place):
+    task = place.make_task()
+    job = place.trigger(task)
+    host = job["host"]
+    assert re.fullmatch(ISO, job["creation_date"]) and re.fullmatch(ISO, job["last_update"])
+    assert job == {
+        "task_arguments_values": [],
+        "_type": "ScriptJob",
+        "output": None,
+        "result": None,
+        "creation_date": job["creation_date"],
+        "last_update": job["last_update"],
+        "task": {"id": task["id"], "task_arguments": [], "output_parameters": []},
+        "task_id": task["id"],
+        "host_id": host["id"],
+        "host": host,
+        "name": "deploy",
+        "lifecycle": "ready",
+        "state": "in_progress",
+        "trigger_name": None,
+        "customer_id": job["customer_id"],
+        "customer_name": "tracker",
+        "user_id": job["user"]["id"],
+        "user": {"id": job["user_id"], "username": "admin", "email": ""},
+        "notify": True,
+        "origin": "user",
+        "script_id": task["script_id"],
+        "script_runas": "",
+        "timeout": 600000,
+        "env": {},
+        "id": job["id"],
+    }
+    assert (host["id"], host["_id"], host["hostname"]) == (task["host_id"], task["host_id"], "websites")
+    ids = ("id", "task_id", "host_id", "customer_id", "user_id", "script_id")
+    assert all(re.fullmatch("[0-9a-f]{24}", job[name]) for name in ids)
+    assert place.job(job) == {**job, "host": host["id"]}
+
+
+def test_a_finished_job_is_shown_as_in_the_document(place: Place):
+    job = place.trigger(place.make_task())
+    agent = place.agent()
+    agent.fetched()
+    agent.report(job["id"], "normal")
+    shown = place.job(job)
+    assert shown["result"] == {
+        "code": 0,
+        "log": "\nnormal\n",
+        "lastline": "normal",
+        "signal": None,
+        "killed": False,
+        "times": {"seconds": 0, "nanoseconds": 7156981},
+    }
+    assert place.state(job) == ("finished", "normal", "success") and shown["output"] is None
+
+
+# Tasks
+
+
+def test_a_task_is_made_read_changed_and_deleted(place: Place):
+    made = place.make_task(
+        script_runas="sudo -u www %script%",
+        timeout=1500,
+        env={"COLOUR": "red", "NUMBER": 5},
+        task_arguments=[definition("fixed", value="x"), definition("select", order=1, options=["a", "b"])],
+        description="what it does",
+    )
+    assert place.program.get(f"/task/{made['id']}").json() == made
+    assert made["type"] == "script" and made["timeout"] == 1500 and made["env"] == {"COLOUR": "red", "NUMBER": "5"}
+    assert [one["type"] for one in made["task_arguments"]] == ["fixed", "select"]
+    assert made["script"]["md5"] == hashlib.md5(SCRIPT.encode()).hexdigest()
+    changed = place.admin.put(f"/task/{made['id']}", json={"name": "renamed", "timeout": None}).json()
+    same = {name: value for name, value in made.items() if name not in ("name", "timeout", "last_update", "script")}
+    assert (changed["name"], changed["timeout"]) == ("renamed", None)
+    assert {name: changed[name] for name in same} == same
+    assert place.admin.patch(f"/task/{made['id']}", json={"script": "echo 2"}).json()["script_id"] != made["script_id"]
+    deleted = place.admin.delete(f"/task/{made['id']}")
+    assert (deleted.status_code, deleted.json()) == (200, {})
+    assert place.program.get("/task").json() == []
+    assert place.program.get(f"/task/{made['id']}").status_code == 404
+
+
+def test_a_whole_task_may_be_put_back_as_it_was_read(place: Place):
+    made = place.make_task(env={"A": "b"}, task_arguments=[definition("fixed", value=5)])
+    put = place.admin.put(f"/task/{made['id']}", json={**made, "name": "other"})
+    assert put.status_code == 200, put.text
+    assert {**put.json(), "last_update": ""} == {
+        **made,
+        "name": "other",
+        "last_update": "",
+        "script": put.json()["script"],
+    }
+    assert put.json()["script_id"] == made["script_id"]
+
+
+def test_a_task_is_made_on_a_host_by_its_id_or_name_or_the_projects(place: Place):
+    (project,) = place.program.get("/host").json()
+    place.agent("web1")
+    (host,) = place.program.get("/host").json()
+    assert host["id"] == project["id"] and (project["hostname"], host["hostname"]) == ("websites", "web1")
+    names = [host["id"], {"id": host["id"]}, "web1", "websites", place.project, str(place.project)]
+    tasks = [place.make_task(f"task {number}", host=name) for number, name in enumerate(names)]
+    assert {(task["host_id"], task["hostname"]) for task in tasks} == {(host["id"], "web1")}
+
+
+def test_tasks_are_filtered_and_limited(place: Place):
+    for name in ("one", "two", "three"):
+        place.make_task(name, timeout=None if name == "one" else 1000)
+
+    def names(**query: Any) -> list[str]:
+        return [task["name"] for task in place.program.get("/task", params=query).json()]
+
+    assert names() == ["one", "two", "three"]
+    assert names(limit=2) == ["one", "two"]
+    assert names(**{"where[name]": "two"}) == ["two"]
+    assert names(**{"where[timeout]": "1000", "where[type]": "script", "limit": 1}) == ["two"]
+    assert names(**{"where[timeout]": "null"}) == ["one"]
+    assert names(**{"where[nothing]": "null"}) == []
+
+
+def test_the_secret_of_a_task_is_64_digits_and_is_shown_with_its_credentials_alone(place: Place):
+    task = place.make_task()
+    credentials = place.program.get(f"/task/{task['id']}/credentials").json()
+    assert credentials == {"id": task["id"], "secret": credentials["secret"]}
+    assert re.fullmatch("[0-9a-f]{64}", credentials["secret"])
+    shown = [place.program.get(path).text for path in ("/task", f"/task/{task['id']}")]
+    shown.append(place.admin.put(f"/task/{task['id']}", json={"name": "x"}).text)
+    assert not any("secret" in text for text in shown)
+
+
+@pytest.mark.parametrize("sent", ["f" * 64, "", "short", True, 5])
+def test_sending_a_secret_rotates_it(place: Place, sent: Any):
+    task = place.make_task()
+    old = place.secret(task)
+    answer = place.admin.put(f"/task/{task['id']}", json={"secret": sent})
+    new = place.secret(task)
+    assert answer.status_code == 200 and new != old and re.fullmatch("[0-9a-f]{64}", new)
+    assert new == sent if sent == "f" * 64 else new != sent
+    body = {"customer": "tracker", "task": task["id"]}
+    answers = [client(place.site.url).post(f"/job/secret/{secret}", json=body) for secret in (old, new)]
+    assert [answer.status_code for answer in answers] == [403, 200]
+
+
+BAD_TASKS = (
+    ({"name": ""}, [("name", "EREQ")]),
+    ({"name": None, "script": None}, [("name", "EREQ"), ("script", "EREQ")]),
+    ({"type": "approval"}, [("type", "EVALID")]),
+    ({"type": None, "host": None}, [("type", "EREQ"), ("host", "EREQ")]),
+    ({"host": "nowhere"}, [("host", "EVALID")]),
+    ({"host": ["web1"]}, [("host", "EVALID")]),
+    ({"name": 5, "timeout": -1}, [("name", "EVALID"), ("timeout", "EVALID")]),
+    ({"name": "x" * 201}, [("name", "EVALID")]),
+    ({"name": " "}, [("name", "EVALID")]),
+    ({"name": "there already"}, [("name", "EVALID")]),
+    ({"timeout": "soon"}, [("timeout", "EVALID")]),
+    ({"timeout": True}, [("timeout", "EVALID")]),
+    ({"timeout": 1e300}, [("timeout", "EVALID")]),
+    ({"timeout": "nan"}, [("timeout", "EVALID")]),
+    ({"env": ["A=b"]}, [("env", "EVALID")]),
+    ({"env": {"A=": "b"}}, [("env", "EVALID")]),
+    ({"script": 5}, [("script", "EVALID")]),
+    ({"script": {"id": UNKNOWN}}, [("script", "EVALID")]),
+    ({"script_runas": 5}, [("script_runas", "EVALID")]),
+    ({"task_arguments": "x"}, [("task_arguments", "EVALID")]),
+    ({"task_arguments": [5]}, [("task_arguments", "EVALID")]),
+    ({"task_arguments": [{"order": "first"}]}, [("task_arguments", "EVALID")]),
+    ({"task_arguments": [{"order": 10**30}]}, [("task_arguments", "EVALID")]),
+    ({"task_arguments": [{"type": {}}]}, [("task_arguments", "EVALID")]),
+)
+
+
+def test_a_task_that_cannot_be_is_refused_by_its_fields(place: Place):
+    place.make_task("there already")
+    for change, problems in BAD_TASKS:
+        body = {"name": "deploy", "type": "script", "host": "websites", "script": SCRIPT, **change}
+        answer = place.admin.post("/task", json=body)
+        assert answer.status_code == 400
+        assert answer.json() == [{"statusCode": 400, "field": field, "code": code} for field, code in problems]
+
+
+def test_a_change_that_cannot_be_is_refused_by_its_field(place: Place):
+    other = place.site.admin.create_project("other")
+    task = place.make_task()
+    for change, field, code in (
+        ({"host": other}, "host", "EVALID"),
+        ({"name": ""}, "name", "EREQ"),
+        ({"timeout": []}, "timeout", "EVALID"),
+        ({"env": 5}, "env", "EVALID"),
+    ):
+        answer = place.admin.put(f"/task/{task['id']}", json=change)
+        assert (answer.status_code, answer.json()) == (400, [{"statusCode": 400, "field": field, "code": code}])
+    assert place.program.get(f"/task/{task['id']}").json() == task
+
+
+def test_a_command_line_without_the_script_gets_it_at_its_end(place: Place):
+    assert place.make_task(script_runas="bash -e")["script_runas"] == "bash -e %script%"
+
+
+def test_only_an_admin_token_writes_tasks(place: Place):
+    task = place.make_task()
+    for method, path in (
+        ("POST", "/task"),
+        *((method, f"/task/{task['id']}") for method in ("PUT", "PATCH", "DELETE")),
+    ):
+        answer = place.program.request(method, path, json={"name": "x"})
+        assert (answer.status_code, answer.json()) == (403, "forbidden")
+    assert place.program.get("/task").json() == [task]
+
+
+# Arguments
+
+
+ARGUMENTS = [
+    definition("input", order=2, label="last"),
+    definition("fixed", order=1, value="between"),
+    definition("select", order=0, label="first", options=["a", "b"]),
+]
+
+
+def test_arguments_are_placed_by_order_between_the_fixed_ones(place: Place):
+    job = place.trigger(place.make_task(task_arguments=ARGUMENTS), "a", "z")
+    assert job["task_arguments_values"] == ["a", "between", "z"]
+
+
+def test_values_reach_the_agent_as_strings(place: Place):
+    task = place.make_task(task_arguments=[definition(order=number) for number in range(6)])
+    place.trigger(task, None, 5, True, {"a": [1]}, "text", 2.5)
+    assert place.agent().fetched()["task_arguments_values"] == ["", "5", "true", '{"a":[1]}', "text", "2.5"]
+
+
+def test_too_few_arguments_are_refused_and_too_many_ignored(place: Place):
+    task = place.make_task(task_arguments=ARGUMENTS)
+    words = "Invalid Task Arguments. An array of length 2 is required. Optionals must be null"
+    for given in ({}, {"task_arguments": []}, {"task_arguments": ["a"]}, {"task_arguments": "ab"}):
+        answer = place.program.post("/job", json={"task": task["id"], **given})
+        assert (answer.status_code, answer.json()) == (400, words)
+    assert place.program.get("/job").json() == []
+    assert place.trigger(task, "a", None, "more")["task_arguments_values"] == ["a", "between", ""]
+
+
+SPELLINGS = (
+    ("task_arguments%5B%5D=a&task_arguments%5B%5D=b", ["a", "b"]),
+    ("task_arguments[]=a&task_arguments[]=b", ["a", "b"]),
+    ("task_arguments=a&task_arguments=b", ["a", "b"]),
+    ("task_arguments[1]=b&task_arguments[0]=a", ["a", "b"]),
+    ("task_arguments=%5B%22a%22%2C%22b%22%5D", ["a", "b"]),
+    ("task_arguments[]=%C3%A4+%26&task_arguments[]=", ["ä &", ""]),
+)
+
+
+def test_a_form_spells_arguments_in_several_ways(place: Place):
+    task = place.make_task(task_arguments=[definition(order=number) for number in range(2)])
+    for body, expected in SPELLINGS:
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = place.program.post("/job", content=f"task={task['id']}&{body}", headers=headers)
+        assert answer.status_code == 200 and answer.json()["task_arguments_values"] == expected
+
+
+def test_arguments_come_from_the_body_else_the_query_else_a_bare_array(place: Place):
+    task = place.make_task(task_arguments=[definition()])
+    path = f"/task/{task['id']}/job"
+    answers = [
+        place.program.post(f"{path}?task_arguments[]=query", json={"task_arguments": ["body"]}),
+        place.program.post(f"{path}?task_arguments[]=query", json=["array"]),
+        place.program.post(path, json=["array"]),
+        place.program.post(f"{path}?task_arguments=query"),
+    ]
+    assert [answer.json()["task_arguments_values"] for answer in answers] == [["body"], ["query"], ["array"], ["query"]]
+
+
+def test_json_is_understood_with_the_content_type_of_a_form(place: Place):
+    task = place.make_task(task_arguments=[definition()])
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = place.program.post(
+        "/job", content=json.dumps({"task": task["id"], "task_arguments": ["a"]}), headers=headers
+    )
+    assert answer.json()["task_arguments_values"] == ["a"]
+
+
+def test_a_multipart_form_is_understood(place: Place):
+    task = place.make_task(task_arguments=[definition()])
+    fields = {"customer": "tracker", "task": task["id"], "task_arguments[]": "a"}
+    parts = {name: (None, value) for name, value in fields.items()}
+    answer = client(place.site.url).post(f"/job/secret/{place.secret(task)}", files=parts)
+    assert answer.json()["task_arguments_values"] == ["a"]
+
+
+# Jobs
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/job/secret/{secret}?customer=tracker&task={task}",
+        "/tracker/job/secret/{secret}?task={task}",
+        "/task/{task}/secret/{secret}/job?customer=tracker",
+        "/tracker/task/{task}/secret/{secret}/job",
+    ],
+)
+def test_a_secret_opens_its_own_task_alone(place: Place, path: str):
+    task, other = place.make_task(), place.make_task("other")
+    stranger = client(place.site.url)
+    answer = stranger.post(path.format(task=task["id"], secret=place.secret(task)))
+    assert (answer.status_code, answer.json()["task_id"]) == (200, task["id"])
+    for secret in (place.secret(other), "f" * 64, "f" * 63, "ä" * 64):
+        answer = stranger.post(path.format(task=task["id"], secret=secret))
+        assert (answer.status_code, answer.json()) == (403, "invalid secret")
+    assert len(place.program.get("/job").json()) == 1
+
+
+def test_a_secret_is_looked_at_after_the_customer_and_the_task(place: Place):
+    task, stranger = place.make_task(), client(place.site.url)
+    for path, expected in (
+        (f"/job/secret/wrong?task={task['id']}", (403, "organization is required")),
+        ("/job/secret/wrong?customer=other", (404, "organization not found")),
+        ("/job/secret/wrong?customer=tracker", (400, "task is required")),
+        ("/job/secret/wrong?customer=tracker&task=5", (400, "task id is invalid")),
+        (f"/job/secret/wrong?customer=tracker&task={UNKNOWN}", (404, "task not found")),
+        (f"/job/secret/wrong?customer=tracker&task={task['id']}", (403, "invalid secret")),
+    ):
+        answer = stranger.post(path)
+        assert (answer.status_code, answer.json()) == expected
+
+
+ADDRESSES = (
+    "/job?customer=tracker&task={task}",
+    "/tracker/job?task={task}",
+    "/tracker/task/{task}/job",
+)
+
+
+def test_a_token_triggers_at_every_address(place: Place):
+    task = place.make_task()
+    for path in ADDRESSES:
+        address = path.format(task=task["id"])
+        token = f"{'&' if '?' in path else '?'}access_token={place.token}"
+        assert client(place.site.url).post(address + token).json()["task_id"] == task["id"]
+
+
+def test_a_job_is_polled_from_ready_to_its_result(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    assert place.state(job) == ("ready", "in_progress", None)
+    assert agent.fetched()["id"] == job["id"]
+    assert place.state(job) == ("assigned", "in_progress", None)
+    agent.report(job["id"], "success", output=["a", 1])
+    assert place.state(job) == ("finished", "success", "success")
+    assert place.job(job)["output"] == ["a", 1]
+    assert place.program.get(f"/job/{job['id']}/lifecycle").json() == "finished"
+
+
+REPORTS = (
+    ("success", {}, ("finished", "success", "success")),
+    ("", {}, ("finished", "success", "success")),
+    (None, {}, ("finished", "success", "success")),
+    (5, {}, ("finished", "success", "success")),
+    ("normal", {"code": 3}, ("finished", "normal", "success")),
+    ("failure", {}, ("finished", "failure", "failure")),
+    ("", {"lastline": '{"state": "failure", "data": [1]}'}, ("finished", "failure", "failure")),
+    ("success", {"killed": True, "signal": "SIGTERM"}, ("terminated", "timeout", "timeout")),
+)
+
+
+def test_what_an_agent_reports_becomes_the_jobs_state(place: Place):
+    task, agent = place.make_task(), place.agent()
+    for state, data, expected in REPORTS:
+        job = place.trigger(task)
+        agent.fetched()
+        assert agent.report(job["id"], state, **data).status_code == 200
+        assert place.state(job) == expected
+
+
+LAST_LINES = (
+    ('["a", {"b": 1}]', ["a", {"b": 1}]),
+    ('{"state": "success", "data": {"c": 2}}', {"c": 2}),
+    ("[oops", None),
+)
+
+
+def test_a_last_line_that_is_json_gives_the_output(place: Place):
+    task, agent = place.make_task(), place.agent()
+    for lastline, output in LAST_LINES:
+        job = place.trigger(task)
+        agent.fetched()
+        agent.report(job["id"], "", lastline=lastline)
+        assert place.job(job)["output"] == output and place.job(job)["result"]["lastline"] == lastline
+
+
+def test_jobs_are_listed_newest_first_filtered_and_limited(place: Place):
+    task, other = place.make_task(), place.make_task("other")
+    first, second, third = place.trigger(task), place.trigger(other), place.trigger(task)
+    place.agent().fetched()
+
+    def ids(**query: Any) -> list[str]:
+        return [job["id"] for job in place.program.get("/job", params=query).json()]
+
+    assert ids() == [third["id"], second["id"], first["id"]]
+    assert ids(limit=1) == [third["id"]]
+    assert ids(**{"where[task_id]": task["id"]}) == [third["id"], first["id"]]
+    assert ids(**{"where[lifecycle]": "assigned"}) == [first["id"]]
+    assert ids(**{"where[lifecycle]": "ready", "where[name]": "other"}) == [second["id"]]
+    assert ids(**{"where[task_id]": UNKNOWN}) == ids(**{"where[lifecycle]": "nonsense"}) == []
+
+
+def test_a_filter_that_cannot_be_is_refused(place: Place):
+    filters = ("where[a][b]=1", "where[]=1", "where=1", "where[$ne]=1", "where[a%00]=1", "where[a]=%FF")
+    for query in ("limit=abc", "limit=-1", "limit=1.5", *filters):
+        for path in ("/job", "/task", "/host"):
+            answer = place.program.get(f"{path}?{query}")
+            assert answer.status_code == 400 and answer.json()
+
+
+def test_a_ready_job_is_cancelled(place: Place):
+    job = place.trigger(place.make_task())
+    answer = place.program.put(f"/job/{job['id']}/cancel")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert place.state(job) == ("canceled", "canceled", None)
+    assert place.agent().fetched() is None
+
+
+def test_an_assigned_job_is_cancelled_and_its_result_ignored(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    assert place.program.put(f"/job/{job['id']}/cancel").status_code == 204
+    assert place.state(job) == ("terminated", "canceled", None)
+    assert agent.report(job["id"]).status_code == 200
+    assert place.state(job) == ("terminated", "canceled", None) and place.job(job)["result"] is None
+
+
+def test_a_finished_job_is_not_cancelled(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.work()
+    answer = place.program.put(f"/job/{job['id']}/cancel")
+    assert answer.status_code == 400 and "finished" in answer.json()
+    assert place.state(job) == ("finished", "success", "success")
+
+
+def test_a_job_whose_agent_vanished_times_out(place: Place):
+    job, agent = place.trigger(place.make_task(timeout=30_000)), place.agent()
+    assert agent.fetched()["timeout"] == 30_000
+    place.site.clock.pass_time(30)
+    assert place.state(job)[0] == "assigned"
+    place.site.clock.pass_time(20)
+    wait_until(lambda: place.state(job)[0] != "assigned")
+    assert place.state(job) == ("terminated", "timeout", "timeout")
+    result = place.job(job)["result"]
+    assert result["killed"] is True and set(result) == set(theeye.NO_RESULT)
+    assert any("timed out" in line for line in place.tracker_log(job))
+    assert agent.report(job["id"]).status_code == 200
+    assert place.state(job) == ("terminated", "timeout", "timeout")
+
+
+def test_a_job_made_through_the_native_api_is_seen_here(place: Place):
+    body = {"project": place.project, "name": "native", "recipe": "do something"}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    job = place.site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]
+    worker = place.site.create_worker(place.project)
+    task = worker.assigned(place.project)
+    worker.release(task["id"], output="plain text")
+    shown = place.job(job)
+    assert (shown["lifecycle"], shown["state"], shown["script_id"]) == ("finished", "success", None)
+    assert shown["result"] == {**theeye.NO_RESULT, "log": "plain text", "lastline": "plain text"}
+
+
+def test_a_full_project_is_refused_with_the_time_to_wait(place: Place):
+    task = place.make_task()
+    place.site.admin.update_project(place.project, submit_rate=0.01)
+    place.trigger(task)
+    answer = place.program.post("/job", json={"task": task["id"]})
+    assert answer.status_code == 429 and 90 <= int(answer.headers["Retry-After"]) <= 100
+
+
+# The agent
+
+
+def test_an_agent_does_a_job_with_its_seven_calls(place: Place):
+    agent = Agent(place.site.url, place.make_agent())
+    token = agent.log_in()
+    assert token.status_code == 200 and isinstance(token.json(), str)
+    host = agent.register()
+    assert host.status_code == 200 and set(host.json()) == {"host_id", "resource_id", "connection_id"}
+    assert (agent.config().status_code, agent.config().json()) == (200, {"workers": []})
+    assert agent.keep_alive().status_code == 204
+    assert agent.fetch().json() == {"jobs": []}
+    task = place.make_task(host=host.json()["host_id"], script_runas="sh %script%", env={"A": "b"}, timeout=5000)
+    made = place.trigger(task)
+    (job,) = agent.fetch().json()["jobs"]
+    script = job["script"]
+    assert (job["id"], job["_type"], job["name"]) == (made["id"], "ScriptJob", "deploy")
+    assert (job["script_runas"], job["timeout"], job["env"]) == ("sh %script%", 5000, {"A": "b"})
+    assert set(script) == {"id", "filename", "md5"} and re.fullmatch(r"[\w.-]+", script["filename"])
+    download = agent.download(script["id"])
+    assert download.content == SCRIPT.encode() and hashlib.md5(download.content).hexdigest() == script["md5"]
+    assert agent.report(job["id"], log="one\ntwo\n", lastline="two").status_code == 200
+    assert place.state(made) == ("finished", "success", "success")
+    assert place.log(made) == ["one", "two"]
+    assert agent.fetch().json() == {"jobs": []}
+
+
+def test_the_calls_of_older_agents_are_answered_too(place: Place):
+    agent = Agent(place.site.url, place.make_agent())
+    agent.log_in()
+    answer = agent.http.post("/tracker/host/old1", json={"os_name": "Linux"})
+    assert answer.status_code == 200 and answer.json()["host_id"]
+    job = place.trigger(place.make_task(host="old1"))
+    agent.hostname = "old1"
+    assert [one["id"] for one in agent.fetch(process_next=1).json()["jobs"]] == [job["id"]]
+
+
+def test_a_job_without_a_command_line_is_run_as_the_script_itself(place: Place):
+    place.trigger(place.make_task())
+    assert place.agent().fetched()["script_runas"] == "%script%"
+
+
+def test_a_job_without_a_script_fails_with_a_reason(place: Place, tmp_path: Path):
+    body = {"project": place.project, "name": "native", "recipe": "do something"}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    place.site.admin.post(f"/template/trigger/{template}", {})
+    agent = place.agent()
+    job = agent.fetched()
+    source = agent.download(job["script"]["id"]).content
+    assert hashlib.md5(source).hexdigest() == job["script"]["md5"]
+    (tmp_path / "script").write_bytes(source)
+    done = subprocess.run(["sh", tmp_path / "script"], capture_output=True, text=True)
+    assert done.returncode == 1 and "no script" in done.stderr
+
+
+def test_an_agent_gets_the_jobs_of_its_own_project_alone(place: Place):
+    other = place.site.admin.create_project("other")
+    stranger = place.agent("web2", other)
+    job, agent = place.trigger(place.make_task()), place.agent()
+    assert stranger.fetched() is None
+    script = agent.fetched()["script"]["id"]
+    assert stranger.download(script).status_code == 404
+    answer = stranger.report(job["id"])
+    assert (answer.status_code, answer.json()) == (404, "job not found")
+    assert place.state(job)[0] == "assigned"
+
+
+def test_another_agent_of_the_project_cannot_report_for_the_first(place: Place):
+    job, agent, other = place.trigger(place.make_task()), place.agent("web1"), place.agent("web2")
+    agent.fetched()
+    assert other.report(job["id"], "failure").status_code == 200
+    assert place.state(job)[0] == "assigned"
+
+
+def test_lines_that_were_logged_before_the_result_are_not_logged_again(place: Place):
+    job = place.trigger(place.make_task())
+    worker = place.site.create_worker(place.project)
+    task = worker.assigned(place.project)
+    entries = [{"message": "logged before", "timestamp": 1}]
+    worker.http.post("/task/log", json={"task_id": task["id"], "entries": entries})
+    worker.release(task["id"], output={"state": "success", "log": "logged before\n", "code": 0})
+    assert place.log(job) == ["logged before"]
+
+
+def test_a_result_with_characters_that_cannot_be_stored_is_kept_without_them(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    body = b'{"result": {"state": "success", "data": {"log": "a\\u0000b\\\\u0000c\\ud83d", "lastline": "\\u0000"}}}'
+    assert agent.http.put(f"/tracker/job/{job['id']}", content=body).status_code == 200
+    assert place.log(job) == ["ab\\u0000c?"] and place.state(job)[0] == "finished"
+
+
+def test_a_long_log_becomes_the_jobs_log_and_its_end_stays_in_the_result(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    lines = [f"{number} {'x' * 200}" for number in range(9000)]
+    assert agent.report(job["id"], log="\n".join(lines)).status_code == 200
+    shown = place.job(job)
+    assert place.site.read("SELECT COUNT(*) FROM job_line WHERE worker") == [(9000,)]
+    kept = shown["result"]["log"]
+    assert len(kept) == theeye.MOST_RESULT_LOG and kept.endswith(lines[-1])
+
+
+BAD_RESULTS = (
+    {},
+    {"result": None},
+    {"result": 5},
+    {"result": {"data": "text"}},
+    [],
+    {"result": []},
+)
+
+
+def test_a_result_that_cannot_be_is_refused_and_the_job_goes_on(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    for body in BAD_RESULTS:
+        assert agent.http.put(f"/tracker/job/{job['id']}", json=body).status_code == 400
+    assert place.state(job)[0] == "assigned"
+
+
+def test_an_agent_logs_in_again_after_a_day(place: Place):
+    agent = place.agent()
+    assert agent.keep_alive().status_code == 204
+    place.site.clock.pass_time(theeye.LOGIN_LIFETIME + 1)
+    answer = agent.keep_alive()
+    assert (answer.status_code, answer.json()) == (401, "Unauthorized")
+    agent.log_in()
+    assert agent.keep_alive().status_code == 204
+
+
+def test_an_agent_may_log_in_often_and_its_oldest_logins_end(place: Place):
+    agent = place.agent()
+    first = agent.http.headers["Authorization"]
+    for _ in range(theeye.MOST_LOGINS):
+        place.site.clock.pass_time(1)
+        assert agent.log_in().status_code == 200
+    assert place.site.read("SELECT COUNT(*) FROM theeye_login") == [(theeye.MOST_LOGINS,)]
+    assert agent.keep_alive().status_code == 204
+    agent.http.headers["Authorization"] = first
+    assert agent.keep_alive().status_code == 401
+
+
+def test_only_the_right_secret_logs_an_agent_in(place: Place):
+    name, secret = place.make_agent()
+    for credentials in ((name, "wrong"), (UNKNOWN, secret), ("", ""), (secret, name), ("ä", "ö")):
+        answer = Agent(place.site.url, credentials).log_in()
+        assert (answer.status_code, answer.json()) == (401, "Unauthorized")
+    for header in ("Basic", "Basic %%%", "Basic " + base64.b64encode(b"\xff\xfe").decode(), "Bearer x", ""):
+        answer = client(place.site.url).post("/token", headers={"Authorization": header})
+        assert (answer.status_code, answer.json()) == (401, "Unauthorized")
+
+
+def test_no_secret_of_an_agent_or_token_is_in_the_database(place: Place):
+    agent = place.agent()
+    login = agent.http.headers["Authorization"].split()[1]
+    place.site.admin.http.get("/project/list")
+    data = b"".join(path.read_bytes() for path in Path(place.site.settings.database).parent.glob("tracker.db*"))
+    hidden = (agent.credentials[1], login, place.token)
+    assert agent.credentials[0].encode() in data
+    assert not any(secret.encode() in data for secret in hidden)
+
+
+def test_a_poll_without_a_hostname_is_refused(place: Place):
+    agent = place.agent()
+    for query in ("", "?hostname=", "?process_next=1"):
+        answer = agent.http.get(f"/tracker/job{query}")
+        assert (answer.status_code, answer.json()) == (400, "hostname is required")
+
+
+def test_a_rate_limit_leaves_an_agent_without_a_job_and_without_an_error(place: Place):
+    task, agent = place.make_task(), place.agent()
+    place.trigger(task), place.trigger(task)
+    place.site.admin.update_project(place.project, assign_rate=0.01)
+    assert agent.fetched() and agent.fetched() is None
+
+
+def test_an_agent_is_not_given_plain_tasks(place: Place):
+    place.site.create_worker(place.project).submit(place.project)
+    assert place.agent().fetched() is None
+
+
+def test_the_last_call_of_a_host_is_kept(place: Place):
+    agent = place.agent("web1")
+    place.site.clock.pass_time(100)
+    before = place.program.get("/host").json()[0]["last_update"]
+    agent.keep_alive()
+    (host,) = place.program.get("/host").json()
+    assert host["last_update"] > before
+    shown = (host["hostname"], host["agent_version"], host["os_name"], host["ip"])
+    assert shown == ("web1", "v0.15.2", "Linux", "127.0.0.1")
+
+
+BAD_HOSTNAMES = (
+    "",
+    None,
+    5,
+    "x" * 300,
+    "a\nb",
+    ["web1"],
+)
+
+
+def test_a_host_without_a_proper_name_is_refused(place: Place):
+    agent = place.agent()
+    for hostname in BAD_HOSTNAMES:
+        answer = agent.http.post("/host?customer=tracker", json={"hostname": hostname})
+        assert answer.status_code == 400 and "hostname" in answer.json()
+
+
+def test_an_agent_has_no_business_with_tasks(place: Place):
+    agent, task = place.agent(), place.make_task()
+    for method, path in (
+        ("GET", "/task"),
+        ("POST", "/job"),
+        ("GET", f"/task/{task['id']}/credentials"),
+        ("POST", "/task"),
+    ):
+        answer = agent.http.request(method, f"/tracker{path}", json={"task": task["id"]} if method == "POST" else None)
+        assert (answer.status_code, answer.json()) == (403, "forbidden")
+
+
+def test_a_token_does_no_agents_work(place: Place):
+    job = place.trigger(place.make_task())
+    for method, path in (
+        ("POST", "/host"),
+        ("GET", "/agent/web1/config"),
+        ("PUT", "/agent/web1"),
+        ("GET", "/job?hostname=web1"),
+        ("PUT", f"/job/{job['id']}"),
+    ):
+        answer = place.admin.request(method, path)
+        assert (answer.status_code, answer.json()) == (403, "forbidden")
+
+
+# Errors
+
+
+def test_without_a_token_nothing_is_done(place: Place):
+    job = place.trigger(place.make_task())
+    for entry in theeye.ROUTES:
+        if entry.who:
+            path = entry.path.format(task=UNKNOWN, job=job["id"], workflow=UNKNOWN, hostname="web1", script=UNKNOWN)
+            path = path.replace("?hostname", "?hostname=web1")
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {place.token}"}):
+                answer = client(place.site.url).request(entry.method, f"/tracker{path}", headers=headers)
+                assert (answer.status_code, answer.json()) == (401, "Unauthorized"), path
+    assert place.state(job)[0] == "ready"
+
+
+def test_a_revoked_token_opens_nothing(place: Place):
+    assert place.program.get("/task").status_code == 200
+    (token,) = place.site.read("SELECT id FROM theeye_token WHERE name = 'reader'")
+    assert place.confirm(f"/ui/theeye/tokens/{token[0]}/revoke") == "The token is revoked."
+    answer = place.program.get("/task")
+    assert (answer.status_code, answer.json()) == (401, "Unauthorized")
+    assert place.admin.get("/task").status_code == 200
+
+
+def test_the_customer_is_asked_for_in_the_path_then_the_body_then_the_query(place: Place):
+    task = place.make_task()
+    http = client(place.site.url, headers={"Authorization": f"Bearer {place.token}"})
+    missing, unknown = (403, "organization is required"), (404, "organization not found")
+
+    def post(path: str, **body: Any) -> Any:
+        answer = http.post(path, json={"task": task["id"], **body})
+        return answer.status_code if answer.status_code == 200 else (answer.status_code, answer.json())
+
+    assert post("/job") == missing
+    assert post("/job?customer=") == missing
+    assert post("/job?customer=other") == unknown
+    assert post("/job", customer="other") == unknown
+    assert post("/job", customer=5) == post("/job", customer=["tracker"]) == unknown
+    assert post("/other/job") == unknown
+    assert post("/other/job?customer=tracker", customer="tracker") == unknown
+    assert post("/job?customer=tracker", customer="other") == unknown
+    assert post("/tracker/job?customer=other", customer="other") == 200
+    assert post("/job?customer=other", customer="tracker") == 200
+    assert post("/job?customer=tracker") == 200
+    assert http.get("/task").json() == "organization is required"
+    assert len(http.get("/task?customer=tracker").json()) == 1
+
+
+NAMED = (
+    ("task", "GET", "/task/{}"),
+    ("task", "GET", "/task/{}/credentials"),
+    ("task", "PUT", "/task/{}"),
+    ("task", "DELETE", "/task/{}"),
+    ("task", "POST", "/task/{}/job"),
+    ("task", "POST", "/job?task={}"),
+    ("job", "GET", "/job/{}"),
+    ("job", "GET", "/job/{}/lifecycle"),
+    ("job", "PUT", "/job/{}/cancel"),
+    ("workflow", "POST", "/workflows/{}/job"),
+    ("workflow", "GET", f"/workflows/{{}}/job/{UNKNOWN}/jobs"),
+)
+
+
+def test_an_id_that_is_malformed_or_unknown_is_refused(place: Place):
+    for what, method, path in NAMED:
+        for malformed in ("5", UNKNOWN[1:], UNKNOWN + "0", "g" * 24, "%01" * 24, "ä" * 24, "9" * 5000):
+            answer = place.admin.request(method, path.format(malformed))
+            assert (answer.status_code, answer.json()) == (400, f"{what} id is invalid")
+        for unknown in (UNKNOWN, UNKNOWN.upper()):
+            answer = place.admin.request(method, path.format(unknown))
+            assert (answer.status_code, answer.json()) == (404, f"{what} not found")
+
+
+def test_a_task_that_is_not_named_is_asked_for(place: Place):
+    for body in ({}, {"task": ""}, {"task": None}, []):
+        answer = place.program.post("/job", json=body)
+        assert (answer.status_code, answer.json()) == (400, "task is required")
+    for task in (5, {}, ["x"], True):
+        answer = place.program.post("/job", json={"task": task})
+        assert (answer.status_code, answer.json()) == (400, "task id is invalid")
+
+
+UNKNOWN_PATHS = (
+    "/tracker/nothing",
+    "/tracker",
+    "/tracker/",
+    "/task/x/y/z",
+    "/job/a/b/c",
+    "/workflows",
+    "/other/task/x/y/z",
+    "/host/a/b",
+)
+
+
+def test_an_unknown_path_is_refused_in_the_words_of_the_real_system(place: Place):
+    for path in UNKNOWN_PATHS:
+        answer = client(place.site.url).get(path)
+        assert answer.status_code == 404
+        assert answer.json() == {"code": "ResourceNotFound", "message": f"{path} does not exist", "ok": False}
+
+
+METHODS = (
+    ("GET", "/token", "POST"),
+    ("DELETE", "/tracker/task", "GET, POST"),
+    ("POST", f"/task/{UNKNOWN}", "DELETE, GET, PATCH, PUT"),
+    ("GET", f"/tracker/job/{UNKNOWN}/cancel", "PUT"),
+    ("DELETE", f"/job/{UNKNOWN}", "GET, PUT"),
+    ("HEAD", "/tracker/task", "GET, POST"),
+)
+
+
+def test_a_wrong_method_is_told_the_right_ones(place: Place):
+    for method, path, allowed in METHODS:
+        answer = client(place.site.url).request(method, path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+
+
+BAD_BODIES = (
+    b"{",
+    b"nonsense",
+    b'"text"',
+    b"5",
+    b"\xff",
+    b"[" * 100_000,
+    b'{"task": "\\u0000"}',
+)
+
+
+def test_a_body_that_is_no_json_is_refused(place: Place):
+    for body in BAD_BODIES:
+        answer = place.program.post("/job", content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidContent")
+
+
+def test_a_form_that_cannot_be_read_is_refused(place: Place):
+    kinds = ("application/x-www-form-urlencoded", "multipart/form-data", "multipart/form-data; boundary=x")
+    bodies = (b"task=%FF", b"\xff", b"task=%00", b"--x\r\nnonsense", b"&".join([b"a=b"] * 5000))
+    for kind, body in itertools.product(kinds, bodies):
+        answer = place.program.post("/job", content=body, headers={"Content-Type": kind})
+        assert answer.status_code == 400
+
+
+def test_what_is_the_trackers_own_stays_its_own(place: Place):
+    guest = client(place.site.url)
+    for method, path in (
+        ("GET", "/job/list"),
+        ("GET", f"/job/get/{UNKNOWN}"),
+        ("GET", "/task/submit"),
+        ("POST", "/task/get/1"),
+        ("GET", "/worker/job"),
+        ("GET", "/project/task"),
+        ("GET", "/nothing"),
+        ("GET", "/nothing/else"),
+        ("POST", "/task/release"),
+    ):
+        answer = guest.request(method, path)
+        assert answer.status_code in (401, 404, 405) and answer.json()["ok"] is False, path
+    assert guest.get("/ui/").status_code == 200 and guest.get("/ui/task").status_code == 404
+    assert guest.get("/").json()["content"]["name"] == "tracker"
+    assert place.site.admin.get(f"/project/get/{place.project}").status_code == 200
+
+
+def test_the_customer_is_a_setting_that_must_not_hide_other_paths(make_site: Callable[..., Site]):
+    site = make_site(theeye_customer="acme")
+    place = Place(site)
+    http = client(site.url, headers={"Authorization": f"Bearer {place.token}"})
+    assert http.get("/acme/task").json() == http.get("/task?customer=acme").json() == []
+    assert http.get("/tracker/task").json() == "organization not found"
+    assert http.get("/acme/nothing").json()["message"] == "/acme/nothing does not exist"
+    for name in ("ui", "api", "task", "project", "v1"):
+        with pytest.raises(tracker.TrackerError, match=f"theeye_customer: {name} "):
+            tracker.create_app(tracker.Settings(theeye_customer=name))
+
+
+def test_the_paths_are_the_same_behind_a_proxy_with_a_prefix(make_site: Callable[..., Site]):
+    http = client(make_site(root_path="/prefix").url)
+    assert http.get("/tracker/task").json() == "Unauthorized"
+    assert http.post(f"/job/secret/x?customer=tracker&task={UNKNOWN}").json() == "task not found"
+    assert http.get("/tracker/nothing").json()["message"] == "/tracker/nothing does not exist"
+
+
+def test_nothing_that_is_sent_is_an_internal_error(place: Place):
+    task, job = place.make_task(), place.trigger(place.make_task("other"))
+    agent = place.agent()
+    odd = [None, True, 5, -(10**30), 1.5, "", "x" * 300, "ä\\u2028", [], [[]], {}, {"id": {}}]
+    fields = ("name", "type", "host", "script", "script_runas", "task_arguments", "timeout", "env", "task", "secret")
+    paths = [("POST", "/task"), ("PUT", f"/task/{task['id']}"), ("POST", "/job"), ("PUT", f"/job/{job['id']}")]
+    for (method, path), field, value in itertools.product(paths, fields, odd):
+        http = agent.http if path.startswith("/job/") else place.admin
+        base = {"name": "n", "type": "script", "host": "websites", "script": "x", "task": task["id"]}
+        answer = http.request(
+            method, f"{place.site.url}/tracker{path}", json={**base, field: value, "result": {"state": value}}
+        )
+        assert answer.status_code < 500, (method, path, field, value, answer.text)
+
+
+def test_ten_clients_trigger_and_poll_at_once(place: Place):
+    task, agent = place.make_task(task_arguments=[definition()]), place.agent()
+
+    def use(number: int) -> tuple[str, str, str | None]:
+        with place.client(place.token) as http:
+            job = http.post("/job", json={"task": task["id"], "task_arguments": [number]}).json()
+            wait_until(lambda: http.get(f"/job/{job['id']}/lifecycle").json() == "finished")
+            shown = http.get(f"/job/{job['id']}").json()
+            return shown["task_arguments_values"][0], shown["output"]
+
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        uses = [pool.submit(use, number) for number in range(10)]
+        done = 0
+        while done < 10:
+            if job := agent.fetched():
+                agent.report(job["id"], output=job["task_arguments_values"])
+                done += 1
+        outcomes = [one.result() for one in uses]
+    assert outcomes == [(str(number), [str(number)]) for number in range(10)]
+
+
+# Workflows
+
+
+def make_workflow(place: Place, start: str, *edges: tuple[str, str, str]) -> tuple[str, str]:
+    """A workflow of tasks, by their names, made on its page: its id and its secret."""
+    answer = place.site.admin.get(f"/template/list/{place.project}").json()["content"]["templates"]
+    numbers = {template["name"]: template["id"] for template in answer}
+    fields = {
+        "edge_template": [numbers[edge[0]] for edge in edges] + [""],
+        "edge_ending": [edge[1] for edge in edges] + ["success"],
+        "edge_target": [numbers[edge[2]] for edge in edges] + [""],
+    }
+    page = place.act(f"/ui/projects/{place.project}/workflows", name="release", start=numbers[start], **fields)
+    assert page.status == 200, page.text
+    secret = page.tree.get_element_by_id("fresh-secret").text
+    return re.search(r"/workflows/([0-9a-f]{24})/secret/", page.tree.get_element_by_id("curl").text)[1], secret
+
+
+BUILD = """#!/bin/sh
+echo "building $1"
+[ "$1" = good ] && echo '["the artifact"]' || echo '{"state": "failure", "data": ["the reason"]}'
+"""
+PASS_ON = """#!/bin/sh
+echo "got $1"
+echo "[\\"done with $1\\"]"
+"""
+
+
+def make_release(place: Place) -> tuple[str, str]:
+    """Three tasks: what is built is published, or else repaired."""
+    for name, source in (("build", BUILD), ("publish", PASS_ON), ("repair", PASS_ON)):
+        place.make_task(name, script=source, script_runas="sh %script%", task_arguments=[definition(label="what")])
+    return make_workflow(place, "build", ("build", "success", "publish"), ("build", "failure", "repair"))
+
+
+def steps(place: Place, workflow: str, run: dict[str, Any]) -> list[tuple[str, list[str], str, str | None]]:
+    children = place.program.get(f"/workflows/{workflow}/job/{run['id']}/jobs").json()
+    assert all((one["workflow_id"], one["workflow_job_id"]) == (workflow, run["id"]) for one in children)
+    return [(one["name"], one["task_arguments_values"], one["state"], one["trigger_name"]) for one in children]
+
+
+def test_a_workflow_branches_on_failure_and_an_agent_does_its_steps(place: Place):
+    workflow, secret = make_release(place)
+    agent = place.agent()
+    body = {"customer": "tracker", "task_arguments": ["bad"]}
+    run = client(place.site.url).post(f"/workflows/{workflow}/secret/{secret}/job", json=body).json()
+    assert (run["_type"], run["lifecycle"], run["workflow_id"]) == ("WorkflowJob", "ready", workflow)
+    job = agent.fetched()
+    assert (job["name"], job["task_arguments_values"]) == ("build", ["bad"])
+    assert place.state(run)[0] == "assigned"
+    agent.report(job["id"], "failure", output=["the reason"])
+    assert place.state(run)[0] == "assigned"
+    assert agent.work(repair={"output": ["repaired"]}) == ["repair"]
+    assert steps(place, workflow, run) == [
+        ("build", ["bad"], "failure", "failure"),
+        ("repair", ["the reason"], "success", "success"),
+    ]
+    assert place.state(run) == ("finished", "success", "success") and place.job(run)["output"] == ["repaired"]
+
+
+def test_a_workflow_takes_the_end_of_its_last_step(place: Place):
+    workflow, _ = make_release(place)
+    agent = place.agent()
+    run = place.program.post(f"/workflows/{workflow}/job", json={"task_arguments": ["good"]}).json()
+    assert agent.work(build={"output": ["it"]}, publish={"killed": True}) == ["build", "publish"]
+    assert [step[0] for step in steps(place, workflow, run)] == ["build", "publish"]
+    assert place.state(run) == ("terminated", "timeout", "timeout")
+
+
+def test_the_documents_curl_line_and_button_of_a_workflow_work(place: Place):
+    workflow, secret = make_release(place)
+    line = (
+        f'workflow_id="{workflow}"; workflow_secret_key="{secret}"; customer="tracker"; '
+        + r"""curl -sS \
+   --request POST \
+   --header "Accept: application/json" \
+   --header "Content-Type: application/json" \
+   --data "{\"customer\":\"${customer}\",\"task_arguments\":[\"good\"]}" \
+   """
+        + f'"{place.site.url}/workflows/${{workflow_id}}/secret/${{workflow_secret_key}}/job"'
+    )
+    assert curl(line)["_type"] == "WorkflowJob"
+    html = f"""<html>
+<div>
+ <form action="http://api.theeye.io/workflows/{workflow}/secret/{secret}" method="POST">
+   <input type="hidden" name="customer" value="tracker">
+   <input type="hidden" name="task_arguments[]" value="arg1">
+   <input type="submit" value="ACEPTO">
+ </form>
+</div>
+</html>"""
+    assert press(place, html).json()["_type"] == "WorkflowJob"
+    started = place.program.get("/job", params={"where[name]": "build"}).json()
+    assert [job["task_arguments_values"] for job in started] == [["arg1"], ["good"]]
+
+
+def test_a_workflow_is_cancelled_with_its_steps(place: Place):
+    workflow, _ = make_release(place)
+    agent = place.agent()
+    path = f"/workflows/{workflow}/job"
+    ready, assigned, ended = (place.program.post(path, json={"task_arguments": ["bad"]}).json() for _ in range(3))
+    assert place.program.put(f"{path}/{ready['id']}/cancel").status_code == 204
+    job = agent.fetched()
+    assert place.program.put(f"{path}/{assigned['id']}/cancel").status_code == 204
+    assert agent.report(job["id"]).status_code == 200
+    agent.work()
+    assert place.state(ready) == ("canceled", "canceled", None)
+    assert place.state(assigned) == ("terminated", "canceled", None)
+    assert [one["lifecycle"] for one in place.program.get(f"{path}/{assigned['id']}/jobs").json()] == ["terminated"]
+    answer = place.program.put(f"{path}/{ended['id']}/cancel")
+    assert answer.status_code == 400 and "finished" in answer.json()
+
+
+def test_a_workflow_is_refused_as_a_task_is(place: Place):
+    workflow, secret = make_release(place)
+    stranger, words = client(place.site.url), "Invalid Task Arguments. An array of length 1 is required."
+    for path, expected in (
+        (f"/workflows/{workflow}/secret/{secret}/job", (403, "organization is required")),
+        (f"/workflows/{workflow}/secret/{secret}/job?customer=other", (404, "organization not found")),
+        (f"/workflows/{UNKNOWN}/secret/{secret}/job?customer=tracker", (404, "workflow not found")),
+        (f"/workflows/{workflow}/secret/{'f' * 64}/job?customer=tracker", (403, "invalid secret")),
+        (f"/workflows/{workflow}/secret/{secret[1:]}?customer=tracker", (403, "invalid secret")),
+        (f"/workflows/{workflow}/secret/{secret}?customer=tracker", (400, f"{words} Optionals must be null")),
+        (f"/workflows/{workflow}/job?customer=tracker", (401, "Unauthorized")),
+    ):
+        answer = stranger.post(path)
+        assert (answer.status_code, answer.json()) == expected
+    assert place.program.get("/job").json() == []
+
+
+def test_only_the_runs_of_a_workflow_are_looked_for_below_it(place: Place):
+    workflow, _ = make_release(place)
+    job = place.trigger(place.make_task())
+    for method, path in (("GET", "jobs"), ("PUT", "cancel")):
+        answer = place.program.request(method, f"/workflows/{workflow}/job/{job['id']}/{path}")
+        assert (answer.status_code, answer.json()) == (404, "job not found")
+
+
+@posix_only
+def test_a_workflow_and_a_task_are_run_by_worker_py_too(place: Place, tmp_path: Path):
+    workflow, _ = make_release(place)
+    run = place.program.post(f"/workflows/{workflow}/job", json={"task_arguments": ["bad"]}).json()
+    job = place.trigger(place.make_task(script='#!/bin/sh\necho "$COLOUR"\nexit 3\n', env={"COLOUR": "red"}))
+    place.site.admin.update_project(place.project, public=True)
+    machine = Machine(tmp_path)
+    machine.finish(place.site, place.project, "--allow-scripts", status=1)
+    assert steps(place, workflow, run) == [
+        ("build", ["bad"], "failure", "failure"),
+        ("repair", ["the reason"], "success", "success"),
+    ]
+    assert place.state(run) == ("finished", "success", "success")
+    assert place.job(run)["output"] == ["done with the reason"]
+    assert place.state(job) == ("finished", "failure", "failure")
+    assert place.job(job)["result"]["code"] == 3 and place.log(job)[0] == "red"
+
+
+# Manager pages
+
+
+def test_the_pages_are_for_administrators(place: Place):
+    manager = Tab(place.site.create_manager().http)
+    guest = Tab(client(place.site.url))
+    for path in ("/ui/theeye/tokens", "/ui/theeye/agents"):
+        assert place.tab.open(path).status == 200
+        assert manager.open(path).status == 403
+        assert guest.open(path).answer.url.path == "/ui/login"
+    for path, fields in (
+        ("/ui/theeye/tokens", {"name": "x"}),
+        ("/ui/theeye/tokens/1/revoke", {}),
+        ("/ui/theeye/agents", {"alias": "x", "project": place.project}),
+        ("/ui/theeye/agents/1/delete", {}),
+        ("/ui/theeye/hosts/1/delete", {}),
+    ):
+        assert manager.post(path, fields).status_code == 403
+        assert guest.post(path, fields).status_code == 401
+    tables = ("token", "agent", "host")
+    assert [place.site.read(f"SELECT COUNT(*) FROM theeye_{table}") for table in tables] == [[(0,)]] * 3
+
+
+def test_a_form_of_the_pages_needs_its_token(place: Place):
+    answer = place.site.admin.http.post("/ui/theeye/tokens", data={"name": "x"})
+    assert answer.status_code == 403
+    assert place.site.read("SELECT COUNT(*) FROM theeye_token") == [(0,)]
+
+
+def test_a_token_is_shown_once_and_its_use_is_noted(place: Place):
+    page = place.act("/ui/theeye/tokens", name="<b>reader")
+    token = page.tree.get_element_by_id("fresh-token").text
+    line = next(pre.text for pre in page.tree.iter("pre") if pre.text.startswith("curl"))
+    assert curl(line) == []
+    again = place.tab.open("/ui/theeye/tokens")
+    assert "<b>reader" in again.text and token not in again.html and "just now" in again.text
+    assert "never" not in again.text
+
+
+def test_a_token_without_a_name_is_refused(place: Place):
+    page = place.act("/ui/theeye/tokens", name="")
+    assert page.status == 400 and "name: must not be empty" in page.notice
+
+
+def test_an_agent_that_is_deleted_is_logged_out_and_its_worker_loses_access(place: Place):
+    agent = place.agent()
+    (number,) = place.site.read("SELECT id FROM theeye_agent")
+    assert place.confirm(f"/ui/theeye/agents/{number[0]}/delete") == "The agent is deleted."
+    assert agent.keep_alive().status_code == agent.log_in().status_code == 401
+    assert place.site.read("SELECT COUNT(*) FROM worker_access") == [(0,)]
+    assert place.act(f"/ui/theeye/agents/{number[0]}/delete").status == 404
+
+
+def test_a_host_that_is_forgotten_comes_back_with_its_agent(place: Place):
+    agent = place.agent("web1")
+    assert "web1" in place.tab.open("/ui/theeye/agents").text
+    (number,) = place.site.read("SELECT id FROM theeye_host")
+    page = place.act(f"/ui/theeye/hosts/{number[0]}/delete")
+    assert "web1" not in page.tree.get_element_by_id("hosts").text_content()
+    agent.keep_alive()
+    assert "web1" in place.tab.open("/ui/theeye/agents").text
+
+
+def test_an_agent_needs_a_project_that_there_is(place: Place):
+    assert place.act("/ui/theeye/agents", alias="x", project=99).status == 404
+    assert place.act("/ui/theeye/agents", alias="x", project="").status == 400
+    assert place.act("/ui/theeye/agents", alias="unassigned", project=place.project).status == 400
+    assert place.site.read("SELECT COUNT(*) FROM worker") == [(0,)]
+
+
+def test_what_a_workflows_page_offers_to_paste_works(place: Place):
+    make_release(place)
+    page = place.act("/ui/workflows/1/rotate")
+    job = curl(page.tree.get_element_by_id("curl").text)
+    assert job["_type"] == "WorkflowJob"
+    button = page.tree.get_element_by_id("button").text
+    (form,) = lxml.html.fromstring(button).forms
+    assert form.action.startswith(place.site.url) and press(place, button).json()["_type"] == "WorkflowJob"
+    started = place.program.get("/job", params={"where[name]": "build"}).json()
+    assert [job["task_arguments_values"] for job in started] == [["what"], ["what"]]
+    assert "SECRET" in place.tab.open("/ui/workflows/1").tree.get_element_by_id("curl").text
+
+
+def test_a_workflow_is_changed_run_and_deleted_on_its_page(place: Place):
+    workflow, secret = make_release(place)
+    page = place.tab.open("/ui/workflows/1")
+    form = page.form("/ui/workflows/1")
+    assert [select.value for select in form.xpath(".//select[@name='edge_ending']")][:2] == ["failure", "success"]
+    form.xpath(".//select[@name='edge_template']")[1].value = ""
+    form.xpath(".//select[@name='edge_target']")[1].value = ""
+    assert place.tab.send(form, name="renamed").notice == "Saved."
+    assert "renamed" in place.tab.open(f"/ui/projects/{place.project}/workflows").text
+    assert place.site.read("SELECT ending FROM workflow_edge") == [("failure",)]
+    page = place.act("/ui/workflows/1/run", argument="typed")
+    assert page.notice == "The workflow has begun."
+    (job,) = place.program.get("/job", params={"where[_type]": "WorkflowJob"}).json()
+    assert job["id"] in page.text and place.program.get("/job").json()[0]["task_arguments_values"] == ["typed"]
+    assert place.confirm("/ui/workflows/1/delete") == "The workflow is deleted."
+    assert client(place.site.url).post(f"/workflows/{workflow}/secret/{secret}?customer=tracker").status_code == 404
+
+
+def test_a_workflow_that_cannot_be_is_refused_with_what_was_typed(place: Place):
+    make_release(place)
+    path = f"/ui/projects/{place.project}/workflows"
+    edges = {"edge_template": ["1", "2"], "edge_ending": ["failure", "success"], "edge_target": ["2", ""]}
+    page = place.act(path, name="other", start="1", **edges)
+    assert page.status == 400 and "edges: row 2" in page.notice
+    form = page.form("/workflows")
+    assert form.fields["name"] == "other"
+    assert [select.value for select in form.xpath(".//select[@name='edge_template']")][:3] == ["1", "2", ""]
+    assert place.act(path, name="release", start="1").status == 409
+    assert place.act(path, name="x", start="99").status == 400
+    assert place.act(path, name="x", start="one").status == 400
+    assert place.act("/ui/workflows/1", name="", start="1").status == 400
+    assert place.act("/ui/workflows/99", name="x", start="1").status == 404
+
+
+def test_workflows_are_for_those_who_may_edit_their_project(place: Place):
+    make_release(place)
+    manager = Tab(place.site.create_manager().http)
+    for path in (f"/ui/projects/{place.project}/workflows", "/ui/workflows/1"):
+        assert manager.open(path).status == 403
+        assert manager.post(path, {"name": "x", "start": "1"}).status_code == 403
+    for path in ("rotate", "run", "delete"):
+        assert manager.post(f"/ui/workflows/1/{path}").status_code == 403
