@@ -148,15 +148,13 @@ class TemplateArgument(Struct):
     options: shown(list[Any], "What a form lets people choose from.", ["fast", "all"])
 
 
-class Template(Struct):
-    """A named way to make a job."""
+class ListedTemplate(Struct):
+    """A named way to make a job, as a list shows it."""
 
     id: shown(int, "The template's number.", 1)
     project: shown(int, "The project whose queue gets the jobs' tasks.", 1)
     name: shown(str, "Its name.", "build")
     description: shown(str, "What it is for.", "Builds a branch.")
-    recipe: shown(str, "The tasks' recipe; `{name}` stands for a variable.", "build {branch}")
-    script: shown(str, "The script that its jobs bring along; empty for none.", "#!/bin/sh\necho $branch\n")
     runas: shown(str, "The command line that runs the script: `%script%` is its file. Empty: it runs itself.", "")
     variables: Annotated[list[TemplateVariable], Meta(description="The variables that it declares.")]
     undeclared: shown(bool, "Whether a job may bring variables that are not declared.", False)
@@ -171,6 +169,13 @@ class Template(Struct):
     keep_time: shown(int | None, "Seconds for which they are kept; null means the tracker's default.", 86400)
     created: shown(int, "When it was made, in unix seconds.", 1559396382)
     updated: shown(int, "When it was changed last, in unix seconds.", 1559396382)
+
+
+class Template(ListedTemplate):
+    """A named way to make a job."""
+
+    recipe: shown(str, "The tasks' recipe; `{name}` stands for a variable.", "build {branch}")
+    script: shown(str, "The script that its jobs bring along; empty for none.", "#!/bin/sh\necho $TRACKER_VAR_branch\n")
 
 
 class NewTemplate(Template):
@@ -229,7 +234,7 @@ class WorkflowEdge(Struct):
     """Which template follows another one."""
 
     template: shown(int, "The template that has ended.", 1)
-    ending: shown(str, "In which way: `success`, `failure` or `timeout`.", "failure")
+    ending: shown(str, "In which way: `success`, `failure`, `timeout` or `cancelled`.", "failure")
     target: shown(int, "The template that follows.", 1)
 
 
@@ -821,7 +826,7 @@ OPERATIONS: dict[str, Operation] = {
         "Templates", manager_with("EDIT"), {"template": Template}, no_edit(NO_TEMPLATE, reads=True)
     ),
     "GET /template/list/{project}": Operation(
-        "Templates", manager_with("EDIT"), {"templates": list[Template]}, no_edit(NOT_VISIBLE, reads=True)
+        "Templates", manager_with("EDIT"), {"templates": list[ListedTemplate]}, no_edit(NOT_VISIBLE, reads=True)
     ),
     "POST /template/rotate_secret/{template}": Operation(
         "Templates",

@@ -443,7 +443,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS workflow_name ON workflow (project, name) WHER
 CREATE TABLE IF NOT EXISTS workflow_edge (
     workflow                    INTEGER NOT NULL REFERENCES workflow,
     template                    INTEGER NOT NULL REFERENCES template,
-    ending                      TEXT NOT NULL,               -- success, failure or timeout
+    ending                      TEXT NOT NULL,               -- success, failure, timeout or cancelled
     target                      INTEGER NOT NULL REFERENCES template,
     PRIMARY KEY (workflow, template, ending, target)
 ) STRICT, WITHOUT ROWID;
@@ -518,16 +518,12 @@ CREATE TABLE IF NOT EXISTS theeye_login (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS theeye_login_agent ON theeye_login (agent, expires);
 
--- A machine on which an agent runs. Its jobs are those of the project.
+-- The machine of a project's agents. A host of theeye.io is a queue, so a project has one.
 CREATE TABLE IF NOT EXISTS theeye_host (
-    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
-    token                       TEXT NOT NULL UNIQUE,        -- its id for clients
-    project                     INTEGER NOT NULL REFERENCES project,
+    project                     INTEGER PRIMARY KEY REFERENCES project,
     hostname                    TEXT NOT NULL,
     version                     TEXT NOT NULL,               -- the agent's
     info                        TEXT NOT NULL,               -- JSON, as the agent sent it
     created                     INTEGER NOT NULL,
-    last_seen                   INTEGER NOT NULL,
-    UNIQUE (project, hostname)
+    last_seen                   INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX IF NOT EXISTS theeye_host_name ON theeye_host (hostname);

@@ -48,6 +48,7 @@ import tempfile
 import threading
 import time
 import tomllib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -1986,6 +1987,7 @@ def expire_tasks(tx: Tx) -> bool:
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
 
+MOST_TEMPLATES = 1000  # of one project, and so with workflows
 JOB_GRACE = 15  # seconds that a worker has after a job's timeout to report what it has stopped
 TOKEN = "^[0-9a-f]{24}$"
 
@@ -2011,6 +2013,7 @@ JOB_MOVES = {
     "time_out": Move(("assigned",), "timed_out"),
     "cancel": Move(("waiting", "assigned"), "cancelled"),
 }
+MOST_ATTEMPTS = 1000  # whose moves are logged: a worker that skips in a circle must not fill the disk
 LIVE_STATES = {state for move in JOB_MOVES.values() for state in move.states}
 JobState = Literal["waiting", "assigned", "succeeded", "failed", "timed_out", "cancelled"]
 
@@ -2021,13 +2024,16 @@ JOBS_AFTER = {
 }
 
 
+Choices = Annotated[list[Any], Meta(max_length=1000)]
+
+
 class Variable(msgspec.Struct):
     """A variable that a template declares: its value unless the job brings one, and which values it may have."""
 
     name: Name
     value: Any = None
     required: bool = False
-    allowed: list[Any] = []
+    allowed: Choices = []
     description: str = ""
 
 
@@ -2038,7 +2044,7 @@ class Argument(msgspec.Struct):
     type: Name = "input"
     label: str = ""
     value: Any = None
-    options: list[Any] = []
+    options: Choices = []
 
 
 class TemplateBody(msgspec.Struct):
@@ -2050,9 +2056,9 @@ class TemplateBody(msgspec.Struct):
     recipe: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
     script: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
     runas: Annotated[str, Meta(max_length=1000)] | UnsetType = UNSET
-    variables: list[Variable] | UnsetType = UNSET
+    variables: Annotated[list[Variable], Meta(max_length=200)] | UnsetType = UNSET
     undeclared: bool | UnsetType = UNSET
-    arguments: list[Argument] | UnsetType = UNSET
+    arguments: Annotated[list[Argument], Meta(max_length=200)] | UnsetType = UNSET
     env: dict[str, str] | UnsetType = UNSET
     timeout: Seconds | UnsetType | None = UNSET
     max_retries: Natural | UnsetType = UNSET
@@ -2154,10 +2160,18 @@ def create_template(tx: Tx, session: bytes | None, body: TemplateBody) -> dict[s
 
 def insert_template(tx: Tx, body: TemplateBody) -> sqlite3.Row:
     """Stores a new template, whoever wants it. Refuses what checked_template refuses."""
+    check_room(tx, "template", body.project)
     fields = {"project": body.project, **checked_template(tx, None, body)}
     fields |= {"token": new_token(), "secret": secrets.token_hex(32), "created": tx.time}
     names, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
     return tx.one(f"INSERT INTO template ({names}) VALUES ({values}) RETURNING *", fields)
+
+
+def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> None:
+    """Refuses more of them than a list can show at once."""
+    full = f"SELECT 1 FROM {table} WHERE project = ? AND deleted IS NULL LIMIT 1 OFFSET ?"
+    if tx.one(full, (project, MOST_TEMPLATES - 1)):
+        raise TrackerError("conflict", f"project: it has {MOST_TEMPLATES:,} {table}s already")
 
 
 def update_template(tx: Tx, session: bytes | None, template: int, body: TemplateBody) -> None:
@@ -2207,6 +2221,8 @@ def check_declarations(body: TemplateBody) -> None:
             raise TrackerError("invalid", f"env: {name!r} cannot be the name of a variable of an environment")
     names = set()
     for variable in body.variables or ():
+        if not variable.name.strip():
+            raise TrackerError("invalid", "variables: a name must not be blank")
         if variable.name in names:
             raise TrackerError("invalid", f"variables: {variable.name} is declared twice")
         names.add(variable.name)
@@ -2249,10 +2265,10 @@ def get_template(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]
 
 
 def list_templates(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's templates, by name. Needs EDIT."""
+    """The project's templates, by name, without their scripts and recipes. Needs EDIT."""
     require_role(tx, session, project, EDIT)
     rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
-    return {"templates": [template_json(tx, row) for row in rows]}
+    return {"templates": [template_json(tx, row, whole=False) for row in rows]}
 
 
 def rotate_template_secret(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
@@ -2307,13 +2323,13 @@ def secret_matches(row: sqlite3.Row, secret: str) -> bool:
     return hmac.compare_digest(row["secret"].encode(), secret.encode())
 
 
-def template_json(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+def template_json(tx: Tx, row: sqlite3.Row, whole: bool = True) -> dict[str, Any]:
     """A template as the JSON API shows it: without its secret, and of its key no more than that it has one."""
-    plain = ("id", "project", "name", "description", "recipe", "runas", "timeout", "max_retries", "priority")
-    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+    plain = ("id", "project", "name", "description", "runas", "timeout", "max_retries", "priority")
+    script = whole and row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
     return {
         **{name: row[name] for name in plain},
-        "script": script or "",
+        **({"recipe": row["recipe"], "script": script or ""} if whole else {}),
         **{name: Raw(row[name].encode()) for name in ("variables", "arguments", "env")},
         **{name: bool(row[name]) for name in ("undeclared", "api")},
         "has_key": row["key_hash"] is not None,
@@ -2521,7 +2537,8 @@ def move_job(
     )
     if row is None:
         raise TrackerError("conflict", f"job: cannot {event} in its state")
-    add_job_line(tx, job, said, level)
+    if row["attempts"] <= MOST_ATTEMPTS or row["finished"] is not None:
+        add_job_line(tx, job, said, level)
     if row["finished"] is not None and row["workflow_job"] is not None:
         continue_workflow(tx, row)
     return row
@@ -2573,10 +2590,12 @@ def release_job(tx: Tx, task: Held, worker: int, body: ReleaseBody, report: Repo
         if end_attempt(tx, task.id, task.job, task.retries, task.max_retries, event, said):
             tx.ready.append((task.project, 1))
         return True
-    close_task(tx, task, worker)
-    if report.state in FAILURES:
+    if report.state in FAILURES:  # its work was done, so it is no attempt to be repeated; but nothing follows from it
+        record_end(tx, "failed", "id = :id", {"id": task.id})
+        tx.execute("DELETE FROM task WHERE id = ?", (task.id,))
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
+        close_task(tx, task, worker)
         move_job(tx, task.job, "close", "released as done")
     return True
 
@@ -2639,7 +2658,7 @@ def read_report(output: Raw) -> Report:
         if isinstance(said, list):
             handed_on = said
         elif isinstance(said, dict):
-            state, handed_on = said.get("state", state), said.get("data")
+            state, handed_on = state or said.get("state"), said.get("data")
     state = state.strip().lower()[:200] if isinstance(state, str) else ""
     return Report(text, state or None, None if handed_on is None else encode(handed_on).decode(), killed)
 
@@ -2655,9 +2674,9 @@ def last_line(line: Any) -> Any:
 # A job's log
 
 
-def held_job(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
-    """The job of a task that this worker holds."""
-    return tx.one("SELECT j.* FROM task t JOIN job j ON j.id = t.job WHERE t.id = ? AND t.assignee = ?", (task, worker))
+def held_task(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
+    """The task's id, project and job, if this worker holds it."""
+    return tx.one("SELECT id, project, job FROM task WHERE id = ? AND assignee = ?", (task, worker))
 
 
 def log_to_task(tx: Tx, caller: WorkerCredentials, body: TaskLogBody) -> dict[str, Any]:
@@ -2667,7 +2686,7 @@ def log_to_task(tx: Tx, caller: WorkerCredentials, body: TaskLogBody) -> dict[st
     numbered, by `first`, are stored once however often they are sent.
     """
     authenticate(tx, caller)
-    held = tx.one("SELECT id, project, job FROM task WHERE id = ? AND assignee = ?", (body.task_id, caller.id))
+    held = held_task(tx, caller.id, body.task_id)
     if held is None:
         check_task_existed(tx, body.task_id)
         return {"held": False, "stored": 0}
@@ -2816,14 +2835,14 @@ def list_jobs(tx: Tx, caller: WorkerCredentials | bytes | None, query: JobsQuery
 
 
 # What a list shows of a job; its results may be long.
-LISTED = (
+LISTED_JOB = (
     "id, token, name, template, project, state, task, timeout, origin, attempts, assignee, created, started, finished,"
     " reported, warned, retry_of, workflow, workflow_job"
 )
 
 
 def find_jobs(
-    tx: Tx, manager: sqlite3.Row | None, query: JobsQuery, columns: str = LISTED
+    tx: Tx, manager: sqlite3.Row | None, query: JobsQuery, columns: str = LISTED_JOB
 ) -> tuple[list[sqlite3.Row], int | None]:
     """The jobs of a query, the newest first, and the place before which to go on (None: no more).
 
@@ -2878,22 +2897,25 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
         row = tx.one("SELECT keep_count, keep_time FROM template WHERE id = ?", (template,))
         keep_count, keep_time = row or (None, None)
         before = tx.now - (keep_time or tx.settings.job_retention)
-        due = tx.one(DUE_JOB, {"template": template or None, "before": before, "keep": keep_count})
-        if due:
-            delete_job(tx, due["id"])
-        else:
+        values = {"template": template or None, "before": before, "keep": keep_count, "limit": STEP}
+        due = tx.all(DUE_JOBS, values)
+        for job in due:
+            delete_job(tx, job["id"])
+            if tx.spent() >= BUDGET:  # after one at least
+                return template
+        if not due:
             following = tx.one("SELECT id FROM template WHERE id > ? ORDER BY id LIMIT 1", (template,))
             template = following and following["id"]
-        if tx.spent() >= BUDGET:  # after one at least
+        if tx.spent() >= BUDGET:
             break
     return template
 
 
-DUE_JOB = """
+DUE_JOBS = """
     SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL AND finished < max(:before, ifnull((
         SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND :keep IS NOT NULL
         ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0))
-    ORDER BY finished LIMIT 1
+    ORDER BY finished LIMIT :limit
 """
 
 
@@ -2907,10 +2929,12 @@ def delete_job(tx: Tx, job: int) -> None:
 
 # ── Workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+MOST_FORKS = 20  # steps that may follow one ending: they are made in the transaction of that
+MOST_GIVEN = 2**18  # characters of a run's variables and arguments, which each of them may get
 MOST_STEPS = 1000  # of one run: a workflow may go in a circle, but not for ever
 
 # How a step ended, in the word of an edge. A cancelled one leads nowhere.
-ENDINGS = {"succeeded": "success", "failed": "failure", "timed_out": "timeout"}
+ENDINGS = {"succeeded": "success", "failed": "failure", "timed_out": "timeout", "cancelled": "cancelled"}
 ENDS = {move.to: event for event, move in JOB_MOVES.items()}
 
 
@@ -2918,7 +2942,7 @@ class Edge(msgspec.Struct):
     """After a step of `template` that ended so follows one of `target`."""
 
     template: Id
-    ending: Literal["success", "failure", "timeout"]
+    ending: Literal["success", "failure", "timeout", "cancelled"]
     target: Id
 
 
@@ -2942,6 +2966,7 @@ def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[s
             raise TrackerError("invalid", f"{name}: is required")
     require_role(tx, session, body.project, EDIT)
     check_workflow(tx, manager, None, body)
+    check_room(tx, "workflow", body.project)
     secret = secrets.token_hex(32)
     row = tx.one(
         "INSERT INTO workflow (token, project, name, start, secret, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
@@ -2973,6 +2998,9 @@ def check_workflow(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: 
         if tx.one(taken, values):
             raise TrackerError("conflict", f"name: the project has a workflow named {body.name!r} already")
     edges = body.edges or []
+    forks = Counter((edge.template, edge.ending) for edge in edges)
+    if forks and max(forks.values()) > MOST_FORKS:
+        raise TrackerError("invalid", f"edges: more than {MOST_FORKS} from one template for one ending")
     named = [("start", body.start)] if body.start is not UNSET else []
     named += [(f"edges[{number}].template", edge.template) for number, edge in enumerate(edges)]
     named += [(f"edges[{number}].target", edge.target) for number, edge in enumerate(edges)]
@@ -3070,6 +3098,10 @@ def run_workflow(
         **dict.fromkeys(("max_retries", "priority"), 0),
         "origin": origin,
     }
+    if len(columns["variables"]) + len(columns["arguments"]) > MOST_GIVEN:
+        raise TrackerError(
+            "invalid", f"variables, arguments: a workflow takes at most {MOST_GIVEN:,} characters of them"
+        )
     run = insert_job_alone(tx, {**columns, **by})
     start_step(tx, run, start, arguments)
     return run
@@ -3665,11 +3697,13 @@ def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) 
     message = body.message if body.message is not UNSET else body.Message
     if message is UNSET:
         raise TrackerError("invalid", "message: is required")
-    if body.task_id is not None and (job := held_job(tx, caller.id, body.task_id)):
-        add_job_lines(tx, job, caller.id, [TaskEntry(message, body.timestamp, level, body.scope)])
+    entry = TaskEntry(message, body.timestamp, level, body.scope)
+    held = None if body.task_id is None else held_task(tx, caller.id, body.task_id)
+    if held and held["job"] is not None:
+        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), caller.id, [entry])
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
-        task, project = task_of_log_entry(tx, caller.id, body.task_id)
-        store_log_entry(tx, caller.id, TaskEntry(message, body.timestamp, level, body.scope), task, project)
+        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, caller.id))
+        store_log_entry(tx, caller.id, entry, task, project)
     return f"{worker.alias} ({caller.id}) {body.scope}: {message}"
 
 
@@ -3681,17 +3715,13 @@ def store_log_entry(tx: Tx, worker: int, entry: TaskEntry, task: int | None, pro
     )
 
 
-def task_of_log_entry(tx: Tx, worker: int, task_id: int | None) -> tuple[int | None, int | None]:
-    """The task and project of a line. One that names no task is of the project, if the worker holds tasks of only one.
+def only_project(tx: Tx, worker: int) -> int | None:
+    """The project of a line that names no task: the only one of which the worker holds tasks.
 
     Most existing clients name none, and their managers want to see a project's log all the same.
     """
-    if task_id is not None:
-        row = tx.one("SELECT id, project FROM task WHERE id = ? AND assignee = ?", (task_id, worker))
-        if row:
-            return row["id"], row["project"]
     rows = tx.all("SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 2", (worker,))
-    return None, rows[0]["project"] if len(rows) == 1 else None
+    return rows[0]["project"] if len(rows) == 1 else None
 
 
 def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
@@ -4863,6 +4893,7 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 # ── Manager pages ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 PAGE = 50  # rows of a list on one page
+MOST_FIELDS = 5000  # of a form: a template may have 200 variables and 200 arguments
 MOST_SHOWN = 10_000  # characters of a log line on a page, which asks for a hundred of them again and again
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -5042,7 +5073,7 @@ class Visit(Call):
 def form_fields(body: bytes) -> dict[str, list[str]]:
     """The fields of a form, with the line ends that the rest of the world uses."""
     try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=2000, errors="strict")
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
     except ValueError:
         raise TrackerError("invalid", "body: not a valid form") from None
     return {name: [value.replace("\r\n", "\n") for value in values] for name, values in fields.items()}
@@ -5672,18 +5703,24 @@ def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
 
 def meant(text: str, known: Iterable[Any]) -> Any:
     """The one of the known values that reads like this text, so that a number stays a number; else the text."""
-    return next((value for value in known if value is not None and as_text(value) == text), text)
+    return next((value for value in known if value is not None and unix_lines(as_text(value)) == text), text)
 
 
 def meant_lines(text: str, known: list[Any]) -> list[Any]:
     """Values that were typed one a line, as `meant` has them; the known ones when nothing was changed."""
     if text == in_lines(known):
         return known
-    return [meant(line.strip(), known) for line in text.splitlines() if line.strip()]
+    by_text = {unix_lines(as_text(value)): value for value in reversed(known)}
+    return [by_text.get(line.strip(), line.strip()) for line in text.split("\n") if line.strip()]
+
+
+def unix_lines(text: str) -> str:
+    """The text with the line ends that a form brings back."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def in_lines(values: Iterable[Any]) -> str:
-    return "\n".join(map(as_text, values))
+    return unix_lines("\n".join(map(as_text, values)))
 
 
 def pairs_in_lines(pairs: dict[str, Any]) -> str:
@@ -5693,7 +5730,7 @@ def pairs_in_lines(pairs: dict[str, Any]) -> str:
 def typed_pairs(text: str, field: str) -> dict[str, str]:
     """What was typed as NAME=value, one a line."""
     pairs: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         name, equals, value = line.partition("=")
@@ -5715,6 +5752,10 @@ def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> TemplateBod
     variables = {one.name: one for one in declared_variables(old)} if old else {}
     arguments = declared_arguments(old) if old else []
     env = msgspec.json.decode(old["env"]) if old else {}
+    if form.env != pairs_in_lines(env) and any("\n" in value for value in env.values()):
+        raise TrackerError(
+            "invalid", "env: it has a value of several lines, which no form can show; change it by the API"
+        )
     return TemplateBody(
         **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
         variables=[variable_of_row(row, variables.get(row.name.strip(), Variable("x"))) for row in form.variables],
@@ -5920,7 +5961,8 @@ def typed_time(text: str, field: str) -> datetime | None:
 def project_jobs(tx: Tx, session: bytes | None, project: int, query: JobListQuery) -> dict[str, Any]:
     """A page of a project's jobs, the newest first."""
     templates = tx.all("SELECT id, name, deleted FROM template WHERE project = ? ORDER BY name LIMIT 1000", (project,))
-    if query.template is not None and query.template not in {row["id"] for row in templates}:
+    of_project = "SELECT 1 FROM template WHERE id = ? AND project = ?"
+    if query.template is not None and not tx.one(of_project, (query.template, project)):
         raise TrackerError("invalid", f"template: the project has no template {query.template}")
     return {**job_list(tx, None, project, query), "templates": templates, "here": f"/ui/projects/{project}/jobs"}
 
@@ -5996,13 +6038,20 @@ def job_page(tx: Tx, session: bytes | None, job: str, query: JobQuery) -> dict[s
         "retry_of": token_of_job(tx, row["retry_of"]),
         "workflow": row["workflow"] and find_workflow(tx, row["workflow"]),
         "run": tx.one("SELECT token, name FROM job WHERE id = ?", (row["workflow_job"],)),
-        "steps": tx.all("SELECT * FROM job WHERE workflow_job = ? ORDER BY id DESC LIMIT ?", (row["id"], PAGE)),
+        "steps": visible_steps(tx, session, row["id"]),
     }
 
 
+def visible_steps(tx: Tx, session: bytes | None, run: int) -> list[sqlite3.Row]:
+    """The last steps of a workflow's run. One may be of a project that the caller must not see."""
+    manager = signed_in(tx, session)
+    rows = tx.all(f"SELECT {LISTED_JOB} FROM job WHERE workflow_job = ? ORDER BY id DESC LIMIT ?", (run, PAGE))
+    return [row for row in rows if role_in_project(tx, manager, row["project"]) & READ]
+
+
 def in_many_lines(text: str | None) -> str | None:
-    """JSON as people read it."""
-    return text and msgspec.json.format(text, indent=2)
+    """JSON as people read it. A long one stays as it is: deeply nested, it would become a thousand times as long."""
+    return text if text is None or len(text) > MOST_SHOWN else msgspec.json.format(text, indent=2)
 
 
 def last_lines(tx: Tx, job: sqlite3.Row, before: int) -> list[sqlite3.Row]:

@@ -355,7 +355,7 @@ def test_a_job_that_was_released_without_an_output_has_no_result(queue: Jobs) ->
         ({"lastline": '["b", null]'}, None, ["b", None]),
         ({"lastline": '{"state": "success", "data": ["c"]}'}, "success", ["c"]),
         ({"lastline": '{"data": 7}', "state": "success"}, "success", 7),
-        ({"lastline": '{"state": "done"}', "state": "success"}, "done", None),
+        ({"lastline": '{"state": "done"}', "state": "success"}, "success", None),
         ({"lastline": "ok"}, None, None),
         ({"lastline": "7"}, None, None),
         ({"lastline": '"text"'}, None, None),
@@ -379,7 +379,45 @@ def test_a_job_whose_result_reports_failure_has_failed_although_it_was_released_
 ) -> None:
     job = queue.trigger(queue.create_template())
     queue.run(OK, {"state": reported})
-    assert (queue.state(job), queue.counts()) == ("failed", {"closed": 1})
+    assert (queue.state(job), queue.counts()) == ("failed", {})
+
+
+def test_a_job_whose_result_reports_failure_is_not_handed_on_along_the_chain(queue: Jobs) -> None:
+    following = queue.create_project("following")
+    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(chain=following))
+    template = queue.create_template()
+    for report, handed_on in ({"state": "failure"}, 0), ({"state": "success"}, 1):
+        queue.trigger(template)
+        queue.run(OK, report)
+        assert queue.counts(following).get("waiting", 0) == handed_on
+
+
+def test_a_worker_that_skips_in_a_circle_does_not_fill_the_log(queue: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MOST_ATTEMPTS", 3)
+    job = queue.trigger(queue.create_template())
+    for _ in range(10):
+        queue.run(SKIP)
+    assert len(queue.said(job)) == 1 + 2 * 3
+    queue.cancel(job)
+    assert queue.said(job)[-1].startswith("cancelled by")
+
+
+@pytest.mark.parametrize("name", [" ", "\t"])
+def test_a_variable_without_a_name_is_refused(queue: Jobs, name: str) -> None:
+    body = tracker.TemplateBody(project=queue.project, name="x", variables=[tracker.Variable(name, "1")])
+    refusal = queue.refusal(tracker.create_template, queue.session, body)
+    assert refusal == "invalid: variables: a name must not be blank"
+
+
+def test_a_project_has_no_more_templates_than_a_list_can_show(queue: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "MOST_TEMPLATES", 2)
+    for name in "ab":
+        queue.create_template(name)
+    body = tracker.TemplateBody(project=queue.project, name="c")
+    refusal = queue.refusal(tracker.create_template, queue.session, body)
+    assert refusal == "conflict: project: it has 2 templates already"
+    queue.do(tracker.delete_template, queue.session, 1)
+    queue.create_template("c")
 
 
 def test_a_killed_job_that_was_released_as_failed_has_timed_out(queue: Jobs) -> None:

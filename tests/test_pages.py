@@ -1339,6 +1339,7 @@ def test_a_form_that_is_sent_as_it_is_changes_nothing(place: Place) -> None:
         {"name": "count", "value": 3, "allowed": [1, 3, "three", {"a": "b\nc"}]},
         {"name": "empty", "value": ""},
         {"name": "text", "value": "one\ttwo", "allowed": []},
+        {"name": "lines", "value": "b\r\nc", "allowed": ["a\r\nb", "b\r\nc"]},
     ]
     arguments = [{"order": 7, "type": "date", "label": "When"}, {"order": -1, "type": "fixed", "value": [1, None]}]
     fields = {"variables": variables, "arguments": arguments, "env": {"A": "one\ntwo", "B": ""}, "script": "\n\nls\n"}
@@ -1351,6 +1352,21 @@ def test_a_form_that_is_sent_as_it_is_changes_nothing(place: Place) -> None:
         arguments = sorted(before["arguments"], key=lambda argument: argument["order"])
         assert {**after, "updated": 0} == {**before, "updated": 0, "arguments": arguments}
     assert place.secret_of(template) == secret
+
+
+def test_a_value_of_several_lines_has_a_field_of_several_lines(place: Place) -> None:
+    """A browser takes the line ends out of what is in a field of one line."""
+    template = place.create_template("x", variables=[{"name": "lines", "value": "one\ntwo"}])
+    form = place.admin.open(f"/ui/templates/{template}/edit").form("/edit")
+    assert form.inputs["variables[1].value"].tag == "textarea"
+
+
+def test_an_environment_of_several_lines_a_value_is_not_changed_by_a_form(place: Place) -> None:
+    template = place.create_template("x", env={"CERT": "one\nB=two"})
+    form = place.admin.open(f"/ui/templates/{template}/edit").form("/edit")
+    refused = place.admin.send(form, env=form.fields["env"] + "\nNEW=1")
+    assert refused.notice.startswith("Not done. env: it has a value of several lines")
+    assert template_json(place, template)["env"] == {"CERT": "one\nB=two"}
 
 
 def test_fields_that_are_emptied_go_back_to_the_defaults(place: Place) -> None:
@@ -1585,6 +1601,15 @@ def test_a_large_result_is_cut_off_and_leads_to_all_of_it(place: Place) -> None:
     assert "Cut off after 10,000 characters" in page.text and len(page.html) < 40_000
     [link] = [link for link in page.links if link.startswith("/job/get")]
     assert place.admin.http.get(link).json()["content"]["job"]["result"] == ["x" * 20_000]
+
+
+def test_a_result_that_is_nested_deeply_is_not_spread_over_lines(place: Place) -> None:
+    job = place.trigger(place.create_template("deep", priority=9))
+    deep = [1] * 8000
+    for _ in range(150):
+        deep = [deep]
+    place.worker.released(place.worker.assigned(place.project)["id"], output=deep)
+    assert len(place.admin.open(f"/ui/jobs/{job['id']}").html) < 40_000
 
 
 def test_a_long_log_is_read_from_its_end_page_by_page(place: Place) -> None:

@@ -212,7 +212,7 @@ READS: dict[str, Callable[[Place], Operation]] = {
     "any lease": lambda p: (tracker.any_lease, ()),
     "get a job": lambda p: (tracker.get_job, (p.worker, p.jobs["step of the run"][0])),
     "a job's log": lambda p: (tracker.get_job_log, (p.session, p.jobs["running"][0], tracker.LinesQuery(3, 10))),
-    "the job of a task that is held": lambda p: (tracker.held_job, (p.worker.id, p.jobs["running"][1])),
+    "a task that is held": lambda p: (tracker.held_task, (p.worker.id, p.jobs["running"][1])),
     "ask whether a task is held": lambda p: (tracker.log_to_task, (p.worker, tracker.TaskLogBody(p.held["plain"]))),
     "find a template by its name": lambda p: (tracker.api_template, ("build",)),
     "list jobs": lambda p: list_jobs(p),

@@ -66,6 +66,36 @@ def test_a_step_that_timed_out_takes_the_branch_of_its_own(queue: Jobs, build: i
     assert queue.steps(run) == {"build": "timed_out", "clean": "waiting"}
 
 
+def test_a_step_that_was_cancelled_takes_the_branch_of_its_own(queue: Jobs, build: int) -> None:
+    clean = queue.create_template("clean")
+    run = queue.start(queue.create_workflow(build, (build, "cancelled", clean)))
+    (step,) = queue.values("SELECT token FROM job WHERE workflow_job IS NOT NULL")
+    queue.cancel(step[0])
+    assert queue.steps(run) == {"build": "cancelled", "clean": "waiting"}
+
+
+def test_a_run_that_is_cancelled_follows_no_branch(queue: Jobs, build: int) -> None:
+    clean = queue.create_template("clean")
+    run = queue.start(queue.create_workflow(build, (build, "cancelled", clean)))
+    queue.cancel(run)
+    assert (queue.state(run), queue.steps(run)) == ("cancelled", {"build": "cancelled"})
+
+
+def test_no_more_steps_follow_one_ending_than_fit_into_a_transaction(queue: Jobs, build: int) -> None:
+    targets = [queue.create_template(f"target {number}") for number in range(tracker.MOST_FORKS + 1)]
+    edges = [Edge(build, "success", target) for target in targets]
+    body = WorkflowBody(queue.project, "fork", build, edges)
+    refusal = queue.refusal(tracker.create_workflow, queue.session, body)
+    assert refusal == f"invalid: edges: more than {tracker.MOST_FORKS} from one template for one ending"
+
+
+def test_what_all_steps_of_a_run_are_given_is_bounded(queue: Jobs, build: int) -> None:
+    workflow = queue.create_workflow(build)
+    given = TriggerBody({"large": "x" * tracker.MOST_GIVEN})
+    refusal = queue.refusal(tracker.trigger_workflow, queue.session, workflow, given)
+    assert refusal.startswith("invalid: variables, arguments: a workflow takes at most 262,144 characters")
+
+
 @pytest.mark.parametrize(("result", "state"), [(OK, "succeeded"), (FAIL, "failed")])
 def test_a_run_without_a_next_step_ends_as_its_last_one(queue: Jobs, build: int, result: int, state: str) -> None:
     run = queue.start(queue.create_workflow(build))
