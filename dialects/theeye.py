@@ -1,8 +1,8 @@
 """theeye.io's API for tasks and jobs, and the calls of its agent, over the tracker's queue.
 
-What is what: a *task* there is a template here, a *job* is a job, a *host* is a project (with the machines that serve
-it), an *agent* is a worker, a *customer* (organisation) is one name in tracker.toml. Other programs come with an
-integration token, with a task's or workflow's own secret, or, as agents, with a token that they log in for.
+What is what: a *task* there is a template here, a *job* is a job, a *host* is a project (so a project has one), an
+*agent* is a worker, a *customer* (organisation) is one name in tracker.toml. Other programs come with an integration
+token, with a task's or workflow's own secret, or, as agents, with a token that they log in for.
 
     request ─► Door (is it ours? which route?) ─► Ask (path, query, body, credentials)
                         │
@@ -18,6 +18,7 @@ body or the query. Sections (search for "# ── "):
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import functools
@@ -105,6 +106,7 @@ def invalid_fields(*problems: tuple[str, str]) -> Refusal:
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 TOKEN_LIKE = re.compile(r"[0-9a-fA-F]{24}")
+LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
 
 
 class Ask(NamedTuple):
@@ -140,6 +142,8 @@ async def read_ask(call: tracker.Call, path: dict[str, str], large: bool = False
     body = (await call.body(limit)).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
         return ask._replace(body=parameters(body))
+    if len(body) > LARGE:
+        return ask._replace(body=await asyncio.to_thread(json_body, body, large))
     return ask._replace(body=json_body(body, large))
 
 
@@ -166,15 +170,25 @@ def not_content(problem: str) -> Refusal:
 def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
     """An object or an array; nothing at all counts as an empty object.
 
-    What a script wrote may hold characters that cannot be stored, and its result must not be lost for that.
+    What a script wrote may hold what is no text, and its result must not be lost for that.
     """
     try:
-        value = storable(json.loads(body or b"{}")) if from_script else tracker.decode(body or b"{}", Any)
-    except (TrackerError, ValueError) as error:
-        raise not_content(f"Invalid JSON: {str(error).removeprefix('body: ')}") from None
+        value = tracker.decode(body or b"{}", Any)
+    except TrackerError as error:
+        if not from_script:
+            raise not_content(f"Invalid JSON: {error.message.removeprefix('body: ')}") from None
+        value = forgiving_json(body)
     if not isinstance(value, dict | list | None):
         raise not_content("The body must be an object or an array")
     return {} if value is None else value
+
+
+def forgiving_json(body: bytes) -> Any:
+    """JSON, with question marks for what is no UTF-8 in it, and without what cannot be stored."""
+    try:
+        return storable(json.loads(body.decode("utf-8-sig", "replace")))
+    except ValueError as error:
+        raise not_content(f"Invalid JSON: {error}") from None
 
 
 def storable(value: Any) -> Any:
@@ -333,9 +347,16 @@ class Caller(NamedTuple):
 
 
 def authenticate(tx: Tx, ask: Ask) -> Caller:
-    """Who calls, by its token. Of tokens only hashes are stored, so they are found by those."""
+    """Who calls, by its token. Of tokens only hashes are stored, so they are found by those.
+
+    An integration token can do no more than who made it: it ends with that manager's being an admin.
+    """
     key = tracker.digest(ask.bearer.encode("utf-8", "replace")) if ask.bearer else None
-    row = tx.one("SELECT * FROM theeye_token WHERE hash = ? AND revoked IS NULL", (key,))
+    row = tx.one(
+        "SELECT t.* FROM theeye_token t JOIN manager m ON m.id = t.manager"
+        " WHERE t.hash = ? AND t.revoked IS NULL AND m.tracker_admin",
+        (key,),
+    )
     if row:
         stale = tx.time - (row["last_used"] or 0) >= LAST_USED_STEP
         return Caller("admin" if row["admin"] else "token", row["id"], manager=row["manager"], stale=stale)
@@ -373,32 +394,40 @@ def log_in(tx: Tx, ask: Ask, caller: None) -> str:
 
 # ── Hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-MOST_HOSTS = 1000  # of one project
 MOST_INFO = 65536  # bytes of what an agent tells about its machine
 
 
-def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: Any = None) -> sqlite3.Row:
-    """The machine on which an agent runs, seen now. The first one of a project has the id that the project had."""
+def host_id(project: int) -> str:
+    """The id for clients of a project's host; it is the same before there is one, and for the next one."""
+    return derived_id("host", project)
+
+
+def find_host(tx: Tx, project: int) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM theeye_host WHERE project = ?", (project,))
+
+
+def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: Any = None) -> None:
+    """The machine on which an agent runs was seen. The first one becomes the project's host.
+
+    Another is refused: it would take the jobs that are meant for the first.
+    """
     if not (isinstance(hostname, str) and 0 < len(hostname) <= 253 and hostname.isprintable()):
         raise Refusal(400, "hostname is required" if not hostname else "hostname is invalid")
-    row = tx.one("SELECT * FROM theeye_host WHERE project = ? AND hostname = ?", (project, hostname))
-    if row is None:
-        return new_host(tx, project, hostname, version, info)
-    if version is not None or info is not None or tx.time - row["last_seen"] >= tracker.LAST_SEEN_STEP:
-        changes = (described(version, row["version"]), described(info, row["info"], as_json=True), tx.time, row["id"])
-        tx.execute("UPDATE theeye_host SET version = ?, info = ?, last_seen = ? WHERE id = ?", changes)
-    return row
+    host = find_host(tx, project)
+    if host and host["hostname"] != hostname:
+        name = tracker.find_project(tx, project)["name"]
+        says = f"project {name} is for the jobs of host {host['hostname']}; each host has a project of its own"
+        raise Refusal(403, f"hostname {hostname} is refused: {says}")
+    if host is None or version is not None or info is not None or tx.time - host["last_seen"] >= tracker.LAST_SEEN_STEP:
+        store_host(tx, project, hostname, host or {"version": "", "info": "{}"}, version, info)
 
 
-def new_host(tx: Tx, project: int, hostname: str, version: Any, info: Any) -> sqlite3.Row:
-    count = tx.one("SELECT COUNT(*) FROM theeye_host WHERE project = ?", (project,))[0]
-    if count >= MOST_HOSTS:
-        raise TrackerError("forbidden", f"hostname: the project has {MOST_HOSTS} hosts already")
-    token = secrets.token_hex(12) if first_host(tx, project) else derived_id("host", project)
-    return tx.one(
-        "INSERT INTO theeye_host (token, project, hostname, version, info, created, last_seen)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING *",
-        (token, project, hostname, described(version, ""), described(info, "{}", as_json=True), tx.time, tx.time),
+def store_host(tx: Tx, project: int, hostname: str, old: Any, version: Any, info: Any) -> None:
+    said = (described(version, old["version"]), described(info, old["info"], as_json=True))
+    tx.execute(
+        "INSERT INTO theeye_host (project, hostname, version, info, created, last_seen) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET version = excluded.version, info = excluded.info, last_seen = excluded.last_seen",
+        (project, hostname, *said, tx.time, tx.time),
     )
 
 
@@ -406,10 +435,6 @@ def described(given: Any, old: str, as_json: bool = False) -> str:
     """What an agent says of itself, if it can be kept."""
     text = tracker.encode(given).decode() if as_json else given
     return text if given is not None and isinstance(text, str) and len(text) <= MOST_INFO else old
-
-
-def first_host(tx: Tx, project: int) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM theeye_host WHERE project = ? ORDER BY id LIMIT 1", (project,))
 
 
 def project_of_host(tx: Tx, host: Any) -> int | None:
@@ -420,25 +445,23 @@ def project_of_host(tx: Tx, host: Any) -> int | None:
         host = str(host)
     if not isinstance(host, str):
         return None
-    if row := tx.one("SELECT project FROM theeye_host WHERE token = ?", (host.lower(),)):
-        return row["project"]
     if row := tx.one("SELECT id FROM project WHERE name = ?", (host,)):
         return row["id"]
-    rows = tx.all("SELECT DISTINCT project FROM theeye_host WHERE hostname = ?", (host,))
+    rows = tx.all("SELECT project FROM theeye_host WHERE hostname = ?", (host,))
     if len(rows) == 1:
         return rows[0]["project"]
     projects = [row["id"] for row in tx.all("SELECT id FROM project")]
-    return next((one for one in projects if host.lower() in (derived_id("host", one), str(one))), None)
+    return next((one for one in projects if host.lower() in (host_id(one), str(one))), None)
 
 
-def host_json(tx: Tx, project: int, host: sqlite3.Row | None) -> dict[str, Any]:
+def host_json(tx: Tx, project: int) -> dict[str, Any]:
     """A host as clients know it; a project that no agent has served yet is one with the project's name."""
+    host = find_host(tx, project)
     info = msgspec.json.decode(host["info"]) if host else {}
     info = info if isinstance(info, dict) else {}
-    token = host["token"] if host else derived_id("host", project)
     return {
         "enable": True,
-        "_id": token,
+        "_id": host_id(project),
         "customer_name": tx.settings.theeye_customer,
         "customer_id": customer_id(tx),
         "creation_date": iso(host["created"] if host else 0),
@@ -449,7 +472,7 @@ def host_json(tx: Tx, project: int, host: sqlite3.Row | None) -> dict[str, Any]:
         "os_version": info.get("os_version") or "",
         "agent_version": info.get("agent_version") or (host["version"] if host else ""),
         "integrations": {},
-        "id": token,
+        "id": host_id(project),
     }
 
 
@@ -460,11 +483,9 @@ def iso(stamp: float) -> str:
 
 def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /host: the hosts on which a task can be made."""
-    which, shown = wanted(ask), []
-    for row in tx.all("SELECT id FROM project ORDER BY id"):
-        hosts = tx.all("SELECT * FROM theeye_host WHERE project = ? ORDER BY id", (row["id"],))
-        shown += [host_json(tx, row["id"], host) for host in hosts or [None]]
-    return [host for host in shown if which.matches(host)][: which.limit]
+    which = wanted(ask)
+    hosts = [host_json(tx, row["id"]) for row in tx.all("SELECT id FROM project ORDER BY id")]
+    return [host for host in hosts if which.matches(host)][: which.limit]
 
 
 # ── Objects ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -485,7 +506,7 @@ STATES = {
     "succeeded": Seen("finished", None, "success"),
     "failed": Seen("finished", None, "failure"),
     "timed_out": Seen("terminated", "timeout", "timeout"),
-    "cancelled": Seen("canceled", "canceled", None),  # while assigned: terminated
+    "cancelled": Seen("canceled", "canceled", "canceled"),  # while assigned: terminated
 }
 NO_RESULT = {
     "code": None,
@@ -526,7 +547,7 @@ class Objects:
         self.tx = tx
         self.customer = {"customer_id": customer_id(tx), "customer_name": tx.settings.theeye_customer}
         self.one = functools.cache(tx.one)
-        self.host = functools.cache(lambda project: host_json(tx, project, first_host(tx, project)))
+        self.host = functools.cache(functools.partial(host_json, tx))
 
     def task(self, row: sqlite3.Row) -> dict[str, Any]:
         """A task: a template, without its secret."""
@@ -627,11 +648,29 @@ class Objects:
         """A job as an agent needs it."""
         script = self.script(row) or STUB
         runas = row["runas"] if row["runas"] and row["script"] else "%script%"
-        return {**self.job(row), "script_id": script["id"], "script": script, "script_runas": runas}
+        env = job_environment(row)
+        return {**self.job(row), "script_id": script["id"], "script": script, "script_runas": runas, "env": env}
+
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# One string of an environment may have 128 KiB on Linux; all together have to share 2 MiB with the arguments.
+LONGEST_VARIABLE, MOST_VARIABLES = 100_000, 500_000
+
+
+def job_environment(job: sqlite3.Row) -> dict[str, str]:
+    """The template's env, and each variable of the job as worker.py names it, where a process can be given it."""
+    variables, size = {}, 0
+    for name, value in msgspec.json.decode(job["variables"]).items():
+        length = len((text := tracker.as_text(value)).encode())
+        if VARIABLE.fullmatch(name) and length < LONGEST_VARIABLE and size + length < MOST_VARIABLES:
+            variables[f"TRACKER_VAR_{name}"] = text
+            size += length
+    return {**variables, **msgspec.json.decode(job["env"])}
 
 
 def milliseconds(seconds: float) -> int:
-    return round(1000 * seconds)
+    """At least one: 0 would mean that there is no limit."""
+    return max(1, round(1000 * seconds))
 
 
 def shown_result(result: Any) -> dict[str, Any]:
@@ -808,12 +847,14 @@ def argument_definition(number: int, given: Any) -> dict[str, Any]:
 
 
 def seconds(tx: Tx, value: Any) -> float | None:
-    """Milliseconds, also as text; null or nothing: the default."""
+    """Milliseconds, at least one, also as text; null or nothing: the default."""
     if value in (None, ""):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(value)
-    return float(value) / 1000
+    if not (given := float(value)) >= 1:  # nor is NaN
+        raise ValueError(value)
+    return given / 1000
 
 
 def environment(tx: Tx, value: Any) -> Any:
@@ -998,16 +1039,18 @@ def cancel_run(tx: Tx, ask: Ask, caller: Caller) -> Raw:
 
 # ── The agent ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-MOST_LINES = 10_000  # of a result's log that become the job's
-MOST_RESULT_LOG = 2**16  # characters of it that stay in the result
+MOST_ENTRIES = 10_000  # of a job's log that a result's becomes; then several lines share one
+LONGEST_ENTRY = 2**16  # characters
+MOST_RESULT_LOG = 2**16  # characters of it, and of the last line, that stay in the result
 
 
 def register_host(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """POST /host, /host/{hostname}: an agent tells on which machine it runs."""
     fields = ask.fields()
-    host = note_host(tx, caller.project, ask.given("hostname"), fields.get("version"), fields.get("info"))
-    connection = derived_id("connection", f"{caller.id} {host['token']}")
-    return {"host_id": host["token"], "resource_id": derived_id("resource", host["token"]), "connection_id": connection}
+    note_host(tx, caller.project, ask.given("hostname"), fields.get("version"), fields.get("info"))
+    host = host_id(caller.project)
+    connection = derived_id("connection", f"{caller.id} {host}")
+    return {"host_id": host, "resource_id": derived_id("resource", host), "connection_id": connection}
 
 
 def get_config(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -1028,9 +1071,14 @@ def note_worker(tx: Tx, caller: Caller) -> None:
 
 
 def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
-    """GET /job?hostname=: the next job for the agent, assigned to its worker. A rate limit is no error to an agent."""
-    if not ask.given("hostname"):
-        raise Refusal(400, "hostname is required")
+    """GET /job?hostname=: the next job for the agent, assigned to its worker.
+
+    A rate limit or a pause is no error to an agent: there is no job for it now.
+    """
+    note_host(tx, caller.project, ask.given("hostname"))
+    note_worker(tx, caller)
+    if tx.one("SELECT paused FROM worker WHERE id = ?", (caller.worker,))["paused"]:
+        return {"jobs": []}
     worker = WorkerCredentials(caller.worker, None)
     try:
         tasks = tracker.assign_tasks(tx, worker, [caller.project], jobs_only=True).tasks
@@ -1063,22 +1111,11 @@ def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     note_worker(tx, caller)
     if job["state"] == "assigned" and job["assignee"] == caller.worker and job["task"] is not None:
         log_result(tx, job, caller.worker, result.get("log"))
-        release = ReleaseBody(job["task"], OK, output=stored_result(tx, result))
-        report = tracker.read_report(release.output)
-        if report.killed or report.state in tracker.FAILURES:
-            release.result = FAIL
+        report = read_report(result)
+        outcome = FAIL if report.killed or report.state in tracker.FAILURES else OK
+        release = ReleaseBody(job["task"], outcome, output=stored_result(tx, job, result, report))
         tracker.release_task(tx, WorkerCredentials(caller.worker, None), release)
     return Objects(tx).job(tracker.find_job(tx, job["token"]))
-
-
-def stored_result(tx: Tx, result: dict[str, Any]) -> msgspec.Raw:
-    """What is kept as the job's result: the end of a long log is enough there, as all of it is in the job's log."""
-    if isinstance(text := result.get("log"), str):
-        result = {**result, "log": text[-MOST_RESULT_LOG:]}
-    encoded = tracker.encode(result)
-    if len(encoded) > 1024 * tx.settings.max_body:
-        raise TrackerError("too_large", f"result: more than {tx.settings.max_body} KiB without its log")
-    return msgspec.Raw(encoded)
 
 
 def read_result(fields: dict[str, Any]) -> dict[str, Any]:
@@ -1092,17 +1129,55 @@ def read_result(fields: dict[str, Any]) -> dict[str, Any]:
     return {**(data or {}), "state": result.get("state")}
 
 
+def read_report(result: dict[str, Any]) -> tracker.Report:
+    """What the tracker reads from the whole result, of which it may not keep all."""
+    looked_at = {name: result.get(name) for name in ("state", "output", "lastline", "killed")}
+    return tracker.read_report(msgspec.Raw(tracker.encode(looked_at)))
+
+
+def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: tracker.Report) -> msgspec.Raw:
+    """What is kept as the job's result. What is left out because it is too large never changes the job's state.
+
+    The end of a long log is enough here: all of it is in the job's log, where it is also told what is left out.
+    """
+    most, lost = 1024 * tx.settings.max_body, ""
+    ends = ends_of_texts(result, min(MOST_RESULT_LOG, most // 16))
+    said = {"state": report.state or "success", "killed": report.killed}
+    kept = {**result, **ends}
+    if kept.get("lastline") != result.get("lastline"):  # it was read as a whole
+        kept |= {**said, "output": report.output and msgspec.Raw(report.output.encode())}
+    if len(encoded := tracker.encode(kept)) > most:
+        others = {name: value for name, value in kept.items() if name != "output"}
+        encoded, lost = tracker.encode({**others, **said}), "its output is"
+    if len(encoded) > most:
+        encoded, lost = tracker.encode({**ends, **said}), "all but its state and the end of its log is"
+    if lost:
+        message = f"the result is larger than {tx.settings.max_body:,} KiB: {lost} left out"
+        tracker.add_job_line(tx, job["id"], message, "warn")
+    return msgspec.Raw(encoded)
+
+
+def ends_of_texts(result: dict[str, Any], most: int) -> dict[str, str]:
+    """The last characters of what a script wrote."""
+    return {name: text[-most:] for name in ("log", "lastline") if isinstance(text := result.get(name), str)}
+
+
 def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any) -> None:
-    """An agent sends what its script wrote with the result; so it becomes the log, unless lines were sent before."""
-    if not isinstance(text, str) or not text.strip("\n"):
-        return
-    if tx.one("SELECT 1 FROM job_line WHERE job = ? AND worker = ? LIMIT 1", (job["id"], worker)):
-        return
-    lines = text.strip("\n").split("\n", MOST_LINES)
-    if len(lines) > MOST_LINES:
-        lines[MOST_LINES] = f"further lines of the log are left out: the first {MOST_LINES:,} are kept"
-    entries = [tracker.TaskEntry(line[:65536], tx.time, "info", "script") for line in lines]
-    tracker.add_job_lines(tx, job, worker, entries)
+    """An agent sends what its script wrote with the result; so it becomes the log."""
+    if isinstance(text, str) and text.strip("\n"):
+        entries = [tracker.TaskEntry(lines, tx.time, "info", "script") for lines in log_entries(text.strip("\n"))]
+        tracker.add_job_lines(tx, job, worker, entries)
+
+
+def log_entries(text: str) -> Iterator[str]:
+    """The lines of a log; when they are very many, several at a time. Longer ones than an entry can be are split."""
+    least = len(text) // MOST_ENTRIES if text.count("\n") >= MOST_ENTRIES else 0
+    start = 0
+    while start <= len(text):
+        end = text.find("\n", start + least)
+        end = min(len(text) if end < 0 else end, start + LONGEST_ENTRY)
+        yield text[start:end]
+        start = end if text[end : end + 1] not in ("", "\n") else end + 1
 
 
 # ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1270,7 +1345,7 @@ def tokens_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
     """The integration tokens. For admins."""
     tracker.require_admin(tx, session)
     rows = tx.all(
-        "SELECT t.*, m.username FROM theeye_token t LEFT JOIN manager m ON m.id = t.manager"
+        "SELECT t.*, m.username, m.tracker_admin FROM theeye_token t JOIN manager m ON m.id = t.manager"
         " ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT ?",
         (MOST_SHOWN,),
     )
@@ -1297,7 +1372,7 @@ def revoke_token(tx: Tx, session: bytes | None, token: int) -> None:
 
 
 def agents_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """The agents, and the hosts on which they have run. For admins."""
+    """The agents, and the hosts on which they run. For admins."""
     tracker.require_admin(tx, session)
     return {
         "agents": tx.all(
@@ -1307,9 +1382,10 @@ def agents_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
         ),
         "hosts": tx.all(
             "SELECT h.*, p.name AS project_name FROM theeye_host h JOIN project p ON p.id = h.project"
-            " ORDER BY h.last_seen DESC, h.id LIMIT ?",
+            " ORDER BY h.last_seen DESC, h.project LIMIT ?",
             (MOST_SHOWN,),
         ),
+        "host_id": host_id,
         "projects": tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000"),
         "fresh": None,
     }
@@ -1342,11 +1418,11 @@ def delete_agent(tx: Tx, session: bytes | None, agent: int) -> None:
     tx.execute("DELETE FROM worker_access WHERE worker = ? AND project = ?", tuple(row))
 
 
-def delete_host(tx: Tx, session: bytes | None, host: int) -> None:
-    """Forgets a host. It comes back when its agent is heard of again. For admins."""
+def delete_host(tx: Tx, session: bytes | None, project: int) -> None:
+    """Deletes the host of a project: the next that is heard of takes its place. For admins."""
     tracker.require_admin(tx, session)
-    if not tx.execute("DELETE FROM theeye_host WHERE id = ?", (host,)).rowcount:
-        raise TrackerError("not_found", f"No host {host}")
+    if not tx.execute("DELETE FROM theeye_host WHERE project = ?", (project,)).rowcount:
+        raise TrackerError("not_found", f"Project {project} has no host")
 
 
 EMPTY_ROWS = 3  # of a workflow's form, for further edges
@@ -1367,7 +1443,7 @@ def workflow_frame(tx: Tx, session: bytes | None, project: int) -> dict[str, Any
             for row in rows
             if editable(row["project"])
         },
-        "endings": [(ending, ending) for ending in tracker.ENDINGS.values()],
+        "endings": [(ending, STATES[state].trigger_name) for state, ending in tracker.ENDINGS.items()],
         "empty_rows": EMPTY_ROWS,
     }
 
@@ -1393,7 +1469,9 @@ def workflow_page(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any
         "workflow": {**shown, "token": row["token"]},
         "edges": shown["edges"],
         "arguments": tracker.free_arguments(start) if start else [],
-        "runs": tx.all("SELECT * FROM job WHERE workflow = ? ORDER BY id DESC LIMIT 20", (workflow,)),
+        "runs": tx.all(
+            f"SELECT {tracker.LISTED_JOB} FROM job WHERE workflow = ? ORDER BY id DESC LIMIT 20", (workflow,)
+        ),
         "fresh": None,
     }
 
@@ -1584,8 +1662,8 @@ PAGES: list[tuple[str, str, tracker.Handler]] = [
     ),
     (
         "POST",
-        "/ui/theeye/hosts/{host}/delete",
-        tracker.action(delete_host, "host", to="/ui/theeye/agents", says="The host is forgotten."),
+        "/ui/theeye/hosts/{project}/delete",
+        tracker.action(delete_host, "project", to="/ui/theeye/agents", says="The host is deleted."),
     ),
     ("GET", "/ui/projects/{project}/workflows", show_workflows),
     ("POST", "/ui/projects/{project}/workflows", create_workflow),

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,8 @@ class Place:
         assert page.status == 200, page.text
         return tuple(page.tree.get_element_by_id(f"fresh-{name}").text for name in ("id", "secret"))
 
-    def agent(self, hostname: str = "web1", project: int | None = None) -> Agent:
-        return Agent(self.site.url, self.make_agent(hostname, project), hostname).started()
+    def agent(self, hostname: str = "web1", project: int | None = None, alias: str = "agent") -> Agent:
+        return Agent(self.site.url, self.make_agent(alias, project), hostname).started()
 
     def make_task(self, name: str = "deploy", **fields: Any) -> dict[str, Any]:
         body = {"name": name, "type": "script", "host": "websites", "script": SCRIPT, **fields}
@@ -408,6 +409,9 @@ BAD_TASKS = (
     ({"timeout": True}, [("timeout", "EVALID")]),
     ({"timeout": 1e300}, [("timeout", "EVALID")]),
     ({"timeout": "nan"}, [("timeout", "EVALID")]),
+    ({"timeout": 0.4}, [("timeout", "EVALID")]),
+    ({"timeout": 0.99}, [("timeout", "EVALID")]),
+    ({"timeout": 0}, [("timeout", "EVALID")]),
     ({"env": ["A=b"]}, [("env", "EVALID")]),
     ({"env": {"A=": "b"}}, [("env", "EVALID")]),
     ({"script": 5}, [("script", "EVALID")]),
@@ -665,7 +669,7 @@ def test_a_ready_job_is_cancelled(place: Place):
     job = place.trigger(place.make_task())
     answer = place.program.put(f"/job/{job['id']}/cancel")
     assert (answer.status_code, answer.content) == (204, b"")
-    assert place.state(job) == ("canceled", "canceled", None)
+    assert place.state(job) == ("canceled", "canceled", "canceled")
     assert place.agent().fetched() is None
 
 
@@ -673,9 +677,9 @@ def test_an_assigned_job_is_cancelled_and_its_result_ignored(place: Place):
     job, agent = place.trigger(place.make_task()), place.agent()
     agent.fetched()
     assert place.program.put(f"/job/{job['id']}/cancel").status_code == 204
-    assert place.state(job) == ("terminated", "canceled", None)
+    assert place.state(job) == ("terminated", "canceled", "canceled")
     assert agent.report(job["id"]).status_code == 200
-    assert place.state(job) == ("terminated", "canceled", None) and place.job(job)["result"] is None
+    assert place.state(job) == ("terminated", "canceled", "canceled") and place.job(job)["result"] is None
 
 
 def test_a_finished_job_is_not_cancelled(place: Place):
@@ -763,6 +767,39 @@ def test_a_job_without_a_command_line_is_run_as_the_script_itself(place: Place):
     assert place.agent().fetched()["script_runas"] == "%script%"
 
 
+def test_the_variables_of_a_job_reach_the_agent_in_its_env(place: Place):
+    body = {"project": place.project, "name": "native", "script": SCRIPT, "env": {"A": "b", "TRACKER_VAR_own": "env's"}}
+    body |= {"variables": [{"name": "who", "value": "world"}], "undeclared": True}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    given = {"number": 5, "list": ["ä"], "none": None, "no name": 1, "own": "ours", "large": "x" * 100_000}
+    job = place.site.admin.post(f"/template/trigger/{template}", {"variables": given}).json()["content"]["job"]
+    assert place.agent().fetched()["env"] == {
+        "A": "b",
+        "TRACKER_VAR_own": "env's",
+        "TRACKER_VAR_who": "world",
+        "TRACKER_VAR_number": "5",
+        "TRACKER_VAR_list": '["ä"]',
+        "TRACKER_VAR_none": "",
+    }
+    assert place.job(job)["env"] == body["env"]
+
+
+def test_variables_that_are_too_large_together_are_left_out(place: Place):
+    body = {"project": place.project, "name": "native", "script": SCRIPT, "undeclared": True}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    given = {f"v{number}": "x" * 90_000 for number in range(8)}
+    place.site.admin.post(f"/template/trigger/{template}", {"variables": given})
+    env = place.agent().fetched()["env"]
+    assert env and sum(map(len, env.values())) < theeye.MOST_VARIABLES
+
+
+def test_a_timeout_is_never_told_as_none(place: Place):
+    body = {"project": place.project, "name": "native", "script": SCRIPT, "timeout": 0.0001}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    place.site.admin.post(f"/template/trigger/{template}", {})
+    assert place.agent().fetched()["timeout"] == 1
+
+
 def test_a_job_without_a_script_fails_with_a_reason(place: Place, tmp_path: Path):
     body = {"project": place.project, "name": "native", "recipe": "do something"}
     template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
@@ -789,20 +826,29 @@ def test_an_agent_gets_the_jobs_of_its_own_project_alone(place: Place):
 
 
 def test_another_agent_of_the_project_cannot_report_for_the_first(place: Place):
-    job, agent, other = place.trigger(place.make_task()), place.agent("web1"), place.agent("web2")
+    job, agent, other = place.trigger(place.make_task()), place.agent(), place.agent(alias="other")
     agent.fetched()
     assert other.report(job["id"], "failure").status_code == 200
     assert place.state(job)[0] == "assigned"
 
 
-def test_lines_that_were_logged_before_the_result_are_not_logged_again(place: Place):
-    job = place.trigger(place.make_task())
-    worker = place.site.create_worker(place.project)
-    task = worker.assigned(place.project)
-    entries = [{"message": "logged before", "timestamp": 1}]
-    worker.http.post("/task/log", json={"task_id": task["id"], "entries": entries})
-    worker.release(task["id"], output={"state": "success", "log": "logged before\n", "code": 0})
-    assert place.log(job) == ["logged before"]
+def test_each_attempt_of_an_agent_is_in_the_log(place: Place):
+    body = {"project": place.project, "name": "native", "script": SCRIPT, "max_retries": 2}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    job = place.site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]
+    agent = place.agent()
+    for killed in (True, False):
+        agent.fetched()
+        agent.report(job["id"], log=f"killed: {killed}\n", killed=killed)
+    assert place.log(job) == ["killed: True", "killed: False"] and place.state(job)[0] == "finished"
+
+
+def test_a_result_that_is_no_utf_8_is_kept_with_question_marks(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    body = b'{"result": {"state": "success", "data": {"log": "caf\xe9", "lastline": "caf\xe9"}}}'
+    assert agent.http.put(f"/tracker/job/{job['id']}", content=body).status_code == 200
+    assert place.log(job) == ["caf\ufffd"] and place.state(job) == ("finished", "success", "success")
 
 
 def test_a_result_with_characters_that_cannot_be_stored_is_kept_without_them(place: Place):
@@ -822,6 +868,96 @@ def test_a_long_log_becomes_the_jobs_log_and_its_end_stays_in_the_result(place: 
     assert place.site.read("SELECT COUNT(*) FROM job_line WHERE worker") == [(9000,)]
     kept = shown["result"]["log"]
     assert len(kept) == theeye.MOST_RESULT_LOG and kept.endswith(lines[-1])
+
+
+def test_a_large_last_line_is_read_and_its_end_stays_in_the_result(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    line = json.dumps({"state": "failure", "data": ["y" * 400_000]})
+    assert agent.report(job["id"], "", log=line, lastline=line).status_code == 200
+    shown = place.job(job)
+    assert place.state(job) == ("finished", "failure", "failure") and shown["output"] == ["y" * 400_000]
+    assert shown["result"]["lastline"] == line[-theeye.MOST_RESULT_LOG :]
+    assert "".join(place.log(job)) == line
+
+
+def test_an_output_that_is_too_large_is_left_out_with_a_warning_and_the_state_counts(place: Place):
+    task, agent = place.make_task(), place.agent()
+    large = "y" * 1_100_000
+    for state, data, expected in (
+        ("failure", {"output": [large]}, "failure"),
+        ("normal", {"lastline": json.dumps([large])}, "normal"),
+        ("", {"lastline": json.dumps({"state": "error", "data": large})}, "error"),
+        ("", {"output": large, "lastline": '{"state": "failure"}'}, "success"),
+    ):
+        job = place.trigger(task)
+        agent.fetched()
+        assert agent.report(job["id"], state, **data).status_code == 200
+        assert place.job(job)["state"] == expected and place.job(job)["output"] is None
+        (warning,) = (entry for entry in place.entries(job) if entry["level"] == "warn")
+        assert warning["message"] == "the result is larger than 1,024 KiB: its output is left out"
+        assert place.job(job)["result"]["code"] == 0
+
+
+def test_a_result_that_is_too_large_without_its_output_too_keeps_its_state(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    assert agent.report(job["id"], killed=True, signal="x" * 1_100_000).status_code == 200
+    assert place.state(job) == ("terminated", "timeout", "timeout")
+    result = place.job(job)["result"]
+    assert (result["log"], result["killed"], result["signal"]) == ("\nnormal\n", True, None)
+    assert any("all but its state" in line for line in place.tracker_log(job))
+
+
+def test_a_body_beyond_the_limit_of_a_jobs_log_is_refused(make_site: Callable[..., Site]):
+    place = Place(make_site(max_job_log=1500))
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    assert agent.report(job["id"], log="x" * 1_600_000).status_code == 413
+    assert place.state(job)[0] == "assigned"
+    assert agent.report(job["id"], log="x" * 1_200_000).status_code == 200
+    assert "".join(place.log(job)) == "x" * 1_200_000
+
+
+def test_a_log_of_very_many_lines_is_kept_whole_in_fewer_entries(place: Place):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    text = "\n".join(f"line {number}" for number in range(3 * theeye.MOST_ENTRIES))
+    assert agent.report(job["id"], log=text).status_code == 200
+    rows = place.site.read("SELECT message FROM job_line WHERE worker ORDER BY number")
+    assert "\n".join(row[0] for row in rows) == text and len(rows) <= theeye.MOST_ENTRIES
+
+
+LOGS = (
+    ("a", ["a"]),
+    ("a\n\nb", ["a", "", "b"]),
+    ("x" * theeye.LONGEST_ENTRY, ["x" * theeye.LONGEST_ENTRY]),
+    ("x" * theeye.LONGEST_ENTRY + "\ny", ["x" * theeye.LONGEST_ENTRY, "y"]),
+    ("x" * theeye.LONGEST_ENTRY + "y\n\nz", ["x" * theeye.LONGEST_ENTRY, "y", "", "z"]),
+)
+
+
+def test_a_line_that_is_longer_than_an_entry_becomes_several():
+    for text, entries in LOGS:
+        assert list(theeye.log_entries(text)) == entries
+
+
+def test_a_large_body_is_decoded_beside_the_event_loop(place: Place, monkeypatch: pytest.MonkeyPatch):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    threads = []
+    decode = theeye.json_body
+    monkeypatch.setattr(theeye, "json_body", lambda *args: (threads.append(threading.get_ident()), decode(*args))[1])
+    agent.register()
+    agent.report(job["id"], log="x" * 1_000_000)
+    assert len(set(threads)) == 2 and place.state(job)[0] == "finished"
+
+
+def test_a_proper_result_is_not_looked_through_for_what_cannot_be_stored(place: Place, monkeypatch: pytest.MonkeyPatch):
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    monkeypatch.delattr(theeye, "storable")
+    assert agent.report(job["id"]).status_code == 200 and place.state(job)[0] == "finished"
 
 
 BAD_RESULTS = (
@@ -898,6 +1034,20 @@ def test_a_rate_limit_leaves_an_agent_without_a_job_and_without_an_error(place: 
     assert agent.fetched() and agent.fetched() is None
 
 
+def test_a_pause_leaves_an_agent_without_a_job_and_without_an_error(place: Place):
+    place.trigger(place.make_task())
+    agent = place.agent()
+    (worker,) = place.site.read("SELECT worker FROM theeye_agent")
+    for path, body in (
+        ("/worker/set_paused", {"worker": worker[0]}),
+        (f"/project/update/{place.project}", {}),
+    ):
+        place.site.admin.post(path, {**body, "paused": True})
+        assert agent.fetched() is None
+        place.site.admin.post(path, {**body, "paused": False})
+    assert agent.fetched()
+
+
 def test_an_agent_is_not_given_plain_tasks(place: Place):
     place.site.create_worker(place.project).submit(place.project)
     assert place.agent().fetched() is None
@@ -912,6 +1062,41 @@ def test_the_last_call_of_a_host_is_kept(place: Place):
     assert host["last_update"] > before
     shown = (host["hostname"], host["agent_version"], host["os_name"], host["ip"])
     assert shown == ("web1", "v0.15.2", "Linux", "127.0.0.1")
+
+
+def test_a_project_has_one_host_and_agents_of_another_are_refused(place: Place):
+    agent, other = place.agent("web1"), Agent(place.site.url, place.make_agent("other"), "web2")
+    other.log_in()
+    job = place.trigger(place.make_task())
+    older = other.http.post("/tracker/host/web2", json={})
+    for answer in (other.register(), older, other.keep_alive(), other.fetch(), other.fetch(process_next=1)):
+        assert answer.status_code == 403
+        assert all(word in answer.json() for word in ("websites", "web1", "each host has a project of its own"))
+    assert [host["hostname"] for host in place.program.get("/host").json()] == ["web1"]
+    assert place.state(job)[0] == "ready" and agent.fetched()["id"] == job["id"]
+
+
+def test_several_agents_of_one_host_share_its_jobs(place: Place):
+    task, agents = place.make_task(), [place.agent(), place.agent(alias="second")]
+    jobs = {place.trigger(task)["id"] for _ in agents}
+    assert {agent.fetched()["id"] for agent in agents} == jobs
+    assert len(place.program.get("/host").json()) == 1
+
+
+def test_a_fetch_makes_its_host_the_projects(place: Place):
+    agent = Agent(place.site.url, place.make_agent(), "web1")
+    agent.log_in()
+    assert agent.fetched() is None
+    assert place.program.get("/host").json()[0]["hostname"] == "web1"
+
+
+def test_one_host_may_serve_several_projects(place: Place):
+    other = place.site.admin.create_project("other")
+    first, second = place.agent(), place.agent("web1", other, "second")
+    job = place.trigger(place.make_task(host="other"))
+    assert first.fetched() is None and second.fetched()["id"] == job["id"]
+    answer = place.admin.post("/task", json={"name": "x", "type": "script", "host": "web1", "script": SCRIPT})
+    assert (answer.status_code, answer.json()[0]["field"]) == (400, "host")
 
 
 BAD_HOSTNAMES = (
@@ -978,6 +1163,20 @@ def test_a_revoked_token_opens_nothing(place: Place):
     answer = place.program.get("/task")
     assert (answer.status_code, answer.json()) == (401, "Unauthorized")
     assert place.admin.get("/task").status_code == 200
+
+
+def test_a_token_ends_when_who_made_it_is_no_admin_any_more(place: Place):
+    boss = place.site.create_manager("boss")
+    ((manager,),) = place.site.read("SELECT id FROM manager WHERE username = 'boss'")
+    place.site.admin.post(f"/manager/promote/{manager}")
+    tab = Tab(boss.http)
+    page = tab.send(tab.open("/ui/theeye/tokens").form("/ui/theeye/tokens"), name="a program", admin="true")
+    program = place.client(page.tree.get_element_by_id("fresh-token").text)
+    assert program.get("/task").status_code == 200
+    place.site.admin.post(f"/manager/demote/{manager}")
+    for answer in (program.get("/task"), program.post("/task", json={"name": "x"})):
+        assert (answer.status_code, answer.json()) == (401, "Unauthorized")
+    assert place.tab.open("/ui/theeye/tokens").tree.get_element_by_id("token-1").text_content().endswith("invalid")
 
 
 def test_the_customer_is_asked_for_in_the_path_then_the_body_then_the_query(place: Place):
@@ -1279,11 +1478,29 @@ def test_a_workflow_is_cancelled_with_its_steps(place: Place):
     assert place.program.put(f"{path}/{assigned['id']}/cancel").status_code == 204
     assert agent.report(job["id"]).status_code == 200
     agent.work()
-    assert place.state(ready) == ("canceled", "canceled", None)
-    assert place.state(assigned) == ("terminated", "canceled", None)
+    assert place.state(ready) == ("canceled", "canceled", "canceled")
+    assert place.state(assigned) == ("terminated", "canceled", "canceled")
     assert [one["lifecycle"] for one in place.program.get(f"{path}/{assigned['id']}/jobs").json()] == ["terminated"]
     answer = place.program.put(f"{path}/{ended['id']}/cancel")
     assert answer.status_code == 400 and "finished" in answer.json()
+
+
+def test_a_cancelled_step_is_followed_by_the_edge_for_that(place: Place):
+    for name in ("build", "clean up"):
+        place.make_task(name)
+    workflow, _ = make_workflow(place, "build", ("build", "cancelled", "clean up"))
+    page = place.tab.open("/ui/workflows/1")
+    select = page.form("/ui/workflows/1").xpath(".//select[@name='edge_ending']")[0]
+    assert select.xpath("option[@selected]")[0].text == "canceled"
+    run = place.program.post(f"/workflows/{workflow}/job").json()
+    (step,) = place.program.get(f"/workflows/{workflow}/job/{run['id']}/jobs").json()
+    assert place.program.put(f"/job/{step['id']}/cancel").status_code == 204
+    assert place.agent().work() == ["clean up"]
+    assert steps(place, workflow, run) == [
+        ("build", [], "canceled", "canceled"),
+        ("clean up", [], "success", "success"),
+    ]
+    assert place.state(run) == ("finished", "success", "success")
 
 
 def test_a_workflow_is_refused_as_a_task_is(place: Place):
@@ -1382,14 +1599,28 @@ def test_an_agent_that_is_deleted_is_logged_out_and_its_worker_loses_access(plac
     assert place.act(f"/ui/theeye/agents/{number[0]}/delete").status == 404
 
 
-def test_a_host_that_is_forgotten_comes_back_with_its_agent(place: Place):
-    agent = place.agent("web1")
-    assert "web1" in place.tab.open("/ui/theeye/agents").text
-    (number,) = place.site.read("SELECT id FROM theeye_host")
-    page = place.act(f"/ui/theeye/hosts/{number[0]}/delete")
+def test_deleting_a_host_frees_its_place(place: Place):
+    place.agent("web1")
+    page = place.tab.open("/ui/theeye/agents")
+    host = page.tree.get_element_by_id("hosts").text_content()
+    assert "web1" in host and "Each host has a project of its own" in host
+    assert place.program.get("/host").json()[0]["id"] in host
+    other = Agent(place.site.url, place.make_agent("other"), "web2")
+    other.log_in()
+    assert other.register().status_code == 403
+    page = place.act(f"/ui/theeye/hosts/{place.project}/delete")
+    assert page.notice == "The host is deleted."
     assert "web1" not in page.tree.get_element_by_id("hosts").text_content()
+    assert place.act(f"/ui/theeye/hosts/{place.project}/delete").status == 404
+    assert other.register().status_code == 200
+    assert "web2" in place.tab.open("/ui/theeye/agents").tree.get_element_by_id("hosts").text_content()
+
+
+def test_a_host_that_is_deleted_comes_back_with_its_agent(place: Place):
+    agent = place.agent("web1")
+    place.act(f"/ui/theeye/hosts/{place.project}/delete")
     agent.keep_alive()
-    assert "web1" in place.tab.open("/ui/theeye/agents").text
+    assert [host["hostname"] for host in place.program.get("/host").json()] == ["web1"]
 
 
 def test_an_agent_needs_a_project_that_there_is(place: Place):
