@@ -94,7 +94,7 @@ class ProjectWithCounts(Project):
 class Script(Struct):
     """A script that a job brings along."""
 
-    source: shown(str, "The script.", "#!/bin/sh\necho $branch\n")
+    source: shown(str, "The script.", "#!/bin/sh\necho $TRACKER_VAR_branch\n")
     md5: shown(str, "MD5 of the source, in hexadecimal: for caches.", "e8b9b8d4eb4eaf2a4bb8a0d3b05a1b37")
 
 
@@ -602,7 +602,12 @@ def submitter_or(role: str) -> str:
 
 TEMPLATE = {
     **{"project": 1, "name": "build", "description": "Builds a branch.", "recipe": "build {branch}"},
-    **{"script": "#!/bin/sh\necho $branch\n", "env": {"LANG": "C.UTF-8"}, "timeout": 60, "undeclared": False},
+    **{
+        "script": "#!/bin/sh\necho $TRACKER_VAR_branch\n",
+        "env": {"LANG": "C.UTF-8"},
+        "timeout": 60,
+        "undeclared": False,
+    },
     "variables": [{"name": "branch", "value": "main", "required": True}],
     "arguments": [{"order": 0, "type": "select", "label": "Which tests", "value": "fast", "options": ["fast", "all"]}],
 }

@@ -2933,7 +2933,7 @@ MOST_FORKS = 20  # steps that may follow one ending: they are made in the transa
 MOST_GIVEN = 2**18  # characters of a run's variables and arguments, which each of them may get
 MOST_STEPS = 1000  # of one run: a workflow may go in a circle, but not for ever
 
-# How a step ended, in the word of an edge. A cancelled one leads nowhere.
+# How a step ended, in the word of an edge.
 ENDINGS = {"succeeded": "success", "failed": "failure", "timed_out": "timeout", "cancelled": "cancelled"}
 ENDS = {move.to: event for event, move in JOB_MOVES.items()}
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tracker
+from dialects import theeye
 from tracker import FAIL, OK, SKIP, ProjectBody, ReleaseBody, TaskAction, TaskFilter, WorkerCredentials
 
 BEGAN = 1_780_299_000  # Monday, 1 June 2026, 07:30 UTC
@@ -58,6 +59,7 @@ class Week:
     workers: dict[str, int] = field(default_factory=dict)
     templates: dict[str, int] = field(default_factory=dict)
     jobs: dict[str, str] = field(default_factory=dict)
+    workflow: int = 0
 
     def clock(self) -> tracker.Clock:
         """The clock with which to serve the database."""
@@ -125,7 +127,8 @@ import sys
 
 import check_links
 
-found = check_links.run(os.environ["SITE"], depth=int(os.environ["DEPTH"]), agent=sys.argv[1])
+depth = int(os.environ["TRACKER_VAR_DEPTH"])
+found = check_links.run(os.environ["TRACKER_VAR_SITE"], depth, agent=sys.argv[1])
 for page, link, status in found.broken:
     print(f"{page}: {link} answers {status}", flush=True)
 sys.exit(bool(found.broken) and "--strict" in sys.argv)
@@ -417,6 +420,7 @@ class Story:
         past = "SELECT max(task) FROM assignment WHERE outcome = 'closed' AND task NOT IN (SELECT id FROM task)"
         self.week.tasks["closed"] = self.connection.execute(past).fetchone()[0]
         self.run_jobs()
+        self.let_others_in()
         self.do(tracker.save_uptime)
         self.connection.execute("COMMIT")
         self.connection.close()
@@ -484,11 +488,21 @@ class Story:
         ids, session = self.week.templates, self.sessions["alice"]
         edges = [tracker.Edge(ids["deploy"], "success", ids["check"])]
         body = tracker.WorkflowBody(self.week.projects["website"], "deploy and check", ids["deploy"], edges)
-        workflow = self.do(tracker.create_workflow, session, body)["workflow"]["id"]
+        workflow = self.week.workflow = self.do(tracker.create_workflow, session, body)["workflow"]["id"]
         given = tracker.TriggerBody({"branch": "main", "note": ""})
         self.week.jobs["run"] = self.do(tracker.trigger_workflow, session, workflow, given)["job"]["id"]
         self.run_job(runner, ["built and sent"], output=["reading-room", "--lenient"])
         self.week.jobs["step"] = self.run_job(runner, ["no broken links"])
+
+    def let_others_in(self) -> None:
+        """A program and two machines that speak theeye.io's language."""
+        session, project = self.sessions["alice"], self.week.projects["website"]
+        for name, admin in ("intranet buttons", False), ("nightly import", True), ("old intranet", False):
+            self.do(theeye.create_token, session, theeye.TokenForm(name, admin))
+        self.do(theeye.revoke_token, session, 3)
+        for alias in "web-1", "web-2":
+            self.do(theeye.create_agent, session, theeye.AgentForm(project, alias))
+        self.do(theeye.note_host, project, "www.example.org", "v1.2.0", {"os_name": "Linux"})
 
 
 def fill(database: Path, days: float = DAYS) -> Week:

@@ -152,6 +152,13 @@ VIEWS = [
     View("job-failed", "/ui/jobs/{job_failed}"),
     View("job-waiting", "/ui/jobs/{job_waiting}"),
     View("workflow-run", "/ui/jobs/{job_run}"),
+    View("workflows", "/ui/projects/{website}/workflows"),
+    View("workflow", "/ui/workflows/{workflow}", act=show_details),
+    View("workflow-refused", "/ui/projects/{website}/workflows", act=send("main form.form", name=" ")),
+    View("workflow-delete", "/ui/workflows/{workflow}", act=press("Delete the workflow")),
+    View("tokens", "/ui/theeye/tokens"),
+    View("token-revoke", "/ui/theeye/tokens", act=press("Revoke")),
+    View("agents", "/ui/theeye/agents"),
     View("upload-report", "/ui/operations/{operation_upload}"),
     View("upload-going-on", "/ui/operations/{operation_upload-going-on}"),
     View("access", "/ui/projects/{parliaments}/access"),
@@ -171,6 +178,9 @@ VIEWS = [
     View("error-forbidden", "/ui/projects/{wiki}/access", "carol"),
     View("docs", "/ui/docs", ""),
     View("action-done", "/ui/projects/{tiles}", act=press("Reset failed tasks")),
+    View("token-made", "/ui/theeye/tokens", act=send("main form.filters", name="chat bot")),
+    View("agent-made", "/ui/theeye/agents", act=send("main form.filters", alias="web-3")),
+    View("workflow-secret", "/ui/workflows/{workflow}", act=press("New secret")),
     View("template-secret", "/ui/templates/{template_deploy}", act=press("Rotate secret")),
 ]
 # On a tracker in which nothing has happened yet. The first to register is the manager of the views after it.
@@ -192,6 +202,7 @@ def places(week: example_week.Week) -> dict[str, Any]:
         **{f"operation_{name}": id for name, id in week.operations.items()},
         **{f"template_{name}": id for name, id in week.templates.items()},
         **{f"job_{name}": token for name, token in week.jobs.items()},
+        "workflow": week.workflow,
         "worker": week.workers["rack-1"],
     }
 

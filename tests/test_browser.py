@@ -4,6 +4,7 @@ What needs no browser to be shown is in test_pages.py. Every tab reports errors 
 Content-Security-Policy and requests to other hosts, and its test fails with them.
 """
 
+import base64
 import json
 import re
 import shutil
@@ -595,6 +596,57 @@ def test_a_list_of_jobs_shows_new_ones_and_what_becomes_of_them(week: Week) -> N
     expect(row.locator("[data-label=State]")).to_have_text("cancelled")
 
 
+def test_the_button_of_a_template_works_in_somebody_else_s_page(week: Week) -> None:
+    tab, stranger = week.tab(), week.tab("").page
+    page = tab.open(f"/ui/templates/{week.ids.templates['check']}")
+    tab.button("Rotate secret").click()
+    expect(page.locator("#secret")).to_be_visible()
+    button = next(code for code in page.locator("#paste code").all_inner_texts() if code.startswith("<form"))
+    stranger.set_content(button)
+    with stranger.expect_navigation():
+        stranger.get_by_role("button", name="Run").click()
+    job = json.loads(stranger.locator("body").inner_text())
+    assert (job["lifecycle"], job["task_arguments_values"]) == ("ready", ["argument 1", "argument 2", "--plain"])
+    tab.open(f"/ui/jobs/{job['id']}")
+    expect(page.locator("#job-state")).to_have_text("waiting")
+
+
+def test_the_button_of_a_workflow_works_in_somebody_else_s_page(week: Week) -> None:
+    tab, stranger = week.tab(), week.tab("").page
+    page = tab.open(f"/ui/workflows/{week.ids.workflow}")
+    tab.button("New secret").click()
+    expect(page.locator("#fresh-secret")).to_be_visible()
+    stranger.set_content(page.locator("#button").inner_text())
+    with stranger.expect_navigation():
+        stranger.get_by_role("button").click()
+    job = json.loads(stranger.locator("body").inner_text())
+    tab.open(f"/ui/workflows/{week.ids.workflow}")
+    expect(page.locator("#runs tbody tr").first).to_contain_text(job["id"])
+
+
+def test_tokens_and_agents_are_made_shown_once_and_ended(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open("/ui/admin")
+    tab.link("integration token").click()
+    page.get_by_label("Name of a new token").fill("chat bot")
+    tab.button("Make a token").click()
+    token = page.locator("#fresh-token").inner_text()
+    customer = f"{week.url}/tracker/task?access_token={token}"
+    assert page.request.get(customer).status == 200
+    page.locator("tr", has_text="chat bot").get_by_role("button", name="Revoke").click()
+    expect(page.locator("h1")).to_contain_text("Revoke the token chat bot?")
+    tab.button("Revoke").click()
+    expect(page.locator("tr", has_text="chat bot")).to_contain_text("revoked")
+    expect(page.locator("body")).not_to_contain_text(token)
+    assert page.request.get(customer).status == 401
+    tab.open("/ui/theeye/agents")
+    page.get_by_label("Name of a new agent").fill("web-9")
+    tab.button("Make an agent").click()
+    agent, secret = page.locator("#fresh-id").inner_text(), page.locator("#fresh-secret").inner_text()
+    login = {"Authorization": "Basic " + base64.b64encode(f"{agent}:{secret}".encode()).decode()}
+    assert page.request.post(f"{week.url}/token", headers=login).status == 200
+
+
 # ── Workers, access, logs ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -945,6 +997,6 @@ def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callab
 
 def test_every_page_of_the_table_is_among_the_views() -> None:
     views = [re.sub(r"\{\w[\w-]*\}|\?.*", "", view.path) for view in screenshots.VIEWS]
-    for method, path, _ in tracker.PAGES:
+    for method, path, _ in tracker.all_pages():
         if method == "GET" and not path.endswith("/export"):
             assert re.sub(r"\{\w+\}", "", path) in views, path
