@@ -7,8 +7,10 @@ Content-Security-Policy and requests to other hosts, and its test fails with the
 import base64
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -594,6 +596,36 @@ def test_a_list_of_jobs_shows_new_ones_and_what_becomes_of_them(week: Week) -> N
     expect(row.locator("[data-label=State]")).to_have_text("waiting")
     tab.page.context.request.post(f"{week.url}/job/cancel/{job}")
     expect(row.locator("[data-label=State]")).to_have_text("cancelled")
+
+
+def test_a_new_template_is_triggered_by_the_curl_line_of_its_page_and_run_by_worker_py(
+    week: Week, tmp_path: Path
+) -> None:
+    tab = week.tab()
+    project = week.projects["empty"]
+    assert tab.page.request.post(f"{week.url}/project/update/{project}", data={"public": True}).ok
+    page = tab.open(week.project("empty", "/templates/new"))
+    page.get_by_label("Name", exact=True).first.fill("ablast")
+    page.get_by_label("Script", exact=True).fill("#!/bin/sh\necho to $TRACKER_VAR_TargetServer\n")
+    page.get_by_label("By its name, through the API").check()
+    page.get_by_label("Key", exact=True).fill("secure123")
+    tab.button("Make the template").click()
+    lines = next(text for text in page.locator("#paste code").all_inner_texts() if "/api/jobs/" in text).splitlines()
+
+    def paste(line: str, *more: str) -> str:
+        command = [*shlex.split(line.replace("YOUR_KEY", "secure123")), "-sS", *more]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    token = paste(lines[0], "-d", "TargetServer=ABLSV1")
+    status, log = (line.replace("TOKEN", token) for line in lines[1:])
+    assert paste(status) == "Pending"
+    run = [sys.executable, Path(tracker.__file__).parent / "worker.py", "run", "--server", week.url, "--allow-scripts"]
+    run += ["--project", str(project), "--count", "1", "--credentials", tmp_path / "credentials.json"]
+    subprocess.run(run, check=True, capture_output=True, timeout=60)
+    assert paste(status) == "Succeeded"
+    assert "INFO: to ABLSV1\n" in paste(log)
+    tab.open(f"/ui/jobs/{token}")
+    expect(page.locator("#job-state")).to_have_text("succeeded")
 
 
 def test_the_button_of_a_template_works_in_somebody_else_s_page(week: Week) -> None:
