@@ -2285,8 +2285,12 @@ def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chos
 
 def editable_template(tx: Tx, session: bytes | None, template: int) -> sqlite3.Row:
     """The template, if the caller has EDIT in its project. 401, 403, 404."""
+    return editable(tx, session, find_template(tx, template), f"No template {template}")
+
+
+def editable(tx: Tx, session: bytes | None, row: sqlite3.Row | None, missing: str) -> sqlite3.Row:
+    """The template or workflow, if there is one and the caller has EDIT in its project. 401, 403, 404."""
     require_manager(tx, session)
-    row, missing = find_template(tx, template), f"No template {template}"
     if row is None:
         raise TrackerError("not_found", missing)
     require_role(tx, session, row["project"], EDIT, missing)
@@ -3043,12 +3047,7 @@ def rotate_workflow_secret(tx: Tx, session: bytes | None, workflow: int) -> dict
 
 def editable_workflow(tx: Tx, session: bytes | None, workflow: int) -> sqlite3.Row:
     """The workflow, if the caller has EDIT in its project. 401, 403, 404."""
-    require_manager(tx, session)
-    row, missing = find_workflow(tx, workflow), f"No workflow {workflow}"
-    if row is None:
-        raise TrackerError("not_found", missing)
-    require_role(tx, session, row["project"], EDIT, missing)
-    return row
+    return editable(tx, session, find_workflow(tx, workflow), f"No workflow {workflow}")
 
 
 def find_workflow(tx: Tx, workflow: int) -> sqlite3.Row | None:
@@ -4498,6 +4497,26 @@ class Call:
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
+        """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
+        most, size = 1024 * limit, 0
+
+        async def receive() -> dict:
+            nonlocal size
+            message = await self.receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise TrackerError("too_large", f"{what}: more than {limit} KiB")
+            return message
+
+        try:
+            form = await Request(self.scope, receive).form(max_part_size=most, **limits)
+        except HTTPException as error:
+            raise TrackerError("invalid", f"body: {error.detail}") from None
+        except ClientDisconnect:
+            raise TrackerError("timeout", "body: did not arrive") from None
+        return {name: form.getlist(name) for name in form}
+
     async def json(self, kind: Any) -> Any:
         return decode(await self.body(), kind)
 
@@ -4976,23 +4995,7 @@ class Visit(Call):
     async def read_upload(self) -> dict[str, list[Any]]:
         """The fields of a form with a file, which may be large: for managers only."""
         await self.tracker.db.read(require_manager, self.session())
-        most, size = 1024 * self.tracker.settings.max_bulk_body, 0
-
-        async def receive() -> dict:
-            nonlocal size
-            message = await self.receive()
-            size += len(message.get("body", b""))
-            if size > most:
-                raise TrackerError("too_large", f"file: more than {most // 1024} KiB")
-            return message
-
-        try:
-            form = await Request(self.scope, receive).form(max_files=1, max_fields=100, max_part_size=most)
-        except HTTPException as error:
-            raise TrackerError("invalid", f"body: {error.detail}") from None
-        except ClientDisconnect:
-            raise TrackerError("timeout", "body: did not arrive") from None
-        return {name: form.getlist(name) for name in form}
+        return await self.multipart(self.tracker.settings.max_bulk_body, "file", max_files=1, max_fields=100)
 
     def field(self, name: str, default: str = "") -> str:
         value = self.fields.get(name, [default])[-1]

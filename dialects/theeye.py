@@ -38,8 +38,6 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, compile_path
 
@@ -204,23 +202,12 @@ def storable(value: Any) -> Any:
 
 async def read_multipart(call: tracker.Call) -> dict[str, Any]:
     """A form as browsers send it when it says enctype="multipart/form-data"."""
-    most, size = 1024 * call.tracker.settings.max_body, 0
-
-    async def receive() -> dict:
-        nonlocal size
-        message = await call.receive()
-        size += len(message.get("body", b""))
-        if size > most:
-            raise TrackerError("too_large", f"body: more than {most // 1024} KiB")
-        return message
-
     try:
-        form = await Request(call.scope, receive).form(max_files=0, max_fields=1000)
-    except HTTPException as error:
-        raise not_content(str(error.detail)) from None
-    except ClientDisconnect:
-        raise TrackerError("timeout", "body: did not arrive") from None
-    return from_pairs({name: [value for value in form.getlist(name) if isinstance(value, str)] for name in form})
+        return from_pairs(await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=1000))
+    except TrackerError as error:
+        if error.code != "invalid":
+            raise
+        raise not_content(error.message.removeprefix("body: ")) from None
 
 
 def parameters(text: bytes) -> dict[str, Any]:
