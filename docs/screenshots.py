@@ -29,6 +29,7 @@ import tracker
 
 THEMES = ("light", "dark")
 WIDTHS = (360, 1280)
+TALLEST = 16_000  # pixels of a page that are pictured: more is not drawn in time
 WIDEST = 2560  # for the pages with the most on them
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -262,9 +263,9 @@ class Studio:
             page.emulate_media(color_scheme=theme)
             for width in (*WIDTHS, WIDEST) if view.widest else WIDTHS:
                 page.set_viewport_size({"width": width, "height": 800})
-                height = page.evaluate("document.documentElement.scrollHeight")
+                height = min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))
                 page.set_viewport_size({"width": width, "height": height})  # what sticks to the bottom is at the end
-                page.screenshot(path=folder / f"{view.name}-{theme}-{width}.png", full_page=True)
+                page.screenshot(path=folder / f"{view.name}-{theme}-{width}.png", full_page=height < TALLEST)
                 count += 1
         return count
 
