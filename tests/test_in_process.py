@@ -1,6 +1,9 @@
 """A tracker inside somebody else's test process."""
 
 import re
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -77,3 +80,26 @@ def test_it_works_below_a_path_prefix(tmp_path: Path) -> None:
         assert "Path=/queue;" in answer.headers["set-cookie"]
         assert httpx.get(f"{url}/task/get/1").status_code == 401
         assert httpx.get(f"{url}/project/list").json()["content"] == {"projects": []}
+
+
+WITHOUT_DIALECTS = """
+import httpx
+import tracker
+
+with tracker.serving() as url:
+    assert httpx.get(f"{url}/account").json()["ok"] is False
+    assert httpx.get(f"{url}/ui/").status_code == 200
+    assert httpx.get(f"{url}/api/jobs/trigger").status_code == httpx.get(f"{url}/tracker/task").status_code == 404
+print(tracker.__file__)
+"""
+
+
+def test_a_tracker_without_the_folder_of_dialects_still_runs(tmp_path: Path) -> None:
+    here = Path(tracker.__file__).parent
+    for name in ("tracker.py", "charts.py", "openapi.py", "schema.sql"):
+        shutil.copy(here / name, tmp_path)
+    for name in ("templates", "static"):
+        shutil.copytree(here / name, tmp_path / name)
+    command = [sys.executable, "-c", WITHOUT_DIALECTS]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.strip()) == (0, str(tmp_path / "tracker.py")), run.stderr
