@@ -4741,17 +4741,23 @@ async def assign(call: Call, caller: WorkerCredentials, projects: tuple[int, ...
     def attempt() -> Awaitable[Assigned]:
         return database.write(assign_tasks, caller, projects, count or 1, long=count + len(projects) > 16)
 
-    tasks = await wait_for_task(call, projects, attempt, wait) if wait else (await attempt()).tasks
+    tasks = await wait_for_task(call, caller, projects, attempt, wait) if wait else (await attempt()).tasks
     if not tasks:
         return NO_TASK
     return Reply({"tasks": tasks} if count else {"task": tasks[0]})
 
 
-async def wait_for_task(call: Call, projects: Sequence[int], attempt: Callable, wait: float) -> list[dict]:
-    """Waits as long as the client does."""
+async def wait_for_task(
+    call: Call, caller: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
+) -> list[dict]:
+    """Waits as long as the client does. What is assigned to one that has gone meanwhile does not wait for its lease."""
     gone = asyncio.ensure_future(call.gone())
     try:
-        return await call.tracker.waiters.assign(projects, attempt, wait, gone)
+        tasks = await call.tracker.waiters.assign(projects, attempt, wait, gone)
+        if tasks and gone.done():
+            releases = [ReleaseBody(task["id"], SKIP) for task in tasks]
+            await call.tracker.db.write(release_tasks, caller, releases, long=True)
+        return tasks
     finally:
         gone.cancel()
 

@@ -5,9 +5,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import place
 import pytest
 from conftest import Site, Worker, wait_until
 
@@ -276,6 +279,36 @@ def test_a_wake_up_for_one_project_that_led_to_anothers_task_goes_on_to_the_next
         assert await asyncio.gather(*waits) == [[{"of": 1}], [{"of": 2}]]
 
     in_a_crowd(story)
+
+
+def test_a_task_that_was_assigned_to_a_client_that_has_gone_meanwhile_waits_again(tmp_path: Path) -> None:
+    """Else it would wait for the lease of an assignment that nobody knows of."""
+
+    async def story() -> None:
+        async with place.running(tmp_path / "tracker.db", place.StillClock()) as one:
+            _, session = await one.db.write(tracker.register_manager, "admin", "unused")
+            project = (await one.db.write(tracker.create_project, session, tracker.ProjectBody("first")))["id"]
+            worker = await one.db.write(place.create_worker)
+            body = tracker.WorkerRolesBody(worker.id, assign=True, submit=True)
+            await one.db.write(tracker.set_worker_access, session, project, body)
+            await one.db.write(tracker.submit_task, worker, place.new_task(project, "recipe"))
+            answers = asyncio.Event()
+
+            async def gone() -> None:
+                await answers.wait()
+
+            async def attempt() -> Assigned:
+                outcome = await one.db.write(tracker.assign_tasks, worker, [project])
+                answers.set()  # the client goes while the assignment is being written
+                await asyncio.sleep(0.01)
+                return outcome
+
+            call = SimpleNamespace(tracker=one, gone=gone)
+            assert len(await tracker.wait_for_task(call, worker, [project], attempt, 60)) == 1
+            row = await one.db.read(tracker.get_project, session, project)
+            assert (row["assigned_task_count"], row["waiting_task_count"]) == (0, 1)
+
+    asyncio.run(story())
 
 
 def test_those_who_wait_longest_are_woken_first() -> None:
