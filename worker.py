@@ -54,7 +54,7 @@ import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 try:
     import httpx
@@ -151,13 +151,20 @@ class Interrupts:
 # ── Display ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class QuietConsole(Console):
+    """A Console that falls silent when its reader goes, where rich would end the thread that happens to print."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Display:
     """Notices and progress on standard error: a bar on a terminal, a plain line now and then elsewhere."""
 
     SECONDS_BETWEEN_LINES = 10
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = QuietConsole(stderr=True)
         self.bar: Progress | None = None
         self.total: int | None = None
         self.next_lines: dict[str, float] = {}
@@ -221,7 +228,24 @@ class Display:
 
 def fail(text: str) -> None:
     """Prints what is wrong on standard error, one paragraph."""
-    print("worker.py: " + "\n".join(printable(line, 2000) for line in text.split("\n")), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it; the exit status tells
+        print("worker.py: " + "\n".join(printable(line, 2000) for line in text.split("\n")), file=sys.stderr)
+
+
+def drop_what_nobody_takes(stream: TextIO | None) -> None:
+    """Of a stream that cannot be written: Python would try again at its end, and change the exit status."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def fault(error: Exception) -> str:
+    """What to say of an error that should not be possible; its traceback goes to standard error."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+    return f"a fault of worker.py: {error!r}"
 
 
 # ── Client ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1196,6 +1220,12 @@ class Assignment:
         """Several workers must report the same."""
         return (self.task.get("verification_count") or 0) > 1
 
+    @property
+    def lease_end(self) -> float:
+        """When it should be released at the latest, a little before the tracker gives it to somebody else."""
+        lease = self.task.get("max_assign_time") or math.inf
+        return self.received + lease - min(5, lease / 4)
+
     def time_limit(self, plain: float | None, grace: float) -> float:
         """Seconds that its process may take. A plain task's is `plain`, but it must be ended before its lease is:
         an ended lease counts as no attempt, and the same task would hang one worker after the other.
@@ -1296,11 +1326,11 @@ class Commands:
             "TRACKER_SERVER": self.server,
             "TRACKER_TASK_ID": str(assignment.id),
             "TRACKER_PROJECT": str(_project_id(assignment.task)),
-            "TRACKER_JOB": job.get("id", ""),
-            "TRACKER_TEMPLATE": job.get("template") or "",
             "TRACKER_RECIPE": assignment.recipe,
             "TRACKER_TASK": task,
         }
+        if job:
+            ours |= {"TRACKER_JOB": job["id"], "TRACKER_TEMPLATE": job.get("template") or ""}
         for name, value in (job.get("variables") or {}).items():
             if self.NAME.fullmatch(name):
                 ours[f"TRACKER_VAR_{name}"] = _as_text(value)
@@ -1321,7 +1351,7 @@ class Commands:
                 length = len(os.fsencode(value))
             except UnicodeEncodeError:
                 continue
-            if value and "\0" not in value and length < self.LONGEST_VALUE and size + length < self.LARGEST_ENVIRONMENT:
+            if "\0" not in value and length < self.LONGEST_VALUE and size + length < self.LARGEST_ENVIRONMENT:
                 fitting[name] = value
                 size += length
         return fitting
@@ -1339,7 +1369,7 @@ def _as_text(value: Any) -> str:
 
 # ── Run: processes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-Take = Callable[[str, str], None]  # the name of the stream, and a line without its end
+Take = Callable[[str, str, bool], None]  # the name of the stream, a line without its end, whether it goes on the last
 
 
 class Stream(threading.Thread):
@@ -1349,35 +1379,46 @@ class Stream(threading.Thread):
     writing end as well, and finish by writing a mark behind everything that was written so far.
     """
 
-    LONGEST_LINE = 60_000  # bytes; the rest of a longer one is taken for the next line
+    LONGEST_LINE = 60_000  # bytes; a longer one is taken in pieces
 
     def __init__(self, name: str, take: Take):
         super().__init__(name=name, daemon=True)
         self.take = take
         self.mark = secrets.token_hex(16).encode()
+        self.is_continued = False
         self.reading, self.writing = os.pipe()
 
     def run(self) -> None:
-        begun = b""
-        while self.mark not in begun:
-            begun += os.read(self.reading, 65536)
-            *lines, begun = begun.split(b"\n")
+        begun = mark = b""
+        while not mark:
+            written, mark, _ = (begun + os.read(self.reading, 65536)).partition(self.mark)
+            *lines, begun = written.split(b"\n")
             for line in lines:
-                if self.mark in line:
-                    begun = line
-                    break
-                self._take(line)
-            if len(begun) > self.LONGEST_LINE + len(self.mark):
-                self._take(begun[: self.LONGEST_LINE])
-                begun = begun[self.LONGEST_LINE :]
-        if last := begun.partition(self.mark)[0]:
-            self._take(last)
+                self._end(line)
+            while len(begun) > self.LONGEST_LINE + len(self.mark):
+                begun = self._piece(begun)
+        if begun:
+            self._end(begun)
         self.close()
 
-    def _take(self, line: bytes) -> None:
-        for start in range(0, len(line) or 1, self.LONGEST_LINE):
-            piece = line[start : start + self.LONGEST_LINE].removesuffix(b"\r")
-            self.take(self.name, piece.decode(errors="replace").replace("\0", "\ufffd"))
+    def _end(self, line: bytes) -> None:
+        """Takes a line, or the rest of one."""
+        while len(line) > self.LONGEST_LINE:
+            line = self._piece(line)
+        self._take(line.removesuffix(b"\r"))
+        self.is_continued = False
+
+    def _piece(self, line: bytes) -> bytes:
+        """Takes as much of a line as goes into one piece, in whole characters, and returns the rest."""
+        end = self.LONGEST_LINE
+        while end > self.LONGEST_LINE - 3 and line[end] & 0xC0 == 0x80:
+            end -= 1
+        self._take(line[:end])
+        self.is_continued = True
+        return line[end:]
+
+    def _take(self, piece: bytes) -> None:
+        self.take(self.name, piece.decode(errors="replace").replace("\0", "\ufffd"), self.is_continued)
 
     def finish(self) -> None:
         """Returns when everything that was written before this call has been taken."""
@@ -1406,14 +1447,22 @@ class Process:
         self.is_doomed = self.has_exited = self.is_over = False
         self.streams: list[Stream] = []
         try:
-            self.streams = [Stream("stdout", take), Stream("stderr", take)]
+            for name in ("stdout", "stderr"):
+                self._open(name, take)
             self.popen = self._start(invocation)
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, RuntimeError) as error:
             for stream in self.streams:
-                stream.close()
+                stream.finish()
             raise self._explained(error, invocation) from None
-        for stream in self.streams:
+
+    def _open(self, name: str, take: Take) -> None:
+        stream = Stream(name, take)
+        try:
             stream.start()
+        except RuntimeError:
+            stream.close()
+            raise
+        self.streams.append(stream)
 
     def _start(self, invocation: Invocation) -> subprocess.Popen:
         # From a file: a command that does not read all of it, or nothing, neither blocks nor breaks a pipe.
@@ -1431,12 +1480,28 @@ class Process:
             )
 
     def _explained(self, error: Exception, invocation: Invocation) -> CannotRun:
+        if isinstance(error, RuntimeError):  # what threading says when the system has no thread left
+            return CannotRun(f"cannot start the command: {error}", ours=True)
         if not isinstance(error, OSError):  # a NUL or half a character in an argument; no argument at all
             return CannotRun(f"cannot start the command: {error}")
-        name = printable(invocation.arguments[0])
-        hint = "; leave {recipe} out of the arguments and read standard input" * (error.errno == errno.E2BIG)
         ours = error.errno in self.LACKING or not (invocation.is_script or error.errno == errno.E2BIG)
-        return CannotRun(f"cannot start {name}: {error.strerror}{hint}", ours)
+        name = printable(invocation.arguments[0])
+        return CannotRun(f"cannot start {name}: {error.strerror}{self._hint(error, invocation)}", ours)
+
+    def _hint(self, error: OSError, invocation: Invocation) -> str:
+        if error.errno == errno.E2BIG and invocation.is_script:
+            return "; long values reach a script on standard input, where the whole job is, not as its arguments"
+        if error.errno == errno.E2BIG:
+            return "; leave {recipe} out of the arguments and read standard input"
+        program = Path(invocation.arguments[0])
+        if error.errno != errno.ENOENT or not program.is_file():
+            return ""
+        with contextlib.suppress(OSError), program.open("rb") as file:
+            line = file.readline(200)
+            if line.endswith(b"\r\n"):
+                return "; its #! line ends in a carriage return: give the script line ends of \\n instead of \\r\\n"
+            return f"; its first line, {printable(line.decode(errors='replace').strip())}, names no program here"
+        return ""
 
     def wait(self) -> int:
         """Waits for its end and ends what it has left behind. The exit status, or minus the number of a signal."""
@@ -1504,15 +1569,18 @@ class Tail:
 class TaskLog:
     """The lines of a task that the tracker has not stored yet, numbered from 0 within the assignment.
 
-    When the server is away for long, the lines that are too many are dropped, and counted in one that is not.
+    Who adds a line to a full one waits until some were sent; which holds up, by its pipe, the command that prints them.
+    Only while nothing can be sent, lines are dropped instead, and counted in one that is not.
     """
 
     MOST = 512 * 1024  # characters that wait, with some for each line
     LINE_COSTS = 100
     BATCH = 500, 80_000  # lines and characters in one request: less than 1 MiB, whatever characters they are
+    LOOK = 0.2  # seconds between two looks whether the tracker is away
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, is_away: Callable[[], bool]) -> None:
+        self.is_away = is_away
+        self.changed = threading.Condition()
         self.entries: collections.deque[dict[str, Any]] = collections.deque()
         self.size = 0
         self.first = 0  # the number of entries[0]
@@ -1520,24 +1588,32 @@ class TaskLog:
         self.is_closed = False
 
     def add(self, level: str, scope: str, message: str) -> None:
-        with self.lock:
+        with self.changed:
+            while self._is_full() and not self.is_away():
+                self.changed.wait(self.LOOK)
             if self.is_closed:
                 return
-            if self.size > self.MOST:
+            if self._is_full():
                 self.dropped += 1
                 return
             self._say_what_was_dropped()
             self._append(level, scope, message)
 
-    def end(self) -> None:
-        """No more lines will come."""
-        with self.lock:
-            if not self.is_closed:
-                self._say_what_was_dropped()
+    def _is_full(self) -> bool:
+        return self.size > self.MOST and not self.is_closed
+
+    def end(self, error: str = "") -> None:
+        """No more lines will come but this one, which is never dropped."""
+        with self.changed:
+            if self.is_closed:
+                return
+            self._say_what_was_dropped()
+            if error:
+                self._append("error", "run", error)
 
     def _say_what_was_dropped(self) -> None:
         if self.dropped:
-            self._append("warn", "run", f"{self.dropped:,} lines dropped: too many while the tracker did not take them")
+            self._append("info", "run", f"{self.dropped:,} lines dropped here: the tracker was away for too long")
             self.dropped = 0
 
     def _append(self, level: str, scope: str, message: str) -> None:
@@ -1548,7 +1624,7 @@ class TaskLog:
         """The next entries to send, which stay here until sent() tells that they were stored."""
         lines, size = self.BATCH
         taken = []
-        with self.lock:
+        with self.changed:
             for entry in itertools.islice(self.entries, lines):
                 size -= len(entry["message"])
                 if taken and size < 0:
@@ -1556,21 +1632,30 @@ class TaskLog:
                 taken.append(entry)
         return taken
 
+    def has_full_batch(self) -> bool:
+        lines, size = self.BATCH
+        return len(self.entries) >= lines or self.size >= size
+
     def sent(self, count: int) -> None:
-        with self.lock:
+        with self.changed:
             self.first += count
-            for _ in range(count):
+            for _ in range(min(count, len(self.entries))):  # it may have been closed meanwhile
                 self.size -= len(self.entries.popleft()["message"]) + self.LINE_COSTS
+            self.changed.notify_all()
 
     def close(self) -> None:
         """Forgets every line, and those that will come."""
-        with self.lock:
+        with self.changed:
             self.is_closed = True
             self.entries.clear()
+            self.size = 0
+            self.changed.notify_all()
 
 
 class Printed:
     """Takes the lines of one process: into the job's log, and as tails into the result."""
+
+    LONGEST_LAST_LINE = 512 * 1024  # characters; it may be JSON, which is worth nothing in part
 
     def __init__(self, log: TaskLog | None, stderr_level: str, verified: bool, echo: Take | None):
         self.log = log
@@ -1579,22 +1664,32 @@ class Printed:
         self.lock = threading.Lock()
         self.tail = Tail(64 * 1024)
         self.stderr = Tail(2000)
-        self.last_line = ""
+        self.line = self.last_line = ""  # of standard output
         self.hash = hashlib.sha256() if verified else None
 
-    def take(self, stream: str, line: str) -> None:
+    def take(self, stream: str, line: str, is_continued: bool = False) -> None:
         with self.lock:
             self.tail.add(line)
             if stream == "stderr":
                 self.stderr.add(line)
             else:
-                self.last_line = line if line.strip() else self.last_line
+                self._take_last_line(line, is_continued)
                 if self.hash:
                     self.hash.update(line.encode() + b"\n")
             if self.log is not None:
                 self.log.add(self.levels[stream], stream, line)
             if self.echo:
-                self.echo(stream, line)
+                self.echo(stream, line, is_continued)
+
+    def _take_last_line(self, line: str, is_continued: bool) -> None:
+        fits = len(self.line) + len(line) <= self.LONGEST_LAST_LINE
+        self.line = self.line + line if is_continued and fits else line
+        if self.line.strip():
+            self.last_line = self.line
+
+    def result_line(self) -> str:
+        """The last line that is not blank: whole if it may be JSON, else its end."""
+        return self.last_line if self.last_line.lstrip()[:1] in ("{", "[") else self.last_line[-Stream.LONGEST_LINE :]
 
     def verification(self) -> int:
         """The hash of standard output, which equal results of different workers have in common."""
@@ -1613,6 +1708,7 @@ class Outcome:
     output: dict[str, Any] | None = None
     verification: int = 0
     unfit: bool = False  # this worker could not run any other task either
+    is_held: bool = False  # skipped, and released later: at once, it would be the next one again
 
 
 class Cause(enum.Enum):
@@ -1641,23 +1737,30 @@ class Execution(threading.Thread):
     tick(), which the Runner calls a few times a second, ends a process whose time is over or that stop() has doomed.
     """
 
-    def __init__(self, assignment: Assignment, terms: Terms, ended: Callable[[Execution], None]):
+    def __init__(
+        self,
+        assignment: Assignment,
+        terms: Terms,
+        is_away: Callable[[], bool],
+        ended: Callable[[Execution, Outcome], None],
+    ):
         super().__init__(name=f"task {assignment.id}", daemon=True)
         self.assignment = assignment
         self.terms = terms
         self.ended = ended
         self.outcome: Outcome | None = None
+        self.release_at = -math.inf
         self.cause: Cause | None = None
         self.process: Process | None = None
         self.kill_at = math.inf
         self.limit = assignment.time_limit(terms.timeout, terms.kill_grace)
-        self.log = TaskLog()
+        self.log = TaskLog(is_away)
         #: When the tracker last told that the task is ours.
         self.held_at = assignment.received
-        echo = terms.echo and (lambda stream, line: terms.echo(assignment.id, line))
+        echo = terms.echo and (lambda stream, line, is_continued: terms.echo(assignment.id, line))
         # Who runs a million plain tasks does not want a million lines: of those only a failure is logged.
         log = self.log if assignment.job else None
-        self.printed = Printed(log, terms.stderr_level, assignment.is_verified, echo)
+        self.printed: Printed | None = Printed(log, terms.stderr_level, assignment.is_verified, echo)
 
     def run(self) -> None:
         try:
@@ -1665,17 +1768,14 @@ class Execution(threading.Thread):
         except CannotRun as reason:
             outcome = self._not_run(reason)
         except Exception as error:
-            traceback.print_exc()
-            outcome = Outcome(SKIPPED, f"a fault of worker.py: {error!r}", unfit=True)
+            outcome = Outcome(SKIPPED, fault(error), unfit=True)
         self.end(outcome)
 
     def end(self, outcome: Outcome) -> None:
-        """Sets the outcome. No line is logged after it."""
-        if outcome.result == FAILED:
-            self.log.add("error", "run", outcome.reason + self._last_words())
-        self.log.end()
-        self.outcome = outcome
-        self.ended(self)
+        """Tells the outcome. No line is logged after it."""
+        self.log.end(outcome.reason + self._last_words() if outcome.result == FAILED else "")
+        self.printed = None  # it may be long until the release
+        self.ended(self, outcome)
 
     def _last_words(self) -> str:
         """What tells why a plain task has failed; a job's log has it already."""
@@ -1702,7 +1802,9 @@ class Execution(threading.Thread):
         reason = f"killed by {_signal_name(-code)}" if code < 0 else f"exit status {code}"
         if code == 0:
             return Outcome(DONE, reason, output, self.printed.verification())
-        return Outcome(SKIPPED if code in self.terms.skip_status else FAILED, reason, output)
+        if code in self.terms.skip_status:
+            return Outcome(SKIPPED, reason, output, is_held=True)
+        return Outcome(FAILED, reason, output)
 
     def _output(self, code: int | None, seconds: float) -> dict[str, Any] | None:
         """The result of a job."""
@@ -1712,14 +1814,18 @@ class Execution(threading.Thread):
         return {
             "code": code if code is None or code >= 0 else None,
             "log": self.printed.tail.text(),
-            "lastline": self.printed.last_line,
+            "lastline": self.printed.result_line(),
             "signal": _signal_name(-code) if code is not None and code < 0 else None,
             "killed": self.cause is Cause.TIMEOUT,
             "times": {"seconds": whole, "nanoseconds": part},
         }
 
     def stop(self, cause: Cause) -> None:
-        """Has the process ended; the first cause is the one that counts."""
+        """Has the process ended; the first cause is the one that counts. What has ended by itself keeps its result."""
+        if cause is Cause.TAKEN_AWAY:
+            self.log.close()  # nobody takes its lines any more, and its process must not wait for that
+        elif self.process is not None and self.process.has_exited:
+            return
         self.cause = self.cause or cause
 
     def tick(self, now: float) -> None:
@@ -1776,11 +1882,21 @@ class RunClient(Client):
 
     INTERNAL_ERRORS_BORNE = 30  # a result that waits deserves more patience than a file that can be sent again
 
+    AWAY = 10.0  # seconds without an answer after which we do not wait for one before we go on
+
+    calling_since = math.inf
+
     def call(self, method: str, path: str, body: Any = None) -> Answer:
+        self.calling_since = time.monotonic()
         try:
             return super().call(method, path, body)
         finally:
+            self.calling_since = math.inf
             self.display.answered()
+
+    def is_away(self) -> bool:
+        """Whether the server has not answered for a while."""
+        return time.monotonic() - self.calling_since > self.AWAY
 
     def copy(self) -> tuple[RunClient, Halt]:
         """A copy for another thread, and what stops it."""
@@ -1795,7 +1911,9 @@ class Courier(threading.Thread):
     The only thread that does: what one task has to say arrives in the order in which it was said.
     """
 
-    PAUSE = 0.25  # seconds between two batches of the same log
+    PAUSE = 0.25  # seconds between two batches of the same log, unless the next one is full
+    TOGETHER = 500  # tasks in one request; trackers take 1000
+    HELD_PER_SECOND = 20  # requests that ask whether held tasks are still ours
 
     def __init__(self, runner: Runner, client: RunClient, heartbeat: float):
         super().__init__(name="courier", daemon=True)
@@ -1805,30 +1923,49 @@ class Courier(threading.Thread):
 
     def run(self) -> None:
         try:
-            while True:
-                self.client.interrupts.check()
-                for execution in self.runner.undelivered(self.PAUSE):
-                    self._deliver(execution)
+            self._deliver_all()
         except Halted:
             pass
         except Fail as failure:
             self.runner.fail(failure, hopeless=True)
+        except Exception as error:
+            self.runner.fail(Fail(fault(error)), hopeless=True)
 
-    def _deliver(self, execution: Execution) -> None:
-        outcome = execution.outcome  # looked at before the lines: once it is there, no further line comes
-        if execution.cause is not Cause.TAKEN_AWAY:
-            self._send_log(execution, all_of_it=outcome is not None)
-        if outcome is None:
-            return
-        if execution.cause is Cause.TAKEN_AWAY:
-            self.runner.settle(execution, None)
-        else:
-            self.runner.settle(execution, self._release(execution, outcome))
+    def _deliver_all(self) -> None:
+        deliver = self._deliver
+        while True:
+            self.client.interrupts.check()
+            executions = self.runner.undelivered(self.PAUSE)
+            try:
+                deliver(executions)
+            except (Halted, Fail):
+                raise
+            except Exception as error:
+                if deliver == self._deliver_without_logs:
+                    raise
+                self.runner.fail(Fail(fault(error)))
+                deliver = self._deliver_without_logs
+
+    def _deliver(self, executions: list[Execution]) -> None:
+        due = []
+        for execution in executions:
+            is_due = self.runner.is_due(execution)  # before the lines: once it has ended, no further line comes
+            self._send_log(execution, all_of_it=is_due)
+            if is_due:
+                due.append(execution)
+        self._release_all(due)
+
+    def _deliver_without_logs(self, executions: list[Execution]) -> None:
+        """What is left to be done after a fault of ours."""
+        for execution in executions:
+            execution.log.close()
+            if self.runner.is_due(execution):
+                self._release(execution)
 
     def _send_log(self, execution: Execution, all_of_it: bool) -> None:
-        while True:
+        while execution.cause is not Cause.TAKEN_AWAY:
             entries = execution.log.batch()
-            is_silent = not all_of_it and time.monotonic() - execution.held_at >= self.heartbeat
+            is_silent = not all_of_it and time.monotonic() - execution.held_at >= self._patience(execution)
             if not (entries or is_silent):
                 return
             try:
@@ -1836,8 +1973,13 @@ class Courier(threading.Thread):
             except Refused as refused:
                 self._give_up_logging(execution, refused)
                 return
-            if not all_of_it or execution.cause is Cause.TAKEN_AWAY:
+            if not all_of_it:
                 return
+
+    def _patience(self, execution: Execution) -> float:
+        if execution.outcome is None:
+            return self.heartbeat
+        return max(self.heartbeat, len(self.runner.held) / self.HELD_PER_SECOND)
 
     def _post_log(self, execution: Execution, entries: list[dict[str, Any]]) -> None:
         body = {"task_id": execution.assignment.id, "first": execution.log.first, "entries": entries}
@@ -1845,6 +1987,8 @@ class Courier(threading.Thread):
         execution.held_at = time.monotonic()
         if answer.content.get("held") is False:
             execution.stop(Cause.TAKEN_AWAY)
+        elif entries and not answer.repeated and answer.content.get("stored") == 0 and execution.assignment.job:
+            execution.log.close()  # the tracker keeps only so much of a job's log, and has said so there
         elif entries:
             execution.log.sent(len(entries))
 
@@ -1854,30 +1998,63 @@ class Courier(threading.Thread):
         execution.log.close()
         execution.held_at = math.inf
 
-    def _release(self, execution: Execution, outcome: Outcome) -> bool | None:
-        """Whether the release counted; None when the tracker refuses it."""
-        assignment = execution.assignment
+    def _release_all(self, due: list[Execution]) -> None:
+        left = dict.fromkeys(due)
+        plain = [one for one in due if one.outcome.output is None and one.cause is not Cause.TAKEN_AWAY]
+        for start in range(0, len(plain), self.TOGETHER):
+            several = plain[start : start + self.TOGETHER]
+            if len(several) > 1 and self._release_together(several):
+                for execution in several:
+                    del left[execution]
+        for execution in left:
+            self._release(execution)
+
+    def _release_together(self, executions: list[Execution]) -> bool:
+        """Releases all of them, or none if the tracker refuses one."""
+        body = {"releases": [self._body(execution) for execution in executions]}
+        try:
+            answer = self.client.call("POST", "/task/bulk_release", body)
+        except Refused:
+            return False
+        for execution, updated in zip(executions, answer.content["updated"], strict=True):
+            self.runner.settle(execution, self._counted(execution, updated, answer))
+        return True
+
+    def _release(self, execution: Execution) -> None:
+        if execution.cause is Cause.TAKEN_AWAY:
+            self.runner.settle(execution, counted=False)
+            return
+        try:
+            answer = self._post_release(self._body(execution))
+        except Refused as refused:
+            self.runner.settle(execution, counted=False, refusal=refused.message)
+        else:
+            updated = bool(answer.content.get("updated"))
+            self.runner.settle(execution, self._counted(execution, updated, answer))
+
+    def _body(self, execution: Execution) -> dict[str, Any]:
+        assignment, outcome = execution.assignment, execution.outcome
         body: dict[str, Any] = {"task_id": assignment.id, "result": outcome.result}
         if assignment.is_verified:
             body["verification"] = outcome.verification
         if outcome.output is not None:
             body["output"] = outcome.output
-        try:
-            answer = self._post_release(body)
-        except Refused as refused:
-            self.runner.display.notice(f"the result of task {assignment.id} was refused: {refused.message}")
-            return None
-        # A release that was sent twice, or waits for other workers' verification, need not have changed anything.
-        return bool(answer.content.get("updated")) or answer.repeated or assignment.is_verified
+        return body
 
-    def _post_release(self, body: dict[str, Any]) -> Answer:
+    def _counted(self, execution: Execution, updated: bool, answer: Answer) -> bool:
+        # A release that was sent twice, or waits for other workers' verification, need not have changed anything.
+        return updated or answer.repeated or execution.assignment.is_verified
+
+    def _post_release(self, body: dict[str, Any], may_shorten: tuple[str, ...] = ("log", "lastline")) -> Answer:
+        """Releases the task, with less of what it printed if that is too much for the tracker."""
         try:
-            return self.client.call("POST", "/task/release", body)
+            return self.client.call("POST", "/task/release", json.dumps(body, ensure_ascii=False).encode())
         except Refused as refused:
-            if refused.status not in (400, 408, 413) or "output" not in body:
+            if refused.status not in (400, 408, 413) or "output" not in body or not may_shorten:
                 raise
-            texts = {name: body["output"][name][-2000:] for name in ("log", "lastline")}
-            return self.client.call("POST", "/task/release", {**body, "output": {**body["output"], **texts}})
+        name, *others = may_shorten
+        shorter = {**body["output"], name: body["output"][name][-2000:]}
+        return self._post_release({**body, "output": shorter}, tuple(others))
 
 
 # ── Run: taking tasks ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -1886,8 +2063,9 @@ class Courier(threading.Thread):
 class Taker(threading.Thread):
     """Asks the tracker for as many tasks as can be started at once, and never for one more."""
 
-    WAIT = 20  # seconds that a request waits for a task
+    WAIT = 3  # seconds that a request waits for a task; a stop waits for its answer
     FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+    LOOK = 20.0  # seconds between two looks why there is no task
 
     def __init__(self, runner: Runner, client: RunClient, projects: list[int], until_empty: bool):
         super().__init__(name="taker", daemon=True)
@@ -1896,6 +2074,7 @@ class Taker(threading.Thread):
         self.projects = projects
         self.until_empty = until_empty
         self.pause = self.FIRST_PAUSE
+        self.next_look = 0.0
 
     def run(self) -> None:
         try:
@@ -1905,10 +2084,12 @@ class Taker(threading.Thread):
             pass
         except Fail as failure:
             self.runner.fail(failure)
-        self.runner.taken_all()
+        except Exception as error:
+            self.runner.fail(Fail(fault(error)))
+        finally:
+            self.runner.taken_all()
 
     def _take(self, wanted: int) -> None:
-        self._spare_skipped_tasks()
         settled = self.runner.settled()
         try:
             tasks = self._ask(wanted)
@@ -1918,11 +2099,12 @@ class Taker(threading.Thread):
         self.pause = self.FIRST_PAUSE
         if tasks:
             self.runner.display.state("")
+            self.next_look = 0.0
             self.runner.start_all(tasks)
         elif self.until_empty and (self.runner.is_busy() or settled != self.runner.settled()):
             self.runner.wait_for_settlement(settled)  # a task that fails may be waiting again
         else:
-            self.runner.display.state(self._why_nothing())
+            self._say_why_nothing()
             if self.until_empty:
                 raise Halted
 
@@ -1939,13 +2121,6 @@ class Taker(threading.Thread):
         if not isinstance(tasks, list) or not all(isinstance(task, dict) and "id" in task for task in tasks):
             raise Fail(f"{self.client.server} answered /task/get with something that is no list of tasks")
         return tasks
-
-    def _spare_skipped_tasks(self) -> None:
-        """A task that was skipped is the next one again: pauses that grow, so that it does not go round and round."""
-        skips = self.runner.skips_in_a_row
-        if skips and not self.until_empty:
-            self.runner.display.state("pausing after a skipped task")
-            self.client.interrupts.sleep(min(self.FIRST_PAUSE * 2 ** (skips - 1), self.LONGEST_PAUSE))
 
     def _refused(self, refused: Refused) -> None:
         """Waits while a manager has paused us; asks for access when it is that. Fail when there is nothing to do."""
@@ -1965,11 +2140,18 @@ class Taker(threading.Thread):
             return isinstance(worker, dict) and worker.get("paused") is True
         return False
 
+    def _say_why_nothing(self) -> None:
+        if time.monotonic() >= self.next_look:
+            self.next_look = time.monotonic() + self.LOOK
+            self.runner.display.state(self._why_nothing())
+
     def _why_nothing(self) -> str:
         paused = [project for project in self.projects if self._project_is_paused(project)]
-        if not paused:
-            return "no task available"
-        return f"no task available: project {', '.join(map(str, paused))} paused by a manager"
+        if paused:
+            return f"no task available: project {', '.join(map(str, paused))} paused by a manager"
+        if self.until_empty and self.runner.held:
+            return "nothing is left but what was skipped already"
+        return "no task available"
 
     def _project_is_paused(self, project: int) -> bool:
         with contextlib.suppress(Refused):  # a hidden one
@@ -2014,11 +2196,13 @@ class Tally:
     done: int = 0
     failed: int = 0
     skipped: int = 0
-    lost: int = 0  # taken away from us before we had released them, or refused
+    lost: int = 0  # taken away from us before we had released them
+    refused: int = 0  # whose release the tracker did not take
 
     def text(self) -> str:
         lost = f", taken away {self.lost:,}" if self.lost else ""
-        return f"done {self.done:,}, failed {self.failed:,}, skipped {self.skipped:,}{lost}"
+        refused = f", refused {self.refused:,}" if self.refused else ""
+        return f"done {self.done:,}, failed {self.failed:,}, skipped {self.skipped:,}{lost}{refused}"
 
 
 class Runner:
@@ -2029,8 +2213,10 @@ class Runner:
     """
 
     TICK = 0.2
-    IN_FLIGHT = 1.0  # seconds to wait, at a stop, for the answer to the last request for a task
+    IN_FLIGHT = 10.0  # seconds to wait, at a stop, for the answer to the last request for a task
     FAREWELL = 10.0  # seconds for the last results to be delivered after a second signal
+    FIRST_HOLD, LONGEST_HOLD = 1.0, 30.0  # seconds from a skip to its release: the first of a task, any
+    MOST_HELD = 5000
 
     def __init__(self, args: argparse.Namespace, client: RunClient, display: RunDisplay, signals: StopSignals):
         self.display = display
@@ -2051,8 +2237,8 @@ class Runner:
         self.tally = Tally()
         self.taken = 0
         self.has_taken_all = False
-        self.skipped: set[int] = set()  # only known with --until-empty
-        self.skips_in_a_row = 0
+        self.held: dict[Execution, None] = {}  # of the unsettled: skipped, and not released at once
+        self.skips: dict[int, int] = {}  # how often a task was skipped
         self.ends: collections.deque[float] = collections.deque(maxlen=10_000)
         self.phase = Phase.RUNNING
         self.phase_began = time.monotonic()
@@ -2067,8 +2253,11 @@ class Runner:
 
     def run(self) -> None:
         """Returns when nothing is left to be done, or nothing can be."""
-        self.taker.start()
-        self.courier.start()
+        try:
+            self.courier.start()
+            self.taker.start()
+        except RuntimeError as error:
+            raise Fail(f"this system has no thread left for us: {error}") from None
         with self.display.screen():
             while self.phase is not Phase.LEAVING and not self._is_finished():
                 self._tick(time.monotonic())
@@ -2081,9 +2270,9 @@ class Runner:
     def _is_finished(self) -> bool:
         if self.unsettled:
             return False
-        # The process ends with the request still waiting: the tracker sees that, and hands out nothing to it.
-        in_time = time.monotonic() - self.phase_began < self.IN_FLIGHT
-        return self.has_taken_all or (self.phase is not Phase.RUNNING and not in_time)
+        # A task that the last request still brings must be given back. A server that does not answer is left alone.
+        is_overdue = time.monotonic() - self.phase_began >= self.IN_FLIGHT
+        return self.has_taken_all or (self.phase is not Phase.RUNNING and is_overdue)
 
     def _tick(self, now: float) -> None:
         self._advance(now)
@@ -2118,6 +2307,8 @@ class Runner:
         undelivered = f", {waiting} ended and to be delivered" if waiting else ""
         if phase is Phase.FINISHING and running + waiting:
             self.display.notice(f"stopping: {running} running may finish{undelivered} (once more: kill them)")
+        elif phase is Phase.FINISHING and self.signals.count and not self.has_taken_all:
+            self.display.notice("stopping after the answer in flight, in a few seconds")
         elif phase is Phase.KILLING and running + waiting:
             self.display.notice(
                 f"killing {running} running, released as skipped{undelivered} (once more: leave at once)"
@@ -2147,7 +2338,9 @@ class Runner:
 
     def _room(self) -> int:
         # Results that cannot be delivered take up room too, or they would pile up.
-        return max(0, min(self.concurrency - len(self.running), 2 * self.concurrency - len(self.unsettled)))
+        undelivered = len(self.unsettled) - len(self.held)
+        free = min(self.concurrency - len(self.running), 2 * self.concurrency - undelivered)
+        return max(0, min(free, self.MOST_HELD - len(self.held)))
 
     def taken_all(self) -> None:
         """The Taker has ended."""
@@ -2159,28 +2352,25 @@ class Runner:
         return self.phase is not Phase.RUNNING or self.taken >= self.count
 
     def start_all(self, tasks: list[dict[str, Any]]) -> None:
-        """Starts these tasks; gives them back when we are stopping, or when they have gone round."""
+        """Starts these tasks, or gives them back."""
         for task in tasks:
-            execution = Execution(Assignment(task), self.terms, self._ended)
+            execution = Execution(Assignment(task), self.terms, self.courier.client.is_away, self._ended)
             with self.changed:
                 self.taken += 1
-                has_gone_round = self.until_empty and self._was_skipped(task["id"])
                 self._forget_earlier_one(task["id"])
-                self.unsettled[execution] = None
-                is_wanted = self.phase is Phase.RUNNING and not has_gone_round
-                if is_wanted:
-                    self.running[execution] = None
-            if is_wanted:
-                execution.start()
-            else:
-                execution.end(Outcome(SKIPPED, "not started"))
-            if has_gone_round:
-                self.display.notice("nothing is left but what was skipped already")
-                self.enter(Phase.FINISHING)
+                self.unsettled[execution] = self.running[execution] = None
+            self._start(execution)
 
-    def _was_skipped(self, task: int) -> bool:
-        undelivered = (one.outcome for one in self.unsettled if one.assignment.id == task)
-        return task in self.skipped or any(outcome and outcome.result == SKIPPED for outcome in undelivered)
+    def _start(self, execution: Execution) -> None:
+        if self.phase is not Phase.RUNNING:
+            execution.end(Outcome(SKIPPED, "not started"))
+        elif self.until_empty and execution.assignment.id in self.skips:  # its lease did not last until the end
+            execution.end(Outcome(SKIPPED, "skipped already", is_held=True))
+        else:
+            try:
+                execution.start()
+            except RuntimeError as error:
+                execution.end(Outcome(SKIPPED, f"this system has no thread left for a task: {error}", unfit=True))
 
     def _forget_earlier_one(self, task: int) -> None:
         """We are given a task that we still have: its lease has ended, and the earlier attempt must say no more."""
@@ -2189,26 +2379,43 @@ class Runner:
                 one.stop(Cause.TAKEN_AWAY)
 
     def is_busy(self) -> bool:
-        return bool(self.unsettled)
+        """Whether a task may yet fail, and be waiting again."""
+        return len(self.unsettled) > len(self.held)
 
     def settled(self) -> int:
         """How many tasks have been settled so far."""
         tally = self.tally
-        return tally.done + tally.failed + tally.skipped + tally.lost
+        return tally.done + tally.failed + tally.skipped + tally.lost + tally.refused
 
     def wait_for_settlement(self, before: int) -> None:
-        """Waits until more tasks are settled than before."""
+        """Waits until more tasks are settled than before, or none is going to be."""
         with self.changed:
-            self.changed.wait_for(lambda: self.settled() > before or self._has_enough())
+            self.changed.wait_for(lambda: self.settled() > before or not self.is_busy() or self._has_enough())
 
     # The Executions.
 
-    def _ended(self, execution: Execution) -> None:
+    def _ended(self, execution: Execution, outcome: Outcome) -> None:
         with self.changed:
             self.running.pop(execution, None)
+            if outcome.is_held:
+                self.held[execution] = None
+                execution.release_at = self._release_time(execution.assignment)
+            execution.outcome = outcome
             self.changed.notify_all()
-        if execution.outcome.unfit:
-            self.fail(Fail(f"{execution.outcome.reason}; its task goes to another worker"))
+        if outcome.unfit:
+            self.fail(Fail(f"{outcome.reason}; its task goes to another worker"))
+        elif self.until_empty and len(self.held) >= self.MOST_HELD:
+            self.fail(Fail(f"stopped: so many tasks as {self.MOST_HELD:,} were skipped"))
+
+    def _release_time(self, assignment: Assignment) -> float:
+        """When a skipped task goes back: later each time, or at the end of a run that tries each task once."""
+        skips = self.skips[assignment.id] = self.skips.pop(assignment.id, 0) + 1
+        if self.until_empty:
+            return assignment.lease_end
+        if len(self.skips) > 2 * self.MOST_HELD:
+            del self.skips[next(iter(self.skips))]
+        hold = min(self.FIRST_HOLD * 2 ** min(skips - 1, 10), self.LONGEST_HOLD)
+        return min(time.monotonic() + hold, assignment.lease_end)
 
     def _echo(self, task: int, line: str) -> None:
         self.display.notice(f"{task}: {line}")
@@ -2216,18 +2423,32 @@ class Runner:
     # The Courier.
 
     def undelivered(self, seconds: float) -> list[Execution]:
-        """The tasks that may have something to be delivered: at once when one has ended, else after the time."""
+        """The tasks that may have something to be delivered: at once when much is, else after the time."""
+
+        def is_urgent() -> bool:
+            return any(self.is_due(one) or one.log.has_full_batch() for one in self.unsettled)
+
         with self.changed:
-            self.changed.wait_for(lambda: any(one.outcome for one in self.unsettled), seconds)
+            self.changed.wait_for(is_urgent, seconds)
             return list(self.unsettled)
 
-    def settle(self, execution: Execution, counted: bool | None) -> None:
-        """The tracker knows what became of the task; counted: it was still ours."""
-        assignment, outcome = execution.assignment, execution.outcome
-        self._say(assignment, outcome, counted)  # first: after the last one the process ends
+    def is_due(self, execution: Execution) -> bool:
+        """Whether the task is to be released now; one that is held is when no other will come."""
+        if execution.outcome is None:
+            return False
+        is_last = self.has_taken_all or self._has_enough()
+        return is_last or execution.cause is Cause.TAKEN_AWAY or time.monotonic() >= execution.release_at
+
+    def settle(self, execution: Execution, counted: bool, refusal: str = "") -> None:
+        """The tracker knows what became of the task, and it was still ours if that counted; or it refuses to know."""
+        outcome = execution.outcome
+        self._say(execution.assignment, outcome, counted, refusal)  # first: after the last one the process ends
         with self.changed:
             del self.unsettled[execution]
-            if not counted:
+            self.held.pop(execution, None)
+            if refusal:
+                self.tally.refused += 1
+            elif not counted:
                 self.tally.lost += 1
             elif outcome.result == DONE:
                 self.tally.done += 1
@@ -2235,18 +2456,17 @@ class Runner:
                 self.tally.failed += 1
             else:
                 self.tally.skipped += 1
-                if self.until_empty:
-                    self.skipped.add(assignment.id)
-            self.skips_in_a_row = self.skips_in_a_row + 1 if counted and outcome.result == SKIPPED else 0
             self.ends.append(time.monotonic())
             self.changed.notify_all()
 
-    def _say(self, assignment: Assignment, outcome: Outcome, counted: bool | None) -> None:
+    def _say(self, assignment: Assignment, outcome: Outcome, counted: bool, refusal: str) -> None:
         name = f"task {assignment.id} ({printable(assignment.name, 80)})"
-        if not counted:
+        word = {DONE: "done", FAILED: "failed", SKIPPED: "skipped"}[outcome.result]
+        if refusal:
+            self.display.notice(f"{name} {word}: {outcome.reason}; but the tracker refuses that: {refusal}")
+        elif not counted:
             self.display.notice(f"{name} was taken away: cancelled, reset, or held for longer than its lease")
         elif outcome.result == FAILED or self.verbose:
-            word = {DONE: "done", FAILED: "failed", SKIPPED: "skipped"}[outcome.result]
             self.display.notice(f"{name} {word}: {outcome.reason}")
 
     # At the end.
@@ -2259,6 +2479,8 @@ class Runner:
             raise Fail(f"{why}not released: task {ids}; another worker gets them when their lease ends")
         if self.failure:
             raise self.failure
+        if self.tally.refused:
+            return EXIT_FAILED
         if self.signals.first:
             finished = self.signals.first != signal.SIGINT and self.phase is Phase.FINISHING
             return EXIT_OK if finished else EXIT_SIGNAL + self.signals.first
@@ -2289,12 +2511,18 @@ class RunDisplay(Display):
         if not self.console.is_terminal:
             yield
             return
-        with Live(console=self.console, auto_refresh=False, transient=True) as self.live:
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone; the tasks are not
+            self.live.start()
+        try:
             yield
-        self.live = None
+        finally:
+            with contextlib.suppress(OSError):
+                self.live.stop()
+            self.live = None
 
     def notice(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be gone; the tasks are not
+        with contextlib.suppress(OSError):
             super().notice(text)
 
     def waiting(self, reason: str) -> None:
@@ -2310,6 +2538,7 @@ class RunDisplay(Display):
         with self.outages_lock:
             self.outages += 1
             if self.outages == 1:
+                self.next_lines["waiting"] = time.monotonic() + self.SECONDS_BETWEEN_LINES  # this one is enough for now
                 super().lost(server, reason)
 
     def back(self, server: str, seconds: float) -> None:
@@ -2338,10 +2567,10 @@ class RunDisplay(Display):
     def _picture(self, runner: Runner) -> Group:
         with runner.changed:
             running = list(runner.running)
-        table = Table(box=None, padding=(0, 1), header_style="bold")
+        table = Table(box=None, padding=(0, 1), header_style="bold", expand=True)
         table.add_column("Task", justify="right", no_wrap=True)
         table.add_column("Elapsed", justify="right", no_wrap=True)
-        table.add_column("Recipe or template", no_wrap=True, overflow="ellipsis")
+        table.add_column("Recipe or template", no_wrap=True, overflow="ellipsis", ratio=1)
         shown = running[: max(1, self.console.height - 6)]
         for one in shown:
             elapsed = duration(time.monotonic() - one.assignment.received)
@@ -2352,7 +2581,8 @@ class RunDisplay(Display):
         return Group(heading, *([table] if running else []), *more, counts)
 
     def _counts(self, runner: Runner) -> str:
-        return f"running {len(runner.running):,}, {runner.tally.text()}"
+        held = f", held {len(runner.held):,}" if runner.held else ""
+        return f"running {len(runner.running):,}, {runner.tally.text()}{held}"
 
     def _rate(self, runner: Runner) -> str:
         now = time.monotonic()
@@ -2386,8 +2616,15 @@ def run_tasks(args: argparse.Namespace, interrupts: Interrupts) -> int:
     runner = Runner(args, client, display, signals)
     runner.run()
     if runner.taken or runner.failure is None:
-        print(runner.tally.text(), flush=True)
+        print_tally(runner.tally)
     return runner.status()
+
+
+def print_tally(tally: Tally) -> None:
+    """Prints it, if anybody still reads our standard output."""
+    with contextlib.suppress(OSError):
+        print(tally.text(), flush=True)
+    drop_what_nobody_takes(sys.stdout)
 
 
 # ── Command line ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2535,15 +2772,19 @@ A value of 100 KB or more is on standard input only.
 
 What becomes of the task:
   exit status 0     done
-  --skip-status     skipped: it goes back for other workers, and this one pauses for longer each time in a row
+  --skip-status     skipped: it goes back for this and other workers after a pause, which is longer each time (1 to 30
+                    s, within its lease), and meanwhile the other tasks have their turn; with --until-empty it goes back
+                    when no other task is left
   anything else     failed, also a signal, a timeout, or a script that must not run here
 A task that is verified by several workers is verified by the hash of what COMMAND prints on standard output.
 
 A job gets the lines of standard output and standard error as its log while they are printed (scopes stdout and stderr,
 both of level info, see --stderr-level), an error line that says why it failed, and a result: code, log (the last 64 KB
-of both), lastline (of standard output), signal, killed and times. Of a plain task nothing is logged unless it fails:
-then one error line with the last that it said. When the tracker says that a task is not ours any more, because it was
-cancelled or its lease has ended, its process is killed; --heartbeat is how often a silent one is asked for.
+of both), lastline (of standard output; up to 512 KB if it is JSON), signal, killed and times. A command that prints
+faster than the tracker stores has to wait; a line beyond 60,000 bytes is several. Of a plain task nothing is logged
+unless it fails: then one error line with the last that it said. When the tracker says that a task is not ours any more,
+because it was cancelled or its lease has ended, its process is killed; --heartbeat is how often a silent one is asked
+for.
 
 COMMAND runs in a process group of its own. At its time limit the whole group gets SIGTERM, and SIGKILL after
 --kill-grace. The limit is the job's own, for plain tasks --timeout, and never later than shortly before the lease ends.
@@ -2554,9 +2795,10 @@ Scripts: a job may bring its own script. It is run instead of COMMAND, with the 
 --allow-scripts, which lets everybody who may edit a template of these projects run any program as this user. Without
 it such a job fails, with a line in its log that says why, and no environment variable of a template is set.
 
-Stopping: after the first Ctrl-C or SIGTERM no more tasks are taken, and the running ones may finish (for --grace
-seconds at the most); the second kills them and releases them as skipped; the third leaves at once. A server that goes
-away is waited for, with pauses of up to half a minute; results, and up to 512 KB of each log, are kept meanwhile."""
+Stopping: after the first Ctrl-C or SIGTERM no more tasks are taken (the answer in flight, of 3 seconds at the most, is
+waited for), and the running ones may finish (for --grace seconds at the most); the second kills them and releases them
+as skipped; the third leaves at once. After SIGKILL of this worker its commands run on. A server that goes away is
+waited for, with pauses of up to half a minute; results, and up to 512 KB of each log, are kept meanwhile."""
 
 RUN_EXAMPLES = """\
 examples:
@@ -2697,7 +2939,9 @@ def _add_run(commands: Any) -> None:
     add("--concurrency", metavar="K", type=whole(1, 1000), default=1, help="tasks that run at a time (default: 1)")
     add("--count", metavar="N", type=whole(1), help="stop after so many tasks")
     add(
-        "--until-empty", action="store_true", help="stop when no task is left, or only such as were skipped in this run"
+        "--until-empty",
+        action="store_true",
+        help="stop when no task is left but those that were skipped; each is tried once",
     )
     add(
         "--timeout",
@@ -2786,6 +3030,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Fail as failure:
         fail(str(failure))
         return EXIT_FAILED
+    finally:
+        drop_what_nobody_takes(sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import os
 import shlex
 import signal
 import sys
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,46 @@ def sh(script):
 
 def python(code, *arguments):
     return ["--", sys.executable, "-c", code, *arguments]
+
+
+def make_runner(*options):
+    """A Runner without a server: a test says what its threads are answered."""
+    args = worker.argument_parser().parse_args(["run", "--project", "1", *options, "--", "true"])
+    display = worker.RunDisplay("http://tracker")
+    client = worker.RunClient("http://tracker", display, worker.Interrupts())
+    return worker.Runner(args, client, display, worker.StopSignals())
+
+
+def hold(runner, *outcomes, **task):
+    """Lets the runner have tasks that have ended."""
+    for number, outcome in enumerate(outcomes, 1):
+        assignment = worker.Assignment({"id": number, "recipe": "a", **task})
+        execution = worker.Execution(assignment, runner.terms, lambda: False, runner._ended)
+        runner.unsettled[execution] = None
+        execution.end(outcome)
+    return list(runner.unsettled)
+
+
+class Tracker:
+    """Answers the calls of a Client, and keeps them; a path in `refused` is refused."""
+
+    def __init__(self, client, *refused, **content):
+        self.refused, self.content, self.calls = refused, content, []
+        client.call = self.call
+
+    def call(self, method, path, body=None):
+        body = json.loads(body) if isinstance(body, bytes) else body
+        self.calls.append((path, body))
+        if path in self.refused:
+            raise worker.Refused(400, "no such thing")
+        return worker.Answer(self.content, 0.0, repeated=False)
+
+    def paths(self):
+        return [path for path, _ in self.calls]
+
+
+def done():
+    return worker.Outcome(worker.DONE, "exit status 0")
 
 
 UNTIL_GO = "touch began; while [ ! -e go ]; do sleep 0.02; done"  # runs until the test makes a file `go`
@@ -283,6 +325,57 @@ def test_a_chosen_status_skips_the_task(site, machine, project):
     assert site.admin.counts(project) == {"waiting": 1}
 
 
+SKIP_BAD = ("--skip-status", "75", *sh('test "$TRACKER_RECIPE" = bad && exit 75; exit 0'))
+
+
+def test_a_skipped_task_lets_the_others_have_their_turn(site, machine, project):
+    submit(site, project, "bad", "a", "b")
+    with machine.working(site, project, *SKIP_BAD):
+        wait_until(lambda: site.admin.counts(project).get("closed") == 2)
+
+
+def test_until_empty_tries_a_skipped_task_once_and_gives_it_back_at_the_end(site, machine, project):
+    submit(site, project, "bad", "a", "b")
+    result = machine.finish(site, project, *SKIP_BAD)
+    assert result.stdout == "done 2, failed 0, skipped 1\n"
+    assert site.admin.counts(project) == {"closed": 2, "waiting": 1}
+
+
+def test_a_skipped_task_is_given_back_at_a_stop(site, machine, project):
+    submit(site, project, "bad")
+    with machine.working(site, project, "--verbose", *SKIP_BAD) as process:
+        read_until(process.stderr, "skipped: exit status 75")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENT) == 0
+    assert site.admin.counts(project) == {"waiting": 1}
+
+
+def test_a_task_is_held_for_longer_after_each_skip_but_not_without_bounds():
+    runner = make_runner()
+    assignment = worker.Assignment({"id": 1, "recipe": "a", "max_assign_time": 3600})
+    first, second = (runner._release_time(assignment) for _ in range(2))
+    assert second - first >= worker.Runner.FIRST_HOLD
+    runner.skips[1] = 5000
+    assert runner._release_time(assignment) < second + worker.Runner.LONGEST_HOLD
+
+
+@pytest.mark.parametrize("options", [(), ("--until-empty",)])
+def test_a_skipped_task_is_not_held_beyond_its_lease(options):
+    runner = make_runner(*options)
+    runner.skips[1] = 50
+    (held,) = hold(runner, worker.Outcome(worker.SKIPPED, "", is_held=True), max_assign_time=4)
+    assert held.release_at == held.assignment.received + 3
+
+
+def test_a_held_task_is_not_due_until_its_time_or_a_stop():
+    runner = make_runner()
+    (held,) = hold(runner, worker.Outcome(worker.SKIPPED, "", is_held=True), max_assign_time=3600)
+    held.release_at = float("inf")
+    assert not runner.is_due(held) and runner.wanted() == 1
+    runner.enter(worker.Phase.FINISHING)
+    assert runner.is_due(held)
+
+
 def test_workers_that_print_the_same_verify_a_task(site, machine, tmp_path, project):
     submit(site, project, "a", verification_count=2)
     for name, text, closed in (("one", "x", False), ("two", "y", False), ("three", "x", True)):
@@ -338,6 +431,51 @@ def test_a_command_that_cannot_be_started_gives_the_task_back_and_ends_the_run(s
     assert site.admin.counts(project) == {"waiting": 1}
 
 
+def test_a_task_that_no_thread_can_be_started_for_is_skipped_and_ends_the_run(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(worker.Execution, "start", start)
+    runner = make_runner()
+    runner.start_all([{"id": 1, "recipe": "a"}])
+    (execution,) = runner.unsettled
+    assert execution.outcome.result == worker.SKIPPED and not runner.running
+    assert "can't start new thread" in str(runner.failure)
+
+
+def test_a_command_whose_streams_get_no_thread_is_not_started(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(worker.Stream, "start", start)
+    invocation = worker.Invocation(["sleep", "600"], dict(os.environ), b"", is_script=False)
+    monkeypatch.setattr(worker.subprocess, "Popen", lambda *_, **__: pytest.fail("it was started"))
+    with pytest.raises(worker.CannotRun, match="can't start new thread"):
+        worker.Process(invocation, lambda *_: None)
+
+
+def test_a_fault_while_taking_tasks_ends_the_run(capsys):
+    runner = make_runner()
+    Tracker(runner.taker.client, tasks=[{"id": 1}])  # a task without a recipe, which no tracker sends
+    runner.taker.run()
+    assert runner.has_taken_all
+    with pytest.raises(worker.Fail, match="a fault of worker"):
+        runner.status()
+
+
+def test_a_fault_while_delivering_ends_the_run_and_releases_what_can_be(monkeypatch, capsys):
+    runner = make_runner()
+    hold(runner, done(), done())
+    tracker = Tracker(runner.courier.client, updated=True)
+    monkeypatch.setattr(runner.courier, "_send_log", lambda *_, **__: 1 // 0)
+    settle, halt = runner.settle, runner.no_more_results
+    monkeypatch.setattr(runner, "settle", lambda *args, **how: (settle(*args, **how), runner.unsettled or halt.set()))
+    runner.courier.run()
+    assert [body["task_id"] for path, body in tracker.calls if path == "/task/release"] == [1, 2]
+    with pytest.raises(worker.Fail, match="a fault of worker"):
+        runner.status()
+
+
 # ── Processes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -388,6 +526,30 @@ def test_a_child_that_outlives_its_parent_is_killed(site, machine, project):
     submit(site, project, "a")
     machine.finish(site, project, *sh("sleep 600 & echo $! > child"))
     assert not is_alive((machine.folder / "child").read_text().strip())
+
+
+def test_a_process_that_has_ended_by_itself_keeps_its_result_at_a_stop():
+    (execution,) = hold(make_runner(), done())
+    execution.process = types.SimpleNamespace(has_exited=True)
+    execution.stop(worker.Cause.STOPPED)
+    assert execution.cause is None
+
+
+def test_little_of_a_line_without_an_end_is_kept_before_it_is_taken(tmp_path):
+    stream = worker.Stream("stdout", lambda name, piece, is_continued: take(piece))
+    taken, kept = 0, []
+
+    def take(piece):
+        nonlocal taken
+        kept.append(os.lseek(stream.reading, 0, os.SEEK_CUR) - taken)
+        taken += len(piece)
+
+    written = tmp_path / "written"
+    written.write_bytes(b"x" * 3_000_000 + stream.mark)
+    with written.open("rb") as file:
+        os.dup2(file.fileno(), stream.reading)
+    stream.run()
+    assert taken == 3_000_000 and max(kept) < 2 * 65536 + len(stream.mark)
 
 
 # ── Servers that pause, refuse or go away ───────────────────────────────────────────────────────────────────────────
@@ -458,6 +620,59 @@ def test_a_server_that_is_not_there_at_first_is_a_wrong_address(machine, site, p
     machine.credentials.write_text(json.dumps({"servers": {address: known}}))
     result = machine.finish(address, 1, "--", "true", status=2)
     assert len(result.stderr.splitlines()) == 1 and "no answer from" in result.stderr
+
+
+def test_an_outage_is_one_line_at_first(capsys):
+    display = worker.RunDisplay("http://tracker")
+    display.lost("http://tracker", "connection refused")
+    display.waiting("no answer for 0.5 s")
+    assert capsys.readouterr().err == "no answer from http://tracker (connection refused); trying until it is back\n"
+
+
+# ── Delivery ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def deliver(runner):
+    runner.courier._deliver(runner.undelivered(0))
+
+
+def test_plain_tasks_that_have_ended_are_released_together():
+    runner = make_runner()
+    hold(runner, done(), worker.Outcome(worker.FAILED, "exit status 1"))
+    tracker = Tracker(runner.courier.client, updated=[True, False])
+    for execution in runner.unsettled:
+        execution.log.close()
+    deliver(runner)
+    releases = [{"task_id": 1, "result": 0}, {"task_id": 2, "result": 1}]
+    assert tracker.calls == [("/task/bulk_release", {"releases": releases})]
+    assert runner.tally == worker.Tally(done=1, lost=1) and not runner.unsettled
+
+
+def test_tasks_whose_common_release_is_refused_are_released_one_by_one():
+    runner = make_runner()
+    hold(runner, done(), done())
+    tracker = Tracker(runner.courier.client, "/task/bulk_release", updated=True)
+    deliver(runner)
+    assert tracker.paths() == ["/task/bulk_release", "/task/release", "/task/release"]
+    assert runner.tally == worker.Tally(done=2)
+
+
+def test_a_refused_result_is_said_once_and_makes_the_exit_status_2(capsys):
+    runner = make_runner()
+    hold(runner, done())
+    Tracker(runner.courier.client, "/task/release")
+    deliver(runner)
+    assert capsys.readouterr().err == ("task 1 (a) done: exit status 0; but the tracker refuses that: no such thing\n")
+    assert runner.status() == 2 and runner.tally.text().endswith("refused 1")
+
+
+def test_a_log_that_the_tracker_stores_no_more_of_is_not_sent_further():
+    runner = make_runner()
+    (execution,) = hold(runner, done(), job={"id": "x"})
+    execution.log.add("info", "stdout", "one")
+    Tracker(runner.courier.client, held=True, stored=0)
+    runner.courier._send_log(execution, all_of_it=False)
+    assert execution.log.is_closed
 
 
 class Elsewhere:
@@ -568,6 +783,23 @@ def test_a_worker_without_a_task_stops_at_the_first_signal(site, machine, projec
     assert site.admin.counts(project) == {"closed": 1, "waiting": 1}
 
 
+def test_a_stop_waits_for_the_answer_that_may_bring_a_task_but_not_for_ever():
+    runner = make_runner()
+    runner.enter(worker.Phase.FINISHING)
+    runner.phase_began -= worker.Taker.WAIT + 1
+    assert not runner._is_finished()
+    runner.phase_began -= 600
+    assert runner._is_finished()
+
+
+def test_a_task_that_arrives_after_the_signal_is_given_back():
+    runner = make_runner()
+    runner.enter(worker.Phase.FINISHING)
+    runner.start_all([{"id": 1, "recipe": "a"}])
+    (execution,) = runner.unsettled
+    assert execution.outcome.result == worker.SKIPPED and runner.is_due(execution)
+
+
 # ── Jobs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -654,10 +886,51 @@ def test_a_line_that_is_too_long_for_one_entry_is_several(site, machine, project
 
 def test_a_large_log_arrives_in_order(site, machine, project):
     token = create_job(site, project, recipe="a")
-    machine.finish(site, project, *sh("seq 1 3000"))
+    machine.finish(site, project, *sh("seq 1 20000"))
     stored = [row[0] for row in site.read("SELECT message FROM job_line WHERE worker <> 0 ORDER BY number")]
-    assert stored == [str(number) for number in range(1, 3001)]
-    assert job(site, token)["result"]["lastline"] == "3000"
+    assert stored == [str(number) for number in range(1, 20_001)]
+    assert job(site, token)["result"]["lastline"] == "20000" and not job(site, token)["warned"]
+
+
+ENDLESS = "echo $$ > began; exec yes $(printf %01000d 0)"  # more than a tracker stores
+
+
+def test_a_timeout_ends_a_command_that_waits_for_its_log(site, machine, project):
+    token = create_job(site, project, recipe="a", timeout=0.5)
+    machine.finish(site, project, *sh(ENDLESS), status=1)
+    assert job(site, token)["state"] == "timed_out"
+    scopes = dict(site.read("SELECT scope, count(*) FROM job_line WHERE worker <> 0 GROUP BY scope"))
+    assert set(scopes) <= {"stdout", "run"} and scopes.get("run", 0) <= 1  # why it ended, and nothing of dropped lines
+
+
+def test_cancelling_ends_a_command_that_waits_for_its_log(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    with machine.working(site, project, *sh(ENDLESS)) as process:
+        shell = machine.wrote("began")
+        wait_until(lambda: site.read("SELECT count(*) FROM job_line WHERE scope = 'stdout'") > [(500,)])
+        assert site.admin.post(f"/job/cancel/{token}").status_code < 300
+        read_until(process.stderr, "was taken away")
+        assert not is_alive(shell)
+
+
+@pytest.mark.parametrize("quotes", [False, True])
+def test_a_last_line_that_is_json_is_kept_whole(site, machine, project, quotes):
+    token = create_job(site, project, recipe="a")
+    data = ["xé" * 50_000 + '"' * 100_000 * quotes]
+    code = f"""
+import json
+print("before", json.dumps({{"state": "failure", "data": [1]}}), flush=True)
+print(json.dumps({{"state": "failure", "data": ["xé" * 50_000 + '"' * {100_000 * quotes}]}}, ensure_ascii=False))
+"""
+    machine.finish(site, project, *python(code))
+    ended = job(site, token)
+    assert (ended["state"], ended["reported"], ended["output"]) == ("failed", "failure", data)
+
+
+def test_a_long_last_line_that_is_no_json_is_kept_in_part(site, machine, project):
+    token = create_job(site, project, recipe="a")
+    machine.finish(site, project, *python("print('x' * 200_000)"))
+    assert len(job(site, token)["result"]["lastline"]) == worker.Stream.LONGEST_LINE
 
 
 def test_a_result_that_is_too_large_for_the_tracker_is_shortened(make_site, machine):
@@ -690,6 +963,14 @@ def test_a_jobs_script_is_run_with_its_arguments_and_environment(site, machine, 
     machine.finish(site, project, "--allow-scripts")
     assert messages(site, token) == ["red x y", "drwx------", "-rwx------"]
     assert not Path((machine.folder / "where").read_text().strip()).parent.exists()
+
+
+def test_empty_variables_and_values_are_set_as_empty(site, machine, project):
+    machine.env["COLOUR"] = "the worker's own"
+    script = 'echo "[${COLOUR-unset}] [${TRACKER_VAR_page-unset}]"'
+    token = create_job(site, project, script=script, env={"COLOUR": ""}, variables=[{"name": "page", "value": ""}])
+    machine.finish(site, project, "--allow-scripts")
+    assert messages(site, token) == ["[] []"]
 
 
 def test_a_script_is_not_run_unless_that_is_allowed(site, machine, project):
@@ -725,8 +1006,22 @@ def test_a_script_whose_interpreter_is_missing_fails_and_the_worker_goes_on(site
     token = create_job(site, project, script="#!/no/such/interpreter\n", priority=1)
     submit(site, project, "a")
     machine.finish(site, project, "--allow-scripts", "--", "true", status=1)
-    assert job(site, token)["state"] == "failed" and "cannot start" in messages(site, token)[0]
+    assert job(site, token)["state"] == "failed"
+    assert "#!/no/such/interpreter, names no program here" in messages(site, token)[0]
     assert site.admin.counts(project)["closed"] == 1
+
+
+def test_a_script_with_the_line_ends_of_windows_is_told_so(site, machine, project):
+    token = create_job(site, project, script="#!/bin/sh\r\necho a\r\n")
+    machine.finish(site, project, "--allow-scripts", status=1)
+    assert "its #! line ends in a carriage return" in messages(site, token)[0]
+
+
+def test_an_argument_that_is_too_long_for_a_script_fails_with_advice(site, machine, project):
+    declared = [{"order": 0, "type": "input"}]
+    token = create_job(site, project, {"arguments": ["x" * 200_000]}, script="true", arguments=declared)
+    machine.finish(site, project, "--allow-scripts", status=1)
+    assert "reach a script on standard input" in messages(site, token)[0]
 
 
 def test_a_task_without_a_script_needs_a_command(site, machine, project):
@@ -739,18 +1034,33 @@ def test_a_task_without_a_script_needs_a_command(site, machine, project):
 
 
 def test_lines_beyond_a_bound_are_dropped_and_counted():
-    log = worker.TaskLog()
+    log = worker.TaskLog(is_away=lambda: True)
     for _ in range(worker.TaskLog.MOST // 1000):
         log.add("info", "stdout", "x" * 1000)
     assert log.dropped > 0
     dropped, kept = log.dropped, len(log.entries)
-    log.end()
+    log.end("exit status 1")
     assert kept + dropped == worker.TaskLog.MOST // 1000
-    assert log.entries[-1]["message"].startswith(f"{dropped} lines dropped")
+    note, reason = list(log.entries)[-2:]
+    assert note["message"].startswith(f"{dropped} lines dropped") and note["level"] == "info"
+    assert reason["message"] == "exit status 1"
+
+
+def test_a_full_log_has_its_command_wait_until_lines_were_sent():
+    log = worker.TaskLog(is_away=lambda: False)
+    for _ in range(9):
+        log.add("info", "stdout", "x" * 60_000)
+    adding = threading.Thread(target=log.add, args=("info", "stdout", "last"), daemon=True)
+    adding.start()
+    adding.join(0.1)
+    assert adding.is_alive()
+    log.sent(1)
+    adding.join(PATIENT)
+    assert log.entries[-1]["message"] == "last" and log.dropped == 0
 
 
 def test_entries_stay_until_they_are_stored_and_keep_their_numbers():
-    log = worker.TaskLog()
+    log = worker.TaskLog(is_away=lambda: True)
     for number in range(3):
         log.add("info", "stdout", str(number))
     assert [entry["message"] for entry in log.batch()] == ["0", "1", "2"] and log.first == 0
@@ -759,7 +1069,7 @@ def test_entries_stay_until_they_are_stored_and_keep_their_numbers():
 
 
 def test_a_batch_has_a_size_that_a_tracker_takes():
-    log = worker.TaskLog()
+    log = worker.TaskLog(is_away=lambda: True)
     for _ in range(30):
         log.add("info", "stdout", "\U0001f600" * 10_000)
     assert len(log.batch()) >= 1 and len(json.dumps(log.batch())) < 1024 * 1024
@@ -783,6 +1093,48 @@ def test_a_terminal_shows_what_runs(site, machine, project):
         machine.go()
         wait_until(lambda: "done 1, failed 0" in screen() and process.poll() is not None)
         assert process.returncode == 0
+
+
+def test_a_long_recipe_leaves_room_for_the_id_and_the_time():
+    runner = make_runner()
+    assignment = worker.Assignment({"id": 123456, "recipe": "b" * 300})
+    runner.running[worker.Execution(assignment, runner.terms, lambda: False, runner._ended)] = None
+    console = worker.Console(width=60)
+    with console.capture() as shown:
+        console.print(runner.display._picture(runner))
+    (row,) = [line for line in shown.get().splitlines() if "bbb" in line]
+    number, elapsed, unit, recipe = row.split()
+    assert (number, unit) == ("123456", "s") and float(elapsed) >= 0 and recipe.startswith("bbb")
+
+
+def test_a_terminal_that_goes_away_at_the_end_is_no_error(monkeypatch):
+    def stop(self):
+        raise OSError("Input/output error")
+
+    display = worker.RunDisplay("http://tracker")
+    display.console = worker.Console(force_terminal=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    monkeypatch.setattr(worker.Live, "stop", stop)
+    with display.screen():
+        pass
+    assert display.live is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that takes nothing")
+def test_a_standard_output_that_takes_nothing_is_no_error(site, machine, project):
+    submit(site, project, "a")
+    with open("/dev/full", "w") as full:
+        result = machine.run(*machine.arguments(site, project, "--until-empty", "--", "true"), stdout=full)
+    assert result.returncode == 0 and "Traceback" not in result.stderr
+
+
+def test_a_reader_of_standard_error_that_goes_away_stops_nothing(site, machine, project):
+    submit(site, project, "a", "b", "c")
+    with machine.working(site, project, "--until-empty", *sh(f"{UNTIL_GO}; exit 1")) as process:
+        machine.made("began")
+        process.stderr.close()
+        machine.go()
+        assert process.wait(PATIENT) == 1
+    assert site.admin.counts(project) == {"failed": 3}
 
 
 def test_a_file_gets_plain_lines_only(site, machine, project):
