@@ -624,8 +624,8 @@ def test_memory_does_not_grow_with_the_file(client, tmp_path):
         with client.start(*arguments) as process:
             process.communicate(timeout=PATIENT)
     assert process.returncode == 0 and len(peaks) > 20
-    # Some batches, and what the allocator does not give back: the same for any file.
-    assert peaks[-1] - peaks[0] < file.stat().st_size / 2
+    half = len(peaks) // 2  # by then the allocator keeps as much as it ever will
+    assert peaks[-1] - peaks[half] < file.stat().st_size / 2 / 4
 
 
 # ── Servers that are slow, lost or wrong ────────────────────────────────────────────────────────────────────────────
