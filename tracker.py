@@ -3140,7 +3140,7 @@ def continue_workflow(tx: Tx, step: sqlite3.Row) -> None:
     move_job(
         tx,
         run["id"],
-        "fail" if failed else ENDS[step["state"]],
+        "fail" if failed and run["state"] == "assigned" else ENDS[step["state"]],  # one not begun can only be cancelled
         f"ended after step {step['name']}: {step['state'].replace('_', ' ')}",
         change=", result = :result, reported = :reported, output = :output, assignee = :assignee",
         **{name: step[name] for name in ("result", "reported", "output", "assignee")},

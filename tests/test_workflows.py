@@ -74,6 +74,18 @@ def test_a_step_that_was_cancelled_takes_the_branch_of_its_own(queue: Jobs, buil
     assert queue.steps(run) == {"build": "cancelled", "clean": "waiting"}
 
 
+def test_a_run_that_has_not_begun_ends_with_its_cancelled_step_also_when_the_next_cannot_be_started(
+    queue: Jobs, build: int
+) -> None:
+    clean = queue.create_template("clean")
+    run = queue.start(queue.create_workflow(build, (build, "cancelled", clean)))
+    queue.do(tracker.delete_template, queue.session, clean)
+    (step,) = queue.values("SELECT token FROM job WHERE workflow_job IS NOT NULL")
+    queue.cancel(step[0])
+    assert (queue.state(run), queue.steps(run)) == ("cancelled", {"build": "cancelled"})
+    assert "could not be started: the template was deleted" in said(queue, run)
+
+
 def test_a_run_that_is_cancelled_follows_no_branch(queue: Jobs, build: int) -> None:
     clean = queue.create_template("clean")
     run = queue.start(queue.create_workflow(build, (build, "cancelled", clean)))
