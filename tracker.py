@@ -1722,10 +1722,12 @@ def assign_tasks(
     size = 0
     while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
         tasks.append(take(tx, offer, caller.id))
-        size += len(offer.recipe) + (len(encode(tasks[-1]["job"])) if offer.job is not None else 0)
         if offer.assign_rate:
             charges[offer.id] = (offer.assign_rate, charges.get(offer.id, (0, 0))[1] + 1)
-        if len(tasks) == count or size > MOST_RECIPES:
+        if len(tasks) == count:
+            break
+        size += len(offer.recipe) + (len(encode(tasks[-1]["job"])) if offer.job is not None else 0)
+        if size > MOST_RECIPES:
             break
         offers[offer.id] = find_offer(tx, caller, offer.id, select)  # the others have not changed
     others = not tasks and any(offer.task is None and offer.awaiting and not offer.paused for offer in offers.values())
@@ -2203,10 +2205,10 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: TemplateBody) -> dic
         key = given.pop("key")
         given["key_hash"] = digest(key.encode()) if key else None
     fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
-    if not fields.get("name", "x").strip():
-        raise TrackerError("invalid", "name: must not be blank")
     if "name" not in fields:
         raise TrackerError("invalid", "name: is required")
+    if not fields["name"].strip():
+        raise TrackerError("invalid", "name: must not be blank")
     if fields["runas"] and "%script%" not in fields["runas"]:
         raise TrackerError("invalid", "runas: must contain %script%, which stands for the script's file")
     check_declarations(body)

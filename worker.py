@@ -2862,15 +2862,29 @@ def _add_credentials(command: Any) -> None:
     )
 
 
-def _add_submit(commands: Any) -> None:
-    submit = _add_command(commands, "submit", "submit tasks from a file", SUBMIT_MANUAL, SUBMIT_EXAMPLES, run_submit)
-    _add_credentials(submit)
-    add = submit.add_argument
-    add(
+def _add_alias(command: Any) -> None:
+    command.add_argument(
         "--alias",
         metavar="NAME",
         help="what this worker is called; renames one that is registered already (default: the host name)",
     )
+
+
+def _add_patience(command: Any) -> None:
+    command.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=seconds(0),
+        help="give up when the server does not answer for so long (default: never, but at once when it cannot be"
+        " connected to at the very beginning)",
+    )
+
+
+def _add_submit(commands: Any) -> None:
+    submit = _add_command(commands, "submit", "submit tasks from a file", SUBMIT_MANUAL, SUBMIT_EXAMPLES, run_submit)
+    _add_credentials(submit)
+    _add_alias(submit)
+    add = submit.add_argument
     add("file", metavar="FILE", help="one recipe or JSON object per line, UTF-8; - reads standard input")
     add("--project", metavar="N", type=whole(1), required=True, help="id of the project to submit to (see status)")
     add(
@@ -2908,25 +2922,15 @@ def _add_submit(commands: Any) -> None:
         default=1,
         help="skip the lines before this one: go on where an earlier run stopped (default: 1)",
     )
-    add(
-        "--patience",
-        metavar="SECONDS",
-        type=seconds(0),
-        help="give up when the server does not answer for so long (default: never, but at once when it cannot be"
-        " connected to at the very beginning)",
-    )
+    _add_patience(submit)
 
 
 def _add_run(commands: Any) -> None:
     run = _add_command(commands, "run", "run a command for each task", RUN_MANUAL, RUN_EXAMPLES, run_tasks)
     run.usage = "worker.py run [option ...] --project N [--project N ...] -- COMMAND ..."
     _add_credentials(run)
+    _add_alias(run)
     add = run.add_argument
-    add(
-        "--alias",
-        metavar="NAME",
-        help="what this worker is called; renames one that is registered already (default: the host name)",
-    )
     add("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the program and its arguments")
     add(
         "--project",
@@ -2988,13 +2992,7 @@ def _add_run(commands: Any) -> None:
         type=seconds(0),
         help="how long running tasks may go on after the first signal (default: until they end)",
     )
-    add(
-        "--patience",
-        metavar="SECONDS",
-        type=seconds(0),
-        help="give up when the server does not answer for so long (default: never, but at once when it cannot be"
-        " connected to at the very beginning)",
-    )
+    _add_patience(run)
     add("--verbose", action="store_true", help="show every line that is printed, and every task that ends")
 
 

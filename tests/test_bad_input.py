@@ -175,49 +175,8 @@ class House:
         push = {"ref": "refs/heads/main", "after": "c0ffee", "deleted": False, "repository": repository}
         newcomer = {"username": "newcomer", "password": "password"}
         role = {"manager": self.other.id, "role": 3}
-        entry = {"message": "hello", "timestamp": 1559393394, "level": "info", "scope": "test"}
-        lines = {"task_id": self.task, "entries": [entry, entry], "first": 0}
-        template = {
-            **{"project": self.project, "name": "test", "description": "Tests.", "recipe": "test {branch}"},
-            **{
-                "script": "#!/bin/sh\n",
-                "runas": "sh %script%",
-                "undeclared": True,
-                "env": {"LANG": "C"},
-                "timeout": 60,
-            },
-            **{"max_retries": 1, "priority": 0, "api": True, "key": "key", "keep_count": 10, "keep_time": 60},
-            "variables": [{"name": "a", "value": "1", "required": True, "allowed": ["1", 2], "description": "One."}],
-            "arguments": [{"order": 0, "type": "input", "label": "Branch", "value": "main", "options": ["main"]}],
-        }
-        edge = {"template": self.template, "ending": "failure", "target": self.template}
-        workflow = {"project": self.project, "name": "tests", "start": self.template, "edges": [edge]}
-        given = {"variables": {"a": "1", "branch": ["main"]}, "arguments": ["x", None]}
-        ids = {"template": self.template, "workflow": self.workflow, "job": self.live}
-        spare = {"template": self.spare, "workflow": self.spare_workflow}
-        query = {"project": self.project, "template": self.template, "state": "waiting", "from": 0, "to": 2**40}
-        query |= {"before": 7, "limit": 10}
         return {
-            ("POST", "/task/log"): Example(self.as_worker, body=lines),
-            ("POST", "/template/create"): Example(self.as_admin, body=template),
-            ("POST", "/template/update/{template}"): Example(self.as_admin, ids, body={**template, "name": "build"}),
-            ("POST", "/template/delete/{template}"): Example(self.as_admin, spare),
-            ("POST", "/template/rotate_secret/{template}"): Example(self.as_admin, ids),
-            ("GET", "/template/get/{template}"): Example(self.as_admin, ids),
-            ("GET", "/template/list/{project}"): Example(self.as_admin, project),
-            ("POST", "/template/trigger/{template}"): Example(self.as_worker, ids, body=given),
-            ("GET", "/job/get/{job}"): Example(self.as_worker, ids),
-            ("GET", "/job/log/{job}"): Example(self.as_admin, ids, query={"after": 0, "limit": 10}),
-            ("GET", "/job/list"): Example(self.as_admin, query=query),
-            ("POST", "/job/cancel/{job}"): Example(self.as_admin, {"job": self.live}),
-            ("POST", "/job/retry/{job}"): Example(self.as_admin, {"job": self.ended}),
-            ("POST", "/workflow/create"): Example(self.as_admin, body=workflow),
-            ("POST", "/workflow/update/{workflow}"): Example(self.as_admin, ids, body={**workflow, "name": "builds"}),
-            ("POST", "/workflow/delete/{workflow}"): Example(self.as_admin, spare),
-            ("POST", "/workflow/rotate_secret/{workflow}"): Example(self.as_admin, ids),
-            ("GET", "/workflow/get/{workflow}"): Example(self.as_admin, ids),
-            ("GET", "/workflow/list/{project}"): Example(self.as_admin, project),
-            ("POST", "/workflow/trigger/{workflow}"): Example(self.as_worker, ids, body=given),
+            **self.job_examples(project),
             ("GET", "/task/get/{project}"): Example(self.as_worker, project, query={"wait": 0.01, "count": 2}),
             ("GET", "/task/get"): Example(self.as_worker, query={"project": self.project, "wait": 0.01, "count": 2}),
             ("POST", "/task/submit"): Example(self.as_worker, body=task),
@@ -269,6 +228,53 @@ class House:
             ("GET", "/manager/demote/{manager}"): Example(self.as_admin, manager),
             ("POST", "/manager/demote/{manager}"): Example(self.as_admin, manager),
             ("POST", "/manager/set_role_for_project/{project}"): Example(self.as_admin, project, role),
+        }
+
+    def job_examples(self, project: dict[str, int]) -> dict[tuple[str, str], Example]:
+        """The calls about jobs, templates and workflows."""
+        entry = {"message": "hello", "timestamp": 1559393394, "level": "info", "scope": "test"}
+        lines = {"task_id": self.task, "entries": [entry, entry], "first": 0}
+        template = {
+            **{"project": self.project, "name": "test", "description": "Tests.", "recipe": "test {branch}"},
+            **{
+                "script": "#!/bin/sh\n",
+                "runas": "sh %script%",
+                "undeclared": True,
+                "env": {"LANG": "C"},
+                "timeout": 60,
+            },
+            **{"max_retries": 1, "priority": 0, "api": True, "key": "key", "keep_count": 10, "keep_time": 60},
+            "variables": [{"name": "a", "value": "1", "required": True, "allowed": ["1", 2], "description": "One."}],
+            "arguments": [{"order": 0, "type": "input", "label": "Branch", "value": "main", "options": ["main"]}],
+        }
+        edge = {"template": self.template, "ending": "failure", "target": self.template}
+        workflow = {"project": self.project, "name": "tests", "start": self.template, "edges": [edge]}
+        given = {"variables": {"a": "1", "branch": ["main"]}, "arguments": ["x", None]}
+        ids = {"template": self.template, "workflow": self.workflow, "job": self.live}
+        spare = {"template": self.spare, "workflow": self.spare_workflow}
+        query = {"project": self.project, "template": self.template, "state": "waiting", "from": 0, "to": 2**40}
+        query |= {"before": 7, "limit": 10}
+        return {
+            ("POST", "/task/log"): Example(self.as_worker, body=lines),
+            ("POST", "/template/create"): Example(self.as_admin, body=template),
+            ("POST", "/template/update/{template}"): Example(self.as_admin, ids, body={**template, "name": "build"}),
+            ("POST", "/template/delete/{template}"): Example(self.as_admin, spare),
+            ("POST", "/template/rotate_secret/{template}"): Example(self.as_admin, ids),
+            ("GET", "/template/get/{template}"): Example(self.as_admin, ids),
+            ("GET", "/template/list/{project}"): Example(self.as_admin, project),
+            ("POST", "/template/trigger/{template}"): Example(self.as_worker, ids, body=given),
+            ("GET", "/job/get/{job}"): Example(self.as_worker, ids),
+            ("GET", "/job/log/{job}"): Example(self.as_admin, ids, query={"after": 0, "limit": 10}),
+            ("GET", "/job/list"): Example(self.as_admin, query=query),
+            ("POST", "/job/cancel/{job}"): Example(self.as_admin, {"job": self.live}),
+            ("POST", "/job/retry/{job}"): Example(self.as_admin, {"job": self.ended}),
+            ("POST", "/workflow/create"): Example(self.as_admin, body=workflow),
+            ("POST", "/workflow/update/{workflow}"): Example(self.as_admin, ids, body={**workflow, "name": "builds"}),
+            ("POST", "/workflow/delete/{workflow}"): Example(self.as_admin, spare),
+            ("POST", "/workflow/rotate_secret/{workflow}"): Example(self.as_admin, ids),
+            ("GET", "/workflow/get/{workflow}"): Example(self.as_admin, ids),
+            ("GET", "/workflow/list/{project}"): Example(self.as_admin, project),
+            ("POST", "/workflow/trigger/{workflow}"): Example(self.as_worker, ids, body=given),
         }
 
     def call(
