@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from place import Jobs
+from place import Jobs, StillClock, running
 
 import tracker
 from tracker import FAIL, JOB_GRACE, JOB_MOVES, OK, SKIP, TaskFilter, WorkerCredentials
@@ -1164,3 +1166,22 @@ def test_a_retry_outlives_the_job_that_it_repeats(queue: Jobs) -> None:
     queue.clock.now += 100
     queue.prune()
     assert queue.job(new)["retry_of"] is None
+
+
+def test_a_running_tracker_forgets_them_in_the_background(tmp_path: Path) -> None:
+    async def story() -> None:
+        clock = StillClock()
+        async with running(tmp_path / "tracker.db", clock) as one:
+            _, session = await one.db.write(tracker.register_manager, "admin", "unused")
+            project = (await one.db.write(tracker.create_project, session, tracker.ProjectBody("first")))["id"]
+            body = tracker.TemplateBody(project=project, name="build", script="ls", keep_time=60)
+            template = (await one.db.write(tracker.create_template, session, body))["template"]["id"]
+            given = (session, template, tracker.TriggerBody())
+            old, live = [(await one.db.write(tracker.trigger_template, *given))["job"]["id"] for _ in range(2)]
+            await one.db.write(tracker.cancel, session, old)
+            clock.now += 61
+            await one.prune()
+            assert await one.db.read(tracker.find_job, old) is None
+            assert (await one.db.read(tracker.find_job, live))["state"] == "waiting"
+
+    asyncio.run(story())
