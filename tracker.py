@@ -139,6 +139,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     theeye_customer: about(
         str, "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
     ) = "tracker"
+    testflinger_anonymous: about(
+        bool,
+        "Whether Testflinger's clients and agents need no credentials. Without this, none are needed only where the"
+        " tracker listens on a loopback address and the request comes from there.",
+    ) = False
+    testflinger_version: about(
+        Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
+    ) = "2025"
+    testflinger_retention: about(
+        Seconds,
+        "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
+        " in seconds (jobs at the latest after job_retention).",
+    ) = 604_800
+    testflinger_max_file: about(Count, "Largest artifact or attachments of a Testflinger job, in MiB.") = 4096
+    webhook_networks: about(
+        tuple[str, ...],
+        "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
+    ) = ()
     max_wait: about(Seconds, "The longest ?wait= for a task that is honoured, in seconds.") = 60
     max_count: about(Count, "The most tasks that one ?count= or one bulk release may take.") = 1000
     max_bulk: about(Count, "The most tasks in one bulk submit.") = 100_000
@@ -180,7 +198,7 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
     try:
         settings = msgspec.convert(given, Settings)
     except msgspec.ValidationError as error:
-        name, problem = _name_and_problem(error)
+        name, problem = name_and_problem(error)
         raise TrackerError("start", f"{sources[name.partition('[')[0]]}: {name}: {problem}") from None
     if path and sources["database"] != "command line":
         settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
@@ -224,13 +242,15 @@ class TrackerError(Exception):
         self.code, self.message, self.delay = code, message, delay
 
 
-def _name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
+def name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
     """Splits msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" into field and problem."""
     problem, _, path = str(error).partition(" - at `")
     if missing := re.match(r"Object missing required field `(.*)`", problem):
         problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
     name = path.rstrip("`").removeprefix("$").removeprefix(".")
-    return ("requests" + name if name.startswith("[") else name) or "body", problem.replace("`", "")
+    if name.startswith("["):  # "[...]" is a place in what has no names of its own
+        name = "body" if name == "[...]" else f"requests{name}"
+    return name or "body", problem.replace("`", "")
 
 
 def decode(body: bytes, kind: Any) -> Any:
@@ -238,7 +258,7 @@ def decode(body: bytes, kind: Any) -> Any:
     try:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
     except RecursionError:
         raise TrackerError("invalid", "body: nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -267,6 +287,17 @@ def _refuse_nul(value: Any, name: str, depth: int = 0) -> None:
     if isinstance(value, msgspec.Struct):
         for field in value.__struct_fields__:
             _refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
+
+
+def storable(value: Any) -> Any:
+    """JSON as it can be stored: without NUL characters, and with a question mark for half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    if isinstance(value, dict):
+        return {storable(name): storable(one) for name, one in value.items()}
+    return value
 
 
 # ── Clock, ids and secrets ────────────────────────────────────────────────────────────────────────────────────────────
@@ -331,7 +362,7 @@ def retry_pauses() -> Iterator[float]:
 
 # ── Database ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
 
@@ -365,6 +396,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         """,
     ),
     2: ("ALTER TABLE task ADD COLUMN job INTEGER;", ""),
+    3: ("", ""),
 }
 
 
@@ -787,13 +819,19 @@ def create_worker(tx: Tx, session: bytes | None, body: AliasBody) -> dict[str, A
     """Registers a worker, with no rights yet. Its secret is in the answer and nowhere else."""
     if not tx.settings.open_worker_registration:
         require_manager(tx, session)
+    alias = clean_alias(tx, body.alias)
+    worker, secret = insert_worker(tx, alias)
+    return {"worker": {"id": worker, "created": tx.time, "alias": alias, "secret": secret, "paused": False}}
+
+
+def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
+    """Stores a worker, whoever wants it. Its id, and its secret, which is stored nowhere."""
     secret = new_secret()
-    worker = {"created": tx.time, "alias": clean_alias(tx, body.alias), "secret": secret, "paused": False}
     row = tx.one(
         "INSERT INTO worker (alias, secret_hash, created, last_seen) VALUES (?, ?, ?, ?) RETURNING id",
-        (worker["alias"], digest(secret.encode()), tx.time, tx.time),
+        (alias, digest(secret.encode()), tx.time, tx.time),
     )
-    return {"worker": {"id": row["id"], **worker}}
+    return row["id"], secret
 
 
 def get_worker(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
@@ -963,12 +1001,18 @@ def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str
     if body.name is UNSET:
         raise TrackerError("invalid", "name: is required")
     fields = checked_fields(tx, manager, None, body)
-    fields["webhook_secret"] = new_secret()
+    project = insert_project(tx, fields)
+    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, manager["id"], ALL_ROLES))
+    return {"id": project}
+
+
+def insert_project(tx: Tx, fields: dict[str, Any]) -> int:
+    """Stores a project with these fields of NEW_PROJECT, and a name that no other one has. Its id."""
+    fields = {**NEW_PROJECT, **fields, "webhook_secret": new_secret()}
     columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
     project = tx.one(f"INSERT INTO project ({columns}) VALUES ({values}) RETURNING id", fields)["id"]
-    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, manager["id"], ALL_ROLES))
     take_snapshots(tx, project - 1, tx.time)  # rates and charts begin here, and not at the next round
-    return {"id": project}
+    return project
 
 
 def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBody) -> None:
@@ -1785,11 +1829,7 @@ def with_first_task(tx: Tx, offer: Offer) -> Offer:
 
 def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
     """Makes the worker the task's assignee and returns the task as the document shows it."""
-    deadline = tx.uptime + (offer.max_assign_time or tx.settings.default_max_assign_time)
-    tx.execute(
-        "UPDATE task SET assignee = ?, assign_time = ?, assigned_at = ?, deadline = ? WHERE id = ?",
-        (worker, tx.time, tx.uptime, deadline, offer.task),
-    )
+    hold(tx, offer.task, worker, offer.max_assign_time or tx.settings.default_max_assign_time)
     task = {
         "id": offer.task,
         "priority": offer.task_priority,
@@ -1806,6 +1846,13 @@ def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
     if offer.job is not None:
         task["job"] = start_job(tx, offer.job, worker)
     return task
+
+
+def hold(tx: Tx, task: int, worker: int, seconds: float) -> None:
+    tx.execute(
+        "UPDATE task SET assignee = ?, assign_time = ?, assigned_at = ?, deadline = ? WHERE id = ?",
+        (worker, tx.time, tx.uptime, tx.uptime + seconds, task),
+    )
 
 
 class Held(NamedTuple):
@@ -2480,7 +2527,11 @@ def job_recipe(template: sqlite3.Row, variables: dict[str, Any], arguments: list
 
 def insert_job(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
     """Stores a job and its task, and announces it."""
-    row = insert_job_alone(tx, columns)
+    return queue_job(tx, insert_job_alone(tx, columns))
+
+
+def queue_job(tx: Tx, row: sqlite3.Row) -> sqlite3.Row:
+    """Gives a job that has been stored alone its task: from now on it can be assigned."""
     task = tx.one(
         "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, job)"
         " VALUES (?, ?, ?, ?, ?, 1, ?) RETURNING id",
@@ -2578,6 +2629,18 @@ def start_job(tx: Tx, job: int, worker: int) -> dict[str, Any]:
         **{name: Raw(row[name].encode()) for name in ("arguments", "variables", "env")},
         "timeout": row["timeout"],
     }
+
+
+def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> dict[str, Any]:
+    """Assigns one waiting job, for a dialect with an order and with rights of its own: none are looked at here.
+
+    Returns what start_job returns. 409 when the job is not waiting.
+    """
+    if job["state"] != "waiting" or job["task"] is None:
+        raise TrackerError("conflict", f"job: it cannot be assigned, it is {job['state']}")
+    hold(tx, job["task"], worker, lease(job["timeout"]))
+    tx.seen.add(worker)
+    return start_job(tx, job["id"], worker)
 
 
 def release_job(tx: Tx, task: Held, worker: int, body: ReleaseBody, report: Report) -> bool:
@@ -4279,6 +4342,9 @@ class Tracker:
         for table in PRUNE:
             while await self.db.write(prune, table, long=True):
                 pass
+        for dialect in dialects():
+            if hasattr(dialect, "prune"):
+                await dialect.prune(self)
 
     async def hash(self, function: Callable, *args: Any) -> Any:
         """Runs a password function on a thread, few at a time: each takes a core and 16 MiB for a moment."""
@@ -4473,13 +4539,21 @@ class Call:
         try:
             query = msgspec.convert(values, kind, strict=False)
         except msgspec.ValidationError as error:
-            name, problem = _name_and_problem(error)
+            name, problem = name_and_problem(error)
             raise TrackerError("invalid", f"{name.partition('[')[0]}: {problem}") from None
         for name, value in msgspec.to_builtins(query).items():
             numbers = value if name in several else [value]
             if name in texts and type(numbers[0]) is int and set(map(str, numbers)) != set(texts[name]):
                 raise TrackerError("invalid", f"{name}: must be a whole number")  # msgspec reads 1e3 and 1.0 as well
         return query
+
+    def keeps_coming(self) -> None:
+        """Tells GuardedProtocol that enough of a long body has arrived: its time begins anew."""
+        cycle = getattr(self.receive, "__self__", None)
+        if type(cycle) is RequestResponseCycle:
+            protocol = cycle.transport.get_protocol()
+            if getattr(protocol, "began", None) is not None:
+                protocol.began = protocol.loop.time()
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
@@ -4502,6 +4576,8 @@ class Call:
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
         most, size = 1024 * limit, 0
+        if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
+            raise TrackerError("invalid", "body: its Content-Type is too long")
 
         async def receive() -> dict:
             nonlocal size
@@ -5020,7 +5096,7 @@ class Visit(Call):
         try:
             body = msgspec.convert(values, kind, strict=False)
         except msgspec.ValidationError as error:
-            raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+            raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
         _refuse_nul(body, "")
         return body
 
@@ -5103,6 +5179,7 @@ def framed(tx: Tx, session: bytes | None, function: Callable, args: tuple) -> di
         "settings": tx.settings,
         "manager": manager and manager_json(manager),
         "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
+        "any_queue": tx.one("SELECT 1 FROM testflinger_queue LIMIT 1") is not None,
     }
     return {**frame, **function(tx, session, *args)}
 
@@ -5298,7 +5375,11 @@ def chain_target(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
 
 def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
     """What every page of a project shows: the project, and what the caller may do there."""
-    return {"project": project, "may": {name.lower(): bool(role & bit) for bit, name in ROLE_NAMES.items()}}
+    return {
+        "project": project,
+        "may": {name.lower(): bool(role & bit) for bit, name in ROLE_NAMES.items()},
+        "is_queue": tx.one("SELECT 1 FROM testflinger_queue WHERE project = ?", (project["id"],)) is not None,
+    }
 
 
 def of_project(role: int, function: Callable | None = None) -> Callable:
@@ -5641,7 +5722,7 @@ def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
     try:
         body = msgspec.convert(fields, LineTask)
     except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
     _refuse_nul(body, "")
     if body.project not in (0, project):
         raise TrackerError("invalid", f"project: {body.project}, but this is project {project}")
@@ -5706,7 +5787,7 @@ def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
         try:
             made.append(msgspec.convert({field: text for field, text in row.items() if text}, kind, strict=False))
         except msgspec.ValidationError as error:
-            field, problem = _name_and_problem(error)
+            field, problem = name_and_problem(error)
             raise TrackerError("invalid", f"{name}[{number}].{field}: {problem}") from None
         _refuse_nul(made[-1], f"{name}[{number}]")
     return made
@@ -6050,6 +6131,7 @@ def job_page(tx: Tx, session: bytes | None, job: str, query: JobQuery) -> dict[s
         "workflow": row["workflow"] and find_workflow(tx, row["workflow"]),
         "run": tx.one("SELECT token, name FROM job WHERE id = ?", (row["workflow_job"],)),
         "steps": visible_steps(tx, session, row["id"]),
+        "queued": tx.one("SELECT uuid FROM testflinger_job WHERE job = ?", (row["id"],)),
     }
 
 
@@ -6769,8 +6851,8 @@ API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
     ("POST", "/manager/set_role_for_project/{project}", domain(set_role, "project", body=RoleBody)),
 ]
 
-# Other systems' APIs over the same queue: each module has `routes(tracker)`, and may have PAGES. Without the folder the
-# tracker still runs.
+# Other systems' APIs over the same queue: each module has `routes(tracker)`, and may have PAGES and, called now and
+# then, `async prune(tracker)`. Without the folder the tracker still runs.
 DIALECTS = ("testflinger", "otter", "theeye")
 
 
@@ -7160,7 +7242,7 @@ def create_admin(settings: Settings, sources: dict[str, str], options: argparse.
         password_hash = hash_password(body.password)
         body.username.encode()
     except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*_name_and_problem(error))) from None
+        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
     except (EOFError, UnicodeError):
         raise TrackerError("invalid", "name, password: must be given, and be valid UTF-8") from None
 

@@ -184,20 +184,9 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
 def forgiving_json(body: bytes) -> Any:
     """JSON, with question marks for what is no UTF-8 in it, and without what cannot be stored."""
     try:
-        return storable(json.loads(body.decode("utf-8-sig", "replace")))
+        return tracker.storable(json.loads(body.decode("utf-8-sig", "replace")))
     except ValueError as error:
         raise not_content(f"Invalid JSON: {error}") from None
-
-
-def storable(value: Any) -> Any:
-    """The value without NUL characters, and with a question mark for half of a surrogate pair."""
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [storable(one) for one in value]
-    if isinstance(value, dict):
-        return {storable(name): storable(one) for name, one in value.items()}
-    return value
 
 
 async def read_multipart(call: tracker.Call) -> dict[str, Any]:
@@ -1477,7 +1466,7 @@ def workflow_body(visit: tracker.Visit) -> tracker.WorkflowBody:
     try:
         return msgspec.convert(fields, tracker.WorkflowBody, strict=False)
     except msgspec.ValidationError as error:
-        name, problem = tracker._name_and_problem(error)
+        name, problem = tracker.name_and_problem(error)
         raise TrackerError("invalid", f"{name}: {problem}") from None
 
 

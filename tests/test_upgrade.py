@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,15 @@ def old_2(path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def old_3(path: Path) -> Path:
+    """The same of version 3, with a template in the first project and jobs that came through three doors."""
+    fill(path, 3)
+    with opened(path) as connection:
+        add_jobs(connection)
+    return path
+
+
 def fill(path: Path, version: int) -> Path:
     with opened(path) as connection:
         connection.executescript((HOME / "tests" / f"schema_{version}.sql").read_text("utf-8"))
@@ -99,6 +109,48 @@ def add_project(connection: sqlite3.Connection, project: int) -> None:
     connection.execute("INSERT INTO kept_hash VALUES (?, 99)", (project,))
     connection.execute("UPDATE task SET hash64 = 11 WHERE id = ?", (waiting,))
     connection.execute("UPDATE project SET closed_task_count = 5 WHERE id = ?", (project,))
+
+
+KEY, LOGIN, TOKEN = b"secure123", b"a login", b"a token"
+JOBS = {origin: 24 * digit for origin, digit in {"native": "1", "otter": "2", "theeye": "3", "page": "4"}.items()}
+
+
+def insert(connection: sqlite3.Connection, table: str, **columns: Any) -> int:
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    return connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values())).lastrowid
+
+
+def add_jobs(connection: sqlite3.Connection) -> None:
+    """One waits, one is held by a worker, one by an agent of theeye.io, one has ended; and what those doors need."""
+    source = "#!/bin/sh\necho built\n"
+    script = insert(connection, "script", token=24 * "a", digest=b"a", md5="a", source=source)
+    recipe = {"recipe": "make", "script": script, "runas": "", "timeout": 60.0, "max_retries": 2, "priority": 9}
+    recipe |= {"project": 1, "name": "build", "env": "{}", "arguments": "[]"}
+    template = {"token": 24 * "b", "description": "", "variables": "[]", "undeclared": 1, "api": 1, "secret": "x"}
+    template |= {"key_hash": tracker.digest(KEY), "created": 1, "updated": 1}
+    insert(connection, "template", **recipe, **template)
+    for origin, holder in {"native": None, "otter": WORKER.id, "theeye": OTHER.id, "page": None}.items():
+        given = {"token": JOBS[origin], "template": 1, "variables": "{}", "created": 1.0, "updated": 1.0}
+        job = insert(connection, "job", **recipe, **given, origin=origin, line_count=1)
+        line = {"time": 1, "level": 5, "scope": "tracker", "message": "created", "worker": 0}
+        insert(connection, "job_line", job=job, number=1, **line)
+        if origin == "page":
+            ended = "state = 'succeeded', started = 2, finished = ?, assignee = 1, attempts = 1, output = '[1]'"
+            connection.execute(f"UPDATE job SET {ended} WHERE id = ?", (time.time(), job))
+            continue
+        task = connection.execute(f"{TASK} (1, 'make', 9, 2, 75, 1)").lastrowid
+        connection.execute("UPDATE task SET job = ? WHERE id = ?", (job, task))
+        connection.execute("UPDATE job SET task = ? WHERE id = ?", (task, job))
+        if holder:
+            hold = f"UPDATE task SET assignee = ?, assign_time = 1, assigned_at = 1, deadline = {UPTIME + 70}"
+            connection.execute(f"{hold} WHERE id = ?", (holder, task))
+            assign = "UPDATE job SET state = 'assigned', started = 2, assignee = ?, attempts = 1 WHERE id = ?"
+            connection.execute(assign, (holder, job))
+    agent = {"token": 24 * "c", "secret_hash": b"x", "worker": OTHER.id, "project": 1, "created": 1}
+    insert(connection, "theeye_agent", **agent)
+    insert(connection, "theeye_login", hash=tracker.digest(LOGIN), agent=1, expires=2**40)
+    insert(connection, "manager", username="admin", password_hash="unused", tracker_admin=1, register_time=1)
+    insert(connection, "theeye_token", name="a program", hash=tracker.digest(TOKEN), admin=0, manager=1, created=1)
 
 
 def begin_operations(path: Path) -> None:
@@ -249,6 +301,69 @@ def test_a_job_can_be_made_and_done_in_an_upgraded_file(file: str, request: pyte
     assert prepared.run(tracker.release_task, WORKER, ReleaseBody(task["id"], OK))
     assert prepared.run(tracker.get_job, session, job)["job"]["state"] == "succeeded"
     assert "job" not in prepared.run(tracker.assign_tasks, WORKER, [1]).tasks[0]
+
+
+# ── From version 3 ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_of_version_3_gets_the_tables_indexes_and_triggers_of_a_fresh_one(old_3: Path, tmp_path: Path) -> None:
+    fresh = tmp_path / "fresh.db"
+    for path in old_3, fresh:
+        tracker.prepare_file(path, tracker.Settings())
+    assert shape(old_3) == shape(fresh)
+    with opened(old_3) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_every_row_and_count_of_a_file_of_version_3_is_there_after_the_upgrade(old_3: Path) -> None:
+    before, counted = dump(old_3), counts(old_3)
+    tracker.prepare_file(old_3, tracker.Settings())
+    after = dump(old_3)
+    assert counts(old_3) == counted
+    assert {table: after[table] for table in before} == before
+    assert not any(rows for table, rows in after.items() if table not in before)
+
+
+def test_jobs_of_every_origin_in_a_file_of_version_3_go_on(old_3: Path) -> None:
+    as_worker = {"X-Worker-ID": "1", "X-Secret": "secret"}
+    with tracker.serving(tracker.Settings(database=str(old_3), log_file="")) as url, client(url) as http:
+
+        def states() -> dict[str, str]:
+            """As an Otter client is told."""
+            asked = {job: {"token": token, "key": KEY.decode()} for job, token in JOBS.items()}
+            return {job: http.get("/api/jobs/status", params=fields).text for job, fields in asked.items()}
+
+        def release(job: str) -> None:
+            with opened(old_3) as connection:
+                [task] = connection.execute("SELECT task FROM job WHERE token = ?", (JOBS[job],)).fetchone()
+            answer = http.post("/task/release", json={"task_id": task, "result": OK}, headers=as_worker)
+            assert answer.json()["content"]["updated"] is True
+
+        assert states() == {"native": "Pending", "otter": "Executing", "theeye": "Executing", "page": "Succeeded"}
+        release("otter")
+        result = {"state": "success", "data": {"code": 0, "log": "built", "lastline": "built", "output": ["done"]}}
+        as_agent, as_program = ({"Authorization": f"Bearer {token.decode()}"} for token in (LOGIN, TOKEN))
+        reported = http.put(f"/tracker/job/{JOBS['theeye']}", json={"result": result}, headers=as_agent)
+        assert reported.status_code == 200, reported.text
+        task = http.get("/task/get/1", headers=as_worker).json()["content"]["task"]
+        assert (task["job"]["id"], task["job"]["script"]["source"]) == (JOBS["native"], "#!/bin/sh\necho built\n")
+        release("native")
+        assert set(states().values()) == {"Succeeded"}
+        shown = http.get(f"/tracker/job/{JOBS['theeye']}", headers=as_program).json()
+        assert (shown["lifecycle"], shown["state"]) == ("finished", "success")
+        again = http.get("/api/jobs/trigger", params={"template": "build", "key": KEY.decode()}).text
+        assert http.get("/task/get/1", headers=as_worker).json()["content"]["task"]["job"]["id"] == again
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_an_upgraded_file_has_queues_of_testflinger_and_its_own_projects_are_none(old_3: Path) -> None:
+    with tracker.serving(tracker.Settings(database=str(old_3), log_file="")) as url, client(url) as http:
+        job = http.post("/v1/job", json={"job_queue": "machines"}).json()["job_id"]
+        refused = http.post("/v1/job", json={"job_queue": "project 1"})
+        assert 400 <= refused.status_code < 500, refused.text
+        assert http.get("/v1/job", params={"queue": "project 1"}).status_code == 204
+        assert http.get("/v1/job", params={"queue": ["project 1", "machines"]}).json()["job_id"] == job
+        assert [found["job_id"] for found in http.get("/v1/job/search").json()] == [job]
 
 
 # ── What was going on ─────────────────────────────────────────────────────────────────────────────────────────────────
