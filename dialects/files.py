@@ -1,0 +1,360 @@
+"""Files beside the database: an upload is streamed into one, a download out of it, in constant memory.
+
+    a multipart body ─► Form (takes one field's bytes out of it) ─► Upload (NAME.part ─► fsync ─► NAME)
+    NAME ─► Download
+
+A file's name is random and has nothing to do with what a client called it. What a file is, whose it is and how long it
+stays is for the caller's tables: no SQL here. What no table knows, such as what a crash left, `leftovers` lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.responses import Response
+
+from tracker import Call, Settings, TrackerError
+
+log = logging.getLogger("tracker")
+
+BLOCK = 2**20  # bytes that are read or written at once
+STEADY = 2**18  # bytes that must arrive within request_timeout, for an upload to go on
+ENVELOPE = 2**16  # bytes of a body that are not the file: boundaries, headers, other fields
+MAX_PARTS = 100
+MAX_PART_HEADERS = 2**13  # bytes of one part's headers, its file's name included
+MAX_CONTENT_TYPE = 2**10
+MAX_BOUNDARY = 256
+NAME = re.compile(r"[0-9a-f]{32}(\.part)?")
+
+
+class Stored(NamedTuple):
+    """A file that is on disk: its name in the folder, its size in bytes."""
+
+    name: str
+    size: int
+
+
+def folder_of(settings: Settings) -> Path:
+    """The folder of a database's files: tracker.files beside tracker.db, x.sqlite.files beside x.sqlite.
+
+    Only .db is cut off: a copy of the database under another name must not share, and tidy up, this one's files.
+    """
+    database = Path(settings.database)
+    return database.with_name(f"{database.name.removesuffix('.db')}.files")
+
+
+class Files:
+    """The files in a folder, which is made when the first one comes; `limit` is the largest one's size in bytes."""
+
+    def __init__(self, folder: Path, limit: int):
+        self.folder, self.limit = folder, limit
+
+    async def receive(self, call: Call, field: str = "file") -> Stored:
+        """Stores the file in that field of a multipart body, and returns when it is on disk under its name.
+
+        Refuses (invalid) a body that is not multipart, is malformed or incomplete, or has no such file or two of them;
+        (too_large) more than the limit, as soon as that is known; (timeout) a client that broke off; (unavailable) when
+        the disk is full or broken. Then, and when it is cancelled, nothing is left of it.
+        """
+        form = Form(boundary_of(call), field, self.limit)
+        form.refuse_announced(call)
+        upload = Upload(self.folder)
+        try:
+            await transfer(call, form, upload)
+            await in_thread(upload.finish)
+        except BaseException as error:
+            await in_thread(upload.discard)
+            if isinstance(error, OSError):
+                raise unavailable(f"{field}: cannot be stored", error) from None
+            raise
+        return Stored(upload.name, form.file_size)
+
+    async def send(self, name: str, media_type: str = "application/gzip") -> Response | None:
+        """The answer that streams a file; None when there is none of that name.
+
+        The file is open from now on, so that its deletion meanwhile does no harm. Refuses (unavailable) when the disk
+        cannot be read.
+        """
+        if not NAME.fullmatch(name):
+            return None
+        try:
+            file, size = await in_thread(open_file, self.folder / name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unavailable("The file cannot be read", error) from None
+        return Download(file, size, media_type)
+
+    async def delete(self, name: str) -> None:
+        """Deletes a file. One that has gone is fine; one that the platform does not let go yet becomes a leftover."""
+        if NAME.fullmatch(name):
+            await in_thread(unlink, self.folder / name)
+
+    async def leftovers(self, older_than: float) -> list[str]:
+        """The names of files, finished or not, that were last written before that unix time (in seconds).
+
+        An upload under way is written to all the time, and a finished one is soon in its table: with a time that is
+        some minutes ago, those of them that no table knows can be deleted. Files that are not ours are not listed.
+        """
+        return await in_thread(list_older, self.folder, older_than)
+
+
+def unavailable(message: str, error: OSError) -> TrackerError:
+    """A disk's error for the client: without the path, which the log has."""
+    log.error("%s: %s", message, error)
+    return TrackerError("unavailable", f"{message}: {error.strerror or type(error).__name__}")
+
+
+async def in_thread(function: Callable, *args: Any) -> Any:
+    """What a blocking function returns. Also when cancelled it ends only after the function has.
+
+    A file must not be closed or deleted while another thread is still opening it or writing to it.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        raise
+
+
+# ── Up ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def transfer(call: Call, form: Form, upload: Upload) -> None:
+    """Moves the file in a call's body to disk. While a block is written, uvicorn lets the sender wait."""
+    steady = STEADY
+    more = True
+    while more:
+        message = await call.receive()
+        if message["type"] == "http.disconnect":
+            raise TrackerError("timeout", "body: did not arrive")
+        more = message.get("more_body", False)
+        form.feed(message.get("body", b""))
+        if form.size >= steady:
+            call.keeps_coming()
+            steady = form.size + STEADY
+        if len(form.data) >= BLOCK:
+            await in_thread(upload.write, form.data)
+            form.data.clear()
+    form.refuse_incomplete()
+    await in_thread(upload.write, form.data)
+
+
+def boundary_of(call: Call) -> bytes:
+    """What separates the parts of a call's body. Refuses one that is not multipart."""
+    content_type = call.header(b"content-type") or b""
+    if len(content_type) > MAX_CONTENT_TYPE:  # decoding takes a time that is quadratic in its length
+        raise TrackerError("invalid", f"content-type: more than {MAX_CONTENT_TYPE} bytes")
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        raise TrackerError("invalid", "body: must be multipart/form-data (such as curl -F file=@FILE sends)")
+    boundary = options.get(b"boundary", b"")
+    if not 0 < len(boundary) <= MAX_BOUNDARY:
+        raise TrackerError("invalid", f"content-type: needs a boundary of 1 to {MAX_BOUNDARY} bytes")
+    return boundary
+
+
+class Form:
+    """Takes the file of one field out of a multipart body, piece by piece: `data` is what has not been written yet.
+
+    Other fields are ignored, but for their size.
+    """
+
+    def __init__(self, boundary: bytes, field: str, limit: int):
+        self.field, self.limit = field, limit
+        self.data = bytearray()
+        self.size = self.file_size = 0  # bytes so far, of the body and of the file
+        self.found = self.in_file = self.ended = False
+        self.parts = self.header_size = 0
+        self.header_name, self.header_value, self.disposition = bytearray(), bytearray(), b""
+        names = "part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end"
+        self.parser = MultipartParser(boundary, {f"on_{name}": getattr(self, f"_{name}") for name in names})
+
+    @property
+    def too_large(self) -> TrackerError:
+        return TrackerError("too_large", f"{self.field}: more than {self.limit / 2**20:g} MiB")
+
+    def refuse_announced(self, call: Call) -> None:
+        """Refuses a body that says by itself that it will be too large."""
+        length = call.header(b"content-length") or b""
+        if length.isdigit() and (len(length) > 15 or int(length) > self.limit + ENVELOPE):
+            raise self.too_large
+
+    def feed(self, piece: bytes) -> None:
+        """Takes the next piece of the body. Refuses what is malformed or too large."""
+        self.size += len(piece)
+        if self.size > self.limit + ENVELOPE:
+            raise self.too_large
+        try:
+            self.parser.write(piece)
+        except FormParserError as error:
+            raise TrackerError("invalid", f"body: not valid multipart/form-data: {error}") from None
+
+    def refuse_incomplete(self) -> None:
+        """At the body's end: refuses one that has not come to its last boundary, or had no file in it."""
+        if not self.ended:
+            raise TrackerError("invalid", "body: not valid multipart/form-data: its last boundary is missing")
+        if not self.found:
+            raise TrackerError("invalid", f"{self.field}: is required")
+
+    def _part_begin(self) -> None:
+        self.parts += 1
+        if self.parts > MAX_PARTS:
+            raise TrackerError("invalid", f"body: more than {MAX_PARTS} fields")
+        self.in_file, self.header_size, self.disposition = False, 0, b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._limit_headers(end - start)
+        self.header_name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._limit_headers(end - start)
+        self.header_value += data[start:end]
+
+    def _limit_headers(self, more: int) -> None:
+        self.header_size += more
+        if self.header_size > MAX_PART_HEADERS:
+            raise TrackerError("invalid", f"body: a field's headers have more than {MAX_PART_HEADERS} bytes")
+
+    def _header_end(self) -> None:
+        if self.header_name.lower() == b"content-disposition":
+            self.disposition = bytes(self.header_value)
+        self.header_name.clear()
+        self.header_value.clear()
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self.disposition)
+        if options.get(b"name") != self.field.encode():
+            return
+        if not re.search(rb";\s*filename\*?\s*=", self.disposition, re.IGNORECASE):  # curl -F file=x, without its @
+            raise TrackerError("invalid", f"{self.field}: must be a file with a name, not a text")
+        if self.found:
+            raise TrackerError("invalid", f"{self.field}: given more than once")
+        self.found = self.in_file = True
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self.in_file:
+            self.file_size += end - start
+            if self.file_size > self.limit:
+                raise self.too_large
+            self.data += memoryview(data)[start:end]
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+class Upload:
+    """A file that is being written, under a temporary name until it is complete. Its methods block."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, secrets.token_hex(16)
+        self.path = folder / f"{self.name}.part"
+        self.file: io.BufferedWriter | None = None
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Appends to the file, which the first call makes."""
+        if self.file is None:
+            make_folder(self.folder)
+            raw = io.FileIO(self.path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
+            self.file = io.BufferedWriter(raw)  # which, unlike the raw one, goes on until all is written
+        self.file.write(data)
+
+    def finish(self) -> None:
+        """Returns when the file is on disk under its name, also if the power fails now."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.path = self.path.replace(self.folder / self.name)
+        sync_folder(self.folder)
+
+    def discard(self) -> None:
+        """Leaves nothing of the file, however far it came."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # what is still in its buffer may not fit on the disk
+                self.file.close()
+            unlink(self.path)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a power failure, where the platform can: Windows cannot open folders."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # on Windows: it is still open
+        log.warning("A file cannot be deleted now: %s", error)
+
+
+def list_older(folder: Path, older_than: float) -> list[str]:
+    names = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                if NAME.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < older_than:
+                    names.append(entry.name)
+    return names
+
+
+# ── Down ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_file(path: Path) -> tuple[io.FileIO, int]:
+    file = io.FileIO(path)
+    return file, os.fstat(file.fileno()).st_size
+
+
+class Download(Response):
+    """An answer that streams an open file, and closes it whatever happens."""
+
+    def __init__(self, file: io.FileIO, size: int, media_type: str):
+        headers = {"content-length": str(size), "cache-control": "no-store", "x-content-type-options": "nosniff"}
+        super().__init__(headers=headers, media_type=media_type)
+        self.file, self.size = file, size
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        gone = asyncio.ensure_future(Call(scope, receive, None).gone())
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            left = 0 if scope["method"] == "HEAD" else self.size
+            while left and not gone.done():  # uvicorn says nothing when it can send no more
+                block = await in_thread(self.file.read, min(BLOCK, left))
+                if not block:
+                    raise OSError(f"{left} of {self.size} bytes are missing")
+                left -= len(block)
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+            if not left:
+                await send({"type": "http.response.body", "body": b""})
+        except OSError as error:  # the answer has begun: returning now makes uvicorn break it off
+            log.error("A download broke off: %s", error)
+        finally:
+            gone.cancel()
+            await in_thread(self.file.close)
