@@ -5,15 +5,22 @@ given the jobs and reports on them. A dialect overrides the verbs that it has; w
 API, because a job is the same behind every door. So a new dialect is a subclass of NativeClient (and of NativeAgent,
 when it has workers of its own), and an entry in CLIENTS or AGENTS.
 
-What a client door tells the contract tests about itself:
+A job's id is the tracker's own at every door, so that one can be asked about what came through another.
 
-    verbs                 the verbs it has itself: those are tried with unknown ids and wrong credentials
-    words                 its name for each state of a job, and for the ways to get there that some doors tell apart
-    unknown, forbidden    the status with which it refuses an unknown id, and wrong credentials
+What a door tells the contract tests about itself:
+
+    verbs                 (clients) those it has itself: they are tried with unknown ids and wrong credentials
+    words                 (clients) its name for each state of a job, and for the ways there that some doors tell apart
+    unknown, forbidden    the status with which it answers an unknown id, and wrong credentials; of a client, `unknown`
+                          has the verbs that tell one from a job about which there is nothing to say
+    of_template           (clients) whether its jobs are of the house's template: else nobody else has declared them
+    sees_all              (clients) whether it knows jobs that are of no template
+    keeps_late_reports    (clients) whether it shows what agents report when it no longer matters, beside the outcome
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any, ClassVar
 
@@ -43,14 +50,25 @@ def content(response: httpx.Response) -> Any:
 
 
 class House:
-    """A tracker with one project and one template, which every door can open. `key` is the template's."""
+    """A tracker with one project and one template, which every door can open. `key` is the template's.
 
-    NAME, KEY, TIMEOUT = "build", "secure123", 60
+    Unless it is given, the project is a queue that an agent of Testflinger has advertised: to others it is a project
+    like any, and that dialect is in no other one.
+    """
 
-    def __init__(self, site: Site, **fields: Any):
+    NAME, KEY, TIMEOUT, QUEUE = "build", "secure123", 60, "house"
+    MARGIN = 600  # seconds that jobs of Testflinger have beyond their timeout
+
+    def __init__(self, site: Site, project: int | None = None, **fields: Any):
         self.site = site
-        self.project = site.admin.create_project("house")
+        self.project = project or self.advertise_queue()
         self.template = self.create_template(self.NAME, **{"key": self.KEY, **fields})
+
+    def advertise_queue(self) -> int:
+        """The id of the queue's project."""
+        accepted(client(f"{self.site.url}/v1").post("/agents/queues", json={self.QUEUE: "where all doors lead"}))
+        projects = content(self.site.admin.get("/project/list"))["projects"]
+        return next(project["id"] for project in projects if project["name"] == self.QUEUE)
 
     def create_template(self, name: str, **fields: Any) -> dict[str, Any]:
         fields = {"project": self.project, "name": name, "api": True, "timeout": self.TIMEOUT, **fields}
@@ -67,7 +85,7 @@ class House:
         return dict(re.findall(r'id="fresh-(\w+)">([^<]+)<', page.text))
 
     def let_leases_expire(self) -> None:
-        self.site.clock.pass_time(self.TIMEOUT + tracker.JOB_GRACE + 1)
+        self.site.clock.pass_time(self.TIMEOUT + self.MARGIN + tracker.JOB_GRACE + 1)
 
 
 class NativeClient:
@@ -84,7 +102,10 @@ class NativeClient:
         "cancelled": "cancelled",
         "cancelled while assigned": "cancelled",
     }
-    unknown, forbidden = 404, 403
+    unknown: ClassVar[dict[str, int]] = dict.fromkeys(verbs[1:], 404)
+    forbidden = 403
+    of_template = sees_all = True
+    keeps_late_reports = False
     unknown_id = "0123456789abcdef01234567"
 
     def __init__(self, house: House):
@@ -101,6 +122,11 @@ class NativeClient:
         """The id of a new job."""
         path = f"/template/trigger/{self.house.template['id']}"
         return content(self.native.post(path, json={}))["job"]["id"]
+
+    def submit_with_attempts(self, count: int) -> str:
+        """The id of a new job that is tried so many times, if need be."""
+        self.house.change_template(max_retries=count)
+        return self.submit()
 
     def job(self, job: str) -> dict[str, Any]:
         return content(self.native.get(f"/job/get/{job}"))["job"]
@@ -139,7 +165,8 @@ class OtterClient(NativeClient):
         "cancelled": "Error",
         "cancelled while assigned": "Error",
     }
-    unknown, forbidden = 400, 403
+    unknown: ClassVar[dict[str, int]] = dict.fromkeys(verbs[1:], 400)
+    sees_all = False
 
     def __init__(self, house: House, key: str = House.KEY):
         super().__init__(house)
@@ -211,7 +238,8 @@ class TheeyeClient(NativeClient):
         "cancelled": ("canceled", "canceled"),
         "cancelled while assigned": ("terminated", "canceled"),
     }
-    unknown, forbidden = 404, 401
+    unknown: ClassVar[dict[str, int]] = dict.fromkeys(verbs[1:], 404)
+    forbidden = 401
 
     def __init__(self, house: House, token: str = ""):
         super().__init__(house)
@@ -267,5 +295,120 @@ class TheeyeAgent(NativeAgent):
         accepted(self.http.put(f"/job/{held['id']}", json={"result": {"state": output["state"], "data": data}}))
 
 
-CLIENTS = {"native": NativeClient, "otter": OtterClient, "theeye": TheeyeClient}
-AGENTS = {"native": NativeAgent, "theeye": TheeyeAgent}
+def uuid_of(job: str) -> str:
+    """A job's id as Testflinger has it."""
+    return f"{job[:8]}-{job[8:12]}-4{job[12:15]}-8{job[15:18]}-{job[18:]}000000"
+
+
+def job_of(uuid: str) -> str:
+    """The job's own id."""
+    first, second, third, fourth, fifth = uuid.split("-")
+    return first + second + third[1:] + fourth[1:] + fifth.removesuffix("000000")
+
+
+class TestflingerClient(NativeClient):
+    """Somebody with a command line client of Testflinger, who needs no credentials on this machine.
+
+    Its jobs have one attempt and say themselves what is to be done. It does not tell why a job is complete, but for
+    the statuses of the job's phases; and it shows all that was ever reported.
+    """
+
+    __test__ = False  # whatever its name looks like
+
+    verbs = ("submit", "state", "log", "result", "cancel")
+    words: ClassVar[dict[str, Any]] = {
+        "waiting": "waiting",
+        "assigned": "running",
+        "succeeded": "complete",
+        "succeeded at the second attempt": "complete",
+        "failed": "complete, but a phase failed",
+        "timed_out": "complete, but a phase failed",
+        "cancelled": "cancelled",
+        "cancelled while assigned": "cancelled",
+    }
+    unknown: ClassVar[dict[str, int]] = {"state": 204, "result": 204, "cancel": 404}
+    of_template, keeps_late_reports = False, True
+
+    def __init__(self, house: House):
+        super().__init__(house)
+        self.http = client(f"{house.site.url}/v1")
+
+    def stranger(self) -> TestflingerClient:
+        stranger = TestflingerClient(self.house)
+        stranger.http.headers["Authorization"] = "Bearer of.no.token"
+        return stranger
+
+    def answer(self, path: str) -> Any:
+        response = accepted(self.http.get(path))
+        if response.status_code == 204:
+            raise Refused(response)
+        return response.json()
+
+    def submit(self) -> str:
+        test = {"test_cmds": "echo a test"}
+        body = {"job_queue": self.house.QUEUE, "global_timeout": self.house.TIMEOUT, "test_data": test}
+        return job_of(accepted(self.http.post("/job", json=body)).json()["job_id"])
+
+    def submit_with_attempts(self, count: int) -> str:
+        return NativeClient(self.house).submit_with_attempts(count)
+
+    def job(self, job: str) -> dict[str, Any]:
+        return self.answer(f"/result/{uuid_of(job)}")
+
+    def state(self, job: str) -> str:
+        shown = self.job(job)
+        failed = any(shown[name] for name in shown if name.endswith("_status"))
+        return shown["job_state"] + ", but a phase failed" * failed
+
+    def log(self, job: str) -> list[str]:
+        phases = self.answer(f"/result/{uuid_of(job)}/log/output")["output"].values()
+        return [line for phase in phases for line in phase["log_data"].splitlines()]
+
+    def result(self, job: str) -> Any:
+        return self.job(job).get("output")
+
+    def cancel(self, job: str) -> None:
+        accepted(self.http.post(f"/job/{uuid_of(job)}/action", json={"action": "cancel"}))
+
+
+class TestflingerAgent(NativeAgent):
+    """An agent of Testflinger. What it holds is the job, of which it does the test; each message is a fragment.
+
+    A result for an unknown job is accepted and kept: nothing else comes of it.
+    """
+
+    __test__ = False
+
+    unknown, forbidden = 200, 403
+    unknown_held: ClassVar[dict[str, Any]] = {"job_id": uuid_of(NativeClient.unknown_id)}
+    NAMES = (f"agent-{number}" for number in itertools.count(1))
+
+    def __init__(self, house: House):
+        self.house = house
+        self.http = client(f"{house.site.url}/v1")
+        known = {"state": "waiting", "queues": [house.QUEUE]}
+        accepted(self.http.post(f"/agents/data/{next(self.NAMES)}", json=known))  # its cookie says who it is
+
+    def stranger(self) -> TestflingerAgent:
+        stranger = TestflingerAgent(self.house)
+        stranger.http.headers["Authorization"] = "Bearer of.no.token"
+        return stranger
+
+    def assign(self) -> dict[str, Any] | None:
+        response = accepted(self.http.get("/job", params={"queue": self.house.QUEUE}))
+        return response.json() if response.status_code == 200 else None
+
+    def log(self, held: dict[str, Any], *messages: str) -> None:
+        said = held.setdefault("said", itertools.count())
+        for message in messages:
+            fragment = {"fragment_number": next(said), "timestamp": "2025-01-01T00:00:00Z", "phase": "test"}
+            path = f"/result/{held['job_id']}/log/output"
+            accepted(self.http.post(path, json={**fragment, "log_data": f"{message}\n"}))
+
+    def release(self, held: dict[str, Any], result: int, output: Any) -> None:
+        report = {"status": {"provision": 0, "test": int(result != tracker.OK)}, "output": output["output"]}
+        accepted(self.http.post(f"/result/{held['job_id']}", json={**report, "job_state": "complete"}))
+
+
+CLIENTS = {"native": NativeClient, "otter": OtterClient, "theeye": TheeyeClient, "testflinger": TestflingerClient}
+AGENTS = {"native": NativeAgent, "theeye": TheeyeAgent, "testflinger": TestflingerAgent}

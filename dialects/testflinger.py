@@ -1,0 +1,932 @@
+"""Testflinger's server API over the tracker's queue, for both generations of its clients and agents.
+
+    request ─► Path (which method?) ─► Door (may this caller come in?) ─► handler: decode ─► one function of
+    testflinger_domain or testflinger_clients, in the transaction that looked at the credentials ─► answer
+
+    testflinger_domain    queues, jobs, results, output, agents         files      artifacts and attachments
+    testflinger_clients   clients, keys, tokens, permissions, secrets   webhook    events sent to a stranger's URL
+    testflinger_pages     the manager pages
+
+The older generation is that of the public document (2025), the newer one breaks with it in places (2026). Both are
+served at once: what a request looks like tells which one it is; where it does not, the setting testflinger_version
+does. Sections (search for "# ── "):
+
+    Answers · Requests · Who may come in · Jobs · Results and output · Files · Queues and agents · Credentials ·
+    Routes · Background work
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote_to_bytes, urlsplit
+
+import msgspec
+from msgspec import Meta, Raw
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+import tracker
+from dialects import files, testflinger_pages, webhook
+from dialects import testflinger_clients as clients
+from dialects import testflinger_domain as domain
+from dialects.testflinger_domain import Unprocessable
+from tracker import TrackerError, Tx, encode
+
+PAGES = testflinger_pages.PAGES
+
+# ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+OLDER = "2025"
+
+
+class Invalid(Exception):
+    """A request that is well formed and yet cannot be carried out: where, which field, and why. Status 422."""
+
+    def __init__(self, where: Literal["json", "query"], field: str, problem: str):
+        super().__init__(f"{field}: {problem}")
+        self.where, self.field, self.problem = where, field, problem
+
+
+def as_json(content: Any, status: int = 200, **headers: str) -> Response:
+    return json_text(encode(content), status, **headers)
+
+
+def json_text(content: bytes, status: int = 200, **headers: str) -> Response:
+    return Response(content, status, {**HEADERS, **headers}, "application/json")
+
+
+def text(content: str, status: int = 200) -> Response:
+    return PlainTextResponse(content, status, HEADERS)
+
+
+def nothing() -> Response:
+    return Response(status_code=204, headers=HEADERS)
+
+
+def refusal(error: Exception, what: str) -> Response:
+    """How every error looks: {"message", "detail"}."""
+    if isinstance(error, Unprocessable):
+        error = Invalid("json", error.field, error.problem)
+    if isinstance(error, Invalid):
+        detail = {error.where: {error.field: [error.problem]}}
+        return as_json({"message": f"Validation error: {error}", "detail": detail}, 422)
+    if not isinstance(error, TrackerError):
+        tracker.log.error("%s failed", what, exc_info=error)
+        error = TrackerError("internal", "Internal error")
+    headers = dict(getattr(error, "headers", {}))
+    if error.delay is not None:
+        headers["retry-after"] = str(max(1, round(error.delay + 0.5)))
+    return as_json({"message": error.message, "detail": {}}, tracker.STATUS[error.code], **headers)
+
+
+async def array(first: domain.Found, following: Callable[[int], Awaitable[domain.Found]]) -> AsyncIterator[bytes]:
+    """A JSON array of any length, piece by piece."""
+    found, separator = first, b"["
+    while True:
+        if found.jobs:
+            yield separator + encode(found.jobs)[1:-1]
+            separator = b","
+        if found.more is None:
+            break
+        found = await following(found.more)
+    yield b"]" if separator == b"," else b"[]"
+
+
+# ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
+REPORT_LIMIT = domain.MOST_REPORTED // 1024  # KiB
+
+Text = Annotated[str, Meta(max_length=10_000)]
+ShortText = Annotated[str, Meta(max_length=200)]
+JobId = Annotated[str, Meta(max_length=100)]
+Timeout = Annotated[int, Meta(ge=0, le=10**9)]
+
+
+class Attachment(msgspec.Struct):
+    """A file that an agent needs for a phase. What else it says is the agent's business."""
+
+    local: str | None = None
+    agent: str | None = None
+    device: str | None = None
+
+
+class PhaseData(msgspec.Struct, frozen=True):
+    """What is looked at of a phase's data."""
+
+    attachments: Annotated[list[Attachment], Meta(max_length=1000)] = []
+
+
+class TestData(PhaseData, frozen=True):
+    __test__ = False
+
+    test_cmds: Any = None
+    secrets: Annotated[dict[str, Text], Meta(max_length=100)] = {}
+
+
+class ReserveData(PhaseData, frozen=True):
+    ssh_keys: list[Annotated[str, Meta(pattern=r"^(lp|gh):\S+\Z")]] = []
+    timeout: int | str | None = None
+
+
+class JobBody(msgspec.Struct):
+    """The fields of a job that are known. Whatever else there is goes to the agent as it is."""
+
+    job_queue: Annotated[str, Meta(min_length=1, max_length=200)]
+    job_id: JobId | None = None
+    parent_job_id: JobId = ""
+    name: Text = ""
+    job_status_webhook: Text = ""
+    tags: Annotated[list[ShortText], Meta(max_length=1000)] = []
+    global_timeout: Timeout | None = None
+    output_timeout: Timeout | None = None
+    allocation_timeout: Timeout | None = None
+    job_priority: Annotated[int, Meta(ge=-(10**9), le=10**9)] = 0
+    provision_data: PhaseData = PhaseData()
+    firmware_update_data: PhaseData = PhaseData()
+    allocate_data: PhaseData = PhaseData()
+    test_data: TestData = TestData()
+    reserve_data: ReserveData = ReserveData()
+    exclude_agents: Annotated[list[ShortText], Meta(max_length=1000)] = []
+
+
+class ActionBody(msgspec.Struct):
+    action: Literal["cancel", "Cancel"]
+
+
+class FragmentBody(msgspec.Struct):
+    """A piece of a phase's output, as the newer agents post it."""
+
+    fragment_number: tracker.Natural
+    timestamp: str
+    phase: str
+    log_data: str
+
+
+class LogQuery(msgspec.Struct):
+    phase: str | None = None
+    start_fragment: tracker.Natural = 0
+    start_timestamp: str | None = None
+
+
+class AgentBody(msgspec.Struct):
+    """The fields of an agent that are known."""
+
+    identifier: Text = ""
+    job_id: JobId = ""
+    location: Text = ""
+    provision_type: Text = ""
+    state: ShortText = ""
+    comment: Text = ""
+    queues: Annotated[list[ShortText], Meta(max_length=1000)] = []
+    log: list[str] = []
+
+
+class ProvisionBody(msgspec.Struct):
+    job_id: JobId
+    exit_code: Annotated[int, Meta(ge=-(2**31), le=2**31)]
+    detail: Annotated[str, Meta(max_length=65536)] = ""
+
+
+class EventsBody(msgspec.Struct):
+    job_status_webhook: str
+    agent_id: str = ""
+    job_queue: str = ""
+    events: list[dict[str, Any]] = []
+
+
+class RefreshBody(msgspec.Struct):
+    refresh_token: str
+
+
+class Ask:
+    """A request to this dialect: its path and query, its body when that is wanted, and the way to the database."""
+
+    def __init__(self, call: tracker.Call, door: Door):
+        self.call, self.door = call, door
+        self.settings = call.tracker.settings
+
+    def path(self, name: str) -> str:
+        value = self.call.scope["path_params"][name]
+        if "\0" in value:
+            raise TrackerError("invalid", f"{name}: must not contain a NUL character")
+        return value
+
+    def job(self) -> str:
+        """The job id in the path, as it is stored."""
+        return job_id(self.path("job_id"))
+
+    def query(self, name: str) -> list[str]:
+        values = self.call.query().get(name, [])
+        if any("\0" in value for value in values):
+            raise Invalid("query", name, "must not contain a NUL character")
+        return values
+
+    @property
+    def agent(self) -> str | None:
+        """The name that this agent got a cookie for."""
+        for cookie in self.call.cookies("agent_name"):
+            return unquote_to_bytes(cookie).decode(errors="replace").replace("\0", "")[:200] or None
+        return None
+
+    async def object(self, decode: Callable[[bytes], Any] | None = None, limit: int | None = None) -> dict[str, Any]:
+        """The body, which must be a JSON object; refuses (400) what is no JSON, (422) what is no object.
+
+        A large one is decoded beside the event loop.
+        """
+        decode, body = decode or strict_json, await self.call.body(limit)
+        value = await asyncio.to_thread(decode, body) if len(body) > LARGE else decode(body)
+        if not isinstance(value, dict):
+            raise Invalid("json", "_schema", "Invalid input type: an object is expected")
+        return value
+
+    async def body(self, kind: type) -> Any:
+        """The body as a struct of known fields."""
+        return checked(kind, await self.object())
+
+    async def read(self, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
+        return await self.call.tracker.db.read(self.door.admitted, function)
+
+    async def write(self, function: Callable[[Tx, clients.Client | None], Any], long: bool = False) -> Any:
+        return await self.call.tracker.db.write(self.door.admitted_to_write, function, long=long)
+
+    @property
+    def files(self) -> files.Files:
+        return files_of(self.settings)
+
+
+def files_of(settings: tracker.Settings) -> files.Files:
+    return files.Files(files.folder_of(settings), settings.testflinger_max_file * 2**20)
+
+
+def job_id(given: str) -> str:
+    """A UUID as it is stored. Refuses (400) anything else."""
+    try:
+        return str(uuid.UUID(given))
+    except ValueError:
+        raise TrackerError("invalid", "job_id: is not a UUID") from None
+
+
+def strict_json(body: bytes) -> Any:
+    """JSON that can be stored as it is. The public document has an example with shell's `\\` at the end of a line."""
+    try:
+        return tracker.decode(body, Any)
+    except TrackerError:
+        if b"\\\n" not in body:
+            raise
+        return tracker.decode(body.replace(b"\\\n", b"\n"), Any)
+
+
+def forgiving_json(body: bytes) -> Any:
+    """JSON whose texts a program wrote that knows nothing of JSON: what is not UTF-8, or NUL, is replaced."""
+    try:
+        return strict_json(body)
+    except TrackerError:
+        pass
+    try:
+        return tracker.storable(json.loads(body.decode("utf-8-sig", "replace")))
+    except (ValueError, RecursionError) as error:
+        raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
+
+
+def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] = "json") -> Any:
+    """The values as a struct. Refuses (422) a known field that cannot be, naming it. Numbers may be texts."""
+    try:
+        struct = msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        name, problem = tracker.name_and_problem(error)
+        raise Invalid(where, name, problem) from None
+    for name, value in values.items():
+        number = isinstance(value, str) and type(getattr(struct, name, None)) is int
+        if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
+            raise Invalid(where, name, "Not a valid integer")
+    return struct
+
+
+def seconds(value: int | str | None) -> float | None:
+    """A time given in seconds, or like 30m or 1h30m. Refuses what is neither."""
+    if value is None or isinstance(value, int):
+        number = value
+    elif re.fullmatch(r"\d{1,10}", value.strip()):
+        number = int(value)
+    else:
+        match = re.fullmatch(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?", value.strip())
+        if not match or not any(match.groups()):
+            raise Invalid("json", "reserve_data.timeout", "must be seconds, or a time like 30m or 1h30m")
+        days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+        number = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    if number is not None and not 0 <= number <= 10**9:
+        raise Invalid("json", "reserve_data.timeout", "must be between 0 and 1,000,000,000 seconds")
+    return number
+
+
+def unix_time(given: str | None, field: str, where: Literal["json", "query"]) -> float | None:
+    """A time in ISO 8601 as unix seconds; without a zone it is UTC."""
+    if given is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(given)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise Invalid(where, field, "Not a valid datetime: ISO 8601 is expected") from None
+
+
+# ── Who may come in ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+PROXIED = {b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"forwarded", b"via"}
+
+
+class Door:
+    """What one request has to show: nothing where anonymous use is allowed, else a client's credentials."""
+
+    def __init__(self, call: tracker.Call, needs: str):
+        self.authorization = call.header(b"authorization")
+        self.needs = needs
+        self.anonymous = call.tracker.settings.testflinger_anonymous or from_this_machine(call)
+
+    def admitted(self, tx: Tx, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
+        """Calls the function with the client. Wrong credentials are refused also where none are needed."""
+        return function(tx, self.caller(tx))
+
+    def admitted_to_write(self, tx: Tx, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
+        client = self.caller(tx)
+        if client is not None and client.stale:
+            clients.note_use(tx, client.id)
+        return function(tx, client)
+
+    def caller(self, tx: Tx) -> clients.Client | None:
+        client = clients.authenticate(tx, self.authorization)
+        if client is None and not self.anonymous:
+            raise TrackerError(
+                "unauthorized",
+                "Credentials are required: a client's token, or client_id:client_key. Without them only programs on the"
+                " tracker's own machine may come in (or all, by testflinger_anonymous in tracker.toml)",
+            )
+        if client is not None and self.needs == "agent" and client.role == "contributor":
+            raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
+        return client
+
+
+def from_this_machine(call: tracker.Call) -> bool:
+    """Whether the tracker listens on loopback only, and this request comes from there, and nobody's proxy sent it.
+
+    The Host must not be a name: a page of any site can make its own name resolve to this machine, and so talk to us
+    as the same origin.
+    """
+    if not is_loopback(call.tracker.settings.host) or any(name in PROXIED for name, _ in call.scope["headers"]):
+        return False
+    client = call.scope.get("client")
+    try:
+        host = urlsplit(f"//{(call.header(b'host') or b'localhost').decode('latin-1')}").hostname or ""
+    except ValueError:
+        return False
+    return bool(client) and is_loopback(client[0]) and (host == "localhost" or is_address(host))
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
+
+
+# ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def health(ask: Ask) -> Response:
+    return text(f"Testflinger's API, version 1, by the tracker {tracker.__version__}\n")
+
+
+async def submit_job(ask: Ask) -> Response:
+    job = submission(await ask.object())
+    given = await ask.write(lambda tx, client: domain.submit_job(tx, client, job))
+    return as_json({"job_id": given})
+
+
+def submission(given: dict[str, Any]) -> domain.Submission:
+    """The job that is wanted: known fields checked, and everything kept for its agent."""
+    body = checked(JobBody, given)
+    if not body.job_queue.strip():
+        raise Invalid("json", "job_queue", "must not be blank")
+    numbers = ("global_timeout", "output_timeout", "allocation_timeout", "job_priority")
+    kept = {name: getattr(body, name) if name in numbers else value for name, value in given.items()}
+    kept.pop("job_id", None)
+    kept.pop("started_at", None)
+    phases = (body.provision_data, body.firmware_update_data, body.allocate_data, body.test_data, body.reserve_data)
+    script = body.test_data.test_cmds
+    return domain.Submission(
+        definition=kept,
+        queue=body.job_queue,
+        uuid=job_id(body.job_id) if body.job_id else None,
+        priority=body.job_priority,
+        tags=tuple(dict.fromkeys(body.tags)),
+        excluded=tuple(dict.fromkeys(body.exclude_agents)),
+        attachments=any(phase.attachments for phase in phases),
+        secrets=body.test_data.secrets,
+        global_timeout=body.global_timeout,
+        reservation=seconds(body.reserve_data.timeout),
+        script=script if isinstance(script, str) and script.strip() else "",
+    )
+
+
+async def pick_job(ask: Ask) -> Response:
+    queues = ask.query("queue")
+    if not queues:
+        raise TrackerError("invalid", "queue: is required: at least one queue that the agent listens to")
+    job = await ask.write(lambda tx, _: domain.pick_job(tx, queues, ask.agent))
+    return nothing() if job is None else as_json(job)
+
+
+async def get_job(ask: Ask) -> Response:
+    job = await ask.read(lambda tx, _: domain.get_job(tx, ask.job()))
+    return nothing() if job is None else as_json(job)
+
+
+async def get_position(ask: Ask) -> Response:
+    place = await ask.read(lambda tx, _: domain.position(tx, ask.job()))
+    if place is None:
+        return as_json({"message": "The job is not waiting, or not known", "detail": {}}, 410)
+    return text(str(place))
+
+
+async def search_jobs(ask: Ask) -> Response:
+    match = ask.query("match") or ["any"]
+    if match[-1] not in ("any", "all"):
+        raise Invalid("query", "match", "must be any or all")
+    tags = list(dict.fromkeys(ask.query("tags")))
+    if len(tags) > domain.MOST_TAGS:
+        raise Invalid("query", "tags", f"at most {domain.MOST_TAGS} tags can be searched for at once")
+    wanted = domain.Search(tags, match[-1] == "all", searched_states(ask.query("state")))
+    return await jobs_found(ask, wanted)
+
+
+def searched_states(given: list[str]) -> list[str]:
+    """The states, in all their words. None at all for any state."""
+    states: list[str] = []
+    for state in given:
+        if state == "active":
+            states += [one for one in domain.STATES if one in domain.LIVE]
+        elif state in domain.ENDED:
+            states += domain.ENDED
+        elif state in domain.STATES:
+            states.append(state)
+        else:
+            raise Invalid("query", "state", f"must be one of active, {', '.join(domain.STATES)}")
+    return list(dict.fromkeys(states))
+
+
+async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
+    """The array of the jobs found, however many. Each piece of it is read when the one before has been sent."""
+
+    async def following(after: int) -> domain.Found:
+        found = await ask.read(lambda tx, _: domain.search_jobs(tx, wanted, after))
+        return found._replace(jobs=[{**job, **more} for job in found.jobs])
+
+    first = await following(0)
+    while not first.jobs and first.more is not None:
+        first = await following(first.more)
+    if more and not first.jobs:
+        return nothing()
+    return StreamingResponse(array(first, following), 200, HEADERS, "application/json")
+
+
+async def act_on_job(ask: Ask) -> Response:
+    await ask.body(ActionBody)
+    await ask.write(
+        lambda tx, client: domain.cancel_job(tx, ask.job(), f"client {client.id}" if client else "a Testflinger client")
+    )
+    return text("OK")
+
+
+async def send_events(ask: Ask) -> Response:
+    """Passes an agent's events on to the job's webhook, and its answer back."""
+    ask.job()
+    await ask.read(lambda tx, _: None)
+    given = await ask.object()
+    try:
+        target = checked(EventsBody, given).job_status_webhook
+    except Invalid as error:
+        raise TrackerError("invalid", str(error)) from None
+    event = encode({name: value for name, value in given.items() if name != "job_status_webhook"})
+    try:
+        answer = await webhook.put(target, event, ask.settings.webhook_networks, webhook.TIMEOUT)
+    except webhook.Refused as error:
+        raise TrackerError("invalid", f"job_status_webhook: {error}") from None
+    except webhook.TimedOut as error:
+        return as_json({"message": str(error), "detail": {}}, 504)
+    except webhook.Unreachable as error:
+        return as_json({"message": str(error), "detail": {}}, 502)
+    return (
+        Response(status_code=204, headers=HEADERS)
+        if answer.status in (204, 205, 304)
+        else text(answer.text, answer.status)
+    )
+
+
+# ── Results and output ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def add_result(ask: Ask) -> Response:
+    job = ask.job()
+    await ask.read(lambda tx, _: None)
+    given = await ask.object(forgiving_json, REPORT_LIMIT)
+    check_result(given)
+    state = given.pop("job_state", None)
+    fields = {name: Raw(encode(value)) for name, value in given.items()}
+    large = sum(map(len, fields.values())) > LARGE
+    await ask.write(lambda tx, _: domain.add_result(tx, job, ask.agent, fields, state), long=large)
+    return text("OK")
+
+
+RESULT_FIELDS: dict[str, Any] = {
+    **{f"{phase}_status": int for phase in domain.PHASES},
+    **{f"{phase}_{kind}": str for phase in domain.PHASES for kind in domain.KINDS},
+    "status": dict[str, int],
+    "device_info": dict[str, Any],
+    "job_state": ShortText,
+}
+
+
+def check_result(given: dict[str, Any]) -> None:
+    """Refuses known fields of another type. A number may be a text."""
+    for name in given.keys() & RESULT_FIELDS.keys():
+        try:
+            given[name] = msgspec.convert(given[name], RESULT_FIELDS[name], strict=False)
+        except msgspec.ValidationError as error:
+            place, problem = tracker.name_and_problem(error)
+            raise Invalid("json", name if place == "body" else f"{name}.{place}", problem) from None
+
+
+async def get_result(ask: Ask) -> Response:
+    def look(tx: Tx, _: clients.Client | None) -> bytes | None:
+        result = domain.get_result(tx, ask.job())
+        return result and encode(result)  # here, beside the event loop: it may be long
+
+    result = await ask.read(look)
+    return nothing() if result is None else json_text(result)
+
+
+def output_handlers(kind: str) -> dict[str, Callable[[Ask], Awaitable[Response]]]:
+    """POST and GET of raw output, as the older generation has them."""
+
+    async def add(ask: Ask) -> Response:
+        job = ask.job()
+        said = (await ask.call.body(REPORT_LIMIT)).decode(errors="replace").replace("\0", "�")
+        if said:
+            await ask.write(lambda tx, _: domain.add_fragment(tx, job, kind, ask.agent, said), long=len(said) > LARGE)
+        else:
+            await ask.read(lambda tx, _: None)
+        return text("OK")
+
+    async def take(ask: Ask) -> Response:
+        job = ask.job()
+        if not await ask.read(lambda tx, _: domain.has_output(tx, job, kind)):  # mostly: no reason to write
+            return nothing()
+        said = await ask.write(lambda tx, _: domain.take_output(tx, job, kind), long=True)
+        return nothing() if said is None else text(said)
+
+    return {"POST": add, "GET": take}
+
+
+def log_kind(ask: Ask) -> str:
+    kind = ask.path("kind")
+    if kind not in domain.KINDS:
+        raise TrackerError("not_found", f"There is no log {kind!r}: there are {' and '.join(domain.KINDS)}")
+    return kind
+
+
+def checked_phase(phase: str, where: Literal["json", "query"]) -> str:
+    if phase not in domain.PHASES:
+        raise Invalid(where, "phase", f"must be one of {', '.join(domain.PHASES)}")
+    return phase
+
+
+async def add_log(ask: Ask) -> Response:
+    job, kind = ask.job(), log_kind(ask)
+    piece = checked(FragmentBody, await ask.object(forgiving_json, REPORT_LIMIT))
+    phase, time = checked_phase(piece.phase, "json"), unix_time(piece.timestamp, "timestamp", "json")
+    said = piece.log_data.replace("\0", "�")
+    await ask.write(
+        lambda tx, _: domain.add_fragment(tx, job, kind, ask.agent, said, phase, piece.fragment_number, time)
+    )
+    return text("OK")
+
+
+async def get_log(ask: Ask) -> Response:
+    job, kind = ask.job(), log_kind(ask)
+    query = checked(LogQuery, {name: values[-1] for name, values in ask.call.query().items()}, "query")
+    phase = query.phase and checked_phase(query.phase, "query")
+    since = unix_time(query.start_timestamp, "start_timestamp", "query")
+
+    def look(tx: Tx, _: clients.Client | None) -> bytes:
+        logs = domain.get_logs(tx, job, kind, phase, query.start_fragment, since)
+        return encode({"output": logs, kind: logs})  # clients of the serial log, too, look for "output"
+
+    return json_text(await ask.read(look))
+
+
+# ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def add_artifact(ask: Ask) -> Response:
+    job = ask.job()
+    await ask.read(lambda tx, _: None)  # before gigabytes are taken in
+    await receive_file(ask, lambda tx, stored: domain.store_file(tx, job, "artifact", *stored))
+    return text("OK")
+
+
+async def add_attachments(ask: Ask) -> Response:
+    job = ask.job()
+    await ask.read(lambda tx, _: domain.check_attachments_wanted(tx, job))
+    await receive_file(ask, lambda tx, stored: domain.store_attachments(tx, job, *stored))
+    return text("OK")
+
+
+async def receive_file(ask: Ask, store: Callable[[Tx, files.Stored], str | None]) -> None:
+    """Takes in a file, and notes it. What it replaces, or could not be noted, is deleted."""
+    stored = await ask.files.receive(ask.call)
+    try:
+        replaced = await ask.write(lambda tx, _: store(tx, stored))
+    except Exception:
+        await ask.files.delete(stored.name)
+        raise
+    if replaced:
+        await ask.files.delete(replaced)
+
+
+def file_handler(kind: str) -> Callable[[Ask], Awaitable[Response]]:
+    async def get(ask: Ask) -> Response:
+        for _ in range(2):  # a new upload may replace the file just after we have read its name
+            row = await ask.read(lambda tx, _: domain.find_file(tx, ask.job(), kind))
+            if row and (response := await ask.files.send(row["name"])):
+                return response
+        return nothing()
+
+    return get
+
+
+# ── Queues and agents ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+Images = Annotated[dict[Text, Any], Meta(max_length=10_000)]
+
+
+async def advertise_queues(ask: Ask) -> Response:
+    queues = of_queues(await ask.object(), Text)
+    await ask.write(lambda tx, _: domain.advertise_queues(tx, queues))
+    return text("OK")
+
+
+def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The body, which has something of this kind for each of some queues. Refuses (422) what is not, by its queue."""
+    if len(given) > domain.MOST_QUEUES:
+        raise Invalid("json", "_schema", f"Expected at most {domain.MOST_QUEUES:,} queues")
+    for queue, value in given.items():
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise Invalid("json", queue[:200], tracker.name_and_problem(error)[1]) from None
+    return given
+
+
+async def get_queues(ask: Ask) -> Response:
+    return as_json(await ask.read(lambda tx, _: domain.advertised_queues(tx)))
+
+
+async def set_images(ask: Ask) -> Response:
+    images = of_queues(await ask.object(), Images)
+    await ask.write(lambda tx, _: domain.set_images(tx, images))
+    return text("OK")
+
+
+async def get_images(ask: Ask) -> Response:
+    return as_json(await ask.read(lambda tx, _: domain.images(tx, ask.path("queue"))))
+
+
+async def update_agent(ask: Ask) -> Response:
+    name, given = ask.path("name"), await ask.object(forgiving_json)
+    if not name.strip() or len(name) > 200:
+        raise TrackerError("invalid", "name: an agent's name has 1 to 200 characters")
+    checked(AgentBody, given)
+    await ask.write(lambda tx, _: domain.update_agent(tx, name, dict(given)))
+    cookie = f"agent_name={quote(name, safe='')}; Path=/; HttpOnly; SameSite=Strict"
+    return as_json({"status": "OK"}, **{"set-cookie": cookie})
+
+
+async def get_agents(ask: Ask) -> Response:
+    return as_json(await ask.read(lambda tx, _: domain.list_agents(tx)))
+
+
+async def get_agent(ask: Ask) -> Response:
+    return as_json(await ask.read(lambda tx, _: domain.get_agent(tx, ask.path("name"))))
+
+
+async def add_provision_log(ask: Ask) -> Response:
+    name, body = ask.path("name"), checked(ProvisionBody, await ask.object(forgiving_json))
+    await ask.write(lambda tx, _: domain.add_provision_log(tx, name, body.job_id, body.exit_code, body.detail))
+    return text("OK")
+
+
+async def get_wait_times(ask: Ask) -> Response:
+    names = ask.query("queue")
+    return as_json(await ask.read(lambda tx, _: domain.wait_times(tx, names)))
+
+
+async def get_queue_agents(ask: Ask) -> Response:
+    queue = ask.path("queue")
+
+    def look(tx: Tx, _: clients.Client | None) -> list[dict[str, Any]]:
+        agents = domain.queue_agents(tx, queue)
+        if not agents and ask.settings.testflinger_version != OLDER and domain.find_queue(tx, queue) is None:
+            raise TrackerError("not_found", f"There is no queue {queue!r}")
+        return agents
+
+    return as_json(await ask.read(look))
+
+
+async def get_queue_jobs(ask: Ask) -> Response:
+    name = ask.path("queue")
+    queue = await ask.read(lambda tx, _: domain.find_queue(tx, name))
+    if queue is None:
+        return nothing()
+    return await jobs_found(ask, domain.Search(project=queue["project"]), job_queue=name)
+
+
+# ── Credentials ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def get_token(ask: Ask) -> Response:
+    """An access token: bare for the older clients (they send {} or use GET), in JSON for the newer (an empty body)."""
+    newer = ask.call.scope["method"] == "POST" and not (await ask.call.body()).strip()
+    tokens = await ask.call.tracker.db.write(clients.issue_token, ask.door.authorization, newer)
+    return as_json(tokens_json(tokens)) if newer else text(tokens.access_token)
+
+
+def tokens_json(tokens: clients.Tokens) -> dict[str, Any]:
+    return {**tokens._asdict(), "token_type": "Bearer"}
+
+
+async def refresh_token(ask: Ask) -> Response:
+    body = await ask.body(RefreshBody)
+    tokens = await ask.call.tracker.db.write(clients.refresh_token, body.refresh_token)
+    return as_json(tokens_json(tokens))
+
+
+async def revoke_token(ask: Ask) -> Response:
+    body = await ask.body(RefreshBody)
+    await ask.call.tracker.db.write(clients.revoke_token, body.refresh_token)
+    return text("OK")
+
+
+def administers(
+    function: Callable, *path: str, body: type | None = None, reads: bool = False
+) -> Callable[[Ask], Awaitable[Response]]:
+    """The handler of a call by which clients are administered: the client, what is in the path, the body."""
+
+    async def handle(ask: Ask) -> Response:
+        args: list[Any] = [ask.path(name) for name in path]
+        if body is not None:
+            args.append(await ask.body(body))
+        content = await (ask.read if reads else ask.write)(lambda tx, client: function(tx, client, *args))
+        return text("OK") if content is None else as_json(content)
+
+    return handle
+
+
+# ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Handler = Callable[[Ask], Awaitable[Response]]
+ONE_CLIENT, ONE_QUEUE = "/v1/client-permissions/{client_id}", "/v1/restricted-queues/{queue:path}"
+
+# Method, path, handler, and whether agents alone may come in; OPEN: everybody, as the handler looks at the credentials.
+ANY, AGENT, OPEN = "any", "agent", "open"
+ROUTES: list[tuple[str, str, Handler, str]] = [
+    ("GET", "/v1/job", pick_job, AGENT),
+    ("POST", "/v1/job", submit_job, ANY),
+    ("GET", "/v1/job/search", search_jobs, ANY),
+    ("GET", "/v1/job/{job_id}", get_job, ANY),
+    ("GET", "/v1/job/{job_id}/position", get_position, ANY),
+    ("POST", "/v1/job/{job_id}/action", act_on_job, ANY),
+    ("POST", "/v1/job/{job_id}/events", send_events, AGENT),
+    ("POST", "/v1/job/{job_id}/attachments", add_attachments, ANY),
+    ("GET", "/v1/job/{job_id}/attachments", file_handler("attachments"), ANY),
+    ("POST", "/v1/result/{job_id}", add_result, AGENT),
+    ("GET", "/v1/result/{job_id}", get_result, ANY),
+    ("POST", "/v1/result/{job_id}/artifact", add_artifact, AGENT),
+    ("GET", "/v1/result/{job_id}/artifact", file_handler("artifact"), ANY),
+    *(
+        (method, f"/v1/result/{{job_id}}/{path}", handler, AGENT if method == "POST" else ANY)
+        for path, kind in (("output", "output"), ("serial_output", "serial"))
+        for method, handler in output_handlers(kind).items()
+    ),
+    ("POST", "/v1/result/{job_id}/log/{kind}", add_log, AGENT),
+    ("GET", "/v1/result/{job_id}/log/{kind}", get_log, ANY),
+    ("POST", "/v1/agents/queues", advertise_queues, AGENT),
+    ("GET", "/v1/agents/queues", get_queues, ANY),
+    ("POST", "/v1/agents/images", set_images, AGENT),
+    ("GET", "/v1/agents/images/{queue:path}", get_images, ANY),
+    ("GET", "/v1/agents/data", get_agents, ANY),
+    ("POST", "/v1/agents/data/{name}", update_agent, AGENT),
+    ("GET", "/v1/agents/data/{name}", get_agent, ANY),
+    ("POST", "/v1/agents/provision_logs/{name}", add_provision_log, AGENT),
+    ("GET", "/v1/queues/wait_times", get_wait_times, ANY),
+    ("GET", "/v1/queues/{queue:path}/agents", get_queue_agents, ANY),
+    ("GET", "/v1/queues/{queue:path}/jobs", get_queue_jobs, ANY),
+    ("POST", "/v1/oauth2/token", get_token, OPEN),
+    ("GET", "/v1/oauth2/token", get_token, OPEN),
+    ("POST", "/v1/oauth2/refresh", refresh_token, OPEN),
+    ("POST", "/v1/oauth2/revoke", revoke_token, OPEN),
+    ("GET", "/v1/restricted-queues", administers(clients.list_restricted_queues, reads=True), ANY),
+    ("GET", ONE_QUEUE, administers(clients.get_restricted_queue, "queue", reads=True), ANY),
+    ("POST", ONE_QUEUE, administers(clients.add_restricted_queue, "queue"), ANY),
+    ("DELETE", ONE_QUEUE, administers(clients.remove_restricted_queue, "queue"), ANY),
+    ("GET", "/v1/client-permissions", administers(clients.list_permissions, reads=True), ANY),
+    ("POST", "/v1/client-permissions", administers(clients.create_permissions, body=clients.NewPermissionsBody), ANY),
+    ("GET", ONE_CLIENT, administers(clients.get_permissions, "client_id", reads=True), ANY),
+    ("PUT", ONE_CLIENT, administers(clients.put_permissions, "client_id", body=clients.PermissionsBody), ANY),
+    ("DELETE", ONE_CLIENT, administers(clients.delete_permissions, "client_id"), ANY),
+    (
+        "PUT",
+        "/v1/secrets/{client_id}/{path:path}",
+        administers(clients.put_secret, "client_id", "path", body=clients.SecretBody),
+        ANY,
+    ),
+    ("DELETE", "/v1/secrets/{client_id}/{path:path}", administers(clients.delete_secret, "client_id", "path"), ANY),
+    ("GET", "/v1", health, OPEN),
+    ("GET", "/v1/", health, OPEN),
+]
+
+
+class Path(tracker.Endpoint):
+    """One path with its methods. It takes all of them, to refuse the wrong ones in this dialect's form."""
+
+    def __init__(self, running: tracker.Tracker, methods: dict[str, tuple[Handler, str]]):
+        super().__init__(running, self.answer)
+        self.methods = methods
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        try:
+            response = await self.answer(tracker.Call(scope, receive, self.tracker))
+        except Exception as error:
+            response = refusal(error, f"{scope['method']} {scope['path']}")
+        await response(scope, receive, send)
+
+    async def answer(self, call: tracker.Call) -> Response:
+        method = call.scope["method"]
+        if method not in self.methods:  # HEAD is one of them: it must not take a job
+            if not self.methods:
+                raise TrackerError("not_found", f"There is nothing at {call.scope['path'][:1000]}")
+            error = TrackerError("method_not_allowed", f"{method} is not possible here")
+            error.headers = {"allow": ", ".join(self.methods)}
+            raise error
+        call.refuse_other_sites()
+        handler, needs = self.methods[method]
+        return await handler(Ask(call, Door(call, needs)))
+
+
+def routes(running: tracker.Tracker) -> list[Route]:
+    """All of this dialect's paths. Refuses (start) networks in webhook_networks that are none."""
+    webhook.read_networks(running.settings.webhook_networks)
+    paths: dict[str, dict[str, tuple[Handler, str]]] = {}
+    for method, path, handler, needs in ROUTES:
+        paths.setdefault(path, {})[method] = handler, needs
+    made = [Route(path, Path(running, methods)) for path, methods in paths.items()]
+    return [*made, Route("/v1/{path:path}", Path(running, {}))]
+
+
+# ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+ABANDONED = 3600  # seconds after which a file in the folder that belongs to nothing is not an upload under way
+
+
+async def prune(running: tracker.Tracker) -> None:
+    """Deletes what is older than testflinger_retention, in small steps, and files that belong to nothing."""
+    db, store = running.db, files_of(running.settings)
+    for step in (
+        domain.cancel_forgotten,
+        domain.prune_jobs,
+        domain.prune_outcomes,
+        domain.prune_agents,
+        clients.prune_refresh,
+    ):
+        while await db.write(step, long=True):
+            pass
+    after: tuple[int, str] | None = (0, "")
+    while after is not None:
+        names, after = await db.write(domain.prune_files, after, long=True)
+        for name in names:
+            await store.delete(name)
+    leftovers = await store.leftovers(running.clock.time() - ABANDONED)
+    for name in await db.read(domain.unknown_files, leftovers):
+        await store.delete(name)

@@ -1,0 +1,962 @@
+"""What the Testflinger dialect keeps and does: functions (tx, …) that know no HTTP.
+
+A queue there is a project that this dialect has made, a job is a job of it, an agent is a worker. Triggers in
+schema.sql keep a testflinger_job row beside every job of such a project, whichever door that came through. What agents
+report is kept by job id, also for ids that nobody knows. Sections (search for "# ── "):
+
+    Queues · Jobs submitted · Jobs picked · Jobs looked at · Results · Output · Files · Agents · Forgotten
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from sqlite3 import Row
+from typing import Any, NamedTuple
+
+import msgspec
+
+import tracker
+from dialects import testflinger_clients as clients
+from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
+
+PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
+ENDED = ("complete", "completed")  # two words for the same
+STATES = ("waiting", "running", *PHASES[:5], "allocated", *PHASES[5:], *ENDED, "cancelled")
+KINDS = ("output", "serial")
+MOST_REPORTED = 16 * 2**20  # bytes of results, and of output outside a job's log, for one job id
+
+
+class Unprocessable(TrackerError):
+    """A value that is well formed and yet cannot be: the field, and what is wrong with it."""
+
+    def __init__(self, field: str, problem: str):
+        super().__init__("invalid", f"{field}: {problem}")
+        self.field, self.problem = field, problem
+
+
+def iso(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# ── Queues ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MOST_QUEUES = 1000
+QUEUE = "SELECT q.*, p.name, p.paused, p.assign_rate, p.assign_free_at FROM project p JOIN testflinger_queue q ON"
+
+
+def find_queue(tx: Tx, name: str) -> Row | None:
+    return tx.one(f"{QUEUE} q.project = p.id WHERE p.name = ?", (name,))
+
+
+def all_queues(tx: Tx) -> list[Row]:
+    """Every queue, by name."""
+    return tx.all(f"{QUEUE} q.project = p.id ORDER BY p.name")
+
+
+def make_queue(tx: Tx, name: str, field: str = "job_queue") -> int:
+    """The project of the queue, which is made if there is none of that name.
+
+    Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard.
+    """
+    old = tx.one(
+        "SELECT p.id, q.project FROM project p LEFT JOIN testflinger_queue q ON q.project = p.id WHERE p.name = ?",
+        (name,),
+    )
+    if old is None:
+        if not name.strip() or len(name) > 200:
+            raise Unprocessable(field, "the name of a queue has 1 to 200 characters, and not only spaces")
+        if tx.one("SELECT COUNT(*) FROM testflinger_queue")[0] >= MOST_QUEUES:
+            raise Unprocessable(field, f"no queue {name!r}, and no further one: there are {MOST_QUEUES:,}")
+        project = tracker.insert_project(tx, {"name": name})
+        tx.execute("INSERT INTO testflinger_queue (project) VALUES (?)", (project,))
+        return project
+    if old["project"] is None:
+        raise Unprocessable(field, f"{name!r} is the name of a project of the tracker that is no Testflinger queue")
+    return old["id"]
+
+
+def advertise_queues(tx: Tx, queues: dict[str, str]) -> None:
+    """Notes which queues there are, and what agents say about them. All or none."""
+    for name, description in queues.items():
+        project = make_queue(tx, name, "queues")
+        tx.execute("UPDATE testflinger_queue SET description = ? WHERE project = ?", (description, project))
+
+
+def advertised_queues(tx: Tx) -> dict[str, str]:
+    return {row["name"]: row["description"] for row in all_queues(tx) if row["description"] is not None}
+
+
+def set_images(tx: Tx, images: dict[str, dict[str, Any]]) -> None:
+    """Replaces the images of these queues."""
+    for name, data in images.items():
+        project = make_queue(tx, name, "images")
+        tx.execute("DELETE FROM testflinger_image WHERE project = ?", (project,))
+        rows = [(project, image, encode(provisioned).decode()) for image, provisioned in data.items()]
+        tx.executemany("INSERT INTO testflinger_image VALUES (?, ?, ?)", rows)
+
+
+def images(tx: Tx, name: str) -> dict[str, Raw]:
+    """The queue's images, and what provisions them. Empty for an unknown queue."""
+    rows = tx.execute(
+        "SELECT i.name, i.data FROM project p JOIN testflinger_image i ON i.project = p.id WHERE p.name = ?"
+        " ORDER BY i.name",
+        (name,),
+    )
+    return {row["name"]: Raw(row["data"].encode()) for row in rows}
+
+
+WAIT = "FROM testflinger_job WHERE project = :project AND wait IS NOT NULL"
+PERCENTILES = (5, 10, 50, 90, 95)
+
+
+def wait_times(tx: Tx, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """How long jobs have waited until they were picked, in seconds: percentiles, by queue. All queues without names.
+
+    Queues of which no job has been started are left out.
+    """
+    queues = filter(None, (find_queue(tx, name) for name in dict.fromkeys(names))) if names else all_queues(tx)
+    counted = ((row, tx.one(f"SELECT COUNT(*) {WAIT}", {"project": row["project"]})[0]) for row in queues)
+    return {
+        row["name"]: {str(percent): percentile(tx, row["project"], count, percent) for percent in PERCENTILES}
+        for row, count in counted
+        if count
+    }
+
+
+def percentile(tx: Tx, project: int, count: int, percent: int) -> float:
+    """A percentile of `count` waiting times, with linear interpolation. Walks the index from the nearer end."""
+    place = (count - 1) * percent / 100
+    low, high = math.floor(place), math.ceil(place)
+    from_below = place <= count / 2
+    order, first = ("ASC", low) if from_below else ("DESC", count - 1 - high)
+    waits = [
+        row["wait"]
+        for row in tx.execute(
+            f"SELECT wait {WAIT} ORDER BY wait {order} LIMIT :limit OFFSET :first",
+            {"project": project, "limit": high - low + 1, "first": first},
+        )
+    ]
+    below, above = min(waits), max(waits)
+    return below + (above - below) * (place - low)
+
+
+# ── Jobs submitted ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MARGIN = 600  # seconds that an agent may take beyond a job's own times: provisioning, cleaning up, uploading
+NEVER = 1e9  # seconds; the lease of a job without a global_timeout: nobody else may run it on other hardware
+
+
+class Submission(NamedTuple):
+    """A job that is wanted. `definition` is what its agent is given: everything that was sent."""
+
+    definition: dict[str, Any]
+    queue: str
+    uuid: str | None = None
+    priority: int = 0
+    tags: Sequence[str] = ()
+    excluded: Sequence[str] = ()
+    attachments: bool = False
+    secrets: dict[str, str] | None = None
+    global_timeout: int | None = None
+    reservation: float | None = None  # seconds
+    script: str = ""
+
+
+def submit_job(tx: Tx, client: clients.Client | None, job: Submission) -> str:
+    """Stores a job and returns its id. It can be picked at once, unless it waits for its attachments.
+
+    Refuses (401, 403) what the client may not ask for; (Unprocessable) a known job id, a job that no agent may have.
+    """
+    queue = find_queue(tx, job.queue)
+    restricted = bool(queue and queue["restricted"])
+    clients.check_submission(tx, client, job.queue, restricted, job.priority, job.reservation)
+    check_secrets(tx, client, job)
+    check_agents_left(tx, job)
+    if job.uuid and tx.one("SELECT 1 FROM testflinger_job WHERE uuid = ?", (job.uuid,)):
+        raise Unprocessable("job_id", "there is a job with this id already")
+    project = make_queue(tx, job.queue)
+    tracker.charge_trigger(tx, project)
+    row = tracker.insert_job_alone(tx, job_columns(tx, project, job))
+    tx.execute(
+        "UPDATE testflinger_job SET uuid = ifnull(?, uuid), attachments = ?, client = ? WHERE job = ?",
+        (job.uuid, "waiting" if job.attachments else "none", client and client.id, row["id"]),
+    )
+    tx.executemany("INSERT OR IGNORE INTO testflinger_tag VALUES (?, ?)", [(tag, row["id"]) for tag in job.tags])
+    excluded = [(row["id"], agent) for agent in job.excluded]
+    tx.executemany("INSERT OR IGNORE INTO testflinger_exclusion VALUES (?, ?)", excluded)
+    if not job.attachments:
+        tracker.queue_job(tx, row)
+    return job.uuid or uuid_of(tx, row["id"])
+
+
+def job_columns(tx: Tx, project: int, job: Submission) -> dict[str, Any]:
+    name = job.definition.get("name")
+    timeout = NEVER if job.global_timeout is None else job.global_timeout + (job.reservation or 0) + MARGIN
+    return {
+        "project": project,
+        "name": (name if isinstance(name, str) else "")[:200].strip() or job.queue,
+        "recipe": encode(job.definition).decode(),
+        "script": tracker.store_script(tx, job.script) if job.script else None,
+        "runas": "bash %script%" if job.script else "",
+        "variables": "{}",
+        "arguments": "[]",
+        "env": "{}",
+        "timeout": min(timeout, NEVER),
+        "max_retries": 0,  # no second run on other hardware
+        "priority": job.priority,
+        "origin": "testflinger",
+    }
+
+
+def check_secrets(tx: Tx, client: clients.Client | None, job: Submission) -> None:
+    """Refuses secrets that the client has not left here."""
+    if not job.secrets:
+        return
+    if client is None:
+        raise TrackerError("unauthorized", "test_data.secrets: only a client with credentials has secrets")
+    for path in job.secrets.values():
+        if clients.secret_value(tx, client.id, path) is None:
+            raise Unprocessable("test_data", f"secrets: the client {client.id} has none named {path!r}")
+
+
+def check_agents_left(tx: Tx, job: Submission) -> None:
+    """Refuses a job that excludes every agent of its queue."""
+    if job.excluded:
+        agents = {row["name"] for row in agents_listening(tx, job.queue)}
+        if agents and agents <= set(job.excluded):
+            raise Unprocessable("exclude_agents", f"no agent of the queue {job.queue!r} is left")
+
+
+def uuid_of(tx: Tx, job: int) -> str:
+    return tx.one("SELECT uuid FROM testflinger_job WHERE job = ?", (job,))["uuid"]
+
+
+# ── Jobs picked ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WAITING = "project = :project AND state = 'waiting' AND attachments <> 'waiting'"
+FIRST_WAITING = f"""
+    SELECT job, priority, project FROM testflinger_job t WHERE {WAITING}
+    AND NOT EXISTS (SELECT 1 FROM testflinger_exclusion WHERE job = t.job AND agent = :agent)
+    ORDER BY priority DESC, job LIMIT 1
+"""
+
+
+def pick_job(tx: Tx, queues: Iterable[str], agent: str | None) -> dict[str, Any] | None:
+    """Assigns to the agent the best job of these queues: the highest priority, then the oldest. None: there is none.
+
+    Nobody else gets the job, ever. A queue or an agent that a manager has paused gets none.
+    """
+    worker = agent_worker(tx, agent)
+    if worker is not None and tx.one("SELECT paused FROM worker WHERE id = ?", (worker,))["paused"]:
+        return None
+    best, rate = None, 0.0
+    for name in dict.fromkeys(queues):
+        queue = find_queue(tx, name)
+        if queue is None or queue["paused"] or queue["assign_free_at"] > tx.uptime:
+            continue
+        row = tx.one(FIRST_WAITING, {"project": queue["project"], "agent": agent or ""})
+        if row and (best is None or (row["priority"], -row["job"]) > (best["priority"], -best["job"])):
+            best, rate = row, queue["assign_rate"]
+    if best is None:
+        return None
+    if rate:
+        tracker.charge_assign(tx, {best["project"]: (rate, 1)})
+    job = tx.one("SELECT * FROM job WHERE id = ?", (best["job"],))
+    given = tracker.assign_job(tx, job, worker or make_agent_worker(tx, agent))
+    tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
+    return picked_json(tx, job, given)
+
+
+def picked_json(tx: Tx, job: Row, given: dict[str, Any]) -> dict[str, Any]:
+    """The job as its agent is given it."""
+    ours = tx.one("SELECT uuid, attachments, client FROM testflinger_job WHERE job = ?", (job["id"],))
+    shown = {**definition(tx, job, given), "job_id": ours["uuid"], "started_at": iso(tx.now)}
+    if ours["attachments"] != "none":
+        shown["attachments_status"] = ours["attachments"]
+    return with_secrets(tx, shown, ours["client"])
+
+
+def definition(tx: Tx, job: Row, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What was submitted. Of a job that came through another door: the same as a definition, a script as test_cmds."""
+    if job["template"] is None:
+        return msgspec.json.decode(job["recipe"])
+    script = tx.one("SELECT source FROM script WHERE id = ?", (job["script"],))
+    queue = tx.one("SELECT name FROM project WHERE id = ?", (job["project"],))["name"]
+    return {
+        "job_queue": queue,
+        "name": job["name"],
+        "job_priority": job["priority"],
+        "test_data": {"test_cmds": script["source"] if script else job["recipe"]},
+        **{name: Raw(job[name].encode()) for name in ("variables", "arguments", "env")},
+    }
+
+
+def with_secrets(tx: Tx, shown: dict[str, Any], client: str | None) -> dict[str, Any]:
+    """The definition with the values of the secrets that it names. One that is gone meanwhile is empty."""
+    data = shown.get("test_data")
+    if client is None or not isinstance(data, dict) or not isinstance(data.get("secrets"), dict):
+        return shown
+    values = {name: clients.secret_value(tx, client, path) or "" for name, path in data["secrets"].items()}
+    return {**shown, "test_data": {**data, "secrets": values}}
+
+
+# ── Jobs looked at ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+JOB = (
+    "SELECT j.*, t.uuid, t.state AS shown_state, t.attachments, t.agent"
+    " FROM testflinger_job t JOIN job j ON j.id = t.job"
+)
+
+
+def find_job(tx: Tx, uuid: str) -> Row | None:
+    """A job of a queue by its id, with `shown_state`, `attachments` and the `agent` that picked it."""
+    return tx.one(f"{JOB} WHERE t.uuid = ?", (uuid,))
+
+
+def get_job(tx: Tx, uuid: str) -> dict[str, Any] | None:
+    """What was submitted, and the job's id. None for an unknown job."""
+    job = find_job(tx, uuid)
+    return job and {**definition(tx, job), "job_id": uuid}
+
+
+def position(tx: Tx, uuid: str) -> int | None:
+    """How many jobs of its queue come before this one. None unless it is waiting."""
+    row = tx.one("SELECT job, project, priority, state FROM testflinger_job WHERE uuid = ?", (uuid,))
+    if row is None or row["state"] != "waiting":
+        return None
+    return tx.one(AHEAD, dict(row))[0]
+
+
+AHEAD = f"""
+    SELECT (SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND priority > :priority)
+        + (SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND priority = :priority AND job < :job)
+"""
+
+
+def cancel_job(tx: Tx, uuid: str, by: str) -> None:
+    """Cancels a job that has not ended; its agent sees that and stops. 404 unknown, 400 when it has ended."""
+    job = find_job(tx, uuid)
+    if job is None:
+        raise TrackerError("not_found", f"There is no job {uuid}")
+    if job["finished"] is not None:
+        raise TrackerError("invalid", f"The job is already completed or cancelled: it is {job['shown_state']}")
+    tracker.cancel_job(tx, job, by)
+
+
+class Search(NamedTuple):
+    """Which jobs: with one or all of the tags (none: any job), in one of the states (none: any), of a queue."""
+
+    tags: Sequence[str] = ()
+    every_tag: bool = False
+    states: Sequence[str] = ()
+    project: int | None = None
+
+
+class Found(NamedTuple):
+    """Some jobs, by age, and the one after which to go on (None: no more)."""
+
+    jobs: list[dict[str, Any]]
+    more: int | None
+
+
+PIECE = 1000  # jobs that one transaction looks at
+MOST_TAGS = 100  # in one search
+MOST_SORTED = 10_000  # candidates of all the words of a search
+LIVE = set(STATES) - {*ENDED, "cancelled"}
+
+
+def search_jobs(tx: Tx, wanted: Search, after: int = 0) -> Found:
+    """The next jobs of a search. Looks at a bounded number, so a piece may be empty and yet have a next one."""
+    sql, values = search_sql(wanted, *way_to(tx, wanted, after))
+    rows = tx.all(sql, {**values, "after": after})
+    jobs = [job_line(row) for row in rows if row["matches"]]
+    return Found(jobs, rows[-1]["job"] if len(rows) == values["piece"] else None)
+
+
+def job_line(row: Row) -> dict[str, Any]:
+    return {"job_id": row["uuid"], "created_at": iso(row["created"]), "job_state": row["state"]}
+
+
+def way_to(tx: Tx, wanted: Search, after: int) -> tuple[str, Sequence[Any]]:
+    """The column by whose index the candidates are found, and its values: those that leave the fewest."""
+    if wanted.project is not None:
+        return "project", [wanted.project]
+    ways = [("tag", [tag]) for tag in wanted.tags] if wanted.every_tag else [("tag", wanted.tags)]
+    # Where a piece is not enough to tell, the first one is taken: most jobs have ended.
+    ways.insert(0 if set(wanted.states) <= LIVE else len(ways), ("state", wanted.states))
+    ways = [(column, words) for column, words in ways if words]
+    if not ways:
+        return "TRUE", [1]
+    return min(ways, key=lambda way: candidates(tx, *way, after)) if len(ways) > 1 else ways[0]
+
+
+def candidates(tx: Tx, column: str, words: Sequence[str], after: int) -> int:
+    """How many jobs there are to look at; not more than a piece is counted of each word."""
+    some = f"SELECT 1 FROM testflinger_{SOURCES[column]} WHERE {column} = ? AND job > ? LIMIT ?"
+    return sum(tx.one(f"SELECT COUNT(*) FROM ({some})", (word, after, PIECE))[0] for word in words)
+
+
+SOURCES = {"project": "job", "state": "job", "tag": "tag", "TRUE": "job"}
+
+
+def search_sql(wanted: Search, column: str, words: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+    """The jobs that have one of the words in the column, in the order of their ids, and whether they match.
+
+    One LIMIT for each word and one for all: so nothing but a piece of each is ever sorted.
+    """
+    words = list(dict.fromkeys(words))
+    ranges = [
+        f"SELECT job FROM (SELECT job FROM testflinger_{SOURCES[column]} WHERE {column} = :word{number}"
+        " AND job > :after ORDER BY job LIMIT :piece)"
+        for number in range(len(words))
+    ]
+    conditions = ["TRUE"]
+    if wanted.states and column != "state":
+        conditions.append("t.state IN (SELECT value FROM json_each(:states))")
+    if wanted.tags and (column != "tag" or wanted.every_tag):
+        conditions.append(
+            "(SELECT COUNT(*) FROM testflinger_tag WHERE job = t.job AND tag IN (SELECT value FROM json_each(:tags)))"
+            " >= :least"
+        )
+    sql = (
+        f"SELECT t.job, t.uuid, t.state, j.created, {' AND '.join(conditions)} AS matches FROM"
+        f" (SELECT job FROM ({' UNION '.join(ranges)}) ORDER BY job LIMIT :piece) AS candidate"
+        " CROSS JOIN testflinger_job t ON t.job = candidate.job CROSS JOIN job j ON j.id = t.job ORDER BY t.job"
+    )
+    return sql, {
+        **{f"word{number}": word for number, word in enumerate(words)},
+        "piece": min(PIECE, MOST_SORTED // len(words)),
+        "states": encode(wanted.states).decode(),
+        "tags": encode(wanted.tags).decode(),
+        "least": len(set(wanted.tags)) if wanted.every_tag else 1,
+    }
+
+
+# ── Results ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
+    """All that has been reported for a job id, merged, and the job's state. None: nothing is known of it."""
+    rows = tx.all("SELECT name, value FROM testflinger_result WHERE uuid = ?", (uuid,))
+    job = find_job(tx, uuid)
+    shown: dict[str, Any] = {row["name"]: Raw(row["value"].encode()) for row in rows}
+    texts = reported_output(tx, uuid, job)
+    if job is None and not shown and not texts:
+        return None
+    statuses = msgspec.json.decode(shown["status"]) if "status" in shown else {}
+    if isinstance(statuses, dict):
+        shown = {**{f"{phase}_status": status for phase, status in statuses.items()}, **shown}
+    shown = {"job_state": "waiting", **texts, **shown}
+    if job is not None:
+        shown = {**foreign_result(tx, job), **shown, "job_state": job["shown_state"]}
+    return shown
+
+
+def reported_output(tx: Tx, uuid: str, job: Row | None) -> dict[str, str]:
+    """What phases have written, as {phase}_output and {phase}_serial."""
+    texts: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for piece in fragments(tx, uuid, job, kind):
+            texts.setdefault(f"{piece.phase}_{kind}", []).append(piece.text)
+    return {name: "".join(pieces) for name, pieces in texts.items()}
+
+
+def foreign_result(tx: Tx, job: Row) -> dict[str, Any]:
+    """What is to be told of a job whose worker has not reported here."""
+    if job["finished"] is None or job["state"] == "cancelled":
+        return {}
+    if job["agent"] is not None:  # which has said itself how it went, unless it has vanished
+        return {"test_status": 1} if job["state"] == "timed_out" else {}
+    result = msgspec.json.decode(job["result"]) if job["result"] else None
+    code = result.get("code") if isinstance(result, dict) else None
+    failed = job["state"] != "succeeded"
+    told: dict[str, Any] = {"test_status": code if isinstance(code, int) and bool(code) == failed else int(failed)}
+    if job["output"] is not None:
+        told["output"] = Raw(job["output"].encode())
+    return told
+
+
+def add_result(tx: Tx, uuid: str, agent: str | None, fields: dict[str, Raw], state: str | None) -> None:
+    """Merges what is reported for a job id, field by field; a state moves the job, if the poster may.
+
+    Refuses (too_large) more than MOST_REPORTED for one id, and then changes nothing.
+    """
+    job = find_job(tx, uuid)
+    if job is None and state is not None:
+        fields = {**fields, "job_state": Raw(encode(state))}
+    size = touch(tx, uuid)
+    for name, value in fields.items():
+        old = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name))
+        text = bytes(value).decode()
+        size += len(value) - (len(old["value"].encode()) if old else -len(name.encode()))
+        tx.execute(
+            "INSERT INTO testflinger_result VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+            (uuid, name, text),
+        )
+    resize(tx, uuid, size)
+    if job is not None and state is not None and holds(job, agent):
+        move_job(tx, job, state)
+
+
+def touch(tx: Tx, uuid: str) -> int:
+    """Notes that something is reported for a job id. The size of what there is."""
+    return tx.one(
+        "INSERT INTO testflinger_outcome (uuid, touched) VALUES (?, ?)"
+        " ON CONFLICT DO UPDATE SET touched = excluded.touched RETURNING size",
+        (uuid, tx.time),
+    )["size"]
+
+
+def resize(tx: Tx, uuid: str, size: int) -> None:
+    if size > MOST_REPORTED:
+        raise TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
+    tx.execute("UPDATE testflinger_outcome SET size = ? WHERE uuid = ?", (size, uuid))
+
+
+def holds(job: Row, agent: str | None) -> bool:
+    """Whether this poster speaks for the job's agent. One that does not say who it is is believed to."""
+    if job["state"] != "assigned" or job["agent"] is None:
+        return False
+    return agent is None or job["agent"] in ("", agent)
+
+
+def move_job(tx: Tx, job: Row, state: str) -> None:
+    """What an assigned job's agent says about its state."""
+    if state in ENDED:
+        release_job(tx, job)
+        known = "UPDATE testflinger_job SET state = ? WHERE job = ? AND state = 'complete'"  # not if it is tried again
+        tx.execute(known, (state, job["id"]))
+    elif state == "cancelled":
+        tracker.cancel_job(tx, job, "its agent")
+    elif state in LIVE and state != "waiting":  # other words would hide it from who looks for what goes on
+        tx.execute("UPDATE testflinger_job SET state = ? WHERE job = ?", (state, job["id"]))
+
+
+def release_job(tx: Tx, job: Row) -> None:
+    """Ends a job: as failed if one of its phases has ended with another status than 0."""
+    shown = {
+        row["name"]: msgspec.json.decode(row["value"])
+        for row in tx.execute(REPORTED_STATUSES, {"uuid": job["uuid"], "phases": encode(PHASES).decode()})
+    }
+    statuses = shown.pop("status", None)
+    statuses = dict(statuses) if isinstance(statuses, dict) else {}
+    given = {name: shown.pop(name) for name in ("output", "device_info") if name in shown}
+    statuses |= {name.removesuffix("_status"): status for name, status in shown.items()}
+    failed = any(statuses.values())
+    output = given.get("output", given.get("device_info", statuses))
+    report = {"state": "failure" if failed else "success", "statuses": statuses, "output": output}
+    tracker.release_task(
+        tx,
+        WorkerCredentials(job["assignee"], None),
+        tracker.ReleaseBody(job["task"], tracker.FAIL if failed else tracker.OK, output=Raw(encode(report))),
+    )
+
+
+REPORTED_STATUSES = """
+    SELECT name, value FROM testflinger_result WHERE uuid = :uuid AND (name IN ('status', 'output', 'device_info')
+        OR name IN (SELECT value || '_status' FROM json_each(:phases)))
+"""
+
+
+# ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Fragment(NamedTuple):
+    """A piece of output. `id` is its place among all of its kind, `number` its place within its phase."""
+
+    id: int
+    phase: str
+    number: int
+    timestamp: float
+    text: str
+
+
+FRAGMENTS = """
+    SELECT f.id, f.phase, f.number, f.timestamp, ifnull(l.message, '') || ifnull(f.text, '') AS text
+    FROM testflinger_fragment f LEFT JOIN job_line l ON l.job = :job AND l.number = f.line
+    WHERE f.uuid = :uuid AND f.kind = :kind AND f.id > :after ORDER BY f.id
+"""
+
+
+def add_fragment(
+    tx: Tx,
+    uuid: str,
+    kind: str,
+    agent: str | None,
+    text: str,
+    phase: str | None = None,
+    number: int | None = None,
+    timestamp: float | None = None,
+) -> None:
+    """Keeps a piece of output: in the log of its job, while that goes on. A number that is known is not kept again.
+
+    Without phase and number it follows what there is, in the phase in which the job is.
+    """
+    size, job = touch(tx, uuid), find_job(tx, uuid)
+    phase = phase or present_phase(job)
+    of_phase = {"uuid": uuid, "kind": kind, "phase": phase, "number": number}
+    if number is None:
+        of_phase["number"] = 1 + tx.one(LAST_NUMBER, of_phase)[0]
+    elif tx.one(f"SELECT 1 {OF_PHASE} AND number = :number", of_phase):
+        return
+    line, stray = None, text
+    if job is not None and holds(job, agent):
+        scope, said = phase if kind == "output" else f"{phase} serial", text.removesuffix("\n")
+        line, stray = add_line(tx, job, scope, said, timestamp), text[len(said) :]  # other doors end a line themselves
+        if line is None:  # the log is full, and says so
+            return
+    else:
+        resize(tx, uuid, size + len(text.encode()))
+    tx.execute(
+        "INSERT INTO testflinger_fragment (uuid, kind, id, phase, number, timestamp, line, text) VALUES (:uuid, :kind,"
+        " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind),"
+        " :phase, :number, :timestamp, :line, :text)",
+        {**of_phase, "timestamp": tx.now if timestamp is None else timestamp, "line": line, "text": stray},
+    )
+
+
+OF_PHASE = "FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind AND phase = :phase"
+LAST_NUMBER = f"SELECT ifnull(max(number), -1) {OF_PHASE}"
+
+
+def present_phase(job: Row | None) -> str:
+    """The phase whose output this must be, when the agent does not say."""
+    if job is None:
+        return "test"
+    if job["finished"] is not None:
+        return "cleanup"
+    return job["shown_state"] if job["shown_state"] in PHASES else "setup"
+
+
+def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -> int | None:
+    """Adds output to the job's log. The number of the line; None when the log is full."""
+    entry = tracker.TaskEntry(text, int(tx.now if timestamp is None else timestamp), scope=scope)
+    stored = tracker.add_job_lines(tx, job, job["assignee"], [entry])
+    return job["line_count"] + 1 if stored else None
+
+
+def fragments(tx: Tx, uuid: str, job: Row | None, kind: str, after: int = 0) -> list[Fragment]:
+    """The pieces of output after one, in the order in which they came.
+
+    Those of a job that a worker of another kind does are the lines that it logs, as output of the phase test.
+    """
+    values = {"uuid": uuid, "kind": kind, "after": after, "job": job and job["id"]}
+    rows = tx.all(FRAGMENTS, values)
+    if rows or kind == "serial" or job is None or job["agent"] is not None:
+        return [Fragment._make(row) for row in rows]
+    lines = tx.execute(
+        "SELECT number, time, message FROM job_line WHERE job = ? AND number > ? AND worker <> 0 ORDER BY number",
+        (job["id"], after),
+    )
+    return [Fragment(row["number"], "test", row["number"], row["time"], row["message"] + "\n") for row in lines]
+
+
+def output_read(tx: Tx, uuid: str, kind: str) -> int:
+    """The last piece of output that take_output has handed out."""
+    row = tx.one(f"SELECT {kind}_read FROM testflinger_outcome WHERE uuid = ?", (uuid,))
+    return row[0] if row else 0
+
+
+def has_output(tx: Tx, uuid: str, kind: str) -> bool:
+    """Whether take_output has something to hand out."""
+    return bool(fragments(tx, uuid, find_job(tx, uuid), kind, output_read(tx, uuid, kind)))
+
+
+def take_output(tx: Tx, uuid: str, kind: str) -> str | None:
+    """The output since the last call, joined by newlines. None: there is none. What is taken stays for others."""
+    found = fragments(tx, uuid, find_job(tx, uuid), kind, output_read(tx, uuid, kind))
+    if not found:
+        return None
+    touch(tx, uuid)
+    tx.execute(f"UPDATE testflinger_outcome SET {kind}_read = ? WHERE uuid = ?", (found[-1].id, uuid))
+    return "\n".join(piece.text for piece in found)
+
+
+def get_logs(
+    tx: Tx, uuid: str, kind: str, phase: str | None, first: int, since: float | None
+) -> dict[str, dict[str, Any]]:
+    """What the phases have written, from a fragment or a time on: {phase: {last_fragment_number, log_data}}.
+
+    Without a phase: all of them. -1 where there is nothing.
+    """
+    shown = {name: [] for name in ([phase] if phase else PHASES)}
+    for piece in fragments(tx, uuid, find_job(tx, uuid), kind):
+        if piece.phase in shown and piece.number >= first and (since is None or piece.timestamp >= since):
+            shown[piece.phase].append(piece)
+    return {
+        name: {
+            "last_fragment_number": max((piece.number for piece in pieces), default=-1),
+            "log_data": "".join(piece.text for piece in sorted(pieces, key=lambda piece: piece.number)),
+        }
+        for name, pieces in shown.items()
+    }
+
+
+# ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_file(tx: Tx, uuid: str, kind: str) -> Row | None:
+    """The job's artifact or attachments. A retried job has the attachments of the one that it repeats."""
+    row = tx.one("SELECT * FROM testflinger_file WHERE uuid = ? AND kind = ?", (uuid, kind))
+    if row is None and kind == "attachments":
+        again = tx.one(
+            "SELECT o.uuid FROM testflinger_job t JOIN job j ON j.id = t.job"
+            " JOIN testflinger_job o ON o.job = j.retry_of WHERE t.uuid = ?",
+            (uuid,),
+        )
+        return again and find_file(tx, again["uuid"], kind)
+    return row
+
+
+def store_file(tx: Tx, uuid: str, kind: str, name: str, size: int) -> str | None:
+    """Notes a file that has been received. The name of the one that it replaces."""
+    old = tx.one("SELECT name FROM testflinger_file WHERE uuid = ? AND kind = ?", (uuid, kind))
+    tx.execute("REPLACE INTO testflinger_file VALUES (?, ?, ?, ?, ?)", (uuid, kind, name, size, tx.time))
+    return old and old["name"]
+
+
+def check_attachments_wanted(tx: Tx, uuid: str) -> Row:
+    """The job, if it waits for its attachments."""
+    job = find_job(tx, uuid)
+    if job is None or job["finished"] is not None or job["attachments"] != "waiting":
+        raise Unprocessable("file", "the job does not wait for attachments")
+    return job
+
+
+def store_attachments(tx: Tx, uuid: str, name: str, size: int) -> None:
+    """Notes a job's attachments: now it can be picked."""
+    job = check_attachments_wanted(tx, uuid)
+    store_file(tx, uuid, "attachments", name, size)
+    tx.execute("UPDATE testflinger_job SET attachments = 'complete' WHERE job = ?", (job["id"],))
+    tracker.queue_job(tx, job)
+
+
+# ── Agents ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MOST_AGENTS = 10_000
+KEPT_LINES = 100  # of an agent's log, and of its provision log
+NAMELESS = "testflinger_worker"  # the key in meta of the worker that stands for agents without a name
+
+
+def find_agent(tx: Tx, name: str) -> Row | None:
+    return tx.one("SELECT * FROM testflinger_agent WHERE name = ?", (name,))
+
+
+def update_agent(tx: Tx, name: str, fields: dict[str, Any]) -> None:
+    """Notes what an agent tells of itself, field by field; the lines of its log are added to those there are."""
+    lines = fields.pop("log", ())
+    old = find_agent(tx, name)
+    if old is None and tx.one("SELECT COUNT(*) FROM testflinger_agent")[0] >= MOST_AGENTS:
+        raise Unprocessable("name", f"no further agent: there are {MOST_AGENTS:,}")
+    told = {**(msgspec.json.decode(old["fields"]) if old else {}), **fields}
+    agent = tx.one(
+        "INSERT INTO testflinger_agent (name, fields, updated) VALUES (?, ?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET fields = excluded.fields, updated = excluded.updated RETURNING id",
+        (name, encode(told).decode(), tx.time),
+    )["id"]
+    if "queues" in fields:
+        tx.execute("DELETE FROM testflinger_agent_queue WHERE agent = ?", (agent,))
+        listened = [(queue, agent) for queue in dict.fromkeys(fields["queues"])]
+        tx.executemany("INSERT INTO testflinger_agent_queue VALUES (?, ?)", listened)
+    newest = [(agent, line) for line in lines[-KEPT_LINES:]]
+    tx.executemany("INSERT INTO testflinger_agent_line (agent, line) VALUES (?, ?)", newest)
+    forget_beyond(tx, "testflinger_agent_line", agent)
+
+
+def forget_beyond(tx: Tx, table: str, agent: int) -> None:
+    """Keeps the newest of an agent's lines."""
+    tx.execute(
+        f"DELETE FROM {table} WHERE agent = :agent AND id <="
+        f" (SELECT id FROM {table} WHERE agent = :agent ORDER BY id DESC LIMIT 1 OFFSET {KEPT_LINES})",
+        {"agent": agent},
+    )
+
+
+def add_provision_log(tx: Tx, name: str, uuid: str, exit_code: int, detail: str) -> None:
+    """Notes how provisioning a job went; a streak of passes or fails grows, or begins anew. 404: unknown agent."""
+    agent = find_agent(tx, name)
+    if agent is None:
+        raise TrackerError("not_found", f"There is no agent {name!r}")
+    tx.execute(
+        "INSERT INTO testflinger_provision (agent, uuid, exit_code, detail, time) VALUES (?, ?, ?, ?, ?)",
+        (agent["id"], uuid, exit_code, detail, tx.time),
+    )
+    forget_beyond(tx, "testflinger_provision", agent["id"])
+    kind = "fail" if exit_code else "pass"
+    tx.execute(
+        "UPDATE testflinger_agent SET streak_count = iif(streak_type IS ?1, streak_count, 0) + 1, streak_type = ?1"
+        " WHERE id = ?2",
+        (kind, agent["id"]),
+    )
+
+
+def list_agents(tx: Tx) -> list[dict[str, Any]]:
+    """All agents, by name, without their logs."""
+    allowed = restricted_owners(tx)
+    return [agent_json(row, allowed) for row in tx.execute("SELECT * FROM testflinger_agent ORDER BY name")]
+
+
+def get_agent(tx: Tx, name: str) -> dict[str, Any]:
+    """One agent. 404: unknown."""
+    agent = find_agent(tx, name)
+    if agent is None:
+        raise TrackerError("not_found", f"There is no agent {name!r}")
+    return agent_json(agent, restricted_owners(tx))
+
+
+def agent_json(row: Row, allowed: dict[str, list[str]]) -> dict[str, Any]:
+    fields = msgspec.json.decode(row["fields"])
+    return {
+        "name": row["name"],
+        **fields,
+        "updated_at": iso(row["updated"]),
+        "provision_streak_type": row["streak_type"] or "",
+        "provision_streak_count": row["streak_count"],
+        "restricted_to": {queue: allowed[queue] for queue in fields.get("queues", ()) if queue in allowed},
+    }
+
+
+def restricted_owners(tx: Tx) -> dict[str, list[str]]:
+    """The restricted queues, and the clients that are allowed each."""
+    owners: dict[str, list[str]] = {row["name"]: [] for row in all_queues(tx) if row["restricted"]}
+    if owners:
+        for row in tx.execute("SELECT id, allowed_queues FROM testflinger_client ORDER BY id"):
+            for queue in msgspec.json.decode(row["allowed_queues"]):
+                if queue in owners:
+                    owners[queue].append(row["id"])
+    return owners
+
+
+def agents_listening(tx: Tx, queue: str) -> list[Row]:
+    """The agents that listen to the queue, by name."""
+    return tx.all(
+        "SELECT a.* FROM testflinger_agent_queue l JOIN testflinger_agent a ON a.id = l.agent WHERE l.queue = ?"
+        " ORDER BY a.name",
+        (queue,),
+    )
+
+
+def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
+    """The agents that listen to the queue, as that call shows them."""
+    names = ("state", "queues", "location", "provision_type", "job_id", "comment")
+    shown = ((row["name"], msgspec.json.decode(row["fields"])) for row in agents_listening(tx, queue))
+    return [{"name": name, **{key: fields[key] for key in names if key in fields}} for name, fields in shown]
+
+
+def agent_worker(tx: Tx, agent: str | None) -> int | None:
+    """The worker that holds an agent's jobs. None: it has had none yet."""
+    if agent is None:
+        row = tx.one("SELECT value FROM meta WHERE key = ?", (NAMELESS,))
+        return row and row["value"]
+    row = find_agent(tx, agent)
+    return row and row["worker"]
+
+
+def make_agent_worker(tx: Tx, agent: str | None) -> int:
+    """Makes the worker of an agent that is about to get its first job."""
+    worker, _ = tracker.insert_worker(tx, agent or "Testflinger agent without a name")
+    if agent is None:
+        tx.execute("INSERT INTO meta VALUES (?, ?)", (NAMELESS, worker))
+    else:
+        tx.execute("UPDATE testflinger_agent SET worker = ? WHERE name = ?", (worker, agent))
+    return worker
+
+
+# ── Forgotten ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STEP = 100  # rows that one transaction deletes
+
+
+def prune_jobs(tx: Tx) -> bool:
+    """Deletes ended jobs that are too old, with all that was reported for them. Whether there may be more."""
+    due = tx.all(DUE_JOBS, {"before": tx.now - tx.settings.testflinger_retention, "limit": STEP})
+    for row in due:
+        if not delete_fragments(tx, row["uuid"]):
+            tracker.delete_job(tx, row["job"])
+        if tx.spent() >= tracker.BUDGET:  # after one at least
+            return True
+    return bool(due)
+
+
+# Jobs that came through other doors are kept as their templates say: they have no `finished` here.
+DUE_JOBS = "SELECT job, uuid FROM testflinger_job WHERE finished < :before ORDER BY finished LIMIT :limit"
+
+
+def delete_fragments(tx: Tx, uuid: str) -> bool:
+    """Deletes some of the pieces of output of a job id. Whether there may be more."""
+    some = "SELECT id FROM testflinger_fragment WHERE uuid = ?1 AND kind = ?2 LIMIT ?3"
+    sql = f"DELETE FROM testflinger_fragment WHERE uuid = ?1 AND kind = ?2 AND id IN ({some})"
+    return any(tx.execute(sql, (uuid, kind, PIECE)).rowcount == PIECE for kind in KINDS)
+
+
+def cancel_forgotten(tx: Tx) -> bool:
+    """Cancels jobs whose attachments have never come. Whether there may be more."""
+    due = tx.all(FORGOTTEN, {"before": tx.now - tx.settings.testflinger_retention, "limit": STEP})
+    for job in due:
+        tracker.cancel_job(tx, job, "the tracker: its attachments have not come")
+    return bool(due)
+
+
+FORGOTTEN = f"""
+    {JOB} WHERE t.job IN (SELECT job FROM testflinger_job
+        INDEXED BY testflinger_job_held
+        WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job LIMIT :limit) AND j.created < :before
+"""
+
+
+def prune_outcomes(tx: Tx) -> bool:
+    """Deletes what was reported for job ids that nobody knows. Whether there may be more.
+
+    That of known jobs goes with them: it is not looked at again for as long.
+    """
+    due = tx.all(DUE_OUTCOMES, {"before": tx.time - tx.settings.testflinger_retention, "limit": STEP})
+    for row in due:
+        if row["known"]:
+            touch(tx, row["uuid"])
+        elif not delete_fragments(tx, row["uuid"]):
+            tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (row["uuid"],))
+        if tx.spent() >= tracker.BUDGET:
+            return True
+    return bool(due)
+
+
+DUE_OUTCOMES = """
+    SELECT uuid, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = o.uuid) AS known
+    FROM testflinger_outcome o WHERE touched < :before ORDER BY touched LIMIT :limit
+"""
+
+
+def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, str] | None]:
+    """Forgets some files of jobs that are gone. Their names: they can be deleted once this is committed.
+
+    And the place (stored, name) after which to go on; None after the last one.
+    """
+    before = tx.time - tx.settings.testflinger_retention
+    rows = tx.all(OLD_FILES, {"before": before, "stored": after[0], "name": after[1], "limit": STEP})
+    gone = [row["name"] for row in rows if not row["known"]]
+    tx.executemany("DELETE FROM testflinger_file WHERE name = ?", [(name,) for name in gone])
+    return gone, (rows[-1]["stored"], rows[-1]["name"]) if len(rows) == STEP else None
+
+
+OLD_FILES = """
+    SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid) AS known FROM testflinger_file f
+    WHERE stored < :before AND (stored, name) > (:stored, :name) ORDER BY stored, name LIMIT :limit
+"""
+
+
+def unknown_files(tx: Tx, names: Sequence[str]) -> list[str]:
+    """Those of the files in the folder that belong to nothing: a crash has left them."""
+    return [name for name in names if not tx.one("SELECT 1 FROM testflinger_file WHERE name = ?", (name,))]
+
+
+def prune_agents(tx: Tx) -> bool:
+    """Deletes agents that have been silent for long. Whether there may be more."""
+    return (
+        tx.execute(
+            "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent WHERE updated < ? LIMIT ?)",
+            (tx.time - tx.settings.testflinger_retention, STEP),
+        ).rowcount
+        == STEP
+    )

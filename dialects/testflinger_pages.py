@@ -1,0 +1,662 @@
+"""The manager pages of the Testflinger dialect: its queues, jobs, agents and clients.
+
+A queue is a project, so who may read the project sees the queue, its jobs and the agents that listen to it. Clients,
+and which queues are restricted, are for tracker admins. What a job is in every other respect its page in tracker.py
+tells, and that is also where it is cancelled; the two lead to each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
+
+import tracker
+from dialects import testflinger_clients as clients
+from dialects import testflinger_domain as domain
+from dialects.files import Files, folder_of
+from tracker import PAGE, TrackerError, Tx
+
+MOST_SHOWN = 500  # agents of one queue, queues of one agent, clients: nobody has so many
+OUTPUT_SHOWN = 20_000  # characters of a job's output on a page, which asks for them again and again
+MOST_LINES = 100  # lines and provisionings of an agent: more are not kept
+KINDS = {"output": "Output", "serial": "Serial output"}
+FILES = {"artifact": "Artifact", "attachments": "Attachments"}
+READABLE = "(:admin OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"
+
+
+def reader(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """Who asks, as READABLE needs it. 401 for nobody."""
+    manager = tracker.require_manager(tx, session)
+    return {"manager": manager["id"], "admin": bool(manager["tracker_admin"])}
+
+
+# ── Queues ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class QueueQuery(msgspec.Struct):
+    """Which of a queue's waiting jobs are shown: those after this one, which has this priority."""
+
+    after: Annotated[str, Meta(max_length=50, pattern=r"^(-?\d{1,19}:\d{1,18})?$")] = ""
+
+
+class RestrictedForm(msgspec.Struct):
+    restricted: bool
+
+
+def queues_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dict[str, Any]:
+    """The queues that the manager may read, by name: what waits and runs there, who listens, how long jobs waited."""
+    rows = tx.all(
+        "SELECT p.id, p.name, p.paused, p.waiting_task_count, p.assigned_task_count, q.description, q.restricted,"
+        " (SELECT COUNT(*) FROM testflinger_agent_queue WHERE queue = p.name) AS agent_count"
+        " FROM testflinger_queue q JOIN project p ON p.id = q.project"
+        f" WHERE {READABLE} AND p.name > :after AND p.name LIKE :text ESCAPE '\\' ORDER BY p.name LIMIT :limit",
+        {**reader(tx, session), "after": query.after, "text": tracker.like(query.text), "limit": PAGE + 1},
+    )
+    shown = rows[:PAGE]
+    return {
+        "queues": shown,
+        "waits": domain.wait_times(tx, [row["name"] for row in shown]),
+        "percentiles": list(map(str, domain.PERCENTILES)),
+        "more": shown[-1]["name"] if len(rows) > PAGE else "",
+        "query": query,
+    }
+
+
+def queue_page(tx: Tx, session: bytes | None, project: int, query: QueueQuery) -> dict[str, Any]:
+    """A queue: its waiting jobs in their order, those that run, the agents that listen to it."""
+    queue = tx.one(
+        "SELECT q.*, p.name FROM testflinger_queue q JOIN project p ON p.id = q.project WHERE p.id = ?", (project,)
+    )
+    if queue is None:
+        raise TrackerError("not_found", f"Project {project} is not a queue of Testflinger")
+    rows = waiting_jobs(tx, project, query.after, PAGE + 1)
+    shown, last = rows[:PAGE], rows[:PAGE][-1:]
+    return {
+        "queue": queue,
+        "waiting": shown,
+        "first": domain.position(tx, shown[0]["uuid"]) if shown else 0,
+        "more": f"{last[0]['priority']}:{last[0]['job']}" if len(rows) > PAGE else "",
+        "query": query,
+        "running": running_jobs(tx, project),
+        "agents": list(map(agent_values, domain.agents_listening(tx, queue["name"])[:MOST_SHOWN])),
+        "images": tx.all("SELECT name FROM testflinger_image WHERE project = ? LIMIT ?", (project, MOST_SHOWN)),
+        "waits": domain.wait_times(tx, [queue["name"]]).get(queue["name"]),
+        "percentiles": list(map(str, domain.PERCENTILES)),
+    }
+
+
+def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.Row]:
+    """The next jobs that agents get, after a place (priority:job) in their order."""
+    priority, job = map(int, after.split(":")) if after else (0, 0)
+    # One condition for both would read all jobs of the same priority that come before the place.
+    ranges = ("t.priority = :priority AND t.job > :job", "t.priority < :priority") if after else ("TRUE",)
+    rows: list[sqlite3.Row] = []
+    for condition in ranges:
+        rows += tx.all(
+            "SELECT t.*, j.token, j.name, j.created FROM testflinger_job t JOIN job j ON j.id = t.job"
+            " WHERE t.project = :project AND t.state = 'waiting' AND t.attachments <> 'waiting'"
+            f" AND {condition} ORDER BY t.priority DESC, t.job LIMIT :limit",
+            {"project": project, "priority": priority, "job": job, "limit": limit - len(rows)},
+        )
+    return rows
+
+
+def running_jobs(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """The jobs of a queue that somebody holds, the newest first; at most a page of them."""
+    return tx.all(
+        "SELECT t.uuid, t.state AS shown_state, t.agent, j.name, j.started, j.finished, j.assignee, a.id AS agent_id,"
+        " w.alias FROM job j JOIN testflinger_job t ON t.job = j.id"
+        " LEFT JOIN testflinger_agent a ON a.name = t.agent LEFT JOIN worker w ON w.id = j.assignee"
+        " WHERE j.project = ? AND j.state = 'assigned' ORDER BY j.id DESC LIMIT ?",
+        (project, PAGE),
+    )
+
+
+def restrict_queue(tx: Tx, session: bytes | None, project: int, form: RestrictedForm) -> None:
+    clients.set_restricted(tx, session, project, form.restricted)
+
+
+def restricted_in_words(result: None, form: RestrictedForm) -> str:
+    if form.restricted:
+        return "Restricted: only clients that are allowed the queue submit to it."
+    return "The queue is open to all who may submit."
+
+
+# ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OutputQuery(msgspec.Struct):
+    """Which output of a job is shown: of which kind, of one phase or of all, the last of it before a piece."""
+
+    kind: str = "output"
+    phase: Annotated[str, Meta(max_length=100)] = ""
+    before: Annotated[int, Meta(ge=1, le=tracker.INT64_MAX)] = tracker.INT64_MAX
+
+
+def readable_job(tx: Tx, session: bytes | None, uuid: str) -> sqlite3.Row:
+    """A job of a queue by its UUID, with what the core knows of it. For managers with READ."""
+    tracker.require_manager(tx, session)
+    missing = f"No job {uuid}"
+    row = tx.one(
+        "SELECT j.*, t.uuid, t.state AS shown_state, t.attachments, t.agent, t.client FROM testflinger_job t"
+        " JOIN job j ON j.id = t.job WHERE t.uuid = ?",
+        (uuid,),
+    )
+    if row is None:
+        raise TrackerError("not_found", missing)
+    tracker.require_role(tx, session, row["project"], tracker.READ, missing)
+    return row
+
+
+def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> dict[str, Any]:
+    """A job: what it was given, its phases, the last of its output, its files."""
+    if query.kind not in KINDS:
+        raise TrackerError("invalid", f"kind: there is no such choice as {query.kind!r}")
+    row = readable_job(tx, session, uuid)
+    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
+    definition = json_object(row["recipe"])
+    told = results_of(tx, row)
+    parts = output_parts(tx, uuid)
+    pieces, older = output_tail(tx, row, parts, query)
+    return {
+        **tracker.project_frame(tx, tracker.find_project(tx, row["project"]), role),
+        "job": row,
+        "live": row["finished"] is None,
+        "position": domain.position(tx, uuid),
+        "agent": tx.one("SELECT id FROM testflinger_agent WHERE name = ?", (row["agent"],)),
+        "alias": tracker.alias_of(tx, row["assignee"]),
+        "maker": tracker.maker_of(tx, row),
+        "webhook": definition.get("job_status_webhook"),
+        "tags": names_of(tx, "tag", row["id"]),
+        "excluded": names_of(tx, "exclusion", row["id"]),
+        "definition": tracker.in_many_lines(row["recipe"]),
+        "phases": phases_of(row, told, parts),
+        "device": tracker.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else "",
+        "files": list(filter(None, (domain.find_file(tx, uuid, kind) for kind in FILES))),
+        "parts": parts,
+        "pieces": in_groups(pieces),
+        "older": older,
+        "newest_place": tracker.INT64_MAX,
+        "query": query,
+        "kinds": KINDS,
+        "file_names": FILES,
+    }
+
+
+def names_of(tx: Tx, what: str, job: int) -> list[str]:
+    column = {"tag": "tag", "exclusion": "agent"}[what]
+    return [row[0] for row in tx.all(f"SELECT {column} FROM testflinger_{what} WHERE job = ? ORDER BY 1", (job,))]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A job's definition; of a job that came through another door, and has none, an empty one."""
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def results_of(tx: Tx, job: sqlite3.Row) -> dict[str, Any]:
+    """What was reported of a job, without texts of output: they may be long."""
+    rows = tx.execute(
+        "SELECT name, value FROM testflinger_result WHERE uuid = ? AND (name IN ('status', 'device_info')"
+        " OR name IN (SELECT value || '_status' FROM json_each(?)))",
+        (job["uuid"], tracker.encode(domain.PHASES).decode()),
+    )
+    return {**domain.foreign_result(tx, job), **{row["name"]: msgspec.json.decode(row["value"]) for row in rows}}
+
+
+class Phase(NamedTuple):
+    """A phase of a job that has begun. `parts`: the kinds of output that there are of it."""
+
+    name: str
+    status: Any  # None: not reported (yet)
+    running: bool
+    parts: list[str]
+
+
+def phases_of(job: sqlite3.Row, told: dict[str, Any], parts: Sequence[Part]) -> list[Phase]:
+    """The phases that have begun, in their order."""
+    statuses = told.get("status") if isinstance(told.get("status"), dict) else {}
+    present = {"allocated": "allocate"}.get(job["shown_state"], job["shown_state"])
+    phases = (
+        Phase(
+            name,
+            told.get(f"{name}_status", statuses.get(name)),
+            job["finished"] is None and name == present,
+            [part.kind for part in parts if part.phase == name],
+        )
+        for name in domain.PHASES
+    )
+    return [phase for phase in phases if phase.status is not None or phase.running or phase.parts]
+
+
+# ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Part(NamedTuple):
+    """The output of a kind and a phase. `posted`: it came at the end, with the results, and not while the phase ran."""
+
+    kind: str
+    phase: str
+    posted: bool
+
+
+def output_parts(tx: Tx, uuid: str) -> list[Part]:
+    """What output there is. Seeks from one part to the next, however much there is of each."""
+    found: dict[tuple[str, str], Part] = {}
+    last = ("", "")
+    while row := tx.one(
+        "SELECT kind, phase FROM testflinger_fragment INDEXED BY testflinger_fragment_number"
+        " WHERE uuid = ? AND (kind, phase) > (?, ?) ORDER BY kind, phase LIMIT 1",
+        (uuid, *last),
+    ):
+        last = tuple(row)
+        found[last] = Part(*last, posted=False)
+    for kind, phase in itertools.product(KINDS, domain.PHASES):
+        name = f"{phase}_{kind}"
+        if (kind, phase) not in found and tx.one(
+            "SELECT 1 FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name)
+        ):
+            found[kind, phase] = Part(kind, phase, posted=True)
+    return sorted(found.values(), key=lambda part: (part.kind, domain.PHASES.index(part.phase)))
+
+
+FRAGMENTS = (
+    "SELECT {place} AS place, f.phase, f.timestamp, ifnull(l.message, '') || ifnull(f.text, '') AS text"
+    " FROM testflinger_fragment f LEFT JOIN job_line l ON l.job = :job AND l.number = f.line"
+    " WHERE f.uuid = :uuid AND f.kind = :kind"
+)
+POSTED = (
+    "SELECT e.key + 1 AS place, e.value AS phase, NULL AS timestamp, ifnull(json_extract(r.value, '$'), '') AS text"
+    " FROM json_each(:phases) e JOIN testflinger_result r ON r.uuid = :uuid AND r.name = e.value || '_' || :kind"
+    " WHERE :phase IN ('', e.value)"
+)
+LOGGED = (
+    "SELECT number AS place, 'test' AS phase, time AS timestamp, message || char(10) AS text FROM job_line"
+    " WHERE job = :job AND worker <> 0 AND :kind = 'output' AND :phase IN ('', 'test')"
+)
+
+
+def pieces_of(job: sqlite3.Row, parts: Sequence[Part], kind: str, phase: str) -> tuple[str, str]:
+    """The SELECT of the pieces of a job's output, to which conditions can be added, and the column of their places.
+
+    Of all phases in the order in which the pieces came; of one phase as its agent has numbered them. What a worker of
+    another kind logs of a job is the output of its test.
+    """
+    of = [part for part in parts if part.kind == kind and phase in ("", part.phase)]
+    if of and all(part.posted for part in of):
+        return POSTED, "e.key + 1"
+    if job["agent"] is None and not of:
+        return LOGGED, "number"
+    place, condition = ("f.number", " AND f.phase = :phase") if phase else ("f.id", "")
+    return FRAGMENTS.format(place=place) + condition, place
+
+
+def some_pieces(
+    tx: Tx, job: sqlite3.Row, parts: Sequence[Part], query: OutputQuery, order: str, start: int
+) -> sqlite3.Cursor:
+    """The pieces of output beyond a place, from there on (ASC) or backwards (DESC), read as they are asked for."""
+    select, place = pieces_of(job, parts, query.kind, query.phase)
+    phases = tracker.encode(domain.PHASES).decode()
+    values = {"job": job["id"], "uuid": job["uuid"], "kind": query.kind, "phase": query.phase, "phases": phases}
+    beyond = {"ASC": ">", "DESC": "<"}[order]
+    return tx.execute(f"{select} AND {place} {beyond} :start ORDER BY {place} {order}", {**values, "start": start})
+
+
+def output_tail(
+    tx: Tx, job: sqlite3.Row, parts: Sequence[Part], query: OutputQuery
+) -> tuple[list[dict[str, Any]], int | None]:
+    """The last pieces of output before a place, in their order, and the place of the first (None: it is the first).
+
+    About OUTPUT_SHOWN characters; of a piece that is longer, its end.
+    """
+    pieces: list[dict[str, Any]] = []
+    size = 0
+    for row in some_pieces(tx, job, parts, query, "DESC", query.before):
+        if size >= OUTPUT_SHOWN:
+            return pieces[::-1], pieces[-1]["place"]
+        text = row["text"][-OUTPUT_SHOWN:]
+        pieces.append({**dict(row), "text": text, "cut": len(row["text"]) - len(text)})
+        size += len(text) + tracker.LINE_SIZE  # empty ones take room, too
+    return pieces[::-1], None
+
+
+ESCAPES = re.compile(
+    r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])|\r(?=\n)|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
+)
+
+
+def in_groups(pieces: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pieces of the same phase that follow one another as one text, without what colours it and moves cursors."""
+    groups: list[dict[str, Any]] = []
+    for piece in pieces:
+        if groups and groups[-1]["phase"] == piece["phase"] and not piece["cut"]:
+            groups[-1]["text"] += piece["text"]
+        else:
+            groups.append(dict(piece))
+    return [{**group, "text": ESCAPES.sub("", group["text"])} for group in groups]
+
+
+def uuid_of(visit: tracker.Visit) -> str:
+    uuid = visit.scope["path_params"]["uuid"].lower()
+    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", uuid):
+        raise TrackerError("not_found", "There is no such job")
+    return uuid
+
+
+async def show_job(visit: tracker.Visit) -> Response:
+    values = await visit.read(job_page, uuid_of(visit), visit.query_as(OutputQuery))
+    return await visit.render("testflinger_job.html", values)
+
+
+# ── Downloads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TEXTS = {"output.txt": "output", "serial.txt": "serial"}
+
+
+async def download(visit: tracker.Visit) -> Response:
+    """GET …/jobs/{uuid}/{file}: its artifact or attachments as uploaded, all of its output, its definition."""
+    uuid, file = uuid_of(visit), visit.scope["path_params"]["file"]
+    if file in FILES:
+        return await send_file(visit, uuid, file)
+    if file in TEXTS:
+        return await send_output(visit, uuid, TEXTS[file])
+    if file == "definition.json":
+        job = await visit.tracker.db.read(readable_job, visit.session(), uuid)
+        return named(Response(job["recipe"], media_type="application/json"), f"{uuid}.json")
+    raise TrackerError("not_found", f"A job has no file {file!r}")
+
+
+def named(response: Response, name: str) -> Response:
+    """The answer as a file to be kept under this name: never shown, whatever is in it."""
+    response.headers["content-disposition"] = f'attachment; filename="{name}"'
+    return response
+
+
+def stored_file(tx: Tx, session: bytes | None, uuid: str, kind: str) -> sqlite3.Row:
+    """Where a file of the job is. For managers with READ."""
+    readable_job(tx, session, uuid)
+    row = domain.find_file(tx, uuid, kind)
+    if row is None:
+        raise TrackerError("not_found", f"The job {uuid} has no {kind}")
+    return row
+
+
+def next_output(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery, after: int) -> tuple[list[str], int]:
+    """The next texts of a job's output, and the place of the last. For managers with READ."""
+    job = readable_job(tx, session, uuid)
+    texts, size = [], 0
+    for row in some_pieces(tx, job, output_parts(tx, uuid), query, "ASC", after):
+        texts.append(row["text"])
+        size += len(row["text"]) + tracker.LINE_SIZE
+        after = row["place"]
+        if size >= tracker.PIECE_BYTES:
+            break
+    return texts, after
+
+
+async def send_file(visit: tracker.Visit, uuid: str, kind: str) -> Response:
+    row = await visit.tracker.db.read(stored_file, visit.session(), uuid, kind)
+    settings = visit.tracker.settings
+    response = await Files(folder_of(settings), settings.testflinger_max_file * 2**20).send(row["name"])
+    if response is None:
+        raise TrackerError("not_found", f"The {kind} of the job {uuid} are not on disk any more")
+    return named(response, f"{uuid}-{kind}.tar.gz")
+
+
+async def send_output(visit: tracker.Visit, uuid: str, kind: str) -> Response:
+    """All of a kind of output, of one phase or of all, as it was reported. Read piece by piece."""
+    query = OutputQuery(kind, visit.query_as(OutputQuery).phase)
+    read = functools.partial(visit.tracker.db.read, next_output, visit.session(), uuid, query)
+    texts, last = await read(-1)  # a refusal comes before the answer
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal texts, last
+        while texts:
+            yield "".join(texts).encode()
+            try:
+                texts, last = await read(last)
+            except TrackerError as error:  # the answer has begun: all that is left is to break it off
+                tracker.log.warning("The download of the output of job %s broke off: %s", uuid, error)
+                raise ClientDisconnect from error
+
+    name = "-".join(filter(None, (uuid, re.sub(r"\W", "", query.phase), kind)))
+    return named(StreamingResponse(pieces(), media_type="text/plain; charset=utf-8"), f"{name}.txt")
+
+
+# ── Agents ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HEARD = f"""(:admin OR EXISTS (SELECT 1 FROM testflinger_agent_queue l JOIN project p ON p.name = l.queue
+    JOIN testflinger_queue q ON q.project = p.id WHERE l.agent = a.id AND {READABLE}))"""
+
+
+def agents_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dict[str, Any]:
+    """The agents, by name: for admins all, for other managers those that listen to a queue that they may read."""
+    asking = reader(tx, session)
+    rows = tx.all(
+        f"SELECT a.* FROM testflinger_agent a WHERE {HEARD} AND a.name > :after AND a.name LIKE :text ESCAPE '\\'"
+        " ORDER BY a.name LIMIT :limit",
+        {**asking, "after": query.after, "text": tracker.like(query.text), "limit": PAGE + 1},
+    )
+    shown = [{**agent_values(row), **agent_queues(tx, row, asking, 5)} for row in rows[:PAGE]]
+    return {
+        "agents": shown,
+        "readable": readable_uuids(tx, asking, [one["job_id"] for one in shown]),
+        "more": shown[-1]["name"] if len(rows) > PAGE else "",
+        "query": query,
+    }
+
+
+def agent_page(tx: Tx, session: bytes | None, agent: int) -> dict[str, Any]:
+    """An agent: what it tells of itself, how its provisioning went, the last lines of its log.
+
+    For admins, and for managers with READ in a queue that it listens to; for others there is no such agent.
+    """
+    asking = reader(tx, session)
+    row = tx.one(f"SELECT a.* FROM testflinger_agent a WHERE a.id = :agent AND {HEARD}", {**asking, "agent": agent})
+    if row is None:
+        raise TrackerError("not_found", f"No agent {agent}")
+    values = agent_values(row)
+    provisions = tx.all(
+        "SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC LIMIT ?", (agent, MOST_LINES)
+    )
+    lines = tx.all(
+        "SELECT id, line FROM testflinger_agent_line WHERE agent = ? ORDER BY id DESC LIMIT ?", (agent, MOST_LINES)
+    )
+    return {
+        "agent": {**values, **agent_queues(tx, row, asking, MOST_SHOWN)},
+        "provisions": provisions,
+        "lines": lines[::-1],
+        "readable": readable_uuids(tx, asking, [values["job_id"], *(one["uuid"] for one in provisions)]),
+        "alias": tracker.alias_of(tx, row["worker"]),
+    }
+
+
+def agent_values(row: sqlite3.Row) -> dict[str, Any]:
+    """An agent with the fields that it has sent as texts: they may be anything."""
+    fields = json_object(row["fields"])
+    names = ("state", "job_id", "location", "provision_type", "comment", "identifier")
+    return {**dict(row), **{name: tracker.as_text(fields.get(name)) for name in names}}
+
+
+def agent_queues(tx: Tx, agent: sqlite3.Row, asking: dict[str, Any], most: int) -> dict[str, Any]:
+    """The first queues that an agent listens to and the manager may read, and how many others there are."""
+    rows = tx.all(
+        "SELECT l.queue AS name, p.id FROM testflinger_agent_queue l LEFT JOIN project p ON p.name = l.queue"
+        " AND EXISTS (SELECT 1 FROM testflinger_queue WHERE project = p.id)"
+        f" WHERE l.agent = :agent AND (:admin OR {READABLE}) ORDER BY l.queue LIMIT :most",
+        {**asking, "agent": agent["id"], "most": most},
+    )
+    count = tx.one("SELECT COUNT(*) FROM testflinger_agent_queue WHERE agent = ?", (agent["id"],))[0]
+    return {"queues": rows, "other_queues": count - len(rows)}
+
+
+def readable_uuids(tx: Tx, asking: dict[str, Any], uuids: Iterable[str]) -> set[str]:
+    """Which of these jobs exist and may be looked at."""
+    rows = tx.all(
+        "SELECT t.uuid FROM testflinger_job t JOIN project p ON p.id = t.project"
+        f" WHERE t.uuid IN (SELECT value FROM json_each(:uuids)) AND {READABLE}",
+        {**asking, "uuids": tracker.encode([uuid for uuid in uuids if uuid]).decode()},
+    )
+    return {row["uuid"] for row in rows}
+
+
+# ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def clients_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dict[str, Any]:
+    """The clients by name. For admins."""
+    found = [
+        one
+        for one in clients.list_clients(tx, session)
+        if one["client_id"] > query.after and query.text.lower() in one["client_id"].lower()
+    ]
+    return {
+        "clients": found[:PAGE],
+        "more": found[PAGE - 1]["client_id"] if len(found) > PAGE else "",
+        "query": query,
+        "roles": ROLES,
+        "anonymous": tx.settings.testflinger_anonymous,
+    }
+
+
+def client_page(tx: Tx, session: bytes | None, client: str) -> dict[str, Any]:
+    """A client with its limits as its form has them. For admins."""
+    row = clients.find_client(tx, session, client)
+    return {"client": {**row, **{name: limit_lines(row[name]) for name in clients.LIMITS}}, "roles": ROLES}
+
+
+ROLES = [
+    ("contributor", "contributor: submits jobs, and reads"),
+    ("agent", "agent: does all that agents and contributors do"),
+    ("admin", "admin: also administers clients and restricted queues, through the API"),
+]
+
+
+def limit_lines(limits: dict[str, int] | list[str]) -> str:
+    """Limits as their form has them: a queue a line, with its maximum if it has one."""
+    return "\n".join(limits if isinstance(limits, list) else (f"{queue}={most}" for queue, most in limits.items()))
+
+
+def typed_maximums(visit: tracker.Visit, name: str) -> dict[str, int]:
+    """What was typed as QUEUE=NUMBER, one a line. A queue's name may have an = in it."""
+    found: dict[str, int] = {}
+    for number, line in enumerate(visit.field(name).split("\n"), 1):
+        if not line.strip():
+            continue
+        queue, equals, most = map(str.strip, line.rpartition("="))
+        if not equals or not queue or not re.fullmatch("[0-9]{1,15}", most):
+            raise TrackerError("invalid", f"{name}: line {number} is not of the form QUEUE=NUMBER, or *=NUMBER")
+        if queue in found:
+            raise TrackerError("invalid", f"{name}: line {number} gives {queue} a second time")
+        found[queue] = int(most)
+    return found
+
+
+def limits_form(visit: tracker.Visit) -> dict[str, Any]:
+    return {
+        "role": visit.field("role", "contributor"),
+        "max_priority": typed_maximums(visit, "max_priority"),
+        "allowed_queues": [line.strip() for line in visit.field("allowed_queues").split("\n") if line.strip()],
+        "max_reservation_time": typed_maximums(visit, "max_reservation_time"),
+    }
+
+
+def as_body(fields: dict[str, Any], kind: type) -> Any:
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        name, problem = tracker.name_and_problem(error)
+        raise TrackerError("invalid", f"{name}: {problem}") from None
+
+
+async def show_clients(visit: tracker.Visit) -> Response:
+    values = await visit.read(clients_page, visit.query_as(tracker.ListQuery))
+    return await visit.render("testflinger_clients.html", values)
+
+
+async def show_client(visit: tracker.Visit, client: str = "", fresh: str | None = None) -> Response:
+    """The page of a client; once with its new key, which must be neither in a cookie nor in an address."""
+    values = await visit.read(client_page, client or visit.scope["path_params"]["client"])
+    if fresh:
+        visit.fields = {}  # what was typed has been stored
+    return await visit.render("testflinger_client.html", {**values, "fresh": fresh})
+
+
+async def create_client(visit: tracker.Visit) -> Response:
+    try:
+        body = as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
+        made, key = await visit.tracker.db.write(clients.create_client, visit.session(), body)
+    except TrackerError as error:
+        visit.error = error
+        return await show_clients(visit)
+    return await show_client(visit, made["client_id"], key)
+
+
+async def update_client(visit: tracker.Visit) -> Response:
+    client = visit.scope["path_params"]["client"]
+    try:
+        body = as_body(limits_form(visit), clients.LimitsBody)
+        await visit.tracker.db.write(clients.update_client, visit.session(), client, body)
+    except TrackerError as error:
+        visit.error = error
+        return await show_client(visit)
+    return visit.see(f"/ui/testflinger/clients/{quote(client)}", "Saved. It counts from the client's next request on.")
+
+
+async def rotate_key(visit: tracker.Visit) -> Response:
+    client = visit.scope["path_params"]["client"]
+    key = await visit.tracker.db.write(clients.rotate_key, visit.session(), client)
+    return await show_client(visit, fresh=key)
+
+
+async def delete_client(visit: tracker.Visit) -> Response:
+    """POST …/delete: asks first."""
+    client = visit.scope["path_params"]["client"]
+    if visit.field("confirmed") != "yes":
+        return await visit.render("testflinger_client_delete.html", await visit.read(client_page, client))
+    await visit.tracker.db.write(clients.delete_client, visit.session(), client)
+    return visit.see("/ui/testflinger/clients", f"The client {client} is deleted.")
+
+
+PAGES: list[tuple[str, str, tracker.Handler]] = [
+    ("GET", "/ui/testflinger/queues", tracker.page("testflinger_queues.html", queues_page, query=tracker.ListQuery)),
+    (
+        "GET",
+        "/ui/testflinger/queues/{queue}",
+        tracker.page("testflinger_queue.html", tracker.of_project(tracker.READ, queue_page), "queue", query=QueueQuery),
+    ),
+    (
+        "POST",
+        "/ui/testflinger/queues/{queue}/restrict",
+        tracker.action(
+            restrict_queue,
+            "queue",
+            form=RestrictedForm,
+            to="/ui/testflinger/queues/{queue}",
+            says=restricted_in_words,
+        ),
+    ),
+    ("GET", "/ui/testflinger/jobs/{uuid}", show_job),
+    ("GET", "/ui/testflinger/jobs/{uuid}/{file}", download),
+    ("GET", "/ui/testflinger/agents", tracker.page("testflinger_agents.html", agents_page, query=tracker.ListQuery)),
+    ("GET", "/ui/testflinger/agents/{agent}", tracker.page("testflinger_agent.html", agent_page, "agent")),
+    ("GET", "/ui/testflinger/clients", show_clients),
+    ("POST", "/ui/testflinger/clients", create_client),
+    ("GET", "/ui/testflinger/clients/{client}", show_client),
+    ("POST", "/ui/testflinger/clients/{client}", update_client),
+    ("POST", "/ui/testflinger/clients/{client}/rotate", rotate_key),
+    ("POST", "/ui/testflinger/clients/{client}/delete", delete_client),
+]

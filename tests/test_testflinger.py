@@ -1,0 +1,1819 @@
+"""The Testflinger dialect: its document's examples with the real curl, every endpoint, every status and error."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Site, client, dump, wait_until
+from test_pages import Tab
+
+import tracker
+from dialects import testflinger_domain, webhook
+
+NOBODY = "00000000-0000-0000-0000-000000000000"  # the id of no job
+PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+DAY = 24 * 3600
+
+
+def basic(name: str, key: str) -> str:
+    return base64.b64encode(f"{name}:{key}".encode()).decode()
+
+
+def make_client(site: Site, name: str, role: str = "contributor", **limits: Any) -> str:
+    """The key of a new client, made by a manager on the page for it."""
+    lines = {
+        limit: "\n".join(value if isinstance(value, list) else (f"{queue}={most}" for queue, most in value.items()))
+        for limit, value in limits.items()
+    }
+    form = {"client_id": name, "role": role, **lines}
+    page = ok(Tab(site.admin.http).post("/ui/testflinger/clients", form)).text
+    return re.search(r'id="fresh-key"[^>]*>([^<]+)<', page)[1]
+
+
+def as_client(site: Site, name: str = "a-client", role: str = "contributor", **limits: Any) -> httpx.Client:
+    """The connection of a new client that sends its key each time."""
+    return client(site.url, auth=(name, make_client(site, name, role, **limits)))
+
+
+def claims(token: str) -> dict[str, Any]:
+    """What a JWT says."""
+    return json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+
+
+class Agent:
+    """An agent as the server sees it: it tells its name first, and is known by a cookie from then on."""
+
+    def __init__(self, url: str, name: str, **fields: Any):
+        self.http, self.name = client(url), name
+        self.tell(**fields)
+
+    def tell(self, **fields: Any) -> httpx.Response:
+        return ok(self.http.post(f"/v1/agents/data/{self.name}", json=fields))
+
+    def polled(self, *queues: str) -> dict[str, Any] | None:
+        """The job that the agent gets from these queues, or None when there is none for it."""
+        return polled(self.http, *queues)
+
+    def post_result(self, job: str, **fields: Any) -> httpx.Response:
+        return ok(self.http.post(f"/v1/result/{job}", json=fields))
+
+    def finish(self, job: str) -> None:
+        self.post_result(job, job_state="complete")
+
+
+class Lab:
+    """A tracker that nobody needs credentials for. The verbs are those of a submitter."""
+
+    def __init__(self, site: Site):
+        self.site, self.http = site, client(site.url)
+
+    def agent(self, name: str = "agent-1", **fields: Any) -> Agent:
+        return Agent(self.site.url, name, **fields)
+
+    def submit(self, queue: str = "myqueue", **fields: Any) -> str:
+        """The id of a new job."""
+        return submit(self.http, queue, **fields)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """What an endpoint shows."""
+        return ok(self.http.get(f"/v1{path}", params=query)).json()
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return ok(self.http.post(f"/v1{path}", json=body))
+
+    def state(self, job: str) -> str:
+        return self.get(f"/result/{job}")["job_state"]
+
+    def cancel(self, job: str) -> httpx.Response:
+        return self.http.post(f"/v1/job/{job}/action", json={"action": "cancel"})
+
+    def position(self, job: str) -> int:
+        return int(ok(self.http.get(f"/v1/job/{job}/position")).text)
+
+    def found(self, **query: Any) -> set[str]:
+        return {job["job_id"] for job in self.get("/job/search", **query)}
+
+    def finished(self, queue: str = "myqueue", **fields: Any) -> str:
+        """A job that an agent has done."""
+        job, agent = self.submit(queue, **fields), self.agent("finisher")
+        assert agent.polled(queue)["job_id"] == job
+        agent.finish(job)
+        return job
+
+    def jobs(self) -> int:
+        return self.site.read("SELECT COUNT(*) FROM job")[0][0]
+
+    def projects(self) -> set[str]:
+        return {name for (name,) in self.site.read("SELECT name FROM project")}
+
+
+@pytest.fixture
+def lab(site: Site) -> Lab:
+    return Lab(site)
+
+
+def ok(response: httpx.Response) -> httpx.Response:
+    assert response.status_code == 200, f"{response.status_code}: {response.text}"
+    return response
+
+
+def done(response: httpx.Response) -> bool:
+    """Whether it was answered with the plain OK."""
+    assert ok(response).text == "OK"
+    assert response.headers["content-type"].startswith("text/plain")
+    return True
+
+
+def empty(response: httpx.Response) -> bool:
+    """Whether it was answered that there is nothing, with nothing."""
+    assert (response.status_code, response.content) == (204, b""), f"{response.status_code}: {response.text}"
+    return True
+
+
+def refused(response: httpx.Response, code: int, *words: str) -> bool:
+    """Whether it was refused with this status, in the form of the dialect, with a reason that has these words."""
+    assert response.status_code == code, f"{response.status_code}: {response.text}"
+    assert response.headers["content-type"].startswith("application/json")
+    body = response.json()
+    assert set(body) == {"message", "detail"}
+    assert body["message"] and isinstance(body["message"], str) and isinstance(body["detail"], dict)
+    assert all(word in response.text for word in words), response.text
+    return True
+
+
+def wrong(response: httpx.Response, field: str, location: str = "json") -> bool:
+    """Whether it was refused because of this one field."""
+    assert refused(response, 422), response.text
+    ((where, fields),) = response.json()["detail"].items()
+    ((name, messages),) = fields.items()
+    assert (where, re.split(r"[.[]", name)[0]) == (location, field), response.text
+    assert messages and all(isinstance(message, str) for message in messages), response.text
+    return True
+
+
+def submit(http: httpx.Client, queue: str, **fields: Any) -> str:
+    body = ok(http.post("/v1/job", json={"job_queue": queue, **fields})).json()
+    assert list(body) == ["job_id"] and str(uuid.UUID(body["job_id"])) == body["job_id"]
+    return body["job_id"]
+
+
+def polled(http: httpx.Client, *queues: str) -> dict[str, Any] | None:
+    response = http.get("/v1/job", params={"queue": queues})
+    return None if response.status_code == 204 else ok(response).json()
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+# ── The document's examples ───────────────────────────────────────────────────────────────────────────────────────────
+
+EXAMPLES = r"""
+## `[POST] /v1/job`
+curl http://localhost:8000/v1/job -X POST \
+  --header "Content-Type: application/json" \
+  --data '{ "job_queue": "myqueue", "option":"foo" }'
+
+## `[GET] /v1/job`
+curl http://localhost:8000/v1/job?queue=foo\&queue=bar
+
+## `[GET] /v1/job/search`
+curl 'http://localhost:8000/v1/job/search?tags=foo&tags=bar&match=all'
+
+## `[POST] /v1/result/<job_id>`
+curl http://localhost:8000/v1/result/00000000-0000-0000-0000-000000000000 \
+  -X POST --header "Content-Type: application/json" \
+  --data '{ "exit_code": 0, "output":"foo" }'
+
+## `[GET] /v1/result/<job_id>`
+curl http://localhost:8000/v1/result/00000000-0000-0000-0000-000000000000 -X GET
+
+## `[POST] /v1/result/<job_id>/artifact`
+curl -X POST -F "file=@README.rst" localhost:8000/v1/result/00000000-0000-0000-0000-000000000000/artifact
+
+## `[GET] /v1/result/<job_id>/artifact`
+curl http://localhost:8000/v1/result/00000000-0000-0000-0000-000000000000/artifact \
+  -X GET -O artifact.tar.gz
+
+## `[POST] /v1/agents/queues`
+curl http://localhost:8000/v1/agents/queues \
+  -X POST --header "Content-Type: application/json" \
+  --data '{ "myqueue": "queue 1", "myqueue2": "queue 2" }'
+
+## `[GET] /v1/agents/queues`
+curl http://localhost:8000/v1/agents/queues -X GET
+
+## `[POST] /v1/agents/images`
+curl http://localhost:8000/v1/agents/images \
+  -X POST --header "Content-Type: application/json" \
+  --data '{ "myqueue": { "image1": "url: http://place/imgae1" }}'
+
+## `[GET] /v1/agents/images/<queue>`
+curl http://localhost:8000/v1/agents/images/myqueue -X GET
+
+## `[POST] /v1/job/<job_id>/action`
+curl http://localhost:8000/v1/job/00000000-0000-0000-0000-000000000000/action \
+  -X POST --header "Content-Type: application/json" \
+  --data '{ "action":"cancel" }'
+
+## `[GET] /v1/agents/data`
+curl -X GET http://localhost:8000/v1/agents/data
+
+## `[POST] /v1/agents/provision_logs/<agent_name>`
+curl http://localhost:8000/v1/agents/provision_logs/myagent \
+  -X POST --header "Content-Type: application/json" \
+  --data '{ "job_id": "00000000-0000-0000-0000-000000000000", \
+            "exit_code": 1, "detail":"foo" }'
+
+## `[POST] /v1/job/<job_id>/events`
+curl -X POST \
+  -H "Content-Type: application/json" \
+  -d '{"agent_id": "agent-00", "job_queue": "myqueue", "job_status_webhook": "http://mywebhook", "events": [{"event_name": "started_provisioning", "timestamp": "2024-05-03T19:11:33.541130+00:00", "detail": "my_detailed_message"}]}' http://localhost:8000/v1/job/00000000-0000-0000-0000-000000000000/events
+
+## `[GET] /v1/queues/wait_times`
+curl http://localhost:8000/v1/queues/wait_times?queue=foo\&queue=bar
+
+## `[GET] /v1/queues/<queue_name>/agents`
+curl http://localhost:8000/v1/queues/foo/agents
+
+## `[POST] /v1/oauth2/token`
+curl http://localhost:8000/v1/oauth2/token \
+  -X GET --header "Authorization: Basic ABCDEF12345"
+"""  # noqa: E501
+LINES = dict(re.findall(r"^## `(.*)`\n(curl .*(?:\n.+)*)", EXAMPLES, re.MULTILINE))
+
+needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+
+
+class Shell:
+    """A shell in a folder with a README.rst. What curl does not say by itself comes from its configuration file."""
+
+    def __init__(self, lab: Lab, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.address = folder, "localhost:" + lab.site.url.rpartition(":")[2]
+        (folder / "README.rst").write_bytes(b"Read me\n\0\xff")
+        # The -O of the document's example takes no name: the name becomes a second address, which must lead nowhere.
+        options = 'silent\nnoproxy = "*"\nmax-time = 20\nconnect-to = "artifact.tar.gz:80:127.0.0.1:1"\n'
+        (folder / ".curlrc").write_text(options + r'write-out = "|%{http_code}\n"')
+        monkeypatch.setenv("CURL_HOME", str(folder))
+
+    def run(self, name: str, **replaced: str) -> tuple[str, int]:
+        """What an example prints, and the status. `replaced` has by name what stands instead of a part of it."""
+        line = LINES[name].replace("localhost:8000", self.address)
+        for old, new in replaced.items():
+            assert PARTS[old] in line
+            line = line.replace(PARTS[old], new)
+        made = subprocess.run(["sh", "-c", line], cwd=self.folder, capture_output=True, text=True, timeout=60)
+        body, _, code = made.stdout.split("|000")[0].rpartition("|")
+        assert code, (line, made)
+        return body, int(code)
+
+
+PARTS = {
+    "job": NOBODY,
+    "action": "cancel",
+    "queues": "?queue=foo\\&queue=bar",
+    "webhook": "http://mywebhook",
+    "credentials": "ABCDEF12345",
+}
+
+
+@pytest.fixture
+def shell(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    folder = tmp_path / "shell"
+    folder.mkdir()
+    return Shell(lab, folder, monkeypatch)
+
+
+def test_there_is_a_curl_line_for_each_of_the_documents_headings() -> None:
+    assert len(LINES) == EXAMPLES.count("## ") == EXAMPLES.count("curl ") == 18
+
+
+@needs_curl
+def test_the_documents_job_is_submitted_and_an_agent_gets_all_of_it(lab: Lab, shell: Shell) -> None:
+    body, code = shell.run("[POST] /v1/job")
+    assert code == 200
+    given = lab.agent().polled("myqueue")
+    assert given["job_id"] == json.loads(body)["job_id"]
+    assert (given["job_queue"], given["option"]) == ("myqueue", "foo")
+
+
+@needs_curl
+def test_the_document_asks_two_queues_for_one_job(lab: Lab, shell: Shell) -> None:
+    assert shell.run("[GET] /v1/job") == ("", 204)
+    jobs = [lab.submit("bar", name="first"), lab.submit("foo", name="second")]
+    for job in jobs:
+        body, code = shell.run("[GET] /v1/job")
+        assert (code, json.loads(body)["job_id"]) == (200, job)
+    assert shell.run("[GET] /v1/job") == ("", 204)
+    assert shell.run("[GET] /v1/job", queues="")[1] == 400
+
+
+@needs_curl
+def test_the_documents_search_finds_jobs_with_both_tags(lab: Lab, shell: Shell) -> None:
+    job = lab.submit(tags=["foo", "bar"])
+    lab.submit(tags=["foo"])
+    body, code = shell.run("[GET] /v1/job/search")
+    assert (code, [found["job_id"] for found in json.loads(body)]) == (200, [job])
+
+
+@needs_curl
+def test_the_documents_result_is_kept_for_a_job_that_nobody_knows(shell: Shell) -> None:
+    assert shell.run("[GET] /v1/result/<job_id>") == ("", 204)
+    assert shell.run("[POST] /v1/result/<job_id>") == ("OK", 200)
+    body, code = shell.run("[GET] /v1/result/<job_id>")
+    assert code == 200
+    assert json.loads(body).items() >= {"exit_code": 0, "output": "foo"}.items()
+
+
+@needs_curl
+def test_the_documents_artifact_goes_up_and_comes_down(shell: Shell) -> None:
+    assert shell.run("[GET] /v1/result/<job_id>/artifact") == ("", 204)
+    assert shell.run("[POST] /v1/result/<job_id>/artifact") == ("OK", 200)
+    assert shell.run("[GET] /v1/result/<job_id>/artifact") == ("", 200)
+    assert (shell.folder / "artifact").read_bytes() == (shell.folder / "README.rst").read_bytes()
+
+
+@needs_curl
+def test_the_documents_queues_and_images_are_shown_as_posted(shell: Shell) -> None:
+    assert shell.run("[POST] /v1/agents/queues")[1] == 200
+    body, code = shell.run("[GET] /v1/agents/queues")
+    assert (code, json.loads(body)) == (200, {"myqueue": "queue 1", "myqueue2": "queue 2"})
+    assert shell.run("[POST] /v1/agents/images")[1] == 200
+    body, code = shell.run("[GET] /v1/agents/images/<queue>")
+    assert (code, json.loads(body)) == (200, {"image1": "url: http://place/imgae1"})
+
+
+@needs_curl
+def test_the_documents_action_cancels_a_job_once(lab: Lab, shell: Shell) -> None:
+    assert shell.run("[POST] /v1/job/<job_id>/action")[1] == 404
+    job = lab.submit()
+    assert shell.run("[POST] /v1/job/<job_id>/action", job=job, action="lift")[1] == 422
+    assert shell.run("[POST] /v1/job/<job_id>/action", job=job) == ("OK", 200)
+    assert lab.state(job) == "cancelled"
+    assert shell.run("[POST] /v1/job/<job_id>/action", job=job)[1] == 400
+    assert shell.run("[POST] /v1/job/<job_id>/action", job=lab.finished())[1] == 400
+
+
+@needs_curl
+def test_the_documents_provision_log_is_read_as_the_shell_sends_it(lab: Lab, shell: Shell) -> None:
+    """Between single quotes the backslash at the end of the line is sent, and JSON knows none there."""
+    assert shell.run("[GET] /v1/agents/data") == ("[]", 200)
+    assert shell.run("[POST] /v1/agents/provision_logs/<agent_name>")[1] == 404
+    lab.agent("myagent")
+    assert shell.run("[POST] /v1/agents/provision_logs/<agent_name>")[1] == 200
+    body, code = shell.run("[GET] /v1/agents/data")
+    (agent,) = json.loads(body)
+    assert (code, agent["name"]) == (200, "myagent")
+    assert (agent["provision_streak_type"], agent["provision_streak_count"]) == ("fail", 1)
+
+
+@needs_curl
+def test_the_documents_wait_times_and_agents_of_a_queue(lab: Lab, shell: Shell) -> None:
+    assert shell.run("[GET] /v1/queues/wait_times") == ("{}", 200)
+    assert shell.run("[GET] /v1/queues/<queue_name>/agents") == ("[]", 200)
+    lab.finished("foo")
+    lab.agent("myagent", queues=["foo"])
+    body, code = shell.run("[GET] /v1/queues/wait_times")
+    assert (code, list(json.loads(body))) == (200, ["foo"])
+    body, code = shell.run("[GET] /v1/queues/<queue_name>/agents")
+    assert (code, [agent["name"] for agent in json.loads(body)]) == (200, ["myagent"])
+
+
+@pytest.fixture
+def hooked(make_site: Callable[..., Site]) -> Lab:
+    """A lab whose tracker may send webhooks to this machine."""
+    return Lab(make_site(webhook_networks=("127.0.0.0/8",)))
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Takes webhooks: keeps what was sent, and answers with a status and a text."""
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append((self.path, json.loads(body)))
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(b"thank you")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[http.server.HTTPServer]:
+    """A server that listens from the start, and answers once `serve` was called."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        server.received, server.status, server.url = [], 200, f"http://127.0.0.1:{server.server_port}/hook"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@needs_curl
+def test_the_documents_event_is_passed_on_to_the_webhook(
+    hooked: Lab, receiver: http.server.HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = Shell(hooked, tmp_path, monkeypatch)
+    assert shell.run("[POST] /v1/job/<job_id>/events", webhook=receiver.url) == ("thank you", 200)
+    event = {"event_name": "started_provisioning", "timestamp": "2024-05-03T19:11:33.541130+00:00"}
+    events = [{**event, "detail": "my_detailed_message"}]
+    assert receiver.received == [("/hook", {"agent_id": "agent-00", "job_queue": "myqueue", "events": events})]
+    assert shell.run("[POST] /v1/job/<job_id>/events", webhook="mywebhook")[1] == 400
+    monkeypatch.setattr(webhook, "TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        slow = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert shell.run("[POST] /v1/job/<job_id>/events", webhook=slow)[1] == 504
+
+
+@needs_curl
+def test_the_document_gets_a_token_with_get(lab: Lab, shell: Shell) -> None:
+    assert shell.run("[POST] /v1/oauth2/token")[1] == 401
+    credentials = basic("myclient", make_client(lab.site, "myclient"))
+    body, code = shell.run("[POST] /v1/oauth2/token", credentials=credentials)
+    assert (code, claims(body)["permissions"]["client_id"]) == (200, "myclient")
+
+
+# ── Methods, paths and errors ─────────────────────────────────────────────────────────────────────────────────────────
+
+METHODS = {
+    "/v1": {"GET"},
+    "/v1/": {"GET"},
+    "/v1/job": {"GET", "POST"},
+    "/v1/job/search": {"GET"},
+    f"/v1/job/{NOBODY}": {"GET"},
+    f"/v1/job/{NOBODY}/position": {"GET"},
+    f"/v1/job/{NOBODY}/action": {"POST"},
+    f"/v1/job/{NOBODY}/attachments": {"GET", "POST"},
+    f"/v1/job/{NOBODY}/events": {"POST"},
+    f"/v1/result/{NOBODY}": {"GET", "POST"},
+    f"/v1/result/{NOBODY}/artifact": {"GET", "POST"},
+    f"/v1/result/{NOBODY}/output": {"GET", "POST"},
+    f"/v1/result/{NOBODY}/serial_output": {"GET", "POST"},
+    f"/v1/result/{NOBODY}/log/output": {"GET", "POST"},
+    f"/v1/result/{NOBODY}/log/serial": {"GET", "POST"},
+    "/v1/agents/queues": {"GET", "POST"},
+    "/v1/agents/images": {"POST"},
+    "/v1/agents/images/q": {"GET"},
+    "/v1/agents/data": {"GET"},
+    "/v1/agents/data/a": {"GET", "POST"},
+    "/v1/agents/provision_logs/a": {"POST"},
+    "/v1/queues/wait_times": {"GET"},
+    "/v1/queues/q/agents": {"GET"},
+    "/v1/queues/q/jobs": {"GET"},
+    "/v1/oauth2/token": {"GET", "POST"},
+    "/v1/oauth2/refresh": {"POST"},
+    "/v1/oauth2/revoke": {"POST"},
+    "/v1/restricted-queues": {"GET"},
+    "/v1/restricted-queues/q": {"GET", "POST", "DELETE"},
+    "/v1/client-permissions": {"GET", "POST"},
+    "/v1/client-permissions/c": {"GET", "PUT", "DELETE"},
+    "/v1/secrets/c/path": {"PUT", "DELETE"},
+}
+
+
+def test_the_root_says_that_the_server_is_alive(lab: Lab) -> None:
+    for path in ("/v1", "/v1/"):
+        response = ok(lab.http.get(path))
+        assert response.headers["content-type"].startswith("text/plain") and response.text.strip()
+
+
+def test_a_method_that_an_endpoint_has_not_is_refused_and_the_others_are_told(lab: Lab) -> None:
+    for path, methods in METHODS.items():
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - methods:
+            response = lab.http.request(method, path)
+            assert refused(response, 405), (method, path)
+            assert set(re.split(", *", response.headers["allow"])) == methods, (method, path)
+
+
+def test_unknown_paths_are_not_found_in_the_dialects_form(lab: Lab) -> None:
+    for path in ("x", "jobs", "job/", f"job/{NOBODY}/x", f"result/{NOBODY}/log/x/y", "agents", "oauth2", "queues/q"):
+        for method in ("GET", "POST"):
+            assert refused(lab.http.request(method, f"/v1/{path}"), 404), path
+
+
+def test_the_current_client_is_told_that_there_is_no_oidc(lab: Lab) -> None:
+    assert lab.http.post("/oidc/auth-init").status_code == 404
+    assert lab.http.post("/oidc/auth-init", json={}).status_code == 404
+
+
+NO_ID = ("1", "x", f"{NOBODY}0", NOBODY[:-1], "é", "'", "%00", "0" * 400)
+OF_JOBS = [path.replace(NOBODY, "{}") for path in METHODS if NOBODY in path]
+
+
+def test_what_is_no_uuid_is_no_jobs_id(lab: Lab) -> None:
+    bodies = {
+        "action": {"json": {"action": "cancel"}},
+        "events": {"json": {"job_status_webhook": "http://x.example"}},
+        "artifact": {"files": {"file": b"x"}},
+        "attachments": {"files": {"file": b"x"}},
+        "log/output": {"json": FRAGMENT},
+        "log/serial": {"json": FRAGMENT},
+    }
+    for path in OF_JOBS:
+        for method in METHODS[path.replace("{}", NOBODY)]:
+            body = bodies.get(path.partition("{}/")[2], {"json": {}}) if method == "POST" else {}
+            for text in NO_ID:
+                assert refused(lab.http.request(method, path.format(text), **body), 400), (method, path, text)
+
+
+FRAGMENT = {"fragment_number": 0, "timestamp": "2026-01-01T00:00:00+00:00", "phase": "test", "log_data": "x"}
+NO_TEXT = (7, True, ["x"], {"x": "y"})
+NO_NUMBER = ("soon", "1.5", "", [], {}, "1" * 400)
+NO_OBJECT = ("x", 7, ["x"])
+NO_LIST_OF_TEXT = ("x", 7, {"x": "y"}, [7], [["x"]], [None])
+
+WRONG_FIELDS: dict[str, dict[str, tuple]] = {
+    "/v1/job": {
+        "job_queue": (*NO_TEXT, None, ""),
+        **dict.fromkeys(("job_id", "parent_job_id", "name", "job_status_webhook"), NO_TEXT),
+        "tags": NO_LIST_OF_TEXT,
+        "exclude_agents": NO_LIST_OF_TEXT,
+        **dict.fromkeys(("global_timeout", "output_timeout", "allocation_timeout", "job_priority"), NO_NUMBER),
+        **dict.fromkeys(("provision_data", "firmware_update_data", "allocate_data", "test_data"), NO_OBJECT),
+        "reserve_data": (*NO_OBJECT, {"ssh_keys": ["me"]}, {"ssh_keys": "lp:me"}, {"timeout": "long"}),
+    },
+    f"/v1/result/{NOBODY}": {
+        **dict.fromkeys((f"{phase}_status" for phase in PHASES), NO_NUMBER[:-1]),
+        **dict.fromkeys((f"{phase}_{kind}" for phase in PHASES for kind in ("output", "serial")), NO_TEXT),
+        "status": (*NO_OBJECT, {"test": "well"}),
+        "device_info": NO_OBJECT,
+        "job_state": NO_TEXT,
+    },
+    f"/v1/result/{NOBODY}/log/output": {
+        "fragment_number": (*NO_NUMBER, None),
+        "timestamp": (*NO_TEXT, "today", None),
+        "phase": (*NO_TEXT, "dance", None),
+        "log_data": (*NO_TEXT, None),
+    },
+    "/v1/agents/data/a": {
+        **dict.fromkeys(("identifier", "job_id", "location", "provision_type", "state", "comment"), NO_TEXT),
+        **dict.fromkeys(("queues", "log"), NO_LIST_OF_TEXT),
+    },
+    "/v1/agents/provision_logs/a": {
+        **dict.fromkeys(("job_id", "detail"), (*NO_TEXT, None)),
+        "exit_code": (*NO_NUMBER, None),
+    },
+    f"/v1/job/{NOBODY}/action": {"action": (*NO_TEXT, None, "lift", "")},
+}
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "/v1/job": {"job_queue": "q"},
+    f"/v1/result/{NOBODY}/log/output": FRAGMENT,
+    "/v1/agents/provision_logs/a": {"job_id": NOBODY, "exit_code": 0, "detail": ""},
+    f"/v1/job/{NOBODY}/action": {"action": "cancel"},
+    "/v1/client-permissions": {"client_id": "c", "client_secret": "that nobody guesses"},
+    "/v1/secrets/c/path": {"value": "x"},
+}
+
+
+@pytest.mark.parametrize("path", WRONG_FIELDS)
+def test_a_field_of_the_wrong_type_is_refused_by_its_name_and_nothing_is_done(lab: Lab, path: str) -> None:
+    lab.agent("a")
+    accepted = ACCEPTED.get(path, {})
+    before = dump(lab.site.settings.database)
+    for field, values in WRONG_FIELDS[path].items():
+        for value in values:
+            assert wrong(lab.http.post(path, json={**accepted, field: value}), field), (field, value)
+        if field in accepted and field != "detail":
+            without = {name: value for name, value in accepted.items() if name != field}
+            assert wrong(lab.http.post(path, json=without), field)
+    assert dump(lab.site.settings.database) == before
+
+
+TAKE_JSON = [
+    "/v1/job",
+    f"/v1/job/{NOBODY}/action",
+    f"/v1/job/{NOBODY}/events",
+    f"/v1/result/{NOBODY}",
+    f"/v1/result/{NOBODY}/log/output",
+    "/v1/agents/queues",
+    "/v1/agents/images",
+    "/v1/agents/data/a",
+    "/v1/agents/provision_logs/a",
+]
+
+
+def test_a_body_that_is_no_json_object_is_refused(lab: Lab) -> None:
+    before = dump(lab.site.settings.database)
+    for path in TAKE_JSON:
+        for body in (b"{", b"{]", b'{"job_queue": "q"', b"\xff", b'{"a": 1} x', b'{"job_queue": "q\\\n"}', b"[" * 5000):
+            response = lab.http.post(path, content=body, headers={"Content-Type": "application/json"})
+            assert refused(response, 400), (path, body)
+        for body in (b"[]", b"7", b'"x"', b"null"):
+            assert refused(lab.http.post(path, content=body), 422, "an object is expected"), (path, body)
+    assert dump(lab.site.settings.database) == before
+
+
+def test_json_is_read_whatever_its_content_type(lab: Lab) -> None:
+    for content_type in ("application/x-www-form-urlencoded", "text/plain", ""):
+        headers = {"Content-Type": content_type} if content_type else {}
+        ok(lab.http.post("/v1/job", content=b'{"job_queue": "q"}', headers=headers))
+    assert lab.jobs() == 3
+
+
+def test_an_internal_error_is_not_told_to_the_caller(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr(tracker, "insert_job_alone", fail)
+    monkeypatch.setattr(tracker, "insert_job", fail)
+    response = lab.http.post("/v1/job", json={"job_queue": "q"})
+    assert refused(response, 500) and "inside" not in response.text
+    assert lab.jobs() == 0
+
+
+# ── Submission ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_agent_gets_all_that_was_submitted_also_unknown_fields(lab: Lab) -> None:
+    fields = {
+        "name": "a job",
+        "tags": ["x"],
+        "parent_job_id": NOBODY,
+        "job_status_webhook": "http://hook.example",
+        "global_timeout": 60,
+        "output_timeout": 30,
+        "allocation_timeout": 20,
+        "provision_data": {"distro": "noble", "more": [1, {"é": None}]},
+        "firmware_update_data": {"version": "latest"},
+        "allocate_data": {"allocate": True},
+        "test_data": {"test_cmds": "echo hello"},
+        "reserve_data": {"ssh_keys": ["lp:me", "gh:you"], "timeout": 60},
+        "option": "foo",
+        "options": {"deep": [1.5, "2", None, True]},
+    }
+    job = lab.submit("q", **fields)
+    shown = lab.get(f"/job/{job}")
+    assert shown.items() >= {"job_id": job, "job_queue": "q", **fields}.items()
+    given = lab.agent().polled("q")
+    assert given.items() >= {"job_id": job, "job_queue": "q", **fields}.items()
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", given["started_at"])
+    assert set(given) - set(fields) <= {"job_id", "job_queue", "started_at", "attachments_status"}
+
+
+def test_integers_may_come_as_numeric_strings(lab: Lab) -> None:
+    lab.submit("q", global_timeout="60", output_timeout="30", job_priority="0")
+    given = lab.agent().polled("q")
+    assert [int(given[name]) for name in ("global_timeout", "output_timeout", "job_priority")] == [60, 30, 0]
+    ok(lab.http.post(f"/v1/result/{NOBODY}", json={"test_status": "7"}))
+    assert lab.get(f"/result/{NOBODY}") == {"job_state": "waiting", "test_status": 7}
+
+
+def test_a_reservation_may_be_written_as_a_duration(lab: Lab) -> None:
+    for timeout in (60, "60", "90s", "30m", "1h", "1h30m", "6h"):
+        lab.submit("q", reserve_data={"ssh_keys": ["gh:me"], "timeout": timeout})
+    for timeout in ("h", "1h30", "1 week", "-1h", -1, [], True):
+        body = {"job_queue": "q", "reserve_data": {"timeout": timeout}}
+        assert wrong(lab.http.post("/v1/job", json=body), "reserve_data"), timeout
+
+
+def test_a_jobs_id_may_be_brought_along_once(lab: Lab) -> None:
+    job = new_id()
+    assert lab.submit("q", job_id=job) == job
+    assert lab.get(f"/job/{job}")["job_id"] == job
+    for text in (job, job.upper(), job.replace("-", "")):
+        assert wrong(lab.http.post("/v1/job", json={"job_queue": "q", "job_id": text}), "job_id"), text
+    for text in ("1", "x" * 36):
+        assert refused(lab.http.post("/v1/job", json={"job_queue": "q", "job_id": text}), 400), text
+    assert lab.jobs() == 1
+
+
+def test_a_job_can_be_asked_for_by_its_id_alone(lab: Lab) -> None:
+    job = lab.submit("q", name="x")
+    assert lab.get(f"/job/{job}")["name"] == lab.get(f"/job/{job.upper()}")["name"] == "x"
+    assert empty(lab.http.get(f"/v1/job/{NOBODY}"))
+
+
+def test_a_queue_is_made_by_its_first_job_and_its_name_may_be_any_text(lab: Lab) -> None:
+    for queue in ("q", "a b/c?&=", "é", "x" * 200, "'\""):
+        job = lab.submit(queue)
+        given = lab.agent().polled(queue)
+        assert (given["job_id"], given["job_queue"]) == (job, queue)
+
+
+def test_a_name_that_no_queue_can_have_is_refused(lab: Lab) -> None:
+    for queue in ("x" * 100_000, " ", "\n"):
+        assert wrong(lab.http.post("/v1/job", json={"job_queue": queue}), "job_queue"), queue[:9]
+    assert refused(lab.http.post("/v1/job", json={"job_queue": "a\0b"}), 400, "job_queue")
+    assert lab.jobs() == 0
+
+
+def test_a_job_that_is_too_large_is_refused(lab: Lab) -> None:
+    assert refused(lab.http.post("/v1/job", json={"job_queue": "q", "option": "x" * 2**20}), 413)
+    assert lab.jobs() == 0
+
+
+def test_beyond_so_many_queues_only_known_ones_take_jobs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testflinger_domain, "MOST_QUEUES", 2)
+    lab.submit("a")
+    lab.post("/agents/queues", {"b": ""})
+    assert wrong(lab.http.post("/v1/job", json={"job_queue": "c"}), "job_queue")
+    lab.submit("b")
+    assert lab.projects() == {"a", "b"}
+
+
+def test_a_queue_takes_jobs_as_fast_as_its_managers_allow(lab: Lab) -> None:
+    lab.post("/agents/queues", {"q": ""})
+    lab.site.admin.update_project(lab.site.read("SELECT id FROM project")[0][0], submit_rate=0.01)
+    lab.submit("q")
+    response = lab.http.post("/v1/job", json={"job_queue": "q"})
+    assert refused(response, 429) and 90 <= int(response.headers["retry-after"]) <= 101
+    lab.site.clock.pass_time(101)
+    lab.submit("q")
+
+
+# ── Who gets which job ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_highest_priority_goes_first_and_then_the_oldest_whatever_the_order_of_queues(lab: Lab) -> None:
+    http = as_client(lab.site, max_priority={"*": 100})
+    jobs = {
+        name: submit(http, queue, job_priority=priority)
+        for name, queue, priority in (
+            ("old", "a", 0),
+            ("low", "a", -5),
+            ("high", "b", 10),
+            ("old too", "b", 0),
+            ("higher", "c", 20),
+            ("high too", "a", 10),
+            ("elsewhere", "d", 100),
+        )
+    }
+    agent = lab.agent()
+    got = [agent.polled(*queues)["job_id"] for queues in (("a", "b", "c"), *[("c", "b", "a")] * 5)]
+    assert got == [jobs[name] for name in ("higher", "high", "high too", "old", "old too", "low")]
+    assert agent.polled("a", "b", "c", "nothing") is None
+
+
+def test_a_poll_without_a_queue_is_refused(lab: Lab) -> None:
+    for query in ("", "?queue=", "?queues=q", "?queue"):
+        assert refused(lab.http.get(f"/v1/job{query}"), 400), query
+
+
+def test_an_agent_need_not_have_told_its_name_to_get_a_job(lab: Lab) -> None:
+    job = lab.submit("q")
+    assert polled(lab.http, "q")["job_id"] == job
+    assert polled(lab.http, "q") is None
+    assert lab.state(job) == "running"
+    done(lab.http.post(f"/v1/result/{job}", json={"job_state": "complete"}))
+    assert lab.state(job) == "complete"
+
+
+def test_a_job_that_excludes_every_agent_of_its_queue_is_refused(lab: Lab) -> None:
+    for name in ("one", "two"):
+        lab.agent(name, queues=["q"], state="waiting")
+    body = {"job_queue": "q", "exclude_agents": ["two", "one", "other"]}
+    assert refused(lab.http.post("/v1/job", json=body), 422)
+    lab.submit("q", exclude_agents=["two"])
+    lab.submit("unattended", exclude_agents=["two"])
+
+
+def test_two_polls_at_once_never_get_the_same_job(lab: Lab) -> None:
+    jobs = {lab.submit("q") for _ in range(20)}
+    got: list[str] = []
+
+    def poll() -> None:
+        agent = client(lab.site.url)
+        while job := polled(agent, "q"):
+            got.append(job["job_id"])
+
+    threads = [threading.Thread(target=poll) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), set(got)) == (20, jobs)
+
+
+def test_a_job_waits_until_its_attachments_have_come(lab: Lab) -> None:
+    attachments = {"attachments": [{"local": "a.txt", "agent": "b.txt"}]}
+    for kind in ("provision_data", "firmware_update_data", "test_data"):
+        job = lab.submit("q", **{kind: attachments})
+        agent = lab.agent()
+        assert agent.polled("q") is None
+        assert empty(lab.http.get(f"/v1/job/{job}/attachments"))
+        assert lab.get(f"/result/{job}")["job_state"] == "waiting"
+        ok(lab.http.post(f"/v1/job/{job}/attachments", files={"file": ("attachments.tar.gz", b"\x1f\x8bpacked\0")}))
+        given = agent.polled("q")
+        assert (given["job_id"], given["attachments_status"]) == (job, "complete")
+        down = ok(lab.http.get(f"/v1/job/{job}/attachments"))
+        assert (down.content, down.headers["content-type"]) == (b"\x1f\x8bpacked\0", "application/gzip")
+        assert refused(lab.http.post(f"/v1/job/{job}/attachments", files={"file": b"more"}), 422)
+        assert lab.http.get(f"/v1/job/{job}/attachments").content == b"\x1f\x8bpacked\0"
+
+
+def test_attachments_that_nobody_expects_are_refused(lab: Lab) -> None:
+    plain, pending = lab.submit("q"), lab.submit("q", test_data={"attachments": [{"local": "a"}]})
+    for job in (plain, NOBODY):
+        assert refused(lab.http.post(f"/v1/job/{job}/attachments", files={"file": b"x"}), 422)
+        assert empty(lab.http.get(f"/v1/job/{job}/attachments"))
+    for form in ({"files": {"other": b"x"}}, {"data": {"file": "x"}}, {"content": b"x"}, {"json": {}}):
+        assert refused(lab.http.post(f"/v1/job/{pending}/attachments", **form), 400), form
+    assert lab.cancel(pending).status_code == 200
+    assert refused(lab.http.post(f"/v1/job/{pending}/attachments", files={"file": b"x"}), 422)
+
+
+# ── Asking about jobs ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_position_is_how_many_jobs_of_the_queue_go_first(lab: Lab) -> None:
+    http = as_client(lab.site, max_priority={"q": 10})
+    first, second = lab.submit("q"), lab.submit("q")
+    lab.submit("other")
+    urgent = submit(http, "q", job_priority=10)
+    held = lab.submit("q", test_data={"attachments": [{"local": "a"}]})
+    assert [lab.position(job) for job in (urgent, first, second)] == [0, 1, 2]
+    assert ok(lab.http.get(f"/v1/job/{first}/position")).headers["content-type"].startswith("text/plain")
+    assert lab.position(held) == 3
+    assert polled(lab.http, "q")["job_id"] == urgent
+    assert [lab.position(job) for job in (first, second)] == [0, 1]
+    done(lab.cancel(first))
+    assert lab.position(second) == 0
+    for job in (urgent, first, NOBODY):
+        assert refused(lab.http.get(f"/v1/job/{job}/position"), 410)
+
+
+def test_jobs_are_found_by_any_or_all_of_their_tags_and_by_their_states(lab: Lab) -> None:
+    completed, running = lab.finished(tags=["a", "b"]), lab.submit(tags=["a"])
+    polled(lab.http, "myqueue")
+    waiting, cancelled, plain = lab.submit(tags=["b", "é c"]), lab.submit(tags=["a", "b"]), lab.submit()
+    lab.cancel(cancelled)
+    for query, jobs in (
+        ({}, {completed, running, waiting, cancelled, plain}),
+        ({"tags": "a"}, {completed, running, cancelled}),
+        ({"tags": ["a", "é c"]}, {completed, running, waiting, cancelled}),
+        ({"tags": ["a", "b"], "match": "any"}, {completed, running, waiting, cancelled}),
+        ({"tags": ["a", "b"], "match": "all"}, {completed, cancelled}),
+        ({"tags": ["a", "x"], "match": "all"}, set()),
+        ({"tags": "x"}, set()),
+        ({"state": "waiting"}, {waiting, plain}),
+        ({"state": ["running", "cancelled"]}, {running, cancelled}),
+        ({"state": "complete"}, {completed}),
+        ({"state": "completed"}, {completed}),
+        ({"state": "active"}, {running, waiting, plain}),
+        ({"state": "active", "tags": "b"}, {waiting}),
+        ({"state": "reserve"}, set()),
+    ):
+        assert lab.found(**query) == jobs, query
+    (found,) = lab.get("/job/search", state="running")
+    assert (set(found), found["job_state"]) == ({"job_id", "created_at", "job_state"}, "running")
+    assert re.match(TIME[:-1], found["created_at"])
+
+
+def test_a_search_finds_more_jobs_than_are_looked_at_in_one_piece(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testflinger_domain, "PIECE", 2)
+    jobs = [lab.submit("q", tags=[tag for tag in "abc" if number % (ord(tag) - 95)]) for number in range(9)]
+    for tag, divisor in (("a", 2), ("b", 3), ("c", 4)):
+        assert lab.found(tags=tag) == {job for number, job in enumerate(jobs) if number % divisor}
+    assert lab.found(tags=["a", "b"], match="all") == {jobs[number] for number in (1, 5, 7)}
+    assert lab.found(tags=["a", "b"], state="running") == set()
+    assert [job["job_id"] for job in lab.get("/queues/q/jobs")] == jobs
+    assert [job["job_id"] for job in lab.get("/job/search", tags=["a", "b", "c"])] == jobs[1:]
+
+
+def test_a_search_by_something_else_is_refused_by_the_parameters_name(lab: Lab) -> None:
+    assert wrong(lab.http.get("/v1/job/search", params={"match": "most"}), "match", "query")
+    assert wrong(lab.http.get("/v1/job/search", params={"state": "dancing"}), "state", "query")
+    assert wrong(lab.http.get("/v1/job/search", params={"state": ["waiting", "dancing"]}), "state", "query")
+    for state in ("waiting", "running", "allocated", "complete", "completed", "cancelled", *PHASES):
+        assert lab.get("/job/search", state=state) == []
+
+
+def test_a_search_finds_a_job_in_the_phase_that_its_agent_told(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    for phase in ("setup", "provision", "firmware_update", "test", "allocate", "allocated", "reserve"):
+        agent.post_result(job, job_state=phase)
+        assert (lab.state(job), lab.found(state=phase), lab.found(state="active")) == (phase, {job}, {job})
+    agent.post_result(job, job_state="completed")
+    assert lab.state(job) == "completed"
+    assert lab.found(state="completed") == lab.found(state="complete") == {job}
+    assert lab.found(state="active") == set()
+
+
+def test_a_word_that_is_no_state_does_not_hide_a_job(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    for state in ("dancing", "", "waiting"):
+        agent.post_result(job, job_state=state, test_status=0)
+        assert (lab.state(job), lab.found(state="active")) == ("running", {job})
+
+
+def test_a_job_can_be_cancelled_in_every_state_but_once_it_has_ended(lab: Lab) -> None:
+    waiting, held = lab.submit("q"), lab.submit("q", test_data={"attachments": [{"local": "a"}]})
+    running = lab.submit("r")
+    agent = lab.agent()
+    agent.polled("r")
+    agent.post_result(running, job_state="test")
+    for job in (waiting, held, running):
+        assert done(lab.cancel(job))
+        assert lab.state(job) == "cancelled"
+        assert refused(lab.cancel(job), 400)
+    assert agent.polled("q") is None
+    assert refused(lab.cancel(lab.finished("s")), 400)
+    assert refused(lab.cancel(NOBODY), 404)
+
+
+def test_a_cancelled_job_stays_cancelled_when_its_agent_has_cleaned_up(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    lab.cancel(job)
+    agent.post_result(job, test_status=143, job_state="complete")
+    assert lab.get(f"/result/{job}").items() >= {"job_state": "cancelled", "test_status": 143}.items()
+    assert lab.found(state="cancelled") == {job}
+
+
+# ── Results ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_result_says_from_the_start_that_the_job_is_waiting(lab: Lab) -> None:
+    job = lab.submit("q")
+    assert lab.get(f"/result/{job}") == {"job_state": "waiting"}
+    polled(lab.http, "q")
+    assert lab.get(f"/result/{job}")["job_state"] == "running"
+    assert empty(lab.http.get(f"/v1/result/{NOBODY}"))
+
+
+def test_a_result_is_merged_field_by_field(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    agent.post_result(job, setup_status=0, setup_output="one", device_info={"a": 1, "b": 2}, exit_code=0)
+    agent.post_result(job, test_status=2, test_serial="beep", setup_output="two", device_info={"b": 3})
+    assert agent.post_result(job, job_state="test").text == "OK"
+    wanted = {"setup_status": 0, "setup_output": "two", "test_status": 2, "test_serial": "beep", "exit_code": 0}
+    assert lab.get(f"/result/{job}").items() >= {**wanted, "device_info": {"b": 3}, "job_state": "test"}.items()
+
+
+def test_the_statuses_of_the_newer_agents_are_replaced_as_a_whole_and_shown_both_ways(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    agent.post_result(job, status={"setup": 0, "provision": 1})
+    agent.post_result(job, status={"setup": 0, "test": 2}, device_info={"device": "x"})
+    shown = lab.get(f"/result/{job}")
+    assert shown.items() >= {"status": {"setup": 0, "test": 2}, "setup_status": 0, "test_status": 2}.items()
+    assert "provision_status" not in shown
+
+
+def test_the_logs_of_the_newer_agents_are_shown_as_the_output_of_each_phase(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    for number, (kind, phase, text) in enumerate(
+        (
+            ("output", "setup", "one\n"),
+            ("output", "test", "two\n"),
+            ("output", "test", "three"),
+            ("serial", "test", "beep"),
+        )
+    ):
+        post_fragment(agent.http, job, number, text, kind, phase=phase)
+    shown = lab.get(f"/result/{job}")
+    assert shown.items() >= {"setup_output": "one\n", "test_output": "two\nthree", "test_serial": "beep"}.items()
+
+
+def test_results_of_a_job_that_nobody_knows_are_kept_but_make_no_job(lab: Lab) -> None:
+    job = new_id()
+    assert done(lab.http.post(f"/v1/result/{job}", json={"job_state": "test", "test_status": 1}))
+    assert lab.get(f"/result/{job}").items() >= {"job_state": "test", "test_status": 1}.items()
+    assert empty(lab.http.get(f"/v1/job/{job}"))
+    assert lab.found() == set()
+
+
+def test_a_result_that_is_too_large_is_refused_and_one_that_is_not_is_kept(lab: Lab) -> None:
+    most = 16 * 2**20
+    job = new_id()
+    assert refused(lab.http.post(f"/v1/result/{job}", json={"test_output": "x" * most}), 413)
+    assert empty(lab.http.get(f"/v1/result/{job}"))
+    text = "x" * (most - 100)
+    assert done(lab.http.post(f"/v1/result/{job}", json={"test_output": text}))
+    assert lab.get(f"/result/{job}")["test_output"] == text
+
+
+def test_another_agent_does_not_move_a_job(lab: Lab) -> None:
+    job, holder, other = lab.submit("q"), lab.agent("holder"), lab.agent("other")
+    holder.polled("q")
+    other.post_result(job, job_state="complete", test_status=0)
+    assert lab.found(state="active") == {job}
+    assert refused(lab.cancel(lab.finished("r")), 400)
+    holder.post_result(job, job_state="complete")
+    assert lab.state(job) == "complete"
+
+
+def test_the_core_job_ends_as_the_statuses_say(lab: Lab) -> None:
+    results = {
+        "succeeded": {"setup_status": 0, "test_status": 0},
+        "succeeded ": {"status": {"setup": 0, "test": 0}},
+        "failed": {"setup_status": 0, "test_status": 3},
+        "failed ": {"status": {"provision": 1}},
+    }
+    agent = lab.agent()
+    for state, result in results.items():
+        job = lab.submit("q")
+        agent.polled("q")
+        agent.post_result(job, **result)
+        agent.finish(job)
+        assert lab.site.read("SELECT state FROM job ORDER BY id DESC LIMIT 1") == [(state.strip(),)], result
+
+
+# ── Artifacts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_latest_artifact_comes_down_as_it_went_up(lab: Lab) -> None:
+    job = lab.submit("q")
+    for one in (job, new_id()):
+        assert empty(lab.http.get(f"/v1/result/{one}/artifact"))
+        for content in (b"\x1f\x8bfirst", b"\x1f\x8b\0second\xff" * 9):
+            assert done(lab.http.post(f"/v1/result/{one}/artifact", files={"file": ("x.tar.gz", content)}))
+            response = ok(lab.http.get(f"/v1/result/{one}/artifact"))
+            assert response.content == content
+            assert "content-encoding" not in response.headers
+            assert response.headers["content-length"] == str(len(content))
+
+
+def test_an_upload_that_has_no_file_is_refused(lab: Lab) -> None:
+    for form in (
+        {"files": {"other": b"x"}},
+        {"data": {"file": "x"}},
+        {"content": b"x"},
+        {"json": {}},
+        {"content": b"--y\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+        {"content": b"--y\r\n", "headers": {"Content-Type": "multipart/form-data"}},
+    ):
+        response = lab.http.post(f"/v1/result/{NOBODY}/artifact", **form)
+        assert refused(response, 400), form
+    assert empty(lab.http.get(f"/v1/result/{NOBODY}/artifact"))
+
+
+# ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def post_fragment(
+    http: httpx.Client, job: str, number: int, text: str, kind: str = "output", **fields: Any
+) -> httpx.Response:
+    body = {**FRAGMENT, "fragment_number": number, "log_data": text, **fields}
+    return ok(http.post(f"/v1/result/{job}/log/{kind}", json=body))
+
+
+def fragments(lab: Lab, job: str, phase: str = "test", kind: str = "output", **query: Any) -> tuple[int, str]:
+    """The number of the last fragment of a phase, and their texts."""
+    shown = lab.get(f"/result/{job}/log/{kind}", phase=phase, **query)[kind]
+    assert list(shown) == [phase]
+    return shown[phase]["last_fragment_number"], shown[phase]["log_data"]
+
+
+@pytest.mark.parametrize("kind", ["output", "serial_output"])
+def test_raw_output_is_handed_out_once(lab: Lab, kind: str) -> None:
+    known = lab.submit("q")
+    polled(lab.http, "q")
+    for job in (known, new_id()):
+        path = f"/v1/result/{job}/{kind}"
+        assert empty(lab.http.get(path))
+        for text in ("one", "two é"):
+            assert done(lab.http.post(path, content=text.encode()))
+        response = ok(lab.http.get(path))
+        assert (response.text, response.headers["content-type"].startswith("text/plain")) == ("one\ntwo é", True)
+        assert empty(lab.http.get(path))
+        done(lab.http.post(path, content=b"three\n"))
+        assert lab.http.get(path).text == "three\n"
+        other = "serial_output" if kind == "output" else "output"
+        assert empty(lab.http.get(f"/v1/result/{job}/{other}"))
+
+
+@pytest.mark.parametrize("kind", ["output", "serial"])
+def test_fragments_can_be_read_again_and_posted_again(lab: Lab, kind: str) -> None:
+    known = lab.submit("q")
+    polled(lab.http, "q")
+    for job in (known, new_id()):
+        assert fragments(lab, job, kind=kind) == (-1, "")
+        for number, text in ((0, "zero "), (1, "one "), (1, "one "), (0, "zero "), (2, "two")):
+            assert post_fragment(lab.http, job, number, text, kind).text == "OK"
+        for _ in range(2):
+            assert fragments(lab, job, kind=kind) == (2, "zero one two")
+        assert fragments(lab, job, kind=kind, start_fragment=1) == (2, "one two")
+        assert fragments(lab, job, kind=kind, start_fragment=3)[1] == ""
+        assert fragments(lab, job, "setup", kind=kind) == (-1, "")
+
+
+def test_fragments_are_in_the_order_of_their_numbers_and_each_phase_counts_for_itself(lab: Lab) -> None:
+    for number, phase in ((1, "test"), (0, "test"), (0, "setup")):
+        post_fragment(lab.http, NOBODY, number, f"{phase} {number} ", phase=phase)
+    shown = lab.get(f"/result/{NOBODY}/log/output")["output"]
+    assert shown["test"] == {"last_fragment_number": 1, "log_data": "test 0 test 1 "}
+    assert shown["setup"] == {"last_fragment_number": 0, "log_data": "setup 0 "}
+    assert set(shown) <= set(PHASES)
+
+
+def test_fragments_are_asked_for_from_a_time_on(lab: Lab) -> None:
+    for number, minute in enumerate((10, 20, 30)):
+        post_fragment(lab.http, NOBODY, number, f"{minute} ", timestamp=f"2026-01-01T12:{minute}:00+00:00")
+    for start, text in (
+        ("2026-01-01T12:00:00+00:00", "10 20 30 "),
+        ("2026-01-01T12:20:00Z", "20 30 "),
+        ("2026-01-01T13:25:00+01:00", "30 "),
+        ("2026-01-01T12:30:00.5+00:00", ""),
+    ):
+        assert fragments(lab, NOBODY, start_timestamp=start)[1] == text, start
+    assert fragments(lab, NOBODY, start_timestamp="2026-01-01T12:00:00+00:00", start_fragment=2) == (2, "30 ")
+
+
+def test_logs_that_there_are_not_and_wrong_parameters_are_refused(lab: Lab) -> None:
+    path = f"/v1/result/{NOBODY}/log"
+    for kind in ("x", "serial_output"):
+        assert refused(lab.http.get(f"{path}/{kind}"), 404)
+        assert refused(lab.http.post(f"{path}/{kind}", json=FRAGMENT), 404)
+    for name, value in {"phase": "dance", "start_fragment": "x", "start_timestamp": "today"}.items():
+        assert wrong(lab.http.get(f"{path}/output", params={name: value}), name, "query")
+
+
+def test_readers_of_both_generations_see_the_output_of_agents_of_both(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    agent.post_result(job, job_state="setup")
+    done(agent.http.post(f"/v1/result/{job}/output", content=b"raw"))
+    assert fragments(lab, job, "setup")[1] == "raw"
+    agent.post_result(job, job_state="test")
+    post_fragment(agent.http, job, 0, "fragment")
+    assert lab.http.get(f"/v1/result/{job}/output").text == "raw\nfragment"
+    assert fragments(lab, job, "test") == (0, "fragment")
+
+
+def test_the_output_is_the_log_of_the_job_for_other_doors(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    post_fragment(agent.http, job, 0, "hello from the lab")
+    token = lab.site.read("SELECT token FROM job")[0][0]
+    log = lab.site.admin.get(f"/job/log/{token}").json()["content"]["entries"]
+    assert [entry["message"] for entry in log if entry["scope"] == "test"] == ["hello from the lab"]
+
+
+# ── Agents, queues and images ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_queues_are_advertised_one_by_one(lab: Lab) -> None:
+    assert lab.get("/agents/queues") == {}
+    lab.post("/agents/queues", {"a": "first", "b": "second"})
+    lab.post("/agents/queues", {"b": "changed", "c/d é": ""})
+    lab.submit("never advertised")
+    assert lab.get("/agents/queues") == {"a": "first", "b": "changed", "c/d é": ""}
+    for value in (*NO_TEXT, None):
+        assert wrong(lab.http.post("/v1/agents/queues", json={"new": "queue", "a": value}), "a")
+    assert "new" not in lab.get("/agents/queues")
+
+
+def test_the_images_of_a_queue_are_replaced_together(lab: Lab) -> None:
+    lab.post(
+        "/agents/images", {"a": {"x": "url: http://x.example", "y": {"distro": "noble"}}, "b": {"z": "channel: z"}}
+    )
+    lab.post("/agents/images", {"a": {"y": "changed"}})
+    assert lab.get("/agents/images/a") == {"y": "changed"}
+    assert lab.get("/agents/images/b") == {"z": "channel: z"}
+    assert lab.get("/agents/images/unknown") == {}
+    for value in ("x", 7, ["x"], None):
+        assert wrong(lab.http.post("/v1/agents/images", json={"b": {}, "a": value}), "a")
+    assert lab.get("/agents/images/b") == {"z": "channel: z"}
+    lab.post("/agents/images", {"a": {}})
+    assert lab.get("/agents/images/a") == {}
+
+
+def test_an_agent_is_known_by_a_cookie_that_no_script_and_no_other_site_gets(lab: Lab) -> None:
+    response = ok(lab.http.post("/v1/agents/data/agent-1", json={"state": "waiting"}))
+    assert response.json() == {"status": "OK"}
+    cookie, *attributes = response.headers["set-cookie"].split("; ")
+    assert cookie == "agent_name=agent-1"
+    assert {"httponly", "samesite=strict"} <= {attribute.lower() for attribute in attributes}
+    odd = lab.agent('é; "x"=,')
+    lab.submit("q", exclude_agents=[odd.name])
+    assert odd.polled("q") is None
+    assert polled(client(lab.site.url), "q")
+
+
+def test_what_an_agent_tells_is_changed_field_by_field(lab: Lab) -> None:
+    fields = {
+        "identifier": "id-1",
+        "job_id": NOBODY,
+        "location": "here",
+        "provision_type": "maas",
+        "state": "provision",
+        "comment": "for repair",
+        "queues": ["a", "b"],
+    }
+    agent = lab.agent(**fields, log=["secret line"], something={"new": True})
+    agent.tell(state="waiting", job_id="", queues=["b", "c"])
+    shown = lab.get("/agents/data/agent-1")
+    changed = {"state": "waiting", "job_id": "", "queues": ["b", "c"]}
+    assert shown.items() >= {"name": "agent-1", **fields, **changed}.items()
+    assert "log" not in shown
+    lab.agent("another one")
+    assert {one["name"]: one for one in lab.get("/agents/data")}["agent-1"] == shown
+    assert len(lab.get("/agents/data")) == 2
+    assert refused(lab.http.get("/v1/agents/data/unknown"), 404)
+    assert [len(lab.get(f"/queues/{queue}/agents")) for queue in "abc"] == [0, 1, 1]
+
+
+def test_it_is_told_when_an_agent_was_last_heard_of(lab: Lab) -> None:
+    agent = lab.agent()
+    first = lab.get("/agents/data/agent-1")["updated_at"]
+    lab.site.clock.pass_time(100)
+    agent.tell(state="waiting")
+    second = lab.get("/agents/data/agent-1")["updated_at"]
+    assert re.fullmatch(TIME, first) and re.fullmatch(TIME, second)
+    assert datetime.fromisoformat(second) - datetime.fromisoformat(first) >= timedelta(seconds=100)
+    assert abs(datetime.fromisoformat(second).timestamp() - lab.site.clock.time()) < 60
+
+
+def test_the_last_hundred_lines_of_an_agents_log_are_kept(lab: Lab) -> None:
+    agent, other = lab.agent(log=["0"]), lab.agent("other", log=["other"])
+    agent.tell(log=[str(number) for number in range(1, 60)])
+    agent.tell(log=[str(number) for number in range(60, 130)])
+    other.tell(state="waiting")
+    kept = "SELECT line FROM testflinger_agent_line l JOIN testflinger_agent a ON a.id = l.agent WHERE a.name = ?"
+    assert [line for (line,) in lab.site.read(f"{kept} ORDER BY l.id", "agent-1")] == list(map(str, range(30, 130)))
+    assert lab.site.read(kept, "other") == [("other",)]
+
+
+def test_a_streak_of_provisioning_begins_anew_when_it_turns(lab: Lab) -> None:
+    lab.agent("a")
+    shown = lab.get("/agents/data/a")
+    assert (shown["provision_streak_type"], shown["provision_streak_count"]) == ("", 0)
+    for code, streak in ((0, ("pass", 1)), ("0", ("pass", 2)), (46, ("fail", 1)), (-1, ("fail", 2)), (0, ("pass", 1))):
+        lab.post("/agents/provision_logs/a", {"job_id": NOBODY, "exit_code": code, "detail": "x"})
+        shown = lab.get("/agents/data/a")
+        assert (shown["provision_streak_type"], shown["provision_streak_count"]) == streak
+    lab.agent("a", state="waiting")
+    assert lab.get("/agents/data/a")["provision_streak_count"] == 1
+    body = {"job_id": NOBODY, "exit_code": 0, "detail": "x"}
+    assert refused(lab.http.post("/v1/agents/provision_logs/unknown", json=body), 404)
+
+
+def test_the_last_hundred_provision_logs_of_an_agent_are_kept_and_its_streak_counts_on(lab: Lab) -> None:
+    lab.agent("a")
+    for number in range(103):
+        lab.post("/agents/provision_logs/a", {"job_id": NOBODY, "exit_code": 1, "detail": str(number)})
+    kept = [int(detail) for (detail,) in lab.site.read("SELECT detail FROM testflinger_provision ORDER BY id")]
+    assert kept == list(range(3, 103))
+    assert lab.get("/agents/data/a")["provision_streak_count"] == 103
+
+
+def test_the_agents_of_a_queue(lab: Lab) -> None:
+    fields = {"state": "waiting", "queues": ["q", "r"], "location": "here", "provision_type": "maas", "comment": "c"}
+    lab.agent("one", **fields, job_id="", identifier="i", log=["x"])
+    lab.agent("two", queues=["r"])
+    (one,) = lab.get("/queues/q/agents")
+    assert one == {"name": "one", **fields, "job_id": ""}
+    assert {agent["name"] for agent in lab.get("/queues/r/agents")} == {"one", "two"}
+    lab.post("/agents/queues", {"empty": ""})
+    assert lab.get("/queues/empty/agents") == lab.get("/queues/unknown/agents") == []
+
+
+def test_the_newer_server_says_that_a_queue_is_unknown(make_site: Callable[..., Site]) -> None:
+    lab = Lab(make_site(testflinger_version="2026"))
+    assert refused(lab.http.get("/v1/queues/unknown/agents"), 404)
+    lab.submit("q")
+    assert lab.get("/queues/q/agents") == []
+    lab.agent("a", queues=["told"])
+    assert [agent["name"] for agent in lab.get("/queues/told/agents")] == ["a"]
+
+
+def test_the_jobs_of_a_queue(lab: Lab) -> None:
+    assert empty(lab.http.get("/v1/queues/unknown/jobs"))
+    done_job, job = lab.finished("q"), lab.submit("q", tags=["x"])
+    lab.submit("r")
+    shown = {one["job_id"]: one for one in lab.get("/queues/q/jobs")}
+    assert {job_id: one["job_state"] for job_id, one in shown.items()} == {done_job: "complete", job: "waiting"}
+    assert set(shown[job]) == {"job_id", "created_at", "job_state", "job_queue"}
+    assert shown[job]["job_queue"] == "q"
+    lab.post("/agents/queues", {"empty": ""})
+    assert empty(lab.http.get("/v1/queues/empty/jobs"))
+
+
+def test_waiting_times_are_interpolated_and_days_of_waiting_are_not_lost(lab: Lab) -> None:
+    waits = [100, 300, 1000, 5000, 3 * DAY]
+    jobs = [lab.submit("q") for _ in waits]
+    passed = 0
+    for job, wait in zip(jobs, waits, strict=True):
+        lab.site.clock.pass_time(wait - passed)
+        passed = wait
+        assert lab.agent().polled("q")["job_id"] == job
+    lab.submit("q")
+    lab.finished("r")
+    lab.submit("never started")
+    shown = lab.get("/queues/wait_times", queue=["q", "unknown", "never started"])
+    assert list(shown) == ["q"]
+    exact = statistics.quantiles(waits, n=100, method="inclusive")
+    assert shown["q"] == {str(part): pytest.approx(exact[part - 1], abs=60) for part in (5, 10, 50, 90, 95)}
+    everything = lab.get("/queues/wait_times")
+    assert set(everything) == {"q", "r"}
+    assert everything["q"] == shown["q"]
+    assert len(set(everything["r"].values())) == 1 and everything["r"]["50"] < 60
+
+
+# ── Webhooks ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def send_event(lab: Lab, **fields: Any) -> httpx.Response:
+    return lab.http.post(f"/v1/job/{new_id()}/events", json=fields)
+
+
+def test_what_a_webhook_answers_is_passed_on(hooked: Lab, receiver: http.server.HTTPServer) -> None:
+    for status in (200, 404, 500):
+        receiver.status = status
+        response = send_event(hooked, job_status_webhook=receiver.url, agent_id="a", events=[], more={"x": None})
+        assert (response.status_code, response.text) == (status, "thank you")
+        assert response.headers["content-type"].startswith("text/plain")
+        assert receiver.received.pop() == ("/hook", {"agent_id": "a", "events": [], "more": {"x": None}})
+
+
+def test_a_webhook_that_is_not_there_is_told_from_one_that_is_not_allowed(
+    hooked: Lab, receiver: http.server.HTTPServer
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    assert refused(send_event(hooked, job_status_webhook=nobody), 502)
+    for url in ("ftp://127.0.0.1", "nothing", "http://", "http://10.1.2.3/", "http://[::1]/", "", None, 7):
+        assert refused(send_event(hooked, job_status_webhook=url), 400, "job_status_webhook"), url
+    assert refused(send_event(hooked), 400, "job_status_webhook")
+    for name, values in {"agent_id": NO_TEXT, "job_queue": NO_TEXT, "events": ("x", 7, {}, ["x"])}.items():
+        for value in values:
+            response = send_event(hooked, job_status_webhook=receiver.url, **{name: value})
+            assert refused(response, 400, name), (name, value)
+    assert receiver.received == []
+
+
+def test_without_the_setting_no_event_reaches_inside(lab: Lab, receiver: http.server.HTTPServer) -> None:
+    assert refused(send_event(lab, job_status_webhook=receiver.url), 400)
+    assert receiver.received == []
+
+
+# ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def bearer(site: Site, token: str) -> httpx.Client:
+    return client(site.url, headers={"Authorization": f"Bearer {token}"})
+
+
+def token_of(http: httpx.Client) -> str:
+    """The token that a client of the older generation gets."""
+    return ok(http.post("/v1/oauth2/token", json={})).text
+
+
+def test_a_token_is_what_each_generation_of_clients_reads(lab: Lab) -> None:
+    limits = {"max_priority": {"*": 5, "q": 10}, "allowed_queues": ["r"], "max_reservation_time": {"q": 9 * 3600}}
+    http = as_client(lab.site, **limits)
+    older = [http.get("/v1/oauth2/token"), http.post("/v1/oauth2/token", json={})]
+    newer = http.post("/v1/oauth2/token")
+    assert all(ok(response).headers["content-type"].startswith("text/plain") for response in older)
+    pair = ok(newer).json()
+    assert set(pair) == {"access_token", "token_type", "expires_in", "refresh_token"}
+    assert (pair["token_type"], pair["expires_in"] > 0) == ("Bearer", True)
+    for token in (*[response.text for response in older], pair["access_token"]):
+        said = claims(token)
+        assert said["sub"] == "access_token"
+        assert said["iat"] <= lab.site.clock.time() + 1 and said["exp"] - said["iat"] == pair["expires_in"]
+        assert said["permissions"] == {"client_id": "a-client", "role": "contributor", **limits}
+        for value in (f"Bearer {token}", token):
+            given = client(lab.site.url, headers={"Authorization": value})
+            submit(given, "q", job_priority=10)
+
+
+def test_a_token_is_given_for_the_right_key_alone(lab: Lab) -> None:
+    key = make_client(lab.site, "a-client")
+    for header in (
+        None,
+        "",
+        "Basic",
+        "Basic x",
+        f"Basic {basic('a-client', 'wrong')}",
+        f"Basic {basic('other', key)}",
+        f"Basic {basic('', '')}",
+        f"Bearer {token_of(client(lab.site.url, auth=('a-client', key)))}",
+    ):
+        headers = {} if header is None else {"Authorization": header}
+        for method, body in (("GET", None), ("POST", b""), ("POST", b"{}")):
+            response = lab.http.request(method, "/v1/oauth2/token", content=body, headers=headers)
+            assert refused(response, 401), (header, method)
+
+
+def test_wrong_credentials_are_refused_even_where_none_are_needed(lab: Lab) -> None:
+    token = token_of(as_client(lab.site))
+    head, body, signature = token.split(".")
+    other = base64.urlsafe_b64encode(b'{"exp": 9999999999, "sub": "access_token"}').decode().rstrip("=")
+    none = base64.urlsafe_b64encode(b'{"alg": "none", "typ": "JWT"}').decode().rstrip("=")
+    for wrong_token in (f"{head}.{other}.{signature}", f"{none}.{body}.", f"{head}.{body}.", "x", "x.y.z"):
+        assert refused(bearer(lab.site, wrong_token).post("/v1/job", json={"job_queue": "q"}), 403), wrong_token
+    wrong_key = client(lab.site.url, auth=("a-client", "wrong"))
+    assert refused(wrong_key.post("/v1/job", json={"job_queue": "q"}), 401)
+    assert lab.jobs() == 0
+    lab.site.clock.pass_time(claims(token)["exp"] - claims(token)["iat"] + 1)
+    assert refused(bearer(lab.site, token).post("/v1/job", json={"job_queue": "q"}), 401, "expired")
+    ok(client(lab.site.url).get("/v1", headers={"Authorization": "Bearer x"}))
+
+
+def test_a_refresh_token_gives_new_access_tokens_until_it_is_revoked(lab: Lab) -> None:
+    first = ok(as_client(lab.site, max_priority={"*": 1}).post("/v1/oauth2/token")).json()
+    lab.site.clock.pass_time(first["expires_in"] + 1)
+    assert refused(bearer(lab.site, first["access_token"]).get("/v1/job", params={"queue": "q"}), 401, "expired")
+    body = {"refresh_token": first["refresh_token"]}
+    for _ in range(2):
+        second = ok(lab.http.post("/v1/oauth2/refresh", json=body)).json()
+        assert second.items() >= {"token_type": "Bearer", "expires_in": first["expires_in"]}.items()
+        submit(bearer(lab.site, second["access_token"]), "q", job_priority=1)
+    ok(lab.http.post("/v1/oauth2/revoke", json=body))
+    assert refused(lab.http.post("/v1/oauth2/refresh", json=body), 401)
+    for path in ("refresh", "revoke"):
+        for wrong_body in ({}, {"refresh_token": 7}, {"refresh_token": None}):
+            assert wrong(lab.http.post(f"/v1/oauth2/{path}", json=wrong_body), "refresh_token")
+    assert refused(lab.http.post("/v1/oauth2/refresh", json={"refresh_token": first["access_token"]}), 401)
+
+
+def test_a_priority_needs_a_client_whose_maximum_for_that_queue_is_high_enough(lab: Lab) -> None:
+    http = as_client(lab.site, max_priority={"*": 5, "q": 10})
+    plain = as_client(lab.site, "plain")
+
+    def refusal(caller: httpx.Client, queue: str, priority: Any) -> httpx.Response:
+        return caller.post("/v1/job", json={"job_queue": queue, "job_priority": priority})
+
+    for queue, priority in (("q", 10), ("q", "10"), ("r", 5), ("r", 0)):
+        submit(http, queue, job_priority=priority)
+    for queue, priority in (("q", 11), ("r", 6), ("r", "6")):
+        assert refused(refusal(http, queue, priority), 403, str(priority))
+    assert refused(refusal(plain, "q", 1), 403)
+    for priority in (1, -1, "1"):
+        assert refused(refusal(lab.http, "q", priority), 401)
+    submit(lab.http, "q", job_priority=0)
+    submit(plain, "q", job_priority=0)
+    assert lab.jobs() == 6
+
+
+def test_a_long_reservation_needs_a_client_with_a_larger_maximum(lab: Lab) -> None:
+    http = as_client(lab.site, max_reservation_time={"q": 9 * 3600})
+
+    def refusal(caller: httpx.Client, queue: str, timeout: Any) -> httpx.Response:
+        return caller.post("/v1/job", json={"job_queue": queue, "reserve_data": {"timeout": timeout}})
+
+    for timeout in (6 * 3600, "21600", "6h"):
+        submit(lab.http, "q", reserve_data={"timeout": timeout})
+    for timeout in (6 * 3600 + 1, "21601", "6h1s", "7h"):
+        assert refused(refusal(lab.http, "q", timeout), 401)
+    submit(http, "q", reserve_data={"timeout": "9h"})
+    assert refused(refusal(http, "q", "9h1m"), 403)
+    assert refused(refusal(http, "r", "7h"), 403)
+
+
+def test_a_restricted_queue_takes_jobs_of_those_who_are_allowed_it(lab: Lab) -> None:
+    admin = as_client(lab.site, "boss", "admin")
+    owner, other = as_client(lab.site, "owner", allowed_queues=["vip"]), as_client(lab.site, "other")
+    restrict(admin, "vip")
+    job = submit(owner, "vip")
+    assert refused(other.post("/v1/job", json={"job_queue": "vip"}), 403)
+    assert refused(lab.http.post("/v1/job", json={"job_queue": "vip"}), 401)
+    assert refused(admin.post("/v1/job", json={"job_queue": "vip"}), 403)
+    assert lab.agent(queues=["vip", "q"]).polled("vip")["job_id"] == job
+    assert lab.get("/agents/data/agent-1")["restricted_to"] == {"vip": ["owner"]}
+    assert lab.jobs() == 1
+
+
+# ── Administration ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def restrict(admin: httpx.Client, queue: str) -> None:
+    assert admin.post(f"/v1/restricted-queues/{queue}").status_code < 300
+
+
+def test_an_admin_client_restricts_queues_and_frees_them(lab: Lab) -> None:
+    admin = as_client(lab.site, "boss", "admin")
+    as_client(lab.site, "owner", allowed_queues=["vip"])
+    lab.submit("vip")
+    assert ok(admin.get("/v1/restricted-queues")).json() == []
+    assert refused(admin.get("/v1/restricted-queues/vip"), 404)
+    for queue in ("vip", "vip", "not/yet there"):
+        restrict(admin, queue)
+    shown = {one["name"]: one["owners"] for one in ok(admin.get("/v1/restricted-queues")).json()}
+    assert shown == {"vip": ["owner"], "not/yet there": []}
+    assert ok(admin.get("/v1/restricted-queues/vip")).json()["owners"] == ["owner"]
+    assert refused(lab.http.post("/v1/job", json={"job_queue": "vip"}), 401)
+    assert admin.delete("/v1/restricted-queues/vip").status_code < 300
+    assert refused(admin.delete("/v1/restricted-queues/vip"), 404)
+    lab.submit("vip")
+
+
+def test_an_admin_client_makes_changes_and_deletes_clients(lab: Lab) -> None:
+    admin = as_client(lab.site, "boss", "admin")
+    path, key = "/v1/client-permissions/new", "a key that somebody chose"
+    assert refused(admin.get(path), 404)
+    made = {"client_secret": key, "max_priority": {"*": 5}, "max_reservation_time": {"q": 9 * 3600}}
+    assert admin.put(path, json=made).status_code < 300
+    http = client(lab.site.url, auth=("new", key))
+    submit(http, "q", job_priority=5)
+    shown = ok(admin.get(path)).json()
+    limits = {"max_priority": {"*": 5}, "max_reservation_time": {"q": 9 * 3600}, "allowed_queues": []}
+    assert shown == {"client_id": "new", "role": "contributor", **limits}
+    assert {one["client_id"]: one for one in ok(admin.get("/v1/client-permissions")).json()}["new"] == shown
+    token = token_of(http)
+    assert admin.put(path, json={"max_priority": {}}).status_code < 300
+    assert ok(admin.get(path)).json() == {**shown, "max_priority": {}}
+    assert refused(bearer(lab.site, token).post("/v1/job", json={"job_queue": "q", "job_priority": 5}), 403)
+    assert admin.delete(path).status_code < 300
+    assert refused(admin.delete(path), 404)
+    assert refused(http.get("/v1/job", params={"queue": "q"}), 401)
+    assert refused(bearer(lab.site, token).get("/v1/job", params={"queue": "q"}), 403)
+
+
+def test_wrong_permissions_are_refused_and_change_nothing(lab: Lab) -> None:
+    admin = as_client(lab.site, "boss", "admin")
+    before = dump(lab.site.settings.database)
+    new = {"client_id": "new", "client_secret": "long enough for that"}
+    for change in (
+        {"client_secret": "short"},
+        {"client_secret": 7},
+        {"role": "king"},
+        {"max_priority": {"*": "high"}},
+        {"max_priority": {"*": -1}},
+        {"max_priority": 5},
+        {"allowed_queues": "q"},
+        {"allowed_queues": [7]},
+        {"max_reservation_time": {"*": 1.5}},
+        {"max_prioritys": {}},
+        {"client_id": "other"},
+    ):
+        response = admin.put("/v1/client-permissions/new", json={**new, **change})
+        assert response.status_code in (400, 422) and refused(response, response.status_code, *change), change
+    assert admin.put("/v1/client-permissions/new", json={"role": "agent"}).status_code in (400, 422)
+    assert dump(lab.site.settings.database) == before
+
+
+def test_administration_is_for_admin_clients(lab: Lab) -> None:
+    calls = [
+        ("GET", "/v1/restricted-queues"),
+        ("GET", "/v1/restricted-queues/q"),
+        ("POST", "/v1/restricted-queues/q"),
+        ("DELETE", "/v1/restricted-queues/q"),
+        ("GET", "/v1/client-permissions"),
+        ("GET", "/v1/client-permissions/boss"),
+        ("PUT", "/v1/client-permissions/boss"),
+        ("DELETE", "/v1/client-permissions/boss"),
+        ("PUT", "/v1/secrets/boss/path"),
+        ("DELETE", "/v1/secrets/boss/path"),
+    ]
+    make_client(lab.site, "boss", "admin")
+    callers = {403: [as_client(lab.site, role, role) for role in ("contributor", "agent")], 401: [lab.http]}
+    before = dump(lab.site.settings.database)
+    for status, https in callers.items():
+        for caller in https:
+            for method, path in calls:
+                body = {"json": {"value": "x"} if "secrets" in path else {}} if method in ("PUT", "POST") else {}
+                assert refused(caller.request(method, path, **body), status), (method, path)
+    assert ignoring_use(dump(lab.site.settings.database)) == ignoring_use(before)
+
+
+def ignoring_use(tables: dict[str, list[tuple]]) -> dict[str, list[tuple]]:
+    """Without when a client was last there."""
+    return {**tables, "testflinger_client": [row[:-1] for row in tables["testflinger_client"]]}
+
+
+def test_a_secret_is_put_into_the_job_that_names_it_and_shown_to_its_agent_alone(lab: Lab) -> None:
+    http, other = as_client(lab.site, "a-client"), as_client(lab.site, "other")
+    path = "/v1/secrets/a-client/some/path"
+    for value in ("first", "top secret"):
+        assert http.put(path, json={"value": value}).status_code < 300
+    data = {"test_cmds": "echo", "secrets": {"PASSWORD": "some/path"}}
+    job = submit(http, "q", test_data=data)
+    assert "top secret" not in json.dumps(lab.get(f"/job/{job}"))
+    assert lab.agent().polled("q")["test_data"]["secrets"] == {"PASSWORD": "top secret"}
+    body = {"job_queue": "q", "test_data": data}
+    assert refused(other.post("/v1/job", json=body), 422)
+    assert refused(lab.http.post("/v1/job", json=body), 401)
+    assert refused(other.put(path, json={"value": "x"}), 403)
+    assert http.delete(path).status_code < 300
+    assert refused(http.delete(path), 404)
+    assert refused(http.post("/v1/job", json=body), 422)
+    for value in (NO_TEXT[0], None):
+        assert wrong(http.put(path, json={"value": value}), "value")
+
+
+# ── Who may come in ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+REBOUND = {"Host": "lab.example"}  # a name of another site that leads to this machine, as a browser there sends it
+
+
+def test_a_page_of_another_site_can_neither_submit_nor_read(lab: Lab) -> None:
+    job = lab.submit("q")
+    callers = (lab.http, as_client(lab.site))
+    for headers in (
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://elsewhere.example"},
+    ):
+        for caller in callers:
+            assert refused(caller.post("/v1/job", json={"job_queue": "q"}, headers=headers), 403)
+            assert refused(caller.post(f"/v1/job/{job}/action", json={"action": "cancel"}, headers=headers), 403)
+            assert refused(caller.get("/v1/job", params={"queue": "q"}, headers=headers), 403)
+    assert (lab.jobs(), lab.state(job)) == (1, "waiting")
+
+
+def test_a_name_that_was_made_to_lead_here_opens_nothing_without_credentials(lab: Lab) -> None:
+    for host, code in (
+        ("lab.example", 401),
+        ("lab.example:80", 401),
+        ("127.0.0.1.lab.example", 401),
+        ("localhost", 200),
+    ):
+        headers = {"Host": host}
+        assert lab.http.post("/v1/job", json={"job_queue": "q"}, headers=headers).status_code == code, host
+    submit(client(lab.site.url, headers=REBOUND, auth=("a-client", make_client(lab.site, "a-client"))), "q")
+    ok(lab.http.get("/v1", headers=REBOUND))
+    proxied = lab.http.post("/v1/job", json={"job_queue": "q"}, headers={"X-Forwarded-For": "127.0.0.1"})
+    assert refused(proxied, 401)
+    assert lab.jobs() == 2
+
+
+def test_on_an_open_network_everybody_needs_credentials_unless_the_settings_say_otherwise(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    guarded = Lab(make_site(host="0.0.0.0"))
+    for path, methods in METHODS.items():
+        for method in methods if path.rstrip("/") != "/v1" and "oauth2" not in path else ():
+            query = {"queue": "q"} if (method, path) == ("GET", "/v1/job") else {}
+            body = ACCEPTED.get(path.replace("serial", "output"), {}) if method in ("POST", "PUT") else None
+            assert refused(guarded.http.request(method, path, params=query, json=body), 401), (method, path)
+    job = submit(as_client(guarded.site, "submitter"), "q")
+    assert polled(as_client(guarded.site, "machine", "agent"), "q")["job_id"] == job
+    open_to_all = Lab(make_site(host="0.0.0.0", testflinger_anonymous=True, database=str(tmp_path / "open.db")))
+    open_to_all.submit("q")
+    ok(open_to_all.http.post("/v1/job", json={"job_queue": "q"}, headers=REBOUND))
+
+
+def test_a_contributor_submits_and_reads_and_does_nothing_of_an_agents(make_site: Callable[..., Site]) -> None:
+    site = make_site(host="0.0.0.0")
+    contributor, agent = as_client(site, "c", "contributor"), as_client(site, "a", "agent")
+    job = submit(contributor, "q", test_data={"attachments": [{"local": "x"}]})
+    ok(contributor.post(f"/v1/job/{job}/attachments", files={"file": b"x"}))
+    for_agents = [
+        ("GET", "/v1/job?queue=q", {}),
+        ("POST", f"/v1/result/{job}", {"json": {"job_state": "complete"}}),
+        ("POST", f"/v1/result/{job}/artifact", {"files": {"file": b"x"}}),
+        ("POST", f"/v1/result/{job}/output", {"content": b"x"}),
+        ("POST", f"/v1/result/{job}/log/output", {"json": FRAGMENT}),
+        ("POST", "/v1/agents/data/a", {"json": {}}),
+        ("POST", "/v1/agents/queues", {"json": {"q": "x"}}),
+        ("POST", "/v1/agents/images", {"json": {"q": {}}}),
+        ("POST", "/v1/agents/provision_logs/a", {"json": {"job_id": job, "exit_code": 0, "detail": ""}}),
+    ]
+    for method, path, body in for_agents:
+        assert refused(contributor.request(method, path, **body), 403), path
+    for path in ("", "/position"):
+        ok(contributor.get(f"/v1/job/{job}{path}"))
+    for path in (
+        "/v1/agents/data",
+        "/v1/agents/queues",
+        "/v1/queues/wait_times",
+        "/v1/job/search",
+        f"/v1/result/{job}",
+    ):
+        ok(contributor.get(path))
+    ok(agent.post("/v1/agents/data/a", json={}))
+    for method, path, body in for_agents:
+        ok(agent.request(method, path, **body))
+
+
+# ── Other projects ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_ordinary_project_is_no_queue(lab: Lab) -> None:
+    project = lab.site.admin.create_project("guarded", public=True)
+    lab.site.create_worker(project).submit(project)
+    template = {"project": project, "name": "t", "script": "true", "api": True}
+    made = lab.site.admin.post("/template/create", template).json()["content"]["template"]["id"]
+    lab.site.admin.post(f"/template/trigger/{made}", {})
+    agent = lab.agent(queues=["guarded"])
+    before = dump(lab.site.settings.database)
+    assert wrong(lab.http.post("/v1/job", json={"job_queue": "guarded"}), "job_queue")
+    for path, value in (("queues", "mine"), ("images", {})):
+        response = lab.http.post(f"/v1/agents/{path}", json={"new": value, "guarded": value})
+        assert refused(response, 422, "guarded")
+    assert agent.polled("guarded", "q") is None
+    assert lab.get("/queues/wait_times") == lab.get("/agents/queues") == lab.get("/agents/images/guarded") == {}
+    assert empty(lab.http.get("/v1/queues/guarded/jobs"))
+    assert lab.found() == set()
+    assert dump(lab.site.settings.database) == before
+    assert lab.projects() == {"guarded"}
+
+
+def test_a_queue_belongs_to_no_manager_but_the_admins_see_it(lab: Lab) -> None:
+    lab.submit("q")
+    project = lab.site.read("SELECT id, public FROM project WHERE name = 'q'")[0]
+    assert project[1] == 0
+    assert lab.site.create_manager().update_project(project[0], paused=True).status_code == 403
+    assert lab.site.admin.update_project(project[0], paused=True).status_code == 200
+    assert lab.agent().polled("q") is None
+    worker = lab.site.create_worker()
+    assert worker.assign(project[0]).status_code in (403, 404)
+
+
+# ── Forgotten ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def files(lab: Lab) -> int:
+    """How many files there are beside the database."""
+    return sum(path.is_file() for path in Path(lab.site.settings.database).parent.glob("*.files/*"))
+
+
+def test_what_is_old_is_forgotten_and_what_is_alive_is_kept(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "PRUNE_INTERVAL", 0.1)
+    lab = Lab(make_site(testflinger_retention=1000))
+    gone, unknown = lab.finished("gone"), new_id()
+    packed = {"test_data": {"attachments": [{"local": "x"}]}}
+    held, waiting, running = lab.submit("q", **packed), lab.submit("q", **packed), lab.submit("r")
+    silent, talking = lab.agent("silent", log=["x"], queues=["q"]), lab.agent("talking")
+    assert talking.polled("r")["job_id"] == running
+    for job in (gone, unknown, running):
+        silent.post_result(job, test_output="x")
+        post_fragment(silent.http, job, 0, "text")
+        ok(lab.http.post(f"/v1/result/{job}/artifact", files={"file": b"x"}))
+    for job in (held, waiting):
+        ok(lab.http.post(f"/v1/job/{job}/attachments", files={"file": b"x"}))
+    lab.cancel(held)
+    assert files(lab) == 5
+    lab.site.clock.pass_time(1001)
+    talking.tell(state="test")
+    recent = lab.finished("recent")
+    wait_until(lambda: lab.http.get("/v1/agents/data/silent").status_code == 404 and files(lab) == 2)
+    for job in (gone, unknown, held):
+        for path in (f"/v1/job/{job}", f"/v1/result/{job}", f"/v1/result/{job}/artifact", f"/v1/job/{job}/attachments"):
+            assert empty(lab.http.get(path)), path
+        assert fragments(lab, job) == (-1, "")
+    assert lab.found() == {waiting, running, recent}
+    assert fragments(lab, running) == (0, "text")
+    assert ok(lab.http.get(f"/v1/result/{running}/artifact")).content == b"x"
+    assert ok(lab.http.get(f"/v1/job/{waiting}/attachments")).content == b"x"
+    assert {agent["name"] for agent in lab.get("/agents/data")} == {"talking", "finisher"}
+    assert lab.get("/queues/q/agents") == []
+    talking.finish(running)
+    assert lab.state(running) == "complete"
+
+
+# ── Odd bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_binary_output_does_no_harm(lab: Lab) -> None:
+    job = lab.submit("q")
+    polled(lab.http, "q")
+    for one in (job, new_id()):
+        for kind in ("output", "serial_output"):
+            path = f"/v1/result/{one}/{kind}"
+            assert done(lab.http.post(path, content=b"before \0\xff\xfe\xed\xa0\x80\x1b[0m after"))
+            text = ok(lab.http.get(path)).text
+            assert text.startswith("before ") and text.endswith("\x1b[0m after") and "\0" not in text
+            assert lab.http.post(path, content=b"").status_code == 200
+    assert "before" in lab.site.admin.get(f"/job/log/{lab.site.read('SELECT token FROM job')[0][0]}").text
+
+
+def test_nul_characters_and_halves_of_surrogates_in_results_do_no_harm(lab: Lab) -> None:
+    job = lab.submit("q")
+    polled(lab.http, "q")
+    lab.agent("a")
+    text = rb'"before \u0000\ud800 after"'
+    for path, fields in {
+        f"/v1/result/{job}": (b"test_output", b"test_serial", b"device_info_text", b"\\u0000"),
+        "/v1/agents/data/a": (b"state", b"comment", b"unknown"),
+    }.items():
+        for field in fields:
+            content = b'{"' + field + b'": ' + text + b"}"
+            response = lab.http.post(path, content=content)
+            assert response.status_code < 500, (field, response.text)
+            if response.status_code != 200:
+                assert refused(response, response.status_code)
+    assert done(lab.http.post(f"/v1/result/{job}", content=b'{"test_output": ' + text + b"}"))
+    shown = lab.get(f"/result/{job}")["test_output"]
+    assert shown.startswith("before ") and shown.endswith(" after") and "\0" not in shown
+    body = json.dumps({**FRAGMENT, "log_data": "before \0 after"})
+    ok(lab.http.post(f"/v1/result/{job}/log/output", content=body))
+    assert fragments(lab, job)[1] == "before  after"
+    ok(lab.http.get("/v1/agents/data"))
+
+
+def test_a_nul_character_in_a_job_or_in_a_query_is_refused_or_left_out(lab: Lab) -> None:
+    for field in ("name", "option", "job_queue"):
+        response = lab.http.post("/v1/job", content=b'{"job_queue": "q", "%s": "a\\u0000b"}' % field.encode())
+        assert response.status_code in (200, 400, 422), response.text
+    while job := polled(lab.http, "q", "ab"):
+        assert "\0" not in json.dumps(job)
+    for path in ("/v1/job?queue=%00", "/v1/job/search?tags=%00", "/v1/queues/%00/agents", "/v1/agents/data/%00"):
+        assert lab.http.get(path).status_code < 500, path
+    for path in ("/v1/job?queue=%ff", "/v1/job/search?tags=%ff", "/v1/queues/wait_times?queue=%ff"):
+        assert refused(lab.http.get(path), 400), path

@@ -1,0 +1,263 @@
+"""Testflinger's queues and all others: what is done for whom, and what is never handed to an agent of Testflinger."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Site, client
+from doors import AGENTS, CLIENTS, House, NativeClient, content, job_of, uuid_of
+from test_worker import posix_only, read_until
+from test_worker_run import Machine, is_alive, python, sh
+
+ELSEWHERE = {name: door for name, door in CLIENTS.items() if name != "testflinger"}
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def house(site: Site) -> House:
+    """Its project is a queue."""
+    return House(site)
+
+
+@pytest.fixture
+def ordinary(house: House) -> House:
+    """Its project is none of Testflinger's. It is another one than the house of the queue."""
+    house.change_template(name="of the queue", api=False)
+    return House(house.site, house.site.admin.create_project("ordinary"))
+
+
+@pytest.fixture
+def lab(house: House) -> Lab:
+    return Lab(house)
+
+
+class Lab:
+    """Those who use the queue of a house as Testflinger's, from this machine and so without credentials."""
+
+    def __init__(self, house: House):
+        self.queue, self.http = house.QUEUE, client(f"{house.site.url}/v1")
+
+    def submit(self, **fields: Any) -> str:
+        """The id of a new job."""
+        response = self.http.post("/job", json={"job_queue": self.queue, **fields})
+        assert response.status_code == 200, response.text
+        return response.json()["job_id"]
+
+    def poll(self, *queues: str) -> dict[str, Any] | None:
+        """What an agent that asks for these queues is given."""
+        response = self.http.get("/job", params={"queue": queues})
+        assert response.status_code in (200, 204), response.text
+        return response.json() if response.status_code == 200 else None
+
+    def report(self, job: str, **fields: Any) -> None:
+        response = self.http.post(f"/result/{job}", json=fields)
+        assert response.status_code == 200, response.text
+
+    def result(self, job: str) -> dict[str, Any]:
+        response = self.http.get(f"/result/{job}")
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def output(self, job: str) -> str:
+        """What those clients print that ask for output fragments."""
+        response = self.http.get(f"/result/{job}/log/output")
+        assert response.status_code == 200, response.text
+        return response.json()["output"]["test"]["log_data"]
+
+    def jobs_of(self, queue: str) -> list[str]:
+        response = self.http.get(f"/queues/{queue}/jobs")
+        return [job["job_id"] for job in response.json()] if response.status_code == 200 else []
+
+
+def admit(machine: Machine, house: House) -> None:
+    """Lets the machine's worker.py work for the project, as its manager would."""
+    worker = house.site.create_worker(house.project)
+    machine.credentials.parent.mkdir()
+    known = {"id": worker.id, "alias": worker.alias, "secret": worker.secret}
+    machine.credentials.write_text(json.dumps({"servers": {house.site.url: known}}))
+
+
+# ── Jobs from here, done by worker.py ─────────────────────────────────────────────────────────────────────────────────
+
+
+@posix_only
+def test_worker_py_runs_the_test_commands_of_a_job(house: House, lab: Lab, machine: Machine) -> None:
+    job = lab.submit(test_data={"test_cmds": "echo one\n[[ two == t* ]] && echo two\necho '[\"42\"]'\n"})
+    admit(machine, house)
+    machine.finish(house.site, house.project, "--allow-scripts")
+    said = 'one\ntwo\n["42"]\n'
+    result = lab.result(job)
+    assert result["job_state"] == "complete"
+    assert (result["test_status"], result["output"], result["test_output"]) == (0, ["42"], said)
+    assert lab.output(job) == said
+
+
+@posix_only
+def test_the_output_of_worker_py_is_handed_out_once_to_those_who_ask_for_what_is_new(
+    house: House, lab: Lab, machine: Machine
+) -> None:
+    job = lab.submit(test_data={"test_cmds": "echo one\necho two\n"})
+    assert lab.http.get(f"/result/{job}/output").status_code == 204
+    admit(machine, house)
+    machine.finish(house.site, house.project, "--allow-scripts")
+    assert lab.http.get(f"/result/{job}/output").text.split() == ["one", "two"]
+    assert lab.http.get(f"/result/{job}/output").status_code == 204
+
+
+@posix_only
+def test_test_commands_that_fail_give_their_exit_status(house: House, lab: Lab, machine: Machine) -> None:
+    job = lab.submit(test_data={"test_cmds": "echo no such device\nexit 3\n"})
+    admit(machine, house)
+    machine.finish(house.site, house.project, "--allow-scripts", status=1)
+    result = lab.result(job)
+    assert (result["job_state"], result["test_status"]) == ("complete", 3)
+    assert "no such device" in result["test_output"].splitlines()
+
+
+@posix_only
+def test_worker_py_gives_a_command_the_definition_of_a_job_without_test_commands(
+    house: House, lab: Lab, machine: Machine
+) -> None:
+    job = lab.submit(name="a name", provision_data={"url": "http://image"}, option="foo")
+    admit(machine, house)
+    code = (
+        "import json, sys; wanted = json.loads(sys.argv[1]); print(wanted['provision_data']['url'], wanted['option'])"
+    )
+    machine.finish(house.site, house.project, *python(code, "{recipe}"))
+    assert (lab.result(job)["job_state"], lab.result(job)["test_status"]) == ("complete", 0)
+    assert lab.output(job) == "http://image foo\n"
+
+
+@posix_only
+def test_cancelling_a_job_that_worker_py_does_ends_its_command(house: House, lab: Lab, machine: Machine) -> None:
+    job = lab.submit()
+    admit(machine, house)
+    endless = sh("echo $$ > began; exec sleep 600")
+    with machine.working(house.site, house.project, "--heartbeat", 0.2, *endless) as process:
+        sleeper = machine.wrote("began")
+        assert lab.result(job)["job_state"] == "running"
+        assert lab.http.post(f"/job/{job}/action", json={"action": "cancel"}).status_code == 200
+        read_until(process.stderr, "was taken away")
+        assert not is_alive(sleeper)
+    assert lab.result(job)["job_state"] == "cancelled"
+    assert "test_status" not in lab.result(job)
+
+
+# ── Jobs from elsewhere in a queue ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_job_from_elsewhere_is_seen_as_a_job_of_its_queue_and_given_to_those_who_ask_for_that(
+    house: House, lab: Lab, name: str
+) -> None:
+    job = ELSEWHERE[name](house).submit()
+    lab.http.post("/agents/queues", json={"another queue": "of others"})
+    listed = content(house.site.admin.get("/job/list", project=house.project))["jobs"]
+    assert [one["id"] for one in listed] == [job]
+    assert f"/ui/jobs/{job}" in house.site.admin.get(f"/ui/projects/{house.project}/jobs").text
+    assert lab.jobs_of(house.QUEUE) == [uuid_of(job)]
+    assert lab.jobs_of("another queue") == []
+    assert lab.poll("another queue", "an unknown queue") is None
+    assert lab.result(uuid_of(job)) == {"job_state": "waiting"}
+    given = lab.poll("another queue", house.QUEUE)
+    assert (given["job_id"], given["job_queue"]) == (uuid_of(job), house.QUEUE)
+
+
+def test_a_job_of_a_template_reaches_an_agent_with_its_script_as_the_test_commands(house: House, lab: Lab) -> None:
+    house.change_template(script="echo built\n", env={"COLOUR": "red"}, variables=[{"name": "page", "value": 3}])
+    NativeClient(house).submit()
+    given = lab.poll(house.QUEUE)
+    assert given["test_data"]["test_cmds"] == "echo built\n"
+    assert (given["env"], given["variables"]) == ({"COLOUR": "red"}, {"page": 3})
+
+
+def test_a_job_that_is_retried_elsewhere_reaches_an_agent_with_its_whole_definition(house: House, lab: Lab) -> None:
+    wanted = {"job_queue": house.QUEUE, "provision_data": {"url": "http://image"}, "tags": ["a"], "option": "foo"}
+    job = lab.submit(**wanted)
+    assert lab.poll(house.QUEUE)["job_id"] == job
+    lab.report(job, status={"provision": 1}, job_state="complete")
+    again = NativeClient(house).retry(job_of(job))
+    given = lab.poll(house.QUEUE)
+    assert given["job_id"] == uuid_of(again) != job
+    assert {name: given.get(name) for name in wanted} == wanted
+    found = lab.http.get("/job/search", params={"tags": "a"}).json()
+    assert [one["job_id"] for one in found] == [job, uuid_of(again)]
+
+
+def test_a_step_of_a_workflow_that_an_agent_does_is_followed_by_the_next_one(house: House, lab: Lab) -> None:
+    deploy = house.create_template("deploy", script="echo deployed\n", api=False)
+    edges = [{"template": house.template["id"], "ending": "success", "target": deploy["id"]}]
+    body = {"project": house.project, "name": "release", "start": house.template["id"], "edges": edges}
+    workflow = content(house.site.admin.post("/workflow/create", body))["workflow"]["id"]
+    run = content(house.site.admin.post(f"/workflow/trigger/{workflow}", {}))["job"]["id"]
+    for name in (house.NAME, "deploy"):
+        given = lab.poll(house.QUEUE)
+        assert given["name"] == name
+        assert lab.poll(house.QUEUE) is None
+        lab.report(given["job_id"], status={"test": 0}, job_state="complete")
+    assert NativeClient(house).state(run) == "succeeded"
+    assert uuid_of(run) not in lab.jobs_of(house.QUEUE)
+
+
+def test_a_plain_task_in_the_project_of_a_queue_is_not_given_to_agents(house: House, lab: Lab) -> None:
+    worker = house.site.create_worker(house.project)
+    assert worker.submit(house.project, "a page", priority=9).status_code == 200
+    assert lab.poll(house.QUEUE) is None
+    job = lab.submit()
+    assert lab.jobs_of(house.QUEUE) == [job]
+    assert lab.poll(house.QUEUE)["job_id"] == job
+    assert lab.poll(house.QUEUE) is None
+    assert worker.assigned(house.project)["recipe"] == "a page"
+
+
+# ── Other projects ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_job_of_an_ordinary_project_is_never_given_to_an_agent_that_asks_for_its_name(
+    lab: Lab, ordinary: House, name: str
+) -> None:
+    door = ELSEWHERE[name](ordinary)
+    job = door.submit()
+    assert lab.poll("ordinary", lab.queue) is None
+    assert door.state(job) == door.words["waiting"]
+    held = AGENTS["native"](ordinary).assign()
+    assert held["job"]["id"] == job
+
+
+def test_a_job_of_an_ordinary_project_is_unknown_to_testflingers_clients(lab: Lab, ordinary: House) -> None:
+    job = NativeClient(ordinary).submit()
+    uuid = uuid_of(job)
+    assert lab.jobs_of("ordinary") == []
+    assert lab.http.get("/job/search").json() == []
+    for path in (f"/job/{uuid}", f"/result/{uuid}", f"/result/{uuid}/output"):
+        assert lab.http.get(path).status_code == 204
+    assert lab.http.get(f"/job/{uuid}/position").status_code == 410
+    assert lab.http.post(f"/job/{uuid}/action", json={"action": "cancel"}).status_code == 404
+    lab.report(uuid, test_status=0, output="mine", job_state="complete")
+    assert NativeClient(ordinary).job(job)["state"] == "waiting"
+
+
+def test_testflingers_clients_and_agents_cannot_feed_an_ordinary_project(lab: Lab, ordinary: House) -> None:
+    refused: list[httpx.Response] = [
+        lab.http.post("/job", json={"job_queue": "ordinary"}),
+        lab.http.post("/agents/queues", json={"a new queue": "", "ordinary": "mine"}),
+        lab.http.post("/agents/images", json={"ordinary": {"image": "url: http://image"}}),
+    ]
+    assert [response.status_code for response in refused] == [422, 422, 422]
+    assert all("ordinary" in response.text for response in refused)
+    assert content(ordinary.site.admin.get("/job/list", project=ordinary.project))["jobs"] == []
+    assert "a new queue" not in lab.http.get("/agents/queues").json()
+
+
+def test_a_worker_without_access_to_the_project_of_a_queue_is_not_assigned_its_jobs(house: House, lab: Lab) -> None:
+    job = lab.submit()
+    assert house.site.create_worker().assign(house.project).status_code == 403
+    assert lab.result(job)["job_state"] == "waiting"

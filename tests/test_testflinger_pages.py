@@ -1,0 +1,533 @@
+"""The manager pages of the Testflinger dialect, as a browser without scripts sees them.
+
+What holds for every page of the manager UI (headers, tokens, hostile texts, …) is in test_pages.py; what needs a
+browser, in test_browser.py.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Site
+from test_pages import Page, Tab, pages_of
+from test_query_plans import LONG, SHORT, queue_with
+from testflinger_doubles import AGENTS, Agent, HClient, Phase, SAgent, SClient, create_client, pack, unpack
+
+import tracker
+from dialects import testflinger_pages as pages
+from tracker import ALL_ROLES, EDIT, READ
+
+JOB = {"job_queue": "rack", "name": "boot it", "provision_data": {"url": "noble"}, "test_data": {"test_cmds": "uptime"}}
+PHASES = {
+    "provision": Phase(output=("flashing …\n", "done\n"), serial=("login:\n",)),
+    "test": Phase(3, output=("up 3 days\n",)),
+}
+
+
+class Lab:
+    """A tracker with a queue of Testflinger, and an admin who looks at it."""
+
+    def __init__(self, site: Site):
+        self.site, self.admin = site, Tab(site.admin.http)
+        self.client = SClient(site.url)
+
+    def agent(self, name: str = "rack-1", *queues: str, generation: str = "H") -> Agent:
+        return AGENTS[generation](self.site.url, name, *(queues or ("rack",))).register()
+
+    def submit(self, **fields: Any) -> str:
+        return self.client.submit({**JOB, **fields})
+
+    def queue(self, name: str = "rack") -> int:
+        [(project,)] = self.site.read("SELECT id FROM project WHERE name = ?", name)
+        return project
+
+    def manager(self, role: int, queue: str = "rack") -> Tab:
+        """A manager with these roles in a queue."""
+        manager = self.site.create_manager()
+        assert self.site.admin.set_role(self.queue(queue), manager, role).status_code == 200
+        return Tab(manager.http)
+
+    def job(self, uuid: str, **query: Any) -> Page:
+        page = self.admin.open(f"/ui/testflinger/jobs/{uuid}", **query)
+        assert page.status == 200, page.text
+        return page
+
+    def file(self, uuid: str, name: str, tab: Tab | None = None, **query: Any) -> httpx.Response:
+        return (tab or self.admin).http.get(f"/ui/testflinger/jobs/{uuid}/{name}", params=query)
+
+
+@pytest.fixture
+def lab(site: Site) -> Lab:
+    return Lab(site)
+
+
+def rows_of(page: Page, id: str) -> list[list[str]]:
+    """The texts of a table's rows."""
+    rows = page.tree.xpath(f"//*[@id='{id}']//tbody/tr")
+    return [[" ".join(cell.text_content().split()) for cell in row] for row in rows]
+
+
+def output_of(page: Page) -> str:
+    return "".join(page.tree.xpath("//*[@id='job-output']/pre/text()"))
+
+
+# ── Who may look ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_queues_and_jobs_are_for_those_who_may_read_the_queue(lab: Lab) -> None:
+    uuid = lab.submit()
+    paths = [f"/ui/testflinger/queues/{lab.queue()}", f"/ui/testflinger/jobs/{uuid}"]
+    paths.append(f"/ui/testflinger/jobs/{uuid}/output.txt")
+    reader, other = lab.manager(READ), lab.manager(ALL_ROLES ^ READ)
+    for path in paths:
+        assert reader.http.get(path).status_code == 200, path
+        assert other.http.get(path).status_code == 403, path
+        assert lab.site.guest.get(path).status_code == 303, path
+    assert rows_of(reader.open("/ui/testflinger/queues"), "queues")[0][0] == "rack"
+    assert "None that you may see" in other.open("/ui/testflinger/queues").text
+
+
+def test_a_hidden_queue_and_its_jobs_do_not_exist_for_others(lab: Lab) -> None:
+    uuid = lab.submit()
+    lab.agent()
+    lab.site.admin.update_project(lab.queue(), hidden=True)
+    other = Tab(lab.site.create_manager().http)
+    nowhere = "00000000-0000-0000-0000-000000000000"
+    for path in ("/ui/testflinger/jobs/{}", "/ui/testflinger/jobs/{}/output.txt", "/ui/testflinger/jobs/{}/artifact"):
+        hidden, nothing = other.open(path.format(uuid)), other.open(path.format(nowhere))
+        assert (hidden.status, hidden.notice.replace(uuid, nowhere)) == (404, nothing.notice)
+    assert other.open(f"/ui/testflinger/queues/{lab.queue()}").status == 404
+    assert other.open("/ui/testflinger/agents/1").notice == "Not done. No agent 1"
+
+
+def test_agents_are_for_admins_and_for_those_who_may_read_one_of_their_queues(lab: Lab) -> None:
+    lab.client.submit({"job_queue": "rack"})
+    lab.client.submit({"job_queue": "shelf"})
+    lab.agent("rack-1", "rack", "shelf", "not there yet")
+    lab.agent("shelf-1", "shelf")
+    names = {row[0] for row in rows_of(lab.admin.open("/ui/testflinger/agents"), "agents")}
+    assert names == {"rack-1", "shelf-1"}
+    reader = lab.manager(READ)
+    [row] = rows_of(reader.open("/ui/testflinger/agents"), "agents")
+    assert (
+        row[0] == "rack-1" and "rack and 2 others" in row and "shelf" not in reader.open("/ui/testflinger/agents").html
+    )
+    assert [reader.open(f"/ui/testflinger/agents/{agent}").status for agent in (1, 2)] == [200, 404]
+    assert "shelf" not in reader.open("/ui/testflinger/agents/1").html
+    assert lab.manager(ALL_ROLES ^ READ).open("/ui/testflinger/agents/1").status == 404
+
+
+def test_an_agent_s_jobs_are_linked_for_those_who_may_read_them(lab: Lab) -> None:
+    agent = lab.agent("rack-1", "rack", "shelf")
+    lab.submit(job_queue="rack")
+    uuid = lab.submit(job_queue="shelf")
+    shelf, rack = lab.manager(READ, "shelf"), lab.manager(READ)
+    agent.work()
+    assert agent.work() == uuid
+    agent.register(job_id=uuid)
+    link = f"/ui/testflinger/jobs/{uuid}"
+    for path in ("/ui/testflinger/agents", "/ui/testflinger/agents/1"):
+        assert link in shelf.open(path).links and link not in rack.open(path).links, path
+
+
+def test_the_pages_of_clients_are_for_admins(lab: Lab) -> None:
+    create_client(lab.site, "alice")
+    lab.submit()
+    reader = lab.manager(ALL_ROLES)
+    for path in ("/ui/testflinger/clients", "/ui/testflinger/clients/alice"):
+        assert reader.open(path).status == 403
+    for path in ("/clients", "/clients/alice", "/clients/alice/rotate", f"/queues/{lab.queue()}/restrict"):
+        answer = reader.post(f"/ui/testflinger{path}", {"client_id": "bob", "restricted": "true"})
+        assert answer.status_code == 403, path
+    assert "/ui/testflinger/clients" not in reader.open("/ui/testflinger/queues").links
+
+
+def test_only_who_may_edit_is_offered_to_cancel(lab: Lab) -> None:
+    uuid = lab.submit()
+    assert "Cancel" not in lab.manager(READ).open(f"/ui/testflinger/jobs/{uuid}").buttons
+    editor = lab.manager(READ | EDIT)
+    page = editor.send(editor.open(f"/ui/testflinger/jobs/{uuid}").form("/cancel"))
+    assert page.notice == "The job is cancelled." and page.answer.url.path == f"/ui/testflinger/jobs/{uuid}"
+    assert lab.client.status(uuid) == "cancelled"
+
+
+# ── Queues ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_list_of_queues_shows_what_waits_runs_and_listens_and_how_long_jobs_waited(lab: Lab) -> None:
+    agent = lab.agent()
+    agent.advertise(rack="The rack in the cellar")
+    for passed in (60, 120, 3600):
+        lab.submit()
+        lab.site.clock.pass_time(passed)
+        assert agent.check_jobs()
+    lab.submit()
+    [row] = rows_of(lab.admin.open("/ui/testflinger/queues"), "queues")
+    assert row[0] == "rackThe rack in the cellar" and row[1:4] == ["1", "3", "1"]
+    assert row[6] == "2 min" and row[9] == "all"
+
+
+def test_queues_are_found_by_name_and_paged(lab: Lab) -> None:
+    names = [f"queue-{number:03d}" for number in range(tracker.PAGE + 3)]
+    lab.agent().advertise(**dict.fromkeys(names, ""), other="")
+    listed = [
+        row[0] for page in pages_of(lab.admin, "/ui/testflinger/queues?text=queue") for row in rows_of(page, "queues")
+    ]
+    assert listed == names
+
+
+def test_waiting_jobs_stand_in_their_order_with_their_positions_on_every_page(lab: Lab) -> None:
+    client = SClient(lab.site.url, create_client(lab.site, "alice", max_priority={"*": 9}))
+    submitted = [client.submit({**JOB, "job_priority": number % 3}) for number in range(tracker.PAGE + 7)]
+    jobs = [job for rest in (2, 1, 0) for job in submitted[rest::3]]
+    rows = [
+        row for page in pages_of(lab.admin, f"/ui/testflinger/queues/{lab.queue()}") for row in rows_of(page, "waiting")
+    ]
+    assert [row[1] for row in rows] == [str(number) for number in range(len(jobs))]
+    assert [row[0].removeprefix("boot it ") for row in rows] == jobs
+    assert rows[0][2:4] == ["2", "alice"]
+    assert [client.position(job) for job in (jobs[0], jobs[-1])] == [0, len(jobs) - 1]
+
+
+def test_running_jobs_and_agents_stand_on_the_queue_s_page(lab: Lab) -> None:
+    agent = lab.agent()
+    uuid = lab.submit()
+    run = agent.run(agent.check_jobs())
+    next(run)
+    page = lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}")
+    [row] = rows_of(page, "running")
+    assert row[0] == f"boot it {uuid}" and row[1:3] == ["setup", "rack-1"]
+    [row] = rows_of(page, "agents")
+    assert row[:3] == ["rack-1", "setup", "lab"]
+    assert {f"/ui/testflinger/jobs/{uuid}", "/ui/testflinger/agents/1"} <= set(page.links)
+
+
+def test_an_ordinary_project_is_no_queue(lab: Lab) -> None:
+    project = lab.site.admin.create_project()
+    page = lab.admin.open(f"/ui/testflinger/queues/{project}")
+    assert page.status == 404 and "not a queue" in page.notice
+    assert f"/ui/testflinger/queues/{project}" not in lab.admin.open(f"/ui/projects/{project}").links
+    lab.submit()
+    assert f"/ui/testflinger/queues/{lab.queue()}" in lab.admin.open(f"/ui/projects/{lab.queue()}").links
+
+
+def test_an_admin_restricts_a_queue_and_opens_it_again(lab: Lab) -> None:
+    lab.submit()
+    path = f"/ui/testflinger/queues/{lab.queue()}"
+    page = lab.admin.send(lab.admin.open(path).form("/restrict"))
+    assert page.notice.startswith("Restricted:") and page.answer.url.path == path
+    assert rows_of(lab.admin.open("/ui/testflinger/queues"), "queues")[0][9] == "restricted"
+    assert lab.client.http.post("/v1/job", json=JOB).status_code == 401
+    assert lab.admin.send(page.form("/restrict")).notice.startswith("The queue is open")
+    assert lab.client.http.post("/v1/job", json=JOB).status_code == 200
+
+
+# ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("generation", AGENTS)
+def test_a_job_s_page_shows_the_phases_and_the_output_of_both_generations(lab: Lab, generation: str) -> None:
+    uuid = lab.submit(tags=["nightly"])
+    assert lab.agent(generation=generation).work(PHASES) == uuid
+    page = lab.job(uuid)
+    statuses = {row[0]: row[1] for row in rows_of(page, "job-phases")}
+    assert statuses == {"setup": "0", "provision": "0", "test": "3", "cleanup": "0"}
+    assert page.tree.xpath("string(//*[@id='job-state'])").strip() == "failed"
+    assert output_of(page) == "flashing …\ndone\nup 3 days\n"
+    assert output_of(lab.job(uuid, phase="test")) == "up 3 days\n"
+    assert output_of(lab.job(uuid, kind="serial")) == "login:\n"
+    assert "nightly" in page.text and "/ui/testflinger/agents/1" in page.links
+
+
+def test_output_that_came_with_the_results_alone_is_shown(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    agent.post_result(uuid, setup_output="ready\n", test_output="up\n", test_serial="login:\n", test_status=0)
+    assert output_of(lab.job(uuid)) == "ready\nup\n"
+    assert output_of(lab.job(uuid, phase="test")) == "up\n"
+    assert output_of(lab.job(uuid, phase="test", kind="serial")) == "login:\n"
+    assert lab.file(uuid, "output.txt").text == "ready\nup\n"
+
+
+def test_the_log_of_another_kind_of_worker_is_the_output_of_its_test(lab: Lab) -> None:
+    uuid = lab.submit()
+    worker = lab.site.create_worker(lab.queue())
+    task = worker.assigned(lab.queue())
+    entries = [{"message": message, "timestamp": 1} for message in ("one", "two")]
+    assert worker.http.post("/task/log", json={"task_id": task["id"], "entries": entries}).status_code == 200
+    worker.release(task["id"], output={"code": 0})
+    page = lab.job(uuid)
+    assert output_of(page) == "one\ntwo\n" == lab.file(uuid, "output.txt").text
+    assert rows_of(page, "job-phases")[0][:2] == ["test", "0"]
+
+
+def test_long_output_is_read_from_its_end_page_by_page(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    pieces = [f"{number}: {'x' * 9000}\n" for number in range(7)]
+    for piece in pieces:
+        agent.post_output(uuid, "test", "output", piece)
+    for query in ("", "?phase=test"):
+        page, seen = lab.admin.open(f"/ui/testflinger/jobs/{uuid}{query}"), []
+        while True:
+            seen.insert(0, output_of(page))
+            earlier = page.tree.xpath("//a[@rel='prev']/@href")
+            if not earlier:
+                break
+            page = lab.admin.open(earlier[0])
+        assert len(seen) == 3 and "".join(seen) == "".join(pieces), query
+
+
+def test_a_very_long_piece_of_output_shows_its_end_and_says_so(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    agent.post_output(uuid, "test", "output", "a" * 30_000 + "the end\n")
+    page = lab.job(uuid)
+    assert output_of(page).endswith("athe end\n") and len(output_of(page)) == 20_000
+    assert "The first 10,008 characters" in page.text
+    assert lab.file(uuid, "output.txt").text == "a" * 30_000 + "the end\n"
+
+
+def test_what_colours_a_terminal_is_left_out_on_the_page_and_kept_in_the_download(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    said = "\x1b[1;32mok\x1b[0m \x1b]0;title\x07done\r\n\x08next\n"
+    agent.post_output(uuid, "test", "serial", said)
+    assert output_of(lab.job(uuid, kind="serial")) == "ok done\nnext\n"
+    answer = lab.file(uuid, "serial.txt", phase="test")
+    assert answer.content == said.encode()
+    assert answer.headers["content-disposition"] == f'attachment; filename="{uuid}-test-serial.txt"'
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_download_of_much_output_is_all_of_it(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    pieces = [f"{number}{'y' * 60_000}" for number in range(12)]
+    for piece in pieces:
+        agent.post_output(uuid, "provision", "output", piece)
+    agent.post_output(uuid, "test", "output", "last")
+    assert lab.file(uuid, "output.txt").text == "".join(pieces) + "last"
+    assert lab.file(uuid, "output.txt", phase="provision").text == "".join(pieces)
+
+
+def test_files_and_the_definition_are_downloaded_as_they_were_sent(lab: Lab) -> None:
+    given = {"test_data": {"test_cmds": "uptime", "attachments": [{"local": "a", "agent": "b"}]}}
+    uuid = lab.client.submit({**JOB, **given}, {"a": b"needed"})
+    made = pack({"result.xml": b"<r/>" * 1000})
+    lab.agent().work(PHASES, made)
+    page = lab.job(uuid)
+    assert {f"/ui/testflinger/jobs/{uuid}/{name}" for name in ("artifact", "attachments")} <= set(page.links)
+    answer = lab.file(uuid, "artifact")
+    assert answer.content == made and "content-encoding" not in answer.headers
+    assert answer.headers["content-disposition"] == f'attachment; filename="{uuid}-artifact.tar.gz"'
+    assert answer.headers["content-type"] == "application/gzip"
+    assert unpack(lab.file(uuid, "attachments").content) == {"test/b": b"needed"}
+    assert lab.file(uuid, "definition.json").json() == {**JOB, **given}
+
+
+def test_a_job_that_waits_for_its_attachments_says_so(lab: Lab) -> None:
+    uuid = lab.client.post_job({**JOB, "test_data": {"attachments": [{"local": "a"}]}})
+    page = lab.job(uuid)
+    assert "no agent gets it before they are uploaded" in page.text and "Position" not in page.text
+    assert rows_of(lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}"), "waiting") == []
+
+
+def test_a_job_s_two_pages_lead_to_each_other(lab: Lab) -> None:
+    uuid = lab.submit()
+    [core] = [link for link in lab.job(uuid).links if re.fullmatch(r"/ui/jobs/\w{24}", link)]
+    assert f"/ui/testflinger/jobs/{uuid}" in lab.admin.open(core).links
+    assert lab.job(uuid.upper()).text == lab.job(uuid).text
+
+
+@pytest.mark.parametrize(
+    ("query", "field"), [({"kind": "smoke"}, "kind"), ({"before": "0"}, "before"), ({"phase": "x" * 200}, "phase")]
+)
+def test_output_that_cannot_be_is_refused(lab: Lab, query: dict[str, str], field: str) -> None:
+    page = lab.admin.open(f"/ui/testflinger/jobs/{lab.submit()}", **query)
+    assert page.status == 400 and page.notice.startswith(f"Not done. {field}: ")
+
+
+@pytest.mark.parametrize("name", ["artifact", "attachments", "secret.txt", "..%2f..%2ftracker.db"])
+def test_a_file_that_is_not_there_is_a_page_that_says_so(lab: Lab, name: str) -> None:
+    answer = lab.file(lab.submit(), name)
+    assert answer.status_code == 404 and answer.headers["content-type"].startswith("text/html")
+
+
+def test_an_artifact_that_has_gone_from_the_disk_is_a_page_that_says_so(lab: Lab, tmp_path: Any) -> None:
+    uuid = lab.submit()
+    lab.agent().work({}, pack({"a": b"b"}))
+    for file in (tmp_path / "tracker.files").iterdir():
+        file.unlink()
+    page = lab.admin.open(f"/ui/testflinger/jobs/{uuid}/artifact")
+    assert page.status == 404 and "not on disk any more" in page.notice
+
+
+# ── Agents ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_agent_s_page_tells_its_state_its_streak_and_its_log(lab: Lab) -> None:
+    agent = lab.agent()
+    for status in (1, 0, 0):
+        lab.submit()
+        agent.work({"provision": Phase(status)})
+    agent.log("first", "<b>second</b>")
+    agent.register(state="maintenance", comment="fan is loud", provision_type="zapper")
+    lab.site.clock.pass_time(7200)
+    page = lab.admin.open("/ui/testflinger/agents/1")
+    assert page.tree.xpath("string(//*[@id='agent-state'])").strip() == "maintenance"
+    for words in ("2 passed in a row", "fan is loud", "zapper", "2 h ago", "first <b>second</b>"):
+        assert words in page.text, words
+    assert [row[1] for row in rows_of(page, "agent-provisions")] == ["0", "0", "1"]
+    [row] = rows_of(lab.admin.open("/ui/testflinger/agents"), "agents")
+    assert {"maintenance", "zapper", "2 passed in a row", "2 h ago"} <= set(row)
+
+
+def test_agents_are_found_by_name_and_paged(lab: Lab) -> None:
+    names = [f"rack-{number:03d}" for number in range(tracker.PAGE + 2)]
+    for name in (*names, "shelf-1"):
+        lab.agent(name)
+    listed = [
+        row[0] for page in pages_of(lab.admin, "/ui/testflinger/agents?text=rack") for row in rows_of(page, "agents")
+    ]
+    assert listed == names
+
+
+# ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_client_s_key_is_shown_once_and_opens_what_its_limits_say(lab: Lab) -> None:
+    credentials = create_client(lab.site, "alice", max_priority={"rack": 5}, allowed_queues=["rack"])
+    assert credentials[1] not in lab.admin.open("/ui/testflinger/clients/alice").html
+    client = HClient(lab.site.url, credentials)
+    client.submit({**JOB, "job_priority": 5})
+    assert client.http.post("/v1/job", json={**JOB, "job_priority": 6}, auth=credentials).status_code == 403
+    page = lab.admin.open("/ui/testflinger/clients/alice")
+    assert (page.typed("max_priority"), page.typed("allowed_queues")) == ("rack=5", "rack")
+    saved = lab.admin.send(page.form("/clients/alice"), max_priority="rack=6\n*=1", max_reservation_time="a=b=86400")
+    assert saved.notice.startswith("Saved.")
+    assert saved.typed("max_priority") == "rack=6\n*=1" and saved.typed("max_reservation_time") == "a=b=86400"
+    assert client.http.post("/v1/job", json={**JOB, "job_priority": 6}, auth=credentials).status_code == 200
+
+
+def test_a_new_key_ends_the_old_one(lab: Lab) -> None:
+    credentials = create_client(lab.site, "alice")
+    page = lab.admin.send(lab.admin.open("/ui/testflinger/clients/alice").form("/rotate"))
+    fresh = page.tree.xpath("string(//*[@id='fresh-key'])")
+    assert page.tree.xpath("//body/@data-refresh") == []
+    codes = [
+        lab.client.http.get("/v1/oauth2/token", auth=("alice", key)).status_code for key in (credentials[1], fresh)
+    ]
+    assert codes == [401, 200]
+
+
+def test_deleting_a_client_asks_first(lab: Lab) -> None:
+    credentials = create_client(lab.site, "alice@lab.example+1")
+    path = "/ui/testflinger/clients/alice@lab.example+1"
+    [link] = [link for link in lab.admin.open("/ui/testflinger/clients").links if "alice" in link]
+    question = lab.admin.send(lab.admin.open(link).form("/delete"))
+    assert "Delete the client alice@lab.example+1?" in question.text
+    assert lab.client.http.get("/v1/oauth2/token", auth=credentials).status_code == 200
+    gone = lab.admin.send(question.form("/delete"))
+    assert gone.notice == "The client alice@lab.example+1 is deleted."
+    assert lab.client.http.get("/v1/oauth2/token", auth=credentials).status_code == 401
+    assert lab.admin.open(path).status == 404
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("client_id", "not possible"),
+        ("client_id", ""),
+        ("role", "emperor"),
+        ("max_priority", "rack"),
+        ("max_priority", "rack=high"),
+        ("max_priority", "rack=1\nrack=2"),
+        ("allowed_queues", "*"),
+        ("max_reservation_time", "rack=-1"),
+        ("max_reservation_time", "rack=1" + "0" * 15),
+    ],
+)
+def test_a_refused_form_of_a_client_keeps_what_was_typed_and_names_the_field(lab: Lab, field: str, text: str) -> None:
+    fields = {"client_id": "alice", "role": "agent", "max_priority": "*=3", field: text}
+    page = lab.admin.act("/ui/testflinger/clients", fields)
+    assert page.status == 400 and page.notice.startswith(f"Not done. {field}: "), page.notice
+    assert page.tree.xpath("//@aria-invalid/../@name") == [field]
+    for name, typed in fields.items():
+        assert name == "role" or page.typed(name, "/clients") == typed
+    assert lab.site.read("SELECT count(*) FROM testflinger_client") == [(0,)]
+
+
+def test_a_name_that_is_taken_is_refused(lab: Lab) -> None:
+    credentials = create_client(lab.site, "alice")
+    page = lab.admin.act("/ui/testflinger/clients", {"client_id": "alice"})
+    assert page.status == 409 and page.notice.startswith("Not done. client_id: ")
+    assert lab.client.http.get("/v1/oauth2/token", auth=credentials).status_code == 200
+
+
+# ── What it costs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lists_and_jobs_refresh_themselves_unless_they_show_older_ones(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    agent.post_output(uuid, "test", "output", "up\n")
+    paths = {
+        "/ui/testflinger/queues": "queues",
+        f"/ui/testflinger/queues/{lab.queue()}": "waiting",
+        "/ui/testflinger/agents": "agents",
+        "/ui/testflinger/agents/1": "agent-log",
+        f"/ui/testflinger/jobs/{uuid}": "job-output",
+    }
+    for path, id in paths.items():
+        assert lab.admin.open(path).tree.xpath(f"//*[@id='{id}'][@data-live]"), path
+    assert not lab.job(uuid, before=9).tree.xpath("//*[@id='job-output'][@data-live]")
+    older = lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}", after="0:1")
+    assert not older.tree.xpath("//*[@id='waiting'][@data-live]")
+
+
+def test_an_agent_of_the_older_generation_without_a_name_has_no_page_but_its_worker(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent: Callable[..., Agent] = SAgent
+    nameless = agent(lab.site.url, "nobody", "rack")
+    assert nameless.check_jobs()["job_id"] == uuid
+    page = lab.job(uuid)
+    assert "Testflinger agent without a name" in page.text
+    assert not any(link.startswith("/ui/testflinger/agents/") for link in page.links)
+
+
+PAGES_OF_THE_QUEUE = {
+    "queues": (pages.queues_page, tracker.ListQuery()),
+    "queue": (pages.queue_page, 1, pages.QueueQuery()),
+    "queue, further on": (pages.queue_page, 1, pages.QueueQuery("0:1")),
+    "running job": (pages.job_page, "run", pages.OutputQuery()),
+    "phase of a running job": (pages.job_page, "run", pages.OutputQuery("output", "setup")),
+    "earlier output": (pages.job_page, "run", pages.OutputQuery("output", "setup", 60)),
+    "waiting job": (pages.job_page, "next", pages.OutputQuery()),
+    "ended job": (pages.job_page, "ended", pages.OutputQuery()),
+    "agents": (pages.agents_page, tracker.ListQuery()),
+    "agent": (pages.agent_page, 7),
+}
+
+
+@pytest.mark.parametrize("name", PAGES_OF_THE_QUEUE)
+def test_a_page_costs_the_same_however_many_jobs_there_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the two figures that count jobs, which are the API's own."""
+    monkeypatch.setattr(pages.domain, "wait_times", lambda tx, names: {})
+    monkeypatch.setattr(pages.domain, "position", lambda tx, uuid: 0)
+    function, *args = PAGES_OF_THE_QUEUE[name]
+    taken = []
+    for count in (SHORT, LONG):
+        bench = queue_with(count).copy()
+        session = bench.do(tracker.register_manager, "somebody", "unused")[1]
+        bench.do(lambda tx: tx.execute("UPDATE manager SET tracker_admin = 1"))
+        taken.append(bench.steps(function, session, *args))
+    assert taken[1] <= 1.2 * taken[0], taken

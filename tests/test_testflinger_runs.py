@@ -1,0 +1,804 @@
+"""Whole runs of Testflinger's unchanged clients and agents, of both generations, also where the two meet."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+from conftest import Site, wait_until
+from testflinger_doubles import (
+    AGENTS,
+    CLIENTS,
+    KILLED,
+    PHASES,
+    Agent,
+    CommandLine,
+    HAgent,
+    HClient,
+    Phase,
+    Refused,
+    SAgent,
+    SClient,
+    claims,
+    create_client,
+    pack,
+    restrict_queue,
+    unpack,
+    upload,
+    with_credentials,
+)
+
+from dialects import webhook
+
+QUEUE = "machines"
+KEY = "lp:me"
+SHORT_JOB = {"job_queue": QUEUE, "test_data": {"test_cmds": "make check"}}
+LONG_JOB = {
+    **SHORT_JOB,
+    "name": "all that there is",
+    "provision_data": {"url": "http://images.example/1"},
+    "firmware_update_data": {"version": "latest"},
+    "allocate_data": {},
+    "reserve_data": {"ssh_keys": [KEY], "timeout": 60},
+    "of_the_vendor": {"flux": 1.21, "tags": [None, True]},
+}
+RUN = (*PHASES, "cleanup")
+SAYING = {phase: Phase(0, (f"{phase} begins\n", f"{phase} ends: ünïcode\n"), (f"{phase} boots\n",)) for phase in RUN}
+HOUR = 3600
+Pair = tuple[CommandLine, Agent]
+FAR = {"X-Forwarded-For": "203.0.113.7"}  # as a reverse proxy on this machine says of a client that is elsewhere
+
+
+@pytest.fixture(params=CLIENTS, ids=lambda name: f"{name} client")
+def client(request: pytest.FixtureRequest, site: Site) -> CommandLine:
+    return CLIENTS[request.param](site.url)
+
+
+@pytest.fixture(params=AGENTS, ids=lambda name: f"{name} agent")
+def agent(request: pytest.FixtureRequest, site: Site) -> Agent:
+    return AGENTS[request.param](site.url, "agent-1", QUEUE).register()
+
+
+@pytest.fixture(params=CLIENTS)
+def pair(request: pytest.FixtureRequest, site: Site) -> Pair:
+    """A client and an agent of the same generation, where crossing the two would show nothing more."""
+    agent = AGENTS[request.param](site.url, "agent-1", QUEUE).register()
+    return CLIENTS[request.param](site.url), agent
+
+
+def said_by(phases: dict[str, Phase], kind: str) -> list[str]:
+    return [piece for phase in RUN if phase in phases for piece in getattr(phases[phase], kind)]
+
+
+def step_to(run: Iterator[str], phase: str) -> None:
+    """Lets the agent go on until it has begun the phase and posted a first piece of its output."""
+    assert phase in run
+    assert next(run) == phase
+
+
+def finish(run: Iterator[str]) -> list[str]:
+    """Lets the agent go on to its end, and says in which phases it still had to post something."""
+    return list(run)
+
+
+def status_of(call: Callable[..., Any], *args: Any, **options: Any) -> int:
+    """The status with which the server refuses the call."""
+    with pytest.raises(Refused) as refused:
+        call(*args, **options)
+    return refused.value.status
+
+
+# ── A run ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_agent_gets_what_the_client_submitted(client: CommandLine, agent: Agent) -> None:
+    job = client.submit(LONG_JOB)
+    assert client.status(job) == "waiting"
+    assert client.position(job) == 0
+    held = agent.check_jobs()
+    assert held.items() >= {**LONG_JOB, "job_id": job}.items()
+    assert client.status(job) == "running"
+    assert client.show(job).items() >= {**LONG_JOB, "job_id": job}.items()
+    assert agent.check_jobs() is None
+
+
+def test_an_agent_that_finds_no_job_gets_none(agent: Agent) -> None:
+    assert agent.work() is None
+
+
+@pytest.mark.parametrize("kind", ["output", "serial"])
+def test_each_piece_of_output_is_seen_at_once_and_polling_ends_with_the_job(
+    client: CommandLine, agent: Agent, kind: str
+) -> None:
+    job = client.submit(LONG_JOB)
+    watch = client.poll(job, kind)
+    assert next(watch) == ""
+    printed = [next(watch) for _ in agent.run(agent.check_jobs(), SAYING)]
+    assert [text for text in printed if text] == said_by(SAYING, kind)
+    assert list(watch) == [""]
+    assert client.status(job) == "complete"
+
+
+def test_output_that_came_between_two_looks_is_printed_in_its_order(client: CommandLine, agent: Agent) -> None:
+    job = client.submit(LONG_JOB)
+    agent.work(SAYING)
+    printed = "".join(client.poll(job))
+    places = [printed.index(piece) for piece in said_by(SAYING, "output")]
+    assert places == sorted(places)
+
+
+def test_what_one_client_has_read_another_of_the_next_generation_can_still_read(site: Site, agent: Agent) -> None:
+    old, new = SClient(site.url), HClient(site.url)
+    job = old.submit(SHORT_JOB)
+    agent.work({"test": Phase(0, ("one", "two"))})
+    assert "".join(old.poll(job)) == "one\ntwo"
+    assert "".join(old.poll(job)) == ""
+    assert "".join(new.poll(job)) == "".join(new.poll(job)) == "onetwo"
+
+
+def test_each_state_that_an_agent_posts_is_seen_by_the_client(client: CommandLine, agent: Agent) -> None:
+    job = client.submit(SHORT_JOB)
+    assert [client.status(job) for _ in agent.run(agent.check_jobs())] == list(PHASES)
+    assert client.status(job) == "complete"
+
+
+def test_results_have_a_status_and_an_output_for_each_phase(client: CommandLine, agent: Agent) -> None:
+    job = client.submit(LONG_JOB)
+    agent.work({**SAYING, "test": replace(SAYING["test"], status=3)})
+    results = client.results(job)
+    assert {phase: results[f"{phase}_status"] for phase in RUN} == {**dict.fromkeys(RUN, 0), "test": 3}
+    for phase in PHASES:
+        assert results[f"{phase}_output"] == "".join(SAYING[phase].output), phase
+        assert results[f"{phase}_serial"] == "".join(SAYING[phase].serial), phase
+    assert results["device_info"] == agent.device_info
+
+
+def test_a_run_ends_after_a_phase_that_fails_unless_it_is_the_test(pair: Pair) -> None:
+    client, agent = pair
+    job = client.submit(LONG_JOB)
+    agent.work({"provision": Phase(46, ("no such image\n",))})
+    results = client.results(job)
+    assert results["provision_status"] == 46
+    assert results["cleanup_status"] == 0
+    assert "test_status" not in results
+    assert list(client.poll(job))
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_run_is_a_job_that_succeeded_or_failed(site: Site, agent: Agent, status: int) -> None:
+    SClient(site.url).submit(SHORT_JOB)
+    agent.work({"test": Phase(status)})
+    assert site.read("SELECT state FROM job") == [("failed" if status else "succeeded",)]
+
+
+def test_artifacts_come_down_as_they_went_up(client: CommandLine, agent: Agent) -> None:
+    job = client.submit(SHORT_JOB)
+    artifacts = pack({"artifacts/log.bin": bytes(range(256)) * 5000, "artifacts/empty": b""})
+    assert status_of(client.artifacts, job) == 204
+    agent.work(artifacts=artifacts)
+    assert client.artifacts(job) == artifacts
+
+
+def test_attachments_of_the_client_reach_the_agent(client: CommandLine, agent: Agent) -> None:
+    attachments = [{"local": "config.txt", "agent": "etc/config.txt"}, {"local": "data.bin"}]
+    files = {"config.txt": b"answer=42\n", "data.bin": bytes(range(256)) * 1000}
+    test_data = {"test_cmds": "make check", "attachments": attachments}
+    client.submit({"job_queue": QUEUE, "test_data": test_data}, files)
+    agent.work()
+    assert agent.attachments == {"test/etc/config.txt": files["config.txt"], "test/data.bin": files["data.bin"]}
+
+
+def test_a_job_is_given_to_nobody_before_its_attachments_have_come(pair: Pair) -> None:
+    client, agent = pair
+    test_data = {"test_cmds": "make check", "attachments": [{"local": "config.txt"}]}
+    job = client.post_job({"job_queue": QUEUE, "test_data": test_data})
+    assert client.status(job) == "waiting"
+    assert agent.work() is None
+    upload(client.http, f"/v1/job/{job}/attachments", pack({"test/config.txt": b"answer=42\n"}))
+    assert agent.work() == job
+    assert client.status(job) == "complete"
+
+
+def test_a_second_agent_is_not_given_the_job_that_the_first_one_has(pair: Pair) -> None:
+    client, agent = pair
+    first, second = client.submit(SHORT_JOB), client.submit(SHORT_JOB)
+    other = type(agent)(str(agent.http.base_url), "agent-2", QUEUE).register()
+    assert [agent.check_jobs()["job_id"], other.check_jobs()["job_id"]] == [first, second]
+    assert agent.check_jobs() is other.check_jobs() is None
+
+
+def test_an_agent_cannot_end_the_job_of_another_one(pair: Pair) -> None:
+    client, agent = pair
+    job = client.submit(SHORT_JOB)
+    agent.check_jobs()
+    other = type(agent)(str(agent.http.base_url), "agent-2", QUEUE).register()
+    other.post_result(job, job_state="complete")
+    assert client.status(job) == "running"
+    agent.post_result(job, job_state="complete")
+    assert client.status(job) == "complete"
+
+
+def test_an_agent_of_several_queues_gets_the_jobs_of_all_and_of_no_other(pair: Pair) -> None:
+    client, agent = pair
+    jobs = {client.submit({**SHORT_JOB, "job_queue": queue}): queue for queue in ("a", "b", "other")}
+    agent.queues = ("b", "a")
+    done = [agent.work(), agent.work()]
+    assert [jobs[job] for job in done] == ["a", "b"]
+    assert agent.work() is None
+
+
+# ── What agents say of themselves ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_clients_see_the_queues_and_images_that_agents_advertise(pair: Pair) -> None:
+    client, agent = pair
+    images = {"jammy": "url: http://images.example/jammy", "noble": "url: http://images.example/noble"}
+    agent.advertise({QUEUE: images}, **{QUEUE: "machines of the lab"})
+    agent.advertise(other="others")
+    assert client.list_queues() == {QUEUE: "machines of the lab", "other": "others"}
+    assert client.list_images(QUEUE) == images
+    assert client.list_images("other") == {}
+
+
+def test_clients_see_an_agent_in_its_state_with_its_job(pair: Pair) -> None:
+    client, agent = pair
+    job = client.submit(SHORT_JOB)
+    agent.advertise(**{QUEUE: ""})
+    for phase in agent.run(agent.check_jobs()):
+        (shown,) = client.list_agents(QUEUE)
+        assert (shown["name"], shown["state"], shown["job_id"]) == ("agent-1", phase, job)
+    (shown,) = client.list_agents(QUEUE)
+    assert (shown["state"], shown["job_id"], shown["location"]) == ("waiting", "", "lab")
+
+
+def test_the_status_of_a_queue_has_its_agents_and_jobs(site: Site, agent: Agent) -> None:
+    client = HClient(site.url)
+    first, second = client.submit(SHORT_JOB), client.submit(SHORT_JOB)
+    agent.check_jobs()
+    agents, jobs = client.queue_status(QUEUE)
+    assert [agent["name"] for agent in agents] == ["agent-1"]
+    assert {job["job_id"]: job["job_state"] for job in jobs} == {first: "running", second: "waiting"}
+
+
+def test_provisioning_is_counted_in_streaks(site: Site, agent: Agent) -> None:
+    client = HClient(site.url)
+    streaks = []
+    for status in (0, 0, 1, 0):
+        client.submit(LONG_JOB)
+        agent.work({"provision": Phase(status)})
+        shown = client.agent_status("agent-1")
+        streaks.append((shown["provision_streak_type"], shown["provision_streak_count"]))
+    assert streaks == [("pass", 1), ("pass", 2), ("fail", 1), ("pass", 1)]
+
+
+# ── Events ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    """A webhook that answers each PUT with `answer`, and keeps what came in `received`."""
+
+    answer: ClassVar[tuple[int, str]] = (200, "thank you")
+    received: ClassVar[list[Any]] = []
+
+    def do_PUT(self) -> None:
+        self.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        status, text = self.answer
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def answering(status: int, text: str) -> Iterator[tuple[str, list[Any]]]:
+    """A webhook that answers so: its URL, and the list of what it receives."""
+    received: list[Any] = []
+    handler = type("Hook", (Hook,), {"answer": (status, text), "received": received})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/hook", received
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def bound_socket(listen: bool) -> Iterator[str]:
+    """The URL of a port that accepts a connection and then says nothing, or that refuses it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        if listen:
+            bound.listen()
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tracker gives a webhook a tenth of a second instead of three."""
+    monkeypatch.setattr(webhook, "TIMEOUT", 0.1)
+
+
+@pytest.fixture
+def lab(make_site: Callable[..., Site]) -> Site:
+    """A tracker that may send webhooks to this machine."""
+    return make_site(webhook_networks=("127.0.0.0/8",))
+
+
+def run_with_webhook(site: Site, agent_type: type[Agent], url: str) -> Agent:
+    """A whole run of a job with that webhook. It must reach its end, whatever becomes of the events."""
+    client, agent = SClient(site.url), agent_type(site.url, "agent-1", QUEUE).register()
+    job = client.submit({**SHORT_JOB, "job_status_webhook": url})
+    assert agent.work({"test": Phase(0, ("done\n",))}) == job
+    assert client.status(job) == "complete"
+    assert client.results(job)["test_status"] == 0
+    return agent
+
+
+@pytest.mark.parametrize("agent_type", AGENTS.values(), ids=AGENTS)
+def test_a_webhook_is_told_of_each_event_in_turn(lab: Site, agent_type: type[Agent]) -> None:
+    with answering(200, "thank you") as (url, received):
+        agent = run_with_webhook(lab, agent_type, url)
+    assert {(answer.status_code, answer.text) for answer in agent.events} == {(200, "thank you")}
+    told = [event["event_name"] for body in received for event in body["events"]]
+    phases = [f"{phase}_{what}" for phase in ("setup", "test") for what in ("start", "success")]
+    assert told == ["job_start", *phases, "cleanup_start", "job_end"]
+    assert all(body.keys() == {"agent_id", "job_queue", "events"} for body in received)
+    assert received[0]["agent_id"] == "agent-1"
+    assert received[0]["job_queue"] == QUEUE
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_what_a_webhook_answers_is_passed_on_and_the_run_goes_on(lab: Site, status: int) -> None:
+    with answering(status, "no, thank you") as (url, _):
+        agent = run_with_webhook(lab, SAgent, url)
+    assert {(answer.status_code, answer.text) for answer in agent.events} == {(status, "no, thank you")}
+
+
+def test_a_run_goes_on_although_its_webhook_never_answers(lab: Site, impatient: None) -> None:
+    with bound_socket(listen=True) as url:
+        agent = run_with_webhook(lab, SAgent, url)
+    assert {answer.status_code for answer in agent.events} == {504}
+
+
+def test_a_run_goes_on_although_its_webhook_refuses_to_be_called(lab: Site) -> None:
+    with bound_socket(listen=False) as url:
+        agent = run_with_webhook(lab, SAgent, url)
+    assert {answer.status_code for answer in agent.events} == {502}
+
+
+def test_a_run_goes_on_although_its_webhook_is_nowhere(lab: Site) -> None:
+    agent = run_with_webhook(lab, SAgent, "http://nowhere.invalid/hook")
+    assert {answer.status_code for answer in agent.events} == {502}
+
+
+# ── Cancelling ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_job_cancelled_in_any_phase_is_stopped_and_cleaned_up_and_stays_cancelled(
+    client: CommandLine, agent: Agent
+) -> None:
+    for phase in PHASES:
+        job = client.submit(LONG_JOB)
+        watch = client.poll(job)
+        next(watch)
+        run = agent.run(agent.check_jobs(), {phase: SAYING[phase], "cleanup": Phase(0, ("swept\n",))})
+        step_to(run, phase)
+        assert next(watch) == SAYING[phase].output[0]
+        client.cancel(job)
+        assert finish(run) == ["cleanup"]
+        assert client.status(job) == "cancelled"
+        assert len(list(watch)) == 1
+        results = client.results(job)
+        assert results[f"{phase}_status"] == KILLED
+        assert results["cleanup_status"] == 0
+        assert not any(f"{later}_status" in results for later in PHASES[PHASES.index(phase) + 1 :])
+    assert agent.check_jobs() is None
+
+
+def test_a_waiting_job_that_is_cancelled_is_given_to_nobody(pair: Pair) -> None:
+    client, agent = pair
+    job = client.submit(SHORT_JOB)
+    watch = client.poll(job)
+    next(watch)
+    client.cancel(job)
+    assert list(watch) == [""]
+    assert agent.work() is None
+    assert status_of(client.position, job) == 410
+
+
+def test_a_job_cancelled_before_its_attachments_came_is_given_to_nobody(pair: Pair) -> None:
+    client, agent = pair
+    job = client.post_job({"job_queue": QUEUE, "test_data": {"attachments": [{"local": "config.txt"}]}})
+    client.cancel(job)
+    assert client.status(job) == "cancelled"
+    with contextlib.suppress(Refused):  # too late, whatever the server makes of it
+        upload(client.http, f"/v1/job/{job}/attachments", pack({"test/config.txt": b""}))
+    assert agent.work() is None
+    assert client.status(job) == "cancelled"
+
+
+def test_a_job_cancelled_before_its_first_phase_is_only_cleaned_up(pair: Pair) -> None:
+    client, agent = pair
+    job = client.submit(LONG_JOB)
+    held = agent.check_jobs()
+    client.cancel(job)
+    assert finish(agent.run(held, SAYING)) == ["cleanup"] * 3
+    assert client.status(job) == "cancelled"
+    assert list(client.poll(job))
+
+
+@pytest.mark.parametrize("artifacts", [b"", pack({"artifacts/log": b"as far as it got"})], ids=["none", "some"])
+def test_the_artifacts_of_a_cancelled_run_are_kept(site: Site, agent: Agent, artifacts: bytes) -> None:
+    client = SClient(site.url)
+    job = client.submit(LONG_JOB)
+    held = agent.check_jobs()
+    client.cancel(job)
+    finish(agent.run(held, artifacts=artifacts))
+    if artifacts:
+        assert client.artifacts(job) == artifacts
+    else:
+        assert status_of(client.artifacts, job) == 204
+
+
+def test_a_job_that_has_ended_cannot_be_cancelled(pair: Pair) -> None:
+    client, agent = pair
+    complete = client.submit(SHORT_JOB)
+    agent.work()
+    assert status_of(client.cancel, complete) == 400
+    assert client.status(complete) == "complete"
+
+    cancelled = client.submit(SHORT_JOB)
+    held = agent.check_jobs()
+    client.cancel(cancelled)
+    assert status_of(client.cancel, cancelled) == 400
+    finish(agent.run(held))
+    assert status_of(client.cancel, cancelled) == 400
+    assert client.status(cancelled) == "cancelled"
+
+
+def test_an_unknown_job_can_be_neither_cancelled_nor_shown(client: CommandLine) -> None:
+    unknown = "00000000-0000-4000-8000-000000000000"
+    assert status_of(client.cancel, unknown) == 404
+    assert status_of(client.show, unknown) == 204
+    assert status_of(client.results, unknown) == 204
+    assert status_of(client.position, unknown) == 410
+
+
+# ── Search ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_jobs_are_found_by_any_or_all_of_their_tags(client: CommandLine) -> None:
+    red, both, blue = (client.submit({**SHORT_JOB, "tags": tags}) for tags in (["red"], ["red", "blue"], ["blue"]))
+    plain = client.submit(SHORT_JOB)
+    assert client.search("red") == {red, both}
+    assert client.search("red", "blue") == {red, both, blue}
+    assert client.search("red", "blue", match="any") == {red, both, blue}
+    assert client.search("red", "blue", match="all") == {both}
+    assert client.search("green") == set()
+    assert client.search() == {red, both, blue, plain}
+    assert status_of(client.search, "red", match="some") == 422
+
+
+def jobs_in_every_state(client: CommandLine, agent: Agent) -> dict[str, str]:
+    """One job in each state that there is, by the state."""
+    jobs = {}
+    for state in ("running", *PHASES, "allocated", "complete", "completed"):
+        jobs[state] = client.submit(SHORT_JOB)
+        held = agent.check_jobs()["job_id"]
+        assert held == jobs[state]
+        if state != "running":
+            agent.post_result(held, job_state=state)
+    jobs["cancelled"] = client.submit(SHORT_JOB)
+    client.cancel(jobs["cancelled"])
+    jobs["waiting"] = client.submit(SHORT_JOB)
+    return jobs
+
+
+def test_jobs_are_found_by_their_state(pair: Pair) -> None:
+    client, agent = pair
+    jobs = jobs_in_every_state(client, agent)
+    complete = {jobs["complete"], jobs["completed"]}  # two words for the same
+    for state, job in jobs.items():
+        assert client.status(job) == state
+        assert client.search(state=state) == (complete if job in complete else {job}), state
+    assert client.search(state=["waiting", "test"]) == {jobs["waiting"], jobs["test"]}
+    assert client.search(state="active") == set(jobs.values()) - complete - {jobs["cancelled"]}
+    assert status_of(client.search, state="nonsense") == 422
+
+
+def test_tags_and_states_are_searched_together(pair: Pair) -> None:
+    client, agent = pair
+    first = client.submit({**SHORT_JOB, "tags": ["red"]})
+    second = client.submit({**SHORT_JOB, "tags": ["red"]})
+    client.submit({**SHORT_JOB, "tags": ["blue"]})
+    agent.work()
+    assert client.search("red", state="waiting") == {second}
+    assert client.search("red", state="active") == {second}
+    assert client.search("red", state="complete") == {first}
+
+
+# ── Reservations, priorities, restricted queues ─────────────────────────────────────────────────────────────────────
+
+
+def test_a_machine_is_reserved_with_an_image_and_ssh_keys(pair: Pair) -> None:
+    client, agent = pair
+    agent.advertise({QUEUE: {"jammy": "url: http://images.example/jammy"}}, **{QUEUE: ""})
+    job = client.reserve(QUEUE, "jammy", KEY, "gh:me", timeout=2 * HOUR)
+    held = agent.check_jobs()
+    assert held["provision_data"] == {"url": "http://images.example/jammy"}
+    assert held["reserve_data"] == {"ssh_keys": [KEY, "gh:me"], "timeout": 2 * HOUR}
+    watch = client.poll(job)
+    run = agent.run(held, {"reserve": Phase(0, ("reserved: ssh machine\n",))})
+    step_to(run, "reserve")
+    assert next(watch) == "reserved: ssh machine\n"
+    client.cancel(job)
+    finish(run)
+    assert len(list(watch)) == 1
+
+
+def test_a_reservation_may_be_given_in_hours_and_minutes(site: Site, agent: Agent) -> None:
+    client = HClient(site.url)
+    agent.advertise({QUEUE: {"jammy": "url: http://images.example/jammy"}})
+    client.reserve(QUEUE, "jammy", KEY, timeout="1h30m")
+    assert agent.check_jobs()["reserve_data"]["timeout"] in ("1h30m", 5400)
+    assert status_of(client.reserve, QUEUE, "jammy", KEY, timeout="7h") == 401
+
+
+def test_an_ssh_key_that_is_nobodys_is_refused(pair: Pair) -> None:
+    client, agent = pair
+    agent.advertise({QUEUE: {"jammy": "url: http://images.example/jammy"}})
+    assert status_of(client.reserve, QUEUE, "jammy", "me") == 422
+
+
+def reservation(seconds: int) -> dict[str, Any]:
+    return {"job_queue": QUEUE, "reserve_data": {"ssh_keys": [KEY], "timeout": seconds}}
+
+
+@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
+def test_a_reservation_over_six_hours_needs_a_larger_maximum(site: Site, client_type: type[CommandLine]) -> None:
+    some = client_type(site.url, create_client(site, "some", max_reservation_time={QUEUE: 8 * HOUR}))
+    little = client_type(site.url, create_client(site, "little"))
+    assert status_of(client_type(site.url).submit, reservation(6 * HOUR + 1)) == 401
+    assert status_of(little.submit, reservation(6 * HOUR + 1)) == 403
+    assert status_of(some.submit, reservation(8 * HOUR + 1)) == 403
+    assert client_type(site.url).submit(reservation(6 * HOUR))
+    assert some.submit(reservation(8 * HOUR))
+
+
+@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
+def test_a_job_with_priority_is_picked_first(site: Site, client_type: type[CommandLine]) -> None:
+    vip = client_type(site.url, create_client(site, "vip", max_priority={QUEUE: 100}))
+    agent = SAgent(site.url, "agent-1", QUEUE).register()
+    priorities = (0, 10, 100, 10)
+    jobs = [vip.submit({**SHORT_JOB, "job_priority": priority}) for priority in priorities]
+    assert [vip.position(job) for job in jobs] == [3, 1, 0, 2]
+    assert [agent.work() for _ in jobs] == [jobs[2], jobs[1], jobs[3], jobs[0]]
+
+
+@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
+def test_priority_needs_a_client_whose_maximum_reaches_that_far(site: Site, client_type: type[CommandLine]) -> None:
+    urgent = {**SHORT_JOB, "job_priority": 11}
+    assert status_of(client_type(site.url).submit, urgent) == 401
+    for limits in ({}, {QUEUE: 10}, {"another": 100}, {"*": 10}):
+        name = f"client-{len(limits)}-{'-'.join(limits).replace('*', 'all')}"
+        little = client_type(site.url, create_client(site, name, max_priority=limits))
+        assert status_of(little.submit, urgent) == 403, limits
+    assert client_type(site.url, create_client(site, "everywhere", max_priority={"*": 11})).submit(urgent)
+    assert client_type(site.url, create_client(site, "here", max_priority={QUEUE: 11})).submit(urgent)
+
+
+@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
+def test_a_restricted_queue_takes_jobs_of_those_who_are_allowed_it(site: Site, client_type: type[CommandLine]) -> None:
+    restrict_queue(site, QUEUE)
+    allowed = client_type(site.url, create_client(site, "allowed", allowed_queues=[QUEUE]))
+    other = client_type(site.url, create_client(site, "other"))
+    assert status_of(client_type(site.url).submit, SHORT_JOB) == 401
+    assert status_of(other.submit, SHORT_JOB) == 403
+    job = allowed.submit(SHORT_JOB)
+    assert SAgent(site.url, "agent-1", QUEUE).register().work() == job
+
+
+@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
+def test_a_refused_job_is_not_there(site: Site, client_type: type[CommandLine]) -> None:
+    client = client_type(site.url)
+    with pytest.raises(Refused):
+        client.submit({**SHORT_JOB, "job_priority": 1})
+    assert client.search() == set()
+
+
+@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
+def test_a_client_gets_itself_another_token_when_its_own_has_expired(
+    site: Site, client_type: type[CommandLine]
+) -> None:
+    client = client_type(site.url, create_client(site, "vip", max_priority={"*": 100}))
+    urgent = {**SHORT_JOB, "job_priority": 100}
+    client.submit(urgent)
+    token, said = client.token, claims(client.token)
+    assert said["sub"] == "access_token"
+    assert said["permissions"].items() >= {"client_id": "vip", "max_priority": {"*": 100}}.items()
+    site.clock.pass_time(said["exp"] - said["iat"] + 1)
+    assert client.submit(urgent)
+    assert [refused.status for refused in client.refusals] == [401]
+    assert client.token != token
+
+
+def test_a_client_that_has_logged_out_must_show_its_key_again(site: Site) -> None:
+    client = HClient(site.url, create_client(site, "vip", max_priority={"*": 100}))
+    urgent = {**SHORT_JOB, "job_priority": 100}
+    client.submit(urgent)
+    before = client.refresh_token
+    client.log_out()
+    site.clock.pass_time(claims(client.token)["exp"] - claims(client.token)["iat"] + 1)
+    assert client.submit(urgent)
+    assert client.refresh_token != before
+
+
+@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
+def test_a_client_with_a_wrong_key_gets_no_token(site: Site, client_type: type[CommandLine]) -> None:
+    name, _ = create_client(site, "vip")
+    assert status_of(client_type(site.url, (name, "a wrong key")).authenticate) == 401
+    assert status_of(client_type(site.url, ("nobody", "a wrong key")).authenticate) == 401
+
+
+@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
+def test_a_forged_token_is_refused_and_not_tried_again(site: Site, client_type: type[CommandLine]) -> None:
+    client = client_type(site.url, create_client(site, "vip", max_priority={"*": 100}))
+    client.submit({**SHORT_JOB, "job_priority": 100})
+    head, payload, _ = client.token.split(".")
+    client.token = f"{head}.{payload}.{'A' * 43}"
+    assert status_of(client.submit, {**SHORT_JOB, "job_priority": 100}) == 403
+
+
+# ── Agents that vanish, agents that are not wanted ──────────────────────────────────────────────────────────────────
+
+
+def test_a_job_whose_agent_vanishes_ends_after_its_timeout_or_never_and_nobody_else_gets_it(
+    site: Site, pair: Pair
+) -> None:
+    client, agent = pair
+    limited = client.submit({**SHORT_JOB, "global_timeout": 2 * HOUR})
+    longer = client.submit({**SHORT_JOB, "global_timeout": 4 * HOUR})
+    endless = client.submit(SHORT_JOB)
+    watch = client.poll(limited)
+    for _ in range(3):
+        agent.post_result(agent.check_jobs()["job_id"], job_state="test")
+    other = type(agent)(site.url, "agent-2", QUEUE).register()
+    site.clock.pass_time(3 * HOUR)
+    assert wait_until(lambda: client.status(limited) == "complete")
+    assert "".join(watch) == ""
+    assert client.status(longer) == client.status(endless) == "test"
+    assert agent.work() is other.work() is None
+    site.clock.pass_time(24 * HOUR)
+    assert wait_until(lambda: client.status(longer) == "complete")
+    assert client.status(endless) == "test"
+    assert agent.work() is other.work() is None
+    client.cancel(endless)
+    assert client.status(endless) == "cancelled"
+
+
+def test_a_run_may_take_a_while_longer_than_its_timeout(site: Site, agent: Agent) -> None:
+    client = SClient(site.url)
+    short, job = (client.submit({**SHORT_JOB, "global_timeout": timeout}) for timeout in (60, 2 * HOUR))
+    agent.check_jobs()
+    run = agent.run(agent.check_jobs(), SAYING)
+    step_to(run, "test")
+    site.clock.pass_time(2 * HOUR + 300)
+    assert wait_until(lambda: client.status(short) == "complete")
+    finish(run)
+    assert client.status(job) == "complete"
+    assert site.read("SELECT state FROM job ORDER BY id") == [("timed_out",), ("succeeded",)]
+
+
+def test_an_agent_that_comes_back_too_late_ends_its_run_and_the_job_stays_timed_out(site: Site, agent: Agent) -> None:
+    client = SClient(site.url)
+    job = client.submit({**SHORT_JOB, "global_timeout": 60})
+    run = agent.run(agent.check_jobs(), SAYING)
+    step_to(run, "test")
+    site.clock.pass_time(HOUR)
+    assert wait_until(lambda: client.status(job) == "complete")
+    finish(run)
+    assert client.status(job) == "complete"
+    assert client.results(job)["test_status"] == 0
+    assert site.read("SELECT state FROM job") == [("timed_out",)]
+
+
+@pytest.mark.parametrize("agent_type", AGENTS.values(), ids=AGENTS)
+def test_an_agent_that_is_excluded_is_not_given_the_job(site: Site, agent_type: type[Agent]) -> None:
+    client = HClient(site.url)
+    unwanted, wanted = (agent_type(site.url, name, QUEUE).register() for name in ("agent-1", "agent-2"))
+    job = client.submit({**SHORT_JOB, "exclude_agents": ["agent-1"]})
+    plain = client.submit(SHORT_JOB)
+    assert unwanted.work() == plain
+    assert unwanted.work() is None
+    assert wanted.work() == job
+
+
+def test_a_job_that_excludes_every_agent_of_its_queue_is_refused(site: Site) -> None:
+    client = HClient(site.url)
+    for name in ("agent-1", "agent-2"):
+        HAgent(site.url, name, QUEUE).register()
+    assert status_of(client.submit, {**SHORT_JOB, "exclude_agents": ["agent-1", "agent-2"]}) == 422
+    assert client.search() == set()
+
+
+# ── Without anonymous use ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("generation", CLIENTS)
+def test_a_run_from_elsewhere_with_credentials_in_the_urls(site: Site, generation: str) -> None:
+    submitter = with_credentials(site.url, create_client(site, "submitter"))
+    runner = with_credentials(site.url, create_client(site, "runner", role="agent"))
+    client, agent = CLIENTS[generation](submitter), AGENTS[generation](runner, "agent-1", QUEUE)
+    for program in (client, agent):
+        program.http.headers.update(FAR)
+    agent.register()
+    agent.advertise({QUEUE: {"jammy": "url: http://images.example/jammy"}}, **{QUEUE: ""})
+    job = client.submit(LONG_JOB)
+    artifacts = pack({"artifacts/log": b"all of it"})
+    assert agent.work(SAYING, artifacts) == job
+    printed = "".join(client.poll(job))
+    assert all(piece in printed for piece in said_by(SAYING, "output"))
+    assert unpack(client.artifacts(job)) == {"artifacts/log": b"all of it"}
+    assert client.results(job)["test_status"] == 0
+
+
+@pytest.mark.parametrize("generation", CLIENTS)
+def test_who_comes_from_elsewhere_without_credentials_is_refused(site: Site, generation: str) -> None:
+    client, agent = CLIENTS[generation](site.url), AGENTS[generation](site.url, "agent-1", QUEUE)
+    job = client.submit(SHORT_JOB)
+    for program in (client, agent):
+        program.http.headers.update(FAR)
+    commands = (client.status, client.show, client.position, client.results, client.artifacts, client.cancel)
+    assert {status_of(command, job) for command in commands} == {401}
+    assert status_of(client.submit, SHORT_JOB) == status_of(client.search) == status_of(client.list_queues) == 401
+    assert status_of(agent.register) == status_of(agent.check_jobs) == 401
+    assert status_of(agent.post_output, job, "test", "output", "nonsense") == 401
+    assert status_of(agent.post_result, job, job_state="complete") == 401
+    assert site.guest.get(f"/v1/result/{job}").json()["job_state"] == "waiting"
+
+
+def test_where_the_settings_say_so_nobody_needs_credentials(make_site: Callable[..., Site]) -> None:
+    site = make_site(testflinger_anonymous=True)
+    client, agent = SClient(site.url), HAgent(site.url, "agent-1", QUEUE)
+    for program in (client, agent):
+        program.http.headers.update(FAR)
+    job = client.submit(SHORT_JOB)
+    assert agent.register().work() == job
+    assert client.status(job) == "complete"
+
+
+def test_who_may_submit_need_not_be_an_agent(site: Site) -> None:
+    credentials = create_client(site, "submitter")
+    agent = SAgent(with_credentials(site.url, credentials), "agent-1", QUEUE)
+    agent.http.headers.update(FAR)
+    SClient(site.url).submit(SHORT_JOB)
+    assert status_of(agent.check_jobs) == 403
+    assert status_of(agent.register) == 403
+
+
+def test_credentials_in_the_url_give_the_priority_of_their_client(site: Site) -> None:
+    vip = create_client(site, "vip", max_priority={QUEUE: 10})
+    client = SClient(with_credentials(site.url, vip))
+    client.http.headers.update(FAR)
+    assert client.submit({**SHORT_JOB, "job_priority": 10})
+    assert status_of(client.submit, {**SHORT_JOB, "job_priority": 11}) == 403
+
+
+@pytest.mark.parametrize("generation", CLIENTS)
+def test_wrong_credentials_in_the_url_are_refused_also_where_none_are_needed(site: Site, generation: str) -> None:
+    create_client(site, "runner", role="agent")
+    url = with_credentials(site.url, ("runner", "a wrong key"))
+    assert status_of(CLIENTS[generation](url).search) == 401
+    assert status_of(AGENTS[generation](url, "agent-1", QUEUE).register) == 401
