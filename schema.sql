@@ -675,13 +675,14 @@ CREATE INDEX IF NOT EXISTS testflinger_file_stored ON testflinger_file (stored, 
 
 CREATE TRIGGER IF NOT EXISTS testflinger_job_made AFTER INSERT ON job
 WHEN NEW.workflow IS NULL AND EXISTS (SELECT 1 FROM testflinger_queue WHERE project = NEW.project) BEGIN
-    INSERT INTO testflinger_job (job, uuid, project, priority, attachments) VALUES (
+    INSERT INTO testflinger_job (job, uuid, project, priority, attachments, client) VALUES (
         NEW.id,
         printf('%s-%s-4%s-8%s-%s000000', substr(NEW.token, 1, 8), substr(NEW.token, 9, 4), substr(NEW.token, 13, 3),
             substr(NEW.token, 16, 3), substr(NEW.token, 19)),
         NEW.project,
         NEW.priority,
-        ifnull((SELECT nullif(attachments, 'waiting') FROM testflinger_job WHERE job = NEW.retry_of), 'none')
+        ifnull((SELECT nullif(attachments, 'waiting') FROM testflinger_job WHERE job = NEW.retry_of), 'none'),
+        (SELECT client FROM testflinger_job WHERE job = NEW.retry_of)
     );
     INSERT INTO testflinger_tag SELECT tag, NEW.id FROM testflinger_tag WHERE job = NEW.retry_of;
     INSERT INTO testflinger_exclusion SELECT NEW.id, agent FROM testflinger_exclusion WHERE job = NEW.retry_of;

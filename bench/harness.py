@@ -67,11 +67,13 @@ class Connection:
         self.socket.sendall(request)
 
     def receive(self):
-        """Wait for one answer: (status, head, body). The tracker sends Content-Length with every body."""
+        """Wait for one answer: (status, head, body). The tracker sends Content-Length with a body, or chunks."""
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
             data += self._more()
         head, body = data[:end].lower(), data[end + 4 :]
+        if b"transfer-encoding: chunked" in head:
+            return int(head[9:12]), data[:end], self._chunks(body)
         at = head.find(b"content-length:")
         length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
         parts, have = [body], len(body)
@@ -79,6 +81,22 @@ class Connection:
             parts.append(self._more())
             have += len(parts[-1])
         return int(head[9:12]), data[:end], b"".join(parts)
+
+    def _chunks(self, data):
+        """The body that begins with this data: chunks, each after its size, until an empty one."""
+        body, at = bytearray(), 0
+        while True:
+            while (end := data.find(b"\r\n", at)) < 0:
+                data, at = data[at:] + self._more(), 0
+            size, at = int(data[at:end], 16), end + 2
+            parts, have = [data[at:]], len(data) - at
+            while have < size + 2:
+                parts.append(self._more())
+                have += len(parts[-1])
+            data, at = b"".join(parts), size + 2
+            if not size:
+                return bytes(body)
+            body += data[:size]
 
     def _more(self):
         data = self.socket.recv(1 << 18)

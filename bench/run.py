@@ -34,6 +34,7 @@ from harness import (
     BULK,
     CONNECTIONS,
     ROOT,
+    Connection,
     Driver,
     EmptyRoute,
     Lab,
@@ -47,6 +48,7 @@ from harness import (
     say,
 )
 from large import furnish
+from queues import MATCHES, fill_queues
 
 MILLION = 1_000_000
 BENCHMARKS = {}
@@ -749,6 +751,106 @@ def busy(server, seconds):
     return (server.cpu_seconds() - before) / seconds if before is not None else float("nan")
 
 
+# ── Testflinger ──────────────────────────────────────────────────────────────────────────────────────────────
+
+QUEUES = [f"queue {number}" for number in range(10)]
+ANY_QUEUE = "&".join(f"queue={name.replace(' ', '+')}" for name in QUEUES)
+SEARCH = "/v1/job/search?"
+LOOKS = {  # what is asked for, and how many jobs that finds: None for those that are as many as there are
+    "GET /v1/job of an ended job": ("/v1/job/{ended}", 1),
+    "GET /v1/result of an ended job": ("/v1/result/{ended}", 1),
+    "wait times of a queue": ("/v1/queues/wait_times?queue=queue+1", 1),
+    "wait times of all queues": ("/v1/queues/wait_times", 1),
+    "search by a tag": (f"{SEARCH}tags=rare", MATCHES),
+    "search by two tags, any": (f"{SEARCH}tags=rare&tags=none", MATCHES),
+    "search by two tags, all (one of them is on every job)": (f"{SEARCH}tags=all&tags=rare&match=all", MATCHES),
+    "search by state": (f"{SEARCH}state=cancelled", MATCHES),
+    "search by tag and state": (f"{SEARCH}tags=rare&state=complete", MATCHES),
+    "search for active, for each job": (f"{SEARCH}state=active", None),
+    "search without limits, for each job": (SEARCH, None),
+}
+
+
+@benchmark("testflinger")
+def testflinger(lab):
+    """Testflinger's calls with 100,000 ended and 10,000 waiting jobs on ten queues, against 100 and 10."""
+    ended, waiting = lab.size(BULK), lab.size(BULK) // 10
+    with lab.tracker(few_jobs) as few, lab.tracker(many_jobs) as many:
+        outcomes = lab.race(
+            {
+                "few": lambda: {**job_cycles(few), **looks(few, 50)},
+                "many": lambda: {**job_cycles(many), **looks(many, 5)},
+                "quiet": lambda: assigns_beside(many, quiet),
+                "search": lambda: assigns_beside(many, search_all),
+            }
+        )
+    figures = []
+    for label in outcomes["few"][0]:
+        values, base = ([times[label] for times in outcomes[name]] for name in ("many", "few"))
+        unit = "µs" if label.endswith("each job") else "ms"
+        figures.append(Figure(label, unit, values, "100 + 10 jobs", base))
+    for percent in (50, 99):
+        values, base = (milliseconds(outcomes[name], percent) for name in ("search", "quiet"))
+        label = f"assign beside a search that finds {ended + waiting:,}, p{percent}"
+        figures.append(Figure(label, "ms", values, "nothing else", base))
+    longest = [max(times) * 1000 for times in outcomes["search"]]
+    return [*figures, Figure("… longest", "ms", longest, target=("<=", 100), judge=max)]
+
+
+def job_cycles(tracker, count=50):
+    """A client submits and asks for the position, an agent picks and ends: the median of each, in milliseconds."""
+    used = tracker.cpu_seconds() or float("nan")
+    taken = {"submit": [], "position of the last in its queue": [], "pick, of ten queues": [], "end a job": []}
+
+    def timed(label, request):
+        started = time.perf_counter()
+        answer = connection.exchange(request)
+        taken[label].append(time.perf_counter() - started)
+        return answer
+
+    with Connection(tracker.url) as connection:
+        for _ in range(count):
+            answer = timed("submit", encode("POST", "/v1/job", {}, {"job_queue": QUEUES[0], "tags": ["new"]}))
+            job = json.loads(answer)["job_id"]
+            timed("position of the last in its queue", encode("GET", f"/v1/job/{job}/position"))
+            job = json.loads(timed("pick, of ten queues", encode("GET", f"/v1/job?{ANY_QUEUE}")))["job_id"]
+            timed("end a job", encode("POST", f"/v1/result/{job}", {}, {"job_state": "complete"}))
+    figures = {label: statistics.median(seconds) * 1000 for label, seconds in taken.items()}
+    return {**figures, "… processor time of these four": ((tracker.cpu_seconds() or 0) - used) / count * 1000}
+
+
+def looks(tracker, count):
+    """The median of each of the LOOKS, in milliseconds; where it grows with what is found, in µs for each job."""
+    figures = {}
+    with Connection(tracker.url) as connection:
+        for label, (address, expected) in LOOKS.items():
+            request, taken = encode("GET", address.format(**tracker.seed.examples)), []
+            for _ in range(count if expected is None else 20):
+                started = time.perf_counter()
+                answer = connection.exchange(request)
+                taken.append(time.perf_counter() - started)
+            found = len(json.loads(answer)) if SEARCH in address else 1
+            if expected not in (None, found):
+                raise RuntimeError(f"{address} found {found} jobs and not {expected}")
+            scale = 1000 if expected is not None else 1e6 / found
+            figures[label] = statistics.median(taken) * scale
+    return figures
+
+
+def assigns_beside(tracker, operation):
+    """Seconds of each assignment from an ordinary project during the operation."""
+    tracker.fill(tracker.seed.projects["other"], 20_000)
+    return beside(tracker, operation)[0]
+
+
+def search_all(tracker):
+    """A search that finds all jobs."""
+    with Connection(tracker.url) as connection:
+        found = connection.exchange(encode("GET", SEARCH)).count(b'"job_id"')
+    if found < 1000:
+        raise RuntimeError(f"a search for all jobs found {found}")
+
+
 # ── Seeds: databases that are filled once and copied per measurement ─────────────────────────────────────────
 
 
@@ -819,6 +921,26 @@ def large_tracker(lab, tracker):
     tracker.crew()
     tracker.stop()  # nobody else may write to its database
     tracker.seed.examples = furnish(tracker.database, tracker.seed.projects, lab.scale)
+
+
+def with_jobs(tracker, ended, waiting):
+    """Ten queues with so many jobs, and an ordinary project with tasks."""
+    tracker.fill(tracker.add_project("other"), 20_000)
+    with Connection(tracker.url) as connection:
+        connection.exchange(encode("POST", "/v1/agents/queues", {}, dict.fromkeys(QUEUES, "ten queues")))
+    worker = tracker.crew()[0]["id"]
+    tracker.stop()  # nobody else may write to its database
+    tracker.seed.examples = {"ended": fill_queues(tracker.database, worker, ended, waiting)}
+
+
+def few_jobs(lab, tracker):
+    """100 ended and 10 waiting jobs"""
+    with_jobs(tracker, 100, 10)
+
+
+def many_jobs(lab, tracker):
+    """100,000 ended and 10,000 waiting jobs"""
+    with_jobs(tracker, lab.size(BULK), lab.size(BULK) // 10)
 
 
 # ── The table and the command line ───────────────────────────────────────────────────────────────────────────

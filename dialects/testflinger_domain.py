@@ -266,6 +266,11 @@ def pick_job(tx: Tx, queues: Iterable[str], agent: str | None) -> dict[str, Any]
     job = tx.one("SELECT * FROM job WHERE id = ?", (best["job"],))
     given = tracker.assign_job(tx, job, worker or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
+    if job["attempts"]:  # what an earlier attempt reported must neither judge this one nor take its numbers
+        tx.execute(
+            "DELETE FROM testflinger_outcome WHERE uuid = (SELECT uuid FROM testflinger_job WHERE job = ?)",
+            (job["id"],),
+        )
     return picked_json(tx, job, given)
 
 
@@ -361,7 +366,7 @@ class Found(NamedTuple):
     more: int | None
 
 
-PIECE = 1000  # jobs that one transaction looks at
+PIECE = 250  # jobs that one transaction looks at: meanwhile other requests get less of the processor
 MOST_TAGS = 100  # in one search
 MOST_SORTED = 10_000  # candidates of all the words of a search
 LIVE = set(STATES) - {*ENDED, "cancelled"}
@@ -450,7 +455,9 @@ def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
         shown = {**{f"{phase}_status": status for phase, status in statuses.items()}, **shown}
     shown = {"job_state": "waiting", **texts, **shown}
     if job is not None:
-        shown = {**foreign_result(tx, job), **shown, "job_state": job["shown_state"]}
+        told = foreign_result(tx, job)  # of another kind of worker's job nobody who reports here knows better
+        shown = {**shown, **told} if job["agent"] is None else {**told, **shown}
+        shown["job_state"] = job["shown_state"]
     return shown
 
 
@@ -640,17 +647,22 @@ def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -
 def fragments(tx: Tx, uuid: str, job: Row | None, kind: str, after: int = 0) -> list[Fragment]:
     """The pieces of output after one, in the order in which they came.
 
-    Those of a job that a worker of another kind does are the lines that it logs, as output of the phase test.
+    Those of a job that a worker of another kind does are the lines that it logs, as output of the phase test: what
+    somebody else reports must not hide them.
     """
+    if kind == "output" and is_foreign(job):
+        lines = tx.execute(
+            "SELECT number, time, message FROM job_line WHERE job = ? AND number > ? AND worker <> 0 ORDER BY number",
+            (job["id"], after),
+        )
+        return [Fragment(row["number"], "test", row["number"], row["time"], row["message"] + "\n") for row in lines]
     values = {"uuid": uuid, "kind": kind, "after": after, "job": job and job["id"]}
-    rows = tx.all(FRAGMENTS, values)
-    if rows or kind == "serial" or job is None or job["agent"] is not None:
-        return [Fragment._make(row) for row in rows]
-    lines = tx.execute(
-        "SELECT number, time, message FROM job_line WHERE job = ? AND number > ? AND worker <> 0 ORDER BY number",
-        (job["id"], after),
-    )
-    return [Fragment(row["number"], "test", row["number"], row["time"], row["message"] + "\n") for row in lines]
+    return [Fragment._make(row) for row in tx.execute(FRAGMENTS, values)]
+
+
+def is_foreign(job: Row | None) -> bool:
+    """Whether a worker of another kind does the job, or has done it."""
+    return job is not None and job["agent"] is None and job["assignee"] is not None
 
 
 def output_read(tx: Tx, uuid: str, kind: str) -> int:
@@ -666,12 +678,14 @@ def has_output(tx: Tx, uuid: str, kind: str) -> bool:
 
 def take_output(tx: Tx, uuid: str, kind: str) -> str | None:
     """The output since the last call, joined by newlines. None: there is none. What is taken stays for others."""
-    found = fragments(tx, uuid, find_job(tx, uuid), kind, output_read(tx, uuid, kind))
+    job = find_job(tx, uuid)
+    found = fragments(tx, uuid, job, kind, output_read(tx, uuid, kind))
     if not found:
         return None
     touch(tx, uuid)
     tx.execute(f"UPDATE testflinger_outcome SET {kind}_read = ? WHERE uuid = ?", (found[-1].id, uuid))
-    return "\n".join(piece.text for piece in found)
+    ends = "\n" if is_foreign(job) else ""  # a line's, not to be doubled by the one that joins
+    return "\n".join(piece.text.removesuffix(ends) for piece in found)
 
 
 def get_logs(

@@ -26,7 +26,7 @@ from dialects import testflinger_domain as domain
 from dialects.files import Files, folder_of
 from tracker import PAGE, TrackerError, Tx
 
-MOST_SHOWN = 500  # agents of one queue, queues of one agent, clients: nobody has so many
+MOST_SHOWN = 500  # agents or images of one queue, queues of one agent: nobody has so many
 OUTPUT_SHOWN = 20_000  # characters of a job's output on a page, which asks for them again and again
 MOST_LINES = 100  # lines and provisionings of an agent: more are not kept
 KINDS = {"output": "Output", "serial": "Serial output"}
@@ -98,6 +98,8 @@ def queue_page(tx: Tx, session: bytes | None, project: int, query: QueueQuery) -
 def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.Row]:
     """The next jobs that agents get, after a place (priority:job) in their order."""
     priority, job = map(int, after.split(":")) if after else (0, 0)
+    if abs(priority) > tracker.INT64_MAX:
+        raise TrackerError("invalid", "after: there is no such place in the list")
     # One condition for both would read all jobs of the same priority that come before the place.
     ranges = ("t.priority = :priority AND t.job > :job", "t.priority < :priority") if after else ("TRUE",)
     rows: list[sqlite3.Row] = []
@@ -164,7 +166,7 @@ def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> di
         raise TrackerError("invalid", f"kind: there is no such choice as {query.kind!r}")
     row = readable_job(tx, session, uuid)
     role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
-    definition = json_object(row["recipe"])
+    submitted = row["template"] is None  # as a definition; else the recipe is whatever its template has
     told = results_of(tx, row)
     parts = output_parts(tx, uuid)
     pieces, older = output_tail(tx, row, parts, query)
@@ -176,10 +178,11 @@ def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> di
         "agent": tx.one("SELECT id FROM testflinger_agent WHERE name = ?", (row["agent"],)),
         "alias": tracker.alias_of(tx, row["assignee"]),
         "maker": tracker.maker_of(tx, row),
-        "webhook": definition.get("job_status_webhook"),
+        "webhook": json_object(row["recipe"]).get("job_status_webhook") if submitted else None,
         "tags": names_of(tx, "tag", row["id"]),
         "excluded": names_of(tx, "exclusion", row["id"]),
-        "definition": tracker.in_many_lines(row["recipe"]),
+        "submitted": submitted,
+        "definition": tracker.in_many_lines(row["recipe"]) if submitted else row["recipe"],
         "phases": phases_of(row, told, parts),
         "device": tracker.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else "",
         "files": list(filter(None, (domain.find_file(tx, uuid, kind) for kind in FILES))),
@@ -199,7 +202,7 @@ def names_of(tx: Tx, what: str, job: int) -> list[str]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """A job's definition; of a job that came through another door, and has none, an empty one."""
+    """The text as an object; an empty one for what is none."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
@@ -256,14 +259,15 @@ class Part(NamedTuple):
 def output_parts(tx: Tx, uuid: str) -> list[Part]:
     """What output there is. Seeks from one part to the next, however much there is of each."""
     found: dict[tuple[str, str], Part] = {}
-    last = ("", "")
-    while row := tx.one(
-        "SELECT kind, phase FROM testflinger_fragment INDEXED BY testflinger_fragment_number"
-        " WHERE uuid = ? AND (kind, phase) > (?, ?) ORDER BY kind, phase LIMIT 1",
-        (uuid, *last),
-    ):
-        last = tuple(row)
-        found[last] = Part(*last, posted=False)
+    for kind in KINDS:
+        phase = ""
+        while row := tx.one(
+            "SELECT phase FROM testflinger_fragment INDEXED BY testflinger_fragment_number"
+            " WHERE uuid = ? AND kind = ? AND phase > ? ORDER BY phase LIMIT 1",
+            (uuid, kind, phase),
+        ):
+            phase = row["phase"]
+            found[kind, phase] = Part(kind, phase, posted=False)
     for kind, phase in itertools.product(KINDS, domain.PHASES):
         name = f"{phase}_{kind}"
         if (kind, phase) not in found and tx.one(
@@ -374,8 +378,8 @@ async def download(visit: tracker.Visit) -> Response:
     if file in TEXTS:
         return await send_output(visit, uuid, TEXTS[file])
     if file == "definition.json":
-        job = await visit.tracker.db.read(readable_job, visit.session(), uuid)
-        return named(Response(job["recipe"], media_type="application/json"), f"{uuid}.json")
+        text = await visit.tracker.db.read(definition_of, visit.session(), uuid)
+        return named(Response(text, media_type="application/json"), f"{uuid}.json")
     raise TrackerError("not_found", f"A job has no file {file!r}")
 
 
@@ -392,6 +396,14 @@ def stored_file(tx: Tx, session: bytes | None, uuid: str, kind: str) -> sqlite3.
     if row is None:
         raise TrackerError("not_found", f"The job {uuid} has no {kind}")
     return row
+
+
+def definition_of(tx: Tx, session: bytes | None, uuid: str) -> str:
+    """What was submitted, as JSON. For managers with READ."""
+    job = readable_job(tx, session, uuid)
+    if job["template"] is not None:
+        raise TrackerError("not_found", f"The job {uuid} was made of a template, and has no definition")
+    return job["recipe"]
 
 
 def next_output(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery, after: int) -> tuple[list[str], int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tracker
-from dialects import theeye
+from dialects import testflinger, testflinger_clients, testflinger_domain, theeye
 from tracker import FAIL, OK, SKIP, ProjectBody, ReleaseBody, TaskAction, TaskFilter, WorkerCredentials
 
 BEGAN = 1_780_299_000  # Monday, 1 June 2026, 07:30 UTC
@@ -61,6 +61,9 @@ class Week:
     templates: dict[str, int] = field(default_factory=dict)
     jobs: dict[str, str] = field(default_factory=dict)
     workflow: int = 0
+    queues: dict[str, int] = field(default_factory=dict)  # of Testflinger: projects, too
+    agents: dict[str, int] = field(default_factory=dict)
+    lab_jobs: dict[str, str] = field(default_factory=dict)
 
     def clock(self) -> tracker.Clock:
         """The clock with which to serve the database."""
@@ -173,6 +176,31 @@ TEMPLATES = {
         "variables": [tracker.Variable("week", None, True, description="Its number, 1 to 53.")],
         "api": True,
     },
+}
+
+LAB_QUEUES = {
+    "rpi4": "Raspberry Pi 4 with 8 GB, on the shelf at the window",
+    "x13s": "Laptops with an ARM processor: ask before you reserve one",
+    "amd64-rack-b": "",
+}
+LAB_AGENTS: dict[str, dict[str, Any]] = {
+    "rpi4-001": {"queues": ["x13s", "rpi4"], "location": "shelf 1", "provision_type": "muxpi", "state": "waiting"},
+    "rpi4-002": {"queues": ["rpi4"], "location": "shelf 1", "provision_type": "muxpi", "state": "waiting"},
+    "rpi4-003": {
+        **{"queues": ["rpi4", "arm64"], "location": "shelf 2", "provision_type": "muxpi", "state": "offline"},
+        "comment": "Its power switch is being replaced.",
+    },
+    "x13s-001": {"queues": ["x13s"], "location": "cupboard", "provision_type": "zapper_iot", "state": "maintenance"},
+    "lab-rack-b-bmc-with-a-long-name.lab.example.org": {
+        **{"queues": ["amd64-rack-b", "amd64", "servers", "secure-boot", "tpm2"], "location": "rack B, row 14"},
+        **{"provision_type": "maas2", "state": "waiting"},
+    },
+}
+LAB_CLIENTS: dict[str, dict[str, Any]] = {
+    "nightly": {"max_priority": {"*": 10, "rpi4": 50}, "allowed_queues": ["x13s"]},
+    "lab-agents": {"role": "agent"},
+    "kernel-team@example.org": {"max_reservation_time": {"*": 86_400, "x13s": 172_800}},
+    "operations": {"role": "admin"},
 }
 
 WORDS = (
@@ -306,7 +334,7 @@ class Story:
         minutes = int(self.days * 1440)
         events = {0.2: self.settle, 0.37: self.recover, 0.7: self.pause_forum, 0.85: self.open_parliaments}
         due = {int(part * minutes): event for part, event in events.items()}
-        due[minutes - JOB_MINUTES] = self.run_jobs  # which ends as the story does
+        due[minutes - JOB_MINUTES] = self.last_minutes  # which end as the story does
         for minute in range(1, minutes + 1):
             self.clock.now = 60.0 * minute
             if event := due.get(minute):
@@ -428,6 +456,12 @@ class Story:
 
     # Jobs
 
+    def last_minutes(self) -> None:
+        began = self.clock.now
+        self.run_lab()
+        self.clock.now = began
+        self.run_jobs()
+
     def run_jobs(self) -> None:
         """The last half hour of the website: templates, and jobs in every state."""
         session, website = self.sessions["alice"], self.week.projects["website"]
@@ -494,6 +528,78 @@ class Story:
         self.week.jobs["run"] = self.do(tracker.trigger_workflow, session, workflow, given)["job"]["id"]
         self.run_job(runner, ["built and sent"], output=["reading-room", "--lenient"])
         self.week.jobs["step"] = self.run_job(runner, ["no broken links"])
+
+    # A lab of devices, whose agents speak Testflinger's language
+
+    def run_lab(self) -> None:
+        session = self.sessions["alice"]
+        for client, fields in LAB_CLIENTS.items():
+            body = testflinger_clients.ClientBody(client_id=client, **fields)
+            self.do(testflinger_clients.create_client, session, body)
+        self.do(testflinger_domain.advertise_queues, LAB_QUEUES)
+        self.do(testflinger_domain.set_images, {"rpi4": {"noble": {"url": "https://images.example.org/noble.img.xz"}}})
+        rows = self.do(testflinger_domain.all_queues)
+        self.week.queues = {row["name"]: row["project"] for row in rows}
+        self.do(testflinger_clients.set_restricted, session, self.week.queues["x13s"], True)
+        for number, (agent, fields) in enumerate(LAB_AGENTS.items(), 1):
+            self.do(testflinger_domain.update_agent, agent, dict(fields))
+            self.week.agents[agent] = number
+        for number in range(14):
+            job = self.submit_to_lab("rpi4", f"smoke test of kernel 6.8.0-{40 + number}", tags=["kernel", "nightly"])
+            self.clock.now += self.random.expovariate(1 / 20)
+            self.do_in_lab("rpi4-002", job, bool(number % 5 == 3))
+            if number > 10:
+                self.do(testflinger_domain.add_provision_log, "rpi4-003", job, 1, "no answer from the power switch")
+        self.week.lab_jobs["ended"] = job
+        self.do(testflinger_domain.store_file, job, "artifact", 32 * "a", 48_318_382)
+        for number in range(7):
+            name = f"boot loop {number + 1} of 7"
+            self.week.lab_jobs["waiting"] = self.submit_to_lab("rpi4", name, job_priority=10 * (number == 5))
+        self.submit_to_lab("rpi4", "not before the disk is changed", exclude_agents=["rpi4-001", "rpi4-003"])
+        self.week.lab_jobs["running"] = self.submit_to_lab("x13s", "suspend and resume, 30 times", tags=["power"])
+        self.begin_in_lab("rpi4-001", "x13s", self.week.lab_jobs["running"])
+
+    def submit_to_lab(self, queue: str, name: str, **fields: Any) -> str:
+        """The id of a new job of the client `nightly`."""
+        row = self.do(testflinger_clients.find_row, "nightly")
+        commands = "set -e\nuname --all\ncheckbox-cli run --test-plan smoke\n"
+        data = {"provision_data": {"distro": "noble"}, "test_data": {"test_cmds": commands}, "global_timeout": 7200}
+        webhook = "https://ci.example.org/hooks/lab"
+        job = testflinger.submission(
+            {"job_queue": queue, "name": name, "job_status_webhook": webhook, **data, **fields}
+        )
+        return self.do(testflinger_domain.submit_job, self.do(testflinger_clients.client_of, row), job)
+
+    def begin_in_lab(self, agent: str, queue: str, job: str) -> None:
+        """An agent gets this job, and comes as far as its test."""
+        assert self.do(testflinger_domain.pick_job, [queue], agent)["job_id"] == job
+        self.say_in_lab(agent, job, "setup", "Cleaning the work folder\n")
+        self.report_in_lab(agent, job, "provision", setup_status=0)
+        for percent in range(0, 101, 10):
+            self.say_in_lab(agent, job, "provision", f"\x1b[33mflashing\x1b[0m: {percent} %\n")
+        self.say_in_lab(agent, job, "provision", "[    0.000000] Booting Linux on physical CPU 0x0\n", "serial")
+        self.say_in_lab(agent, job, "provision", "Ubuntu 24.04 LTS lab ttyS0\n\nlab login: ", "serial")
+        self.do(testflinger_domain.add_provision_log, agent, job, 0, "")
+        self.report_in_lab(agent, job, "test", provision_status=0)
+        lines = [f"{word}: {self.random.choice(('passed', 'passed', 'skipped'))}\n" for word in WORDS]
+        self.say_in_lab(agent, job, "test", "".join(lines))
+
+    def do_in_lab(self, agent: str, job: str, fails: bool) -> None:
+        self.begin_in_lab(agent, "rpi4", job)
+        self.clock.now += self.random.uniform(10, 40)
+        self.report_in_lab(agent, job, "cleanup", test_status=3 if fails else 0)
+        device = {"agent_name": agent, "device_ip": "192.0.2.17"}
+        self.report_in_lab(agent, job, "complete", cleanup_status=0, device_info=device)
+
+    def report_in_lab(self, agent: str, job: str, state: str, **fields: Any) -> None:
+        values = {name: tracker.Raw(tracker.encode(value)) for name, value in fields.items()}
+        self.do(testflinger_domain.add_result, job, agent, values, state)
+        present = {"state": state, "job_id": job} if state != "complete" else {"state": "waiting", "job_id": ""}
+        lines = [f"{job}: {state}"]
+        self.do(testflinger_domain.update_agent, agent, {**present, "log": lines})
+
+    def say_in_lab(self, agent: str, job: str, phase: str, text: str, kind: str = "output") -> None:
+        self.do(testflinger_domain.add_fragment, job, kind, agent, text, phase)
 
     def let_others_in(self) -> None:
         """A program and two machines that speak theeye.io's language."""

@@ -331,13 +331,12 @@ def sabotaged(function: Callable, nth: int) -> Callable:
     return operation
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_an_exception_at_any_statement_leaves_the_state_before_the_operation(path: Path, name: str) -> None:
-    """With calls of others before and after it in the same batch."""
+def check_all_or_nothing(path: Path, furnishing: Callable, operation: Callable) -> None:
+    """Lets each statement of an operation fail in turn, with calls of others before and after it in the same batch."""
 
     async def main(database: tracker.Database) -> None:
-        place = await database.write(furnish)
-        function, args = OPERATIONS[name](place)
+        place = await database.write(furnishing)
+        function, args = operation(place)
         for nth in itertools.count(1):
             before = dump(path)
             results = await outcomes(
@@ -358,6 +357,11 @@ def test_an_exception_at_any_statement_leaves_the_state_before_the_operation(pat
         assert {**dump(path), "meta": None} != {**before, "meta": None}, "the operation changes nothing"
 
     run_with_database(path, main)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_exception_at_any_statement_leaves_the_state_before_the_operation(path: Path, name: str) -> None:
+    check_all_or_nothing(path, furnish, OPERATIONS[name])
 
 
 # ── Bulk submits ──────────────────────────────────────────────────────────────────────────────────────────────────────

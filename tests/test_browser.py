@@ -6,6 +6,7 @@ Content-Security-Policy and requests to other hosts, and its test fails with the
 
 import base64
 import json
+import random
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import MovedClock, Worker
+from testflinger_doubles import HAgent, HClient, Phase, SAgent, SClient, pack
 
 import tracker
 
@@ -320,7 +322,7 @@ def test_a_page_whose_login_has_ended_says_so(week: Week) -> None:
 def test_the_overview_shows_what_is_going_on_and_finds_projects(week: Week) -> None:
     tab = week.tab()
     page = tab.open("/ui/")
-    expect(page.locator("#projects tbody tr")).to_have_count(len(week.projects))
+    expect(page.locator("#projects tbody tr")).to_have_count(len(week.projects) + len(week.ids.queues))
     row = page.locator("tr", has_text="forum-images")
     expect(row.get_by_text("paused", exact=True).first).to_be_visible()
     expect(row).to_contain_text("the host has asked us to wait")
@@ -329,7 +331,7 @@ def test_the_overview_shows_what_is_going_on_and_finds_projects(week: Week) -> N
     page.get_by_label("Find by name").press("Enter")
     expect(page.locator("#projects tbody tr")).to_have_count(1)
     tab.link("Show all").click()
-    expect(page.locator("#projects tbody tr")).to_have_count(len(week.projects))
+    expect(page.locator("#projects tbody tr")).to_have_count(len(week.projects) + len(week.ids.queues))
 
 
 def test_a_chart_shows_the_chosen_time_and_the_value_under_the_pointer(week: Week) -> None:
@@ -681,6 +683,91 @@ def test_tokens_and_agents_are_made_shown_once_and_ended(week: Week) -> None:
     assert page.request.post(f"{week.url}/token", headers=login).status == 200
 
 
+# ── Testflinger ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_job_of_an_agent_is_watched_live_and_cancelled_on_its_page(week: Week) -> None:
+    client, agent = HClient(week.url), HAgent(week.url, "bench-1", "bench").register()
+    job = client.submit({"job_queue": "bench", "name": "boot it", "test_data": {"test_cmds": "uptime"}})
+    tab = week.tab()
+    page = tab.open("/ui/")
+    tab.link("Testflinger").click()
+    expect(page.locator("#queues tr", has_text="bench").locator("[data-label=Waiting]")).to_have_text("1")
+    tab.link("bench").click()
+    tab.link("boot it").click()
+    expect(page.locator("#position")).to_have_text("0: the next")
+    page.evaluate("window.neverReloaded = true")
+    pieces = ("<b>one</b>\n", "two\n", "three\n")
+    run = agent.run(agent.check_jobs(), {"test": Phase(output=pieces, serial=("login:\n",))})
+    while next(run) != "test":
+        pass
+    expect(page.locator("#job-state")).to_contain_text("test")
+    expect(page.locator("#phase-setup")).to_be_hidden()  # this agent reports the statuses at the end
+    for seen in ("<b>one</b>\n", "<b>one</b>\ntwo\n"):
+        next(run)
+        expect(page.locator("#job-output pre")).to_have_text(seen)
+    expect(page.locator("#phase-test")).to_contain_text("running")
+    assert page.evaluate("window.neverReloaded")
+    tab.button("Cancel").click()
+    expect(tab.notice).to_have_text("The job is cancelled.")
+    expect(page.locator("#job-state")).to_have_text("cancelled")
+    assert list(run) == [] and client.status(job) == "cancelled"
+    expect(page.locator("#phase-test")).to_contain_text("143")
+    expect(tab.button("Cancel")).to_be_disabled()
+    tab.link("bench-1").click()
+    expect(page.locator("#agent-state")).to_have_text("waiting")
+    agent.log("going home")
+    expect(page.locator("#agent-log")).to_contain_text("going home")
+    agent.register(state="offline")
+    expect(page.locator("#agent-state")).to_have_text("offline")
+
+
+def test_an_artifact_and_the_output_are_downloaded_with_equal_bytes(week: Week) -> None:
+    agent, made = SAgent(week.url, "bench-1", "bench").register(), pack({"noise": random.Random(5).randbytes(2**18)})
+    job = HClient(week.url).submit({"job_queue": "bench", "test_data": {"test_cmds": "uptime"}})
+    agent.work({"test": Phase(output=("\x1b[1mup\x1b[0m\r\n",))}, made)
+    tab = week.tab()
+    page = tab.open(f"/ui/testflinger/jobs/{job}")
+    for link, name, content in (
+        ("Download", f"{job}-artifact.tar.gz", made),
+        ("Download all of it", f"{job}-output.txt", b"\x1b[1mup\x1b[0m\r\n"),
+    ):
+        with page.expect_download() as download:
+            tab.link(link).click()
+        assert download.value.suggested_filename == name
+        assert Path(download.value.path()).read_bytes() == content
+
+
+def test_a_client_is_made_and_its_key_shown_once_used_and_renewed(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open("/ui/admin")
+    tab.link("client").click()
+    page.get_by_label("Client id").fill("release-team")
+    page.get_by_label("Highest job_priority").fill("bench=high")
+    tab.button("Make a client").click()
+    expect(tab.notice).to_contain_text("max_priority: line 1 is not of the form")
+    page.get_by_label("Highest job_priority").fill("bench=7")
+    tab.button("Make a client").click()
+    key = page.locator("#fresh-key").inner_text()
+    client = SClient(week.url, ("release-team", key))
+    job = client.submit({"job_queue": "bench", "job_priority": 7})
+    tab.open(f"/ui/testflinger/jobs/{job}")
+    expect(page.locator("#job-facts")).to_contain_text("client release-team")
+    tab.open("/ui/testflinger/clients")
+    tab.link("release-team").click()
+    expect(page.get_by_label("Highest job_priority")).to_have_value("bench=7")
+    expect(page.locator("body")).not_to_contain_text(key)
+    tab.button("New key").click()
+    renewed = page.locator("#fresh-key").inner_text()
+    pasted = shlex.split(page.locator("#fresh pre").inner_text())
+    codes = [client.http.get(pasted[-1], auth=("release-team", one)).status_code for one in (key, renewed)]
+    assert codes == [401, 200] and pasted[3] == f"release-team:{renewed}"
+    tab.button("Delete the client").click()
+    tab.button("Delete").click()
+    expect(tab.notice).to_have_text("The client release-team is deleted.")
+    expect(page.locator("#clients")).not_to_contain_text("release-team")
+
+
 # ── Workers, access, logs ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -976,6 +1063,7 @@ ALIKE = {  # views that differ from others in nothing but their data
     *("overview-search", "project-hour", "project-week", "project-reader", "project-guest", "project-done"),
     *("tasks-found", "tasks-none", "workers-manager", "logs-filtered", "account-manager", "action-done"),
     *("template-run-refused", "template-settings-refused", "jobs-found", "jobs-none", "job-failed", "job-waiting"),
+    *("testflinger-queues-reader", "testflinger-job-waiting", "testflinger-clients-refused"),
 }
 WALKS = 8  # so that several processes can share the views
 
@@ -1032,5 +1120,5 @@ def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callab
 def test_every_page_of_the_table_is_among_the_views() -> None:
     views = [re.sub(r"\{\w[\w-]*\}|\?.*", "", view.path) for view in screenshots.VIEWS]
     for method, path, _ in tracker.all_pages():
-        if method == "GET" and not path.endswith("/export"):
+        if method == "GET" and not path.endswith(("/export", "/{file}")):
             assert re.sub(r"\{\w+\}", "", path) in views, path

@@ -14,10 +14,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
-from place import OPERATIONS, Memory, Operation, Place, create_worker, furnish, new_task
+from place import OPERATIONS, Memory, Operation, Place, StillClock, create_worker, furnish, new_task
 
 import tracker
+from dialects import testflinger_clients
+from dialects import testflinger_domain as testflinger
 from tracker import OK, TaskFilter, Tx, WorkerCredentials
 
 SHORT, LONG = 100, 2000  # tasks in each state; both more than one step of a long operation takes
@@ -29,6 +32,7 @@ class Bench(Memory):
     def copy(self) -> Bench:
         other = Bench()
         self.connection.backup(other.connection)
+        other.rows("SELECT 1 FROM sqlite_master")  # else the next statement is charged for reading the schema
         return other
 
     @contextlib.contextmanager
@@ -591,3 +595,308 @@ def test_a_step_of_a_hard_reset_of_verified_tasks_costs_the_same_however_many_th
         operation = bench.do(tracker.insert_operation, "hard_reset", project)
         taken.append(bench.steps(tracker.step_operation, operation))
     assert taken[1] <= 1.2 * taken[0], taken
+
+
+# ── Testflinger ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+OLD, RECENT = 1, StillClock.START  # when things ended: long before the retention, and just now
+DUE = 60  # jobs, outcomes, files that are to be forgotten: more than one step takes
+Call = tuple[Callable, tuple]
+
+
+@functools.cache
+def queue_with(count: int) -> Bench:
+    """A queue with so many jobs in each situation; the ids of some: `next`, `last`, `held`, `run`, `ended`."""
+    bench = Bench()
+    with bench.transaction() as tx:
+        project = testflinger.make_queue(tx, "queue")
+        body = tracker.TemplateBody(project=project, name="template")
+        session = tracker.register_manager(tx, "admin", "unused")[1]
+        assert create_worker(tx).id == 1
+        template = tracker.create_template(tx, session, body)["template"]["id"]
+        tx.execute(f"UPDATE template SET keep_time = {2 * RECENT} WHERE id = ?", (template,))
+        add_queued_jobs(tx, project, count, "given up with attachments missing", held=True, state="cancelled")
+        add_queued_jobs(tx, project, DUE, "forgotten", held=True, created=OLD)
+        add_queued_jobs(tx, project, count, "awaits attachments", held=True)
+        add_queued_jobs(tx, project, count, "kept by its template", state="succeeded", finished=OLD, template=template)
+        add_queued_jobs(tx, project, DUE, "due", state="succeeded", finished=OLD + 1)
+        add_queued_jobs(tx, project, count, "succeeded", state="succeeded")
+        add_queued_jobs(tx, project, count, "assigned", state="assigned")
+        add_queued_jobs(tx, project, count, "waiting")
+        name_examples(tx)
+        add_reports(tx)
+        for number in range(120):
+            queues = ["queue", str(number)]
+            testflinger.update_agent(tx, f"agent {number}", {"queues": queues, "log": ["line"] * 100})
+            testflinger.add_provision_log(tx, "agent 0", str(number), 0, "")
+        for number in range(count):
+            testflinger.add_fragment(tx, "run", "output", None, "text", "setup", number)
+    return bench
+
+
+def add_queued_jobs(tx: Tx, project: int, count: int, name: str, **fields: Any) -> None:
+    """So many jobs with this name and tag, which took 0, 1, 2, … seconds until somebody got them."""
+    state, held = fields.get("state", "waiting"), fields.get("held", False)
+    values = {
+        "project": project,
+        "count": count,
+        "name": name,
+        "created": fields.get("created", RECENT),
+        "template": fields.get("template"),
+    }
+    (last,) = tx.one("SELECT ifnull(MAX(id), 0) FROM job")
+    tx.execute(
+        """INSERT INTO job (token, project, template, name, recipe, runas, variables, arguments, env, timeout,
+            max_retries, priority, origin, created, updated)
+        WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :count)
+        SELECT lower(hex(randomblob(12))), :project, :template, :name, '{}', '', '{}', '[]', '{}', 60, 0, 0,
+            'testflinger', :created, :created FROM n""",
+        values,
+    )
+    tx.execute("UPDATE testflinger_job SET attachments = ? WHERE job > ?", ("waiting" if held else "none", last))
+    tx.execute("INSERT INTO testflinger_tag SELECT 'all', job FROM testflinger_job WHERE job > ?", (last,))
+    tx.execute("INSERT INTO testflinger_tag SELECT ?, job FROM testflinger_job WHERE job > ?", (name, last))
+    if not held and state in ("waiting", "assigned"):
+        tx.execute(
+            "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, job)"
+            " SELECT project, recipe, priority, 0, 60, 1, id FROM job WHERE id > ?",
+            (last,),
+        )
+        tx.execute(
+            "UPDATE job SET task = (SELECT MAX(id) FROM task) - (SELECT MAX(id) FROM job) + id WHERE id > ?", (last,)
+        )
+    if state != "waiting":
+        started, finished = "created + id - :last", "NULL" if state == "assigned" else ":finished"
+        tx.execute(
+            f"UPDATE job SET state = :state, started = {started}, finished = {finished}, assignee = 1 WHERE id > :last",
+            {"state": state, "last": last, "finished": fields.get("finished", RECENT)},
+        )
+        tx.execute("UPDATE testflinger_job SET agent = '' WHERE job > ?", (last,))
+
+
+def add_reports(tx: Tx) -> None:
+    """A result and a file for every job, and older ones for ids that nobody knows."""
+    tx.execute("INSERT INTO testflinger_outcome (uuid, touched) SELECT uuid, ? FROM testflinger_job", (OLD,))
+    tx.execute("""INSERT INTO testflinger_result SELECT uuid, 'status', '{"test":0}' FROM testflinger_job""")
+    tx.execute("INSERT INTO testflinger_file SELECT uuid, 'artifact', uuid, 1, ? FROM testflinger_job", (OLD,))
+    unknown = [(f"unknown {number}",) for number in range(DUE)]
+    tx.executemany(f"INSERT INTO testflinger_outcome (uuid, touched) VALUES (?, {OLD + 1})", unknown)
+    tx.executemany(f"INSERT INTO testflinger_file VALUES (?1, 'artifact', ?1, 1, {OLD + 1})", unknown)
+
+
+def name_examples(tx: Tx) -> None:
+    """Gives a job of each kind an id that can be guessed, and one of them a tag that no other has."""
+    examples = {
+        "next": "MIN(id) FROM job WHERE name = 'waiting'",
+        "last": "MAX(id) FROM job WHERE name = 'waiting'",
+        "held": "MIN(id) FROM job WHERE name = 'awaits attachments'",
+        "run": "MAX(id) FROM job WHERE name = 'assigned'",
+        "ended": "MAX(id) FROM job WHERE name = 'succeeded'",
+    }
+    for uuid, chosen in examples.items():
+        tx.execute(f"UPDATE testflinger_job SET uuid = ? WHERE job = (SELECT {chosen})", (uuid,))
+    tx.execute("INSERT INTO testflinger_tag SELECT 'rare', job FROM testflinger_job WHERE uuid = 'last'")
+
+
+def search_for(*tags: str, **wanted: Any) -> Call:
+    return testflinger.search_jobs, (testflinger.Search(tags, **wanted),)
+
+
+LIVE_STATES = tuple(testflinger.LIVE)
+SEARCHES: dict[str, Call] = {
+    "search for all": search_for(),
+    "search on": (testflinger.search_jobs, (testflinger.Search(), 50)),
+    "search for a tag": search_for("all"),
+    "search for a rare tag": search_for("rare"),
+    "search for a tag that there is not": search_for("none"),
+    "search for one of two tags": search_for("rare", "all"),
+    "search for one of many tags": search_for(*map(str, range(100))),
+    "search for two tags": search_for("all", "rare", every_tag=True),
+    "search for a state": search_for(states=("complete", "completed")),
+    "search for what is alive": search_for(states=LIVE_STATES),
+    "search for a tag in a state": search_for("rare", states=("cancelled",)),
+    "search for a tag among what is alive": search_for("rare", "none", states=LIVE_STATES),
+    "search for two tags in a state": search_for("all", "due", every_tag=True, states=("complete",)),
+    "search in a queue": search_for(project=1),
+}
+QUEUE_CALLS: dict[str, Call] = {
+    "submit": (testflinger.submit_job, (None, testflinger.Submission({}, "queue", tags=("a", "b")))),
+    "submit with everything": (
+        testflinger.submit_job,
+        (None, testflinger.Submission({}, "queue", uuid="new", excluded=("agent 1",), attachments=True, script="x")),
+    ),
+    "pick": (testflinger.pick_job, (["queue", "other"], "agent 1")),
+    "pick without a name": (testflinger.pick_job, (["queue"], None)),
+    "get a job": (testflinger.get_job, ("ended",)),
+    "position of the next": (testflinger.position, ("next",)),
+    "cancel": (testflinger.cancel_job, ("run", "nobody")),
+    "cancel a waiting job": (testflinger.cancel_job, ("last", "nobody")),
+    "add a result": (testflinger.add_result, ("run", None, {"device_info": msgspec.Raw(b"{}")}, "test")),
+    "end a job": (testflinger.add_result, ("run", None, {}, "complete")),
+    "get a result": (testflinger.get_result, ("ended",)),
+    "add a fragment": (testflinger.add_fragment, ("run", "output", None, "text", "setup", 10**6)),
+    "add raw output": (testflinger.add_fragment, ("run", "output", None, "text")),
+    "add output of an ended job": (testflinger.add_fragment, ("ended", "serial", None, "text")),
+    "find a file": (testflinger.find_file, ("ended", "artifact")),
+    "find attachments": (testflinger.find_file, ("ended", "attachments")),
+    "store an artifact": (testflinger.store_file, ("ended", "artifact", "new", 1)),
+    "store attachments": (testflinger.store_attachments, ("held", "new", 1)),
+    "find files that belong to nothing": (testflinger.unknown_files, (["ended", "none"],)),
+    "update an agent": (testflinger.update_agent, ("agent 0", {"queues": ["queue", "other"], "log": ["x"] * 50})),
+    "add a provision log": (testflinger.add_provision_log, ("agent 0", "run", 1, "")),
+    "who listens": (testflinger.queue_agents, ("queue",)),
+    "images": (testflinger.images, ("queue",)),
+}
+FORGETTING: dict[str, Call] = {
+    "cancel the forgotten": (testflinger.cancel_forgotten, ()),
+    "forget jobs": (testflinger.prune_jobs, ()),
+    "forget outcomes": (testflinger.prune_outcomes, ()),
+    "forget files": (testflinger.prune_files, ((0, ""),)),
+    "forget agents": (testflinger.prune_agents, ()),
+    "forget refresh tokens": (testflinger_clients.prune_refresh, ()),
+}
+COUNTING: dict[str, Call] = {
+    "position of the last": (testflinger.position, ("last",)),
+    "wait times": (testflinger.wait_times, (["queue"],)),
+}
+OF_TESTFLINGER = {**SEARCHES, **QUEUE_CALLS, **FORGETTING, **COUNTING}
+SORTS_A_PIECE = (*SEARCHES, "who listens", "submit with everything")  # of candidates; the agents of a queue
+# The candidates of a search, and the head of an index: LIMIT ends both.
+SHORT_SCANS_OF_TESTFLINGER = (
+    "SCAN (subquery-",
+    "SCAN candidate",
+    "SCAN testflinger_job USING INDEX testflinger_job_held",
+)
+
+
+@pytest.fixture
+def small_pieces_of_testflinger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testflinger, "PIECE", 50)
+    monkeypatch.setattr(testflinger, "STEP", 50)
+
+
+@pytest.mark.usefixtures("small_pieces_of_testflinger")
+@pytest.mark.parametrize("name", OF_TESTFLINGER)
+def test_every_statement_of_testflinger_uses_an_index_and_sorts_nothing_but_a_piece(name: str) -> None:
+    function, args = OF_TESTFLINGER[name]
+    for sql, plan in queue_with(SHORT).copy().plans(function, *args):
+        long_scans = [line for line in scans(plan) if not line.startswith(SHORT_SCANS_OF_TESTFLINGER)]
+        assert not long_scans and (name in SORTS_A_PIECE or not sorts(plan)), (sql, plan)
+
+
+@pytest.mark.usefixtures("small_pieces_of_testflinger")
+@pytest.mark.parametrize("name", [name for name in OF_TESTFLINGER if name not in COUNTING])
+def test_testflinger_takes_as_many_steps_with_many_jobs_as_with_few(name: str) -> None:
+    """Twenty times as many of each kind: waiting, held, ended, kept by a template, with results, output and files."""
+    function, args = OF_TESTFLINGER[name]
+    taken = [queue_with(count).copy().steps(function, *args) for count in (SHORT, LONG)]
+    assert 0 < taken[1] <= 1.2 * taken[0] + 20, taken
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("position of the last", 1), ("wait times", 3)])
+def test_what_counts_jobs_takes_a_few_steps_for_each(name: str, kinds: int) -> None:
+    """They are counted in an index: none of them is read. Jobs of three kinds have been started."""
+    function, args = COUNTING[name]
+    taken = [queue_with(count).copy().steps(function, *args) for count in (SHORT, LONG)]
+    assert taken[1] - taken[0] <= 8 * kinds * (LONG - SHORT), taken
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "index"),
+    [
+        ("pick", "FROM testflinger_job t WHERE", "SEARCH t USING INDEX testflinger_job_waiting (project=?)"),
+        ("pick", "FROM testflinger_job t WHERE", "SEARCH testflinger_exclusion USING PRIMARY KEY (job=? AND agent=?)"),
+        ("position of the last", "COUNT", "testflinger_job_waiting (project=? AND priority>?)"),
+        ("position of the last", "COUNT", "testflinger_job_waiting (project=? AND priority=? AND job<?)"),
+        ("wait times", "COUNT", "USING COVERING INDEX testflinger_job_wait (project=? AND wait>?)"),
+        ("wait times", "ORDER BY wait", "USING COVERING INDEX testflinger_job_wait (project=? AND wait>?)"),
+        ("get a job", "t.uuid = ?", "sqlite_autoindex_testflinger_job_1 (uuid=?)"),
+        ("search for all", "candidate", "SEARCH testflinger_job USING INTEGER PRIMARY KEY (rowid>?)"),
+        ("search for a tag", "candidate", "SEARCH testflinger_tag USING PRIMARY KEY (tag=? AND job>?)"),
+        ("search for a state", "candidate", "testflinger_job_state (state=? AND job>?)"),
+        ("search for two tags", "candidate", "testflinger_tag_job (job=? AND tag=?)"),
+        ("search in a queue", "candidate", "testflinger_job_project (project=? AND job>?)"),
+        ("get a result", "testflinger_fragment", "SEARCH f USING PRIMARY KEY (uuid=? AND kind=? AND id>?)"),
+        ("get a result", "testflinger_fragment", "SEARCH l USING PRIMARY KEY (job=? AND number=?)"),
+        ("add raw output", "max(number)", "testflinger_fragment_number (uuid=? AND kind=? AND phase=?)"),
+        ("find a file", "testflinger_file", "SEARCH testflinger_file USING PRIMARY KEY (uuid=? AND kind=?)"),
+        ("who listens", "testflinger_agent_queue", "SEARCH l USING PRIMARY KEY (queue=?)"),
+        ("cancel the forgotten", "attachments = 'waiting'", "INDEX testflinger_job_held"),
+        ("forget jobs", "ORDER BY finished", "testflinger_job_finished (finished<?)"),
+        ("forget outcomes", "ORDER BY touched", "testflinger_outcome_touched (touched<?)"),
+        ("forget files", "ORDER BY stored", "testflinger_file_stored ((stored,name)>(?,?) AND stored<?)"),
+        ("forget agents", "testflinger_agent", "testflinger_agent_updated (updated<?)"),
+    ],
+)
+def test_testflinger_finds_through_the_index_for_it(name: str, part: str, index: str) -> None:
+    function, args = OF_TESTFLINGER[name]
+    plans = ["\n".join(plan) for sql, plan in queue_with(SHORT).copy().plans(function, *args) if part in sql]
+    assert plans and all(index in plan for plan in plans), plans
+
+
+def trigger_statements() -> Iterator[tuple[str, str]]:
+    """The statements of this dialect's triggers, with parameters for NEW and OLD: by the name of their trigger."""
+    rows = Memory().rows("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'testflinger%'")
+    for row in rows:
+        body = row["sql"][row["sql"].index("BEGIN") + 5 : row["sql"].rindex("END")]
+        for statement in filter(None, map(str.strip, body.split(";"))):
+            yield row["name"], re.sub(r"\b(NEW|OLD)\.(\w+)", r":\1_\2", statement)
+
+
+@pytest.mark.parametrize(("trigger", "statement"), list(trigger_statements()))
+def test_every_statement_of_testflingers_triggers_uses_an_index(trigger: str, statement: str) -> None:
+    parameters = dict.fromkeys(re.findall(r":(\w+)", statement), 1)
+    plan = [
+        row["detail"] for row in queue_with(SHORT).connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+    ]
+    assert not scans(plan) and not sorts(plan), plan
+
+
+def without_triggers_of_testflinger(bench: Bench) -> Bench:
+    other = bench.copy()
+    for row in other.rows("SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'testflinger%'"):
+        other.connection.execute(f"DROP TRIGGER {row['name']}")
+    return other
+
+
+ABOUT_JOBS = [name for name in OPERATIONS if re.search(r"job|run|step|trigger|workflow", name)]
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ABOUT_JOBS and name != "expire"])
+def test_a_task_without_a_job_costs_no_step_more_for_the_sake_of_testflinger(name: str) -> None:
+    bench, place = place_with(SHORT)
+    function, args = OPERATIONS[name](place)
+    assert bench.copy().steps(function, *args) == without_triggers_of_testflinger(bench).steps(function, *args)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["trigger as a worker", "assign a job", "close a job", "fail a job at last", "cancel a job", "log about a job"],
+)
+def test_a_job_of_an_ordinary_project_costs_a_look_at_testflinger_for_each_change(name: str) -> None:
+    bench, place = place_with(SHORT)
+    function, args = OPERATIONS[name](place)
+    more = bench.copy().steps(function, *args) - without_triggers_of_testflinger(bench).steps(function, *args)
+    assert more <= 30, more
+
+
+def test_jobs_that_their_templates_keep_are_not_forgotten_with_those_of_testflinger() -> None:
+    bench = queue_with(SHORT).copy()
+    while bench.do(testflinger.prune_jobs):
+        pass
+    names = {row["name"] for row in bench.rows("SELECT DISTINCT name FROM job")}
+    assert "kept by its template" in names and "due" not in names
+
+
+def test_what_was_reported_for_known_jobs_is_kept_as_long_as_they_are() -> None:
+    bench = queue_with(SHORT).copy()
+    while bench.do(testflinger.prune_outcomes):
+        pass
+    gone, after = [], (0, "")
+    while after is not None:
+        names, after = bench.do(testflinger.prune_files, after)
+        gone += names
+    assert sorted(gone) == sorted(f"unknown {number}" for number in range(DUE))
+    for table in ("testflinger_outcome", "testflinger_file"):
+        assert not bench.rows(f"SELECT 1 FROM {table} WHERE uuid LIKE 'unknown%'")
+        assert len(bench.rows(f"SELECT 1 FROM {table}")) == len(bench.rows("SELECT 1 FROM testflinger_job"))

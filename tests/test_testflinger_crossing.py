@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Site, client
-from doors import AGENTS, CLIENTS, House, NativeClient, content, job_of, uuid_of
+from doors import CLIENTS, House, NativeAgent, NativeClient, content, job_of, uuid_of
 from test_worker import posix_only, read_until
 from test_worker_run import Machine, is_alive, python, sh
+from testflinger_doubles import create_client
 
 ELSEWHERE = {name: door for name, door in CLIENTS.items() if name != "testflinger"}
 
@@ -107,7 +108,7 @@ def test_the_output_of_worker_py_is_handed_out_once_to_those_who_ask_for_what_is
     assert lab.http.get(f"/result/{job}/output").status_code == 204
     admit(machine, house)
     machine.finish(house.site, house.project, "--allow-scripts")
-    assert lab.http.get(f"/result/{job}/output").text.split() == ["one", "two"]
+    assert lab.http.get(f"/result/{job}/output").text == "one\ntwo"
     assert lab.http.get(f"/result/{job}/output").status_code == 204
 
 
@@ -162,6 +163,7 @@ def test_a_job_from_elsewhere_is_seen_as_a_job_of_its_queue_and_given_to_those_w
     listed = content(house.site.admin.get("/job/list", project=house.project))["jobs"]
     assert [one["id"] for one in listed] == [job]
     assert f"/ui/jobs/{job}" in house.site.admin.get(f"/ui/projects/{house.project}/jobs").text
+    assert uuid_of(job) in house.site.admin.get(f"/ui/testflinger/queues/{house.project}").text
     assert lab.jobs_of(house.QUEUE) == [uuid_of(job)]
     assert lab.jobs_of("another queue") == []
     assert lab.poll("another queue", "an unknown queue") is None
@@ -191,6 +193,19 @@ def test_a_job_that_is_retried_elsewhere_reaches_an_agent_with_its_whole_definit
     assert [one["job_id"] for one in found] == [job, uuid_of(again)]
 
 
+def test_a_job_that_is_retried_elsewhere_reaches_an_agent_with_the_secrets_of_its_client(
+    house: House, lab: Lab
+) -> None:
+    lab.http.auth = create_client(house.site, "somebody")
+    assert lab.http.put("/secrets/somebody/wifi", json={"value": "geheim"}).status_code == 200
+    job = lab.submit(test_data={"test_cmds": "true", "secrets": {"WIFI": "wifi"}})
+    lab.http.auth = None
+    assert lab.poll(house.QUEUE)["test_data"]["secrets"] == {"WIFI": "geheim"}
+    lab.report(job, test_status=1, job_state="complete")
+    NativeClient(house).retry(job_of(job))
+    assert lab.poll(house.QUEUE)["test_data"]["secrets"] == {"WIFI": "geheim"}
+
+
 def test_a_step_of_a_workflow_that_an_agent_does_is_followed_by_the_next_one(house: House, lab: Lab) -> None:
     deploy = house.create_template("deploy", script="echo deployed\n", api=False)
     edges = [{"template": house.template["id"], "ending": "success", "target": deploy["id"]}]
@@ -217,6 +232,16 @@ def test_a_plain_task_in_the_project_of_a_queue_is_not_given_to_agents(house: Ho
     assert worker.assigned(house.project)["recipe"] == "a page"
 
 
+def test_how_a_job_went_that_a_native_worker_did_is_not_for_others_to_say(house: House, lab: Lab) -> None:
+    job, worker = lab.submit(), NativeAgent(house)
+    held = worker.assign()
+    lab.report(job, test_status=1, output="mine", job_state="complete")
+    assert lab.result(job)["job_state"] == "running"
+    worker.succeed(held, ["answer"])
+    result = lab.result(job)
+    assert (result["job_state"], result["test_status"], result["output"]) == ("complete", 0, ["answer"])
+
+
 # ── Other projects ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -228,7 +253,7 @@ def test_a_job_of_an_ordinary_project_is_never_given_to_an_agent_that_asks_for_i
     job = door.submit()
     assert lab.poll("ordinary", lab.queue) is None
     assert door.state(job) == door.words["waiting"]
-    held = AGENTS["native"](ordinary).assign()
+    held = NativeAgent(ordinary).assign()
     assert held["job"]["id"] == job
 
 
@@ -261,3 +286,13 @@ def test_a_worker_without_access_to_the_project_of_a_queue_is_not_assigned_its_j
     job = lab.submit()
     assert house.site.create_worker().assign(house.project).status_code == 403
     assert lab.result(job)["job_state"] == "waiting"
+
+
+def test_what_somebody_else_reports_does_not_hide_the_log_of_a_worker(house: House, lab: Lab) -> None:
+    job = lab.submit()
+    worker = NativeAgent(house)
+    held = worker.assign()
+    worker.log(held, "the worker's own")
+    assert lab.http.post(f"/result/{job}/output", content="a stranger's").status_code == 200
+    assert lab.http.get(f"/result/{job}/output").text == "the worker's own"
+    assert lab.http.get(f"/result/{job}/log/output").json()["output"]["test"]["log_data"] == "the worker's own\n"

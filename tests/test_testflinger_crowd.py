@@ -71,7 +71,7 @@ def work(agent: Agent, begun: threading.Event, over: threading.Event) -> list[st
         elif last:
             return done
         else:
-            time.sleep(0.02)
+            time.sleep(0.1)  # so many that look for work would keep those from it who have some
 
 
 def mixed(count: int) -> list[int]:

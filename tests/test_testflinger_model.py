@@ -36,12 +36,15 @@ class Lab(Crowd):
     def pick_any(self) -> None:
         """An agent is given the best job that waits, whichever door that came through."""
         waiting = self.values(
-            "SELECT token FROM job WHERE state = 'waiting' AND workflow IS NULL ORDER BY priority DESC, id LIMIT 1"
+            "SELECT token, attempts FROM job WHERE state = 'waiting' AND workflow IS NULL"
+            " ORDER BY priority DESC, id LIMIT 1"
         )
         given = self.do(domain.pick_job, ["unknown", "first"], self.random.choice([*NAMES, None]))
         assert (given and given["job_id"]) == (uuid_of(waiting[0][0]) if waiting else None)
         if given:
             self.move("assign", waiting[0][0])
+            if waiting[0][1]:  # what was said of an earlier attempt is forgotten
+                self.statuses.pop(given["job_id"], None)
 
     def report_any(self) -> None:
         """Somebody reports on some job; it moves only if that one holds it."""

@@ -191,6 +191,13 @@ def test_waiting_jobs_stand_in_their_order_with_their_positions_on_every_page(la
     assert [client.position(job) for job in (jobs[0], jobs[-1])] == [0, len(jobs) - 1]
 
 
+@pytest.mark.parametrize("after", ["5", "x:1", f"{'9' * 19}:1", "0:1:2"])
+def test_a_place_in_the_queue_that_cannot_be_is_refused(lab: Lab, after: str) -> None:
+    lab.submit()
+    page = lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}", after=after)
+    assert page.status == 400 and page.notice.startswith("Not done. after: ")
+
+
 def test_running_jobs_and_agents_stand_on_the_queue_s_page(lab: Lab) -> None:
     agent = lab.agent()
     uuid = lab.submit()
@@ -338,6 +345,18 @@ def test_a_job_that_waits_for_its_attachments_says_so(lab: Lab) -> None:
     page = lab.job(uuid)
     assert "no agent gets it before they are uploaded" in page.text and "Position" not in page.text
     assert rows_of(lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}"), "waiting") == []
+
+
+def test_a_job_of_a_template_shows_its_recipe_and_to_readers_no_script(lab: Lab) -> None:
+    lab.submit()
+    fields = {"name": "sweep", "recipe": "no JSON: {size}", "undeclared": True, "script": "echo top secret"}
+    body = {"project": lab.queue(), "variables": [{"name": "size", "value": "big", "required": False}], **fields}
+    template = lab.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    token = lab.site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]["id"]
+    [link] = [link for link in lab.admin.open(f"/ui/jobs/{token}").links if link.startswith("/ui/testflinger/jobs/")]
+    page = lab.manager(READ).open(link)
+    assert page.status == 200 and "no JSON: big" in page.text and "top secret" not in page.html
+    assert lab.admin.open(f"{link}/definition.json").status == 404
 
 
 def test_a_job_s_two_pages_lead_to_each_other(lab: Lab) -> None:
@@ -523,6 +542,7 @@ def test_a_page_costs_the_same_however_many_jobs_there_are(name: str, monkeypatc
     """But for the two figures that count jobs, which are the API's own."""
     monkeypatch.setattr(pages.domain, "wait_times", lambda tx, names: {})
     monkeypatch.setattr(pages.domain, "position", lambda tx, uuid: 0)
+    monkeypatch.setattr(pages, "OUTPUT_SHOWN", 500)
     function, *args = PAGES_OF_THE_QUEUE[name]
     taken = []
     for count in (SHORT, LONG):
