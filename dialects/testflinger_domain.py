@@ -615,7 +615,7 @@ def add_fragment(
         if line is None:  # the log is full, and says so
             return
     else:
-        resize(tx, uuid, size + len(text.encode()))
+        resize(tx, uuid, size + len(text.encode()) + tracker.LINE_SIZE)  # an empty one is a row, too
     tx.execute(
         "INSERT INTO testflinger_fragment (uuid, kind, id, phase, number, timestamp, line, text) VALUES (:uuid, :kind,"
         " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind),"
