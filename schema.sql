@@ -600,7 +600,9 @@ CREATE TABLE IF NOT EXISTS testflinger_job (
     priority                    INTEGER NOT NULL,
     state                       TEXT NOT NULL DEFAULT 'waiting',  -- running, or the phase that its agent told
     attachments                 TEXT NOT NULL DEFAULT 'none',     -- none, waiting (nobody gets the job) or complete
+    attachments_of              TEXT,                        -- uuid of the job that they were uploaded for
     client                      TEXT,                        -- who submitted it, where that is known
+    secret                      INTEGER NOT NULL DEFAULT 0,  -- it names secrets of its client
     agent                       TEXT,                        -- who picked it ('': without a name); NULL: nobody here
     wait                        REAL,                        -- seconds from created to started; NULL: not started yet
     finished                    REAL                         -- NULL too where a template says how long it is kept
@@ -611,6 +613,8 @@ CREATE INDEX IF NOT EXISTS testflinger_job_state ON testflinger_job (state, job)
 CREATE INDEX IF NOT EXISTS testflinger_job_project ON testflinger_job (project, job);
 CREATE INDEX IF NOT EXISTS testflinger_job_wait ON testflinger_job (project, wait) WHERE wait IS NOT NULL;
 CREATE INDEX IF NOT EXISTS testflinger_job_finished ON testflinger_job (finished) WHERE finished IS NOT NULL;
+CREATE INDEX IF NOT EXISTS testflinger_job_files ON testflinger_job (attachments_of) WHERE attachments_of IS NOT NULL;
+CREATE INDEX IF NOT EXISTS testflinger_job_client ON testflinger_job (client) WHERE client IS NOT NULL;
 CREATE INDEX IF NOT EXISTS testflinger_job_held ON testflinger_job (job)
     WHERE attachments = 'waiting' AND state = 'waiting';
 
@@ -675,15 +679,16 @@ CREATE INDEX IF NOT EXISTS testflinger_file_stored ON testflinger_file (stored, 
 
 CREATE TRIGGER IF NOT EXISTS testflinger_job_made AFTER INSERT ON job
 WHEN NEW.workflow IS NULL AND EXISTS (SELECT 1 FROM testflinger_queue WHERE project = NEW.project) BEGIN
-    INSERT INTO testflinger_job (job, uuid, project, priority, attachments, client) VALUES (
+    INSERT INTO testflinger_job (job, uuid, project, priority) VALUES (
         NEW.id,
         printf('%s-%s-4%s-8%s-%s000000', substr(NEW.token, 1, 8), substr(NEW.token, 9, 4), substr(NEW.token, 13, 3),
             substr(NEW.token, 16, 3), substr(NEW.token, 19)),
         NEW.project,
-        NEW.priority,
-        ifnull((SELECT nullif(attachments, 'waiting') FROM testflinger_job WHERE job = NEW.retry_of), 'none'),
-        (SELECT client FROM testflinger_job WHERE job = NEW.retry_of)
+        NEW.priority
     );
+    UPDATE testflinger_job SET (attachments, attachments_of, client, secret) = (
+        SELECT attachments, attachments_of, client, secret FROM testflinger_job WHERE job = NEW.retry_of)
+    WHERE job = NEW.id AND EXISTS (SELECT 1 FROM testflinger_job WHERE job = NEW.retry_of);
     INSERT INTO testflinger_tag SELECT tag, NEW.id FROM testflinger_tag WHERE job = NEW.retry_of;
     INSERT INTO testflinger_exclusion SELECT NEW.id, agent FROM testflinger_exclusion WHERE job = NEW.retry_of;
 END;
@@ -701,6 +706,12 @@ WHEN OLD.state <> NEW.state OR OLD.priority <> NEW.priority BEGIN
         wait = ifnull(wait, NEW.started - NEW.created),
         finished = iif(NEW.template IS NULL, NEW.finished, NULL)
     WHERE job = NEW.id;
+END;
+
+-- What was reported of an attempt must neither judge the next one nor take the numbers of its output.
+CREATE TRIGGER IF NOT EXISTS testflinger_job_back AFTER UPDATE OF state ON job
+WHEN OLD.state = 'assigned' AND NEW.state = 'waiting' BEGIN
+    DELETE FROM testflinger_outcome WHERE uuid = (SELECT uuid FROM testflinger_job WHERE job = NEW.id);
 END;
 
 CREATE TRIGGER IF NOT EXISTS testflinger_job_gone AFTER DELETE ON job BEGIN
@@ -748,7 +759,9 @@ CREATE TABLE IF NOT EXISTS testflinger_secret (
     PRIMARY KEY (client, path)
 ) STRICT, WITHOUT ROWID;
 
+-- Another client of the same name has other secrets.
 CREATE TRIGGER IF NOT EXISTS testflinger_client_deleted AFTER DELETE ON testflinger_client BEGIN
     DELETE FROM testflinger_refresh WHERE client = OLD.id;
     DELETE FROM testflinger_secret WHERE client = OLD.id;
+    UPDATE testflinger_job SET client = NULL WHERE client = OLD.id;
 END;

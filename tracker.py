@@ -1046,11 +1046,20 @@ def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: 
         raise TrackerError("invalid", "hidden: a project cannot be public and hidden at once")
     if fields["public"] and not before["public"] and not manager["tracker_admin"]:
         raise TrackerError("forbidden", "public: only a tracker admin may make a project public")
+    if old and fields["name"] != old["name"] and is_queue(tx, old["id"]):
+        raise TrackerError(
+            "conflict", "name: a Testflinger queue keeps its name: its agents and clients know it by that"
+        )
     if fields["chain"] != before["chain"]:
         check_chain(tx, manager, old["id"] if old else None, fields["chain"])
     if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
         raise TrackerError("conflict", f"name: there is a project named {fields['name']!r} already")
     return fields
+
+
+def is_queue(tx: Tx, project: int) -> bool:
+    """Whether the project is a queue that the Testflinger dialect has made."""
+    return tx.one("SELECT 1 FROM testflinger_queue WHERE project = ?", (project,)) is not None
 
 
 def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int | None) -> None:
@@ -2641,6 +2650,12 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> dict[str, Any]:
     hold(tx, job["task"], worker, lease(job["timeout"]))
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
+
+
+def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
+    """The lease of an assigned job begins anew, for a dialect whose workers give signs of life."""
+    deadline = tx.uptime + lease(job["timeout"])
+    tx.execute("UPDATE task SET deadline = ? WHERE id = ? AND assignee = ?", (deadline, job["task"], job["assignee"]))
 
 
 def release_job(tx: Tx, task: Held, worker: int, body: ReleaseBody, report: Report) -> bool:
@@ -5378,7 +5393,7 @@ def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
     return {
         "project": project,
         "may": {name.lower(): bool(role & bit) for bit, name in ROLE_NAMES.items()},
-        "is_queue": tx.one("SELECT 1 FROM testflinger_queue WHERE project = ?", (project["id"],)) is not None,
+        "is_queue": is_queue(tx, project["id"]),
     }
 
 

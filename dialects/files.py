@@ -46,12 +46,13 @@ class Stored(NamedTuple):
 
 
 def folder_of(settings: Settings) -> Path:
-    """The folder of a database's files: tracker.files beside tracker.db, x.sqlite.files beside x.sqlite.
+    """The folder of a database's files: tracker.db.files beside tracker.db.
 
-    Only .db is cut off: a copy of the database under another name must not share, and tidy up, this one's files.
+    The whole name, and of the file itself where that is a link: another database must not share, and tidy up, this
+    one's files.
     """
-    database = Path(settings.database)
-    return database.with_name(f"{database.name.removesuffix('.db')}.files")
+    database = Path(settings.database).resolve()
+    return database.with_name(f"{database.name}.files")
 
 
 class Files:

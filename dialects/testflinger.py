@@ -25,7 +25,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 from msgspec import Meta, Raw
@@ -102,6 +102,7 @@ async def array(first: domain.Found, following: Callable[[int], Awaitable[domain
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+MOST_FIELDS = 1000  # of one result
 LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
 REPORT_LIMIT = domain.MOST_REPORTED // 1024  # KiB
 
@@ -133,7 +134,7 @@ class TestData(PhaseData, frozen=True):
 
 
 class ReserveData(PhaseData, frozen=True):
-    ssh_keys: list[Annotated[str, Meta(pattern=r"^(lp|gh):\S+\Z")]] = []
+    ssh_keys: list[str] = []
     timeout: int | str | None = None
 
 
@@ -159,7 +160,7 @@ class JobBody(msgspec.Struct):
 
 
 class ActionBody(msgspec.Struct):
-    action: Literal["cancel", "Cancel"]
+    action: str
 
 
 class FragmentBody(msgspec.Struct):
@@ -341,7 +342,9 @@ def unix_time(given: str | None, field: str, where: Literal["json", "query"]) ->
 
 # ── Who may come in ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-PROXIED = {b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"forwarded", b"via"}
+PROXIED = re.compile(
+    rb"x-forwarded-.*|x-real-ip|forwarded|via|(cf-connecting|true-client|x-client|x-cluster-client|fly-client)-ip|x-envoy-.*"
+)
 
 
 class Door:
@@ -381,14 +384,13 @@ def from_this_machine(call: tracker.Call) -> bool:
     The Host must not be a name: a page of any site can make its own name resolve to this machine, and so talk to us
     as the same origin.
     """
-    if not is_loopback(call.tracker.settings.host) or any(name in PROXIED for name, _ in call.scope["headers"]):
+    settings, client = call.tracker.settings, call.scope.get("client")
+    if not is_loopback(settings.host) or settings.root_path or not client or not is_loopback(client[0]):
         return False
-    client = call.scope.get("client")
-    try:
-        host = urlsplit(f"//{(call.header(b'host') or b'localhost').decode('latin-1')}").hostname or ""
-    except ValueError:
+    if any(PROXIED.fullmatch(name) for name, _ in call.scope["headers"]):
         return False
-    return bool(client) and is_loopback(client[0]) and (host == "localhost" or is_address(host))
+    host = re.fullmatch(rb"(\[[0-9a-f:]+\]|[^:@\[\]]+)(:\d*)?", (call.header(b"host") or b"").lower())
+    return bool(host) and is_loopback(host[1].strip(b"[]").decode("latin-1"))
 
 
 def is_loopback(host: str) -> bool:
@@ -420,20 +422,17 @@ def submission(given: dict[str, Any]) -> domain.Submission:
     body = checked(JobBody, given)
     if not body.job_queue.strip():
         raise Invalid("json", "job_queue", "must not be blank")
-    numbers = ("global_timeout", "output_timeout", "allocation_timeout", "job_priority")
-    kept = {name: getattr(body, name) if name in numbers else value for name, value in given.items()}
-    kept.pop("job_id", None)
-    kept.pop("started_at", None)
-    phases = (body.provision_data, body.firmware_update_data, body.allocate_data, body.test_data, body.reserve_data)
+    if any(not re.fullmatch(r"(lp|gh):\S+", key) for key in body.reserve_data.ssh_keys):
+        raise Invalid("json", "reserve_data.ssh_keys", "each must be lp:NAME or gh:NAME")
     script = body.test_data.test_cmds
     return domain.Submission(
-        definition=kept,
+        definition=kept_definition(given, body),
         queue=body.job_queue,
         uuid=job_id(body.job_id) if body.job_id else None,
         priority=body.job_priority,
         tags=tuple(dict.fromkeys(body.tags)),
         excluded=tuple(dict.fromkeys(body.exclude_agents)),
-        attachments=any(phase.attachments for phase in phases),
+        attachments=any("attachments" in data for name, data in given.items() if is_data(name, data)),
         secrets=body.test_data.secrets,
         global_timeout=body.global_timeout,
         reservation=seconds(body.reserve_data.timeout),
@@ -441,11 +440,37 @@ def submission(given: dict[str, Any]) -> domain.Submission:
     )
 
 
+def is_data(name: str, value: Any) -> bool:
+    """Whether it is what a phase is given, known or not."""
+    return name.endswith("_data") and isinstance(value, dict)
+
+
+NUMBERS = ("global_timeout", "output_timeout", "allocation_timeout", "job_priority")
+
+
+def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
+    """What the agent is given: all that was sent, with numbers as numbers.
+
+    A time that was left empty is as good as absent, and agents that find null there fail.
+    """
+    kept = {name: getattr(body, name) if name in NUMBERS else value for name, value in given.items()}
+    kept = {name: value for name, value in kept.items() if not (name in NUMBERS and value is None)}
+    if "reserve_data" in kept and kept["reserve_data"].get("timeout", "") is None:
+        kept["reserve_data"] = {name: value for name, value in kept["reserve_data"].items() if name != "timeout"}
+    for name in ("job_id", "started_at"):
+        kept.pop(name, None)
+    return kept
+
+
 async def pick_job(ask: Ask) -> Response:
     queues = ask.query("queue")
     if not queues:
         raise TrackerError("invalid", "queue: is required: at least one queue that the agent listens to")
-    job = await ask.write(lambda tx, _: domain.pick_job(tx, queues, ask.agent))
+    # Mostly there is none: no reason to write, and to hold up those who do.
+    if await ask.read(lambda tx, client: domain.best_job(tx, client, queues, ask.agent)) is None:
+        return nothing()
+    many = len(queues) > 100
+    job = await ask.write(lambda tx, client: domain.pick_job(tx, client, queues, ask.agent), long=many)
     return nothing() if job is None else as_json(job)
 
 
@@ -503,7 +528,8 @@ async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
 
 
 async def act_on_job(ask: Ask) -> Response:
-    await ask.body(ActionBody)
+    if (await ask.body(ActionBody)).action.lower() != "cancel":
+        raise Invalid("json", "action", "must be cancel")
     await ask.write(
         lambda tx, client: domain.cancel_job(tx, ask.job(), f"client {client.id}" if client else "a Testflinger client")
     )
@@ -542,6 +568,8 @@ async def add_result(ask: Ask) -> Response:
     job = ask.job()
     await ask.read(lambda tx, _: None)
     given = await ask.object(forgiving_json, REPORT_LIMIT)
+    if len(given) > MOST_FIELDS:
+        raise Invalid("json", "_schema", f"More than {MOST_FIELDS:,} fields")
     check_result(given)
     state = given.pop("job_state", None)
     fields = {name: Raw(encode(value)) for name, value in given.items()}
@@ -643,32 +671,32 @@ async def get_log(ask: Ask) -> Response:
 async def add_artifact(ask: Ask) -> Response:
     job = ask.job()
     await ask.read(lambda tx, _: None)  # before gigabytes are taken in
-    await receive_file(ask, lambda tx, stored: domain.store_file(tx, job, "artifact", *stored))
+    await receive_file(ask, lambda tx, _, stored: domain.store_file(tx, job, "artifact", *stored))
     return text("OK")
 
 
 async def add_attachments(ask: Ask) -> Response:
     job = ask.job()
-    await ask.read(lambda tx, _: domain.check_attachments_wanted(tx, job))
-    await receive_file(ask, lambda tx, stored: domain.store_attachments(tx, job, *stored))
+    await ask.read(lambda tx, client: domain.check_attachments_wanted(tx, client, job))
+    await receive_file(ask, lambda tx, client, stored: domain.store_attachments(tx, client, job, *stored))
     return text("OK")
 
 
-async def receive_file(ask: Ask, store: Callable[[Tx, files.Stored], str | None]) -> None:
+async def receive_file(ask: Ask, store: Callable[[Tx, clients.Client | None, files.Stored], str | None]) -> None:
     """Takes in a file, and notes it. What it replaces, or could not be noted, is deleted."""
     stored = await ask.files.receive(ask.call)
     try:
-        replaced = await ask.write(lambda tx, _: store(tx, stored))
+        replaced = await ask.write(lambda tx, client: store(tx, client, stored))
     except Exception:
         await ask.files.delete(stored.name)
         raise
-    if replaced:
+    if replaced and ask.settings.synchronous == "FULL":  # else a power cut may bring back who knows it; prune has time
         await ask.files.delete(replaced)
 
 
 def file_handler(kind: str) -> Callable[[Ask], Awaitable[Response]]:
     async def get(ask: Ask) -> Response:
-        for _ in range(2):  # a new upload may replace the file just after we have read its name
+        for _ in range(20):  # a new upload may replace the file just after we have read its name
             row = await ask.read(lambda tx, _: domain.find_file(tx, ask.job(), kind))
             if row and (response := await ask.files.send(row["name"])):
                 return response
@@ -684,7 +712,7 @@ Images = Annotated[dict[Text, Any], Meta(max_length=10_000)]
 
 async def advertise_queues(ask: Ask) -> Response:
     queues = of_queues(await ask.object(), Text)
-    await ask.write(lambda tx, _: domain.advertise_queues(tx, queues))
+    await ask.write(lambda tx, _: domain.advertise_queues(tx, queues), long=True)
     return text("OK")
 
 
@@ -706,7 +734,7 @@ async def get_queues(ask: Ask) -> Response:
 
 async def set_images(ask: Ask) -> Response:
     images = of_queues(await ask.object(), Images)
-    await ask.write(lambda tx, _: domain.set_images(tx, images))
+    await ask.write(lambda tx, _: domain.set_images(tx, images), long=True)
     return text("OK")
 
 
@@ -718,8 +746,10 @@ async def update_agent(ask: Ask) -> Response:
     name, given = ask.path("name"), await ask.object(forgiving_json)
     if not name.strip() or len(name) > 200:
         raise TrackerError("invalid", "name: an agent's name has 1 to 200 characters")
-    checked(AgentBody, given)
-    await ask.write(lambda tx, _: domain.update_agent(tx, name, dict(given)))
+    empty = {field for field in AgentBody.__struct_fields__ if field in given and given[field] is None}
+    told = {field: value for field, value in given.items() if field not in empty}  # an agent's option that is not set
+    checked(AgentBody, told)
+    await ask.write(lambda tx, _: domain.update_agent(tx, name, dict(told)))
     cookie = f"agent_name={quote(name, safe='')}; Path=/; HttpOnly; SameSite=Strict"
     return as_json({"status": "OK"}, **{"set-cookie": cookie})
 
@@ -863,9 +893,17 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
         ANY,
     ),
     ("DELETE", "/v1/secrets/{client_id}/{path:path}", administers(clients.delete_secret, "client_id", "path"), ANY),
-    ("GET", "/v1", health, OPEN),
-    ("GET", "/v1/", health, OPEN),
+    *((method, path, health, OPEN) for method in ("GET", "HEAD") for path in ("/v1", "/v1/")),
 ]
+
+
+TAKE = {handler for method, path, handler, _ in ROUTES if method == "GET" and path.endswith(("/job", "output"))}
+
+
+def refuse_images(call: tracker.Call) -> None:
+    """Refuses a GET that takes something away, when a browser sends it that does not say which site's page made it."""
+    if (call.header(b"user-agent") or b"").startswith(b"Mozilla/") and call.header(b"sec-fetch-site") is None:
+        raise TrackerError("forbidden", "Refused: a browser that does not tell by what it was caused to ask for this")
 
 
 class Path(tracker.Endpoint):
@@ -892,6 +930,8 @@ class Path(tracker.Endpoint):
             raise error
         call.refuse_other_sites()
         handler, needs = self.methods[method]
+        if handler in TAKE:
+            refuse_images(call)
         return await handler(Ask(call, Door(call, needs)))
 
 

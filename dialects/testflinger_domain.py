@@ -25,7 +25,9 @@ PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve"
 ENDED = ("complete", "completed")  # two words for the same
 STATES = ("waiting", "running", *PHASES[:5], "allocated", *PHASES[5:], *ENDED, "cancelled")
 KINDS = ("output", "serial")
+STATUSES = {"status", *(f"{phase}_status" for phase in PHASES)}
 MOST_REPORTED = 16 * 2**20  # bytes of results, and of output outside a job's log, for one job id
+FIELD_SIZE = 100  # bytes that a field of a result counts besides its name and value: a row takes room, too
 
 
 class Unprocessable(TrackerError):
@@ -145,6 +147,7 @@ def percentile(tx: Tx, project: int, count: int, percent: int) -> float:
 # ── Jobs submitted ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MARGIN = 600  # seconds that an agent may take beyond a job's own times: provisioning, cleaning up, uploading
+RESERVATION = 3600  # seconds that agents keep a machine reserved when the job does not say
 NEVER = 1e9  # seconds; the lease of a job without a global_timeout: nobody else may run it on other hardware
 
 
@@ -180,8 +183,8 @@ def submit_job(tx: Tx, client: clients.Client | None, job: Submission) -> str:
     tracker.charge_trigger(tx, project)
     row = tracker.insert_job_alone(tx, job_columns(tx, project, job))
     tx.execute(
-        "UPDATE testflinger_job SET uuid = ifnull(?, uuid), attachments = ?, client = ? WHERE job = ?",
-        (job.uuid, "waiting" if job.attachments else "none", client and client.id, row["id"]),
+        "UPDATE testflinger_job SET uuid = ifnull(?, uuid), attachments = ?, client = ?, secret = ? WHERE job = ?",
+        (job.uuid, "waiting" if job.attachments else "none", client and client.id, bool(job.secrets), row["id"]),
     )
     tx.executemany("INSERT OR IGNORE INTO testflinger_tag VALUES (?, ?)", [(tag, row["id"]) for tag in job.tags])
     excluded = [(row["id"], agent) for agent in job.excluded]
@@ -193,7 +196,6 @@ def submit_job(tx: Tx, client: clients.Client | None, job: Submission) -> str:
 
 def job_columns(tx: Tx, project: int, job: Submission) -> dict[str, Any]:
     name = job.definition.get("name")
-    timeout = NEVER if job.global_timeout is None else job.global_timeout + (job.reservation or 0) + MARGIN
     return {
         "project": project,
         "name": (name if isinstance(name, str) else "")[:200].strip() or job.queue,
@@ -203,11 +205,23 @@ def job_columns(tx: Tx, project: int, job: Submission) -> dict[str, Any]:
         "variables": "{}",
         "arguments": "[]",
         "env": "{}",
-        "timeout": min(timeout, NEVER),
+        "timeout": lease_time(job),
         "max_retries": 0,  # no second run on other hardware
         "priority": job.priority,
         "origin": "testflinger",
     }
+
+
+def lease_time(job: Submission) -> float:
+    """How long the job's agent may give no sign of life, in seconds.
+
+    One of several devices waits for the others, however long their jobs take.
+    """
+    if job.global_timeout is None or job.definition.get("allocate_data") or job.definition.get("parent_job_id"):
+        return NEVER
+    reserves = job.definition.get("reserve_data") is not None
+    reservation = job.reservation if job.reservation is not None else RESERVATION * reserves
+    return min(job.global_timeout + reservation + MARGIN, NEVER)
 
 
 def check_secrets(tx: Tx, client: clients.Client | None, job: Submission) -> None:
@@ -224,7 +238,14 @@ def check_secrets(tx: Tx, client: clients.Client | None, job: Submission) -> Non
 def check_agents_left(tx: Tx, job: Submission) -> None:
     """Refuses a job that excludes every agent of its queue."""
     if job.excluded:
-        agents = {row["name"] for row in agents_listening(tx, job.queue)}
+        agents = {
+            row["name"]
+            for row in tx.execute(
+                "SELECT a.name FROM testflinger_agent_queue l JOIN testflinger_agent a ON a.id = l.agent"
+                " WHERE l.queue = ?",
+                (job.queue,),
+            )
+        }
         if agents and agents <= set(job.excluded):
             raise Unprocessable("exclude_agents", f"no agent of the queue {job.queue!r} is left")
 
@@ -239,38 +260,46 @@ WAITING = "project = :project AND state = 'waiting' AND attachments <> 'waiting'
 FIRST_WAITING = f"""
     SELECT job, priority, project FROM testflinger_job t WHERE {WAITING}
     AND NOT EXISTS (SELECT 1 FROM testflinger_exclusion WHERE job = t.job AND agent = :agent)
-    ORDER BY priority DESC, job LIMIT 1
+    AND (:client OR NOT secret) ORDER BY priority DESC, job LIMIT 1
 """
 
 
-def pick_job(tx: Tx, queues: Iterable[str], agent: str | None) -> dict[str, Any] | None:
-    """Assigns to the agent the best job of these queues: the highest priority, then the oldest. None: there is none.
+def best_job(
+    tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None
+) -> tuple[Row, float] | None:
+    """The job that the agent would be given, and the rate of its queue. A manager may have paused queue or agent.
 
-    Nobody else gets the job, ever. A queue or an agent that a manager has paused gets none.
+    Secrets are for agents alone that have proved who they are.
     """
     worker = agent_worker(tx, agent)
     if worker is not None and tx.one("SELECT paused FROM worker WHERE id = ?", (worker,))["paused"]:
         return None
     best, rate = None, 0.0
+    values = {"agent": agent or "", "client": client is not None}
     for name in dict.fromkeys(queues):
         queue = find_queue(tx, name)
         if queue is None or queue["paused"] or queue["assign_free_at"] > tx.uptime:
             continue
-        row = tx.one(FIRST_WAITING, {"project": queue["project"], "agent": agent or ""})
+        row = tx.one(FIRST_WAITING, {**values, "project": queue["project"]})
         if row and (best is None or (row["priority"], -row["job"]) > (best["priority"], -best["job"])):
             best, rate = row, queue["assign_rate"]
-    if best is None:
+    return best and (best, rate)
+
+
+def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None) -> dict[str, Any] | None:
+    """Assigns to the agent the best job of these queues: the highest priority, then the oldest. None: there is none.
+
+    Nobody else gets the job, ever.
+    """
+    found = best_job(tx, client, queues, agent)
+    if found is None:
         return None
+    best, rate = found
     if rate:
         tracker.charge_assign(tx, {best["project"]: (rate, 1)})
     job = tx.one("SELECT * FROM job WHERE id = ?", (best["job"],))
-    given = tracker.assign_job(tx, job, worker or make_agent_worker(tx, agent))
+    given = tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
-    if job["attempts"]:  # what an earlier attempt reported must neither judge this one nor take its numbers
-        tx.execute(
-            "DELETE FROM testflinger_outcome WHERE uuid = (SELECT uuid FROM testflinger_job WHERE job = ?)",
-            (job["id"],),
-        )
     return picked_json(tx, job, given)
 
 
@@ -310,7 +339,7 @@ def with_secrets(tx: Tx, shown: dict[str, Any], client: str | None) -> dict[str,
 # ── Jobs looked at ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 JOB = (
-    "SELECT j.*, t.uuid, t.state AS shown_state, t.attachments, t.agent"
+    "SELECT j.*, t.uuid, t.state AS shown_state, t.attachments, t.agent, t.client, t.secret"
     " FROM testflinger_job t JOIN job j ON j.id = t.job"
 )
 
@@ -463,11 +492,8 @@ def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
 
 def reported_output(tx: Tx, uuid: str, job: Row | None) -> dict[str, str]:
     """What phases have written, as {phase}_output and {phase}_serial."""
-    texts: dict[str, list[str]] = {}
-    for kind in KINDS:
-        for piece in fragments(tx, uuid, job, kind):
-            texts.setdefault(f"{piece.phase}_{kind}", []).append(piece.text)
-    return {name: "".join(pieces) for name, pieces in texts.items()}
+    found = {f"{phase}_{kind}": phase_log(tx, uuid, job, kind, phase) for kind in KINDS for phase in PHASES}
+    return {name: text for name, (last, text) in found.items() if last >= 0}
 
 
 def foreign_result(tx: Tx, job: Row) -> dict[str, Any]:
@@ -488,23 +514,30 @@ def foreign_result(tx: Tx, job: Row) -> dict[str, Any]:
 def add_result(tx: Tx, uuid: str, agent: str | None, fields: dict[str, Raw], state: str | None) -> None:
     """Merges what is reported for a job id, field by field; a state moves the job, if the poster may.
 
-    Refuses (too_large) more than MOST_REPORTED for one id, and then changes nothing.
+    Of a job that goes on, statuses count from the one who holds it alone: they decide how it ends. Refuses (too_large)
+    more than MOST_REPORTED for one id, and then changes nothing.
     """
     job = find_job(tx, uuid)
     if job is None and state is not None:
         fields = {**fields, "job_state": Raw(encode(state))}
+    if job is not None and job["finished"] is None and not holds(job, agent):
+        fields = {name: value for name, value in fields.items() if name not in STATUSES}
     size = touch(tx, uuid)
+    if size + sum(map(len, fields.values())) > 2 * MOST_REPORTED:  # before any of it is written
+        raise too_much(uuid)
     for name, value in fields.items():
         old = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name))
         text = bytes(value).decode()
-        size += len(value) - (len(old["value"].encode()) if old else -len(name.encode()))
+        size += len(value) - (len(old["value"].encode()) if old else -len(name.encode()) - FIELD_SIZE)
         tx.execute(
             "INSERT INTO testflinger_result VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
             (uuid, name, text),
         )
     resize(tx, uuid, size)
-    if job is not None and state is not None and holds(job, agent):
-        move_job(tx, job, state)
+    if job is not None and holds(job, agent):
+        tracker.renew_lease(tx, job)
+        if state is not None:
+            move_job(tx, job, state)
 
 
 def touch(tx: Tx, uuid: str) -> int:
@@ -518,8 +551,12 @@ def touch(tx: Tx, uuid: str) -> int:
 
 def resize(tx: Tx, uuid: str, size: int) -> None:
     if size > MOST_REPORTED:
-        raise TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
+        raise too_much(uuid)
     tx.execute("UPDATE testflinger_outcome SET size = ? WHERE uuid = ?", (size, uuid))
+
+
+def too_much(uuid: str) -> TrackerError:
+    return TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
 
 
 def holds(job: Row, agent: str | None) -> bool:
@@ -571,20 +608,30 @@ REPORTED_STATUSES = """
 
 
 class Fragment(NamedTuple):
-    """A piece of output. `id` is its place among all of its kind, `number` its place within its phase."""
+    """A piece of output. `id` is its place among all of its kind."""
 
     id: int
-    phase: str
-    number: int
-    timestamp: float
     text: str
 
 
-FRAGMENTS = """
-    SELECT f.id, f.phase, f.number, f.timestamp, ifnull(l.message, '') || ifnull(f.text, '') AS text
+FRAGMENT = """
     FROM testflinger_fragment f LEFT JOIN job_line l ON l.job = :job AND l.number = f.line
-    WHERE f.uuid = :uuid AND f.kind = :kind AND f.id > :after ORDER BY f.id
+    WHERE f.uuid = :uuid AND f.kind = :kind
 """
+TEXT = "ifnull(l.message, '') || ifnull(f.text, '') AS text"
+FRAGMENTS = f"SELECT f.id, {TEXT} {FRAGMENT} AND f.id > :after ORDER BY f.id LIMIT :limit"
+LINE = "FROM job_line WHERE job = :job AND worker <> 0"
+LINES = f"SELECT number AS id, message || char(10) AS text {LINE} AND number > :after ORDER BY number LIMIT :limit"
+# One row with all the text: a long log has a hundred thousand pieces.
+PHASE_LOG = "SELECT max(number) AS last, group_concat(text, '') AS log FROM ({})"
+PHASE_FRAGMENTS = PHASE_LOG.format(
+    f"SELECT f.number, {TEXT} {FRAGMENT} AND f.phase = :phase AND f.number >= :first"
+    " AND f.timestamp >= ifnull(:since, f.timestamp) ORDER BY f.number"
+)
+PHASE_LINES = PHASE_LOG.format(
+    f"SELECT number, message || char(10) AS text {LINE} AND number >= :first AND time >= ifnull(:since, time)"
+    " ORDER BY number"
+)
 
 
 def add_fragment(
@@ -597,19 +644,24 @@ def add_fragment(
     number: int | None = None,
     timestamp: float | None = None,
 ) -> None:
-    """Keeps a piece of output: in the log of its job, while that goes on. A number that is known is not kept again.
+    """Keeps a piece of output: in the log of its job, while that goes on. What is posted again is not kept again.
 
-    Without phase and number it follows what there is, in the phase in which the job is.
+    Without phase and number it follows what there is, in the phase in which the job is; so does another text with a
+    number that is taken.
     """
     size, job = touch(tx, uuid), find_job(tx, uuid)
     phase = phase or present_phase(job)
-    of_phase = {"uuid": uuid, "kind": kind, "phase": phase, "number": number}
-    if number is None:
-        of_phase["number"] = 1 + tx.one(LAST_NUMBER, of_phase)[0]
-    elif tx.one(f"SELECT 1 {OF_PHASE} AND number = :number", of_phase):
+    of_phase = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "job": job and job["id"]}
+    known = number is not None and tx.one(
+        f"SELECT {TEXT} {FRAGMENT} AND f.phase = :phase AND f.number = :number", of_phase
+    )
+    if known and known["text"] == text:
         return
+    if number is None or known:
+        of_phase["number"] = 1 + tx.one(LAST_NUMBER, of_phase)[0]
     line, stray = None, text
     if job is not None and holds(job, agent):
+        tracker.renew_lease(tx, job)
         scope, said = phase if kind == "output" else f"{phase} serial", text.removesuffix("\n")
         line, stray = add_line(tx, job, scope, said, timestamp), text[len(said) :]  # other doors end a line themselves
         if line is None:  # the log is full, and says so
@@ -624,8 +676,9 @@ def add_fragment(
     )
 
 
-OF_PHASE = "FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind AND phase = :phase"
-LAST_NUMBER = f"SELECT ifnull(max(number), -1) {OF_PHASE}"
+LAST_NUMBER = """
+    SELECT ifnull(max(number), -1) FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind AND phase = :phase
+"""
 
 
 def present_phase(job: Row | None) -> str:
@@ -644,20 +697,15 @@ def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -
     return job["line_count"] + 1 if stored else None
 
 
-def fragments(tx: Tx, uuid: str, job: Row | None, kind: str, after: int = 0) -> list[Fragment]:
-    """The pieces of output after one, in the order in which they came.
+def fragments(tx: Tx, uuid: str, job: Row | None, kind: str, after: int = 0, limit: int = -1) -> list[Fragment]:
+    """The pieces of output after one, in the order in which they came; all of them, or so many.
 
     Those of a job that a worker of another kind does are the lines that it logs, as output of the phase test: what
     somebody else reports must not hide them.
     """
-    if kind == "output" and is_foreign(job):
-        lines = tx.execute(
-            "SELECT number, time, message FROM job_line WHERE job = ? AND number > ? AND worker <> 0 ORDER BY number",
-            (job["id"], after),
-        )
-        return [Fragment(row["number"], "test", row["number"], row["time"], row["message"] + "\n") for row in lines]
-    values = {"uuid": uuid, "kind": kind, "after": after, "job": job and job["id"]}
-    return [Fragment._make(row) for row in tx.execute(FRAGMENTS, values)]
+    values = {"uuid": uuid, "kind": kind, "after": after, "job": job and job["id"], "limit": limit}
+    rows = tx.execute(LINES if kind == "output" and is_foreign(job) else FRAGMENTS, values)
+    return [Fragment(row["id"], row["text"]) for row in rows]
 
 
 def is_foreign(job: Row | None) -> bool:
@@ -673,7 +721,7 @@ def output_read(tx: Tx, uuid: str, kind: str) -> int:
 
 def has_output(tx: Tx, uuid: str, kind: str) -> bool:
     """Whether take_output has something to hand out."""
-    return bool(fragments(tx, uuid, find_job(tx, uuid), kind, output_read(tx, uuid, kind)))
+    return bool(fragments(tx, uuid, find_job(tx, uuid), kind, output_read(tx, uuid, kind), limit=1))
 
 
 def take_output(tx: Tx, uuid: str, kind: str) -> str | None:
@@ -695,17 +743,21 @@ def get_logs(
 
     Without a phase: all of them. -1 where there is nothing.
     """
-    shown = {name: [] for name in ([phase] if phase else PHASES)}
-    for piece in fragments(tx, uuid, find_job(tx, uuid), kind):
-        if piece.phase in shown and piece.number >= first and (since is None or piece.timestamp >= since):
-            shown[piece.phase].append(piece)
-    return {
-        name: {
-            "last_fragment_number": max((piece.number for piece in pieces), default=-1),
-            "log_data": "".join(piece.text for piece in sorted(pieces, key=lambda piece: piece.number)),
-        }
-        for name, pieces in shown.items()
-    }
+    job = find_job(tx, uuid)
+    found = {name: phase_log(tx, uuid, job, kind, name, first, since) for name in ([phase] if phase else PHASES)}
+    return {name: {"last_fragment_number": last, "log_data": text} for name, (last, text) in found.items()}
+
+
+def phase_log(
+    tx: Tx, uuid: str, job: Row | None, kind: str, phase: str, first: int = 0, since: float | None = None
+) -> tuple[int, str]:
+    """The number of the last piece of a phase's output (-1: there is none), and the text of all from the first on."""
+    foreign = kind == "output" and is_foreign(job)
+    if foreign and phase != "test":
+        return -1, ""
+    values = {"uuid": uuid, "job": job and job["id"], "kind": kind, "phase": phase, "first": first, "since": since}
+    row = tx.one(PHASE_LINES if foreign else PHASE_FRAGMENTS, values)
+    return (-1, "") if row["last"] is None else (row["last"], row["log"])
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -713,15 +765,10 @@ def get_logs(
 
 def find_file(tx: Tx, uuid: str, kind: str) -> Row | None:
     """The job's artifact or attachments. A retried job has the attachments of the one that it repeats."""
-    row = tx.one("SELECT * FROM testflinger_file WHERE uuid = ? AND kind = ?", (uuid, kind))
-    if row is None and kind == "attachments":
-        again = tx.one(
-            "SELECT o.uuid FROM testflinger_job t JOIN job j ON j.id = t.job"
-            " JOIN testflinger_job o ON o.job = j.retry_of WHERE t.uuid = ?",
-            (uuid,),
-        )
-        return again and find_file(tx, again["uuid"], kind)
-    return row
+    if kind == "attachments":
+        row = tx.one("SELECT attachments_of FROM testflinger_job WHERE uuid = ?", (uuid,))
+        uuid = (row and row["attachments_of"]) or uuid
+    return tx.one("SELECT * FROM testflinger_file WHERE uuid = ? AND kind = ?", (uuid, kind))
 
 
 def store_file(tx: Tx, uuid: str, kind: str, name: str, size: int) -> str | None:
@@ -731,25 +778,35 @@ def store_file(tx: Tx, uuid: str, kind: str, name: str, size: int) -> str | None
     return old and old["name"]
 
 
-def check_attachments_wanted(tx: Tx, uuid: str) -> Row:
-    """The job, if it waits for its attachments."""
+def check_attachments_wanted(tx: Tx, client: clients.Client | None, uuid: str) -> Row:
+    """The job, if it waits for its attachments.
+
+    Those of a job with secrets come from the client that submitted it: they would be run with its secrets.
+    """
     job = find_job(tx, uuid)
     if job is None or job["finished"] is not None or job["attachments"] != "waiting":
         raise Unprocessable("file", "the job does not wait for attachments")
+    if job["secret"] and (client is None or client.id != job["client"]):
+        problem = "the job has secrets: only the client that submitted it may give it attachments"
+        raise TrackerError("unauthorized" if client is None else "forbidden", problem)
     return job
 
 
-def store_attachments(tx: Tx, uuid: str, name: str, size: int) -> None:
+def store_attachments(tx: Tx, client: clients.Client | None, uuid: str, name: str, size: int) -> None:
     """Notes a job's attachments: now it can be picked."""
-    job = check_attachments_wanted(tx, uuid)
+    job = check_attachments_wanted(tx, client, uuid)
     store_file(tx, uuid, "attachments", name, size)
-    tx.execute("UPDATE testflinger_job SET attachments = 'complete' WHERE job = ?", (job["id"],))
-    tracker.queue_job(tx, job)
+    change = "UPDATE testflinger_job SET attachments = 'complete', attachments_of = uuid WHERE job = ?"
+    tx.execute(change, (job["id"],))
+    if job["task"] is None:  # one that was retried has a task already
+        tracker.queue_job(tx, job)
 
 
 # ── Agents ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_AGENTS = 10_000
+MOST_TOLD = 65536  # bytes of what an agent tells of itself
+MOST_LINE = 4096  # characters of a line of its log
 KEPT_LINES = 100  # of an agent's log, and of its provision log
 NAMELESS = "testflinger_worker"  # the key in meta of the worker that stands for agents without a name
 
@@ -765,6 +822,8 @@ def update_agent(tx: Tx, name: str, fields: dict[str, Any]) -> None:
     if old is None and tx.one("SELECT COUNT(*) FROM testflinger_agent")[0] >= MOST_AGENTS:
         raise Unprocessable("name", f"no further agent: there are {MOST_AGENTS:,}")
     told = {**(msgspec.json.decode(old["fields"]) if old else {}), **fields}
+    if len(encode(told)) > MOST_TOLD:
+        raise TrackerError("too_large", f"More than {MOST_TOLD // 1024} KiB about the agent {name!r}")
     agent = tx.one(
         "INSERT INTO testflinger_agent (name, fields, updated) VALUES (?, ?, ?)"
         " ON CONFLICT (name) DO UPDATE SET fields = excluded.fields, updated = excluded.updated RETURNING id",
@@ -774,7 +833,7 @@ def update_agent(tx: Tx, name: str, fields: dict[str, Any]) -> None:
         tx.execute("DELETE FROM testflinger_agent_queue WHERE agent = ?", (agent,))
         listened = [(queue, agent) for queue in dict.fromkeys(fields["queues"])]
         tx.executemany("INSERT INTO testflinger_agent_queue VALUES (?, ?)", listened)
-    newest = [(agent, line) for line in lines[-KEPT_LINES:]]
+    newest = [(agent, line[:MOST_LINE]) for line in lines[-KEPT_LINES:]]
     tx.executemany("INSERT INTO testflinger_agent_line (agent, line) VALUES (?, ?)", newest)
     forget_beyond(tx, "testflinger_agent_line", agent)
 
@@ -823,8 +882,10 @@ def get_agent(tx: Tx, name: str) -> dict[str, Any]:
 def agent_json(row: Row, allowed: dict[str, list[str]]) -> dict[str, Any]:
     fields = msgspec.json.decode(row["fields"])
     return {
-        "name": row["name"],
+        "state": "",
+        "queues": [],
         **fields,
+        "name": row["name"],
         "updated_at": iso(row["updated"]),
         "provision_streak_type": row["streak_type"] or "",
         "provision_streak_count": row["streak_count"],
@@ -854,9 +915,11 @@ def agents_listening(tx: Tx, queue: str) -> list[Row]:
 
 def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
     """The agents that listen to the queue, as that call shows them."""
-    names = ("state", "queues", "location", "provision_type", "job_id", "comment")
     shown = ((row["name"], msgspec.json.decode(row["fields"])) for row in agents_listening(tx, queue))
-    return [{"name": name, **{key: fields[key] for key in names if key in fields}} for name, fields in shown]
+    return [{"name": name, **{key: fields.get(key, empty) for key, empty in SHOWN.items()}} for name, fields in shown]
+
+
+SHOWN = {"state": "", "queues": [], **dict.fromkeys(("location", "provision_type", "job_id", "comment"), "")}
 
 
 def agent_worker(tx: Tx, agent: str | None) -> int | None:
@@ -874,7 +937,11 @@ def make_agent_worker(tx: Tx, agent: str | None) -> int:
     if agent is None:
         tx.execute("INSERT INTO meta VALUES (?, ?)", (NAMELESS, worker))
     else:
-        tx.execute("UPDATE testflinger_agent SET worker = ? WHERE name = ?", (worker, agent))
+        tx.execute(
+            "INSERT INTO testflinger_agent (name, worker, updated) VALUES (?, ?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET worker = excluded.worker",
+            (agent, worker, tx.time),
+        )
     return worker
 
 
@@ -955,7 +1022,8 @@ def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, s
 
 
 OLD_FILES = """
-    SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid) AS known FROM testflinger_file f
+    SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid)
+        OR EXISTS (SELECT 1 FROM testflinger_job WHERE attachments_of = f.uuid) AS known FROM testflinger_file f
     WHERE stored < :before AND (stored, name) > (:stored, :name) ORDER BY stored, name LIMIT :limit
 """
 
@@ -969,7 +1037,8 @@ def prune_agents(tx: Tx) -> bool:
     """Deletes agents that have been silent for long. Whether there may be more."""
     return (
         tx.execute(
-            "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent WHERE updated < ? LIMIT ?)",
+            "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent a WHERE updated < ? AND NOT"
+            " EXISTS (SELECT 1 FROM worker WHERE id = a.worker AND paused) LIMIT ?)",
             (tx.time - tx.settings.testflinger_retention, STEP),
         ).rowcount
         == STEP

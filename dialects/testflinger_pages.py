@@ -300,10 +300,10 @@ def pieces_of(job: sqlite3.Row, parts: Sequence[Part], kind: str, phase: str) ->
     another kind logs of a job is the output of its test.
     """
     of = [part for part in parts if part.kind == kind and phase in ("", part.phase)]
+    if kind == "output" and domain.is_foreign(job):
+        return LOGGED, "number"
     if of and all(part.posted for part in of):
         return POSTED, "e.key + 1"
-    if job["agent"] is None and not of:
-        return LOGGED, "number"
     place, condition = ("f.number", " AND f.phase = :phase") if phase else ("f.id", "")
     return FRAGMENTS.format(place=place) + condition, place
 

@@ -92,13 +92,15 @@ class Store:
 def make_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Store]]:
     """Starts a tracker that stores files."""
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, tmp_path / "tracker.files", ignore_errors=True)  # pytest keeps the rest for days
+        stack.callback(
+            shutil.rmtree, tmp_path / "tracker.db.files", ignore_errors=True
+        )  # pytest keeps the rest for days
 
         def make(limit: int = LIMIT, **changes: Any) -> Store:
             monkeypatch.setattr(tracker, "dialects", lambda: [dialect])
             dialect = Dialect(limit)
             settings = tracker.Settings(database=str(tmp_path / "tracker.db"), log_file="", **changes)
-            return Store(stack.enter_context(tracker.serving(settings)), tmp_path / "tracker.files")
+            return Store(stack.enter_context(tracker.serving(settings)), tmp_path / "tracker.db.files")
 
         yield make
 
@@ -214,7 +216,9 @@ def process(database: Path) -> Iterator[tuple[str, int]]:
     finally:
         running.terminate()
         running.communicate(timeout=30)
-        shutil.rmtree(database.with_suffix(".files"), ignore_errors=True)  # pytest keeps the rest for days
+        shutil.rmtree(
+            files.folder_of(tracker.Settings(database=str(database))), ignore_errors=True
+        )  # pytest keeps the rest for days
 
 
 def resident(pid: int, name: str) -> int:
@@ -226,7 +230,7 @@ def resident(pid: int, name: str) -> int:
 def test_a_gibibyte_goes_up_and_comes_down_in_constant_memory(tmp_path: Path) -> None:
     size = 1024
     with process(tmp_path / "tracker.db") as (url, pid):
-        store = Store(url, tmp_path / "tracker.files")
+        store = Store(url, tmp_path / "tracker.db.files")
         store.http.get(f"/file/{store.stored(block(0))}")  # what the first file costs for ever is not what is asked
         before = resident(pid, "VmRSS")
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM, the peak, begins anew
@@ -480,7 +484,7 @@ def test_a_path_in_a_file_name_escapes_nowhere(store: Store, tmp_path: Path, pat
 
 
 def test_only_names_that_were_given_are_read_or_deleted(tmp_path: Path) -> None:
-    secret, folder = tmp_path / ("a" * 32), tmp_path / "tracker.files"
+    secret, folder = tmp_path / ("a" * 32), tmp_path / "tracker.db.files"
     secret.write_text("secret")
     folder.mkdir()
     (folder / "foreign").write_text("not ours")
@@ -499,12 +503,19 @@ def test_a_file_that_has_gone_is_not_there_and_may_be_deleted_again(store: Store
         assert store.http.get(f"/file/{name}").status_code == 404
 
 
-def test_the_folder_of_a_copied_database_is_another_one() -> None:
-    databases = "data/tracker.db", "data/tracker.copy", "data/tracker.db.old", "data/tracker.files"
-    folders = [str(files.folder_of(tracker.Settings(database=database))) for database in databases]
-    assert [Path(folder).as_posix() for folder in folders] == [
-        *("data/tracker.files", "data/tracker.copy.files", "data/tracker.db.old.files", "data/tracker.files.files")
-    ]
+def test_each_database_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    databases = ("tracker.db", "tracker", "tracker.copy", "tracker.db.files")
+    folders = {str(files.folder_of(tracker.Settings(database=str(tmp_path / name)))) for name in databases}
+    assert folders == {str(tmp_path.resolve() / f"{name}.files") for name in databases}
+
+
+def test_a_database_has_one_folder_by_whichever_name_it_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "tracker.db").touch()
+    (tmp_path / "link.db").symlink_to(tmp_path / "tracker.db")
+    by_name, by_link = (
+        files.folder_of(tracker.Settings(database=str(tmp_path / name))) for name in ("tracker.db", "link.db")
+    )
+    assert by_name == by_link
 
 
 def test_leftovers_are_what_was_last_written_before_a_time_and_is_ours(store: Store) -> None:

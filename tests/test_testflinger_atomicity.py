@@ -61,7 +61,7 @@ def furnish(tx: Tx) -> Lab:
     jobs: dict[str, str] = {}
     for name in ("old", "ended", "running"):
         jobs[name] = domain.submit_job(tx, None, submission(tags=["a"], script="echo"))
-        domain.pick_job(tx, [QUEUE], AGENT)
+        domain.pick_job(tx, None, [QUEUE], AGENT)
         domain.add_fragment(tx, jobs[name], "output", AGENT, "a line\n")
         domain.add_result(tx, jobs[name], AGENT, {"status": Raw(b'{"setup":0}')}, "setup")
         domain.store_file(tx, jobs[name], "artifact", f"artifact of {name}", 1)
@@ -92,9 +92,9 @@ OPERATIONS: dict[str, Callable[[Lab], Operation]] = {
     ),
     "submit to a new queue": lambda lab: (domain.submit_job, (None, submission("another", uuid=NOBODY))),
     "submit with attachments": lambda lab: (domain.submit_job, (None, submission(attachments=True))),
-    "bring attachments": lambda lab: (domain.store_attachments, (lab.jobs["held"], "a file", 1)),
-    "pick": lambda lab: (domain.pick_job, (["unknown", QUEUE], AGENT)),
-    "pick without a name": lambda lab: (domain.pick_job, ([QUEUE], None)),
+    "bring attachments": lambda lab: (domain.store_attachments, (None, lab.jobs["held"], "a file", 1)),
+    "pick": lambda lab: (domain.pick_job, (None, ["unknown", QUEUE], AGENT)),
+    "pick without a name": lambda lab: (domain.pick_job, (None, [QUEUE], None)),
     "cancel": lambda lab: (domain.cancel_job, (lab.jobs["running"], "somebody")),
     "cancel a job that waits for attachments": lambda lab: (domain.cancel_job, (lab.jobs["held"], "somebody")),
     "report a phase": lambda lab: report(lab.jobs["running"], "test", device_info={"ip": "192.0.2.1"}),

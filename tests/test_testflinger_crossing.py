@@ -199,7 +199,7 @@ def test_a_job_that_is_retried_elsewhere_reaches_an_agent_with_the_secrets_of_it
     lab.http.auth = create_client(house.site, "somebody")
     assert lab.http.put("/secrets/somebody/wifi", json={"value": "geheim"}).status_code == 200
     job = lab.submit(test_data={"test_cmds": "true", "secrets": {"WIFI": "wifi"}})
-    lab.http.auth = None
+    lab.http.auth = create_client(house.site, "robot", role="agent")
     assert lab.poll(house.QUEUE)["test_data"]["secrets"] == {"WIFI": "geheim"}
     lab.report(job, test_status=1, job_state="complete")
     NativeClient(house).retry(job_of(job))

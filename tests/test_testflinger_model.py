@@ -39,7 +39,7 @@ class Lab(Crowd):
             "SELECT token, attempts FROM job WHERE state = 'waiting' AND workflow IS NULL"
             " ORDER BY priority DESC, id LIMIT 1"
         )
-        given = self.do(domain.pick_job, ["unknown", "first"], self.random.choice([*NAMES, None]))
+        given = self.do(domain.pick_job, None, ["unknown", "first"], self.random.choice([*NAMES, None]))
         assert (given and given["job_id"]) == (uuid_of(waiting[0][0]) if waiting else None)
         if given:
             self.move("assign", waiting[0][0])
@@ -56,11 +56,13 @@ class Lab(Crowd):
         poster = self.random.choice([job["agent"] or None] * 3 + [*NAMES, None])
         state = self.random.choice([None, "setup", "test", "waiting", "cancelled", *3 * domain.ENDED])
         fields: dict[str, Raw] = {}
-        if self.random.random() < 0.5:
-            self.statuses[job["uuid"]] = self.random.choice([0, 0, 1])
-            fields["test_status"] = Raw(b"%d" % self.statuses[job["uuid"]])
         holders = NAMES if job["agent"] == "" else (job["agent"],)
         holds = job["state"] == "assigned" and job["agent"] is not None and poster in (None, *holders)
+        if self.random.random() < 0.5:
+            status = self.random.choice([0, 0, 1])
+            fields["test_status"] = Raw(b"%d" % status)
+            if holds:
+                self.statuses[job["uuid"]] = status
         event = self.event(job, state) if holds else None
         self.do(domain.add_result, job["uuid"], poster, fields, state)
         if event:

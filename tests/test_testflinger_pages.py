@@ -383,7 +383,7 @@ def test_a_file_that_is_not_there_is_a_page_that_says_so(lab: Lab, name: str) ->
 def test_an_artifact_that_has_gone_from_the_disk_is_a_page_that_says_so(lab: Lab, tmp_path: Any) -> None:
     uuid = lab.submit()
     lab.agent().work({}, pack({"a": b"b"}))
-    for file in (tmp_path / "tracker.files").iterdir():
+    for file in (tmp_path / "tracker.db.files").iterdir():
         file.unlink()
     page = lab.admin.open(f"/ui/testflinger/jobs/{uuid}/artifact")
     assert page.status == 404 and "not on disk any more" in page.notice
