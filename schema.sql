@@ -535,6 +535,7 @@ CREATE TABLE IF NOT EXISTS theeye_host (
 CREATE TABLE IF NOT EXISTS testflinger_queue (
     project                     INTEGER PRIMARY KEY REFERENCES project,
     description                 TEXT,                        -- as an agent advertised it; NULL: none has
+    advertised                  INTEGER,                     -- when
     restricted                  INTEGER NOT NULL DEFAULT 0   -- only clients that are allowed it submit to it
 ) STRICT;
 

@@ -140,10 +140,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str, "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
     ) = "tracker"
     testflinger_anonymous: about(
-        bool,
-        "Whether Testflinger's clients and agents need no credentials. Without this, none are needed only where the"
-        " tracker listens on a loopback address and the request comes from there.",
-    ) = False
+        Literal["loopback", "always", "never"],
+        "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own machine,"
+        " where it listens on no other address. always: everybody who reaches it. never: nobody.",
+    ) = "loopback"
     testflinger_version: about(
         Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
     ) = "2025"
@@ -282,7 +282,7 @@ def _refuse_nul(value: Any, name: str, depth: int = 0) -> None:
             _refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
     if isinstance(value, dict):
         for key, item in value.items():
-            _refuse_nul(key, f"{name}: a name")
+            _refuse_nul(key, f"{name}: a name" if name else "a name")
             _refuse_nul(item, f"{name}.{key}", depth + 1)
     if isinstance(value, msgspec.Struct):
         for field in value.__struct_fields__:
@@ -1013,6 +1013,25 @@ def insert_project(tx: Tx, fields: dict[str, Any]) -> int:
     project = tx.one(f"INSERT INTO project ({columns}) VALUES ({values}) RETURNING id", fields)["id"]
     take_snapshots(tx, project - 1, tx.time)  # rates and charts begin here, and not at the next round
     return project
+
+
+def forget_project(tx: Tx, project: int) -> bool:
+    """Deletes a project that has nothing in it, with its history, a piece at a time. Whether that was the last one.
+
+    That nothing refers to it (no task, job, template, workflow, role or access) is for the caller to see to.
+    """
+    values = {"project": project, "limit": PIECE}
+    pieces = (
+        "DELETE FROM snapshot WHERE project = :project AND time_stamp IN"
+        " (SELECT time_stamp FROM snapshot WHERE project = :project LIMIT :limit)",
+        "UPDATE log_entry SET project = NULL WHERE id IN"
+        " (SELECT id FROM log_entry WHERE project = :project LIMIT :limit)",
+    )
+    if any(tx.execute(piece, values).rowcount >= PIECE for piece in pieces):
+        return False
+    for table, column in (("operation", "project"), ("tally", "project"), ("project", "id")):
+        tx.execute(f"DELETE FROM {table} WHERE {column} = :project", values)
+    return True
 
 
 def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBody) -> None:

@@ -353,7 +353,8 @@ class Door:
     def __init__(self, call: tracker.Call, needs: str):
         self.authorization = call.header(b"authorization")
         self.needs = needs
-        self.anonymous = call.tracker.settings.testflinger_anonymous or from_this_machine(call)
+        wanted = call.tracker.settings.testflinger_anonymous
+        self.anonymous = wanted == "always" or (wanted == "loopback" and from_this_machine(call))
 
     def admitted(self, tx: Tx, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
         """Calls the function with the client. Wrong credentials are refused also where none are needed."""
@@ -370,8 +371,8 @@ class Door:
         if client is None and not self.anonymous:
             raise TrackerError(
                 "unauthorized",
-                "Credentials are required: a client's token, or client_id:client_key. Without them only programs on the"
-                " tracker's own machine may come in (or all, by testflinger_anonymous in tracker.toml)",
+                "Credentials are required: a client's token, or client_id:client_key. (testflinger_anonymous in"
+                " tracker.toml says who needs none: as delivered, programs on the tracker's own machine alone.)",
             )
         if client is not None and self.needs == "agent" and client.role == "contributor":
             raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
@@ -958,6 +959,7 @@ async def prune(running: tracker.Tracker) -> None:
         domain.prune_jobs,
         domain.prune_outcomes,
         domain.prune_agents,
+        domain.prune_queues,
         clients.prune_refresh,
     ):
         while await db.write(step, long=True):

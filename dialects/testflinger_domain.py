@@ -70,8 +70,9 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue") -> int:
         if not name.strip() or len(name) > 200:
             raise Unprocessable(field, "the name of a queue has 1 to 200 characters, and not only spaces")
         if tx.one("SELECT COUNT(*) FROM testflinger_queue")[0] >= MOST_QUEUES:
-            raise Unprocessable(field, f"no queue {name!r}, and no further one: there are {MOST_QUEUES:,}")
-        project = tracker.insert_project(tx, {"name": name})
+            full = f"no queue {name!r}, and no further one: there are {MOST_QUEUES:,} (unused ones go by themselves)"
+            raise Unprocessable(field, full)
+        project = tracker.insert_project(tx, {"name": name, "hidden": True})  # managers grant who sees it
         tx.execute("INSERT INTO testflinger_queue (project) VALUES (?)", (project,))
         return project
     if old["project"] is None:
@@ -83,7 +84,8 @@ def advertise_queues(tx: Tx, queues: dict[str, str]) -> None:
     """Notes which queues there are, and what agents say about them. All or none."""
     for name, description in queues.items():
         project = make_queue(tx, name, "queues")
-        tx.execute("UPDATE testflinger_queue SET description = ? WHERE project = ?", (description, project))
+        change = "UPDATE testflinger_queue SET description = ?, advertised = ? WHERE project = ?"
+        tx.execute(change, (description, tx.time, project))
 
 
 def advertised_queues(tx: Tx) -> dict[str, str]:
@@ -664,8 +666,10 @@ def add_fragment(
         tracker.renew_lease(tx, job)
         scope, said = phase if kind == "output" else f"{phase} serial", text.removesuffix("\n")
         line, stray = add_line(tx, job, scope, said, timestamp), text[len(said) :]  # other doors end a line themselves
-        if line is None:  # the log is full, and says so
-            return
+        if line is None:
+            if tx.one(LAST_TEXT, of_phase)[0] == FULL:
+                return
+            stray, of_phase["number"] = FULL, 1 + tx.one(LAST_NUMBER, of_phase)[0]
     else:
         resize(tx, uuid, size + len(text.encode()) + tracker.LINE_SIZE)  # an empty one is a row, too
     tx.execute(
@@ -676,6 +680,10 @@ def add_fragment(
     )
 
 
+FULL = "\n[the log is full (max_job_log): further output is dropped]\n"
+LAST_TEXT = """
+    SELECT (SELECT text FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind ORDER BY id DESC LIMIT 1)
+"""
 LAST_NUMBER = """
     SELECT ifnull(max(number), -1) FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind AND phase = :phase
 """
@@ -1031,6 +1039,28 @@ OLD_FILES = """
 def unknown_files(tx: Tx, names: Sequence[str]) -> list[str]:
     """Those of the files in the folder that belong to nothing: a crash has left them."""
     return [name for name in names if not tx.one("SELECT 1 FROM testflinger_file WHERE name = ?", (name,))]
+
+
+def prune_queues(tx: Tx) -> bool:
+    """Deletes a queue that has nothing in it, and that nobody has a part in: a slip of the pen makes one.
+
+    Whether there may be more.
+    """
+    row = tx.one(UNUSED_QUEUE, {"before": tx.time - tx.settings.testflinger_retention})
+    if row and tracker.forget_project(tx, row["project"]):
+        tx.execute("DELETE FROM testflinger_queue WHERE project = ?", (row["project"],))
+    return row is not None
+
+
+OF_QUEUE = ("job", "template", "workflow", "task", "manager_role", "worker_access", "testflinger_image", "kept_hash")
+UNUSED_QUEUE = f"""
+    SELECT q.project FROM testflinger_queue q JOIN project p ON p.id = q.project
+    WHERE NOT q.restricted AND (q.advertised IS NULL OR q.advertised < :before)
+    {" ".join(f"AND NOT EXISTS (SELECT 1 FROM {table} WHERE project = q.project)" for table in OF_QUEUE)}
+    AND NOT EXISTS (SELECT 1 FROM testflinger_agent_queue WHERE queue = p.name)
+    AND NOT EXISTS (SELECT 1 FROM operation WHERE project = q.project AND finished IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM project WHERE chain = q.project) LIMIT 1
+"""
 
 
 def prune_agents(tx: Tx) -> bool:

@@ -540,7 +540,7 @@ def clients_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dic
         "more": found[PAGE - 1]["client_id"] if len(found) > PAGE else "",
         "query": query,
         "roles": ROLES,
-        "anonymous": tx.settings.testflinger_anonymous,
+        "anonymous": tx.settings.testflinger_anonymous,  # loopback, always or never
     }
 
 

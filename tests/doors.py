@@ -68,7 +68,9 @@ class House:
         """The id of the queue's project."""
         accepted(client(f"{self.site.url}/v1").post("/agents/queues", json={self.QUEUE: "where all doors lead"}))
         projects = content(self.site.admin.get("/project/list"))["projects"]
-        return next(project["id"] for project in projects if project["name"] == self.QUEUE)
+        project = next(project["id"] for project in projects if project["name"] == self.QUEUE)
+        self.site.admin.update_project(project, hidden=False)  # as others are: strangers are told that it is not theirs
+        return project
 
     def create_template(self, name: str, **fields: Any) -> dict[str, Any]:
         fields = {"project": self.project, "name": name, "api": True, "timeout": self.TIMEOUT, **fields}

@@ -1659,7 +1659,7 @@ def test_on_an_open_network_everybody_needs_credentials_unless_the_settings_say_
             assert refused(guarded.http.request(method, path, params=query, json=body), 401), (method, path)
     job = submit(as_client(guarded.site, "submitter"), "q")
     assert polled(as_client(guarded.site, "machine", "agent"), "q")["job_id"] == job
-    open_to_all = Lab(make_site(host="0.0.0.0", testflinger_anonymous=True, database=str(tmp_path / "open.db")))
+    open_to_all = Lab(make_site(host="0.0.0.0", testflinger_anonymous="always", database=str(tmp_path / "open.db")))
     open_to_all.submit("q")
     ok(open_to_all.http.post("/v1/job", json={"job_queue": "q"}, headers=REBOUND))
 
@@ -1724,7 +1724,7 @@ def test_a_queue_belongs_to_no_manager_but_the_admins_see_it(lab: Lab) -> None:
     lab.submit("q")
     project = lab.site.read("SELECT id, public FROM project WHERE name = 'q'")[0]
     assert project[1] == 0
-    assert lab.site.create_manager().update_project(project[0], paused=True).status_code == 403
+    assert lab.site.create_manager().update_project(project[0], paused=True).status_code == 404
     assert lab.site.admin.update_project(project[0], paused=True).status_code == 200
     assert lab.agent().polled("q") is None
     worker = lab.site.create_worker()
@@ -1825,3 +1825,284 @@ def test_a_nul_character_in_a_job_or_in_a_query_is_refused_or_left_out(lab: Lab)
         assert lab.http.get(path).status_code < 500, path
     for path in ("/v1/job?queue=%ff", "/v1/job/search?tags=%ff", "/v1/queues/wait_times?queue=%ff"):
         assert refused(lab.http.get(path), 400), path
+
+
+# ── As long as it takes, and no longer ────────────────────────────────────────────────────────────────────────────────
+
+
+def retried(lab: Lab) -> str:
+    """Retries the newest job as a manager; the id of the new one."""
+    token = lab.site.read("SELECT token FROM job ORDER BY id DESC LIMIT 1")[0][0]
+    assert lab.site.admin.post(f"/job/retry/{token}").status_code == 200
+    return lab.site.read("SELECT uuid FROM testflinger_job ORDER BY job DESC LIMIT 1")[0][0]
+
+
+@pytest.mark.parametrize("sign", ["a state", "output", "a fragment"])
+def test_a_job_goes_on_as_long_as_its_agent_gives_signs_of_life(lab: Lab, sign: str) -> None:
+    job, agent = lab.submit("q", global_timeout=3600), lab.agent()
+    agent.polled("q")
+    for number in range(3):
+        lab.site.clock.pass_time(3600)
+        if sign == "a state":
+            agent.post_result(job, job_state="test")
+        elif sign == "output":
+            ok(agent.http.post(f"/v1/result/{job}/output", content=b"alive"))
+        else:
+            post_fragment(agent.http, job, number, "alive")
+    assert lab.state(job) != "complete"
+    lab.site.clock.pass_time(3600 + 1000)
+    wait_until(lambda: lab.state(job) == "complete")
+    assert lab.get(f"/result/{job}")["test_status"] == 1
+
+
+def test_one_of_several_devices_waits_for_the_others_however_long(lab: Lab) -> None:
+    parent = lab.submit("parents", global_timeout=60)
+    of_many = [
+        lab.submit("q", global_timeout=60, parent_job_id=parent),
+        lab.submit("q", global_timeout=60, allocate_data={"allocate": True}),
+    ]
+    reserved = lab.submit("q", global_timeout=60, reserve_data={"ssh_keys": ["lp:me"]})
+    agent = lab.agent()
+    assert [agent.polled("q")["job_id"] for _ in range(3)] == [*of_many, reserved]
+    assert agent.polled("parents")["job_id"] == parent
+    lab.site.clock.pass_time(1000)
+    wait_until(lambda: lab.state(parent) == "complete")
+    assert lab.state(reserved) == "running"
+    lab.site.clock.pass_time(30 * 86400)
+    wait_until(lambda: lab.state(reserved) == "complete")
+    assert [lab.state(job) for job in of_many] == ["running", "running"]
+
+
+def test_the_attachments_of_a_retried_job_are_kept_for_it(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "PRUNE_INTERVAL", 0.1)
+    lab = Lab(make_site(testflinger_retention=1000))
+    first, agent = lab.submit("q", test_data={"attachments": [{"local": "x"}]}), lab.agent()
+    ok(lab.http.post(f"/v1/job/{first}/attachments", files={"file": b"content"}))
+    agent.finish(agent.polled("q")["job_id"])
+    lab.site.clock.pass_time(900)
+    again = retried(lab)
+    lab.site.clock.pass_time(200)
+    wait_until(lambda: lab.http.get(f"/v1/job/{first}").status_code == 204)
+    given = agent.polled("q")
+    assert (given["job_id"], given["attachments_status"]) == (again, "complete")
+    assert ok(agent.http.get(f"/v1/job/{again}/attachments")).content == b"content"
+
+
+def test_a_retried_job_whose_attachments_never_came_waits_for_them(lab: Lab) -> None:
+    first = lab.submit("q", test_data={"attachments": [{"local": "x"}]})
+    lab.cancel(first)
+    again = retried(lab)
+    assert polled(lab.http, "q") is None
+    ok(lab.http.post(f"/v1/job/{again}/attachments", files={"file": b"content"}))
+    assert polled(lab.http, "q")["job_id"] == again
+    assert polled(lab.http, "q") is None
+
+
+@pytest.mark.parametrize(
+    "data", [{"test_data": {"attachments": []}}, {"cleanup_data": {"attachments": [{"agent": "x"}]}}]
+)
+def test_any_phase_that_names_attachments_keeps_its_job_back(lab: Lab, data: dict[str, Any]) -> None:
+    job = lab.submit("q", **data)
+    assert polled(lab.http, "q") is None
+    ok(lab.http.post(f"/v1/job/{job}/attachments", files={"file": b"x"}))
+    assert polled(lab.http, "q")["job_id"] == job
+
+
+def test_a_time_that_was_left_empty_is_not_passed_on(lab: Lab) -> None:
+    lab.submit("q", global_timeout=None, output_timeout=None, reserve_data={"timeout": None, "ssh_keys": ["lp:me"]})
+    given = polled(lab.http, "q")
+    assert not {"global_timeout", "output_timeout"} & given.keys()
+    assert given["reserve_data"] == {"ssh_keys": ["lp:me"]}
+
+
+# ── One caller and the others ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_statuses_of_one_who_does_not_hold_it_do_not_judge_a_job(lab: Lab) -> None:
+    job, holder, other = lab.submit("q"), lab.agent("holder"), lab.agent("other")
+    other.post_result(job, provision_status=1)
+    holder.polled("q")
+    other.post_result(job, test_status=7, status={"setup": 3}, note="kept")
+    holder.post_result(job, setup_status=0, job_state="complete")
+    assert lab.site.read("SELECT state FROM job") == [("succeeded",)]
+    shown = lab.get(f"/result/{job}")
+    assert (shown["setup_status"], shown["note"]) == (0, "kept") and "test_status" not in shown
+
+
+def test_an_attempt_has_nothing_of_the_one_before(lab: Lab) -> None:
+    job, first, second = lab.submit("q"), lab.agent("first"), lab.agent("second")
+    first.polled("q")
+    first.post_result(job, provision_status=1)
+    post_fragment(first.http, job, 0, "first")
+    project = lab.site.read("SELECT project FROM job")[0][0]
+    assert lab.site.admin.post(f"/project/reclaim_assigned_tasks/{project}").status_code == 200
+    assert second.polled("q")["job_id"] == job
+    post_fragment(second.http, job, 0, "second")
+    assert fragments(lab, job) == (0, "second")
+    second.post_result(job, test_status=0, job_state="complete")
+    assert lab.site.read("SELECT state FROM job") == [("succeeded",)]
+
+
+def test_another_text_with_a_number_that_is_taken_is_kept(lab: Lab) -> None:
+    job = lab.submit("q")
+    polled(lab.http, "q")
+    for text in ("one\n", "one\n", "other\n"):
+        post_fragment(lab.http, job, 4, text)
+    assert fragments(lab, job) == (5, "one\nother\n")
+
+
+def test_only_the_client_of_a_job_with_secrets_brings_its_attachments(lab: Lab) -> None:
+    owner, other = as_client(lab.site, "owner"), as_client(lab.site, "other")
+    ok(owner.put("/v1/secrets/owner/token", json={"value": "x"}))
+    data = {"secrets": {"TOKEN": "token"}, "attachments": [{"local": "x"}]}
+    path = f"/v1/job/{submit(owner, 'q', test_data=data)}/attachments"
+    assert refused(lab.http.post(path, files={"file": b"evil"}), 401)
+    assert refused(other.post(path, files={"file": b"evil"}), 403)
+    ok(owner.post(path, files={"file": b"x"}))
+
+
+def test_a_client_made_anew_under_an_old_name_gives_nothing_to_the_old_ones_jobs(lab: Lab) -> None:
+    admin = as_client(lab.site, "boss", role="admin")
+    for value in ("old", "new"):
+        body = {"client_id": "c", "client_secret": "a long enough key"}
+        ok(admin.post("/v1/client-permissions", json=body))
+        http = client(lab.site.url, auth=("c", "a long enough key"))
+        ok(http.put("/v1/secrets/c/token", json={"value": value}))
+        if value == "old":
+            submit(http, "q", test_data={"secrets": {"TOKEN": "token"}})
+            ok(admin.delete("/v1/client-permissions/c"))
+    given = as_client(lab.site, "robot", role="agent").get("/v1/job", params={"queue": "q"}).json()
+    assert "new" not in json.dumps(given)
+
+
+def test_a_queue_keeps_its_name(lab: Lab) -> None:
+    lab.submit("q")
+    project = lab.site.read("SELECT id FROM project WHERE name = 'q'")[0][0]
+    response = lab.site.admin.update_project(project, name="other")
+    assert response.status_code == 409 and "name: " in response.json()["message"]
+    assert lab.site.admin.update_project(project, name="q", motd="hello").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "127.0.0.1"},
+        {"X-Forwarded-Proto": "https"},
+        {"X-Real-IP": "127.0.0.1"},
+        {"Forwarded": "for=127.0.0.1"},
+        {"Via": "1.1 proxy"},
+        {"CF-Connecting-IP": "192.0.2.1"},
+        {"Host": "192.0.2.1"},
+        {"Host": "lab.example:80@localhost"},
+        {"Host": "[::1"},
+        {"Host": ""},
+    ],
+)
+def test_what_a_proxy_or_another_name_brought_needs_credentials(lab: Lab, headers: dict[str, str]) -> None:
+    assert lab.http.get("/v1/agents/data", headers=headers).status_code in (400, 401)
+
+
+def test_below_a_path_prefix_there_is_a_proxy(make_site: Callable[..., Site]) -> None:
+    site = make_site(root_path="/tracker")
+    assert refused(client(site.url).get("/v1/agents/data"), 401)
+
+
+def test_a_picture_in_a_page_takes_no_job_and_no_output(lab: Lab) -> None:
+    job, browser = lab.submit("q"), {"User-Agent": "Mozilla/5.0", "Accept": "image/*"}
+    ok(lab.http.post(f"/v1/result/{job}/output", content=b"said"))
+    for path in ("/v1/job?queue=q", f"/v1/result/{job}/output"):
+        assert refused(lab.http.get(path, headers=browser), 403)
+    assert lab.state(job) == "waiting"
+    assert ok(lab.http.get(f"/v1/result/{job}/output")).text == "said"
+
+
+def test_what_an_agent_tells_of_itself_is_bounded_and_its_name_is_its_own(lab: Lab) -> None:
+    agent = lab.agent("a", identifier=None, queues=["q"], log=["x" * 10_000])
+    lab.post("/agents/data/a", {"name": "fake"})
+    assert refused(agent.http.post("/v1/agents/data/a", json={"more": "x" * 70_000}), 413)
+    shown = lab.get("/agents/data/a")
+    assert (shown["name"], shown["state"], shown["queues"]) == ("a", "", ["q"])
+    assert "identifier" not in shown
+    (listening,) = lab.get("/queues/q/agents")
+    assert listening == {"name": "a", "queues": ["q"]} | dict.fromkeys(
+        ("state", "location", "provision_type", "job_id", "comment"), ""
+    )
+    assert lab.site.read("SELECT max(length(line)) FROM testflinger_agent_line")[0][0] < 10_000
+
+
+def test_an_agent_that_a_manager_has_paused_stays_paused_however_silent_it_is(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "PRUNE_INTERVAL", 0.1)
+    lab = Lab(make_site(testflinger_retention=1000))
+    paused, silent = lab.agent("paused"), lab.agent("silent")
+    lab.submit("q")
+    paused.finish(paused.polled("q")["job_id"])
+    worker = lab.site.read("SELECT worker FROM testflinger_agent WHERE name = 'paused'")[0][0]
+    assert lab.site.admin.post("/worker/set_paused", {"worker": worker, "paused": True}).status_code == 200
+    lab.submit("q")
+    lab.site.clock.pass_time(1001)
+    wait_until(lambda: lab.http.get("/v1/agents/data/silent").status_code == 404)
+    assert paused.polled("q") is None
+    silent.tell()
+    assert silent.polled("q") is not None
+
+
+def test_an_agent_that_only_its_cookie_names_has_one_worker(lab: Lab) -> None:
+    http = client(lab.site.url, cookies={"agent_name": "ghost"})
+    for _ in range(3):
+        lab.submit("q")
+        assert polled(http, "q")
+    assert lab.site.read("SELECT COUNT(*) FROM worker WHERE alias = 'ghost'") == [(1,)]
+
+
+def test_a_result_has_a_thousand_fields_at_most(lab: Lab) -> None:
+    job = new_id()
+    assert refused(lab.http.post(f"/v1/result/{job}", json={f"f{n}": 0 for n in range(1001)}), 422)
+    assert empty(lab.http.get(f"/v1/result/{job}"))
+    ok(lab.http.post(f"/v1/result/{job}", json={f"f{n}": 0 for n in range(1000)}))
+
+
+def test_a_queue_that_nobody_uses_goes_and_gives_its_name_back(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "PRUNE_INTERVAL", 0.1)
+    lab = Lab(make_site(testflinger_retention=1000))
+    lab.finished("slip-of-the-pen")
+    lab.submit("waiting")
+    lab.post("/agents/queues", {"old": "", "listened": ""})
+    lab.post("/agents/images", {"imaged": {"a": "b"}})
+    granted = lab.finished("granted") and lab.site.read("SELECT id FROM project WHERE name = 'granted'")[0][0]
+    assert lab.site.admin.set_role(granted, lab.site.create_manager(), 1).status_code == 200
+    lab.site.clock.pass_time(1001)
+    lab.agent(queues=["listened"])
+    lab.post("/agents/queues", {"new": ""})
+    kept = {"waiting", "listened", "imaged", "granted", "new"}
+    wait_until(lambda: lab.projects() == kept)
+    lab.site.clock.pass_time(100)
+    assert lab.site.admin.create_project("slip-of-the-pen")
+    assert lab.get("/agents/queues").keys() == {"listened", "new"}
+    assert lab.site.read("SELECT COUNT(*) FROM snapshot WHERE project NOT IN (SELECT id FROM project)") == [(0,)]
+
+
+def test_output_that_a_full_log_has_no_room_for_is_told_of(make_site: Callable[..., Site]) -> None:
+    lab = Lab(make_site(max_job_log=1))
+    job = lab.submit("q")
+    polled(lab.http, "q")
+    for number in range(6):
+        ok(lab.http.post(f"/v1/result/{job}/output", content=b"x" * 500))
+        post_fragment(lab.http, job, number, "y" * 500, kind="serial")
+    said = ok(lab.http.get(f"/v1/result/{job}/output")).text
+    assert said.count("the log is full") == 1 and said.rstrip().endswith("further output is dropped]")
+    assert lab.get(f"/result/{job}")["test_serial"].count("the log is full") == 1
+
+
+def test_a_queue_is_shown_to_admins_and_to_whom_they_grant_it(lab: Lab) -> None:
+    lab.submit("secret-lab")
+    project = lab.site.read("SELECT id FROM project")[0][0]
+    manager = lab.site.create_manager()
+    assert "secret-lab" not in lab.site.guest.get("/project/list").text + manager.get("/project/list").text
+    assert lab.site.admin.set_role(project, manager, 1).status_code == 200
+    assert "secret-lab" in manager.get("/project/list").text

@@ -770,7 +770,7 @@ def test_who_comes_from_elsewhere_without_credentials_is_refused(site: Site, gen
 
 
 def test_where_the_settings_say_so_nobody_needs_credentials(make_site: Callable[..., Site]) -> None:
-    site = make_site(testflinger_anonymous=True)
+    site = make_site(testflinger_anonymous="always")
     client, agent = SClient(site.url), HAgent(site.url, "agent-1", QUEUE)
     for program in (client, agent):
         program.http.headers.update(FAR)
