@@ -3,8 +3,9 @@
     request ─► Path (which method?) ─► Door (may this caller come in?) ─► handler: decode ─► one function of
     testflinger_domain or testflinger_clients, in the transaction that looked at the credentials ─► answer
 
-    testflinger_domain    queues, jobs, results, output, agents         files      artifacts and attachments
-    testflinger_clients   clients, keys, tokens, permissions, secrets   webhook    events sent to a stranger's URL
+    testflinger_queues    queues, images, waiting times                 files      artifacts and attachments
+    testflinger_domain    jobs, results, output, agents                 webhook    events sent to a stranger's URL
+    testflinger_clients   clients, keys, tokens, permissions, secrets
     testflinger_pages     the manager pages
 
 The older generation is that of the public document (2025), the newer one breaks with it in places (2026). Both are
@@ -33,10 +34,10 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import tracker
-from dialects import files, testflinger_pages, webhook
+from dialects import files, testflinger_pages, testflinger_queues, webhook
 from dialects import testflinger_clients as clients
 from dialects import testflinger_domain as domain
-from dialects.testflinger_domain import Unprocessable
+from dialects.testflinger_queues import Unprocessable
 from tracker import TrackerError, Tx, encode
 
 PAGES = testflinger_pages.PAGES
@@ -713,14 +714,14 @@ Images = Annotated[dict[Text, Any], Meta(max_length=10_000)]
 
 async def advertise_queues(ask: Ask) -> Response:
     queues = of_queues(await ask.object(), Text)
-    await ask.write(lambda tx, _: domain.advertise_queues(tx, queues), long=True)
+    await ask.write(lambda tx, _: testflinger_queues.advertise_queues(tx, queues), long=True)
     return text("OK")
 
 
 def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
     """The body, which has something of this kind for each of some queues. Refuses (422) what is not, by its queue."""
-    if len(given) > domain.MOST_QUEUES:
-        raise Invalid("json", "_schema", f"Expected at most {domain.MOST_QUEUES:,} queues")
+    if len(given) > testflinger_queues.MOST_QUEUES:
+        raise Invalid("json", "_schema", f"Expected at most {testflinger_queues.MOST_QUEUES:,} queues")
     for queue, value in given.items():
         try:
             msgspec.convert(value, kind)
@@ -730,17 +731,17 @@ def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
 
 
 async def get_queues(ask: Ask) -> Response:
-    return as_json(await ask.read(lambda tx, _: domain.advertised_queues(tx)))
+    return as_json(await ask.read(lambda tx, _: testflinger_queues.advertised_queues(tx)))
 
 
 async def set_images(ask: Ask) -> Response:
     images = of_queues(await ask.object(), Images)
-    await ask.write(lambda tx, _: domain.set_images(tx, images), long=True)
+    await ask.write(lambda tx, _: testflinger_queues.set_images(tx, images), long=True)
     return text("OK")
 
 
 async def get_images(ask: Ask) -> Response:
-    return as_json(await ask.read(lambda tx, _: domain.images(tx, ask.path("queue"))))
+    return as_json(await ask.read(lambda tx, _: testflinger_queues.images(tx, ask.path("queue"))))
 
 
 async def update_agent(ask: Ask) -> Response:
@@ -771,7 +772,7 @@ async def add_provision_log(ask: Ask) -> Response:
 
 async def get_wait_times(ask: Ask) -> Response:
     names = ask.query("queue")
-    return as_json(await ask.read(lambda tx, _: domain.wait_times(tx, names)))
+    return as_json(await ask.read(lambda tx, _: testflinger_queues.wait_times(tx, names)))
 
 
 async def get_queue_agents(ask: Ask) -> Response:
@@ -779,7 +780,11 @@ async def get_queue_agents(ask: Ask) -> Response:
 
     def look(tx: Tx, _: clients.Client | None) -> list[dict[str, Any]]:
         agents = domain.queue_agents(tx, queue)
-        if not agents and ask.settings.testflinger_version != OLDER and domain.find_queue(tx, queue) is None:
+        if (
+            not agents
+            and ask.settings.testflinger_version != OLDER
+            and testflinger_queues.find_queue(tx, queue) is None
+        ):
             raise TrackerError("not_found", f"There is no queue {queue!r}")
         return agents
 
@@ -788,7 +793,7 @@ async def get_queue_agents(ask: Ask) -> Response:
 
 async def get_queue_jobs(ask: Ask) -> Response:
     name = ask.path("queue")
-    queue = await ask.read(lambda tx, _: domain.find_queue(tx, name))
+    queue = await ask.read(lambda tx, _: testflinger_queues.find_queue(tx, name))
     if queue is None:
         return nothing()
     return await jobs_found(ask, domain.Search(project=queue["project"]), job_queue=name)

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 import tracker
+from dialects.testflinger_queues import find_queue, make_queue
 from tracker import TrackerError, Tx
 
 # ── Credentials ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -249,6 +250,7 @@ MOST_LIMITS = 2**14  # characters of all of a client's limits: its token, with t
 LIMITS = ("max_priority", "allowed_queues", "max_reservation_time")
 
 Role = Literal["contributor", "agent", "admin"]
+MOST_MAXIMUM = 2**31 - 1
 Maximums = dict[str, tracker.Natural]
 ClientId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}\Z")]  # in paths, and before a colon
 Key = Annotated[str, Meta(min_length=12, max_length=1000)]  # one that a person chose: nobody can guess that many
@@ -284,6 +286,14 @@ class NewPermissionsBody(LimitsBody, kw_only=True):
 
     client_id: ClientId
     client_secret: Key
+
+
+def refusal(error: msgspec.ValidationError) -> TrackerError:
+    """Why a body is refused, in words for people."""
+    name, problem = tracker.name_and_problem(error)
+    if name == "client_id" and "matching regex" in problem:
+        problem = "must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -, and begin with a letter, a digit or _"
+    return TrackerError("invalid", f"{name}: {problem}")
 
 
 NEW_CLIENT = Client("", "contributor", {}, [], {})
@@ -390,8 +400,19 @@ def update_client(tx: Tx, session: bytes | None, client: str, body: LimitsBody) 
     return find_client(tx, session, client)
 
 
-def rotate_key(tx: Tx, session: bytes | None, client: str) -> str:
-    """A client's new key, which is in the answer and nowhere else. The old one and its tokens end. For admins."""
+def key_hash(tx: Tx, session: bytes | None, client: str) -> bytes:
+    """The hash of a client's present key. For admins."""
+    tracker.require_admin(tx, session)
+    return find_row(tx, client)["key_hash"]
+
+
+def rotate_key(tx: Tx, session: bytes | None, client: str, old: bytes | None = None) -> str:
+    """A client's new key, which is in the answer and nowhere else. The old one and its tokens end. For admins.
+
+    With the hash of the key that it is to replace, refuses when that has been replaced already.
+    """
+    if old not in (None, key_hash(tx, session, client)):
+        raise TrackerError("conflict", f"The client {client} has got another key meanwhile")
     tracker.require_admin(tx, session)
     key = secrets.token_urlsafe(32)
     change_key(tx, find_row(tx, client)["id"], key)
@@ -467,8 +488,7 @@ def new_permissions(client: str, body: PermissionsBody) -> NewPermissionsBody:
     try:
         return msgspec.convert({**fields, "client_id": client}, NewPermissionsBody)
     except msgspec.ValidationError as error:
-        name, problem = tracker.name_and_problem(error)
-        raise TrackerError("invalid", f"{name}: {problem}") from None
+        raise refusal(error) from None
 
 
 def delete_permissions(tx: Tx, caller: Client | None, client: str) -> None:
@@ -512,10 +532,8 @@ def restricted_queue_json(queue: str, owners: list[str]) -> dict[str, Any]:
 
 def add_restricted_queue(tx: Tx, caller: Client | None, queue: str) -> dict[str, Any]:
     """Restricts a queue, which need not exist yet. One that is restricted already stays so. For admin clients."""
-    from dialects import testflinger_domain  # which imports this one
-
     require_admin_client(caller)
-    restrict(tx, testflinger_domain.make_queue(tx, queue, "queue"), True)
+    restrict(tx, make_queue(tx, queue, "queue"), True)
     return get_restricted_queue(tx, caller, queue)
 
 
@@ -523,10 +541,6 @@ def remove_restricted_queue(tx: Tx, caller: Client | None, queue: str) -> None:
     """Lets everybody who may submit submit to the queue again. For admin clients."""
     get_restricted_queue(tx, caller, queue)
     restrict(tx, find_queue(tx, queue)["project"], False)
-
-
-def find_queue(tx: Tx, queue: str) -> sqlite3.Row | None:
-    return tx.one("SELECT q.* FROM testflinger_queue q JOIN project p ON p.id = q.project WHERE p.name = ?", (queue,))
 
 
 # ── Secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ tells, and that is also where it is cancelled; the two lead to each other.
 from __future__ import annotations
 
 import functools
+import hmac
 import itertools
 import re
 import sqlite3
@@ -23,6 +24,7 @@ from starlette.responses import Response, StreamingResponse
 import tracker
 from dialects import testflinger_clients as clients
 from dialects import testflinger_domain as domain
+from dialects import testflinger_queues
 from dialects.files import Files, folder_of
 from tracker import PAGE, TrackerError, Tx
 
@@ -30,6 +32,7 @@ MOST_SHOWN = 500  # agents or images of one queue, queues of one agent: nobody h
 OUTPUT_SHOWN = 20_000  # characters of a job's output on a page, which asks for them again and again
 MOST_LINES = 100  # lines and provisionings of an agent: more are not kept
 KINDS = {"output": "Output", "serial": "Serial output"}
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 FILES = {"artifact": "Artifact", "attachments": "Attachments"}
 READABLE = "(:admin OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"
 
@@ -43,17 +46,23 @@ def reader(tx: Tx, session: bytes | None) -> dict[str, Any]:
 # ── Queues ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class QueueQuery(msgspec.Struct):
-    """Which of a queue's waiting jobs are shown: those after this one, which has this priority."""
+class QueuesQuery(tracker.ListQuery):
+    """Which queues are listed; or the id of a job that is looked for instead."""
 
-    after: Annotated[str, Meta(max_length=50, pattern=r"^(-?\d{1,19}:\d{1,18})?$")] = ""
+    job: Annotated[str, Meta(max_length=200)] = ""
+
+
+class QueueQuery(msgspec.Struct):
+    """Which of a queue's waiting jobs are shown: those after this one, which has this priority (priority:job)."""
+
+    after: str = ""
 
 
 class RestrictedForm(msgspec.Struct):
     restricted: bool
 
 
-def queues_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dict[str, Any]:
+def queues_page(tx: Tx, session: bytes | None, query: QueuesQuery) -> dict[str, Any]:
     """The queues that the manager may read, by name: what waits and runs there, who listens, how long jobs waited."""
     rows = tx.all(
         "SELECT p.id, p.name, p.paused, p.waiting_task_count, p.assigned_task_count, q.description, q.restricted,"
@@ -65,11 +74,42 @@ def queues_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dict
     shown = rows[:PAGE]
     return {
         "queues": shown,
-        "waits": domain.wait_times(tx, [row["name"] for row in shown]),
-        "percentiles": list(map(str, domain.PERCENTILES)),
+        "waits": testflinger_queues.wait_times(tx, [row["name"] for row in shown]),
+        "percentiles": list(map(str, testflinger_queues.PERCENTILES)),
         "more": shown[-1]["name"] if len(rows) > PAGE else "",
         "query": query,
     }
+
+
+async def show_queues(visit: tracker.Visit) -> Response:
+    """The list of queues, from which a job's id leads to the page of the job."""
+    query = visit.query_as(QueuesQuery)
+    if query.job.strip():
+        try:
+            uuid = await visit.tracker.db.read(job_looked_for, visit.session(), query.job.strip().lower())
+            return visit.see(f"/ui/testflinger/jobs/{uuid}")
+        except TrackerError as error:
+            if error.code == "unauthorized":
+                raise
+            visit.error = error
+    return await visit.render("testflinger_queues.html", await visit.read(queues_page, query))
+
+
+def job_looked_for(tx: Tx, session: bytes | None, uuid: str) -> str:
+    """The id of a job that somebody has typed, if that one may be looked at."""
+    tracker.require_manager(tx, session)
+    if not re.fullmatch(UUID, uuid):
+        example = "1234abcd-12ab-34cd-56ef-123456abcdef"
+        raise TrackerError("invalid", f"job: {uuid[:50]!r} is no job id: one looks like {example}")
+    try:
+        return readable_job(tx, session, uuid)["uuid"]
+    except TrackerError as error:
+        raise TrackerError(error.code, f"job: there is no job {uuid}, or it is not for you to see") from None
+
+
+async def go_to_queues(visit: tracker.Visit) -> Response:
+    await visit.tracker.db.read(reader, visit.session())
+    return visit.see("/ui/testflinger/queues")
 
 
 def queue_page(tx: Tx, session: bytes | None, project: int, query: QueueQuery) -> dict[str, Any]:
@@ -87,19 +127,20 @@ def queue_page(tx: Tx, session: bytes | None, project: int, query: QueueQuery) -
         "first": domain.position(tx, shown[0]["uuid"]) if shown else 0,
         "more": f"{last[0]['priority']}:{last[0]['job']}" if len(rows) > PAGE else "",
         "query": query,
+        **held_jobs(tx, project),
         "running": running_jobs(tx, project),
         "agents": list(map(agent_values, domain.agents_listening(tx, queue["name"])[:MOST_SHOWN])),
         "images": tx.all("SELECT name FROM testflinger_image WHERE project = ? LIMIT ?", (project, MOST_SHOWN)),
-        "waits": domain.wait_times(tx, [queue["name"]]).get(queue["name"]),
-        "percentiles": list(map(str, domain.PERCENTILES)),
+        "waits": testflinger_queues.wait_times(tx, [queue["name"]]).get(queue["name"]),
+        "percentiles": list(map(str, testflinger_queues.PERCENTILES)),
     }
 
 
 def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.Row]:
     """The next jobs that agents get, after a place (priority:job) in their order."""
+    if after and not re.fullmatch(r"-?[0-9]{1,18}:[0-9]{1,18}", after):
+        raise TrackerError("invalid", "after: there is no such place in the list, please begin with its first page")
     priority, job = map(int, after.split(":")) if after else (0, 0)
-    if abs(priority) > tracker.INT64_MAX:
-        raise TrackerError("invalid", "after: there is no such place in the list")
     # One condition for both would read all jobs of the same priority that come before the place.
     ranges = ("t.priority = :priority AND t.job > :job", "t.priority < :priority") if after else ("TRUE",)
     rows: list[sqlite3.Row] = []
@@ -111,6 +152,23 @@ def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.R
             {"project": project, "priority": priority, "job": job, "limit": limit - len(rows)},
         )
     return rows
+
+
+MOST_HELD = 100
+SHOWN_HELD = 5
+LOOKED_AT = 1000  # held jobs, of all queues together: the index does not know whose they are
+HELD = """
+    SELECT h.uuid, j.name, j.created FROM (SELECT job, uuid, project FROM testflinger_job
+        INDEXED BY testflinger_job_held
+        WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job DESC LIMIT :looked_at) AS h
+    CROSS JOIN job j ON j.id = h.job WHERE h.project = :project LIMIT :limit
+"""
+
+
+def held_jobs(tx: Tx, project: int) -> dict[str, Any]:
+    """The newest jobs of a queue that wait for their attachments, and how many there are, up to MOST_HELD."""
+    rows = tx.all(HELD, {"project": project, "looked_at": LOOKED_AT, "limit": MOST_HELD})
+    return {"held": rows[:SHOWN_HELD], "held_count": len(rows), "held_more": len(rows) == MOST_HELD}
 
 
 def running_jobs(tx: Tx, project: int) -> list[sqlite3.Row]:
@@ -177,7 +235,7 @@ def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> di
         "position": domain.position(tx, uuid),
         "agent": tx.one("SELECT id FROM testflinger_agent WHERE name = ?", (row["agent"],)),
         "alias": tracker.alias_of(tx, row["assignee"]),
-        "maker": tracker.maker_of(tx, row),
+        "maker": maker_of(tx, row),
         "webhook": json_object(row["recipe"]).get("job_status_webhook") if submitted else None,
         "tags": names_of(tx, "tag", row["id"]),
         "excluded": names_of(tx, "exclusion", row["id"]),
@@ -187,13 +245,19 @@ def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> di
         "device": tracker.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else "",
         "files": list(filter(None, (domain.find_file(tx, uuid, kind) for kind in FILES))),
         "parts": parts,
-        "pieces": in_groups(pieces),
+        "pieces": readable_pieces(pieces),
         "older": older,
         "newest_place": tracker.INT64_MAX,
         "query": query,
         "kinds": KINDS,
         "file_names": FILES,
     }
+
+
+def maker_of(tx: Tx, job: sqlite3.Row) -> str:
+    """Who made the job, in words: a client by its name, if that is known. A manager may have retried a client's job."""
+    by_client = job["client"] and job["manager"] is None and job["worker"] is None
+    return f"client {job['client']}" if by_client else tracker.maker_of(tx, job)
 
 
 def names_of(tx: Tx, what: str, job: int) -> list[str]:
@@ -338,24 +402,35 @@ def output_tail(
 
 
 ESCAPES = re.compile(
-    r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])|\r(?=\n)|[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
+    r"(\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(\x1b\]|\x9d)[^\x07\x1b\x9c]*(\x07|\x1b\\|\x9c)|\x1b[@-Z\\^_]"
+    r"|\r(?=\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 )
+BEGUN = re.compile(r"(\x1b|(\x1b\[|\x9b)[0-?]{0,100}[ -/]{0,100}|(\x1b\]|\x9d)[^\x07\x1b\x9c]{0,500}\x1b?|\r)\Z")
 
 
-def in_groups(pieces: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pieces of the same phase that follow one another as one text, without what colours it and moves cursors."""
-    groups: list[dict[str, Any]] = []
-    for piece in pieces:
-        if groups and groups[-1]["phase"] == piece["phase"] and not piece["cut"]:
-            groups[-1]["text"] += piece["text"]
-        else:
-            groups.append(dict(piece))
-    return [{**group, "text": ESCAPES.sub("", group["text"])} for group in groups]
+def readable_text(text: str) -> str:
+    """A text without what colours it and moves cursors on a terminal."""
+    return ESCAPES.sub("", text)
+
+
+def readable_pieces(pieces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pieces as people read them, and whether one is the first of its phase.
+
+    Each stays by itself: who reads in the midst of a page keeps the place when the first ones leave it. What has begun
+    at the end of one (colour, end of line) and ends in the next goes with that.
+    """
+    shown, begun = [], ""
+    for number, piece in enumerate(pieces):
+        text = begun + piece["text"]
+        begun = match[0] if number + 1 < len(pieces) and (match := BEGUN.search(text)) else ""
+        first = number == 0 or pieces[number - 1]["phase"] != piece["phase"]
+        shown.append({**piece, "text": readable_text(text[: len(text) - len(begun)]), "first": first})
+    return shown
 
 
 def uuid_of(visit: tracker.Visit) -> str:
     uuid = visit.scope["path_params"]["uuid"].lower()
-    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", uuid):
+    if not re.fullmatch(UUID, uuid):
         raise TrackerError("not_found", "There is no such job")
     return uuid
 
@@ -363,6 +438,21 @@ def uuid_of(visit: tracker.Visit) -> str:
 async def show_job(visit: tracker.Visit) -> Response:
     values = await visit.read(job_page, uuid_of(visit), visit.query_as(OutputQuery))
     return await visit.render("testflinger_job.html", values)
+
+
+def retry(tx: Tx, session: bytes | None, uuid: str) -> str:
+    """Makes a new job with all that an ended one was given, and returns its id. Needs EDIT."""
+    token = tracker.retry_on_page(tx, session, readable_job(tx, session, uuid)["token"])
+    return tx.one("SELECT t.uuid FROM job j JOIN testflinger_job t ON t.job = j.id WHERE j.token = ?", (token,))[0]
+
+
+async def retry_job(visit: tracker.Visit) -> Response:
+    try:
+        uuid = await visit.tracker.db.write(retry, visit.session(), uuid_of(visit))
+    except TrackerError as error:
+        visit.error = error
+        return await show_job(visit)
+    return visit.see(f"/ui/testflinger/jobs/{uuid}", "This is the new job, with all that the other one was given.")
 
 
 # ── Downloads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -462,10 +552,13 @@ def agents_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dict
         " ORDER BY a.name LIMIT :limit",
         {**asking, "after": query.after, "text": tracker.like(query.text), "limit": PAGE + 1},
     )
-    shown = [{**agent_values(row), **agent_queues(tx, row, asking, 5)} for row in rows[:PAGE]]
+    told = [{**agent_values(row), **agent_queues(tx, row, asking, 5)} for row in rows[:PAGE]]
+    readable = readable_uuids(tx, asking, [text for one in told for text in (one["job_id"], one["comment"])])
+    shown = [{**one, "comment": without_others(one["comment"], readable, asking)} for one in told]
     return {
         "agents": shown,
-        "readable": readable_uuids(tx, asking, [one["job_id"] for one in shown]),
+        "readable": readable,
+        "all_readable": asking["admin"],
         "more": shown[-1]["name"] if len(rows) > PAGE else "",
         "query": query,
     }
@@ -487,11 +580,16 @@ def agent_page(tx: Tx, session: bytes | None, agent: int) -> dict[str, Any]:
     lines = tx.all(
         "SELECT id, line FROM testflinger_agent_line WHERE agent = ? ORDER BY id DESC LIMIT ?", (agent, MOST_LINES)
     )
+    said = [readable_text(one["line"]) for one in lines[::-1]]
+    named = [values["job_id"], values["comment"], *said, *(one["uuid"] for one in provisions)]
+    readable = readable_uuids(tx, asking, named)
+    values["comment"] = without_others(values["comment"], readable, asking)
     return {
         "agent": {**values, **agent_queues(tx, row, asking, MOST_SHOWN)},
-        "provisions": provisions,
-        "lines": lines[::-1],
-        "readable": readable_uuids(tx, asking, [values["job_id"], *(one["uuid"] for one in provisions)]),
+        "provisions": [{**dict(one), "detail": readable_text(one["detail"])} for one in provisions],
+        "lines": [without_others(line, readable, asking) for line in said],
+        "readable": readable,
+        "all_readable": asking["admin"],
         "alias": tracker.alias_of(tx, row["worker"]),
     }
 
@@ -500,7 +598,7 @@ def agent_values(row: sqlite3.Row) -> dict[str, Any]:
     """An agent with the fields that it has sent as texts: they may be anything."""
     fields = json_object(row["fields"])
     names = ("state", "job_id", "location", "provision_type", "comment", "identifier")
-    return {**dict(row), **{name: tracker.as_text(fields.get(name)) for name in names}}
+    return {**dict(row), **{name: readable_text(tracker.as_text(fields.get(name))) for name in names}}
 
 
 def agent_queues(tx: Tx, agent: sqlite3.Row, asking: dict[str, Any], most: int) -> dict[str, Any]:
@@ -515,14 +613,25 @@ def agent_queues(tx: Tx, agent: sqlite3.Row, asking: dict[str, Any], most: int) 
     return {"queues": rows, "other_queues": count - len(rows)}
 
 
-def readable_uuids(tx: Tx, asking: dict[str, Any], uuids: Iterable[str]) -> set[str]:
-    """Which of these jobs exist and may be looked at."""
+def readable_uuids(tx: Tx, asking: dict[str, Any], texts: Iterable[str]) -> set[str]:
+    """Which of the jobs that these texts name exist and may be looked at."""
+    uuids = {match[0] for text in texts for match in re.finditer(UUID, text)}
     rows = tx.all(
         "SELECT t.uuid FROM testflinger_job t JOIN project p ON p.id = t.project"
         f" WHERE t.uuid IN (SELECT value FROM json_each(:uuids)) AND {READABLE}",
-        {**asking, "uuids": tracker.encode([uuid for uuid in uuids if uuid]).decode()},
+        {**asking, "uuids": tracker.encode(sorted(uuids)).decode()},
     )
     return {row["uuid"] for row in rows}
+
+
+def without_others(text: str, readable: set[str], asking: dict[str, Any]) -> str:
+    """What an agent says, without the ids of jobs that are not for the one who asks: an id is all that a client needs.
+
+    An agent may listen to the queues of several groups.
+    """
+    if asking["admin"]:
+        return text
+    return re.sub(UUID, lambda match: match[0] if match[0] in readable else "(a job of another queue)", text)
 
 
 # ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -569,8 +678,11 @@ def typed_maximums(visit: tracker.Visit, name: str) -> dict[str, int]:
         if not line.strip():
             continue
         queue, equals, most = map(str.strip, line.rpartition("="))
-        if not equals or not queue or not re.fullmatch("[0-9]{1,15}", most):
+        if not equals or not queue or not re.fullmatch("[0-9]+", most):
             raise TrackerError("invalid", f"{name}: line {number} is not of the form QUEUE=NUMBER, or *=NUMBER")
+        if len(most) > 15 or int(most) > clients.MOST_MAXIMUM:
+            problem = f"in line {number} the number is too large, it must be at most {clients.MOST_MAXIMUM:,}"
+            raise TrackerError("invalid", f"{name}: {problem}")
         if queue in found:
             raise TrackerError("invalid", f"{name}: line {number} gives {queue} a second time")
         found[queue] = int(most)
@@ -590,8 +702,7 @@ def as_body(fields: dict[str, Any], kind: type) -> Any:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        name, problem = tracker.name_and_problem(error)
-        raise TrackerError("invalid", f"{name}: {problem}") from None
+        raise clients.refusal(error) from None
 
 
 async def show_clients(visit: tracker.Visit) -> Response:
@@ -629,8 +740,15 @@ async def update_client(visit: tracker.Visit) -> Response:
 
 
 async def rotate_key(visit: tracker.Visit) -> Response:
+    """POST …/rotate: asks first, and again when the answer is reloaded: by then there is another key."""
     client = visit.scope["path_params"]["client"]
-    key = await visit.tracker.db.write(clients.rotate_key, visit.session(), client)
+    old = await visit.tracker.db.read(clients.key_hash, visit.session(), client)
+    mark = visit.tracker.form_signer.get_signature(b"key " + old).decode()
+    if not hmac.compare_digest(visit.field("confirmed").encode(), mark.encode()):
+        values = await visit.read(client_page, client)
+        renewed = bool(visit.field("confirmed"))
+        return await visit.render("testflinger_client_rotate.html", {**values, "mark": mark, "renewed": renewed})
+    key = await visit.tracker.db.write(clients.rotate_key, visit.session(), client, old)
     return await show_client(visit, fresh=key)
 
 
@@ -644,7 +762,8 @@ async def delete_client(visit: tracker.Visit) -> Response:
 
 
 PAGES: list[tuple[str, str, tracker.Handler]] = [
-    ("GET", "/ui/testflinger/queues", tracker.page("testflinger_queues.html", queues_page, query=tracker.ListQuery)),
+    ("GET", "/ui/testflinger", go_to_queues),
+    ("GET", "/ui/testflinger/queues", show_queues),
     (
         "GET",
         "/ui/testflinger/queues/{queue}",
@@ -662,6 +781,7 @@ PAGES: list[tuple[str, str, tracker.Handler]] = [
         ),
     ),
     ("GET", "/ui/testflinger/jobs/{uuid}", show_job),
+    ("POST", "/ui/testflinger/jobs/{uuid}/retry", retry_job),
     ("GET", "/ui/testflinger/jobs/{uuid}/{file}", download),
     ("GET", "/ui/testflinger/agents", tracker.page("testflinger_agents.html", agents_page, query=tracker.ListQuery)),
     ("GET", "/ui/testflinger/agents/{agent}", tracker.page("testflinger_agent.html", agent_page, "agent")),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tracker
-from dialects import testflinger, testflinger_clients, testflinger_domain, theeye
+from dialects import testflinger, testflinger_clients, testflinger_domain, testflinger_queues, theeye
 from tracker import FAIL, OK, SKIP, ProjectBody, ReleaseBody, TaskAction, TaskFilter, WorkerCredentials
 
 BEGAN = 1_780_299_000  # Monday, 1 June 2026, 07:30 UTC
@@ -536,9 +536,9 @@ class Story:
         for client, fields in LAB_CLIENTS.items():
             body = testflinger_clients.ClientBody(client_id=client, **fields)
             self.do(testflinger_clients.create_client, session, body)
-        self.do(testflinger_domain.advertise_queues, LAB_QUEUES)
-        self.do(testflinger_domain.set_images, {"rpi4": {"noble": {"url": "https://images.example.org/noble.img.xz"}}})
-        rows = self.do(testflinger_domain.all_queues)
+        self.do(testflinger_queues.advertise_queues, LAB_QUEUES)
+        self.do(testflinger_queues.set_images, {"rpi4": {"noble": {"url": "https://images.example.org/noble.img.xz"}}})
+        rows = self.do(testflinger_queues.all_queues)
         self.week.queues = {row["name"]: row["project"] for row in rows}
         self.do(testflinger_clients.set_restricted, session, self.week.queues["x13s"], True)
         for number, (agent, fields) in enumerate(LAB_AGENTS.items(), 1):

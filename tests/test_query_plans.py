@@ -19,7 +19,7 @@ import pytest
 from place import OPERATIONS, Memory, Operation, Place, StillClock, create_worker, furnish, new_task
 
 import tracker
-from dialects import testflinger_clients
+from dialects import testflinger_clients, testflinger_queues
 from dialects import testflinger_domain as testflinger
 from tracker import OK, TaskFilter, Tx, WorkerCredentials
 
@@ -745,7 +745,7 @@ QUEUE_CALLS: dict[str, Call] = {
     "update an agent": (testflinger.update_agent, ("agent 0", {"queues": ["queue", "other"], "log": ["x"] * 50})),
     "add a provision log": (testflinger.add_provision_log, ("agent 0", "run", 1, "")),
     "who listens": (testflinger.queue_agents, ("queue",)),
-    "images": (testflinger.images, ("queue",)),
+    "images": (testflinger_queues.images, ("queue",)),
 }
 FORGETTING: dict[str, Call] = {
     "cancel the forgotten": (testflinger.cancel_forgotten, ()),
@@ -757,7 +757,7 @@ FORGETTING: dict[str, Call] = {
 }
 COUNTING: dict[str, Call] = {
     "position of the last": (testflinger.position, ("last",)),
-    "wait times": (testflinger.wait_times, (["queue"],)),
+    "wait times": (testflinger_queues.wait_times, (["queue"],)),
 }
 OF_TESTFLINGER = {**SEARCHES, **QUEUE_CALLS, **FORGETTING, **COUNTING}
 SORTS_A_PIECE = (*SEARCHES, "who listens", "submit with everything")  # of candidates; the agents of a queue

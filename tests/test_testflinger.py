@@ -23,7 +23,7 @@ from conftest import Site, client, dump, wait_until
 from test_pages import Tab
 
 import tracker
-from dialects import testflinger_domain, webhook
+from dialects import testflinger_domain, testflinger_queues, webhook
 
 NOBODY = "00000000-0000-0000-0000-000000000000"  # the id of no job
 PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
@@ -724,7 +724,7 @@ def test_a_job_that_is_too_large_is_refused(lab: Lab) -> None:
 
 
 def test_beyond_so_many_queues_only_known_ones_take_jobs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testflinger_domain, "MOST_QUEUES", 2)
+    monkeypatch.setattr(testflinger_queues, "MOST_QUEUES", 2)
     lab.submit("a")
     lab.post("/agents/queues", {"b": ""})
     assert wrong(lab.http.post("/v1/job", json={"job_queue": "c"}), "job_queue")

@@ -15,6 +15,7 @@ from test_atomicity import check_all_or_nothing
 import tracker
 from dialects import testflinger_clients as clients
 from dialects import testflinger_domain as domain
+from dialects import testflinger_queues
 from tracker import Tx
 
 QUEUE, AGENT, KEY = "machines", "agent-1", "a key of an admin"
@@ -49,9 +50,9 @@ def furnish(tx: Tx) -> Lab:
     tokens = clients.issue_token(tx, basic, True)
     tx.execute("INSERT INTO testflinger_refresh VALUES (x'00', 'user', 1)")
 
-    domain.advertise_queues(tx, {QUEUE: "what there is", "restricted": "for some"})
+    testflinger_queues.advertise_queues(tx, {QUEUE: "what there is", "restricted": "for some"})
     clients.add_restricted_queue(tx, admin, "restricted")
-    domain.set_images(tx, {QUEUE: {"core": "url: http://image", "desktop": "url: http://image"}})
+    testflinger_queues.set_images(tx, {QUEUE: {"core": "url: http://image", "desktop": "url: http://image"}})
     project = domain.find_queue(tx, QUEUE)["project"]
     for agent in (AGENT, "silent"):
         domain.update_agent(tx, agent, {"queues": [QUEUE, "elsewhere"], "state": "waiting", "log": ["a line"] * 100})
@@ -107,8 +108,11 @@ OPERATIONS: dict[str, Callable[[Lab], Operation]] = {
     "write stray output": lambda lab: (domain.add_fragment, (NOBODY, "output", None, "more")),
     "take output": lambda lab: (domain.take_output, (lab.jobs["running"], "output")),
     "replace an artifact": lambda lab: (domain.store_file, (lab.jobs["running"], "artifact", "another", 2)),
-    "advertise queues": lambda lab: (domain.advertise_queues, ({"another": "new", QUEUE: "changed"},)),
-    "set images": lambda lab: (domain.set_images, ({QUEUE: {"server": "url: x"}, "another": {"core": "url: x"}},)),
+    "advertise queues": lambda lab: (testflinger_queues.advertise_queues, ({"another": "new", QUEUE: "changed"},)),
+    "set images": lambda lab: (
+        testflinger_queues.set_images,
+        ({QUEUE: {"server": "url: x"}, "another": {"core": "url: x"}},),
+    ),
     "tell of a new agent": lambda lab: (domain.update_agent, ("new", {"queues": [QUEUE], "log": ["a", "b"]})),
     "tell of an agent": lambda lab: (domain.update_agent, (AGENT, {"queues": ["another"], "log": ["a", "b"]})),
     "log how provisioning went": lambda lab: (domain.add_provision_log, (AGENT, lab.jobs["running"], 1, "no power")),

@@ -1,0 +1,124 @@
+"""The queues of the Testflinger dialect: functions (tx, …) that know no HTTP.
+
+A queue is a project that this dialect has made. All other projects are closed to it: what anybody may do here must not
+feed a project that managers guard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from sqlite3 import Row
+from typing import Any
+
+import tracker
+from tracker import Raw, TrackerError, Tx, encode
+
+MOST_QUEUES = 1000
+QUEUE = "SELECT q.*, p.name, p.paused, p.assign_rate, p.assign_free_at FROM project p JOIN testflinger_queue q ON"
+
+
+class Unprocessable(TrackerError):
+    """A value that is well formed and yet cannot be: the field, and what is wrong with it."""
+
+    def __init__(self, field: str, problem: str):
+        super().__init__("invalid", f"{field}: {problem}")
+        self.field, self.problem = field, problem
+
+
+def find_queue(tx: Tx, name: str) -> Row | None:
+    return tx.one(f"{QUEUE} q.project = p.id WHERE p.name = ?", (name,))
+
+
+def all_queues(tx: Tx) -> list[Row]:
+    """Every queue, by name."""
+    return tx.all(f"{QUEUE} q.project = p.id ORDER BY p.name")
+
+
+def make_queue(tx: Tx, name: str, field: str = "job_queue") -> int:
+    """The project of the queue, which is made if there is none of that name.
+
+    Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard.
+    """
+    old = tx.one(
+        "SELECT p.id, q.project FROM project p LEFT JOIN testflinger_queue q ON q.project = p.id WHERE p.name = ?",
+        (name,),
+    )
+    if old is None:
+        if not name.strip() or len(name) > 200:
+            raise Unprocessable(field, "the name of a queue has 1 to 200 characters, and not only spaces")
+        if tx.one("SELECT COUNT(*) FROM testflinger_queue")[0] >= MOST_QUEUES:
+            full = f"no queue {name!r}, and no further one: there are {MOST_QUEUES:,} (unused ones go by themselves)"
+            raise Unprocessable(field, full)
+        project = tracker.insert_project(tx, {"name": name, "hidden": True})  # managers grant who sees it
+        tx.execute("INSERT INTO testflinger_queue (project) VALUES (?)", (project,))
+        return project
+    if old["project"] is None:
+        raise Unprocessable(field, f"{name!r} is the name of a project of the tracker that is no Testflinger queue")
+    return old["id"]
+
+
+def advertise_queues(tx: Tx, queues: dict[str, str]) -> None:
+    """Notes which queues there are, and what agents say about them. All or none."""
+    for name, description in queues.items():
+        project = make_queue(tx, name, "queues")
+        change = "UPDATE testflinger_queue SET description = ?, advertised = ? WHERE project = ?"
+        tx.execute(change, (description, tx.time, project))
+
+
+def advertised_queues(tx: Tx) -> dict[str, str]:
+    return {row["name"]: row["description"] for row in all_queues(tx) if row["description"] is not None}
+
+
+def set_images(tx: Tx, images: dict[str, dict[str, Any]]) -> None:
+    """Replaces the images of these queues."""
+    for name, data in images.items():
+        project = make_queue(tx, name, "images")
+        tx.execute("DELETE FROM testflinger_image WHERE project = ?", (project,))
+        rows = [(project, image, encode(provisioned).decode()) for image, provisioned in data.items()]
+        tx.executemany("INSERT INTO testflinger_image VALUES (?, ?, ?)", rows)
+
+
+def images(tx: Tx, name: str) -> dict[str, Raw]:
+    """The queue's images, and what provisions them. Empty for an unknown queue."""
+    rows = tx.execute(
+        "SELECT i.name, i.data FROM project p JOIN testflinger_image i ON i.project = p.id WHERE p.name = ?"
+        " ORDER BY i.name",
+        (name,),
+    )
+    return {row["name"]: Raw(row["data"].encode()) for row in rows}
+
+
+WAIT = "FROM testflinger_job WHERE project = :project AND wait IS NOT NULL"
+PERCENTILES = (5, 10, 50, 90, 95)
+
+
+def wait_times(tx: Tx, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """How long jobs have waited until they were picked, in seconds: percentiles, by queue. All queues without names.
+
+    Queues of which no job has been started are left out.
+    """
+    queues = filter(None, (find_queue(tx, name) for name in dict.fromkeys(names))) if names else all_queues(tx)
+    counted = ((row, tx.one(f"SELECT COUNT(*) {WAIT}", {"project": row["project"]})[0]) for row in queues)
+    return {
+        row["name"]: {str(percent): percentile(tx, row["project"], count, percent) for percent in PERCENTILES}
+        for row, count in counted
+        if count
+    }
+
+
+def percentile(tx: Tx, project: int, count: int, percent: int) -> float:
+    """A percentile of `count` waiting times, with linear interpolation. Walks the index from the nearer end."""
+    place = (count - 1) * percent / 100
+    low, high = math.floor(place), math.ceil(place)
+    from_below = place <= count / 2
+    order, first = ("ASC", low) if from_below else ("DESC", count - 1 - high)
+    waits = [
+        row["wait"]
+        for row in tx.execute(
+            f"SELECT wait {WAIT} ORDER BY wait {order} LIMIT :limit OFFSET :first",
+            {"project": project, "limit": high - low + 1, "first": first},
+        )
+    ]
+    below, above = min(waits), max(waits)
+    return below + (above - below) * (place - low)
