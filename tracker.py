@@ -2588,7 +2588,12 @@ def maker_of(tx: Tx, job: sqlite3.Row) -> str:
         return f"worker {alias_of(tx, job['worker'])} ({job['worker']})"
     if job["manager"] is not None:
         return f"manager {tx.one('SELECT username FROM manager WHERE id = ?', (job['manager'],))['username']}"
-    return "its workflow" if job["workflow_job"] is not None else f"a client of {job['origin']}"
+    if job["workflow_job"] is not None:
+        return "its workflow"
+    return f"a client of {DIALECT_NAMES.get(job['origin'], job['origin'])}"
+
+
+DIALECT_NAMES = {"otter": "Otter", "testflinger": "Testflinger", "theeye": "theeye.io"}  # as people write them
 
 
 def retry_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
@@ -6165,7 +6170,7 @@ def job_page(tx: Tx, session: bytes | None, job: str, query: JobQuery) -> dict[s
         "workflow": row["workflow"] and find_workflow(tx, row["workflow"]),
         "run": tx.one("SELECT token, name FROM job WHERE id = ?", (row["workflow_job"],)),
         "steps": visible_steps(tx, session, row["id"]),
-        "queued": tx.one("SELECT uuid FROM testflinger_job WHERE job = ?", (row["id"],)),
+        "queued": tx.one("SELECT uuid, client FROM testflinger_job WHERE job = ?", (row["id"],)),
     }
 
 

@@ -12,7 +12,7 @@ import hmac
 import itertools
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
 
@@ -174,8 +174,8 @@ def held_jobs(tx: Tx, project: int) -> dict[str, Any]:
 def running_jobs(tx: Tx, project: int) -> list[sqlite3.Row]:
     """The jobs of a queue that somebody holds, the newest first; at most a page of them."""
     return tx.all(
-        "SELECT t.uuid, t.state AS shown_state, t.agent, j.name, j.started, j.finished, j.assignee, a.id AS agent_id,"
-        " w.alias FROM job j JOIN testflinger_job t ON t.job = j.id"
+        "SELECT t.uuid, t.state AS shown_state, t.agent, j.name, j.state, j.started, j.finished, j.assignee,"
+        " a.id AS agent_id, w.alias FROM job j JOIN testflinger_job t ON t.job = j.id"
         " LEFT JOIN testflinger_agent a ON a.name = t.agent LEFT JOIN worker w ON w.id = j.assignee"
         " WHERE j.project = ? AND j.state = 'assigned' ORDER BY j.id DESC LIMIT ?",
         (project, PAGE),
@@ -446,13 +446,24 @@ def retry(tx: Tx, session: bytes | None, uuid: str) -> str:
     return tx.one("SELECT t.uuid FROM job j JOIN testflinger_job t ON t.job = j.id WHERE j.token = ?", (token,))[0]
 
 
-async def retry_job(visit: tracker.Visit) -> Response:
-    try:
-        uuid = await visit.tracker.db.write(retry, visit.session(), uuid_of(visit))
-    except TrackerError as error:
-        visit.error = error
-        return await show_job(visit)
-    return visit.see(f"/ui/testflinger/jobs/{uuid}", "This is the new job, with all that the other one was given.")
+def cancel(tx: Tx, session: bytes | None, uuid: str) -> str:
+    """Cancels a job that has not ended. Needs EDIT."""
+    tracker.cancel(tx, session, readable_job(tx, session, uuid)["token"])
+    return uuid
+
+
+def acting(function: Callable, says: str) -> tracker.Handler:
+    """The handler of what is done to a job: it leads to the page of the job that the function names."""
+
+    async def handler(visit: tracker.Visit) -> Response:
+        try:
+            uuid = await visit.tracker.db.write(function, visit.session(), uuid_of(visit))
+        except TrackerError as error:
+            visit.error = error
+            return await show_job(visit)
+        return visit.see(f"/ui/testflinger/jobs/{uuid}", says)
+
+    return handler
 
 
 # ── Downloads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -781,7 +792,12 @@ PAGES: list[tuple[str, str, tracker.Handler]] = [
         ),
     ),
     ("GET", "/ui/testflinger/jobs/{uuid}", show_job),
-    ("POST", "/ui/testflinger/jobs/{uuid}/retry", retry_job),
+    ("POST", "/ui/testflinger/jobs/{uuid}/cancel", acting(cancel, "The job is cancelled.")),
+    (
+        "POST",
+        "/ui/testflinger/jobs/{uuid}/retry",
+        acting(retry, "This is the new job, with all that the other one was given."),
+    ),
     ("GET", "/ui/testflinger/jobs/{uuid}/{file}", download),
     ("GET", "/ui/testflinger/agents", tracker.page("testflinger_agents.html", agents_page, query=tracker.ListQuery)),
     ("GET", "/ui/testflinger/agents/{agent}", tracker.page("testflinger_agent.html", agent_page, "agent")),

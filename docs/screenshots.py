@@ -83,6 +83,11 @@ def press(button: str) -> Callable:
     return lambda page: page.get_by_role("button", name=button, exact=True).first.click()
 
 
+def renew_key(page) -> None:
+    press("New key")(page)
+    press("Make a new key")(page)
+
+
 def act_on_all(page) -> None:
     page.locator("#f-which").select_option("all")
     page.get_by_role("button", name="Retry", exact=True).click()
@@ -198,7 +203,8 @@ VIEWS = [
     View("token-made", "/ui/theeye/tokens", act=send("main form.filters", name="chat bot")),
     View("agent-made", "/ui/theeye/agents", act=send("main form.filters", alias="web-3")),
     View("workflow-secret", "/ui/workflows/{workflow}", act=press("New secret")),
-    View("testflinger-key", "/ui/testflinger/clients/{lab_client}", act=press("New key")),
+    View("testflinger-client-rotate", "/ui/testflinger/clients/{lab_client}", act=press("New key")),
+    View("testflinger-key", "/ui/testflinger/clients/{lab_client}", act=renew_key),
     View("template-secret", "/ui/templates/{template_deploy}", act=press("Rotate secret")),
 ]
 # On a tracker in which nothing has happened yet. The first to register is the manager of the views after it.

@@ -72,6 +72,16 @@ function selecting(element) {
   return selection && !selection.isCollapsed && selection.containsNode(element, true);
 }
 
+// Output whose first pieces leave the page must not move under who reads it. Browsers do that themselves only at times.
+function keepPlace(pieces) {
+  const read = pieces.length && pieces[0].getBoundingClientRect().top < 0 ? pieces.filter((one) => one.getBoundingClientRect().bottom > 0) : [];
+  const places = read.map((one) => one.getBoundingClientRect().top);
+  return () => {
+    const kept = read.findIndex((one) => one.isConnected);
+    if (kept >= 0) scrollBy({ top: read[kept].getBoundingClientRect().top - places[kept], behavior: "instant" });
+  };
+}
+
 async function refresh() {
   const answer = await fetch(location.href, { headers: { "X-Live": "1" }, signal: AbortSignal.timeout(30000) });
   if (answer.redirected) throw new Error("You are logged out: please load the page again.");
@@ -79,11 +89,13 @@ async function refresh() {
   if (!answer.ok) throw new Error("The tracker does not answer: what you see is old. Trying again …");
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const focused = document.activeElement;
+  const goBack = keepPlace([...document.querySelectorAll(".pieces > [id]")]);
   for (const old of document.querySelectorAll("[data-live]")) {
     const next = fresh.getElementById(old.id);
     if (next && !selecting(old)) change(old, next);
   }
   if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true }); // its row moved
+  goBack();
 }
 
 function pause() {

@@ -17,7 +17,7 @@ from conftest import Site, Worker, client, dump, wait_until
 import tracker
 from tracker import ALL_ROLES, EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
 
-GETS = [path for method, path, _ in tracker.all_pages() if method == "GET"]
+GETS = [path for method, path, _ in tracker.all_pages() if method == "GET" and path != "/ui/testflinger"]  # it leads on
 POSTS = [path for method, path, _ in tracker.all_pages() if method == "POST"]
 FOR_ALL = ("/ui/", "/ui/login", "/ui/register", "/ui/docs")
 FOR_ADMINS = (
@@ -454,7 +454,8 @@ def test_a_manager_without_any_role_can_do_nothing_to_others_projects(place: Pla
     own = (*ENTRANCES, "/ui/projects/new", "/ui/account/password")
     for path in POSTS:
         if path not in own:
-            assert manager.post(place.at(path), place.fields(path)).status_code == 403, path
+            hidden = "{uuid}" in path  # a job of a queue, which is one
+            assert manager.post(place.at(path), place.fields(path)).status_code == (404 if hidden else 403), path
     assert place.dump() == before
 
 
@@ -779,9 +780,10 @@ def test_nothing_escapes_the_path_prefix(make_site: Callable[..., Site]) -> None
     names = {"project": 1, "task": worker.assigned(1)["id"], "worker": worker.id, "operation": 1}
     tab.act("/ui/projects/1/workflows", {"name": "nightly", "start": "1"})
     names |= {"template": 1, "job": job, "workflow": 1}
-    lab_job = http.post("/v1/job", json={"job_queue": "lab"}).json()["job_id"]
-    http.post("/v1/agents/data/lab-agent", json={"queues": ["lab"]})
-    tab.act("/ui/testflinger/clients", {"client_id": "lab-client"})
+    made = tab.act("/ui/testflinger/clients", {"client_id": "lab-client", "role": "agent"})
+    auth = ("lab-client", made.tree.xpath("string(//*[@id='fresh-key'])"))
+    lab_job = http.post("/v1/job", json={"job_queue": "lab"}, auth=auth).json()["job_id"]
+    http.post("/v1/agents/data/lab-agent", json={"queues": ["lab"]}, auth=auth)
     names |= {"queue": 2, "uuid": lab_job, "agent": 1, "client": "lab-client"}
     for path in GETS:
         if not path.endswith(DOWNLOADS):

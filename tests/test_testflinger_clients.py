@@ -502,6 +502,17 @@ def test_the_number_of_clients_is_bounded(place: Clients, monkeypatch: pytest.Mo
     assert place.refusal(clients.create_client, place.session, client_body("carol")).startswith("conflict: client_id")
 
 
+def test_a_key_that_has_been_replaced_meanwhile_is_not_replaced_again(place: Clients) -> None:
+    old = place.do(clients.key_hash, place.session, "alice")
+    place.do(clients.rotate_key, place.session, "alice", old)
+    assert place.refusal(clients.rotate_key, place.session, "alice", old).startswith("conflict: ")
+
+
+def test_a_refused_client_id_is_told_the_characters_that_it_may_have(place: Clients) -> None:
+    said = place.refusal(clients.put_permissions, ADMIN, "Zoë", PermissionsBody(client_secret=CHOSEN))
+    assert said.startswith("invalid: client_id: must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -")
+
+
 @pytest.mark.parametrize("function", [clients.find_client, clients.rotate_key, clients.delete_client])
 def test_a_client_that_is_unknown_is_not_found(place: Clients, function: Callable) -> None:
     assert place.refusal(function, place.session, "nobody") == "not_found: No client nobody"

@@ -70,7 +70,12 @@ def rows_of(page: Page, id: str) -> list[list[str]]:
 
 
 def output_of(page: Page) -> str:
-    return "".join(page.tree.xpath("//*[@id='job-output']/pre/text()"))
+    return "".join(page.tree.xpath("//*[@id='job-output']/pre/*[starts-with(@id, 'piece-')]/text()"))
+
+
+def texts_of(page: Page) -> dict[str, str]:
+    """The pieces of output on a job's page, by id."""
+    return {one.get("id"): one.text_content() for one in page.tree.xpath("//pre/*[starts-with(@id, 'piece-')]")}
 
 
 # ── Who may look ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,6 +137,30 @@ def test_an_agent_s_jobs_are_linked_for_those_who_may_read_them(lab: Lab) -> Non
         assert link in shelf.open(path).links and link not in rack.open(path).links, path
 
 
+def test_what_a_shared_agent_does_for_another_queue_is_not_told(lab: Lab) -> None:
+    agent = lab.agent("rack-1", "rack", "shelf")
+    own, other = lab.submit(job_queue="rack"), lab.submit(job_queue="shelf")
+    gone = "00000000-0000-4000-8000-000000000000"
+    for job in (own, other, gone):
+        path = "/v1/agents/provision_logs/rack-1"
+        body = {"job_id": job, "exit_code": 1, "detail": f"detail of {job[:8]}"}
+        assert agent.http.post(path, json=body).status_code == 200
+    agent.log(f"Starting {own}", f"Starting {other}", "\x1b[1mbold\x9b0m\x85")
+    agent.register(job_id=other, comment=f"busy with {other}")
+    rack = lab.manager(READ)
+    for path in ("/ui/testflinger/agents", "/ui/testflinger/agents/1"):
+        page = rack.open(path)
+        assert other not in page.html and gone not in page.html and "a job of another queue" in page.text
+    assert other[:8] not in page.html and gone[:8] not in page.html
+    assert f"detail of {own[:8]}" in page.text and f"Starting {own}" in page.text
+    assert [row[0] for row in rows_of(page, "agent-provisions")].count(own) == 1
+    assert page.tree.xpath("string(//*[@id='agent-log']/pre)").endswith("bold\n")
+    seen = lab.admin.open("/ui/testflinger/agents/1")
+    assert {f"Starting {other}", f"detail of {gone[:8]}", f"busy with {other}"} <= set(
+        re.findall(r"Starting \S{36}|detail of \w{8}|busy with \S{36}", seen.text)
+    )
+
+
 def test_the_pages_of_clients_are_for_admins(lab: Lab) -> None:
     create_client(lab.site, "alice")
     lab.submit()
@@ -191,11 +220,44 @@ def test_waiting_jobs_stand_in_their_order_with_their_positions_on_every_page(la
     assert [client.position(job) for job in (jobs[0], jobs[-1])] == [0, len(jobs) - 1]
 
 
+def test_jobs_that_wait_for_attachments_are_counted_up_to_a_hundred_and_the_newest_linked(lab: Lab) -> None:
+    body = {"test_data": {"attachments": [{"local": "a"}]}}
+    lab.client.post_job({**JOB, "job_queue": "shelf", **body})
+    held = [lab.client.post_job({**JOB, **body}) for _ in range(pages.MOST_HELD - 1)]
+    page = lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}")
+    assert page.tree.xpath("string(//*[@id='held'])").startswith("99 wait for their attachments")
+    assert page.tree.xpath("//*[@id='held']/a/@href") == [f"/ui/testflinger/jobs/{job}" for job in held[:-6:-1]]
+    lab.client.post_job({**JOB, **body})
+    page = lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}")
+    assert page.tree.xpath("string(//*[@id='held'])").startswith("100 or more wait for their attachments")
+
+
+def test_a_job_s_id_leads_to_its_page(lab: Lab) -> None:
+    uuid = lab.submit()
+    [form] = lab.admin.open("/ui/testflinger/queues").tree.xpath("//form[.//input[@name='job']]/@action")
+    page = lab.admin.open(form, job=f" {uuid.upper()} ")
+    assert page.answer.url.path == f"/ui/testflinger/jobs/{uuid}"
+    assert lab.admin.open("/ui/testflinger").answer.url.path == "/ui/testflinger/queues"
+    assert lab.site.guest.get("/ui/testflinger").headers["location"].startswith("/ui/login?")
+
+
+@pytest.mark.parametrize(
+    ("typed", "status"), [("00000000-0000-0000-0000-000000000000", 404), ("17", 400), ("not mine", 404)]
+)
+def test_a_job_s_id_that_leads_nowhere_is_told_where_it_was_typed(lab: Lab, typed: str, status: int) -> None:
+    uuid = lab.submit()
+    lab.submit(job_queue="shelf")
+    page = lab.manager(READ, "shelf").open("/ui/testflinger/queues", job=uuid if typed == "not mine" else typed)
+    assert page.status == status and page.notice.startswith("Not done. job: "), page.notice
+    assert page.tree.xpath("//@aria-invalid/../@name") == ["job"]
+    assert rows_of(page, "queues")[0][0] == "shelf" and not page.tree.xpath("//@data-live")
+
+
 @pytest.mark.parametrize("after", ["5", "x:1", f"{'9' * 19}:1", "0:1:2"])
 def test_a_place_in_the_queue_that_cannot_be_is_refused(lab: Lab, after: str) -> None:
     lab.submit()
     page = lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}", after=after)
-    assert page.status == 400 and page.notice.startswith("Not done. after: ")
+    assert page.status == 400 and page.notice.startswith("Not done. after: there is no such place in the list")
 
 
 def test_running_jobs_and_agents_stand_on_the_queue_s_page(lab: Lab) -> None:
@@ -240,6 +302,7 @@ def test_a_job_s_page_shows_the_phases_and_the_output_of_both_generations(lab: L
     assert lab.agent(generation=generation).work(PHASES) == uuid
     page = lab.job(uuid)
     statuses = {row[0]: row[1] for row in rows_of(page, "job-phases")}
+    assert "kind=" not in "".join(link for link in page.links if link.endswith("#job-output") and "serial" not in link)
     assert statuses == {"setup": "0", "provision": "0", "test": "3", "cleanup": "0"}
     assert page.tree.xpath("string(//*[@id='job-state'])").strip() == "failed"
     assert output_of(page) == "flashing …\ndone\nup 3 days\n"
@@ -344,7 +407,10 @@ def test_a_job_that_waits_for_its_attachments_says_so(lab: Lab) -> None:
     uuid = lab.client.post_job({**JOB, "test_data": {"attachments": [{"local": "a"}]}})
     page = lab.job(uuid)
     assert "no agent gets it before they are uploaded" in page.text and "Position" not in page.text
-    assert rows_of(lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}"), "waiting") == []
+    queue = lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}")
+    assert rows_of(queue, "waiting") == []
+    assert queue.tree.xpath("string(//*[@id='held'])").startswith("1 waits for its attachments")
+    assert f"/ui/testflinger/jobs/{uuid}" in queue.links
 
 
 def test_a_job_of_a_template_shows_its_recipe_and_to_readers_no_script(lab: Lab) -> None:
@@ -357,6 +423,70 @@ def test_a_job_of_a_template_shows_its_recipe_and_to_readers_no_script(lab: Lab)
     page = lab.manager(READ).open(link)
     assert page.status == 200 and "no JSON: big" in page.text and "top secret" not in page.html
     assert lab.admin.open(f"{link}/definition.json").status == 404
+
+
+def test_a_retried_job_is_shown_on_the_page_of_its_kind(lab: Lab) -> None:
+    uuid = lab.submit()
+    assert lab.admin.send(lab.job(uuid).form("/retry")).status == 409
+    lab.agent().work()
+    page = lab.admin.send(lab.job(uuid).form("/retry"))
+    [new] = lab.site.read("SELECT uuid FROM testflinger_job WHERE uuid <> ?", uuid)
+    assert page.notice.startswith("This is the new job") and page.answer.url.path == f"/ui/testflinger/jobs/{new[0]}"
+    assert "Made bymanager admin" in page.text
+
+
+def test_both_pages_of_a_job_say_who_made_it_and_no_timeout_that_is_none(lab: Lab) -> None:
+    named = SClient(lab.site.url, create_client(lab.site, "alice")).submit(JOB)
+    for uuid, maker in ((named, "Made byclient alice"), (lab.submit(), "Made bya client of Testflinger")):
+        page = lab.job(uuid)
+        [core] = [link for link in page.links if re.fullmatch(r"/ui/jobs/\w{24}", link)]
+        text = lab.admin.open(core).text
+        assert maker in page.text and maker in text and "Timeout" not in text
+    with_end = lab.job(lab.submit(global_timeout=60))
+    [core] = [link for link in with_end.links if re.fullmatch(r"/ui/jobs/\w{24}", link)]
+    assert "Timeout11 min" in lab.admin.open(core).text
+
+
+def test_a_job_in_hand_is_running_on_the_pages_of_this_dialect(lab: Lab) -> None:
+    uuid = lab.submit()
+    lab.agent().check_jobs()
+    [row] = rows_of(lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}"), "running")
+    state = lab.job(uuid).tree.xpath("string(//*[@id='job-state'])")
+    assert lab.client.status(uuid) == state.strip() == row[1] == "running"
+
+
+def test_pieces_keep_their_places_when_the_first_ones_leave_the_page(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    seen = []
+    for number in range(7):
+        agent.post_output(uuid, "test", "output", f"{number}: {'x' * 5000}\n")
+        seen.append(texts_of(lab.job(uuid)))
+    assert "piece-1" not in seen[-1] and len(seen[-1]) >= 3
+    for id, text in seen[-1].items():
+        assert all(page[id] == text for page in seen if id in page)
+
+
+def test_a_sequence_of_a_terminal_may_begin_in_one_piece_and_end_in_the_next(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    for said in ("one\x1b", "[1;3", "2mtwo\r", "\nthree\x9b1m\x85\x1b]0;ti", "tle\x07four\n"):
+        agent.post_output(uuid, "test", "serial", said)
+    assert output_of(lab.job(uuid, kind="serial")).replace("\r", "") == "onetwo\nthreefour\n"
+
+
+def test_earlier_output_says_that_it_stands_still_and_leads_to_the_newest(lab: Lab) -> None:
+    uuid = lab.submit()
+    agent = lab.agent()
+    agent.check_jobs()
+    agent.post_output(uuid, "test", "output", "up\n")
+    assert "stands still" not in lab.job(uuid).text
+    for before in (1, 2):  # from here on there is nothing, and something
+        page = lab.job(uuid, before=before)
+        assert "stands still" in page.text
+        assert page.tree.xpath("//a[.='Newest output']/@href") == [f"/ui/testflinger/jobs/{uuid}#job-output"]
 
 
 def test_a_job_s_two_pages_lead_to_each_other(lab: Lab) -> None:
@@ -438,13 +568,26 @@ def test_a_client_s_key_is_shown_once_and_opens_what_its_limits_say(lab: Lab) ->
 
 def test_a_new_key_ends_the_old_one(lab: Lab) -> None:
     credentials = create_client(lab.site, "alice")
-    page = lab.admin.send(lab.admin.open("/ui/testflinger/clients/alice").form("/rotate"))
+    question = lab.admin.send(lab.admin.open("/ui/testflinger/clients/alice").form("/rotate"))
+    page = lab.admin.send(question.form("/rotate"))
     fresh = page.tree.xpath("string(//*[@id='fresh-key'])")
+    assert "it is shown this once" in page.text
     assert page.tree.xpath("//body/@data-refresh") == []
     codes = [
         lab.client.http.get("/v1/oauth2/token", auth=("alice", key)).status_code for key in (credentials[1], fresh)
     ]
     assert codes == [401, 200]
+
+
+def test_a_new_key_is_made_once_for_each_time_that_it_was_asked(lab: Lab) -> None:
+    credentials = create_client(lab.site, "alice")
+    question = lab.admin.send(lab.admin.open("/ui/testflinger/clients/alice").form("/rotate"))
+    assert "A new key for the client alice?" in question.text
+    assert lab.client.http.get("/v1/oauth2/token", auth=credentials).status_code == 200
+    fresh = lab.admin.send(question.form("/rotate")).tree.xpath("string(//*[@id='fresh-key'])")
+    reloaded = lab.admin.send(question.form("/rotate"))
+    assert "It has got a new key already" in reloaded.text and "fresh-key" not in reloaded.html
+    assert lab.client.http.get("/v1/oauth2/token", auth=("alice", fresh)).status_code == 200
 
 
 def test_deleting_a_client_asks_first(lab: Lab) -> None:
@@ -472,6 +615,7 @@ def test_deleting_a_client_asks_first(lab: Lab) -> None:
         ("allowed_queues", "*"),
         ("max_reservation_time", "rack=-1"),
         ("max_reservation_time", "rack=1" + "0" * 15),
+        ("max_priority", "*=" + "9" * 5000),
     ],
 )
 def test_a_refused_form_of_a_client_keeps_what_was_typed_and_names_the_field(lab: Lab, field: str, text: str) -> None:
@@ -482,6 +626,19 @@ def test_a_refused_form_of_a_client_keeps_what_was_typed_and_names_the_field(lab
     for name, typed in fields.items():
         assert name == "role" or page.typed(name, "/clients") == typed
     assert lab.site.read("SELECT count(*) FROM testflinger_client") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "words"),
+    [
+        ("client_id", "Zoë", "client_id: must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -"),
+        ("max_priority", "*=99999999999999999", "in line 1 the number is too large, it must be at most 2,147,483,647"),
+        ("max_reservation_time", "a=1\nb=2147483648", "in line 2 the number is too large"),
+    ],
+)
+def test_a_refusal_says_what_would_be_right(lab: Lab, field: str, text: str, words: str) -> None:
+    page = lab.admin.act("/ui/testflinger/clients", {"client_id": "alice", "role": "agent", field: text})
+    assert page.status == 400 and words in page.notice, page.notice
 
 
 def test_a_name_that_is_taken_is_refused(lab: Lab) -> None:
@@ -540,7 +697,7 @@ PAGES_OF_THE_QUEUE = {
 @pytest.mark.parametrize("name", PAGES_OF_THE_QUEUE)
 def test_a_page_costs_the_same_however_many_jobs_there_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the two figures that count jobs, which are the API's own."""
-    monkeypatch.setattr(pages.domain, "wait_times", lambda tx, names: {})
+    monkeypatch.setattr(pages.testflinger_queues, "wait_times", lambda tx, names: {})
     monkeypatch.setattr(pages.domain, "position", lambda tx, uuid: 0)
     monkeypatch.setattr(pages, "OUTPUT_SHOWN", 500)
     function, *args = PAGES_OF_THE_QUEUE[name]
