@@ -694,8 +694,11 @@ WHEN NEW.workflow IS NULL AND EXISTS (SELECT 1 FROM testflinger_queue WHERE proj
     INSERT INTO testflinger_exclusion SELECT NEW.id, agent FROM testflinger_exclusion WHERE job = NEW.retry_of;
 END;
 
+-- What was reported of an attempt must neither judge the next one nor take the numbers of its output.
 CREATE TRIGGER IF NOT EXISTS testflinger_job_moved AFTER UPDATE OF state, priority ON job
 WHEN OLD.state <> NEW.state OR OLD.priority <> NEW.priority BEGIN
+    DELETE FROM testflinger_outcome WHERE OLD.state = 'assigned' AND NEW.state = 'waiting'
+        AND uuid = (SELECT uuid FROM testflinger_job WHERE job = NEW.id AND agent IS NOT NULL);
     UPDATE testflinger_job SET
         priority = NEW.priority,
         state = CASE
@@ -707,12 +710,6 @@ WHEN OLD.state <> NEW.state OR OLD.priority <> NEW.priority BEGIN
         wait = ifnull(wait, NEW.started - NEW.created),
         finished = iif(NEW.template IS NULL, NEW.finished, NULL)
     WHERE job = NEW.id;
-END;
-
--- What was reported of an attempt must neither judge the next one nor take the numbers of its output.
-CREATE TRIGGER IF NOT EXISTS testflinger_job_back AFTER UPDATE OF state ON job
-WHEN OLD.state = 'assigned' AND NEW.state = 'waiting' BEGIN
-    DELETE FROM testflinger_outcome WHERE uuid = (SELECT uuid FROM testflinger_job WHERE job = NEW.id);
 END;
 
 CREATE TRIGGER IF NOT EXISTS testflinger_job_gone AFTER DELETE ON job BEGIN

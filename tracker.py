@@ -142,7 +142,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     testflinger_anonymous: about(
         Literal["loopback", "always", "never"],
         "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own machine,"
-        " where it listens on no other address. always: everybody who reaches it. never: nobody.",
+        " where it listens on no other address and has no root_path. always: everybody who reaches it. never: nobody.",
     ) = "loopback"
     testflinger_version: about(
         Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
@@ -2602,6 +2602,8 @@ def retry_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite
         raise TrackerError("conflict", f"job: it has not ended yet, it is {job['state']}")
     if job["workflow"] is not None:
         return retry_workflow(tx, job, origin, **by)
+    if tx.one("SELECT 1 FROM testflinger_job WHERE job = ? AND attachments = 'waiting'", (job["id"],)):
+        raise TrackerError("conflict", "job: its attachments have never come; please submit it again")
     copied = ("project", "template", "name", "recipe", "script", "runas", "variables", "arguments", "env", "timeout")
     copied = (*copied, "max_retries", "priority")
     return insert_job(tx, {**{name: job[name] for name in copied}, "origin": origin, "retry_of": job["id"], **by})

@@ -373,7 +373,8 @@ class Door:
             raise TrackerError(
                 "unauthorized",
                 "Credentials are required: a client's token, or client_id:client_key. (testflinger_anonymous in"
-                " tracker.toml says who needs none: as delivered, programs on the tracker's own machine alone.)",
+                " tracker.toml says who needs none: as delivered, programs on the tracker's own machine alone, and nobody"
+                " where there is a root_path.)",
             )
         if client is not None and self.needs == "agent" and client.role == "contributor":
             raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
@@ -672,7 +673,7 @@ async def get_log(ask: Ask) -> Response:
 
 async def add_artifact(ask: Ask) -> Response:
     job = ask.job()
-    await ask.read(lambda tx, _: None)  # before gigabytes are taken in
+    await ask.write(lambda tx, _: domain.note_life(tx, job, ask.agent))  # before gigabytes are taken in
     await receive_file(ask, lambda tx, _, stored: domain.store_file(tx, job, "artifact", *stored))
     return text("OK")
 
@@ -908,7 +909,9 @@ TAKE = {handler for method, path, handler, _ in ROUTES if method == "GET" and pa
 
 def refuse_images(call: tracker.Call) -> None:
     """Refuses a GET that takes something away, when a browser sends it that does not say which site's page made it."""
-    if (call.header(b"user-agent") or b"").startswith(b"Mozilla/") and call.header(b"sec-fetch-site") is None:
+    program = call.header(b"user-agent") or b""
+    browser = program.startswith(b"Mozilla/") and b"PowerShell" not in program  # which calls itself so
+    if browser and call.header(b"sec-fetch-site") is None:
         raise TrackerError("forbidden", "Refused: a browser that does not tell by what it was caused to ask for this")
 
 

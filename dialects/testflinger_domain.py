@@ -25,7 +25,7 @@ PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve"
 ENDED = ("complete", "completed")  # two words for the same
 STATES = ("waiting", "running", *PHASES[:5], "allocated", *PHASES[5:], *ENDED, "cancelled")
 KINDS = ("output", "serial")
-STATUSES = {"status", *(f"{phase}_status" for phase in PHASES)}
+VERDICT = {"status", *(f"{phase}_status" for phase in PHASES), "output", "device_info"}  # release_job reads these
 MOST_REPORTED = 16 * 2**20  # bytes of results, and of output outside a job's log, for one job id
 FIELD_SIZE = 100  # bytes that a field of a result counts besides its name and value: a row takes room, too
 
@@ -190,6 +190,8 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
     job = tx.one("SELECT * FROM job WHERE id = ?", (best["job"],))
     given = tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
+    if job["attempts"]:  # what the one before reported after it lost the job
+        tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (uuid_of(tx, job["id"]),))
     return picked_json(tx, job, given)
 
 
@@ -404,14 +406,14 @@ def foreign_result(tx: Tx, job: Row) -> dict[str, Any]:
 def add_result(tx: Tx, uuid: str, agent: str | None, fields: dict[str, Raw], state: str | None) -> None:
     """Merges what is reported for a job id, field by field; a state moves the job, if the poster may.
 
-    Of a job that goes on, statuses count from the one who holds it alone: they decide how it ends. Refuses (too_large)
-    more than MOST_REPORTED for one id, and then changes nothing.
+    Of a job that goes on, what decides how it ends counts from the one who holds it alone. Refuses (too_large) more
+    than MOST_REPORTED for one id, and then changes nothing.
     """
     job = find_job(tx, uuid)
     if job is None and state is not None:
         fields = {**fields, "job_state": Raw(encode(state))}
     if job is not None and job["finished"] is None and not holds(job, agent):
-        fields = {name: value for name, value in fields.items() if name not in STATUSES}
+        fields = {name: value for name, value in fields.items() if name not in VERDICT}
     size = touch(tx, uuid)
     if size + sum(map(len, fields.values())) > 2 * MOST_REPORTED:  # before any of it is written
         raise too_much(uuid)
@@ -447,6 +449,13 @@ def resize(tx: Tx, uuid: str, size: int) -> None:
 
 def too_much(uuid: str) -> TrackerError:
     return TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
+
+
+def note_life(tx: Tx, uuid: str, agent: str | None) -> None:
+    """The job's agent is about something that takes long."""
+    job = find_job(tx, uuid)
+    if job is not None and holds(job, agent):
+        tracker.renew_lease(tx, job)
 
 
 def holds(job: Row, agent: str | None) -> bool:
@@ -653,7 +662,7 @@ def phase_log(
         return -1, ""
     values = {"uuid": uuid, "job": job and job["id"], "kind": kind, "phase": phase, "first": first, "since": since}
     row = tx.one(PHASE_LINES if foreign else PHASE_FRAGMENTS, values)
-    return (-1, "") if row["last"] is None else (row["last"], row["log"])
+    return (-1, "") if row["last"] is None else (row["last"], row["log"] or "")
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -694,14 +703,13 @@ def store_attachments(tx: Tx, client: clients.Client | None, uuid: str, name: st
     store_file(tx, uuid, "attachments", name, size)
     change = "UPDATE testflinger_job SET attachments = 'complete', attachments_of = uuid WHERE job = ?"
     tx.execute(change, (job["id"],))
-    if job["task"] is None:  # one that was retried has a task already
-        tracker.queue_job(tx, job)
+    tracker.queue_job(tx, job)
 
 
 # ── Agents ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_AGENTS = 10_000
-MOST_TOLD = 65536  # bytes of what an agent tells of itself
+MOST_TOLD = 2**18  # bytes of what an agent tells of itself
 MOST_LINE = 4096  # characters of a line of its log
 KEPT_LINES = 100  # of an agent's log, and of its provision log
 NAMELESS = "testflinger_worker"  # the key in meta of the worker that stands for agents without a name
@@ -930,7 +938,7 @@ def unknown_files(tx: Tx, names: Sequence[str]) -> list[str]:
 
 
 def prune_queues(tx: Tx) -> bool:
-    """Deletes a queue that has nothing in it, and that nobody has a part in: a slip of the pen makes one.
+    """Deletes a queue by which nothing was ever done, and which nobody has a part in: a slip of the pen makes one.
 
     Whether there may be more.
     """
@@ -940,13 +948,20 @@ def prune_queues(tx: Tx) -> bool:
     return row is not None
 
 
-OF_QUEUE = ("job", "template", "workflow", "task", "manager_role", "worker_access", "testflinger_image", "kept_hash")
+USED_BY = (
+    *("job WHERE project = q.project", "template WHERE project = q.project AND deleted IS NULL"),
+    *("workflow WHERE project = q.project AND deleted IS NULL", "manager_role WHERE project = q.project"),
+    *("worker_access WHERE project = q.project", "testflinger_image WHERE project = q.project"),
+    *("testflinger_agent_queue WHERE queue = p.name", "theeye_host WHERE project = q.project"),
+    "operation WHERE project = q.project AND finished IS NULL",
+)
+COUNTS = " + ".join(tracker.COUNT_COLUMNS)  # of tasks: to look for them would go through all there are
 UNUSED_QUEUE = f"""
     SELECT q.project FROM testflinger_queue q JOIN project p ON p.id = q.project
-    WHERE NOT q.restricted AND (q.advertised IS NULL OR q.advertised < :before)
-    {" ".join(f"AND NOT EXISTS (SELECT 1 FROM {table} WHERE project = q.project)" for table in OF_QUEUE)}
-    AND NOT EXISTS (SELECT 1 FROM testflinger_agent_queue WHERE queue = p.name)
-    AND NOT EXISTS (SELECT 1 FROM operation WHERE project = q.project AND finished IS NULL)
+    WHERE NOT q.restricted AND (q.advertised IS NULL OR q.advertised < :before) AND {COUNTS} = 0
+    AND NOT p.paused AND NOT p.public AND p.hidden AND NOT p.keep_hashes AND p.chain IS NULL AND p.motd = ''
+    AND p.secret = '{{}}' AND p.assign_rate = 0 AND p.submit_rate = 0
+    {" ".join(f"AND NOT EXISTS (SELECT 1 FROM {place})" for place in USED_BY)}
     AND NOT EXISTS (SELECT 1 FROM project WHERE chain = q.project) LIMIT 1
 """
 

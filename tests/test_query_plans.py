@@ -753,6 +753,7 @@ FORGETTING: dict[str, Call] = {
     "forget outcomes": (testflinger.prune_outcomes, ()),
     "forget files": (testflinger.prune_files, ((0, ""),)),
     "forget agents": (testflinger.prune_agents, ()),
+    "forget queues": (testflinger.prune_queues, ()),
     "forget refresh tokens": (testflinger_clients.prune_refresh, ()),
 }
 COUNTING: dict[str, Call] = {
@@ -766,6 +767,8 @@ SHORT_SCANS_OF_TESTFLINGER = (
     "SCAN (subquery-",
     "SCAN candidate",
     "SCAN testflinger_job USING INDEX testflinger_job_held",
+    "SCAN p",  # of queues and other projects there are not many
+    "SCAN project",
 )
 
 

@@ -1837,7 +1837,7 @@ def retried(lab: Lab) -> str:
     return lab.site.read("SELECT uuid FROM testflinger_job ORDER BY job DESC LIMIT 1")[0][0]
 
 
-@pytest.mark.parametrize("sign", ["a state", "output", "a fragment"])
+@pytest.mark.parametrize("sign", ["a state", "output", "a fragment", "an artifact"])
 def test_a_job_goes_on_as_long_as_its_agent_gives_signs_of_life(lab: Lab, sign: str) -> None:
     job, agent = lab.submit("q", global_timeout=3600), lab.agent()
     agent.polled("q")
@@ -1845,6 +1845,8 @@ def test_a_job_goes_on_as_long_as_its_agent_gives_signs_of_life(lab: Lab, sign: 
         lab.site.clock.pass_time(3600)
         if sign == "a state":
             agent.post_result(job, job_state="test")
+        elif sign == "an artifact":
+            ok(agent.http.post(f"/v1/result/{job}/artifact", files={"file": b"x"}))
         elif sign == "output":
             ok(agent.http.post(f"/v1/result/{job}/output", content=b"alive"))
         else:
@@ -1890,14 +1892,13 @@ def test_the_attachments_of_a_retried_job_are_kept_for_it(
     assert ok(agent.http.get(f"/v1/job/{again}/attachments")).content == b"content"
 
 
-def test_a_retried_job_whose_attachments_never_came_waits_for_them(lab: Lab) -> None:
+def test_a_job_whose_attachments_never_came_is_not_retried(lab: Lab) -> None:
     first = lab.submit("q", test_data={"attachments": [{"local": "x"}]})
     lab.cancel(first)
-    again = retried(lab)
-    assert polled(lab.http, "q") is None
-    ok(lab.http.post(f"/v1/job/{again}/attachments", files={"file": b"content"}))
-    assert polled(lab.http, "q")["job_id"] == again
-    assert polled(lab.http, "q") is None
+    token = lab.site.read("SELECT token FROM job")[0][0]
+    response = lab.site.admin.post(f"/job/retry/{token}")
+    assert response.status_code == 409 and "attachments" in response.json()["message"]
+    assert lab.jobs() == 1
 
 
 @pytest.mark.parametrize(
@@ -1938,11 +1939,13 @@ def test_an_attempt_has_nothing_of_the_one_before(lab: Lab) -> None:
     post_fragment(first.http, job, 0, "first")
     project = lab.site.read("SELECT project FROM job")[0][0]
     assert lab.site.admin.post(f"/project/reclaim_assigned_tasks/{project}").status_code == 200
+    post_fragment(first.http, job, 1, "late")
     assert second.polled("q")["job_id"] == job
     post_fragment(second.http, job, 0, "second")
     assert fragments(lab, job) == (0, "second")
-    second.post_result(job, test_status=0, job_state="complete")
-    assert lab.site.read("SELECT state FROM job") == [("succeeded",)]
+    first.post_result(job, device_info={"of": "first"}, output="first")
+    second.post_result(job, test_status=0, device_info={"of": "second"}, job_state="complete")
+    assert lab.site.read("SELECT state, output FROM job") == [("succeeded", '{"of":"second"}')]
 
 
 def test_another_text_with_a_number_that_is_taken_is_kept(lab: Lab) -> None:
@@ -2016,12 +2019,14 @@ def test_a_picture_in_a_page_takes_no_job_and_no_output(lab: Lab) -> None:
         assert refused(lab.http.get(path, headers=browser), 403)
     assert lab.state(job) == "waiting"
     assert ok(lab.http.get(f"/v1/result/{job}/output")).text == "said"
+    powershell = {"User-Agent": "Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.19041.1682"}
+    assert ok(lab.http.get("/v1/job?queue=q", headers=powershell)).json()["job_id"] == job
 
 
 def test_what_an_agent_tells_of_itself_is_bounded_and_its_name_is_its_own(lab: Lab) -> None:
     agent = lab.agent("a", identifier=None, queues=["q"], log=["x" * 10_000])
     lab.post("/agents/data/a", {"name": "fake"})
-    assert refused(agent.http.post("/v1/agents/data/a", json={"more": "x" * 70_000}), 413)
+    assert refused(agent.http.post("/v1/agents/data/a", json={"more": "x" * 2**18}), 413)
     shown = lab.get("/agents/data/a")
     assert (shown["name"], shown["state"], shown["queues"]) == ("a", "", ["q"])
     assert "identifier" not in shown
@@ -2070,8 +2075,12 @@ def test_a_queue_that_nobody_uses_goes_and_gives_its_name_back(
 ) -> None:
     monkeypatch.setattr(tracker, "PRUNE_INTERVAL", 0.1)
     lab = Lab(make_site(testflinger_retention=1000))
-    lab.finished("slip-of-the-pen")
+    lab.cancel(lab.submit("slip-of-the-pen"))
+    lab.finished("served")
     lab.submit("waiting")
+    paused = lab.submit("paused") and lab.site.read("SELECT id FROM project WHERE name = 'paused'")[0][0]
+    lab.cancel(lab.site.read("SELECT uuid FROM testflinger_job ORDER BY job DESC")[0][0])
+    assert lab.site.admin.update_project(paused, paused=True).status_code == 200
     lab.post("/agents/queues", {"old": "", "listened": ""})
     lab.post("/agents/images", {"imaged": {"a": "b"}})
     granted = lab.finished("granted") and lab.site.read("SELECT id FROM project WHERE name = 'granted'")[0][0]
@@ -2079,7 +2088,7 @@ def test_a_queue_that_nobody_uses_goes_and_gives_its_name_back(
     lab.site.clock.pass_time(1001)
     lab.agent(queues=["listened"])
     lab.post("/agents/queues", {"new": ""})
-    kept = {"waiting", "listened", "imaged", "granted", "new"}
+    kept = {"served", "waiting", "paused", "listened", "imaged", "granted", "new"}
     wait_until(lambda: lab.projects() == kept)
     lab.site.clock.pass_time(100)
     assert lab.site.admin.create_project("slip-of-the-pen")
