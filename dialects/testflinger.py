@@ -373,7 +373,7 @@ class Door:
             raise TrackerError(
                 "unauthorized",
                 "Credentials are required: a client's token, or client_id:client_key. (testflinger_anonymous in"
-                " tracker.toml says who needs none: as delivered, programs on the tracker's own machine alone, and nobody"
+                " tracker.toml says who needs none: as delivered, programs on the tracker's own machine, and nobody"
                 " where there is a root_path.)",
             )
         if client is not None and self.needs == "agent" and client.role == "contributor":
