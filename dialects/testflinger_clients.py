@@ -500,15 +500,22 @@ def delete_permissions(tx: Tx, caller: Client | None, client: str) -> None:
 def list_restricted_queues(tx: Tx, caller: Client | None) -> list[dict[str, Any]]:
     """The restricted queues by name, each with its owners: the clients that are allowed it. For admin clients."""
     require_admin_client(caller)
-    owners: dict[str, list[str]] = {}
-    for queue, client in tx.execute(
-        "SELECT q.value, c.id FROM testflinger_client c JOIN json_each(c.allowed_queues) q ORDER BY c.id"
-    ):
-        owners.setdefault(queue, []).append(client)
+    return [restricted_queue_json(queue, owners) for queue, owners in restricted_owners(tx).items()]
+
+
+def restricted_owners(tx: Tx) -> dict[str, list[str]]:
+    """The restricted queues by name, and the clients that are allowed each."""
     restricted = tx.all(
         "SELECT p.name FROM testflinger_queue q JOIN project p ON p.id = q.project WHERE q.restricted ORDER BY p.name"
     )
-    return [restricted_queue_json(name, owners.get(name, [])) for (name,) in restricted]
+    owners: dict[str, list[str]] = {name: [] for (name,) in restricted}
+    if owners:
+        for queue, client in tx.execute(
+            "SELECT q.value, c.id FROM testflinger_client c JOIN json_each(c.allowed_queues) q ORDER BY c.id"
+        ):
+            if queue in owners:
+                owners[queue].append(client)
+    return owners
 
 
 def get_restricted_queue(tx: Tx, caller: Client | None, queue: str) -> dict[str, Any]:

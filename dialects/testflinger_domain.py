@@ -18,7 +18,7 @@ import msgspec
 
 import tracker
 from dialects import testflinger_clients as clients
-from dialects.testflinger_queues import Unprocessable, all_queues, find_queue, make_queue
+from dialects.testflinger_queues import Unprocessable, find_queue, make_queue
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
 PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
@@ -188,23 +188,23 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
     if rate:
         tracker.charge_assign(tx, {best["project"]: (rate, 1)})
     job = tx.one("SELECT * FROM job WHERE id = ?", (best["job"],))
-    given = tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
+    tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
     if job["attempts"]:  # what the one before reported after it lost the job
         tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (uuid_of(tx, job["id"]),))
-    return picked_json(tx, job, given)
+    return picked_json(tx, job)
 
 
-def picked_json(tx: Tx, job: Row, given: dict[str, Any]) -> dict[str, Any]:
+def picked_json(tx: Tx, job: Row) -> dict[str, Any]:
     """The job as its agent is given it."""
     ours = tx.one("SELECT uuid, attachments, client FROM testflinger_job WHERE job = ?", (job["id"],))
-    shown = {**definition(tx, job, given), "job_id": ours["uuid"], "started_at": iso(tx.now)}
+    shown = {**definition(tx, job), "job_id": ours["uuid"], "started_at": iso(tx.now)}
     if ours["attachments"] != "none":
         shown["attachments_status"] = ours["attachments"]
     return with_secrets(tx, shown, ours["client"])
 
 
-def definition(tx: Tx, job: Row, given: dict[str, Any] | None = None) -> dict[str, Any]:
+def definition(tx: Tx, job: Row) -> dict[str, Any]:
     """What was submitted. Of a job that came through another door: the same as a definition, a script as test_cmds."""
     if job["template"] is None:
         return msgspec.json.decode(job["recipe"])
@@ -771,7 +771,7 @@ def add_provision_log(tx: Tx, name: str, uuid: str, exit_code: int, detail: str)
 
 def list_agents(tx: Tx) -> list[dict[str, Any]]:
     """All agents, by name, without their logs."""
-    allowed = restricted_owners(tx)
+    allowed = clients.restricted_owners(tx)
     return [agent_json(row, allowed) for row in tx.execute("SELECT * FROM testflinger_agent ORDER BY name")]
 
 
@@ -780,7 +780,7 @@ def get_agent(tx: Tx, name: str) -> dict[str, Any]:
     agent = find_agent(tx, name)
     if agent is None:
         raise TrackerError("not_found", f"There is no agent {name!r}")
-    return agent_json(agent, restricted_owners(tx))
+    return agent_json(agent, clients.restricted_owners(tx))
 
 
 def agent_json(row: Row, allowed: dict[str, list[str]]) -> dict[str, Any]:
@@ -795,17 +795,6 @@ def agent_json(row: Row, allowed: dict[str, list[str]]) -> dict[str, Any]:
         "provision_streak_count": row["streak_count"],
         "restricted_to": {queue: allowed[queue] for queue in fields.get("queues", ()) if queue in allowed},
     }
-
-
-def restricted_owners(tx: Tx) -> dict[str, list[str]]:
-    """The restricted queues, and the clients that are allowed each."""
-    owners: dict[str, list[str]] = {row["name"]: [] for row in all_queues(tx) if row["restricted"]}
-    if owners:
-        for row in tx.execute("SELECT id, allowed_queues FROM testflinger_client ORDER BY id"):
-            for queue in msgspec.json.decode(row["allowed_queues"]):
-                if queue in owners:
-                    owners[queue].append(row["id"])
-    return owners
 
 
 def agents_listening(tx: Tx, queue: str) -> list[Row]:
