@@ -1,8 +1,8 @@
--- The whole database of the tracker, version 4 (PRAGMA user_version, set by tracker.py in the same transaction).
+-- The whole database of the tracker, version 5 (PRAGMA user_version, set by tracker.py in the same transaction).
 -- An upgrade runs it too, hence IF NOT EXISTS: only what is missing is made (UPGRADES in tracker.py does the rest).
 -- One section per section of tracker.py; the comment above a table says what one of its rows is.
 -- REFERENCES is for the reader: the functions check, and foreign keys switched on would cost every insert.
--- Times are unix seconds; columns named *_at and deadline are seconds of the tracker's own uptime (see Clock in tracker.py).
+-- Times are unix seconds; columns named *_uptime are seconds of the tracker's own uptime (see Clock in tracker.py).
 
 -- ── The tracker itself ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS operation (
     affected                    INTEGER NOT NULL DEFAULT 0,
     accepted                    INTEGER NOT NULL DEFAULT 1,  -- 0: a bulk submit whose pieces are still arriving
     started                     INTEGER NOT NULL,
-    started_at                  REAL NOT NULL,
+    started_uptime                  REAL NOT NULL,
     finished                    INTEGER,                     -- NULL: it is going on
     report                      TEXT NOT NULL DEFAULT '{}'   -- what became of the lines of an upload (LinesReport)
 ) STRICT;
@@ -72,8 +72,8 @@ CREATE TABLE IF NOT EXISTS project (
     keep_hashes                 INTEGER NOT NULL,            -- closed tasks' hashes stay taken (kept_hash)
     assign_rate                 REAL NOT NULL,               -- tasks per second, 0 = unlimited
     submit_rate                 REAL NOT NULL,
-    assign_free_at              REAL NOT NULL DEFAULT 0,     -- the rate limiters: nothing passes before
-    submit_free_at              REAL NOT NULL DEFAULT 0,
+    assign_free_uptime              REAL NOT NULL DEFAULT 0,     -- the rate limiters: nothing passes before
+    submit_free_uptime              REAL NOT NULL DEFAULT 0,
     secret                      TEXT NOT NULL DEFAULT '{}',
     webhook_secret              TEXT NOT NULL,
     waiting_task_count          INTEGER NOT NULL DEFAULT 0,  -- ready, verified by nobody yet
@@ -130,8 +130,8 @@ CREATE INDEX IF NOT EXISTS session_expires ON session (expires);
 CREATE TABLE IF NOT EXISTS login_failure (
     source                      TEXT PRIMARY KEY,
     failures                    INTEGER NOT NULL,
-    free_at                     REAL NOT NULL,               -- no attempt is looked at before
-    forget_at                   REAL NOT NULL
+    free_uptime                     REAL NOT NULL,               -- no attempt is looked at before
+    forget_uptime                   REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- ── Tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,8 +150,8 @@ CREATE TABLE IF NOT EXISTS task (
     hash64                      INTEGER,
     assignee                    INTEGER,
     assign_time                 INTEGER,
-    assigned_at                 REAL,
-    deadline                    REAL,
+    assigned_uptime                 REAL,
+    deadline_uptime             REAL,
     verifiers                   INTEGER,                     -- verifier_set: who has verified it so far
     job                         INTEGER,                     -- NULL: a plain task
     recipe                      TEXT NOT NULL
@@ -168,7 +168,7 @@ CREATE INDEX IF NOT EXISTS task_awaiting_project ON task (project, id)
     WHERE status = 1 AND assignee IS NULL AND verifiers IS NOT NULL;
 CREATE INDEX IF NOT EXISTS task_held ON task (project, assignee, id) WHERE assignee IS NOT NULL;
 CREATE INDEX IF NOT EXISTS task_failed ON task (project, id) WHERE status = 2;
-CREATE INDEX IF NOT EXISTS task_deadline ON task (deadline) WHERE deadline IS NOT NULL;
+CREATE INDEX IF NOT EXISTS task_deadline ON task (deadline_uptime) WHERE deadline_uptime IS NOT NULL;
 
 -- An assignment that has ended, for the history of its task. An assignment that closed a task at the first attempt leaves
 -- no row: it would cost every task, and its worker's tally has it.

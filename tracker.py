@@ -32,7 +32,6 @@ import hashlib
 import heapq
 import hmac
 import importlib
-import io
 import itertools
 import logging
 import logging.handlers
@@ -40,7 +39,6 @@ import math
 import os
 import re
 import secrets
-import shlex
 import socket
 import sqlite3
 import sys
@@ -49,29 +47,25 @@ import threading
 import time
 import tomllib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import aiosqlite
 import filelock
 import itsdangerous
 import msgspec
-import uvicorn
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from msgspec import UNSET, Meta, Raw, UnsetType
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-import charts
 import openapi
+from server import Server, listen, plain_cycle, plain_head, run_loop, url_of, uvicorn_config, write_at_once
 
 __version__ = "1.0.0"
 
@@ -362,42 +356,26 @@ def retry_pauses() -> Iterator[float]:
 
 # ── Database ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
 
 # From version N to N + 1: a script that makes room, one that fills what schema.sql has made between the two.
 UPGRADES: dict[int, tuple[str, str]] = {
-    1: (
+    4: (
         """
-        DROP TRIGGER task_updated;
-        DROP TRIGGER task_deleted;
-        DROP INDEX task_assigned;
-        ALTER TABLE task ADD COLUMN assigned_at REAL;
-        ALTER TABLE log_entry ADD COLUMN project INTEGER;
-        CREATE TABLE operation_1 AS SELECT * FROM operation;  -- renamed, it would take bulk_piece's reference along
-        DROP TABLE operation;
+        ALTER TABLE task RENAME COLUMN assigned_at TO assigned_uptime;
+        ALTER TABLE task RENAME COLUMN deadline TO deadline_uptime;
+        ALTER TABLE project RENAME COLUMN assign_free_at TO assign_free_uptime;
+        ALTER TABLE project RENAME COLUMN submit_free_at TO submit_free_uptime;
+        ALTER TABLE operation RENAME COLUMN started_at TO started_uptime;
+        ALTER TABLE login_failure RENAME COLUMN free_at TO free_uptime;
+        ALTER TABLE login_failure RENAME COLUMN forget_at TO forget_uptime;
         """,
-        """
-        INSERT INTO operation (id, kind, project, wanted, last_task, cursor, affected, accepted, started, started_at)
-            SELECT id,
-                CASE kind WHEN 'reset_failed' THEN 'retry' WHEN 'reclaim_assigned' THEN 'requeue' ELSE kind END,
-                project,
-                CASE kind WHEN 'reset_failed' THEN '{"state":"failed"}'
-                    WHEN 'reclaim_assigned' THEN '{"state":"assigned"}' END,
-                last_task, iif(kind IN ('reset_failed', 'reclaim_assigned'), 0, cursor), affected, accepted,
-                CAST(strftime('%s', 'now') AS INTEGER), (SELECT value FROM meta WHERE key = 'uptime')
-            FROM operation_1;
-        DROP TABLE operation_1;
-        INSERT INTO tally (project, worker, held_task_count) SELECT project, worker, task_count FROM holding;
-        DROP TABLE holding;
-        UPDATE task SET assigned_at = min((SELECT value FROM meta WHERE key = 'uptime'),
-            deadline - iif(max_assign_time, max_assign_time, 3600)) WHERE assignee IS NOT NULL;
-        """,
+        "",
     ),
-    2: ("ALTER TABLE task ADD COLUMN job INTEGER;", ""),
-    3: ("", ""),
 }
+OLDEST_SCHEMA = min(UPGRADES)
 
 
 class Tx:
@@ -465,9 +443,9 @@ class Database:
     """The SQLite file: one writer with group commit, read-only readers, and a lock that keeps a second server out."""
 
     READERS = 2
-    MAX_BATCH = 256
+    MOST_BATCHED = 256
     BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
-    PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
+    LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
         self.settings, self.clock, self.announce = settings, clock, announce
@@ -549,13 +527,13 @@ class Database:
             self._wanted.clear()
             while self._short or self._long:
                 await self._arrivals()
-                await self._write_batch(self._take(self._short, self.MAX_BATCH), on_thread=False)
+                await self._write_batch(self._take(self._short, self.MOST_BATCHED), on_thread=False)
                 await self._write_batch(self._take(self._long, 1), on_thread=True)
 
     async def _arrivals(self) -> None:
         """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
         waiting = -1
-        while waiting < len(self._short) < self.MAX_BATCH:
+        while waiting < len(self._short) < self.MOST_BATCHED:
             waiting = len(self._short)
             await asyncio.sleep(0)
 
@@ -583,7 +561,7 @@ class Database:
 
     async def _commit_patiently(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
         """Commits a batch. While another program holds the file, nothing has happened yet and the loop goes on."""
-        ends = time.monotonic() + self.PATIENCE
+        ends = time.monotonic() + self.LOCK_PATIENCE
         while True:
             try:
                 return await self._commit(batch, on_thread)
@@ -710,6 +688,8 @@ def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
             "start",
             f"{path}: made by a newer tracker (schema {version}, this one knows {SCHEMA_VERSION}); please upgrade",
         )
+    if not empty and version < OLDEST_SCHEMA:
+        raise TrackerError("start", f"{path}: made before the first release (schema {version}): it cannot be upgraded")
     if version < SCHEMA_VERSION:
         steps = [] if empty else [UPGRADES[step] for step in range(version, SCHEMA_VERSION)]
         scripts = [before for before, _ in steps]
@@ -1020,14 +1000,14 @@ def forget_project(tx: Tx, project: int) -> bool:
 
     That nothing refers to it (no task, job, template, workflow, role or access) is for the caller to see to.
     """
-    values = {"project": project, "limit": PIECE}
+    values = {"project": project, "limit": PIECE_TASKS}
     pieces = (
         "DELETE FROM snapshot WHERE project = :project AND time_stamp IN"
         " (SELECT time_stamp FROM snapshot WHERE project = :project LIMIT :limit)",
         "UPDATE log_entry SET project = NULL WHERE id IN"
         " (SELECT id FROM log_entry WHERE project = :project LIMIT :limit)",
     )
-    if any(tx.execute(piece, values).rowcount >= PIECE for piece in pieces):
+    if any(tx.execute(piece, values).rowcount >= PIECE_TASKS for piece in pieces):
         return False
     for table, column in (("operation", "project"), ("tally", "project"), ("project", "id")):
         tx.execute(f"DELETE FROM {table} WHERE {column} = :project", values)
@@ -1044,10 +1024,19 @@ def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBod
     fields = checked_fields(tx, manager, old, body)
     for kind in ("assign", "submit"):
         if fields[f"{kind}_rate"] != old[f"{kind}_rate"]:
-            fields[f"{kind}_free_at"] = 0
+            fields[f"{kind}_free_uptime"] = 0
     changes = ", ".join(f"{name} = :{name}" for name in fields)
     tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project, **fields})
     tx.ready.append((project, old["waiting_task_count"] + old["awaiting_verification_count"]))  # if it was un-paused
+
+
+class PausedBody(msgspec.Struct):
+    paused: bool
+
+
+def pause_project(tx: Tx, session: bytes | None, project: int, body: PausedBody) -> None:
+    """Stops or resumes assignment from a project. Needs EDIT."""
+    update_project(tx, session, project, ProjectBody(paused=body.paused))
 
 
 def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
@@ -1157,6 +1146,22 @@ def reject_request(tx: Tx, session: bytes | None, project: int, worker: int) -> 
     require_role(tx, session, project, MANAGE_ACCESS)
     find_access(tx, project, worker)
     tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project, worker))
+
+
+class WorkerRolesBody(msgspec.Struct):
+    worker: Id
+    assign: bool = False
+    submit: bool = False
+
+
+def set_worker_access(tx: Tx, session: bytes | None, project: int, body: WorkerRolesBody) -> None:
+    """Gives a worker exactly this access, asked for or not. Needs MANAGE_ACCESS."""
+    require_role(tx, session, project, MANAGE_ACCESS)
+    get_worker(tx, session, body.worker)
+    if not (body.assign or body.submit):
+        raise TrackerError("invalid", "assign, submit: choose at least one, or withdraw the access")
+    values = (project, body.worker, body.assign, body.submit)
+    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", values)
 
 
 def get_secret(tx: Tx, caller: WorkerCredentials | bytes | None, project: int) -> dict[str, Any]:
@@ -1393,9 +1398,9 @@ def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
 
 
 def count_attempt(tx: Tx, source: str, free: int) -> None:
-    row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_at > ?", (source, tx.uptime))
-    if row and row["free_at"] > tx.uptime:
-        raise TrackerError("too_fast", "Too many attempts; please wait", row["free_at"] - tx.uptime)
+    row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_uptime > ?", (source, tx.uptime))
+    if row and row["free_uptime"] > tx.uptime:
+        raise TrackerError("too_fast", "Too many attempts; please wait", row["free_uptime"] - tx.uptime)
     failures = row["failures"] + 1 if row else 1
     pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
     tx.execute(
@@ -1488,6 +1493,27 @@ def set_role(tx: Tx, session: bytes | None, project: int, body: RoleBody) -> Non
         tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", (project, body.manager, body.role))
     else:
         tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project, body.manager))
+
+
+class RoleForm(msgspec.Struct):
+    """The roles of a manager, a tick box each."""
+
+    username: Annotated[str, Meta(max_length=1000)]
+    read: bool = False
+    edit: bool = False
+    manage_access: bool = False
+    secret: bool = False
+    maintenance: bool = False
+
+
+def set_named_role(tx: Tx, session: bytes | None, project: int, body: RoleForm) -> None:
+    """Gives a manager exactly these roles. Needs MANAGE_ACCESS."""
+    require_role(tx, session, project, MANAGE_ACCESS)
+    row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
+    if row is None:
+        raise TrackerError("not_found", f"username: there is no manager named {body.username!r}")
+    role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
+    set_role(tx, session, project, RoleBody(row["id"], role))
 
 
 def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
@@ -1629,12 +1655,12 @@ class Submitter(NamedTuple):
     last_seen: int
     may_submit: int | None
     submit_rate: float
-    submit_free_at: float
+    submit_free_uptime: float
     keep_hashes: int
 
 
 SELECT_SUBMITTER = """
-    SELECT p.id, w.secret_hash, w.last_seen, a.role_submit AND NOT a.request, p.submit_rate, p.submit_free_at,
+    SELECT p.id, w.secret_hash, w.last_seen, a.role_submit AND NOT a.request, p.submit_rate, p.submit_free_uptime,
         p.keep_hashes
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
@@ -1651,16 +1677,16 @@ def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> Submitter:
         raise TrackerError("not_found", f"project: no project {project}")
     if not found.may_submit:
         raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
-    check_rate(tx, found.submit_free_at)
+    check_rate(tx, found.submit_free_uptime)
     return found
 
 
-def check_rate(tx: Tx, free_at: float) -> None:
-    if free_at > tx.uptime:
-        raise TrackerError("too_fast", "Rate limit reached; please wait", free_at - tx.uptime)
+def check_rate(tx: Tx, free_uptime: float) -> None:
+    if free_uptime > tx.uptime:
+        raise TrackerError("too_fast", "Rate limit reached; please wait", free_uptime - tx.uptime)
 
 
-def free_at(tx: Tx, rate: float, count: int) -> float:
+def free_uptime(tx: Tx, rate: float, count: int) -> float:
     """When the rate limiter is free again after `count` tasks have passed it."""
     return tx.uptime + min(count / rate, 1e12)
 
@@ -1675,8 +1701,8 @@ def submit_task(tx: Tx, caller: WorkerCredentials, task: NewTask) -> None:
 
 def charge_submit(tx: Tx, project: Submitter, count: int) -> None:
     if project.submit_rate:
-        at = free_at(tx, project.submit_rate, count)
-        tx.execute("UPDATE project SET submit_free_at = ? WHERE id = ?", (at, project.id))
+        at = free_uptime(tx, project.submit_rate, count)
+        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project.id))
 
 
 INSERT_TASK = (
@@ -1736,7 +1762,7 @@ class Offer(NamedTuple):
     assign_rate: float
     submit_rate: float
     keep_hashes: int
-    assign_free_at: float
+    assign_free_uptime: float
     awaiting: int
     head_priority: int | None
     head_task: int | None
@@ -1753,7 +1779,7 @@ class Offer(NamedTuple):
 SELECT_OFFER = """
     SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.id, p.priority, p.name, p.clone_url,
         p.git_repo, p.version, p.motd, p.public, p.hidden, p.chain, p.paused, p.assign_rate, p.submit_rate,
-        p.keep_hashes, p.assign_free_at, p.awaiting_verification_count, v.head_priority, v.head_task,
+        p.keep_hashes, p.assign_free_uptime, p.awaiting_verification_count, v.head_priority, v.head_task,
         t.id, t.priority, t.retries, t.max_retries, t.recipe, t.max_assign_time, t.verification_count, t.job
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
@@ -1808,9 +1834,9 @@ def assign_tasks(
 
 def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
     """Sets the rate limiters of the projects from which tasks were taken; the shortest time until one is free again."""
-    free = {project: free_at(tx, rate, taken) for project, (rate, taken) in charges.items()}
+    free = {project: free_uptime(tx, rate, taken) for project, (rate, taken) in charges.items()}
     for project, at in free.items():
-        tx.execute("UPDATE project SET assign_free_at = ? WHERE id = ?", (at, project))
+        tx.execute("UPDATE project SET assign_free_uptime = ? WHERE id = ?", (at, project))
     return min(free.values()) - tx.uptime
 
 
@@ -1820,8 +1846,8 @@ def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer |
     for offer in offers:
         if offer.paused or offer.task is None:
             continue
-        if offer.assign_free_at > tx.uptime:
-            free = min(free, offer.assign_free_at)
+        if offer.assign_free_uptime > tx.uptime:
+            free = min(free, offer.assign_free_uptime)
         elif best is None or rank(offer) > rank(best):
             best = offer
     if best is None and free < math.inf and refuse_limited:
@@ -1878,7 +1904,7 @@ def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
 
 def hold(tx: Tx, task: int, worker: int, seconds: float) -> None:
     tx.execute(
-        "UPDATE task SET assignee = ?, assign_time = ?, assigned_at = ?, deadline = ? WHERE id = ?",
+        "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ? WHERE id = ?",
         (worker, tx.time, tx.uptime, tx.uptime + seconds, task),
     )
 
@@ -1890,7 +1916,7 @@ class Held(NamedTuple):
     last_seen: int
     id: int | None
     assignee: int | None
-    assigned_at: float | None
+    assigned_uptime: float | None
     project: int
     recipe: str
     priority: int
@@ -1907,7 +1933,7 @@ class Held(NamedTuple):
 
 
 SELECT_HELD = """
-    SELECT w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_at, t.project, t.recipe, t.priority, t.retries,
+    SELECT w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
         t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
         EXISTS (SELECT 1 FROM assignment WHERE task = t.id)
     FROM worker w LEFT JOIN task t ON t.id = :task LEFT JOIN project p ON p.id = t.project
@@ -1965,7 +1991,7 @@ def put_back(tx: Tx, task: Held, change: str = "", *values: Any) -> bool:
     return True
 
 
-UNASSIGN = "UPDATE task SET assignee = NULL, assign_time = NULL, assigned_at = NULL, deadline = NULL"
+UNASSIGN = "UPDATE task SET assignee = NULL, assign_time = NULL, assigned_uptime = NULL, deadline_uptime = NULL"
 
 
 def take_away(tx: Tx, task: Held, change: str, *values: Any) -> None:
@@ -2021,7 +2047,7 @@ def close_task(tx: Tx, task: Held, worker: int) -> None:
     if task.has_past:
         record_end(tx, "closed", "id = :id", {"id": task.id})
     tx.execute("DELETE FROM task WHERE id = ?", (task.id,))
-    tx.execute(COUNT_CLOSED, (max(0.0, tx.uptime - task.assigned_at), task.project, worker))
+    tx.execute(COUNT_CLOSED, (max(0.0, tx.uptime - task.assigned_uptime), task.project, worker))
     tx.execute("UPDATE project SET closed_task_count = closed_task_count + 1 WHERE id = ?", (task.project,))
     tx.execute("UPDATE worker SET closed_task_count = closed_task_count + 1 WHERE id = ?", (worker,))
     if task.keep_hashes and task.hash64 is not None:
@@ -2045,21 +2071,21 @@ def chain_task(tx: Tx, task: Held) -> None:
 
 
 def any_lease(tx: Tx) -> bool:
-    return tx.one("SELECT 1 FROM task WHERE deadline IS NOT NULL LIMIT 1") is not None
+    return tx.one("SELECT 1 FROM task WHERE deadline_uptime IS NOT NULL LIMIT 1") is not None
 
 
 def expire_tasks(tx: Tx) -> bool:
     """Takes tasks from workers that have held them past the deadline, as many as time allows. Whether more are left."""
-    overdue = "id IN (SELECT id FROM task WHERE deadline <= :uptime ORDER BY deadline LIMIT :limit)"
-    values = {"uptime": tx.uptime, "limit": STEP}
+    overdue = "id IN (SELECT id FROM task WHERE deadline_uptime <= :uptime ORDER BY deadline_uptime LIMIT :limit)"
+    values = {"uptime": tx.uptime, "limit": STEP_TASKS}
     while True:
         record_end(tx, "expired", overdue, values)
         rows = tx.all(f"{UNASSIGN} WHERE {overdue} RETURNING id, project, job, retries, max_retries", values)
         for row in rows:
             if row["job"] is None or expire_job(tx, row):
                 tx.ready.append((row["project"], 1))
-        if len(rows) < STEP or tx.spent() >= BUDGET:
-            return len(rows) == STEP
+        if len(rows) < STEP_TASKS or tx.spent() >= STEP_SECONDS:
+            return len(rows) == STEP_TASKS
 
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2456,10 +2482,10 @@ def allowed_to_submit(
 def charge_trigger(tx: Tx, project: int) -> None:
     """Counts one job against the project's submit rate. 429 when that was reached."""
     row = find_project(tx, project)
-    check_rate(tx, row["submit_free_at"])
+    check_rate(tx, row["submit_free_uptime"])
     if row["submit_rate"]:
-        at = free_at(tx, row["submit_rate"], 1)
-        tx.execute("UPDATE project SET submit_free_at = ? WHERE id = ?", (at, project))
+        at = free_uptime(tx, row["submit_rate"], 1)
+        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project))
 
 
 def make_job(
@@ -2515,6 +2541,10 @@ def free_arguments(template: sqlite3.Row) -> list[Argument]:
 def declared_arguments(template: sqlite3.Row) -> list[Argument]:
     declared = msgspec.json.decode(template["arguments"], type=list[Argument])
     return sorted(declared, key=lambda argument: argument.order)
+
+
+def declared_variables(template: sqlite3.Row) -> list[Variable]:
+    return msgspec.json.decode(template["variables"], type=list[Variable])
 
 
 def place_arguments(template: sqlite3.Row, given: list[Any]) -> list[str]:
@@ -2681,7 +2711,9 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> dict[str, Any]:
 def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
     """The lease of an assigned job begins anew, for a dialect whose workers give signs of life."""
     deadline = tx.uptime + lease(job["timeout"])
-    tx.execute("UPDATE task SET deadline = ? WHERE id = ? AND assignee = ?", (deadline, job["task"], job["assignee"]))
+    tx.execute(
+        "UPDATE task SET deadline_uptime = ? WHERE id = ? AND assignee = ?", (deadline, job["task"], job["assignee"])
+    )
 
 
 def release_job(tx: Tx, task: Held, worker: int, body: ReleaseBody, report: Report) -> bool:
@@ -3007,16 +3039,16 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
         row = tx.one("SELECT keep_count, keep_time FROM template WHERE id = ?", (template,))
         keep_count, keep_time = row or (None, None)
         before = tx.now - (keep_time or tx.settings.job_retention)
-        values = {"template": template or None, "before": before, "keep": keep_count, "limit": STEP}
+        values = {"template": template or None, "before": before, "keep": keep_count, "limit": STEP_TASKS}
         due = tx.all(DUE_JOBS, values)
         for job in due:
             delete_job(tx, job["id"])
-            if tx.spent() >= BUDGET:  # after one at least
+            if tx.spent() >= STEP_SECONDS:  # after one at least
                 return template
         if not due:
             following = tx.one("SELECT id FROM template WHERE id > ? ORDER BY id LIMIT 1", (template,))
             template = following and following["id"]
-        if tx.spent() >= BUDGET:
+        if tx.spent() >= STEP_SECONDS:
             break
     return template
 
@@ -3033,7 +3065,7 @@ def delete_job(tx: Tx, job: int) -> None:
     """Deletes an ended job, or, if its log is long, some lines of that."""
     some = "SELECT number FROM job_line WHERE job = ?1 LIMIT ?2"
     lines = f"DELETE FROM job_line WHERE job = ?1 AND number IN ({some})"
-    if tx.execute(lines, (job, PIECE)).rowcount < PIECE:
+    if tx.execute(lines, (job, PIECE_TASKS)).rowcount < PIECE_TASKS:
         tx.execute("DELETE FROM job WHERE id = ?", (job,))
 
 
@@ -3398,6 +3430,15 @@ def next_lane(tx: Tx, state: TaskState, wanted: TaskFilter, values: dict, lane: 
     return row and row[0]
 
 
+def state_of(task: sqlite3.Row) -> str:
+    """The one state of TASK_STATES that the task is in."""
+    if task["assignee"] is not None:
+        return "assigned"
+    if task["status"] == FAILED:
+        return "failed"
+    return "waiting" if task["verifiers"] is None else "awaiting_verification"
+
+
 def search(
     tx: Tx,
     table: str,
@@ -3442,11 +3483,6 @@ def contains(column: str) -> str:
     return f"instr(lower({column}), lower(:text))"
 
 
-def like(text: str) -> str:
-    """A pattern for LIKE … ESCAPE '\\' that finds the text anywhere, whatever characters it has."""
-    return "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
-
-
 class Action(NamedTuple):
     """What an action changes, and in which of the chosen tasks."""
 
@@ -3458,7 +3494,7 @@ class Action(NamedTuple):
 ACTIONS = {
     "retry": Action("UPDATE task SET status = 1, retries = 0", "status = 2", "failed"),
     # A task that was assigned anew while the operation went on stays with its worker.
-    "requeue": Action(UNASSIGN, "assignee IS NOT NULL AND assigned_at <= :before", "assigned"),
+    "requeue": Action(UNASSIGN, "assignee IS NOT NULL AND assigned_uptime <= :before", "assigned"),
     "set_priority": Action("UPDATE task SET priority = :priority", "priority <> :priority"),
     "delete": Action("DELETE FROM task"),
 }
@@ -3475,38 +3511,6 @@ def list_tasks(
         rows = rows[:limit]
         more = f"{rows[-1][lane] if lane else 0}:{rows[-1]['id']}"
     return rows, more
-
-
-def get_task_history(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
-    """A task, if it is still live, with what is known of its past, the newest first. Needs READ in its project."""
-    row = tx.one("SELECT * FROM task WHERE id = ?", (task,))
-    past = tx.all(
-        "SELECT a.*, w.alias FROM assignment a LEFT JOIN worker w ON w.id = a.worker WHERE a.task = ?"
-        " ORDER BY a.id DESC LIMIT 100",
-        (task,),
-    )
-    logs = tx.all(
-        "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker WHERE e.task = ?"
-        " ORDER BY e.id DESC LIMIT 100",
-        (task,),
-    )
-    project = next((one["project"] for one in (row, *past, *logs) if one), None)
-    missing = f"No task {task}, or it was closed or deleted and left no history"
-    if project is None:
-        require_manager(tx, session)
-        raise TrackerError("not_found", missing)
-    require_role(tx, session, project, READ, missing)
-    verifications = tx.all(
-        "SELECT v.*, w.alias FROM verification v LEFT JOIN worker w ON w.id = v.worker WHERE v.task = ?", (task,)
-    )
-    return {
-        "id": task,
-        "task": row,
-        "project": find_project(tx, project),
-        "past": past,
-        "logs": logs,
-        "verifications": verifications,
-    }
 
 
 def act_on_tasks(tx: Tx, session: bytes | None, project: int, body: TaskAction, tasks: list[int]) -> int:
@@ -3547,9 +3551,11 @@ def apply_action(
 
 # ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-PIECE = 500  # tasks in a piece of a bulk submit
-STEP = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
-BUDGET = 0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
+PIECE_TASKS = 500  # tasks in a piece of a bulk submit
+STEP_TASKS = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
+STEP_SECONDS = (
+    0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
+)
 PIECE_BYTES = 2**18  # and no step stores more than this at once
 
 
@@ -3621,7 +3627,7 @@ def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None
     """A new operation of a manager, or of a worker (None)."""
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
-    columns |= {"started": tx.time, "started_at": tx.uptime}
+    columns |= {"started": tx.time, "started_uptime": tx.uptime}
     names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
     return tx.one(f"INSERT INTO operation ({names}) VALUES ({values}) RETURNING id", columns)["id"]
 
@@ -3681,7 +3687,7 @@ def step_operation(tx: Tx, operation: int) -> int | None:
         row["affected"] += affected
         if row["cursor"] is None:
             return finish_operation(tx, row)
-        if tx.spent() >= BUDGET:
+        if tx.spent() >= STEP_SECONDS:
             tx.execute("UPDATE operation SET affected = :affected, cursor = :cursor WHERE id = :id", row)
             return None
 
@@ -3735,18 +3741,25 @@ def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | Non
 def step_action(tx: Tx, operation: dict[str, Any]) -> tuple[int, str | None]:
     wanted = msgspec.json.decode(operation["wanted"], type=TaskFilter)
     rows, more = find_tasks(
-        tx, operation["project"], wanted, operation["cursor"], STEP, BUDGET, operation["last_task"], columns="id"
+        tx,
+        operation["project"],
+        wanted,
+        operation["cursor"],
+        STEP_TASKS,
+        STEP_SECONDS,
+        operation["last_task"],
+        columns="id",
     )
     tasks = [row["id"] for row in rows]
     affected = apply_action(
-        tx, operation["project"], operation["kind"], operation["priority"], tasks, operation["started_at"]
+        tx, operation["project"], operation["kind"], operation["priority"], tasks, operation["started_uptime"]
     )
     return affected, more or None
 
 
 def step_hard_reset(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
     """Deletes some tasks of the project (cursor 0), then, when none is left, some of its kept hashes (cursor 1)."""
-    values = {"project": operation["project"], "last": operation["last_task"], "limit": STEP}
+    values = {"project": operation["project"], "last": operation["last_task"], "limit": STEP_TASKS}
     for state in () if operation["cursor"] else TASK_STATES.values():
         some = f"SELECT id FROM task WHERE project = :project AND {state.condition} AND id <= :last LIMIT :limit"
         if deleted := tx.all(f"DELETE FROM task WHERE id IN ({some}) RETURNING job", values):
@@ -3768,11 +3781,107 @@ STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
 }
 
 
+# ── Submitted lines ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LineDefaults(msgspec.Struct):
+    """What tasks of an upload get that do not say otherwise. `once`: a task's recipe is its unique string."""
+
+    priority: Int64 = 0
+    max_retries: Natural = 0
+    max_assign_time: Natural = 0
+    verification_count: Natural = 0
+    once: bool = False
+    format: Literal["auto", "text", "json"] = "auto"
+
+
+class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
+    """A line of an upload as JSON: like a submitted task, but the project is known."""
+
+    project: Id = 0
+
+
+def submit_as_manager(tx: Tx, session: bytes | None, project: int, body: LineTask) -> None:
+    """Adds a task to the queue. Needs EDIT; the workers' rate limit does not count. 409 for a duplicate."""
+    require_role(tx, session, project, EDIT)
+    task = new_task(body)._replace(project=project)
+    if not insert_task(tx, task, find_project(tx, project)["keep_hashes"]):
+        raise TrackerError("conflict", "unique_string: there is such a task already")
+
+
+async def stage_lines(
+    database: Database, operation: int, project: int, source: BinaryIO, defaults: LineDefaults, session: bytes | None
+) -> None:
+    """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
+    report = LinesReport()
+    pieces = line_pieces(source, project, defaults, report)
+    for number in itertools.count(1):
+        piece = await asyncio.to_thread(next, pieces, None)
+        if piece is None:
+            break
+        await database.write(add_bulk_piece, operation, number, piece, long=True)
+    if not report.line_count:
+        raise TrackerError("invalid", "file: it has no line that is not blank")
+    await database.write(accept_lines_submit, session, operation, report)
+
+
+def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: LinesReport) -> Iterator[bytes]:
+    """The lines as pieces of a bulk submit (JSON), each task with its line's number; refused ones go to the report."""
+    piece: list[list] = []
+    size = 0
+    for number, line in enumerate(source, 1):
+        if number % 64 == 0:
+            time.sleep(0)  # lets other threads have the interpreter
+        if not line.removeprefix(codecs.BOM_UTF8).strip():
+            continue
+        report.line_count += 1
+        try:
+            task = task_of_line(line, project, defaults)
+        except TrackerError as error:
+            report.refused_count += 1
+            if len(report.refused) < MOST_REPORTED:
+                report.refused.append((number, error.message[:MOST_REASON]))
+            continue
+        piece.append([number, *task])
+        size += len(line)
+        if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
+            yield encode(piece)
+            piece, size = [], 0
+    if piece:
+        yield encode(piece)
+
+
+def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
+    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task."""
+    try:
+        text = line.decode("utf-8-sig").strip("\r\n")
+    except UnicodeDecodeError:
+        raise TrackerError("invalid", "not valid UTF-8") from None
+    fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
+    if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
+        fields |= decode(text.encode(), dict[str, Any])
+    else:
+        fields["recipe"] = text
+    try:
+        body = msgspec.convert(fields, LineTask)
+    except msgspec.ValidationError as error:
+        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
+    _refuse_nul(body, "")
+    if body.project not in (0, project):
+        raise TrackerError("invalid", f"project: {body.project}, but this is project {project}")
+    if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
+        body.unique_string = body.recipe
+    return new_task(body)._replace(project=project)
+
+
+LINE_DEFAULTS = ("priority", "max_retries", "max_assign_time", "verification_count")
+
+
 # ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
 LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
-MAX_LOG_ENTRIES = 1000
+MOST_LOG_ENTRIES = 1000
 MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
 
 
@@ -3793,7 +3902,7 @@ class LogsBody(msgspec.Struct):
     since: Int64 = 0
     max_level: Annotated[int, Meta(ge=1, le=7)] | None = None
     before: Id | None = None
-    limit: Annotated[int, Meta(ge=1, le=MAX_LOG_ENTRIES)] = MAX_LOG_ENTRIES
+    limit: Annotated[int, Meta(ge=1, le=MOST_LOG_ENTRIES)] = MOST_LOG_ENTRIES
 
 
 def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) -> str:
@@ -3871,7 +3980,7 @@ def log_json(row: sqlite3.Row) -> dict[str, Any]:
 
 # ── Monitoring ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-MAX_SNAPSHOTS = 1000
+MOST_LAST_SNAPSHOTS = 1000
 MOST_SNAPSHOTS = 10_080  # a week at the default interval
 SNAPSHOT_PIECE = 50  # projects per transaction
 SNAPSHOT_COLUMNS = (
@@ -3885,7 +3994,7 @@ SNAPSHOT_COLUMNS = (
 
 
 class LastSnapshots(msgspec.Struct):
-    count: Annotated[int, Meta(ge=1, lt=MAX_SNAPSHOTS)] = 60
+    count: Annotated[int, Meta(ge=1, lt=MOST_LAST_SNAPSHOTS)] = 60
 
 
 class SnapshotsBetween(msgspec.Struct, rename={"start": "from", "end": "to"}):
@@ -3937,143 +4046,6 @@ def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
     return max((row["project"] for row in rows), default=None)
 
 
-RATE_WINDOW = 300  # seconds over which the present rate is taken
-SPARK_POINTS = 60
-RANGES = {"1h": 3600, "24h": 86400, "7d": 7 * 86400, "all": None}  # seconds
-
-
-def pace(tx: Tx, project: sqlite3.Row) -> dict[str, float | None]:
-    """Closed tasks per second over the last minutes, and the seconds until none is left at that rate; None: unknown."""
-    row = tx.one(
-        "SELECT time_stamp, closed_task_count FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ?"
-        " ORDER BY time_stamp LIMIT 1",
-        (project["id"], tx.time - max(RATE_WINDOW, 2 * tx.settings.snapshot_interval), tx.time - 5),
-    )
-    rate = row and max(0, project["closed_task_count"] - row["closed_task_count"]) / (tx.time - row["time_stamp"])
-    left = sum(project[name] for name in ("waiting_task_count", "assigned_task_count", "awaiting_verification_count"))
-    eta = 0 if left == 0 else left / rate if rate and not project["paused"] else None
-    return {"rate": rate, "eta": eta, "left": left}
-
-
-SAMPLED = """
-    WITH RECURSIVE moment (t) AS (SELECT :start UNION ALL SELECT t + :step FROM moment WHERE t + :step < :stop)
-    SELECT s.* FROM moment CROSS JOIN snapshot s ON s.project = :project AND s.time_stamp = (SELECT max(time_stamp)
-        FROM snapshot WHERE project = :project AND time_stamp > t - :step AND time_stamp <= t)
-    ORDER BY t
-"""
-
-
-def sampled_snapshots(tx: Tx, project: int, moments: range, sql: str = SAMPLED) -> list[sqlite3.Row]:
-    """The last snapshot before each of some evenly spread moments, the oldest first, however many there are between."""
-    values = {"project": project, "start": moments.start, "step": moments.step, "stop": moments.stop}
-    return tx.all(sql, values)
-
-
-def sampled_rates(snapshots: list[sqlite3.Row]) -> list[tuple[float, float | None]]:
-    """Tasks closed per second between one snapshot and the next."""
-    return charts.rates((row["time_stamp"], row["closed_task_count"]) for row in snapshots)
-
-
-# One row and not one for each moment: between two rows a reader may have to wait for the interpreter.
-SAMPLED_COUNTS = f"SELECT json_group_array(json_array(time_stamp, closed_task_count)) FROM ({SAMPLED})"
-
-
-def spark(tx: Tx, project: int) -> Any:
-    """The throughput of the last hour as a small line."""
-    moments = charts.grid(tx.time - RANGES["1h"], tx.time, SPARK_POINTS)
-    return drawn_spark(sampled_snapshots(tx, project, moments, SAMPLED_COUNTS)[0][0], moments)
-
-
-@functools.lru_cache(maxsize=256)
-def drawn_spark(counts: str, moments: range) -> Any:
-    """Drawn once for all who look at it, for it changes once in a minute."""
-    rates = charts.rates(msgspec.json.decode(counts))
-    return charts.sparkline(rates, moments[0], moments[-1], label="Throughput of the last hour")
-
-
-def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
-    """Throughput and backlog over a time of RANGES."""
-    end = tx.time
-    start = end - RANGES[span] if RANGES[span] else first_snapshot(tx, project["id"])
-    rows, present = sampled_snapshots(tx, project["id"], charts.grid(start, end)), present_counts(project, end)
-    closed = sampled_rates(rows if len(rows) > 1 else [*rows, present])  # the rate of a few seconds is mostly chance
-    rows.append(present)
-    left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
-    failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
-    throughput = [charts.Series("Closed", closed, "series-1", "area")]
-    backlog = [charts.Series("Left to do", left, "series-2", "area"), charts.Series("Failed", failed, "series-bad")]
-    return {
-        "throughput": charts.time_chart(throughput, start, end, title="Throughput", per_second=True),
-        "backlog": charts.time_chart(backlog, start, end, title="Backlog"),
-    }
-
-
-def present_counts(project: sqlite3.Row, now: int) -> dict[str, int]:
-    """What a snapshot would say now: a chart must not end a minute ago."""
-    return {
-        "time_stamp": now,
-        "new_task_count": project["waiting_task_count"] + project["assigned_task_count"],
-        **{name: project[name] for name in COUNT_COLUMNS[2:]},
-    }
-
-
-def first_snapshot(tx: Tx, project: int) -> int:
-    row = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project,))
-    return tx.time if row[0] is None else row[0]
-
-
-def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
-    """Who holds the most tasks of the project now, and since when the oldest of them (of a hundred, if it has more)."""
-    return tx.all(
-        "SELECT w.id, w.alias, t.held_task_count, (SELECT MIN(assign_time) FROM (SELECT assign_time FROM task"
-        " WHERE project = t.project AND assignee = t.worker AND assignee IS NOT NULL ORDER BY id LIMIT 100)) AS since"
-        " FROM (SELECT * FROM tally WHERE project = ? AND held_task_count > 0"
-        " ORDER BY held_task_count DESC, worker LIMIT 10) t JOIN worker w ON w.id = t.worker"
-        " ORDER BY t.held_task_count DESC, w.id",
-        (project,),
-    )
-
-
-LAST_DAY = "t.last_day_task_count + t.closed_task_count - t.rolled_task_count"
-
-
-def leaders(tx: Tx, project: int, measure: str) -> list[sqlite3.Row]:
-    """Who has closed the most tasks of the project: of all time, or of the last 24 full hours and this one."""
-    return tx.all(
-        f"SELECT w.id, w.alias, {measure} AS closed FROM tally t JOIN worker w ON w.id = t.worker"
-        f" WHERE t.project = ? AND {measure} > 0 ORDER BY closed DESC, w.id LIMIT 10",
-        (project,),
-    )
-
-
-def runtimes(tx: Tx, project: int) -> sqlite3.Row:
-    """The shortest, mean and longest time from assignment to the closing release, in seconds; None without any."""
-    return tx.one(
-        "SELECT MIN(runtime_min) AS shortest, SUM(runtime_total) / nullif(SUM(closed_task_count), 0) AS mean,"
-        " MAX(runtime_max) AS longest FROM tally WHERE project = ?",
-        (project,),
-    )
-
-
-def recent_failures(tx: Tx, project: int) -> list[sqlite3.Row]:
-    """The last assignments that were released as failed or expired, with what is left of their tasks."""
-    return tx.all(
-        "SELECT a.*, w.alias, substr(t.recipe, 1, 200) AS recipe, t.status, t.assignee, t.verifiers FROM assignment a"
-        " LEFT JOIN worker w ON w.id = a.worker LEFT JOIN task t ON t.id = a.task"
-        " WHERE a.project = ? AND a.outcome IN ('failed', 'expired') ORDER BY a.id DESC LIMIT 10",
-        (project,),
-    )
-
-
-def recent_operations(tx: Tx, project: int) -> list[sqlite3.Row]:
-    """What managers have lately done to many tasks of the project at once."""
-    return tx.all(
-        "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager"
-        " WHERE o.project = ? AND o.accepted ORDER BY o.id DESC LIMIT 5",
-        (project,),
-    )
-
-
 TALLY_HOURS = 24
 MOST_ASSIGNMENTS = 1_000_000  # ended ones that are kept: a worker that skips in a circle must not fill the disk
 
@@ -4083,7 +4055,7 @@ def roll_tallies(tx: Tx, after: tuple[int, int], hour: int) -> tuple[int, int] |
     rows = tx.all(
         "SELECT project, worker, closed_task_count - rolled_task_count FROM tally WHERE (project, worker) > (?, ?)"
         " ORDER BY project, worker LIMIT ?",
-        (*after, PIECE),
+        (*after, PIECE_TASKS),
     )
     tx.executemany(
         "INSERT INTO tally_hour VALUES (?, ?, ?, ?)"
@@ -4094,7 +4066,7 @@ def roll_tallies(tx: Tx, after: tuple[int, int], hour: int) -> tuple[int, int] |
         "UPDATE tally SET rolled_task_count = closed_task_count WHERE project = ? AND worker = ?",
         [row[:2] for row in rows if row[2]],
     )
-    return rows[-1][:2] if len(rows) == PIECE else None
+    return rows[-1][:2] if len(rows) == PIECE_TASKS else None
 
 
 PRUNE = {
@@ -4119,7 +4091,7 @@ PRUNE = {
     "operation": """DELETE FROM operation WHERE finished < :history_before AND id IN
         (SELECT id FROM operation ORDER BY id LIMIT :limit)""",
     "login_failure": """DELETE FROM login_failure WHERE source IN
-        (SELECT source FROM login_failure WHERE forget_at <= :uptime LIMIT :limit)""",
+        (SELECT source FROM login_failure WHERE forget_uptime <= :uptime LIMIT :limit)""",
 }
 
 
@@ -4135,10 +4107,10 @@ def prune(tx: Tx, table: str) -> bool:
             "history_before": tx.time - tx.settings.history_retention,
             "most_assignments": MOST_ASSIGNMENTS,
             "first_hour": tx.time // 3600 - TALLY_HOURS,
-            "limit": PIECE,
+            "limit": PIECE_TASKS,
         },
     ).rowcount
-    return deleted >= PIECE
+    return deleted >= PIECE_TASKS
 
 
 # ── Waiting workers ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -4447,13 +4419,12 @@ def open_log_file(settings: Settings) -> logging.Logger:
 
 # ── HTTP plumbing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-MAX_HEADER_BYTES = 2**16
-MAX_PIPELINED = 256  # requests that one connection may send ahead of their answers
 JSON_HEADERS = [
     (b"content-type", b"application/json"),
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
 ]
+PLAIN_HEAD = plain_head(JSON_HEADERS)
 encode = msgspec.json.Encoder().encode
 
 
@@ -4588,14 +4559,6 @@ class Call:
                 raise TrackerError("invalid", f"{name}: must be a whole number")  # msgspec reads 1e3 and 1.0 as well
         return query
 
-    def keeps_coming(self) -> None:
-        """Tells GuardedProtocol that enough of a long body has arrived: its time begins anew."""
-        cycle = getattr(self.receive, "__self__", None)
-        if type(cycle) is RequestResponseCycle:
-            protocol = cycle.transport.get_protocol()
-            if getattr(protocol, "began", None) is not None:
-                protocol.began = protocol.loop.time()
-
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
         most = 1024 * (limit or self.tracker.settings.max_body)
@@ -4664,37 +4627,13 @@ class Endpoint:
 
 async def respond(send: Callable, reply: Reply) -> None:
     body = reply.body()
-    cycle = getattr(send, "__self__", None)
-    if type(cycle) is RequestResponseCycle and reply.status == 200 and not reply.headers and writes_plainly(cycle):
-        return await write_at_once(cycle, body)
+    if reply.status == 200 and not reply.headers and (cycle := plain_cycle(send)):
+        return await write_at_once(cycle, PLAIN_HEAD, body)
     headers = [*JSON_HEADERS, *reply.headers]
     if reply.status != 204:
         headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-PLAIN_HEAD = b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % header for header in JSON_HEADERS)
-
-
-def writes_plainly(cycle: RequestResponseCycle) -> bool:
-    return cycle.keep_alive and not cycle.access_log and cycle.scope["method"] != "HEAD"
-
-
-async def write_at_once(cycle: RequestResponseCycle, body: bytes) -> None:
-    """Sends a plain answer with one write, as uvicorn's cycle does with two and a check of each header.
-
-    Worth its reach into uvicorn: 9 to 17 % more requests per second at 32 connections (bench/run.py, three runs).
-    """
-    if cycle.flow.write_paused and not cycle.disconnected:
-        await cycle.flow.drain()
-    if cycle.disconnected:
-        return
-    cycle.response_started = cycle.response_complete = True
-    more = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
-    cycle.transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (PLAIN_HEAD, more, len(body), body))
-    cycle.message_event.set()
-    cycle.on_response()
 
 
 class Takes(NamedTuple):
@@ -4776,7 +4715,7 @@ async def bulk_submit(call: Call) -> Reply:
     tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
     if not tasks:
         return Reply({"submitted": 0, "duplicates": 0})
-    if len(tasks) <= PIECE and len(body) <= PIECE_BYTES:
+    if len(tasks) <= PIECE_TASKS and len(body) <= PIECE_BYTES:
         return Reply(await tracker.db.write(submit_tasks, caller, tasks, long=True))
     pieces = await asyncio.to_thread(split_tasks, tasks)
     stored = await store_pieces(tracker, caller, tasks[0].project, len(tasks), pieces)
@@ -4784,14 +4723,14 @@ async def bulk_submit(call: Call) -> Reply:
 
 
 def split_tasks(tasks: list[NewTask]) -> list[bytes]:
-    """Tasks as JSON in pieces of at most PIECE tasks and about PIECE_BYTES."""
+    """Tasks as JSON in pieces of at most PIECE_TASKS tasks and about PIECE_BYTES."""
     pieces: list[bytes] = []
     piece: list[NewTask] = []
     size = 0
     for task in tasks:
         piece.append(task)
         size += len(task.recipe)
-        if len(piece) == PIECE or size >= PIECE_BYTES:
+        if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
             pieces.append(encode(piece))
             piece, size = [], 0
             time.sleep(0)
@@ -5034,1778 +4973,6 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
     return b"set-cookie", "; ".join(parts).encode()
 
 
-# ── Manager pages ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-PAGE = 50  # rows of a list on one page
-MOST_FIELDS = 5000  # of a form: a template may have 200 variables and 200 arguments
-MOST_SHOWN = 10_000  # characters of a log line on a page, which asks for a hundred of them again and again
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
-    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
-    "cache-control": "no-store",
-}
-PLAIN_WORDS = (  # what msgspec says of a value, and what is said to people
-    (r"Expected int.*, got .*", "must be a whole number"),
-    (r"Expected float.*, got .*", "must be a number"),
-    (r"Expected str of length >= 1", "must not be empty"),
-    (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
-    (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
-    (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
-    (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
-    (r"Invalid enum value (.+)", r"there is no such choice as \1"),
-)
-PATIENCE = 1.0  # seconds that a page waits for a long operation before it shows its progress instead
-
-
-class Visit(Call):
-    """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
-
-    __slots__ = ("_token", "error", "fields")
-
-    def __init__(self, scope: dict, receive: Callable, tracker: Tracker):
-        super().__init__(scope, receive, tracker)
-        self.fields: dict[str, list[Any]] = {}
-        self.error: TrackerError | None = None
-        self._token = ""
-
-    def url(self, path: str) -> str:
-        """The address of one of our own pages, as the browser has to ask for it: behind the proxy's prefix."""
-        return self.scope.get("root_path", "") + path
-
-    def link(self, path: str, query: dict[str, Any], more: dict[str, Any] | None = None) -> str:
-        """Such an address with a query; what is empty is left out."""
-        given = {name: value for name, value in {**query, **(more or {})}.items() if value not in ("", None)}
-        return self.url(path) + ("?" + urlencode(given) if given else "")
-
-    def names(self, field: str) -> bool:
-        """Whether the refusal is about this field."""
-        return self.error is not None and field in re.split(r"[,:] ", self.error.message.partition(": ")[0] + ": ")
-
-    @property
-    def reason(self) -> str:
-        """Why the request was refused, in words for people who fill in forms."""
-        field, _, problem = self.error.message.partition(": ")
-        for pattern, words in PLAIN_WORDS:
-            if match := re.fullmatch(pattern, problem):
-                return f"{field}: {match.expand(words)}"
-        wait = f" {duration(math.ceil(self.error.delay))}" if self.error.delay is not None else ""
-        return self.error.message + wait
-
-    @property
-    def here(self) -> str:
-        """This page, with its query, without the prefix."""
-        path, query = self.scope["path"].removeprefix(self.scope.get("root_path", "")), self.scope["query_string"]
-        return path + ("?" + query.decode("latin-1") if query else "")
-
-    def token(self) -> str:
-        """Proves that a form came from one of this session's pages."""
-        if not self._token:  # a page may have a form in each of its rows
-            self._token = self.tracker.form_signer.get_signature(self.session() or b"").decode()
-        return self._token
-
-    async def read_form(self) -> None:
-        """Takes in a POST's fields. Refuses one that another site sent, or that lacks the session's token."""
-        self.refuse_other_sites()
-        if (self.header(b"content-type") or b"").startswith(b"multipart/form-data"):
-            self.fields = await self.read_upload()
-        else:
-            self.fields = form_fields(await self.body())
-        if not hmac.compare_digest(self.field("token").encode(), self.token().encode()):
-            raise TrackerError(
-                "forbidden", "This form is out of date: please load the page again, and send it once more"
-            )
-
-    async def read_upload(self) -> dict[str, list[Any]]:
-        """The fields of a form with a file, which may be large: for managers only."""
-        await self.tracker.db.read(require_manager, self.session())
-        return await self.multipart(self.tracker.settings.max_bulk_body, "file", max_files=1, max_fields=100)
-
-    def field(self, name: str, default: str = "") -> str:
-        value = self.fields.get(name, [default])[-1]
-        return value if isinstance(value, str) else default
-
-    def form_as(self, kind: type) -> Any:
-        """The form as a struct. A field that is left empty counts as absent, unless it may be a text."""
-        values = {}
-        for field in msgspec.structs.fields(kind):
-            name, is_text = field.encode_name, takes_text(field.type)
-            value = self.field(name) if is_text else self.field(name).strip()
-            if name in self.fields and (value or is_text):
-                values[name] = value
-        try:
-            body = msgspec.convert(values, kind, strict=False)
-        except msgspec.ValidationError as error:
-            raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
-        _refuse_nul(body, "")
-        return body
-
-    def rows(self, name: str) -> dict[int, dict[str, str]]:
-        """The rows of a list in the form, by number: variables[2].value. One without a text in it does not count."""
-        rows: dict[int, dict[str, str]] = {}
-        for field in self.fields:
-            if match := re.fullmatch(re.escape(name) + r"\[(\d{1,3})\]\.(\w+)", field):
-                rows.setdefault(int(match[1]), {})[match[2]] = self.field(field)
-        silent = ("order", "required")  # they say something of themselves
-        return {
-            number: row
-            for number, row in sorted(rows.items())
-            if any(text.strip() for field, text in row.items() if field not in silent)
-        }
-
-    def back(self, default: str) -> str:
-        """The page that a form names to go on to: one of ours, or the default."""
-        path = self.field("back")
-        return path if path.startswith("/ui/") and "\\" not in path and path.isprintable() else default
-
-    def see(self, path: str, message: str = "", *headers: tuple[bytes, bytes]) -> Response:
-        """After an action: the browser goes on to a page, which shows the message."""
-        response = RedirectResponse(self.url(path), 303)
-        if message:
-            text = self.tracker.message_signer.sign(base64.urlsafe_b64encode(message.encode())).decode()
-            response.raw_headers.append(self.message_cookie(text, 60))
-        response.raw_headers.extend(headers)
-        return response
-
-    def message_cookie(self, text: str, age: int) -> tuple[bytes, bytes]:
-        return cookie_header(self, f"{self.tracker.settings.cookie_name}-message", text, age)
-
-    def message(self) -> str:
-        """What the last action said, for the page that follows it."""
-        cookie = next(self.cookies(f"{self.tracker.settings.cookie_name}-message"), None)
-        if not cookie or self.header(b"x-live"):  # a page that refreshes itself must not eat another one's message
-            return ""
-        try:
-            return base64.urlsafe_b64decode(self.tracker.message_signer.unsign(cookie)).decode()
-        except (itsdangerous.BadSignature, ValueError):
-            return ""
-
-    async def render(self, name: str, values: dict[str, Any]) -> Response:
-        """A page. `values` holds what `framed` read, and what this page is about."""
-        message = self.message()
-        status = STATUS[self.error.code] if self.error else 200
-        page = await asyncio.to_thread(template(name).render, values, visit=self, message=message)
-        response = HTMLResponse(page, status)
-        if self.error:
-            response.raw_headers.extend(error_reply(self.error).headers)
-        if message:
-            response.raw_headers.append(self.message_cookie("", 0))
-        return response
-
-    async def read(self, function: Callable, *args: Any) -> dict[str, Any]:
-        """What the function reads, and what every page shows, as of one moment."""
-        return await self.tracker.db.read(framed, self.session(), function, args)
-
-
-def form_fields(body: bytes) -> dict[str, list[str]]:
-    """The fields of a form, with the line ends that the rest of the world uses."""
-    try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
-    except ValueError:
-        raise TrackerError("invalid", "body: not a valid form") from None
-    return {name: [value.replace("\r\n", "\n") for value in values] for name, values in fields.items()}
-
-
-@functools.cache
-def takes_text(kind: Any) -> bool:
-    """Whether a field of this type may be a text."""
-    return "string" in str(msgspec.json.schema(kind))
-
-
-def framed(tx: Tx, session: bytes | None, function: Callable, args: tuple) -> dict[str, Any]:
-    manager = signed_in(tx, session)
-    frame = {
-        "now": tx.time,
-        "settings": tx.settings,
-        "manager": manager and manager_json(manager),
-        "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
-        "any_queue": tx.one("SELECT 1 FROM testflinger_queue LIMIT 1") is not None,
-    }
-    return {**frame, **function(tx, session, *args)}
-
-
-def nothing(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """What a page shows that needs nothing but the frame."""
-    return {}
-
-
-class PageEndpoint:
-    """An ASGI application around a handler `async (visit) -> Response`. A refusal becomes a page that says why."""
-
-    def __init__(self, tracker: Tracker, handler: Callable[[Visit], Awaitable[Response]]):
-        self.tracker, self.handler = tracker, handler
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        visit = Visit(scope, receive, self.tracker)
-        try:
-            if scope["method"] == "POST":
-                await visit.read_form()
-            response = await self.handler(visit)
-        except TrackerError as error:
-            response = await refusal(visit, error)
-        except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            response = await refusal(visit, TrackerError("internal", "Internal error"))
-        for name, value in PAGE_HEADERS.items():
-            response.headers.setdefault(name, value)
-        with contextlib.suppress(ClientDisconnect):
-            await response(scope, receive, send)
-
-
-async def refusal(visit: Visit, error: TrackerError) -> Response:
-    """The page of an error. Who has not logged in is asked to, and comes back."""
-    if error.code == "unauthorized" and visit.scope["method"] != "POST":
-        return visit.see("/ui/login?" + urlencode({"back": visit.here}))
-    visit.error = error
-    try:
-        response = await visit.render("error.html", await visit.read(nothing))
-    except TrackerError:  # stopping: not even the frame can be read
-        response = Response(error.message, STATUS[error.code], media_type="text/plain")
-    return response
-
-
-Handler = Callable[[Visit], Awaitable[Response]]
-
-
-def page(name: str, function: Callable, *path: str, query: type | None = None) -> Handler:
-    """The handler of a page: one transaction reads its values, the template shows them."""
-
-    async def handler(visit: Visit) -> Response:
-        args = [visit.path_value(name) for name in path]
-        if query is not None:
-            args.append(visit.query_as(query))
-        return await visit.render(name, await visit.read(function, *args))
-
-    return handler
-
-
-def action(
-    function: Callable,
-    *path: str,
-    form: type | Callable | None = None,
-    to: str = "",
-    says: str | Callable = "",
-    shows: Callable | None = None,
-    again: Handler | None = None,
-) -> Handler:
-    """The handler of an action: decode the form, call one domain function, go on to a page with a message.
-
-    `form` is a struct, or reads one from the visit. `shows` answers with the result itself, which must not be in an
-    address. When it is refused, the page `again` from which it came is shown with the reason and with what was typed.
-    """
-
-    async def handler(visit: Visit) -> Response:
-        try:
-            args = [visit.session(), *map(visit.path_value, path)]
-            body = form and (visit.form_as(form) if isinstance(form, type) else form(visit))
-            result = await visit.tracker.db.write(function, *args, *([body] if form else []))
-        except TrackerError as error:
-            if again is None:
-                raise
-            visit.error = error
-            return await again(visit)
-        if shows is not None:
-            return await shows(visit, result)
-        message = says(result, body) if callable(says) else says
-        target = to.format(**visit.scope["path_params"], result=result)
-        return visit.see(visit.back(target), message)
-
-    return handler
-
-
-def tasks_in_words(count: int, what: str = "") -> str:
-    return f"{count:,} {what + ' ' if what else ''}{'task' if count == 1 else 'tasks'}"
-
-
-def said_of(kind: str, count: int, priority: int | None = None) -> str:
-    """What an action or an operation has done, in words."""
-    are = "is" if count == 1 else "are"
-    return {
-        "retry": f"{tasks_in_words(count, 'failed')} {are} waiting again.",
-        "requeue": f"{tasks_in_words(count, 'assigned')} {are} waiting again.",
-        "set_priority": f"{tasks_in_words(count)} got priority {priority}.",
-        "delete": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} deleted.",
-        "hard_reset": f"The project was reset: {tasks_in_words(count)} deleted, hashes forgotten.",
-        "submit_lines": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} submitted.",
-    }[kind]
-
-
-# Overview and projects
-
-
-class ListQuery(msgspec.Struct):
-    """A page of a list: those with `text` in their name, after a place in it."""
-
-    text: Annotated[str, Meta(max_length=200)] = ""
-    after: Annotated[str, Meta(max_length=300)] = ""
-
-
-VISIBLE = """(NOT p.hidden OR :admin
-    OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"""
-
-
-def overview(tx: Tx, session: bytes | None, query: ListQuery) -> dict[str, Any]:
-    """The projects that the caller may see, with their counts, and who is waiting for an answer."""
-    manager = signed_in(tx, session)
-    values = {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])}
-    values |= {"text": like(query.text), "after": query.after, "limit": PAGE + 1}
-    rows = tx.all(
-        f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
-        " ORDER BY name LIMIT :limit",
-        values,
-    )
-    sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in COUNT_COLUMNS)
-    return {
-        "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows[:PAGE]],
-        "more": rows[PAGE - 1]["name"] if len(rows) > PAGE else "",
-        "totals": tx.one(f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}", values),
-        "requests": waiting_requests(tx, manager) if manager else [],
-        "query": query,
-    }
-
-
-MAY_ANSWER = """(:admin
-    OR EXISTS (SELECT 1 FROM manager_role WHERE project = a.project AND manager = :manager AND role & 4))"""
-
-
-def waiting_requests(tx: Tx, manager: sqlite3.Row) -> list[sqlite3.Row]:
-    """The projects in which requests for access wait for an answer of this manager."""
-    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
-    counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
-    return tx.all(
-        f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project WHERE {MAY_ANSWER}"
-        " ORDER BY p.name LIMIT 20",
-        values,
-    )
-
-
-class RangeQuery(msgspec.Struct):
-    """Which time a chart shows."""
-
-    range: Literal["1h", "24h", "7d", "all"] = "24h"
-
-
-def project_page(tx: Tx, session: bytes | None, project: int, query: RangeQuery) -> dict[str, Any]:
-    row = visible_project(tx, session, project)
-    role = role_in_project(tx, signed_in(tx, session), project)
-    return {
-        **project_frame(tx, row, role),
-        **pace(tx, row),
-        "chain": row["chain"] and chain_target(tx, session, row["chain"]),
-        "range": query.range,
-        "ranges": RANGES,
-        "charts_of": project_charts(tx, row, query.range),
-        "holders": holders(tx, project),
-        "leaders": leaders(tx, project, "t.closed_task_count"),
-        "day_leaders": leaders(tx, project, LAST_DAY),
-        "runtime": runtimes(tx, project),
-        "failures": recent_failures(tx, project) if role & READ else [],
-        "state_of": state_of,
-        "operations": recent_operations(tx, project) if role & READ else [],
-    }
-
-
-def chain_target(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
-    try:
-        return {"id": project, "name": visible_project(tx, session, project)["name"]}
-    except TrackerError:
-        return {"id": project, "name": f"project {project}"}
-
-
-def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
-    """What every page of a project shows: the project, and what the caller may do there."""
-    return {
-        "project": project,
-        "may": {name.lower(): bool(role & bit) for bit, name in ROLE_NAMES.items()},
-        "is_queue": is_queue(tx, project["id"]),
-    }
-
-
-def of_project(role: int, function: Callable | None = None) -> Callable:
-    """A page's function: checks the role in the project and adds what every page of a project shows."""
-
-    def read(tx: Tx, session: bytes | None, project: int, *args: Any) -> dict[str, Any]:
-        manager = require_role(tx, session, project, role)
-        frame = project_frame(tx, find_project(tx, project), role_in_project(tx, manager, project))
-        return {**frame, **(function(tx, session, project, *args) if function else {})}
-
-    return read
-
-
-def edit_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The projects that this one could be chained to, and the one that it is chained to now."""
-    manager = require_manager(tx, session)
-    rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
-    targets = [row for row in rows if row["id"] != project and role_in_project(tx, manager, row["id"]) & EDIT]
-    present = tx.one("SELECT chain FROM project WHERE id = ?", (project,))
-    if present and present["chain"] and present["chain"] not in {row["id"] for row in targets}:
-        targets.append(chain_target(tx, session, present["chain"]))
-    return {"targets": targets}
-
-
-def new_project_values(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    return {**edit_values(tx, session, 0), "project": {"id": None, "name": "", **NEW_PROJECT}}
-
-
-class PausedBody(msgspec.Struct):
-    paused: bool
-
-
-def pause_project(tx: Tx, session: bytes | None, project: int, body: PausedBody) -> None:
-    """Stops or resumes assignment from a project. Needs EDIT."""
-    update_project(tx, session, project, ProjectBody(paused=body.paused))
-
-
-def project_secrets(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    return {**get_secret(tx, session, project), **get_webhook_secret(tx, session, project)}
-
-
-def paused_in_words(result: None, body: PausedBody | PauseBody) -> str:
-    return "Paused: nothing more is assigned." if body.paused else "Resumed."
-
-
-PROJECT_PAGE = page("project.html", project_page, "project", query=RangeQuery)
-
-
-async def reset_project(visit: Visit) -> Response:
-    """POST …/reset/{kind}. A hard reset wants the project's name typed."""
-    project, kind = visit.path_id("project"), visit.scope["path_params"]["kind"]
-    if kind not in RESETS:
-        raise TrackerError("not_found", f"There is no reset {kind!r}")
-    if kind == "hard_reset":
-        row = await visit.tracker.db.read(get_project, visit.session(), project)
-        if visit.field("confirm").strip() != row["name"].strip():
-            visit.error = TrackerError("invalid", "confirm: this is not the project's name; nothing was deleted")
-            return await PROJECT_PAGE(visit)
-    operation = await visit.tracker.db.write(begin_reset, visit.session(), project, kind)
-    return await watch_operation(visit, operation, RESETS[kind], f"/ui/projects/{project}")
-
-
-async def watch_operation(visit: Visit, operation: int, kind: str, to: str, priority: int | None = None) -> Response:
-    """Goes on with what an operation has done, or, if it takes long, to the page that shows its progress."""
-    done = visit.tracker.begin_operation(operation)
-    finished, _ = await asyncio.wait((done,), timeout=PATIENCE)
-    if not finished:
-        return visit.see(f"/ui/operations/{operation}")
-    return visit.see(visit.back(to), said_of(kind, done.result(), priority))
-
-
-def operation_page(tx: Tx, session: bytes | None, operation: int) -> dict[str, Any]:
-    row = get_operation(tx, session, operation)
-    role = role_in_project(tx, signed_in(tx, session), row["project"])
-    return {
-        **project_frame(tx, find_project(tx, row["project"]), role),
-        "operation": row,
-        "done": said_of(row["kind"], row["affected"], row["priority"]),
-        "report": msgspec.json.decode(row["report"], type=LinesReport),
-    }
-
-
-# Tasks
-
-
-class TaskQuery(TaskFilter):
-    """A list of tasks, from a place in it on."""
-
-    after: Annotated[str, Meta(max_length=50)] = ""
-
-
-def filter_of(query: TaskQuery) -> TaskFilter:
-    return TaskFilter(query.state, query.text, query.assignee, query.priority)
-
-
-LISTED = "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe"
-
-
-def task_list(tx: Tx, session: bytes | None, project: int, query: TaskQuery) -> dict[str, Any]:
-    wanted = filter_of(query)
-    rows, more = list_tasks(tx, session, project, wanted, query.after, PAGE, LISTED)
-    return {
-        "tasks": with_aliases(tx, rows, "assignee"),
-        "more": more,
-        "query": query,
-        "wanted": msgspec.to_builtins(wanted),
-        "states": TASK_STATES,
-    }
-
-
-def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[str, Any]]:
-    """Rows that name a worker in this column, with its alias."""
-    workers = encode([row[column] for row in rows]).decode()
-    aliases = dict(tx.all("SELECT id, alias FROM worker WHERE id IN (SELECT value FROM json_each(?))", (workers,)))
-    return [{**row, "alias": aliases.get(row[column])} for row in rows]
-
-
-def task_page(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
-    history = get_task_history(tx, session, task)
-    role = role_in_project(tx, signed_in(tx, session), history["project"]["id"])
-    row = history["task"]
-    return {
-        **history,
-        **project_frame(tx, history["project"], role),
-        "level_names": LEVEL_NAMES,
-        "state": row and state_of(row),
-        "alias": row and alias_of(tx, row["assignee"]),
-        "left": row and row["deadline"] is not None and row["deadline"] - tx.uptime,
-        "job": token_of_job(tx, row and row["job"]),
-    }
-
-
-def state_of(task: sqlite3.Row) -> str:
-    """The one state of TASK_STATES that the task is in."""
-    if task["assignee"] is not None:
-        return "assigned"
-    if task["status"] == FAILED:
-        return "failed"
-    return "waiting" if task["verifiers"] is None else "awaiting_verification"
-
-
-TASKS_PAGE = page("tasks.html", of_project(READ, task_list), "project", query=TaskQuery)
-
-
-async def act_on_list(visit: Visit) -> Response:
-    """POST …/tasks: an action on the selected tasks, or, after a question, on all that match the list's filter."""
-    try:
-        project, wanted, body = (
-            visit.path_id("project"),
-            filter_of(visit.query_as(TaskQuery)),
-            visit.form_as(TaskAction),
-        )
-        if visit.field("which") == "all":
-            return await act_on_all(visit, project, body, wanted)
-        return await act_on_selected(visit, project, body)
-    except TrackerError as error:
-        visit.error = error
-        return await TASKS_PAGE(visit)
-
-
-def question(tx: Tx, session: bytes | None, project: int, body: TaskAction) -> dict[str, Any]:
-    """Refuses now what would be refused after the question."""
-    check_action(tx, session, project, body)
-    return {}
-
-
-async def act_on_all(visit: Visit, project: int, body: TaskAction, wanted: TaskFilter) -> Response:
-    if visit.field("confirmed") != "yes":
-        return await ask(visit, project, body, wanted, [])
-    operation = await visit.tracker.db.write(begin_action, visit.session(), project, body, wanted)
-    return await watch_operation(visit, operation, body.action, visit.here, body.priority)
-
-
-async def ask(visit: Visit, project: int, body: TaskAction, wanted: TaskFilter, tasks: list[int]) -> Response:
-    """The question before something is done to all tasks that match, or some are deleted."""
-    values = await visit.read(of_project(READ, question), project, body)
-    values |= {"body": body, "wanted": wanted, "tasks": tasks, "count": count_in_state(values["project"], wanted.state)}
-    return await visit.render("confirm.html", values)
-
-
-async def act_on_selected(visit: Visit, project: int, body: TaskAction) -> Response:
-    try:
-        tasks = [int(text) for text in visit.fields.get("task", ())]
-    except ValueError:
-        raise TrackerError("invalid", "task: must be whole numbers") from None
-    if not tasks:
-        raise TrackerError("invalid", "task: select at least one task, or choose “all that match”")
-    if body.action == "delete" and visit.field("confirmed") != "yes":
-        return await ask(visit, project, body, TaskFilter(), tasks)
-    count = await visit.tracker.db.write(act_on_tasks, visit.session(), project, body, tasks, long=len(tasks) > 10)
-    to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
-    return visit.see(to, said_of(body.action, count, body.priority))
-
-
-async def export_tasks(visit: Visit) -> Response:
-    """GET …/export: the tasks of a list as JSON lines. Read piece by piece, so it is no snapshot of one moment."""
-    project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
-    session, database = visit.session(), visit.tracker.db
-    read = functools.partial(database.read, list_tasks, session, project, wanted)
-    rows, more = await read("", STEP)  # a refusal comes before the answer
-
-    async def lines() -> AsyncIterator[bytes]:
-        nonlocal rows, more
-        while rows or more:
-            piece = b"".join(map(task_line, rows))
-            yield piece
-            small = len(piece) < PIECE_BYTES  # 500 recipes of the largest size would take gigabytes
-            try:
-                rows, more = await read(more, PIECE if small else STEP) if more else ([], "")
-            except TrackerError as error:  # the answer has begun: all that is left is to break it off
-                log.warning("An export of project %d broke off: %s", project, error)
-                raise ClientDisconnect from error
-
-    name = f"project-{project}-{wanted.state}.jsonl"
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
-
-
-EXPORTED = (
-    *("id", "priority", "recipe", "retries", "max_retries", "max_assign_time", "verification_count", "hash64"),
-    *("assignee", "assign_time"),
-)
-
-
-def task_line(task: sqlite3.Row) -> bytes:
-    return encode({"state": state_of(task), **{name: task[name] for name in EXPORTED}}) + b"\n"
-
-
-# Submit
-
-
-class LineDefaults(msgspec.Struct):
-    """What tasks of an upload get that do not say otherwise. `once`: a task's recipe is its unique string."""
-
-    priority: Int64 = 0
-    max_retries: Natural = 0
-    max_assign_time: Natural = 0
-    verification_count: Natural = 0
-    once: bool = False
-    format: Literal["auto", "text", "json"] = "auto"
-
-
-class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
-    """A line of an upload as JSON: like a submitted task, but the project is known."""
-
-    project: Id = 0
-
-
-def submit_as_manager(tx: Tx, session: bytes | None, project: int, body: LineTask) -> None:
-    """Adds a task to the queue. Needs EDIT; the workers' rate limit does not count. 409 for a duplicate."""
-    require_role(tx, session, project, EDIT)
-    task = new_task(body)._replace(project=project)
-    if not insert_task(tx, task, find_project(tx, project)["keep_hashes"]):
-        raise TrackerError("conflict", "unique_string: there is such a task already")
-
-
-async def submit_lines(visit: Visit) -> Response:
-    """POST …/submit/lines: many tasks from a text area or a file. All lines are read before any of them counts."""
-    project, database = visit.path_id("project"), visit.tracker.db
-    try:
-        defaults = visit.form_as(LineDefaults)
-        source = line_source(visit)
-        operation = await database.write(begin_lines_submit, visit.session(), project)
-        try:
-            await stage_lines(database, operation, project, source, defaults, visit.session())
-        except BaseException:
-            with contextlib.suppress(TrackerError):  # stopping: the next start discards it
-                await discard(database, operation)
-            raise
-    except TrackerError as error:
-        visit.error = error
-        return await SUBMIT_PAGE(visit)
-    await asyncio.wait((visit.tracker.begin_operation(operation),), timeout=PATIENCE)
-    return visit.see(f"/ui/operations/{operation}")
-
-
-def line_source(visit: Visit) -> BinaryIO:
-    """The uploaded file, or else what was typed."""
-    file = visit.fields.get("file", [""])[-1]
-    if not isinstance(file, str) and file.filename:
-        return file.file
-    if not visit.field("lines").strip():
-        raise TrackerError("invalid", "lines: type at least one line, or choose a file")
-    return io.BytesIO(visit.field("lines").encode())
-
-
-async def stage_lines(
-    database: Database, operation: int, project: int, source: BinaryIO, defaults: LineDefaults, session: bytes | None
-) -> None:
-    """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
-    report = LinesReport()
-    pieces = line_pieces(source, project, defaults, report)
-    for number in itertools.count(1):
-        piece = await asyncio.to_thread(next, pieces, None)
-        if piece is None:
-            break
-        await database.write(add_bulk_piece, operation, number, piece, long=True)
-    if not report.line_count:
-        raise TrackerError("invalid", "file: it has no line that is not blank")
-    await database.write(accept_lines_submit, session, operation, report)
-
-
-def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: LinesReport) -> Iterator[bytes]:
-    """The lines as pieces of a bulk submit (JSON), each task with its line's number; refused ones go to the report."""
-    piece: list[list] = []
-    size = 0
-    for number, line in enumerate(source, 1):
-        if number % 64 == 0:
-            time.sleep(0)  # lets other threads have the interpreter
-        if not line.removeprefix(codecs.BOM_UTF8).strip():
-            continue
-        report.line_count += 1
-        try:
-            task = task_of_line(line, project, defaults)
-        except TrackerError as error:
-            report.refused_count += 1
-            if len(report.refused) < MOST_REPORTED:
-                report.refused.append((number, error.message[:MOST_REASON]))
-            continue
-        piece.append([number, *task])
-        size += len(line)
-        if len(piece) == PIECE or size >= PIECE_BYTES:
-            yield encode(piece)
-            piece, size = [], 0
-    if piece:
-        yield encode(piece)
-
-
-def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
-    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task."""
-    try:
-        text = line.decode("utf-8-sig").strip("\r\n")
-    except UnicodeDecodeError:
-        raise TrackerError("invalid", "not valid UTF-8") from None
-    fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
-    if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
-        fields |= decode(text.encode(), dict[str, Any])
-    else:
-        fields["recipe"] = text
-    try:
-        body = msgspec.convert(fields, LineTask)
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
-    _refuse_nul(body, "")
-    if body.project not in (0, project):
-        raise TrackerError("invalid", f"project: {body.project}, but this is project {project}")
-    if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
-        body.unique_string = body.recipe
-    return new_task(body)._replace(project=project)
-
-
-LINE_DEFAULTS = ("priority", "max_retries", "max_assign_time", "verification_count")
-SUBMIT_PAGE = page("submit.html", of_project(EDIT), "project")
-
-
-# Templates and jobs
-
-LINES = 100  # of a job's log on one page
-
-
-class VariableRow(msgspec.Struct):
-    """A row of a template's form: a variable. What is JSON in the template is text here, `allowed` one value a line."""
-
-    name: Name
-    value: str = ""
-    required: bool = False
-    allowed: str = ""
-    description: str = ""
-
-
-class ArgumentRow(msgspec.Struct):
-    """A row of a template's form: an argument. `options` are one a line."""
-
-    type: Name
-    order: Int64 = 0
-    label: str = ""
-    value: str = ""
-    options: str = ""
-
-
-class TemplateForm(TemplateBody):
-    """A template as its form has it: texts, and rows of them. An empty key leaves the key as it is."""
-
-    description: Annotated[str, Meta(max_length=10_000)] = ""
-    variables: list[VariableRow] = []
-    arguments: list[ArgumentRow] = []
-    env: str = ""
-    timeout: Seconds | None = None
-    remove_key: bool = False
-    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | None = None
-    keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
-
-
-def template_form(visit: Visit) -> TemplateForm:
-    form = visit.form_as(TemplateForm)
-    form.variables = form_rows(visit, "variables", VariableRow)
-    form.arguments = form_rows(visit, "arguments", ArgumentRow)
-    return form
-
-
-def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
-    """The rows of a list in the form that say something. A refusal names the field: variables[2].name."""
-    made = []
-    for number, row in visit.rows(name).items():
-        try:
-            made.append(msgspec.convert({field: text for field, text in row.items() if text}, kind, strict=False))
-        except msgspec.ValidationError as error:
-            field, problem = name_and_problem(error)
-            raise TrackerError("invalid", f"{name}[{number}].{field}: {problem}") from None
-        _refuse_nul(made[-1], f"{name}[{number}]")
-    return made
-
-
-def meant(text: str, known: Iterable[Any]) -> Any:
-    """The one of the known values that reads like this text, so that a number stays a number; else the text."""
-    return next((value for value in known if value is not None and unix_lines(as_text(value)) == text), text)
-
-
-def meant_lines(text: str, known: list[Any]) -> list[Any]:
-    """Values that were typed one a line, as `meant` has them; the known ones when nothing was changed."""
-    if text == in_lines(known):
-        return known
-    by_text = {unix_lines(as_text(value)): value for value in reversed(known)}
-    return [by_text.get(line.strip(), line.strip()) for line in text.split("\n") if line.strip()]
-
-
-def unix_lines(text: str) -> str:
-    """The text with the line ends that a form brings back."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def in_lines(values: Iterable[Any]) -> str:
-    return unix_lines("\n".join(map(as_text, values)))
-
-
-def pairs_in_lines(pairs: dict[str, Any]) -> str:
-    return in_lines(f"{name}={as_text(value)}" for name, value in pairs.items())
-
-
-def typed_pairs(text: str, field: str) -> dict[str, str]:
-    """What was typed as NAME=value, one a line."""
-    pairs: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        name, equals, value = line.partition("=")
-        if not equals or not name.strip():
-            raise TrackerError("invalid", f"{field}: line {number} is not of the form NAME=value")
-        if name.strip() in pairs:
-            raise TrackerError("invalid", f"{field}: line {number} gives {name.strip()} a second time")
-        pairs[name.strip()] = value
-    return pairs
-
-
-def declared_variables(template: sqlite3.Row) -> list[Variable]:
-    return msgspec.json.decode(template["variables"], type=list[Variable])
-
-
-def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> TemplateBody:
-    """The template that a form means. What it shows of the old one as text, and was not changed, stays what it was."""
-    plain = ("name", "description", "recipe", "script", "runas", "undeclared", "timeout", "max_retries", "priority")
-    variables = {one.name: one for one in declared_variables(old)} if old else {}
-    arguments = declared_arguments(old) if old else []
-    env = msgspec.json.decode(old["env"]) if old else {}
-    if form.env != pairs_in_lines(env) and any("\n" in value for value in env.values()):
-        raise TrackerError(
-            "invalid", "env: it has a value of several lines, which no form can show; change it by the API"
-        )
-    return TemplateBody(
-        **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
-        variables=[variable_of_row(row, variables.get(row.name.strip(), Variable("x"))) for row in form.variables],
-        arguments=[
-            argument_of_row(row, argument or Argument())
-            for row, argument in itertools.zip_longest(form.arguments, arguments[: len(form.arguments)])
-        ],
-        env=env if form.env == pairs_in_lines(env) else typed_pairs(form.env, "env"),
-        key="" if form.remove_key else form.key or UNSET,
-        keep_time=None if form.keep_days is None else max(1, round(form.keep_days * 86400)),
-    )
-
-
-def variable_of_row(row: VariableRow, old: Variable) -> Variable:
-    allowed = meant_lines(row.allowed, old.allowed)
-    value = meant(row.value, [old.value, *allowed]) if row.value or old.value == "" else None
-    return Variable(row.name.strip(), value, row.required, allowed, row.description)
-
-
-def argument_of_row(row: ArgumentRow, old: Argument) -> Argument:
-    options = meant_lines(row.options, old.options)
-    value = meant(row.value, [old.value, *options]) if row.value or old.value == "" else None
-    return Argument(row.order, row.type, row.label, value, options)
-
-
-def create_template_by_form(tx: Tx, session: bytes | None, project: int, form: TemplateForm) -> dict[str, Any]:
-    """Makes a template. Needs EDIT in the project. Its secret is in the answer."""
-    require_role(tx, session, project, EDIT)
-    body = template_of_form(form, None)
-    body.project = project
-    return create_template(tx, session, body)
-
-
-def update_template_by_form(tx: Tx, session: bytes | None, template: int, form: TemplateForm) -> None:
-    """Changes a template to what the form says. Needs EDIT."""
-    update_template(tx, session, template, template_of_form(form, editable_template(tx, session, template)))
-
-
-def remove_template(tx: Tx, session: bytes | None, template: int) -> int:
-    """Deletes a template, and says of which project it was. Needs EDIT."""
-    row = editable_template(tx, session, template)
-    drop_template(tx, row)
-    return row["project"]
-
-
-class RunForm(msgspec.Struct):
-    """What a job of a template is given by the form that was made from its declarations: texts, by name and place."""
-
-    variables: dict[str, str]
-    arguments: list[str]
-    more: str = ""
-
-
-def run_form(visit: Visit) -> RunForm:
-    named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
-    count = sum(name.startswith("argument:") for name in visit.fields)
-    form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
-    _refuse_nul(form, "")
-    return form
-
-
-def run_template(tx: Tx, session: bytes | None, template: int, form: RunForm) -> str:
-    """Makes a job of a template, and returns its token. Needs EDIT. What is left empty is not given.
-
-    But a variable that has a value in the template is given as it was typed, also as an empty text.
-    """
-    row = editable_template(tx, session, template)
-    variables = typed_pairs(form.more, "more")
-    for variable in declared_variables(row):
-        text = form.variables.get(variable.name, "")
-        if variable.name in form.variables and (text or variable.value is not None):
-            variables[variable.name] = meant(text, [variable.value, *variable.allowed])
-    arguments = [
-        meant(text, [argument.value, *argument.options]) if text else None
-        for text, argument in zip(form.arguments, free_arguments(row), strict=False)
-    ]
-    return make_job(tx, row, variables, arguments, "page", manager=require_manager(tx, session)["id"])["token"]
-
-
-def retry_on_page(tx: Tx, session: bytes | None, job: str) -> str:
-    """Makes a new job with all that an ended one was given, and returns its token. Needs EDIT."""
-    row, by = accessible_job(tx, session, job, EDIT)
-    return retry_job(tx, row, "page", **by)["token"]
-
-
-def project_templates(tx: Tx, session: bytes | None, project: int, query: ListQuery) -> dict[str, Any]:
-    """A page of a project's templates, by name, with their last jobs."""
-    rows = tx.all(
-        "SELECT * FROM template WHERE project = :project AND deleted IS NULL AND name > :after"
-        " AND name LIKE :text ESCAPE '\\' ORDER BY name LIMIT :limit",
-        {"project": project, "after": query.after, "text": like(query.text), "limit": PAGE + 1},
-    )
-    return {
-        "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows[:PAGE]],
-        "more": rows[PAGE - 1]["name"] if len(rows) > PAGE else "",
-        "query": query,
-    }
-
-
-def last_jobs(tx: Tx, template: int, count: int) -> list[sqlite3.Row]:
-    return find_jobs(tx, None, JobsQuery(template=template, limit=count))[0]
-
-
-def of_template(function: Callable | None = None) -> Callable:
-    """A page's function: checks EDIT in the template's project and adds what every page of a template shows."""
-
-    def read(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
-        row = editable_template(tx, session, template)
-        role = role_in_project(tx, signed_in(tx, session), row["project"])
-        frame = project_frame(tx, find_project(tx, row["project"]), role)
-        return {**frame, **template_values(tx, row), **(function(tx, row) if function else {})}
-
-    return read
-
-
-def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
-    """A template as the pages show it. Its secret is not among it."""
-    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
-    return {
-        "template": {name: row[name] for name in ("id", "name", *NEW_TEMPLATE)},
-        "script": script or "",
-        "variables": [declared_in_words(one, one.allowed) for one in declared_variables(row)],
-        "arguments": [declared_in_words(one, one.options) for one in declared_arguments(row)],
-        "env": pairs_in_lines(msgspec.json.decode(row["env"])),
-    }
-
-
-def declared_in_words(one: Variable | Argument, known: list[Any]) -> dict[str, Any]:
-    """A declared variable or argument with its values as text: a line each, and as the choices of a form."""
-    text, texts = as_text(one.value), list(map(as_text, known))
-    none = [] if text in texts else [("", "– none –")]
-    choices = none + [(choice, choice) for choice in texts] if texts else []
-    return {**msgspec.structs.asdict(one), "text": text, "lines": in_lines(known), "choices": choices}
-
-
-def new_template_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    return template_values(tx, {"id": None, "name": "", **NEW_TEMPLATE})
-
-
-def template_runs(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
-    """What else a template's page shows: its last jobs, and how others trigger it."""
-    required = [one for one in declared_variables(row) if one.required]
-    return {
-        "given": [(one.name, as_text(one.value) or "VALUE") for one in required],
-        "samples": [f"argument {number + 1}" for number in range(len(free_arguments(row)))],
-        "token": row["token"],
-        "secret": "",
-        "jobs": with_aliases(tx, last_jobs(tx, row["id"], 10), "assignee"),
-    }
-
-
-def workflows_with(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
-    """What goes with a template when it is deleted: the workflows of which it is a step."""
-    steps = "SELECT workflow FROM workflow_edge WHERE :id IN (template, target)"
-    return {
-        "workflows": tx.all(
-            f"SELECT name FROM workflow WHERE (start = :id OR id IN ({steps})) AND deleted IS NULL ORDER BY name",
-            {"id": row["id"]},
-        )
-    }
-
-
-async def show_secret(visit: Visit, template: int, secret: str) -> Response:
-    """The template's page with its new secret: in the answer itself, so that neither a cookie nor an address has it."""
-    values = await visit.read(of_template(template_runs), template)
-    return await visit.render("template.html", {**values, "secret": secret})
-
-
-async def show_new_template(visit: Visit, created: dict[str, Any]) -> Response:
-    return await show_secret(visit, created["template"]["id"], created["template"]["secret"])
-
-
-async def show_rotated_secret(visit: Visit, rotated: dict[str, Any]) -> Response:
-    return await show_secret(visit, visit.path_id("template"), rotated["secret"])
-
-
-async def delete_template_page(visit: Visit) -> Response:
-    """POST …/delete: asks first."""
-    return await (DROP_TEMPLATE if visit.field("confirmed") == "yes" else ASK_ABOUT_TEMPLATE)(visit)
-
-
-class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
-    """Which jobs a list shows: made between two times (to the minute, UTC), after the place `before`."""
-
-    state: JobState | None = None
-    template: Id | None = None
-    start: Annotated[str, Meta(max_length=40)] = ""
-    end: Annotated[str, Meta(max_length=40)] = ""
-    before: Id = INT64_MAX
-
-
-def typed_time(text: str, field: str) -> datetime | None:
-    """The time that a field of a form names, in UTC unless it says otherwise."""
-    if not text:
-        return None
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        raise TrackerError("invalid", f"{field}: must be a time like 2026-06-01T07:30") from None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
-
-
-def project_jobs(tx: Tx, session: bytes | None, project: int, query: JobListQuery) -> dict[str, Any]:
-    """A page of a project's jobs, the newest first."""
-    templates = tx.all("SELECT id, name, deleted FROM template WHERE project = ? ORDER BY name LIMIT 1000", (project,))
-    of_project = "SELECT 1 FROM template WHERE id = ? AND project = ?"
-    if query.template is not None and not tx.one(of_project, (query.template, project)):
-        raise TrackerError("invalid", f"template: the project has no template {query.template}")
-    return {**job_list(tx, None, project, query), "templates": templates, "here": f"/ui/projects/{project}/jobs"}
-
-
-def all_jobs(tx: Tx, session: bytes | None, query: JobListQuery) -> dict[str, Any]:
-    """A page of the jobs of all projects that the manager may read, the newest first."""
-    manager = require_manager(tx, session)
-    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
-    readable = "EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1)"
-    templates = tx.all(
-        "SELECT t.id, p.name || ': ' || t.name AS name, t.deleted FROM template t JOIN project p ON p.id = t.project"
-        f" WHERE :admin OR {readable} ORDER BY p.name, t.name LIMIT 1000",
-        values,
-    )
-    return {**job_list(tx, manager, None, query), "templates": templates, "project": None, "here": "/ui/jobs"}
-
-
-def job_list(tx: Tx, manager: sqlite3.Row | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
-    start, end = typed_time(query.start, "from"), typed_time(query.end, "to")
-    wanted = JobsQuery(
-        project=project,
-        template=query.template,
-        state=query.state,
-        start=start and int(start.timestamp()),
-        end=end and int(end.timestamp()) + (59 if end.second == 0 else 0),
-        before=query.before,
-        limit=PAGE,
-    )
-    rows, more = find_jobs(tx, manager, wanted)
-    projects = encode([row["project"] for row in rows]).decode()
-    names = dict(tx.all("SELECT id, name FROM project WHERE id IN (SELECT value FROM json_each(?))", (projects,)))
-    return {
-        "jobs": [{**row, "project_name": names[row["project"]]} for row in with_aliases(tx, rows, "assignee")],
-        "more": more,
-        "query": query,
-        "wanted": {"template": query.template, "from": query.start, "to": query.end},
-        "states": get_args(JobState),
-    }
-
-
-class JobQuery(msgspec.Struct):
-    """Which lines of its log a job's page shows: the last ones, or the last ones before another one."""
-
-    before: Annotated[int, Meta(ge=1, le=INT64_MAX)] = INT64_MAX
-
-
-def job_page(tx: Tx, session: bytes | None, job: str, query: JobQuery) -> dict[str, Any]:
-    """A job, with what was made of it and with the last lines of its log. Needs READ in its project."""
-    row, _ = accessible_job(tx, session, job, READ)
-    role = role_in_project(tx, signed_in(tx, session), row["project"])
-    lines = last_lines(tx, row, query.before)
-    template = template_of_job(tx, row)
-    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
-    given = msgspec.json.decode(row["arguments"])
-    return {
-        **project_frame(tx, find_project(tx, row["project"]), role),
-        "job": row,
-        "live": row["finished"] is None,
-        "maker": maker_of(tx, row),
-        "alias": alias_of(tx, row["assignee"]),
-        "template": template if template and template["deleted"] is None else None,
-        "variables": {name: as_text(value) for name, value in msgspec.json.decode(row["variables"]).items()},
-        "arguments": [as_text(value) for value in given],
-        "script": script if role & EDIT else None,  # like the environment, it may hold what is not for all to read
-        "env": pairs_in_lines(msgspec.json.decode(row["env"])) if role & EDIT else "",
-        "result": in_many_lines(row["result"]),
-        "output": in_many_lines(row["output"]),
-        "history": job_history(tx, row["id"]),
-        "lines": lines,
-        "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
-        "newest": query.before > row["line_count"],
-        "level_names": LEVEL_NAMES,
-        "retry_of": token_of_job(tx, row["retry_of"]),
-        "workflow": row["workflow"] and find_workflow(tx, row["workflow"]),
-        "run": tx.one("SELECT token, name FROM job WHERE id = ?", (row["workflow_job"],)),
-        "steps": visible_steps(tx, session, row["id"]),
-        "queued": tx.one("SELECT uuid, client FROM testflinger_job WHERE job = ?", (row["id"],)),
-    }
-
-
-def visible_steps(tx: Tx, session: bytes | None, run: int) -> list[sqlite3.Row]:
-    """The last steps of a workflow's run. One may be of a project that the caller must not see."""
-    manager = signed_in(tx, session)
-    rows = tx.all(f"SELECT {LISTED_JOB} FROM job WHERE workflow_job = ? ORDER BY id DESC LIMIT ?", (run, PAGE))
-    return [row for row in rows if role_in_project(tx, manager, row["project"]) & READ]
-
-
-def in_many_lines(text: str | None) -> str | None:
-    """JSON as people read it. A long one stays as it is: deeply nested, it would become a thousand times as long."""
-    return text if text is None or len(text) > MOST_SHOWN else msgspec.json.format(text, indent=2)
-
-
-def last_lines(tx: Tx, job: sqlite3.Row, before: int) -> list[sqlite3.Row]:
-    """The last lines of a job's log before this one, as many as a page shows, in the order logged."""
-    last = min(before - 1, job["line_count"])
-    after = max(0, last - LINES)
-    lines: list[sqlite3.Row] = []
-    while after < last and (piece := job_log(tx, job["id"], after, last - after)):
-        lines += piece
-        after = piece[-1]["id"]
-    return lines
-
-
-def job_history(tx: Tx, job: int) -> list[sqlite3.Row]:
-    """What the tracker itself noted of a job, the newest first."""
-    return tx.all(
-        "SELECT number AS id, time, level, message FROM job_line"
-        " INDEXED BY job_line_tracker"  # SQLite would rather read all of a long log by its key
-        " WHERE job = ? AND worker = 0 ORDER BY number DESC LIMIT ?",
-        (job, PAGE),
-    )
-
-
-TEMPLATES_PAGE = page("templates.html", of_project(EDIT, project_templates), "project", query=ListQuery)
-NEW_TEMPLATE_PAGE = page("template_edit.html", of_project(EDIT, new_template_values), "project")
-EDIT_TEMPLATE_PAGE = page("template_edit.html", of_template(), "template")
-TEMPLATE_PAGE = page("template.html", of_template(template_runs), "template")
-ASK_ABOUT_TEMPLATE = page("template_delete.html", of_template(workflows_with), "template")
-JOB_PAGE = page("job.html", job_page, "job", query=JobQuery)
-DROP_TEMPLATE = action(
-    remove_template,
-    "template",
-    to="/ui/projects/{result}/templates",
-    says="The template is deleted. Its jobs go on, and stay.",
-)
-
-
-# Workers and access
-
-
-class WorkersQuery(ListQuery):
-    sort: Literal["last_seen", "closed_task_count", "alias"] = "last_seen"
-
-
-def worker_list(tx: Tx, session: bytes | None, query: WorkersQuery) -> dict[str, Any]:
-    """A page of all workers. For managers."""
-    require_manager(tx, session)
-    beyond, order = (">", "ASC") if query.sort == "alias" else ("<", "DESC")
-    start, value, last = "", None, None
-    if query.after:
-        start = f"AND ({query.sort}, id) {beyond} (:value, :last)"
-        value, _, last = query.after.rpartition(":")
-        value, last = (value, place_of(f"0:{last}")[1]) if query.sort == "alias" else place_of(query.after)
-    rows = tx.all(
-        f"SELECT * FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id) {start}"
-        f" ORDER BY {query.sort} {order}, id {order} LIMIT :limit",
-        {
-            "text": like(query.text),
-            "id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None,
-            "value": value,
-            "last": last,
-            "limit": PAGE + 1,
-        },
-    )
-    shown = rows[:PAGE]
-    return {
-        "workers": [{**row, **worker_pace(tx, row["id"])} for row in shown],
-        "more": f"{shown[-1][query.sort]}:{shown[-1]['id']}" if len(rows) > PAGE else "",
-        "query": query,
-    }
-
-
-def worker_pace(tx: Tx, worker: int) -> dict[str, Any]:
-    """What a worker holds, has closed in the last day, and closes an hour, over all projects."""
-    hour = tx.time // 3600
-    row = tx.one(
-        f"SELECT ifnull(SUM(t.held_task_count), 0) AS held, ifnull(SUM({LAST_DAY}), 0) AS day,"
-        " ifnull(SUM(t.closed_task_count - t.rolled_task_count + ifnull(h.closed_task_count, 0)), 0) AS recent"
-        " FROM tally t LEFT JOIN tally_hour h ON h.hour = ? AND h.project = t.project AND h.worker = t.worker"
-        " WHERE t.worker = ?",
-        (hour - 1, worker),
-    )
-    return {"held": row["held"], "day": row["day"], "rate": row["recent"] / (3600 + tx.time % 3600)}
-
-
-def worker_page(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
-    """A worker with its projects: those that the caller may see. For managers."""
-    manager = require_manager(tx, session)
-    row = tx.one("SELECT * FROM worker WHERE id = ?", (worker,))
-    if row is None:
-        raise TrackerError("not_found", f"No worker {worker}")
-    projects = tx.all(
-        "SELECT p.id, p.name, p.public, a.role_assign, a.role_submit, a.request, t.held_task_count,"
-        f" t.closed_task_count, {LAST_DAY} AS day, t.runtime_min, t.runtime_max,"
-        " t.runtime_total / nullif(t.closed_task_count, 0) AS runtime_avg FROM project p"
-        " LEFT JOIN worker_access a ON a.project = p.id AND a.worker = :worker"
-        " LEFT JOIN tally t ON t.project = p.id AND t.worker = :worker"
-        f" WHERE (a.worker IS NOT NULL OR t.worker IS NOT NULL) AND {VISIBLE} ORDER BY p.name LIMIT 100",
-        {"worker": worker, "manager": manager["id"], "admin": manager["tracker_admin"]},
-    )
-    logs, _ = search(
-        tx, "log_entry", "worker = :worker", "TRUE", {"worker": worker}, INT64_MAX, 20, SEARCH_TIME, newest=True
-    )
-    return {
-        "worker": {**row, **worker_pace(tx, worker)},
-        "projects": projects,
-        "logs": logs,
-        "level_names": LEVEL_NAMES,
-    }
-
-
-def access_page(tx: Tx, session: bytes | None, project: int, query: ListQuery) -> dict[str, Any]:
-    """Requests for access, who has it, and the managers' roles."""
-    rows = tx.all(
-        "SELECT a.*, w.alias, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
-        " WHERE a.project = :project AND NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
-        " ORDER BY a.worker LIMIT :limit",
-        {
-            "project": project,
-            "after": int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0,
-            "text": like(query.text),
-            "limit": PAGE + 1,
-        },
-    )
-    return {
-        "requests": tx.all(
-            "SELECT a.*, w.alias, w.created, w.last_seen FROM worker_access a JOIN worker w ON w.id = a.worker"
-            " WHERE a.project = ? AND a.request ORDER BY a.worker LIMIT ?",
-            (project, PAGE),
-        ),
-        "accesses": rows[:PAGE],
-        "more": rows[PAGE - 1]["worker"] if len(rows) > PAGE else "",
-        "query": query,
-        "roles": tx.all(
-            "SELECT r.role, m.id, m.username, m.tracker_admin FROM manager_role r JOIN manager m ON m.id = r.manager"
-            " WHERE r.project = ? ORDER BY m.username LIMIT 200",
-            (project,),
-        ),
-        "role_names": ROLE_NAMES,
-    }
-
-
-class WorkerRolesBody(msgspec.Struct):
-    worker: Id
-    assign: bool = False
-    submit: bool = False
-
-
-def set_worker_access(tx: Tx, session: bytes | None, project: int, body: WorkerRolesBody) -> None:
-    """Gives a worker exactly this access, asked for or not. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    get_worker(tx, session, body.worker)
-    if not (body.assign or body.submit):
-        raise TrackerError("invalid", "assign, submit: choose at least one, or withdraw the access")
-    values = (project, body.worker, body.assign, body.submit)
-    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", values)
-
-
-class RoleForm(msgspec.Struct):
-    """The roles of a manager, a tick box each."""
-
-    username: Annotated[str, Meta(max_length=1000)]
-    read: bool = False
-    edit: bool = False
-    manage_access: bool = False
-    secret: bool = False
-    maintenance: bool = False
-
-
-def set_named_role(tx: Tx, session: bytes | None, project: int, body: RoleForm) -> None:
-    """Gives a manager exactly these roles. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
-    if row is None:
-        raise TrackerError("not_found", f"username: there is no manager named {body.username!r}")
-    role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
-    set_role(tx, session, project, RoleBody(row["id"], role))
-
-
-# Logs
-
-
-class LogQuery(msgspec.Struct):
-    """Which log lines: from a level up to the gravest, of a worker, of a project, with a text; older than `before`."""
-
-    level: Literal["error", "warn", "info", "debug", "trace"] = "trace"
-    worker: Id | None = None
-    project: Id | None = None
-    text: Annotated[str, Meta(max_length=200)] = ""
-    before: Id = INT64_MAX
-
-
-def log_page(tx: Tx, session: bytes | None, query: LogQuery) -> dict[str, Any]:
-    """Workers' log lines as they came in, the newest first. For managers, or for everybody if the settings say so."""
-    if not tx.settings.public_logs:
-        require_manager(tx, session)
-    values = {"level": LEVELS[query.level], "worker": query.worker, "project": query.project, "text": query.text}
-    match = "level <= :level" + (f" AND {contains('message')}" if query.text else "")
-    if query.project is not None:
-        visible_project(tx, session, query.project)  # a hidden one's log must not tell that it exists
-    if query.worker is not None:
-        where = "worker = :worker"
-        match += " AND project = :project" if query.project is not None else ""
-    elif query.project is not None:
-        where = "project = :project"
-    else:
-        where = "level <= 4" if LEVELS[query.level] <= 4 else "TRUE"
-    rows, more = search(tx, "log_entry", where, match, values, query.before, 100, SEARCH_TIME, newest=True)
-    manager = signed_in(tx, session)
-    caller = {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])}
-    return {
-        "logs": with_aliases(tx, rows, "worker"),
-        "more": more,
-        "query": query,
-        "projects": tx.all(f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000", caller),
-        "level_names": LEVEL_NAMES,
-        "filter": {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text},
-    }
-
-
-# Account and administration
-
-
-class BackQuery(msgspec.Struct):
-    back: str = "/ui/"
-
-
-def login_values(tx: Tx, session: bytes | None, query: BackQuery) -> dict[str, Any]:
-    return {"back": query.back}
-
-
-LOGIN_PAGE = page("login.html", login_values, query=BackQuery)
-REGISTER_PAGE = page("register.html", nothing)
-
-
-def entering(enter: Callable, form: type, again: Handler, says: str) -> Handler:
-    """POST of the login or register page."""
-
-    async def handler(visit: Visit) -> Response:
-        try:
-            content, session = await enter(visit, visit.form_as(form))
-        except TrackerError as error:
-            visit.error = error
-            return await again(visit)
-        message = says.format(**content["manager"])
-        return visit.see(visit.back("/ui/"), message, session_cookie(visit, session))
-
-    return handler
-
-
-async def log_out_page(visit: Visit) -> Response:
-    await visit.tracker.db.write(logout, visit.session())
-    return visit.see("/ui/", "You are logged out.", session_cookie(visit, None))
-
-
-def account_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    manager = require_manager(tx, session)
-    return {
-        "session_count": tx.one(
-            "SELECT COUNT(*) FROM session WHERE manager = ? AND expires > ?", (manager["id"], tx.time)
-        )[0],
-        "roles": tx.all(
-            "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
-            " WHERE r.manager = ? ORDER BY p.name LIMIT 200",
-            (manager["id"],),
-        ),
-        "role_names": ROLE_NAMES,
-    }
-
-
-ACCOUNT_PAGE = page("account.html", account_page)
-
-
-async def change_password_page(visit: Visit) -> Response:
-    try:
-        session = await change_password(visit, visit.form_as(PasswordForm))
-    except TrackerError as error:
-        visit.error = error
-        return await ACCOUNT_PAGE(visit)
-    return visit.see(
-        "/ui/account", "The password is changed; all other logins are ended.", session_cookie(visit, session)
-    )
-
-
-def admin_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """The managers, the settings in force and the state of the database. For admins."""
-    require_admin(tx, session)
-    return {
-        "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
-        "setting_rows": [
-            {
-                "name": name,
-                "value": getattr(tx.settings, name),
-                "is_default": getattr(tx.settings, name) == field.default,
-                "help": field.type.extra_json_schema["description"],
-            }
-            for name, field in FIELDS.items()
-        ],
-        "facts": {
-            "Tracker": __version__,
-            "Python": sys.version.split()[0],
-            "SQLite": sqlite3.sqlite_version,
-            "Schema version": SCHEMA_VERSION,
-            "Database file": str(Path(tx.settings.database).resolve()),
-            "Served for": tx.uptime,
-            "Database size": tx.one("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")[0],
-            "Write-ahead log": wal_size(tx.settings),
-            "Workers": tx.one("SELECT COUNT(*) FROM worker")[0],
-            "Tasks": tx.one(f"SELECT ifnull(SUM({' + '.join(COUNT_COLUMNS[:4])}), 0) FROM project")[0],
-        },
-    }
-
-
-def wal_size(settings: Settings) -> int:
-    with contextlib.suppress(OSError):
-        return Path(f"{Path(settings.database).resolve()}-wal").stat().st_size
-    return 0
-
-
-async def docs_page(visit: Visit) -> Response:
-    """The API, as people read about it."""
-    values = await visit.read(nothing)
-    docs = await asyncio.to_thread(documentation, visit.tracker.settings, visit.base)
-    return await visit.render("docs.html", {**values, "docs": docs})
-
-
-EDIT_PAGE = page("project_edit.html", of_project(EDIT, edit_values), "project")
-NEW_PAGE = page("project_edit.html", new_project_values)
-SECRETS_PAGE = page("secrets.html", of_project(SECRET, project_secrets), "project")
-ACCESS_PAGE = page("access.html", of_project(MANAGE_ACCESS, access_page), "project", query=ListQuery)
-
-# Method, path, handler.
-PAGES: list[tuple[str, str, Handler]] = [
-    ("GET", "/ui/", page("overview.html", overview, query=ListQuery)),
-    ("GET", "/ui/projects/new", NEW_PAGE),
-    (
-        "POST",
-        "/ui/projects/new",
-        action(
-            create_project,
-            form=ProjectBody,
-            to="/ui/projects/{result[id]}",
-            says="The project is there. Workers may ask for access now.",
-            again=NEW_PAGE,
-        ),
-    ),
-    ("GET", "/ui/projects/{project}", PROJECT_PAGE),
-    ("GET", "/ui/projects/{project}/edit", EDIT_PAGE),
-    (
-        "POST",
-        "/ui/projects/{project}/edit",
-        action(
-            update_project, "project", form=ProjectBody, to="/ui/projects/{project}", says="Saved.", again=EDIT_PAGE
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/pause",
-        action(pause_project, "project", form=PausedBody, to="/ui/projects/{project}", says=paused_in_words),
-    ),
-    ("GET", "/ui/projects/{project}/secrets", SECRETS_PAGE),
-    (
-        "POST",
-        "/ui/projects/{project}/secret",
-        action(
-            set_secret,
-            "project",
-            form=SecretBody,
-            to="/ui/projects/{project}/secrets",
-            says="The secret is saved.",
-            again=SECRETS_PAGE,
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/webhook_secret",
-        action(
-            set_webhook_secret,
-            "project",
-            form=WebhookSecretBody,
-            to="/ui/projects/{project}/secrets",
-            says="The webhook secret is saved.",
-            again=SECRETS_PAGE,
-        ),
-    ),
-    ("POST", "/ui/projects/{project}/reset/{kind}", reset_project),
-    ("GET", "/ui/operations/{operation}", page("operation.html", operation_page, "operation")),
-    ("GET", "/ui/projects/{project}/tasks", TASKS_PAGE),
-    ("POST", "/ui/projects/{project}/tasks", act_on_list),
-    ("GET", "/ui/projects/{project}/export", export_tasks),
-    ("GET", "/ui/projects/{project}/submit", SUBMIT_PAGE),
-    (
-        "POST",
-        "/ui/projects/{project}/submit",
-        action(
-            submit_as_manager,
-            "project",
-            form=LineTask,
-            to="/ui/projects/{project}/submit",
-            says="The task is submitted.",
-            again=SUBMIT_PAGE,
-        ),
-    ),
-    ("POST", "/ui/projects/{project}/submit/lines", submit_lines),
-    ("GET", "/ui/tasks/{task}", page("task.html", task_page, "task")),
-    ("GET", "/ui/projects/{project}/templates", TEMPLATES_PAGE),
-    ("GET", "/ui/projects/{project}/templates/new", NEW_TEMPLATE_PAGE),
-    (
-        "POST",
-        "/ui/projects/{project}/templates/new",
-        action(
-            create_template_by_form,
-            "project",
-            form=template_form,
-            shows=show_new_template,
-            again=NEW_TEMPLATE_PAGE,
-        ),
-    ),
-    ("GET", "/ui/templates/{template}", TEMPLATE_PAGE),
-    ("GET", "/ui/templates/{template}/edit", EDIT_TEMPLATE_PAGE),
-    (
-        "POST",
-        "/ui/templates/{template}/edit",
-        action(
-            update_template_by_form,
-            "template",
-            form=template_form,
-            to="/ui/templates/{template}",
-            says="Saved. Jobs that were made before stay as they are.",
-            again=EDIT_TEMPLATE_PAGE,
-        ),
-    ),
-    (
-        "POST",
-        "/ui/templates/{template}/run",
-        action(
-            run_template,
-            "template",
-            form=run_form,
-            to="/ui/jobs/{result}",
-            says="The job is made.",
-            again=TEMPLATE_PAGE,
-        ),
-    ),
-    (
-        "POST",
-        "/ui/templates/{template}/rotate_secret",
-        action(rotate_template_secret, "template", shows=show_rotated_secret),
-    ),
-    ("POST", "/ui/templates/{template}/delete", delete_template_page),
-    (
-        "GET",
-        "/ui/projects/{project}/jobs",
-        page("jobs.html", of_project(READ, project_jobs), "project", query=JobListQuery),
-    ),
-    ("GET", "/ui/jobs", page("jobs.html", all_jobs, query=JobListQuery)),
-    ("GET", "/ui/jobs/{job}", JOB_PAGE),
-    (
-        "POST",
-        "/ui/jobs/{job}/cancel",
-        action(cancel, "job", to="/ui/jobs/{job}", says="The job is cancelled.", again=JOB_PAGE),
-    ),
-    (
-        "POST",
-        "/ui/jobs/{job}/retry",
-        action(
-            retry_on_page,
-            "job",
-            to="/ui/jobs/{result}",
-            says="This is the new job, with all that the other one was given.",
-            again=JOB_PAGE,
-        ),
-    ),
-    ("GET", "/ui/projects/{project}/access", ACCESS_PAGE),
-    (
-        "POST",
-        "/ui/projects/{project}/access/accept/{worker}",
-        action(
-            accept_request, "project", "worker", to="/ui/projects/{project}/access", says="The worker has access now."
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/access/reject/{worker}",
-        action(
-            reject_request,
-            "project",
-            "worker",
-            to="/ui/projects/{project}/access",
-            says="The worker has no access (any more).",
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/access/set",
-        action(
-            set_worker_access,
-            "project",
-            form=WorkerRolesBody,
-            to="/ui/projects/{project}/access",
-            says="The worker's access is set.",
-            again=ACCESS_PAGE,
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/access/role",
-        action(
-            set_named_role,
-            "project",
-            form=RoleForm,
-            to="/ui/projects/{project}/access",
-            says="The manager's roles are set.",
-            again=ACCESS_PAGE,
-        ),
-    ),
-    ("GET", "/ui/workers", page("workers.html", worker_list, query=WorkersQuery)),
-    ("GET", "/ui/workers/{worker}", page("worker.html", worker_page, "worker")),
-    (
-        "POST",
-        "/ui/workers/pause",
-        action(set_worker_paused, form=PauseBody, to="/ui/workers", says=paused_in_words),
-    ),
-    ("GET", "/ui/logs", page("logs.html", log_page, query=LogQuery)),
-    ("GET", "/ui/docs", docs_page),
-    ("GET", "/ui/login", LOGIN_PAGE),
-    ("POST", "/ui/login", entering(log_in, LoginBody, LOGIN_PAGE, "Welcome back, {username}.")),
-    ("GET", "/ui/register", REGISTER_PAGE),
-    ("POST", "/ui/register", entering(register_account, RegisterBody, REGISTER_PAGE, "Welcome, {username}.")),
-    ("POST", "/ui/logout", log_out_page),
-    ("GET", "/ui/account", ACCOUNT_PAGE),
-    ("POST", "/ui/account/password", change_password_page),
-    ("GET", "/ui/admin", page("admin.html", admin_page)),
-    (
-        "POST",
-        "/ui/admin/promote/{manager}",
-        action(promote_manager, "manager", to="/ui/admin", says="The manager is a tracker admin now."),
-    ),
-    (
-        "POST",
-        "/ui/admin/demote/{manager}",
-        action(demote_manager, "manager", to="/ui/admin", says="The manager is no tracker admin any more."),
-    ),
-]
-
-
-async def no_page(visit: Visit) -> Response:
-    raise TrackerError("not_found", f"There is nothing at {visit.here}")
-
-
-@functools.cache
-def templates() -> Environment:
-    environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
-    environment.globals.update(
-        dialects=installed_dialects(), version=__version__, PAGE=PAGE, MOST_SHOWN=MOST_SHOWN, shell_word=shlex.quote
-    )
-    environment.filters.update(
-        number=lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.15g}",
-        moment=moment,
-        ago=ago,
-        duration=duration,
-        rate=lambda rate: "–" if rate is None else charts.rate_text(rate),
-        bytes=bytes_in_words,
-        has=lambda role, bit: bool(role & bit),
-        json=lambda value: encode(value).decode(),
-        values_of=lambda row, *names: tuple(row[name] for name in names),
-    )
-    return environment
-
-
-@functools.cache
-def template(name: str) -> Template:
-    return templates().get_template(name)
-
-
-def moment(time_stamp: float) -> str:
-    """A time for people who want it exactly."""
-    if not 0 <= time_stamp < 1e11:  # what a worker claims may be anything
-        return str(time_stamp)
-    return datetime.fromtimestamp(time_stamp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-
-
-def duration(seconds: float | None) -> str:
-    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s, 40 ms. A clock that was set back gives none."""
-    if seconds is None or seconds < 0:
-        return "–"
-    if 0 < seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.1f}".removesuffix(".0") + " s"
-    for (name, size), smaller in itertools.zip_longest(UNITS, UNITS[1:]):
-        if seconds >= size:
-            rest = int(seconds % size // smaller[1]) if smaller else 0
-            return f"{int(seconds // size)} {name}" + (f" {rest} {smaller[0]}" if rest else "")
-    return "0 s"
-
-
-def ago(time_stamp: float, now: float) -> str:
-    """How long ago that was, in the largest unit."""
-    seconds = now - time_stamp
-    if not -1 <= seconds <= 1e11:
-        return moment(time_stamp)
-    if seconds < 5:
-        return "just now"
-    name, size = next(unit for unit in UNITS if seconds >= unit[1])
-    return f"{int(seconds // size)} {name} ago"
-
-
-def bytes_in_words(size: int) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return ""
-
-
 # ── Routes and app ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 WORKER, EITHER = Call.worker, Call.worker_or_session
@@ -6911,8 +5078,11 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     for route in native:
         route.methods.discard("HEAD")  # Starlette adds it to GET: a HEAD must not take a task
     native.append(Route("/openapi.json", functools.partial(openapi_json, tracker), methods=["GET"]))
-    pages = [
-        Route(path, PageEndpoint(tracker, handler), methods=methods.split()) for methods, path, handler in all_pages()
+    import pages  # here, as the dialects are: they rest on this module
+
+    shown = [
+        Route(path, pages.PageEndpoint(tracker, handler), methods=methods.split())
+        for methods, path, handler in all_pages()
     ]
     app = App(
         routes=[
@@ -6920,9 +5090,9 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
             *(route for dialect in dialects() for route in dialect.routes(tracker)),
             Route("/", home_page, methods=["GET"]),
             Route("/ui", ui_without_slash, methods=["GET"]),
-            *pages,
+            *shown,
             Mount("/ui/static", Static(directory=HERE / "static")),
-            Route("/ui/{path:path}", PageEndpoint(tracker, no_page), methods=["GET"]),
+            Route("/ui/{path:path}", pages.PageEndpoint(tracker, pages.no_page), methods=["GET"]),
             Mount("/api", Router(native, redirect_slashes=False)),
         ],
         exception_handlers={HTTPException: http_error},
@@ -6945,12 +5115,6 @@ async def openapi_json(tracker: Tracker, request: Request) -> Response:
 @functools.lru_cache(maxsize=4)
 def openapi_document(settings: Settings) -> dict[str, Any]:
     return openapi.document(API, settings, __version__)
-
-
-@functools.lru_cache(maxsize=4)
-def documentation(settings: Settings, base: str) -> dict[str, Any]:
-    """The values of the page about the API, which cost more to make than to show."""
-    return openapi.pages(openapi_document(settings), base)
 
 
 class App(Starlette):
@@ -6983,12 +5147,14 @@ def dialects() -> list[Any]:
 
 
 def installed_dialects() -> list[str]:
-    return [name for name in DIALECTS if (HERE / "dialects" / f"{name}.py").exists()]
+    return [name for name in DIALECTS if list((HERE / "dialects").glob(f"{name}*"))]
 
 
-def all_pages() -> list[tuple[str, str, Handler]]:
+def all_pages() -> list[tuple[str, str, Callable]]:
     """The tracker's own pages, and those of the dialects that have some."""
-    return [*PAGES, *(page for dialect in dialects() for page in getattr(dialect, "PAGES", ()))]
+    import pages
+
+    return [*pages.PAGES, *(page for dialect in dialects() for page in getattr(dialect, "PAGES", ()))]
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:
@@ -7020,104 +5186,13 @@ class Static(StaticFiles):
         return response
 
 
-class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with a limit to how slowly a client may send, and how long its headers may be."""
-
-    began: float | None = None  # when the client began to send what is still incomplete: the headers, then the body
-    headers_pending = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self.began = self.loop.time()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.began = self.loop.time()
-        self.headers_pending = 1
-
-    def on_headers_complete(self) -> None:
-        self.began, self.headers_pending = self.loop.time(), 0
-        super().on_headers_complete()
-        if len(self.pipeline) > MAX_PIPELINED:  # uvicorn reads on after each answer, and would collect them for ever
-            self.transport.close()
-
-    def on_message_complete(self) -> None:
-        self.began = None
-        super().on_message_complete()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.began is None and self.cycle and self.cycle.response_complete:
-            self.began = self.loop.time()  # stray line ends after an answer: uvicorn has stopped its keep-alive timer
-        if self.headers_pending:
-            self.headers_pending += len(data)
-            if self.headers_pending > MAX_HEADER_BYTES:
-                self.send_400_response("The request's headers are too large")
-
-    def close_if_slow(self, oldest: float) -> None:
-        """Called now and then for every connection, which costs less than a timer for every request."""
-        if self.began is not None and self.began < oldest:
-            self.began = None
-            self.transport.close()
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server: lets waiting workers go before it waits for requests to finish, and exits with status 0."""
-
-    def __init__(self, config: uvicorn.Config, tracker: Tracker):
-        super().__init__(config)
-        self.tracker = tracker
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """Asked to stop: do. Asked twice: at once. (The original one raises the signal again at the end.)"""
-        self.force_exit = self.should_exit
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.tracker.begin_stop()
-        await super().shutdown(sockets)
-
-    async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0:
-            oldest = asyncio.get_running_loop().time() - self.tracker.settings.request_timeout
-            for connection in list(self.server_state.connections):
-                connection.close_if_slow(oldest)
-        return await super().on_tick(counter)
-
-
-def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
-    """How uvicorn runs the tracker (and the benchmark's baseline)."""
-    return uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=GuardedProtocol,
-        ws="none",
-        lifespan="off",
-        log_level="info" if settings.access_log else "warning",
-        access_log=settings.access_log,
-        root_path=settings.root_path,
-        forwarded_allow_ips=settings.trusted_proxies,
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
-        server_header=False,
-        backlog=2048,
-    )
-
-
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket. Refuses (TrackerError) an address or port that cannot be had, saying which."""
+def listen_on(settings: Settings) -> socket.socket:
+    """The listening socket. Refuses (start) an address or port that cannot be had, saying which."""
     try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        return listen(settings.host, settings.port)
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
         raise TrackerError("start", f"{where}: cannot be listened on: {error.strerror or error}") from None
-
-
-def url_of(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def serve_until_stopped(
@@ -7128,8 +5203,8 @@ async def serve_until_stopped(
     tracker = app.state.tracker
     await tracker.start()
     try:
-        with listen(settings) as sock:
-            server = Server(uvicorn_config(app, settings), tracker)
+        with listen_on(settings) as sock:
+            server = Server(uvicorn_config(app, settings), tracker.begin_stop, settings.request_timeout)
             serving = asyncio.create_task(server.serve(sockets=[sock]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
@@ -7137,13 +5212,6 @@ async def serve_until_stopped(
             await serving
     finally:
         await tracker.stop()
-
-
-def run_loop(coroutine: Any) -> None:
-    """Runs a coroutine on uvloop where there is one."""
-    factory = uvicorn.Config(None).get_loop_factory()
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(coroutine)
 
 
 # ── In-process ────────────────────────────────────────────────────────────────────────────────────────────────────────

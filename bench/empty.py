@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import server
 import tracker
 
 
@@ -29,4 +30,4 @@ class Server(uvicorn.Server):
 
 if __name__ == "__main__":
     app = Starlette(routes=[Route("/", empty)])
-    Server(tracker.uvicorn_config(app, tracker.Settings(port=int(sys.argv[1])))).run()
+    Server(server.uvicorn_config(app, tracker.Settings(port=int(sys.argv[1])))).run()

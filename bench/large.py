@@ -17,7 +17,7 @@ TASKS = f"""
 """
 ASSIGNED = """
     UPDATE task SET assignee = :worker + (id / 20 * 2 + id % 2) % :workers, assign_time = :now - id % 3600,
-        assigned_at = 0, deadline = 1e9
+        assigned_uptime = 0, deadline_uptime = 1e9
     WHERE project = :project AND id % 20 IN (0, 1)
 """
 AWAITING = """
@@ -68,7 +68,7 @@ CLOSED = """
     WHERE id = :project
 """
 OPERATIONS = f"""
-    INSERT INTO operation (kind, project, manager, wanted, last_task, affected, started, started_at, finished)
+    INSERT INTO operation (kind, project, manager, wanted, last_task, affected, started, started_uptime, finished)
     {SERIES.replace(":count", "200")} SELECT 'retry', :project, 1, '{{"state":"failed"}}', 0, i, :now - i, 0, :now
     FROM n
 """

@@ -633,9 +633,8 @@ REFRESH = 5  # seconds, the default refresh_interval
 def all_pages():
     """Every page of the manager UI, so that none is forgotten, and each with its QUERIES."""
     sys.path.insert(0, str(ROOT))
-    import tracker
 
-    paths = [path for methods, path, _ in tracker.PAGES if "GET" in methods.split() and path not in DOWNLOADS]
+    paths = [path for methods, path, _ in pages.PAGES if "GET" in methods.split() and path not in DOWNLOADS]
     return [path + query for path in paths for query in ("", *QUERIES.get(path, []))] + MORE_PAGES
 
 

@@ -34,7 +34,7 @@ from tracker import Call, TrackerError, Tx
 METHODS = ("GET", "POST")
 NOT_VARIABLES = ("template", "token", "key")
 MOST_PARAMETERS = 1000
-PAGE = 500  # log entries that one transaction reads
+PAGE_LINES = 500  # log entries that one transaction reads
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 # What this dialect calls a job's state; status_of knows the two finer points.
@@ -214,13 +214,13 @@ async def logs(call: Call) -> Response:
 def begin_log(tx: Tx, parameters: dict[str, Any]) -> tuple[int, list[Row]]:
     """The job that the parameters name, and the first entries of its log."""
     job = job_asked_for(tx, parameters)["id"]
-    return job, tracker.job_log(tx, job, 0, PAGE)
+    return job, tracker.job_log(tx, job, 0, PAGE_LINES)
 
 
 async def log_lines(db: tracker.Database, job: int, entries: list[Row]) -> AsyncIterator[str]:
     while entries:
         yield "".join(map(log_line, entries))
-        entries = await db.read(tracker.job_log, job, entries[-1]["id"], PAGE)
+        entries = await db.read(tracker.job_log, job, entries[-1]["id"], PAGE_LINES)
 
 
 def log_line(entry: Row) -> str:

@@ -41,6 +41,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, compile_path
 
+import pages
 import tracker
 from tracker import FAIL, OK, ReleaseBody, TrackerError, Tx, WorkerCredentials
 
@@ -1441,7 +1442,7 @@ def workflow_page(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any
         frame["templates"].setdefault(template, f"template {template}, deleted or not yours")
     return {
         **frame,
-        **tracker.project_frame(tx, project, tracker.role_in_project(tx, manager, row["project"])),
+        **pages.project_frame(tx, project, tracker.role_in_project(tx, manager, row["project"])),
         "workflow": {**shown, "token": row["token"]},
         "edges": shown["edges"],
         "arguments": tracker.free_arguments(start) if start else [],
@@ -1452,7 +1453,7 @@ def workflow_page(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any
     }
 
 
-def workflow_body(visit: tracker.Visit) -> tracker.WorkflowBody:
+def workflow_body(visit: pages.Visit) -> tracker.WorkflowBody:
     """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
     columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
     edges = []
@@ -1470,20 +1471,20 @@ def workflow_body(visit: tracker.Visit) -> tracker.WorkflowBody:
         raise TrackerError("invalid", f"{name}: {problem}") from None
 
 
-def typed_edges(visit: tracker.Visit, values: dict[str, Any]) -> dict[str, Any]:
+def typed_edges(visit: pages.Visit, values: dict[str, Any]) -> dict[str, Any]:
     """The page's values, with the edges that were typed into a refused form."""
     columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
     typed = [dict(zip(("template", "ending", "target"), row, strict=True)) for row in zip(*columns, strict=False)]
     return {**values, "edges": [edge for edge in typed if edge["template"] or edge["target"]]} if typed else values
 
 
-async def show_workflows(visit: tracker.Visit) -> Response:
-    read = tracker.of_project(tracker.EDIT, workflows_page)
+async def show_workflows(visit: pages.Visit) -> Response:
+    read = pages.of_project(tracker.EDIT, workflows_page)
     values = await visit.read(read, visit.path_id("project"))
     return await visit.render("theeye_workflows.html", typed_edges(visit, values))
 
 
-async def show_workflow(visit: tracker.Visit, fresh: str | None = None, workflow: int | None = None) -> Response:
+async def show_workflow(visit: pages.Visit, fresh: str | None = None, workflow: int | None = None) -> Response:
     """The page of a workflow, once with its new secret."""
     values = await visit.read(workflow_page, visit.path_id("workflow") if workflow is None else workflow)
     values = values if fresh else typed_edges(visit, values)
@@ -1500,7 +1501,7 @@ class Paste(NamedTuple):
 
 
 def ready_to_paste(
-    visit: tracker.Visit, path: str, label: str, arguments: Sequence[tracker.Argument], **more: str
+    visit: pages.Visit, path: str, label: str, arguments: Sequence[tracker.Argument], **more: str
 ) -> Paste:
     """A curl line and an HTML button that trigger what is at the path, with the arguments' labels as their values."""
     given = [one.label or f"argument {number}" for number, one in enumerate(arguments, 1)]
@@ -1522,7 +1523,7 @@ def ready_to_paste(
     )
 
 
-async def create_workflow(visit: tracker.Visit) -> Response:
+async def create_workflow(visit: pages.Visit) -> Response:
     project = visit.path_id("project")
     try:
         body = workflow_body(visit)
@@ -1534,7 +1535,7 @@ async def create_workflow(visit: tracker.Visit) -> Response:
     return await show_workflow(visit, created["secret"], created["id"])
 
 
-async def update_workflow(visit: tracker.Visit) -> Response:
+async def update_workflow(visit: pages.Visit) -> Response:
     workflow = visit.path_id("workflow")
     try:
         await visit.tracker.db.write(tracker.update_workflow, visit.session(), workflow, workflow_body(visit))
@@ -1544,13 +1545,13 @@ async def update_workflow(visit: tracker.Visit) -> Response:
     return visit.see(f"/ui/workflows/{workflow}", "Saved.")
 
 
-async def rotate_workflow(visit: tracker.Visit) -> Response:
+async def rotate_workflow(visit: pages.Visit) -> Response:
     write = visit.tracker.db.write
     secret = (await write(tracker.rotate_workflow_secret, visit.session(), visit.path_id("workflow")))["secret"]
     return await show_workflow(visit, secret)
 
 
-async def start_workflow(visit: tracker.Visit) -> Response:
+async def start_workflow(visit: pages.Visit) -> Response:
     """Run now: with the arguments that were typed, those left empty being null."""
     workflow = visit.path_id("workflow")
     body = tracker.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
@@ -1562,10 +1563,10 @@ async def start_workflow(visit: tracker.Visit) -> Response:
     return visit.see(f"/ui/workflows/{workflow}", "The workflow has begun.")
 
 
-def revealing(function: Callable, form: type, name: str, read: Callable) -> tracker.Handler:
+def revealing(function: Callable, form: type, name: str, read: Callable) -> pages.Handler:
     """The handler of an action whose result is shown this once: with the page itself, and never again."""
 
-    async def handler(visit: tracker.Visit) -> Response:
+    async def handler(visit: pages.Visit) -> Response:
         fresh = None
         try:
             fresh = await visit.tracker.db.write(function, visit.session(), visit.form_as(form))
@@ -1610,26 +1611,26 @@ def question(text: str, consequence: str, button: str, then: str, cancel: str = 
     return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
 
 
-def asking(read: Callable, act: Callable, name: str, to: str, says: str) -> tracker.Handler:
+def asking(read: Callable, act: Callable, name: str, to: str, says: str) -> pages.Handler:
     """The handler of an action that cannot be undone: it asks first."""
-    ask = tracker.page("theeye_confirm.html", read, name)
-    do = tracker.action(act, name, to=to, says=says)
+    ask = pages.page("theeye_confirm.html", read, name)
+    do = pages.action(act, name, to=to, says=says)
 
-    async def handler(visit: tracker.Visit) -> Response:
+    async def handler(visit: pages.Visit) -> Response:
         return await (do if visit.field("confirmed") == "yes" else ask)(visit)
 
     return handler
 
 
-PAGES: list[tuple[str, str, tracker.Handler]] = [
-    ("GET", "/ui/theeye/tokens", tracker.page("theeye_tokens.html", tokens_page)),
+PAGES: list[tuple[str, str, pages.Handler]] = [
+    ("GET", "/ui/theeye/tokens", pages.page("theeye_tokens.html", tokens_page)),
     ("POST", "/ui/theeye/tokens", revealing(create_token, TokenForm, "theeye_tokens.html", tokens_page)),
     (
         "POST",
         "/ui/theeye/tokens/{token}/revoke",
         asking(about_token, revoke_token, "token", "/ui/theeye/tokens", "The token is revoked."),
     ),
-    ("GET", "/ui/theeye/agents", tracker.page("theeye_agents.html", agents_page)),
+    ("GET", "/ui/theeye/agents", pages.page("theeye_agents.html", agents_page)),
     ("POST", "/ui/theeye/agents", revealing(create_agent, AgentForm, "theeye_agents.html", agents_page)),
     (
         "POST",
@@ -1639,7 +1640,7 @@ PAGES: list[tuple[str, str, tracker.Handler]] = [
     (
         "POST",
         "/ui/theeye/hosts/{project}/delete",
-        tracker.action(delete_host, "project", to="/ui/theeye/agents", says="The host is deleted."),
+        pages.action(delete_host, "project", to="/ui/theeye/agents", says="The host is deleted."),
     ),
     ("GET", "/ui/projects/{project}/workflows", show_workflows),
     ("POST", "/ui/projects/{project}/workflows", create_workflow),

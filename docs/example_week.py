@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import tracker
-from dialects import testflinger, testflinger_clients, testflinger_domain, testflinger_queues, theeye
+from dialects import testflinger, theeye
+from dialects.testflinger import clients as testflinger_clients
+from dialects.testflinger import domain as testflinger_domain
+from dialects.testflinger import queues as testflinger_queues
 from tracker import FAIL, OK, SKIP, ProjectBody, ReleaseBody, TaskAction, TaskFilter, WorkerCredentials
 
 BEGAN = 1_780_299_000  # Monday, 1 June 2026, 07:30 UTC

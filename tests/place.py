@@ -360,7 +360,7 @@ def furnish(tx: Tx) -> Place:
         "with two attempts": hold(1, max_retries=2),
         "expired": hold(1),
     }
-    tx.execute("UPDATE task SET deadline = 0 WHERE id = ?", (held["expired"],))
+    tx.execute("UPDATE task SET deadline_uptime = 0 WHERE id = ?", (held["expired"],))
     failed = hold(1)
     tracker.release_task(tx, worker, tracker.ReleaseBody(failed, FAIL))
     for result in (OK, SKIP):
@@ -412,7 +412,9 @@ def furnish_jobs(
     tx.execute(
         "UPDATE task SET retries = 1 WHERE id IN (?, ?)", (jobs["at its last attempt"][1], jobs["expired at last"][1])
     )
-    tx.execute("UPDATE task SET deadline = 0 WHERE id IN (?, ?)", (jobs["expired"][1], jobs["expired at last"][1]))
+    tx.execute(
+        "UPDATE task SET deadline_uptime = 0 WHERE id IN (?, ?)", (jobs["expired"][1], jobs["expired at last"][1])
+    )
     tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["failed"][1], FAIL))
     tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["closed"][1], OK))
     tracker.cancel(tx, session, jobs["failed"][0])  # which waits again

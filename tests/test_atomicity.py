@@ -545,7 +545,7 @@ DIE_HALF_WAY = """
         connection.execute("COMMIT")
         return outcome
 
-    tracker.BUDGET = -1  # every transaction does one piece
+    tracker.STEP_SECONDS = -1  # every transaction does one piece
     path, kind, steps, accept = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "accepted"
     settings, clock = Settings(database=str(path)), Clock()
     connection = connect(path, settings)
@@ -621,7 +621,7 @@ def restarted(path: Path) -> Iterator[dict[str, int]]:
 def test_a_hard_reset_that_a_crash_has_interrupted_is_finished_at_the_next_start(filled: Callable[[str], Path]) -> None:
     path = filled("retries = 1")
     die_half_way(path, "hard_reset", 2)
-    assert len(dump(path)["task"]) == MANY + 1 - 2 * tracker.STEP
+    assert len(dump(path)["task"]) == MANY + 1 - 2 * tracker.STEP_TASKS
     with restarted(path) as counts:
         assert counts == {"waiting_task_count": 1}
     assert [task[-1] for task in dump(path)["task"]] == ["later"]
@@ -640,12 +640,12 @@ def test_a_reset_of_failed_tasks_that_a_crash_has_interrupted_is_finished_at_the
 
 
 def test_a_reclaim_that_a_crash_has_interrupted_is_finished_at_the_next_start(filled: Callable[[str], Path]) -> None:
-    path = filled("assignee = 1, assign_time = 1, assigned_at = 0, deadline = 1e9")
+    path = filled("assignee = 1, assign_time = 1, assigned_uptime = 0, deadline_uptime = 1e9")
     die_half_way(path, "reclaim_assigned", 1)
     with restarted(path) as counts:
         assert counts == {"waiting_task_count": MANY + 1}
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT DISTINCT assignee, deadline FROM task").fetchall() == [(None, None)]
+        assert connection.execute("SELECT DISTINCT assignee, deadline_uptime FROM task").fetchall() == [(None, None)]
 
 
 def test_a_bulk_submit_that_a_crash_has_interrupted_before_it_was_accepted_leaves_nothing(

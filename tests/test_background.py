@@ -229,21 +229,21 @@ def test_a_long_operation_takes_a_bounded_number_of_tasks_at_a_time(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     project = prepared.run(add_project)
-    tasks = [tracker.NewTask(project, "r", 0, 0, 0, 0, None)] * (3 * tracker.STEP)
+    tasks = [tracker.NewTask(project, "r", 0, 0, 0, 0, None)] * (3 * tracker.STEP_TASKS)
     prepared.run(tracker.insert_tasks, tasks, project, False)
     states = {
         "hard_reset": "priority = 1",
         "reset_failed": "status = 2",
-        "reclaim_assigned": "assignee = 1, assign_time = 1, assigned_at = 0",
+        "reclaim_assigned": "assignee = 1, assign_time = 1, assigned_uptime = 0",
     }
     prepared.run(lambda tx: tx.execute(f"UPDATE task SET {states[kind]}"))
-    monkeypatch.setattr(tracker, "BUDGET", -1)  # the time is always up after one piece
+    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)  # the time is always up after one piece
     operation = prepared.run(begin_reset, project, kind)
     assert prepared.run(tracker.step_operation, operation) is None
     affected = prepared.run(lambda tx: tx.one("SELECT affected FROM operation")["affected"])
-    assert affected == tracker.STEP
+    assert affected == tracker.STEP_TASKS
     results = [prepared.run(tracker.step_operation, operation) for _ in range(3)]
-    assert results == [None, None, 3 * tracker.STEP]
+    assert results == [None, None, 3 * tracker.STEP_TASKS]
 
 
 def test_assignments_are_answered_while_a_long_operation_runs(site: Site) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import charts
-import tracker
+import pages
 
 NOON = int(datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp())  # a Sunday
 HOUR, DAY, YEAR = 3600, 86_400, 31_556_952
@@ -40,7 +40,7 @@ def labels(start: int, end: int, fine: bool = True) -> list[str]:
 
 
 def macros() -> Any:
-    return tracker.templates().get_template("charts.html").module
+    return pages.jinja_environment().get_template("charts.html").module
 
 
 def draw(chart: charts.Chart) -> ElementTree.Element:

@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 from starlette.routing import Route
 
 import tracker
-from dialects import files
-from dialects.files import BLOCK, ENVELOPE, STEADY, Files, Form, Upload
+from dialects.testflinger import files
+from dialects.testflinger.files import BLOCK, ENVELOPE, STEADY, Files, Form, Upload
 
 LIMIT = 8 * BLOCK
 MIB = 2**20

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from place import Queue, StillClock
 
+import pages
 import tracker
 from tracker import EDIT, FAIL, OK, READ, SKIP
 
@@ -61,7 +62,7 @@ def test_an_expired_assignment_is_in_the_history(queue: Queue) -> None:
 def test_assignments_that_expire_together_are_in_the_history_once_each(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "STEP", 3)
+    monkeypatch.setattr(tracker, "STEP_TASKS", 3)
     tasks = [queue.submit(max_assign_time=60) for _ in range(10)]
     for _ in tasks:
         queue.assign()
@@ -141,7 +142,7 @@ def test_a_release_of_somebody_who_does_not_hold_the_task_leaves_no_history(queu
 
 
 def history(queue: Queue, task: int, session: bytes | None = None) -> dict[str, Any]:
-    return queue.do(tracker.get_task_history, session or queue.session, task)
+    return queue.do(pages.get_task_history, session or queue.session, task)
 
 
 def log(queue: Queue, message: str, task: int | None = None, worker: Any = None) -> None:
@@ -187,7 +188,7 @@ def test_a_closed_task_is_shown_as_long_as_it_has_a_history(queue: Queue) -> Non
 def test_a_task_that_left_nothing_is_not_found(queue: Queue) -> None:
     queue.work()
     for task in 1, 999, 2**63 - 1:
-        assert queue.refusal(tracker.get_task_history, queue.session, task).startswith(f"not_found: No task {task}")
+        assert queue.refusal(pages.get_task_history, queue.session, task).startswith(f"not_found: No task {task}")
 
 
 def test_the_history_of_a_task_needs_read_in_its_project(queue: Queue) -> None:
@@ -195,8 +196,8 @@ def test_the_history_of_a_task_needs_read_in_its_project(queue: Queue) -> None:
     for result in (SKIP, OK):  # live, and closed with a past
         reader, editor = queue.create_manager(f"reader {result}", READ), queue.create_manager(f"editor {result}", EDIT)
         assert history(queue, task, reader)["id"] == task
-        assert queue.refusal(tracker.get_task_history, editor, task).startswith("forbidden")
-        assert queue.refusal(tracker.get_task_history, None, task).startswith("unauthorized")
+        assert queue.refusal(pages.get_task_history, editor, task).startswith("forbidden")
+        assert queue.refusal(pages.get_task_history, None, task).startswith("unauthorized")
         queue.assign()
         queue.release(task, result)
 
@@ -204,7 +205,7 @@ def test_the_history_of_a_task_needs_read_in_its_project(queue: Queue) -> None:
 def test_a_task_of_a_hidden_project_does_not_exist_for_others(queue: Queue) -> None:
     task, stranger = queue.submit(), queue.create_manager("stranger")
     queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(hidden=True))
-    assert queue.refusal(tracker.get_task_history, stranger, task).startswith("not_found")
+    assert queue.refusal(pages.get_task_history, stranger, task).startswith("not_found")
 
 
 def test_the_last_failures_are_those_that_were_released_as_failed_or_expired(queue: Queue) -> None:
@@ -219,7 +220,7 @@ def test_the_last_failures_are_those_that_were_released_as_failed_or_expired(que
     queue.assign()
     queue.clock.now += 1
     queue.do(tracker.expire_tasks)
-    shown = queue.do(tracker.recent_failures, queue.project)
+    shown = queue.do(pages.recent_failures, queue.project)
     assert [row["task"] for row in shown] == [expired, *failed[:2:-1]]
     assert (shown[0]["outcome"], shown[0]["alias"], shown[0]["recipe"]) == ("expired", "worker", "expired")
     assert shown[0]["status"] == tracker.NEW
@@ -276,7 +277,7 @@ def skip(queue: Queue, task: int, times: int = 1) -> None:
 def test_past_assignments_are_forgotten_after_the_retention_time(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(tracker, "PIECE", piece)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", piece)
     task = queue.submit()
     skip(queue, task, 5)
     queue.clock.now = 600
@@ -292,7 +293,7 @@ def test_past_assignments_are_forgotten_after_the_retention_time(
 def test_a_worker_that_skips_in_a_circle_does_not_fill_the_disk(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(tracker, "PIECE", piece)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", piece)
     monkeypatch.setattr(tracker, "MOST_ASSIGNMENTS", 4)
     task = queue.submit()
     skip(queue, task, 10)
@@ -347,4 +348,4 @@ def test_the_last_operations_of_a_project_are_those_of_managers(queue: Queue) ->
     queue.do(tracker.begin_bulk_submit, queue.worker, queue.project)
     queue.do(tracker.begin_lines_submit, queue.session, queue.project)  # not accepted yet
     begun = [queue.begin("delete", tracker.TaskFilter("failed")) for _ in range(7)]
-    assert [row["id"] for row in queue.do(tracker.recent_operations, queue.project)] == begun[:1:-1]
+    assert [row["id"] for row in queue.do(pages.recent_operations, queue.project)] == begun[:1:-1]

@@ -89,7 +89,7 @@ class Crowd(Jobs):
     def let_time_pass(self) -> None:
         self.clock.now += self.random.choice([1, 5, LEASE + 1])
         due = self.rows(
-            "SELECT t.*, j.token FROM task t LEFT JOIN job j ON j.id = t.job WHERE deadline <= ?", self.clock.now
+            "SELECT t.*, j.token FROM task t LEFT JOIN job j ON j.id = t.job WHERE deadline_uptime <= ?", self.clock.now
         )
         self.pass_lease(0)
         for row in due:
@@ -209,8 +209,8 @@ class Crowd(Jobs):
 def test_whatever_happens_jobs_and_their_tasks_agree_and_what_has_ended_stays(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "STEP", 2)  # every transaction of a long operation does one small piece
-    monkeypatch.setattr(tracker, "BUDGET", -1)
+    monkeypatch.setattr(tracker, "STEP_TASKS", 2)  # every transaction of a long operation does one small piece
+    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "MOST_STEPS", 6)
     crowd = Crowd(seed)
     for _ in range(400):

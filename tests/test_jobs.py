@@ -1128,7 +1128,7 @@ def test_a_live_job_is_never_forgotten(queue: Jobs) -> None:
 
 
 def test_a_jobs_log_goes_with_it_also_a_long_one(queue: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "PIECE", 10)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", 10)
     kept, _ = job_in_state(queue, "waiting")
     _, task = job_in_state(queue, "assigned", name="other", keep_time=1, priority=1)
     queue.log(task, *map(str, range(35)))

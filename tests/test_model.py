@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 from place import StillClock
 
+import pages
 import tracker
 from tracker import FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
@@ -52,7 +53,7 @@ class Task:
     status: int = NEW
     retries: int = 0
     assignee: int | None = None
-    assigned_at: float | None = None
+    assigned_uptime: float | None = None
     deadline: float | None = None
     reports: dict[int, int] = dataclasses.field(default_factory=dict)  # worker: the hash that it reported
     changes: int = 0  # how often it has changed state
@@ -68,7 +69,7 @@ class Task:
         return "awaiting_verification" if self.reports else "waiting"
 
     def put_back(self) -> None:
-        self.assignee = self.assigned_at = self.deadline = None
+        self.assignee = self.assigned_uptime = self.deadline = None
         self.changes += 1
 
 
@@ -130,7 +131,7 @@ class Model:
         ]
         able.sort(key=lambda task: (-task.project.priority, -task.priority, task.number))
         for task in able[:count]:
-            task.assignee, task.assigned_at = worker, now
+            task.assignee, task.assigned_uptime = worker, now
             task.deadline = now + (task.max_assign_time or DEFAULT_TIME)
             task.changes += 1
         return able[:count]
@@ -153,15 +154,15 @@ class Model:
 
     def end(self, task: Task, outcome: str, now: float) -> None:
         """The task is taken from its assignee."""
-        self.past.append(Past(task.number, task.assignee, task.assigned_at, now, outcome))
+        self.past.append(Past(task.number, task.assignee, task.assigned_uptime, now, outcome))
         task.put_back()
 
     def close(self, task: Task, now: float) -> None:
         """Of a task that is closed at the first attempt nothing is left but its worker's tally."""
         self.tasks.remove(task)
-        self.tallies[task.project.id, task.assignee].runtimes.append(now - task.assigned_at)
+        self.tallies[task.project.id, task.assignee].runtimes.append(now - task.assigned_uptime)
         if any(past.task == task.number for past in self.past):
-            self.past.append(Past(task.number, task.assignee, task.assigned_at, now, "closed"))
+            self.past.append(Past(task.number, task.assignee, task.assigned_uptime, now, "closed"))
         project = task.project
         project.closed += 1
         if project.keep_hashes and task.hash64 is not None:
@@ -219,7 +220,7 @@ class Operation:
             and task.number <= self.last
             and (self.wanted is None or self.wanted.state == task.state())
             and (self.wanted is None or self.wanted.priority in (None, task.priority))
-            and (self.action != "requeue" or (task.assignee is not None and task.assigned_at <= self.began))
+            and (self.action != "requeue" or (task.assignee is not None and task.assigned_uptime <= self.began))
             and applies(self.action, self.priority, task)
         )
 
@@ -257,7 +258,7 @@ class LifeCycles(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches = [mock.patch.object(tracker, "STEP", 2), mock.patch.object(tracker, "BUDGET", -1)]
+        self.patches = [mock.patch.object(tracker, "STEP_TASKS", 2), mock.patch.object(tracker, "STEP_SECONDS", -1)]
         for patch in self.patches:  # every transaction of a long operation does one small piece
             patch.start()
         self.clock = StillClock()
@@ -444,7 +445,7 @@ class LifeCycles(RuleBasedStateMachine):
     @rule(hours=st.sampled_from([0, 0, 1, 5, 25]), piece=st.sampled_from([1, 2, 100]))
     def pass_hours(self, hours: int, piece: int) -> None:
         """Hours end, and what has been closed in them is added up. What is more than a day old is forgotten."""
-        with mock.patch.object(tracker, "PIECE", piece):
+        with mock.patch.object(tracker, "PIECE_TASKS", piece):
             after = (0, 0)
             while after is not None:
                 after = self.write(tracker.roll_tallies, after, self.hour())
@@ -477,7 +478,7 @@ class LifeCycles(RuleBasedStateMachine):
 
     @initialize(step=st.sampled_from([1, 1, 2, 3]))
     def begin(self, step: int) -> None:
-        tracker.STEP = step
+        tracker.STEP_TASKS = step
         self.update(0, chain=self.projects[1], keep_hashes=True)
         self.update(1, keep_hashes=True)
 
@@ -570,7 +571,7 @@ class LifeCycles(RuleBasedStateMachine):
         self.remember_ids()
         stored = self.rows(
             "SELECT id, project, recipe, priority, status, retries, max_retries, max_assign_time, verification_count,"
-            " hash64, assignee, deadline FROM task ORDER BY id"
+            " hash64, assignee, deadline_uptime FROM task ORDER BY id"
         )
         assert [tuple(row) for row in stored] == [
             (
@@ -612,7 +613,7 @@ class LifeCycles(RuleBasedStateMachine):
     @invariant()
     def what_workers_closed_in_each_project_is_counted(self) -> None:
         rows = self.rows(
-            f"SELECT project, worker, closed_task_count, {tracker.LAST_DAY} AS last_day, runtime_total, runtime_min,"
+            f"SELECT project, worker, closed_task_count, {pages.LAST_DAY} AS last_day, runtime_total, runtime_min,"
             " runtime_max FROM tally t WHERE closed_task_count > 0"
         )
         assert {(row["project"], self.workers[row["worker"]]): tuple(row)[2:] for row in rows} == {

@@ -14,6 +14,7 @@ import lxml.html
 import pytest
 from conftest import Site, Worker, client, dump, wait_until
 
+import pages
 import tracker
 from tracker import ALL_ROLES, EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
 
@@ -1083,7 +1084,7 @@ def test_what_is_not_there_is_said_on_a_page(place: Place, path: str) -> None:
 
 
 def test_an_unexpected_fault_is_a_page_without_its_details(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "pace", lambda *_: 1 / 0)
+    monkeypatch.setattr(pages, "pace", lambda *_: 1 / 0)
     page = place.admin.open("/ui/")
     assert page.status == 500 and "Internal error" in page.notice
     assert "division" not in page.html and "Traceback" not in page.html
@@ -1246,19 +1247,19 @@ def test_an_export_can_be_uploaded_again(place: Place) -> None:
 
 
 def test_projects_are_found_by_name_and_paged(site: Site) -> None:
-    for number in range(tracker.PAGE + 5):
+    for number in range(pages.PAGE_ROWS + 5):
         site.admin.create_project(f"crawl {number:03} 100%")
     tab = Tab(site.admin.http)
     names = [name for page in pages_of(tab, "/ui/?text=crawl") for name in page.tree.xpath("//tbody/tr/th/a/text()")]
-    assert len(names) == tracker.PAGE + 5 and names == sorted(set(names))
+    assert len(names) == pages.PAGE_ROWS + 5 and names == sorted(set(names))
     assert tab.open("/ui/", text="crawl 03").tree.xpath("count(//table[@id='projects']/tbody/tr)") == 10
     assert "No project has “_” in its name" in tab.open("/ui/", text="_").text
-    assert tab.open("/ui/", text="100%").tree.xpath("count(//table[@id='projects']/tbody/tr)") == tracker.PAGE
+    assert tab.open("/ui/", text="100%").tree.xpath("count(//table[@id='projects']/tbody/tr)") == pages.PAGE_ROWS
 
 
 @pytest.mark.parametrize("sort", ["last_seen", "closed_task_count", "alias"])
 def test_workers_are_listed_page_by_page_in_any_order(site: Site, sort: str) -> None:
-    workers = {Worker(site.url, f"alias: {number % 7}").id for number in range(tracker.PAGE + 12)}
+    workers = {Worker(site.url, f"alias: {number % 7}").id for number in range(pages.PAGE_ROWS + 12)}
     found = [
         int(id.removeprefix("worker-"))
         for page in pages_of(Tab(site.admin.http), f"/ui/workers?sort={sort}")
@@ -1550,12 +1551,12 @@ def test_the_question_before_a_deletion_names_the_workflows_that_go_through_the_
 
 
 def test_templates_are_found_by_name_and_paged(place: Place) -> None:
-    for number in range(tracker.PAGE + 3):
+    for number in range(pages.PAGE_ROWS + 3):
         place.create_template(f"build {number:02} 100%")
     path = f"/ui/projects/{place.project}/templates"
-    pages = pages_of(place.admin, f"{path}?text=build")
-    names = [name for page in pages for name in page.tree.xpath("//tbody/tr/th/a/text()")]
-    assert len(names) == tracker.PAGE + 3 and names == sorted(set(names))
+    shown = pages_of(place.admin, f"{path}?text=build")
+    names = [name for page in shown for name in page.tree.xpath("//tbody/tr/th/a/text()")]
+    assert len(names) == pages.PAGE_ROWS + 3 and names == sorted(set(names))
     assert "No template like this" in place.admin.open(path, text="_").text
 
 
@@ -1715,13 +1716,13 @@ def test_a_result_that_is_nested_deeply_is_not_spread_over_lines(place: Place) -
 
 
 def test_a_long_log_is_read_from_its_end_page_by_page(place: Place) -> None:
-    path, pages = f"/ui/jobs/{run_job(place, lines=250)['id']}", []
+    path, shown = f"/ui/jobs/{run_job(place, lines=250)['id']}", []
     while path:
         page = place.admin.open(path)
-        pages.append(page.tree.xpath("//ol//*[@class='message']/bdi/text()"))
+        shown.append(page.tree.xpath("//ol//*[@class='message']/bdi/text()"))
         path = page.tree.xpath("string(//a[@rel='prev']/@href)").partition("#")[0]
-    assert [len(lines) for lines in pages] == [100, 100, 53]
-    lines = [line for lines in reversed(pages) for line in lines]
+    assert [len(lines) for lines in shown] == [100, 100, 53]
+    lines = [line for lines in reversed(shown) for line in lines]
     assert lines[2:-1] == [f"line {number}." for number in range(250)]
 
 
@@ -1781,7 +1782,7 @@ def listed(tab: Tab, path: str) -> list[str]:
 
 
 def test_jobs_are_listed_page_by_page_the_newest_first(place: Place) -> None:
-    tokens = [place.job, *(place.trigger(place.template)["id"] for _ in range(tracker.PAGE + 5))]
+    tokens = [place.job, *(place.trigger(place.template)["id"] for _ in range(pages.PAGE_ROWS + 5))]
     for path in (f"/ui/projects/{place.project}/jobs", f"/ui/jobs?state=waiting&template={place.template}"):
         assert listed(place.admin, path) == tokens[::-1], path
     everything = place.site.read("SELECT token FROM job ORDER BY id DESC")
@@ -1819,7 +1820,7 @@ def test_another_project_s_template_shows_none_of_its_jobs(place: Place) -> None
 
 
 def test_lists_and_pages_of_jobs_refresh_themselves_unless_they_show_older_ones(place: Place) -> None:
-    for _ in range(tracker.PAGE):
+    for _ in range(pages.PAGE_ROWS):
         place.trigger(place.template)
     for path in ("/ui/jobs", f"/ui/projects/{place.project}/jobs"):
         first, second = pages_of(place.admin, path)

@@ -18,9 +18,11 @@ import msgspec
 import pytest
 from place import OPERATIONS, Memory, Operation, Place, StillClock, create_worker, furnish, new_task
 
+import pages
 import tracker
-from dialects import testflinger_clients, testflinger_queues
-from dialects import testflinger_domain as testflinger
+from dialects.testflinger import clients as testflinger_clients
+from dialects.testflinger import domain as testflinger
+from dialects.testflinger import queues as testflinger_queues
 from tracker import OK, TaskFilter, Tx, WorkerCredentials
 
 SHORT, LONG = 100, 2000  # tasks in each state; both more than one step of a long operation takes
@@ -93,7 +95,7 @@ def place_with(count: int) -> tuple[Bench, Place]:
             add_tasks(tx, project, count // 2, priority)
             add_tasks(tx, project, count // 2, priority, "status = 2, retries = 1")
             for worker, _ in zip(itertools.cycle(crowd), range(count // 2), strict=False):
-                change = f"assignee = {worker.id}, assign_time = 1, assigned_at = 0, deadline = 1e9"
+                change = f"assignee = {worker.id}, assign_time = 1, assigned_uptime = 0, deadline_uptime = 1e9"
                 add_tasks(tx, project, 1, priority, change)
             add_verified_tasks(tx, project, count // 2, priority, crowd[:3])
         for number in range(count):
@@ -125,7 +127,7 @@ def add_jobs_in_every_state(tx: Tx, place: Place, count: int) -> None:
             )
     tx.execute(
         "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, job, assignee,"
-        " assign_time, assigned_at, deadline) SELECT project, recipe, priority, 0, 60, 1, id, assignee,"
+        " assign_time, assigned_uptime, deadline_uptime) SELECT project, recipe, priority, 0, 60, 1, id, assignee,"
         " iif(state = 'assigned', 1, NULL), iif(state = 'assigned', 0, NULL), iif(state = 'assigned', 1e9, NULL)"
         " FROM job WHERE finished IS NULL AND task IS NULL AND template IS NOT NULL"
     )
@@ -183,7 +185,7 @@ def add_verified_tasks(tx: Tx, project: int, count: int, priority: int, verifier
 
 def verify(tx: Tx, worker: WorkerCredentials, task: int) -> None:
     """The worker is assigned this very task, and reports a hash."""
-    held = "UPDATE task SET assignee = ?, assign_time = 1, assigned_at = 0, deadline = 1e9 WHERE id = ?"
+    held = "UPDATE task SET assignee = ?, assign_time = 1, assigned_uptime = 0, deadline_uptime = 1e9 WHERE id = ?"
     tx.execute(held, (worker.id, task))
     assert not tracker.release_task(tx, worker, tracker.ReleaseBody(task, OK, worker.id))
 
@@ -191,8 +193,8 @@ def verify(tx: Tx, worker: WorkerCredentials, task: int) -> None:
 @pytest.fixture(autouse=True)
 def one_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long operation or a search ends after its first piece, a small one, and not when its time is up."""
-    monkeypatch.setattr(tracker, "BUDGET", -1)
-    monkeypatch.setattr(tracker, "PIECE", 50)
+    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", 50)
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
     monkeypatch.setattr(tracker, "SCAN", 50)
 
@@ -240,11 +242,11 @@ READS: dict[str, Callable[[Place], Operation]] = {
     "list tasks of an assignee": lambda p: list_tasks(p, TaskFilter("assigned", assignee=p.worker.id)),
     "list further tasks": lambda p: list_tasks(p, TaskFilter(), f"1:{p.waiting[0]}"),
     "list further failed tasks": lambda p: list_tasks(p, TaskFilter("failed"), f"0:{p.waiting[0]}"),
-    "show the history of a task": lambda p: (tracker.get_task_history, (p.session, p.held["plain"])),
+    "show the history of a task": lambda p: (pages.get_task_history, (p.session, p.held["plain"])),
     "show an operation": lambda p: (tracker.get_operation, (p.session, p.operations["finished"])),
-    "show the last failures": lambda p: (tracker.recent_failures, (p.first,)),
-    "show the last operations": lambda p: (tracker.recent_operations, (p.first,)),
-    "show the pace": lambda p: (of_row(tracker.pace), (p.first,)),
+    "show the last failures": lambda p: (pages.recent_failures, (p.first,)),
+    "show the last operations": lambda p: (pages.recent_operations, (p.first,)),
+    "show the pace": lambda p: (of_row(pages.pace), (p.first,)),
 }
 
 
@@ -257,7 +259,7 @@ def list_jobs(place: Place, **query: Any) -> Operation:
 
 
 def log_page(place: Place, **query: Any) -> Operation:
-    return tracker.log_page, (place.session, tracker.LogQuery(**query))
+    return pages.log_page, (place.session, pages.LogQuery(**query))
 
 
 def of_row(function: Callable) -> Callable:
@@ -283,11 +285,11 @@ BACKGROUND: dict[str, Callable[[Place], Operation]] = {
 
 def page(function: Callable, place: Place, *args: Any) -> Operation:
     """What a page of the manager UI reads, with what frames every page."""
-    return tracker.framed, (place.session, function, args)
+    return pages.framed, (place.session, function, args)
 
 
 def jobs_page(place: Place, **query: Any) -> Operation:
-    return page(tracker.project_jobs, place, place.first, tracker.JobListQuery(**query))
+    return page(pages.project_jobs, place, place.first, pages.JobListQuery(**query))
 
 
 # These show or look for people, projects and long operations, of which there are few, and sort them.
@@ -299,36 +301,36 @@ PAGES: dict[str, Callable[[Place], Operation]] = {
     "list the managers": lambda p: (tracker.list_managers, (p.session,)),
     "list a project's managers": lambda p: (tracker.list_project_managers, (p.session, p.first)),
     "rank the workers": lambda p: (tracker.worker_stats, (None,)),
-    "show who has closed the most": lambda p: (tracker.leaders, (p.first, "t.closed_task_count")),
-    "show who has closed the most lately": lambda p: (tracker.leaders, (p.first, tracker.LAST_DAY)),
-    "show how long tasks take": lambda p: (tracker.runtimes, (p.first,)),
+    "show who has closed the most": lambda p: (pages.leaders, (p.first, "t.closed_task_count")),
+    "show who has closed the most lately": lambda p: (pages.leaders, (p.first, pages.LAST_DAY)),
+    "show how long tasks take": lambda p: (pages.runtimes, (p.first,)),
     "find unfinished operations": lambda p: (tracker.unfinished_operations, ()),
     "find unaccepted bulk submits": lambda p: (tracker.unaccepted_bulk_submits, ()),
     "search the log": lambda p: log_page(p, text="no such line"),
     "search a project's log": lambda p: log_page(p, project=p.second, text="no such line"),
     "search a worker's log": lambda p: log_page(p, worker=p.worker.id, text="no such line"),
     "search the log for errors": lambda p: log_page(p, level="error", text="no such line"),
-    "show who holds tasks": lambda p: (tracker.holders, (p.first,)),
-    "the overview": lambda p: page(tracker.overview, p, tracker.ListQuery()),
-    "a project's page": lambda p: page(tracker.project_page, p, p.first, tracker.RangeQuery("1h")),
-    "a list of tasks": lambda p: page(tracker.task_list, p, p.first, tracker.TaskQuery("assigned")),
-    "a task's page": lambda p: page(tracker.task_page, p, p.held["plain"]),
-    "an operation's page": lambda p: page(tracker.operation_page, p, p.operations["finished"]),
-    "the list of workers": lambda p: page(tracker.worker_list, p, tracker.WorkersQuery()),
-    "a worker's page": lambda p: page(tracker.worker_page, p, p.stranger.id),
-    "who has access": lambda p: page(tracker.access_page, p, p.first, tracker.ListQuery()),
-    "the account": lambda p: page(tracker.account_page, p),
-    "the administration": lambda p: page(tracker.admin_page, p),
-    "the list of templates": lambda p: page(tracker.project_templates, p, p.first, tracker.ListQuery()),
-    "a template's page": lambda p: page(tracker.of_template(tracker.template_runs), p, TEMPLATE),
+    "show who holds tasks": lambda p: (pages.holders, (p.first,)),
+    "the overview": lambda p: page(pages.overview, p, pages.ListQuery()),
+    "a project's page": lambda p: page(pages.project_page, p, p.first, pages.RangeQuery("1h")),
+    "a list of tasks": lambda p: page(pages.task_list, p, p.first, pages.TaskQuery("assigned")),
+    "a task's page": lambda p: page(pages.task_page, p, p.held["plain"]),
+    "an operation's page": lambda p: page(pages.operation_page, p, p.operations["finished"]),
+    "the list of workers": lambda p: page(pages.worker_list, p, pages.WorkersQuery()),
+    "a worker's page": lambda p: page(pages.worker_page, p, p.stranger.id),
+    "who has access": lambda p: page(pages.access_page, p, p.first, pages.ListQuery()),
+    "the account": lambda p: page(pages.account_page, p),
+    "the administration": lambda p: page(pages.admin_page, p),
+    "the list of templates": lambda p: page(pages.project_templates, p, p.first, pages.ListQuery()),
+    "a template's page": lambda p: page(pages.of_template(pages.template_runs), p, TEMPLATE),
     "the list of a project's jobs": lambda p: jobs_page(p),
     "the jobs in a state": lambda p: jobs_page(p, state="cancelled"),
     "a search for jobs": lambda p: jobs_page(p, state="failed", template=TEMPLATE),
     "the jobs of a time": lambda p: jobs_page(p, start="2020-01-01T00:00", end="2020-12-31T00:00"),
-    "the list of all jobs": lambda p: page(tracker.all_jobs, p, tracker.JobListQuery()),
-    "a job's page": lambda p: page(tracker.job_page, p, JOB, tracker.JobQuery()),
-    "older lines on a job's page": lambda p: page(tracker.job_page, p, JOB, tracker.JobQuery(before=90)),
-    "show a day's snapshots": lambda p: (tracker.sampled_snapshots, (p.first, range(10_000, 10_100, 10))),
+    "the list of all jobs": lambda p: page(pages.all_jobs, p, pages.JobListQuery()),
+    "a job's page": lambda p: page(pages.job_page, p, JOB, pages.JobQuery()),
+    "older lines on a job's page": lambda p: page(pages.job_page, p, JOB, pages.JobQuery(before=90)),
+    "show a day's snapshots": lambda p: (pages.sampled_snapshots, (p.first, range(10_000, 10_100, 10))),
 }
 SORTS_A_PAGE = ("the overview", "a project's page", "show who holds tasks", "show a day's snapshots")
 LOOKS_AT_A_HUNDRED = ("a project's page", "show who holds tasks")  # of the tasks of each of ten workers
@@ -389,7 +391,7 @@ def test_a_task_that_awaits_verification_is_found_through_the_heads_of_the_verif
 
 
 def test_an_expired_task_is_found_through_the_index_on_the_deadline() -> None:
-    assert "SEARCH task USING INDEX task_deadline (deadline<?)" in plan_of("expire", "RETURNING id, project")
+    assert "SEARCH task USING INDEX task_deadline (deadline_uptime<?)" in plan_of("expire", "RETURNING id, project")
 
 
 def test_a_kept_hash_is_found_through_its_key() -> None:
@@ -461,8 +463,8 @@ def test_showing_who_holds_tasks_takes_as_many_steps_when_they_hold_thousands(na
         bench = Bench()
         place = bench.do(furnish)
         with bench.transaction() as tx:
-            add_tasks(tx, place.first, count, 0, f"assignee = {place.other.id}, assign_time = 1, assigned_at = 0")
-        assert bench.do(tracker.holders, place.first)[0]["held_task_count"] == count
+            add_tasks(tx, place.first, count, 0, f"assignee = {place.other.id}, assign_time = 1, assigned_uptime = 0")
+        assert bench.do(pages.holders, place.first)[0]["held_task_count"] == count
         function, args = ALL[name](place)
         taken.append(bench.steps(function, *args))
     assert taken[1] <= 1.1 * taken[0], taken
@@ -473,7 +475,7 @@ def test_a_search_ends_in_time_when_every_task_is_of_another_priority_and_assign
     """A list goes through priorities and assignees one after the other: there may be as many as there are tasks."""
     changes = {
         "waiting": "priority = id",
-        "assigned": "assignee = id, assign_time = 1, assigned_at = 0",
+        "assigned": "assignee = id, assign_time = 1, assigned_uptime = 0",
         "awaiting_verification": "verifiers = 1000 + id",
         "failed": "status = 2",
     }
@@ -495,7 +497,7 @@ def test_a_step_of_an_operation_costs_the_same_however_many_tasks_were_submitted
         bench = Bench()
         place = bench.do(furnish)
         with bench.transaction() as tx:
-            for change in ("", "status = 2", f"assignee = {place.other.id}, assign_time = 1, assigned_at = 0"):
+            for change in ("", "status = 2", f"assignee = {place.other.id}, assign_time = 1, assigned_uptime = 0"):
                 add_tasks(tx, place.first, count, 1, change)
         function, args = OPERATIONS[name](place)
         taken.append(bench.steps(function, *args))
@@ -774,8 +776,8 @@ SHORT_SCANS_OF_TESTFLINGER = (
 
 @pytest.fixture
 def small_pieces_of_testflinger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testflinger, "PIECE", 50)
-    monkeypatch.setattr(testflinger, "STEP", 50)
+    monkeypatch.setattr(testflinger, "PIECE_JOBS", 50)
+    monkeypatch.setattr(testflinger, "PRUNED_ROWS", 50)
 
 
 @pytest.mark.usefixtures("small_pieces_of_testflinger")

@@ -118,7 +118,7 @@ def test_tasks_of_lines_get_the_defaults(queue: Queue) -> None:
 
 
 def test_a_file_may_be_larger_than_a_piece(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "PIECE", 7)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", 7)
     lines = [f"line {number}" for number in range(100)]
     assert upload(queue, "\n".join(lines).encode()).line_count == 100
     assert recipes(queue) == lines
@@ -283,7 +283,7 @@ def test_the_report_names_a_limited_number_of_duplicates_and_counts_all(
 ) -> None:
     """Over several pieces, of which one is full of them."""
     monkeypatch.setattr(tracker, "MOST_REPORTED", 3)
-    monkeypatch.setattr(tracker, "PIECE", 2)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", 2)
     report = upload(queue, b"a\nb\nb\nc\na\na\na\nd\nd\n", once=True)
     assert (report.duplicate_count, report.duplicates) == (5, [3, 5, 6])
 
@@ -322,7 +322,7 @@ def test_an_upload_is_not_held_back_by_the_workers_rate_limit_and_does_not_use_i
 def test_every_task_of_an_upload_is_announced(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     operation, report = stage(queue, b"a\nb\na\n{\n", once=True)
     queue.do(tracker.accept_lines_submit, queue.session, operation, report)
-    monkeypatch.setattr(tracker, "BUDGET", -1)
+    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
     assert queue.do(tracker.step_operation, operation) is None
     assert queue.announced == {queue.project: 2}
 
@@ -382,10 +382,10 @@ def test_an_upload_that_a_crash_has_interrupted_after_it_was_accepted_is_finishe
             session, project = await one.db.write(found)
             operation = await stage_in(one, session, project, io.BytesIO(lines))
             with monkeypatch.context() as patch:
-                patch.setattr(tracker, "BUDGET", -1)
+                patch.setattr(tracker, "STEP_SECONDS", -1)
                 for _ in range(2):
                     assert await one.db.write(tracker.step_operation, operation) is None
-            assert await one.db.read(waiting) == 2 * tracker.PIECE
+            assert await one.db.read(waiting) == 2 * tracker.PIECE_TASKS
         async with running(tmp_path / "x.db", tracker.Clock()) as again:
             row = await finished(again, session, operation)
             assert (row["affected"], await again.db.read(waiting)) == (2001, 2001)

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from place import Memory, Queue, StillClock, create_worker, new_task, running
 
+import pages
 import tracker
-from tracker import FAIL, LAST_DAY, OK, SKIP, Tx, WorkerCredentials
+from pages import LAST_DAY
+from tracker import FAIL, OK, SKIP, Tx, WorkerCredentials
 
 HOUR, DAY = 3600, 86400
 ALL_TIME = "t.closed_task_count"
@@ -28,7 +30,7 @@ def queue() -> Queue:
 
 
 def runtimes(queue: Queue) -> tuple:
-    return tuple(queue.do(tracker.runtimes, queue.project))
+    return tuple(queue.do(pages.runtimes, queue.project))
 
 
 def test_runtimes_are_from_the_assignment_to_the_release_that_closes(queue: Queue) -> None:
@@ -85,7 +87,7 @@ def test_holders_are_shown_with_the_time_since_when_they_hold_their_oldest_task(
     second = queue.create_project("second")
     queue.submit(project=second)
     queue.assign(project=second)
-    shown = queue.do(tracker.holders, queue.project)
+    shown = queue.do(pages.holders, queue.project)
     assert [(row["id"], row["held_task_count"], row["since"] - StillClock.START) for row in shown] == [
         (other.id, 2, 10),
         (queue.worker.id, 1, 20),
@@ -96,11 +98,11 @@ def test_who_has_given_back_all_tasks_holds_none(queue: Queue) -> None:
     for end in (lambda task: queue.release(task), lambda task: queue.act("delete", [task])):
         queue.submit()
         end(queue.assign())
-    assert queue.do(tracker.holders, queue.project) == []
+    assert queue.do(pages.holders, queue.project) == []
 
 
 def leaders(queue: Queue, measure: str = ALL_TIME) -> list[tuple[int, int]]:
-    return [(row["id"], row["closed"]) for row in queue.do(tracker.leaders, queue.project, measure)]
+    return [(row["id"], row["closed"]) for row in queue.do(pages.leaders, queue.project, measure)]
 
 
 def test_leaders_are_those_who_have_closed_the_most_tasks_of_the_project(queue: Queue) -> None:
@@ -165,7 +167,7 @@ def test_tallies_are_rolled_in_pieces_that_leave_out_none(
     crowd = [queue.create_worker() for _ in range(4)]
     for worker, project in itertools.product(crowd, (queue.project, second)):
         queue.work(worker=worker, project=project)
-    monkeypatch.setattr(tracker, "PIECE", piece)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", piece)
     roll(queue)
     assert queue.values("SELECT COUNT(*), SUM(closed_task_count) FROM tally_hour") == [(8, 8)]
     assert queue.values("SELECT DISTINCT rolled_task_count, last_day_task_count FROM tally WHERE worker > 1") == [
@@ -197,7 +199,7 @@ def close_tasks(tx: Tx, worker: WorkerCredentials, project: int, count: int) -> 
 
 
 async def last_day(running: tracker.Tracker, project: int) -> int:
-    rows = await running.db.read(tracker.leaders, project, LAST_DAY)
+    rows = await running.db.read(pages.leaders, project, LAST_DAY)
     return sum(row["closed"] for row in rows)
 
 
@@ -262,7 +264,7 @@ def test_after_a_crash_nothing_is_counted_twice_or_lost(tmp_path: Path) -> None:
 
 
 def pace(queue: Queue) -> dict[str, Any]:
-    return queue.do(lambda tx: tracker.pace(tx, tracker.find_project(tx, queue.project)))
+    return queue.do(lambda tx: pages.pace(tx, tracker.find_project(tx, queue.project)))
 
 
 def snapshot(queue: Queue) -> None:
@@ -328,7 +330,7 @@ def test_a_sample_is_the_last_snapshot_of_each_step(times: set[int], start: int,
                 project,
             )
     moments = range(start, start + step * steps, step)
-    rows = memory.do(tracker.sampled_snapshots, 1, moments)
+    rows = memory.do(pages.sampled_snapshots, 1, moments)
     last = [max((time for time in times if moment - step < time <= moment), default=None) for moment in moments]
     assert [row["time_stamp"] for row in rows] == [time for time in last if time is not None]
     assert {row["closed_task_count"] for row in rows} <= {1}

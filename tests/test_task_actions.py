@@ -42,8 +42,8 @@ def queue() -> Queue:
 @pytest.fixture
 def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each transaction of a long operation takes two tasks."""
-    monkeypatch.setattr(tracker, "STEP", 2)
-    monkeypatch.setattr(tracker, "BUDGET", -1)
+    monkeypatch.setattr(tracker, "STEP_TASKS", 2)
+    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
 
 
 def put_into(queue: Queue, state: str, project: int | None = None, **fields: object) -> int:
@@ -98,7 +98,9 @@ def test_requeueing_takes_tasks_from_their_workers_and_leaves_their_retries(queu
     assert queue.counts() == {"waiting": 1}
     assert queue.task(task)["retries"] == 1
     assert queue.values("SELECT held_task_count FROM tally") == [(0,)]
-    assert {queue.task(task)[name] for name in ("assignee", "assign_time", "assigned_at", "deadline")} == {None}
+    assert {queue.task(task)[name] for name in ("assignee", "assign_time", "assigned_uptime", "deadline_uptime")} == {
+        None
+    }
 
 
 def test_a_priority_that_is_set_decides_what_is_assigned_next(queue: Queue) -> None:
@@ -258,8 +260,8 @@ def test_all_that_match_a_filter_are_deleted_and_no_others(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, state: str, narrower: dict, budget: float
 ) -> None:
     """Two at a time, each two in a transaction of their own or all in one."""
-    monkeypatch.setattr(tracker, "STEP", 2)
-    monkeypatch.setattr(tracker, "BUDGET", budget)
+    monkeypatch.setattr(tracker, "STEP_TASKS", 2)
+    monkeypatch.setattr(tracker, "STEP_SECONDS", budget)
     second = queue.create_project("second")
     for project in queue.project, second:
         for number in range(11):
@@ -358,7 +360,7 @@ def test_setting_priorities_within_the_list_that_they_order_ends_and_counts_each
     tasks = [queue.submit(priority=priority) for priority in priorities]
     chosen = [of is None or priority == of for priority in priorities]
     operation, affected, steps = queue.begin("set_priority", TaskFilter(priority=of), target), None, 0
-    with mock.patch.multiple(tracker, STEP=step, BUDGET=-1):
+    with mock.patch.multiple(tracker, STEP_TASKS=step, STEP_SECONDS=-1):
         while affected is None:
             affected, steps = queue.do(tracker.step_operation, operation), steps + 1
             assert steps <= 3 * len(tasks) + 3, "it goes round in a circle"
@@ -504,8 +506,8 @@ def test_an_action_that_a_crash_has_interrupted_is_finished_at_the_next_start(
     prepared.clock.pass_time(1)
     operation = prepared.run(tracker.begin_action, session, project, TaskAction(action, 5), TaskFilter(state))
     with monkeypatch.context() as patch:
-        patch.setattr(tracker, "STEP", 2)
-        patch.setattr(tracker, "BUDGET", -1)
+        patch.setattr(tracker, "STEP_TASKS", 2)
+        patch.setattr(tracker, "STEP_SECONDS", -1)
         for _ in range(3):
             assert prepared.run(tracker.step_operation, operation) is None
     prepared.run(lambda tx: tracker.insert_task(tx, new_task(project, "later"), False))

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from place import Queue
 
+import pages
 import tracker
 from tracker import EDIT, MAINTENANCE, READ, TASK_STATES, TaskFilter, Tx
 
@@ -51,7 +52,7 @@ def lowered(text: str) -> str:
 
 CHANGES = {
     "waiting": "status = 1, assignee = NULL, verifiers = NULL",
-    "assigned": "status = 1, assignee = :assignee, assign_time = 1, assigned_at = 0, deadline = 1e9",
+    "assigned": "status = 1, assignee = :assignee, assign_time = 1, assigned_uptime = 0, deadline_uptime = 1e9",
     "awaiting_verification": "status = 1, assignee = NULL, verifiers = 1",
     "failed": "status = 2, retries = 1, assignee = NULL",
 }
@@ -76,7 +77,7 @@ def fill(queue: Queue, entries: list[Entry]) -> None:
         entry.id = queue.do(store, queue.project, entry)
 
 
-def pages(queue: Queue, wanted: TaskFilter, sizes: Iterator[int] | int = 50) -> Iterator[list[Any]]:
+def each_page(queue: Queue, wanted: TaskFilter, sizes: Iterator[int] | int = 50) -> Iterator[list[Any]]:
     """A list's pages, one after the other, to its end."""
     after = ""
     while True:
@@ -89,11 +90,11 @@ def pages(queue: Queue, wanted: TaskFilter, sizes: Iterator[int] | int = 50) -> 
 
 
 def listed(queue: Queue, wanted: TaskFilter, sizes: Iterator[int] | int = 50) -> list[int]:
-    return [row["id"] for rows in pages(queue, wanted, sizes) for row in rows]
+    return [row["id"] for rows in each_page(queue, wanted, sizes) for row in rows]
 
 
 def recipes(queue: Queue, text: str) -> list[str]:
-    return [row["recipe"] for rows in pages(queue, TaskFilter(text=text)) for row in rows]
+    return [row["recipe"] for rows in each_page(queue, TaskFilter(text=text)) for row in rows]
 
 
 letters = st.text("aAbB%_\\'\"éÉß☃😀 \n", max_size=6)
@@ -146,7 +147,7 @@ def test_what_happens_between_two_pages_hides_or_repeats_no_task_that_stays_as_i
     shown: list[int] = []
     fill(queue, entries)
     with mock.patch.multiple(tracker, SCAN=scan, SEARCH_TIME=-1):
-        for rows in pages(queue, wanted, repeated(sizes)):
+        for rows in each_page(queue, wanted, repeated(sizes)):
             by_id = {entry.id: entry for entry in entries}
             assert all(by_id[row["id"]].matches(wanted) for row in rows)
             shown += [row["id"] for row in rows]
@@ -181,14 +182,14 @@ def test_the_last_page_says_that_it_is_the_last_one() -> None:
     queue = Queue()
     for _ in range(4):
         queue.submit()
-    assert [len(rows) for rows in pages(queue, TaskFilter(), 2)] == [2, 2]
-    assert [len(rows) for rows in pages(queue, TaskFilter(), 3)] == [3, 1]
-    assert [len(rows) for rows in pages(queue, TaskFilter(), 4)] == [4]
+    assert [len(rows) for rows in each_page(queue, TaskFilter(), 2)] == [2, 2]
+    assert [len(rows) for rows in each_page(queue, TaskFilter(), 3)] == [3, 1]
+    assert [len(rows) for rows in each_page(queue, TaskFilter(), 4)] == [4]
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_an_empty_list_has_one_empty_page(state: str) -> None:
-    assert list(pages(Queue(), TaskFilter(state, "text", 1, 1))) == [[]]
+    assert list(each_page(Queue(), TaskFilter(state, "text", 1, 1))) == [[]]
 
 
 @pytest.mark.parametrize(
@@ -278,9 +279,9 @@ def test_a_search_that_takes_too_long_ends_early_and_goes_on(monkeypatch: pytest
     for number in range(1, 31):
         queue.submit("needle" if number == 25 else "hay")
     monkeypatch.setattr(tracker, "SCAN", 10)
-    assert [len(rows) for rows in pages(queue, TaskFilter(text="needle"))] == [1]
+    assert [len(rows) for rows in each_page(queue, TaskFilter(text="needle"))] == [1]
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
-    assert [len(rows) for rows in pages(queue, TaskFilter(text="needle"))] == [0, 0, 1, 0]
+    assert [len(rows) for rows in each_page(queue, TaskFilter(text="needle"))] == [0, 0, 1, 0]
 
 
 def test_a_list_without_a_search_is_not_cut_short_by_the_time_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +289,7 @@ def test_a_list_without_a_search_is_not_cut_short_by_the_time_it_takes(monkeypat
     for _ in range(30):
         queue.submit()
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
-    assert [len(rows) for rows in pages(queue, TaskFilter(), 12)] == [12, 12, 6]
+    assert [len(rows) for rows in each_page(queue, TaskFilter(), 12)] == [12, 12, 6]
 
 
 @given(st.lists(letters, max_size=20), letters, st.sampled_from([1, 3, 2000]))
@@ -298,7 +299,7 @@ def test_a_search_of_the_log_finds_the_newest_lines_first(messages: list[str], t
         queue.do(tracker.add_log_entry, queue.worker, "info", tracker.LogBody("scope", 1, message))
     with mock.patch.multiple(tracker, SCAN=scan, SEARCH_TIME=-1):
         while before:
-            shown = queue.do(tracker.log_page, queue.session, tracker.LogQuery(text=text, before=before))
+            shown = queue.do(pages.log_page, queue.session, pages.LogQuery(text=text, before=before))
             found += [row["message"] for row in shown["logs"]]
             before = shown["more"]
     assert found == [message for message in reversed(messages) if lowered(text) in lowered(message)]

@@ -23,7 +23,9 @@ from conftest import Site, client, dump, wait_until
 from test_pages import Tab
 
 import tracker
-from dialects import testflinger_domain, testflinger_queues, webhook
+from dialects.testflinger import domain as testflinger_domain
+from dialects.testflinger import queues as testflinger_queues
+from dialects.testflinger import webhook
 
 NOBODY = "00000000-0000-0000-0000-000000000000"  # the id of no job
 PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
@@ -881,7 +883,7 @@ def test_jobs_are_found_by_any_or_all_of_their_tags_and_by_their_states(lab: Lab
 
 
 def test_a_search_finds_more_jobs_than_are_looked_at_in_one_piece(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testflinger_domain, "PIECE", 2)
+    monkeypatch.setattr(testflinger_domain, "PIECE_JOBS", 2)
     jobs = [lab.submit("q", tags=[tag for tag in "abc" if number % (ord(tag) - 95)]) for number in range(9)]
     for tag, divisor in (("a", 2), ("b", 3), ("c", 4)):
         assert lab.found(tags=tag) == {job for number, job in enumerate(jobs) if number % divisor}

@@ -13,9 +13,9 @@ from place import Operation
 from test_atomicity import check_all_or_nothing
 
 import tracker
-from dialects import testflinger_clients as clients
-from dialects import testflinger_domain as domain
-from dialects import testflinger_queues
+from dialects.testflinger import clients as clients
+from dialects.testflinger import domain as domain
+from dialects.testflinger import queues as testflinger_queues
 from tracker import Tx
 
 QUEUE, AGENT, KEY = "machines", "agent-1", "a key of an admin"

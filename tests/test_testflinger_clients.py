@@ -12,8 +12,8 @@ import pytest
 from place import Queue
 
 import tracker
-from dialects import testflinger_clients as clients
-from dialects.testflinger_clients import ACCESS_LIFETIME, REFRESH_LIFETIME, Client, LimitsBody, PermissionsBody
+from dialects.testflinger import clients as clients
+from dialects.testflinger.clients import ACCESS_LIFETIME, REFRESH_LIFETIME, Client, LimitsBody, PermissionsBody
 from tracker import TrackerError
 
 INVALID = "forbidden: Invalid token"
@@ -330,7 +330,7 @@ def test_of_too_many_refresh_tokens_the_oldest_goes(place: Clients, monkeypatch:
 
 
 def test_expired_refresh_tokens_are_pruned_in_pieces(place: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "PIECE", 2)
+    monkeypatch.setattr(clients, "PRUNED_TOKENS", 2)
     for _ in range(3):
         place.refreshing()
     place.clock.now += REFRESH_LIFETIME
@@ -489,7 +489,7 @@ def test_limits_that_make_no_sense_are_refused(place: Clients, fields: dict[str,
 
 def test_the_largest_limits_fit_in_a_header(place: Clients) -> None:
     place.update(allowed_queues=[f"{number:0200}" for number in range(clients.MOST_LIMITS // 204 - 1)])
-    assert len(place.token()) < tracker.MAX_HEADER_BYTES / 2
+    assert len(place.token()) < tracker.MOST_HEADER_BYTES / 2
 
 
 def test_a_name_is_given_once(place: Clients) -> None:

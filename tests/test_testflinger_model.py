@@ -11,8 +11,8 @@ from msgspec import Raw
 from test_job_model import ENDED, Crowd
 
 import tracker
-from dialects import testflinger_clients as clients
-from dialects import testflinger_domain as domain
+from dialects.testflinger import clients as clients
+from dialects.testflinger import domain as domain
 
 SUBMITTER = clients.Client("submitter", "contributor", {"*": 9}, [], {})
 NAMES = ("agent-1", "agent-2")
@@ -105,8 +105,8 @@ def shown_as(state: str) -> set[str]:
 def test_whatever_happens_to_a_job_all_doors_agree_and_what_has_ended_stays(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "STEP", 2)
-    monkeypatch.setattr(tracker, "BUDGET", -1)
+    monkeypatch.setattr(tracker, "STEP_TASKS", 2)
+    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "MOST_STEPS", 6)
     lab = Lab(seed)
     for _ in range(400):

@@ -15,8 +15,9 @@ from test_pages import Page, Tab, pages_of
 from test_query_plans import LONG, SHORT, queue_with
 from testflinger_doubles import AGENTS, Agent, HClient, Phase, SAgent, SClient, create_client, pack, unpack
 
+import pages
 import tracker
-from dialects import testflinger_pages as pages
+from dialects.testflinger import pages as testflinger_pages
 from tracker import ALL_ROLES, EDIT, READ
 
 JOB = {"job_queue": "rack", "name": "boot it", "provision_data": {"url": "noble"}, "test_data": {"test_cmds": "uptime"}}
@@ -199,7 +200,7 @@ def test_the_list_of_queues_shows_what_waits_runs_and_listens_and_how_long_jobs_
 
 
 def test_queues_are_found_by_name_and_paged(lab: Lab) -> None:
-    names = [f"queue-{number:03d}" for number in range(tracker.PAGE + 3)]
+    names = [f"queue-{number:03d}" for number in range(pages.PAGE_ROWS + 3)]
     lab.agent().advertise(**dict.fromkeys(names, ""), other="")
     listed = [
         row[0] for page in pages_of(lab.admin, "/ui/testflinger/queues?text=queue") for row in rows_of(page, "queues")
@@ -209,7 +210,7 @@ def test_queues_are_found_by_name_and_paged(lab: Lab) -> None:
 
 def test_waiting_jobs_stand_in_their_order_with_their_positions_on_every_page(lab: Lab) -> None:
     client = SClient(lab.site.url, create_client(lab.site, "alice", max_priority={"*": 9}))
-    submitted = [client.submit({**JOB, "job_priority": number % 3}) for number in range(tracker.PAGE + 7)]
+    submitted = [client.submit({**JOB, "job_priority": number % 3}) for number in range(pages.PAGE_ROWS + 7)]
     jobs = [job for rest in (2, 1, 0) for job in submitted[rest::3]]
     rows = [
         row for page in pages_of(lab.admin, f"/ui/testflinger/queues/{lab.queue()}") for row in rows_of(page, "waiting")
@@ -223,7 +224,7 @@ def test_waiting_jobs_stand_in_their_order_with_their_positions_on_every_page(la
 def test_jobs_that_wait_for_attachments_are_counted_up_to_a_hundred_and_the_newest_linked(lab: Lab) -> None:
     body = {"test_data": {"attachments": [{"local": "a"}]}}
     lab.client.post_job({**JOB, "job_queue": "shelf", **body})
-    held = [lab.client.post_job({**JOB, **body}) for _ in range(pages.MOST_HELD - 1)]
+    held = [lab.client.post_job({**JOB, **body}) for _ in range(testflinger_pages.MOST_HELD - 1)]
     page = lab.admin.open(f"/ui/testflinger/queues/{lab.queue()}")
     assert page.tree.xpath("string(//*[@id='held'])").startswith("99 wait for their attachments")
     assert page.tree.xpath("//*[@id='held']/a/@href") == [f"/ui/testflinger/jobs/{job}" for job in held[:-6:-1]]
@@ -540,7 +541,7 @@ def test_an_agent_s_page_tells_its_state_its_streak_and_its_log(lab: Lab) -> Non
 
 
 def test_agents_are_found_by_name_and_paged(lab: Lab) -> None:
-    names = [f"rack-{number:03d}" for number in range(tracker.PAGE + 2)]
+    names = [f"rack-{number:03d}" for number in range(pages.PAGE_ROWS + 2)]
     for name in (*names, "shelf-1"):
         lab.agent(name)
     listed = [
@@ -681,24 +682,24 @@ def test_an_agent_of_the_older_generation_without_a_name_has_no_page_but_its_wor
 
 
 PAGES_OF_THE_QUEUE = {
-    "queues": (pages.queues_page, tracker.ListQuery()),
-    "queue": (pages.queue_page, 1, pages.QueueQuery()),
-    "queue, further on": (pages.queue_page, 1, pages.QueueQuery("0:1")),
-    "running job": (pages.job_page, "run", pages.OutputQuery()),
-    "phase of a running job": (pages.job_page, "run", pages.OutputQuery("output", "setup")),
-    "earlier output": (pages.job_page, "run", pages.OutputQuery("output", "setup", 60)),
-    "waiting job": (pages.job_page, "next", pages.OutputQuery()),
-    "ended job": (pages.job_page, "ended", pages.OutputQuery()),
-    "agents": (pages.agents_page, tracker.ListQuery()),
-    "agent": (pages.agent_page, 7),
+    "queues": (testflinger_pages.queues_page, pages.ListQuery()),
+    "queue": (testflinger_pages.queue_page, 1, testflinger_pages.QueueQuery()),
+    "queue, further on": (testflinger_pages.queue_page, 1, testflinger_pages.QueueQuery("0:1")),
+    "running job": (testflinger_pages.job_page, "run", testflinger_pages.OutputQuery()),
+    "phase of a running job": (testflinger_pages.job_page, "run", testflinger_pages.OutputQuery("output", "setup")),
+    "earlier output": (testflinger_pages.job_page, "run", testflinger_pages.OutputQuery("output", "setup", 60)),
+    "waiting job": (testflinger_pages.job_page, "next", testflinger_pages.OutputQuery()),
+    "ended job": (testflinger_pages.job_page, "ended", testflinger_pages.OutputQuery()),
+    "agents": (testflinger_pages.agents_page, pages.ListQuery()),
+    "agent": (testflinger_pages.agent_page, 7),
 }
 
 
 @pytest.mark.parametrize("name", PAGES_OF_THE_QUEUE)
 def test_a_page_costs_the_same_however_many_jobs_there_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the two figures that count jobs, which are the API's own."""
-    monkeypatch.setattr(pages.testflinger_queues, "wait_times", lambda tx, names: {})
-    monkeypatch.setattr(pages.domain, "position", lambda tx, uuid: 0)
+    monkeypatch.setattr(testflinger_pages.testflinger_queues, "wait_times", lambda tx, names: {})
+    monkeypatch.setattr(testflinger_pages.domain, "position", lambda tx, uuid: 0)
     monkeypatch.setattr(pages, "OUTPUT_SHOWN", 500)
     function, *args = PAGES_OF_THE_QUEUE[name]
     taken = []

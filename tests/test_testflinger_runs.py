@@ -35,7 +35,7 @@ from testflinger_doubles import (
     with_credentials,
 )
 
-from dialects import webhook
+from dialects.testflinger import webhook
 
 QUEUE = "machines"
 KEY = "lp:me"

@@ -19,6 +19,7 @@ import pytest
 from conftest import client, dump, wait_until
 from test_background import Prepared
 
+import pages
 import tracker
 from tracker import OK, ReleaseBody, WorkerCredentials
 
@@ -51,7 +52,7 @@ def old_2(path: Path) -> Path:
     """The same of version 2."""
     fill(path, 2)
     with opened(path) as connection:
-        connection.execute("UPDATE task SET assigned_at = ? WHERE assignee IS NOT NULL", (UPTIME - 100,))
+        connection.execute("UPDATE task SET assigned_uptime = ? WHERE assignee IS NOT NULL", (UPTIME - 100,))
         connection.execute("INSERT INTO assignment VALUES (NULL, 2, 1, 1, 1, 1, 'skipped')")
         connection.execute(
             "INSERT INTO operation (kind, project, wanted, last_task, cursor, started, started_at)"
@@ -142,7 +143,7 @@ def add_jobs(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE task SET job = ? WHERE id = ?", (job, task))
         connection.execute("UPDATE job SET task = ? WHERE id = ?", (task, job))
         if holder:
-            hold = f"UPDATE task SET assignee = ?, assign_time = 1, assigned_at = 1, deadline = {UPTIME + 70}"
+            hold = f"UPDATE task SET assignee = ?, assign_time = 1, assigned_uptime = 1, deadline = {UPTIME + 70}"
             connection.execute(f"{hold} WHERE id = ?", (holder, task))
             assign = "UPDATE job SET state = 'assigned', started = 2, assignee = ?, attempts = 1 WHERE id = ?"
             connection.execute(assign, (holder, job))
@@ -237,7 +238,7 @@ def test_a_runtime_that_began_before_the_upgrade_is_measured_from_the_lease(old:
     prepared = Prepared(old)
     prepared.clock.start(UPTIME + 20)
     assert prepared.run(tracker.release_task, WORKER, ReleaseBody(2, OK))
-    assert prepared.run(tracker.runtimes, 1)["longest"] == pytest.approx(120, abs=5)
+    assert prepared.run(pages.runtimes, 1)["longest"] == pytest.approx(120, abs=5)
 
 
 def test_no_assignment_begins_in_the_future_whatever_the_default_lease_was(old: Path) -> None:
@@ -246,7 +247,7 @@ def test_no_assignment_begins_in_the_future_whatever_the_default_lease_was(old: 
         connection.execute("UPDATE task SET deadline = ? WHERE assignee IS NOT NULL", (UPTIME + 7 * 86400,))
     tracker.prepare_file(old, tracker.Settings())
     with opened(old) as connection:
-        began = connection.execute("SELECT assigned_at FROM task WHERE assignee IS NOT NULL").fetchall()
+        began = connection.execute("SELECT assigned_uptime FROM task WHERE assignee IS NOT NULL").fetchall()
     assert began == 4 * [(UPTIME,)]
 
 

@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracker
-from dialects import webhook
-from dialects.webhook import Refused, TimedOut, Unreachable, put
+from dialects.testflinger import webhook
+from dialects.testflinger.webhook import Refused, TimedOut, Unreachable, put
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 EVERYWHERE = ("0.0.0.0/0", "::/0")
@@ -725,7 +725,7 @@ def test_names_that_hang_hold_up_only_names(run: Run, monkeypatch: pytest.Monkey
 def test_a_name_that_hangs_does_not_keep_the_tracker_from_ending() -> None:
     program = """
 import asyncio, socket, threading
-from dialects import webhook
+from dialects.testflinger import webhook
 
 socket.getaddrinfo = lambda *args, **options: threading.Event().wait()
 try:

@@ -24,6 +24,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.responses import Response
 
+import server
 from tracker import Call, Settings, TrackerError
 
 log = logging.getLogger("tracker")
@@ -146,7 +147,7 @@ async def transfer(call: Call, form: Form, upload: Upload) -> None:
         more = message.get("more_body", False)
         form.feed(message.get("body", b""))
         if form.size >= steady:
-            call.keeps_coming()
+            server.keeps_coming(call.receive)
             steady = form.size + STEADY
         if len(form.data) >= BLOCK:
             await in_thread(upload.write, form.data)

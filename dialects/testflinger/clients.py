@@ -23,7 +23,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 import tracker
-from dialects.testflinger_queues import find_queue, make_queue
+from dialects.testflinger.queues import find_queue, make_queue
 from tracker import TrackerError, Tx
 
 # ── Credentials ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -97,7 +97,7 @@ def basic_credentials(authorization: bytes) -> tuple[str, str]:
 ACCESS_LIFETIME = 600  # seconds
 REFRESH_LIFETIME = 30 * 86400  # seconds
 MOST_REFRESH = 1000  # of one client: each machine that logs in keeps one. The oldest goes
-PIECE = 500
+PRUNED_TOKENS = 500
 
 
 class Tokens(NamedTuple):
@@ -146,8 +146,10 @@ def revoke_token(tx: Tx, token: str) -> None:
 def prune_refresh(tx: Tx) -> bool:
     """Deletes some refresh tokens that have expired. Whether there may be more."""
     expired = "SELECT hash FROM testflinger_refresh WHERE expires <= ? LIMIT ?"
-    deleted = tx.execute(f"DELETE FROM testflinger_refresh WHERE hash IN ({expired})", (tx.time, PIECE)).rowcount
-    return deleted >= PIECE
+    deleted = tx.execute(
+        f"DELETE FROM testflinger_refresh WHERE hash IN ({expired})", (tx.time, PRUNED_TOKENS)
+    ).rowcount
+    return deleted >= PRUNED_TOKENS
 
 
 def access_token(tx: Tx, row: sqlite3.Row) -> str:

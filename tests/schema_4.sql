@@ -1,4 +1,4 @@
--- The whole database of the tracker, version 3 (PRAGMA user_version, set by tracker.py in the same transaction).
+-- The whole database of the tracker, version 4 (PRAGMA user_version, set by tracker.py in the same transaction).
 -- An upgrade runs it too, hence IF NOT EXISTS: only what is missing is made (UPGRADES in tracker.py does the rest).
 -- One section per section of tracker.py; the comment above a table says what one of its rows is.
 -- REFERENCES is for the reader: the functions check, and foreign keys switched on would cost every insert.
@@ -527,3 +527,239 @@ CREATE TABLE IF NOT EXISTS theeye_host (
     created                     INTEGER NOT NULL,
     last_seen                   INTEGER NOT NULL
 ) STRICT;
+
+-- ── Testflinger ─────────────────────────────────────────────────────────────────────────────────────────────────────
+-- Job ids (uuid) are UUIDs in lower case. What agents report is kept by uuid, also where no job has that one.
+
+-- A queue of Testflinger: a project that this dialect has made. All others are closed to it.
+CREATE TABLE IF NOT EXISTS testflinger_queue (
+    project                     INTEGER PRIMARY KEY REFERENCES project,
+    description                 TEXT,                        -- as an agent advertised it; NULL: none has
+    advertised                  INTEGER,                     -- when
+    restricted                  INTEGER NOT NULL DEFAULT 0   -- only clients that are allowed it submit to it
+) STRICT;
+
+-- An image that the agents of a queue can provision, and the data that this takes.
+CREATE TABLE IF NOT EXISTS testflinger_image (
+    project                     INTEGER NOT NULL REFERENCES testflinger_queue,
+    name                        TEXT NOT NULL,
+    data                        TEXT NOT NULL,               -- JSON
+    PRIMARY KEY (project, name)
+) STRICT, WITHOUT ROWID;
+
+-- An agent, as it describes itself.
+CREATE TABLE IF NOT EXISTS testflinger_agent (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    name                        TEXT NOT NULL UNIQUE,
+    worker                      INTEGER REFERENCES worker,   -- who holds its jobs; NULL: it has had none
+    fields                      TEXT NOT NULL DEFAULT '{}',  -- JSON: state, location, queues… as it sent them
+    streak_type                 TEXT,                        -- pass or fail; NULL: it has provisioned nothing yet
+    streak_count                INTEGER NOT NULL DEFAULT 0,
+    updated                     INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS testflinger_agent_worker ON testflinger_agent (worker) WHERE worker IS NOT NULL;
+CREATE INDEX IF NOT EXISTS testflinger_agent_updated ON testflinger_agent (updated);
+
+-- A queue that an agent listens to, by its name: there need not be such a queue yet.
+CREATE TABLE IF NOT EXISTS testflinger_agent_queue (
+    queue                       TEXT NOT NULL,
+    agent                       INTEGER NOT NULL REFERENCES testflinger_agent,
+    PRIMARY KEY (queue, agent)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS testflinger_agent_queue_agent ON testflinger_agent_queue (agent);
+
+-- A line of an agent's own log. The last hundred are kept.
+CREATE TABLE IF NOT EXISTS testflinger_agent_line (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    agent                       INTEGER NOT NULL REFERENCES testflinger_agent,
+    line                        TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS testflinger_agent_line_agent ON testflinger_agent_line (agent, id);
+
+-- How an agent's provisioning of one job went. The last hundred are kept.
+CREATE TABLE IF NOT EXISTS testflinger_provision (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    agent                       INTEGER NOT NULL REFERENCES testflinger_agent,
+    uuid                        TEXT NOT NULL,
+    exit_code                   INTEGER NOT NULL,
+    detail                      TEXT NOT NULL,
+    time                        INTEGER NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS testflinger_provision_agent ON testflinger_provision (agent, id);
+
+CREATE TRIGGER IF NOT EXISTS testflinger_agent_deleted AFTER DELETE ON testflinger_agent BEGIN
+    DELETE FROM testflinger_agent_queue WHERE agent = OLD.id;
+    DELETE FROM testflinger_agent_line WHERE agent = OLD.id;
+    DELETE FROM testflinger_provision WHERE agent = OLD.id;
+END;
+
+-- A job of a queue, whichever door it came through: what this dialect knows of it besides. Triggers keep it in step.
+CREATE TABLE IF NOT EXISTS testflinger_job (
+    job                         INTEGER PRIMARY KEY REFERENCES job,
+    uuid                        TEXT NOT NULL UNIQUE,        -- made of the job's token, unless the client brought one
+    project                     INTEGER NOT NULL,
+    priority                    INTEGER NOT NULL,
+    state                       TEXT NOT NULL DEFAULT 'waiting',  -- running, or the phase that its agent told
+    attachments                 TEXT NOT NULL DEFAULT 'none',     -- none, waiting (nobody gets the job) or complete
+    attachments_of              TEXT,                        -- uuid of the job that they were uploaded for
+    client                      TEXT,                        -- who submitted it, where that is known
+    secret                      INTEGER NOT NULL DEFAULT 0,  -- it names secrets of its client
+    agent                       TEXT,                        -- who picked it ('': without a name); NULL: nobody here
+    wait                        REAL,                        -- seconds from created to started; NULL: not started yet
+    finished                    REAL                         -- NULL too where a template says how long it is kept
+) STRICT;
+CREATE INDEX IF NOT EXISTS testflinger_job_waiting ON testflinger_job (project, priority DESC, job)
+    WHERE state = 'waiting' AND attachments <> 'waiting';
+CREATE INDEX IF NOT EXISTS testflinger_job_state ON testflinger_job (state, job);
+CREATE INDEX IF NOT EXISTS testflinger_job_project ON testflinger_job (project, job);
+CREATE INDEX IF NOT EXISTS testflinger_job_wait ON testflinger_job (project, wait) WHERE wait IS NOT NULL;
+CREATE INDEX IF NOT EXISTS testflinger_job_finished ON testflinger_job (finished) WHERE finished IS NOT NULL;
+CREATE INDEX IF NOT EXISTS testflinger_job_files ON testflinger_job (attachments_of) WHERE attachments_of IS NOT NULL;
+CREATE INDEX IF NOT EXISTS testflinger_job_client ON testflinger_job (client) WHERE client IS NOT NULL;
+CREATE INDEX IF NOT EXISTS testflinger_job_held ON testflinger_job (job)
+    WHERE attachments = 'waiting' AND state = 'waiting';
+
+-- A word by which a job can be found.
+CREATE TABLE IF NOT EXISTS testflinger_tag (
+    tag                         TEXT NOT NULL,
+    job                         INTEGER NOT NULL REFERENCES testflinger_job,
+    PRIMARY KEY (tag, job)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS testflinger_tag_job ON testflinger_tag (job);
+
+-- An agent that is not to be given the job.
+CREATE TABLE IF NOT EXISTS testflinger_exclusion (
+    job                         INTEGER NOT NULL REFERENCES testflinger_job,
+    agent                       TEXT NOT NULL,
+    PRIMARY KEY (job, agent)
+) STRICT, WITHOUT ROWID;
+
+-- What has been reported for a job id, and how far the readers of its raw output have read.
+CREATE TABLE IF NOT EXISTS testflinger_outcome (
+    uuid                        TEXT PRIMARY KEY,
+    size                        INTEGER NOT NULL DEFAULT 0,  -- of its results and stray output, in bytes
+    output_read                 INTEGER NOT NULL DEFAULT 0,  -- the last fragment that has been handed out
+    serial_read                 INTEGER NOT NULL DEFAULT 0,
+    touched                     INTEGER NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS testflinger_outcome_touched ON testflinger_outcome (touched);
+
+-- One top-level field of a result.
+CREATE TABLE IF NOT EXISTS testflinger_result (
+    uuid                        TEXT NOT NULL REFERENCES testflinger_outcome,
+    name                        TEXT NOT NULL,
+    value                       TEXT NOT NULL,               -- JSON
+    PRIMARY KEY (uuid, name)
+) STRICT, WITHOUT ROWID;
+
+-- A piece of a phase's output. Its text is a line of the job's log; it stands here if the job is unknown, or has ended.
+CREATE TABLE IF NOT EXISTS testflinger_fragment (
+    uuid                        TEXT NOT NULL REFERENCES testflinger_outcome,
+    kind                        TEXT NOT NULL,               -- output or serial
+    id                          INTEGER NOT NULL,            -- from 1, in the order in which they came
+    phase                       TEXT NOT NULL,
+    number                      INTEGER NOT NULL,            -- within the phase, as the agent counts
+    timestamp                   REAL NOT NULL,               -- as the agent says
+    line                        INTEGER,                     -- job_line.number
+    text                        TEXT,                        -- what the line has not: all, or its end
+    PRIMARY KEY (uuid, kind, id)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX IF NOT EXISTS testflinger_fragment_number ON testflinger_fragment (uuid, kind, phase, number);
+
+-- A file beside the database: what an agent made of a job (artifact), or what it needs for it (attachments).
+CREATE TABLE IF NOT EXISTS testflinger_file (
+    uuid                        TEXT NOT NULL,
+    kind                        TEXT NOT NULL,
+    name                        TEXT NOT NULL,               -- in the folder; each upload has another one
+    size                        INTEGER NOT NULL,            -- bytes
+    stored                      INTEGER NOT NULL,
+    PRIMARY KEY (uuid, kind)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX IF NOT EXISTS testflinger_file_name ON testflinger_file (name);
+CREATE INDEX IF NOT EXISTS testflinger_file_stored ON testflinger_file (stored, name);
+
+CREATE TRIGGER IF NOT EXISTS testflinger_job_made AFTER INSERT ON job
+WHEN NEW.workflow IS NULL AND EXISTS (SELECT 1 FROM testflinger_queue WHERE project = NEW.project) BEGIN
+    INSERT INTO testflinger_job (job, uuid, project, priority) VALUES (
+        NEW.id,
+        printf('%s-%s-4%s-8%s-%s000000', substr(NEW.token, 1, 8), substr(NEW.token, 9, 4), substr(NEW.token, 13, 3),
+            substr(NEW.token, 16, 3), substr(NEW.token, 19)),
+        NEW.project,
+        NEW.priority
+    );
+    UPDATE testflinger_job SET (attachments, attachments_of, client, secret) = (
+        SELECT attachments, attachments_of, client, secret FROM testflinger_job WHERE job = NEW.retry_of)
+    WHERE job = NEW.id AND EXISTS (SELECT 1 FROM testflinger_job WHERE job = NEW.retry_of);
+    INSERT INTO testflinger_tag SELECT tag, NEW.id FROM testflinger_tag WHERE job = NEW.retry_of;
+    INSERT INTO testflinger_exclusion SELECT NEW.id, agent FROM testflinger_exclusion WHERE job = NEW.retry_of;
+END;
+
+-- What was reported of an attempt must neither judge the next one nor take the numbers of its output.
+CREATE TRIGGER IF NOT EXISTS testflinger_job_moved AFTER UPDATE OF state, priority ON job
+WHEN OLD.state <> NEW.state OR OLD.priority <> NEW.priority BEGIN
+    DELETE FROM testflinger_outcome WHERE OLD.state = 'assigned' AND NEW.state = 'waiting'
+        AND uuid = (SELECT uuid FROM testflinger_job WHERE job = NEW.id AND agent IS NOT NULL);
+    UPDATE testflinger_job SET
+        priority = NEW.priority,
+        state = CASE
+            WHEN OLD.state = NEW.state THEN state
+            WHEN NEW.state = 'assigned' THEN 'running'
+            WHEN NEW.state IN ('waiting', 'cancelled') THEN NEW.state
+            ELSE 'complete' END,
+        agent = iif(NEW.state = 'waiting', NULL, agent),
+        wait = ifnull(wait, NEW.started - NEW.created),
+        finished = iif(NEW.template IS NULL, NEW.finished, NULL)
+    WHERE job = NEW.id;
+END;
+
+CREATE TRIGGER IF NOT EXISTS testflinger_job_gone AFTER DELETE ON job BEGIN
+    DELETE FROM testflinger_job WHERE job = OLD.id;
+END;
+
+CREATE TRIGGER IF NOT EXISTS testflinger_job_deleted AFTER DELETE ON testflinger_job BEGIN
+    DELETE FROM testflinger_tag WHERE job = OLD.job;
+    DELETE FROM testflinger_exclusion WHERE job = OLD.job;
+    DELETE FROM testflinger_outcome WHERE uuid = OLD.uuid;
+END;
+
+CREATE TRIGGER IF NOT EXISTS testflinger_outcome_deleted AFTER DELETE ON testflinger_outcome BEGIN
+    DELETE FROM testflinger_result WHERE uuid = OLD.uuid;
+    DELETE FROM testflinger_fragment WHERE uuid = OLD.uuid;
+END;
+
+-- A client: who may do more than anybody, or (where nobody may do anything without) who may come in at all.
+CREATE TABLE IF NOT EXISTS testflinger_client (
+    id                          TEXT PRIMARY KEY,            -- its name, client_id
+    key_hash                    BLOB NOT NULL,
+    role                        TEXT NOT NULL,               -- contributor, agent or admin
+    max_priority                TEXT NOT NULL DEFAULT '{}',  -- JSON: {queue or *: the highest job_priority}
+    allowed_queues              TEXT NOT NULL DEFAULT '[]',  -- JSON: [restricted queue]
+    max_reservation_time        TEXT NOT NULL DEFAULT '{}',  -- JSON: {queue or *: seconds}
+    manager                     INTEGER REFERENCES manager,  -- who made it; NULL: an admin client
+    created                     INTEGER NOT NULL,
+    last_used                   INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- A refresh token: a client gets new access tokens with it. Deleting the row revokes it.
+CREATE TABLE IF NOT EXISTS testflinger_refresh (
+    hash                        BLOB PRIMARY KEY,
+    client                      TEXT NOT NULL REFERENCES testflinger_client,
+    expires                     INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS testflinger_refresh_client ON testflinger_refresh (client, expires);
+CREATE INDEX IF NOT EXISTS testflinger_refresh_expires ON testflinger_refresh (expires);
+
+-- A secret that a client has left here for its jobs.
+CREATE TABLE IF NOT EXISTS testflinger_secret (
+    client                      TEXT NOT NULL REFERENCES testflinger_client,
+    path                        TEXT NOT NULL,
+    value                       TEXT NOT NULL,
+    PRIMARY KEY (client, path)
+) STRICT, WITHOUT ROWID;
+
+-- Another client of the same name has other secrets.
+CREATE TRIGGER IF NOT EXISTS testflinger_client_deleted AFTER DELETE ON testflinger_client BEGIN
+    DELETE FROM testflinger_refresh WHERE client = OLD.id;
+    DELETE FROM testflinger_secret WHERE client = OLD.id;
+    UPDATE testflinger_job SET client = NULL WHERE client = OLD.id;
+END;

@@ -15,7 +15,7 @@ import tracker
 from tracker import Raw, TrackerError, Tx, encode
 
 MOST_QUEUES = 1000
-QUEUE = "SELECT q.*, p.name, p.paused, p.assign_rate, p.assign_free_at FROM project p JOIN testflinger_queue q ON"
+QUEUE = "SELECT q.*, p.name, p.paused, p.assign_rate, p.assign_free_uptime FROM project p JOIN testflinger_queue q ON"
 
 
 class Unprocessable(TrackerError):

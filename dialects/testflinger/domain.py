@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 import tracker
-from dialects import testflinger_clients as clients
-from dialects.testflinger_queues import Unprocessable, find_queue, make_queue
+from dialects.testflinger import clients as clients
+from dialects.testflinger.queues import Unprocessable, find_queue, make_queue
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
 PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
@@ -168,7 +168,7 @@ def best_job(
     values = {"agent": agent or "", "client": client is not None}
     for name in dict.fromkeys(queues):
         queue = find_queue(tx, name)
-        if queue is None or queue["paused"] or queue["assign_free_at"] > tx.uptime:
+        if queue is None or queue["paused"] or queue["assign_free_uptime"] > tx.uptime:
             continue
         row = tx.one(FIRST_WAITING, {**values, "project": queue["project"]})
         if row and (best is None or (row["priority"], -row["job"]) > (best["priority"], -best["job"])):
@@ -287,7 +287,7 @@ class Found(NamedTuple):
     more: int | None
 
 
-PIECE = 250  # jobs that one transaction looks at: meanwhile other requests get less of the processor
+PIECE_JOBS = 250  # jobs that one transaction looks at: meanwhile other requests get less of the processor
 MOST_TAGS = 100  # in one search
 MOST_SORTED = 10_000  # candidates of all the words of a search
 LIVE = set(STATES) - {*ENDED, "cancelled"}
@@ -321,7 +321,7 @@ def way_to(tx: Tx, wanted: Search, after: int) -> tuple[str, Sequence[Any]]:
 def candidates(tx: Tx, column: str, words: Sequence[str], after: int) -> int:
     """How many jobs there are to look at; not more than a piece is counted of each word."""
     some = f"SELECT 1 FROM testflinger_{SOURCES[column]} WHERE {column} = ? AND job > ? LIMIT ?"
-    return sum(tx.one(f"SELECT COUNT(*) FROM ({some})", (word, after, PIECE))[0] for word in words)
+    return sum(tx.one(f"SELECT COUNT(*) FROM ({some})", (word, after, PIECE_JOBS))[0] for word in words)
 
 
 SOURCES = {"project": "job", "state": "job", "tag": "tag", "TRUE": "job"}
@@ -353,7 +353,7 @@ def search_sql(wanted: Search, column: str, words: Sequence[Any]) -> tuple[str, 
     )
     return sql, {
         **{f"word{number}": word for number, word in enumerate(words)},
-        "piece": min(PIECE, MOST_SORTED // len(words)),
+        "piece": min(PIECE_JOBS, MOST_SORTED // len(words)),
         "states": encode(wanted.states).decode(),
         "tags": encode(wanted.tags).decode(),
         "least": len(set(wanted.tags)) if wanted.every_tag else 1,
@@ -840,16 +840,16 @@ def make_agent_worker(tx: Tx, agent: str | None) -> int:
 
 # ── Forgotten ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-STEP = 100  # rows that one transaction deletes
+PRUNED_ROWS = 100  # rows that one transaction deletes
 
 
 def prune_jobs(tx: Tx) -> bool:
     """Deletes ended jobs that are too old, with all that was reported for them. Whether there may be more."""
-    due = tx.all(DUE_JOBS, {"before": tx.now - tx.settings.testflinger_retention, "limit": STEP})
+    due = tx.all(DUE_JOBS, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
     for row in due:
         if not delete_fragments(tx, row["uuid"]):
             tracker.delete_job(tx, row["job"])
-        if tx.spent() >= tracker.BUDGET:  # after one at least
+        if tx.spent() >= tracker.STEP_SECONDS:  # after one at least
             return True
     return bool(due)
 
@@ -862,12 +862,12 @@ def delete_fragments(tx: Tx, uuid: str) -> bool:
     """Deletes some of the pieces of output of a job id. Whether there may be more."""
     some = "SELECT id FROM testflinger_fragment WHERE uuid = ?1 AND kind = ?2 LIMIT ?3"
     sql = f"DELETE FROM testflinger_fragment WHERE uuid = ?1 AND kind = ?2 AND id IN ({some})"
-    return any(tx.execute(sql, (uuid, kind, PIECE)).rowcount == PIECE for kind in KINDS)
+    return any(tx.execute(sql, (uuid, kind, PIECE_JOBS)).rowcount == PIECE_JOBS for kind in KINDS)
 
 
 def cancel_forgotten(tx: Tx) -> bool:
     """Cancels jobs whose attachments have never come. Whether there may be more."""
-    due = tx.all(FORGOTTEN, {"before": tx.now - tx.settings.testflinger_retention, "limit": STEP})
+    due = tx.all(FORGOTTEN, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
     for job in due:
         tracker.cancel_job(tx, job, "the tracker: its attachments have not come")
     return bool(due)
@@ -885,13 +885,13 @@ def prune_outcomes(tx: Tx) -> bool:
 
     That of known jobs goes with them: it is not looked at again for as long.
     """
-    due = tx.all(DUE_OUTCOMES, {"before": tx.time - tx.settings.testflinger_retention, "limit": STEP})
+    due = tx.all(DUE_OUTCOMES, {"before": tx.time - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
     for row in due:
         if row["known"]:
             touch(tx, row["uuid"])
         elif not delete_fragments(tx, row["uuid"]):
             tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (row["uuid"],))
-        if tx.spent() >= tracker.BUDGET:
+        if tx.spent() >= tracker.STEP_SECONDS:
             return True
     return bool(due)
 
@@ -908,10 +908,10 @@ def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, s
     And the place (stored, name) after which to go on; None after the last one.
     """
     before = tx.time - tx.settings.testflinger_retention
-    rows = tx.all(OLD_FILES, {"before": before, "stored": after[0], "name": after[1], "limit": STEP})
+    rows = tx.all(OLD_FILES, {"before": before, "stored": after[0], "name": after[1], "limit": PRUNED_ROWS})
     gone = [row["name"] for row in rows if not row["known"]]
     tx.executemany("DELETE FROM testflinger_file WHERE name = ?", [(name,) for name in gone])
-    return gone, (rows[-1]["stored"], rows[-1]["name"]) if len(rows) == STEP else None
+    return gone, (rows[-1]["stored"], rows[-1]["name"]) if len(rows) == PRUNED_ROWS else None
 
 
 OLD_FILES = """
@@ -961,7 +961,7 @@ def prune_agents(tx: Tx) -> bool:
         tx.execute(
             "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent a WHERE updated < ? AND NOT"
             " EXISTS (SELECT 1 FROM worker WHERE id = a.worker AND paused) LIMIT ?)",
-            (tx.time - tx.settings.testflinger_retention, STEP),
+            (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
         ).rowcount
-        == STEP
+        == PRUNED_ROWS
     )

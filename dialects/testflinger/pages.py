@@ -21,12 +21,14 @@ from msgspec import Meta
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 
+import pages
 import tracker
-from dialects import testflinger_clients as clients
-from dialects import testflinger_domain as domain
-from dialects import testflinger_queues
-from dialects.files import Files, folder_of
-from tracker import PAGE, TrackerError, Tx
+from dialects.testflinger import clients as clients
+from dialects.testflinger import domain as domain
+from dialects.testflinger import queues as testflinger_queues
+from dialects.testflinger.files import Files, folder_of
+from pages import PAGE_ROWS
+from tracker import TrackerError, Tx
 
 MOST_SHOWN = 500  # agents or images of one queue, queues of one agent: nobody has so many
 OUTPUT_SHOWN = 20_000  # characters of a job's output on a page, which asks for them again and again
@@ -46,7 +48,7 @@ def reader(tx: Tx, session: bytes | None) -> dict[str, Any]:
 # ── Queues ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class QueuesQuery(tracker.ListQuery):
+class QueuesQuery(pages.ListQuery):
     """Which queues are listed; or the id of a job that is looked for instead."""
 
     job: Annotated[str, Meta(max_length=200)] = ""
@@ -69,19 +71,19 @@ def queues_page(tx: Tx, session: bytes | None, query: QueuesQuery) -> dict[str, 
         " (SELECT COUNT(*) FROM testflinger_agent_queue WHERE queue = p.name) AS agent_count"
         " FROM testflinger_queue q JOIN project p ON p.id = q.project"
         f" WHERE {READABLE} AND p.name > :after AND p.name LIKE :text ESCAPE '\\' ORDER BY p.name LIMIT :limit",
-        {**reader(tx, session), "after": query.after, "text": tracker.like(query.text), "limit": PAGE + 1},
+        {**reader(tx, session), "after": query.after, "text": pages.like(query.text), "limit": PAGE_ROWS + 1},
     )
-    shown = rows[:PAGE]
+    shown = rows[:PAGE_ROWS]
     return {
         "queues": shown,
         "waits": testflinger_queues.wait_times(tx, [row["name"] for row in shown]),
         "percentiles": list(map(str, testflinger_queues.PERCENTILES)),
-        "more": shown[-1]["name"] if len(rows) > PAGE else "",
+        "more": shown[-1]["name"] if len(rows) > PAGE_ROWS else "",
         "query": query,
     }
 
 
-async def show_queues(visit: tracker.Visit) -> Response:
+async def show_queues(visit: pages.Visit) -> Response:
     """The list of queues, from which a job's id leads to the page of the job."""
     query = visit.query_as(QueuesQuery)
     if query.job.strip():
@@ -107,7 +109,7 @@ def job_looked_for(tx: Tx, session: bytes | None, uuid: str) -> str:
         raise TrackerError(error.code, f"job: there is no job {uuid}, or it is not for you to see") from None
 
 
-async def go_to_queues(visit: tracker.Visit) -> Response:
+async def go_to_queues(visit: pages.Visit) -> Response:
     await visit.tracker.db.read(reader, visit.session())
     return visit.see("/ui/testflinger/queues")
 
@@ -119,13 +121,13 @@ def queue_page(tx: Tx, session: bytes | None, project: int, query: QueueQuery) -
     )
     if queue is None:
         raise TrackerError("not_found", f"Project {project} is not a queue of Testflinger")
-    rows = waiting_jobs(tx, project, query.after, PAGE + 1)
-    shown, last = rows[:PAGE], rows[:PAGE][-1:]
+    rows = waiting_jobs(tx, project, query.after, PAGE_ROWS + 1)
+    shown, last = rows[:PAGE_ROWS], rows[:PAGE_ROWS][-1:]
     return {
         "queue": queue,
         "waiting": shown,
         "first": domain.position(tx, shown[0]["uuid"]) if shown else 0,
-        "more": f"{last[0]['priority']}:{last[0]['job']}" if len(rows) > PAGE else "",
+        "more": f"{last[0]['priority']}:{last[0]['job']}" if len(rows) > PAGE_ROWS else "",
         "query": query,
         **held_jobs(tx, project),
         "running": running_jobs(tx, project),
@@ -178,7 +180,7 @@ def running_jobs(tx: Tx, project: int) -> list[sqlite3.Row]:
         " a.id AS agent_id, w.alias FROM job j JOIN testflinger_job t ON t.job = j.id"
         " LEFT JOIN testflinger_agent a ON a.name = t.agent LEFT JOIN worker w ON w.id = j.assignee"
         " WHERE j.project = ? AND j.state = 'assigned' ORDER BY j.id DESC LIMIT ?",
-        (project, PAGE),
+        (project, PAGE_ROWS),
     )
 
 
@@ -229,7 +231,7 @@ def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> di
     parts = output_parts(tx, uuid)
     pieces, older = output_tail(tx, row, parts, query)
     return {
-        **tracker.project_frame(tx, tracker.find_project(tx, row["project"]), role),
+        **pages.project_frame(tx, tracker.find_project(tx, row["project"]), role),
         "job": row,
         "live": row["finished"] is None,
         "position": domain.position(tx, uuid),
@@ -240,9 +242,9 @@ def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> di
         "tags": names_of(tx, "tag", row["id"]),
         "excluded": names_of(tx, "exclusion", row["id"]),
         "submitted": submitted,
-        "definition": tracker.in_many_lines(row["recipe"]) if submitted else row["recipe"],
+        "definition": pages.in_many_lines(row["recipe"]) if submitted else row["recipe"],
         "phases": phases_of(row, told, parts),
-        "device": tracker.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else "",
+        "device": pages.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else "",
         "files": list(filter(None, (domain.find_file(tx, uuid, kind) for kind in FILES))),
         "parts": parts,
         "pieces": readable_pieces(pieces),
@@ -428,21 +430,21 @@ def readable_pieces(pieces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def uuid_of(visit: tracker.Visit) -> str:
+def uuid_of(visit: pages.Visit) -> str:
     uuid = visit.scope["path_params"]["uuid"].lower()
     if not re.fullmatch(UUID, uuid):
         raise TrackerError("not_found", "There is no such job")
     return uuid
 
 
-async def show_job(visit: tracker.Visit) -> Response:
+async def show_job(visit: pages.Visit) -> Response:
     values = await visit.read(job_page, uuid_of(visit), visit.query_as(OutputQuery))
     return await visit.render("testflinger_job.html", values)
 
 
 def retry(tx: Tx, session: bytes | None, uuid: str) -> str:
     """Makes a new job with all that an ended one was given, and returns its id. Needs EDIT."""
-    token = tracker.retry_on_page(tx, session, readable_job(tx, session, uuid)["token"])
+    token = pages.retry_on_page(tx, session, readable_job(tx, session, uuid)["token"])
     return tx.one("SELECT t.uuid FROM job j JOIN testflinger_job t ON t.job = j.id WHERE j.token = ?", (token,))[0]
 
 
@@ -452,10 +454,10 @@ def cancel(tx: Tx, session: bytes | None, uuid: str) -> str:
     return uuid
 
 
-def acting(function: Callable, says: str) -> tracker.Handler:
+def acting(function: Callable, says: str) -> pages.Handler:
     """The handler of what is done to a job: it leads to the page of the job that the function names."""
 
-    async def handler(visit: tracker.Visit) -> Response:
+    async def handler(visit: pages.Visit) -> Response:
         try:
             uuid = await visit.tracker.db.write(function, visit.session(), uuid_of(visit))
         except TrackerError as error:
@@ -471,7 +473,7 @@ def acting(function: Callable, says: str) -> tracker.Handler:
 TEXTS = {"output.txt": "output", "serial.txt": "serial"}
 
 
-async def download(visit: tracker.Visit) -> Response:
+async def download(visit: pages.Visit) -> Response:
     """GET …/jobs/{uuid}/{file}: its artifact or attachments as uploaded, all of its output, its definition."""
     uuid, file = uuid_of(visit), visit.scope["path_params"]["file"]
     if file in FILES:
@@ -520,7 +522,7 @@ def next_output(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery, af
     return texts, after
 
 
-async def send_file(visit: tracker.Visit, uuid: str, kind: str) -> Response:
+async def send_file(visit: pages.Visit, uuid: str, kind: str) -> Response:
     row = await visit.tracker.db.read(stored_file, visit.session(), uuid, kind)
     settings = visit.tracker.settings
     response = await Files(folder_of(settings), settings.testflinger_max_file * 2**20).send(row["name"])
@@ -529,7 +531,7 @@ async def send_file(visit: tracker.Visit, uuid: str, kind: str) -> Response:
     return named(response, f"{uuid}-{kind}.tar.gz")
 
 
-async def send_output(visit: tracker.Visit, uuid: str, kind: str) -> Response:
+async def send_output(visit: pages.Visit, uuid: str, kind: str) -> Response:
     """All of a kind of output, of one phase or of all, as it was reported. Read piece by piece."""
     query = OutputQuery(kind, visit.query_as(OutputQuery).phase)
     read = functools.partial(visit.tracker.db.read, next_output, visit.session(), uuid, query)
@@ -555,22 +557,22 @@ HEARD = f"""(:admin OR EXISTS (SELECT 1 FROM testflinger_agent_queue l JOIN proj
     JOIN testflinger_queue q ON q.project = p.id WHERE l.agent = a.id AND {READABLE}))"""
 
 
-def agents_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dict[str, Any]:
+def agents_page(tx: Tx, session: bytes | None, query: pages.ListQuery) -> dict[str, Any]:
     """The agents, by name: for admins all, for other managers those that listen to a queue that they may read."""
     asking = reader(tx, session)
     rows = tx.all(
         f"SELECT a.* FROM testflinger_agent a WHERE {HEARD} AND a.name > :after AND a.name LIKE :text ESCAPE '\\'"
         " ORDER BY a.name LIMIT :limit",
-        {**asking, "after": query.after, "text": tracker.like(query.text), "limit": PAGE + 1},
+        {**asking, "after": query.after, "text": pages.like(query.text), "limit": PAGE_ROWS + 1},
     )
-    told = [{**agent_values(row), **agent_queues(tx, row, asking, 5)} for row in rows[:PAGE]]
+    told = [{**agent_values(row), **agent_queues(tx, row, asking, 5)} for row in rows[:PAGE_ROWS]]
     readable = readable_uuids(tx, asking, [text for one in told for text in (one["job_id"], one["comment"])])
     shown = [{**one, "comment": without_others(one["comment"], readable, asking)} for one in told]
     return {
         "agents": shown,
         "readable": readable,
         "all_readable": asking["admin"],
-        "more": shown[-1]["name"] if len(rows) > PAGE else "",
+        "more": shown[-1]["name"] if len(rows) > PAGE_ROWS else "",
         "query": query,
     }
 
@@ -648,7 +650,7 @@ def without_others(text: str, readable: set[str], asking: dict[str, Any]) -> str
 # ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def clients_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dict[str, Any]:
+def clients_page(tx: Tx, session: bytes | None, query: pages.ListQuery) -> dict[str, Any]:
     """The clients by name. For admins."""
     found = [
         one
@@ -656,8 +658,8 @@ def clients_page(tx: Tx, session: bytes | None, query: tracker.ListQuery) -> dic
         if one["client_id"] > query.after and query.text.lower() in one["client_id"].lower()
     ]
     return {
-        "clients": found[:PAGE],
-        "more": found[PAGE - 1]["client_id"] if len(found) > PAGE else "",
+        "clients": found[:PAGE_ROWS],
+        "more": found[PAGE_ROWS - 1]["client_id"] if len(found) > PAGE_ROWS else "",
         "query": query,
         "roles": ROLES,
         "anonymous": tx.settings.testflinger_anonymous,  # loopback, always or never
@@ -682,7 +684,7 @@ def limit_lines(limits: dict[str, int] | list[str]) -> str:
     return "\n".join(limits if isinstance(limits, list) else (f"{queue}={most}" for queue, most in limits.items()))
 
 
-def typed_maximums(visit: tracker.Visit, name: str) -> dict[str, int]:
+def typed_maximums(visit: pages.Visit, name: str) -> dict[str, int]:
     """What was typed as QUEUE=NUMBER, one a line. A queue's name may have an = in it."""
     found: dict[str, int] = {}
     for number, line in enumerate(visit.field(name).split("\n"), 1):
@@ -700,7 +702,7 @@ def typed_maximums(visit: tracker.Visit, name: str) -> dict[str, int]:
     return found
 
 
-def limits_form(visit: tracker.Visit) -> dict[str, Any]:
+def limits_form(visit: pages.Visit) -> dict[str, Any]:
     return {
         "role": visit.field("role", "contributor"),
         "max_priority": typed_maximums(visit, "max_priority"),
@@ -716,12 +718,12 @@ def as_body(fields: dict[str, Any], kind: type) -> Any:
         raise clients.refusal(error) from None
 
 
-async def show_clients(visit: tracker.Visit) -> Response:
-    values = await visit.read(clients_page, visit.query_as(tracker.ListQuery))
+async def show_clients(visit: pages.Visit) -> Response:
+    values = await visit.read(clients_page, visit.query_as(pages.ListQuery))
     return await visit.render("testflinger_clients.html", values)
 
 
-async def show_client(visit: tracker.Visit, client: str = "", fresh: str | None = None) -> Response:
+async def show_client(visit: pages.Visit, client: str = "", fresh: str | None = None) -> Response:
     """The page of a client; once with its new key, which must be neither in a cookie nor in an address."""
     values = await visit.read(client_page, client or visit.scope["path_params"]["client"])
     if fresh:
@@ -729,7 +731,7 @@ async def show_client(visit: tracker.Visit, client: str = "", fresh: str | None 
     return await visit.render("testflinger_client.html", {**values, "fresh": fresh})
 
 
-async def create_client(visit: tracker.Visit) -> Response:
+async def create_client(visit: pages.Visit) -> Response:
     try:
         body = as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
         made, key = await visit.tracker.db.write(clients.create_client, visit.session(), body)
@@ -739,7 +741,7 @@ async def create_client(visit: tracker.Visit) -> Response:
     return await show_client(visit, made["client_id"], key)
 
 
-async def update_client(visit: tracker.Visit) -> Response:
+async def update_client(visit: pages.Visit) -> Response:
     client = visit.scope["path_params"]["client"]
     try:
         body = as_body(limits_form(visit), clients.LimitsBody)
@@ -750,7 +752,7 @@ async def update_client(visit: tracker.Visit) -> Response:
     return visit.see(f"/ui/testflinger/clients/{quote(client)}", "Saved. It counts from the client's next request on.")
 
 
-async def rotate_key(visit: tracker.Visit) -> Response:
+async def rotate_key(visit: pages.Visit) -> Response:
     """POST …/rotate: asks first, and again when the answer is reloaded: by then there is another key."""
     client = visit.scope["path_params"]["client"]
     old = await visit.tracker.db.read(clients.key_hash, visit.session(), client)
@@ -763,7 +765,7 @@ async def rotate_key(visit: tracker.Visit) -> Response:
     return await show_client(visit, fresh=key)
 
 
-async def delete_client(visit: tracker.Visit) -> Response:
+async def delete_client(visit: pages.Visit) -> Response:
     """POST …/delete: asks first."""
     client = visit.scope["path_params"]["client"]
     if visit.field("confirmed") != "yes":
@@ -772,18 +774,18 @@ async def delete_client(visit: tracker.Visit) -> Response:
     return visit.see("/ui/testflinger/clients", f"The client {client} is deleted.")
 
 
-PAGES: list[tuple[str, str, tracker.Handler]] = [
+PAGES: list[tuple[str, str, pages.Handler]] = [
     ("GET", "/ui/testflinger", go_to_queues),
     ("GET", "/ui/testflinger/queues", show_queues),
     (
         "GET",
         "/ui/testflinger/queues/{queue}",
-        tracker.page("testflinger_queue.html", tracker.of_project(tracker.READ, queue_page), "queue", query=QueueQuery),
+        pages.page("testflinger_queue.html", pages.of_project(tracker.READ, queue_page), "queue", query=QueueQuery),
     ),
     (
         "POST",
         "/ui/testflinger/queues/{queue}/restrict",
-        tracker.action(
+        pages.action(
             restrict_queue,
             "queue",
             form=RestrictedForm,
@@ -799,8 +801,8 @@ PAGES: list[tuple[str, str, tracker.Handler]] = [
         acting(retry, "This is the new job, with all that the other one was given."),
     ),
     ("GET", "/ui/testflinger/jobs/{uuid}/{file}", download),
-    ("GET", "/ui/testflinger/agents", tracker.page("testflinger_agents.html", agents_page, query=tracker.ListQuery)),
-    ("GET", "/ui/testflinger/agents/{agent}", tracker.page("testflinger_agent.html", agent_page, "agent")),
+    ("GET", "/ui/testflinger/agents", pages.page("testflinger_agents.html", agents_page, query=pages.ListQuery)),
+    ("GET", "/ui/testflinger/agents/{agent}", pages.page("testflinger_agent.html", agent_page, "agent")),
     ("GET", "/ui/testflinger/clients", show_clients),
     ("POST", "/ui/testflinger/clients", create_client),
     ("GET", "/ui/testflinger/clients/{client}", show_client),

@@ -34,10 +34,12 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import tracker
-from dialects import files, testflinger_pages, testflinger_queues, webhook
-from dialects import testflinger_clients as clients
-from dialects import testflinger_domain as domain
-from dialects.testflinger_queues import Unprocessable
+from dialects.testflinger import clients as clients
+from dialects.testflinger import domain as domain
+from dialects.testflinger import files, webhook
+from dialects.testflinger import pages as testflinger_pages
+from dialects.testflinger import queues as testflinger_queues
+from dialects.testflinger.queues import Unprocessable
 from tracker import TrackerError, Tx, encode
 
 PAGES = testflinger_pages.PAGES

@@ -1,0 +1,11 @@
+"""Testflinger's server API over the tracker's queue, for both generations of its clients and agents.
+
+api        the calls: decode, one function of a transaction, answer      files      artifacts and attachments
+domain     jobs, results, output, agents                                 webhook    events sent to a stranger's URL
+clients    clients, keys, tokens, permissions, secrets                   pages      the manager pages
+queues     queues, images, waiting times
+"""
+
+from dialects.testflinger.api import PAGES, prune, routes
+
+__all__ = ["PAGES", "prune", "routes"]

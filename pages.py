@@ -1,0 +1,1916 @@
+"""What each manager page shows: the functions behind templates/, the forms, and the table of pages.
+
+    request ─► PageEndpoint ─► Visit (a Call with a form) ─► one function of a transaction ─► plain values ─► template
+                                         │
+                                         └─► an action: form ─► one domain function ─► on to a page, with a message
+
+Values only, no HTML, and no say in the state of a task: what changes something is a function of tracker.py. Loaded by
+create_app, as a dialect is. Sections (search for "# ── "):
+
+    Charts and statistics · Visits · Handlers · Overview and projects · Tasks · Submit · Templates and jobs ·
+    Workers and access · Logs · Account and administration · The table of pages · Words and templates
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import functools
+import hmac
+import io
+import itertools
+import math
+import re
+import shlex
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal, get_args
+from urllib.parse import parse_qs, urlencode
+
+import itsdangerous
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from msgspec import UNSET, Meta
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+
+import charts
+import openapi
+import tracker
+from tracker import EDIT, MANAGE_ACCESS, READ, SECRET, Call, Id, Int64, TrackerError, Tx, encode
+
+# ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
+
+RATE_WINDOW = 300  # seconds over which the present rate is taken
+
+
+SPARK_POINTS = 60
+
+
+RANGES = {"1h": 3600, "24h": 86400, "7d": 7 * 86400, "all": None}  # seconds
+
+
+def pace(tx: Tx, project: sqlite3.Row) -> dict[str, float | None]:
+    """Closed tasks per second over the last minutes, and the seconds until none is left at that rate; None: unknown."""
+    row = tx.one(
+        "SELECT time_stamp, closed_task_count FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ?"
+        " ORDER BY time_stamp LIMIT 1",
+        (project["id"], tx.time - max(RATE_WINDOW, 2 * tx.settings.snapshot_interval), tx.time - 5),
+    )
+    rate = row and max(0, project["closed_task_count"] - row["closed_task_count"]) / (tx.time - row["time_stamp"])
+    left = sum(project[name] for name in ("waiting_task_count", "assigned_task_count", "awaiting_verification_count"))
+    eta = 0 if left == 0 else left / rate if rate and not project["paused"] else None
+    return {"rate": rate, "eta": eta, "left": left}
+
+
+SAMPLED = """
+    WITH RECURSIVE moment (t) AS (SELECT :start UNION ALL SELECT t + :step FROM moment WHERE t + :step < :stop)
+    SELECT s.* FROM moment CROSS JOIN snapshot s ON s.project = :project AND s.time_stamp = (SELECT max(time_stamp)
+        FROM snapshot WHERE project = :project AND time_stamp > t - :step AND time_stamp <= t)
+    ORDER BY t
+"""
+
+
+def sampled_snapshots(tx: Tx, project: int, moments: range, sql: str = SAMPLED) -> list[sqlite3.Row]:
+    """The last snapshot before each of some evenly spread moments, the oldest first, however many there are between."""
+    values = {"project": project, "start": moments.start, "step": moments.step, "stop": moments.stop}
+    return tx.all(sql, values)
+
+
+def sampled_rates(snapshots: list[sqlite3.Row]) -> list[tuple[float, float | None]]:
+    """Tasks closed per second between one snapshot and the next."""
+    return charts.rates((row["time_stamp"], row["closed_task_count"]) for row in snapshots)
+
+
+# One row and not one for each moment: between two rows a reader may have to wait for the interpreter.
+SAMPLED_COUNTS = f"SELECT json_group_array(json_array(time_stamp, closed_task_count)) FROM ({SAMPLED})"
+
+
+def spark(tx: Tx, project: int) -> Any:
+    """The throughput of the last hour as a small line."""
+    moments = charts.grid(tx.time - RANGES["1h"], tx.time, SPARK_POINTS)
+    return drawn_spark(sampled_snapshots(tx, project, moments, SAMPLED_COUNTS)[0][0], moments)
+
+
+@functools.lru_cache(maxsize=256)
+def drawn_spark(counts: str, moments: range) -> Any:
+    """Drawn once for all who look at it, for it changes once in a minute."""
+    rates = charts.rates(msgspec.json.decode(counts))
+    return charts.sparkline(rates, moments[0], moments[-1], label="Throughput of the last hour")
+
+
+def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
+    """Throughput and backlog over a time of RANGES."""
+    end = tx.time
+    start = end - RANGES[span] if RANGES[span] else first_snapshot(tx, project["id"])
+    rows, present = sampled_snapshots(tx, project["id"], charts.grid(start, end)), present_counts(project, end)
+    closed = sampled_rates(rows if len(rows) > 1 else [*rows, present])  # the rate of a few seconds is mostly chance
+    rows.append(present)
+    left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
+    failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
+    throughput = [charts.Series("Closed", closed, "series-1", "area")]
+    backlog = [charts.Series("Left to do", left, "series-2", "area"), charts.Series("Failed", failed, "series-bad")]
+    return {
+        "throughput": charts.time_chart(throughput, start, end, title="Throughput", per_second=True),
+        "backlog": charts.time_chart(backlog, start, end, title="Backlog"),
+    }
+
+
+def present_counts(project: sqlite3.Row, now: int) -> dict[str, int]:
+    """What a snapshot would say now: a chart must not end a minute ago."""
+    return {
+        "time_stamp": now,
+        "new_task_count": project["waiting_task_count"] + project["assigned_task_count"],
+        **{name: project[name] for name in tracker.COUNT_COLUMNS[2:]},
+    }
+
+
+def first_snapshot(tx: Tx, project: int) -> int:
+    row = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project,))
+    return tx.time if row[0] is None else row[0]
+
+
+def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """Who holds the most tasks of the project now, and since when the oldest of them (of a hundred, if it has more)."""
+    return tx.all(
+        "SELECT w.id, w.alias, t.held_task_count, (SELECT MIN(assign_time) FROM (SELECT assign_time FROM task"
+        " WHERE project = t.project AND assignee = t.worker AND assignee IS NOT NULL ORDER BY id LIMIT 100)) AS since"
+        " FROM (SELECT * FROM tally WHERE project = ? AND held_task_count > 0"
+        " ORDER BY held_task_count DESC, worker LIMIT 10) t JOIN worker w ON w.id = t.worker"
+        " ORDER BY t.held_task_count DESC, w.id",
+        (project,),
+    )
+
+
+LAST_DAY = "t.last_day_task_count + t.closed_task_count - t.rolled_task_count"
+
+
+def leaders(tx: Tx, project: int, measure: str) -> list[sqlite3.Row]:
+    """Who has closed the most tasks of the project: of all time, or of the last 24 full hours and this one."""
+    return tx.all(
+        f"SELECT w.id, w.alias, {measure} AS closed FROM tally t JOIN worker w ON w.id = t.worker"
+        f" WHERE t.project = ? AND {measure} > 0 ORDER BY closed DESC, w.id LIMIT 10",
+        (project,),
+    )
+
+
+def runtimes(tx: Tx, project: int) -> sqlite3.Row:
+    """The shortest, mean and longest time from assignment to the closing release, in seconds; None without any."""
+    return tx.one(
+        "SELECT MIN(runtime_min) AS shortest, SUM(runtime_total) / nullif(SUM(closed_task_count), 0) AS mean,"
+        " MAX(runtime_max) AS longest FROM tally WHERE project = ?",
+        (project,),
+    )
+
+
+def recent_failures(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """The last assignments that were released as failed or expired, with what is left of their tasks."""
+    return tx.all(
+        "SELECT a.*, w.alias, substr(t.recipe, 1, 200) AS recipe, t.status, t.assignee, t.verifiers FROM assignment a"
+        " LEFT JOIN worker w ON w.id = a.worker LEFT JOIN task t ON t.id = a.task"
+        " WHERE a.project = ? AND a.outcome IN ('failed', 'expired') ORDER BY a.id DESC LIMIT 10",
+        (project,),
+    )
+
+
+def recent_operations(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """What managers have lately done to many tasks of the project at once."""
+    return tx.all(
+        "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager"
+        " WHERE o.project = ? AND o.accepted ORDER BY o.id DESC LIMIT 5",
+        (project,),
+    )
+
+
+def like(text: str) -> str:
+    """A pattern for LIKE … ESCAPE '\\' that finds the text anywhere, whatever characters it has."""
+    return "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
+
+
+def get_task_history(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
+    """A task, if it is still live, with what is known of its past, the newest first. Needs READ in its project."""
+    row = tx.one("SELECT * FROM task WHERE id = ?", (task,))
+    past = tx.all(
+        "SELECT a.*, w.alias FROM assignment a LEFT JOIN worker w ON w.id = a.worker WHERE a.task = ?"
+        " ORDER BY a.id DESC LIMIT 100",
+        (task,),
+    )
+    logs = tx.all(
+        "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker WHERE e.task = ?"
+        " ORDER BY e.id DESC LIMIT 100",
+        (task,),
+    )
+    project = next((one["project"] for one in (row, *past, *logs) if one), None)
+    missing = f"No task {task}, or it was closed or deleted and left no history"
+    if project is None:
+        tracker.require_manager(tx, session)
+        raise TrackerError("not_found", missing)
+    tracker.require_role(tx, session, project, READ, missing)
+    verifications = tx.all(
+        "SELECT v.*, w.alias FROM verification v LEFT JOIN worker w ON w.id = v.worker WHERE v.task = ?", (task,)
+    )
+    return {
+        "id": task,
+        "task": row,
+        "project": tracker.find_project(tx, project),
+        "past": past,
+        "logs": logs,
+        "verifications": verifications,
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def documentation(settings: tracker.Settings, base: str) -> dict[str, Any]:
+    """The values of the page about the API, which cost more to make than to show."""
+    return openapi.pages(tracker.openapi_document(settings), base)
+
+
+# ── Visits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+PAGE_ROWS = 50  # rows of a list on one page
+MOST_FIELDS = 5000  # of a form: a template may have 200 variables and 200 arguments
+MOST_SHOWN = 10_000  # characters of a log line on a page, which asks for a hundred of them again and again
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+}
+PLAIN_WORDS = (  # what msgspec says of a value, and what is said to people
+    (r"Expected int.*, got .*", "must be a whole number"),
+    (r"Expected float.*, got .*", "must be a number"),
+    (r"Expected str of length >= 1", "must not be empty"),
+    (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
+    (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
+    (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
+    (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
+    (r"Invalid enum value (.+)", r"there is no such choice as \1"),
+)
+OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation before it shows its progress instead
+
+
+class Visit(Call):
+    """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
+
+    __slots__ = ("_token", "error", "fields")
+
+    def __init__(self, scope: dict, receive: Callable, running: tracker.Tracker):
+        super().__init__(scope, receive, running)
+        self.fields: dict[str, list[Any]] = {}
+        self.error: TrackerError | None = None
+        self._token = ""
+
+    def url(self, path: str) -> str:
+        """The address of one of our own pages, as the browser has to ask for it: behind the proxy's prefix."""
+        return self.scope.get("root_path", "") + path
+
+    def link(self, path: str, query: dict[str, Any], more: dict[str, Any] | None = None) -> str:
+        """Such an address with a query; what is empty is left out."""
+        given = {name: value for name, value in {**query, **(more or {})}.items() if value not in ("", None)}
+        return self.url(path) + ("?" + urlencode(given) if given else "")
+
+    def names(self, field: str) -> bool:
+        """Whether the refusal is about this field."""
+        return self.error is not None and field in re.split(r"[,:] ", self.error.message.partition(": ")[0] + ": ")
+
+    @property
+    def reason(self) -> str:
+        """Why the request was refused, in words for people who fill in forms."""
+        field, _, problem = self.error.message.partition(": ")
+        for pattern, words in PLAIN_WORDS:
+            if match := re.fullmatch(pattern, problem):
+                return f"{field}: {match.expand(words)}"
+        wait = f" {duration(math.ceil(self.error.delay))}" if self.error.delay is not None else ""
+        return self.error.message + wait
+
+    @property
+    def here(self) -> str:
+        """This page, with its query, without the prefix."""
+        path, query = self.scope["path"].removeprefix(self.scope.get("root_path", "")), self.scope["query_string"]
+        return path + ("?" + query.decode("latin-1") if query else "")
+
+    def token(self) -> str:
+        """Proves that a form came from one of this session's pages."""
+        if not self._token:  # a page may have a form in each of its rows
+            self._token = self.tracker.form_signer.get_signature(self.session() or b"").decode()
+        return self._token
+
+    async def read_form(self) -> None:
+        """Takes in a POST's fields. Refuses one that another site sent, or that lacks the session's token."""
+        self.refuse_other_sites()
+        if (self.header(b"content-type") or b"").startswith(b"multipart/form-data"):
+            self.fields = await self.read_upload()
+        else:
+            self.fields = form_fields(await self.body())
+        if not hmac.compare_digest(self.field("token").encode(), self.token().encode()):
+            raise TrackerError(
+                "forbidden", "This form is out of date: please load the page again, and send it once more"
+            )
+
+    async def read_upload(self) -> dict[str, list[Any]]:
+        """The fields of a form with a file, which may be large: for managers only."""
+        await self.tracker.db.read(tracker.require_manager, self.session())
+        return await self.multipart(self.tracker.settings.max_bulk_body, "file", max_files=1, max_fields=100)
+
+    def field(self, name: str, default: str = "") -> str:
+        value = self.fields.get(name, [default])[-1]
+        return value if isinstance(value, str) else default
+
+    def form_as(self, kind: type) -> Any:
+        """The form as a struct. A field that is left empty counts as absent, unless it may be a text."""
+        values = {}
+        for field in msgspec.structs.fields(kind):
+            name, is_text = field.encode_name, takes_text(field.type)
+            value = self.field(name) if is_text else self.field(name).strip()
+            if name in self.fields and (value or is_text):
+                values[name] = value
+        try:
+            body = msgspec.convert(values, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise TrackerError("invalid", "{}: {}".format(*tracker.name_and_problem(error))) from None
+        tracker._refuse_nul(body, "")
+        return body
+
+    def rows(self, name: str) -> dict[int, dict[str, str]]:
+        """The rows of a list in the form, by number: variables[2].value. One without a text in it does not count."""
+        rows: dict[int, dict[str, str]] = {}
+        for field in self.fields:
+            if match := re.fullmatch(re.escape(name) + r"\[(\d{1,3})\]\.(\w+)", field):
+                rows.setdefault(int(match[1]), {})[match[2]] = self.field(field)
+        silent = ("order", "required")  # they say something of themselves
+        return {
+            number: row
+            for number, row in sorted(rows.items())
+            if any(text.strip() for field, text in row.items() if field not in silent)
+        }
+
+    def back(self, default: str) -> str:
+        """The page that a form names to go on to: one of ours, or the default."""
+        path = self.field("back")
+        return path if path.startswith("/ui/") and "\\" not in path and path.isprintable() else default
+
+    def see(self, path: str, message: str = "", *headers: tuple[bytes, bytes]) -> Response:
+        """After an action: the browser goes on to a page, which shows the message."""
+        response = RedirectResponse(self.url(path), 303)
+        if message:
+            text = self.tracker.message_signer.sign(base64.urlsafe_b64encode(message.encode())).decode()
+            response.raw_headers.append(self.message_cookie(text, 60))
+        response.raw_headers.extend(headers)
+        return response
+
+    def message_cookie(self, text: str, age: int) -> tuple[bytes, bytes]:
+        return tracker.cookie_header(self, f"{self.tracker.settings.cookie_name}-message", text, age)
+
+    def message(self) -> str:
+        """What the last action said, for the page that follows it."""
+        cookie = next(self.cookies(f"{self.tracker.settings.cookie_name}-message"), None)
+        if not cookie or self.header(b"x-live"):  # a page that refreshes itself must not eat another one's message
+            return ""
+        try:
+            return base64.urlsafe_b64decode(self.tracker.message_signer.unsign(cookie)).decode()
+        except (itsdangerous.BadSignature, ValueError):
+            return ""
+
+    async def render(self, name: str, values: dict[str, Any]) -> Response:
+        """A page. `values` holds what `framed` read, and what this page is about."""
+        message = self.message()
+        status = tracker.STATUS[self.error.code] if self.error else 200
+        page = await asyncio.to_thread(jinja_template(name).render, values, visit=self, message=message)
+        response = HTMLResponse(page, status)
+        if self.error:
+            response.raw_headers.extend(tracker.error_reply(self.error).headers)
+        if message:
+            response.raw_headers.append(self.message_cookie("", 0))
+        return response
+
+    async def read(self, function: Callable, *args: Any) -> dict[str, Any]:
+        """What the function reads, and what every page shows, as of one moment."""
+        return await self.tracker.db.read(framed, self.session(), function, args)
+
+
+def form_fields(body: bytes) -> dict[str, list[str]]:
+    """The fields of a form, with the line ends that the rest of the world uses."""
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
+    except ValueError:
+        raise TrackerError("invalid", "body: not a valid form") from None
+    return {name: [value.replace("\r\n", "\n") for value in values] for name, values in fields.items()}
+
+
+@functools.cache
+def takes_text(kind: Any) -> bool:
+    """Whether a field of this type may be a text."""
+    return "string" in str(msgspec.json.schema(kind))
+
+
+def framed(tx: Tx, session: bytes | None, function: Callable, args: tuple) -> dict[str, Any]:
+    manager = tracker.signed_in(tx, session)
+    frame = {
+        "now": tx.time,
+        "settings": tx.settings,
+        "manager": manager and tracker.manager_json(manager),
+        "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
+        "any_queue": tx.one("SELECT 1 FROM testflinger_queue LIMIT 1") is not None,
+    }
+    return {**frame, **function(tx, session, *args)}
+
+
+def nothing(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """What a page shows that needs nothing but the frame."""
+    return {}
+
+
+class PageEndpoint:
+    """An ASGI application around a handler `async (visit) -> Response`. A refusal becomes a page that says why."""
+
+    def __init__(self, running: tracker.Tracker, handler: Callable[[Visit], Awaitable[Response]]):
+        self.tracker, self.handler = running, handler
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        visit = Visit(scope, receive, self.tracker)
+        try:
+            if scope["method"] == "POST":
+                await visit.read_form()
+            response = await self.handler(visit)
+        except TrackerError as error:
+            response = await refusal(visit, error)
+        except Exception:
+            tracker.log.exception("%s %s failed", scope["method"], scope["path"])
+            response = await refusal(visit, TrackerError("internal", "Internal error"))
+        for name, value in PAGE_HEADERS.items():
+            response.headers.setdefault(name, value)
+        with contextlib.suppress(ClientDisconnect):
+            await response(scope, receive, send)
+
+
+async def refusal(visit: Visit, error: TrackerError) -> Response:
+    """The page of an error. Who has not logged in is asked to, and comes back."""
+    if error.code == "unauthorized" and visit.scope["method"] != "POST":
+        return visit.see("/ui/login?" + urlencode({"back": visit.here}))
+    visit.error = error
+    try:
+        response = await visit.render("error.html", await visit.read(nothing))
+    except TrackerError:  # stopping: not even the frame can be read
+        response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
+    return response
+
+
+# ── Handlers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Handler = Callable[[Visit], Awaitable[Response]]
+
+
+def page(name: str, function: Callable, *path: str, query: type | None = None) -> Handler:
+    """The handler of a page: one transaction reads its values, the template shows them."""
+
+    async def handler(visit: Visit) -> Response:
+        args = [visit.path_value(name) for name in path]
+        if query is not None:
+            args.append(visit.query_as(query))
+        return await visit.render(name, await visit.read(function, *args))
+
+    return handler
+
+
+def action(
+    function: Callable,
+    *path: str,
+    form: type | Callable | None = None,
+    to: str = "",
+    says: str | Callable = "",
+    shows: Callable | None = None,
+    again: Handler | None = None,
+) -> Handler:
+    """The handler of an action: decode the form, call one domain function, go on to a page with a message.
+
+    `form` is a struct, or reads one from the visit. `shows` answers with the result itself, which must not be in an
+    address. When it is refused, the page `again` from which it came is shown with the reason and with what was typed.
+    """
+
+    async def handler(visit: Visit) -> Response:
+        try:
+            args = [visit.session(), *map(visit.path_value, path)]
+            body = form and (visit.form_as(form) if isinstance(form, type) else form(visit))
+            result = await visit.tracker.db.write(function, *args, *([body] if form else []))
+        except TrackerError as error:
+            if again is None:
+                raise
+            visit.error = error
+            return await again(visit)
+        if shows is not None:
+            return await shows(visit, result)
+        message = says(result, body) if callable(says) else says
+        target = to.format(**visit.scope["path_params"], result=result)
+        return visit.see(visit.back(target), message)
+
+    return handler
+
+
+def tasks_in_words(count: int, what: str = "") -> str:
+    return f"{count:,} {what + ' ' if what else ''}{'task' if count == 1 else 'tasks'}"
+
+
+def said_of(kind: str, count: int, priority: int | None = None) -> str:
+    """What an action or an operation has done, in words."""
+    are = "is" if count == 1 else "are"
+    return {
+        "retry": f"{tasks_in_words(count, 'failed')} {are} waiting again.",
+        "requeue": f"{tasks_in_words(count, 'assigned')} {are} waiting again.",
+        "set_priority": f"{tasks_in_words(count)} got priority {priority}.",
+        "delete": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} deleted.",
+        "hard_reset": f"The project was reset: {tasks_in_words(count)} deleted, hashes forgotten.",
+        "submit_lines": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} submitted.",
+    }[kind]
+
+
+# ── Overview and projects ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ListQuery(msgspec.Struct):
+    """A page of a list: those with `text` in their name, after a place in it."""
+
+    text: Annotated[str, Meta(max_length=200)] = ""
+    after: Annotated[str, Meta(max_length=300)] = ""
+
+
+VISIBLE = """(NOT p.hidden OR :admin
+    OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"""
+
+
+def overview(tx: Tx, session: bytes | None, query: ListQuery) -> dict[str, Any]:
+    """The projects that the caller may see, with their counts, and who is waiting for an answer."""
+    manager = tracker.signed_in(tx, session)
+    values = {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])}
+    values |= {"text": like(query.text), "after": query.after, "limit": PAGE_ROWS + 1}
+    rows = tx.all(
+        f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
+        " ORDER BY name LIMIT :limit",
+        values,
+    )
+    sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in tracker.COUNT_COLUMNS)
+    return {
+        "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows[:PAGE_ROWS]],
+        "more": rows[PAGE_ROWS - 1]["name"] if len(rows) > PAGE_ROWS else "",
+        "totals": tx.one(f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}", values),
+        "requests": waiting_requests(tx, manager) if manager else [],
+        "query": query,
+    }
+
+
+MAY_ANSWER = """(:admin
+    OR EXISTS (SELECT 1 FROM manager_role WHERE project = a.project AND manager = :manager AND role & 4))"""
+
+
+def waiting_requests(tx: Tx, manager: sqlite3.Row) -> list[sqlite3.Row]:
+    """The projects in which requests for access wait for an answer of this manager."""
+    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
+    counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
+    return tx.all(
+        f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project WHERE {MAY_ANSWER}"
+        " ORDER BY p.name LIMIT 20",
+        values,
+    )
+
+
+class RangeQuery(msgspec.Struct):
+    """Which time a chart shows."""
+
+    range: Literal["1h", "24h", "7d", "all"] = "24h"
+
+
+def project_page(tx: Tx, session: bytes | None, project: int, query: RangeQuery) -> dict[str, Any]:
+    row = tracker.visible_project(tx, session, project)
+    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), project)
+    return {
+        **project_frame(tx, row, role),
+        **pace(tx, row),
+        "chain": row["chain"] and chain_target(tx, session, row["chain"]),
+        "range": query.range,
+        "ranges": RANGES,
+        "charts_of": project_charts(tx, row, query.range),
+        "holders": holders(tx, project),
+        "leaders": leaders(tx, project, "t.closed_task_count"),
+        "day_leaders": leaders(tx, project, LAST_DAY),
+        "runtime": runtimes(tx, project),
+        "failures": recent_failures(tx, project) if role & READ else [],
+        "state_of": tracker.state_of,
+        "operations": recent_operations(tx, project) if role & READ else [],
+    }
+
+
+def chain_target(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
+    try:
+        return {"id": project, "name": tracker.visible_project(tx, session, project)["name"]}
+    except TrackerError:
+        return {"id": project, "name": f"project {project}"}
+
+
+def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
+    """What every page of a project shows: the project, and what the caller may do there."""
+    return {
+        "project": project,
+        "may": {name.lower(): bool(role & bit) for bit, name in tracker.ROLE_NAMES.items()},
+        "is_queue": tracker.is_queue(tx, project["id"]),
+    }
+
+
+def of_project(role: int, function: Callable | None = None) -> Callable:
+    """A page's function: checks the role in the project and adds what every page of a project shows."""
+
+    def read(tx: Tx, session: bytes | None, project: int, *args: Any) -> dict[str, Any]:
+        manager = tracker.require_role(tx, session, project, role)
+        frame = project_frame(tx, tracker.find_project(tx, project), tracker.role_in_project(tx, manager, project))
+        return {**frame, **(function(tx, session, project, *args) if function else {})}
+
+    return read
+
+
+def edit_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    """The projects that this one could be chained to, and the one that it is chained to now."""
+    manager = tracker.require_manager(tx, session)
+    rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
+    targets = [row for row in rows if row["id"] != project and tracker.role_in_project(tx, manager, row["id"]) & EDIT]
+    present = tx.one("SELECT chain FROM project WHERE id = ?", (project,))
+    if present and present["chain"] and present["chain"] not in {row["id"] for row in targets}:
+        targets.append(chain_target(tx, session, present["chain"]))
+    return {"targets": targets}
+
+
+def new_project_values(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    return {**edit_values(tx, session, 0), "project": {"id": None, "name": "", **tracker.NEW_PROJECT}}
+
+
+def project_secrets(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    return {**tracker.get_secret(tx, session, project), **tracker.get_webhook_secret(tx, session, project)}
+
+
+def paused_in_words(result: None, body: tracker.PausedBody | tracker.PauseBody) -> str:
+    return "Paused: nothing more is assigned." if body.paused else "Resumed."
+
+
+PROJECT_PAGE = page("project.html", project_page, "project", query=RangeQuery)
+
+
+async def reset_project(visit: Visit) -> Response:
+    """POST …/reset/{kind}. A hard reset wants the project's name typed."""
+    project, kind = visit.path_id("project"), visit.scope["path_params"]["kind"]
+    if kind not in tracker.RESETS:
+        raise TrackerError("not_found", f"There is no reset {kind!r}")
+    if kind == "hard_reset":
+        row = await visit.tracker.db.read(tracker.get_project, visit.session(), project)
+        if visit.field("confirm").strip() != row["name"].strip():
+            visit.error = TrackerError("invalid", "confirm: this is not the project's name; nothing was deleted")
+            return await PROJECT_PAGE(visit)
+    operation = await visit.tracker.db.write(tracker.begin_reset, visit.session(), project, kind)
+    return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
+
+
+async def watch_operation(visit: Visit, operation: int, kind: str, to: str, priority: int | None = None) -> Response:
+    """Goes on with what an operation has done, or, if it takes long, to the page that shows its progress."""
+    done = visit.tracker.begin_operation(operation)
+    finished, _ = await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
+    if not finished:
+        return visit.see(f"/ui/operations/{operation}")
+    return visit.see(visit.back(to), said_of(kind, done.result(), priority))
+
+
+def operation_page(tx: Tx, session: bytes | None, operation: int) -> dict[str, Any]:
+    row = tracker.get_operation(tx, session, operation)
+    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
+    return {
+        **project_frame(tx, tracker.find_project(tx, row["project"]), role),
+        "operation": row,
+        "done": said_of(row["kind"], row["affected"], row["priority"]),
+        "report": msgspec.json.decode(row["report"], type=tracker.LinesReport),
+    }
+
+
+# ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class TaskQuery(tracker.TaskFilter):
+    """A list of tasks, from a place in it on."""
+
+    after: Annotated[str, Meta(max_length=50)] = ""
+
+
+def filter_of(query: TaskQuery) -> tracker.TaskFilter:
+    return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority)
+
+
+LISTED = "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe"
+
+
+def task_list(tx: Tx, session: bytes | None, project: int, query: TaskQuery) -> dict[str, Any]:
+    wanted = filter_of(query)
+    rows, more = tracker.list_tasks(tx, session, project, wanted, query.after, PAGE_ROWS, LISTED)
+    return {
+        "tasks": with_aliases(tx, rows, "assignee"),
+        "more": more,
+        "query": query,
+        "wanted": msgspec.to_builtins(wanted),
+        "states": tracker.TASK_STATES,
+    }
+
+
+def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[str, Any]]:
+    """Rows that name a worker in this column, with its alias."""
+    workers = encode([row[column] for row in rows]).decode()
+    aliases = dict(tx.all("SELECT id, alias FROM worker WHERE id IN (SELECT value FROM json_each(?))", (workers,)))
+    return [{**row, "alias": aliases.get(row[column])} for row in rows]
+
+
+def task_page(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
+    history = get_task_history(tx, session, task)
+    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), history["project"]["id"])
+    row = history["task"]
+    return {
+        **history,
+        **project_frame(tx, history["project"], role),
+        "level_names": tracker.LEVEL_NAMES,
+        "state": row and tracker.state_of(row),
+        "alias": row and tracker.alias_of(tx, row["assignee"]),
+        "left": row and row["deadline_uptime"] is not None and row["deadline_uptime"] - tx.uptime,
+        "job": tracker.token_of_job(tx, row and row["job"]),
+    }
+
+
+TASKS_PAGE = page("tasks.html", of_project(READ, task_list), "project", query=TaskQuery)
+
+
+async def act_on_list(visit: Visit) -> Response:
+    """POST …/tasks: an action on the selected tasks, or, after a question, on all that match the list's filter."""
+    try:
+        project, wanted, body = (
+            visit.path_id("project"),
+            filter_of(visit.query_as(TaskQuery)),
+            visit.form_as(tracker.TaskAction),
+        )
+        if visit.field("which") == "all":
+            return await act_on_all(visit, project, body, wanted)
+        return await act_on_selected(visit, project, body)
+    except TrackerError as error:
+        visit.error = error
+        return await TASKS_PAGE(visit)
+
+
+def question(tx: Tx, session: bytes | None, project: int, body: tracker.TaskAction) -> dict[str, Any]:
+    """Refuses now what would be refused after the question."""
+    tracker.check_action(tx, session, project, body)
+    return {}
+
+
+async def act_on_all(visit: Visit, project: int, body: tracker.TaskAction, wanted: tracker.TaskFilter) -> Response:
+    if visit.field("confirmed") != "yes":
+        return await ask(visit, project, body, wanted, [])
+    operation = await visit.tracker.db.write(tracker.begin_action, visit.session(), project, body, wanted)
+    return await watch_operation(visit, operation, body.action, visit.here, body.priority)
+
+
+async def ask(
+    visit: Visit, project: int, body: tracker.TaskAction, wanted: tracker.TaskFilter, tasks: list[int]
+) -> Response:
+    """The question before something is done to all tasks that match, or some are deleted."""
+    values = await visit.read(of_project(READ, question), project, body)
+    values |= {
+        "body": body,
+        "wanted": wanted,
+        "tasks": tasks,
+        "count": tracker.count_in_state(values["project"], wanted.state),
+    }
+    return await visit.render("confirm.html", values)
+
+
+async def act_on_selected(visit: Visit, project: int, body: tracker.TaskAction) -> Response:
+    try:
+        tasks = [int(text) for text in visit.fields.get("task", ())]
+    except ValueError:
+        raise TrackerError("invalid", "task: must be whole numbers") from None
+    if not tasks:
+        raise TrackerError("invalid", "task: select at least one task, or choose “all that match”")
+    if body.action == "delete" and visit.field("confirmed") != "yes":
+        return await ask(visit, project, body, tracker.TaskFilter(), tasks)
+    count = await visit.tracker.db.write(
+        tracker.act_on_tasks, visit.session(), project, body, tasks, long=len(tasks) > 10
+    )
+    to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
+    return visit.see(to, said_of(body.action, count, body.priority))
+
+
+async def export_tasks(visit: Visit) -> Response:
+    """GET …/export: the tasks of a list as JSON lines. Read piece by piece, so it is no snapshot of one moment."""
+    project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
+    session, database = visit.session(), visit.tracker.db
+    read = functools.partial(database.read, tracker.list_tasks, session, project, wanted)
+    rows, more = await read("", tracker.STEP_TASKS)  # a refusal comes before the answer
+
+    async def lines() -> AsyncIterator[bytes]:
+        nonlocal rows, more
+        while rows or more:
+            piece = b"".join(map(task_line, rows))
+            yield piece
+            small = len(piece) < tracker.PIECE_BYTES  # 500 recipes of the largest size would take gigabytes
+            try:
+                rows, more = (
+                    await read(more, tracker.PIECE_TASKS if small else tracker.STEP_TASKS) if more else ([], "")
+                )
+            except TrackerError as error:  # the answer has begun: all that is left is to break it off
+                tracker.log.warning("An export of project %d broke off: %s", project, error)
+                raise ClientDisconnect from error
+
+    name = f"project-{project}-{wanted.state}.jsonl"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+
+
+EXPORTED = (
+    *("id", "priority", "recipe", "retries", "max_retries", "max_assign_time", "verification_count", "hash64"),
+    *("assignee", "assign_time"),
+)
+
+
+def task_line(task: sqlite3.Row) -> bytes:
+    return encode({"state": tracker.state_of(task), **{name: task[name] for name in EXPORTED}}) + b"\n"
+
+
+# ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def submit_lines(visit: Visit) -> Response:
+    """POST …/submit/lines: many tasks from a text area or a file. All lines are read before any of them counts."""
+    project, database = visit.path_id("project"), visit.tracker.db
+    try:
+        defaults = visit.form_as(tracker.LineDefaults)
+        source = line_source(visit)
+        operation = await database.write(tracker.begin_lines_submit, visit.session(), project)
+        try:
+            await tracker.stage_lines(database, operation, project, source, defaults, visit.session())
+        except BaseException:
+            with contextlib.suppress(TrackerError):  # stopping: the next start discards it
+                await tracker.discard(database, operation)
+            raise
+    except TrackerError as error:
+        visit.error = error
+        return await SUBMIT_PAGE(visit)
+    await asyncio.wait((visit.tracker.begin_operation(operation),), timeout=OPERATION_PATIENCE)
+    return visit.see(f"/ui/operations/{operation}")
+
+
+def line_source(visit: Visit) -> BinaryIO:
+    """The uploaded file, or else what was typed."""
+    file = visit.fields.get("file", [""])[-1]
+    if not isinstance(file, str) and file.filename:
+        return file.file
+    if not visit.field("lines").strip():
+        raise TrackerError("invalid", "lines: type at least one line, or choose a file")
+    return io.BytesIO(visit.field("lines").encode())
+
+
+SUBMIT_PAGE = page("submit.html", of_project(EDIT), "project")
+
+
+# ── Templates and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
+
+LOG_LINES_SHOWN = 100  # of a job's log on one page
+
+
+class VariableRow(msgspec.Struct):
+    """A row of a template's form: a variable. What is JSON in the template is text here, `allowed` one value a line."""
+
+    name: tracker.Name
+    value: str = ""
+    required: bool = False
+    allowed: str = ""
+    description: str = ""
+
+
+class ArgumentRow(msgspec.Struct):
+    """A row of a template's form: an argument. `options` are one a line."""
+
+    type: tracker.Name
+    order: Int64 = 0
+    label: str = ""
+    value: str = ""
+    options: str = ""
+
+
+class TemplateForm(tracker.TemplateBody):
+    """A template as its form has it: texts, and rows of them. An empty key leaves the key as it is."""
+
+    description: Annotated[str, Meta(max_length=10_000)] = ""
+    variables: list[VariableRow] = []  # noqa: RUF012
+    arguments: list[ArgumentRow] = []  # noqa: RUF012
+    env: str = ""
+    timeout: tracker.Seconds | None = None
+    remove_key: bool = False
+    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | None = None
+    keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
+
+
+def template_form(visit: Visit) -> TemplateForm:
+    form = visit.form_as(TemplateForm)
+    form.variables = form_rows(visit, "variables", VariableRow)
+    form.arguments = form_rows(visit, "arguments", ArgumentRow)
+    return form
+
+
+def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
+    """The rows of a list in the form that say something. A refusal names the field: variables[2].name."""
+    made = []
+    for number, row in visit.rows(name).items():
+        try:
+            made.append(msgspec.convert({field: text for field, text in row.items() if text}, kind, strict=False))
+        except msgspec.ValidationError as error:
+            field, problem = tracker.name_and_problem(error)
+            raise TrackerError("invalid", f"{name}[{number}].{field}: {problem}") from None
+        tracker._refuse_nul(made[-1], f"{name}[{number}]")
+    return made
+
+
+def meant(text: str, known: Iterable[Any]) -> Any:
+    """The one of the known values that reads like this text, so that a number stays a number; else the text."""
+    return next((value for value in known if value is not None and unix_lines(tracker.as_text(value)) == text), text)
+
+
+def meant_lines(text: str, known: list[Any]) -> list[Any]:
+    """Values that were typed one a line, as `meant` has them; the known ones when nothing was changed."""
+    if text == in_lines(known):
+        return known
+    by_text = {unix_lines(tracker.as_text(value)): value for value in reversed(known)}
+    return [by_text.get(line.strip(), line.strip()) for line in text.split("\n") if line.strip()]
+
+
+def unix_lines(text: str) -> str:
+    """The text with the line ends that a form brings back."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def in_lines(values: Iterable[Any]) -> str:
+    return unix_lines("\n".join(map(tracker.as_text, values)))
+
+
+def pairs_in_lines(pairs: dict[str, Any]) -> str:
+    return in_lines(f"{name}={tracker.as_text(value)}" for name, value in pairs.items())
+
+
+def typed_pairs(text: str, field: str) -> dict[str, str]:
+    """What was typed as NAME=value, one a line."""
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.strip():
+            raise TrackerError("invalid", f"{field}: line {number} is not of the form NAME=value")
+        if name.strip() in pairs:
+            raise TrackerError("invalid", f"{field}: line {number} gives {name.strip()} a second time")
+        pairs[name.strip()] = value
+    return pairs
+
+
+def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> tracker.TemplateBody:
+    """The template that a form means. What it shows of the old one as text, and was not changed, stays what it was."""
+    plain = ("name", "description", "recipe", "script", "runas", "undeclared", "timeout", "max_retries", "priority")
+    variables = {one.name: one for one in tracker.declared_variables(old)} if old else {}
+    arguments = tracker.declared_arguments(old) if old else []
+    env = msgspec.json.decode(old["env"]) if old else {}
+    if form.env != pairs_in_lines(env) and any("\n" in value for value in env.values()):
+        raise TrackerError(
+            "invalid", "env: it has a value of several lines, which no form can show; change it by the API"
+        )
+    return tracker.TemplateBody(
+        **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
+        variables=[
+            variable_of_row(row, variables.get(row.name.strip(), tracker.Variable("x"))) for row in form.variables
+        ],
+        arguments=[
+            argument_of_row(row, argument or tracker.Argument())
+            for row, argument in itertools.zip_longest(form.arguments, arguments[: len(form.arguments)])
+        ],
+        env=env if form.env == pairs_in_lines(env) else typed_pairs(form.env, "env"),
+        key="" if form.remove_key else form.key or UNSET,
+        keep_time=None if form.keep_days is None else max(1, round(form.keep_days * 86400)),
+    )
+
+
+def variable_of_row(row: VariableRow, old: tracker.Variable) -> tracker.Variable:
+    allowed = meant_lines(row.allowed, old.allowed)
+    value = meant(row.value, [old.value, *allowed]) if row.value or old.value == "" else None
+    return tracker.Variable(row.name.strip(), value, row.required, allowed, row.description)
+
+
+def argument_of_row(row: ArgumentRow, old: tracker.Argument) -> tracker.Argument:
+    options = meant_lines(row.options, old.options)
+    value = meant(row.value, [old.value, *options]) if row.value or old.value == "" else None
+    return tracker.Argument(row.order, row.type, row.label, value, options)
+
+
+def create_template_by_form(tx: Tx, session: bytes | None, project: int, form: TemplateForm) -> dict[str, Any]:
+    """Makes a template. Needs EDIT in the project. Its secret is in the answer."""
+    tracker.require_role(tx, session, project, EDIT)
+    body = template_of_form(form, None)
+    body.project = project
+    return tracker.create_template(tx, session, body)
+
+
+def update_template_by_form(tx: Tx, session: bytes | None, template: int, form: TemplateForm) -> None:
+    """Changes a template to what the form says. Needs EDIT."""
+    tracker.update_template(
+        tx, session, template, template_of_form(form, tracker.editable_template(tx, session, template))
+    )
+
+
+def remove_template(tx: Tx, session: bytes | None, template: int) -> int:
+    """Deletes a template, and says of which project it was. Needs EDIT."""
+    row = tracker.editable_template(tx, session, template)
+    tracker.drop_template(tx, row)
+    return row["project"]
+
+
+class RunForm(msgspec.Struct):
+    """What a job of a template is given by the form that was made from its declarations: texts, by name and place."""
+
+    variables: dict[str, str]
+    arguments: list[str]
+    more: str = ""
+
+
+def run_form(visit: Visit) -> RunForm:
+    named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
+    count = sum(name.startswith("argument:") for name in visit.fields)
+    form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
+    tracker._refuse_nul(form, "")
+    return form
+
+
+def run_template(tx: Tx, session: bytes | None, template: int, form: RunForm) -> str:
+    """Makes a job of a template, and returns its token. Needs EDIT. What is left empty is not given.
+
+    But a variable that has a value in the template is given as it was typed, also as an empty text.
+    """
+    row = tracker.editable_template(tx, session, template)
+    variables = typed_pairs(form.more, "more")
+    for variable in tracker.declared_variables(row):
+        text = form.variables.get(variable.name, "")
+        if variable.name in form.variables and (text or variable.value is not None):
+            variables[variable.name] = meant(text, [variable.value, *variable.allowed])
+    arguments = [
+        meant(text, [argument.value, *argument.options]) if text else None
+        for text, argument in zip(form.arguments, tracker.free_arguments(row), strict=False)
+    ]
+    return tracker.make_job(tx, row, variables, arguments, "page", manager=tracker.require_manager(tx, session)["id"])[
+        "token"
+    ]
+
+
+def retry_on_page(tx: Tx, session: bytes | None, job: str) -> str:
+    """Makes a new job with all that an ended one was given, and returns its token. Needs EDIT."""
+    row, by = tracker.accessible_job(tx, session, job, EDIT)
+    return tracker.retry_job(tx, row, "page", **by)["token"]
+
+
+def project_templates(tx: Tx, session: bytes | None, project: int, query: ListQuery) -> dict[str, Any]:
+    """A page of a project's templates, by name, with their last jobs."""
+    rows = tx.all(
+        "SELECT * FROM template WHERE project = :project AND deleted IS NULL AND name > :after"
+        " AND name LIKE :text ESCAPE '\\' ORDER BY name LIMIT :limit",
+        {"project": project, "after": query.after, "text": like(query.text), "limit": PAGE_ROWS + 1},
+    )
+    return {
+        "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows[:PAGE_ROWS]],
+        "more": rows[PAGE_ROWS - 1]["name"] if len(rows) > PAGE_ROWS else "",
+        "query": query,
+    }
+
+
+def last_jobs(tx: Tx, template: int, count: int) -> list[sqlite3.Row]:
+    return tracker.find_jobs(tx, None, tracker.JobsQuery(template=template, limit=count))[0]
+
+
+def of_template(function: Callable | None = None) -> Callable:
+    """A page's function: checks EDIT in the template's project and adds what every page of a template shows."""
+
+    def read(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
+        row = tracker.editable_template(tx, session, template)
+        role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
+        frame = project_frame(tx, tracker.find_project(tx, row["project"]), role)
+        return {**frame, **template_values(tx, row), **(function(tx, row) if function else {})}
+
+    return read
+
+
+def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
+    """A template as the pages show it. Its secret is not among it."""
+    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+    return {
+        "template": {name: row[name] for name in ("id", "name", *tracker.NEW_TEMPLATE)},
+        "script": script or "",
+        "variables": [declared_in_words(one, one.allowed) for one in tracker.declared_variables(row)],
+        "arguments": [declared_in_words(one, one.options) for one in tracker.declared_arguments(row)],
+        "env": pairs_in_lines(msgspec.json.decode(row["env"])),
+    }
+
+
+def declared_in_words(one: tracker.Variable | tracker.Argument, known: list[Any]) -> dict[str, Any]:
+    """A declared variable or argument with its values as text: a line each, and as the choices of a form."""
+    text, texts = tracker.as_text(one.value), list(map(tracker.as_text, known))
+    none = [] if text in texts else [("", "– none –")]
+    choices = none + [(choice, choice) for choice in texts] if texts else []
+    return {**msgspec.structs.asdict(one), "text": text, "lines": in_lines(known), "choices": choices}
+
+
+def new_template_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+    return template_values(tx, {"id": None, "name": "", **tracker.NEW_TEMPLATE})
+
+
+def template_runs(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+    """What else a template's page shows: its last jobs, and how others trigger it."""
+    required = [one for one in tracker.declared_variables(row) if one.required]
+    return {
+        "given": [(one.name, tracker.as_text(one.value) or "VALUE") for one in required],
+        "samples": [f"argument {number + 1}" for number in range(len(tracker.free_arguments(row)))],
+        "token": row["token"],
+        "secret": "",
+        "jobs": with_aliases(tx, last_jobs(tx, row["id"], 10), "assignee"),
+    }
+
+
+def workflows_with(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+    """What goes with a template when it is deleted: the workflows of which it is a step."""
+    steps = "SELECT workflow FROM workflow_edge WHERE :id IN (template, target)"
+    return {
+        "workflows": tx.all(
+            f"SELECT name FROM workflow WHERE (start = :id OR id IN ({steps})) AND deleted IS NULL ORDER BY name",
+            {"id": row["id"]},
+        )
+    }
+
+
+async def show_secret(visit: Visit, template: int, secret: str) -> Response:
+    """The template's page with its new secret: in the answer itself, so that neither a cookie nor an address has it."""
+    values = await visit.read(of_template(template_runs), template)
+    return await visit.render("template.html", {**values, "secret": secret})
+
+
+async def show_new_template(visit: Visit, created: dict[str, Any]) -> Response:
+    return await show_secret(visit, created["template"]["id"], created["template"]["secret"])
+
+
+async def show_rotated_secret(visit: Visit, rotated: dict[str, Any]) -> Response:
+    return await show_secret(visit, visit.path_id("template"), rotated["secret"])
+
+
+async def delete_template_page(visit: Visit) -> Response:
+    """POST …/delete: asks first."""
+    return await (DROP_TEMPLATE if visit.field("confirmed") == "yes" else ASK_ABOUT_TEMPLATE)(visit)
+
+
+class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
+    """Which jobs a list shows: made between two times (to the minute, UTC), after the place `before`."""
+
+    state: tracker.JobState | None = None
+    template: Id | None = None
+    start: Annotated[str, Meta(max_length=40)] = ""
+    end: Annotated[str, Meta(max_length=40)] = ""
+    before: Id = tracker.INT64_MAX
+
+
+def typed_time(text: str, field: str) -> datetime | None:
+    """The time that a field of a form names, in UTC unless it says otherwise."""
+    if not text:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise TrackerError("invalid", f"{field}: must be a time like 2026-06-01T07:30") from None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def project_jobs(tx: Tx, session: bytes | None, project: int, query: JobListQuery) -> dict[str, Any]:
+    """A page of a project's jobs, the newest first."""
+    templates = tx.all("SELECT id, name, deleted FROM template WHERE project = ? ORDER BY name LIMIT 1000", (project,))
+    of_project = "SELECT 1 FROM template WHERE id = ? AND project = ?"
+    if query.template is not None and not tx.one(of_project, (query.template, project)):
+        raise TrackerError("invalid", f"template: the project has no template {query.template}")
+    return {**job_list(tx, None, project, query), "templates": templates, "here": f"/ui/projects/{project}/jobs"}
+
+
+def all_jobs(tx: Tx, session: bytes | None, query: JobListQuery) -> dict[str, Any]:
+    """A page of the jobs of all projects that the manager may read, the newest first."""
+    manager = tracker.require_manager(tx, session)
+    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
+    readable = "EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1)"
+    templates = tx.all(
+        "SELECT t.id, p.name || ': ' || t.name AS name, t.deleted FROM template t JOIN project p ON p.id = t.project"
+        f" WHERE :admin OR {readable} ORDER BY p.name, t.name LIMIT 1000",
+        values,
+    )
+    return {**job_list(tx, manager, None, query), "templates": templates, "project": None, "here": "/ui/jobs"}
+
+
+def job_list(tx: Tx, manager: sqlite3.Row | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
+    start, end = typed_time(query.start, "from"), typed_time(query.end, "to")
+    wanted = tracker.JobsQuery(
+        project=project,
+        template=query.template,
+        state=query.state,
+        start=start and int(start.timestamp()),
+        end=end and int(end.timestamp()) + (59 if end.second == 0 else 0),
+        before=query.before,
+        limit=PAGE_ROWS,
+    )
+    rows, more = tracker.find_jobs(tx, manager, wanted)
+    projects = encode([row["project"] for row in rows]).decode()
+    names = dict(tx.all("SELECT id, name FROM project WHERE id IN (SELECT value FROM json_each(?))", (projects,)))
+    return {
+        "jobs": [{**row, "project_name": names[row["project"]]} for row in with_aliases(tx, rows, "assignee")],
+        "more": more,
+        "query": query,
+        "wanted": {"template": query.template, "from": query.start, "to": query.end},
+        "states": get_args(tracker.JobState),
+    }
+
+
+class JobQuery(msgspec.Struct):
+    """Which lines of its log a job's page shows: the last ones, or the last ones before another one."""
+
+    before: Annotated[int, Meta(ge=1, le=tracker.INT64_MAX)] = tracker.INT64_MAX
+
+
+def job_page(tx: Tx, session: bytes | None, job: str, query: JobQuery) -> dict[str, Any]:
+    """A job, with what was made of it and with the last lines of its log. Needs READ in its project."""
+    row, _ = tracker.accessible_job(tx, session, job, READ)
+    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
+    lines = last_lines(tx, row, query.before)
+    template = tracker.template_of_job(tx, row)
+    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+    given = msgspec.json.decode(row["arguments"])
+    return {
+        **project_frame(tx, tracker.find_project(tx, row["project"]), role),
+        "job": row,
+        "live": row["finished"] is None,
+        "maker": tracker.maker_of(tx, row),
+        "alias": tracker.alias_of(tx, row["assignee"]),
+        "template": template if template and template["deleted"] is None else None,
+        "variables": {name: tracker.as_text(value) for name, value in msgspec.json.decode(row["variables"]).items()},
+        "arguments": [tracker.as_text(value) for value in given],
+        "script": script if role & EDIT else None,  # like the environment, it may hold what is not for all to read
+        "env": pairs_in_lines(msgspec.json.decode(row["env"])) if role & EDIT else "",
+        "result": in_many_lines(row["result"]),
+        "output": in_many_lines(row["output"]),
+        "history": job_history(tx, row["id"]),
+        "lines": lines,
+        "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
+        "newest": query.before > row["line_count"],
+        "level_names": tracker.LEVEL_NAMES,
+        "retry_of": tracker.token_of_job(tx, row["retry_of"]),
+        "workflow": row["workflow"] and tracker.find_workflow(tx, row["workflow"]),
+        "run": tx.one("SELECT token, name FROM job WHERE id = ?", (row["workflow_job"],)),
+        "steps": visible_steps(tx, session, row["id"]),
+        "queued": tx.one("SELECT uuid, client FROM testflinger_job WHERE job = ?", (row["id"],)),
+    }
+
+
+def visible_steps(tx: Tx, session: bytes | None, run: int) -> list[sqlite3.Row]:
+    """The last steps of a workflow's run. One may be of a project that the caller must not see."""
+    manager = tracker.signed_in(tx, session)
+    rows = tx.all(
+        f"SELECT {tracker.LISTED_JOB} FROM job WHERE workflow_job = ? ORDER BY id DESC LIMIT ?", (run, PAGE_ROWS)
+    )
+    return [row for row in rows if tracker.role_in_project(tx, manager, row["project"]) & READ]
+
+
+def in_many_lines(text: str | None) -> str | None:
+    """JSON as people read it. A long one stays as it is: deeply nested, it would become a thousand times as long."""
+    return text if text is None or len(text) > MOST_SHOWN else msgspec.json.format(text, indent=2)
+
+
+def last_lines(tx: Tx, job: sqlite3.Row, before: int) -> list[sqlite3.Row]:
+    """The last lines of a job's log before this one, as many as a page shows, in the order logged."""
+    last = min(before - 1, job["line_count"])
+    after = max(0, last - LOG_LINES_SHOWN)
+    lines: list[sqlite3.Row] = []
+    while after < last and (piece := tracker.job_log(tx, job["id"], after, last - after)):
+        lines += piece
+        after = piece[-1]["id"]
+    return lines
+
+
+def job_history(tx: Tx, job: int) -> list[sqlite3.Row]:
+    """What the tracker itself noted of a job, the newest first."""
+    return tx.all(
+        "SELECT number AS id, time, level, message FROM job_line"
+        " INDEXED BY job_line_tracker"  # SQLite would rather read all of a long log by its key
+        " WHERE job = ? AND worker = 0 ORDER BY number DESC LIMIT ?",
+        (job, PAGE_ROWS),
+    )
+
+
+TEMPLATES_PAGE = page("templates.html", of_project(EDIT, project_templates), "project", query=ListQuery)
+NEW_TEMPLATE_PAGE = page("template_edit.html", of_project(EDIT, new_template_values), "project")
+EDIT_TEMPLATE_PAGE = page("template_edit.html", of_template(), "template")
+TEMPLATE_PAGE = page("template.html", of_template(template_runs), "template")
+ASK_ABOUT_TEMPLATE = page("template_delete.html", of_template(workflows_with), "template")
+JOB_PAGE = page("job.html", job_page, "job", query=JobQuery)
+DROP_TEMPLATE = action(
+    remove_template,
+    "template",
+    to="/ui/projects/{result}/templates",
+    says="The template is deleted. Its jobs go on, and stay.",
+)
+
+
+# ── Workers and access ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class WorkersQuery(ListQuery):
+    sort: Literal["last_seen", "closed_task_count", "alias"] = "last_seen"
+
+
+def worker_list(tx: Tx, session: bytes | None, query: WorkersQuery) -> dict[str, Any]:
+    """A page of all workers. For managers."""
+    tracker.require_manager(tx, session)
+    beyond, order = (">", "ASC") if query.sort == "alias" else ("<", "DESC")
+    start, value, last = "", None, None
+    if query.after:
+        start = f"AND ({query.sort}, id) {beyond} (:value, :last)"
+        value, _, last = query.after.rpartition(":")
+        value, last = (
+            (value, tracker.place_of(f"0:{last}")[1]) if query.sort == "alias" else tracker.place_of(query.after)
+        )
+    rows = tx.all(
+        f"SELECT * FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id) {start}"
+        f" ORDER BY {query.sort} {order}, id {order} LIMIT :limit",
+        {
+            "text": like(query.text),
+            "id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None,
+            "value": value,
+            "last": last,
+            "limit": PAGE_ROWS + 1,
+        },
+    )
+    shown = rows[:PAGE_ROWS]
+    return {
+        "workers": [{**row, **worker_pace(tx, row["id"])} for row in shown],
+        "more": f"{shown[-1][query.sort]}:{shown[-1]['id']}" if len(rows) > PAGE_ROWS else "",
+        "query": query,
+    }
+
+
+def worker_pace(tx: Tx, worker: int) -> dict[str, Any]:
+    """What a worker holds, has closed in the last day, and closes an hour, over all projects."""
+    hour = tx.time // 3600
+    row = tx.one(
+        f"SELECT ifnull(SUM(t.held_task_count), 0) AS held, ifnull(SUM({LAST_DAY}), 0) AS day,"
+        " ifnull(SUM(t.closed_task_count - t.rolled_task_count + ifnull(h.closed_task_count, 0)), 0) AS recent"
+        " FROM tally t LEFT JOIN tally_hour h ON h.hour = ? AND h.project = t.project AND h.worker = t.worker"
+        " WHERE t.worker = ?",
+        (hour - 1, worker),
+    )
+    return {"held": row["held"], "day": row["day"], "rate": row["recent"] / (3600 + tx.time % 3600)}
+
+
+def worker_page(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
+    """A worker with its projects: those that the caller may see. For managers."""
+    manager = tracker.require_manager(tx, session)
+    row = tx.one("SELECT * FROM worker WHERE id = ?", (worker,))
+    if row is None:
+        raise TrackerError("not_found", f"No worker {worker}")
+    projects = tx.all(
+        "SELECT p.id, p.name, p.public, a.role_assign, a.role_submit, a.request, t.held_task_count,"
+        f" t.closed_task_count, {LAST_DAY} AS day, t.runtime_min, t.runtime_max,"
+        " t.runtime_total / nullif(t.closed_task_count, 0) AS runtime_avg FROM project p"
+        " LEFT JOIN worker_access a ON a.project = p.id AND a.worker = :worker"
+        " LEFT JOIN tally t ON t.project = p.id AND t.worker = :worker"
+        f" WHERE (a.worker IS NOT NULL OR t.worker IS NOT NULL) AND {VISIBLE} ORDER BY p.name LIMIT 100",
+        {"worker": worker, "manager": manager["id"], "admin": manager["tracker_admin"]},
+    )
+    logs, _ = tracker.search(
+        tx,
+        "log_entry",
+        "worker = :worker",
+        "TRUE",
+        {"worker": worker},
+        tracker.INT64_MAX,
+        20,
+        tracker.SEARCH_TIME,
+        newest=True,
+    )
+    return {
+        "worker": {**row, **worker_pace(tx, worker)},
+        "projects": projects,
+        "logs": logs,
+        "level_names": tracker.LEVEL_NAMES,
+    }
+
+
+def access_page(tx: Tx, session: bytes | None, project: int, query: ListQuery) -> dict[str, Any]:
+    """Requests for access, who has it, and the managers' roles."""
+    rows = tx.all(
+        "SELECT a.*, w.alias, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
+        " WHERE a.project = :project AND NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
+        " ORDER BY a.worker LIMIT :limit",
+        {
+            "project": project,
+            "after": int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0,
+            "text": like(query.text),
+            "limit": PAGE_ROWS + 1,
+        },
+    )
+    return {
+        "requests": tx.all(
+            "SELECT a.*, w.alias, w.created, w.last_seen FROM worker_access a JOIN worker w ON w.id = a.worker"
+            " WHERE a.project = ? AND a.request ORDER BY a.worker LIMIT ?",
+            (project, PAGE_ROWS),
+        ),
+        "accesses": rows[:PAGE_ROWS],
+        "more": rows[PAGE_ROWS - 1]["worker"] if len(rows) > PAGE_ROWS else "",
+        "query": query,
+        "roles": tx.all(
+            "SELECT r.role, m.id, m.username, m.tracker_admin FROM manager_role r JOIN manager m ON m.id = r.manager"
+            " WHERE r.project = ? ORDER BY m.username LIMIT 200",
+            (project,),
+        ),
+        "role_names": tracker.ROLE_NAMES,
+    }
+
+
+# ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LogQuery(msgspec.Struct):
+    """Which log lines: from a level up to the gravest, of a worker, of a project, with a text; older than `before`."""
+
+    level: Literal["error", "warn", "info", "debug", "trace"] = "trace"
+    worker: Id | None = None
+    project: Id | None = None
+    text: Annotated[str, Meta(max_length=200)] = ""
+    before: Id = tracker.INT64_MAX
+
+
+def log_page(tx: Tx, session: bytes | None, query: LogQuery) -> dict[str, Any]:
+    """Workers' log lines as they came in, the newest first. For managers, or for everybody if the settings say so."""
+    if not tx.settings.public_logs:
+        tracker.require_manager(tx, session)
+    values = {
+        "level": tracker.LEVELS[query.level],
+        "worker": query.worker,
+        "project": query.project,
+        "text": query.text,
+    }
+    match = "level <= :level" + (f" AND {tracker.contains('message')}" if query.text else "")
+    if query.project is not None:
+        tracker.visible_project(tx, session, query.project)  # a hidden one's log must not tell that it exists
+    if query.worker is not None:
+        where = "worker = :worker"
+        match += " AND project = :project" if query.project is not None else ""
+    elif query.project is not None:
+        where = "project = :project"
+    else:
+        where = "level <= 4" if tracker.LEVELS[query.level] <= 4 else "TRUE"
+    rows, more = tracker.search(
+        tx, "log_entry", where, match, values, query.before, 100, tracker.SEARCH_TIME, newest=True
+    )
+    manager = tracker.signed_in(tx, session)
+    caller = {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])}
+    return {
+        "logs": with_aliases(tx, rows, "worker"),
+        "more": more,
+        "query": query,
+        "projects": tx.all(f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000", caller),
+        "level_names": tracker.LEVEL_NAMES,
+        "filter": {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text},
+    }
+
+
+# ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class BackQuery(msgspec.Struct):
+    back: str = "/ui/"
+
+
+def login_values(tx: Tx, session: bytes | None, query: BackQuery) -> dict[str, Any]:
+    return {"back": query.back}
+
+
+LOGIN_PAGE = page("login.html", login_values, query=BackQuery)
+REGISTER_PAGE = page("register.html", nothing)
+
+
+def entering(enter: Callable, form: type, again: Handler, says: str) -> Handler:
+    """POST of the login or register page."""
+
+    async def handler(visit: Visit) -> Response:
+        try:
+            content, session = await enter(visit, visit.form_as(form))
+        except TrackerError as error:
+            visit.error = error
+            return await again(visit)
+        message = says.format(**content["manager"])
+        return visit.see(visit.back("/ui/"), message, tracker.session_cookie(visit, session))
+
+    return handler
+
+
+async def log_out_page(visit: Visit) -> Response:
+    await visit.tracker.db.write(tracker.logout, visit.session())
+    return visit.see("/ui/", "You are logged out.", tracker.session_cookie(visit, None))
+
+
+def account_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    manager = tracker.require_manager(tx, session)
+    return {
+        "session_count": tx.one(
+            "SELECT COUNT(*) FROM session WHERE manager = ? AND expires > ?", (manager["id"], tx.time)
+        )[0],
+        "roles": tx.all(
+            "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
+            " WHERE r.manager = ? ORDER BY p.name LIMIT 200",
+            (manager["id"],),
+        ),
+        "role_names": tracker.ROLE_NAMES,
+    }
+
+
+ACCOUNT_PAGE = page("account.html", account_page)
+
+
+async def change_password_page(visit: Visit) -> Response:
+    try:
+        session = await tracker.change_password(visit, visit.form_as(tracker.PasswordForm))
+    except TrackerError as error:
+        visit.error = error
+        return await ACCOUNT_PAGE(visit)
+    return visit.see(
+        "/ui/account", "The password is changed; all other logins are ended.", tracker.session_cookie(visit, session)
+    )
+
+
+def admin_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
+    """The managers, the settings in force and the state of the database. For admins."""
+    tracker.require_admin(tx, session)
+    return {
+        "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
+        "setting_rows": [
+            {
+                "name": name,
+                "value": getattr(tx.settings, name),
+                "is_default": getattr(tx.settings, name) == field.default,
+                "help": field.type.extra_json_schema["description"],
+            }
+            for name, field in tracker.FIELDS.items()
+        ],
+        "facts": {
+            "Tracker": tracker.__version__,
+            "Python": sys.version.split()[0],
+            "SQLite": sqlite3.sqlite_version,
+            "Schema version": tracker.SCHEMA_VERSION,
+            "Database file": str(Path(tx.settings.database).resolve()),
+            "Served for": tx.uptime,
+            "Database size": tx.one("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")[0],
+            "Write-ahead log": wal_size(tx.settings),
+            "Workers": tx.one("SELECT COUNT(*) FROM worker")[0],
+            "Tasks": tx.one(f"SELECT ifnull(SUM({' + '.join(tracker.COUNT_COLUMNS[:4])}), 0) FROM project")[0],
+        },
+    }
+
+
+def wal_size(settings: tracker.Settings) -> int:
+    with contextlib.suppress(OSError):
+        return Path(f"{Path(settings.database).resolve()}-wal").stat().st_size
+    return 0
+
+
+async def docs_page(visit: Visit) -> Response:
+    """The API, as people read about it."""
+    values = await visit.read(nothing)
+    docs = await asyncio.to_thread(documentation, visit.tracker.settings, visit.base)
+    return await visit.render("docs.html", {**values, "docs": docs})
+
+
+EDIT_PAGE = page("project_edit.html", of_project(EDIT, edit_values), "project")
+NEW_PAGE = page("project_edit.html", new_project_values)
+SECRETS_PAGE = page("secrets.html", of_project(SECRET, project_secrets), "project")
+ACCESS_PAGE = page("access.html", of_project(MANAGE_ACCESS, access_page), "project", query=ListQuery)
+
+# ── The table of pages ────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Method, path, handler.
+PAGES: list[tuple[str, str, Handler]] = [
+    ("GET", "/ui/", page("overview.html", overview, query=ListQuery)),
+    ("GET", "/ui/projects/new", NEW_PAGE),
+    (
+        "POST",
+        "/ui/projects/new",
+        action(
+            tracker.create_project,
+            form=tracker.ProjectBody,
+            to="/ui/projects/{result[id]}",
+            says="The project is there. Workers may ask for access now.",
+            again=NEW_PAGE,
+        ),
+    ),
+    ("GET", "/ui/projects/{project}", PROJECT_PAGE),
+    ("GET", "/ui/projects/{project}/edit", EDIT_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/edit",
+        action(
+            tracker.update_project,
+            "project",
+            form=tracker.ProjectBody,
+            to="/ui/projects/{project}",
+            says="Saved.",
+            again=EDIT_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/pause",
+        action(
+            tracker.pause_project, "project", form=tracker.PausedBody, to="/ui/projects/{project}", says=paused_in_words
+        ),
+    ),
+    ("GET", "/ui/projects/{project}/secrets", SECRETS_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/secret",
+        action(
+            tracker.set_secret,
+            "project",
+            form=tracker.SecretBody,
+            to="/ui/projects/{project}/secrets",
+            says="The secret is saved.",
+            again=SECRETS_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/webhook_secret",
+        action(
+            tracker.set_webhook_secret,
+            "project",
+            form=tracker.WebhookSecretBody,
+            to="/ui/projects/{project}/secrets",
+            says="The webhook secret is saved.",
+            again=SECRETS_PAGE,
+        ),
+    ),
+    ("POST", "/ui/projects/{project}/reset/{kind}", reset_project),
+    ("GET", "/ui/operations/{operation}", page("operation.html", operation_page, "operation")),
+    ("GET", "/ui/projects/{project}/tasks", TASKS_PAGE),
+    ("POST", "/ui/projects/{project}/tasks", act_on_list),
+    ("GET", "/ui/projects/{project}/export", export_tasks),
+    ("GET", "/ui/projects/{project}/submit", SUBMIT_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/submit",
+        action(
+            tracker.submit_as_manager,
+            "project",
+            form=tracker.LineTask,
+            to="/ui/projects/{project}/submit",
+            says="The task is submitted.",
+            again=SUBMIT_PAGE,
+        ),
+    ),
+    ("POST", "/ui/projects/{project}/submit/lines", submit_lines),
+    ("GET", "/ui/tasks/{task}", page("task.html", task_page, "task")),
+    ("GET", "/ui/projects/{project}/templates", TEMPLATES_PAGE),
+    ("GET", "/ui/projects/{project}/templates/new", NEW_TEMPLATE_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/templates/new",
+        action(
+            create_template_by_form,
+            "project",
+            form=template_form,
+            shows=show_new_template,
+            again=NEW_TEMPLATE_PAGE,
+        ),
+    ),
+    ("GET", "/ui/templates/{template}", TEMPLATE_PAGE),
+    ("GET", "/ui/templates/{template}/edit", EDIT_TEMPLATE_PAGE),
+    (
+        "POST",
+        "/ui/templates/{template}/edit",
+        action(
+            update_template_by_form,
+            "template",
+            form=template_form,
+            to="/ui/templates/{template}",
+            says="Saved. Jobs that were made before stay as they are.",
+            again=EDIT_TEMPLATE_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/templates/{template}/run",
+        action(
+            run_template,
+            "template",
+            form=run_form,
+            to="/ui/jobs/{result}",
+            says="The job is made.",
+            again=TEMPLATE_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/templates/{template}/rotate_secret",
+        action(tracker.rotate_template_secret, "template", shows=show_rotated_secret),
+    ),
+    ("POST", "/ui/templates/{template}/delete", delete_template_page),
+    (
+        "GET",
+        "/ui/projects/{project}/jobs",
+        page("jobs.html", of_project(READ, project_jobs), "project", query=JobListQuery),
+    ),
+    ("GET", "/ui/jobs", page("jobs.html", all_jobs, query=JobListQuery)),
+    ("GET", "/ui/jobs/{job}", JOB_PAGE),
+    (
+        "POST",
+        "/ui/jobs/{job}/cancel",
+        action(tracker.cancel, "job", to="/ui/jobs/{job}", says="The job is cancelled.", again=JOB_PAGE),
+    ),
+    (
+        "POST",
+        "/ui/jobs/{job}/retry",
+        action(
+            retry_on_page,
+            "job",
+            to="/ui/jobs/{result}",
+            says="This is the new job, with all that the other one was given.",
+            again=JOB_PAGE,
+        ),
+    ),
+    ("GET", "/ui/projects/{project}/access", ACCESS_PAGE),
+    (
+        "POST",
+        "/ui/projects/{project}/access/accept/{worker}",
+        action(
+            tracker.accept_request,
+            "project",
+            "worker",
+            to="/ui/projects/{project}/access",
+            says="The worker has access now.",
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/access/reject/{worker}",
+        action(
+            tracker.reject_request,
+            "project",
+            "worker",
+            to="/ui/projects/{project}/access",
+            says="The worker has no access (any more).",
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/access/set",
+        action(
+            tracker.set_worker_access,
+            "project",
+            form=tracker.WorkerRolesBody,
+            to="/ui/projects/{project}/access",
+            says="The worker's access is set.",
+            again=ACCESS_PAGE,
+        ),
+    ),
+    (
+        "POST",
+        "/ui/projects/{project}/access/role",
+        action(
+            tracker.set_named_role,
+            "project",
+            form=tracker.RoleForm,
+            to="/ui/projects/{project}/access",
+            says="The manager's roles are set.",
+            again=ACCESS_PAGE,
+        ),
+    ),
+    ("GET", "/ui/workers", page("workers.html", worker_list, query=WorkersQuery)),
+    ("GET", "/ui/workers/{worker}", page("worker.html", worker_page, "worker")),
+    (
+        "POST",
+        "/ui/workers/pause",
+        action(tracker.set_worker_paused, form=tracker.PauseBody, to="/ui/workers", says=paused_in_words),
+    ),
+    ("GET", "/ui/logs", page("logs.html", log_page, query=LogQuery)),
+    ("GET", "/ui/docs", docs_page),
+    ("GET", "/ui/login", LOGIN_PAGE),
+    ("POST", "/ui/login", entering(tracker.log_in, tracker.LoginBody, LOGIN_PAGE, "Welcome back, {username}.")),
+    ("GET", "/ui/register", REGISTER_PAGE),
+    (
+        "POST",
+        "/ui/register",
+        entering(tracker.register_account, tracker.RegisterBody, REGISTER_PAGE, "Welcome, {username}."),
+    ),
+    ("POST", "/ui/logout", log_out_page),
+    ("GET", "/ui/account", ACCOUNT_PAGE),
+    ("POST", "/ui/account/password", change_password_page),
+    ("GET", "/ui/admin", page("admin.html", admin_page)),
+    (
+        "POST",
+        "/ui/admin/promote/{manager}",
+        action(tracker.promote_manager, "manager", to="/ui/admin", says="The manager is a tracker admin now."),
+    ),
+    (
+        "POST",
+        "/ui/admin/demote/{manager}",
+        action(tracker.demote_manager, "manager", to="/ui/admin", says="The manager is no tracker admin any more."),
+    ),
+]
+
+
+async def no_page(visit: Visit) -> Response:
+    raise TrackerError("not_found", f"There is nothing at {visit.here}")
+
+
+# ── Words and templates ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def jinja_environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(tracker.HERE / "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.trim_blocks = environment.lstrip_blocks = True
+    environment.globals.update(
+        dialects=tracker.installed_dialects(),
+        version=tracker.__version__,
+        PAGE_ROWS=PAGE_ROWS,
+        MOST_SHOWN=MOST_SHOWN,
+        shell_word=shlex.quote,
+    )
+    environment.filters.update(
+        number=lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.15g}",
+        moment=moment,
+        ago=ago,
+        duration=duration,
+        rate=lambda rate: "–" if rate is None else charts.rate_text(rate),
+        bytes=bytes_in_words,
+        has=lambda role, bit: bool(role & bit),
+        json=lambda value: encode(value).decode(),
+        values_of=lambda row, *names: tuple(row[name] for name in names),
+    )
+    return environment
+
+
+@functools.cache
+def jinja_template(name: str) -> Template:
+    return jinja_environment().get_template(name)
+
+
+def moment(time_stamp: float) -> str:
+    """A time for people who want it exactly."""
+    if not 0 <= time_stamp < 1e11:  # what a worker claims may be anything
+        return str(time_stamp)
+    return datetime.fromtimestamp(time_stamp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def duration(seconds: float | None) -> str:
+    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s, 40 ms. A clock that was set back gives none."""
+    if seconds is None or seconds < 0:
+        return "–"
+    if 0 < seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    for (name, size), smaller in itertools.zip_longest(UNITS, UNITS[1:]):
+        if seconds >= size:
+            rest = int(seconds % size // smaller[1]) if smaller else 0
+            return f"{int(seconds // size)} {name}" + (f" {rest} {smaller[0]}" if rest else "")
+    return "0 s"
+
+
+def ago(time_stamp: float, now: float) -> str:
+    """How long ago that was, in the largest unit."""
+    seconds = now - time_stamp
+    if not -1 <= seconds <= 1e11:
+        return moment(time_stamp)
+    if seconds < 5:
+        return "just now"
+    name, size = next(unit for unit in UNITS if seconds >= unit[1])
+    return f"{int(seconds // size)} {name} ago"
+
+
+def bytes_in_words(size: int) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1024
+    return ""
