@@ -242,16 +242,6 @@ PAGE_HEADERS = {
     "referrer-policy": "same-origin",
     "cache-control": "no-store",
 }
-PLAIN_WORDS = (  # what msgspec says of a value, and what is said to people
-    (r"Expected int.*, got .*", "must be a whole number"),
-    (r"Expected float.*, got .*", "must be a number"),
-    (r"Expected str of length >= 1", "must not be empty"),
-    (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
-    (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
-    (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
-    (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
-    (r"Invalid enum value (.+)", r"there is no such choice as \1"),
-)
 OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation before it shows its progress instead
 
 
@@ -277,15 +267,11 @@ class Visit(Call):
 
     def names(self, field: str) -> bool:
         """Whether the refusal is about this field."""
-        return self.error is not None and field in re.split(r"[,:] ", self.error.message.partition(": ")[0] + ": ")
+        return self.error is not None and field in self.error.field.split(", ")
 
     @property
     def reason(self) -> str:
         """Why the request was refused, in words for people who fill in forms."""
-        field, _, problem = self.error.message.partition(": ")
-        for pattern, words in PLAIN_WORDS:
-            if match := re.fullmatch(pattern, problem):
-                return f"{field}: {match.expand(words)}"
         wait = f" {duration(math.ceil(self.error.delay))}" if self.error.delay is not None else ""
         return self.error.message + wait
 
@@ -330,11 +316,8 @@ class Visit(Call):
             value = self.field(name) if is_text else self.field(name).strip()
             if name in self.fields and (value or is_text):
                 values[name] = value
-        try:
-            body = msgspec.convert(values, kind, strict=False)
-        except msgspec.ValidationError as error:
-            raise TrackerError("invalid", "{}: {}".format(*tracker.name_and_problem(error))) from None
-        tracker._refuse_nul(body, "")
+        body = tracker.convert(values, kind, strict=False)
+        tracker.refuse_nul(body)
         return body
 
     def rows(self, name: str) -> dict[int, dict[str, str]]:
@@ -399,7 +382,7 @@ def form_fields(body: bytes) -> dict[str, list[str]]:
     try:
         fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
     except ValueError:
-        raise TrackerError("invalid", "body: not a valid form") from None
+        raise TrackerError("invalid", "not a valid form", "body") from None
     return {name: [value.replace("\r\n", "\n") for value in values] for name, values in fields.items()}
 
 
@@ -666,7 +649,7 @@ async def reset_project(visit: Visit) -> Response:
     if kind == "hard_reset":
         row = await visit.tracker.db.read(tracker.get_project, visit.session(), project)
         if visit.field("confirm").strip() != row["name"].strip():
-            visit.error = TrackerError("invalid", "confirm: this is not the project's name; nothing was deleted")
+            visit.error = TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
             return await PROJECT_PAGE(visit)
     operation = await visit.tracker.db.write(tracker.begin_reset, visit.session(), project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
@@ -792,9 +775,9 @@ async def act_on_selected(visit: Visit, project: int, body: tracker.TaskAction) 
     try:
         tasks = [int(text) for text in visit.fields.get("task", ())]
     except ValueError:
-        raise TrackerError("invalid", "task: must be whole numbers") from None
+        raise TrackerError("invalid", "must be whole numbers", "task") from None
     if not tasks:
-        raise TrackerError("invalid", "task: select at least one task, or choose “all that match”")
+        raise TrackerError("invalid", "select at least one task, or choose “all that match”", "task")
     if body.action == "delete" and visit.field("confirmed") != "yes":
         return await ask(visit, project, body, tracker.TaskFilter(), tasks)
     count = await visit.tracker.db.write(
@@ -869,7 +852,7 @@ def line_source(visit: Visit) -> BinaryIO:
     if not isinstance(file, str) and file.filename:
         return file.file
     if not visit.field("lines").strip():
-        raise TrackerError("invalid", "lines: type at least one line, or choose a file")
+        raise TrackerError("invalid", "type at least one line, or choose a file", "lines")
     return io.BytesIO(visit.field("lines").encode())
 
 
@@ -926,11 +909,10 @@ def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
     made = []
     for number, row in visit.rows(name).items():
         try:
-            made.append(msgspec.convert({field: text for field, text in row.items() if text}, kind, strict=False))
-        except msgspec.ValidationError as error:
-            field, problem = tracker.name_and_problem(error)
-            raise TrackerError("invalid", f"{name}[{number}].{field}: {problem}") from None
-        tracker._refuse_nul(made[-1], f"{name}[{number}]")
+            made.append(tracker.convert({field: text for field, text in row.items() if text}, kind, strict=False))
+        except TrackerError as error:
+            raise error.within(f"{name}[{number}]") from None
+        tracker.refuse_nul(made[-1], f"{name}[{number}]")
     return made
 
 
@@ -968,9 +950,9 @@ def typed_pairs(text: str, field: str) -> dict[str, str]:
             continue
         name, equals, value = line.partition("=")
         if not equals or not name.strip():
-            raise TrackerError("invalid", f"{field}: line {number} is not of the form NAME=value")
+            raise TrackerError("invalid", f"line {number} is not of the form NAME=value", field)
         if name.strip() in pairs:
-            raise TrackerError("invalid", f"{field}: line {number} gives {name.strip()} a second time")
+            raise TrackerError("invalid", f"line {number} gives {name.strip()} a second time", field)
         pairs[name.strip()] = value
     return pairs
 
@@ -983,7 +965,7 @@ def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> tracker.Tem
     env = msgspec.json.decode(old["env"]) if old else {}
     if form.env != pairs_in_lines(env) and any("\n" in value for value in env.values()):
         raise TrackerError(
-            "invalid", "env: it has a value of several lines, which no form can show; change it by the API"
+            "invalid", "it has a value of several lines, which no form can show; change it by the API", "env"
         )
     return tracker.TemplateBody(
         **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
@@ -1046,7 +1028,7 @@ def run_form(visit: Visit) -> RunForm:
     named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
     count = sum(name.startswith("argument:") for name in visit.fields)
     form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
-    tracker._refuse_nul(form, "")
+    tracker.refuse_nul(form)
     return form
 
 
@@ -1189,7 +1171,7 @@ def typed_time(text: str, field: str) -> datetime | None:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise TrackerError("invalid", f"{field}: must be a time like 2026-06-01T07:30") from None
+        raise TrackerError("invalid", "must be a time like 2026-06-01T07:30", field) from None
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
@@ -1198,7 +1180,7 @@ def project_jobs(tx: Tx, session: bytes | None, project: int, query: JobListQuer
     templates = tx.all("SELECT id, name, deleted FROM template WHERE project = ? ORDER BY name LIMIT 1000", (project,))
     of_project = "SELECT 1 FROM template WHERE id = ? AND project = ?"
     if query.template is not None and not tx.one(of_project, (query.template, project)):
-        raise TrackerError("invalid", f"template: the project has no template {query.template}")
+        raise TrackerError("invalid", f"the project has no template {query.template}", "template")
     return {**job_list(tx, None, project, query), "templates": templates, "here": f"/ui/projects/{project}/jobs"}
 
 

@@ -190,10 +190,9 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
         if value is not None:
             given[name], sources[name] = value, "command line"
     try:
-        settings = msgspec.convert(given, Settings)
-    except msgspec.ValidationError as error:
-        name, problem = name_and_problem(error)
-        raise TrackerError("start", f"{sources[name.partition('[')[0]]}: {name}: {problem}") from None
+        settings = convert(given, Settings)
+    except TrackerError as error:
+        raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
     if path and sources["database"] != "command line":
         settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
     return settings, sources
@@ -226,25 +225,67 @@ STATUS = {
 
 
 class TrackerError(Exception):
-    """The one root error: a code of STATUS (or "start": the tracker cannot start), and a message for a person.
+    """The one root error: a code of STATUS (or "start": the tracker cannot start), the problem in words, and the field.
 
+    `field` is what of the request the problem is about, such as requests[3].priority; "a, b" for two; empty for none.
     `delay` is the time in seconds after which a refused call may be repeated (too_fast).
     """
 
-    def __init__(self, code: str, message: str, delay: float | None = None):
-        super().__init__(message)
-        self.code, self.message, self.delay = code, message, delay
+    def __init__(self, code: str, problem: str, field: str = "", delay: float | None = None):
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.code, self.problem, self.field, self.delay = code, problem, field, delay
+
+    @property
+    def message(self) -> str:
+        """The refusal in one line, for a person. Code reads `code` and `field`."""
+        return str(self)
+
+    def within(self, place: str) -> TrackerError:
+        """The same refusal, where its field is part of something larger: priority within requests[3]."""
+        return TrackerError(self.code, self.problem, f"{place}.{self.field}", self.delay)
 
 
-def name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Splits msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" into field and problem."""
+PLAIN_WORDS = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (  # what msgspec says of a value, and what is said to people
+        (r"Expected int.*, got .*", "must be a whole number"),
+        (r"Expected float.*, got .*", "must be a number"),
+        (r"Expected str of length >= 1", "must not be empty"),
+        (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
+        (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
+        (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
+        (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
+        (r"Invalid enum value (.+)", r"there is no such choice as \1"),
+    )
+)
+
+
+def refused_value(error: msgspec.ValidationError) -> TrackerError:
+    """msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" as a refusal of requests[3].project."""
     problem, _, path = str(error).partition(" - at `")
     if missing := re.match(r"Object missing required field `(.*)`", problem):
         problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
-    name = path.rstrip("`").removeprefix("$").removeprefix(".")
+    name, problem = path.rstrip("`").removeprefix("$").removeprefix("."), problem.replace("`", "")
     if name.startswith("["):  # "[...]" is a place in what has no names of its own
         name = "body" if name == "[...]" else f"requests{name}"
-    return name or "body", problem.replace("`", "")
+    for pattern, words in PLAIN_WORDS:
+        if match := pattern.fullmatch(problem):
+            problem = match.expand(words)
+            break
+    return TrackerError("invalid", problem, name or "body")
+
+
+def name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
+    refusal = refused_value(error)
+    return refusal.field, refusal.problem
+
+
+def convert(values: Any, kind: Any, strict: bool = True) -> Any:
+    """The values as `kind`; not `strict`: numbers may be given as texts. Refuses what is none, naming the field."""
+    try:
+        return msgspec.convert(values, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise refused_value(error) from None
 
 
 def decode(body: bytes, kind: Any) -> Any:
@@ -252,35 +293,35 @@ def decode(body: bytes, kind: Any) -> Any:
     try:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
+        raise refused_value(error) from None
     except RecursionError:
-        raise TrackerError("invalid", "body: nested too deeply") from None
+        raise TrackerError("invalid", "nested too deeply", "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
+        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
     if b"\\u0000" in body:
-        _refuse_nul(value, "")
+        refuse_nul(value)
     return value
 
 
 MOST_NESTED = 200  # lists and objects in one another that are looked into: far from where Python's stack ends
 
 
-def _refuse_nul(value: Any, name: str, depth: int = 0) -> None:
+def refuse_nul(value: Any, name: str = "", depth: int = 0) -> None:
     """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
     if depth > MOST_NESTED:
-        raise TrackerError("invalid", f"{re.split('[.[]', name.lstrip('.'))[0]}: nested too deeply")
+        raise TrackerError("invalid", "nested too deeply", f"{re.split('[.[]', name.lstrip('.'))[0]}")
     if isinstance(value, str) and "\0" in value:
-        raise TrackerError("invalid", f"{name.lstrip('.')}: must not contain a NUL character")
+        raise TrackerError("invalid", "must not contain a NUL character", f"{name.lstrip('.')}")
     if isinstance(value, list):
         for index, item in enumerate(value):
-            _refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
+            refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
     if isinstance(value, dict):
         for key, item in value.items():
-            _refuse_nul(key, f"{name}: a name" if name else "a name")
-            _refuse_nul(item, f"{name}.{key}", depth + 1)
+            refuse_nul(key, f"{name}: a name" if name else "a name")
+            refuse_nul(item, f"{name}.{key}", depth + 1)
     if isinstance(value, msgspec.Struct):
         for field in value.__struct_fields__:
-            _refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
+            refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
 
 
 def storable(value: Any) -> Any:
@@ -340,7 +381,7 @@ def digest(secret: bytes) -> bytes:
 def to_int64(value: int, name: str) -> int:
     """A 64-bit integer, signed or unsigned, as the signed one with the same bits. Refuses what needs more than 64."""
     if not -(2**63) <= value < 2**64:
-        raise TrackerError("invalid", f"{name}: must fit in 64 bits")
+        raise TrackerError("invalid", "must fit in 64 bits", name)
     return value - 2**64 if value > INT64_MAX else value
 
 
@@ -791,7 +832,7 @@ def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
     alias = alias.strip() or tx.settings.default_alias
     if alias.lower() == "unassigned":
-        raise TrackerError("invalid", "alias: 'unassigned' is reserved")
+        raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias
 
 
@@ -979,7 +1020,7 @@ def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str
     """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
     manager = require_manager(tx, session)
     if body.name is UNSET:
-        raise TrackerError("invalid", "name: is required")
+        raise TrackerError("invalid", "is required", "name")
     fields = checked_fields(tx, manager, None, body)
     project = insert_project(tx, fields)
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, manager["id"], ALL_ROLES))
@@ -1049,19 +1090,19 @@ def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: 
         rate = fields[name] or 0.0
         fields[name] = 0.0 if rate >= UNLIMITED_RATE else float(rate)
     if not fields["name"].strip():
-        raise TrackerError("invalid", "name: must not be blank")
+        raise TrackerError("invalid", "must not be blank", "name")
     if fields["public"] and fields["hidden"]:
-        raise TrackerError("invalid", "hidden: a project cannot be public and hidden at once")
+        raise TrackerError("invalid", "a project cannot be public and hidden at once", "hidden")
     if fields["public"] and not before["public"] and not manager["tracker_admin"]:
-        raise TrackerError("forbidden", "public: only a tracker admin may make a project public")
+        raise TrackerError("forbidden", "only a tracker admin may make a project public", "public")
     if old and fields["name"] != old["name"] and is_queue(tx, old["id"]):
         raise TrackerError(
-            "conflict", "name: a Testflinger queue keeps its name: its agents and clients know it by that"
+            "conflict", "a Testflinger queue keeps its name: its agents and clients know it by that", "name"
         )
     if fields["chain"] != before["chain"]:
         check_chain(tx, manager, old["id"] if old else None, fields["chain"])
     if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
-        raise TrackerError("conflict", f"name: there is a project named {fields['name']!r} already")
+        raise TrackerError("conflict", f"there is a project named {fields['name']!r} already", "name")
     return fields
 
 
@@ -1075,13 +1116,13 @@ def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int |
     following = target
     while following is not None:
         if following == project:
-            raise TrackerError("invalid", "chain: a project cannot be chained to itself, not even in a circle")
+            raise TrackerError("invalid", "a project cannot be chained to itself, not even in a circle", "chain")
         row = tx.one("SELECT chain FROM project WHERE id = ?", (following,))
         if row is None:
-            raise TrackerError("not_found", f"chain: no project {following}")
+            raise TrackerError("not_found", f"no project {following}", "chain")
         following = row["chain"]
     if target is not None and not role_in_project(tx, manager, target) & EDIT:
-        raise TrackerError("forbidden", f"chain: you have no EDIT role in project {target}")
+        raise TrackerError("forbidden", f"you have no EDIT role in project {target}", "chain")
 
 
 def request_access(tx: Tx, caller: WorkerCredentials, body: AccessBody) -> None:
@@ -1089,7 +1130,7 @@ def request_access(tx: Tx, caller: WorkerCredentials, body: AccessBody) -> None:
     authenticate(tx, caller)
     find_project(tx, body.project)
     if not (body.assign or body.submit):
-        raise TrackerError("invalid", "assign, submit: ask for at least one")
+        raise TrackerError("invalid", "ask for at least one", "assign, submit")
     old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, caller.id))
     if old:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
@@ -1159,7 +1200,7 @@ def set_worker_access(tx: Tx, session: bytes | None, project: int, body: WorkerR
     require_role(tx, session, project, MANAGE_ACCESS)
     get_worker(tx, session, body.worker)
     if not (body.assign or body.submit):
-        raise TrackerError("invalid", "assign, submit: choose at least one, or withdraw the access")
+        raise TrackerError("invalid", "choose at least one, or withdraw the access", "assign, submit")
     values = (project, body.worker, body.assign, body.submit)
     tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", values)
 
@@ -1228,16 +1269,16 @@ def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, A
     rows = tx.all("SELECT * FROM project WHERE git_repo = ? AND git_repo <> ''", (push.repository.full_name,))
     if not rows:
         raise TrackerError(
-            "invalid", f"repository.full_name: no project has the git_repo {push.repository.full_name!r}"
+            "invalid", f"no project has the git_repo {push.repository.full_name!r}", "repository.full_name"
         )
     projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
     if not projects:
         raise TrackerError("forbidden", "The signature is missing or does not match the project's webhook secret")
     branch = push.ref.removeprefix("refs/heads/")
     if branch not in tx.settings.production_branches:
-        raise TrackerError("invalid", f"ref: {push.ref!r} is not one of {', '.join(tx.settings.production_branches)}")
+        raise TrackerError("invalid", f"{push.ref!r} is not one of {', '.join(tx.settings.production_branches)}", "ref")
     if push.deleted:
-        raise TrackerError("invalid", "deleted: the branch is gone, there is no version to set")
+        raise TrackerError("invalid", "the branch is gone, there is no version to set", "deleted")
     for row in projects:
         tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, row["id"]))
     return {"version": push.after, "projects": [row["id"] for row in projects]}
@@ -1374,7 +1415,7 @@ def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[st
         (username, password_hash, first, tx.time),
     )
     if row is None:
-        raise TrackerError("conflict", f"username: {username!r} is taken")
+        raise TrackerError("conflict", f"{username!r} is taken", "username")
     return {"manager": manager_json(row)}, open_session(tx, row["id"])
 
 
@@ -1400,7 +1441,7 @@ def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
 def count_attempt(tx: Tx, source: str, free: int) -> None:
     row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_uptime > ?", (source, tx.uptime))
     if row and row["free_uptime"] > tx.uptime:
-        raise TrackerError("too_fast", "Too many attempts; please wait", row["free_uptime"] - tx.uptime)
+        raise TrackerError("too_fast", "Too many attempts; please wait", delay=row["free_uptime"] - tx.uptime)
     failures = row["failures"] + 1 if row else 1
     pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
     tx.execute(
@@ -1479,7 +1520,7 @@ def demote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
 
 def set_admin(tx: Tx, session: bytes | None, manager: int, admin: bool) -> None:
     if require_admin(tx, session)["id"] == manager:
-        raise TrackerError("forbidden", "manager: you cannot promote or demote yourself")
+        raise TrackerError("forbidden", "you cannot promote or demote yourself", "manager")
     if not tx.one("UPDATE manager SET tracker_admin = ? WHERE id = ? RETURNING id", (admin, manager)):
         raise TrackerError("not_found", f"No manager {manager}")
 
@@ -1488,7 +1529,7 @@ def set_role(tx: Tx, session: bytes | None, project: int, body: RoleBody) -> Non
     """Gives a manager exactly these roles in the project. Needs MANAGE_ACCESS; role 0 takes all away."""
     require_role(tx, session, project, MANAGE_ACCESS)
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
-        raise TrackerError("not_found", f"manager: no manager {body.manager}")
+        raise TrackerError("not_found", f"no manager {body.manager}", "manager")
     if body.role:
         tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", (project, body.manager, body.role))
     else:
@@ -1511,7 +1552,7 @@ def set_named_role(tx: Tx, session: bytes | None, project: int, body: RoleForm) 
     require_role(tx, session, project, MANAGE_ACCESS)
     row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
     if row is None:
-        raise TrackerError("not_found", f"username: there is no manager named {body.username!r}")
+        raise TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
     role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
     set_role(tx, session, project, RoleBody(row["id"], role))
 
@@ -1560,7 +1601,7 @@ class BulkTask(SubmitBody):
     def __post_init__(self) -> None:
         decoding.left -= 1
         if decoding.left < 0:
-            raise TrackerError("invalid", f"requests: at most {decoding.most} tasks in one bulk submit")
+            raise TrackerError("invalid", f"at most {decoding.most} tasks in one bulk submit", "requests")
         if decoding.left % 64 == 0:
             time.sleep(0)  # lets other threads have the interpreter
 
@@ -1611,11 +1652,11 @@ def new_task(body: SubmitBody) -> NewTask:
     """Checks what types cannot say, and turns a unique string into its hash."""
     hash64, other = to_int64(body.hash64, "hash64"), to_int64(body.hash_u64, "hash_u64")
     if hash64 and other and hash64 != other:
-        raise TrackerError("invalid", "hash64, hash_u64: two spellings of one field, with two values")
+        raise TrackerError("invalid", "two spellings of one field, with two values", "hash64, hash_u64")
     hash64 = hash64 or other
     unique = body.unique_string or body.unique_str
     if hash64 and unique:
-        raise TrackerError("invalid", "hash64, unique_string: give one of them, not both")
+        raise TrackerError("invalid", "give one of them, not both", "hash64, unique_string")
     if unique:
         hash64 = hash_unique_string(unique)
     return NewTask(
@@ -1641,9 +1682,9 @@ def new_tasks(body: bytes, most: int) -> list[NewTask]:
         try:
             tasks.append(new_task(request))
         except TrackerError as error:
-            raise TrackerError("invalid", f"requests[{number}].{error.message}") from None
+            raise error.within(f"requests[{number}]") from None
         if request.project != requests[0].project:
-            raise TrackerError("invalid", f"requests[{number}].project: all tasks must be of one project")
+            raise TrackerError("invalid", "all tasks must be of one project", f"requests[{number}].project")
     return tasks
 
 
@@ -1674,7 +1715,7 @@ def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> Submitter:
     found = row and Submitter._make(row)
     check_worker(tx, found, caller)
     if found.id is None:
-        raise TrackerError("not_found", f"project: no project {project}")
+        raise TrackerError("not_found", f"no project {project}", "project")
     if not found.may_submit:
         raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
     check_rate(tx, found.submit_free_uptime)
@@ -1683,7 +1724,7 @@ def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> Submitter:
 
 def check_rate(tx: Tx, free_uptime: float) -> None:
     if free_uptime > tx.uptime:
-        raise TrackerError("too_fast", "Rate limit reached; please wait", free_uptime - tx.uptime)
+        raise TrackerError("too_fast", "Rate limit reached; please wait", delay=free_uptime - tx.uptime)
 
 
 def free_uptime(tx: Tx, rate: float, count: int) -> float:
@@ -1974,14 +2015,14 @@ def release_tasks(tx: Tx, caller: WorkerCredentials, releases: list[ReleaseBody]
         try:
             updated.append(release_task(tx, caller, release))
         except TrackerError as error:
-            raise TrackerError(error.code, f"releases[{number}].{error.message}") from None
+            raise error.within(f"releases[{number}]") from None
     return {"updated": updated}
 
 
 def check_task_existed(tx: Tx, task: int) -> None:
     """Closed tasks are gone from the table; ids are never used twice, so one up to the last is a closed one's."""
     if not tx.one("SELECT 1 FROM sqlite_sequence WHERE name = 'task' AND seq >= ? AND ? > 0", (task, task)):
-        raise TrackerError("not_found", f"task_id: no task {task}")
+        raise TrackerError("not_found", f"no task {task}", "task_id")
 
 
 def put_back(tx: Tx, task: Held, change: str = "", *values: Any) -> bool:
@@ -2255,7 +2296,7 @@ def create_template(tx: Tx, session: bytes | None, body: TemplateBody) -> dict[s
     """
     if body.project is UNSET:
         require_manager(tx, session)
-        raise TrackerError("invalid", "project: is required")
+        raise TrackerError("invalid", "is required", "project")
     require_role(tx, session, body.project, EDIT)
     row = insert_template(tx, body)
     return {"template": {**template_json(tx, row), "secret": row["secret"]}}
@@ -2274,7 +2315,7 @@ def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> 
     """Refuses more of them than a list can show at once."""
     full = f"SELECT 1 FROM {table} WHERE project = ? AND deleted IS NULL LIMIT 1 OFFSET ?"
     if tx.one(full, (project, MOST_TEMPLATES - 1)):
-        raise TrackerError("conflict", f"project: it has {MOST_TEMPLATES:,} {table}s already")
+        raise TrackerError("conflict", f"it has {MOST_TEMPLATES:,} {table}s already", "project")
 
 
 def update_template(tx: Tx, session: bytes | None, template: int, body: TemplateBody) -> None:
@@ -2288,7 +2329,7 @@ def update_template(tx: Tx, session: bytes | None, template: int, body: Template
 def save_template(tx: Tx, old: sqlite3.Row, body: TemplateBody) -> sqlite3.Row:
     """Stores what is changed of a template, whoever wants it. Refuses what checked_template refuses."""
     if body.project is not UNSET and body.project != old["project"]:
-        raise TrackerError("invalid", "project: a template stays in its project")
+        raise TrackerError("invalid", "a template stays in its project", "project")
     fields = checked_template(tx, old, body)
     changes = ", ".join(f"{name} = :{name}" for name in fields)
     return tx.one(f"UPDATE template SET {changes} WHERE id = :id RETURNING *", {"id": old["id"], **fields})
@@ -2307,11 +2348,11 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: TemplateBody) -> dic
         given["key_hash"] = digest(key.encode()) if key else None
     fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
     if "name" not in fields:
-        raise TrackerError("invalid", "name: is required")
+        raise TrackerError("invalid", "is required", "name")
     if not fields["name"].strip():
-        raise TrackerError("invalid", "name: must not be blank")
+        raise TrackerError("invalid", "must not be blank", "name")
     if fields["runas"] and "%script%" not in fields["runas"]:
-        raise TrackerError("invalid", "runas: must contain %script%, which stands for the script's file")
+        raise TrackerError("invalid", "must contain %script%, which stands for the script's file", "runas")
     check_declarations(body)
     check_template_name(tx, old, project, fields)
     return {**fields, "updated": tx.time}
@@ -2321,25 +2362,27 @@ def check_declarations(body: TemplateBody) -> None:
     """Refuses what cannot be meant: a variable declared twice, a value that it does not allow, no name in `env`."""
     for name in body.env or ():
         if not name or "=" in name:
-            raise TrackerError("invalid", f"env: {name!r} cannot be the name of a variable of an environment")
+            raise TrackerError("invalid", f"{name!r} cannot be the name of a variable of an environment", "env")
     names = set()
     for variable in body.variables or ():
         if not variable.name.strip():
-            raise TrackerError("invalid", "variables: a name must not be blank")
+            raise TrackerError("invalid", "a name must not be blank", "variables")
         if variable.name in names:
-            raise TrackerError("invalid", f"variables: {variable.name} is declared twice")
+            raise TrackerError("invalid", f"{variable.name} is declared twice", "variables")
         names.add(variable.name)
         if variable.allowed and variable.value is not None and variable.value not in variable.allowed:
-            raise TrackerError("invalid", f"variables: the value of {variable.name} is none of those that it allows")
+            raise TrackerError("invalid", f"the value of {variable.name} is none of those that it allows", "variables")
 
 
 def check_template_name(tx: Tx, old: sqlite3.Row | None, project: int, fields: dict[str, Any]) -> None:
     values = {"name": fields["name"], "project": project, "id": old and old["id"]}
     others = "SELECT 1 FROM template WHERE name = :name AND id IS NOT :id AND deleted IS NULL"
     if tx.one(f"{others} AND project = :project", values):
-        raise TrackerError("conflict", f"name: the project has a template named {fields['name']!r} already")
+        raise TrackerError("conflict", f"the project has a template named {fields['name']!r} already", "name")
     if fields["api"] and tx.one(f"{others} AND api", values):
-        raise TrackerError("conflict", f"api: another template named {fields['name']!r} may be triggered by this name")
+        raise TrackerError(
+            "conflict", f"another template named {fields['name']!r} may be triggered by this name", "api"
+        )
 
 
 def store_script(tx: Tx, source: str) -> int:
@@ -2516,19 +2559,19 @@ def make_job(
 
 def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any]:
     """The template's variables, with the values that are given. Refuses what it does not declare or allow."""
-    _refuse_nul(given, "variables")
+    refuse_nul(given, "variables")
     declared = msgspec.json.decode(template["variables"], type=list[Variable])
     unknown = given.keys() - {variable.name for variable in declared}
     if unknown and not template["undeclared"]:
-        raise TrackerError("invalid", f"{min(unknown)}: the template has no such variable")
+        raise TrackerError("invalid", "the template has no such variable", f"{min(unknown)}")
     values = {variable.name: variable.value for variable in declared if variable.value is not None} | given
     for variable in declared:
         value = values.get(variable.name)
         if variable.required and value in (None, ""):
-            raise TrackerError("invalid", f"{variable.name}: is required")
+            raise TrackerError("invalid", "is required", f"{variable.name}")
         if variable.allowed and value is not None and value not in variable.allowed:
             raise TrackerError(
-                "invalid", f"{variable.name}: must be one of {', '.join(map(as_text, variable.allowed))}"
+                "invalid", f"must be one of {', '.join(map(as_text, variable.allowed))}", f"{variable.name}"
             )
     return values
 
@@ -2549,10 +2592,12 @@ def declared_variables(template: sqlite3.Row) -> list[Variable]:
 
 def place_arguments(template: sqlite3.Row, given: list[Any]) -> list[str]:
     """The arguments as the script gets them: texts, each in its place. Refuses too few; what is too many is ignored."""
-    _refuse_nul(given, "arguments")
+    refuse_nul(given, "arguments")
     needed = len(free_arguments(template))
     if len(given) < needed:
-        raise TrackerError("invalid", f"arguments: an array of length {needed} is required; optional ones must be null")
+        raise TrackerError(
+            "invalid", f"an array of length {needed} is required; optional ones must be null", "arguments"
+        )
     values = iter(given)
     declared = declared_arguments(template)
     return [as_text(one.value if one.type == "fixed" else next(values)) for one in declared]
@@ -2577,7 +2622,7 @@ def job_recipe(template: sqlite3.Row, variables: dict[str, Any], arguments: list
         text = texts.get(match[1], match[0])
         size += len(text)
         if size > MOST_RECIPES:  # a long value in many places
-            raise TrackerError("invalid", "recipe: too long with these values of its variables")
+            raise TrackerError("invalid", "too long with these values of its variables", "recipe")
         return text
 
     return re.sub(r"\{([^{}]+)\}", filled_in, template["recipe"])
@@ -2629,11 +2674,11 @@ DIALECT_NAMES = {"otter": "Otter", "testflinger": "Testflinger", "theeye": "thee
 def retry_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
     """A new job, with all that an ended one was given. 409 while that is still live."""
     if job["finished"] is None:
-        raise TrackerError("conflict", f"job: it has not ended yet, it is {job['state']}")
+        raise TrackerError("conflict", f"it has not ended yet, it is {job['state']}", "job")
     if job["workflow"] is not None:
         return retry_workflow(tx, job, origin, **by)
     if tx.one("SELECT 1 FROM testflinger_job WHERE job = ? AND attachments = 'waiting'", (job["id"],)):
-        raise TrackerError("conflict", "job: its attachments have never come; please submit it again")
+        raise TrackerError("conflict", "its attachments have never come; please submit it again", "job")
     copied = ("project", "template", "name", "recipe", "script", "runas", "variables", "arguments", "env", "timeout")
     copied = (*copied, "max_retries", "priority")
     return insert_job(tx, {**{name: job[name] for name in copied}, "origin": origin, "retry_of": job["id"], **by})
@@ -2658,7 +2703,7 @@ def move_job(
         {"job": job, "to": to, "now": tx.now, **values},
     )
     if row is None:
-        raise TrackerError("conflict", f"job: cannot {event} in its state")
+        raise TrackerError("conflict", f"cannot {event} in its state", "job")
     if row["attempts"] <= MOST_ATTEMPTS or row["finished"] is not None:
         add_job_line(tx, job, said, level)
     if row["finished"] is not None and row["workflow_job"] is not None:
@@ -2702,7 +2747,7 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> dict[str, Any]:
     Returns what start_job returns. 409 when the job is not waiting.
     """
     if job["state"] != "waiting" or job["task"] is None:
-        raise TrackerError("conflict", f"job: it cannot be assigned, it is {job['state']}")
+        raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
     hold(tx, job["task"], worker, lease(job["timeout"]))
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
@@ -2774,7 +2819,7 @@ def expire_job(tx: Tx, task: sqlite3.Row) -> bool:
 def cancel_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
     """Ends a job; if its task is assigned, that is taken away from its worker. 409 when it has ended already."""
     if job["finished"] is not None:
-        raise TrackerError("conflict", f"job: it has ended already, it is {job['state']}")
+        raise TrackerError("conflict", f"it has ended already, it is {job['state']}", "job")
     if job["task"] is not None:
         tx.execute("DELETE FROM task WHERE id = ?", (job["task"],))
     move_job(tx, job["id"], "cancel", f"cancelled by {by}")
@@ -2791,7 +2836,7 @@ def read_report(output: Raw) -> Report:
     try:
         text, result = bytes(output).decode(), msgspec.json.decode(output)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise TrackerError("invalid", "output: not valid JSON") from None
+        raise TrackerError("invalid", "not valid JSON", "output") from None
     if not isinstance(result, dict):
         return Report(text)
     state, handed_on, killed = result.get("state"), result.get("output"), result.get("killed") is True
@@ -2965,13 +3010,13 @@ def list_jobs(tx: Tx, caller: WorkerCredentials | bytes | None, query: JobsQuery
         project = row and row["project"]
         allowed_to_submit(tx, caller, project, f"template: no template {query.template}", READ)
         if query.project not in (None, project):
-            raise TrackerError("invalid", "template: it is not of that project")
+            raise TrackerError("invalid", "it is not of that project", "template")
     elif project is not None:
         row = tx.one("SELECT id FROM project WHERE id = ?", (project,))
         allowed_to_submit(tx, caller, row and row["id"], f"project: no project {project}", READ)
     elif isinstance(caller, WorkerCredentials):
         authenticate(tx, caller)
-        raise TrackerError("invalid", "project: is required")
+        raise TrackerError("invalid", "is required", "project")
     rows, more = find_jobs(tx, None if project is not None else require_manager(tx, caller), query)
     return {"jobs": [job_json(tx, row, whole=False) for row in rows], "before": more}
 
@@ -3105,7 +3150,7 @@ def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[s
     manager = require_manager(tx, session)
     for name in ("project", "name", "start"):
         if getattr(body, name) is UNSET:
-            raise TrackerError("invalid", f"{name}: is required")
+            raise TrackerError("invalid", "is required", name)
     require_role(tx, session, body.project, EDIT)
     check_workflow(tx, manager, None, body)
     check_room(tx, "workflow", body.project)
@@ -3122,7 +3167,7 @@ def update_workflow(tx: Tx, session: bytes | None, workflow: int, body: Workflow
     """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges. Needs EDIT."""
     old = editable_workflow(tx, session, workflow)
     if body.project not in (UNSET, old["project"]):
-        raise TrackerError("invalid", "project: a workflow stays in its project")
+        raise TrackerError("invalid", "a workflow stays in its project", "project")
     check_workflow(tx, require_manager(tx, session), old, body)
     values = {name: old[name] if (given := getattr(body, name)) is UNSET else given for name in ("name", "start")}
     tx.execute("UPDATE workflow SET name = :name, start = :start WHERE id = :id", {**values, "id": workflow})
@@ -3134,22 +3179,22 @@ def check_workflow(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: 
     """Refuses a name that is taken, and templates that are not there or not the manager's to use."""
     if body.name is not UNSET:
         if not body.name.strip():
-            raise TrackerError("invalid", "name: must not be blank")
+            raise TrackerError("invalid", "must not be blank", "name")
         values = (old["project"] if old else body.project, body.name, old and old["id"])
         taken = "SELECT 1 FROM workflow WHERE project = ? AND name = ? AND id IS NOT ? AND deleted IS NULL"
         if tx.one(taken, values):
-            raise TrackerError("conflict", f"name: the project has a workflow named {body.name!r} already")
+            raise TrackerError("conflict", f"the project has a workflow named {body.name!r} already", "name")
     edges = body.edges or []
     forks = Counter((edge.template, edge.ending) for edge in edges)
     if forks and max(forks.values()) > MOST_FORKS:
-        raise TrackerError("invalid", f"edges: more than {MOST_FORKS} from one template for one ending")
+        raise TrackerError("invalid", f"more than {MOST_FORKS} from one template for one ending", "edges")
     named = [("start", body.start)] if body.start is not UNSET else []
     named += [(f"edges[{number}].template", edge.template) for number, edge in enumerate(edges)]
     named += [(f"edges[{number}].target", edge.target) for number, edge in enumerate(edges)]
     for field, template in named:
         row = find_template(tx, template)
         if row is None or not role_in_project(tx, manager, row["project"]) & EDIT:
-            raise TrackerError("invalid", f"{field}: no template {template} that you may edit")
+            raise TrackerError("invalid", f"no template {template} that you may edit", field)
 
 
 def set_edges(tx: Tx, workflow: int, edges: list[Edge]) -> None:
@@ -3222,7 +3267,7 @@ def run_workflow(
     """A run of this workflow: a job without a task, whose steps are jobs. Refuses what the first step refuses."""
     start = find_template(tx, workflow["start"])
     if start is None:
-        raise TrackerError("conflict", "workflow: the template that it starts with was deleted")
+        raise TrackerError("conflict", "the template that it starts with was deleted", "workflow")
     columns = {
         "project": workflow["project"],
         "workflow": workflow["id"],
@@ -3237,7 +3282,7 @@ def run_workflow(
     }
     if len(columns["variables"]) + len(columns["arguments"]) > MOST_GIVEN:
         raise TrackerError(
-            "invalid", f"variables, arguments: a workflow takes at most {MOST_GIVEN:,} characters of them"
+            "invalid", f"a workflow takes at most {MOST_GIVEN:,} characters of them", "variables, arguments"
         )
     run = insert_job_alone(tx, {**columns, **by})
     start_step(tx, run, start, arguments)
@@ -3247,7 +3292,7 @@ def run_workflow(
 def retry_workflow(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
     workflow = find_workflow(tx, job["workflow"])
     if workflow is None:
-        raise TrackerError("conflict", "job: its workflow was deleted")
+        raise TrackerError("conflict", "its workflow was deleted", "job")
     variables, arguments = msgspec.json.decode(job["variables"]), msgspec.json.decode(job["arguments"])
     return run_workflow(tx, workflow, variables, arguments, origin, retry_of=job["id"], **by)
 
@@ -3411,7 +3456,7 @@ def place_of(after: str) -> tuple[int, int]:
     try:
         return to_int64(int(lane), "after"), to_int64(int(last), "after")
     except ValueError:
-        raise TrackerError("invalid", f"after: {after!r} is not a place in a list") from None
+        raise TrackerError("invalid", f"{after!r} is not a place in a list", "after") from None
 
 
 def next_lane(tx: Tx, state: TaskState, wanted: TaskFilter, values: dict, lane: int | None) -> int | None:
@@ -3517,7 +3562,7 @@ def act_on_tasks(tx: Tx, session: bytes | None, project: int, body: TaskAction, 
     """Does the same to some tasks of a project, and says to how many: those in a state that the action is for."""
     check_action(tx, session, project, body)
     if len(tasks) > MOST_SELECTED:
-        raise TrackerError("invalid", f"task: at most {MOST_SELECTED} at once")
+        raise TrackerError("invalid", f"at most {MOST_SELECTED} at once", "task")
     tasks = [to_int64(task, "task") for task in tasks]
     return apply_action(tx, project, body.action, body.priority, tasks, tx.uptime)
 
@@ -3525,7 +3570,7 @@ def act_on_tasks(tx: Tx, session: bytes | None, project: int, body: TaskAction, 
 def check_action(tx: Tx, session: bytes | None, project: int, body: TaskAction) -> sqlite3.Row:
     """The manager, if it may do this. set_priority needs EDIT, the rest MAINTENANCE."""
     if body.action == "set_priority" and body.priority is None:
-        raise TrackerError("invalid", "priority: is required")
+        raise TrackerError("invalid", "is required", "priority")
     return require_role(tx, session, project, EDIT if body.action == "set_priority" else MAINTENANCE)
 
 
@@ -3806,7 +3851,7 @@ def submit_as_manager(tx: Tx, session: bytes | None, project: int, body: LineTas
     require_role(tx, session, project, EDIT)
     task = new_task(body)._replace(project=project)
     if not insert_task(tx, task, find_project(tx, project)["keep_hashes"]):
-        raise TrackerError("conflict", "unique_string: there is such a task already")
+        raise TrackerError("conflict", "there is such a task already", "unique_string")
 
 
 async def stage_lines(
@@ -3821,7 +3866,7 @@ async def stage_lines(
             break
         await database.write(add_bulk_piece, operation, number, piece, long=True)
     if not report.line_count:
-        raise TrackerError("invalid", "file: it has no line that is not blank")
+        raise TrackerError("invalid", "it has no line that is not blank", "file")
     await database.write(accept_lines_submit, session, operation, report)
 
 
@@ -3862,13 +3907,10 @@ def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
         fields |= decode(text.encode(), dict[str, Any])
     else:
         fields["recipe"] = text
-    try:
-        body = msgspec.convert(fields, LineTask)
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
-    _refuse_nul(body, "")
+    body = convert(fields, LineTask)
+    refuse_nul(body)
     if body.project not in (0, project):
-        raise TrackerError("invalid", f"project: {body.project}, but this is project {project}")
+        raise TrackerError("invalid", f"{body.project}, but this is project {project}", "project")
     if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
         body.unique_string = body.recipe
     return new_task(body)._replace(project=project)
@@ -3910,7 +3952,7 @@ def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) 
     worker = authenticate(tx, caller)
     message = body.message if body.message is not UNSET else body.Message
     if message is UNSET:
-        raise TrackerError("invalid", "message: is required")
+        raise TrackerError("invalid", "is required", "message")
     entry = TaskEntry(message, body.timestamp, level, body.scope)
     held = None if body.task_id is None else held_task(tx, caller.id, body.task_id)
     if held and held["job"] is not None:
@@ -3943,13 +3985,13 @@ def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
     if not tx.settings.public_logs:
         require_manager(tx, session)
     if body.level is None and body.max_level is None:
-        raise TrackerError("invalid", "level: is required")
+        raise TrackerError("invalid", "is required", "level")
     levels = [body.level] if body.level else range(1, body.max_level + 1)
     before = (
         tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
     )
     if before is None:
-        raise TrackerError("not_found", f"before: no log entry {body.before}")
+        raise TrackerError("not_found", f"no log entry {body.before}", "before")
     cursors = [  # one index range a level, each in order already
         tx.execute(
             "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
@@ -4436,7 +4478,7 @@ class Reply(NamedTuple):
     message: str | None = None
     status: int = 200
     headers: Sequence[tuple[bytes, bytes]] = ()
-    delay: float | None = None
+    error: TrackerError | None = None
 
     def body(self) -> bytes:
         if self.status == 204:
@@ -4444,19 +4486,25 @@ class Reply(NamedTuple):
         envelope: dict[str, Any] = {"ok": self.ok}
         if self.message is not None:
             envelope["message"] = self.message
-        if self.delay is not None:
-            envelope["rate_limit_delay"] = self.delay
+        if self.error is not None:
+            envelope |= refusal_members(self.error)
         if self.content is not None:
             envelope["content"] = self.content
         return encode(envelope)
 
 
+def refusal_members(error: TrackerError) -> dict[str, Any]:
+    """What a program reads of a refusal: its code, the field that it is about, and when to come again."""
+    delay = {} if error.delay is None else {"rate_limit_delay": error.delay}
+    return {**delay, "code": error.code, **({"field": error.field} if error.field else {})}
+
+
 def error_reply(error: TrackerError) -> Reply:
-    """How every error looks: {"ok": false, "message": …}, and Retry-After where it helps."""
+    """How every error looks: {"ok": false, "message": …, "code": …}, and Retry-After where it helps."""
     headers = []
     if error.delay is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.delay))))
-    return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, delay=error.delay)
+    return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, error=error)
 
 
 class Call:
@@ -4526,7 +4574,7 @@ class Call:
     def path_id(self, name: str) -> int:
         text = self.scope["path_params"][name]
         if not (text.isascii() and text.isdigit()):
-            raise TrackerError("invalid", f"{name}: must be a whole number")
+            raise TrackerError("invalid", "must be a whole number", name)
         return int(text) if len(text) < 19 else INT64_MAX  # no id is that large: it will not be found
 
     def path_value(self, name: str) -> int | str:
@@ -4542,34 +4590,33 @@ class Call:
         try:
             return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
         except ValueError:
-            raise TrackerError("invalid", "query: not a valid query string") from None
+            raise TrackerError("invalid", "not a valid query string", "query") from None
 
     def query_as(self, kind: type, *several: str) -> Any:
         """The query's parameters as a struct; numbers are given as text there. `several` may be given repeatedly."""
         texts = {name: given if name in several else given[-1:] for name, given in self.query().items()}
         values = {name: given if name in several else given[0] for name, given in texts.items()}
         try:
-            query = msgspec.convert(values, kind, strict=False)
-        except msgspec.ValidationError as error:
-            name, problem = name_and_problem(error)
-            raise TrackerError("invalid", f"{name.partition('[')[0]}: {problem}") from None
+            query = convert(values, kind, strict=False)
+        except TrackerError as error:
+            raise TrackerError("invalid", error.problem, error.field.partition("[")[0]) from None
         for name, value in msgspec.to_builtins(query).items():
             numbers = value if name in several else [value]
             if name in texts and type(numbers[0]) is int and set(map(str, numbers)) != set(texts[name]):
-                raise TrackerError("invalid", f"{name}: must be a whole number")  # msgspec reads 1e3 and 1.0 as well
+                raise TrackerError("invalid", "must be a whole number", name)  # msgspec reads 1e3 and 1.0 as well
         return query
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
         most = 1024 * (limit or self.tracker.settings.max_body)
-        too_large = TrackerError("too_large", f"body: more than {most // 1024} KiB")
+        too_large = TrackerError("too_large", f"more than {most // 1024} KiB", "body")
         if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
             raise too_large
         parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
         while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
             message = await self.receive()
             if message["type"] == "http.disconnect":
-                raise TrackerError("timeout", "body: did not arrive")
+                raise TrackerError("timeout", "did not arrive", "body")
             parts.append(message["body"])
             size += len(message["body"])
             if size > most:
@@ -4581,22 +4628,22 @@ class Call:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
         most, size = 1024 * limit, 0
         if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
-            raise TrackerError("invalid", "body: its Content-Type is too long")
+            raise TrackerError("invalid", "its Content-Type is too long", "body")
 
         async def receive() -> dict:
             nonlocal size
             message = await self.receive()
             size += len(message.get("body", b""))
             if size > most:
-                raise TrackerError("too_large", f"{what}: more than {limit} KiB")
+                raise TrackerError("too_large", f"more than {limit} KiB", what)
             return message
 
         try:
             form = await Request(self.scope, receive).form(max_part_size=most, **limits)
         except HTTPException as error:
-            raise TrackerError("invalid", f"body: {error.detail}") from None
+            raise TrackerError("invalid", f"{error.detail}", "body") from None
         except ClientDisconnect:
-            raise TrackerError("timeout", "body: did not arrive") from None
+            raise TrackerError("timeout", "did not arrive", "body") from None
         return {name: form.getlist(name) for name in form}
 
     async def json(self, kind: Any) -> Any:
@@ -4842,7 +4889,7 @@ async def bulk_release(call: Call) -> Reply:
     caller, most = call.worker(), call.tracker.settings.max_count
     releases = (await call.json(BulkReleaseBody)).releases
     if len(releases) > most:
-        raise TrackerError("invalid", f"releases: at most {most} in one request")
+        raise TrackerError("invalid", f"at most {most} in one request", "releases")
     return Reply(await call.tracker.db.write(release_tasks, caller, releases, long=True))
 
 
@@ -4904,7 +4951,7 @@ async def register(call: Call) -> Reply:
 async def register_account(call: Call, body: RegisterBody) -> tuple[dict[str, Any], bytes]:
     """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
     if not body.username.isprintable() or body.username != body.username.strip():
-        raise TrackerError("invalid", "username: no control characters, and no blanks at its ends")
+        raise TrackerError("invalid", "no control characters, and no blanks at its ends", "username")
     await call.tracker.db.write(begin_registration, client_address(call))
     password_hash = await call.tracker.hash(hash_password, body.password)
     return await call.tracker.db.write(register_manager, body.username, password_hash)
@@ -4938,7 +4985,7 @@ async def change_password(call: Call, body: PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
     username, stored = await call.tracker.db.write(begin_password_change, call.session())
     if not await call.tracker.hash(password_matches, body.password, stored):
-        raise TrackerError("unauthorized", "password: this is not your present password")
+        raise TrackerError("unauthorized", "this is not your present password", "password")
     password_hash = await call.tracker.hash(hash_password, body.new_password)
     return await call.tracker.db.write(finish_password_change, call.session(), username, password_hash)
 
@@ -5347,13 +5394,11 @@ def toml_value(value: Any) -> str:
 def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     try:
         password = getpass.getpass(f"Password for {options.name}: ") if sys.stdin.isatty() else sys.stdin.readline()
-        body = msgspec.convert({"username": options.name, "password": password.rstrip("\r\n")}, RegisterBody)
+        body = convert({"username": options.name, "password": password.rstrip("\r\n")}, RegisterBody)
         password_hash = hash_password(body.password)
         body.username.encode()
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
     except (EOFError, UnicodeError):
-        raise TrackerError("invalid", "name, password: must be given, and be valid UTF-8") from None
+        raise TrackerError("invalid", "must be given, and be valid UTF-8", "name, password") from None
 
     async def create() -> None:
         database = Database(settings, Clock())
