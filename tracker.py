@@ -32,6 +32,7 @@ import hashlib
 import heapq
 import hmac
 import importlib
+import inspect
 import itertools
 import logging
 import logging.handlers
@@ -46,10 +47,11 @@ import tempfile
 import threading
 import time
 import tomllib
+import typing
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar, get_args
 from urllib.parse import parse_qs, urlsplit
 
 import aiosqlite
@@ -66,148 +68,80 @@ from starlette.staticfiles import StaticFiles
 
 import openapi
 from server import Server, listen, plain_cycle, plain_head, run_loop, url_of, uvicorn_config, write_at_once
+from shapes import (
+    COUNT_COLUMNS,
+    INT64_MAX,
+    PROJECT_COLUMNS,
+    TOKEN,
+    Access,
+    AccessBody,
+    Account,
+    AliasBody,
+    Argument,
+    Assignee,
+    AssignFromQuery,
+    AssignQuery,
+    BulkReleaseBody,
+    BulkSubmitted,
+    Count,
+    Edge,
+    Id,
+    Int64,
+    Job,
+    JobEntry,
+    JobPage,
+    JobsQuery,
+    LastSnapshots,
+    LinesQuery,
+    LogBody,
+    LogEntry,
+    LoginBody,
+    LogLevel,
+    LogsBody,
+    Manager,
+    Natural,
+    PasswordForm,
+    PauseBody,
+    PausedBody,
+    Project,
+    ProjectBody,
+    ProjectManager,
+    Push,
+    PushBody,
+    RegisterBody,
+    ReleaseBody,
+    RoleBody,
+    RoleForm,
+    Seconds,
+    SecretBody,
+    Snapshot,
+    SnapshotsBetween,
+    SubmitBody,
+    Task,
+    TaskEntry,
+    TaskLogBody,
+    TaskLogged,
+    Template,
+    TemplateBody,
+    Token,
+    TriggerBody,
+    Variable,
+    WebhookSecretBody,
+    Worker,
+    WorkerRolesBody,
+    WorkerStatistics,
+    Workflow,
+    WorkflowBody,
+    about,
+)
 
 __version__ = "1.0.0"
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("tracker")
+Shape = TypeVar("Shape", bound=msgspec.Struct)
 
-# ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-LogLevel = Literal["error", "warn", "info", "debug", "trace"]
-
-
-def about(kind: Any, description: str, **limits: Any) -> Any:
-    """The type of a setting: its kind, its help text, its limits."""
-    return Annotated[kind, Meta(description=description, **limits)]
-
-
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
-
-    host: about(str, "Address to listen on. Anything but loopback is reachable from outside: put TLS in front.") = (
-        "127.0.0.1"
-    )
-    port: about(int, "Port to listen on; 0 takes a free one.", ge=0, le=65535) = 3010
-    root_path: about(
-        str,
-        "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
-        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-    ) = ""
-    trusted_proxies: about(
-        str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
-    ) = "127.0.0.1"
-    database: about(str, "The SQLite file; a relative path starts at the configuration file's folder.") = "tracker.db"
-    synchronous: about(
-        Literal["FULL", "NORMAL"],
-        "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
-    ) = "FULL"
-    cache_size: about(int, "Memory for SQLite's page cache, in MiB.", ge=1, le=65536) = 16
-    log_file: about(
-        str,
-        "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
-    ) = "tracker.log"
-    log_level: about(LogLevel, "Workers' log lines from this level on are also kept in the database.") = "info"
-    log_retention: about(Seconds, "Log lines in the database are deleted after this time, in seconds.") = 2_592_000
-    public_logs: about(bool, "Whether anybody may read the logs; otherwise only managers.") = False
-    access_log: about(bool, "Whether to print a line for each request.") = False
-    cookie_name: about(str, "Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$") = "tt"
-    session_lifetime: about(Seconds, "A login ends after this time, in seconds.") = 2_592_000
-    open_registration: about(
-        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
-    ) = True
-    open_worker_registration: about(
-        bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."
-    ) = True
-    default_alias: about(str, "Alias of a worker that did not choose one.", min_length=1, max_length=200) = "worker"
-    default_max_assign_time: about(
-        int, "A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31
-    ) = 3600
-    default_job_timeout: about(Seconds, "A job whose template has no timeout may run for this time, in seconds.") = 600
-    job_retention: about(
-        Seconds, "An ended job is deleted after this time, in seconds, unless its template says otherwise."
-    ) = 2_592_000
-    max_job_log: about(Count, "Most log text that is kept of one job, in KiB.") = 16384
-    theeye_customer: about(
-        str, "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
-    ) = "tracker"
-    testflinger_anonymous: about(
-        Literal["loopback", "always", "never"],
-        "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own machine,"
-        " where it listens on no other address and has no root_path. always: everybody who reaches it. never: nobody.",
-    ) = "loopback"
-    testflinger_version: about(
-        Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
-    ) = "2025"
-    testflinger_retention: about(
-        Seconds,
-        "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
-        " in seconds (jobs at the latest after job_retention).",
-    ) = 604_800
-    testflinger_max_file: about(Count, "Largest artifact or attachments of a Testflinger job, in MiB.") = 4096
-    webhook_networks: about(
-        tuple[str, ...],
-        "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
-    ) = ()
-    max_wait: about(Seconds, "The longest ?wait= for a task that is honoured, in seconds.") = 60
-    max_count: about(Count, "The most tasks that one ?count= or one bulk release may take.") = 1000
-    max_bulk: about(Count, "The most tasks in one bulk submit.") = 100_000
-    max_body: about(Count, "Largest request body, in KiB.") = 1024
-    max_bulk_body: about(Count, "Largest body of a bulk submit, in KiB.") = 65536
-    request_timeout: about(Seconds, "A client has this long to send its headers, and again to send its body.") = 30
-    shutdown_timeout: about(Seconds, "Requests in flight have this long to finish when the tracker stops.") = 10
-    history_retention: about(
-        Seconds, "A task's past assignments and finished operations are forgotten after this time, in seconds."
-    ) = 2_592_000
-    snapshot_interval: about(Seconds, "Time between two snapshots of every project's counts, in seconds.") = 60
-    snapshot_history: about(Seconds, "Snapshots are deleted after this time, in seconds.") = 7_776_000
-    refresh_interval: about(
-        Seconds, "An open page of the manager UI fetches what has changed after this time, in seconds."
-    ) = 5
-    production_branches: about(
-        tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
-    ) = ("main", "master")
-
-
-FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
-
-
-def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings, dict[str, str]]:
-    """Settings from a TOML file and from overrides (None = not given), and where each one came from.
-
-    Refuses (TrackerError) an unreadable file, an unknown key, a wrong type, an impossible value, naming key and file.
-    """
-    given = _read_toml(path) if path else {}
-    sources = dict.fromkeys(FIELDS, "default") | dict.fromkeys(given, str(path))
-    for name in given:
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise TrackerError("start", f"{path}: unknown setting {name}{hint}")
-    for name, value in overrides.items():
-        if value is not None:
-            given[name], sources[name] = value, "command line"
-    try:
-        settings = convert(given, Settings)
-    except TrackerError as error:
-        raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
-    if path and sources["database"] != "command line":
-        settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
-    return settings, sources
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise TrackerError("start", f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TrackerError("start", f"{path}: not valid TOML: {error}") from None
-
-
-# ── Errors ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Errors and values ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 STATUS = {
     "invalid": 400,
@@ -275,11 +209,6 @@ def refused_value(error: msgspec.ValidationError) -> TrackerError:
     return TrackerError("invalid", problem, name or "body")
 
 
-def name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
-    refusal = refused_value(error)
-    return refusal.field, refusal.problem
-
-
 def convert(values: Any, kind: Any, strict: bool = True) -> Any:
     """The values as `kind`; not `strict`: numbers may be given as texts. Refuses what is none, naming the field."""
     try:
@@ -324,6 +253,46 @@ def refuse_nul(value: Any, name: str = "", depth: int = 0) -> None:
             refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
 
 
+encode = msgspec.json.Encoder().encode
+
+
+@functools.cache
+def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Callable[[Any], Any]]]:
+    """The fields of a Struct, and how each is made of a column: booleans are numbers there, and JSON is text."""
+    made = {msgspec.inspect.BoolType: bool}
+    made |= dict.fromkeys((msgspec.inspect.ListType, msgspec.inspect.DictType, msgspec.inspect.AnyType), as_raw)
+    return [
+        (field.name, made.get(plain_type(field.type), unchanged)) for field in msgspec.inspect.type_info(kind).fields
+    ]
+
+
+def plain_type(kind: Any) -> type:
+    """The type behind what is said of it; of alternatives the first one."""
+    while isinstance(kind, msgspec.inspect.Metadata | msgspec.inspect.UnionType):
+        kind = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind.types[0]
+    return type(kind)
+
+
+def as_raw(text: str | None) -> Raw | None:
+    """A column that holds JSON, as it is."""
+    return None if text is None else Raw(text.encode())
+
+
+def unchanged(value: Any) -> Any:
+    return value
+
+
+def shaped(kind: type[Shape], row: sqlite3.Row, **given: Any) -> Shape:
+    """A row as the API shows it: what is not `given` comes from the columns of the same names, where there are such."""
+    present = set(row.keys()) - given.keys()
+    return kind(**{name: make(row[name]) for name, make in columns_of(kind) if name in present}, **given)
+
+
+def given_fields(body: msgspec.Struct) -> dict[str, Any]:
+    """The fields that a body has brought."""
+    return {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
+
+
 def storable(value: Any) -> Any:
     """JSON as it can be stored: without NUL characters, and with a question mark for half of a surrogate pair."""
     if isinstance(value, str):
@@ -333,6 +302,168 @@ def storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {storable(name): storable(one) for name, one in value.items()}
     return value
+
+
+# ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
+
+    host: Annotated[
+        str, about("Address to listen on. Anything but loopback is reachable from outside: put TLS in front.")
+    ] = "127.0.0.1"
+    port: Annotated[int, about("Port to listen on; 0 takes a free one.", ge=0, le=65535)] = 3010
+    root_path: Annotated[
+        str,
+        about(
+            "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
+            pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        ),
+    ] = ""
+    trusted_proxies: Annotated[
+        str,
+        about("Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."),
+    ] = "127.0.0.1"
+    database: Annotated[str, about("The SQLite file; a relative path starts at the configuration file's folder.")] = (
+        "tracker.db"
+    )
+    synchronous: Annotated[
+        Literal["FULL", "NORMAL"],
+        about(
+            "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
+        ),
+    ] = "FULL"
+    cache_size: Annotated[int, about("Memory for SQLite's page cache, in MiB.", ge=1, le=65536)] = 16
+    log_file: Annotated[
+        str,
+        about(
+            "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
+        ),
+    ] = "tracker.log"
+    log_level: Annotated[LogLevel, about("Workers' log lines from this level on are also kept in the database.")] = (
+        "info"
+    )
+    log_retention: Annotated[Seconds, about("Log lines in the database are deleted after this time, in seconds.")] = (
+        2_592_000
+    )
+    public_logs: Annotated[bool, about("Whether anybody may read the logs; otherwise only managers.")] = False
+    access_log: Annotated[bool, about("Whether to print a line for each request.")] = False
+    cookie_name: Annotated[str, about("Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$")] = "tt"
+    session_lifetime: Annotated[Seconds, about("A login ends after this time, in seconds.")] = 2_592_000
+    open_registration: Annotated[
+        bool, about("Whether anybody may register as a manager (who starts with no rights). The first one always may.")
+    ] = True
+    open_worker_registration: Annotated[
+        bool, about("Whether anybody may create a worker (which starts with no rights); otherwise only managers.")
+    ] = True
+    default_alias: Annotated[str, about("Alias of a worker that did not choose one.", min_length=1, max_length=200)] = (
+        "worker"
+    )
+    default_max_assign_time: Annotated[
+        int,
+        about("A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31),
+    ] = 3600
+    default_job_timeout: Annotated[
+        Seconds, about("A job whose template has no timeout may run for this time, in seconds.")
+    ] = 600
+    job_retention: Annotated[
+        Seconds, about("An ended job is deleted after this time, in seconds, unless its template says otherwise.")
+    ] = 2_592_000
+    max_job_log: Annotated[Count, about("Most log text that is kept of one job, in KiB.")] = 16384
+    theeye_customer: Annotated[
+        str,
+        about(
+            "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
+        ),
+    ] = "tracker"
+    testflinger_anonymous: Annotated[
+        Literal["loopback", "always", "never"],
+        about(
+            "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own machine,"
+            " where it listens on no other address and has no root_path. always: everybody who reaches it. never: nobody.",
+        ),
+    ] = "loopback"
+    testflinger_version: Annotated[
+        Literal["2025", "2026"],
+        about("Which Testflinger server to be like where the two in use contradict one another."),
+    ] = "2025"
+    testflinger_retention: Annotated[
+        Seconds,
+        about(
+            "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
+            " in seconds (jobs at the latest after job_retention).",
+        ),
+    ] = 604_800
+    testflinger_max_file: Annotated[Count, about("Largest artifact or attachments of a Testflinger job, in MiB.")] = (
+        4096
+    )
+    webhook_networks: Annotated[
+        tuple[str, ...],
+        about(
+            "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
+        ),
+    ] = ()
+    max_wait: Annotated[Seconds, about("The longest ?wait= for a task that is honoured, in seconds.")] = 60
+    max_count: Annotated[Count, about("The most tasks that one ?count= or one bulk release may take.")] = 1000
+    max_bulk: Annotated[Count, about("The most tasks in one bulk submit.")] = 100_000
+    max_body: Annotated[Count, about("Largest request body, in KiB.")] = 1024
+    max_bulk_body: Annotated[Count, about("Largest body of a bulk submit, in KiB.")] = 65536
+    request_timeout: Annotated[
+        Seconds, about("A client has this long to send its headers, and again to send its body.")
+    ] = 30
+    shutdown_timeout: Annotated[
+        Seconds, about("Requests in flight have this long to finish when the tracker stops.")
+    ] = 10
+    history_retention: Annotated[
+        Seconds, about("A task's past assignments and finished operations are forgotten after this time, in seconds.")
+    ] = 2_592_000
+    snapshot_interval: Annotated[
+        Seconds, about("Time between two snapshots of every project's counts, in seconds.")
+    ] = 60
+    snapshot_history: Annotated[Seconds, about("Snapshots are deleted after this time, in seconds.")] = 7_776_000
+    refresh_interval: Annotated[
+        Seconds, about("An open page of the manager UI fetches what has changed after this time, in seconds.")
+    ] = 5
+    production_branches: Annotated[
+        tuple[str, ...], about("A push to one of these branches sets a project's version (git webhook).")
+    ] = ("main", "master")
+
+
+FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
+
+
+def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings, dict[str, str]]:
+    """Settings from a TOML file and from overrides (None = not given), and where each one came from.
+
+    Refuses (TrackerError) an unreadable file, an unknown key, a wrong type, an impossible value, naming key and file.
+    """
+    given = _read_toml(path) if path else {}
+    sources = dict.fromkeys(FIELDS, "default") | dict.fromkeys(given, str(path))
+    for name in given:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise TrackerError("start", f"{path}: unknown setting {name}{hint}")
+    for name, value in overrides.items():
+        if value is not None:
+            given[name], sources[name] = value, "command line"
+    try:
+        settings = convert(given, Settings)
+    except TrackerError as error:
+        raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
+    if path and sources["database"] != "command line":
+        settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
+    return settings, sources
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise TrackerError("start", f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrackerError("start", f"{path}: not valid TOML: {error}") from None
 
 
 # ── Clock, ids and secrets ────────────────────────────────────────────────────────────────────────────────────────────
@@ -360,12 +491,7 @@ class Clock:
         return time.monotonic() - self._origin
 
 
-INT64_MAX = 2**63 - 1
 UNLIMITED_RATE = 1.7976931348623157e308  # what existing clients compare with
-
-Int64 = Annotated[int, Meta(ge=-(2**63), le=INT64_MAX)]
-Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Id = Annotated[int, Meta(ge=0, le=INT64_MAX)]
 
 
 def new_secret() -> str:
@@ -760,8 +886,13 @@ def save_uptime(tx: Tx) -> None:
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
 
 
-# ── Workers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Callers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
+ROLE_NAMES = {READ: "READ", EDIT: "EDIT", MANAGE_ACCESS: "MANAGE_ACCESS", SECRET: "SECRET", MAINTENANCE: "MAINTENANCE"}
+ALL_ROLES = sum(ROLE_NAMES)
+LOGIN, ADMIN, WORKER, SEES = "login", "admin", "worker", "sees"  # what a call may need that is no role
+ASSIGN, SUBMIT = "assign", "submit"  # what a worker may be granted in a project
 LAST_SEEN_STEP = 10  # seconds; a coarser last_seen saves a write on nearly every request
 
 
@@ -772,55 +903,245 @@ class WorkerCredentials(NamedTuple):
     secret: bytes | None
 
 
-class AliasBody(msgspec.Struct):
-    alias: Annotated[str, Meta(max_length=200)] = ""
+class WithSecret(Protocol):
+    """What a SELECT has found of a worker that calls, among other things."""
+
+    secret_hash: bytes
+    last_seen: int
 
 
-class PauseBody(msgspec.Struct):
-    worker: Id
-    paused: bool
+class KnownWorker(NamedTuple):
+    """A worker that has proved who it is."""
 
-
-class Known(NamedTuple):
-    """What is known of a worker that calls."""
-
+    id: int
     secret_hash: bytes
     last_seen: int
     alias: str
 
 
-def check_secret(worker: Known | Submitter | Offer | Held | None, caller: WorkerCredentials) -> None:
+class Caller(NamedTuple):
+    """Who calls, with today's rights: a manager with its roles, a worker, or nobody.
+
+    Resolved once in a transaction (as_caller), and never taken along into another one.
+    """
+
+    manager: Manager | None = None
+    roles: dict[int, int] = {}  # by project
+    worker: KnownWorker | None = None
+
+    def role(self, project: int) -> int:
+        """The manager's role bits in a project; a tracker admin has them all."""
+        if self.manager is not None and self.manager.tracker_admin:
+            return ALL_ROLES
+        return self.roles.get(project, 0)
+
+    @property
+    def by(self) -> dict[str, int]:
+        """The caller as a job notes who wanted it: {"worker": id} or {"manager": id}."""
+        return {"worker": self.worker.id} if self.worker else {"manager": self.manager.id}
+
+    @property
+    def as_values(self) -> dict[str, Any]:
+        """The manager as a SELECT asks for it that looks at the roles itself."""
+        admin = self.manager is not None and self.manager.tracker_admin
+        return {"manager": self.manager and self.manager.id, "admin": admin}
+
+
+Credentials = WorkerCredentials | bytes | None  # a worker's, a session's, none
+
+SELECT_MANAGER = """
+    SELECT m.id, m.username, m.tracker_admin, m.register_time,
+        (SELECT json_group_object(project, role) FROM manager_role WHERE manager = m.id) AS roles
+    FROM session s JOIN manager m ON m.id = s.manager WHERE s.id_hash = ? AND s.expires > ?
+"""
+
+
+def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any) -> Any:
+    """Calls `function(tx, caller, *args)` for whoever comes with these credentials. 401 for a worker that is none."""
+    return function(tx, identify(tx, credentials), *args)
+
+
+def identify(tx: Tx, credentials: Credentials) -> Caller:
+    """Who calls. Nothing about a manager is remembered in a cookie: a session that has ended is nobody's."""
+    if isinstance(credentials, WorkerCredentials):
+        return Caller(worker=authenticate(tx, credentials))
+    row = tx.one(SELECT_MANAGER, (digest(credentials), tx.time)) if credentials is not None else None
+    if row is None:
+        return Caller()
+    return Caller(shaped(Manager, row), msgspec.json.decode(row["roles"], type=dict[int, int]))
+
+
+def check_secret(worker: WithSecret | None, credentials: WorkerCredentials) -> None:
     """Refuses a caller whose secret is not that of the worker (None: there is none with its id)."""
     known = worker is not None and (
-        caller.secret is None or hmac.compare_digest(worker.secret_hash, digest(caller.secret))
+        credentials.secret is None or hmac.compare_digest(worker.secret_hash, digest(credentials.secret))
     )
     if not known:
         raise TrackerError("unauthorized", "Unknown worker or wrong secret (headers X-Worker-ID and X-Secret)")
 
 
-def check_worker(tx: Tx, worker: Known | Submitter | Offer | Held | None, caller: WorkerCredentials) -> None:
+def check_worker(tx: Tx, worker: WithSecret | None, credentials: WorkerCredentials) -> None:
     """Refuses as check_secret does; notes that the worker was seen."""
-    check_secret(worker, caller)
+    check_secret(worker, credentials)
     if abs(tx.time - worker.last_seen) >= LAST_SEEN_STEP:
-        tx.seen.add(caller.id)
+        tx.seen.add(credentials.id)
 
 
-def find_worker(tx: Tx, worker: int) -> Known | None:
-    row = tx.one("SELECT secret_hash, last_seen, alias FROM worker WHERE id = ?", (worker,))
-    return row and Known._make(row)
+def find_worker(tx: Tx, worker: int) -> KnownWorker | None:
+    row = tx.one("SELECT id, secret_hash, last_seen, alias FROM worker WHERE id = ?", (worker,))
+    return row and KnownWorker._make(row)
 
 
-def authenticate(tx: Tx, caller: WorkerCredentials) -> Known:
+def authenticate(tx: Tx, credentials: WorkerCredentials) -> KnownWorker:
     """The worker that the caller is. 401 if it is none."""
-    worker = find_worker(tx, caller.id)
-    check_worker(tx, worker, caller)
+    worker = find_worker(tx, credentials.id)
+    check_worker(tx, worker, credentials)
     return worker
 
 
-def may_submit_somewhere(tx: Tx, caller: WorkerCredentials) -> bool:
+def logged_in(caller: Caller) -> Manager:
+    """The manager that calls. 401 if it is none."""
+    if caller.manager is None:
+        raise TrackerError("unauthorized", "Please log in")
+    return caller.manager
+
+
+def check_admin(caller: Caller) -> None:
+    if not logged_in(caller).tracker_admin:
+        raise TrackerError("forbidden", "Only a tracker admin may do this")
+
+
+class Thing(NamedTuple):
+    """What a call is about: how it is called, and how it is found by what stands in the path."""
+
+    noun: str
+    find: Callable[[Tx, Any], sqlite3.Row | None]
+
+    def missing(self, key: Any) -> TrackerError:
+        return TrackerError("not_found", f"No {self.noun} {key}")
+
+
+class Need(NamedTuple):
+    """What a call needs: a role of ROLE_NAMES in the project that its Thing is of, or LOGIN, ADMIN, WORKER, SEES.
+
+    `worker`: a worker may make the call as well, if it is granted ASSIGN or SUBMIT there.
+    """
+
+    role: int | str
+    of: Thing | None
+    worker: str = ""
+
+    @property
+    def name(self) -> str:
+        """The role as people write it."""
+        return ROLE_NAMES.get(self.role, self.role)
+
+
+def needs(
+    role: int | str, of: Thing | None = None, worker: str = "", by_itself: bool = False
+) -> Callable[[Callable], Callable]:
+    """Declares what a function needs, and hands it what it is about: `(tx, caller, row, …)` for a call with an id.
+
+    Refused in this order: 401, 404 (what is not there, or is of a hidden project), 403. A row that was found already is
+    not looked up again. A function that finds out `by_itself` what it is about gets nothing. The API's documentation says
+    what is declared here.
+    """
+    need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker)
+
+    def declare(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def checked(tx: Tx, caller: Caller, *args: Any) -> Any:
+            if need.of is None:
+                check_kind(caller, need.role)
+                return function(tx, caller, *args)
+            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:])
+
+        declared = function if by_itself else checked
+        declared.need = need
+        return declared
+
+    return declare
+
+
+def check_kind(caller: Caller, role: str) -> None:
+    """Refuses a caller of another kind: LOGIN, ADMIN or WORKER is needed."""
+    if role == WORKER:
+        if caller.worker is None:
+            raise TrackerError("unauthorized", "Headers X-Worker-ID and X-Secret are required")
+    elif role == ADMIN:
+        check_admin(caller)
+    else:
+        logged_in(caller)
+
+
+def accessible(tx: Tx, caller: Caller, need: Need, key: Any) -> sqlite3.Row:
+    """What a call is about, if the caller may have it."""
+    if caller.worker is None and need.role != SEES:
+        logged_in(caller)
+    row = key if isinstance(key, sqlite3.Row) else need.of.find(tx, key)
+    missing = need.of.missing(key)
+    if row is None:
+        raise missing
+    project = row if need.of is PROJECT else find_project(tx, row["project"])
+    check_access(tx, caller, project, need.role, missing, need.worker)
+    return row
+
+
+def check_access(
+    tx: Tx,
+    caller: Caller,
+    project: sqlite3.Row | None,
+    role: int | str,
+    missing: TrackerError | None = None,
+    worker: str = "",
+) -> None:
+    """Refuses a manager without the role in the project, and a worker without the access. 401, 404, 403.
+
+    `missing` is said when there is no such project, and just so when it is hidden from the manager.
+    """
+    if caller.worker is None and role != SEES:
+        logged_in(caller)
+    if project is None:
+        raise missing
+    if caller.worker is not None:
+        return check_granted(tx, caller.worker.id, project["id"], worker)
+    roles = caller.role(project["id"])
+    if project["hidden"] and not (roles & READ if role in (SEES, LOGIN) else roles):
+        raise missing or PROJECT.missing(project["id"])
+    if isinstance(role, int) and not roles & role:
+        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project['id']}")
+
+
+def check_granted(tx: Tx, worker: int, project: int, access: str) -> None:
+    """Refuses a worker that was not granted ASSIGN or SUBMIT in the project."""
+    granted = f"SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_{access} AND NOT request"
+    if not tx.one(granted, (project, worker)):
+        raise TrackerError("forbidden", f"You have no {access.upper()} access to project {project}")
+
+
+def find_project_row(tx: Tx, project: int) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM project WHERE id = ?", (project,))
+
+
+PROJECT = Thing("project", find_project_row)
+
+
+def find_project(tx: Tx, project: int) -> sqlite3.Row:
+    """The project's row. 404 if there is none."""
+    row = find_project_row(tx, project)
+    if row is None:
+        raise PROJECT.missing(project)
+    return row
+
+
+# ── Workers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def may_submit_somewhere(tx: Tx, credentials: WorkerCredentials) -> bool:
     """Whether the caller has SUBMIT in any project: a check before a large body is read. 401 if it is no worker."""
-    check_secret(find_worker(tx, caller.id), caller)
-    return bool(tx.one("SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request", (caller.id,)))
+    check_secret(find_worker(tx, credentials.id), credentials)
+    granted = "SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request"
+    return bool(tx.one(granted, (credentials.id,)))
 
 
 def alias_of(tx: Tx, worker: int | None) -> str | None:
@@ -836,13 +1157,13 @@ def clean_alias(tx: Tx, alias: str) -> str:
     return alias
 
 
-def create_worker(tx: Tx, session: bytes | None, body: AliasBody) -> dict[str, Any]:
+def create_worker(tx: Tx, caller: Caller, body: AliasBody) -> Worker:
     """Registers a worker, with no rights yet. Its secret is in the answer and nowhere else."""
     if not tx.settings.open_worker_registration:
-        require_manager(tx, session)
+        logged_in(caller)
     alias = clean_alias(tx, body.alias)
     worker, secret = insert_worker(tx, alias)
-    return {"worker": {"id": worker, "created": tx.time, "alias": alias, "secret": secret, "paused": False}}
+    return Worker(id=worker, created=tx.time, alias=alias, secret=secret, paused=False)
 
 
 def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
@@ -855,181 +1176,86 @@ def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
     return row["id"], secret
 
 
-def get_worker(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
+def get_worker(tx: Tx, caller: Caller, worker: int) -> Worker:
     """A worker as everybody may see it, without its secret."""
     row = tx.one("SELECT id, created, alias, paused FROM worker WHERE id = ?", (worker,))
     if row is None:
         raise TrackerError("not_found", f"No worker {worker}")
-    return {"worker": {**row, "paused": bool(row["paused"])}}
+    return shaped(Worker, row)
 
 
-def update_worker(tx: Tx, caller: WorkerCredentials, body: AliasBody) -> None:
+@needs(WORKER)
+def update_worker(tx: Tx, caller: Caller, body: AliasBody) -> None:
     """Renames the calling worker."""
-    authenticate(tx, caller)
-    tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.id))
+    tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.worker.id))
 
 
-def set_worker_paused(tx: Tx, session: bytes | None, body: PauseBody) -> None:
-    """Pauses a worker (it is assigned nothing) or lets it go on. For admins."""
-    require_admin(tx, session)
-    get_worker(tx, session, body.worker)
+@needs(ADMIN)
+def set_worker_paused(tx: Tx, caller: Caller, body: PauseBody) -> None:
+    """Pauses a worker (it is assigned nothing) or lets it go on."""
+    get_worker(tx, caller, body.worker)
     tx.execute("UPDATE worker SET paused = ? WHERE id = ?", (body.paused, body.worker))
 
 
-def worker_stats(tx: Tx, session: bytes | None) -> dict[str, Any]:
+def worker_stats(tx: Tx, caller: Caller) -> list[WorkerStatistics]:
     """Every worker and how many tasks it has closed, the busiest first."""
     rows = tx.all("SELECT id, alias, closed_task_count, paused FROM worker ORDER BY closed_task_count DESC, id")
-    return {"stats": [{**row, "paused": bool(row["paused"])} for row in rows]}
+    return [shaped(WorkerStatistics, row) for row in rows]
 
 
 # ── Projects and access ───────────────────────────────────────────────────────────────────────────────────────────────
 
-READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
-ROLE_NAMES = {READ: "READ", EDIT: "EDIT", MANAGE_ACCESS: "MANAGE_ACCESS", SECRET: "SECRET", MAINTENANCE: "MAINTENANCE"}
-ALL_ROLES = sum(ROLE_NAMES)
-
-COUNT_COLUMNS = (
-    "waiting_task_count",
-    "assigned_task_count",
-    "awaiting_verification_count",
-    "failed_task_count",
-    "closed_task_count",
-)
-
-ShortText = Annotated[str, Meta(max_length=1000)]
-Rate = Annotated[float, Meta(ge=0)]
-
-
-class ProjectBody(msgspec.Struct):
-    """A project's fields. Absent ones take their default in a new project, and stay as they are in an update."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
-    priority: Int64 | UnsetType = UNSET
-    clone_url: ShortText | UnsetType = UNSET
-    git_repo: ShortText | UnsetType = UNSET
-    version: ShortText | UnsetType = UNSET
-    motd: Annotated[str, Meta(max_length=100_000)] | UnsetType = UNSET
-    public: bool | UnsetType = UNSET
-    hidden: bool | UnsetType = UNSET
-    paused: bool | UnsetType = UNSET
-    chain: Id | UnsetType = UNSET
-    assign_rate: Rate | UnsetType | None = UNSET
-    submit_rate: Rate | UnsetType | None = UNSET
-    keep_hashes: bool | UnsetType = UNSET
-
 
 NEW_PROJECT = {
-    "priority": 1,
-    **dict.fromkeys(("clone_url", "git_repo", "version", "motd"), ""),
-    **dict.fromkeys(("public", "hidden", "paused", "keep_hashes"), False),
-    "chain": None,
-    **dict.fromkeys(("assign_rate", "submit_rate"), 0.0),
+    field.name: field.default
+    for field in msgspec.structs.fields(Project)
+    if field.default is not UNSET and not field.required
 }
 
 
-class AccessBody(msgspec.Struct):
-    project: Id
-    assign: bool = False
-    submit: bool = False
-
-
-class SecretBody(msgspec.Struct):
-    secret: Annotated[str, Meta(max_length=100_000)]
-
-
-class WebhookSecretBody(msgspec.Struct):
-    webhook_secret: Annotated[str, Meta(min_length=1, max_length=1000)]
-
-
-class Project(NamedTuple):
-    """A project's fields, as the document shows them (Offer has the same ones)."""
-
-    id: int
-    priority: int
-    name: str
-    clone_url: str
-    git_repo: str
-    version: str
-    motd: str
-    public: int
-    hidden: int
-    chain: int | None
-    paused: int
-    assign_rate: float
-    submit_rate: float
-    keep_hashes: int
-
-
-def project_json(project: Project | Offer) -> dict[str, Any]:
-    return {
-        "id": project.id,
-        "priority": project.priority,
-        "name": project.name,
-        "clone_url": project.clone_url,
-        "git_repo": project.git_repo,
-        "version": project.version,
-        "motd": project.motd,
-        "public": bool(project.public),
-        "hidden": bool(project.hidden),
-        "chain": project.chain or 0,
-        "paused": bool(project.paused),
-        "assign_rate": project.assign_rate or UNLIMITED_RATE,
-        "submit_rate": project.submit_rate or UNLIMITED_RATE,
-        "keep_hashes": bool(project.keep_hashes),
-    }
-
-
-def project_with_counts(row: sqlite3.Row) -> dict[str, Any]:
-    project = Project._make(row[name] for name in Project._fields)
-    return {**project_json(project), **{name: row[name] for name in COUNT_COLUMNS}}
-
-
-def find_project(tx: Tx, project: int) -> sqlite3.Row:
-    """The project's row. 404 if there is none."""
-    row = tx.one("SELECT * FROM project WHERE id = ?", (project,))
-    if row is None:
-        raise TrackerError("not_found", f"No project {project}")
-    return row
-
-
-def visible_project(tx: Tx, session: bytes | None, project: int) -> sqlite3.Row:
-    """The project's row, if the caller may see it. A hidden project is 404 to the rest: it cannot be told from none."""
-    row = find_project(tx, project)
-    if row["hidden"] and not role_in_project(tx, signed_in(tx, session), project) & READ:
-        raise TrackerError("not_found", f"No project {project}")
-    return row
-
-
-def get_project(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+@needs(SEES)
+def get_project(tx: Tx, caller: Caller, project: sqlite3.Row) -> Project:
     """A project with its live counts. A hidden one only for managers with READ; for others it does not exist."""
-    return project_with_counts(visible_project(tx, session, project))
+    return project_with_counts(project)
 
 
-def list_projects(tx: Tx, session: bytes | None) -> dict[str, Any]:
+def project_with_counts(row: sqlite3.Row) -> Project:
+    columns = project_of(tuple(row[name] for name in PROJECT_COLUMNS))
+    return msgspec.structs.replace(columns, **{name: row[name] for name in COUNT_COLUMNS})
+
+
+@functools.lru_cache(maxsize=64)
+def project_of(columns: tuple) -> Project:
+    """The columns of PROJECT_COLUMNS as the document shows them: remembered, as every assigned task shows its project."""
+    made = {name: make(value) for (name, make), value in zip(columns_of(Project), columns, strict=False)}
+    rates = {name: made[name] or UNLIMITED_RATE for name in ("assign_rate", "submit_rate")}
+    return Project(**{**made, **rates, "chain": made["chain"] or 0})
+
+
+def list_projects(tx: Tx, caller: Caller) -> list[Project]:
     """Every project that the caller may see, by name: hidden ones only with READ."""
-    manager = signed_in(tx, session)
     rows = tx.all(
         "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
         " WHERE NOT p.hidden OR :admin OR r.role & 1 ORDER BY p.name",
-        {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])},
+        caller.as_values,
     )
-    return {"projects": [project_with_counts(row) for row in rows]}
+    return [project_with_counts(row) for row in rows]
 
 
-def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str, Any]:
+@needs(LOGIN)
+def create_project(tx: Tx, caller: Caller, body: ProjectBody) -> Annotated[int, about("The new project's number.", 2)]:
     """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
-    manager = require_manager(tx, session)
     if body.name is UNSET:
         raise TrackerError("invalid", "is required", "name")
-    fields = checked_fields(tx, manager, None, body)
-    project = insert_project(tx, fields)
-    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, manager["id"], ALL_ROLES))
-    return {"id": project}
+    project = insert_project(tx, checked_fields(tx, caller, None, body))
+    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
+    return project
 
 
 def insert_project(tx: Tx, fields: dict[str, Any]) -> int:
     """Stores a project with these fields of NEW_PROJECT, and a name that no other one has. Its id."""
     fields = {**NEW_PROJECT, **fields, "webhook_secret": new_secret()}
+    fields["chain"] = fields["chain"] or None
     columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
     project = tx.one(f"INSERT INTO project ({columns}) VALUES ({values}) RETURNING id", fields)["id"]
     take_snapshots(tx, project - 1, tx.time)  # rates and charts begin here, and not at the next round
@@ -1055,36 +1281,31 @@ def forget_project(tx: Tx, project: int) -> bool:
     return True
 
 
-def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBody) -> None:
+@needs(EDIT)
+def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: ProjectBody) -> None:
     """Changes a project. Fields that are absent stay as they are. Takes effect with the very next assignment.
 
-    Needs EDIT; making it public needs a tracker admin, and chaining it needs EDIT in the other project too.
+    Making it public needs a tracker admin, and chaining it EDIT in the other project too.
     """
-    manager = require_role(tx, session, project, EDIT)
-    old = find_project(tx, project)
-    fields = checked_fields(tx, manager, old, body)
+    fields = checked_fields(tx, caller, project, body)
     for kind in ("assign", "submit"):
-        if fields[f"{kind}_rate"] != old[f"{kind}_rate"]:
+        if fields[f"{kind}_rate"] != project[f"{kind}_rate"]:
             fields[f"{kind}_free_uptime"] = 0
     changes = ", ".join(f"{name} = :{name}" for name in fields)
-    tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project, **fields})
-    tx.ready.append((project, old["waiting_task_count"] + old["awaiting_verification_count"]))  # if it was un-paused
+    tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project["id"], **fields})
+    ready = project["waiting_task_count"] + project["awaiting_verification_count"]
+    tx.ready.append((project["id"], ready))  # if it was un-paused
 
 
-class PausedBody(msgspec.Struct):
-    paused: bool
+def pause_project(tx: Tx, caller: Caller, project: int, body: PausedBody) -> None:
+    """Stops or resumes assignment from a project."""
+    update_project(tx, caller, project, ProjectBody(paused=body.paused))
 
 
-def pause_project(tx: Tx, session: bytes | None, project: int, body: PausedBody) -> None:
-    """Stops or resumes assignment from a project. Needs EDIT."""
-    update_project(tx, session, project, ProjectBody(paused=body.paused))
-
-
-def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
+def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
     """The columns of a new or changed project, or the reason why it is refused."""
-    before = {name: old[name] for name in ("name", *NEW_PROJECT)} if old else NEW_PROJECT
-    given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
-    fields = {**before, **given}
+    before = {name: old[name] for name in ("name", *NEW_PROJECT)} if old else {**NEW_PROJECT, "chain": None}
+    fields = {**before, **given_fields(body)}
     fields["chain"] = fields["chain"] or None
     for name in ("assign_rate", "submit_rate"):
         rate = fields[name] or 0.0
@@ -1093,14 +1314,14 @@ def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: 
         raise TrackerError("invalid", "must not be blank", "name")
     if fields["public"] and fields["hidden"]:
         raise TrackerError("invalid", "a project cannot be public and hidden at once", "hidden")
-    if fields["public"] and not before["public"] and not manager["tracker_admin"]:
+    if fields["public"] and not before["public"] and not caller.manager.tracker_admin:
         raise TrackerError("forbidden", "only a tracker admin may make a project public", "public")
     if old and fields["name"] != old["name"] and is_queue(tx, old["id"]):
         raise TrackerError(
             "conflict", "a Testflinger queue keeps its name: its agents and clients know it by that", "name"
         )
     if fields["chain"] != before["chain"]:
-        check_chain(tx, manager, old["id"] if old else None, fields["chain"])
+        check_chain(tx, caller, old["id"] if old else None, fields["chain"])
     if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
         raise TrackerError("conflict", f"there is a project named {fields['name']!r} already", "name")
     return fields
@@ -1111,7 +1332,7 @@ def is_queue(tx: Tx, project: int) -> bool:
     return tx.one("SELECT 1 FROM testflinger_queue WHERE project = ?", (project,)) is not None
 
 
-def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int | None) -> None:
+def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
     """Refuses a chain to nowhere, to a project that the manager cannot edit, to itself, or in a circle."""
     following = target
     while following is not None:
@@ -1121,50 +1342,37 @@ def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int |
         if row is None:
             raise TrackerError("not_found", f"no project {following}", "chain")
         following = row["chain"]
-    if target is not None and not role_in_project(tx, manager, target) & EDIT:
+    if target is not None and not caller.role(target) & EDIT:
         raise TrackerError("forbidden", f"you have no EDIT role in project {target}", "chain")
 
 
-def request_access(tx: Tx, caller: WorkerCredentials, body: AccessBody) -> None:
+@needs(WORKER)
+def request_access(tx: Tx, caller: Caller, body: AccessBody) -> None:
     """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it."""
-    authenticate(tx, caller)
+    worker = caller.worker.id
     find_project(tx, body.project)
     if not (body.assign or body.submit):
         raise TrackerError("invalid", "ask for at least one", "assign, submit")
-    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, caller.id))
+    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, worker))
     if old:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
         raise TrackerError("conflict", f"Your access to project {body.project} {state}")
     tx.execute(
         "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
-        (body.project, caller.id, body.assign, body.submit),
+        (body.project, worker, body.assign, body.submit),
     )
 
 
-def list_access(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """Who has or wants access, the waiting requests first. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(MANAGE_ACCESS)
+def list_access(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Access]:
+    """Who has or wants access, the waiting requests first."""
     rows = tx.all(
-        "SELECT a.*, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
+        "SELECT a.role_submit AS submit, a.role_assign AS assign, a.request, a.project,"
+        " w.id, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
         " WHERE a.project = ? ORDER BY a.request DESC, w.alias, w.id",
-        (project,),
+        (project["id"],),
     )
-    return {"accesses": [access_json(row) for row in rows]}
-
-
-def access_json(row: sqlite3.Row) -> dict[str, Any]:
-    return {
-        "submit": bool(row["role_submit"]),
-        "assign": bool(row["role_assign"]),
-        "request": bool(row["request"]),
-        "worker": {
-            "id": row["worker"],
-            "created": row["created"],
-            "alias": row["alias"],
-            "paused": bool(row["paused"]),
-        },
-        "project": row["project"],
-    }
+    return [shaped(Access, row, worker=shaped(Worker, row)) for row in rows]
 
 
 def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
@@ -1174,82 +1382,61 @@ def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
     return row
 
 
-def accept_request(tx: Tx, session: bytes | None, project: int, worker: int) -> None:
-    """Grants what the worker asked for. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    if not find_access(tx, project, worker)["request"]:
-        raise TrackerError("conflict", f"Worker {worker} has access to project {project} already")
-    tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project, worker))
+@needs(MANAGE_ACCESS)
+def accept_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Grants what the worker asked for."""
+    if not find_access(tx, project["id"], worker)["request"]:
+        raise TrackerError("conflict", f"Worker {worker} has access to project {project['id']} already")
+    tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-def reject_request(tx: Tx, session: bytes | None, project: int, worker: int) -> None:
-    """Rejects a request, or withdraws what was granted. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    find_access(tx, project, worker)
-    tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project, worker))
+@needs(MANAGE_ACCESS)
+def reject_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Rejects a request, or withdraws what was granted."""
+    find_access(tx, project["id"], worker)
+    tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-class WorkerRolesBody(msgspec.Struct):
-    worker: Id
-    assign: bool = False
-    submit: bool = False
-
-
-def set_worker_access(tx: Tx, session: bytes | None, project: int, body: WorkerRolesBody) -> None:
-    """Gives a worker exactly this access, asked for or not. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    get_worker(tx, session, body.worker)
+@needs(MANAGE_ACCESS)
+def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: WorkerRolesBody) -> None:
+    """Gives a worker exactly this access, asked for or not."""
+    get_worker(tx, caller, body.worker)
     if not (body.assign or body.submit):
         raise TrackerError("invalid", "choose at least one, or withdraw the access", "assign, submit")
-    values = (project, body.worker, body.assign, body.submit)
-    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", values)
+    grant_access(tx, project["id"], body.worker, body.assign, body.submit)
 
 
-def get_secret(tx: Tx, caller: WorkerCredentials | bytes | None, project: int) -> dict[str, Any]:
-    """What workers need to run this project: for a worker with granted ASSIGN, or a manager with SECRET."""
-    if isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
-        find_project(tx, project)
-        row = tx.one(
-            "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_assign AND NOT request",
-            (project, caller.id),
-        )
-        if row is None:
-            raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
-    else:
-        require_role(tx, caller, project, SECRET)
-    return {"secret": find_project(tx, project)["secret"]}
+def grant_access(tx: Tx, project: int, worker: int, assign: bool, submit: bool) -> None:
+    """Gives a worker exactly this access, whoever wants it."""
+    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", (project, worker, assign, submit))
 
 
-def set_secret(tx: Tx, session: bytes | None, project: int, body: SecretBody) -> None:
-    """Sets what workers need to run this project. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project))
+@needs(SECRET, worker=ASSIGN)
+def get_secret(
+    tx: Tx, caller: Caller, project: sqlite3.Row
+) -> Annotated[str, about("The project's secret; {{}} until somebody sets one.", '{"api_key": "1234"}')]:
+    """What workers need to run this project."""
+    return project["secret"]
 
 
-def get_webhook_secret(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The key with which the project's git host signs its push events. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    return {"webhook_secret": find_project(tx, project)["webhook_secret"]}
+@needs(SECRET)
+def set_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: SecretBody) -> None:
+    """Sets what workers need to run this project."""
+    tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project["id"]))
 
 
-def set_webhook_secret(tx: Tx, session: bytes | None, project: int, body: WebhookSecretBody) -> None:
-    """Sets the key with which the project's git host signs its push events. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project))
+@needs(SECRET)
+def get_webhook_secret(
+    tx: Tx, caller: Caller, project: sqlite3.Row
+) -> Annotated[str, about("The key; a random one until somebody sets another.", "a long random text")]:
+    """The key with which the project's git host signs its push events."""
+    return project["webhook_secret"]
 
 
-class Repository(msgspec.Struct):
-    """The repository of a push event."""
-
-    full_name: str
-
-
-class PushBody(msgspec.Struct):
-    ref: str
-    after: Annotated[str, Meta(min_length=1, max_length=1000)]
-    repository: Repository
-    deleted: bool = False
+@needs(SECRET)
+def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: WebhookSecretBody) -> None:
+    """Sets the key with which the project's git host signs its push events."""
+    tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project["id"]))
 
 
 SIGNATURE_HEADERS = {
@@ -1260,7 +1447,7 @@ SIGNATURE_HEADERS = {
 }
 
 
-def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, Any]:
+def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> Push:
     """Sets the version of the project whose repository was pushed to, if its webhook secret signed the body.
 
     `signatures` are the request's headers of SIGNATURE_HEADERS. Nothing of the body is believed before it has matched.
@@ -1268,9 +1455,8 @@ def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, A
     push = decode(body, PushBody)
     rows = tx.all("SELECT * FROM project WHERE git_repo = ? AND git_repo <> ''", (push.repository.full_name,))
     if not rows:
-        raise TrackerError(
-            "invalid", f"no project has the git_repo {push.repository.full_name!r}", "repository.full_name"
-        )
+        problem = f"no project has the git_repo {push.repository.full_name!r}"
+        raise TrackerError("invalid", problem, "repository.full_name")
     projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
     if not projects:
         raise TrackerError("forbidden", "The signature is missing or does not match the project's webhook secret")
@@ -1281,7 +1467,7 @@ def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, A
         raise TrackerError("invalid", "the branch is gone, there is no version to set", "deleted")
     for row in projects:
         tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, row["id"]))
-    return {"version": push.after, "projects": [row["id"] for row in projects]}
+    return Push(push.after, [row["id"] for row in projects])
 
 
 def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:
@@ -1302,26 +1488,6 @@ LONGEST_THROTTLE = 60.0  # seconds between two attempts: guessing is hopeless, a
 THROTTLE_MEMORY = 900.0
 
 
-class RegisterBody(msgspec.Struct):
-    username: Annotated[str, Meta(min_length=3, max_length=16)]
-    password: Annotated[str, Meta(min_length=8, max_length=1000)]
-
-
-class LoginBody(msgspec.Struct):
-    username: Annotated[str, Meta(max_length=1000)]
-    password: Annotated[str, Meta(max_length=1000)]
-
-
-class PasswordForm(msgspec.Struct):
-    password: Annotated[str, Meta(max_length=1000)]
-    new_password: Annotated[str, Meta(min_length=8, max_length=1000)]
-
-
-class RoleBody(msgspec.Struct):
-    manager: Id
-    role: Annotated[int, Meta(ge=0, le=ALL_ROLES)]
-
-
 def hash_password(password: str, salt: bytes | None = None, **cost: int) -> str:
     """scrypt with its parameters in front, so that they can be raised later without locking anybody out."""
     salt, cost = salt or secrets.token_bytes(16), cost or SCRYPT
@@ -1337,75 +1503,18 @@ def password_matches(password: str, stored: str | None) -> bool:
     return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
 
 
-def signed_in(tx: Tx, session: bytes | None) -> sqlite3.Row | None:
-    """The manager whose session this is, with today's rights: nothing about a manager is remembered in a cookie."""
-    if session is None:
-        return None
-    return tx.one(
-        "SELECT m.* FROM session s JOIN manager m ON m.id = s.manager WHERE s.id_hash = ? AND s.expires > ?",
-        (digest(session), tx.time),
-    )
-
-
-def require_manager(tx: Tx, session: bytes | None) -> sqlite3.Row:
-    manager = signed_in(tx, session)
-    if manager is None:
-        raise TrackerError("unauthorized", "Please log in")
-    return manager
-
-
-def require_admin(tx: Tx, session: bytes | None) -> sqlite3.Row:
-    manager = require_manager(tx, session)
-    if not manager["tracker_admin"]:
-        raise TrackerError("forbidden", "Only a tracker admin may do this")
-    return manager
-
-
-def role_in_project(tx: Tx, manager: sqlite3.Row | None, project: int) -> int:
-    """The manager's role bits in a project; an admin has them all."""
-    if manager is None:
-        return 0
-    if manager["tracker_admin"]:
-        return ALL_ROLES
-    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project, manager["id"]))
-    return row["role"] if row else 0
-
-
-def require_role(tx: Tx, session: bytes | None, project: int, role: int, missing: str = "") -> sqlite3.Row:
-    """The manager, if it has this role in this project. 401, 403, or 404 for a hidden one, as if nothing were there.
-
-    `missing` is what is said of something else that is not there: it must not tell of a hidden project.
-    """
-    manager = require_manager(tx, session)
-    roles = role_in_project(tx, manager, project)
-    if find_project(tx, project)["hidden"] and not roles:
-        raise TrackerError("not_found", missing or f"No project {project}")
-    if not roles & role:
-        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project}")
-    return manager
-
-
-def manager_json(row: sqlite3.Row) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "username": row["username"],
-        "tracker_admin": bool(row["tracker_admin"]),
-        "register_time": row["register_time"],
-    }
-
-
 def check_registration_open(tx: Tx) -> None:
     if not tx.settings.open_registration and tx.one("SELECT 1 FROM manager"):
         raise TrackerError("forbidden", "Registration is closed; ask a tracker admin")
 
 
-def begin_registration(tx: Tx, address: str) -> None:
+def count_registration(tx: Tx, address: str) -> None:
     """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
     check_registration_open(tx)
     count_attempt(tx, f"register {address}", FREE_ATTEMPTS["register"])
 
 
-def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[str, Any], bytes]:
+def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[Manager, bytes]:
     """A new manager, logged in: (manager, session). The first one of all becomes tracker admin."""
     check_registration_open(tx)
     first = not tx.one("SELECT 1 FROM manager")
@@ -1416,7 +1525,7 @@ def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[st
     )
     if row is None:
         raise TrackerError("conflict", f"{username!r} is taken", "username")
-    return {"manager": manager_json(row)}, open_session(tx, row["id"])
+    return shaped(Manager, row), open_session(tx, row["id"])
 
 
 def open_session(tx: Tx, manager: int) -> bytes:
@@ -1427,7 +1536,7 @@ def open_session(tx: Tx, manager: int) -> bytes:
     return session
 
 
-def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
+def count_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
     """Counts an attempt, *before* the password is looked at, and returns the manager's id and password hash.
 
     429 while the account or the address is throttled. Counting first keeps parallel guesses from slipping through.
@@ -1450,7 +1559,7 @@ def count_attempt(tx: Tx, source: str, free: int) -> None:
     )
 
 
-def finish_login(tx: Tx, manager: int, username: str, address: str) -> tuple[dict[str, Any], bytes]:
+def accept_login(tx: Tx, manager: int, username: str, address: str) -> tuple[Manager, bytes]:
     """The password was right: forgets the account's failures, takes this attempt off the address's, opens a session.
 
     The address keeps its other failures: an own account must not be a way to guess on at others'.
@@ -1458,103 +1567,95 @@ def finish_login(tx: Tx, manager: int, username: str, address: str) -> tuple[dic
     tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
     tx.execute("UPDATE login_failure SET failures = failures - 1 WHERE source = ?", (f"address {address}",))
     row = tx.one("SELECT * FROM manager WHERE id = ?", (manager,))
-    return {"manager": manager_json(row)}, open_session(tx, manager)
+    return shaped(Manager, row), open_session(tx, manager)
 
 
-def begin_password_change(tx: Tx, session: bytes | None) -> tuple[str, str]:
-    """Counts an attempt to guess the password of a session that was left open. The manager's name and password hash."""
-    manager = require_manager(tx, session)
-    count_attempt(tx, f"account {manager['username'].lower()}", FREE_ATTEMPTS["account"])
-    return manager["username"], manager["password_hash"]
+@needs(LOGIN)
+def count_password_attempt(tx: Tx, caller: Caller) -> str:
+    """Counts an attempt to guess the password of a session that was left open. The manager's password hash."""
+    count_attempt(tx, f"account {caller.manager.username.lower()}", FREE_ATTEMPTS["account"])
+    return tx.one("SELECT password_hash FROM manager WHERE id = ?", (caller.manager.id,))["password_hash"]
 
 
-def finish_password_change(tx: Tx, session: bytes | None, username: str, new_hash: str) -> bytes:
+@needs(LOGIN)
+def store_password(tx: Tx, caller: Caller, new_hash: str) -> bytes:
     """The old password was right: stores the new one, ends all sessions of the manager, opens a new one.
 
     Whoever has changed it meanwhile has thereby ended this session: 401.
     """
-    manager = require_manager(tx, session)
-    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
-    tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager["id"]))
-    tx.execute("DELETE FROM session WHERE manager = ?", (manager["id"],))
-    return open_session(tx, manager["id"])
+    manager = caller.manager
+    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {manager.username.lower()}",))
+    tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager.id))
+    tx.execute("DELETE FROM session WHERE manager = ?", (manager.id,))
+    return open_session(tx, manager.id)
 
 
-def logout(tx: Tx, session: bytes | None) -> None:
+def get_account(tx: Tx, caller: Caller) -> Account:
+    """Tells who is logged in."""
+    return Account(caller.manager is not None, caller.manager)
+
+
+def end_session(tx: Tx, session: bytes | None) -> None:
     """Ends the session, for every holder of its cookie."""
     if session is not None:
         tx.execute("DELETE FROM session WHERE id_hash = ?", (digest(session),))
 
 
-def get_account(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    manager = signed_in(tx, session)
-    return {"logged_in": manager is not None, "manager": manager and manager_json(manager)}
+@needs(ADMIN)
+def promote_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Makes another manager a tracker admin."""
+    set_admin(tx, caller, manager, True)
 
 
-def list_managers(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """Every manager, in the order of registration. For managers."""
-    require_manager(tx, session)
-    return {"managers": [manager_json(row) for row in tx.all("SELECT * FROM manager ORDER BY id")]}
+@needs(ADMIN)
+def demote_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Makes another manager a tracker admin no longer."""
+    set_admin(tx, caller, manager, False)
 
 
-def list_project_managers(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """Every manager with a role in the project, and its role bits. For managers who may see the project."""
-    require_manager(tx, session)
-    visible_project(tx, session, project)
-    rows = tx.all(
-        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
-        (project,),
-    )
-    return {"managers": [{"manager": manager_json(row), "role": row["role"]} for row in rows]}
-
-
-def promote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
-    """Makes another manager a tracker admin. For admins."""
-    set_admin(tx, session, manager, True)
-
-
-def demote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
-    """Makes another manager a tracker admin no longer. For admins."""
-    set_admin(tx, session, manager, False)
-
-
-def set_admin(tx: Tx, session: bytes | None, manager: int, admin: bool) -> None:
-    if require_admin(tx, session)["id"] == manager:
+def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
+    if caller.manager.id == manager:
         raise TrackerError("forbidden", "you cannot promote or demote yourself", "manager")
     if not tx.one("UPDATE manager SET tracker_admin = ? WHERE id = ? RETURNING id", (admin, manager)):
         raise TrackerError("not_found", f"No manager {manager}")
 
 
-def set_role(tx: Tx, session: bytes | None, project: int, body: RoleBody) -> None:
-    """Gives a manager exactly these roles in the project. Needs MANAGE_ACCESS; role 0 takes all away."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(LOGIN)
+def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
+    """Every manager, in the order of registration."""
+    return [shaped(Manager, row) for row in tx.all("SELECT * FROM manager ORDER BY id")]
+
+
+@needs(LOGIN, of=PROJECT)
+def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[ProjectManager]:
+    """Every manager with a role in the project, and its role bits."""
+    rows = tx.all(
+        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
+        (project["id"],),
+    )
+    return [ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
+
+
+@needs(MANAGE_ACCESS)
+def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: RoleBody) -> None:
+    """Gives a manager exactly these roles in the project. Role 0 takes all away."""
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"no manager {body.manager}", "manager")
     if body.role:
-        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", (project, body.manager, body.role))
+        values = (project["id"], body.manager, body.role)
+        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
     else:
-        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project, body.manager))
+        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager))
 
 
-class RoleForm(msgspec.Struct):
-    """The roles of a manager, a tick box each."""
-
-    username: Annotated[str, Meta(max_length=1000)]
-    read: bool = False
-    edit: bool = False
-    manage_access: bool = False
-    secret: bool = False
-    maintenance: bool = False
-
-
-def set_named_role(tx: Tx, session: bytes | None, project: int, body: RoleForm) -> None:
-    """Gives a manager exactly these roles. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(MANAGE_ACCESS)
+def set_named_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: RoleForm) -> None:
+    """Gives a manager exactly these roles."""
     row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
+    role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
     if row is None:
         raise TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
-    role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
-    set_role(tx, session, project, RoleBody(row["id"], role))
+    set_role(tx, caller, project, RoleBody(row["id"], role))
 
 
 def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
@@ -1580,21 +1681,6 @@ OK, FAIL, SKIP = 0, 1, 2
 MOST_RECIPES = 2**22  # characters after which an answer with several tasks ends
 
 
-class SubmitBody(msgspec.Struct):
-    """A task to be. `hash_u64` and `unique_str` are other spellings of `hash64` and `unique_string`."""
-
-    project: Id
-    recipe: Annotated[str, Meta(min_length=1, max_length=1_000_000)]
-    priority: Int64 = 0
-    max_retries: Natural = 0
-    max_assign_time: Natural = 0
-    verification_count: Natural = 0
-    hash64: int = 0
-    hash_u64: int = 0
-    unique_string: str = ""
-    unique_str: str = ""
-
-
 class BulkTask(SubmitBody):
     """A task of a bulk submit."""  # counts itself, so that decoding ends at the limit and not after it
 
@@ -1615,19 +1701,6 @@ class BulkSubmitBody(msgspec.Struct):
     requests: list[BulkTask]
 
 
-class ReleaseBody(msgspec.Struct):
-    """How a worker's hold on a task ends. `output` becomes the result of the task's job, if it has one."""
-
-    task_id: Id
-    result: Literal[0, 1, 2]
-    verification: int = 0
-    output: Raw | UnsetType = UNSET
-
-
-class BulkReleaseBody(msgspec.Struct):
-    releases: list[ReleaseBody]
-
-
 class NewTask(NamedTuple):
     """The columns of a task to be stored."""
 
@@ -1640,10 +1713,13 @@ class NewTask(NamedTuple):
     hash64: int | None
 
 
+PROJECT_SLICE = slice(4, 18)
+
+
 class Assigned(NamedTuple):
     """What an attempt to be assigned tasks came to."""
 
-    tasks: list[dict[str, Any]]
+    tasks: list[Task]
     others: bool = False  # whether tasks are ready that this worker may not have
     delay: float = 0  # seconds for which a rate limit now keeps everybody from the next task
 
@@ -1709,11 +1785,11 @@ SELECT_SUBMITTER = """
 """
 
 
-def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> Submitter:
+def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter:
     """The project, if the caller may submit to it now. Refuses with 401, 404, 403 or 429."""
-    row = tx.one(SELECT_SUBMITTER, {"worker": caller.id, "project": project})
+    row = tx.one(SELECT_SUBMITTER, {"worker": credentials.id, "project": project})
     found = row and Submitter._make(row)
-    check_worker(tx, found, caller)
+    check_worker(tx, found, credentials)
     if found.id is None:
         raise TrackerError("not_found", f"no project {project}", "project")
     if not found.may_submit:
@@ -1732,9 +1808,9 @@ def free_uptime(tx: Tx, rate: float, count: int) -> float:
     return tx.uptime + min(count / rate, 1e12)
 
 
-def submit_task(tx: Tx, caller: WorkerCredentials, task: NewTask) -> None:
+def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
     """Adds a task to its project's queue. 409 when a live task of the project has its hash."""
-    project = submitter(tx, caller, task.project)
+    project = submitter(tx, credentials, task.project)
     if not insert_task(tx, task, project.keep_hashes):
         raise TrackerError("conflict", "There is a task with this hash64 or unique_string already")
     charge_submit(tx, project, 1)
@@ -1771,12 +1847,12 @@ def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_has
     return stored
 
 
-def submit_tasks(tx: Tx, caller: WorkerCredentials, tasks: list[NewTask]) -> dict[str, int]:
+def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -> BulkSubmitted:
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
-    project = submitter(tx, caller, tasks[0].project)
+    project = submitter(tx, credentials, tasks[0].project)
     stored = insert_tasks(tx, tasks, project.id, project.keep_hashes)
     charge_submit(tx, project, len(tasks))
-    return {"submitted": stored, "duplicates": len(tasks) - stored}
+    return BulkSubmitted(stored, len(tasks) - stored)
 
 
 class Offer(NamedTuple):
@@ -1847,7 +1923,7 @@ SELECT_JOB_OFFER = re.sub(
 
 
 def assign_tasks(
-    tx: Tx, caller: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
+    tx: Tx, credentials: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
 ) -> Assigned:
     """Assigns to the caller the best `count` tasks of these projects, or as many as there are.
 
@@ -1855,12 +1931,12 @@ def assign_tasks(
     has verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
     """
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
-    offers = {project: find_offer(tx, caller, project, select) for project in projects}
+    offers = {project: find_offer(tx, credentials, project, select) for project in projects}
     tasks: list[dict[str, Any]] = []
     charges: dict[int, tuple[float, int]] = {}
     size = 0
     while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
-        tasks.append(take(tx, offer, caller.id))
+        tasks.append(take(tx, offer, credentials.id))
         if offer.assign_rate:
             charges[offer.id] = (offer.assign_rate, charges.get(offer.id, (0, 0))[1] + 1)
         if len(tasks) == count:
@@ -1868,7 +1944,7 @@ def assign_tasks(
         size += len(offer.recipe) + (len(encode(tasks[-1]["job"])) if offer.job is not None else 0)
         if size > MOST_RECIPES:
             break
-        offers[offer.id] = find_offer(tx, caller, offer.id, select)  # the others have not changed
+        offers[offer.id] = find_offer(tx, credentials, offer.id, select)  # the others have not changed
     others = not tasks and any(offer.task is None and offer.awaiting and not offer.paused for offer in offers.values())
     return Assigned(tasks, others, charge_assign(tx, charges) if charges else 0)
 
@@ -1900,11 +1976,11 @@ def rank(offer: Offer) -> tuple[int, int, int]:
     return offer.priority, offer.task_priority, -offer.task
 
 
-def find_offer(tx: Tx, caller: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
+def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
     """The project's best task for the caller. Refuses a caller that may not be assigned any task of this project."""
-    row = tx.one(select, {"worker": caller.id, "project": project})
+    row = tx.one(select, {"worker": credentials.id, "project": project})
     offer = row and Offer._make(row)
-    check_worker(tx, offer, caller)
+    check_worker(tx, offer, credentials)
     if offer.id is None:
         raise TrackerError("not_found", f"No project {project}")
     if not (offer.public or offer.may_assign):
@@ -1922,25 +1998,23 @@ def with_first_task(tx: Tx, offer: Offer) -> Offer:
     return Offer._make((*offer[: -len(row)], *row))
 
 
-def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
+def take(tx: Tx, offer: Offer, worker: int) -> Task:
     """Makes the worker the task's assignee and returns the task as the document shows it."""
     hold(tx, offer.task, worker, offer.max_assign_time or tx.settings.default_max_assign_time)
-    task = {
-        "id": offer.task,
-        "priority": offer.task_priority,
-        "assignee": worker,
-        "retries": offer.retries,
-        "max_retries": offer.max_retries,
-        "status": NEW,
-        "recipe": offer.recipe,
-        "max_assign_time": offer.max_assign_time,
-        "assign_time": tx.time,
-        "verification_count": offer.verification_count,
-        "project": project_json(offer),
-    }
-    if offer.job is not None:
-        task["job"] = start_job(tx, offer.job, worker)
-    return task
+    return Task(
+        id=offer.task,
+        priority=offer.task_priority,
+        assignee=worker,
+        retries=offer.retries,
+        max_retries=offer.max_retries,
+        status=NEW,
+        recipe=offer.recipe,
+        max_assign_time=offer.max_assign_time,
+        assign_time=tx.time,
+        verification_count=offer.verification_count,
+        project=project_of(offer[PROJECT_SLICE]),
+        job=UNSET if offer.job is None else start_job(tx, offer.job, worker),
+    )
 
 
 def hold(tx: Tx, task: int, worker: int, seconds: float) -> None:
@@ -1982,7 +2056,7 @@ SELECT_HELD = """
 """
 
 
-def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
+def release_task(tx: Tx, credentials: WorkerCredentials, body: ReleaseBody) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
 
     False for a result that still needs another worker's verification, and when the caller does not hold the task (any
@@ -1990,33 +2064,33 @@ def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
     """
     verification = to_int64(body.verification, "verification")
     report = NO_REPORT if body.output is UNSET else read_report(body.output)
-    row = tx.one(SELECT_HELD, {"worker": caller.id, "task": body.task_id})
+    row = tx.one(SELECT_HELD, {"worker": credentials.id, "task": body.task_id})
     task = row and Held._make(row)
-    check_worker(tx, task, caller)
+    check_worker(tx, task, credentials)
     if task.id is None:
         check_task_existed(tx, body.task_id)
-    if task.assignee != caller.id or task.id is None:
+    if task.assignee != credentials.id or task.id is None:
         return False
     if task.job is not None:
-        return release_job(tx, task, caller.id, body, report)
+        return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:
         return fail_task(tx, task)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
         return put_back(tx, task)
-    return verify_task(tx, task, caller.id, verification)
+    return verify_task(tx, task, credentials.id, verification)
 
 
-def release_tasks(tx: Tx, caller: WorkerCredentials, releases: list[ReleaseBody]) -> dict[str, list[bool]]:
+def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[ReleaseBody]) -> list[bool]:
     """Several releases, all or none."""
-    authenticate(tx, caller)
+    authenticate(tx, credentials)
     updated = []
     for number, release in enumerate(releases):
         try:
-            updated.append(release_task(tx, caller, release))
+            updated.append(release_task(tx, credentials, release))
         except TrackerError as error:
             raise error.within(f"releases[{number}]") from None
-    return {"updated": updated}
+    return updated
 
 
 def check_task_existed(tx: Tx, task: int) -> None:
@@ -2131,12 +2205,9 @@ def expire_tasks(tx: Tx) -> bool:
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
 
+NewSecret = Annotated[str, about("The new secret, shown only this once.", "c0ffee")]
 MOST_TEMPLATES = 1000  # of one project, and so with workflows
 JOB_GRACE = 15  # seconds that a worker has after a job's timeout to report what it has stopped
-TOKEN = "^[0-9a-f]{24}$"
-
-Token = Annotated[str, Meta(pattern=TOKEN)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class Move(NamedTuple):
@@ -2159,7 +2230,6 @@ JOB_MOVES = {
 }
 MOST_ATTEMPTS = 1000  # whose moves are logged: a worker that skips in a circle must not fill the disk
 LIVE_STATES = {state for move in JOB_MOVES.values() for state in move.states}
-JobState = Literal["waiting", "assigned", "succeeded", "failed", "timed_out", "cancelled"]
 
 # What an action on tasks means for the jobs behind them, and what their logs say.
 JOBS_AFTER = {
@@ -2168,105 +2238,20 @@ JOBS_AFTER = {
 }
 
 
-Choices = Annotated[list[Any], Meta(max_length=1000)]
-
-
-class Variable(msgspec.Struct):
-    """A variable that a template declares: its value unless the job brings one, and which values it may have."""
-
-    name: Name
-    value: Any = None
-    required: bool = False
-    allowed: Choices = []
-    description: str = ""
-
-
-class Argument(msgspec.Struct):
-    """An argument that a template declares. The job brings those that are not fixed, in their order."""
-
-    order: Int64 = 0
-    type: Name = "input"
-    label: str = ""
-    value: Any = None
-    options: Choices = []
-
-
-class TemplateBody(msgspec.Struct):
-    """A template, or what is to change of it."""
-
-    project: Id | UnsetType = UNSET
-    name: Name | UnsetType = UNSET
-    description: Annotated[str, Meta(max_length=10_000)] | UnsetType = UNSET
-    recipe: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
-    script: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
-    runas: Annotated[str, Meta(max_length=1000)] | UnsetType = UNSET
-    variables: Annotated[list[Variable], Meta(max_length=200)] | UnsetType = UNSET
-    undeclared: bool | UnsetType = UNSET
-    arguments: Annotated[list[Argument], Meta(max_length=200)] | UnsetType = UNSET
-    env: dict[str, str] | UnsetType = UNSET
-    timeout: Seconds | UnsetType | None = UNSET
-    max_retries: Natural | UnsetType = UNSET
-    priority: Int64 | UnsetType = UNSET
-    api: bool | UnsetType = UNSET
-    key: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
-    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | UnsetType | None = UNSET
-    keep_time: Annotated[int, Meta(ge=1, le=10**9)] | UnsetType | None = UNSET
+def column_default(field: msgspec.structs.FieldInfo) -> Any:
+    """What a column gets of which a body says nothing: JSON as text."""
+    value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    return encode(value).decode() if isinstance(value, list | dict) else value
 
 
 NEW_TEMPLATE: dict[str, Any] = {
-    **dict.fromkeys(("description", "recipe", "runas"), ""),
-    "script": None,
-    **dict.fromkeys(("variables", "arguments"), "[]"),
-    "undeclared": True,
-    "env": "{}",
-    "timeout": None,
-    **dict.fromkeys(("max_retries", "priority"), 0),
-    "api": False,
-    **dict.fromkeys(("key_hash", "keep_count", "keep_time")),
+    **{
+        field.name: column_default(field)
+        for field in msgspec.structs.fields(Template)
+        if not field.required and field.name != "secret"
+    },
+    **{"recipe": "", "script": None, "key_hash": None},
 }
-
-
-class TriggerBody(msgspec.Struct):
-    """What a job is given: values of variables, and the arguments that are not fixed."""
-
-    variables: dict[str, Any] = {}
-    arguments: list[Any] = []
-
-
-class JobsQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
-    """Which jobs: of a project or template, in a state, made between two times; further on than `before`."""
-
-    project: Id | None = None
-    template: Id | None = None
-    state: JobState | None = None
-    start: Int64 | None = None
-    end: Int64 | None = None
-    before: Id = INT64_MAX
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-
-
-class LinesQuery(msgspec.Struct):
-    """Which lines of a job's log: at most `limit` of those after the one with this id."""
-
-    after: Natural = 0
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
-
-
-class TaskEntry(msgspec.Struct):
-    """A line for the log of a task."""
-
-    message: Annotated[str, Meta(max_length=65536)]
-    timestamp: Int64
-    level: LogLevel = "info"
-    scope: Annotated[str, Meta(max_length=1000)] = ""
-
-
-class TaskLogBody(msgspec.Struct):
-    """Lines of the caller's present assignment, the first of them with the number `first`, counted from 0."""
-
-    task_id: Id
-    entries: Annotated[list[TaskEntry], Meta(max_length=1000)] = []
-    first: Natural | None = None
 
 
 class Report(NamedTuple):
@@ -2289,17 +2274,49 @@ def new_token() -> str:
 # Templates
 
 
-def create_template(tx: Tx, session: bytes | None, body: TemplateBody) -> dict[str, Any]:
-    """Makes a template. Needs EDIT in its project.
+def find_template(tx: Tx, template: int) -> sqlite3.Row | None:
+    """A template that has not been deleted."""
+    return tx.one("SELECT * FROM template WHERE id = ? AND deleted IS NULL", (template,))
+
+
+TEMPLATE = Thing("template", find_template)
+
+
+def template_of_job(tx: Tx, job: sqlite3.Row) -> sqlite3.Row | None:
+    """The template that a job was made of, also when it has been deleted since. A workflow's run has none."""
+    return tx.one("SELECT * FROM template WHERE id = ?", (job["template"],))
+
+
+def template_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM template WHERE token = ? AND deleted IS NULL", (token,))
+
+
+def api_template(tx: Tx, name: str) -> sqlite3.Row | None:
+    """The template that may be triggered by this name; if there is none, one of that name that may not."""
+    named = "SELECT * FROM template WHERE name = ? AND deleted IS NULL"
+    return tx.one(f"{named} AND api", (name,)) or tx.one(f"{named} LIMIT 1", (name,))
+
+
+def template_shown(tx: Tx, row: sqlite3.Row, whole: bool = True, secret: str | UnsetType = UNSET) -> Template:
+    """A template as the JSON API shows it: of its key no more than that it has one."""
+    given = {"has_key": row["key_hash"] is not None, "secret": secret}
+    if whole:
+        script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+        given |= {"recipe": row["recipe"], "script": script or ""}
+    return shaped(Template, row, **given)
+
+
+@needs(LOGIN)
+def create_template(tx: Tx, caller: Caller, body: TemplateBody) -> Template:
+    """Makes a template, of a project in which the manager has EDIT.
 
     Its secret, which opens this template alone, is in the answer and is not shown again.
     """
     if body.project is UNSET:
-        require_manager(tx, session)
         raise TrackerError("invalid", "is required", "project")
-    require_role(tx, session, body.project, EDIT)
+    check_access(tx, caller, find_project(tx, body.project), EDIT)
     row = insert_template(tx, body)
-    return {"template": {**template_json(tx, row), "secret": row["secret"]}}
+    return template_shown(tx, row, secret=row["secret"])
 
 
 def insert_template(tx: Tx, body: TemplateBody) -> sqlite3.Row:
@@ -2318,12 +2335,13 @@ def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> 
         raise TrackerError("conflict", f"it has {MOST_TEMPLATES:,} {table}s already", "project")
 
 
-def update_template(tx: Tx, session: bytes | None, template: int, body: TemplateBody) -> None:
+@needs(EDIT, TEMPLATE)
+def update_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: TemplateBody) -> None:
     """Changes a template. Fields that are absent stay as they are, and so do the jobs that it has made.
 
-    An empty `key` takes the key away. A template stays in its project. Needs EDIT.
+    An empty `key` takes the key away. A template stays in its project.
     """
-    save_template(tx, editable_template(tx, session, template), body)
+    save_template(tx, template, body)
 
 
 def save_template(tx: Tx, old: sqlite3.Row, body: TemplateBody) -> sqlite3.Row:
@@ -2395,31 +2413,29 @@ def store_script(tx: Tx, source: str) -> int:
     return tx.one("SELECT id FROM script WHERE digest = ?", (digest(data),))["id"]
 
 
-def delete_template(tx: Tx, session: bytes | None, template: int) -> None:
-    """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay. Needs EDIT."""
-    drop_template(tx, editable_template(tx, session, template))
+@needs(EDIT, TEMPLATE)
+def delete_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> None:
+    """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay."""
+    mark_template_deleted(tx, template)
 
 
-def drop_template(tx: Tx, template: sqlite3.Row) -> None:
-    """Its row stays for its jobs' sake, which its key protects, until the last of them is gone."""
-    tx.execute("UPDATE template SET deleted = ? WHERE id = ?", (tx.time, template["id"]))
+@needs(EDIT, TEMPLATE)
+def get_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> Template:
+    """A template with its script."""
+    return template_shown(tx, template)
 
 
-def get_template(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
-    """A template with its script. Needs EDIT in its project."""
-    return {"template": template_json(tx, editable_template(tx, session, template))}
+@needs(EDIT)
+def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Template]:
+    """The project's templates, by name, without their scripts and recipes."""
+    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
+    return [template_shown(tx, row, whole=False) for row in rows]
 
 
-def list_templates(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's templates, by name, without their scripts and recipes. Needs EDIT."""
-    require_role(tx, session, project, EDIT)
-    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
-    return {"templates": [template_json(tx, row, whole=False) for row in rows]}
-
-
-def rotate_template_secret(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
-    """Gives a template a new secret; the old one opens nothing any more. Needs EDIT."""
-    return {"secret": rotate_secret(tx, "template", editable_template(tx, session, template)["id"])}
+@needs(EDIT, TEMPLATE)
+def rotate_template_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> NewSecret:
+    """Gives a template a new secret; the old one opens nothing any more."""
+    return rotate_secret(tx, "template", template["id"])
 
 
 def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chosen: str | None = None) -> str:
@@ -2429,38 +2445,9 @@ def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chos
     return secret
 
 
-def editable_template(tx: Tx, session: bytes | None, template: int) -> sqlite3.Row:
-    """The template, if the caller has EDIT in its project. 401, 403, 404."""
-    return editable(tx, session, find_template(tx, template), f"No template {template}")
-
-
-def editable(tx: Tx, session: bytes | None, row: sqlite3.Row | None, missing: str) -> sqlite3.Row:
-    """The template or workflow, if there is one and the caller has EDIT in its project. 401, 403, 404."""
-    require_manager(tx, session)
-    if row is None:
-        raise TrackerError("not_found", missing)
-    require_role(tx, session, row["project"], EDIT, missing)
-    return row
-
-
-def find_template(tx: Tx, template: int) -> sqlite3.Row | None:
-    """A template that has not been deleted."""
-    return tx.one("SELECT * FROM template WHERE id = ? AND deleted IS NULL", (template,))
-
-
-def template_of_job(tx: Tx, job: sqlite3.Row) -> sqlite3.Row | None:
-    """The template that a job was made of, also when it has been deleted since. A workflow's run has none."""
-    return tx.one("SELECT * FROM template WHERE id = ?", (job["template"],))
-
-
-def template_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM template WHERE token = ? AND deleted IS NULL", (token,))
-
-
-def api_template(tx: Tx, name: str) -> sqlite3.Row | None:
-    """The template that may be triggered by this name; if there is none, one of that name that may not."""
-    named = "SELECT * FROM template WHERE name = ? AND deleted IS NULL"
-    return tx.one(f"{named} AND api", (name,)) or tx.one(f"{named} LIMIT 1", (name,))
+def mark_template_deleted(tx: Tx, template: sqlite3.Row) -> None:
+    """Its row stays for its jobs' sake, which its key protects, until the last of them is gone."""
+    tx.execute("UPDATE template SET deleted = ? WHERE id = ?", (tx.time, template["id"]))
 
 
 def key_matches(template: sqlite3.Row, key: str) -> bool:
@@ -2473,53 +2460,42 @@ def secret_matches(row: sqlite3.Row, secret: str) -> bool:
     return hmac.compare_digest(row["secret"].encode(), secret.encode())
 
 
-def template_json(tx: Tx, row: sqlite3.Row, whole: bool = True) -> dict[str, Any]:
-    """A template as the JSON API shows it: without its secret, and of its key no more than that it has one."""
-    plain = ("id", "project", "name", "description", "runas", "timeout", "max_retries", "priority")
-    script = whole and row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
-    return {
-        **{name: row[name] for name in plain},
-        **({"recipe": row["recipe"], "script": script or ""} if whole else {}),
-        **{name: Raw(row[name].encode()) for name in ("variables", "arguments", "env")},
-        **{name: bool(row[name]) for name in ("undeclared", "api")},
-        "has_key": row["key_hash"] is not None,
-        **{name: row[name] for name in ("keep_count", "keep_time", "created", "updated")},
-    }
-
-
 # A job is made
 
 
-def trigger_template(
-    tx: Tx, caller: WorkerCredentials | bytes | None, template: int, body: TriggerBody
-) -> dict[str, Any]:
-    """Makes a job of a template. For workers with SUBMIT in its project, and for managers with EDIT.
+def find_job(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM job WHERE token = ?", (token,))
+
+
+JOB = Thing("job", find_job)
+
+
+def token_of_job(tx: Tx, job: int | None) -> str | None:
+    row = job is not None and tx.one("SELECT token FROM job WHERE id = ?", (job,))
+    return row["token"] if row else None
+
+
+def job_shown(tx: Tx, row: sqlite3.Row, whole: bool = True) -> Job:
+    """A job as the JSON API shows it; not the `whole`: as lists do."""
+    texts = ("variables", "arguments", "result", "output") if whole else ()
+    return shaped(
+        Job,
+        row,
+        id=row["token"],
+        retry_of=token_of_job(tx, row["retry_of"]),
+        workflow_job=token_of_job(tx, row["workflow_job"]),
+        **{name: as_raw(row[name]) for name in texts},
+    )
+
+
+@needs(EDIT, TEMPLATE, worker=SUBMIT)
+def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: TriggerBody) -> Job:
+    """Makes a job of a template.
 
     A worker passes the project's submit rate limit, as with a task. 400 names the variable or the number of arguments.
     """
-    row, missing = find_template(tx, template), f"No template {template}"
-    by = allowed_to_submit(tx, caller, row and row["project"], missing)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, make_job(tx, row, body.variables, body.arguments, "native", **by))}
-
-
-def allowed_to_submit(
-    tx: Tx, caller: WorkerCredentials | bytes | None, project: int | None, missing: str, role: int = EDIT
-) -> dict[str, int]:
-    """The caller as {"worker": id} with SUBMIT, or {"manager": id} with the role. 401, 403, or 404 with `missing`."""
-    if isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
-    else:
-        require_manager(tx, caller)
-    if project is None:
-        raise TrackerError("not_found", missing)
-    if not isinstance(caller, WorkerCredentials):
-        return {"manager": require_role(tx, caller, project, role, missing)["id"]}
-    access = "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_submit AND NOT request"
-    if not tx.one(access, (project, caller.id)):
-        raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
-    return {"worker": caller.id}
+    charge_worker(tx, caller, template["project"])
+    return job_shown(tx, make_job(tx, template, body.variables, body.arguments, "native", **caller.by))
 
 
 def charge_trigger(tx: Tx, project: int) -> None:
@@ -2529,6 +2505,12 @@ def charge_trigger(tx: Tx, project: int) -> None:
     if row["submit_rate"]:
         at = free_uptime(tx, row["submit_rate"], 1)
         tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project))
+
+
+def charge_worker(tx: Tx, caller: Caller, project: int) -> None:
+    """A worker's job passes the project's submit rate limit; a manager's does not."""
+    if caller.worker is not None:
+        charge_trigger(tx, project)
 
 
 def make_job(
@@ -2671,12 +2653,12 @@ def maker_of(tx: Tx, job: sqlite3.Row) -> str:
 DIALECT_NAMES = {"otter": "Otter", "testflinger": "Testflinger", "theeye": "theeye.io"}  # as people write them
 
 
-def retry_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
+def repeat_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
     """A new job, with all that an ended one was given. 409 while that is still live."""
     if job["finished"] is None:
         raise TrackerError("conflict", f"it has not ended yet, it is {job['state']}", "job")
     if job["workflow"] is not None:
-        return retry_workflow(tx, job, origin, **by)
+        return repeat_workflow(tx, job, origin, **by)
     if tx.one("SELECT 1 FROM testflinger_job WHERE job = ? AND attachments = 'waiting'", (job["id"],)):
         raise TrackerError("conflict", "its attachments have never come; please submit it again", "job")
     copied = ("project", "template", "name", "recipe", "script", "runas", "variables", "arguments", "env", "timeout")
@@ -2816,7 +2798,7 @@ def expire_job(tx: Tx, task: sqlite3.Row) -> bool:
     return end_attempt(tx, task["id"], task["job"], task["retries"], task["max_retries"], "time_out", said)
 
 
-def cancel_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
+def stop_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
     """Ends a job; if its task is assigned, that is taken away from its worker. 409 when it has ended already."""
     if job["finished"] is not None:
         raise TrackerError("conflict", f"it has ended already, it is {job['state']}", "job")
@@ -2866,29 +2848,30 @@ def held_task(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
     return tx.one("SELECT id, project, job FROM task WHERE id = ? AND assignee = ?", (task, worker))
 
 
-def log_to_task(tx: Tx, caller: WorkerCredentials, body: TaskLogBody) -> dict[str, Any]:
+@needs(WORKER)
+def log_to_task(tx: Tx, caller: Caller, body: TaskLogBody) -> TaskLogged:
     """Adds lines to the log of a task that the caller holds; of a task with a job, to the job's.
 
     `held` is false, and nothing is stored, when the caller does not hold it (any more). A job's lines that are
     numbered, by `first`, are stored once however often they are sent.
     """
-    authenticate(tx, caller)
-    held = held_task(tx, caller.id, body.task_id)
+    worker = caller.worker.id
+    held = held_task(tx, worker, body.task_id)
     if held is None:
         check_task_existed(tx, body.task_id)
-        return {"held": False, "stored": 0}
+        return TaskLogged(False, 0)
     if held["job"] is None:
         entries = [entry for entry in body.entries if LEVELS[entry.level] <= LEVELS[tx.settings.log_level]]
         for entry in entries:
-            store_log_entry(tx, caller.id, entry, held["id"], held["project"])
-        return {"held": True, "stored": len(entries)}
+            store_log_entry(tx, worker, entry, held["id"], held["project"])
+        return TaskLogged(True, len(entries))
     job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
     seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
-    stored = add_job_lines(tx, job, caller.id, body.entries[seen:])
+    stored = add_job_lines(tx, job, worker, body.entries[seen:])
     if body.first is not None:
         sent = max(job["sent_count"], body.first + len(body.entries))
         tx.execute("UPDATE job SET sent_count = ? WHERE id = ?", (sent, job["id"]))
-    return {"held": True, "stored": stored}
+    return TaskLogged(True, stored)
 
 
 LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
@@ -2943,82 +2926,62 @@ def job_log(tx: Tx, job: int, after: int = 0, limit: int = 1000) -> list[sqlite3
 # Jobs looked at
 
 
-def get_job(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> dict[str, Any]:
-    """A job: its state, what it was given, its result.
-
-    For workers with SUBMIT in its project, or managers with READ.
-    """
-    return {"job": job_json(tx, accessible_job(tx, caller, job, READ)[0])}
+@needs(READ, JOB, worker=SUBMIT)
+def get_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> Job:
+    """A job: its state, what it was given, its result."""
+    return job_shown(tx, job)
 
 
-def get_job_log(tx: Tx, caller: WorkerCredentials | bytes | None, job: str, query: LinesQuery) -> dict[str, Any]:
+@needs(READ, JOB, worker=SUBMIT)
+def get_job_log(tx: Tx, caller: Caller, job: sqlite3.Row, query: LinesQuery) -> list[JobEntry]:
     """Lines of a job's log, in the order logged, and the tracker's own (scope `tracker`, worker 0) among them.
 
-    The last line's id as `after` continues it. For the same callers as the job.
+    The last line's id as `after` continues it.
     """
-    row, _ = accessible_job(tx, caller, job, READ)
-    names = ("id", "time", "scope", "message", "worker")
-    lines = job_log(tx, row["id"], query.after, query.limit)
-    return {
-        "entries": [{**{name: line[name] for name in names}, "level": LEVEL_NAMES[line["level"]]} for line in lines]
-    }
+    lines = job_log(tx, job["id"], query.after, query.limit)
+    return [shaped(JobEntry, line, level=LEVEL_NAMES[line["level"]]) for line in lines]
 
 
-def cancel(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> None:
+@needs(EDIT, JOB, worker=SUBMIT)
+def cancel_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> None:
     """Cancels a job that has not ended; its worker's later release answers `updated: false`.
 
-    409 when it has ended. For workers with SUBMIT in its project, or managers with EDIT.
+    409 when it has ended.
     """
-    row, by = accessible_job(tx, caller, job, EDIT)
-    cancel_job(tx, row, maker_of(tx, {"worker": None, "manager": None, **by}))
+    stop_job(tx, job, maker_of(tx, {"worker": None, "manager": None, **caller.by}))
 
 
-def retry(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> dict[str, Any]:
-    """Makes a new job with all that an ended one was given. 409 while that is still live. For those who may cancel."""
-    row, by = accessible_job(tx, caller, job, EDIT)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, retry_job(tx, row, "native", **by))}
+@needs(EDIT, JOB, worker=SUBMIT)
+def retry_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> Job:
+    """Makes a new job with all that an ended one was given. 409 while that is still live."""
+    charge_worker(tx, caller, job["project"])
+    return job_shown(tx, repeat_job(tx, job, "native", **caller.by))
 
 
-def accessible_job(
-    tx: Tx, caller: WorkerCredentials | bytes | None, job: str, role: int
-) -> tuple[sqlite3.Row, dict[str, int]]:
-    """The job, and the caller as allowed_to_submit has it. 401, 403, 404."""
-    row = find_job(tx, job)
-    return row, allowed_to_submit(tx, caller, row and row["project"], f"No job {job}", role)
-
-
-def find_job(tx: Tx, token: str) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM job WHERE token = ?", (token,))
-
-
-def token_of_job(tx: Tx, job: int | None) -> str | None:
-    row = job is not None and tx.one("SELECT token FROM job WHERE id = ?", (job,))
-    return row["token"] if row else None
-
-
-def list_jobs(tx: Tx, caller: WorkerCredentials | bytes | None, query: JobsQuery) -> dict[str, Any]:
+@needs(READ, PROJECT, worker=SUBMIT, by_itself=True)
+def list_jobs(tx: Tx, caller: Caller, query: JobsQuery) -> JobPage:
     """Jobs, the newest first, without their results. The answer's `before` continues the list; null at its end.
 
-    For workers with SUBMIT in the project, or managers with READ; without project and template, a manager's jobs of
-    all projects. A page may hold fewer jobs than asked for, or none, and yet have a next one.
+    Without project and template, a manager's jobs of all projects. A page may hold fewer jobs than asked for, or none,
+    and yet have a next one.
     """
     project = query.project
     if query.template is not None:
-        row = tx.one("SELECT project FROM template WHERE id = ?", (query.template,))
-        project = row and row["project"]
-        allowed_to_submit(tx, caller, project, f"template: no template {query.template}", READ)
-        if query.project not in (None, project):
+        row = tx.one("SELECT p.* FROM template t JOIN project p ON p.id = t.project WHERE t.id = ?", (query.template,))
+        missing = TrackerError("not_found", f"no template {query.template}", "template")
+        check_access(tx, caller, row, READ, missing, SUBMIT)
+        if query.project not in (None, row["id"]):
             raise TrackerError("invalid", "it is not of that project", "template")
+        project = row["id"]
     elif project is not None:
-        row = tx.one("SELECT id FROM project WHERE id = ?", (project,))
-        allowed_to_submit(tx, caller, row and row["id"], f"project: no project {project}", READ)
-    elif isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
+        missing = TrackerError("not_found", f"no project {project}", "project")
+        check_access(tx, caller, find_project_row(tx, project), READ, missing, SUBMIT)
+    elif caller.worker is not None:
         raise TrackerError("invalid", "is required", "project")
-    rows, more = find_jobs(tx, None if project is not None else require_manager(tx, caller), query)
-    return {"jobs": [job_json(tx, row, whole=False) for row in rows], "before": more}
+    else:
+        logged_in(caller)
+    rows, more = find_jobs(tx, None if project is not None else caller, query)
+    return JobPage([job_shown(tx, row, whole=False) for row in rows], more)
 
 
 # What a list shows of a job; its results may be long.
@@ -3029,20 +2992,20 @@ LISTED_JOB = (
 
 
 def find_jobs(
-    tx: Tx, manager: sqlite3.Row | None, query: JobsQuery, columns: str = LISTED_JOB
+    tx: Tx, caller: Caller | None, query: JobsQuery, columns: str = LISTED_JOB
 ) -> tuple[list[sqlite3.Row], int | None]:
     """The jobs of a query, the newest first, and the place before which to go on (None: no more).
 
-    With a manager: of all the projects that it may read. Costs the same however many jobs there are.
+    With a caller: of all the projects that this manager may read. Costs the same however many jobs there are.
     """
     values = msgspec.structs.asdict(query)
     of = [f"{name} = :{name}" for name in ("template", "project") if values[name] is not None]
     where, match = of[:1] or ["TRUE"], ["TRUE", *of[1:]]  # one has an index, the other is looked at
     if query.state is not None:
         (where if of else match).append("state = :state")
-    if manager is not None and not manager["tracker_admin"]:
+    if caller is not None and not caller.manager.tracker_admin:
         match.append("project IN (SELECT project FROM manager_role WHERE manager = :manager AND role & 1)")
-        values["manager"] = manager["id"]
+        values["manager"] = caller.manager.id
     last = query.before
     if query.end is not None:
         row = tx.one("SELECT id FROM job WHERE created < :end + 1 ORDER BY created DESC, id DESC LIMIT 1", values)
@@ -3055,21 +3018,6 @@ def find_jobs(
         values["first"] = row["id"] if row else INT64_MAX
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
-
-
-def job_json(tx: Tx, row: sqlite3.Row, whole: bool = True) -> dict[str, Any]:
-    """A job as the JSON API shows it; not the `whole`: as lists do."""
-    plain = ("name", "template", "project", "state", "task", "timeout", "origin", "attempts", "assignee")
-    texts = ("variables", "arguments", "result", "output") if whole else ()
-    return {
-        "id": row["token"],
-        **{name: row[name] for name in plain},
-        **{name: row[name] for name in ("created", "started", "finished", "reported")},
-        "warned": bool(row["warned"]),
-        "retry_of": token_of_job(tx, row["retry_of"]),
-        "workflow_job": token_of_job(tx, row["workflow_job"]),
-        **{name: None if row[name] is None else Raw(row[name].encode()) for name in texts},
-    }
 
 
 # Jobs forgotten
@@ -3125,34 +3073,34 @@ ENDINGS = {"succeeded": "success", "failed": "failure", "timed_out": "timeout", 
 ENDS = {move.to: event for event, move in JOB_MOVES.items()}
 
 
-class Edge(msgspec.Struct):
-    """After a step of `template` that ended so follows one of `target`."""
-
-    template: Id
-    ending: Literal["success", "failure", "timeout", "cancelled"]
-    target: Id
+def find_workflow(tx: Tx, workflow: int) -> sqlite3.Row | None:
+    """A workflow that has not been deleted."""
+    return tx.one("SELECT * FROM workflow WHERE id = ? AND deleted IS NULL", (workflow,))
 
 
-class WorkflowBody(msgspec.Struct):
-    """A workflow, or what is to change of it."""
-
-    project: Id | UnsetType = UNSET
-    name: Name | UnsetType = UNSET
-    start: Id | UnsetType = UNSET
-    edges: Annotated[list[Edge], Meta(max_length=1000)] | UnsetType = UNSET
+WORKFLOW = Thing("workflow", find_workflow)
 
 
-def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[str, Any]:
-    """Makes a workflow of templates. Needs EDIT in its project, and in those of its templates.
+def workflow_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM workflow WHERE token = ? AND deleted IS NULL", (token,))
+
+
+def workflow_shown(tx: Tx, row: sqlite3.Row, secret: str | UnsetType = UNSET) -> Workflow:
+    edges = tx.all("SELECT template, ending, target FROM workflow_edge WHERE workflow = ?", (row["id"],))
+    return shaped(Workflow, row, edges=[shaped(Edge, edge) for edge in edges], secret=secret)
+
+
+@needs(LOGIN)
+def create_workflow(tx: Tx, caller: Caller, body: WorkflowBody) -> Workflow:
+    """Makes a workflow of templates. The manager has EDIT in its project, and in those of its templates.
 
     Its secret, which opens this workflow alone, is in the answer and is not shown again.
     """
-    manager = require_manager(tx, session)
     for name in ("project", "name", "start"):
         if getattr(body, name) is UNSET:
             raise TrackerError("invalid", "is required", name)
-    require_role(tx, session, body.project, EDIT)
-    check_workflow(tx, manager, None, body)
+    check_access(tx, caller, find_project(tx, body.project), EDIT)
+    check_workflow(tx, caller, None, body)
     check_room(tx, "workflow", body.project)
     secret = secrets.token_hex(32)
     row = tx.one(
@@ -3160,22 +3108,22 @@ def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[s
         (new_token(), body.project, body.name, body.start, secret, tx.time),
     )
     set_edges(tx, row["id"], body.edges or [])
-    return {"workflow": {**workflow_json(tx, row), "secret": secret}}
+    return workflow_shown(tx, row, secret=secret)
 
 
-def update_workflow(tx: Tx, session: bytes | None, workflow: int, body: WorkflowBody) -> None:
-    """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges. Needs EDIT."""
-    old = editable_workflow(tx, session, workflow)
-    if body.project not in (UNSET, old["project"]):
+@needs(EDIT, WORKFLOW)
+def update_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: WorkflowBody) -> None:
+    """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges."""
+    if body.project not in (UNSET, workflow["project"]):
         raise TrackerError("invalid", "a workflow stays in its project", "project")
-    check_workflow(tx, require_manager(tx, session), old, body)
-    values = {name: old[name] if (given := getattr(body, name)) is UNSET else given for name in ("name", "start")}
-    tx.execute("UPDATE workflow SET name = :name, start = :start WHERE id = :id", {**values, "id": workflow})
+    check_workflow(tx, caller, workflow, body)
+    kept = {name: workflow[name] for name in ("id", "name", "start")}
+    tx.execute("UPDATE workflow SET name = :name, start = :start WHERE id = :id", {**kept, **given_fields(body)})
     if body.edges is not UNSET:
-        set_edges(tx, workflow, body.edges)
+        set_edges(tx, workflow["id"], body.edges)
 
 
-def check_workflow(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: WorkflowBody) -> None:
+def check_workflow(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: WorkflowBody) -> None:
     """Refuses a name that is taken, and templates that are not there or not the manager's to use."""
     if body.name is not UNSET:
         if not body.name.strip():
@@ -3193,7 +3141,7 @@ def check_workflow(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: 
     named += [(f"edges[{number}].target", edge.target) for number, edge in enumerate(edges)]
     for field, template in named:
         row = find_template(tx, template)
-        if row is None or not role_in_project(tx, manager, row["project"]) & EDIT:
+        if row is None or not caller.role(row["project"]) & EDIT:
             raise TrackerError("invalid", f"no template {template} that you may edit", field)
 
 
@@ -3205,60 +3153,36 @@ def set_edges(tx: Tx, workflow: int, edges: list[Edge]) -> None:
     )
 
 
-def delete_workflow(tx: Tx, session: bytes | None, workflow: int) -> None:
-    """Deletes a workflow: nothing can trigger it any more. What it has begun goes on. Needs EDIT."""
-    editable_workflow(tx, session, workflow)
-    tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow))
+@needs(EDIT, WORKFLOW)
+def delete_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> None:
+    """Deletes a workflow: nothing can trigger it any more. What it has begun goes on."""
+    tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow["id"]))
 
 
-def get_workflow(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    """A workflow with its edges. Needs EDIT in its project."""
-    return {"workflow": workflow_json(tx, editable_workflow(tx, session, workflow))}
+@needs(EDIT, WORKFLOW)
+def get_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> Workflow:
+    """A workflow with its edges."""
+    return workflow_shown(tx, workflow)
 
 
-def list_workflows(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's workflows, by name. Needs EDIT."""
-    require_role(tx, session, project, EDIT)
-    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
-    return {"workflows": [workflow_json(tx, row) for row in rows]}
+@needs(EDIT)
+def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Workflow]:
+    """The project's workflows, by name."""
+    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
+    return [workflow_shown(tx, row) for row in rows]
 
 
-def rotate_workflow_secret(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    """Gives a workflow a new secret; the old one opens nothing any more. Needs EDIT."""
-    return {"secret": rotate_secret(tx, "workflow", editable_workflow(tx, session, workflow)["id"])}
+@needs(EDIT, WORKFLOW)
+def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> NewSecret:
+    """Gives a workflow a new secret; the old one opens nothing any more."""
+    return rotate_secret(tx, "workflow", workflow["id"])
 
 
-def editable_workflow(tx: Tx, session: bytes | None, workflow: int) -> sqlite3.Row:
-    """The workflow, if the caller has EDIT in its project. 401, 403, 404."""
-    return editable(tx, session, find_workflow(tx, workflow), f"No workflow {workflow}")
-
-
-def find_workflow(tx: Tx, workflow: int) -> sqlite3.Row | None:
-    """A workflow that has not been deleted."""
-    return tx.one("SELECT * FROM workflow WHERE id = ? AND deleted IS NULL", (workflow,))
-
-
-def workflow_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM workflow WHERE token = ? AND deleted IS NULL", (token,))
-
-
-def workflow_json(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
-    edges = tx.all("SELECT template, ending, target FROM workflow_edge WHERE workflow = ?", (row["id"],))
-    return {
-        **{name: row[name] for name in ("id", "project", "name", "start", "created")},
-        "edges": [dict(edge) for edge in edges],
-    }
-
-
-def trigger_workflow(
-    tx: Tx, caller: WorkerCredentials | bytes | None, workflow: int, body: TriggerBody
-) -> dict[str, Any]:
-    """Starts a run of a workflow, and its first step with what is given. For those who may trigger a template there."""
-    row, missing = find_workflow(tx, workflow), f"No workflow {workflow}"
-    by = allowed_to_submit(tx, caller, row and row["project"], missing)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, run_workflow(tx, row, body.variables, body.arguments, "native", **by))}
+@needs(EDIT, WORKFLOW, worker=SUBMIT)
+def trigger_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: TriggerBody) -> Job:
+    """Starts a run of a workflow, and its first step with what is given."""
+    charge_worker(tx, caller, workflow["project"])
+    return job_shown(tx, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
 
 
 def run_workflow(
@@ -3289,7 +3213,7 @@ def run_workflow(
     return run
 
 
-def retry_workflow(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
+def repeat_workflow(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
     workflow = find_workflow(tx, job["workflow"])
     if workflow is None:
         raise TrackerError("conflict", "its workflow was deleted", "job")
@@ -3371,7 +3295,7 @@ def start_step(tx: Tx, run: sqlite3.Row, template: sqlite3.Row, arguments: list[
 def cancel_steps(tx: Tx, run: int) -> None:
     """Cancels what is going on of a run that was cancelled."""
     for step in tx.all("SELECT * FROM job WHERE workflow_job = ? AND finished IS NULL", (run,)):
-        cancel_job(tx, step, "its workflow's end")
+        stop_job(tx, step, "its workflow's end")
 
 
 # ── Task lists ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3545,12 +3469,16 @@ ACTIONS = {
 }
 
 
+MAINTAINS = Need(MAINTENANCE, PROJECT)
+ACTION_NEEDS = {"set_priority": Need(EDIT, PROJECT)}
+
+
+@needs(READ)
 def list_tasks(
-    tx: Tx, session: bytes | None, project: int, wanted: TaskFilter, after: str, limit: int, columns: str = "*"
+    tx: Tx, caller: Caller, project: sqlite3.Row, wanted: TaskFilter, after: str, limit: int, columns: str = "*"
 ) -> tuple[list[sqlite3.Row], str]:
-    """A page of tasks as find_tasks finds them. Needs READ."""
-    require_role(tx, session, project, READ)
-    rows, more = find_tasks(tx, project, wanted, after, limit + 1, SEARCH_TIME, columns=columns)
+    """A page of tasks as find_tasks finds them."""
+    rows, more = find_tasks(tx, project["id"], wanted, after, limit + 1, SEARCH_TIME, columns=columns)
     if len(rows) > limit:  # one more than shown, so that no last page is empty
         lane = TASK_STATES[wanted.state].lane
         rows = rows[:limit]
@@ -3558,20 +3486,20 @@ def list_tasks(
     return rows, more
 
 
-def act_on_tasks(tx: Tx, session: bytes | None, project: int, body: TaskAction, tasks: list[int]) -> int:
+def act_on_tasks(tx: Tx, caller: Caller, project: int, body: TaskAction, tasks: list[int]) -> int:
     """Does the same to some tasks of a project, and says to how many: those in a state that the action is for."""
-    check_action(tx, session, project, body)
+    check_action(tx, caller, project, body)
     if len(tasks) > MOST_SELECTED:
         raise TrackerError("invalid", f"at most {MOST_SELECTED} at once", "task")
     tasks = [to_int64(task, "task") for task in tasks]
     return apply_action(tx, project, body.action, body.priority, tasks, tx.uptime)
 
 
-def check_action(tx: Tx, session: bytes | None, project: int, body: TaskAction) -> sqlite3.Row:
-    """The manager, if it may do this. set_priority needs EDIT, the rest MAINTENANCE."""
+def check_action(tx: Tx, caller: Caller, project: int, body: TaskAction) -> sqlite3.Row:
+    """The project, if the manager may do this. set_priority needs EDIT, the rest MAINTENANCE."""
     if body.action == "set_priority" and body.priority is None:
         raise TrackerError("invalid", "is required", "priority")
-    return require_role(tx, session, project, EDIT if body.action == "set_priority" else MAINTENANCE)
+    return accessible(tx, caller, ACTION_NEEDS.get(body.action, MAINTAINS), project)
 
 
 def apply_action(
@@ -3619,9 +3547,9 @@ class LinesReport(msgspec.Struct):
     duplicates: list[int] = []
 
 
-def begin_bulk_submit(tx: Tx, caller: WorkerCredentials, project: int) -> int:
+def begin_bulk_submit(tx: Tx, credentials: WorkerCredentials, project: int) -> int:
     """Opens a bulk submit that is too large for one transaction. Nothing of it counts before it is accepted."""
-    submitter(tx, caller, project)
+    submitter(tx, credentials, project)
     return insert_operation(tx, "bulk_submit", project, accepted=0)
 
 
@@ -3629,23 +3557,23 @@ def add_bulk_piece(tx: Tx, operation: int, number: int, tasks: bytes) -> None:
     tx.execute("INSERT INTO bulk_piece VALUES (?, ?, ?)", (operation, number, tasks))
 
 
-def accept_bulk_submit(tx: Tx, caller: WorkerCredentials, operation: int, count: int) -> None:
+def accept_bulk_submit(tx: Tx, credentials: WorkerCredentials, operation: int, count: int) -> None:
     """From this commit on the whole bulk submit will be carried out, crash or not. The caller is checked once more."""
     project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
-    charge_submit(tx, submitter(tx, caller, project), count)
+    charge_submit(tx, submitter(tx, credentials, project), count)
     tx.execute("UPDATE operation SET accepted = 1 WHERE id = ?", (operation,))
 
 
-def begin_lines_submit(tx: Tx, session: bytes | None, project: int) -> int:
-    """Opens a manager's upload of tasks, a line each. Needs EDIT."""
-    manager = require_role(tx, session, project, EDIT)
-    return insert_operation(tx, "submit_lines", project, manager["id"], accepted=0)
+def begin_lines_submit(tx: Tx, caller: Caller, project: int) -> int:
+    """Opens a manager's upload of tasks, a line each."""
+    check_access(tx, caller, find_project(tx, project), EDIT)
+    return insert_operation(tx, "submit_lines", project, caller.manager.id, accepted=0)
 
 
-def accept_lines_submit(tx: Tx, session: bytes | None, operation: int, report: LinesReport) -> None:
+def accept_lines_submit(tx: Tx, caller: Caller, operation: int, report: LinesReport) -> None:
     """From this commit on all lines that were not refused will be submitted. The caller is checked once more."""
     project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
-    require_role(tx, session, project, EDIT)
+    check_access(tx, caller, find_project(tx, project), EDIT)
     tx.execute(
         "UPDATE operation SET accepted = 1, expected = ?, report = ? WHERE id = ?",
         (report.line_count - report.refused_count, encode(report).decode(), operation),
@@ -3677,29 +3605,28 @@ def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None
     return tx.one(f"INSERT INTO operation ({names}) VALUES ({values}) RETURNING id", columns)["id"]
 
 
-def begin_reset(tx: Tx, session: bytes | None, project: int, kind: str) -> int:
-    """Begins reset_failed, reclaim_assigned or hard_reset of a project. Needs MAINTENANCE."""
+@needs(MAINTENANCE)
+def begin_reset(tx: Tx, caller: Caller, project: sqlite3.Row, kind: str) -> int:
+    """Begins reset_failed, reclaim_assigned or hard_reset of a project."""
     if kind != "hard_reset":
         action = RESETS[kind]
-        return begin_action(tx, session, project, TaskAction(action), TaskFilter(ACTIONS[action].state))
-    manager = require_role(tx, session, project, MAINTENANCE)
-    row = find_project(tx, project)
-    expected = sum(count_in_state(row, state) for state in TASK_STATES)
-    return insert_operation(tx, kind, project, manager["id"], expected=expected)
+        return begin_action(tx, caller, project, TaskAction(action), TaskFilter(ACTIONS[action].state))
+    expected = sum(count_in_state(project, state) for state in TASK_STATES)
+    return insert_operation(tx, kind, project["id"], caller.manager.id, expected=expected)
 
 
-def begin_action(tx: Tx, session: bytes | None, project: int, body: TaskAction, wanted: TaskFilter) -> int:
+def begin_action(tx: Tx, caller: Caller, project: int, body: TaskAction, wanted: TaskFilter) -> int:
     """Begins to do the same to all tasks that are in a list now."""
-    manager = check_action(tx, session, project, body)
+    row = check_action(tx, caller, project, body)
     whole = wanted == TaskFilter(wanted.state)
     return insert_operation(
         tx,
         body.action,
-        project,
-        manager["id"],
+        row["id"],
+        caller.manager.id,
         wanted=encode(wanted).decode(),
         priority=body.priority,
-        expected=count_in_state(find_project(tx, project), wanted.state) if whole else None,
+        expected=count_in_state(row, wanted.state) if whole else None,
     )
 
 
@@ -3707,16 +3634,17 @@ def count_in_state(project: sqlite3.Row, state: str) -> int:
     return project["awaiting_verification_count" if state == "awaiting_verification" else f"{state}_task_count"]
 
 
-def get_operation(tx: Tx, session: bytes | None, operation: int) -> sqlite3.Row:
+@needs(LOGIN)
+def get_operation(tx: Tx, caller: Caller, operation: int) -> sqlite3.Row:
     """A manager's operation, going on or finished. For its own manager, and for those with READ in its project."""
-    manager, missing = require_manager(tx, session), f"No operation {operation}, or it is finished and forgotten"
+    missing = TrackerError("not_found", f"No operation {operation}, or it is finished and forgotten")
     row = tx.one(
         "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager WHERE o.id = ?", (operation,)
     )
     if row is None:
-        raise TrackerError("not_found", missing)
-    if row["manager"] != manager["id"] or not role_in_project(tx, manager, row["project"]):
-        require_role(tx, session, row["project"], READ, missing)
+        raise missing
+    if row["manager"] != caller.manager.id or not caller.role(row["project"]):
+        check_access(tx, caller, find_project(tx, row["project"]), READ, missing)
     return row
 
 
@@ -3846,11 +3774,11 @@ class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
     project: Id = 0
 
 
-def submit_as_manager(tx: Tx, session: bytes | None, project: int, body: LineTask) -> None:
-    """Adds a task to the queue. Needs EDIT; the workers' rate limit does not count. 409 for a duplicate."""
-    require_role(tx, session, project, EDIT)
-    task = new_task(body)._replace(project=project)
-    if not insert_task(tx, task, find_project(tx, project)["keep_hashes"]):
+@needs(EDIT)
+def submit_as_manager(tx: Tx, caller: Caller, project: sqlite3.Row, body: LineTask) -> None:
+    """Adds a task to the queue; the workers' rate limit does not count. 409 for a duplicate."""
+    task = new_task(body)._replace(project=project["id"])
+    if not insert_task(tx, task, project["keep_hashes"]):
         raise TrackerError("conflict", "there is such a task already", "unique_string")
 
 
@@ -3867,7 +3795,7 @@ async def stage_lines(
         await database.write(add_bulk_piece, operation, number, piece, long=True)
     if not report.line_count:
         raise TrackerError("invalid", "it has no line that is not blank", "file")
-    await database.write(accept_lines_submit, session, operation, report)
+    await database.write(as_caller, accept_lines_submit, session, operation, report)
 
 
 def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: LinesReport) -> Iterator[bytes]:
@@ -3927,40 +3855,20 @@ MOST_LOG_ENTRIES = 1000
 MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
 
 
-class LogBody(msgspec.Struct):
-    """A line to log. Existing clients also spell the field `Message`."""
-
-    scope: Annotated[str, Meta(max_length=1000)]
-    timestamp: Int64
-    message: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
-    Message: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
-    task_id: Id | None = None
-
-
-class LogsBody(msgspec.Struct):
-    """Which log entries: of one `level`, or down to `max_level`; logged after `since`; older than entry `before`."""
-
-    level: Annotated[int, Meta(ge=1, le=7)] | None = None
-    since: Int64 = 0
-    max_level: Annotated[int, Meta(ge=1, le=7)] | None = None
-    before: Id | None = None
-    limit: Annotated[int, Meta(ge=1, le=MOST_LOG_ENTRIES)] = MOST_LOG_ENTRIES
-
-
-def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) -> str:
+def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: LogBody) -> str:
     """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
-    worker = authenticate(tx, caller)
+    worker = authenticate(tx, credentials)
     message = body.message if body.message is not UNSET else body.Message
     if message is UNSET:
         raise TrackerError("invalid", "is required", "message")
     entry = TaskEntry(message, body.timestamp, level, body.scope)
-    held = None if body.task_id is None else held_task(tx, caller.id, body.task_id)
+    held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
     if held and held["job"] is not None:
-        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), caller.id, [entry])
+        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
-        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, caller.id))
-        store_log_entry(tx, caller.id, entry, task, project)
-    return f"{worker.alias} ({caller.id}) {body.scope}: {message}"
+        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
+        store_log_entry(tx, credentials.id, entry, task, project)
+    return f"{worker.alias} ({credentials.id}) {body.scope}: {message}"
 
 
 def store_log_entry(tx: Tx, worker: int, entry: TaskEntry, task: int | None, project: int | None) -> None:
@@ -3980,10 +3888,10 @@ def only_project(tx: Tx, worker: int) -> int | None:
     return rows[0]["project"] if len(rows) == 1 else None
 
 
-def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
-    """Log entries, the newest first. For managers, or for everybody when tracker.toml says so."""
+def list_logs(tx: Tx, caller: Caller, body: LogsBody) -> list[LogEntry]:
+    """Log entries, the newest first."""
     if not tx.settings.public_logs:
-        require_manager(tx, session)
+        logged_in(caller)
     if body.level is None and body.max_level is None:
         raise TrackerError("invalid", "is required", "level")
     levels = [body.level] if body.level else range(1, body.max_level + 1)
@@ -4002,22 +3910,12 @@ def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
     ]
     logs, size = [], 0
     for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
-        logs.append(log_json(row))
+        data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
+        logs.append(shaped(LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
         size += len(row["message"])
         if len(logs) == body.limit or size > MOST_LOG_TEXT:
             break
-    return {"logs": logs}
-
-
-def log_json(row: sqlite3.Row) -> dict[str, Any]:
-    data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
-    return {
-        "id": row["id"],
-        "message": row["message"],
-        "timestamp": row["time"],
-        "data": msgspec.json.encode(data).decode(),
-        "level": row["level"],
-    }
+    return logs
 
 
 # ── Monitoring ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -4025,56 +3923,39 @@ def log_json(row: sqlite3.Row) -> dict[str, Any]:
 MOST_LAST_SNAPSHOTS = 1000
 MOST_SNAPSHOTS = 10_080  # a week at the default interval
 SNAPSHOT_PIECE = 50  # projects per transaction
-SNAPSHOT_COLUMNS = (
-    "new_task_count",
-    "failed_task_count",
-    "closed_task_count",
-    "worker_access_count",
-    "awaiting_verification_count",
-    "time_stamp",
-)
 
 
-class LastSnapshots(msgspec.Struct):
-    count: Annotated[int, Meta(ge=1, lt=MOST_LAST_SNAPSHOTS)] = 60
-
-
-class SnapshotsBetween(msgspec.Struct, rename={"start": "from", "end": "to"}):
-    start: Int64
-    end: Int64
-
-
-def get_snapshots(tx: Tx, session: bytes | None, project: int, query: LastSnapshots) -> dict[str, Any]:
+@needs(SEES)
+def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: LastSnapshots) -> list[Snapshot]:
     """The last snapshots of a project, the newest first."""
-    visible_project(tx, session, project)
-    rows = tx.all("SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?", (project, query.count))
-    return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
+    newest = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?"
+    return [shaped(Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
 
 
-def get_snapshots_between(tx: Tx, session: bytes | None, project: int, query: SnapshotsBetween) -> dict[str, Any]:
+@needs(SEES)
+def get_snapshots_between(tx: Tx, caller: Caller, project: sqlite3.Row, query: SnapshotsBetween) -> list[Snapshot]:
     """The snapshots of a project between two moments, both included, the newest first. Of many, the newest 10,080."""
-    visible_project(tx, session, project)
     rows = tx.all(
         "SELECT * FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ? ORDER BY time_stamp DESC LIMIT ?",
-        (project, query.start, query.end, MOST_SNAPSHOTS),
+        (project["id"], query.start, query.end, MOST_SNAPSHOTS),
     )
-    return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
+    return [shaped(Snapshot, row) for row in rows]
 
 
-def get_assignees(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+@needs(SEES)
+def get_assignees(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Assignee]:
     """Who holds the most tasks of a project now; those that nobody holds are under `unassigned`."""
-    row = visible_project(tx, session, project)
     rows = tx.all(
         "SELECT w.alias AS assignee, t.held_task_count AS task_count FROM tally t JOIN worker w ON w.id = t.worker"
         " WHERE t.project = ? AND t.held_task_count > 0 ORDER BY t.held_task_count DESC, w.id LIMIT 16",
-        (project,),
+        (project["id"],),
     )
-    unassigned = row["waiting_task_count"] + row["awaiting_verification_count"] + row["failed_task_count"]
-    assignees = [dict(row) for row in rows]
-    if unassigned:
-        assignees.append({"assignee": "unassigned", "task_count": unassigned})
-    assignees.sort(key=lambda one: -one["task_count"])
-    return {"assignees": assignees[:16]}
+    assignees = [shaped(Assignee, row) for row in rows]
+    if unassigned := sum(
+        project[name] for name in COUNT_COLUMNS if name not in ("assigned_task_count", "closed_task_count")
+    ):
+        assignees.append(Assignee("unassigned", unassigned))
+    return sorted(assignees, key=lambda one: -one.task_count)[:16]
 
 
 def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
@@ -4467,7 +4348,6 @@ JSON_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 PLAIN_HEAD = plain_head(JSON_HEADERS)
-encode = msgspec.json.Encoder().encode
 
 
 class Reply(NamedTuple):
@@ -4684,13 +4564,15 @@ async def respond(send: Callable, reply: Reply) -> None:
 
 
 class Takes(NamedTuple):
-    """What a handler decodes from a call. openapi.py documents it."""
+    """What a handler decodes from a call, who may make it, and what is answered. openapi.py documents it."""
 
     caller: Callable[[Call], Any] | None = None
     body: Any = None
     query: Any = None
     status: int = 200
     path: dict[str, Any] | None = None  # the types of what in the path is no id
+    who: Need | str = ""  # in words where no Need says it
+    answer: Any = None  # the type of the content, or of its parts
 
 
 def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
@@ -4703,39 +4585,21 @@ def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
     return note
 
 
-def domain(
-    function: Callable,
-    *path: str,
-    caller: Callable[[Call], Any] = Call.session,
-    body: type | None = None,
-    query: type | None = None,
-    reads: bool = False,
-    status: int = 200,
-) -> Callable[[Call], Awaitable[Reply]]:
-    """The handler that most endpoints need: decode caller, ids in the path, body; call one function; respond."""
-
-    @takes(caller, body, query, status, {"job": Token} if "job" in path else None)
-    async def handler(call: Call) -> Reply:
-        args = [caller(call), *map(call.path_value, path)]
-        if not reads and isinstance(args[0], bytes):
-            call.refuse_other_sites()
-        if body is not None:
-            args.append(await call.json(body))
-        if query is not None:
-            args.append(call.query_as(query))
-        database = call.tracker.db
-        return Reply(await (database.read if reads else database.write)(function, *args), status=status)
-
-    handler.__doc__ = function.__doc__
-    return handler
-
-
 # ── JSON API ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NO_TASK = Reply(ok=False, message="No task available")
 
 
-@takes(Call.worker, SubmitBody)
+SUBMITTER = "A worker with SUBMIT access to the project."
+ASSIGNEE = "A worker with ASSIGN access to the project; any worker if the project is public."
+ASSIGNEE_OF_ALL = "A worker with ASSIGN access to each of the projects that is not public."
+REGISTERING = "Anybody, if the setting `open_registration` is on; the first manager in any case."
+HOLDER = "The worker that holds the task; for others nothing changes."
+UPDATED = about("Whether the task was closed, failed or skipped.", True)
+ALL_UPDATED = about("Whether each task was closed, failed or skipped.", [True, True])
+
+
+@takes(Call.worker, SubmitBody, who=SUBMITTER)
 async def submit(call: Call) -> Reply:
     """Adds a task to a project's queue.
 
@@ -4747,7 +4611,66 @@ async def submit(call: Call) -> Reply:
     return Reply()
 
 
-@takes(Call.worker, BulkSubmitBody | list[BulkTask])
+class Native(NamedTuple):
+    """A call of the native API: methods, path, and a domain function, or a handler that decodes by itself.
+
+    What the row does not say is derived: ids stand in the path, a GET reads, the body (of a GET: the query), who calls
+    and what is answered are the function's annotations. `envelope` is the name of what is answered within `content`.
+    """
+
+    methods: str
+    path: str
+    function: Callable
+    envelope: str = ""
+    status: int = 200
+    reads: bool | None = None
+
+
+@functools.cache
+def takes_of(row: Native) -> Takes:
+    """What the call takes."""
+    if inspect.iscoroutinefunction(row.function):
+        return row.function.takes
+    hints, need = typing.get_type_hints(row.function, include_extras=True), getattr(row.function, "need", None)
+    ids = re.findall(r"{(\w+)}", row.path)
+    [given] = list(hints.items())[2 + len(ids) : -1] or [(None, None)]
+    worker = need is not None and (need.role == WORKER, bool(need.worker))
+    caller = {(True, False): Call.worker, (False, True): Call.worker_or_session}.get(worker, Call.session)
+    content = hints["return"]
+    return Takes(
+        caller=caller,
+        body=given[1] if row.methods != "GET" else None,
+        query=given[1] if row.methods == "GET" else None,
+        status=row.status,
+        path={"job": Token} if "job" in ids else None,
+        who=need or "",
+        answer=None if content is type(None) else {row.envelope: content} if row.envelope else content,
+    )
+
+
+def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
+    """The handler that most calls need: decode caller, ids in the path, body; call one function; respond."""
+    if inspect.iscoroutinefunction(row.function):
+        return row.function
+    takes, ids = takes_of(row), re.findall(r"{(\w+)}", row.path)
+    reads = row.methods == "GET" if row.reads is None else row.reads
+
+    async def handler(call: Call) -> Reply:
+        args = [takes.caller(call), *map(call.path_value, ids)]
+        if not reads and isinstance(args[0], bytes):
+            call.refuse_other_sites()
+        if takes.body is not None:
+            args.append(await call.json(takes.body))
+        if takes.query is not None:
+            args.append(call.query_as(takes.query))
+        database = call.tracker.db
+        content = await (database.read if reads else database.write)(as_caller, row.function, *args)
+        return Reply({row.envelope: content} if row.envelope else content, status=row.status)
+
+    return handler
+
+
+@takes(Call.worker, BulkSubmitBody | list[BulkTask], who=SUBMITTER, answer=BulkSubmitted)
 async def bulk_submit(call: Call) -> Reply:
     """Adds many tasks to one project's queue.
 
@@ -4756,17 +4679,17 @@ async def bulk_submit(call: Call) -> Reply:
     tasks is understood as well.
     """
     # Small ones in one transaction; large ones in pieces that count, all of them, from one commit on.
-    caller, tracker = call.worker(), call.tracker
-    trusted = await tracker.db.read(may_submit_somewhere, caller)  # strangers may not send large bodies
+    credentials, tracker = call.worker(), call.tracker
+    trusted = await tracker.db.read(may_submit_somewhere, credentials)  # strangers may not send large bodies
     body = await call.body(tracker.settings.max_bulk_body if trusted else None)
     tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
     if not tasks:
-        return Reply({"submitted": 0, "duplicates": 0})
+        return Reply(BulkSubmitted(0, 0))
     if len(tasks) <= PIECE_TASKS and len(body) <= PIECE_BYTES:
-        return Reply(await tracker.db.write(submit_tasks, caller, tasks, long=True))
+        return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
     pieces = await asyncio.to_thread(split_tasks, tasks)
-    stored = await store_pieces(tracker, caller, tasks[0].project, len(tasks), pieces)
-    return Reply({"submitted": stored, "duplicates": len(tasks) - stored})
+    stored = await store_pieces(tracker, credentials, tasks[0].project, len(tasks), pieces)
+    return Reply(BulkSubmitted(stored, len(tasks) - stored))
 
 
 def split_tasks(tasks: list[NewTask]) -> list[bytes]:
@@ -4785,14 +4708,14 @@ def split_tasks(tasks: list[NewTask]) -> list[bytes]:
 
 
 async def store_pieces(
-    tracker: Tracker, caller: WorkerCredentials, project: int, count: int, pieces: list[bytes]
+    tracker: Tracker, credentials: WorkerCredentials, project: int, count: int, pieces: list[bytes]
 ) -> int:
     """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored."""
-    operation = await tracker.db.write(begin_bulk_submit, caller, project)
+    operation = await tracker.db.write(begin_bulk_submit, credentials, project)
     try:
         for number, piece in enumerate(pieces, 1):
             await tracker.db.write(add_bulk_piece, operation, number, piece, long=True)
-        await tracker.db.write(accept_bulk_submit, caller, operation, count)
+        await tracker.db.write(accept_bulk_submit, credentials, operation, count)
     except BaseException:
         with contextlib.suppress(TrackerError):  # stopping: the next start discards it
             await discard(tracker.db, operation)
@@ -4800,20 +4723,7 @@ async def store_pieces(
     return await tracker.begin_operation(operation, answered=True)
 
 
-class AssignQuery(msgspec.Struct):
-    """How many tasks, and how long to wait for the first one."""
-
-    wait: Annotated[float, Meta(ge=0, le=1e9)] = 0
-    count: Natural = 0
-
-
-class AssignFromQuery(AssignQuery, kw_only=True):
-    """The same, of several projects."""
-
-    project: Annotated[set[Id], Meta(min_length=1, max_length=100)]
-
-
-@takes(Call.worker, query=AssignQuery)
+@takes(Call.worker, query=AssignQuery, who=ASSIGNEE, answer=[{"task": Task}, {"tasks": list[Task]}])
 async def get_task(call: Call) -> Reply:
     """Assigns the project's best task to the calling worker.
 
@@ -4828,7 +4738,7 @@ async def get_task(call: Call) -> Reply:
     return Reply({"task": tasks[0]}) if tasks else NO_TASK
 
 
-@takes(Call.worker, query=AssignFromQuery)
+@takes(Call.worker, query=AssignFromQuery, who=ASSIGNEE_OF_ALL, answer=[{"tasks": list[Task]}, {"task": Task}])
 async def get_task_of_several(call: Call) -> Reply:
     """Assigns the best task of several projects to the calling worker.
 
@@ -4839,35 +4749,35 @@ async def get_task_of_several(call: Call) -> Reply:
     return await assign(call, caller, tuple(query.project), query)
 
 
-async def assign(call: Call, caller: WorkerCredentials, projects: tuple[int, ...], query: AssignQuery) -> Reply:
+async def assign(call: Call, credentials: WorkerCredentials, projects: tuple[int, ...], query: AssignQuery) -> Reply:
     settings, database = call.tracker.settings, call.tracker.db
     wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
 
     def attempt() -> Awaitable[Assigned]:
-        return database.write(assign_tasks, caller, projects, count or 1, long=count + len(projects) > 16)
+        return database.write(assign_tasks, credentials, projects, count or 1, long=count + len(projects) > 16)
 
-    tasks = await wait_for_task(call, caller, projects, attempt, wait) if wait else (await attempt()).tasks
+    tasks = await wait_for_task(call, credentials, projects, attempt, wait) if wait else (await attempt()).tasks
     if not tasks:
         return NO_TASK
     return Reply({"tasks": tasks} if count else {"task": tasks[0]})
 
 
 async def wait_for_task(
-    call: Call, caller: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
-) -> list[dict]:
+    call: Call, credentials: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
+) -> list[Task]:
     """Waits as long as the client does. What is assigned to one that has gone meanwhile does not wait for its lease."""
     gone = asyncio.ensure_future(call.gone())
     try:
         tasks = await call.tracker.waiters.assign(projects, attempt, wait, gone)
         if tasks and gone.done():
-            releases = [ReleaseBody(task["id"], SKIP) for task in tasks]
-            await call.tracker.db.write(release_tasks, caller, releases, long=True)
+            releases = [ReleaseBody(task.id, SKIP) for task in tasks]
+            await call.tracker.db.write(release_tasks, credentials, releases, long=True)
         return tasks
     finally:
         gone.cancel()
 
 
-@takes(Call.worker, ReleaseBody)
+@takes(Call.worker, ReleaseBody, who=HOLDER, answer={"updated": Annotated[bool, UPDATED]})
 async def release(call: Call) -> Reply:
     """Ends the calling worker's hold on a task: done, failed or skipped.
 
@@ -4880,34 +4790,43 @@ async def release(call: Call) -> Reply:
     return Reply({"updated": updated}, message=message)
 
 
-@takes(Call.worker, BulkReleaseBody)
+@takes(Call.worker, BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
 async def bulk_release(call: Call) -> Reply:
     """Releases several tasks, all or none.
 
     `updated` tells of each one, in their order, what `POST /task/release` would have told.
     """
-    caller, most = call.worker(), call.tracker.settings.max_count
+    credentials, most = call.worker(), call.tracker.settings.max_count
     releases = (await call.json(BulkReleaseBody)).releases
     if len(releases) > most:
         raise TrackerError("invalid", f"at most {most} in one request", "releases")
-    return Reply(await call.tracker.db.write(release_tasks, caller, releases, long=True))
+    return Reply({"updated": await call.tracker.db.write(release_tasks, credentials, releases, long=True)})
 
 
 def reset(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
     """POST /project/…/{project} that changes any number of tasks, a piece at a time. `promise` is its docstring."""
 
-    @takes(Call.session)
+    @takes(Call.session, who=begin_reset.need, answer={"affected_tasks": Annotated[int, about("Tasks changed.", 12)]})
     async def handler(call: Call) -> Reply:
         session, project = call.session(), call.path_id("project")
         call.refuse_other_sites()
-        operation = await call.tracker.db.write(begin_reset, session, project, kind)
+        operation = await call.tracker.db.write(as_caller, begin_reset, session, project, kind)
         return Reply({"affected_tasks": await call.tracker.begin_operation(operation)})
 
     handler.__doc__ = promise
     return handler
 
 
-@takes(Call.worker, LogBody, status=204, path={"level": LogLevel})
+reset_failed_tasks = reset("reset_failed", "Makes every failed task wait again, as if it had never failed.")
+reclaim_assigned_tasks = reset(
+    "reclaim_assigned", "Takes every assigned task from its worker, and makes it wait again."
+)
+hard_reset = reset(
+    "hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."
+)
+
+
+@takes(Call.worker, LogBody, status=204, path={"level": LogLevel}, who="Any worker.")
 async def add_log(call: Call) -> Reply:
     """Logs a line.
 
@@ -4926,7 +4845,7 @@ def in_one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-@takes(None, PushBody)
+@takes(None, PushBody, who="The git host that knows the project's webhook secret.", answer=Push)
 async def git_receive(call: Call) -> Reply:
     """Takes a push event of GitHub, Gitea or Gogs, and sets the version of the project with that repository.
 
@@ -4937,73 +4856,74 @@ async def git_receive(call: Call) -> Reply:
     return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
 
 
-@takes(None, RegisterBody)
+@takes(None, RegisterBody, who=REGISTERING, answer={"manager": Manager})
 async def register(call: Call) -> Reply:
     """Makes a manager's account, and logs it in.
 
     The first manager becomes tracker admin. The others start with no rights.
     """
     call.refuse_other_sites()
-    content, session = await register_account(call, await call.json(RegisterBody))
-    return Reply(content, headers=[session_cookie(call, session)])
-
-
-async def register_account(call: Call, body: RegisterBody) -> tuple[dict[str, Any], bytes]:
-    """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
-    if not body.username.isprintable() or body.username != body.username.strip():
-        raise TrackerError("invalid", "no control characters, and no blanks at its ends", "username")
-    await call.tracker.db.write(begin_registration, client_address(call))
-    password_hash = await call.tracker.hash(hash_password, body.password)
-    return await call.tracker.db.write(register_manager, body.username, password_hash)
+    manager, session = await make_account(call, await call.json(RegisterBody))
+    return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
 
 def client_address(call: Call) -> str:
     return (call.scope.get("client") or ("unknown", 0))[0]
 
 
-@takes(None, LoginBody)
+async def make_account(call: Call, body: RegisterBody) -> tuple[Manager, bytes]:
+    """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
+    if not body.username.isprintable() or body.username != body.username.strip():
+        raise TrackerError("invalid", "no control characters, and no blanks at its ends", "username")
+    await call.tracker.db.write(count_registration, client_address(call))
+    password_hash = await call.tracker.hash(hash_password, body.password)
+    return await call.tracker.db.write(register_manager, body.username, password_hash)
+
+
+@takes(None, LoginBody, answer={"manager": Manager})
 async def login(call: Call) -> Reply:
     """Logs a manager in.
 
     The answer sets the session cookie. Repeated failures make the next attempt wait.
     """
     call.refuse_other_sites()
-    content, session = await log_in(call, await call.json(LoginBody))
-    return Reply(content, headers=[session_cookie(call, session)])
+    manager, session = await authenticate_manager(call, await call.json(LoginBody))
+    return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
 
-async def log_in(call: Call, body: LoginBody) -> tuple[dict[str, Any], bytes]:
+async def authenticate_manager(call: Call, body: LoginBody) -> tuple[Manager, bytes]:
     """The manager and its new session. 401 for a wrong password or name, 429 after several."""
     address = client_address(call)
-    found = await call.tracker.db.write(begin_login, body.username, address)
+    found = await call.tracker.db.write(count_login, body.username, address)
     if not await call.tracker.hash(password_matches, body.password, found and found[1]):
         raise TrackerError("unauthorized", "Wrong username or password")
-    return await call.tracker.db.write(finish_login, found[0], body.username, address)
+    return await call.tracker.db.write(accept_login, found[0], body.username, address)
 
 
 async def change_password(call: Call, body: PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
-    username, stored = await call.tracker.db.write(begin_password_change, call.session())
+    write, session = call.tracker.db.write, call.session()
+    stored = await write(as_caller, count_password_attempt, session)
     if not await call.tracker.hash(password_matches, body.password, stored):
         raise TrackerError("unauthorized", "this is not your present password", "password")
     password_hash = await call.tracker.hash(hash_password, body.new_password)
-    return await call.tracker.db.write(finish_password_change, call.session(), username, password_hash)
+    return await write(as_caller, store_password, session, password_hash)
 
 
 @takes(Call.session, status=204)
-async def log_out(call: Call) -> Reply:
+async def logout(call: Call) -> Reply:
     """Ends the session, for every holder of its cookie."""
     session = call.session()
     call.refuse_other_sites()
-    await call.tracker.db.write(logout, session)
+    await call.tracker.db.write(end_session, session)
     return Reply(status=204, headers=[session_cookie(call, None)])
 
 
-@takes(Call.session)
+@takes(Call.session, answer=Account)
 async def account(call: Call) -> Reply:
     """Tells who is logged in."""
-    content = await call.tracker.db.read(get_account, call.session())
-    return Reply(content, ok=content["logged_in"])
+    content = await call.tracker.db.read(as_caller, get_account, call.session())
+    return Reply(content, ok=content.logged_in)
 
 
 def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
@@ -5022,88 +4942,71 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 
 # ── Routes and app ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-WORKER, EITHER = Call.worker, Call.worker_or_session
 
-# Method, path, handler. Starlette tries them in order: the ones that matter come first.
-API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
-    ("GET", "/task/get/{project}", get_task),
-    ("POST", "/task/release", release),
-    ("POST", "/task/submit", submit),
-    ("GET", "/task/get", get_task_of_several),
-    ("POST", "/task/bulk_release", bulk_release),
-    ("POST", "/task/bulk_submit", bulk_submit),
-    ("POST", "/log/{level}", add_log),
-    ("POST", "/task/log", domain(log_to_task, caller=WORKER, body=TaskLogBody)),
-    ("POST", "/template/create", domain(create_template, body=TemplateBody)),
-    ("POST", "/template/update/{template}", domain(update_template, "template", body=TemplateBody)),
-    ("POST", "/template/delete/{template}", domain(delete_template, "template")),
-    ("GET", "/template/get/{template}", domain(get_template, "template", reads=True)),
-    ("GET", "/template/list/{project}", domain(list_templates, "project", reads=True)),
-    ("POST", "/template/rotate_secret/{template}", domain(rotate_template_secret, "template")),
-    ("POST", "/template/trigger/{template}", domain(trigger_template, "template", caller=EITHER, body=TriggerBody)),
-    ("GET", "/job/get/{job}", domain(get_job, "job", caller=EITHER, reads=True)),
-    ("GET", "/job/log/{job}", domain(get_job_log, "job", caller=EITHER, query=LinesQuery, reads=True)),
-    ("GET", "/job/list", domain(list_jobs, caller=EITHER, query=JobsQuery, reads=True)),
-    ("POST", "/job/cancel/{job}", domain(cancel, "job", caller=EITHER)),
-    ("POST", "/job/retry/{job}", domain(retry, "job", caller=EITHER)),
-    ("POST", "/workflow/create", domain(create_workflow, body=WorkflowBody)),
-    ("POST", "/workflow/update/{workflow}", domain(update_workflow, "workflow", body=WorkflowBody)),
-    ("POST", "/workflow/delete/{workflow}", domain(delete_workflow, "workflow")),
-    ("GET", "/workflow/get/{workflow}", domain(get_workflow, "workflow", reads=True)),
-    ("GET", "/workflow/list/{project}", domain(list_workflows, "project", reads=True)),
-    ("POST", "/workflow/rotate_secret/{workflow}", domain(rotate_workflow_secret, "workflow")),
-    ("POST", "/workflow/trigger/{workflow}", domain(trigger_workflow, "workflow", caller=EITHER, body=TriggerBody)),
-    ("POST", "/worker/create", domain(create_worker, body=AliasBody)),
-    ("GET", "/worker/get/{worker}", domain(get_worker, "worker", reads=True)),
-    ("POST", "/worker/update", domain(update_worker, caller=WORKER, body=AliasBody)),
-    ("POST", "/worker/set_paused", domain(set_worker_paused, body=PauseBody)),
-    ("GET", "/worker/stats", domain(worker_stats, reads=True)),
-    ("GET", "/project/list", domain(list_projects, reads=True)),
-    ("GET", "/project/get/{project}", domain(get_project, "project", reads=True)),
-    ("POST", "/project/create", domain(create_project, body=ProjectBody)),
-    ("POST", "/project/update/{project}", domain(update_project, "project", body=ProjectBody)),
-    ("GET", "/project/monitoring/{project}", domain(get_snapshots, "project", query=LastSnapshots, reads=True)),
-    (
-        "GET",
-        "/project/monitoring-between/{project}",
-        domain(get_snapshots_between, "project", query=SnapshotsBetween, reads=True),
-    ),
-    ("GET", "/project/assignees/{project}", domain(get_assignees, "project", reads=True)),
-    ("POST", "/project/request_access", domain(request_access, caller=WORKER, body=AccessBody)),
-    ("GET", "/project/access_list/{project}", domain(list_access, "project", reads=True)),
-    ("POST", "/project/accept_request/{project}/{worker}", domain(accept_request, "project", "worker")),
-    ("POST", "/project/reject_request/{project}/{worker}", domain(reject_request, "project", "worker")),
-    ("GET", "/project/secret/{project}", domain(get_secret, "project", caller=EITHER)),
-    ("POST", "/project/secret/{project}", domain(set_secret, "project", body=SecretBody)),
-    ("GET", "/project/webhook_secret/{project}", domain(get_webhook_secret, "project", reads=True)),
-    ("POST", "/project/webhook_secret/{project}", domain(set_webhook_secret, "project", body=WebhookSecretBody)),
-    (
-        "POST",
-        "/project/reset_failed_tasks/{project}",
-        reset("reset_failed", "Makes every failed task wait again, as if it had never failed."),
-    ),
-    (
-        "POST",
-        "/project/reclaim_assigned_tasks/{project}",
-        reset("reclaim_assigned", "Takes every assigned task from its worker, and makes it wait again."),
-    ),
-    (
-        "POST",
-        "/project/hard_reset/{project}",
-        reset("hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."),
-    ),
-    ("POST", "/git/receivehook", git_receive),
-    ("POST", "/logs", domain(list_logs, body=LogsBody, reads=True)),
-    ("GET", "/logs", domain(list_logs, query=LogsBody, reads=True)),
-    ("POST", "/register", register),
-    ("POST", "/login", login),
-    ("GET POST", "/logout", log_out),
-    ("GET", "/account", account),
-    ("GET", "/manager/list", domain(list_managers, reads=True)),
-    ("GET", "/manager/list_for_project/{project}", domain(list_project_managers, "project", reads=True)),
-    ("GET POST", "/manager/promote/{manager}", domain(promote_manager, "manager", status=204)),
-    ("GET POST", "/manager/demote/{manager}", domain(demote_manager, "manager", status=204)),
-    ("POST", "/manager/set_role_for_project/{project}", domain(set_role, "project", body=RoleBody)),
+# The calls that matter come first.
+API: list[Native] = [
+    Native("GET", "/task/get/{project}", get_task),
+    Native("POST", "/task/release", release),
+    Native("POST", "/task/submit", submit),
+    Native("GET", "/task/get", get_task_of_several),
+    Native("POST", "/task/bulk_release", bulk_release),
+    Native("POST", "/task/bulk_submit", bulk_submit),
+    Native("POST", "/log/{level}", add_log),
+    Native("POST", "/task/log", log_to_task),
+    Native("POST", "/template/create", create_template, "template"),
+    Native("POST", "/template/update/{template}", update_template),
+    Native("POST", "/template/delete/{template}", delete_template),
+    Native("GET", "/template/get/{template}", get_template, "template"),
+    Native("GET", "/template/list/{project}", list_templates, "templates"),
+    Native("POST", "/template/rotate_secret/{template}", rotate_template_secret, "secret"),
+    Native("POST", "/template/trigger/{template}", trigger_template, "job"),
+    Native("GET", "/job/get/{job}", get_job, "job"),
+    Native("GET", "/job/log/{job}", get_job_log, "entries"),
+    Native("GET", "/job/list", list_jobs),
+    Native("POST", "/job/cancel/{job}", cancel_job),
+    Native("POST", "/job/retry/{job}", retry_job, "job"),
+    Native("POST", "/workflow/create", create_workflow, "workflow"),
+    Native("POST", "/workflow/update/{workflow}", update_workflow),
+    Native("POST", "/workflow/delete/{workflow}", delete_workflow),
+    Native("GET", "/workflow/get/{workflow}", get_workflow, "workflow"),
+    Native("GET", "/workflow/list/{project}", list_workflows, "workflows"),
+    Native("POST", "/workflow/rotate_secret/{workflow}", rotate_workflow_secret, "secret"),
+    Native("POST", "/workflow/trigger/{workflow}", trigger_workflow, "job"),
+    Native("POST", "/worker/create", create_worker, "worker"),
+    Native("GET", "/worker/get/{worker}", get_worker, "worker"),
+    Native("POST", "/worker/update", update_worker),
+    Native("POST", "/worker/set_paused", set_worker_paused),
+    Native("GET", "/worker/stats", worker_stats, "stats"),
+    Native("GET", "/project/list", list_projects, "projects"),
+    Native("GET", "/project/get/{project}", get_project),
+    Native("POST", "/project/create", create_project, "id"),
+    Native("POST", "/project/update/{project}", update_project),
+    Native("GET", "/project/monitoring/{project}", get_snapshots, "snapshots"),
+    Native("GET", "/project/monitoring-between/{project}", get_snapshots_between, "snapshots"),
+    Native("GET", "/project/assignees/{project}", get_assignees, "assignees"),
+    Native("POST", "/project/request_access", request_access),
+    Native("GET", "/project/access_list/{project}", list_access, "accesses"),
+    Native("POST", "/project/accept_request/{project}/{worker}", accept_request),
+    Native("POST", "/project/reject_request/{project}/{worker}", reject_request),
+    Native("GET", "/project/secret/{project}", get_secret, "secret", reads=False),  # a worker that asks was seen
+    Native("POST", "/project/secret/{project}", set_secret),
+    Native("GET", "/project/webhook_secret/{project}", get_webhook_secret, "webhook_secret"),
+    Native("POST", "/project/webhook_secret/{project}", set_webhook_secret),
+    Native("POST", "/project/reset_failed_tasks/{project}", reset_failed_tasks),
+    Native("POST", "/project/reclaim_assigned_tasks/{project}", reclaim_assigned_tasks),
+    Native("POST", "/project/hard_reset/{project}", hard_reset),
+    Native("POST", "/git/receivehook", git_receive),
+    Native("POST", "/logs", list_logs, "logs", reads=True),
+    Native("GET", "/logs", list_logs, "logs"),
+    Native("POST", "/register", register),
+    Native("POST", "/login", login),
+    Native("GET POST", "/logout", logout),
+    Native("GET", "/account", account),
+    Native("GET", "/manager/list", list_managers, "managers"),
+    Native("GET", "/manager/list_for_project/{project}", list_project_managers, "managers"),
+    Native("GET POST", "/manager/promote/{manager}", promote_manager, status=204),
+    Native("GET POST", "/manager/demote/{manager}", demote_manager, status=204),
+    Native("POST", "/manager/set_role_for_project/{project}", set_role),
 ]
 
 # Other systems' APIs over the same queue: each module has `routes(tracker)`, and may have PAGES and, called now and
@@ -5121,7 +5024,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         yield
         await tracker.stop()
 
-    native = [Route(path, Endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in API]
+    native = [Route(row.path, Endpoint(tracker, handler_of(row)), methods=row.methods.split()) for row in API]
     for route in native:
         route.methods.discard("HEAD")  # Starlette adds it to GET: a HEAD must not take a task
     native.append(Route("/openapi.json", functools.partial(openapi_json, tracker), methods=["GET"]))
@@ -5161,7 +5064,7 @@ async def openapi_json(tracker: Tracker, request: Request) -> Response:
 
 @functools.lru_cache(maxsize=4)
 def openapi_document(settings: Settings) -> dict[str, Any]:
-    return openapi.document(API, settings, __version__)
+    return openapi.document([(row, takes_of(row)) for row in API], settings, __version__)
 
 
 class App(Starlette):
@@ -5201,7 +5104,8 @@ def all_pages() -> list[tuple[str, str, Callable]]:
     """The tracker's own pages, and those of the dialects that have some."""
     import pages
 
-    return [*pages.PAGES, *(page for dialect in dialects() for page in getattr(dialect, "PAGES", ()))]
+    tables = [pages.PAGES, *(getattr(dialect, "PAGES", ()) for dialect in dialects())]
+    return [route for table in tables for route in pages.routes_of(table)]
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from place import OPERATIONS, Memory, Operation, Place, StillClock, create_worker, furnish, new_task
+from place import OPERATIONS, Memory, Operation, Place, StillClock, call, create_worker, furnish, new_task
 
 import pages
 import tracker
@@ -55,7 +55,7 @@ class Bench(Memory):
             tx.execute("SAVEPOINT operation")
             self.connection.set_progress_handler(count, 1)
             try:
-                function(tx, *args)
+                call(tx, function, *args)
             finally:
                 self.connection.set_progress_handler(None, 1)
             tx.execute("ROLLBACK TO operation")
@@ -137,7 +137,7 @@ def add_jobs_in_every_state(tx: Tx, place: Place, count: int) -> None:
     )
     lines = [tracker.TaskEntry("line", 1)] * 1000
     for _ in range(max(1, count // 1000)):
-        tracker.log_to_task(tx, place.worker, tracker.TaskLogBody(place.jobs["running"][1], lines[:count]))
+        call(tx, tracker.log_to_task, place.worker, tracker.TaskLogBody(place.jobs["running"][1], lines[:count]))
 
 
 TEMPLATE, JOB = 4, 24 * "0"  # a template of the first project, and its one job with a long log
@@ -146,10 +146,10 @@ TEMPLATE, JOB = 4, 24 * "0"  # a template of the first project, and its one job 
 def add_jobs(tx: Tx, place: Place, count: int) -> None:
     """A template with so many jobs that were cancelled, and one that waits and has so many log lines."""
     body = tracker.TemplateBody(project=place.first, name="template")
-    row = tracker.find_template(tx, tracker.create_template(tx, place.session, body)["template"]["id"])
+    row = tracker.find_template(tx, call(tx, tracker.create_template, place.session, body)["template"]["id"])
     assert row["id"] == TEMPLATE
     for _ in range(count):
-        tracker.cancel_job(tx, tracker.make_job(tx, row, {}, [], "native"), "nobody")
+        tracker.stop_job(tx, tracker.make_job(tx, row, {}, [], "native"), "nobody")
     job = tracker.make_job(tx, row, {}, [], "native")
     tracker.add_job_lines(tx, job, place.worker.id, [tracker.TaskEntry("line", 1)] * count)
     tx.execute("UPDATE job SET token = ? WHERE id = ?", (JOB, job["id"]))
@@ -162,7 +162,7 @@ def add_history(tx: Tx, place: Place, number: int) -> None:
     tracker.add_log_entry(
         tx, place.worker, "info", tracker.LogBody("test", number, "a line", task_id=place.held["plain"])
     )
-    operation = tracker.begin_reset(tx, place.session, place.first, "hard_reset")
+    operation = call(tx, tracker.begin_reset, place.session, place.first, "hard_reset")
     tx.execute("UPDATE operation SET finished = 1 WHERE id = ?", (operation,))
 
 
@@ -511,7 +511,7 @@ def bench_for_verifying(
     bench = Bench()
     with bench.transaction() as tx:
         session = tracker.register_manager(tx, "admin", "unused")[1]
-        project = tracker.create_project(tx, session, tracker.ProjectBody("first", public=True))["id"]
+        project = call(tx, tracker.create_project, session, tracker.ProjectBody(name="first", public=True))["id"]
         new = [new_task(project, str(number), verification_count=verification_count) for number in range(tasks)]
         tracker.insert_tasks(tx, new, project, False)
         return bench, project, [create_worker(tx) for _ in range(workers)]
@@ -615,7 +615,7 @@ def queue_with(count: int) -> Bench:
         body = tracker.TemplateBody(project=project, name="template")
         session = tracker.register_manager(tx, "admin", "unused")[1]
         assert create_worker(tx).id == 1
-        template = tracker.create_template(tx, session, body)["template"]["id"]
+        template = call(tx, tracker.create_template, session, body)["template"]["id"]
         tx.execute(f"UPDATE template SET keep_time = {2 * RECENT} WHERE id = ?", (template,))
         add_queued_jobs(tx, project, count, "given up with attachments missing", held=True, state="cancelled")
         add_queued_jobs(tx, project, DUE, "forgotten", held=True, created=OLD)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from place import Queue, finished, new_task, running
+from place import Queue, call, finished, new_task, running
 
 import tracker
 from tracker import EDIT, MAINTENANCE, READ, LineDefaults, LinesReport, Tx
@@ -340,7 +340,7 @@ def test_nothing_counts_before_the_upload_is_accepted(queue: Queue) -> None:
 def found(tx: Tx) -> tuple[bytes, int]:
     """A manager and its project."""
     session = tracker.register_manager(tx, "admin", "unused")[1]
-    return session, tracker.create_project(tx, session, tracker.ProjectBody("p"))["id"]
+    return session, call(tx, tracker.create_project, session, tracker.ProjectBody(name="p"))["id"]
 
 
 def waiting(tx: Tx) -> int:
@@ -348,7 +348,7 @@ def waiting(tx: Tx) -> int:
 
 
 async def stage_in(one: tracker.Tracker, session: bytes, project: int, source: io.BytesIO) -> int:
-    operation = await one.db.write(tracker.begin_lines_submit, session, project)
+    operation = await one.db.write(call, tracker.begin_lines_submit, session, project)
     await tracker.stage_lines(one.db, operation, project, source, LineDefaults(), session)
     return operation
 
@@ -360,7 +360,7 @@ def test_an_upload_that_a_crash_has_interrupted_before_it_was_accepted_leaves_no
     async def main() -> None:
         async with running(tmp_path / "x.db", tracker.Clock()) as one:
             session, project = await one.db.write(found)
-            operation = await one.db.write(tracker.begin_lines_submit, session, project)
+            operation = await one.db.write(call, tracker.begin_lines_submit, session, project)
             pieces = tracker.line_pieces(io.BytesIO(MANY), project, LineDefaults(), LinesReport())
             for number, piece in enumerate(pieces, 1):
                 await one.db.write(tracker.add_bulk_piece, operation, number, piece)
@@ -402,9 +402,9 @@ def test_an_upload_whose_manager_loses_the_role_meanwhile_is_refused_at_its_end(
             admin, project = await one.db.write(found)
             content, session = await one.db.write(tracker.register_manager, "other", "unused")
             other = content["manager"]["id"]
-            await one.db.write(tracker.set_role, admin, project, tracker.RoleBody(other, EDIT))
-            operation = await one.db.write(tracker.begin_lines_submit, session, project)
-            await one.db.write(tracker.set_role, admin, project, tracker.RoleBody(other, READ))
+            await one.db.write(call, tracker.set_role, admin, project, tracker.RoleBody(other, EDIT))
+            operation = await one.db.write(call, tracker.begin_lines_submit, session, project)
+            await one.db.write(call, tracker.set_role, admin, project, tracker.RoleBody(other, READ))
             with pytest.raises(tracker.TrackerError, match="You have no EDIT role"):
                 await tracker.stage_lines(one.db, operation, project, io.BytesIO(MANY), LineDefaults(), session)
             assert await one.db.read(tracker.unaccepted_bulk_submits) == [operation]

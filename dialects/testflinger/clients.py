@@ -375,61 +375,61 @@ def client_json(row: sqlite3.Row) -> dict[str, Any]:
     return {**permissions_json(row), **{name: row[name] for name in more}}
 
 
-def list_clients(tx: Tx, session: bytes | None) -> list[dict[str, Any]]:
-    """All clients by name. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def list_clients(tx: Tx, caller: tracker.Caller) -> list[dict[str, Any]]:
+    """All clients by name."""
     return [client_json(row) for row in tx.all(f"{LISTED_CLIENT} ORDER BY c.id")]
 
 
-def find_client(tx: Tx, session: bytes | None, client: str) -> dict[str, Any]:
-    """One client. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def find_client(tx: Tx, caller: tracker.Caller, client: str) -> dict[str, Any]:
+    """One client."""
     return client_json(tx.one(f"{LISTED_CLIENT} WHERE c.id = ?", (find_row(tx, client)["id"],)))
 
 
-def create_client(tx: Tx, session: bytes | None, body: ClientBody) -> tuple[dict[str, Any], str]:
-    """A new client, and its key, which is in the answer and nowhere else. For admins."""
-    manager = tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def create_client(tx: Tx, caller: tracker.Caller, body: ClientBody) -> tuple[dict[str, Any], str]:
+    """A new client, and its key, which is in the answer and nowhere else."""
     key = secrets.token_urlsafe(32)
-    insert_client(tx, body.client_id, key, manager["id"], body)
-    return find_client(tx, session, body.client_id), key
+    insert_client(tx, body.client_id, key, caller.manager.id, body)
+    return find_client(tx, caller, body.client_id), key
 
 
-def update_client(tx: Tx, session: bytes | None, client: str, body: LimitsBody) -> dict[str, Any]:
-    """Changes a client's role and limits. Takes effect with its very next request. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody) -> dict[str, Any]:
+    """Changes a client's role and limits. Takes effect with its very next request."""
     change_limits(tx, find_row(tx, client), body)
-    return find_client(tx, session, client)
+    return find_client(tx, caller, client)
 
 
-def key_hash(tx: Tx, session: bytes | None, client: str) -> bytes:
-    """The hash of a client's present key. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def key_hash(tx: Tx, caller: tracker.Caller, client: str) -> bytes:
+    """The hash of a client's present key."""
     return find_row(tx, client)["key_hash"]
 
 
-def rotate_key(tx: Tx, session: bytes | None, client: str, old: bytes | None = None) -> str:
-    """A client's new key, which is in the answer and nowhere else. The old one and its tokens end. For admins.
+@tracker.needs(tracker.ADMIN)
+def rotate_key(tx: Tx, caller: tracker.Caller, client: str, old: bytes | None = None) -> str:
+    """A client's new key, which is in the answer and nowhere else. The old one and its tokens end.
 
     With the hash of the key that it is to replace, refuses when that has been replaced already.
     """
-    if old not in (None, key_hash(tx, session, client)):
+    if old not in (None, key_hash(tx, caller, client)):
         raise TrackerError("conflict", f"The client {client} has got another key meanwhile")
-    tracker.require_admin(tx, session)
     key = secrets.token_urlsafe(32)
     change_key(tx, find_row(tx, client)["id"], key)
     return key
 
 
-def delete_client(tx: Tx, session: bytes | None, client: str) -> None:
-    """Deletes a client. Its tokens and secrets end; its jobs go on. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def delete_client(tx: Tx, caller: tracker.Caller, client: str) -> None:
+    """Deletes a client. Its tokens and secrets end; its jobs go on."""
     drop_client(tx, client)
 
 
-def set_restricted(tx: Tx, session: bytes | None, project: int, restricted: bool) -> None:
-    """Whether only clients that are allowed the queue may submit to it. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def set_restricted(tx: Tx, caller: tracker.Caller, project: int, restricted: bool) -> None:
+    """Whether only clients that are allowed the queue may submit to it."""
     restrict(tx, project, restricted)
 
 

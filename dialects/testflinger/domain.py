@@ -268,7 +268,7 @@ def cancel_job(tx: Tx, uuid: str, by: str) -> None:
         raise TrackerError("not_found", f"There is no job {uuid}")
     if job["finished"] is not None:
         raise TrackerError("invalid", f"The job is already completed or cancelled: it is {job['shown_state']}")
-    tracker.cancel_job(tx, job, by)
+    tracker.stop_job(tx, job, by)
 
 
 class Search(NamedTuple):
@@ -472,7 +472,7 @@ def move_job(tx: Tx, job: Row, state: str) -> None:
         known = "UPDATE testflinger_job SET state = ? WHERE job = ? AND state = 'complete'"  # not if it is tried again
         tx.execute(known, (state, job["id"]))
     elif state == "cancelled":
-        tracker.cancel_job(tx, job, "its agent")
+        tracker.stop_job(tx, job, "its agent")
     elif state in LIVE and state != "waiting":  # other words would hide it from who looks for what goes on
         tx.execute("UPDATE testflinger_job SET state = ? WHERE job = ?", (state, job["id"]))
 
@@ -869,7 +869,7 @@ def cancel_forgotten(tx: Tx) -> bool:
     """Cancels jobs whose attachments have never come. Whether there may be more."""
     due = tx.all(FORGOTTEN, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
     for job in due:
-        tracker.cancel_job(tx, job, "the tracker: its attachments have not come")
+        tracker.stop_job(tx, job, "the tracker: its attachments have not come")
     return bool(due)
 
 
