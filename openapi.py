@@ -112,7 +112,12 @@ SCRIPTS, TEXTS = ("recipe", "script"), ("variables", "arguments", "result", "out
 NAMED_TWICE = "The project has a template of this name, or another one may be triggered by this name."
 NO_EDIT = {403: f"The manager has no EDIT role in the project, or {OTHER_SITE[0].lower()}{OTHER_SITE[1:]}"}
 NO_EDIT |= {404: "There is no such project, or it is hidden."}
-NO_TASK = {"not_ok": "False when there is no task.", "empty": True, "message": "Says that there is no task."}
+NO_TASK = {
+    "shows": ("job",),
+    "not_ok": "False when there is no task.",
+    "empty": True,
+    "message": "Says that there is no task.",
+}
 NO_ENTRY = {404: "There is no entry as given in `before`."}
 GIVEN = {"variables": {"branch": "main"}, "arguments": ["fast"]}
 
@@ -124,6 +129,7 @@ OPERATIONS: dict[str, Operation] = {
         setting="open_worker_registration",
         body={"alias": "another laptop"},
         example={"worker": ANOTHER_LAPTOP},
+        shows=("secret",),
     ),
     "GET /worker/get/{worker}": Operation("Workers", {404: "There is no such worker."}),
     "POST /worker/update": Operation("Workers", body={"alias": "my old laptop"}),
@@ -449,8 +455,9 @@ def document(api: Iterable[tuple[Any, Any]], settings: Any, version: str) -> dic
     for name in sorted(calls, key=list(OPERATIONS).index):
         method, path = name.split()
         paths.setdefault(path, {})[method.lower()] = operation(name, *calls[name], settings, words, schemas)
-    referred = json.dumps([paths, schemas.components])
-    named = {name: one for name, one in schemas.components.items() if f'"{REF.format(name=name)}"' in referred}
+    components = {**schemas.components, **schemas.answered}
+    referred = json.dumps([paths, components])
+    named = {name: one for name, one in components.items() if f'"{REF.format(name=name)}"' in referred}
     root = settings.root_path
     return {
         "openapi": "3.1.0",
@@ -479,6 +486,7 @@ class Schemas:
         takes = list(takes)
         self.kinds = [Id, *(kind for one in takes for kind in (one.body, one.query, *(one.path or {}).values()))]
         self.kinds += [kind for one in takes for kind in answered_types(one.answer)]
+        self.answered: dict[str, Any] = {}
         self.schemas, self.components = msgspec.json.schema_components(self.kinds, ref_template=REF)
         described = [
             *self.schemas,
@@ -494,14 +502,41 @@ class Schemas:
     def component(self, kind: type[Struct]) -> dict[str, Any]:
         return self.components[kind.__name__]
 
-    def content(self, answer: Any) -> dict[str, Any]:
-        """The schema of an Operation's answer."""
+    def content(self, answer: Any, shows: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The schema of an answer. Of the fields that not every answer has, it has those that this one `shows`."""
         if isinstance(answer, list):
-            return {"anyOf": [self.content(one) for one in answer]}
+            return {"anyOf": [self.content(one, shows) for one in answer]}
         if not isinstance(answer, dict):
-            return self.of(answer)
-        fields = {name: self.of(kind) for name, kind in answer.items()}
+            return self.variant(self.of(answer), shows)
+        fields = {name: self.variant(self.of(kind), shows) for name, kind in answer.items()}
         return {"type": "object", "properties": fields, "required": list(fields)}
+
+    def variant(self, schema: Any, shows: tuple[str, ...]) -> Any:
+        """The schema with only those of the optional fields, in it and below it; a component of a name of its own."""
+        if isinstance(schema, list):
+            return [self.variant(one, shows) for one in schema]
+        if not isinstance(schema, dict) or "properties" in schema:
+            return schema
+        if "$ref" not in schema:
+            return {key: self.variant(one, shows) if key in ("items", "anyOf") else one for key, one in schema.items()}
+        name = schema["$ref"].rpartition("/")[2]
+        whole = self.components[name]
+        optional = {field for field, one in whole["properties"].items() if is_optional(whole, field, one)}
+        shown = optional.intersection(shows)
+        new_name = f"New{name}" if "secret" in shown else f"{name}InFull" if shown - MAYBE else name
+        kept = {
+            key: self.variant(one, shows) for key, one in whole["properties"].items() if key not in optional - shown
+        }
+        required = [key for key in kept if key in {*whole.get("required", ()), *shown} - MAYBE]
+        self.answered[new_name] = {**whole, "title": new_name, "properties": kept, "required": required}
+        return {**schema, "$ref": REF.format(name=new_name)}
+
+
+MAYBE = {"job"}  # of a task: only some have one
+
+
+def is_optional(schema: dict[str, Any], field: str, of: dict[str, Any]) -> bool:
+    return field not in schema.get("required", ()) and "default" not in of
 
 
 def answered_types(answer: Any) -> Iterator[Any]:
@@ -598,29 +633,29 @@ def success(about: Operation, takes: Any, schemas: Schemas) -> dict[str, Any]:
     if about.message:
         fields["message"] = {"type": "string", "description": about.message}
     if takes.answer is not None:
-        fields["content"] = schemas.content(takes.answer)
+        fields["content"] = schemas.content(takes.answer, about.shows)
     required = [name for name in fields if name == "ok" or (name == "content" and not about.empty)]
     schema = {"type": "object", "properties": fields, "required": required}
-    example = {name: sample(one, schemas.components, about.shows) for name, one in fields.items() if name != "message"}
+    components = {**schemas.components, **schemas.answered}
+    example = {name: sample(one, components) for name, one in fields.items() if name != "message"}
     if about.example is not None:
         example["content"] = about.example
     return {**response, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
-def sample(schema: dict[str, Any], components: dict[str, Any], shows: tuple[str, ...] = ()) -> Any:
-    """A value as the schema describes it; of the fields that not every answer has only those that this one `shows`."""
+def sample(schema: dict[str, Any], components: dict[str, Any]) -> Any:
+    """A value as the schema describes it."""
     if "examples" in schema:
         return schema["examples"][0]
     if "$ref" in schema:
-        return sample(components[schema["$ref"].rpartition("/")[2]], components, shows)
+        return sample(components[schema["$ref"].rpartition("/")[2]], components)
     if "anyOf" in schema:
-        return sample(next(one for one in schema["anyOf"] if one != {"type": "null"}), components, shows)
+        return sample(next(one for one in schema["anyOf"] if one != {"type": "null"}), components)
     if schema.get("type") == "object":
-        required = {*schema.get("required", ()), *shows}
-        given = {name: one for name, one in schema["properties"].items() if name in required or "default" in one}
-        return {name: sample(one, components, shows) for name, one in given.items()}
+        given = {name: one for name, one in schema["properties"].items() if name not in MAYBE}
+        return {name: sample(one, components) for name, one in given.items()}
     if schema.get("type") == "array":
-        return [sample(schema["items"], components, shows)]
+        return [sample(schema["items"], components)]
     return schema.get("const", {"boolean": True, "integer": 1}.get(schema.get("type")))
 
 

@@ -43,6 +43,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 import charts
 import openapi
 import tracker
+from shapes import JobState, Name
 from tracker import (
     ADMIN,
     EDIT,
@@ -926,7 +927,7 @@ LOG_LINES_SHOWN = 100  # of a job's log on one page
 class VariableRow(msgspec.Struct):
     """A row of a template's form: a variable. What is JSON in the template is text here, `allowed` one value a line."""
 
-    name: tracker.Name
+    name: Name
     value: str = ""
     required: bool = False
     allowed: str = ""
@@ -936,7 +937,7 @@ class VariableRow(msgspec.Struct):
 class ArgumentRow(msgspec.Struct):
     """A row of a template's form: an argument. `options` are one a line."""
 
-    type: tracker.Name
+    type: Name
     order: Int64 = 0
     label: str = ""
     value: str = ""
@@ -1229,7 +1230,7 @@ async def show_rotated_secret(visit: Visit, secret: str) -> Response:
 class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
     """Which jobs a list shows: made between two times (to the minute, UTC), after the place `before`."""
 
-    state: tracker.JobState | None = None
+    state: JobState | None = None
     template: Id | None = None
     start: Annotated[str, Meta(max_length=40)] = ""
     end: Annotated[str, Meta(max_length=40)] = ""
@@ -1290,7 +1291,7 @@ def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQ
         "more": more,
         "query": query,
         "wanted": {"template": query.template, "from": query.start, "to": query.end},
-        "states": get_args(tracker.JobState),
+        "states": get_args(JobState),
     }
 
 

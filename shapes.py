@@ -6,7 +6,7 @@ and nowhere else. `{name}` in a description is the value of that setting. Types 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -44,8 +44,10 @@ def changes(kind: type[Struct], name: str, doc: str, without: tuple[str, ...], n
     fields = []
     for field in msgspec.structs.fields(kind):
         if field.name not in without:
-            null = None if field.name in nullable else UnsetType
-            fields.append((field.name, field.type | UnsetType | null, UNSET))
+            kind = field.type | UnsetType | (None if field.name in nullable else UnsetType)
+            noted = next(one for one in (field.type, *get_args(field.type)) if hasattr(one, "__metadata__"))
+            meaning = next(one.description for one in noted.__metadata__ if one.description)
+            fields.append((field.name, Annotated[kind, Meta(description=meaning)], UNSET))
     return msgspec.defstruct(name, fields, namespace={"__doc__": doc}, module=__name__)
 
 
@@ -400,9 +402,9 @@ class ReleaseBody(Struct):
             Raw,
             about(
                 "What has come of it, any JSON: the result of the task's job, if it has one. Of an object, `state`"
-                " (`failure` and `error` fail the job, `warning` marks it) and `output` are looked at, or else `lastline`,"
-                ' if that is JSON: an array is the output, `{{"state": …, "data": …}}` gives both. With `killed` true a'
-                " failed job has timed out."
+                " (`failure` and `error` fail the job, `warning` marks it) and `output` are looked at, or else"
+                ' `lastline`, if that is JSON: an array is the output, `{{"state": …, "data": …}}` gives both. With'
+                " `killed` true a failed job has timed out."
             ),
         ]
         | UnsetType

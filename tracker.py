@@ -47,9 +47,10 @@ import tempfile
 import threading
 import time
 import tomllib
+import types
 import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar, get_args
 from urllib.parse import parse_qs, urlsplit
@@ -258,12 +259,14 @@ encode = msgspec.json.Encoder().encode
 
 @functools.cache
 def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Callable[[Any], Any]]]:
-    """The fields of a Struct, and how each is made of a column: booleans are numbers there, and JSON is text."""
+    """The fields of a Struct, and how each is made of a column: booleans are numbers there, and JSON is text.
+
+    Without those that not every answer has: they are given by whoever means to show them, as a secret is once.
+    """
     made = {msgspec.inspect.BoolType: bool}
     made |= dict.fromkeys((msgspec.inspect.ListType, msgspec.inspect.DictType, msgspec.inspect.AnyType), as_raw)
-    return [
-        (field.name, made.get(plain_type(field.type), unchanged)) for field in msgspec.inspect.type_info(kind).fields
-    ]
+    fields = (field for field in msgspec.inspect.type_info(kind).fields if field.default is not UNSET)
+    return [(field.name, made.get(plain_type(field.type), unchanged)) for field in fields]
 
 
 def plain_type(kind: Any) -> type:
@@ -338,7 +341,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log_file: Annotated[
         str,
         about(
-            "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
+            "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB;"
+            " empty for none.",
         ),
     ] = "tracker.log"
     log_level: Annotated[LogLevel, about("Workers' log lines from this level on are also kept in the database.")] = (
@@ -380,8 +384,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     testflinger_anonymous: Annotated[
         Literal["loopback", "always", "never"],
         about(
-            "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own machine,"
-            " where it listens on no other address and has no root_path. always: everybody who reaches it. never: nobody.",
+            "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own"
+            " machine, where it listens on no other address and has no root_path. always: everybody who reaches it."
+            " never: nobody.",
         ),
     ] = "loopback"
     testflinger_version: Annotated[
@@ -926,7 +931,7 @@ class Caller(NamedTuple):
     """
 
     manager: Manager | None = None
-    roles: dict[int, int] = {}  # by project
+    roles: Mapping[int, int] = types.MappingProxyType({})  # by project
     worker: KnownWorker | None = None
 
     def role(self, project: int) -> int:
@@ -1043,8 +1048,8 @@ def needs(
     """Declares what a function needs, and hands it what it is about: `(tx, caller, row, …)` for a call with an id.
 
     Refused in this order: 401, 404 (what is not there, or is of a hidden project), 403. A row that was found already is
-    not looked up again. A function that finds out `by_itself` what it is about gets nothing. The API's documentation says
-    what is declared here.
+    not looked up again. A function that finds out `by_itself` what it is about gets nothing. The documentation of the
+    API says what is declared here.
     """
     need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker)
 
@@ -1226,7 +1231,7 @@ def project_with_counts(row: sqlite3.Row) -> Project:
 
 @functools.lru_cache(maxsize=64)
 def project_of(columns: tuple) -> Project:
-    """The columns of PROJECT_COLUMNS as the document shows them: remembered, as every assigned task shows its project."""
+    """The columns of PROJECT_COLUMNS as the document shows them. Remembered: each assigned task shows its project."""
     made = {name: make(value) for (name, make), value in zip(columns_of(Project), columns, strict=False)}
     rates = {name: made[name] or UNLIMITED_RATE for name in ("assign_rate", "submit_rate")}
     return Project(**{**made, **rates, "chain": made["chain"] or 0})
@@ -1698,7 +1703,9 @@ decoding = threading.local()
 class BulkSubmitBody(msgspec.Struct):
     """`{"requests": [...]}`; the bare array is understood as well."""
 
-    requests: list[BulkTask]
+    requests: Annotated[
+        list[BulkTask], about("The tasks, all of one project, at most {max_bulk} (setting `max_bulk`).")
+    ]
 
 
 class NewTask(NamedTuple):
@@ -1941,7 +1948,7 @@ def assign_tasks(
             charges[offer.id] = (offer.assign_rate, charges.get(offer.id, (0, 0))[1] + 1)
         if len(tasks) == count:
             break
-        size += len(offer.recipe) + (len(encode(tasks[-1]["job"])) if offer.job is not None else 0)
+        size += len(offer.recipe) + (len(encode(tasks[-1].job)) if offer.job is not None else 0)
         if size > MOST_RECIPES:
             break
         offers[offer.id] = find_offer(tx, credentials, offer.id, select)  # the others have not changed

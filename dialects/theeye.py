@@ -44,6 +44,7 @@ from starlette.routing import BaseRoute, Match, compile_path
 import pages
 import tracker
 from pages import Action, Page
+from shapes import Name
 from tracker import EDIT, FAIL, OK, ReleaseBody, TrackerError, Tx, WorkerCredentials
 
 log = logging.getLogger("tracker")
@@ -1310,13 +1311,13 @@ MOST_SHOWN = 500  # tokens, agents or hosts on one page; nobody has so many
 
 
 class TokenForm(msgspec.Struct):
-    name: tracker.Name
+    name: Name
     admin: bool = False
 
 
 class AgentForm(msgspec.Struct):
     project: tracker.Id
-    alias: tracker.Name
+    alias: Name
 
 
 @tracker.needs(tracker.ADMIN)

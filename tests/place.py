@@ -46,7 +46,8 @@ ENVELOPES = {row.function: row.envelope for row in tracker.API}
 @functools.cache
 def takes_caller(function: Callable) -> bool:
     """Whether the function is called for somebody: the seam resolves who that is, from credentials."""
-    return list(inspect.signature(function).parameters)[1:2] == ["caller"]
+    _, *second = list(inspect.signature(function).parameters.values())[:2]
+    return [str(one.annotation).removeprefix("tracker.") for one in second] == ["Caller"]
 
 
 def call(tx: Tx, function: Callable, *args: Any) -> Any:

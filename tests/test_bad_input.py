@@ -23,7 +23,7 @@ import tracker
 
 # ── A call of every endpoint that is accepted, for bad ones to be made from ───────────────────────────────────────────
 
-ENDPOINTS = [(method, path) for methods, path, _ in tracker.API for method in methods.split()]
+ENDPOINTS = [(method, row.path) for row in tracker.API for method in row.methods.split()]
 Headers = Callable[[bytes], dict[str, str]]  # of a request with that body
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from place import Jobs, StillClock, running
+from place import Jobs, StillClock, call, running
 
 import tracker
 from tracker import FAIL, JOB_GRACE, JOB_MOVES, OK, SKIP, TaskFilter, WorkerCredentials

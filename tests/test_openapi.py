@@ -25,7 +25,7 @@ from jsonschema import Draft202012Validator
 import openapi
 import tracker
 
-HANDLERS = {(method, path): handler for methods, path, handler in tracker.API for method in methods.split()}
+HANDLERS = {(method, row.path): row for row in tracker.API for method in row.methods.split()}
 Document = dict[str, Any]
 
 
@@ -67,7 +67,7 @@ def operations(document: Document) -> list[Operation]:
 @pytest.fixture(scope="module")
 def document() -> Document:
     """The document of a tracker with the default settings."""
-    return openapi.document(tracker.API, tracker.Settings(), tracker.__version__)
+    return tracker.openapi_document(tracker.Settings())
 
 
 def fetch(url: str) -> Document:
@@ -100,7 +100,7 @@ def test_every_call_says_what_it_does_and_who_may_make_it(document: Document) ->
 def test_every_field_that_the_code_decodes_is_in_it_with_its_meaning(document: Document) -> None:
     schemas = document["components"]["schemas"]
     for one in operations(document):
-        takes = HANDLERS[one.method, one.path].takes
+        takes = tracker.takes_of(HANDLERS[one.method, one.path])
         assert (takes.body is None) == (one.body is None), one
         if takes.query:
             names = {field.encode_name for field in msgspec.inspect.type_info(takes.query).fields}
@@ -118,6 +118,8 @@ def structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
     """The structs that a body is made of."""
     todo = [msgspec.inspect.type_info(kind)] if kind else []
     for one in todo:
+        if isinstance(one, msgspec.inspect.Metadata):
+            todo.append(one.type)
         if isinstance(one, msgspec.inspect.StructType):
             yield one.cls
         todo += [field.type for field in getattr(one, "fields", ())] + list(getattr(one, "types", ()))
@@ -133,7 +135,7 @@ def test_every_field_that_is_answered_has_a_meaning(document: Document) -> None:
 def test_every_example_body_and_query_is_what_the_code_decodes(document: Document) -> None:
     tracker.decoding.left = tracker.decoding.most = 10  # of the tasks in a bulk submit
     for one in operations(document):
-        takes = HANDLERS[one.method, one.path].takes
+        takes = tracker.takes_of(HANDLERS[one.method, one.path])
         if takes.body:
             msgspec.json.decode(json.dumps(one.body["example"]), type=takes.body)
         if takes.query:
@@ -274,7 +276,9 @@ def test_every_call_is_on_the_page_with_its_fields_and_refusals(new_tracker: str
         shown = code.xpath("ancestor::section[1]")[0].text_content()
         fields = [each["name"] for each in one.parameters]
         if one.body:
-            fields += msgspec.inspect.type_info(next(structs(HANDLERS[one.method, one.path].takes.body))).fields
+            fields += msgspec.inspect.type_info(
+                next(structs(tracker.takes_of(HANDLERS[one.method, one.path]).body))
+            ).fields
         fields = [field if isinstance(field, str) else field.encode_name for field in fields]
         refusals = [str(status) for status in one.statuses if 400 <= status < 500]
         for words in (

@@ -77,7 +77,7 @@ class Bench(Memory):
                 return executemany(sql, many)
 
             tx.execute, tx.executemany = observed, observed_many
-            function(tx, *args)
+            call(tx, function, *args)
         assert statements
         for sql, parameters in statements:
             yield sql, [row["detail"] for row in self.connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]

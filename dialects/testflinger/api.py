@@ -306,8 +306,8 @@ def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] 
     try:
         struct = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        name, problem = tracker.name_and_problem(error)
-        raise Invalid(where, name, problem) from None
+        refused = tracker.refused_value(error)
+        raise Invalid(where, refused.field, refused.problem) from None
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
         if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
@@ -598,8 +598,9 @@ def check_result(given: dict[str, Any]) -> None:
         try:
             given[name] = msgspec.convert(given[name], RESULT_FIELDS[name], strict=False)
         except msgspec.ValidationError as error:
-            place, problem = tracker.name_and_problem(error)
-            raise Invalid("json", name if place == "body" else f"{name}.{place}", problem) from None
+            refused = tracker.refused_value(error)
+            place = name if refused.field == "body" else f"{name}.{refused.field}"
+            raise Invalid("json", place, refused.problem) from None
 
 
 async def get_result(ask: Ask) -> Response:
@@ -729,7 +730,7 @@ def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
         try:
             msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            raise Invalid("json", queue[:200], tracker.name_and_problem(error)[1]) from None
+            raise Invalid("json", queue[:200], tracker.refused_value(error).problem) from None
     return given
 
 

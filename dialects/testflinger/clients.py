@@ -292,10 +292,11 @@ class NewPermissionsBody(LimitsBody, kw_only=True):
 
 def refusal(error: msgspec.ValidationError) -> TrackerError:
     """Why a body is refused, in words for people."""
-    name, problem = tracker.name_and_problem(error)
-    if name == "client_id" and "matching regex" in problem:
+    refused = tracker.refused_value(error)
+    if refused.field == "client_id" and "matching regex" in refused.problem:
         problem = "must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -, and begin with a letter, a digit or _"
-    return TrackerError("invalid", f"{name}: {problem}")
+        return TrackerError("invalid", problem, "client_id")
+    return refused
 
 
 NEW_CLIENT = Client("", "contributor", {}, [], {})
