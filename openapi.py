@@ -652,7 +652,7 @@ def sample(schema: dict[str, Any], components: dict[str, Any]) -> Any:
     if "anyOf" in schema:
         return sample(next(one for one in schema["anyOf"] if one != {"type": "null"}), components)
     if schema.get("type") == "object":
-        given = {name: one for name, one in schema["properties"].items() if name not in MAYBE}
+        given = {name: one for name, one in schema["properties"].items() if name in schema["required"]}
         return {name: sample(one, components) for name, one in given.items()}
     if schema.get("type") == "array":
         return [sample(schema["items"], components)]

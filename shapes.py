@@ -608,7 +608,7 @@ class Job(Struct, kw_only=True):
 
 
 class JobPage(Struct):
-    jobs: list[Job]
+    jobs: Annotated[list[Job], about("The jobs, the newest first.")]
     before: Annotated[int | None, about("What continues the list; null at its end.", 7)]
 
 

@@ -265,7 +265,8 @@ def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Callable[[Any], An
     """
     made = {msgspec.inspect.BoolType: bool}
     made |= dict.fromkeys((msgspec.inspect.ListType, msgspec.inspect.DictType, msgspec.inspect.AnyType), as_raw)
-    fields = (field for field in msgspec.inspect.type_info(kind).fields if field.default is not UNSET)
+    optional = {field.name for field in msgspec.structs.fields(kind) if field.default is UNSET}
+    fields = (field for field in msgspec.inspect.type_info(kind).fields if field.name not in optional)
     return [(field.name, made.get(plain_type(field.type), unchanged)) for field in fields]
 
 
