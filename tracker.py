@@ -61,7 +61,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import openapi
@@ -4977,7 +4977,7 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 
 WORKER, EITHER = Call.worker, Call.worker_or_session
 
-# Method, path, handler. Starlette tries them in order: the ones that matter come first.
+# Methods, path, handler. A path is literal segments, then the ids of what it is about; App finds it in a dictionary.
 API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
     ("GET", "/task/get/{project}", get_task),
     ("POST", "/task/release", release),
@@ -5074,10 +5074,6 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         yield
         await tracker.stop()
 
-    native = [Route(path, Endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in API]
-    for route in native:
-        route.methods.discard("HEAD")  # Starlette adds it to GET: a HEAD must not take a task
-    native.append(Route("/openapi.json", functools.partial(openapi_json, tracker), methods=["GET"]))
     import pages  # here, as the dialects are: they rest on this module
 
     shown = [
@@ -5086,23 +5082,45 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     ]
     app = App(
         routes=[
-            *native,
+            *(Route(path, functools.partial(openapi_json, tracker), methods=["GET"]) for path in OPENAPI_PATHS),
             *(route for dialect in dialects() for route in dialect.routes(tracker)),
             Route("/", home_page, methods=["GET"]),
             Route("/ui", ui_without_slash, methods=["GET"]),
             *shown,
             Mount("/ui/static", Static(directory=HERE / "static")),
             Route("/ui/{path:path}", pages.PageEndpoint(tracker, pages.no_page), methods=["GET"]),
-            Mount("/api", Router(native, redirect_slashes=False)),
         ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a client of an API wants an error, not a redirect that loses its body
+    app.router.default = app.nothing_there
+    app.native = native_paths(tracker)
     app.state.tracker = tracker
-    app.get_task = Endpoint(tracker, get_task)
-    app.posts = {"/task/release": Endpoint(tracker, release), "/task/submit": Endpoint(tracker, submit)}
     return app
+
+
+MOST_PATH_IDS = 2
+
+
+class NativePath(NamedTuple):
+    """A path of the native API: what the ids at its end are called, and an endpoint for each method."""
+
+    ids: list[str]
+    endpoints: dict[str, Endpoint]
+
+
+def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
+    """The table API to look paths up in: for each number of ids, the paths with so many by what stands before them."""
+    found: list[dict[str, NativePath]] = [{} for _ in range(1 + MOST_PATH_IDS)]
+    for methods, path, handler in API:
+        literal, ids = path.partition("/{")[0], re.findall(r"\{(\w+)\}", path)
+        known = found[len(ids)].setdefault(literal, NativePath(ids, {}))
+        known.endpoints.update(dict.fromkeys(methods.split(), Endpoint(tracker, handler)))
+    return found
+
+
+OPENAPI_PATHS = ("/openapi.json", "/api/openapi.json")
 
 
 async def openapi_json(tracker: Tracker, request: Request) -> Response:
@@ -5118,27 +5136,45 @@ def openapi_document(settings: Settings) -> dict[str, Any]:
 
 
 class App(Starlette):
-    """Starlette with a shortcut: the three calls that make up a worker's life go straight to their endpoint.
+    """Starlette, before which the native API's paths are looked up: at the root and below /api, whatever root_path is.
 
-    Middleware and the search for a route would cost them as much time as their SQL does.
+    Middleware and the search for a route would cost these calls as much time as their SQL does. A call with a method
+    that its path does not have is left to that search: another system may answer it.
     """
 
-    get_task: Endpoint
-    posts: dict[str, Endpoint]
+    native: list[dict[str, NativePath]]
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] == "http" and (endpoint := self.hot_endpoint(scope)):
-            return await endpoint(scope, receive, send)
+        if scope["type"] == "http" and (found := self.find(scope)):
+            endpoints, ids = found
+            if endpoint := endpoints.get(scope["method"]):
+                scope["path_params"] = ids
+                return await endpoint(scope, receive, send)
         await super().__call__(scope, receive, send)
 
-    def hot_endpoint(self, scope: dict) -> Endpoint | None:
-        path = scope["path"]
-        if scope["method"] == "POST":
-            return self.posts.get(path)
-        if scope["method"] == "GET" and path.startswith("/task/get/"):
-            scope["path_params"] = {"project": path[10:]}
-            return self.get_task
+    def find(self, scope: dict) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
+        """The endpoints of a native path by their methods, and the ids in it."""
+        path, ids = path_below(scope["path"], scope.get("root_path", "")), []
+        head = path_below(path, "/api")
+        for paths in self.native:
+            if known := paths.get(head):
+                return known.endpoints, dict(zip(known.ids, reversed(ids), strict=True))
+            head, _, last = head.rpartition("/")
+            if not last:
+                return None
+            ids.append(last)
         return None
+
+    async def nothing_there(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """What the search for a route ends with: 405 for a native path, 404 for any other."""
+        if scope["type"] == "http" and (found := self.find(scope)):
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(found[0]))})
+        await self.router.not_found(scope, receive, send)
+
+
+def path_below(path: str, prefix: str) -> str:
+    """The path without its prefix, if it is below that."""
+    return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
 
 
 def dialects() -> list[Any]:
