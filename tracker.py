@@ -5240,12 +5240,13 @@ async def serve_until_stopped(
     await tracker.start()
     try:
         with listen_on(settings) as sock:
-            server = Server(uvicorn_config(app, settings), tracker.begin_stop, settings.request_timeout)
-            serving = asyncio.create_task(server.serve(sockets=[sock]))
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.005)
-            ready(url_of(sock), server)
-            await serving
+            server = Server(
+                uvicorn_config(app, settings),
+                settings.request_timeout,
+                started=lambda: ready(url_of(sock), server),
+                stopping=tracker.begin_stop,
+            )
+            await server.serve(sockets=[sock])
     finally:
         await tracker.stop()
 
@@ -5286,7 +5287,7 @@ def serving(settings: Settings | None = None, clock: Clock | None = None) -> Ite
         try:
             yield started[0]
         finally:
-            started[1].should_exit = True
+            started[1].stop()
             thread.join()
 
 
