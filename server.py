@@ -177,12 +177,11 @@ class Server(uvicorn.Server):
         ends = [asyncio.create_task(wait()) for wait in (self.finish_requests, self.stop_forced.wait)]
         timeout = self.config.timeout_graceful_shutdown
         await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*ends, *self.server_state.tasks):
+        unfinished = [task for task in self.server_state.tasks if not task.done()]
+        if unfinished:
+            log.warning("The server stops: %d requests have not finished, and are cut off", len(unfinished))
+        for task in (*ends, *unfinished):
             task.cancel("The server stops")
-        if self.server_state.tasks:
-            log.warning(
-                "Cut off %d requests that had not finished when the server stopped", len(self.server_state.tasks)
-            )
 
     async def finish_requests(self) -> None:
         """Returns when no connection is open any more, and nobody works on a request."""

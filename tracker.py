@@ -359,6 +359,7 @@ def retry_pauses() -> Iterator[float]:
 SCHEMA_VERSION = 5
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
+UPTIME_INTERVAL = 1.0  # seconds; a crash makes leases at most this much longer
 
 # From version N to N + 1: a script that makes room, one that fills what schema.sql has made between the two.
 UPGRADES: dict[int, tuple[str, str]] = {
@@ -416,14 +417,6 @@ class ThreadedConnection(aiosqlite.Connection):
         return await self._execute(function, *args)
 
 
-class Write(NamedTuple):
-    """A call that waits for the writer."""
-
-    future: asyncio.Future
-    function: Callable
-    args: tuple
-
-
 CANNOT_WRITE = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
@@ -439,21 +432,265 @@ def primary_code(error: Exception) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-class Database:
-    """The SQLite file: one writer with group commit, read-only readers, and a lock that keeps a second server out."""
+# The writer, from the inside out: one call
 
-    READERS = 2
-    MOST_BATCHED = 256
+
+class Write(NamedTuple):
+    """A call that waits for the writer."""
+
+    future: asyncio.Future
+    function: Callable
+    args: tuple
+
+
+class Outcome(NamedTuple):
+    """How a call ended: with a result, or with the error that its caller gets."""
+
+    result: Any = None
+    error: Exception | None = None
+
+
+class HalfDone(Exception):
+    """A call has failed after it had changed something, which nothing but the end of the transaction can undo."""
+
+
+def run_call(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call, and announces nothing of one that failed. Raises what has ended the whole transaction."""
+    announced = len(tx.ready)
+    try:
+        return Outcome(call.function(tx, *call.args))
+    except Exception as error:
+        if not connection.in_transaction:
+            raise  # SQLite gave up (disk full, say)
+        del tx.ready[announced:]
+        return Outcome(error=answer_to(error))
+
+
+def answer_to(error: Exception) -> Exception:
+    """What the caller of a call gets that raised this."""
+    if primary_code(error) in CANNOT_WRITE:
+        return cannot_write(error)
+    return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
+
+
+def cannot_write(because: Exception) -> TrackerError:
+    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
+    log.error("A write failed: %s", because)
+    return TrackerError("unavailable", "The database cannot be written to")
+
+
+def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call that will succeed, or fail before it has changed anything. HalfDone when that was wrong."""
+    changes = connection.total_changes
+    outcome = run_call(tx, connection, call)
+    if outcome.error and connection.total_changes != changes:
+        raise HalfDone
+    return outcome
+
+
+def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call of which nothing remains if it fails. The savepoint costs as much as two statements."""
+    connection.execute("SAVEPOINT call")
+    outcome = run_call(tx, connection, call)
+    if outcome.error:
+        connection.execute("ROLLBACK TO call")
+    connection.execute("RELEASE call")
+    return outcome
+
+
+# One commit
+
+
+class Committed(NamedTuple):
+    """The outcomes of a batch's first calls, for which there was time, and what is to be announced."""
+
+    outcomes: list[Outcome]
+    ready: list[tuple[int, int]]
+
+
+class Committer:
+    """Carries out batches of calls, each batch in one transaction, on the one connection that writes."""
+
     BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
+    def __init__(self, writer: ThreadedConnection, clock: Clock, settings: Settings):
+        self.writer, self.clock, self.settings = writer, clock, settings
+        self.connection = writer.connection
+        self.uptime_saved = math.inf  # until it has been loaded
+
+    async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Commits a batch. While another program holds the file, nothing has happened yet, and the loop goes on."""
+        ends = time.monotonic() + self.LOCK_PATIENCE
+        while True:
+            try:
+                return await self.try_to_commit(batch, on_thread)
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def try_to_commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
+
+        Short statements take less time than the crossing, and on another thread each of them would wait for the
+        interpreter lock while the event loop is busy.
+        """
+        try:
+            done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
+            await self.writer.run(self.connection.execute, "COMMIT")
+            return done
+        except BaseException:
+            if self.connection.in_transaction:
+                await self.writer.run(self.connection.execute, "ROLLBACK")
+            raise
+
+    def run_batch(self, batch: list[Write]) -> Committed:
+        """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
+        try:
+            return self.run_in_turn(batch, run_plainly)
+        except HalfDone:
+            self.connection.execute("ROLLBACK")
+            return self.run_in_turn(batch, run_isolated)
+
+    def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
+        """Runs calls in a new transaction until its time is up."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        tx, outcomes = Tx(self.connection, self.clock, self.settings), []
+        for call in batch:
+            outcomes.append(run(tx, self.connection, call))
+            if tx.spent() > self.BATCH_TIME:
+                break
+        self.note_passing(tx)
+        return Committed(outcomes, tx.ready)
+
+    def note_passing(self, tx: Tx) -> None:
+        """Stores what goes with every transaction: who was seen, and the uptime on which leases and limiters rest.
+
+        Here, because it must outlast a refusal, and must not make a refusal undo the batch.
+        """
+        if tx.seen:
+            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
+        if tx.uptime - self.uptime_saved >= UPTIME_INTERVAL:
+            save_uptime(tx)
+            self.uptime_saved = tx.uptime
+
+
+# The queue, and what its callers are told
+
+
+class WriteQueue:
+    """Calls that wait to be committed, in batches, by a task of their own; each caller is told the outcome of its call.
+
+    The task is watched. Should a fault of ours end it, then that is logged, whoever waits for it is refused, and
+    `failed` is done: a tracker that only seems to live would be worse than one that stops.
+    """
+
+    MOST_BATCHED = 256
+
+    failed: asyncio.Future[BaseException]
+
+    def __init__(self, announce: Callable[[int, int], None]):
+        self.announce = announce
+        self.short: list[Write] = []
+        self.long: list[Write] = []
+        self.in_hand: list[Write] = []
+        self.wanted = asyncio.Event()
+        self.closed = True  # until begin
+
+    def begin(self, commit: Callable[[list[Write], bool], Awaitable[Committed]]) -> None:
+        """Takes in calls from now on."""
+        self.commit, self.closed = commit, False
+        self.failed = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self.write_batches())
+        self.task.add_done_callback(self.task_ended)
+
+    def put(self, function: Callable, args: tuple, long: bool) -> asyncio.Future:
+        """Queues a call, whose outcome becomes the future's."""
+        if self.closed:
+            raise TrackerError("unavailable", "The tracker is stopping")
+        future = asyncio.get_running_loop().create_future()
+        (self.long if long else self.short).append(Write(future, function, args))
+        self.wanted.set()
+        return future
+
+    async def close(self) -> None:
+        """Takes in nothing else, and returns when what was queued is committed."""
+        self.closed = True
+        self.wanted.set()
+        await asyncio.wait([self.task])
+
+    async def write_batches(self) -> None:
+        """The task: a batch of short calls, then one long call, as long as there are any; then it waits for more."""
+        while self.short or self.long or not self.closed:
+            await self.wanted.wait()
+            self.wanted.clear()
+            while self.short or self.long:
+                await self.arrivals()
+                await self.write_batch(self.short, self.MOST_BATCHED)
+                await self.write_batch(self.long, 1, on_thread=True)
+
+    async def arrivals(self) -> None:
+        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
+        waiting = -1
+        while waiting < len(self.short) < self.MOST_BATCHED:
+            waiting = len(self.short)
+            await asyncio.sleep(0)
+
+    async def write_batch(self, queue: list[Write], most: int, on_thread: bool = False) -> None:
+        """Commits the first calls of a queue, of those whose callers still want them; then says what came of it."""
+        self.in_hand = batch = [call for call in queue[:most] if not call.future.done()]
+        del queue[:most]
+        if not batch:
+            return
+        try:
+            outcomes, ready = await self.commit(batch, on_thread)
+        except Exception as error:
+            outcomes, ready = Committed([Outcome(error=cannot_write(error))] * len(batch), [])
+        queue[:0] = batch[len(outcomes) :]  # there was no time for them
+        for call, outcome in zip(batch, outcomes, strict=False):
+            self.tell(call.future, outcome)
+        for project, count in ready:
+            self.announce_safely(project, count)
+
+    def tell(self, future: asyncio.Future, outcome: Outcome) -> None:
+        """Answers a caller that still waits."""
+        if not future.done():
+            future.set_exception(outcome.error) if outcome.error else future.set_result(outcome.result)
+
+    def announce_safely(self, project: int, count: int) -> None:
+        """The tasks are ready and on disk, whatever becomes of those who wait for them."""
+        try:
+            self.announce(project, count)
+        except Exception:
+            log.exception("Workers that wait for tasks of project %d could not be told", project)
+
+    def task_ended(self, task: asyncio.Task) -> None:
+        """Watches the task: when it has ended otherwise than by a close, nobody may go on waiting for it."""
+        if not task.cancelled() and not task.exception():
+            return
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        log.critical("The writer has ended: nothing is stored any more", exc_info=error)
+        self.closed = True
+        refusal = Outcome(error=TrackerError("unavailable", "The tracker stops because of a fault"))
+        for call in (*self.in_hand, *self.short, *self.long):
+            self.tell(call.future, refusal)
+        self.failed.set_result(error)
+
+
+# The file
+
+
+class Database:
+    """The SQLite file: a writer with group commit, read-only readers, and a lock that keeps a second server out."""
+
+    READERS = 2
+
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
-        self.settings, self.clock, self.announce = settings, clock, announce
+        self.settings, self.clock = settings, clock
         self.path = Path(settings.database).resolve()
         self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
-        self._short: list[Write] = []
-        self._long: list[Write] = []
-        self._wanted: asyncio.Event | None = None
+        self._queue = WriteQueue(announce)
 
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
@@ -461,17 +698,16 @@ class Database:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._lock.release)
             prepare_file(self.path, self.settings)
-            self._writer = await undo.enter_async_context(ThreadedConnection(self._connect, 64))
-            readers = [
-                await undo.enter_async_context(ThreadedConnection(self._connect_reader, 64))
-                for _ in range(self.READERS)
+            writer, *readers = [
+                await undo.enter_async_context(ThreadedConnection(connector, 64))
+                for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
             self._readers = itertools.cycle(readers)
-            self._wanted = asyncio.Event()
-            self._closing = False
-            self._task = asyncio.create_task(self._write_batches())
+            self._committer = Committer(writer, self.clock, self.settings)
+            self._queue.begin(self._committer.commit)
+            undo.push_async_callback(self._queue.close)
             self.clock.start(await self.write(load_uptime))
-            self._uptime_saved = self.clock.uptime()
+            self._committer.uptime_saved = self.clock.uptime()
             self._open = undo.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
@@ -487,10 +723,12 @@ class Database:
         except TrackerError as error:
             log.error("The uptime could not be saved: %s", error)
         finally:
-            self._closing = True
-            self._wanted.set()
-            await self._task
             await self._open.aclose()
+
+    @property
+    def failed(self) -> asyncio.Future[BaseException]:
+        """Done, with the reason, when a fault of ours has ended the writer."""
+        return self._queue.failed
 
     def write(self, function: Callable, *args: Any, long: bool = False) -> asyncio.Future:
         """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
@@ -499,15 +737,7 @@ class Database:
         never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, and the short ones that
         have arrived meanwhile come before the next long one.
         """
-        if self._closing:
-            raise TrackerError("unavailable", "The tracker is stopping")
-        future = asyncio.get_running_loop().create_future()
-        (self._long if long else self._short).append(Write(future, function, args))
-        self._wanted.set()
-        return future
-
-    _closing = True  # until open() has finished
-    _uptime_saved = math.inf
+        return self._queue.put(function, args, long)
 
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
@@ -520,112 +750,6 @@ class Database:
             return function(Tx(connection, self.clock, self.settings), *args)
         finally:
             connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
-
-    async def _write_batches(self) -> None:
-        while self._short or self._long or not self._closing:
-            await self._wanted.wait()
-            self._wanted.clear()
-            while self._short or self._long:
-                await self._arrivals()
-                await self._write_batch(self._take(self._short, self.MOST_BATCHED), on_thread=False)
-                await self._write_batch(self._take(self._long, 1), on_thread=True)
-
-    async def _arrivals(self) -> None:
-        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
-        waiting = -1
-        while waiting < len(self._short) < self.MOST_BATCHED:
-            waiting = len(self._short)
-            await asyncio.sleep(0)
-
-    def _take(self, calls: list[Write], most: int) -> list[Write]:
-        """Removes the first calls from a queue, and returns those whose callers still want them."""
-        batch = [call for call in calls[:most] if not call.future.done()]
-        del calls[:most]
-        return batch
-
-    async def _write_batch(self, batch: list[Write], on_thread: bool) -> None:
-        if not batch:
-            return
-        try:
-            outcomes, ready = await self._commit_patiently(batch, on_thread)
-        except Exception as error:
-            log.error("A transaction could not be committed: %s", error)
-            refusal = TrackerError("unavailable", "The database cannot be written to")
-            outcomes, ready = [(False, refusal)] * len(batch), []
-        self._short[:0] = batch[len(outcomes) :]
-        for call, (succeeded, outcome) in zip(batch, outcomes, strict=False):
-            if not call.future.done():
-                (call.future.set_result if succeeded else call.future.set_exception)(outcome)
-        for project, count in ready:
-            self.announce(project, count)
-
-    async def _commit_patiently(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
-        """Commits a batch. While another program holds the file, nothing has happened yet and the loop goes on."""
-        ends = time.monotonic() + self.LOCK_PATIENCE
-        while True:
-            try:
-                return await self._commit(batch, on_thread)
-            except sqlite3.OperationalError as error:
-                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
-                    raise
-                await asyncio.sleep(0.05)
-
-    async def _commit(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
-        """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
-
-        Short statements take less time than the crossing, and on another thread each of them would wait for the
-        interpreter lock while the event loop is busy.
-        """
-        connection = self._writer.connection
-        try:
-            if on_thread:
-                done = await self._writer.run(self._run_batch, connection, batch)
-            else:
-                done = self._run_batch(connection, batch)
-            await self._writer.run(connection.execute, "COMMIT")
-            return done
-        except BaseException:
-            if connection.in_transaction:
-                await self._writer.run(connection.execute, "ROLLBACK")
-            raise
-
-    def _run_batch(self, connection: sqlite3.Connection, batch: list[Write]) -> tuple[list, list]:
-        """Runs the calls in one transaction. Savepoints cost as much as statements: they wait for the rare failure."""
-        return self._run(connection, batch, isolated=False) or self._run(connection, batch, isolated=True)
-
-    def _run(self, connection: sqlite3.Connection, batch: list[Write], isolated: bool) -> tuple[list, list] | None:
-        """Runs calls in a new transaction until its time is up. Without isolation, None when one failed half-way."""
-        connection.execute("BEGIN IMMEDIATE")
-        tx, outcomes = Tx(connection, self.clock, self.settings), []
-        for call in batch:
-            changes, announced = connection.total_changes, len(tx.ready)
-            if isolated:
-                connection.execute("SAVEPOINT call")
-            try:
-                outcomes.append((True, call.function(tx, *call.args)))
-            except Exception as error:
-                if not connection.in_transaction:
-                    raise  # SQLite gave up the whole transaction (disk full, say)
-                if primary_code(error) in CANNOT_WRITE:
-                    log.error("A write failed: %s", error)
-                    error = TrackerError("unavailable", "The database cannot be written to")
-                outcomes.append((False, error))
-                del tx.ready[announced:]
-                if isolated:
-                    connection.execute("ROLLBACK TO call")
-                elif connection.total_changes != changes:
-                    connection.execute("ROLLBACK")
-                    return None
-            if isolated:
-                connection.execute("RELEASE call")
-            if tx.spent() > self.BATCH_TIME:
-                break
-        if tx.seen:  # here, because it must outlast a refusal and must not make a refusal undo the batch
-            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
-        if tx.uptime - self._uptime_saved >= UPTIME_INTERVAL:  # leases and limiters in this commit rest on it
-            save_uptime(tx)
-            self._uptime_saved = tx.uptime
-        return outcomes, tx.ready
 
 
 def lock_file(path: Path, lock: filelock.FileLock) -> None:
@@ -4249,7 +4373,6 @@ class Waiters:
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
-UPTIME_INTERVAL = 1.0  # a crash makes leases at most this much longer
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
 
@@ -5234,7 +5357,10 @@ def listen_on(settings: Settings) -> socket.socket:
 async def serve_until_stopped(
     settings: Settings, ready: Callable[[str, Server], None], clock: Clock | None = None
 ) -> None:
-    """Runs a tracker until its server is told to stop. `ready(url, server)` is called when it accepts requests."""
+    """Runs a tracker until its server is told to stop. `ready(url, server)` is called when it accepts requests.
+
+    RuntimeError when it has stopped by itself, as the writer had ended.
+    """
     app = create_app(settings, clock)
     tracker = app.state.tracker
     await tracker.start()
@@ -5246,9 +5372,12 @@ async def serve_until_stopped(
                 started=lambda: ready(url_of(sock), server),
                 stopping=tracker.begin_stop,
             )
+            tracker.db.failed.add_done_callback(lambda _: server.stop())
             await server.serve(sockets=[sock])
     finally:
         await tracker.stop()
+    if tracker.db.failed.done():
+        raise RuntimeError("The tracker has stopped because its writer had ended") from tracker.db.failed.result()
 
 
 # ── In-process ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -5259,12 +5388,14 @@ def serving(settings: Settings | None = None, clock: Clock | None = None) -> Ite
     """Serves a tracker of its own on a free port, in a background thread, and yields its URL. For tests.
 
     Unless the settings name a database, it is a temporary one. Their port is ignored: the URL tells which one it is.
+    Raises why it could not start, and at the end of the block, should it have stopped by itself, why.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         settings = msgspec.structs.replace(settings or Settings(), port=0)
         if settings.database == FIELDS["database"].default:
             settings = msgspec.structs.replace(settings, database=f"{folder}/tracker.db")
         started: list[Any] = []
+        ended: list[BaseException] = []
         signal = threading.Event()
 
         def ready(url: str, server: Server) -> None:
@@ -5275,20 +5406,23 @@ def serving(settings: Settings | None = None, clock: Clock | None = None) -> Ite
             try:
                 run_loop(serve_until_stopped(settings, ready, clock))
             except BaseException as error:
-                started.append(error)
+                ended.append(error)
             finally:
                 signal.set()
 
         thread = threading.Thread(target=run, name="tracker", daemon=True)
         thread.start()
         signal.wait()
-        if isinstance(started[0], BaseException):
-            raise started[0]
+        if not started:
+            raise ended[0]
+        url, server = started
         try:
-            yield started[0]
+            yield url
         finally:
-            started[1].stop()
+            server.stop()
             thread.join()
+        if ended:
+            raise ended[0]
 
 
 # ── Command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
