@@ -5227,7 +5227,7 @@ MOST_PATH_IDS = 2
 
 
 class NativePath(NamedTuple):
-    """A path of the native API: what the ids at its end are called, and an endpoint for each method."""
+    """A path of the native API: what the ids at its end are called, the last one first, and an endpoint a method."""
 
     ids: list[str]
     endpoints: dict[str, Endpoint]
@@ -5238,7 +5238,7 @@ def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
     found: list[dict[str, NativePath]] = [{} for _ in range(1 + MOST_PATH_IDS)]
     for methods, path, handler in API:
         literal, ids = path.partition("/{")[0], re.findall(r"\{(\w+)\}", path)
-        known = found[len(ids)].setdefault(literal, NativePath(ids, {}))
+        known = found[len(ids)].setdefault(literal, NativePath(ids[::-1], {}))
         known.endpoints.update(dict.fromkeys(methods.split(), Endpoint(tracker, handler)))
     return found
 
@@ -5277,11 +5277,10 @@ class App(Starlette):
 
     def find(self, scope: dict) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
         """The endpoints of a native path by their methods, and the ids in it."""
-        path, ids = path_below(scope["path"], scope.get("root_path", "")), []
-        head = path_below(path, "/api")
+        head, ids = path_below(path_below(scope["path"], scope.get("root_path", "")), "/api"), []
         for paths in self.native:
             if known := paths.get(head):
-                return known.endpoints, dict(zip(known.ids, reversed(ids), strict=True))
+                return known.endpoints, dict(zip(known.ids, ids, strict=True)) if ids else {}
             head, _, last = head.rpartition("/")
             if not last:
                 return None
@@ -5297,7 +5296,7 @@ class App(Starlette):
 
 def path_below(path: str, prefix: str) -> str:
     """The path without its prefix, if it is below that."""
-    return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
+    return path[len(prefix) :] if path.startswith("/", len(prefix)) and path.startswith(prefix) else path
 
 
 def dialects() -> list[Any]:
