@@ -872,7 +872,7 @@ class Known(NamedTuple):
     alias: str
 
 
-def check_secret(worker: Known | Submitter | Offer | Held | None, caller: WorkerCredentials) -> None:
+def check_secret(worker: Known | Submitter | Asker | Held | None, caller: WorkerCredentials) -> None:
     """Refuses a caller whose secret is not that of the worker (None: there is none with its id)."""
     known = worker is not None and (
         caller.secret is None or hmac.compare_digest(worker.secret_hash, digest(caller.secret))
@@ -881,7 +881,7 @@ def check_secret(worker: Known | Submitter | Offer | Held | None, caller: Worker
         raise TrackerError("unauthorized", "Unknown worker or wrong secret (headers X-Worker-ID and X-Secret)")
 
 
-def check_worker(tx: Tx, worker: Known | Submitter | Offer | Held | None, caller: WorkerCredentials) -> None:
+def check_worker(tx: Tx, worker: Known | Submitter | Asker | Held | None, caller: WorkerCredentials) -> None:
     """Refuses as check_secret does; notes that the worker was seen."""
     check_secret(worker, caller)
     if abs(tx.time - worker.last_seen) >= LAST_SEEN_STEP:
@@ -1025,7 +1025,7 @@ class WebhookSecretBody(msgspec.Struct):
 
 
 class Project(NamedTuple):
-    """A project's fields, as the document shows them (Offer has the same ones)."""
+    """A project's fields, as the document shows them."""
 
     id: int
     priority: int
@@ -1043,7 +1043,7 @@ class Project(NamedTuple):
     keep_hashes: int
 
 
-def project_json(project: Project | Offer) -> dict[str, Any]:
+def project_json(project: Project) -> dict[str, Any]:
     return {
         "id": project.id,
         "priority": project.priority,
@@ -1862,36 +1862,24 @@ def submit_tasks(tx: Tx, caller: WorkerCredentials, tasks: list[NewTask]) -> dic
     return {"submitted": stored, "duplicates": len(tasks) - stored}
 
 
-class Offer(NamedTuple):
-    """A calling worker, a project, and the project's next task for it. A tuple: sqlite3.Row looks names up slowly.
-
-    `task` is the best of those verified by nobody, `head_task` the best of those verified by others but not by it.
-    """
+class Asker(NamedTuple):
+    """A worker that asks a project for a task, and what it finds there."""
 
     secret_hash: bytes
     last_seen: int
-    worker_paused: int
-    may_assign: int | None
-    id: int | None
-    priority: int
-    name: str
-    clone_url: str
-    git_repo: str
-    version: str
-    motd: str
-    public: int
-    hidden: int
-    chain: int | None
     paused: int
-    assign_rate: float
-    submit_rate: float
-    keep_hashes: int
+    may_assign: int | None
     assign_free_uptime: float
     awaiting: int
     head_priority: int | None
-    head_task: int | None
-    task: int | None
-    task_priority: int
+    head_task: int | None  # the best of those that others have verified and it has not
+
+
+class Candidate(NamedTuple):
+    """A task that may be assigned."""
+
+    id: int
+    priority: int
     retries: int
     max_retries: int
     recipe: str
@@ -1900,11 +1888,28 @@ class Offer(NamedTuple):
     job: int | None
 
 
-SELECT_OFFER = """
-    SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.id, p.priority, p.name, p.clone_url,
-        p.git_repo, p.version, p.motd, p.public, p.hidden, p.chain, p.paused, p.assign_rate, p.submit_rate,
-        p.keep_hashes, p.assign_free_uptime, p.awaiting_verification_count, v.head_priority, v.head_task,
-        t.id, t.priority, t.retries, t.max_retries, t.recipe, t.max_assign_time, t.verification_count, t.job
+class Offer(NamedTuple):
+    """A calling worker, a project, and the project's best task for it. Tuples: sqlite3.Row looks names up slowly."""
+
+    caller: Asker
+    project: Project
+    task: Candidate | None
+
+
+def columns(table: str, kind: type) -> str:
+    """The columns of a table, or of an alias for it, that a NamedTuple takes."""
+    return ", ".join(f"{table}.{name}" for name in kind._fields)
+
+
+PROJECT_COLUMNS = columns("p", Project)
+ASKER_COLUMNS = """
+    w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request,
+    p.assign_free_uptime, p.awaiting_verification_count"""
+PROJECT_AT = len(Asker._fields)
+TASK_AT = PROJECT_AT + len(Project._fields)
+
+SELECT_OFFER = f"""
+    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {PROJECT_COLUMNS}, {columns("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1916,17 +1921,17 @@ SELECT_OFFER = """
             ORDER BY s.head_priority DESC, s.head_task LIMIT 1)
     WHERE w.id = :worker
 """
-SELECT_OFFERED = """
-    SELECT id, priority, retries, max_retries, recipe, max_assign_time, verification_count, job FROM task WHERE id = ?
-"""
 # For those who can do nothing but jobs, which need no verification.
-SELECT_JOB_OFFER = re.sub(
-    r"SELECT id FROM task.*?LIMIT 1",
-    "SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL"
-    " ORDER BY priority DESC, task LIMIT 1",
-    re.sub(r"v\.id = \(.*?LIMIT 1\)", "v.id = NULL", SELECT_OFFER, flags=re.DOTALL),
-    flags=re.DOTALL,
-)
+SELECT_JOB_OFFER = f"""
+    SELECT {ASKER_COLUMNS}, NULL, NULL, {PROJECT_COLUMNS}, {columns("t", Candidate)}
+    FROM worker w LEFT JOIN project p ON p.id = :project
+        LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
+        LEFT JOIN task t ON t.id = (
+            SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL
+            ORDER BY priority DESC, task LIMIT 1)
+    WHERE w.id = :worker
+"""
+SELECT_CANDIDATE = f"SELECT {columns('t', Candidate)} FROM task t WHERE id = ?"
 
 
 def assign_tasks(
@@ -1943,17 +1948,23 @@ def assign_tasks(
     charges: dict[int, tuple[float, int]] = {}
     size = 0
     while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
+        project = offer.project
         tasks.append(take(tx, offer, caller.id))
-        if offer.assign_rate:
-            charges[offer.id] = (offer.assign_rate, charges.get(offer.id, (0, 0))[1] + 1)
+        if project.assign_rate:
+            charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + 1)
         if len(tasks) == count:
             break
-        size += len(offer.recipe) + (len(encode(tasks[-1]["job"])) if offer.job is not None else 0)
+        size += len(offer.task.recipe) + (len(encode(tasks[-1]["job"])) if offer.task.job is not None else 0)
         if size > MOST_RECIPES:
             break
-        offers[offer.id] = find_offer(tx, caller, offer.id, select)  # the others have not changed
-    others = not tasks and any(offer.task is None and offer.awaiting and not offer.paused for offer in offers.values())
+        offers[project.id] = find_offer(tx, caller, project.id, select)  # the others have not changed
+    others = not tasks and any(awaits_others(offer) for offer in offers.values())
     return Assigned(tasks, others, charge_assign(tx, charges) if charges else 0)
+
+
+def awaits_others(offer: Offer) -> bool:
+    """Whether the project has tasks for others, which the caller has verified."""
+    return offer.task is None and bool(offer.caller.awaiting) and not offer.project.paused
 
 
 def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
@@ -1968,10 +1979,10 @@ def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer |
     """The offer whose task is to be assigned next. 429 if there are only such as a rate limit holds back."""
     best, free = None, math.inf
     for offer in offers:
-        if offer.paused or offer.task is None:
+        if offer.project.paused or offer.task is None:
             continue
-        if offer.assign_free_uptime > tx.uptime:
-            free = min(free, offer.assign_free_uptime)
+        if offer.caller.assign_free_uptime > tx.uptime:
+            free = min(free, offer.caller.assign_free_uptime)
         elif best is None or rank(offer) > rank(best):
             best = offer
     if best is None and free < math.inf and refuse_limited:
@@ -1980,49 +1991,53 @@ def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer |
 
 
 def rank(offer: Offer) -> tuple[int, int, int]:
-    return offer.priority, offer.task_priority, -offer.task
+    return offer.project.priority, offer.task.priority, -offer.task.id
 
 
 def find_offer(tx: Tx, caller: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
     """The project's best task for the caller. Refuses a caller that may not be assigned any task of this project."""
     row = tx.one(select, {"worker": caller.id, "project": project})
-    offer = row and Offer._make(row)
-    check_worker(tx, offer, caller)
-    if offer.id is None:
+    asker = row and Asker._make(row[:PROJECT_AT])
+    check_worker(tx, asker, caller)
+    found = Project._make(row[PROJECT_AT:TASK_AT])
+    if found.id is None:
         raise TrackerError("not_found", f"No project {project}")
-    if not (offer.public or offer.may_assign):
+    if not (found.public or asker.may_assign):
         raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
-    if offer.worker_paused:
+    if asker.paused:
         raise TrackerError("forbidden", "A manager has paused you")
-    return offer if offer.head_task is None else with_first_task(tx, offer)
+    task = None if row[TASK_AT] is None else Candidate._make(row[TASK_AT:])
+    if asker.head_task is not None:
+        task = better(tx, task, asker)
+    return Offer(asker, found, task)
 
 
-def with_first_task(tx: Tx, offer: Offer) -> Offer:
-    """The offer with whichever of its two candidates comes first as its task."""
-    if offer.task and (offer.task_priority, -offer.task) > (offer.head_priority, -offer.head_task):
-        return offer
-    row = tx.one(SELECT_OFFERED, (offer.head_task,))
-    return Offer._make((*offer[: -len(row)], *row))
+def better(tx: Tx, task: Candidate | None, asker: Asker) -> Candidate:
+    """Whichever comes first: the best task that nobody has verified, or the best that others have."""
+    if task and (task.priority, -task.id) > (asker.head_priority, -asker.head_task):
+        return task
+    return Candidate._make(tx.one(SELECT_CANDIDATE, (asker.head_task,)))
 
 
 def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
     """Makes the worker the task's assignee and returns the task as the document shows it."""
-    hold(tx, offer.task, worker, offer.max_assign_time or tx.settings.default_max_assign_time)
+    found = offer.task
+    hold(tx, found.id, worker, found.max_assign_time or tx.settings.default_max_assign_time)
     task = {
-        "id": offer.task,
-        "priority": offer.task_priority,
+        "id": found.id,
+        "priority": found.priority,
         "assignee": worker,
-        "retries": offer.retries,
-        "max_retries": offer.max_retries,
+        "retries": found.retries,
+        "max_retries": found.max_retries,
         "status": NEW,
-        "recipe": offer.recipe,
-        "max_assign_time": offer.max_assign_time,
+        "recipe": found.recipe,
+        "max_assign_time": found.max_assign_time,
         "assign_time": tx.time,
-        "verification_count": offer.verification_count,
-        "project": project_json(offer),
+        "verification_count": found.verification_count,
+        "project": project_json(offer.project),
     }
-    if offer.job is not None:
-        task["job"] = start_job(tx, offer.job, worker)
+    if found.job is not None:
+        task["job"] = start_job(tx, found.job, worker)
     return task
 
 
