@@ -10,7 +10,8 @@ a server, and what to do when it is told to stop.
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+import libraries
+
+log = logging.getLogger("tracker")
+
 MOST_HEADER_BYTES = 2**16
-
-
 MOST_PIPELINED = 256  # requests that one connection may send ahead of their answers
 
 
@@ -30,7 +33,7 @@ def writes_plainly(cycle: RequestResponseCycle) -> bool:
 
 def plain_cycle(send: Callable) -> RequestResponseCycle | None:
     """uvicorn's cycle behind an ASGI `send`, if an answer may be written past it."""
-    cycle = getattr(send, "__self__", None)
+    cycle = getattr(send, "__self__", None) if libraries.HAS_SHORT_WAY else None
     return cycle if type(cycle) is RequestResponseCycle and writes_plainly(cycle) else None
 
 
@@ -52,6 +55,8 @@ async def write_at_once(cycle: RequestResponseCycle, head: bytes, body: bytes) -
     more = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
     cycle.transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (head, more, len(body), body))
     cycle.message_event.set()
+    if not cycle.keep_alive:  # the server began to stop while the client was slow to take in what came before
+        cycle.transport.close()
     cycle.on_response()
 
 
@@ -69,10 +74,16 @@ class GuardedProtocol(HttpToolsProtocol):
 
     began: float | None = None  # when the client began to send what is still incomplete: the headers, then the body
     headers_pending = 0
+    lost: asyncio.Future | None = None  # who stops the server waits for it
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.began = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.lost and not self.lost.done():
+            self.lost.set_result(None)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -104,29 +115,82 @@ class GuardedProtocol(HttpToolsProtocol):
             self.began = None
             self.transport.close()
 
+    def close_when_idle(self) -> asyncio.Future:
+        """Closes the connection: now, or after the answer that is due. The future is done when it is closed."""
+        self.lost = self.lost or self.loop.create_future()
+        self.shutdown()
+        return self.lost
+
 
 class Server(uvicorn.Server):
-    """uvicorn's server: lets waiting workers go before it waits for requests to finish, and exits with status 0."""
+    """uvicorn's server, which waits for what is to happen; the original looks ten times a second whether it has.
 
-    def __init__(self, config: uvicorn.Config, begin_stop: Callable[[], None], request_timeout: float):
+    It says when it listens (`started`), and when it has been told to stop (`stopping`), before it waits for the
+    requests in flight. Told to by a signal, it exits with status 0.
+    """
+
+    TICK = 1.0  # seconds: how old the date in an answer is at the most, and how late a slow client is cut off
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        request_timeout: float,
+        started: Callable[[], None] = lambda: None,
+        stopping: Callable[[], None] = lambda: None,
+    ):
         super().__init__(config)
-        self.begin_stop, self.request_timeout = begin_stop, request_timeout
+        self.request_timeout, self.say_started, self.say_stopping = request_timeout, started, stopping
+        self.loop = asyncio.get_running_loop()
+        self.stop_asked, self.stop_forced = asyncio.Event(), asyncio.Event()
+
+    def stop(self) -> None:
+        """Tells the server to stop; told twice, it waits for nobody. May be called in any thread."""
+        self.force_exit, self.should_exit = self.should_exit, True
+        with contextlib.suppress(RuntimeError):  # its loop is closed: it has stopped
+            self.loop.call_soon_threadsafe((self.stop_forced if self.force_exit else self.stop_asked).set)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Asked to stop: do. Asked twice: at once. (The original one raises the signal again at the end.)"""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        """A signal tells it to stop. (The original one raises the signal again at the end.)"""
+        self.stop()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.begin_stop()
-        await super().shutdown(sockets)
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.say_started()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # 0: a tick at which the date is set
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.TICK):
+                    await self.stop_asked.wait()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0:
-            oldest = asyncio.get_running_loop().time() - self.request_timeout
-            for connection in list(self.server_state.connections):
-                connection.close_if_slow(oldest)
+        oldest = self.loop.time() - self.request_timeout
+        for connection in list(self.server_state.connections):
+            connection.close_if_slow(oldest)
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes in nobody else, and lets the requests in flight finish: as long as they may, or until told twice."""
+        self.say_stopping()
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        ends = [asyncio.create_task(wait()) for wait in (self.finish_requests, self.stop_forced.wait)]
+        timeout = self.config.timeout_graceful_shutdown
+        await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        unfinished = [task for task in self.server_state.tasks if not task.done()]
+        if unfinished:
+            log.warning("The server stops: %d requests have not finished, and are cut off", len(unfinished))
+        for task in (*ends, *unfinished):
+            task.cancel("The server stops")
+
+    async def finish_requests(self) -> None:
+        """Returns when no connection is open any more, and nobody works on a request."""
+        while open_ones := [connection.close_when_idle() for connection in list(self.server_state.connections)]:
+            await asyncio.wait(open_ones)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks)
+        for server in self.servers:
+            await server.wait_closed()
 
 
 def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
@@ -143,7 +207,7 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
         root_path=settings.root_path,
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=60,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
+        timeout_graceful_shutdown=settings.shutdown_timeout,
         server_header=False,
         backlog=2048,
     )

@@ -24,6 +24,7 @@ import argparse
 import asyncio
 import base64
 import codecs
+import collections
 import contextlib
 import difflib
 import functools
@@ -64,7 +65,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import openapi
@@ -532,6 +533,7 @@ def retry_pauses() -> Iterator[float]:
 SCHEMA_VERSION = 5
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
+UPTIME_INTERVAL = 1.0  # seconds; a crash makes leases at most this much longer
 
 # From version N to N + 1: a script that makes room, one that fills what schema.sql has made between the two.
 UPGRADES: dict[int, tuple[str, str]] = {
@@ -589,14 +591,6 @@ class ThreadedConnection(aiosqlite.Connection):
         return await self._execute(function, *args)
 
 
-class Write(NamedTuple):
-    """A call that waits for the writer."""
-
-    future: asyncio.Future
-    function: Callable
-    args: tuple
-
-
 CANNOT_WRITE = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
@@ -612,21 +606,265 @@ def primary_code(error: Exception) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-class Database:
-    """The SQLite file: one writer with group commit, read-only readers, and a lock that keeps a second server out."""
+# The writer, from the inside out: one call
 
-    READERS = 2
-    MOST_BATCHED = 256
+
+class Write(NamedTuple):
+    """A call that waits for the writer."""
+
+    future: asyncio.Future
+    function: Callable
+    args: tuple
+
+
+class Outcome(NamedTuple):
+    """How a call ended: with a result, or with the error that its caller gets."""
+
+    result: Any = None
+    error: Exception | None = None
+
+
+class HalfDone(Exception):
+    """A call has failed after it had changed something, which nothing but the end of the transaction can undo."""
+
+
+def run_call(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call, and announces nothing of one that failed. Raises what has ended the whole transaction."""
+    announced = len(tx.ready)
+    try:
+        return Outcome(call.function(tx, *call.args))
+    except Exception as error:
+        if not connection.in_transaction:
+            raise  # SQLite gave up (disk full, say)
+        del tx.ready[announced:]
+        return Outcome(error=answer_to(error))
+
+
+def answer_to(error: Exception) -> Exception:
+    """What the caller of a call gets that raised this."""
+    if primary_code(error) in CANNOT_WRITE:
+        return cannot_write(error)
+    return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
+
+
+def cannot_write(because: Exception) -> TrackerError:
+    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
+    log.error("A write failed: %s", because)
+    return TrackerError("unavailable", "The database cannot be written to")
+
+
+def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call that will succeed, or fail before it has changed anything. HalfDone when that was wrong."""
+    changes = connection.total_changes
+    outcome = run_call(tx, connection, call)
+    if outcome.error and connection.total_changes != changes:
+        raise HalfDone
+    return outcome
+
+
+def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call of which nothing remains if it fails. The savepoint costs as much as two statements."""
+    connection.execute("SAVEPOINT call")
+    outcome = run_call(tx, connection, call)
+    if outcome.error:
+        connection.execute("ROLLBACK TO call")
+    connection.execute("RELEASE call")
+    return outcome
+
+
+# One commit
+
+
+class Committed(NamedTuple):
+    """The outcomes of a batch's first calls, for which there was time, and what is to be announced."""
+
+    outcomes: list[Outcome]
+    ready: list[tuple[int, int]]
+
+
+class Committer:
+    """Carries out batches of calls, each batch in one transaction, on the one connection that writes."""
+
     BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
+    def __init__(self, writer: ThreadedConnection, clock: Clock, settings: Settings):
+        self.writer, self.clock, self.settings = writer, clock, settings
+        self.connection = writer.connection
+        self.uptime_saved = math.inf  # until it has been loaded
+
+    async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Commits a batch. While another program holds the file, nothing has happened yet, and the loop goes on."""
+        ends = time.monotonic() + self.LOCK_PATIENCE
+        while True:
+            try:
+                return await self.try_to_commit(batch, on_thread)
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def try_to_commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
+
+        Short statements take less time than the crossing, and on another thread each of them would wait for the
+        interpreter lock while the event loop is busy.
+        """
+        try:
+            done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
+            await self.writer.run(self.connection.execute, "COMMIT")
+            return done
+        except BaseException:
+            if self.connection.in_transaction:
+                await self.writer.run(self.connection.execute, "ROLLBACK")
+            raise
+
+    def run_batch(self, batch: list[Write]) -> Committed:
+        """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
+        try:
+            return self.run_in_turn(batch, run_plainly)
+        except HalfDone:
+            self.connection.execute("ROLLBACK")
+            return self.run_in_turn(batch, run_isolated)
+
+    def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
+        """Runs calls in a new transaction until its time is up."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        tx, outcomes = Tx(self.connection, self.clock, self.settings), []
+        for call in batch:
+            outcomes.append(run(tx, self.connection, call))
+            if tx.spent() > self.BATCH_TIME:
+                break
+        self.note_passing(tx)
+        return Committed(outcomes, tx.ready)
+
+    def note_passing(self, tx: Tx) -> None:
+        """Stores what goes with every transaction: who was seen, and the uptime on which leases and limiters rest.
+
+        Here, because it must outlast a refusal, and must not make a refusal undo the batch.
+        """
+        if tx.seen:
+            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
+        if tx.uptime - self.uptime_saved >= UPTIME_INTERVAL:
+            save_uptime(tx)
+            self.uptime_saved = tx.uptime
+
+
+# The queue, and what its callers are told
+
+
+class WriteQueue:
+    """Calls that wait to be committed, in batches, by a task of their own; each caller is told the outcome of its call.
+
+    The task is watched. Should a fault of ours end it, then that is logged, whoever waits for it is refused, and
+    `failed` is done: a tracker that only seems to live would be worse than one that stops.
+    """
+
+    MOST_BATCHED = 256
+
+    failed: asyncio.Future[BaseException]
+
+    def __init__(self, announce: Callable[[int, int], None]):
+        self.announce = announce
+        self.short: list[Write] = []
+        self.long: list[Write] = []
+        self.in_hand: list[Write] = []
+        self.wanted = asyncio.Event()
+        self.closed = True  # until begin
+
+    def begin(self, commit: Callable[[list[Write], bool], Awaitable[Committed]]) -> None:
+        """Takes in calls from now on."""
+        self.commit, self.closed = commit, False
+        self.failed = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self.write_batches())
+        self.task.add_done_callback(self.task_ended)
+
+    def put(self, function: Callable, args: tuple, long: bool) -> asyncio.Future:
+        """Queues a call, whose outcome becomes the future's."""
+        if self.closed:
+            raise TrackerError("unavailable", "The tracker is stopping")
+        future = asyncio.get_running_loop().create_future()
+        (self.long if long else self.short).append(Write(future, function, args))
+        self.wanted.set()
+        return future
+
+    async def close(self) -> None:
+        """Takes in nothing else, and returns when what was queued is committed."""
+        self.closed = True
+        self.wanted.set()
+        await asyncio.wait([self.task])
+
+    async def write_batches(self) -> None:
+        """The task: a batch of short calls, then one long call, as long as there are any; then it waits for more."""
+        while self.short or self.long or not self.closed:
+            await self.wanted.wait()
+            self.wanted.clear()
+            while self.short or self.long:
+                await self.arrivals()
+                await self.write_batch(self.short, self.MOST_BATCHED)
+                await self.write_batch(self.long, 1, on_thread=True)
+
+    async def arrivals(self) -> None:
+        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
+        waiting = -1
+        while waiting < len(self.short) < self.MOST_BATCHED:
+            waiting = len(self.short)
+            await asyncio.sleep(0)
+
+    async def write_batch(self, queue: list[Write], most: int, on_thread: bool = False) -> None:
+        """Commits the first calls of a queue, of those whose callers still want them; then says what came of it."""
+        self.in_hand = batch = [call for call in queue[:most] if not call.future.done()]
+        del queue[:most]
+        if not batch:
+            return
+        try:
+            outcomes, ready = await self.commit(batch, on_thread)
+        except Exception as error:
+            outcomes, ready = Committed([Outcome(error=cannot_write(error))] * len(batch), [])
+        queue[:0] = batch[len(outcomes) :]  # there was no time for them
+        for call, outcome in zip(batch, outcomes, strict=False):
+            self.tell(call.future, outcome)
+        for project, count in ready:
+            self.announce_safely(project, count)
+
+    def tell(self, future: asyncio.Future, outcome: Outcome) -> None:
+        """Answers a caller that still waits."""
+        if not future.done():
+            future.set_exception(outcome.error) if outcome.error else future.set_result(outcome.result)
+
+    def announce_safely(self, project: int, count: int) -> None:
+        """The tasks are ready and on disk, whatever becomes of those who wait for them."""
+        try:
+            self.announce(project, count)
+        except Exception:
+            log.exception("Workers that wait for tasks of project %d could not be told", project)
+
+    def task_ended(self, task: asyncio.Task) -> None:
+        """Watches the task: when it has ended otherwise than by a close, nobody may go on waiting for it."""
+        if not task.cancelled() and not task.exception():
+            return
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        log.critical("The writer has ended: nothing is stored any more", exc_info=error)
+        self.closed = True
+        refusal = Outcome(error=TrackerError("unavailable", "The tracker stops because of a fault"))
+        for call in (*self.in_hand, *self.short, *self.long):
+            self.tell(call.future, refusal)
+        self.failed.set_result(error)
+
+
+# The file
+
+
+class Database:
+    """The SQLite file: a writer with group commit, read-only readers, and a lock that keeps a second server out."""
+
+    READERS = 2
+
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
-        self.settings, self.clock, self.announce = settings, clock, announce
+        self.settings, self.clock = settings, clock
         self.path = Path(settings.database).resolve()
         self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
-        self._short: list[Write] = []
-        self._long: list[Write] = []
-        self._wanted: asyncio.Event | None = None
+        self._queue = WriteQueue(announce)
 
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
@@ -634,17 +872,16 @@ class Database:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._lock.release)
             prepare_file(self.path, self.settings)
-            self._writer = await undo.enter_async_context(ThreadedConnection(self._connect, 64))
-            readers = [
-                await undo.enter_async_context(ThreadedConnection(self._connect_reader, 64))
-                for _ in range(self.READERS)
+            writer, *readers = [
+                await undo.enter_async_context(ThreadedConnection(connector, 64))
+                for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
             self._readers = itertools.cycle(readers)
-            self._wanted = asyncio.Event()
-            self._closing = False
-            self._task = asyncio.create_task(self._write_batches())
+            self._committer = Committer(writer, self.clock, self.settings)
+            self._queue.begin(self._committer.commit)
+            undo.push_async_callback(self._queue.close)
             self.clock.start(await self.write(load_uptime))
-            self._uptime_saved = self.clock.uptime()
+            self._committer.uptime_saved = self.clock.uptime()
             self._open = undo.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
@@ -660,10 +897,12 @@ class Database:
         except TrackerError as error:
             log.error("The uptime could not be saved: %s", error)
         finally:
-            self._closing = True
-            self._wanted.set()
-            await self._task
             await self._open.aclose()
+
+    @property
+    def failed(self) -> asyncio.Future[BaseException]:
+        """Done, with the reason, when a fault of ours has ended the writer."""
+        return self._queue.failed
 
     def write(self, function: Callable, *args: Any, long: bool = False) -> asyncio.Future:
         """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
@@ -672,15 +911,7 @@ class Database:
         never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, and the short ones that
         have arrived meanwhile come before the next long one.
         """
-        if self._closing:
-            raise TrackerError("unavailable", "The tracker is stopping")
-        future = asyncio.get_running_loop().create_future()
-        (self._long if long else self._short).append(Write(future, function, args))
-        self._wanted.set()
-        return future
-
-    _closing = True  # until open() has finished
-    _uptime_saved = math.inf
+        return self._queue.put(function, args, long)
 
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
@@ -693,112 +924,6 @@ class Database:
             return function(Tx(connection, self.clock, self.settings), *args)
         finally:
             connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
-
-    async def _write_batches(self) -> None:
-        while self._short or self._long or not self._closing:
-            await self._wanted.wait()
-            self._wanted.clear()
-            while self._short or self._long:
-                await self._arrivals()
-                await self._write_batch(self._take(self._short, self.MOST_BATCHED), on_thread=False)
-                await self._write_batch(self._take(self._long, 1), on_thread=True)
-
-    async def _arrivals(self) -> None:
-        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
-        waiting = -1
-        while waiting < len(self._short) < self.MOST_BATCHED:
-            waiting = len(self._short)
-            await asyncio.sleep(0)
-
-    def _take(self, calls: list[Write], most: int) -> list[Write]:
-        """Removes the first calls from a queue, and returns those whose callers still want them."""
-        batch = [call for call in calls[:most] if not call.future.done()]
-        del calls[:most]
-        return batch
-
-    async def _write_batch(self, batch: list[Write], on_thread: bool) -> None:
-        if not batch:
-            return
-        try:
-            outcomes, ready = await self._commit_patiently(batch, on_thread)
-        except Exception as error:
-            log.error("A transaction could not be committed: %s", error)
-            refusal = TrackerError("unavailable", "The database cannot be written to")
-            outcomes, ready = [(False, refusal)] * len(batch), []
-        self._short[:0] = batch[len(outcomes) :]
-        for call, (succeeded, outcome) in zip(batch, outcomes, strict=False):
-            if not call.future.done():
-                (call.future.set_result if succeeded else call.future.set_exception)(outcome)
-        for project, count in ready:
-            self.announce(project, count)
-
-    async def _commit_patiently(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
-        """Commits a batch. While another program holds the file, nothing has happened yet and the loop goes on."""
-        ends = time.monotonic() + self.LOCK_PATIENCE
-        while True:
-            try:
-                return await self._commit(batch, on_thread)
-            except sqlite3.OperationalError as error:
-                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
-                    raise
-                await asyncio.sleep(0.05)
-
-    async def _commit(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
-        """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
-
-        Short statements take less time than the crossing, and on another thread each of them would wait for the
-        interpreter lock while the event loop is busy.
-        """
-        connection = self._writer.connection
-        try:
-            if on_thread:
-                done = await self._writer.run(self._run_batch, connection, batch)
-            else:
-                done = self._run_batch(connection, batch)
-            await self._writer.run(connection.execute, "COMMIT")
-            return done
-        except BaseException:
-            if connection.in_transaction:
-                await self._writer.run(connection.execute, "ROLLBACK")
-            raise
-
-    def _run_batch(self, connection: sqlite3.Connection, batch: list[Write]) -> tuple[list, list]:
-        """Runs the calls in one transaction. Savepoints cost as much as statements: they wait for the rare failure."""
-        return self._run(connection, batch, isolated=False) or self._run(connection, batch, isolated=True)
-
-    def _run(self, connection: sqlite3.Connection, batch: list[Write], isolated: bool) -> tuple[list, list] | None:
-        """Runs calls in a new transaction until its time is up. Without isolation, None when one failed half-way."""
-        connection.execute("BEGIN IMMEDIATE")
-        tx, outcomes = Tx(connection, self.clock, self.settings), []
-        for call in batch:
-            changes, announced = connection.total_changes, len(tx.ready)
-            if isolated:
-                connection.execute("SAVEPOINT call")
-            try:
-                outcomes.append((True, call.function(tx, *call.args)))
-            except Exception as error:
-                if not connection.in_transaction:
-                    raise  # SQLite gave up the whole transaction (disk full, say)
-                if primary_code(error) in CANNOT_WRITE:
-                    log.error("A write failed: %s", error)
-                    error = TrackerError("unavailable", "The database cannot be written to")
-                outcomes.append((False, error))
-                del tx.ready[announced:]
-                if isolated:
-                    connection.execute("ROLLBACK TO call")
-                elif connection.total_changes != changes:
-                    connection.execute("ROLLBACK")
-                    return None
-            if isolated:
-                connection.execute("RELEASE call")
-            if tx.spent() > self.BATCH_TIME:
-                break
-        if tx.seen:  # here, because it must outlast a refusal and must not make a refusal undo the batch
-            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
-        if tx.uptime - self._uptime_saved >= UPTIME_INTERVAL:  # leases and limiters in this commit rest on it
-            save_uptime(tx)
-            self._uptime_saved = tx.uptime
-        return outcomes, tx.ready
 
 
 def lock_file(path: Path, lock: filelock.FileLock) -> None:
@@ -1721,9 +1846,6 @@ class NewTask(NamedTuple):
     hash64: int | None
 
 
-PROJECT_SLICE = slice(4, 18)
-
-
 class Assigned(NamedTuple):
     """What an attempt to be assigned tasks came to."""
 
@@ -1863,36 +1985,24 @@ def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -
     return BulkSubmitted(stored, len(tasks) - stored)
 
 
-class Offer(NamedTuple):
-    """A calling worker, a project, and the project's next task for it. A tuple: sqlite3.Row looks names up slowly.
-
-    `task` is the best of those verified by nobody, `head_task` the best of those verified by others but not by it.
-    """
+class Asker(NamedTuple):
+    """A worker that asks a project for a task, and what it finds there."""
 
     secret_hash: bytes
     last_seen: int
-    worker_paused: int
-    may_assign: int | None
-    id: int | None
-    priority: int
-    name: str
-    clone_url: str
-    git_repo: str
-    version: str
-    motd: str
-    public: int
-    hidden: int
-    chain: int | None
     paused: int
-    assign_rate: float
-    submit_rate: float
-    keep_hashes: int
+    may_assign: int | None
     assign_free_uptime: float
     awaiting: int
     head_priority: int | None
-    head_task: int | None
-    task: int | None
-    task_priority: int
+    head_task: int | None  # the best of those that others have verified and it has not
+
+
+class Candidate(NamedTuple):
+    """A task that may be assigned."""
+
+    id: int
+    priority: int
     retries: int
     max_retries: int
     recipe: str
@@ -1901,11 +2011,30 @@ class Offer(NamedTuple):
     job: int | None
 
 
-SELECT_OFFER = """
-    SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.id, p.priority, p.name, p.clone_url,
-        p.git_repo, p.version, p.motd, p.public, p.hidden, p.chain, p.paused, p.assign_rate, p.submit_rate,
-        p.keep_hashes, p.assign_free_uptime, p.awaiting_verification_count, v.head_priority, v.head_task,
-        t.id, t.priority, t.retries, t.max_retries, t.recipe, t.max_assign_time, t.verification_count, t.job
+ProjectRow = collections.namedtuple("ProjectRow", PROJECT_COLUMNS)  # a project's columns as they are stored
+
+
+class Offer(NamedTuple):
+    """A calling worker, a project, and the project's best task for it. Tuples: sqlite3.Row looks names up slowly."""
+
+    caller: Asker
+    project: ProjectRow
+    task: Candidate | None
+
+
+def columns(table: str, kind: type) -> str:
+    """The columns of a table, or of an alias for it, that a NamedTuple takes."""
+    return ", ".join(f"{table}.{name}" for name in kind._fields)
+
+
+ASKER_COLUMNS = """
+    w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request,
+    p.assign_free_uptime, p.awaiting_verification_count"""
+PROJECT_AT = len(Asker._fields)
+TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
+
+SELECT_OFFER = f"""
+    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {columns("p", ProjectRow)}, {columns("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1917,17 +2046,17 @@ SELECT_OFFER = """
             ORDER BY s.head_priority DESC, s.head_task LIMIT 1)
     WHERE w.id = :worker
 """
-SELECT_OFFERED = """
-    SELECT id, priority, retries, max_retries, recipe, max_assign_time, verification_count, job FROM task WHERE id = ?
-"""
 # For those who can do nothing but jobs, which need no verification.
-SELECT_JOB_OFFER = re.sub(
-    r"SELECT id FROM task.*?LIMIT 1",
-    "SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL"
-    " ORDER BY priority DESC, task LIMIT 1",
-    re.sub(r"v\.id = \(.*?LIMIT 1\)", "v.id = NULL", SELECT_OFFER, flags=re.DOTALL),
-    flags=re.DOTALL,
-)
+SELECT_JOB_OFFER = f"""
+    SELECT {ASKER_COLUMNS}, NULL, NULL, {columns("p", ProjectRow)}, {columns("t", Candidate)}
+    FROM worker w LEFT JOIN project p ON p.id = :project
+        LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
+        LEFT JOIN task t ON t.id = (
+            SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL
+            ORDER BY priority DESC, task LIMIT 1)
+    WHERE w.id = :worker
+"""
+SELECT_CANDIDATE = f"SELECT {columns('t', Candidate)} FROM task t WHERE id = ?"
 
 
 def assign_tasks(
@@ -1944,17 +2073,23 @@ def assign_tasks(
     charges: dict[int, tuple[float, int]] = {}
     size = 0
     while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
+        project = offer.project
         tasks.append(take(tx, offer, credentials.id))
-        if offer.assign_rate:
-            charges[offer.id] = (offer.assign_rate, charges.get(offer.id, (0, 0))[1] + 1)
+        if project.assign_rate:
+            charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + 1)
         if len(tasks) == count:
             break
-        size += len(offer.recipe) + (len(encode(tasks[-1].job)) if offer.job is not None else 0)
+        size += len(offer.task.recipe) + (len(encode(tasks[-1].job)) if offer.task.job is not None else 0)
         if size > MOST_RECIPES:
             break
-        offers[offer.id] = find_offer(tx, credentials, offer.id, select)  # the others have not changed
-    others = not tasks and any(offer.task is None and offer.awaiting and not offer.paused for offer in offers.values())
+        offers[project.id] = find_offer(tx, credentials, project.id, select)  # the others have not changed
+    others = not tasks and any(awaits_others(offer) for offer in offers.values())
     return Assigned(tasks, others, charge_assign(tx, charges) if charges else 0)
+
+
+def awaits_others(offer: Offer) -> bool:
+    """Whether the project has tasks for others, which the caller has verified."""
+    return offer.task is None and bool(offer.caller.awaiting) and not offer.project.paused
 
 
 def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
@@ -1969,10 +2104,10 @@ def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer |
     """The offer whose task is to be assigned next. 429 if there are only such as a rate limit holds back."""
     best, free = None, math.inf
     for offer in offers:
-        if offer.paused or offer.task is None:
+        if offer.project.paused or offer.task is None:
             continue
-        if offer.assign_free_uptime > tx.uptime:
-            free = min(free, offer.assign_free_uptime)
+        if offer.caller.assign_free_uptime > tx.uptime:
+            free = min(free, offer.caller.assign_free_uptime)
         elif best is None or rank(offer) > rank(best):
             best = offer
     if best is None and free < math.inf and refuse_limited:
@@ -1981,47 +2116,51 @@ def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer |
 
 
 def rank(offer: Offer) -> tuple[int, int, int]:
-    return offer.priority, offer.task_priority, -offer.task
+    return offer.project.priority, offer.task.priority, -offer.task.id
 
 
 def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
     """The project's best task for the caller. Refuses a caller that may not be assigned any task of this project."""
     row = tx.one(select, {"worker": credentials.id, "project": project})
-    offer = row and Offer._make(row)
-    check_worker(tx, offer, credentials)
-    if offer.id is None:
+    asker = row and Asker._make(row[:PROJECT_AT])
+    check_worker(tx, asker, credentials)
+    found = ProjectRow._make(row[PROJECT_AT:TASK_AT])
+    if found.id is None:
         raise TrackerError("not_found", f"No project {project}")
-    if not (offer.public or offer.may_assign):
+    if not (found.public or asker.may_assign):
         raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
-    if offer.worker_paused:
+    if asker.paused:
         raise TrackerError("forbidden", "A manager has paused you")
-    return offer if offer.head_task is None else with_first_task(tx, offer)
+    task = None if row[TASK_AT] is None else Candidate._make(row[TASK_AT:])
+    if asker.head_task is not None:
+        task = better(tx, task, asker)
+    return Offer(asker, found, task)
 
 
-def with_first_task(tx: Tx, offer: Offer) -> Offer:
-    """The offer with whichever of its two candidates comes first as its task."""
-    if offer.task and (offer.task_priority, -offer.task) > (offer.head_priority, -offer.head_task):
-        return offer
-    row = tx.one(SELECT_OFFERED, (offer.head_task,))
-    return Offer._make((*offer[: -len(row)], *row))
+def better(tx: Tx, task: Candidate | None, asker: Asker) -> Candidate:
+    """Whichever comes first: the best task that nobody has verified, or the best that others have."""
+    if task and (task.priority, -task.id) > (asker.head_priority, -asker.head_task):
+        return task
+    return Candidate._make(tx.one(SELECT_CANDIDATE, (asker.head_task,)))
 
 
 def take(tx: Tx, offer: Offer, worker: int) -> Task:
     """Makes the worker the task's assignee and returns the task as the document shows it."""
-    hold(tx, offer.task, worker, offer.max_assign_time or tx.settings.default_max_assign_time)
+    found = offer.task
+    hold(tx, found.id, worker, found.max_assign_time or tx.settings.default_max_assign_time)
     return Task(
-        id=offer.task,
-        priority=offer.task_priority,
+        id=found.id,
+        priority=found.priority,
         assignee=worker,
-        retries=offer.retries,
-        max_retries=offer.max_retries,
+        retries=found.retries,
+        max_retries=found.max_retries,
         status=NEW,
-        recipe=offer.recipe,
-        max_assign_time=offer.max_assign_time,
+        recipe=found.recipe,
+        max_assign_time=found.max_assign_time,
         assign_time=tx.time,
-        verification_count=offer.verification_count,
-        project=project_of(offer[PROJECT_SLICE]),
-        job=UNSET if offer.job is None else start_job(tx, offer.job, worker),
+        verification_count=found.verification_count,
+        project=project_of(offer.project),
+        job=UNSET if found.job is None else start_job(tx, found.job, worker),
     )
 
 
@@ -4180,7 +4319,6 @@ class Waiters:
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
-UPTIME_INTERVAL = 1.0  # a crash makes leases at most this much longer
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
 
@@ -4951,7 +5089,7 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 # ── Routes and app ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-# The calls that matter come first.
+# A path is literal segments, then the ids of what it is about; App finds it in a dictionary.
 API: list[Native] = [
     Native("GET", "/task/get/{project}", get_task),
     Native("POST", "/task/release", release),
@@ -5032,10 +5170,6 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         yield
         await tracker.stop()
 
-    native = [Route(row.path, Endpoint(tracker, handler_of(row)), methods=row.methods.split()) for row in API]
-    for route in native:
-        route.methods.discard("HEAD")  # Starlette adds it to GET: a HEAD must not take a task
-    native.append(Route("/openapi.json", functools.partial(openapi_json, tracker), methods=["GET"]))
     import pages  # here, as the dialects are: they rest on this module
 
     shown = [
@@ -5044,23 +5178,45 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     ]
     app = App(
         routes=[
-            *native,
+            *(Route(path, functools.partial(openapi_json, tracker), methods=["GET"]) for path in OPENAPI_PATHS),
             *(route for dialect in dialects() for route in dialect.routes(tracker)),
             Route("/", home_page, methods=["GET"]),
             Route("/ui", ui_without_slash, methods=["GET"]),
             *shown,
             Mount("/ui/static", Static(directory=HERE / "static")),
             Route("/ui/{path:path}", pages.PageEndpoint(tracker, pages.no_page), methods=["GET"]),
-            Mount("/api", Router(native, redirect_slashes=False)),
         ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a client of an API wants an error, not a redirect that loses its body
+    app.router.default = app.nothing_there
+    app.native = native_paths(tracker)
     app.state.tracker = tracker
-    app.get_task = Endpoint(tracker, get_task)
-    app.posts = {"/task/release": Endpoint(tracker, release), "/task/submit": Endpoint(tracker, submit)}
     return app
+
+
+MOST_PATH_IDS = 2
+
+
+class NativePath(NamedTuple):
+    """A path of the native API: what the ids at its end are called, the last one first, and an endpoint a method."""
+
+    ids: list[str]
+    endpoints: dict[str, Endpoint]
+
+
+def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
+    """The table API to look paths up in: for each number of ids, the paths with so many by what stands before them."""
+    found: list[dict[str, NativePath]] = [{} for _ in range(1 + MOST_PATH_IDS)]
+    for row in API:
+        literal, ids = row.path.partition("/{")[0], re.findall(r"\{(\w+)\}", row.path)
+        known = found[len(ids)].setdefault(literal, NativePath(ids[::-1], {}))
+        known.endpoints.update(dict.fromkeys(row.methods.split(), Endpoint(tracker, handler_of(row))))
+    return found
+
+
+OPENAPI_PATHS = ("/openapi.json", "/api/openapi.json")
 
 
 async def openapi_json(tracker: Tracker, request: Request) -> Response:
@@ -5076,27 +5232,44 @@ def openapi_document(settings: Settings) -> dict[str, Any]:
 
 
 class App(Starlette):
-    """Starlette with a shortcut: the three calls that make up a worker's life go straight to their endpoint.
+    """Starlette, before which the native API's paths are looked up: at the root and below /api, whatever root_path is.
 
-    Middleware and the search for a route would cost them as much time as their SQL does.
+    Middleware and the search for a route would cost these calls as much time as their SQL does. A call with a method
+    that its path does not have is left to that search: another system may answer it.
     """
 
-    get_task: Endpoint
-    posts: dict[str, Endpoint]
+    native: list[dict[str, NativePath]]
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] == "http" and (endpoint := self.hot_endpoint(scope)):
-            return await endpoint(scope, receive, send)
+        if scope["type"] == "http" and (found := self.find(scope)):
+            endpoints, ids = found
+            if endpoint := endpoints.get(scope["method"]):
+                scope["path_params"] = ids
+                return await endpoint(scope, receive, send)
         await super().__call__(scope, receive, send)
 
-    def hot_endpoint(self, scope: dict) -> Endpoint | None:
-        path = scope["path"]
-        if scope["method"] == "POST":
-            return self.posts.get(path)
-        if scope["method"] == "GET" and path.startswith("/task/get/"):
-            scope["path_params"] = {"project": path[10:]}
-            return self.get_task
+    def find(self, scope: dict) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
+        """The endpoints of a native path by their methods, and the ids in it."""
+        head, ids = path_below(path_below(scope["path"], scope.get("root_path", "")), "/api"), []
+        for paths in self.native:
+            if known := paths.get(head):
+                return known.endpoints, dict(zip(known.ids, ids, strict=True)) if ids else {}
+            head, _, last = head.rpartition("/")
+            if not last:
+                return None
+            ids.append(last)
         return None
+
+    async def nothing_there(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """What the search for a route ends with: 405 for a native path, 404 for any other."""
+        if scope["type"] == "http" and (found := self.find(scope)):
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(found[0]))})
+        await self.router.not_found(scope, receive, send)
+
+
+def path_below(path: str, prefix: str) -> str:
+    """The path without its prefix, if it is below that."""
+    return path[len(prefix) :] if path.startswith("/", len(prefix)) and path.startswith(prefix) else path
 
 
 def dialects() -> list[Any]:
@@ -5157,20 +5330,27 @@ def listen_on(settings: Settings) -> socket.socket:
 async def serve_until_stopped(
     settings: Settings, ready: Callable[[str, Server], None], clock: Clock | None = None
 ) -> None:
-    """Runs a tracker until its server is told to stop. `ready(url, server)` is called when it accepts requests."""
+    """Runs a tracker until its server is told to stop. `ready(url, server)` is called when it accepts requests.
+
+    RuntimeError when it has stopped by itself, as the writer had ended.
+    """
     app = create_app(settings, clock)
     tracker = app.state.tracker
     await tracker.start()
     try:
         with listen_on(settings) as sock:
-            server = Server(uvicorn_config(app, settings), tracker.begin_stop, settings.request_timeout)
-            serving = asyncio.create_task(server.serve(sockets=[sock]))
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.005)
-            ready(url_of(sock), server)
-            await serving
+            server = Server(
+                uvicorn_config(app, settings),
+                settings.request_timeout,
+                started=lambda: ready(url_of(sock), server),
+                stopping=tracker.begin_stop,
+            )
+            tracker.db.failed.add_done_callback(lambda _: server.stop())
+            await server.serve(sockets=[sock])
     finally:
         await tracker.stop()
+    if tracker.db.failed.done():
+        raise RuntimeError("The tracker has stopped because its writer had ended") from tracker.db.failed.result()
 
 
 # ── In-process ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -5181,12 +5361,14 @@ def serving(settings: Settings | None = None, clock: Clock | None = None) -> Ite
     """Serves a tracker of its own on a free port, in a background thread, and yields its URL. For tests.
 
     Unless the settings name a database, it is a temporary one. Their port is ignored: the URL tells which one it is.
+    Raises why it could not start, and at the end of the block, should it have stopped by itself, why.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         settings = msgspec.structs.replace(settings or Settings(), port=0)
         if settings.database == FIELDS["database"].default:
             settings = msgspec.structs.replace(settings, database=f"{folder}/tracker.db")
         started: list[Any] = []
+        ended: list[BaseException] = []
         signal = threading.Event()
 
         def ready(url: str, server: Server) -> None:
@@ -5197,20 +5379,23 @@ def serving(settings: Settings | None = None, clock: Clock | None = None) -> Ite
             try:
                 run_loop(serve_until_stopped(settings, ready, clock))
             except BaseException as error:
-                started.append(error)
+                ended.append(error)
             finally:
                 signal.set()
 
         thread = threading.Thread(target=run, name="tracker", daemon=True)
         thread.start()
         signal.wait()
-        if isinstance(started[0], BaseException):
-            raise started[0]
+        if not started:
+            raise ended[0]
+        url, server = started
         try:
-            yield started[0]
+            yield url
         finally:
-            started[1].should_exit = True
+            server.stop()
             thread.join()
+        if ended:
+            raise ended[0]
 
 
 # ── Command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
