@@ -322,7 +322,7 @@ PAGES: dict[str, Callable[[Place], Operation]] = {
     "the account": lambda p: page(pages.account_page, p),
     "the administration": lambda p: page(pages.admin_page, p),
     "the list of templates": lambda p: page(pages.project_templates, p, p.first, pages.ListQuery()),
-    "a template's page": lambda p: page(pages.of_template(pages.template_runs), p, TEMPLATE),
+    "a template's page": lambda p: page(pages.template_page, p, TEMPLATE),
     "the list of a project's jobs": lambda p: jobs_page(p),
     "the jobs in a state": lambda p: jobs_page(p, state="cancelled"),
     "a search for jobs": lambda p: jobs_page(p, state="failed", template=TEMPLATE),
