@@ -293,6 +293,32 @@ class Assignee(Struct):
     task_count: shown(int, "How many it holds.", 4)
 
 
+class LinesReport(Struct):
+    """What became of the lines of an upload. The number of a line counts the blank ones too."""
+
+    line_count: shown(int, "Lines that are not blank.", 3)
+    refused_count: shown(int, "Lines that are no task.", 1)
+    refused: shown(
+        list[tuple[int, str]], "The first of them: number and reason.", [[3, "max_retries: Expected int >= 0"]]
+    )
+    duplicate_count: shown(int, "Tasks that were skipped until now, as another one has their hash.", 1)
+    duplicates: shown(list[int], "The numbers of the first such lines.", [2])
+
+
+class LongOperation(Struct):
+    """What was begun to be done to many tasks, a piece at a time; a restart of the tracker does not end it."""
+
+    id: shown(int, "Its number.", 1)
+    project: shown(int, "The project whose tasks they are.", 1)
+    kind: shown(str, "What is done, such as `submit_lines`.", "submit_lines")
+    state: shown(Literal["running", "finished"], "Whether it is still going on.", "finished")
+    expected: shown(int | None, "How many tasks it is about, duplicates included; null when nobody can know.", 2)
+    affected: shown(int, "To how many it was done until now.", 1)
+    started: shown(int, "When it began, in unix seconds.", 1559396382)
+    finished: shown(int | None, "When it ended, in unix seconds; null until then.", 1559396383)
+    report: Annotated[LinesReport | None, Meta(description="Of submitted lines; null for anything else.")]
+
+
 class Manager(Struct):
     """A manager."""
 
@@ -319,6 +345,21 @@ class Account(Struct):
 # ── What the types do not say ─────────────────────────────────────────────────────────────────────────────────────────
 
 # The fields of what the code decodes, by type. Names in braces are settings, whose value is put in.
+LINE = {
+    "priority": "Priority of the tasks that do not say otherwise; the like for `max_retries`, `max_assign_time` and"
+    " `verification_count`.",
+    "max_retries": "Failed attempts after which such a task counts as failed.",
+    "max_assign_time": "Seconds that a worker may hold such a task. 0 means {default_max_assign_time} (setting"
+    " `default_max_assign_time`).",
+    "verification_count": "Different workers that must agree on such a task.",
+    "once": "Whether a recipe is its task's `unique_string`, if the line gives no hash: a task with the same recipe is"
+    " then a duplicate.",
+    "format": "`text`: each line is a recipe. `json`: each line is an object. `auto`: an object if it begins with a"
+    " brace, else a recipe.",
+    "token": "A text of the client's own, unlike that of any other upload: a repeated call with it submits nothing.",
+    "first_line": "The number of the first line, for a client that sends a file in parts. From 2 on it is a later part"
+    " of a file, and is taken as it stands: what it begins with does not say that it is packed, or no text.",
+}
 TASK = {
     "project": "The project whose queue gets the task.",
     "recipe": "What is to be done, as the project's workers understand it: a URL, JSON, a command.",
@@ -343,6 +384,7 @@ MEANING: dict[str, dict[str, str]] = {
     "SubmitBody": TASK,
     "BulkTask": TASK,
     "BulkSubmitBody": {"requests": "The tasks, all of one project, at most {max_bulk} (setting `max_bulk`)."},
+    "UploadQuery": LINE,
     "AssignQuery": WAIT,
     "AssignFromQuery": {**WAIT, "project": "A project's number. Given once for each project: `project=1&project=2`."},
     "ReleaseBody": {
@@ -501,6 +543,7 @@ PATH = {
     "worker": "The worker's number.",
     "manager": "The manager's number.",
     "level": "The level.",
+    "operation": "The operation's number.",
     "template": "The template's number.",
     "workflow": "The workflow's number.",
     "job": "The job's id: `id` in the answer to `POST /template/trigger/{template}`. `$JOB` in the examples.",
@@ -578,6 +621,7 @@ class Operation(Struct, frozen=True):
     path: dict[str, Any] = {}
     query: dict[str, Any] = {}
     body: Any = None
+    text: str = ""  # the body, of a call that takes lines of text
     headers: dict[str, str] = {}  # that the request may have, and their meaning
     not_ok: str = ""  # when `ok` is false although the status is 200
     empty: bool = False  # whether there is then no content
@@ -748,6 +792,28 @@ OPERATIONS: dict[str, Operation] = {
             429: RATE,
         },
         body={"requests": [{"project": 1, "recipe": f"https://example.org/{page}"} for page in (1, 2)]},
+    ),
+    "POST /task/submit_lines/{project}": Operation(
+        "Tasks",
+        "A worker with SUBMIT access to the project.",
+        {"operation": shown(int, "The number of the operation that submits the lines.", 1)},
+        {
+            403: "The worker has no SUBMIT access to the project.",
+            404: NO_PROJECT,
+            413: "The body, or what it unpacks to, is larger than {max_bulk_body} KiB (setting `max_bulk_body`).",
+            429: RATE,
+        },
+        query={"priority": 2, "token": "urls-1"},
+        text='https://example.org/one\n{"recipe": "https://example.org/two", "priority": 3}\n',
+    ),
+    "GET /operation/{operation}": Operation(
+        "Tasks",
+        "The worker or manager that began it; managers with READ in the project.",
+        {"operation": LongOperation},
+        {
+            403: "The manager has no READ role in the project.",
+            404: "There is no such operation, it is forgotten, it is another worker's, or its project is hidden.",
+        },
     ),
     "GET /task/get/{project}": Operation(
         "Tasks",
@@ -1034,7 +1100,7 @@ OPERATIONS: dict[str, Operation] = {
     },
 }
 EXAMPLE_IDS = {"project": 1, "worker": 1, "manager": 2, "level": "info"}
-EXAMPLE_IDS |= {"template": 1, "workflow": 1, "job": EXAMPLE_JOB}
+EXAMPLE_IDS |= {"operation": 1, "template": 1, "workflow": 1, "job": EXAMPLE_JOB}
 
 DESCRIPTION = """\
 Hands out tasks to a crowd of workers and loses none.
@@ -1167,6 +1233,9 @@ def operation(name: str, handler: Callable, settings: Any, words: dict[str, str]
     if takes.body is not None:
         content = {"schema": schemas.of(takes.body), "example": about.body}
         body = {"requestBody": {"required": True, "content": {"application/json": content}}}
+    if about.text:
+        content = {"schema": {"type": "string"}, "example": about.text}
+        body = {"requestBody": {"required": True, "content": {"text/plain": content}}}
     # What no id looks like is an unknown one, if ids are texts.
     texts = takes.path or {}
     decodes = bool(body) or any(one["in"] == "query" or one["name"] not in texts for one in parameters)
@@ -1342,8 +1411,10 @@ def curl(method: str, path: str, operation: dict[str, Any], url: str) -> str:
     if "worker_id" in security:
         lines.append('-H "X-Worker-ID: $ID" -H "X-Secret: $SECRET"')
     lines += [f"-H {shlex.quote(one['name'] + ': ' + one['example'])}" for one in given if one["in"] == "header"]
-    if body:
-        lines.append(f"-d {shlex.quote(json.dumps(body['content']['application/json']['example']))}")
+    for kind, content in body["content"].items() if body else ():
+        is_json = kind == "application/json"
+        given = json.dumps(content["example"]) if is_json else content["example"]
+        lines.append(f"{'-d' if is_json else '--data-binary'} {shlex.quote(given)}")
     return " \\\n  ".join(lines)
 
 
