@@ -38,6 +38,7 @@ PATH = {
     "worker": "The worker's number.",
     "manager": "The manager's number.",
     "level": "The level.",
+    "operation": "The operation's number.",
     "template": "The template's number.",
     "workflow": "The workflow's number.",
     "job": "The job's id: `id` in the answer to `POST /template/trigger/{template}`. `$JOB` in the examples.",
@@ -90,6 +91,7 @@ class Operation(Struct, frozen=True):
     path: dict[str, Any] = {}
     query: dict[str, Any] = {}
     body: Any = None
+    text: str = ""  # the body, of a call that takes lines of text
     example: Any = None  # of the answer's content, where the fields' own examples are not what would be answered
     shows: tuple[str, ...] = ()  # the fields that not every such answer has, but this one
     headers: dict[str, str] = {}  # that the request may have, and their meaning
@@ -198,6 +200,22 @@ OPERATIONS: dict[str, Operation] = {
             " SUBMIT access to any project, than {max_body} KiB (setting `max_body`).",
         },
         body={"requests": [{"project": 1, "recipe": f"https://example.org/{page}"} for page in (1, 2)]},
+    ),
+    "POST /task/submit_lines/{project}": Operation(
+        "Tasks",
+        {
+            **NO_SUBMIT,
+            413: "The body, or what it unpacks to, is larger than {max_bulk_body} KiB (setting `max_bulk_body`).",
+        },
+        query={"priority": 2, "token": "urls-1"},
+        text='https://example.org/one\n{"recipe": "https://example.org/two", "priority": 3}\n',
+    ),
+    "GET /operation/{operation}": Operation(
+        "Tasks",
+        {
+            403: "The manager has no READ role in the project.",
+            404: "There is no such operation, it is forgotten, it is another worker's, or its project is hidden.",
+        },
     ),
     "GET /task/get/{project}": Operation(
         "Tasks",
@@ -345,7 +363,7 @@ OPERATIONS: dict[str, Operation] = {
     },
 }
 EXAMPLE_IDS = {"project": 1, "worker": 1, "manager": 2, "level": "info"}
-EXAMPLE_IDS |= {"template": 1, "workflow": 1, "job": EXAMPLE_JOB}
+EXAMPLE_IDS |= {"operation": 1, "template": 1, "workflow": 1, "job": EXAMPLE_JOB}
 
 DESCRIPTION = """\
 Hands out tasks to a crowd of workers and loses none.
@@ -408,8 +426,8 @@ def who_may(about: Operation, need: Any) -> str:
     """Who may make a call: as it is noted, or as its Need says."""
     if about.setting:
         return f"Anybody, if the setting `{about.setting}` is on; otherwise managers."
-    if not need or isinstance(need, str):
-        return need or WHO[""]
+    if not need or isinstance(need, str) or need.says:
+        return getattr(need, "says", need) or WHO[""]
     if need.role == "login" and need.of:
         return "A manager who may see the project."
     if need.role in WHO:
@@ -567,6 +585,9 @@ def operation(
     if takes.body is not None:
         content = {"schema": schemas.of(takes.body), "example": about.body}
         body = {"requestBody": {"required": True, "content": {"application/json": content}}}
+    if about.text:
+        content = {"schema": {"type": "string"}, "example": about.text}
+        body = {"requestBody": {"required": True, "content": {"text/plain": content}}}
     # What no id looks like is an unknown one, if ids are texts.
     texts = takes.path or {}
     decodes = bool(body) or any(one["in"] == "query" or one["name"] not in texts for one in parameters)
@@ -746,8 +767,10 @@ def curl(method: str, path: str, operation: dict[str, Any], url: str) -> str:
     if "worker_id" in security:
         lines.append('-H "X-Worker-ID: $ID" -H "X-Secret: $SECRET"')
     lines += [f"-H {shlex.quote(one['name'] + ': ' + one['example'])}" for one in given if one["in"] == "header"]
-    if body:
-        lines.append(f"-d {shlex.quote(json.dumps(body['content']['application/json']['example']))}")
+    for kind, content in body["content"].items() if body else ():
+        is_json = kind == "application/json"
+        given = json.dumps(content["example"]) if is_json else content["example"]
+        lines.append(f"{'-d' if is_json else '--data-binary'} {shlex.quote(given)}")
     return " \\\n  ".join(lines)
 
 

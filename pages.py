@@ -895,28 +895,22 @@ def submit_page(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
 
 async def submit_lines(visit: Visit) -> Response:
     """POST …/submit/lines: many tasks from a text area or a file. All lines are read before any of them counts."""
-    project, database = visit.path_id("project"), visit.tracker.db
-    defaults = visit.form_as(tracker.LineDefaults)
-    source = line_source(visit)
-    operation = await visit.write(tracker.begin_lines_submit, project)
-    try:
-        await tracker.stage_lines(database, operation, project, source, defaults, visit.session())
-    except BaseException:
-        with contextlib.suppress(TrackerError):  # stopping: the next start discards it
-            await tracker.discard(database, operation)
-        raise
-    await asyncio.wait((visit.tracker.begin_operation(operation),), timeout=OPERATION_PATIENCE)
+    project, defaults = visit.path_id("project"), visit.form_as(tracker.LineDefaults)
+    field, source = line_source(visit)
+    upload = tracker.Upload(source, project, defaults, field)
+    operation, done = await tracker.submit_upload(visit.tracker, visit.session(), upload)
+    await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
     return visit.see(f"/ui/operations/{operation}")
 
 
-def line_source(visit: Visit) -> BinaryIO:
-    """The uploaded file, or else what was typed."""
+def line_source(visit: Visit) -> tuple[str, BinaryIO]:
+    """The uploaded file, or else what was typed, and the name of its field."""
     file = visit.fields.get("file", [""])[-1]
     if not isinstance(file, str) and file.filename:
-        return file.file
+        return "file", file.file
     if not visit.field("lines").strip():
         raise TrackerError("invalid", "type at least one line, or choose a file", "lines")
-    return io.BytesIO(visit.field("lines").encode())
+    return "lines", io.BytesIO(visit.field("lines").encode())
 
 
 # ── Templates and jobs ────────────────────────────────────────────────────────────────────────────────────────────────

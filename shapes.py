@@ -373,6 +373,85 @@ class SubmitBody(Struct):
     unique_str: Annotated[str, about("Another spelling of `unique_string`.")] = ""
 
 
+class LineDefaults(Struct):
+    """What tasks of an upload get that do not say otherwise. `once`: a task's recipe is its unique string."""
+
+    priority: Annotated[Int64, about("Priority of the tasks that do not say otherwise.")] = 0
+    max_retries: Annotated[Natural, about("Failed attempts after which such a task counts as failed.")] = 0
+    max_assign_time: Annotated[
+        Natural,
+        about(
+            "Seconds that a worker may hold such a task. 0 means {default_max_assign_time} (setting"
+            " `default_max_assign_time`)."
+        ),
+    ] = 0
+    verification_count: Annotated[Natural, about("Different workers that must agree on such a task.")] = 0
+    once: Annotated[
+        bool,
+        about(
+            "Whether a recipe is its task's `unique_string`, if the line gives no hash: a task with the same recipe is"
+            " then a duplicate."
+        ),
+    ] = False
+    format: Annotated[
+        Literal["auto", "text", "json"],
+        about(
+            "`text`: each line is a recipe. `json`: each line is an object. `auto`: an object if it begins with a"
+            " brace, else a recipe."
+        ),
+    ] = "auto"
+
+
+class UploadQuery(LineDefaults, kw_only=True):
+    """The same, and which of a client's uploads it is."""
+
+    token: Annotated[
+        str,
+        about(
+            "A text of the client's own, unlike that of any other upload: a repeated call with it submits nothing.",
+            max_length=200,
+        ),
+    ] = ""
+    first_line: Annotated[
+        int,
+        about(
+            "The number of the first line, for a client that sends a file in parts. From 2 on it is a later part of a"
+            " file, and is taken as it stands: what it begins with does not say that it is packed, or no text.",
+            ge=1,
+            le=INT64_MAX,
+        ),
+    ] = 1
+
+
+class LinesReport(Struct):
+    """What became of the lines of an upload. The number of a line counts the blank ones too."""
+
+    line_count: Annotated[int, about("Lines that are not blank.", 3)] = 0
+    refused_count: Annotated[int, about("Lines that are no task.", 1)] = 0
+    refused: Annotated[
+        list[tuple[int, str]],
+        about("The first of them: number and reason.", [[3, "max_retries: must be at least 0"]]),
+    ] = []
+    duplicate_count: Annotated[int, about("Tasks that were skipped until now, as another one has their hash.", 1)] = 0
+    duplicates: Annotated[list[int], about("The numbers of the first such lines.", [2])] = []
+
+
+class LongOperation(Struct):
+    """What was begun to be done to many tasks, a piece at a time; a restart of the tracker does not end it."""
+
+    id: Annotated[int, about("Its number.", 1)]
+    project: Annotated[int, about("The project whose tasks they are.", 1)]
+    kind: Annotated[str, about("What is done, such as `submit_lines`.", "submit_lines")]
+    affected: Annotated[int, about("To how many it was done until now.", 1)]
+    expected: Annotated[
+        int | None, about("How many tasks it is about, duplicates included; null when nobody can know.", 2)
+    ]
+    started: Annotated[int, about("When it began, in unix seconds.", 1559396382)]
+    finished: Annotated[int | None, about("When it ended, in unix seconds; null until then.", 1559396383)]
+    state: Annotated[Literal["running", "finished"], about("Whether it is still going on.", "finished")]
+    report: Annotated[LinesReport | None, about("Of submitted lines; null for anything else.")]
+
+
 class BulkSubmitted(Struct):
     submitted: Annotated[int, about("Tasks that were stored.", 2)]
     duplicates: Annotated[int, about("Tasks that were skipped, as another one has their hash.", 0)]

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import codecs
 import collections
 import contextlib
 import difflib
@@ -69,7 +68,18 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import openapi
-from server import Server, listen, plain_cycle, plain_head, run_loop, url_of, uvicorn_config, write_at_once
+from lines import MOST_LINE_BYTES, NoLines, numbered_lines
+from server import (
+    Server,
+    keeps_coming,
+    listen,
+    plain_cycle,
+    plain_head,
+    run_loop,
+    url_of,
+    uvicorn_config,
+    write_at_once,
+)
 from shapes import (
     COUNT_COLUMNS,
     INT64_MAX,
@@ -94,14 +104,16 @@ from shapes import (
     JobPage,
     JobsQuery,
     LastSnapshots,
+    LineDefaults,
     LinesQuery,
+    LinesReport,
     LogBody,
     LogEntry,
     LoginBody,
     LogLevel,
     LogsBody,
+    LongOperation,
     Manager,
-    Natural,
     PasswordForm,
     PauseBody,
     PausedBody,
@@ -127,6 +139,7 @@ from shapes import (
     TemplateBody,
     Token,
     TriggerBody,
+    UploadQuery,
     Variable,
     WebhookSecretBody,
     Worker,
@@ -423,7 +436,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Seconds, about("Requests in flight have this long to finish when the tracker stops.")
     ] = 10
     history_retention: Annotated[
-        Seconds, about("A task's past assignments and finished operations are forgotten after this time, in seconds.")
+        Seconds,
+        about(
+            "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"
+            " forgotten after this time, in seconds."
+        ),
     ] = 2_592_000
     snapshot_interval: Annotated[
         Seconds, about("Time between two snapshots of every project's counts, in seconds.")
@@ -544,6 +561,8 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE project RENAME COLUMN assign_free_at TO assign_free_uptime;
         ALTER TABLE project RENAME COLUMN submit_free_at TO submit_free_uptime;
         ALTER TABLE operation RENAME COLUMN started_at TO started_uptime;
+        ALTER TABLE operation ADD COLUMN worker INTEGER REFERENCES worker;
+        ALTER TABLE operation ADD COLUMN token TEXT;
         ALTER TABLE login_failure RENAME COLUMN free_at TO free_uptime;
         ALTER TABLE login_failure RENAME COLUMN forget_at TO forget_uptime;
         """,
@@ -1161,6 +1180,7 @@ class Need(NamedTuple):
     role: int | str
     of: Thing | None
     worker: str = ""
+    says: str = ""  # who may make the call, where that is not all
 
     @property
     def name(self) -> str:
@@ -1169,7 +1189,7 @@ class Need(NamedTuple):
 
 
 def needs(
-    role: int | str, of: Thing | None = None, worker: str = "", by_itself: bool = False
+    role: int | str, of: Thing | None = None, worker: str = "", by_itself: bool = False, says: str = ""
 ) -> Callable[[Callable], Callable]:
     """Declares what a function needs, and hands it what it is about: `(tx, caller, row, …)` for a call with an id.
 
@@ -1177,7 +1197,7 @@ def needs(
     not looked up again. A function that finds out `by_itself` what it is about gets nothing. The documentation of the
     API says what is declared here.
     """
-    need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker)
+    need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker, says)
 
     def declare(function: Callable) -> Callable:
         @functools.wraps(function)
@@ -3681,17 +3701,8 @@ PIECE_BYTES = 2**18  # and no step stores more than this at once
 
 RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": "hard_reset"}
 MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the others
+LINES_RETENTION = 86400  # seconds for which their operation is kept at least: its maker may come back the next day
 MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
-
-
-class LinesReport(msgspec.Struct):
-    """What became of the lines of an upload: how many, and the numbers of the first ones."""
-
-    line_count: int = 0
-    refused_count: int = 0
-    refused: list[tuple[int, str]] = []
-    duplicate_count: int = 0
-    duplicates: list[int] = []
 
 
 def begin_bulk_submit(tx: Tx, credentials: WorkerCredentials, project: int) -> int:
@@ -3711,19 +3722,55 @@ def accept_bulk_submit(tx: Tx, credentials: WorkerCredentials, operation: int, c
     tx.execute("UPDATE operation SET accepted = 1 WHERE id = ?", (operation,))
 
 
-def begin_lines_submit(tx: Tx, caller: Caller, project: int) -> int:
-    """Opens a manager's upload of tasks, a line each."""
+def find_lines_submit(tx: Tx, credentials: WorkerCredentials, project: int, token: str) -> int | None:
+    """The upload that the worker has sent with this token before; None: it may send it now.
+
+    What was accepted is answered as the first time, whatever keeps the worker from another upload by now.
+    """
+    worker = authenticate(tx, credentials).id
+    sent = "SELECT id, accepted FROM operation WHERE worker = ? AND project = ? AND token = ?"
+    row = tx.one(sent, (worker, project, token))
+    if row is None:
+        submitter(tx, credentials, project)
+        return None
+    if not row["accepted"]:
+        raise TrackerError("unavailable", "the upload with this token is still being read; try again later", "token")
+    return row["id"]
+
+
+def begin_lines_submit(tx: Tx, credentials: Credentials, project: int, token: str = "") -> int:
+    """Opens an upload of tasks, a line each, of a worker with SUBMIT or a manager with EDIT.
+
+    A worker's token is taken from here on: 503 for an upload that was read at the same time as the first with it.
+    """
+    if not isinstance(credentials, WorkerCredentials):
+        return insert_operation(tx, "submit_lines", project, editor(tx, credentials, project).id, accepted=0)
+    if find_lines_submit(tx, credentials, project, token) is not None:
+        raise TrackerError("unavailable", "an upload with this token was accepted meanwhile; ask again for it", "token")
+    return insert_operation(tx, "submit_lines", project, worker=credentials.id, token=token or None, accepted=0)
+
+
+def editor(tx: Tx, credentials: Credentials, project: int) -> Manager:
+    """The manager that comes with these credentials, if it has EDIT in the project. 401, 404, 403."""
+    caller = identify(tx, credentials)
     check_access(tx, caller, find_project(tx, project), EDIT)
-    return insert_operation(tx, "submit_lines", project, caller.manager.id, accepted=0)
+    return caller.manager
 
 
-def accept_lines_submit(tx: Tx, caller: Caller, operation: int, report: LinesReport) -> None:
-    """From this commit on all lines that were not refused will be submitted. The caller is checked once more."""
+def accept_lines_submit(tx: Tx, credentials: Credentials, operation: int, report: LinesReport) -> None:
+    """From this commit on all lines that were not refused will be submitted. The caller is checked once more.
+
+    A worker pays the project's submit rate for all these tasks, and may begin when a single one would be let through.
+    """
     project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
-    check_access(tx, caller, find_project(tx, project), EDIT)
+    count = report.line_count - report.refused_count
+    if isinstance(credentials, WorkerCredentials):
+        charge_submit(tx, submitter(tx, credentials, project), count)
+    else:
+        editor(tx, credentials, project)
     tx.execute(
         "UPDATE operation SET accepted = 1, expected = ?, report = ? WHERE id = ?",
-        (report.line_count - report.refused_count, encode(report).decode(), operation),
+        (count, encode(report).decode(), operation),
     )
 
 
@@ -3744,7 +3791,7 @@ def discard_bulk_pieces(tx: Tx, operation: int) -> bool:
 
 
 def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None, **columns: Any) -> int:
-    """A new operation of a manager, or of a worker (None)."""
+    """A new operation of a manager, or of a worker (None), which is named where it may ask for it later."""
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
     columns |= {"started": tx.time, "started_uptime": tx.uptime}
@@ -3781,18 +3828,35 @@ def count_in_state(project: sqlite3.Row, state: str) -> int:
     return project["awaiting_verification_count" if state == "awaiting_verification" else f"{state}_task_count"]
 
 
-@needs(LOGIN)
 def get_operation(tx: Tx, caller: Caller, operation: int) -> sqlite3.Row:
-    """A manager's operation, going on or finished. For its own manager, and for those with READ in its project."""
+    """An operation, going on or finished. For who has begun it, and for managers with READ in its project."""
+    if caller.worker is None:
+        logged_in(caller)
     missing = TrackerError("not_found", f"No operation {operation}, or it is finished and forgotten")
     row = tx.one(
-        "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager WHERE o.id = ?", (operation,)
+        "SELECT o.*, m.username, coalesce(m.username, 'worker ' || w.id || ' (' || w.alias || ')') AS maker"
+        " FROM operation o LEFT JOIN manager m ON m.id = o.manager LEFT JOIN worker w ON w.id = o.worker"
+        " WHERE o.id = ?",
+        (operation,),
     )
-    if row is None:
+    if row is None or row["maker"] is None or (caller.worker and row["worker"] != caller.worker.id):
         raise missing
-    if row["manager"] != caller.manager.id or not caller.role(row["project"]):
+    if caller.manager and (row["manager"] != caller.manager.id or not caller.role(row["project"])):
         check_access(tx, caller, find_project(tx, row["project"]), READ, missing)
     return row
+
+
+@needs(LOGIN, worker=SUBMIT, by_itself=True, says="The worker or manager that began it; managers with READ there.")
+def show_operation(tx: Tx, caller: Caller, operation: int) -> LongOperation:
+    """How far a long operation is, and what has become of it.
+
+    It is kept after its end for the time of the setting `history_retention`; that of submitted lines, for a day at
+    least.
+    """
+    row = get_operation(tx, caller, operation)
+    state = "running" if row["finished"] is None else "finished"
+    report = as_raw(row["report"]) if row["kind"] == "submit_lines" else None
+    return shaped(LongOperation, row, state=state, report=report)
 
 
 def unfinished_operations(tx: Tx) -> list[int]:
@@ -3813,8 +3877,8 @@ def step_operation(tx: Tx, operation: int) -> int | None:
 
 
 def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
-    """A manager's operation is kept for a while, to be looked at; a worker has its answer."""
-    if row["manager"] is None:
+    """An operation is kept for a while, to be looked at; who began a bulk submit has its answer."""
+    if row["manager"] is None and row["worker"] is None:
         tx.execute("DELETE FROM operation WHERE id = :id", row)
     else:
         finished = "UPDATE operation SET affected = :affected, finished = :now WHERE id = :id"
@@ -3904,21 +3968,13 @@ STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
 # ── Submitted lines ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class LineDefaults(msgspec.Struct):
-    """What tasks of an upload get that do not say otherwise. `once`: a task's recipe is its unique string."""
-
-    priority: Int64 = 0
-    max_retries: Natural = 0
-    max_assign_time: Natural = 0
-    verification_count: Natural = 0
-    once: bool = False
-    format: Literal["auto", "text", "json"] = "auto"
-
-
 class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
     """A line of an upload as JSON: like a submitted task, but the project is known."""
 
     project: Id = 0
+
+
+EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time"))  # of no account in a new task
 
 
 @needs(EDIT)
@@ -3929,34 +3985,64 @@ def submit_as_manager(tx: Tx, caller: Caller, project: sqlite3.Row, body: LineTa
         raise TrackerError("conflict", "there is such a task already", "unique_string")
 
 
-async def stage_lines(
-    database: Database, operation: int, project: int, source: BinaryIO, defaults: LineDefaults, session: bytes | None
-) -> None:
+class Upload(NamedTuple):
+    """Lines that are to become tasks of a project, and the name by which who sends them knows them."""
+
+    source: BinaryIO
+    project: int
+    defaults: LineDefaults
+    field: str
+    first_line: int = 1  # above 1: it is a later part of a file
+
+
+async def submit_upload(
+    tracker: Tracker, credentials: Credentials, upload: Upload, token: str = ""
+) -> tuple[int, asyncio.Future[int]]:
+    """Begins to submit the lines, all of which have been read: the operation, and its end. Else nothing is left."""
+    operation = await tracker.db.write(begin_lines_submit, credentials, upload.project, token)
+    try:
+        await stage_lines(tracker.db, operation, upload, credentials)
+    except BaseException:
+        with contextlib.suppress(TrackerError):  # stopping: the next start discards it
+            await discard(tracker.db, operation)
+        raise
+    return operation, tracker.begin_operation(operation)
+
+
+async def stage_lines(database: Database, operation: int, upload: Upload, credentials: Credentials) -> None:
     """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
     report = LinesReport()
-    pieces = line_pieces(source, project, defaults, report)
+    pieces = line_pieces(upload, 1024 * database.settings.max_bulk_body, report)
     for number in itertools.count(1):
         piece = await asyncio.to_thread(next, pieces, None)
         if piece is None:
             break
         await database.write(add_bulk_piece, operation, number, piece, long=True)
     if not report.line_count:
-        raise TrackerError("invalid", "it has no line that is not blank", "file")
-    await database.write(as_caller, accept_lines_submit, session, operation, report)
+        raise TrackerError("invalid", "it has no line that is not blank", upload.field)
+    await database.write(accept_lines_submit, credentials, operation, report)
 
 
-def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: LinesReport) -> Iterator[bytes]:
+def line_pieces(upload: Upload, most: int, report: LinesReport) -> Iterator[bytes]:
     """The lines as pieces of a bulk submit (JSON), each task with its line's number; refused ones go to the report."""
+    try:
+        yield from task_pieces(upload, most, report)
+    except NoLines as error:
+        raise TrackerError("too_large" if error.too_large else "invalid", str(error), upload.field) from None
+
+
+def task_pieces(upload: Upload, most: int, report: LinesReport) -> Iterator[bytes]:
+    """Like line_pieces. NoLines for what is no text, or unpacks to more than `most` bytes."""
     piece: list[list] = []
     size = 0
-    for number, line in enumerate(source, 1):
+    for number, line in numbered_lines(upload.source, most, upload.first_line):
         if number % 64 == 0:
             time.sleep(0)  # lets other threads have the interpreter
-        if not line.removeprefix(codecs.BOM_UTF8).strip():
+        if line is not None and not line.strip():
             continue
         report.line_count += 1
         try:
-            task = task_of_line(line, project, defaults)
+            task = task_of_line(line, upload.project, upload.defaults)
         except TrackerError as error:
             report.refused_count += 1
             if len(report.refused) < MOST_REPORTED:
@@ -3971,15 +4057,21 @@ def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: 
         yield encode(piece)
 
 
-def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
-    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task."""
+def task_of_line(line: bytes | None, project: int, defaults: LineDefaults) -> NewTask:
+    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task.
+
+    Of an exported task that is what makes a new one like it. A null is as good as nothing.
+    """
+    if line is None:
+        raise TrackerError("invalid", f"longer than {MOST_LINE_BYTES // 2**20} MiB")
     try:
-        text = line.decode("utf-8-sig").strip("\r\n")
+        text = line.decode()
     except UnicodeDecodeError:
         raise TrackerError("invalid", "not valid UTF-8") from None
     fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
     if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
-        fields |= decode(text.encode(), dict[str, Any])
+        given = decode(line, dict[str, Any])
+        fields |= {name: value for name, value in given.items() if value is not None and name not in EXPORTED_STATE}
     else:
         fields["recipe"] = text
     body = convert(fields, LineTask)
@@ -4158,8 +4250,9 @@ PRUNE = {
         AND NOT EXISTS (SELECT 1 FROM job WHERE script = s.id) LIMIT :limit)""",
     "workflow": """DELETE FROM workflow WHERE id IN (SELECT id FROM workflow w WHERE deleted IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
-    "operation": """DELETE FROM operation WHERE finished < :history_before AND id IN
-        (SELECT id FROM operation ORDER BY id LIMIT :limit)""",
+    "operation": """DELETE FROM operation WHERE id IN
+        (SELECT id FROM operation ORDER BY id LIMIT :limit)
+        AND finished < CASE kind WHEN 'submit_lines' THEN :lines_before ELSE :history_before END""",
     "login_failure": """DELETE FROM login_failure WHERE source IN
         (SELECT source FROM login_failure WHERE forget_uptime <= :uptime LIMIT :limit)""",
 }
@@ -4175,6 +4268,7 @@ def prune(tx: Tx, table: str) -> bool:
             "logs_before": tx.time - tx.settings.log_retention,
             "snapshots_before": tx.time - tx.settings.snapshot_history,
             "history_before": tx.time - tx.settings.history_retention,
+            "lines_before": tx.time - max(tx.settings.history_retention, LINES_RETENTION),
             "most_assignments": MOST_ASSIGNMENTS,
             "first_hour": tx.time // 3600 - TALLY_HOURS,
             "limit": PIECE_TASKS,
@@ -4494,6 +4588,7 @@ JSON_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 PLAIN_HEAD = plain_head(JSON_HEADERS)
+SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
 
 
 class Reply(NamedTuple):
@@ -4635,9 +4730,7 @@ class Call:
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
         most = 1024 * (limit or self.tracker.settings.max_body)
-        too_large = TrackerError("too_large", f"more than {most // 1024} KiB", "body")
-        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
-            raise too_large
+        self.refuse_longer(most)
         parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
         while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
             message = await self.receive()
@@ -4646,9 +4739,36 @@ class Call:
             parts.append(message["body"])
             size += len(message["body"])
             if size > most:
-                raise too_large
+                raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def spool(self, file: BinaryIO, limit: int) -> None:
+        """Moves the body to a file, to its beginning, a block at a time. 413 as soon as it exceeds the limit (in KiB).
+
+        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory.
+        """
+        self.refuse_longer(1024 * limit)
+        block, size, more = bytearray(), 0, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise TrackerError("timeout", "did not arrive", "body")
+            block += message["body"]
+            size += len(message["body"])
+            if size > 1024 * limit:
+                raise TrackerError("too_large", f"more than {limit} KiB", "body")
+            more = message.get("more_body", False)
+            if len(block) >= SPOOL_BYTES or not more:
+                await asyncio.to_thread(file.write, bytes(block))
+                block.clear()
+                keeps_coming(self.receive)
+        file.seek(0)
+
+    def refuse_longer(self, most: int) -> None:
+        """413 for a body that is said to be longer than that many bytes, before it comes."""
+        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
+            raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
 
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
@@ -4736,6 +4856,7 @@ def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
 NO_TASK = Reply(ok=False, message="No task available")
 
 
+UPLOADED = about("The number of the operation that submits the lines.", 1)
 SUBMITTER = "A worker with SUBMIT access to the project."
 ASSIGNEE = "A worker with ASSIGN access to the project; any worker if the project is public."
 ASSIGNEE_OF_ALL = "A worker with ASSIGN access to each of the projects that is not public."
@@ -4867,6 +4988,30 @@ async def store_pieces(
             await discard(tracker.db, operation)
         raise
     return await tracker.begin_operation(operation, answered=True)
+
+
+@takes(Call.worker, query=UploadQuery, who=SUBMITTER, answer={"operation": Annotated[int, UPLOADED]})
+async def submit_lines(call: Call) -> Reply:
+    """Adds the lines of a text to a project's queue, a task each, however many they are.
+
+    The body is the text, in UTF-8 (`curl --data-binary @FILE`), which gzip may have packed: a recipe a line, or a JSON
+    object with the fields of `POST /task/submit`, such as the manager's pages export. Blank lines are skipped. When
+    all of it has been read, the answer names the operation that submits them, and `GET /operation/{operation}` tells
+    what became of each line. A refused line or a duplicate keeps no other one out. Passes the rate limit when a single
+    task would, and is then charged for every task.
+
+    A `token` of the client's own makes it safe to repeat the call when no answer came: the first operation with it is
+    answered again, and nothing is submitted twice. While the first call with it is still being read, that is 503.
+    """
+    credentials, project, query = call.worker(), call.path_id("project"), call.query_as(UploadQuery)
+    database, most = call.tracker.db, call.tracker.settings.max_bulk_body
+    operation = await database.read(find_lines_submit, credentials, project, query.token)  # before a large body is read
+    if operation is None:
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+            await call.spool(file, most)
+            upload = Upload(file, project, query, "body", query.first_line)
+            operation, _ = await submit_upload(call.tracker, credentials, upload, query.token)
+    return Reply({"operation": operation})
 
 
 @takes(Call.worker, query=AssignQuery, who=ASSIGNEE, answer=[{"task": Task}, {"tasks": list[Task]}])
@@ -5097,6 +5242,8 @@ API: list[Native] = [
     Native("GET", "/task/get", get_task_of_several),
     Native("POST", "/task/bulk_release", bulk_release),
     Native("POST", "/task/bulk_submit", bulk_submit),
+    Native("POST", "/task/submit_lines/{project}", submit_lines),
+    Native("GET", "/operation/{operation}", show_operation, "operation"),
     Native("POST", "/log/{level}", add_log),
     Native("POST", "/task/log", log_to_task),
     Native("POST", "/template/create", create_template, "template"),

@@ -315,6 +315,12 @@ def test_a_host_header_cannot_put_anything_into_the_page_or_the_shell(site: Site
         assert "curl" in words and ";" not in words, command
 
 
+def example_body(one: Operation) -> Any:
+    """The example of a body: text as bytes, anything else as the JSON that it is."""
+    [(kind, content)] = one.description.get("requestBody", {}).get("content", {None: {"example": None}}).items()
+    return content["example"].encode() if kind == "text/plain" else content["example"]
+
+
 class Reader:
     """Makes the calls of the document's examples, with something changed. `job` is the one that a reader has made."""
 
@@ -324,7 +330,7 @@ class Reader:
     def call(self, one: Operation, **changes: Any) -> httpx.Response:
         path = one.path.format(**{**one.examples("path"), "job": self.job, **changes.pop("path", {})})
         query = {**one.examples("query"), **changes.pop("query", {})}
-        body = changes.pop("body", one.body and one.body["example"])
+        body = changes.pop("body", example_body(one))
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         headers = one.examples("header") | changes.pop("headers", {})
         assert not changes
@@ -417,7 +423,7 @@ def names_in_schema(schema: dict[str, Any], document: Document, name: str = "") 
     for key, one in schema.get("properties", {}).items():
         yield f"{name}.{key}"
         yield from names_in_schema(one, document, f"{name}.{key}")
-    if "items" in schema:
+    if schema.get("items"):
         yield from names_in_schema(schema["items"], document, f"{name}[]")
 
 
@@ -431,7 +437,7 @@ def free_forms(schema: dict[str, Any], document: Document, name: str = "") -> It
         yield from free_forms(one, document, name)
     for key, one in schema.get("properties", {}).items():
         yield from free_forms(one, document, f"{name}.{key}")
-    if "items" in schema:
+    if schema.get("items"):
         yield from free_forms(schema["items"], document, f"{name}[]")
 
 
@@ -494,7 +500,7 @@ def wrong_calls(
     nowhere = {"path": about_nothing(one.examples("path")), "query": about_nothing(one.examples("query"))}
     nowhere |= {"body": about_nothing(one.body["example"])} if one.body else {}
     nonsense = [{"path": dict.fromkeys(set(one.examples("path")) - {"level"}, "x")}, {"query": NONSENSE}]
-    nonsense += [{"body": b"{"}, {"body": b" " * 5000}] if one.body else []
+    nonsense += [{"body": b"{"}, {"body": b" " * 5000}] if "requestBody" in one.description else []
     for headers in callers:
         for changes in [
             {},
@@ -506,8 +512,8 @@ def wrong_calls(
             yield reader.call(one, **{**changes, "headers": {**headers, **changes.get("headers", {})}})
 
 
-NONSENSE = {"count": "x", "from": "x", "level": "x", "after": "x"}
-IDS = ("project", "worker", "manager", "task_id", "template", "workflow")
+NONSENSE = {"count": "x", "priority": "x", "from": "x", "level": "x", "after": "x"}
+IDS = ("project", "worker", "manager", "task_id", "template", "workflow", "operation")
 NOTHING = {**dict.fromkeys(IDS, 999), "level": "loud", "job": "0" * 24}
 
 
@@ -538,6 +544,7 @@ def more_refusals(one: Operation, jobs: dict[str, str]) -> list[dict[str, Any]]:
         "post_project_accept_request_project_worker": [{}],
         "post_task_submit": [{"body": slow_task}] * 2,
         "post_task_bulk_submit": [{"body": [slow_task]}],
+        "post_task_submit_lines_project": [{"path": {"project": 3}}, {"query": {"token": "x"}, "body": b" " * 5000}],
         "post_task_log": [{"body": {"task_id": 999}}],
         "get_task_get_project": [{"path": {"project": 3}}] * 2,
         "get_task_get": [{"query": {"project": 3, "wait": 0}}],

@@ -33,6 +33,7 @@ from msgspec import Meta, Raw
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+import shapes
 import tracker
 from dialects.testflinger import clients as clients
 from dialects.testflinger import domain as domain
@@ -169,7 +170,7 @@ class ActionBody(msgspec.Struct):
 class FragmentBody(msgspec.Struct):
     """A piece of a phase's output, as the newer agents post it."""
 
-    fragment_number: tracker.Natural
+    fragment_number: shapes.Natural
     timestamp: str
     phase: str
     log_data: str
@@ -177,7 +178,7 @@ class FragmentBody(msgspec.Struct):
 
 class LogQuery(msgspec.Struct):
     phase: str | None = None
-    start_fragment: tracker.Natural = 0
+    start_fragment: shapes.Natural = 0
     start_timestamp: str | None = None
 
 

@@ -22,6 +22,7 @@ import jwt
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+import shapes
 import tracker
 from dialects.testflinger.queues import find_queue, make_queue
 from tracker import TrackerError, Tx
@@ -253,7 +254,7 @@ LIMITS = ("max_priority", "allowed_queues", "max_reservation_time")
 
 Role = Literal["contributor", "agent", "admin"]
 MOST_MAXIMUM = 2**31 - 1
-Maximums = dict[str, tracker.Natural]
+Maximums = dict[str, shapes.Natural]
 ClientId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}\Z")]  # in paths, and before a colon
 Key = Annotated[str, Meta(min_length=12, max_length=1000)]  # one that a person chose: nobody can guess that many
 
