@@ -1,6 +1,6 @@
 """What each manager page shows: the functions behind templates/, the forms, and the table of pages.
 
-    request ─► PageEndpoint ─► Visit (a Call with a form) ─► one function of a transaction ─► plain values ─► template
+    request ─► endpoint ─► Visit (a Call with a form) ─► one function of a transaction ─► plain values ─► template
                                          │
                                          └─► an action: form ─► one domain function ─► on to a page, with a message
 
@@ -382,10 +382,13 @@ class Visit(Call):
         page = await asyncio.to_thread(jinja_template(name).render, values, visit=self, message=message)
         response = HTMLResponse(page, status)
         if self.error:
-            response.raw_headers.extend(tracker.error_reply(self.error).headers)
+            response.headers.update(tracker.error_headers(self.error))
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response
+
+    async def refuse(self, error: TrackerError) -> Response:
+        return guarded(await refusal(self, error))
 
     async def read(self, function: Callable | None, *args: Any) -> dict[str, Any]:
         """What the function reads, and what every page shows, as of one moment."""
@@ -437,27 +440,22 @@ def framed(tx: Tx, credentials: bytes | None, function: Callable | None, args: t
     return {**frame, **(function(tx, caller, *args) if function else {})}
 
 
-class PageEndpoint:
-    """An ASGI application around a handler `async (visit) -> Response`. A refusal becomes a page that says why."""
+def endpoint(running: tracker.Tracker, handler: Callable[[Visit], Awaitable[Response]]) -> tracker.Endpoint:
+    """A page or an action as the application behind its path."""
 
-    def __init__(self, running: tracker.Tracker, handler: Callable[[Visit], Awaitable[Response]]):
-        self.tracker, self.handler = running, handler
+    async def handle(visit: Visit) -> Response:
+        if visit.scope["method"] == "POST":
+            await visit.read_form()
+        return guarded(await handler(visit))
 
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        visit = Visit(scope, receive, self.tracker)
-        try:
-            if scope["method"] == "POST":
-                await visit.read_form()
-            response = await self.handler(visit)
-        except TrackerError as error:
-            response = await refusal(visit, error)
-        except Exception:
-            tracker.log.exception("%s %s failed", scope["method"], scope["path"])
-            response = await refusal(visit, TrackerError("internal", "Internal error"))
-        for name, value in PAGE_HEADERS.items():
-            response.headers.setdefault(name, value)
-        with contextlib.suppress(ClientDisconnect):
-            await response(scope, receive, send)
+    return tracker.Endpoint(running, handle, Visit)
+
+
+def guarded(response: Response) -> Response:
+    """The answer with the headers that tell a browser what a page may do."""
+    for name, value in PAGE_HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
 
 
 async def refusal(visit: Visit, error: TrackerError) -> Response:

@@ -60,8 +60,10 @@ import filelock
 import itsdangerous
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
+from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
@@ -192,6 +194,14 @@ class TrackerError(Exception):
     def within(self, place: str) -> TrackerError:
         """The same refusal, where its field is part of something larger: priority within requests[3]."""
         return TrackerError(self.code, self.problem, f"{place}.{self.field}", self.delay)
+
+
+class MethodNotAllowed(TrackerError):
+    """What is asked for is there, but for other methods."""
+
+    def __init__(self, method: str, allowed: Iterable[str]):
+        super().__init__("method_not_allowed", f"{method} is not possible here")
+        self.allowed = list(allowed)
 
 
 PLAIN_WORDS = tuple(
@@ -4591,6 +4601,9 @@ PLAIN_HEAD = plain_head(JSON_HEADERS)
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
 
 
+Answer = Callable[[dict, Callable, Callable], Awaitable[None]]  # it sends itself: a Reply, a Response of Starlette's
+
+
 class Reply(NamedTuple):
     """An answer: what goes into the envelope, or nothing at all for status 204."""
 
@@ -4613,6 +4626,17 @@ class Reply(NamedTuple):
             envelope["content"] = self.content
         return encode(envelope)
 
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """Sends it, as an ASGI application."""
+        body = self.body()
+        if self.status == 200 and not self.headers and (cycle := plain_cycle(send)):
+            return await write_at_once(cycle, PLAIN_HEAD, body)
+        headers = [*JSON_HEADERS, *self.headers]
+        if self.status != 204:
+            headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
 
 def refusal_members(error: TrackerError) -> dict[str, Any]:
     """What a program reads of a refusal: its code, the field that it is about, and when to come again."""
@@ -4620,21 +4644,35 @@ def refusal_members(error: TrackerError) -> dict[str, Any]:
     return {**delay, "code": error.code, **({"field": error.field} if error.field else {})}
 
 
+def error_headers(error: TrackerError) -> dict[str, str]:
+    """What an error says in headers, at every door: when to come again (whole seconds), with which methods."""
+    headers = {}
+    if error.delay is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.delay)))
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = ", ".join(error.allowed)
+    return headers
+
+
 def error_reply(error: TrackerError) -> Reply:
     """How every error looks: {"ok": false, "message": …, "code": …}, and Retry-After where it helps."""
-    headers = []
-    if error.delay is not None:
-        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.delay))))
+    headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
     return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, error=error)
 
 
 class Call:
-    """One request, decoded piece by piece as a handler asks for it."""
+    """One request, decoded piece by piece as a handler asks for it.
+
+    Each door (the JSON API, the pages, a dialect) has its kind of Call, whose `refuse` is the form of its refusals.
+    """
 
     __slots__ = ("receive", "scope", "tracker")
 
     def __init__(self, scope: dict, receive: Callable, tracker: Tracker):
         self.scope, self.receive, self.tracker = scope, receive, tracker
+
+    async def refuse(self, error: TrackerError) -> Answer:
+        return error_reply(error)
 
     def header(self, name: bytes) -> bytes | None:
         for key, value in self.scope["headers"]:
@@ -4786,8 +4824,8 @@ class Call:
 
         try:
             form = await Request(self.scope, receive).form(max_part_size=most, **limits)
-        except HTTPException as error:
-            raise TrackerError("invalid", f"{error.detail}", "body") from None
+        except (HTTPException, MultiPartException, FormParserError) as error:
+            raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
         except ClientDisconnect:
             raise TrackerError("timeout", "did not arrive", "body") from None
         return {name: form.getlist(name) for name in form}
@@ -4802,31 +4840,42 @@ class Call:
 
 
 class Endpoint:
-    """An ASGI application around a handler `async (call) -> Reply`. Request and Response objects cost too much."""
+    """An ASGI application around a handler `async (call) -> Answer`. Request and Response objects cost too much.
 
-    def __init__(self, tracker: Tracker, handler: Callable[[Call], Awaitable[Reply]]):
-        self.tracker, self.handler = tracker, handler
+    It is the same at every door: `kind` is the door's kind of Call. What nobody has foreseen is logged here.
+    """
+
+    def __init__(self, tracker: Tracker, handler: Callable[[Call], Awaitable[Answer]], kind: type[Call] = Call):
+        self.tracker, self.handler, self.kind = tracker, handler, kind
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        call = self.kind(scope, receive, self.tracker)
         try:
-            reply = await self.handler(Call(scope, receive, self.tracker))
+            answer = await self.handler(call)
         except TrackerError as error:
-            reply = error_reply(error)
+            answer = await call.refuse(error)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            reply = error_reply(TrackerError("internal", "Internal error"))
-        await respond(send, reply)
+            answer = await call.refuse(TrackerError("internal", "Internal error"))
+        try:
+            await answer(scope, receive, send)
+        except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
+            return
 
 
-async def respond(send: Callable, reply: Reply) -> None:
-    body = reply.body()
-    if reply.status == 200 and not reply.headers and (cycle := plain_cycle(send)):
-        return await write_at_once(cycle, PLAIN_HEAD, body)
-    headers = [*JSON_HEADERS, *reply.headers]
-    if reply.status != 204:
-        headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def by_method(handlers: dict[str, Callable[[Any], Awaitable[Answer]]]) -> Callable[[Any], Awaitable[Answer]]:
+    """The handler of a path that takes every method: each has its own, and the others are refused in the door's form.
+
+    HEAD is one of the others: it must not take, or set off, what a GET does.
+    """
+
+    async def handle(call: Call) -> Answer:
+        method = call.scope["method"]
+        if method not in handlers:
+            raise MethodNotAllowed(method, handlers)
+        return await handlers[method](call)
+
+    return handle
 
 
 class Takes(NamedTuple):
@@ -5320,8 +5369,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     import pages  # here, as the dialects are: they rest on this module
 
     shown = [
-        Route(path, pages.PageEndpoint(tracker, handler), methods=methods.split())
-        for methods, path, handler in all_pages()
+        Route(path, pages.endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in all_pages()
     ]
     app = App(
         routes=[
@@ -5331,7 +5379,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
             Route("/ui", ui_without_slash, methods=["GET"]),
             *shown,
             Mount("/ui/static", Static(directory=HERE / "static")),
-            Route("/ui/{path:path}", pages.PageEndpoint(tracker, pages.no_page), methods=["GET"]),
+            Route("/ui/{path:path}", pages.endpoint(tracker, pages.no_page), methods=["GET"]),
         ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,

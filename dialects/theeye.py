@@ -9,7 +9,7 @@ token, with a task's or workflow's own secret, or, as agents, with a token that 
                         └► answer(tx, ask, route): who calls ─► which customer ─► what it may ─► the route's function
 
 A route's function takes `(tx, ask, caller)` and returns what is shown as JSON, or raises Refusal or TrackerError, which
-`refused` alone turns into answers. Every path exists twice: /{customer}/task, and /task with the customer in the
+TheEyeCall alone turns into answers. Every path exists twice: /{customer}/task, and /task with the customer in the
 body or the query. Sections (search for "# ── "):
 
     Answers · Requests · Callers · Hosts · Objects · Tasks · Arguments and jobs · Workflows · The agent · Routes ·
@@ -18,22 +18,15 @@ body or the query. Sections (search for "# ── "):
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
 import functools
 import hashlib
 import hmac
 import html
-import json
-import logging
-import math
 import re
 import secrets
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -43,11 +36,11 @@ from starlette.routing import BaseRoute, Match, compile_path
 
 import pages
 import tracker
+from dialects import plumbing
+from dialects.plumbing import as_bytes, as_json, basic_credentials, decoded, forgiving_json, nothing
 from pages import Action, Page
 from shapes import Name
 from tracker import EDIT, FAIL, OK, ReleaseBody, TrackerError, Tx, WorkerCredentials
-
-log = logging.getLogger("tracker")
 
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -59,44 +52,32 @@ class Raw(NamedTuple):
 
 
 NO_CONTENT = Raw(b"")
+CODES = {status: code for code, status in tracker.STATUS.items()}
 
 
-class Refusal(Exception):
+class Refusal(TrackerError):
     """A status and what is said with it: a text (a JSON string, as everything here), or an object."""
 
     def __init__(self, status: int, content: Any, **headers: str):
-        super().__init__(content)
-        self.status, self.content, self.headers = status, content, headers
+        super().__init__(CODES[status], str(content))
+        self.content, self.headers = content, headers
 
 
-class Answer(NamedTuple):
-    status: int
-    content: Any
-    headers: Sequence[tuple[bytes, bytes]] = ()
+class TheEyeCall(tracker.Call):
+    """A call of this dialect. The texts of refusals are those of the real system where it has one, else the tracker's.
 
-    async def send(self, send: Callable) -> None:
-        raw = isinstance(self.content, Raw)
-        body = self.content.content if raw else tracker.encode(self.content)
-        kind = b"application/octet-stream" if raw else b"application/json"
-        headers = [(name, value) for name, value in tracker.JSON_HEADERS if name != b"content-type"]
-        if self.status != 204:
-            headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": self.status, "headers": [*headers, *self.headers]})
-        await send({"type": "http.response.body", "body": body})
+    `ok` is for a client of the tracker's own API that took a wrong path below /task or /job.
+    """
 
-
-def refused(error: Exception, what: str) -> Answer:
-    """How every error looks. Texts are those of the real system where it has one, the tracker's otherwise."""
-    if isinstance(error, Refusal):
-        headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-        return Answer(error.status, error.content, headers)
-    if isinstance(error, RecursionError):
-        return Answer(400, {"code": "InvalidContent", "message": "Nested too deeply"})
-    if not isinstance(error, TrackerError):
-        log.error("%s failed", what, exc_info=error)
-        return Answer(500, {"code": "InternalError", "message": "Internal error"})
-    headers = [] if error.delay is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.delay)))]
-    return Answer(tracker.STATUS[error.code], error.message, headers)
+    async def refuse(self, error: TrackerError) -> Response:
+        content = getattr(error, "content", error.message)
+        if error.code == "internal":
+            content = {"code": "InternalError", "message": error.message}
+        if isinstance(error, tracker.MethodNotAllowed):
+            message = f"{self.scope['method']} is not allowed"
+            content = {"code": "MethodNotAllowed", "message": message, "ok": False}
+        headers = {**tracker.error_headers(error), **getattr(error, "headers", {})}
+        return as_json(content, tracker.STATUS[error.code], headers)
 
 
 def invalid_fields(*problems: tuple[str, str]) -> Refusal:
@@ -107,7 +88,6 @@ def invalid_fields(*problems: tuple[str, str]) -> Refusal:
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 TOKEN_LIKE = re.compile(r"[0-9a-fA-F]{24}")
-LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
 
 
 class Ask(NamedTuple):
@@ -143,25 +123,14 @@ async def read_ask(call: tracker.Call, path: dict[str, str], large: bool = False
     body = (await call.body(limit)).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
         return ask._replace(body=parameters(body))
-    if len(body) > LARGE:
-        return ask._replace(body=await asyncio.to_thread(json_body, body, large))
-    return ask._replace(body=json_body(body, large))
+    return ask._replace(body=await decoded(body, json_body, large))
 
 
 def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
-    query = parameters(call.scope["query_string"])
-    kind, _, credentials = (call.header(b"authorization") or b"").decode("latin-1").partition(" ")
-    bearer = credentials.strip() if kind.lower() == "bearer" else query.get("access_token")
-    basic = basic_credentials(credentials) if kind.lower() == "basic" else None
-    return Ask(path, query, {}, bearer or None, basic)
-
-
-def basic_credentials(text: str) -> tuple[str, str] | None:
-    try:
-        name, _, secret = base64.b64decode(text.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return None
-    return name, secret
+    query, authorization = parameters(call.scope["query_string"]), call.header(b"authorization")
+    kind, _, token = (authorization or b"").decode("latin-1").partition(" ")
+    bearer = token.strip() if kind.lower() == "bearer" else query.get("access_token")
+    return Ask(path, query, {}, bearer or None, basic_credentials(authorization))
 
 
 def not_content(problem: str) -> Refusal:
@@ -178,16 +147,15 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
     except TrackerError as error:
         if not from_script:
             raise not_content(f"Invalid JSON: {error.message.removeprefix('body: ')}") from None
-        value = forgiving_json(body)
+        value = loose_json(body)
     if not isinstance(value, dict | list | None):
         raise not_content("The body must be an object or an array")
     return {} if value is None else value
 
 
-def forgiving_json(body: bytes) -> Any:
-    """JSON, with question marks for what is no UTF-8 in it, and without what cannot be stored."""
+def loose_json(body: bytes) -> Any:
     try:
-        return tracker.storable(json.loads(body.decode("utf-8-sig", "replace")))
+        return forgiving_json(body)
     except ValueError as error:
         raise not_content(f"Invalid JSON: {error}") from None
 
@@ -195,11 +163,12 @@ def forgiving_json(body: bytes) -> Any:
 async def read_multipart(call: tracker.Call) -> dict[str, Any]:
     """A form as browsers send it when it says enctype="multipart/form-data"."""
     try:
-        return from_pairs(await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=1000))
+        form = await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=1000)
     except TrackerError as error:
         if error.code != "invalid":
             raise
         raise not_content(error.message.removeprefix("body: ")) from None
+    return from_pairs(form)
 
 
 def parameters(text: bytes) -> dict[str, Any]:
@@ -457,7 +426,7 @@ def host_json(tx: Tx, project: int) -> dict[str, Any]:
 
 def iso(stamp: float) -> str:
     """A time as JavaScript writes it: 2019-05-15T16:23:56.393Z."""
-    return datetime.fromtimestamp(stamp, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return plumbing.iso(stamp, "milliseconds")
 
 
 def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
@@ -1240,8 +1209,9 @@ class Door(BaseRoute):
     What the tracker itself or its pages have below the same first names stays theirs.
     """
 
-    def __init__(self, tracker_: tracker.Tracker):
-        self.tracker, self.customer = tracker_, tracker_.settings.theeye_customer
+    def __init__(self, running: tracker.Tracker):
+        self.endpoint = tracker.Endpoint(running, self.reply, TheEyeCall)
+        self.customer = running.settings.theeye_customer
         paths = [row.path.split("/")[1:] for row in tracker.API]
         self.native = {tuple(parts[:2]) for parts in paths}
         self.taken = {parts[0] for parts in paths if parts[0] not in ROOTS} | {"api", "ui", "v1", "openapi.json"}
@@ -1257,18 +1227,22 @@ class Door(BaseRoute):
             ours = (first, second) not in self.native
         else:
             ours = first == self.customer or (first not in self.taken and first and second in ROOTS)
-        return (Match.FULL, {"path_params": {}, "endpoint": self}) if ours else (Match.NONE, {})
+        return (Match.FULL, {"path_params": {}, "endpoint": self.endpoint}) if ours else (Match.NONE, {})
 
     async def handle(self, scope: dict, receive: Callable, send: Callable) -> None:
-        try:
-            reply = Answer(200, await self.reply(tracker.Call(scope, receive, self.tracker)))
-            if reply.content is NO_CONTENT:
-                reply = reply._replace(status=204)
-        except Exception as error:
-            reply = refused(error, f"{scope['method']} {scope['path']}")
-        await reply.send(send)
+        await self.endpoint(scope, receive, send)
 
-    async def reply(self, call: tracker.Call) -> Any:
+    async def reply(self, call: TheEyeCall) -> Response:
+        try:
+            content = await self.content(call)
+            if content is NO_CONTENT:
+                return nothing()
+            raw = isinstance(content, Raw)
+            return as_bytes(content.content, "application/octet-stream") if raw else as_json(content)
+        except RecursionError:
+            raise not_content("Nested too deeply") from None
+
+    async def content(self, call: TheEyeCall) -> Any:
         entry, path = self.find(call.scope)
         db = call.tracker.db
         if entry.large:  # looked at before the body is taken in
@@ -1292,17 +1266,15 @@ class Door(BaseRoute):
         for entry, match in fitting:
             if entry.method == scope["method"]:
                 return entry, {**match.groupdict(), **named}
-        # `ok` is for a client of the tracker's own API that took a wrong path below /task or /job.
         if not fitting:
             missing = f"{full[:1000]} does not exist"
             raise Refusal(404, {"code": "ResourceNotFound", "message": missing, "ok": False})
-        message = {"code": "MethodNotAllowed", "message": f"{scope['method']} is not allowed", "ok": False}
-        raise Refusal(405, message, Allow=", ".join(sorted({entry.method for entry, _ in fitting})))
+        raise tracker.MethodNotAllowed(scope["method"], sorted({entry.method for entry, _ in fitting}))
 
 
-def routes(tracker_: tracker.Tracker) -> list[BaseRoute]:
+def routes(running: tracker.Tracker) -> list[BaseRoute]:
     """All of this dialect's paths."""
-    return [Door(tracker_)]
+    return [Door(running)]
 
 
 # ── Manager pages ─────────────────────────────────────────────────────────────────────────────────────────────────────

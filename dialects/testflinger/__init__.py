@@ -6,6 +6,7 @@ clients    clients, keys, tokens, permissions, secrets                   pages  
 queues     queues, images, waiting times
 """
 
-from dialects.testflinger.api import PAGES, prune, routes
+from dialects.testflinger.api import prune, routes
+from dialects.testflinger.pages import PAGES
 
 __all__ = ["PAGES", "prune", "routes"]

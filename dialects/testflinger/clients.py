@@ -10,8 +10,6 @@ Sections (search for "# ── "):
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 import json
 import secrets
@@ -24,6 +22,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 import shapes
 import tracker
+from dialects.plumbing import basic_credentials
 from dialects.testflinger.queues import find_queue, make_queue
 from tracker import TrackerError, Tx
 
@@ -73,24 +72,15 @@ def note_use(tx: Tx, client: str) -> None:
 
 def check_key(tx: Tx, authorization: bytes | None) -> sqlite3.Row:
     """The row of the client whose id and key these are. An unknown client takes as long as a wrong key."""
-    client, key = basic_credentials(authorization or b"")
+    given = basic_credentials(authorization)
+    if given is None:
+        raise TrackerError("unauthorized", "client_id and client_key are required: Authorization: Basic, in base64")
+    client, key = given
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     matches = hmac.compare_digest(tracker.digest(key.encode()), row["key_hash"] if row else bytes(32))
     if row is None or not matches:
         raise TrackerError("unauthorized", "Invalid client_id or client_key")
     return row
-
-
-def basic_credentials(authorization: bytes) -> tuple[str, str]:
-    kind, _, encoded = authorization.strip().partition(b" ")
-    try:
-        text = base64.b64decode(encoded.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        text = ""
-    if kind.lower() != b"basic" or ":" not in text:
-        raise TrackerError("unauthorized", "client_id and client_key are required: Authorization: Basic, in base64")
-    client, _, key = text.partition(":")
-    return client, key
 
 
 # ── Tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────────

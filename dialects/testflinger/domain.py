@@ -10,14 +10,14 @@ report is kept by job id, also for ids that nobody knows. Sections (search for "
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from sqlite3 import Row
 from typing import Any, NamedTuple
 
 import msgspec
 
 import tracker
-from dialects.testflinger import clients as clients
+from dialects.plumbing import iso
+from dialects.testflinger import clients
 from dialects.testflinger.queues import Unprocessable, find_queue, make_queue
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
@@ -28,10 +28,6 @@ KINDS = ("output", "serial")
 VERDICT = {"status", *(f"{phase}_status" for phase in PHASES), "output", "device_info"}  # release_job reads these
 MOST_REPORTED = 16 * 2**20  # bytes of results, and of output outside a job's log, for one job id
 FIELD_SIZE = 100  # bytes that a field of a result counts besides its name and value: a row takes room, too
-
-
-def iso(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # ── Jobs submitted ────────────────────────────────────────────────────────────────────────────────────────────────────
