@@ -167,7 +167,7 @@ async def read_multipart(call: tracker.Call) -> dict[str, Any]:
     except TrackerError as error:
         if error.code != "invalid":
             raise
-        raise not_content(error.message.removeprefix("body: ")) from None
+        raise not_content(error.problem) from None
     return from_pairs(form)
 
 
