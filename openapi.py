@@ -397,7 +397,7 @@ ERROR = {
         "ok": {"const": False},
         "message": text_member("The reason, for people.", "Rate limit reached; please wait"),
         "code": text_member(
-            "The reason, for programs: `invalid`, `unauthorized`, `forbidden`, `not_found`, `conflict`, `too_large`,"
+            "The reason, for programs: `invalid`, `unauthorized`, `forbidden`, `not_found`, `conflict`, `granted`, `too_large`,"
             " `too_fast`, `timeout`, `method_not_allowed`, `internal` or `unavailable`.",
             "too_fast",
         ),

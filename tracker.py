@@ -168,6 +168,7 @@ STATUS = {
     "method_not_allowed": 405,
     "timeout": 408,
     "conflict": 409,
+    "granted": 409,  # a conflict with access that there is already, and not with a request for it
     "too_large": 413,
     "too_fast": 429,
     "internal": 500,
@@ -1517,7 +1518,8 @@ def request_access(tx: Tx, caller: Caller, body: AccessBody) -> None:
     old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, worker))
     if old:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
-        raise TrackerError("conflict", f"Your access to project {body.project} {state}")
+        code = "conflict" if old["request"] else "granted"
+        raise TrackerError(code, f"Your access to project {body.project} {state}")
     tx.execute(
         "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
         (body.project, worker, body.assign, body.submit),
