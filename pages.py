@@ -28,7 +28,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, get_args
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
 from urllib.parse import parse_qs, urlencode
 
 import itsdangerous
@@ -419,9 +419,21 @@ def framed(tx: Tx, session: bytes | None, function: Callable, args: tuple) -> di
         "settings": tx.settings,
         "manager": manager and tracker.manager_json(manager),
         "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
-        "any_queue": tx.one("SELECT 1 FROM testflinger_queue LIMIT 1") is not None,
+        "main_links": links(tx) if manager else [],
     }
     return {**frame, **function(tx, session, *args)}
+
+
+class Link(NamedTuple):
+    """A page of a dialect, to which pages of the tracker lead."""
+
+    label: str
+    path: str
+    text: str = ""  # of the link itself, where the label stands before it
+
+
+def links(tx: Tx, **place: Any) -> list[Link]:
+    return [link for links_of in tracker.hooks("links") for link in links_of(tx, **place)]
 
 
 def nothing(tx: Tx, session: bytes | None) -> dict[str, Any]:
@@ -615,7 +627,7 @@ def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
     return {
         "project": project,
         "may": {name.lower(): bool(role & bit) for bit, name in tracker.ROLE_NAMES.items()},
-        "is_queue": tracker.is_queue(tx, project["id"]),
+        "project_links": links(tx, project=project) if role & READ else [],
     }
 
 
@@ -1272,7 +1284,7 @@ def job_page(tx: Tx, session: bytes | None, job: str, query: JobQuery) -> dict[s
         "workflow": row["workflow"] and tracker.find_workflow(tx, row["workflow"]),
         "run": tx.one("SELECT token, name FROM job WHERE id = ?", (row["workflow_job"],)),
         "steps": visible_steps(tx, session, row["id"]),
-        "queued": tx.one("SELECT uuid, client FROM testflinger_job WHERE job = ?", (row["id"],)),
+        "job_links": links(tx, job=row),
     }
 
 
@@ -1846,6 +1858,7 @@ def jinja_environment() -> Environment:
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals.update(
         dialects=tracker.installed_dialects(),
+        page_paths={path for _, path, _ in tracker.all_pages()},
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,

@@ -23,9 +23,7 @@ from starlette.responses import Response, StreamingResponse
 
 import pages
 import tracker
-from dialects.testflinger import clients as clients
-from dialects.testflinger import domain as domain
-from dialects.testflinger import queues as testflinger_queues
+from dialects.testflinger import clients, domain, events, queues
 from dialects.testflinger.files import Files, folder_of
 from pages import PAGE_ROWS
 from tracker import TrackerError, Tx
@@ -43,6 +41,18 @@ def reader(tx: Tx, session: bytes | None) -> dict[str, Any]:
     """Who asks, as READABLE needs it. 401 for nobody."""
     manager = tracker.require_manager(tx, session)
     return {"manager": manager["id"], "admin": bool(manager["tracker_admin"])}
+
+
+def links(tx: Tx, project: sqlite3.Row | None = None, job: sqlite3.Row | None = None) -> list[pages.Link]:
+    """Where the tracker's own pages lead to these: from everywhere, from a project that is a queue, from its jobs."""
+    if job is not None:
+        row = tx.one("SELECT uuid FROM testflinger_job WHERE job = ?", (job["id"],))
+        return [pages.Link("Testflinger job", f"/ui/testflinger/jobs/{row['uuid']}", row["uuid"])] if row else []
+    if project is not None:
+        queue = f"/ui/testflinger/queues/{project['id']}"
+        return [pages.Link("Queue", queue)] if events.is_queue(tx, project["id"]) else []
+    any_queue = tx.one("SELECT 1 FROM testflinger_queue LIMIT 1")
+    return [pages.Link("Testflinger", "/ui/testflinger/queues")] if any_queue else []
 
 
 # ── Queues ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -76,8 +86,8 @@ def queues_page(tx: Tx, session: bytes | None, query: QueuesQuery) -> dict[str, 
     shown = rows[:PAGE_ROWS]
     return {
         "queues": shown,
-        "waits": testflinger_queues.wait_times(tx, [row["name"] for row in shown]),
-        "percentiles": list(map(str, testflinger_queues.PERCENTILES)),
+        "waits": queues.wait_times(tx, [row["name"] for row in shown]),
+        "percentiles": list(map(str, queues.PERCENTILES)),
         "more": shown[-1]["name"] if len(rows) > PAGE_ROWS else "",
         "query": query,
     }
@@ -133,8 +143,8 @@ def queue_page(tx: Tx, session: bytes | None, project: int, query: QueueQuery) -
         "running": running_jobs(tx, project),
         "agents": list(map(agent_values, domain.agents_listening(tx, queue["name"])[:MOST_SHOWN])),
         "images": tx.all("SELECT name FROM testflinger_image WHERE project = ? LIMIT ?", (project, MOST_SHOWN)),
-        "waits": testflinger_queues.wait_times(tx, [queue["name"]]).get(queue["name"]),
-        "percentiles": list(map(str, testflinger_queues.PERCENTILES)),
+        "waits": queues.wait_times(tx, [queue["name"]]).get(queue["name"]),
+        "percentiles": list(map(str, queues.PERCENTILES)),
     }
 
 
@@ -237,7 +247,7 @@ def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> di
         "position": domain.position(tx, uuid),
         "agent": tx.one("SELECT id FROM testflinger_agent WHERE name = ?", (row["agent"],)),
         "alias": tracker.alias_of(tx, row["assignee"]),
-        "maker": maker_of(tx, row),
+        "maker": tracker.maker_of(tx, row),
         "webhook": json_object(row["recipe"]).get("job_status_webhook") if submitted else None,
         "tags": names_of(tx, "tag", row["id"]),
         "excluded": names_of(tx, "exclusion", row["id"]),
@@ -254,12 +264,6 @@ def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> di
         "kinds": KINDS,
         "file_names": FILES,
     }
-
-
-def maker_of(tx: Tx, job: sqlite3.Row) -> str:
-    """Who made the job, in words: a client by its name, if that is known. A manager may have retried a client's job."""
-    by_client = job["client"] and job["manager"] is None and job["worker"] is None
-    return f"client {job['client']}" if by_client else tracker.maker_of(tx, job)
 
 
 def names_of(tx: Tx, what: str, job: int) -> list[str]:
