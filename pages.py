@@ -435,9 +435,21 @@ def framed(tx: Tx, credentials: bytes | None, function: Callable | None, args: t
         "settings": tx.settings,
         "manager": caller.manager,
         "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
-        "any_queue": tx.one("SELECT 1 FROM testflinger_queue LIMIT 1") is not None,
+        "main_links": links(tx) if caller.manager else [],
     }
     return {**frame, **(function(tx, caller, *args) if function else {})}
+
+
+class Link(NamedTuple):
+    """A page of a dialect, to which pages of the tracker lead."""
+
+    label: str
+    path: str
+    text: str = ""  # of the link itself, where the label stands before it
+
+
+def links(tx: Tx, **place: Any) -> list[Link]:
+    return [link for links_of in tracker.hooks("links") for link in links_of(tx, **place)]
 
 
 def endpoint(running: tracker.Tracker, handler: Callable[[Visit], Awaitable[Response]]) -> tracker.Endpoint:
@@ -670,7 +682,7 @@ def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any
     return {
         "project": project,
         "may": {name.lower(): bool(role & bit) for bit, name in tracker.ROLE_NAMES.items()},
-        "is_queue": tracker.is_queue(tx, project["id"]),
+        "project_links": links(tx, project=project) if role & READ else [],
     }
 
 
@@ -1322,7 +1334,7 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "workflow": job["workflow"] and tracker.find_workflow(tx, job["workflow"]),
         "run": tx.one("SELECT token, name FROM job WHERE id = ?", (job["workflow_job"],)),
         "steps": visible_steps(tx, caller, job["id"]),
-        "queued": tx.one("SELECT uuid, client FROM testflinger_job WHERE job = ?", (job["id"],)),
+        "job_links": links(tx, job=job),
     }
 
 
@@ -1765,6 +1777,7 @@ def jinja_environment() -> Environment:
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals.update(
         dialects=tracker.installed_dialects(),
+        page_paths={path for _, path, _ in tracker.all_pages()},
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,

@@ -13,8 +13,8 @@ Every state change is a plain function that takes an open transaction `tx` and p
 or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Sections, in the order in
 which they depend on each other (search for "# ── "):
 
-    Settings · Errors · Clock, ids and secrets · Database · Workers · Projects and access · Managers · Tasks ·
-    Jobs and templates · Workflows · Task lists · Long operations · Logs · Monitoring · Waiting workers ·
+    Settings · Errors · Clock, ids and secrets · Database · Dialects · Workers · Projects and access · Managers ·
+    Tasks · Jobs and templates · Workflows · Task lists · Long operations · Logs · Monitoring · Waiting workers ·
     Background work · HTTP plumbing · JSON API · Manager pages · Routes and app · In-process · Command line
 """
 
@@ -576,6 +576,9 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE operation ADD COLUMN token TEXT;
         ALTER TABLE login_failure RENAME COLUMN free_at TO free_uptime;
         ALTER TABLE login_failure RENAME COLUMN forget_at TO forget_uptime;
+        DROP TRIGGER IF EXISTS testflinger_job_made;
+        DROP TRIGGER IF EXISTS testflinger_job_moved;
+        DROP TRIGGER IF EXISTS testflinger_job_gone;
         """,
         "",
     ),
@@ -1047,6 +1050,61 @@ def save_uptime(tx: Tx) -> None:
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
 
 
+# ── Dialects ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Other systems' APIs over the same queue, each a module of dialects/, by the names that people write. The core knows
+# none of them but here, and runs without that folder. What a module may have, besides routes(running):
+#
+#     PAGES                          rows of manager pages, as pages.py has them
+#     links(tx, project=None, job=None)    its pages that those of the tracker lead to (pages.Link): from everywhere, or
+#                                    from those of a project or of a job
+#     job_event(tx, event, job)      follows a job, in the transaction in which something happens to it: "made", a move
+#                                    of JOB_MOVES, "set_priority" or "deleted"; the job as it is then, or was
+#     async catch_up(running)        at a start, when it may not have seen all that was done to this file
+#     check_project(tx, project, fields)   raises why a project cannot be changed to this
+#     check_retry(tx, job)           raises why a job that has ended cannot be made again
+#     client_of(tx, job)             which of its clients made a job, in words; None: not known
+#     async prune(running)           forgets what is old, now and then
+#
+# templates/NAME_admin.html and NAME_template.html, where there are such, are its parts of the pages of those names.
+DIALECTS = {"testflinger": "Testflinger", "otter": "Otter", "theeye": "theeye.io"}
+
+
+@functools.cache
+def installed_dialects() -> list[str]:
+    return [name for name in DIALECTS if list((HERE / "dialects").glob(f"{name}*"))]
+
+
+@functools.cache
+def dialects() -> list[Any]:
+    """The modules of all dialects that are installed. Imported when somebody asks: they rest on this one."""
+    return [importlib.import_module(f"dialects.{name}") for name in installed_dialects()]
+
+
+def hooks(name: str) -> list[Callable]:
+    """What the dialects have of this name."""
+    return [getattr(dialect, name) for dialect in dialects() if hasattr(dialect, name)]
+
+
+def job_happens(tx: Tx, event: str, job: sqlite3.Row) -> None:
+    """Something has happened to a job: the dialects that follow jobs do so, in this transaction."""
+    for follow in hooks("job_event"):
+        follow(tx, event, job)
+
+
+def known_dialects(tx: Tx) -> list[str]:
+    """The dialects that were there whenever a tracker ran on this file. Those that are not here now are so no more."""
+    row = tx.one("SELECT value FROM meta WHERE key = 'dialects'")
+    known = [name for name in (row["value"].split() if row else ()) if name in installed_dialects()]
+    note_dialects(tx, known)
+    return known
+
+
+def note_dialects(tx: Tx, names: Iterable[str]) -> None:
+    noted = "INSERT INTO meta VALUES ('dialects', ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+    tx.execute(noted + " WHERE value <> excluded.value", (" ".join(names),))
+
+
 # ── Callers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
@@ -1478,20 +1536,13 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: Projec
         raise TrackerError("invalid", "a project cannot be public and hidden at once", "hidden")
     if fields["public"] and not before["public"] and not caller.manager.tracker_admin:
         raise TrackerError("forbidden", "only a tracker admin may make a project public", "public")
-    if old and fields["name"] != old["name"] and is_queue(tx, old["id"]):
-        raise TrackerError(
-            "conflict", "a Testflinger queue keeps its name: its agents and clients know it by that", "name"
-        )
+    for check in hooks("check_project") if old else ():
+        check(tx, old, fields)
     if fields["chain"] != before["chain"]:
         check_chain(tx, caller, old["id"] if old else None, fields["chain"])
     if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
         raise TrackerError("conflict", f"there is a project named {fields['name']!r} already", "name")
     return fields
-
-
-def is_queue(tx: Tx, project: int) -> bool:
-    """Whether the project is a queue that the Testflinger dialect has made."""
-    return tx.one("SELECT 1 FROM testflinger_queue WHERE project = ?", (project,)) is not None
 
 
 def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
@@ -2814,6 +2865,7 @@ def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
     columns = {**columns, "token": new_token(), "created": tx.now, "updated": tx.now}
     names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
     row = tx.one(f"INSERT INTO job ({names}) VALUES ({values}) RETURNING *", columns)
+    job_happens(tx, "made", row)
     add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
     return row
 
@@ -2826,10 +2878,8 @@ def maker_of(tx: Tx, job: sqlite3.Row) -> str:
         return f"manager {tx.one('SELECT username FROM manager WHERE id = ?', (job['manager'],))['username']}"
     if job["workflow_job"] is not None:
         return "its workflow"
-    return f"a client of {DIALECT_NAMES.get(job['origin'], job['origin'])}"
-
-
-DIALECT_NAMES = {"otter": "Otter", "testflinger": "Testflinger", "theeye": "theeye.io"}  # as people write them
+    clients = (client_of(tx, job) for client_of in hooks("client_of"))
+    return next(filter(None, clients), f"a client of {DIALECTS.get(job['origin'], job['origin'])}")
 
 
 def repeat_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
@@ -2838,8 +2888,8 @@ def repeat_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlit
         raise TrackerError("conflict", f"it has not ended yet, it is {job['state']}", "job")
     if job["workflow"] is not None:
         return repeat_workflow(tx, job, origin, **by)
-    if tx.one("SELECT 1 FROM testflinger_job WHERE job = ? AND attachments = 'waiting'", (job["id"],)):
-        raise TrackerError("conflict", "its attachments have never come; please submit it again", "job")
+    for check in hooks("check_retry"):
+        check(tx, job)
     copied = ("project", "template", "name", "recipe", "script", "runas", "variables", "arguments", "env", "timeout")
     copied = (*copied, "max_retries", "priority")
     return insert_job(tx, {**{name: job[name] for name in copied}, "origin": origin, "retry_of": job["id"], **by})
@@ -2865,6 +2915,7 @@ def move_job(
     )
     if row is None:
         raise TrackerError("conflict", f"cannot {event} in its state", "job")
+    job_happens(tx, event, row)
     if row["attempts"] <= MOST_ATTEMPTS or row["finished"] is not None:
         add_job_line(tx, job, said, level)
     if row["finished"] is not None and row["workflow_job"] is not None:
@@ -3238,7 +3289,8 @@ def delete_job(tx: Tx, job: int) -> None:
     some = "SELECT number FROM job_line WHERE job = ?1 LIMIT ?2"
     lines = f"DELETE FROM job_line WHERE job = ?1 AND number IN ({some})"
     if tx.execute(lines, (job, PIECE_TASKS)).rowcount < PIECE_TASKS:
-        tx.execute("DELETE FROM job WHERE id = ?", (job,))
+        for row in tx.all("DELETE FROM job WHERE id = ? RETURNING *", (job,)):
+            job_happens(tx, "deleted", row)
 
 
 # ── Workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3694,8 +3746,10 @@ def apply_action(
     if action in JOBS_AFTER:
         move_jobs(tx, rows, *JOBS_AFTER[action])
     if action == "set_priority":
-        jobs = [(priority, row["job"]) for row in rows if row["job"] is not None]
-        tx.executemany("UPDATE job SET priority = ? WHERE id = ?", jobs)
+        for row in rows:
+            if row["job"] is not None:
+                change = "UPDATE job SET priority = ? WHERE id = ? RETURNING *"
+                job_happens(tx, "set_priority", tx.one(change, (priority, row["job"])))
     if action in ("requeue", "retry"):
         tx.ready.append((project, len(rows)))
     return len(rows)
@@ -4458,6 +4512,7 @@ class Tracker:
         self.signer = itsdangerous.Signer(key, salt="tracker.session")
         self.form_signer = itsdangerous.Signer(key, salt="tracker.form")
         self.message_signer = itsdangerous.Signer(key, salt="tracker.message")
+        await self.catch_up()
         for operation in await self.db.read(unaccepted_bulk_submits):
             await discard(self.db, operation)
         for operation in await self.db.read(unfinished_operations):
@@ -4467,6 +4522,14 @@ class Tracker:
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
         self._repeat(PRUNE_INTERVAL, self.prune)
+
+    async def catch_up(self) -> None:
+        """When a dialect was not there while a tracker ran on this file, they learn of what was missed."""
+        known = await self.db.write(known_dialects)
+        if set(installed_dialects()) - set(known):
+            for catch_up in hooks("catch_up"):
+                await catch_up(self)
+            await self.db.write(note_dialects, installed_dialects())
 
     def begin_stop(self) -> None:
         """Nobody waits for a task any longer, and long operations end after the piece in hand: requests can finish."""
@@ -5353,10 +5416,6 @@ API: list[Native] = [
     Native("POST", "/manager/set_role_for_project/{project}", set_role),
 ]
 
-# Other systems' APIs over the same queue: each module has `routes(tracker)`, and may have PAGES and, called now and
-# then, `async prune(tracker)`. Without the folder the tracker still runs.
-DIALECTS = ("testflinger", "otter", "theeye")
-
 
 def create_app(settings: Settings | None = None, clock: Clock | None = None) -> Starlette:
     """The Starlette application of a tracker of its own. It opens its database when its lifespan begins."""
@@ -5467,15 +5526,6 @@ class App(Starlette):
 def path_below(path: str, prefix: str) -> str:
     """The path without its prefix, if it is below that."""
     return path[len(prefix) :] if path.startswith("/", len(prefix)) and path.startswith(prefix) else path
-
-
-def dialects() -> list[Any]:
-    """The modules of all dialects that are installed."""
-    return [importlib.import_module(f"dialects.{name}") for name in installed_dialects()]
-
-
-def installed_dialects() -> list[str]:
-    return [name for name in DIALECTS if list((HERE / "dialects").glob(f"{name}*"))]
 
 
 def all_pages() -> list[tuple[str, str, Callable]]:

@@ -22,6 +22,7 @@ import pages
 import tracker
 from dialects.testflinger import clients as testflinger_clients
 from dialects.testflinger import domain as testflinger
+from dialects.testflinger import events
 from dialects.testflinger import queues as testflinger_queues
 from tracker import OK, TaskFilter, Tx, WorkerCredentials
 
@@ -655,6 +656,7 @@ def add_queued_jobs(tx: Tx, project: int, count: int, name: str, **fields: Any) 
             'testflinger', :created, :created FROM n""",
         values,
     )
+    follow_jobs(tx)
     tx.execute("UPDATE testflinger_job SET attachments = ? WHERE job > ?", ("waiting" if held else "none", last))
     tx.execute("INSERT INTO testflinger_tag SELECT 'all', job FROM testflinger_job WHERE job > ?", (last,))
     tx.execute("INSERT INTO testflinger_tag SELECT ?, job FROM testflinger_job WHERE job > ?", (name, last))
@@ -673,7 +675,16 @@ def add_queued_jobs(tx: Tx, project: int, count: int, name: str, **fields: Any) 
             f"UPDATE job SET state = :state, started = {started}, finished = {finished}, assignee = 1 WHERE id > :last",
             {"state": state, "last": last, "finished": fields.get("finished", RECENT)},
         )
+        follow_jobs(tx)
         tx.execute("UPDATE testflinger_job SET agent = '' WHERE job > ?", (last,))
+
+
+def follow_jobs(tx: Tx) -> None:
+    """What was written past the core is made good by what the dialect does that was not there."""
+    for step in (events.compare_jobs, events.note_missed):
+        after = 0
+        while after is not None:
+            after = step(tx, after)
 
 
 def add_reports(tx: Tx) -> None:
@@ -758,11 +769,16 @@ FORGETTING: dict[str, Call] = {
     "forget queues": (testflinger.prune_queues, ()),
     "forget refresh tokens": (testflinger_clients.prune_refresh, ()),
 }
+CATCHING_UP: dict[str, Call] = {
+    "compare the first jobs": (events.compare_jobs, (0,)),
+    "compare further jobs": (events.compare_jobs, (DUE,)),
+    "look for missed jobs": (events.note_missed, (0,)),
+}
 COUNTING: dict[str, Call] = {
     "position of the last": (testflinger.position, ("last",)),
     "wait times": (testflinger_queues.wait_times, (["queue"],)),
 }
-OF_TESTFLINGER = {**SEARCHES, **QUEUE_CALLS, **FORGETTING, **COUNTING}
+OF_TESTFLINGER = {**SEARCHES, **QUEUE_CALLS, **FORGETTING, **CATCHING_UP, **COUNTING}
 SORTS_A_PIECE = (*SEARCHES, "who listens", "submit with everything")  # of candidates; the agents of a queue
 # The candidates of a search, and the head of an index: LIMIT ends both.
 SHORT_SCANS_OF_TESTFLINGER = (
@@ -778,6 +794,7 @@ SHORT_SCANS_OF_TESTFLINGER = (
 def small_pieces_of_testflinger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testflinger, "PIECE_JOBS", 50)
     monkeypatch.setattr(testflinger, "PRUNED_ROWS", 50)
+    monkeypatch.setattr(events, "PIECE_ROWS", 50)
 
 
 @pytest.mark.usefixtures("small_pieces_of_testflinger")
@@ -835,6 +852,10 @@ def test_what_counts_jobs_takes_a_few_steps_for_each(name: str, kinds: int) -> N
         ("forget outcomes", "ORDER BY touched", "testflinger_outcome_touched (touched<?)"),
         ("forget files", "ORDER BY stored", "testflinger_file_stored ((stored,name)>(?,?) AND stored<?)"),
         ("forget agents", "testflinger_agent", "testflinger_agent_updated (updated<?)"),
+        ("compare the first jobs", "LEFT JOIN job", "SEARCH t USING INTEGER PRIMARY KEY (rowid>?)"),
+        ("compare the first jobs", "LEFT JOIN job", "SEARCH j USING INTEGER PRIMARY KEY (rowid=?)"),
+        ("look for missed jobs", "max(job)", "SEARCH job USING INDEX job_project (project=? AND id>?)"),
+        ("look for missed jobs", "max(job)", "USING COVERING INDEX testflinger_job_project (project=?)"),
     ],
 )
 def test_testflinger_finds_through_the_index_for_it(name: str, part: str, index: str) -> None:

@@ -1,8 +1,8 @@
 """What the Testflinger dialect keeps and does: functions (tx, …) that know no HTTP.
 
-A queue there is a project that this dialect has made, a job is a job of it, an agent is a worker. Triggers in
-schema.sql keep a testflinger_job row beside every job of such a project, whichever door that came through. What agents
-report is kept by job id, also for ids that nobody knows. Sections (search for "# ── "):
+A queue there is a project that this dialect has made, a job is a job of it, an agent is a worker. Beside every job of
+such a project stands a testflinger_job row, whichever door that came through (events). What agents report is kept by
+job id, also for ids that nobody knows. Sections (search for "# ── "):
 
     Jobs submitted · Jobs picked · Jobs looked at · Results · Output · Files · Agents · Forgotten
 """

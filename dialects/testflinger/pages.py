@@ -23,9 +23,7 @@ from starlette.responses import Response, StreamingResponse
 
 import pages
 import tracker
-from dialects.testflinger import clients as clients
-from dialects.testflinger import domain as domain
-from dialects.testflinger import queues as testflinger_queues
+from dialects.testflinger import clients, domain, events, queues
 from dialects.testflinger.files import Files, folder_of
 from pages import PAGE_ROWS, Action, Page
 from tracker import EDIT, READ, Caller, TrackerError, Tx
@@ -37,6 +35,18 @@ KINDS = {"output": "Output", "serial": "Serial output"}
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 FILES = {"artifact": "Artifact", "attachments": "Attachments"}
 READABLE = "(:admin OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"
+
+
+def links(tx: Tx, project: sqlite3.Row | None = None, job: sqlite3.Row | None = None) -> list[pages.Link]:
+    """Where the tracker's own pages lead to these: from everywhere, from a project that is a queue, from its jobs."""
+    if job is not None:
+        row = tx.one("SELECT uuid FROM testflinger_job WHERE job = ?", (job["id"],))
+        return [pages.Link("Testflinger job", f"/ui/testflinger/jobs/{row['uuid']}", row["uuid"])] if row else []
+    if project is not None:
+        queue = f"/ui/testflinger/queues/{project['id']}"
+        return [pages.Link("Queue", queue)] if events.is_queue(tx, project["id"]) else []
+    any_queue = tx.one("SELECT 1 FROM testflinger_queue LIMIT 1")
+    return [pages.Link("Testflinger", "/ui/testflinger/queues")] if any_queue else []
 
 
 # ── Queues ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -71,8 +81,8 @@ def queues_page(tx: Tx, caller: Caller, query: QueuesQuery) -> dict[str, Any]:
     shown = rows[:PAGE_ROWS]
     return {
         "queues": shown,
-        "waits": testflinger_queues.wait_times(tx, [row["name"] for row in shown]),
-        "percentiles": list(map(str, testflinger_queues.PERCENTILES)),
+        "waits": queues.wait_times(tx, [row["name"] for row in shown]),
+        "percentiles": list(map(str, queues.PERCENTILES)),
         "more": shown[-1]["name"] if len(rows) > PAGE_ROWS else "",
         "query": query,
     }
@@ -130,8 +140,8 @@ def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) 
         "running": running_jobs(tx, project["id"]),
         "agents": list(map(agent_values, domain.agents_listening(tx, name)[:MOST_SHOWN])),
         "images": tx.all(images, (project["id"], MOST_SHOWN)),
-        "waits": testflinger_queues.wait_times(tx, [name]).get(name),
-        "percentiles": list(map(str, testflinger_queues.PERCENTILES)),
+        "waits": queues.wait_times(tx, [name]).get(name),
+        "percentiles": list(map(str, queues.PERCENTILES)),
     }
 
 
@@ -235,7 +245,7 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
         "position": domain.position(tx, uuid),
         "agent": tx.one("SELECT id FROM testflinger_agent WHERE name = ?", (job["agent"],)),
         "alias": tracker.alias_of(tx, job["assignee"]),
-        "maker": maker_of(tx, job),
+        "maker": tracker.maker_of(tx, job),
         "webhook": json_object(job["recipe"]).get("job_status_webhook") if submitted else None,
         "tags": names_of(tx, "tag", job["id"]),
         "excluded": names_of(tx, "exclusion", job["id"]),
@@ -252,12 +262,6 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
         "kinds": KINDS,
         "file_names": FILES,
     }
-
-
-def maker_of(tx: Tx, job: sqlite3.Row) -> str:
-    """Who made the job, in words: a client by its name, if that is known. A manager may have retried a client's job."""
-    by_client = job["client"] and job["manager"] is None and job["worker"] is None
-    return f"client {job['client']}" if by_client else tracker.maker_of(tx, job)
 
 
 def names_of(tx: Tx, what: str, job: int) -> list[str]:
