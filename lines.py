@@ -1,8 +1,9 @@
-"""Lines of a file as people have it: bytes in, numbered lines out, in bounded memory; no text is refused by its name.
+"""Lines of a file as people have it: bytes in, tasks to be out, in bounded memory; no text is refused by its name.
 
     source ─► refuse_named (what else it is) ─► unpacked (gzip) ─► numbered_lines (CR, LF, CRLF; byte order marks)
+                                                                         └─► tasks_of (a recipe, or JSON) ─► tracker.py
 
-Nothing here knows what a task is: tracker.py makes tasks of the lines. Nothing is imported from there.
+Nothing here knows a queue, and nothing is imported from tracker.py.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 import codecs
 import gzip
 import re
+import time
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from errors import TrackerError, convert, decode, refuse_nul
+from shapes import Id, LineDefaults, LinesReport, SubmitBody
 
 HEAD_BYTES = 2**13  # at which a file is recognised
 CHUNK_BYTES = 2**18
@@ -141,3 +146,80 @@ def name_of(head: bytes) -> str | None:
     if head.strip(b"\0") and len(head) // 4 in (zeros[0], zeros[3]):
         return "UTF-32"
     return "a binary file (it has NUL characters)"
+
+
+MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the others
+MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
+LINE_DEFAULTS = ("priority", "max_retries", "max_assign_time", "verification_count")
+EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time"))  # of no account in a new task
+
+
+class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
+    """A line of an upload as JSON: like a submitted task, but the project is known."""
+
+    project: Id = 0
+
+
+class Upload(NamedTuple):
+    """Lines that are to become tasks of a project, and the name by which who sends them knows them."""
+
+    source: BinaryIO
+    project: int
+    defaults: LineDefaults
+    field: str
+    first_line: int = 1  # above 1: it is a later part of a file
+
+
+def tasks_of(
+    upload: Upload, most: int, report: LinesReport, make: Callable[[LineTask], Any]
+) -> Iterator[tuple[int, int, Any]]:
+    """What `make` makes of each line: its number, its size in bytes, the task. Refused ones go to the report."""
+    for number, line in read_lines(upload, most):
+        if number % 64 == 0:
+            time.sleep(0)  # lets other threads have the interpreter
+        if line is not None and not line.strip():
+            continue
+        report.line_count += 1
+        try:
+            task = make(task_of_line(line, upload))
+        except TrackerError as error:
+            report.refused_count += 1
+            if len(report.refused) < MOST_REPORTED:
+                report.refused.append((number, error.message[:MOST_REASON]))
+            continue
+        yield number, len(line), task
+
+
+def read_lines(upload: Upload, most: int) -> Iterator[tuple[int, bytes | None]]:
+    """The lines with their numbers. Refuses what is no text, or unpacks to more than `most` bytes."""
+    try:
+        yield from numbered_lines(upload.source, most, upload.first_line)
+    except NoLines as error:
+        raise TrackerError("too_large" if error.too_large else "invalid", str(error), upload.field) from None
+
+
+def task_of_line(line: bytes | None, upload: Upload) -> LineTask:
+    """The task of a line: a recipe, or (see LineDefaults.format) a JSON object with the fields of a submitted task.
+
+    Of an exported task that is what makes a new one like it. A null is as good as nothing.
+    """
+    if line is None:
+        raise TrackerError("invalid", f"longer than {MOST_LINE_BYTES // 2**20} MiB")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        raise TrackerError("invalid", "not valid UTF-8") from None
+    defaults = upload.defaults
+    fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
+    if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
+        given = decode(line, dict[str, Any])
+        fields |= {name: value for name, value in given.items() if value is not None and name not in EXPORTED_STATE}
+    else:
+        fields["recipe"] = text
+    body = convert(fields, LineTask)
+    refuse_nul(body)
+    if body.project not in (0, upload.project):
+        raise TrackerError("invalid", f"{body.project}, but this is project {upload.project}", "project")
+    if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
+        body.unique_string = body.recipe
+    return body

@@ -42,8 +42,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 
 import charts
 import openapi
+import shapes
 import tracker
-from shapes import JobState, Name
+from shapes import Int64, JobState, Name, ProjectBody
 from tracker import (
     ADMIN,
     EDIT,
@@ -56,8 +57,6 @@ from tracker import (
     Call,
     Caller,
     Id,
-    Int64,
-    ProjectBody,
     TrackerError,
     Tx,
     encode,
@@ -726,7 +725,7 @@ def project_secrets(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, A
     return {name: project[name] for name in ("secret", "webhook_secret")}
 
 
-def paused_in_words(result: None, body: tracker.PausedBody | tracker.PauseBody) -> str:
+def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) -> str:
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
 
 
@@ -759,7 +758,7 @@ def operation_page(tx: Tx, caller: Caller, operation: int) -> dict[str, Any]:
         **project_frame(tx, caller, tracker.find_project(tx, row["project"])),
         "operation": row,
         "done": said_of(row["kind"], row["affected"], row["priority"]),
-        "report": msgspec.json.decode(row["report"], type=tracker.LinesReport),
+        "report": msgspec.json.decode(row["report"], type=shapes.LinesReport),
     }
 
 
@@ -905,7 +904,7 @@ def submit_page(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
 
 async def submit_lines(visit: Visit) -> Response:
     """POST …/submit/lines: many tasks from a text area or a file. All lines are read before any of them counts."""
-    project, defaults = visit.path_id("project"), visit.form_as(tracker.LineDefaults)
+    project, defaults = visit.path_id("project"), visit.form_as(shapes.LineDefaults)
     field, source = line_source(visit)
     upload = tracker.Upload(source, project, defaults, field)
     operation, done = await tracker.submit_upload(visit.tracker, visit.session(), upload)
@@ -948,14 +947,14 @@ class ArgumentRow(msgspec.Struct):
     options: str = ""
 
 
-class TemplateForm(tracker.TemplateBody):
+class TemplateForm(shapes.TemplateBody):
     """A template as its form has it: texts, and rows of them. An empty key leaves the key as it is."""
 
     description: Annotated[str, Meta(max_length=10_000)] = ""
     variables: list[VariableRow] = []  # noqa: RUF012
     arguments: list[ArgumentRow] = []  # noqa: RUF012
     env: str = ""
-    timeout: tracker.Seconds | None = None
+    timeout: shapes.Seconds | None = None
     remove_key: bool = False
     keep_count: Annotated[int, Meta(ge=1, le=1000000)] | None = None
     keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
@@ -1021,7 +1020,7 @@ def typed_pairs(text: str, field: str) -> dict[str, str]:
     return pairs
 
 
-def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> tracker.TemplateBody:
+def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> shapes.TemplateBody:
     """The template that a form means. What it shows of the old one as text, and was not changed, stays what it was."""
     plain = ("name", "description", "recipe", "script", "runas", "undeclared", "timeout", "max_retries", "priority")
     variables = {one.name: one for one in tracker.declared_variables(old)} if old else {}
@@ -1031,13 +1030,13 @@ def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> tracker.Tem
         raise TrackerError(
             "invalid", "it has a value of several lines, which no form can show; change it by the API", "env"
         )
-    return tracker.TemplateBody(
+    return shapes.TemplateBody(
         **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
         variables=[
-            variable_of_row(row, variables.get(row.name.strip(), tracker.Variable("x"))) for row in form.variables
+            variable_of_row(row, variables.get(row.name.strip(), shapes.Variable("x"))) for row in form.variables
         ],
         arguments=[
-            argument_of_row(row, argument or tracker.Argument())
+            argument_of_row(row, argument or shapes.Argument())
             for row, argument in itertools.zip_longest(form.arguments, arguments[: len(form.arguments)])
         ],
         env=env if form.env == pairs_in_lines(env) else typed_pairs(form.env, "env"),
@@ -1046,20 +1045,20 @@ def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> tracker.Tem
     )
 
 
-def variable_of_row(row: VariableRow, old: tracker.Variable) -> tracker.Variable:
+def variable_of_row(row: VariableRow, old: shapes.Variable) -> shapes.Variable:
     allowed = meant_lines(row.allowed, old.allowed)
     value = meant(row.value, [old.value, *allowed]) if row.value or old.value == "" else None
-    return tracker.Variable(row.name.strip(), value, row.required, allowed, row.description)
+    return shapes.Variable(row.name.strip(), value, row.required, allowed, row.description)
 
 
-def argument_of_row(row: ArgumentRow, old: tracker.Argument) -> tracker.Argument:
+def argument_of_row(row: ArgumentRow, old: shapes.Argument) -> shapes.Argument:
     options = meant_lines(row.options, old.options)
     value = meant(row.value, [old.value, *options]) if row.value or old.value == "" else None
-    return tracker.Argument(row.order, row.type, row.label, value, options)
+    return shapes.Argument(row.order, row.type, row.label, value, options)
 
 
 @tracker.needs(EDIT)
-def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, form: TemplateForm) -> tracker.Template:
+def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, form: TemplateForm) -> shapes.Template:
     """Makes a template. Its secret is in the answer."""
     body = template_of_form(form, None)
     body.project = project["id"]
@@ -1135,7 +1134,7 @@ def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQ
 
 
 def last_jobs(tx: Tx, template: int, count: int) -> list[sqlite3.Row]:
-    return tracker.find_jobs(tx, None, tracker.JobsQuery(template=template, limit=count))[0]
+    return tracker.find_jobs(tx, None, shapes.JobsQuery(template=template, limit=count))[0]
 
 
 def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
@@ -1150,7 +1149,7 @@ def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]
     }
 
 
-def declared_in_words(one: tracker.Variable | tracker.Argument, known: list[Any]) -> dict[str, Any]:
+def declared_in_words(one: shapes.Variable | shapes.Argument, known: list[Any]) -> dict[str, Any]:
     """A declared variable or argument with its values as text: a line each, and as the choices of a form."""
     text, texts = tracker.as_text(one.value), list(map(tracker.as_text, known))
     none = [] if text in texts else [("", "– none –")]
@@ -1223,7 +1222,7 @@ async def show_secret(visit: Visit, template: int, secret: str) -> Response:
     return await visit.render("template.html", {**await visit.read(template_page, template), "secret": secret})
 
 
-async def show_new_template(visit: Visit, created: tracker.Template) -> Response:
+async def show_new_template(visit: Visit, created: shapes.Template) -> Response:
     return await show_secret(visit, created.id, created.secret)
 
 
@@ -1278,7 +1277,7 @@ def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
 
 def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
     start, end = typed_time(query.start, "from"), typed_time(query.end, "to")
-    wanted = tracker.JobsQuery(
+    wanted = shapes.JobsQuery(
         project=project,
         template=query.template,
         state=query.state,
@@ -1561,7 +1560,7 @@ def account_page(tx: Tx, caller: Caller) -> dict[str, Any]:
 
 
 async def change_password_page(visit: Visit) -> Response:
-    session = await tracker.change_password(visit, visit.form_as(tracker.PasswordForm))
+    session = await tracker.change_password(visit, visit.form_as(shapes.PasswordForm))
     message = "The password is changed; all other logins are ended."
     return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
 
@@ -1635,7 +1634,7 @@ PAGES = [
         "project.html",
         project_page,
         [
-            Action("/pause", tracker.pause_project, tracker.PausedBody, says=paused_in_words, again=False),
+            Action("/pause", tracker.pause_project, shapes.PausedBody, says=paused_in_words, again=False),
             Action("/reset/{kind}", reset_project),
         ],
     ),
@@ -1650,11 +1649,11 @@ PAGES = [
         "secrets.html",
         project_secrets,
         [
-            Action(f"{ONE_PROJECT}/secret", tracker.set_secret, tracker.SecretBody, says="The secret is saved."),
+            Action(f"{ONE_PROJECT}/secret", tracker.set_secret, shapes.SecretBody, says="The secret is saved."),
             Action(
                 f"{ONE_PROJECT}/webhook_secret",
                 tracker.set_webhook_secret,
-                tracker.WebhookSecretBody,
+                shapes.WebhookSecretBody,
                 says="The webhook secret is saved.",
             ),
         ],
@@ -1719,15 +1718,15 @@ PAGES = [
         [
             Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
             Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
-            Action("/set", tracker.set_worker_access, tracker.WorkerRolesBody, says="The worker's access is set."),
-            Action("/role", tracker.set_named_role, tracker.RoleForm, says="The manager's roles are set."),
+            Action("/set", tracker.set_worker_access, shapes.WorkerRolesBody, says="The worker's access is set."),
+            Action("/role", tracker.set_named_role, shapes.RoleForm, says="The manager's roles are set."),
         ],
     ),
     Page(
         "/ui/workers",
         "workers.html",
         worker_list,
-        [Action("/pause", tracker.set_worker_paused, tracker.PauseBody, says=paused_in_words, again=False)],
+        [Action("/pause", tracker.set_worker_paused, shapes.PauseBody, says=paused_in_words, again=False)],
     ),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
     Page("/ui/logs", "logs.html", log_page),
@@ -1738,7 +1737,7 @@ PAGES = [
         login_values,
         [
             Action(
-                "", entering(tracker.authenticate_manager, tracker.LoginBody, "Welcome back, {username}."), again=True
+                "", entering(tracker.authenticate_manager, shapes.LoginBody, "Welcome back, {username}."), again=True
             ),
             Action("/ui/logout", log_out_page),
         ],
@@ -1747,7 +1746,7 @@ PAGES = [
         "/ui/register",
         "register.html",
         None,
-        [Action("", entering(tracker.make_account, tracker.RegisterBody, "Welcome, {username}."), again=True)],
+        [Action("", entering(tracker.make_account, shapes.RegisterBody, "Welcome, {username}."), again=True)],
     ),
     Page("/ui/account", "account.html", account_page, [Action("/password", change_password_page, again=True)]),
     Page(

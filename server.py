@@ -1,7 +1,8 @@
-"""How bytes come in: uvicorn with a guard around it, listening, stopping.
+"""How bytes come in: uvicorn with a guard around it, the reading of a request, listening, stopping.
 
     socket ─► GuardedProtocol (how slowly, how large, how many at once) ─► uvicorn ─► the application
                                                                     write_at_once ◄─┘ a plain answer, in one write
+                                                                    Incoming: its headers, query and body
 
 Nothing here knows what a task is, and nothing is imported from tracker.py: it is given an application, the settings of
 a server, and what to do when it is told to stop.
@@ -13,13 +14,20 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
+from urllib.parse import parse_qs
 
+import msgspec
 import uvicorn
+from python_multipart.exceptions import FormParserError
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 import libraries
+from errors import TrackerError, convert
 
 log = logging.getLogger("tracker")
 
@@ -67,6 +75,122 @@ def keeps_coming(receive: Callable) -> None:
         protocol = cycle.transport.get_protocol()
         if getattr(protocol, "began", None) is not None:
             protocol.began = protocol.loop.time()
+
+
+SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
+
+
+class Incoming:
+    """What comes in of one request: its headers, its query, and its body in whole, in a file or as a form."""
+
+    __slots__ = ("receive", "scope")
+
+    def __init__(self, scope: dict, receive: Callable):
+        self.scope, self.receive = scope, receive
+
+    def header(self, name: bytes) -> bytes | None:
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return value
+        return None
+
+    def cookies(self, name: str) -> Iterator[bytes]:
+        """The cookies of that name. Ours are never quoted; the library's unquoting takes minutes over a hostile one."""
+        for key, value in self.scope["headers"]:
+            if key == b"cookie":
+                for cookie in value.split(b";"):
+                    if cookie.strip().startswith(name.encode() + b"="):
+                        yield cookie.strip()[len(name) + 1 :]
+
+    def query(self) -> dict[str, list[str]]:
+        try:
+            return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
+        except ValueError:
+            raise TrackerError("invalid", "not a valid query string", "query") from None
+
+    def query_as(self, kind: type, *several: str) -> Any:
+        """The query's parameters as a struct; numbers are given as text there. `several` may be given repeatedly."""
+        texts = {name: given if name in several else given[-1:] for name, given in self.query().items()}
+        values = {name: given if name in several else given[0] for name, given in texts.items()}
+        try:
+            query = convert(values, kind, strict=False)
+        except TrackerError as error:
+            raise TrackerError("invalid", error.problem, error.field.partition("[")[0]) from None
+        for name, value in msgspec.to_builtins(query).items():
+            numbers = value if name in several else [value]
+            if name in texts and type(numbers[0]) is int and set(map(str, numbers)) != set(texts[name]):
+                raise TrackerError("invalid", "must be a whole number", name)  # msgspec reads 1e3 and 1.0 as well
+        return query
+
+    async def read_body(self, limit: int) -> bytes:
+        """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
+        most = 1024 * limit
+        self.refuse_longer(most)
+        parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
+        while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise TrackerError("timeout", "did not arrive", "body")
+            parts.append(message["body"])
+            size += len(message["body"])
+            if size > most:
+                raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def spool(self, file: BinaryIO, limit: int) -> None:
+        """Moves the body to a file, to its beginning, a block at a time. 413 as soon as it exceeds the limit (in KiB).
+
+        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory.
+        """
+        self.refuse_longer(1024 * limit)
+        block, size, more = bytearray(), 0, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise TrackerError("timeout", "did not arrive", "body")
+            block += message["body"]
+            size += len(message["body"])
+            if size > 1024 * limit:
+                raise TrackerError("too_large", f"more than {limit} KiB", "body")
+            more = message.get("more_body", False)
+            if len(block) >= SPOOL_BYTES or not more:
+                await asyncio.to_thread(file.write, bytes(block))
+                block.clear()
+                keeps_coming(self.receive)
+        file.seek(0)
+
+    def refuse_longer(self, most: int) -> None:
+        """413 for a body that is said to be longer than that many bytes, before it comes."""
+        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
+            raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
+
+    async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
+        """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
+        most, size = 1024 * limit, 0
+        if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
+            raise TrackerError("invalid", "its Content-Type is too long", "body")
+
+        async def receive() -> dict:
+            nonlocal size
+            message = await self.receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise TrackerError("too_large", f"more than {limit} KiB", what)
+            return message
+
+        try:
+            form = await Request(self.scope, receive).form(max_part_size=most, **limits)
+        except (HTTPException, MultiPartException, FormParserError) as error:
+            raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
+        except ClientDisconnect:
+            raise TrackerError("timeout", "did not arrive", "body") from None
+        return {name: form.getlist(name) for name in form}
+
+    async def gone(self) -> None:
+        """Returns when the client has closed the connection."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
 
 class GuardedProtocol(HttpToolsProtocol):

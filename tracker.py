@@ -52,28 +52,42 @@ import typing
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar, get_args
-from urllib.parse import parse_qs, urlsplit
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
+from urllib.parse import urlsplit
 
 import aiosqlite
 import filelock
 import itsdangerous
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
-from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import openapi
-from lines import MOST_LINE_BYTES, NoLines, numbered_lines
+import shapes
+from errors import (
+    STATUS,
+    MethodNotAllowed,
+    TrackerError,
+    as_raw,
+    columns_of,
+    convert,
+    decode,
+    encode,
+    given_fields,
+    refuse_nul,
+    shaped,
+)
+from githook import SIGNATURE_HEADERS, receive_push
+from lines import MOST_REPORTED, LineTask, Upload, tasks_of
 from server import (
+    SPOOL_BYTES,
+    Incoming,
     Server,
-    keeps_coming,
     listen,
     plain_cycle,
     plain_head,
@@ -82,255 +96,13 @@ from server import (
     uvicorn_config,
     write_at_once,
 )
-from shapes import (
-    COUNT_COLUMNS,
-    INT64_MAX,
-    PROJECT_COLUMNS,
-    TOKEN,
-    Access,
-    AccessBody,
-    Account,
-    AliasBody,
-    Argument,
-    Assignee,
-    AssignFromQuery,
-    AssignQuery,
-    BulkReleaseBody,
-    BulkSubmitted,
-    Count,
-    Edge,
-    Id,
-    Int64,
-    Job,
-    JobEntry,
-    JobPage,
-    JobsQuery,
-    LastSnapshots,
-    LineDefaults,
-    LinesQuery,
-    LinesReport,
-    LogBody,
-    LogEntry,
-    LoginBody,
-    LogLevel,
-    LogsBody,
-    LongOperation,
-    Manager,
-    PasswordForm,
-    PauseBody,
-    PausedBody,
-    Project,
-    ProjectBody,
-    ProjectManager,
-    Push,
-    PushBody,
-    RegisterBody,
-    ReleaseBody,
-    RoleBody,
-    RoleForm,
-    Seconds,
-    SecretBody,
-    Snapshot,
-    SnapshotsBetween,
-    SubmitBody,
-    Task,
-    TaskEntry,
-    TaskLogBody,
-    TaskLogged,
-    Template,
-    TemplateBody,
-    Token,
-    TriggerBody,
-    UploadQuery,
-    Variable,
-    WebhookSecretBody,
-    Worker,
-    WorkerRolesBody,
-    WorkerStatistics,
-    Workflow,
-    WorkflowBody,
-    about,
-)
+from shapes import COUNT_COLUMNS, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
+from waiting import Assigned, Waiters
 
 __version__ = "1.0.0"
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("tracker")
-Shape = TypeVar("Shape", bound=msgspec.Struct)
-
-# ── Errors and values ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-STATUS = {
-    "invalid": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "timeout": 408,
-    "conflict": 409,
-    "granted": 409,  # a conflict with access that there is already, and not with a request for it
-    "too_large": 413,
-    "too_fast": 429,
-    "internal": 500,
-    "unavailable": 503,
-}
-
-
-class TrackerError(Exception):
-    """The one root error: a code of STATUS (or "start": the tracker cannot start), the problem in words, and the field.
-
-    `field` is what of the request the problem is about, such as requests[3].priority; "a, b" for two; empty for none.
-    `delay` is the time in seconds after which a refused call may be repeated (too_fast).
-    """
-
-    def __init__(self, code: str, problem: str, field: str = "", delay: float | None = None):
-        super().__init__(f"{field}: {problem}" if field else problem)
-        self.code, self.problem, self.field, self.delay = code, problem, field, delay
-
-    @property
-    def message(self) -> str:
-        """The refusal in one line, for a person. Code reads `code` and `field`."""
-        return str(self)
-
-    def within(self, place: str) -> TrackerError:
-        """The same refusal, where its field is part of something larger: priority within requests[3]."""
-        return TrackerError(self.code, self.problem, f"{place}.{self.field}", self.delay)
-
-
-class MethodNotAllowed(TrackerError):
-    """What is asked for is there, but for other methods."""
-
-    def __init__(self, method: str, allowed: Iterable[str]):
-        super().__init__("method_not_allowed", f"{method} is not possible here")
-        self.allowed = list(allowed)
-
-
-PLAIN_WORDS = tuple(
-    (re.compile(pattern), words)
-    for pattern, words in (  # what msgspec says of a value, and what is said to people
-        (r"Expected int.*, got .*", "must be a whole number"),
-        (r"Expected float.*, got .*", "must be a number"),
-        (r"Expected str of length >= 1", "must not be empty"),
-        (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
-        (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
-        (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
-        (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
-        (r"Invalid enum value (.+)", r"there is no such choice as \1"),
-    )
-)
-
-
-def refused_value(error: msgspec.ValidationError) -> TrackerError:
-    """msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" as a refusal of requests[3].project."""
-    problem, _, path = str(error).partition(" - at `")
-    if missing := re.match(r"Object missing required field `(.*)`", problem):
-        problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
-    name, problem = path.rstrip("`").removeprefix("$").removeprefix("."), problem.replace("`", "")
-    if name.startswith("["):  # "[...]" is a place in what has no names of its own
-        name = "body" if name == "[...]" else f"requests{name}"
-    for pattern, words in PLAIN_WORDS:
-        if match := pattern.fullmatch(problem):
-            problem = match.expand(words)
-            break
-    return TrackerError("invalid", problem, name or "body")
-
-
-def convert(values: Any, kind: Any, strict: bool = True) -> Any:
-    """The values as `kind`; not `strict`: numbers may be given as texts. Refuses what is none, naming the field."""
-    try:
-        return msgspec.convert(values, kind, strict=strict)
-    except msgspec.ValidationError as error:
-        raise refused_value(error) from None
-
-
-def decode(body: bytes, kind: Any) -> Any:
-    """The JSON body as `kind`, whatever its content type said. Refuses anything else, naming the field."""
-    try:
-        value = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise refused_value(error) from None
-    except RecursionError:
-        raise TrackerError("invalid", "nested too deeply", "body") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
-    if b"\\u0000" in body:
-        refuse_nul(value)
-    return value
-
-
-MOST_NESTED = 200  # lists and objects in one another that are looked into: far from where Python's stack ends
-
-
-def refuse_nul(value: Any, name: str = "", depth: int = 0) -> None:
-    """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
-    if depth > MOST_NESTED:
-        raise TrackerError("invalid", "nested too deeply", f"{re.split('[.[]', name.lstrip('.'))[0]}")
-    if isinstance(value, str) and "\0" in value:
-        raise TrackerError("invalid", "must not contain a NUL character", f"{name.lstrip('.')}")
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            refuse_nul(key, f"{name}: a name" if name else "a name")
-            refuse_nul(item, f"{name}.{key}", depth + 1)
-    if isinstance(value, msgspec.Struct):
-        for field in value.__struct_fields__:
-            refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
-
-
-encode = msgspec.json.Encoder().encode
-
-
-@functools.cache
-def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Callable[[Any], Any]]]:
-    """The fields of a Struct, and how each is made of a column: booleans are numbers there, and JSON is text.
-
-    Without those that not every answer has: they are given by whoever means to show them, as a secret is once.
-    """
-    made = {msgspec.inspect.BoolType: bool}
-    made |= dict.fromkeys((msgspec.inspect.ListType, msgspec.inspect.DictType, msgspec.inspect.AnyType), as_raw)
-    optional = {field.name for field in msgspec.structs.fields(kind) if field.default is UNSET}
-    fields = (field for field in msgspec.inspect.type_info(kind).fields if field.name not in optional)
-    return [(field.name, made.get(plain_type(field.type), unchanged)) for field in fields]
-
-
-def plain_type(kind: Any) -> type:
-    """The type behind what is said of it; of alternatives the first one."""
-    while isinstance(kind, msgspec.inspect.Metadata | msgspec.inspect.UnionType):
-        kind = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind.types[0]
-    return type(kind)
-
-
-def as_raw(text: str | None) -> Raw | None:
-    """A column that holds JSON, as it is."""
-    return None if text is None else Raw(text.encode())
-
-
-def unchanged(value: Any) -> Any:
-    return value
-
-
-def shaped(kind: type[Shape], row: sqlite3.Row, **given: Any) -> Shape:
-    """A row as the API shows it: what is not `given` comes from the columns of the same names, where there are such."""
-    present = set(row.keys()) - given.keys()
-    return kind(**{name: make(row[name]) for name, make in columns_of(kind) if name in present}, **given)
-
-
-def given_fields(body: msgspec.Struct) -> dict[str, Any]:
-    """The fields that a body has brought."""
-    return {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
-
-
-def storable(value: Any) -> Any:
-    """JSON as it can be stored: without NUL characters, and with a question mark for half of a surrogate pair."""
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [storable(one) for one in value]
-    if isinstance(value, dict):
-        return {storable(name): storable(one) for name, one in value.items()}
-    return value
 
 
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -371,16 +143,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             " empty for none.",
         ),
     ] = "tracker.log"
-    log_level: Annotated[LogLevel, about("Workers' log lines from this level on are also kept in the database.")] = (
-        "info"
-    )
-    log_retention: Annotated[Seconds, about("Log lines in the database are deleted after this time, in seconds.")] = (
-        2_592_000
-    )
+    log_level: Annotated[
+        shapes.LogLevel, about("Workers' log lines from this level on are also kept in the database.")
+    ] = "info"
+    log_retention: Annotated[
+        shapes.Seconds, about("Log lines in the database are deleted after this time, in seconds.")
+    ] = 2_592_000
     public_logs: Annotated[bool, about("Whether anybody may read the logs; otherwise only managers.")] = False
     access_log: Annotated[bool, about("Whether to print a line for each request.")] = False
     cookie_name: Annotated[str, about("Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$")] = "tt"
-    session_lifetime: Annotated[Seconds, about("A login ends after this time, in seconds.")] = 2_592_000
+    session_lifetime: Annotated[shapes.Seconds, about("A login ends after this time, in seconds.")] = 2_592_000
     open_registration: Annotated[
         bool, about("Whether anybody may register as a manager (who starts with no rights). The first one always may.")
     ] = True
@@ -395,12 +167,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         about("A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31),
     ] = 3600
     default_job_timeout: Annotated[
-        Seconds, about("A job whose template has no timeout may run for this time, in seconds.")
+        shapes.Seconds, about("A job whose template has no timeout may run for this time, in seconds.")
     ] = 600
     job_retention: Annotated[
-        Seconds, about("An ended job is deleted after this time, in seconds, unless its template says otherwise.")
+        shapes.Seconds,
+        about("An ended job is deleted after this time, in seconds, unless its template says otherwise."),
     ] = 2_592_000
-    max_job_log: Annotated[Count, about("Most log text that is kept of one job, in KiB.")] = 16384
+    max_job_log: Annotated[shapes.Count, about("Most log text that is kept of one job, in KiB.")] = 16384
     theeye_customer: Annotated[
         str,
         about(
@@ -420,45 +193,45 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         about("Which Testflinger server to be like where the two in use contradict one another."),
     ] = "2025"
     testflinger_retention: Annotated[
-        Seconds,
+        shapes.Seconds,
         about(
             "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
             " in seconds (jobs at the latest after job_retention).",
         ),
     ] = 604_800
-    testflinger_max_file: Annotated[Count, about("Largest artifact or attachments of a Testflinger job, in MiB.")] = (
-        4096
-    )
+    testflinger_max_file: Annotated[
+        shapes.Count, about("Largest artifact or attachments of a Testflinger job, in MiB.")
+    ] = 4096
     webhook_networks: Annotated[
         tuple[str, ...],
         about(
             "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
         ),
     ] = ()
-    max_wait: Annotated[Seconds, about("The longest ?wait= for a task that is honoured, in seconds.")] = 60
-    max_count: Annotated[Count, about("The most tasks that one ?count= or one bulk release may take.")] = 1000
-    max_bulk: Annotated[Count, about("The most tasks in one bulk submit.")] = 100_000
-    max_body: Annotated[Count, about("Largest request body, in KiB.")] = 1024
-    max_bulk_body: Annotated[Count, about("Largest body of a bulk submit, in KiB.")] = 65536
+    max_wait: Annotated[shapes.Seconds, about("The longest ?wait= for a task that is honoured, in seconds.")] = 60
+    max_count: Annotated[shapes.Count, about("The most tasks that one ?count= or one bulk release may take.")] = 1000
+    max_bulk: Annotated[shapes.Count, about("The most tasks in one bulk submit.")] = 100_000
+    max_body: Annotated[shapes.Count, about("Largest request body, in KiB.")] = 1024
+    max_bulk_body: Annotated[shapes.Count, about("Largest body of a bulk submit, in KiB.")] = 65536
     request_timeout: Annotated[
-        Seconds, about("A client has this long to send its headers, and again to send its body.")
+        shapes.Seconds, about("A client has this long to send its headers, and again to send its body.")
     ] = 30
     shutdown_timeout: Annotated[
-        Seconds, about("Requests in flight have this long to finish when the tracker stops.")
+        shapes.Seconds, about("Requests in flight have this long to finish when the tracker stops.")
     ] = 10
     history_retention: Annotated[
-        Seconds,
+        shapes.Seconds,
         about(
             "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"
             " forgotten after this time, in seconds."
         ),
     ] = 2_592_000
     snapshot_interval: Annotated[
-        Seconds, about("Time between two snapshots of every project's counts, in seconds.")
+        shapes.Seconds, about("Time between two snapshots of every project's counts, in seconds.")
     ] = 60
-    snapshot_history: Annotated[Seconds, about("Snapshots are deleted after this time, in seconds.")] = 7_776_000
+    snapshot_history: Annotated[shapes.Seconds, about("Snapshots are deleted after this time, in seconds.")] = 7_776_000
     refresh_interval: Annotated[
-        Seconds, about("An open page of the manager UI fetches what has changed after this time, in seconds.")
+        shapes.Seconds, about("An open page of the manager UI fetches what has changed after this time, in seconds.")
     ] = 5
     production_branches: Annotated[
         tuple[str, ...], about("A push to one of these branches sets a project's version (git webhook).")
@@ -1377,13 +1150,13 @@ def clean_alias(tx: Tx, alias: str) -> str:
     return alias
 
 
-def create_worker(tx: Tx, caller: Caller, body: AliasBody) -> Worker:
+def create_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> shapes.Worker:
     """Registers a worker, with no rights yet. Its secret is in the answer and nowhere else."""
     if not tx.settings.open_worker_registration:
         logged_in(caller)
     alias = clean_alias(tx, body.alias)
     worker, secret = insert_worker(tx, alias)
-    return Worker(id=worker, created=tx.time, alias=alias, secret=secret, paused=False)
+    return shapes.Worker(id=worker, created=tx.time, alias=alias, secret=secret, paused=False)
 
 
 def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
@@ -1396,31 +1169,31 @@ def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
     return row["id"], secret
 
 
-def get_worker(tx: Tx, caller: Caller, worker: int) -> Worker:
+def get_worker(tx: Tx, caller: Caller, worker: int) -> shapes.Worker:
     """A worker as everybody may see it, without its secret."""
     row = tx.one("SELECT id, created, alias, paused FROM worker WHERE id = ?", (worker,))
     if row is None:
         raise TrackerError("not_found", f"No worker {worker}")
-    return shaped(Worker, row)
+    return shaped(shapes.Worker, row)
 
 
 @needs(WORKER)
-def update_worker(tx: Tx, caller: Caller, body: AliasBody) -> None:
+def update_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> None:
     """Renames the calling worker."""
     tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.worker.id))
 
 
 @needs(ADMIN)
-def set_worker_paused(tx: Tx, caller: Caller, body: PauseBody) -> None:
+def set_worker_paused(tx: Tx, caller: Caller, body: shapes.PauseBody) -> None:
     """Pauses a worker (it is assigned nothing) or lets it go on."""
     get_worker(tx, caller, body.worker)
     tx.execute("UPDATE worker SET paused = ? WHERE id = ?", (body.paused, body.worker))
 
 
-def worker_stats(tx: Tx, caller: Caller) -> list[WorkerStatistics]:
+def worker_stats(tx: Tx, caller: Caller) -> list[shapes.WorkerStatistics]:
     """Every worker and how many tasks it has closed, the busiest first."""
     rows = tx.all("SELECT id, alias, closed_task_count, paused FROM worker ORDER BY closed_task_count DESC, id")
-    return [shaped(WorkerStatistics, row) for row in rows]
+    return [shaped(shapes.WorkerStatistics, row) for row in rows]
 
 
 # ── Projects and access ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -1463,7 +1236,9 @@ def list_projects(tx: Tx, caller: Caller) -> list[Project]:
 
 
 @needs(LOGIN)
-def create_project(tx: Tx, caller: Caller, body: ProjectBody) -> Annotated[int, about("The new project's number.", 2)]:
+def create_project(
+    tx: Tx, caller: Caller, body: shapes.ProjectBody
+) -> Annotated[int, about("The new project's number.", 2)]:
     """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
     if body.name is UNSET:
         raise TrackerError("invalid", "is required", "name")
@@ -1502,7 +1277,7 @@ def forget_project(tx: Tx, project: int) -> bool:
 
 
 @needs(EDIT)
-def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: ProjectBody) -> None:
+def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.ProjectBody) -> None:
     """Changes a project. Fields that are absent stay as they are. Takes effect with the very next assignment.
 
     Making it public needs a tracker admin, and chaining it EDIT in the other project too.
@@ -1517,12 +1292,12 @@ def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: ProjectBo
     tx.ready.append((project["id"], ready))  # if it was un-paused
 
 
-def pause_project(tx: Tx, caller: Caller, project: int, body: PausedBody) -> None:
+def pause_project(tx: Tx, caller: Caller, project: int, body: shapes.PausedBody) -> None:
     """Stops or resumes assignment from a project."""
-    update_project(tx, caller, project, ProjectBody(paused=body.paused))
+    update_project(tx, caller, project, shapes.ProjectBody(paused=body.paused))
 
 
-def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
+def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes.ProjectBody) -> dict[str, Any]:
     """The columns of a new or changed project, or the reason why it is refused."""
     before = {name: old[name] for name in ("name", *NEW_PROJECT)} if old else {**NEW_PROJECT, "chain": None}
     fields = {**before, **given_fields(body)}
@@ -1560,7 +1335,7 @@ def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None)
 
 
 @needs(WORKER)
-def request_access(tx: Tx, caller: Caller, body: AccessBody) -> None:
+def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
     """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it."""
     worker = caller.worker.id
     find_project(tx, body.project)
@@ -1578,7 +1353,7 @@ def request_access(tx: Tx, caller: Caller, body: AccessBody) -> None:
 
 
 @needs(MANAGE_ACCESS)
-def list_access(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Access]:
+def list_access(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Access]:
     """Who has or wants access, the waiting requests first."""
     rows = tx.all(
         "SELECT a.role_submit AS submit, a.role_assign AS assign, a.request, a.project,"
@@ -1586,7 +1361,7 @@ def list_access(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Access]:
         " WHERE a.project = ? ORDER BY a.request DESC, w.alias, w.id",
         (project["id"],),
     )
-    return [shaped(Access, row, worker=shaped(Worker, row)) for row in rows]
+    return [shaped(shapes.Access, row, worker=shaped(shapes.Worker, row)) for row in rows]
 
 
 def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
@@ -1612,7 +1387,7 @@ def reject_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) ->
 
 
 @needs(MANAGE_ACCESS)
-def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: WorkerRolesBody) -> None:
+def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WorkerRolesBody) -> None:
     """Gives a worker exactly this access, asked for or not."""
     get_worker(tx, caller, body.worker)
     if not (body.assign or body.submit):
@@ -1634,7 +1409,7 @@ def get_secret(
 
 
 @needs(SECRET)
-def set_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: SecretBody) -> None:
+def set_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.SecretBody) -> None:
     """Sets what workers need to run this project."""
     tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project["id"]))
 
@@ -1648,50 +1423,9 @@ def get_webhook_secret(
 
 
 @needs(SECRET)
-def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: WebhookSecretBody) -> None:
+def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WebhookSecretBody) -> None:
     """Sets the key with which the project's git host signs its push events."""
     tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project["id"]))
-
-
-SIGNATURE_HEADERS = {
-    "x-hub-signature-256": "sha256",
-    "x-gitea-signature": "sha256",
-    "x-gogs-signature": "sha256",
-    "x-hub-signature": "sha1",
-}
-
-
-def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> Push:
-    """Sets the version of the project whose repository was pushed to, if its webhook secret signed the body.
-
-    `signatures` are the request's headers of SIGNATURE_HEADERS. Nothing of the body is believed before it has matched.
-    """
-    push = decode(body, PushBody)
-    rows = tx.all("SELECT * FROM project WHERE git_repo = ? AND git_repo <> ''", (push.repository.full_name,))
-    if not rows:
-        problem = f"no project has the git_repo {push.repository.full_name!r}"
-        raise TrackerError("invalid", problem, "repository.full_name")
-    projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
-    if not projects:
-        raise TrackerError("forbidden", "The signature is missing or does not match the project's webhook secret")
-    branch = push.ref.removeprefix("refs/heads/")
-    if branch not in tx.settings.production_branches:
-        raise TrackerError("invalid", f"{push.ref!r} is not one of {', '.join(tx.settings.production_branches)}", "ref")
-    if push.deleted:
-        raise TrackerError("invalid", "the branch is gone, there is no version to set", "deleted")
-    for row in projects:
-        tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, row["id"]))
-    return Push(push.after, [row["id"] for row in projects])
-
-
-def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:
-    """Whether one of the signatures is the HMAC of the raw body under this key."""
-    for header, algorithm in SIGNATURE_HEADERS.items():
-        given = signatures.get(header, "").removeprefix(f"{algorithm}=").lower()
-        expected = hmac.new(key.encode(), body, algorithm).hexdigest() if given else "none"
-        if hmac.compare_digest(expected.encode(), given.encode()):
-            return True
-    return False
 
 
 # ── Managers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1804,9 +1538,9 @@ def store_password(tx: Tx, caller: Caller, new_hash: str) -> bytes:
     return open_session(tx, manager.id)
 
 
-def get_account(tx: Tx, caller: Caller) -> Account:
+def get_account(tx: Tx, caller: Caller) -> shapes.Account:
     """Tells who is logged in."""
-    return Account(caller.manager is not None, caller.manager)
+    return shapes.Account(caller.manager is not None, caller.manager)
 
 
 def end_session(tx: Tx, session: bytes | None) -> None:
@@ -1841,17 +1575,17 @@ def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
 
 
 @needs(LOGIN, of=PROJECT)
-def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[ProjectManager]:
+def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.ProjectManager]:
     """Every manager with a role in the project, and its role bits."""
     rows = tx.all(
         "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
         (project["id"],),
     )
-    return [ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
+    return [shapes.ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
 
 
 @needs(MANAGE_ACCESS)
-def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: RoleBody) -> None:
+def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
     """Gives a manager exactly these roles in the project. Role 0 takes all away."""
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"no manager {body.manager}", "manager")
@@ -1863,13 +1597,13 @@ def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: RoleBody) -> No
 
 
 @needs(MANAGE_ACCESS)
-def set_named_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: RoleForm) -> None:
+def set_named_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleForm) -> None:
     """Gives a manager exactly these roles."""
     row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
     role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
     if row is None:
         raise TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
-    set_role(tx, caller, project, RoleBody(row["id"], role))
+    set_role(tx, caller, project, shapes.RoleBody(row["id"], role))
 
 
 def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
@@ -1895,7 +1629,7 @@ OK, FAIL, SKIP = 0, 1, 2
 MOST_RECIPES = 2**22  # characters after which an answer with several tasks ends
 
 
-class BulkTask(SubmitBody):
+class BulkTask(shapes.SubmitBody):
     """A task of a bulk submit."""  # counts itself, so that decoding ends at the limit and not after it
 
     def __post_init__(self) -> None:
@@ -1929,15 +1663,7 @@ class NewTask(NamedTuple):
     hash64: int | None
 
 
-class Assigned(NamedTuple):
-    """What an attempt to be assigned tasks came to."""
-
-    tasks: list[Task]
-    others: bool = False  # whether tasks are ready that this worker may not have
-    delay: float = 0  # seconds for which a rate limit now keeps everybody from the next task
-
-
-def new_task(body: SubmitBody) -> NewTask:
+def new_task(body: shapes.SubmitBody) -> NewTask:
     """Checks what types cannot say, and turns a unique string into its hash."""
     hash64, other = to_int64(body.hash64, "hash64"), to_int64(body.hash_u64, "hash_u64")
     if hash64 and other and hash64 != other:
@@ -2060,12 +1786,12 @@ def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_has
     return stored
 
 
-def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -> BulkSubmitted:
+def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -> shapes.BulkSubmitted:
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
     project = submitter(tx, credentials, tasks[0].project)
     stored = insert_tasks(tx, tasks, project.id, project.keep_hashes)
     charge_submit(tx, project, len(tasks))
-    return BulkSubmitted(stored, len(tasks) - stored)
+    return shapes.BulkSubmitted(stored, len(tasks) - stored)
 
 
 class Asker(NamedTuple):
@@ -2286,7 +2012,7 @@ SELECT_HELD = """
 """
 
 
-def release_task(tx: Tx, credentials: WorkerCredentials, body: ReleaseBody) -> bool:
+def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBody) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
 
     False for a result that still needs another worker's verification, and when the caller does not hold the task (any
@@ -2311,7 +2037,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: ReleaseBody) -> b
     return verify_task(tx, task, credentials.id, verification)
 
 
-def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[ReleaseBody]) -> list[bool]:
+def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.ReleaseBody]) -> list[bool]:
     """Several releases, all or none."""
     authenticate(tx, credentials)
     updated = []
@@ -2477,7 +2203,7 @@ def column_default(field: msgspec.structs.FieldInfo) -> Any:
 NEW_TEMPLATE: dict[str, Any] = {
     **{
         field.name: column_default(field)
-        for field in msgspec.structs.fields(Template)
+        for field in msgspec.structs.fields(shapes.Template)
         if not field.required and field.name != "secret"
     },
     **{"recipe": "", "script": None, "key_hash": None},
@@ -2527,17 +2253,17 @@ def api_template(tx: Tx, name: str) -> sqlite3.Row | None:
     return tx.one(f"{named} AND api", (name,)) or tx.one(f"{named} LIMIT 1", (name,))
 
 
-def template_shown(tx: Tx, row: sqlite3.Row, whole: bool = True, secret: str | UnsetType = UNSET) -> Template:
+def template_shown(tx: Tx, row: sqlite3.Row, whole: bool = True, secret: str | UnsetType = UNSET) -> shapes.Template:
     """A template as the JSON API shows it: of its key no more than that it has one."""
     given = {"has_key": row["key_hash"] is not None, "secret": secret}
     if whole:
         script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
         given |= {"recipe": row["recipe"], "script": script or ""}
-    return shaped(Template, row, **given)
+    return shaped(shapes.Template, row, **given)
 
 
 @needs(LOGIN)
-def create_template(tx: Tx, caller: Caller, body: TemplateBody) -> Template:
+def create_template(tx: Tx, caller: Caller, body: shapes.TemplateBody) -> shapes.Template:
     """Makes a template, of a project in which the manager has EDIT.
 
     Its secret, which opens this template alone, is in the answer and is not shown again.
@@ -2549,7 +2275,7 @@ def create_template(tx: Tx, caller: Caller, body: TemplateBody) -> Template:
     return template_shown(tx, row, secret=row["secret"])
 
 
-def insert_template(tx: Tx, body: TemplateBody) -> sqlite3.Row:
+def insert_template(tx: Tx, body: shapes.TemplateBody) -> sqlite3.Row:
     """Stores a new template, whoever wants it. Refuses what checked_template refuses."""
     check_room(tx, "template", body.project)
     fields = {"project": body.project, **checked_template(tx, None, body)}
@@ -2566,7 +2292,7 @@ def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> 
 
 
 @needs(EDIT, TEMPLATE)
-def update_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: TemplateBody) -> None:
+def update_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes.TemplateBody) -> None:
     """Changes a template. Fields that are absent stay as they are, and so do the jobs that it has made.
 
     An empty `key` takes the key away. A template stays in its project.
@@ -2574,7 +2300,7 @@ def update_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: Templat
     save_template(tx, template, body)
 
 
-def save_template(tx: Tx, old: sqlite3.Row, body: TemplateBody) -> sqlite3.Row:
+def save_template(tx: Tx, old: sqlite3.Row, body: shapes.TemplateBody) -> sqlite3.Row:
     """Stores what is changed of a template, whoever wants it. Refuses what checked_template refuses."""
     if body.project is not UNSET and body.project != old["project"]:
         raise TrackerError("invalid", "a template stays in its project", "project")
@@ -2583,7 +2309,7 @@ def save_template(tx: Tx, old: sqlite3.Row, body: TemplateBody) -> sqlite3.Row:
     return tx.one(f"UPDATE template SET {changes} WHERE id = :id RETURNING *", {"id": old["id"], **fields})
 
 
-def checked_template(tx: Tx, old: sqlite3.Row | None, body: TemplateBody) -> dict[str, Any]:
+def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody) -> dict[str, Any]:
     """The columns of a new or changed template, or the reason why it is refused."""
     given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
     project = given.pop("project", None) if old is None else old["project"]
@@ -2606,7 +2332,7 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: TemplateBody) -> dic
     return {**fields, "updated": tx.time}
 
 
-def check_declarations(body: TemplateBody) -> None:
+def check_declarations(body: shapes.TemplateBody) -> None:
     """Refuses what cannot be meant: a variable declared twice, a value that it does not allow, no name in `env`."""
     for name in body.env or ():
         if not name or "=" in name:
@@ -2650,13 +2376,13 @@ def delete_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> None:
 
 
 @needs(EDIT, TEMPLATE)
-def get_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> Template:
+def get_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> shapes.Template:
     """A template with its script."""
     return template_shown(tx, template)
 
 
 @needs(EDIT)
-def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Template]:
+def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Template]:
     """The project's templates, by name, without their scripts and recipes."""
     rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
     return [template_shown(tx, row, whole=False) for row in rows]
@@ -2705,11 +2431,11 @@ def token_of_job(tx: Tx, job: int | None) -> str | None:
     return row["token"] if row else None
 
 
-def job_shown(tx: Tx, row: sqlite3.Row, whole: bool = True) -> Job:
+def job_shown(tx: Tx, row: sqlite3.Row, whole: bool = True) -> shapes.Job:
     """A job as the JSON API shows it; not the `whole`: as lists do."""
     texts = ("variables", "arguments", "result", "output") if whole else ()
     return shaped(
-        Job,
+        shapes.Job,
         row,
         id=row["token"],
         retry_of=token_of_job(tx, row["retry_of"]),
@@ -2719,7 +2445,7 @@ def job_shown(tx: Tx, row: sqlite3.Row, whole: bool = True) -> Job:
 
 
 @needs(EDIT, TEMPLATE, worker=SUBMIT)
-def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: TriggerBody) -> Job:
+def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes.TriggerBody) -> shapes.Job:
     """Makes a job of a template.
 
     A worker passes the project's submit rate limit, as with a task. 400 names the variable or the number of arguments.
@@ -2772,7 +2498,7 @@ def make_job(
 def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any]:
     """The template's variables, with the values that are given. Refuses what it does not declare or allow."""
     refuse_nul(given, "variables")
-    declared = msgspec.json.decode(template["variables"], type=list[Variable])
+    declared = msgspec.json.decode(template["variables"], type=list[shapes.Variable])
     unknown = given.keys() - {variable.name for variable in declared}
     if unknown and not template["undeclared"]:
         raise TrackerError("invalid", "the template has no such variable", f"{min(unknown)}")
@@ -2788,18 +2514,18 @@ def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any
     return values
 
 
-def free_arguments(template: sqlite3.Row) -> list[Argument]:
+def free_arguments(template: sqlite3.Row) -> list[shapes.Argument]:
     """The arguments that a job has to bring, in their order."""
     return [argument for argument in declared_arguments(template) if argument.type != "fixed"]
 
 
-def declared_arguments(template: sqlite3.Row) -> list[Argument]:
-    declared = msgspec.json.decode(template["arguments"], type=list[Argument])
+def declared_arguments(template: sqlite3.Row) -> list[shapes.Argument]:
+    declared = msgspec.json.decode(template["arguments"], type=list[shapes.Argument])
     return sorted(declared, key=lambda argument: argument.order)
 
 
-def declared_variables(template: sqlite3.Row) -> list[Variable]:
-    return msgspec.json.decode(template["variables"], type=list[Variable])
+def declared_variables(template: sqlite3.Row) -> list[shapes.Variable]:
+    return msgspec.json.decode(template["variables"], type=list[shapes.Variable])
 
 
 def place_arguments(template: sqlite3.Row, given: list[Any]) -> list[str]:
@@ -2973,7 +2699,7 @@ def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
     )
 
 
-def release_job(tx: Tx, task: Held, worker: int, body: ReleaseBody, report: Report) -> bool:
+def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, report: Report) -> bool:
     """What a release does to a task that has a job: as to others, but a failed one does not stay in the queue."""
     tx.execute(
         "UPDATE job SET result = ?, reported = ?, output = ?, warned = warned OR ? WHERE id = ?",
@@ -3079,7 +2805,7 @@ def held_task(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
 
 
 @needs(WORKER)
-def log_to_task(tx: Tx, caller: Caller, body: TaskLogBody) -> TaskLogged:
+def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.TaskLogged:
     """Adds lines to the log of a task that the caller holds; of a task with a job, to the job's.
 
     `held` is false, and nothing is stored, when the caller does not hold it (any more). A job's lines that are
@@ -3089,26 +2815,26 @@ def log_to_task(tx: Tx, caller: Caller, body: TaskLogBody) -> TaskLogged:
     held = held_task(tx, worker, body.task_id)
     if held is None:
         check_task_existed(tx, body.task_id)
-        return TaskLogged(False, 0)
+        return shapes.TaskLogged(False, 0)
     if held["job"] is None:
         entries = [entry for entry in body.entries if LEVELS[entry.level] <= LEVELS[tx.settings.log_level]]
         for entry in entries:
             store_log_entry(tx, worker, entry, held["id"], held["project"])
-        return TaskLogged(True, len(entries))
+        return shapes.TaskLogged(True, len(entries))
     job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
     seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
     stored = add_job_lines(tx, job, worker, body.entries[seen:])
     if body.first is not None:
         sent = max(job["sent_count"], body.first + len(body.entries))
         tx.execute("UPDATE job SET sent_count = ? WHERE id = ?", (sent, job["id"]))
-    return TaskLogged(True, stored)
+    return shapes.TaskLogged(True, stored)
 
 
 LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
 INSERT_LINE = "INSERT INTO job_line (job, number, time, level, scope, message, worker) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
-def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[TaskEntry]) -> int:
+def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[shapes.TaskEntry]) -> int:
     """Adds a worker's lines to a job's log, whatever their level, until the log is full. How many were stored."""
     most, size, number, warned = 1024 * tx.settings.max_job_log, job["log_size"], job["line_count"], job["warned"]
     for entry in entries:
@@ -3157,19 +2883,19 @@ def job_log(tx: Tx, job: int, after: int = 0, limit: int = 1000) -> list[sqlite3
 
 
 @needs(READ, JOB, worker=SUBMIT)
-def get_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> Job:
+def get_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
     """A job: its state, what it was given, its result."""
     return job_shown(tx, job)
 
 
 @needs(READ, JOB, worker=SUBMIT)
-def get_job_log(tx: Tx, caller: Caller, job: sqlite3.Row, query: LinesQuery) -> list[JobEntry]:
+def get_job_log(tx: Tx, caller: Caller, job: sqlite3.Row, query: shapes.LinesQuery) -> list[shapes.JobEntry]:
     """Lines of a job's log, in the order logged, and the tracker's own (scope `tracker`, worker 0) among them.
 
     The last line's id as `after` continues it.
     """
     lines = job_log(tx, job["id"], query.after, query.limit)
-    return [shaped(JobEntry, line, level=LEVEL_NAMES[line["level"]]) for line in lines]
+    return [shaped(shapes.JobEntry, line, level=LEVEL_NAMES[line["level"]]) for line in lines]
 
 
 @needs(EDIT, JOB, worker=SUBMIT)
@@ -3182,14 +2908,14 @@ def cancel_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> None:
 
 
 @needs(EDIT, JOB, worker=SUBMIT)
-def retry_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> Job:
+def retry_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
     """Makes a new job with all that an ended one was given. 409 while that is still live."""
     charge_worker(tx, caller, job["project"])
     return job_shown(tx, repeat_job(tx, job, "native", **caller.by))
 
 
 @needs(READ, PROJECT, worker=SUBMIT, by_itself=True)
-def list_jobs(tx: Tx, caller: Caller, query: JobsQuery) -> JobPage:
+def list_jobs(tx: Tx, caller: Caller, query: shapes.JobsQuery) -> shapes.JobPage:
     """Jobs, the newest first, without their results. The answer's `before` continues the list; null at its end.
 
     Without project and template, a manager's jobs of all projects. A page may hold fewer jobs than asked for, or none,
@@ -3211,7 +2937,7 @@ def list_jobs(tx: Tx, caller: Caller, query: JobsQuery) -> JobPage:
     else:
         logged_in(caller)
     rows, more = find_jobs(tx, None if project is not None else caller, query)
-    return JobPage([job_shown(tx, row, whole=False) for row in rows], more)
+    return shapes.JobPage([job_shown(tx, row, whole=False) for row in rows], more)
 
 
 # What a list shows of a job; its results may be long.
@@ -3222,7 +2948,7 @@ LISTED_JOB = (
 
 
 def find_jobs(
-    tx: Tx, caller: Caller | None, query: JobsQuery, columns: str = LISTED_JOB
+    tx: Tx, caller: Caller | None, query: shapes.JobsQuery, columns: str = LISTED_JOB
 ) -> tuple[list[sqlite3.Row], int | None]:
     """The jobs of a query, the newest first, and the place before which to go on (None: no more).
 
@@ -3316,13 +3042,13 @@ def workflow_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
     return tx.one("SELECT * FROM workflow WHERE token = ? AND deleted IS NULL", (token,))
 
 
-def workflow_shown(tx: Tx, row: sqlite3.Row, secret: str | UnsetType = UNSET) -> Workflow:
+def workflow_shown(tx: Tx, row: sqlite3.Row, secret: str | UnsetType = UNSET) -> shapes.Workflow:
     edges = tx.all("SELECT template, ending, target FROM workflow_edge WHERE workflow = ?", (row["id"],))
-    return shaped(Workflow, row, edges=[shaped(Edge, edge) for edge in edges], secret=secret)
+    return shaped(shapes.Workflow, row, edges=[shaped(shapes.Edge, edge) for edge in edges], secret=secret)
 
 
 @needs(LOGIN)
-def create_workflow(tx: Tx, caller: Caller, body: WorkflowBody) -> Workflow:
+def create_workflow(tx: Tx, caller: Caller, body: shapes.WorkflowBody) -> shapes.Workflow:
     """Makes a workflow of templates. The manager has EDIT in its project, and in those of its templates.
 
     Its secret, which opens this workflow alone, is in the answer and is not shown again.
@@ -3343,7 +3069,7 @@ def create_workflow(tx: Tx, caller: Caller, body: WorkflowBody) -> Workflow:
 
 
 @needs(EDIT, WORKFLOW)
-def update_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: WorkflowBody) -> None:
+def update_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.WorkflowBody) -> None:
     """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges."""
     if body.project not in (UNSET, workflow["project"]):
         raise TrackerError("invalid", "a workflow stays in its project", "project")
@@ -3354,7 +3080,7 @@ def update_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: Workflo
         set_edges(tx, workflow["id"], body.edges)
 
 
-def check_workflow(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: WorkflowBody) -> None:
+def check_workflow(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes.WorkflowBody) -> None:
     """Refuses a name that is taken, and templates that are not there or not the manager's to use."""
     if body.name is not UNSET:
         if not body.name.strip():
@@ -3376,7 +3102,7 @@ def check_workflow(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: Workfl
             raise TrackerError("invalid", f"no template {template} that you may edit", field)
 
 
-def set_edges(tx: Tx, workflow: int, edges: list[Edge]) -> None:
+def set_edges(tx: Tx, workflow: int, edges: list[shapes.Edge]) -> None:
     tx.execute("DELETE FROM workflow_edge WHERE workflow = ?", (workflow,))
     tx.executemany(
         "INSERT INTO workflow_edge VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -3391,13 +3117,13 @@ def delete_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> None:
 
 
 @needs(EDIT, WORKFLOW)
-def get_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> Workflow:
+def get_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> shapes.Workflow:
     """A workflow with its edges."""
     return workflow_shown(tx, workflow)
 
 
 @needs(EDIT)
-def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Workflow]:
+def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Workflow]:
     """The project's workflows, by name."""
     rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
     return [workflow_shown(tx, row) for row in rows]
@@ -3410,7 +3136,7 @@ def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> New
 
 
 @needs(EDIT, WORKFLOW, worker=SUBMIT)
-def trigger_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: TriggerBody) -> Job:
+def trigger_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.TriggerBody) -> shapes.Job:
     """Starts a run of a workflow, and its first step with what is given."""
     charge_worker(tx, caller, workflow["project"])
     return job_shown(tx, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
@@ -3518,7 +3244,9 @@ def start_step(tx: Tx, run: sqlite3.Row, template: sqlite3.Row, arguments: list[
     """A job of the template, with those of the run's variables that it takes."""
     variables = msgspec.json.decode(run["variables"])
     if not template["undeclared"]:
-        declared = {variable.name for variable in msgspec.json.decode(template["variables"], type=list[Variable])}
+        declared = {
+            variable.name for variable in msgspec.json.decode(template["variables"], type=list[shapes.Variable])
+        }
         variables = {name: value for name, value in variables.items() if name in declared}
     make_job(tx, template, variables, arguments, "workflow", workflow_job=run["id"])
 
@@ -3559,14 +3287,14 @@ class TaskFilter(msgspec.Struct, omit_defaults=True):
     state: Literal["waiting", "assigned", "awaiting_verification", "failed"] = "waiting"
     text: Annotated[str, Meta(max_length=1000)] = ""
     assignee: Id | None = None
-    priority: Int64 | None = None
+    priority: shapes.Int64 | None = None
 
 
 class TaskAction(msgspec.Struct):
     """What a manager does to tasks. `priority` is for set_priority."""
 
     action: Literal["retry", "requeue", "set_priority", "delete"]
-    priority: Int64 | None = None
+    priority: shapes.Int64 | None = None
 
 
 def find_tasks(
@@ -3766,9 +3494,7 @@ PIECE_BYTES = 2**18  # and no step stores more than this at once
 
 
 RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": "hard_reset"}
-MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the others
 LINES_RETENTION = 86400  # seconds for which their operation is kept at least: its maker may come back the next day
-MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
 
 
 def begin_bulk_submit(tx: Tx, credentials: WorkerCredentials, project: int) -> int:
@@ -3823,7 +3549,7 @@ def editor(tx: Tx, credentials: Credentials, project: int) -> Manager:
     return caller.manager
 
 
-def accept_lines_submit(tx: Tx, credentials: Credentials, operation: int, report: LinesReport) -> None:
+def accept_lines_submit(tx: Tx, credentials: Credentials, operation: int, report: shapes.LinesReport) -> None:
     """From this commit on all lines that were not refused will be submitted. The caller is checked once more.
 
     A worker pays the project's submit rate for all these tasks, and may begin when a single one would be let through.
@@ -3913,7 +3639,7 @@ def get_operation(tx: Tx, caller: Caller, operation: int) -> sqlite3.Row:
 
 
 @needs(LOGIN, worker=SUBMIT, by_itself=True, says="The worker or manager that began it; managers with READ there.")
-def show_operation(tx: Tx, caller: Caller, operation: int) -> LongOperation:
+def show_operation(tx: Tx, caller: Caller, operation: int) -> shapes.LongOperation:
     """How far a long operation is, and what has become of it.
 
     It is kept after its end for the time of the setting `history_retention`; that of submitted lines, for a day at
@@ -3922,7 +3648,7 @@ def show_operation(tx: Tx, caller: Caller, operation: int) -> LongOperation:
     row = get_operation(tx, caller, operation)
     state = "running" if row["finished"] is None else "finished"
     report = as_raw(row["report"]) if row["kind"] == "submit_lines" else None
-    return shaped(LongOperation, row, state=state, report=report)
+    return shaped(shapes.LongOperation, row, state=state, report=report)
 
 
 def unfinished_operations(tx: Tx) -> list[int]:
@@ -3980,7 +3706,7 @@ def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | Non
     keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
     duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), keep_hashes)]
     if duplicates:
-        report = msgspec.json.decode(operation["report"], type=LinesReport)
+        report = msgspec.json.decode(operation["report"], type=shapes.LinesReport)
         report.duplicate_count += len(duplicates)
         report.duplicates = (report.duplicates + duplicates)[:MOST_REPORTED]
         operation["report"] = encode(report).decode()
@@ -4034,31 +3760,12 @@ STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
 # ── Submitted lines ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
-    """A line of an upload as JSON: like a submitted task, but the project is known."""
-
-    project: Id = 0
-
-
-EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time"))  # of no account in a new task
-
-
 @needs(EDIT)
 def submit_as_manager(tx: Tx, caller: Caller, project: sqlite3.Row, body: LineTask) -> None:
     """Adds a task to the queue; the workers' rate limit does not count. 409 for a duplicate."""
     task = new_task(body)._replace(project=project["id"])
     if not insert_task(tx, task, project["keep_hashes"]):
         raise TrackerError("conflict", "there is such a task already", "unique_string")
-
-
-class Upload(NamedTuple):
-    """Lines that are to become tasks of a project, and the name by which who sends them knows them."""
-
-    source: BinaryIO
-    project: int
-    defaults: LineDefaults
-    field: str
-    first_line: int = 1  # above 1: it is a later part of a file
 
 
 async def submit_upload(
@@ -4077,7 +3784,7 @@ async def submit_upload(
 
 async def stage_lines(database: Database, operation: int, upload: Upload, credentials: Credentials) -> None:
     """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
-    report = LinesReport()
+    report = shapes.LinesReport()
     pieces = line_pieces(upload, 1024 * database.settings.max_bulk_body, report)
     for number in itertools.count(1):
         piece = await asyncio.to_thread(next, pieces, None)
@@ -4089,69 +3796,6 @@ async def stage_lines(database: Database, operation: int, upload: Upload, creden
     await database.write(accept_lines_submit, credentials, operation, report)
 
 
-def line_pieces(upload: Upload, most: int, report: LinesReport) -> Iterator[bytes]:
-    """The lines as pieces of a bulk submit (JSON), each task with its line's number; refused ones go to the report."""
-    try:
-        yield from task_pieces(upload, most, report)
-    except NoLines as error:
-        raise TrackerError("too_large" if error.too_large else "invalid", str(error), upload.field) from None
-
-
-def task_pieces(upload: Upload, most: int, report: LinesReport) -> Iterator[bytes]:
-    """Like line_pieces. NoLines for what is no text, or unpacks to more than `most` bytes."""
-    piece: list[list] = []
-    size = 0
-    for number, line in numbered_lines(upload.source, most, upload.first_line):
-        if number % 64 == 0:
-            time.sleep(0)  # lets other threads have the interpreter
-        if line is not None and not line.strip():
-            continue
-        report.line_count += 1
-        try:
-            task = task_of_line(line, upload.project, upload.defaults)
-        except TrackerError as error:
-            report.refused_count += 1
-            if len(report.refused) < MOST_REPORTED:
-                report.refused.append((number, error.message[:MOST_REASON]))
-            continue
-        piece.append([number, *task])
-        size += len(line)
-        if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
-            yield encode(piece)
-            piece, size = [], 0
-    if piece:
-        yield encode(piece)
-
-
-def task_of_line(line: bytes | None, project: int, defaults: LineDefaults) -> NewTask:
-    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task.
-
-    Of an exported task that is what makes a new one like it. A null is as good as nothing.
-    """
-    if line is None:
-        raise TrackerError("invalid", f"longer than {MOST_LINE_BYTES // 2**20} MiB")
-    try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        raise TrackerError("invalid", "not valid UTF-8") from None
-    fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
-    if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
-        given = decode(line, dict[str, Any])
-        fields |= {name: value for name, value in given.items() if value is not None and name not in EXPORTED_STATE}
-    else:
-        fields["recipe"] = text
-    body = convert(fields, LineTask)
-    refuse_nul(body)
-    if body.project not in (0, project):
-        raise TrackerError("invalid", f"{body.project}, but this is project {project}", "project")
-    if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
-        body.unique_string = body.recipe
-    return new_task(body)._replace(project=project)
-
-
-LINE_DEFAULTS = ("priority", "max_retries", "max_assign_time", "verification_count")
-
-
 # ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
@@ -4160,13 +3804,13 @@ MOST_LOG_ENTRIES = 1000
 MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
 
 
-def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: LogBody) -> str:
+def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> str:
     """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
     worker = authenticate(tx, credentials)
     message = body.message if body.message is not UNSET else body.Message
     if message is UNSET:
         raise TrackerError("invalid", "is required", "message")
-    entry = TaskEntry(message, body.timestamp, level, body.scope)
+    entry = shapes.TaskEntry(message, body.timestamp, level, body.scope)
     held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
     if held and held["job"] is not None:
         add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
@@ -4176,7 +3820,7 @@ def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: LogB
     return f"{worker.alias} ({credentials.id}) {body.scope}: {message}"
 
 
-def store_log_entry(tx: Tx, worker: int, entry: TaskEntry, task: int | None, project: int | None) -> None:
+def store_log_entry(tx: Tx, worker: int, entry: shapes.TaskEntry, task: int | None, project: int | None) -> None:
     tx.execute(
         "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -4193,7 +3837,7 @@ def only_project(tx: Tx, worker: int) -> int | None:
     return rows[0]["project"] if len(rows) == 1 else None
 
 
-def list_logs(tx: Tx, caller: Caller, body: LogsBody) -> list[LogEntry]:
+def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
     """Log entries, the newest first."""
     if not tx.settings.public_logs:
         logged_in(caller)
@@ -4216,7 +3860,7 @@ def list_logs(tx: Tx, caller: Caller, body: LogsBody) -> list[LogEntry]:
     logs, size = [], 0
     for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
         data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
-        logs.append(shaped(LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
+        logs.append(shaped(shapes.LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
         size += len(row["message"])
         if len(logs) == body.limit or size > MOST_LOG_TEXT:
             break
@@ -4231,35 +3875,37 @@ SNAPSHOT_PIECE = 50  # projects per transaction
 
 
 @needs(SEES)
-def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: LastSnapshots) -> list[Snapshot]:
+def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.LastSnapshots) -> list[shapes.Snapshot]:
     """The last snapshots of a project, the newest first."""
     newest = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?"
-    return [shaped(Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
+    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
 
 
 @needs(SEES)
-def get_snapshots_between(tx: Tx, caller: Caller, project: sqlite3.Row, query: SnapshotsBetween) -> list[Snapshot]:
+def get_snapshots_between(
+    tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.SnapshotsBetween
+) -> list[shapes.Snapshot]:
     """The snapshots of a project between two moments, both included, the newest first. Of many, the newest 10,080."""
     rows = tx.all(
         "SELECT * FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ? ORDER BY time_stamp DESC LIMIT ?",
         (project["id"], query.start, query.end, MOST_SNAPSHOTS),
     )
-    return [shaped(Snapshot, row) for row in rows]
+    return [shaped(shapes.Snapshot, row) for row in rows]
 
 
 @needs(SEES)
-def get_assignees(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Assignee]:
+def get_assignees(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Assignee]:
     """Who holds the most tasks of a project now; those that nobody holds are under `unassigned`."""
     rows = tx.all(
         "SELECT w.alias AS assignee, t.held_task_count AS task_count FROM tally t JOIN worker w ON w.id = t.worker"
         " WHERE t.project = ? AND t.held_task_count > 0 ORDER BY t.held_task_count DESC, w.id LIMIT 16",
         (project["id"],),
     )
-    assignees = [shaped(Assignee, row) for row in rows]
+    assignees = [shaped(shapes.Assignee, row) for row in rows]
     if unassigned := sum(
         project[name] for name in COUNT_COLUMNS if name not in ("assigned_task_count", "closed_task_count")
     ):
-        assignees.append(Assignee("unassigned", unassigned))
+        assignees.append(shapes.Assignee("unassigned", unassigned))
     return sorted(assignees, key=lambda one: -one.task_count)[:16]
 
 
@@ -4341,139 +3987,6 @@ def prune(tx: Tx, table: str) -> bool:
         },
     ).rowcount
     return deleted >= PIECE_TASKS
-
-
-# ── Waiting workers ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Waiter:
-    """One request that waits for a task of some projects."""
-
-    __slots__ = ("projects", "turn", "woken")
-
-    def __init__(self, projects: Sequence[int]):
-        self.projects = projects
-        self.woken: asyncio.Future | None = None
-        self.turn = 0  # the last wake-up that it tried and could not use
-
-
-class Waiters:
-    """Who waits for tasks. Each task that becomes ready wakes one worker; one that cannot take it wakes the next.
-
-    A waiter joins before its first attempt, so that a task committed between attempt and wait cannot be missed.
-    """
-
-    def __init__(self) -> None:
-        self._queues: dict[int, dict[Waiter, None]] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._turn = 0
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len({waiter for queue in self._queues.values() for waiter in queue})
-
-    def announce(self, project: int, count: int) -> None:
-        """`count` tasks of the project have become ready: wakes as many workers, those first that wait longest."""
-        queue = self._queues.get(project)
-        if queue:
-            self._turn += 1
-            for waiter in list(itertools.islice(queue, min(count, len(queue)))):
-                self._wake(waiter, self._turn)
-
-    async def assign(
-        self, projects: Sequence[int], attempt: Callable[[], Awaitable[Assigned]], seconds: float, gone: asyncio.Future
-    ) -> list[dict[str, Any]]:
-        """Attempts now and after each wake-up; [] after `seconds`, when the client is `gone`, or at the tracker's stop.
-
-        A refusal of the attempt is raised, but a rate limit that ends in time is waited for.
-        """
-        loop = asyncio.get_running_loop()
-        ends, waiter = loop.time() + seconds, Waiter(projects)
-        self._join(waiter)
-        try:
-            while True:
-                outcome = await self._attempt(waiter, attempt, ends - loop.time())
-                if outcome.tasks:
-                    if len(projects) > 1:  # woken for one project, it may have taken another one's task
-                        self._pass_on(waiter)
-                    return outcome.tasks
-                if outcome.others:
-                    self._pass_on(waiter)
-                if not await self._woken(waiter, ends - loop.time(), gone):
-                    return []
-        except BaseException:
-            self._pass_on(waiter)  # the wake-up that led to this attempt came to nothing
-            raise
-        finally:
-            self._remove(waiter)
-            if waiter.woken.done():
-                self._pass_on(waiter)  # one more arrived that no attempt followed
-
-    async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:
-        try:
-            outcome = await attempt()
-        except TrackerError as error:
-            if error.code != "too_fast" or error.delay > left:
-                raise
-            outcome = Assigned([], others=len(waiter.projects) > 1, delay=error.delay)
-        if outcome.delay:
-            for project in waiter.projects:
-                self._wake_later(project, outcome.delay)
-        return outcome
-
-    async def _woken(self, waiter: Waiter, seconds: float, gone: asyncio.Future) -> bool:
-        """Waits for the next wake-up. False when there will be none."""
-        if self._closed:
-            return False
-        await asyncio.wait((waiter.woken, gone), timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
-        if gone.done() or not waiter.woken.done():
-            return False
-        self._join(waiter)
-        return True
-
-    def _join(self, waiter: Waiter) -> None:
-        waiter.woken = asyncio.get_running_loop().create_future()
-        for project in waiter.projects:
-            self._queues.setdefault(project, {})[waiter] = None
-
-    def _remove(self, waiter: Waiter) -> None:
-        for project in waiter.projects:
-            queue = self._queues.get(project, {})
-            queue.pop(waiter, None)
-            if not queue:
-                self._queues.pop(project, None)
-
-    def _wake(self, waiter: Waiter, turn: int) -> None:
-        self._remove(waiter)
-        waiter.turn = turn
-        waiter.woken.set_result(None)
-
-    def _pass_on(self, waiter: Waiter) -> None:
-        """Wakes one worker a project that has not had this turn yet, so that a turn goes round once at the most."""
-        if self._closed:
-            return
-        for project in waiter.projects:
-            other = next((one for one in self._queues.get(project, ()) if one.turn < waiter.turn), None)
-            if other:
-                self._wake(other, waiter.turn)
-
-    def _wake_later(self, project: int, delay: float) -> None:
-        """One timer a project: the limiter lets one task through at a time, so one worker is to be woken for it."""
-        if project not in self._timers:
-            loop = asyncio.get_running_loop()
-            self._timers[project] = loop.call_later(delay + 0.001, self._limiter_free, project)
-
-    def _limiter_free(self, project: int) -> None:
-        self._timers.pop(project, None)
-        self.announce(project, 1)
-
-    def close(self) -> None:
-        """The tracker stops: nobody waits any longer."""
-        self._closed = True
-        for timer in self._timers.values():
-            timer.cancel()
-        for waiter in {waiter for queue in self._queues.values() for waiter in queue}:
-            self._wake(waiter, self._turn)
 
 
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -4663,7 +4176,6 @@ JSON_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 PLAIN_HEAD = plain_head(JSON_HEADERS)
-SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
 
 
 Answer = Callable[[dict, Callable, Callable], Awaitable[None]]  # it sends itself: a Reply, a Response of Starlette's
@@ -4725,25 +4237,20 @@ def error_reply(error: TrackerError) -> Reply:
     return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, error=error)
 
 
-class Call:
+class Call(Incoming):
     """One request, decoded piece by piece as a handler asks for it.
 
     Each door (the JSON API, the pages, a dialect) has its kind of Call, whose `refuse` is the form of its refusals.
     """
 
-    __slots__ = ("receive", "scope", "tracker")
+    __slots__ = ("tracker",)
 
     def __init__(self, scope: dict, receive: Callable, tracker: Tracker):
-        self.scope, self.receive, self.tracker = scope, receive, tracker
+        super().__init__(scope, receive)
+        self.tracker = tracker
 
     async def refuse(self, error: TrackerError) -> Answer:
         return error_reply(error)
-
-    def header(self, name: bytes) -> bytes | None:
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return value
-        return None
 
     def worker(self) -> WorkerCredentials:
         """The credentials in X-Worker-ID and X-Secret. 401 when they cannot be any worker's."""
@@ -4763,14 +4270,6 @@ class Call:
             with contextlib.suppress(itsdangerous.BadSignature):
                 return self.tracker.signer.unsign(cookie)
         return None
-
-    def cookies(self, name: str) -> Iterator[bytes]:
-        """The cookies of that name. Ours are never quoted; the library's unquoting takes minutes over a hostile one."""
-        for key, value in self.scope["headers"]:
-            if key == b"cookie":
-                for cookie in value.split(b";"):
-                    if cookie.strip().startswith(name.encode() + b"="):
-                        yield cookie.strip()[len(name) + 1 :]
 
     def worker_or_session(self) -> WorkerCredentials | bytes | None:
         return self.worker() if self.header(b"x-worker-id") else self.session()
@@ -4806,102 +4305,16 @@ class Call:
         if name != "job":
             return self.path_id(name)
         token = self.scope["path_params"][name]
-        if not re.fullmatch(TOKEN, token):
+        if not re.fullmatch(shapes.TOKEN, token):
             raise TrackerError("not_found", "There is no such job")
         return token
 
-    def query(self) -> dict[str, list[str]]:
-        try:
-            return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
-        except ValueError:
-            raise TrackerError("invalid", "not a valid query string", "query") from None
-
-    def query_as(self, kind: type, *several: str) -> Any:
-        """The query's parameters as a struct; numbers are given as text there. `several` may be given repeatedly."""
-        texts = {name: given if name in several else given[-1:] for name, given in self.query().items()}
-        values = {name: given if name in several else given[0] for name, given in texts.items()}
-        try:
-            query = convert(values, kind, strict=False)
-        except TrackerError as error:
-            raise TrackerError("invalid", error.problem, error.field.partition("[")[0]) from None
-        for name, value in msgspec.to_builtins(query).items():
-            numbers = value if name in several else [value]
-            if name in texts and type(numbers[0]) is int and set(map(str, numbers)) != set(texts[name]):
-                raise TrackerError("invalid", "must be a whole number", name)  # msgspec reads 1e3 and 1.0 as well
-        return query
-
     async def body(self, limit: int | None = None) -> bytes:
-        """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
-        most = 1024 * (limit or self.tracker.settings.max_body)
-        self.refuse_longer(most)
-        parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
-        while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise TrackerError("timeout", "did not arrive", "body")
-            parts.append(message["body"])
-            size += len(message["body"])
-            if size > most:
-                raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def spool(self, file: BinaryIO, limit: int) -> None:
-        """Moves the body to a file, to its beginning, a block at a time. 413 as soon as it exceeds the limit (in KiB).
-
-        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory.
-        """
-        self.refuse_longer(1024 * limit)
-        block, size, more = bytearray(), 0, True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise TrackerError("timeout", "did not arrive", "body")
-            block += message["body"]
-            size += len(message["body"])
-            if size > 1024 * limit:
-                raise TrackerError("too_large", f"more than {limit} KiB", "body")
-            more = message.get("more_body", False)
-            if len(block) >= SPOOL_BYTES or not more:
-                await asyncio.to_thread(file.write, bytes(block))
-                block.clear()
-                keeps_coming(self.receive)
-        file.seek(0)
-
-    def refuse_longer(self, most: int) -> None:
-        """413 for a body that is said to be longer than that many bytes, before it comes."""
-        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
-            raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
-
-    async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
-        """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
-        most, size = 1024 * limit, 0
-        if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
-            raise TrackerError("invalid", "its Content-Type is too long", "body")
-
-        async def receive() -> dict:
-            nonlocal size
-            message = await self.receive()
-            size += len(message.get("body", b""))
-            if size > most:
-                raise TrackerError("too_large", f"more than {limit} KiB", what)
-            return message
-
-        try:
-            form = await Request(self.scope, receive).form(max_part_size=most, **limits)
-        except (HTTPException, MultiPartException, FormParserError) as error:
-            raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
-        except ClientDisconnect:
-            raise TrackerError("timeout", "did not arrive", "body") from None
-        return {name: form.getlist(name) for name in form}
+        """The whole body. 413 as soon as it is known to exceed the limit (in KiB; as a rule the setting max_body)."""
+        return await self.read_body(limit or self.tracker.settings.max_body)
 
     async def json(self, kind: Any) -> Any:
         return decode(await self.body(), kind)
-
-    async def gone(self) -> None:
-        """Returns when the client has closed the connection."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
 
 
 class Endpoint:
@@ -4980,7 +4393,7 @@ UPDATED = about("Whether the task was closed, failed or skipped.", True)
 ALL_UPDATED = about("Whether each task was closed, failed or skipped.", [True, True])
 
 
-@takes(Call.worker, SubmitBody, who=SUBMITTER)
+@takes(Call.worker, shapes.SubmitBody, who=SUBMITTER)
 async def submit(call: Call) -> Reply:
     """Adds a task to a project's queue.
 
@@ -4988,7 +4401,7 @@ async def submit(call: Call) -> Reply:
     same hash refuses it; where the project keeps hashes, a closed one does too.
     """
     caller = call.worker()
-    await call.tracker.db.write(submit_task, caller, new_task(await call.json(SubmitBody)))
+    await call.tracker.db.write(submit_task, caller, new_task(await call.json(shapes.SubmitBody)))
     return Reply()
 
 
@@ -5023,7 +4436,7 @@ def takes_of(row: Native) -> Takes:
         body=given[1] if row.methods != "GET" else None,
         query=given[1] if row.methods == "GET" else None,
         status=row.status,
-        path={"job": Token} if "job" in ids else None,
+        path={"job": shapes.Token} if "job" in ids else None,
         who=need or "",
         answer=None if content is type(None) else {row.envelope: content} if row.envelope else content,
     )
@@ -5051,7 +4464,7 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
     return handler
 
 
-@takes(Call.worker, BulkSubmitBody | list[BulkTask], who=SUBMITTER, answer=BulkSubmitted)
+@takes(Call.worker, BulkSubmitBody | list[BulkTask], who=SUBMITTER, answer=shapes.BulkSubmitted)
 async def bulk_submit(call: Call) -> Reply:
     """Adds many tasks to one project's queue.
 
@@ -5065,27 +4478,36 @@ async def bulk_submit(call: Call) -> Reply:
     body = await call.body(tracker.settings.max_bulk_body if trusted else None)
     tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
     if not tasks:
-        return Reply(BulkSubmitted(0, 0))
+        return Reply(shapes.BulkSubmitted(0, 0))
     if len(tasks) <= PIECE_TASKS and len(body) <= PIECE_BYTES:
         return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
-    pieces = await asyncio.to_thread(split_tasks, tasks)
+    pieces = await asyncio.to_thread(lambda: list(in_pieces((len(task.recipe), task) for task in tasks)))
     stored = await store_pieces(tracker, credentials, tasks[0].project, len(tasks), pieces)
-    return Reply(BulkSubmitted(stored, len(tasks) - stored))
+    return Reply(shapes.BulkSubmitted(stored, len(tasks) - stored))
 
 
-def split_tasks(tasks: list[NewTask]) -> list[bytes]:
-    """Tasks as JSON in pieces of at most PIECE_TASKS tasks and about PIECE_BYTES."""
-    pieces: list[bytes] = []
-    piece: list[NewTask] = []
+def in_pieces(sized: Iterable[tuple[int, Any]]) -> Iterator[bytes]:
+    """Tasks, each with its size in bytes, as JSON in pieces of at most PIECE_TASKS and about PIECE_BYTES."""
+    piece: list[Any] = []
     size = 0
-    for task in tasks:
+    for length, task in sized:
         piece.append(task)
-        size += len(task.recipe)
+        size += length
         if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
-            pieces.append(encode(piece))
+            yield encode(piece)
             piece, size = [], 0
-            time.sleep(0)
-    return [*pieces, encode(piece)] if piece else pieces
+            time.sleep(0)  # lets other threads have the interpreter
+    if piece:
+        yield encode(piece)
+
+
+def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterator[bytes]:
+    """The lines as pieces of a bulk submit, each task with its line's number; refused ones go to the report."""
+
+    def make(body: LineTask) -> NewTask:
+        return new_task(body)._replace(project=upload.project)
+
+    return in_pieces((size, [number, *task]) for number, size, task in tasks_of(upload, most, report, make))
 
 
 async def store_pieces(
@@ -5104,7 +4526,7 @@ async def store_pieces(
     return await tracker.begin_operation(operation, answered=True)
 
 
-@takes(Call.worker, query=UploadQuery, who=SUBMITTER, answer={"operation": Annotated[int, UPLOADED]})
+@takes(Call.worker, query=shapes.UploadQuery, who=SUBMITTER, answer={"operation": Annotated[int, UPLOADED]})
 async def submit_lines(call: Call) -> Reply:
     """Adds the lines of a text to a project's queue, a task each, however many they are.
 
@@ -5117,7 +4539,7 @@ async def submit_lines(call: Call) -> Reply:
     A `token` of the client's own makes it safe to repeat the call when no answer came: the first operation with it is
     answered again, and nothing is submitted twice. While the first call with it is still being read, that is 503.
     """
-    credentials, project, query = call.worker(), call.path_id("project"), call.query_as(UploadQuery)
+    credentials, project, query = call.worker(), call.path_id("project"), call.query_as(shapes.UploadQuery)
     database, most = call.tracker.db, call.tracker.settings.max_bulk_body
     operation = await database.read(find_lines_submit, credentials, project, query.token)  # before a large body is read
     if operation is None:
@@ -5128,7 +4550,7 @@ async def submit_lines(call: Call) -> Reply:
     return Reply({"operation": operation})
 
 
-@takes(Call.worker, query=AssignQuery, who=ASSIGNEE, answer=[{"task": Task}, {"tasks": list[Task]}])
+@takes(Call.worker, query=shapes.AssignQuery, who=ASSIGNEE, answer=[{"task": Task}, {"tasks": list[Task]}])
 async def get_task(call: Call) -> Reply:
     """Assigns the project's best task to the calling worker.
 
@@ -5138,23 +4560,25 @@ async def get_task(call: Call) -> Reply:
     """
     caller, project = call.worker(), call.path_id("project")
     if call.scope["query_string"]:
-        return await assign(call, caller, (project,), call.query_as(AssignQuery))
+        return await assign(call, caller, (project,), call.query_as(shapes.AssignQuery))
     tasks = (await call.tracker.db.write(assign_tasks, caller, (project,))).tasks
     return Reply({"task": tasks[0]}) if tasks else NO_TASK
 
 
-@takes(Call.worker, query=AssignFromQuery, who=ASSIGNEE_OF_ALL, answer=[{"tasks": list[Task]}, {"task": Task}])
+@takes(Call.worker, query=shapes.AssignFromQuery, who=ASSIGNEE_OF_ALL, answer=[{"tasks": list[Task]}, {"task": Task}])
 async def get_task_of_several(call: Call) -> Reply:
     """Assigns the best task of several projects to the calling worker.
 
     The project with the highest priority comes first, then the task with the highest priority, then the oldest. Access
     to every one of the projects is needed. Otherwise like `GET /task/get/{project}`.
     """
-    caller, query = call.worker(), call.query_as(AssignFromQuery, "project")
+    caller, query = call.worker(), call.query_as(shapes.AssignFromQuery, "project")
     return await assign(call, caller, tuple(query.project), query)
 
 
-async def assign(call: Call, credentials: WorkerCredentials, projects: tuple[int, ...], query: AssignQuery) -> Reply:
+async def assign(
+    call: Call, credentials: WorkerCredentials, projects: tuple[int, ...], query: shapes.AssignQuery
+) -> Reply:
     settings, database = call.tracker.settings, call.tracker.db
     wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
 
@@ -5175,34 +4599,34 @@ async def wait_for_task(
     try:
         tasks = await call.tracker.waiters.assign(projects, attempt, wait, gone)
         if tasks and gone.done():
-            releases = [ReleaseBody(task.id, SKIP) for task in tasks]
+            releases = [shapes.ReleaseBody(task.id, SKIP) for task in tasks]
             await call.tracker.db.write(release_tasks, credentials, releases, long=True)
         return tasks
     finally:
         gone.cancel()
 
 
-@takes(Call.worker, ReleaseBody, who=HOLDER, answer={"updated": Annotated[bool, UPDATED]})
+@takes(Call.worker, shapes.ReleaseBody, who=HOLDER, answer={"updated": Annotated[bool, UPDATED]})
 async def release(call: Call) -> Reply:
     """Ends the calling worker's hold on a task: done, failed or skipped.
 
     `updated` tells whether that changed the task. It is false for a result that still needs another worker's
     verification, and when the worker does not hold the task (any more): then nothing changes.
     """
-    caller, body = call.worker(), await call.json(ReleaseBody)
+    caller, body = call.worker(), await call.json(shapes.ReleaseBody)
     updated = await call.tracker.db.write(release_task, caller, body)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
     return Reply({"updated": updated}, message=message)
 
 
-@takes(Call.worker, BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
+@takes(Call.worker, shapes.BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
 async def bulk_release(call: Call) -> Reply:
     """Releases several tasks, all or none.
 
     `updated` tells of each one, in their order, what `POST /task/release` would have told.
     """
     credentials, most = call.worker(), call.tracker.settings.max_count
-    releases = (await call.json(BulkReleaseBody)).releases
+    releases = (await call.json(shapes.BulkReleaseBody)).releases
     if len(releases) > most:
         raise TrackerError("invalid", f"at most {most} in one request", "releases")
     return Reply({"updated": await call.tracker.db.write(release_tasks, credentials, releases, long=True)})
@@ -5231,16 +4655,16 @@ hard_reset = reset(
 )
 
 
-@takes(Call.worker, LogBody, status=204, path={"level": LogLevel}, who="Any worker.")
+@takes(Call.worker, shapes.LogBody, status=204, path={"level": shapes.LogLevel}, who="Any worker.")
 async def add_log(call: Call) -> Reply:
     """Logs a line.
 
     It always goes to the log file. From the level of the setting `log_level` on it is also kept for `GET /logs`.
     """
     caller, level = call.worker(), call.scope["path_params"]["level"]
-    if level not in get_args(LogLevel):
+    if level not in get_args(shapes.LogLevel):
         raise TrackerError("not_found", f"There is no log level {level!r}")
-    line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(LogBody))
+    line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(shapes.LogBody))
     call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
     return Reply(status=204)
 
@@ -5250,7 +4674,7 @@ def in_one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-@takes(None, PushBody, who="The git host that knows the project's webhook secret.", answer=Push)
+@takes(None, shapes.PushBody, who="The git host that knows the project's webhook secret.", answer=shapes.Push)
 async def git_receive(call: Call) -> Reply:
     """Takes a push event of GitHub, Gitea or Gogs, and sets the version of the project with that repository.
 
@@ -5261,14 +4685,14 @@ async def git_receive(call: Call) -> Reply:
     return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
 
 
-@takes(None, RegisterBody, who=REGISTERING, answer={"manager": Manager})
+@takes(None, shapes.RegisterBody, who=REGISTERING, answer={"manager": Manager})
 async def register(call: Call) -> Reply:
     """Makes a manager's account, and logs it in.
 
     The first manager becomes tracker admin. The others start with no rights.
     """
     call.refuse_other_sites()
-    manager, session = await make_account(call, await call.json(RegisterBody))
+    manager, session = await make_account(call, await call.json(shapes.RegisterBody))
     return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
 
@@ -5276,7 +4700,7 @@ def client_address(call: Call) -> str:
     return (call.scope.get("client") or ("unknown", 0))[0]
 
 
-async def make_account(call: Call, body: RegisterBody) -> tuple[Manager, bytes]:
+async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, bytes]:
     """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
     if not body.username.isprintable() or body.username != body.username.strip():
         raise TrackerError("invalid", "no control characters, and no blanks at its ends", "username")
@@ -5285,18 +4709,18 @@ async def make_account(call: Call, body: RegisterBody) -> tuple[Manager, bytes]:
     return await call.tracker.db.write(register_manager, body.username, password_hash)
 
 
-@takes(None, LoginBody, answer={"manager": Manager})
+@takes(None, shapes.LoginBody, answer={"manager": Manager})
 async def login(call: Call) -> Reply:
     """Logs a manager in.
 
     The answer sets the session cookie. Repeated failures make the next attempt wait.
     """
     call.refuse_other_sites()
-    manager, session = await authenticate_manager(call, await call.json(LoginBody))
+    manager, session = await authenticate_manager(call, await call.json(shapes.LoginBody))
     return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
 
-async def authenticate_manager(call: Call, body: LoginBody) -> tuple[Manager, bytes]:
+async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Manager, bytes]:
     """The manager and its new session. 401 for a wrong password or name, 429 after several."""
     address = client_address(call)
     found = await call.tracker.db.write(count_login, body.username, address)
@@ -5305,7 +4729,7 @@ async def authenticate_manager(call: Call, body: LoginBody) -> tuple[Manager, by
     return await call.tracker.db.write(accept_login, found[0], body.username, address)
 
 
-async def change_password(call: Call, body: PasswordForm) -> bytes:
+async def change_password(call: Call, body: shapes.PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
     write, session = call.tracker.db.write, call.session()
     stored = await write(as_caller, count_password_attempt, session)
@@ -5324,7 +4748,7 @@ async def logout(call: Call) -> Reply:
     return Reply(status=204, headers=[session_cookie(call, None)])
 
 
-@takes(Call.session, answer=Account)
+@takes(Call.session, answer=shapes.Account)
 async def account(call: Call) -> Reply:
     """Tells who is logged in."""
     content = await call.tracker.db.read(as_caller, get_account, call.session())
@@ -5738,7 +5162,7 @@ def toml_value(value: Any) -> str:
 def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     try:
         password = getpass.getpass(f"Password for {options.name}: ") if sys.stdin.isatty() else sys.stdin.readline()
-        body = convert({"username": options.name, "password": password.rstrip("\r\n")}, RegisterBody)
+        body = convert({"username": options.name, "password": password.rstrip("\r\n")}, shapes.RegisterBody)
         password_hash = hash_password(body.password)
         body.username.encode()
     except (EOFError, UnicodeError):

@@ -35,12 +35,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, compile_path
 
 import pages
+import shapes
 import tracker
 from dialects import plumbing
 from dialects.plumbing import as_bytes, as_json, basic_credentials, decoded, forgiving_json, nothing
 from pages import Action, Page
-from shapes import Name
-from tracker import EDIT, FAIL, OK, ReleaseBody, TrackerError, Tx, WorkerCredentials
+from shapes import Name, ReleaseBody
+from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -726,7 +727,7 @@ def our_name(field: str) -> str:
     return FIELD_NAMES.get(name, name)
 
 
-def template_body(tx: Tx, fields: dict[str, Any]) -> tracker.TemplateBody:
+def template_body(tx: Tx, fields: dict[str, Any]) -> shapes.TemplateBody:
     """The fields of a task as those of a template. Names the fields that cannot be used, all of them."""
     values: dict[str, Any] = {}
     bad = []
@@ -738,7 +739,7 @@ def template_body(tx: Tx, fields: dict[str, Any]) -> tracker.TemplateBody:
                 bad.append(name)
     if bad:
         raise invalid_fields(*((name, "EVALID") for name in bad))
-    return tracker.TemplateBody(**{name: value for name, value in values.items() if value is not msgspec.UNSET})
+    return shapes.TemplateBody(**{name: value for name, value in values.items() if value is not msgspec.UNSET})
 
 
 def unchanged(tx: Tx, value: Any) -> Any:
@@ -826,7 +827,7 @@ TASK_FIELDS: dict[str, tuple[str, Callable[[Tx, Any], Any]]] = {
     "timeout": ("timeout", seconds),
     "env": ("env", environment),
 }
-TEMPLATE_TYPES = {field.name: field.type for field in msgspec.structs.fields(tracker.TemplateBody)} | {"type": Any}
+TEMPLATE_TYPES = {field.name: field.type for field in msgspec.structs.fields(shapes.TemplateBody)} | {"type": Any}
 
 
 # ── Arguments and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -905,7 +906,7 @@ MOST_RESULTS = 2**24  # characters of their results after which it ends
 
 def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
     """The jobs among which to look, by an index where there is one for a filter."""
-    query = tracker.JobsQuery(limit=500)
+    query = shapes.JobsQuery(limit=500)
     if "task_id" in where:
         row = tx.one("SELECT id FROM template WHERE token = ?", (where["task_id"].lower(),))
         query.template = row["id"] if row else 0
@@ -1113,7 +1114,7 @@ def ends_of_texts(result: dict[str, Any], most: int) -> dict[str, str]:
 def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any) -> None:
     """An agent sends what its script wrote with the result; so it becomes the log."""
     if isinstance(text, str) and text.strip("\n"):
-        entries = [tracker.TaskEntry(lines, tx.time, "info", "script") for lines in log_entries(text.strip("\n"))]
+        entries = [shapes.TaskEntry(lines, tx.time, "info", "script") for lines in log_entries(text.strip("\n"))]
         tracker.add_job_lines(tx, job, worker, entries)
 
 
@@ -1427,7 +1428,7 @@ def typed_edges(visit: pages.Visit, values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "edges": [edge for edge in typed if edge["template"] or edge["target"]]} if typed else values
 
 
-def workflow_form(visit: pages.Visit) -> tracker.WorkflowBody:
+def workflow_form(visit: pages.Visit) -> shapes.WorkflowBody:
     """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
     columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
     edges = []
@@ -1438,7 +1439,7 @@ def workflow_form(visit: pages.Visit) -> tracker.WorkflowBody:
             raise TrackerError("invalid", f"row {number} needs a template and what follows it", "edges")
         edges.append(dict(zip(("template", "ending", "target"), values, strict=True)))
     fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": edges}
-    return tracker.convert(fields, tracker.WorkflowBody, strict=False)
+    return tracker.convert(fields, shapes.WorkflowBody, strict=False)
 
 
 async def show_workflows(visit: pages.Visit) -> Response:
@@ -1463,7 +1464,7 @@ class Paste(NamedTuple):
 
 
 def ready_to_paste(
-    visit: pages.Visit, path: str, label: str, arguments: Sequence[tracker.Argument], **more: str
+    visit: pages.Visit, path: str, label: str, arguments: Sequence[shapes.Argument], **more: str
 ) -> Paste:
     """A curl line and an HTML button that trigger what is at the path, with the arguments' labels as their values."""
     given = [one.label or f"argument {number}" for number, one in enumerate(arguments, 1)]
@@ -1486,14 +1487,12 @@ def ready_to_paste(
 
 
 @tracker.needs(EDIT)
-def create_workflow(
-    tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: tracker.WorkflowBody
-) -> tracker.Workflow:
+def create_workflow(tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: shapes.WorkflowBody) -> shapes.Workflow:
     body.project = project["id"]
     return tracker.create_workflow(tx, caller, body)
 
 
-async def show_new_workflow(visit: pages.Visit, created: tracker.Workflow) -> Response:
+async def show_new_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
     return await show_workflow(visit, created.secret, created.id)
 
 
@@ -1501,9 +1500,9 @@ async def show_rotated_secret(visit: pages.Visit, secret: str) -> Response:
     return await show_workflow(visit, secret)
 
 
-def run_form(visit: pages.Visit) -> tracker.TriggerBody:
+def run_form(visit: pages.Visit) -> shapes.TriggerBody:
     """The arguments that were typed, those left empty being null."""
-    return tracker.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
+    return shapes.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
 
 
 def revealing(template: str, read: Callable) -> Callable:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+import shapes
 import tracker
 from tracker import FAIL, OK, SKIP, TaskAction, TaskFilter, Tx, WorkerCredentials
 
@@ -118,19 +119,19 @@ class Queue(Memory):
 
     def create_project(self, name: str, **fields: Any) -> int:
         """A project to which every worker that there is has access."""
-        project = self.do(tracker.create_project, self.session, tracker.ProjectBody(name=name, **fields))["id"]
+        project = self.do(tracker.create_project, self.session, shapes.ProjectBody(name=name, **fields))["id"]
         for (worker,) in self.values("SELECT id FROM worker"):
             self.give_access(worker, project)
         return project
 
     def give_access(self, worker: int, project: int) -> None:
-        body = tracker.WorkerRolesBody(worker, assign=True, submit=True)
+        body = shapes.WorkerRolesBody(worker, assign=True, submit=True)
         self.do(tracker.set_worker_access, self.session, project, body)
 
     def create_manager(self, username: str, role: int = 0) -> bytes:
         """The session of a manager with this role in the project."""
         manager, session = self.do(tracker.register_manager, username, "unused")
-        body = tracker.RoleBody(manager.id, role)
+        body = shapes.RoleBody(manager.id, role)
         self.do(tracker.set_role, self.session, self.project, body)
         return session
 
@@ -153,7 +154,7 @@ class Queue(Memory):
         return task["id"]
 
     def release(self, task: int, result: int = OK, worker: WorkerCredentials | None = None, hash64: int = 0) -> bool:
-        return self.do(tracker.release_task, worker or self.worker, tracker.ReleaseBody(task, result, hash64))
+        return self.do(tracker.release_task, worker or self.worker, shapes.ReleaseBody(task, result, hash64))
 
     def work(
         self,
@@ -211,14 +212,14 @@ class Jobs(Queue):
         return self.do(tracker.create_template, self.session, body)["template"]["id"]
 
     def update_template(self, template: int, **fields: Any) -> None:
-        body = msgspec.convert(fields, tracker.TemplateBody)
+        body = msgspec.convert(fields, shapes.TemplateBody)
         self.do(tracker.update_template, self.session, template, body)
 
     def trigger(
         self, template: int, variables: dict[str, Any] | None = None, arguments: Iterable[Any] = (), caller: Any = None
     ) -> str:
         """The id of a new job."""
-        body = tracker.TriggerBody(variables or {}, list(arguments))
+        body = shapes.TriggerBody(variables or {}, list(arguments))
         return self.do(tracker.trigger_template, caller or self.session, template, body)["job"]["id"]
 
     def assigned(self, worker: WorkerCredentials | None = None) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class Jobs(Queue):
     def finish_job(self, task: int, result: int = OK, output: Any = UNSET, worker: Any = None) -> bool:
         """A worker releases the task of a job, with its output: whether that changed it."""
         output = output if output is UNSET else msgspec.Raw(tracker.encode(output))
-        body = tracker.ReleaseBody(task, result, output=output)
+        body = shapes.ReleaseBody(task, result, output=output)
         return self.do(tracker.release_task, worker or self.worker, body)
 
     def run(self, result: int = OK, output: Any = UNSET) -> str:
@@ -240,8 +241,8 @@ class Jobs(Queue):
 
     def log(self, task: int, *messages: str, first: int | None = None, level: str = "info") -> dict[str, Any]:
         """A worker logs about a task that it holds, or thinks that it does."""
-        entries = [tracker.TaskEntry(message, 7, level) for message in messages]
-        return self.do(tracker.log_to_task, self.worker, tracker.TaskLogBody(task, entries, first))
+        entries = [shapes.TaskEntry(message, 7, level) for message in messages]
+        return self.do(tracker.log_to_task, self.worker, shapes.TaskLogBody(task, entries, first))
 
     def job(self, job: str) -> dict[str, Any]:
         """The job as the JSON API shows it."""
@@ -253,12 +254,12 @@ class Jobs(Queue):
 
     def lines(self, job: str, after: int = 0) -> list[str]:
         """The job's log, without the lines of the tracker."""
-        entries = self.do(tracker.get_job_log, self.session, job, tracker.LinesQuery(after))["entries"]
+        entries = self.do(tracker.get_job_log, self.session, job, shapes.LinesQuery(after))["entries"]
         return [entry["message"] for entry in entries if entry["worker"]]
 
     def said(self, job: str) -> list[str]:
         """What the tracker has to say in the job's log."""
-        entries = self.do(tracker.get_job_log, self.session, job, tracker.LinesQuery())["entries"]
+        entries = self.do(tracker.get_job_log, self.session, job, shapes.LinesQuery())["entries"]
         return [entry["message"] for entry in entries if entry["scope"] == "tracker"]
 
     def cancel(self, job: str, caller: Any = None) -> None:
@@ -272,7 +273,7 @@ class Jobs(Queue):
         """The ids of the jobs that match, the newest first."""
         found: list[str] = []
         while True:
-            answer = self.do(tracker.list_jobs, caller or self.session, tracker.JobsQuery(**query))
+            answer = self.do(tracker.list_jobs, caller or self.session, shapes.JobsQuery(**query))
             found += [job["id"] for job in answer["jobs"]]
             if answer["before"] is None:
                 return found
@@ -295,14 +296,14 @@ class Jobs(Queue):
 
     def create_workflow(self, start: int, *edges: tuple[int, str, int], name: str = "release") -> int:
         """The id of a new workflow. An edge: template, ending, target."""
-        body = tracker.WorkflowBody(
-            project=self.project, name=name, start=start, edges=[tracker.Edge(*edge) for edge in edges]
+        body = shapes.WorkflowBody(
+            project=self.project, name=name, start=start, edges=[shapes.Edge(*edge) for edge in edges]
         )
         return self.do(tracker.create_workflow, self.session, body)["workflow"]["id"]
 
     def start(self, workflow: int, variables: dict[str, Any] | None = None, arguments: Iterable[Any] = ()) -> str:
         """The id of a new run of the workflow."""
-        body = tracker.TriggerBody(variables or {}, list(arguments))
+        body = shapes.TriggerBody(variables or {}, list(arguments))
         return self.do(tracker.trigger_workflow, self.session, workflow, body)["job"]["id"]
 
     def steps(self, run: str) -> dict[str, str]:
@@ -313,8 +314,8 @@ class Jobs(Queue):
         return {row["name"]: row["state"] for row in rows}
 
 
-def template_body(project: int, name: str, **fields: Any) -> tracker.TemplateBody:
-    return msgspec.convert({"project": project, "name": name, **fields}, tracker.TemplateBody)
+def template_body(project: int, name: str, **fields: Any) -> shapes.TemplateBody:
+    return msgspec.convert({"project": project, "name": name, **fields}, shapes.TemplateBody)
 
 
 @contextlib.asynccontextmanager
@@ -366,14 +367,14 @@ def furnish(tx: Tx) -> Place:
     """Makes a Place. Its worker holds all tasks of `held`."""
     session = tracker.register_manager(tx, "admin", "unused")[1]
     manager = tracker.register_manager(tx, "other", "unused")[0].id
-    second = call(tx, tracker.create_project, session, tracker.ProjectBody(name="second", keep_hashes=True))["id"]
-    body = tracker.ProjectBody(name="first", chain=second, keep_hashes=True, git_repo="owner/first")
+    second = call(tx, tracker.create_project, session, shapes.ProjectBody(name="second", keep_hashes=True))["id"]
+    body = shapes.ProjectBody(name="first", chain=second, keep_hashes=True, git_repo="owner/first")
     first = call(tx, tracker.create_project, session, body)["id"]
     worker, other, stranger = (create_worker(tx) for _ in range(3))
     for caller, project in itertools.product((worker, other), (first, second)):
-        call(tx, tracker.request_access, caller, tracker.AccessBody(project, assign=True, submit=True))
+        call(tx, tracker.request_access, caller, shapes.AccessBody(project, assign=True, submit=True))
         call(tx, tracker.accept_request, session, project, caller.id)
-    call(tx, tracker.request_access, stranger, tracker.AccessBody(first, assign=True))
+    call(tx, tracker.request_access, stranger, shapes.AccessBody(first, assign=True))
 
     def hold(verification_count: int, verified_by: WorkerCredentials | None = None, **fields: Any) -> int:
         """The id of a new task that the worker holds."""
@@ -381,7 +382,7 @@ def furnish(tx: Tx) -> Place:
         tracker.submit_task(tx, worker, task)
         if verified_by:
             (assigned,) = call(tx, tracker.assign_tasks, verified_by, [first]).tasks
-            tracker.release_task(tx, verified_by, tracker.ReleaseBody(assigned["id"], OK, 7))
+            tracker.release_task(tx, verified_by, shapes.ReleaseBody(assigned["id"], OK, 7))
         (assigned,) = call(tx, tracker.assign_tasks, worker, [first]).tasks
         return assigned["id"]
 
@@ -396,15 +397,15 @@ def furnish(tx: Tx) -> Place:
     }
     tx.execute("UPDATE task SET deadline_uptime = 0 WHERE id = ?", (held["expired"],))
     failed = hold(1)
-    tracker.release_task(tx, worker, tracker.ReleaseBody(failed, FAIL))
+    tracker.release_task(tx, worker, shapes.ReleaseBody(failed, FAIL))
     for result in (OK, SKIP):
-        tracker.release_task(tx, worker, tracker.ReleaseBody(hold(1), result))
+        tracker.release_task(tx, worker, shapes.ReleaseBody(hold(1), result))
     tracker.submit_tasks(tx, worker, [new_task(first, hash64=number) for number in range(1, 4)])
     waiting = [row["id"] for row in tx.all("SELECT id FROM task WHERE hash64 BETWEEN 1 AND 3")]
     tracker.submit_task(tx, worker, new_task(second, hash64=5))
     tx.execute("UPDATE project SET assign_rate = 100, submit_rate = 100")
     tx.execute("INSERT INTO kept_hash VALUES (?, 99)", (first,))
-    tracker.add_log_entry(tx, worker, "error", tracker.LogBody("old", 1, "old"))
+    tracker.add_log_entry(tx, worker, "error", shapes.LogBody("old", 1, "old"))
     tx.execute("UPDATE log_entry SET received = 0")
     tx.execute("UPDATE assignment SET end_time = 0")
     tx.execute("INSERT INTO tally_hour VALUES (0, ?, ?, 1)", (first, worker.id))
@@ -420,8 +421,8 @@ def furnish_jobs(
     tx: Tx, session: bytes, worker: WorkerCredentials
 ) -> tuple[int, int, int, int, dict[str, tuple[str, int | None]]]:
     """A project with two templates, a workflow of them, and jobs in every state."""
-    project = call(tx, tracker.create_project, session, tracker.ProjectBody(name="third", submit_rate=100))["id"]
-    body = tracker.WorkerRolesBody(worker.id, assign=True, submit=True)
+    project = call(tx, tracker.create_project, session, shapes.ProjectBody(name="third", submit_rate=100))["id"]
+    body = shapes.WorkerRolesBody(worker.id, assign=True, submit=True)
     call(tx, tracker.set_worker_access, session, project, body)
     fields = {"api": True, "script": "echo", "variables": [{"name": "a"}], "max_retries": 2, "keep_count": 5}
     template, other, gone = (
@@ -429,13 +430,13 @@ def furnish_jobs(
         for name in ("build", "other", "gone")
     )
     for script in ("forgotten", "kept with its template"):
-        call(tx, tracker.update_template, session, gone, tracker.TemplateBody(script=script))
+        call(tx, tracker.update_template, session, gone, shapes.TemplateBody(script=script))
     call(tx, tracker.delete_template, session, gone)
-    body = tracker.WorkflowBody(
-        project=project, name="release", start=template, edges=[tracker.Edge(template, "success", other)]
+    body = shapes.WorkflowBody(
+        project=project, name="release", start=template, edges=[shapes.Edge(template, "success", other)]
     )
     workflow = call(tx, tracker.create_workflow, session, body)["workflow"]["id"]
-    given = tracker.TriggerBody({"a": 1, "b": 2})
+    given = shapes.TriggerBody({"a": 1, "b": 2})
     jobs: dict[str, tuple[str, int | None]] = {}
 
     def begin(name: str) -> None:
@@ -451,8 +452,8 @@ def furnish_jobs(
     tx.execute(
         "UPDATE task SET deadline_uptime = 0 WHERE id IN (?, ?)", (jobs["expired"][1], jobs["expired at last"][1])
     )
-    tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["failed"][1], FAIL))
-    tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["closed"][1], OK))
+    tracker.release_task(tx, worker, shapes.ReleaseBody(jobs["failed"][1], FAIL))
+    tracker.release_task(tx, worker, shapes.ReleaseBody(jobs["closed"][1], OK))
     call(tx, tracker.cancel_job, session, jobs["failed"][0])  # which waits again
     for name in ("run", "cancelled run"):
         run = call(tx, tracker.trigger_workflow, session, workflow, given)["job"]["id"]
@@ -463,7 +464,7 @@ def furnish_jobs(
     for name in ("waiting", "the last"):
         job = call(tx, tracker.trigger_template, session, other, given)["job"]
         jobs[name] = job["id"], job["task"]
-    call(tx, tracker.log_to_task, worker, tracker.TaskLogBody(jobs["running"][1], [tracker.TaskEntry("line", 1)], 0))
+    call(tx, tracker.log_to_task, worker, shapes.TaskLogBody(jobs["running"][1], [shapes.TaskEntry("line", 1)], 0))
     tx.execute("UPDATE job SET finished = 1 WHERE finished IS NOT NULL")
     return project, template, other, workflow, jobs
 
@@ -495,12 +496,12 @@ def begin_operations(tx: Tx, session: bytes, worker: WorkerCredentials, project:
 
 
 def create_worker(tx: Tx) -> WorkerCredentials:
-    worker = call(tx, tracker.create_worker, None, tracker.AliasBody("worker"))["worker"]
+    worker = call(tx, tracker.create_worker, None, shapes.AliasBody("worker"))["worker"]
     return WorkerCredentials(worker["id"], worker["secret"].encode())
 
 
 def new_task(project: int, recipe: str = "recipe", **fields: Any) -> tracker.NewTask:
-    return tracker.new_task(tracker.SubmitBody(project, recipe, **fields))
+    return tracker.new_task(shapes.SubmitBody(project, recipe, **fields))
 
 
 def begin_reset(tx: Tx, project: int, kind: str) -> int:
@@ -516,24 +517,24 @@ Operation = tuple[Callable, tuple]
 
 
 def release(place: Place, name: str, result: int = OK, verification: int = 7) -> Operation:
-    body = tracker.ReleaseBody(place.held[name], result, verification)
+    body = shapes.ReleaseBody(place.held[name], result, verification)
     return tracker.release_task, (place.worker, body)
 
 
 def release_many(place: Place) -> Operation:
-    bodies = [tracker.ReleaseBody(task, OK, 7) for task in place.held.values()]
+    bodies = [shapes.ReleaseBody(task, OK, 7) for task in place.held.values()]
     return tracker.release_tasks, (place.worker, bodies)
 
 
 def release_job(place: Place, name: str, result: int = OK, output: Any = UNSET) -> Operation:
     output = output if output is UNSET else msgspec.Raw(tracker.encode(output))
-    body = tracker.ReleaseBody(place.jobs[name][1], result, output=output)
+    body = shapes.ReleaseBody(place.jobs[name][1], result, output=output)
     return tracker.release_task, (place.worker, body)
 
 
 def log_to_job(place: Place) -> Operation:
-    entries = [tracker.TaskEntry("a line", 1), tracker.TaskEntry("another", 1, "warn")]
-    return tracker.log_to_task, (place.worker, tracker.TaskLogBody(place.jobs["running"][1], entries, 0))
+    entries = [shapes.TaskEntry("a line", 1), shapes.TaskEntry("another", 1, "warn")]
+    return tracker.log_to_task, (place.worker, shapes.TaskLogBody(place.jobs["running"][1], entries, 0))
 
 
 def act(place: Place, action: str, *tasks: int) -> Operation:
@@ -599,29 +600,29 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "begin an upload": lambda p: (tracker.begin_lines_submit, (p.session, p.first)),
     "accept an upload": lambda p: (
         tracker.accept_lines_submit,
-        (p.session, p.operations["staged lines"], tracker.LinesReport(6)),
+        (p.session, p.operations["staged lines"], shapes.LinesReport(6)),
     ),
     "carry out an upload": lambda p: step(p, "lines"),
     "discard a bulk submit": lambda p: (discard_bulk_submit, (p.operations["staged"],)),
-    "create a worker": lambda p: (tracker.create_worker, (None, tracker.AliasBody("new"))),
-    "rename a worker": lambda p: (tracker.update_worker, (p.worker, tracker.AliasBody("renamed"))),
-    "pause a worker": lambda p: (tracker.set_worker_paused, (p.session, tracker.PauseBody(p.worker.id, True))),
-    "create a project": lambda p: (tracker.create_project, (p.session, tracker.ProjectBody(name="new", chain=p.first))),
+    "create a worker": lambda p: (tracker.create_worker, (None, shapes.AliasBody("new"))),
+    "rename a worker": lambda p: (tracker.update_worker, (p.worker, shapes.AliasBody("renamed"))),
+    "pause a worker": lambda p: (tracker.set_worker_paused, (p.session, shapes.PauseBody(p.worker.id, True))),
+    "create a project": lambda p: (tracker.create_project, (p.session, shapes.ProjectBody(name="new", chain=p.first))),
     "update a project": lambda p: (
         tracker.update_project,
-        (p.session, p.first, tracker.ProjectBody(chain=0, motd="x")),
+        (p.session, p.first, shapes.ProjectBody(chain=0, motd="x")),
     ),
-    "request access": lambda p: (tracker.request_access, (p.stranger, tracker.AccessBody(p.second, submit=True))),
+    "request access": lambda p: (tracker.request_access, (p.stranger, shapes.AccessBody(p.second, submit=True))),
     "accept a request": lambda p: (tracker.accept_request, (p.session, p.first, p.stranger.id)),
     "give a worker access": lambda p: (
         tracker.set_worker_access,
-        (p.session, p.first, tracker.WorkerRolesBody(p.stranger.id, submit=True)),
+        (p.session, p.first, shapes.WorkerRolesBody(p.stranger.id, submit=True)),
     ),
     "reject a request": lambda p: (tracker.reject_request, (p.session, p.first, p.stranger.id)),
-    "set a secret": lambda p: (tracker.set_secret, (p.session, p.first, tracker.SecretBody("x"))),
+    "set a secret": lambda p: (tracker.set_secret, (p.session, p.first, shapes.SecretBody("x"))),
     "set a webhook secret": lambda p: (
         tracker.set_webhook_secret,
-        (p.session, p.first, tracker.WebhookSecretBody("x")),
+        (p.session, p.first, shapes.WebhookSecretBody("x")),
     ),
     "receive a push": push,
     "register a manager": lambda p: (tracker.register_manager, ("new", "unused")),
@@ -629,10 +630,10 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "finish a login": lambda p: (tracker.accept_login, (p.manager, "other", "127.0.0.1")),
     "log out": lambda p: (tracker.end_session, (p.session,)),
     "promote": lambda p: (tracker.promote_manager, (p.session, p.manager)),
-    "set a role": lambda p: (tracker.set_role, (p.session, p.first, tracker.RoleBody(p.manager, 3))),
+    "set a role": lambda p: (tracker.set_role, (p.session, p.first, shapes.RoleBody(p.manager, 3))),
     "set the role of a named manager": lambda p: (
         tracker.set_named_role,
-        (p.session, p.first, tracker.RoleForm("other", read=True)),
+        (p.session, p.first, shapes.RoleForm("other", read=True)),
     ),
     "begin a change of the password": lambda p: (tracker.count_password_attempt, (p.session,)),
     "finish a change of the password": lambda p: (
@@ -646,21 +647,21 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     ),
     "update a template": lambda p: (
         tracker.update_template,
-        (p.session, p.template, tracker.TemplateBody(name="new", script="new", api=True)),
+        (p.session, p.template, shapes.TemplateBody(name="new", script="new", api=True)),
     ),
     "delete a template": lambda p: (tracker.delete_template, (p.session, p.template)),
     "rotate a template's secret": lambda p: (tracker.rotate_template_secret, (p.session, p.template)),
     "trigger as a worker": lambda p: (
         tracker.trigger_template,
-        (p.worker, p.template, tracker.TriggerBody({"a": 1})),
+        (p.worker, p.template, shapes.TriggerBody({"a": 1})),
     ),
-    "trigger as a manager": lambda p: (tracker.trigger_template, (p.session, p.template, tracker.TriggerBody())),
+    "trigger as a manager": lambda p: (tracker.trigger_template, (p.session, p.template, shapes.TriggerBody())),
     "assign a job": lambda p: (tracker.assign_tasks, (p.worker, [p.third])),
     "assign several jobs and nothing else": lambda p: (tracker.assign_tasks, (p.worker, [p.third], 2, True)),
     "log about a job": log_to_job,
     "log a line about a job": lambda p: (
         tracker.add_log_entry,
-        (p.worker, "error", tracker.LogBody("scope", 1, "message", task_id=p.jobs["running"][1])),
+        (p.worker, "error", shapes.LogBody("scope", 1, "message", task_id=p.jobs["running"][1])),
     ),
     "close a job": lambda p: release_job(p, "running", OK, {"state": "warning", "output": [1]}),
     "close a job that reports failure": lambda p: release_job(p, "running", OK, {"state": "failure"}),
@@ -690,19 +691,19 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
         tracker.create_workflow,
         (
             p.session,
-            tracker.WorkflowBody(
-                project=p.third, name="new", start=p.template, edges=[tracker.Edge(p.template, "failure", p.template)]
+            shapes.WorkflowBody(
+                project=p.third, name="new", start=p.template, edges=[shapes.Edge(p.template, "failure", p.template)]
             ),
         ),
     ),
     "update a workflow": lambda p: (
         tracker.update_workflow,
-        (p.session, p.workflow, tracker.WorkflowBody(name="new", edges=[])),
+        (p.session, p.workflow, shapes.WorkflowBody(name="new", edges=[])),
     ),
     "delete a workflow": lambda p: (tracker.delete_workflow, (p.session, p.workflow)),
     "rotate a workflow's secret": lambda p: (tracker.rotate_workflow_secret, (p.session, p.workflow)),
-    "trigger a workflow": lambda p: (tracker.trigger_workflow, (p.worker, p.workflow, tracker.TriggerBody())),
-    "log": lambda p: (tracker.add_log_entry, (p.worker, "error", tracker.LogBody("scope", 1, "message"))),
+    "trigger a workflow": lambda p: (tracker.trigger_workflow, (p.worker, p.workflow, shapes.TriggerBody())),
+    "log": lambda p: (tracker.add_log_entry, (p.worker, "error", shapes.LogBody("scope", 1, "message"))),
     "roll the tallies": lambda p: (tracker.roll_tallies, ((0, 0), 7)),
     "prune jobs": lambda p: (tracker.prune_jobs, (p.template,)),
     "prune runs": lambda p: (tracker.prune_jobs, (0,)),

@@ -19,6 +19,7 @@ from conftest import Manager, Site, Worker, dump, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
+import shapes
 import tracker
 
 # ── A call of every endpoint that is accepted, for bad ones to be made from ───────────────────────────────────────────
@@ -30,35 +31,35 @@ Headers = Callable[[bytes], dict[str, str]]  # of a request with that body
 class BulkSubmit(msgspec.Struct):
     """What a bulk submit is, all the way down (the tracker decodes it in two steps)."""
 
-    requests: list[tracker.SubmitBody]
+    requests: list[shapes.SubmitBody]
 
 
 BODIES: dict[tuple[str, str], type] = {
-    ("POST", "/task/log"): tracker.TaskLogBody,
-    ("POST", "/template/create"): tracker.TemplateBody,
-    ("POST", "/template/update/{template}"): tracker.TemplateBody,
-    ("POST", "/template/trigger/{template}"): tracker.TriggerBody,
-    ("POST", "/workflow/create"): tracker.WorkflowBody,
-    ("POST", "/workflow/update/{workflow}"): tracker.WorkflowBody,
-    ("POST", "/workflow/trigger/{workflow}"): tracker.TriggerBody,
-    ("POST", "/task/release"): tracker.ReleaseBody,
-    ("POST", "/task/submit"): tracker.SubmitBody,
-    ("POST", "/task/bulk_release"): tracker.BulkReleaseBody,
+    ("POST", "/task/log"): shapes.TaskLogBody,
+    ("POST", "/template/create"): shapes.TemplateBody,
+    ("POST", "/template/update/{template}"): shapes.TemplateBody,
+    ("POST", "/template/trigger/{template}"): shapes.TriggerBody,
+    ("POST", "/workflow/create"): shapes.WorkflowBody,
+    ("POST", "/workflow/update/{workflow}"): shapes.WorkflowBody,
+    ("POST", "/workflow/trigger/{workflow}"): shapes.TriggerBody,
+    ("POST", "/task/release"): shapes.ReleaseBody,
+    ("POST", "/task/submit"): shapes.SubmitBody,
+    ("POST", "/task/bulk_release"): shapes.BulkReleaseBody,
     ("POST", "/task/bulk_submit"): BulkSubmit,
-    ("POST", "/log/{level}"): tracker.LogBody,
-    ("POST", "/worker/create"): tracker.AliasBody,
-    ("POST", "/worker/update"): tracker.AliasBody,
-    ("POST", "/worker/set_paused"): tracker.PauseBody,
-    ("POST", "/project/create"): tracker.ProjectBody,
-    ("POST", "/project/update/{project}"): tracker.ProjectBody,
-    ("POST", "/project/request_access"): tracker.AccessBody,
-    ("POST", "/project/secret/{project}"): tracker.SecretBody,
-    ("POST", "/project/webhook_secret/{project}"): tracker.WebhookSecretBody,
-    ("POST", "/git/receivehook"): tracker.PushBody,
-    ("POST", "/logs"): tracker.LogsBody,
-    ("POST", "/register"): tracker.RegisterBody,
-    ("POST", "/login"): tracker.LoginBody,
-    ("POST", "/manager/set_role_for_project/{project}"): tracker.RoleBody,
+    ("POST", "/log/{level}"): shapes.LogBody,
+    ("POST", "/worker/create"): shapes.AliasBody,
+    ("POST", "/worker/update"): shapes.AliasBody,
+    ("POST", "/worker/set_paused"): shapes.PauseBody,
+    ("POST", "/project/create"): shapes.ProjectBody,
+    ("POST", "/project/update/{project}"): shapes.ProjectBody,
+    ("POST", "/project/request_access"): shapes.AccessBody,
+    ("POST", "/project/secret/{project}"): shapes.SecretBody,
+    ("POST", "/project/webhook_secret/{project}"): shapes.WebhookSecretBody,
+    ("POST", "/git/receivehook"): shapes.PushBody,
+    ("POST", "/logs"): shapes.LogsBody,
+    ("POST", "/register"): shapes.RegisterBody,
+    ("POST", "/login"): shapes.LoginBody,
+    ("POST", "/manager/set_role_for_project/{project}"): shapes.RoleBody,
 }
 SUBMIT_LINES = ("POST", "/task/submit_lines/{project}")  # takes text
 LINES_QUERY = {"priority": 1, "max_retries": 3, "max_assign_time": 60, "verification_count": 1, "format": "auto"}

@@ -13,6 +13,7 @@ import pytest
 from conftest import Manager, Site, client
 from place import Queue, StillClock, call, running
 
+import shapes
 import tracker
 from tracker import EDIT, MANAGE_ACCESS, READ
 
@@ -470,7 +471,7 @@ class Browser:
         self.tracker, self.session = one, lambda: session
 
     async def change(self, password: str, new_password: str) -> bytes:
-        return await tracker.change_password(self, tracker.PasswordForm(password, new_password))
+        return await tracker.change_password(self, shapes.PasswordForm(password, new_password))
 
 
 def with_account(path: Path, main: Callable[[tracker.Tracker, bytes], Coroutine[Any, Any, None]]) -> None:
@@ -550,7 +551,7 @@ def test_a_manager_is_given_exactly_the_roles_that_are_ticked() -> None:
     queue.create_manager("other")
     seen = []
     for ticked in {"read": True, "maintenance": True}, {"secret": True}, {}:
-        queue.do(tracker.set_named_role, queue.session, queue.project, tracker.RoleForm(" OTHER ", **ticked))
+        queue.do(tracker.set_named_role, queue.session, queue.project, shapes.RoleForm(" OTHER ", **ticked))
         seen.append(roles(queue))
     assert seen == [{"other": READ | tracker.MAINTENANCE}, {"other": tracker.SECRET}, {}]
 
@@ -559,11 +560,11 @@ def test_giving_roles_by_name_needs_manage_access_and_a_name_that_there_is() -> 
     queue = Queue()
     giver = queue.create_manager("giver", MANAGE_ACCESS)
     other = queue.create_manager("other", tracker.ALL_ROLES - MANAGE_ACCESS)
-    form = tracker.RoleForm("other", read=True)
+    form = shapes.RoleForm("other", read=True)
     assert queue.refusal(tracker.set_named_role, other, queue.project, form).startswith("forbidden")
     assert queue.refusal(tracker.set_named_role, None, queue.project, form).startswith("unauthorized")
     queue.do(tracker.set_named_role, giver, queue.project, form)
     assert roles(queue)["other"] == READ
-    unknown = tracker.RoleForm("nobody", read=True)
+    unknown = shapes.RoleForm("nobody", read=True)
     refusal = queue.refusal(tracker.set_named_role, giver, queue.project, unknown)
     assert refusal == "not_found: username: there is no manager named 'nobody'"

@@ -16,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from place import Queue, call, finished, new_task, running
 
+import lines
+import shapes
 import tracker
-from tracker import EDIT, MAINTENANCE, READ, LineDefaults, LinesReport, Tx
+from shapes import LineDefaults, LinesReport
+from tracker import EDIT, MAINTENANCE, READ, Tx
 
 MOST = 2**26  # bytes that may be unpacked
 
@@ -38,7 +41,7 @@ def stage(queue: Queue, data: bytes, project: int | None = None, **defaults: Any
     return operation, report
 
 
-def upload(queue: Queue, data: bytes, project: int | None = None, **defaults: Any) -> tracker.LinesReport:
+def upload(queue: Queue, data: bytes, project: int | None = None, **defaults: Any) -> shapes.LinesReport:
     """Submits the lines, and returns the report as a manager finds it afterwards."""
     operation, report = stage(queue, data, project, **defaults)
     queue.do(tracker.accept_lines_submit, queue.session, operation, report)
@@ -240,7 +243,7 @@ def test_a_reason_does_not_repeat_all_of_a_long_line(queue: Queue) -> None:
     """A thousand of them would make a report that nobody can load."""
     reason = refused(queue, json.dumps({"recipe": "r", 100_000 * "x": 1}))
     assert reason.startswith("body: Object contains unknown field xxx")
-    assert len(reason) == tracker.MOST_REASON
+    assert len(reason) == lines.MOST_REASON
 
 
 def test_an_upload_of_which_all_lines_are_refused_submits_nothing_and_says_why(queue: Queue) -> None:
@@ -343,7 +346,7 @@ def test_nothing_counts_before_the_upload_is_accepted(queue: Queue) -> None:
 def found(tx: Tx) -> tuple[bytes, int]:
     """A manager and its project."""
     session = tracker.register_manager(tx, "admin", "unused")[1]
-    return session, call(tx, tracker.create_project, session, tracker.ProjectBody(name="p"))["id"]
+    return session, call(tx, tracker.create_project, session, shapes.ProjectBody(name="p"))["id"]
 
 
 def waiting(tx: Tx) -> int:
@@ -409,9 +412,9 @@ def test_an_upload_whose_manager_loses_the_role_meanwhile_is_refused_at_its_end(
             admin, project = await one.db.write(found)
             content, session = await one.db.write(tracker.register_manager, "other", "unused")
             other = content.id
-            await one.db.write(call, tracker.set_role, admin, project, tracker.RoleBody(other, EDIT))
+            await one.db.write(call, tracker.set_role, admin, project, shapes.RoleBody(other, EDIT))
             operation = await one.db.write(call, tracker.begin_lines_submit, session, project)
-            await one.db.write(call, tracker.set_role, admin, project, tracker.RoleBody(other, READ))
+            await one.db.write(call, tracker.set_role, admin, project, shapes.RoleBody(other, READ))
             with pytest.raises(tracker.TrackerError, match="You have no EDIT role"):
                 await tracker.stage_lines(one.db, operation, upload_of(io.BytesIO(MANY), project), session)
             assert await one.db.read(tracker.unaccepted_bulk_submits) == [operation]

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from place import Jobs
 
+import shapes
 import tracker
-from tracker import FAIL, OK, SKIP, Edge, TriggerBody, WorkflowBody
+from shapes import Edge, TriggerBody, WorkflowBody
+from tracker import FAIL, OK, SKIP
 
 
 @pytest.fixture
@@ -459,7 +461,7 @@ def test_a_manager_without_edit_can_do_nothing_with_a_workflow(
     queue: Jobs, build: int, role: int, hidden: bool, code: str
 ) -> None:
     workflow = queue.create_workflow(build)
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(hidden=hidden))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(hidden=hidden))
     manager = queue.create_manager("other", role)
     for caller, refused in ((manager, code), (None, "unauthorized")):
         for function, *args in (
@@ -476,7 +478,7 @@ def test_a_manager_without_edit_can_do_nothing_with_a_workflow(
 
 def test_a_worker_with_submit_may_start_a_run_and_passes_the_rate_limit(queue: Jobs, build: int) -> None:
     workflow = queue.create_workflow(build)
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(submit_rate=0.1))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(submit_rate=0.1))
     queue.do(tracker.trigger_workflow, queue.worker, workflow, TriggerBody())
     refusal = queue.refusal(tracker.trigger_workflow, queue.worker, workflow, TriggerBody())
     assert refusal.startswith("too_fast: ")

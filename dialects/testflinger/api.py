@@ -26,6 +26,7 @@ from msgspec import Meta, Raw
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+import errors
 import shapes
 import tracker
 from dialects import plumbing
@@ -268,7 +269,7 @@ def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] 
     try:
         struct = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        refused = tracker.refused_value(error)
+        refused = errors.refused_value(error)
         raise Unprocessable(refused.field, refused.problem, where) from None
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
@@ -555,7 +556,7 @@ def check_result(given: dict[str, Any]) -> None:
         try:
             given[name] = msgspec.convert(given[name], RESULT_FIELDS[name], strict=False)
         except msgspec.ValidationError as error:
-            refused = tracker.refused_value(error)
+            refused = errors.refused_value(error)
             place = name if refused.field == "body" else f"{name}.{refused.field}"
             raise Unprocessable(place, refused.problem) from None
 
@@ -679,7 +680,7 @@ def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
         try:
             msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            raise Unprocessable(queue[:200], tracker.refused_value(error).problem) from None
+            raise Unprocessable(queue[:200], errors.refused_value(error).problem) from None
     return given
 
 

@@ -20,6 +20,7 @@ import jwt
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+import errors
 import shapes
 import tracker
 from dialects.plumbing import basic_credentials
@@ -283,7 +284,7 @@ class NewPermissionsBody(LimitsBody, kw_only=True):
 
 def refusal(error: msgspec.ValidationError) -> TrackerError:
     """Why a body is refused, in words for people."""
-    refused = tracker.refused_value(error)
+    refused = errors.refused_value(error)
     if refused.field == "client_id" and "matching regex" in refused.problem:
         problem = "must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -, and begin with a letter, a digit or _"
         return TrackerError("invalid", problem, "client_id")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+import shapes
 import tracker
 from dialects.plumbing import iso
 from dialects.testflinger import clients
@@ -489,7 +490,7 @@ def release_job(tx: Tx, job: Row) -> None:
     tracker.release_task(
         tx,
         WorkerCredentials(job["assignee"], None),
-        tracker.ReleaseBody(job["task"], tracker.FAIL if failed else tracker.OK, output=Raw(encode(report))),
+        shapes.ReleaseBody(job["task"], tracker.FAIL if failed else tracker.OK, output=Raw(encode(report))),
     )
 
 
@@ -593,7 +594,7 @@ def present_phase(job: Row | None) -> str:
 
 def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -> int | None:
     """Adds output to the job's log. The number of the line; None when the log is full."""
-    entry = tracker.TaskEntry(text, int(tx.now if timestamp is None else timestamp), scope=scope)
+    entry = shapes.TaskEntry(text, int(tx.now if timestamp is None else timestamp), scope=scope)
     stored = tracker.add_job_lines(tx, job, job["assignee"], [entry])
     return job["line_count"] + 1 if stored else None
 
