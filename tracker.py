@@ -3,19 +3,29 @@
 A manager makes a project (a queue); workers submit tasks to it, are assigned tasks from it, and release each one as
 done, failed or skipped. What flows where:
 
-    request ─► Endpoint ─► Call (decoded) ─► domain function(tx, …) ─► plain values ─► JSON
-                                                   │
-                             Database.write: one queue, one thread, one transaction and one fsync for all that wait
-                                                   │
-                             Waiters: a commit that made tasks ready wakes one waiting worker for each of them
+    request ─► App (which path?) ─► Endpoint ─► Call (decoded) ─► as_caller(tx, function, …) ─► Structs ─► JSON
+                                                                     │
+             Database.write: one queue, one connection, one transaction and one fsync for all that wait
+                                                                     │
+             Waiters: a commit that made tasks ready wakes one waiting worker for each of them
 
-Every state change is a plain function that takes an open transaction `tx` and plain values, and returns plain values
-or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Sections, in the order in
-which they depend on each other (search for "# ── "):
+Every state change is a plain function `(tx, caller, …)` that takes an open transaction and plain values, and returns
+plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
+found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-    Settings · Errors · Clock, ids and secrets · Database · Dialects · Workers · Projects and access · Managers ·
-    Tasks · Jobs and templates · Workflows · Task lists · Long operations · Logs · Monitoring · Waiting workers ·
-    Background work · HTTP plumbing · JSON API · Manager pages · Routes and app · In-process · Command line
+Beside this module: errors (what is refused), shapes (what goes in and out), server (how bytes come in), lines and
+githook (uploads, push events), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and
+imported when the app is made: pages (the manager UI), dialects/ (other systems' APIs). Sections, in the order in which
+they depend on each other (search for "# ── "):
+
+Beside this module: errors (what is refused), shapes (what goes in and out), server (how bytes come in), lines and
+    Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
+    HTTP plumbing · JSON API · Routes and app · In-process · Command line
+
+Nothing refers to a later section but these, as a task, its job and the job's workflow are one state machine:
+
+    Tasks: expire_job NO_REPORT read_report release_job start_job
+    Jobs and templates: cancel_steps continue_workflow repeat_workflow start_workflow_job
 """
 
 from __future__ import annotations
@@ -823,6 +833,70 @@ def save_uptime(tx: Tx) -> None:
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
 
 
+STEP_TASKS = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
+
+
+STEP_SECONDS = (
+    0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
+)
+
+
+PIECE_TASKS = 500  # tasks in a piece of a bulk submit
+
+
+PIECE_BYTES = 2**18  # and no step stores more than this at once
+
+
+def contains(column: str) -> str:
+    """The condition that a column has :text in it. LIKE is quicker, but takes seconds for some very long texts."""
+    return f"instr(lower({column}), lower(:text))"
+
+
+SEARCH_TIME = 0.03  # seconds after which a page shows what a search has found so far
+
+
+SCAN = 2000  # rows that one step of a search looks at, at most
+
+
+def search(
+    tx: Tx,
+    table: str,
+    where: str,
+    match: str,
+    values: dict,
+    last: int,
+    limit: int,
+    seconds: float,
+    newest: bool = False,
+    columns: str = "*",
+) -> tuple[list[sqlite3.Row], int | None]:
+    """Rows of a range of an index (`where`, by id) that match, and the id after which to go on (None: no more).
+
+    Looks at `limit` rows, then at twice as many, at last at SCAN at a time: so it can end in time however few match.
+    """
+    scan = limit
+    beyond, until, order = ("<", ">=", "DESC") if newest else (">", "<=", "ASC")
+    found: list[sqlite3.Row] = []
+    while True:
+        values = {**values, "last": last, "scan": min(scan, SCAN) - 1, "limit": limit - len(found)}
+        bound = tx.one(
+            f"SELECT id FROM {table} WHERE {where} AND id {beyond} :last ORDER BY id {order} LIMIT 1 OFFSET :scan",
+            values,
+        )
+        window = f"{where} AND id {beyond} :last" + (f" AND id {until} :bound" if bound else "")
+        found += tx.all(
+            f"SELECT {columns} FROM {table} WHERE {window} AND {match} ORDER BY id {order} LIMIT :limit",
+            {**values, "bound": bound and bound["id"]},
+        )
+        if len(found) == limit:
+            return found, found[-1]["id"]
+        if bound is None:
+            return found, None
+        last, scan = bound["id"], 2 * scan
+        if tx.spent() > seconds:
+            return found, last
+
+
 # ── Dialects ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # Other systems' APIs over the same queue, each a module of dialects/, by the names that people write. The core knows
@@ -861,8 +935,8 @@ def hooks(name: str) -> list[Callable]:
 
 def job_happens(tx: Tx, event: str, job: sqlite3.Row) -> None:
     """Something has happened to a job: the dialects that follow jobs do so, in this transaction."""
-    for follow in hooks("job_event"):
-        follow(tx, event, job)
+    for listener in hooks("job_event"):
+        listener(tx, event, job)
 
 
 def known_dialects(tx: Tx) -> list[str]:
@@ -1247,6 +1321,20 @@ def create_project(
     return project
 
 
+SNAPSHOT_PIECE = 50  # projects per transaction
+
+
+def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
+    """Snapshots of the next projects after id `after`. The last one's id, or None when there are no more."""
+    rows = tx.all(
+        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count, failed_task_count,"
+        " closed_task_count, (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
+        " awaiting_verification_count FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
+        (time_stamp, after, SNAPSHOT_PIECE),
+    )
+    return max((row["project"] for row in rows), default=None)
+
+
 def insert_project(tx: Tx, fields: dict[str, Any]) -> int:
     """Stores a project with these fields of NEW_PROJECT, and a name that no other one has. Its id."""
     fields = {**NEW_PROJECT, **fields, "webhook_secret": new_secret()}
@@ -1622,6 +1710,61 @@ def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
         tx.execute("DELETE FROM session WHERE manager = ?", (row["id"],))
 
 
+# ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
+LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
+MOST_LOG_ENTRIES = 1000
+MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
+
+
+def store_log_entry(tx: Tx, worker: int, entry: shapes.TaskEntry, task: int | None, project: int | None) -> None:
+    tx.execute(
+        "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (tx.time, entry.timestamp, LEVELS[entry.level], entry.scope, entry.message, worker, task, project),
+    )
+
+
+def only_project(tx: Tx, worker: int) -> int | None:
+    """The project of a line that names no task: the only one of which the worker holds tasks.
+
+    Most existing clients name none, and their managers want to see a project's log all the same.
+    """
+    rows = tx.all("SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 2", (worker,))
+    return rows[0]["project"] if len(rows) == 1 else None
+
+
+def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
+    """Log entries, the newest first."""
+    if not tx.settings.public_logs:
+        logged_in(caller)
+    if body.level is None and body.max_level is None:
+        raise TrackerError("invalid", "is required", "level")
+    levels = [body.level] if body.level else range(1, body.max_level + 1)
+    before = (
+        tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
+    )
+    if before is None:
+        raise TrackerError("not_found", f"no log entry {body.before}", "before")
+    cursors = [  # one index range a level, each in order already
+        tx.execute(
+            "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
+            " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
+            (level, body.since, *before, body.limit),
+        )
+        for level in levels
+    ]
+    logs, size = [], 0
+    for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
+        data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
+        logs.append(shaped(shapes.LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
+        size += len(row["message"])
+        if len(logs) == body.limit or size > MOST_LOG_TEXT:
+            break
+    return logs
+
+
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NEW, FAILED = 1, 2
@@ -1794,6 +1937,14 @@ def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -
     return shapes.BulkSubmitted(stored, len(tasks) - stored)
 
 
+@needs(EDIT)
+def submit_as_manager(tx: Tx, caller: Caller, project: sqlite3.Row, body: LineTask) -> None:
+    """Adds a task to the queue; the workers' rate limit does not count. 409 for a duplicate."""
+    task = new_task(body)._replace(project=project["id"])
+    if not insert_task(tx, task, project["keep_hashes"]):
+        raise TrackerError("conflict", "there is such a task already", "unique_string")
+
+
 class Asker(NamedTuple):
     """A worker that asks a project for a task, and what it finds there."""
 
@@ -1831,7 +1982,7 @@ class Offer(NamedTuple):
     task: Candidate | None
 
 
-def columns(table: str, kind: type) -> str:
+def columns_for(table: str, kind: type) -> str:
     """The columns of a table, or of an alias for it, that a NamedTuple takes."""
     return ", ".join(f"{table}.{name}" for name in kind._fields)
 
@@ -1843,7 +1994,7 @@ PROJECT_AT = len(Asker._fields)
 TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
 SELECT_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {columns("p", ProjectRow)}, {columns("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1857,7 +2008,7 @@ SELECT_OFFER = f"""
 """
 # For those who can do nothing but jobs, which need no verification.
 SELECT_JOB_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, NULL, NULL, {columns("p", ProjectRow)}, {columns("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, NULL, NULL, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1865,7 +2016,7 @@ SELECT_JOB_OFFER = f"""
             ORDER BY priority DESC, task LIMIT 1)
     WHERE w.id = :worker
 """
-SELECT_CANDIDATE = f"SELECT {columns('t', Candidate)} FROM task t WHERE id = ?"
+SELECT_CANDIDATE = f"SELECT {columns_for('t', Candidate)} FROM task t WHERE id = ?"
 
 
 def assign_tasks(
@@ -2830,6 +2981,22 @@ def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.Task
     return shapes.TaskLogged(True, stored)
 
 
+def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> str:
+    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
+    worker = authenticate(tx, credentials)
+    message = body.message if body.message is not UNSET else body.Message
+    if message is UNSET:
+        raise TrackerError("invalid", "is required", "message")
+    entry = shapes.TaskEntry(message, body.timestamp, level, body.scope)
+    held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
+    if held and held["job"] is not None:
+        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
+    if LEVELS[level] <= LEVELS[tx.settings.log_level]:
+        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
+        store_log_entry(tx, credentials.id, entry, task, project)
+    return f"{worker.alias} ({credentials.id}) {body.scope}: {message}"
+
+
 LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
 INSERT_LINE = "INSERT INTO job_line (job, number, time, level, scope, message, worker) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
@@ -3222,7 +3389,7 @@ def follow_edges(tx: Tx, run: sqlite3.Row, step: sqlite3.Row) -> bool:
     failed = False
     for row in targets:
         try:
-            follow(tx, run, row["target"], arguments)
+            start_following(tx, run, row["target"], arguments)
         except TrackerError as error:
             failed = True
             add_job_line(tx, run["id"], f"step {row['target']} could not be started: {error.message}", "error")
@@ -3230,7 +3397,7 @@ def follow_edges(tx: Tx, run: sqlite3.Row, step: sqlite3.Row) -> bool:
     return failed
 
 
-def follow(tx: Tx, run: sqlite3.Row, target: int, arguments: list[Any]) -> None:
+def start_following(tx: Tx, run: sqlite3.Row, target: int, arguments: list[Any]) -> None:
     template = find_template(tx, target)
     if template is None:
         raise TrackerError("conflict", "the template was deleted")
@@ -3259,8 +3426,6 @@ def cancel_steps(tx: Tx, run: int) -> None:
 
 # ── Task lists ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCAN = 2000  # rows that one step of a search looks at, at most
-SEARCH_TIME = 0.03  # seconds after which a page shows what a search has found so far
 MOST_SELECTED = 1000  # tasks that one action may name
 
 
@@ -3367,50 +3532,6 @@ def state_of(task: sqlite3.Row) -> str:
     return "waiting" if task["verifiers"] is None else "awaiting_verification"
 
 
-def search(
-    tx: Tx,
-    table: str,
-    where: str,
-    match: str,
-    values: dict,
-    last: int,
-    limit: int,
-    seconds: float,
-    newest: bool = False,
-    columns: str = "*",
-) -> tuple[list[sqlite3.Row], int | None]:
-    """Rows of a range of an index (`where`, by id) that match, and the id after which to go on (None: no more).
-
-    Looks at `limit` rows, then at twice as many, at last at SCAN at a time: so it can end in time however few match.
-    """
-    scan = limit
-    beyond, until, order = ("<", ">=", "DESC") if newest else (">", "<=", "ASC")
-    found: list[sqlite3.Row] = []
-    while True:
-        values = {**values, "last": last, "scan": min(scan, SCAN) - 1, "limit": limit - len(found)}
-        bound = tx.one(
-            f"SELECT id FROM {table} WHERE {where} AND id {beyond} :last ORDER BY id {order} LIMIT 1 OFFSET :scan",
-            values,
-        )
-        window = f"{where} AND id {beyond} :last" + (f" AND id {until} :bound" if bound else "")
-        found += tx.all(
-            f"SELECT {columns} FROM {table} WHERE {window} AND {match} ORDER BY id {order} LIMIT :limit",
-            {**values, "bound": bound and bound["id"]},
-        )
-        if len(found) == limit:
-            return found, found[-1]["id"]
-        if bound is None:
-            return found, None
-        last, scan = bound["id"], 2 * scan
-        if tx.spent() > seconds:
-            return found, last
-
-
-def contains(column: str) -> str:
-    """The condition that a column has :text in it. LIKE is quicker, but takes seconds for some very long texts."""
-    return f"instr(lower({column}), lower(:text))"
-
-
 class Action(NamedTuple):
     """What an action changes, and in which of the chosen tasks."""
 
@@ -3484,13 +3605,6 @@ def apply_action(
 
 
 # ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-PIECE_TASKS = 500  # tasks in a piece of a bulk submit
-STEP_TASKS = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
-STEP_SECONDS = (
-    0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
-)
-PIECE_BYTES = 2**18  # and no step stores more than this at once
 
 
 RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": "hard_reset"}
@@ -3757,121 +3871,15 @@ STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
 }
 
 
-# ── Submitted lines ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@needs(EDIT)
-def submit_as_manager(tx: Tx, caller: Caller, project: sqlite3.Row, body: LineTask) -> None:
-    """Adds a task to the queue; the workers' rate limit does not count. 409 for a duplicate."""
-    task = new_task(body)._replace(project=project["id"])
-    if not insert_task(tx, task, project["keep_hashes"]):
-        raise TrackerError("conflict", "there is such a task already", "unique_string")
-
-
-async def submit_upload(
-    tracker: Tracker, credentials: Credentials, upload: Upload, token: str = ""
-) -> tuple[int, asyncio.Future[int]]:
-    """Begins to submit the lines, all of which have been read: the operation, and its end. Else nothing is left."""
-    operation = await tracker.db.write(begin_lines_submit, credentials, upload.project, token)
-    try:
-        await stage_lines(tracker.db, operation, upload, credentials)
-    except BaseException:
-        with contextlib.suppress(TrackerError):  # stopping: the next start discards it
-            await discard(tracker.db, operation)
-        raise
-    return operation, tracker.begin_operation(operation)
-
-
-async def stage_lines(database: Database, operation: int, upload: Upload, credentials: Credentials) -> None:
-    """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
-    report = shapes.LinesReport()
-    pieces = line_pieces(upload, 1024 * database.settings.max_bulk_body, report)
-    for number in itertools.count(1):
-        piece = await asyncio.to_thread(next, pieces, None)
-        if piece is None:
-            break
-        await database.write(add_bulk_piece, operation, number, piece, long=True)
-    if not report.line_count:
-        raise TrackerError("invalid", "it has no line that is not blank", upload.field)
-    await database.write(accept_lines_submit, credentials, operation, report)
-
-
-# ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
-LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
-MOST_LOG_ENTRIES = 1000
-MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
-
-
-def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> str:
-    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
-    worker = authenticate(tx, credentials)
-    message = body.message if body.message is not UNSET else body.Message
-    if message is UNSET:
-        raise TrackerError("invalid", "is required", "message")
-    entry = shapes.TaskEntry(message, body.timestamp, level, body.scope)
-    held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
-    if held and held["job"] is not None:
-        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
-    if LEVELS[level] <= LEVELS[tx.settings.log_level]:
-        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
-        store_log_entry(tx, credentials.id, entry, task, project)
-    return f"{worker.alias} ({credentials.id}) {body.scope}: {message}"
-
-
-def store_log_entry(tx: Tx, worker: int, entry: shapes.TaskEntry, task: int | None, project: int | None) -> None:
-    tx.execute(
-        "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (tx.time, entry.timestamp, LEVELS[entry.level], entry.scope, entry.message, worker, task, project),
-    )
-
-
-def only_project(tx: Tx, worker: int) -> int | None:
-    """The project of a line that names no task: the only one of which the worker holds tasks.
-
-    Most existing clients name none, and their managers want to see a project's log all the same.
-    """
-    rows = tx.all("SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 2", (worker,))
-    return rows[0]["project"] if len(rows) == 1 else None
-
-
-def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
-    """Log entries, the newest first."""
-    if not tx.settings.public_logs:
-        logged_in(caller)
-    if body.level is None and body.max_level is None:
-        raise TrackerError("invalid", "is required", "level")
-    levels = [body.level] if body.level else range(1, body.max_level + 1)
-    before = (
-        tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
-    )
-    if before is None:
-        raise TrackerError("not_found", f"no log entry {body.before}", "before")
-    cursors = [  # one index range a level, each in order already
-        tx.execute(
-            "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
-            " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
-            (level, body.since, *before, body.limit),
-        )
-        for level in levels
-    ]
-    logs, size = [], 0
-    for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
-        data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
-        logs.append(shaped(shapes.LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
-        size += len(row["message"])
-        if len(logs) == body.limit or size > MOST_LOG_TEXT:
-            break
-    return logs
+async def discard(db: Database, operation: int) -> None:
+    while await db.write(discard_bulk_pieces, operation, long=True):
+        pass
 
 
 # ── Monitoring ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_LAST_SNAPSHOTS = 1000
 MOST_SNAPSHOTS = 10_080  # a week at the default interval
-SNAPSHOT_PIECE = 50  # projects per transaction
 
 
 @needs(SEES)
@@ -3907,17 +3915,6 @@ def get_assignees(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.A
     ):
         assignees.append(shapes.Assignee("unassigned", unassigned))
     return sorted(assignees, key=lambda one: -one.task_count)[:16]
-
-
-def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
-    """Snapshots of the next projects after id `after`. The last one's id, or None when there are no more."""
-    rows = tx.all(
-        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count, failed_task_count,"
-        " closed_task_count, (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
-        " awaiting_verification_count FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
-        (time_stamp, after, SNAPSHOT_PIECE),
-    )
-    return max((row["project"] for row in rows), default=None)
 
 
 TALLY_HOURS = 24
@@ -4142,11 +4139,6 @@ class Tracker:
                 log.warning("Operation %d has to wait: %s", operation, error)
                 await asyncio.sleep(next(pauses))
         raise TrackerError("unavailable", "The tracker is stopping; what it had begun is finished at its next start")
-
-
-async def discard(db: Database, operation: int) -> None:
-    while await db.write(discard_bulk_pieces, operation, long=True):
-        pass
 
 
 def open_log_file(settings: Settings) -> logging.Logger:
@@ -4394,7 +4386,7 @@ ALL_UPDATED = about("Whether each task was closed, failed or skipped.", [True, T
 
 
 @takes(Call.worker, shapes.SubmitBody, who=SUBMITTER)
-async def submit(call: Call) -> Reply:
+async def submit_one(call: Call) -> Reply:
     """Adds a task to a project's queue.
 
     At once when the project's rate limit allows it. A live task of the project (waiting, assigned or failed) with the
@@ -4526,6 +4518,34 @@ async def store_pieces(
     return await tracker.begin_operation(operation, answered=True)
 
 
+async def submit_upload(
+    tracker: Tracker, credentials: Credentials, upload: Upload, token: str = ""
+) -> tuple[int, asyncio.Future[int]]:
+    """Begins to submit the lines, all of which have been read: the operation, and its end. Else nothing is left."""
+    operation = await tracker.db.write(begin_lines_submit, credentials, upload.project, token)
+    try:
+        await stage_lines(tracker.db, operation, upload, credentials)
+    except BaseException:
+        with contextlib.suppress(TrackerError):  # stopping: the next start discards it
+            await discard(tracker.db, operation)
+        raise
+    return operation, tracker.begin_operation(operation)
+
+
+async def stage_lines(database: Database, operation: int, upload: Upload, credentials: Credentials) -> None:
+    """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
+    report = shapes.LinesReport()
+    pieces = line_pieces(upload, 1024 * database.settings.max_bulk_body, report)
+    for number in itertools.count(1):
+        piece = await asyncio.to_thread(next, pieces, None)
+        if piece is None:
+            break
+        await database.write(add_bulk_piece, operation, number, piece, long=True)
+    if not report.line_count:
+        raise TrackerError("invalid", "it has no line that is not blank", upload.field)
+    await database.write(accept_lines_submit, credentials, operation, report)
+
+
 @takes(Call.worker, query=shapes.UploadQuery, who=SUBMITTER, answer={"operation": Annotated[int, UPLOADED]})
 async def submit_lines(call: Call) -> Reply:
     """Adds the lines of a text to a project's queue, a task each, however many they are.
@@ -4560,7 +4580,7 @@ async def get_task(call: Call) -> Reply:
     """
     caller, project = call.worker(), call.path_id("project")
     if call.scope["query_string"]:
-        return await assign(call, caller, (project,), call.query_as(shapes.AssignQuery))
+        return await answer_with_tasks(call, caller, (project,), call.query_as(shapes.AssignQuery))
     tasks = (await call.tracker.db.write(assign_tasks, caller, (project,))).tasks
     return Reply({"task": tasks[0]}) if tasks else NO_TASK
 
@@ -4573,10 +4593,10 @@ async def get_task_of_several(call: Call) -> Reply:
     to every one of the projects is needed. Otherwise like `GET /task/get/{project}`.
     """
     caller, query = call.worker(), call.query_as(shapes.AssignFromQuery, "project")
-    return await assign(call, caller, tuple(query.project), query)
+    return await answer_with_tasks(call, caller, tuple(query.project), query)
 
 
-async def assign(
+async def answer_with_tasks(
     call: Call, credentials: WorkerCredentials, projects: tuple[int, ...], query: shapes.AssignQuery
 ) -> Reply:
     settings, database = call.tracker.settings, call.tracker.db
@@ -4607,7 +4627,7 @@ async def wait_for_task(
 
 
 @takes(Call.worker, shapes.ReleaseBody, who=HOLDER, answer={"updated": Annotated[bool, UPDATED]})
-async def release(call: Call) -> Reply:
+async def release_one(call: Call) -> Reply:
     """Ends the calling worker's hold on a task: done, failed or skipped.
 
     `updated` tells whether that changed the task. It is false for a result that still needs another worker's
@@ -4632,7 +4652,7 @@ async def bulk_release(call: Call) -> Reply:
     return Reply({"updated": await call.tracker.db.write(release_tasks, credentials, releases, long=True)})
 
 
-def reset(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
+def resetting(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
     """POST /project/…/{project} that changes any number of tasks, a piece at a time. `promise` is its docstring."""
 
     @takes(Call.session, who=begin_reset.need, answer={"affected_tasks": Annotated[int, about("Tasks changed.", 12)]})
@@ -4646,11 +4666,11 @@ def reset(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
     return handler
 
 
-reset_failed_tasks = reset("reset_failed", "Makes every failed task wait again, as if it had never failed.")
-reclaim_assigned_tasks = reset(
+reset_failed_tasks = resetting("reset_failed", "Makes every failed task wait again, as if it had never failed.")
+reclaim_assigned_tasks = resetting(
     "reclaim_assigned", "Takes every assigned task from its worker, and makes it wait again."
 )
-hard_reset = reset(
+hard_reset = resetting(
     "hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."
 )
 
@@ -4775,8 +4795,8 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 # A path is literal segments, then the ids of what it is about; App finds it in a dictionary.
 API: list[Native] = [
     Native("GET", "/task/get/{project}", get_task),
-    Native("POST", "/task/release", release),
-    Native("POST", "/task/submit", submit),
+    Native("POST", "/task/release", release_one),
+    Native("POST", "/task/submit", submit_one),
     Native("GET", "/task/get", get_task_of_several),
     Native("POST", "/task/bulk_release", bulk_release),
     Native("POST", "/task/bulk_submit", bulk_submit),
