@@ -18,6 +18,8 @@ CREATE TABLE IF NOT EXISTS operation (
     kind                        TEXT NOT NULL,
     project                     INTEGER NOT NULL REFERENCES project,
     manager                     INTEGER REFERENCES manager,  -- who began it; NULL: a worker
+    worker                      INTEGER REFERENCES worker,   -- who began it, if it may ask what became of it
+    token                       TEXT,                        -- the worker's own: a repeat of the call finds it by that
     wanted                      TEXT,                        -- which tasks, as JSON (TaskFilter)
     priority                    INTEGER,                     -- what set_priority sets
     last_task                   INTEGER NOT NULL,            -- tasks submitted later are not touched
@@ -32,6 +34,7 @@ CREATE TABLE IF NOT EXISTS operation (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS operation_project ON operation (project, id);
 CREATE INDEX IF NOT EXISTS operation_unfinished ON operation (id) WHERE finished IS NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS operation_token ON operation (worker, project, token) WHERE token IS NOT NULL;
 
 -- Some hundred tasks (JSON) of an accepted bulk submit that are not in the queue yet.
 CREATE TABLE IF NOT EXISTS bulk_piece (
@@ -593,7 +596,7 @@ CREATE TRIGGER IF NOT EXISTS testflinger_agent_deleted AFTER DELETE ON testfling
     DELETE FROM testflinger_provision WHERE agent = OLD.id;
 END;
 
--- A job of a queue, whichever door it came through: what this dialect knows of it besides. Triggers keep it in step.
+-- A job of a queue, whichever door it came through: what this dialect knows of it besides. job_event keeps it in step.
 CREATE TABLE IF NOT EXISTS testflinger_job (
     job                         INTEGER PRIMARY KEY REFERENCES job,
     uuid                        TEXT NOT NULL UNIQUE,        -- made of the job's token, unless the client brought one
@@ -677,44 +680,6 @@ CREATE TABLE IF NOT EXISTS testflinger_file (
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS testflinger_file_name ON testflinger_file (name);
 CREATE INDEX IF NOT EXISTS testflinger_file_stored ON testflinger_file (stored, name);
-
-CREATE TRIGGER IF NOT EXISTS testflinger_job_made AFTER INSERT ON job
-WHEN NEW.workflow IS NULL AND EXISTS (SELECT 1 FROM testflinger_queue WHERE project = NEW.project) BEGIN
-    INSERT INTO testflinger_job (job, uuid, project, priority) VALUES (
-        NEW.id,
-        printf('%s-%s-4%s-8%s-%s000000', substr(NEW.token, 1, 8), substr(NEW.token, 9, 4), substr(NEW.token, 13, 3),
-            substr(NEW.token, 16, 3), substr(NEW.token, 19)),
-        NEW.project,
-        NEW.priority
-    );
-    UPDATE testflinger_job SET (attachments, attachments_of, client, secret) = (
-        SELECT attachments, attachments_of, client, secret FROM testflinger_job WHERE job = NEW.retry_of)
-    WHERE job = NEW.id AND EXISTS (SELECT 1 FROM testflinger_job WHERE job = NEW.retry_of);
-    INSERT INTO testflinger_tag SELECT tag, NEW.id FROM testflinger_tag WHERE job = NEW.retry_of;
-    INSERT INTO testflinger_exclusion SELECT NEW.id, agent FROM testflinger_exclusion WHERE job = NEW.retry_of;
-END;
-
--- What was reported of an attempt must neither judge the next one nor take the numbers of its output.
-CREATE TRIGGER IF NOT EXISTS testflinger_job_moved AFTER UPDATE OF state, priority ON job
-WHEN OLD.state <> NEW.state OR OLD.priority <> NEW.priority BEGIN
-    DELETE FROM testflinger_outcome WHERE OLD.state = 'assigned' AND NEW.state = 'waiting'
-        AND uuid = (SELECT uuid FROM testflinger_job WHERE job = NEW.id AND agent IS NOT NULL);
-    UPDATE testflinger_job SET
-        priority = NEW.priority,
-        state = CASE
-            WHEN OLD.state = NEW.state THEN state
-            WHEN NEW.state = 'assigned' THEN 'running'
-            WHEN NEW.state IN ('waiting', 'cancelled') THEN NEW.state
-            ELSE 'complete' END,
-        agent = iif(NEW.state = 'waiting', NULL, agent),
-        wait = ifnull(wait, NEW.started - NEW.created),
-        finished = iif(NEW.template IS NULL, NEW.finished, NULL)
-    WHERE job = NEW.id;
-END;
-
-CREATE TRIGGER IF NOT EXISTS testflinger_job_gone AFTER DELETE ON job BEGIN
-    DELETE FROM testflinger_job WHERE job = OLD.id;
-END;
 
 CREATE TRIGGER IF NOT EXISTS testflinger_job_deleted AFTER DELETE ON testflinger_job BEGIN
     DELETE FROM testflinger_tag WHERE job = OLD.job;

@@ -13,8 +13,8 @@ Every state change is a plain function that takes an open transaction `tx` and p
 or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Sections, in the order in
 which they depend on each other (search for "# ── "):
 
-    Settings · Errors · Clock, ids and secrets · Database · Workers · Projects and access · Managers · Tasks ·
-    Jobs and templates · Workflows · Task lists · Long operations · Logs · Monitoring · Waiting workers ·
+    Settings · Errors · Clock, ids and secrets · Database · Dialects · Workers · Projects and access · Managers ·
+    Tasks · Jobs and templates · Workflows · Task lists · Long operations · Logs · Monitoring · Waiting workers ·
     Background work · HTTP plumbing · JSON API · Manager pages · Routes and app · In-process · Command line
 """
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import codecs
+import collections
 import contextlib
 import difflib
 import functools
@@ -32,6 +32,7 @@ import hashlib
 import heapq
 import hmac
 import importlib
+import inspect
 import itertools
 import logging
 import logging.handlers
@@ -46,10 +47,12 @@ import tempfile
 import threading
 import time
 import tomllib
+import types
+import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar, get_args
 from urllib.parse import parse_qs, urlsplit
 
 import aiosqlite
@@ -57,118 +60,409 @@ import filelock
 import itsdangerous
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
+from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import openapi
-from server import Server, listen, plain_cycle, plain_head, run_loop, url_of, uvicorn_config, write_at_once
+from lines import MOST_LINE_BYTES, NoLines, numbered_lines
+from server import (
+    Server,
+    keeps_coming,
+    listen,
+    plain_cycle,
+    plain_head,
+    run_loop,
+    url_of,
+    uvicorn_config,
+    write_at_once,
+)
+from shapes import (
+    COUNT_COLUMNS,
+    INT64_MAX,
+    PROJECT_COLUMNS,
+    TOKEN,
+    Access,
+    AccessBody,
+    Account,
+    AliasBody,
+    Argument,
+    Assignee,
+    AssignFromQuery,
+    AssignQuery,
+    BulkReleaseBody,
+    BulkSubmitted,
+    Count,
+    Edge,
+    Id,
+    Int64,
+    Job,
+    JobEntry,
+    JobPage,
+    JobsQuery,
+    LastSnapshots,
+    LineDefaults,
+    LinesQuery,
+    LinesReport,
+    LogBody,
+    LogEntry,
+    LoginBody,
+    LogLevel,
+    LogsBody,
+    LongOperation,
+    Manager,
+    PasswordForm,
+    PauseBody,
+    PausedBody,
+    Project,
+    ProjectBody,
+    ProjectManager,
+    Push,
+    PushBody,
+    RegisterBody,
+    ReleaseBody,
+    RoleBody,
+    RoleForm,
+    Seconds,
+    SecretBody,
+    Snapshot,
+    SnapshotsBetween,
+    SubmitBody,
+    Task,
+    TaskEntry,
+    TaskLogBody,
+    TaskLogged,
+    Template,
+    TemplateBody,
+    Token,
+    TriggerBody,
+    UploadQuery,
+    Variable,
+    WebhookSecretBody,
+    Worker,
+    WorkerRolesBody,
+    WorkerStatistics,
+    Workflow,
+    WorkflowBody,
+    about,
+)
 
 __version__ = "1.0.0"
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("tracker")
+Shape = TypeVar("Shape", bound=msgspec.Struct)
+
+# ── Errors and values ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+STATUS = {
+    "invalid": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "timeout": 408,
+    "conflict": 409,
+    "granted": 409,  # a conflict with access that there is already, and not with a request for it
+    "too_large": 413,
+    "too_fast": 429,
+    "internal": 500,
+    "unavailable": 503,
+}
+
+
+class TrackerError(Exception):
+    """The one root error: a code of STATUS (or "start": the tracker cannot start), the problem in words, and the field.
+
+    `field` is what of the request the problem is about, such as requests[3].priority; "a, b" for two; empty for none.
+    `delay` is the time in seconds after which a refused call may be repeated (too_fast).
+    """
+
+    def __init__(self, code: str, problem: str, field: str = "", delay: float | None = None):
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.code, self.problem, self.field, self.delay = code, problem, field, delay
+
+    @property
+    def message(self) -> str:
+        """The refusal in one line, for a person. Code reads `code` and `field`."""
+        return str(self)
+
+    def within(self, place: str) -> TrackerError:
+        """The same refusal, where its field is part of something larger: priority within requests[3]."""
+        return TrackerError(self.code, self.problem, f"{place}.{self.field}", self.delay)
+
+
+class MethodNotAllowed(TrackerError):
+    """What is asked for is there, but for other methods."""
+
+    def __init__(self, method: str, allowed: Iterable[str]):
+        super().__init__("method_not_allowed", f"{method} is not possible here")
+        self.allowed = list(allowed)
+
+
+PLAIN_WORDS = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (  # what msgspec says of a value, and what is said to people
+        (r"Expected int.*, got .*", "must be a whole number"),
+        (r"Expected float.*, got .*", "must be a number"),
+        (r"Expected str of length >= 1", "must not be empty"),
+        (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
+        (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
+        (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
+        (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
+        (r"Invalid enum value (.+)", r"there is no such choice as \1"),
+    )
+)
+
+
+def refused_value(error: msgspec.ValidationError) -> TrackerError:
+    """msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" as a refusal of requests[3].project."""
+    problem, _, path = str(error).partition(" - at `")
+    if missing := re.match(r"Object missing required field `(.*)`", problem):
+        problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
+    name, problem = path.rstrip("`").removeprefix("$").removeprefix("."), problem.replace("`", "")
+    if name.startswith("["):  # "[...]" is a place in what has no names of its own
+        name = "body" if name == "[...]" else f"requests{name}"
+    for pattern, words in PLAIN_WORDS:
+        if match := pattern.fullmatch(problem):
+            problem = match.expand(words)
+            break
+    return TrackerError("invalid", problem, name or "body")
+
+
+def convert(values: Any, kind: Any, strict: bool = True) -> Any:
+    """The values as `kind`; not `strict`: numbers may be given as texts. Refuses what is none, naming the field."""
+    try:
+        return msgspec.convert(values, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise refused_value(error) from None
+
+
+def decode(body: bytes, kind: Any) -> Any:
+    """The JSON body as `kind`, whatever its content type said. Refuses anything else, naming the field."""
+    try:
+        value = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise refused_value(error) from None
+    except RecursionError:
+        raise TrackerError("invalid", "nested too deeply", "body") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
+    if b"\\u0000" in body:
+        refuse_nul(value)
+    return value
+
+
+MOST_NESTED = 200  # lists and objects in one another that are looked into: far from where Python's stack ends
+
+
+def refuse_nul(value: Any, name: str = "", depth: int = 0) -> None:
+    """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
+    if depth > MOST_NESTED:
+        raise TrackerError("invalid", "nested too deeply", f"{re.split('[.[]', name.lstrip('.'))[0]}")
+    if isinstance(value, str) and "\0" in value:
+        raise TrackerError("invalid", "must not contain a NUL character", f"{name.lstrip('.')}")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            refuse_nul(key, f"{name}: a name" if name else "a name")
+            refuse_nul(item, f"{name}.{key}", depth + 1)
+    if isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
+
+
+encode = msgspec.json.Encoder().encode
+
+
+@functools.cache
+def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Callable[[Any], Any]]]:
+    """The fields of a Struct, and how each is made of a column: booleans are numbers there, and JSON is text.
+
+    Without those that not every answer has: they are given by whoever means to show them, as a secret is once.
+    """
+    made = {msgspec.inspect.BoolType: bool}
+    made |= dict.fromkeys((msgspec.inspect.ListType, msgspec.inspect.DictType, msgspec.inspect.AnyType), as_raw)
+    optional = {field.name for field in msgspec.structs.fields(kind) if field.default is UNSET}
+    fields = (field for field in msgspec.inspect.type_info(kind).fields if field.name not in optional)
+    return [(field.name, made.get(plain_type(field.type), unchanged)) for field in fields]
+
+
+def plain_type(kind: Any) -> type:
+    """The type behind what is said of it; of alternatives the first one."""
+    while isinstance(kind, msgspec.inspect.Metadata | msgspec.inspect.UnionType):
+        kind = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind.types[0]
+    return type(kind)
+
+
+def as_raw(text: str | None) -> Raw | None:
+    """A column that holds JSON, as it is."""
+    return None if text is None else Raw(text.encode())
+
+
+def unchanged(value: Any) -> Any:
+    return value
+
+
+def shaped(kind: type[Shape], row: sqlite3.Row, **given: Any) -> Shape:
+    """A row as the API shows it: what is not `given` comes from the columns of the same names, where there are such."""
+    present = set(row.keys()) - given.keys()
+    return kind(**{name: make(row[name]) for name, make in columns_of(kind) if name in present}, **given)
+
+
+def given_fields(body: msgspec.Struct) -> dict[str, Any]:
+    """The fields that a body has brought."""
+    return {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
+
+
+def storable(value: Any) -> Any:
+    """JSON as it can be stored: without NUL characters, and with a question mark for half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    if isinstance(value, dict):
+        return {storable(name): storable(one) for name, one in value.items()}
+    return value
+
 
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-LogLevel = Literal["error", "warn", "info", "debug", "trace"]
-
-
-def about(kind: Any, description: str, **limits: Any) -> Any:
-    """The type of a setting: its kind, its help text, its limits."""
-    return Annotated[kind, Meta(description=description, **limits)]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
 
-    host: about(str, "Address to listen on. Anything but loopback is reachable from outside: put TLS in front.") = (
-        "127.0.0.1"
+    host: Annotated[
+        str, about("Address to listen on. Anything but loopback is reachable from outside: put TLS in front.")
+    ] = "127.0.0.1"
+    port: Annotated[int, about("Port to listen on; 0 takes a free one.", ge=0, le=65535)] = 3010
+    root_path: Annotated[
+        str,
+        about(
+            "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
+            pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        ),
+    ] = ""
+    trusted_proxies: Annotated[
+        str,
+        about("Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."),
+    ] = "127.0.0.1"
+    database: Annotated[str, about("The SQLite file; a relative path starts at the configuration file's folder.")] = (
+        "tracker.db"
     )
-    port: about(int, "Port to listen on; 0 takes a free one.", ge=0, le=65535) = 3010
-    root_path: about(
-        str,
-        "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
-        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-    ) = ""
-    trusted_proxies: about(
-        str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
-    ) = "127.0.0.1"
-    database: about(str, "The SQLite file; a relative path starts at the configuration file's folder.") = "tracker.db"
-    synchronous: about(
+    synchronous: Annotated[
         Literal["FULL", "NORMAL"],
-        "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
-    ) = "FULL"
-    cache_size: about(int, "Memory for SQLite's page cache, in MiB.", ge=1, le=65536) = 16
-    log_file: about(
+        about(
+            "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
+        ),
+    ] = "FULL"
+    cache_size: Annotated[int, about("Memory for SQLite's page cache, in MiB.", ge=1, le=65536)] = 16
+    log_file: Annotated[
         str,
-        "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
-    ) = "tracker.log"
-    log_level: about(LogLevel, "Workers' log lines from this level on are also kept in the database.") = "info"
-    log_retention: about(Seconds, "Log lines in the database are deleted after this time, in seconds.") = 2_592_000
-    public_logs: about(bool, "Whether anybody may read the logs; otherwise only managers.") = False
-    access_log: about(bool, "Whether to print a line for each request.") = False
-    cookie_name: about(str, "Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$") = "tt"
-    session_lifetime: about(Seconds, "A login ends after this time, in seconds.") = 2_592_000
-    open_registration: about(
-        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
-    ) = True
-    open_worker_registration: about(
-        bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."
-    ) = True
-    default_alias: about(str, "Alias of a worker that did not choose one.", min_length=1, max_length=200) = "worker"
-    default_max_assign_time: about(
-        int, "A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31
-    ) = 3600
-    default_job_timeout: about(Seconds, "A job whose template has no timeout may run for this time, in seconds.") = 600
-    job_retention: about(
-        Seconds, "An ended job is deleted after this time, in seconds, unless its template says otherwise."
-    ) = 2_592_000
-    max_job_log: about(Count, "Most log text that is kept of one job, in KiB.") = 16384
-    theeye_customer: about(
-        str, "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
-    ) = "tracker"
-    testflinger_anonymous: about(
+        about(
+            "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB;"
+            " empty for none.",
+        ),
+    ] = "tracker.log"
+    log_level: Annotated[LogLevel, about("Workers' log lines from this level on are also kept in the database.")] = (
+        "info"
+    )
+    log_retention: Annotated[Seconds, about("Log lines in the database are deleted after this time, in seconds.")] = (
+        2_592_000
+    )
+    public_logs: Annotated[bool, about("Whether anybody may read the logs; otherwise only managers.")] = False
+    access_log: Annotated[bool, about("Whether to print a line for each request.")] = False
+    cookie_name: Annotated[str, about("Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$")] = "tt"
+    session_lifetime: Annotated[Seconds, about("A login ends after this time, in seconds.")] = 2_592_000
+    open_registration: Annotated[
+        bool, about("Whether anybody may register as a manager (who starts with no rights). The first one always may.")
+    ] = True
+    open_worker_registration: Annotated[
+        bool, about("Whether anybody may create a worker (which starts with no rights); otherwise only managers.")
+    ] = True
+    default_alias: Annotated[str, about("Alias of a worker that did not choose one.", min_length=1, max_length=200)] = (
+        "worker"
+    )
+    default_max_assign_time: Annotated[
+        int,
+        about("A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31),
+    ] = 3600
+    default_job_timeout: Annotated[
+        Seconds, about("A job whose template has no timeout may run for this time, in seconds.")
+    ] = 600
+    job_retention: Annotated[
+        Seconds, about("An ended job is deleted after this time, in seconds, unless its template says otherwise.")
+    ] = 2_592_000
+    max_job_log: Annotated[Count, about("Most log text that is kept of one job, in KiB.")] = 16384
+    theeye_customer: Annotated[
+        str,
+        about(
+            "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
+        ),
+    ] = "tracker"
+    testflinger_anonymous: Annotated[
         Literal["loopback", "always", "never"],
-        "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own machine,"
-        " where it listens on no other address and has no root_path. always: everybody who reaches it. never: nobody.",
-    ) = "loopback"
-    testflinger_version: about(
-        Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
-    ) = "2025"
-    testflinger_retention: about(
+        about(
+            "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own"
+            " machine, where it listens on no other address and has no root_path. always: everybody who reaches it."
+            " never: nobody.",
+        ),
+    ] = "loopback"
+    testflinger_version: Annotated[
+        Literal["2025", "2026"],
+        about("Which Testflinger server to be like where the two in use contradict one another."),
+    ] = "2025"
+    testflinger_retention: Annotated[
         Seconds,
-        "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
-        " in seconds (jobs at the latest after job_retention).",
-    ) = 604_800
-    testflinger_max_file: about(Count, "Largest artifact or attachments of a Testflinger job, in MiB.") = 4096
-    webhook_networks: about(
+        about(
+            "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
+            " in seconds (jobs at the latest after job_retention).",
+        ),
+    ] = 604_800
+    testflinger_max_file: Annotated[Count, about("Largest artifact or attachments of a Testflinger job, in MiB.")] = (
+        4096
+    )
+    webhook_networks: Annotated[
         tuple[str, ...],
-        "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
-    ) = ()
-    max_wait: about(Seconds, "The longest ?wait= for a task that is honoured, in seconds.") = 60
-    max_count: about(Count, "The most tasks that one ?count= or one bulk release may take.") = 1000
-    max_bulk: about(Count, "The most tasks in one bulk submit.") = 100_000
-    max_body: about(Count, "Largest request body, in KiB.") = 1024
-    max_bulk_body: about(Count, "Largest body of a bulk submit, in KiB.") = 65536
-    request_timeout: about(Seconds, "A client has this long to send its headers, and again to send its body.") = 30
-    shutdown_timeout: about(Seconds, "Requests in flight have this long to finish when the tracker stops.") = 10
-    history_retention: about(
-        Seconds, "A task's past assignments and finished operations are forgotten after this time, in seconds."
-    ) = 2_592_000
-    snapshot_interval: about(Seconds, "Time between two snapshots of every project's counts, in seconds.") = 60
-    snapshot_history: about(Seconds, "Snapshots are deleted after this time, in seconds.") = 7_776_000
-    refresh_interval: about(
-        Seconds, "An open page of the manager UI fetches what has changed after this time, in seconds."
-    ) = 5
-    production_branches: about(
-        tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
-    ) = ("main", "master")
+        about(
+            "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
+        ),
+    ] = ()
+    max_wait: Annotated[Seconds, about("The longest ?wait= for a task that is honoured, in seconds.")] = 60
+    max_count: Annotated[Count, about("The most tasks that one ?count= or one bulk release may take.")] = 1000
+    max_bulk: Annotated[Count, about("The most tasks in one bulk submit.")] = 100_000
+    max_body: Annotated[Count, about("Largest request body, in KiB.")] = 1024
+    max_bulk_body: Annotated[Count, about("Largest body of a bulk submit, in KiB.")] = 65536
+    request_timeout: Annotated[
+        Seconds, about("A client has this long to send its headers, and again to send its body.")
+    ] = 30
+    shutdown_timeout: Annotated[
+        Seconds, about("Requests in flight have this long to finish when the tracker stops.")
+    ] = 10
+    history_retention: Annotated[
+        Seconds,
+        about(
+            "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"
+            " forgotten after this time, in seconds."
+        ),
+    ] = 2_592_000
+    snapshot_interval: Annotated[
+        Seconds, about("Time between two snapshots of every project's counts, in seconds.")
+    ] = 60
+    snapshot_history: Annotated[Seconds, about("Snapshots are deleted after this time, in seconds.")] = 7_776_000
+    refresh_interval: Annotated[
+        Seconds, about("An open page of the manager UI fetches what has changed after this time, in seconds.")
+    ] = 5
+    production_branches: Annotated[
+        tuple[str, ...], about("A push to one of these branches sets a project's version (git webhook).")
+    ] = ("main", "master")
 
 
 FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
@@ -190,10 +484,9 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
         if value is not None:
             given[name], sources[name] = value, "command line"
     try:
-        settings = msgspec.convert(given, Settings)
-    except msgspec.ValidationError as error:
-        name, problem = name_and_problem(error)
-        raise TrackerError("start", f"{sources[name.partition('[')[0]]}: {name}: {problem}") from None
+        settings = convert(given, Settings)
+    except TrackerError as error:
+        raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
     if path and sources["database"] != "command line":
         settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
     return settings, sources
@@ -206,92 +499,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise TrackerError("start", f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TrackerError("start", f"{path}: not valid TOML: {error}") from None
-
-
-# ── Errors ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-STATUS = {
-    "invalid": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "timeout": 408,
-    "conflict": 409,
-    "too_large": 413,
-    "too_fast": 429,
-    "internal": 500,
-    "unavailable": 503,
-}
-
-
-class TrackerError(Exception):
-    """The one root error: a code of STATUS (or "start": the tracker cannot start), and a message for a person.
-
-    `delay` is the time in seconds after which a refused call may be repeated (too_fast).
-    """
-
-    def __init__(self, code: str, message: str, delay: float | None = None):
-        super().__init__(message)
-        self.code, self.message, self.delay = code, message, delay
-
-
-def name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Splits msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" into field and problem."""
-    problem, _, path = str(error).partition(" - at `")
-    if missing := re.match(r"Object missing required field `(.*)`", problem):
-        problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
-    name = path.rstrip("`").removeprefix("$").removeprefix(".")
-    if name.startswith("["):  # "[...]" is a place in what has no names of its own
-        name = "body" if name == "[...]" else f"requests{name}"
-    return name or "body", problem.replace("`", "")
-
-
-def decode(body: bytes, kind: Any) -> Any:
-    """The JSON body as `kind`, whatever its content type said. Refuses anything else, naming the field."""
-    try:
-        value = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
-    except RecursionError:
-        raise TrackerError("invalid", "body: nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
-    if b"\\u0000" in body:
-        _refuse_nul(value, "")
-    return value
-
-
-MOST_NESTED = 200  # lists and objects in one another that are looked into: far from where Python's stack ends
-
-
-def _refuse_nul(value: Any, name: str, depth: int = 0) -> None:
-    """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
-    if depth > MOST_NESTED:
-        raise TrackerError("invalid", f"{re.split('[.[]', name.lstrip('.'))[0]}: nested too deeply")
-    if isinstance(value, str) and "\0" in value:
-        raise TrackerError("invalid", f"{name.lstrip('.')}: must not contain a NUL character")
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            _refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_nul(key, f"{name}: a name" if name else "a name")
-            _refuse_nul(item, f"{name}.{key}", depth + 1)
-    if isinstance(value, msgspec.Struct):
-        for field in value.__struct_fields__:
-            _refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
-
-
-def storable(value: Any) -> Any:
-    """JSON as it can be stored: without NUL characters, and with a question mark for half of a surrogate pair."""
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [storable(one) for one in value]
-    if isinstance(value, dict):
-        return {storable(name): storable(one) for name, one in value.items()}
-    return value
 
 
 # ── Clock, ids and secrets ────────────────────────────────────────────────────────────────────────────────────────────
@@ -319,12 +526,7 @@ class Clock:
         return time.monotonic() - self._origin
 
 
-INT64_MAX = 2**63 - 1
 UNLIMITED_RATE = 1.7976931348623157e308  # what existing clients compare with
-
-Int64 = Annotated[int, Meta(ge=-(2**63), le=INT64_MAX)]
-Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Id = Annotated[int, Meta(ge=0, le=INT64_MAX)]
 
 
 def new_secret() -> str:
@@ -340,7 +542,7 @@ def digest(secret: bytes) -> bytes:
 def to_int64(value: int, name: str) -> int:
     """A 64-bit integer, signed or unsigned, as the signed one with the same bits. Refuses what needs more than 64."""
     if not -(2**63) <= value < 2**64:
-        raise TrackerError("invalid", f"{name}: must fit in 64 bits")
+        raise TrackerError("invalid", "must fit in 64 bits", name)
     return value - 2**64 if value > INT64_MAX else value
 
 
@@ -370,8 +572,13 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE project RENAME COLUMN assign_free_at TO assign_free_uptime;
         ALTER TABLE project RENAME COLUMN submit_free_at TO submit_free_uptime;
         ALTER TABLE operation RENAME COLUMN started_at TO started_uptime;
+        ALTER TABLE operation ADD COLUMN worker INTEGER REFERENCES worker;
+        ALTER TABLE operation ADD COLUMN token TEXT;
         ALTER TABLE login_failure RENAME COLUMN free_at TO free_uptime;
         ALTER TABLE login_failure RENAME COLUMN forget_at TO forget_uptime;
+        DROP TRIGGER IF EXISTS testflinger_job_made;
+        DROP TRIGGER IF EXISTS testflinger_job_moved;
+        DROP TRIGGER IF EXISTS testflinger_job_gone;
         """,
         "",
     ),
@@ -843,8 +1050,68 @@ def save_uptime(tx: Tx) -> None:
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
 
 
-# ── Workers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Dialects ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+# Other systems' APIs over the same queue, each a module of dialects/, by the names that people write. The core knows
+# none of them but here, and runs without that folder. What a module may have, besides routes(running):
+#
+#     PAGES                          rows of manager pages, as pages.py has them
+#     links(tx, project=None, job=None)    its pages that those of the tracker lead to (pages.Link): from everywhere, or
+#                                    from those of a project or of a job
+#     job_event(tx, event, job)      follows a job, in the transaction in which something happens to it: "made", a move
+#                                    of JOB_MOVES, "set_priority" or "deleted"; the job as it is then, or was
+#     async catch_up(running)        at a start, when it may not have seen all that was done to this file
+#     check_project(tx, project, fields)   raises why a project cannot be changed to this
+#     check_retry(tx, job)           raises why a job that has ended cannot be made again
+#     client_of(tx, job)             which of its clients made a job, in words; None: not known
+#     async prune(running)           forgets what is old, now and then
+#
+# templates/NAME_admin.html and NAME_template.html, where there are such, are its parts of the pages of those names.
+DIALECTS = {"testflinger": "Testflinger", "otter": "Otter", "theeye": "theeye.io"}
+
+
+@functools.cache
+def installed_dialects() -> list[str]:
+    return [name for name in DIALECTS if list((HERE / "dialects").glob(f"{name}*"))]
+
+
+@functools.cache
+def dialects() -> list[Any]:
+    """The modules of all dialects that are installed. Imported when somebody asks: they rest on this one."""
+    return [importlib.import_module(f"dialects.{name}") for name in installed_dialects()]
+
+
+def hooks(name: str) -> list[Callable]:
+    """What the dialects have of this name."""
+    return [getattr(dialect, name) for dialect in dialects() if hasattr(dialect, name)]
+
+
+def job_happens(tx: Tx, event: str, job: sqlite3.Row) -> None:
+    """Something has happened to a job: the dialects that follow jobs do so, in this transaction."""
+    for follow in hooks("job_event"):
+        follow(tx, event, job)
+
+
+def known_dialects(tx: Tx) -> list[str]:
+    """The dialects that were there whenever a tracker ran on this file. Those that are not here now are so no more."""
+    row = tx.one("SELECT value FROM meta WHERE key = 'dialects'")
+    known = [name for name in (row["value"].split() if row else ()) if name in installed_dialects()]
+    note_dialects(tx, known)
+    return known
+
+
+def note_dialects(tx: Tx, names: Iterable[str]) -> None:
+    noted = "INSERT INTO meta VALUES ('dialects', ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+    tx.execute(noted + " WHERE value <> excluded.value", (" ".join(names),))
+
+
+# ── Callers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
+ROLE_NAMES = {READ: "READ", EDIT: "EDIT", MANAGE_ACCESS: "MANAGE_ACCESS", SECRET: "SECRET", MAINTENANCE: "MAINTENANCE"}
+ALL_ROLES = sum(ROLE_NAMES)
+LOGIN, ADMIN, WORKER, SEES = "login", "admin", "worker", "sees"  # what a call may need that is no role
+ASSIGN, SUBMIT = "assign", "submit"  # what a worker may be granted in a project
 LAST_SEEN_STEP = 10  # seconds; a coarser last_seen saves a write on nearly every request
 
 
@@ -855,55 +1122,246 @@ class WorkerCredentials(NamedTuple):
     secret: bytes | None
 
 
-class AliasBody(msgspec.Struct):
-    alias: Annotated[str, Meta(max_length=200)] = ""
+class WithSecret(Protocol):
+    """What a SELECT has found of a worker that calls, among other things."""
+
+    secret_hash: bytes
+    last_seen: int
 
 
-class PauseBody(msgspec.Struct):
-    worker: Id
-    paused: bool
+class KnownWorker(NamedTuple):
+    """A worker that has proved who it is."""
 
-
-class Known(NamedTuple):
-    """What is known of a worker that calls."""
-
+    id: int
     secret_hash: bytes
     last_seen: int
     alias: str
 
 
-def check_secret(worker: Known | Submitter | Asker | Held | None, caller: WorkerCredentials) -> None:
+class Caller(NamedTuple):
+    """Who calls, with today's rights: a manager with its roles, a worker, or nobody.
+
+    Resolved once in a transaction (as_caller), and never taken along into another one.
+    """
+
+    manager: Manager | None = None
+    roles: Mapping[int, int] = types.MappingProxyType({})  # by project
+    worker: KnownWorker | None = None
+
+    def role(self, project: int) -> int:
+        """The manager's role bits in a project; a tracker admin has them all."""
+        if self.manager is not None and self.manager.tracker_admin:
+            return ALL_ROLES
+        return self.roles.get(project, 0)
+
+    @property
+    def by(self) -> dict[str, int]:
+        """The caller as a job notes who wanted it: {"worker": id} or {"manager": id}."""
+        return {"worker": self.worker.id} if self.worker else {"manager": self.manager.id}
+
+    @property
+    def as_values(self) -> dict[str, Any]:
+        """The manager as a SELECT asks for it that looks at the roles itself."""
+        admin = self.manager is not None and self.manager.tracker_admin
+        return {"manager": self.manager and self.manager.id, "admin": admin}
+
+
+Credentials = WorkerCredentials | bytes | None  # a worker's, a session's, none
+
+SELECT_MANAGER = """
+    SELECT m.id, m.username, m.tracker_admin, m.register_time,
+        (SELECT json_group_object(project, role) FROM manager_role WHERE manager = m.id) AS roles
+    FROM session s JOIN manager m ON m.id = s.manager WHERE s.id_hash = ? AND s.expires > ?
+"""
+
+
+def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any) -> Any:
+    """Calls `function(tx, caller, *args)` for whoever comes with these credentials. 401 for a worker that is none."""
+    return function(tx, identify(tx, credentials), *args)
+
+
+def identify(tx: Tx, credentials: Credentials) -> Caller:
+    """Who calls. Nothing about a manager is remembered in a cookie: a session that has ended is nobody's."""
+    if isinstance(credentials, WorkerCredentials):
+        return Caller(worker=authenticate(tx, credentials))
+    row = tx.one(SELECT_MANAGER, (digest(credentials), tx.time)) if credentials is not None else None
+    if row is None:
+        return Caller()
+    return Caller(shaped(Manager, row), msgspec.json.decode(row["roles"], type=dict[int, int]))
+
+
+def check_secret(worker: WithSecret | None, credentials: WorkerCredentials) -> None:
     """Refuses a caller whose secret is not that of the worker (None: there is none with its id)."""
     known = worker is not None and (
-        caller.secret is None or hmac.compare_digest(worker.secret_hash, digest(caller.secret))
+        credentials.secret is None or hmac.compare_digest(worker.secret_hash, digest(credentials.secret))
     )
     if not known:
         raise TrackerError("unauthorized", "Unknown worker or wrong secret (headers X-Worker-ID and X-Secret)")
 
 
-def check_worker(tx: Tx, worker: Known | Submitter | Asker | Held | None, caller: WorkerCredentials) -> None:
+def check_worker(tx: Tx, worker: WithSecret | None, credentials: WorkerCredentials) -> None:
     """Refuses as check_secret does; notes that the worker was seen."""
-    check_secret(worker, caller)
+    check_secret(worker, credentials)
     if abs(tx.time - worker.last_seen) >= LAST_SEEN_STEP:
-        tx.seen.add(caller.id)
+        tx.seen.add(credentials.id)
 
 
-def find_worker(tx: Tx, worker: int) -> Known | None:
-    row = tx.one("SELECT secret_hash, last_seen, alias FROM worker WHERE id = ?", (worker,))
-    return row and Known._make(row)
+def find_worker(tx: Tx, worker: int) -> KnownWorker | None:
+    row = tx.one("SELECT id, secret_hash, last_seen, alias FROM worker WHERE id = ?", (worker,))
+    return row and KnownWorker._make(row)
 
 
-def authenticate(tx: Tx, caller: WorkerCredentials) -> Known:
+def authenticate(tx: Tx, credentials: WorkerCredentials) -> KnownWorker:
     """The worker that the caller is. 401 if it is none."""
-    worker = find_worker(tx, caller.id)
-    check_worker(tx, worker, caller)
+    worker = find_worker(tx, credentials.id)
+    check_worker(tx, worker, credentials)
     return worker
 
 
-def may_submit_somewhere(tx: Tx, caller: WorkerCredentials) -> bool:
+def logged_in(caller: Caller) -> Manager:
+    """The manager that calls. 401 if it is none."""
+    if caller.manager is None:
+        raise TrackerError("unauthorized", "Please log in")
+    return caller.manager
+
+
+def check_admin(caller: Caller) -> None:
+    if not logged_in(caller).tracker_admin:
+        raise TrackerError("forbidden", "Only a tracker admin may do this")
+
+
+class Thing(NamedTuple):
+    """What a call is about: how it is called, and how it is found by what stands in the path."""
+
+    noun: str
+    find: Callable[[Tx, Any], sqlite3.Row | None]
+
+    def missing(self, key: Any) -> TrackerError:
+        return TrackerError("not_found", f"No {self.noun} {key}")
+
+
+class Need(NamedTuple):
+    """What a call needs: a role of ROLE_NAMES in the project that its Thing is of, or LOGIN, ADMIN, WORKER, SEES.
+
+    `worker`: a worker may make the call as well, if it is granted ASSIGN or SUBMIT there.
+    """
+
+    role: int | str
+    of: Thing | None
+    worker: str = ""
+    says: str = ""  # who may make the call, where that is not all
+
+    @property
+    def name(self) -> str:
+        """The role as people write it."""
+        return ROLE_NAMES.get(self.role, self.role)
+
+
+def needs(
+    role: int | str, of: Thing | None = None, worker: str = "", by_itself: bool = False, says: str = ""
+) -> Callable[[Callable], Callable]:
+    """Declares what a function needs, and hands it what it is about: `(tx, caller, row, …)` for a call with an id.
+
+    Refused in this order: 401, 404 (what is not there, or is of a hidden project), 403. A row that was found already is
+    not looked up again. A function that finds out `by_itself` what it is about gets nothing. The documentation of the
+    API says what is declared here.
+    """
+    need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker, says)
+
+    def declare(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def checked(tx: Tx, caller: Caller, *args: Any) -> Any:
+            if need.of is None:
+                check_kind(caller, need.role)
+                return function(tx, caller, *args)
+            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:])
+
+        declared = function if by_itself else checked
+        declared.need = need
+        return declared
+
+    return declare
+
+
+def check_kind(caller: Caller, role: str) -> None:
+    """Refuses a caller of another kind: LOGIN, ADMIN or WORKER is needed."""
+    if role == WORKER:
+        if caller.worker is None:
+            raise TrackerError("unauthorized", "Headers X-Worker-ID and X-Secret are required")
+    elif role == ADMIN:
+        check_admin(caller)
+    else:
+        logged_in(caller)
+
+
+def accessible(tx: Tx, caller: Caller, need: Need, key: Any) -> sqlite3.Row:
+    """What a call is about, if the caller may have it."""
+    if caller.worker is None and need.role != SEES:
+        logged_in(caller)
+    row = key if isinstance(key, sqlite3.Row) else need.of.find(tx, key)
+    missing = need.of.missing(key)
+    if row is None:
+        raise missing
+    project = row if need.of is PROJECT else find_project(tx, row["project"])
+    check_access(tx, caller, project, need.role, missing, need.worker)
+    return row
+
+
+def check_access(
+    tx: Tx,
+    caller: Caller,
+    project: sqlite3.Row | None,
+    role: int | str,
+    missing: TrackerError | None = None,
+    worker: str = "",
+) -> None:
+    """Refuses a manager without the role in the project, and a worker without the access. 401, 404, 403.
+
+    `missing` is said when there is no such project, and just so when it is hidden from the manager.
+    """
+    if caller.worker is None and role != SEES:
+        logged_in(caller)
+    if project is None:
+        raise missing
+    if caller.worker is not None:
+        return check_granted(tx, caller.worker.id, project["id"], worker)
+    roles = caller.role(project["id"])
+    if project["hidden"] and not (roles & READ if role in (SEES, LOGIN) else roles):
+        raise missing or PROJECT.missing(project["id"])
+    if isinstance(role, int) and not roles & role:
+        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project['id']}")
+
+
+def check_granted(tx: Tx, worker: int, project: int, access: str) -> None:
+    """Refuses a worker that was not granted ASSIGN or SUBMIT in the project."""
+    granted = f"SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_{access} AND NOT request"
+    if not tx.one(granted, (project, worker)):
+        raise TrackerError("forbidden", f"You have no {access.upper()} access to project {project}")
+
+
+def find_project_row(tx: Tx, project: int) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM project WHERE id = ?", (project,))
+
+
+PROJECT = Thing("project", find_project_row)
+
+
+def find_project(tx: Tx, project: int) -> sqlite3.Row:
+    """The project's row. 404 if there is none."""
+    row = find_project_row(tx, project)
+    if row is None:
+        raise PROJECT.missing(project)
+    return row
+
+
+# ── Workers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def may_submit_somewhere(tx: Tx, credentials: WorkerCredentials) -> bool:
     """Whether the caller has SUBMIT in any project: a check before a large body is read. 401 if it is no worker."""
-    check_secret(find_worker(tx, caller.id), caller)
-    return bool(tx.one("SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request", (caller.id,)))
+    check_secret(find_worker(tx, credentials.id), credentials)
+    granted = "SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request"
+    return bool(tx.one(granted, (credentials.id,)))
 
 
 def alias_of(tx: Tx, worker: int | None) -> str | None:
@@ -915,17 +1373,17 @@ def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
     alias = alias.strip() or tx.settings.default_alias
     if alias.lower() == "unassigned":
-        raise TrackerError("invalid", "alias: 'unassigned' is reserved")
+        raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias
 
 
-def create_worker(tx: Tx, session: bytes | None, body: AliasBody) -> dict[str, Any]:
+def create_worker(tx: Tx, caller: Caller, body: AliasBody) -> Worker:
     """Registers a worker, with no rights yet. Its secret is in the answer and nowhere else."""
     if not tx.settings.open_worker_registration:
-        require_manager(tx, session)
+        logged_in(caller)
     alias = clean_alias(tx, body.alias)
     worker, secret = insert_worker(tx, alias)
-    return {"worker": {"id": worker, "created": tx.time, "alias": alias, "secret": secret, "paused": False}}
+    return Worker(id=worker, created=tx.time, alias=alias, secret=secret, paused=False)
 
 
 def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
@@ -938,181 +1396,86 @@ def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
     return row["id"], secret
 
 
-def get_worker(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
+def get_worker(tx: Tx, caller: Caller, worker: int) -> Worker:
     """A worker as everybody may see it, without its secret."""
     row = tx.one("SELECT id, created, alias, paused FROM worker WHERE id = ?", (worker,))
     if row is None:
         raise TrackerError("not_found", f"No worker {worker}")
-    return {"worker": {**row, "paused": bool(row["paused"])}}
+    return shaped(Worker, row)
 
 
-def update_worker(tx: Tx, caller: WorkerCredentials, body: AliasBody) -> None:
+@needs(WORKER)
+def update_worker(tx: Tx, caller: Caller, body: AliasBody) -> None:
     """Renames the calling worker."""
-    authenticate(tx, caller)
-    tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.id))
+    tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.worker.id))
 
 
-def set_worker_paused(tx: Tx, session: bytes | None, body: PauseBody) -> None:
-    """Pauses a worker (it is assigned nothing) or lets it go on. For admins."""
-    require_admin(tx, session)
-    get_worker(tx, session, body.worker)
+@needs(ADMIN)
+def set_worker_paused(tx: Tx, caller: Caller, body: PauseBody) -> None:
+    """Pauses a worker (it is assigned nothing) or lets it go on."""
+    get_worker(tx, caller, body.worker)
     tx.execute("UPDATE worker SET paused = ? WHERE id = ?", (body.paused, body.worker))
 
 
-def worker_stats(tx: Tx, session: bytes | None) -> dict[str, Any]:
+def worker_stats(tx: Tx, caller: Caller) -> list[WorkerStatistics]:
     """Every worker and how many tasks it has closed, the busiest first."""
     rows = tx.all("SELECT id, alias, closed_task_count, paused FROM worker ORDER BY closed_task_count DESC, id")
-    return {"stats": [{**row, "paused": bool(row["paused"])} for row in rows]}
+    return [shaped(WorkerStatistics, row) for row in rows]
 
 
 # ── Projects and access ───────────────────────────────────────────────────────────────────────────────────────────────
 
-READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
-ROLE_NAMES = {READ: "READ", EDIT: "EDIT", MANAGE_ACCESS: "MANAGE_ACCESS", SECRET: "SECRET", MAINTENANCE: "MAINTENANCE"}
-ALL_ROLES = sum(ROLE_NAMES)
-
-COUNT_COLUMNS = (
-    "waiting_task_count",
-    "assigned_task_count",
-    "awaiting_verification_count",
-    "failed_task_count",
-    "closed_task_count",
-)
-
-ShortText = Annotated[str, Meta(max_length=1000)]
-Rate = Annotated[float, Meta(ge=0)]
-
-
-class ProjectBody(msgspec.Struct):
-    """A project's fields. Absent ones take their default in a new project, and stay as they are in an update."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
-    priority: Int64 | UnsetType = UNSET
-    clone_url: ShortText | UnsetType = UNSET
-    git_repo: ShortText | UnsetType = UNSET
-    version: ShortText | UnsetType = UNSET
-    motd: Annotated[str, Meta(max_length=100_000)] | UnsetType = UNSET
-    public: bool | UnsetType = UNSET
-    hidden: bool | UnsetType = UNSET
-    paused: bool | UnsetType = UNSET
-    chain: Id | UnsetType = UNSET
-    assign_rate: Rate | UnsetType | None = UNSET
-    submit_rate: Rate | UnsetType | None = UNSET
-    keep_hashes: bool | UnsetType = UNSET
-
 
 NEW_PROJECT = {
-    "priority": 1,
-    **dict.fromkeys(("clone_url", "git_repo", "version", "motd"), ""),
-    **dict.fromkeys(("public", "hidden", "paused", "keep_hashes"), False),
-    "chain": None,
-    **dict.fromkeys(("assign_rate", "submit_rate"), 0.0),
+    field.name: field.default
+    for field in msgspec.structs.fields(Project)
+    if field.default is not UNSET and not field.required
 }
 
 
-class AccessBody(msgspec.Struct):
-    project: Id
-    assign: bool = False
-    submit: bool = False
-
-
-class SecretBody(msgspec.Struct):
-    secret: Annotated[str, Meta(max_length=100_000)]
-
-
-class WebhookSecretBody(msgspec.Struct):
-    webhook_secret: Annotated[str, Meta(min_length=1, max_length=1000)]
-
-
-class Project(NamedTuple):
-    """A project's fields, as the document shows them."""
-
-    id: int
-    priority: int
-    name: str
-    clone_url: str
-    git_repo: str
-    version: str
-    motd: str
-    public: int
-    hidden: int
-    chain: int | None
-    paused: int
-    assign_rate: float
-    submit_rate: float
-    keep_hashes: int
-
-
-def project_json(project: Project) -> dict[str, Any]:
-    return {
-        "id": project.id,
-        "priority": project.priority,
-        "name": project.name,
-        "clone_url": project.clone_url,
-        "git_repo": project.git_repo,
-        "version": project.version,
-        "motd": project.motd,
-        "public": bool(project.public),
-        "hidden": bool(project.hidden),
-        "chain": project.chain or 0,
-        "paused": bool(project.paused),
-        "assign_rate": project.assign_rate or UNLIMITED_RATE,
-        "submit_rate": project.submit_rate or UNLIMITED_RATE,
-        "keep_hashes": bool(project.keep_hashes),
-    }
-
-
-def project_with_counts(row: sqlite3.Row) -> dict[str, Any]:
-    project = Project._make(row[name] for name in Project._fields)
-    return {**project_json(project), **{name: row[name] for name in COUNT_COLUMNS}}
-
-
-def find_project(tx: Tx, project: int) -> sqlite3.Row:
-    """The project's row. 404 if there is none."""
-    row = tx.one("SELECT * FROM project WHERE id = ?", (project,))
-    if row is None:
-        raise TrackerError("not_found", f"No project {project}")
-    return row
-
-
-def visible_project(tx: Tx, session: bytes | None, project: int) -> sqlite3.Row:
-    """The project's row, if the caller may see it. A hidden project is 404 to the rest: it cannot be told from none."""
-    row = find_project(tx, project)
-    if row["hidden"] and not role_in_project(tx, signed_in(tx, session), project) & READ:
-        raise TrackerError("not_found", f"No project {project}")
-    return row
-
-
-def get_project(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+@needs(SEES)
+def get_project(tx: Tx, caller: Caller, project: sqlite3.Row) -> Project:
     """A project with its live counts. A hidden one only for managers with READ; for others it does not exist."""
-    return project_with_counts(visible_project(tx, session, project))
+    return project_with_counts(project)
 
 
-def list_projects(tx: Tx, session: bytes | None) -> dict[str, Any]:
+def project_with_counts(row: sqlite3.Row) -> Project:
+    columns = project_of(tuple(row[name] for name in PROJECT_COLUMNS))
+    return msgspec.structs.replace(columns, **{name: row[name] for name in COUNT_COLUMNS})
+
+
+@functools.lru_cache(maxsize=64)
+def project_of(columns: tuple) -> Project:
+    """The columns of PROJECT_COLUMNS as the document shows them. Remembered: each assigned task shows its project."""
+    made = {name: make(value) for (name, make), value in zip(columns_of(Project), columns, strict=False)}
+    rates = {name: made[name] or UNLIMITED_RATE for name in ("assign_rate", "submit_rate")}
+    return Project(**{**made, **rates, "chain": made["chain"] or 0})
+
+
+def list_projects(tx: Tx, caller: Caller) -> list[Project]:
     """Every project that the caller may see, by name: hidden ones only with READ."""
-    manager = signed_in(tx, session)
     rows = tx.all(
         "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
         " WHERE NOT p.hidden OR :admin OR r.role & 1 ORDER BY p.name",
-        {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])},
+        caller.as_values,
     )
-    return {"projects": [project_with_counts(row) for row in rows]}
+    return [project_with_counts(row) for row in rows]
 
 
-def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str, Any]:
+@needs(LOGIN)
+def create_project(tx: Tx, caller: Caller, body: ProjectBody) -> Annotated[int, about("The new project's number.", 2)]:
     """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
-    manager = require_manager(tx, session)
     if body.name is UNSET:
-        raise TrackerError("invalid", "name: is required")
-    fields = checked_fields(tx, manager, None, body)
-    project = insert_project(tx, fields)
-    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, manager["id"], ALL_ROLES))
-    return {"id": project}
+        raise TrackerError("invalid", "is required", "name")
+    project = insert_project(tx, checked_fields(tx, caller, None, body))
+    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
+    return project
 
 
 def insert_project(tx: Tx, fields: dict[str, Any]) -> int:
     """Stores a project with these fields of NEW_PROJECT, and a name that no other one has. Its id."""
     fields = {**NEW_PROJECT, **fields, "webhook_secret": new_secret()}
+    fields["chain"] = fields["chain"] or None
     columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
     project = tx.one(f"INSERT INTO project ({columns}) VALUES ({values}) RETURNING id", fields)["id"]
     take_snapshots(tx, project - 1, tx.time)  # rates and charts begin here, and not at the next round
@@ -1138,116 +1501,92 @@ def forget_project(tx: Tx, project: int) -> bool:
     return True
 
 
-def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBody) -> None:
+@needs(EDIT)
+def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: ProjectBody) -> None:
     """Changes a project. Fields that are absent stay as they are. Takes effect with the very next assignment.
 
-    Needs EDIT; making it public needs a tracker admin, and chaining it needs EDIT in the other project too.
+    Making it public needs a tracker admin, and chaining it EDIT in the other project too.
     """
-    manager = require_role(tx, session, project, EDIT)
-    old = find_project(tx, project)
-    fields = checked_fields(tx, manager, old, body)
+    fields = checked_fields(tx, caller, project, body)
     for kind in ("assign", "submit"):
-        if fields[f"{kind}_rate"] != old[f"{kind}_rate"]:
+        if fields[f"{kind}_rate"] != project[f"{kind}_rate"]:
             fields[f"{kind}_free_uptime"] = 0
     changes = ", ".join(f"{name} = :{name}" for name in fields)
-    tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project, **fields})
-    tx.ready.append((project, old["waiting_task_count"] + old["awaiting_verification_count"]))  # if it was un-paused
+    tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project["id"], **fields})
+    ready = project["waiting_task_count"] + project["awaiting_verification_count"]
+    tx.ready.append((project["id"], ready))  # if it was un-paused
 
 
-class PausedBody(msgspec.Struct):
-    paused: bool
+def pause_project(tx: Tx, caller: Caller, project: int, body: PausedBody) -> None:
+    """Stops or resumes assignment from a project."""
+    update_project(tx, caller, project, ProjectBody(paused=body.paused))
 
 
-def pause_project(tx: Tx, session: bytes | None, project: int, body: PausedBody) -> None:
-    """Stops or resumes assignment from a project. Needs EDIT."""
-    update_project(tx, session, project, ProjectBody(paused=body.paused))
-
-
-def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
+def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
     """The columns of a new or changed project, or the reason why it is refused."""
-    before = {name: old[name] for name in ("name", *NEW_PROJECT)} if old else NEW_PROJECT
-    given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
-    fields = {**before, **given}
+    before = {name: old[name] for name in ("name", *NEW_PROJECT)} if old else {**NEW_PROJECT, "chain": None}
+    fields = {**before, **given_fields(body)}
     fields["chain"] = fields["chain"] or None
     for name in ("assign_rate", "submit_rate"):
         rate = fields[name] or 0.0
         fields[name] = 0.0 if rate >= UNLIMITED_RATE else float(rate)
     if not fields["name"].strip():
-        raise TrackerError("invalid", "name: must not be blank")
+        raise TrackerError("invalid", "must not be blank", "name")
     if fields["public"] and fields["hidden"]:
-        raise TrackerError("invalid", "hidden: a project cannot be public and hidden at once")
-    if fields["public"] and not before["public"] and not manager["tracker_admin"]:
-        raise TrackerError("forbidden", "public: only a tracker admin may make a project public")
-    if old and fields["name"] != old["name"] and is_queue(tx, old["id"]):
-        raise TrackerError(
-            "conflict", "name: a Testflinger queue keeps its name: its agents and clients know it by that"
-        )
+        raise TrackerError("invalid", "a project cannot be public and hidden at once", "hidden")
+    if fields["public"] and not before["public"] and not caller.manager.tracker_admin:
+        raise TrackerError("forbidden", "only a tracker admin may make a project public", "public")
+    for check in hooks("check_project") if old else ():
+        check(tx, old, fields)
     if fields["chain"] != before["chain"]:
-        check_chain(tx, manager, old["id"] if old else None, fields["chain"])
+        check_chain(tx, caller, old["id"] if old else None, fields["chain"])
     if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
-        raise TrackerError("conflict", f"name: there is a project named {fields['name']!r} already")
+        raise TrackerError("conflict", f"there is a project named {fields['name']!r} already", "name")
     return fields
 
 
-def is_queue(tx: Tx, project: int) -> bool:
-    """Whether the project is a queue that the Testflinger dialect has made."""
-    return tx.one("SELECT 1 FROM testflinger_queue WHERE project = ?", (project,)) is not None
-
-
-def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int | None) -> None:
+def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
     """Refuses a chain to nowhere, to a project that the manager cannot edit, to itself, or in a circle."""
     following = target
     while following is not None:
         if following == project:
-            raise TrackerError("invalid", "chain: a project cannot be chained to itself, not even in a circle")
+            raise TrackerError("invalid", "a project cannot be chained to itself, not even in a circle", "chain")
         row = tx.one("SELECT chain FROM project WHERE id = ?", (following,))
         if row is None:
-            raise TrackerError("not_found", f"chain: no project {following}")
+            raise TrackerError("not_found", f"no project {following}", "chain")
         following = row["chain"]
-    if target is not None and not role_in_project(tx, manager, target) & EDIT:
-        raise TrackerError("forbidden", f"chain: you have no EDIT role in project {target}")
+    if target is not None and not caller.role(target) & EDIT:
+        raise TrackerError("forbidden", f"you have no EDIT role in project {target}", "chain")
 
 
-def request_access(tx: Tx, caller: WorkerCredentials, body: AccessBody) -> None:
+@needs(WORKER)
+def request_access(tx: Tx, caller: Caller, body: AccessBody) -> None:
     """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it."""
-    authenticate(tx, caller)
+    worker = caller.worker.id
     find_project(tx, body.project)
     if not (body.assign or body.submit):
-        raise TrackerError("invalid", "assign, submit: ask for at least one")
-    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, caller.id))
+        raise TrackerError("invalid", "ask for at least one", "assign, submit")
+    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, worker))
     if old:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
-        raise TrackerError("conflict", f"Your access to project {body.project} {state}")
+        code = "conflict" if old["request"] else "granted"
+        raise TrackerError(code, f"Your access to project {body.project} {state}")
     tx.execute(
         "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
-        (body.project, caller.id, body.assign, body.submit),
+        (body.project, worker, body.assign, body.submit),
     )
 
 
-def list_access(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """Who has or wants access, the waiting requests first. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(MANAGE_ACCESS)
+def list_access(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Access]:
+    """Who has or wants access, the waiting requests first."""
     rows = tx.all(
-        "SELECT a.*, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
+        "SELECT a.role_submit AS submit, a.role_assign AS assign, a.request, a.project,"
+        " w.id, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
         " WHERE a.project = ? ORDER BY a.request DESC, w.alias, w.id",
-        (project,),
+        (project["id"],),
     )
-    return {"accesses": [access_json(row) for row in rows]}
-
-
-def access_json(row: sqlite3.Row) -> dict[str, Any]:
-    return {
-        "submit": bool(row["role_submit"]),
-        "assign": bool(row["role_assign"]),
-        "request": bool(row["request"]),
-        "worker": {
-            "id": row["worker"],
-            "created": row["created"],
-            "alias": row["alias"],
-            "paused": bool(row["paused"]),
-        },
-        "project": row["project"],
-    }
+    return [shaped(Access, row, worker=shaped(Worker, row)) for row in rows]
 
 
 def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
@@ -1257,82 +1596,61 @@ def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
     return row
 
 
-def accept_request(tx: Tx, session: bytes | None, project: int, worker: int) -> None:
-    """Grants what the worker asked for. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    if not find_access(tx, project, worker)["request"]:
-        raise TrackerError("conflict", f"Worker {worker} has access to project {project} already")
-    tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project, worker))
+@needs(MANAGE_ACCESS)
+def accept_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Grants what the worker asked for."""
+    if not find_access(tx, project["id"], worker)["request"]:
+        raise TrackerError("conflict", f"Worker {worker} has access to project {project['id']} already")
+    tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-def reject_request(tx: Tx, session: bytes | None, project: int, worker: int) -> None:
-    """Rejects a request, or withdraws what was granted. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    find_access(tx, project, worker)
-    tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project, worker))
+@needs(MANAGE_ACCESS)
+def reject_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Rejects a request, or withdraws what was granted."""
+    find_access(tx, project["id"], worker)
+    tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-class WorkerRolesBody(msgspec.Struct):
-    worker: Id
-    assign: bool = False
-    submit: bool = False
-
-
-def set_worker_access(tx: Tx, session: bytes | None, project: int, body: WorkerRolesBody) -> None:
-    """Gives a worker exactly this access, asked for or not. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    get_worker(tx, session, body.worker)
+@needs(MANAGE_ACCESS)
+def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: WorkerRolesBody) -> None:
+    """Gives a worker exactly this access, asked for or not."""
+    get_worker(tx, caller, body.worker)
     if not (body.assign or body.submit):
-        raise TrackerError("invalid", "assign, submit: choose at least one, or withdraw the access")
-    values = (project, body.worker, body.assign, body.submit)
-    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", values)
+        raise TrackerError("invalid", "choose at least one, or withdraw the access", "assign, submit")
+    grant_access(tx, project["id"], body.worker, body.assign, body.submit)
 
 
-def get_secret(tx: Tx, caller: WorkerCredentials | bytes | None, project: int) -> dict[str, Any]:
-    """What workers need to run this project: for a worker with granted ASSIGN, or a manager with SECRET."""
-    if isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
-        find_project(tx, project)
-        row = tx.one(
-            "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_assign AND NOT request",
-            (project, caller.id),
-        )
-        if row is None:
-            raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
-    else:
-        require_role(tx, caller, project, SECRET)
-    return {"secret": find_project(tx, project)["secret"]}
+def grant_access(tx: Tx, project: int, worker: int, assign: bool, submit: bool) -> None:
+    """Gives a worker exactly this access, whoever wants it."""
+    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", (project, worker, assign, submit))
 
 
-def set_secret(tx: Tx, session: bytes | None, project: int, body: SecretBody) -> None:
-    """Sets what workers need to run this project. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project))
+@needs(SECRET, worker=ASSIGN)
+def get_secret(
+    tx: Tx, caller: Caller, project: sqlite3.Row
+) -> Annotated[str, about("The project's secret; {{}} until somebody sets one.", '{"api_key": "1234"}')]:
+    """What workers need to run this project."""
+    return project["secret"]
 
 
-def get_webhook_secret(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The key with which the project's git host signs its push events. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    return {"webhook_secret": find_project(tx, project)["webhook_secret"]}
+@needs(SECRET)
+def set_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: SecretBody) -> None:
+    """Sets what workers need to run this project."""
+    tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project["id"]))
 
 
-def set_webhook_secret(tx: Tx, session: bytes | None, project: int, body: WebhookSecretBody) -> None:
-    """Sets the key with which the project's git host signs its push events. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project))
+@needs(SECRET)
+def get_webhook_secret(
+    tx: Tx, caller: Caller, project: sqlite3.Row
+) -> Annotated[str, about("The key; a random one until somebody sets another.", "a long random text")]:
+    """The key with which the project's git host signs its push events."""
+    return project["webhook_secret"]
 
 
-class Repository(msgspec.Struct):
-    """The repository of a push event."""
-
-    full_name: str
-
-
-class PushBody(msgspec.Struct):
-    ref: str
-    after: Annotated[str, Meta(min_length=1, max_length=1000)]
-    repository: Repository
-    deleted: bool = False
+@needs(SECRET)
+def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: WebhookSecretBody) -> None:
+    """Sets the key with which the project's git host signs its push events."""
+    tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project["id"]))
 
 
 SIGNATURE_HEADERS = {
@@ -1343,7 +1661,7 @@ SIGNATURE_HEADERS = {
 }
 
 
-def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, Any]:
+def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> Push:
     """Sets the version of the project whose repository was pushed to, if its webhook secret signed the body.
 
     `signatures` are the request's headers of SIGNATURE_HEADERS. Nothing of the body is believed before it has matched.
@@ -1351,20 +1669,19 @@ def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, A
     push = decode(body, PushBody)
     rows = tx.all("SELECT * FROM project WHERE git_repo = ? AND git_repo <> ''", (push.repository.full_name,))
     if not rows:
-        raise TrackerError(
-            "invalid", f"repository.full_name: no project has the git_repo {push.repository.full_name!r}"
-        )
+        problem = f"no project has the git_repo {push.repository.full_name!r}"
+        raise TrackerError("invalid", problem, "repository.full_name")
     projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
     if not projects:
         raise TrackerError("forbidden", "The signature is missing or does not match the project's webhook secret")
     branch = push.ref.removeprefix("refs/heads/")
     if branch not in tx.settings.production_branches:
-        raise TrackerError("invalid", f"ref: {push.ref!r} is not one of {', '.join(tx.settings.production_branches)}")
+        raise TrackerError("invalid", f"{push.ref!r} is not one of {', '.join(tx.settings.production_branches)}", "ref")
     if push.deleted:
-        raise TrackerError("invalid", "deleted: the branch is gone, there is no version to set")
+        raise TrackerError("invalid", "the branch is gone, there is no version to set", "deleted")
     for row in projects:
         tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, row["id"]))
-    return {"version": push.after, "projects": [row["id"] for row in projects]}
+    return Push(push.after, [row["id"] for row in projects])
 
 
 def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:
@@ -1385,26 +1702,6 @@ LONGEST_THROTTLE = 60.0  # seconds between two attempts: guessing is hopeless, a
 THROTTLE_MEMORY = 900.0
 
 
-class RegisterBody(msgspec.Struct):
-    username: Annotated[str, Meta(min_length=3, max_length=16)]
-    password: Annotated[str, Meta(min_length=8, max_length=1000)]
-
-
-class LoginBody(msgspec.Struct):
-    username: Annotated[str, Meta(max_length=1000)]
-    password: Annotated[str, Meta(max_length=1000)]
-
-
-class PasswordForm(msgspec.Struct):
-    password: Annotated[str, Meta(max_length=1000)]
-    new_password: Annotated[str, Meta(min_length=8, max_length=1000)]
-
-
-class RoleBody(msgspec.Struct):
-    manager: Id
-    role: Annotated[int, Meta(ge=0, le=ALL_ROLES)]
-
-
 def hash_password(password: str, salt: bytes | None = None, **cost: int) -> str:
     """scrypt with its parameters in front, so that they can be raised later without locking anybody out."""
     salt, cost = salt or secrets.token_bytes(16), cost or SCRYPT
@@ -1420,75 +1717,18 @@ def password_matches(password: str, stored: str | None) -> bool:
     return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
 
 
-def signed_in(tx: Tx, session: bytes | None) -> sqlite3.Row | None:
-    """The manager whose session this is, with today's rights: nothing about a manager is remembered in a cookie."""
-    if session is None:
-        return None
-    return tx.one(
-        "SELECT m.* FROM session s JOIN manager m ON m.id = s.manager WHERE s.id_hash = ? AND s.expires > ?",
-        (digest(session), tx.time),
-    )
-
-
-def require_manager(tx: Tx, session: bytes | None) -> sqlite3.Row:
-    manager = signed_in(tx, session)
-    if manager is None:
-        raise TrackerError("unauthorized", "Please log in")
-    return manager
-
-
-def require_admin(tx: Tx, session: bytes | None) -> sqlite3.Row:
-    manager = require_manager(tx, session)
-    if not manager["tracker_admin"]:
-        raise TrackerError("forbidden", "Only a tracker admin may do this")
-    return manager
-
-
-def role_in_project(tx: Tx, manager: sqlite3.Row | None, project: int) -> int:
-    """The manager's role bits in a project; an admin has them all."""
-    if manager is None:
-        return 0
-    if manager["tracker_admin"]:
-        return ALL_ROLES
-    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project, manager["id"]))
-    return row["role"] if row else 0
-
-
-def require_role(tx: Tx, session: bytes | None, project: int, role: int, missing: str = "") -> sqlite3.Row:
-    """The manager, if it has this role in this project. 401, 403, or 404 for a hidden one, as if nothing were there.
-
-    `missing` is what is said of something else that is not there: it must not tell of a hidden project.
-    """
-    manager = require_manager(tx, session)
-    roles = role_in_project(tx, manager, project)
-    if find_project(tx, project)["hidden"] and not roles:
-        raise TrackerError("not_found", missing or f"No project {project}")
-    if not roles & role:
-        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project}")
-    return manager
-
-
-def manager_json(row: sqlite3.Row) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "username": row["username"],
-        "tracker_admin": bool(row["tracker_admin"]),
-        "register_time": row["register_time"],
-    }
-
-
 def check_registration_open(tx: Tx) -> None:
     if not tx.settings.open_registration and tx.one("SELECT 1 FROM manager"):
         raise TrackerError("forbidden", "Registration is closed; ask a tracker admin")
 
 
-def begin_registration(tx: Tx, address: str) -> None:
+def count_registration(tx: Tx, address: str) -> None:
     """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
     check_registration_open(tx)
     count_attempt(tx, f"register {address}", FREE_ATTEMPTS["register"])
 
 
-def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[str, Any], bytes]:
+def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[Manager, bytes]:
     """A new manager, logged in: (manager, session). The first one of all becomes tracker admin."""
     check_registration_open(tx)
     first = not tx.one("SELECT 1 FROM manager")
@@ -1498,8 +1738,8 @@ def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[st
         (username, password_hash, first, tx.time),
     )
     if row is None:
-        raise TrackerError("conflict", f"username: {username!r} is taken")
-    return {"manager": manager_json(row)}, open_session(tx, row["id"])
+        raise TrackerError("conflict", f"{username!r} is taken", "username")
+    return shaped(Manager, row), open_session(tx, row["id"])
 
 
 def open_session(tx: Tx, manager: int) -> bytes:
@@ -1510,7 +1750,7 @@ def open_session(tx: Tx, manager: int) -> bytes:
     return session
 
 
-def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
+def count_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
     """Counts an attempt, *before* the password is looked at, and returns the manager's id and password hash.
 
     429 while the account or the address is throttled. Counting first keeps parallel guesses from slipping through.
@@ -1524,7 +1764,7 @@ def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
 def count_attempt(tx: Tx, source: str, free: int) -> None:
     row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_uptime > ?", (source, tx.uptime))
     if row and row["free_uptime"] > tx.uptime:
-        raise TrackerError("too_fast", "Too many attempts; please wait", row["free_uptime"] - tx.uptime)
+        raise TrackerError("too_fast", "Too many attempts; please wait", delay=row["free_uptime"] - tx.uptime)
     failures = row["failures"] + 1 if row else 1
     pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
     tx.execute(
@@ -1533,7 +1773,7 @@ def count_attempt(tx: Tx, source: str, free: int) -> None:
     )
 
 
-def finish_login(tx: Tx, manager: int, username: str, address: str) -> tuple[dict[str, Any], bytes]:
+def accept_login(tx: Tx, manager: int, username: str, address: str) -> tuple[Manager, bytes]:
     """The password was right: forgets the account's failures, takes this attempt off the address's, opens a session.
 
     The address keeps its other failures: an own account must not be a way to guess on at others'.
@@ -1541,103 +1781,95 @@ def finish_login(tx: Tx, manager: int, username: str, address: str) -> tuple[dic
     tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
     tx.execute("UPDATE login_failure SET failures = failures - 1 WHERE source = ?", (f"address {address}",))
     row = tx.one("SELECT * FROM manager WHERE id = ?", (manager,))
-    return {"manager": manager_json(row)}, open_session(tx, manager)
+    return shaped(Manager, row), open_session(tx, manager)
 
 
-def begin_password_change(tx: Tx, session: bytes | None) -> tuple[str, str]:
-    """Counts an attempt to guess the password of a session that was left open. The manager's name and password hash."""
-    manager = require_manager(tx, session)
-    count_attempt(tx, f"account {manager['username'].lower()}", FREE_ATTEMPTS["account"])
-    return manager["username"], manager["password_hash"]
+@needs(LOGIN)
+def count_password_attempt(tx: Tx, caller: Caller) -> str:
+    """Counts an attempt to guess the password of a session that was left open. The manager's password hash."""
+    count_attempt(tx, f"account {caller.manager.username.lower()}", FREE_ATTEMPTS["account"])
+    return tx.one("SELECT password_hash FROM manager WHERE id = ?", (caller.manager.id,))["password_hash"]
 
 
-def finish_password_change(tx: Tx, session: bytes | None, username: str, new_hash: str) -> bytes:
+@needs(LOGIN)
+def store_password(tx: Tx, caller: Caller, new_hash: str) -> bytes:
     """The old password was right: stores the new one, ends all sessions of the manager, opens a new one.
 
     Whoever has changed it meanwhile has thereby ended this session: 401.
     """
-    manager = require_manager(tx, session)
-    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
-    tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager["id"]))
-    tx.execute("DELETE FROM session WHERE manager = ?", (manager["id"],))
-    return open_session(tx, manager["id"])
+    manager = caller.manager
+    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {manager.username.lower()}",))
+    tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager.id))
+    tx.execute("DELETE FROM session WHERE manager = ?", (manager.id,))
+    return open_session(tx, manager.id)
 
 
-def logout(tx: Tx, session: bytes | None) -> None:
+def get_account(tx: Tx, caller: Caller) -> Account:
+    """Tells who is logged in."""
+    return Account(caller.manager is not None, caller.manager)
+
+
+def end_session(tx: Tx, session: bytes | None) -> None:
     """Ends the session, for every holder of its cookie."""
     if session is not None:
         tx.execute("DELETE FROM session WHERE id_hash = ?", (digest(session),))
 
 
-def get_account(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    manager = signed_in(tx, session)
-    return {"logged_in": manager is not None, "manager": manager and manager_json(manager)}
+@needs(ADMIN)
+def promote_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Makes another manager a tracker admin."""
+    set_admin(tx, caller, manager, True)
 
 
-def list_managers(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """Every manager, in the order of registration. For managers."""
-    require_manager(tx, session)
-    return {"managers": [manager_json(row) for row in tx.all("SELECT * FROM manager ORDER BY id")]}
+@needs(ADMIN)
+def demote_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Makes another manager a tracker admin no longer."""
+    set_admin(tx, caller, manager, False)
 
 
-def list_project_managers(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """Every manager with a role in the project, and its role bits. For managers who may see the project."""
-    require_manager(tx, session)
-    visible_project(tx, session, project)
-    rows = tx.all(
-        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
-        (project,),
-    )
-    return {"managers": [{"manager": manager_json(row), "role": row["role"]} for row in rows]}
-
-
-def promote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
-    """Makes another manager a tracker admin. For admins."""
-    set_admin(tx, session, manager, True)
-
-
-def demote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
-    """Makes another manager a tracker admin no longer. For admins."""
-    set_admin(tx, session, manager, False)
-
-
-def set_admin(tx: Tx, session: bytes | None, manager: int, admin: bool) -> None:
-    if require_admin(tx, session)["id"] == manager:
-        raise TrackerError("forbidden", "manager: you cannot promote or demote yourself")
+def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
+    if caller.manager.id == manager:
+        raise TrackerError("forbidden", "you cannot promote or demote yourself", "manager")
     if not tx.one("UPDATE manager SET tracker_admin = ? WHERE id = ? RETURNING id", (admin, manager)):
         raise TrackerError("not_found", f"No manager {manager}")
 
 
-def set_role(tx: Tx, session: bytes | None, project: int, body: RoleBody) -> None:
-    """Gives a manager exactly these roles in the project. Needs MANAGE_ACCESS; role 0 takes all away."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(LOGIN)
+def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
+    """Every manager, in the order of registration."""
+    return [shaped(Manager, row) for row in tx.all("SELECT * FROM manager ORDER BY id")]
+
+
+@needs(LOGIN, of=PROJECT)
+def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[ProjectManager]:
+    """Every manager with a role in the project, and its role bits."""
+    rows = tx.all(
+        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
+        (project["id"],),
+    )
+    return [ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
+
+
+@needs(MANAGE_ACCESS)
+def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: RoleBody) -> None:
+    """Gives a manager exactly these roles in the project. Role 0 takes all away."""
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
-        raise TrackerError("not_found", f"manager: no manager {body.manager}")
+        raise TrackerError("not_found", f"no manager {body.manager}", "manager")
     if body.role:
-        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", (project, body.manager, body.role))
+        values = (project["id"], body.manager, body.role)
+        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
     else:
-        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project, body.manager))
+        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager))
 
 
-class RoleForm(msgspec.Struct):
-    """The roles of a manager, a tick box each."""
-
-    username: Annotated[str, Meta(max_length=1000)]
-    read: bool = False
-    edit: bool = False
-    manage_access: bool = False
-    secret: bool = False
-    maintenance: bool = False
-
-
-def set_named_role(tx: Tx, session: bytes | None, project: int, body: RoleForm) -> None:
-    """Gives a manager exactly these roles. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(MANAGE_ACCESS)
+def set_named_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: RoleForm) -> None:
+    """Gives a manager exactly these roles."""
     row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
-    if row is None:
-        raise TrackerError("not_found", f"username: there is no manager named {body.username!r}")
     role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
-    set_role(tx, session, project, RoleBody(row["id"], role))
+    if row is None:
+        raise TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
+    set_role(tx, caller, project, RoleBody(row["id"], role))
 
 
 def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
@@ -1663,28 +1895,13 @@ OK, FAIL, SKIP = 0, 1, 2
 MOST_RECIPES = 2**22  # characters after which an answer with several tasks ends
 
 
-class SubmitBody(msgspec.Struct):
-    """A task to be. `hash_u64` and `unique_str` are other spellings of `hash64` and `unique_string`."""
-
-    project: Id
-    recipe: Annotated[str, Meta(min_length=1, max_length=1_000_000)]
-    priority: Int64 = 0
-    max_retries: Natural = 0
-    max_assign_time: Natural = 0
-    verification_count: Natural = 0
-    hash64: int = 0
-    hash_u64: int = 0
-    unique_string: str = ""
-    unique_str: str = ""
-
-
 class BulkTask(SubmitBody):
     """A task of a bulk submit."""  # counts itself, so that decoding ends at the limit and not after it
 
     def __post_init__(self) -> None:
         decoding.left -= 1
         if decoding.left < 0:
-            raise TrackerError("invalid", f"requests: at most {decoding.most} tasks in one bulk submit")
+            raise TrackerError("invalid", f"at most {decoding.most} tasks in one bulk submit", "requests")
         if decoding.left % 64 == 0:
             time.sleep(0)  # lets other threads have the interpreter
 
@@ -1695,20 +1912,9 @@ decoding = threading.local()
 class BulkSubmitBody(msgspec.Struct):
     """`{"requests": [...]}`; the bare array is understood as well."""
 
-    requests: list[BulkTask]
-
-
-class ReleaseBody(msgspec.Struct):
-    """How a worker's hold on a task ends. `output` becomes the result of the task's job, if it has one."""
-
-    task_id: Id
-    result: Literal[0, 1, 2]
-    verification: int = 0
-    output: Raw | UnsetType = UNSET
-
-
-class BulkReleaseBody(msgspec.Struct):
-    releases: list[ReleaseBody]
+    requests: Annotated[
+        list[BulkTask], about("The tasks, all of one project, at most {max_bulk} (setting `max_bulk`).")
+    ]
 
 
 class NewTask(NamedTuple):
@@ -1726,7 +1932,7 @@ class NewTask(NamedTuple):
 class Assigned(NamedTuple):
     """What an attempt to be assigned tasks came to."""
 
-    tasks: list[dict[str, Any]]
+    tasks: list[Task]
     others: bool = False  # whether tasks are ready that this worker may not have
     delay: float = 0  # seconds for which a rate limit now keeps everybody from the next task
 
@@ -1735,11 +1941,11 @@ def new_task(body: SubmitBody) -> NewTask:
     """Checks what types cannot say, and turns a unique string into its hash."""
     hash64, other = to_int64(body.hash64, "hash64"), to_int64(body.hash_u64, "hash_u64")
     if hash64 and other and hash64 != other:
-        raise TrackerError("invalid", "hash64, hash_u64: two spellings of one field, with two values")
+        raise TrackerError("invalid", "two spellings of one field, with two values", "hash64, hash_u64")
     hash64 = hash64 or other
     unique = body.unique_string or body.unique_str
     if hash64 and unique:
-        raise TrackerError("invalid", "hash64, unique_string: give one of them, not both")
+        raise TrackerError("invalid", "give one of them, not both", "hash64, unique_string")
     if unique:
         hash64 = hash_unique_string(unique)
     return NewTask(
@@ -1765,9 +1971,9 @@ def new_tasks(body: bytes, most: int) -> list[NewTask]:
         try:
             tasks.append(new_task(request))
         except TrackerError as error:
-            raise TrackerError("invalid", f"requests[{number}].{error.message}") from None
+            raise error.within(f"requests[{number}]") from None
         if request.project != requests[0].project:
-            raise TrackerError("invalid", f"requests[{number}].project: all tasks must be of one project")
+            raise TrackerError("invalid", "all tasks must be of one project", f"requests[{number}].project")
     return tasks
 
 
@@ -1792,13 +1998,13 @@ SELECT_SUBMITTER = """
 """
 
 
-def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> Submitter:
+def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter:
     """The project, if the caller may submit to it now. Refuses with 401, 404, 403 or 429."""
-    row = tx.one(SELECT_SUBMITTER, {"worker": caller.id, "project": project})
+    row = tx.one(SELECT_SUBMITTER, {"worker": credentials.id, "project": project})
     found = row and Submitter._make(row)
-    check_worker(tx, found, caller)
+    check_worker(tx, found, credentials)
     if found.id is None:
-        raise TrackerError("not_found", f"project: no project {project}")
+        raise TrackerError("not_found", f"no project {project}", "project")
     if not found.may_submit:
         raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
     check_rate(tx, found.submit_free_uptime)
@@ -1807,7 +2013,7 @@ def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> Submitter:
 
 def check_rate(tx: Tx, free_uptime: float) -> None:
     if free_uptime > tx.uptime:
-        raise TrackerError("too_fast", "Rate limit reached; please wait", free_uptime - tx.uptime)
+        raise TrackerError("too_fast", "Rate limit reached; please wait", delay=free_uptime - tx.uptime)
 
 
 def free_uptime(tx: Tx, rate: float, count: int) -> float:
@@ -1815,9 +2021,9 @@ def free_uptime(tx: Tx, rate: float, count: int) -> float:
     return tx.uptime + min(count / rate, 1e12)
 
 
-def submit_task(tx: Tx, caller: WorkerCredentials, task: NewTask) -> None:
+def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
     """Adds a task to its project's queue. 409 when a live task of the project has its hash."""
-    project = submitter(tx, caller, task.project)
+    project = submitter(tx, credentials, task.project)
     if not insert_task(tx, task, project.keep_hashes):
         raise TrackerError("conflict", "There is a task with this hash64 or unique_string already")
     charge_submit(tx, project, 1)
@@ -1854,12 +2060,12 @@ def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_has
     return stored
 
 
-def submit_tasks(tx: Tx, caller: WorkerCredentials, tasks: list[NewTask]) -> dict[str, int]:
+def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -> BulkSubmitted:
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
-    project = submitter(tx, caller, tasks[0].project)
+    project = submitter(tx, credentials, tasks[0].project)
     stored = insert_tasks(tx, tasks, project.id, project.keep_hashes)
     charge_submit(tx, project, len(tasks))
-    return {"submitted": stored, "duplicates": len(tasks) - stored}
+    return BulkSubmitted(stored, len(tasks) - stored)
 
 
 class Asker(NamedTuple):
@@ -1888,11 +2094,14 @@ class Candidate(NamedTuple):
     job: int | None
 
 
+ProjectRow = collections.namedtuple("ProjectRow", PROJECT_COLUMNS)  # a project's columns as they are stored
+
+
 class Offer(NamedTuple):
     """A calling worker, a project, and the project's best task for it. Tuples: sqlite3.Row looks names up slowly."""
 
     caller: Asker
-    project: Project
+    project: ProjectRow
     task: Candidate | None
 
 
@@ -1901,15 +2110,14 @@ def columns(table: str, kind: type) -> str:
     return ", ".join(f"{table}.{name}" for name in kind._fields)
 
 
-PROJECT_COLUMNS = columns("p", Project)
 ASKER_COLUMNS = """
     w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request,
     p.assign_free_uptime, p.awaiting_verification_count"""
 PROJECT_AT = len(Asker._fields)
-TASK_AT = PROJECT_AT + len(Project._fields)
+TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
 SELECT_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {PROJECT_COLUMNS}, {columns("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {columns("p", ProjectRow)}, {columns("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1923,7 +2131,7 @@ SELECT_OFFER = f"""
 """
 # For those who can do nothing but jobs, which need no verification.
 SELECT_JOB_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, NULL, NULL, {PROJECT_COLUMNS}, {columns("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, NULL, NULL, {columns("p", ProjectRow)}, {columns("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1935,7 +2143,7 @@ SELECT_CANDIDATE = f"SELECT {columns('t', Candidate)} FROM task t WHERE id = ?"
 
 
 def assign_tasks(
-    tx: Tx, caller: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
+    tx: Tx, credentials: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
 ) -> Assigned:
     """Assigns to the caller the best `count` tasks of these projects, or as many as there are.
 
@@ -1943,21 +2151,21 @@ def assign_tasks(
     has verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
     """
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
-    offers = {project: find_offer(tx, caller, project, select) for project in projects}
+    offers = {project: find_offer(tx, credentials, project, select) for project in projects}
     tasks: list[dict[str, Any]] = []
     charges: dict[int, tuple[float, int]] = {}
     size = 0
     while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
         project = offer.project
-        tasks.append(take(tx, offer, caller.id))
+        tasks.append(take(tx, offer, credentials.id))
         if project.assign_rate:
             charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + 1)
         if len(tasks) == count:
             break
-        size += len(offer.task.recipe) + (len(encode(tasks[-1]["job"])) if offer.task.job is not None else 0)
+        size += len(offer.task.recipe) + (len(encode(tasks[-1].job)) if offer.task.job is not None else 0)
         if size > MOST_RECIPES:
             break
-        offers[project.id] = find_offer(tx, caller, project.id, select)  # the others have not changed
+        offers[project.id] = find_offer(tx, credentials, project.id, select)  # the others have not changed
     others = not tasks and any(awaits_others(offer) for offer in offers.values())
     return Assigned(tasks, others, charge_assign(tx, charges) if charges else 0)
 
@@ -1994,12 +2202,12 @@ def rank(offer: Offer) -> tuple[int, int, int]:
     return offer.project.priority, offer.task.priority, -offer.task.id
 
 
-def find_offer(tx: Tx, caller: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
+def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
     """The project's best task for the caller. Refuses a caller that may not be assigned any task of this project."""
-    row = tx.one(select, {"worker": caller.id, "project": project})
+    row = tx.one(select, {"worker": credentials.id, "project": project})
     asker = row and Asker._make(row[:PROJECT_AT])
-    check_worker(tx, asker, caller)
-    found = Project._make(row[PROJECT_AT:TASK_AT])
+    check_worker(tx, asker, credentials)
+    found = ProjectRow._make(row[PROJECT_AT:TASK_AT])
     if found.id is None:
         raise TrackerError("not_found", f"No project {project}")
     if not (found.public or asker.may_assign):
@@ -2019,26 +2227,24 @@ def better(tx: Tx, task: Candidate | None, asker: Asker) -> Candidate:
     return Candidate._make(tx.one(SELECT_CANDIDATE, (asker.head_task,)))
 
 
-def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
+def take(tx: Tx, offer: Offer, worker: int) -> Task:
     """Makes the worker the task's assignee and returns the task as the document shows it."""
     found = offer.task
     hold(tx, found.id, worker, found.max_assign_time or tx.settings.default_max_assign_time)
-    task = {
-        "id": found.id,
-        "priority": found.priority,
-        "assignee": worker,
-        "retries": found.retries,
-        "max_retries": found.max_retries,
-        "status": NEW,
-        "recipe": found.recipe,
-        "max_assign_time": found.max_assign_time,
-        "assign_time": tx.time,
-        "verification_count": found.verification_count,
-        "project": project_json(offer.project),
-    }
-    if found.job is not None:
-        task["job"] = start_job(tx, found.job, worker)
-    return task
+    return Task(
+        id=found.id,
+        priority=found.priority,
+        assignee=worker,
+        retries=found.retries,
+        max_retries=found.max_retries,
+        status=NEW,
+        recipe=found.recipe,
+        max_assign_time=found.max_assign_time,
+        assign_time=tx.time,
+        verification_count=found.verification_count,
+        project=project_of(offer.project),
+        job=UNSET if found.job is None else start_job(tx, found.job, worker),
+    )
 
 
 def hold(tx: Tx, task: int, worker: int, seconds: float) -> None:
@@ -2080,7 +2286,7 @@ SELECT_HELD = """
 """
 
 
-def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
+def release_task(tx: Tx, credentials: WorkerCredentials, body: ReleaseBody) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
 
     False for a result that still needs another worker's verification, and when the caller does not hold the task (any
@@ -2088,39 +2294,39 @@ def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
     """
     verification = to_int64(body.verification, "verification")
     report = NO_REPORT if body.output is UNSET else read_report(body.output)
-    row = tx.one(SELECT_HELD, {"worker": caller.id, "task": body.task_id})
+    row = tx.one(SELECT_HELD, {"worker": credentials.id, "task": body.task_id})
     task = row and Held._make(row)
-    check_worker(tx, task, caller)
+    check_worker(tx, task, credentials)
     if task.id is None:
         check_task_existed(tx, body.task_id)
-    if task.assignee != caller.id or task.id is None:
+    if task.assignee != credentials.id or task.id is None:
         return False
     if task.job is not None:
-        return release_job(tx, task, caller.id, body, report)
+        return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:
         return fail_task(tx, task)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
         return put_back(tx, task)
-    return verify_task(tx, task, caller.id, verification)
+    return verify_task(tx, task, credentials.id, verification)
 
 
-def release_tasks(tx: Tx, caller: WorkerCredentials, releases: list[ReleaseBody]) -> dict[str, list[bool]]:
+def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[ReleaseBody]) -> list[bool]:
     """Several releases, all or none."""
-    authenticate(tx, caller)
+    authenticate(tx, credentials)
     updated = []
     for number, release in enumerate(releases):
         try:
-            updated.append(release_task(tx, caller, release))
+            updated.append(release_task(tx, credentials, release))
         except TrackerError as error:
-            raise TrackerError(error.code, f"releases[{number}].{error.message}") from None
-    return {"updated": updated}
+            raise error.within(f"releases[{number}]") from None
+    return updated
 
 
 def check_task_existed(tx: Tx, task: int) -> None:
     """Closed tasks are gone from the table; ids are never used twice, so one up to the last is a closed one's."""
     if not tx.one("SELECT 1 FROM sqlite_sequence WHERE name = 'task' AND seq >= ? AND ? > 0", (task, task)):
-        raise TrackerError("not_found", f"task_id: no task {task}")
+        raise TrackerError("not_found", f"no task {task}", "task_id")
 
 
 def put_back(tx: Tx, task: Held, change: str = "", *values: Any) -> bool:
@@ -2229,12 +2435,9 @@ def expire_tasks(tx: Tx) -> bool:
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
 
+NewSecret = Annotated[str, about("The new secret, shown only this once.", "c0ffee")]
 MOST_TEMPLATES = 1000  # of one project, and so with workflows
 JOB_GRACE = 15  # seconds that a worker has after a job's timeout to report what it has stopped
-TOKEN = "^[0-9a-f]{24}$"
-
-Token = Annotated[str, Meta(pattern=TOKEN)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class Move(NamedTuple):
@@ -2257,7 +2460,6 @@ JOB_MOVES = {
 }
 MOST_ATTEMPTS = 1000  # whose moves are logged: a worker that skips in a circle must not fill the disk
 LIVE_STATES = {state for move in JOB_MOVES.values() for state in move.states}
-JobState = Literal["waiting", "assigned", "succeeded", "failed", "timed_out", "cancelled"]
 
 # What an action on tasks means for the jobs behind them, and what their logs say.
 JOBS_AFTER = {
@@ -2266,105 +2468,20 @@ JOBS_AFTER = {
 }
 
 
-Choices = Annotated[list[Any], Meta(max_length=1000)]
-
-
-class Variable(msgspec.Struct):
-    """A variable that a template declares: its value unless the job brings one, and which values it may have."""
-
-    name: Name
-    value: Any = None
-    required: bool = False
-    allowed: Choices = []
-    description: str = ""
-
-
-class Argument(msgspec.Struct):
-    """An argument that a template declares. The job brings those that are not fixed, in their order."""
-
-    order: Int64 = 0
-    type: Name = "input"
-    label: str = ""
-    value: Any = None
-    options: Choices = []
-
-
-class TemplateBody(msgspec.Struct):
-    """A template, or what is to change of it."""
-
-    project: Id | UnsetType = UNSET
-    name: Name | UnsetType = UNSET
-    description: Annotated[str, Meta(max_length=10_000)] | UnsetType = UNSET
-    recipe: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
-    script: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
-    runas: Annotated[str, Meta(max_length=1000)] | UnsetType = UNSET
-    variables: Annotated[list[Variable], Meta(max_length=200)] | UnsetType = UNSET
-    undeclared: bool | UnsetType = UNSET
-    arguments: Annotated[list[Argument], Meta(max_length=200)] | UnsetType = UNSET
-    env: dict[str, str] | UnsetType = UNSET
-    timeout: Seconds | UnsetType | None = UNSET
-    max_retries: Natural | UnsetType = UNSET
-    priority: Int64 | UnsetType = UNSET
-    api: bool | UnsetType = UNSET
-    key: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
-    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | UnsetType | None = UNSET
-    keep_time: Annotated[int, Meta(ge=1, le=10**9)] | UnsetType | None = UNSET
+def column_default(field: msgspec.structs.FieldInfo) -> Any:
+    """What a column gets of which a body says nothing: JSON as text."""
+    value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    return encode(value).decode() if isinstance(value, list | dict) else value
 
 
 NEW_TEMPLATE: dict[str, Any] = {
-    **dict.fromkeys(("description", "recipe", "runas"), ""),
-    "script": None,
-    **dict.fromkeys(("variables", "arguments"), "[]"),
-    "undeclared": True,
-    "env": "{}",
-    "timeout": None,
-    **dict.fromkeys(("max_retries", "priority"), 0),
-    "api": False,
-    **dict.fromkeys(("key_hash", "keep_count", "keep_time")),
+    **{
+        field.name: column_default(field)
+        for field in msgspec.structs.fields(Template)
+        if not field.required and field.name != "secret"
+    },
+    **{"recipe": "", "script": None, "key_hash": None},
 }
-
-
-class TriggerBody(msgspec.Struct):
-    """What a job is given: values of variables, and the arguments that are not fixed."""
-
-    variables: dict[str, Any] = {}
-    arguments: list[Any] = []
-
-
-class JobsQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
-    """Which jobs: of a project or template, in a state, made between two times; further on than `before`."""
-
-    project: Id | None = None
-    template: Id | None = None
-    state: JobState | None = None
-    start: Int64 | None = None
-    end: Int64 | None = None
-    before: Id = INT64_MAX
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-
-
-class LinesQuery(msgspec.Struct):
-    """Which lines of a job's log: at most `limit` of those after the one with this id."""
-
-    after: Natural = 0
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
-
-
-class TaskEntry(msgspec.Struct):
-    """A line for the log of a task."""
-
-    message: Annotated[str, Meta(max_length=65536)]
-    timestamp: Int64
-    level: LogLevel = "info"
-    scope: Annotated[str, Meta(max_length=1000)] = ""
-
-
-class TaskLogBody(msgspec.Struct):
-    """Lines of the caller's present assignment, the first of them with the number `first`, counted from 0."""
-
-    task_id: Id
-    entries: Annotated[list[TaskEntry], Meta(max_length=1000)] = []
-    first: Natural | None = None
 
 
 class Report(NamedTuple):
@@ -2387,17 +2504,49 @@ def new_token() -> str:
 # Templates
 
 
-def create_template(tx: Tx, session: bytes | None, body: TemplateBody) -> dict[str, Any]:
-    """Makes a template. Needs EDIT in its project.
+def find_template(tx: Tx, template: int) -> sqlite3.Row | None:
+    """A template that has not been deleted."""
+    return tx.one("SELECT * FROM template WHERE id = ? AND deleted IS NULL", (template,))
+
+
+TEMPLATE = Thing("template", find_template)
+
+
+def template_of_job(tx: Tx, job: sqlite3.Row) -> sqlite3.Row | None:
+    """The template that a job was made of, also when it has been deleted since. A workflow's run has none."""
+    return tx.one("SELECT * FROM template WHERE id = ?", (job["template"],))
+
+
+def template_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM template WHERE token = ? AND deleted IS NULL", (token,))
+
+
+def api_template(tx: Tx, name: str) -> sqlite3.Row | None:
+    """The template that may be triggered by this name; if there is none, one of that name that may not."""
+    named = "SELECT * FROM template WHERE name = ? AND deleted IS NULL"
+    return tx.one(f"{named} AND api", (name,)) or tx.one(f"{named} LIMIT 1", (name,))
+
+
+def template_shown(tx: Tx, row: sqlite3.Row, whole: bool = True, secret: str | UnsetType = UNSET) -> Template:
+    """A template as the JSON API shows it: of its key no more than that it has one."""
+    given = {"has_key": row["key_hash"] is not None, "secret": secret}
+    if whole:
+        script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+        given |= {"recipe": row["recipe"], "script": script or ""}
+    return shaped(Template, row, **given)
+
+
+@needs(LOGIN)
+def create_template(tx: Tx, caller: Caller, body: TemplateBody) -> Template:
+    """Makes a template, of a project in which the manager has EDIT.
 
     Its secret, which opens this template alone, is in the answer and is not shown again.
     """
     if body.project is UNSET:
-        require_manager(tx, session)
-        raise TrackerError("invalid", "project: is required")
-    require_role(tx, session, body.project, EDIT)
+        raise TrackerError("invalid", "is required", "project")
+    check_access(tx, caller, find_project(tx, body.project), EDIT)
     row = insert_template(tx, body)
-    return {"template": {**template_json(tx, row), "secret": row["secret"]}}
+    return template_shown(tx, row, secret=row["secret"])
 
 
 def insert_template(tx: Tx, body: TemplateBody) -> sqlite3.Row:
@@ -2413,21 +2562,22 @@ def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> 
     """Refuses more of them than a list can show at once."""
     full = f"SELECT 1 FROM {table} WHERE project = ? AND deleted IS NULL LIMIT 1 OFFSET ?"
     if tx.one(full, (project, MOST_TEMPLATES - 1)):
-        raise TrackerError("conflict", f"project: it has {MOST_TEMPLATES:,} {table}s already")
+        raise TrackerError("conflict", f"it has {MOST_TEMPLATES:,} {table}s already", "project")
 
 
-def update_template(tx: Tx, session: bytes | None, template: int, body: TemplateBody) -> None:
+@needs(EDIT, TEMPLATE)
+def update_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: TemplateBody) -> None:
     """Changes a template. Fields that are absent stay as they are, and so do the jobs that it has made.
 
-    An empty `key` takes the key away. A template stays in its project. Needs EDIT.
+    An empty `key` takes the key away. A template stays in its project.
     """
-    save_template(tx, editable_template(tx, session, template), body)
+    save_template(tx, template, body)
 
 
 def save_template(tx: Tx, old: sqlite3.Row, body: TemplateBody) -> sqlite3.Row:
     """Stores what is changed of a template, whoever wants it. Refuses what checked_template refuses."""
     if body.project is not UNSET and body.project != old["project"]:
-        raise TrackerError("invalid", "project: a template stays in its project")
+        raise TrackerError("invalid", "a template stays in its project", "project")
     fields = checked_template(tx, old, body)
     changes = ", ".join(f"{name} = :{name}" for name in fields)
     return tx.one(f"UPDATE template SET {changes} WHERE id = :id RETURNING *", {"id": old["id"], **fields})
@@ -2446,11 +2596,11 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: TemplateBody) -> dic
         given["key_hash"] = digest(key.encode()) if key else None
     fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
     if "name" not in fields:
-        raise TrackerError("invalid", "name: is required")
+        raise TrackerError("invalid", "is required", "name")
     if not fields["name"].strip():
-        raise TrackerError("invalid", "name: must not be blank")
+        raise TrackerError("invalid", "must not be blank", "name")
     if fields["runas"] and "%script%" not in fields["runas"]:
-        raise TrackerError("invalid", "runas: must contain %script%, which stands for the script's file")
+        raise TrackerError("invalid", "must contain %script%, which stands for the script's file", "runas")
     check_declarations(body)
     check_template_name(tx, old, project, fields)
     return {**fields, "updated": tx.time}
@@ -2460,25 +2610,27 @@ def check_declarations(body: TemplateBody) -> None:
     """Refuses what cannot be meant: a variable declared twice, a value that it does not allow, no name in `env`."""
     for name in body.env or ():
         if not name or "=" in name:
-            raise TrackerError("invalid", f"env: {name!r} cannot be the name of a variable of an environment")
+            raise TrackerError("invalid", f"{name!r} cannot be the name of a variable of an environment", "env")
     names = set()
     for variable in body.variables or ():
         if not variable.name.strip():
-            raise TrackerError("invalid", "variables: a name must not be blank")
+            raise TrackerError("invalid", "a name must not be blank", "variables")
         if variable.name in names:
-            raise TrackerError("invalid", f"variables: {variable.name} is declared twice")
+            raise TrackerError("invalid", f"{variable.name} is declared twice", "variables")
         names.add(variable.name)
         if variable.allowed and variable.value is not None and variable.value not in variable.allowed:
-            raise TrackerError("invalid", f"variables: the value of {variable.name} is none of those that it allows")
+            raise TrackerError("invalid", f"the value of {variable.name} is none of those that it allows", "variables")
 
 
 def check_template_name(tx: Tx, old: sqlite3.Row | None, project: int, fields: dict[str, Any]) -> None:
     values = {"name": fields["name"], "project": project, "id": old and old["id"]}
     others = "SELECT 1 FROM template WHERE name = :name AND id IS NOT :id AND deleted IS NULL"
     if tx.one(f"{others} AND project = :project", values):
-        raise TrackerError("conflict", f"name: the project has a template named {fields['name']!r} already")
+        raise TrackerError("conflict", f"the project has a template named {fields['name']!r} already", "name")
     if fields["api"] and tx.one(f"{others} AND api", values):
-        raise TrackerError("conflict", f"api: another template named {fields['name']!r} may be triggered by this name")
+        raise TrackerError(
+            "conflict", f"another template named {fields['name']!r} may be triggered by this name", "api"
+        )
 
 
 def store_script(tx: Tx, source: str) -> int:
@@ -2491,31 +2643,29 @@ def store_script(tx: Tx, source: str) -> int:
     return tx.one("SELECT id FROM script WHERE digest = ?", (digest(data),))["id"]
 
 
-def delete_template(tx: Tx, session: bytes | None, template: int) -> None:
-    """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay. Needs EDIT."""
-    drop_template(tx, editable_template(tx, session, template))
+@needs(EDIT, TEMPLATE)
+def delete_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> None:
+    """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay."""
+    mark_template_deleted(tx, template)
 
 
-def drop_template(tx: Tx, template: sqlite3.Row) -> None:
-    """Its row stays for its jobs' sake, which its key protects, until the last of them is gone."""
-    tx.execute("UPDATE template SET deleted = ? WHERE id = ?", (tx.time, template["id"]))
+@needs(EDIT, TEMPLATE)
+def get_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> Template:
+    """A template with its script."""
+    return template_shown(tx, template)
 
 
-def get_template(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
-    """A template with its script. Needs EDIT in its project."""
-    return {"template": template_json(tx, editable_template(tx, session, template))}
+@needs(EDIT)
+def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Template]:
+    """The project's templates, by name, without their scripts and recipes."""
+    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
+    return [template_shown(tx, row, whole=False) for row in rows]
 
 
-def list_templates(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's templates, by name, without their scripts and recipes. Needs EDIT."""
-    require_role(tx, session, project, EDIT)
-    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
-    return {"templates": [template_json(tx, row, whole=False) for row in rows]}
-
-
-def rotate_template_secret(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
-    """Gives a template a new secret; the old one opens nothing any more. Needs EDIT."""
-    return {"secret": rotate_secret(tx, "template", editable_template(tx, session, template)["id"])}
+@needs(EDIT, TEMPLATE)
+def rotate_template_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> NewSecret:
+    """Gives a template a new secret; the old one opens nothing any more."""
+    return rotate_secret(tx, "template", template["id"])
 
 
 def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chosen: str | None = None) -> str:
@@ -2525,38 +2675,9 @@ def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chos
     return secret
 
 
-def editable_template(tx: Tx, session: bytes | None, template: int) -> sqlite3.Row:
-    """The template, if the caller has EDIT in its project. 401, 403, 404."""
-    return editable(tx, session, find_template(tx, template), f"No template {template}")
-
-
-def editable(tx: Tx, session: bytes | None, row: sqlite3.Row | None, missing: str) -> sqlite3.Row:
-    """The template or workflow, if there is one and the caller has EDIT in its project. 401, 403, 404."""
-    require_manager(tx, session)
-    if row is None:
-        raise TrackerError("not_found", missing)
-    require_role(tx, session, row["project"], EDIT, missing)
-    return row
-
-
-def find_template(tx: Tx, template: int) -> sqlite3.Row | None:
-    """A template that has not been deleted."""
-    return tx.one("SELECT * FROM template WHERE id = ? AND deleted IS NULL", (template,))
-
-
-def template_of_job(tx: Tx, job: sqlite3.Row) -> sqlite3.Row | None:
-    """The template that a job was made of, also when it has been deleted since. A workflow's run has none."""
-    return tx.one("SELECT * FROM template WHERE id = ?", (job["template"],))
-
-
-def template_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM template WHERE token = ? AND deleted IS NULL", (token,))
-
-
-def api_template(tx: Tx, name: str) -> sqlite3.Row | None:
-    """The template that may be triggered by this name; if there is none, one of that name that may not."""
-    named = "SELECT * FROM template WHERE name = ? AND deleted IS NULL"
-    return tx.one(f"{named} AND api", (name,)) or tx.one(f"{named} LIMIT 1", (name,))
+def mark_template_deleted(tx: Tx, template: sqlite3.Row) -> None:
+    """Its row stays for its jobs' sake, which its key protects, until the last of them is gone."""
+    tx.execute("UPDATE template SET deleted = ? WHERE id = ?", (tx.time, template["id"]))
 
 
 def key_matches(template: sqlite3.Row, key: str) -> bool:
@@ -2569,53 +2690,42 @@ def secret_matches(row: sqlite3.Row, secret: str) -> bool:
     return hmac.compare_digest(row["secret"].encode(), secret.encode())
 
 
-def template_json(tx: Tx, row: sqlite3.Row, whole: bool = True) -> dict[str, Any]:
-    """A template as the JSON API shows it: without its secret, and of its key no more than that it has one."""
-    plain = ("id", "project", "name", "description", "runas", "timeout", "max_retries", "priority")
-    script = whole and row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
-    return {
-        **{name: row[name] for name in plain},
-        **({"recipe": row["recipe"], "script": script or ""} if whole else {}),
-        **{name: Raw(row[name].encode()) for name in ("variables", "arguments", "env")},
-        **{name: bool(row[name]) for name in ("undeclared", "api")},
-        "has_key": row["key_hash"] is not None,
-        **{name: row[name] for name in ("keep_count", "keep_time", "created", "updated")},
-    }
-
-
 # A job is made
 
 
-def trigger_template(
-    tx: Tx, caller: WorkerCredentials | bytes | None, template: int, body: TriggerBody
-) -> dict[str, Any]:
-    """Makes a job of a template. For workers with SUBMIT in its project, and for managers with EDIT.
+def find_job(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM job WHERE token = ?", (token,))
+
+
+JOB = Thing("job", find_job)
+
+
+def token_of_job(tx: Tx, job: int | None) -> str | None:
+    row = job is not None and tx.one("SELECT token FROM job WHERE id = ?", (job,))
+    return row["token"] if row else None
+
+
+def job_shown(tx: Tx, row: sqlite3.Row, whole: bool = True) -> Job:
+    """A job as the JSON API shows it; not the `whole`: as lists do."""
+    texts = ("variables", "arguments", "result", "output") if whole else ()
+    return shaped(
+        Job,
+        row,
+        id=row["token"],
+        retry_of=token_of_job(tx, row["retry_of"]),
+        workflow_job=token_of_job(tx, row["workflow_job"]),
+        **{name: as_raw(row[name]) for name in texts},
+    )
+
+
+@needs(EDIT, TEMPLATE, worker=SUBMIT)
+def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: TriggerBody) -> Job:
+    """Makes a job of a template.
 
     A worker passes the project's submit rate limit, as with a task. 400 names the variable or the number of arguments.
     """
-    row, missing = find_template(tx, template), f"No template {template}"
-    by = allowed_to_submit(tx, caller, row and row["project"], missing)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, make_job(tx, row, body.variables, body.arguments, "native", **by))}
-
-
-def allowed_to_submit(
-    tx: Tx, caller: WorkerCredentials | bytes | None, project: int | None, missing: str, role: int = EDIT
-) -> dict[str, int]:
-    """The caller as {"worker": id} with SUBMIT, or {"manager": id} with the role. 401, 403, or 404 with `missing`."""
-    if isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
-    else:
-        require_manager(tx, caller)
-    if project is None:
-        raise TrackerError("not_found", missing)
-    if not isinstance(caller, WorkerCredentials):
-        return {"manager": require_role(tx, caller, project, role, missing)["id"]}
-    access = "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_submit AND NOT request"
-    if not tx.one(access, (project, caller.id)):
-        raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
-    return {"worker": caller.id}
+    charge_worker(tx, caller, template["project"])
+    return job_shown(tx, make_job(tx, template, body.variables, body.arguments, "native", **caller.by))
 
 
 def charge_trigger(tx: Tx, project: int) -> None:
@@ -2625,6 +2735,12 @@ def charge_trigger(tx: Tx, project: int) -> None:
     if row["submit_rate"]:
         at = free_uptime(tx, row["submit_rate"], 1)
         tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project))
+
+
+def charge_worker(tx: Tx, caller: Caller, project: int) -> None:
+    """A worker's job passes the project's submit rate limit; a manager's does not."""
+    if caller.worker is not None:
+        charge_trigger(tx, project)
 
 
 def make_job(
@@ -2655,19 +2771,19 @@ def make_job(
 
 def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any]:
     """The template's variables, with the values that are given. Refuses what it does not declare or allow."""
-    _refuse_nul(given, "variables")
+    refuse_nul(given, "variables")
     declared = msgspec.json.decode(template["variables"], type=list[Variable])
     unknown = given.keys() - {variable.name for variable in declared}
     if unknown and not template["undeclared"]:
-        raise TrackerError("invalid", f"{min(unknown)}: the template has no such variable")
+        raise TrackerError("invalid", "the template has no such variable", f"{min(unknown)}")
     values = {variable.name: variable.value for variable in declared if variable.value is not None} | given
     for variable in declared:
         value = values.get(variable.name)
         if variable.required and value in (None, ""):
-            raise TrackerError("invalid", f"{variable.name}: is required")
+            raise TrackerError("invalid", "is required", f"{variable.name}")
         if variable.allowed and value is not None and value not in variable.allowed:
             raise TrackerError(
-                "invalid", f"{variable.name}: must be one of {', '.join(map(as_text, variable.allowed))}"
+                "invalid", f"must be one of {', '.join(map(as_text, variable.allowed))}", f"{variable.name}"
             )
     return values
 
@@ -2688,10 +2804,12 @@ def declared_variables(template: sqlite3.Row) -> list[Variable]:
 
 def place_arguments(template: sqlite3.Row, given: list[Any]) -> list[str]:
     """The arguments as the script gets them: texts, each in its place. Refuses too few; what is too many is ignored."""
-    _refuse_nul(given, "arguments")
+    refuse_nul(given, "arguments")
     needed = len(free_arguments(template))
     if len(given) < needed:
-        raise TrackerError("invalid", f"arguments: an array of length {needed} is required; optional ones must be null")
+        raise TrackerError(
+            "invalid", f"an array of length {needed} is required; optional ones must be null", "arguments"
+        )
     values = iter(given)
     declared = declared_arguments(template)
     return [as_text(one.value if one.type == "fixed" else next(values)) for one in declared]
@@ -2716,7 +2834,7 @@ def job_recipe(template: sqlite3.Row, variables: dict[str, Any], arguments: list
         text = texts.get(match[1], match[0])
         size += len(text)
         if size > MOST_RECIPES:  # a long value in many places
-            raise TrackerError("invalid", "recipe: too long with these values of its variables")
+            raise TrackerError("invalid", "too long with these values of its variables", "recipe")
         return text
 
     return re.sub(r"\{([^{}]+)\}", filled_in, template["recipe"])
@@ -2747,6 +2865,7 @@ def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
     columns = {**columns, "token": new_token(), "created": tx.now, "updated": tx.now}
     names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
     row = tx.one(f"INSERT INTO job ({names}) VALUES ({values}) RETURNING *", columns)
+    job_happens(tx, "made", row)
     add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
     return row
 
@@ -2759,20 +2878,18 @@ def maker_of(tx: Tx, job: sqlite3.Row) -> str:
         return f"manager {tx.one('SELECT username FROM manager WHERE id = ?', (job['manager'],))['username']}"
     if job["workflow_job"] is not None:
         return "its workflow"
-    return f"a client of {DIALECT_NAMES.get(job['origin'], job['origin'])}"
+    clients = (client_of(tx, job) for client_of in hooks("client_of"))
+    return next(filter(None, clients), f"a client of {DIALECTS.get(job['origin'], job['origin'])}")
 
 
-DIALECT_NAMES = {"otter": "Otter", "testflinger": "Testflinger", "theeye": "theeye.io"}  # as people write them
-
-
-def retry_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
+def repeat_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
     """A new job, with all that an ended one was given. 409 while that is still live."""
     if job["finished"] is None:
-        raise TrackerError("conflict", f"job: it has not ended yet, it is {job['state']}")
+        raise TrackerError("conflict", f"it has not ended yet, it is {job['state']}", "job")
     if job["workflow"] is not None:
-        return retry_workflow(tx, job, origin, **by)
-    if tx.one("SELECT 1 FROM testflinger_job WHERE job = ? AND attachments = 'waiting'", (job["id"],)):
-        raise TrackerError("conflict", "job: its attachments have never come; please submit it again")
+        return repeat_workflow(tx, job, origin, **by)
+    for check in hooks("check_retry"):
+        check(tx, job)
     copied = ("project", "template", "name", "recipe", "script", "runas", "variables", "arguments", "env", "timeout")
     copied = (*copied, "max_retries", "priority")
     return insert_job(tx, {**{name: job[name] for name in copied}, "origin": origin, "retry_of": job["id"], **by})
@@ -2797,7 +2914,8 @@ def move_job(
         {"job": job, "to": to, "now": tx.now, **values},
     )
     if row is None:
-        raise TrackerError("conflict", f"job: cannot {event} in its state")
+        raise TrackerError("conflict", f"cannot {event} in its state", "job")
+    job_happens(tx, event, row)
     if row["attempts"] <= MOST_ATTEMPTS or row["finished"] is not None:
         add_job_line(tx, job, said, level)
     if row["finished"] is not None and row["workflow_job"] is not None:
@@ -2841,7 +2959,7 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> dict[str, Any]:
     Returns what start_job returns. 409 when the job is not waiting.
     """
     if job["state"] != "waiting" or job["task"] is None:
-        raise TrackerError("conflict", f"job: it cannot be assigned, it is {job['state']}")
+        raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
     hold(tx, job["task"], worker, lease(job["timeout"]))
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
@@ -2910,10 +3028,10 @@ def expire_job(tx: Tx, task: sqlite3.Row) -> bool:
     return end_attempt(tx, task["id"], task["job"], task["retries"], task["max_retries"], "time_out", said)
 
 
-def cancel_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
+def stop_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
     """Ends a job; if its task is assigned, that is taken away from its worker. 409 when it has ended already."""
     if job["finished"] is not None:
-        raise TrackerError("conflict", f"job: it has ended already, it is {job['state']}")
+        raise TrackerError("conflict", f"it has ended already, it is {job['state']}", "job")
     if job["task"] is not None:
         tx.execute("DELETE FROM task WHERE id = ?", (job["task"],))
     move_job(tx, job["id"], "cancel", f"cancelled by {by}")
@@ -2930,7 +3048,7 @@ def read_report(output: Raw) -> Report:
     try:
         text, result = bytes(output).decode(), msgspec.json.decode(output)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise TrackerError("invalid", "output: not valid JSON") from None
+        raise TrackerError("invalid", "not valid JSON", "output") from None
     if not isinstance(result, dict):
         return Report(text)
     state, handed_on, killed = result.get("state"), result.get("output"), result.get("killed") is True
@@ -2960,29 +3078,30 @@ def held_task(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
     return tx.one("SELECT id, project, job FROM task WHERE id = ? AND assignee = ?", (task, worker))
 
 
-def log_to_task(tx: Tx, caller: WorkerCredentials, body: TaskLogBody) -> dict[str, Any]:
+@needs(WORKER)
+def log_to_task(tx: Tx, caller: Caller, body: TaskLogBody) -> TaskLogged:
     """Adds lines to the log of a task that the caller holds; of a task with a job, to the job's.
 
     `held` is false, and nothing is stored, when the caller does not hold it (any more). A job's lines that are
     numbered, by `first`, are stored once however often they are sent.
     """
-    authenticate(tx, caller)
-    held = held_task(tx, caller.id, body.task_id)
+    worker = caller.worker.id
+    held = held_task(tx, worker, body.task_id)
     if held is None:
         check_task_existed(tx, body.task_id)
-        return {"held": False, "stored": 0}
+        return TaskLogged(False, 0)
     if held["job"] is None:
         entries = [entry for entry in body.entries if LEVELS[entry.level] <= LEVELS[tx.settings.log_level]]
         for entry in entries:
-            store_log_entry(tx, caller.id, entry, held["id"], held["project"])
-        return {"held": True, "stored": len(entries)}
+            store_log_entry(tx, worker, entry, held["id"], held["project"])
+        return TaskLogged(True, len(entries))
     job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
     seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
-    stored = add_job_lines(tx, job, caller.id, body.entries[seen:])
+    stored = add_job_lines(tx, job, worker, body.entries[seen:])
     if body.first is not None:
         sent = max(job["sent_count"], body.first + len(body.entries))
         tx.execute("UPDATE job SET sent_count = ? WHERE id = ?", (sent, job["id"]))
-    return {"held": True, "stored": stored}
+    return TaskLogged(True, stored)
 
 
 LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
@@ -3037,82 +3156,62 @@ def job_log(tx: Tx, job: int, after: int = 0, limit: int = 1000) -> list[sqlite3
 # Jobs looked at
 
 
-def get_job(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> dict[str, Any]:
-    """A job: its state, what it was given, its result.
-
-    For workers with SUBMIT in its project, or managers with READ.
-    """
-    return {"job": job_json(tx, accessible_job(tx, caller, job, READ)[0])}
+@needs(READ, JOB, worker=SUBMIT)
+def get_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> Job:
+    """A job: its state, what it was given, its result."""
+    return job_shown(tx, job)
 
 
-def get_job_log(tx: Tx, caller: WorkerCredentials | bytes | None, job: str, query: LinesQuery) -> dict[str, Any]:
+@needs(READ, JOB, worker=SUBMIT)
+def get_job_log(tx: Tx, caller: Caller, job: sqlite3.Row, query: LinesQuery) -> list[JobEntry]:
     """Lines of a job's log, in the order logged, and the tracker's own (scope `tracker`, worker 0) among them.
 
-    The last line's id as `after` continues it. For the same callers as the job.
+    The last line's id as `after` continues it.
     """
-    row, _ = accessible_job(tx, caller, job, READ)
-    names = ("id", "time", "scope", "message", "worker")
-    lines = job_log(tx, row["id"], query.after, query.limit)
-    return {
-        "entries": [{**{name: line[name] for name in names}, "level": LEVEL_NAMES[line["level"]]} for line in lines]
-    }
+    lines = job_log(tx, job["id"], query.after, query.limit)
+    return [shaped(JobEntry, line, level=LEVEL_NAMES[line["level"]]) for line in lines]
 
 
-def cancel(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> None:
+@needs(EDIT, JOB, worker=SUBMIT)
+def cancel_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> None:
     """Cancels a job that has not ended; its worker's later release answers `updated: false`.
 
-    409 when it has ended. For workers with SUBMIT in its project, or managers with EDIT.
+    409 when it has ended.
     """
-    row, by = accessible_job(tx, caller, job, EDIT)
-    cancel_job(tx, row, maker_of(tx, {"worker": None, "manager": None, **by}))
+    stop_job(tx, job, maker_of(tx, {"worker": None, "manager": None, **caller.by}))
 
 
-def retry(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> dict[str, Any]:
-    """Makes a new job with all that an ended one was given. 409 while that is still live. For those who may cancel."""
-    row, by = accessible_job(tx, caller, job, EDIT)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, retry_job(tx, row, "native", **by))}
+@needs(EDIT, JOB, worker=SUBMIT)
+def retry_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> Job:
+    """Makes a new job with all that an ended one was given. 409 while that is still live."""
+    charge_worker(tx, caller, job["project"])
+    return job_shown(tx, repeat_job(tx, job, "native", **caller.by))
 
 
-def accessible_job(
-    tx: Tx, caller: WorkerCredentials | bytes | None, job: str, role: int
-) -> tuple[sqlite3.Row, dict[str, int]]:
-    """The job, and the caller as allowed_to_submit has it. 401, 403, 404."""
-    row = find_job(tx, job)
-    return row, allowed_to_submit(tx, caller, row and row["project"], f"No job {job}", role)
-
-
-def find_job(tx: Tx, token: str) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM job WHERE token = ?", (token,))
-
-
-def token_of_job(tx: Tx, job: int | None) -> str | None:
-    row = job is not None and tx.one("SELECT token FROM job WHERE id = ?", (job,))
-    return row["token"] if row else None
-
-
-def list_jobs(tx: Tx, caller: WorkerCredentials | bytes | None, query: JobsQuery) -> dict[str, Any]:
+@needs(READ, PROJECT, worker=SUBMIT, by_itself=True)
+def list_jobs(tx: Tx, caller: Caller, query: JobsQuery) -> JobPage:
     """Jobs, the newest first, without their results. The answer's `before` continues the list; null at its end.
 
-    For workers with SUBMIT in the project, or managers with READ; without project and template, a manager's jobs of
-    all projects. A page may hold fewer jobs than asked for, or none, and yet have a next one.
+    Without project and template, a manager's jobs of all projects. A page may hold fewer jobs than asked for, or none,
+    and yet have a next one.
     """
     project = query.project
     if query.template is not None:
-        row = tx.one("SELECT project FROM template WHERE id = ?", (query.template,))
-        project = row and row["project"]
-        allowed_to_submit(tx, caller, project, f"template: no template {query.template}", READ)
-        if query.project not in (None, project):
-            raise TrackerError("invalid", "template: it is not of that project")
+        row = tx.one("SELECT p.* FROM template t JOIN project p ON p.id = t.project WHERE t.id = ?", (query.template,))
+        missing = TrackerError("not_found", f"no template {query.template}", "template")
+        check_access(tx, caller, row, READ, missing, SUBMIT)
+        if query.project not in (None, row["id"]):
+            raise TrackerError("invalid", "it is not of that project", "template")
+        project = row["id"]
     elif project is not None:
-        row = tx.one("SELECT id FROM project WHERE id = ?", (project,))
-        allowed_to_submit(tx, caller, row and row["id"], f"project: no project {project}", READ)
-    elif isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
-        raise TrackerError("invalid", "project: is required")
-    rows, more = find_jobs(tx, None if project is not None else require_manager(tx, caller), query)
-    return {"jobs": [job_json(tx, row, whole=False) for row in rows], "before": more}
+        missing = TrackerError("not_found", f"no project {project}", "project")
+        check_access(tx, caller, find_project_row(tx, project), READ, missing, SUBMIT)
+    elif caller.worker is not None:
+        raise TrackerError("invalid", "is required", "project")
+    else:
+        logged_in(caller)
+    rows, more = find_jobs(tx, None if project is not None else caller, query)
+    return JobPage([job_shown(tx, row, whole=False) for row in rows], more)
 
 
 # What a list shows of a job; its results may be long.
@@ -3123,20 +3222,20 @@ LISTED_JOB = (
 
 
 def find_jobs(
-    tx: Tx, manager: sqlite3.Row | None, query: JobsQuery, columns: str = LISTED_JOB
+    tx: Tx, caller: Caller | None, query: JobsQuery, columns: str = LISTED_JOB
 ) -> tuple[list[sqlite3.Row], int | None]:
     """The jobs of a query, the newest first, and the place before which to go on (None: no more).
 
-    With a manager: of all the projects that it may read. Costs the same however many jobs there are.
+    With a caller: of all the projects that this manager may read. Costs the same however many jobs there are.
     """
     values = msgspec.structs.asdict(query)
     of = [f"{name} = :{name}" for name in ("template", "project") if values[name] is not None]
     where, match = of[:1] or ["TRUE"], ["TRUE", *of[1:]]  # one has an index, the other is looked at
     if query.state is not None:
         (where if of else match).append("state = :state")
-    if manager is not None and not manager["tracker_admin"]:
+    if caller is not None and not caller.manager.tracker_admin:
         match.append("project IN (SELECT project FROM manager_role WHERE manager = :manager AND role & 1)")
-        values["manager"] = manager["id"]
+        values["manager"] = caller.manager.id
     last = query.before
     if query.end is not None:
         row = tx.one("SELECT id FROM job WHERE created < :end + 1 ORDER BY created DESC, id DESC LIMIT 1", values)
@@ -3149,21 +3248,6 @@ def find_jobs(
         values["first"] = row["id"] if row else INT64_MAX
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
-
-
-def job_json(tx: Tx, row: sqlite3.Row, whole: bool = True) -> dict[str, Any]:
-    """A job as the JSON API shows it; not the `whole`: as lists do."""
-    plain = ("name", "template", "project", "state", "task", "timeout", "origin", "attempts", "assignee")
-    texts = ("variables", "arguments", "result", "output") if whole else ()
-    return {
-        "id": row["token"],
-        **{name: row[name] for name in plain},
-        **{name: row[name] for name in ("created", "started", "finished", "reported")},
-        "warned": bool(row["warned"]),
-        "retry_of": token_of_job(tx, row["retry_of"]),
-        "workflow_job": token_of_job(tx, row["workflow_job"]),
-        **{name: None if row[name] is None else Raw(row[name].encode()) for name in texts},
-    }
 
 
 # Jobs forgotten
@@ -3205,7 +3289,8 @@ def delete_job(tx: Tx, job: int) -> None:
     some = "SELECT number FROM job_line WHERE job = ?1 LIMIT ?2"
     lines = f"DELETE FROM job_line WHERE job = ?1 AND number IN ({some})"
     if tx.execute(lines, (job, PIECE_TASKS)).rowcount < PIECE_TASKS:
-        tx.execute("DELETE FROM job WHERE id = ?", (job,))
+        for row in tx.all("DELETE FROM job WHERE id = ? RETURNING *", (job,)):
+            job_happens(tx, "deleted", row)
 
 
 # ── Workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3219,34 +3304,34 @@ ENDINGS = {"succeeded": "success", "failed": "failure", "timed_out": "timeout", 
 ENDS = {move.to: event for event, move in JOB_MOVES.items()}
 
 
-class Edge(msgspec.Struct):
-    """After a step of `template` that ended so follows one of `target`."""
-
-    template: Id
-    ending: Literal["success", "failure", "timeout", "cancelled"]
-    target: Id
+def find_workflow(tx: Tx, workflow: int) -> sqlite3.Row | None:
+    """A workflow that has not been deleted."""
+    return tx.one("SELECT * FROM workflow WHERE id = ? AND deleted IS NULL", (workflow,))
 
 
-class WorkflowBody(msgspec.Struct):
-    """A workflow, or what is to change of it."""
-
-    project: Id | UnsetType = UNSET
-    name: Name | UnsetType = UNSET
-    start: Id | UnsetType = UNSET
-    edges: Annotated[list[Edge], Meta(max_length=1000)] | UnsetType = UNSET
+WORKFLOW = Thing("workflow", find_workflow)
 
 
-def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[str, Any]:
-    """Makes a workflow of templates. Needs EDIT in its project, and in those of its templates.
+def workflow_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM workflow WHERE token = ? AND deleted IS NULL", (token,))
+
+
+def workflow_shown(tx: Tx, row: sqlite3.Row, secret: str | UnsetType = UNSET) -> Workflow:
+    edges = tx.all("SELECT template, ending, target FROM workflow_edge WHERE workflow = ?", (row["id"],))
+    return shaped(Workflow, row, edges=[shaped(Edge, edge) for edge in edges], secret=secret)
+
+
+@needs(LOGIN)
+def create_workflow(tx: Tx, caller: Caller, body: WorkflowBody) -> Workflow:
+    """Makes a workflow of templates. The manager has EDIT in its project, and in those of its templates.
 
     Its secret, which opens this workflow alone, is in the answer and is not shown again.
     """
-    manager = require_manager(tx, session)
     for name in ("project", "name", "start"):
         if getattr(body, name) is UNSET:
-            raise TrackerError("invalid", f"{name}: is required")
-    require_role(tx, session, body.project, EDIT)
-    check_workflow(tx, manager, None, body)
+            raise TrackerError("invalid", "is required", name)
+    check_access(tx, caller, find_project(tx, body.project), EDIT)
+    check_workflow(tx, caller, None, body)
     check_room(tx, "workflow", body.project)
     secret = secrets.token_hex(32)
     row = tx.one(
@@ -3254,41 +3339,41 @@ def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[s
         (new_token(), body.project, body.name, body.start, secret, tx.time),
     )
     set_edges(tx, row["id"], body.edges or [])
-    return {"workflow": {**workflow_json(tx, row), "secret": secret}}
+    return workflow_shown(tx, row, secret=secret)
 
 
-def update_workflow(tx: Tx, session: bytes | None, workflow: int, body: WorkflowBody) -> None:
-    """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges. Needs EDIT."""
-    old = editable_workflow(tx, session, workflow)
-    if body.project not in (UNSET, old["project"]):
-        raise TrackerError("invalid", "project: a workflow stays in its project")
-    check_workflow(tx, require_manager(tx, session), old, body)
-    values = {name: old[name] if (given := getattr(body, name)) is UNSET else given for name in ("name", "start")}
-    tx.execute("UPDATE workflow SET name = :name, start = :start WHERE id = :id", {**values, "id": workflow})
+@needs(EDIT, WORKFLOW)
+def update_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: WorkflowBody) -> None:
+    """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges."""
+    if body.project not in (UNSET, workflow["project"]):
+        raise TrackerError("invalid", "a workflow stays in its project", "project")
+    check_workflow(tx, caller, workflow, body)
+    kept = {name: workflow[name] for name in ("id", "name", "start")}
+    tx.execute("UPDATE workflow SET name = :name, start = :start WHERE id = :id", {**kept, **given_fields(body)})
     if body.edges is not UNSET:
-        set_edges(tx, workflow, body.edges)
+        set_edges(tx, workflow["id"], body.edges)
 
 
-def check_workflow(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: WorkflowBody) -> None:
+def check_workflow(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: WorkflowBody) -> None:
     """Refuses a name that is taken, and templates that are not there or not the manager's to use."""
     if body.name is not UNSET:
         if not body.name.strip():
-            raise TrackerError("invalid", "name: must not be blank")
+            raise TrackerError("invalid", "must not be blank", "name")
         values = (old["project"] if old else body.project, body.name, old and old["id"])
         taken = "SELECT 1 FROM workflow WHERE project = ? AND name = ? AND id IS NOT ? AND deleted IS NULL"
         if tx.one(taken, values):
-            raise TrackerError("conflict", f"name: the project has a workflow named {body.name!r} already")
+            raise TrackerError("conflict", f"the project has a workflow named {body.name!r} already", "name")
     edges = body.edges or []
     forks = Counter((edge.template, edge.ending) for edge in edges)
     if forks and max(forks.values()) > MOST_FORKS:
-        raise TrackerError("invalid", f"edges: more than {MOST_FORKS} from one template for one ending")
+        raise TrackerError("invalid", f"more than {MOST_FORKS} from one template for one ending", "edges")
     named = [("start", body.start)] if body.start is not UNSET else []
     named += [(f"edges[{number}].template", edge.template) for number, edge in enumerate(edges)]
     named += [(f"edges[{number}].target", edge.target) for number, edge in enumerate(edges)]
     for field, template in named:
         row = find_template(tx, template)
-        if row is None or not role_in_project(tx, manager, row["project"]) & EDIT:
-            raise TrackerError("invalid", f"{field}: no template {template} that you may edit")
+        if row is None or not caller.role(row["project"]) & EDIT:
+            raise TrackerError("invalid", f"no template {template} that you may edit", field)
 
 
 def set_edges(tx: Tx, workflow: int, edges: list[Edge]) -> None:
@@ -3299,60 +3384,36 @@ def set_edges(tx: Tx, workflow: int, edges: list[Edge]) -> None:
     )
 
 
-def delete_workflow(tx: Tx, session: bytes | None, workflow: int) -> None:
-    """Deletes a workflow: nothing can trigger it any more. What it has begun goes on. Needs EDIT."""
-    editable_workflow(tx, session, workflow)
-    tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow))
+@needs(EDIT, WORKFLOW)
+def delete_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> None:
+    """Deletes a workflow: nothing can trigger it any more. What it has begun goes on."""
+    tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow["id"]))
 
 
-def get_workflow(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    """A workflow with its edges. Needs EDIT in its project."""
-    return {"workflow": workflow_json(tx, editable_workflow(tx, session, workflow))}
+@needs(EDIT, WORKFLOW)
+def get_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> Workflow:
+    """A workflow with its edges."""
+    return workflow_shown(tx, workflow)
 
 
-def list_workflows(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's workflows, by name. Needs EDIT."""
-    require_role(tx, session, project, EDIT)
-    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
-    return {"workflows": [workflow_json(tx, row) for row in rows]}
+@needs(EDIT)
+def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Workflow]:
+    """The project's workflows, by name."""
+    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
+    return [workflow_shown(tx, row) for row in rows]
 
 
-def rotate_workflow_secret(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    """Gives a workflow a new secret; the old one opens nothing any more. Needs EDIT."""
-    return {"secret": rotate_secret(tx, "workflow", editable_workflow(tx, session, workflow)["id"])}
+@needs(EDIT, WORKFLOW)
+def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> NewSecret:
+    """Gives a workflow a new secret; the old one opens nothing any more."""
+    return rotate_secret(tx, "workflow", workflow["id"])
 
 
-def editable_workflow(tx: Tx, session: bytes | None, workflow: int) -> sqlite3.Row:
-    """The workflow, if the caller has EDIT in its project. 401, 403, 404."""
-    return editable(tx, session, find_workflow(tx, workflow), f"No workflow {workflow}")
-
-
-def find_workflow(tx: Tx, workflow: int) -> sqlite3.Row | None:
-    """A workflow that has not been deleted."""
-    return tx.one("SELECT * FROM workflow WHERE id = ? AND deleted IS NULL", (workflow,))
-
-
-def workflow_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM workflow WHERE token = ? AND deleted IS NULL", (token,))
-
-
-def workflow_json(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
-    edges = tx.all("SELECT template, ending, target FROM workflow_edge WHERE workflow = ?", (row["id"],))
-    return {
-        **{name: row[name] for name in ("id", "project", "name", "start", "created")},
-        "edges": [dict(edge) for edge in edges],
-    }
-
-
-def trigger_workflow(
-    tx: Tx, caller: WorkerCredentials | bytes | None, workflow: int, body: TriggerBody
-) -> dict[str, Any]:
-    """Starts a run of a workflow, and its first step with what is given. For those who may trigger a template there."""
-    row, missing = find_workflow(tx, workflow), f"No workflow {workflow}"
-    by = allowed_to_submit(tx, caller, row and row["project"], missing)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, run_workflow(tx, row, body.variables, body.arguments, "native", **by))}
+@needs(EDIT, WORKFLOW, worker=SUBMIT)
+def trigger_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: TriggerBody) -> Job:
+    """Starts a run of a workflow, and its first step with what is given."""
+    charge_worker(tx, caller, workflow["project"])
+    return job_shown(tx, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
 
 
 def run_workflow(
@@ -3361,7 +3422,7 @@ def run_workflow(
     """A run of this workflow: a job without a task, whose steps are jobs. Refuses what the first step refuses."""
     start = find_template(tx, workflow["start"])
     if start is None:
-        raise TrackerError("conflict", "workflow: the template that it starts with was deleted")
+        raise TrackerError("conflict", "the template that it starts with was deleted", "workflow")
     columns = {
         "project": workflow["project"],
         "workflow": workflow["id"],
@@ -3376,17 +3437,17 @@ def run_workflow(
     }
     if len(columns["variables"]) + len(columns["arguments"]) > MOST_GIVEN:
         raise TrackerError(
-            "invalid", f"variables, arguments: a workflow takes at most {MOST_GIVEN:,} characters of them"
+            "invalid", f"a workflow takes at most {MOST_GIVEN:,} characters of them", "variables, arguments"
         )
     run = insert_job_alone(tx, {**columns, **by})
     start_step(tx, run, start, arguments)
     return run
 
 
-def retry_workflow(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
+def repeat_workflow(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
     workflow = find_workflow(tx, job["workflow"])
     if workflow is None:
-        raise TrackerError("conflict", "job: its workflow was deleted")
+        raise TrackerError("conflict", "its workflow was deleted", "job")
     variables, arguments = msgspec.json.decode(job["variables"]), msgspec.json.decode(job["arguments"])
     return run_workflow(tx, workflow, variables, arguments, origin, retry_of=job["id"], **by)
 
@@ -3465,7 +3526,7 @@ def start_step(tx: Tx, run: sqlite3.Row, template: sqlite3.Row, arguments: list[
 def cancel_steps(tx: Tx, run: int) -> None:
     """Cancels what is going on of a run that was cancelled."""
     for step in tx.all("SELECT * FROM job WHERE workflow_job = ? AND finished IS NULL", (run,)):
-        cancel_job(tx, step, "its workflow's end")
+        stop_job(tx, step, "its workflow's end")
 
 
 # ── Task lists ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3550,7 +3611,7 @@ def place_of(after: str) -> tuple[int, int]:
     try:
         return to_int64(int(lane), "after"), to_int64(int(last), "after")
     except ValueError:
-        raise TrackerError("invalid", f"after: {after!r} is not a place in a list") from None
+        raise TrackerError("invalid", f"{after!r} is not a place in a list", "after") from None
 
 
 def next_lane(tx: Tx, state: TaskState, wanted: TaskFilter, values: dict, lane: int | None) -> int | None:
@@ -3639,12 +3700,16 @@ ACTIONS = {
 }
 
 
+MAINTAINS = Need(MAINTENANCE, PROJECT)
+ACTION_NEEDS = {"set_priority": Need(EDIT, PROJECT)}
+
+
+@needs(READ)
 def list_tasks(
-    tx: Tx, session: bytes | None, project: int, wanted: TaskFilter, after: str, limit: int, columns: str = "*"
+    tx: Tx, caller: Caller, project: sqlite3.Row, wanted: TaskFilter, after: str, limit: int, columns: str = "*"
 ) -> tuple[list[sqlite3.Row], str]:
-    """A page of tasks as find_tasks finds them. Needs READ."""
-    require_role(tx, session, project, READ)
-    rows, more = find_tasks(tx, project, wanted, after, limit + 1, SEARCH_TIME, columns=columns)
+    """A page of tasks as find_tasks finds them."""
+    rows, more = find_tasks(tx, project["id"], wanted, after, limit + 1, SEARCH_TIME, columns=columns)
     if len(rows) > limit:  # one more than shown, so that no last page is empty
         lane = TASK_STATES[wanted.state].lane
         rows = rows[:limit]
@@ -3652,20 +3717,20 @@ def list_tasks(
     return rows, more
 
 
-def act_on_tasks(tx: Tx, session: bytes | None, project: int, body: TaskAction, tasks: list[int]) -> int:
+def act_on_tasks(tx: Tx, caller: Caller, project: int, body: TaskAction, tasks: list[int]) -> int:
     """Does the same to some tasks of a project, and says to how many: those in a state that the action is for."""
-    check_action(tx, session, project, body)
+    check_action(tx, caller, project, body)
     if len(tasks) > MOST_SELECTED:
-        raise TrackerError("invalid", f"task: at most {MOST_SELECTED} at once")
+        raise TrackerError("invalid", f"at most {MOST_SELECTED} at once", "task")
     tasks = [to_int64(task, "task") for task in tasks]
     return apply_action(tx, project, body.action, body.priority, tasks, tx.uptime)
 
 
-def check_action(tx: Tx, session: bytes | None, project: int, body: TaskAction) -> sqlite3.Row:
-    """The manager, if it may do this. set_priority needs EDIT, the rest MAINTENANCE."""
+def check_action(tx: Tx, caller: Caller, project: int, body: TaskAction) -> sqlite3.Row:
+    """The project, if the manager may do this. set_priority needs EDIT, the rest MAINTENANCE."""
     if body.action == "set_priority" and body.priority is None:
-        raise TrackerError("invalid", "priority: is required")
-    return require_role(tx, session, project, EDIT if body.action == "set_priority" else MAINTENANCE)
+        raise TrackerError("invalid", "is required", "priority")
+    return accessible(tx, caller, ACTION_NEEDS.get(body.action, MAINTAINS), project)
 
 
 def apply_action(
@@ -3681,8 +3746,10 @@ def apply_action(
     if action in JOBS_AFTER:
         move_jobs(tx, rows, *JOBS_AFTER[action])
     if action == "set_priority":
-        jobs = [(priority, row["job"]) for row in rows if row["job"] is not None]
-        tx.executemany("UPDATE job SET priority = ? WHERE id = ?", jobs)
+        for row in rows:
+            if row["job"] is not None:
+                change = "UPDATE job SET priority = ? WHERE id = ? RETURNING *"
+                job_happens(tx, "set_priority", tx.one(change, (priority, row["job"])))
     if action in ("requeue", "retry"):
         tx.ready.append((project, len(rows)))
     return len(rows)
@@ -3700,22 +3767,13 @@ PIECE_BYTES = 2**18  # and no step stores more than this at once
 
 RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": "hard_reset"}
 MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the others
+LINES_RETENTION = 86400  # seconds for which their operation is kept at least: its maker may come back the next day
 MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
 
 
-class LinesReport(msgspec.Struct):
-    """What became of the lines of an upload: how many, and the numbers of the first ones."""
-
-    line_count: int = 0
-    refused_count: int = 0
-    refused: list[tuple[int, str]] = []
-    duplicate_count: int = 0
-    duplicates: list[int] = []
-
-
-def begin_bulk_submit(tx: Tx, caller: WorkerCredentials, project: int) -> int:
+def begin_bulk_submit(tx: Tx, credentials: WorkerCredentials, project: int) -> int:
     """Opens a bulk submit that is too large for one transaction. Nothing of it counts before it is accepted."""
-    submitter(tx, caller, project)
+    submitter(tx, credentials, project)
     return insert_operation(tx, "bulk_submit", project, accepted=0)
 
 
@@ -3723,26 +3781,62 @@ def add_bulk_piece(tx: Tx, operation: int, number: int, tasks: bytes) -> None:
     tx.execute("INSERT INTO bulk_piece VALUES (?, ?, ?)", (operation, number, tasks))
 
 
-def accept_bulk_submit(tx: Tx, caller: WorkerCredentials, operation: int, count: int) -> None:
+def accept_bulk_submit(tx: Tx, credentials: WorkerCredentials, operation: int, count: int) -> None:
     """From this commit on the whole bulk submit will be carried out, crash or not. The caller is checked once more."""
     project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
-    charge_submit(tx, submitter(tx, caller, project), count)
+    charge_submit(tx, submitter(tx, credentials, project), count)
     tx.execute("UPDATE operation SET accepted = 1 WHERE id = ?", (operation,))
 
 
-def begin_lines_submit(tx: Tx, session: bytes | None, project: int) -> int:
-    """Opens a manager's upload of tasks, a line each. Needs EDIT."""
-    manager = require_role(tx, session, project, EDIT)
-    return insert_operation(tx, "submit_lines", project, manager["id"], accepted=0)
+def find_lines_submit(tx: Tx, credentials: WorkerCredentials, project: int, token: str) -> int | None:
+    """The upload that the worker has sent with this token before; None: it may send it now.
+
+    What was accepted is answered as the first time, whatever keeps the worker from another upload by now.
+    """
+    worker = authenticate(tx, credentials).id
+    sent = "SELECT id, accepted FROM operation WHERE worker = ? AND project = ? AND token = ?"
+    row = tx.one(sent, (worker, project, token))
+    if row is None:
+        submitter(tx, credentials, project)
+        return None
+    if not row["accepted"]:
+        raise TrackerError("unavailable", "the upload with this token is still being read; try again later", "token")
+    return row["id"]
 
 
-def accept_lines_submit(tx: Tx, session: bytes | None, operation: int, report: LinesReport) -> None:
-    """From this commit on all lines that were not refused will be submitted. The caller is checked once more."""
+def begin_lines_submit(tx: Tx, credentials: Credentials, project: int, token: str = "") -> int:
+    """Opens an upload of tasks, a line each, of a worker with SUBMIT or a manager with EDIT.
+
+    A worker's token is taken from here on: 503 for an upload that was read at the same time as the first with it.
+    """
+    if not isinstance(credentials, WorkerCredentials):
+        return insert_operation(tx, "submit_lines", project, editor(tx, credentials, project).id, accepted=0)
+    if find_lines_submit(tx, credentials, project, token) is not None:
+        raise TrackerError("unavailable", "an upload with this token was accepted meanwhile; ask again for it", "token")
+    return insert_operation(tx, "submit_lines", project, worker=credentials.id, token=token or None, accepted=0)
+
+
+def editor(tx: Tx, credentials: Credentials, project: int) -> Manager:
+    """The manager that comes with these credentials, if it has EDIT in the project. 401, 404, 403."""
+    caller = identify(tx, credentials)
+    check_access(tx, caller, find_project(tx, project), EDIT)
+    return caller.manager
+
+
+def accept_lines_submit(tx: Tx, credentials: Credentials, operation: int, report: LinesReport) -> None:
+    """From this commit on all lines that were not refused will be submitted. The caller is checked once more.
+
+    A worker pays the project's submit rate for all these tasks, and may begin when a single one would be let through.
+    """
     project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
-    require_role(tx, session, project, EDIT)
+    count = report.line_count - report.refused_count
+    if isinstance(credentials, WorkerCredentials):
+        charge_submit(tx, submitter(tx, credentials, project), count)
+    else:
+        editor(tx, credentials, project)
     tx.execute(
         "UPDATE operation SET accepted = 1, expected = ?, report = ? WHERE id = ?",
-        (report.line_count - report.refused_count, encode(report).decode(), operation),
+        (count, encode(report).decode(), operation),
     )
 
 
@@ -3763,7 +3857,7 @@ def discard_bulk_pieces(tx: Tx, operation: int) -> bool:
 
 
 def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None, **columns: Any) -> int:
-    """A new operation of a manager, or of a worker (None)."""
+    """A new operation of a manager, or of a worker (None), which is named where it may ask for it later."""
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
     columns |= {"started": tx.time, "started_uptime": tx.uptime}
@@ -3771,29 +3865,28 @@ def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None
     return tx.one(f"INSERT INTO operation ({names}) VALUES ({values}) RETURNING id", columns)["id"]
 
 
-def begin_reset(tx: Tx, session: bytes | None, project: int, kind: str) -> int:
-    """Begins reset_failed, reclaim_assigned or hard_reset of a project. Needs MAINTENANCE."""
+@needs(MAINTENANCE)
+def begin_reset(tx: Tx, caller: Caller, project: sqlite3.Row, kind: str) -> int:
+    """Begins reset_failed, reclaim_assigned or hard_reset of a project."""
     if kind != "hard_reset":
         action = RESETS[kind]
-        return begin_action(tx, session, project, TaskAction(action), TaskFilter(ACTIONS[action].state))
-    manager = require_role(tx, session, project, MAINTENANCE)
-    row = find_project(tx, project)
-    expected = sum(count_in_state(row, state) for state in TASK_STATES)
-    return insert_operation(tx, kind, project, manager["id"], expected=expected)
+        return begin_action(tx, caller, project, TaskAction(action), TaskFilter(ACTIONS[action].state))
+    expected = sum(count_in_state(project, state) for state in TASK_STATES)
+    return insert_operation(tx, kind, project["id"], caller.manager.id, expected=expected)
 
 
-def begin_action(tx: Tx, session: bytes | None, project: int, body: TaskAction, wanted: TaskFilter) -> int:
+def begin_action(tx: Tx, caller: Caller, project: int, body: TaskAction, wanted: TaskFilter) -> int:
     """Begins to do the same to all tasks that are in a list now."""
-    manager = check_action(tx, session, project, body)
+    row = check_action(tx, caller, project, body)
     whole = wanted == TaskFilter(wanted.state)
     return insert_operation(
         tx,
         body.action,
-        project,
-        manager["id"],
+        row["id"],
+        caller.manager.id,
         wanted=encode(wanted).decode(),
         priority=body.priority,
-        expected=count_in_state(find_project(tx, project), wanted.state) if whole else None,
+        expected=count_in_state(row, wanted.state) if whole else None,
     )
 
 
@@ -3801,17 +3894,35 @@ def count_in_state(project: sqlite3.Row, state: str) -> int:
     return project["awaiting_verification_count" if state == "awaiting_verification" else f"{state}_task_count"]
 
 
-def get_operation(tx: Tx, session: bytes | None, operation: int) -> sqlite3.Row:
-    """A manager's operation, going on or finished. For its own manager, and for those with READ in its project."""
-    manager, missing = require_manager(tx, session), f"No operation {operation}, or it is finished and forgotten"
+def get_operation(tx: Tx, caller: Caller, operation: int) -> sqlite3.Row:
+    """An operation, going on or finished. For who has begun it, and for managers with READ in its project."""
+    if caller.worker is None:
+        logged_in(caller)
+    missing = TrackerError("not_found", f"No operation {operation}, or it is finished and forgotten")
     row = tx.one(
-        "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager WHERE o.id = ?", (operation,)
+        "SELECT o.*, m.username, coalesce(m.username, 'worker ' || w.id || ' (' || w.alias || ')') AS maker"
+        " FROM operation o LEFT JOIN manager m ON m.id = o.manager LEFT JOIN worker w ON w.id = o.worker"
+        " WHERE o.id = ?",
+        (operation,),
     )
-    if row is None:
-        raise TrackerError("not_found", missing)
-    if row["manager"] != manager["id"] or not role_in_project(tx, manager, row["project"]):
-        require_role(tx, session, row["project"], READ, missing)
+    if row is None or row["maker"] is None or (caller.worker and row["worker"] != caller.worker.id):
+        raise missing
+    if caller.manager and (row["manager"] != caller.manager.id or not caller.role(row["project"])):
+        check_access(tx, caller, find_project(tx, row["project"]), READ, missing)
     return row
+
+
+@needs(LOGIN, worker=SUBMIT, by_itself=True, says="The worker or manager that began it; managers with READ there.")
+def show_operation(tx: Tx, caller: Caller, operation: int) -> LongOperation:
+    """How far a long operation is, and what has become of it.
+
+    It is kept after its end for the time of the setting `history_retention`; that of submitted lines, for a day at
+    least.
+    """
+    row = get_operation(tx, caller, operation)
+    state = "running" if row["finished"] is None else "finished"
+    report = as_raw(row["report"]) if row["kind"] == "submit_lines" else None
+    return shaped(LongOperation, row, state=state, report=report)
 
 
 def unfinished_operations(tx: Tx) -> list[int]:
@@ -3832,8 +3943,8 @@ def step_operation(tx: Tx, operation: int) -> int | None:
 
 
 def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
-    """A manager's operation is kept for a while, to be looked at; a worker has its answer."""
-    if row["manager"] is None:
+    """An operation is kept for a while, to be looked at; who began a bulk submit has its answer."""
+    if row["manager"] is None and row["worker"] is None:
         tx.execute("DELETE FROM operation WHERE id = :id", row)
     else:
         finished = "UPDATE operation SET affected = :affected, finished = :now WHERE id = :id"
@@ -3923,59 +4034,81 @@ STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
 # ── Submitted lines ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class LineDefaults(msgspec.Struct):
-    """What tasks of an upload get that do not say otherwise. `once`: a task's recipe is its unique string."""
-
-    priority: Int64 = 0
-    max_retries: Natural = 0
-    max_assign_time: Natural = 0
-    verification_count: Natural = 0
-    once: bool = False
-    format: Literal["auto", "text", "json"] = "auto"
-
-
 class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
     """A line of an upload as JSON: like a submitted task, but the project is known."""
 
     project: Id = 0
 
 
-def submit_as_manager(tx: Tx, session: bytes | None, project: int, body: LineTask) -> None:
-    """Adds a task to the queue. Needs EDIT; the workers' rate limit does not count. 409 for a duplicate."""
-    require_role(tx, session, project, EDIT)
-    task = new_task(body)._replace(project=project)
-    if not insert_task(tx, task, find_project(tx, project)["keep_hashes"]):
-        raise TrackerError("conflict", "unique_string: there is such a task already")
+EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time"))  # of no account in a new task
 
 
-async def stage_lines(
-    database: Database, operation: int, project: int, source: BinaryIO, defaults: LineDefaults, session: bytes | None
-) -> None:
+@needs(EDIT)
+def submit_as_manager(tx: Tx, caller: Caller, project: sqlite3.Row, body: LineTask) -> None:
+    """Adds a task to the queue; the workers' rate limit does not count. 409 for a duplicate."""
+    task = new_task(body)._replace(project=project["id"])
+    if not insert_task(tx, task, project["keep_hashes"]):
+        raise TrackerError("conflict", "there is such a task already", "unique_string")
+
+
+class Upload(NamedTuple):
+    """Lines that are to become tasks of a project, and the name by which who sends them knows them."""
+
+    source: BinaryIO
+    project: int
+    defaults: LineDefaults
+    field: str
+    first_line: int = 1  # above 1: it is a later part of a file
+
+
+async def submit_upload(
+    tracker: Tracker, credentials: Credentials, upload: Upload, token: str = ""
+) -> tuple[int, asyncio.Future[int]]:
+    """Begins to submit the lines, all of which have been read: the operation, and its end. Else nothing is left."""
+    operation = await tracker.db.write(begin_lines_submit, credentials, upload.project, token)
+    try:
+        await stage_lines(tracker.db, operation, upload, credentials)
+    except BaseException:
+        with contextlib.suppress(TrackerError):  # stopping: the next start discards it
+            await discard(tracker.db, operation)
+        raise
+    return operation, tracker.begin_operation(operation)
+
+
+async def stage_lines(database: Database, operation: int, upload: Upload, credentials: Credentials) -> None:
     """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
     report = LinesReport()
-    pieces = line_pieces(source, project, defaults, report)
+    pieces = line_pieces(upload, 1024 * database.settings.max_bulk_body, report)
     for number in itertools.count(1):
         piece = await asyncio.to_thread(next, pieces, None)
         if piece is None:
             break
         await database.write(add_bulk_piece, operation, number, piece, long=True)
     if not report.line_count:
-        raise TrackerError("invalid", "file: it has no line that is not blank")
-    await database.write(accept_lines_submit, session, operation, report)
+        raise TrackerError("invalid", "it has no line that is not blank", upload.field)
+    await database.write(accept_lines_submit, credentials, operation, report)
 
 
-def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: LinesReport) -> Iterator[bytes]:
+def line_pieces(upload: Upload, most: int, report: LinesReport) -> Iterator[bytes]:
     """The lines as pieces of a bulk submit (JSON), each task with its line's number; refused ones go to the report."""
+    try:
+        yield from task_pieces(upload, most, report)
+    except NoLines as error:
+        raise TrackerError("too_large" if error.too_large else "invalid", str(error), upload.field) from None
+
+
+def task_pieces(upload: Upload, most: int, report: LinesReport) -> Iterator[bytes]:
+    """Like line_pieces. NoLines for what is no text, or unpacks to more than `most` bytes."""
     piece: list[list] = []
     size = 0
-    for number, line in enumerate(source, 1):
+    for number, line in numbered_lines(upload.source, most, upload.first_line):
         if number % 64 == 0:
             time.sleep(0)  # lets other threads have the interpreter
-        if not line.removeprefix(codecs.BOM_UTF8).strip():
+        if line is not None and not line.strip():
             continue
         report.line_count += 1
         try:
-            task = task_of_line(line, project, defaults)
+            task = task_of_line(line, upload.project, upload.defaults)
         except TrackerError as error:
             report.refused_count += 1
             if len(report.refused) < MOST_REPORTED:
@@ -3990,24 +4123,27 @@ def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: 
         yield encode(piece)
 
 
-def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
-    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task."""
+def task_of_line(line: bytes | None, project: int, defaults: LineDefaults) -> NewTask:
+    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task.
+
+    Of an exported task that is what makes a new one like it. A null is as good as nothing.
+    """
+    if line is None:
+        raise TrackerError("invalid", f"longer than {MOST_LINE_BYTES // 2**20} MiB")
     try:
-        text = line.decode("utf-8-sig").strip("\r\n")
+        text = line.decode()
     except UnicodeDecodeError:
         raise TrackerError("invalid", "not valid UTF-8") from None
     fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
     if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
-        fields |= decode(text.encode(), dict[str, Any])
+        given = decode(line, dict[str, Any])
+        fields |= {name: value for name, value in given.items() if value is not None and name not in EXPORTED_STATE}
     else:
         fields["recipe"] = text
-    try:
-        body = msgspec.convert(fields, LineTask)
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
-    _refuse_nul(body, "")
+    body = convert(fields, LineTask)
+    refuse_nul(body)
     if body.project not in (0, project):
-        raise TrackerError("invalid", f"project: {body.project}, but this is project {project}")
+        raise TrackerError("invalid", f"{body.project}, but this is project {project}", "project")
     if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
         body.unique_string = body.recipe
     return new_task(body)._replace(project=project)
@@ -4024,40 +4160,20 @@ MOST_LOG_ENTRIES = 1000
 MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
 
 
-class LogBody(msgspec.Struct):
-    """A line to log. Existing clients also spell the field `Message`."""
-
-    scope: Annotated[str, Meta(max_length=1000)]
-    timestamp: Int64
-    message: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
-    Message: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
-    task_id: Id | None = None
-
-
-class LogsBody(msgspec.Struct):
-    """Which log entries: of one `level`, or down to `max_level`; logged after `since`; older than entry `before`."""
-
-    level: Annotated[int, Meta(ge=1, le=7)] | None = None
-    since: Int64 = 0
-    max_level: Annotated[int, Meta(ge=1, le=7)] | None = None
-    before: Id | None = None
-    limit: Annotated[int, Meta(ge=1, le=MOST_LOG_ENTRIES)] = MOST_LOG_ENTRIES
-
-
-def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) -> str:
+def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: LogBody) -> str:
     """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
-    worker = authenticate(tx, caller)
+    worker = authenticate(tx, credentials)
     message = body.message if body.message is not UNSET else body.Message
     if message is UNSET:
-        raise TrackerError("invalid", "message: is required")
+        raise TrackerError("invalid", "is required", "message")
     entry = TaskEntry(message, body.timestamp, level, body.scope)
-    held = None if body.task_id is None else held_task(tx, caller.id, body.task_id)
+    held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
     if held and held["job"] is not None:
-        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), caller.id, [entry])
+        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
-        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, caller.id))
-        store_log_entry(tx, caller.id, entry, task, project)
-    return f"{worker.alias} ({caller.id}) {body.scope}: {message}"
+        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
+        store_log_entry(tx, credentials.id, entry, task, project)
+    return f"{worker.alias} ({credentials.id}) {body.scope}: {message}"
 
 
 def store_log_entry(tx: Tx, worker: int, entry: TaskEntry, task: int | None, project: int | None) -> None:
@@ -4077,18 +4193,18 @@ def only_project(tx: Tx, worker: int) -> int | None:
     return rows[0]["project"] if len(rows) == 1 else None
 
 
-def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
-    """Log entries, the newest first. For managers, or for everybody when tracker.toml says so."""
+def list_logs(tx: Tx, caller: Caller, body: LogsBody) -> list[LogEntry]:
+    """Log entries, the newest first."""
     if not tx.settings.public_logs:
-        require_manager(tx, session)
+        logged_in(caller)
     if body.level is None and body.max_level is None:
-        raise TrackerError("invalid", "level: is required")
+        raise TrackerError("invalid", "is required", "level")
     levels = [body.level] if body.level else range(1, body.max_level + 1)
     before = (
         tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
     )
     if before is None:
-        raise TrackerError("not_found", f"before: no log entry {body.before}")
+        raise TrackerError("not_found", f"no log entry {body.before}", "before")
     cursors = [  # one index range a level, each in order already
         tx.execute(
             "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
@@ -4099,22 +4215,12 @@ def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
     ]
     logs, size = [], 0
     for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
-        logs.append(log_json(row))
+        data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
+        logs.append(shaped(LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
         size += len(row["message"])
         if len(logs) == body.limit or size > MOST_LOG_TEXT:
             break
-    return {"logs": logs}
-
-
-def log_json(row: sqlite3.Row) -> dict[str, Any]:
-    data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
-    return {
-        "id": row["id"],
-        "message": row["message"],
-        "timestamp": row["time"],
-        "data": msgspec.json.encode(data).decode(),
-        "level": row["level"],
-    }
+    return logs
 
 
 # ── Monitoring ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -4122,56 +4228,39 @@ def log_json(row: sqlite3.Row) -> dict[str, Any]:
 MOST_LAST_SNAPSHOTS = 1000
 MOST_SNAPSHOTS = 10_080  # a week at the default interval
 SNAPSHOT_PIECE = 50  # projects per transaction
-SNAPSHOT_COLUMNS = (
-    "new_task_count",
-    "failed_task_count",
-    "closed_task_count",
-    "worker_access_count",
-    "awaiting_verification_count",
-    "time_stamp",
-)
 
 
-class LastSnapshots(msgspec.Struct):
-    count: Annotated[int, Meta(ge=1, lt=MOST_LAST_SNAPSHOTS)] = 60
-
-
-class SnapshotsBetween(msgspec.Struct, rename={"start": "from", "end": "to"}):
-    start: Int64
-    end: Int64
-
-
-def get_snapshots(tx: Tx, session: bytes | None, project: int, query: LastSnapshots) -> dict[str, Any]:
+@needs(SEES)
+def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: LastSnapshots) -> list[Snapshot]:
     """The last snapshots of a project, the newest first."""
-    visible_project(tx, session, project)
-    rows = tx.all("SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?", (project, query.count))
-    return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
+    newest = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?"
+    return [shaped(Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
 
 
-def get_snapshots_between(tx: Tx, session: bytes | None, project: int, query: SnapshotsBetween) -> dict[str, Any]:
+@needs(SEES)
+def get_snapshots_between(tx: Tx, caller: Caller, project: sqlite3.Row, query: SnapshotsBetween) -> list[Snapshot]:
     """The snapshots of a project between two moments, both included, the newest first. Of many, the newest 10,080."""
-    visible_project(tx, session, project)
     rows = tx.all(
         "SELECT * FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ? ORDER BY time_stamp DESC LIMIT ?",
-        (project, query.start, query.end, MOST_SNAPSHOTS),
+        (project["id"], query.start, query.end, MOST_SNAPSHOTS),
     )
-    return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
+    return [shaped(Snapshot, row) for row in rows]
 
 
-def get_assignees(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+@needs(SEES)
+def get_assignees(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[Assignee]:
     """Who holds the most tasks of a project now; those that nobody holds are under `unassigned`."""
-    row = visible_project(tx, session, project)
     rows = tx.all(
         "SELECT w.alias AS assignee, t.held_task_count AS task_count FROM tally t JOIN worker w ON w.id = t.worker"
         " WHERE t.project = ? AND t.held_task_count > 0 ORDER BY t.held_task_count DESC, w.id LIMIT 16",
-        (project,),
+        (project["id"],),
     )
-    unassigned = row["waiting_task_count"] + row["awaiting_verification_count"] + row["failed_task_count"]
-    assignees = [dict(row) for row in rows]
-    if unassigned:
-        assignees.append({"assignee": "unassigned", "task_count": unassigned})
-    assignees.sort(key=lambda one: -one["task_count"])
-    return {"assignees": assignees[:16]}
+    assignees = [shaped(Assignee, row) for row in rows]
+    if unassigned := sum(
+        project[name] for name in COUNT_COLUMNS if name not in ("assigned_task_count", "closed_task_count")
+    ):
+        assignees.append(Assignee("unassigned", unassigned))
+    return sorted(assignees, key=lambda one: -one.task_count)[:16]
 
 
 def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
@@ -4227,8 +4316,9 @@ PRUNE = {
         AND NOT EXISTS (SELECT 1 FROM job WHERE script = s.id) LIMIT :limit)""",
     "workflow": """DELETE FROM workflow WHERE id IN (SELECT id FROM workflow w WHERE deleted IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
-    "operation": """DELETE FROM operation WHERE finished < :history_before AND id IN
-        (SELECT id FROM operation ORDER BY id LIMIT :limit)""",
+    "operation": """DELETE FROM operation WHERE id IN
+        (SELECT id FROM operation ORDER BY id LIMIT :limit)
+        AND finished < CASE kind WHEN 'submit_lines' THEN :lines_before ELSE :history_before END""",
     "login_failure": """DELETE FROM login_failure WHERE source IN
         (SELECT source FROM login_failure WHERE forget_uptime <= :uptime LIMIT :limit)""",
 }
@@ -4244,6 +4334,7 @@ def prune(tx: Tx, table: str) -> bool:
             "logs_before": tx.time - tx.settings.log_retention,
             "snapshots_before": tx.time - tx.settings.snapshot_history,
             "history_before": tx.time - tx.settings.history_retention,
+            "lines_before": tx.time - max(tx.settings.history_retention, LINES_RETENTION),
             "most_assignments": MOST_ASSIGNMENTS,
             "first_hour": tx.time // 3600 - TALLY_HOURS,
             "limit": PIECE_TASKS,
@@ -4421,6 +4512,7 @@ class Tracker:
         self.signer = itsdangerous.Signer(key, salt="tracker.session")
         self.form_signer = itsdangerous.Signer(key, salt="tracker.form")
         self.message_signer = itsdangerous.Signer(key, salt="tracker.message")
+        await self.catch_up()
         for operation in await self.db.read(unaccepted_bulk_submits):
             await discard(self.db, operation)
         for operation in await self.db.read(unfinished_operations):
@@ -4430,6 +4522,14 @@ class Tracker:
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
         self._repeat(PRUNE_INTERVAL, self.prune)
+
+    async def catch_up(self) -> None:
+        """When a dialect was not there while a tracker ran on this file, they learn of what was missed."""
+        known = await self.db.write(known_dialects)
+        if set(installed_dialects()) - set(known):
+            for catch_up in hooks("catch_up"):
+                await catch_up(self)
+            await self.db.write(note_dialects, installed_dialects())
 
     def begin_stop(self) -> None:
         """Nobody waits for a task any longer, and long operations end after the piece in hand: requests can finish."""
@@ -4563,7 +4663,10 @@ JSON_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 PLAIN_HEAD = plain_head(JSON_HEADERS)
-encode = msgspec.json.Encoder().encode
+SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
+
+
+Answer = Callable[[dict, Callable, Callable], Awaitable[None]]  # it sends itself: a Reply, a Response of Starlette's
 
 
 class Reply(NamedTuple):
@@ -4574,7 +4677,7 @@ class Reply(NamedTuple):
     message: str | None = None
     status: int = 200
     headers: Sequence[tuple[bytes, bytes]] = ()
-    delay: float | None = None
+    error: TrackerError | None = None
 
     def body(self) -> bytes:
         if self.status == 204:
@@ -4582,28 +4685,59 @@ class Reply(NamedTuple):
         envelope: dict[str, Any] = {"ok": self.ok}
         if self.message is not None:
             envelope["message"] = self.message
-        if self.delay is not None:
-            envelope["rate_limit_delay"] = self.delay
+        if self.error is not None:
+            envelope |= refusal_members(self.error)
         if self.content is not None:
             envelope["content"] = self.content
         return encode(envelope)
 
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """Sends it, as an ASGI application."""
+        body = self.body()
+        if self.status == 200 and not self.headers and (cycle := plain_cycle(send)):
+            return await write_at_once(cycle, PLAIN_HEAD, body)
+        headers = [*JSON_HEADERS, *self.headers]
+        if self.status != 204:
+            headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def refusal_members(error: TrackerError) -> dict[str, Any]:
+    """What a program reads of a refusal: its code, the field that it is about, and when to come again."""
+    delay = {} if error.delay is None else {"rate_limit_delay": error.delay}
+    return {**delay, "code": error.code, **({"field": error.field} if error.field else {})}
+
+
+def error_headers(error: TrackerError) -> dict[str, str]:
+    """What an error says in headers, at every door: when to come again (whole seconds), with which methods."""
+    headers = {}
+    if error.delay is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.delay)))
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = ", ".join(error.allowed)
+    return headers
+
 
 def error_reply(error: TrackerError) -> Reply:
-    """How every error looks: {"ok": false, "message": …}, and Retry-After where it helps."""
-    headers = []
-    if error.delay is not None:
-        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.delay))))
-    return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, delay=error.delay)
+    """How every error looks: {"ok": false, "message": …, "code": …}, and Retry-After where it helps."""
+    headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
+    return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, error=error)
 
 
 class Call:
-    """One request, decoded piece by piece as a handler asks for it."""
+    """One request, decoded piece by piece as a handler asks for it.
+
+    Each door (the JSON API, the pages, a dialect) has its kind of Call, whose `refuse` is the form of its refusals.
+    """
 
     __slots__ = ("receive", "scope", "tracker")
 
     def __init__(self, scope: dict, receive: Callable, tracker: Tracker):
         self.scope, self.receive, self.tracker = scope, receive, tracker
+
+    async def refuse(self, error: TrackerError) -> Answer:
+        return error_reply(error)
 
     def header(self, name: bytes) -> bytes | None:
         for key, value in self.scope["headers"]:
@@ -4664,7 +4798,7 @@ class Call:
     def path_id(self, name: str) -> int:
         text = self.scope["path_params"][name]
         if not (text.isascii() and text.isdigit()):
-            raise TrackerError("invalid", f"{name}: must be a whole number")
+            raise TrackerError("invalid", "must be a whole number", name)
         return int(text) if len(text) < 19 else INT64_MAX  # no id is that large: it will not be found
 
     def path_value(self, name: str) -> int | str:
@@ -4680,61 +4814,85 @@ class Call:
         try:
             return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
         except ValueError:
-            raise TrackerError("invalid", "query: not a valid query string") from None
+            raise TrackerError("invalid", "not a valid query string", "query") from None
 
     def query_as(self, kind: type, *several: str) -> Any:
         """The query's parameters as a struct; numbers are given as text there. `several` may be given repeatedly."""
         texts = {name: given if name in several else given[-1:] for name, given in self.query().items()}
         values = {name: given if name in several else given[0] for name, given in texts.items()}
         try:
-            query = msgspec.convert(values, kind, strict=False)
-        except msgspec.ValidationError as error:
-            name, problem = name_and_problem(error)
-            raise TrackerError("invalid", f"{name.partition('[')[0]}: {problem}") from None
+            query = convert(values, kind, strict=False)
+        except TrackerError as error:
+            raise TrackerError("invalid", error.problem, error.field.partition("[")[0]) from None
         for name, value in msgspec.to_builtins(query).items():
             numbers = value if name in several else [value]
             if name in texts and type(numbers[0]) is int and set(map(str, numbers)) != set(texts[name]):
-                raise TrackerError("invalid", f"{name}: must be a whole number")  # msgspec reads 1e3 and 1.0 as well
+                raise TrackerError("invalid", "must be a whole number", name)  # msgspec reads 1e3 and 1.0 as well
         return query
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
         most = 1024 * (limit or self.tracker.settings.max_body)
-        too_large = TrackerError("too_large", f"body: more than {most // 1024} KiB")
-        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
-            raise too_large
+        self.refuse_longer(most)
         parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
         while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
             message = await self.receive()
             if message["type"] == "http.disconnect":
-                raise TrackerError("timeout", "body: did not arrive")
+                raise TrackerError("timeout", "did not arrive", "body")
             parts.append(message["body"])
             size += len(message["body"])
             if size > most:
-                raise too_large
+                raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def spool(self, file: BinaryIO, limit: int) -> None:
+        """Moves the body to a file, to its beginning, a block at a time. 413 as soon as it exceeds the limit (in KiB).
+
+        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory.
+        """
+        self.refuse_longer(1024 * limit)
+        block, size, more = bytearray(), 0, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise TrackerError("timeout", "did not arrive", "body")
+            block += message["body"]
+            size += len(message["body"])
+            if size > 1024 * limit:
+                raise TrackerError("too_large", f"more than {limit} KiB", "body")
+            more = message.get("more_body", False)
+            if len(block) >= SPOOL_BYTES or not more:
+                await asyncio.to_thread(file.write, bytes(block))
+                block.clear()
+                keeps_coming(self.receive)
+        file.seek(0)
+
+    def refuse_longer(self, most: int) -> None:
+        """413 for a body that is said to be longer than that many bytes, before it comes."""
+        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
+            raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
 
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
         most, size = 1024 * limit, 0
         if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
-            raise TrackerError("invalid", "body: its Content-Type is too long")
+            raise TrackerError("invalid", "its Content-Type is too long", "body")
 
         async def receive() -> dict:
             nonlocal size
             message = await self.receive()
             size += len(message.get("body", b""))
             if size > most:
-                raise TrackerError("too_large", f"{what}: more than {limit} KiB")
+                raise TrackerError("too_large", f"more than {limit} KiB", what)
             return message
 
         try:
             form = await Request(self.scope, receive).form(max_part_size=most, **limits)
-        except HTTPException as error:
-            raise TrackerError("invalid", f"body: {error.detail}") from None
+        except (HTTPException, MultiPartException, FormParserError) as error:
+            raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
         except ClientDisconnect:
-            raise TrackerError("timeout", "body: did not arrive") from None
+            raise TrackerError("timeout", "did not arrive", "body") from None
         return {name: form.getlist(name) for name in form}
 
     async def json(self, kind: Any) -> Any:
@@ -4747,41 +4905,54 @@ class Call:
 
 
 class Endpoint:
-    """An ASGI application around a handler `async (call) -> Reply`. Request and Response objects cost too much."""
+    """An ASGI application around a handler `async (call) -> Answer`. Request and Response objects cost too much.
 
-    def __init__(self, tracker: Tracker, handler: Callable[[Call], Awaitable[Reply]]):
-        self.tracker, self.handler = tracker, handler
+    It is the same at every door: `kind` is the door's kind of Call. What nobody has foreseen is logged here.
+    """
+
+    def __init__(self, tracker: Tracker, handler: Callable[[Call], Awaitable[Answer]], kind: type[Call] = Call):
+        self.tracker, self.handler, self.kind = tracker, handler, kind
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        call = self.kind(scope, receive, self.tracker)
         try:
-            reply = await self.handler(Call(scope, receive, self.tracker))
+            answer = await self.handler(call)
         except TrackerError as error:
-            reply = error_reply(error)
+            answer = await call.refuse(error)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            reply = error_reply(TrackerError("internal", "Internal error"))
-        await respond(send, reply)
+            answer = await call.refuse(TrackerError("internal", "Internal error"))
+        try:
+            await answer(scope, receive, send)
+        except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
+            return
 
 
-async def respond(send: Callable, reply: Reply) -> None:
-    body = reply.body()
-    if reply.status == 200 and not reply.headers and (cycle := plain_cycle(send)):
-        return await write_at_once(cycle, PLAIN_HEAD, body)
-    headers = [*JSON_HEADERS, *reply.headers]
-    if reply.status != 204:
-        headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def by_method(handlers: dict[str, Callable[[Any], Awaitable[Answer]]]) -> Callable[[Any], Awaitable[Answer]]:
+    """The handler of a path that takes every method: each has its own, and the others are refused in the door's form.
+
+    HEAD is one of the others: it must not take, or set off, what a GET does.
+    """
+
+    async def handle(call: Call) -> Answer:
+        method = call.scope["method"]
+        if method not in handlers:
+            raise MethodNotAllowed(method, handlers)
+        return await handlers[method](call)
+
+    return handle
 
 
 class Takes(NamedTuple):
-    """What a handler decodes from a call. openapi.py documents it."""
+    """What a handler decodes from a call, who may make it, and what is answered. openapi.py documents it."""
 
     caller: Callable[[Call], Any] | None = None
     body: Any = None
     query: Any = None
     status: int = 200
     path: dict[str, Any] | None = None  # the types of what in the path is no id
+    who: Need | str = ""  # in words where no Need says it
+    answer: Any = None  # the type of the content, or of its parts
 
 
 def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
@@ -4794,39 +4965,22 @@ def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
     return note
 
 
-def domain(
-    function: Callable,
-    *path: str,
-    caller: Callable[[Call], Any] = Call.session,
-    body: type | None = None,
-    query: type | None = None,
-    reads: bool = False,
-    status: int = 200,
-) -> Callable[[Call], Awaitable[Reply]]:
-    """The handler that most endpoints need: decode caller, ids in the path, body; call one function; respond."""
-
-    @takes(caller, body, query, status, {"job": Token} if "job" in path else None)
-    async def handler(call: Call) -> Reply:
-        args = [caller(call), *map(call.path_value, path)]
-        if not reads and isinstance(args[0], bytes):
-            call.refuse_other_sites()
-        if body is not None:
-            args.append(await call.json(body))
-        if query is not None:
-            args.append(call.query_as(query))
-        database = call.tracker.db
-        return Reply(await (database.read if reads else database.write)(function, *args), status=status)
-
-    handler.__doc__ = function.__doc__
-    return handler
-
-
 # ── JSON API ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NO_TASK = Reply(ok=False, message="No task available")
 
 
-@takes(Call.worker, SubmitBody)
+UPLOADED = about("The number of the operation that submits the lines.", 1)
+SUBMITTER = "A worker with SUBMIT access to the project."
+ASSIGNEE = "A worker with ASSIGN access to the project; any worker if the project is public."
+ASSIGNEE_OF_ALL = "A worker with ASSIGN access to each of the projects that is not public."
+REGISTERING = "Anybody, if the setting `open_registration` is on; the first manager in any case."
+HOLDER = "The worker that holds the task; for others nothing changes."
+UPDATED = about("Whether the task was closed, failed or skipped.", True)
+ALL_UPDATED = about("Whether each task was closed, failed or skipped.", [True, True])
+
+
+@takes(Call.worker, SubmitBody, who=SUBMITTER)
 async def submit(call: Call) -> Reply:
     """Adds a task to a project's queue.
 
@@ -4838,7 +4992,66 @@ async def submit(call: Call) -> Reply:
     return Reply()
 
 
-@takes(Call.worker, BulkSubmitBody | list[BulkTask])
+class Native(NamedTuple):
+    """A call of the native API: methods, path, and a domain function, or a handler that decodes by itself.
+
+    What the row does not say is derived: ids stand in the path, a GET reads, the body (of a GET: the query), who calls
+    and what is answered are the function's annotations. `envelope` is the name of what is answered within `content`.
+    """
+
+    methods: str
+    path: str
+    function: Callable
+    envelope: str = ""
+    status: int = 200
+    reads: bool | None = None
+
+
+@functools.cache
+def takes_of(row: Native) -> Takes:
+    """What the call takes."""
+    if inspect.iscoroutinefunction(row.function):
+        return row.function.takes
+    hints, need = typing.get_type_hints(row.function, include_extras=True), getattr(row.function, "need", None)
+    ids = re.findall(r"{(\w+)}", row.path)
+    [given] = list(hints.items())[2 + len(ids) : -1] or [(None, None)]
+    worker = need is not None and (need.role == WORKER, bool(need.worker))
+    caller = {(True, False): Call.worker, (False, True): Call.worker_or_session}.get(worker, Call.session)
+    content = hints["return"]
+    return Takes(
+        caller=caller,
+        body=given[1] if row.methods != "GET" else None,
+        query=given[1] if row.methods == "GET" else None,
+        status=row.status,
+        path={"job": Token} if "job" in ids else None,
+        who=need or "",
+        answer=None if content is type(None) else {row.envelope: content} if row.envelope else content,
+    )
+
+
+def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
+    """The handler that most calls need: decode caller, ids in the path, body; call one function; respond."""
+    if inspect.iscoroutinefunction(row.function):
+        return row.function
+    takes, ids = takes_of(row), re.findall(r"{(\w+)}", row.path)
+    reads = row.methods == "GET" if row.reads is None else row.reads
+
+    async def handler(call: Call) -> Reply:
+        args = [takes.caller(call), *map(call.path_value, ids)]
+        if not reads and isinstance(args[0], bytes):
+            call.refuse_other_sites()
+        if takes.body is not None:
+            args.append(await call.json(takes.body))
+        if takes.query is not None:
+            args.append(call.query_as(takes.query))
+        database = call.tracker.db
+        content = await (database.read if reads else database.write)(as_caller, row.function, *args)
+        return Reply({row.envelope: content} if row.envelope else content, status=row.status)
+
+    return handler
+
+
+@takes(Call.worker, BulkSubmitBody | list[BulkTask], who=SUBMITTER, answer=BulkSubmitted)
 async def bulk_submit(call: Call) -> Reply:
     """Adds many tasks to one project's queue.
 
@@ -4847,17 +5060,17 @@ async def bulk_submit(call: Call) -> Reply:
     tasks is understood as well.
     """
     # Small ones in one transaction; large ones in pieces that count, all of them, from one commit on.
-    caller, tracker = call.worker(), call.tracker
-    trusted = await tracker.db.read(may_submit_somewhere, caller)  # strangers may not send large bodies
+    credentials, tracker = call.worker(), call.tracker
+    trusted = await tracker.db.read(may_submit_somewhere, credentials)  # strangers may not send large bodies
     body = await call.body(tracker.settings.max_bulk_body if trusted else None)
     tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
     if not tasks:
-        return Reply({"submitted": 0, "duplicates": 0})
+        return Reply(BulkSubmitted(0, 0))
     if len(tasks) <= PIECE_TASKS and len(body) <= PIECE_BYTES:
-        return Reply(await tracker.db.write(submit_tasks, caller, tasks, long=True))
+        return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
     pieces = await asyncio.to_thread(split_tasks, tasks)
-    stored = await store_pieces(tracker, caller, tasks[0].project, len(tasks), pieces)
-    return Reply({"submitted": stored, "duplicates": len(tasks) - stored})
+    stored = await store_pieces(tracker, credentials, tasks[0].project, len(tasks), pieces)
+    return Reply(BulkSubmitted(stored, len(tasks) - stored))
 
 
 def split_tasks(tasks: list[NewTask]) -> list[bytes]:
@@ -4876,14 +5089,14 @@ def split_tasks(tasks: list[NewTask]) -> list[bytes]:
 
 
 async def store_pieces(
-    tracker: Tracker, caller: WorkerCredentials, project: int, count: int, pieces: list[bytes]
+    tracker: Tracker, credentials: WorkerCredentials, project: int, count: int, pieces: list[bytes]
 ) -> int:
     """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored."""
-    operation = await tracker.db.write(begin_bulk_submit, caller, project)
+    operation = await tracker.db.write(begin_bulk_submit, credentials, project)
     try:
         for number, piece in enumerate(pieces, 1):
             await tracker.db.write(add_bulk_piece, operation, number, piece, long=True)
-        await tracker.db.write(accept_bulk_submit, caller, operation, count)
+        await tracker.db.write(accept_bulk_submit, credentials, operation, count)
     except BaseException:
         with contextlib.suppress(TrackerError):  # stopping: the next start discards it
             await discard(tracker.db, operation)
@@ -4891,20 +5104,31 @@ async def store_pieces(
     return await tracker.begin_operation(operation, answered=True)
 
 
-class AssignQuery(msgspec.Struct):
-    """How many tasks, and how long to wait for the first one."""
+@takes(Call.worker, query=UploadQuery, who=SUBMITTER, answer={"operation": Annotated[int, UPLOADED]})
+async def submit_lines(call: Call) -> Reply:
+    """Adds the lines of a text to a project's queue, a task each, however many they are.
 
-    wait: Annotated[float, Meta(ge=0, le=1e9)] = 0
-    count: Natural = 0
+    The body is the text, in UTF-8 (`curl --data-binary @FILE`), which gzip may have packed: a recipe a line, or a JSON
+    object with the fields of `POST /task/submit`, such as the manager's pages export. Blank lines are skipped. When
+    all of it has been read, the answer names the operation that submits them, and `GET /operation/{operation}` tells
+    what became of each line. A refused line or a duplicate keeps no other one out. Passes the rate limit when a single
+    task would, and is then charged for every task.
+
+    A `token` of the client's own makes it safe to repeat the call when no answer came: the first operation with it is
+    answered again, and nothing is submitted twice. While the first call with it is still being read, that is 503.
+    """
+    credentials, project, query = call.worker(), call.path_id("project"), call.query_as(UploadQuery)
+    database, most = call.tracker.db, call.tracker.settings.max_bulk_body
+    operation = await database.read(find_lines_submit, credentials, project, query.token)  # before a large body is read
+    if operation is None:
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+            await call.spool(file, most)
+            upload = Upload(file, project, query, "body", query.first_line)
+            operation, _ = await submit_upload(call.tracker, credentials, upload, query.token)
+    return Reply({"operation": operation})
 
 
-class AssignFromQuery(AssignQuery, kw_only=True):
-    """The same, of several projects."""
-
-    project: Annotated[set[Id], Meta(min_length=1, max_length=100)]
-
-
-@takes(Call.worker, query=AssignQuery)
+@takes(Call.worker, query=AssignQuery, who=ASSIGNEE, answer=[{"task": Task}, {"tasks": list[Task]}])
 async def get_task(call: Call) -> Reply:
     """Assigns the project's best task to the calling worker.
 
@@ -4919,7 +5143,7 @@ async def get_task(call: Call) -> Reply:
     return Reply({"task": tasks[0]}) if tasks else NO_TASK
 
 
-@takes(Call.worker, query=AssignFromQuery)
+@takes(Call.worker, query=AssignFromQuery, who=ASSIGNEE_OF_ALL, answer=[{"tasks": list[Task]}, {"task": Task}])
 async def get_task_of_several(call: Call) -> Reply:
     """Assigns the best task of several projects to the calling worker.
 
@@ -4930,35 +5154,35 @@ async def get_task_of_several(call: Call) -> Reply:
     return await assign(call, caller, tuple(query.project), query)
 
 
-async def assign(call: Call, caller: WorkerCredentials, projects: tuple[int, ...], query: AssignQuery) -> Reply:
+async def assign(call: Call, credentials: WorkerCredentials, projects: tuple[int, ...], query: AssignQuery) -> Reply:
     settings, database = call.tracker.settings, call.tracker.db
     wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
 
     def attempt() -> Awaitable[Assigned]:
-        return database.write(assign_tasks, caller, projects, count or 1, long=count + len(projects) > 16)
+        return database.write(assign_tasks, credentials, projects, count or 1, long=count + len(projects) > 16)
 
-    tasks = await wait_for_task(call, caller, projects, attempt, wait) if wait else (await attempt()).tasks
+    tasks = await wait_for_task(call, credentials, projects, attempt, wait) if wait else (await attempt()).tasks
     if not tasks:
         return NO_TASK
     return Reply({"tasks": tasks} if count else {"task": tasks[0]})
 
 
 async def wait_for_task(
-    call: Call, caller: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
-) -> list[dict]:
+    call: Call, credentials: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
+) -> list[Task]:
     """Waits as long as the client does. What is assigned to one that has gone meanwhile does not wait for its lease."""
     gone = asyncio.ensure_future(call.gone())
     try:
         tasks = await call.tracker.waiters.assign(projects, attempt, wait, gone)
         if tasks and gone.done():
-            releases = [ReleaseBody(task["id"], SKIP) for task in tasks]
-            await call.tracker.db.write(release_tasks, caller, releases, long=True)
+            releases = [ReleaseBody(task.id, SKIP) for task in tasks]
+            await call.tracker.db.write(release_tasks, credentials, releases, long=True)
         return tasks
     finally:
         gone.cancel()
 
 
-@takes(Call.worker, ReleaseBody)
+@takes(Call.worker, ReleaseBody, who=HOLDER, answer={"updated": Annotated[bool, UPDATED]})
 async def release(call: Call) -> Reply:
     """Ends the calling worker's hold on a task: done, failed or skipped.
 
@@ -4971,34 +5195,43 @@ async def release(call: Call) -> Reply:
     return Reply({"updated": updated}, message=message)
 
 
-@takes(Call.worker, BulkReleaseBody)
+@takes(Call.worker, BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
 async def bulk_release(call: Call) -> Reply:
     """Releases several tasks, all or none.
 
     `updated` tells of each one, in their order, what `POST /task/release` would have told.
     """
-    caller, most = call.worker(), call.tracker.settings.max_count
+    credentials, most = call.worker(), call.tracker.settings.max_count
     releases = (await call.json(BulkReleaseBody)).releases
     if len(releases) > most:
-        raise TrackerError("invalid", f"releases: at most {most} in one request")
-    return Reply(await call.tracker.db.write(release_tasks, caller, releases, long=True))
+        raise TrackerError("invalid", f"at most {most} in one request", "releases")
+    return Reply({"updated": await call.tracker.db.write(release_tasks, credentials, releases, long=True)})
 
 
 def reset(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
     """POST /project/…/{project} that changes any number of tasks, a piece at a time. `promise` is its docstring."""
 
-    @takes(Call.session)
+    @takes(Call.session, who=begin_reset.need, answer={"affected_tasks": Annotated[int, about("Tasks changed.", 12)]})
     async def handler(call: Call) -> Reply:
         session, project = call.session(), call.path_id("project")
         call.refuse_other_sites()
-        operation = await call.tracker.db.write(begin_reset, session, project, kind)
+        operation = await call.tracker.db.write(as_caller, begin_reset, session, project, kind)
         return Reply({"affected_tasks": await call.tracker.begin_operation(operation)})
 
     handler.__doc__ = promise
     return handler
 
 
-@takes(Call.worker, LogBody, status=204, path={"level": LogLevel})
+reset_failed_tasks = reset("reset_failed", "Makes every failed task wait again, as if it had never failed.")
+reclaim_assigned_tasks = reset(
+    "reclaim_assigned", "Takes every assigned task from its worker, and makes it wait again."
+)
+hard_reset = reset(
+    "hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."
+)
+
+
+@takes(Call.worker, LogBody, status=204, path={"level": LogLevel}, who="Any worker.")
 async def add_log(call: Call) -> Reply:
     """Logs a line.
 
@@ -5017,7 +5250,7 @@ def in_one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-@takes(None, PushBody)
+@takes(None, PushBody, who="The git host that knows the project's webhook secret.", answer=Push)
 async def git_receive(call: Call) -> Reply:
     """Takes a push event of GitHub, Gitea or Gogs, and sets the version of the project with that repository.
 
@@ -5028,73 +5261,74 @@ async def git_receive(call: Call) -> Reply:
     return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
 
 
-@takes(None, RegisterBody)
+@takes(None, RegisterBody, who=REGISTERING, answer={"manager": Manager})
 async def register(call: Call) -> Reply:
     """Makes a manager's account, and logs it in.
 
     The first manager becomes tracker admin. The others start with no rights.
     """
     call.refuse_other_sites()
-    content, session = await register_account(call, await call.json(RegisterBody))
-    return Reply(content, headers=[session_cookie(call, session)])
-
-
-async def register_account(call: Call, body: RegisterBody) -> tuple[dict[str, Any], bytes]:
-    """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
-    if not body.username.isprintable() or body.username != body.username.strip():
-        raise TrackerError("invalid", "username: no control characters, and no blanks at its ends")
-    await call.tracker.db.write(begin_registration, client_address(call))
-    password_hash = await call.tracker.hash(hash_password, body.password)
-    return await call.tracker.db.write(register_manager, body.username, password_hash)
+    manager, session = await make_account(call, await call.json(RegisterBody))
+    return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
 
 def client_address(call: Call) -> str:
     return (call.scope.get("client") or ("unknown", 0))[0]
 
 
-@takes(None, LoginBody)
+async def make_account(call: Call, body: RegisterBody) -> tuple[Manager, bytes]:
+    """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
+    if not body.username.isprintable() or body.username != body.username.strip():
+        raise TrackerError("invalid", "no control characters, and no blanks at its ends", "username")
+    await call.tracker.db.write(count_registration, client_address(call))
+    password_hash = await call.tracker.hash(hash_password, body.password)
+    return await call.tracker.db.write(register_manager, body.username, password_hash)
+
+
+@takes(None, LoginBody, answer={"manager": Manager})
 async def login(call: Call) -> Reply:
     """Logs a manager in.
 
     The answer sets the session cookie. Repeated failures make the next attempt wait.
     """
     call.refuse_other_sites()
-    content, session = await log_in(call, await call.json(LoginBody))
-    return Reply(content, headers=[session_cookie(call, session)])
+    manager, session = await authenticate_manager(call, await call.json(LoginBody))
+    return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
 
-async def log_in(call: Call, body: LoginBody) -> tuple[dict[str, Any], bytes]:
+async def authenticate_manager(call: Call, body: LoginBody) -> tuple[Manager, bytes]:
     """The manager and its new session. 401 for a wrong password or name, 429 after several."""
     address = client_address(call)
-    found = await call.tracker.db.write(begin_login, body.username, address)
+    found = await call.tracker.db.write(count_login, body.username, address)
     if not await call.tracker.hash(password_matches, body.password, found and found[1]):
         raise TrackerError("unauthorized", "Wrong username or password")
-    return await call.tracker.db.write(finish_login, found[0], body.username, address)
+    return await call.tracker.db.write(accept_login, found[0], body.username, address)
 
 
 async def change_password(call: Call, body: PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
-    username, stored = await call.tracker.db.write(begin_password_change, call.session())
+    write, session = call.tracker.db.write, call.session()
+    stored = await write(as_caller, count_password_attempt, session)
     if not await call.tracker.hash(password_matches, body.password, stored):
-        raise TrackerError("unauthorized", "password: this is not your present password")
+        raise TrackerError("unauthorized", "this is not your present password", "password")
     password_hash = await call.tracker.hash(hash_password, body.new_password)
-    return await call.tracker.db.write(finish_password_change, call.session(), username, password_hash)
+    return await write(as_caller, store_password, session, password_hash)
 
 
 @takes(Call.session, status=204)
-async def log_out(call: Call) -> Reply:
+async def logout(call: Call) -> Reply:
     """Ends the session, for every holder of its cookie."""
     session = call.session()
     call.refuse_other_sites()
-    await call.tracker.db.write(logout, session)
+    await call.tracker.db.write(end_session, session)
     return Reply(status=204, headers=[session_cookie(call, None)])
 
 
-@takes(Call.session)
+@takes(Call.session, answer=Account)
 async def account(call: Call) -> Reply:
     """Tells who is logged in."""
-    content = await call.tracker.db.read(get_account, call.session())
-    return Reply(content, ok=content["logged_in"])
+    content = await call.tracker.db.read(as_caller, get_account, call.session())
+    return Reply(content, ok=content.logged_in)
 
 
 def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
@@ -5113,93 +5347,74 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 
 # ── Routes and app ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-WORKER, EITHER = Call.worker, Call.worker_or_session
 
-# Methods, path, handler. A path is literal segments, then the ids of what it is about; App finds it in a dictionary.
-API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
-    ("GET", "/task/get/{project}", get_task),
-    ("POST", "/task/release", release),
-    ("POST", "/task/submit", submit),
-    ("GET", "/task/get", get_task_of_several),
-    ("POST", "/task/bulk_release", bulk_release),
-    ("POST", "/task/bulk_submit", bulk_submit),
-    ("POST", "/log/{level}", add_log),
-    ("POST", "/task/log", domain(log_to_task, caller=WORKER, body=TaskLogBody)),
-    ("POST", "/template/create", domain(create_template, body=TemplateBody)),
-    ("POST", "/template/update/{template}", domain(update_template, "template", body=TemplateBody)),
-    ("POST", "/template/delete/{template}", domain(delete_template, "template")),
-    ("GET", "/template/get/{template}", domain(get_template, "template", reads=True)),
-    ("GET", "/template/list/{project}", domain(list_templates, "project", reads=True)),
-    ("POST", "/template/rotate_secret/{template}", domain(rotate_template_secret, "template")),
-    ("POST", "/template/trigger/{template}", domain(trigger_template, "template", caller=EITHER, body=TriggerBody)),
-    ("GET", "/job/get/{job}", domain(get_job, "job", caller=EITHER, reads=True)),
-    ("GET", "/job/log/{job}", domain(get_job_log, "job", caller=EITHER, query=LinesQuery, reads=True)),
-    ("GET", "/job/list", domain(list_jobs, caller=EITHER, query=JobsQuery, reads=True)),
-    ("POST", "/job/cancel/{job}", domain(cancel, "job", caller=EITHER)),
-    ("POST", "/job/retry/{job}", domain(retry, "job", caller=EITHER)),
-    ("POST", "/workflow/create", domain(create_workflow, body=WorkflowBody)),
-    ("POST", "/workflow/update/{workflow}", domain(update_workflow, "workflow", body=WorkflowBody)),
-    ("POST", "/workflow/delete/{workflow}", domain(delete_workflow, "workflow")),
-    ("GET", "/workflow/get/{workflow}", domain(get_workflow, "workflow", reads=True)),
-    ("GET", "/workflow/list/{project}", domain(list_workflows, "project", reads=True)),
-    ("POST", "/workflow/rotate_secret/{workflow}", domain(rotate_workflow_secret, "workflow")),
-    ("POST", "/workflow/trigger/{workflow}", domain(trigger_workflow, "workflow", caller=EITHER, body=TriggerBody)),
-    ("POST", "/worker/create", domain(create_worker, body=AliasBody)),
-    ("GET", "/worker/get/{worker}", domain(get_worker, "worker", reads=True)),
-    ("POST", "/worker/update", domain(update_worker, caller=WORKER, body=AliasBody)),
-    ("POST", "/worker/set_paused", domain(set_worker_paused, body=PauseBody)),
-    ("GET", "/worker/stats", domain(worker_stats, reads=True)),
-    ("GET", "/project/list", domain(list_projects, reads=True)),
-    ("GET", "/project/get/{project}", domain(get_project, "project", reads=True)),
-    ("POST", "/project/create", domain(create_project, body=ProjectBody)),
-    ("POST", "/project/update/{project}", domain(update_project, "project", body=ProjectBody)),
-    ("GET", "/project/monitoring/{project}", domain(get_snapshots, "project", query=LastSnapshots, reads=True)),
-    (
-        "GET",
-        "/project/monitoring-between/{project}",
-        domain(get_snapshots_between, "project", query=SnapshotsBetween, reads=True),
-    ),
-    ("GET", "/project/assignees/{project}", domain(get_assignees, "project", reads=True)),
-    ("POST", "/project/request_access", domain(request_access, caller=WORKER, body=AccessBody)),
-    ("GET", "/project/access_list/{project}", domain(list_access, "project", reads=True)),
-    ("POST", "/project/accept_request/{project}/{worker}", domain(accept_request, "project", "worker")),
-    ("POST", "/project/reject_request/{project}/{worker}", domain(reject_request, "project", "worker")),
-    ("GET", "/project/secret/{project}", domain(get_secret, "project", caller=EITHER)),
-    ("POST", "/project/secret/{project}", domain(set_secret, "project", body=SecretBody)),
-    ("GET", "/project/webhook_secret/{project}", domain(get_webhook_secret, "project", reads=True)),
-    ("POST", "/project/webhook_secret/{project}", domain(set_webhook_secret, "project", body=WebhookSecretBody)),
-    (
-        "POST",
-        "/project/reset_failed_tasks/{project}",
-        reset("reset_failed", "Makes every failed task wait again, as if it had never failed."),
-    ),
-    (
-        "POST",
-        "/project/reclaim_assigned_tasks/{project}",
-        reset("reclaim_assigned", "Takes every assigned task from its worker, and makes it wait again."),
-    ),
-    (
-        "POST",
-        "/project/hard_reset/{project}",
-        reset("hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."),
-    ),
-    ("POST", "/git/receivehook", git_receive),
-    ("POST", "/logs", domain(list_logs, body=LogsBody, reads=True)),
-    ("GET", "/logs", domain(list_logs, query=LogsBody, reads=True)),
-    ("POST", "/register", register),
-    ("POST", "/login", login),
-    ("GET POST", "/logout", log_out),
-    ("GET", "/account", account),
-    ("GET", "/manager/list", domain(list_managers, reads=True)),
-    ("GET", "/manager/list_for_project/{project}", domain(list_project_managers, "project", reads=True)),
-    ("GET POST", "/manager/promote/{manager}", domain(promote_manager, "manager", status=204)),
-    ("GET POST", "/manager/demote/{manager}", domain(demote_manager, "manager", status=204)),
-    ("POST", "/manager/set_role_for_project/{project}", domain(set_role, "project", body=RoleBody)),
+# A path is literal segments, then the ids of what it is about; App finds it in a dictionary.
+API: list[Native] = [
+    Native("GET", "/task/get/{project}", get_task),
+    Native("POST", "/task/release", release),
+    Native("POST", "/task/submit", submit),
+    Native("GET", "/task/get", get_task_of_several),
+    Native("POST", "/task/bulk_release", bulk_release),
+    Native("POST", "/task/bulk_submit", bulk_submit),
+    Native("POST", "/task/submit_lines/{project}", submit_lines),
+    Native("GET", "/operation/{operation}", show_operation, "operation"),
+    Native("POST", "/log/{level}", add_log),
+    Native("POST", "/task/log", log_to_task),
+    Native("POST", "/template/create", create_template, "template"),
+    Native("POST", "/template/update/{template}", update_template),
+    Native("POST", "/template/delete/{template}", delete_template),
+    Native("GET", "/template/get/{template}", get_template, "template"),
+    Native("GET", "/template/list/{project}", list_templates, "templates"),
+    Native("POST", "/template/rotate_secret/{template}", rotate_template_secret, "secret"),
+    Native("POST", "/template/trigger/{template}", trigger_template, "job"),
+    Native("GET", "/job/get/{job}", get_job, "job"),
+    Native("GET", "/job/log/{job}", get_job_log, "entries"),
+    Native("GET", "/job/list", list_jobs),
+    Native("POST", "/job/cancel/{job}", cancel_job),
+    Native("POST", "/job/retry/{job}", retry_job, "job"),
+    Native("POST", "/workflow/create", create_workflow, "workflow"),
+    Native("POST", "/workflow/update/{workflow}", update_workflow),
+    Native("POST", "/workflow/delete/{workflow}", delete_workflow),
+    Native("GET", "/workflow/get/{workflow}", get_workflow, "workflow"),
+    Native("GET", "/workflow/list/{project}", list_workflows, "workflows"),
+    Native("POST", "/workflow/rotate_secret/{workflow}", rotate_workflow_secret, "secret"),
+    Native("POST", "/workflow/trigger/{workflow}", trigger_workflow, "job"),
+    Native("POST", "/worker/create", create_worker, "worker"),
+    Native("GET", "/worker/get/{worker}", get_worker, "worker"),
+    Native("POST", "/worker/update", update_worker),
+    Native("POST", "/worker/set_paused", set_worker_paused),
+    Native("GET", "/worker/stats", worker_stats, "stats"),
+    Native("GET", "/project/list", list_projects, "projects"),
+    Native("GET", "/project/get/{project}", get_project),
+    Native("POST", "/project/create", create_project, "id"),
+    Native("POST", "/project/update/{project}", update_project),
+    Native("GET", "/project/monitoring/{project}", get_snapshots, "snapshots"),
+    Native("GET", "/project/monitoring-between/{project}", get_snapshots_between, "snapshots"),
+    Native("GET", "/project/assignees/{project}", get_assignees, "assignees"),
+    Native("POST", "/project/request_access", request_access),
+    Native("GET", "/project/access_list/{project}", list_access, "accesses"),
+    Native("POST", "/project/accept_request/{project}/{worker}", accept_request),
+    Native("POST", "/project/reject_request/{project}/{worker}", reject_request),
+    Native("GET", "/project/secret/{project}", get_secret, "secret", reads=False),  # a worker that asks was seen
+    Native("POST", "/project/secret/{project}", set_secret),
+    Native("GET", "/project/webhook_secret/{project}", get_webhook_secret, "webhook_secret"),
+    Native("POST", "/project/webhook_secret/{project}", set_webhook_secret),
+    Native("POST", "/project/reset_failed_tasks/{project}", reset_failed_tasks),
+    Native("POST", "/project/reclaim_assigned_tasks/{project}", reclaim_assigned_tasks),
+    Native("POST", "/project/hard_reset/{project}", hard_reset),
+    Native("POST", "/git/receivehook", git_receive),
+    Native("POST", "/logs", list_logs, "logs", reads=True),
+    Native("GET", "/logs", list_logs, "logs"),
+    Native("POST", "/register", register),
+    Native("POST", "/login", login),
+    Native("GET POST", "/logout", logout),
+    Native("GET", "/account", account),
+    Native("GET", "/manager/list", list_managers, "managers"),
+    Native("GET", "/manager/list_for_project/{project}", list_project_managers, "managers"),
+    Native("GET POST", "/manager/promote/{manager}", promote_manager, status=204),
+    Native("GET POST", "/manager/demote/{manager}", demote_manager, status=204),
+    Native("POST", "/manager/set_role_for_project/{project}", set_role),
 ]
-
-# Other systems' APIs over the same queue: each module has `routes(tracker)`, and may have PAGES and, called now and
-# then, `async prune(tracker)`. Without the folder the tracker still runs.
-DIALECTS = ("testflinger", "otter", "theeye")
 
 
 def create_app(settings: Settings | None = None, clock: Clock | None = None) -> Starlette:
@@ -5215,8 +5430,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     import pages  # here, as the dialects are: they rest on this module
 
     shown = [
-        Route(path, pages.PageEndpoint(tracker, handler), methods=methods.split())
-        for methods, path, handler in all_pages()
+        Route(path, pages.endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in all_pages()
     ]
     app = App(
         routes=[
@@ -5226,7 +5440,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
             Route("/ui", ui_without_slash, methods=["GET"]),
             *shown,
             Mount("/ui/static", Static(directory=HERE / "static")),
-            Route("/ui/{path:path}", pages.PageEndpoint(tracker, pages.no_page), methods=["GET"]),
+            Route("/ui/{path:path}", pages.endpoint(tracker, pages.no_page), methods=["GET"]),
         ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
@@ -5251,10 +5465,10 @@ class NativePath(NamedTuple):
 def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
     """The table API to look paths up in: for each number of ids, the paths with so many by what stands before them."""
     found: list[dict[str, NativePath]] = [{} for _ in range(1 + MOST_PATH_IDS)]
-    for methods, path, handler in API:
-        literal, ids = path.partition("/{")[0], re.findall(r"\{(\w+)\}", path)
+    for row in API:
+        literal, ids = row.path.partition("/{")[0], re.findall(r"\{(\w+)\}", row.path)
         known = found[len(ids)].setdefault(literal, NativePath(ids[::-1], {}))
-        known.endpoints.update(dict.fromkeys(methods.split(), Endpoint(tracker, handler)))
+        known.endpoints.update(dict.fromkeys(row.methods.split(), Endpoint(tracker, handler_of(row))))
     return found
 
 
@@ -5270,7 +5484,7 @@ async def openapi_json(tracker: Tracker, request: Request) -> Response:
 
 @functools.lru_cache(maxsize=4)
 def openapi_document(settings: Settings) -> dict[str, Any]:
-    return openapi.document(API, settings, __version__)
+    return openapi.document([(row, takes_of(row)) for row in API], settings, __version__)
 
 
 class App(Starlette):
@@ -5314,20 +5528,12 @@ def path_below(path: str, prefix: str) -> str:
     return path[len(prefix) :] if path.startswith("/", len(prefix)) and path.startswith(prefix) else path
 
 
-def dialects() -> list[Any]:
-    """The modules of all dialects that are installed."""
-    return [importlib.import_module(f"dialects.{name}") for name in installed_dialects()]
-
-
-def installed_dialects() -> list[str]:
-    return [name for name in DIALECTS if list((HERE / "dialects").glob(f"{name}*"))]
-
-
 def all_pages() -> list[tuple[str, str, Callable]]:
     """The tracker's own pages, and those of the dialects that have some."""
     import pages
 
-    return [*pages.PAGES, *(page for dialect in dialects() for page in getattr(dialect, "PAGES", ()))]
+    tables = [pages.PAGES, *(getattr(dialect, "PAGES", ()) for dialect in dialects())]
+    return [route for table in tables for route in pages.routes_of(table)]
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:
@@ -5532,13 +5738,11 @@ def toml_value(value: Any) -> str:
 def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     try:
         password = getpass.getpass(f"Password for {options.name}: ") if sys.stdin.isatty() else sys.stdin.readline()
-        body = msgspec.convert({"username": options.name, "password": password.rstrip("\r\n")}, RegisterBody)
+        body = convert({"username": options.name, "password": password.rstrip("\r\n")}, RegisterBody)
         password_hash = hash_password(body.password)
         body.username.encode()
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
     except (EOFError, UnicodeError):
-        raise TrackerError("invalid", "name, password: must be given, and be valid UTF-8") from None
+        raise TrackerError("invalid", "must be given, and be valid UTF-8", "name, password") from None
 
     async def create() -> None:
         database = Database(settings, Clock())

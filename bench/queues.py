@@ -1,11 +1,17 @@
 """Queues of Testflinger with many jobs, written straight into the database of a tracker that does not run.
 
-The triggers of the schema make of each job what they make of one that was submitted; its states are gone through.
+The dialect catches up with each state that the jobs go through, as it does with what was done while it was away.
 """
 
 import contextlib
 import sqlite3
+import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import tracker
+from dialects.testflinger import events
 
 # Every job has a tag that all have, one of its hundred, and MATCHES jobs have a rare one. Submitted one per second.
 JOBS = """
@@ -48,6 +54,15 @@ FRAGMENTS = """
 MATCHES = 10  # jobs that the searches for a few find
 
 
+def catch_up(connection):
+    connection.row_factory = sqlite3.Row
+    tx = tracker.Tx(connection, tracker.Clock(), tracker.Settings())
+    for step in (events.compare_jobs, events.note_missed):
+        after = 0
+        while after is not None:
+            after = step(tx, after)
+
+
 def fill_queues(database, worker, finished, waiting):
     """Fill the queues, which have been made one after the other, with jobs; returns the id of one that has ended."""
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
@@ -57,6 +72,8 @@ def fill_queues(database, worker, finished, waiting):
         values |= {"ended": finished, "matches": MATCHES, "now": int(time.time())}
         for script in (JOBS, TASKS, QUEUED, TAGS, STARTED, AGENTS, ENDED, OUTCOMES, RESULTS, LINES, FRAGMENTS):
             connection.execute(script, values)
+            if script in (JOBS, STARTED, ENDED):
+                catch_up(connection)
         counted = dict(connection.execute("SELECT state, COUNT(*) FROM testflinger_job GROUP BY state"))
         if counted != {"waiting": waiting, "complete": finished - MATCHES, "cancelled": MATCHES}:
             raise RuntimeError(f"the queues were to have {finished} ended and {waiting} waiting jobs: {counted}")

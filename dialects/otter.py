@@ -16,26 +16,22 @@ are the job's variables. Callers prove themselves by the key alone, never by a c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from sqlite3 import Row
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
-from python_multipart.exceptions import FormParserError
-from starlette.datastructures import Headers
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 import tracker
-from tracker import Call, TrackerError, Tx
+from dialects.plumbing import HEADERS, as_text
+from tracker import Call, MethodNotAllowed, TrackerError, Tx
 
-METHODS = ("GET", "POST")
 NOT_VARIABLES = ("template", "token", "key")
 MOST_PARAMETERS = 1000
 PAGE_LINES = 500  # log entries that one transaction reads
-HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 # What this dialect calls a job's state; status_of knows the two finer points.
 STATUS = {
@@ -52,37 +48,19 @@ PREFIXES |= {"warn": "WARN", "info": "INFO", "debug": "DEBUG", "trace": "DEBUG"}
 
 def routes(running: tracker.Tracker) -> list[Route]:
     """This dialect's routes. They take every method, to refuse the wrong ones in plain text."""
-    handlers = {"trigger": trigger, "status": status, "logs": logs}
-    return [Route(f"/api/jobs/{name}", TextEndpoint(running, handler)) for name, handler in handlers.items()]
+    endpoints = {
+        f"/api/jobs/{handler.__name__}": tracker.by_method({"GET": handler, "POST": handler})
+        for handler in (trigger, status, logs)
+    }
+    return [Route(path, tracker.Endpoint(running, handler, TextCall)) for path, handler in endpoints.items()]
 
 
-class TextEndpoint(tracker.Endpoint):
-    """An endpoint whose handler makes a Response, and whose errors are plain text: the reason, for a person."""
+class TextCall(Call):
+    """A call of this dialect. Its refusals are plain text: the reason, for a person."""
 
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        response = await self.response(Call(scope, receive, self.tracker))
-        await response(scope, receive, send)
-
-    async def response(self, call: Call) -> Response:
-        method = call.scope["method"]
-        try:
-            if method not in METHODS:  # HEAD is one of them: it must not trigger anything
-                raise TrackerError("method_not_allowed", f"{method} is not possible here: use GET or POST")
-            return await self.handler(call)
-        except TrackerError as error:
-            return refusal(error)
-        except Exception:
-            tracker.log.exception("%s %s failed", method, call.scope["path"])
-            return refusal(TrackerError("internal", "Internal error"))
-
-
-def refusal(error: TrackerError) -> Response:
-    """An error as this dialect shows it, with the status and the Retry-After that it has everywhere."""
-    reply = tracker.error_reply(error)
-    headers = {name.decode(): value.decode() for name, value in reply.headers}
-    if reply.status == 405:
-        headers["allow"] = ", ".join(METHODS)
-    return PlainTextResponse(error.message, reply.status, {**HEADERS, **headers})
+    async def refuse(self, error: TrackerError) -> Response:
+        hint = f": use {' or '.join(error.allowed)}" if isinstance(error, MethodNotAllowed) else ""
+        return as_text(error.message + hint, tracker.STATUS[error.code], tracker.error_headers(error))
 
 
 # ── Parameters ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -100,10 +78,11 @@ async def read_parameters(call: Call) -> dict[str, Any]:
 
 async def read_body(call: Call) -> dict[str, Any]:
     """The parameters in the body: multipart, JSON (so declared, or an object by its looks), and else a form."""
-    body = await call.body()
     kind = (call.header(b"content-type") or b"").lower()
-    if kind.startswith(b"multipart/form-data"):
-        return await read_multipart(call, body)
+    if kind.startswith(b"multipart/form-data"):  # a file is no variable, and refused
+        form = await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=MOST_PARAMETERS)
+        return {name: values[-1] for name, values in form.items()}
+    body = await call.body()
     if body.lstrip().startswith(b"{") or (body and b"json" in kind):
         return read_json(body)
     return read_form(body, "body")  # whatever it was called: curl -d and scripts say all sorts of things
@@ -131,20 +110,6 @@ def read_form(text: bytes, place: str) -> dict[str, Any]:
         raise TrackerError("invalid", f"{place}: {problem}") from None
 
 
-async def read_multipart(call: Call, body: bytes) -> dict[str, Any]:
-    """The fields of a multipart form. A file is no variable, and refused."""
-
-    async def stream() -> AsyncIterator[bytes]:
-        yield body
-
-    limits = {"max_files": 0, "max_fields": MOST_PARAMETERS, "max_part_size": len(body)}
-    try:
-        form = await MultiPartParser(Headers(raw=call.scope["headers"]), stream(), **limits).parse()
-    except (MultiPartException, FormParserError) as error:
-        raise TrackerError("invalid", f"body: {error}") from None
-    return dict(form.multi_items())
-
-
 def required(parameters: dict[str, Any], name: str) -> str:
     if text := tracker.as_text(parameters.get(name)):
         return text
@@ -157,7 +122,7 @@ def required(parameters: dict[str, Any], name: str) -> str:
 async def trigger(call: Call) -> Response:
     """Makes a job of a template."""
     parameters = await read_parameters(call)
-    return PlainTextResponse(await call.tracker.db.write(trigger_template, parameters), headers=HEADERS)
+    return as_text(await call.tracker.db.write(trigger_template, parameters))
 
 
 def trigger_template(tx: Tx, parameters: dict[str, Any]) -> str:
@@ -184,7 +149,7 @@ def refuse_strangers(template: Row, parameters: dict[str, Any]) -> None:
 async def status(call: Call) -> Response:
     """Tells how a job is doing."""
     job = await call.tracker.db.read(job_asked_for, await read_parameters(call))
-    return PlainTextResponse(status_of(job), headers=HEADERS)
+    return as_text(status_of(job))
 
 
 def job_asked_for(tx: Tx, parameters: dict[str, Any]) -> Row:
@@ -207,20 +172,20 @@ def status_of(job: Row) -> str:
 
 async def logs(call: Call) -> Response:
     """Sends a job's log, as it is read: a long one is held neither in memory nor in one transaction."""
-    job, entries = await call.tracker.db.read(begin_log, await read_parameters(call))
-    return StreamingResponse(log_lines(call.tracker.db, job, entries), media_type="text/plain", headers=HEADERS)
+    job_id, entries = await call.tracker.db.read(begin_log, await read_parameters(call))
+    return StreamingResponse(log_lines(call.tracker.db, job_id, entries), media_type="text/plain", headers=HEADERS)
 
 
 def begin_log(tx: Tx, parameters: dict[str, Any]) -> tuple[int, list[Row]]:
-    """The job that the parameters name, and the first entries of its log."""
-    job = job_asked_for(tx, parameters)["id"]
-    return job, tracker.job_log(tx, job, 0, PAGE_LINES)
+    """The id of the job that the parameters name, and the first entries of its log."""
+    job_id = job_asked_for(tx, parameters)["id"]
+    return job_id, tracker.job_log(tx, job_id, 0, PAGE_LINES)
 
 
-async def log_lines(db: tracker.Database, job: int, entries: list[Row]) -> AsyncIterator[str]:
+async def log_lines(db: tracker.Database, job_id: int, entries: list[Row]) -> AsyncIterator[str]:
     while entries:
         yield "".join(map(log_line, entries))
-        entries = await db.read(tracker.job_log, job, entries[-1]["id"], PAGE_LINES)
+        entries = await db.read(tracker.job_log, job_id, entries[-1]["id"], PAGE_LINES)
 
 
 def log_line(entry: Row) -> str:

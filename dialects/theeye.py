@@ -9,7 +9,7 @@ token, with a task's or workflow's own secret, or, as agents, with a token that 
                         └► answer(tx, ask, route): who calls ─► which customer ─► what it may ─► the route's function
 
 A route's function takes `(tx, ask, caller)` and returns what is shown as JSON, or raises Refusal or TrackerError, which
-`refused` alone turns into answers. Every path exists twice: /{customer}/task, and /task with the customer in the
+TheEyeCall alone turns into answers. Every path exists twice: /{customer}/task, and /task with the customer in the
 body or the query. Sections (search for "# ── "):
 
     Answers · Requests · Callers · Hosts · Objects · Tasks · Arguments and jobs · Workflows · The agent · Routes ·
@@ -18,22 +18,15 @@ body or the query. Sections (search for "# ── "):
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
 import functools
 import hashlib
 import hmac
 import html
-import json
-import logging
-import math
 import re
 import secrets
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -43,9 +36,11 @@ from starlette.routing import BaseRoute, Match, compile_path
 
 import pages
 import tracker
-from tracker import FAIL, OK, ReleaseBody, TrackerError, Tx, WorkerCredentials
-
-log = logging.getLogger("tracker")
+from dialects import plumbing
+from dialects.plumbing import as_bytes, as_json, basic_credentials, decoded, forgiving_json, nothing
+from pages import Action, Page
+from shapes import Name
+from tracker import EDIT, FAIL, OK, ReleaseBody, TrackerError, Tx, WorkerCredentials
 
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -57,44 +52,32 @@ class Raw(NamedTuple):
 
 
 NO_CONTENT = Raw(b"")
+CODES = {status: code for code, status in tracker.STATUS.items()}
 
 
-class Refusal(Exception):
+class Refusal(TrackerError):
     """A status and what is said with it: a text (a JSON string, as everything here), or an object."""
 
     def __init__(self, status: int, content: Any, **headers: str):
-        super().__init__(content)
-        self.status, self.content, self.headers = status, content, headers
+        super().__init__(CODES[status], str(content))
+        self.content, self.headers = content, headers
 
 
-class Answer(NamedTuple):
-    status: int
-    content: Any
-    headers: Sequence[tuple[bytes, bytes]] = ()
+class TheEyeCall(tracker.Call):
+    """A call of this dialect. The texts of refusals are those of the real system where it has one, else the tracker's.
 
-    async def send(self, send: Callable) -> None:
-        raw = isinstance(self.content, Raw)
-        body = self.content.content if raw else tracker.encode(self.content)
-        kind = b"application/octet-stream" if raw else b"application/json"
-        headers = [(name, value) for name, value in tracker.JSON_HEADERS if name != b"content-type"]
-        if self.status != 204:
-            headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": self.status, "headers": [*headers, *self.headers]})
-        await send({"type": "http.response.body", "body": body})
+    `ok` is for a client of the tracker's own API that took a wrong path below /task or /job.
+    """
 
-
-def refused(error: Exception, what: str) -> Answer:
-    """How every error looks. Texts are those of the real system where it has one, the tracker's otherwise."""
-    if isinstance(error, Refusal):
-        headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-        return Answer(error.status, error.content, headers)
-    if isinstance(error, RecursionError):
-        return Answer(400, {"code": "InvalidContent", "message": "Nested too deeply"})
-    if not isinstance(error, TrackerError):
-        log.error("%s failed", what, exc_info=error)
-        return Answer(500, {"code": "InternalError", "message": "Internal error"})
-    headers = [] if error.delay is None else [(b"retry-after", b"%d" % max(1, math.ceil(error.delay)))]
-    return Answer(tracker.STATUS[error.code], error.message, headers)
+    async def refuse(self, error: TrackerError) -> Response:
+        content = getattr(error, "content", error.message)
+        if error.code == "internal":
+            content = {"code": "InternalError", "message": error.message}
+        if isinstance(error, tracker.MethodNotAllowed):
+            message = f"{self.scope['method']} is not allowed"
+            content = {"code": "MethodNotAllowed", "message": message, "ok": False}
+        headers = {**tracker.error_headers(error), **getattr(error, "headers", {})}
+        return as_json(content, tracker.STATUS[error.code], headers)
 
 
 def invalid_fields(*problems: tuple[str, str]) -> Refusal:
@@ -105,7 +88,6 @@ def invalid_fields(*problems: tuple[str, str]) -> Refusal:
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 TOKEN_LIKE = re.compile(r"[0-9a-fA-F]{24}")
-LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
 
 
 class Ask(NamedTuple):
@@ -141,25 +123,14 @@ async def read_ask(call: tracker.Call, path: dict[str, str], large: bool = False
     body = (await call.body(limit)).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
         return ask._replace(body=parameters(body))
-    if len(body) > LARGE:
-        return ask._replace(body=await asyncio.to_thread(json_body, body, large))
-    return ask._replace(body=json_body(body, large))
+    return ask._replace(body=await decoded(body, json_body, large))
 
 
 def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
-    query = parameters(call.scope["query_string"])
-    kind, _, credentials = (call.header(b"authorization") or b"").decode("latin-1").partition(" ")
-    bearer = credentials.strip() if kind.lower() == "bearer" else query.get("access_token")
-    basic = basic_credentials(credentials) if kind.lower() == "basic" else None
-    return Ask(path, query, {}, bearer or None, basic)
-
-
-def basic_credentials(text: str) -> tuple[str, str] | None:
-    try:
-        name, _, secret = base64.b64decode(text.strip(), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return None
-    return name, secret
+    query, authorization = parameters(call.scope["query_string"]), call.header(b"authorization")
+    kind, _, token = (authorization or b"").decode("latin-1").partition(" ")
+    bearer = token.strip() if kind.lower() == "bearer" else query.get("access_token")
+    return Ask(path, query, {}, bearer or None, basic_credentials(authorization))
 
 
 def not_content(problem: str) -> Refusal:
@@ -176,16 +147,15 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
     except TrackerError as error:
         if not from_script:
             raise not_content(f"Invalid JSON: {error.message.removeprefix('body: ')}") from None
-        value = forgiving_json(body)
+        value = loose_json(body)
     if not isinstance(value, dict | list | None):
         raise not_content("The body must be an object or an array")
     return {} if value is None else value
 
 
-def forgiving_json(body: bytes) -> Any:
-    """JSON, with question marks for what is no UTF-8 in it, and without what cannot be stored."""
+def loose_json(body: bytes) -> Any:
     try:
-        return tracker.storable(json.loads(body.decode("utf-8-sig", "replace")))
+        return forgiving_json(body)
     except ValueError as error:
         raise not_content(f"Invalid JSON: {error}") from None
 
@@ -193,11 +163,12 @@ def forgiving_json(body: bytes) -> Any:
 async def read_multipart(call: tracker.Call) -> dict[str, Any]:
     """A form as browsers send it when it says enctype="multipart/form-data"."""
     try:
-        return from_pairs(await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=1000))
+        form = await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=1000)
     except TrackerError as error:
         if error.code != "invalid":
             raise
-        raise not_content(error.message.removeprefix("body: ")) from None
+        raise not_content(error.problem) from None
+    return from_pairs(form)
 
 
 def parameters(text: bytes) -> dict[str, Any]:
@@ -455,7 +426,7 @@ def host_json(tx: Tx, project: int) -> dict[str, Any]:
 
 def iso(stamp: float) -> str:
     """A time as JavaScript writes it: 2019-05-15T16:23:56.393Z."""
-    return datetime.fromtimestamp(stamp, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return plumbing.iso(stamp, "milliseconds")
 
 
 def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
@@ -736,7 +707,7 @@ def rotate_secret(tx: Tx, task: sqlite3.Row, given: Any) -> None:
 
 def delete_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """DELETE /task/{task}: its jobs go on, and stay."""
-    tracker.drop_template(tx, find_task(tx, ask))
+    tracker.mark_template_deleted(tx, find_task(tx, ask))
     return {}
 
 
@@ -747,7 +718,7 @@ def written(write: Callable, tx: Tx, *args: Any) -> sqlite3.Row:
     except TrackerError as error:
         if error.code not in ("invalid", "conflict"):
             raise
-        raise invalid_fields((our_name(error.message.partition(":")[0]), "EVALID")) from None
+        raise invalid_fields((our_name(error.field), "EVALID")) from None
 
 
 def our_name(field: str) -> str:
@@ -959,7 +930,7 @@ def cancelled(tx: Tx, job: sqlite3.Row, caller: Caller) -> Raw:
     if job["finished"] is not None:
         raise Refusal(400, f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
     row = tx.one("SELECT name FROM theeye_token WHERE id = ?", (caller.id,))
-    tracker.cancel_job(tx, job, f"integration token {row['name']}")
+    tracker.stop_job(tx, job, f"integration token {row['name']}")
     return NO_CONTENT
 
 
@@ -1064,7 +1035,7 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
             raise
         tasks = []
     objects = Objects(tx)
-    return {"jobs": [objects.fetched_job(tracker.find_job(tx, task["job"]["id"])) for task in tasks]}
+    return {"jobs": [objects.fetched_job(tracker.find_job(tx, task.job.id)) for task in tasks]}
 
 
 def download_script(tx: Tx, ask: Ask, caller: Caller) -> Raw:
@@ -1238,9 +1209,10 @@ class Door(BaseRoute):
     What the tracker itself or its pages have below the same first names stays theirs.
     """
 
-    def __init__(self, tracker_: tracker.Tracker):
-        self.tracker, self.customer = tracker_, tracker_.settings.theeye_customer
-        paths = [path.split("/")[1:] for _, path, _ in tracker.API]
+    def __init__(self, running: tracker.Tracker):
+        self.endpoint = tracker.Endpoint(running, self.reply, TheEyeCall)
+        self.customer = running.settings.theeye_customer
+        paths = [row.path.split("/")[1:] for row in tracker.API]
         self.native = {tuple(parts[:2]) for parts in paths}
         self.taken = {parts[0] for parts in paths if parts[0] not in ROOTS} | {"api", "ui", "v1", "openapi.json"}
         if self.customer in self.taken | ROOTS:
@@ -1255,18 +1227,22 @@ class Door(BaseRoute):
             ours = (first, second) not in self.native
         else:
             ours = first == self.customer or (first not in self.taken and first and second in ROOTS)
-        return (Match.FULL, {"path_params": {}, "endpoint": self}) if ours else (Match.NONE, {})
+        return (Match.FULL, {"path_params": {}, "endpoint": self.endpoint}) if ours else (Match.NONE, {})
 
     async def handle(self, scope: dict, receive: Callable, send: Callable) -> None:
-        try:
-            reply = Answer(200, await self.reply(tracker.Call(scope, receive, self.tracker)))
-            if reply.content is NO_CONTENT:
-                reply = reply._replace(status=204)
-        except Exception as error:
-            reply = refused(error, f"{scope['method']} {scope['path']}")
-        await reply.send(send)
+        await self.endpoint(scope, receive, send)
 
-    async def reply(self, call: tracker.Call) -> Any:
+    async def reply(self, call: TheEyeCall) -> Response:
+        try:
+            content = await self.content(call)
+            if content is NO_CONTENT:
+                return nothing()
+            raw = isinstance(content, Raw)
+            return as_bytes(content.content, "application/octet-stream") if raw else as_json(content)
+        except RecursionError:
+            raise not_content("Nested too deeply") from None
+
+    async def content(self, call: TheEyeCall) -> Any:
         entry, path = self.find(call.scope)
         db = call.tracker.db
         if entry.large:  # looked at before the body is taken in
@@ -1290,17 +1266,15 @@ class Door(BaseRoute):
         for entry, match in fitting:
             if entry.method == scope["method"]:
                 return entry, {**match.groupdict(), **named}
-        # `ok` is for a client of the tracker's own API that took a wrong path below /task or /job.
         if not fitting:
             missing = f"{full[:1000]} does not exist"
             raise Refusal(404, {"code": "ResourceNotFound", "message": missing, "ok": False})
-        message = {"code": "MethodNotAllowed", "message": f"{scope['method']} is not allowed", "ok": False}
-        raise Refusal(405, message, Allow=", ".join(sorted({entry.method for entry, _ in fitting})))
+        raise tracker.MethodNotAllowed(scope["method"], sorted({entry.method for entry, _ in fitting}))
 
 
-def routes(tracker_: tracker.Tracker) -> list[BaseRoute]:
+def routes(running: tracker.Tracker) -> list[BaseRoute]:
     """All of this dialect's paths."""
-    return [Door(tracker_)]
+    return [Door(running)]
 
 
 # ── Manager pages ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1309,18 +1283,18 @@ MOST_SHOWN = 500  # tokens, agents or hosts on one page; nobody has so many
 
 
 class TokenForm(msgspec.Struct):
-    name: tracker.Name
+    name: Name
     admin: bool = False
 
 
 class AgentForm(msgspec.Struct):
     project: tracker.Id
-    alias: tracker.Name
+    alias: Name
 
 
-def tokens_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """The integration tokens. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def tokens_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
+    """The integration tokens."""
     rows = tx.all(
         "SELECT t.*, m.username, m.tracker_admin FROM theeye_token t JOIN manager m ON m.id = t.manager"
         " ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT ?",
@@ -1329,28 +1303,28 @@ def tokens_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
     return {"tokens": rows, "fresh": None}
 
 
-def create_token(tx: Tx, session: bytes | None, body: TokenForm) -> dict[str, Any]:
-    """A new integration token. It is in the answer and nowhere else. For admins."""
-    manager = tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def create_token(tx: Tx, caller: tracker.Caller, body: TokenForm) -> dict[str, Any]:
+    """A new integration token. It is in the answer and nowhere else."""
     token = secrets.token_hex(32)
     tx.execute(
         "INSERT INTO theeye_token (name, hash, admin, manager, created) VALUES (?, ?, ?, ?, ?)",
-        (body.name, tracker.digest(token.encode()), body.admin, manager["id"], tx.time),
+        (body.name, tracker.digest(token.encode()), body.admin, caller.manager.id, tx.time),
     )
     return {"name": body.name, "token": token}
 
 
-def revoke_token(tx: Tx, session: bytes | None, token: int) -> None:
-    """Ends an integration token at once. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def revoke_token(tx: Tx, caller: tracker.Caller, token: int) -> None:
+    """Ends an integration token at once."""
     changed = "UPDATE theeye_token SET revoked = ? WHERE id = ? AND revoked IS NULL"
     if not tx.execute(changed, (tx.time, token)).rowcount:
         raise TrackerError("not_found", f"No valid integration token {token}")
 
 
-def agents_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """The agents, and the hosts on which they run. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
+    """The agents, and the hosts on which they run."""
     return {
         "agents": tx.all(
             "SELECT a.*, w.alias, w.last_seen, w.paused, p.name AS project_name FROM theeye_agent a"
@@ -1368,15 +1342,12 @@ def agents_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
     }
 
 
-def create_agent(tx: Tx, session: bytes | None, body: AgentForm) -> dict[str, Any]:
-    """A new agent for the jobs of a project, and its worker. Its secret is in the answer and nowhere else.
-
-    For admins.
-    """
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def create_agent(tx: Tx, caller: tracker.Caller, body: AgentForm) -> dict[str, Any]:
+    """A new agent for the jobs of a project, and its worker. Its secret is in the answer and nowhere else."""
     project = tracker.find_project(tx, body.project)
-    worker = tracker.create_worker(tx, session, tracker.AliasBody(body.alias))["worker"]["id"]
-    tracker.set_worker_access(tx, session, body.project, tracker.WorkerRolesBody(worker, assign=True))
+    worker, _ = tracker.insert_worker(tx, tracker.clean_alias(tx, body.alias))
+    tracker.grant_access(tx, body.project, worker, assign=True, submit=False)
     token, secret = tracker.new_token(), secrets.token_hex(32)
     tx.execute(
         "INSERT INTO theeye_agent (token, secret_hash, worker, project, created) VALUES (?, ?, ?, ?, ?)",
@@ -1385,9 +1356,9 @@ def create_agent(tx: Tx, session: bytes | None, body: AgentForm) -> dict[str, An
     return {"alias": body.alias, "token": token, "secret": secret, "project": project["name"]}
 
 
-def delete_agent(tx: Tx, session: bytes | None, agent: int) -> None:
-    """Deletes an agent: it is logged out, and its worker has no access any more. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def delete_agent(tx: Tx, caller: tracker.Caller, agent: int) -> None:
+    """Deletes an agent: it is logged out, and its worker has no access any more."""
     row = tx.one("DELETE FROM theeye_agent WHERE id = ? RETURNING worker, project", (agent,))
     if row is None:
         raise TrackerError("not_found", f"No agent {agent}")
@@ -1395,9 +1366,9 @@ def delete_agent(tx: Tx, session: bytes | None, agent: int) -> None:
     tx.execute("DELETE FROM worker_access WHERE worker = ? AND project = ?", tuple(row))
 
 
-def delete_host(tx: Tx, session: bytes | None, project: int) -> None:
-    """Deletes the host of a project: the next that is heard of takes its place. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def delete_host(tx: Tx, caller: tracker.Caller, project: int) -> None:
+    """Deletes the host of a project: the next that is heard of takes its place."""
     if not tx.execute("DELETE FROM theeye_host WHERE project = ?", (project,)).rowcount:
         raise TrackerError("not_found", f"Project {project} has no host")
 
@@ -1405,70 +1376,48 @@ def delete_host(tx: Tx, session: bytes | None, project: int) -> None:
 EMPTY_ROWS = 3  # of a workflow's form, for further edges
 
 
-def workflow_frame(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, Any]:
     """What a workflow can be made of: the templates that the manager may edit, those of the project first."""
-    manager = tracker.require_manager(tx, session)
     rows = tx.all(
         "SELECT t.id, t.name, t.project, p.name AS project_name FROM template t JOIN project p ON p.id = t.project"
         " WHERE t.deleted IS NULL ORDER BY t.project <> ?, p.name, t.name LIMIT 2000",
         (project,),
     )
-    editable = functools.cache(lambda one: bool(tracker.role_in_project(tx, manager, one) & tracker.EDIT))
     return {
         "templates": {
             row["id"]: row["name"] if row["project"] == project else f"{row['name']} ({row['project_name']})"
             for row in rows
-            if editable(row["project"])
+            if caller.role(row["project"]) & EDIT
         },
         "endings": [(ending, STATES[state].trigger_name) for state, ending in tracker.ENDINGS.items()],
         "empty_rows": EMPTY_ROWS,
     }
 
 
-def workflows_page(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's workflows, and the form for a new one. For managers with EDIT."""
-    workflows = tracker.list_workflows(tx, session, project)["workflows"]
-    return {**workflow_frame(tx, session, project), "workflows": workflows, "edges": []}
+@pages.of_project(EDIT)
+def workflows_page(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> dict[str, Any]:
+    """The project's workflows, and the form for a new one."""
+    workflows = tracker.list_workflows(tx, caller, project)
+    return {**workflow_frame(tx, caller, project["id"]), "workflows": workflows, "edges": []}
 
 
-def workflow_page(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    """A workflow: its edges, how it is triggered, its last runs. For managers with EDIT."""
-    row = tracker.editable_workflow(tx, session, workflow)
-    project, manager = tracker.find_project(tx, row["project"]), tracker.require_manager(tx, session)
-    start = tracker.find_template(tx, row["start"])
-    frame = workflow_frame(tx, session, row["project"])
-    shown = tracker.workflow_json(tx, row)
-    for template in {row["start"], *(one[end] for one in shown["edges"] for end in ("template", "target"))}:
+@pages.of_project(EDIT, tracker.WORKFLOW)
+def workflow_page(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
+    """A workflow: its edges, how it is triggered, its last runs."""
+    start = tracker.find_template(tx, workflow["start"])
+    frame = workflow_frame(tx, caller, workflow["project"])
+    shown = tracker.workflow_shown(tx, workflow)
+    for template in {shown.start, *(end for edge in shown.edges for end in (edge.template, edge.target))}:
         frame["templates"].setdefault(template, f"template {template}, deleted or not yours")
+    runs = f"SELECT {tracker.LISTED_JOB} FROM job WHERE workflow = ? ORDER BY id DESC LIMIT 20"
     return {
         **frame,
-        **pages.project_frame(tx, project, tracker.role_in_project(tx, manager, row["project"])),
-        "workflow": {**shown, "token": row["token"]},
-        "edges": shown["edges"],
+        "workflow": workflow,
+        "edges": shown.edges,
         "arguments": tracker.free_arguments(start) if start else [],
-        "runs": tx.all(
-            f"SELECT {tracker.LISTED_JOB} FROM job WHERE workflow = ? ORDER BY id DESC LIMIT 20", (workflow,)
-        ),
+        "runs": tx.all(runs, (workflow["id"],)),
         "fresh": None,
     }
-
-
-def workflow_body(visit: pages.Visit) -> tracker.WorkflowBody:
-    """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
-    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
-    edges = []
-    for number, values in enumerate(zip(*columns, strict=False), 1):
-        if not any(values[::2]):
-            continue
-        if not all(values):
-            raise TrackerError("invalid", f"edges: row {number} needs a template and what follows it")
-        edges.append(dict(zip(("template", "ending", "target"), values, strict=True)))
-    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": edges}
-    try:
-        return msgspec.convert(fields, tracker.WorkflowBody, strict=False)
-    except msgspec.ValidationError as error:
-        name, problem = tracker.name_and_problem(error)
-        raise TrackerError("invalid", f"{name}: {problem}") from None
 
 
 def typed_edges(visit: pages.Visit, values: dict[str, Any]) -> dict[str, Any]:
@@ -1478,9 +1427,22 @@ def typed_edges(visit: pages.Visit, values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "edges": [edge for edge in typed if edge["template"] or edge["target"]]} if typed else values
 
 
+def workflow_form(visit: pages.Visit) -> tracker.WorkflowBody:
+    """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
+    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
+    edges = []
+    for number, values in enumerate(zip(*columns, strict=False), 1):
+        if not any(values[::2]):
+            continue
+        if not all(values):
+            raise TrackerError("invalid", f"row {number} needs a template and what follows it", "edges")
+        edges.append(dict(zip(("template", "ending", "target"), values, strict=True)))
+    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": edges}
+    return tracker.convert(fields, tracker.WorkflowBody, strict=False)
+
+
 async def show_workflows(visit: pages.Visit) -> Response:
-    read = pages.of_project(tracker.EDIT, workflows_page)
-    values = await visit.read(read, visit.path_id("project"))
+    values = await visit.read(workflows_page, visit.path_id("project"))
     return await visit.render("theeye_workflows.html", typed_edges(visit, values))
 
 
@@ -1523,65 +1485,40 @@ def ready_to_paste(
     )
 
 
-async def create_workflow(visit: pages.Visit) -> Response:
-    project = visit.path_id("project")
-    try:
-        body = workflow_body(visit)
-        body.project = project
-        created = (await visit.tracker.db.write(tracker.create_workflow, visit.session(), body))["workflow"]
-    except TrackerError as error:
-        visit.error = error
-        return await show_workflows(visit)
-    return await show_workflow(visit, created["secret"], created["id"])
+@tracker.needs(EDIT)
+def create_workflow(
+    tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: tracker.WorkflowBody
+) -> tracker.Workflow:
+    body.project = project["id"]
+    return tracker.create_workflow(tx, caller, body)
 
 
-async def update_workflow(visit: pages.Visit) -> Response:
-    workflow = visit.path_id("workflow")
-    try:
-        await visit.tracker.db.write(tracker.update_workflow, visit.session(), workflow, workflow_body(visit))
-    except TrackerError as error:
-        visit.error = error
-        return await show_workflow(visit)
-    return visit.see(f"/ui/workflows/{workflow}", "Saved.")
+async def show_new_workflow(visit: pages.Visit, created: tracker.Workflow) -> Response:
+    return await show_workflow(visit, created.secret, created.id)
 
 
-async def rotate_workflow(visit: pages.Visit) -> Response:
-    write = visit.tracker.db.write
-    secret = (await write(tracker.rotate_workflow_secret, visit.session(), visit.path_id("workflow")))["secret"]
+async def show_rotated_secret(visit: pages.Visit, secret: str) -> Response:
     return await show_workflow(visit, secret)
 
 
-async def start_workflow(visit: pages.Visit) -> Response:
-    """Run now: with the arguments that were typed, those left empty being null."""
-    workflow = visit.path_id("workflow")
-    body = tracker.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
-    try:
-        await visit.tracker.db.write(tracker.trigger_workflow, visit.session(), workflow, body)
-    except TrackerError as error:
-        visit.error = error
-        return await show_workflow(visit)
-    return visit.see(f"/ui/workflows/{workflow}", "The workflow has begun.")
+def run_form(visit: pages.Visit) -> tracker.TriggerBody:
+    """The arguments that were typed, those left empty being null."""
+    return tracker.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
 
 
-def revealing(function: Callable, form: type, name: str, read: Callable) -> pages.Handler:
-    """The handler of an action whose result is shown this once: with the page itself, and never again."""
+def revealing(template: str, read: Callable) -> Callable:
+    """Shows the result of an action this once: with the page itself, and never again."""
 
-    async def handler(visit: pages.Visit) -> Response:
-        fresh = None
-        try:
-            fresh = await visit.tracker.db.write(function, visit.session(), visit.form_as(form))
-        except TrackerError as error:
-            visit.error = error
+    async def show(visit: pages.Visit, fresh: Any) -> Response:
         values = await visit.read(read)
-        if fresh:
-            visit.fields = {}  # the form is empty again
-        return await visit.render(name, {**values, "fresh": fresh})
+        visit.fields = {}  # the form is empty again
+        return await visit.render(template, {**values, "fresh": fresh})
 
-    return handler
+    return show
 
 
-def about_token(tx: Tx, session: bytes | None, token: int) -> dict[str, Any]:
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def about_token(tx: Tx, caller: tracker.Caller, token: int) -> dict[str, Any]:
     row = tx.one("SELECT name FROM theeye_token WHERE id = ? AND revoked IS NULL", (token,))
     if row is None:
         raise TrackerError("not_found", f"No valid integration token {token}")
@@ -1589,8 +1526,8 @@ def about_token(tx: Tx, session: bytes | None, token: int) -> dict[str, Any]:
     return question(f"Revoke the token {row['name']}?", says, "Revoke", "/ui/theeye/tokens")
 
 
-def about_agent(tx: Tx, session: bytes | None, agent: int) -> dict[str, Any]:
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def about_agent(tx: Tx, caller: tracker.Caller, agent: int) -> dict[str, Any]:
     row = tx.one("SELECT alias FROM theeye_agent a JOIN worker w ON w.id = a.worker WHERE a.id = ?", (agent,))
     if row is None:
         raise TrackerError("not_found", f"No agent {agent}")
@@ -1600,57 +1537,59 @@ def about_agent(tx: Tx, session: bytes | None, agent: int) -> dict[str, Any]:
     return question(f"Delete the agent {row['alias']}?", says, "Delete", "/ui/theeye/agents")
 
 
-def about_workflow(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    row = tracker.editable_workflow(tx, session, workflow)
+@tracker.needs(EDIT, tracker.WORKFLOW)
+def about_workflow(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
     says = "Nothing can trigger it any more, and its secret is lost. What it has begun ends with the steps of now."
-    then = f"/ui/projects/{row['project']}/workflows"
-    return question(f"Delete the workflow {row['name']}?", says, "Delete", then, f"/ui/workflows/{workflow}")
+    then, cancel = f"/ui/projects/{workflow['project']}/workflows", f"/ui/workflows/{workflow['id']}"
+    return question(f"Delete the workflow {workflow['name']}?", says, "Delete", then, cancel)
 
 
 def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
     return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
 
 
-def asking(read: Callable, act: Callable, name: str, to: str, says: str) -> pages.Handler:
-    """The handler of an action that cannot be undone: it asks first."""
-    ask = pages.page("theeye_confirm.html", read, name)
-    do = pages.action(act, name, to=to, says=says)
-
-    async def handler(visit: pages.Visit) -> Response:
-        return await (do if visit.field("confirmed") == "yes" else ask)(visit)
-
-    return handler
+CONFIRM = "theeye_confirm.html"
 
 
-PAGES: list[tuple[str, str, pages.Handler]] = [
-    ("GET", "/ui/theeye/tokens", pages.page("theeye_tokens.html", tokens_page)),
-    ("POST", "/ui/theeye/tokens", revealing(create_token, TokenForm, "theeye_tokens.html", tokens_page)),
-    (
-        "POST",
-        "/ui/theeye/tokens/{token}/revoke",
-        asking(about_token, revoke_token, "token", "/ui/theeye/tokens", "The token is revoked."),
+PAGES = [
+    Page(
+        "/ui/theeye/tokens",
+        "theeye_tokens.html",
+        tokens_page,
+        [
+            Action("", create_token, TokenForm, shows=revealing("theeye_tokens.html", tokens_page)),
+            Action("/{token}/revoke", revoke_token, says="The token is revoked.", asks=(CONFIRM, about_token)),
+        ],
     ),
-    ("GET", "/ui/theeye/agents", pages.page("theeye_agents.html", agents_page)),
-    ("POST", "/ui/theeye/agents", revealing(create_agent, AgentForm, "theeye_agents.html", agents_page)),
-    (
-        "POST",
-        "/ui/theeye/agents/{agent}/delete",
-        asking(about_agent, delete_agent, "agent", "/ui/theeye/agents", "The agent is deleted."),
+    Page(
+        "/ui/theeye/agents",
+        "theeye_agents.html",
+        agents_page,
+        [
+            Action("", create_agent, AgentForm, shows=revealing("theeye_agents.html", agents_page)),
+            Action("/{agent}/delete", delete_agent, says="The agent is deleted.", asks=(CONFIRM, about_agent)),
+            Action("/ui/theeye/hosts/{project}/delete", delete_host, says="The host is deleted."),
+        ],
     ),
-    (
-        "POST",
-        "/ui/theeye/hosts/{project}/delete",
-        pages.action(delete_host, "project", to="/ui/theeye/agents", says="The host is deleted."),
+    Page(
+        "/ui/projects/{project}/workflows",
+        show_workflows,
+        actions=[Action("", create_workflow, workflow_form, shows=show_new_workflow)],
     ),
-    ("GET", "/ui/projects/{project}/workflows", show_workflows),
-    ("POST", "/ui/projects/{project}/workflows", create_workflow),
-    ("GET", "/ui/workflows/{workflow}", show_workflow),
-    ("POST", "/ui/workflows/{workflow}", update_workflow),
-    ("POST", "/ui/workflows/{workflow}/rotate", rotate_workflow),
-    ("POST", "/ui/workflows/{workflow}/run", start_workflow),
-    (
-        "POST",
-        "/ui/workflows/{workflow}/delete",
-        asking(about_workflow, tracker.delete_workflow, "workflow", "/ui/", "The workflow is deleted."),
+    Page(
+        "/ui/workflows/{workflow}",
+        show_workflow,
+        actions=[
+            Action("", tracker.update_workflow, workflow_form, says="Saved."),
+            Action("/rotate", tracker.rotate_workflow_secret, shows=show_rotated_secret),
+            Action("/run", tracker.trigger_workflow, run_form, says="The workflow has begun."),
+            Action(
+                "/delete",
+                tracker.delete_workflow,
+                to="/ui/",
+                says="The workflow is deleted.",
+                asks=(CONFIRM, about_workflow),
+            ),
+        ],
     ),
 ]

@@ -9,6 +9,7 @@ fill and drain, machines come and go with the day, fail, fall silent; managers a
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 import random
@@ -255,7 +256,8 @@ class Story:
 
     def do(self, function: Callable, *args: Any) -> Any:
         tx = tracker.Tx(self.connection, self.clock, self.week.settings)
-        result = function(tx, *args)
+        takes_caller = list(inspect.signature(function).parameters)[1:2] == ["caller"]
+        result = tracker.as_caller(tx, function, *args) if takes_caller else function(tx, *args)
         if tx.seen:
             tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
         return result
@@ -273,7 +275,7 @@ class Story:
         for short, fields in PROJECTS.items():
             owner = "bob" if short in ("news", "forum") else "alice"
             body = ProjectBody(**fields)
-            self.week.projects[short] = self.do(tracker.create_project, self.sessions[owner], body)["id"]
+            self.week.projects[short] = self.do(tracker.create_project, self.sessions[owner], body)
         self.as_manager("alice", tracker.update_project, "tiles", ProjectBody(chain=self.week.projects["thumbnails"]))
         self.as_manager("alice", tracker.set_secret, "wiki", tracker.SecretBody('{"proxy": "http://10.0.0.7:3128"}'))
         for project, username, roles in (
@@ -296,7 +298,7 @@ class Story:
         self.feeds = {"wiki": 2.6, "news": 0.15, "press": 0.03}
 
     def create_worker(self, alias: str) -> WorkerCredentials:
-        worker = self.do(tracker.create_worker, None, tracker.AliasBody(alias))["worker"]
+        worker = self.do(tracker.create_worker, None, tracker.AliasBody(alias))
         self.week.workers[alias] = worker["id"]
         return WorkerCredentials(worker["id"], worker["secret"].encode())
 
@@ -470,7 +472,7 @@ class Story:
         session, website = self.sessions["alice"], self.week.projects["website"]
         for short, fields in TEMPLATES.items():
             body = tracker.TemplateBody(project=website, **fields)
-            self.week.templates[short] = self.do(tracker.create_template, session, body)["template"]["id"]
+            self.week.templates[short] = self.do(tracker.create_template, session, body).id
         runner = self.create_worker("web-builder")
         body = tracker.WorkerRolesBody(runner.id, assign=True)
         self.as_manager("alice", tracker.set_worker_access, "website", body)
@@ -488,7 +490,7 @@ class Story:
         self.trigger("check", arguments=["reading-room", "--lenient"])
         self.week.jobs["warned"] = self.run_job(runner, [broken], level="warn")
         self.week.jobs["cancelled"] = self.trigger("deploy", variables={"branch": "preview"})
-        self.do(tracker.cancel, session, self.week.jobs["cancelled"])
+        self.do(tracker.cancel_job, session, self.week.jobs["cancelled"])
         self.run_workflow(runner)
         self.week.jobs["assigned"] = self.trigger("deploy", variables={"branch": "preview", "note": "trial"})
         self.clock.now += 60
@@ -526,7 +528,7 @@ class Story:
         ids, session = self.week.templates, self.sessions["alice"]
         edges = [tracker.Edge(ids["deploy"], "success", ids["check"])]
         body = tracker.WorkflowBody(self.week.projects["website"], "deploy and check", ids["deploy"], edges)
-        workflow = self.week.workflow = self.do(tracker.create_workflow, session, body)["workflow"]["id"]
+        workflow = self.week.workflow = self.do(tracker.create_workflow, session, body).id
         given = tracker.TriggerBody({"branch": "main", "note": ""})
         self.week.jobs["run"] = self.do(tracker.trigger_workflow, session, workflow, given)["job"]["id"]
         self.run_job(runner, ["built and sent"], output=["reading-room", "--lenient"])

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
+import inspect
 import itertools
 import sqlite3
 from collections import Counter
@@ -38,6 +40,34 @@ class StillClock(tracker.Clock):
         return self.now
 
 
+ENVELOPES = {row.function: row.envelope for row in tracker.API}
+
+
+@functools.cache
+def takes_caller(function: Callable) -> bool:
+    """Whether the function is called for somebody: the seam resolves who that is, from credentials."""
+    _, *second = list(inspect.signature(function).parameters.values())[:2]
+    return [str(one.annotation).removeprefix("tracker.") for one in second] == ["Caller"]
+
+
+def call(tx: Tx, function: Callable, *args: Any) -> Any:
+    """Calls a domain function as the seam does: with whoever comes with these credentials; what a client gets."""
+    outcome = tracker.as_caller(tx, function, *args) if takes_caller(function) else function(tx, *args)
+    outcome = plain(outcome)
+    return {ENVELOPES[function]: outcome} if ENVELOPES.get(function) else outcome
+
+
+def plain(outcome: Any) -> Any:
+    """Structs as JSON shows them."""
+    if isinstance(outcome, tracker.Assigned):
+        return outcome._replace(tasks=list(map(plain, outcome.tasks)))
+    if isinstance(outcome, msgspec.Struct) or (
+        isinstance(outcome, list) and isinstance((*outcome, 0)[0], msgspec.Struct)
+    ):
+        return msgspec.json.decode(tracker.encode(outcome))
+    return outcome
+
+
 class Memory:
     """A tracker's database in memory. `do` runs a domain function in a transaction of its own."""
 
@@ -52,7 +82,7 @@ class Memory:
         self.connection.execute("BEGIN IMMEDIATE")
         tx = Tx(self.connection, self.clock, self.settings)
         try:
-            outcome = function(tx, *args)
+            outcome = call(tx, function, *args)
         except BaseException:
             self.connection.execute("ROLLBACK")
             raise
@@ -88,7 +118,7 @@ class Queue(Memory):
 
     def create_project(self, name: str, **fields: Any) -> int:
         """A project to which every worker that there is has access."""
-        project = self.do(tracker.create_project, self.session, tracker.ProjectBody(name, **fields))["id"]
+        project = self.do(tracker.create_project, self.session, tracker.ProjectBody(name=name, **fields))["id"]
         for (worker,) in self.values("SELECT id FROM worker"):
             self.give_access(worker, project)
         return project
@@ -99,8 +129,8 @@ class Queue(Memory):
 
     def create_manager(self, username: str, role: int = 0) -> bytes:
         """The session of a manager with this role in the project."""
-        content, session = self.do(tracker.register_manager, username, "unused")
-        body = tracker.RoleBody(content["manager"]["id"], role)
+        manager, session = self.do(tracker.register_manager, username, "unused")
+        body = tracker.RoleBody(manager.id, role)
         self.do(tracker.set_role, self.session, self.project, body)
         return session
 
@@ -232,11 +262,11 @@ class Jobs(Queue):
         return [entry["message"] for entry in entries if entry["scope"] == "tracker"]
 
     def cancel(self, job: str, caller: Any = None) -> None:
-        self.do(tracker.cancel, caller or self.session, job)
+        self.do(tracker.cancel_job, caller or self.session, job)
 
     def retry(self, job: str, caller: Any = None) -> str:
         """The id of the new job."""
-        return self.do(tracker.retry, caller or self.session, job)["job"]["id"]
+        return self.do(tracker.retry_job, caller or self.session, job)["job"]["id"]
 
     def list(self, caller: Any = None, **query: Any) -> list[str]:
         """The ids of the jobs that match, the newest first."""
@@ -265,7 +295,9 @@ class Jobs(Queue):
 
     def create_workflow(self, start: int, *edges: tuple[int, str, int], name: str = "release") -> int:
         """The id of a new workflow. An edge: template, ending, target."""
-        body = tracker.WorkflowBody(self.project, name, start, [tracker.Edge(*edge) for edge in edges])
+        body = tracker.WorkflowBody(
+            project=self.project, name=name, start=start, edges=[tracker.Edge(*edge) for edge in edges]
+        )
         return self.do(tracker.create_workflow, self.session, body)["workflow"]["id"]
 
     def start(self, workflow: int, variables: dict[str, Any] | None = None, arguments: Iterable[Any] = ()) -> str:
@@ -300,7 +332,9 @@ async def running(path: Path, clock: tracker.Clock) -> AsyncIterator[tracker.Tra
 async def finished(one: tracker.Tracker, session: bytes, operation: int) -> sqlite3.Row:
     """A manager's operation, as soon as it has finished."""
     async with asyncio.timeout(30):
-        while (row := await one.db.read(tracker.get_operation, session, operation))["finished"] is None:
+        while (row := await one.db.read(tracker.as_caller, tracker.get_operation, session, operation))[
+            "finished"
+        ] is None:
             await asyncio.sleep(0.01)
         return row
 
@@ -331,24 +365,24 @@ class Place:
 def furnish(tx: Tx) -> Place:
     """Makes a Place. Its worker holds all tasks of `held`."""
     session = tracker.register_manager(tx, "admin", "unused")[1]
-    manager = tracker.register_manager(tx, "other", "unused")[0]["manager"]["id"]
-    second = tracker.create_project(tx, session, tracker.ProjectBody("second", keep_hashes=True))["id"]
-    body = tracker.ProjectBody("first", chain=second, keep_hashes=True, git_repo="owner/first")
-    first = tracker.create_project(tx, session, body)["id"]
+    manager = tracker.register_manager(tx, "other", "unused")[0].id
+    second = call(tx, tracker.create_project, session, tracker.ProjectBody(name="second", keep_hashes=True))["id"]
+    body = tracker.ProjectBody(name="first", chain=second, keep_hashes=True, git_repo="owner/first")
+    first = call(tx, tracker.create_project, session, body)["id"]
     worker, other, stranger = (create_worker(tx) for _ in range(3))
     for caller, project in itertools.product((worker, other), (first, second)):
-        tracker.request_access(tx, caller, tracker.AccessBody(project, assign=True, submit=True))
-        tracker.accept_request(tx, session, project, caller.id)
-    tracker.request_access(tx, stranger, tracker.AccessBody(first, assign=True))
+        call(tx, tracker.request_access, caller, tracker.AccessBody(project, assign=True, submit=True))
+        call(tx, tracker.accept_request, session, project, caller.id)
+    call(tx, tracker.request_access, stranger, tracker.AccessBody(first, assign=True))
 
     def hold(verification_count: int, verified_by: WorkerCredentials | None = None, **fields: Any) -> int:
         """The id of a new task that the worker holds."""
         task = new_task(first, verification_count=verification_count, **fields)
         tracker.submit_task(tx, worker, task)
         if verified_by:
-            (assigned,) = tracker.assign_tasks(tx, verified_by, [first]).tasks
+            (assigned,) = call(tx, tracker.assign_tasks, verified_by, [first]).tasks
             tracker.release_task(tx, verified_by, tracker.ReleaseBody(assigned["id"], OK, 7))
-        (assigned,) = tracker.assign_tasks(tx, worker, [first]).tasks
+        (assigned,) = call(tx, tracker.assign_tasks, worker, [first]).tasks
         return assigned["id"]
 
     held = {
@@ -375,7 +409,7 @@ def furnish(tx: Tx) -> Place:
     tx.execute("UPDATE assignment SET end_time = 0")
     tx.execute("INSERT INTO tally_hour VALUES (0, ?, ?, 1)", (first, worker.id))
     operations = begin_operations(tx, session, worker, first)
-    secret = tracker.get_webhook_secret(tx, session, first)["webhook_secret"]
+    secret = call(tx, tracker.get_webhook_secret, session, first)["webhook_secret"]
     return Place(
         *(session, worker, other, stranger, first, second, manager, secret, held, waiting, failed, operations),
         *furnish_jobs(tx, session, worker),
@@ -386,26 +420,28 @@ def furnish_jobs(
     tx: Tx, session: bytes, worker: WorkerCredentials
 ) -> tuple[int, int, int, int, dict[str, tuple[str, int | None]]]:
     """A project with two templates, a workflow of them, and jobs in every state."""
-    project = tracker.create_project(tx, session, tracker.ProjectBody("third", submit_rate=100))["id"]
+    project = call(tx, tracker.create_project, session, tracker.ProjectBody(name="third", submit_rate=100))["id"]
     body = tracker.WorkerRolesBody(worker.id, assign=True, submit=True)
-    tracker.set_worker_access(tx, session, project, body)
+    call(tx, tracker.set_worker_access, session, project, body)
     fields = {"api": True, "script": "echo", "variables": [{"name": "a"}], "max_retries": 2, "keep_count": 5}
     template, other, gone = (
-        tracker.create_template(tx, session, template_body(project, name, **fields))["template"]["id"]
+        call(tx, tracker.create_template, session, template_body(project, name, **fields))["template"]["id"]
         for name in ("build", "other", "gone")
     )
     for script in ("forgotten", "kept with its template"):
-        tracker.update_template(tx, session, gone, tracker.TemplateBody(script=script))
-    tracker.delete_template(tx, session, gone)
-    body = tracker.WorkflowBody(project, "release", template, [tracker.Edge(template, "success", other)])
-    workflow = tracker.create_workflow(tx, session, body)["workflow"]["id"]
+        call(tx, tracker.update_template, session, gone, tracker.TemplateBody(script=script))
+    call(tx, tracker.delete_template, session, gone)
+    body = tracker.WorkflowBody(
+        project=project, name="release", start=template, edges=[tracker.Edge(template, "success", other)]
+    )
+    workflow = call(tx, tracker.create_workflow, session, body)["workflow"]["id"]
     given = tracker.TriggerBody({"a": 1, "b": 2})
     jobs: dict[str, tuple[str, int | None]] = {}
 
     def begin(name: str) -> None:
-        job = tracker.trigger_template(tx, session, template, given)["job"]
+        job = call(tx, tracker.trigger_template, session, template, given)["job"]
         jobs[name] = job["id"], job["task"]
-        tracker.assign_tasks(tx, worker, [project])
+        call(tx, tracker.assign_tasks, worker, [project])
 
     for name in ("running", "at its last attempt", "expired", "expired at last", "failed", "closed"):
         begin(name)
@@ -417,17 +453,17 @@ def furnish_jobs(
     )
     tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["failed"][1], FAIL))
     tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["closed"][1], OK))
-    tracker.cancel(tx, session, jobs["failed"][0])  # which waits again
+    call(tx, tracker.cancel_job, session, jobs["failed"][0])  # which waits again
     for name in ("run", "cancelled run"):
-        run = tracker.trigger_workflow(tx, session, workflow, given)["job"]["id"]
+        run = call(tx, tracker.trigger_workflow, session, workflow, given)["job"]["id"]
         step = tx.one("SELECT token, task FROM job WHERE id = (SELECT MAX(id) FROM job)")
         jobs |= {name: (run, None), f"step of the {name}": tuple(step)}
-    tracker.cancel(tx, session, jobs["cancelled run"][0])
-    tracker.assign_tasks(tx, worker, [project])  # the step of the run
+    call(tx, tracker.cancel_job, session, jobs["cancelled run"][0])
+    call(tx, tracker.assign_tasks, worker, [project])  # the step of the run
     for name in ("waiting", "the last"):
-        job = tracker.trigger_template(tx, session, other, given)["job"]
+        job = call(tx, tracker.trigger_template, session, other, given)["job"]
         jobs[name] = job["id"], job["task"]
-    tracker.log_to_task(tx, worker, tracker.TaskLogBody(jobs["running"][1], [tracker.TaskEntry("line", 1)], 0))
+    call(tx, tracker.log_to_task, worker, tracker.TaskLogBody(jobs["running"][1], [tracker.TaskEntry("line", 1)], 0))
     tx.execute("UPDATE job SET finished = 1 WHERE finished IS NOT NULL")
     return project, template, other, workflow, jobs
 
@@ -435,18 +471,22 @@ def furnish_jobs(
 def begin_operations(tx: Tx, session: bytes, worker: WorkerCredentials, project: int) -> dict[str, int]:
     """One operation of each kind that has just begun, two uploads that are not accepted yet, one that is long over."""
     kinds = ("reset_failed", "reclaim_assigned", "hard_reset")
-    operations = {kind: tracker.begin_reset(tx, session, project, kind) for kind in kinds}
+    operations = {kind: call(tx, tracker.begin_reset, session, project, kind) for kind in kinds}
     for action, state in (("retry", "failed"), ("requeue", "assigned"), ("set_priority", "waiting")):
         body = TaskAction(action, 5)
-        operations[action] = tracker.begin_action(tx, session, project, body, TaskFilter(state, "recipe", priority=0))
-    operations["delete"] = tracker.begin_action(tx, session, project, TaskAction("delete"), TaskFilter("assigned"))
+        operations[action] = call(
+            tx, tracker.begin_action, session, project, body, TaskFilter(state, "recipe", priority=0)
+        )
+    operations["delete"] = call(
+        tx, tracker.begin_action, session, project, TaskAction("delete"), TaskFilter("assigned")
+    )
     tasks = [new_task(project, hash64=number) for number in range(2, 8)]
     lines = [[number, *task] for number, task in enumerate(tasks, 1)]
     for name in ("bulk", "staged"):
         operations[name] = tracker.begin_bulk_submit(tx, worker, project)
         tracker.add_bulk_piece(tx, operations[name], 1, tracker.encode(tasks))
     for name in ("lines", "staged lines", "finished"):
-        operations[name] = tracker.begin_lines_submit(tx, session, project)
+        operations[name] = call(tx, tracker.begin_lines_submit, session, project)
         tracker.add_bulk_piece(tx, operations[name], 1, tracker.encode(lines))
     tx.execute("UPDATE operation SET accepted = 1 WHERE id IN (?, ?)", (operations["bulk"], operations["lines"]))
     tx.execute("UPDATE operation SET accepted = 1, finished = 0 WHERE id = ?", (operations["finished"],))
@@ -455,7 +495,7 @@ def begin_operations(tx: Tx, session: bytes, worker: WorkerCredentials, project:
 
 
 def create_worker(tx: Tx) -> WorkerCredentials:
-    worker = tracker.create_worker(tx, None, tracker.AliasBody("worker"))["worker"]
+    worker = call(tx, tracker.create_worker, None, tracker.AliasBody("worker"))["worker"]
     return WorkerCredentials(worker["id"], worker["secret"].encode())
 
 
@@ -566,7 +606,7 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "create a worker": lambda p: (tracker.create_worker, (None, tracker.AliasBody("new"))),
     "rename a worker": lambda p: (tracker.update_worker, (p.worker, tracker.AliasBody("renamed"))),
     "pause a worker": lambda p: (tracker.set_worker_paused, (p.session, tracker.PauseBody(p.worker.id, True))),
-    "create a project": lambda p: (tracker.create_project, (p.session, tracker.ProjectBody("new", chain=p.first))),
+    "create a project": lambda p: (tracker.create_project, (p.session, tracker.ProjectBody(name="new", chain=p.first))),
     "update a project": lambda p: (
         tracker.update_project,
         (p.session, p.first, tracker.ProjectBody(chain=0, motd="x")),
@@ -585,19 +625,19 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     ),
     "receive a push": push,
     "register a manager": lambda p: (tracker.register_manager, ("new", "unused")),
-    "begin a login": lambda p: (tracker.begin_login, ("admin", "127.0.0.1")),
-    "finish a login": lambda p: (tracker.finish_login, (p.manager, "other", "127.0.0.1")),
-    "log out": lambda p: (tracker.logout, (p.session,)),
+    "begin a login": lambda p: (tracker.count_login, ("admin", "127.0.0.1")),
+    "finish a login": lambda p: (tracker.accept_login, (p.manager, "other", "127.0.0.1")),
+    "log out": lambda p: (tracker.end_session, (p.session,)),
     "promote": lambda p: (tracker.promote_manager, (p.session, p.manager)),
     "set a role": lambda p: (tracker.set_role, (p.session, p.first, tracker.RoleBody(p.manager, 3))),
     "set the role of a named manager": lambda p: (
         tracker.set_named_role,
         (p.session, p.first, tracker.RoleForm("other", read=True)),
     ),
-    "begin a change of the password": lambda p: (tracker.begin_password_change, (p.session,)),
+    "begin a change of the password": lambda p: (tracker.count_password_attempt, (p.session,)),
     "finish a change of the password": lambda p: (
-        tracker.finish_password_change,
-        (p.session, "admin", "new"),
+        tracker.store_password,
+        (p.session, "new"),
     ),
     "give an admin a new password": lambda p: (tracker.make_admin, ("admin", "new", True)),
     "create a template": lambda p: (
@@ -628,12 +668,12 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "fail a job at last": lambda p: release_job(p, "at its last attempt", FAIL, {"killed": True}),
     "skip a job": lambda p: release_job(p, "running", SKIP),
     "end a step": lambda p: release_job(p, "step of the run", OK, {"output": [1]}),
-    "cancel a job": lambda p: (tracker.cancel, (p.session, p.jobs["running"][0])),
-    "cancel a waiting job": lambda p: (tracker.cancel, (p.worker, p.jobs["waiting"][0])),
-    "cancel a step": lambda p: (tracker.cancel, (p.session, p.jobs["step of the run"][0])),
-    "cancel a run": lambda p: (tracker.cancel, (p.session, p.jobs["run"][0])),
-    "retry a job": lambda p: (tracker.retry, (p.worker, p.jobs["closed"][0])),
-    "retry a run": lambda p: (tracker.retry, (p.session, p.jobs["cancelled run"][0])),
+    "cancel a job": lambda p: (tracker.cancel_job, (p.session, p.jobs["running"][0])),
+    "cancel a waiting job": lambda p: (tracker.cancel_job, (p.worker, p.jobs["waiting"][0])),
+    "cancel a step": lambda p: (tracker.cancel_job, (p.session, p.jobs["step of the run"][0])),
+    "cancel a run": lambda p: (tracker.cancel_job, (p.session, p.jobs["run"][0])),
+    "retry a job": lambda p: (tracker.retry_job, (p.worker, p.jobs["closed"][0])),
+    "retry a run": lambda p: (tracker.retry_job, (p.session, p.jobs["cancelled run"][0])),
     "requeue a job": lambda p: (
         tracker.act_on_tasks,
         (p.session, p.third, TaskAction("requeue"), [p.jobs["running"][1]]),
@@ -650,7 +690,9 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
         tracker.create_workflow,
         (
             p.session,
-            tracker.WorkflowBody(p.third, "new", p.template, [tracker.Edge(p.template, "failure", p.template)]),
+            tracker.WorkflowBody(
+                project=p.third, name="new", start=p.template, edges=[tracker.Edge(p.template, "failure", p.template)]
+            ),
         ),
     ),
     "update a workflow": lambda p: (

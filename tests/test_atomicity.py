@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import MovedClock, Site, Worker, dump, wait_until
-from place import OPERATIONS, furnish, new_task
+from place import OPERATIONS, call, furnish, new_task
 
 import tracker
 from tracker import Tx
@@ -217,8 +217,8 @@ def test_cancelled_calls_that_have_not_begun_are_never_run(path: Path) -> None:
         await asyncio.to_thread(begun.wait, 30)
         cancelled = [database.write(put, "cancelled"), database.write(put, "cancelled too", long=True)]
         kept = database.write(put, "kept")
-        for call in cancelled:
-            call.cancel()
+        for one in cancelled:
+            one.cancel()
         go_on.set()
         await asyncio.gather(busy, kept)
         await database.write(put, "later", long=True)
@@ -440,7 +440,7 @@ def sabotaged(function: Callable, nth: int) -> Callable:
 
         tx.execute, tx.executemany = map(failing, real)
         try:
-            function(tx, *args)
+            call(tx, function, *args)
         finally:
             tx.execute, tx.executemany = real
         raise Sabotage("at the end")
@@ -654,11 +654,12 @@ DIE_HALF_WAY = """
     import os, signal, sqlite3, sys
     from pathlib import Path
     import tracker
+    from place import call
     from tracker import *
 
     def write(function, *args):
         connection.execute("BEGIN IMMEDIATE")
-        outcome = function(Tx(connection, clock, settings), *args)
+        outcome = call(Tx(connection, clock, settings), function, *args)
         connection.execute("COMMIT")
         return outcome
 
@@ -692,7 +693,9 @@ def die_half_way(path: Path, kind: str, steps: int, accept: bool = True) -> None
     """A process that begins a long operation on project 1 and is killed after a few of its transactions."""
     script, accepted = textwrap.dedent(DIE_HALF_WAY), "accepted" if accept else "staged"
     command = [sys.executable, "-c", script, str(path), kind, str(steps), accepted]
-    died = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(HOME)}, capture_output=True, text=True)
+    died = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": f"{HOME}{os.pathsep}{HOME / 'tests'}"}, capture_output=True, text=True
+    )
     assert died.returncode == -signal.SIGKILL, died.stderr
 
 

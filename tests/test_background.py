@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import MovedClock, Site, Worker, wait_until
-from place import begin_reset
+from place import begin_reset, call
 
 import tracker
 
@@ -156,7 +156,7 @@ def in_transaction(site: Site, function: Callable, *args: object) -> object:
     connection = tracker.connect(path, site.settings)
     try:
         connection.execute("BEGIN")
-        result = function(tracker.Tx(connection, site.clock, site.settings), *args)
+        result = call(tracker.Tx(connection, site.clock, site.settings), function, *args)
         connection.execute("COMMIT")
         return result
     finally:
@@ -190,7 +190,7 @@ def add_project(tx: tracker.Tx, name: str = "p") -> int:
         _, session = tracker.register_manager(tx, "admin", "hash")
     else:
         session = tracker.open_session(tx, admin["id"])
-    return tracker.create_project(tx, session, body)["id"]
+    return call(tx, tracker.create_project, session, body)["id"]
 
 
 def test_snapshots_are_deleted_after_the_history_length(prepared: Prepared) -> None:

@@ -107,7 +107,7 @@ def test_a_method_that_a_native_path_does_not_have_is_refused_with_those_that_it
     for path, allowed in ("/task/submit", "POST"), ("/task/get/1", "GET"), ("/logs", "GET, POST"):
         answer = site.guest.put(prefix + path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
-        assert answer.json() == {"ok": False, "message": "PUT is not possible here"}
+        assert answer.json() == {"ok": False, "message": "PUT is not possible here", "code": "method_not_allowed"}
 
 
 @pytest.mark.skipif("theeye" not in tracker.installed_dialects(), reason="needs the dialect")

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from place import Jobs, StillClock, running
+from place import Jobs, StillClock, call, running
 
 import tracker
 from tracker import FAIL, JOB_GRACE, JOB_MOVES, OK, SKIP, TaskFilter, WorkerCredentials
@@ -93,7 +93,9 @@ def test_an_ended_job_never_changes_again_whatever_is_tried(queue: Jobs, state: 
         assert not queue.finish_job(task, result, {"state": "failure"})
     assert queue.log(task, "late") == {"held": False, "stored": 0}
     assert queue.act("requeue", [task]) == queue.act("delete", [task]) == 0
-    assert queue.refusal(tracker.cancel, queue.session, job).startswith("conflict: job: it has ended already, it is ")
+    assert queue.refusal(tracker.cancel_job, queue.session, job).startswith(
+        "conflict: job: it has ended already, it is "
+    )
     queue.pass_lease()
     assert (queue.values("SELECT * FROM job WHERE token = ?", job), queue.said(job)) == before
 
@@ -101,7 +103,7 @@ def test_an_ended_job_never_changes_again_whatever_is_tried(queue: Jobs, state: 
 @pytest.mark.parametrize("state", ["waiting", "assigned"])
 def test_a_live_job_cannot_be_retried(queue: Jobs, state: str) -> None:
     job, _ = job_in_state(queue, state)
-    assert queue.refusal(tracker.retry, queue.session, job) == f"conflict: job: it has not ended yet, it is {state}"
+    assert queue.refusal(tracker.retry_job, queue.session, job) == f"conflict: job: it has not ended yet, it is {state}"
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "timed_out", "cancelled"])
@@ -869,7 +871,7 @@ BY_JOB: dict[str, Callable] = {
     "read the log": lambda queue, caller, job: (tracker.get_job_log, caller, job, tracker.LinesQuery()),
     "list": lambda queue, caller, job: (tracker.list_jobs, caller, tracker.JobsQuery(project=queue.project)),
     "list by template": lambda queue, caller, job: (tracker.list_jobs, caller, tracker.JobsQuery(template=1)),
-    "retry": lambda queue, caller, job: (tracker.retry, caller, job),
+    "retry": lambda queue, caller, job: (tracker.retry_job, caller, job),
     "trigger": lambda queue, caller, job: (tracker.trigger_template, caller, 1, tracker.TriggerBody()),
     "edit": lambda queue, caller, job: (tracker.update_template, caller, 1, tracker.TemplateBody()),
     "show": lambda queue, caller, job: (tracker.get_template, caller, 1),
@@ -970,7 +972,7 @@ def test_cancelling_needs_submit_or_edit(queue: Jobs) -> None:
     for caller in (queue.worker, queue.create_manager("editor", tracker.EDIT)):
         queue.cancel(queue.trigger(template), caller)
     reader, job = queue.create_manager("reader", tracker.READ), queue.trigger(template)
-    assert queue.refusal(tracker.cancel, reader, job).startswith("forbidden: ")
+    assert queue.refusal(tracker.cancel_job, reader, job).startswith("forbidden: ")
 
 
 @pytest.mark.parametrize("name", ["see", "read the log", "retry"])
@@ -985,7 +987,7 @@ def test_a_worker_that_triggers_passes_the_rate_limit_and_a_manager_does_not(que
     queue.cancel(queue.trigger(template, caller=queue.worker))
     body = tracker.TriggerBody()
     assert queue.refusal(tracker.trigger_template, queue.worker, template, body).startswith("too_fast: ")
-    assert queue.refusal(tracker.retry, queue.worker, queue.list()[0]).startswith("too_fast: ")
+    assert queue.refusal(tracker.retry_job, queue.worker, queue.list()[0]).startswith("too_fast: ")
     queue.trigger(template)
     queue.clock.now += 11
     queue.trigger(template, caller=queue.worker)
@@ -1173,12 +1175,14 @@ def test_a_running_tracker_forgets_them_in_the_background(tmp_path: Path) -> Non
         clock = StillClock()
         async with running(tmp_path / "tracker.db", clock) as one:
             _, session = await one.db.write(tracker.register_manager, "admin", "unused")
-            project = (await one.db.write(tracker.create_project, session, tracker.ProjectBody("first")))["id"]
+            project = (await one.db.write(call, tracker.create_project, session, tracker.ProjectBody(name="first")))[
+                "id"
+            ]
             body = tracker.TemplateBody(project=project, name="build", script="ls", keep_time=60)
-            template = (await one.db.write(tracker.create_template, session, body))["template"]["id"]
+            template = (await one.db.write(call, tracker.create_template, session, body))["template"]["id"]
             given = (session, template, tracker.TriggerBody())
-            old, live = [(await one.db.write(tracker.trigger_template, *given))["job"]["id"] for _ in range(2)]
-            await one.db.write(tracker.cancel, session, old)
+            old, live = [(await one.db.write(call, tracker.trigger_template, *given))["job"]["id"] for _ in range(2)]
+            await one.db.write(call, tracker.cancel_job, session, old)
             clock.now += 61
             await one.prune()
             assert await one.db.read(tracker.find_job, old) is None

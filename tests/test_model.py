@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from place import StillClock
+from place import StillClock, call
 
 import pages
 import tracker
@@ -292,7 +292,7 @@ class LifeCycles(RuleBasedStateMachine):
         self.connection.execute("BEGIN IMMEDIATE")
         tx = tracker.Tx(self.connection, self.clock, self.settings)
         try:
-            outcome = function(tx, *args)
+            outcome = call(tx, function, *args)
         except tracker.TrackerError:
             self.connection.execute("ROLLBACK")
             raise

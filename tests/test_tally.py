@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from place import Memory, Queue, StillClock, create_worker, new_task, running
+from place import Memory, Queue, StillClock, call, create_worker, new_task, running
 
 import pages
 import tracker
@@ -188,7 +188,9 @@ def test_rolling_twice_counts_once(queue: Queue) -> None:
 
 def furnish_project(tx: Tx) -> tuple[int, WorkerCredentials]:
     session = tracker.register_manager(tx, "admin", "unused")[1]
-    return tracker.create_project(tx, session, tracker.ProjectBody("p", public=True))["id"], create_worker(tx)
+    return call(tx, tracker.create_project, session, tracker.ProjectBody(name="p", public=True))["id"], create_worker(
+        tx
+    )
 
 
 def close_tasks(tx: Tx, worker: WorkerCredentials, project: int, count: int) -> None:

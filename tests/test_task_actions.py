@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from place import Queue, StillClock, create_worker, finished, new_task, running
+from place import Queue, StillClock, call, create_worker, finished, new_task, running
 from test_background import Prepared
 
 import tracker
@@ -449,7 +449,7 @@ def test_the_release_of_a_task_whose_priority_was_set_closes_it(queue: Queue) ->
 def fill(tx: Tx, state: str, count: int) -> tuple[bytes, int, WorkerCredentials]:
     """A project with so many tasks in a state, its manager, and a worker."""
     session = tracker.register_manager(tx, "admin", "unused")[1]
-    project = tracker.create_project(tx, session, tracker.ProjectBody("p", public=True))["id"]
+    project = call(tx, tracker.create_project, session, tracker.ProjectBody(name="p", public=True))["id"]
     worker = create_worker(tx)
     for number in range(count):
         tracker.insert_task(tx, new_task(project, str(number)), False)
@@ -485,7 +485,9 @@ def test_workers_that_wait_for_a_task_are_woken(tmp_path: Path, action: str, sta
                 )
                 assert await one.begin_operation(operation) == 3
             else:
-                assert await one.db.write(tracker.act_on_tasks, session, project, TaskAction(action), [1, 2, 3]) == 3
+                assert (
+                    await one.db.write(call, tracker.act_on_tasks, session, project, TaskAction(action), [1, 2, 3]) == 3
+                )
             tasks = await asyncio.wait_for(asyncio.gather(*waiting), 20)
             assert sorted(task["id"] for (task,) in tasks) == [1, 2, 3]
 

@@ -698,9 +698,9 @@ PAGES_OF_THE_QUEUE = {
 @pytest.mark.parametrize("name", PAGES_OF_THE_QUEUE)
 def test_a_page_costs_the_same_however_many_jobs_there_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the two figures that count jobs, which are the API's own."""
-    monkeypatch.setattr(testflinger_pages.testflinger_queues, "wait_times", lambda tx, names: {})
+    monkeypatch.setattr(testflinger_pages.queues, "wait_times", lambda tx, names: {})
     monkeypatch.setattr(testflinger_pages.domain, "position", lambda tx, uuid: 0)
-    monkeypatch.setattr(pages, "OUTPUT_SHOWN", 500)
+    monkeypatch.setattr(testflinger_pages, "OUTPUT_SHOWN", 500)
     function, *args = PAGES_OF_THE_QUEUE[name]
     taken = []
     for count in (SHORT, LONG):

@@ -311,7 +311,7 @@ def test_a_run_can_be_cancelled_before_and_after_it_is_on(queue: Jobs, assigned:
         queue.assign()
     queue.cancel(run)
     assert (queue.state(run), queue.steps(run), queue.counts()) == ("cancelled", {"build": "cancelled"}, {})
-    assert queue.refusal(tracker.cancel, queue.session, run).startswith("conflict: ")
+    assert queue.refusal(tracker.cancel_job, queue.session, run).startswith("conflict: ")
 
 
 @pytest.mark.parametrize("assigned", [False, True])
@@ -331,7 +331,7 @@ def test_a_hard_reset_cancels_the_runs_of_the_project(queue: Jobs) -> None:
 
 def test_a_run_is_retried_from_its_start_with_what_it_was_given(queue: Jobs, build: int) -> None:
     run = queue.start(queue.create_workflow(build), {"a": 1}, ["x"])
-    assert queue.refusal(tracker.retry, queue.session, run).startswith("conflict: job: it has not ended yet")
+    assert queue.refusal(tracker.retry_job, queue.session, run).startswith("conflict: job: it has not ended yet")
     queue.run(FAIL)
     new = queue.retry(run)
     shown = queue.job(new)
@@ -346,7 +346,7 @@ def test_a_run_of_a_deleted_workflow_cannot_be_retried(queue: Jobs, build: int) 
     queue.do(tracker.delete_workflow, queue.session, workflow)
     queue.run()
     assert queue.state(run) == "succeeded"
-    assert queue.refusal(tracker.retry, queue.session, run) == "conflict: job: its workflow was deleted"
+    assert queue.refusal(tracker.retry_job, queue.session, run) == "conflict: job: its workflow was deleted"
 
 
 def test_the_retry_of_a_step_is_a_job_of_its_own(queue: Jobs) -> None:

@@ -3,9 +3,11 @@
 api        the calls: decode, one function of a transaction, answer      files      artifacts and attachments
 domain     jobs, results, output, agents                                 webhook    events sent to a stranger's URL
 clients    clients, keys, tokens, permissions, secrets                   pages      the manager pages
-queues     queues, images, waiting times
+queues     queues, images, waiting times                                 events     what happens to the queues' jobs
 """
 
-from dialects.testflinger.api import PAGES, prune, routes
+from dialects.testflinger.api import prune, routes
+from dialects.testflinger.events import catch_up, check_project, check_retry, client_of, job_event
+from dialects.testflinger.pages import PAGES, links
 
-__all__ = ["PAGES", "prune", "routes"]
+__all__ = ["PAGES", "catch_up", "check_project", "check_retry", "client_of", "job_event", "links", "prune", "routes"]

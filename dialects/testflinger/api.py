@@ -1,112 +1,44 @@
 """Testflinger's server API over the tracker's queue, for both generations of its clients and agents.
 
-    request ─► Path (which method?) ─► Door (may this caller come in?) ─► handler: decode ─► one function of
-    testflinger_domain or testflinger_clients, in the transaction that looked at the credentials ─► answer
-
-    testflinger_queues    queues, images, waiting times                 files      artifacts and attachments
-    testflinger_domain    jobs, results, output, agents                 webhook    events sent to a stranger's URL
-    testflinger_clients   clients, keys, tokens, permissions, secrets
-    testflinger_pages     the manager pages
+    request ─► by_method ─► entrance (what every request has to pass) ─► handler: decode (Ask) ─► one function of
+    domain, queues or clients, in the transaction that looked at the credentials ─► answer
 
 The older generation is that of the public document (2025), the newer one breaks with it in places (2026). Both are
 served at once: what a request looks like tells which one it is; where it does not, the setting testflinger_version
 does. Sections (search for "# ── "):
 
-    Answers · Requests · Who may come in · Jobs · Results and output · Files · Queues and agents · Credentials ·
-    Routes · Background work
+    Requests · Who may come in · Jobs · Results and output · Files · Queues and agents · Credentials · Routes ·
+    Background work
 """
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import ipaddress
-import json
 import re
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_to_bytes
+from uuid import UUID
 
 import msgspec
 from msgspec import Meta, Raw
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+import shapes
 import tracker
-from dialects.testflinger import clients as clients
-from dialects.testflinger import domain as domain
-from dialects.testflinger import files, webhook
-from dialects.testflinger import pages as testflinger_pages
-from dialects.testflinger import queues as testflinger_queues
+from dialects import plumbing
+from dialects.plumbing import HEADERS, LARGE, as_bytes, as_json, as_text, decoded, nothing
+from dialects.testflinger import clients, domain, files, queues, webhook
 from dialects.testflinger.queues import Unprocessable
 from tracker import TrackerError, Tx, encode
 
-PAGES = testflinger_pages.PAGES
-
-# ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 OLDER = "2025"
-
-
-class Invalid(Exception):
-    """A request that is well formed and yet cannot be carried out: where, which field, and why. Status 422."""
-
-    def __init__(self, where: Literal["json", "query"], field: str, problem: str):
-        super().__init__(f"{field}: {problem}")
-        self.where, self.field, self.problem = where, field, problem
-
-
-def as_json(content: Any, status: int = 200, **headers: str) -> Response:
-    return json_text(encode(content), status, **headers)
-
-
-def json_text(content: bytes, status: int = 200, **headers: str) -> Response:
-    return Response(content, status, {**HEADERS, **headers}, "application/json")
-
-
-def text(content: str, status: int = 200) -> Response:
-    return PlainTextResponse(content, status, HEADERS)
-
-
-def nothing() -> Response:
-    return Response(status_code=204, headers=HEADERS)
-
-
-def refusal(error: Exception, what: str) -> Response:
-    """How every error looks: {"message", "detail"}."""
-    if isinstance(error, Unprocessable):
-        error = Invalid("json", error.field, error.problem)
-    if isinstance(error, Invalid):
-        detail = {error.where: {error.field: [error.problem]}}
-        return as_json({"message": f"Validation error: {error}", "detail": detail}, 422)
-    if not isinstance(error, TrackerError):
-        tracker.log.error("%s failed", what, exc_info=error)
-        error = TrackerError("internal", "Internal error")
-    headers = dict(getattr(error, "headers", {}))
-    if error.delay is not None:
-        headers["retry-after"] = str(max(1, round(error.delay + 0.5)))
-    return as_json({"message": error.message, "detail": {}}, tracker.STATUS[error.code], **headers)
-
-
-async def array(first: domain.Found, following: Callable[[int], Awaitable[domain.Found]]) -> AsyncIterator[bytes]:
-    """A JSON array of any length, piece by piece."""
-    found, separator = first, b"["
-    while True:
-        if found.jobs:
-            yield separator + encode(found.jobs)[1:-1]
-            separator = b","
-        if found.more is None:
-            break
-        found = await following(found.more)
-    yield b"]" if separator == b"," else b"[]"
-
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_FIELDS = 1000  # of one result
-LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
 REPORT_LIMIT = domain.MOST_REPORTED // 1024  # KiB
 
 Text = Annotated[str, Meta(max_length=10_000)]
@@ -169,7 +101,7 @@ class ActionBody(msgspec.Struct):
 class FragmentBody(msgspec.Struct):
     """A piece of a phase's output, as the newer agents post it."""
 
-    fragment_number: tracker.Natural
+    fragment_number: shapes.Natural
     timestamp: str
     phase: str
     log_data: str
@@ -177,7 +109,7 @@ class FragmentBody(msgspec.Struct):
 
 class LogQuery(msgspec.Struct):
     phase: str | None = None
-    start_fragment: tracker.Natural = 0
+    start_fragment: shapes.Natural = 0
     start_timestamp: str | None = None
 
 
@@ -211,70 +143,100 @@ class RefreshBody(msgspec.Struct):
     refresh_token: str
 
 
-class Ask:
-    """A request to this dialect: its path and query, its body when that is wanted, and the way to the database."""
+class Ask(tracker.Call):
+    """A call of this dialect: who makes it, what it says, the way to the database, how it is refused.
 
-    def __init__(self, call: tracker.Call, door: Door):
-        self.call, self.door = call, door
-        self.settings = call.tracker.settings
+    A caller has nothing to show where anonymous use is allowed, else a client's credentials.
+    """
+
+    __slots__ = ("needs",)
+
+    async def refuse(self, error: TrackerError) -> Response:
+        """How every error looks: {"message", "detail"}."""
+        if isinstance(error, Unprocessable):
+            detail = {error.where: {error.field: [error.problem]}}
+            return as_json({"message": f"Validation error: {error}", "detail": detail}, 422)
+        content = {"message": error.message, "detail": {}}
+        return as_json(content, tracker.STATUS[error.code], tracker.error_headers(error))
 
     def path(self, name: str) -> str:
-        value = self.call.scope["path_params"][name]
+        """What stands in the path; a job's id as it is stored."""
+        value = self.scope["path_params"][name]
         if "\0" in value:
             raise TrackerError("invalid", f"{name}: must not contain a NUL character")
-        return value
+        return stored_uuid(value) if name == "job_id" else value
 
-    def job(self) -> str:
-        """The job id in the path, as it is stored."""
-        return job_id(self.path("job_id"))
-
-    def query(self, name: str) -> list[str]:
-        values = self.call.query().get(name, [])
+    def values(self, name: str) -> list[str]:
+        """All values of a parameter of the query."""
+        values = self.query().get(name, [])
         if any("\0" in value for value in values):
-            raise Invalid("query", name, "must not contain a NUL character")
+            raise Unprocessable(name, "must not contain a NUL character", "query")
         return values
 
     @property
     def agent(self) -> str | None:
         """The name that this agent got a cookie for."""
-        for cookie in self.call.cookies("agent_name"):
+        for cookie in self.cookies("agent_name"):
             return unquote_to_bytes(cookie).decode(errors="replace").replace("\0", "")[:200] or None
         return None
 
     async def object(self, decode: Callable[[bytes], Any] | None = None, limit: int | None = None) -> dict[str, Any]:
-        """The body, which must be a JSON object; refuses (400) what is no JSON, (422) what is no object.
-
-        A large one is decoded beside the event loop.
-        """
-        decode, body = decode or strict_json, await self.call.body(limit)
-        value = await asyncio.to_thread(decode, body) if len(body) > LARGE else decode(body)
+        """The body, which must be a JSON object; refuses (400) what is no JSON, (422) what is no object."""
+        value = await decoded(await self.body(limit), decode or strict_json)
         if not isinstance(value, dict):
-            raise Invalid("json", "_schema", "Invalid input type: an object is expected")
+            raise Unprocessable("_schema", "Invalid input type: an object is expected")
         return value
 
-    async def body(self, kind: type) -> Any:
+    async def struct(self, kind: type) -> Any:
         """The body as a struct of known fields."""
         return checked(kind, await self.object())
 
     async def read(self, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
-        return await self.call.tracker.db.read(self.door.admitted, function)
+        """What a function reads, which is called with the client."""
+        return await self.tracker.db.read(lambda tx: function(tx, self.caller(tx)))
 
     async def write(self, function: Callable[[Tx, clients.Client | None], Any], long: bool = False) -> Any:
-        return await self.call.tracker.db.write(self.door.admitted_to_write, function, long=long)
+        """What a function returns that writes, which is called with the client."""
+
+        def admitted(tx: Tx) -> Any:
+            client = self.caller(tx)
+            if client is not None and client.stale:
+                clients.note_use(tx, client.id)
+            return function(tx, client)
+
+        return await self.tracker.db.write(admitted, long=long)
+
+    def caller(self, tx: Tx) -> clients.Client | None:
+        """The client, if there is one. Wrong credentials are refused also where none are needed."""
+        client = clients.authenticate(tx, self.header(b"authorization"))
+        wanted = tx.settings.testflinger_anonymous
+        if client is None and not (wanted == "always" or (wanted == "loopback" and from_this_machine(self))):
+            raise TrackerError(
+                "unauthorized",
+                "Credentials are required: a client's token, or client_id:client_key. (testflinger_anonymous in"
+                " tracker.toml says who needs none: as delivered, programs on the tracker's own machine, and nobody"
+                " where there is a root_path.)",
+            )
+        if client is not None and self.needs == AGENT and client.role == "contributor":
+            raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
+        return client
 
     @property
     def files(self) -> files.Files:
-        return files_of(self.settings)
+        return files_of(self.tracker.settings)
+
+
+Handler = Callable[[Ask], Awaitable[Response]]
 
 
 def files_of(settings: tracker.Settings) -> files.Files:
     return files.Files(files.folder_of(settings), settings.testflinger_max_file * 2**20)
 
 
-def job_id(given: str) -> str:
-    """A UUID as it is stored. Refuses (400) anything else."""
+def stored_uuid(given: str) -> str:
+    """A job's id as it is stored. Refuses (400) what is no UUID."""
     try:
-        return str(uuid.UUID(given))
+        return str(UUID(given))
     except ValueError:
         raise TrackerError("invalid", "job_id: is not a UUID") from None
 
@@ -289,14 +251,14 @@ def strict_json(body: bytes) -> Any:
         return tracker.decode(body.replace(b"\\\n", b"\n"), Any)
 
 
-def forgiving_json(body: bytes) -> Any:
+def loose_json(body: bytes) -> Any:
     """JSON whose texts a program wrote that knows nothing of JSON: what is not UTF-8, or NUL, is replaced."""
     try:
         return strict_json(body)
     except TrackerError:
         pass
     try:
-        return tracker.storable(json.loads(body.decode("utf-8-sig", "replace")))
+        return plumbing.forgiving_json(body)
     except (ValueError, RecursionError) as error:
         raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
 
@@ -306,12 +268,12 @@ def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] 
     try:
         struct = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        name, problem = tracker.name_and_problem(error)
-        raise Invalid(where, name, problem) from None
+        refused = tracker.refused_value(error)
+        raise Unprocessable(refused.field, refused.problem, where) from None
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
         if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
-            raise Invalid(where, name, "Not a valid integer")
+            raise Unprocessable(name, "Not a valid integer", where)
     return struct
 
 
@@ -324,23 +286,20 @@ def seconds(value: int | str | None) -> float | None:
     else:
         match = re.fullmatch(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?", value.strip())
         if not match or not any(match.groups()):
-            raise Invalid("json", "reserve_data.timeout", "must be seconds, or a time like 30m or 1h30m")
+            raise Unprocessable("reserve_data.timeout", "must be seconds, or a time like 30m or 1h30m")
         days, hours, minutes, rest = (int(part or 0) for part in match.groups())
         number = ((days * 24 + hours) * 60 + minutes) * 60 + rest
     if number is not None and not 0 <= number <= 10**9:
-        raise Invalid("json", "reserve_data.timeout", "must be between 0 and 1,000,000,000 seconds")
+        raise Unprocessable("reserve_data.timeout", "must be between 0 and 1,000,000,000 seconds")
     return number
 
 
 def unix_time(given: str | None, field: str, where: Literal["json", "query"]) -> float | None:
     """A time in ISO 8601 as unix seconds; without a zone it is UTC."""
-    if given is None:
-        return None
     try:
-        moment = datetime.fromisoformat(given)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return given if given is None else plumbing.unix_time(given)
     except (ValueError, OverflowError):
-        raise Invalid(where, field, "Not a valid datetime: ISO 8601 is expected") from None
+        raise Unprocessable(field, "Not a valid datetime: ISO 8601 is expected", where) from None
 
 
 # ── Who may come in ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -348,39 +307,6 @@ def unix_time(given: str | None, field: str, where: Literal["json", "query"]) ->
 PROXIED = re.compile(
     rb"x-forwarded-.*|x-real-ip|forwarded|via|(cf-connecting|true-client|x-client|x-cluster-client|fly-client)-ip|x-envoy-.*"
 )
-
-
-class Door:
-    """What one request has to show: nothing where anonymous use is allowed, else a client's credentials."""
-
-    def __init__(self, call: tracker.Call, needs: str):
-        self.authorization = call.header(b"authorization")
-        self.needs = needs
-        wanted = call.tracker.settings.testflinger_anonymous
-        self.anonymous = wanted == "always" or (wanted == "loopback" and from_this_machine(call))
-
-    def admitted(self, tx: Tx, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
-        """Calls the function with the client. Wrong credentials are refused also where none are needed."""
-        return function(tx, self.caller(tx))
-
-    def admitted_to_write(self, tx: Tx, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
-        client = self.caller(tx)
-        if client is not None and client.stale:
-            clients.note_use(tx, client.id)
-        return function(tx, client)
-
-    def caller(self, tx: Tx) -> clients.Client | None:
-        client = clients.authenticate(tx, self.authorization)
-        if client is None and not self.anonymous:
-            raise TrackerError(
-                "unauthorized",
-                "Credentials are required: a client's token, or client_id:client_key. (testflinger_anonymous in"
-                " tracker.toml says who needs none: as delivered, programs on the tracker's own machine, and nobody"
-                " where there is a root_path.)",
-            )
-        if client is not None and self.needs == "agent" and client.role == "contributor":
-            raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
-        return client
 
 
 def from_this_machine(call: tracker.Call) -> bool:
@@ -412,28 +338,54 @@ def is_address(host: str) -> bool:
 # ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def calls(function: Callable, *path: str, body: type | None = None) -> Handler:
+    """The handler of a call that is one function (tx, …). It is given the `caller` if it names one, then what is in the
+    path, then the body. With a GET it only reads, and has nothing to show if it returns None.
+    """
+    named = "caller" in inspect.signature(function).parameters
+
+    async def handle(ask: Ask) -> Response:
+        given = () if body is None else (await ask.struct(body),)
+
+        def run(tx: Tx, caller: clients.Client | None) -> bytes | None:
+            content = function(tx, *[caller][:named], *map(ask.path, path), *given)
+            return None if content is None else encode(content)  # here, beside the event loop: it may be long
+
+        reads = ask.scope["method"] == "GET"
+        content = await (ask.read if reads else ask.write)(run)
+        if content is None:
+            return nothing() if reads else as_text("OK")
+        return in_json(content)
+
+    return handle
+
+
+def in_json(content: bytes) -> Response:
+    return as_bytes(content, "application/json")
+
+
 async def health(ask: Ask) -> Response:
-    return text(f"Testflinger's API, version 1, by the tracker {tracker.__version__}\n")
+    return as_text(f"Testflinger's API, version 1, by the tracker {tracker.__version__}\n")
 
 
 async def submit_job(ask: Ask) -> Response:
-    job = submission(await ask.object())
-    given = await ask.write(lambda tx, client: domain.submit_job(tx, client, job))
-    return as_json({"job_id": given})
+    wanted = submission(await ask.object())
+    uuid = await ask.write(lambda tx, client: domain.submit_job(tx, client, wanted))
+    return as_json({"job_id": uuid})
 
 
 def submission(given: dict[str, Any]) -> domain.Submission:
     """The job that is wanted: known fields checked, and everything kept for its agent."""
     body = checked(JobBody, given)
     if not body.job_queue.strip():
-        raise Invalid("json", "job_queue", "must not be blank")
+        raise Unprocessable("job_queue", "must not be blank")
     if any(not re.fullmatch(r"(lp|gh):\S+", key) for key in body.reserve_data.ssh_keys):
-        raise Invalid("json", "reserve_data.ssh_keys", "each must be lp:NAME or gh:NAME")
+        raise Unprocessable("reserve_data.ssh_keys", "each must be lp:NAME or gh:NAME")
     script = body.test_data.test_cmds
     return domain.Submission(
         definition=kept_definition(given, body),
         queue=body.job_queue,
-        uuid=job_id(body.job_id) if body.job_id else None,
+        uuid=stored_uuid(body.job_id) if body.job_id else None,
         priority=body.job_priority,
         tags=tuple(dict.fromkeys(body.tags)),
         excluded=tuple(dict.fromkeys(body.exclude_agents)),
@@ -468,37 +420,32 @@ def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
 
 
 async def pick_job(ask: Ask) -> Response:
-    queues = ask.query("queue")
-    if not queues:
+    names = ask.values("queue")
+    if not names:
         raise TrackerError("invalid", "queue: is required: at least one queue that the agent listens to")
     # Mostly there is none: no reason to write, and to hold up those who do.
-    if await ask.read(lambda tx, client: domain.best_job(tx, client, queues, ask.agent)) is None:
+    if await ask.read(lambda tx, client: domain.best_job(tx, client, names, ask.agent)) is None:
         return nothing()
-    many = len(queues) > 100
-    job = await ask.write(lambda tx, client: domain.pick_job(tx, client, queues, ask.agent), long=many)
-    return nothing() if job is None else as_json(job)
-
-
-async def get_job(ask: Ask) -> Response:
-    job = await ask.read(lambda tx, _: domain.get_job(tx, ask.job()))
+    many = len(names) > 100
+    job = await ask.write(lambda tx, client: domain.pick_job(tx, client, names, ask.agent), long=many)
     return nothing() if job is None else as_json(job)
 
 
 async def get_position(ask: Ask) -> Response:
-    place = await ask.read(lambda tx, _: domain.position(tx, ask.job()))
+    place = await ask.read(lambda tx, _: domain.position(tx, ask.path("job_id")))
     if place is None:
         return as_json({"message": "The job is not waiting, or not known", "detail": {}}, 410)
-    return text(str(place))
+    return as_text(str(place))
 
 
 async def search_jobs(ask: Ask) -> Response:
-    match = ask.query("match") or ["any"]
+    match = ask.values("match") or ["any"]
     if match[-1] not in ("any", "all"):
-        raise Invalid("query", "match", "must be any or all")
-    tags = list(dict.fromkeys(ask.query("tags")))
+        raise Unprocessable("match", "must be any or all", "query")
+    tags = list(dict.fromkeys(ask.values("tags")))
     if len(tags) > domain.MOST_TAGS:
-        raise Invalid("query", "tags", f"at most {domain.MOST_TAGS} tags can be searched for at once")
-    wanted = domain.Search(tags, match[-1] == "all", searched_states(ask.query("state")))
+        raise Unprocessable("tags", f"at most {domain.MOST_TAGS} tags can be searched for at once", "query")
+    wanted = domain.Search(tags, match[-1] == "all", searched_states(ask.values("state")))
     return await jobs_found(ask, wanted)
 
 
@@ -513,7 +460,7 @@ def searched_states(given: list[str]) -> list[str]:
         elif state in domain.STATES:
             states.append(state)
         else:
-            raise Invalid("query", "state", f"must be one of active, {', '.join(domain.STATES)}")
+            raise Unprocessable("state", f"must be one of active, {', '.join(domain.STATES)}", "query")
     return list(dict.fromkeys(states))
 
 
@@ -532,55 +479,65 @@ async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
     return StreamingResponse(array(first, following), 200, HEADERS, "application/json")
 
 
+async def array(first: domain.Found, following: Callable[[int], Awaitable[domain.Found]]) -> AsyncIterator[bytes]:
+    """A JSON array of any length, piece by piece."""
+    found, separator = first, b"["
+    while True:
+        if found.jobs:
+            yield separator + encode(found.jobs)[1:-1]
+            separator = b","
+        if found.more is None:
+            break
+        found = await following(found.more)
+    yield b"]" if separator == b"," else b"[]"
+
+
 async def act_on_job(ask: Ask) -> Response:
-    if (await ask.body(ActionBody)).action.lower() != "cancel":
-        raise Invalid("json", "action", "must be cancel")
+    if (await ask.struct(ActionBody)).action.lower() != "cancel":
+        raise Unprocessable("action", "must be cancel")
+    by = "a Testflinger client"
     await ask.write(
-        lambda tx, client: domain.cancel_job(tx, ask.job(), f"client {client.id}" if client else "a Testflinger client")
+        lambda tx, client: domain.cancel_job(tx, ask.path("job_id"), f"client {client.id}" if client else by)
     )
-    return text("OK")
+    return as_text("OK")
 
 
 async def send_events(ask: Ask) -> Response:
     """Passes an agent's events on to the job's webhook, and its answer back."""
-    ask.job()
+    ask.path("job_id")
     await ask.read(lambda tx, _: None)
     given = await ask.object()
     try:
         target = checked(EventsBody, given).job_status_webhook
-    except Invalid as error:
+    except Unprocessable as error:
         raise TrackerError("invalid", str(error)) from None
     event = encode({name: value for name, value in given.items() if name != "job_status_webhook"})
     try:
-        answer = await webhook.put(target, event, ask.settings.webhook_networks, webhook.TIMEOUT)
+        answer = await webhook.put(target, event, ask.tracker.settings.webhook_networks, webhook.TIMEOUT)
     except webhook.Refused as error:
         raise TrackerError("invalid", f"job_status_webhook: {error}") from None
     except webhook.TimedOut as error:
         return as_json({"message": str(error), "detail": {}}, 504)
     except webhook.Unreachable as error:
         return as_json({"message": str(error), "detail": {}}, 502)
-    return (
-        Response(status_code=204, headers=HEADERS)
-        if answer.status in (204, 205, 304)
-        else text(answer.text, answer.status)
-    )
+    return nothing() if answer.status in (204, 205, 304) else as_text(answer.text, answer.status)
 
 
 # ── Results and output ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def add_result(ask: Ask) -> Response:
-    job = ask.job()
+    uuid = ask.path("job_id")
     await ask.read(lambda tx, _: None)
-    given = await ask.object(forgiving_json, REPORT_LIMIT)
+    given = await ask.object(loose_json, REPORT_LIMIT)
     if len(given) > MOST_FIELDS:
-        raise Invalid("json", "_schema", f"More than {MOST_FIELDS:,} fields")
+        raise Unprocessable("_schema", f"More than {MOST_FIELDS:,} fields")
     check_result(given)
     state = given.pop("job_state", None)
     fields = {name: Raw(encode(value)) for name, value in given.items()}
     large = sum(map(len, fields.values())) > LARGE
-    await ask.write(lambda tx, _: domain.add_result(tx, job, ask.agent, fields, state), long=large)
-    return text("OK")
+    await ask.write(lambda tx, _: domain.add_result(tx, uuid, ask.agent, fields, state), long=large)
+    return as_text("OK")
 
 
 RESULT_FIELDS: dict[str, Any] = {
@@ -598,37 +555,29 @@ def check_result(given: dict[str, Any]) -> None:
         try:
             given[name] = msgspec.convert(given[name], RESULT_FIELDS[name], strict=False)
         except msgspec.ValidationError as error:
-            place, problem = tracker.name_and_problem(error)
-            raise Invalid("json", name if place == "body" else f"{name}.{place}", problem) from None
+            refused = tracker.refused_value(error)
+            place = name if refused.field == "body" else f"{name}.{refused.field}"
+            raise Unprocessable(place, refused.problem) from None
 
 
-async def get_result(ask: Ask) -> Response:
-    def look(tx: Tx, _: clients.Client | None) -> bytes | None:
-        result = domain.get_result(tx, ask.job())
-        return result and encode(result)  # here, beside the event loop: it may be long
-
-    result = await ask.read(look)
-    return nothing() if result is None else json_text(result)
-
-
-def output_handlers(kind: str) -> dict[str, Callable[[Ask], Awaitable[Response]]]:
+def output_handlers(kind: str) -> dict[str, Handler]:
     """POST and GET of raw output, as the older generation has them."""
 
     async def add(ask: Ask) -> Response:
-        job = ask.job()
-        said = (await ask.call.body(REPORT_LIMIT)).decode(errors="replace").replace("\0", "�")
+        uuid = ask.path("job_id")
+        said = (await ask.body(REPORT_LIMIT)).decode(errors="replace").replace("\0", "�")
         if said:
-            await ask.write(lambda tx, _: domain.add_fragment(tx, job, kind, ask.agent, said), long=len(said) > LARGE)
+            await ask.write(lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said), long=len(said) > LARGE)
         else:
             await ask.read(lambda tx, _: None)
-        return text("OK")
+        return as_text("OK")
 
     async def take(ask: Ask) -> Response:
-        job = ask.job()
-        if not await ask.read(lambda tx, _: domain.has_output(tx, job, kind)):  # mostly: no reason to write
+        uuid = ask.path("job_id")
+        if not await ask.read(lambda tx, _: domain.has_output(tx, uuid, kind)):  # mostly: no reason to write
             return nothing()
-        said = await ask.write(lambda tx, _: domain.take_output(tx, job, kind), long=True)
-        return nothing() if said is None else text(said)
+        said = await ask.write(lambda tx, _: domain.take_output(tx, uuid, kind), long=True)
+        return nothing() if said is None else as_text(said)
 
     return {"POST": add, "GET": take}
 
@@ -642,67 +591,68 @@ def log_kind(ask: Ask) -> str:
 
 def checked_phase(phase: str, where: Literal["json", "query"]) -> str:
     if phase not in domain.PHASES:
-        raise Invalid(where, "phase", f"must be one of {', '.join(domain.PHASES)}")
+        raise Unprocessable("phase", f"must be one of {', '.join(domain.PHASES)}", where)
     return phase
 
 
 async def add_log(ask: Ask) -> Response:
-    job, kind = ask.job(), log_kind(ask)
-    piece = checked(FragmentBody, await ask.object(forgiving_json, REPORT_LIMIT))
+    uuid, kind = ask.path("job_id"), log_kind(ask)
+    piece = checked(FragmentBody, await ask.object(loose_json, REPORT_LIMIT))
     phase, time = checked_phase(piece.phase, "json"), unix_time(piece.timestamp, "timestamp", "json")
     said = piece.log_data.replace("\0", "�")
     await ask.write(
-        lambda tx, _: domain.add_fragment(tx, job, kind, ask.agent, said, phase, piece.fragment_number, time)
+        lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said, phase, piece.fragment_number, time)
     )
-    return text("OK")
+    return as_text("OK")
 
 
 async def get_log(ask: Ask) -> Response:
-    job, kind = ask.job(), log_kind(ask)
-    query = checked(LogQuery, {name: values[-1] for name, values in ask.call.query().items()}, "query")
+    uuid, kind = ask.path("job_id"), log_kind(ask)
+    query = checked(LogQuery, {name: values[-1] for name, values in ask.query().items()}, "query")
     phase = query.phase and checked_phase(query.phase, "query")
     since = unix_time(query.start_timestamp, "start_timestamp", "query")
 
     def look(tx: Tx, _: clients.Client | None) -> bytes:
-        logs = domain.get_logs(tx, job, kind, phase, query.start_fragment, since)
+        logs = domain.get_logs(tx, uuid, kind, phase, query.start_fragment, since)
         return encode({"output": logs, kind: logs})  # clients of the serial log, too, look for "output"
 
-    return json_text(await ask.read(look))
+    return in_json(await ask.read(look))
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def add_artifact(ask: Ask) -> Response:
-    job = ask.job()
-    await ask.write(lambda tx, _: domain.note_life(tx, job, ask.agent))  # before gigabytes are taken in
-    await receive_file(ask, lambda tx, _, stored: domain.store_file(tx, job, "artifact", *stored))
-    return text("OK")
+    uuid = ask.path("job_id")
+    await ask.write(lambda tx, _: domain.note_life(tx, uuid, ask.agent))  # before gigabytes are taken in
+    await receive_file(ask, lambda tx, _, stored: domain.store_file(tx, uuid, "artifact", *stored))
+    return as_text("OK")
 
 
 async def add_attachments(ask: Ask) -> Response:
-    job = ask.job()
-    await ask.read(lambda tx, client: domain.check_attachments_wanted(tx, client, job))
-    await receive_file(ask, lambda tx, client, stored: domain.store_attachments(tx, client, job, *stored))
-    return text("OK")
+    uuid = ask.path("job_id")
+    await ask.read(lambda tx, client: domain.check_attachments_wanted(tx, client, uuid))
+    await receive_file(ask, lambda tx, client, stored: domain.store_attachments(tx, client, uuid, *stored))
+    return as_text("OK")
 
 
 async def receive_file(ask: Ask, store: Callable[[Tx, clients.Client | None, files.Stored], str | None]) -> None:
     """Takes in a file, and notes it. What it replaces, or could not be noted, is deleted."""
-    stored = await ask.files.receive(ask.call)
+    stored = await ask.files.receive(ask)
     try:
         replaced = await ask.write(lambda tx, client: store(tx, client, stored))
     except Exception:
         await ask.files.delete(stored.name)
         raise
-    if replaced and ask.settings.synchronous == "FULL":  # else a power cut may bring back who knows it; prune has time
+    # Without FULL a power cut may bring back who knows it, and prune has time.
+    if replaced and ask.tracker.settings.synchronous == "FULL":
         await ask.files.delete(replaced)
 
 
-def file_handler(kind: str) -> Callable[[Ask], Awaitable[Response]]:
+def file_handler(kind: str) -> Handler:
     async def get(ask: Ask) -> Response:
         for _ in range(20):  # a new upload may replace the file just after we have read its name
-            row = await ask.read(lambda tx, _: domain.find_file(tx, ask.job(), kind))
+            row = await ask.read(lambda tx, _: domain.find_file(tx, ask.path("job_id"), kind))
             if row and (response := await ask.files.send(row["name"])):
                 return response
         return nothing()
@@ -716,39 +666,31 @@ Images = Annotated[dict[Text, Any], Meta(max_length=10_000)]
 
 
 async def advertise_queues(ask: Ask) -> Response:
-    queues = of_queues(await ask.object(), Text)
-    await ask.write(lambda tx, _: testflinger_queues.advertise_queues(tx, queues), long=True)
-    return text("OK")
+    described = of_queues(await ask.object(), Text)
+    await ask.write(lambda tx, _: queues.advertise_queues(tx, described), long=True)
+    return as_text("OK")
 
 
 def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
     """The body, which has something of this kind for each of some queues. Refuses (422) what is not, by its queue."""
-    if len(given) > testflinger_queues.MOST_QUEUES:
-        raise Invalid("json", "_schema", f"Expected at most {testflinger_queues.MOST_QUEUES:,} queues")
+    if len(given) > queues.MOST_QUEUES:
+        raise Unprocessable("_schema", f"Expected at most {queues.MOST_QUEUES:,} queues")
     for queue, value in given.items():
         try:
             msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            raise Invalid("json", queue[:200], tracker.name_and_problem(error)[1]) from None
+            raise Unprocessable(queue[:200], tracker.refused_value(error).problem) from None
     return given
-
-
-async def get_queues(ask: Ask) -> Response:
-    return as_json(await ask.read(lambda tx, _: testflinger_queues.advertised_queues(tx)))
 
 
 async def set_images(ask: Ask) -> Response:
     images = of_queues(await ask.object(), Images)
-    await ask.write(lambda tx, _: testflinger_queues.set_images(tx, images), long=True)
-    return text("OK")
-
-
-async def get_images(ask: Ask) -> Response:
-    return as_json(await ask.read(lambda tx, _: testflinger_queues.images(tx, ask.path("queue"))))
+    await ask.write(lambda tx, _: queues.set_images(tx, images), long=True)
+    return as_text("OK")
 
 
 async def update_agent(ask: Ask) -> Response:
-    name, given = ask.path("name"), await ask.object(forgiving_json)
+    name, given = ask.path("name"), await ask.object(loose_json)
     if not name.strip() or len(name) > 200:
         raise TrackerError("invalid", "name: an agent's name has 1 to 200 characters")
     empty = {field for field in AgentBody.__struct_fields__ if field in given and given[field] is None}
@@ -756,26 +698,18 @@ async def update_agent(ask: Ask) -> Response:
     checked(AgentBody, told)
     await ask.write(lambda tx, _: domain.update_agent(tx, name, dict(told)))
     cookie = f"agent_name={quote(name, safe='')}; Path=/; HttpOnly; SameSite=Strict"
-    return as_json({"status": "OK"}, **{"set-cookie": cookie})
-
-
-async def get_agents(ask: Ask) -> Response:
-    return as_json(await ask.read(lambda tx, _: domain.list_agents(tx)))
-
-
-async def get_agent(ask: Ask) -> Response:
-    return as_json(await ask.read(lambda tx, _: domain.get_agent(tx, ask.path("name"))))
+    return as_json({"status": "OK"}, headers={"set-cookie": cookie})
 
 
 async def add_provision_log(ask: Ask) -> Response:
-    name, body = ask.path("name"), checked(ProvisionBody, await ask.object(forgiving_json))
+    name, body = ask.path("name"), checked(ProvisionBody, await ask.object(loose_json))
     await ask.write(lambda tx, _: domain.add_provision_log(tx, name, body.job_id, body.exit_code, body.detail))
-    return text("OK")
+    return as_text("OK")
 
 
 async def get_wait_times(ask: Ask) -> Response:
-    names = ask.query("queue")
-    return as_json(await ask.read(lambda tx, _: testflinger_queues.wait_times(tx, names)))
+    names = ask.values("queue")
+    return as_json(await ask.read(lambda tx, _: queues.wait_times(tx, names)))
 
 
 async def get_queue_agents(ask: Ask) -> Response:
@@ -783,11 +717,8 @@ async def get_queue_agents(ask: Ask) -> Response:
 
     def look(tx: Tx, _: clients.Client | None) -> list[dict[str, Any]]:
         agents = domain.queue_agents(tx, queue)
-        if (
-            not agents
-            and ask.settings.testflinger_version != OLDER
-            and testflinger_queues.find_queue(tx, queue) is None
-        ):
+        newer = tx.settings.testflinger_version != OLDER
+        if newer and not agents and queues.find_queue(tx, queue) is None:
             raise TrackerError("not_found", f"There is no queue {queue!r}")
         return agents
 
@@ -796,7 +727,7 @@ async def get_queue_agents(ask: Ask) -> Response:
 
 async def get_queue_jobs(ask: Ask) -> Response:
     name = ask.path("queue")
-    queue = await ask.read(lambda tx, _: testflinger_queues.find_queue(tx, name))
+    queue = await ask.read(lambda tx, _: queues.find_queue(tx, name))
     if queue is None:
         return nothing()
     return await jobs_found(ask, domain.Search(project=queue["project"]), job_queue=name)
@@ -807,9 +738,9 @@ async def get_queue_jobs(ask: Ask) -> Response:
 
 async def get_token(ask: Ask) -> Response:
     """An access token: bare for the older clients (they send {} or use GET), in JSON for the newer (an empty body)."""
-    newer = ask.call.scope["method"] == "POST" and not (await ask.call.body()).strip()
-    tokens = await ask.call.tracker.db.write(clients.issue_token, ask.door.authorization, newer)
-    return as_json(tokens_json(tokens)) if newer else text(tokens.access_token)
+    newer = ask.scope["method"] == "POST" and not (await ask.body()).strip()
+    tokens = await ask.tracker.db.write(clients.issue_token, ask.header(b"authorization"), newer)
+    return as_json(tokens_json(tokens)) if newer else as_text(tokens.access_token)
 
 
 def tokens_json(tokens: clients.Tokens) -> dict[str, Any]:
@@ -817,36 +748,21 @@ def tokens_json(tokens: clients.Tokens) -> dict[str, Any]:
 
 
 async def refresh_token(ask: Ask) -> Response:
-    body = await ask.body(RefreshBody)
-    tokens = await ask.call.tracker.db.write(clients.refresh_token, body.refresh_token)
+    body = await ask.struct(RefreshBody)
+    tokens = await ask.tracker.db.write(clients.refresh_token, body.refresh_token)
     return as_json(tokens_json(tokens))
 
 
 async def revoke_token(ask: Ask) -> Response:
-    body = await ask.body(RefreshBody)
-    await ask.call.tracker.db.write(clients.revoke_token, body.refresh_token)
-    return text("OK")
-
-
-def administers(
-    function: Callable, *path: str, body: type | None = None, reads: bool = False
-) -> Callable[[Ask], Awaitable[Response]]:
-    """The handler of a call by which clients are administered: the client, what is in the path, the body."""
-
-    async def handle(ask: Ask) -> Response:
-        args: list[Any] = [ask.path(name) for name in path]
-        if body is not None:
-            args.append(await ask.body(body))
-        content = await (ask.read if reads else ask.write)(lambda tx, client: function(tx, client, *args))
-        return text("OK") if content is None else as_json(content)
-
-    return handle
+    body = await ask.struct(RefreshBody)
+    await ask.tracker.db.write(clients.revoke_token, body.refresh_token)
+    return as_text("OK")
 
 
 # ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-Handler = Callable[[Ask], Awaitable[Response]]
 ONE_CLIENT, ONE_QUEUE = "/v1/client-permissions/{client_id}", "/v1/restricted-queues/{queue:path}"
+ONE_SECRET = "/v1/secrets/{client_id}/{path:path}"
 
 # Method, path, handler, and whether agents alone may come in; OPEN: everybody, as the handler looks at the credentials.
 ANY, AGENT, OPEN = "any", "agent", "open"
@@ -854,14 +770,14 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("GET", "/v1/job", pick_job, AGENT),
     ("POST", "/v1/job", submit_job, ANY),
     ("GET", "/v1/job/search", search_jobs, ANY),
-    ("GET", "/v1/job/{job_id}", get_job, ANY),
+    ("GET", "/v1/job/{job_id}", calls(domain.get_job, "job_id"), ANY),
     ("GET", "/v1/job/{job_id}/position", get_position, ANY),
     ("POST", "/v1/job/{job_id}/action", act_on_job, ANY),
     ("POST", "/v1/job/{job_id}/events", send_events, AGENT),
     ("POST", "/v1/job/{job_id}/attachments", add_attachments, ANY),
     ("GET", "/v1/job/{job_id}/attachments", file_handler("attachments"), ANY),
     ("POST", "/v1/result/{job_id}", add_result, AGENT),
-    ("GET", "/v1/result/{job_id}", get_result, ANY),
+    ("GET", "/v1/result/{job_id}", calls(domain.get_result, "job_id"), ANY),
     ("POST", "/v1/result/{job_id}/artifact", add_artifact, AGENT),
     ("GET", "/v1/result/{job_id}/artifact", file_handler("artifact"), ANY),
     *(
@@ -872,12 +788,12 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("POST", "/v1/result/{job_id}/log/{kind}", add_log, AGENT),
     ("GET", "/v1/result/{job_id}/log/{kind}", get_log, ANY),
     ("POST", "/v1/agents/queues", advertise_queues, AGENT),
-    ("GET", "/v1/agents/queues", get_queues, ANY),
+    ("GET", "/v1/agents/queues", calls(queues.advertised_queues), ANY),
     ("POST", "/v1/agents/images", set_images, AGENT),
-    ("GET", "/v1/agents/images/{queue:path}", get_images, ANY),
-    ("GET", "/v1/agents/data", get_agents, ANY),
+    ("GET", "/v1/agents/images/{queue:path}", calls(queues.images, "queue"), ANY),
+    ("GET", "/v1/agents/data", calls(domain.list_agents), ANY),
     ("POST", "/v1/agents/data/{name}", update_agent, AGENT),
-    ("GET", "/v1/agents/data/{name}", get_agent, ANY),
+    ("GET", "/v1/agents/data/{name}", calls(domain.get_agent, "name"), ANY),
     ("POST", "/v1/agents/provision_logs/{name}", add_provision_log, AGENT),
     ("GET", "/v1/queues/wait_times", get_wait_times, ANY),
     ("GET", "/v1/queues/{queue:path}/agents", get_queue_agents, ANY),
@@ -886,22 +802,22 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("GET", "/v1/oauth2/token", get_token, OPEN),
     ("POST", "/v1/oauth2/refresh", refresh_token, OPEN),
     ("POST", "/v1/oauth2/revoke", revoke_token, OPEN),
-    ("GET", "/v1/restricted-queues", administers(clients.list_restricted_queues, reads=True), ANY),
-    ("GET", ONE_QUEUE, administers(clients.get_restricted_queue, "queue", reads=True), ANY),
-    ("POST", ONE_QUEUE, administers(clients.add_restricted_queue, "queue"), ANY),
-    ("DELETE", ONE_QUEUE, administers(clients.remove_restricted_queue, "queue"), ANY),
-    ("GET", "/v1/client-permissions", administers(clients.list_permissions, reads=True), ANY),
-    ("POST", "/v1/client-permissions", administers(clients.create_permissions, body=clients.NewPermissionsBody), ANY),
-    ("GET", ONE_CLIENT, administers(clients.get_permissions, "client_id", reads=True), ANY),
-    ("PUT", ONE_CLIENT, administers(clients.put_permissions, "client_id", body=clients.PermissionsBody), ANY),
-    ("DELETE", ONE_CLIENT, administers(clients.delete_permissions, "client_id"), ANY),
+    ("GET", "/v1/restricted-queues", calls(clients.list_restricted_queues), ANY),
+    ("GET", ONE_QUEUE, calls(clients.get_restricted_queue, "queue"), ANY),
+    ("POST", ONE_QUEUE, calls(clients.add_restricted_queue, "queue"), ANY),
+    ("DELETE", ONE_QUEUE, calls(clients.remove_restricted_queue, "queue"), ANY),
+    ("GET", "/v1/client-permissions", calls(clients.list_permissions), ANY),
     (
-        "PUT",
-        "/v1/secrets/{client_id}/{path:path}",
-        administers(clients.put_secret, "client_id", "path", body=clients.SecretBody),
+        "POST",
+        "/v1/client-permissions",
+        calls(clients.create_permissions, body=clients.NewPermissionsBody),
         ANY,
     ),
-    ("DELETE", "/v1/secrets/{client_id}/{path:path}", administers(clients.delete_secret, "client_id", "path"), ANY),
+    ("GET", ONE_CLIENT, calls(clients.get_permissions, "client_id"), ANY),
+    ("PUT", ONE_CLIENT, calls(clients.put_permissions, "client_id", body=clients.PermissionsBody), ANY),
+    ("DELETE", ONE_CLIENT, calls(clients.delete_permissions, "client_id"), ANY),
+    ("PUT", ONE_SECRET, calls(clients.put_secret, "client_id", "path", body=clients.SecretBody), ANY),
+    ("DELETE", ONE_SECRET, calls(clients.delete_secret, "client_id", "path"), ANY),
     *((method, path, health, OPEN) for method in ("GET", "HEAD") for path in ("/v1", "/v1/")),
 ]
 
@@ -909,7 +825,7 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
 TAKE = {handler for method, path, handler, _ in ROUTES if method == "GET" and path.endswith(("/job", "output"))}
 
 
-def refuse_images(call: tracker.Call) -> None:
+def refuse_images(call: Ask) -> None:
     """Refuses a GET that takes something away, when a browser sends it that does not say which site's page made it."""
     program = call.header(b"user-agent") or b""
     browser = program.startswith(b"Mozilla/") and b"PowerShell" not in program  # which calls itself so
@@ -917,43 +833,31 @@ def refuse_images(call: tracker.Call) -> None:
         raise TrackerError("forbidden", "Refused: a browser that does not tell by what it was caused to ask for this")
 
 
-class Path(tracker.Endpoint):
-    """One path with its methods. It takes all of them, to refuse the wrong ones in this dialect's form."""
+def entrance(handler: Handler, needs: str) -> Handler:
+    """The handler behind what every request has to pass before it is looked at."""
 
-    def __init__(self, running: tracker.Tracker, methods: dict[str, tuple[Handler, str]]):
-        super().__init__(running, self.answer)
-        self.methods = methods
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        try:
-            response = await self.answer(tracker.Call(scope, receive, self.tracker))
-        except Exception as error:
-            response = refusal(error, f"{scope['method']} {scope['path']}")
-        await response(scope, receive, send)
-
-    async def answer(self, call: tracker.Call) -> Response:
-        method = call.scope["method"]
-        if method not in self.methods:  # HEAD is one of them: it must not take a job
-            if not self.methods:
-                raise TrackerError("not_found", f"There is nothing at {call.scope['path'][:1000]}")
-            error = TrackerError("method_not_allowed", f"{method} is not possible here")
-            error.headers = {"allow": ", ".join(self.methods)}
-            raise error
-        call.refuse_other_sites()
-        handler, needs = self.methods[method]
+    async def handle(ask: Ask) -> Response:
+        ask.refuse_other_sites()
         if handler in TAKE:
-            refuse_images(call)
-        return await handler(Ask(call, Door(call, needs)))
+            refuse_images(ask)
+        ask.needs = needs
+        return await handler(ask)
+
+    return handle
+
+
+async def nowhere(ask: Ask) -> Response:
+    raise TrackerError("not_found", f"There is nothing at {ask.scope['path'][:1000]}")
 
 
 def routes(running: tracker.Tracker) -> list[Route]:
     """All of this dialect's paths. Refuses (start) networks in webhook_networks that are none."""
     webhook.read_networks(running.settings.webhook_networks)
-    paths: dict[str, dict[str, tuple[Handler, str]]] = {}
+    paths: dict[str, dict[str, Handler]] = {}
     for method, path, handler, needs in ROUTES:
-        paths.setdefault(path, {})[method] = handler, needs
-    made = [Route(path, Path(running, methods)) for path, methods in paths.items()]
-    return [*made, Route("/v1/{path:path}", Path(running, {}))]
+        paths.setdefault(path, {})[method] = entrance(handler, needs)
+    handlers = {**{path: tracker.by_method(methods) for path, methods in paths.items()}, "/v1/{path:path}": nowhere}
+    return [Route(path, tracker.Endpoint(running, handler, Ask)) for path, handler in handlers.items()]
 
 
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────

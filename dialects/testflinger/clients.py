@@ -10,8 +10,6 @@ Sections (search for "# ── "):
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 import json
 import secrets
@@ -22,7 +20,9 @@ import jwt
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+import shapes
 import tracker
+from dialects.plumbing import basic_credentials
 from dialects.testflinger.queues import find_queue, make_queue
 from tracker import TrackerError, Tx
 
@@ -72,24 +72,15 @@ def note_use(tx: Tx, client: str) -> None:
 
 def check_key(tx: Tx, authorization: bytes | None) -> sqlite3.Row:
     """The row of the client whose id and key these are. An unknown client takes as long as a wrong key."""
-    client, key = basic_credentials(authorization or b"")
+    given = basic_credentials(authorization)
+    if given is None:
+        raise TrackerError("unauthorized", "client_id and client_key are required: Authorization: Basic, in base64")
+    client, key = given
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     matches = hmac.compare_digest(tracker.digest(key.encode()), row["key_hash"] if row else bytes(32))
     if row is None or not matches:
         raise TrackerError("unauthorized", "Invalid client_id or client_key")
     return row
-
-
-def basic_credentials(authorization: bytes) -> tuple[str, str]:
-    kind, _, encoded = authorization.strip().partition(b" ")
-    try:
-        text = base64.b64decode(encoded.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        text = ""
-    if kind.lower() != b"basic" or ":" not in text:
-        raise TrackerError("unauthorized", "client_id and client_key are required: Authorization: Basic, in base64")
-    client, _, key = text.partition(":")
-    return client, key
 
 
 # ── Tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,7 +244,7 @@ LIMITS = ("max_priority", "allowed_queues", "max_reservation_time")
 
 Role = Literal["contributor", "agent", "admin"]
 MOST_MAXIMUM = 2**31 - 1
-Maximums = dict[str, tracker.Natural]
+Maximums = dict[str, shapes.Natural]
 ClientId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}\Z")]  # in paths, and before a colon
 Key = Annotated[str, Meta(min_length=12, max_length=1000)]  # one that a person chose: nobody can guess that many
 
@@ -292,10 +283,11 @@ class NewPermissionsBody(LimitsBody, kw_only=True):
 
 def refusal(error: msgspec.ValidationError) -> TrackerError:
     """Why a body is refused, in words for people."""
-    name, problem = tracker.name_and_problem(error)
-    if name == "client_id" and "matching regex" in problem:
+    refused = tracker.refused_value(error)
+    if refused.field == "client_id" and "matching regex" in refused.problem:
         problem = "must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -, and begin with a letter, a digit or _"
-    return TrackerError("invalid", f"{name}: {problem}")
+        return TrackerError("invalid", problem, "client_id")
+    return refused
 
 
 NEW_CLIENT = Client("", "contributor", {}, [], {})
@@ -375,61 +367,61 @@ def client_json(row: sqlite3.Row) -> dict[str, Any]:
     return {**permissions_json(row), **{name: row[name] for name in more}}
 
 
-def list_clients(tx: Tx, session: bytes | None) -> list[dict[str, Any]]:
-    """All clients by name. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def list_clients(tx: Tx, caller: tracker.Caller) -> list[dict[str, Any]]:
+    """All clients by name."""
     return [client_json(row) for row in tx.all(f"{LISTED_CLIENT} ORDER BY c.id")]
 
 
-def find_client(tx: Tx, session: bytes | None, client: str) -> dict[str, Any]:
-    """One client. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def find_client(tx: Tx, caller: tracker.Caller, client: str) -> dict[str, Any]:
+    """One client."""
     return client_json(tx.one(f"{LISTED_CLIENT} WHERE c.id = ?", (find_row(tx, client)["id"],)))
 
 
-def create_client(tx: Tx, session: bytes | None, body: ClientBody) -> tuple[dict[str, Any], str]:
-    """A new client, and its key, which is in the answer and nowhere else. For admins."""
-    manager = tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def create_client(tx: Tx, caller: tracker.Caller, body: ClientBody) -> tuple[dict[str, Any], str]:
+    """A new client, and its key, which is in the answer and nowhere else."""
     key = secrets.token_urlsafe(32)
-    insert_client(tx, body.client_id, key, manager["id"], body)
-    return find_client(tx, session, body.client_id), key
+    insert_client(tx, body.client_id, key, caller.manager.id, body)
+    return find_client(tx, caller, body.client_id), key
 
 
-def update_client(tx: Tx, session: bytes | None, client: str, body: LimitsBody) -> dict[str, Any]:
-    """Changes a client's role and limits. Takes effect with its very next request. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody) -> dict[str, Any]:
+    """Changes a client's role and limits. Takes effect with its very next request."""
     change_limits(tx, find_row(tx, client), body)
-    return find_client(tx, session, client)
+    return find_client(tx, caller, client)
 
 
-def key_hash(tx: Tx, session: bytes | None, client: str) -> bytes:
-    """The hash of a client's present key. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def key_hash(tx: Tx, caller: tracker.Caller, client: str) -> bytes:
+    """The hash of a client's present key."""
     return find_row(tx, client)["key_hash"]
 
 
-def rotate_key(tx: Tx, session: bytes | None, client: str, old: bytes | None = None) -> str:
-    """A client's new key, which is in the answer and nowhere else. The old one and its tokens end. For admins.
+@tracker.needs(tracker.ADMIN)
+def rotate_key(tx: Tx, caller: tracker.Caller, client: str, old: bytes | None = None) -> str:
+    """A client's new key, which is in the answer and nowhere else. The old one and its tokens end.
 
     With the hash of the key that it is to replace, refuses when that has been replaced already.
     """
-    if old not in (None, key_hash(tx, session, client)):
+    if old not in (None, key_hash(tx, caller, client)):
         raise TrackerError("conflict", f"The client {client} has got another key meanwhile")
-    tracker.require_admin(tx, session)
     key = secrets.token_urlsafe(32)
     change_key(tx, find_row(tx, client)["id"], key)
     return key
 
 
-def delete_client(tx: Tx, session: bytes | None, client: str) -> None:
-    """Deletes a client. Its tokens and secrets end; its jobs go on. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def delete_client(tx: Tx, caller: tracker.Caller, client: str) -> None:
+    """Deletes a client. Its tokens and secrets end; its jobs go on."""
     drop_client(tx, client)
 
 
-def set_restricted(tx: Tx, session: bytes | None, project: int, restricted: bool) -> None:
-    """Whether only clients that are allowed the queue may submit to it. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def set_restricted(tx: Tx, caller: tracker.Caller, project: int, restricted: bool) -> None:
+    """Whether only clients that are allowed the queue may submit to it."""
     restrict(tx, project, restricted)
 
 

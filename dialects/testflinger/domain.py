@@ -1,8 +1,8 @@
 """What the Testflinger dialect keeps and does: functions (tx, …) that know no HTTP.
 
-A queue there is a project that this dialect has made, a job is a job of it, an agent is a worker. Triggers in
-schema.sql keep a testflinger_job row beside every job of such a project, whichever door that came through. What agents
-report is kept by job id, also for ids that nobody knows. Sections (search for "# ── "):
+A queue there is a project that this dialect has made, a job is a job of it, an agent is a worker. Beside every job of
+such a project stands a testflinger_job row, whichever door that came through (events). What agents report is kept by
+job id, also for ids that nobody knows. Sections (search for "# ── "):
 
     Jobs submitted · Jobs picked · Jobs looked at · Results · Output · Files · Agents · Forgotten
 """
@@ -10,14 +10,14 @@ report is kept by job id, also for ids that nobody knows. Sections (search for "
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from sqlite3 import Row
 from typing import Any, NamedTuple
 
 import msgspec
 
 import tracker
-from dialects.testflinger import clients as clients
+from dialects.plumbing import iso
+from dialects.testflinger import clients
 from dialects.testflinger.queues import Unprocessable, find_queue, make_queue
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
@@ -28,10 +28,6 @@ KINDS = ("output", "serial")
 VERDICT = {"status", *(f"{phase}_status" for phase in PHASES), "output", "device_info"}  # release_job reads these
 MOST_REPORTED = 16 * 2**20  # bytes of results, and of output outside a job's log, for one job id
 FIELD_SIZE = 100  # bytes that a field of a result counts besides its name and value: a row takes room, too
-
-
-def iso(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # ── Jobs submitted ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -268,7 +264,7 @@ def cancel_job(tx: Tx, uuid: str, by: str) -> None:
         raise TrackerError("not_found", f"There is no job {uuid}")
     if job["finished"] is not None:
         raise TrackerError("invalid", f"The job is already completed or cancelled: it is {job['shown_state']}")
-    tracker.cancel_job(tx, job, by)
+    tracker.stop_job(tx, job, by)
 
 
 class Search(NamedTuple):
@@ -472,7 +468,7 @@ def move_job(tx: Tx, job: Row, state: str) -> None:
         known = "UPDATE testflinger_job SET state = ? WHERE job = ? AND state = 'complete'"  # not if it is tried again
         tx.execute(known, (state, job["id"]))
     elif state == "cancelled":
-        tracker.cancel_job(tx, job, "its agent")
+        tracker.stop_job(tx, job, "its agent")
     elif state in LIVE and state != "waiting":  # other words would hide it from who looks for what goes on
         tx.execute("UPDATE testflinger_job SET state = ? WHERE job = ?", (state, job["id"]))
 
@@ -869,7 +865,7 @@ def cancel_forgotten(tx: Tx) -> bool:
     """Cancels jobs whose attachments have never come. Whether there may be more."""
     due = tx.all(FORGOTTEN, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
     for job in due:
-        tracker.cancel_job(tx, job, "the tracker: its attachments have not come")
+        tracker.stop_job(tx, job, "the tracker: its attachments have not come")
     return bool(due)
 
 

@@ -25,6 +25,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.responses import Response
 
 import server
+from dialects.plumbing import HEADERS
 from tracker import Call, Settings, TrackerError
 
 log = logging.getLogger("tracker")
@@ -338,8 +339,7 @@ class Download(Response):
     """An answer that streams an open file, and closes it whatever happens."""
 
     def __init__(self, file: io.FileIO, size: int, media_type: str):
-        headers = {"content-length": str(size), "cache-control": "no-store", "x-content-type-options": "nosniff"}
-        super().__init__(headers=headers, media_type=media_type)
+        super().__init__(headers={**HEADERS, "content-length": str(size)}, media_type=media_type)
         self.file, self.size = file, size
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:

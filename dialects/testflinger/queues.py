@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from sqlite3 import Row
-from typing import Any
+from typing import Any, Literal
 
 import tracker
 from tracker import Raw, TrackerError, Tx, encode
@@ -19,11 +19,11 @@ QUEUE = "SELECT q.*, p.name, p.paused, p.assign_rate, p.assign_free_uptime FROM 
 
 
 class Unprocessable(TrackerError):
-    """A value that is well formed and yet cannot be: the field, and what is wrong with it."""
+    """A value that is well formed and yet cannot be: the field, what is wrong with it, and where. Status 422."""
 
-    def __init__(self, field: str, problem: str):
-        super().__init__("invalid", f"{field}: {problem}")
-        self.field, self.problem = field, problem
+    def __init__(self, field: str, problem: str, where: Literal["json", "query"] = "json"):
+        super().__init__("invalid", problem, field)
+        self.where = where
 
 
 def find_queue(tx: Tx, name: str) -> Row | None:
