@@ -371,7 +371,7 @@ def doom_writer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def write_batch(self: tracker.WriteQueue, *args: Any, **options: Any) -> None:
         await real(self, *args, **options)
-        if any(call.function is tracker.create_worker for call in self.in_hand):
+        if any(tracker.create_worker in (call.function, *call.args) for call in self.in_hand):
             raise SystemError("a fault of the writer")
 
     monkeypatch.setattr(tracker.WriteQueue, "write_batch", write_batch)
@@ -406,9 +406,12 @@ def test_a_process_whose_writer_ends_exits_with_status_1(tmp_path: Path) -> None
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        url = re.search(r"http://\S+", process.stdout.readline())[0]
-        httpx.post(f"{url}/worker/create", json={"alias": "the last one"})
-        _, said = process.communicate(timeout=60)
+        try:
+            url = re.search(r"http://\S+", process.stdout.readline())[0]
+            httpx.post(f"{url}/worker/create", json={"alias": "the last one"})
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 1
     assert "The writer has ended" in said
 
