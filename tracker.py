@@ -18,8 +18,8 @@ githook (uploads, push events), waiting (workers that wait), openapi (the API's 
 imported when the app is made: pages (the manager UI), dialects/ (other systems' APIs). Sections, in the order in which
 they depend on each other (search for "# ── "):
 
-Beside this module: errors (what is refused), shapes (what goes in and out), server (how bytes come in), lines and
-    Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
+    Settings · Clock, ids and secrets · Database · Dialects · Callers · Workers · Projects and access · Managers ·
+    Logs · Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
     HTTP plumbing · JSON API · Routes and app · In-process · Command line
 
 Nothing refers to a later section but these, as a task, its job and the job's workflow are one state machine:
