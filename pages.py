@@ -1162,29 +1162,6 @@ def new_template_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[st
     return template_values(tx, {"id": None, "name": "", **tracker.NEW_TEMPLATE})
 
 
-def template_runs(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
-    """What else a template's page shows: its last jobs, and how others trigger it."""
-    required = [one for one in tracker.declared_variables(row) if one.required]
-    return {
-        "given": [(one.name, tracker.as_text(one.value) or "VALUE") for one in required],
-        "samples": [f"argument {number + 1}" for number in range(len(tracker.free_arguments(row)))],
-        "token": row["token"],
-        "secret": "",
-        "jobs": with_aliases(tx, last_jobs(tx, row["id"], 10), "assignee"),
-    }
-
-
-def workflows_with(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
-    """What goes with a template when it is deleted: the workflows of which it is a step."""
-    steps = "SELECT workflow FROM workflow_edge WHERE :id IN (template, target)"
-    return {
-        "workflows": tx.all(
-            f"SELECT name FROM workflow WHERE (start = :id OR id IN ({steps})) AND deleted IS NULL ORDER BY name",
-            {"id": row["id"]},
-        )
-    }
-
-
 @of_project(EDIT, tracker.TEMPLATE)
 def edit_template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
     return template_values(tx, template)
