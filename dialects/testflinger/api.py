@@ -164,7 +164,7 @@ class Ask(tracker.Call):
         """What stands in the path; a job's id as it is stored."""
         value = self.scope["path_params"][name]
         if "\0" in value:
-            raise TrackerError("invalid", f"{name}: must not contain a NUL character")
+            raise TrackerError("invalid", "must not contain a NUL character", name)
         return stored_uuid(value) if name == "job_id" else value
 
     def values(self, name: str) -> list[str]:
@@ -239,7 +239,7 @@ def stored_uuid(given: str) -> str:
     try:
         return str(UUID(given))
     except ValueError:
-        raise TrackerError("invalid", "job_id: is not a UUID") from None
+        raise TrackerError("invalid", "is not a UUID", "job_id") from None
 
 
 def strict_json(body: bytes) -> Any:
@@ -261,7 +261,7 @@ def loose_json(body: bytes) -> Any:
     try:
         return plumbing.forgiving_json(body)
     except (ValueError, RecursionError) as error:
-        raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
+        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
 
 
 def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] = "json") -> Any:
@@ -423,7 +423,7 @@ def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
 async def pick_job(ask: Ask) -> Response:
     names = ask.values("queue")
     if not names:
-        raise TrackerError("invalid", "queue: is required: at least one queue that the agent listens to")
+        raise TrackerError("invalid", "is required: at least one queue that the agent listens to", "queue")
     # Mostly there is none: no reason to write, and to hold up those who do.
     if await ask.read(lambda tx, client: domain.best_job(tx, client, names, ask.agent)) is None:
         return nothing()
@@ -516,7 +516,7 @@ async def send_events(ask: Ask) -> Response:
     try:
         answer = await webhook.put(target, event, ask.tracker.settings.webhook_networks, webhook.TIMEOUT)
     except webhook.Refused as error:
-        raise TrackerError("invalid", f"job_status_webhook: {error}") from None
+        raise TrackerError("invalid", f"{error}", "job_status_webhook") from None
     except webhook.TimedOut as error:
         return as_json({"message": str(error), "detail": {}}, 504)
     except webhook.Unreachable as error:
@@ -693,7 +693,7 @@ async def set_images(ask: Ask) -> Response:
 async def update_agent(ask: Ask) -> Response:
     name, given = ask.path("name"), await ask.object(loose_json)
     if not name.strip() or len(name) > 200:
-        raise TrackerError("invalid", "name: an agent's name has 1 to 200 characters")
+        raise TrackerError("invalid", "an agent's name has 1 to 200 characters", "name")
     empty = {field for field in AgentBody.__struct_fields__ if field in given and given[field] is None}
     told = {field: value for field, value in given.items() if field not in empty}  # an agent's option that is not set
     checked(AgentBody, told)

@@ -126,7 +126,7 @@ def refresh_token(tx: Tx, token: str) -> Tokens:
         (tracker.digest(token.encode()), tx.time),
     )
     if row is None:  # the word "expired" would make clients try to refresh once more
-        raise TrackerError("unauthorized", "refresh_token: not valid (any more), authenticate with client_id again")
+        raise TrackerError("unauthorized", "not valid (any more), authenticate with client_id again", "refresh_token")
     return Tokens(access_token(tx, row), token, ACCESS_LIFETIME)
 
 
@@ -213,9 +213,9 @@ def check_submission(
     if priority:
         most = maximum(needed(client, f"job_priority: {priority}").max_priority, queue)
         if priority > most:
-            raise TrackerError("forbidden", f"job_priority: {priority} is more than {most}, {has(client, queue)}")
+            raise TrackerError("forbidden", f"{priority} is more than {most}, {has(client, queue)}", "job_priority")
     if restricted and queue not in needed(client, f"job_queue: {queue} is restricted and").allowed_queues:
-        raise TrackerError("forbidden", f"job_queue: {queue} is restricted, and client {client.id} is not allowed it")
+        raise TrackerError("forbidden", f"{queue} is restricted, and client {client.id} is not allowed it", "job_queue")
     if reservation is not None and reservation > FREE_RESERVATION:
         asked = f"reserve_data.timeout: {reservation:.0f} s"
         most = max(FREE_RESERVATION, maximum(needed(client, asked).max_reservation_time, queue))
@@ -304,9 +304,9 @@ def find_row(tx: Tx, client: str) -> sqlite3.Row:
 def insert_client(tx: Tx, client: str, key: str, manager: int | None, body: LimitsBody) -> sqlite3.Row:
     """Stores a client. Refuses a name that is taken."""
     if tx.one("SELECT 1 FROM testflinger_client WHERE id = ?", (client,)):
-        raise TrackerError("conflict", f"client_id: there is a client {client} already")
+        raise TrackerError("conflict", f"there is a client {client} already", "client_id")
     if tx.one("SELECT 1 FROM testflinger_client LIMIT 1 OFFSET ?", (MOST_CLIENTS - 1,)):
-        raise TrackerError("conflict", f"client_id: there are {MOST_CLIENTS:,} clients already")
+        raise TrackerError("conflict", f"there are {MOST_CLIENTS:,} clients already", "client_id")
     fields = checked_limits(NEW_CLIENT, body)
     fields |= {"id": client, "key_hash": tracker.digest(key.encode()), "manager": manager, "created": tx.time}
     names, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
@@ -337,16 +337,14 @@ def checked_limits(old: Client, body: LimitsBody) -> dict[str, str]:
     for name in LIMITS:
         for queue in getattr(new, name):
             if not queue.strip() or len(queue) > 200:
-                raise TrackerError(
-                    "invalid", f"{name}: the name of a queue has 1 to 200 characters, and not only spaces"
-                )
+                raise TrackerError("invalid", "the name of a queue has 1 to 200 characters, and not only spaces", name)
     if "*" in new.allowed_queues:
-        raise TrackerError("invalid", "allowed_queues: * stands for no queue here, name each one")
+        raise TrackerError("invalid", "* stands for no queue here, name each one", "allowed_queues")
     new = new._replace(allowed_queues=list(dict.fromkeys(new.allowed_queues)))
     limits = {name: json.dumps(getattr(new, name)) for name in LIMITS}
     if sum(map(len, limits.values())) > MOST_LIMITS:
         most = f"together more than {MOST_LIMITS // 1024} KiB"
-        raise TrackerError("invalid", f"{', '.join(LIMITS)}: {most}, no token could carry them")
+        raise TrackerError("invalid", f"{most}, no token could carry them", f"{', '.join(LIMITS)}")
     return {"role": new.role, **limits}
 
 
@@ -468,7 +466,7 @@ def put_permissions(tx: Tx, caller: Client | None, client: str, body: Permission
     """
     require_admin_client(caller)
     if body.client_id not in (UNSET, client):
-        raise TrackerError("invalid", f"client_id: must be {client[:200]}, as in the path")
+        raise TrackerError("invalid", f"must be {client[:200]}, as in the path", "client_id")
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     if row is None:
         return create_permissions(tx, caller, new_permissions(client, body))
@@ -564,14 +562,14 @@ def put_secret(tx: Tx, caller: Client | None, client: str, path: str, body: Secr
     require_self(caller, client)
     find_row(tx, client)
     if not 1 <= len(path) <= MOST_PATH or not path.isprintable():
-        raise TrackerError("invalid", f"path: must have 1 to {MOST_PATH} printable characters")
+        raise TrackerError("invalid", f"must have 1 to {MOST_PATH} printable characters", "path")
     if "\0" in body.value:
-        raise TrackerError("invalid", "value: must not contain a NUL character")
+        raise TrackerError("invalid", "must not contain a NUL character", "value")
     if len(body.value.encode()) > MOST_SECRET:
-        raise TrackerError("too_large", f"value: more than {MOST_SECRET // 1024} KiB")
+        raise TrackerError("too_large", f"more than {MOST_SECRET // 1024} KiB", "value")
     others = "SELECT 1 FROM testflinger_secret WHERE client = ? AND path <> ? LIMIT 1 OFFSET ?"
     if tx.one(others, (client, path, MOST_SECRETS - 1)):
-        raise TrackerError("conflict", f"path: client {client} has {MOST_SECRETS} secrets already")
+        raise TrackerError("conflict", f"client {client} has {MOST_SECRETS} secrets already", "path")
     stored = "INSERT OR REPLACE INTO testflinger_secret (client, path, value) VALUES (?, ?, ?)"
     tx.execute(stored, (client, path, body.value))
 
