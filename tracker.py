@@ -77,21 +77,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+import errors
 import openapi
 import shapes
-from errors import (
-    STATUS,
-    MethodNotAllowed,
-    TrackerError,
-    as_raw,
-    columns_of,
-    convert,
-    decode,
-    encode,
-    given_fields,
-    refuse_nul,
-    shaped,
-)
+from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, receive_push
 from lines import MOST_REPORTED, LineTask, Upload, tasks_of
 from server import (
@@ -1294,7 +1283,7 @@ def project_with_counts(row: sqlite3.Row) -> Project:
 @functools.lru_cache(maxsize=64)
 def project_of(columns: tuple) -> Project:
     """The columns of PROJECT_COLUMNS as the document shows them. Remembered: each assigned task shows its project."""
-    made = {name: make(value) for (name, make), value in zip(columns_of(Project), columns, strict=False)}
+    made = {name: make(value) for (name, make), value in zip(errors.columns_of(Project), columns, strict=False)}
     rates = {name: made[name] or UNLIMITED_RATE for name in ("assign_rate", "submit_rate")}
     return Project(**{**made, **rates, "chain": made["chain"] or 0})
 
@@ -2648,7 +2637,7 @@ def make_job(
 
 def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any]:
     """The template's variables, with the values that are given. Refuses what it does not declare or allow."""
-    refuse_nul(given, "variables")
+    errors.refuse_nul(given, "variables")
     declared = msgspec.json.decode(template["variables"], type=list[shapes.Variable])
     unknown = given.keys() - {variable.name for variable in declared}
     if unknown and not template["undeclared"]:
@@ -2681,7 +2670,7 @@ def declared_variables(template: sqlite3.Row) -> list[shapes.Variable]:
 
 def place_arguments(template: sqlite3.Row, given: list[Any]) -> list[str]:
     """The arguments as the script gets them: texts, each in its place. Refuses too few; what is too many is ignored."""
-    refuse_nul(given, "arguments")
+    errors.refuse_nul(given, "arguments")
     needed = len(free_arguments(template))
     if len(given) < needed:
         raise TrackerError(
