@@ -41,6 +41,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 import charts
+import errors
 import openapi
 import shapes
 import tracker
@@ -331,7 +332,7 @@ class Visit(Call):
             if name in self.fields and (value or is_text):
                 values[name] = value
         body = tracker.convert(values, kind, strict=False)
-        tracker.refuse_nul(body)
+        errors.refuse_nul(body)
         return body
 
     def rows(self, name: str) -> dict[int, dict[str, str]]:
@@ -975,7 +976,7 @@ def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
             made.append(tracker.convert({field: text for field, text in row.items() if text}, kind, strict=False))
         except TrackerError as error:
             raise error.within(f"{name}[{number}]") from None
-        tracker.refuse_nul(made[-1], f"{name}[{number}]")
+        errors.refuse_nul(made[-1], f"{name}[{number}]")
     return made
 
 
@@ -1090,7 +1091,7 @@ def run_form(visit: Visit) -> RunForm:
     named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
     count = sum(name.startswith("argument:") for name in visit.fields)
     form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
-    tracker.refuse_nul(form)
+    errors.refuse_nul(form)
     return form
 
 
