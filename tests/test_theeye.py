@@ -24,7 +24,7 @@ from test_worker import posix_only
 from test_worker_run import Machine
 
 import tracker
-from dialects import theeye
+from dialects import plumbing, theeye
 
 SCRIPT = "#!/bin/sh\necho one\necho '[\"from the script\"]'\n"
 ISO = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -956,7 +956,7 @@ def test_a_large_body_is_decoded_beside_the_event_loop(place: Place, monkeypatch
 def test_a_proper_result_is_not_looked_through_for_what_cannot_be_stored(place: Place, monkeypatch: pytest.MonkeyPatch):
     job, agent = place.trigger(place.make_task()), place.agent()
     agent.fetched()
-    monkeypatch.delattr(tracker, "storable")
+    monkeypatch.delattr(plumbing, "storable")
     assert agent.report(job["id"]).status_code == 200 and place.state(job)[0] == "finished"
 
 
