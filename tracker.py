@@ -2796,7 +2796,7 @@ def move_jobs(tx: Tx, tasks: Iterable[sqlite3.Row], event: str, said: str) -> No
             move_job(tx, row["job"], event, said)
 
 
-def start_job(tx: Tx, job: int, worker: int) -> dict[str, Any]:
+def start_job(tx: Tx, job: int, worker: int) -> shapes.TaskJob:
     """Notes that the job's task is assigned, and returns what the worker needs to run it."""
     row = move_job(
         tx,
@@ -2809,17 +2809,17 @@ def start_job(tx: Tx, job: int, worker: int) -> dict[str, Any]:
     if row["workflow_job"] is not None:
         start_workflow_job(tx, row)
     script = row["script"] and tx.one("SELECT * FROM script WHERE id = ?", (row["script"],))
-    return {
-        "id": row["token"],
-        "template": row["name"],
-        "script": {"source": script["source"], "md5": script["md5"]} if script else None,
-        "runas": row["runas"],
-        **{name: Raw(row[name].encode()) for name in ("arguments", "variables", "env")},
-        "timeout": row["timeout"],
-    }
+    return shapes.TaskJob(
+        id=row["token"],
+        template=row["name"],
+        script=shapes.Script(script["source"], script["md5"]) if script else None,
+        runas=row["runas"],
+        **{name: as_raw(row[name]) for name in ("arguments", "variables", "env")},
+        timeout=row["timeout"],
+    )
 
 
-def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> dict[str, Any]:
+def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
     """Assigns one waiting job, for a dialect with an order and with rights of its own: none are looked at here.
 
     Returns what start_job returns. 409 when the job is not waiting.

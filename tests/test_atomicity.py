@@ -470,7 +470,7 @@ def check_all_or_nothing(path: Path, furnishing: Callable, operation: Callable) 
             if results[1].args == ("at the end",):
                 break
         assert nth > 1, "the operation executes nothing"
-        await database.write(function, *args)
+        await database.write(call, function, *args)
         assert {**dump(path), "meta": None} != {**before, "meta": None}, "the operation changes nothing"
 
     run_with_database(path, main)
@@ -655,6 +655,7 @@ DIE_HALF_WAY = """
     from pathlib import Path
     import tracker
     from place import call
+    from shapes import *
     from tracker import *
 
     def write(function, *args):
