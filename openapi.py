@@ -1,9 +1,9 @@
 """The OpenAPI 3.1 document of the tracker's JSON API, and the values of the page that shows it to people.
 
-What the code decodes comes from the code: paths, docstrings, and the msgspec types that the handlers carry (`takes` in
-tracker.py). What no type says stands in tables here, which the tests compare with a running tracker: the shape of each
-answer, the meaning of each field (MEANING), and of each call who may make it, why it is refused and an example
-(OPERATIONS). The examples make up a story: pasted one after the other, in the order of the table, they all work.
+What the code says comes from the code: paths, docstrings, what a call takes and answers and who may make it (Takes and
+Need in tracker.py), the meaning of each field (shapes.py). What no type says stands in OPERATIONS, which the tests
+compare with a running tracker: why a call is refused and an example. The examples make up a story: pasted one after the
+other, in the order of the table, they all work.
 
     document(api, settings, version) ─► with_curl(document, url) ─► /openapi.json
                                                        └─► pages(document, url) ─► templates/docs.html
@@ -21,491 +21,28 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Struct
+
+from shapes import COUNT_COLUMNS, EXAMPLE_JOB, Id
 
 REF = "#/components/schemas/{name}"
-EXAMPLE_JOB = "5f0c7f6b2f1c4a0d8e9b3a71"  # `$JOB` for the shell: no two trackers give out the same
-
-# ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def shown(kind: Any, description: str, example: Any) -> Any:
-    """The type of a field of an answer: its kind, its meaning, and what it may look like."""
-    return Annotated[kind, Meta(description=description, examples=[example])]
-
-
-class PublicWorker(Struct):
-    """A worker as everybody may see it."""
-
-    id: shown(int, "The worker's number.", 1)
-    created: shown(int, "When it was created, in unix seconds.", 1559396382)
-    alias: shown(str, "Its name.", "my laptop")
-    paused: shown(bool, "Whether an admin has paused it: then it is assigned nothing.", False)
-
-
-class NewWorker(PublicWorker):
-    """A worker that was just created."""
-
-    secret: Annotated[str, Meta(description="Its secret, shown only this once.")]
-
-
-class WorkerStatistics(Struct):
-    """What a worker has done."""
-
-    id: shown(int, "The worker's number.", 1)
-    alias: shown(str, "Its name.", "my laptop")
-    closed_task_count: shown(int, "Tasks that it has closed, in all projects.", 42)
-    paused: shown(bool, "Whether an admin has paused it.", False)
-
-
-class Project(Struct):
-    """A project as workers see it."""
-
-    id: shown(int, "The project's number.", 1)
-    priority: shown(int, "Higher is served first to a worker that asks several projects.", 1)
-    name: shown(str, "Its name.", "first")
-    clone_url: shown(str, "Where workers may clone its code from.", "https://example.org/alice/first.git")
-    git_repo: shown(str, "The repository whose pushes set `version`.", "alice/first")
-    version: shown(str, "The version of its code that workers are to use.", "c0ffee")
-    motd: shown(str, "Message of the day.", "Be polite to the servers.")
-    public: shown(bool, "Whether any worker is assigned its tasks.", False)
-    hidden: shown(bool, "Whether only managers with READ see it.", False)
-    chain: shown(int, "The project to which its closed tasks are submitted; 0 for none.", 0)
-    paused: shown(bool, "Whether assignment is paused.", False)
-    assign_rate: shown(float, "Tasks assigned per second at most; 1.7976931348623157e308 is unlimited.", 2.5)
-    submit_rate: shown(float, "Tasks submitted per second at most; 1.7976931348623157e308 is unlimited.", 10.0)
-    keep_hashes: shown(bool, "Whether the hashes of closed tasks stay taken.", False)
-
-
-class ProjectWithCounts(Project):
-    """A project with its live counts."""
-
-    waiting_task_count: shown(int, "Tasks that wait for a worker.", 120)
-    assigned_task_count: shown(int, "Tasks that workers hold now.", 4)
-    awaiting_verification_count: shown(int, "Tasks done by somebody that wait for another worker's verification.", 0)
-    failed_task_count: shown(int, "Tasks that have failed for good.", 1)
-    closed_task_count: shown(int, "Tasks that are done.", 42)
-
-
-class Script(Struct):
-    """A script that a job brings along."""
-
-    source: shown(str, "The script.", "#!/bin/sh\necho $TRACKER_VAR_branch\n")
-    md5: shown(str, "MD5 of the source, in hexadecimal: for caches.", "e8b9b8d4eb4eaf2a4bb8a0d3b05a1b37")
-
-
-class TaskJob(Struct):
-    """What whoever runs a job's task needs. Plain tasks have none."""
-
-    id: shown(str, "The job's id.", EXAMPLE_JOB)
-    template: shown(str, "The name of its template.", "build")
-    script: Annotated[Script | None, Meta(description="Its script, if it brings one.")]
-    runas: shown(str, "The command line that runs the script: `%script%` is its file. Empty: it runs itself.", "")
-    arguments: shown(list[str], "The arguments, in their order.", ["fast"])
-    variables: shown(dict[str, Any], "The values of the variables.", {"branch": "main"})
-    env: shown(dict[str, str], "The environment that the template adds.", {"LANG": "C.UTF-8"})
-    timeout: shown(float, "Seconds that it may run.", 60.0)
-
-
-class Task(Struct):
-    """An assigned task, with its project."""
-
-    id: shown(int, "The task's number, by which it is released. No number is used twice.", 1)
-    priority: shown(int, "Higher is assigned first.", 1)
-    assignee: shown(int, "The worker that holds it: the caller.", 1)
-    retries: shown(int, "Attempts that have failed.", 0)
-    max_retries: shown(int, "Failed attempts after which it counts as failed.", 3)
-    status: shown(int, "1: new. (2 is failed; such a task is not assigned.)", 1)
-    recipe: shown(str, "What is to be done.", "https://example.org/")
-    max_assign_time: shown(int, "Seconds that the worker may hold it; 0 means the tracker's default.", 600)
-    assign_time: shown(int, "When it was assigned, in unix seconds.", 1559397394)
-    verification_count: shown(int, "Different workers that must release it with the same `verification`.", 0)
-    project: Project
-    job: TaskJob | UnsetType = UNSET
-
-
-class TemplateVariable(Struct):
-    """A variable that a template declares."""
-
-    name: shown(str, "Its name.", "branch")
-    value: shown(Any, "Its value, unless the job brings one; null for none.", "main")
-    required: shown(bool, "Whether it must have a value.", True)
-    allowed: shown(list[Any], "The values that it may have; empty for any.", [])
-    description: shown(str, "What it is for.", "What to build.")
-
-
-class TemplateArgument(Struct):
-    """An argument that a template declares."""
-
-    order: shown(int, "Its place among the arguments.", 0)
-    type: shown(str, "`fixed`: it has its own value. Anything else: the job brings it.", "select")
-    label: shown(str, "What a form calls it.", "Which tests")
-    value: shown(Any, "The value of a fixed one; what a form offers for another one.", "fast")
-    options: shown(list[Any], "What a form lets people choose from.", ["fast", "all"])
-
-
-class ListedTemplate(Struct):
-    """A named way to make a job, as a list shows it."""
-
-    id: shown(int, "The template's number.", 1)
-    project: shown(int, "The project whose queue gets the jobs' tasks.", 1)
-    name: shown(str, "Its name.", "build")
-    description: shown(str, "What it is for.", "Builds a branch.")
-    runas: shown(str, "The command line that runs the script: `%script%` is its file. Empty: it runs itself.", "")
-    variables: Annotated[list[TemplateVariable], Meta(description="The variables that it declares.")]
-    undeclared: shown(bool, "Whether a job may bring variables that are not declared.", False)
-    arguments: Annotated[list[TemplateArgument], Meta(description="The arguments that it declares.")]
-    env: shown(dict[str, str], "What is added to the environment of whoever runs a job.", {"LANG": "C.UTF-8"})
-    timeout: shown(float | None, "Seconds that a job may run; null means the tracker's default.", 60.0)
-    max_retries: shown(int, "Failed attempts after which a job has failed.", 0)
-    priority: shown(int, "Higher is assigned first.", 0)
-    api: shown(bool, "Whether other programs may trigger it by its name.", True)
-    has_key: shown(bool, "Whether a program that does so needs a key.", True)
-    keep_count: shown(int | None, "Ended jobs that are kept; null for all.", 100)
-    keep_time: shown(int | None, "Seconds for which they are kept; null means the tracker's default.", 86400)
-    created: shown(int, "When it was made, in unix seconds.", 1559396382)
-    updated: shown(int, "When it was changed last, in unix seconds.", 1559396382)
-
-
-class Template(ListedTemplate):
-    """A named way to make a job."""
-
-    recipe: shown(str, "The tasks' recipe; `{name}` stands for a variable.", "build {branch}")
-    script: shown(str, "The script that its jobs bring along; empty for none.", "#!/bin/sh\necho $TRACKER_VAR_branch\n")
-
-
-class NewTemplate(Template):
-    """A template that was just made."""
-
-    secret: Annotated[str, Meta(description="Opens this template alone. Shown only this once.", examples=["c0ffee"])]
-
-
-class ListedJob(Struct):
-    """A job as lists show it."""
-
-    id: shown(str, "The job's id.", EXAMPLE_JOB)
-    name: shown(str, "The name of its template, or of its workflow.", "build")
-    template: shown(int | None, "Its template's number; null for the run of a workflow.", 1)
-    project: shown(int, "The project's number.", 1)
-    state: shown(
-        Literal["waiting", "assigned", "succeeded", "failed", "timed_out", "cancelled"],
-        "`waiting`, `assigned`; or ended, for ever: `succeeded`, `failed`, `timed_out`, `cancelled`.",
-        "waiting",
-    )
-    task: shown(int | None, "The number of its task, which is gone when it has ended.", 4)
-    timeout: shown(float, "Seconds that it may run.", 60.0)
-    origin: shown(str, "Through which door it came: `native`, `page`, a dialect's name, `workflow`.", "native")
-    attempts: shown(int, "How often it was assigned; of the run of a workflow, how many steps have followed.", 1)
-    assignee: shown(int | None, "The worker of the present or last attempt; null while it waits.", 1)
-    created: shown(float, "When it was made, in unix seconds.", 1559396382.5)
-    started: shown(float | None, "When it was assigned for the first time.", 1559396383.5)
-    finished: shown(float | None, "When it ended.", 1559396384.5)
-    reported: shown(str | None, "The state that its result speaks of.", "success")
-    warned: shown(bool, "Whether something of level warn or error was logged, or its result reports a warning.", False)
-    retry_of: shown(str | None, "The job of which it is a retry.", EXAMPLE_JOB)
-    workflow_job: shown(str | None, "The run of a workflow of which it is a step.", EXAMPLE_JOB)
-
-
-class Job(ListedJob):
-    """A task that somebody wants to hear back from, or the run of a workflow."""
-
-    variables: shown(dict[str, Any], "The values of its variables.", {"branch": "main"})
-    arguments: shown(list[Any], "Its arguments, in their order.", ["fast"])
-    result: shown(Any, "The `output` of the last attempt's release.", {"code": 0, "lastline": "ok"})
-    output: shown(Any, "What the result hands on, such as to the next step of a workflow.", None)
-
-
-class JobEntry(Struct):
-    """A line of a job's log."""
-
-    id: shown(int, "The line's number within the log, for `after`.", 1)
-    time: shown(int, "When, in unix seconds, as the worker says.", 1559397394)
-    scope: shown(str, "Which part of the worker speaks; `tracker` for the tracker's own lines.", "tracker")
-    message: shown(str, "The line.", "created by manager alice")
-    worker: shown(int, "The worker's number; 0 is the tracker.", 0)
-    level: shown(str, "`error`, `warn`, `info`, `debug` or `trace`.", "info")
-
-
-class WorkflowEdge(Struct):
-    """Which template follows another one."""
-
-    template: shown(int, "The template that has ended.", 1)
-    ending: shown(str, "In which way: `success`, `failure`, `timeout` or `cancelled`.", "failure")
-    target: shown(int, "The template that follows.", 1)
-
-
-class Workflow(Struct):
-    """Templates that follow one another."""
-
-    id: shown(int, "The workflow's number.", 1)
-    project: shown(int, "The project's number.", 1)
-    name: shown(str, "Its name.", "build and try again")
-    start: shown(int, "The template that it starts with.", 1)
-    created: shown(int, "When it was made, in unix seconds.", 1559396382)
-    edges: Annotated[list[WorkflowEdge], Meta(description="Which templates follow which.")]
-
-
-class NewWorkflow(Workflow):
-    """A workflow that was just made."""
-
-    secret: Annotated[str, Meta(description="Opens this workflow alone. Shown only this once.", examples=["c0ffee"])]
-
-
-class LogEntry(Struct):
-    """A line that a worker has logged."""
-
-    id: shown(int, "The entry's number, for `before`.", 7)
-    message: shown(str, "The line.", "Fetched https://example.org/")
-    timestamp: shown(int, "The worker's time, in unix seconds.", 1559393394)
-    data: shown(str, "JSON text with the scope and the worker.", '{"scope":"fetch","worker":"my laptop (1)"}')
-    level: shown(int, "3 error, 4 warn, 5 info, 6 debug, 7 trace.", 5)
-
-
-class Access(Struct):
-    """What a worker may do in a project, or asks to be allowed."""
-
-    submit: shown(bool, "Whether it may submit tasks.", True)
-    assign: shown(bool, "Whether it may be assigned tasks.", True)
-    request: shown(bool, "Whether this still waits for a manager.", True)
-    worker: PublicWorker
-    project: shown(int, "The project's number.", 2)
-
-
-class Snapshot(Struct):
-    """The counts of a project at one moment."""
-
-    new_task_count: shown(int, "Tasks that were waiting or assigned.", 124)
-    failed_task_count: shown(int, "Tasks that had failed for good.", 1)
-    closed_task_count: shown(int, "Tasks that had been done until then.", 42)
-    worker_access_count: shown(int, "Workers with access.", 3)
-    awaiting_verification_count: shown(int, "Tasks that waited for another worker's verification.", 0)
-    time_stamp: shown(int, "The moment, in unix seconds.", 1559397394)
-
-
-class Assignee(Struct):
-    """A worker that holds tasks of a project."""
-
-    assignee: shown(str, "The worker's alias; `unassigned` for tasks that nobody holds.", "my laptop")
-    task_count: shown(int, "How many it holds.", 4)
-
-
-class Manager(Struct):
-    """A manager."""
-
-    id: shown(int, "The manager's number.", 1)
-    username: shown(str, "Its name.", "alice")
-    tracker_admin: shown(bool, "Whether it is a tracker admin, who has every role in every project.", True)
-    register_time: shown(int, "When it registered, in unix seconds.", 1559396382)
-
-
-class ProjectManager(Struct):
-    """A manager and its roles in a project."""
-
-    manager: Manager
-    role: shown(int, "Sum of READ 1, EDIT 2, MANAGE_ACCESS 4, SECRET 8, MAINTENANCE 16.", 31)
-
-
-class Account(Struct):
-    """Who is logged in."""
-
-    logged_in: shown(bool, "Whether anybody is.", True)
-    manager: Annotated[Manager | None, Meta(description="Who; null for nobody.")]
-
 
 # ── What the types do not say ─────────────────────────────────────────────────────────────────────────────────────────
 
-# The fields of what the code decodes, by type. Names in braces are settings, whose value is put in.
-TASK = {
-    "project": "The project whose queue gets the task.",
-    "recipe": "What is to be done, as the project's workers understand it: a URL, JSON, a command.",
-    "priority": "Higher is assigned first; within one priority the oldest task.",
-    "max_retries": "Failed attempts after which the task counts as failed. 0 and 1 both mean one attempt.",
-    "max_assign_time": "Seconds that a worker may hold the task before it goes to another one. 0 means"
-    " {default_max_assign_time} (setting `default_max_assign_time`).",
-    "verification_count": "Different workers that must release the task with the same `verification` before it is"
-    " closed. 0 and 1 both mean one.",
-    "hash64": "64 bits, signed or unsigned, that keep another task with the same hash out of the project. 0 for none.",
-    "hash_u64": "Another spelling of `hash64`.",
-    "unique_string": "Text from which the hash is made. Give this or `hash64`, not both.",
-    "unique_str": "Another spelling of `unique_string`.",
-}
-WAIT = {
-    "wait": "Seconds to wait for a task, if there is none now. More than {max_wait} (setting `max_wait`) counts as"
-    " that. 0 does not wait.",
-    "count": "Tasks to take at once. The answer is then a list, `tasks`, also of one. More than {max_count} (setting"
-    " `max_count`) counts as that; long recipes may end the list early. 0 takes one, `task`.",
-}
-MEANING: dict[str, dict[str, str]] = {
-    "SubmitBody": TASK,
-    "BulkTask": TASK,
-    "BulkSubmitBody": {"requests": "The tasks, all of one project, at most {max_bulk} (setting `max_bulk`)."},
-    "AssignQuery": WAIT,
-    "AssignFromQuery": {**WAIT, "project": "A project's number. Given once for each project: `project=1&project=2`."},
-    "ReleaseBody": {
-        "task_id": "The task's number.",
-        "result": "0: done. 1: failed; the task is retried until `max_retries`. 2: skipped; the task waits again as if"
-        " the worker had never had it.",
-        "verification": "Hash of the result, 64 bits, signed or unsigned. Counts when the task needs several"
-        " verifications: it is closed when enough workers have given the same.",
-        "output": "What has come of it, any JSON: the result of the task's job, if it has one. Of an object, `state`"
-        " (`failure` and `error` fail the job, `warning` marks it) and `output` are looked at, or else `lastline`, if"
-        ' that is JSON: an array is the output, `{{"state": …, "data": …}}` gives both. With `killed` true a failed job'
-        " has timed out.",
-    },
-    "BulkReleaseBody": {"releases": "The releases, at most {max_count} (setting `max_count`)."},
-    "LogBody": {
-        "scope": "Which part of the worker speaks.",
-        "timestamp": "The worker's time, in unix seconds.",
-        "message": "The line. Required, in one of its two spellings.",
-        "Message": "Another spelling of `message`.",
-        "task_id": "The task that the line is about. Counts when the worker holds it.",
-    },
-    "LogsBody": {
-        "level": "Only entries of this level: 3 error, 4 warn, 5 info, 6 debug, 7 trace. Required, unless `max_level`"
-        " is given.",
-        "since": "Only entries after this moment, in unix seconds.",
-        "max_level": "Entries of level 1 to this one.",
-        "before": "Only entries older than the one with this `id`: the last of a page gives the next page.",
-        "limit": "The most entries to answer with; very long ones may end the page early.",
-    },
-    "TaskLogBody": {
-        "task_id": "The task's number.",
-        "entries": "The lines, the oldest first. None at all just asks whether the task is still held.",
-        "first": "The number of the first of these lines within this assignment, counted from 0. Lines of a job that"
-        " are numbered are stored once, so a request may be repeated.",
-    },
-    "TaskEntry": {
-        "message": "The line.",
-        "timestamp": "The worker's time, in unix seconds.",
-        "level": "Its level. A job's log keeps every one.",
-        "scope": "Which part of the worker speaks.",
-    },
-    "TemplateBody": {
-        "project": "The project whose queue gets the jobs' tasks. Required in a new template, which stays in it.",
-        "name": "Its name, unlike any other template's of the project. Required in a new template.",
-        "description": "What it is for.",
-        "recipe": "The tasks' recipe; `{{name}}` stands for the variable's value. Empty: JSON of the template's name,"
-        " the variables and the arguments.",
-        "script": "A script that its jobs bring along. Empty for none.",
-        "runas": "The command line that runs the script, `%script%` being its file. Empty: it runs itself.",
-        "variables": "The variables that it declares.",
-        "undeclared": "Whether a job may bring others as well. True in a new template.",
-        "arguments": "The arguments that it declares.",
-        "env": "What is added to the environment of whoever runs a job: names and values.",
-        "timeout": "Seconds that a job may run. Null means {default_job_timeout} (setting `default_job_timeout`).",
-        "max_retries": "Failed attempts after which a job has failed. 0 and 1 both mean one attempt.",
-        "priority": "Higher is assigned first.",
-        "api": "Whether other programs may trigger it by its name, which then no other such template has.",
-        "key": "The key that those programs need. Empty for none.",
-        "keep_count": "Ended jobs that are kept. Null for all of them.",
-        "keep_time": "Seconds for which they are kept. Null means {job_retention} (setting `job_retention`).",
-    },
-    "Variable": {
-        "name": "Its name.",
-        "value": "Its value, unless the job brings one. Null for none.",
-        "required": "Whether it must have a value that is neither null nor empty.",
-        "allowed": "The values that it may have. Empty for any.",
-        "description": "What it is for.",
-    },
-    "Argument": {
-        "order": "Its place among the arguments.",
-        "type": "`fixed`: it has its own value. Anything else: the job brings it, and a form asks for it in this way.",
-        "label": "What a form calls it.",
-        "value": "The value of a fixed one; what a form offers for another one.",
-        "options": "What a form lets people choose from.",
-    },
-    "TriggerBody": {
-        "variables": "Values of variables, by their names.",
-        "arguments": "The arguments that are not fixed, in their order: null for an optional one. More are ignored.",
-    },
-    "JobsQuery": {
-        "project": "Only jobs of this project. Required of a worker that names no template.",
-        "template": "Only jobs of this template, which may have been deleted.",
-        "state": "Only jobs in this state.",
-        "from": "Only jobs made at this moment or later, in unix seconds.",
-        "to": "Only jobs made until this moment, in unix seconds.",
-        "before": "Where the list goes on: the `before` of the last answer.",
-        "limit": "The most jobs to answer with.",
-    },
-    "LinesQuery": {
-        "after": "Only lines after the one with this `id`.",
-        "limit": "The most lines to answer with; very long ones may end the answer early.",
-    },
-    "WorkflowBody": {
-        "project": "Its project. Required in a new workflow, which stays in it.",
-        "name": "Its name, unlike any other workflow's of the project. Required in a new workflow.",
-        "start": "The template that it starts with. Required in a new workflow.",
-        "edges": "Which templates follow which. A change replaces them all.",
-    },
-    "Edge": {
-        "template": "The template whose step has ended.",
-        "ending": "In which way it has ended.",
-        "target": "The template that follows, with the step's output as its arguments.",
-    },
-    "AliasBody": {"alias": "The worker's name. Empty means `{default_alias}`; `unassigned` is reserved."},
-    "PauseBody": {"worker": "The worker's number.", "paused": "Whether it is to be assigned nothing."},
-    "ProjectBody": {
-        "name": "Its name, unlike any other project's. Required in a new project.",
-        "priority": "Higher is served first to a worker that asks several projects. 1 in a new project.",
-        "clone_url": "Where workers may clone its code from.",
-        "git_repo": "Full name of the repository whose pushes set `version`, such as `alice/first`.",
-        "version": "The version of its code that workers are to use.",
-        "motd": "Message of the day.",
-        "public": "Whether any worker is assigned its tasks. For a tracker admin to set.",
-        "hidden": "Whether only managers with READ see it. It cannot be public at once.",
-        "paused": "Whether nothing is assigned.",
-        "chain": "The project to which its closed tasks are submitted. 0 for none.",
-        "assign_rate": "Tasks assigned per second at most. 0 or null for unlimited.",
-        "submit_rate": "Tasks submitted per second at most. 0 or null for unlimited.",
-        "keep_hashes": "Whether the hashes of closed tasks stay taken, so that each is handed out once for ever.",
-    },
-    "AccessBody": {
-        "project": "The project's number.",
-        "assign": "Whether to ask for ASSIGN: to be assigned its tasks.",
-        "submit": "Whether to ask for SUBMIT: to submit tasks. At least one of the two.",
-    },
-    "SecretBody": {"secret": "The secret: any text, usually JSON."},
-    "WebhookSecretBody": {"webhook_secret": "The key, as it was given to the git host."},
-    "LastSnapshots": {"count": "How many."},
-    "SnapshotsBetween": {"from": "The first moment, in unix seconds.", "to": "The last moment, in unix seconds."},
-    "PushBody": {
-        "ref": "The branch: `refs/heads/` and one of {production_branches} (setting `production_branches`).",
-        "after": "The commit that becomes the project's version.",
-        "repository": "The repository that was pushed to.",
-        "deleted": "Whether the branch was deleted, which is refused.",
-    },
-    "Repository": {"full_name": "The project's `git_repo`, in upper or lower case."},
-    "RegisterBody": {
-        "username": "The manager's name: no blanks at its ends, unlike any other manager's.",
-        "password": "The password.",
-    },
-    "LoginBody": {"username": "The manager's name.", "password": "The manager's password."},
-    "RoleBody": {
-        "manager": "The manager's number.",
-        "role": "Sum of READ 1 (see a hidden project), EDIT 2 (change it), MANAGE_ACCESS 4 (grant access and roles),"
-        " SECRET 8 (see and set secrets), MAINTENANCE 16 (reset tasks). 0 takes all away.",
-    },
-}
-
-# Limits that the code checks after decoding, as msgspec knows none beyond 63 bits.
-BITS_64 = {"minimum": -(2**63), "maximum": 2**64 - 1}
-LIMITS = dict.fromkeys(("hash64", "hash_u64", "verification"), BITS_64)
-
-Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 PATH = {
     "project": "The project's number.",
     "worker": "The worker's number.",
     "manager": "The manager's number.",
     "level": "The level.",
+    "operation": "The operation's number.",
     "template": "The template's number.",
     "workflow": "The workflow's number.",
     "job": "The job's id: `id` in the answer to `POST /template/trigger/{template}`. `$JOB` in the examples.",
 }
-
 SECTIONS = {
     "Workers": "Programs that do the work. Any program that sends HTTP is one.",
     "Projects": "A project is a queue of tasks with its settings.",
@@ -522,40 +59,18 @@ SECTIONS = {
 }
 
 OTHER_SITE = "Another site's page caused the request."
-OR_OTHER_SITE = "or another site's page caused the request."
 NO_PROJECT = "There is no such project."
-NOT_VISIBLE = "There is no such project, or it is hidden."
-NO_TEMPLATE = "There is no such template, or its project is hidden."
-NO_WORKFLOW = "There is no such workflow, or its project is hidden."
-NO_JOB = "There is no such job, or its project is hidden."
 RATE = "The project's rate limit is reached."
 WORKERS_RATE = "A worker calls, and the project's rate limit is reached."
 ATTEMPTS = "Too many attempts from this address."
-
-
-def no_role(role: str) -> dict[int, str]:
-    """Why a manager's call about a project may be refused."""
-    return {403: f"The manager has no {role} role in the project, {OR_OTHER_SITE}", 404: NOT_VISIBLE}
-
-
-def no_edit(missing: str, reads: bool = False) -> dict[int, str]:
-    """Why a manager's call about something of a project may be refused."""
-    who = "The manager has no EDIT role in the project"
-    return {403: f"{who}." if reads else f"{who}, {OR_OTHER_SITE}", 404: missing}
-
-
-def no_submit(missing: str, role: str, reads: bool = False) -> dict[int, str]:
-    """Why a worker's or a manager's call about a job may be refused."""
-    who = f"A worker without SUBMIT access to the project, a manager without the {role} role"
-    return {403: f"{who}." if reads else f"{who}, {OR_OTHER_SITE}", 404: missing}
-
+NO_SUBMIT = {403: "The worker has no SUBMIT access to the project.", 404: NO_PROJECT, 429: RATE}
 
 PUSH = {"ref": "refs/heads/main", "after": "c0ffee", "repository": {"full_name": "alice/first"}}
 WEBHOOK_SECRET = "a long random text"
 SIGNATURE = hmac.new(WEBHOOK_SECRET.encode(), json.dumps(PUSH).encode(), hashlib.sha256).hexdigest()
 ANOTHER_LAPTOP = {
-    **{"id": 2, "created": 1559396382, "alias": "another laptop", "paused": False},
-    "secret": "ftZVO4w9Fc7bDuOISRaJL9P92ijkfvNah1Ldgc0a9f8=",
+    **{"id": 2, "created": 1559396382, "alias": "another laptop"},
+    **{"secret": "ftZVO4w9Fc7bDuOISRaJL9P92ijkfvNah1Ldgc0a9f8=", "paused": False},
 }
 BOB = {"id": 2, "username": "bob", "tracker_admin": False, "register_time": 1559396382}
 EXAMPLE_HEADERS = {"X-Hub-Signature-256": f"sha256={SIGNATURE}"}
@@ -571,13 +86,14 @@ class Operation(Struct, frozen=True):
     """What the code does not say of a call."""
 
     section: str
-    who: str  # may make it
-    answer: Any = None  # `content`: a Struct, a dict of its fields, a list of alternatives; None: there is none
-    errors: dict[int, str] = {}
-    anybody: bool | str = False  # whether it needs no credentials; the name of the setting that says so
+    errors: dict[int, str] = {}  # besides those that follow from what the call needs
+    setting: str = ""  # which says whether anybody may make it
     path: dict[str, Any] = {}
     query: dict[str, Any] = {}
     body: Any = None
+    text: str = ""  # the body, of a call that takes lines of text
+    example: Any = None  # of the answer's content, where the fields' own examples are not what would be answered
+    shows: tuple[str, ...] = ()  # the fields that not every such answer has, but this one
     headers: dict[str, str] = {}  # that the request may have, and their meaning
     not_ok: str = ""  # when `ok` is false although the status is 200
     empty: bool = False  # whether there is then no content
@@ -585,68 +101,51 @@ class Operation(Struct, frozen=True):
     cookie: str = ""  # what the answer does to the session cookie
 
 
-ANYBODY = "Anybody."
-SEES = "Anybody; of a hidden project only managers with the role READ."
-WORKER = "Any worker."
-MANAGER = "Any manager."
-ADMIN = "A tracker admin."
-
-
-def manager_with(role: str) -> str:
-    return f"A manager with the role {role} in the project."
-
-
-def submitter_or(role: str) -> str:
-    return f"A worker with SUBMIT access to the project, or a manager with the role {role} in it."
-
-
 TEMPLATE = {
     **{"project": 1, "name": "build", "description": "Builds a branch.", "recipe": "build {branch}"},
-    **{
-        "script": "#!/bin/sh\necho $TRACKER_VAR_branch\n",
-        "env": {"LANG": "C.UTF-8"},
-        "timeout": 60,
-        "undeclared": False,
-    },
+    "script": "#!/bin/sh\necho $TRACKER_VAR_branch\n",
+    **{"env": {"LANG": "C.UTF-8"}, "timeout": 60, "undeclared": False},
     "variables": [{"name": "branch", "value": "main", "required": True}],
     "arguments": [{"order": 0, "type": "select", "label": "Which tests", "value": "fast", "options": ["fast", "all"]}],
 }
+WORKFLOW = {"project": 1, "name": "build and try again", "start": 1}
+WORKFLOW |= {"edges": [{"template": 1, "ending": "failure", "target": 1}]}
+SCRIPTS, TEXTS = ("recipe", "script"), ("variables", "arguments", "result", "output")
+NAMED_TWICE = "The project has a template of this name, or another one may be triggered by this name."
+NO_EDIT = {403: f"The manager has no EDIT role in the project, or {OTHER_SITE[0].lower()}{OTHER_SITE[1:]}"}
+NO_EDIT |= {404: "There is no such project, or it is hidden."}
+NO_TASK = {
+    "shows": ("job",),
+    "not_ok": "False when there is no task.",
+    "empty": True,
+    "message": "Says that there is no task.",
+}
+NO_ENTRY = {404: "There is no entry as given in `before`."}
+GIVEN = {"variables": {"branch": "main"}, "arguments": ["fast"]}
 
 
 OPERATIONS: dict[str, Operation] = {
     "POST /worker/create": Operation(
         "Workers",
-        "Anybody, if the setting `open_worker_registration` is on; otherwise managers.",
-        {"worker": shown(NewWorker, "The new worker.", ANOTHER_LAPTOP)},
         {403: OTHER_SITE},
-        anybody="open_worker_registration",
+        setting="open_worker_registration",
         body={"alias": "another laptop"},
+        example={"worker": ANOTHER_LAPTOP},
+        shows=("secret",),
     ),
-    "GET /worker/get/{worker}": Operation(
-        "Workers", ANYBODY, {"worker": PublicWorker}, {404: "There is no such worker."}, anybody=True
-    ),
-    "POST /worker/update": Operation("Workers", "The worker itself.", body={"alias": "my old laptop"}),
+    "GET /worker/get/{worker}": Operation("Workers", {404: "There is no such worker."}),
+    "POST /worker/update": Operation("Workers", body={"alias": "my old laptop"}),
     "POST /worker/set_paused": Operation(
-        "Workers",
-        ADMIN,
-        errors={403: f"The manager is no tracker admin, {OR_OTHER_SITE}", 404: "There is no such worker."},
-        body={"worker": 2, "paused": True},
+        "Workers", {404: "There is no such worker."}, body={"worker": 2, "paused": True}
     ),
-    "GET /worker/stats": Operation("Workers", ANYBODY, {"stats": list[WorkerStatistics]}, anybody=True),
-    "GET /project/list": Operation("Projects", ANYBODY, {"projects": list[ProjectWithCounts]}, anybody=True),
-    "GET /project/get/{project}": Operation(
-        "Projects",
-        SEES,
-        ProjectWithCounts,
-        {404: NOT_VISIBLE},
-        anybody=True,
-    ),
+    "GET /worker/stats": Operation("Workers"),
+    "GET /project/list": Operation("Projects", shows=COUNT_COLUMNS),
+    "GET /project/get/{project}": Operation("Projects", shows=COUNT_COLUMNS),
     "POST /project/create": Operation(
         "Projects",
-        MANAGER,
-        {"id": shown(int, "The new project's number.", 2)},
         {
-            403: f"`public` without being a tracker admin; `chain` to a project without the EDIT role, {OR_OTHER_SITE}",
+            403: "`public` without being a tracker admin; `chain` to a project without the EDIT role, or another site's"
+            " page caused the request.",
             404: "There is no project as given in `chain`.",
             409: "There is a project with this name.",
         },
@@ -654,54 +153,27 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "POST /project/update/{project}": Operation(
         "Projects",
-        manager_with("EDIT"),
-        errors={
+        {
             403: "No EDIT role in the project, or none in the one given in `chain`, `public` without being a tracker"
-            f" admin, {OR_OTHER_SITE}",
+            " admin, or another site's page caused the request.",
             404: "There is no such project, or it is hidden, or there is none as given in `chain`.",
             409: "There is a project with this name.",
         },
         body={"git_repo": "alice/first", "motd": "Be polite to the servers.", "paused": False},
     ),
-    "POST /project/secret/{project}": Operation(
-        "Projects", manager_with("SECRET"), errors=no_role("SECRET"), body={"secret": '{"api_key": "1234"}'}
-    ),
-    "GET /project/secret/{project}": Operation(
-        "Projects",
-        "A worker with granted ASSIGN access to the project, or a manager with the role SECRET in it.",
-        {"secret": shown(str, "The project's secret; {} until somebody sets one.", '{"api_key": "1234"}')},
-        {
-            403: f"A worker without ASSIGN access to the project, a manager without the SECRET role, {OR_OTHER_SITE}",
-            404: NOT_VISIBLE,
-        },
-    ),
-    "POST /project/webhook_secret/{project}": Operation(
-        "Projects", manager_with("SECRET"), errors=no_role("SECRET"), body={"webhook_secret": WEBHOOK_SECRET}
-    ),
-    "GET /project/webhook_secret/{project}": Operation(
-        "Projects",
-        manager_with("SECRET"),
-        {"webhook_secret": shown(str, "The key; a random one until somebody sets another.", WEBHOOK_SECRET)},
-        {403: "The manager has no SECRET role in the project.", 404: NOT_VISIBLE},
-    ),
+    "POST /project/secret/{project}": Operation("Projects", body={"secret": '{"api_key": "1234"}'}),
+    "GET /project/secret/{project}": Operation("Projects"),
+    "POST /project/webhook_secret/{project}": Operation("Projects", body={"webhook_secret": WEBHOOK_SECRET}),
+    "GET /project/webhook_secret/{project}": Operation("Projects"),
     "POST /project/request_access": Operation(
         "Access",
-        WORKER,
-        errors={404: NO_PROJECT, 409: "The worker has access, or has asked for it, already."},
+        {404: NO_PROJECT, 409: "The worker has access, or has asked for it, already."},
         body={"project": 2, "assign": True, "submit": True},
     ),
-    "GET /project/access_list/{project}": Operation(
-        "Access",
-        manager_with("MANAGE_ACCESS"),
-        {"accesses": list[Access]},
-        {403: "The manager has no MANAGE_ACCESS role in the project.", 404: NOT_VISIBLE},
-        path={"project": 2},
-    ),
+    "GET /project/access_list/{project}": Operation("Access", path={"project": 2}),
     "POST /project/accept_request/{project}/{worker}": Operation(
         "Access",
-        manager_with("MANAGE_ACCESS"),
-        errors={
-            403: f"The manager has no MANAGE_ACCESS role in the project, {OR_OTHER_SITE}",
+        {
             404: "There is no such project, or it is hidden, or the worker has not asked for access.",
             409: "The worker has access already.",
         },
@@ -709,92 +181,72 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "POST /project/reject_request/{project}/{worker}": Operation(
         "Access",
-        manager_with("MANAGE_ACCESS"),
-        errors={
-            403: f"The manager has no MANAGE_ACCESS role in the project, {OR_OTHER_SITE}",
-            404: "There is no such project, or it is hidden, or the worker has neither asked for nor got access.",
-        },
+        {404: "There is no such project, or it is hidden, or the worker has neither asked for nor got access."},
         path={"project": 2},
     ),
     "POST /task/submit": Operation(
         "Tasks",
-        "A worker with SUBMIT access to the project.",
-        errors={
-            403: "The worker has no SUBMIT access to the project.",
-            404: NO_PROJECT,
-            409: "A task with the same hash is in the project.",
-            429: RATE,
-        },
+        {**NO_SUBMIT, 409: "A task with the same hash is in the project."},
         body={
-            "project": 1,
-            "recipe": "https://example.org/",
-            "priority": 1,
-            "max_retries": 3,
+            **{"project": 1, "recipe": "https://example.org/", "priority": 1, "max_retries": 3},
             "unique_string": "https://example.org/",
         },
     ),
     "POST /task/bulk_submit": Operation(
         "Tasks",
-        "A worker with SUBMIT access to the project.",
         {
-            "submitted": shown(int, "Tasks that were stored.", 2),
-            "duplicates": shown(int, "Tasks that were skipped, as another one has their hash.", 0),
-        },
-        {
-            403: "The worker has no SUBMIT access to the project.",
-            404: NO_PROJECT,
+            **NO_SUBMIT,
             413: "The body is larger than {max_bulk_body} KiB (setting `max_bulk_body`); for a worker that has no"
             " SUBMIT access to any project, than {max_body} KiB (setting `max_body`).",
-            429: RATE,
         },
         body={"requests": [{"project": 1, "recipe": f"https://example.org/{page}"} for page in (1, 2)]},
     ),
+    "POST /task/submit_lines/{project}": Operation(
+        "Tasks",
+        {
+            **NO_SUBMIT,
+            413: "The body, or what it unpacks to, is larger than {max_bulk_body} KiB (setting `max_bulk_body`).",
+        },
+        query={"priority": 2, "token": "urls-1"},
+        text='https://example.org/one\n{"recipe": "https://example.org/two", "priority": 3}\n',
+    ),
+    "GET /operation/{operation}": Operation(
+        "Tasks",
+        {
+            403: "The manager has no READ role in the project.",
+            404: "There is no such operation, it is forgotten, it is another worker's, or its project is hidden.",
+        },
+    ),
     "GET /task/get/{project}": Operation(
         "Tasks",
-        "A worker with ASSIGN access to the project; any worker if the project is public.",
-        [{"task": Task}, {"tasks": list[Task]}],
         {
             403: "The worker has no ASSIGN access to the project, or is paused.",
             404: NO_PROJECT,
             429: "There is a task, but the project's rate limit is reached.",
         },
-        not_ok="False when there is no task.",
-        empty=True,
-        message="Says that there is no task.",
+        **NO_TASK,
     ),
     "POST /task/release": Operation(
         "Tasks",
-        "The worker that holds the task; for others nothing changes.",
-        {"updated": shown(bool, "Whether the task was closed, failed or skipped.", True)},
         {404: "There has never been such a task."},
         body={"task_id": 1, "result": 0, "verification": -32315129},
         message="Says why `updated` is false.",
     ),
     "GET /task/get": Operation(
         "Tasks",
-        "A worker with ASSIGN access to each of the projects that is not public.",
-        [{"tasks": list[Task]}, {"task": Task}],
         {
             403: "The worker has no ASSIGN access to one of the projects, or is paused.",
-            404: "There is no such project.",
+            404: NO_PROJECT,
             429: "There is a task, but the rate limit of its project is reached.",
         },
         query={"project": [1, 2], "wait": 5, "count": 10},
-        not_ok="False when there is no task.",
-        empty=True,
-        message="Says that there is no task.",
+        **NO_TASK,
     ),
     "POST /task/log": Operation(
         "Tasks",
-        "The worker that holds the task; others learn that they do not.",
-        {
-            "held": shown(bool, "Whether the caller holds the task. If not, somebody took it away: stop.", True),
-            "stored": shown(int, "Lines that were new.", 2),
-        },
         {404: "There has never been such a task."},
         body={
-            "task_id": 2,
-            "first": 0,
+            **{"task_id": 2, "first": 0},
             "entries": [
                 {"message": "Fetching https://example.org/1", "timestamp": 1559393394},
                 {"message": "It takes long", "timestamp": 1559393399, "level": "warn"},
@@ -803,223 +255,102 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "POST /task/bulk_release": Operation(
         "Tasks",
-        "The worker that holds the tasks; for others nothing changes.",
-        {"updated": shown(list[bool], "Whether each task was closed, failed or skipped.", [True, True])},
         {404: "There has never been one of the tasks. Nothing is released."},
         body={"releases": [{"task_id": 2, "result": 0}, {"task_id": 3, "result": 2}]},
     ),
     "POST /template/create": Operation(
-        "Templates",
-        manager_with("EDIT"),
-        {"template": NewTemplate},
-        {
-            **no_role("EDIT"),
-            409: "The project has a template of this name, or another one may be triggered by this name.",
-        },
-        body=TEMPLATE,
+        "Templates", {**NO_EDIT, 409: NAMED_TWICE}, body=TEMPLATE, shows=(*SCRIPTS, "secret")
     ),
     "POST /template/update/{template}": Operation(
-        "Templates",
-        manager_with("EDIT"),
-        errors={
-            **no_edit(NO_TEMPLATE),
-            409: "The project has a template of this name, or another one may be triggered by this name.",
-        },
-        body={"api": True, "key": "secure123", "keep_count": 100, "keep_time": 86400},
+        "Templates", {409: NAMED_TWICE}, body={"api": True, "key": "secure123", "keep_count": 100, "keep_time": 86400}
     ),
-    "GET /template/get/{template}": Operation(
-        "Templates", manager_with("EDIT"), {"template": Template}, no_edit(NO_TEMPLATE, reads=True)
-    ),
-    "GET /template/list/{project}": Operation(
-        "Templates", manager_with("EDIT"), {"templates": list[ListedTemplate]}, no_edit(NOT_VISIBLE, reads=True)
-    ),
-    "POST /template/rotate_secret/{template}": Operation(
-        "Templates",
-        manager_with("EDIT"),
-        {"secret": shown(str, "The new secret, shown only this once.", "c0ffee")},
-        no_edit(NO_TEMPLATE),
-    ),
-    "POST /template/trigger/{template}": Operation(
-        "Templates",
-        submitter_or("EDIT"),
-        {"job": Job},
-        {**no_submit(NO_TEMPLATE, "EDIT"), 429: WORKERS_RATE},
-        body={"variables": {"branch": "main"}, "arguments": ["fast"]},
-    ),
+    "GET /template/get/{template}": Operation("Templates", shows=SCRIPTS),
+    "GET /template/list/{project}": Operation("Templates"),
+    "POST /template/rotate_secret/{template}": Operation("Templates"),
+    "POST /template/trigger/{template}": Operation("Templates", {429: WORKERS_RATE}, body=GIVEN, shows=TEXTS),
     "POST /workflow/create": Operation(
         "Templates",
-        "A manager with the role EDIT in the project, and in those of the templates.",
-        {"workflow": NewWorkflow},
-        {**no_role("EDIT"), 409: "The project has a workflow of this name."},
-        body={
-            "project": 1,
-            "name": "build and try again",
-            "start": 1,
-            "edges": [{"template": 1, "ending": "failure", "target": 1}],
-        },
+        {**NO_EDIT, 409: "The project has a workflow of this name."},
+        body=WORKFLOW,
+        shows=("secret",),
     ),
     "POST /workflow/update/{workflow}": Operation(
-        "Templates",
-        "A manager with the role EDIT in the project, and in those of the templates.",
-        errors={**no_edit(NO_WORKFLOW), 409: "The project has a workflow of this name."},
-        body={"name": "build stubbornly"},
+        "Templates", {409: "The project has a workflow of this name."}, body={"name": "build stubbornly"}
     ),
-    "GET /workflow/get/{workflow}": Operation(
-        "Templates", manager_with("EDIT"), {"workflow": Workflow}, no_edit(NO_WORKFLOW, reads=True)
-    ),
-    "GET /workflow/list/{project}": Operation(
-        "Templates", manager_with("EDIT"), {"workflows": list[Workflow]}, no_edit(NOT_VISIBLE, reads=True)
-    ),
-    "POST /workflow/rotate_secret/{workflow}": Operation(
-        "Templates",
-        manager_with("EDIT"),
-        {"secret": shown(str, "The new secret, shown only this once.", "c0ffee")},
-        no_edit(NO_WORKFLOW),
-    ),
+    "GET /workflow/get/{workflow}": Operation("Templates"),
+    "GET /workflow/list/{project}": Operation("Templates"),
+    "POST /workflow/rotate_secret/{workflow}": Operation("Templates"),
     "POST /workflow/trigger/{workflow}": Operation(
         "Templates",
-        submitter_or("EDIT"),
-        {"job": Job},
-        {
-            **no_submit(NO_WORKFLOW, "EDIT"),
-            409: "The template that it starts with was deleted.",
-            429: WORKERS_RATE,
-        },
-        body={"variables": {"branch": "main"}, "arguments": ["fast"]},
+        {409: "The template that it starts with was deleted.", 429: WORKERS_RATE},
+        body=GIVEN,
+        shows=TEXTS,
     ),
-    "POST /workflow/delete/{workflow}": Operation("Templates", manager_with("EDIT"), errors=no_edit(NO_WORKFLOW)),
-    "POST /template/delete/{template}": Operation("Templates", manager_with("EDIT"), errors=no_edit(NO_TEMPLATE)),
-    "GET /job/get/{job}": Operation("Jobs", submitter_or("READ"), {"job": Job}, no_submit(NO_JOB, "READ", reads=True)),
-    "GET /job/log/{job}": Operation(
-        "Jobs",
-        submitter_or("READ"),
-        {"entries": list[JobEntry]},
-        no_submit(NO_JOB, "READ", reads=True),
-    ),
+    "POST /workflow/delete/{workflow}": Operation("Templates"),
+    "POST /template/delete/{template}": Operation("Templates"),
+    "GET /job/get/{job}": Operation("Jobs", shows=TEXTS),
+    "GET /job/log/{job}": Operation("Jobs"),
     "GET /job/list": Operation(
         "Jobs",
-        "A worker with SUBMIT access to the project, or a manager with the role READ in it. Of all projects: managers.",
-        {
-            "jobs": list[ListedJob],
-            "before": shown(int | None, "What continues the list; null at its end.", 7),
-        },
-        {
-            403: "A worker without SUBMIT access to the project, a manager without the READ role.",
-            404: "There is no such project or template, or it is hidden.",
-        },
+        {404: "There is no such project or template, or it is hidden."},
         query={"project": 1, "state": "waiting", "limit": 2},
     ),
-    "POST /job/cancel/{job}": Operation(
-        "Jobs", submitter_or("EDIT"), errors={**no_submit(NO_JOB, "EDIT"), 409: "It has ended already."}
-    ),
+    "POST /job/cancel/{job}": Operation("Jobs", {409: "It has ended already."}),
     "POST /job/retry/{job}": Operation(
         "Jobs",
-        submitter_or("EDIT"),
-        {"job": Job},
-        {
-            **no_submit(NO_JOB, "EDIT"),
-            409: "It has not ended yet, or it is the run of a workflow that was deleted.",
-            429: WORKERS_RATE,
-        },
+        {409: "It has not ended yet, or it is the run of a workflow that was deleted.", 429: WORKERS_RATE},
+        shows=TEXTS,
     ),
     "POST /log/{level}": Operation(
         "Logs",
-        WORKER,
-        errors={404: "There is no such level."},
+        {404: "There is no such level."},
         body={"scope": "fetch", "message": "Fetched https://example.org/", "timestamp": 1559393394},
     ),
-    "GET /logs": Operation(
-        "Logs",
-        "Managers; anybody, if the setting `public_logs` is on.",
-        {"logs": list[LogEntry]},
-        {404: "There is no entry as given in `before`."},
-        anybody="public_logs",
-        query={"max_level": 5, "limit": 100},
-    ),
-    "POST /logs": Operation(
-        "Logs",
-        "Managers; anybody, if the setting `public_logs` is on.",
-        {"logs": list[LogEntry]},
-        {404: "There is no entry as given in `before`."},
-        anybody="public_logs",
-        body={"level": 5, "since": 1559390000},
-    ),
-    "GET /project/monitoring/{project}": Operation(
-        "Monitoring",
-        SEES,
-        {"snapshots": list[Snapshot]},
-        {404: NOT_VISIBLE},
-        anybody=True,
-        query={"count": 60},
-    ),
-    "GET /project/monitoring-between/{project}": Operation(
-        "Monitoring",
-        SEES,
-        {"snapshots": list[Snapshot]},
-        {404: NOT_VISIBLE},
-        anybody=True,
-        query={"from": 1559390000, "to": 4102444800},
-    ),
-    "GET /project/assignees/{project}": Operation(
-        "Monitoring", SEES, {"assignees": list[Assignee]}, {404: NOT_VISIBLE}, anybody=True
-    ),
+    "GET /logs": Operation("Logs", NO_ENTRY, setting="public_logs", query={"max_level": 5, "limit": 100}),
+    "POST /logs": Operation("Logs", NO_ENTRY, setting="public_logs", body={"level": 5, "since": 1559390000}),
+    "GET /project/monitoring/{project}": Operation("Monitoring", query={"count": 60}),
+    "GET /project/monitoring-between/{project}": Operation("Monitoring", query={"from": 1559390000, "to": 4102444800}),
+    "GET /project/assignees/{project}": Operation("Monitoring"),
     "POST /git/receivehook": Operation(
         "Git",
-        "The git host that knows the project's webhook secret.",
-        {
-            "version": shown(str, "The new version.", "c0ffee"),
-            "projects": shown(list[int], "The projects that have it now.", [1]),
-        },
         {403: "The signature is missing, or does not match the webhook secret."},
         body=PUSH,
         headers=SIGNATURE_HEADERS,
     ),
     **{
-        f"POST /project/{kind}/{{project}}": Operation(
-            "Maintenance",
-            manager_with("MAINTENANCE"),
-            {"affected_tasks": shown(int, "How many tasks were changed.", 12)},
-            no_role("MAINTENANCE"),
-            path={"project": 2},
-        )
+        f"POST /project/{kind}/{{project}}": Operation("Maintenance", path={"project": 2})
         for kind in ("reset_failed_tasks", "reclaim_assigned_tasks", "hard_reset")
     },
     "POST /register": Operation(
         "Managers",
-        "Anybody, if the setting `open_registration` is on; the first manager in any case.",
-        {"manager": shown(Manager, "The new manager.", BOB)},
-        {403: f"Registration is closed, {OR_OTHER_SITE}", 409: "The username is taken.", 429: ATTEMPTS},
+        {
+            403: "Registration is closed, or another site's page caused the request.",
+            409: "The username is taken.",
+            429: ATTEMPTS,
+        },
         body={"username": "bob", "password": "battery staple"},
+        example={"manager": BOB},
         cookie="Begins a session.",
     ),
     "POST /login": Operation(
         "Managers",
-        ANYBODY,
-        {"manager": Manager},
         {401: "Wrong username or password.", 403: OTHER_SITE, 429: "Too many attempts for this manager or address."},
         body={"username": "alice", "password": "correct horse"},
         cookie="Begins a session.",
     ),
-    "GET /account": Operation("Managers", ANYBODY, Account, anybody=True, not_ok="False when nobody is logged in."),
-    "GET /manager/list": Operation("Managers", MANAGER, {"managers": list[Manager]}),
-    "GET /manager/list_for_project/{project}": Operation(
-        "Managers", "A manager who may see the project.", {"managers": list[ProjectManager]}, {404: NOT_VISIBLE}
-    ),
+    "GET /account": Operation("Managers", not_ok="False when nobody is logged in."),
+    "GET /manager/list": Operation("Managers"),
+    "GET /manager/list_for_project/{project}": Operation("Managers"),
     "POST /manager/set_role_for_project/{project}": Operation(
         "Managers",
-        manager_with("MANAGE_ACCESS"),
-        errors={
-            403: f"The manager has no MANAGE_ACCESS role in the project, {OR_OTHER_SITE}",
-            404: "There is no such project, or it is hidden, or there is no such manager.",
-        },
+        {404: "There is no such project, or it is hidden, or there is no such manager."},
         body={"manager": 2, "role": 3},
     ),
     **{
         f"{method} /manager/{kind}/{{manager}}": Operation(
             "Managers",
-            "Another tracker admin.",
-            errors={
-                403: f"The caller is no tracker admin, or is this manager, {OR_OTHER_SITE}",
+            {
+                403: "The caller is no tracker admin, or is this manager, or another site's page caused the request.",
                 404: "There is no such manager.",
             },
         )
@@ -1027,14 +358,12 @@ OPERATIONS: dict[str, Operation] = {
         for method in ("POST", "GET")
     },
     **{
-        f"{method} /logout": Operation(
-            "Managers", ANYBODY, errors={403: OTHER_SITE}, anybody=True, cookie="Ends the session in the browser."
-        )
+        f"{method} /logout": Operation("Managers", {403: OTHER_SITE}, cookie="Ends the session in the browser.")
         for method in ("POST", "GET")
     },
 }
 EXAMPLE_IDS = {"project": 1, "worker": 1, "manager": 2, "level": "info"}
-EXAMPLE_IDS |= {"template": 1, "workflow": 1, "job": EXAMPLE_JOB}
+EXAMPLE_IDS |= {"operation": 1, "template": 1, "workflow": 1, "job": EXAMPLE_JOB}
 
 DESCRIPTION = """\
 Hands out tasks to a crowd of workers and loses none.
@@ -1044,7 +373,7 @@ Bodies are JSON whatever their content type says. Unknown fields are ignored. Ev
 Integers may have 64 bits. An answer with `ok` true means that the change is on disk."""
 
 COMMON_ERRORS = {
-    400: "A value is missing, of the wrong type or out of range. The message begins with its name.",
+    400: "A value is missing, of the wrong type or out of range: `field` is its name, and the message begins with it.",
     401: "X-Worker-ID and X-Secret are not those of a worker, or no manager is logged in.",
     413: "The body is larger than {max_body} KiB (setting `max_body`).",
     500: "A fault of the tracker, which its own log tells more about.",
@@ -1054,45 +383,99 @@ UNKNOWN_CALLER = {
     "worker": "X-Worker-ID and X-Secret are not those of a worker.",
     "session": "No manager is logged in.",
 }
+
+
+def text_member(description: str, *examples: Any, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "type": kind, "examples": list(examples)}
+
+
 ERROR = {
     "title": "Error",
     "description": "Why a call was refused. Nothing has changed.",
     "type": "object",
     "properties": {
         "ok": {"const": False},
-        "message": {
-            "description": "The reason, for people.",
-            "type": "string",
-            "examples": ["Rate limit reached; please wait"],
-        },
-        "rate_limit_delay": {"description": "With status 429: seconds to wait.", "type": "number", "examples": [0.5]},
+        "message": text_member("The reason, for people.", "Rate limit reached; please wait"),
+        "code": text_member(
+            "The reason, for programs: `invalid`, `unauthorized`, `forbidden`, `not_found`, `conflict`, `granted`,"
+            " `too_large`, `too_fast`, `timeout`, `method_not_allowed`, `internal` or `unavailable`.",
+            "too_fast",
+        ),
+        "field": text_member("The field that it is about, where it is about one: `requests[3].priority`.", "priority"),
+        "rate_limit_delay": text_member("With status 429: seconds to wait.", 0.5, kind="number"),
     },
-    "required": ["ok", "message"],
+    "required": ["ok", "message", "code"],
 }
 
 WORKER_HEADERS = [{"worker_id": [], "worker_secret": []}]
 SESSION = [{"session": []}]
 SECURITY = {None: [], "worker": WORKER_HEADERS, "session": SESSION, "worker_or_session": WORKER_HEADERS + SESSION}
 
+# ── What a call needs, in words ───────────────────────────────────────────────────────────────────────────────────────
+
+WHO = {
+    "": "Anybody.",
+    "login": "Any manager.",
+    "admin": "A tracker admin.",
+    "worker": "Any worker.",
+    "sees": "Anybody; of a hidden project only managers with the role READ.",
+}
+
+
+def who_may(about: Operation, need: Any) -> str:
+    """Who may make a call: as it is noted, or as its Need says."""
+    if about.setting:
+        return f"Anybody, if the setting `{about.setting}` is on; otherwise managers."
+    if not need or isinstance(need, str) or need.says:
+        return getattr(need, "says", need) or WHO[""]
+    if need.role == "login" and need.of:
+        return "A manager who may see the project."
+    if need.role in WHO:
+        return WHO[need.role]
+    if need.worker:
+        return (
+            f"A worker with {need.worker.upper()} access to the project, or a manager with the role {need.name} in it."
+        )
+    return f"A manager with the role {need.name} in the project."
+
+
+def refusals_of(need: Any, reads: bool) -> dict[int, str]:
+    """Why a call is refused that needs this."""
+    if not need or isinstance(need, str):
+        return {}
+    found = {}
+    other_site = "." if reads else ", or another site's page caused the request."
+    if need.role == "admin":
+        found[403] = f"The manager is no tracker admin{other_site}"
+    elif need.worker:
+        who = f"A worker without {need.worker.upper()} access to the project, a manager without the {need.name} role"
+        found[403] = who + other_site
+    elif need.role not in WHO:
+        found[403] = f"The manager has no {need.name} role in the project{other_site}"
+    if need.of:
+        hidden = "it is hidden" if need.of.noun == "project" else "its project is hidden"
+        found[404] = f"There is no such {need.of.noun}, or {hidden}."
+    return found
+
+
 # ── The document ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-Route = tuple[str, str, Callable]
 
+def document(api: Iterable[tuple[Any, Any]], settings: Any, version: str) -> dict[str, Any]:
+    """The OpenAPI document of these calls, of a tracker with these settings.
 
-def document(api: Iterable[Route], settings: Any, version: str) -> dict[str, Any]:
-    """The OpenAPI document of these routes (methods, path, handler), of a tracker with these settings.
-
-    Each handler has its docstring, and what it decodes as its attribute `takes`.
+    A call: its row of the table of routes (methods, path, a function with its docstring), and what it takes.
     """
-    handlers = {f"{method} {path}": handler for methods, path, handler in api for method in methods.split()}
+    calls = {f"{method} {row.path}": (row, takes) for row, takes in api for method in row.methods.split()}
     words = {name: in_words(getattr(settings, name)) for name in settings.__struct_fields__}
-    schemas = Schemas([handler.takes for handler in handlers.values()], words)
+    schemas = Schemas([takes for _, takes in calls.values()], words)
     paths: dict[str, dict[str, Any]] = {}
-    for name in sorted(handlers, key=list(OPERATIONS).index):
+    for name in sorted(calls, key=list(OPERATIONS).index):
         method, path = name.split()
-        paths.setdefault(path, {})[method.lower()] = operation(name, handlers[name], settings, words, schemas)
-    referred = json.dumps([paths, schemas.components])
-    named = {name: one for name, one in schemas.components.items() if f'"{REF.format(name=name)}"' in referred}
+        paths.setdefault(path, {})[method.lower()] = operation(name, *calls[name], settings, words, schemas)
+    components = {**schemas.components, **schemas.answered}
+    referred = json.dumps([paths, components])
+    named = {name: one for name, one in components.items() if f'"{REF.format(name=name)}"' in referred}
     root = settings.root_path
     return {
         "openapi": "3.1.0",
@@ -1118,13 +501,18 @@ class Schemas:
     """The JSON schema of every type, with the meaning of each field. `components` are those that have a name."""
 
     def __init__(self, takes: Iterable[Any], words: dict[str, str]):
+        takes = list(takes)
         self.kinds = [Id, *(kind for one in takes for kind in (one.body, one.query, *(one.path or {}).values()))]
-        self.kinds += [kind for one in OPERATIONS.values() for kind in answered_types(one.answer)]
+        self.kinds += [kind for one in takes for kind in answered_types(one.answer)]
+        self.answered: dict[str, Any] = {}
         self.schemas, self.components = msgspec.json.schema_components(self.kinds, ref_template=REF)
-        for name, meanings in MEANING.items():
-            fields = self.components[name]["properties"]
-            for field, meaning in meanings.items():
-                fields[field] = {"description": meaning.format_map(words), **fields[field], **LIMITS.get(field, {})}
+        described = [
+            *self.schemas,
+            *(field for one in self.components.values() for field in one["properties"].values()),
+        ]
+        for one in described:
+            if "description" in one:
+                one["description"] = one["description"].format_map(words)
 
     def of(self, kind: Any) -> dict[str, Any]:
         return self.schemas[self.kinds.index(kind)]
@@ -1132,14 +520,41 @@ class Schemas:
     def component(self, kind: type[Struct]) -> dict[str, Any]:
         return self.components[kind.__name__]
 
-    def content(self, answer: Any) -> dict[str, Any]:
-        """The schema of an Operation's answer."""
+    def content(self, answer: Any, shows: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The schema of an answer. Of the fields that not every answer has, it has those that this one `shows`."""
         if isinstance(answer, list):
-            return {"anyOf": [self.content(one) for one in answer]}
+            return {"anyOf": [self.content(one, shows) for one in answer]}
         if not isinstance(answer, dict):
-            return self.of(answer)
-        fields = {name: self.of(kind) for name, kind in answer.items()}
+            return self.variant(self.of(answer), shows)
+        fields = {name: self.variant(self.of(kind), shows) for name, kind in answer.items()}
         return {"type": "object", "properties": fields, "required": list(fields)}
+
+    def variant(self, schema: Any, shows: tuple[str, ...]) -> Any:
+        """The schema with only those of the optional fields, in it and below it; a component of a name of its own."""
+        if isinstance(schema, list):
+            return [self.variant(one, shows) for one in schema]
+        if not isinstance(schema, dict) or "properties" in schema:
+            return schema
+        if "$ref" not in schema:
+            return {key: self.variant(one, shows) if key in ("items", "anyOf") else one for key, one in schema.items()}
+        name = schema["$ref"].rpartition("/")[2]
+        whole = self.components[name]
+        optional = {field for field, one in whole["properties"].items() if is_optional(whole, field, one)}
+        shown = optional.intersection(shows)
+        new_name = f"New{name}" if "secret" in shown else f"{name}InFull" if shown - MAYBE else name
+        kept = {
+            key: self.variant(one, shows) for key, one in whole["properties"].items() if key not in optional - shown
+        }
+        required = [key for key in kept if key in {*whole.get("required", ()), *shown} - MAYBE]
+        self.answered[new_name] = {**whole, "title": new_name, "properties": kept, "required": required}
+        return {**schema, "$ref": REF.format(name=new_name)}
+
+
+MAYBE = {"job"}  # of a task: only some have one
+
+
+def is_optional(schema: dict[str, Any], field: str, of: dict[str, Any]) -> bool:
+    return field not in schema.get("required", ()) and "default" not in of
 
 
 def answered_types(answer: Any) -> Iterator[Any]:
@@ -1150,12 +565,15 @@ def answered_types(answer: Any) -> Iterator[Any]:
         yield answer
 
 
-def operation(name: str, handler: Callable, settings: Any, words: dict[str, str], schemas: Schemas) -> dict[str, Any]:
+def operation(
+    name: str, row: Any, takes: Any, settings: Any, words: dict[str, str], schemas: Schemas
+) -> dict[str, Any]:
     """One call, as an Operation Object."""
-    about, takes = OPERATIONS[name], handler.takes
-    summary, description = split_docstring(handler)
+    about, need = OPERATIONS[name], takes.who
+    summary, description = split_docstring(row.function)
     security = SECURITY[takes.caller and takes.caller.__name__]
-    if about.anybody is True or (about.anybody and getattr(settings, about.anybody)):
+    open_to_all = getattr(settings, about.setting) if about.setting else not need or getattr(need, "role", "") == "sees"
+    if security and open_to_all:
         # What comes first is what the example uses: whoever logs out, or asks who is logged in, has a session.
         security = [*security, {}] if about.cookie or about.not_ok else [{}, *security]
     parameters = [
@@ -1167,6 +585,9 @@ def operation(name: str, handler: Callable, settings: Any, words: dict[str, str]
     if takes.body is not None:
         content = {"schema": schemas.of(takes.body), "example": about.body}
         body = {"requestBody": {"required": True, "content": {"application/json": content}}}
+    if about.text:
+        content = {"schema": {"type": "string"}, "example": about.text}
+        body = {"requestBody": {"required": True, "content": {"text/plain": content}}}
     # What no id looks like is an unknown one, if ids are texts.
     texts = takes.path or {}
     decodes = bool(body) or any(one["in"] == "query" or one["name"] not in texts for one in parameters)
@@ -1175,21 +596,20 @@ def operation(name: str, handler: Callable, settings: Any, words: dict[str, str]
         "tags": [about.section],
         "summary": summary,
         "description": description,
-        "x-caller": about.who,
+        "x-caller": who_may(about, need),
         "security": security,
         "parameters": parameters,
         **body,
         "responses": {
             str(takes.status): success(about, takes, schemas),
-            **refusals(about, takes, security, decodes, words),
+            **refusals(about, takes, security, decodes, words, name.startswith("GET") and row.reads is None),
         },
     }
 
 
 def split_docstring(handler: Callable) -> tuple[str, str]:
-    """The first sentence, without its stop, and the rest, one line a paragraph, without who may call it."""
+    """The first sentence, without its stop, and the rest, one line a paragraph."""
     text = "\n\n".join(" ".join(part.split()) for part in inspect.getdoc(handler).split("\n\n"))
-    text = re.sub(r"\s+(Needs [A-Z_]+[^.]*|For (admins|managers|workers|those|the same) .*?)\.(?=\s|$)", "", text)
     summary, _, description = text.partition(". ") if ". " in text.split("\n")[0] else text.partition(".\n\n")
     return summary.removesuffix("."), description
 
@@ -1223,7 +643,7 @@ def header_parameters(about: Operation) -> Iterator[dict[str, Any]]:
 
 def success(about: Operation, takes: Any, schemas: Schemas) -> dict[str, Any]:
     """The answer to a call that was accepted."""
-    response: dict[str, Any] = {"description": "Done." if about.answer is None else "The answer."}
+    response: dict[str, Any] = {"description": "Done." if takes.answer is None else "The answer."}
     if about.cookie:
         response["headers"] = {"Set-Cookie": {"description": about.cookie, "schema": {"type": "string"}}}
     if takes.status == 204:
@@ -1233,11 +653,14 @@ def success(about: Operation, takes: Any, schemas: Schemas) -> dict[str, Any]:
     }
     if about.message:
         fields["message"] = {"type": "string", "description": about.message}
-    if about.answer is not None:
-        fields["content"] = schemas.content(about.answer)
+    if takes.answer is not None:
+        fields["content"] = schemas.content(takes.answer, about.shows)
     required = [name for name in fields if name == "ok" or (name == "content" and not about.empty)]
     schema = {"type": "object", "properties": fields, "required": required}
-    example = {name: sample(one, schemas.components) for name, one in fields.items() if name != "message"}
+    components = {**schemas.components, **schemas.answered}
+    example = {name: sample(one, components) for name, one in fields.items() if name != "message"}
+    if about.example is not None:
+        example["content"] = about.example
     return {**response, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
@@ -1250,21 +673,23 @@ def sample(schema: dict[str, Any], components: dict[str, Any]) -> Any:
     if "anyOf" in schema:
         return sample(next(one for one in schema["anyOf"] if one != {"type": "null"}), components)
     if schema.get("type") == "object":
-        return {name: sample(one, components) for name, one in schema["properties"].items()}
+        given = {name: one for name, one in schema["properties"].items() if name in schema["required"]}
+        return {name: sample(one, components) for name, one in given.items()}
     if schema.get("type") == "array":
         return [sample(schema["items"], components)]
     return schema.get("const", {"boolean": True, "integer": 1}.get(schema.get("type")))
 
 
 def refusals(
-    about: Operation, takes: Any, security: list[dict], decodes: bool, words: dict[str, str]
+    about: Operation, takes: Any, security: list[dict], decodes: bool, words: dict[str, str], reads: bool
 ) -> dict[str, dict[str, Any]]:
     """The answers to a call that was refused, by status: what every such call may meet, and what this one may."""
     usual = {400: decodes, 401: security and {} not in security, 413: takes.body is not None, 500: True, 503: True}
     found = {status: {"$ref": f"#/components/responses/{status}"} for status, applies in usual.items() if applies}
     if 401 in found and takes.caller.__name__ in UNKNOWN_CALLER:
         found[401] = refusal(401, UNKNOWN_CALLER[takes.caller.__name__])
-    found |= {status: refusal(status, why.format_map(words)) for status, why in about.errors.items()}
+    errors = {**refusals_of(takes.who, reads), **about.errors}
+    found |= {status: refusal(status, why.format_map(words)) for status, why in errors.items()}
     return {str(status): found[status] for status in sorted(found)}
 
 
@@ -1342,8 +767,10 @@ def curl(method: str, path: str, operation: dict[str, Any], url: str) -> str:
     if "worker_id" in security:
         lines.append('-H "X-Worker-ID: $ID" -H "X-Secret: $SECRET"')
     lines += [f"-H {shlex.quote(one['name'] + ': ' + one['example'])}" for one in given if one["in"] == "header"]
-    if body:
-        lines.append(f"-d {shlex.quote(json.dumps(body['content']['application/json']['example']))}")
+    for kind, content in body["content"].items() if body else ():
+        is_json = kind == "application/json"
+        given = json.dumps(content["example"]) if is_json else content["example"]
+        lines.append(f"{'-d' if is_json else '--data-binary'} {shlex.quote(given)}")
     return " \\\n  ".join(lines)
 
 
@@ -1380,6 +807,8 @@ def pages(document: dict[str, Any], url: str) -> dict[str, Any]:
         for tag in document["tags"]
     ]
     mentioned = shapes_of(components["schemas"], sections)
+    bodies = re.findall(r'"requestBody": .*?"example"', json.dumps(document["paths"]))
+    decoded = {name for body in bodies for name in re.findall(rf"{REF.format(name='')}(\w+)", body)}
     return {
         "description": document["info"]["description"].split("\n\n"),
         "servers": [server["url"] for server in document["servers"]],
@@ -1392,7 +821,7 @@ def pages(document: dict[str, Any], url: str) -> dict[str, Any]:
         },
         "sections": sections,
         "shapes": [
-            {"name": name, "description": schema.get("description", ""), "rows": rows(schema, decoded=name in MEANING)}
+            {"name": name, "description": schema.get("description", ""), "rows": rows(schema, decoded=name in decoded)}
             for name, schema in components["schemas"].items()
             if name in mentioned
         ],

@@ -18,6 +18,7 @@ import base64
 import contextlib
 import functools
 import hmac
+import inspect
 import io
 import itertools
 import math
@@ -25,7 +26,8 @@ import re
 import shlex
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
@@ -39,9 +41,27 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 import charts
+import errors
 import openapi
+import shapes
 import tracker
-from tracker import EDIT, MANAGE_ACCESS, READ, SECRET, Call, Id, Int64, TrackerError, Tx, encode
+from shapes import Int64, JobState, Name, ProjectBody
+from tracker import (
+    ADMIN,
+    EDIT,
+    INT64_MAX,
+    LOGIN,
+    MANAGE_ACCESS,
+    READ,
+    SECRET,
+    SEES,
+    Call,
+    Caller,
+    Id,
+    TrackerError,
+    Tx,
+    encode,
+)
 
 # ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -191,7 +211,7 @@ def like(text: str) -> str:
     return "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
 
 
-def get_task_history(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
+def get_task_history(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
     """A task, if it is still live, with what is known of its past, the newest first. Needs READ in its project."""
     row = tx.one("SELECT * FROM task WHERE id = ?", (task,))
     past = tx.all(
@@ -204,21 +224,15 @@ def get_task_history(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]
         " ORDER BY e.id DESC LIMIT 100",
         (task,),
     )
-    project = next((one["project"] for one in (row, *past, *logs) if one), None)
-    missing = f"No task {task}, or it was closed or deleted and left no history"
-    if project is None:
-        tracker.require_manager(tx, session)
-        raise TrackerError("not_found", missing)
-    tracker.require_role(tx, session, project, READ, missing)
+    found = next((one["project"] for one in (row, *past, *logs) if one), None)
+    missing = TrackerError("not_found", f"No task {task}, or it was closed or deleted and left no history")
+    project = None if found is None else tracker.find_project(tx, found)
+    tracker.check_access(tx, caller, project, READ, missing)
     verifications = tx.all(
         "SELECT v.*, w.alias FROM verification v LEFT JOIN worker w ON w.id = v.worker WHERE v.task = ?", (task,)
     )
     return {
-        "id": task,
-        "task": row,
-        "project": tracker.find_project(tx, project),
-        "past": past,
-        "logs": logs,
+        **{"id": task, "task": row, "project": project, "past": past, "logs": logs},
         "verifications": verifications,
     }
 
@@ -242,28 +256,19 @@ PAGE_HEADERS = {
     "referrer-policy": "same-origin",
     "cache-control": "no-store",
 }
-PLAIN_WORDS = (  # what msgspec says of a value, and what is said to people
-    (r"Expected int.*, got .*", "must be a whole number"),
-    (r"Expected float.*, got .*", "must be a number"),
-    (r"Expected str of length >= 1", "must not be empty"),
-    (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
-    (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
-    (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
-    (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
-    (r"Invalid enum value (.+)", r"there is no such choice as \1"),
-)
 OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation before it shows its progress instead
 
 
 class Visit(Call):
     """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
 
-    __slots__ = ("_token", "error", "fields")
+    __slots__ = ("_token", "error", "fields", "page")
 
     def __init__(self, scope: dict, receive: Callable, running: tracker.Tracker):
         super().__init__(scope, receive, running)
         self.fields: dict[str, list[Any]] = {}
         self.error: TrackerError | None = None
+        self.page: Handler | None = None  # under which an action stands
         self._token = ""
 
     def url(self, path: str) -> str:
@@ -277,15 +282,11 @@ class Visit(Call):
 
     def names(self, field: str) -> bool:
         """Whether the refusal is about this field."""
-        return self.error is not None and field in re.split(r"[,:] ", self.error.message.partition(": ")[0] + ": ")
+        return self.error is not None and field in self.error.field.split(", ")
 
     @property
     def reason(self) -> str:
         """Why the request was refused, in words for people who fill in forms."""
-        field, _, problem = self.error.message.partition(": ")
-        for pattern, words in PLAIN_WORDS:
-            if match := re.fullmatch(pattern, problem):
-                return f"{field}: {match.expand(words)}"
         wait = f" {duration(math.ceil(self.error.delay))}" if self.error.delay is not None else ""
         return self.error.message + wait
 
@@ -315,7 +316,7 @@ class Visit(Call):
 
     async def read_upload(self) -> dict[str, list[Any]]:
         """The fields of a form with a file, which may be large: for managers only."""
-        await self.tracker.db.read(tracker.require_manager, self.session())
+        await self.look(check_login)
         return await self.multipart(self.tracker.settings.max_bulk_body, "file", max_files=1, max_fields=100)
 
     def field(self, name: str, default: str = "") -> str:
@@ -330,11 +331,8 @@ class Visit(Call):
             value = self.field(name) if is_text else self.field(name).strip()
             if name in self.fields and (value or is_text):
                 values[name] = value
-        try:
-            body = msgspec.convert(values, kind, strict=False)
-        except msgspec.ValidationError as error:
-            raise TrackerError("invalid", "{}: {}".format(*tracker.name_and_problem(error))) from None
-        tracker._refuse_nul(body, "")
+        body = tracker.convert(values, kind, strict=False)
+        errors.refuse_nul(body)
         return body
 
     def rows(self, name: str) -> dict[int, dict[str, str]]:
@@ -392,9 +390,26 @@ class Visit(Call):
     async def refuse(self, error: TrackerError) -> Response:
         return guarded(await refusal(self, error))
 
-    async def read(self, function: Callable, *args: Any) -> dict[str, Any]:
+    async def read(self, function: Callable | None, *args: Any) -> dict[str, Any]:
         """What the function reads, and what every page shows, as of one moment."""
         return await self.tracker.db.read(framed, self.session(), function, args)
+
+    async def look(self, function: Callable, *args: Any) -> Any:
+        """What a domain function answers to this caller, who changes nothing by it."""
+        return await self.tracker.db.read(tracker.as_caller, function, self.session(), *args)
+
+    async def write(self, function: Callable, *args: Any, long: bool = False) -> Any:
+        """What a domain function does for this caller."""
+        return await self.tracker.db.write(tracker.as_caller, function, self.session(), *args, long=long)
+
+    async def refused(self, error: TrackerError) -> Response:
+        """The page under which the action stands, with the reason and with what was typed."""
+        self.error = error
+        return await self.page(self)
+
+
+def check_login(tx: Tx, caller: Caller) -> None:
+    tracker.logged_in(caller)
 
 
 def form_fields(body: bytes) -> dict[str, list[str]]:
@@ -402,7 +417,7 @@ def form_fields(body: bytes) -> dict[str, list[str]]:
     try:
         fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
     except ValueError:
-        raise TrackerError("invalid", "body: not a valid form") from None
+        raise TrackerError("invalid", "not a valid form", "body") from None
     return {name: [value.replace("\r\n", "\n") for value in values] for name, values in fields.items()}
 
 
@@ -412,16 +427,17 @@ def takes_text(kind: Any) -> bool:
     return "string" in str(msgspec.json.schema(kind))
 
 
-def framed(tx: Tx, session: bytes | None, function: Callable, args: tuple) -> dict[str, Any]:
-    manager = tracker.signed_in(tx, session)
+def framed(tx: Tx, credentials: bytes | None, function: Callable | None, args: tuple) -> dict[str, Any]:
+    """What every page shows, and what the function says that this one shows, for one caller as of one moment."""
+    caller = tracker.identify(tx, credentials)
     frame = {
         "now": tx.time,
         "settings": tx.settings,
-        "manager": manager and tracker.manager_json(manager),
+        "manager": caller.manager,
         "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
-        "main_links": links(tx) if manager else [],
+        "main_links": links(tx) if caller.manager else [],
     }
-    return {**frame, **function(tx, session, *args)}
+    return {**frame, **(function(tx, caller, *args) if function else {})}
 
 
 class Link(NamedTuple):
@@ -434,11 +450,6 @@ class Link(NamedTuple):
 
 def links(tx: Tx, **place: Any) -> list[Link]:
     return [link for links_of in tracker.hooks("links") for link in links_of(tx, **place)]
-
-
-def nothing(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """What a page shows that needs nothing but the frame."""
-    return {}
 
 
 def endpoint(running: tracker.Tracker, handler: Callable[[Visit], Awaitable[Response]]) -> tracker.Endpoint:
@@ -465,7 +476,7 @@ async def refusal(visit: Visit, error: TrackerError) -> Response:
         return visit.see("/ui/login?" + urlencode({"back": visit.here}))
     visit.error = error
     try:
-        response = await visit.render("error.html", await visit.read(nothing))
+        response = await visit.render("error.html", await visit.read(None))
     except TrackerError:  # stopping: not even the frame can be read
         response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
     return response
@@ -474,52 +485,6 @@ async def refusal(visit: Visit, error: TrackerError) -> Response:
 # ── Handlers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 Handler = Callable[[Visit], Awaitable[Response]]
-
-
-def page(name: str, function: Callable, *path: str, query: type | None = None) -> Handler:
-    """The handler of a page: one transaction reads its values, the template shows them."""
-
-    async def handler(visit: Visit) -> Response:
-        args = [visit.path_value(name) for name in path]
-        if query is not None:
-            args.append(visit.query_as(query))
-        return await visit.render(name, await visit.read(function, *args))
-
-    return handler
-
-
-def action(
-    function: Callable,
-    *path: str,
-    form: type | Callable | None = None,
-    to: str = "",
-    says: str | Callable = "",
-    shows: Callable | None = None,
-    again: Handler | None = None,
-) -> Handler:
-    """The handler of an action: decode the form, call one domain function, go on to a page with a message.
-
-    `form` is a struct, or reads one from the visit. `shows` answers with the result itself, which must not be in an
-    address. When it is refused, the page `again` from which it came is shown with the reason and with what was typed.
-    """
-
-    async def handler(visit: Visit) -> Response:
-        try:
-            args = [visit.session(), *map(visit.path_value, path)]
-            body = form and (visit.form_as(form) if isinstance(form, type) else form(visit))
-            result = await visit.tracker.db.write(function, *args, *([body] if form else []))
-        except TrackerError as error:
-            if again is None:
-                raise
-            visit.error = error
-            return await again(visit)
-        if shows is not None:
-            return await shows(visit, result)
-        message = says(result, body) if callable(says) else says
-        target = to.format(**visit.scope["path_params"], result=result)
-        return visit.see(visit.back(target), message)
-
-    return handler
 
 
 def tasks_in_words(count: int, what: str = "") -> str:
@@ -553,11 +518,9 @@ VISIBLE = """(NOT p.hidden OR :admin
     OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"""
 
 
-def overview(tx: Tx, session: bytes | None, query: ListQuery) -> dict[str, Any]:
+def overview(tx: Tx, caller: Caller, query: ListQuery) -> dict[str, Any]:
     """The projects that the caller may see, with their counts, and who is waiting for an answer."""
-    manager = tracker.signed_in(tx, session)
-    values = {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])}
-    values |= {"text": like(query.text), "after": query.after, "limit": PAGE_ROWS + 1}
+    values = {**caller.as_values, "text": like(query.text), "after": query.after, "limit": PAGE_ROWS + 1}
     rows = tx.all(
         f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
         " ORDER BY name LIMIT :limit",
@@ -568,7 +531,7 @@ def overview(tx: Tx, session: bytes | None, query: ListQuery) -> dict[str, Any]:
         "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows[:PAGE_ROWS]],
         "more": rows[PAGE_ROWS - 1]["name"] if len(rows) > PAGE_ROWS else "",
         "totals": tx.one(f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}", values),
-        "requests": waiting_requests(tx, manager) if manager else [],
+        "requests": waiting_requests(tx, caller) if caller.manager else [],
         "query": query,
     }
 
@@ -577,14 +540,13 @@ MAY_ANSWER = """(:admin
     OR EXISTS (SELECT 1 FROM manager_role WHERE project = a.project AND manager = :manager AND role & 4))"""
 
 
-def waiting_requests(tx: Tx, manager: sqlite3.Row) -> list[sqlite3.Row]:
+def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     """The projects in which requests for access wait for an answer of this manager."""
-    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
     counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
     return tx.all(
         f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project WHERE {MAY_ANSWER}"
         " ORDER BY p.name LIMIT 20",
-        values,
+        caller.as_values,
     )
 
 
@@ -594,36 +556,129 @@ class RangeQuery(msgspec.Struct):
     range: Literal["1h", "24h", "7d", "all"] = "24h"
 
 
-def project_page(tx: Tx, session: bytes | None, project: int, query: RangeQuery) -> dict[str, Any]:
-    row = tracker.visible_project(tx, session, project)
-    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), project)
+class Action(NamedTuple):
+    """What a form of a page does: decode the form, call one domain function, go on to a page with a message.
+
+    `function` may also be a handler. `form` is a Struct, or reads one from the visit. `to` is the page to go on to, if
+    not the action's own. `shows` answers with the result itself, which must not be in an address. `asks` is the page
+    (its template and function) of a question that comes first. When it is refused, the page is shown again with the
+    reason and with what was typed, if something was: `again` says so of the others.
+    """
+
+    path: str  # below its page's, or a whole one
+    function: Callable
+    form: type | Callable | None = None
+    to: str = ""
+    says: str | Callable = ""
+    shows: Callable | None = None
+    asks: tuple[str, Callable] | None = None
+    again: bool | None = None
+
+
+class Page(NamedTuple):
+    """A page: one transaction reads its values, a template shows them. `shows` may also be a handler.
+
+    The ids in the path and the query are what the function's annotations say.
+    """
+
+    path: str
+    shows: str | Handler
+    function: Callable | None = None
+    actions: Sequence[Action] = ()
+
+    @property
+    def handler(self) -> Handler:
+        return showing(self.path, self.shows, self.function) if isinstance(self.shows, str) else self.shows
+
+
+def routes_of(table: Iterable[Page]) -> Iterator[tuple[str, str, Handler]]:
+    """Method, path and handler of each page, and of the actions that stand under it."""
+    for page in table:
+        handler = page.handler
+        yield "GET", page.path, handler
+        for action in page.actions:
+            path = action.path if action.path.startswith("/ui/") else page.path + action.path
+            yield "POST", path, acting(action, path, page.path, handler)
+
+
+def showing(path: str, template: str, function: Callable | None) -> Handler:
+    """The handler of a page."""
+    ids = re.findall(r"{(\w+)}", path)
+    hints = typing.get_type_hints(function) if function else {}
+    query = next((kind for name, kind in hints.items() if name == "query"), None)
+
+    async def handler(visit: Visit) -> Response:
+        args = [visit.path_value(name) for name in ids]
+        if query is not None:
+            args.append(visit.query_as(query))
+        return await visit.render(template, await visit.read(function, *args))
+
+    return handler
+
+
+def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
+    """The handler of an action."""
+    ids = re.findall(r"{(\w+)}", path)
+    form, asks = action.form, action.asks and showing(path, *action.asks)
+    shown_again = form is not None if action.again is None else action.again
+
+    async def act(visit: Visit) -> Response:
+        if asks and visit.field("confirmed") != "yes":
+            return await asks(visit)
+        if inspect.iscoroutinefunction(action.function):
+            return await action.function(visit)
+        args = list(map(visit.path_value, ids))
+        body = form and (visit.form_as(form) if isinstance(form, type) else form(visit))
+        result = await visit.write(action.function, *args, *([body] if form else []))
+        if action.shows is not None:
+            return await action.shows(visit, result)
+        message = action.says(result, body) if callable(action.says) else action.says
+        target = (action.to or page).format(**visit.scope["path_params"], result=result)
+        return visit.see(visit.back(target), message)
+
+    async def handler(visit: Visit) -> Response:
+        visit.page = again
+        try:
+            return await act(visit)
+        except TrackerError as error:
+            if not shown_again:
+                raise
+            return await visit.refused(error)
+
+    return handler
+
+
+@tracker.needs(SEES)
+def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery) -> dict[str, Any]:
+    reads = caller.role(project["id"]) & READ
     return {
-        **project_frame(tx, row, role),
-        **pace(tx, row),
-        "chain": row["chain"] and chain_target(tx, session, row["chain"]),
+        **project_frame(tx, caller, project),
+        **pace(tx, project),
+        "chain": project["chain"] and chain_target(tx, caller, project["chain"]),
         "range": query.range,
         "ranges": RANGES,
-        "charts_of": project_charts(tx, row, query.range),
-        "holders": holders(tx, project),
-        "leaders": leaders(tx, project, "t.closed_task_count"),
-        "day_leaders": leaders(tx, project, LAST_DAY),
-        "runtime": runtimes(tx, project),
-        "failures": recent_failures(tx, project) if role & READ else [],
+        "charts_of": project_charts(tx, project, query.range),
+        "holders": holders(tx, project["id"]),
+        "leaders": leaders(tx, project["id"], "t.closed_task_count"),
+        "day_leaders": leaders(tx, project["id"], LAST_DAY),
+        "runtime": runtimes(tx, project["id"]),
+        "failures": recent_failures(tx, project["id"]) if reads else [],
         "state_of": tracker.state_of,
-        "operations": recent_operations(tx, project) if role & READ else [],
+        "operations": recent_operations(tx, project["id"]) if reads else [],
     }
 
 
-def chain_target(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+def chain_target(tx: Tx, caller: Caller, project: int) -> dict[str, Any]:
     """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
     try:
-        return {"id": project, "name": tracker.visible_project(tx, session, project)["name"]}
+        return {"id": project, "name": tracker.get_project(tx, caller, project).name}
     except TrackerError:
         return {"id": project, "name": f"project {project}"}
 
 
-def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
+def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     """What every page of a project shows: the project, and what the caller may do there."""
+    role = caller.role(project["id"])
     return {
         "project": project,
         "may": {name.lower(): bool(role & bit) for bit, name in tracker.ROLE_NAMES.items()},
@@ -631,41 +686,48 @@ def project_frame(tx: Tx, project: sqlite3.Row, role: int) -> dict[str, Any]:
     }
 
 
-def of_project(role: int, function: Callable | None = None) -> Callable:
-    """A page's function: checks the role in the project and adds what every page of a project shows."""
+def of_project(role: int, of: tracker.Thing = tracker.PROJECT) -> Callable[[Callable], Callable]:
+    """A page's function that needs the role in a project, and shows what every page of a project does."""
 
-    def read(tx: Tx, session: bytes | None, project: int, *args: Any) -> dict[str, Any]:
-        manager = tracker.require_role(tx, session, project, role)
-        frame = project_frame(tx, tracker.find_project(tx, project), tracker.role_in_project(tx, manager, project))
-        return {**frame, **(function(tx, session, project, *args) if function else {})}
+    def declare(function: Callable) -> Callable:
+        @tracker.needs(role, of)
+        @functools.wraps(function)
+        def read(tx: Tx, caller: Caller, row: sqlite3.Row, *args: Any) -> dict[str, Any]:
+            project = row if of is tracker.PROJECT else tracker.find_project(tx, row["project"])
+            return {**project_frame(tx, caller, project), **function(tx, caller, row, *args)}
 
-    return read
+        return read
+
+    return declare
 
 
-def edit_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The projects that this one could be chained to, and the one that it is chained to now."""
-    manager = tracker.require_manager(tx, session)
+@of_project(EDIT)
+def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
+    return {"targets": chain_targets(tx, caller, project["id"], project["chain"])}
+
+
+def chain_targets(tx: Tx, caller: Caller, project: int | None, present: int | None) -> list[Any]:
+    """The projects that a project could be chained to, and the one that it is chained to now."""
     rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
-    targets = [row for row in rows if row["id"] != project and tracker.role_in_project(tx, manager, row["id"]) & EDIT]
-    present = tx.one("SELECT chain FROM project WHERE id = ?", (project,))
-    if present and present["chain"] and present["chain"] not in {row["id"] for row in targets}:
-        targets.append(chain_target(tx, session, present["chain"]))
-    return {"targets": targets}
+    targets = [row for row in rows if row["id"] != project and caller.role(row["id"]) & EDIT]
+    if present and present not in {row["id"] for row in targets}:
+        targets.append(chain_target(tx, caller, present))
+    return targets
 
 
-def new_project_values(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    return {**edit_values(tx, session, 0), "project": {"id": None, "name": "", **tracker.NEW_PROJECT}}
+@tracker.needs(LOGIN)
+def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
+    new = {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None}
+    return {"targets": chain_targets(tx, caller, None, None), "project": new}
 
 
-def project_secrets(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    return {**tracker.get_secret(tx, session, project), **tracker.get_webhook_secret(tx, session, project)}
+@of_project(SECRET)
+def project_secrets(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
+    return {name: project[name] for name in ("secret", "webhook_secret")}
 
 
-def paused_in_words(result: None, body: tracker.PausedBody | tracker.PauseBody) -> str:
+def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) -> str:
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
-
-
-PROJECT_PAGE = page("project.html", project_page, "project", query=RangeQuery)
 
 
 async def reset_project(visit: Visit) -> Response:
@@ -674,11 +736,11 @@ async def reset_project(visit: Visit) -> Response:
     if kind not in tracker.RESETS:
         raise TrackerError("not_found", f"There is no reset {kind!r}")
     if kind == "hard_reset":
-        row = await visit.tracker.db.read(tracker.get_project, visit.session(), project)
-        if visit.field("confirm").strip() != row["name"].strip():
-            visit.error = TrackerError("invalid", "confirm: this is not the project's name; nothing was deleted")
-            return await PROJECT_PAGE(visit)
-    operation = await visit.tracker.db.write(tracker.begin_reset, visit.session(), project, kind)
+        row = await visit.look(tracker.get_project, project)
+        if visit.field("confirm").strip() != row.name.strip():
+            refused = TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+            return await visit.refused(refused)
+    operation = await visit.write(tracker.begin_reset, project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
 
 
@@ -691,14 +753,13 @@ async def watch_operation(visit: Visit, operation: int, kind: str, to: str, prio
     return visit.see(visit.back(to), said_of(kind, done.result(), priority))
 
 
-def operation_page(tx: Tx, session: bytes | None, operation: int) -> dict[str, Any]:
-    row = tracker.get_operation(tx, session, operation)
-    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
+def operation_page(tx: Tx, caller: Caller, operation: int) -> dict[str, Any]:
+    row = tracker.get_operation(tx, caller, operation)
     return {
-        **project_frame(tx, tracker.find_project(tx, row["project"]), role),
+        **project_frame(tx, caller, tracker.find_project(tx, row["project"])),
         "operation": row,
         "done": said_of(row["kind"], row["affected"], row["priority"]),
-        "report": msgspec.json.decode(row["report"], type=tracker.LinesReport),
+        "report": msgspec.json.decode(row["report"], type=shapes.LinesReport),
     }
 
 
@@ -718,9 +779,10 @@ def filter_of(query: TaskQuery) -> tracker.TaskFilter:
 LISTED = "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe"
 
 
-def task_list(tx: Tx, session: bytes | None, project: int, query: TaskQuery) -> dict[str, Any]:
+@of_project(READ)
+def task_list(tx: Tx, caller: Caller, project: sqlite3.Row, query: TaskQuery) -> dict[str, Any]:
     wanted = filter_of(query)
-    rows, more = tracker.list_tasks(tx, session, project, wanted, query.after, PAGE_ROWS, LISTED)
+    rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, LISTED)
     return {
         "tasks": with_aliases(tx, rows, "assignee"),
         "more": more,
@@ -737,13 +799,12 @@ def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[
     return [{**row, "alias": aliases.get(row[column])} for row in rows]
 
 
-def task_page(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
-    history = get_task_history(tx, session, task)
-    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), history["project"]["id"])
+def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
+    history = get_task_history(tx, caller, task)
     row = history["task"]
     return {
         **history,
-        **project_frame(tx, history["project"], role),
+        **project_frame(tx, caller, history["project"]),
         "level_names": tracker.LEVEL_NAMES,
         "state": row and tracker.state_of(row),
         "alias": row and tracker.alias_of(tx, row["assignee"]),
@@ -752,35 +813,26 @@ def task_page(tx: Tx, session: bytes | None, task: int) -> dict[str, Any]:
     }
 
 
-TASKS_PAGE = page("tasks.html", of_project(READ, task_list), "project", query=TaskQuery)
-
-
 async def act_on_list(visit: Visit) -> Response:
     """POST …/tasks: an action on the selected tasks, or, after a question, on all that match the list's filter."""
-    try:
-        project, wanted, body = (
-            visit.path_id("project"),
-            filter_of(visit.query_as(TaskQuery)),
-            visit.form_as(tracker.TaskAction),
-        )
-        if visit.field("which") == "all":
-            return await act_on_all(visit, project, body, wanted)
-        return await act_on_selected(visit, project, body)
-    except TrackerError as error:
-        visit.error = error
-        return await TASKS_PAGE(visit)
+    project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
+    body = visit.form_as(tracker.TaskAction)
+    if visit.field("which") == "all":
+        return await act_on_all(visit, project, body, wanted)
+    return await act_on_selected(visit, project, body)
 
 
-def question(tx: Tx, session: bytes | None, project: int, body: tracker.TaskAction) -> dict[str, Any]:
+@of_project(READ)
+def question(tx: Tx, caller: Caller, project: sqlite3.Row, body: tracker.TaskAction) -> dict[str, Any]:
     """Refuses now what would be refused after the question."""
-    tracker.check_action(tx, session, project, body)
+    tracker.check_action(tx, caller, project, body)
     return {}
 
 
 async def act_on_all(visit: Visit, project: int, body: tracker.TaskAction, wanted: tracker.TaskFilter) -> Response:
     if visit.field("confirmed") != "yes":
         return await ask(visit, project, body, wanted, [])
-    operation = await visit.tracker.db.write(tracker.begin_action, visit.session(), project, body, wanted)
+    operation = await visit.write(tracker.begin_action, project, body, wanted)
     return await watch_operation(visit, operation, body.action, visit.here, body.priority)
 
 
@@ -788,28 +840,23 @@ async def ask(
     visit: Visit, project: int, body: tracker.TaskAction, wanted: tracker.TaskFilter, tasks: list[int]
 ) -> Response:
     """The question before something is done to all tasks that match, or some are deleted."""
-    values = await visit.read(of_project(READ, question), project, body)
-    values |= {
-        "body": body,
-        "wanted": wanted,
-        "tasks": tasks,
-        "count": tracker.count_in_state(values["project"], wanted.state),
-    }
-    return await visit.render("confirm.html", values)
+    values = await visit.read(question, project, body)
+    count = tracker.count_in_state(values["project"], wanted.state)
+    return await visit.render(
+        "confirm.html", {**values, "body": body, "wanted": wanted, "tasks": tasks, "count": count}
+    )
 
 
 async def act_on_selected(visit: Visit, project: int, body: tracker.TaskAction) -> Response:
     try:
         tasks = [int(text) for text in visit.fields.get("task", ())]
     except ValueError:
-        raise TrackerError("invalid", "task: must be whole numbers") from None
+        raise TrackerError("invalid", "must be whole numbers", "task") from None
     if not tasks:
-        raise TrackerError("invalid", "task: select at least one task, or choose “all that match”")
+        raise TrackerError("invalid", "select at least one task, or choose “all that match”", "task")
     if body.action == "delete" and visit.field("confirmed") != "yes":
         return await ask(visit, project, body, tracker.TaskFilter(), tasks)
-    count = await visit.tracker.db.write(
-        tracker.act_on_tasks, visit.session(), project, body, tasks, long=len(tasks) > 10
-    )
+    count = await visit.write(tracker.act_on_tasks, project, body, tasks, long=len(tasks) > 10)
     to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
     return visit.see(to, said_of(body.action, count, body.priority))
 
@@ -817,8 +864,7 @@ async def act_on_selected(visit: Visit, project: int, body: tracker.TaskAction) 
 async def export_tasks(visit: Visit) -> Response:
     """GET …/export: the tasks of a list as JSON lines. Read piece by piece, so it is no snapshot of one moment."""
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
-    session, database = visit.session(), visit.tracker.db
-    read = functools.partial(database.read, tracker.list_tasks, session, project, wanted)
+    read = functools.partial(visit.look, tracker.list_tasks, project, wanted)
     rows, more = await read("", tracker.STEP_TASKS)  # a refusal comes before the answer
 
     async def lines() -> AsyncIterator[bytes]:
@@ -827,10 +873,9 @@ async def export_tasks(visit: Visit) -> Response:
             piece = b"".join(map(task_line, rows))
             yield piece
             small = len(piece) < tracker.PIECE_BYTES  # 500 recipes of the largest size would take gigabytes
+            size = tracker.PIECE_TASKS if small else tracker.STEP_TASKS
             try:
-                rows, more = (
-                    await read(more, tracker.PIECE_TASKS if small else tracker.STEP_TASKS) if more else ([], "")
-                )
+                rows, more = await read(more, size) if more else ([], "")
             except TrackerError as error:  # the answer has begun: all that is left is to break it off
                 tracker.log.warning("An export of project %d broke off: %s", project, error)
                 raise ClientDisconnect from error
@@ -853,37 +898,29 @@ def task_line(task: sqlite3.Row) -> bytes:
 # ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@of_project(EDIT)
+def submit_page(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
+    return {}
+
+
 async def submit_lines(visit: Visit) -> Response:
     """POST …/submit/lines: many tasks from a text area or a file. All lines are read before any of them counts."""
-    project, database = visit.path_id("project"), visit.tracker.db
-    try:
-        defaults = visit.form_as(tracker.LineDefaults)
-        source = line_source(visit)
-        operation = await database.write(tracker.begin_lines_submit, visit.session(), project)
-        try:
-            await tracker.stage_lines(database, operation, project, source, defaults, visit.session())
-        except BaseException:
-            with contextlib.suppress(TrackerError):  # stopping: the next start discards it
-                await tracker.discard(database, operation)
-            raise
-    except TrackerError as error:
-        visit.error = error
-        return await SUBMIT_PAGE(visit)
-    await asyncio.wait((visit.tracker.begin_operation(operation),), timeout=OPERATION_PATIENCE)
+    project, defaults = visit.path_id("project"), visit.form_as(shapes.LineDefaults)
+    field, source = line_source(visit)
+    upload = tracker.Upload(source, project, defaults, field)
+    operation, done = await tracker.submit_upload(visit.tracker, visit.session(), upload)
+    await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
     return visit.see(f"/ui/operations/{operation}")
 
 
-def line_source(visit: Visit) -> BinaryIO:
-    """The uploaded file, or else what was typed."""
+def line_source(visit: Visit) -> tuple[str, BinaryIO]:
+    """The uploaded file, or else what was typed, and the name of its field."""
     file = visit.fields.get("file", [""])[-1]
     if not isinstance(file, str) and file.filename:
-        return file.file
+        return "file", file.file
     if not visit.field("lines").strip():
-        raise TrackerError("invalid", "lines: type at least one line, or choose a file")
-    return io.BytesIO(visit.field("lines").encode())
-
-
-SUBMIT_PAGE = page("submit.html", of_project(EDIT), "project")
+        raise TrackerError("invalid", "type at least one line, or choose a file", "lines")
+    return "lines", io.BytesIO(visit.field("lines").encode())
 
 
 # ── Templates and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -894,7 +931,7 @@ LOG_LINES_SHOWN = 100  # of a job's log on one page
 class VariableRow(msgspec.Struct):
     """A row of a template's form: a variable. What is JSON in the template is text here, `allowed` one value a line."""
 
-    name: tracker.Name
+    name: Name
     value: str = ""
     required: bool = False
     allowed: str = ""
@@ -904,21 +941,21 @@ class VariableRow(msgspec.Struct):
 class ArgumentRow(msgspec.Struct):
     """A row of a template's form: an argument. `options` are one a line."""
 
-    type: tracker.Name
+    type: Name
     order: Int64 = 0
     label: str = ""
     value: str = ""
     options: str = ""
 
 
-class TemplateForm(tracker.TemplateBody):
+class TemplateForm(shapes.TemplateBody):
     """A template as its form has it: texts, and rows of them. An empty key leaves the key as it is."""
 
     description: Annotated[str, Meta(max_length=10_000)] = ""
     variables: list[VariableRow] = []  # noqa: RUF012
     arguments: list[ArgumentRow] = []  # noqa: RUF012
     env: str = ""
-    timeout: tracker.Seconds | None = None
+    timeout: shapes.Seconds | None = None
     remove_key: bool = False
     keep_count: Annotated[int, Meta(ge=1, le=1000000)] | None = None
     keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
@@ -936,11 +973,10 @@ def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
     made = []
     for number, row in visit.rows(name).items():
         try:
-            made.append(msgspec.convert({field: text for field, text in row.items() if text}, kind, strict=False))
-        except msgspec.ValidationError as error:
-            field, problem = tracker.name_and_problem(error)
-            raise TrackerError("invalid", f"{name}[{number}].{field}: {problem}") from None
-        tracker._refuse_nul(made[-1], f"{name}[{number}]")
+            made.append(tracker.convert({field: text for field, text in row.items() if text}, kind, strict=False))
+        except TrackerError as error:
+            raise error.within(f"{name}[{number}]") from None
+        errors.refuse_nul(made[-1], f"{name}[{number}]")
     return made
 
 
@@ -978,14 +1014,14 @@ def typed_pairs(text: str, field: str) -> dict[str, str]:
             continue
         name, equals, value = line.partition("=")
         if not equals or not name.strip():
-            raise TrackerError("invalid", f"{field}: line {number} is not of the form NAME=value")
+            raise TrackerError("invalid", f"line {number} is not of the form NAME=value", field)
         if name.strip() in pairs:
-            raise TrackerError("invalid", f"{field}: line {number} gives {name.strip()} a second time")
+            raise TrackerError("invalid", f"line {number} gives {name.strip()} a second time", field)
         pairs[name.strip()] = value
     return pairs
 
 
-def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> tracker.TemplateBody:
+def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> shapes.TemplateBody:
     """The template that a form means. What it shows of the old one as text, and was not changed, stays what it was."""
     plain = ("name", "description", "recipe", "script", "runas", "undeclared", "timeout", "max_retries", "priority")
     variables = {one.name: one for one in tracker.declared_variables(old)} if old else {}
@@ -993,15 +1029,15 @@ def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> tracker.Tem
     env = msgspec.json.decode(old["env"]) if old else {}
     if form.env != pairs_in_lines(env) and any("\n" in value for value in env.values()):
         raise TrackerError(
-            "invalid", "env: it has a value of several lines, which no form can show; change it by the API"
+            "invalid", "it has a value of several lines, which no form can show; change it by the API", "env"
         )
-    return tracker.TemplateBody(
+    return shapes.TemplateBody(
         **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
         variables=[
-            variable_of_row(row, variables.get(row.name.strip(), tracker.Variable("x"))) for row in form.variables
+            variable_of_row(row, variables.get(row.name.strip(), shapes.Variable("x"))) for row in form.variables
         ],
         arguments=[
-            argument_of_row(row, argument or tracker.Argument())
+            argument_of_row(row, argument or shapes.Argument())
             for row, argument in itertools.zip_longest(form.arguments, arguments[: len(form.arguments)])
         ],
         env=env if form.env == pairs_in_lines(env) else typed_pairs(form.env, "env"),
@@ -1010,38 +1046,37 @@ def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> tracker.Tem
     )
 
 
-def variable_of_row(row: VariableRow, old: tracker.Variable) -> tracker.Variable:
+def variable_of_row(row: VariableRow, old: shapes.Variable) -> shapes.Variable:
     allowed = meant_lines(row.allowed, old.allowed)
     value = meant(row.value, [old.value, *allowed]) if row.value or old.value == "" else None
-    return tracker.Variable(row.name.strip(), value, row.required, allowed, row.description)
+    return shapes.Variable(row.name.strip(), value, row.required, allowed, row.description)
 
 
-def argument_of_row(row: ArgumentRow, old: tracker.Argument) -> tracker.Argument:
+def argument_of_row(row: ArgumentRow, old: shapes.Argument) -> shapes.Argument:
     options = meant_lines(row.options, old.options)
     value = meant(row.value, [old.value, *options]) if row.value or old.value == "" else None
-    return tracker.Argument(row.order, row.type, row.label, value, options)
+    return shapes.Argument(row.order, row.type, row.label, value, options)
 
 
-def create_template_by_form(tx: Tx, session: bytes | None, project: int, form: TemplateForm) -> dict[str, Any]:
-    """Makes a template. Needs EDIT in the project. Its secret is in the answer."""
-    tracker.require_role(tx, session, project, EDIT)
+@tracker.needs(EDIT)
+def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, form: TemplateForm) -> shapes.Template:
+    """Makes a template. Its secret is in the answer."""
     body = template_of_form(form, None)
-    body.project = project
-    return tracker.create_template(tx, session, body)
+    body.project = project["id"]
+    return tracker.create_template(tx, caller, body)
 
 
-def update_template_by_form(tx: Tx, session: bytes | None, template: int, form: TemplateForm) -> None:
-    """Changes a template to what the form says. Needs EDIT."""
-    tracker.update_template(
-        tx, session, template, template_of_form(form, tracker.editable_template(tx, session, template))
-    )
+@tracker.needs(EDIT, tracker.TEMPLATE)
+def update_template_by_form(tx: Tx, caller: Caller, template: sqlite3.Row, form: TemplateForm) -> None:
+    """Changes a template to what the form says."""
+    tracker.update_template(tx, caller, template, template_of_form(form, template))
 
 
-def remove_template(tx: Tx, session: bytes | None, template: int) -> int:
-    """Deletes a template, and says of which project it was. Needs EDIT."""
-    row = tracker.editable_template(tx, session, template)
-    tracker.drop_template(tx, row)
-    return row["project"]
+@tracker.needs(EDIT, tracker.TEMPLATE)
+def remove_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> int:
+    """Deletes a template, and says of which project it was."""
+    tracker.delete_template(tx, caller, template)
+    return template["project"]
 
 
 class RunForm(msgspec.Struct):
@@ -1056,42 +1091,41 @@ def run_form(visit: Visit) -> RunForm:
     named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
     count = sum(name.startswith("argument:") for name in visit.fields)
     form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
-    tracker._refuse_nul(form, "")
+    errors.refuse_nul(form)
     return form
 
 
-def run_template(tx: Tx, session: bytes | None, template: int, form: RunForm) -> str:
-    """Makes a job of a template, and returns its token. Needs EDIT. What is left empty is not given.
+@tracker.needs(EDIT, tracker.TEMPLATE)
+def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, form: RunForm) -> str:
+    """Makes a job of a template, and returns its token. What is left empty is not given.
 
     But a variable that has a value in the template is given as it was typed, also as an empty text.
     """
-    row = tracker.editable_template(tx, session, template)
     variables = typed_pairs(form.more, "more")
-    for variable in tracker.declared_variables(row):
+    for variable in tracker.declared_variables(template):
         text = form.variables.get(variable.name, "")
         if variable.name in form.variables and (text or variable.value is not None):
             variables[variable.name] = meant(text, [variable.value, *variable.allowed])
     arguments = [
         meant(text, [argument.value, *argument.options]) if text else None
-        for text, argument in zip(form.arguments, tracker.free_arguments(row), strict=False)
+        for text, argument in zip(form.arguments, tracker.free_arguments(template), strict=False)
     ]
-    return tracker.make_job(tx, row, variables, arguments, "page", manager=tracker.require_manager(tx, session)["id"])[
-        "token"
-    ]
+    return tracker.make_job(tx, template, variables, arguments, "page", **caller.by)["token"]
 
 
-def retry_on_page(tx: Tx, session: bytes | None, job: str) -> str:
-    """Makes a new job with all that an ended one was given, and returns its token. Needs EDIT."""
-    row, by = tracker.accessible_job(tx, session, job, EDIT)
-    return tracker.retry_job(tx, row, "page", **by)["token"]
+@tracker.needs(EDIT, tracker.JOB)
+def retry_on_page(tx: Tx, caller: Caller, job: sqlite3.Row) -> str:
+    """Makes a new job with all that an ended one was given, and returns its token."""
+    return tracker.repeat_job(tx, job, "page", **caller.by)["token"]
 
 
-def project_templates(tx: Tx, session: bytes | None, project: int, query: ListQuery) -> dict[str, Any]:
+@of_project(EDIT)
+def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """A page of a project's templates, by name, with their last jobs."""
     rows = tx.all(
         "SELECT * FROM template WHERE project = :project AND deleted IS NULL AND name > :after"
         " AND name LIKE :text ESCAPE '\\' ORDER BY name LIMIT :limit",
-        {"project": project, "after": query.after, "text": like(query.text), "limit": PAGE_ROWS + 1},
+        {"project": project["id"], "after": query.after, "text": like(query.text), "limit": PAGE_ROWS + 1},
     )
     return {
         "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows[:PAGE_ROWS]],
@@ -1101,19 +1135,7 @@ def project_templates(tx: Tx, session: bytes | None, project: int, query: ListQu
 
 
 def last_jobs(tx: Tx, template: int, count: int) -> list[sqlite3.Row]:
-    return tracker.find_jobs(tx, None, tracker.JobsQuery(template=template, limit=count))[0]
-
-
-def of_template(function: Callable | None = None) -> Callable:
-    """A page's function: checks EDIT in the template's project and adds what every page of a template shows."""
-
-    def read(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
-        row = tracker.editable_template(tx, session, template)
-        role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
-        frame = project_frame(tx, tracker.find_project(tx, row["project"]), role)
-        return {**frame, **template_values(tx, row), **(function(tx, row) if function else {})}
-
-    return read
+    return tracker.find_jobs(tx, None, shapes.JobsQuery(template=template, limit=count))[0]
 
 
 def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
@@ -1128,7 +1150,7 @@ def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]
     }
 
 
-def declared_in_words(one: tracker.Variable | tracker.Argument, known: list[Any]) -> dict[str, Any]:
+def declared_in_words(one: shapes.Variable | shapes.Argument, known: list[Any]) -> dict[str, Any]:
     """A declared variable or argument with its values as text: a line each, and as the choices of a form."""
     text, texts = tracker.as_text(one.value), list(map(tracker.as_text, known))
     none = [] if text in texts else [("", "– none –")]
@@ -1136,60 +1158,64 @@ def declared_in_words(one: tracker.Variable | tracker.Argument, known: list[Any]
     return {**msgspec.structs.asdict(one), "text": text, "lines": in_lines(known), "choices": choices}
 
 
-def new_template_values(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+@of_project(EDIT)
+def new_template_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     return template_values(tx, {"id": None, "name": "", **tracker.NEW_TEMPLATE})
 
 
-def template_runs(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
-    """What else a template's page shows: its last jobs, and how others trigger it."""
-    required = [one for one in tracker.declared_variables(row) if one.required]
+@of_project(EDIT, tracker.TEMPLATE)
+def edit_template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
+    return template_values(tx, template)
+
+
+@of_project(EDIT, tracker.TEMPLATE)
+def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
+    """A template: what it is, its last jobs, and how others trigger it."""
+    required = [one for one in tracker.declared_variables(template) if one.required]
     return {
+        **template_values(tx, template),
         "given": [(one.name, tracker.as_text(one.value) or "VALUE") for one in required],
-        "samples": [f"argument {number + 1}" for number in range(len(tracker.free_arguments(row)))],
-        "token": row["token"],
+        "samples": [f"argument {number + 1}" for number in range(len(tracker.free_arguments(template)))],
+        "token": template["token"],
         "secret": "",
-        "jobs": with_aliases(tx, last_jobs(tx, row["id"], 10), "assignee"),
+        "jobs": with_aliases(tx, last_jobs(tx, template["id"], 10), "assignee"),
     }
 
 
-def workflows_with(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
+@of_project(EDIT, tracker.TEMPLATE)
+def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
     """What goes with a template when it is deleted: the workflows of which it is a step."""
     steps = "SELECT workflow FROM workflow_edge WHERE :id IN (template, target)"
     return {
+        **template_values(tx, template),
         "workflows": tx.all(
             f"SELECT name FROM workflow WHERE (start = :id OR id IN ({steps})) AND deleted IS NULL ORDER BY name",
-            {"id": row["id"]},
-        )
+            {"id": template["id"]},
+        ),
     }
 
 
 async def show_secret(visit: Visit, template: int, secret: str) -> Response:
     """The template's page with its new secret: in the answer itself, so that neither a cookie nor an address has it."""
-    values = await visit.read(of_template(template_runs), template)
-    return await visit.render("template.html", {**values, "secret": secret})
+    return await visit.render("template.html", {**await visit.read(template_page, template), "secret": secret})
 
 
-async def show_new_template(visit: Visit, created: dict[str, Any]) -> Response:
-    return await show_secret(visit, created["template"]["id"], created["template"]["secret"])
+async def show_new_template(visit: Visit, created: shapes.Template) -> Response:
+    return await show_secret(visit, created.id, created.secret)
 
 
-async def show_rotated_secret(visit: Visit, rotated: dict[str, Any]) -> Response:
-    return await show_secret(visit, visit.path_id("template"), rotated["secret"])
-
-
-async def delete_template_page(visit: Visit) -> Response:
-    """POST …/delete: asks first."""
-    return await (DROP_TEMPLATE if visit.field("confirmed") == "yes" else ASK_ABOUT_TEMPLATE)(visit)
+async def show_rotated_secret(visit: Visit, secret: str) -> Response:
+    return await show_secret(visit, visit.path_id("template"), secret)
 
 
 class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
     """Which jobs a list shows: made between two times (to the minute, UTC), after the place `before`."""
 
-    state: tracker.JobState | None = None
+    state: JobState | None = None
     template: Id | None = None
     start: Annotated[str, Meta(max_length=40)] = ""
     end: Annotated[str, Meta(max_length=40)] = ""
-    before: Id = tracker.INT64_MAX
+    before: Id = INT64_MAX
 
 
 def typed_time(text: str, field: str) -> datetime | None:
@@ -1199,35 +1225,37 @@ def typed_time(text: str, field: str) -> datetime | None:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise TrackerError("invalid", f"{field}: must be a time like 2026-06-01T07:30") from None
+        raise TrackerError("invalid", "must be a time like 2026-06-01T07:30", field) from None
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def project_jobs(tx: Tx, session: bytes | None, project: int, query: JobListQuery) -> dict[str, Any]:
+@of_project(READ)
+def project_jobs(tx: Tx, caller: Caller, project: sqlite3.Row, query: JobListQuery) -> dict[str, Any]:
     """A page of a project's jobs, the newest first."""
-    templates = tx.all("SELECT id, name, deleted FROM template WHERE project = ? ORDER BY name LIMIT 1000", (project,))
+    listed = "SELECT id, name, deleted FROM template WHERE project = ? ORDER BY name LIMIT 1000"
+    templates = tx.all(listed, (project["id"],))
     of_project = "SELECT 1 FROM template WHERE id = ? AND project = ?"
-    if query.template is not None and not tx.one(of_project, (query.template, project)):
-        raise TrackerError("invalid", f"template: the project has no template {query.template}")
-    return {**job_list(tx, None, project, query), "templates": templates, "here": f"/ui/projects/{project}/jobs"}
+    if query.template is not None and not tx.one(of_project, (query.template, project["id"])):
+        raise TrackerError("invalid", f"the project has no template {query.template}", "template")
+    here = f"/ui/projects/{project['id']}/jobs"
+    return {**job_list(tx, None, project["id"], query), "templates": templates, "here": here}
 
 
-def all_jobs(tx: Tx, session: bytes | None, query: JobListQuery) -> dict[str, Any]:
+@tracker.needs(LOGIN)
+def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
     """A page of the jobs of all projects that the manager may read, the newest first."""
-    manager = tracker.require_manager(tx, session)
-    values = {"manager": manager["id"], "admin": manager["tracker_admin"]}
     readable = "EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1)"
     templates = tx.all(
         "SELECT t.id, p.name || ': ' || t.name AS name, t.deleted FROM template t JOIN project p ON p.id = t.project"
         f" WHERE :admin OR {readable} ORDER BY p.name, t.name LIMIT 1000",
-        values,
+        caller.as_values,
     )
-    return {**job_list(tx, manager, None, query), "templates": templates, "project": None, "here": "/ui/jobs"}
+    return {**job_list(tx, caller, None, query), "templates": templates, "project": None, "here": "/ui/jobs"}
 
 
-def job_list(tx: Tx, manager: sqlite3.Row | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
+def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
     start, end = typed_time(query.start, "from"), typed_time(query.end, "to")
-    wanted = tracker.JobsQuery(
+    wanted = shapes.JobsQuery(
         project=project,
         template=query.template,
         state=query.state,
@@ -1236,7 +1264,7 @@ def job_list(tx: Tx, manager: sqlite3.Row | None, project: int | None, query: Jo
         before=query.before,
         limit=PAGE_ROWS,
     )
-    rows, more = tracker.find_jobs(tx, manager, wanted)
+    rows, more = tracker.find_jobs(tx, caller, wanted)
     projects = encode([row["project"] for row in rows]).decode()
     names = dict(tx.all("SELECT id, name FROM project WHERE id IN (SELECT value FROM json_each(?))", (projects,)))
     return {
@@ -1244,57 +1272,53 @@ def job_list(tx: Tx, manager: sqlite3.Row | None, project: int | None, query: Jo
         "more": more,
         "query": query,
         "wanted": {"template": query.template, "from": query.start, "to": query.end},
-        "states": get_args(tracker.JobState),
+        "states": get_args(JobState),
     }
 
 
 class JobQuery(msgspec.Struct):
     """Which lines of its log a job's page shows: the last ones, or the last ones before another one."""
 
-    before: Annotated[int, Meta(ge=1, le=tracker.INT64_MAX)] = tracker.INT64_MAX
+    before: Annotated[int, Meta(ge=1, le=INT64_MAX)] = INT64_MAX
 
 
-def job_page(tx: Tx, session: bytes | None, job: str, query: JobQuery) -> dict[str, Any]:
-    """A job, with what was made of it and with the last lines of its log. Needs READ in its project."""
-    row, _ = tracker.accessible_job(tx, session, job, READ)
-    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
-    lines = last_lines(tx, row, query.before)
-    template = tracker.template_of_job(tx, row)
-    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
-    given = msgspec.json.decode(row["arguments"])
+@of_project(READ, tracker.JOB)
+def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[str, Any]:
+    """A job, with what was made of it and with the last lines of its log."""
+    edits = caller.role(job["project"]) & EDIT
+    lines = last_lines(tx, job, query.before)
+    template = tracker.template_of_job(tx, job)
+    script = job["script"] and tx.one("SELECT source FROM script WHERE id = ?", (job["script"],))["source"]
+    variables = msgspec.json.decode(job["variables"])
     return {
-        **project_frame(tx, tracker.find_project(tx, row["project"]), role),
-        "job": row,
-        "live": row["finished"] is None,
-        "maker": tracker.maker_of(tx, row),
-        "alias": tracker.alias_of(tx, row["assignee"]),
+        "job": job,
+        "live": job["finished"] is None,
+        "maker": tracker.maker_of(tx, job),
+        "alias": tracker.alias_of(tx, job["assignee"]),
         "template": template if template and template["deleted"] is None else None,
-        "variables": {name: tracker.as_text(value) for name, value in msgspec.json.decode(row["variables"]).items()},
-        "arguments": [tracker.as_text(value) for value in given],
-        "script": script if role & EDIT else None,  # like the environment, it may hold what is not for all to read
-        "env": pairs_in_lines(msgspec.json.decode(row["env"])) if role & EDIT else "",
-        "result": in_many_lines(row["result"]),
-        "output": in_many_lines(row["output"]),
-        "history": job_history(tx, row["id"]),
+        "variables": {name: tracker.as_text(value) for name, value in variables.items()},
+        "arguments": [tracker.as_text(value) for value in msgspec.json.decode(job["arguments"])],
+        "script": script if edits else None,  # like the environment, it may hold what is not for all to read
+        "env": pairs_in_lines(msgspec.json.decode(job["env"])) if edits else "",
+        "result": in_many_lines(job["result"]),
+        "output": in_many_lines(job["output"]),
+        "history": job_history(tx, job["id"]),
         "lines": lines,
         "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
-        "newest": query.before > row["line_count"],
+        "newest": query.before > job["line_count"],
         "level_names": tracker.LEVEL_NAMES,
-        "retry_of": tracker.token_of_job(tx, row["retry_of"]),
-        "workflow": row["workflow"] and tracker.find_workflow(tx, row["workflow"]),
-        "run": tx.one("SELECT token, name FROM job WHERE id = ?", (row["workflow_job"],)),
-        "steps": visible_steps(tx, session, row["id"]),
-        "job_links": links(tx, job=row),
+        "retry_of": tracker.token_of_job(tx, job["retry_of"]),
+        "workflow": job["workflow"] and tracker.find_workflow(tx, job["workflow"]),
+        "run": tx.one("SELECT token, name FROM job WHERE id = ?", (job["workflow_job"],)),
+        "steps": visible_steps(tx, caller, job["id"]),
+        "job_links": links(tx, job=job),
     }
 
 
-def visible_steps(tx: Tx, session: bytes | None, run: int) -> list[sqlite3.Row]:
+def visible_steps(tx: Tx, caller: Caller, run: int) -> list[sqlite3.Row]:
     """The last steps of a workflow's run. One may be of a project that the caller must not see."""
-    manager = tracker.signed_in(tx, session)
-    rows = tx.all(
-        f"SELECT {tracker.LISTED_JOB} FROM job WHERE workflow_job = ? ORDER BY id DESC LIMIT ?", (run, PAGE_ROWS)
-    )
-    return [row for row in rows if tracker.role_in_project(tx, manager, row["project"]) & READ]
+    steps = f"SELECT {tracker.LISTED_JOB} FROM job WHERE workflow_job = ? ORDER BY id DESC LIMIT ?"
+    return [row for row in tx.all(steps, (run, PAGE_ROWS)) if caller.role(row["project"]) & READ]
 
 
 def in_many_lines(text: str | None) -> str | None:
@@ -1323,20 +1347,6 @@ def job_history(tx: Tx, job: int) -> list[sqlite3.Row]:
     )
 
 
-TEMPLATES_PAGE = page("templates.html", of_project(EDIT, project_templates), "project", query=ListQuery)
-NEW_TEMPLATE_PAGE = page("template_edit.html", of_project(EDIT, new_template_values), "project")
-EDIT_TEMPLATE_PAGE = page("template_edit.html", of_template(), "template")
-TEMPLATE_PAGE = page("template.html", of_template(template_runs), "template")
-ASK_ABOUT_TEMPLATE = page("template_delete.html", of_template(workflows_with), "template")
-JOB_PAGE = page("job.html", job_page, "job", query=JobQuery)
-DROP_TEMPLATE = action(
-    remove_template,
-    "template",
-    to="/ui/projects/{result}/templates",
-    says="The template is deleted. Its jobs go on, and stay.",
-)
-
-
 # ── Workers and access ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1344,17 +1354,16 @@ class WorkersQuery(ListQuery):
     sort: Literal["last_seen", "closed_task_count", "alias"] = "last_seen"
 
 
-def worker_list(tx: Tx, session: bytes | None, query: WorkersQuery) -> dict[str, Any]:
-    """A page of all workers. For managers."""
-    tracker.require_manager(tx, session)
+@tracker.needs(LOGIN)
+def worker_list(tx: Tx, caller: Caller, query: WorkersQuery) -> dict[str, Any]:
+    """A page of all workers."""
     beyond, order = (">", "ASC") if query.sort == "alias" else ("<", "DESC")
     start, value, last = "", None, None
     if query.after:
         start = f"AND ({query.sort}, id) {beyond} (:value, :last)"
         value, _, last = query.after.rpartition(":")
-        value, last = (
-            (value, tracker.place_of(f"0:{last}")[1]) if query.sort == "alias" else tracker.place_of(query.after)
-        )
+        by_name = query.sort == "alias"
+        value, last = (value, tracker.place_of(f"0:{last}")[1]) if by_name else tracker.place_of(query.after)
     rows = tx.all(
         f"SELECT * FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id) {start}"
         f" ORDER BY {query.sort} {order}, id {order} LIMIT :limit",
@@ -1387,9 +1396,9 @@ def worker_pace(tx: Tx, worker: int) -> dict[str, Any]:
     return {"held": row["held"], "day": row["day"], "rate": row["recent"] / (3600 + tx.time % 3600)}
 
 
-def worker_page(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
-    """A worker with its projects: those that the caller may see. For managers."""
-    manager = tracker.require_manager(tx, session)
+@tracker.needs(LOGIN)
+def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
+    """A worker with its projects: those that the caller may see."""
     row = tx.one("SELECT * FROM worker WHERE id = ?", (worker,))
     if row is None:
         raise TrackerError("not_found", f"No worker {worker}")
@@ -1400,19 +1409,10 @@ def worker_page(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
         " LEFT JOIN worker_access a ON a.project = p.id AND a.worker = :worker"
         " LEFT JOIN tally t ON t.project = p.id AND t.worker = :worker"
         f" WHERE (a.worker IS NOT NULL OR t.worker IS NOT NULL) AND {VISIBLE} ORDER BY p.name LIMIT 100",
-        {"worker": worker, "manager": manager["id"], "admin": manager["tracker_admin"]},
+        {"worker": worker, **caller.as_values},
     )
-    logs, _ = tracker.search(
-        tx,
-        "log_entry",
-        "worker = :worker",
-        "TRUE",
-        {"worker": worker},
-        tracker.INT64_MAX,
-        20,
-        tracker.SEARCH_TIME,
-        newest=True,
-    )
+    values, now = {"worker": worker}, tracker.SEARCH_TIME
+    logs, _ = tracker.search(tx, "log_entry", "worker = :worker", "TRUE", values, INT64_MAX, 20, now, newest=True)
     return {
         "worker": {**row, **worker_pace(tx, worker)},
         "projects": projects,
@@ -1421,14 +1421,15 @@ def worker_page(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
     }
 
 
-def access_page(tx: Tx, session: bytes | None, project: int, query: ListQuery) -> dict[str, Any]:
+@of_project(MANAGE_ACCESS)
+def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """Requests for access, who has it, and the managers' roles."""
     rows = tx.all(
         "SELECT a.*, w.alias, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
         " WHERE a.project = :project AND NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
         " ORDER BY a.worker LIMIT :limit",
         {
-            "project": project,
+            "project": project["id"],
             "after": int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0,
             "text": like(query.text),
             "limit": PAGE_ROWS + 1,
@@ -1438,7 +1439,7 @@ def access_page(tx: Tx, session: bytes | None, project: int, query: ListQuery) -
         "requests": tx.all(
             "SELECT a.*, w.alias, w.created, w.last_seen FROM worker_access a JOIN worker w ON w.id = a.worker"
             " WHERE a.project = ? AND a.request ORDER BY a.worker LIMIT ?",
-            (project, PAGE_ROWS),
+            (project["id"], PAGE_ROWS),
         ),
         "accesses": rows[:PAGE_ROWS],
         "more": rows[PAGE_ROWS - 1]["worker"] if len(rows) > PAGE_ROWS else "",
@@ -1446,7 +1447,7 @@ def access_page(tx: Tx, session: bytes | None, project: int, query: ListQuery) -
         "roles": tx.all(
             "SELECT r.role, m.id, m.username, m.tracker_admin FROM manager_role r JOIN manager m ON m.id = r.manager"
             " WHERE r.project = ? ORDER BY m.username LIMIT 200",
-            (project,),
+            (project["id"],),
         ),
         "role_names": tracker.ROLE_NAMES,
     }
@@ -1462,41 +1463,35 @@ class LogQuery(msgspec.Struct):
     worker: Id | None = None
     project: Id | None = None
     text: Annotated[str, Meta(max_length=200)] = ""
-    before: Id = tracker.INT64_MAX
+    before: Id = INT64_MAX
 
 
-def log_page(tx: Tx, session: bytes | None, query: LogQuery) -> dict[str, Any]:
+def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     """Workers' log lines as they came in, the newest first. For managers, or for everybody if the settings say so."""
     if not tx.settings.public_logs:
-        tracker.require_manager(tx, session)
-    values = {
-        "level": tracker.LEVELS[query.level],
-        "worker": query.worker,
-        "project": query.project,
-        "text": query.text,
-    }
+        tracker.logged_in(caller)
+    wanted = {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text}
+    values = {**wanted, "level": tracker.LEVELS[query.level]}
     match = "level <= :level" + (f" AND {tracker.contains('message')}" if query.text else "")
     if query.project is not None:
-        tracker.visible_project(tx, session, query.project)  # a hidden one's log must not tell that it exists
+        tracker.get_project(tx, caller, query.project)  # a hidden one's log must not tell that it exists
     if query.worker is not None:
         where = "worker = :worker"
         match += " AND project = :project" if query.project is not None else ""
     elif query.project is not None:
         where = "project = :project"
     else:
-        where = "level <= 4" if tracker.LEVELS[query.level] <= 4 else "TRUE"
-    rows, more = tracker.search(
-        tx, "log_entry", where, match, values, query.before, 100, tracker.SEARCH_TIME, newest=True
-    )
-    manager = tracker.signed_in(tx, session)
-    caller = {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])}
+        where = "level <= 4" if values["level"] <= 4 else "TRUE"
+    now = tracker.SEARCH_TIME
+    rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, newest=True)
+    visible = f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000"
     return {
         "logs": with_aliases(tx, rows, "worker"),
         "more": more,
         "query": query,
-        "projects": tx.all(f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000", caller),
+        "projects": tx.all(visible, caller.as_values),
         "level_names": tracker.LEVEL_NAMES,
-        "filter": {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text},
+        "filter": wanted,
     }
 
 
@@ -1507,66 +1502,50 @@ class BackQuery(msgspec.Struct):
     back: str = "/ui/"
 
 
-def login_values(tx: Tx, session: bytes | None, query: BackQuery) -> dict[str, Any]:
+def login_values(tx: Tx, caller: Caller, query: BackQuery) -> dict[str, Any]:
     return {"back": query.back}
 
 
-LOGIN_PAGE = page("login.html", login_values, query=BackQuery)
-REGISTER_PAGE = page("register.html", nothing)
-
-
-def entering(enter: Callable, form: type, again: Handler, says: str) -> Handler:
+def entering(enter: Callable, form: type, says: str) -> Handler:
     """POST of the login or register page."""
 
     async def handler(visit: Visit) -> Response:
-        try:
-            content, session = await enter(visit, visit.form_as(form))
-        except TrackerError as error:
-            visit.error = error
-            return await again(visit)
-        message = says.format(**content["manager"])
+        manager, session = await enter(visit, visit.form_as(form))
+        message = says.format(username=manager.username)
         return visit.see(visit.back("/ui/"), message, tracker.session_cookie(visit, session))
 
     return handler
 
 
 async def log_out_page(visit: Visit) -> Response:
-    await visit.tracker.db.write(tracker.logout, visit.session())
+    await visit.tracker.db.write(tracker.end_session, visit.session())
     return visit.see("/ui/", "You are logged out.", tracker.session_cookie(visit, None))
 
 
-def account_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    manager = tracker.require_manager(tx, session)
+@tracker.needs(LOGIN)
+def account_page(tx: Tx, caller: Caller) -> dict[str, Any]:
+    manager = caller.manager.id
+    live = "SELECT COUNT(*) FROM session WHERE manager = ? AND expires > ?"
     return {
-        "session_count": tx.one(
-            "SELECT COUNT(*) FROM session WHERE manager = ? AND expires > ?", (manager["id"], tx.time)
-        )[0],
+        "session_count": tx.one(live, (manager, tx.time))[0],
         "roles": tx.all(
             "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
             " WHERE r.manager = ? ORDER BY p.name LIMIT 200",
-            (manager["id"],),
+            (manager,),
         ),
         "role_names": tracker.ROLE_NAMES,
     }
 
 
-ACCOUNT_PAGE = page("account.html", account_page)
-
-
 async def change_password_page(visit: Visit) -> Response:
-    try:
-        session = await tracker.change_password(visit, visit.form_as(tracker.PasswordForm))
-    except TrackerError as error:
-        visit.error = error
-        return await ACCOUNT_PAGE(visit)
-    return visit.see(
-        "/ui/account", "The password is changed; all other logins are ended.", tracker.session_cookie(visit, session)
-    )
+    session = await tracker.change_password(visit, visit.form_as(shapes.PasswordForm))
+    message = "The password is changed; all other logins are ended."
+    return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
 
 
-def admin_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """The managers, the settings in force and the state of the database. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(ADMIN)
+def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """The managers, the settings in force and the state of the database."""
     return {
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
         "setting_rows": [
@@ -1601,244 +1580,161 @@ def wal_size(settings: tracker.Settings) -> int:
 
 async def docs_page(visit: Visit) -> Response:
     """The API, as people read about it."""
-    values = await visit.read(nothing)
+    values = await visit.read(None)
     docs = await asyncio.to_thread(documentation, visit.tracker.settings, visit.base)
     return await visit.render("docs.html", {**values, "docs": docs})
 
 
-EDIT_PAGE = page("project_edit.html", of_project(EDIT, edit_values), "project")
-NEW_PAGE = page("project_edit.html", new_project_values)
-SECRETS_PAGE = page("secrets.html", of_project(SECRET, project_secrets), "project")
-ACCESS_PAGE = page("access.html", of_project(MANAGE_ACCESS, access_page), "project", query=ListQuery)
-
 # ── The table of pages ────────────────────────────────────────────────────────────────────────────────────────────────
 
-# Method, path, handler.
-PAGES: list[tuple[str, str, Handler]] = [
-    ("GET", "/ui/", page("overview.html", overview, query=ListQuery)),
-    ("GET", "/ui/projects/new", NEW_PAGE),
-    (
-        "POST",
+ONE_PROJECT = "/ui/projects/{project}"
+
+
+NEW_PROJECT_SAYS = "The project is there. Workers may ask for access now."
+
+
+TEMPLATE_SAVED = "Saved. Jobs that were made before stay as they are."
+
+
+JOB_RETRIED = "This is the new job, with all that the other one was given."
+
+
+PAGES = [
+    Page("/ui/", "overview.html", overview),
+    Page(
         "/ui/projects/new",
-        action(
-            tracker.create_project,
-            form=tracker.ProjectBody,
-            to="/ui/projects/{result[id]}",
-            says="The project is there. Workers may ask for access now.",
-            again=NEW_PAGE,
-        ),
+        "project_edit.html",
+        new_project_values,
+        [Action("", tracker.create_project, ProjectBody, "/ui/projects/{result}", NEW_PROJECT_SAYS)],
     ),
-    ("GET", "/ui/projects/{project}", PROJECT_PAGE),
-    ("GET", "/ui/projects/{project}/edit", EDIT_PAGE),
-    (
-        "POST",
+    Page(
+        "/ui/projects/{project}",
+        "project.html",
+        project_page,
+        [
+            Action("/pause", tracker.pause_project, shapes.PausedBody, says=paused_in_words, again=False),
+            Action("/reset/{kind}", reset_project),
+        ],
+    ),
+    Page(
         "/ui/projects/{project}/edit",
-        action(
-            tracker.update_project,
-            "project",
-            form=tracker.ProjectBody,
-            to="/ui/projects/{project}",
-            says="Saved.",
-            again=EDIT_PAGE,
-        ),
+        "project_edit.html",
+        edit_values,
+        [Action("", tracker.update_project, ProjectBody, "/ui/projects/{project}", "Saved.")],
     ),
-    (
-        "POST",
-        "/ui/projects/{project}/pause",
-        action(
-            tracker.pause_project, "project", form=tracker.PausedBody, to="/ui/projects/{project}", says=paused_in_words
-        ),
+    Page(
+        "/ui/projects/{project}/secrets",
+        "secrets.html",
+        project_secrets,
+        [
+            Action(f"{ONE_PROJECT}/secret", tracker.set_secret, shapes.SecretBody, says="The secret is saved."),
+            Action(
+                f"{ONE_PROJECT}/webhook_secret",
+                tracker.set_webhook_secret,
+                shapes.WebhookSecretBody,
+                says="The webhook secret is saved.",
+            ),
+        ],
     ),
-    ("GET", "/ui/projects/{project}/secrets", SECRETS_PAGE),
-    (
-        "POST",
-        "/ui/projects/{project}/secret",
-        action(
-            tracker.set_secret,
-            "project",
-            form=tracker.SecretBody,
-            to="/ui/projects/{project}/secrets",
-            says="The secret is saved.",
-            again=SECRETS_PAGE,
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/webhook_secret",
-        action(
-            tracker.set_webhook_secret,
-            "project",
-            form=tracker.WebhookSecretBody,
-            to="/ui/projects/{project}/secrets",
-            says="The webhook secret is saved.",
-            again=SECRETS_PAGE,
-        ),
-    ),
-    ("POST", "/ui/projects/{project}/reset/{kind}", reset_project),
-    ("GET", "/ui/operations/{operation}", page("operation.html", operation_page, "operation")),
-    ("GET", "/ui/projects/{project}/tasks", TASKS_PAGE),
-    ("POST", "/ui/projects/{project}/tasks", act_on_list),
-    ("GET", "/ui/projects/{project}/export", export_tasks),
-    ("GET", "/ui/projects/{project}/submit", SUBMIT_PAGE),
-    (
-        "POST",
+    Page("/ui/operations/{operation}", "operation.html", operation_page),
+    Page("/ui/projects/{project}/tasks", "tasks.html", task_list, [Action("", act_on_list, again=True)]),
+    Page("/ui/projects/{project}/export", export_tasks),
+    Page(
         "/ui/projects/{project}/submit",
-        action(
-            tracker.submit_as_manager,
-            "project",
-            form=tracker.LineTask,
-            to="/ui/projects/{project}/submit",
-            says="The task is submitted.",
-            again=SUBMIT_PAGE,
-        ),
+        "submit.html",
+        submit_page,
+        [
+            Action("", tracker.submit_as_manager, tracker.LineTask, says="The task is submitted."),
+            Action("/lines", submit_lines, again=True),
+        ],
     ),
-    ("POST", "/ui/projects/{project}/submit/lines", submit_lines),
-    ("GET", "/ui/tasks/{task}", page("task.html", task_page, "task")),
-    ("GET", "/ui/projects/{project}/templates", TEMPLATES_PAGE),
-    ("GET", "/ui/projects/{project}/templates/new", NEW_TEMPLATE_PAGE),
-    (
-        "POST",
+    Page("/ui/tasks/{task}", "task.html", task_page),
+    Page("/ui/projects/{project}/templates", "templates.html", project_templates),
+    Page(
         "/ui/projects/{project}/templates/new",
-        action(
-            create_template_by_form,
-            "project",
-            form=template_form,
-            shows=show_new_template,
-            again=NEW_TEMPLATE_PAGE,
-        ),
+        "template_edit.html",
+        new_template_values,
+        [Action("", create_template_by_form, template_form, shows=show_new_template)],
     ),
-    ("GET", "/ui/templates/{template}", TEMPLATE_PAGE),
-    ("GET", "/ui/templates/{template}/edit", EDIT_TEMPLATE_PAGE),
-    (
-        "POST",
+    Page(
+        "/ui/templates/{template}",
+        "template.html",
+        template_page,
+        [
+            Action("/run", run_template, run_form, "/ui/jobs/{result}", "The job is made."),
+            Action("/rotate_secret", tracker.rotate_template_secret, shows=show_rotated_secret),
+            Action(
+                "/delete",
+                remove_template,
+                to="/ui/projects/{result}/templates",
+                says="The template is deleted. Its jobs go on, and stay.",
+                asks=("template_delete.html", template_delete_page),
+            ),
+        ],
+    ),
+    Page(
         "/ui/templates/{template}/edit",
-        action(
-            update_template_by_form,
-            "template",
-            form=template_form,
-            to="/ui/templates/{template}",
-            says="Saved. Jobs that were made before stay as they are.",
-            again=EDIT_TEMPLATE_PAGE,
-        ),
+        "template_edit.html",
+        edit_template_page,
+        [Action("", update_template_by_form, template_form, "/ui/templates/{template}", TEMPLATE_SAVED)],
     ),
-    (
-        "POST",
-        "/ui/templates/{template}/run",
-        action(
-            run_template,
-            "template",
-            form=run_form,
-            to="/ui/jobs/{result}",
-            says="The job is made.",
-            again=TEMPLATE_PAGE,
-        ),
+    Page("/ui/projects/{project}/jobs", "jobs.html", project_jobs),
+    Page("/ui/jobs", "jobs.html", all_jobs),
+    Page(
+        "/ui/jobs/{job}",
+        "job.html",
+        job_page,
+        [
+            Action("/cancel", tracker.cancel_job, says="The job is cancelled.", again=True),
+            Action("/retry", retry_on_page, to="/ui/jobs/{result}", says=JOB_RETRIED, again=True),
+        ],
     ),
-    (
-        "POST",
-        "/ui/templates/{template}/rotate_secret",
-        action(tracker.rotate_template_secret, "template", shows=show_rotated_secret),
+    Page(
+        "/ui/projects/{project}/access",
+        "access.html",
+        access_page,
+        [
+            Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
+            Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
+            Action("/set", tracker.set_worker_access, shapes.WorkerRolesBody, says="The worker's access is set."),
+            Action("/role", tracker.set_named_role, shapes.RoleForm, says="The manager's roles are set."),
+        ],
     ),
-    ("POST", "/ui/templates/{template}/delete", delete_template_page),
-    (
-        "GET",
-        "/ui/projects/{project}/jobs",
-        page("jobs.html", of_project(READ, project_jobs), "project", query=JobListQuery),
+    Page(
+        "/ui/workers",
+        "workers.html",
+        worker_list,
+        [Action("/pause", tracker.set_worker_paused, shapes.PauseBody, says=paused_in_words, again=False)],
     ),
-    ("GET", "/ui/jobs", page("jobs.html", all_jobs, query=JobListQuery)),
-    ("GET", "/ui/jobs/{job}", JOB_PAGE),
-    (
-        "POST",
-        "/ui/jobs/{job}/cancel",
-        action(tracker.cancel, "job", to="/ui/jobs/{job}", says="The job is cancelled.", again=JOB_PAGE),
+    Page("/ui/workers/{worker}", "worker.html", worker_page),
+    Page("/ui/logs", "logs.html", log_page),
+    Page("/ui/docs", docs_page),
+    Page(
+        "/ui/login",
+        "login.html",
+        login_values,
+        [
+            Action(
+                "", entering(tracker.authenticate_manager, shapes.LoginBody, "Welcome back, {username}."), again=True
+            ),
+            Action("/ui/logout", log_out_page),
+        ],
     ),
-    (
-        "POST",
-        "/ui/jobs/{job}/retry",
-        action(
-            retry_on_page,
-            "job",
-            to="/ui/jobs/{result}",
-            says="This is the new job, with all that the other one was given.",
-            again=JOB_PAGE,
-        ),
-    ),
-    ("GET", "/ui/projects/{project}/access", ACCESS_PAGE),
-    (
-        "POST",
-        "/ui/projects/{project}/access/accept/{worker}",
-        action(
-            tracker.accept_request,
-            "project",
-            "worker",
-            to="/ui/projects/{project}/access",
-            says="The worker has access now.",
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/access/reject/{worker}",
-        action(
-            tracker.reject_request,
-            "project",
-            "worker",
-            to="/ui/projects/{project}/access",
-            says="The worker has no access (any more).",
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/access/set",
-        action(
-            tracker.set_worker_access,
-            "project",
-            form=tracker.WorkerRolesBody,
-            to="/ui/projects/{project}/access",
-            says="The worker's access is set.",
-            again=ACCESS_PAGE,
-        ),
-    ),
-    (
-        "POST",
-        "/ui/projects/{project}/access/role",
-        action(
-            tracker.set_named_role,
-            "project",
-            form=tracker.RoleForm,
-            to="/ui/projects/{project}/access",
-            says="The manager's roles are set.",
-            again=ACCESS_PAGE,
-        ),
-    ),
-    ("GET", "/ui/workers", page("workers.html", worker_list, query=WorkersQuery)),
-    ("GET", "/ui/workers/{worker}", page("worker.html", worker_page, "worker")),
-    (
-        "POST",
-        "/ui/workers/pause",
-        action(tracker.set_worker_paused, form=tracker.PauseBody, to="/ui/workers", says=paused_in_words),
-    ),
-    ("GET", "/ui/logs", page("logs.html", log_page, query=LogQuery)),
-    ("GET", "/ui/docs", docs_page),
-    ("GET", "/ui/login", LOGIN_PAGE),
-    ("POST", "/ui/login", entering(tracker.log_in, tracker.LoginBody, LOGIN_PAGE, "Welcome back, {username}.")),
-    ("GET", "/ui/register", REGISTER_PAGE),
-    (
-        "POST",
+    Page(
         "/ui/register",
-        entering(tracker.register_account, tracker.RegisterBody, REGISTER_PAGE, "Welcome, {username}."),
+        "register.html",
+        None,
+        [Action("", entering(tracker.make_account, shapes.RegisterBody, "Welcome, {username}."), again=True)],
     ),
-    ("POST", "/ui/logout", log_out_page),
-    ("GET", "/ui/account", ACCOUNT_PAGE),
-    ("POST", "/ui/account/password", change_password_page),
-    ("GET", "/ui/admin", page("admin.html", admin_page)),
-    (
-        "POST",
-        "/ui/admin/promote/{manager}",
-        action(tracker.promote_manager, "manager", to="/ui/admin", says="The manager is a tracker admin now."),
-    ),
-    (
-        "POST",
-        "/ui/admin/demote/{manager}",
-        action(tracker.demote_manager, "manager", to="/ui/admin", says="The manager is no tracker admin any more."),
+    Page("/ui/account", "account.html", account_page, [Action("/password", change_password_page, again=True)]),
+    Page(
+        "/ui/admin",
+        "admin.html",
+        admin_page,
+        [
+            Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+            Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
+        ],
     ),
 ]
 

@@ -18,6 +18,8 @@ CREATE TABLE IF NOT EXISTS operation (
     kind                        TEXT NOT NULL,
     project                     INTEGER NOT NULL REFERENCES project,
     manager                     INTEGER REFERENCES manager,  -- who began it; NULL: a worker
+    worker                      INTEGER REFERENCES worker,   -- who began it, if it may ask what became of it
+    token                       TEXT,                        -- the worker's own: a repeat of the call finds it by that
     wanted                      TEXT,                        -- which tasks, as JSON (TaskFilter)
     priority                    INTEGER,                     -- what set_priority sets
     last_task                   INTEGER NOT NULL,            -- tasks submitted later are not touched
@@ -32,6 +34,7 @@ CREATE TABLE IF NOT EXISTS operation (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS operation_project ON operation (project, id);
 CREATE INDEX IF NOT EXISTS operation_unfinished ON operation (id) WHERE finished IS NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS operation_token ON operation (worker, project, token) WHERE token IS NOT NULL;
 
 -- Some hundred tasks (JSON) of an accepted bulk submit that are not in the queue yet.
 CREATE TABLE IF NOT EXISTS bulk_piece (

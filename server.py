@@ -1,7 +1,8 @@
-"""How bytes come in: uvicorn with a guard around it, listening, stopping.
+"""How bytes come in: uvicorn with a guard around it, the reading of a request, listening, stopping.
 
     socket ─► GuardedProtocol (how slowly, how large, how many at once) ─► uvicorn ─► the application
                                                                     write_at_once ◄─┘ a plain answer, in one write
+                                                                    Incoming: its headers, query and body
 
 Nothing here knows what a task is, and nothing is imported from tracker.py: it is given an application, the settings of
 a server, and what to do when it is told to stop.
@@ -10,17 +11,27 @@ a server, and what to do when it is told to stop.
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
+import logging
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
+from urllib.parse import parse_qs
 
+import msgspec
 import uvicorn
+from python_multipart.exceptions import FormParserError
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+import libraries
+from errors import TrackerError, convert
+
+log = logging.getLogger("tracker")
+
 MOST_HEADER_BYTES = 2**16
-
-
 MOST_PIPELINED = 256  # requests that one connection may send ahead of their answers
 
 
@@ -30,7 +41,7 @@ def writes_plainly(cycle: RequestResponseCycle) -> bool:
 
 def plain_cycle(send: Callable) -> RequestResponseCycle | None:
     """uvicorn's cycle behind an ASGI `send`, if an answer may be written past it."""
-    cycle = getattr(send, "__self__", None)
+    cycle = getattr(send, "__self__", None) if libraries.HAS_SHORT_WAY else None
     return cycle if type(cycle) is RequestResponseCycle and writes_plainly(cycle) else None
 
 
@@ -52,6 +63,8 @@ async def write_at_once(cycle: RequestResponseCycle, head: bytes, body: bytes) -
     more = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
     cycle.transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (head, more, len(body), body))
     cycle.message_event.set()
+    if not cycle.keep_alive:  # the server began to stop while the client was slow to take in what came before
+        cycle.transport.close()
     cycle.on_response()
 
 
@@ -64,15 +77,137 @@ def keeps_coming(receive: Callable) -> None:
             protocol.began = protocol.loop.time()
 
 
+SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
+
+
+class Incoming:
+    """What comes in of one request: its headers, its query, and its body in whole, in a file or as a form."""
+
+    __slots__ = ("receive", "scope")
+
+    def __init__(self, scope: dict, receive: Callable):
+        self.scope, self.receive = scope, receive
+
+    def header(self, name: bytes) -> bytes | None:
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return value
+        return None
+
+    def cookies(self, name: str) -> Iterator[bytes]:
+        """The cookies of that name. Ours are never quoted; the library's unquoting takes minutes over a hostile one."""
+        for key, value in self.scope["headers"]:
+            if key == b"cookie":
+                for cookie in value.split(b";"):
+                    if cookie.strip().startswith(name.encode() + b"="):
+                        yield cookie.strip()[len(name) + 1 :]
+
+    def query(self) -> dict[str, list[str]]:
+        try:
+            return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
+        except ValueError:
+            raise TrackerError("invalid", "not a valid query string", "query") from None
+
+    def query_as(self, kind: type, *several: str) -> Any:
+        """The query's parameters as a struct; numbers are given as text there. `several` may be given repeatedly."""
+        texts = {name: given if name in several else given[-1:] for name, given in self.query().items()}
+        values = {name: given if name in several else given[0] for name, given in texts.items()}
+        try:
+            query = convert(values, kind, strict=False)
+        except TrackerError as error:
+            raise TrackerError("invalid", error.problem, error.field.partition("[")[0]) from None
+        for name, value in msgspec.to_builtins(query).items():
+            numbers = value if name in several else [value]
+            if name in texts and type(numbers[0]) is int and set(map(str, numbers)) != set(texts[name]):
+                raise TrackerError("invalid", "must be a whole number", name)  # msgspec reads 1e3 and 1.0 as well
+        return query
+
+    async def read_body(self, limit: int) -> bytes:
+        """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
+        most = 1024 * limit
+        self.refuse_longer(most)
+        parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
+        while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise TrackerError("timeout", "did not arrive", "body")
+            parts.append(message["body"])
+            size += len(message["body"])
+            if size > most:
+                raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def spool(self, file: BinaryIO, limit: int) -> None:
+        """Moves the body to a file, to its beginning, a block at a time. 413 as soon as it exceeds the limit (in KiB).
+
+        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory.
+        """
+        self.refuse_longer(1024 * limit)
+        block, size, more = bytearray(), 0, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise TrackerError("timeout", "did not arrive", "body")
+            block += message["body"]
+            size += len(message["body"])
+            if size > 1024 * limit:
+                raise TrackerError("too_large", f"more than {limit} KiB", "body")
+            more = message.get("more_body", False)
+            if len(block) >= SPOOL_BYTES or not more:
+                await asyncio.to_thread(file.write, bytes(block))
+                block.clear()
+                keeps_coming(self.receive)
+        file.seek(0)
+
+    def refuse_longer(self, most: int) -> None:
+        """413 for a body that is said to be longer than that many bytes, before it comes."""
+        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
+            raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
+
+    async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
+        """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
+        most, size = 1024 * limit, 0
+        if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
+            raise TrackerError("invalid", "its Content-Type is too long", "body")
+
+        async def receive() -> dict:
+            nonlocal size
+            message = await self.receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise TrackerError("too_large", f"more than {limit} KiB", what)
+            return message
+
+        try:
+            form = await Request(self.scope, receive).form(max_part_size=most, **limits)
+        except (HTTPException, MultiPartException, FormParserError) as error:
+            raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
+        except ClientDisconnect:
+            raise TrackerError("timeout", "did not arrive", "body") from None
+        return {name: form.getlist(name) for name in form}
+
+    async def gone(self) -> None:
+        """Returns when the client has closed the connection."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with a limit to how slowly a client may send, and how long its headers may be."""
 
     began: float | None = None  # when the client began to send what is still incomplete: the headers, then the body
     headers_pending = 0
+    lost: asyncio.Future | None = None  # who stops the server waits for it
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.began = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.lost and not self.lost.done():
+            self.lost.set_result(None)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -104,29 +239,82 @@ class GuardedProtocol(HttpToolsProtocol):
             self.began = None
             self.transport.close()
 
+    def close_when_idle(self) -> asyncio.Future:
+        """Closes the connection: now, or after the answer that is due. The future is done when it is closed."""
+        self.lost = self.lost or self.loop.create_future()
+        self.shutdown()
+        return self.lost
+
 
 class Server(uvicorn.Server):
-    """uvicorn's server: lets waiting workers go before it waits for requests to finish, and exits with status 0."""
+    """uvicorn's server, which waits for what is to happen; the original looks ten times a second whether it has.
 
-    def __init__(self, config: uvicorn.Config, begin_stop: Callable[[], None], request_timeout: float):
+    It says when it listens (`started`), and when it has been told to stop (`stopping`), before it waits for the
+    requests in flight. Told to by a signal, it exits with status 0.
+    """
+
+    TICK = 1.0  # seconds: how old the date in an answer is at the most, and how late a slow client is cut off
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        request_timeout: float,
+        started: Callable[[], None] = lambda: None,
+        stopping: Callable[[], None] = lambda: None,
+    ):
         super().__init__(config)
-        self.begin_stop, self.request_timeout = begin_stop, request_timeout
+        self.request_timeout, self.say_started, self.say_stopping = request_timeout, started, stopping
+        self.loop = asyncio.get_running_loop()
+        self.stop_asked, self.stop_forced = asyncio.Event(), asyncio.Event()
+
+    def stop(self) -> None:
+        """Tells the server to stop; told twice, it waits for nobody. May be called in any thread."""
+        self.force_exit, self.should_exit = self.should_exit, True
+        with contextlib.suppress(RuntimeError):  # its loop is closed: it has stopped
+            self.loop.call_soon_threadsafe((self.stop_forced if self.force_exit else self.stop_asked).set)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Asked to stop: do. Asked twice: at once. (The original one raises the signal again at the end.)"""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        """A signal tells it to stop. (The original one raises the signal again at the end.)"""
+        self.stop()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.begin_stop()
-        await super().shutdown(sockets)
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.say_started()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # 0: a tick at which the date is set
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.TICK):
+                    await self.stop_asked.wait()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0:
-            oldest = asyncio.get_running_loop().time() - self.request_timeout
-            for connection in list(self.server_state.connections):
-                connection.close_if_slow(oldest)
+        oldest = self.loop.time() - self.request_timeout
+        for connection in list(self.server_state.connections):
+            connection.close_if_slow(oldest)
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes in nobody else, and lets the requests in flight finish: as long as they may, or until told twice."""
+        self.say_stopping()
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        ends = [asyncio.create_task(wait()) for wait in (self.finish_requests, self.stop_forced.wait)]
+        timeout = self.config.timeout_graceful_shutdown
+        await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        unfinished = [task for task in self.server_state.tasks if not task.done()]
+        if unfinished:
+            log.warning("The server stops: %d requests have not finished, and are cut off", len(unfinished))
+        for task in (*ends, *unfinished):
+            task.cancel("The server stops")
+
+    async def finish_requests(self) -> None:
+        """Returns when no connection is open any more, and nobody works on a request."""
+        while open_ones := [connection.close_when_idle() for connection in list(self.server_state.connections)]:
+            await asyncio.wait(open_ones)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks)
+        for server in self.servers:
+            await server.wait_closed()
 
 
 def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
@@ -143,7 +331,7 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
         root_path=settings.root_path,
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=60,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
+        timeout_graceful_shutdown=settings.shutdown_timeout,
         server_header=False,
         backlog=2048,
     )

@@ -3,19 +3,29 @@
 A manager makes a project (a queue); workers submit tasks to it, are assigned tasks from it, and release each one as
 done, failed or skipped. What flows where:
 
-    request ─► Endpoint ─► Call (decoded) ─► domain function(tx, …) ─► plain values ─► JSON
-                                                   │
-                             Database.write: one queue, one thread, one transaction and one fsync for all that wait
-                                                   │
-                             Waiters: a commit that made tasks ready wakes one waiting worker for each of them
+    request ─► App (which path?) ─► Endpoint ─► Call (decoded) ─► as_caller(tx, function, …) ─► Structs ─► JSON
+                                                                     │
+             Database.write: one queue, one connection, one transaction and one fsync for all that wait
+                                                                     │
+             Waiters: a commit that made tasks ready wakes one waiting worker for each of them
 
-Every state change is a plain function that takes an open transaction `tx` and plain values, and returns plain values
-or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Sections, in the order in
-which they depend on each other (search for "# ── "):
+Every state change is a plain function `(tx, caller, …)` that takes an open transaction and plain values, and returns
+plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
+found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-    Settings · Errors · Clock, ids and secrets · Database · Dialects · Workers · Projects and access · Managers ·
-    Tasks · Jobs and templates · Workflows · Task lists · Long operations · Logs · Monitoring · Waiting workers ·
-    Background work · HTTP plumbing · JSON API · Manager pages · Routes and app · In-process · Command line
+Beside this module: errors (what is refused), shapes (what goes in and out), server (how bytes come in), lines and
+githook (uploads, push events), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and
+imported when the app is made: pages (the manager UI), dialects/ (other systems' APIs). Sections, in the order in which
+they depend on each other (search for "# ── "):
+
+    Settings · Clock, ids and secrets · Database · Dialects · Callers · Workers · Projects and access · Managers ·
+    Logs · Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
+    HTTP plumbing · JSON API · Routes and app · In-process · Command line
+
+Nothing refers to a later section but these, as a task, its job and the job's workflow are one state machine:
+
+    Tasks: expire_job NO_REPORT read_report release_job start_job
+    Jobs and templates: cancel_steps continue_workflow repeat_workflow start_workflow_job
 """
 
 from __future__ import annotations
@@ -23,7 +33,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import codecs
+import collections
 import contextlib
 import difflib
 import functools
@@ -32,6 +42,7 @@ import hashlib
 import heapq
 import hmac
 import importlib
+import inspect
 import itertools
 import logging
 import logging.handlers
@@ -46,131 +57,184 @@ import tempfile
 import threading
 import time
 import tomllib
+import types
+import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
-from urllib.parse import parse_qs, urlsplit
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
+from urllib.parse import urlsplit
 
 import aiosqlite
 import filelock
 import itsdangerous
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
-from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+import errors
 import openapi
-from server import Server, listen, plain_cycle, plain_head, run_loop, url_of, uvicorn_config, write_at_once
+import shapes
+from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
+from githook import SIGNATURE_HEADERS, receive_push
+from lines import MOST_REPORTED, LineTask, Upload, tasks_of
+from server import (
+    SPOOL_BYTES,
+    Incoming,
+    Server,
+    listen,
+    plain_cycle,
+    plain_head,
+    run_loop,
+    url_of,
+    uvicorn_config,
+    write_at_once,
+)
+from shapes import COUNT_COLUMNS, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
+from waiting import Assigned, Waiters
 
 __version__ = "1.0.0"
 
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("tracker")
 
+
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-LogLevel = Literal["error", "warn", "info", "debug", "trace"]
-
-
-def about(kind: Any, description: str, **limits: Any) -> Any:
-    """The type of a setting: its kind, its help text, its limits."""
-    return Annotated[kind, Meta(description=description, **limits)]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
 
-    host: about(str, "Address to listen on. Anything but loopback is reachable from outside: put TLS in front.") = (
-        "127.0.0.1"
+    host: Annotated[
+        str, about("Address to listen on. Anything but loopback is reachable from outside: put TLS in front.")
+    ] = "127.0.0.1"
+    port: Annotated[int, about("Port to listen on; 0 takes a free one.", ge=0, le=65535)] = 3010
+    root_path: Annotated[
+        str,
+        about(
+            "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
+            pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        ),
+    ] = ""
+    trusted_proxies: Annotated[
+        str,
+        about("Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."),
+    ] = "127.0.0.1"
+    database: Annotated[str, about("The SQLite file; a relative path starts at the configuration file's folder.")] = (
+        "tracker.db"
     )
-    port: about(int, "Port to listen on; 0 takes a free one.", ge=0, le=65535) = 3010
-    root_path: about(
-        str,
-        "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
-        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-    ) = ""
-    trusted_proxies: about(
-        str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
-    ) = "127.0.0.1"
-    database: about(str, "The SQLite file; a relative path starts at the configuration file's folder.") = "tracker.db"
-    synchronous: about(
+    synchronous: Annotated[
         Literal["FULL", "NORMAL"],
-        "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
-    ) = "FULL"
-    cache_size: about(int, "Memory for SQLite's page cache, in MiB.", ge=1, le=65536) = 16
-    log_file: about(
+        about(
+            "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
+        ),
+    ] = "FULL"
+    cache_size: Annotated[int, about("Memory for SQLite's page cache, in MiB.", ge=1, le=65536)] = 16
+    log_file: Annotated[
         str,
-        "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
-    ) = "tracker.log"
-    log_level: about(LogLevel, "Workers' log lines from this level on are also kept in the database.") = "info"
-    log_retention: about(Seconds, "Log lines in the database are deleted after this time, in seconds.") = 2_592_000
-    public_logs: about(bool, "Whether anybody may read the logs; otherwise only managers.") = False
-    access_log: about(bool, "Whether to print a line for each request.") = False
-    cookie_name: about(str, "Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$") = "tt"
-    session_lifetime: about(Seconds, "A login ends after this time, in seconds.") = 2_592_000
-    open_registration: about(
-        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
-    ) = True
-    open_worker_registration: about(
-        bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."
-    ) = True
-    default_alias: about(str, "Alias of a worker that did not choose one.", min_length=1, max_length=200) = "worker"
-    default_max_assign_time: about(
-        int, "A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31
-    ) = 3600
-    default_job_timeout: about(Seconds, "A job whose template has no timeout may run for this time, in seconds.") = 600
-    job_retention: about(
-        Seconds, "An ended job is deleted after this time, in seconds, unless its template says otherwise."
-    ) = 2_592_000
-    max_job_log: about(Count, "Most log text that is kept of one job, in KiB.") = 16384
-    theeye_customer: about(
-        str, "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
-    ) = "tracker"
-    testflinger_anonymous: about(
+        about(
+            "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB;"
+            " empty for none.",
+        ),
+    ] = "tracker.log"
+    log_level: Annotated[
+        shapes.LogLevel, about("Workers' log lines from this level on are also kept in the database.")
+    ] = "info"
+    log_retention: Annotated[
+        shapes.Seconds, about("Log lines in the database are deleted after this time, in seconds.")
+    ] = 2_592_000
+    public_logs: Annotated[bool, about("Whether anybody may read the logs; otherwise only managers.")] = False
+    access_log: Annotated[bool, about("Whether to print a line for each request.")] = False
+    cookie_name: Annotated[str, about("Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$")] = "tt"
+    session_lifetime: Annotated[shapes.Seconds, about("A login ends after this time, in seconds.")] = 2_592_000
+    open_registration: Annotated[
+        bool, about("Whether anybody may register as a manager (who starts with no rights). The first one always may.")
+    ] = True
+    open_worker_registration: Annotated[
+        bool, about("Whether anybody may create a worker (which starts with no rights); otherwise only managers.")
+    ] = True
+    default_alias: Annotated[str, about("Alias of a worker that did not choose one.", min_length=1, max_length=200)] = (
+        "worker"
+    )
+    default_max_assign_time: Annotated[
+        int,
+        about("A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31),
+    ] = 3600
+    default_job_timeout: Annotated[
+        shapes.Seconds, about("A job whose template has no timeout may run for this time, in seconds.")
+    ] = 600
+    job_retention: Annotated[
+        shapes.Seconds,
+        about("An ended job is deleted after this time, in seconds, unless its template says otherwise."),
+    ] = 2_592_000
+    max_job_log: Annotated[shapes.Count, about("Most log text that is kept of one job, in KiB.")] = 16384
+    theeye_customer: Annotated[
+        str,
+        about(
+            "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
+        ),
+    ] = "tracker"
+    testflinger_anonymous: Annotated[
         Literal["loopback", "always", "never"],
-        "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own machine,"
-        " where it listens on no other address and has no root_path. always: everybody who reaches it. never: nobody.",
-    ) = "loopback"
-    testflinger_version: about(
-        Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
-    ) = "2025"
-    testflinger_retention: about(
-        Seconds,
-        "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
-        " in seconds (jobs at the latest after job_retention).",
-    ) = 604_800
-    testflinger_max_file: about(Count, "Largest artifact or attachments of a Testflinger job, in MiB.") = 4096
-    webhook_networks: about(
+        about(
+            "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own"
+            " machine, where it listens on no other address and has no root_path. always: everybody who reaches it."
+            " never: nobody.",
+        ),
+    ] = "loopback"
+    testflinger_version: Annotated[
+        Literal["2025", "2026"],
+        about("Which Testflinger server to be like where the two in use contradict one another."),
+    ] = "2025"
+    testflinger_retention: Annotated[
+        shapes.Seconds,
+        about(
+            "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
+            " in seconds (jobs at the latest after job_retention).",
+        ),
+    ] = 604_800
+    testflinger_max_file: Annotated[
+        shapes.Count, about("Largest artifact or attachments of a Testflinger job, in MiB.")
+    ] = 4096
+    webhook_networks: Annotated[
         tuple[str, ...],
-        "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
-    ) = ()
-    max_wait: about(Seconds, "The longest ?wait= for a task that is honoured, in seconds.") = 60
-    max_count: about(Count, "The most tasks that one ?count= or one bulk release may take.") = 1000
-    max_bulk: about(Count, "The most tasks in one bulk submit.") = 100_000
-    max_body: about(Count, "Largest request body, in KiB.") = 1024
-    max_bulk_body: about(Count, "Largest body of a bulk submit, in KiB.") = 65536
-    request_timeout: about(Seconds, "A client has this long to send its headers, and again to send its body.") = 30
-    shutdown_timeout: about(Seconds, "Requests in flight have this long to finish when the tracker stops.") = 10
-    history_retention: about(
-        Seconds, "A task's past assignments and finished operations are forgotten after this time, in seconds."
-    ) = 2_592_000
-    snapshot_interval: about(Seconds, "Time between two snapshots of every project's counts, in seconds.") = 60
-    snapshot_history: about(Seconds, "Snapshots are deleted after this time, in seconds.") = 7_776_000
-    refresh_interval: about(
-        Seconds, "An open page of the manager UI fetches what has changed after this time, in seconds."
-    ) = 5
-    production_branches: about(
-        tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
-    ) = ("main", "master")
+        about(
+            "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
+        ),
+    ] = ()
+    max_wait: Annotated[shapes.Seconds, about("The longest ?wait= for a task that is honoured, in seconds.")] = 60
+    max_count: Annotated[shapes.Count, about("The most tasks that one ?count= or one bulk release may take.")] = 1000
+    max_bulk: Annotated[shapes.Count, about("The most tasks in one bulk submit.")] = 100_000
+    max_body: Annotated[shapes.Count, about("Largest request body, in KiB.")] = 1024
+    max_bulk_body: Annotated[shapes.Count, about("Largest body of a bulk submit, in KiB.")] = 65536
+    request_timeout: Annotated[
+        shapes.Seconds, about("A client has this long to send its headers, and again to send its body.")
+    ] = 30
+    shutdown_timeout: Annotated[
+        shapes.Seconds, about("Requests in flight have this long to finish when the tracker stops.")
+    ] = 10
+    history_retention: Annotated[
+        shapes.Seconds,
+        about(
+            "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"
+            " forgotten after this time, in seconds."
+        ),
+    ] = 2_592_000
+    snapshot_interval: Annotated[
+        shapes.Seconds, about("Time between two snapshots of every project's counts, in seconds.")
+    ] = 60
+    snapshot_history: Annotated[shapes.Seconds, about("Snapshots are deleted after this time, in seconds.")] = 7_776_000
+    refresh_interval: Annotated[
+        shapes.Seconds, about("An open page of the manager UI fetches what has changed after this time, in seconds.")
+    ] = 5
+    production_branches: Annotated[
+        tuple[str, ...], about("A push to one of these branches sets a project's version (git webhook).")
+    ] = ("main", "master")
 
 
 FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
@@ -192,10 +256,9 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
         if value is not None:
             given[name], sources[name] = value, "command line"
     try:
-        settings = msgspec.convert(given, Settings)
-    except msgspec.ValidationError as error:
-        name, problem = name_and_problem(error)
-        raise TrackerError("start", f"{sources[name.partition('[')[0]]}: {name}: {problem}") from None
+        settings = convert(given, Settings)
+    except TrackerError as error:
+        raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
     if path and sources["database"] != "command line":
         settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
     return settings, sources
@@ -208,100 +271,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise TrackerError("start", f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TrackerError("start", f"{path}: not valid TOML: {error}") from None
-
-
-# ── Errors ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-STATUS = {
-    "invalid": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "timeout": 408,
-    "conflict": 409,
-    "too_large": 413,
-    "too_fast": 429,
-    "internal": 500,
-    "unavailable": 503,
-}
-
-
-class TrackerError(Exception):
-    """The one root error: a code of STATUS (or "start": the tracker cannot start), and a message for a person.
-
-    `delay` is the time in seconds after which a refused call may be repeated (too_fast).
-    """
-
-    def __init__(self, code: str, message: str, delay: float | None = None):
-        super().__init__(message)
-        self.code, self.message, self.delay = code, message, delay
-
-
-class MethodNotAllowed(TrackerError):
-    """What is asked for is there, but for other methods."""
-
-    def __init__(self, method: str, allowed: Iterable[str]):
-        super().__init__("method_not_allowed", f"{method} is not possible here")
-        self.allowed = list(allowed)
-
-
-def name_and_problem(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Splits msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" into field and problem."""
-    problem, _, path = str(error).partition(" - at `")
-    if missing := re.match(r"Object missing required field `(.*)`", problem):
-        problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
-    name = path.rstrip("`").removeprefix("$").removeprefix(".")
-    if name.startswith("["):  # "[...]" is a place in what has no names of its own
-        name = "body" if name == "[...]" else f"requests{name}"
-    return name or "body", problem.replace("`", "")
-
-
-def decode(body: bytes, kind: Any) -> Any:
-    """The JSON body as `kind`, whatever its content type said. Refuses anything else, naming the field."""
-    try:
-        value = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
-    except RecursionError:
-        raise TrackerError("invalid", "body: nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
-    if b"\\u0000" in body:
-        _refuse_nul(value, "")
-    return value
-
-
-MOST_NESTED = 200  # lists and objects in one another that are looked into: far from where Python's stack ends
-
-
-def _refuse_nul(value: Any, name: str, depth: int = 0) -> None:
-    """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
-    if depth > MOST_NESTED:
-        raise TrackerError("invalid", f"{re.split('[.[]', name.lstrip('.'))[0]}: nested too deeply")
-    if isinstance(value, str) and "\0" in value:
-        raise TrackerError("invalid", f"{name.lstrip('.')}: must not contain a NUL character")
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            _refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_nul(key, f"{name}: a name" if name else "a name")
-            _refuse_nul(item, f"{name}.{key}", depth + 1)
-    if isinstance(value, msgspec.Struct):
-        for field in value.__struct_fields__:
-            _refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
-
-
-def storable(value: Any) -> Any:
-    """JSON as it can be stored: without NUL characters, and with a question mark for half of a surrogate pair."""
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [storable(one) for one in value]
-    if isinstance(value, dict):
-        return {storable(name): storable(one) for name, one in value.items()}
-    return value
 
 
 # ── Clock, ids and secrets ────────────────────────────────────────────────────────────────────────────────────────────
@@ -329,12 +298,7 @@ class Clock:
         return time.monotonic() - self._origin
 
 
-INT64_MAX = 2**63 - 1
 UNLIMITED_RATE = 1.7976931348623157e308  # what existing clients compare with
-
-Int64 = Annotated[int, Meta(ge=-(2**63), le=INT64_MAX)]
-Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Id = Annotated[int, Meta(ge=0, le=INT64_MAX)]
 
 
 def new_secret() -> str:
@@ -350,7 +314,7 @@ def digest(secret: bytes) -> bytes:
 def to_int64(value: int, name: str) -> int:
     """A 64-bit integer, signed or unsigned, as the signed one with the same bits. Refuses what needs more than 64."""
     if not -(2**63) <= value < 2**64:
-        raise TrackerError("invalid", f"{name}: must fit in 64 bits")
+        raise TrackerError("invalid", "must fit in 64 bits", name)
     return value - 2**64 if value > INT64_MAX else value
 
 
@@ -369,6 +333,7 @@ def retry_pauses() -> Iterator[float]:
 SCHEMA_VERSION = 5
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
+UPTIME_INTERVAL = 1.0  # seconds; a crash makes leases at most this much longer
 
 # From version N to N + 1: a script that makes room, one that fills what schema.sql has made between the two.
 UPGRADES: dict[int, tuple[str, str]] = {
@@ -379,6 +344,8 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE project RENAME COLUMN assign_free_at TO assign_free_uptime;
         ALTER TABLE project RENAME COLUMN submit_free_at TO submit_free_uptime;
         ALTER TABLE operation RENAME COLUMN started_at TO started_uptime;
+        ALTER TABLE operation ADD COLUMN worker INTEGER REFERENCES worker;
+        ALTER TABLE operation ADD COLUMN token TEXT;
         ALTER TABLE login_failure RENAME COLUMN free_at TO free_uptime;
         ALTER TABLE login_failure RENAME COLUMN forget_at TO forget_uptime;
         DROP TRIGGER IF EXISTS testflinger_job_made;
@@ -429,14 +396,6 @@ class ThreadedConnection(aiosqlite.Connection):
         return await self._execute(function, *args)
 
 
-class Write(NamedTuple):
-    """A call that waits for the writer."""
-
-    future: asyncio.Future
-    function: Callable
-    args: tuple
-
-
 CANNOT_WRITE = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
@@ -452,21 +411,265 @@ def primary_code(error: Exception) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-class Database:
-    """The SQLite file: one writer with group commit, read-only readers, and a lock that keeps a second server out."""
+# The writer, from the inside out: one call
 
-    READERS = 2
-    MOST_BATCHED = 256
+
+class Write(NamedTuple):
+    """A call that waits for the writer."""
+
+    future: asyncio.Future
+    function: Callable
+    args: tuple
+
+
+class Outcome(NamedTuple):
+    """How a call ended: with a result, or with the error that its caller gets."""
+
+    result: Any = None
+    error: Exception | None = None
+
+
+class HalfDone(Exception):
+    """A call has failed after it had changed something, which nothing but the end of the transaction can undo."""
+
+
+def run_call(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call, and announces nothing of one that failed. Raises what has ended the whole transaction."""
+    announced = len(tx.ready)
+    try:
+        return Outcome(call.function(tx, *call.args))
+    except Exception as error:
+        if not connection.in_transaction:
+            raise  # SQLite gave up (disk full, say)
+        del tx.ready[announced:]
+        return Outcome(error=answer_to(error))
+
+
+def answer_to(error: Exception) -> Exception:
+    """What the caller of a call gets that raised this."""
+    if primary_code(error) in CANNOT_WRITE:
+        return cannot_write(error)
+    return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
+
+
+def cannot_write(because: Exception) -> TrackerError:
+    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
+    log.error("A write failed: %s", because)
+    return TrackerError("unavailable", "The database cannot be written to")
+
+
+def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call that will succeed, or fail before it has changed anything. HalfDone when that was wrong."""
+    changes = connection.total_changes
+    outcome = run_call(tx, connection, call)
+    if outcome.error and connection.total_changes != changes:
+        raise HalfDone
+    return outcome
+
+
+def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call of which nothing remains if it fails. The savepoint costs as much as two statements."""
+    connection.execute("SAVEPOINT call")
+    outcome = run_call(tx, connection, call)
+    if outcome.error:
+        connection.execute("ROLLBACK TO call")
+    connection.execute("RELEASE call")
+    return outcome
+
+
+# One commit
+
+
+class Committed(NamedTuple):
+    """The outcomes of a batch's first calls, for which there was time, and what is to be announced."""
+
+    outcomes: list[Outcome]
+    ready: list[tuple[int, int]]
+
+
+class Committer:
+    """Carries out batches of calls, each batch in one transaction, on the one connection that writes."""
+
     BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
+    def __init__(self, writer: ThreadedConnection, clock: Clock, settings: Settings):
+        self.writer, self.clock, self.settings = writer, clock, settings
+        self.connection = writer.connection
+        self.uptime_saved = math.inf  # until it has been loaded
+
+    async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Commits a batch. While another program holds the file, nothing has happened yet, and the loop goes on."""
+        ends = time.monotonic() + self.LOCK_PATIENCE
+        while True:
+            try:
+                return await self.try_to_commit(batch, on_thread)
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def try_to_commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
+
+        Short statements take less time than the crossing, and on another thread each of them would wait for the
+        interpreter lock while the event loop is busy.
+        """
+        try:
+            done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
+            await self.writer.run(self.connection.execute, "COMMIT")
+            return done
+        except BaseException:
+            if self.connection.in_transaction:
+                await self.writer.run(self.connection.execute, "ROLLBACK")
+            raise
+
+    def run_batch(self, batch: list[Write]) -> Committed:
+        """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
+        try:
+            return self.run_in_turn(batch, run_plainly)
+        except HalfDone:
+            self.connection.execute("ROLLBACK")
+            return self.run_in_turn(batch, run_isolated)
+
+    def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
+        """Runs calls in a new transaction until its time is up."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        tx, outcomes = Tx(self.connection, self.clock, self.settings), []
+        for call in batch:
+            outcomes.append(run(tx, self.connection, call))
+            if tx.spent() > self.BATCH_TIME:
+                break
+        self.note_passing(tx)
+        return Committed(outcomes, tx.ready)
+
+    def note_passing(self, tx: Tx) -> None:
+        """Stores what goes with every transaction: who was seen, and the uptime on which leases and limiters rest.
+
+        Here, because it must outlast a refusal, and must not make a refusal undo the batch.
+        """
+        if tx.seen:
+            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
+        if tx.uptime - self.uptime_saved >= UPTIME_INTERVAL:
+            save_uptime(tx)
+            self.uptime_saved = tx.uptime
+
+
+# The queue, and what its callers are told
+
+
+class WriteQueue:
+    """Calls that wait to be committed, in batches, by a task of their own; each caller is told the outcome of its call.
+
+    The task is watched. Should a fault of ours end it, then that is logged, whoever waits for it is refused, and
+    `failed` is done: a tracker that only seems to live would be worse than one that stops.
+    """
+
+    MOST_BATCHED = 256
+
+    failed: asyncio.Future[BaseException]
+
+    def __init__(self, announce: Callable[[int, int], None]):
+        self.announce = announce
+        self.short: list[Write] = []
+        self.long: list[Write] = []
+        self.in_hand: list[Write] = []
+        self.wanted = asyncio.Event()
+        self.closed = True  # until begin
+
+    def begin(self, commit: Callable[[list[Write], bool], Awaitable[Committed]]) -> None:
+        """Takes in calls from now on."""
+        self.commit, self.closed = commit, False
+        self.failed = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self.write_batches())
+        self.task.add_done_callback(self.task_ended)
+
+    def put(self, function: Callable, args: tuple, long: bool) -> asyncio.Future:
+        """Queues a call, whose outcome becomes the future's."""
+        if self.closed:
+            raise TrackerError("unavailable", "The tracker is stopping")
+        future = asyncio.get_running_loop().create_future()
+        (self.long if long else self.short).append(Write(future, function, args))
+        self.wanted.set()
+        return future
+
+    async def close(self) -> None:
+        """Takes in nothing else, and returns when what was queued is committed."""
+        self.closed = True
+        self.wanted.set()
+        await asyncio.wait([self.task])
+
+    async def write_batches(self) -> None:
+        """The task: a batch of short calls, then one long call, as long as there are any; then it waits for more."""
+        while self.short or self.long or not self.closed:
+            await self.wanted.wait()
+            self.wanted.clear()
+            while self.short or self.long:
+                await self.arrivals()
+                await self.write_batch(self.short, self.MOST_BATCHED)
+                await self.write_batch(self.long, 1, on_thread=True)
+
+    async def arrivals(self) -> None:
+        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
+        waiting = -1
+        while waiting < len(self.short) < self.MOST_BATCHED:
+            waiting = len(self.short)
+            await asyncio.sleep(0)
+
+    async def write_batch(self, queue: list[Write], most: int, on_thread: bool = False) -> None:
+        """Commits the first calls of a queue, of those whose callers still want them; then says what came of it."""
+        self.in_hand = batch = [call for call in queue[:most] if not call.future.done()]
+        del queue[:most]
+        if not batch:
+            return
+        try:
+            outcomes, ready = await self.commit(batch, on_thread)
+        except Exception as error:
+            outcomes, ready = Committed([Outcome(error=cannot_write(error))] * len(batch), [])
+        queue[:0] = batch[len(outcomes) :]  # there was no time for them
+        for call, outcome in zip(batch, outcomes, strict=False):
+            self.tell(call.future, outcome)
+        for project, count in ready:
+            self.announce_safely(project, count)
+
+    def tell(self, future: asyncio.Future, outcome: Outcome) -> None:
+        """Answers a caller that still waits."""
+        if not future.done():
+            future.set_exception(outcome.error) if outcome.error else future.set_result(outcome.result)
+
+    def announce_safely(self, project: int, count: int) -> None:
+        """The tasks are ready and on disk, whatever becomes of those who wait for them."""
+        try:
+            self.announce(project, count)
+        except Exception:
+            log.exception("Workers that wait for tasks of project %d could not be told", project)
+
+    def task_ended(self, task: asyncio.Task) -> None:
+        """Watches the task: when it has ended otherwise than by a close, nobody may go on waiting for it."""
+        if not task.cancelled() and not task.exception():
+            return
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        log.critical("The writer has ended: nothing is stored any more", exc_info=error)
+        self.closed = True
+        refusal = Outcome(error=TrackerError("unavailable", "The tracker stops because of a fault"))
+        for call in (*self.in_hand, *self.short, *self.long):
+            self.tell(call.future, refusal)
+        self.failed.set_result(error)
+
+
+# The file
+
+
+class Database:
+    """The SQLite file: a writer with group commit, read-only readers, and a lock that keeps a second server out."""
+
+    READERS = 2
+
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
-        self.settings, self.clock, self.announce = settings, clock, announce
+        self.settings, self.clock = settings, clock
         self.path = Path(settings.database).resolve()
         self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
-        self._short: list[Write] = []
-        self._long: list[Write] = []
-        self._wanted: asyncio.Event | None = None
+        self._queue = WriteQueue(announce)
 
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
@@ -474,17 +677,16 @@ class Database:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._lock.release)
             prepare_file(self.path, self.settings)
-            self._writer = await undo.enter_async_context(ThreadedConnection(self._connect, 64))
-            readers = [
-                await undo.enter_async_context(ThreadedConnection(self._connect_reader, 64))
-                for _ in range(self.READERS)
+            writer, *readers = [
+                await undo.enter_async_context(ThreadedConnection(connector, 64))
+                for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
             self._readers = itertools.cycle(readers)
-            self._wanted = asyncio.Event()
-            self._closing = False
-            self._task = asyncio.create_task(self._write_batches())
+            self._committer = Committer(writer, self.clock, self.settings)
+            self._queue.begin(self._committer.commit)
+            undo.push_async_callback(self._queue.close)
             self.clock.start(await self.write(load_uptime))
-            self._uptime_saved = self.clock.uptime()
+            self._committer.uptime_saved = self.clock.uptime()
             self._open = undo.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
@@ -500,10 +702,12 @@ class Database:
         except TrackerError as error:
             log.error("The uptime could not be saved: %s", error)
         finally:
-            self._closing = True
-            self._wanted.set()
-            await self._task
             await self._open.aclose()
+
+    @property
+    def failed(self) -> asyncio.Future[BaseException]:
+        """Done, with the reason, when a fault of ours has ended the writer."""
+        return self._queue.failed
 
     def write(self, function: Callable, *args: Any, long: bool = False) -> asyncio.Future:
         """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
@@ -512,15 +716,7 @@ class Database:
         never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, and the short ones that
         have arrived meanwhile come before the next long one.
         """
-        if self._closing:
-            raise TrackerError("unavailable", "The tracker is stopping")
-        future = asyncio.get_running_loop().create_future()
-        (self._long if long else self._short).append(Write(future, function, args))
-        self._wanted.set()
-        return future
-
-    _closing = True  # until open() has finished
-    _uptime_saved = math.inf
+        return self._queue.put(function, args, long)
 
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
@@ -533,112 +729,6 @@ class Database:
             return function(Tx(connection, self.clock, self.settings), *args)
         finally:
             connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
-
-    async def _write_batches(self) -> None:
-        while self._short or self._long or not self._closing:
-            await self._wanted.wait()
-            self._wanted.clear()
-            while self._short or self._long:
-                await self._arrivals()
-                await self._write_batch(self._take(self._short, self.MOST_BATCHED), on_thread=False)
-                await self._write_batch(self._take(self._long, 1), on_thread=True)
-
-    async def _arrivals(self) -> None:
-        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
-        waiting = -1
-        while waiting < len(self._short) < self.MOST_BATCHED:
-            waiting = len(self._short)
-            await asyncio.sleep(0)
-
-    def _take(self, calls: list[Write], most: int) -> list[Write]:
-        """Removes the first calls from a queue, and returns those whose callers still want them."""
-        batch = [call for call in calls[:most] if not call.future.done()]
-        del calls[:most]
-        return batch
-
-    async def _write_batch(self, batch: list[Write], on_thread: bool) -> None:
-        if not batch:
-            return
-        try:
-            outcomes, ready = await self._commit_patiently(batch, on_thread)
-        except Exception as error:
-            log.error("A transaction could not be committed: %s", error)
-            refusal = TrackerError("unavailable", "The database cannot be written to")
-            outcomes, ready = [(False, refusal)] * len(batch), []
-        self._short[:0] = batch[len(outcomes) :]
-        for call, (succeeded, outcome) in zip(batch, outcomes, strict=False):
-            if not call.future.done():
-                (call.future.set_result if succeeded else call.future.set_exception)(outcome)
-        for project, count in ready:
-            self.announce(project, count)
-
-    async def _commit_patiently(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
-        """Commits a batch. While another program holds the file, nothing has happened yet and the loop goes on."""
-        ends = time.monotonic() + self.LOCK_PATIENCE
-        while True:
-            try:
-                return await self._commit(batch, on_thread)
-            except sqlite3.OperationalError as error:
-                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
-                    raise
-                await asyncio.sleep(0.05)
-
-    async def _commit(self, batch: list[Write], on_thread: bool) -> tuple[list, list]:
-        """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
-
-        Short statements take less time than the crossing, and on another thread each of them would wait for the
-        interpreter lock while the event loop is busy.
-        """
-        connection = self._writer.connection
-        try:
-            if on_thread:
-                done = await self._writer.run(self._run_batch, connection, batch)
-            else:
-                done = self._run_batch(connection, batch)
-            await self._writer.run(connection.execute, "COMMIT")
-            return done
-        except BaseException:
-            if connection.in_transaction:
-                await self._writer.run(connection.execute, "ROLLBACK")
-            raise
-
-    def _run_batch(self, connection: sqlite3.Connection, batch: list[Write]) -> tuple[list, list]:
-        """Runs the calls in one transaction. Savepoints cost as much as statements: they wait for the rare failure."""
-        return self._run(connection, batch, isolated=False) or self._run(connection, batch, isolated=True)
-
-    def _run(self, connection: sqlite3.Connection, batch: list[Write], isolated: bool) -> tuple[list, list] | None:
-        """Runs calls in a new transaction until its time is up. Without isolation, None when one failed half-way."""
-        connection.execute("BEGIN IMMEDIATE")
-        tx, outcomes = Tx(connection, self.clock, self.settings), []
-        for call in batch:
-            changes, announced = connection.total_changes, len(tx.ready)
-            if isolated:
-                connection.execute("SAVEPOINT call")
-            try:
-                outcomes.append((True, call.function(tx, *call.args)))
-            except Exception as error:
-                if not connection.in_transaction:
-                    raise  # SQLite gave up the whole transaction (disk full, say)
-                if primary_code(error) in CANNOT_WRITE:
-                    log.error("A write failed: %s", error)
-                    error = TrackerError("unavailable", "The database cannot be written to")
-                outcomes.append((False, error))
-                del tx.ready[announced:]
-                if isolated:
-                    connection.execute("ROLLBACK TO call")
-                elif connection.total_changes != changes:
-                    connection.execute("ROLLBACK")
-                    return None
-            if isolated:
-                connection.execute("RELEASE call")
-            if tx.spent() > self.BATCH_TIME:
-                break
-        if tx.seen:  # here, because it must outlast a refusal and must not make a refusal undo the batch
-            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
-        if tx.uptime - self._uptime_saved >= UPTIME_INTERVAL:  # leases and limiters in this commit rest on it
-            save_uptime(tx)
-            self._uptime_saved = tx.uptime
-        return outcomes, tx.ready
 
 
 def lock_file(path: Path, lock: filelock.FileLock) -> None:
@@ -732,6 +822,70 @@ def save_uptime(tx: Tx) -> None:
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
 
 
+STEP_TASKS = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
+
+
+STEP_SECONDS = (
+    0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
+)
+
+
+PIECE_TASKS = 500  # tasks in a piece of a bulk submit
+
+
+PIECE_BYTES = 2**18  # and no step stores more than this at once
+
+
+def contains(column: str) -> str:
+    """The condition that a column has :text in it. LIKE is quicker, but takes seconds for some very long texts."""
+    return f"instr(lower({column}), lower(:text))"
+
+
+SEARCH_TIME = 0.03  # seconds after which a page shows what a search has found so far
+
+
+SCAN = 2000  # rows that one step of a search looks at, at most
+
+
+def search(
+    tx: Tx,
+    table: str,
+    where: str,
+    match: str,
+    values: dict,
+    last: int,
+    limit: int,
+    seconds: float,
+    newest: bool = False,
+    columns: str = "*",
+) -> tuple[list[sqlite3.Row], int | None]:
+    """Rows of a range of an index (`where`, by id) that match, and the id after which to go on (None: no more).
+
+    Looks at `limit` rows, then at twice as many, at last at SCAN at a time: so it can end in time however few match.
+    """
+    scan = limit
+    beyond, until, order = ("<", ">=", "DESC") if newest else (">", "<=", "ASC")
+    found: list[sqlite3.Row] = []
+    while True:
+        values = {**values, "last": last, "scan": min(scan, SCAN) - 1, "limit": limit - len(found)}
+        bound = tx.one(
+            f"SELECT id FROM {table} WHERE {where} AND id {beyond} :last ORDER BY id {order} LIMIT 1 OFFSET :scan",
+            values,
+        )
+        window = f"{where} AND id {beyond} :last" + (f" AND id {until} :bound" if bound else "")
+        found += tx.all(
+            f"SELECT {columns} FROM {table} WHERE {window} AND {match} ORDER BY id {order} LIMIT :limit",
+            {**values, "bound": bound and bound["id"]},
+        )
+        if len(found) == limit:
+            return found, found[-1]["id"]
+        if bound is None:
+            return found, None
+        last, scan = bound["id"], 2 * scan
+        if tx.spent() > seconds:
+            return found, last
+
+
 # ── Dialects ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # Other systems' APIs over the same queue, each a module of dialects/, by the names that people write. The core knows
@@ -770,8 +924,8 @@ def hooks(name: str) -> list[Callable]:
 
 def job_happens(tx: Tx, event: str, job: sqlite3.Row) -> None:
     """Something has happened to a job: the dialects that follow jobs do so, in this transaction."""
-    for follow in hooks("job_event"):
-        follow(tx, event, job)
+    for listener in hooks("job_event"):
+        listener(tx, event, job)
 
 
 def known_dialects(tx: Tx) -> list[str]:
@@ -787,8 +941,13 @@ def note_dialects(tx: Tx, names: Iterable[str]) -> None:
     tx.execute(noted + " WHERE value <> excluded.value", (" ".join(names),))
 
 
-# ── Workers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Callers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
+ROLE_NAMES = {READ: "READ", EDIT: "EDIT", MANAGE_ACCESS: "MANAGE_ACCESS", SECRET: "SECRET", MAINTENANCE: "MAINTENANCE"}
+ALL_ROLES = sum(ROLE_NAMES)
+LOGIN, ADMIN, WORKER, SEES = "login", "admin", "worker", "sees"  # what a call may need that is no role
+ASSIGN, SUBMIT = "assign", "submit"  # what a worker may be granted in a project
 LAST_SEEN_STEP = 10  # seconds; a coarser last_seen saves a write on nearly every request
 
 
@@ -799,55 +958,246 @@ class WorkerCredentials(NamedTuple):
     secret: bytes | None
 
 
-class AliasBody(msgspec.Struct):
-    alias: Annotated[str, Meta(max_length=200)] = ""
+class WithSecret(Protocol):
+    """What a SELECT has found of a worker that calls, among other things."""
+
+    secret_hash: bytes
+    last_seen: int
 
 
-class PauseBody(msgspec.Struct):
-    worker: Id
-    paused: bool
+class KnownWorker(NamedTuple):
+    """A worker that has proved who it is."""
 
-
-class Known(NamedTuple):
-    """What is known of a worker that calls."""
-
+    id: int
     secret_hash: bytes
     last_seen: int
     alias: str
 
 
-def check_secret(worker: Known | Submitter | Offer | Held | None, caller: WorkerCredentials) -> None:
+class Caller(NamedTuple):
+    """Who calls, with today's rights: a manager with its roles, a worker, or nobody.
+
+    Resolved once in a transaction (as_caller), and never taken along into another one.
+    """
+
+    manager: Manager | None = None
+    roles: Mapping[int, int] = types.MappingProxyType({})  # by project
+    worker: KnownWorker | None = None
+
+    def role(self, project: int) -> int:
+        """The manager's role bits in a project; a tracker admin has them all."""
+        if self.manager is not None and self.manager.tracker_admin:
+            return ALL_ROLES
+        return self.roles.get(project, 0)
+
+    @property
+    def by(self) -> dict[str, int]:
+        """The caller as a job notes who wanted it: {"worker": id} or {"manager": id}."""
+        return {"worker": self.worker.id} if self.worker else {"manager": self.manager.id}
+
+    @property
+    def as_values(self) -> dict[str, Any]:
+        """The manager as a SELECT asks for it that looks at the roles itself."""
+        admin = self.manager is not None and self.manager.tracker_admin
+        return {"manager": self.manager and self.manager.id, "admin": admin}
+
+
+Credentials = WorkerCredentials | bytes | None  # a worker's, a session's, none
+
+SELECT_MANAGER = """
+    SELECT m.id, m.username, m.tracker_admin, m.register_time,
+        (SELECT json_group_object(project, role) FROM manager_role WHERE manager = m.id) AS roles
+    FROM session s JOIN manager m ON m.id = s.manager WHERE s.id_hash = ? AND s.expires > ?
+"""
+
+
+def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any) -> Any:
+    """Calls `function(tx, caller, *args)` for whoever comes with these credentials. 401 for a worker that is none."""
+    return function(tx, identify(tx, credentials), *args)
+
+
+def identify(tx: Tx, credentials: Credentials) -> Caller:
+    """Who calls. Nothing about a manager is remembered in a cookie: a session that has ended is nobody's."""
+    if isinstance(credentials, WorkerCredentials):
+        return Caller(worker=authenticate(tx, credentials))
+    row = tx.one(SELECT_MANAGER, (digest(credentials), tx.time)) if credentials is not None else None
+    if row is None:
+        return Caller()
+    return Caller(shaped(Manager, row), msgspec.json.decode(row["roles"], type=dict[int, int]))
+
+
+def check_secret(worker: WithSecret | None, credentials: WorkerCredentials) -> None:
     """Refuses a caller whose secret is not that of the worker (None: there is none with its id)."""
     known = worker is not None and (
-        caller.secret is None or hmac.compare_digest(worker.secret_hash, digest(caller.secret))
+        credentials.secret is None or hmac.compare_digest(worker.secret_hash, digest(credentials.secret))
     )
     if not known:
         raise TrackerError("unauthorized", "Unknown worker or wrong secret (headers X-Worker-ID and X-Secret)")
 
 
-def check_worker(tx: Tx, worker: Known | Submitter | Offer | Held | None, caller: WorkerCredentials) -> None:
+def check_worker(tx: Tx, worker: WithSecret | None, credentials: WorkerCredentials) -> None:
     """Refuses as check_secret does; notes that the worker was seen."""
-    check_secret(worker, caller)
+    check_secret(worker, credentials)
     if abs(tx.time - worker.last_seen) >= LAST_SEEN_STEP:
-        tx.seen.add(caller.id)
+        tx.seen.add(credentials.id)
 
 
-def find_worker(tx: Tx, worker: int) -> Known | None:
-    row = tx.one("SELECT secret_hash, last_seen, alias FROM worker WHERE id = ?", (worker,))
-    return row and Known._make(row)
+def find_worker(tx: Tx, worker: int) -> KnownWorker | None:
+    row = tx.one("SELECT id, secret_hash, last_seen, alias FROM worker WHERE id = ?", (worker,))
+    return row and KnownWorker._make(row)
 
 
-def authenticate(tx: Tx, caller: WorkerCredentials) -> Known:
+def authenticate(tx: Tx, credentials: WorkerCredentials) -> KnownWorker:
     """The worker that the caller is. 401 if it is none."""
-    worker = find_worker(tx, caller.id)
-    check_worker(tx, worker, caller)
+    worker = find_worker(tx, credentials.id)
+    check_worker(tx, worker, credentials)
     return worker
 
 
-def may_submit_somewhere(tx: Tx, caller: WorkerCredentials) -> bool:
+def logged_in(caller: Caller) -> Manager:
+    """The manager that calls. 401 if it is none."""
+    if caller.manager is None:
+        raise TrackerError("unauthorized", "Please log in")
+    return caller.manager
+
+
+def check_admin(caller: Caller) -> None:
+    if not logged_in(caller).tracker_admin:
+        raise TrackerError("forbidden", "Only a tracker admin may do this")
+
+
+class Thing(NamedTuple):
+    """What a call is about: how it is called, and how it is found by what stands in the path."""
+
+    noun: str
+    find: Callable[[Tx, Any], sqlite3.Row | None]
+
+    def missing(self, key: Any) -> TrackerError:
+        return TrackerError("not_found", f"No {self.noun} {key}")
+
+
+class Need(NamedTuple):
+    """What a call needs: a role of ROLE_NAMES in the project that its Thing is of, or LOGIN, ADMIN, WORKER, SEES.
+
+    `worker`: a worker may make the call as well, if it is granted ASSIGN or SUBMIT there.
+    """
+
+    role: int | str
+    of: Thing | None
+    worker: str = ""
+    says: str = ""  # who may make the call, where that is not all
+
+    @property
+    def name(self) -> str:
+        """The role as people write it."""
+        return ROLE_NAMES.get(self.role, self.role)
+
+
+def needs(
+    role: int | str, of: Thing | None = None, worker: str = "", by_itself: bool = False, says: str = ""
+) -> Callable[[Callable], Callable]:
+    """Declares what a function needs, and hands it what it is about: `(tx, caller, row, …)` for a call with an id.
+
+    Refused in this order: 401, 404 (what is not there, or is of a hidden project), 403. A row that was found already is
+    not looked up again. A function that finds out `by_itself` what it is about gets nothing. The documentation of the
+    API says what is declared here.
+    """
+    need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker, says)
+
+    def declare(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def checked(tx: Tx, caller: Caller, *args: Any) -> Any:
+            if need.of is None:
+                check_kind(caller, need.role)
+                return function(tx, caller, *args)
+            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:])
+
+        declared = function if by_itself else checked
+        declared.need = need
+        return declared
+
+    return declare
+
+
+def check_kind(caller: Caller, role: str) -> None:
+    """Refuses a caller of another kind: LOGIN, ADMIN or WORKER is needed."""
+    if role == WORKER:
+        if caller.worker is None:
+            raise TrackerError("unauthorized", "Headers X-Worker-ID and X-Secret are required")
+    elif role == ADMIN:
+        check_admin(caller)
+    else:
+        logged_in(caller)
+
+
+def accessible(tx: Tx, caller: Caller, need: Need, key: Any) -> sqlite3.Row:
+    """What a call is about, if the caller may have it."""
+    if caller.worker is None and need.role != SEES:
+        logged_in(caller)
+    row = key if isinstance(key, sqlite3.Row) else need.of.find(tx, key)
+    missing = need.of.missing(key)
+    if row is None:
+        raise missing
+    project = row if need.of is PROJECT else find_project(tx, row["project"])
+    check_access(tx, caller, project, need.role, missing, need.worker)
+    return row
+
+
+def check_access(
+    tx: Tx,
+    caller: Caller,
+    project: sqlite3.Row | None,
+    role: int | str,
+    missing: TrackerError | None = None,
+    worker: str = "",
+) -> None:
+    """Refuses a manager without the role in the project, and a worker without the access. 401, 404, 403.
+
+    `missing` is said when there is no such project, and just so when it is hidden from the manager.
+    """
+    if caller.worker is None and role != SEES:
+        logged_in(caller)
+    if project is None:
+        raise missing
+    if caller.worker is not None:
+        return check_granted(tx, caller.worker.id, project["id"], worker)
+    roles = caller.role(project["id"])
+    if project["hidden"] and not (roles & READ if role in (SEES, LOGIN) else roles):
+        raise missing or PROJECT.missing(project["id"])
+    if isinstance(role, int) and not roles & role:
+        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project['id']}")
+
+
+def check_granted(tx: Tx, worker: int, project: int, access: str) -> None:
+    """Refuses a worker that was not granted ASSIGN or SUBMIT in the project."""
+    granted = f"SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_{access} AND NOT request"
+    if not tx.one(granted, (project, worker)):
+        raise TrackerError("forbidden", f"You have no {access.upper()} access to project {project}")
+
+
+def find_project_row(tx: Tx, project: int) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM project WHERE id = ?", (project,))
+
+
+PROJECT = Thing("project", find_project_row)
+
+
+def find_project(tx: Tx, project: int) -> sqlite3.Row:
+    """The project's row. 404 if there is none."""
+    row = find_project_row(tx, project)
+    if row is None:
+        raise PROJECT.missing(project)
+    return row
+
+
+# ── Workers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def may_submit_somewhere(tx: Tx, credentials: WorkerCredentials) -> bool:
     """Whether the caller has SUBMIT in any project: a check before a large body is read. 401 if it is no worker."""
-    check_secret(find_worker(tx, caller.id), caller)
-    return bool(tx.one("SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request", (caller.id,)))
+    check_secret(find_worker(tx, credentials.id), credentials)
+    granted = "SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request"
+    return bool(tx.one(granted, (credentials.id,)))
 
 
 def alias_of(tx: Tx, worker: int | None) -> str | None:
@@ -859,17 +1209,17 @@ def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
     alias = alias.strip() or tx.settings.default_alias
     if alias.lower() == "unassigned":
-        raise TrackerError("invalid", "alias: 'unassigned' is reserved")
+        raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias
 
 
-def create_worker(tx: Tx, session: bytes | None, body: AliasBody) -> dict[str, Any]:
+def create_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> shapes.Worker:
     """Registers a worker, with no rights yet. Its secret is in the answer and nowhere else."""
     if not tx.settings.open_worker_registration:
-        require_manager(tx, session)
+        logged_in(caller)
     alias = clean_alias(tx, body.alias)
     worker, secret = insert_worker(tx, alias)
-    return {"worker": {"id": worker, "created": tx.time, "alias": alias, "secret": secret, "paused": False}}
+    return shapes.Worker(id=worker, created=tx.time, alias=alias, secret=secret, paused=False)
 
 
 def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
@@ -882,181 +1232,102 @@ def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
     return row["id"], secret
 
 
-def get_worker(tx: Tx, session: bytes | None, worker: int) -> dict[str, Any]:
+def get_worker(tx: Tx, caller: Caller, worker: int) -> shapes.Worker:
     """A worker as everybody may see it, without its secret."""
     row = tx.one("SELECT id, created, alias, paused FROM worker WHERE id = ?", (worker,))
     if row is None:
         raise TrackerError("not_found", f"No worker {worker}")
-    return {"worker": {**row, "paused": bool(row["paused"])}}
+    return shaped(shapes.Worker, row)
 
 
-def update_worker(tx: Tx, caller: WorkerCredentials, body: AliasBody) -> None:
+@needs(WORKER)
+def update_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> None:
     """Renames the calling worker."""
-    authenticate(tx, caller)
-    tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.id))
+    tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.worker.id))
 
 
-def set_worker_paused(tx: Tx, session: bytes | None, body: PauseBody) -> None:
-    """Pauses a worker (it is assigned nothing) or lets it go on. For admins."""
-    require_admin(tx, session)
-    get_worker(tx, session, body.worker)
+@needs(ADMIN)
+def set_worker_paused(tx: Tx, caller: Caller, body: shapes.PauseBody) -> None:
+    """Pauses a worker (it is assigned nothing) or lets it go on."""
+    get_worker(tx, caller, body.worker)
     tx.execute("UPDATE worker SET paused = ? WHERE id = ?", (body.paused, body.worker))
 
 
-def worker_stats(tx: Tx, session: bytes | None) -> dict[str, Any]:
+def worker_stats(tx: Tx, caller: Caller) -> list[shapes.WorkerStatistics]:
     """Every worker and how many tasks it has closed, the busiest first."""
     rows = tx.all("SELECT id, alias, closed_task_count, paused FROM worker ORDER BY closed_task_count DESC, id")
-    return {"stats": [{**row, "paused": bool(row["paused"])} for row in rows]}
+    return [shaped(shapes.WorkerStatistics, row) for row in rows]
 
 
 # ── Projects and access ───────────────────────────────────────────────────────────────────────────────────────────────
 
-READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
-ROLE_NAMES = {READ: "READ", EDIT: "EDIT", MANAGE_ACCESS: "MANAGE_ACCESS", SECRET: "SECRET", MAINTENANCE: "MAINTENANCE"}
-ALL_ROLES = sum(ROLE_NAMES)
-
-COUNT_COLUMNS = (
-    "waiting_task_count",
-    "assigned_task_count",
-    "awaiting_verification_count",
-    "failed_task_count",
-    "closed_task_count",
-)
-
-ShortText = Annotated[str, Meta(max_length=1000)]
-Rate = Annotated[float, Meta(ge=0)]
-
-
-class ProjectBody(msgspec.Struct):
-    """A project's fields. Absent ones take their default in a new project, and stay as they are in an update."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=200)] | UnsetType = UNSET
-    priority: Int64 | UnsetType = UNSET
-    clone_url: ShortText | UnsetType = UNSET
-    git_repo: ShortText | UnsetType = UNSET
-    version: ShortText | UnsetType = UNSET
-    motd: Annotated[str, Meta(max_length=100_000)] | UnsetType = UNSET
-    public: bool | UnsetType = UNSET
-    hidden: bool | UnsetType = UNSET
-    paused: bool | UnsetType = UNSET
-    chain: Id | UnsetType = UNSET
-    assign_rate: Rate | UnsetType | None = UNSET
-    submit_rate: Rate | UnsetType | None = UNSET
-    keep_hashes: bool | UnsetType = UNSET
-
 
 NEW_PROJECT = {
-    "priority": 1,
-    **dict.fromkeys(("clone_url", "git_repo", "version", "motd"), ""),
-    **dict.fromkeys(("public", "hidden", "paused", "keep_hashes"), False),
-    "chain": None,
-    **dict.fromkeys(("assign_rate", "submit_rate"), 0.0),
+    field.name: field.default
+    for field in msgspec.structs.fields(Project)
+    if field.default is not UNSET and not field.required
 }
 
 
-class AccessBody(msgspec.Struct):
-    project: Id
-    assign: bool = False
-    submit: bool = False
-
-
-class SecretBody(msgspec.Struct):
-    secret: Annotated[str, Meta(max_length=100_000)]
-
-
-class WebhookSecretBody(msgspec.Struct):
-    webhook_secret: Annotated[str, Meta(min_length=1, max_length=1000)]
-
-
-class Project(NamedTuple):
-    """A project's fields, as the document shows them (Offer has the same ones)."""
-
-    id: int
-    priority: int
-    name: str
-    clone_url: str
-    git_repo: str
-    version: str
-    motd: str
-    public: int
-    hidden: int
-    chain: int | None
-    paused: int
-    assign_rate: float
-    submit_rate: float
-    keep_hashes: int
-
-
-def project_json(project: Project | Offer) -> dict[str, Any]:
-    return {
-        "id": project.id,
-        "priority": project.priority,
-        "name": project.name,
-        "clone_url": project.clone_url,
-        "git_repo": project.git_repo,
-        "version": project.version,
-        "motd": project.motd,
-        "public": bool(project.public),
-        "hidden": bool(project.hidden),
-        "chain": project.chain or 0,
-        "paused": bool(project.paused),
-        "assign_rate": project.assign_rate or UNLIMITED_RATE,
-        "submit_rate": project.submit_rate or UNLIMITED_RATE,
-        "keep_hashes": bool(project.keep_hashes),
-    }
-
-
-def project_with_counts(row: sqlite3.Row) -> dict[str, Any]:
-    project = Project._make(row[name] for name in Project._fields)
-    return {**project_json(project), **{name: row[name] for name in COUNT_COLUMNS}}
-
-
-def find_project(tx: Tx, project: int) -> sqlite3.Row:
-    """The project's row. 404 if there is none."""
-    row = tx.one("SELECT * FROM project WHERE id = ?", (project,))
-    if row is None:
-        raise TrackerError("not_found", f"No project {project}")
-    return row
-
-
-def visible_project(tx: Tx, session: bytes | None, project: int) -> sqlite3.Row:
-    """The project's row, if the caller may see it. A hidden project is 404 to the rest: it cannot be told from none."""
-    row = find_project(tx, project)
-    if row["hidden"] and not role_in_project(tx, signed_in(tx, session), project) & READ:
-        raise TrackerError("not_found", f"No project {project}")
-    return row
-
-
-def get_project(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+@needs(SEES)
+def get_project(tx: Tx, caller: Caller, project: sqlite3.Row) -> Project:
     """A project with its live counts. A hidden one only for managers with READ; for others it does not exist."""
-    return project_with_counts(visible_project(tx, session, project))
+    return project_with_counts(project)
 
 
-def list_projects(tx: Tx, session: bytes | None) -> dict[str, Any]:
+def project_with_counts(row: sqlite3.Row) -> Project:
+    columns = project_of(tuple(row[name] for name in PROJECT_COLUMNS))
+    return msgspec.structs.replace(columns, **{name: row[name] for name in COUNT_COLUMNS})
+
+
+@functools.lru_cache(maxsize=64)
+def project_of(columns: tuple) -> Project:
+    """The columns of PROJECT_COLUMNS as the document shows them. Remembered: each assigned task shows its project."""
+    made = {name: make(value) for (name, make), value in zip(errors.columns_of(Project), columns, strict=False)}
+    rates = {name: made[name] or UNLIMITED_RATE for name in ("assign_rate", "submit_rate")}
+    return Project(**{**made, **rates, "chain": made["chain"] or 0})
+
+
+def list_projects(tx: Tx, caller: Caller) -> list[Project]:
     """Every project that the caller may see, by name: hidden ones only with READ."""
-    manager = signed_in(tx, session)
     rows = tx.all(
         "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
         " WHERE NOT p.hidden OR :admin OR r.role & 1 ORDER BY p.name",
-        {"manager": manager and manager["id"], "admin": bool(manager and manager["tracker_admin"])},
+        caller.as_values,
     )
-    return {"projects": [project_with_counts(row) for row in rows]}
+    return [project_with_counts(row) for row in rows]
 
 
-def create_project(tx: Tx, session: bytes | None, body: ProjectBody) -> dict[str, Any]:
+@needs(LOGIN)
+def create_project(
+    tx: Tx, caller: Caller, body: shapes.ProjectBody
+) -> Annotated[int, about("The new project's number.", 2)]:
     """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
-    manager = require_manager(tx, session)
     if body.name is UNSET:
-        raise TrackerError("invalid", "name: is required")
-    fields = checked_fields(tx, manager, None, body)
-    project = insert_project(tx, fields)
-    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, manager["id"], ALL_ROLES))
-    return {"id": project}
+        raise TrackerError("invalid", "is required", "name")
+    project = insert_project(tx, checked_fields(tx, caller, None, body))
+    tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
+    return project
+
+
+SNAPSHOT_PIECE = 50  # projects per transaction
+
+
+def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
+    """Snapshots of the next projects after id `after`. The last one's id, or None when there are no more."""
+    rows = tx.all(
+        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count, failed_task_count,"
+        " closed_task_count, (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
+        " awaiting_verification_count FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
+        (time_stamp, after, SNAPSHOT_PIECE),
+    )
+    return max((row["project"] for row in rows), default=None)
 
 
 def insert_project(tx: Tx, fields: dict[str, Any]) -> int:
     """Stores a project with these fields of NEW_PROJECT, and a name that no other one has. Its id."""
     fields = {**NEW_PROJECT, **fields, "webhook_secret": new_secret()}
+    fields["chain"] = fields["chain"] or None
     columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
     project = tx.one(f"INSERT INTO project ({columns}) VALUES ({values}) RETURNING id", fields)["id"]
     take_snapshots(tx, project - 1, tx.time)  # rates and charts begin here, and not at the next round
@@ -1082,109 +1353,92 @@ def forget_project(tx: Tx, project: int) -> bool:
     return True
 
 
-def update_project(tx: Tx, session: bytes | None, project: int, body: ProjectBody) -> None:
+@needs(EDIT)
+def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.ProjectBody) -> None:
     """Changes a project. Fields that are absent stay as they are. Takes effect with the very next assignment.
 
-    Needs EDIT; making it public needs a tracker admin, and chaining it needs EDIT in the other project too.
+    Making it public needs a tracker admin, and chaining it EDIT in the other project too.
     """
-    manager = require_role(tx, session, project, EDIT)
-    old = find_project(tx, project)
-    fields = checked_fields(tx, manager, old, body)
+    fields = checked_fields(tx, caller, project, body)
     for kind in ("assign", "submit"):
-        if fields[f"{kind}_rate"] != old[f"{kind}_rate"]:
+        if fields[f"{kind}_rate"] != project[f"{kind}_rate"]:
             fields[f"{kind}_free_uptime"] = 0
     changes = ", ".join(f"{name} = :{name}" for name in fields)
-    tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project, **fields})
-    tx.ready.append((project, old["waiting_task_count"] + old["awaiting_verification_count"]))  # if it was un-paused
+    tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project["id"], **fields})
+    ready = project["waiting_task_count"] + project["awaiting_verification_count"]
+    tx.ready.append((project["id"], ready))  # if it was un-paused
 
 
-class PausedBody(msgspec.Struct):
-    paused: bool
+def pause_project(tx: Tx, caller: Caller, project: int, body: shapes.PausedBody) -> None:
+    """Stops or resumes assignment from a project."""
+    update_project(tx, caller, project, shapes.ProjectBody(paused=body.paused))
 
 
-def pause_project(tx: Tx, session: bytes | None, project: int, body: PausedBody) -> None:
-    """Stops or resumes assignment from a project. Needs EDIT."""
-    update_project(tx, session, project, ProjectBody(paused=body.paused))
-
-
-def checked_fields(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: ProjectBody) -> dict[str, Any]:
+def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes.ProjectBody) -> dict[str, Any]:
     """The columns of a new or changed project, or the reason why it is refused."""
-    before = {name: old[name] for name in ("name", *NEW_PROJECT)} if old else NEW_PROJECT
-    given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
-    fields = {**before, **given}
+    before = {name: old[name] for name in ("name", *NEW_PROJECT)} if old else {**NEW_PROJECT, "chain": None}
+    fields = {**before, **given_fields(body)}
     fields["chain"] = fields["chain"] or None
     for name in ("assign_rate", "submit_rate"):
         rate = fields[name] or 0.0
         fields[name] = 0.0 if rate >= UNLIMITED_RATE else float(rate)
     if not fields["name"].strip():
-        raise TrackerError("invalid", "name: must not be blank")
+        raise TrackerError("invalid", "must not be blank", "name")
     if fields["public"] and fields["hidden"]:
-        raise TrackerError("invalid", "hidden: a project cannot be public and hidden at once")
-    if fields["public"] and not before["public"] and not manager["tracker_admin"]:
-        raise TrackerError("forbidden", "public: only a tracker admin may make a project public")
+        raise TrackerError("invalid", "a project cannot be public and hidden at once", "hidden")
+    if fields["public"] and not before["public"] and not caller.manager.tracker_admin:
+        raise TrackerError("forbidden", "only a tracker admin may make a project public", "public")
     for check in hooks("check_project") if old else ():
         check(tx, old, fields)
     if fields["chain"] != before["chain"]:
-        check_chain(tx, manager, old["id"] if old else None, fields["chain"])
+        check_chain(tx, caller, old["id"] if old else None, fields["chain"])
     if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
-        raise TrackerError("conflict", f"name: there is a project named {fields['name']!r} already")
+        raise TrackerError("conflict", f"there is a project named {fields['name']!r} already", "name")
     return fields
 
 
-def check_chain(tx: Tx, manager: sqlite3.Row, project: int | None, target: int | None) -> None:
+def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
     """Refuses a chain to nowhere, to a project that the manager cannot edit, to itself, or in a circle."""
     following = target
     while following is not None:
         if following == project:
-            raise TrackerError("invalid", "chain: a project cannot be chained to itself, not even in a circle")
+            raise TrackerError("invalid", "a project cannot be chained to itself, not even in a circle", "chain")
         row = tx.one("SELECT chain FROM project WHERE id = ?", (following,))
         if row is None:
-            raise TrackerError("not_found", f"chain: no project {following}")
+            raise TrackerError("not_found", f"no project {following}", "chain")
         following = row["chain"]
-    if target is not None and not role_in_project(tx, manager, target) & EDIT:
-        raise TrackerError("forbidden", f"chain: you have no EDIT role in project {target}")
+    if target is not None and not caller.role(target) & EDIT:
+        raise TrackerError("forbidden", f"you have no EDIT role in project {target}", "chain")
 
 
-def request_access(tx: Tx, caller: WorkerCredentials, body: AccessBody) -> None:
+@needs(WORKER)
+def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
     """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it."""
-    authenticate(tx, caller)
+    worker = caller.worker.id
     find_project(tx, body.project)
     if not (body.assign or body.submit):
-        raise TrackerError("invalid", "assign, submit: ask for at least one")
-    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, caller.id))
+        raise TrackerError("invalid", "ask for at least one", "assign, submit")
+    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, worker))
     if old:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
-        raise TrackerError("conflict", f"Your access to project {body.project} {state}")
+        code = "conflict" if old["request"] else "granted"
+        raise TrackerError(code, f"Your access to project {body.project} {state}")
     tx.execute(
         "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
-        (body.project, caller.id, body.assign, body.submit),
+        (body.project, worker, body.assign, body.submit),
     )
 
 
-def list_access(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """Who has or wants access, the waiting requests first. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(MANAGE_ACCESS)
+def list_access(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Access]:
+    """Who has or wants access, the waiting requests first."""
     rows = tx.all(
-        "SELECT a.*, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
+        "SELECT a.role_submit AS submit, a.role_assign AS assign, a.request, a.project,"
+        " w.id, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
         " WHERE a.project = ? ORDER BY a.request DESC, w.alias, w.id",
-        (project,),
+        (project["id"],),
     )
-    return {"accesses": [access_json(row) for row in rows]}
-
-
-def access_json(row: sqlite3.Row) -> dict[str, Any]:
-    return {
-        "submit": bool(row["role_submit"]),
-        "assign": bool(row["role_assign"]),
-        "request": bool(row["request"]),
-        "worker": {
-            "id": row["worker"],
-            "created": row["created"],
-            "alias": row["alias"],
-            "paused": bool(row["paused"]),
-        },
-        "project": row["project"],
-    }
+    return [shaped(shapes.Access, row, worker=shaped(shapes.Worker, row)) for row in rows]
 
 
 def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
@@ -1194,124 +1448,61 @@ def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
     return row
 
 
-def accept_request(tx: Tx, session: bytes | None, project: int, worker: int) -> None:
-    """Grants what the worker asked for. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    if not find_access(tx, project, worker)["request"]:
-        raise TrackerError("conflict", f"Worker {worker} has access to project {project} already")
-    tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project, worker))
+@needs(MANAGE_ACCESS)
+def accept_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Grants what the worker asked for."""
+    if not find_access(tx, project["id"], worker)["request"]:
+        raise TrackerError("conflict", f"Worker {worker} has access to project {project['id']} already")
+    tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-def reject_request(tx: Tx, session: bytes | None, project: int, worker: int) -> None:
-    """Rejects a request, or withdraws what was granted. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    find_access(tx, project, worker)
-    tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project, worker))
+@needs(MANAGE_ACCESS)
+def reject_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Rejects a request, or withdraws what was granted."""
+    find_access(tx, project["id"], worker)
+    tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-class WorkerRolesBody(msgspec.Struct):
-    worker: Id
-    assign: bool = False
-    submit: bool = False
-
-
-def set_worker_access(tx: Tx, session: bytes | None, project: int, body: WorkerRolesBody) -> None:
-    """Gives a worker exactly this access, asked for or not. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
-    get_worker(tx, session, body.worker)
+@needs(MANAGE_ACCESS)
+def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WorkerRolesBody) -> None:
+    """Gives a worker exactly this access, asked for or not."""
+    get_worker(tx, caller, body.worker)
     if not (body.assign or body.submit):
-        raise TrackerError("invalid", "assign, submit: choose at least one, or withdraw the access")
-    values = (project, body.worker, body.assign, body.submit)
-    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", values)
+        raise TrackerError("invalid", "choose at least one, or withdraw the access", "assign, submit")
+    grant_access(tx, project["id"], body.worker, body.assign, body.submit)
 
 
-def get_secret(tx: Tx, caller: WorkerCredentials | bytes | None, project: int) -> dict[str, Any]:
-    """What workers need to run this project: for a worker with granted ASSIGN, or a manager with SECRET."""
-    if isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
-        find_project(tx, project)
-        row = tx.one(
-            "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_assign AND NOT request",
-            (project, caller.id),
-        )
-        if row is None:
-            raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
-    else:
-        require_role(tx, caller, project, SECRET)
-    return {"secret": find_project(tx, project)["secret"]}
+def grant_access(tx: Tx, project: int, worker: int, assign: bool, submit: bool) -> None:
+    """Gives a worker exactly this access, whoever wants it."""
+    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", (project, worker, assign, submit))
 
 
-def set_secret(tx: Tx, session: bytes | None, project: int, body: SecretBody) -> None:
-    """Sets what workers need to run this project. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project))
+@needs(SECRET, worker=ASSIGN)
+def get_secret(
+    tx: Tx, caller: Caller, project: sqlite3.Row
+) -> Annotated[str, about("The project's secret; {{}} until somebody sets one.", '{"api_key": "1234"}')]:
+    """What workers need to run this project."""
+    return project["secret"]
 
 
-def get_webhook_secret(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The key with which the project's git host signs its push events. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    return {"webhook_secret": find_project(tx, project)["webhook_secret"]}
+@needs(SECRET)
+def set_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.SecretBody) -> None:
+    """Sets what workers need to run this project."""
+    tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project["id"]))
 
 
-def set_webhook_secret(tx: Tx, session: bytes | None, project: int, body: WebhookSecretBody) -> None:
-    """Sets the key with which the project's git host signs its push events. Needs SECRET."""
-    require_role(tx, session, project, SECRET)
-    tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project))
+@needs(SECRET)
+def get_webhook_secret(
+    tx: Tx, caller: Caller, project: sqlite3.Row
+) -> Annotated[str, about("The key; a random one until somebody sets another.", "a long random text")]:
+    """The key with which the project's git host signs its push events."""
+    return project["webhook_secret"]
 
 
-class Repository(msgspec.Struct):
-    """The repository of a push event."""
-
-    full_name: str
-
-
-class PushBody(msgspec.Struct):
-    ref: str
-    after: Annotated[str, Meta(min_length=1, max_length=1000)]
-    repository: Repository
-    deleted: bool = False
-
-
-SIGNATURE_HEADERS = {
-    "x-hub-signature-256": "sha256",
-    "x-gitea-signature": "sha256",
-    "x-gogs-signature": "sha256",
-    "x-hub-signature": "sha1",
-}
-
-
-def receive_push(tx: Tx, body: bytes, signatures: dict[str, str]) -> dict[str, Any]:
-    """Sets the version of the project whose repository was pushed to, if its webhook secret signed the body.
-
-    `signatures` are the request's headers of SIGNATURE_HEADERS. Nothing of the body is believed before it has matched.
-    """
-    push = decode(body, PushBody)
-    rows = tx.all("SELECT * FROM project WHERE git_repo = ? AND git_repo <> ''", (push.repository.full_name,))
-    if not rows:
-        raise TrackerError(
-            "invalid", f"repository.full_name: no project has the git_repo {push.repository.full_name!r}"
-        )
-    projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
-    if not projects:
-        raise TrackerError("forbidden", "The signature is missing or does not match the project's webhook secret")
-    branch = push.ref.removeprefix("refs/heads/")
-    if branch not in tx.settings.production_branches:
-        raise TrackerError("invalid", f"ref: {push.ref!r} is not one of {', '.join(tx.settings.production_branches)}")
-    if push.deleted:
-        raise TrackerError("invalid", "deleted: the branch is gone, there is no version to set")
-    for row in projects:
-        tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, row["id"]))
-    return {"version": push.after, "projects": [row["id"] for row in projects]}
-
-
-def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:
-    """Whether one of the signatures is the HMAC of the raw body under this key."""
-    for header, algorithm in SIGNATURE_HEADERS.items():
-        given = signatures.get(header, "").removeprefix(f"{algorithm}=").lower()
-        expected = hmac.new(key.encode(), body, algorithm).hexdigest() if given else "none"
-        if hmac.compare_digest(expected.encode(), given.encode()):
-            return True
-    return False
+@needs(SECRET)
+def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WebhookSecretBody) -> None:
+    """Sets the key with which the project's git host signs its push events."""
+    tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project["id"]))
 
 
 # ── Managers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1320,26 +1511,6 @@ SCRYPT = {"n": 2**14, "r": 8, "p": 5}  # 16 MiB; one of the settings that OWASP 
 FREE_ATTEMPTS = {"account": 3, "address": 20, "register": 20}  # before the throttle begins
 LONGEST_THROTTLE = 60.0  # seconds between two attempts: guessing is hopeless, and the owner still gets a turn
 THROTTLE_MEMORY = 900.0
-
-
-class RegisterBody(msgspec.Struct):
-    username: Annotated[str, Meta(min_length=3, max_length=16)]
-    password: Annotated[str, Meta(min_length=8, max_length=1000)]
-
-
-class LoginBody(msgspec.Struct):
-    username: Annotated[str, Meta(max_length=1000)]
-    password: Annotated[str, Meta(max_length=1000)]
-
-
-class PasswordForm(msgspec.Struct):
-    password: Annotated[str, Meta(max_length=1000)]
-    new_password: Annotated[str, Meta(min_length=8, max_length=1000)]
-
-
-class RoleBody(msgspec.Struct):
-    manager: Id
-    role: Annotated[int, Meta(ge=0, le=ALL_ROLES)]
 
 
 def hash_password(password: str, salt: bytes | None = None, **cost: int) -> str:
@@ -1357,75 +1528,18 @@ def password_matches(password: str, stored: str | None) -> bool:
     return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
 
 
-def signed_in(tx: Tx, session: bytes | None) -> sqlite3.Row | None:
-    """The manager whose session this is, with today's rights: nothing about a manager is remembered in a cookie."""
-    if session is None:
-        return None
-    return tx.one(
-        "SELECT m.* FROM session s JOIN manager m ON m.id = s.manager WHERE s.id_hash = ? AND s.expires > ?",
-        (digest(session), tx.time),
-    )
-
-
-def require_manager(tx: Tx, session: bytes | None) -> sqlite3.Row:
-    manager = signed_in(tx, session)
-    if manager is None:
-        raise TrackerError("unauthorized", "Please log in")
-    return manager
-
-
-def require_admin(tx: Tx, session: bytes | None) -> sqlite3.Row:
-    manager = require_manager(tx, session)
-    if not manager["tracker_admin"]:
-        raise TrackerError("forbidden", "Only a tracker admin may do this")
-    return manager
-
-
-def role_in_project(tx: Tx, manager: sqlite3.Row | None, project: int) -> int:
-    """The manager's role bits in a project; an admin has them all."""
-    if manager is None:
-        return 0
-    if manager["tracker_admin"]:
-        return ALL_ROLES
-    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project, manager["id"]))
-    return row["role"] if row else 0
-
-
-def require_role(tx: Tx, session: bytes | None, project: int, role: int, missing: str = "") -> sqlite3.Row:
-    """The manager, if it has this role in this project. 401, 403, or 404 for a hidden one, as if nothing were there.
-
-    `missing` is what is said of something else that is not there: it must not tell of a hidden project.
-    """
-    manager = require_manager(tx, session)
-    roles = role_in_project(tx, manager, project)
-    if find_project(tx, project)["hidden"] and not roles:
-        raise TrackerError("not_found", missing or f"No project {project}")
-    if not roles & role:
-        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project}")
-    return manager
-
-
-def manager_json(row: sqlite3.Row) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "username": row["username"],
-        "tracker_admin": bool(row["tracker_admin"]),
-        "register_time": row["register_time"],
-    }
-
-
 def check_registration_open(tx: Tx) -> None:
     if not tx.settings.open_registration and tx.one("SELECT 1 FROM manager"):
         raise TrackerError("forbidden", "Registration is closed; ask a tracker admin")
 
 
-def begin_registration(tx: Tx, address: str) -> None:
+def count_registration(tx: Tx, address: str) -> None:
     """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
     check_registration_open(tx)
     count_attempt(tx, f"register {address}", FREE_ATTEMPTS["register"])
 
 
-def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[str, Any], bytes]:
+def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[Manager, bytes]:
     """A new manager, logged in: (manager, session). The first one of all becomes tracker admin."""
     check_registration_open(tx)
     first = not tx.one("SELECT 1 FROM manager")
@@ -1435,8 +1549,8 @@ def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[dict[st
         (username, password_hash, first, tx.time),
     )
     if row is None:
-        raise TrackerError("conflict", f"username: {username!r} is taken")
-    return {"manager": manager_json(row)}, open_session(tx, row["id"])
+        raise TrackerError("conflict", f"{username!r} is taken", "username")
+    return shaped(Manager, row), open_session(tx, row["id"])
 
 
 def open_session(tx: Tx, manager: int) -> bytes:
@@ -1447,7 +1561,7 @@ def open_session(tx: Tx, manager: int) -> bytes:
     return session
 
 
-def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
+def count_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
     """Counts an attempt, *before* the password is looked at, and returns the manager's id and password hash.
 
     429 while the account or the address is throttled. Counting first keeps parallel guesses from slipping through.
@@ -1461,7 +1575,7 @@ def begin_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
 def count_attempt(tx: Tx, source: str, free: int) -> None:
     row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_uptime > ?", (source, tx.uptime))
     if row and row["free_uptime"] > tx.uptime:
-        raise TrackerError("too_fast", "Too many attempts; please wait", row["free_uptime"] - tx.uptime)
+        raise TrackerError("too_fast", "Too many attempts; please wait", delay=row["free_uptime"] - tx.uptime)
     failures = row["failures"] + 1 if row else 1
     pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
     tx.execute(
@@ -1470,7 +1584,7 @@ def count_attempt(tx: Tx, source: str, free: int) -> None:
     )
 
 
-def finish_login(tx: Tx, manager: int, username: str, address: str) -> tuple[dict[str, Any], bytes]:
+def accept_login(tx: Tx, manager: int, username: str, address: str) -> tuple[Manager, bytes]:
     """The password was right: forgets the account's failures, takes this attempt off the address's, opens a session.
 
     The address keeps its other failures: an own account must not be a way to guess on at others'.
@@ -1478,103 +1592,95 @@ def finish_login(tx: Tx, manager: int, username: str, address: str) -> tuple[dic
     tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
     tx.execute("UPDATE login_failure SET failures = failures - 1 WHERE source = ?", (f"address {address}",))
     row = tx.one("SELECT * FROM manager WHERE id = ?", (manager,))
-    return {"manager": manager_json(row)}, open_session(tx, manager)
+    return shaped(Manager, row), open_session(tx, manager)
 
 
-def begin_password_change(tx: Tx, session: bytes | None) -> tuple[str, str]:
-    """Counts an attempt to guess the password of a session that was left open. The manager's name and password hash."""
-    manager = require_manager(tx, session)
-    count_attempt(tx, f"account {manager['username'].lower()}", FREE_ATTEMPTS["account"])
-    return manager["username"], manager["password_hash"]
+@needs(LOGIN)
+def count_password_attempt(tx: Tx, caller: Caller) -> str:
+    """Counts an attempt to guess the password of a session that was left open. The manager's password hash."""
+    count_attempt(tx, f"account {caller.manager.username.lower()}", FREE_ATTEMPTS["account"])
+    return tx.one("SELECT password_hash FROM manager WHERE id = ?", (caller.manager.id,))["password_hash"]
 
 
-def finish_password_change(tx: Tx, session: bytes | None, username: str, new_hash: str) -> bytes:
+@needs(LOGIN)
+def store_password(tx: Tx, caller: Caller, new_hash: str) -> bytes:
     """The old password was right: stores the new one, ends all sessions of the manager, opens a new one.
 
     Whoever has changed it meanwhile has thereby ended this session: 401.
     """
-    manager = require_manager(tx, session)
-    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
-    tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager["id"]))
-    tx.execute("DELETE FROM session WHERE manager = ?", (manager["id"],))
-    return open_session(tx, manager["id"])
+    manager = caller.manager
+    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {manager.username.lower()}",))
+    tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager.id))
+    tx.execute("DELETE FROM session WHERE manager = ?", (manager.id,))
+    return open_session(tx, manager.id)
 
 
-def logout(tx: Tx, session: bytes | None) -> None:
+def get_account(tx: Tx, caller: Caller) -> shapes.Account:
+    """Tells who is logged in."""
+    return shapes.Account(caller.manager is not None, caller.manager)
+
+
+def end_session(tx: Tx, session: bytes | None) -> None:
     """Ends the session, for every holder of its cookie."""
     if session is not None:
         tx.execute("DELETE FROM session WHERE id_hash = ?", (digest(session),))
 
 
-def get_account(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    manager = signed_in(tx, session)
-    return {"logged_in": manager is not None, "manager": manager and manager_json(manager)}
+@needs(ADMIN)
+def promote_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Makes another manager a tracker admin."""
+    set_admin(tx, caller, manager, True)
 
 
-def list_managers(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """Every manager, in the order of registration. For managers."""
-    require_manager(tx, session)
-    return {"managers": [manager_json(row) for row in tx.all("SELECT * FROM manager ORDER BY id")]}
+@needs(ADMIN)
+def demote_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Makes another manager a tracker admin no longer."""
+    set_admin(tx, caller, manager, False)
 
 
-def list_project_managers(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """Every manager with a role in the project, and its role bits. For managers who may see the project."""
-    require_manager(tx, session)
-    visible_project(tx, session, project)
-    rows = tx.all(
-        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
-        (project,),
-    )
-    return {"managers": [{"manager": manager_json(row), "role": row["role"]} for row in rows]}
-
-
-def promote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
-    """Makes another manager a tracker admin. For admins."""
-    set_admin(tx, session, manager, True)
-
-
-def demote_manager(tx: Tx, session: bytes | None, manager: int) -> None:
-    """Makes another manager a tracker admin no longer. For admins."""
-    set_admin(tx, session, manager, False)
-
-
-def set_admin(tx: Tx, session: bytes | None, manager: int, admin: bool) -> None:
-    if require_admin(tx, session)["id"] == manager:
-        raise TrackerError("forbidden", "manager: you cannot promote or demote yourself")
+def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
+    if caller.manager.id == manager:
+        raise TrackerError("forbidden", "you cannot promote or demote yourself", "manager")
     if not tx.one("UPDATE manager SET tracker_admin = ? WHERE id = ? RETURNING id", (admin, manager)):
         raise TrackerError("not_found", f"No manager {manager}")
 
 
-def set_role(tx: Tx, session: bytes | None, project: int, body: RoleBody) -> None:
-    """Gives a manager exactly these roles in the project. Needs MANAGE_ACCESS; role 0 takes all away."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(LOGIN)
+def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
+    """Every manager, in the order of registration."""
+    return [shaped(Manager, row) for row in tx.all("SELECT * FROM manager ORDER BY id")]
+
+
+@needs(LOGIN, of=PROJECT)
+def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.ProjectManager]:
+    """Every manager with a role in the project, and its role bits."""
+    rows = tx.all(
+        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
+        (project["id"],),
+    )
+    return [shapes.ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
+
+
+@needs(MANAGE_ACCESS)
+def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
+    """Gives a manager exactly these roles in the project. Role 0 takes all away."""
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
-        raise TrackerError("not_found", f"manager: no manager {body.manager}")
+        raise TrackerError("not_found", f"no manager {body.manager}", "manager")
     if body.role:
-        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", (project, body.manager, body.role))
+        values = (project["id"], body.manager, body.role)
+        tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
     else:
-        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project, body.manager))
+        tx.execute("DELETE FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager))
 
 
-class RoleForm(msgspec.Struct):
-    """The roles of a manager, a tick box each."""
-
-    username: Annotated[str, Meta(max_length=1000)]
-    read: bool = False
-    edit: bool = False
-    manage_access: bool = False
-    secret: bool = False
-    maintenance: bool = False
-
-
-def set_named_role(tx: Tx, session: bytes | None, project: int, body: RoleForm) -> None:
-    """Gives a manager exactly these roles. Needs MANAGE_ACCESS."""
-    require_role(tx, session, project, MANAGE_ACCESS)
+@needs(MANAGE_ACCESS)
+def set_named_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleForm) -> None:
+    """Gives a manager exactly these roles."""
     row = tx.one("SELECT id FROM manager WHERE username = ?", (body.username.strip(),))
-    if row is None:
-        raise TrackerError("not_found", f"username: there is no manager named {body.username!r}")
     role = sum(bit for bit, name in ROLE_NAMES.items() if getattr(body, name.lower()))
-    set_role(tx, session, project, RoleBody(row["id"], role))
+    if row is None:
+        raise TrackerError("not_found", f"there is no manager named {body.username!r}", "username")
+    set_role(tx, caller, project, shapes.RoleBody(row["id"], role))
 
 
 def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
@@ -1593,6 +1699,61 @@ def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
         tx.execute("DELETE FROM session WHERE manager = ?", (row["id"],))
 
 
+# ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
+LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
+MOST_LOG_ENTRIES = 1000
+MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
+
+
+def store_log_entry(tx: Tx, worker: int, entry: shapes.TaskEntry, task: int | None, project: int | None) -> None:
+    tx.execute(
+        "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (tx.time, entry.timestamp, LEVELS[entry.level], entry.scope, entry.message, worker, task, project),
+    )
+
+
+def only_project(tx: Tx, worker: int) -> int | None:
+    """The project of a line that names no task: the only one of which the worker holds tasks.
+
+    Most existing clients name none, and their managers want to see a project's log all the same.
+    """
+    rows = tx.all("SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 2", (worker,))
+    return rows[0]["project"] if len(rows) == 1 else None
+
+
+def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
+    """Log entries, the newest first."""
+    if not tx.settings.public_logs:
+        logged_in(caller)
+    if body.level is None and body.max_level is None:
+        raise TrackerError("invalid", "is required", "level")
+    levels = [body.level] if body.level else range(1, body.max_level + 1)
+    before = (
+        tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
+    )
+    if before is None:
+        raise TrackerError("not_found", f"no log entry {body.before}", "before")
+    cursors = [  # one index range a level, each in order already
+        tx.execute(
+            "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
+            " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
+            (level, body.since, *before, body.limit),
+        )
+        for level in levels
+    ]
+    logs, size = [], 0
+    for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
+        data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
+        logs.append(shaped(shapes.LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
+        size += len(row["message"])
+        if len(logs) == body.limit or size > MOST_LOG_TEXT:
+            break
+    return logs
+
+
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NEW, FAILED = 1, 2
@@ -1600,28 +1761,13 @@ OK, FAIL, SKIP = 0, 1, 2
 MOST_RECIPES = 2**22  # characters after which an answer with several tasks ends
 
 
-class SubmitBody(msgspec.Struct):
-    """A task to be. `hash_u64` and `unique_str` are other spellings of `hash64` and `unique_string`."""
-
-    project: Id
-    recipe: Annotated[str, Meta(min_length=1, max_length=1_000_000)]
-    priority: Int64 = 0
-    max_retries: Natural = 0
-    max_assign_time: Natural = 0
-    verification_count: Natural = 0
-    hash64: int = 0
-    hash_u64: int = 0
-    unique_string: str = ""
-    unique_str: str = ""
-
-
-class BulkTask(SubmitBody):
+class BulkTask(shapes.SubmitBody):
     """A task of a bulk submit."""  # counts itself, so that decoding ends at the limit and not after it
 
     def __post_init__(self) -> None:
         decoding.left -= 1
         if decoding.left < 0:
-            raise TrackerError("invalid", f"requests: at most {decoding.most} tasks in one bulk submit")
+            raise TrackerError("invalid", f"at most {decoding.most} tasks in one bulk submit", "requests")
         if decoding.left % 64 == 0:
             time.sleep(0)  # lets other threads have the interpreter
 
@@ -1632,20 +1778,9 @@ decoding = threading.local()
 class BulkSubmitBody(msgspec.Struct):
     """`{"requests": [...]}`; the bare array is understood as well."""
 
-    requests: list[BulkTask]
-
-
-class ReleaseBody(msgspec.Struct):
-    """How a worker's hold on a task ends. `output` becomes the result of the task's job, if it has one."""
-
-    task_id: Id
-    result: Literal[0, 1, 2]
-    verification: int = 0
-    output: Raw | UnsetType = UNSET
-
-
-class BulkReleaseBody(msgspec.Struct):
-    releases: list[ReleaseBody]
+    requests: Annotated[
+        list[BulkTask], about("The tasks, all of one project, at most {max_bulk} (setting `max_bulk`).")
+    ]
 
 
 class NewTask(NamedTuple):
@@ -1660,23 +1795,15 @@ class NewTask(NamedTuple):
     hash64: int | None
 
 
-class Assigned(NamedTuple):
-    """What an attempt to be assigned tasks came to."""
-
-    tasks: list[dict[str, Any]]
-    others: bool = False  # whether tasks are ready that this worker may not have
-    delay: float = 0  # seconds for which a rate limit now keeps everybody from the next task
-
-
-def new_task(body: SubmitBody) -> NewTask:
+def new_task(body: shapes.SubmitBody) -> NewTask:
     """Checks what types cannot say, and turns a unique string into its hash."""
     hash64, other = to_int64(body.hash64, "hash64"), to_int64(body.hash_u64, "hash_u64")
     if hash64 and other and hash64 != other:
-        raise TrackerError("invalid", "hash64, hash_u64: two spellings of one field, with two values")
+        raise TrackerError("invalid", "two spellings of one field, with two values", "hash64, hash_u64")
     hash64 = hash64 or other
     unique = body.unique_string or body.unique_str
     if hash64 and unique:
-        raise TrackerError("invalid", "hash64, unique_string: give one of them, not both")
+        raise TrackerError("invalid", "give one of them, not both", "hash64, unique_string")
     if unique:
         hash64 = hash_unique_string(unique)
     return NewTask(
@@ -1702,9 +1829,9 @@ def new_tasks(body: bytes, most: int) -> list[NewTask]:
         try:
             tasks.append(new_task(request))
         except TrackerError as error:
-            raise TrackerError("invalid", f"requests[{number}].{error.message}") from None
+            raise error.within(f"requests[{number}]") from None
         if request.project != requests[0].project:
-            raise TrackerError("invalid", f"requests[{number}].project: all tasks must be of one project")
+            raise TrackerError("invalid", "all tasks must be of one project", f"requests[{number}].project")
     return tasks
 
 
@@ -1729,13 +1856,13 @@ SELECT_SUBMITTER = """
 """
 
 
-def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> Submitter:
+def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter:
     """The project, if the caller may submit to it now. Refuses with 401, 404, 403 or 429."""
-    row = tx.one(SELECT_SUBMITTER, {"worker": caller.id, "project": project})
+    row = tx.one(SELECT_SUBMITTER, {"worker": credentials.id, "project": project})
     found = row and Submitter._make(row)
-    check_worker(tx, found, caller)
+    check_worker(tx, found, credentials)
     if found.id is None:
-        raise TrackerError("not_found", f"project: no project {project}")
+        raise TrackerError("not_found", f"no project {project}", "project")
     if not found.may_submit:
         raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
     check_rate(tx, found.submit_free_uptime)
@@ -1744,7 +1871,7 @@ def submitter(tx: Tx, caller: WorkerCredentials, project: int) -> Submitter:
 
 def check_rate(tx: Tx, free_uptime: float) -> None:
     if free_uptime > tx.uptime:
-        raise TrackerError("too_fast", "Rate limit reached; please wait", free_uptime - tx.uptime)
+        raise TrackerError("too_fast", "Rate limit reached; please wait", delay=free_uptime - tx.uptime)
 
 
 def free_uptime(tx: Tx, rate: float, count: int) -> float:
@@ -1752,9 +1879,9 @@ def free_uptime(tx: Tx, rate: float, count: int) -> float:
     return tx.uptime + min(count / rate, 1e12)
 
 
-def submit_task(tx: Tx, caller: WorkerCredentials, task: NewTask) -> None:
+def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
     """Adds a task to its project's queue. 409 when a live task of the project has its hash."""
-    project = submitter(tx, caller, task.project)
+    project = submitter(tx, credentials, task.project)
     if not insert_task(tx, task, project.keep_hashes):
         raise TrackerError("conflict", "There is a task with this hash64 or unique_string already")
     charge_submit(tx, project, 1)
@@ -1791,44 +1918,40 @@ def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_has
     return stored
 
 
-def submit_tasks(tx: Tx, caller: WorkerCredentials, tasks: list[NewTask]) -> dict[str, int]:
+def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -> shapes.BulkSubmitted:
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
-    project = submitter(tx, caller, tasks[0].project)
+    project = submitter(tx, credentials, tasks[0].project)
     stored = insert_tasks(tx, tasks, project.id, project.keep_hashes)
     charge_submit(tx, project, len(tasks))
-    return {"submitted": stored, "duplicates": len(tasks) - stored}
+    return shapes.BulkSubmitted(stored, len(tasks) - stored)
 
 
-class Offer(NamedTuple):
-    """A calling worker, a project, and the project's next task for it. A tuple: sqlite3.Row looks names up slowly.
+@needs(EDIT)
+def submit_as_manager(tx: Tx, caller: Caller, project: sqlite3.Row, body: LineTask) -> None:
+    """Adds a task to the queue; the workers' rate limit does not count. 409 for a duplicate."""
+    task = new_task(body)._replace(project=project["id"])
+    if not insert_task(tx, task, project["keep_hashes"]):
+        raise TrackerError("conflict", "there is such a task already", "unique_string")
 
-    `task` is the best of those verified by nobody, `head_task` the best of those verified by others but not by it.
-    """
+
+class Asker(NamedTuple):
+    """A worker that asks a project for a task, and what it finds there."""
 
     secret_hash: bytes
     last_seen: int
-    worker_paused: int
-    may_assign: int | None
-    id: int | None
-    priority: int
-    name: str
-    clone_url: str
-    git_repo: str
-    version: str
-    motd: str
-    public: int
-    hidden: int
-    chain: int | None
     paused: int
-    assign_rate: float
-    submit_rate: float
-    keep_hashes: int
+    may_assign: int | None
     assign_free_uptime: float
     awaiting: int
     head_priority: int | None
-    head_task: int | None
-    task: int | None
-    task_priority: int
+    head_task: int | None  # the best of those that others have verified and it has not
+
+
+class Candidate(NamedTuple):
+    """A task that may be assigned."""
+
+    id: int
+    priority: int
     retries: int
     max_retries: int
     recipe: str
@@ -1837,11 +1960,30 @@ class Offer(NamedTuple):
     job: int | None
 
 
-SELECT_OFFER = """
-    SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.id, p.priority, p.name, p.clone_url,
-        p.git_repo, p.version, p.motd, p.public, p.hidden, p.chain, p.paused, p.assign_rate, p.submit_rate,
-        p.keep_hashes, p.assign_free_uptime, p.awaiting_verification_count, v.head_priority, v.head_task,
-        t.id, t.priority, t.retries, t.max_retries, t.recipe, t.max_assign_time, t.verification_count, t.job
+ProjectRow = collections.namedtuple("ProjectRow", PROJECT_COLUMNS)  # a project's columns as they are stored
+
+
+class Offer(NamedTuple):
+    """A calling worker, a project, and the project's best task for it. Tuples: sqlite3.Row looks names up slowly."""
+
+    caller: Asker
+    project: ProjectRow
+    task: Candidate | None
+
+
+def columns_for(table: str, kind: type) -> str:
+    """The columns of a table, or of an alias for it, that a NamedTuple takes."""
+    return ", ".join(f"{table}.{name}" for name in kind._fields)
+
+
+ASKER_COLUMNS = """
+    w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request,
+    p.assign_free_uptime, p.awaiting_verification_count"""
+PROJECT_AT = len(Asker._fields)
+TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
+
+SELECT_OFFER = f"""
+    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = :project
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1853,21 +1995,21 @@ SELECT_OFFER = """
             ORDER BY s.head_priority DESC, s.head_task LIMIT 1)
     WHERE w.id = :worker
 """
-SELECT_OFFERED = """
-    SELECT id, priority, retries, max_retries, recipe, max_assign_time, verification_count, job FROM task WHERE id = ?
-"""
 # For those who can do nothing but jobs, which need no verification.
-SELECT_JOB_OFFER = re.sub(
-    r"SELECT id FROM task.*?LIMIT 1",
-    "SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL"
-    " ORDER BY priority DESC, task LIMIT 1",
-    re.sub(r"v\.id = \(.*?LIMIT 1\)", "v.id = NULL", SELECT_OFFER, flags=re.DOTALL),
-    flags=re.DOTALL,
-)
+SELECT_JOB_OFFER = f"""
+    SELECT {ASKER_COLUMNS}, NULL, NULL, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
+    FROM worker w LEFT JOIN project p ON p.id = :project
+        LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
+        LEFT JOIN task t ON t.id = (
+            SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL
+            ORDER BY priority DESC, task LIMIT 1)
+    WHERE w.id = :worker
+"""
+SELECT_CANDIDATE = f"SELECT {columns_for('t', Candidate)} FROM task t WHERE id = ?"
 
 
 def assign_tasks(
-    tx: Tx, caller: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
+    tx: Tx, credentials: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
 ) -> Assigned:
     """Assigns to the caller the best `count` tasks of these projects, or as many as there are.
 
@@ -1875,22 +2017,28 @@ def assign_tasks(
     has verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
     """
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
-    offers = {project: find_offer(tx, caller, project, select) for project in projects}
+    offers = {project: find_offer(tx, credentials, project, select) for project in projects}
     tasks: list[dict[str, Any]] = []
     charges: dict[int, tuple[float, int]] = {}
     size = 0
     while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
-        tasks.append(take(tx, offer, caller.id))
-        if offer.assign_rate:
-            charges[offer.id] = (offer.assign_rate, charges.get(offer.id, (0, 0))[1] + 1)
+        project = offer.project
+        tasks.append(take(tx, offer, credentials.id))
+        if project.assign_rate:
+            charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + 1)
         if len(tasks) == count:
             break
-        size += len(offer.recipe) + (len(encode(tasks[-1]["job"])) if offer.job is not None else 0)
+        size += len(offer.task.recipe) + (len(encode(tasks[-1].job)) if offer.task.job is not None else 0)
         if size > MOST_RECIPES:
             break
-        offers[offer.id] = find_offer(tx, caller, offer.id, select)  # the others have not changed
-    others = not tasks and any(offer.task is None and offer.awaiting and not offer.paused for offer in offers.values())
+        offers[project.id] = find_offer(tx, credentials, project.id, select)  # the others have not changed
+    others = not tasks and any(awaits_others(offer) for offer in offers.values())
     return Assigned(tasks, others, charge_assign(tx, charges) if charges else 0)
+
+
+def awaits_others(offer: Offer) -> bool:
+    """Whether the project has tasks for others, which the caller has verified."""
+    return offer.task is None and bool(offer.caller.awaiting) and not offer.project.paused
 
 
 def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
@@ -1905,10 +2053,10 @@ def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer |
     """The offer whose task is to be assigned next. 429 if there are only such as a rate limit holds back."""
     best, free = None, math.inf
     for offer in offers:
-        if offer.paused or offer.task is None:
+        if offer.project.paused or offer.task is None:
             continue
-        if offer.assign_free_uptime > tx.uptime:
-            free = min(free, offer.assign_free_uptime)
+        if offer.caller.assign_free_uptime > tx.uptime:
+            free = min(free, offer.caller.assign_free_uptime)
         elif best is None or rank(offer) > rank(best):
             best = offer
     if best is None and free < math.inf and refuse_limited:
@@ -1917,50 +2065,52 @@ def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer |
 
 
 def rank(offer: Offer) -> tuple[int, int, int]:
-    return offer.priority, offer.task_priority, -offer.task
+    return offer.project.priority, offer.task.priority, -offer.task.id
 
 
-def find_offer(tx: Tx, caller: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
+def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
     """The project's best task for the caller. Refuses a caller that may not be assigned any task of this project."""
-    row = tx.one(select, {"worker": caller.id, "project": project})
-    offer = row and Offer._make(row)
-    check_worker(tx, offer, caller)
-    if offer.id is None:
+    row = tx.one(select, {"worker": credentials.id, "project": project})
+    asker = row and Asker._make(row[:PROJECT_AT])
+    check_worker(tx, asker, credentials)
+    found = ProjectRow._make(row[PROJECT_AT:TASK_AT])
+    if found.id is None:
         raise TrackerError("not_found", f"No project {project}")
-    if not (offer.public or offer.may_assign):
+    if not (found.public or asker.may_assign):
         raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
-    if offer.worker_paused:
+    if asker.paused:
         raise TrackerError("forbidden", "A manager has paused you")
-    return offer if offer.head_task is None else with_first_task(tx, offer)
+    task = None if row[TASK_AT] is None else Candidate._make(row[TASK_AT:])
+    if asker.head_task is not None:
+        task = better(tx, task, asker)
+    return Offer(asker, found, task)
 
 
-def with_first_task(tx: Tx, offer: Offer) -> Offer:
-    """The offer with whichever of its two candidates comes first as its task."""
-    if offer.task and (offer.task_priority, -offer.task) > (offer.head_priority, -offer.head_task):
-        return offer
-    row = tx.one(SELECT_OFFERED, (offer.head_task,))
-    return Offer._make((*offer[: -len(row)], *row))
+def better(tx: Tx, task: Candidate | None, asker: Asker) -> Candidate:
+    """Whichever comes first: the best task that nobody has verified, or the best that others have."""
+    if task and (task.priority, -task.id) > (asker.head_priority, -asker.head_task):
+        return task
+    return Candidate._make(tx.one(SELECT_CANDIDATE, (asker.head_task,)))
 
 
-def take(tx: Tx, offer: Offer, worker: int) -> dict[str, Any]:
+def take(tx: Tx, offer: Offer, worker: int) -> Task:
     """Makes the worker the task's assignee and returns the task as the document shows it."""
-    hold(tx, offer.task, worker, offer.max_assign_time or tx.settings.default_max_assign_time)
-    task = {
-        "id": offer.task,
-        "priority": offer.task_priority,
-        "assignee": worker,
-        "retries": offer.retries,
-        "max_retries": offer.max_retries,
-        "status": NEW,
-        "recipe": offer.recipe,
-        "max_assign_time": offer.max_assign_time,
-        "assign_time": tx.time,
-        "verification_count": offer.verification_count,
-        "project": project_json(offer),
-    }
-    if offer.job is not None:
-        task["job"] = start_job(tx, offer.job, worker)
-    return task
+    found = offer.task
+    hold(tx, found.id, worker, found.max_assign_time or tx.settings.default_max_assign_time)
+    return Task(
+        id=found.id,
+        priority=found.priority,
+        assignee=worker,
+        retries=found.retries,
+        max_retries=found.max_retries,
+        status=NEW,
+        recipe=found.recipe,
+        max_assign_time=found.max_assign_time,
+        assign_time=tx.time,
+        verification_count=found.verification_count,
+        project=project_of(offer.project),
+        job=UNSET if found.job is None else start_job(tx, found.job, worker),
+    )
 
 
 def hold(tx: Tx, task: int, worker: int, seconds: float) -> None:
@@ -2002,7 +2152,7 @@ SELECT_HELD = """
 """
 
 
-def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
+def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBody) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
 
     False for a result that still needs another worker's verification, and when the caller does not hold the task (any
@@ -2010,39 +2160,39 @@ def release_task(tx: Tx, caller: WorkerCredentials, body: ReleaseBody) -> bool:
     """
     verification = to_int64(body.verification, "verification")
     report = NO_REPORT if body.output is UNSET else read_report(body.output)
-    row = tx.one(SELECT_HELD, {"worker": caller.id, "task": body.task_id})
+    row = tx.one(SELECT_HELD, {"worker": credentials.id, "task": body.task_id})
     task = row and Held._make(row)
-    check_worker(tx, task, caller)
+    check_worker(tx, task, credentials)
     if task.id is None:
         check_task_existed(tx, body.task_id)
-    if task.assignee != caller.id or task.id is None:
+    if task.assignee != credentials.id or task.id is None:
         return False
     if task.job is not None:
-        return release_job(tx, task, caller.id, body, report)
+        return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:
         return fail_task(tx, task)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
         return put_back(tx, task)
-    return verify_task(tx, task, caller.id, verification)
+    return verify_task(tx, task, credentials.id, verification)
 
 
-def release_tasks(tx: Tx, caller: WorkerCredentials, releases: list[ReleaseBody]) -> dict[str, list[bool]]:
+def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.ReleaseBody]) -> list[bool]:
     """Several releases, all or none."""
-    authenticate(tx, caller)
+    authenticate(tx, credentials)
     updated = []
     for number, release in enumerate(releases):
         try:
-            updated.append(release_task(tx, caller, release))
+            updated.append(release_task(tx, credentials, release))
         except TrackerError as error:
-            raise TrackerError(error.code, f"releases[{number}].{error.message}") from None
-    return {"updated": updated}
+            raise error.within(f"releases[{number}]") from None
+    return updated
 
 
 def check_task_existed(tx: Tx, task: int) -> None:
     """Closed tasks are gone from the table; ids are never used twice, so one up to the last is a closed one's."""
     if not tx.one("SELECT 1 FROM sqlite_sequence WHERE name = 'task' AND seq >= ? AND ? > 0", (task, task)):
-        raise TrackerError("not_found", f"task_id: no task {task}")
+        raise TrackerError("not_found", f"no task {task}", "task_id")
 
 
 def put_back(tx: Tx, task: Held, change: str = "", *values: Any) -> bool:
@@ -2151,12 +2301,9 @@ def expire_tasks(tx: Tx) -> bool:
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
 
+NewSecret = Annotated[str, about("The new secret, shown only this once.", "c0ffee")]
 MOST_TEMPLATES = 1000  # of one project, and so with workflows
 JOB_GRACE = 15  # seconds that a worker has after a job's timeout to report what it has stopped
-TOKEN = "^[0-9a-f]{24}$"
-
-Token = Annotated[str, Meta(pattern=TOKEN)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class Move(NamedTuple):
@@ -2179,7 +2326,6 @@ JOB_MOVES = {
 }
 MOST_ATTEMPTS = 1000  # whose moves are logged: a worker that skips in a circle must not fill the disk
 LIVE_STATES = {state for move in JOB_MOVES.values() for state in move.states}
-JobState = Literal["waiting", "assigned", "succeeded", "failed", "timed_out", "cancelled"]
 
 # What an action on tasks means for the jobs behind them, and what their logs say.
 JOBS_AFTER = {
@@ -2188,105 +2334,20 @@ JOBS_AFTER = {
 }
 
 
-Choices = Annotated[list[Any], Meta(max_length=1000)]
-
-
-class Variable(msgspec.Struct):
-    """A variable that a template declares: its value unless the job brings one, and which values it may have."""
-
-    name: Name
-    value: Any = None
-    required: bool = False
-    allowed: Choices = []
-    description: str = ""
-
-
-class Argument(msgspec.Struct):
-    """An argument that a template declares. The job brings those that are not fixed, in their order."""
-
-    order: Int64 = 0
-    type: Name = "input"
-    label: str = ""
-    value: Any = None
-    options: Choices = []
-
-
-class TemplateBody(msgspec.Struct):
-    """A template, or what is to change of it."""
-
-    project: Id | UnsetType = UNSET
-    name: Name | UnsetType = UNSET
-    description: Annotated[str, Meta(max_length=10_000)] | UnsetType = UNSET
-    recipe: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
-    script: Annotated[str, Meta(max_length=1_000_000)] | UnsetType = UNSET
-    runas: Annotated[str, Meta(max_length=1000)] | UnsetType = UNSET
-    variables: Annotated[list[Variable], Meta(max_length=200)] | UnsetType = UNSET
-    undeclared: bool | UnsetType = UNSET
-    arguments: Annotated[list[Argument], Meta(max_length=200)] | UnsetType = UNSET
-    env: dict[str, str] | UnsetType = UNSET
-    timeout: Seconds | UnsetType | None = UNSET
-    max_retries: Natural | UnsetType = UNSET
-    priority: Int64 | UnsetType = UNSET
-    api: bool | UnsetType = UNSET
-    key: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
-    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | UnsetType | None = UNSET
-    keep_time: Annotated[int, Meta(ge=1, le=10**9)] | UnsetType | None = UNSET
+def column_default(field: msgspec.structs.FieldInfo) -> Any:
+    """What a column gets of which a body says nothing: JSON as text."""
+    value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    return encode(value).decode() if isinstance(value, list | dict) else value
 
 
 NEW_TEMPLATE: dict[str, Any] = {
-    **dict.fromkeys(("description", "recipe", "runas"), ""),
-    "script": None,
-    **dict.fromkeys(("variables", "arguments"), "[]"),
-    "undeclared": True,
-    "env": "{}",
-    "timeout": None,
-    **dict.fromkeys(("max_retries", "priority"), 0),
-    "api": False,
-    **dict.fromkeys(("key_hash", "keep_count", "keep_time")),
+    **{
+        field.name: column_default(field)
+        for field in msgspec.structs.fields(shapes.Template)
+        if not field.required and field.name != "secret"
+    },
+    **{"recipe": "", "script": None, "key_hash": None},
 }
-
-
-class TriggerBody(msgspec.Struct):
-    """What a job is given: values of variables, and the arguments that are not fixed."""
-
-    variables: dict[str, Any] = {}
-    arguments: list[Any] = []
-
-
-class JobsQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
-    """Which jobs: of a project or template, in a state, made between two times; further on than `before`."""
-
-    project: Id | None = None
-    template: Id | None = None
-    state: JobState | None = None
-    start: Int64 | None = None
-    end: Int64 | None = None
-    before: Id = INT64_MAX
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-
-
-class LinesQuery(msgspec.Struct):
-    """Which lines of a job's log: at most `limit` of those after the one with this id."""
-
-    after: Natural = 0
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
-
-
-class TaskEntry(msgspec.Struct):
-    """A line for the log of a task."""
-
-    message: Annotated[str, Meta(max_length=65536)]
-    timestamp: Int64
-    level: LogLevel = "info"
-    scope: Annotated[str, Meta(max_length=1000)] = ""
-
-
-class TaskLogBody(msgspec.Struct):
-    """Lines of the caller's present assignment, the first of them with the number `first`, counted from 0."""
-
-    task_id: Id
-    entries: Annotated[list[TaskEntry], Meta(max_length=1000)] = []
-    first: Natural | None = None
 
 
 class Report(NamedTuple):
@@ -2309,161 +2370,12 @@ def new_token() -> str:
 # Templates
 
 
-def create_template(tx: Tx, session: bytes | None, body: TemplateBody) -> dict[str, Any]:
-    """Makes a template. Needs EDIT in its project.
-
-    Its secret, which opens this template alone, is in the answer and is not shown again.
-    """
-    if body.project is UNSET:
-        require_manager(tx, session)
-        raise TrackerError("invalid", "project: is required")
-    require_role(tx, session, body.project, EDIT)
-    row = insert_template(tx, body)
-    return {"template": {**template_json(tx, row), "secret": row["secret"]}}
-
-
-def insert_template(tx: Tx, body: TemplateBody) -> sqlite3.Row:
-    """Stores a new template, whoever wants it. Refuses what checked_template refuses."""
-    check_room(tx, "template", body.project)
-    fields = {"project": body.project, **checked_template(tx, None, body)}
-    fields |= {"token": new_token(), "secret": secrets.token_hex(32), "created": tx.time}
-    names, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
-    return tx.one(f"INSERT INTO template ({names}) VALUES ({values}) RETURNING *", fields)
-
-
-def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> None:
-    """Refuses more of them than a list can show at once."""
-    full = f"SELECT 1 FROM {table} WHERE project = ? AND deleted IS NULL LIMIT 1 OFFSET ?"
-    if tx.one(full, (project, MOST_TEMPLATES - 1)):
-        raise TrackerError("conflict", f"project: it has {MOST_TEMPLATES:,} {table}s already")
-
-
-def update_template(tx: Tx, session: bytes | None, template: int, body: TemplateBody) -> None:
-    """Changes a template. Fields that are absent stay as they are, and so do the jobs that it has made.
-
-    An empty `key` takes the key away. A template stays in its project. Needs EDIT.
-    """
-    save_template(tx, editable_template(tx, session, template), body)
-
-
-def save_template(tx: Tx, old: sqlite3.Row, body: TemplateBody) -> sqlite3.Row:
-    """Stores what is changed of a template, whoever wants it. Refuses what checked_template refuses."""
-    if body.project is not UNSET and body.project != old["project"]:
-        raise TrackerError("invalid", "project: a template stays in its project")
-    fields = checked_template(tx, old, body)
-    changes = ", ".join(f"{name} = :{name}" for name in fields)
-    return tx.one(f"UPDATE template SET {changes} WHERE id = :id RETURNING *", {"id": old["id"], **fields})
-
-
-def checked_template(tx: Tx, old: sqlite3.Row | None, body: TemplateBody) -> dict[str, Any]:
-    """The columns of a new or changed template, or the reason why it is refused."""
-    given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
-    project = given.pop("project", None) if old is None else old["project"]
-    for name in given.keys() & {"variables", "arguments", "env"}:
-        given[name] = encode(given[name]).decode()
-    if "script" in given:
-        given["script"] = store_script(tx, given["script"]) if given["script"] else None
-    if "key" in given:
-        key = given.pop("key")
-        given["key_hash"] = digest(key.encode()) if key else None
-    fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
-    if "name" not in fields:
-        raise TrackerError("invalid", "name: is required")
-    if not fields["name"].strip():
-        raise TrackerError("invalid", "name: must not be blank")
-    if fields["runas"] and "%script%" not in fields["runas"]:
-        raise TrackerError("invalid", "runas: must contain %script%, which stands for the script's file")
-    check_declarations(body)
-    check_template_name(tx, old, project, fields)
-    return {**fields, "updated": tx.time}
-
-
-def check_declarations(body: TemplateBody) -> None:
-    """Refuses what cannot be meant: a variable declared twice, a value that it does not allow, no name in `env`."""
-    for name in body.env or ():
-        if not name or "=" in name:
-            raise TrackerError("invalid", f"env: {name!r} cannot be the name of a variable of an environment")
-    names = set()
-    for variable in body.variables or ():
-        if not variable.name.strip():
-            raise TrackerError("invalid", "variables: a name must not be blank")
-        if variable.name in names:
-            raise TrackerError("invalid", f"variables: {variable.name} is declared twice")
-        names.add(variable.name)
-        if variable.allowed and variable.value is not None and variable.value not in variable.allowed:
-            raise TrackerError("invalid", f"variables: the value of {variable.name} is none of those that it allows")
-
-
-def check_template_name(tx: Tx, old: sqlite3.Row | None, project: int, fields: dict[str, Any]) -> None:
-    values = {"name": fields["name"], "project": project, "id": old and old["id"]}
-    others = "SELECT 1 FROM template WHERE name = :name AND id IS NOT :id AND deleted IS NULL"
-    if tx.one(f"{others} AND project = :project", values):
-        raise TrackerError("conflict", f"name: the project has a template named {fields['name']!r} already")
-    if fields["api"] and tx.one(f"{others} AND api", values):
-        raise TrackerError("conflict", f"api: another template named {fields['name']!r} may be triggered by this name")
-
-
-def store_script(tx: Tx, source: str) -> int:
-    """The id of the script with this source."""
-    data = source.encode()
-    tx.execute(
-        "INSERT INTO script (token, digest, md5, source) VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
-        (new_token(), digest(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), source),
-    )
-    return tx.one("SELECT id FROM script WHERE digest = ?", (digest(data),))["id"]
-
-
-def delete_template(tx: Tx, session: bytes | None, template: int) -> None:
-    """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay. Needs EDIT."""
-    drop_template(tx, editable_template(tx, session, template))
-
-
-def drop_template(tx: Tx, template: sqlite3.Row) -> None:
-    """Its row stays for its jobs' sake, which its key protects, until the last of them is gone."""
-    tx.execute("UPDATE template SET deleted = ? WHERE id = ?", (tx.time, template["id"]))
-
-
-def get_template(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
-    """A template with its script. Needs EDIT in its project."""
-    return {"template": template_json(tx, editable_template(tx, session, template))}
-
-
-def list_templates(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's templates, by name, without their scripts and recipes. Needs EDIT."""
-    require_role(tx, session, project, EDIT)
-    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
-    return {"templates": [template_json(tx, row, whole=False) for row in rows]}
-
-
-def rotate_template_secret(tx: Tx, session: bytes | None, template: int) -> dict[str, Any]:
-    """Gives a template a new secret; the old one opens nothing any more. Needs EDIT."""
-    return {"secret": rotate_secret(tx, "template", editable_template(tx, session, template)["id"])}
-
-
-def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chosen: str | None = None) -> str:
-    """A new secret of 64 hexadecimal digits, whoever wants it; a client that has chosen one has its will."""
-    secret = chosen or secrets.token_hex(32)
-    tx.execute(f"UPDATE {table} SET secret = ? WHERE id = ?", (secret, row))
-    return secret
-
-
-def editable_template(tx: Tx, session: bytes | None, template: int) -> sqlite3.Row:
-    """The template, if the caller has EDIT in its project. 401, 403, 404."""
-    return editable(tx, session, find_template(tx, template), f"No template {template}")
-
-
-def editable(tx: Tx, session: bytes | None, row: sqlite3.Row | None, missing: str) -> sqlite3.Row:
-    """The template or workflow, if there is one and the caller has EDIT in its project. 401, 403, 404."""
-    require_manager(tx, session)
-    if row is None:
-        raise TrackerError("not_found", missing)
-    require_role(tx, session, row["project"], EDIT, missing)
-    return row
-
-
 def find_template(tx: Tx, template: int) -> sqlite3.Row | None:
     """A template that has not been deleted."""
     return tx.one("SELECT * FROM template WHERE id = ? AND deleted IS NULL", (template,))
+
+
+TEMPLATE = Thing("template", find_template)
 
 
 def template_of_job(tx: Tx, job: sqlite3.Row) -> sqlite3.Row | None:
@@ -2481,6 +2393,159 @@ def api_template(tx: Tx, name: str) -> sqlite3.Row | None:
     return tx.one(f"{named} AND api", (name,)) or tx.one(f"{named} LIMIT 1", (name,))
 
 
+def template_shown(tx: Tx, row: sqlite3.Row, whole: bool = True, secret: str | UnsetType = UNSET) -> shapes.Template:
+    """A template as the JSON API shows it: of its key no more than that it has one."""
+    given = {"has_key": row["key_hash"] is not None, "secret": secret}
+    if whole:
+        script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+        given |= {"recipe": row["recipe"], "script": script or ""}
+    return shaped(shapes.Template, row, **given)
+
+
+@needs(LOGIN)
+def create_template(tx: Tx, caller: Caller, body: shapes.TemplateBody) -> shapes.Template:
+    """Makes a template, of a project in which the manager has EDIT.
+
+    Its secret, which opens this template alone, is in the answer and is not shown again.
+    """
+    if body.project is UNSET:
+        raise TrackerError("invalid", "is required", "project")
+    check_access(tx, caller, find_project(tx, body.project), EDIT)
+    row = insert_template(tx, body)
+    return template_shown(tx, row, secret=row["secret"])
+
+
+def insert_template(tx: Tx, body: shapes.TemplateBody) -> sqlite3.Row:
+    """Stores a new template, whoever wants it. Refuses what checked_template refuses."""
+    check_room(tx, "template", body.project)
+    fields = {"project": body.project, **checked_template(tx, None, body)}
+    fields |= {"token": new_token(), "secret": secrets.token_hex(32), "created": tx.time}
+    names, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
+    return tx.one(f"INSERT INTO template ({names}) VALUES ({values}) RETURNING *", fields)
+
+
+def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> None:
+    """Refuses more of them than a list can show at once."""
+    full = f"SELECT 1 FROM {table} WHERE project = ? AND deleted IS NULL LIMIT 1 OFFSET ?"
+    if tx.one(full, (project, MOST_TEMPLATES - 1)):
+        raise TrackerError("conflict", f"it has {MOST_TEMPLATES:,} {table}s already", "project")
+
+
+@needs(EDIT, TEMPLATE)
+def update_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes.TemplateBody) -> None:
+    """Changes a template. Fields that are absent stay as they are, and so do the jobs that it has made.
+
+    An empty `key` takes the key away. A template stays in its project.
+    """
+    save_template(tx, template, body)
+
+
+def save_template(tx: Tx, old: sqlite3.Row, body: shapes.TemplateBody) -> sqlite3.Row:
+    """Stores what is changed of a template, whoever wants it. Refuses what checked_template refuses."""
+    if body.project is not UNSET and body.project != old["project"]:
+        raise TrackerError("invalid", "a template stays in its project", "project")
+    fields = checked_template(tx, old, body)
+    changes = ", ".join(f"{name} = :{name}" for name in fields)
+    return tx.one(f"UPDATE template SET {changes} WHERE id = :id RETURNING *", {"id": old["id"], **fields})
+
+
+def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody) -> dict[str, Any]:
+    """The columns of a new or changed template, or the reason why it is refused."""
+    given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
+    project = given.pop("project", None) if old is None else old["project"]
+    for name in given.keys() & {"variables", "arguments", "env"}:
+        given[name] = encode(given[name]).decode()
+    if "script" in given:
+        given["script"] = store_script(tx, given["script"]) if given["script"] else None
+    if "key" in given:
+        key = given.pop("key")
+        given["key_hash"] = digest(key.encode()) if key else None
+    fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
+    if "name" not in fields:
+        raise TrackerError("invalid", "is required", "name")
+    if not fields["name"].strip():
+        raise TrackerError("invalid", "must not be blank", "name")
+    if fields["runas"] and "%script%" not in fields["runas"]:
+        raise TrackerError("invalid", "must contain %script%, which stands for the script's file", "runas")
+    check_declarations(body)
+    check_template_name(tx, old, project, fields)
+    return {**fields, "updated": tx.time}
+
+
+def check_declarations(body: shapes.TemplateBody) -> None:
+    """Refuses what cannot be meant: a variable declared twice, a value that it does not allow, no name in `env`."""
+    for name in body.env or ():
+        if not name or "=" in name:
+            raise TrackerError("invalid", f"{name!r} cannot be the name of a variable of an environment", "env")
+    names = set()
+    for variable in body.variables or ():
+        if not variable.name.strip():
+            raise TrackerError("invalid", "a name must not be blank", "variables")
+        if variable.name in names:
+            raise TrackerError("invalid", f"{variable.name} is declared twice", "variables")
+        names.add(variable.name)
+        if variable.allowed and variable.value is not None and variable.value not in variable.allowed:
+            raise TrackerError("invalid", f"the value of {variable.name} is none of those that it allows", "variables")
+
+
+def check_template_name(tx: Tx, old: sqlite3.Row | None, project: int, fields: dict[str, Any]) -> None:
+    values = {"name": fields["name"], "project": project, "id": old and old["id"]}
+    others = "SELECT 1 FROM template WHERE name = :name AND id IS NOT :id AND deleted IS NULL"
+    if tx.one(f"{others} AND project = :project", values):
+        raise TrackerError("conflict", f"the project has a template named {fields['name']!r} already", "name")
+    if fields["api"] and tx.one(f"{others} AND api", values):
+        raise TrackerError(
+            "conflict", f"another template named {fields['name']!r} may be triggered by this name", "api"
+        )
+
+
+def store_script(tx: Tx, source: str) -> int:
+    """The id of the script with this source."""
+    data = source.encode()
+    tx.execute(
+        "INSERT INTO script (token, digest, md5, source) VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
+        (new_token(), digest(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), source),
+    )
+    return tx.one("SELECT id FROM script WHERE digest = ?", (digest(data),))["id"]
+
+
+@needs(EDIT, TEMPLATE)
+def delete_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> None:
+    """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay."""
+    mark_template_deleted(tx, template)
+
+
+@needs(EDIT, TEMPLATE)
+def get_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> shapes.Template:
+    """A template with its script."""
+    return template_shown(tx, template)
+
+
+@needs(EDIT)
+def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Template]:
+    """The project's templates, by name, without their scripts and recipes."""
+    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
+    return [template_shown(tx, row, whole=False) for row in rows]
+
+
+@needs(EDIT, TEMPLATE)
+def rotate_template_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> NewSecret:
+    """Gives a template a new secret; the old one opens nothing any more."""
+    return rotate_secret(tx, "template", template["id"])
+
+
+def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chosen: str | None = None) -> str:
+    """A new secret of 64 hexadecimal digits, whoever wants it; a client that has chosen one has its will."""
+    secret = chosen or secrets.token_hex(32)
+    tx.execute(f"UPDATE {table} SET secret = ? WHERE id = ?", (secret, row))
+    return secret
+
+
+def mark_template_deleted(tx: Tx, template: sqlite3.Row) -> None:
+    """Its row stays for its jobs' sake, which its key protects, until the last of them is gone."""
+    tx.execute("UPDATE template SET deleted = ? WHERE id = ?", (tx.time, template["id"]))
+
+
 def key_matches(template: sqlite3.Row, key: str) -> bool:
     """Whether the key is the template's. A template without a key does not look at it."""
     return template["key_hash"] is None or hmac.compare_digest(digest(key.encode()), template["key_hash"])
@@ -2491,53 +2556,42 @@ def secret_matches(row: sqlite3.Row, secret: str) -> bool:
     return hmac.compare_digest(row["secret"].encode(), secret.encode())
 
 
-def template_json(tx: Tx, row: sqlite3.Row, whole: bool = True) -> dict[str, Any]:
-    """A template as the JSON API shows it: without its secret, and of its key no more than that it has one."""
-    plain = ("id", "project", "name", "description", "runas", "timeout", "max_retries", "priority")
-    script = whole and row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
-    return {
-        **{name: row[name] for name in plain},
-        **({"recipe": row["recipe"], "script": script or ""} if whole else {}),
-        **{name: Raw(row[name].encode()) for name in ("variables", "arguments", "env")},
-        **{name: bool(row[name]) for name in ("undeclared", "api")},
-        "has_key": row["key_hash"] is not None,
-        **{name: row[name] for name in ("keep_count", "keep_time", "created", "updated")},
-    }
-
-
 # A job is made
 
 
-def trigger_template(
-    tx: Tx, caller: WorkerCredentials | bytes | None, template: int, body: TriggerBody
-) -> dict[str, Any]:
-    """Makes a job of a template. For workers with SUBMIT in its project, and for managers with EDIT.
+def find_job(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM job WHERE token = ?", (token,))
+
+
+JOB = Thing("job", find_job)
+
+
+def token_of_job(tx: Tx, job: int | None) -> str | None:
+    row = job is not None and tx.one("SELECT token FROM job WHERE id = ?", (job,))
+    return row["token"] if row else None
+
+
+def job_shown(tx: Tx, row: sqlite3.Row, whole: bool = True) -> shapes.Job:
+    """A job as the JSON API shows it; not the `whole`: as lists do."""
+    texts = ("variables", "arguments", "result", "output") if whole else ()
+    return shaped(
+        shapes.Job,
+        row,
+        id=row["token"],
+        retry_of=token_of_job(tx, row["retry_of"]),
+        workflow_job=token_of_job(tx, row["workflow_job"]),
+        **{name: as_raw(row[name]) for name in texts},
+    )
+
+
+@needs(EDIT, TEMPLATE, worker=SUBMIT)
+def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes.TriggerBody) -> shapes.Job:
+    """Makes a job of a template.
 
     A worker passes the project's submit rate limit, as with a task. 400 names the variable or the number of arguments.
     """
-    row, missing = find_template(tx, template), f"No template {template}"
-    by = allowed_to_submit(tx, caller, row and row["project"], missing)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, make_job(tx, row, body.variables, body.arguments, "native", **by))}
-
-
-def allowed_to_submit(
-    tx: Tx, caller: WorkerCredentials | bytes | None, project: int | None, missing: str, role: int = EDIT
-) -> dict[str, int]:
-    """The caller as {"worker": id} with SUBMIT, or {"manager": id} with the role. 401, 403, or 404 with `missing`."""
-    if isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
-    else:
-        require_manager(tx, caller)
-    if project is None:
-        raise TrackerError("not_found", missing)
-    if not isinstance(caller, WorkerCredentials):
-        return {"manager": require_role(tx, caller, project, role, missing)["id"]}
-    access = "SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_submit AND NOT request"
-    if not tx.one(access, (project, caller.id)):
-        raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
-    return {"worker": caller.id}
+    charge_worker(tx, caller, template["project"])
+    return job_shown(tx, make_job(tx, template, body.variables, body.arguments, "native", **caller.by))
 
 
 def charge_trigger(tx: Tx, project: int) -> None:
@@ -2547,6 +2601,12 @@ def charge_trigger(tx: Tx, project: int) -> None:
     if row["submit_rate"]:
         at = free_uptime(tx, row["submit_rate"], 1)
         tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project))
+
+
+def charge_worker(tx: Tx, caller: Caller, project: int) -> None:
+    """A worker's job passes the project's submit rate limit; a manager's does not."""
+    if caller.worker is not None:
+        charge_trigger(tx, project)
 
 
 def make_job(
@@ -2577,43 +2637,45 @@ def make_job(
 
 def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any]:
     """The template's variables, with the values that are given. Refuses what it does not declare or allow."""
-    _refuse_nul(given, "variables")
-    declared = msgspec.json.decode(template["variables"], type=list[Variable])
+    errors.refuse_nul(given, "variables")
+    declared = msgspec.json.decode(template["variables"], type=list[shapes.Variable])
     unknown = given.keys() - {variable.name for variable in declared}
     if unknown and not template["undeclared"]:
-        raise TrackerError("invalid", f"{min(unknown)}: the template has no such variable")
+        raise TrackerError("invalid", "the template has no such variable", f"{min(unknown)}")
     values = {variable.name: variable.value for variable in declared if variable.value is not None} | given
     for variable in declared:
         value = values.get(variable.name)
         if variable.required and value in (None, ""):
-            raise TrackerError("invalid", f"{variable.name}: is required")
+            raise TrackerError("invalid", "is required", f"{variable.name}")
         if variable.allowed and value is not None and value not in variable.allowed:
             raise TrackerError(
-                "invalid", f"{variable.name}: must be one of {', '.join(map(as_text, variable.allowed))}"
+                "invalid", f"must be one of {', '.join(map(as_text, variable.allowed))}", f"{variable.name}"
             )
     return values
 
 
-def free_arguments(template: sqlite3.Row) -> list[Argument]:
+def free_arguments(template: sqlite3.Row) -> list[shapes.Argument]:
     """The arguments that a job has to bring, in their order."""
     return [argument for argument in declared_arguments(template) if argument.type != "fixed"]
 
 
-def declared_arguments(template: sqlite3.Row) -> list[Argument]:
-    declared = msgspec.json.decode(template["arguments"], type=list[Argument])
+def declared_arguments(template: sqlite3.Row) -> list[shapes.Argument]:
+    declared = msgspec.json.decode(template["arguments"], type=list[shapes.Argument])
     return sorted(declared, key=lambda argument: argument.order)
 
 
-def declared_variables(template: sqlite3.Row) -> list[Variable]:
-    return msgspec.json.decode(template["variables"], type=list[Variable])
+def declared_variables(template: sqlite3.Row) -> list[shapes.Variable]:
+    return msgspec.json.decode(template["variables"], type=list[shapes.Variable])
 
 
 def place_arguments(template: sqlite3.Row, given: list[Any]) -> list[str]:
     """The arguments as the script gets them: texts, each in its place. Refuses too few; what is too many is ignored."""
-    _refuse_nul(given, "arguments")
+    errors.refuse_nul(given, "arguments")
     needed = len(free_arguments(template))
     if len(given) < needed:
-        raise TrackerError("invalid", f"arguments: an array of length {needed} is required; optional ones must be null")
+        raise TrackerError(
+            "invalid", f"an array of length {needed} is required; optional ones must be null", "arguments"
+        )
     values = iter(given)
     declared = declared_arguments(template)
     return [as_text(one.value if one.type == "fixed" else next(values)) for one in declared]
@@ -2638,7 +2700,7 @@ def job_recipe(template: sqlite3.Row, variables: dict[str, Any], arguments: list
         text = texts.get(match[1], match[0])
         size += len(text)
         if size > MOST_RECIPES:  # a long value in many places
-            raise TrackerError("invalid", "recipe: too long with these values of its variables")
+            raise TrackerError("invalid", "too long with these values of its variables", "recipe")
         return text
 
     return re.sub(r"\{([^{}]+)\}", filled_in, template["recipe"])
@@ -2686,12 +2748,12 @@ def maker_of(tx: Tx, job: sqlite3.Row) -> str:
     return next(filter(None, clients), f"a client of {DIALECTS.get(job['origin'], job['origin'])}")
 
 
-def retry_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
+def repeat_job(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
     """A new job, with all that an ended one was given. 409 while that is still live."""
     if job["finished"] is None:
-        raise TrackerError("conflict", f"job: it has not ended yet, it is {job['state']}")
+        raise TrackerError("conflict", f"it has not ended yet, it is {job['state']}", "job")
     if job["workflow"] is not None:
-        return retry_workflow(tx, job, origin, **by)
+        return repeat_workflow(tx, job, origin, **by)
     for check in hooks("check_retry"):
         check(tx, job)
     copied = ("project", "template", "name", "recipe", "script", "runas", "variables", "arguments", "env", "timeout")
@@ -2718,7 +2780,7 @@ def move_job(
         {"job": job, "to": to, "now": tx.now, **values},
     )
     if row is None:
-        raise TrackerError("conflict", f"job: cannot {event} in its state")
+        raise TrackerError("conflict", f"cannot {event} in its state", "job")
     job_happens(tx, event, row)
     if row["attempts"] <= MOST_ATTEMPTS or row["finished"] is not None:
         add_job_line(tx, job, said, level)
@@ -2763,7 +2825,7 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> dict[str, Any]:
     Returns what start_job returns. 409 when the job is not waiting.
     """
     if job["state"] != "waiting" or job["task"] is None:
-        raise TrackerError("conflict", f"job: it cannot be assigned, it is {job['state']}")
+        raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
     hold(tx, job["task"], worker, lease(job["timeout"]))
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
@@ -2777,7 +2839,7 @@ def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
     )
 
 
-def release_job(tx: Tx, task: Held, worker: int, body: ReleaseBody, report: Report) -> bool:
+def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, report: Report) -> bool:
     """What a release does to a task that has a job: as to others, but a failed one does not stay in the queue."""
     tx.execute(
         "UPDATE job SET result = ?, reported = ?, output = ?, warned = warned OR ? WHERE id = ?",
@@ -2832,10 +2894,10 @@ def expire_job(tx: Tx, task: sqlite3.Row) -> bool:
     return end_attempt(tx, task["id"], task["job"], task["retries"], task["max_retries"], "time_out", said)
 
 
-def cancel_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
+def stop_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
     """Ends a job; if its task is assigned, that is taken away from its worker. 409 when it has ended already."""
     if job["finished"] is not None:
-        raise TrackerError("conflict", f"job: it has ended already, it is {job['state']}")
+        raise TrackerError("conflict", f"it has ended already, it is {job['state']}", "job")
     if job["task"] is not None:
         tx.execute("DELETE FROM task WHERE id = ?", (job["task"],))
     move_job(tx, job["id"], "cancel", f"cancelled by {by}")
@@ -2852,7 +2914,7 @@ def read_report(output: Raw) -> Report:
     try:
         text, result = bytes(output).decode(), msgspec.json.decode(output)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise TrackerError("invalid", "output: not valid JSON") from None
+        raise TrackerError("invalid", "not valid JSON", "output") from None
     if not isinstance(result, dict):
         return Report(text)
     state, handed_on, killed = result.get("state"), result.get("output"), result.get("killed") is True
@@ -2882,36 +2944,53 @@ def held_task(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
     return tx.one("SELECT id, project, job FROM task WHERE id = ? AND assignee = ?", (task, worker))
 
 
-def log_to_task(tx: Tx, caller: WorkerCredentials, body: TaskLogBody) -> dict[str, Any]:
+@needs(WORKER)
+def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.TaskLogged:
     """Adds lines to the log of a task that the caller holds; of a task with a job, to the job's.
 
     `held` is false, and nothing is stored, when the caller does not hold it (any more). A job's lines that are
     numbered, by `first`, are stored once however often they are sent.
     """
-    authenticate(tx, caller)
-    held = held_task(tx, caller.id, body.task_id)
+    worker = caller.worker.id
+    held = held_task(tx, worker, body.task_id)
     if held is None:
         check_task_existed(tx, body.task_id)
-        return {"held": False, "stored": 0}
+        return shapes.TaskLogged(False, 0)
     if held["job"] is None:
         entries = [entry for entry in body.entries if LEVELS[entry.level] <= LEVELS[tx.settings.log_level]]
         for entry in entries:
-            store_log_entry(tx, caller.id, entry, held["id"], held["project"])
-        return {"held": True, "stored": len(entries)}
+            store_log_entry(tx, worker, entry, held["id"], held["project"])
+        return shapes.TaskLogged(True, len(entries))
     job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
     seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
-    stored = add_job_lines(tx, job, caller.id, body.entries[seen:])
+    stored = add_job_lines(tx, job, worker, body.entries[seen:])
     if body.first is not None:
         sent = max(job["sent_count"], body.first + len(body.entries))
         tx.execute("UPDATE job SET sent_count = ? WHERE id = ?", (sent, job["id"]))
-    return {"held": True, "stored": stored}
+    return shapes.TaskLogged(True, stored)
+
+
+def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> str:
+    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
+    worker = authenticate(tx, credentials)
+    message = body.message if body.message is not UNSET else body.Message
+    if message is UNSET:
+        raise TrackerError("invalid", "is required", "message")
+    entry = shapes.TaskEntry(message, body.timestamp, level, body.scope)
+    held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
+    if held and held["job"] is not None:
+        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
+    if LEVELS[level] <= LEVELS[tx.settings.log_level]:
+        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
+        store_log_entry(tx, credentials.id, entry, task, project)
+    return f"{worker.alias} ({credentials.id}) {body.scope}: {message}"
 
 
 LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
 INSERT_LINE = "INSERT INTO job_line (job, number, time, level, scope, message, worker) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
-def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[TaskEntry]) -> int:
+def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[shapes.TaskEntry]) -> int:
     """Adds a worker's lines to a job's log, whatever their level, until the log is full. How many were stored."""
     most, size, number, warned = 1024 * tx.settings.max_job_log, job["log_size"], job["line_count"], job["warned"]
     for entry in entries:
@@ -2959,82 +3038,62 @@ def job_log(tx: Tx, job: int, after: int = 0, limit: int = 1000) -> list[sqlite3
 # Jobs looked at
 
 
-def get_job(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> dict[str, Any]:
-    """A job: its state, what it was given, its result.
-
-    For workers with SUBMIT in its project, or managers with READ.
-    """
-    return {"job": job_json(tx, accessible_job(tx, caller, job, READ)[0])}
+@needs(READ, JOB, worker=SUBMIT)
+def get_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
+    """A job: its state, what it was given, its result."""
+    return job_shown(tx, job)
 
 
-def get_job_log(tx: Tx, caller: WorkerCredentials | bytes | None, job: str, query: LinesQuery) -> dict[str, Any]:
+@needs(READ, JOB, worker=SUBMIT)
+def get_job_log(tx: Tx, caller: Caller, job: sqlite3.Row, query: shapes.LinesQuery) -> list[shapes.JobEntry]:
     """Lines of a job's log, in the order logged, and the tracker's own (scope `tracker`, worker 0) among them.
 
-    The last line's id as `after` continues it. For the same callers as the job.
+    The last line's id as `after` continues it.
     """
-    row, _ = accessible_job(tx, caller, job, READ)
-    names = ("id", "time", "scope", "message", "worker")
-    lines = job_log(tx, row["id"], query.after, query.limit)
-    return {
-        "entries": [{**{name: line[name] for name in names}, "level": LEVEL_NAMES[line["level"]]} for line in lines]
-    }
+    lines = job_log(tx, job["id"], query.after, query.limit)
+    return [shaped(shapes.JobEntry, line, level=LEVEL_NAMES[line["level"]]) for line in lines]
 
 
-def cancel(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> None:
+@needs(EDIT, JOB, worker=SUBMIT)
+def cancel_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> None:
     """Cancels a job that has not ended; its worker's later release answers `updated: false`.
 
-    409 when it has ended. For workers with SUBMIT in its project, or managers with EDIT.
+    409 when it has ended.
     """
-    row, by = accessible_job(tx, caller, job, EDIT)
-    cancel_job(tx, row, maker_of(tx, {"worker": None, "manager": None, **by}))
+    stop_job(tx, job, maker_of(tx, {"worker": None, "manager": None, **caller.by}))
 
 
-def retry(tx: Tx, caller: WorkerCredentials | bytes | None, job: str) -> dict[str, Any]:
-    """Makes a new job with all that an ended one was given. 409 while that is still live. For those who may cancel."""
-    row, by = accessible_job(tx, caller, job, EDIT)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, retry_job(tx, row, "native", **by))}
+@needs(EDIT, JOB, worker=SUBMIT)
+def retry_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
+    """Makes a new job with all that an ended one was given. 409 while that is still live."""
+    charge_worker(tx, caller, job["project"])
+    return job_shown(tx, repeat_job(tx, job, "native", **caller.by))
 
 
-def accessible_job(
-    tx: Tx, caller: WorkerCredentials | bytes | None, job: str, role: int
-) -> tuple[sqlite3.Row, dict[str, int]]:
-    """The job, and the caller as allowed_to_submit has it. 401, 403, 404."""
-    row = find_job(tx, job)
-    return row, allowed_to_submit(tx, caller, row and row["project"], f"No job {job}", role)
-
-
-def find_job(tx: Tx, token: str) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM job WHERE token = ?", (token,))
-
-
-def token_of_job(tx: Tx, job: int | None) -> str | None:
-    row = job is not None and tx.one("SELECT token FROM job WHERE id = ?", (job,))
-    return row["token"] if row else None
-
-
-def list_jobs(tx: Tx, caller: WorkerCredentials | bytes | None, query: JobsQuery) -> dict[str, Any]:
+@needs(READ, PROJECT, worker=SUBMIT, by_itself=True)
+def list_jobs(tx: Tx, caller: Caller, query: shapes.JobsQuery) -> shapes.JobPage:
     """Jobs, the newest first, without their results. The answer's `before` continues the list; null at its end.
 
-    For workers with SUBMIT in the project, or managers with READ; without project and template, a manager's jobs of
-    all projects. A page may hold fewer jobs than asked for, or none, and yet have a next one.
+    Without project and template, a manager's jobs of all projects. A page may hold fewer jobs than asked for, or none,
+    and yet have a next one.
     """
     project = query.project
     if query.template is not None:
-        row = tx.one("SELECT project FROM template WHERE id = ?", (query.template,))
-        project = row and row["project"]
-        allowed_to_submit(tx, caller, project, f"template: no template {query.template}", READ)
-        if query.project not in (None, project):
-            raise TrackerError("invalid", "template: it is not of that project")
+        row = tx.one("SELECT p.* FROM template t JOIN project p ON p.id = t.project WHERE t.id = ?", (query.template,))
+        missing = TrackerError("not_found", f"no template {query.template}", "template")
+        check_access(tx, caller, row, READ, missing, SUBMIT)
+        if query.project not in (None, row["id"]):
+            raise TrackerError("invalid", "it is not of that project", "template")
+        project = row["id"]
     elif project is not None:
-        row = tx.one("SELECT id FROM project WHERE id = ?", (project,))
-        allowed_to_submit(tx, caller, row and row["id"], f"project: no project {project}", READ)
-    elif isinstance(caller, WorkerCredentials):
-        authenticate(tx, caller)
-        raise TrackerError("invalid", "project: is required")
-    rows, more = find_jobs(tx, None if project is not None else require_manager(tx, caller), query)
-    return {"jobs": [job_json(tx, row, whole=False) for row in rows], "before": more}
+        missing = TrackerError("not_found", f"no project {project}", "project")
+        check_access(tx, caller, find_project_row(tx, project), READ, missing, SUBMIT)
+    elif caller.worker is not None:
+        raise TrackerError("invalid", "is required", "project")
+    else:
+        logged_in(caller)
+    rows, more = find_jobs(tx, None if project is not None else caller, query)
+    return shapes.JobPage([job_shown(tx, row, whole=False) for row in rows], more)
 
 
 # What a list shows of a job; its results may be long.
@@ -3045,20 +3104,20 @@ LISTED_JOB = (
 
 
 def find_jobs(
-    tx: Tx, manager: sqlite3.Row | None, query: JobsQuery, columns: str = LISTED_JOB
+    tx: Tx, caller: Caller | None, query: shapes.JobsQuery, columns: str = LISTED_JOB
 ) -> tuple[list[sqlite3.Row], int | None]:
     """The jobs of a query, the newest first, and the place before which to go on (None: no more).
 
-    With a manager: of all the projects that it may read. Costs the same however many jobs there are.
+    With a caller: of all the projects that this manager may read. Costs the same however many jobs there are.
     """
     values = msgspec.structs.asdict(query)
     of = [f"{name} = :{name}" for name in ("template", "project") if values[name] is not None]
     where, match = of[:1] or ["TRUE"], ["TRUE", *of[1:]]  # one has an index, the other is looked at
     if query.state is not None:
         (where if of else match).append("state = :state")
-    if manager is not None and not manager["tracker_admin"]:
+    if caller is not None and not caller.manager.tracker_admin:
         match.append("project IN (SELECT project FROM manager_role WHERE manager = :manager AND role & 1)")
-        values["manager"] = manager["id"]
+        values["manager"] = caller.manager.id
     last = query.before
     if query.end is not None:
         row = tx.one("SELECT id FROM job WHERE created < :end + 1 ORDER BY created DESC, id DESC LIMIT 1", values)
@@ -3071,21 +3130,6 @@ def find_jobs(
         values["first"] = row["id"] if row else INT64_MAX
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
-
-
-def job_json(tx: Tx, row: sqlite3.Row, whole: bool = True) -> dict[str, Any]:
-    """A job as the JSON API shows it; not the `whole`: as lists do."""
-    plain = ("name", "template", "project", "state", "task", "timeout", "origin", "attempts", "assignee")
-    texts = ("variables", "arguments", "result", "output") if whole else ()
-    return {
-        "id": row["token"],
-        **{name: row[name] for name in plain},
-        **{name: row[name] for name in ("created", "started", "finished", "reported")},
-        "warned": bool(row["warned"]),
-        "retry_of": token_of_job(tx, row["retry_of"]),
-        "workflow_job": token_of_job(tx, row["workflow_job"]),
-        **{name: None if row[name] is None else Raw(row[name].encode()) for name in texts},
-    }
 
 
 # Jobs forgotten
@@ -3142,34 +3186,34 @@ ENDINGS = {"succeeded": "success", "failed": "failure", "timed_out": "timeout", 
 ENDS = {move.to: event for event, move in JOB_MOVES.items()}
 
 
-class Edge(msgspec.Struct):
-    """After a step of `template` that ended so follows one of `target`."""
-
-    template: Id
-    ending: Literal["success", "failure", "timeout", "cancelled"]
-    target: Id
+def find_workflow(tx: Tx, workflow: int) -> sqlite3.Row | None:
+    """A workflow that has not been deleted."""
+    return tx.one("SELECT * FROM workflow WHERE id = ? AND deleted IS NULL", (workflow,))
 
 
-class WorkflowBody(msgspec.Struct):
-    """A workflow, or what is to change of it."""
-
-    project: Id | UnsetType = UNSET
-    name: Name | UnsetType = UNSET
-    start: Id | UnsetType = UNSET
-    edges: Annotated[list[Edge], Meta(max_length=1000)] | UnsetType = UNSET
+WORKFLOW = Thing("workflow", find_workflow)
 
 
-def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[str, Any]:
-    """Makes a workflow of templates. Needs EDIT in its project, and in those of its templates.
+def workflow_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM workflow WHERE token = ? AND deleted IS NULL", (token,))
+
+
+def workflow_shown(tx: Tx, row: sqlite3.Row, secret: str | UnsetType = UNSET) -> shapes.Workflow:
+    edges = tx.all("SELECT template, ending, target FROM workflow_edge WHERE workflow = ?", (row["id"],))
+    return shaped(shapes.Workflow, row, edges=[shaped(shapes.Edge, edge) for edge in edges], secret=secret)
+
+
+@needs(LOGIN)
+def create_workflow(tx: Tx, caller: Caller, body: shapes.WorkflowBody) -> shapes.Workflow:
+    """Makes a workflow of templates. The manager has EDIT in its project, and in those of its templates.
 
     Its secret, which opens this workflow alone, is in the answer and is not shown again.
     """
-    manager = require_manager(tx, session)
     for name in ("project", "name", "start"):
         if getattr(body, name) is UNSET:
-            raise TrackerError("invalid", f"{name}: is required")
-    require_role(tx, session, body.project, EDIT)
-    check_workflow(tx, manager, None, body)
+            raise TrackerError("invalid", "is required", name)
+    check_access(tx, caller, find_project(tx, body.project), EDIT)
+    check_workflow(tx, caller, None, body)
     check_room(tx, "workflow", body.project)
     secret = secrets.token_hex(32)
     row = tx.one(
@@ -3177,44 +3221,44 @@ def create_workflow(tx: Tx, session: bytes | None, body: WorkflowBody) -> dict[s
         (new_token(), body.project, body.name, body.start, secret, tx.time),
     )
     set_edges(tx, row["id"], body.edges or [])
-    return {"workflow": {**workflow_json(tx, row), "secret": secret}}
+    return workflow_shown(tx, row, secret=secret)
 
 
-def update_workflow(tx: Tx, session: bytes | None, workflow: int, body: WorkflowBody) -> None:
-    """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges. Needs EDIT."""
-    old = editable_workflow(tx, session, workflow)
-    if body.project not in (UNSET, old["project"]):
-        raise TrackerError("invalid", "project: a workflow stays in its project")
-    check_workflow(tx, require_manager(tx, session), old, body)
-    values = {name: old[name] if (given := getattr(body, name)) is UNSET else given for name in ("name", "start")}
-    tx.execute("UPDATE workflow SET name = :name, start = :start WHERE id = :id", {**values, "id": workflow})
+@needs(EDIT, WORKFLOW)
+def update_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.WorkflowBody) -> None:
+    """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges."""
+    if body.project not in (UNSET, workflow["project"]):
+        raise TrackerError("invalid", "a workflow stays in its project", "project")
+    check_workflow(tx, caller, workflow, body)
+    kept = {name: workflow[name] for name in ("id", "name", "start")}
+    tx.execute("UPDATE workflow SET name = :name, start = :start WHERE id = :id", {**kept, **given_fields(body)})
     if body.edges is not UNSET:
-        set_edges(tx, workflow, body.edges)
+        set_edges(tx, workflow["id"], body.edges)
 
 
-def check_workflow(tx: Tx, manager: sqlite3.Row, old: sqlite3.Row | None, body: WorkflowBody) -> None:
+def check_workflow(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes.WorkflowBody) -> None:
     """Refuses a name that is taken, and templates that are not there or not the manager's to use."""
     if body.name is not UNSET:
         if not body.name.strip():
-            raise TrackerError("invalid", "name: must not be blank")
+            raise TrackerError("invalid", "must not be blank", "name")
         values = (old["project"] if old else body.project, body.name, old and old["id"])
         taken = "SELECT 1 FROM workflow WHERE project = ? AND name = ? AND id IS NOT ? AND deleted IS NULL"
         if tx.one(taken, values):
-            raise TrackerError("conflict", f"name: the project has a workflow named {body.name!r} already")
+            raise TrackerError("conflict", f"the project has a workflow named {body.name!r} already", "name")
     edges = body.edges or []
     forks = Counter((edge.template, edge.ending) for edge in edges)
     if forks and max(forks.values()) > MOST_FORKS:
-        raise TrackerError("invalid", f"edges: more than {MOST_FORKS} from one template for one ending")
+        raise TrackerError("invalid", f"more than {MOST_FORKS} from one template for one ending", "edges")
     named = [("start", body.start)] if body.start is not UNSET else []
     named += [(f"edges[{number}].template", edge.template) for number, edge in enumerate(edges)]
     named += [(f"edges[{number}].target", edge.target) for number, edge in enumerate(edges)]
     for field, template in named:
         row = find_template(tx, template)
-        if row is None or not role_in_project(tx, manager, row["project"]) & EDIT:
-            raise TrackerError("invalid", f"{field}: no template {template} that you may edit")
+        if row is None or not caller.role(row["project"]) & EDIT:
+            raise TrackerError("invalid", f"no template {template} that you may edit", field)
 
 
-def set_edges(tx: Tx, workflow: int, edges: list[Edge]) -> None:
+def set_edges(tx: Tx, workflow: int, edges: list[shapes.Edge]) -> None:
     tx.execute("DELETE FROM workflow_edge WHERE workflow = ?", (workflow,))
     tx.executemany(
         "INSERT INTO workflow_edge VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -3222,60 +3266,36 @@ def set_edges(tx: Tx, workflow: int, edges: list[Edge]) -> None:
     )
 
 
-def delete_workflow(tx: Tx, session: bytes | None, workflow: int) -> None:
-    """Deletes a workflow: nothing can trigger it any more. What it has begun goes on. Needs EDIT."""
-    editable_workflow(tx, session, workflow)
-    tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow))
+@needs(EDIT, WORKFLOW)
+def delete_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> None:
+    """Deletes a workflow: nothing can trigger it any more. What it has begun goes on."""
+    tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow["id"]))
 
 
-def get_workflow(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    """A workflow with its edges. Needs EDIT in its project."""
-    return {"workflow": workflow_json(tx, editable_workflow(tx, session, workflow))}
+@needs(EDIT, WORKFLOW)
+def get_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> shapes.Workflow:
+    """A workflow with its edges."""
+    return workflow_shown(tx, workflow)
 
 
-def list_workflows(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's workflows, by name. Needs EDIT."""
-    require_role(tx, session, project, EDIT)
-    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project,))
-    return {"workflows": [workflow_json(tx, row) for row in rows]}
+@needs(EDIT)
+def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Workflow]:
+    """The project's workflows, by name."""
+    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
+    return [workflow_shown(tx, row) for row in rows]
 
 
-def rotate_workflow_secret(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    """Gives a workflow a new secret; the old one opens nothing any more. Needs EDIT."""
-    return {"secret": rotate_secret(tx, "workflow", editable_workflow(tx, session, workflow)["id"])}
+@needs(EDIT, WORKFLOW)
+def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> NewSecret:
+    """Gives a workflow a new secret; the old one opens nothing any more."""
+    return rotate_secret(tx, "workflow", workflow["id"])
 
 
-def editable_workflow(tx: Tx, session: bytes | None, workflow: int) -> sqlite3.Row:
-    """The workflow, if the caller has EDIT in its project. 401, 403, 404."""
-    return editable(tx, session, find_workflow(tx, workflow), f"No workflow {workflow}")
-
-
-def find_workflow(tx: Tx, workflow: int) -> sqlite3.Row | None:
-    """A workflow that has not been deleted."""
-    return tx.one("SELECT * FROM workflow WHERE id = ? AND deleted IS NULL", (workflow,))
-
-
-def workflow_by_token(tx: Tx, token: str) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM workflow WHERE token = ? AND deleted IS NULL", (token,))
-
-
-def workflow_json(tx: Tx, row: sqlite3.Row) -> dict[str, Any]:
-    edges = tx.all("SELECT template, ending, target FROM workflow_edge WHERE workflow = ?", (row["id"],))
-    return {
-        **{name: row[name] for name in ("id", "project", "name", "start", "created")},
-        "edges": [dict(edge) for edge in edges],
-    }
-
-
-def trigger_workflow(
-    tx: Tx, caller: WorkerCredentials | bytes | None, workflow: int, body: TriggerBody
-) -> dict[str, Any]:
-    """Starts a run of a workflow, and its first step with what is given. For those who may trigger a template there."""
-    row, missing = find_workflow(tx, workflow), f"No workflow {workflow}"
-    by = allowed_to_submit(tx, caller, row and row["project"], missing)
-    if "worker" in by:
-        charge_trigger(tx, row["project"])
-    return {"job": job_json(tx, run_workflow(tx, row, body.variables, body.arguments, "native", **by))}
+@needs(EDIT, WORKFLOW, worker=SUBMIT)
+def trigger_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.TriggerBody) -> shapes.Job:
+    """Starts a run of a workflow, and its first step with what is given."""
+    charge_worker(tx, caller, workflow["project"])
+    return job_shown(tx, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
 
 
 def run_workflow(
@@ -3284,7 +3304,7 @@ def run_workflow(
     """A run of this workflow: a job without a task, whose steps are jobs. Refuses what the first step refuses."""
     start = find_template(tx, workflow["start"])
     if start is None:
-        raise TrackerError("conflict", "workflow: the template that it starts with was deleted")
+        raise TrackerError("conflict", "the template that it starts with was deleted", "workflow")
     columns = {
         "project": workflow["project"],
         "workflow": workflow["id"],
@@ -3299,17 +3319,17 @@ def run_workflow(
     }
     if len(columns["variables"]) + len(columns["arguments"]) > MOST_GIVEN:
         raise TrackerError(
-            "invalid", f"variables, arguments: a workflow takes at most {MOST_GIVEN:,} characters of them"
+            "invalid", f"a workflow takes at most {MOST_GIVEN:,} characters of them", "variables, arguments"
         )
     run = insert_job_alone(tx, {**columns, **by})
     start_step(tx, run, start, arguments)
     return run
 
 
-def retry_workflow(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
+def repeat_workflow(tx: Tx, job: sqlite3.Row, origin: str, **by: int | None) -> sqlite3.Row:
     workflow = find_workflow(tx, job["workflow"])
     if workflow is None:
-        raise TrackerError("conflict", "job: its workflow was deleted")
+        raise TrackerError("conflict", "its workflow was deleted", "job")
     variables, arguments = msgspec.json.decode(job["variables"]), msgspec.json.decode(job["arguments"])
     return run_workflow(tx, workflow, variables, arguments, origin, retry_of=job["id"], **by)
 
@@ -3358,7 +3378,7 @@ def follow_edges(tx: Tx, run: sqlite3.Row, step: sqlite3.Row) -> bool:
     failed = False
     for row in targets:
         try:
-            follow(tx, run, row["target"], arguments)
+            start_following(tx, run, row["target"], arguments)
         except TrackerError as error:
             failed = True
             add_job_line(tx, run["id"], f"step {row['target']} could not be started: {error.message}", "error")
@@ -3366,7 +3386,7 @@ def follow_edges(tx: Tx, run: sqlite3.Row, step: sqlite3.Row) -> bool:
     return failed
 
 
-def follow(tx: Tx, run: sqlite3.Row, target: int, arguments: list[Any]) -> None:
+def start_following(tx: Tx, run: sqlite3.Row, target: int, arguments: list[Any]) -> None:
     template = find_template(tx, target)
     if template is None:
         raise TrackerError("conflict", "the template was deleted")
@@ -3380,7 +3400,9 @@ def start_step(tx: Tx, run: sqlite3.Row, template: sqlite3.Row, arguments: list[
     """A job of the template, with those of the run's variables that it takes."""
     variables = msgspec.json.decode(run["variables"])
     if not template["undeclared"]:
-        declared = {variable.name for variable in msgspec.json.decode(template["variables"], type=list[Variable])}
+        declared = {
+            variable.name for variable in msgspec.json.decode(template["variables"], type=list[shapes.Variable])
+        }
         variables = {name: value for name, value in variables.items() if name in declared}
     make_job(tx, template, variables, arguments, "workflow", workflow_job=run["id"])
 
@@ -3388,13 +3410,11 @@ def start_step(tx: Tx, run: sqlite3.Row, template: sqlite3.Row, arguments: list[
 def cancel_steps(tx: Tx, run: int) -> None:
     """Cancels what is going on of a run that was cancelled."""
     for step in tx.all("SELECT * FROM job WHERE workflow_job = ? AND finished IS NULL", (run,)):
-        cancel_job(tx, step, "its workflow's end")
+        stop_job(tx, step, "its workflow's end")
 
 
 # ── Task lists ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCAN = 2000  # rows that one step of a search looks at, at most
-SEARCH_TIME = 0.03  # seconds after which a page shows what a search has found so far
 MOST_SELECTED = 1000  # tasks that one action may name
 
 
@@ -3421,14 +3441,14 @@ class TaskFilter(msgspec.Struct, omit_defaults=True):
     state: Literal["waiting", "assigned", "awaiting_verification", "failed"] = "waiting"
     text: Annotated[str, Meta(max_length=1000)] = ""
     assignee: Id | None = None
-    priority: Int64 | None = None
+    priority: shapes.Int64 | None = None
 
 
 class TaskAction(msgspec.Struct):
     """What a manager does to tasks. `priority` is for set_priority."""
 
     action: Literal["retry", "requeue", "set_priority", "delete"]
-    priority: Int64 | None = None
+    priority: shapes.Int64 | None = None
 
 
 def find_tasks(
@@ -3473,7 +3493,7 @@ def place_of(after: str) -> tuple[int, int]:
     try:
         return to_int64(int(lane), "after"), to_int64(int(last), "after")
     except ValueError:
-        raise TrackerError("invalid", f"after: {after!r} is not a place in a list") from None
+        raise TrackerError("invalid", f"{after!r} is not a place in a list", "after") from None
 
 
 def next_lane(tx: Tx, state: TaskState, wanted: TaskFilter, values: dict, lane: int | None) -> int | None:
@@ -3501,50 +3521,6 @@ def state_of(task: sqlite3.Row) -> str:
     return "waiting" if task["verifiers"] is None else "awaiting_verification"
 
 
-def search(
-    tx: Tx,
-    table: str,
-    where: str,
-    match: str,
-    values: dict,
-    last: int,
-    limit: int,
-    seconds: float,
-    newest: bool = False,
-    columns: str = "*",
-) -> tuple[list[sqlite3.Row], int | None]:
-    """Rows of a range of an index (`where`, by id) that match, and the id after which to go on (None: no more).
-
-    Looks at `limit` rows, then at twice as many, at last at SCAN at a time: so it can end in time however few match.
-    """
-    scan = limit
-    beyond, until, order = ("<", ">=", "DESC") if newest else (">", "<=", "ASC")
-    found: list[sqlite3.Row] = []
-    while True:
-        values = {**values, "last": last, "scan": min(scan, SCAN) - 1, "limit": limit - len(found)}
-        bound = tx.one(
-            f"SELECT id FROM {table} WHERE {where} AND id {beyond} :last ORDER BY id {order} LIMIT 1 OFFSET :scan",
-            values,
-        )
-        window = f"{where} AND id {beyond} :last" + (f" AND id {until} :bound" if bound else "")
-        found += tx.all(
-            f"SELECT {columns} FROM {table} WHERE {window} AND {match} ORDER BY id {order} LIMIT :limit",
-            {**values, "bound": bound and bound["id"]},
-        )
-        if len(found) == limit:
-            return found, found[-1]["id"]
-        if bound is None:
-            return found, None
-        last, scan = bound["id"], 2 * scan
-        if tx.spent() > seconds:
-            return found, last
-
-
-def contains(column: str) -> str:
-    """The condition that a column has :text in it. LIKE is quicker, but takes seconds for some very long texts."""
-    return f"instr(lower({column}), lower(:text))"
-
-
 class Action(NamedTuple):
     """What an action changes, and in which of the chosen tasks."""
 
@@ -3562,12 +3538,16 @@ ACTIONS = {
 }
 
 
+MAINTAINS = Need(MAINTENANCE, PROJECT)
+ACTION_NEEDS = {"set_priority": Need(EDIT, PROJECT)}
+
+
+@needs(READ)
 def list_tasks(
-    tx: Tx, session: bytes | None, project: int, wanted: TaskFilter, after: str, limit: int, columns: str = "*"
+    tx: Tx, caller: Caller, project: sqlite3.Row, wanted: TaskFilter, after: str, limit: int, columns: str = "*"
 ) -> tuple[list[sqlite3.Row], str]:
-    """A page of tasks as find_tasks finds them. Needs READ."""
-    require_role(tx, session, project, READ)
-    rows, more = find_tasks(tx, project, wanted, after, limit + 1, SEARCH_TIME, columns=columns)
+    """A page of tasks as find_tasks finds them."""
+    rows, more = find_tasks(tx, project["id"], wanted, after, limit + 1, SEARCH_TIME, columns=columns)
     if len(rows) > limit:  # one more than shown, so that no last page is empty
         lane = TASK_STATES[wanted.state].lane
         rows = rows[:limit]
@@ -3575,20 +3555,20 @@ def list_tasks(
     return rows, more
 
 
-def act_on_tasks(tx: Tx, session: bytes | None, project: int, body: TaskAction, tasks: list[int]) -> int:
+def act_on_tasks(tx: Tx, caller: Caller, project: int, body: TaskAction, tasks: list[int]) -> int:
     """Does the same to some tasks of a project, and says to how many: those in a state that the action is for."""
-    check_action(tx, session, project, body)
+    check_action(tx, caller, project, body)
     if len(tasks) > MOST_SELECTED:
-        raise TrackerError("invalid", f"task: at most {MOST_SELECTED} at once")
+        raise TrackerError("invalid", f"at most {MOST_SELECTED} at once", "task")
     tasks = [to_int64(task, "task") for task in tasks]
     return apply_action(tx, project, body.action, body.priority, tasks, tx.uptime)
 
 
-def check_action(tx: Tx, session: bytes | None, project: int, body: TaskAction) -> sqlite3.Row:
-    """The manager, if it may do this. set_priority needs EDIT, the rest MAINTENANCE."""
+def check_action(tx: Tx, caller: Caller, project: int, body: TaskAction) -> sqlite3.Row:
+    """The project, if the manager may do this. set_priority needs EDIT, the rest MAINTENANCE."""
     if body.action == "set_priority" and body.priority is None:
-        raise TrackerError("invalid", "priority: is required")
-    return require_role(tx, session, project, EDIT if body.action == "set_priority" else MAINTENANCE)
+        raise TrackerError("invalid", "is required", "priority")
+    return accessible(tx, caller, ACTION_NEEDS.get(body.action, MAINTAINS), project)
 
 
 def apply_action(
@@ -3615,32 +3595,14 @@ def apply_action(
 
 # ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-PIECE_TASKS = 500  # tasks in a piece of a bulk submit
-STEP_TASKS = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
-STEP_SECONDS = (
-    0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
-)
-PIECE_BYTES = 2**18  # and no step stores more than this at once
-
 
 RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": "hard_reset"}
-MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the others
-MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
+LINES_RETENTION = 86400  # seconds for which their operation is kept at least: its maker may come back the next day
 
 
-class LinesReport(msgspec.Struct):
-    """What became of the lines of an upload: how many, and the numbers of the first ones."""
-
-    line_count: int = 0
-    refused_count: int = 0
-    refused: list[tuple[int, str]] = []
-    duplicate_count: int = 0
-    duplicates: list[int] = []
-
-
-def begin_bulk_submit(tx: Tx, caller: WorkerCredentials, project: int) -> int:
+def begin_bulk_submit(tx: Tx, credentials: WorkerCredentials, project: int) -> int:
     """Opens a bulk submit that is too large for one transaction. Nothing of it counts before it is accepted."""
-    submitter(tx, caller, project)
+    submitter(tx, credentials, project)
     return insert_operation(tx, "bulk_submit", project, accepted=0)
 
 
@@ -3648,26 +3610,62 @@ def add_bulk_piece(tx: Tx, operation: int, number: int, tasks: bytes) -> None:
     tx.execute("INSERT INTO bulk_piece VALUES (?, ?, ?)", (operation, number, tasks))
 
 
-def accept_bulk_submit(tx: Tx, caller: WorkerCredentials, operation: int, count: int) -> None:
+def accept_bulk_submit(tx: Tx, credentials: WorkerCredentials, operation: int, count: int) -> None:
     """From this commit on the whole bulk submit will be carried out, crash or not. The caller is checked once more."""
     project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
-    charge_submit(tx, submitter(tx, caller, project), count)
+    charge_submit(tx, submitter(tx, credentials, project), count)
     tx.execute("UPDATE operation SET accepted = 1 WHERE id = ?", (operation,))
 
 
-def begin_lines_submit(tx: Tx, session: bytes | None, project: int) -> int:
-    """Opens a manager's upload of tasks, a line each. Needs EDIT."""
-    manager = require_role(tx, session, project, EDIT)
-    return insert_operation(tx, "submit_lines", project, manager["id"], accepted=0)
+def find_lines_submit(tx: Tx, credentials: WorkerCredentials, project: int, token: str) -> int | None:
+    """The upload that the worker has sent with this token before; None: it may send it now.
+
+    What was accepted is answered as the first time, whatever keeps the worker from another upload by now.
+    """
+    worker = authenticate(tx, credentials).id
+    sent = "SELECT id, accepted FROM operation WHERE worker = ? AND project = ? AND token = ?"
+    row = tx.one(sent, (worker, project, token))
+    if row is None:
+        submitter(tx, credentials, project)
+        return None
+    if not row["accepted"]:
+        raise TrackerError("unavailable", "the upload with this token is still being read; try again later", "token")
+    return row["id"]
 
 
-def accept_lines_submit(tx: Tx, session: bytes | None, operation: int, report: LinesReport) -> None:
-    """From this commit on all lines that were not refused will be submitted. The caller is checked once more."""
+def begin_lines_submit(tx: Tx, credentials: Credentials, project: int, token: str = "") -> int:
+    """Opens an upload of tasks, a line each, of a worker with SUBMIT or a manager with EDIT.
+
+    A worker's token is taken from here on: 503 for an upload that was read at the same time as the first with it.
+    """
+    if not isinstance(credentials, WorkerCredentials):
+        return insert_operation(tx, "submit_lines", project, editor(tx, credentials, project).id, accepted=0)
+    if find_lines_submit(tx, credentials, project, token) is not None:
+        raise TrackerError("unavailable", "an upload with this token was accepted meanwhile; ask again for it", "token")
+    return insert_operation(tx, "submit_lines", project, worker=credentials.id, token=token or None, accepted=0)
+
+
+def editor(tx: Tx, credentials: Credentials, project: int) -> Manager:
+    """The manager that comes with these credentials, if it has EDIT in the project. 401, 404, 403."""
+    caller = identify(tx, credentials)
+    check_access(tx, caller, find_project(tx, project), EDIT)
+    return caller.manager
+
+
+def accept_lines_submit(tx: Tx, credentials: Credentials, operation: int, report: shapes.LinesReport) -> None:
+    """From this commit on all lines that were not refused will be submitted. The caller is checked once more.
+
+    A worker pays the project's submit rate for all these tasks, and may begin when a single one would be let through.
+    """
     project = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))["project"]
-    require_role(tx, session, project, EDIT)
+    count = report.line_count - report.refused_count
+    if isinstance(credentials, WorkerCredentials):
+        charge_submit(tx, submitter(tx, credentials, project), count)
+    else:
+        editor(tx, credentials, project)
     tx.execute(
         "UPDATE operation SET accepted = 1, expected = ?, report = ? WHERE id = ?",
-        (report.line_count - report.refused_count, encode(report).decode(), operation),
+        (count, encode(report).decode(), operation),
     )
 
 
@@ -3688,7 +3686,7 @@ def discard_bulk_pieces(tx: Tx, operation: int) -> bool:
 
 
 def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None, **columns: Any) -> int:
-    """A new operation of a manager, or of a worker (None)."""
+    """A new operation of a manager, or of a worker (None), which is named where it may ask for it later."""
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
     columns |= {"started": tx.time, "started_uptime": tx.uptime}
@@ -3696,29 +3694,28 @@ def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None
     return tx.one(f"INSERT INTO operation ({names}) VALUES ({values}) RETURNING id", columns)["id"]
 
 
-def begin_reset(tx: Tx, session: bytes | None, project: int, kind: str) -> int:
-    """Begins reset_failed, reclaim_assigned or hard_reset of a project. Needs MAINTENANCE."""
+@needs(MAINTENANCE)
+def begin_reset(tx: Tx, caller: Caller, project: sqlite3.Row, kind: str) -> int:
+    """Begins reset_failed, reclaim_assigned or hard_reset of a project."""
     if kind != "hard_reset":
         action = RESETS[kind]
-        return begin_action(tx, session, project, TaskAction(action), TaskFilter(ACTIONS[action].state))
-    manager = require_role(tx, session, project, MAINTENANCE)
-    row = find_project(tx, project)
-    expected = sum(count_in_state(row, state) for state in TASK_STATES)
-    return insert_operation(tx, kind, project, manager["id"], expected=expected)
+        return begin_action(tx, caller, project, TaskAction(action), TaskFilter(ACTIONS[action].state))
+    expected = sum(count_in_state(project, state) for state in TASK_STATES)
+    return insert_operation(tx, kind, project["id"], caller.manager.id, expected=expected)
 
 
-def begin_action(tx: Tx, session: bytes | None, project: int, body: TaskAction, wanted: TaskFilter) -> int:
+def begin_action(tx: Tx, caller: Caller, project: int, body: TaskAction, wanted: TaskFilter) -> int:
     """Begins to do the same to all tasks that are in a list now."""
-    manager = check_action(tx, session, project, body)
+    row = check_action(tx, caller, project, body)
     whole = wanted == TaskFilter(wanted.state)
     return insert_operation(
         tx,
         body.action,
-        project,
-        manager["id"],
+        row["id"],
+        caller.manager.id,
         wanted=encode(wanted).decode(),
         priority=body.priority,
-        expected=count_in_state(find_project(tx, project), wanted.state) if whole else None,
+        expected=count_in_state(row, wanted.state) if whole else None,
     )
 
 
@@ -3726,17 +3723,35 @@ def count_in_state(project: sqlite3.Row, state: str) -> int:
     return project["awaiting_verification_count" if state == "awaiting_verification" else f"{state}_task_count"]
 
 
-def get_operation(tx: Tx, session: bytes | None, operation: int) -> sqlite3.Row:
-    """A manager's operation, going on or finished. For its own manager, and for those with READ in its project."""
-    manager, missing = require_manager(tx, session), f"No operation {operation}, or it is finished and forgotten"
+def get_operation(tx: Tx, caller: Caller, operation: int) -> sqlite3.Row:
+    """An operation, going on or finished. For who has begun it, and for managers with READ in its project."""
+    if caller.worker is None:
+        logged_in(caller)
+    missing = TrackerError("not_found", f"No operation {operation}, or it is finished and forgotten")
     row = tx.one(
-        "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager WHERE o.id = ?", (operation,)
+        "SELECT o.*, m.username, coalesce(m.username, 'worker ' || w.id || ' (' || w.alias || ')') AS maker"
+        " FROM operation o LEFT JOIN manager m ON m.id = o.manager LEFT JOIN worker w ON w.id = o.worker"
+        " WHERE o.id = ?",
+        (operation,),
     )
-    if row is None:
-        raise TrackerError("not_found", missing)
-    if row["manager"] != manager["id"] or not role_in_project(tx, manager, row["project"]):
-        require_role(tx, session, row["project"], READ, missing)
+    if row is None or row["maker"] is None or (caller.worker and row["worker"] != caller.worker.id):
+        raise missing
+    if caller.manager and (row["manager"] != caller.manager.id or not caller.role(row["project"])):
+        check_access(tx, caller, find_project(tx, row["project"]), READ, missing)
     return row
+
+
+@needs(LOGIN, worker=SUBMIT, by_itself=True, says="The worker or manager that began it; managers with READ there.")
+def show_operation(tx: Tx, caller: Caller, operation: int) -> shapes.LongOperation:
+    """How far a long operation is, and what has become of it.
+
+    It is kept after its end for the time of the setting `history_retention`; that of submitted lines, for a day at
+    least.
+    """
+    row = get_operation(tx, caller, operation)
+    state = "running" if row["finished"] is None else "finished"
+    report = as_raw(row["report"]) if row["kind"] == "submit_lines" else None
+    return shaped(shapes.LongOperation, row, state=state, report=report)
 
 
 def unfinished_operations(tx: Tx) -> list[int]:
@@ -3757,8 +3772,8 @@ def step_operation(tx: Tx, operation: int) -> int | None:
 
 
 def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
-    """A manager's operation is kept for a while, to be looked at; a worker has its answer."""
-    if row["manager"] is None:
+    """An operation is kept for a while, to be looked at; who began a bulk submit has its answer."""
+    if row["manager"] is None and row["worker"] is None:
         tx.execute("DELETE FROM operation WHERE id = :id", row)
     else:
         finished = "UPDATE operation SET affected = :affected, finished = :now WHERE id = :id"
@@ -3794,7 +3809,7 @@ def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | Non
     keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
     duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), keep_hashes)]
     if duplicates:
-        report = msgspec.json.decode(operation["report"], type=LinesReport)
+        report = msgspec.json.decode(operation["report"], type=shapes.LinesReport)
         report.duplicate_count += len(duplicates)
         report.duplicates = (report.duplicates + duplicates)[:MOST_REPORTED]
         operation["report"] = encode(report).decode()
@@ -3845,269 +3860,50 @@ STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
 }
 
 
-# ── Submitted lines ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class LineDefaults(msgspec.Struct):
-    """What tasks of an upload get that do not say otherwise. `once`: a task's recipe is its unique string."""
-
-    priority: Int64 = 0
-    max_retries: Natural = 0
-    max_assign_time: Natural = 0
-    verification_count: Natural = 0
-    once: bool = False
-    format: Literal["auto", "text", "json"] = "auto"
-
-
-class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
-    """A line of an upload as JSON: like a submitted task, but the project is known."""
-
-    project: Id = 0
-
-
-def submit_as_manager(tx: Tx, session: bytes | None, project: int, body: LineTask) -> None:
-    """Adds a task to the queue. Needs EDIT; the workers' rate limit does not count. 409 for a duplicate."""
-    require_role(tx, session, project, EDIT)
-    task = new_task(body)._replace(project=project)
-    if not insert_task(tx, task, find_project(tx, project)["keep_hashes"]):
-        raise TrackerError("conflict", "unique_string: there is such a task already")
-
-
-async def stage_lines(
-    database: Database, operation: int, project: int, source: BinaryIO, defaults: LineDefaults, session: bytes | None
-) -> None:
-    """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
-    report = LinesReport()
-    pieces = line_pieces(source, project, defaults, report)
-    for number in itertools.count(1):
-        piece = await asyncio.to_thread(next, pieces, None)
-        if piece is None:
-            break
-        await database.write(add_bulk_piece, operation, number, piece, long=True)
-    if not report.line_count:
-        raise TrackerError("invalid", "file: it has no line that is not blank")
-    await database.write(accept_lines_submit, session, operation, report)
-
-
-def line_pieces(source: BinaryIO, project: int, defaults: LineDefaults, report: LinesReport) -> Iterator[bytes]:
-    """The lines as pieces of a bulk submit (JSON), each task with its line's number; refused ones go to the report."""
-    piece: list[list] = []
-    size = 0
-    for number, line in enumerate(source, 1):
-        if number % 64 == 0:
-            time.sleep(0)  # lets other threads have the interpreter
-        if not line.removeprefix(codecs.BOM_UTF8).strip():
-            continue
-        report.line_count += 1
-        try:
-            task = task_of_line(line, project, defaults)
-        except TrackerError as error:
-            report.refused_count += 1
-            if len(report.refused) < MOST_REPORTED:
-                report.refused.append((number, error.message[:MOST_REASON]))
-            continue
-        piece.append([number, *task])
-        size += len(line)
-        if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
-            yield encode(piece)
-            piece, size = [], 0
-    if piece:
-        yield encode(piece)
-
-
-def task_of_line(line: bytes, project: int, defaults: LineDefaults) -> NewTask:
-    """The task of a line: a recipe, or (see `defaults.format`) a JSON object with the fields of a submitted task."""
-    try:
-        text = line.decode("utf-8-sig").strip("\r\n")
-    except UnicodeDecodeError:
-        raise TrackerError("invalid", "not valid UTF-8") from None
-    fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
-    if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
-        fields |= decode(text.encode(), dict[str, Any])
-    else:
-        fields["recipe"] = text
-    try:
-        body = msgspec.convert(fields, LineTask)
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
-    _refuse_nul(body, "")
-    if body.project not in (0, project):
-        raise TrackerError("invalid", f"project: {body.project}, but this is project {project}")
-    if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
-        body.unique_string = body.recipe
-    return new_task(body)._replace(project=project)
-
-
-LINE_DEFAULTS = ("priority", "max_retries", "max_assign_time", "verification_count")
-
-
-# ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
-LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
-MOST_LOG_ENTRIES = 1000
-MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
-
-
-class LogBody(msgspec.Struct):
-    """A line to log. Existing clients also spell the field `Message`."""
-
-    scope: Annotated[str, Meta(max_length=1000)]
-    timestamp: Int64
-    message: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
-    Message: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
-    task_id: Id | None = None
-
-
-class LogsBody(msgspec.Struct):
-    """Which log entries: of one `level`, or down to `max_level`; logged after `since`; older than entry `before`."""
-
-    level: Annotated[int, Meta(ge=1, le=7)] | None = None
-    since: Int64 = 0
-    max_level: Annotated[int, Meta(ge=1, le=7)] | None = None
-    before: Id | None = None
-    limit: Annotated[int, Meta(ge=1, le=MOST_LOG_ENTRIES)] = MOST_LOG_ENTRIES
-
-
-def add_log_entry(tx: Tx, caller: WorkerCredentials, level: str, body: LogBody) -> str:
-    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
-    worker = authenticate(tx, caller)
-    message = body.message if body.message is not UNSET else body.Message
-    if message is UNSET:
-        raise TrackerError("invalid", "message: is required")
-    entry = TaskEntry(message, body.timestamp, level, body.scope)
-    held = None if body.task_id is None else held_task(tx, caller.id, body.task_id)
-    if held and held["job"] is not None:
-        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), caller.id, [entry])
-    if LEVELS[level] <= LEVELS[tx.settings.log_level]:
-        task, project = (held["id"], held["project"]) if held else (None, only_project(tx, caller.id))
-        store_log_entry(tx, caller.id, entry, task, project)
-    return f"{worker.alias} ({caller.id}) {body.scope}: {message}"
-
-
-def store_log_entry(tx: Tx, worker: int, entry: TaskEntry, task: int | None, project: int | None) -> None:
-    tx.execute(
-        "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (tx.time, entry.timestamp, LEVELS[entry.level], entry.scope, entry.message, worker, task, project),
-    )
-
-
-def only_project(tx: Tx, worker: int) -> int | None:
-    """The project of a line that names no task: the only one of which the worker holds tasks.
-
-    Most existing clients name none, and their managers want to see a project's log all the same.
-    """
-    rows = tx.all("SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 2", (worker,))
-    return rows[0]["project"] if len(rows) == 1 else None
-
-
-def list_logs(tx: Tx, session: bytes | None, body: LogsBody) -> dict[str, Any]:
-    """Log entries, the newest first. For managers, or for everybody when tracker.toml says so."""
-    if not tx.settings.public_logs:
-        require_manager(tx, session)
-    if body.level is None and body.max_level is None:
-        raise TrackerError("invalid", "level: is required")
-    levels = [body.level] if body.level else range(1, body.max_level + 1)
-    before = (
-        tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
-    )
-    if before is None:
-        raise TrackerError("not_found", f"before: no log entry {body.before}")
-    cursors = [  # one index range a level, each in order already
-        tx.execute(
-            "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
-            " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
-            (level, body.since, *before, body.limit),
-        )
-        for level in levels
-    ]
-    logs, size = [], 0
-    for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
-        logs.append(log_json(row))
-        size += len(row["message"])
-        if len(logs) == body.limit or size > MOST_LOG_TEXT:
-            break
-    return {"logs": logs}
-
-
-def log_json(row: sqlite3.Row) -> dict[str, Any]:
-    data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
-    return {
-        "id": row["id"],
-        "message": row["message"],
-        "timestamp": row["time"],
-        "data": msgspec.json.encode(data).decode(),
-        "level": row["level"],
-    }
+async def discard(db: Database, operation: int) -> None:
+    while await db.write(discard_bulk_pieces, operation, long=True):
+        pass
 
 
 # ── Monitoring ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_LAST_SNAPSHOTS = 1000
 MOST_SNAPSHOTS = 10_080  # a week at the default interval
-SNAPSHOT_PIECE = 50  # projects per transaction
-SNAPSHOT_COLUMNS = (
-    "new_task_count",
-    "failed_task_count",
-    "closed_task_count",
-    "worker_access_count",
-    "awaiting_verification_count",
-    "time_stamp",
-)
 
 
-class LastSnapshots(msgspec.Struct):
-    count: Annotated[int, Meta(ge=1, lt=MOST_LAST_SNAPSHOTS)] = 60
-
-
-class SnapshotsBetween(msgspec.Struct, rename={"start": "from", "end": "to"}):
-    start: Int64
-    end: Int64
-
-
-def get_snapshots(tx: Tx, session: bytes | None, project: int, query: LastSnapshots) -> dict[str, Any]:
+@needs(SEES)
+def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.LastSnapshots) -> list[shapes.Snapshot]:
     """The last snapshots of a project, the newest first."""
-    visible_project(tx, session, project)
-    rows = tx.all("SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?", (project, query.count))
-    return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
+    newest = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?"
+    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
 
 
-def get_snapshots_between(tx: Tx, session: bytes | None, project: int, query: SnapshotsBetween) -> dict[str, Any]:
+@needs(SEES)
+def get_snapshots_between(
+    tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.SnapshotsBetween
+) -> list[shapes.Snapshot]:
     """The snapshots of a project between two moments, both included, the newest first. Of many, the newest 10,080."""
-    visible_project(tx, session, project)
     rows = tx.all(
         "SELECT * FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ? ORDER BY time_stamp DESC LIMIT ?",
-        (project, query.start, query.end, MOST_SNAPSHOTS),
+        (project["id"], query.start, query.end, MOST_SNAPSHOTS),
     )
-    return {"snapshots": [{name: row[name] for name in SNAPSHOT_COLUMNS} for row in rows]}
+    return [shaped(shapes.Snapshot, row) for row in rows]
 
 
-def get_assignees(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+@needs(SEES)
+def get_assignees(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Assignee]:
     """Who holds the most tasks of a project now; those that nobody holds are under `unassigned`."""
-    row = visible_project(tx, session, project)
     rows = tx.all(
         "SELECT w.alias AS assignee, t.held_task_count AS task_count FROM tally t JOIN worker w ON w.id = t.worker"
         " WHERE t.project = ? AND t.held_task_count > 0 ORDER BY t.held_task_count DESC, w.id LIMIT 16",
-        (project,),
+        (project["id"],),
     )
-    unassigned = row["waiting_task_count"] + row["awaiting_verification_count"] + row["failed_task_count"]
-    assignees = [dict(row) for row in rows]
-    if unassigned:
-        assignees.append({"assignee": "unassigned", "task_count": unassigned})
-    assignees.sort(key=lambda one: -one["task_count"])
-    return {"assignees": assignees[:16]}
-
-
-def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
-    """Snapshots of the next projects after id `after`. The last one's id, or None when there are no more."""
-    rows = tx.all(
-        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count, failed_task_count,"
-        " closed_task_count, (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
-        " awaiting_verification_count FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
-        (time_stamp, after, SNAPSHOT_PIECE),
-    )
-    return max((row["project"] for row in rows), default=None)
+    assignees = [shaped(shapes.Assignee, row) for row in rows]
+    if unassigned := sum(
+        project[name] for name in COUNT_COLUMNS if name not in ("assigned_task_count", "closed_task_count")
+    ):
+        assignees.append(shapes.Assignee("unassigned", unassigned))
+    return sorted(assignees, key=lambda one: -one.task_count)[:16]
 
 
 TALLY_HOURS = 24
@@ -4152,8 +3948,9 @@ PRUNE = {
         AND NOT EXISTS (SELECT 1 FROM job WHERE script = s.id) LIMIT :limit)""",
     "workflow": """DELETE FROM workflow WHERE id IN (SELECT id FROM workflow w WHERE deleted IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
-    "operation": """DELETE FROM operation WHERE finished < :history_before AND id IN
-        (SELECT id FROM operation ORDER BY id LIMIT :limit)""",
+    "operation": """DELETE FROM operation WHERE id IN
+        (SELECT id FROM operation ORDER BY id LIMIT :limit)
+        AND finished < CASE kind WHEN 'submit_lines' THEN :lines_before ELSE :history_before END""",
     "login_failure": """DELETE FROM login_failure WHERE source IN
         (SELECT source FROM login_failure WHERE forget_uptime <= :uptime LIMIT :limit)""",
 }
@@ -4169,6 +3966,7 @@ def prune(tx: Tx, table: str) -> bool:
             "logs_before": tx.time - tx.settings.log_retention,
             "snapshots_before": tx.time - tx.settings.snapshot_history,
             "history_before": tx.time - tx.settings.history_retention,
+            "lines_before": tx.time - max(tx.settings.history_retention, LINES_RETENTION),
             "most_assignments": MOST_ASSIGNMENTS,
             "first_hour": tx.time // 3600 - TALLY_HOURS,
             "limit": PIECE_TASKS,
@@ -4177,143 +3975,9 @@ def prune(tx: Tx, table: str) -> bool:
     return deleted >= PIECE_TASKS
 
 
-# ── Waiting workers ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Waiter:
-    """One request that waits for a task of some projects."""
-
-    __slots__ = ("projects", "turn", "woken")
-
-    def __init__(self, projects: Sequence[int]):
-        self.projects = projects
-        self.woken: asyncio.Future | None = None
-        self.turn = 0  # the last wake-up that it tried and could not use
-
-
-class Waiters:
-    """Who waits for tasks. Each task that becomes ready wakes one worker; one that cannot take it wakes the next.
-
-    A waiter joins before its first attempt, so that a task committed between attempt and wait cannot be missed.
-    """
-
-    def __init__(self) -> None:
-        self._queues: dict[int, dict[Waiter, None]] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._turn = 0
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len({waiter for queue in self._queues.values() for waiter in queue})
-
-    def announce(self, project: int, count: int) -> None:
-        """`count` tasks of the project have become ready: wakes as many workers, those first that wait longest."""
-        queue = self._queues.get(project)
-        if queue:
-            self._turn += 1
-            for waiter in list(itertools.islice(queue, min(count, len(queue)))):
-                self._wake(waiter, self._turn)
-
-    async def assign(
-        self, projects: Sequence[int], attempt: Callable[[], Awaitable[Assigned]], seconds: float, gone: asyncio.Future
-    ) -> list[dict[str, Any]]:
-        """Attempts now and after each wake-up; [] after `seconds`, when the client is `gone`, or at the tracker's stop.
-
-        A refusal of the attempt is raised, but a rate limit that ends in time is waited for.
-        """
-        loop = asyncio.get_running_loop()
-        ends, waiter = loop.time() + seconds, Waiter(projects)
-        self._join(waiter)
-        try:
-            while True:
-                outcome = await self._attempt(waiter, attempt, ends - loop.time())
-                if outcome.tasks:
-                    if len(projects) > 1:  # woken for one project, it may have taken another one's task
-                        self._pass_on(waiter)
-                    return outcome.tasks
-                if outcome.others:
-                    self._pass_on(waiter)
-                if not await self._woken(waiter, ends - loop.time(), gone):
-                    return []
-        except BaseException:
-            self._pass_on(waiter)  # the wake-up that led to this attempt came to nothing
-            raise
-        finally:
-            self._remove(waiter)
-            if waiter.woken.done():
-                self._pass_on(waiter)  # one more arrived that no attempt followed
-
-    async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:
-        try:
-            outcome = await attempt()
-        except TrackerError as error:
-            if error.code != "too_fast" or error.delay > left:
-                raise
-            outcome = Assigned([], others=len(waiter.projects) > 1, delay=error.delay)
-        if outcome.delay:
-            for project in waiter.projects:
-                self._wake_later(project, outcome.delay)
-        return outcome
-
-    async def _woken(self, waiter: Waiter, seconds: float, gone: asyncio.Future) -> bool:
-        """Waits for the next wake-up. False when there will be none."""
-        if self._closed:
-            return False
-        await asyncio.wait((waiter.woken, gone), timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
-        if gone.done() or not waiter.woken.done():
-            return False
-        self._join(waiter)
-        return True
-
-    def _join(self, waiter: Waiter) -> None:
-        waiter.woken = asyncio.get_running_loop().create_future()
-        for project in waiter.projects:
-            self._queues.setdefault(project, {})[waiter] = None
-
-    def _remove(self, waiter: Waiter) -> None:
-        for project in waiter.projects:
-            queue = self._queues.get(project, {})
-            queue.pop(waiter, None)
-            if not queue:
-                self._queues.pop(project, None)
-
-    def _wake(self, waiter: Waiter, turn: int) -> None:
-        self._remove(waiter)
-        waiter.turn = turn
-        waiter.woken.set_result(None)
-
-    def _pass_on(self, waiter: Waiter) -> None:
-        """Wakes one worker a project that has not had this turn yet, so that a turn goes round once at the most."""
-        if self._closed:
-            return
-        for project in waiter.projects:
-            other = next((one for one in self._queues.get(project, ()) if one.turn < waiter.turn), None)
-            if other:
-                self._wake(other, waiter.turn)
-
-    def _wake_later(self, project: int, delay: float) -> None:
-        """One timer a project: the limiter lets one task through at a time, so one worker is to be woken for it."""
-        if project not in self._timers:
-            loop = asyncio.get_running_loop()
-            self._timers[project] = loop.call_later(delay + 0.001, self._limiter_free, project)
-
-    def _limiter_free(self, project: int) -> None:
-        self._timers.pop(project, None)
-        self.announce(project, 1)
-
-    def close(self) -> None:
-        """The tracker stops: nobody waits any longer."""
-        self._closed = True
-        for timer in self._timers.values():
-            timer.cancel()
-        for waiter in {waiter for queue in self._queues.values() for waiter in queue}:
-            self._wake(waiter, self._turn)
-
-
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
-UPTIME_INTERVAL = 1.0  # a crash makes leases at most this much longer
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
 
@@ -4466,11 +4130,6 @@ class Tracker:
         raise TrackerError("unavailable", "The tracker is stopping; what it had begun is finished at its next start")
 
 
-async def discard(db: Database, operation: int) -> None:
-    while await db.write(discard_bulk_pieces, operation, long=True):
-        pass
-
-
 def open_log_file(settings: Settings) -> logging.Logger:
     """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing."""
     logger = logging.Logger("tracker.workers")
@@ -4498,7 +4157,6 @@ JSON_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 PLAIN_HEAD = plain_head(JSON_HEADERS)
-encode = msgspec.json.Encoder().encode
 
 
 Answer = Callable[[dict, Callable, Callable], Awaitable[None]]  # it sends itself: a Reply, a Response of Starlette's
@@ -4512,7 +4170,7 @@ class Reply(NamedTuple):
     message: str | None = None
     status: int = 200
     headers: Sequence[tuple[bytes, bytes]] = ()
-    delay: float | None = None
+    error: TrackerError | None = None
 
     def body(self) -> bytes:
         if self.status == 204:
@@ -4520,8 +4178,8 @@ class Reply(NamedTuple):
         envelope: dict[str, Any] = {"ok": self.ok}
         if self.message is not None:
             envelope["message"] = self.message
-        if self.delay is not None:
-            envelope["rate_limit_delay"] = self.delay
+        if self.error is not None:
+            envelope |= refusal_members(self.error)
         if self.content is not None:
             envelope["content"] = self.content
         return encode(envelope)
@@ -4538,6 +4196,12 @@ class Reply(NamedTuple):
         await send({"type": "http.response.body", "body": body})
 
 
+def refusal_members(error: TrackerError) -> dict[str, Any]:
+    """What a program reads of a refusal: its code, the field that it is about, and when to come again."""
+    delay = {} if error.delay is None else {"rate_limit_delay": error.delay}
+    return {**delay, "code": error.code, **({"field": error.field} if error.field else {})}
+
+
 def error_headers(error: TrackerError) -> dict[str, str]:
     """What an error says in headers, at every door: when to come again (whole seconds), with which methods."""
     headers = {}
@@ -4549,30 +4213,25 @@ def error_headers(error: TrackerError) -> dict[str, str]:
 
 
 def error_reply(error: TrackerError) -> Reply:
-    """How every error looks: {"ok": false, "message": …}, and Retry-After where it helps."""
+    """How every error looks: {"ok": false, "message": …, "code": …}, and Retry-After where it helps."""
     headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
-    return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, delay=error.delay)
+    return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, error=error)
 
 
-class Call:
+class Call(Incoming):
     """One request, decoded piece by piece as a handler asks for it.
 
     Each door (the JSON API, the pages, a dialect) has its kind of Call, whose `refuse` is the form of its refusals.
     """
 
-    __slots__ = ("receive", "scope", "tracker")
+    __slots__ = ("tracker",)
 
     def __init__(self, scope: dict, receive: Callable, tracker: Tracker):
-        self.scope, self.receive, self.tracker = scope, receive, tracker
+        super().__init__(scope, receive)
+        self.tracker = tracker
 
     async def refuse(self, error: TrackerError) -> Answer:
         return error_reply(error)
-
-    def header(self, name: bytes) -> bytes | None:
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return value
-        return None
 
     def worker(self) -> WorkerCredentials:
         """The credentials in X-Worker-ID and X-Secret. 401 when they cannot be any worker's."""
@@ -4592,14 +4251,6 @@ class Call:
             with contextlib.suppress(itsdangerous.BadSignature):
                 return self.tracker.signer.unsign(cookie)
         return None
-
-    def cookies(self, name: str) -> Iterator[bytes]:
-        """The cookies of that name. Ours are never quoted; the library's unquoting takes minutes over a hostile one."""
-        for key, value in self.scope["headers"]:
-            if key == b"cookie":
-                for cookie in value.split(b";"):
-                    if cookie.strip().startswith(name.encode() + b"="):
-                        yield cookie.strip()[len(name) + 1 :]
 
     def worker_or_session(self) -> WorkerCredentials | bytes | None:
         return self.worker() if self.header(b"x-worker-id") else self.session()
@@ -4627,7 +4278,7 @@ class Call:
     def path_id(self, name: str) -> int:
         text = self.scope["path_params"][name]
         if not (text.isascii() and text.isdigit()):
-            raise TrackerError("invalid", f"{name}: must be a whole number")
+            raise TrackerError("invalid", "must be a whole number", name)
         return int(text) if len(text) < 19 else INT64_MAX  # no id is that large: it will not be found
 
     def path_value(self, name: str) -> int | str:
@@ -4635,78 +4286,16 @@ class Call:
         if name != "job":
             return self.path_id(name)
         token = self.scope["path_params"][name]
-        if not re.fullmatch(TOKEN, token):
+        if not re.fullmatch(shapes.TOKEN, token):
             raise TrackerError("not_found", "There is no such job")
         return token
 
-    def query(self) -> dict[str, list[str]]:
-        try:
-            return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
-        except ValueError:
-            raise TrackerError("invalid", "query: not a valid query string") from None
-
-    def query_as(self, kind: type, *several: str) -> Any:
-        """The query's parameters as a struct; numbers are given as text there. `several` may be given repeatedly."""
-        texts = {name: given if name in several else given[-1:] for name, given in self.query().items()}
-        values = {name: given if name in several else given[0] for name, given in texts.items()}
-        try:
-            query = msgspec.convert(values, kind, strict=False)
-        except msgspec.ValidationError as error:
-            name, problem = name_and_problem(error)
-            raise TrackerError("invalid", f"{name.partition('[')[0]}: {problem}") from None
-        for name, value in msgspec.to_builtins(query).items():
-            numbers = value if name in several else [value]
-            if name in texts and type(numbers[0]) is int and set(map(str, numbers)) != set(texts[name]):
-                raise TrackerError("invalid", f"{name}: must be a whole number")  # msgspec reads 1e3 and 1.0 as well
-        return query
-
     async def body(self, limit: int | None = None) -> bytes:
-        """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
-        most = 1024 * (limit or self.tracker.settings.max_body)
-        too_large = TrackerError("too_large", f"body: more than {most // 1024} KiB")
-        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
-            raise too_large
-        parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
-        while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise TrackerError("timeout", "body: did not arrive")
-            parts.append(message["body"])
-            size += len(message["body"])
-            if size > most:
-                raise too_large
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
-        """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
-        most, size = 1024 * limit, 0
-        if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
-            raise TrackerError("invalid", "body: its Content-Type is too long")
-
-        async def receive() -> dict:
-            nonlocal size
-            message = await self.receive()
-            size += len(message.get("body", b""))
-            if size > most:
-                raise TrackerError("too_large", f"{what}: more than {limit} KiB")
-            return message
-
-        try:
-            form = await Request(self.scope, receive).form(max_part_size=most, **limits)
-        except (HTTPException, MultiPartException, FormParserError) as error:
-            raise TrackerError("invalid", f"body: {getattr(error, 'detail', error)}") from None
-        except ClientDisconnect:
-            raise TrackerError("timeout", "body: did not arrive") from None
-        return {name: form.getlist(name) for name in form}
+        """The whole body. 413 as soon as it is known to exceed the limit (in KiB; as a rule the setting max_body)."""
+        return await self.read_body(limit or self.tracker.settings.max_body)
 
     async def json(self, kind: Any) -> Any:
         return decode(await self.body(), kind)
-
-    async def gone(self) -> None:
-        """Returns when the client has closed the connection."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
 
 
 class Endpoint:
@@ -4749,13 +4338,15 @@ def by_method(handlers: dict[str, Callable[[Any], Awaitable[Answer]]]) -> Callab
 
 
 class Takes(NamedTuple):
-    """What a handler decodes from a call. openapi.py documents it."""
+    """What a handler decodes from a call, who may make it, and what is answered. openapi.py documents it."""
 
     caller: Callable[[Call], Any] | None = None
     body: Any = None
     query: Any = None
     status: int = 200
     path: dict[str, Any] | None = None  # the types of what in the path is no id
+    who: Need | str = ""  # in words where no Need says it
+    answer: Any = None  # the type of the content, or of its parts
 
 
 def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
@@ -4768,51 +4359,93 @@ def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
     return note
 
 
-def domain(
-    function: Callable,
-    *path: str,
-    caller: Callable[[Call], Any] = Call.session,
-    body: type | None = None,
-    query: type | None = None,
-    reads: bool = False,
-    status: int = 200,
-) -> Callable[[Call], Awaitable[Reply]]:
-    """The handler that most endpoints need: decode caller, ids in the path, body; call one function; respond."""
-
-    @takes(caller, body, query, status, {"job": Token} if "job" in path else None)
-    async def handler(call: Call) -> Reply:
-        args = [caller(call), *map(call.path_value, path)]
-        if not reads and isinstance(args[0], bytes):
-            call.refuse_other_sites()
-        if body is not None:
-            args.append(await call.json(body))
-        if query is not None:
-            args.append(call.query_as(query))
-        database = call.tracker.db
-        return Reply(await (database.read if reads else database.write)(function, *args), status=status)
-
-    handler.__doc__ = function.__doc__
-    return handler
-
-
 # ── JSON API ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NO_TASK = Reply(ok=False, message="No task available")
 
 
-@takes(Call.worker, SubmitBody)
-async def submit(call: Call) -> Reply:
+UPLOADED = about("The number of the operation that submits the lines.", 1)
+SUBMITTER = "A worker with SUBMIT access to the project."
+ASSIGNEE = "A worker with ASSIGN access to the project; any worker if the project is public."
+ASSIGNEE_OF_ALL = "A worker with ASSIGN access to each of the projects that is not public."
+REGISTERING = "Anybody, if the setting `open_registration` is on; the first manager in any case."
+HOLDER = "The worker that holds the task; for others nothing changes."
+UPDATED = about("Whether the task was closed, failed or skipped.", True)
+ALL_UPDATED = about("Whether each task was closed, failed or skipped.", [True, True])
+
+
+@takes(Call.worker, shapes.SubmitBody, who=SUBMITTER)
+async def submit_one(call: Call) -> Reply:
     """Adds a task to a project's queue.
 
     At once when the project's rate limit allows it. A live task of the project (waiting, assigned or failed) with the
     same hash refuses it; where the project keeps hashes, a closed one does too.
     """
     caller = call.worker()
-    await call.tracker.db.write(submit_task, caller, new_task(await call.json(SubmitBody)))
+    await call.tracker.db.write(submit_task, caller, new_task(await call.json(shapes.SubmitBody)))
     return Reply()
 
 
-@takes(Call.worker, BulkSubmitBody | list[BulkTask])
+class Native(NamedTuple):
+    """A call of the native API: methods, path, and a domain function, or a handler that decodes by itself.
+
+    What the row does not say is derived: ids stand in the path, a GET reads, the body (of a GET: the query), who calls
+    and what is answered are the function's annotations. `envelope` is the name of what is answered within `content`.
+    """
+
+    methods: str
+    path: str
+    function: Callable
+    envelope: str = ""
+    status: int = 200
+    reads: bool | None = None
+
+
+@functools.cache
+def takes_of(row: Native) -> Takes:
+    """What the call takes."""
+    if inspect.iscoroutinefunction(row.function):
+        return row.function.takes
+    hints, need = typing.get_type_hints(row.function, include_extras=True), getattr(row.function, "need", None)
+    ids = re.findall(r"{(\w+)}", row.path)
+    [given] = list(hints.items())[2 + len(ids) : -1] or [(None, None)]
+    worker = need is not None and (need.role == WORKER, bool(need.worker))
+    caller = {(True, False): Call.worker, (False, True): Call.worker_or_session}.get(worker, Call.session)
+    content = hints["return"]
+    return Takes(
+        caller=caller,
+        body=given[1] if row.methods != "GET" else None,
+        query=given[1] if row.methods == "GET" else None,
+        status=row.status,
+        path={"job": shapes.Token} if "job" in ids else None,
+        who=need or "",
+        answer=None if content is type(None) else {row.envelope: content} if row.envelope else content,
+    )
+
+
+def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
+    """The handler that most calls need: decode caller, ids in the path, body; call one function; respond."""
+    if inspect.iscoroutinefunction(row.function):
+        return row.function
+    takes, ids = takes_of(row), re.findall(r"{(\w+)}", row.path)
+    reads = row.methods == "GET" if row.reads is None else row.reads
+
+    async def handler(call: Call) -> Reply:
+        args = [takes.caller(call), *map(call.path_value, ids)]
+        if not reads and isinstance(args[0], bytes):
+            call.refuse_other_sites()
+        if takes.body is not None:
+            args.append(await call.json(takes.body))
+        if takes.query is not None:
+            args.append(call.query_as(takes.query))
+        database = call.tracker.db
+        content = await (database.read if reads else database.write)(as_caller, row.function, *args)
+        return Reply({row.envelope: content} if row.envelope else content, status=row.status)
+
+    return handler
+
+
+@takes(Call.worker, BulkSubmitBody | list[BulkTask], who=SUBMITTER, answer=shapes.BulkSubmitted)
 async def bulk_submit(call: Call) -> Reply:
     """Adds many tasks to one project's queue.
 
@@ -4821,43 +4454,52 @@ async def bulk_submit(call: Call) -> Reply:
     tasks is understood as well.
     """
     # Small ones in one transaction; large ones in pieces that count, all of them, from one commit on.
-    caller, tracker = call.worker(), call.tracker
-    trusted = await tracker.db.read(may_submit_somewhere, caller)  # strangers may not send large bodies
+    credentials, tracker = call.worker(), call.tracker
+    trusted = await tracker.db.read(may_submit_somewhere, credentials)  # strangers may not send large bodies
     body = await call.body(tracker.settings.max_bulk_body if trusted else None)
     tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
     if not tasks:
-        return Reply({"submitted": 0, "duplicates": 0})
+        return Reply(shapes.BulkSubmitted(0, 0))
     if len(tasks) <= PIECE_TASKS and len(body) <= PIECE_BYTES:
-        return Reply(await tracker.db.write(submit_tasks, caller, tasks, long=True))
-    pieces = await asyncio.to_thread(split_tasks, tasks)
-    stored = await store_pieces(tracker, caller, tasks[0].project, len(tasks), pieces)
-    return Reply({"submitted": stored, "duplicates": len(tasks) - stored})
+        return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
+    pieces = await asyncio.to_thread(lambda: list(in_pieces((len(task.recipe), task) for task in tasks)))
+    stored = await store_pieces(tracker, credentials, tasks[0].project, len(tasks), pieces)
+    return Reply(shapes.BulkSubmitted(stored, len(tasks) - stored))
 
 
-def split_tasks(tasks: list[NewTask]) -> list[bytes]:
-    """Tasks as JSON in pieces of at most PIECE_TASKS tasks and about PIECE_BYTES."""
-    pieces: list[bytes] = []
-    piece: list[NewTask] = []
+def in_pieces(sized: Iterable[tuple[int, Any]]) -> Iterator[bytes]:
+    """Tasks, each with its size in bytes, as JSON in pieces of at most PIECE_TASKS and about PIECE_BYTES."""
+    piece: list[Any] = []
     size = 0
-    for task in tasks:
+    for length, task in sized:
         piece.append(task)
-        size += len(task.recipe)
+        size += length
         if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
-            pieces.append(encode(piece))
+            yield encode(piece)
             piece, size = [], 0
-            time.sleep(0)
-    return [*pieces, encode(piece)] if piece else pieces
+            time.sleep(0)  # lets other threads have the interpreter
+    if piece:
+        yield encode(piece)
+
+
+def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterator[bytes]:
+    """The lines as pieces of a bulk submit, each task with its line's number; refused ones go to the report."""
+
+    def make(body: LineTask) -> NewTask:
+        return new_task(body)._replace(project=upload.project)
+
+    return in_pieces((size, [number, *task]) for number, size, task in tasks_of(upload, most, report, make))
 
 
 async def store_pieces(
-    tracker: Tracker, caller: WorkerCredentials, project: int, count: int, pieces: list[bytes]
+    tracker: Tracker, credentials: WorkerCredentials, project: int, count: int, pieces: list[bytes]
 ) -> int:
     """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored."""
-    operation = await tracker.db.write(begin_bulk_submit, caller, project)
+    operation = await tracker.db.write(begin_bulk_submit, credentials, project)
     try:
         for number, piece in enumerate(pieces, 1):
             await tracker.db.write(add_bulk_piece, operation, number, piece, long=True)
-        await tracker.db.write(accept_bulk_submit, caller, operation, count)
+        await tracker.db.write(accept_bulk_submit, credentials, operation, count)
     except BaseException:
         with contextlib.suppress(TrackerError):  # stopping: the next start discards it
             await discard(tracker.db, operation)
@@ -4865,20 +4507,59 @@ async def store_pieces(
     return await tracker.begin_operation(operation, answered=True)
 
 
-class AssignQuery(msgspec.Struct):
-    """How many tasks, and how long to wait for the first one."""
+async def submit_upload(
+    tracker: Tracker, credentials: Credentials, upload: Upload, token: str = ""
+) -> tuple[int, asyncio.Future[int]]:
+    """Begins to submit the lines, all of which have been read: the operation, and its end. Else nothing is left."""
+    operation = await tracker.db.write(begin_lines_submit, credentials, upload.project, token)
+    try:
+        await stage_lines(tracker.db, operation, upload, credentials)
+    except BaseException:
+        with contextlib.suppress(TrackerError):  # stopping: the next start discards it
+            await discard(tracker.db, operation)
+        raise
+    return operation, tracker.begin_operation(operation)
 
-    wait: Annotated[float, Meta(ge=0, le=1e9)] = 0
-    count: Natural = 0
+
+async def stage_lines(database: Database, operation: int, upload: Upload, credentials: Credentials) -> None:
+    """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
+    report = shapes.LinesReport()
+    pieces = line_pieces(upload, 1024 * database.settings.max_bulk_body, report)
+    for number in itertools.count(1):
+        piece = await asyncio.to_thread(next, pieces, None)
+        if piece is None:
+            break
+        await database.write(add_bulk_piece, operation, number, piece, long=True)
+    if not report.line_count:
+        raise TrackerError("invalid", "it has no line that is not blank", upload.field)
+    await database.write(accept_lines_submit, credentials, operation, report)
 
 
-class AssignFromQuery(AssignQuery, kw_only=True):
-    """The same, of several projects."""
+@takes(Call.worker, query=shapes.UploadQuery, who=SUBMITTER, answer={"operation": Annotated[int, UPLOADED]})
+async def submit_lines(call: Call) -> Reply:
+    """Adds the lines of a text to a project's queue, a task each, however many they are.
 
-    project: Annotated[set[Id], Meta(min_length=1, max_length=100)]
+    The body is the text, in UTF-8 (`curl --data-binary @FILE`), which gzip may have packed: a recipe a line, or a JSON
+    object with the fields of `POST /task/submit`, such as the manager's pages export. Blank lines are skipped. When
+    all of it has been read, the answer names the operation that submits them, and `GET /operation/{operation}` tells
+    what became of each line. A refused line or a duplicate keeps no other one out. Passes the rate limit when a single
+    task would, and is then charged for every task.
+
+    A `token` of the client's own makes it safe to repeat the call when no answer came: the first operation with it is
+    answered again, and nothing is submitted twice. While the first call with it is still being read, that is 503.
+    """
+    credentials, project, query = call.worker(), call.path_id("project"), call.query_as(shapes.UploadQuery)
+    database, most = call.tracker.db, call.tracker.settings.max_bulk_body
+    operation = await database.read(find_lines_submit, credentials, project, query.token)  # before a large body is read
+    if operation is None:
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+            await call.spool(file, most)
+            upload = Upload(file, project, query, "body", query.first_line)
+            operation, _ = await submit_upload(call.tracker, credentials, upload, query.token)
+    return Reply({"operation": operation})
 
 
-@takes(Call.worker, query=AssignQuery)
+@takes(Call.worker, query=shapes.AssignQuery, who=ASSIGNEE, answer=[{"task": Task}, {"tasks": list[Task]}])
 async def get_task(call: Call) -> Reply:
     """Assigns the project's best task to the calling worker.
 
@@ -4888,100 +4569,111 @@ async def get_task(call: Call) -> Reply:
     """
     caller, project = call.worker(), call.path_id("project")
     if call.scope["query_string"]:
-        return await assign(call, caller, (project,), call.query_as(AssignQuery))
+        return await answer_with_tasks(call, caller, (project,), call.query_as(shapes.AssignQuery))
     tasks = (await call.tracker.db.write(assign_tasks, caller, (project,))).tasks
     return Reply({"task": tasks[0]}) if tasks else NO_TASK
 
 
-@takes(Call.worker, query=AssignFromQuery)
+@takes(Call.worker, query=shapes.AssignFromQuery, who=ASSIGNEE_OF_ALL, answer=[{"tasks": list[Task]}, {"task": Task}])
 async def get_task_of_several(call: Call) -> Reply:
     """Assigns the best task of several projects to the calling worker.
 
     The project with the highest priority comes first, then the task with the highest priority, then the oldest. Access
     to every one of the projects is needed. Otherwise like `GET /task/get/{project}`.
     """
-    caller, query = call.worker(), call.query_as(AssignFromQuery, "project")
-    return await assign(call, caller, tuple(query.project), query)
+    caller, query = call.worker(), call.query_as(shapes.AssignFromQuery, "project")
+    return await answer_with_tasks(call, caller, tuple(query.project), query)
 
 
-async def assign(call: Call, caller: WorkerCredentials, projects: tuple[int, ...], query: AssignQuery) -> Reply:
+async def answer_with_tasks(
+    call: Call, credentials: WorkerCredentials, projects: tuple[int, ...], query: shapes.AssignQuery
+) -> Reply:
     settings, database = call.tracker.settings, call.tracker.db
     wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
 
     def attempt() -> Awaitable[Assigned]:
-        return database.write(assign_tasks, caller, projects, count or 1, long=count + len(projects) > 16)
+        return database.write(assign_tasks, credentials, projects, count or 1, long=count + len(projects) > 16)
 
-    tasks = await wait_for_task(call, caller, projects, attempt, wait) if wait else (await attempt()).tasks
+    tasks = await wait_for_task(call, credentials, projects, attempt, wait) if wait else (await attempt()).tasks
     if not tasks:
         return NO_TASK
     return Reply({"tasks": tasks} if count else {"task": tasks[0]})
 
 
 async def wait_for_task(
-    call: Call, caller: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
-) -> list[dict]:
+    call: Call, credentials: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
+) -> list[Task]:
     """Waits as long as the client does. What is assigned to one that has gone meanwhile does not wait for its lease."""
     gone = asyncio.ensure_future(call.gone())
     try:
         tasks = await call.tracker.waiters.assign(projects, attempt, wait, gone)
         if tasks and gone.done():
-            releases = [ReleaseBody(task["id"], SKIP) for task in tasks]
-            await call.tracker.db.write(release_tasks, caller, releases, long=True)
+            releases = [shapes.ReleaseBody(task.id, SKIP) for task in tasks]
+            await call.tracker.db.write(release_tasks, credentials, releases, long=True)
         return tasks
     finally:
         gone.cancel()
 
 
-@takes(Call.worker, ReleaseBody)
-async def release(call: Call) -> Reply:
+@takes(Call.worker, shapes.ReleaseBody, who=HOLDER, answer={"updated": Annotated[bool, UPDATED]})
+async def release_one(call: Call) -> Reply:
     """Ends the calling worker's hold on a task: done, failed or skipped.
 
     `updated` tells whether that changed the task. It is false for a result that still needs another worker's
     verification, and when the worker does not hold the task (any more): then nothing changes.
     """
-    caller, body = call.worker(), await call.json(ReleaseBody)
+    caller, body = call.worker(), await call.json(shapes.ReleaseBody)
     updated = await call.tracker.db.write(release_task, caller, body)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
     return Reply({"updated": updated}, message=message)
 
 
-@takes(Call.worker, BulkReleaseBody)
+@takes(Call.worker, shapes.BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
 async def bulk_release(call: Call) -> Reply:
     """Releases several tasks, all or none.
 
     `updated` tells of each one, in their order, what `POST /task/release` would have told.
     """
-    caller, most = call.worker(), call.tracker.settings.max_count
-    releases = (await call.json(BulkReleaseBody)).releases
+    credentials, most = call.worker(), call.tracker.settings.max_count
+    releases = (await call.json(shapes.BulkReleaseBody)).releases
     if len(releases) > most:
-        raise TrackerError("invalid", f"releases: at most {most} in one request")
-    return Reply(await call.tracker.db.write(release_tasks, caller, releases, long=True))
+        raise TrackerError("invalid", f"at most {most} in one request", "releases")
+    return Reply({"updated": await call.tracker.db.write(release_tasks, credentials, releases, long=True)})
 
 
-def reset(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
+def resetting(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
     """POST /project/…/{project} that changes any number of tasks, a piece at a time. `promise` is its docstring."""
 
-    @takes(Call.session)
+    @takes(Call.session, who=begin_reset.need, answer={"affected_tasks": Annotated[int, about("Tasks changed.", 12)]})
     async def handler(call: Call) -> Reply:
         session, project = call.session(), call.path_id("project")
         call.refuse_other_sites()
-        operation = await call.tracker.db.write(begin_reset, session, project, kind)
+        operation = await call.tracker.db.write(as_caller, begin_reset, session, project, kind)
         return Reply({"affected_tasks": await call.tracker.begin_operation(operation)})
 
     handler.__doc__ = promise
     return handler
 
 
-@takes(Call.worker, LogBody, status=204, path={"level": LogLevel})
+reset_failed_tasks = resetting("reset_failed", "Makes every failed task wait again, as if it had never failed.")
+reclaim_assigned_tasks = resetting(
+    "reclaim_assigned", "Takes every assigned task from its worker, and makes it wait again."
+)
+hard_reset = resetting(
+    "hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."
+)
+
+
+@takes(Call.worker, shapes.LogBody, status=204, path={"level": shapes.LogLevel}, who="Any worker.")
 async def add_log(call: Call) -> Reply:
     """Logs a line.
 
     It always goes to the log file. From the level of the setting `log_level` on it is also kept for `GET /logs`.
     """
     caller, level = call.worker(), call.scope["path_params"]["level"]
-    if level not in get_args(LogLevel):
+    if level not in get_args(shapes.LogLevel):
         raise TrackerError("not_found", f"There is no log level {level!r}")
-    line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(LogBody))
+    line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(shapes.LogBody))
     call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
     return Reply(status=204)
 
@@ -4991,7 +4683,7 @@ def in_one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-@takes(None, PushBody)
+@takes(None, shapes.PushBody, who="The git host that knows the project's webhook secret.", answer=shapes.Push)
 async def git_receive(call: Call) -> Reply:
     """Takes a push event of GitHub, Gitea or Gogs, and sets the version of the project with that repository.
 
@@ -5002,73 +4694,74 @@ async def git_receive(call: Call) -> Reply:
     return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
 
 
-@takes(None, RegisterBody)
+@takes(None, shapes.RegisterBody, who=REGISTERING, answer={"manager": Manager})
 async def register(call: Call) -> Reply:
     """Makes a manager's account, and logs it in.
 
     The first manager becomes tracker admin. The others start with no rights.
     """
     call.refuse_other_sites()
-    content, session = await register_account(call, await call.json(RegisterBody))
-    return Reply(content, headers=[session_cookie(call, session)])
-
-
-async def register_account(call: Call, body: RegisterBody) -> tuple[dict[str, Any], bytes]:
-    """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
-    if not body.username.isprintable() or body.username != body.username.strip():
-        raise TrackerError("invalid", "username: no control characters, and no blanks at its ends")
-    await call.tracker.db.write(begin_registration, client_address(call))
-    password_hash = await call.tracker.hash(hash_password, body.password)
-    return await call.tracker.db.write(register_manager, body.username, password_hash)
+    manager, session = await make_account(call, await call.json(shapes.RegisterBody))
+    return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
 
 def client_address(call: Call) -> str:
     return (call.scope.get("client") or ("unknown", 0))[0]
 
 
-@takes(None, LoginBody)
+async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, bytes]:
+    """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
+    if not body.username.isprintable() or body.username != body.username.strip():
+        raise TrackerError("invalid", "no control characters, and no blanks at its ends", "username")
+    await call.tracker.db.write(count_registration, client_address(call))
+    password_hash = await call.tracker.hash(hash_password, body.password)
+    return await call.tracker.db.write(register_manager, body.username, password_hash)
+
+
+@takes(None, shapes.LoginBody, answer={"manager": Manager})
 async def login(call: Call) -> Reply:
     """Logs a manager in.
 
     The answer sets the session cookie. Repeated failures make the next attempt wait.
     """
     call.refuse_other_sites()
-    content, session = await log_in(call, await call.json(LoginBody))
-    return Reply(content, headers=[session_cookie(call, session)])
+    manager, session = await authenticate_manager(call, await call.json(shapes.LoginBody))
+    return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
 
-async def log_in(call: Call, body: LoginBody) -> tuple[dict[str, Any], bytes]:
+async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Manager, bytes]:
     """The manager and its new session. 401 for a wrong password or name, 429 after several."""
     address = client_address(call)
-    found = await call.tracker.db.write(begin_login, body.username, address)
+    found = await call.tracker.db.write(count_login, body.username, address)
     if not await call.tracker.hash(password_matches, body.password, found and found[1]):
         raise TrackerError("unauthorized", "Wrong username or password")
-    return await call.tracker.db.write(finish_login, found[0], body.username, address)
+    return await call.tracker.db.write(accept_login, found[0], body.username, address)
 
 
-async def change_password(call: Call, body: PasswordForm) -> bytes:
+async def change_password(call: Call, body: shapes.PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
-    username, stored = await call.tracker.db.write(begin_password_change, call.session())
+    write, session = call.tracker.db.write, call.session()
+    stored = await write(as_caller, count_password_attempt, session)
     if not await call.tracker.hash(password_matches, body.password, stored):
-        raise TrackerError("unauthorized", "password: this is not your present password")
+        raise TrackerError("unauthorized", "this is not your present password", "password")
     password_hash = await call.tracker.hash(hash_password, body.new_password)
-    return await call.tracker.db.write(finish_password_change, call.session(), username, password_hash)
+    return await write(as_caller, store_password, session, password_hash)
 
 
 @takes(Call.session, status=204)
-async def log_out(call: Call) -> Reply:
+async def logout(call: Call) -> Reply:
     """Ends the session, for every holder of its cookie."""
     session = call.session()
     call.refuse_other_sites()
-    await call.tracker.db.write(logout, session)
+    await call.tracker.db.write(end_session, session)
     return Reply(status=204, headers=[session_cookie(call, None)])
 
 
-@takes(Call.session)
+@takes(Call.session, answer=shapes.Account)
 async def account(call: Call) -> Reply:
     """Tells who is logged in."""
-    content = await call.tracker.db.read(get_account, call.session())
-    return Reply(content, ok=content["logged_in"])
+    content = await call.tracker.db.read(as_caller, get_account, call.session())
+    return Reply(content, ok=content.logged_in)
 
 
 def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
@@ -5087,88 +4780,73 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 
 # ── Routes and app ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-WORKER, EITHER = Call.worker, Call.worker_or_session
 
-# Method, path, handler. Starlette tries them in order: the ones that matter come first.
-API: list[tuple[str, str, Callable[[Call], Awaitable[Reply]]]] = [
-    ("GET", "/task/get/{project}", get_task),
-    ("POST", "/task/release", release),
-    ("POST", "/task/submit", submit),
-    ("GET", "/task/get", get_task_of_several),
-    ("POST", "/task/bulk_release", bulk_release),
-    ("POST", "/task/bulk_submit", bulk_submit),
-    ("POST", "/log/{level}", add_log),
-    ("POST", "/task/log", domain(log_to_task, caller=WORKER, body=TaskLogBody)),
-    ("POST", "/template/create", domain(create_template, body=TemplateBody)),
-    ("POST", "/template/update/{template}", domain(update_template, "template", body=TemplateBody)),
-    ("POST", "/template/delete/{template}", domain(delete_template, "template")),
-    ("GET", "/template/get/{template}", domain(get_template, "template", reads=True)),
-    ("GET", "/template/list/{project}", domain(list_templates, "project", reads=True)),
-    ("POST", "/template/rotate_secret/{template}", domain(rotate_template_secret, "template")),
-    ("POST", "/template/trigger/{template}", domain(trigger_template, "template", caller=EITHER, body=TriggerBody)),
-    ("GET", "/job/get/{job}", domain(get_job, "job", caller=EITHER, reads=True)),
-    ("GET", "/job/log/{job}", domain(get_job_log, "job", caller=EITHER, query=LinesQuery, reads=True)),
-    ("GET", "/job/list", domain(list_jobs, caller=EITHER, query=JobsQuery, reads=True)),
-    ("POST", "/job/cancel/{job}", domain(cancel, "job", caller=EITHER)),
-    ("POST", "/job/retry/{job}", domain(retry, "job", caller=EITHER)),
-    ("POST", "/workflow/create", domain(create_workflow, body=WorkflowBody)),
-    ("POST", "/workflow/update/{workflow}", domain(update_workflow, "workflow", body=WorkflowBody)),
-    ("POST", "/workflow/delete/{workflow}", domain(delete_workflow, "workflow")),
-    ("GET", "/workflow/get/{workflow}", domain(get_workflow, "workflow", reads=True)),
-    ("GET", "/workflow/list/{project}", domain(list_workflows, "project", reads=True)),
-    ("POST", "/workflow/rotate_secret/{workflow}", domain(rotate_workflow_secret, "workflow")),
-    ("POST", "/workflow/trigger/{workflow}", domain(trigger_workflow, "workflow", caller=EITHER, body=TriggerBody)),
-    ("POST", "/worker/create", domain(create_worker, body=AliasBody)),
-    ("GET", "/worker/get/{worker}", domain(get_worker, "worker", reads=True)),
-    ("POST", "/worker/update", domain(update_worker, caller=WORKER, body=AliasBody)),
-    ("POST", "/worker/set_paused", domain(set_worker_paused, body=PauseBody)),
-    ("GET", "/worker/stats", domain(worker_stats, reads=True)),
-    ("GET", "/project/list", domain(list_projects, reads=True)),
-    ("GET", "/project/get/{project}", domain(get_project, "project", reads=True)),
-    ("POST", "/project/create", domain(create_project, body=ProjectBody)),
-    ("POST", "/project/update/{project}", domain(update_project, "project", body=ProjectBody)),
-    ("GET", "/project/monitoring/{project}", domain(get_snapshots, "project", query=LastSnapshots, reads=True)),
-    (
-        "GET",
-        "/project/monitoring-between/{project}",
-        domain(get_snapshots_between, "project", query=SnapshotsBetween, reads=True),
-    ),
-    ("GET", "/project/assignees/{project}", domain(get_assignees, "project", reads=True)),
-    ("POST", "/project/request_access", domain(request_access, caller=WORKER, body=AccessBody)),
-    ("GET", "/project/access_list/{project}", domain(list_access, "project", reads=True)),
-    ("POST", "/project/accept_request/{project}/{worker}", domain(accept_request, "project", "worker")),
-    ("POST", "/project/reject_request/{project}/{worker}", domain(reject_request, "project", "worker")),
-    ("GET", "/project/secret/{project}", domain(get_secret, "project", caller=EITHER)),
-    ("POST", "/project/secret/{project}", domain(set_secret, "project", body=SecretBody)),
-    ("GET", "/project/webhook_secret/{project}", domain(get_webhook_secret, "project", reads=True)),
-    ("POST", "/project/webhook_secret/{project}", domain(set_webhook_secret, "project", body=WebhookSecretBody)),
-    (
-        "POST",
-        "/project/reset_failed_tasks/{project}",
-        reset("reset_failed", "Makes every failed task wait again, as if it had never failed."),
-    ),
-    (
-        "POST",
-        "/project/reclaim_assigned_tasks/{project}",
-        reset("reclaim_assigned", "Takes every assigned task from its worker, and makes it wait again."),
-    ),
-    (
-        "POST",
-        "/project/hard_reset/{project}",
-        reset("hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."),
-    ),
-    ("POST", "/git/receivehook", git_receive),
-    ("POST", "/logs", domain(list_logs, body=LogsBody, reads=True)),
-    ("GET", "/logs", domain(list_logs, query=LogsBody, reads=True)),
-    ("POST", "/register", register),
-    ("POST", "/login", login),
-    ("GET POST", "/logout", log_out),
-    ("GET", "/account", account),
-    ("GET", "/manager/list", domain(list_managers, reads=True)),
-    ("GET", "/manager/list_for_project/{project}", domain(list_project_managers, "project", reads=True)),
-    ("GET POST", "/manager/promote/{manager}", domain(promote_manager, "manager", status=204)),
-    ("GET POST", "/manager/demote/{manager}", domain(demote_manager, "manager", status=204)),
-    ("POST", "/manager/set_role_for_project/{project}", domain(set_role, "project", body=RoleBody)),
+# A path is literal segments, then the ids of what it is about; App finds it in a dictionary.
+API: list[Native] = [
+    Native("GET", "/task/get/{project}", get_task),
+    Native("POST", "/task/release", release_one),
+    Native("POST", "/task/submit", submit_one),
+    Native("GET", "/task/get", get_task_of_several),
+    Native("POST", "/task/bulk_release", bulk_release),
+    Native("POST", "/task/bulk_submit", bulk_submit),
+    Native("POST", "/task/submit_lines/{project}", submit_lines),
+    Native("GET", "/operation/{operation}", show_operation, "operation"),
+    Native("POST", "/log/{level}", add_log),
+    Native("POST", "/task/log", log_to_task),
+    Native("POST", "/template/create", create_template, "template"),
+    Native("POST", "/template/update/{template}", update_template),
+    Native("POST", "/template/delete/{template}", delete_template),
+    Native("GET", "/template/get/{template}", get_template, "template"),
+    Native("GET", "/template/list/{project}", list_templates, "templates"),
+    Native("POST", "/template/rotate_secret/{template}", rotate_template_secret, "secret"),
+    Native("POST", "/template/trigger/{template}", trigger_template, "job"),
+    Native("GET", "/job/get/{job}", get_job, "job"),
+    Native("GET", "/job/log/{job}", get_job_log, "entries"),
+    Native("GET", "/job/list", list_jobs),
+    Native("POST", "/job/cancel/{job}", cancel_job),
+    Native("POST", "/job/retry/{job}", retry_job, "job"),
+    Native("POST", "/workflow/create", create_workflow, "workflow"),
+    Native("POST", "/workflow/update/{workflow}", update_workflow),
+    Native("POST", "/workflow/delete/{workflow}", delete_workflow),
+    Native("GET", "/workflow/get/{workflow}", get_workflow, "workflow"),
+    Native("GET", "/workflow/list/{project}", list_workflows, "workflows"),
+    Native("POST", "/workflow/rotate_secret/{workflow}", rotate_workflow_secret, "secret"),
+    Native("POST", "/workflow/trigger/{workflow}", trigger_workflow, "job"),
+    Native("POST", "/worker/create", create_worker, "worker"),
+    Native("GET", "/worker/get/{worker}", get_worker, "worker"),
+    Native("POST", "/worker/update", update_worker),
+    Native("POST", "/worker/set_paused", set_worker_paused),
+    Native("GET", "/worker/stats", worker_stats, "stats"),
+    Native("GET", "/project/list", list_projects, "projects"),
+    Native("GET", "/project/get/{project}", get_project),
+    Native("POST", "/project/create", create_project, "id"),
+    Native("POST", "/project/update/{project}", update_project),
+    Native("GET", "/project/monitoring/{project}", get_snapshots, "snapshots"),
+    Native("GET", "/project/monitoring-between/{project}", get_snapshots_between, "snapshots"),
+    Native("GET", "/project/assignees/{project}", get_assignees, "assignees"),
+    Native("POST", "/project/request_access", request_access),
+    Native("GET", "/project/access_list/{project}", list_access, "accesses"),
+    Native("POST", "/project/accept_request/{project}/{worker}", accept_request),
+    Native("POST", "/project/reject_request/{project}/{worker}", reject_request),
+    Native("GET", "/project/secret/{project}", get_secret, "secret", reads=False),  # a worker that asks was seen
+    Native("POST", "/project/secret/{project}", set_secret),
+    Native("GET", "/project/webhook_secret/{project}", get_webhook_secret, "webhook_secret"),
+    Native("POST", "/project/webhook_secret/{project}", set_webhook_secret),
+    Native("POST", "/project/reset_failed_tasks/{project}", reset_failed_tasks),
+    Native("POST", "/project/reclaim_assigned_tasks/{project}", reclaim_assigned_tasks),
+    Native("POST", "/project/hard_reset/{project}", hard_reset),
+    Native("POST", "/git/receivehook", git_receive),
+    Native("POST", "/logs", list_logs, "logs", reads=True),
+    Native("GET", "/logs", list_logs, "logs"),
+    Native("POST", "/register", register),
+    Native("POST", "/login", login),
+    Native("GET POST", "/logout", logout),
+    Native("GET", "/account", account),
+    Native("GET", "/manager/list", list_managers, "managers"),
+    Native("GET", "/manager/list_for_project/{project}", list_project_managers, "managers"),
+    Native("GET POST", "/manager/promote/{manager}", promote_manager, status=204),
+    Native("GET POST", "/manager/demote/{manager}", demote_manager, status=204),
+    Native("POST", "/manager/set_role_for_project/{project}", set_role),
 ]
 
 
@@ -5182,10 +4860,6 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         yield
         await tracker.stop()
 
-    native = [Route(path, Endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in API]
-    for route in native:
-        route.methods.discard("HEAD")  # Starlette adds it to GET: a HEAD must not take a task
-    native.append(Route("/openapi.json", functools.partial(openapi_json, tracker), methods=["GET"]))
     import pages  # here, as the dialects are: they rest on this module
 
     shown = [
@@ -5193,23 +4867,45 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     ]
     app = App(
         routes=[
-            *native,
+            *(Route(path, functools.partial(openapi_json, tracker), methods=["GET"]) for path in OPENAPI_PATHS),
             *(route for dialect in dialects() for route in dialect.routes(tracker)),
             Route("/", home_page, methods=["GET"]),
             Route("/ui", ui_without_slash, methods=["GET"]),
             *shown,
             Mount("/ui/static", Static(directory=HERE / "static")),
             Route("/ui/{path:path}", pages.endpoint(tracker, pages.no_page), methods=["GET"]),
-            Mount("/api", Router(native, redirect_slashes=False)),
         ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a client of an API wants an error, not a redirect that loses its body
+    app.router.default = app.nothing_there
+    app.native = native_paths(tracker)
     app.state.tracker = tracker
-    app.get_task = Endpoint(tracker, get_task)
-    app.posts = {"/task/release": Endpoint(tracker, release), "/task/submit": Endpoint(tracker, submit)}
     return app
+
+
+MOST_PATH_IDS = 2
+
+
+class NativePath(NamedTuple):
+    """A path of the native API: what the ids at its end are called, the last one first, and an endpoint a method."""
+
+    ids: list[str]
+    endpoints: dict[str, Endpoint]
+
+
+def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
+    """The table API to look paths up in: for each number of ids, the paths with so many by what stands before them."""
+    found: list[dict[str, NativePath]] = [{} for _ in range(1 + MOST_PATH_IDS)]
+    for row in API:
+        literal, ids = row.path.partition("/{")[0], re.findall(r"\{(\w+)\}", row.path)
+        known = found[len(ids)].setdefault(literal, NativePath(ids[::-1], {}))
+        known.endpoints.update(dict.fromkeys(row.methods.split(), Endpoint(tracker, handler_of(row))))
+    return found
+
+
+OPENAPI_PATHS = ("/openapi.json", "/api/openapi.json")
 
 
 async def openapi_json(tracker: Tracker, request: Request) -> Response:
@@ -5221,38 +4917,56 @@ async def openapi_json(tracker: Tracker, request: Request) -> Response:
 
 @functools.lru_cache(maxsize=4)
 def openapi_document(settings: Settings) -> dict[str, Any]:
-    return openapi.document(API, settings, __version__)
+    return openapi.document([(row, takes_of(row)) for row in API], settings, __version__)
 
 
 class App(Starlette):
-    """Starlette with a shortcut: the three calls that make up a worker's life go straight to their endpoint.
+    """Starlette, before which the native API's paths are looked up: at the root and below /api, whatever root_path is.
 
-    Middleware and the search for a route would cost them as much time as their SQL does.
+    Middleware and the search for a route would cost these calls as much time as their SQL does. A call with a method
+    that its path does not have is left to that search: another system may answer it.
     """
 
-    get_task: Endpoint
-    posts: dict[str, Endpoint]
+    native: list[dict[str, NativePath]]
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] == "http" and (endpoint := self.hot_endpoint(scope)):
-            return await endpoint(scope, receive, send)
+        if scope["type"] == "http" and (found := self.find(scope)):
+            endpoints, ids = found
+            if endpoint := endpoints.get(scope["method"]):
+                scope["path_params"] = ids
+                return await endpoint(scope, receive, send)
         await super().__call__(scope, receive, send)
 
-    def hot_endpoint(self, scope: dict) -> Endpoint | None:
-        path = scope["path"]
-        if scope["method"] == "POST":
-            return self.posts.get(path)
-        if scope["method"] == "GET" and path.startswith("/task/get/"):
-            scope["path_params"] = {"project": path[10:]}
-            return self.get_task
+    def find(self, scope: dict) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
+        """The endpoints of a native path by their methods, and the ids in it."""
+        head, ids = path_below(path_below(scope["path"], scope.get("root_path", "")), "/api"), []
+        for paths in self.native:
+            if known := paths.get(head):
+                return known.endpoints, dict(zip(known.ids, ids, strict=True)) if ids else {}
+            head, _, last = head.rpartition("/")
+            if not last:
+                return None
+            ids.append(last)
         return None
+
+    async def nothing_there(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """What the search for a route ends with: 405 for a native path, 404 for any other."""
+        if scope["type"] == "http" and (found := self.find(scope)):
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(found[0]))})
+        await self.router.not_found(scope, receive, send)
+
+
+def path_below(path: str, prefix: str) -> str:
+    """The path without its prefix, if it is below that."""
+    return path[len(prefix) :] if path.startswith("/", len(prefix)) and path.startswith(prefix) else path
 
 
 def all_pages() -> list[tuple[str, str, Callable]]:
     """The tracker's own pages, and those of the dialects that have some."""
     import pages
 
-    return [*pages.PAGES, *(page for dialect in dialects() for page in getattr(dialect, "PAGES", ()))]
+    tables = [pages.PAGES, *(getattr(dialect, "PAGES", ()) for dialect in dialects())]
+    return [route for table in tables for route in pages.routes_of(table)]
 
 
 async def http_error(request: Request, error: HTTPException) -> Response:
@@ -5296,20 +5010,27 @@ def listen_on(settings: Settings) -> socket.socket:
 async def serve_until_stopped(
     settings: Settings, ready: Callable[[str, Server], None], clock: Clock | None = None
 ) -> None:
-    """Runs a tracker until its server is told to stop. `ready(url, server)` is called when it accepts requests."""
+    """Runs a tracker until its server is told to stop. `ready(url, server)` is called when it accepts requests.
+
+    RuntimeError when it has stopped by itself, as the writer had ended.
+    """
     app = create_app(settings, clock)
     tracker = app.state.tracker
     await tracker.start()
     try:
         with listen_on(settings) as sock:
-            server = Server(uvicorn_config(app, settings), tracker.begin_stop, settings.request_timeout)
-            serving = asyncio.create_task(server.serve(sockets=[sock]))
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.005)
-            ready(url_of(sock), server)
-            await serving
+            server = Server(
+                uvicorn_config(app, settings),
+                settings.request_timeout,
+                started=lambda: ready(url_of(sock), server),
+                stopping=tracker.begin_stop,
+            )
+            tracker.db.failed.add_done_callback(lambda _: server.stop())
+            await server.serve(sockets=[sock])
     finally:
         await tracker.stop()
+    if tracker.db.failed.done():
+        raise RuntimeError("The tracker has stopped because its writer had ended") from tracker.db.failed.result()
 
 
 # ── In-process ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -5320,12 +5041,14 @@ def serving(settings: Settings | None = None, clock: Clock | None = None) -> Ite
     """Serves a tracker of its own on a free port, in a background thread, and yields its URL. For tests.
 
     Unless the settings name a database, it is a temporary one. Their port is ignored: the URL tells which one it is.
+    Raises why it could not start, and at the end of the block, should it have stopped by itself, why.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         settings = msgspec.structs.replace(settings or Settings(), port=0)
         if settings.database == FIELDS["database"].default:
             settings = msgspec.structs.replace(settings, database=f"{folder}/tracker.db")
         started: list[Any] = []
+        ended: list[BaseException] = []
         signal = threading.Event()
 
         def ready(url: str, server: Server) -> None:
@@ -5336,20 +5059,23 @@ def serving(settings: Settings | None = None, clock: Clock | None = None) -> Ite
             try:
                 run_loop(serve_until_stopped(settings, ready, clock))
             except BaseException as error:
-                started.append(error)
+                ended.append(error)
             finally:
                 signal.set()
 
         thread = threading.Thread(target=run, name="tracker", daemon=True)
         thread.start()
         signal.wait()
-        if isinstance(started[0], BaseException):
-            raise started[0]
+        if not started:
+            raise ended[0]
+        url, server = started
         try:
-            yield started[0]
+            yield url
         finally:
-            started[1].should_exit = True
+            server.stop()
             thread.join()
+        if ended:
+            raise ended[0]
 
 
 # ── Command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -5445,13 +5171,11 @@ def toml_value(value: Any) -> str:
 def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     try:
         password = getpass.getpass(f"Password for {options.name}: ") if sys.stdin.isatty() else sys.stdin.readline()
-        body = msgspec.convert({"username": options.name, "password": password.rstrip("\r\n")}, RegisterBody)
+        body = convert({"username": options.name, "password": password.rstrip("\r\n")}, shapes.RegisterBody)
         password_hash = hash_password(body.password)
         body.username.encode()
-    except msgspec.ValidationError as error:
-        raise TrackerError("invalid", "{}: {}".format(*name_and_problem(error))) from None
     except (EOFError, UnicodeError):
-        raise TrackerError("invalid", "name, password: must be given, and be valid UTF-8") from None
+        raise TrackerError("invalid", "must be given, and be valid UTF-8", "name, password") from None
 
     async def create() -> None:
         database = Database(settings, Clock())

@@ -4,19 +4,18 @@
 Copied alone to another machine it works: it needs Python 3.11, httpx and rich (`python -m pip install httpx rich`) and
 nothing else of the tracker. `python worker.py --help` is the manual.
 
-How a submit flows: the command line names a file, a server and a project; *Input* cuts the file into numbered lines
-without ever holding it whole; *Tasks from lines* turns each into a task, or refuses it; *Submit* sends them in bulk
-requests through the *Client*, which alone knows how to wait for a slow or lost server, and tells the *Display* how far
-it is. Who we are to that server comes from *Credentials*; what we may do there is asked for in *Access*.
+How a submit flows: the command line names a file, a server and a project; *Input* cuts the file into parts of some
+lines without ever holding it whole; *Submit* sends each part by the *Client*, which alone knows how to wait for a slow
+or lost server, asks the tracker what became of its lines, and tells the *Display* how far it is. Who we are to that
+server comes from *Credentials*; what we may do there is asked for in *Access*.
 
 How a run flows: the *Taker*, a thread, asks for as many tasks as there is room for; each becomes an *Execution*, a
 thread that has *Commands* say what to start, starts it as a *Process* and judges its end; what the process prints goes
 through its *Streams* into a *TaskLog*; the *Courier*, a thread, brings logs and results to the tracker. The *Runner*
 holds what they share, and its main thread watches the time limits and the signals.
 
-Sections: Failures and exit statuses · Interrupts · Display · Client · Credentials · Access · Input · Tasks from lines ·
-Submit · Status · Run (tasks and their commands, processes, what a process prints, one task, delivery, taking tasks,
-run) · Command line.
+Sections: Failures and exit statuses · Interrupts · Display · Client · Credentials · Access · Input · Submit · Status ·
+Run (tasks and their commands, processes, what a process prints, one task, delivery, taking tasks, run) · Command line.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ import datetime
 import email.utils
 import enum
 import errno
+import gzip
 import hashlib
 import io
 import itertools
@@ -51,10 +51,12 @@ import tempfile
 import threading
 import time
 import traceback
+import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 try:
     import httpx
@@ -85,12 +87,16 @@ class Unreachable(Fail):
 
 
 class Refused(Exception):
-    """The server answered that it will not do this, and has not done any of it."""
+    """The server answered that it will not do this, and has not done any of it.
 
-    def __init__(self, status: int, message: str):
+    code: what kind of refusal it is, for programs; empty from a server that is older than this.
+    """
+
+    def __init__(self, status: int, message: str, code: str = ""):
         super().__init__(message)
         self.status = status
         self.message = message
+        self.code = code
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -302,9 +308,12 @@ class Client:
         """From now on every call is this worker's."""
         self.worker, self.credentials_file = worker, credentials_file
 
-    def call(self, method: str, path: str, body: Any = None) -> Answer:
+    def call(
+        self, method: str, path: str, body: Any = None, kind: str = "application/json", finishing: bool = False
+    ) -> Answer:
         """Sends one request (body: bytes as they are, anything else as JSON) until the tracker has answered it.
 
+        finishing: it ends what is in flight already, so a first signal does not keep it from being sent.
         Refused: the tracker said no. Fail: there is no sense in going on.
         """
         if body is not None and not isinstance(body, bytes):
@@ -312,10 +321,11 @@ class Client:
         carried_out = self.uncertain = False
         outage = _Outage(self)
         while True:
-            self.interrupts.check()
+            if not finishing:
+                self.interrupts.check()
             self.uncertain = True
             try:
-                response = self._attempt(method, path, body)
+                response = self._attempt(method, path, body, kind)
             except _Lost as lost:
                 carried_out = self.uncertain = carried_out or lost.carried_out
                 outage.wait(lost)
@@ -327,8 +337,8 @@ class Client:
                 continue
             return Answer(self._content(response, path), _server_time(response), repeated=carried_out)
 
-    def _attempt(self, method: str, path: str, body: bytes | None) -> httpx.Response:
-        headers = {"Content-Type": "application/json", "User-Agent": "tracker-worker"}
+    def _attempt(self, method: str, path: str, body: bytes | None, kind: str) -> httpx.Response:
+        headers = {"Content-Type": kind, "User-Agent": "tracker-worker"}
         if self.worker is not None:
             headers |= {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret}
         try:
@@ -366,7 +376,8 @@ class Client:
                 " is --server the address of a tracker?"
             )
         if status >= 400 or answer.get("ok") is not True:
-            raise Refused(status, _message(response))
+            code = answer.get("code")
+            raise Refused(status, _message(response), code if isinstance(code, str) else "")
         content = answer.get("content")
         return content if isinstance(content, dict) else {}
 
@@ -669,7 +680,7 @@ def ask_for_access(client: Client, project: int, refusal: Refused, *, assign: bo
         if again.status != 409:
             raise Fail(f"{client.server} does not take a request for access: {again.message}") from None
         state = f"Its request for access is still pending: {again.message}."
-        if "granted" in again.message:
+        if again.code == "granted" or (not again.code and "granted" in again.message):
             # One worker has one access per project: more is asked for only after the lesser one is withdrawn.
             state = f"What it may do there is something else: {again.message}."
             call, then = "reject", f"withdraw the access of {name}, which then asks for this one"
@@ -685,146 +696,109 @@ def ask_for_access(client: Client, project: int, refusal: Refused, *, assign: bo
 
 
 @dataclasses.dataclass
-class Line:
-    """One line of the input without its end; text is None when it was too long to keep."""
+class Part:
+    """Lines of the input that follow one another, without their ends, and the number of the first."""
 
-    number: int
-    text: bytes | None
-    end: int  # offset of the first byte after it
+    first: int
+    lines: list[bytes] = dataclasses.field(default_factory=list)
+    size: int = 0
+
+    def __str__(self) -> str:
+        return f"line {self.first}" if len(self.lines) == 1 else f"lines {self.first}-{self.next - 1}"
+
+    @property
+    def next(self) -> int:
+        """The number of the line that follows."""
+        return self.first + len(self.lines)
+
+    def add(self, line: bytes) -> None:
+        self.lines.append(line)
+        self.size += len(line) + 1
+
+    def text(self) -> bytes:
+        return b"\n".join([*self.lines, b""])
+
+    def is_blank(self) -> bool:
+        return not b"".join(self.lines).replace(b"\xef\xbb\xbf", b"").strip()
+
+    def halves(self) -> list[Part]:
+        middle = len(self.lines) // 2
+        cut = ((self.first, self.lines[:middle]), (self.first + middle, self.lines[middle:]))
+        return [Part(first, lines, sum(map(len, lines)) + len(lines)) for first, lines in cut]
 
 
 class Input:
-    """The lines of a file or of standard input, read in chunks: memory does not grow with the file."""
+    """A file or standard input, read in parts of some lines: memory does not grow with the file."""
 
     CHUNK = 256 * 1024
     LONGEST_LINE = 16 * 1024 * 1024
     SILENCE = 1.0
+    PART_BYTES = 1024 * 1024
+    PART_LINES = 1000  # the tracker names so many refused ones
 
     def __init__(self, name: str):
         """name: a path, or - for standard input. Fail when it cannot be opened."""
         try:
-            self.raw: BinaryIO | io.FileIO = io.FileIO(0 if name == "-" else name, closefd=name != "-")
-            status = os.fstat(self.raw.fileno())
+            raw = io.FileIO(0 if name == "-" else name, closefd=name != "-")
+            status = os.fstat(raw.fileno())
         except OSError as error:
             raise Fail(f"cannot read {name}: {error.strerror or error}") from None
+        self.source = io.BufferedReader(raw)
         self.name = "standard input" if name == "-" else name
-        regular = stat.S_ISREG(status.st_mode)
+        self.is_file = stat.S_ISREG(status.st_mode)
+        self.start = raw.tell() if self.is_file else 0
         #: Bytes that are still to come; None when nobody can know.
-        self.size = max(0, status.st_size - self.raw.tell()) if regular else None
-        # A pipe that is silent for a while should not keep back what it has said; Windows cannot select on one.
-        self.may_be_silent = not regular and os.name == "posix"
+        self.size = max(0, status.st_size - self.start) if self.is_file else None
+        #: A part is not larger, unless its only line is; it may be changed between two parts.
+        self.part_bytes = self.PART_BYTES
 
-    def lines(self) -> Iterator[Line | None]:
-        """Every line in order; None whenever a pipe or terminal has been silent for a second."""
-        number, end = 0, 0
-        begun, kept = [], 0  # the pieces and the length of a line whose end is still to come
+    def taken(self) -> int:
+        """Bytes of a file that have been read."""
+        return self.source.raw.tell() - self.start if self.is_file else 0
+
+    def parts(self, start_line: int, most_lines: int) -> Iterator[Part]:
+        """The lines from start_line on. A line ends with CR, LF or both.
+
+        A pipe that is silent for a second does not keep back what it has said. A line that is longer than any task can
+        be is cut, so that it fits into memory: the tracker refuses what is left of it.
+        """
+        part, number, tail, after_cr = Part(start_line), 0, b"", False
         for chunk in self._chunks():
-            if chunk is None:
-                yield None
-                continue
-            *finished, rest = chunk.split(b"\n")
-            for piece in finished:
-                number, end = number + 1, end + kept + len(piece) + 1
-                text: bytes | None = piece
-                if kept:
-                    text = b"".join([*begun, piece]) if kept + len(piece) <= self.LONGEST_LINE else None
-                    begun, kept = [], 0
-                yield Line(number, text, end)
-            if rest:
-                kept += len(rest)
-                begun = [*begun, rest] if kept <= self.LONGEST_LINE else []
-        if kept:
-            yield Line(number + 1, b"".join(begun) if kept <= self.LONGEST_LINE else None, end + kept)
+            lines = []
+            if chunk:
+                text = chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk
+                after_cr = text.endswith(b"\r")
+                *lines, tail = (tail + text + b".").splitlines()
+                tail = tail[:-1][: self.LONGEST_LINE]
+            for line in lines:
+                number += 1
+                if number < start_line:
+                    continue
+                if part.lines and (len(part.lines) == most_lines or part.size + len(line) > self.part_bytes):
+                    yield part
+                    part = Part(number)
+                part.add(line)
+            if not chunk and part.lines:
+                yield part
+                part = Part(part.next)
+        if tail and number + 1 >= start_line:
+            part.add(tail)
+        yield part
 
-    def _chunks(self) -> Iterator[bytes | None]:
-        first = True
-        while True:
-            while self.may_be_silent and not select.select([self.raw], [], [], self.SILENCE)[0]:
-                yield None
-            try:
-                chunk = self.raw.read(self.CHUNK)
-            except OSError as error:
-                raise Fail(f"cannot read {self.name}: {error.strerror or error}") from None
-            if not chunk:
-                return
-            if first and chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise Fail(f"{self.name} is UTF-16; worker.py reads UTF-8")
-            first = False
-            yield chunk
-
-
-# ── Tasks from lines ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclasses.dataclass
-class Task:
-    """A line that is ready to be sent."""
-
-    line: int
-    end: int
-    body: bytes  # the submit object as JSON
-    unique: bool  # the tracker recognises it when it comes a second time
-
-
-class BadLine(Exception):
-    """This line is no task; the text says why."""
-
-
-class TaskMaker:
-    """Makes the submit object of a line. options: fields of every task that does not bring its own."""
-
-    BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-    def __init__(self, project: int, options: dict[str, int], unique: bool, form: str):
-        """form: lines, json, or auto (a line that starts with { is JSON)."""
-        self.project = project
-        self.options = options
-        self.unique = unique
-        self.form = form
-        self.encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-    def make(self, line: Line) -> Task | None:
-        """The task of this line, None for a blank one. BadLine when it is none."""
-        if line.text is None:
-            raise BadLine(f"longer than {Input.LONGEST_LINE // 1024**2} MiB")
-        text = line.text.removeprefix(self.BYTE_ORDER_MARK) if line.number == 1 else line.text
-        if not text.strip():
-            return None
+    def _chunks(self) -> Iterator[bytes]:
+        """What is read, and unpacked if it is gzip's; nothing (an empty one) whenever a pipe has been silent."""
         try:
-            recipe = text.removesuffix(b"\r").decode()
-        except UnicodeDecodeError as error:
-            raise BadLine(f"not UTF-8 at byte {error.start + 1}") from None
-        is_json = self.form == "json" or (self.form == "auto" and recipe.startswith("{"))
-        task = self._from_json(recipe) if is_json else {"recipe": recipe}
-        task = {"project": self.project, **self.options, **task}
-        has_hash = any(task.get(name) for name in ("hash64", "hash_u64", "unique_string", "unique_str"))
-        if self.unique and not has_hash:
-            task["unique_string"] = task["recipe"]
-        return Task(line.number, line.end, self._encode(task), unique=self.unique or has_hash)
-
-    def _from_json(self, text: str) -> dict[str, Any]:
-        try:
-            task = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BadLine(f"not valid JSON: {error.msg} at column {error.colno}") from None
-        except (ValueError, RecursionError) as error:
-            raise BadLine(f"not valid JSON: {error}") from None
-        if not isinstance(task, dict):
-            raise BadLine("not a JSON object")
-        if task.setdefault("project", self.project) != self.project:
-            raise BadLine(f"project: {task['project']!r} is not the --project {self.project} of this run")
-        recipe = task.get("recipe")
-        if not isinstance(recipe, str) or not recipe:
-            raise BadLine("recipe: must be a string that is not empty" if "recipe" in task else "recipe: is missing")
-        return task
-
-    def _encode(self, task: dict[str, Any]) -> bytes:
-        try:
-            return self.encode(task).encode()
-        except UnicodeEncodeError:
-            raise BadLine("contains a lone surrogate, which is no character") from None
-        except ValueError:
-            raise BadLine("contains NaN or an infinite number, which JSON does not have") from None
+            is_packed = self.source.peek(2).startswith(b"\x1f\x8b")
+            source = gzip.GzipFile(fileobj=self.source) if is_packed else self.source
+            while chunk := source.read1(self.CHUNK):
+                yield chunk
+                # Windows cannot select on a pipe; and of what is packed nobody can tell whether more is there.
+                while os.name == "posix" and not (self.is_file or is_packed):
+                    if select.select([self.source.raw], [], [], self.SILENCE)[0]:
+                        break
+                    yield b""
+        except (OSError, EOFError, zlib.error) as error:
+            raise Fail(f"cannot read {self.name}: {getattr(error, 'strerror', None) or error}") from None
 
 
 # ── Submit ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -837,9 +811,9 @@ class Report:
     stored: int = 0
     duplicates: int = 0
     refused: int = 0
-    refusals: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-    repeated: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)  # first, last line, not unique
-    unanswered: tuple[int, int] | None = None
+    refusals: list[tuple[int, str]] = dataclasses.field(default_factory=list)  # the first ones: line and reason
+    repeated: list[int] = dataclasses.field(default_factory=list)  # the first lines that were duplicates
+    doubt: str = ""  # what is not known of the lines that were sent last
     next_line: int = 1  # every line before it is settled
 
     LISTED = 20
@@ -848,7 +822,7 @@ class Report:
         return f"stored {self.stored:,}, duplicate {self.duplicates:,}, refused {self.refused:,}"
 
     def says_something(self) -> bool:
-        return bool(self.stored or self.duplicates or self.refused or self.unanswered)
+        return bool(self.stored or self.duplicates or self.refused or self.doubt)
 
     def refuse(self, line: int, reason: str) -> None:
         self.refused += 1
@@ -858,144 +832,101 @@ class Report:
     def text(self, finished: bool) -> str:
         """The report that ends a run; finished: the whole input has been dealt with."""
         said = [self.counts()]
-        said += [f"  line {line}: {reason}" for line, reason in sorted(self.refusals)]
+        said += [f"  line {line}: {reason}" for line, reason in self.refusals]
         if self.refused > self.LISTED:
             said.append(f"  and {self.refused - self.LISTED:,} more; each was named on standard error")
-        for first, last, plain in self.repeated:
-            said.append(f"{_span(first, last)}: answer lost, sent again; {_after_repeating(plain)}")
-        if self.unanswered:
-            said.append(f"{_span(*self.unanswered)}: answer lost, they may or may not be stored")
+        if self.repeated:
+            more = self.duplicates - len(self.repeated)
+            numbers = ", ".join(map(str, self.repeated)) + (f" and {more:,} more" if more else "")
+            said.append(f"  duplicate: line {numbers}")
+        said += [self.doubt] if self.doubt else []
         if not finished:
             after = self.next_line - 1
             said.append(f"not finished: settled up to line {after}; continue with --start-line {self.next_line}")
         return "\n".join(printable(line, 2000) for line in said)
 
 
-def _span(first: int, last: int) -> str:
-    return f"line {first}" if first == last else f"lines {first}-{last}"
-
-
-def _after_repeating(plain: int) -> str:
-    """What a batch that was sent twice can have led to; plain: how many of its tasks had nothing to know them by."""
-    if plain:
-        return f"{plain:,} of them without a unique string may be stored twice (--unique prevents that)"
-    return "those counted as duplicate may have been stored by the first attempt"
-
-
 class Submission:
-    """Sends tasks in bulk requests and keeps the report of what became of each line.
+    """Sends lines to the tracker, which reads them, and keeps the report of what became of each.
 
-    A batch whose answer is lost is sent again, because a task that is missing is worse than one that is done twice; the
-    report names its lines.
+    An upload has a token: when its answer is lost it is sent again, and the tracker knows it.
     """
 
-    BATCH_BYTES = 1024 * 1024
-    NAMED_TASK = re.compile(r"requests\[(\d+)\]\.?\s*")
+    FIRST_LOOK, LONGEST_LOOK = 0.01, 1.0
 
-    def __init__(self, client: Client, project: int, maker: TaskMaker, batch_size: int):
+    def __init__(self, client: Client, project: int, options: dict[str, Any], source: Input):
+        """options: what tasks get that do not say otherwise, and how lines are to be read."""
         self.client = client
         self.project = project
-        self.maker = maker
-        self.batch_size = batch_size
-        self.batch_bytes = self.BATCH_BYTES
+        self.options = options
+        self.source = source
         self.report = Report()
 
-    def run(self, lines: Iterator[Line | None], start_line: int) -> None:
+    def run(self, start_line: int, most_lines: int) -> None:
         """Deals with every line from start_line on. Whatever ends it early, self.report is true when it does."""
         self.report.next_line = start_line
-        batch: list[Task] = []
-        size = 0
-        last = None
-        for line in lines:
-            if line is None:
-                self._send(batch)
-                batch, size = [], 0
-                continue
-            last = line
-            if line.number < start_line or (task := self._task(line)) is None:
-                continue
-            if batch and (len(batch) >= self.batch_size or size + len(task.body) > self.batch_bytes):
-                self._send(batch)
-                batch, size = [], 0
-            batch.append(task)
-            size += len(task.body) + 1
-        self._send(batch)
-        if last is not None:
-            self._settled(last.number, last.end)
+        for part in self.source.parts(start_line, most_lines):
+            self._send(part)
+            self.client.display.advance(self.source.taken(), self.report.counts())
 
-    def _task(self, line: Line) -> Task | None:
+    def _send(self, part: Part) -> None:
+        """Sends a part, or its halves when it is too much for the server. Fail when it is refused for anything else."""
         try:
-            return self.maker.make(line)
-        except BadLine as bad:
-            self._refuse(line.number, str(bad))
-            return None
+            if not part.is_blank():
+                with self.client.interrupts.deferred():
+                    self._follow(part, self._upload(part))
+        except Refused as refused:
+            if refused.status == 403:
+                ask_for_access(self.client, self.project, refused, assign=False, submit=True)
+            if refused.status not in (408, 413):
+                raise Fail(f"project {self.project} on {self.client.server}: {refused.message}") from None
+            self.source.part_bytes = max(1, part.size // 2)
+            if len(part.lines) > 1:
+                for half in part.halves():
+                    self._send(half)
+            else:
+                self._refuse(part.first, refused.message)
+        except (KeyError, TypeError, ValueError):
+            raise Fail(f"{self.client.server} answered with something that is no report of submitted lines") from None
+        self.report.next_line = part.next
+
+    def _upload(self, part: Part) -> int:
+        """The operation with which the tracker submits the lines."""
+        self.report.next_line = part.first
+        query = urllib.parse.urlencode({**self.options, "first_line": part.first, "token": secrets.token_hex(16)})
+        try:
+            path = f"/task/submit_lines/{self.project}?{query}"
+            answer = self.client.call("POST", path, part.text(), kind="text/plain; charset=utf-8")
+        except BaseException:
+            if self.client.uncertain:
+                self.report.doubt = f"{part}: answer lost, they may or may not be stored"
+            raise
+        return answer.content["operation"]
+
+    def _follow(self, part: Part, operation: int) -> None:
+        """Waits until the tracker has submitted what it has taken, and counts what became of it."""
+        self.report.next_line = part.next
+        self.report.doubt = f"{part}: taken by the tracker as operation {operation}, not counted here"
+        pause = self.FIRST_LOOK
+        while True:
+            found = self.client.call("GET", f"/operation/{operation}", finishing=True).content["operation"]
+            if found["state"] != "running":
+                break
+            time.sleep(pause)
+            pause = min(1.5 * pause, self.LONGEST_LOOK)
+        self._count(found["affected"], found["report"])
+        self.report.doubt = ""
+
+    def _count(self, stored: int, lines: dict[str, Any]) -> None:
+        for line, reason in lines["refused"]:
+            self._refuse(line, reason)
+        self.report.stored += stored
+        self.report.duplicates += lines["duplicate_count"]
+        self.report.repeated = (self.report.repeated + lines["duplicates"])[: Report.LISTED]
 
     def _refuse(self, line: int, reason: str) -> None:
         self.report.refuse(line, reason)
         self.client.display.notice(f"line {line} refused: {reason}")
-
-    def _send(self, batch: list[Task]) -> None:
-        """Sends a batch, in smaller parts when the server refuses it as a whole. The order of the lines is kept."""
-        parts = [batch] if batch else []
-        while parts:
-            part = parts.pop()
-            self.report.next_line = part[0].line
-            with self.client.interrupts.deferred():
-                try:
-                    answer = self._submit(part)
-                except Refused as refused:
-                    parts.extend(reversed(self._smaller_parts(part, refused)))
-                else:
-                    self._stored(part, answer)
-        if batch:
-            self._settled(batch[-1].line, batch[-1].end)
-
-    def _submit(self, part: list[Task]) -> Answer:
-        body = b'{"requests":[' + b",".join(task.body for task in part) + b"]}"
-        try:
-            return self.client.call("POST", "/task/bulk_submit", body)
-        except BaseException:
-            if self.client.uncertain:
-                self.report.unanswered = (part[0].line, part[-1].line)
-            raise
-
-    def _smaller_parts(self, part: list[Task], refused: Refused) -> list[list[Task]]:
-        """What to send instead of a part that was refused. Fail when the refusal is not about the part's tasks."""
-        if refused.status == 403:
-            ask_for_access(self.client, self.project, refused, assign=False, submit=True)
-        if refused.status not in (400, 408, 413, 422):
-            raise Fail(f"project {self.project} on {self.client.server}: {refused.message}")
-        if refused.status in (408, 413):  # too much to send in time, or at all
-            self.batch_bytes = max(1, sum(len(task.body) for task in part) // 2)
-        return self._split(part, refused)
-
-    def _split(self, part: list[Task], refused: Refused) -> list[list[Task]]:
-        """The parts to send instead of this one, which the server refuses because of a task that it may name."""
-        named = self.NAMED_TASK.match(refused.message)
-        bad = int(named[1]) if named else len(part)
-        if len(part) == 1 or bad < len(part):
-            bad = min(bad, len(part) - 1)
-            self._refuse(part[bad].line, refused.message[named.end() :] if named else refused.message)
-            before, rest = part[:bad], part[bad + 1 :]
-        else:
-            before, rest = [], part
-        # Halves, so that a batch of nothing but bad lines is not sent whole once for each of them.
-        middle = len(rest) // 2
-        return [piece for piece in (before, rest[:middle], rest[middle:]) if piece]
-
-    def _stored(self, part: list[Task], answer: Answer) -> None:
-        duplicates = answer.content.get("duplicates")
-        duplicates = duplicates if isinstance(duplicates, int) else 0
-        self.report.duplicates += duplicates
-        self.report.stored += len(part) - duplicates
-        self.report.next_line = part[-1].line + 1
-        if answer.repeated:
-            plain = sum(not task.unique for task in part)
-            self.report.repeated.append((part[0].line, part[-1].line, plain))
-
-    def _settled(self, line: int, end: int) -> None:
-        self.report.next_line = line + 1
-        self.client.display.advance(end, self.report.counts())
 
 
 def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -1005,13 +936,13 @@ def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
     client = Client(args.server, display, interrupts, args.patience)
     names = ("priority", "max_retries", "max_assign_time", "verification_count")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    maker = TaskMaker(args.project, options, args.unique, args.format)
-    submission = Submission(client, args.project, maker, args.batch)
+    options |= {"format": "text" if args.format == "lines" else args.format, "once": str(args.unique).lower()}
+    submission = Submission(client, args.project, options, source)
     report, finished = submission.report, False
     try:
         sign_in(client, Credentials(args.credentials or default_credentials_file()), args.alias)
         with display.progress(source.size):
-            submission.run(source.lines(), args.start_line)
+            submission.run(args.start_line, min(args.batch, Input.PART_LINES))
         finished = True
     finally:
         if finished or report.says_something():
@@ -2127,8 +2058,7 @@ class Taker(threading.Thread):
         if refused.status != 403:
             raise Fail(f"{self.client.server} hands out no tasks: {refused.message}")
         if not self._is_paused():
-            named = re.search(r"project (\d+)", refused.message)
-            project = int(named[1]) if named and int(named[1]) in self.projects else self.projects[0]
+            project = next(filter(self._is_closed_to_us, self.projects), self.projects[0])
             ask_for_access(self.client, project, refused, assign=True, submit=False)
         self.runner.display.state("a manager has paused this worker; waiting until it may go on")
         self.client.interrupts.sleep(self.pause)
@@ -2138,6 +2068,17 @@ class Taker(threading.Thread):
         with contextlib.suppress(Refused):
             worker = self.client.call("GET", f"/worker/get/{self.client.worker.id}").content.get("worker")
             return isinstance(worker, dict) and worker.get("paused") is True
+        return False
+
+    def _is_closed_to_us(self, project: int) -> bool:
+        """Whether we may not be assigned the project's tasks: what it keeps for those who may is refused us then."""
+        with contextlib.suppress(Refused):  # a hidden one, which is not public
+            if self.client.call("GET", f"/project/get/{project}").content.get("public") is True:
+                return False
+        try:
+            self.client.call("GET", f"/project/secret/{project}")
+        except Refused as refused:
+            return refused.status == 403
         return False
 
     def _say_why_nothing(self) -> None:
@@ -2710,20 +2651,19 @@ exit status:
 `worker.py COMMAND --help` tells the rest."""
 
 SUBMIT_MANUAL = """\
-Submits the lines of FILE (or of standard input, -) as tasks of one project, in bulk requests. A line is a recipe as it
-stands; a line that starts with { is a JSON submit object with any of the fields
+Submits the lines of FILE (or of standard input, -) as tasks of one project. A line is a recipe as it stands; a line
+that starts with { is a JSON submit object with any of the fields
   recipe, priority, max_retries, max_assign_time, verification_count, hash64, unique_string
-and what it does not say is taken from the options here, or else from the tracker. Blank lines are skipped. The file
-may be larger than the memory. A pipe that is silent for a second has its lines submitted before the batch is full.
+and what it does not say is taken from the options here, or else from the tracker. Blank lines are skipped. The tracker
+reads the lines: UTF-8, with any line ends, also what its pages have exported. The file may be packed by gzip, and
+larger than the memory. A pipe that is silent for a second has its lines submitted before the batch is full.
 
 The report at the end counts the lines that were stored, those that were duplicates (the tracker had a task with the
 same hash or unique string), and names the refused ones by line number with the reason. A refused line never keeps
 another one from being stored.
 
-A rate limit is waited for, and so is a server that goes away, for as long as it takes (see --patience). A bulk request
-whose answer is lost is sent again, and the report names its lines: tasks that have neither --unique nor a hash of their
-own may then be stored twice. Even a unique one may be, when it was closed before the second attempt and the project
-does not keep the hashes of closed tasks.
+A rate limit is waited for, and so is a server that goes away, for as long as it takes (see --patience). What was sent
+without an answer is sent again; the tracker knows it, and stores nothing twice.
 
 Ctrl-C waits for the answer in flight, reports, and names the --start-line to go on with. Pressed twice, it does not
 wait."""
@@ -2914,7 +2854,13 @@ def _add_submit(commands: Any) -> None:
         type=whole(0),
         help="how many different workers must report the same result (default: 1)",
     )
-    add("--batch", metavar="N", type=whole(1, 100_000), default=1000, help="tasks per request (default: 1000)")
+    add(
+        "--batch",
+        metavar="N",
+        type=whole(1, 100_000),
+        default=Input.PART_LINES,
+        help=f"lines per request (default: {Input.PART_LINES}, which is also the most)",
+    )
     add(
         "--start-line",
         metavar="N",

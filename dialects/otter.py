@@ -93,9 +93,9 @@ def read_json(body: bytes) -> dict[str, Any]:
     try:
         members = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
+        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
     if not isinstance(members, dict):
-        raise TrackerError("invalid", "body: must be a JSON object")
+        raise TrackerError("invalid", "must be a JSON object", "body")
     key = members.pop("API_Key", None) or members.get("key")
     return {**members, "key": key}
 
@@ -107,13 +107,13 @@ def read_form(text: bytes, place: str) -> dict[str, Any]:
     except ValueError as error:
         many = "Max number" in str(error)
         problem = f"more than {MOST_PARAMETERS} parameters" if many else "not valid form encoding in UTF-8"
-        raise TrackerError("invalid", f"{place}: {problem}") from None
+        raise TrackerError("invalid", f"{problem}", place) from None
 
 
 def required(parameters: dict[str, Any], name: str) -> str:
     if text := tracker.as_text(parameters.get(name)):
         return text
-    raise TrackerError("invalid", f"{name}: is required")
+    raise TrackerError("invalid", "is required", name)
 
 
 # ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -130,7 +130,7 @@ def trigger_template(tx: Tx, parameters: dict[str, Any]) -> str:
     name = required(parameters, "template")
     template = tracker.api_template(tx, name)
     if template is None:
-        raise TrackerError("not_found", f"template: there is no template {name[:100]!r}")
+        raise TrackerError("not_found", f"there is no template {name[:100]!r}", "template")
     refuse_strangers(template, parameters)
     tracker.charge_trigger(tx, template["project"])
     variables = {name: value for name, value in parameters.items() if name not in NOT_VARIABLES}
@@ -140,10 +140,10 @@ def trigger_template(tx: Tx, parameters: dict[str, Any]) -> str:
 def refuse_strangers(template: Row, parameters: dict[str, Any]) -> None:
     """Refuses those for whom the template's jobs are not: everybody, or those who do not have its key."""
     if not template["api"]:
-        raise TrackerError("forbidden", "template: is not usable through the API")
+        raise TrackerError("forbidden", "is not usable through the API", "template")
     key = tracker.as_text(parameters["key"])
     if not tracker.key_matches(template, key):
-        raise TrackerError("forbidden", "key: does not match the template's" if key else "key: is required")
+        raise TrackerError("forbidden", "does not match the template's" if key else "key: is required", "key")
 
 
 async def status(call: Call) -> Response:
@@ -157,7 +157,7 @@ def job_asked_for(tx: Tx, parameters: dict[str, Any]) -> Row:
     job = tracker.find_job(tx, required(parameters, "token"))
     template = job and tracker.template_of_job(tx, job)
     if template is None:
-        raise TrackerError("invalid", "token: there is no such job")
+        raise TrackerError("invalid", "there is no such job", "token")
     refuse_strangers(template, parameters)
     return job
 

@@ -35,10 +35,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, compile_path
 
 import pages
+import shapes
 import tracker
 from dialects import plumbing
 from dialects.plumbing import as_bytes, as_json, basic_credentials, decoded, forgiving_json, nothing
-from tracker import FAIL, OK, ReleaseBody, TrackerError, Tx, WorkerCredentials
+from pages import Action, Page
+from shapes import Name, ReleaseBody
+from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -161,7 +164,7 @@ async def read_multipart(call: tracker.Call) -> dict[str, Any]:
     except TrackerError as error:
         if error.code != "invalid":
             raise
-        raise not_content(error.message.removeprefix("body: ")) from None
+        raise not_content(error.problem) from None
     return from_pairs(form)
 
 
@@ -698,7 +701,7 @@ def rotate_secret(tx: Tx, task: sqlite3.Row, given: Any) -> None:
 
 def delete_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """DELETE /task/{task}: its jobs go on, and stay."""
-    tracker.drop_template(tx, find_task(tx, ask))
+    tracker.mark_template_deleted(tx, find_task(tx, ask))
     return {}
 
 
@@ -709,7 +712,7 @@ def written(write: Callable, tx: Tx, *args: Any) -> sqlite3.Row:
     except TrackerError as error:
         if error.code not in ("invalid", "conflict"):
             raise
-        raise invalid_fields((our_name(error.message.partition(":")[0]), "EVALID")) from None
+        raise invalid_fields((our_name(error.field), "EVALID")) from None
 
 
 def our_name(field: str) -> str:
@@ -717,7 +720,7 @@ def our_name(field: str) -> str:
     return FIELD_NAMES.get(name, name)
 
 
-def template_body(tx: Tx, fields: dict[str, Any]) -> tracker.TemplateBody:
+def template_body(tx: Tx, fields: dict[str, Any]) -> shapes.TemplateBody:
     """The fields of a task as those of a template. Names the fields that cannot be used, all of them."""
     values: dict[str, Any] = {}
     bad = []
@@ -729,7 +732,7 @@ def template_body(tx: Tx, fields: dict[str, Any]) -> tracker.TemplateBody:
                 bad.append(name)
     if bad:
         raise invalid_fields(*((name, "EVALID") for name in bad))
-    return tracker.TemplateBody(**{name: value for name, value in values.items() if value is not msgspec.UNSET})
+    return shapes.TemplateBody(**{name: value for name, value in values.items() if value is not msgspec.UNSET})
 
 
 def unchanged(tx: Tx, value: Any) -> Any:
@@ -817,7 +820,7 @@ TASK_FIELDS: dict[str, tuple[str, Callable[[Tx, Any], Any]]] = {
     "timeout": ("timeout", seconds),
     "env": ("env", environment),
 }
-TEMPLATE_TYPES = {field.name: field.type for field in msgspec.structs.fields(tracker.TemplateBody)} | {"type": Any}
+TEMPLATE_TYPES = {field.name: field.type for field in msgspec.structs.fields(shapes.TemplateBody)} | {"type": Any}
 
 
 # ── Arguments and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -891,7 +894,7 @@ MOST_RESULTS = 2**24  # characters of their results after which it ends
 
 def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
     """The jobs among which to look, by an index where there is one for a filter."""
-    query = tracker.JobsQuery(limit=500)
+    query = shapes.JobsQuery(limit=500)
     if "task_id" in where:
         row = tx.one("SELECT id FROM template WHERE token = ?", (where["task_id"].lower(),))
         query.template = row["id"] if row else 0
@@ -912,7 +915,7 @@ def cancel_job(tx: Tx, ask: Ask, caller: Caller) -> Raw:
     if job["finished"] is not None:
         raise Refusal(400, f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
     row = tx.one("SELECT name FROM theeye_token WHERE id = ?", (caller.id,))
-    tracker.cancel_job(tx, job, f"integration token {row['name']}")
+    tracker.stop_job(tx, job, f"integration token {row['name']}")
     return NO_CONTENT
 
 
@@ -992,7 +995,7 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
             raise
         tasks = []
     objects = Objects(tx)
-    return {"jobs": [objects.fetched_job(tracker.find_job(tx, task["job"]["id"])) for task in tasks]}
+    return {"jobs": [objects.fetched_job(tracker.find_job(tx, task.job.id)) for task in tasks]}
 
 
 def download_script(tx: Tx, ask: Ask, caller: Caller) -> Raw:
@@ -1070,7 +1073,7 @@ def ends_of_texts(result: dict[str, Any], most: int) -> dict[str, str]:
 def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any) -> None:
     """An agent sends what its script wrote with the result; so it becomes the log."""
     if isinstance(text, str) and text.strip("\n"):
-        entries = [tracker.TaskEntry(lines, tx.time, "info", "script") for lines in log_entries(text.strip("\n"))]
+        entries = [shapes.TaskEntry(lines, tx.time, "info", "script") for lines in log_entries(text.strip("\n"))]
         tracker.add_job_lines(tx, job, worker, entries)
 
 
@@ -1169,7 +1172,7 @@ class Door(BaseRoute):
     def __init__(self, running: tracker.Tracker):
         self.endpoint = tracker.Endpoint(running, self.reply, TheEyeCall)
         self.customer = running.settings.theeye_customer
-        paths = [path.split("/")[1:] for _, path, _ in tracker.API]
+        paths = [row.path.split("/")[1:] for row in tracker.API]
         self.native = {tuple(parts[:2]) for parts in paths}
         self.taken = {parts[0] for parts in paths if parts[0] not in ROOTS} | {"api", "ui", "v1", "openapi.json"}
         if self.customer in self.taken | ROOTS:
@@ -1240,18 +1243,18 @@ MOST_SHOWN = 500  # tokens, agents or hosts on one page; nobody has so many
 
 
 class TokenForm(msgspec.Struct):
-    name: tracker.Name
+    name: Name
     admin: bool = False
 
 
 class AgentForm(msgspec.Struct):
     project: tracker.Id
-    alias: tracker.Name
+    alias: Name
 
 
-def tokens_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """The integration tokens. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def tokens_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
+    """The integration tokens."""
     rows = tx.all(
         "SELECT t.*, m.username, m.tracker_admin FROM theeye_token t JOIN manager m ON m.id = t.manager"
         " ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT ?",
@@ -1260,28 +1263,28 @@ def tokens_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
     return {"tokens": rows, "fresh": None}
 
 
-def create_token(tx: Tx, session: bytes | None, body: TokenForm) -> dict[str, Any]:
-    """A new integration token. It is in the answer and nowhere else. For admins."""
-    manager = tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def create_token(tx: Tx, caller: tracker.Caller, body: TokenForm) -> dict[str, Any]:
+    """A new integration token. It is in the answer and nowhere else."""
     token = secrets.token_hex(32)
     tx.execute(
         "INSERT INTO theeye_token (name, hash, admin, manager, created) VALUES (?, ?, ?, ?, ?)",
-        (body.name, tracker.digest(token.encode()), body.admin, manager["id"], tx.time),
+        (body.name, tracker.digest(token.encode()), body.admin, caller.manager.id, tx.time),
     )
     return {"name": body.name, "token": token}
 
 
-def revoke_token(tx: Tx, session: bytes | None, token: int) -> None:
-    """Ends an integration token at once. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def revoke_token(tx: Tx, caller: tracker.Caller, token: int) -> None:
+    """Ends an integration token at once."""
     changed = "UPDATE theeye_token SET revoked = ? WHERE id = ? AND revoked IS NULL"
     if not tx.execute(changed, (tx.time, token)).rowcount:
         raise TrackerError("not_found", f"No valid integration token {token}")
 
 
-def agents_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """The agents, and the hosts on which they run. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
+    """The agents, and the hosts on which they run."""
     return {
         "agents": tx.all(
             "SELECT a.*, w.alias, w.last_seen, w.paused, p.name AS project_name FROM theeye_agent a"
@@ -1299,15 +1302,12 @@ def agents_page(tx: Tx, session: bytes | None) -> dict[str, Any]:
     }
 
 
-def create_agent(tx: Tx, session: bytes | None, body: AgentForm) -> dict[str, Any]:
-    """A new agent for the jobs of a project, and its worker. Its secret is in the answer and nowhere else.
-
-    For admins.
-    """
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def create_agent(tx: Tx, caller: tracker.Caller, body: AgentForm) -> dict[str, Any]:
+    """A new agent for the jobs of a project, and its worker. Its secret is in the answer and nowhere else."""
     project = tracker.find_project(tx, body.project)
-    worker = tracker.create_worker(tx, session, tracker.AliasBody(body.alias))["worker"]["id"]
-    tracker.set_worker_access(tx, session, body.project, tracker.WorkerRolesBody(worker, assign=True))
+    worker, _ = tracker.insert_worker(tx, tracker.clean_alias(tx, body.alias))
+    tracker.grant_access(tx, body.project, worker, assign=True, submit=False)
     token, secret = tracker.new_token(), secrets.token_hex(32)
     tx.execute(
         "INSERT INTO theeye_agent (token, secret_hash, worker, project, created) VALUES (?, ?, ?, ?, ?)",
@@ -1316,9 +1316,9 @@ def create_agent(tx: Tx, session: bytes | None, body: AgentForm) -> dict[str, An
     return {"alias": body.alias, "token": token, "secret": secret, "project": project["name"]}
 
 
-def delete_agent(tx: Tx, session: bytes | None, agent: int) -> None:
-    """Deletes an agent: it is logged out, and its worker has no access any more. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def delete_agent(tx: Tx, caller: tracker.Caller, agent: int) -> None:
+    """Deletes an agent: it is logged out, and its worker has no access any more."""
     row = tx.one("DELETE FROM theeye_agent WHERE id = ? RETURNING worker, project", (agent,))
     if row is None:
         raise TrackerError("not_found", f"No agent {agent}")
@@ -1326,9 +1326,9 @@ def delete_agent(tx: Tx, session: bytes | None, agent: int) -> None:
     tx.execute("DELETE FROM worker_access WHERE worker = ? AND project = ?", tuple(row))
 
 
-def delete_host(tx: Tx, session: bytes | None, project: int) -> None:
-    """Deletes the host of a project: the next that is heard of takes its place. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def delete_host(tx: Tx, caller: tracker.Caller, project: int) -> None:
+    """Deletes the host of a project: the next that is heard of takes its place."""
     if not tx.execute("DELETE FROM theeye_host WHERE project = ?", (project,)).rowcount:
         raise TrackerError("not_found", f"Project {project} has no host")
 
@@ -1336,70 +1336,48 @@ def delete_host(tx: Tx, session: bytes | None, project: int) -> None:
 EMPTY_ROWS = 3  # of a workflow's form, for further edges
 
 
-def workflow_frame(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
+def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, Any]:
     """What a workflow can be made of: the templates that the manager may edit, those of the project first."""
-    manager = tracker.require_manager(tx, session)
     rows = tx.all(
         "SELECT t.id, t.name, t.project, p.name AS project_name FROM template t JOIN project p ON p.id = t.project"
         " WHERE t.deleted IS NULL ORDER BY t.project <> ?, p.name, t.name LIMIT 2000",
         (project,),
     )
-    editable = functools.cache(lambda one: bool(tracker.role_in_project(tx, manager, one) & tracker.EDIT))
     return {
         "templates": {
             row["id"]: row["name"] if row["project"] == project else f"{row['name']} ({row['project_name']})"
             for row in rows
-            if editable(row["project"])
+            if caller.role(row["project"]) & EDIT
         },
         "endings": [(ending, STATES[state].trigger_name) for state, ending in tracker.ENDINGS.items()],
         "empty_rows": EMPTY_ROWS,
     }
 
 
-def workflows_page(tx: Tx, session: bytes | None, project: int) -> dict[str, Any]:
-    """The project's workflows, and the form for a new one. For managers with EDIT."""
-    workflows = tracker.list_workflows(tx, session, project)["workflows"]
-    return {**workflow_frame(tx, session, project), "workflows": workflows, "edges": []}
+@pages.of_project(EDIT)
+def workflows_page(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> dict[str, Any]:
+    """The project's workflows, and the form for a new one."""
+    workflows = tracker.list_workflows(tx, caller, project)
+    return {**workflow_frame(tx, caller, project["id"]), "workflows": workflows, "edges": []}
 
 
-def workflow_page(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    """A workflow: its edges, how it is triggered, its last runs. For managers with EDIT."""
-    row = tracker.editable_workflow(tx, session, workflow)
-    project, manager = tracker.find_project(tx, row["project"]), tracker.require_manager(tx, session)
-    start = tracker.find_template(tx, row["start"])
-    frame = workflow_frame(tx, session, row["project"])
-    shown = tracker.workflow_json(tx, row)
-    for template in {row["start"], *(one[end] for one in shown["edges"] for end in ("template", "target"))}:
+@pages.of_project(EDIT, tracker.WORKFLOW)
+def workflow_page(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
+    """A workflow: its edges, how it is triggered, its last runs."""
+    start = tracker.find_template(tx, workflow["start"])
+    frame = workflow_frame(tx, caller, workflow["project"])
+    shown = tracker.workflow_shown(tx, workflow)
+    for template in {shown.start, *(end for edge in shown.edges for end in (edge.template, edge.target))}:
         frame["templates"].setdefault(template, f"template {template}, deleted or not yours")
+    runs = f"SELECT {tracker.LISTED_JOB} FROM job WHERE workflow = ? ORDER BY id DESC LIMIT 20"
     return {
         **frame,
-        **pages.project_frame(tx, project, tracker.role_in_project(tx, manager, row["project"])),
-        "workflow": {**shown, "token": row["token"]},
-        "edges": shown["edges"],
+        "workflow": workflow,
+        "edges": shown.edges,
         "arguments": tracker.free_arguments(start) if start else [],
-        "runs": tx.all(
-            f"SELECT {tracker.LISTED_JOB} FROM job WHERE workflow = ? ORDER BY id DESC LIMIT 20", (workflow,)
-        ),
+        "runs": tx.all(runs, (workflow["id"],)),
         "fresh": None,
     }
-
-
-def workflow_body(visit: pages.Visit) -> tracker.WorkflowBody:
-    """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
-    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
-    edges = []
-    for number, values in enumerate(zip(*columns, strict=False), 1):
-        if not any(values[::2]):
-            continue
-        if not all(values):
-            raise TrackerError("invalid", f"edges: row {number} needs a template and what follows it")
-        edges.append(dict(zip(("template", "ending", "target"), values, strict=True)))
-    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": edges}
-    try:
-        return msgspec.convert(fields, tracker.WorkflowBody, strict=False)
-    except msgspec.ValidationError as error:
-        name, problem = tracker.name_and_problem(error)
-        raise TrackerError("invalid", f"{name}: {problem}") from None
 
 
 def typed_edges(visit: pages.Visit, values: dict[str, Any]) -> dict[str, Any]:
@@ -1409,9 +1387,22 @@ def typed_edges(visit: pages.Visit, values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "edges": [edge for edge in typed if edge["template"] or edge["target"]]} if typed else values
 
 
+def workflow_form(visit: pages.Visit) -> shapes.WorkflowBody:
+    """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
+    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
+    edges = []
+    for number, values in enumerate(zip(*columns, strict=False), 1):
+        if not any(values[::2]):
+            continue
+        if not all(values):
+            raise TrackerError("invalid", f"row {number} needs a template and what follows it", "edges")
+        edges.append(dict(zip(("template", "ending", "target"), values, strict=True)))
+    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": edges}
+    return tracker.convert(fields, shapes.WorkflowBody, strict=False)
+
+
 async def show_workflows(visit: pages.Visit) -> Response:
-    read = pages.of_project(tracker.EDIT, workflows_page)
-    values = await visit.read(read, visit.path_id("project"))
+    values = await visit.read(workflows_page, visit.path_id("project"))
     return await visit.render("theeye_workflows.html", typed_edges(visit, values))
 
 
@@ -1432,7 +1423,7 @@ class Paste(NamedTuple):
 
 
 def ready_to_paste(
-    visit: pages.Visit, path: str, label: str, arguments: Sequence[tracker.Argument], **more: str
+    visit: pages.Visit, path: str, label: str, arguments: Sequence[shapes.Argument], **more: str
 ) -> Paste:
     """A curl line and an HTML button that trigger what is at the path, with the arguments' labels as their values."""
     given = [one.label or f"argument {number}" for number, one in enumerate(arguments, 1)]
@@ -1454,65 +1445,38 @@ def ready_to_paste(
     )
 
 
-async def create_workflow(visit: pages.Visit) -> Response:
-    project = visit.path_id("project")
-    try:
-        body = workflow_body(visit)
-        body.project = project
-        created = (await visit.tracker.db.write(tracker.create_workflow, visit.session(), body))["workflow"]
-    except TrackerError as error:
-        visit.error = error
-        return await show_workflows(visit)
-    return await show_workflow(visit, created["secret"], created["id"])
+@tracker.needs(EDIT)
+def create_workflow(tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: shapes.WorkflowBody) -> shapes.Workflow:
+    body.project = project["id"]
+    return tracker.create_workflow(tx, caller, body)
 
 
-async def update_workflow(visit: pages.Visit) -> Response:
-    workflow = visit.path_id("workflow")
-    try:
-        await visit.tracker.db.write(tracker.update_workflow, visit.session(), workflow, workflow_body(visit))
-    except TrackerError as error:
-        visit.error = error
-        return await show_workflow(visit)
-    return visit.see(f"/ui/workflows/{workflow}", "Saved.")
+async def show_new_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
+    return await show_workflow(visit, created.secret, created.id)
 
 
-async def rotate_workflow(visit: pages.Visit) -> Response:
-    write = visit.tracker.db.write
-    secret = (await write(tracker.rotate_workflow_secret, visit.session(), visit.path_id("workflow")))["secret"]
+async def show_rotated_secret(visit: pages.Visit, secret: str) -> Response:
     return await show_workflow(visit, secret)
 
 
-async def start_workflow(visit: pages.Visit) -> Response:
-    """Run now: with the arguments that were typed, those left empty being null."""
-    workflow = visit.path_id("workflow")
-    body = tracker.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
-    try:
-        await visit.tracker.db.write(tracker.trigger_workflow, visit.session(), workflow, body)
-    except TrackerError as error:
-        visit.error = error
-        return await show_workflow(visit)
-    return visit.see(f"/ui/workflows/{workflow}", "The workflow has begun.")
+def run_form(visit: pages.Visit) -> shapes.TriggerBody:
+    """The arguments that were typed, those left empty being null."""
+    return shapes.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
 
 
-def revealing(function: Callable, form: type, name: str, read: Callable) -> pages.Handler:
-    """The handler of an action whose result is shown this once: with the page itself, and never again."""
+def revealing(template: str, read: Callable) -> Callable:
+    """Shows the result of an action this once: with the page itself, and never again."""
 
-    async def handler(visit: pages.Visit) -> Response:
-        fresh = None
-        try:
-            fresh = await visit.tracker.db.write(function, visit.session(), visit.form_as(form))
-        except TrackerError as error:
-            visit.error = error
+    async def show(visit: pages.Visit, fresh: Any) -> Response:
         values = await visit.read(read)
-        if fresh:
-            visit.fields = {}  # the form is empty again
-        return await visit.render(name, {**values, "fresh": fresh})
+        visit.fields = {}  # the form is empty again
+        return await visit.render(template, {**values, "fresh": fresh})
 
-    return handler
+    return show
 
 
-def about_token(tx: Tx, session: bytes | None, token: int) -> dict[str, Any]:
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def about_token(tx: Tx, caller: tracker.Caller, token: int) -> dict[str, Any]:
     row = tx.one("SELECT name FROM theeye_token WHERE id = ? AND revoked IS NULL", (token,))
     if row is None:
         raise TrackerError("not_found", f"No valid integration token {token}")
@@ -1520,8 +1484,8 @@ def about_token(tx: Tx, session: bytes | None, token: int) -> dict[str, Any]:
     return question(f"Revoke the token {row['name']}?", says, "Revoke", "/ui/theeye/tokens")
 
 
-def about_agent(tx: Tx, session: bytes | None, agent: int) -> dict[str, Any]:
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def about_agent(tx: Tx, caller: tracker.Caller, agent: int) -> dict[str, Any]:
     row = tx.one("SELECT alias FROM theeye_agent a JOIN worker w ON w.id = a.worker WHERE a.id = ?", (agent,))
     if row is None:
         raise TrackerError("not_found", f"No agent {agent}")
@@ -1531,57 +1495,59 @@ def about_agent(tx: Tx, session: bytes | None, agent: int) -> dict[str, Any]:
     return question(f"Delete the agent {row['alias']}?", says, "Delete", "/ui/theeye/agents")
 
 
-def about_workflow(tx: Tx, session: bytes | None, workflow: int) -> dict[str, Any]:
-    row = tracker.editable_workflow(tx, session, workflow)
+@tracker.needs(EDIT, tracker.WORKFLOW)
+def about_workflow(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
     says = "Nothing can trigger it any more, and its secret is lost. What it has begun ends with the steps of now."
-    then = f"/ui/projects/{row['project']}/workflows"
-    return question(f"Delete the workflow {row['name']}?", says, "Delete", then, f"/ui/workflows/{workflow}")
+    then, cancel = f"/ui/projects/{workflow['project']}/workflows", f"/ui/workflows/{workflow['id']}"
+    return question(f"Delete the workflow {workflow['name']}?", says, "Delete", then, cancel)
 
 
 def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
     return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
 
 
-def asking(read: Callable, act: Callable, name: str, to: str, says: str) -> pages.Handler:
-    """The handler of an action that cannot be undone: it asks first."""
-    ask = pages.page("theeye_confirm.html", read, name)
-    do = pages.action(act, name, to=to, says=says)
-
-    async def handler(visit: pages.Visit) -> Response:
-        return await (do if visit.field("confirmed") == "yes" else ask)(visit)
-
-    return handler
+CONFIRM = "theeye_confirm.html"
 
 
-PAGES: list[tuple[str, str, pages.Handler]] = [
-    ("GET", "/ui/theeye/tokens", pages.page("theeye_tokens.html", tokens_page)),
-    ("POST", "/ui/theeye/tokens", revealing(create_token, TokenForm, "theeye_tokens.html", tokens_page)),
-    (
-        "POST",
-        "/ui/theeye/tokens/{token}/revoke",
-        asking(about_token, revoke_token, "token", "/ui/theeye/tokens", "The token is revoked."),
+PAGES = [
+    Page(
+        "/ui/theeye/tokens",
+        "theeye_tokens.html",
+        tokens_page,
+        [
+            Action("", create_token, TokenForm, shows=revealing("theeye_tokens.html", tokens_page)),
+            Action("/{token}/revoke", revoke_token, says="The token is revoked.", asks=(CONFIRM, about_token)),
+        ],
     ),
-    ("GET", "/ui/theeye/agents", pages.page("theeye_agents.html", agents_page)),
-    ("POST", "/ui/theeye/agents", revealing(create_agent, AgentForm, "theeye_agents.html", agents_page)),
-    (
-        "POST",
-        "/ui/theeye/agents/{agent}/delete",
-        asking(about_agent, delete_agent, "agent", "/ui/theeye/agents", "The agent is deleted."),
+    Page(
+        "/ui/theeye/agents",
+        "theeye_agents.html",
+        agents_page,
+        [
+            Action("", create_agent, AgentForm, shows=revealing("theeye_agents.html", agents_page)),
+            Action("/{agent}/delete", delete_agent, says="The agent is deleted.", asks=(CONFIRM, about_agent)),
+            Action("/ui/theeye/hosts/{project}/delete", delete_host, says="The host is deleted."),
+        ],
     ),
-    (
-        "POST",
-        "/ui/theeye/hosts/{project}/delete",
-        pages.action(delete_host, "project", to="/ui/theeye/agents", says="The host is deleted."),
+    Page(
+        "/ui/projects/{project}/workflows",
+        show_workflows,
+        actions=[Action("", create_workflow, workflow_form, shows=show_new_workflow)],
     ),
-    ("GET", "/ui/projects/{project}/workflows", show_workflows),
-    ("POST", "/ui/projects/{project}/workflows", create_workflow),
-    ("GET", "/ui/workflows/{workflow}", show_workflow),
-    ("POST", "/ui/workflows/{workflow}", update_workflow),
-    ("POST", "/ui/workflows/{workflow}/rotate", rotate_workflow),
-    ("POST", "/ui/workflows/{workflow}/run", start_workflow),
-    (
-        "POST",
-        "/ui/workflows/{workflow}/delete",
-        asking(about_workflow, tracker.delete_workflow, "workflow", "/ui/", "The workflow is deleted."),
+    Page(
+        "/ui/workflows/{workflow}",
+        show_workflow,
+        actions=[
+            Action("", tracker.update_workflow, workflow_form, says="Saved."),
+            Action("/rotate", tracker.rotate_workflow_secret, shows=show_rotated_secret),
+            Action("/run", tracker.trigger_workflow, run_form, says="The workflow has begun."),
+            Action(
+                "/delete",
+                tracker.delete_workflow,
+                to="/ui/",
+                says="The workflow is deleted.",
+                asks=(CONFIRM, about_workflow),
+            ),
+        ],
     ),
 ]

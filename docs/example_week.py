@@ -9,6 +9,7 @@ fill and drain, machines come and go with the day, fail, fall silent; managers a
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 import random
@@ -17,12 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import shapes
 import tracker
 from dialects import testflinger, theeye
 from dialects.testflinger import clients as testflinger_clients
 from dialects.testflinger import domain as testflinger_domain
 from dialects.testflinger import queues as testflinger_queues
-from tracker import FAIL, OK, SKIP, ProjectBody, ReleaseBody, TaskAction, TaskFilter, WorkerCredentials
+from shapes import ProjectBody, ReleaseBody
+from tracker import FAIL, OK, SKIP, TaskAction, TaskFilter, WorkerCredentials
 
 BEGAN = 1_780_299_000  # Monday, 1 June 2026, 07:30 UTC
 DAYS = 8.3
@@ -148,8 +151,8 @@ TEMPLATES = {
         "script": DEPLOY_SCRIPT,
         "runas": "bash %script%",
         "variables": [
-            tracker.Variable("branch", "main", True, ["main", "preview"], "What is built."),
-            tracker.Variable("note", "", description="For the log of changes."),
+            shapes.Variable("branch", "main", True, ["main", "preview"], "What is built."),
+            shapes.Variable("note", "", description="For the log of changes."),
         ],
         "undeclared": False,
         "env": {"GIT_SSH_COMMAND": "ssh -i /etc/deploy/key"},
@@ -164,19 +167,19 @@ TEMPLATES = {
         "description": "Finds links that lead nowhere.",
         "script": CHECK_SCRIPT,
         "variables": [
-            tracker.Variable("SITE", "https://www.example.org/", True),
-            tracker.Variable("DEPTH", "3", False, ["1", "3", "10"]),
+            shapes.Variable("SITE", "https://www.example.org/", True),
+            shapes.Variable("DEPTH", "3", False, ["1", "3", "10"]),
         ],
         "arguments": [
-            tracker.Argument(0, "input", "User agent", "reading-room"),
-            tracker.Argument(1, "select", "Mode", "--lenient", ["--lenient", "--strict"]),
-            tracker.Argument(2, "fixed", "Format", "--plain"),
+            shapes.Argument(0, "input", "User agent", "reading-room"),
+            shapes.Argument(1, "select", "Mode", "--lenient", ["--lenient", "--strict"]),
+            shapes.Argument(2, "fixed", "Format", "--plain"),
         ],
     },
     "report": {
         "name": "write the weekly report for the trustees, with all figures and a letter",
         "recipe": "report {week}",
-        "variables": [tracker.Variable("week", None, True, description="Its number, 1 to 53.")],
+        "variables": [shapes.Variable("week", None, True, description="Its number, 1 to 53.")],
         "api": True,
     },
 }
@@ -255,7 +258,8 @@ class Story:
 
     def do(self, function: Callable, *args: Any) -> Any:
         tx = tracker.Tx(self.connection, self.clock, self.week.settings)
-        result = function(tx, *args)
+        takes_caller = list(inspect.signature(function).parameters)[1:2] == ["caller"]
+        result = tracker.as_caller(tx, function, *args) if takes_caller else function(tx, *args)
         if tx.seen:
             tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
         return result
@@ -273,19 +277,19 @@ class Story:
         for short, fields in PROJECTS.items():
             owner = "bob" if short in ("news", "forum") else "alice"
             body = ProjectBody(**fields)
-            self.week.projects[short] = self.do(tracker.create_project, self.sessions[owner], body)["id"]
+            self.week.projects[short] = self.do(tracker.create_project, self.sessions[owner], body)
         self.as_manager("alice", tracker.update_project, "tiles", ProjectBody(chain=self.week.projects["thumbnails"]))
-        self.as_manager("alice", tracker.set_secret, "wiki", tracker.SecretBody('{"proxy": "http://10.0.0.7:3128"}'))
+        self.as_manager("alice", tracker.set_secret, "wiki", shapes.SecretBody('{"proxy": "http://10.0.0.7:3128"}'))
         for project, username, roles in (
             ("wiki", "bob", {"read": True, "edit": True, "maintenance": True}),
             ("wiki", "maximiliane.long", {"read": True}),
             ("news", "carol", {"read": True, "manage_access": True}),
         ):
-            self.as_manager("alice", tracker.set_named_role, project, tracker.RoleForm(username, **roles))
+            self.as_manager("alice", tracker.set_named_role, project, shapes.RoleForm(username, **roles))
         for machine in self.machines:
             machine.caller = self.create_worker(machine.alias)
             for project in machine.projects:
-                body = tracker.WorkerRolesBody(machine.caller.id, assign=True, submit="pi" not in machine.alias)
+                body = shapes.WorkerRolesBody(machine.caller.id, assign=True, submit="pi" not in machine.alias)
                 self.as_manager("alice", tracker.set_worker_access, project, body)
         self.upload("wiki", 900, max_retries=3)
         self.upload("news", 6500, max_retries=2, verification_count=2)
@@ -296,7 +300,7 @@ class Story:
         self.feeds = {"wiki": 2.6, "news": 0.15, "press": 0.03}
 
     def create_worker(self, alias: str) -> WorkerCredentials:
-        worker = self.do(tracker.create_worker, None, tracker.AliasBody(alias))["worker"]
+        worker = self.do(tracker.create_worker, None, shapes.AliasBody(alias))
         self.week.workers[alias] = worker["id"]
         return WorkerCredentials(worker["id"], worker["secret"].encode())
 
@@ -310,10 +314,10 @@ class Story:
         """A manager's upload of many lines; `more` are some with mistakes. The operation's id."""
         session, id = self.sessions["alice"], self.week.projects[project]
         operation = self.do(tracker.begin_lines_submit, session, id)
-        report = tracker.LinesReport()
+        report = shapes.LinesReport()
         count = math.ceil(count * min(1, self.days / 4))  # a shorter story has shorter queues
         text = "\n".join([*self.recipes(project, count), *more]).encode()
-        pieces = tracker.line_pieces(io.BytesIO(text), id, tracker.LineDefaults(once=True, **defaults), report)
+        pieces = tracker.line_pieces(io.BytesIO(text), id, shapes.LineDefaults(once=True, **defaults), report)
         for number, piece in enumerate(pieces, 1):
             self.do(tracker.add_bulk_piece, operation, number, piece)
         self.do(tracker.accept_lines_submit, session, operation, report)
@@ -364,7 +368,7 @@ class Story:
         """The workers of a project find new tasks while they work."""
         finder = next(machine for machine in self.machines if project in machine.projects)
         for recipe in self.recipes(project, int(rate + self.random.random())):
-            body = tracker.SubmitBody(self.week.projects[project], recipe, self.random.choice((0, 0, 0, 1)), 3)
+            body = shapes.SubmitBody(self.week.projects[project], recipe, self.random.choice((0, 0, 0, 1)), 3)
             self.do(tracker.submit_task, finder.caller, tracker.new_task(body))
 
     def work(self, machine: Machine, pace: float, failing: float) -> None:
@@ -391,7 +395,7 @@ class Story:
         level, scope, text = self.random.choice(lines)
         count, size = self.random.randrange(2, 400), round(self.random.uniform(0.2, 90), 1)
         message = text.format(count=count, size=size, word=self.random.choice(("forum", "wiki", "news", "static")))
-        body = tracker.LogBody(
+        body = shapes.LogBody(
             scope, int(self.clock.time()), message, task_id=task if self.random.random() < 0.8 else None
         )
         self.do(tracker.add_log_entry, machine.caller, level, body)
@@ -423,22 +427,20 @@ class Story:
             + 40 * "x9"
         )
         for recipe in (script, url, '<script>alert("shown as text")</script> & "quoted"'):
-            body = tracker.SubmitBody(self.week.projects["wiki"], recipe, 9, 3)
+            body = shapes.SubmitBody(self.week.projects["wiki"], recipe, 9, 3)
             self.do(tracker.submit_task, self.machines[0].caller, tracker.new_task(body))
         mistakes = ('{"recipe": "https://wiki.example.org/pier", "priority": "high"}', '{"recipe": ""}', '{"url": 7}')
         twice = ("https://wiki.example.org/pier/1", "https://wiki.example.org/pier/1")
         self.week.operations["upload"] = self.upload("wiki", 4000, (*mistakes, *twice))
         self.week.operations["upload-going-on"] = self.upload("wiki", 24_000, finish=False)
-        self.do(
-            tracker.set_worker_paused, self.sessions["alice"], tracker.PauseBody(self.week.workers["seedbox"], True)
-        )
+        self.do(tracker.set_worker_paused, self.sessions["alice"], shapes.PauseBody(self.week.workers["seedbox"], True))
         for alias, project, assign in (
             ("attic-nas 2", "parliaments", True),
             ("Rechenzentrum Halle, Schrank 12", "parliaments", True),
             ("my laptop", "parliaments", True),
             ("link-finder", "wiki", False),
         ):
-            body = tracker.AccessBody(self.week.projects[project], assign=assign, submit=not assign)
+            body = shapes.AccessBody(self.week.projects[project], assign=assign, submit=not assign)
             self.do(tracker.request_access, self.create_worker(alias), body)
         wiki = self.week.projects["wiki"]
         for state, condition in (
@@ -469,10 +471,10 @@ class Story:
         """The last half hour of the website: templates, and jobs in every state."""
         session, website = self.sessions["alice"], self.week.projects["website"]
         for short, fields in TEMPLATES.items():
-            body = tracker.TemplateBody(project=website, **fields)
-            self.week.templates[short] = self.do(tracker.create_template, session, body)["template"]["id"]
+            body = shapes.TemplateBody(project=website, **fields)
+            self.week.templates[short] = self.do(tracker.create_template, session, body).id
         runner = self.create_worker("web-builder")
-        body = tracker.WorkerRolesBody(runner.id, assign=True)
+        body = shapes.WorkerRolesBody(runner.id, assign=True)
         self.as_manager("alice", tracker.set_worker_access, "website", body)
         check = {"arguments": ["reading-room", "--strict"]}
         for _ in range(3):
@@ -488,7 +490,7 @@ class Story:
         self.trigger("check", arguments=["reading-room", "--lenient"])
         self.week.jobs["warned"] = self.run_job(runner, [broken], level="warn")
         self.week.jobs["cancelled"] = self.trigger("deploy", variables={"branch": "preview"})
-        self.do(tracker.cancel, session, self.week.jobs["cancelled"])
+        self.do(tracker.cancel_job, session, self.week.jobs["cancelled"])
         self.run_workflow(runner)
         self.week.jobs["assigned"] = self.trigger("deploy", variables={"branch": "preview", "note": "trial"})
         self.clock.now += 60
@@ -499,7 +501,7 @@ class Story:
 
     def trigger(self, template: str, **given: Any) -> str:
         """The token of a new job."""
-        body = tracker.TriggerBody(**given)
+        body = shapes.TriggerBody(**given)
         session = self.sessions["alice"]
         return self.do(tracker.trigger_template, session, self.week.templates[template], body)["job"]["id"]
 
@@ -518,16 +520,16 @@ class Story:
         return task["job"]["id"]
 
     def log_to(self, runner: WorkerCredentials, task: int, lines: list[str], level: str = "info") -> None:
-        entries = [tracker.TaskEntry(line, int(self.clock.time()), level, "out") for line in lines]
-        self.do(tracker.log_to_task, runner, tracker.TaskLogBody(task, entries))
+        entries = [shapes.TaskEntry(line, int(self.clock.time()), level, "out") for line in lines]
+        self.do(tracker.log_to_task, runner, shapes.TaskLogBody(task, entries))
 
     def run_workflow(self, runner: WorkerCredentials) -> None:
         """All links are checked after the deployment."""
         ids, session = self.week.templates, self.sessions["alice"]
-        edges = [tracker.Edge(ids["deploy"], "success", ids["check"])]
-        body = tracker.WorkflowBody(self.week.projects["website"], "deploy and check", ids["deploy"], edges)
-        workflow = self.week.workflow = self.do(tracker.create_workflow, session, body)["workflow"]["id"]
-        given = tracker.TriggerBody({"branch": "main", "note": ""})
+        edges = [shapes.Edge(ids["deploy"], "success", ids["check"])]
+        body = shapes.WorkflowBody(self.week.projects["website"], "deploy and check", ids["deploy"], edges)
+        workflow = self.week.workflow = self.do(tracker.create_workflow, session, body).id
+        given = shapes.TriggerBody({"branch": "main", "note": ""})
         self.week.jobs["run"] = self.do(tracker.trigger_workflow, session, workflow, given)["job"]["id"]
         self.run_job(runner, ["built and sent"], output=["reading-room", "--lenient"])
         self.week.jobs["step"] = self.run_job(runner, ["no broken links"])

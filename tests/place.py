@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
+import inspect
 import itertools
 import sqlite3
 from collections import Counter
@@ -18,6 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+import shapes
 import tracker
 from tracker import FAIL, OK, SKIP, TaskAction, TaskFilter, Tx, WorkerCredentials
 
@@ -38,6 +41,34 @@ class StillClock(tracker.Clock):
         return self.now
 
 
+ENVELOPES = {row.function: row.envelope for row in tracker.API}
+
+
+@functools.cache
+def takes_caller(function: Callable) -> bool:
+    """Whether the function is called for somebody: the seam resolves who that is, from credentials."""
+    _, *second = list(inspect.signature(function).parameters.values())[:2]
+    return [str(one.annotation).removeprefix("tracker.") for one in second] == ["Caller"]
+
+
+def call(tx: Tx, function: Callable, *args: Any) -> Any:
+    """Calls a domain function as the seam does: with whoever comes with these credentials; what a client gets."""
+    outcome = tracker.as_caller(tx, function, *args) if takes_caller(function) else function(tx, *args)
+    outcome = plain(outcome)
+    return {ENVELOPES[function]: outcome} if ENVELOPES.get(function) else outcome
+
+
+def plain(outcome: Any) -> Any:
+    """Structs as JSON shows them."""
+    if isinstance(outcome, tracker.Assigned):
+        return outcome._replace(tasks=list(map(plain, outcome.tasks)))
+    if isinstance(outcome, msgspec.Struct) or (
+        isinstance(outcome, list) and isinstance((*outcome, 0)[0], msgspec.Struct)
+    ):
+        return msgspec.json.decode(tracker.encode(outcome))
+    return outcome
+
+
 class Memory:
     """A tracker's database in memory. `do` runs a domain function in a transaction of its own."""
 
@@ -52,7 +83,7 @@ class Memory:
         self.connection.execute("BEGIN IMMEDIATE")
         tx = Tx(self.connection, self.clock, self.settings)
         try:
-            outcome = function(tx, *args)
+            outcome = call(tx, function, *args)
         except BaseException:
             self.connection.execute("ROLLBACK")
             raise
@@ -88,19 +119,19 @@ class Queue(Memory):
 
     def create_project(self, name: str, **fields: Any) -> int:
         """A project to which every worker that there is has access."""
-        project = self.do(tracker.create_project, self.session, tracker.ProjectBody(name, **fields))["id"]
+        project = self.do(tracker.create_project, self.session, shapes.ProjectBody(name=name, **fields))["id"]
         for (worker,) in self.values("SELECT id FROM worker"):
             self.give_access(worker, project)
         return project
 
     def give_access(self, worker: int, project: int) -> None:
-        body = tracker.WorkerRolesBody(worker, assign=True, submit=True)
+        body = shapes.WorkerRolesBody(worker, assign=True, submit=True)
         self.do(tracker.set_worker_access, self.session, project, body)
 
     def create_manager(self, username: str, role: int = 0) -> bytes:
         """The session of a manager with this role in the project."""
-        content, session = self.do(tracker.register_manager, username, "unused")
-        body = tracker.RoleBody(content["manager"]["id"], role)
+        manager, session = self.do(tracker.register_manager, username, "unused")
+        body = shapes.RoleBody(manager.id, role)
         self.do(tracker.set_role, self.session, self.project, body)
         return session
 
@@ -123,7 +154,7 @@ class Queue(Memory):
         return task["id"]
 
     def release(self, task: int, result: int = OK, worker: WorkerCredentials | None = None, hash64: int = 0) -> bool:
-        return self.do(tracker.release_task, worker or self.worker, tracker.ReleaseBody(task, result, hash64))
+        return self.do(tracker.release_task, worker or self.worker, shapes.ReleaseBody(task, result, hash64))
 
     def work(
         self,
@@ -181,14 +212,14 @@ class Jobs(Queue):
         return self.do(tracker.create_template, self.session, body)["template"]["id"]
 
     def update_template(self, template: int, **fields: Any) -> None:
-        body = msgspec.convert(fields, tracker.TemplateBody)
+        body = msgspec.convert(fields, shapes.TemplateBody)
         self.do(tracker.update_template, self.session, template, body)
 
     def trigger(
         self, template: int, variables: dict[str, Any] | None = None, arguments: Iterable[Any] = (), caller: Any = None
     ) -> str:
         """The id of a new job."""
-        body = tracker.TriggerBody(variables or {}, list(arguments))
+        body = shapes.TriggerBody(variables or {}, list(arguments))
         return self.do(tracker.trigger_template, caller or self.session, template, body)["job"]["id"]
 
     def assigned(self, worker: WorkerCredentials | None = None) -> dict[str, Any]:
@@ -199,7 +230,7 @@ class Jobs(Queue):
     def finish_job(self, task: int, result: int = OK, output: Any = UNSET, worker: Any = None) -> bool:
         """A worker releases the task of a job, with its output: whether that changed it."""
         output = output if output is UNSET else msgspec.Raw(tracker.encode(output))
-        body = tracker.ReleaseBody(task, result, output=output)
+        body = shapes.ReleaseBody(task, result, output=output)
         return self.do(tracker.release_task, worker or self.worker, body)
 
     def run(self, result: int = OK, output: Any = UNSET) -> str:
@@ -210,8 +241,8 @@ class Jobs(Queue):
 
     def log(self, task: int, *messages: str, first: int | None = None, level: str = "info") -> dict[str, Any]:
         """A worker logs about a task that it holds, or thinks that it does."""
-        entries = [tracker.TaskEntry(message, 7, level) for message in messages]
-        return self.do(tracker.log_to_task, self.worker, tracker.TaskLogBody(task, entries, first))
+        entries = [shapes.TaskEntry(message, 7, level) for message in messages]
+        return self.do(tracker.log_to_task, self.worker, shapes.TaskLogBody(task, entries, first))
 
     def job(self, job: str) -> dict[str, Any]:
         """The job as the JSON API shows it."""
@@ -223,26 +254,26 @@ class Jobs(Queue):
 
     def lines(self, job: str, after: int = 0) -> list[str]:
         """The job's log, without the lines of the tracker."""
-        entries = self.do(tracker.get_job_log, self.session, job, tracker.LinesQuery(after))["entries"]
+        entries = self.do(tracker.get_job_log, self.session, job, shapes.LinesQuery(after))["entries"]
         return [entry["message"] for entry in entries if entry["worker"]]
 
     def said(self, job: str) -> list[str]:
         """What the tracker has to say in the job's log."""
-        entries = self.do(tracker.get_job_log, self.session, job, tracker.LinesQuery())["entries"]
+        entries = self.do(tracker.get_job_log, self.session, job, shapes.LinesQuery())["entries"]
         return [entry["message"] for entry in entries if entry["scope"] == "tracker"]
 
     def cancel(self, job: str, caller: Any = None) -> None:
-        self.do(tracker.cancel, caller or self.session, job)
+        self.do(tracker.cancel_job, caller or self.session, job)
 
     def retry(self, job: str, caller: Any = None) -> str:
         """The id of the new job."""
-        return self.do(tracker.retry, caller or self.session, job)["job"]["id"]
+        return self.do(tracker.retry_job, caller or self.session, job)["job"]["id"]
 
     def list(self, caller: Any = None, **query: Any) -> list[str]:
         """The ids of the jobs that match, the newest first."""
         found: list[str] = []
         while True:
-            answer = self.do(tracker.list_jobs, caller or self.session, tracker.JobsQuery(**query))
+            answer = self.do(tracker.list_jobs, caller or self.session, shapes.JobsQuery(**query))
             found += [job["id"] for job in answer["jobs"]]
             if answer["before"] is None:
                 return found
@@ -265,12 +296,14 @@ class Jobs(Queue):
 
     def create_workflow(self, start: int, *edges: tuple[int, str, int], name: str = "release") -> int:
         """The id of a new workflow. An edge: template, ending, target."""
-        body = tracker.WorkflowBody(self.project, name, start, [tracker.Edge(*edge) for edge in edges])
+        body = shapes.WorkflowBody(
+            project=self.project, name=name, start=start, edges=[shapes.Edge(*edge) for edge in edges]
+        )
         return self.do(tracker.create_workflow, self.session, body)["workflow"]["id"]
 
     def start(self, workflow: int, variables: dict[str, Any] | None = None, arguments: Iterable[Any] = ()) -> str:
         """The id of a new run of the workflow."""
-        body = tracker.TriggerBody(variables or {}, list(arguments))
+        body = shapes.TriggerBody(variables or {}, list(arguments))
         return self.do(tracker.trigger_workflow, self.session, workflow, body)["job"]["id"]
 
     def steps(self, run: str) -> dict[str, str]:
@@ -281,8 +314,8 @@ class Jobs(Queue):
         return {row["name"]: row["state"] for row in rows}
 
 
-def template_body(project: int, name: str, **fields: Any) -> tracker.TemplateBody:
-    return msgspec.convert({"project": project, "name": name, **fields}, tracker.TemplateBody)
+def template_body(project: int, name: str, **fields: Any) -> shapes.TemplateBody:
+    return msgspec.convert({"project": project, "name": name, **fields}, shapes.TemplateBody)
 
 
 @contextlib.asynccontextmanager
@@ -300,7 +333,9 @@ async def running(path: Path, clock: tracker.Clock) -> AsyncIterator[tracker.Tra
 async def finished(one: tracker.Tracker, session: bytes, operation: int) -> sqlite3.Row:
     """A manager's operation, as soon as it has finished."""
     async with asyncio.timeout(30):
-        while (row := await one.db.read(tracker.get_operation, session, operation))["finished"] is None:
+        while (row := await one.db.read(tracker.as_caller, tracker.get_operation, session, operation))[
+            "finished"
+        ] is None:
             await asyncio.sleep(0.01)
         return row
 
@@ -331,24 +366,24 @@ class Place:
 def furnish(tx: Tx) -> Place:
     """Makes a Place. Its worker holds all tasks of `held`."""
     session = tracker.register_manager(tx, "admin", "unused")[1]
-    manager = tracker.register_manager(tx, "other", "unused")[0]["manager"]["id"]
-    second = tracker.create_project(tx, session, tracker.ProjectBody("second", keep_hashes=True))["id"]
-    body = tracker.ProjectBody("first", chain=second, keep_hashes=True, git_repo="owner/first")
-    first = tracker.create_project(tx, session, body)["id"]
+    manager = tracker.register_manager(tx, "other", "unused")[0].id
+    second = call(tx, tracker.create_project, session, shapes.ProjectBody(name="second", keep_hashes=True))["id"]
+    body = shapes.ProjectBody(name="first", chain=second, keep_hashes=True, git_repo="owner/first")
+    first = call(tx, tracker.create_project, session, body)["id"]
     worker, other, stranger = (create_worker(tx) for _ in range(3))
     for caller, project in itertools.product((worker, other), (first, second)):
-        tracker.request_access(tx, caller, tracker.AccessBody(project, assign=True, submit=True))
-        tracker.accept_request(tx, session, project, caller.id)
-    tracker.request_access(tx, stranger, tracker.AccessBody(first, assign=True))
+        call(tx, tracker.request_access, caller, shapes.AccessBody(project, assign=True, submit=True))
+        call(tx, tracker.accept_request, session, project, caller.id)
+    call(tx, tracker.request_access, stranger, shapes.AccessBody(first, assign=True))
 
     def hold(verification_count: int, verified_by: WorkerCredentials | None = None, **fields: Any) -> int:
         """The id of a new task that the worker holds."""
         task = new_task(first, verification_count=verification_count, **fields)
         tracker.submit_task(tx, worker, task)
         if verified_by:
-            (assigned,) = tracker.assign_tasks(tx, verified_by, [first]).tasks
-            tracker.release_task(tx, verified_by, tracker.ReleaseBody(assigned["id"], OK, 7))
-        (assigned,) = tracker.assign_tasks(tx, worker, [first]).tasks
+            (assigned,) = call(tx, tracker.assign_tasks, verified_by, [first]).tasks
+            tracker.release_task(tx, verified_by, shapes.ReleaseBody(assigned["id"], OK, 7))
+        (assigned,) = call(tx, tracker.assign_tasks, worker, [first]).tasks
         return assigned["id"]
 
     held = {
@@ -362,20 +397,20 @@ def furnish(tx: Tx) -> Place:
     }
     tx.execute("UPDATE task SET deadline_uptime = 0 WHERE id = ?", (held["expired"],))
     failed = hold(1)
-    tracker.release_task(tx, worker, tracker.ReleaseBody(failed, FAIL))
+    tracker.release_task(tx, worker, shapes.ReleaseBody(failed, FAIL))
     for result in (OK, SKIP):
-        tracker.release_task(tx, worker, tracker.ReleaseBody(hold(1), result))
+        tracker.release_task(tx, worker, shapes.ReleaseBody(hold(1), result))
     tracker.submit_tasks(tx, worker, [new_task(first, hash64=number) for number in range(1, 4)])
     waiting = [row["id"] for row in tx.all("SELECT id FROM task WHERE hash64 BETWEEN 1 AND 3")]
     tracker.submit_task(tx, worker, new_task(second, hash64=5))
     tx.execute("UPDATE project SET assign_rate = 100, submit_rate = 100")
     tx.execute("INSERT INTO kept_hash VALUES (?, 99)", (first,))
-    tracker.add_log_entry(tx, worker, "error", tracker.LogBody("old", 1, "old"))
+    tracker.add_log_entry(tx, worker, "error", shapes.LogBody("old", 1, "old"))
     tx.execute("UPDATE log_entry SET received = 0")
     tx.execute("UPDATE assignment SET end_time = 0")
     tx.execute("INSERT INTO tally_hour VALUES (0, ?, ?, 1)", (first, worker.id))
     operations = begin_operations(tx, session, worker, first)
-    secret = tracker.get_webhook_secret(tx, session, first)["webhook_secret"]
+    secret = call(tx, tracker.get_webhook_secret, session, first)["webhook_secret"]
     return Place(
         *(session, worker, other, stranger, first, second, manager, secret, held, waiting, failed, operations),
         *furnish_jobs(tx, session, worker),
@@ -386,26 +421,28 @@ def furnish_jobs(
     tx: Tx, session: bytes, worker: WorkerCredentials
 ) -> tuple[int, int, int, int, dict[str, tuple[str, int | None]]]:
     """A project with two templates, a workflow of them, and jobs in every state."""
-    project = tracker.create_project(tx, session, tracker.ProjectBody("third", submit_rate=100))["id"]
-    body = tracker.WorkerRolesBody(worker.id, assign=True, submit=True)
-    tracker.set_worker_access(tx, session, project, body)
+    project = call(tx, tracker.create_project, session, shapes.ProjectBody(name="third", submit_rate=100))["id"]
+    body = shapes.WorkerRolesBody(worker.id, assign=True, submit=True)
+    call(tx, tracker.set_worker_access, session, project, body)
     fields = {"api": True, "script": "echo", "variables": [{"name": "a"}], "max_retries": 2, "keep_count": 5}
     template, other, gone = (
-        tracker.create_template(tx, session, template_body(project, name, **fields))["template"]["id"]
+        call(tx, tracker.create_template, session, template_body(project, name, **fields))["template"]["id"]
         for name in ("build", "other", "gone")
     )
     for script in ("forgotten", "kept with its template"):
-        tracker.update_template(tx, session, gone, tracker.TemplateBody(script=script))
-    tracker.delete_template(tx, session, gone)
-    body = tracker.WorkflowBody(project, "release", template, [tracker.Edge(template, "success", other)])
-    workflow = tracker.create_workflow(tx, session, body)["workflow"]["id"]
-    given = tracker.TriggerBody({"a": 1, "b": 2})
+        call(tx, tracker.update_template, session, gone, shapes.TemplateBody(script=script))
+    call(tx, tracker.delete_template, session, gone)
+    body = shapes.WorkflowBody(
+        project=project, name="release", start=template, edges=[shapes.Edge(template, "success", other)]
+    )
+    workflow = call(tx, tracker.create_workflow, session, body)["workflow"]["id"]
+    given = shapes.TriggerBody({"a": 1, "b": 2})
     jobs: dict[str, tuple[str, int | None]] = {}
 
     def begin(name: str) -> None:
-        job = tracker.trigger_template(tx, session, template, given)["job"]
+        job = call(tx, tracker.trigger_template, session, template, given)["job"]
         jobs[name] = job["id"], job["task"]
-        tracker.assign_tasks(tx, worker, [project])
+        call(tx, tracker.assign_tasks, worker, [project])
 
     for name in ("running", "at its last attempt", "expired", "expired at last", "failed", "closed"):
         begin(name)
@@ -415,19 +452,19 @@ def furnish_jobs(
     tx.execute(
         "UPDATE task SET deadline_uptime = 0 WHERE id IN (?, ?)", (jobs["expired"][1], jobs["expired at last"][1])
     )
-    tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["failed"][1], FAIL))
-    tracker.release_task(tx, worker, tracker.ReleaseBody(jobs["closed"][1], OK))
-    tracker.cancel(tx, session, jobs["failed"][0])  # which waits again
+    tracker.release_task(tx, worker, shapes.ReleaseBody(jobs["failed"][1], FAIL))
+    tracker.release_task(tx, worker, shapes.ReleaseBody(jobs["closed"][1], OK))
+    call(tx, tracker.cancel_job, session, jobs["failed"][0])  # which waits again
     for name in ("run", "cancelled run"):
-        run = tracker.trigger_workflow(tx, session, workflow, given)["job"]["id"]
+        run = call(tx, tracker.trigger_workflow, session, workflow, given)["job"]["id"]
         step = tx.one("SELECT token, task FROM job WHERE id = (SELECT MAX(id) FROM job)")
         jobs |= {name: (run, None), f"step of the {name}": tuple(step)}
-    tracker.cancel(tx, session, jobs["cancelled run"][0])
-    tracker.assign_tasks(tx, worker, [project])  # the step of the run
+    call(tx, tracker.cancel_job, session, jobs["cancelled run"][0])
+    call(tx, tracker.assign_tasks, worker, [project])  # the step of the run
     for name in ("waiting", "the last"):
-        job = tracker.trigger_template(tx, session, other, given)["job"]
+        job = call(tx, tracker.trigger_template, session, other, given)["job"]
         jobs[name] = job["id"], job["task"]
-    tracker.log_to_task(tx, worker, tracker.TaskLogBody(jobs["running"][1], [tracker.TaskEntry("line", 1)], 0))
+    call(tx, tracker.log_to_task, worker, shapes.TaskLogBody(jobs["running"][1], [shapes.TaskEntry("line", 1)], 0))
     tx.execute("UPDATE job SET finished = 1 WHERE finished IS NOT NULL")
     return project, template, other, workflow, jobs
 
@@ -435,18 +472,22 @@ def furnish_jobs(
 def begin_operations(tx: Tx, session: bytes, worker: WorkerCredentials, project: int) -> dict[str, int]:
     """One operation of each kind that has just begun, two uploads that are not accepted yet, one that is long over."""
     kinds = ("reset_failed", "reclaim_assigned", "hard_reset")
-    operations = {kind: tracker.begin_reset(tx, session, project, kind) for kind in kinds}
+    operations = {kind: call(tx, tracker.begin_reset, session, project, kind) for kind in kinds}
     for action, state in (("retry", "failed"), ("requeue", "assigned"), ("set_priority", "waiting")):
         body = TaskAction(action, 5)
-        operations[action] = tracker.begin_action(tx, session, project, body, TaskFilter(state, "recipe", priority=0))
-    operations["delete"] = tracker.begin_action(tx, session, project, TaskAction("delete"), TaskFilter("assigned"))
+        operations[action] = call(
+            tx, tracker.begin_action, session, project, body, TaskFilter(state, "recipe", priority=0)
+        )
+    operations["delete"] = call(
+        tx, tracker.begin_action, session, project, TaskAction("delete"), TaskFilter("assigned")
+    )
     tasks = [new_task(project, hash64=number) for number in range(2, 8)]
     lines = [[number, *task] for number, task in enumerate(tasks, 1)]
     for name in ("bulk", "staged"):
         operations[name] = tracker.begin_bulk_submit(tx, worker, project)
         tracker.add_bulk_piece(tx, operations[name], 1, tracker.encode(tasks))
     for name in ("lines", "staged lines", "finished"):
-        operations[name] = tracker.begin_lines_submit(tx, session, project)
+        operations[name] = call(tx, tracker.begin_lines_submit, session, project)
         tracker.add_bulk_piece(tx, operations[name], 1, tracker.encode(lines))
     tx.execute("UPDATE operation SET accepted = 1 WHERE id IN (?, ?)", (operations["bulk"], operations["lines"]))
     tx.execute("UPDATE operation SET accepted = 1, finished = 0 WHERE id = ?", (operations["finished"],))
@@ -455,12 +496,12 @@ def begin_operations(tx: Tx, session: bytes, worker: WorkerCredentials, project:
 
 
 def create_worker(tx: Tx) -> WorkerCredentials:
-    worker = tracker.create_worker(tx, None, tracker.AliasBody("worker"))["worker"]
+    worker = call(tx, tracker.create_worker, None, shapes.AliasBody("worker"))["worker"]
     return WorkerCredentials(worker["id"], worker["secret"].encode())
 
 
 def new_task(project: int, recipe: str = "recipe", **fields: Any) -> tracker.NewTask:
-    return tracker.new_task(tracker.SubmitBody(project, recipe, **fields))
+    return tracker.new_task(shapes.SubmitBody(project, recipe, **fields))
 
 
 def begin_reset(tx: Tx, project: int, kind: str) -> int:
@@ -476,24 +517,24 @@ Operation = tuple[Callable, tuple]
 
 
 def release(place: Place, name: str, result: int = OK, verification: int = 7) -> Operation:
-    body = tracker.ReleaseBody(place.held[name], result, verification)
+    body = shapes.ReleaseBody(place.held[name], result, verification)
     return tracker.release_task, (place.worker, body)
 
 
 def release_many(place: Place) -> Operation:
-    bodies = [tracker.ReleaseBody(task, OK, 7) for task in place.held.values()]
+    bodies = [shapes.ReleaseBody(task, OK, 7) for task in place.held.values()]
     return tracker.release_tasks, (place.worker, bodies)
 
 
 def release_job(place: Place, name: str, result: int = OK, output: Any = UNSET) -> Operation:
     output = output if output is UNSET else msgspec.Raw(tracker.encode(output))
-    body = tracker.ReleaseBody(place.jobs[name][1], result, output=output)
+    body = shapes.ReleaseBody(place.jobs[name][1], result, output=output)
     return tracker.release_task, (place.worker, body)
 
 
 def log_to_job(place: Place) -> Operation:
-    entries = [tracker.TaskEntry("a line", 1), tracker.TaskEntry("another", 1, "warn")]
-    return tracker.log_to_task, (place.worker, tracker.TaskLogBody(place.jobs["running"][1], entries, 0))
+    entries = [shapes.TaskEntry("a line", 1), shapes.TaskEntry("another", 1, "warn")]
+    return tracker.log_to_task, (place.worker, shapes.TaskLogBody(place.jobs["running"][1], entries, 0))
 
 
 def act(place: Place, action: str, *tasks: int) -> Operation:
@@ -559,45 +600,45 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "begin an upload": lambda p: (tracker.begin_lines_submit, (p.session, p.first)),
     "accept an upload": lambda p: (
         tracker.accept_lines_submit,
-        (p.session, p.operations["staged lines"], tracker.LinesReport(6)),
+        (p.session, p.operations["staged lines"], shapes.LinesReport(6)),
     ),
     "carry out an upload": lambda p: step(p, "lines"),
     "discard a bulk submit": lambda p: (discard_bulk_submit, (p.operations["staged"],)),
-    "create a worker": lambda p: (tracker.create_worker, (None, tracker.AliasBody("new"))),
-    "rename a worker": lambda p: (tracker.update_worker, (p.worker, tracker.AliasBody("renamed"))),
-    "pause a worker": lambda p: (tracker.set_worker_paused, (p.session, tracker.PauseBody(p.worker.id, True))),
-    "create a project": lambda p: (tracker.create_project, (p.session, tracker.ProjectBody("new", chain=p.first))),
+    "create a worker": lambda p: (tracker.create_worker, (None, shapes.AliasBody("new"))),
+    "rename a worker": lambda p: (tracker.update_worker, (p.worker, shapes.AliasBody("renamed"))),
+    "pause a worker": lambda p: (tracker.set_worker_paused, (p.session, shapes.PauseBody(p.worker.id, True))),
+    "create a project": lambda p: (tracker.create_project, (p.session, shapes.ProjectBody(name="new", chain=p.first))),
     "update a project": lambda p: (
         tracker.update_project,
-        (p.session, p.first, tracker.ProjectBody(chain=0, motd="x")),
+        (p.session, p.first, shapes.ProjectBody(chain=0, motd="x")),
     ),
-    "request access": lambda p: (tracker.request_access, (p.stranger, tracker.AccessBody(p.second, submit=True))),
+    "request access": lambda p: (tracker.request_access, (p.stranger, shapes.AccessBody(p.second, submit=True))),
     "accept a request": lambda p: (tracker.accept_request, (p.session, p.first, p.stranger.id)),
     "give a worker access": lambda p: (
         tracker.set_worker_access,
-        (p.session, p.first, tracker.WorkerRolesBody(p.stranger.id, submit=True)),
+        (p.session, p.first, shapes.WorkerRolesBody(p.stranger.id, submit=True)),
     ),
     "reject a request": lambda p: (tracker.reject_request, (p.session, p.first, p.stranger.id)),
-    "set a secret": lambda p: (tracker.set_secret, (p.session, p.first, tracker.SecretBody("x"))),
+    "set a secret": lambda p: (tracker.set_secret, (p.session, p.first, shapes.SecretBody("x"))),
     "set a webhook secret": lambda p: (
         tracker.set_webhook_secret,
-        (p.session, p.first, tracker.WebhookSecretBody("x")),
+        (p.session, p.first, shapes.WebhookSecretBody("x")),
     ),
     "receive a push": push,
     "register a manager": lambda p: (tracker.register_manager, ("new", "unused")),
-    "begin a login": lambda p: (tracker.begin_login, ("admin", "127.0.0.1")),
-    "finish a login": lambda p: (tracker.finish_login, (p.manager, "other", "127.0.0.1")),
-    "log out": lambda p: (tracker.logout, (p.session,)),
+    "begin a login": lambda p: (tracker.count_login, ("admin", "127.0.0.1")),
+    "finish a login": lambda p: (tracker.accept_login, (p.manager, "other", "127.0.0.1")),
+    "log out": lambda p: (tracker.end_session, (p.session,)),
     "promote": lambda p: (tracker.promote_manager, (p.session, p.manager)),
-    "set a role": lambda p: (tracker.set_role, (p.session, p.first, tracker.RoleBody(p.manager, 3))),
+    "set a role": lambda p: (tracker.set_role, (p.session, p.first, shapes.RoleBody(p.manager, 3))),
     "set the role of a named manager": lambda p: (
         tracker.set_named_role,
-        (p.session, p.first, tracker.RoleForm("other", read=True)),
+        (p.session, p.first, shapes.RoleForm("other", read=True)),
     ),
-    "begin a change of the password": lambda p: (tracker.begin_password_change, (p.session,)),
+    "begin a change of the password": lambda p: (tracker.count_password_attempt, (p.session,)),
     "finish a change of the password": lambda p: (
-        tracker.finish_password_change,
-        (p.session, "admin", "new"),
+        tracker.store_password,
+        (p.session, "new"),
     ),
     "give an admin a new password": lambda p: (tracker.make_admin, ("admin", "new", True)),
     "create a template": lambda p: (
@@ -606,21 +647,21 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     ),
     "update a template": lambda p: (
         tracker.update_template,
-        (p.session, p.template, tracker.TemplateBody(name="new", script="new", api=True)),
+        (p.session, p.template, shapes.TemplateBody(name="new", script="new", api=True)),
     ),
     "delete a template": lambda p: (tracker.delete_template, (p.session, p.template)),
     "rotate a template's secret": lambda p: (tracker.rotate_template_secret, (p.session, p.template)),
     "trigger as a worker": lambda p: (
         tracker.trigger_template,
-        (p.worker, p.template, tracker.TriggerBody({"a": 1})),
+        (p.worker, p.template, shapes.TriggerBody({"a": 1})),
     ),
-    "trigger as a manager": lambda p: (tracker.trigger_template, (p.session, p.template, tracker.TriggerBody())),
+    "trigger as a manager": lambda p: (tracker.trigger_template, (p.session, p.template, shapes.TriggerBody())),
     "assign a job": lambda p: (tracker.assign_tasks, (p.worker, [p.third])),
     "assign several jobs and nothing else": lambda p: (tracker.assign_tasks, (p.worker, [p.third], 2, True)),
     "log about a job": log_to_job,
     "log a line about a job": lambda p: (
         tracker.add_log_entry,
-        (p.worker, "error", tracker.LogBody("scope", 1, "message", task_id=p.jobs["running"][1])),
+        (p.worker, "error", shapes.LogBody("scope", 1, "message", task_id=p.jobs["running"][1])),
     ),
     "close a job": lambda p: release_job(p, "running", OK, {"state": "warning", "output": [1]}),
     "close a job that reports failure": lambda p: release_job(p, "running", OK, {"state": "failure"}),
@@ -628,12 +669,12 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "fail a job at last": lambda p: release_job(p, "at its last attempt", FAIL, {"killed": True}),
     "skip a job": lambda p: release_job(p, "running", SKIP),
     "end a step": lambda p: release_job(p, "step of the run", OK, {"output": [1]}),
-    "cancel a job": lambda p: (tracker.cancel, (p.session, p.jobs["running"][0])),
-    "cancel a waiting job": lambda p: (tracker.cancel, (p.worker, p.jobs["waiting"][0])),
-    "cancel a step": lambda p: (tracker.cancel, (p.session, p.jobs["step of the run"][0])),
-    "cancel a run": lambda p: (tracker.cancel, (p.session, p.jobs["run"][0])),
-    "retry a job": lambda p: (tracker.retry, (p.worker, p.jobs["closed"][0])),
-    "retry a run": lambda p: (tracker.retry, (p.session, p.jobs["cancelled run"][0])),
+    "cancel a job": lambda p: (tracker.cancel_job, (p.session, p.jobs["running"][0])),
+    "cancel a waiting job": lambda p: (tracker.cancel_job, (p.worker, p.jobs["waiting"][0])),
+    "cancel a step": lambda p: (tracker.cancel_job, (p.session, p.jobs["step of the run"][0])),
+    "cancel a run": lambda p: (tracker.cancel_job, (p.session, p.jobs["run"][0])),
+    "retry a job": lambda p: (tracker.retry_job, (p.worker, p.jobs["closed"][0])),
+    "retry a run": lambda p: (tracker.retry_job, (p.session, p.jobs["cancelled run"][0])),
     "requeue a job": lambda p: (
         tracker.act_on_tasks,
         (p.session, p.third, TaskAction("requeue"), [p.jobs["running"][1]]),
@@ -650,17 +691,19 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
         tracker.create_workflow,
         (
             p.session,
-            tracker.WorkflowBody(p.third, "new", p.template, [tracker.Edge(p.template, "failure", p.template)]),
+            shapes.WorkflowBody(
+                project=p.third, name="new", start=p.template, edges=[shapes.Edge(p.template, "failure", p.template)]
+            ),
         ),
     ),
     "update a workflow": lambda p: (
         tracker.update_workflow,
-        (p.session, p.workflow, tracker.WorkflowBody(name="new", edges=[])),
+        (p.session, p.workflow, shapes.WorkflowBody(name="new", edges=[])),
     ),
     "delete a workflow": lambda p: (tracker.delete_workflow, (p.session, p.workflow)),
     "rotate a workflow's secret": lambda p: (tracker.rotate_workflow_secret, (p.session, p.workflow)),
-    "trigger a workflow": lambda p: (tracker.trigger_workflow, (p.worker, p.workflow, tracker.TriggerBody())),
-    "log": lambda p: (tracker.add_log_entry, (p.worker, "error", tracker.LogBody("scope", 1, "message"))),
+    "trigger a workflow": lambda p: (tracker.trigger_workflow, (p.worker, p.workflow, shapes.TriggerBody())),
+    "log": lambda p: (tracker.add_log_entry, (p.worker, "error", shapes.LogBody("scope", 1, "message"))),
     "roll the tallies": lambda p: (tracker.roll_tallies, ((0, 0), 7)),
     "prune jobs": lambda p: (tracker.prune_jobs, (p.template,)),
     "prune runs": lambda p: (tracker.prune_jobs, (0,)),

@@ -5,6 +5,7 @@ import pytest
 from conftest import Manager, Site, Worker
 from place import Queue
 
+import shapes
 import tracker
 from tracker import EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
 
@@ -253,11 +254,11 @@ def access(queue: Queue, worker: int) -> list[tuple]:
 
 def test_a_manager_gives_a_worker_exactly_this_access_asked_for_or_not() -> None:
     queue = Queue()
-    asking, silent = (queue.do(tracker.create_worker, None, tracker.AliasBody())["worker"] for _ in range(2))
+    asking, silent = (queue.do(tracker.create_worker, None, shapes.AliasBody())["worker"] for _ in range(2))
     caller = tracker.WorkerCredentials(asking["id"], asking["secret"].encode())
-    queue.do(tracker.request_access, caller, tracker.AccessBody(queue.project, assign=True, submit=True))
+    queue.do(tracker.request_access, caller, shapes.AccessBody(queue.project, assign=True, submit=True))
     for worker in asking["id"], silent["id"]:
-        body = tracker.WorkerRolesBody(worker, submit=True)
+        body = shapes.WorkerRolesBody(worker, submit=True)
         queue.do(tracker.set_worker_access, queue.session, queue.project, body)
         assert access(queue, worker) == [(0, 1, 0)]
     queue.submit()
@@ -267,13 +268,13 @@ def test_a_manager_gives_a_worker_exactly_this_access_asked_for_or_not() -> None
 
 def test_giving_access_needs_manage_access_a_worker_and_something_to_give() -> None:
     queue = Queue()
-    body = tracker.WorkerRolesBody(queue.worker.id, assign=True)
+    body = shapes.WorkerRolesBody(queue.worker.id, assign=True)
     for role in READ, EDIT, SECRET, MAINTENANCE:
         session = queue.create_manager(f"manager {role}", role)
         assert queue.refusal(tracker.set_worker_access, session, queue.project, body).startswith("forbidden")
-    giver, nothing = queue.create_manager("giver", MANAGE_ACCESS), tracker.WorkerRolesBody(queue.worker.id)
+    giver, nothing = queue.create_manager("giver", MANAGE_ACCESS), shapes.WorkerRolesBody(queue.worker.id)
     assert queue.refusal(tracker.set_worker_access, giver, queue.project, nothing).startswith("invalid: assign, submit")
-    unknown = tracker.WorkerRolesBody(99, assign=True)
+    unknown = shapes.WorkerRolesBody(99, assign=True)
     assert queue.refusal(tracker.set_worker_access, giver, queue.project, unknown) == "not_found: No worker 99"
     queue.do(tracker.set_worker_access, giver, queue.project, body)
     assert access(queue, queue.worker.id) == [(1, 0, 0)]

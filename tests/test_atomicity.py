@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import MovedClock, Site, Worker, dump, wait_until
-from place import OPERATIONS, furnish, new_task
+from place import OPERATIONS, call, furnish, new_task
 
 import tracker
 from tracker import Tx
@@ -34,8 +34,8 @@ from tracker import Tx
 @contextlib.asynccontextmanager
 async def opened(path: Path, clock: tracker.Clock | None = None) -> AsyncIterator[tracker.Database]:
     database = tracker.Database(tracker.Settings(database=str(path)), clock or tracker.Clock())
-    database.BATCH_TIME = 1e9  # what is queued together is one batch, on a busy machine too
     await database.open()
+    database._committer.BATCH_TIME = 1e9  # what is queued together is one batch, on a busy machine too
     try:
         yield database
     finally:
@@ -101,13 +101,16 @@ def test_a_call_that_fails_in_the_middle_of_a_batch_leaves_its_neighbours_untouc
     run_with_database(path, main)
 
 
-def test_a_call_that_fails_before_it_has_written_leaves_its_neighbours_untouched(path: Path) -> None:
+@pytest.mark.parametrize(("raised", "arrives"), [(ValueError, ValueError), (StopIteration, RuntimeError)])
+def test_a_call_that_fails_before_it_has_written_leaves_its_neighbours_untouched(
+    path: Path, raised: type[Exception], arrives: type[Exception]
+) -> None:
     def fail(tx: Tx) -> None:
-        raise ValueError("a mistake in the code")
+        raise raised("a mistake in the code")
 
     async def main(database: tracker.Database) -> None:
         results = await outcomes(database.write(put, "first"), database.write(fail), database.write(put, "second"))
-        assert isinstance(results[1], ValueError)
+        assert isinstance(results[1], arrives)
         assert were_put(database) == {"first", "second"}
 
     run_with_database(path, main)
@@ -123,7 +126,7 @@ def test_only_what_was_done_is_announced(path: Path) -> None:
             raise ValueError
 
     async def main(database: tracker.Database) -> None:
-        database.announce = lambda project, count: announced.append((project, count))
+        database._queue.announce = lambda project, count: announced.append((project, count))
         await outcomes(*[database.write(make_ready, project) for project in (1, -2, 3, -4)])
 
     run_with_database(path, main)
@@ -214,8 +217,8 @@ def test_cancelled_calls_that_have_not_begun_are_never_run(path: Path) -> None:
         await asyncio.to_thread(begun.wait, 30)
         cancelled = [database.write(put, "cancelled"), database.write(put, "cancelled too", long=True)]
         kept = database.write(put, "kept")
-        for call in cancelled:
-            call.cancel()
+        for one in cancelled:
+            one.cancel()
         go_on.set()
         await asyncio.gather(busy, kept)
         await database.write(put, "later", long=True)
@@ -248,7 +251,7 @@ def test_a_commit_that_fails_refuses_every_caller_of_its_batch_and_later_ones_ar
         tx.execute("INSERT INTO bulk_piece VALUES (999, 1, x'00')")
 
     async def main(database: tracker.Database) -> None:
-        await database._writer.execute("PRAGMA foreign_keys = ON")
+        await database._committer.writer.execute("PRAGMA foreign_keys = ON")
         before = dump(path)
         results = await outcomes(
             database.write(put, "first"), database.write(break_a_promise), database.write(put, "second")
@@ -279,12 +282,12 @@ def test_a_full_disk_refuses_what_does_not_fit_and_later_calls_are_served(
 ) -> None:
     async def main(database: tracker.Database) -> None:
         pages = await database.read(lambda tx: tx.one("PRAGMA page_count")[0])
-        await database._writer.execute_fetchall(f"PRAGMA max_page_count = {pages + 50}")
+        await database._committer.writer.execute_fetchall(f"PRAGMA max_page_count = {pages + 50}")
         before = dump(path)
         results = await outcomes(*[database.write(function, str(number), long=long) for number in range(3)])
         assert all(map(refused_as_unavailable, results)), results
         assert dump(path) == before
-        await database._writer.execute_fetchall(f"PRAGMA max_page_count = {pages + 5000}")
+        await database._committer.writer.execute_fetchall(f"PRAGMA max_page_count = {pages + 5000}")
         await asyncio.gather(*[database.write(function, str(number), long=long) for number in range(3)])
         assert were_put(database) == {"0", "1", "2"}
 
@@ -297,6 +300,120 @@ def test_a_commit_is_on_disk_by_default(path: Path) -> None:
         assert await database.write(lambda tx: tx.one("PRAGMA journal_mode")[0]) == "wal"
 
     run_with_database(path, main)
+
+
+# ── A fault beside the calls ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_ready(tx: Tx, project: int) -> int:
+    put(tx, str(project))
+    tx.ready.append((project, 1))
+    return project
+
+
+def test_an_announcement_that_fails_is_logged_and_harms_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    announced: list[int] = []
+
+    def announce(project: int, count: int) -> None:
+        if project == 2:
+            raise ValueError("a waiter's mistake")
+        announced.append(project)
+
+    async def main(database: tracker.Database) -> None:
+        database._queue.announce = announce
+        assert await outcomes(*[database.write(make_ready, project) for project in (1, 2, 3)]) == [1, 2, 3]
+        assert await database.write(make_ready, 4) == 4
+
+    run_with_database(path, main)
+    assert announced == [1, 3, 4]
+    assert "a waiter's mistake" in caplog.text
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_writer_that_ends_refuses_those_who_wait_for_it(
+    path: Path, caplog: pytest.LogCaptureFixture, long: bool
+) -> None:
+    """The one that it had begun, those in the queues, and every later one."""
+
+    async def main(database: tracker.Database) -> None:
+        async def fail(*_: object) -> None:
+            raise SystemError("a fault of the writer") from None
+
+        database._queue.arrivals = fail
+        waiting = [database.write(put, "first", long=long), database.write(put, "second")]
+        assert all(map(refused_as_unavailable, await outcomes(*waiting)))
+        with pytest.raises(tracker.TrackerError) as refused:
+            await database.write(put, "third")
+        assert refused_as_unavailable(refused.value)
+        assert isinstance(await database.failed, SystemError)
+
+    run_with_database(path, main)
+    assert "a fault of the writer" in caplog.text
+
+
+def test_a_writer_that_is_cancelled_half_way_refuses_its_callers_and_leaves_nothing_behind(path: Path) -> None:
+    async def main(database: tracker.Database) -> None:
+        def put_and_cancel(tx: Tx) -> None:
+            put(tx, "half")
+            raise asyncio.CancelledError
+
+        results = await outcomes(database.write(put, "first"), database.write(put_and_cancel), database.write(put, "x"))
+        assert all(map(refused_as_unavailable, results)), results
+        assert isinstance(await database.failed, asyncio.CancelledError)
+        assert were_put(database) == set()
+
+    run_with_database(path, main)
+
+
+def doom_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer ends when a worker is created: after the commit, where no caller's mistake can reach."""
+    real = tracker.WriteQueue.write_batch
+
+    async def write_batch(self: tracker.WriteQueue, *args: Any, **options: Any) -> None:
+        await real(self, *args, **options)
+        if any(tracker.create_worker in (call.function, *call.args) for call in self.in_hand):
+            raise SystemError("a fault of the writer")
+
+    monkeypatch.setattr(tracker.WriteQueue, "write_batch", write_batch)
+
+
+def test_a_tracker_whose_writer_ends_stops_and_says_so_to_who_runs_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stopped(url: str) -> bool:
+        try:
+            return not httpx.get(url).content
+        except httpx.TransportError:
+            return True
+
+    doom_writer(monkeypatch)
+    with pytest.raises(RuntimeError, match="writer had ended") as raised, tracker.serving() as url:
+        httpx.post(f"{url}/worker/create", json={"alias": "the last one"})
+        wait_until(lambda: stopped(url))
+    assert isinstance(raised.value.__cause__, SystemError)
+    assert "The writer has ended" in caplog.text
+
+
+def test_a_process_whose_writer_ends_exits_with_status_1(tmp_path: Path) -> None:
+    script = """
+        import sys
+        import pytest, test_atomicity, tracker
+        test_atomicity.doom_writer(pytest.MonkeyPatch())
+        sys.exit(tracker.main(["--port", "0", "--database", sys.argv[1]]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "tracker.db")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOME), str(HOME / "tests")])}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            url = re.search(r"http://\S+", process.stdout.readline())[0]
+            httpx.post(f"{url}/worker/create", json={"alias": "the last one"})
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert "The writer has ended" in said
 
 
 # ── A failure at every statement of every operation ───────────────────────────────────────────────────────────────────
@@ -323,7 +440,7 @@ def sabotaged(function: Callable, nth: int) -> Callable:
 
         tx.execute, tx.executemany = map(failing, real)
         try:
-            function(tx, *args)
+            call(tx, function, *args)
         finally:
             tx.execute, tx.executemany = real
         raise Sabotage("at the end")
@@ -537,11 +654,12 @@ DIE_HALF_WAY = """
     import os, signal, sqlite3, sys
     from pathlib import Path
     import tracker
+    from place import call
     from tracker import *
 
     def write(function, *args):
         connection.execute("BEGIN IMMEDIATE")
-        outcome = function(Tx(connection, clock, settings), *args)
+        outcome = call(Tx(connection, clock, settings), function, *args)
         connection.execute("COMMIT")
         return outcome
 
@@ -575,7 +693,9 @@ def die_half_way(path: Path, kind: str, steps: int, accept: bool = True) -> None
     """A process that begins a long operation on project 1 and is killed after a few of its transactions."""
     script, accepted = textwrap.dedent(DIE_HALF_WAY), "accepted" if accept else "staged"
     command = [sys.executable, "-c", script, str(path), kind, str(steps), accepted]
-    died = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(HOME)}, capture_output=True, text=True)
+    died = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": f"{HOME}{os.pathsep}{HOME / 'tests'}"}, capture_output=True, text=True
+    )
     assert died.returncode == -signal.SIGKILL, died.stderr
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import MovedClock, Site, Worker, wait_until
-from place import begin_reset
+from place import begin_reset, call
 
+import shapes
 import tracker
 
 HOUR = 3600
@@ -156,7 +157,7 @@ def in_transaction(site: Site, function: Callable, *args: object) -> object:
     connection = tracker.connect(path, site.settings)
     try:
         connection.execute("BEGIN")
-        result = function(tracker.Tx(connection, site.clock, site.settings), *args)
+        result = call(tracker.Tx(connection, site.clock, site.settings), function, *args)
         connection.execute("COMMIT")
         return result
     finally:
@@ -184,13 +185,13 @@ def prepared(tmp_path: Path) -> Prepared:
 
 
 def add_project(tx: tracker.Tx, name: str = "p") -> int:
-    body = tracker.ProjectBody(name=name)
+    body = shapes.ProjectBody(name=name)
     admin = tx.one("SELECT * FROM manager") or None
     if admin is None:
         _, session = tracker.register_manager(tx, "admin", "hash")
     else:
         session = tracker.open_session(tx, admin["id"])
-    return tracker.create_project(tx, session, body)["id"]
+    return call(tx, tracker.create_project, session, body)["id"]
 
 
 def test_snapshots_are_deleted_after_the_history_length(prepared: Prepared) -> None:
@@ -206,12 +207,12 @@ def test_snapshots_are_deleted_after_the_history_length(prepared: Prepared) -> N
 
 
 def test_log_lines_are_deleted_after_the_retention_time(prepared: Prepared) -> None:
-    worker = prepared.run(tracker.create_worker, None, tracker.AliasBody("w"))["worker"]
+    worker = prepared.run(tracker.create_worker, None, shapes.AliasBody("w"))["worker"]
     caller = tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
     for _ in range(3):
-        prepared.run(tracker.add_log_entry, caller, "info", tracker.LogBody("s", 1, "old"))
+        prepared.run(tracker.add_log_entry, caller, "info", shapes.LogBody("s", 1, "old"))
     prepared.clock.pass_time(1001)
-    prepared.run(tracker.add_log_entry, caller, "info", tracker.LogBody("s", 1, "new"))
+    prepared.run(tracker.add_log_entry, caller, "info", shapes.LogBody("s", 1, "new"))
     while prepared.run(tracker.prune, "log_entry"):
         pass
     assert prepared.count("log_entry") == 1

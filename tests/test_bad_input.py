@@ -19,47 +19,51 @@ from conftest import Manager, Site, Worker, dump, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
+import shapes
 import tracker
 
 # ── A call of every endpoint that is accepted, for bad ones to be made from ───────────────────────────────────────────
 
-ENDPOINTS = [(method, path) for methods, path, _ in tracker.API for method in methods.split()]
+ENDPOINTS = [(method, row.path) for row in tracker.API for method in row.methods.split()]
 Headers = Callable[[bytes], dict[str, str]]  # of a request with that body
 
 
 class BulkSubmit(msgspec.Struct):
     """What a bulk submit is, all the way down (the tracker decodes it in two steps)."""
 
-    requests: list[tracker.SubmitBody]
+    requests: list[shapes.SubmitBody]
 
 
 BODIES: dict[tuple[str, str], type] = {
-    ("POST", "/task/log"): tracker.TaskLogBody,
-    ("POST", "/template/create"): tracker.TemplateBody,
-    ("POST", "/template/update/{template}"): tracker.TemplateBody,
-    ("POST", "/template/trigger/{template}"): tracker.TriggerBody,
-    ("POST", "/workflow/create"): tracker.WorkflowBody,
-    ("POST", "/workflow/update/{workflow}"): tracker.WorkflowBody,
-    ("POST", "/workflow/trigger/{workflow}"): tracker.TriggerBody,
-    ("POST", "/task/release"): tracker.ReleaseBody,
-    ("POST", "/task/submit"): tracker.SubmitBody,
-    ("POST", "/task/bulk_release"): tracker.BulkReleaseBody,
+    ("POST", "/task/log"): shapes.TaskLogBody,
+    ("POST", "/template/create"): shapes.TemplateBody,
+    ("POST", "/template/update/{template}"): shapes.TemplateBody,
+    ("POST", "/template/trigger/{template}"): shapes.TriggerBody,
+    ("POST", "/workflow/create"): shapes.WorkflowBody,
+    ("POST", "/workflow/update/{workflow}"): shapes.WorkflowBody,
+    ("POST", "/workflow/trigger/{workflow}"): shapes.TriggerBody,
+    ("POST", "/task/release"): shapes.ReleaseBody,
+    ("POST", "/task/submit"): shapes.SubmitBody,
+    ("POST", "/task/bulk_release"): shapes.BulkReleaseBody,
     ("POST", "/task/bulk_submit"): BulkSubmit,
-    ("POST", "/log/{level}"): tracker.LogBody,
-    ("POST", "/worker/create"): tracker.AliasBody,
-    ("POST", "/worker/update"): tracker.AliasBody,
-    ("POST", "/worker/set_paused"): tracker.PauseBody,
-    ("POST", "/project/create"): tracker.ProjectBody,
-    ("POST", "/project/update/{project}"): tracker.ProjectBody,
-    ("POST", "/project/request_access"): tracker.AccessBody,
-    ("POST", "/project/secret/{project}"): tracker.SecretBody,
-    ("POST", "/project/webhook_secret/{project}"): tracker.WebhookSecretBody,
-    ("POST", "/git/receivehook"): tracker.PushBody,
-    ("POST", "/logs"): tracker.LogsBody,
-    ("POST", "/register"): tracker.RegisterBody,
-    ("POST", "/login"): tracker.LoginBody,
-    ("POST", "/manager/set_role_for_project/{project}"): tracker.RoleBody,
+    ("POST", "/log/{level}"): shapes.LogBody,
+    ("POST", "/worker/create"): shapes.AliasBody,
+    ("POST", "/worker/update"): shapes.AliasBody,
+    ("POST", "/worker/set_paused"): shapes.PauseBody,
+    ("POST", "/project/create"): shapes.ProjectBody,
+    ("POST", "/project/update/{project}"): shapes.ProjectBody,
+    ("POST", "/project/request_access"): shapes.AccessBody,
+    ("POST", "/project/secret/{project}"): shapes.SecretBody,
+    ("POST", "/project/webhook_secret/{project}"): shapes.WebhookSecretBody,
+    ("POST", "/git/receivehook"): shapes.PushBody,
+    ("POST", "/logs"): shapes.LogsBody,
+    ("POST", "/register"): shapes.RegisterBody,
+    ("POST", "/login"): shapes.LoginBody,
+    ("POST", "/manager/set_role_for_project/{project}"): shapes.RoleBody,
 }
+SUBMIT_LINES = ("POST", "/task/submit_lines/{project}")  # takes text
+LINES_QUERY = {"priority": 1, "max_retries": 3, "max_assign_time": 60, "verification_count": 1, "format": "auto"}
+LINES_QUERY |= {"once": True, "token": "mine", "first_line": 1}
 NO_BODY = {  # what is sent to these is not looked at: existing clients send `null`
     ("POST", "/project/accept_request/{project}/{worker}"),
     ("POST", "/project/reject_request/{project}/{worker}"),
@@ -96,6 +100,10 @@ class Answer(NamedTuple):
         return self.content["message"]
 
 
+def as_bytes(body: Any) -> bytes:
+    return body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
 class House:
     """A tracker with one of everything, and a connection that has to survive every refusal."""
 
@@ -113,6 +121,9 @@ class House:
         self.worker.log("info", "hello")
         self.template, self.spare = (self.create_template(name) for name in ("build", "spare"))
         self.workflow, self.spare_workflow = (self.create_workflow(name) for name in ("builds", "spares"))
+        answer = self.worker.http.post(f"/task/submit_lines/{self.project}", content=b"one line")
+        self.operation = answer.json()["content"]["operation"]
+        wait_until(lambda: site.read("SELECT finished FROM operation") != [(None,)])
         self.live, self.ended = (self.trigger() for _ in range(2))
         site.admin.post(f"/job/cancel/{self.ended}")
         self.webhook_secret = site.admin.get(f"/project/webhook_secret/{self.project}").json()["content"]
@@ -181,6 +192,8 @@ class House:
             ("GET", "/task/get"): Example(self.as_worker, query={"project": self.project, "wait": 0.01, "count": 2}),
             ("POST", "/task/submit"): Example(self.as_worker, body=task),
             ("POST", "/task/bulk_submit"): Example(self.as_worker, body={"requests": [task, {**task, "hash64": 1}]}),
+            SUBMIT_LINES: Example(self.as_worker, project, b'a line\n{"recipe": "another"}', LINES_QUERY),
+            ("GET", "/operation/{operation}"): Example(self.as_worker, {"operation": self.operation}),
             ("POST", "/task/release"): Example(self.as_worker, body=release),
             ("POST", "/task/bulk_release"): Example(self.as_worker, body={"releases": [release, release]}),
             ("POST", "/log/{level}"): Example(self.as_worker, {"level": "info"}, body=line),
@@ -288,7 +301,7 @@ class House:
         """The endpoint's example with something else in place of its body, its ids, its query or its headers."""
         example = self.examples()[endpoint]
         if body is None:
-            body = json.dumps(example.body).encode() if example.body is not None else b""
+            body = b"" if example.body is None else as_bytes(example.body)
         path = endpoint[1].format(**{**(example.ids or {}), **(ids or {})})
         query = urlencode(example.query or {}) if query is None else query
         return self.send(endpoint[0], path + "?" * bool(query) + query, body, headers or example.headers(body))
@@ -332,7 +345,7 @@ def test_there_is_an_example_for_every_endpoint(house: House) -> None:
 
 def test_every_post_endpoint_is_known_to_take_a_body_or_none() -> None:
     posts = {endpoint for endpoint in ENDPOINTS if endpoint[0] == "POST"}
-    assert posts == BODIES.keys() | NO_BODY
+    assert posts == BODIES.keys() | NO_BODY | {SUBMIT_LINES}
     assert not BODIES.keys() & NO_BODY
 
 
@@ -698,7 +711,7 @@ def head(house: House, endpoint: tuple[str, str], *more: str) -> list[str]:
 
 def test_a_body_that_is_announced_to_be_too_large_is_refused_before_any_of_it_has_come(house: House) -> None:
     before = dump(house.site.settings.database)
-    for endpoint in BODIES:
+    for endpoint in [*BODIES, SUBMIT_LINES]:
         raw = Raw(house.site)
         raw.send(*head(house, endpoint, f"Content-Length: {2**60}"))
         answer = raw.answer()
@@ -709,7 +722,7 @@ def test_a_body_that_is_announced_to_be_too_large_is_refused_before_any_of_it_ha
 
 def test_a_body_of_unknown_length_is_refused_as_soon_as_it_is_too_large(make_site: Callable[..., Site]) -> None:
     house = House(make_site(max_body=2, max_bulk_body=2))
-    for endpoint in BODIES:
+    for endpoint in [*BODIES, SUBMIT_LINES]:
         raw = Raw(house.site)
         raw.send(*head(house, endpoint, "Transfer-Encoding: chunked"))
         for _ in range(3):  # and never a last chunk
@@ -779,7 +792,7 @@ UNKNOWN_ID = [*map(str, (0, 999, 2**31, 2**32 + 1, 2**53 + 1, 2**63 - 1, 2**63, 
 WITH_IDS = [
     (endpoint, name)
     for endpoint in ENDPOINTS
-    for name in ("project", "worker", "manager", "template", "workflow")
+    for name in ("project", "worker", "manager", "template", "workflow", "operation")
     if f"{{{name}}}" in endpoint[1]
 ]
 
@@ -941,10 +954,11 @@ ODD_CREDENTIALS = {
 OF_WORKERS = [
     *[("GET", "/task/get/{project}"), ("GET", "/task/get"), ("POST", "/task/submit"), ("POST", "/task/bulk_submit")],
     *[("POST", "/task/release"), ("POST", "/task/bulk_release"), ("POST", "/log/{level}"), ("POST", "/worker/update")],
-    *[("POST", "/project/request_access"), ("GET", "/project/secret/{project}"), ("POST", "/task/log")],
+    *[("POST", "/project/request_access"), ("GET", "/project/secret/{project}"), ("POST", "/task/log"), SUBMIT_LINES],
+    *[("GET", "/operation/{operation}")],
     *[("POST", "/template/trigger/{template}"), ("POST", "/workflow/trigger/{workflow}"), ("GET", "/job/get/{job}")],
 ]
-ALSO_OF_MANAGERS = {("GET", "/project/secret/{project}"), *OF_WORKERS[-3:]}
+ALSO_OF_MANAGERS = {("GET", "/project/secret/{project}"), *OF_WORKERS[-4:]}
 
 
 def test_the_list_of_workers_endpoints_is_complete(house: House) -> None:
@@ -955,8 +969,8 @@ def test_the_list_of_workers_endpoints_is_complete(house: House) -> None:
 def test_odd_credentials_are_refused_by_every_endpoint_of_workers(house: House) -> None:
     before = dump(house.site.settings.database)
     for endpoint, headers in itertools.product(OF_WORKERS, ODD_CREDENTIALS.values()):
-        body = json.dumps(house.examples()[endpoint].body).encode()
-        ids = {"template": house.template, "workflow": house.workflow, "job": house.live}
+        body = as_bytes(house.examples()[endpoint].body)
+        ids = {"template": house.template, "workflow": house.workflow, "job": house.live, "operation": house.operation}
         path = endpoint[1].format(project=house.project, level="info", **ids) + "?project=1"
         raw = Raw(house.site)
         raw.send(f"{endpoint[0]} {path} HTTP/1.1", f"Content-Length: {len(body)}", *headers)
@@ -1101,8 +1115,8 @@ def test_what_is_no_http_is_answered_400(house: House) -> None:
 
 def test_a_client_that_goes_away_in_the_middle_of_its_body_leaves_nothing(house: House) -> None:
     before = dump(house.site.settings.database)
-    for endpoint in BODIES:
-        raw, body = Raw(house.site), json.dumps(house.examples()[endpoint].body).encode()
+    for endpoint in [*BODIES, SUBMIT_LINES]:
+        raw, body = Raw(house.site), as_bytes(house.examples()[endpoint].body)
         raw.send(*head(house, endpoint, f"Content-Length: {len(body) + 1}"))
         raw.socket.sendall(body)
         raw.socket.close()

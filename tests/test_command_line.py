@@ -276,25 +276,6 @@ def test_a_bulk_submit_that_was_accepted_is_answered_before_the_end(tmp_path: Pa
         assert connection.execute("SELECT COUNT(*) FROM task").fetchone() == (50_000,)
 
 
-def test_an_older_database_is_upgraded_in_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, path = tracker.Settings(), tmp_path / "tracker.db"
-    tracker.prepare_file(path, settings)
-    monkeypatch.setattr(tracker, "SCHEMA_VERSION", tracker.SCHEMA_VERSION + 1)
-    now = tracker.SCHEMA_VERSION - 1
-    script = "ALTER TABLE worker ADD COLUMN note TEXT;"
-    monkeypatch.setattr(tracker, "UPGRADES", {now: (script, "SELECT * FROM nowhere;")})
-    with pytest.raises(tracker.TrackerError):
-        tracker.prepare_file(path, settings)
-    with contextlib.closing(tracker.connect(path, settings)) as connection:
-        columns = [row["name"] for row in connection.execute("PRAGMA table_info(worker)")]
-        assert "note" not in columns
-    monkeypatch.setattr(tracker, "UPGRADES", {now: (script, "")})
-    tracker.prepare_file(path, settings)
-    with contextlib.closing(tracker.connect(path, settings)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == tracker.SCHEMA_VERSION
-        connection.execute("SELECT note FROM worker")
-
-
 def test_a_new_database_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     tracker.prepare_file(tmp_path / "tracker.db", tracker.Settings())
     if os.name == "posix":

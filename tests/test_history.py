@@ -8,6 +8,7 @@ import pytest
 from place import Queue, StillClock
 
 import pages
+import shapes
 import tracker
 from tracker import EDIT, FAIL, OK, READ, SKIP
 
@@ -146,7 +147,7 @@ def history(queue: Queue, task: int, session: bytes | None = None) -> dict[str, 
 
 
 def log(queue: Queue, message: str, task: int | None = None, worker: Any = None) -> None:
-    body = tracker.LogBody("test", 1, message, task_id=task)
+    body = shapes.LogBody("test", 1, message, task_id=task)
     queue.do(tracker.add_log_entry, worker or queue.worker, "info", body)
 
 
@@ -204,7 +205,7 @@ def test_the_history_of_a_task_needs_read_in_its_project(queue: Queue) -> None:
 
 def test_a_task_of_a_hidden_project_does_not_exist_for_others(queue: Queue) -> None:
     task, stranger = queue.submit(), queue.create_manager("stranger")
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(hidden=True))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(hidden=True))
     assert queue.refusal(pages.get_task_history, stranger, task).startswith("not_found")
 
 

@@ -1,8 +1,10 @@
 """HTTP as it goes over the wire, where the tracker does what usually a library does."""
 
 import contextlib
+import re
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -65,6 +67,54 @@ def test_head_takes_no_task(site: Site) -> None:
     worker.submit(project)
     assert worker.http.head(f"/task/get/{project}").status_code == 405
     assert site.admin.counts(project) == {"waiting": 1}
+
+
+@pytest.mark.parametrize("root", ["", "/queue"])
+def test_every_native_call_is_answered_alike_at_the_root_and_below_api(
+    make_site: Callable[..., Site], root: str
+) -> None:
+    site = make_site(root_path=root)  # which uvicorn puts before every path
+    for methods, path, *_ in tracker.API:
+        for method in methods.split():
+            asked = re.sub(r"\{\w+\}", "1", path)
+            answer, below = (site.guest.request(method, prefix + asked) for prefix in ("", "/api"))
+            assert answer.status_code == below.status_code != 405, (method, path)
+            assert answer.json() == below.json() if answer.content else not below.content, (method, path)
+            assert "There is nothing at" not in answer.text
+
+
+def test_the_ids_in_a_native_path_arrive_by_their_names(tmp_path: Path) -> None:
+    app = tracker.create_app(tracker.Settings(database=str(tmp_path / "x.db")))
+    for methods, path, *_ in tracker.API:
+        names = re.findall(r"\{(\w+)\}", path)
+        for prefix in "", "/api", "/queue", "/queue/api":
+            asked = prefix + path.replace("{", "").replace("}", "")
+            endpoints, ids = app.find({"path": asked, "root_path": "/queue" if "queue" in prefix else ""})
+            assert ids == {name: name for name in names}
+            assert set(methods.split()) <= set(endpoints)
+
+
+@pytest.mark.parametrize("path", ["/task/get/1/extra", "/task/get/", "/task/get/1/", "/api/api/task/get/1", "/apitask"])
+def test_what_only_begins_like_a_native_path_is_nothing(site: Site, path: str) -> None:
+    worker = site.create_worker(site.admin.create_project())
+    for prefix in "", "/api":
+        answer = worker.http.get(prefix + path)
+        assert (answer.status_code, answer.json()["message"]) == (404, f"There is nothing at {prefix}{path}")
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+def test_a_method_that_a_native_path_does_not_have_is_refused_with_those_that_it_has(site: Site, prefix: str) -> None:
+    for path, allowed in ("/task/submit", "POST"), ("/task/get/1", "GET"), ("/logs", "GET, POST"):
+        answer = site.guest.put(prefix + path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+        assert answer.json() == {"ok": False, "message": "PUT is not possible here", "code": "method_not_allowed"}
+
+
+@pytest.mark.skipif("theeye" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_another_systems_call_below_the_same_first_name_reaches_it(site: Site) -> None:
+    """Its own refusal tells it: without a token it asks for one."""
+    for method, path in ("GET", "/task/1"), ("PUT", f"/job/{24 * 'a'}"), ("POST", "/job"):
+        assert "ok" not in site.guest.request(method, path).json()
 
 
 def test_an_answer_without_content_has_no_length_either(site: Site) -> None:

@@ -99,7 +99,7 @@ class Crowd(Jobs):
     def cancel_any(self) -> None:
         token, state = self.random.choice(self.values("SELECT token, state FROM job") or [(None, None)])
         if state in ENDED:
-            assert self.refusal(tracker.cancel, self.session, token).startswith("conflict: ")
+            assert self.refusal(tracker.cancel_job, self.session, token).startswith("conflict: ")
         elif token:
             self.cancel(token, self.random.choice([self.session, *self.workers]))
             self.move("cancel", token)
@@ -107,7 +107,7 @@ class Crowd(Jobs):
     def retry_any(self) -> None:
         row = self.random.choice(self.rows("SELECT token, state, workflow FROM job") or [None])
         if row and row["state"] not in ENDED:
-            assert self.refusal(tracker.retry, self.session, row["token"]).startswith("conflict: ")
+            assert self.refusal(tracker.retry_job, self.session, row["token"]).startswith("conflict: ")
         elif row:
             new = self.retry(row["token"])
             if row["workflow"] is None:

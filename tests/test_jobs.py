@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from place import Jobs, StillClock, running
+from place import Jobs, StillClock, call, running
 
+import shapes
 import tracker
 from tracker import FAIL, JOB_GRACE, JOB_MOVES, OK, SKIP, TaskFilter, WorkerCredentials
 
@@ -93,7 +94,9 @@ def test_an_ended_job_never_changes_again_whatever_is_tried(queue: Jobs, state: 
         assert not queue.finish_job(task, result, {"state": "failure"})
     assert queue.log(task, "late") == {"held": False, "stored": 0}
     assert queue.act("requeue", [task]) == queue.act("delete", [task]) == 0
-    assert queue.refusal(tracker.cancel, queue.session, job).startswith("conflict: job: it has ended already, it is ")
+    assert queue.refusal(tracker.cancel_job, queue.session, job).startswith(
+        "conflict: job: it has ended already, it is "
+    )
     queue.pass_lease()
     assert (queue.values("SELECT * FROM job WHERE token = ?", job), queue.said(job)) == before
 
@@ -101,7 +104,7 @@ def test_an_ended_job_never_changes_again_whatever_is_tried(queue: Jobs, state: 
 @pytest.mark.parametrize("state", ["waiting", "assigned"])
 def test_a_live_job_cannot_be_retried(queue: Jobs, state: str) -> None:
     job, _ = job_in_state(queue, state)
-    assert queue.refusal(tracker.retry, queue.session, job) == f"conflict: job: it has not ended yet, it is {state}"
+    assert queue.refusal(tracker.retry_job, queue.session, job) == f"conflict: job: it has not ended yet, it is {state}"
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "timed_out", "cancelled"])
@@ -183,7 +186,7 @@ def test_a_failed_jobs_task_does_not_stay_in_the_queue(queue: Jobs, max_retries:
 def test_a_job_is_closed_as_other_tasks_are(queue: Jobs) -> None:
     """Counted for its worker, and handed on along the project's chain, as a plain task there."""
     target = queue.create_project("second")
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(chain=target))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(chain=target))
     queue.trigger(queue.create_template(recipe="build"))
     queue.run()
     assert (queue.counts(), queue.counts(target)) == ({"closed": 1}, {"waiting": 1})
@@ -200,11 +203,11 @@ def test_several_releases_with_one_that_is_refused_leave_every_job_as_it_was(que
     template = queue.create_template()
     jobs = [queue.trigger(template) for _ in range(2)]
     tasks = [queue.assign() for _ in jobs]
-    bad = tracker.ReleaseBody(tasks[1], OK, output=msgspec.Raw(b"1e400"))
-    refusal = queue.refusal(tracker.release_tasks, queue.worker, [tracker.ReleaseBody(tasks[0], OK), bad])
+    bad = shapes.ReleaseBody(tasks[1], OK, output=msgspec.Raw(b"1e400"))
+    refusal = queue.refusal(tracker.release_tasks, queue.worker, [shapes.ReleaseBody(tasks[0], OK), bad])
     assert refusal.startswith("invalid: releases[1].output: ")
     assert [queue.state(job) for job in jobs] == ["assigned", "assigned"]
-    good = [tracker.ReleaseBody(task, OK) for task in tasks]
+    good = [shapes.ReleaseBody(task, OK) for task in tasks]
     assert queue.do(tracker.release_tasks, queue.worker, good) == {"updated": [True, True]}
     assert [queue.state(job) for job in jobs] == ["succeeded", "succeeded"]
 
@@ -386,7 +389,7 @@ def test_a_job_whose_result_reports_failure_has_failed_although_it_was_released_
 
 def test_a_job_whose_result_reports_failure_is_not_handed_on_along_the_chain(queue: Jobs) -> None:
     following = queue.create_project("following")
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(chain=following))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(chain=following))
     template = queue.create_template()
     for report, handed_on in ({"state": "failure"}, 0), ({"state": "success"}, 1):
         queue.trigger(template)
@@ -406,7 +409,7 @@ def test_a_worker_that_skips_in_a_circle_does_not_fill_the_log(queue: Jobs, monk
 
 @pytest.mark.parametrize("name", [" ", "\t"])
 def test_a_variable_without_a_name_is_refused(queue: Jobs, name: str) -> None:
-    body = tracker.TemplateBody(project=queue.project, name="x", variables=[tracker.Variable(name, "1")])
+    body = shapes.TemplateBody(project=queue.project, name="x", variables=[shapes.Variable(name, "1")])
     refusal = queue.refusal(tracker.create_template, queue.session, body)
     assert refusal == "invalid: variables: a name must not be blank"
 
@@ -415,7 +418,7 @@ def test_a_project_has_no_more_templates_than_a_list_can_show(queue: Jobs, monke
     monkeypatch.setattr(tracker, "MOST_TEMPLATES", 2)
     for name in "ab":
         queue.create_template(name)
-    body = tracker.TemplateBody(project=queue.project, name="c")
+    body = shapes.TemplateBody(project=queue.project, name="c")
     refusal = queue.refusal(tracker.create_template, queue.session, body)
     assert refusal == "conflict: project: it has 2 templates already"
     queue.do(tracker.delete_template, queue.session, 1)
@@ -446,7 +449,7 @@ def test_the_result_is_that_of_the_last_attempt(queue: Jobs) -> None:
 @pytest.mark.parametrize("output", [b'"\xff"', b"1e400", b"[" * 2000 + b"]" * 2000])
 def test_an_output_that_no_json_has_is_refused_by_its_name_and_changes_nothing(queue: Jobs, output: bytes) -> None:
     job, task = job_in_state(queue, "assigned")
-    body = tracker.ReleaseBody(task, OK, output=msgspec.Raw(output))
+    body = shapes.ReleaseBody(task, OK, output=msgspec.Raw(output))
     assert queue.refusal(tracker.release_task, queue.worker, body).startswith("invalid: output: ")
     assert queue.state(job) == "assigned"
 
@@ -494,13 +497,13 @@ def test_no_lines_at_all_ask_whether_the_task_is_still_held(queue: Jobs) -> None
 
 def test_a_line_of_another_worker_is_not_stored(queue: Jobs) -> None:
     job, task = job_in_state(queue, "assigned")
-    body = tracker.TaskLogBody(task, [tracker.TaskEntry("mine?", 1)])
+    body = shapes.TaskLogBody(task, [shapes.TaskEntry("mine?", 1)])
     assert queue.do(tracker.log_to_task, queue.create_worker(), body) == {"held": False, "stored": 0}
     assert queue.lines(job) == []
 
 
 def test_a_task_that_never_was_has_no_log(queue: Jobs) -> None:
-    body = tracker.TaskLogBody(999)
+    body = shapes.TaskLogBody(999)
     assert queue.refusal(tracker.log_to_task, queue.worker, body) == "not_found: task_id: no task 999"
 
 
@@ -514,7 +517,7 @@ def test_lines_about_a_plain_task_go_into_the_workers_log(queue: Jobs) -> None:
 
 def test_a_line_of_the_workers_log_that_names_a_jobs_task_is_in_both(queue: Jobs) -> None:
     job, task = job_in_state(queue, "assigned")
-    body = tracker.LogBody("fetch", 1, "hello", task_id=task)
+    body = shapes.LogBody("fetch", 1, "hello", task_id=task)
     queue.do(tracker.add_log_entry, queue.worker, "debug", body)
     queue.do(tracker.add_log_entry, queue.worker, "info", body)
     assert queue.lines(job) == ["hello", "hello"]
@@ -584,7 +587,7 @@ def test_a_log_is_read_page_by_page(queue: Jobs) -> None:
     job, task = job_in_state(queue, "assigned")
     queue.log(task, *map(str, range(7)))
     read: list[dict[str, Any]] = []
-    while page := queue.do(tracker.get_job_log, queue.session, job, tracker.LinesQuery(len(read), 4))["entries"]:
+    while page := queue.do(tracker.get_job_log, queue.session, job, shapes.LinesQuery(len(read), 4))["entries"]:
         read += page
     assert [line["id"] for line in read] == list(range(1, 10))
     assert [line["message"] for line in read[2:]] == list(map(str, range(7)))
@@ -595,14 +598,14 @@ def test_a_page_of_very_long_lines_ends_early(queue: Jobs, monkeypatch: pytest.M
     job, task = job_in_state(queue, "assigned")
     queue.log(task, *["x" * 1000] * 10)
     monkeypatch.setattr(tracker, "MOST_LOG_TEXT", 2500)
-    assert len(queue.do(tracker.get_job_log, queue.session, job, tracker.LinesQuery(2))["entries"]) == 3
+    assert len(queue.do(tracker.get_job_log, queue.session, job, shapes.LinesQuery(2))["entries"]) == 3
 
 
 # ── Variables, arguments, recipe ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def refused_trigger(queue: Jobs, template: int, variables: dict | None = None, arguments: Iterable[Any] = ()) -> str:
-    body = tracker.TriggerBody(variables or {}, list(arguments))
+    body = shapes.TriggerBody(variables or {}, list(arguments))
     before = queue.values("SELECT COUNT(*) FROM job")
     refusal = queue.refusal(tracker.trigger_template, queue.session, template, body)
     assert queue.values("SELECT COUNT(*) FROM job") == before
@@ -728,8 +731,8 @@ def row_of(queue: Jobs, template: int) -> sqlite3.Row:
     return row
 
 
-def body_of(queue: Jobs, **fields: Any) -> tracker.TemplateBody:
-    return msgspec.convert({"project": queue.project, "name": "x", **fields}, tracker.TemplateBody)
+def body_of(queue: Jobs, **fields: Any) -> shapes.TemplateBody:
+    return msgspec.convert({"project": queue.project, "name": "x", **fields}, shapes.TemplateBody)
 
 
 def refused_template(queue: Jobs, **fields: Any) -> str:
@@ -805,7 +808,7 @@ def test_a_name_is_taken_once_in_a_project_and_free_again_when_its_template_is_d
     other = queue.create_template("y")
     taken = "conflict: name: the project has a template named 'x' already"
     assert refused_template(queue) == taken
-    assert queue.refusal(tracker.update_template, queue.session, other, tracker.TemplateBody(name="x")) == taken
+    assert queue.refusal(tracker.update_template, queue.session, other, shapes.TemplateBody(name="x")) == taken
     queue.create_template("x", project=queue.create_project("second"))
     queue.do(tracker.delete_template, queue.session, template)
     queue.update_template(other, name="x")
@@ -817,13 +820,13 @@ def test_a_name_by_which_programs_trigger_is_taken_once_of_all_projects(queue: J
     taken = "conflict: api: another template named 'x' may be triggered by this name"
     assert refused_template(queue, api=True) == taken
     plain = queue.create_template("x")
-    assert queue.refusal(tracker.update_template, queue.session, plain, tracker.TemplateBody(api=True)) == taken
+    assert queue.refusal(tracker.update_template, queue.session, plain, shapes.TemplateBody(api=True)) == taken
     assert queue.do(tracker.api_template, "x")["project"] == second
 
 
 def test_a_template_stays_in_its_project(queue: Jobs) -> None:
     template, second = queue.create_template(), queue.create_project("second")
-    body = tracker.TemplateBody(project=second)
+    body = shapes.TemplateBody(project=second)
     assert queue.refusal(tracker.update_template, queue.session, template, body).startswith("invalid: project: ")
 
 
@@ -853,8 +856,8 @@ def test_a_deleted_template_keeps_its_jobs_and_makes_no_more(queue: Jobs) -> Non
         (tracker.get_template,),
         (tracker.delete_template,),
         (tracker.rotate_template_secret,),
-        (tracker.update_template, tracker.TemplateBody()),
-        (tracker.trigger_template, tracker.TriggerBody()),
+        (tracker.update_template, shapes.TemplateBody()),
+        (tracker.trigger_template, shapes.TriggerBody()),
     ):
         assert queue.refusal(function, queue.session, template, *args) == f"not_found: No template {template}"
     assert queue.run() == job
@@ -866,12 +869,12 @@ def test_a_deleted_template_keeps_its_jobs_and_makes_no_more(queue: Jobs) -> Non
 
 BY_JOB: dict[str, Callable] = {
     "see": lambda queue, caller, job: (tracker.get_job, caller, job),
-    "read the log": lambda queue, caller, job: (tracker.get_job_log, caller, job, tracker.LinesQuery()),
-    "list": lambda queue, caller, job: (tracker.list_jobs, caller, tracker.JobsQuery(project=queue.project)),
-    "list by template": lambda queue, caller, job: (tracker.list_jobs, caller, tracker.JobsQuery(template=1)),
-    "retry": lambda queue, caller, job: (tracker.retry, caller, job),
-    "trigger": lambda queue, caller, job: (tracker.trigger_template, caller, 1, tracker.TriggerBody()),
-    "edit": lambda queue, caller, job: (tracker.update_template, caller, 1, tracker.TemplateBody()),
+    "read the log": lambda queue, caller, job: (tracker.get_job_log, caller, job, shapes.LinesQuery()),
+    "list": lambda queue, caller, job: (tracker.list_jobs, caller, shapes.JobsQuery(project=queue.project)),
+    "list by template": lambda queue, caller, job: (tracker.list_jobs, caller, shapes.JobsQuery(template=1)),
+    "retry": lambda queue, caller, job: (tracker.retry_job, caller, job),
+    "trigger": lambda queue, caller, job: (tracker.trigger_template, caller, 1, shapes.TriggerBody()),
+    "edit": lambda queue, caller, job: (tracker.update_template, caller, 1, shapes.TemplateBody()),
     "show": lambda queue, caller, job: (tracker.get_template, caller, 1),
     "rotate": lambda queue, caller, job: (tracker.rotate_template_secret, caller, 1),
     "list templates": lambda queue, caller, job: (tracker.list_templates, caller, queue.project),
@@ -914,22 +917,22 @@ def test_a_manager_without_a_role_may_do_nothing(queue: Jobs) -> None:
 
 
 def test_to_a_manager_without_a_role_a_hidden_project_and_its_jobs_are_not_there(queue: Jobs) -> None:
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(hidden=True))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(hidden=True))
     stranger = queue.create_manager("stranger")
     assert set(codes(queue, stranger).values()) == {"not_found"}
 
 
 def test_what_is_hidden_is_refused_in_the_words_of_what_is_not_there(queue: Jobs) -> None:
     job = queue.trigger(queue.create_template())
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(hidden=True))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(hidden=True))
     stranger, no_job = queue.create_manager("stranger"), UNKNOWN
     for hidden, missing in (
         (BY_JOB["see"](queue, stranger, job), (tracker.get_job, stranger, no_job)),
         (BY_JOB["show"](queue, stranger, job), (tracker.get_template, stranger, 999)),
-        (BY_JOB["list"](queue, stranger, job), (tracker.list_jobs, stranger, tracker.JobsQuery(project=999))),
+        (BY_JOB["list"](queue, stranger, job), (tracker.list_jobs, stranger, shapes.JobsQuery(project=999))),
         (
             BY_JOB["list by template"](queue, stranger, job),
-            (tracker.list_jobs, stranger, tracker.JobsQuery(template=999)),
+            (tracker.list_jobs, stranger, shapes.JobsQuery(template=999)),
         ),
     ):
         words = [queue.refusal(*call) for call in (hidden, missing)]
@@ -945,10 +948,10 @@ def test_a_worker_without_submit_may_do_nothing(queue: Jobs, access: str) -> Non
     worker = Jobs.create_worker(queue)
     queue.do(lambda tx: tx.execute("DELETE FROM worker_access WHERE worker = ?", (worker.id,)))
     if access == "assign only":
-        body = tracker.WorkerRolesBody(worker.id, assign=True)
+        body = shapes.WorkerRolesBody(worker.id, assign=True)
         queue.do(tracker.set_worker_access, queue.session, queue.project, body)
     elif access == "asked for":
-        queue.do(tracker.request_access, worker, tracker.AccessBody(queue.project, submit=True))
+        queue.do(tracker.request_access, worker, shapes.AccessBody(queue.project, submit=True))
     assert set(codes(queue, worker, OF_WORKERS).values()) == {"forbidden"}
 
 
@@ -970,7 +973,7 @@ def test_cancelling_needs_submit_or_edit(queue: Jobs) -> None:
     for caller in (queue.worker, queue.create_manager("editor", tracker.EDIT)):
         queue.cancel(queue.trigger(template), caller)
     reader, job = queue.create_manager("reader", tracker.READ), queue.trigger(template)
-    assert queue.refusal(tracker.cancel, reader, job).startswith("forbidden: ")
+    assert queue.refusal(tracker.cancel_job, reader, job).startswith("forbidden: ")
 
 
 @pytest.mark.parametrize("name", ["see", "read the log", "retry"])
@@ -980,21 +983,21 @@ def test_a_job_that_there_is_not_is_not_found(queue: Jobs, name: str) -> None:
 
 
 def test_a_worker_that_triggers_passes_the_rate_limit_and_a_manager_does_not(queue: Jobs) -> None:
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(submit_rate=0.1))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(submit_rate=0.1))
     template = queue.create_template()
     queue.cancel(queue.trigger(template, caller=queue.worker))
-    body = tracker.TriggerBody()
+    body = shapes.TriggerBody()
     assert queue.refusal(tracker.trigger_template, queue.worker, template, body).startswith("too_fast: ")
-    assert queue.refusal(tracker.retry, queue.worker, queue.list()[0]).startswith("too_fast: ")
+    assert queue.refusal(tracker.retry_job, queue.worker, queue.list()[0]).startswith("too_fast: ")
     queue.trigger(template)
     queue.clock.now += 11
     queue.trigger(template, caller=queue.worker)
 
 
 def test_a_trigger_that_is_refused_is_not_charged(queue: Jobs) -> None:
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(submit_rate=0.1))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(submit_rate=0.1))
     template = queue.create_template(variables=[{"name": "a", "required": True}])
-    assert queue.refusal(tracker.trigger_template, queue.worker, template, tracker.TriggerBody()).startswith("invalid")
+    assert queue.refusal(tracker.trigger_template, queue.worker, template, shapes.TriggerBody()).startswith("invalid")
     queue.trigger(template, {"a": 1}, caller=queue.worker)
 
 
@@ -1070,18 +1073,18 @@ def test_a_list_of_all_projects_has_only_those_that_the_manager_may_read(queue: 
 def test_a_list_of_what_there_is_not_is_refused(queue: Jobs, query: dict[str, Any], reason: str) -> None:
     queue.create_template()
     queue.create_project("second")
-    assert queue.refusal(tracker.list_jobs, queue.session, tracker.JobsQuery(**query)) == reason
+    assert queue.refusal(tracker.list_jobs, queue.session, shapes.JobsQuery(**query)) == reason
 
 
 def test_jobs_of_another_projects_template_are_not_a_projects(queue: Jobs) -> None:
     foreign = queue.create_template("foreign", project=queue.create_project("second"))
     queue.trigger(foreign)
-    query = tracker.JobsQuery(project=queue.project, template=foreign)
+    query = shapes.JobsQuery(project=queue.project, template=foreign)
     assert queue.do(tracker.find_jobs, None, query) == ([], None)
 
 
 def test_a_worker_has_to_name_a_project_or_template(queue: Jobs) -> None:
-    refusal = queue.refusal(tracker.list_jobs, queue.worker, tracker.JobsQuery())
+    refusal = queue.refusal(tracker.list_jobs, queue.worker, shapes.JobsQuery())
     assert refusal == "invalid: project: is required"
 
 
@@ -1173,12 +1176,14 @@ def test_a_running_tracker_forgets_them_in_the_background(tmp_path: Path) -> Non
         clock = StillClock()
         async with running(tmp_path / "tracker.db", clock) as one:
             _, session = await one.db.write(tracker.register_manager, "admin", "unused")
-            project = (await one.db.write(tracker.create_project, session, tracker.ProjectBody("first")))["id"]
-            body = tracker.TemplateBody(project=project, name="build", script="ls", keep_time=60)
-            template = (await one.db.write(tracker.create_template, session, body))["template"]["id"]
-            given = (session, template, tracker.TriggerBody())
-            old, live = [(await one.db.write(tracker.trigger_template, *given))["job"]["id"] for _ in range(2)]
-            await one.db.write(tracker.cancel, session, old)
+            project = (await one.db.write(call, tracker.create_project, session, shapes.ProjectBody(name="first")))[
+                "id"
+            ]
+            body = shapes.TemplateBody(project=project, name="build", script="ls", keep_time=60)
+            template = (await one.db.write(call, tracker.create_template, session, body))["template"]["id"]
+            given = (session, template, shapes.TriggerBody())
+            old, live = [(await one.db.write(call, tracker.trigger_template, *given))["job"]["id"] for _ in range(2)]
+            await one.db.write(call, tracker.cancel_job, session, old)
             clock.now += 61
             await one.prune()
             assert await one.db.read(tracker.find_job, old) is None

@@ -11,8 +11,9 @@ import httpx
 import itsdangerous
 import pytest
 from conftest import Manager, Site, client
-from place import Queue, StillClock, running
+from place import Queue, StillClock, call, running
 
+import shapes
 import tracker
 from tracker import EDIT, MANAGE_ACCESS, READ
 
@@ -410,11 +411,11 @@ def test_an_admin_neither_promotes_nor_demotes_itself(site: Site) -> None:
 
 def test_only_an_admin_promotes_and_demotes(site: Site) -> None:
     manager, other = site.create_manager(), site.create_manager()
-    for call in "promote", "demote":
-        assert site.guest.get(f"/manager/{call}/{other.id}").status_code == 401
-        assert manager.get(f"/manager/{call}/{other.id}").status_code == 403
-        assert manager.get(f"/manager/{call}/{manager.id}").status_code == 403
-        assert manager.get(f"/manager/{call}/{site.admin.id}").status_code == 403
+    for verb in "promote", "demote":
+        assert site.guest.get(f"/manager/{verb}/{other.id}").status_code == 401
+        assert manager.get(f"/manager/{verb}/{other.id}").status_code == 403
+        assert manager.get(f"/manager/{verb}/{manager.id}").status_code == 403
+        assert manager.get(f"/manager/{verb}/{site.admin.id}").status_code == 403
     assert (is_admin(manager), is_admin(other), is_admin(site.admin)) == (False, False, True)
 
 
@@ -470,7 +471,7 @@ class Browser:
         self.tracker, self.session = one, lambda: session
 
     async def change(self, password: str, new_password: str) -> bytes:
-        return await tracker.change_password(self, tracker.PasswordForm(password, new_password))
+        return await tracker.change_password(self, shapes.PasswordForm(password, new_password))
 
 
 def with_account(path: Path, main: Callable[[tracker.Tracker, bytes], Coroutine[Any, Any, None]]) -> None:
@@ -488,9 +489,9 @@ def test_a_new_password_replaces_the_old_one_and_ends_every_other_session(tmp_pa
     async def main(one: tracker.Tracker, session: bytes) -> None:
         other = await one.db.write(tracker.open_session, 1)
         new = await Browser(one, session).change("password", "another password")
-        valid = [(await one.db.read(tracker.get_account, each))["logged_in"] for each in (session, other, new)]
+        valid = [(await one.db.read(call, tracker.get_account, each))["logged_in"] for each in (session, other, new)]
         assert valid == [False, False, True]
-        _, stored = await one.db.write(tracker.begin_login, "admin", "192.0.2.1")
+        _, stored = await one.db.write(tracker.count_login, "admin", "192.0.2.1")
         assert [tracker.password_matches(password, stored) for password in ("password", "another password")] == [
             False,
             True,
@@ -518,7 +519,7 @@ def test_a_wrong_password_changes_nothing_and_is_throttled(tmp_path: Path) -> No
 
 def test_nobody_changes_a_password_without_a_session(tmp_path: Path) -> None:
     async def main(one: tracker.Tracker, session: bytes) -> None:
-        await one.db.write(tracker.logout, session)
+        await one.db.write(tracker.end_session, session)
         for none in session, None:
             with pytest.raises(tracker.TrackerError, match="Please log in"):
                 await Browser(one, none).change("password", "another password")
@@ -550,7 +551,7 @@ def test_a_manager_is_given_exactly_the_roles_that_are_ticked() -> None:
     queue.create_manager("other")
     seen = []
     for ticked in {"read": True, "maintenance": True}, {"secret": True}, {}:
-        queue.do(tracker.set_named_role, queue.session, queue.project, tracker.RoleForm(" OTHER ", **ticked))
+        queue.do(tracker.set_named_role, queue.session, queue.project, shapes.RoleForm(" OTHER ", **ticked))
         seen.append(roles(queue))
     assert seen == [{"other": READ | tracker.MAINTENANCE}, {"other": tracker.SECRET}, {}]
 
@@ -559,11 +560,11 @@ def test_giving_roles_by_name_needs_manage_access_and_a_name_that_there_is() -> 
     queue = Queue()
     giver = queue.create_manager("giver", MANAGE_ACCESS)
     other = queue.create_manager("other", tracker.ALL_ROLES - MANAGE_ACCESS)
-    form = tracker.RoleForm("other", read=True)
+    form = shapes.RoleForm("other", read=True)
     assert queue.refusal(tracker.set_named_role, other, queue.project, form).startswith("forbidden")
     assert queue.refusal(tracker.set_named_role, None, queue.project, form).startswith("unauthorized")
     queue.do(tracker.set_named_role, giver, queue.project, form)
     assert roles(queue)["other"] == READ
-    unknown = tracker.RoleForm("nobody", read=True)
+    unknown = shapes.RoleForm("nobody", read=True)
     refusal = queue.refusal(tracker.set_named_role, giver, queue.project, unknown)
     assert refusal == "not_found: username: there is no manager named 'nobody'"

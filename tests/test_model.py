@@ -24,9 +24,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from place import StillClock
+from place import StillClock, call
 
 import pages
+import shapes
 import tracker
 from tracker import FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
@@ -275,13 +276,13 @@ class LifeCycles(RuleBasedStateMachine):
         self.workers = {caller.id: worker for worker, caller in enumerate(self.callers)}
 
     def create_project(self, name: str) -> int:
-        return self.write(tracker.create_project, self.session, tracker.ProjectBody(name=name))["id"]
+        return self.write(tracker.create_project, self.session, shapes.ProjectBody(name=name))["id"]
 
     def create_worker(self) -> tracker.WorkerCredentials:
-        worker = self.write(tracker.create_worker, None, tracker.AliasBody())["worker"]
+        worker = self.write(tracker.create_worker, None, shapes.AliasBody())["worker"]
         caller = tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
         for project in self.projects:
-            body = tracker.AccessBody(project.id, assign=True, submit=True)
+            body = shapes.AccessBody(project.id, assign=True, submit=True)
             self.write(tracker.request_access, caller, body)
             self.write(tracker.accept_request, self.session, project.id, caller.id)
         return caller
@@ -292,7 +293,7 @@ class LifeCycles(RuleBasedStateMachine):
         self.connection.execute("BEGIN IMMEDIATE")
         tx = tracker.Tx(self.connection, self.clock, self.settings)
         try:
-            outcome = function(tx, *args)
+            outcome = call(tx, function, *args)
         except tracker.TrackerError:
             self.connection.execute("ROLLBACK")
             raise
@@ -427,7 +428,7 @@ class LifeCycles(RuleBasedStateMachine):
     def release_as(self, worker: int, number: int, result: int, verification: int) -> None:
         task = next((task for task in self.model.tasks if task.number == number), None)
         expected = self.model.release(task, worker, result, verification, self.clock.uptime())
-        body = tracker.ReleaseBody(self.ids[number], result, verification)
+        body = shapes.ReleaseBody(self.ids[number], result, verification)
         note(f"worker {worker} releases {task or number}: {result}")
         assert self.write(tracker.release_task, self.callers[worker], body) == expected
 
@@ -473,7 +474,7 @@ class LifeCycles(RuleBasedStateMachine):
     @rule(worker=workers, unusual=unusual)
     def pause_or_resume_worker(self, worker: int, unusual: set[str]) -> None:
         self.paused_workers = self.paused_workers | {worker} if "paused" in unusual else self.paused_workers - {worker}
-        body = tracker.PauseBody(self.callers[worker].id, worker in self.paused_workers)
+        body = shapes.PauseBody(self.callers[worker].id, worker in self.paused_workers)
         self.write(tracker.set_worker_paused, self.session, body)
 
     @initialize(step=st.sampled_from([1, 1, 2, 3]))
@@ -487,7 +488,7 @@ class LifeCycles(RuleBasedStateMachine):
             setattr(self.projects[project], name, value)
         if "chain" in changes:
             changes["chain"] = changes["chain"].id if changes["chain"] else 0
-        body = msgspec.convert(changes, tracker.ProjectBody)
+        body = msgspec.convert(changes, shapes.ProjectBody)
         self.write(tracker.update_project, self.session, self.projects[project].id, body)
 
     @precondition(lambda self: self.model.tasks)

@@ -25,7 +25,7 @@ from jsonschema import Draft202012Validator
 import openapi
 import tracker
 
-HANDLERS = {(method, path): handler for methods, path, handler in tracker.API for method in methods.split()}
+HANDLERS = {(method, row.path): row for row in tracker.API for method in row.methods.split()}
 Document = dict[str, Any]
 
 
@@ -67,7 +67,7 @@ def operations(document: Document) -> list[Operation]:
 @pytest.fixture(scope="module")
 def document() -> Document:
     """The document of a tracker with the default settings."""
-    return openapi.document(tracker.API, tracker.Settings(), tracker.__version__)
+    return tracker.openapi_document(tracker.Settings())
 
 
 def fetch(url: str) -> Document:
@@ -100,7 +100,7 @@ def test_every_call_says_what_it_does_and_who_may_make_it(document: Document) ->
 def test_every_field_that_the_code_decodes_is_in_it_with_its_meaning(document: Document) -> None:
     schemas = document["components"]["schemas"]
     for one in operations(document):
-        takes = HANDLERS[one.method, one.path].takes
+        takes = tracker.takes_of(HANDLERS[one.method, one.path])
         assert (takes.body is None) == (one.body is None), one
         if takes.query:
             names = {field.encode_name for field in msgspec.inspect.type_info(takes.query).fields}
@@ -118,6 +118,8 @@ def structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
     """The structs that a body is made of."""
     todo = [msgspec.inspect.type_info(kind)] if kind else []
     for one in todo:
+        if isinstance(one, msgspec.inspect.Metadata):
+            todo.append(one.type)
         if isinstance(one, msgspec.inspect.StructType):
             yield one.cls
         todo += [field.type for field in getattr(one, "fields", ())] + list(getattr(one, "types", ()))
@@ -133,7 +135,7 @@ def test_every_field_that_is_answered_has_a_meaning(document: Document) -> None:
 def test_every_example_body_and_query_is_what_the_code_decodes(document: Document) -> None:
     tracker.decoding.left = tracker.decoding.most = 10  # of the tasks in a bulk submit
     for one in operations(document):
-        takes = HANDLERS[one.method, one.path].takes
+        takes = tracker.takes_of(HANDLERS[one.method, one.path])
         if takes.body:
             msgspec.json.decode(json.dumps(one.body["example"]), type=takes.body)
         if takes.query:
@@ -274,7 +276,9 @@ def test_every_call_is_on_the_page_with_its_fields_and_refusals(new_tracker: str
         shown = code.xpath("ancestor::section[1]")[0].text_content()
         fields = [each["name"] for each in one.parameters]
         if one.body:
-            fields += msgspec.inspect.type_info(next(structs(HANDLERS[one.method, one.path].takes.body))).fields
+            fields += msgspec.inspect.type_info(
+                next(structs(tracker.takes_of(HANDLERS[one.method, one.path]).body))
+            ).fields
         fields = [field if isinstance(field, str) else field.encode_name for field in fields]
         refusals = [str(status) for status in one.statuses if 400 <= status < 500]
         for words in (
@@ -311,6 +315,12 @@ def test_a_host_header_cannot_put_anything_into_the_page_or_the_shell(site: Site
         assert "curl" in words and ";" not in words, command
 
 
+def example_body(one: Operation) -> Any:
+    """The example of a body: text as bytes, anything else as the JSON that it is."""
+    [(kind, content)] = one.description.get("requestBody", {}).get("content", {None: {"example": None}}).items()
+    return content["example"].encode() if kind == "text/plain" else content["example"]
+
+
 class Reader:
     """Makes the calls of the document's examples, with something changed. `job` is the one that a reader has made."""
 
@@ -320,7 +330,7 @@ class Reader:
     def call(self, one: Operation, **changes: Any) -> httpx.Response:
         path = one.path.format(**{**one.examples("path"), "job": self.job, **changes.pop("path", {})})
         query = {**one.examples("query"), **changes.pop("query", {})}
-        body = changes.pop("body", one.body and one.body["example"])
+        body = changes.pop("body", example_body(one))
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         headers = one.examples("header") | changes.pop("headers", {})
         assert not changes
@@ -413,7 +423,7 @@ def names_in_schema(schema: dict[str, Any], document: Document, name: str = "") 
     for key, one in schema.get("properties", {}).items():
         yield f"{name}.{key}"
         yield from names_in_schema(one, document, f"{name}.{key}")
-    if "items" in schema:
+    if schema.get("items"):
         yield from names_in_schema(schema["items"], document, f"{name}[]")
 
 
@@ -427,7 +437,7 @@ def free_forms(schema: dict[str, Any], document: Document, name: str = "") -> It
         yield from free_forms(one, document, name)
     for key, one in schema.get("properties", {}).items():
         yield from free_forms(one, document, f"{name}.{key}")
-    if "items" in schema:
+    if schema.get("items"):
         yield from free_forms(schema["items"], document, f"{name}[]")
 
 
@@ -490,7 +500,7 @@ def wrong_calls(
     nowhere = {"path": about_nothing(one.examples("path")), "query": about_nothing(one.examples("query"))}
     nowhere |= {"body": about_nothing(one.body["example"])} if one.body else {}
     nonsense = [{"path": dict.fromkeys(set(one.examples("path")) - {"level"}, "x")}, {"query": NONSENSE}]
-    nonsense += [{"body": b"{"}, {"body": b" " * 5000}] if one.body else []
+    nonsense += [{"body": b"{"}, {"body": b" " * 5000}] if "requestBody" in one.description else []
     for headers in callers:
         for changes in [
             {},
@@ -502,8 +512,8 @@ def wrong_calls(
             yield reader.call(one, **{**changes, "headers": {**headers, **changes.get("headers", {})}})
 
 
-NONSENSE = {"count": "x", "from": "x", "level": "x", "after": "x"}
-IDS = ("project", "worker", "manager", "task_id", "template", "workflow")
+NONSENSE = {"count": "x", "priority": "x", "from": "x", "level": "x", "after": "x"}
+IDS = ("project", "worker", "manager", "task_id", "template", "workflow", "operation")
 NOTHING = {**dict.fromkeys(IDS, 999), "level": "loud", "job": "0" * 24}
 
 
@@ -534,6 +544,7 @@ def more_refusals(one: Operation, jobs: dict[str, str]) -> list[dict[str, Any]]:
         "post_project_accept_request_project_worker": [{}],
         "post_task_submit": [{"body": slow_task}] * 2,
         "post_task_bulk_submit": [{"body": [slow_task]}],
+        "post_task_submit_lines_project": [{"path": {"project": 3}}, {"query": {"token": "x"}, "body": b" " * 5000}],
         "post_task_log": [{"body": {"task_id": 999}}],
         "get_task_get_project": [{"path": {"project": 3}}] * 2,
         "get_task_get": [{"query": {"project": 3, "wait": 0}}],

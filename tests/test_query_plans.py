@@ -16,9 +16,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from place import OPERATIONS, Memory, Operation, Place, StillClock, create_worker, furnish, new_task
+from place import OPERATIONS, Memory, Operation, Place, StillClock, call, create_worker, furnish, new_task
 
 import pages
+import shapes
 import tracker
 from dialects.testflinger import clients as testflinger_clients
 from dialects.testflinger import domain as testflinger
@@ -56,7 +57,7 @@ class Bench(Memory):
             tx.execute("SAVEPOINT operation")
             self.connection.set_progress_handler(count, 1)
             try:
-                function(tx, *args)
+                call(tx, function, *args)
             finally:
                 self.connection.set_progress_handler(None, 1)
             tx.execute("ROLLBACK TO operation")
@@ -78,7 +79,7 @@ class Bench(Memory):
                 return executemany(sql, many)
 
             tx.execute, tx.executemany = observed, observed_many
-            function(tx, *args)
+            call(tx, function, *args)
         assert statements
         for sql, parameters in statements:
             yield sql, [row["detail"] for row in self.connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
@@ -101,7 +102,7 @@ def place_with(count: int) -> tuple[Bench, Place]:
             add_verified_tasks(tx, project, count // 2, priority, crowd[:3])
         for number in range(count):
             tracker.take_snapshots(tx, 0, 10_000 + number)
-            tracker.add_log_entry(tx, place.worker, "info", tracker.LogBody("test", number, "a line"))
+            tracker.add_log_entry(tx, place.worker, "info", shapes.LogBody("test", number, "a line"))
             add_history(tx, place, number)
             tx.execute("INSERT INTO session VALUES (?, ?, 9e9)", (str(number).encode(), place.manager))
             tx.execute("INSERT INTO kept_hash VALUES (?, ?)", (place.second, 1000 + number))
@@ -136,9 +137,9 @@ def add_jobs_in_every_state(tx: Tx, place: Place, count: int) -> None:
         "UPDATE job SET task = t.id FROM (SELECT id, job FROM task WHERE job IS NOT NULL) t"
         " WHERE job.id = t.job AND job.task IS NULL"
     )
-    lines = [tracker.TaskEntry("line", 1)] * 1000
+    lines = [shapes.TaskEntry("line", 1)] * 1000
     for _ in range(max(1, count // 1000)):
-        tracker.log_to_task(tx, place.worker, tracker.TaskLogBody(place.jobs["running"][1], lines[:count]))
+        call(tx, tracker.log_to_task, place.worker, shapes.TaskLogBody(place.jobs["running"][1], lines[:count]))
 
 
 TEMPLATE, JOB = 4, 24 * "0"  # a template of the first project, and its one job with a long log
@@ -146,13 +147,13 @@ TEMPLATE, JOB = 4, 24 * "0"  # a template of the first project, and its one job 
 
 def add_jobs(tx: Tx, place: Place, count: int) -> None:
     """A template with so many jobs that were cancelled, and one that waits and has so many log lines."""
-    body = tracker.TemplateBody(project=place.first, name="template")
-    row = tracker.find_template(tx, tracker.create_template(tx, place.session, body)["template"]["id"])
+    body = shapes.TemplateBody(project=place.first, name="template")
+    row = tracker.find_template(tx, call(tx, tracker.create_template, place.session, body)["template"]["id"])
     assert row["id"] == TEMPLATE
     for _ in range(count):
-        tracker.cancel_job(tx, tracker.make_job(tx, row, {}, [], "native"), "nobody")
+        tracker.stop_job(tx, tracker.make_job(tx, row, {}, [], "native"), "nobody")
     job = tracker.make_job(tx, row, {}, [], "native")
-    tracker.add_job_lines(tx, job, place.worker.id, [tracker.TaskEntry("line", 1)] * count)
+    tracker.add_job_lines(tx, job, place.worker.id, [shapes.TaskEntry("line", 1)] * count)
     tx.execute("UPDATE job SET token = ? WHERE id = ?", (JOB, job["id"]))
 
 
@@ -161,9 +162,9 @@ def add_history(tx: Tx, place: Place, number: int) -> None:
     past = (place.held["plain"], place.first, place.worker.id, 1, 1, "failed")
     tx.execute("INSERT INTO assignment VALUES (NULL, ?, ?, ?, ?, ?, ?)", past)
     tracker.add_log_entry(
-        tx, place.worker, "info", tracker.LogBody("test", number, "a line", task_id=place.held["plain"])
+        tx, place.worker, "info", shapes.LogBody("test", number, "a line", task_id=place.held["plain"])
     )
-    operation = tracker.begin_reset(tx, place.session, place.first, "hard_reset")
+    operation = call(tx, tracker.begin_reset, place.session, place.first, "hard_reset")
     tx.execute("UPDATE operation SET finished = 1 WHERE id = ?", (operation,))
 
 
@@ -177,7 +178,7 @@ def add_tasks(tx: Tx, project: int, count: int, priority: int, change: str = "")
 
 def add_verified_tasks(tx: Tx, project: int, count: int, priority: int, verifiers: list[WorkerCredentials]) -> None:
     """Submits tasks each of which has been verified by one of the verifiers and waits for others."""
-    body = tracker.SubmitBody(project, "recipe", priority=priority, verification_count=3)
+    body = shapes.SubmitBody(project, "recipe", priority=priority, verification_count=3)
     for verifier, _ in zip(itertools.cycle(verifiers), range(count), strict=False):
         tracker.insert_task(tx, tracker.new_task(body), False)
         (task,) = tx.one("SELECT MAX(id) FROM task")
@@ -188,7 +189,7 @@ def verify(tx: Tx, worker: WorkerCredentials, task: int) -> None:
     """The worker is assigned this very task, and reports a hash."""
     held = "UPDATE task SET assignee = ?, assign_time = 1, assigned_uptime = 0, deadline_uptime = 1e9 WHERE id = ?"
     tx.execute(held, (worker.id, task))
-    assert not tracker.release_task(tx, worker, tracker.ReleaseBody(task, OK, worker.id))
+    assert not tracker.release_task(tx, worker, shapes.ReleaseBody(task, OK, worker.id))
 
 
 @pytest.fixture(autouse=True)
@@ -208,19 +209,19 @@ READS: dict[str, Callable[[Place], Operation]] = {
     "get the secret": lambda p: (tracker.get_secret, (p.worker, p.first)),
     "get the account": lambda p: (tracker.get_account, (p.session,)),
     "may submit somewhere": lambda p: (tracker.may_submit_somewhere, (p.worker,)),
-    "last snapshots": lambda p: (tracker.get_snapshots, (p.session, p.first, tracker.LastSnapshots(10))),
+    "last snapshots": lambda p: (tracker.get_snapshots, (p.session, p.first, shapes.LastSnapshots(10))),
     "snapshots between": lambda p: (
         tracker.get_snapshots_between,
-        (p.session, p.first, tracker.SnapshotsBetween(10_010, 10_030)),
+        (p.session, p.first, shapes.SnapshotsBetween(10_010, 10_030)),
     ),
-    "logs of a level": lambda p: (tracker.list_logs, (p.session, tracker.LogsBody(level=5, limit=10))),
-    "logs down to a level": lambda p: (tracker.list_logs, (p.session, tracker.LogsBody(max_level=7, limit=10))),
-    "older logs": lambda p: (tracker.list_logs, (p.session, tracker.LogsBody(max_level=7, limit=10, before=50))),
+    "logs of a level": lambda p: (tracker.list_logs, (p.session, shapes.LogsBody(level=5, limit=10))),
+    "logs down to a level": lambda p: (tracker.list_logs, (p.session, shapes.LogsBody(max_level=7, limit=10))),
+    "older logs": lambda p: (tracker.list_logs, (p.session, shapes.LogsBody(max_level=7, limit=10, before=50))),
     "any lease": lambda p: (tracker.any_lease, ()),
     "get a job": lambda p: (tracker.get_job, (p.worker, p.jobs["step of the run"][0])),
-    "a job's log": lambda p: (tracker.get_job_log, (p.session, p.jobs["running"][0], tracker.LinesQuery(3, 10))),
+    "a job's log": lambda p: (tracker.get_job_log, (p.session, p.jobs["running"][0], shapes.LinesQuery(3, 10))),
     "a task that is held": lambda p: (tracker.held_task, (p.worker.id, p.jobs["running"][1])),
-    "ask whether a task is held": lambda p: (tracker.log_to_task, (p.worker, tracker.TaskLogBody(p.held["plain"]))),
+    "ask whether a task is held": lambda p: (tracker.log_to_task, (p.worker, shapes.TaskLogBody(p.held["plain"]))),
     "find a template by its name": lambda p: (tracker.api_template, ("build",)),
     "list jobs": lambda p: list_jobs(p),
     "list a project's jobs": lambda p: list_jobs(p, project=p.third),
@@ -256,7 +257,7 @@ def list_tasks(place: Place, wanted: TaskFilter, after: str = "") -> Operation:
 
 
 def list_jobs(place: Place, **query: Any) -> Operation:
-    return tracker.list_jobs, (place.session, tracker.JobsQuery(**query, limit=10))
+    return tracker.list_jobs, (place.session, shapes.JobsQuery(**query, limit=10))
 
 
 def log_page(place: Place, **query: Any) -> Operation:
@@ -323,7 +324,7 @@ PAGES: dict[str, Callable[[Place], Operation]] = {
     "the account": lambda p: page(pages.account_page, p),
     "the administration": lambda p: page(pages.admin_page, p),
     "the list of templates": lambda p: page(pages.project_templates, p, p.first, pages.ListQuery()),
-    "a template's page": lambda p: page(pages.of_template(pages.template_runs), p, TEMPLATE),
+    "a template's page": lambda p: page(pages.template_page, p, TEMPLATE),
     "the list of a project's jobs": lambda p: jobs_page(p),
     "the jobs in a state": lambda p: jobs_page(p, state="cancelled"),
     "a search for jobs": lambda p: jobs_page(p, state="failed", template=TEMPLATE),
@@ -512,7 +513,7 @@ def bench_for_verifying(
     bench = Bench()
     with bench.transaction() as tx:
         session = tracker.register_manager(tx, "admin", "unused")[1]
-        project = tracker.create_project(tx, session, tracker.ProjectBody("first", public=True))["id"]
+        project = call(tx, tracker.create_project, session, shapes.ProjectBody(name="first", public=True))["id"]
         new = [new_task(project, str(number), verification_count=verification_count) for number in range(tasks)]
         tracker.insert_tasks(tx, new, project, False)
         return bench, project, [create_worker(tx) for _ in range(workers)]
@@ -523,7 +524,7 @@ def verify_first(bench: Bench, project: int, worker: WorkerCredentials, count: i
     with bench.transaction() as tx:
         for _ in range(count):
             (task,) = tracker.assign_tasks(tx, worker, [project]).tasks
-            assert not tracker.release_task(tx, worker, tracker.ReleaseBody(task["id"], OK, worker.id))
+            assert not tracker.release_task(tx, worker, shapes.ReleaseBody(task["id"], OK, worker.id))
 
 
 def next_recipe(bench: Bench, project: int, worker: WorkerCredentials) -> str:
@@ -586,7 +587,7 @@ def test_releasing_a_verified_task_costs_no_more_when_thousands_are_verified_by_
         verify_first(bench, project, first, verified)
         verify_first(bench, project, second, verified // 2)
         (task,) = bench.do(tracker.assign_tasks, second, [project]).tasks
-        taken.append(bench.steps(tracker.release_task, second, tracker.ReleaseBody(task["id"], OK, 7)))
+        taken.append(bench.steps(tracker.release_task, second, shapes.ReleaseBody(task["id"], OK, 7)))
     assert taken[1] <= 1.1 * taken[0], taken
 
 
@@ -613,10 +614,10 @@ def queue_with(count: int) -> Bench:
     bench = Bench()
     with bench.transaction() as tx:
         project = testflinger.make_queue(tx, "queue")
-        body = tracker.TemplateBody(project=project, name="template")
+        body = shapes.TemplateBody(project=project, name="template")
         session = tracker.register_manager(tx, "admin", "unused")[1]
         assert create_worker(tx).id == 1
-        template = tracker.create_template(tx, session, body)["template"]["id"]
+        template = call(tx, tracker.create_template, session, body)["template"]["id"]
         tx.execute(f"UPDATE template SET keep_time = {2 * RECENT} WHERE id = ?", (template,))
         add_queued_jobs(tx, project, count, "given up with attachments missing", held=True, state="cancelled")
         add_queued_jobs(tx, project, DUE, "forgotten", held=True, created=OLD)

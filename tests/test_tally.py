@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from place import Memory, Queue, StillClock, create_worker, new_task, running
+from place import Memory, Queue, StillClock, call, create_worker, new_task, running
 
 import pages
+import shapes
 import tracker
 from pages import LAST_DAY
 from tracker import FAIL, OK, SKIP, Tx, WorkerCredentials
@@ -188,14 +189,14 @@ def test_rolling_twice_counts_once(queue: Queue) -> None:
 
 def furnish_project(tx: Tx) -> tuple[int, WorkerCredentials]:
     session = tracker.register_manager(tx, "admin", "unused")[1]
-    return tracker.create_project(tx, session, tracker.ProjectBody("p", public=True))["id"], create_worker(tx)
+    return call(tx, tracker.create_project, session, shapes.ProjectBody(name="p", public=True))["id"], create_worker(tx)
 
 
 def close_tasks(tx: Tx, worker: WorkerCredentials, project: int, count: int) -> None:
     for _ in range(count):
         tracker.insert_task(tx, new_task(project), False)
         (task,) = tracker.assign_tasks(tx, worker, [project]).tasks
-        tracker.release_task(tx, worker, tracker.ReleaseBody(task["id"], OK))
+        tracker.release_task(tx, worker, shapes.ReleaseBody(task["id"], OK))
 
 
 async def last_day(running: tracker.Tracker, project: int) -> int:
@@ -298,7 +299,7 @@ def test_nobody_knows_when_a_project_is_done_that_stands_still(queue: Queue) -> 
     queue.work()
     queue.submit()
     assert pace(queue) == {"rate": 1 / 60, "eta": 60, "left": 1}
-    queue.do(tracker.pause_project, queue.session, queue.project, tracker.PausedBody(True))
+    queue.do(tracker.pause_project, queue.session, queue.project, shapes.PausedBody(True))
     assert pace(queue)["eta"] is None
     queue.clock.now = 120
     snapshot(queue)

@@ -10,9 +10,10 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from place import Queue, StillClock, create_worker, finished, new_task, running
+from place import Queue, StillClock, call, create_worker, finished, new_task, running
 from test_background import Prepared
 
+import shapes
 import tracker
 from tracker import (
     EDIT,
@@ -237,7 +238,7 @@ def test_a_role_in_one_project_allows_nothing_in_another(queue: Queue) -> None:
 
 def test_a_hidden_project_does_not_exist_for_others(queue: Queue) -> None:
     session = queue.create_manager("stranger")
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(hidden=True))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(hidden=True))
     body = TaskAction("delete")
     assert queue.refusal(tracker.act_on_tasks, session, queue.project, body, []).startswith("not_found")
     assert queue.refusal(tracker.begin_action, session, queue.project, body, TaskFilter()).startswith("not_found")
@@ -449,14 +450,14 @@ def test_the_release_of_a_task_whose_priority_was_set_closes_it(queue: Queue) ->
 def fill(tx: Tx, state: str, count: int) -> tuple[bytes, int, WorkerCredentials]:
     """A project with so many tasks in a state, its manager, and a worker."""
     session = tracker.register_manager(tx, "admin", "unused")[1]
-    project = tracker.create_project(tx, session, tracker.ProjectBody("p", public=True))["id"]
+    project = call(tx, tracker.create_project, session, shapes.ProjectBody(name="p", public=True))["id"]
     worker = create_worker(tx)
     for number in range(count):
         tracker.insert_task(tx, new_task(project, str(number)), False)
         if state != "waiting":
             (task,) = tracker.assign_tasks(tx, worker, [project]).tasks
         if state == "failed":
-            tracker.release_task(tx, worker, tracker.ReleaseBody(task["id"], FAIL))
+            tracker.release_task(tx, worker, shapes.ReleaseBody(task["id"], FAIL))
     return session, project, worker
 
 
@@ -485,7 +486,9 @@ def test_workers_that_wait_for_a_task_are_woken(tmp_path: Path, action: str, sta
                 )
                 assert await one.begin_operation(operation) == 3
             else:
-                assert await one.db.write(tracker.act_on_tasks, session, project, TaskAction(action), [1, 2, 3]) == 3
+                assert (
+                    await one.db.write(call, tracker.act_on_tasks, session, project, TaskAction(action), [1, 2, 3]) == 3
+                )
             tasks = await asyncio.wait_for(asyncio.gather(*waiting), 20)
             assert sorted(task["id"] for (task,) in tasks) == [1, 2, 3]
 

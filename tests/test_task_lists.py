@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from place import Queue
 
 import pages
+import shapes
 import tracker
 from tracker import EDIT, MAINTENANCE, READ, TASK_STATES, TaskFilter, Tx
 
@@ -296,7 +297,7 @@ def test_a_list_without_a_search_is_not_cut_short_by_the_time_it_takes(monkeypat
 def test_a_search_of_the_log_finds_the_newest_lines_first(messages: list[str], text: str, scan: int) -> None:
     queue, found, before = Queue(), [], tracker.INT64_MAX
     for message in messages:
-        queue.do(tracker.add_log_entry, queue.worker, "info", tracker.LogBody("scope", 1, message))
+        queue.do(tracker.add_log_entry, queue.worker, "info", shapes.LogBody("scope", 1, message))
     with mock.patch.multiple(tracker, SCAN=scan, SEARCH_TIME=-1):
         while before:
             shown = queue.do(pages.log_page, queue.session, pages.LogQuery(text=text, before=before))

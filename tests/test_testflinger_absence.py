@@ -89,7 +89,7 @@ def test_a_job_that_is_made_again_while_the_dialect_is_away_does_not_wait_for_at
     (job,) = lab.rows("SELECT * FROM job")
     lab.connection.execute("UPDATE testflinger_job SET attachments = 'waiting'")
     lab.cancel(job["token"])
-    assert lab.refusal(tracker.retry, lab.session, job["token"]).startswith("conflict: job: its attachments")
+    assert lab.refusal(tracker.retry_job, lab.session, job["token"]).startswith("conflict: job: its attachments")
     lab.leave()
     again = lab.retry(job["token"])
     lab.come_back()

@@ -14,6 +14,7 @@ import place
 import pytest
 from conftest import Site, Worker, wait_until
 
+import shapes
 import tracker
 from tracker import Assigned, TrackerError, Waiters
 
@@ -287,10 +288,11 @@ def test_a_task_that_was_assigned_to_a_client_that_has_gone_meanwhile_waits_agai
     async def story() -> None:
         async with place.running(tmp_path / "tracker.db", place.StillClock()) as one:
             _, session = await one.db.write(tracker.register_manager, "admin", "unused")
-            project = (await one.db.write(tracker.create_project, session, tracker.ProjectBody("first")))["id"]
+            body = shapes.ProjectBody(name="first")
+            project = (await one.db.write(place.call, tracker.create_project, session, body))["id"]
             worker = await one.db.write(place.create_worker)
-            body = tracker.WorkerRolesBody(worker.id, assign=True, submit=True)
-            await one.db.write(tracker.set_worker_access, session, project, body)
+            body = shapes.WorkerRolesBody(worker.id, assign=True, submit=True)
+            await one.db.write(place.call, tracker.set_worker_access, session, project, body)
             await one.db.write(tracker.submit_task, worker, place.new_task(project, "recipe"))
             answers = asyncio.Event()
 
@@ -305,7 +307,7 @@ def test_a_task_that_was_assigned_to_a_client_that_has_gone_meanwhile_waits_agai
 
             call = SimpleNamespace(tracker=one, gone=gone)
             assert len(await tracker.wait_for_task(call, worker, [project], attempt, 60)) == 1
-            row = await one.db.read(tracker.get_project, session, project)
+            row = await one.db.read(place.call, tracker.get_project, session, project)
             assert (row["assigned_task_count"], row["waiting_task_count"]) == (0, 1)
 
     asyncio.run(story())

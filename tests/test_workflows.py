@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from place import Jobs
 
+import shapes
 import tracker
-from tracker import FAIL, OK, SKIP, Edge, TriggerBody, WorkflowBody
+from shapes import Edge, TriggerBody, WorkflowBody
+from tracker import FAIL, OK, SKIP
 
 
 @pytest.fixture
@@ -311,7 +313,7 @@ def test_a_run_can_be_cancelled_before_and_after_it_is_on(queue: Jobs, assigned:
         queue.assign()
     queue.cancel(run)
     assert (queue.state(run), queue.steps(run), queue.counts()) == ("cancelled", {"build": "cancelled"}, {})
-    assert queue.refusal(tracker.cancel, queue.session, run).startswith("conflict: ")
+    assert queue.refusal(tracker.cancel_job, queue.session, run).startswith("conflict: ")
 
 
 @pytest.mark.parametrize("assigned", [False, True])
@@ -331,7 +333,7 @@ def test_a_hard_reset_cancels_the_runs_of_the_project(queue: Jobs) -> None:
 
 def test_a_run_is_retried_from_its_start_with_what_it_was_given(queue: Jobs, build: int) -> None:
     run = queue.start(queue.create_workflow(build), {"a": 1}, ["x"])
-    assert queue.refusal(tracker.retry, queue.session, run).startswith("conflict: job: it has not ended yet")
+    assert queue.refusal(tracker.retry_job, queue.session, run).startswith("conflict: job: it has not ended yet")
     queue.run(FAIL)
     new = queue.retry(run)
     shown = queue.job(new)
@@ -346,7 +348,7 @@ def test_a_run_of_a_deleted_workflow_cannot_be_retried(queue: Jobs, build: int) 
     queue.do(tracker.delete_workflow, queue.session, workflow)
     queue.run()
     assert queue.state(run) == "succeeded"
-    assert queue.refusal(tracker.retry, queue.session, run) == "conflict: job: its workflow was deleted"
+    assert queue.refusal(tracker.retry_job, queue.session, run) == "conflict: job: its workflow was deleted"
 
 
 def test_the_retry_of_a_step_is_a_job_of_its_own(queue: Jobs) -> None:
@@ -459,7 +461,7 @@ def test_a_manager_without_edit_can_do_nothing_with_a_workflow(
     queue: Jobs, build: int, role: int, hidden: bool, code: str
 ) -> None:
     workflow = queue.create_workflow(build)
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(hidden=hidden))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(hidden=hidden))
     manager = queue.create_manager("other", role)
     for caller, refused in ((manager, code), (None, "unauthorized")):
         for function, *args in (
@@ -476,7 +478,7 @@ def test_a_manager_without_edit_can_do_nothing_with_a_workflow(
 
 def test_a_worker_with_submit_may_start_a_run_and_passes_the_rate_limit(queue: Jobs, build: int) -> None:
     workflow = queue.create_workflow(build)
-    queue.do(tracker.update_project, queue.session, queue.project, tracker.ProjectBody(submit_rate=0.1))
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(submit_rate=0.1))
     queue.do(tracker.trigger_workflow, queue.worker, workflow, TriggerBody())
     refusal = queue.refusal(tracker.trigger_workflow, queue.worker, workflow, TriggerBody())
     assert refusal.startswith("too_fast: ")

@@ -26,6 +26,8 @@ from msgspec import Meta, Raw
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+import errors
+import shapes
 import tracker
 from dialects import plumbing
 from dialects.plumbing import HEADERS, LARGE, as_bytes, as_json, as_text, decoded, nothing
@@ -100,7 +102,7 @@ class ActionBody(msgspec.Struct):
 class FragmentBody(msgspec.Struct):
     """A piece of a phase's output, as the newer agents post it."""
 
-    fragment_number: tracker.Natural
+    fragment_number: shapes.Natural
     timestamp: str
     phase: str
     log_data: str
@@ -108,7 +110,7 @@ class FragmentBody(msgspec.Struct):
 
 class LogQuery(msgspec.Struct):
     phase: str | None = None
-    start_fragment: tracker.Natural = 0
+    start_fragment: shapes.Natural = 0
     start_timestamp: str | None = None
 
 
@@ -162,7 +164,7 @@ class Ask(tracker.Call):
         """What stands in the path; a job's id as it is stored."""
         value = self.scope["path_params"][name]
         if "\0" in value:
-            raise TrackerError("invalid", f"{name}: must not contain a NUL character")
+            raise TrackerError("invalid", "must not contain a NUL character", name)
         return stored_uuid(value) if name == "job_id" else value
 
     def values(self, name: str) -> list[str]:
@@ -237,7 +239,7 @@ def stored_uuid(given: str) -> str:
     try:
         return str(UUID(given))
     except ValueError:
-        raise TrackerError("invalid", "job_id: is not a UUID") from None
+        raise TrackerError("invalid", "is not a UUID", "job_id") from None
 
 
 def strict_json(body: bytes) -> Any:
@@ -259,7 +261,7 @@ def loose_json(body: bytes) -> Any:
     try:
         return plumbing.forgiving_json(body)
     except (ValueError, RecursionError) as error:
-        raise TrackerError("invalid", f"body: not valid JSON: {error}") from None
+        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
 
 
 def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] = "json") -> Any:
@@ -267,8 +269,8 @@ def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] 
     try:
         struct = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        name, problem = tracker.name_and_problem(error)
-        raise Unprocessable(name, problem, where) from None
+        refused = errors.refused_value(error)
+        raise Unprocessable(refused.field, refused.problem, where) from None
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
         if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
@@ -421,7 +423,7 @@ def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
 async def pick_job(ask: Ask) -> Response:
     names = ask.values("queue")
     if not names:
-        raise TrackerError("invalid", "queue: is required: at least one queue that the agent listens to")
+        raise TrackerError("invalid", "is required: at least one queue that the agent listens to", "queue")
     # Mostly there is none: no reason to write, and to hold up those who do.
     if await ask.read(lambda tx, client: domain.best_job(tx, client, names, ask.agent)) is None:
         return nothing()
@@ -514,7 +516,7 @@ async def send_events(ask: Ask) -> Response:
     try:
         answer = await webhook.put(target, event, ask.tracker.settings.webhook_networks, webhook.TIMEOUT)
     except webhook.Refused as error:
-        raise TrackerError("invalid", f"job_status_webhook: {error}") from None
+        raise TrackerError("invalid", f"{error}", "job_status_webhook") from None
     except webhook.TimedOut as error:
         return as_json({"message": str(error), "detail": {}}, 504)
     except webhook.Unreachable as error:
@@ -554,8 +556,9 @@ def check_result(given: dict[str, Any]) -> None:
         try:
             given[name] = msgspec.convert(given[name], RESULT_FIELDS[name], strict=False)
         except msgspec.ValidationError as error:
-            place, problem = tracker.name_and_problem(error)
-            raise Unprocessable(name if place == "body" else f"{name}.{place}", problem) from None
+            refused = errors.refused_value(error)
+            place = name if refused.field == "body" else f"{name}.{refused.field}"
+            raise Unprocessable(place, refused.problem) from None
 
 
 def output_handlers(kind: str) -> dict[str, Handler]:
@@ -677,7 +680,7 @@ def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
         try:
             msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            raise Unprocessable(queue[:200], tracker.name_and_problem(error)[1]) from None
+            raise Unprocessable(queue[:200], errors.refused_value(error).problem) from None
     return given
 
 
@@ -690,7 +693,7 @@ async def set_images(ask: Ask) -> Response:
 async def update_agent(ask: Ask) -> Response:
     name, given = ask.path("name"), await ask.object(loose_json)
     if not name.strip() or len(name) > 200:
-        raise TrackerError("invalid", "name: an agent's name has 1 to 200 characters")
+        raise TrackerError("invalid", "an agent's name has 1 to 200 characters", "name")
     empty = {field for field in AgentBody.__struct_fields__ if field in given and given[field] is None}
     told = {field: value for field, value in given.items() if field not in empty}  # an agent's option that is not set
     checked(AgentBody, told)

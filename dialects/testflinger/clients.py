@@ -20,6 +20,8 @@ import jwt
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+import errors
+import shapes
 import tracker
 from dialects.plumbing import basic_credentials
 from dialects.testflinger.queues import find_queue, make_queue
@@ -124,7 +126,7 @@ def refresh_token(tx: Tx, token: str) -> Tokens:
         (tracker.digest(token.encode()), tx.time),
     )
     if row is None:  # the word "expired" would make clients try to refresh once more
-        raise TrackerError("unauthorized", "refresh_token: not valid (any more), authenticate with client_id again")
+        raise TrackerError("unauthorized", "not valid (any more), authenticate with client_id again", "refresh_token")
     return Tokens(access_token(tx, row), token, ACCESS_LIFETIME)
 
 
@@ -211,9 +213,9 @@ def check_submission(
     if priority:
         most = maximum(needed(client, f"job_priority: {priority}").max_priority, queue)
         if priority > most:
-            raise TrackerError("forbidden", f"job_priority: {priority} is more than {most}, {has(client, queue)}")
+            raise TrackerError("forbidden", f"{priority} is more than {most}, {has(client, queue)}", "job_priority")
     if restricted and queue not in needed(client, f"job_queue: {queue} is restricted and").allowed_queues:
-        raise TrackerError("forbidden", f"job_queue: {queue} is restricted, and client {client.id} is not allowed it")
+        raise TrackerError("forbidden", f"{queue} is restricted, and client {client.id} is not allowed it", "job_queue")
     if reservation is not None and reservation > FREE_RESERVATION:
         asked = f"reserve_data.timeout: {reservation:.0f} s"
         most = max(FREE_RESERVATION, maximum(needed(client, asked).max_reservation_time, queue))
@@ -243,7 +245,7 @@ LIMITS = ("max_priority", "allowed_queues", "max_reservation_time")
 
 Role = Literal["contributor", "agent", "admin"]
 MOST_MAXIMUM = 2**31 - 1
-Maximums = dict[str, tracker.Natural]
+Maximums = dict[str, shapes.Natural]
 ClientId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}\Z")]  # in paths, and before a colon
 Key = Annotated[str, Meta(min_length=12, max_length=1000)]  # one that a person chose: nobody can guess that many
 
@@ -282,10 +284,11 @@ class NewPermissionsBody(LimitsBody, kw_only=True):
 
 def refusal(error: msgspec.ValidationError) -> TrackerError:
     """Why a body is refused, in words for people."""
-    name, problem = tracker.name_and_problem(error)
-    if name == "client_id" and "matching regex" in problem:
+    refused = errors.refused_value(error)
+    if refused.field == "client_id" and "matching regex" in refused.problem:
         problem = "must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -, and begin with a letter, a digit or _"
-    return TrackerError("invalid", f"{name}: {problem}")
+        return TrackerError("invalid", problem, "client_id")
+    return refused
 
 
 NEW_CLIENT = Client("", "contributor", {}, [], {})
@@ -301,9 +304,9 @@ def find_row(tx: Tx, client: str) -> sqlite3.Row:
 def insert_client(tx: Tx, client: str, key: str, manager: int | None, body: LimitsBody) -> sqlite3.Row:
     """Stores a client. Refuses a name that is taken."""
     if tx.one("SELECT 1 FROM testflinger_client WHERE id = ?", (client,)):
-        raise TrackerError("conflict", f"client_id: there is a client {client} already")
+        raise TrackerError("conflict", f"there is a client {client} already", "client_id")
     if tx.one("SELECT 1 FROM testflinger_client LIMIT 1 OFFSET ?", (MOST_CLIENTS - 1,)):
-        raise TrackerError("conflict", f"client_id: there are {MOST_CLIENTS:,} clients already")
+        raise TrackerError("conflict", f"there are {MOST_CLIENTS:,} clients already", "client_id")
     fields = checked_limits(NEW_CLIENT, body)
     fields |= {"id": client, "key_hash": tracker.digest(key.encode()), "manager": manager, "created": tx.time}
     names, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
@@ -334,16 +337,14 @@ def checked_limits(old: Client, body: LimitsBody) -> dict[str, str]:
     for name in LIMITS:
         for queue in getattr(new, name):
             if not queue.strip() or len(queue) > 200:
-                raise TrackerError(
-                    "invalid", f"{name}: the name of a queue has 1 to 200 characters, and not only spaces"
-                )
+                raise TrackerError("invalid", "the name of a queue has 1 to 200 characters, and not only spaces", name)
     if "*" in new.allowed_queues:
-        raise TrackerError("invalid", "allowed_queues: * stands for no queue here, name each one")
+        raise TrackerError("invalid", "* stands for no queue here, name each one", "allowed_queues")
     new = new._replace(allowed_queues=list(dict.fromkeys(new.allowed_queues)))
     limits = {name: json.dumps(getattr(new, name)) for name in LIMITS}
     if sum(map(len, limits.values())) > MOST_LIMITS:
         most = f"together more than {MOST_LIMITS // 1024} KiB"
-        raise TrackerError("invalid", f"{', '.join(LIMITS)}: {most}, no token could carry them")
+        raise TrackerError("invalid", f"{most}, no token could carry them", f"{', '.join(LIMITS)}")
     return {"role": new.role, **limits}
 
 
@@ -365,61 +366,61 @@ def client_json(row: sqlite3.Row) -> dict[str, Any]:
     return {**permissions_json(row), **{name: row[name] for name in more}}
 
 
-def list_clients(tx: Tx, session: bytes | None) -> list[dict[str, Any]]:
-    """All clients by name. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def list_clients(tx: Tx, caller: tracker.Caller) -> list[dict[str, Any]]:
+    """All clients by name."""
     return [client_json(row) for row in tx.all(f"{LISTED_CLIENT} ORDER BY c.id")]
 
 
-def find_client(tx: Tx, session: bytes | None, client: str) -> dict[str, Any]:
-    """One client. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def find_client(tx: Tx, caller: tracker.Caller, client: str) -> dict[str, Any]:
+    """One client."""
     return client_json(tx.one(f"{LISTED_CLIENT} WHERE c.id = ?", (find_row(tx, client)["id"],)))
 
 
-def create_client(tx: Tx, session: bytes | None, body: ClientBody) -> tuple[dict[str, Any], str]:
-    """A new client, and its key, which is in the answer and nowhere else. For admins."""
-    manager = tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def create_client(tx: Tx, caller: tracker.Caller, body: ClientBody) -> tuple[dict[str, Any], str]:
+    """A new client, and its key, which is in the answer and nowhere else."""
     key = secrets.token_urlsafe(32)
-    insert_client(tx, body.client_id, key, manager["id"], body)
-    return find_client(tx, session, body.client_id), key
+    insert_client(tx, body.client_id, key, caller.manager.id, body)
+    return find_client(tx, caller, body.client_id), key
 
 
-def update_client(tx: Tx, session: bytes | None, client: str, body: LimitsBody) -> dict[str, Any]:
-    """Changes a client's role and limits. Takes effect with its very next request. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody) -> dict[str, Any]:
+    """Changes a client's role and limits. Takes effect with its very next request."""
     change_limits(tx, find_row(tx, client), body)
-    return find_client(tx, session, client)
+    return find_client(tx, caller, client)
 
 
-def key_hash(tx: Tx, session: bytes | None, client: str) -> bytes:
-    """The hash of a client's present key. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def key_hash(tx: Tx, caller: tracker.Caller, client: str) -> bytes:
+    """The hash of a client's present key."""
     return find_row(tx, client)["key_hash"]
 
 
-def rotate_key(tx: Tx, session: bytes | None, client: str, old: bytes | None = None) -> str:
-    """A client's new key, which is in the answer and nowhere else. The old one and its tokens end. For admins.
+@tracker.needs(tracker.ADMIN)
+def rotate_key(tx: Tx, caller: tracker.Caller, client: str, old: bytes | None = None) -> str:
+    """A client's new key, which is in the answer and nowhere else. The old one and its tokens end.
 
     With the hash of the key that it is to replace, refuses when that has been replaced already.
     """
-    if old not in (None, key_hash(tx, session, client)):
+    if old not in (None, key_hash(tx, caller, client)):
         raise TrackerError("conflict", f"The client {client} has got another key meanwhile")
-    tracker.require_admin(tx, session)
     key = secrets.token_urlsafe(32)
     change_key(tx, find_row(tx, client)["id"], key)
     return key
 
 
-def delete_client(tx: Tx, session: bytes | None, client: str) -> None:
-    """Deletes a client. Its tokens and secrets end; its jobs go on. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def delete_client(tx: Tx, caller: tracker.Caller, client: str) -> None:
+    """Deletes a client. Its tokens and secrets end; its jobs go on."""
     drop_client(tx, client)
 
 
-def set_restricted(tx: Tx, session: bytes | None, project: int, restricted: bool) -> None:
-    """Whether only clients that are allowed the queue may submit to it. For admins."""
-    tracker.require_admin(tx, session)
+@tracker.needs(tracker.ADMIN)
+def set_restricted(tx: Tx, caller: tracker.Caller, project: int, restricted: bool) -> None:
+    """Whether only clients that are allowed the queue may submit to it."""
     restrict(tx, project, restricted)
 
 
@@ -465,7 +466,7 @@ def put_permissions(tx: Tx, caller: Client | None, client: str, body: Permission
     """
     require_admin_client(caller)
     if body.client_id not in (UNSET, client):
-        raise TrackerError("invalid", f"client_id: must be {client[:200]}, as in the path")
+        raise TrackerError("invalid", f"must be {client[:200]}, as in the path", "client_id")
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     if row is None:
         return create_permissions(tx, caller, new_permissions(client, body))
@@ -561,14 +562,14 @@ def put_secret(tx: Tx, caller: Client | None, client: str, path: str, body: Secr
     require_self(caller, client)
     find_row(tx, client)
     if not 1 <= len(path) <= MOST_PATH or not path.isprintable():
-        raise TrackerError("invalid", f"path: must have 1 to {MOST_PATH} printable characters")
+        raise TrackerError("invalid", f"must have 1 to {MOST_PATH} printable characters", "path")
     if "\0" in body.value:
-        raise TrackerError("invalid", "value: must not contain a NUL character")
+        raise TrackerError("invalid", "must not contain a NUL character", "value")
     if len(body.value.encode()) > MOST_SECRET:
-        raise TrackerError("too_large", f"value: more than {MOST_SECRET // 1024} KiB")
+        raise TrackerError("too_large", f"more than {MOST_SECRET // 1024} KiB", "value")
     others = "SELECT 1 FROM testflinger_secret WHERE client = ? AND path <> ? LIMIT 1 OFFSET ?"
     if tx.one(others, (client, path, MOST_SECRETS - 1)):
-        raise TrackerError("conflict", f"path: client {client} has {MOST_SECRETS} secrets already")
+        raise TrackerError("conflict", f"client {client} has {MOST_SECRETS} secrets already", "path")
     stored = "INSERT OR REPLACE INTO testflinger_secret (client, path, value) VALUES (?, ?, ?)"
     tx.execute(stored, (client, path, body.value))
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+import shapes
 import tracker
 from dialects.plumbing import iso
 from dialects.testflinger import clients
@@ -254,7 +255,7 @@ def cancel_job(tx: Tx, uuid: str, by: str) -> None:
         raise TrackerError("not_found", f"There is no job {uuid}")
     if job["finished"] is not None:
         raise TrackerError("invalid", f"The job is already completed or cancelled: it is {job['shown_state']}")
-    tracker.cancel_job(tx, job, by)
+    tracker.stop_job(tx, job, by)
 
 
 class Search(NamedTuple):
@@ -458,7 +459,7 @@ def move_job(tx: Tx, job: Row, state: str) -> None:
         known = "UPDATE testflinger_job SET state = ? WHERE job = ? AND state = 'complete'"  # not if it is tried again
         tx.execute(known, (state, job["id"]))
     elif state == "cancelled":
-        tracker.cancel_job(tx, job, "its agent")
+        tracker.stop_job(tx, job, "its agent")
     elif state in LIVE and state != "waiting":  # other words would hide it from who looks for what goes on
         tx.execute("UPDATE testflinger_job SET state = ? WHERE job = ?", (state, job["id"]))
 
@@ -479,7 +480,7 @@ def release_job(tx: Tx, job: Row) -> None:
     tracker.release_task(
         tx,
         WorkerCredentials(job["assignee"], None),
-        tracker.ReleaseBody(job["task"], tracker.FAIL if failed else tracker.OK, output=Raw(encode(report))),
+        shapes.ReleaseBody(job["task"], tracker.FAIL if failed else tracker.OK, output=Raw(encode(report))),
     )
 
 
@@ -583,7 +584,7 @@ def present_phase(job: Row | None) -> str:
 
 def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -> int | None:
     """Adds output to the job's log. The number of the line; None when the log is full."""
-    entry = tracker.TaskEntry(text, int(tx.now if timestamp is None else timestamp), scope=scope)
+    entry = shapes.TaskEntry(text, int(tx.now if timestamp is None else timestamp), scope=scope)
     stored = tracker.add_job_lines(tx, job, job["assignee"], [entry])
     return job["line_count"] + 1 if stored else None
 
@@ -855,7 +856,7 @@ def cancel_forgotten(tx: Tx) -> bool:
     """Cancels jobs whose attachments have never come. Whether there may be more."""
     due = tx.all(FORGOTTEN, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
     for job in due:
-        tracker.cancel_job(tx, job, "the tracker: its attachments have not come")
+        tracker.stop_job(tx, job, "the tracker: its attachments have not come")
     return bool(due)
 
 

@@ -144,7 +144,7 @@ async def transfer(call: Call, form: Form, upload: Upload) -> None:
     while more:
         message = await call.receive()
         if message["type"] == "http.disconnect":
-            raise TrackerError("timeout", "body: did not arrive")
+            raise TrackerError("timeout", "did not arrive", "body")
         more = message.get("more_body", False)
         form.feed(message.get("body", b""))
         if form.size >= steady:
@@ -161,13 +161,13 @@ def boundary_of(call: Call) -> bytes:
     """What separates the parts of a call's body. Refuses one that is not multipart."""
     content_type = call.header(b"content-type") or b""
     if len(content_type) > MAX_CONTENT_TYPE:  # decoding takes a time that is quadratic in its length
-        raise TrackerError("invalid", f"content-type: more than {MAX_CONTENT_TYPE} bytes")
+        raise TrackerError("invalid", f"more than {MAX_CONTENT_TYPE} bytes", "content-type")
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
-        raise TrackerError("invalid", "body: must be multipart/form-data (such as curl -F file=@FILE sends)")
+        raise TrackerError("invalid", "must be multipart/form-data (such as curl -F file=@FILE sends)", "body")
     boundary = options.get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY:
-        raise TrackerError("invalid", f"content-type: needs a boundary of 1 to {MAX_BOUNDARY} bytes")
+        raise TrackerError("invalid", f"needs a boundary of 1 to {MAX_BOUNDARY} bytes", "content-type")
     return boundary
 
 
@@ -189,7 +189,7 @@ class Form:
 
     @property
     def too_large(self) -> TrackerError:
-        return TrackerError("too_large", f"{self.field}: more than {self.limit / 2**20:g} MiB")
+        return TrackerError("too_large", f"more than {self.limit / 2**20:g} MiB", f"{self.field}")
 
     def refuse_announced(self, call: Call) -> None:
         """Refuses a body that says by itself that it will be too large."""
@@ -205,19 +205,19 @@ class Form:
         try:
             self.parser.write(piece)
         except FormParserError as error:
-            raise TrackerError("invalid", f"body: not valid multipart/form-data: {error}") from None
+            raise TrackerError("invalid", f"not valid multipart/form-data: {error}", "body") from None
 
     def refuse_incomplete(self) -> None:
         """At the body's end: refuses one that has not come to its last boundary, or had no file in it."""
         if not self.ended:
-            raise TrackerError("invalid", "body: not valid multipart/form-data: its last boundary is missing")
+            raise TrackerError("invalid", "not valid multipart/form-data: its last boundary is missing", "body")
         if not self.found:
-            raise TrackerError("invalid", f"{self.field}: is required")
+            raise TrackerError("invalid", "is required", f"{self.field}")
 
     def _part_begin(self) -> None:
         self.parts += 1
         if self.parts > MAX_PARTS:
-            raise TrackerError("invalid", f"body: more than {MAX_PARTS} fields")
+            raise TrackerError("invalid", f"more than {MAX_PARTS} fields", "body")
         self.in_file, self.header_size, self.disposition = False, 0, b""
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
@@ -231,7 +231,7 @@ class Form:
     def _limit_headers(self, more: int) -> None:
         self.header_size += more
         if self.header_size > MAX_PART_HEADERS:
-            raise TrackerError("invalid", f"body: a field's headers have more than {MAX_PART_HEADERS} bytes")
+            raise TrackerError("invalid", f"a field's headers have more than {MAX_PART_HEADERS} bytes", "body")
 
     def _header_end(self) -> None:
         if self.header_name.lower() == b"content-disposition":
@@ -244,9 +244,9 @@ class Form:
         if options.get(b"name") != self.field.encode():
             return
         if not re.search(rb";\s*filename\*?\s*=", self.disposition, re.IGNORECASE):  # curl -F file=x, without its @
-            raise TrackerError("invalid", f"{self.field}: must be a file with a name, not a text")
+            raise TrackerError("invalid", "must be a file with a name, not a text", f"{self.field}")
         if self.found:
-            raise TrackerError("invalid", f"{self.field}: given more than once")
+            raise TrackerError("invalid", "given more than once", f"{self.field}")
         self.found = self.in_file = True
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:

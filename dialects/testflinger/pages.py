@@ -25,8 +25,8 @@ import pages
 import tracker
 from dialects.testflinger import clients, domain, events, queues
 from dialects.testflinger.files import Files, folder_of
-from pages import PAGE_ROWS
-from tracker import TrackerError, Tx
+from pages import PAGE_ROWS, Action, Page
+from tracker import EDIT, READ, Caller, TrackerError, Tx
 
 MOST_SHOWN = 500  # agents or images of one queue, queues of one agent: nobody has so many
 OUTPUT_SHOWN = 20_000  # characters of a job's output on a page, which asks for them again and again
@@ -35,12 +35,6 @@ KINDS = {"output": "Output", "serial": "Serial output"}
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 FILES = {"artifact": "Artifact", "attachments": "Attachments"}
 READABLE = "(:admin OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"
-
-
-def reader(tx: Tx, session: bytes | None) -> dict[str, Any]:
-    """Who asks, as READABLE needs it. 401 for nobody."""
-    manager = tracker.require_manager(tx, session)
-    return {"manager": manager["id"], "admin": bool(manager["tracker_admin"])}
 
 
 def links(tx: Tx, project: sqlite3.Row | None = None, job: sqlite3.Row | None = None) -> list[pages.Link]:
@@ -74,14 +68,15 @@ class RestrictedForm(msgspec.Struct):
     restricted: bool
 
 
-def queues_page(tx: Tx, session: bytes | None, query: QueuesQuery) -> dict[str, Any]:
+def queues_page(tx: Tx, caller: Caller, query: QueuesQuery) -> dict[str, Any]:
     """The queues that the manager may read, by name: what waits and runs there, who listens, how long jobs waited."""
+    tracker.logged_in(caller)
     rows = tx.all(
         "SELECT p.id, p.name, p.paused, p.waiting_task_count, p.assigned_task_count, q.description, q.restricted,"
         " (SELECT COUNT(*) FROM testflinger_agent_queue WHERE queue = p.name) AS agent_count"
         " FROM testflinger_queue q JOIN project p ON p.id = q.project"
         f" WHERE {READABLE} AND p.name > :after AND p.name LIKE :text ESCAPE '\\' ORDER BY p.name LIMIT :limit",
-        {**reader(tx, session), "after": query.after, "text": pages.like(query.text), "limit": PAGE_ROWS + 1},
+        {**caller.as_values, "after": query.after, "text": pages.like(query.text), "limit": PAGE_ROWS + 1},
     )
     shown = rows[:PAGE_ROWS]
     return {
@@ -98,7 +93,7 @@ async def show_queues(visit: pages.Visit) -> Response:
     query = visit.query_as(QueuesQuery)
     if query.job.strip():
         try:
-            uuid = await visit.tracker.db.read(job_looked_for, visit.session(), query.job.strip().lower())
+            uuid = await visit.look(job_looked_for, query.job.strip().lower())
             return visit.see(f"/ui/testflinger/jobs/{uuid}")
         except TrackerError as error:
             if error.code == "unauthorized":
@@ -107,43 +102,45 @@ async def show_queues(visit: pages.Visit) -> Response:
     return await visit.render("testflinger_queues.html", await visit.read(queues_page, query))
 
 
-def job_looked_for(tx: Tx, session: bytes | None, uuid: str) -> str:
+def job_looked_for(tx: Tx, caller: Caller, uuid: str) -> str:
     """The id of a job that somebody has typed, if that one may be looked at."""
-    tracker.require_manager(tx, session)
+    tracker.logged_in(caller)
     if not re.fullmatch(UUID, uuid):
         example = "1234abcd-12ab-34cd-56ef-123456abcdef"
-        raise TrackerError("invalid", f"job: {uuid[:50]!r} is no job id: one looks like {example}")
+        raise TrackerError("invalid", f"{uuid[:50]!r} is no job id: one looks like {example}", "job")
     try:
-        return readable_job(tx, session, uuid)["uuid"]
+        return readable_job(tx, caller, uuid)["uuid"]
     except TrackerError as error:
-        raise TrackerError(error.code, f"job: there is no job {uuid}, or it is not for you to see") from None
+        problem = f"there is no job {uuid}, or it is not for you to see"
+        raise TrackerError(error.code, problem, "job") from None
 
 
 async def go_to_queues(visit: pages.Visit) -> Response:
-    await visit.tracker.db.read(reader, visit.session())
+    await visit.look(pages.check_login)
     return visit.see("/ui/testflinger/queues")
 
 
-def queue_page(tx: Tx, session: bytes | None, project: int, query: QueueQuery) -> dict[str, Any]:
+@pages.of_project(READ)
+def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) -> dict[str, Any]:
     """A queue: its waiting jobs in their order, those that run, the agents that listen to it."""
-    queue = tx.one(
-        "SELECT q.*, p.name FROM testflinger_queue q JOIN project p ON p.id = q.project WHERE p.id = ?", (project,)
-    )
+    name = project["name"]
+    queue = tx.one("SELECT q.*, ? AS name FROM testflinger_queue q WHERE q.project = ?", (name, project["id"]))
     if queue is None:
-        raise TrackerError("not_found", f"Project {project} is not a queue of Testflinger")
-    rows = waiting_jobs(tx, project, query.after, PAGE_ROWS + 1)
+        raise TrackerError("not_found", f"Project {project['id']} is not a queue of Testflinger")
+    rows = waiting_jobs(tx, project["id"], query.after, PAGE_ROWS + 1)
     shown, last = rows[:PAGE_ROWS], rows[:PAGE_ROWS][-1:]
+    images = "SELECT name FROM testflinger_image WHERE project = ? LIMIT ?"
     return {
         "queue": queue,
         "waiting": shown,
         "first": domain.position(tx, shown[0]["uuid"]) if shown else 0,
         "more": f"{last[0]['priority']}:{last[0]['job']}" if len(rows) > PAGE_ROWS else "",
         "query": query,
-        **held_jobs(tx, project),
-        "running": running_jobs(tx, project),
-        "agents": list(map(agent_values, domain.agents_listening(tx, queue["name"])[:MOST_SHOWN])),
-        "images": tx.all("SELECT name FROM testflinger_image WHERE project = ? LIMIT ?", (project, MOST_SHOWN)),
-        "waits": queues.wait_times(tx, [queue["name"]]).get(queue["name"]),
+        **held_jobs(tx, project["id"]),
+        "running": running_jobs(tx, project["id"]),
+        "agents": list(map(agent_values, domain.agents_listening(tx, name)[:MOST_SHOWN])),
+        "images": tx.all(images, (project["id"], MOST_SHOWN)),
+        "waits": queues.wait_times(tx, [name]).get(name),
         "percentiles": list(map(str, queues.PERCENTILES)),
     }
 
@@ -194,8 +191,8 @@ def running_jobs(tx: Tx, project: int) -> list[sqlite3.Row]:
     )
 
 
-def restrict_queue(tx: Tx, session: bytes | None, project: int, form: RestrictedForm) -> None:
-    clients.set_restricted(tx, session, project, form.restricted)
+def restrict_queue(tx: Tx, caller: Caller, project: int, form: RestrictedForm) -> None:
+    clients.set_restricted(tx, caller, project, form.restricted)
 
 
 def restricted_in_words(result: None, form: RestrictedForm) -> str:
@@ -215,46 +212,47 @@ class OutputQuery(msgspec.Struct):
     before: Annotated[int, Meta(ge=1, le=tracker.INT64_MAX)] = tracker.INT64_MAX
 
 
-def readable_job(tx: Tx, session: bytes | None, uuid: str) -> sqlite3.Row:
-    """A job of a queue by its UUID, with what the core knows of it. For managers with READ."""
-    tracker.require_manager(tx, session)
-    missing = f"No job {uuid}"
-    row = tx.one(
+def job_by_uuid(tx: Tx, uuid: str) -> sqlite3.Row | None:
+    """A job of a queue by its UUID, with what the core knows of it."""
+    return tx.one(
         "SELECT j.*, t.uuid, t.state AS shown_state, t.attachments, t.agent, t.client FROM testflinger_job t"
         " JOIN job j ON j.id = t.job WHERE t.uuid = ?",
         (uuid,),
     )
-    if row is None:
-        raise TrackerError("not_found", missing)
-    tracker.require_role(tx, session, row["project"], tracker.READ, missing)
-    return row
 
 
-def job_page(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery) -> dict[str, Any]:
+QUEUED_JOB = tracker.Thing("job", job_by_uuid)
+
+
+@tracker.needs(READ, QUEUED_JOB)
+def readable_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> sqlite3.Row:
+    return job
+
+
+@pages.of_project(READ, QUEUED_JOB)
+def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> dict[str, Any]:
     """A job: what it was given, its phases, the last of its output, its files."""
     if query.kind not in KINDS:
-        raise TrackerError("invalid", f"kind: there is no such choice as {query.kind!r}")
-    row = readable_job(tx, session, uuid)
-    role = tracker.role_in_project(tx, tracker.signed_in(tx, session), row["project"])
-    submitted = row["template"] is None  # as a definition; else the recipe is whatever its template has
-    told = results_of(tx, row)
+        raise TrackerError("invalid", f"there is no such choice as {query.kind!r}", "kind")
+    uuid, submitted = job["uuid"], job["template"] is None  # as a definition; else the recipe is what its template has
+    told = results_of(tx, job)
     parts = output_parts(tx, uuid)
-    pieces, older = output_tail(tx, row, parts, query)
+    pieces, older = output_tail(tx, job, parts, query)
+    device = pages.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else ""
     return {
-        **pages.project_frame(tx, tracker.find_project(tx, row["project"]), role),
-        "job": row,
-        "live": row["finished"] is None,
+        "job": job,
+        "live": job["finished"] is None,
         "position": domain.position(tx, uuid),
-        "agent": tx.one("SELECT id FROM testflinger_agent WHERE name = ?", (row["agent"],)),
-        "alias": tracker.alias_of(tx, row["assignee"]),
-        "maker": tracker.maker_of(tx, row),
-        "webhook": json_object(row["recipe"]).get("job_status_webhook") if submitted else None,
-        "tags": names_of(tx, "tag", row["id"]),
-        "excluded": names_of(tx, "exclusion", row["id"]),
+        "agent": tx.one("SELECT id FROM testflinger_agent WHERE name = ?", (job["agent"],)),
+        "alias": tracker.alias_of(tx, job["assignee"]),
+        "maker": tracker.maker_of(tx, job),
+        "webhook": json_object(job["recipe"]).get("job_status_webhook") if submitted else None,
+        "tags": names_of(tx, "tag", job["id"]),
+        "excluded": names_of(tx, "exclusion", job["id"]),
         "submitted": submitted,
-        "definition": pages.in_many_lines(row["recipe"]) if submitted else row["recipe"],
-        "phases": phases_of(row, told, parts),
-        "device": pages.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else "",
+        "definition": pages.in_many_lines(job["recipe"]) if submitted else job["recipe"],
+        "phases": phases_of(job, told, parts),
+        "device": device,
         "files": list(filter(None, (domain.find_file(tx, uuid, kind) for kind in FILES))),
         "parts": parts,
         "pieces": readable_pieces(pieces),
@@ -446,35 +444,33 @@ async def show_job(visit: pages.Visit) -> Response:
     return await visit.render("testflinger_job.html", values)
 
 
-def retry(tx: Tx, session: bytes | None, uuid: str) -> str:
-    """Makes a new job with all that an ended one was given, and returns its id. Needs EDIT."""
-    token = pages.retry_on_page(tx, session, readable_job(tx, session, uuid)["token"])
+@tracker.needs(EDIT, QUEUED_JOB)
+def retry(tx: Tx, caller: Caller, job: sqlite3.Row) -> str:
+    """Makes a new job with all that an ended one was given, and returns its id."""
+    token = pages.retry_on_page(tx, caller, job["token"])
     return tx.one("SELECT t.uuid FROM job j JOIN testflinger_job t ON t.job = j.id WHERE j.token = ?", (token,))[0]
 
 
-def cancel(tx: Tx, session: bytes | None, uuid: str) -> str:
-    """Cancels a job that has not ended. Needs EDIT."""
-    tracker.cancel(tx, session, readable_job(tx, session, uuid)["token"])
-    return uuid
-
-
-def acting(function: Callable, says: str) -> pages.Handler:
-    """The handler of what is done to a job: it leads to the page of the job that the function names."""
-
-    async def handler(visit: pages.Visit) -> Response:
-        try:
-            uuid = await visit.tracker.db.write(function, visit.session(), uuid_of(visit))
-        except TrackerError as error:
-            visit.error = error
-            return await show_job(visit)
-        return visit.see(f"/ui/testflinger/jobs/{uuid}", says)
-
-    return handler
+@tracker.needs(EDIT, QUEUED_JOB)
+def cancel(tx: Tx, caller: Caller, job: sqlite3.Row) -> str:
+    """Cancels a job that has not ended."""
+    tracker.cancel_job(tx, caller, job)
+    return job["uuid"]
 
 
 # ── Downloads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 TEXTS = {"output.txt": "output", "serial.txt": "serial"}
+
+
+def act_on_job(function: Callable, says: str) -> pages.Handler:
+    """The handler of what is done to a job: it leads to the page of the job that the function names."""
+
+    async def handler(visit: pages.Visit) -> Response:
+        uuid = await visit.write(function, uuid_of(visit))
+        return visit.see(f"/ui/testflinger/jobs/{uuid}", says)
+
+    return handler
 
 
 async def download(visit: pages.Visit) -> Response:
@@ -485,7 +481,7 @@ async def download(visit: pages.Visit) -> Response:
     if file in TEXTS:
         return await send_output(visit, uuid, TEXTS[file])
     if file == "definition.json":
-        text = await visit.tracker.db.read(definition_of, visit.session(), uuid)
+        text = await visit.look(definition_of, uuid)
         return named(Response(text, media_type="application/json"), f"{uuid}.json")
     raise TrackerError("not_found", f"A job has no file {file!r}")
 
@@ -496,28 +492,28 @@ def named(response: Response, name: str) -> Response:
     return response
 
 
-def stored_file(tx: Tx, session: bytes | None, uuid: str, kind: str) -> sqlite3.Row:
-    """Where a file of the job is. For managers with READ."""
-    readable_job(tx, session, uuid)
-    row = domain.find_file(tx, uuid, kind)
+@tracker.needs(READ, QUEUED_JOB)
+def stored_file(tx: Tx, caller: Caller, job: sqlite3.Row, kind: str) -> sqlite3.Row:
+    """Where a file of the job is."""
+    row = domain.find_file(tx, job["uuid"], kind)
     if row is None:
-        raise TrackerError("not_found", f"The job {uuid} has no {kind}")
+        raise TrackerError("not_found", f"The job {job['uuid']} has no {kind}")
     return row
 
 
-def definition_of(tx: Tx, session: bytes | None, uuid: str) -> str:
-    """What was submitted, as JSON. For managers with READ."""
-    job = readable_job(tx, session, uuid)
+@tracker.needs(READ, QUEUED_JOB)
+def definition_of(tx: Tx, caller: Caller, job: sqlite3.Row) -> str:
+    """What was submitted, as JSON."""
     if job["template"] is not None:
-        raise TrackerError("not_found", f"The job {uuid} was made of a template, and has no definition")
+        raise TrackerError("not_found", f"The job {job['uuid']} was made of a template, and has no definition")
     return job["recipe"]
 
 
-def next_output(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery, after: int) -> tuple[list[str], int]:
-    """The next texts of a job's output, and the place of the last. For managers with READ."""
-    job = readable_job(tx, session, uuid)
+@tracker.needs(READ, QUEUED_JOB)
+def next_output(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery, after: int) -> tuple[list[str], int]:
+    """The next texts of a job's output, and the place of the last."""
     texts, size = [], 0
-    for row in some_pieces(tx, job, output_parts(tx, uuid), query, "ASC", after):
+    for row in some_pieces(tx, job, output_parts(tx, job["uuid"]), query, "ASC", after):
         texts.append(row["text"])
         size += len(row["text"]) + tracker.LINE_SIZE
         after = row["place"]
@@ -527,7 +523,7 @@ def next_output(tx: Tx, session: bytes | None, uuid: str, query: OutputQuery, af
 
 
 async def send_file(visit: pages.Visit, uuid: str, kind: str) -> Response:
-    row = await visit.tracker.db.read(stored_file, visit.session(), uuid, kind)
+    row = await visit.look(stored_file, uuid, kind)
     settings = visit.tracker.settings
     response = await Files(folder_of(settings), settings.testflinger_max_file * 2**20).send(row["name"])
     if response is None:
@@ -538,7 +534,7 @@ async def send_file(visit: pages.Visit, uuid: str, kind: str) -> Response:
 async def send_output(visit: pages.Visit, uuid: str, kind: str) -> Response:
     """All of a kind of output, of one phase or of all, as it was reported. Read piece by piece."""
     query = OutputQuery(kind, visit.query_as(OutputQuery).phase)
-    read = functools.partial(visit.tracker.db.read, next_output, visit.session(), uuid, query)
+    read = functools.partial(visit.look, next_output, uuid, query)
     texts, last = await read(-1)  # a refusal comes before the answer
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -561,9 +557,10 @@ HEARD = f"""(:admin OR EXISTS (SELECT 1 FROM testflinger_agent_queue l JOIN proj
     JOIN testflinger_queue q ON q.project = p.id WHERE l.agent = a.id AND {READABLE}))"""
 
 
-def agents_page(tx: Tx, session: bytes | None, query: pages.ListQuery) -> dict[str, Any]:
+def agents_page(tx: Tx, caller: Caller, query: pages.ListQuery) -> dict[str, Any]:
     """The agents, by name: for admins all, for other managers those that listen to a queue that they may read."""
-    asking = reader(tx, session)
+    tracker.logged_in(caller)
+    asking = caller.as_values
     rows = tx.all(
         f"SELECT a.* FROM testflinger_agent a WHERE {HEARD} AND a.name > :after AND a.name LIKE :text ESCAPE '\\'"
         " ORDER BY a.name LIMIT :limit",
@@ -581,12 +578,13 @@ def agents_page(tx: Tx, session: bytes | None, query: pages.ListQuery) -> dict[s
     }
 
 
-def agent_page(tx: Tx, session: bytes | None, agent: int) -> dict[str, Any]:
+def agent_page(tx: Tx, caller: Caller, agent: int) -> dict[str, Any]:
     """An agent: what it tells of itself, how its provisioning went, the last lines of its log.
 
     For admins, and for managers with READ in a queue that it listens to; for others there is no such agent.
     """
-    asking = reader(tx, session)
+    tracker.logged_in(caller)
+    asking = caller.as_values
     row = tx.one(f"SELECT a.* FROM testflinger_agent a WHERE a.id = :agent AND {HEARD}", {**asking, "agent": agent})
     if row is None:
         raise TrackerError("not_found", f"No agent {agent}")
@@ -654,11 +652,11 @@ def without_others(text: str, readable: set[str], asking: dict[str, Any]) -> str
 # ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def clients_page(tx: Tx, session: bytes | None, query: pages.ListQuery) -> dict[str, Any]:
-    """The clients by name. For admins."""
+def clients_page(tx: Tx, caller: Caller, query: pages.ListQuery) -> dict[str, Any]:
+    """The clients by name."""
     found = [
         one
-        for one in clients.list_clients(tx, session)
+        for one in clients.list_clients(tx, caller)
         if one["client_id"] > query.after and query.text.lower() in one["client_id"].lower()
     ]
     return {
@@ -670,9 +668,9 @@ def clients_page(tx: Tx, session: bytes | None, query: pages.ListQuery) -> dict[
     }
 
 
-def client_page(tx: Tx, session: bytes | None, client: str) -> dict[str, Any]:
-    """A client with its limits as its form has them. For admins."""
-    row = clients.find_client(tx, session, client)
+def client_page(tx: Tx, caller: Caller, client: str) -> dict[str, Any]:
+    """A client with its limits as its form has them."""
+    row = clients.find_client(tx, caller, client)
     return {"client": {**row, **{name: limit_lines(row[name]) for name in clients.LIMITS}}, "roles": ROLES}
 
 
@@ -736,36 +734,27 @@ async def show_client(visit: pages.Visit, client: str = "", fresh: str | None = 
 
 
 async def create_client(visit: pages.Visit) -> Response:
-    try:
-        body = as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
-        made, key = await visit.tracker.db.write(clients.create_client, visit.session(), body)
-    except TrackerError as error:
-        visit.error = error
-        return await show_clients(visit)
+    body = as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
+    made, key = await visit.write(clients.create_client, body)
     return await show_client(visit, made["client_id"], key)
 
 
 async def update_client(visit: pages.Visit) -> Response:
     client = visit.scope["path_params"]["client"]
-    try:
-        body = as_body(limits_form(visit), clients.LimitsBody)
-        await visit.tracker.db.write(clients.update_client, visit.session(), client, body)
-    except TrackerError as error:
-        visit.error = error
-        return await show_client(visit)
+    await visit.write(clients.update_client, client, as_body(limits_form(visit), clients.LimitsBody))
     return visit.see(f"/ui/testflinger/clients/{quote(client)}", "Saved. It counts from the client's next request on.")
 
 
 async def rotate_key(visit: pages.Visit) -> Response:
     """POST …/rotate: asks first, and again when the answer is reloaded: by then there is another key."""
     client = visit.scope["path_params"]["client"]
-    old = await visit.tracker.db.read(clients.key_hash, visit.session(), client)
+    old = await visit.look(clients.key_hash, client)
     mark = visit.tracker.form_signer.get_signature(b"key " + old).decode()
     if not hmac.compare_digest(visit.field("confirmed").encode(), mark.encode()):
         values = await visit.read(client_page, client)
         renewed = bool(visit.field("confirmed"))
         return await visit.render("testflinger_client_rotate.html", {**values, "mark": mark, "renewed": renewed})
-    key = await visit.tracker.db.write(clients.rotate_key, visit.session(), client, old)
+    key = await visit.write(clients.rotate_key, client, old)
     return await show_client(visit, fresh=key)
 
 
@@ -774,43 +763,38 @@ async def delete_client(visit: pages.Visit) -> Response:
     client = visit.scope["path_params"]["client"]
     if visit.field("confirmed") != "yes":
         return await visit.render("testflinger_client_delete.html", await visit.read(client_page, client))
-    await visit.tracker.db.write(clients.delete_client, visit.session(), client)
+    await visit.write(clients.delete_client, client)
     return visit.see("/ui/testflinger/clients", f"The client {client} is deleted.")
 
 
-PAGES: list[tuple[str, str, pages.Handler]] = [
-    ("GET", "/ui/testflinger", go_to_queues),
-    ("GET", "/ui/testflinger/queues", show_queues),
-    (
-        "GET",
+PAGES = [
+    Page("/ui/testflinger", go_to_queues),
+    Page("/ui/testflinger/queues", show_queues),
+    Page(
         "/ui/testflinger/queues/{queue}",
-        pages.page("testflinger_queue.html", pages.of_project(tracker.READ, queue_page), "queue", query=QueueQuery),
+        "testflinger_queue.html",
+        queue_page,
+        [Action("/restrict", restrict_queue, RestrictedForm, says=restricted_in_words, again=False)],
     ),
-    (
-        "POST",
-        "/ui/testflinger/queues/{queue}/restrict",
-        pages.action(
-            restrict_queue,
-            "queue",
-            form=RestrictedForm,
-            to="/ui/testflinger/queues/{queue}",
-            says=restricted_in_words,
-        ),
+    Page(
+        "/ui/testflinger/jobs/{uuid}",
+        show_job,
+        actions=[
+            Action("/cancel", act_on_job(cancel, "The job is cancelled."), again=True),
+            Action("/retry", act_on_job(retry, pages.JOB_RETRIED), again=True),
+        ],
     ),
-    ("GET", "/ui/testflinger/jobs/{uuid}", show_job),
-    ("POST", "/ui/testflinger/jobs/{uuid}/cancel", acting(cancel, "The job is cancelled.")),
-    (
-        "POST",
-        "/ui/testflinger/jobs/{uuid}/retry",
-        acting(retry, "This is the new job, with all that the other one was given."),
+    Page("/ui/testflinger/jobs/{uuid}/{file}", download),
+    Page("/ui/testflinger/agents", "testflinger_agents.html", agents_page),
+    Page("/ui/testflinger/agents/{agent}", "testflinger_agent.html", agent_page),
+    Page("/ui/testflinger/clients", show_clients, actions=[Action("", create_client, again=True)]),
+    Page(
+        "/ui/testflinger/clients/{client}",
+        show_client,
+        actions=[
+            Action("", update_client, again=True),
+            Action("/rotate", rotate_key),
+            Action("/delete", delete_client),
+        ],
     ),
-    ("GET", "/ui/testflinger/jobs/{uuid}/{file}", download),
-    ("GET", "/ui/testflinger/agents", pages.page("testflinger_agents.html", agents_page, query=pages.ListQuery)),
-    ("GET", "/ui/testflinger/agents/{agent}", pages.page("testflinger_agent.html", agent_page, "agent")),
-    ("GET", "/ui/testflinger/clients", show_clients),
-    ("POST", "/ui/testflinger/clients", create_client),
-    ("GET", "/ui/testflinger/clients/{client}", show_client),
-    ("POST", "/ui/testflinger/clients/{client}", update_client),
-    ("POST", "/ui/testflinger/clients/{client}/rotate", rotate_key),
-    ("POST", "/ui/testflinger/clients/{client}/delete", delete_client),
 ]

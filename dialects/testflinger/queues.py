@@ -22,8 +22,8 @@ class Unprocessable(TrackerError):
     """A value that is well formed and yet cannot be: the field, what is wrong with it, and where. Status 422."""
 
     def __init__(self, field: str, problem: str, where: Literal["json", "query"] = "json"):
-        super().__init__("invalid", f"{field}: {problem}")
-        self.field, self.problem, self.where = field, problem, where
+        super().__init__("invalid", problem, field)
+        self.where = where
 
 
 def find_queue(tx: Tx, name: str) -> Row | None:

@@ -1,0 +1,180 @@
+"""What is refused, and how values become what the code works with: JSON, forms and rows as Structs.
+
+One root error for everything: a code, the problem in words, the field. Text is made of it at the edge, and nobody reads
+it back. Nothing here knows a database, a request or a task.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw
+
+Shape = TypeVar("Shape", bound=msgspec.Struct)
+
+
+STATUS = {
+    "invalid": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "timeout": 408,
+    "conflict": 409,
+    "granted": 409,  # a conflict with access that there is already, and not with a request for it
+    "too_large": 413,
+    "too_fast": 429,
+    "internal": 500,
+    "unavailable": 503,
+}
+
+
+class TrackerError(Exception):
+    """The one root error: a code of STATUS (or "start": the tracker cannot start), the problem in words, and the field.
+
+    `field` is what of the request the problem is about, such as requests[3].priority; "a, b" for two; empty for none.
+    `delay` is the time in seconds after which a refused call may be repeated (too_fast).
+    """
+
+    def __init__(self, code: str, problem: str, field: str = "", delay: float | None = None):
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.code, self.problem, self.field, self.delay = code, problem, field, delay
+
+    @property
+    def message(self) -> str:
+        """The refusal in one line, for a person. Code reads `code` and `field`."""
+        return str(self)
+
+    def within(self, place: str) -> TrackerError:
+        """The same refusal, where its field is part of something larger: priority within requests[3]."""
+        return TrackerError(self.code, self.problem, f"{place}.{self.field}", self.delay)
+
+
+class MethodNotAllowed(TrackerError):
+    """What is asked for is there, but for other methods."""
+
+    def __init__(self, method: str, allowed: Iterable[str]):
+        super().__init__("method_not_allowed", f"{method} is not possible here")
+        self.allowed = list(allowed)
+
+
+PLAIN_WORDS = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (  # what msgspec says of a value, and what is said to people
+        (r"Expected int.*, got .*", "must be a whole number"),
+        (r"Expected float.*, got .*", "must be a number"),
+        (r"Expected str of length >= 1", "must not be empty"),
+        (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
+        (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
+        (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
+        (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
+        (r"Invalid enum value (.+)", r"there is no such choice as \1"),
+    )
+)
+
+
+def refused_value(error: msgspec.ValidationError) -> TrackerError:
+    """msgspec's "Expected `int`, got `str` - at `$.requests[3].project`" as a refusal of requests[3].project."""
+    problem, _, path = str(error).partition(" - at `")
+    if missing := re.match(r"Object missing required field `(.*)`", problem):
+        problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
+    name, problem = path.rstrip("`").removeprefix("$").removeprefix("."), problem.replace("`", "")
+    if name.startswith("["):  # "[...]" is a place in what has no names of its own
+        name = "body" if name == "[...]" else f"requests{name}"
+    for pattern, words in PLAIN_WORDS:
+        if match := pattern.fullmatch(problem):
+            problem = match.expand(words)
+            break
+    return TrackerError("invalid", problem, name or "body")
+
+
+def convert(values: Any, kind: Any, strict: bool = True) -> Any:
+    """The values as `kind`; not `strict`: numbers may be given as texts. Refuses what is none, naming the field."""
+    try:
+        return msgspec.convert(values, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise refused_value(error) from None
+
+
+def decode(body: bytes, kind: Any) -> Any:
+    """The JSON body as `kind`, whatever its content type said. Refuses anything else, naming the field."""
+    try:
+        value = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise refused_value(error) from None
+    except RecursionError:
+        raise TrackerError("invalid", "nested too deeply", "body") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
+    if b"\\u0000" in body:
+        refuse_nul(value)
+    return value
+
+
+MOST_NESTED = 200  # lists and objects in one another that are looked into: far from where Python's stack ends
+
+
+def refuse_nul(value: Any, name: str = "", depth: int = 0) -> None:
+    """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
+    if depth > MOST_NESTED:
+        raise TrackerError("invalid", "nested too deeply", f"{re.split('[.[]', name.lstrip('.'))[0]}")
+    if isinstance(value, str) and "\0" in value:
+        raise TrackerError("invalid", "must not contain a NUL character", f"{name.lstrip('.')}")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            refuse_nul(key, f"{name}: a name" if name else "a name")
+            refuse_nul(item, f"{name}.{key}", depth + 1)
+    if isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
+
+
+encode = msgspec.json.Encoder().encode
+
+
+@functools.cache
+def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Callable[[Any], Any]]]:
+    """The fields of a Struct, and how each is made of a column: booleans are numbers there, and JSON is text.
+
+    Without those that not every answer has: they are given by whoever means to show them, as a secret is once.
+    """
+    made = {msgspec.inspect.BoolType: bool}
+    made |= dict.fromkeys((msgspec.inspect.ListType, msgspec.inspect.DictType, msgspec.inspect.AnyType), as_raw)
+    optional = {field.name for field in msgspec.structs.fields(kind) if field.default is UNSET}
+    fields = (field for field in msgspec.inspect.type_info(kind).fields if field.name not in optional)
+    return [(field.name, made.get(plain_type(field.type), unchanged)) for field in fields]
+
+
+def plain_type(kind: Any) -> type:
+    """The type behind what is said of it; of alternatives the first one."""
+    while isinstance(kind, msgspec.inspect.Metadata | msgspec.inspect.UnionType):
+        kind = kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind.types[0]
+    return type(kind)
+
+
+def as_raw(text: str | None) -> Raw | None:
+    """A column that holds JSON, as it is."""
+    return None if text is None else Raw(text.encode())
+
+
+def unchanged(value: Any) -> Any:
+    return value
+
+
+def shaped(kind: type[Shape], row: sqlite3.Row, **given: Any) -> Shape:
+    """A row as the API shows it: what is not `given` comes from the columns of the same names, where there are such."""
+    present = set(row.keys()) - given.keys()
+    return kind(**{name: make(row[name]) for name, make in columns_of(kind) if name in present}, **given)
+
+
+def given_fields(body: msgspec.Struct) -> dict[str, Any]:
+    """The fields that a body has brought."""
+    return {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}

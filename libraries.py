@@ -1,0 +1,70 @@
+"""What this program takes from uvicorn and aiosqlite beyond what they promise, looked for once: when it is imported.
+
+Without a name in NEEDED it refuses to be imported, in a line that says which one is missing. Without one in SHORT_WAY
+answers are written as ASGI has it, which takes longer and needs none of these.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+
+NEEDED = {
+    "uvicorn.server:Server": (
+        "startup main_loop on_tick shutdown handle_exit servers server_state should_exit force_exit"
+    ),
+    "uvicorn.server:ServerState": "connections tasks",
+    "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol": (
+        "connection_made connection_lost data_received on_message_begin on_headers_complete on_message_complete"
+        " shutdown send_400_response loop transport cycle pipeline"
+    ),
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": "transport response_complete",
+    "aiosqlite:Connection": "_conn _execute",
+}
+SHORT_WAY = {
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": (
+        "scope flow access_log keep_alive disconnected default_headers response_started message_event on_response send"
+    ),
+    "uvicorn.protocols.http.flow_control:FlowControl": "write_paused drain",
+}
+
+
+def missing(wanted: dict[str, str]) -> str:
+    """A sentence about the first of these names that its class does not know; empty when it knows them all."""
+    for place, names in wanted.items():
+        module, _, kind = place.partition(":")
+        known = names_in(getattr(importlib.import_module(module), kind))
+        for name in names.split():
+            if name not in known:
+                return f"{place} has no {name}"
+    return ""
+
+
+def names_in(kind: type) -> set[str]:
+    """The attributes of a class, and what its methods mention: what they set, but cheaper to find out."""
+    methods = filter(inspect.isfunction, vars(kind).values())
+    return set(dir(kind)).union(*(method.__code__.co_names for method in methods))
+
+
+def check(wanted: dict[str, str]) -> None:
+    """Refuses libraries without these names, in one line."""
+    try:
+        problem = missing(wanted)
+    except (ImportError, AttributeError) as error:
+        problem = str(error)
+    if problem:
+        versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "aiosqlite"))
+        raise ImportError(f"This tracker cannot use {versions}: {problem}. Install what pyproject.toml names.")
+
+
+def available(wanted: dict[str, str]) -> bool:
+    """Whether all these names are there."""
+    try:
+        return not missing(wanted)
+    except (ImportError, AttributeError):
+        return False
+
+
+check(NEEDED)
+HAS_SHORT_WAY = available(SHORT_WAY)

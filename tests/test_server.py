@@ -1,0 +1,215 @@
+"""How bytes come in and how that ends: a server of its own around a small application, and real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import wait_until
+
+import libraries
+import server
+import tracker
+
+HOME = Path(server.__file__).parent
+
+
+class Running:
+    """A server in a thread, and its application. `/slow` is answered when a test lets it: `begun`, then `go`."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = tracker.Settings(port=0, **settings)
+        self.url, self.told = "", 0
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=lambda: server.run_loop(self.run()), daemon=True)
+        self.thread.start()
+        wait_until(lambda: self.url)
+
+    async def run(self) -> None:
+        with server.listen("127.0.0.1", 0) as listening:
+            self.server = server.Server(
+                server.uvicorn_config(self, self.settings),
+                self.settings.request_timeout,
+                started=lambda: setattr(self, "url", server.url_of(listening)),
+                stopping=lambda: setattr(self, "told", self.told + 1),
+            )
+            await self.server.serve(sockets=[listening])
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["path"] == "/slow":
+            self.begun.set()
+            await asyncio.to_thread(self.go.wait, 60)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    def connect(self, path: str = "/") -> socket.socket:
+        """A connection that has asked for something, and does not ask to have it closed afterwards."""
+        host, port = self.url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)), timeout=30)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return connection
+
+    def ended(self) -> bool:
+        self.thread.join(30)
+        return not self.thread.is_alive()
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Running]]:
+    """Starts a server; at the end all are stopped."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**settings: Any) -> Running:
+            running = Running(**settings)
+            for last in running.thread.join, running.server.stop, running.server.stop, running.go.set:
+                stack.callback(last)
+            return running
+
+        yield start
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+# ── Stopping ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_neither_a_start_nor_a_stop_sleeps(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def sleep(seconds: float, result: Any = None) -> None:
+        raise AssertionError("slept")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    running = run()
+    running.server.stop()
+    assert running.ended()
+    assert running.told == 1
+
+
+def test_a_stop_closes_the_connections_that_are_kept_alive(run: Callable[..., Running]) -> None:
+    running = run()
+    with running.connect() as used, socket.create_connection(used.getpeername()) as unused:
+        assert used.recv(65536).endswith(b"done")
+        running.server.stop()
+        assert read_all(used) == read_all(unused) == b""
+    assert running.ended()
+
+
+def test_a_request_in_flight_is_answered_before_the_stop(run: Callable[..., Running]) -> None:
+    running = run()
+    with running.connect("/slow") as connection:
+        assert running.begun.wait(30)
+        running.server.stop()
+        wait_until(lambda: running.told)
+        assert running.thread.is_alive()
+        running.go.set()
+        assert read_all(connection).endswith(b"connection: close\r\n\r\ndone")
+    assert running.ended()
+
+
+def test_a_request_whose_client_has_gone_is_finished_before_the_stop(run: Callable[..., Running]) -> None:
+    running = run()
+    with running.connect("/slow"):
+        assert running.begun.wait(30)
+    wait_until(lambda: not running.server.server_state.connections)
+    running.server.stop()
+    wait_until(lambda: running.told)
+    assert running.thread.is_alive()
+    running.go.set()
+    assert running.ended()
+
+
+def test_a_request_that_outlasts_the_shutdown_is_cut_off(run: Callable[..., Running]) -> None:
+    running = run(shutdown_timeout=0.1)
+    with running.connect("/slow") as connection:
+        assert running.begun.wait(30)
+        running.server.stop()
+        assert not read_all(connection).endswith(b"done")
+    running.go.set()  # the thread that waits for it is joined at the end of the loop
+    assert running.ended()
+
+
+def test_a_server_that_is_told_twice_to_stop_waits_for_nobody(run: Callable[..., Running]) -> None:
+    running = run(shutdown_timeout=3600)
+    with running.connect("/slow") as connection:
+        assert running.begun.wait(30)
+        running.server.stop()
+        wait_until(lambda: running.told)
+        running.server.stop()
+        assert not read_all(connection).endswith(b"done")
+    running.go.set()
+    assert running.ended()
+
+
+def test_a_server_that_has_stopped_may_be_told_again(run: Callable[..., Running]) -> None:
+    running = run()
+    running.server.stop()
+    assert running.ended()
+    running.server.stop()
+
+
+def test_the_date_of_answers_goes_on_while_the_server_waits(run: Callable[..., Running]) -> None:
+    running = run()
+    first = httpx.get(running.url).headers["date"]
+    wait_until(lambda: httpx.get(running.url).headers["date"] != first)
+
+
+# ── What other libraries do not promise ───────────────────────────────────────────────────────────────────────────────
+
+
+def python(script: str) -> subprocess.CompletedProcess:
+    """What a program of its own says that runs beside the tracker's files."""
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=60)
+
+
+def test_everything_that_is_used_beyond_promises_is_there() -> None:
+    assert libraries.missing(libraries.NEEDED) == libraries.missing(libraries.SHORT_WAY) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("del protocols.HttpToolsProtocol.shutdown", "HttpToolsProtocol has no shutdown"),
+        ("del protocols.RequestResponseCycle", "no attribute 'RequestResponseCycle'"),
+        ("sys.modules[protocols.__name__] = None", "httptools_impl"),
+    ],
+)
+def test_a_library_without_what_is_needed_is_refused_in_one_line(change: str, named: str) -> None:
+    done = python(f"""
+        import sys
+        import uvicorn.protocols.http.httptools_impl as protocols
+        {change}
+        try:
+            import libraries
+        except ImportError as error:
+            print(error)
+    """)
+    assert done.stdout.startswith("This tracker cannot use uvicorn "), done.stderr
+    assert done.stdout.count("\n") == 1
+    assert named in done.stdout
+
+
+def test_without_the_short_way_answers_are_the_same(
+    make_site: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site()
+    monkeypatch.setattr(server, "write_at_once", None)
+    monkeypatch.setattr(libraries, "HAS_SHORT_WAY", False)
+    answer = site.guest.get("/worker/stats")
+    assert (answer.status_code, answer.json()["ok"]) == (200, True)

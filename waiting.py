@@ -1,0 +1,154 @@
+"""Workers that wait for a task: each that becomes ready wakes one of them, one that cannot take it wakes the next.
+
+    commit ─► Waiters.announce(project, count) ─► the workers that wait longest attempt again
+
+An attempt is whatever its caller makes of it; nothing here knows a database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from errors import TrackerError
+from shapes import Task
+
+
+class Assigned(NamedTuple):
+    """What an attempt to be assigned tasks came to."""
+
+    tasks: list[Task]
+    others: bool = False  # whether tasks are ready that this worker may not have
+    delay: float = 0  # seconds for which a rate limit now keeps everybody from the next task
+
+
+class Waiter:
+    """One request that waits for a task of some projects."""
+
+    __slots__ = ("projects", "turn", "woken")
+
+    def __init__(self, projects: Sequence[int]):
+        self.projects = projects
+        self.woken: asyncio.Future | None = None
+        self.turn = 0  # the last wake-up that it tried and could not use
+
+
+class Waiters:
+    """Who waits for tasks. Each task that becomes ready wakes one worker; one that cannot take it wakes the next.
+
+    A waiter joins before its first attempt, so that a task committed between attempt and wait cannot be missed.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[int, dict[Waiter, None]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._turn = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len({waiter for queue in self._queues.values() for waiter in queue})
+
+    def announce(self, project: int, count: int) -> None:
+        """`count` tasks of the project have become ready: wakes as many workers, those first that wait longest."""
+        queue = self._queues.get(project)
+        if queue:
+            self._turn += 1
+            for waiter in list(itertools.islice(queue, min(count, len(queue)))):
+                self._wake(waiter, self._turn)
+
+    async def assign(
+        self, projects: Sequence[int], attempt: Callable[[], Awaitable[Assigned]], seconds: float, gone: asyncio.Future
+    ) -> list[Task]:
+        """Attempts now and after each wake-up; [] after `seconds`, when the client is `gone`, or at the tracker's stop.
+
+        A refusal of the attempt is raised, but a rate limit that ends in time is waited for.
+        """
+        loop = asyncio.get_running_loop()
+        ends, waiter = loop.time() + seconds, Waiter(projects)
+        self._join(waiter)
+        try:
+            while True:
+                outcome = await self._attempt(waiter, attempt, ends - loop.time())
+                if outcome.tasks:
+                    if len(projects) > 1:  # woken for one project, it may have taken another one's task
+                        self._pass_on(waiter)
+                    return outcome.tasks
+                if outcome.others:
+                    self._pass_on(waiter)
+                if not await self._woken(waiter, ends - loop.time(), gone):
+                    return []
+        except BaseException:
+            self._pass_on(waiter)  # the wake-up that led to this attempt came to nothing
+            raise
+        finally:
+            self._remove(waiter)
+            if waiter.woken.done():
+                self._pass_on(waiter)  # one more arrived that no attempt followed
+
+    async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:
+        try:
+            outcome = await attempt()
+        except TrackerError as error:
+            if error.code != "too_fast" or error.delay > left:
+                raise
+            outcome = Assigned([], others=len(waiter.projects) > 1, delay=error.delay)
+        if outcome.delay:
+            for project in waiter.projects:
+                self._wake_later(project, outcome.delay)
+        return outcome
+
+    async def _woken(self, waiter: Waiter, seconds: float, gone: asyncio.Future) -> bool:
+        """Waits for the next wake-up. False when there will be none."""
+        if self._closed:
+            return False
+        await asyncio.wait((waiter.woken, gone), timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() or not waiter.woken.done():
+            return False
+        self._join(waiter)
+        return True
+
+    def _join(self, waiter: Waiter) -> None:
+        waiter.woken = asyncio.get_running_loop().create_future()
+        for project in waiter.projects:
+            self._queues.setdefault(project, {})[waiter] = None
+
+    def _remove(self, waiter: Waiter) -> None:
+        for project in waiter.projects:
+            queue = self._queues.get(project, {})
+            queue.pop(waiter, None)
+            if not queue:
+                self._queues.pop(project, None)
+
+    def _wake(self, waiter: Waiter, turn: int) -> None:
+        self._remove(waiter)
+        waiter.turn = turn
+        waiter.woken.set_result(None)
+
+    def _pass_on(self, waiter: Waiter) -> None:
+        """Wakes one worker a project that has not had this turn yet, so that a turn goes round once at the most."""
+        if self._closed:
+            return
+        for project in waiter.projects:
+            other = next((one for one in self._queues.get(project, ()) if one.turn < waiter.turn), None)
+            if other:
+                self._wake(other, waiter.turn)
+
+    def _wake_later(self, project: int, delay: float) -> None:
+        """One timer a project: the limiter lets one task through at a time, so one worker is to be woken for it."""
+        if project not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[project] = loop.call_later(delay + 0.001, self._limiter_free, project)
+
+    def _limiter_free(self, project: int) -> None:
+        self._timers.pop(project, None)
+        self.announce(project, 1)
+
+    def close(self) -> None:
+        """The tracker stops: nobody waits any longer."""
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for waiter in {waiter for queue in self._queues.values() for waiter in queue}:
+            self._wake(waiter, self._turn)
