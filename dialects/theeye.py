@@ -148,17 +148,13 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
     except TrackerError as error:
         if not from_script:
             raise not_content(f"Invalid JSON: {error.message.removeprefix('body: ')}") from None
-        value = loose_json(body)
+        try:
+            value = forgiving_json(body)
+        except ValueError as error:
+            raise not_content(f"Invalid JSON: {error}") from None
     if not isinstance(value, dict | list | None):
         raise not_content("The body must be an object or an array")
     return {} if value is None else value
-
-
-def loose_json(body: bytes) -> Any:
-    try:
-        return forgiving_json(body)
-    except ValueError as error:
-        raise not_content(f"Invalid JSON: {error}") from None
 
 
 async def read_multipart(call: tracker.Call) -> dict[str, Any]:
@@ -234,11 +230,12 @@ def found(ask: Ask, what: str, find: Callable[[str], sqlite3.Row | None]) -> sql
     return row
 
 
-def check_own_secret(ask: Ask, row: sqlite3.Row) -> None:
-    """Refuses a secret that is not the one of this task or workflow."""
-    secret = ask.path["secret"]
-    if len(secret) != 64 or not tracker.secret_matches(row, secret):
+def check_own_secret(ask: Ask, row: sqlite3.Row) -> sqlite3.Row:
+    """The task or workflow. Refuses a secret in the path that is not its own."""
+    secret = ask.path.get("secret")
+    if secret is not None and (len(secret) != 64 or not tracker.secret_matches(row, secret)):
         raise Refusal(403, "invalid secret")
+    return row
 
 
 class Wanted(NamedTuple):
@@ -344,6 +341,7 @@ def log_in(tx: Tx, ask: Ask, caller: None) -> str:
 # ── Hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_INFO = 65536  # bytes of what an agent tells about its machine
+iso = functools.partial(plumbing.iso, timespec="milliseconds")  # as JavaScript writes a time
 
 
 def host_id(project: int) -> str:
@@ -423,11 +421,6 @@ def host_json(tx: Tx, project: int) -> dict[str, Any]:
         "integrations": {},
         "id": host_id(project),
     }
-
-
-def iso(stamp: float) -> str:
-    """A time as JavaScript writes it: 2019-05-15T16:23:56.393Z."""
-    return plumbing.iso(stamp, "milliseconds")
 
 
 def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
@@ -650,7 +643,7 @@ def list_tasks(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
 
 
 def find_task(tx: Tx, ask: Ask) -> sqlite3.Row:
-    return found(ask, "task", lambda token: tracker.template_by_token(tx, token))
+    return check_own_secret(ask, found(ask, "task", lambda token: tracker.template_by_token(tx, token)))
 
 
 def get_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -853,30 +846,25 @@ def given_arguments(ask: Ask) -> Any:
 
 
 def create_job(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
-    """POST /job, /task/{task}/job"""
-    return triggered(tx, ask, find_task(tx, ask), caller and caller.manager)
-
-
-def create_job_by_secret(tx: Tx, ask: Ask, caller: None) -> dict[str, Any]:
-    """POST /job/secret/{secret}, /task/{task}/secret/{secret}/job"""
+    """POST /job, /task/{task}/job; with its secret: /job/secret/{secret}, /task/{task}/secret/{secret}/job"""
     task = find_task(tx, ask)
-    check_own_secret(ask, task)
-    return triggered(tx, ask, task, None)
-
-
-def triggered(tx: Tx, ask: Ask, task: sqlite3.Row, manager: int | None) -> dict[str, Any]:
-    """A new job of the task."""
     arguments = arguments_for(ask, task)
     tracker.charge_trigger(tx, task["project"])
+    manager = caller and caller.manager
     return Objects(tx).created_job(tracker.make_job(tx, task, {}, arguments, "theeye", manager=manager))
 
 
 def find_job(tx: Tx, ask: Ask) -> sqlite3.Row:
-    return found(ask, "job", lambda token: tracker.find_job(tx, token))
+    """The job that the request names; below a workflow, the run of that one."""
+    workflow = find_workflow(tx, ask) if "workflow" in ask.path else None
+    job = found(ask, "job", lambda token: tracker.find_job(tx, token))
+    if workflow is not None and job["workflow"] != workflow["id"]:
+        raise Refusal(404, "job not found")
+    return job
 
 
 def get_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
-    """GET /job/{job}"""
+    """GET /job/{job}, /workflows/{workflow}/job/{job}"""
     return Objects(tx).job(find_job(tx, ask))
 
 
@@ -922,12 +910,8 @@ def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
 
 
 def cancel_job(tx: Tx, ask: Ask, caller: Caller) -> Raw:
-    """PUT /job/{job}/cancel"""
-    return cancelled(tx, find_job(tx, ask), caller)
-
-
-def cancelled(tx: Tx, job: sqlite3.Row, caller: Caller) -> Raw:
-    """Cancels a job that has not ended."""
+    """PUT /job/{job}/cancel, /workflows/{workflow}/job/{job}/cancel"""
+    job = find_job(tx, ask)
     if job["finished"] is not None:
         raise Refusal(400, f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
     row = tx.one("SELECT name FROM theeye_token WHERE id = ?", (caller.id,))
@@ -939,51 +923,26 @@ def cancelled(tx: Tx, job: sqlite3.Row, caller: Caller) -> Raw:
 
 
 def find_workflow(tx: Tx, ask: Ask) -> sqlite3.Row:
-    return found(ask, "workflow", lambda token: tracker.workflow_by_token(tx, token))
+    return check_own_secret(ask, found(ask, "workflow", lambda token: tracker.workflow_by_token(tx, token)))
 
 
-def run_workflow(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
-    """POST /workflows/{workflow}/job"""
-    return started(tx, ask, find_workflow(tx, ask), caller.manager)
+def run_workflow(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
+    """POST /workflows/{workflow}/job; with its secret: /workflows/{workflow}/secret/{secret}, and /job below it.
 
-
-def run_workflow_by_secret(tx: Tx, ask: Ask, caller: None) -> dict[str, Any]:
-    """POST /workflows/{workflow}/secret/{secret}/job"""
+    The start task has the given arguments.
+    """
     workflow = find_workflow(tx, ask)
-    check_own_secret(ask, workflow)
-    return started(tx, ask, workflow, None)
-
-
-def started(tx: Tx, ask: Ask, workflow: sqlite3.Row, manager: int | None) -> dict[str, Any]:
-    """A run of the workflow: its job. The start task has the given arguments."""
     arguments = arguments_for(ask, tracker.find_template(tx, workflow["start"]))
     tracker.charge_trigger(tx, workflow["project"])
+    manager = caller and caller.manager
     return Objects(tx).created_job(tracker.run_workflow(tx, workflow, {}, arguments, "theeye", manager=manager))
-
-
-def find_run(tx: Tx, ask: Ask) -> sqlite3.Row:
-    """The workflow job that the path names, of the workflow that it names."""
-    workflow, run = find_workflow(tx, ask), find_job(tx, ask)
-    if run["workflow"] != workflow["id"]:
-        raise Refusal(404, "job not found")
-    return run
-
-
-def get_run(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
-    """GET /workflows/{workflow}/job/{job}"""
-    return Objects(tx).job(find_run(tx, ask))
 
 
 def list_steps(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /workflows/{workflow}/job/{job}/jobs: the children, in the order in which they were started."""
-    run, which, objects = find_run(tx, ask), wanted(ask), Objects(tx)
+    run, which, objects = find_job(tx, ask), wanted(ask), Objects(tx)
     rows = tx.all("SELECT * FROM job WHERE workflow_job = ? ORDER BY id LIMIT ?", (run["id"], tracker.MOST_STEPS))
     return [job for job in map(objects.job, rows) if which.matches(job)][: which.limit]
-
-
-def cancel_run(tx: Tx, ask: Ask, caller: Caller) -> Raw:
-    """PUT /workflows/{workflow}/job/{job}/cancel"""
-    return cancelled(tx, find_run(tx, ask), caller)
 
 
 # ── The agent ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1155,9 +1114,9 @@ ROUTES = (
     Entry("DELETE", "/task/{task}", delete_task, ADMIN),
     Entry("GET", "/task/{task}/credentials", get_credentials, TOKEN, reads=True),
     Entry("POST", "/task/{task}/job", create_job, TOKEN),
-    Entry("POST", "/task/{task}/secret/{secret}/job", create_job_by_secret, ANYBODY),
+    Entry("POST", "/task/{task}/secret/{secret}/job", create_job, ANYBODY),
     Entry("POST", "/job", create_job, TOKEN),
-    Entry("POST", "/job/secret/{secret}", create_job_by_secret, ANYBODY),
+    Entry("POST", "/job/secret/{secret}", create_job, ANYBODY),
     Entry("GET", "/job", list_jobs, TOKEN | AGENT, reads=True),
     Entry("GET", "/job?hostname", fetch_job, AGENT),  # the one route that needs a look at the query
     Entry("GET", "/job/{job}", get_job, TOKEN, reads=True),
@@ -1165,11 +1124,11 @@ ROUTES = (
     Entry("GET", "/job/{job}/lifecycle", get_lifecycle, TOKEN, reads=True),
     Entry("PUT", "/job/{job}/cancel", cancel_job, TOKEN),
     Entry("POST", "/workflows/{workflow}/job", run_workflow, TOKEN),
-    Entry("POST", "/workflows/{workflow}/secret/{secret}/job", run_workflow_by_secret, ANYBODY),
-    Entry("POST", "/workflows/{workflow}/secret/{secret}", run_workflow_by_secret, ANYBODY),
-    Entry("GET", "/workflows/{workflow}/job/{job}", get_run, TOKEN, reads=True),
+    Entry("POST", "/workflows/{workflow}/secret/{secret}/job", run_workflow, ANYBODY),
+    Entry("POST", "/workflows/{workflow}/secret/{secret}", run_workflow, ANYBODY),
+    Entry("GET", "/workflows/{workflow}/job/{job}", get_job, TOKEN, reads=True),
     Entry("GET", "/workflows/{workflow}/job/{job}/jobs", list_steps, TOKEN, reads=True),
-    Entry("PUT", "/workflows/{workflow}/job/{job}/cancel", cancel_run, TOKEN),
+    Entry("PUT", "/workflows/{workflow}/job/{job}/cancel", cancel_job, TOKEN),
     Entry("GET", "/host", list_hosts, TOKEN, reads=True),
     Entry("POST", "/token", log_in, ANYBODY),
     Entry("POST", "/host", register_host, AGENT),

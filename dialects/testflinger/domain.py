@@ -54,91 +54,80 @@ class Submission(NamedTuple):
     script: str = ""
 
 
-def submit_job(tx: Tx, client: clients.Client | None, job: Submission) -> str:
+def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission) -> str:
     """Stores a job and returns its id. It can be picked at once, unless it waits for its attachments.
 
     Refuses (401, 403) what the client may not ask for; (Unprocessable) a known job id, a job that no agent may have.
     """
-    queue = find_queue(tx, job.queue)
+    queue = find_queue(tx, wanted.queue)
     restricted = bool(queue and queue["restricted"])
-    clients.check_submission(tx, client, job.queue, restricted, job.priority, job.reservation)
-    check_secrets(tx, client, job)
-    check_agents_left(tx, job)
-    if job.uuid and tx.one("SELECT 1 FROM testflinger_job WHERE uuid = ?", (job.uuid,)):
+    clients.check_submission(tx, client, wanted.queue, restricted, wanted.priority, wanted.reservation)
+    check_secrets(tx, client, wanted)
+    check_agents_left(tx, wanted)
+    if wanted.uuid and tx.one("SELECT 1 FROM testflinger_job WHERE uuid = ?", (wanted.uuid,)):
         raise Unprocessable("job_id", "there is a job with this id already")
-    project = make_queue(tx, job.queue)
+    project = make_queue(tx, wanted.queue)
     tracker.charge_trigger(tx, project)
-    row = tracker.insert_job_alone(tx, job_columns(tx, project, job))
-    tx.execute(
-        "UPDATE testflinger_job SET uuid = ifnull(?, uuid), attachments = ?, client = ?, secret = ? WHERE job = ?",
-        (job.uuid, "waiting" if job.attachments else "none", client and client.id, bool(job.secrets), row["id"]),
+    job = tracker.insert_job_alone(tx, job_columns(tx, project, wanted))
+    attachments, secret = "waiting" if wanted.attachments else "none", bool(wanted.secrets)
+    (uuid,) = tx.one(
+        "UPDATE testflinger_job SET uuid = ifnull(?, uuid), attachments = ?, client = ?, secret = ? WHERE job = ?"
+        " RETURNING uuid",
+        (wanted.uuid, attachments, client and client.id, secret, job["id"]),
     )
-    tx.executemany("INSERT OR IGNORE INTO testflinger_tag VALUES (?, ?)", [(tag, row["id"]) for tag in job.tags])
-    excluded = [(row["id"], agent) for agent in job.excluded]
+    tx.executemany("INSERT OR IGNORE INTO testflinger_tag VALUES (?, ?)", [(tag, job["id"]) for tag in wanted.tags])
+    excluded = [(job["id"], agent) for agent in wanted.excluded]
     tx.executemany("INSERT OR IGNORE INTO testflinger_exclusion VALUES (?, ?)", excluded)
-    if not job.attachments:
-        tracker.queue_job(tx, row)
-    return job.uuid or uuid_of(tx, row["id"])
+    if not wanted.attachments:
+        tracker.queue_job(tx, job)
+    return uuid
 
 
-def job_columns(tx: Tx, project: int, job: Submission) -> dict[str, Any]:
-    name = job.definition.get("name")
+def job_columns(tx: Tx, project: int, wanted: Submission) -> dict[str, Any]:
+    name = wanted.definition.get("name")
     return {
         "project": project,
-        "name": (name if isinstance(name, str) else "")[:200].strip() or job.queue,
-        "recipe": encode(job.definition).decode(),
-        "script": tracker.store_script(tx, job.script) if job.script else None,
-        "runas": "bash %script%" if job.script else "",
+        "name": (name if isinstance(name, str) else "")[:200].strip() or wanted.queue,
+        "recipe": encode(wanted.definition).decode(),
+        "script": tracker.store_script(tx, wanted.script) if wanted.script else None,
+        "runas": "bash %script%" if wanted.script else "",
         "variables": "{}",
         "arguments": "[]",
         "env": "{}",
-        "timeout": lease_time(job),
+        "timeout": lease_time(wanted),
         "max_retries": 0,  # no second run on other hardware
-        "priority": job.priority,
+        "priority": wanted.priority,
         "origin": "testflinger",
     }
 
 
-def lease_time(job: Submission) -> float:
+def lease_time(wanted: Submission) -> float:
     """How long the job's agent may give no sign of life, in seconds.
 
     One of several devices waits for the others, however long their jobs take.
     """
-    if job.global_timeout is None or job.definition.get("allocate_data") or job.definition.get("parent_job_id"):
+    given = wanted.definition
+    if wanted.global_timeout is None or given.get("allocate_data") or given.get("parent_job_id"):
         return NEVER
-    reserves = job.definition.get("reserve_data") is not None
-    reservation = job.reservation if job.reservation is not None else RESERVATION * reserves
-    return min(job.global_timeout + reservation + MARGIN, NEVER)
+    reserves = given.get("reserve_data") is not None
+    reservation = wanted.reservation if wanted.reservation is not None else RESERVATION * reserves
+    return min(wanted.global_timeout + reservation + MARGIN, NEVER)
 
 
-def check_secrets(tx: Tx, client: clients.Client | None, job: Submission) -> None:
+def check_secrets(tx: Tx, client: clients.Client | None, wanted: Submission) -> None:
     """Refuses secrets that the client has not left here."""
-    if not job.secrets:
-        return
-    if client is None:
+    if wanted.secrets and client is None:
         raise TrackerError("unauthorized", "test_data.secrets: only a client with credentials has secrets")
-    for path in job.secrets.values():
+    for path in (wanted.secrets or {}).values():
         if clients.secret_value(tx, client.id, path) is None:
             raise Unprocessable("test_data", f"secrets: the client {client.id} has none named {path!r}")
 
 
-def check_agents_left(tx: Tx, job: Submission) -> None:
+def check_agents_left(tx: Tx, wanted: Submission) -> None:
     """Refuses a job that excludes every agent of its queue."""
-    if job.excluded:
-        agents = {
-            row["name"]
-            for row in tx.execute(
-                "SELECT a.name FROM testflinger_agent_queue l JOIN testflinger_agent a ON a.id = l.agent"
-                " WHERE l.queue = ?",
-                (job.queue,),
-            )
-        }
-        if agents and agents <= set(job.excluded):
-            raise Unprocessable("exclude_agents", f"no agent of the queue {job.queue!r} is left")
-
-
-def uuid_of(tx: Tx, job: int) -> str:
-    return tx.one("SELECT uuid FROM testflinger_job WHERE job = ?", (job,))["uuid"]
+    agents = {row["name"] for row in agents_listening(tx, wanted.queue)} if wanted.excluded else set()
+    if agents and agents <= set(wanted.excluded):
+        raise Unprocessable("exclude_agents", f"no agent of the queue {wanted.queue!r} is left")
 
 
 # ── Jobs picked ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,7 +177,8 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
     tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
     if job["attempts"]:  # what the one before reported after it lost the job
-        tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (uuid_of(tx, job["id"]),))
+        forgotten = "DELETE FROM testflinger_outcome WHERE uuid = (SELECT uuid FROM testflinger_job WHERE job = ?)"
+        tx.execute(forgotten, (job["id"],))
     return picked_json(tx, job)
 
 

@@ -264,9 +264,9 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
     }
 
 
-def names_of(tx: Tx, what: str, job: int) -> list[str]:
+def names_of(tx: Tx, what: str, job_id: int) -> list[str]:
     column = {"tag": "tag", "exclusion": "agent"}[what]
-    return [row[0] for row in tx.all(f"SELECT {column} FROM testflinger_{what} WHERE job = ? ORDER BY 1", (job,))]
+    return [row[0] for row in tx.all(f"SELECT {column} FROM testflinger_{what} WHERE job = ? ORDER BY 1", (job_id,))]
 
 
 def json_object(text: str) -> dict[str, Any]:
