@@ -119,7 +119,7 @@ def chunks_of(source: BinaryIO) -> Iterator[bytes]:
 def unpacked(source: BinaryIO) -> Iterator[bytes]:
     """What gzip has packed, which may be several files one after the other, a chunk at a time."""
     try:
-        with gzip.GzipFile(fileobj=source) as file:
+        with gzip.GzipFile(fileobj=source, mode="rb") as file:
             yield from chunks_of(file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise NoLines(f"it is gzip, but damaged: {error}") from None
@@ -143,7 +143,8 @@ def name_of(head: bytes) -> str | None:
         return None
     if 4 * sum(zeros) >= len(head) and (not zeros[0] + zeros[2] or not zeros[1] + zeros[3]):
         return "UTF-16"
-    if head.strip(b"\0") and len(head) // 4 in (zeros[0], zeros[3]):
+    high, low = max(zeros[0], zeros[3]), min(zeros[0], zeros[3])
+    if high >= len(head) // 4 > 2 * low:
         return "UTF-32"
     return "a binary file (it has NUL characters)"
 

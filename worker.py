@@ -789,7 +789,7 @@ class Input:
         """What is read, and unpacked if it is gzip's; nothing (an empty one) whenever a pipe has been silent."""
         try:
             is_packed = self.source.peek(2).startswith(b"\x1f\x8b")
-            source = gzip.GzipFile(fileobj=self.source) if is_packed else self.source
+            source = gzip.GzipFile(fileobj=self.source, mode="rb") if is_packed else self.source
             while chunk := source.read1(self.CHUNK):
                 yield chunk
                 # Windows cannot select on a pipe; and of what is packed nobody can tell whether more is there.

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import codecs
+import gzip
 import io
 import json
+import lzma
 import sqlite3
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +24,7 @@ from hypothesis import strategies as st
 from place import Queue, call, finished, new_task, running
 
 import lines
+import pages
 import shapes
 import tracker
 from shapes import LineDefaults, LinesReport
@@ -95,6 +103,10 @@ def test_each_line_is_the_recipe_of_a_task(queue: Queue) -> None:
         (b"a\n\n\r\n  \t\nb", ["a", "b"]),
         (codecs.BOM_UTF8 + b"a\nb", ["a", "b"]),
         (codecs.BOM_UTF8 + b"\na", ["a"]),
+        (b"a\rb\r\rc", ["a", "b", "c"]),
+        (b"a\nb\r\nc\rd\n\re", ["a", "b", "c", "d", "e"]),
+        (b"a\n" + codecs.BOM_UTF8 + b"b\n" + 2 * codecs.BOM_UTF8 + b"c\n" + codecs.BOM_UTF8, ["a", "b", "c"]),
+        (b"in\xef\xbb\xbfside\n", ["in\ufeffside"]),
         (b"  spaces stay  \n\ttabs\t\n", ["  spaces stay  ", "\ttabs\t"]),
         ("☃ é 😀\n".encode(), ["☃ é 😀"]),
         (b'[1, 2]\n"text"\n', ["[1, 2]", '"text"']),
@@ -114,6 +126,26 @@ def test_any_lines_arrive_in_their_order(lines: list[str]) -> None:
     expected = [line for line in lines if line.strip("\ufeff") and not line.startswith("\ufeff")]
     upload(queue, "\n".join(expected).encode(), format="text")
     assert recipes(queue) == expected
+
+
+@given(st.lists(st.sampled_from([b"a", b"bc", b"\r", b"\n", b"\r\n", codecs.BOM_UTF8])), st.integers(1, 5))
+def test_lines_and_their_numbers_are_the_same_wherever_a_chunk_ends(pieces: list[bytes], size: int) -> None:
+    text = b"".join(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "CHUNK_BYTES", size)
+        found = list(lines.numbered_lines(io.BytesIO(text), MOST))
+    expected = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").removesuffix(b"\n").split(b"\n") if text else []
+    assert found == [(number, lines.without_marks(line)) for number, line in enumerate(expected, 1)]
+
+
+def test_a_line_that_is_longer_than_any_task_is_refused_and_the_others_are_not(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MOST_LINE_BYTES", 50)
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 16)
+    report = upload(queue, b"before\n" + 51 * b"x" + b"\nafter\n" + 51 * b"y")
+    assert recipes(queue) == ["before", "after"]
+    assert report.refused == [(2, "longer than 16 MiB"), (4, "longer than 16 MiB")]
 
 
 def test_tasks_of_lines_get_the_defaults(queue: Queue) -> None:
@@ -175,6 +207,119 @@ def test_a_line_may_name_the_project_that_it_is_for(queue: Queue) -> None:
     assert recipes(queue) == ["a"]
     assert report.refused == [(2, "project: 1, but this is project 2")]
     assert queue.tasks("waiting", second) == {1}
+
+
+EVERY_FIELD = {"priority": 2, "max_retries": 3, "max_assign_time": 60, "verification_count": 2, "hash64": -7}
+
+
+def test_null_is_as_good_as_nothing(queue: Queue) -> None:
+    names = (*EVERY_FIELD, "hash_u64", "unique_string", "unique_str", "project")
+    task = fields(queue, {"recipe": "r", **dict.fromkeys(names)}, priority=4, max_retries=5)
+    assert (task["priority"], task["max_retries"], task["hash64"], task["project"]) == (4, 5, None, queue.project)
+
+
+def test_an_exported_task_becomes_a_new_one_like_it(queue: Queue) -> None:
+    """In whatever state it was: what had become of it is of no account."""
+    task = queue.submit(**EVERY_FIELD)
+    queue.assign()
+    line = pages.task_line(queue.task(task))
+    assert json.loads(line)["assignee"] and json.loads(line)["state"] == "assigned"
+    second = queue.create_project("second")
+    assert upload(queue, line, second).refused_count == 0
+    [copy] = queue.rows("SELECT * FROM task WHERE project = ?", second)
+    assert {name: copy[name] for name in EVERY_FIELD} == EVERY_FIELD
+    assert (copy["recipe"], copy["assignee"], copy["retries"]) == ("recipe", None, 0)
+
+
+# ── What is no text ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+TEXT = "first line\nsecond line\nÄ third one\n"
+
+
+def packed(module: Any) -> bytes:
+    return module.compress(TEXT.encode())
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("urls.txt", TEXT)
+    return file.getvalue()
+
+
+def tarred() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("urls.txt"))
+    return file.getvalue()
+
+
+NO_TEXT = {
+    **{encoding: (TEXT.encode(encoding), "UTF-16") for encoding in ("utf-16", "utf-16-le", "utf-16-be")},
+    **{encoding: (TEXT.encode(encoding), "UTF-32") for encoding in ("utf-32", "utf-32-le", "utf-32-be")},
+    "with a mark": (codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"), "UTF-16"),
+    "zip": (zipped(), "a zip archive"),
+    "xz": (packed(lzma), "xz"),
+    "bzip2": (packed(bz2), "bzip2"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + 20 * b"x", "zstd"),
+    "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF"),
+    "png": (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    "tar": (tarred(), "a binary file (it has NUL characters)"),
+    "packed xz": (gzip.compress(packed(lzma)), "xz"),
+    "packed twice": (gzip.compress(packed(gzip)), "gzip"),
+    "packed utf-16": (gzip.compress(TEXT.encode("utf-16")), "UTF-16"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_TEXT)
+def test_what_is_no_text_is_refused_by_its_name_before_anything_counts(queue: Queue, kind: str) -> None:
+    data, name = NO_TEXT[kind]
+    with pytest.raises(tracker.TrackerError) as refusal:
+        stage(queue, data)
+    assert refusal.value.code == "invalid" and refusal.value.message.startswith(f"file: it is {name}")
+    assert queue.rows("SELECT * FROM bulk_piece") == []
+
+
+def test_a_packed_text_is_read_as_if_it_were_not_packed(queue: Queue) -> None:
+    """Also of several files that were packed one by one, and with padding at the end."""
+    report = upload(queue, gzip.compress(b"a\nb") + gzip.compress(b"c\n{\n") + bytes(100))
+    assert recipes(queue) == ["a", "bc"]
+    assert (report.line_count, [number for number, _ in report.refused]) == (3, [3])
+
+
+DAMAGED = {"cut": packed(gzip)[:-1], "cut early": packed(gzip)[:12], "with more": packed(gzip) + b"more"}
+DAMAGED |= {"only begun": b"\x1f\x8bno gzip"}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_packed_text_is_refused(queue: Queue, how: str) -> None:
+    with pytest.raises(tracker.TrackerError, match="file: it is gzip, but damaged: "):
+        stage(queue, DAMAGED[how])
+
+
+def test_a_packed_text_that_would_fill_the_memory_is_refused_before_it_does(queue: Queue) -> None:
+    unpacker = zlib.compressobj(wbits=31)
+    bomb = b"".join(unpacker.compress(10_000 * b"a line\n") for _ in range(3000)) + unpacker.flush()
+    assert len(bomb) < 2**20 < 2**27 < 3000 * 10_000 * 7
+    upload = tracker.Upload(io.BytesIO(bomb), queue.project, LineDefaults(), "body")
+    tracemalloc.start()
+    try:
+        with pytest.raises(tracker.TrackerError, match="body: more than 8192 KiB when unpacked") as refusal:
+            for _ in tracker.line_pieces(upload, 2**23, LinesReport()):
+                pass
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    assert tracker.STATUS[refusal.value.code] == 413
+
+
+def test_a_later_part_of_a_file_is_taken_as_it_stands(queue: Queue) -> None:
+    """A line may begin like a PDF; only a file's beginning says what the file is."""
+    report = LinesReport()
+    upload = tracker.Upload(io.BytesIO(b"%PDF-1.7\n\x1f\x8b\nlast"), queue.project, LineDefaults(), "body", 1001)
+    [piece] = tracker.line_pieces(upload, MOST, report)
+    assert [task[:3] for task in json.loads(piece)] == [[1001, 1, "%PDF-1.7"], [1003, 1, "last"]]
+    assert report.refused == [(1002, "not valid UTF-8")]
 
 
 # ── Refused lines ─────────────────────────────────────────────────────────────────────────────────────────────────────

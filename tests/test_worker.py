@@ -3,10 +3,12 @@
 A scripted server stands in for the tracker only where an answer must be lost, late or a refusal to serve.
 """
 
+import gzip
 import http.server
 import json
 import os
 import re
+import secrets
 import select
 import shutil
 import signal
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -411,6 +414,31 @@ def test_a_worker_with_lesser_access_is_told_how_to_get_more(server, manager, cl
     assert client.submit(server, project, "a\n").returncode == 0
 
 
+@pytest.mark.parametrize(("code", "call"), [("granted", "reject"), ("conflict", "accept")])
+def test_a_refusal_is_understood_by_its_code_whatever_words_it_has(client, code, call):
+    no_access = (403, {"ok": False, "message": "nein", "code": "forbidden"})
+    again = (409, {"ok": False, "message": "not granted, or whatever", "code": code})
+    with scripted_server(no_access, again) as (server, _):
+        result = client.submit(server, 1, "a\n")
+    assert result.returncode == 2 and f"/project/{call}_request/1/7" in result.stderr
+
+
+@pytest.mark.parametrize(("words", "call"), [("has been granted already", "reject"), ("is waiting", "accept")])
+def test_the_words_of_an_older_server_are_understood(client, words, call):
+    no_access = (403, {"ok": False, "message": "You have no SUBMIT access to project 1"})
+    again = (409, {"ok": False, "message": f"Your access to project 1 {words}"})
+    with scripted_server(no_access, again) as (server, _):
+        result = client.submit(server, 1, "a\n")
+    assert result.returncode == 2 and f"/project/{call}_request/1/7" in result.stderr
+
+
+def test_an_answer_that_makes_no_sense_is_said_to_be_none(client):
+    with scripted_server((200, {"ok": True, "content": {"submitted": 1}})) as (server, _):
+        result = client.submit(server, 1, "a\n")
+    assert result.returncode == 2 and "no report of submitted lines" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_closed_registration_is_explained(client, tmp_path):
     with serving(tmp_path, open_worker_registration=False) as server:
         result = client.submit(server, 1, "a\n")
@@ -652,6 +680,72 @@ def test_a_server_that_takes_smaller_batches_gets_smaller_batches(client, tmp_pa
         assert manager.recipes(project) == lines
 
 
+def test_lines_are_reported_by_their_numbers_in_the_whole_input(server, client, project):
+    text = "a\n{\n\nb\na\n{\nb\n"
+    result = client.submit(server, project, text, "--batch", 2, "--unique")
+    assert result.returncode == 1
+    counts, *refused, duplicates = result.stdout.splitlines()
+    assert counts == "stored 2, duplicate 2, refused 2"
+    assert [line.partition(":")[0] for line in refused] == ["  line 2", "  line 6"]
+    assert duplicates == "  duplicate: line 5, 7"
+    assert re.findall(r"^line (\d+) refused", result.stderr, re.MULTILINE) == ["2", "6"]
+
+
+def test_many_duplicates_do_not_swamp_the_report(server, client, project):
+    result = client.submit(server, project, "a\n" * 100, "--unique")
+    assert result.stdout.endswith(", 20, 21 and 79 more\n")
+
+
+def test_every_refused_line_is_named_however_large_the_batch(server, client, project):
+    result = client.submit(server, project, "{\n" * 2500, "--batch", 100_000)
+    named = re.findall(r"^line (\d+) refused", result.stderr, re.MULTILINE)
+    assert list(map(int, named)) == list(range(1, 2501))
+
+
+def test_a_packed_file_goes_on_from_any_of_its_lines(server, manager, client, project, tmp_path):
+    (tmp_path / "lines.gz").write_bytes(gzip.compress(b"a\nb\nc") + gzip.compress(b"\nd\n{\n"))
+    result = client.run("submit", "--server", server, "--project", project, "--start-line", 3, "lines.gz")
+    assert result.returncode == 1 and "\n  line 5: " in result.stdout
+    assert manager.recipes(project) == ["c", "d"]
+
+
+def test_a_packed_pipe_is_unpacked(server, manager, client, project):
+    arguments = ("submit", "--server", server, "--project", project, "-")
+    with client.start(*arguments, stdin=subprocess.PIPE) as process:
+        process.stdin.buffer.write(gzip.compress(b"a\nb"))
+        process.communicate(timeout=PATIENT)
+    assert process.returncode == 0 and manager.recipes(project) == ["a", "b"]
+
+
+def test_a_damaged_packed_file_ends_the_run_with_a_report(server, manager, client, project, tmp_path):
+    lines = "".join(f"line {number} {secrets.token_hex(50)}\n" for number in range(20_000))
+    (tmp_path / "lines.gz").write_bytes(gzip.compress(lines.encode())[:-1000])
+    result = client.run("submit", "--server", server, "--project", project, "lines.gz")
+    assert result.returncode == 2 and "cannot read lines.gz: Compressed file ended" in result.stderr
+    settled = int(re.search(r"settled up to line (\d+);", result.stdout)[1])
+    assert manager.waiting(project) == settled > 0
+
+
+def test_what_is_no_text_is_named_and_nothing_of_it_is_stored(server, manager, client, project, tmp_path):
+    with zipfile.ZipFile(tmp_path / "lines.zip", "w") as archive:
+        archive.writestr("lines.txt", "a\nb\n")
+    result = client.run("submit", "--server", server, "--project", project, "lines.zip")
+    assert result.returncode == 2 and "it is a zip archive" in result.stderr
+    assert manager.waiting(project) == 0
+
+
+@posix_only
+def test_a_pipe_that_falls_silent_within_a_line_end_counts_its_lines_right(server, manager, client, project):
+    arguments = ("submit", "--server", server, "--project", project, "-")
+    with client.start(*arguments, stdin=subprocess.PIPE) as process:
+        process.stdin.buffer.write(b"first\r")
+        process.stdin.buffer.flush()
+        wait_until(lambda: manager.waiting(project) == 1)
+        process.stdin.buffer.write(b"\n{\r\n")
+        stdout, _ = process.communicate(timeout=PATIENT)
+    assert "\n  line 2: " in stdout
+
+
 @posix_only
 def test_a_silent_pipe_has_its_lines_submitted(server, manager, client, project):
     arguments = ("submit", "--server", server, "--project", project, "-")
@@ -873,6 +967,43 @@ def test_a_second_ctrl_c_does_not_wait_and_names_the_doubtful_lines(client):
     assert process.returncode == 130
     assert "stored 1," in stdout and "--start-line 2" in stdout
     assert "line 2: answer lost, they may or may not be stored" in stdout
+
+
+@contextmanager
+def unfinished_submit(client):
+    """A submit of a line that the tracker has taken, and submits only when the yielded event is set."""
+    looked, go_on = threading.Event(), threading.Event()
+    with scripted_server() as (server, script):
+        script.look = lambda: (looked.set(), go_on.wait(PATIENT))
+        with client.start("submit", "--server", server, "--project", 1, "-", stdin=subprocess.PIPE) as process:
+            process.stdin.write("a\n")
+            process.stdin.close()
+            process.stdin = None
+            assert looked.wait(PATIENT)
+            try:
+                process.send_signal(signal.SIGINT)
+                read_until(process.stderr, "stopping after the answer in flight")
+                yield process, go_on
+            finally:
+                go_on.set()
+
+
+@posix_only
+def test_ctrl_c_waits_for_what_the_tracker_has_taken(client):
+    with unfinished_submit(client) as (process, go_on):
+        go_on.set()
+        stdout, _ = process.communicate(timeout=PATIENT)
+    assert process.returncode == 130 and stdout.startswith("stored 1, duplicate 0, refused 0\nnot finished: ")
+    assert "--start-line 2" in stdout
+
+
+@posix_only
+def test_a_second_ctrl_c_leaves_what_the_tracker_has_taken_to_it_and_says_so(client):
+    with unfinished_submit(client) as (process, _):
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=PATIENT)
+    assert process.returncode == 130 and "--start-line 2" in stdout
+    assert "line 1: taken by the tracker as operation 1, not counted here" in stdout
 
 
 # ── What is shown ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -197,6 +197,18 @@ def test_the_same_command_works_once_access_is_granted(site, machine):
     assert site.admin.counts(project) == {"closed": 1}
 
 
+def test_of_several_projects_access_is_asked_for_the_one_that_is_closed(site, machine):
+    """Neither for the public one, nor for the one that was granted."""
+    public, granted, closed = (site.admin.create_project(public=each) for each in (True, False, False))
+    machine.finish(site, granted, "--", "true", status=2)
+    number = machine.stored_credentials()[site.url]["id"]
+    site.admin.post(f"/project/accept_request/{granted}/{number}")
+    result = machine.finish(site, [public, granted, closed], "--", "true", status=2)
+    assert f"POST {site.url}/project/accept_request/{closed}/{number}" in result.stderr
+    asked = {one: site.admin.get(f"/project/access_list/{one}").json() for one in (public, granted, closed)}
+    assert [len(one["content"]["accesses"]) for one in asked.values()] == [0, 1, 1]
+
+
 def test_an_unknown_project_is_an_error(site, machine):
     result = machine.finish(site, 12345, "--", "true", status=2)
     assert "No project 12345" in result.stderr and "Traceback" not in result.stderr
