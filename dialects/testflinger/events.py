@@ -152,7 +152,7 @@ def check_project(tx: Tx, project: Row, fields: dict[str, Any]) -> None:
     """Refuses another name for a queue."""
     if fields["name"] != project["name"] and is_queue(tx, project["id"]):
         raise TrackerError(
-            "conflict", "name: a Testflinger queue keeps its name: its agents and clients know it by that"
+            "conflict", "a Testflinger queue keeps its name: its agents and clients know it by that", "name"
         )
 
 
@@ -163,7 +163,7 @@ def is_queue(tx: Tx, project: int) -> bool:
 def check_retry(tx: Tx, job: Row) -> None:
     """Refuses to repeat a job that could not even be begun."""
     if tx.one("SELECT 1 FROM testflinger_job WHERE job = ? AND attachments = 'waiting'", (job["id"],)):
-        raise TrackerError("conflict", "job: its attachments have never come; please submit it again")
+        raise TrackerError("conflict", "its attachments have never come; please submit it again", "job")
 
 
 def client_of(tx: Tx, job: Row) -> str | None:

@@ -148,7 +148,7 @@ def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) 
 def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.Row]:
     """The next jobs that agents get, after a place (priority:job) in their order."""
     if after and not re.fullmatch(r"-?[0-9]{1,18}:[0-9]{1,18}", after):
-        raise TrackerError("invalid", "after: there is no such place in the list, please begin with its first page")
+        raise TrackerError("invalid", "there is no such place in the list, please begin with its first page", "after")
     priority, job = map(int, after.split(":")) if after else (0, 0)
     # One condition for both would read all jobs of the same priority that come before the place.
     ranges = ("t.priority = :priority AND t.job > :job", "t.priority < :priority") if after else ("TRUE",)
@@ -694,12 +694,12 @@ def typed_maximums(visit: pages.Visit, name: str) -> dict[str, int]:
             continue
         queue, equals, most = map(str.strip, line.rpartition("="))
         if not equals or not queue or not re.fullmatch("[0-9]+", most):
-            raise TrackerError("invalid", f"{name}: line {number} is not of the form QUEUE=NUMBER, or *=NUMBER")
+            raise TrackerError("invalid", f"line {number} is not of the form QUEUE=NUMBER, or *=NUMBER", name)
         if len(most) > 15 or int(most) > clients.MOST_MAXIMUM:
             problem = f"in line {number} the number is too large, it must be at most {clients.MOST_MAXIMUM:,}"
-            raise TrackerError("invalid", f"{name}: {problem}")
+            raise TrackerError("invalid", f"{problem}", name)
         if queue in found:
-            raise TrackerError("invalid", f"{name}: line {number} gives {queue} a second time")
+            raise TrackerError("invalid", f"line {number} gives {queue} a second time", name)
         found[queue] = int(most)
     return found
 
