@@ -147,7 +147,8 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
         value = tracker.decode(body or b"{}", Any)
     except TrackerError as error:
         if not from_script:
-            raise not_content(f"Invalid JSON: {error.message.removeprefix('body: ')}") from None
+            said = error.problem if error.field == "body" else error.message
+            raise not_content(f"Invalid JSON: {said}") from None
         try:
             value = forgiving_json(body)
         except ValueError as error:

@@ -114,7 +114,7 @@ def test_what_a_dialect_cannot_follow_does_not_happen(dialect: Dialect, monkeypa
         raise TrackerError("conflict", "not now")
 
     monkeypatch.setattr(dialect, "job_event", refuse)
-    assert queue.refusal(tracker.cancel_job, queue.rows("SELECT * FROM job")[0], "me") == "conflict: not now"
+    assert queue.refusal(tracker.stop_job, queue.rows("SELECT * FROM job")[0], "me") == "conflict: not now"
     assert queue.state(job) == "waiting" and queue.tasks("waiting")
 
 
