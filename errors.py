@@ -66,16 +66,29 @@ class MethodNotAllowed(TrackerError):
 PLAIN_WORDS = tuple(
     (re.compile(pattern), words)
     for pattern, words in (  # what msgspec says of a value, and what is said to people
-        (r"Expected int.*, got .*", "must be a whole number"),
-        (r"Expected float.*, got .*", "must be a number"),
         (r"Expected str of length >= 1", "must not be empty"),
         (r"Expected str of length >= (\d+)", r"must have at least \1 characters"),
         (r"Expected str of length <= (\d+)", r"must have at most \1 characters"),
         (r"Expected (?:int|float) >= (.+)", r"must be at least \1"),
         (r"Expected (?:int|float) <= (.+)", r"must be at most \1"),
+        (r"Expected (?:array|object) of length <= (\d+)", r"must have at most \1 items"),
+        (r"Expected (?:array|object) of length >= (\d+)", r"must have at least \1 items"),
         (r"Invalid enum value (.+)", r"there is no such choice as \1"),
     )
 )
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}
+KINDS |= {"array": "an array", "object": "an object"}  # what msgspec calls a type, and what people do
+
+
+def in_plain_words(problem: str) -> str:
+    """What msgspec says of a value, as a person would. That a value may be left out as null is no news to either."""
+    if wrong := re.fullmatch(r"Expected ([a-z |]+), got \w+", problem):
+        kinds = [KINDS[kind] for kind in wrong[1].split(" | ") if kind in KINDS]
+        return f"must be {' or '.join(kinds)}" if kinds else problem
+    for pattern, words in PLAIN_WORDS:
+        if match := pattern.fullmatch(problem):
+            return match.expand(words)
+    return problem
 
 
 def refused_value(error: msgspec.ValidationError) -> TrackerError:
@@ -86,11 +99,7 @@ def refused_value(error: msgspec.ValidationError) -> TrackerError:
     name, problem = path.rstrip("`").removeprefix("$").removeprefix("."), problem.replace("`", "")
     if name.startswith("["):  # "[...]" is a place in what has no names of its own
         name = "body" if name == "[...]" else f"requests{name}"
-    for pattern, words in PLAIN_WORDS:
-        if match := pattern.fullmatch(problem):
-            problem = match.expand(words)
-            break
-    return TrackerError("invalid", problem, name or "body")
+    return TrackerError("invalid", in_plain_words(problem), name or "body")
 
 
 def convert(values: Any, kind: Any, strict: bool = True) -> Any:

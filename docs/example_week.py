@@ -20,10 +20,12 @@ from typing import Any
 
 import shapes
 import tracker
-from dialects import testflinger, theeye
+from dialects import theeye
+from dialects.testflinger import api as testflinger_api
 from dialects.testflinger import clients as testflinger_clients
 from dialects.testflinger import domain as testflinger_domain
 from dialects.testflinger import queues as testflinger_queues
+from lines import Upload
 from shapes import ProjectBody, ReleaseBody
 from tracker import FAIL, OK, SKIP, TaskAction, TaskFilter, WorkerCredentials
 
@@ -301,8 +303,8 @@ class Story:
 
     def create_worker(self, alias: str) -> WorkerCredentials:
         worker = self.do(tracker.create_worker, None, shapes.AliasBody(alias))
-        self.week.workers[alias] = worker["id"]
-        return WorkerCredentials(worker["id"], worker["secret"].encode())
+        self.week.workers[alias] = worker.id
+        return WorkerCredentials(worker.id, worker.secret.encode())
 
     def recipes(self, project: str, count: int) -> list[str]:
         numbers = [self.random.randrange(10**6) for _ in range(count)]
@@ -317,7 +319,8 @@ class Story:
         report = shapes.LinesReport()
         count = math.ceil(count * min(1, self.days / 4))  # a shorter story has shorter queues
         text = "\n".join([*self.recipes(project, count), *more]).encode()
-        pieces = tracker.line_pieces(io.BytesIO(text), id, shapes.LineDefaults(once=True, **defaults), report)
+        given = Upload(io.BytesIO(text), id, shapes.LineDefaults(once=True, **defaults), "file")
+        pieces = tracker.line_pieces(given, len(text), report)
         for number, piece in enumerate(pieces, 1):
             self.do(tracker.add_bulk_piece, operation, number, piece)
         self.do(tracker.accept_lines_submit, session, operation, report)
@@ -387,7 +390,7 @@ class Story:
         if (free := machine.holds - len(machine.held)) > machine.holds // 3:
             project = self.week.projects[self.random.choice(machine.projects)]
             tasks = self.do(tracker.assign_tasks, machine.caller, [project], free).tasks
-            machine.held += [task["id"] for task in tasks]
+            machine.held += [task.id for task in tasks]
         machine.credit = min(machine.credit, 3)
 
     def say(self, machine: Machine, task: int, grave: bool) -> None:
@@ -417,7 +420,7 @@ class Story:
     def verify_alone(self, machine: Machine) -> None:
         """One machine does tasks that need another one as well."""
         for task in self.do(tracker.assign_tasks, machine.caller, [self.week.projects["news"]], 40).tasks:
-            self.do(tracker.release_task, machine.caller, ReleaseBody(task["id"], OK, task["id"] * 7919))
+            self.do(tracker.release_task, machine.caller, ReleaseBody(task.id, OK, task.id * 7919))
 
     def end(self) -> None:
         """The last minutes: what the pages show besides the numbers."""
@@ -495,7 +498,7 @@ class Story:
         self.week.jobs["assigned"] = self.trigger("deploy", variables={"branch": "preview", "note": "trial"})
         self.clock.now += 60
         [task] = self.do(tracker.assign_tasks, runner, [website]).tasks
-        self.log_to(runner, task["id"], ["Already up to date.", *lines[:12]])
+        self.log_to(runner, task.id, ["Already up to date.", *lines[:12]])
         self.clock.now += 60
         self.week.jobs["waiting"] = self.trigger("report", variables={"week": 24})
 
@@ -503,7 +506,7 @@ class Story:
         """The token of a new job."""
         body = shapes.TriggerBody(**given)
         session = self.sessions["alice"]
-        return self.do(tracker.trigger_template, session, self.week.templates[template], body)["job"]["id"]
+        return self.do(tracker.trigger_template, session, self.week.templates[template], body).id
 
     def run_job(
         self, runner: WorkerCredentials, lines: list[str], result: int = OK, output: Any = None, level: str = "info"
@@ -512,12 +515,12 @@ class Story:
         self.clock.now += 20
         [task] = self.do(tracker.assign_tasks, runner, [self.week.projects["website"]]).tasks
         self.clock.now += self.random.uniform(20, 90)
-        self.log_to(runner, task["id"], lines, level)
+        self.log_to(runner, task.id, lines, level)
         said = {"code": int(result == FAIL), "log": "\n".join(lines[-3:]), "lastline": lines[-1], "signal": None}
         said |= {"killed": False, "output": output}
-        body = ReleaseBody(task["id"], result, output=tracker.Raw(tracker.encode(said)))
+        body = ReleaseBody(task.id, result, output=tracker.Raw(tracker.encode(said)))
         self.do(tracker.release_task, runner, body)
-        return task["job"]["id"]
+        return task.job.id
 
     def log_to(self, runner: WorkerCredentials, task: int, lines: list[str], level: str = "info") -> None:
         entries = [shapes.TaskEntry(line, int(self.clock.time()), level, "out") for line in lines]
@@ -530,7 +533,7 @@ class Story:
         body = shapes.WorkflowBody(self.week.projects["website"], "deploy and check", ids["deploy"], edges)
         workflow = self.week.workflow = self.do(tracker.create_workflow, session, body).id
         given = shapes.TriggerBody({"branch": "main", "note": ""})
-        self.week.jobs["run"] = self.do(tracker.trigger_workflow, session, workflow, given)["job"]["id"]
+        self.week.jobs["run"] = self.do(tracker.trigger_workflow, session, workflow, given).id
         self.run_job(runner, ["built and sent"], output=["reading-room", "--lenient"])
         self.week.jobs["step"] = self.run_job(runner, ["no broken links"])
 
@@ -570,7 +573,7 @@ class Story:
         commands = "set -e\nuname --all\ncheckbox-cli run --test-plan smoke\n"
         data = {"provision_data": {"distro": "noble"}, "test_data": {"test_cmds": commands}, "global_timeout": 7200}
         webhook = "https://ci.example.org/hooks/lab"
-        job = testflinger.submission(
+        job = testflinger_api.submission(
             {"job_queue": queue, "name": name, "job_status_webhook": webhook, **data, **fields}
         )
         return self.do(testflinger_domain.submit_job, self.do(testflinger_clients.client_of, row), job)

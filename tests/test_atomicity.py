@@ -674,7 +674,8 @@ DIE_HALF_WAY = """
         caller = WorkerCredentials(worker["id"], worker["secret"].encode())
         write(request_access, caller, AccessBody(1, submit=True))
         write(accept_request, session, 1, caller.id)
-        pieces = split_tasks([new_task(SubmitBody(1, str(number))) for number in range(1200)])
+        tasks = [new_task(SubmitBody(1, str(number))) for number in range(1200)]
+        pieces = in_pieces((len(task.recipe), task) for task in tasks)
         operation = write(begin_bulk_submit, caller, 1)
         for number, piece in enumerate(pieces, 1):
             write(add_bulk_piece, operation, number, piece)

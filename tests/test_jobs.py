@@ -208,7 +208,7 @@ def test_several_releases_with_one_that_is_refused_leave_every_job_as_it_was(que
     assert refusal.startswith("invalid: releases[1].output: ")
     assert [queue.state(job) for job in jobs] == ["assigned", "assigned"]
     good = [shapes.ReleaseBody(task, OK) for task in tasks]
-    assert queue.do(tracker.release_tasks, queue.worker, good) == {"updated": [True, True]}
+    assert queue.do(tracker.release_tasks, queue.worker, good) == [True, True]
     assert [queue.state(job) for job in jobs] == ["succeeded", "succeeded"]
 
 

@@ -523,7 +523,7 @@ def verify_first(bench: Bench, project: int, worker: WorkerCredentials, count: i
     """The worker is assigned and verifies the first tasks that there are for it."""
     with bench.transaction() as tx:
         for _ in range(count):
-            (task,) = tracker.assign_tasks(tx, worker, [project]).tasks
+            (task,) = call(tx, tracker.assign_tasks, worker, [project]).tasks
             assert not tracker.release_task(tx, worker, shapes.ReleaseBody(task["id"], OK, worker.id))
 
 

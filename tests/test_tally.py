@@ -195,7 +195,7 @@ def furnish_project(tx: Tx) -> tuple[int, WorkerCredentials]:
 def close_tasks(tx: Tx, worker: WorkerCredentials, project: int, count: int) -> None:
     for _ in range(count):
         tracker.insert_task(tx, new_task(project), False)
-        (task,) = tracker.assign_tasks(tx, worker, [project]).tasks
+        (task,) = call(tx, tracker.assign_tasks, worker, [project]).tasks
         tracker.release_task(tx, worker, shapes.ReleaseBody(task["id"], OK))
 
 

@@ -455,7 +455,7 @@ def fill(tx: Tx, state: str, count: int) -> tuple[bytes, int, WorkerCredentials]
     for number in range(count):
         tracker.insert_task(tx, new_task(project, str(number)), False)
         if state != "waiting":
-            (task,) = tracker.assign_tasks(tx, worker, [project]).tasks
+            (task,) = call(tx, tracker.assign_tasks, worker, [project]).tasks
         if state == "failed":
             tracker.release_task(tx, worker, shapes.ReleaseBody(task["id"], FAIL))
     return session, project, worker
@@ -473,7 +473,7 @@ def test_workers_that_wait_for_a_task_are_woken(tmp_path: Path, action: str, sta
 
             def wait(worker: WorkerCredentials) -> asyncio.Task:
                 never = asyncio.get_running_loop().create_future()
-                attempt = lambda: one.db.write(tracker.assign_tasks, worker, [project])  # noqa: E731
+                attempt = lambda: one.db.write(call, tracker.assign_tasks, worker, [project])  # noqa: E731
                 return asyncio.create_task(one.waiters.assign([project], attempt, 30, never))
 
             waiting = [wait(worker) for worker in crowd]
@@ -482,7 +482,7 @@ def test_workers_that_wait_for_a_task_are_woken(tmp_path: Path, action: str, sta
                     await asyncio.sleep(0.01)
             if wholesale:
                 operation = await one.db.write(
-                    tracker.begin_action, session, project, TaskAction(action), TaskFilter(state)
+                    call, tracker.begin_action, session, project, TaskAction(action), TaskFilter(state)
                 )
                 assert await one.begin_operation(operation) == 3
             else:

@@ -167,7 +167,7 @@ def test_a_paused_worker_gets_no_task_and_is_told_why(site: Site) -> None:
     assert paused(site, worker).status_code == 200
     refusal = worker.assign(project)
     assert refusal.status_code == 403
-    assert refusal.json() == {"ok": False, "message": "A manager has paused you"}
+    assert refusal.json() == {"ok": False, "message": "A manager has paused you", "code": "forbidden"}
 
 
 def test_a_worker_that_is_paused_no_longer_gets_tasks_again(site: Site) -> None:
