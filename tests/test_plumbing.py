@@ -16,7 +16,7 @@ from tracker import MethodNotAllowed, TrackerError
 
 # A path of each door that reads, and what it says when something has gone wrong that nobody has foreseen.
 DOORS = {
-    "native": ("/worker/get/1", '{"ok":false,"message":"Internal error"}'),
+    "native": ("/worker/get/1", '{"ok":false,"message":"Internal error","code":"internal"}'),
     "pages": ("/ui/", "Internal error"),
     "otter": ("/api/jobs/status?token=x", "Internal error"),
     "testflinger": ("/v1/agents/data", '{"message":"Internal error","detail":{}}'),

@@ -117,7 +117,7 @@ def lease_time(wanted: Submission) -> float:
 def check_secrets(tx: Tx, client: clients.Client | None, wanted: Submission) -> None:
     """Refuses secrets that the client has not left here."""
     if wanted.secrets and client is None:
-        raise TrackerError("unauthorized", "test_data.secrets: only a client with credentials has secrets")
+        raise TrackerError("unauthorized", "only a client with credentials has secrets", "test_data.secrets")
     for path in (wanted.secrets or {}).values():
         if clients.secret_value(tx, client.id, path) is None:
             raise Unprocessable("test_data", f"secrets: the client {client.id} has none named {path!r}")

@@ -163,7 +163,7 @@ def is_queue(tx: Tx, project: int) -> bool:
 def check_retry(tx: Tx, job: Row) -> None:
     """Refuses to repeat a job that could not even be begun."""
     if tx.one("SELECT 1 FROM testflinger_job WHERE job = ? AND attachments = 'waiting'", (job["id"],)):
-        raise TrackerError("conflict", "job: its attachments have never come; please submit it again")
+        raise TrackerError("conflict", "its attachments have never come; please submit it again", "job")
 
 
 def client_of(tx: Tx, job: Row) -> str | None:

@@ -694,12 +694,12 @@ def typed_maximums(visit: pages.Visit, name: str) -> dict[str, int]:
             continue
         queue, equals, most = map(str.strip, line.rpartition("="))
         if not equals or not queue or not re.fullmatch("[0-9]+", most):
-            raise TrackerError("invalid", f"{name}: line {number} is not of the form QUEUE=NUMBER, or *=NUMBER")
+            raise TrackerError("invalid", f"line {number} is not of the form QUEUE=NUMBER, or *=NUMBER", name)
         if len(most) > 15 or int(most) > clients.MOST_MAXIMUM:
             problem = f"in line {number} the number is too large, it must be at most {clients.MOST_MAXIMUM:,}"
-            raise TrackerError("invalid", f"{name}: {problem}")
+            raise TrackerError("invalid", problem, name)
         if queue in found:
-            raise TrackerError("invalid", f"{name}: line {number} gives {queue} a second time")
+            raise TrackerError("invalid", f"line {number} gives {queue} a second time", name)
         found[queue] = int(most)
     return found
 
