@@ -152,7 +152,7 @@ def check_project(tx: Tx, project: Row, fields: dict[str, Any]) -> None:
     """Refuses another name for a queue."""
     if fields["name"] != project["name"] and is_queue(tx, project["id"]):
         raise TrackerError(
-            "conflict", "name: a Testflinger queue keeps its name: its agents and clients know it by that"
+            "conflict", "a Testflinger queue keeps its name: its agents and clients know it by that", "name"
         )
 
 

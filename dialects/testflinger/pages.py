@@ -148,7 +148,7 @@ def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) 
 def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.Row]:
     """The next jobs that agents get, after a place (priority:job) in their order."""
     if after and not re.fullmatch(r"-?[0-9]{1,18}:[0-9]{1,18}", after):
-        raise TrackerError("invalid", "after: there is no such place in the list, please begin with its first page")
+        raise TrackerError("invalid", "there is no such place in the list, please begin with its first page", "after")
     priority, job = map(int, after.split(":")) if after else (0, 0)
     # One condition for both would read all jobs of the same priority that come before the place.
     ranges = ("t.priority = :priority AND t.job > :job", "t.priority < :priority") if after else ("TRUE",)
