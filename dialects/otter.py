@@ -143,7 +143,7 @@ def refuse_strangers(template: Row, parameters: dict[str, Any]) -> None:
         raise TrackerError("forbidden", "is not usable through the API", "template")
     key = tracker.as_text(parameters["key"])
     if not tracker.key_matches(template, key):
-        raise TrackerError("forbidden", "does not match the template's" if key else "key: is required", "key")
+        raise TrackerError("forbidden", "does not match the template's" if key else "is required", "key")
 
 
 async def status(call: Call) -> Response:

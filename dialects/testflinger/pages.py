@@ -697,7 +697,7 @@ def typed_maximums(visit: pages.Visit, name: str) -> dict[str, int]:
             raise TrackerError("invalid", f"line {number} is not of the form QUEUE=NUMBER, or *=NUMBER", name)
         if len(most) > 15 or int(most) > clients.MOST_MAXIMUM:
             problem = f"in line {number} the number is too large, it must be at most {clients.MOST_MAXIMUM:,}"
-            raise TrackerError("invalid", f"{problem}", name)
+            raise TrackerError("invalid", problem, name)
         if queue in found:
             raise TrackerError("invalid", f"line {number} gives {queue} a second time", name)
         found[queue] = int(most)
