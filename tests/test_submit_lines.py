@@ -433,7 +433,7 @@ def test_the_report_names_a_limited_number_of_duplicates_and_counts_all(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over several pieces, of which one is full of them."""
-    monkeypatch.setattr(lines, "MOST_REPORTED", 3)
+    monkeypatch.setattr(tracker, "MOST_REPORTED", 3)
     monkeypatch.setattr(tracker, "PIECE_TASKS", 2)
     report = upload(queue, b"a\nb\nb\nc\na\na\na\nd\nd\n", once=True)
     assert (report.duplicate_count, report.duplicates) == (5, [3, 5, 6])
