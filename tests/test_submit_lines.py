@@ -141,11 +141,11 @@ def test_lines_and_their_numbers_are_the_same_wherever_a_chunk_ends(pieces: list
 def test_a_line_that_is_longer_than_any_task_is_refused_and_the_others_are_not(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "MOST_LINE_BYTES", 50)
-    monkeypatch.setattr(lines, "CHUNK_BYTES", 16)
-    report = upload(queue, b"before\n" + 51 * b"x" + b"\nafter\n" + 51 * b"y")
+    monkeypatch.setattr(lines, "MOST_LINE_BYTES", 2**20)
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 2**16)
+    report = upload(queue, b"before\n" + (2**20 + 1) * b"x" + b"\nafter\n" + (2**20 + 1) * b"y")
     assert recipes(queue) == ["before", "after"]
-    assert report.refused == [(2, "longer than 16 MiB"), (4, "longer than 16 MiB")]
+    assert report.refused == [(2, "longer than 1 MiB"), (4, "longer than 1 MiB")]
 
 
 def test_tasks_of_lines_get_the_defaults(queue: Queue) -> None:
@@ -378,7 +378,7 @@ def test_line_numbers_count_blank_lines_too(queue: Queue) -> None:
 def test_the_report_names_a_limited_number_of_refused_lines_and_counts_all(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "MOST_REPORTED", 3)
+    monkeypatch.setattr(lines, "MOST_REPORTED", 3)
     report = upload(queue, 10 * b"{\n" + b"last")
     assert (report.line_count, report.refused_count) == (11, 10)
     assert [number for number, _ in report.refused] == [1, 2, 3]
