@@ -3807,6 +3807,8 @@ def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | Non
         return 0, None
     number, lines = piece
     keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
+    if all(task[-1] is None for task in lines):  # without a hash none is a duplicate: one statement stores them all
+        return insert_tasks(tx, [task for _, *task in lines], operation["project"], keep_hashes), number
     duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), keep_hashes)]
     if duplicates:
         report = msgspec.json.decode(operation["report"], type=shapes.LinesReport)

@@ -246,6 +246,7 @@ READS: dict[str, Callable[[Place], Operation]] = {
     "list further failed tasks": lambda p: list_tasks(p, TaskFilter("failed"), f"0:{p.waiting[0]}"),
     "show the history of a task": lambda p: (pages.get_task_history, (p.session, p.held["plain"])),
     "show an operation": lambda p: (tracker.get_operation, (p.session, p.operations["finished"])),
+    "find an upload by its token": lambda p: (tracker.find_lines_submit, (p.worker, p.first, "a token")),
     "show the last failures": lambda p: (pages.recent_failures, (p.first,)),
     "show the last operations": lambda p: (pages.recent_operations, (p.first,)),
     "show the pace": lambda p: (of_row(pages.pace), (p.first,)),
