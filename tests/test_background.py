@@ -277,6 +277,9 @@ def test_a_request_that_fails_inside_is_answered_and_the_tracker_goes_on(
     worker = site.create_worker()
     monkeypatch.setattr(tracker, "to_int64", None)  # a fault of ours, of any kind
     response = worker.submit(1)
-    assert (response.status_code, response.json()) == (500, {"ok": False, "message": "Internal error", "code": "internal"})
+    assert (response.status_code, response.json()) == (
+        500,
+        {"ok": False, "message": "Internal error", "code": "internal"},
+    )
     assert httpx.get(site.url).status_code == 200
     assert Worker(site.url).id > worker.id

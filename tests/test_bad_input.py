@@ -440,7 +440,9 @@ def parts(kind: Any) -> list[Any]:
     """The types that a field may have, without what is said about it."""
     if isinstance(kind, msgspec.inspect.Metadata):
         return parts(kind.type)
-    return [one for part in kind.types for one in parts(part)] if isinstance(kind, msgspec.inspect.UnionType) else [kind]
+    return (
+        [one for part in kind.types for one in parts(part)] if isinstance(kind, msgspec.inspect.UnionType) else [kind]
+    )
 
 
 def of_wrong_type(kind: Any) -> list[str]:

@@ -952,7 +952,9 @@ def test_the_examples_of_the_api_page_work_when_pasted(tmp_path: Path, open_tab:
         tab = open_tab(url)
         page = tab.open("/ui/docs")
         begin = page.locator("figure", has_text="To begin with").locator("pre").inner_text()
-        page.get_by_role("navigation", name="Contents").get_by_role("link", name="POST /task/submit", exact=True).click()
+        page.get_by_role("navigation", name="Contents").get_by_role(
+            "link", name="POST /task/submit", exact=True
+        ).click()
         call = page.locator("section.call", has=page.locator("h3", has_text="/task/submit"))
         example = call.locator("figure", has_text="Example").locator("pre").first.inner_text()
         script = f"set -e\n{begin}\n{example}\n"

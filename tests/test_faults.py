@@ -217,5 +217,9 @@ def test_a_restart_does_not_let_paused_workers_go_on(tmp_path: Path) -> None:
         assert admin.post("/worker/set_paused", {"worker": worker.id, "paused": True}).status_code == 200
     with tracker.serving(settings) as url:
         worker.http.base_url = other.http.base_url = url
-        assert worker.assign(project).json() == {"ok": False, "message": "A manager has paused you", "code": "forbidden"}
+        assert worker.assign(project).json() == {
+            "ok": False,
+            "message": "A manager has paused you",
+            "code": "forbidden",
+        }
         assert other.assigned(project)
