@@ -1,7 +1,9 @@
 """`?wait=`: workers that wait for a task are woken by the writer, one for each task."""
 
 import asyncio
+import contextlib
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -158,18 +160,23 @@ def test_who_waits_for_several_projects_leaves_the_others_task_to_the_others(sit
     one, other = (site.admin.create_project(priority=priority) for priority in (2, 1))
     both, single = site.create_worker(one), site.create_worker(other)
     site.admin.grant(both, other)
-    single_waiting, answers = Waiting(single, other), []
+    submitters = [site.create_worker(project) for project in (other, one)]
+    answers: list[dict] = []
     query = [("project", one), ("project", other), ("wait", 60)]
     thread = threading.Thread(target=lambda: answers.append(both.http.get("/task/get", params=query).json()))
     thread.start()
     settle()
-    submitters = [site.create_worker(project) for project in (other, one)]
-    threads = [
-        threading.Thread(target=worker.submit, args=(project, f"of {project}"))
-        for worker, project in zip(submitters, (other, one), strict=True)
-    ]
-    for started in threads:
-        started.start()
+    single_waiting = Waiting(single, other)
+    settle()
+    with contextlib.closing(sqlite3.connect(site.settings.database, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")  # what is sent meanwhile goes into one commit
+        calls = [threading.Thread(target=site.create_worker)]
+        for worker, project in zip(submitters, (other, one), strict=True):
+            calls.append(threading.Thread(target=worker.submit, args=(project, f"of {project}")))
+        for call in calls:
+            call.start()
+            settle()
+        holder.execute("ROLLBACK")
     thread.join()
     assert {answers[0]["content"]["task"]["recipe"], single_waiting.task()["recipe"]} == {f"of {one}", f"of {other}"}
 
