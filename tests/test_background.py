@@ -115,19 +115,6 @@ def test_another_programs_write_lock_is_waited_for_while_others_are_served(site:
     assert renamed[0].status_code == 200
 
 
-def test_a_task_without_a_lease_time_of_its_own_gets_the_default(make_site: Callable[..., Site]) -> None:
-    site = make_site(default_max_assign_time=60)
-    project = site.admin.create_project()
-    worker = site.create_worker(project)
-    worker.submit(project)
-    worker.assigned(project)
-    site.clock.pass_time(59)
-    asyncio.run(expire(site))
-    assert site.admin.counts(project) == {"assigned": 1}
-    site.clock.pass_time(2)
-    wait_until(lambda: site.admin.counts(project) == {"waiting": 1})
-
-
 def test_thousands_of_leases_that_end_together_are_all_taken_back(site: Site) -> None:
     project = site.admin.create_project()
     worker = site.create_worker(project)
@@ -137,18 +124,6 @@ def test_thousands_of_leases_that_end_together_are_all_taken_back(site: Site) ->
     assert site.admin.counts(project) == {"assigned": 3000}
     site.clock.pass_time(61)
     wait_until(lambda: site.admin.counts(project) == {"waiting": 3000})
-
-
-def test_snapshots_are_taken_at_the_interval(make_site: Callable[..., Site]) -> None:
-    site = make_site(snapshot_interval=0.2)
-    project = site.admin.create_project()
-    site.create_worker(project).submit(project)
-
-    def snapshots() -> list[dict]:
-        site.clock.wall += 1  # time stamps are whole seconds
-        return site.admin.get(f"/project/monitoring/{project}", count=100).json()["content"]["snapshots"]
-
-    assert len(wait_until(lambda: len(snapshots()) >= 3 and snapshots())) >= 3
 
 
 def in_transaction(site: Site, function: Callable, *args: object) -> object:
@@ -192,18 +167,6 @@ def add_project(tx: tracker.Tx, name: str = "p") -> int:
     else:
         session = tracker.open_session(tx, admin["id"])
     return call(tx, tracker.create_project, session, body)["id"]
-
-
-def test_snapshots_are_deleted_after_the_history_length(prepared: Prepared) -> None:
-    prepared.run(add_project)
-    now = int(prepared.clock.time())
-    for age in (2000, 1500, 10):
-        prepared.run(tracker.take_snapshots, 0, now - age)
-    while prepared.run(tracker.prune, "snapshot"):
-        pass
-    ages = prepared.run(lambda tx: [now - row["time_stamp"] for row in tx.all("SELECT time_stamp FROM snapshot")])
-    assert 10 in ages
-    assert max(ages) <= 1000
 
 
 def test_log_lines_are_deleted_after_the_retention_time(prepared: Prepared) -> None:

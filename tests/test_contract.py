@@ -67,6 +67,7 @@ def test_a_job_that_fails_is_seen_as_failed(client: NativeClient, agent: NativeA
     assert client.result(job) == ["why"]
 
 
+@pytest.mark.parametrize("client", ["native", "testflinger"], indirect=True)
 def test_a_job_that_failed_is_not_assigned_again(client: NativeClient, agent: NativeAgent) -> None:
     client.submit()
     agent.fail(agent.assign())
@@ -80,6 +81,7 @@ def test_a_job_with_attempts_left_is_tried_again(client: NativeClient, agent: Na
     assert sees(client, job, "succeeded at the second attempt")
 
 
+@pytest.mark.parametrize("client", ["native", "testflinger"], indirect=True)
 def test_jobs_are_done_in_the_order_in_which_they_came(client: NativeClient, agent: NativeAgent) -> None:
     first, second = client.submit(), client.submit()
     agent.assign()
@@ -87,6 +89,7 @@ def test_jobs_are_done_in_the_order_in_which_they_came(client: NativeClient, age
     assert sees(client, second, "waiting")
 
 
+@pytest.mark.parametrize("agent", ["native"], indirect=True)
 def test_retrying_makes_a_new_job(client: NativeClient, agent: NativeAgent) -> None:
     job = client.submit()
     agent.fail(agent.assign())
@@ -97,6 +100,7 @@ def test_retrying_makes_a_new_job(client: NativeClient, agent: NativeAgent) -> N
     assert sees(client, job, "failed")
 
 
+@pytest.mark.parametrize("agent", ["native"], indirect=True)
 def test_a_job_cancelled_while_it_waits_is_never_assigned(client: NativeClient, agent: NativeAgent) -> None:
     job = client.submit()
     client.cancel(job)
@@ -117,6 +121,7 @@ def test_a_job_cancelled_while_assigned_stays_so_whatever_its_agent_says(
     assert NativeClient(house).result(job) != ["too late"]
 
 
+@pytest.mark.parametrize("agent", ["native"], indirect=True)
 def test_a_job_that_has_ended_cannot_be_cancelled(client: NativeClient, agent: NativeAgent) -> None:
     job = client.submit()
     agent.succeed(agent.assign())
@@ -142,6 +147,7 @@ def test_a_job_whose_agent_vanished_times_out(house: House, client: NativeClient
     assert NativeClient(house).state(job) == "timed_out"
 
 
+@pytest.mark.parametrize("agent", ["native"], indirect=True)
 def test_a_job_waits_for_an_agent_as_long_as_it_takes(house: House, client: NativeClient, agent: NativeAgent) -> None:
     job = client.submit()
     house.let_leases_expire()
@@ -168,6 +174,7 @@ def test_who_has_the_wrong_credentials_is_refused(house: House, name: str, verb:
     assert sees(client, job, "waiting")
 
 
+@pytest.mark.parametrize("client", ["native"], indirect=True)
 def test_an_agent_with_the_wrong_credentials_is_given_nothing(client: NativeClient, agent: NativeAgent) -> None:
     job = client.submit()
     with pytest.raises(Refused) as refused:
@@ -176,6 +183,7 @@ def test_an_agent_with_the_wrong_credentials_is_given_nothing(client: NativeClie
     assert sees(client, job, "waiting")
 
 
+@pytest.mark.parametrize("client", ["native"], indirect=True)
 def test_an_agent_with_the_wrong_credentials_cannot_end_a_job(client: NativeClient, agent: NativeAgent) -> None:
     job = client.submit()
     held = agent.assign()
@@ -185,6 +193,7 @@ def test_an_agent_with_the_wrong_credentials_cannot_end_a_job(client: NativeClie
     assert sees(client, job, "assigned")
 
 
+@pytest.mark.parametrize("client", ["native", "testflinger"], indirect=True)
 def test_an_agent_cannot_end_what_another_one_holds(house: House, client: NativeClient, agent: NativeAgent) -> None:
     job = client.submit()
     held = agent.assign()
@@ -194,6 +203,7 @@ def test_an_agent_cannot_end_what_another_one_holds(house: House, client: Native
     assert client.result(job) == ["mine"]
 
 
+@pytest.mark.parametrize("client", ["native"], indirect=True)
 def test_an_agent_cannot_end_an_unknown_job(client: NativeClient, agent: NativeAgent) -> None:
     job = client.submit()
     if agent.unknown == 200:

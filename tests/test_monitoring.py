@@ -130,22 +130,6 @@ def test_old_snapshots_are_pruned(make_site: Callable[..., Site], monkeypatch: p
     assert wait_until(lambda: times(site, f"monitoring/{project}"))
 
 
-def test_a_count_is_between_1_and_999_and_both_ends_of_a_span_are_required(site: Site) -> None:
-    project = site.admin.create_project()
-    count = {
-        value: site.guest.get(f"/project/monitoring/{project}?count={value}") for value in ("0", "1000", "x", "-1")
-    }
-    assert {value: answer.status_code for value, answer in count.items()} == dict.fromkeys(count, 400)
-    assert all(answer.json()["message"].startswith("count:") for answer in count.values())
-    assert site.guest.get(f"/project/monitoring/{project}?count=999").status_code == 200
-    missing = {
-        "from": site.guest.get(f"/project/monitoring-between/{project}?to=1"),
-        "to": site.guest.get(f"/project/monitoring-between/{project}?from=1"),
-    }
-    assert [answer.status_code for answer in missing.values()] == [400, 400]
-    assert all(answer.json()["message"] == f"{name}: is required" for name, answer in missing.items())
-
-
 # ── Assignees ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

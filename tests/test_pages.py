@@ -484,15 +484,6 @@ def test_the_role_that_is_needed_is_enough(make_site: Callable[..., Site]) -> No
                     place.asking.request_access(place.project)
 
 
-def test_priorities_need_edit_and_no_maintenance(place: Place) -> None:
-    path, fields = (
-        f"/ui/projects/{place.project}/tasks",
-        {"action": "set_priority", "priority": 3, "task": place.failed},
-    )
-    assert manager_with(place, READ | MAINTENANCE).act(path, fields).status == 403
-    assert manager_with(place, READ | EDIT).act(path, fields).notice == "1 task got priority 3."
-
-
 def test_only_admins_pause_workers_and_promote(place: Place) -> None:
     before = place.dump()
     manager = Tab(place.manager.http)
@@ -1140,12 +1131,6 @@ def test_closed_registration_offers_no_form_and_takes_none(make_site: Callable[.
     assert refused.status == 403 and site.read("SELECT count(*) FROM manager") == [(1,)]
 
 
-def test_registering_logs_in(site: Site) -> None:
-    tab = Tab(client(site.url))
-    page = tab.send(tab.open("/ui/register").form("/register"), username="newcomer", password="password")
-    assert page.notice == "Welcome, newcomer." and "newcomer" in page.text
-
-
 def test_a_new_password_ends_all_other_logins_and_keeps_this_one(site: Site) -> None:
     here, there = Tab(client(site.url)), Tab(client(site.url))
     for tab in (here, there):
@@ -1346,20 +1331,6 @@ def test_the_fields_beside_an_upload_count_for_lines_that_say_nothing_else(site:
     a, b = exported(tab, project)
     assert (a["priority"], a["max_retries"], b["priority"], b["max_retries"]) == (9, 3, 2, 3)
     assert b["max_assign_time"] == 60
-
-
-def test_lines_can_be_taken_as_recipes_whatever_they_look_like(site: Site) -> None:
-    tab, project = Tab(site.admin.http), site.admin.create_project()
-    report_of(tab, project, fields={"lines": '{"z": 1}\n  spaced  ', "format": "text"})
-    assert [task["recipe"] for task in exported(tab, project)] == ['{"z": 1}', "  spaced  "]
-
-
-def test_the_same_lines_sent_twice_are_stored_once(site: Site) -> None:
-    tab, project = Tab(site.admin.http), site.admin.create_project()
-    fields = {"lines": "one\ntwo", "once": "true"}
-    report_of(tab, project, fields=fields)
-    assert "0 tasks were submitted" in report_of(tab, project, fields=fields).text
-    assert site.admin.counts(project) == {"waiting": 2}
 
 
 def test_a_duplicate_task_is_refused_by_its_unique_string(site: Site) -> None:

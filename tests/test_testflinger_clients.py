@@ -152,15 +152,6 @@ def test_another_kind_of_credentials_is_refused(place: Clients) -> None:
     assert place.refused(b"Digest username=alice").startswith("unauthorized: Authorization: must be Bearer")
 
 
-def test_a_token_says_who_it_is_for_and_what_that_client_may(place: Clients) -> None:
-    limits = {"max_priority": {"*": 3}, "allowed_queues": ["lab"], "max_reservation_time": {"lab": 90000}}
-    place.update(role="agent", **limits)
-    claims = jwt.decode(place.token(), options={"verify_signature": False})
-    assert claims["sub"] == "access_token"
-    assert claims["permissions"] == {"client_id": "alice", "role": "agent", **limits}
-    assert (claims["iat"], claims["exp"]) == (place.clock.START, place.clock.START + ACCESS_LIFETIME)
-
-
 def test_a_token_expires_by_the_clock_of_the_tracker(place: Clients) -> None:
     token = place.token()
     place.clock.now += ACCESS_LIFETIME - 1
@@ -613,23 +604,9 @@ def test_restricted_queues_are_listed_with_the_clients_that_are_allowed_them(pla
     assert place.do(clients.get_restricted_queue, ADMIN, "lab") == lab
 
 
-def test_a_queue_need_not_exist_to_be_restricted(place: Clients) -> None:
-    made = place.do(clients.add_restricted_queue, ADMIN, "later")
-    assert made == {"name": "later", "queue": "later", "owners": []}
-    assert place.values("SELECT restricted FROM testflinger_queue") == [(1,)]
-
-
 def test_an_ordinary_project_is_not_restricted(place: Clients) -> None:
     with pytest.raises(TrackerError, match="queue"):
         place.do(clients.add_restricted_queue, ADMIN, "first")
-
-
-def test_a_queue_is_restricted_no_longer(place: Clients) -> None:
-    place.create_queue("lab")
-    place.do(clients.add_restricted_queue, ADMIN, "lab")
-    place.do(clients.remove_restricted_queue, ADMIN, "lab")
-    for function in (clients.get_restricted_queue, clients.remove_restricted_queue):
-        assert place.refusal(function, ADMIN, "lab") == "not_found: No restricted queue lab"
 
 
 # ── Secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,6 @@ from testflinger_doubles import (
     PHASES,
     Agent,
     CommandLine,
-    HAgent,
     HClient,
     Phase,
     Refused,
@@ -29,9 +28,7 @@ from testflinger_doubles import (
     claims,
     create_client,
     pack,
-    restrict_queue,
     unpack,
-    upload,
     with_credentials,
 )
 
@@ -109,10 +106,6 @@ def test_an_agent_gets_what_the_client_submitted(client: CommandLine, agent: Age
     assert agent.check_jobs() is None
 
 
-def test_an_agent_that_finds_no_job_gets_none(agent: Agent) -> None:
-    assert agent.work() is None
-
-
 @pytest.mark.parametrize("kind", ["output", "serial"])
 def test_each_piece_of_output_is_seen_at_once_and_polling_ends_with_the_job(
     client: CommandLine, agent: Agent, kind: str
@@ -171,13 +164,6 @@ def test_a_run_ends_after_a_phase_that_fails_unless_it_is_the_test(pair: Pair) -
     assert list(client.poll(job))
 
 
-@pytest.mark.parametrize("status", [0, 1])
-def test_a_run_is_a_job_that_succeeded_or_failed(site: Site, agent: Agent, status: int) -> None:
-    SClient(site.url).submit(SHORT_JOB)
-    agent.work({"test": Phase(status)})
-    assert site.read("SELECT state FROM job") == [("failed" if status else "succeeded",)]
-
-
 def test_artifacts_come_down_as_they_went_up(client: CommandLine, agent: Agent) -> None:
     job = client.submit(SHORT_JOB)
     artifacts = pack({"artifacts/log.bin": bytes(range(256)) * 5000, "artifacts/empty": b""})
@@ -193,45 +179,6 @@ def test_attachments_of_the_client_reach_the_agent(client: CommandLine, agent: A
     client.submit({"job_queue": QUEUE, "test_data": test_data}, files)
     agent.work()
     assert agent.attachments == {"test/etc/config.txt": files["config.txt"], "test/data.bin": files["data.bin"]}
-
-
-def test_a_job_is_given_to_nobody_before_its_attachments_have_come(pair: Pair) -> None:
-    client, agent = pair
-    test_data = {"test_cmds": "make check", "attachments": [{"local": "config.txt"}]}
-    job = client.post_job({"job_queue": QUEUE, "test_data": test_data})
-    assert client.status(job) == "waiting"
-    assert agent.work() is None
-    upload(client.http, f"/v1/job/{job}/attachments", pack({"test/config.txt": b"answer=42\n"}))
-    assert agent.work() == job
-    assert client.status(job) == "complete"
-
-
-def test_a_second_agent_is_not_given_the_job_that_the_first_one_has(pair: Pair) -> None:
-    client, agent = pair
-    first, second = client.submit(SHORT_JOB), client.submit(SHORT_JOB)
-    other = type(agent)(str(agent.http.base_url), "agent-2", QUEUE).register()
-    assert [agent.check_jobs()["job_id"], other.check_jobs()["job_id"]] == [first, second]
-    assert agent.check_jobs() is other.check_jobs() is None
-
-
-def test_an_agent_cannot_end_the_job_of_another_one(pair: Pair) -> None:
-    client, agent = pair
-    job = client.submit(SHORT_JOB)
-    agent.check_jobs()
-    other = type(agent)(str(agent.http.base_url), "agent-2", QUEUE).register()
-    other.post_result(job, job_state="complete")
-    assert client.status(job) == "running"
-    agent.post_result(job, job_state="complete")
-    assert client.status(job) == "complete"
-
-
-def test_an_agent_of_several_queues_gets_the_jobs_of_all_and_of_no_other(pair: Pair) -> None:
-    client, agent = pair
-    jobs = {client.submit({**SHORT_JOB, "job_queue": queue}): queue for queue in ("a", "b", "other")}
-    agent.queues = ("b", "a")
-    done = [agent.work(), agent.work()]
-    assert [jobs[job] for job in done] == ["a", "b"]
-    assert agent.work() is None
 
 
 # ── What agents say of themselves ───────────────────────────────────────────────────────────────────────────────────
@@ -256,26 +203,6 @@ def test_clients_see_an_agent_in_its_state_with_its_job(pair: Pair) -> None:
         assert (shown["name"], shown["state"], shown["job_id"]) == ("agent-1", phase, job)
     (shown,) = client.list_agents(QUEUE)
     assert (shown["state"], shown["job_id"], shown["location"]) == ("waiting", "", "lab")
-
-
-def test_the_status_of_a_queue_has_its_agents_and_jobs(site: Site, agent: Agent) -> None:
-    client = HClient(site.url)
-    first, second = client.submit(SHORT_JOB), client.submit(SHORT_JOB)
-    agent.check_jobs()
-    agents, jobs = client.queue_status(QUEUE)
-    assert [agent["name"] for agent in agents] == ["agent-1"]
-    assert {job["job_id"]: job["job_state"] for job in jobs} == {first: "running", second: "waiting"}
-
-
-def test_provisioning_is_counted_in_streaks(site: Site, agent: Agent) -> None:
-    client = HClient(site.url)
-    streaks = []
-    for status in (0, 0, 1, 0):
-        client.submit(LONG_JOB)
-        agent.work({"provision": Phase(status)})
-        shown = client.agent_status("agent-1")
-        streaks.append((shown["provision_streak_type"], shown["provision_streak_count"]))
-    assert streaks == [("pass", 1), ("pass", 2), ("fail", 1), ("pass", 1)]
 
 
 # ── Events ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -359,23 +286,10 @@ def test_a_webhook_is_told_of_each_event_in_turn(lab: Site, agent_type: type[Age
     assert received[0]["job_queue"] == QUEUE
 
 
-@pytest.mark.parametrize("status", [404, 500])
-def test_what_a_webhook_answers_is_passed_on_and_the_run_goes_on(lab: Site, status: int) -> None:
-    with answering(status, "no, thank you") as (url, _):
-        agent = run_with_webhook(lab, SAgent, url)
-    assert {(answer.status_code, answer.text) for answer in agent.events} == {(status, "no, thank you")}
-
-
 def test_a_run_goes_on_although_its_webhook_never_answers(lab: Site, impatient: None) -> None:
     with bound_socket(listen=True) as url:
         agent = run_with_webhook(lab, SAgent, url)
     assert {answer.status_code for answer in agent.events} == {504}
-
-
-def test_a_run_goes_on_although_its_webhook_refuses_to_be_called(lab: Site) -> None:
-    with bound_socket(listen=False) as url:
-        agent = run_with_webhook(lab, SAgent, url)
-    assert {answer.status_code for answer in agent.events} == {502}
 
 
 def test_a_run_goes_on_although_its_webhook_is_nowhere(lab: Site) -> None:
@@ -407,28 +321,6 @@ def test_a_job_cancelled_in_any_phase_is_stopped_and_cleaned_up_and_stays_cancel
     assert agent.check_jobs() is None
 
 
-def test_a_waiting_job_that_is_cancelled_is_given_to_nobody(pair: Pair) -> None:
-    client, agent = pair
-    job = client.submit(SHORT_JOB)
-    watch = client.poll(job)
-    next(watch)
-    client.cancel(job)
-    assert list(watch) == [""]
-    assert agent.work() is None
-    assert status_of(client.position, job) == 410
-
-
-def test_a_job_cancelled_before_its_attachments_came_is_given_to_nobody(pair: Pair) -> None:
-    client, agent = pair
-    job = client.post_job({"job_queue": QUEUE, "test_data": {"attachments": [{"local": "config.txt"}]}})
-    client.cancel(job)
-    assert client.status(job) == "cancelled"
-    with contextlib.suppress(Refused):  # too late, whatever the server makes of it
-        upload(client.http, f"/v1/job/{job}/attachments", pack({"test/config.txt": b""}))
-    assert agent.work() is None
-    assert client.status(job) == "cancelled"
-
-
 def test_a_job_cancelled_before_its_first_phase_is_only_cleaned_up(pair: Pair) -> None:
     client, agent = pair
     job = client.submit(LONG_JOB)
@@ -450,83 +342,6 @@ def test_the_artifacts_of_a_cancelled_run_are_kept(site: Site, agent: Agent, art
         assert client.artifacts(job) == artifacts
     else:
         assert status_of(client.artifacts, job) == 204
-
-
-def test_a_job_that_has_ended_cannot_be_cancelled(pair: Pair) -> None:
-    client, agent = pair
-    complete = client.submit(SHORT_JOB)
-    agent.work()
-    assert status_of(client.cancel, complete) == 400
-    assert client.status(complete) == "complete"
-
-    cancelled = client.submit(SHORT_JOB)
-    held = agent.check_jobs()
-    client.cancel(cancelled)
-    assert status_of(client.cancel, cancelled) == 400
-    finish(agent.run(held))
-    assert status_of(client.cancel, cancelled) == 400
-    assert client.status(cancelled) == "cancelled"
-
-
-def test_an_unknown_job_can_be_neither_cancelled_nor_shown(client: CommandLine) -> None:
-    unknown = "00000000-0000-4000-8000-000000000000"
-    assert status_of(client.cancel, unknown) == 404
-    assert status_of(client.show, unknown) == 204
-    assert status_of(client.results, unknown) == 204
-    assert status_of(client.position, unknown) == 410
-
-
-# ── Search ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_jobs_are_found_by_any_or_all_of_their_tags(client: CommandLine) -> None:
-    red, both, blue = (client.submit({**SHORT_JOB, "tags": tags}) for tags in (["red"], ["red", "blue"], ["blue"]))
-    plain = client.submit(SHORT_JOB)
-    assert client.search("red") == {red, both}
-    assert client.search("red", "blue") == {red, both, blue}
-    assert client.search("red", "blue", match="any") == {red, both, blue}
-    assert client.search("red", "blue", match="all") == {both}
-    assert client.search("green") == set()
-    assert client.search() == {red, both, blue, plain}
-    assert status_of(client.search, "red", match="some") == 422
-
-
-def jobs_in_every_state(client: CommandLine, agent: Agent) -> dict[str, str]:
-    """One job in each state that there is, by the state."""
-    jobs = {}
-    for state in ("running", *PHASES, "allocated", "complete", "completed"):
-        jobs[state] = client.submit(SHORT_JOB)
-        held = agent.check_jobs()["job_id"]
-        assert held == jobs[state]
-        if state != "running":
-            agent.post_result(held, job_state=state)
-    jobs["cancelled"] = client.submit(SHORT_JOB)
-    client.cancel(jobs["cancelled"])
-    jobs["waiting"] = client.submit(SHORT_JOB)
-    return jobs
-
-
-def test_jobs_are_found_by_their_state(pair: Pair) -> None:
-    client, agent = pair
-    jobs = jobs_in_every_state(client, agent)
-    complete = {jobs["complete"], jobs["completed"]}  # two words for the same
-    for state, job in jobs.items():
-        assert client.status(job) == state
-        assert client.search(state=state) == (complete if job in complete else {job}), state
-    assert client.search(state=["waiting", "test"]) == {jobs["waiting"], jobs["test"]}
-    assert client.search(state="active") == set(jobs.values()) - complete - {jobs["cancelled"]}
-    assert status_of(client.search, state="nonsense") == 422
-
-
-def test_tags_and_states_are_searched_together(pair: Pair) -> None:
-    client, agent = pair
-    first = client.submit({**SHORT_JOB, "tags": ["red"]})
-    second = client.submit({**SHORT_JOB, "tags": ["red"]})
-    client.submit({**SHORT_JOB, "tags": ["blue"]})
-    agent.work()
-    assert client.search("red", state="waiting") == {second}
-    assert client.search("red", state="active") == {second}
-    assert client.search("red", state="complete") == {first}
 
 
 # ── Reservations, priorities, restricted queues ─────────────────────────────────────────────────────────────────────
@@ -562,62 +377,6 @@ def test_an_ssh_key_that_is_nobodys_is_refused(pair: Pair) -> None:
     assert status_of(client.reserve, QUEUE, "jammy", "me") == 422
 
 
-def reservation(seconds: int) -> dict[str, Any]:
-    return {"job_queue": QUEUE, "reserve_data": {"ssh_keys": [KEY], "timeout": seconds}}
-
-
-@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
-def test_a_reservation_over_six_hours_needs_a_larger_maximum(site: Site, client_type: type[CommandLine]) -> None:
-    some = client_type(site.url, create_client(site, "some", max_reservation_time={QUEUE: 8 * HOUR}))
-    little = client_type(site.url, create_client(site, "little"))
-    assert status_of(client_type(site.url).submit, reservation(6 * HOUR + 1)) == 401
-    assert status_of(little.submit, reservation(6 * HOUR + 1)) == 403
-    assert status_of(some.submit, reservation(8 * HOUR + 1)) == 403
-    assert client_type(site.url).submit(reservation(6 * HOUR))
-    assert some.submit(reservation(8 * HOUR))
-
-
-@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
-def test_a_job_with_priority_is_picked_first(site: Site, client_type: type[CommandLine]) -> None:
-    vip = client_type(site.url, create_client(site, "vip", max_priority={QUEUE: 100}))
-    agent = SAgent(site.url, "agent-1", QUEUE).register()
-    priorities = (0, 10, 100, 10)
-    jobs = [vip.submit({**SHORT_JOB, "job_priority": priority}) for priority in priorities]
-    assert [vip.position(job) for job in jobs] == [3, 1, 0, 2]
-    assert [agent.work() for _ in jobs] == [jobs[2], jobs[1], jobs[3], jobs[0]]
-
-
-@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
-def test_priority_needs_a_client_whose_maximum_reaches_that_far(site: Site, client_type: type[CommandLine]) -> None:
-    urgent = {**SHORT_JOB, "job_priority": 11}
-    assert status_of(client_type(site.url).submit, urgent) == 401
-    for limits in ({}, {QUEUE: 10}, {"another": 100}, {"*": 10}):
-        name = f"client-{len(limits)}-{'-'.join(limits).replace('*', 'all')}"
-        little = client_type(site.url, create_client(site, name, max_priority=limits))
-        assert status_of(little.submit, urgent) == 403, limits
-    assert client_type(site.url, create_client(site, "everywhere", max_priority={"*": 11})).submit(urgent)
-    assert client_type(site.url, create_client(site, "here", max_priority={QUEUE: 11})).submit(urgent)
-
-
-@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
-def test_a_restricted_queue_takes_jobs_of_those_who_are_allowed_it(site: Site, client_type: type[CommandLine]) -> None:
-    restrict_queue(site, QUEUE)
-    allowed = client_type(site.url, create_client(site, "allowed", allowed_queues=[QUEUE]))
-    other = client_type(site.url, create_client(site, "other"))
-    assert status_of(client_type(site.url).submit, SHORT_JOB) == 401
-    assert status_of(other.submit, SHORT_JOB) == 403
-    job = allowed.submit(SHORT_JOB)
-    assert SAgent(site.url, "agent-1", QUEUE).register().work() == job
-
-
-@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
-def test_a_refused_job_is_not_there(site: Site, client_type: type[CommandLine]) -> None:
-    client = client_type(site.url)
-    with pytest.raises(Refused):
-        client.submit({**SHORT_JOB, "job_priority": 1})
-    assert client.search() == set()
-
-
 @pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
 def test_a_client_gets_itself_another_token_when_its_own_has_expired(
     site: Site, client_type: type[CommandLine]
@@ -643,22 +402,6 @@ def test_a_client_that_has_logged_out_must_show_its_key_again(site: Site) -> Non
     site.clock.pass_time(claims(client.token)["exp"] - claims(client.token)["iat"] + 1)
     assert client.submit(urgent)
     assert client.refresh_token != before
-
-
-@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
-def test_a_client_with_a_wrong_key_gets_no_token(site: Site, client_type: type[CommandLine]) -> None:
-    name, _ = create_client(site, "vip")
-    assert status_of(client_type(site.url, (name, "a wrong key")).authenticate) == 401
-    assert status_of(client_type(site.url, ("nobody", "a wrong key")).authenticate) == 401
-
-
-@pytest.mark.parametrize("client_type", CLIENTS.values(), ids=CLIENTS)
-def test_a_forged_token_is_refused_and_not_tried_again(site: Site, client_type: type[CommandLine]) -> None:
-    client = client_type(site.url, create_client(site, "vip", max_priority={"*": 100}))
-    client.submit({**SHORT_JOB, "job_priority": 100})
-    head, payload, _ = client.token.split(".")
-    client.token = f"{head}.{payload}.{'A' * 43}"
-    assert status_of(client.submit, {**SHORT_JOB, "job_priority": 100}) == 403
 
 
 # ── Agents that vanish, agents that are not wanted ──────────────────────────────────────────────────────────────────
@@ -725,14 +468,6 @@ def test_an_agent_that_is_excluded_is_not_given_the_job(site: Site, agent_type: 
     assert wanted.work() == job
 
 
-def test_a_job_that_excludes_every_agent_of_its_queue_is_refused(site: Site) -> None:
-    client = HClient(site.url)
-    for name in ("agent-1", "agent-2"):
-        HAgent(site.url, name, QUEUE).register()
-    assert status_of(client.submit, {**SHORT_JOB, "exclude_agents": ["agent-1", "agent-2"]}) == 422
-    assert client.search() == set()
-
-
 # ── Without anonymous use ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -752,53 +487,3 @@ def test_a_run_from_elsewhere_with_credentials_in_the_urls(site: Site, generatio
     assert all(piece in printed for piece in said_by(SAYING, "output"))
     assert unpack(client.artifacts(job)) == {"artifacts/log": b"all of it"}
     assert client.results(job)["test_status"] == 0
-
-
-@pytest.mark.parametrize("generation", CLIENTS)
-def test_who_comes_from_elsewhere_without_credentials_is_refused(site: Site, generation: str) -> None:
-    client, agent = CLIENTS[generation](site.url), AGENTS[generation](site.url, "agent-1", QUEUE)
-    job = client.submit(SHORT_JOB)
-    for program in (client, agent):
-        program.http.headers.update(FAR)
-    commands = (client.status, client.show, client.position, client.results, client.artifacts, client.cancel)
-    assert {status_of(command, job) for command in commands} == {401}
-    assert status_of(client.submit, SHORT_JOB) == status_of(client.search) == status_of(client.list_queues) == 401
-    assert status_of(agent.register) == status_of(agent.check_jobs) == 401
-    assert status_of(agent.post_output, job, "test", "output", "nonsense") == 401
-    assert status_of(agent.post_result, job, job_state="complete") == 401
-    assert site.guest.get(f"/v1/result/{job}").json()["job_state"] == "waiting"
-
-
-def test_where_the_settings_say_so_nobody_needs_credentials(make_site: Callable[..., Site]) -> None:
-    site = make_site(testflinger_anonymous="always")
-    client, agent = SClient(site.url), HAgent(site.url, "agent-1", QUEUE)
-    for program in (client, agent):
-        program.http.headers.update(FAR)
-    job = client.submit(SHORT_JOB)
-    assert agent.register().work() == job
-    assert client.status(job) == "complete"
-
-
-def test_who_may_submit_need_not_be_an_agent(site: Site) -> None:
-    credentials = create_client(site, "submitter")
-    agent = SAgent(with_credentials(site.url, credentials), "agent-1", QUEUE)
-    agent.http.headers.update(FAR)
-    SClient(site.url).submit(SHORT_JOB)
-    assert status_of(agent.check_jobs) == 403
-    assert status_of(agent.register) == 403
-
-
-def test_credentials_in_the_url_give_the_priority_of_their_client(site: Site) -> None:
-    vip = create_client(site, "vip", max_priority={QUEUE: 10})
-    client = SClient(with_credentials(site.url, vip))
-    client.http.headers.update(FAR)
-    assert client.submit({**SHORT_JOB, "job_priority": 10})
-    assert status_of(client.submit, {**SHORT_JOB, "job_priority": 11}) == 403
-
-
-@pytest.mark.parametrize("generation", CLIENTS)
-def test_wrong_credentials_in_the_url_are_refused_also_where_none_are_needed(site: Site, generation: str) -> None:
-    create_client(site, "runner", role="agent")
-    url = with_credentials(site.url, ("runner", "a wrong key"))
-    assert status_of(CLIENTS[generation](url).search) == 401
-    assert status_of(AGENTS[generation](url, "agent-1", QUEUE).register) == 401

@@ -187,16 +187,6 @@ def test_first_use_asks_for_access_and_says_who_grants_it(site, machine):
     assert [(one["assign"], one["submit"], one["request"]) for one in asked] == [(True, False, True)]
 
 
-def test_the_same_command_works_once_access_is_granted(site, machine):
-    project = site.admin.create_project()
-    submit(site, project, "a")
-    machine.finish(site, project, "--", "true", status=2)
-    number = machine.stored_credentials()[site.url]["id"]
-    site.admin.post(f"/project/accept_request/{project}/{number}")
-    machine.finish(site, project, "--", "true")
-    assert site.admin.counts(project) == {"closed": 1}
-
-
 def test_of_several_projects_access_is_asked_for_the_one_that_is_closed(site, machine):
     """Neither for the public one, nor for the one that was granted."""
     public, granted, closed = (site.admin.create_project(public=each) for each in (True, False, False))
