@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import msgspec
-from hypothesis import note, settings
+import pytest
+from hypothesis import note, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -676,5 +677,11 @@ class LifeCycles(RuleBasedStateMachine):
         assert count == len(expected)
 
 
-def test_the_tracker_and_a_simple_model_agree_after_every_step() -> None:
-    run_state_machine_as_test(LifeCycles, settings=settings(stateful_step_count=100))
+PARTS = 4  # so that several processes can share the steps
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_tracker_and_a_simple_model_agree_after_every_step(part: int) -> None:
+    lives = seed(part)(type("LifeCyclesOfPart", (LifeCycles,), {}))
+    examples = settings.default.max_examples // PARTS
+    run_state_machine_as_test(lives, settings=settings(stateful_step_count=100, max_examples=examples))

@@ -4,7 +4,9 @@ import itertools
 import json
 import re
 import shlex
+import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urljoin, urlsplit
@@ -294,18 +296,45 @@ def test_every_page_answers_an_admin(place: Place) -> None:
             assert page.tree.find(".//meta[@name='viewport']") is not None, path
 
 
-def test_every_form_is_taken_from_an_admin(make_site: Callable[..., Site]) -> None:
-    """The forms of the tests of refusals are right: only what these tests change in them is refused."""
-    place = Place(make_site())
+def send_every_form(place: Place) -> Iterator[tuple[str, httpx.Response]]:
+    """Each form as an admin sends it, those last that take away what others need; and what came of it."""
     last = (
         "/ui/templates/{template}/delete",
         *("/ui/logout", "/ui/login", "/ui/account/password", "/ui/register"),
     )
     for path in [path for path in POSTS if path not in last] + list(last):
-        answer = place.admin.post(place.at(path), place.fields(path))
-        assert answer.status_code == (200 if path in SHOW_A_SECRET else 303), (path, Page(answer).text)
+        yield path, place.admin.post(place.at(path), place.fields(path))
         if path.endswith("/accept/{worker}") or path.endswith("/reject/{worker}"):
             place.asking.request_access(place.project)
+
+
+def test_every_form_is_taken_from_an_admin(make_site: Callable[..., Site]) -> None:
+    """The forms of the tests of refusals are right: only what these tests change in them is refused."""
+    for path, answer in send_every_form(Place(make_site())):
+        assert answer.status_code == (200 if path in SHOW_A_SECRET else 303), (path, Page(answer).text)
+
+
+def test_no_page_and_no_form_looks_a_session_up_twice_in_a_transaction(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[list[str]] = []
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = tracker_connect(*args, **options)
+        connections.append([])
+        connection.set_trace_callback(connections[-1].append)
+        return connection
+
+    tracker_connect = tracker.connect
+    monkeypatch.setattr(tracker, "connect", connect)
+    place = Place(make_site())
+    for path in GETS:
+        place.admin.open(place.at(path))
+    for _ in send_every_form(place):
+        pass
+    said = "\n".join(itertools.chain(*connections))
+    found = Counter(one.count("FROM session s JOIN manager") for one in said.split("BEGIN"))
+    assert set(found) == {0, 1} and found[1] > len(GETS) + len(POSTS)
 
 
 def test_looking_at_pages_changes_nothing(place: Place) -> None:
@@ -500,16 +529,17 @@ def test_only_admins_pause_workers_and_promote(place: Place) -> None:
 
 def test_guests_are_asked_to_log_in_and_come_back(place: Place) -> None:
     guest = Tab(client(place.site.url))
-    for path in GETS:
-        if path in FOR_ALL or path == "/ui/projects/{project}":
-            assert guest.open(place.at(path)).status == 200
-            continue
+    for_managers = [path for path in GETS if path not in FOR_ALL and path != "/ui/projects/{project}"]
+    for path in set(GETS) - set(for_managers):
+        assert guest.open(place.at(path)).status == 200
+    for number, path in enumerate(for_managers):
         wanted = place.at(path) + "?text=a%26b"
         login = guest.open(wanted)
-        assert login.answer.url.path == "/ui/login", path
-        home = guest.send(login.form("/ui/login"), username="admin", password="password")
-        assert str(home.answer.url) == place.site.url + wanted, path
-        guest.post("/ui/logout")
+        assert (login.answer.url.path, login.answer.url.params["back"]) == ("/ui/login", wanted), path
+        if number % 10 == 0:  # a login takes time by design
+            home = guest.send(login.form("/ui/login"), username="admin", password="password")
+            assert str(home.answer.url) == place.site.url + wanted, path
+            guest.post("/ui/logout")
 
 
 def test_a_form_sent_after_the_login_has_ended_says_so(place: Place) -> None:

@@ -67,7 +67,7 @@ def test_a_wait_is_no_longer_than_the_setting_allows(make_site: Callable[..., Si
 def test_ten_tasks_answer_ten_of_twenty_waiting_workers(site: Site) -> None:
     project = site.admin.create_project()
     workers = [site.create_worker(project) for _ in range(20)]
-    waiting = [Waiting(worker, project, seconds=4) for worker in workers]
+    waiting = [Waiting(worker, project, seconds=2) for worker in workers]
     settle()
     workers[0].bulk_submit([{"project": project, "recipe": str(number)} for number in range(10)])
     recipes = sorted(int(task["recipe"]) for task in (one.task() for one in waiting) if task)
@@ -81,7 +81,7 @@ def test_a_task_that_the_first_in_line_has_verified_goes_to_the_next(site: Site)
     task = first.assigned(project)
     first.release(task["id"], verification=7)
     holder.assigned(project)
-    waiting = [Waiting(first, project, seconds=6)]
+    waiting = [Waiting(first, project, seconds=3)]
     settle()
     waiting.append(Waiting(second, project))
     settle()
