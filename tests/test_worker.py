@@ -243,6 +243,7 @@ def scripted_server(*items):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body are two packets
 
         def do_GET(self):
             content = {"operation": script.operation(int(self.path.removeprefix("/operation/")))}
