@@ -301,7 +301,7 @@ def test_ctrl_c_finishes_the_pages_in_hand_and_the_next_start_does_the_rest(site
 
 def test_a_killed_worker_and_a_killed_tracker_cost_no_page(tmp_path):
     pages = 6 * PAGES  # enough to be still busy when the last worker has begun
-    options = ["--workers", "2", "--timeout", "2", "--max-assign-time", "10"]
+    options = ["--workers", "2", "--timeout", "5", "--max-assign-time", "15"]
     with prove_crawl.Site(write_site(tmp_path / "www", pages)) as site:
         process = prove_crawl.TrackerProcess(tmp_path)
         try:
