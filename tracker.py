@@ -60,7 +60,7 @@ import tomllib
 import types
 import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 from urllib.parse import urlsplit
@@ -383,6 +383,11 @@ class Tx:
 
     def all(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
         return self.execute(sql, parameters).fetchall()
+
+    def insert(self, table: str, columns: Mapping[str, Any]) -> sqlite3.Row:
+        """Stores a row with these values by the names of their columns. The row as it is then."""
+        names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
+        return self.one(f"INSERT INTO {table} ({names}) VALUES ({values}) RETURNING *", columns)
 
 
 class ThreadedConnection(aiosqlite.Connection):
@@ -822,29 +827,20 @@ def save_uptime(tx: Tx) -> None:
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
 
 
-STEP_TASKS = 50  # tasks in one statement of the other operations: their recipes may be long, and are rewritten
-
-
-STEP_SECONDS = (
-    0.01  # seconds after which a transaction takes no further step: about as long as an assignment has to wait
-)
-
-
-PIECE_TASKS = 500  # tasks in a piece of a bulk submit
-
-
+# Pieces of long operations
+PIECE_TASKS = 500  # of a bulk submit
 PIECE_BYTES = 2**18  # and no step stores more than this at once
+STEP_TASKS = 50  # in one statement of the other operations: their recipes may be long, and are rewritten
+STEP_SECONDS = 0.01  # then a transaction takes no further step: about as long as an assignment has to wait
+
+# Searches
+SEARCH_TIME = 0.03  # seconds; then a page shows what has been found so far
+SCAN = 2000  # rows that one step looks at, at most
 
 
 def contains(column: str) -> str:
     """The condition that a column has :text in it. LIKE is quicker, but takes seconds for some very long texts."""
     return f"instr(lower({column}), lower(:text))"
-
-
-SEARCH_TIME = 0.03  # seconds after which a page shows what a search has found so far
-
-
-SCAN = 2000  # rows that one step of a search looks at, at most
 
 
 def search(
@@ -1328,8 +1324,7 @@ def insert_project(tx: Tx, fields: dict[str, Any]) -> int:
     """Stores a project with these fields of NEW_PROJECT, and a name that no other one has. Its id."""
     fields = {**NEW_PROJECT, **fields, "webhook_secret": new_secret()}
     fields["chain"] = fields["chain"] or None
-    columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
-    project = tx.one(f"INSERT INTO project ({columns}) VALUES ({values}) RETURNING id", fields)["id"]
+    project = tx.insert("project", fields)["id"]
     take_snapshots(tx, project - 1, tx.time)  # rates and charts begin here, and not at the next round
     return project
 
@@ -2420,8 +2415,7 @@ def insert_template(tx: Tx, body: shapes.TemplateBody) -> sqlite3.Row:
     check_room(tx, "template", body.project)
     fields = {"project": body.project, **checked_template(tx, None, body)}
     fields |= {"token": new_token(), "secret": secrets.token_hex(32), "created": tx.time}
-    names, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
-    return tx.one(f"INSERT INTO template ({names}) VALUES ({values}) RETURNING *", fields)
+    return tx.insert("template", fields)
 
 
 def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> None:
@@ -2638,7 +2632,7 @@ def make_job(
 def job_variables(template: sqlite3.Row, given: dict[str, Any]) -> dict[str, Any]:
     """The template's variables, with the values that are given. Refuses what it does not declare or allow."""
     errors.refuse_nul(given, "variables")
-    declared = msgspec.json.decode(template["variables"], type=list[shapes.Variable])
+    declared = declared_variables(template)
     unknown = given.keys() - {variable.name for variable in declared}
     if unknown and not template["undeclared"]:
         raise TrackerError("invalid", "the template has no such variable", f"{min(unknown)}")
@@ -2728,9 +2722,7 @@ def lease(timeout: float) -> int:
 
 
 def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
-    columns = {**columns, "token": new_token(), "created": tx.now, "updated": tx.now}
-    names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
-    row = tx.one(f"INSERT INTO job ({names}) VALUES ({values}) RETURNING *", columns)
+    row = tx.insert("job", {**columns, "token": new_token(), "created": tx.now, "updated": tx.now})
     job_happens(tx, "made", row)
     add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
     return row
@@ -3400,9 +3392,7 @@ def start_step(tx: Tx, run: sqlite3.Row, template: sqlite3.Row, arguments: list[
     """A job of the template, with those of the run's variables that it takes."""
     variables = msgspec.json.decode(run["variables"])
     if not template["undeclared"]:
-        declared = {
-            variable.name for variable in msgspec.json.decode(template["variables"], type=list[shapes.Variable])
-        }
+        declared = {variable.name for variable in declared_variables(template)}
         variables = {name: value for name, value in variables.items() if name in declared}
     make_job(tx, template, variables, arguments, "workflow", workflow_job=run["id"])
 
@@ -3690,8 +3680,7 @@ def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
     columns |= {"started": tx.time, "started_uptime": tx.uptime}
-    names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
-    return tx.one(f"INSERT INTO operation ({names}) VALUES ({values}) RETURNING id", columns)["id"]
+    return tx.insert("operation", columns)["id"]
 
 
 @needs(MAINTENANCE)
@@ -3781,8 +3770,8 @@ def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
     return row["affected"]
 
 
-def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list] | None:
-    """Takes the next piece of a bulk submit out of its table."""
+def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list, bool] | None:
+    """Takes the next piece of a bulk submit out of its table: its number, its tasks, whether their hashes are kept."""
     piece = tx.one(
         "SELECT number, tasks FROM bulk_piece WHERE operation = ? AND number > ? ORDER BY number LIMIT 1",
         (operation["id"], operation["cursor"]),
@@ -3790,14 +3779,14 @@ def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list] | None:
     if piece is None:
         return None
     tx.execute("DELETE FROM bulk_piece WHERE operation = ? AND number = ?", (operation["id"], piece["number"]))
-    return piece["number"], msgspec.json.decode(piece["tasks"])
+    keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
+    return piece["number"], msgspec.json.decode(piece["tasks"]), keep_hashes
 
 
 def step_bulk_submit(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
     if (piece := next_piece(tx, operation)) is None:
         return 0, None
-    number, tasks = piece
-    keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
+    number, tasks, keep_hashes = piece
     return insert_tasks(tx, tasks, operation["project"], keep_hashes), number
 
 
@@ -3805,8 +3794,7 @@ def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | Non
     """Like step_bulk_submit, but each task has its line's number in front, and duplicates are reported by it."""
     if (piece := next_piece(tx, operation)) is None:
         return 0, None
-    number, lines = piece
-    keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
+    number, lines, keep_hashes = piece
     if all(task[-1] is None for task in lines):  # without a hash none is a duplicate: one statement stores them all
         return insert_tasks(tx, [task for _, *task in lines], operation["project"], keep_hashes), number
     duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), keep_hashes)]
@@ -4493,19 +4481,26 @@ def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterat
     return in_pieces((size, [number, *task]) for number, size, task in tasks_of(upload, most, report, make))
 
 
-async def store_pieces(
-    tracker: Tracker, credentials: WorkerCredentials, project: int, count: int, pieces: list[bytes]
-) -> int:
-    """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored."""
-    operation = await tracker.db.write(begin_bulk_submit, credentials, project)
+@contextlib.asynccontextmanager
+async def staged(tracker: Tracker, *begin: Any) -> AsyncIterator[int]:
+    """A new operation (`begin` makes it), whose pieces the block stages and accepts together. Else nothing is left."""
+    operation = await tracker.db.write(*begin)
     try:
-        for number, piece in enumerate(pieces, 1):
-            await tracker.db.write(add_bulk_piece, operation, number, piece, long=True)
-        await tracker.db.write(accept_bulk_submit, credentials, operation, count)
+        yield operation
     except BaseException:
         with contextlib.suppress(TrackerError):  # stopping: the next start discards it
             await discard(tracker.db, operation)
         raise
+
+
+async def store_pieces(
+    tracker: Tracker, credentials: WorkerCredentials, project: int, count: int, pieces: list[bytes]
+) -> int:
+    """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored."""
+    async with staged(tracker, begin_bulk_submit, credentials, project) as operation:
+        for number, piece in enumerate(pieces, 1):
+            await tracker.db.write(add_bulk_piece, operation, number, piece, long=True)
+        await tracker.db.write(accept_bulk_submit, credentials, operation, count)
     return await tracker.begin_operation(operation, answered=True)
 
 
@@ -4513,13 +4508,8 @@ async def submit_upload(
     tracker: Tracker, credentials: Credentials, upload: Upload, token: str = ""
 ) -> tuple[int, asyncio.Future[int]]:
     """Begins to submit the lines, all of which have been read: the operation, and its end. Else nothing is left."""
-    operation = await tracker.db.write(begin_lines_submit, credentials, upload.project, token)
-    try:
+    async with staged(tracker, begin_lines_submit, credentials, upload.project, token) as operation:
         await stage_lines(tracker.db, operation, upload, credentials)
-    except BaseException:
-        with contextlib.suppress(TrackerError):  # stopping: the next start discards it
-            await discard(tracker.db, operation)
-        raise
     return operation, tracker.begin_operation(operation)
 
 
