@@ -7,7 +7,7 @@ import contextlib
 import sqlite3
 import time
 
-WORKERS, SNAPSHOTS, LOG_LINES, MANAGERS = 10_000, 100_000, 100_000, 100
+WORKERS, SNAPSHOTS, LOG_LINES, MANAGERS, JOBS = 10_000, 100_000, 100_000, 100, 10_000
 SERIES = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :count)"
 
 # Of 20 tasks 13 wait, 2 are assigned, 2 await verification, 3 have failed: that many in each project.
@@ -74,6 +74,24 @@ OPERATIONS = f"""
 """
 ROLES = "INSERT OR IGNORE INTO manager_role SELECT :project, id, 7 FROM manager"
 
+TEMPLATE = """
+    INSERT INTO template (token, project, name, description, recipe, runas, variables, undeclared, arguments, env,
+        max_retries, priority, api, secret, created, updated)
+    VALUES ('template', :project, 'build', '', 'build', '', '[]', 0, '[]', '{}', 1, 0, 0, '', :now, :now)
+"""
+WORKFLOW = """
+    INSERT INTO workflow (token, project, name, start, secret, created)
+    SELECT 'workflow', :project, 'build at night', MAX(id), '', :now FROM template
+"""
+ENDED_JOBS = f"""
+    INSERT INTO job (token, project, template, name, state, recipe, runas, variables, arguments, env, timeout,
+        max_retries, priority, origin, manager, created, started, finished, updated, attempts)
+    {SERIES} SELECT printf('%024x', i), :project, (SELECT MAX(id) FROM template), 'build',
+        iif(i % 3, 'succeeded', 'failed'), 'build', '', '{{}}', '[]', '{{}}', 600, 1, 0, 'native', 1,
+        :now - 60 * (:count - i), :now - 60 * (:count - i) + 5, :now - 60 * (:count - i) + 30, :now, 1
+    FROM n
+"""
+
 NEW_WORKERS = f"""
     INSERT INTO worker (alias, secret_hash, created, last_seen, paused, closed_task_count)
     {SERIES} SELECT 'crawler ' || i * 7919 % 10007, randomblob(32), :now - 1000000, :now - i * 7919 % 1000000,
@@ -121,6 +139,9 @@ def furnish(database, projects, scale):
             run(script, project=main)
         run(ACCESS, project=main, requests=0)
         run(ACCESS, project=other, requests=values["workers"] // 3)
+        run(TEMPLATE, project=main)
+        run(WORKFLOW, project=main)
+        run(ENDED_JOBS, project=main, count=int(JOBS * scale))
         run(LOGS, project=main, task=task, count=int(LOG_LINES * scale))
         connection.execute("COMMIT")
     return {
@@ -131,6 +152,9 @@ def furnish(database, projects, scale):
         "worker": first + 1,
         "last_worker": first + values["workers"] - 60,
         "operation": 1,
+        "template": 1,
+        "workflow": 1,
+        "job": f"{1:024x}",
     }
 
 

@@ -450,7 +450,7 @@ def memory(lab):
         recipes = sum(len(recipe(number)) for count in counts for number in range(count))
         return (size - recipes) / sum(counts)
 
-    plain = bytes_beyond(lab.seeds[million].database.stat().st_size, tasks, 10_000)
+    plain = bytes_beyond(lab.seeds[million, ROOT].database.stat().st_size, tasks, 10_000)
     unique = bytes_beyond(checkpoint(tracker.database), tasks)
     label = f"resident, {tasks:,} tasks, {connections:,} connections"
     return [
@@ -633,8 +633,10 @@ REFRESH = 5  # seconds, the default refresh_interval
 def all_pages():
     """Every page of the manager UI, so that none is forgotten, and each with its QUERIES."""
     sys.path.insert(0, str(ROOT))
+    import pages as manager_pages
 
-    paths = [path for methods, path, _ in pages.PAGES if "GET" in methods.split() and path not in DOWNLOADS]
+    table = manager_pages.routes_of(manager_pages.PAGES)
+    paths = [path for methods, path, _ in table if "GET" in methods.split() and path not in DOWNLOADS]
     return [path + query for path in paths for query in ("", *QUERIES.get(path, []))] + MORE_PAGES
 
 
