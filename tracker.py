@@ -427,27 +427,44 @@ class Write(NamedTuple):
     args: tuple
 
 
-class Outcome(NamedTuple):
-    """How a call ended: with a result, or with the error that its caller gets."""
-
-    result: Any = None
-    error: Exception | None = None
+Outcome = tuple[Any, Exception | None]  # how a call ended: with a result, or with the error that its caller gets
 
 
 class HalfDone(Exception):
     """A call has failed after it had changed something, which nothing but the end of the transaction can undo."""
 
 
-def run_call(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
-    """Runs a call, and announces nothing of one that failed. Raises what has ended the whole transaction."""
-    announced = len(tx.ready)
+def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call that will succeed, or fail before it has changed anything. HalfDone when that was wrong."""
+    announced, changes = len(tx.ready), connection.total_changes
     try:
-        return Outcome(call.function(tx, *call.args))
+        return call.function(tx, *call.args), None
     except Exception as error:
-        if not connection.in_transaction:
-            raise  # SQLite gave up (disk full, say)
-        del tx.ready[announced:]
-        return Outcome(error=answer_to(error))
+        outcome = failed(tx, connection, error, announced)
+        if connection.total_changes != changes:
+            raise HalfDone from None
+        return outcome
+
+
+def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call of which nothing remains if it fails. The savepoint costs as much as two statements."""
+    announced = len(tx.ready)
+    connection.execute("SAVEPOINT call")
+    try:
+        outcome = call.function(tx, *call.args), None
+    except Exception as error:
+        outcome = failed(tx, connection, error, announced)
+        connection.execute("ROLLBACK TO call")
+    connection.execute("RELEASE call")
+    return outcome
+
+
+def failed(tx: Tx, connection: sqlite3.Connection, error: Exception, announced: int) -> Outcome:
+    """How a call ended that has raised: nothing of it is announced. Raises what has ended the whole transaction."""
+    if not connection.in_transaction:
+        raise error  # SQLite gave up (disk full, say)
+    del tx.ready[announced:]
+    return None, answer_to(error)
 
 
 def answer_to(error: Exception) -> Exception:
@@ -461,25 +478,6 @@ def cannot_write(because: Exception) -> TrackerError:
     """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
     log.error("A write failed: %s", because)
     return TrackerError("unavailable", "The database cannot be written to")
-
-
-def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
-    """Runs a call that will succeed, or fail before it has changed anything. HalfDone when that was wrong."""
-    changes = connection.total_changes
-    outcome = run_call(tx, connection, call)
-    if outcome.error and connection.total_changes != changes:
-        raise HalfDone
-    return outcome
-
-
-def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
-    """Runs a call of which nothing remains if it fails. The savepoint costs as much as two statements."""
-    connection.execute("SAVEPOINT call")
-    outcome = run_call(tx, connection, call)
-    if outcome.error:
-        connection.execute("ROLLBACK TO call")
-    connection.execute("RELEASE call")
-    return outcome
 
 
 # One commit
@@ -630,17 +628,17 @@ class WriteQueue:
         try:
             outcomes, ready = await self.commit(batch, on_thread)
         except Exception as error:
-            outcomes, ready = Committed([Outcome(error=cannot_write(error))] * len(batch), [])
+            outcomes, ready = [(None, cannot_write(error))] * len(batch), []
         queue[:0] = batch[len(outcomes) :]  # there was no time for them
-        for call, outcome in zip(batch, outcomes, strict=False):
-            self.tell(call.future, outcome)
+        for call, (result, error) in zip(batch, outcomes, strict=False):
+            if call.future.done():
+                continue  # its caller waits no longer
+            if error is None:
+                call.future.set_result(result)
+            else:
+                call.future.set_exception(error)
         for project, count in ready:
             self.announce_safely(project, count)
-
-    def tell(self, future: asyncio.Future, outcome: Outcome) -> None:
-        """Answers a caller that still waits."""
-        if not future.done():
-            future.set_exception(outcome.error) if outcome.error else future.set_result(outcome.result)
 
     def announce_safely(self, project: int, count: int) -> None:
         """The tasks are ready and on disk, whatever becomes of those who wait for them."""
@@ -656,9 +654,9 @@ class WriteQueue:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         log.critical("The writer has ended: nothing is stored any more", exc_info=error)
         self.closed = True
-        refusal = Outcome(error=TrackerError("unavailable", "The tracker stops because of a fault"))
         for call in (*self.in_hand, *self.short, *self.long):
-            self.tell(call.future, refusal)
+            if not call.future.done():
+                call.future.set_exception(TrackerError("unavailable", "The tracker stops because of a fault"))
         self.failed.set_result(error)
 
 
@@ -4931,9 +4929,14 @@ class App(Starlette):
 
     def find(self, scope: dict) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
         """The endpoints of a native path by their methods, and the ids in it."""
-        head, ids = path_below(path_below(scope["path"], scope.get("root_path", "")), "/api"), []
+        head, ids = scope["path"], []
+        if root_path := scope.get("root_path"):
+            head = path_below(head, root_path)
+        if head.startswith("/api/"):
+            head = head[4:]
         for paths in self.native:
-            if known := paths.get(head):
+            if head in paths:
+                known = paths[head]
                 return known.endpoints, dict(zip(known.ids, ids, strict=True)) if ids else {}
             head, _, last = head.rpartition("/")
             if not last:
