@@ -177,9 +177,11 @@ class House:
         }
         release = {"task_id": self.task, "result": 0, "verification": -32315129, "output": {"code": 0}}
         body = {
-            **{"name": "another", "priority": 2, "clone_url": "http://example.org", "git_repo": "", "version": "1"},
-            **{"motd": "hello", "public": False, "hidden": False, "paused": False, "chain": 0, "assign_rate": 2},
-            **{"submit_rate": 0.5, "keep_hashes": False},
+            **tracker.NEW_PROJECT,
+            "name": "another",
+            "clone_url": "http://example.org",
+            "motd": "hello",
+            "assign_rate": 2,
         }
         line = {"scope": "test", "timestamp": 1559393394, "message": "hello", "Message": "hello", "task_id": self.task}
         logs = {"level": 5, "since": 0, "max_level": 7, "before": 1, "limit": 10}
