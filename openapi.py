@@ -522,12 +522,12 @@ class Schemas:
 MAYBE = {"job"}  # of a task: only some have one
 
 
-def answered_types(answer: Any) -> Iterator[Any]:
+def answered_types(answer: Any) -> list[Any]:
+    """The types of which an answer is made."""
     if isinstance(answer, list | dict):
-        for one in answer if isinstance(answer, list) else answer.values():
-            yield from answered_types(one)
-    elif answer is not None:
-        yield answer
+        parts = answer if isinstance(answer, list) else answer.values()
+        return [kind for one in parts for kind in answered_types(one)]
+    return [] if answer is None else [answer]
 
 
 def operation(name: str, row: Any, takes: Any, schemas: Schemas) -> dict[str, Any]:
@@ -535,19 +535,14 @@ def operation(name: str, row: Any, takes: Any, schemas: Schemas) -> dict[str, An
     about, need = OPERATIONS[name], takes.who
     summary, description = split_docstring(row.function)
     security = SECURITY[takes.caller and takes.caller.__name__]
-    open_to_all = (
-        getattr(schemas.settings, about.setting) if about.setting else not need or getattr(need, "role", "") == "sees"
-    )
+    open_to_all = getattr(schemas.settings, about.setting, not need or getattr(need, "role", "") == "sees")
     if security and open_to_all:
         # What comes first is what the example uses: whoever logs out, or asks who is logged in, has a session.
         security = [*security, {}] if about.cookie or about.not_ok else [{}, *security]
     parameters = [
         *(path_parameter(one, about, takes, schemas) for one in ids_in(name)),
         *query_parameters(about, takes, schemas),
-        *(
-            parameter("header", one, meaning, {"type": "string"}, EXAMPLE_HEADERS)
-            for one, meaning in about.headers.items()
-        ),
+        *(parameter("header", one, why, {"type": "string"}, EXAMPLE_HEADERS) for one, why in about.headers.items()),
     ]
     content = {}
     if takes.body is not None:
@@ -757,22 +752,15 @@ def pages(document: dict[str, Any], url: str) -> dict[str, Any]:
     """
     components = document["components"]
     calls: dict[str, dict[str, list]] = {tag["name"]: {} for tag in document["tags"]}
-    for path, methods in document["paths"].items():
-        for method, one in methods.items():
-            same = path + json.dumps({**one, "operationId": None})  # GET and POST that do the same are shown together
-            calls[one["tags"][0]].setdefault(same, []).append((method, path, one))
+    operations = [(method, path, one) for path, methods in document["paths"].items() for method, one in methods.items()]
+    for method, path, one in operations:
+        same = path + json.dumps({**one, "operationId": None})  # GET and POST that do the same are shown together
+        calls[one["tags"][0]].setdefault(same, []).append((method, path, one))
     sections = [
         {**tag, "calls": [shown_call(same, components, url) for same in calls[tag["name"]].values()]}
         for tag in document["tags"]
     ]
-    bodies = json.dumps(
-        [
-            one["requestBody"]
-            for methods in document["paths"].values()
-            for one in methods.values()
-            if "requestBody" in one
-        ]
-    )
+    bodies = json.dumps([one.get("requestBody") for _, _, one in operations])
     shapes = {
         name: rows(schema["properties"], schema["required"] if f'"{REF.format(name=name)}"' in bodies else ())
         for name, schema in components["schemas"].items()
@@ -787,7 +775,10 @@ def pages(document: dict[str, Any], url: str) -> dict[str, Any]:
         "error": {
             "rows": rows(ERROR["properties"]),
             "example": pretty(sample(ERROR, {})),
-            "common": [(status, phrase(status), one["description"]) for status, one in components["responses"].items()],
+            "common": [
+                (status, HTTPStatus(int(status)).phrase, one["description"])
+                for status, one in components["responses"].items()
+            ],
         },
         "sections": sections,
         "shapes": [
@@ -824,7 +815,7 @@ def shown_call(same: list[tuple[str, str, dict]], components: dict[str, Any], ur
         "answer_headers": [(name, header["description"]) for name, header in answer.get("headers", {}).items()],
         "answer_example": pretty(shown["example"]) if shown else "",
         "errors": [
-            (status, phrase(status), resolved(response, components)["description"])
+            (status, HTTPStatus(int(status)).phrase, resolved(response, components)["description"])
             for status, response in one["responses"].items()
             if "400" <= status < "500"
         ],
@@ -834,10 +825,6 @@ def shown_call(same: list[tuple[str, str, dict]], components: dict[str, Any], ur
 
 def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
-
-
-def phrase(status: str) -> str:
-    return HTTPStatus(int(status)).phrase
 
 
 def resolved(value: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
