@@ -282,11 +282,7 @@ OPERATIONS: dict[str, Operation] = {
     },
     "POST /register": Operation(
         "Managers",
-        {
-            403: "Registration is closed.",
-            409: "The username is taken.",
-            429: "Too many attempts from this address.",
-        },
+        {403: "Registration is closed.", 409: "The username is taken.", 429: "Too many attempts from this address."},
         body={"username": "bob", "password": "battery staple"},
         example={"manager": {"id": 2, "username": "bob", "tracker_admin": False}},
         cookie="Begins a session.",
@@ -692,10 +688,10 @@ def security_schemes(settings: Any) -> dict[str, Any]:
 
 def with_curl(document: dict[str, Any], url: str) -> dict[str, Any]:
     """The document with a curl example for each call, of a tracker at this URL (without a slash at its end)."""
-    sample = {"lang": "Shell", "label": "curl"}
+    shell = {"lang": "Shell", "label": "curl"}
     paths = {
         path: {
-            method: {**one, "x-codeSamples": [{**sample, "source": curl(method, path, one, url)}]}
+            method: {**one, "x-codeSamples": [{**shell, "source": curl(method, path, one, url)}]}
             for method, one in methods.items()
         }
         for path, methods in document["paths"].items()
