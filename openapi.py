@@ -169,17 +169,14 @@ OPERATIONS: dict[str, Operation] = {
         {
             **NO_SUBMIT,
             404: "There is no such project.",
-            413: "The body is larger than {max_bulk_body} KiB (setting `max_bulk_body`); for a worker that has no"
-            " SUBMIT access to any project, than {max_body} KiB (setting `max_body`).",
+            413: "The body is larger than {max_bulk_body: KiB}; for a worker that has no SUBMIT access to any"
+            " project, than {max_body: KiB}.",
         },
         body={"requests": [{"project": 1, "recipe": f"https://example.org/{page}"} for page in (1, 2)]},
     ),
     "POST /task/submit_lines/{project}": Operation(
         "Tasks",
-        {
-            **NO_SUBMIT,
-            413: "The body, or what it unpacks to, is larger than {max_bulk_body} KiB (setting `max_bulk_body`).",
-        },
+        {**NO_SUBMIT, 413: "The body, or what it unpacks to, is larger than {max_bulk_body: KiB}."},
         query={"priority": 2, "token": "urls-1"},
         text='https://example.org/one\n{"recipe": "https://example.org/two", "priority": 3}\n',
     ),
@@ -322,7 +319,7 @@ Integers may have 64 bits. An answer with `ok` true means that the change is on 
 COMMON_ERRORS = {
     400: "A value is missing, of the wrong type or out of range: `field` is its name, and the message begins with it.",
     401: "X-Worker-ID and X-Secret are not those of a worker, or no manager is logged in.",
-    413: "The body is larger than {max_body} KiB (setting `max_body`).",
+    413: "The body is larger than {max_body: KiB}.",
     500: "A fault of the tracker, which its own log tells more about.",
     503: "The tracker is stopping, or cannot write to its database. Try again later.",
 }
@@ -474,8 +471,8 @@ class Schemas:
                 one["description"] = self.said(one["description"])
 
     def said(self, text: str) -> str:
-        """The text with the values of the settings that it names."""
-        return text.format_map(self.words)
+        """The text with the values of the settings that it names: `{name}`, or `{name:unit}` that says the name too."""
+        return re.sub(r"{(\w+):(.*?)}", r"{\1}\2 (setting `\1`)", text).format_map(self.words)
 
     def of(self, kind: Any) -> dict[str, Any]:
         """The schema of one of these types."""

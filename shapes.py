@@ -1,7 +1,8 @@
 """What goes in and out of the JSON API: every body, query and answer as a Struct, with the meaning of each field.
 
 Decoding checks types and ranges by them, answers are made of them, and openapi.py reads them: a field is described here
-and nowhere else. `{name}` in a description is the value of that setting. Types only: nothing here knows a database.
+and nowhere else. `{name}` in a description is the value of that setting, and `{name:}` or `{name: unit}` says which it
+is too. Types only: nothing here knows a database.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ class Repository(Shape):
 
 
 class PushBody(Shape):
-    ref: Annotated[str, "The branch: `refs/heads/` and one of {production_branches} (setting `production_branches`)."]
+    ref: Annotated[str, "The branch: `refs/heads/` and one of {production_branches:}."]
     after: Annotated[str, "The commit that becomes the project's version.", Meta(min_length=1, max_length=1000)]
     repository: Annotated[Repository, "The repository that was pushed to."]
     deleted: Annotated[bool, "Whether the branch was deleted, which is refused."] = False
@@ -348,8 +349,7 @@ class SubmitBody(Shape):
     ] = 0
     max_assign_time: Annotated[
         Natural,
-        "Seconds that a worker may hold the task before it goes to another one. 0 means {default_max_assign_time}"
-        " (setting `default_max_assign_time`).",
+        "Seconds that a worker may hold the task before it goes to another one. 0 means {default_max_assign_time:}.",
     ] = 0
     verification_count: Annotated[
         Natural,
@@ -370,9 +370,7 @@ class LineDefaults(Shape):
     priority: Annotated[Int64, "Priority of the tasks that do not say otherwise."] = 0
     max_retries: Annotated[Natural, "Failed attempts after which such a task counts as failed."] = 0
     max_assign_time: Annotated[
-        Natural,
-        "Seconds that a worker may hold such a task. 0 means {default_max_assign_time} (setting"
-        " `default_max_assign_time`).",
+        Natural, "Seconds that a worker may hold such a task. 0 means {default_max_assign_time:}."
     ] = 0
     verification_count: Annotated[Natural, "Different workers that must agree on such a task."] = 0
     once: Annotated[
@@ -456,7 +454,7 @@ class ReleaseBody(Shape):
 
 
 class BulkReleaseBody(Shape):
-    releases: Annotated[list[ReleaseBody], "The releases, at most {max_count} (setting `max_count`)."]
+    releases: Annotated[list[ReleaseBody], "The releases, at most {max_count:}."]
 
 
 class AssignQuery(Shape):
@@ -464,14 +462,13 @@ class AssignQuery(Shape):
 
     wait: Annotated[
         float,
-        "Seconds to wait for a task, if there is none now. More than {max_wait} (setting `max_wait`) counts as that."
-        " 0 does not wait.",
+        "Seconds to wait for a task, if there is none now. More than {max_wait:} counts as that. 0 does not wait.",
         Meta(ge=0, le=1e9),
     ] = 0
     count: Annotated[
         Natural,
-        "Tasks to take at once. The answer is then a list, `tasks`, also of one. More than {max_count} (setting"
-        " `max_count`) counts as that; long recipes may end the list early. 0 takes one, `task`.",
+        "Tasks to take at once. The answer is then a list, `tasks`, also of one. More than {max_count:} counts as"
+        " that; long recipes may end the list early. 0 takes one, `task`.",
     ] = 0
 
 
@@ -524,11 +521,7 @@ class Template(Shape, kw_only=True):
     name: Annotated[Name, "Its name, unlike any other template's of the project. Required in a new template.", "build"]
     description: Annotated[str, "What it is for.", "Builds a branch.", Meta(max_length=10_000)] = ""
     runas: Annotated[ShortText, RUNAS, ""] = ""
-    timeout: Annotated[
-        Seconds | None,
-        "Seconds that a job may run. Null means {default_job_timeout} (setting `default_job_timeout`).",
-        60.0,
-    ] = None
+    timeout: Annotated[Seconds | None, "Seconds that a job may run. Null means {default_job_timeout:}.", 60.0] = None
     max_retries: Annotated[
         Natural, "Failed attempts after which a job has failed. 0 and 1 both mean one attempt.", 0
     ] = 0
@@ -559,7 +552,7 @@ class Template(Shape, kw_only=True):
     keep_count: Annotated[Count | None, "Ended jobs that are kept. Null for all of them.", 100] = None
     keep_time: Annotated[
         Annotated[int, Meta(ge=1, le=10**9)] | None,
-        "Seconds for which they are kept. Null means {job_retention} (setting `job_retention`).",
+        "Seconds for which they are kept. Null means {job_retention:}.",
         86400,
     ] = None
     created: Annotated[int, "When it was made, in unix seconds.", 1559396382]
