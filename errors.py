@@ -139,13 +139,12 @@ def refuse_nul(value: Any, name: str = "", depth: int = 0) -> None:
     if isinstance(value, list):
         for index, item in enumerate(value):
             refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
     if isinstance(value, dict):
         for key, item in value.items():
             refuse_nul(key, f"{name}: a name" if name else "a name")
             refuse_nul(item, f"{name}.{key}", depth + 1)
-    if isinstance(value, msgspec.Struct):
-        for field in value.__struct_fields__:
-            refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
 
 
 encode = msgspec.json.Encoder().encode

@@ -1,9 +1,9 @@
 """The OpenAPI 3.1 document of the tracker's JSON API, and the values of the page that shows it to people.
 
 What the code says comes from the code: paths, docstrings, what a call takes and answers and who may make it (Takes and
-Need in tracker.py), the meaning of each field (shapes.py). What no type says stands in OPERATIONS, which the tests
-compare with a running tracker: why a call is refused and an example. The examples make up a story: pasted one after the
-other, in the order of the table, they all work.
+Need in tracker.py) and why others are refused, the meaning of each field (shapes.py). What no type says stands in
+OPERATIONS, which the tests compare with a running tracker: why else a call is refused, and an example. The examples
+make up a story: pasted one after the other, in the order of the table, they all work.
 
     document(api, settings, version) ─► with_curl(document, url) ─► /openapi.json
                                                        └─► pages(document, url) ─► templates/docs.html
@@ -479,7 +479,7 @@ class Schemas:
         return self.schemas[self.kinds.index(kind)]
 
     def content(self, answer: Any, new: bool, in_full: bool) -> dict[str, Any]:
-        """The schema of an answer: about something `new` it shows the secret. See `answered`."""
+        """The schema of an answer: about something `new`, which shows its secret, or of a list of things `in_full`."""
         if isinstance(answer, list):
             return {"anyOf": [self.content(one, new, in_full) for one in answer]}
         if not isinstance(answer, dict):
@@ -495,7 +495,7 @@ class Schemas:
         """
         if isinstance(schema, list):
             return [self.shown(one) for one in schema]
-        if not isinstance(schema, dict) or "properties" in schema:
+        if not isinstance(schema, dict):
             return schema
         if "$ref" not in schema:
             nested = {"items": in_full, "anyOf": False}
@@ -556,7 +556,7 @@ def operation(name: str, row: Any, takes: Any, schemas: Schemas) -> dict[str, An
         **({"requestBody": {"required": True, "content": content}} if content else {}),
         "responses": {
             str(takes.status): success(about, takes, schemas, row.path.endswith("/create")),
-            **refusals(reasons(about, row, takes, SESSION[0] in security), takes, security, decodes, schemas),
+            **refusals(about, row, takes, security, decodes, schemas),
         },
     }
 
@@ -607,9 +607,8 @@ def success(about: Operation, takes: Any, schemas: Schemas, new: bool) -> dict[s
         response["headers"] = {"Set-Cookie": {"description": about.cookie, "schema": {"type": "string"}}}
     if takes.status == 204:
         return {**response, "description": "Done. There is no body."}
-    fields: dict[str, Any] = {
-        "ok": {"type": "boolean", "description": about.not_ok} if about.not_ok else {"const": True}
-    }
+    ok = {"type": "boolean", "description": about.not_ok} if about.not_ok else {"const": True}
+    fields: dict[str, Any] = {"ok": ok}
     if about.message:
         fields["message"] = {"type": "string", "description": about.message}
     if takes.answer is not None:
@@ -639,14 +638,13 @@ def sample(schema: dict[str, Any], components: dict[str, Any]) -> Any:
     return schema.get("const", {"boolean": True, "integer": 1}.get(schema.get("type")))
 
 
-def refusals(
-    why: dict[int, str], takes: Any, security: list[dict], decodes: bool, schemas: Schemas
-) -> dict[str, dict[str, Any]]:
+def refusals(about: Operation, row: Any, takes: Any, security: list, decodes: bool, schemas: Schemas) -> dict[str, Any]:
     """The answers to a call that was refused, by status: what every such call may meet, and what this one may."""
     usual = {400: decodes, 401: security and {} not in security, 413: takes.body is not None, 500: True, 503: True}
     found = {status: {"$ref": f"#/components/responses/{status}"} for status, applies in usual.items() if applies}
     if 401 in found and takes.caller.__name__ in UNKNOWN_CALLER:
         found[401] = refusal(401, UNKNOWN_CALLER[takes.caller.__name__], schemas)
+    why = reasons(about, row, takes, SESSION[0] in security)
     found |= {status: refusal(status, text, schemas) for status, text in why.items()}
     return {str(status): found[status] for status in sorted(found)}
 
