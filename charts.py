@@ -446,6 +446,7 @@ def summary(series: Series, show: Show) -> str:
 
 
 def tabulate(series: Sequence[Series], readings: Sequence[Reading]) -> Table:
+    """The readings as a table of at most MOST_ROWS rows: one of every so many, and always the newest."""
     every = math.ceil(len(readings) / MOST_ROWS) or 1
     rows = [
         (reading.time, reading.iso, [value.text if value else "–" for value in reading.values])
