@@ -321,20 +321,19 @@ def time_chart(
     title: str,
     per_second: bool = False,
     noun: str = "tasks",
-    gap: float | None = None,
-    empty: str = "No snapshots in this time yet",
 ) -> Chart:
     """The chart of some series from `start` to `end`; points outside are left out.
 
     `per_second`: the values are rates, shown in the unit that makes them readable; otherwise they are whole counts of
-    `noun`. Nothing is drawn between two points more than `gap` seconds apart (thrice the usual step, unless given).
+    `noun`. Nothing is drawn between two points that lie more than thrice the usual step apart.
     More than MOST_POINTS points are thinned; thin the counts before rates() to get means instead of samples.
     """
     start = min(start, end - SHORTEST_SPAN)
     series = [one._replace(points=within(one.points, start, end)) for one in series]
-    times = sorted({time for one in series for time, value in one.points if value is not None})
-    gap = longest_step(times) if gap is None else gap
-    highest = max((value for one in series for _, value in one.points if value is not None), default=0)
+    known = [point for one in series for point in known_points(one.points)]
+    times = sorted({time for time, _ in known})
+    gap = longest_step(times)
+    highest = max((value for _, value in known), default=0)
     unit = rate_unit(highest) if per_second else None
     scale = unit.seconds if unit else 1
     ticks = value_ticks(highest * scale, whole=not per_second)
@@ -345,7 +344,7 @@ def time_chart(
         title=title,
         unit=f"{noun} {unit.name}" if unit else noun,
         summary=" ".join(summary(one, show) for one in series),
-        empty="" if times else empty,
+        empty="" if times else "No snapshots in this time yet",
         value_ticks=[Tick(plot.y(tick / scale), text) for tick, text in zip(ticks, tick_texts(ticks), strict=True)],
         time_ticks=[Tick(plot.x(time), text, fine) for time, text, fine in time_ticks(start, end)],
         lines=[draw(one, plot, gap) for one in series],
@@ -355,7 +354,13 @@ def time_chart(
     )
 
 
+def known_points(points: Iterable[Point]) -> list[tuple[float, float]]:
+    """Those whose value is known."""
+    return [(time, value) for time, value in points if value is not None]
+
+
 def within(points: Iterable[Point], start: float, end: float) -> list[Point]:
+    """The points from `start` to `end`, thinned if there are more than MOST_POINTS."""
     inside = [point for point in points if start <= point[0] <= end]
     return inside if len(inside) <= MOST_POINTS else thin(inside, grid(start, end))
 
@@ -363,15 +368,13 @@ def within(points: Iterable[Point], start: float, end: float) -> list[Point]:
 def unbroken(points: Iterable[Point], gap: float) -> list[list[tuple[float, float]]]:
     """The stretches of known points that lie at most `gap` seconds apart."""
     runs: list[list[tuple[float, float]]] = []
-    before = -math.inf
+    before = None
     for time, value in points:
-        if value is None:
-            before = -math.inf
-            continue
-        if time - before > gap or before == -math.inf:
-            runs.append([])
-        runs[-1].append((time, value))
-        before = time
+        if value is not None:
+            if before is None or time - before > gap:
+                runs.append([])
+            runs[-1].append((time, value))
+        before = time if value is not None else None
     return runs
 
 
@@ -389,7 +392,7 @@ def draw(series: Series, plot: Plot, gap: float) -> Line:
 
 def read(series: Sequence[Series], times: list[float], plot: Plot, gap: float, show: Show) -> list[Reading]:
     """A reading for each time, from halfway to its neighbours, and nothing inside a gap."""
-    known = [(one, {time: value for time, value in one.points if value is not None}) for one in series]
+    known = [(one, dict(known_points(one.points))) for one in series]
     seconds, year = longest_step(times) < 3 * MINUTE, plot.end - plot.start > 300 * DAY
     readings = []
     for before, time, after in zip([-math.inf, *times], times, [*times[1:], math.inf], strict=False):
@@ -434,7 +437,7 @@ def box(series: Sequence[Series], readings: Iterable[Reading]) -> Box:
 
 def summary(series: Series, show: Show) -> str:
     """A sentence for who cannot see the line."""
-    known = [(time, value) for time, value in series.points if value is not None]
+    known = known_points(series.points)
     if not known:
         return f"{series.label}: nothing known."
     (time, last), values = known[-1], [value for _, value in known]
@@ -443,6 +446,7 @@ def summary(series: Series, show: Show) -> str:
 
 
 def tabulate(series: Sequence[Series], readings: Sequence[Reading]) -> Table:
+    """The readings as a table of at most MOST_ROWS rows: one of every so many, and always the newest."""
     every = math.ceil(len(readings) / MOST_ROWS) or 1
     rows = [
         (reading.time, reading.iso, [value.text if value else "–" for value in reading.values])
@@ -460,15 +464,14 @@ class Spark(NamedTuple):
     text: str
 
 
-def sparkline(
-    points: Sequence[Point], start: float, end: float, *, label: str, css: str = "series-1", show: Show = rate_text
-) -> Spark:
-    """A small chart without axes from `start` to `end`, and what it shows in words. `show` turns a value into text."""
+def sparkline(points: Sequence[Point], start: float, end: float, *, label: str) -> Spark:
+    """A small chart of rates, without axes, from `start` to `end`, and what it shows in words."""
     start = min(start, end - SHORTEST_SPAN)
     points = within(points, start, end)
-    known = [(time, value) for time, value in points if value is not None]
+    known = known_points(points)
     if not known:
-        return Spark(Line(label, css, "", "", []), f"{label}: nothing known")
+        return Spark(Line(label, "series-1", "", "", []), f"{label}: nothing known")
     highest = max(value for _, value in known)
-    line = draw(Series(label, points, css, "area"), Plot(start, end, highest or 1), longest_step([t for t, _ in known]))
-    return Spark(line, f"{label}: last {show(known[-1][1])}, highest {show(highest)}")
+    plot, gap = Plot(start, end, highest or 1), longest_step([time for time, _ in known])
+    text = f"{label}: last {rate_text(known[-1][1])}, highest {rate_text(highest)}"
+    return Spark(draw(Series(label, points, kind="area"), plot, gap), text)

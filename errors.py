@@ -74,6 +74,8 @@ PLAIN_WORDS = tuple(
         (r"Expected (?:array|object) of length <= (\d+)", r"must have at most \1 items"),
         (r"Expected (?:array|object) of length >= (\d+)", r"must have at least \1 items"),
         (r"Invalid enum value (.+)", r"there is no such choice as \1"),
+        (r"Expected str matching regex (.+)", r"must match the pattern \1"),
+        (r"Number out of range", "must be closer to 0"),
     )
 )
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}
@@ -131,19 +133,18 @@ MOST_NESTED = 200  # lists and objects in one another that are looked into: far 
 def refuse_nul(value: Any, name: str = "", depth: int = 0) -> None:
     """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
     if depth > MOST_NESTED:
-        raise TrackerError("invalid", "nested too deeply", f"{re.split('[.[]', name.lstrip('.'))[0]}")
+        raise TrackerError("invalid", "nested too deeply", re.split("[.[]", name.lstrip("."))[0])
     if isinstance(value, str) and "\0" in value:
-        raise TrackerError("invalid", "must not contain a NUL character", f"{name.lstrip('.')}")
+        raise TrackerError("invalid", "must not contain a NUL character", name.lstrip("."))
     if isinstance(value, list):
         for index, item in enumerate(value):
             refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
     if isinstance(value, dict):
         for key, item in value.items():
             refuse_nul(key, f"{name}: a name" if name else "a name")
             refuse_nul(item, f"{name}.{key}", depth + 1)
-    if isinstance(value, msgspec.Struct):
-        for field in value.__struct_fields__:
-            refuse_nul(getattr(value, field), f"{name}.{field}", depth + 1)
 
 
 encode = msgspec.json.Encoder().encode
@@ -159,7 +160,7 @@ def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Callable[[Any], An
     made |= dict.fromkeys((msgspec.inspect.ListType, msgspec.inspect.DictType, msgspec.inspect.AnyType), as_raw)
     optional = {field.name for field in msgspec.structs.fields(kind) if field.default is UNSET}
     fields = (field for field in msgspec.inspect.type_info(kind).fields if field.name not in optional)
-    return [(field.name, made.get(plain_type(field.type), unchanged)) for field in fields]
+    return [(field.name, made.get(plain_type(field.type), lambda value: value)) for field in fields]
 
 
 def plain_type(kind: Any) -> type:
@@ -172,10 +173,6 @@ def plain_type(kind: Any) -> type:
 def as_raw(text: str | None) -> Raw | None:
     """A column that holds JSON, as it is."""
     return None if text is None else Raw(text.encode())
-
-
-def unchanged(value: Any) -> Any:
-    return value
 
 
 def shaped(kind: type[Shape], row: sqlite3.Row, **given: Any) -> Shape:

@@ -31,10 +31,13 @@ SHORT_WAY = {
 
 
 def missing(wanted: dict[str, str]) -> str:
-    """A sentence about the first of these names that its class does not know; empty when it knows them all."""
+    """A sentence about the first of these names that is not there; empty when all of them are."""
     for place, names in wanted.items():
         module, _, kind = place.partition(":")
-        known = names_in(getattr(importlib.import_module(module), kind))
+        try:
+            known = names_in(getattr(importlib.import_module(module), kind))
+        except (ImportError, AttributeError) as error:
+            return str(error)
         for name in names.split():
             if name not in known:
                 return f"{place} has no {name}"
@@ -47,24 +50,7 @@ def names_in(kind: type) -> set[str]:
     return set(dir(kind)).union(*(method.__code__.co_names for method in methods))
 
 
-def check(wanted: dict[str, str]) -> None:
-    """Refuses libraries without these names, in one line."""
-    try:
-        problem = missing(wanted)
-    except (ImportError, AttributeError) as error:
-        problem = str(error)
-    if problem:
-        versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "aiosqlite"))
-        raise ImportError(f"This tracker cannot use {versions}: {problem}. Install what pyproject.toml names.")
-
-
-def available(wanted: dict[str, str]) -> bool:
-    """Whether all these names are there."""
-    try:
-        return not missing(wanted)
-    except (ImportError, AttributeError):
-        return False
-
-
-check(NEEDED)
-HAS_SHORT_WAY = available(SHORT_WAY)
+if problem := missing(NEEDED):
+    versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("uvicorn", "aiosqlite"))
+    raise ImportError(f"This tracker cannot use {versions}: {problem}. Install what pyproject.toml names.")
+HAS_SHORT_WAY = not missing(SHORT_WAY)

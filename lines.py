@@ -51,19 +51,11 @@ BEGINNINGS = {
 BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 
 
-class NoLines(Exception):
-    """A source is not read, and the text says why. `too_large`: it is only too much."""
-
-    def __init__(self, problem: str, too_large: bool = False):
-        super().__init__(problem)
-        self.too_large = too_large
-
-
 def numbered_lines(source: BinaryIO, most: int, first: int = 1) -> Iterator[tuple[int, bytes | None]]:
     """Every line with its number: without its end and the byte order marks before it; None for one that is too long.
 
     A line ends with CR, LF or both. `most` bytes may come out of a source that is packed. One whose first line is not
-    the first of its file is taken as it stands: only a file's beginning says what it is. NoLines for what is no text.
+    the first of its file is taken as it stands: only a file's beginning says what it is. Refuses what is no text.
     """
     begun: list[bytes] = []  # the pieces of a line whose end is still to come
     size, number, after_cr = 0, first, False
@@ -104,7 +96,7 @@ def text_chunks(source: BinaryIO, most: int) -> Iterator[bytes]:
     for chunk in unpacked(source):
         size += len(chunk)
         if size > most:
-            raise NoLines(f"more than {most // 1024} KiB when unpacked", too_large=True)
+            raise TrackerError("too_large", f"more than {most // 1024} KiB when unpacked")
         if not head:
             head = chunk[:HEAD_BYTES]
             refuse_named(head)
@@ -122,13 +114,14 @@ def unpacked(source: BinaryIO) -> Iterator[bytes]:
         with gzip.GzipFile(fileobj=source, mode="rb") as file:
             yield from chunks_of(file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise NoLines(f"it is gzip, but damaged: {error}") from None
+        raise TrackerError("invalid", f"it is gzip, but damaged: {error}") from None
 
 
 def refuse_named(head: bytes) -> None:
     """Refuses a file by the name of what it is, if that is not lines of text; `head` is how it begins."""
     if name := name_of(head):
-        raise NoLines(f"it is {name}; what is read is lines of text in UTF-8, which gzip may have packed (once)")
+        readable = "what is read is lines of text in UTF-8, which gzip may have packed (once)"
+        raise TrackerError("invalid", f"it is {name}; {readable}")
 
 
 def name_of(head: bytes) -> str | None:
@@ -151,7 +144,7 @@ def name_of(head: bytes) -> str | None:
 
 MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the others
 MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
-LINE_DEFAULTS = ("priority", "max_retries", "max_assign_time", "verification_count")
+LINE_DEFAULTS = [name for name in LineDefaults.__struct_fields__ if name in SubmitBody.__struct_fields__]
 EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time"))  # of no account in a new task
 
 
@@ -195,8 +188,8 @@ def read_lines(upload: Upload, most: int) -> Iterator[tuple[int, bytes | None]]:
     """The lines with their numbers. Refuses what is no text, or unpacks to more than `most` bytes."""
     try:
         yield from numbered_lines(upload.source, most, upload.first_line)
-    except NoLines as error:
-        raise TrackerError("too_large" if error.too_large else "invalid", str(error), upload.field) from None
+    except TrackerError as error:
+        raise TrackerError(error.code, error.problem, upload.field) from None
 
 
 def task_of_line(line: bytes | None, upload: Upload) -> LineTask:

@@ -1,9 +1,9 @@
 """The OpenAPI 3.1 document of the tracker's JSON API, and the values of the page that shows it to people.
 
 What the code says comes from the code: paths, docstrings, what a call takes and answers and who may make it (Takes and
-Need in tracker.py), the meaning of each field (shapes.py). What no type says stands in OPERATIONS, which the tests
-compare with a running tracker: why a call is refused and an example. The examples make up a story: pasted one after the
-other, in the order of the table, they all work.
+Need in tracker.py) and why others are refused, the meaning of each field (shapes.py). What no type says stands in
+OPERATIONS, which the tests compare with a running tracker: why else a call is refused, and an example. The examples
+make up a story: pasted one after the other, in the order of the table, they all work.
 
     document(api, settings, version) ─► with_curl(document, url) ─► /openapi.json
                                                        └─► pages(document, url) ─► templates/docs.html
@@ -19,7 +19,7 @@ import inspect
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -27,22 +27,16 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec import Struct
 
-from shapes import COUNT_COLUMNS, EXAMPLE_JOB, Id
+from shapes import EXAMPLE_JOB, Id
 
 REF = "#/components/schemas/{name}"
 
 # ── What the types do not say ─────────────────────────────────────────────────────────────────────────────────────────
 
-PATH = {
-    "project": "The project's number.",
-    "worker": "The worker's number.",
-    "manager": "The manager's number.",
-    "level": "The level.",
-    "operation": "The operation's number.",
-    "template": "The template's number.",
-    "workflow": "The workflow's number.",
-    "job": "The job's id: `id` in the answer to `POST /template/trigger/{template}`. `$JOB` in the examples.",
-}
+JOB_ID = "The job's id: `id` in the answer to `POST /template/trigger/{template}`. `$JOB` in the examples."
+PATH = {"level": "The level.", "job": JOB_ID}  # what is an id of another kind than "The project's number."
+THINGS = ("project", "worker", "manager", "level")  # that a call may name, and that may not be there
+EXAMPLE_IDS = {"manager": 2, "level": "info", "job": EXAMPLE_JOB}  # others are 1
 SECTIONS = {
     "Workers": "Programs that do the work. Any program that sends HTTP is one.",
     "Projects": "A project is a queue of tasks with its settings.",
@@ -58,21 +52,16 @@ SECTIONS = {
     "Managers": "People. Roles are given per project; a tracker admin has them all.",
 }
 
-OTHER_SITE = "Another site's page caused the request."
-NO_PROJECT = "There is no such project."
+OTHER_SITE = "or another site's page caused the request."
 RATE = "The project's rate limit is reached."
 WORKERS_RATE = "A worker calls, and the project's rate limit is reached."
-ATTEMPTS = "Too many attempts from this address."
-NO_SUBMIT = {403: "The worker has no SUBMIT access to the project.", 404: NO_PROJECT, 429: RATE}
+NO_SUBMIT = {403: "The worker has no SUBMIT access to the project.", 429: RATE}
+NO_EDIT = {403: "The manager has no EDIT role in the project."}
+NAMED_TWICE = {409: "The project has a template of this name, or another one may be triggered by this name."}
 
 PUSH = {"ref": "refs/heads/main", "after": "c0ffee", "repository": {"full_name": "alice/first"}}
 WEBHOOK_SECRET = "a long random text"
 SIGNATURE = hmac.new(WEBHOOK_SECRET.encode(), json.dumps(PUSH).encode(), hashlib.sha256).hexdigest()
-ANOTHER_LAPTOP = {
-    **{"id": 2, "created": 1559396382, "alias": "another laptop"},
-    **{"secret": "ftZVO4w9Fc7bDuOISRaJL9P92ijkfvNah1Ldgc0a9f8=", "paused": False},
-}
-BOB = {"id": 2, "username": "bob", "tracker_admin": False, "register_time": 1559396382}
 EXAMPLE_HEADERS = {"X-Hub-Signature-256": f"sha256={SIGNATURE}"}
 SIGNATURE_HEADERS = {
     "X-Hub-Signature-256": "HMAC-SHA-256 of the raw body, in hexadecimal (GitHub).",
@@ -86,14 +75,14 @@ class Operation(Struct, frozen=True):
     """What the code does not say of a call."""
 
     section: str
-    errors: dict[int, str] = {}  # besides those that follow from what the call needs
+    errors: dict[int, str] = {}  # besides those that follow from what the call needs; "or …" goes on from there
     setting: str = ""  # which says whether anybody may make it
     path: dict[str, Any] = {}
     query: dict[str, Any] = {}
     body: Any = None
     text: str = ""  # the body, of a call that takes lines of text
-    example: Any = None  # of the answer's content, where the fields' own examples are not what would be answered
-    shows: tuple[str, ...] = ()  # the fields that not every such answer has, but this one
+    example: dict[str, dict[str, Any]] = {}  # what in the answer is not as the fields' own examples
+    in_full: bool = False  # whether a list has the fields that else only an answer about one thing has
     headers: dict[str, str] = {}  # that the request may have, and their meaning
     not_ok: str = ""  # when `ok` is false although the status is 200
     empty: bool = False  # whether there is then no content
@@ -110,16 +99,7 @@ TEMPLATE = {
 }
 WORKFLOW = {"project": 1, "name": "build and try again", "start": 1}
 WORKFLOW |= {"edges": [{"template": 1, "ending": "failure", "target": 1}]}
-SCRIPTS, TEXTS = ("recipe", "script"), ("variables", "arguments", "result", "output")
-NAMED_TWICE = "The project has a template of this name, or another one may be triggered by this name."
-NO_EDIT = {403: f"The manager has no EDIT role in the project, or {OTHER_SITE[0].lower()}{OTHER_SITE[1:]}"}
-NO_EDIT |= {404: "There is no such project, or it is hidden."}
-NO_TASK = {
-    "shows": ("job",),
-    "not_ok": "False when there is no task.",
-    "empty": True,
-    "message": "Says that there is no task.",
-}
+NO_TASK = {"not_ok": "False when there is no task.", "empty": True, "message": "Says that there is no task."}
 NO_ENTRY = {404: "There is no entry as given in `before`."}
 GIVEN = {"variables": {"branch": "main"}, "arguments": ["fast"]}
 
@@ -127,25 +107,22 @@ GIVEN = {"variables": {"branch": "main"}, "arguments": ["fast"]}
 OPERATIONS: dict[str, Operation] = {
     "POST /worker/create": Operation(
         "Workers",
-        {403: OTHER_SITE},
         setting="open_worker_registration",
         body={"alias": "another laptop"},
-        example={"worker": ANOTHER_LAPTOP},
-        shows=("secret",),
+        example={
+            "worker": {"id": 2, "alias": "another laptop", "secret": "ftZVO4w9Fc7bDuOISRaJL9P92ijkfvNah1Ldgc0a9f8="}
+        },
     ),
-    "GET /worker/get/{worker}": Operation("Workers", {404: "There is no such worker."}),
+    "GET /worker/get/{worker}": Operation("Workers"),
     "POST /worker/update": Operation("Workers", body={"alias": "my old laptop"}),
-    "POST /worker/set_paused": Operation(
-        "Workers", {404: "There is no such worker."}, body={"worker": 2, "paused": True}
-    ),
+    "POST /worker/set_paused": Operation("Workers", body={"worker": 2, "paused": True}),
     "GET /worker/stats": Operation("Workers"),
-    "GET /project/list": Operation("Projects", shows=COUNT_COLUMNS),
-    "GET /project/get/{project}": Operation("Projects", shows=COUNT_COLUMNS),
+    "GET /project/list": Operation("Projects", in_full=True),
+    "GET /project/get/{project}": Operation("Projects"),
     "POST /project/create": Operation(
         "Projects",
         {
-            403: "`public` without being a tracker admin; `chain` to a project without the EDIT role, or another site's"
-            " page caused the request.",
+            403: "`public` without being a tracker admin; `chain` to a project without the EDIT role.",
             404: "There is no project as given in `chain`.",
             409: "There is a project with this name.",
         },
@@ -155,8 +132,8 @@ OPERATIONS: dict[str, Operation] = {
         "Projects",
         {
             403: "No EDIT role in the project, or none in the one given in `chain`, `public` without being a tracker"
-            " admin, or another site's page caused the request.",
-            404: "There is no such project, or it is hidden, or there is none as given in `chain`.",
+            " admin.",
+            404: "or there is none as given in `chain`.",
             409: "There is a project with this name.",
         },
         body={"git_repo": "alice/first", "motd": "Be polite to the servers.", "paused": False},
@@ -167,22 +144,17 @@ OPERATIONS: dict[str, Operation] = {
     "GET /project/webhook_secret/{project}": Operation("Projects"),
     "POST /project/request_access": Operation(
         "Access",
-        {404: NO_PROJECT, 409: "The worker has access, or has asked for it, already."},
+        {409: "The worker has access, or has asked for it, already."},
         body={"project": 2, "assign": True, "submit": True},
     ),
     "GET /project/access_list/{project}": Operation("Access", path={"project": 2}),
     "POST /project/accept_request/{project}/{worker}": Operation(
         "Access",
-        {
-            404: "There is no such project, or it is hidden, or the worker has not asked for access.",
-            409: "The worker has access already.",
-        },
+        {404: "or the worker has not asked for access.", 409: "The worker has access already."},
         path={"project": 2},
     ),
     "POST /project/reject_request/{project}/{worker}": Operation(
-        "Access",
-        {404: "There is no such project, or it is hidden, or the worker has neither asked for nor got access."},
-        path={"project": 2},
+        "Access", {404: "or the worker has neither asked for nor got access."}, path={"project": 2}
     ),
     "POST /task/submit": Operation(
         "Tasks",
@@ -196,17 +168,15 @@ OPERATIONS: dict[str, Operation] = {
         "Tasks",
         {
             **NO_SUBMIT,
-            413: "The body is larger than {max_bulk_body} KiB (setting `max_bulk_body`); for a worker that has no"
-            " SUBMIT access to any project, than {max_body} KiB (setting `max_body`).",
+            404: "There is no such project.",
+            413: "The body is larger than {max_bulk_body: KiB}; for a worker that has no SUBMIT access to any"
+            " project, than {max_body: KiB}.",
         },
         body={"requests": [{"project": 1, "recipe": f"https://example.org/{page}"} for page in (1, 2)]},
     ),
     "POST /task/submit_lines/{project}": Operation(
         "Tasks",
-        {
-            **NO_SUBMIT,
-            413: "The body, or what it unpacks to, is larger than {max_bulk_body} KiB (setting `max_bulk_body`).",
-        },
+        {**NO_SUBMIT, 413: "The body, or what it unpacks to, is larger than {max_bulk_body: KiB}."},
         query={"priority": 2, "token": "urls-1"},
         text='https://example.org/one\n{"recipe": "https://example.org/two", "priority": 3}\n',
     ),
@@ -221,7 +191,6 @@ OPERATIONS: dict[str, Operation] = {
         "Tasks",
         {
             403: "The worker has no ASSIGN access to the project, or is paused.",
-            404: NO_PROJECT,
             429: "There is a task, but the project's rate limit is reached.",
         },
         **NO_TASK,
@@ -236,7 +205,6 @@ OPERATIONS: dict[str, Operation] = {
         "Tasks",
         {
             403: "The worker has no ASSIGN access to one of the projects, or is paused.",
-            404: NO_PROJECT,
             429: "There is a task, but the rate limit of its project is reached.",
         },
         query={"project": [1, 2], "wait": 5, "count": 10},
@@ -258,21 +226,16 @@ OPERATIONS: dict[str, Operation] = {
         {404: "There has never been one of the tasks. Nothing is released."},
         body={"releases": [{"task_id": 2, "result": 0}, {"task_id": 3, "result": 2}]},
     ),
-    "POST /template/create": Operation(
-        "Templates", {**NO_EDIT, 409: NAMED_TWICE}, body=TEMPLATE, shows=(*SCRIPTS, "secret")
-    ),
+    "POST /template/create": Operation("Templates", {**NO_EDIT, **NAMED_TWICE}, body=TEMPLATE),
     "POST /template/update/{template}": Operation(
-        "Templates", {409: NAMED_TWICE}, body={"api": True, "key": "secure123", "keep_count": 100, "keep_time": 86400}
+        "Templates", NAMED_TWICE, body={"api": True, "key": "secure123", "keep_count": 100, "keep_time": 86400}
     ),
-    "GET /template/get/{template}": Operation("Templates", shows=SCRIPTS),
+    "GET /template/get/{template}": Operation("Templates"),
     "GET /template/list/{project}": Operation("Templates"),
     "POST /template/rotate_secret/{template}": Operation("Templates"),
-    "POST /template/trigger/{template}": Operation("Templates", {429: WORKERS_RATE}, body=GIVEN, shows=TEXTS),
+    "POST /template/trigger/{template}": Operation("Templates", {429: WORKERS_RATE}, body=GIVEN),
     "POST /workflow/create": Operation(
-        "Templates",
-        {**NO_EDIT, 409: "The project has a workflow of this name."},
-        body=WORKFLOW,
-        shows=("secret",),
+        "Templates", {**NO_EDIT, 409: "The project has a workflow of this name."}, body=WORKFLOW
     ),
     "POST /workflow/update/{workflow}": Operation(
         "Templates", {409: "The project has a workflow of this name."}, body={"name": "build stubbornly"}
@@ -281,14 +244,11 @@ OPERATIONS: dict[str, Operation] = {
     "GET /workflow/list/{project}": Operation("Templates"),
     "POST /workflow/rotate_secret/{workflow}": Operation("Templates"),
     "POST /workflow/trigger/{workflow}": Operation(
-        "Templates",
-        {409: "The template that it starts with was deleted.", 429: WORKERS_RATE},
-        body=GIVEN,
-        shows=TEXTS,
+        "Templates", {409: "The template that it starts with was deleted.", 429: WORKERS_RATE}, body=GIVEN
     ),
     "POST /workflow/delete/{workflow}": Operation("Templates"),
     "POST /template/delete/{template}": Operation("Templates"),
-    "GET /job/get/{job}": Operation("Jobs", shows=TEXTS),
+    "GET /job/get/{job}": Operation("Jobs"),
     "GET /job/log/{job}": Operation("Jobs"),
     "GET /job/list": Operation(
         "Jobs",
@@ -297,14 +257,10 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "POST /job/cancel/{job}": Operation("Jobs", {409: "It has ended already."}),
     "POST /job/retry/{job}": Operation(
-        "Jobs",
-        {409: "It has not ended yet, or it is the run of a workflow that was deleted.", 429: WORKERS_RATE},
-        shows=TEXTS,
+        "Jobs", {409: "It has not ended yet, or it is the run of a workflow that was deleted.", 429: WORKERS_RATE}
     ),
     "POST /log/{level}": Operation(
-        "Logs",
-        {404: "There is no such level."},
-        body={"scope": "fetch", "message": "Fetched https://example.org/", "timestamp": 1559393394},
+        "Logs", body={"scope": "fetch", "message": "Fetched https://example.org/", "timestamp": 1559393394}
     ),
     "GET /logs": Operation("Logs", NO_ENTRY, setting="public_logs", query={"max_level": 5, "limit": 100}),
     "POST /logs": Operation("Logs", NO_ENTRY, setting="public_logs", body={"level": 5, "since": 1559390000}),
@@ -323,18 +279,14 @@ OPERATIONS: dict[str, Operation] = {
     },
     "POST /register": Operation(
         "Managers",
-        {
-            403: "Registration is closed, or another site's page caused the request.",
-            409: "The username is taken.",
-            429: ATTEMPTS,
-        },
+        {403: "Registration is closed.", 409: "The username is taken.", 429: "Too many attempts from this address."},
         body={"username": "bob", "password": "battery staple"},
-        example={"manager": BOB},
+        example={"manager": {"id": 2, "username": "bob", "tracker_admin": False}},
         cookie="Begins a session.",
     ),
     "POST /login": Operation(
         "Managers",
-        {401: "Wrong username or password.", 403: OTHER_SITE, 429: "Too many attempts for this manager or address."},
+        {401: "Wrong username or password.", 429: "Too many attempts for this manager or address."},
         body={"username": "alice", "password": "correct horse"},
         cookie="Begins a session.",
     ),
@@ -342,28 +294,20 @@ OPERATIONS: dict[str, Operation] = {
     "GET /manager/list": Operation("Managers"),
     "GET /manager/list_for_project/{project}": Operation("Managers"),
     "POST /manager/set_role_for_project/{project}": Operation(
-        "Managers",
-        {404: "There is no such project, or it is hidden, or there is no such manager."},
-        body={"manager": 2, "role": 3},
+        "Managers", {404: "or there is no such manager."}, body={"manager": 2, "role": 3}
     ),
     **{
         f"{method} /manager/{kind}/{{manager}}": Operation(
-            "Managers",
-            {
-                403: "The caller is no tracker admin, or is this manager, or another site's page caused the request.",
-                404: "There is no such manager.",
-            },
+            "Managers", {403: "The caller is no tracker admin, or is this manager."}
         )
         for kind in ("promote", "demote")
         for method in ("POST", "GET")
     },
     **{
-        f"{method} /logout": Operation("Managers", {403: OTHER_SITE}, cookie="Ends the session in the browser.")
+        f"{method} /logout": Operation("Managers", cookie="Ends the session in the browser.")
         for method in ("POST", "GET")
     },
 }
-EXAMPLE_IDS = {"project": 1, "worker": 1, "manager": 2, "level": "info"}
-EXAMPLE_IDS |= {"operation": 1, "template": 1, "workflow": 1, "job": EXAMPLE_JOB}
 
 DESCRIPTION = """\
 Hands out tasks to a crowd of workers and loses none.
@@ -375,7 +319,7 @@ Integers may have 64 bits. An answer with `ok` true means that the change is on 
 COMMON_ERRORS = {
     400: "A value is missing, of the wrong type or out of range: `field` is its name, and the message begins with it.",
     401: "X-Worker-ID and X-Secret are not those of a worker, or no manager is logged in.",
-    413: "The body is larger than {max_body} KiB (setting `max_body`).",
+    413: "The body is larger than {max_body: KiB}.",
     500: "A fault of the tracker, which its own log tells more about.",
     503: "The tracker is stopping, or cannot write to its database. Try again later.",
 }
@@ -426,36 +370,50 @@ def who_may(about: Operation, need: Any) -> str:
     """Who may make a call: as it is noted, or as its Need says."""
     if about.setting:
         return f"Anybody, if the setting `{about.setting}` is on; otherwise managers."
-    if not need or isinstance(need, str) or need.says:
+    if not isinstance(need, tuple) or need.says:
         return getattr(need, "says", need) or WHO[""]
     if need.role == "login" and need.of:
         return "A manager who may see the project."
-    if need.role in WHO:
-        return WHO[need.role]
+    if need.worker and need.role not in WHO:
+        worker = f"A worker with {need.worker.upper()} access to the project"
+        return f"{worker}, or a manager with the role {need.name} in it."
+    return WHO.get(need.role, f"A manager with the role {need.name} in the project.")
+
+
+def refused_role(need: Any) -> str:
+    """Why a call is refused to who may not make it; nothing where that does not follow from what it needs."""
+    role = getattr(need, "role", "")
+    if role in WHO:
+        return "The manager is no tracker admin." if role == "admin" else ""
     if need.worker:
-        return (
-            f"A worker with {need.worker.upper()} access to the project, or a manager with the role {need.name} in it."
-        )
-    return f"A manager with the role {need.name} in the project."
+        return f"A worker without {need.worker.upper()} access to the project, a manager without the {need.name} role."
+    return f"The manager has no {need.name} role in the project."
 
 
-def refusals_of(need: Any, reads: bool) -> dict[int, str]:
-    """Why a call is refused that needs this."""
-    if not need or isinstance(need, str):
-        return {}
-    found = {}
-    other_site = "." if reads else ", or another site's page caused the request."
-    if need.role == "admin":
-        found[403] = f"The manager is no tracker admin{other_site}"
-    elif need.worker:
-        who = f"A worker without {need.worker.upper()} access to the project, a manager without the {need.name} role"
-        found[403] = who + other_site
-    elif need.role not in WHO:
-        found[403] = f"The manager has no {need.name} role in the project{other_site}"
-    if need.of:
-        hidden = "it is hidden" if need.of.noun == "project" else "its project is hidden"
-        found[404] = f"There is no such {need.of.noun}, or {hidden}."
-    return found
+def unknown(names: Iterable[str], need: Any, hides: bool) -> str:
+    """What is said when that is not there which the call is about, or (`hides`) when it is kept from a manager."""
+    if of := getattr(need, "of", None):
+        return f"There is no such {of.noun}, or {'it' if of.noun == 'project' else 'its project'} is hidden."
+    noun = next((name for name in names if name in THINGS), "")
+    return f"There is no such {noun}{', or it is hidden' if hides and noun == 'project' else ''}." if noun else ""
+
+
+def reasons(about: Operation, row: Any, takes: Any, by_manager: bool) -> dict[int, str]:
+    """Why a call is refused, by status: what follows from what it needs, and what is noted of it."""
+    names = [*ids_in(row.path), *getattr(takes.body or takes.query, "__struct_fields__", ())]
+    found = {403: refused_role(takes.who), 404: unknown(names, takes.who, by_manager)}
+    reads = row.methods == "GET" if row.reads is None else row.reads
+    other_site = [(403, OTHER_SITE)] if not reads and (by_manager or about.cookie) else []
+    for status, why in (*about.errors.items(), *other_site):
+        found[status] = continued(found.get(status, ""), why)
+    return {status: why for status, why in found.items() if why}
+
+
+def continued(sentence: str, more: str) -> str:
+    """The sentence with "or …" at its end; any other text stands by itself."""
+    if not more.startswith("or "):
+        return more
+    return f"{sentence[:-1]}, {more}" if sentence else more[3:].capitalize()
 
 
 # ── The document ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -467,12 +425,11 @@ def document(api: Iterable[tuple[Any, Any]], settings: Any, version: str) -> dic
     A call: its row of the table of routes (methods, path, a function with its docstring), and what it takes.
     """
     calls = {f"{method} {row.path}": (row, takes) for row, takes in api for method in row.methods.split()}
-    words = {name: in_words(getattr(settings, name)) for name in settings.__struct_fields__}
-    schemas = Schemas([takes for _, takes in calls.values()], words)
+    schemas = Schemas([takes for _, takes in calls.values()], settings)
     paths: dict[str, dict[str, Any]] = {}
     for name in sorted(calls, key=list(OPERATIONS).index):
         method, path = name.split()
-        paths.setdefault(path, {})[method.lower()] = operation(name, *calls[name], settings, words, schemas)
+        paths.setdefault(path, {})[method.lower()] = operation(name, *calls[name], schemas)
     components = {**schemas.components, **schemas.answered}
     referred = json.dumps([paths, components])
     named = {name: one for name, one in components.items() if f'"{REF.format(name=name)}"' in referred}
@@ -485,7 +442,7 @@ def document(api: Iterable[tuple[Any, Any]], settings: Any, version: str) -> dic
         "paths": paths,
         "components": {
             "schemas": {**named, "Error": ERROR},
-            "responses": common_responses(words),
+            "responses": {str(status): refusal(status, why, schemas) for status, why in COMMON_ERRORS.items()},
             "securitySchemes": security_schemes(settings),
         },
     }
@@ -500,97 +457,94 @@ def in_words(value: Any) -> str:
 class Schemas:
     """The JSON schema of every type, with the meaning of each field. `components` are those that have a name."""
 
-    def __init__(self, takes: Iterable[Any], words: dict[str, str]):
-        takes = list(takes)
+    def __init__(self, takes: Iterable[Any], settings: Any):
+        """The schemas of what calls take and answer, with the values of the settings in their texts."""
+        takes, self.settings = list(takes), settings
+        self.words = {name: in_words(getattr(settings, name)) for name in settings.__struct_fields__}
         self.kinds = [Id, *(kind for one in takes for kind in (one.body, one.query, *(one.path or {}).values()))]
         self.kinds += [kind for one in takes for kind in answered_types(one.answer)]
         self.answered: dict[str, Any] = {}
         self.schemas, self.components = msgspec.json.schema_components(self.kinds, ref_template=REF)
-        described = [
-            *self.schemas,
-            *(field for one in self.components.values() for field in one["properties"].values()),
-        ]
-        for one in described:
+        fields = [field for one in self.components.values() for field in one["properties"].values()]
+        for one in (*self.schemas, *fields):
             if "description" in one:
-                one["description"] = one["description"].format_map(words)
+                one["description"] = self.said(one["description"])
+
+    def said(self, text: str) -> str:
+        """The text with the values of the settings that it names: `{name}`, or `{name:unit}` that says the name too."""
+        return re.sub(r"{(\w+):(.*?)}", r"{\1}\2 (setting `\1`)", text).format_map(self.words)
 
     def of(self, kind: Any) -> dict[str, Any]:
+        """The schema of one of these types."""
         return self.schemas[self.kinds.index(kind)]
 
-    def component(self, kind: type[Struct]) -> dict[str, Any]:
-        return self.components[kind.__name__]
-
-    def content(self, answer: Any, shows: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The schema of an answer. Of the fields that not every answer has, it has those that this one `shows`."""
+    def content(self, answer: Any, new: bool, in_full: bool) -> dict[str, Any]:
+        """The schema of an answer: about something `new`, which shows its secret, or of a list of things `in_full`."""
         if isinstance(answer, list):
-            return {"anyOf": [self.content(one, shows) for one in answer]}
+            return {"anyOf": [self.content(one, new, in_full) for one in answer]}
         if not isinstance(answer, dict):
-            return self.variant(self.of(answer), shows)
-        fields = {name: self.variant(self.of(kind), shows) for name, kind in answer.items()}
+            return self.shown(self.of(answer), new, True, in_full)
+        fields = {name: self.shown(self.of(kind), new, True, in_full) for name, kind in answer.items()}
         return {"type": "object", "properties": fields, "required": list(fields)}
 
-    def variant(self, schema: Any, shows: tuple[str, ...]) -> Any:
-        """The schema with only those of the optional fields, in it and below it; a component of a name of its own."""
+    def shown(self, schema: Any, new: bool = False, whole: bool = False, in_full: bool = False) -> Any:
+        """The schema of what is answered, with those optional fields that this answer has.
+
+        They are in what an answer is about (`whole`), and not in what that holds, or what is listed but `in_full`. A
+        component of which some are left out, or shown, has a name of its own.
+        """
         if isinstance(schema, list):
-            return [self.variant(one, shows) for one in schema]
-        if not isinstance(schema, dict) or "properties" in schema:
+            return [self.shown(one) for one in schema]
+        if not isinstance(schema, dict):
             return schema
         if "$ref" not in schema:
-            return {key: self.variant(one, shows) if key in ("items", "anyOf") else one for key, one in schema.items()}
+            nested = {"items": in_full, "anyOf": False}
+            return {key: self.shown(one, whole=nested[key]) if key in nested else one for key, one in schema.items()}
         name = schema["$ref"].rpartition("/")[2]
-        whole = self.components[name]
-        optional = {field for field, one in whole["properties"].items() if is_optional(whole, field, one)}
-        shown = optional.intersection(shows)
+        component = self.components[name]
+        fields, required = component["properties"], component.get("required", ())
+        optional = {field for field, one in fields.items() if field not in required and "default" not in one}
+        shown = optional - (set() if new else {"secret"}) if whole else optional & MAYBE
         new_name = f"New{name}" if "secret" in shown else f"{name}InFull" if shown - MAYBE else name
-        kept = {
-            key: self.variant(one, shows) for key, one in whole["properties"].items() if key not in optional - shown
-        }
-        required = [key for key in kept if key in {*whole.get("required", ()), *shown} - MAYBE]
-        self.answered[new_name] = {**whole, "title": new_name, "properties": kept, "required": required}
+        kept = {key: self.shown(one) for key, one in fields.items() if key not in optional - shown}
+        required = [key for key in kept if key in {*required, *shown} - MAYBE]
+        self.answered[new_name] = {**component, "title": new_name, "properties": kept, "required": required}
         return {**schema, "$ref": REF.format(name=new_name)}
 
 
 MAYBE = {"job"}  # of a task: only some have one
 
 
-def is_optional(schema: dict[str, Any], field: str, of: dict[str, Any]) -> bool:
-    return field not in schema.get("required", ()) and "default" not in of
-
-
-def answered_types(answer: Any) -> Iterator[Any]:
+def answered_types(answer: Any) -> list[Any]:
+    """The types of which an answer is made."""
     if isinstance(answer, list | dict):
-        for one in answer if isinstance(answer, list) else answer.values():
-            yield from answered_types(one)
-    elif answer is not None:
-        yield answer
+        parts = answer if isinstance(answer, list) else answer.values()
+        return [kind for one in parts for kind in answered_types(one)]
+    return [] if answer is None else [answer]
 
 
-def operation(
-    name: str, row: Any, takes: Any, settings: Any, words: dict[str, str], schemas: Schemas
-) -> dict[str, Any]:
+def operation(name: str, row: Any, takes: Any, schemas: Schemas) -> dict[str, Any]:
     """One call, as an Operation Object."""
     about, need = OPERATIONS[name], takes.who
     summary, description = split_docstring(row.function)
     security = SECURITY[takes.caller and takes.caller.__name__]
-    open_to_all = getattr(settings, about.setting) if about.setting else not need or getattr(need, "role", "") == "sees"
+    open_to_all = getattr(schemas.settings, about.setting, not need or getattr(need, "role", "") == "sees")
     if security and open_to_all:
         # What comes first is what the example uses: whoever logs out, or asks who is logged in, has a session.
         security = [*security, {}] if about.cookie or about.not_ok else [{}, *security]
     parameters = [
-        *(path_parameter(one, about, takes, schemas) for one in re.findall(r"{(\w+)}", name)),
+        *(path_parameter(one, about, takes, schemas) for one in ids_in(name)),
         *query_parameters(about, takes, schemas),
-        *header_parameters(about),
+        *(parameter("header", one, why, {"type": "string"}, EXAMPLE_HEADERS) for one, why in about.headers.items()),
     ]
-    body = {}
+    content = {}
     if takes.body is not None:
-        content = {"schema": schemas.of(takes.body), "example": about.body}
-        body = {"requestBody": {"required": True, "content": {"application/json": content}}}
-    if about.text:
-        content = {"schema": {"type": "string"}, "example": about.text}
-        body = {"requestBody": {"required": True, "content": {"text/plain": content}}}
+        content = {"application/json": {"schema": schemas.of(takes.body), "example": about.body}}
+    elif about.text:
+        content = {"text/plain": {"schema": {"type": "string"}, "example": about.text}}
     # What no id looks like is an unknown one, if ids are texts.
     texts = takes.path or {}
-    decodes = bool(body) or any(one["in"] == "query" or one["name"] not in texts for one in parameters)
+    decodes = bool(content) or any(one["in"] == "query" or one["name"] not in texts for one in parameters)
     return {
         "operationId": re.sub(r"\W+", "_", name.lower()).strip("_"),
         "tags": [about.section],
@@ -599,10 +553,10 @@ def operation(
         "x-caller": who_may(about, need),
         "security": security,
         "parameters": parameters,
-        **body,
+        **({"requestBody": {"required": True, "content": content}} if content else {}),
         "responses": {
-            str(takes.status): success(about, takes, schemas),
-            **refusals(about, takes, security, decodes, words, name.startswith("GET") and row.reads is None),
+            str(takes.status): success(about, takes, schemas, row.path.endswith("/create")),
+            **refusals(about, row, takes, security, decodes, schemas),
         },
     }
 
@@ -614,53 +568,57 @@ def split_docstring(handler: Callable) -> tuple[str, str]:
     return summary.removesuffix("."), description
 
 
+def ids_in(path: str) -> list[str]:
+    """The names of what stands in braces in a path."""
+    return re.findall(r"{(\w+)}", path)
+
+
+def parameter(
+    place: str, name: str, meaning: str, schema: dict[str, Any], examples: dict[str, Any], required: bool = False
+) -> dict[str, Any]:
+    """What a call may have in its path, its query or its headers, with its example if there is one."""
+    example = {"example": examples[name]} if name in examples else {}
+    return {"name": name, "in": place, "required": required, "description": meaning, "schema": schema, **example}
+
+
 def path_parameter(name: str, about: Operation, takes: Any, schemas: Schemas) -> dict[str, Any]:
-    parameter = {"name": name, "in": "path", "required": True, "description": PATH[name]}
-    kind = (takes.path or {}).get(name, Id)
-    return {**parameter, "schema": schemas.of(kind), "example": {**EXAMPLE_IDS, **about.path}[name]}
+    """What stands for a name in braces in the path."""
+    examples = {name: 1, **EXAMPLE_IDS, **about.path}
+    schema = schemas.of((takes.path or {}).get(name, Id))
+    return parameter("path", name, PATH.get(name, f"The {name}'s number."), schema, examples, required=True)
 
 
 def query_parameters(about: Operation, takes: Any, schemas: Schemas) -> Iterator[dict[str, Any]]:
     """The fields of what the query is decoded as. No query can say null."""
-    component = schemas.component(takes.query) if takes.query else {"properties": {}, "required": []}
+    component = schemas.components[takes.query.__name__] if takes.query else {"properties": {}, "required": []}
     for name, schema in sorted(component["properties"].items(), key=lambda item: item[0] not in component["required"]):
         schema = {key: value for key, value in schema.items() if key != "default" or value is not None}
         if "anyOf" in schema:
             [one] = [one for one in schema.pop("anyOf") if one != {"type": "null"}]
             schema = {**schema, **one}
-        parameter = {"name": name, "in": "query", "required": name in component["required"]}
-        parameter["description"] = schema.pop("description")
-        example = {"example": about.query[name]} if name in about.query else {}
-        yield {**parameter, "schema": schema, **example}
+        meaning = schema.pop("description")
+        yield parameter("query", name, meaning, schema, about.query, name in component["required"])
 
 
-def header_parameters(about: Operation) -> Iterator[dict[str, Any]]:
-    for name, meaning in about.headers.items():
-        example = {"example": EXAMPLE_HEADERS[name]} if name in EXAMPLE_HEADERS else {}
-        parameter = {"name": name, "in": "header", "required": False, "description": meaning}
-        yield {**parameter, "schema": {"type": "string"}, **example}
-
-
-def success(about: Operation, takes: Any, schemas: Schemas) -> dict[str, Any]:
+def success(about: Operation, takes: Any, schemas: Schemas, new: bool) -> dict[str, Any]:
     """The answer to a call that was accepted."""
     response: dict[str, Any] = {"description": "Done." if takes.answer is None else "The answer."}
     if about.cookie:
         response["headers"] = {"Set-Cookie": {"description": about.cookie, "schema": {"type": "string"}}}
     if takes.status == 204:
         return {**response, "description": "Done. There is no body."}
-    fields: dict[str, Any] = {
-        "ok": {"type": "boolean", "description": about.not_ok} if about.not_ok else {"const": True}
-    }
+    ok = {"type": "boolean", "description": about.not_ok} if about.not_ok else {"const": True}
+    fields: dict[str, Any] = {"ok": ok}
     if about.message:
         fields["message"] = {"type": "string", "description": about.message}
     if takes.answer is not None:
-        fields["content"] = schemas.content(takes.answer, about.shows)
+        fields["content"] = schemas.content(takes.answer, new, about.in_full)
     required = [name for name in fields if name == "ok" or (name == "content" and not about.empty)]
     schema = {"type": "object", "properties": fields, "required": required}
     components = {**schemas.components, **schemas.answered}
     example = {name: sample(one, components) for name, one in fields.items() if name != "message"}
-    if about.example is not None:
-        example["content"] = about.example
+    for name, differs in about.example.items():
+        example["content"][name] |= differs
     return {**response, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
@@ -680,21 +638,23 @@ def sample(schema: dict[str, Any], components: dict[str, Any]) -> Any:
     return schema.get("const", {"boolean": True, "integer": 1}.get(schema.get("type")))
 
 
-def refusals(
-    about: Operation, takes: Any, security: list[dict], decodes: bool, words: dict[str, str], reads: bool
-) -> dict[str, dict[str, Any]]:
+def refusals(about: Operation, row: Any, takes: Any, security: list, decodes: bool, schemas: Schemas) -> dict[str, Any]:
     """The answers to a call that was refused, by status: what every such call may meet, and what this one may."""
     usual = {400: decodes, 401: security and {} not in security, 413: takes.body is not None, 500: True, 503: True}
     found = {status: {"$ref": f"#/components/responses/{status}"} for status, applies in usual.items() if applies}
     if 401 in found and takes.caller.__name__ in UNKNOWN_CALLER:
-        found[401] = refusal(401, UNKNOWN_CALLER[takes.caller.__name__])
-    errors = {**refusals_of(takes.who, reads), **about.errors}
-    found |= {status: refusal(status, why.format_map(words)) for status, why in errors.items()}
+        found[401] = refusal(401, UNKNOWN_CALLER[takes.caller.__name__], schemas)
+    why = reasons(about, row, takes, SESSION[0] in security)
+    found |= {status: refusal(status, text, schemas) for status, text in why.items()}
     return {str(status): found[status] for status in sorted(found)}
 
 
-def refusal(status: int, why: str) -> dict[str, Any]:
-    response = {"description": why, "content": {"application/json": {"schema": {"$ref": REF.format(name="Error")}}}}
+def refusal(status: int, why: str, schemas: Schemas) -> dict[str, Any]:
+    """An answer that refuses a call, as a Response Object."""
+    response = {
+        "description": schemas.said(why),
+        "content": {"application/json": {"schema": {"$ref": REF.format(name="Error")}}},
+    }
     if status == 429:
         response["headers"] = {
             "Retry-After": {"description": "Seconds to wait, rounded up.", "schema": {"type": "integer", "minimum": 1}}
@@ -702,32 +662,19 @@ def refusal(status: int, why: str) -> dict[str, Any]:
     return response
 
 
-def common_responses(words: dict[str, str]) -> dict[str, Any]:
-    """The refusals that many calls have in common."""
-    return {str(status): refusal(status, why.format_map(words)) for status, why in COMMON_ERRORS.items()}
-
-
 def security_schemes(settings: Any) -> dict[str, Any]:
+    """What a caller shows: a worker's two headers, or a manager's cookie."""
+    worker = "The worker's number: `id` in the answer to `POST /worker/create`. `$ID` in the examples."
+    secret = "The worker's secret: `secret` in that answer. `$SECRET` in the examples."
+    session = "The session that `POST /login` or `POST /register` began. In the examples it is in curl's cookie file"
+    places = {
+        "worker_id": ("header", "X-Worker-ID", worker),
+        "worker_secret": ("header", "X-Secret", secret),
+        "session": ("cookie", settings.cookie_name, f"{session} `cookies`."),
+    }
     return {
-        "worker_id": {
-            "type": "apiKey",
-            "in": "header",
-            "name": "X-Worker-ID",
-            "description": "The worker's number: `id` in the answer to `POST /worker/create`. `$ID` in the examples.",
-        },
-        "worker_secret": {
-            "type": "apiKey",
-            "in": "header",
-            "name": "X-Secret",
-            "description": "The worker's secret: `secret` in that answer. `$SECRET` in the examples.",
-        },
-        "session": {
-            "type": "apiKey",
-            "in": "cookie",
-            "name": settings.cookie_name,
-            "description": "The session that `POST /login` or `POST /register` began. In the examples it is in curl's"
-            " cookie file `cookies`.",
-        },
+        kind: {"type": "apiKey", "in": place, "name": name, "description": description}
+        for kind, (place, name, description) in places.items()
     }
 
 
@@ -736,12 +683,10 @@ def security_schemes(settings: Any) -> dict[str, Any]:
 
 def with_curl(document: dict[str, Any], url: str) -> dict[str, Any]:
     """The document with a curl example for each call, of a tracker at this URL (without a slash at its end)."""
+    shell = {"lang": "Shell", "label": "curl"}
     paths = {
         path: {
-            method: {
-                **one,
-                "x-codeSamples": [{"lang": "Shell", "label": "curl", "source": curl(method, path, one, url)}],
-            }
+            method: {**one, "x-codeSamples": [{**shell, "source": curl(method, path, one, url)}]}
             for method, one in methods.items()
         }
         for path, methods in document["paths"].items()
@@ -798,31 +743,38 @@ def pages(document: dict[str, Any], url: str) -> dict[str, Any]:
     """
     components = document["components"]
     calls: dict[str, dict[str, list]] = {tag["name"]: {} for tag in document["tags"]}
-    for path, methods in document["paths"].items():
-        for method, one in methods.items():
-            same = path + json.dumps({**one, "operationId": None})  # GET and POST that do the same are shown together
-            calls[one["tags"][0]].setdefault(same, []).append((method, path, one))
+    operations = [(method, path, one) for path, methods in document["paths"].items() for method, one in methods.items()]
+    for method, path, one in operations:
+        same = path + json.dumps({**one, "operationId": None})  # GET and POST that do the same are shown together
+        calls[one["tags"][0]].setdefault(same, []).append((method, path, one))
     sections = [
         {**tag, "calls": [shown_call(same, components, url) for same in calls[tag["name"]].values()]}
         for tag in document["tags"]
     ]
-    mentioned = shapes_of(components["schemas"], sections)
-    bodies = re.findall(r'"requestBody": .*?"example"', json.dumps(document["paths"]))
-    decoded = {name for body in bodies for name in re.findall(rf"{REF.format(name='')}(\w+)", body)}
+    bodies = json.dumps([one.get("requestBody") for _, _, one in operations])
+    shapes = {
+        name: rows(schema["properties"], schema["required"] if f'"{REF.format(name=name)}"' in bodies else ())
+        for name, schema in components["schemas"].items()
+    }
+    answers = [call["answer"] for section in sections for call in section["calls"]]
+    mentioned = {row["shape"] for table in (*shapes.values(), *answers) for row in table}
     return {
         "description": document["info"]["description"].split("\n\n"),
         "servers": [server["url"] for server in document["servers"]],
         "start": start(url),
         "schemes": list(components["securitySchemes"].values()),
         "error": {
-            "rows": rows(components["schemas"]["Error"], decoded=False),
-            "example": pretty(sample(components["schemas"]["Error"], {})),
-            "common": [(status, phrase(status), one["description"]) for status, one in components["responses"].items()],
+            "rows": rows(ERROR["properties"]),
+            "example": pretty(sample(ERROR, {})),
+            "common": [
+                (status, HTTPStatus(int(status)).phrase, one["description"])
+                for status, one in components["responses"].items()
+            ],
         },
         "sections": sections,
         "shapes": [
-            {"name": name, "description": schema.get("description", ""), "rows": rows(schema, decoded=name in decoded)}
-            for name, schema in components["schemas"].items()
+            {"name": name, "description": components["schemas"][name].get("description", ""), "rows": table}
+            for name, table in shapes.items()
             if name in mentioned
         ],
     }
@@ -835,12 +787,8 @@ def shown_call(same: list[tuple[str, str, dict]], components: dict[str, Any], ur
     shown = answer.get("content", {}).get("application/json")
     fields = {
         place: rows(
-            {
-                "properties": {
-                    each["name"]: {**each["schema"], **each} for each in one["parameters"] if each["in"] == place
-                },
-                "required": [each["name"] for each in one["parameters"] if each["required"]],
-            }
+            {each["name"]: {**each["schema"], **each} for each in one["parameters"] if each["in"] == place},
+            [each["name"] for each in one["parameters"] if each["required"]],
         )
         for place in ("path", "query", "header")
     }
@@ -852,13 +800,13 @@ def shown_call(same: list[tuple[str, str, dict]], components: dict[str, Any], ur
         "summary": one["summary"],
         "description": one["description"].split("\n\n") if one["description"] else [],
         "caller": one["x-caller"],
-        "fields": {**fields, "body": rows(inlined(body["schema"], components)) if body else []},
+        "fields": {**fields, "body": rows(**inlined(body["schema"], components)) if body else []},
         "status": status,
-        "answer": rows(answer_fields(shown["schema"], components), decoded=False) if shown else [],
+        "answer": rows(answer_fields(shown["schema"], components)) if shown else [],
         "answer_headers": [(name, header["description"]) for name, header in answer.get("headers", {}).items()],
         "answer_example": pretty(shown["example"]) if shown else "",
         "errors": [
-            (status, phrase(status), resolved(response, components)["description"])
+            (status, HTTPStatus(int(status)).phrase, resolved(response, components)["description"])
             for status, response in one["responses"].items()
             if "400" <= status < "500"
         ],
@@ -870,10 +818,6 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def phrase(status: str) -> str:
-    return HTTPStatus(int(status)).phrase
-
-
 def resolved(value: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
     """What a reference stands for."""
     if "$ref" not in value:
@@ -883,36 +827,36 @@ def resolved(value: dict[str, Any], components: dict[str, Any]) -> dict[str, Any
 
 
 def inlined(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    """An object's schema with its fields; of alternatives, those of all of them, none of them required."""
+    """The fields of an object's schema; of alternatives, those of all of them, none of them required."""
     objects = [resolved(one, components) for one in schema.get("anyOf", [schema])]
     objects = [one for one in objects if one["type"] == "object"]
-    if len(objects) == 1:
-        return objects[0]
-    return {"properties": {name: field for one in objects for name, field in one["properties"].items()}, "required": []}
+    required = objects[0]["required"] if len(objects) == 1 else ()
+    return {
+        "fields": {name: field for one in objects for name, field in one["properties"].items()},
+        "required": required,
+    }
 
 
 def answer_fields(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
     """The fields of an answer, those of `content` by their names in there."""
     fields = dict(schema["properties"])
-    if content := fields.pop("content", None):
-        content = inlined(content, components)
-        fields |= {f"content.{name}": field for name, field in content["properties"].items()}
-    return {"properties": fields}
+    content = inlined(fields.pop("content"), components)["fields"] if "content" in fields else {}
+    return fields | {f"content.{name}": field for name, field in content.items()}
 
 
-def rows(schema: dict[str, Any], decoded: bool = True) -> list[dict[str, Any]]:
-    """The lines of a table of fields, of what the tracker decodes or of what it answers."""
+def rows(fields: dict[str, Any], required: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The lines of a table of fields; some are `required` of what the tracker decodes."""
     return [
         {
             "name": name,
             "type": type_of(field),
             "shape": shape_of(field),
             "limits": limits(field),
-            "required": decoded and name in schema["required"],
+            "required": name in required,
             "default": default_of(field),
             "meaning": field.get("description", ""),
         }
-        for name, field in schema["properties"].items()
+        for name, field in fields.items()
         if "const" not in field  # it says nothing
     ]
 
@@ -958,17 +902,3 @@ def default_of(schema: dict[str, Any]) -> str:
     """What an absent field counts as, as JSON; nothing when there is no such value."""
     default = schema.get("default")
     return "" if default is None else f"{default:g}" if isinstance(default, float) else json.dumps(default)
-
-
-def shapes_of(schemas: dict[str, Any], sections: list[dict[str, Any]]) -> set[str]:
-    """The components that the tables mention, and those that these mention."""
-    tables = [
-        table
-        for section in sections
-        for call in section["calls"]
-        for table in (*call["fields"].values(), call["answer"])
-    ]
-    found = {row["shape"] for table in tables for row in table if row["shape"]}
-    while more := {row["shape"] for name in found for row in rows(schemas[name])} - found - {None}:
-        found |= more
-    return found

@@ -1,4 +1,4 @@
--- The whole database of the tracker, version 5 (PRAGMA user_version, set by tracker.py in the same transaction).
+-- The whole database of the tracker (its version is PRAGMA user_version, set by tracker.py in the same transaction).
 -- An upgrade runs it too, hence IF NOT EXISTS: only what is missing is made (UPGRADES in tracker.py does the rest).
 -- One section per section of tracker.py; the comment above a table says what one of its rows is.
 -- REFERENCES is for the reader: the functions check, and foreign keys switched on would cost every insert.

@@ -23,7 +23,7 @@ import uvicorn
 from python_multipart.exceptions import FormParserError
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 import libraries
@@ -35,14 +35,12 @@ MOST_HEADER_BYTES = 2**16
 MOST_PIPELINED = 256  # requests that one connection may send ahead of their answers
 
 
-def writes_plainly(cycle: RequestResponseCycle) -> bool:
-    return cycle.keep_alive and not cycle.access_log and cycle.scope["method"] != "HEAD"
-
-
 def plain_cycle(send: Callable) -> RequestResponseCycle | None:
     """uvicorn's cycle behind an ASGI `send`, if an answer may be written past it."""
     cycle = getattr(send, "__self__", None) if libraries.HAS_SHORT_WAY else None
-    return cycle if type(cycle) is RequestResponseCycle and writes_plainly(cycle) else None
+    if type(cycle) is not RequestResponseCycle:
+        return None
+    return cycle if cycle.keep_alive and not cycle.access_log and cycle.scope["method"] != "HEAD" else None
 
 
 def plain_head(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -103,6 +101,7 @@ class Incoming:
                         yield cookie.strip()[len(name) + 1 :]
 
     def query(self) -> dict[str, list[str]]:
+        """The query's parameters, each as often as it is given; 400 for what is none, or for more than 1000."""
         try:
             return parse_qs(self.scope["query_string"].decode(), max_num_fields=1000, errors="strict")
         except ValueError:
@@ -124,67 +123,63 @@ class Incoming:
 
     async def read_body(self, limit: int) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
-        most = 1024 * limit
-        self.refuse_longer(most)
-        parts, size = [], 0  # joined once: adding to bytes copies all that has arrived
-        while True:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise TrackerError("timeout", "did not arrive", "body")
-            parts.append(message["body"])
-            size += len(message["body"])
-            if size > most:
-                raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+        self.refuse_longer(limit)
+        parts, size, more = [], 0, True  # joined once: adding to bytes copies all that has arrived
+        while more:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
+            part, more = await self.part(size, limit)
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts)
 
     async def spool(self, file: BinaryIO, limit: int) -> None:
         """Moves the body to a file, to its beginning, a block at a time. 413 as soon as it exceeds the limit (in KiB).
 
         However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory.
         """
-        self.refuse_longer(1024 * limit)
+        self.refuse_longer(limit)
         block, size, more = bytearray(), 0, True
         while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise TrackerError("timeout", "did not arrive", "body")
-            block += message["body"]
-            size += len(message["body"])
-            if size > 1024 * limit:
-                raise TrackerError("too_large", f"more than {limit} KiB", "body")
-            more = message.get("more_body", False)
+            part, more = await self.part(size, limit)
+            block += part
+            size += len(part)
             if len(block) >= SPOOL_BYTES or not more:
                 await asyncio.to_thread(file.write, bytes(block))
                 block.clear()
                 keeps_coming(self.receive)
         file.seek(0)
 
-    def refuse_longer(self, most: int) -> None:
-        """413 for a body that is said to be longer than that many bytes, before it comes."""
-        if (length := self.header(b"content-length")) and length.isdigit() and (len(length) > 15 or int(length) > most):
-            raise TrackerError("too_large", f"more than {most // 1024} KiB", "body")
+    def refuse_longer(self, limit: int) -> None:
+        """413 for a body that is said to be longer than the limit (in KiB), before it comes."""
+        length = self.header(b"content-length") or b""
+        if length.isdigit() and (len(length) > 15 or int(length) > 1024 * limit):
+            raise TrackerError("too_large", f"more than {limit} KiB", "body")
+
+    async def part(self, size: int, limit: int, what: str = "body") -> tuple[bytes, bool]:
+        """What follows `size` bytes of the body, and whether more does. 413 beyond the limit (KiB), 408 at its loss."""
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise TrackerError("timeout", "did not arrive", "body")
+        if size + len(message["body"]) > 1024 * limit:
+            raise TrackerError("too_large", f"more than {limit} KiB", what)
+        return message["body"], message.get("more_body", False)
 
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
-        most, size = 1024 * limit, 0
+        size = 0
         if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
             raise TrackerError("invalid", "its Content-Type is too long", "body")
 
         async def receive() -> dict:
+            """The next part, counted, as ASGI has it."""
             nonlocal size
-            message = await self.receive()
-            size += len(message.get("body", b""))
-            if size > most:
-                raise TrackerError("too_large", f"more than {limit} KiB", what)
-            return message
+            part, more = await self.part(size, limit, what)
+            size += len(part)
+            return {"type": "http.request", "body": part, "more_body": more}
 
         try:
-            form = await Request(self.scope, receive).form(max_part_size=most, **limits)
+            form = await Request(self.scope, receive).form(max_part_size=1024 * limit, **limits)
         except (HTTPException, MultiPartException, FormParserError) as error:
             raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
-        except ClientDisconnect:
-            raise TrackerError("timeout", "did not arrive", "body") from None
         return {name: form.getlist(name) for name in form}
 
     async def gone(self) -> None:
@@ -210,11 +205,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self.lost.set_result(None)
 
     def on_message_begin(self) -> None:
+        """The time of the headers begins, and their size is counted."""
         super().on_message_begin()
         self.began = self.loop.time()
         self.headers_pending = 1
 
     def on_headers_complete(self) -> None:
+        """The time of the body begins. Closes a connection on which too many requests wait for their answers."""
         self.began, self.headers_pending = self.loop.time(), 0
         super().on_headers_complete()
         if len(self.pipeline) > MOST_PIPELINED:  # uvicorn reads on after each answer, and would collect them for ever
@@ -225,6 +222,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
+        """Refuses headers that are too long, and keeps the time of what comes after an answer."""
         super().data_received(data)
         if self.began is None and self.cycle and self.cycle.response_complete:
             self.began = self.loop.time()  # stray line ends after an answer: uvicorn has stopped its keep-alive timer
@@ -344,6 +342,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(sock: socket.socket) -> str:
+    """Where a listening socket is reached, without a slash at the end."""
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -330,7 +330,6 @@ def retry_pauses() -> Iterator[float]:
 
 # ── Database ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SCHEMA_VERSION = 5
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
 UPTIME_INTERVAL = 1.0  # seconds; a crash makes leases at most this much longer
@@ -355,7 +354,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         "",
     ),
 }
-OLDEST_SCHEMA = min(UPGRADES)
+OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 
 
 class Tx:

@@ -19,6 +19,7 @@ from conftest import Manager, Site, Worker, dump, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
+import errors
 import shapes
 import tracker
 
@@ -176,9 +177,11 @@ class House:
         }
         release = {"task_id": self.task, "result": 0, "verification": -32315129, "output": {"code": 0}}
         body = {
-            **{"name": "another", "priority": 2, "clone_url": "http://example.org", "git_repo": "", "version": "1"},
-            **{"motd": "hello", "public": False, "hidden": False, "paused": False, "chain": 0, "assign_rate": 2},
-            **{"submit_rate": 0.5, "keep_hashes": False},
+            **tracker.NEW_PROJECT,
+            "name": "another",
+            "clone_url": "http://example.org",
+            "motd": "hello",
+            "assign_rate": 2,
         }
         line = {"scope": "test", "timestamp": 1559393394, "message": "hello", "Message": "hello", "task_id": self.task}
         logs = {"level": 5, "since": 0, "max_level": 7, "before": 1, "limit": 10}
@@ -520,6 +523,18 @@ def test_a_value_that_no_json_has_is_refused_in_every_field(house: House) -> Non
     for endpoint, body, field in every_field(house):
         for text in NO_JSON:
             house.refuse(": ", (400,), endpoint, with_text(body, field, text))
+
+
+def test_a_number_that_no_float_holds_is_refused_in_plain_words(house: House) -> None:
+    for number in (b"1e400", b"-1e400"):
+        body = b'{"name": "huge", "assign_rate": %b}' % number
+        house.refuse("assign_rate: must be closer to 0", (400,), ("POST", "/project/create"), body)
+
+
+def test_a_text_of_another_pattern_is_refused_in_plain_words() -> None:
+    with pytest.raises(errors.TrackerError) as refused:
+        errors.decode(b'{"cookie_name": "two words"}', tracker.Settings)
+    assert refused.value.message == "cookie_name: must match the pattern '^[A-Za-z0-9_-]+$'"
 
 
 def test_a_bare_array_of_tasks_names_their_fields_as_well(house: House) -> None:

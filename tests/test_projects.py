@@ -5,21 +5,22 @@ from typing import Any
 import httpx
 from conftest import Manager, Site
 
-from tracker import EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
+import shapes
+from tracker import EDIT, MAINTENANCE, MANAGE_ACCESS, NEW_PROJECT, READ, SECRET
 
 UNLIMITED = 1.7976931348623157e308  # what existing clients compare with
 EVERY_ROLE = READ | EDIT | MANAGE_ACCESS | SECRET | MAINTENANCE
-COUNTS = {
-    "waiting_task_count": 0,
-    "assigned_task_count": 0,
-    "awaiting_verification_count": 0,
-    "failed_task_count": 0,
-    "closed_task_count": 0,
-}
+COUNTS = dict.fromkeys(shapes.COUNT_COLUMNS, 0)
 
 
 def create(manager: Manager, **fields: Any) -> httpx.Response:
     return manager.post("/project/create", fields)
+
+
+def other_values(**given: Any) -> dict[str, Any]:
+    """The fields of a project: as given, or else with values that are not their defaults."""
+    other = {bool: True, str: "other", int: 7, float: 0.25}
+    return {name: other[type(default)] for name, default in NEW_PROJECT.items()} | given
 
 
 def manager_with(site: Site, project: int, role: int) -> Manager:
@@ -43,21 +44,8 @@ def message(answer: httpx.Response) -> str:
 
 def test_a_project_is_created_with_all_its_fields(site: Site) -> None:
     target = site.admin.create_project()
-    fields = {
-        "priority": 999,
-        "name": "My project",
-        "clone_url": "http://github.com/test/test",
-        "git_repo": "test/test",
-        "version": "1.0",
-        "motd": "Hello\nworld ☃",
-        "public": True,
-        "hidden": False,
-        "chain": target,
-        "paused": True,
-        "assign_rate": 0.5,
-        "submit_rate": 2,
-        "keep_hashes": True,
-    }
+    motd = "Hello\nworld ☃"
+    fields = other_values(name="My project", priority=999, motd=motd, hidden=False, chain=target)
     answer = create(site.admin, **fields)
     assert answer.json() == {"ok": True, "content": {"id": target + 1}}
     assert site.admin.project(target + 1) == {"id": target + 1, **fields, **COUNTS}
@@ -66,12 +54,9 @@ def test_a_project_is_created_with_all_its_fields(site: Site) -> None:
 def test_a_project_needs_nothing_but_a_name(site: Site) -> None:
     project = site.admin.project(create(site.admin, name="bare").json()["content"]["id"])
     assert project == {
-        "id": 1,
-        "priority": 1,
-        "name": "bare",
-        **dict.fromkeys(["clone_url", "git_repo", "version", "motd"], ""),
+        **NEW_PROJECT,
+        **{"id": 1, "priority": 1, "name": "bare", "chain": 0},
         **dict.fromkeys(["public", "hidden", "paused", "keep_hashes"], False),
-        "chain": 0,
         **dict.fromkeys(["assign_rate", "submit_rate"], UNLIMITED),
         **COUNTS,
     }
@@ -109,21 +94,7 @@ def test_the_creator_of_a_project_gets_every_role(site: Site) -> None:
 def test_a_manager_with_edit_changes_every_field(site: Site) -> None:
     target = site.admin.create_project()
     project = site.admin.create_project(keep_hashes=True, paused=True)
-    fields = {
-        "priority": -5,
-        "name": "renamed",
-        "clone_url": "http://example.org/y",
-        "git_repo": "other/repo",
-        "version": "2.0",
-        "motd": "changed",
-        "public": False,
-        "hidden": True,
-        "chain": target,
-        "paused": False,
-        "assign_rate": 3,
-        "submit_rate": 0.25,
-        "keep_hashes": False,
-    }
+    fields = other_values(name="renamed", priority=-5, public=False, chain=target, keep_hashes=False, paused=False)
     site.admin.set_role(target, editor := manager_with(site, project, EDIT), EDIT)
     assert editor.update_project(project, **fields).json() == {"ok": True}
     assert site.admin.project(project) == {"id": project, **fields, **COUNTS}

@@ -285,7 +285,7 @@ class NewPermissionsBody(LimitsBody, kw_only=True):
 def refusal(error: msgspec.ValidationError) -> TrackerError:
     """Why a body is refused, in words for people."""
     refused = errors.refused_value(error)
-    if refused.field == "client_id" and "matching regex" in refused.problem:
+    if refused.field == "client_id" and "match the pattern" in refused.problem:
         problem = "must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -, and begin with a letter, a digit or _"
         return TrackerError("invalid", problem, "client_id")
     return refused
