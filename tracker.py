@@ -107,133 +107,115 @@ log = logging.getLogger("tracker")
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
 
-    host: Annotated[
-        str, about("Address to listen on. Anything but loopback is reachable from outside: put TLS in front.")
-    ] = "127.0.0.1"
-    port: Annotated[int, about("Port to listen on; 0 takes a free one.", ge=0, le=65535)] = 3010
+    host: Annotated[str, "Address to listen on. Anything but loopback is reachable from outside: put TLS in front."] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, "Port to listen on; 0 takes a free one.", Meta(ge=0, le=65535)] = 3010
     root_path: Annotated[
         str,
-        about(
-            "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
-            pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-        ),
+        "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
+        Meta(pattern=r"^(/[A-Za-z0-9._~-]+)*$"),
     ] = ""
     trusted_proxies: Annotated[
-        str,
-        about("Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."),
+        str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
     ] = "127.0.0.1"
-    database: Annotated[str, about("The SQLite file; a relative path starts at the configuration file's folder.")] = (
+    database: Annotated[str, "The SQLite file; a relative path starts at the configuration file's folder."] = (
         "tracker.db"
     )
     synchronous: Annotated[
         Literal["FULL", "NORMAL"],
-        about(
-            "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
-        ),
+        "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
     ] = "FULL"
-    cache_size: Annotated[int, about("Memory for SQLite's page cache, in MiB.", ge=1, le=65536)] = 16
+    cache_size: Annotated[int, "Memory for SQLite's page cache, in MiB.", Meta(ge=1, le=65536)] = 16
     log_file: Annotated[
         str,
-        about(
-            "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB;"
-            " empty for none.",
-        ),
+        "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
     ] = "tracker.log"
-    log_level: Annotated[
-        shapes.LogLevel, about("Workers' log lines from this level on are also kept in the database.")
-    ] = "info"
-    log_retention: Annotated[
-        shapes.Seconds, about("Log lines in the database are deleted after this time, in seconds.")
-    ] = 2_592_000
-    public_logs: Annotated[bool, about("Whether anybody may read the logs; otherwise only managers.")] = False
-    access_log: Annotated[bool, about("Whether to print a line for each request.")] = False
-    cookie_name: Annotated[str, about("Name of the session cookie.", pattern="^[A-Za-z0-9_-]+$")] = "tt"
-    session_lifetime: Annotated[shapes.Seconds, about("A login ends after this time, in seconds.")] = 2_592_000
+    log_level: Annotated[shapes.LogLevel, "Workers' log lines from this level on are also kept in the database."] = (
+        "info"
+    )
+    log_retention: Annotated[shapes.Seconds, "Log lines in the database are deleted after this time, in seconds."] = (
+        2_592_000
+    )
+    public_logs: Annotated[bool, "Whether anybody may read the logs; otherwise only managers."] = False
+    access_log: Annotated[bool, "Whether to print a line for each request."] = False
+    cookie_name: Annotated[str, "Name of the session cookie.", Meta(pattern="^[A-Za-z0-9_-]+$")] = "tt"
+    session_lifetime: Annotated[shapes.Seconds, "A login ends after this time, in seconds."] = 2_592_000
     open_registration: Annotated[
-        bool, about("Whether anybody may register as a manager (who starts with no rights). The first one always may.")
+        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
     ] = True
     open_worker_registration: Annotated[
-        bool, about("Whether anybody may create a worker (which starts with no rights); otherwise only managers.")
+        bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."
     ] = True
-    default_alias: Annotated[str, about("Alias of a worker that did not choose one.", min_length=1, max_length=200)] = (
+    default_alias: Annotated[str, "Alias of a worker that did not choose one.", Meta(min_length=1, max_length=200)] = (
         "worker"
     )
     default_max_assign_time: Annotated[
         int,
-        about("A task without a max_assign_time of its own is taken back after this time, in seconds.", ge=1, le=2**31),
+        "A task without a max_assign_time of its own is taken back after this time, in seconds.",
+        Meta(ge=1, le=2**31),
     ] = 3600
     default_job_timeout: Annotated[
-        shapes.Seconds, about("A job whose template has no timeout may run for this time, in seconds.")
+        shapes.Seconds, "A job whose template has no timeout may run for this time, in seconds."
     ] = 600
     job_retention: Annotated[
-        shapes.Seconds,
-        about("An ended job is deleted after this time, in seconds, unless its template says otherwise."),
+        shapes.Seconds, "An ended job is deleted after this time, in seconds, unless its template says otherwise."
     ] = 2_592_000
-    max_job_log: Annotated[shapes.Count, about("Most log text that is kept of one job, in KiB.")] = 16384
+    max_job_log: Annotated[shapes.Count, "Most log text that is kept of one job, in KiB."] = 16384
     theeye_customer: Annotated[
         str,
-        about(
-            "The name of the one customer (organisation) that clients of theeye.io name.", pattern="^[A-Za-z0-9_.-]+$"
-        ),
+        "The name of the one customer (organisation) that clients of theeye.io name.",
+        Meta(pattern="^[A-Za-z0-9_.-]+$"),
     ] = "tracker"
     testflinger_anonymous: Annotated[
         Literal["loopback", "always", "never"],
-        about(
-            "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own"
-            " machine, where it listens on no other address and has no root_path. always: everybody who reaches it."
-            " never: nobody.",
-        ),
+        "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own"
+        " machine, where it listens on no other address and has no root_path. always: everybody who reaches it."
+        " never: nobody.",
     ] = "loopback"
     testflinger_version: Annotated[
-        Literal["2025", "2026"],
-        about("Which Testflinger server to be like where the two in use contradict one another."),
+        Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
     ] = "2025"
     testflinger_retention: Annotated[
         shapes.Seconds,
-        about(
-            "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time,"
-            " in seconds (jobs at the latest after job_retention).",
-        ),
+        "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time, in"
+        " seconds (jobs at the latest after job_retention).",
     ] = 604_800
-    testflinger_max_file: Annotated[
-        shapes.Count, about("Largest artifact or attachments of a Testflinger job, in MiB.")
-    ] = 4096
+    testflinger_max_file: Annotated[shapes.Count, "Largest artifact or attachments of a Testflinger job, in MiB."] = (
+        4096
+    )
     webhook_networks: Annotated[
         tuple[str, ...],
-        about(
-            "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
-        ),
+        "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
     ] = ()
-    max_wait: Annotated[shapes.Seconds, about("The longest ?wait= for a task that is honoured, in seconds.")] = 60
-    max_count: Annotated[shapes.Count, about("The most tasks that one ?count= or one bulk release may take.")] = 1000
-    max_bulk: Annotated[shapes.Count, about("The most tasks in one bulk submit.")] = 100_000
-    max_body: Annotated[shapes.Count, about("Largest request body, in KiB.")] = 1024
-    max_bulk_body: Annotated[shapes.Count, about("Largest body of a bulk submit, in KiB.")] = 65536
+    max_wait: Annotated[shapes.Seconds, "The longest ?wait= for a task that is honoured, in seconds."] = 60
+    max_count: Annotated[shapes.Count, "The most tasks that one ?count= or one bulk release may take."] = 1000
+    max_bulk: Annotated[shapes.Count, "The most tasks in one bulk submit."] = 100_000
+    max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 1024
+    max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
     request_timeout: Annotated[
-        shapes.Seconds, about("A client has this long to send its headers, and again to send its body.")
+        shapes.Seconds, "A client has this long to send its headers, and again to send its body."
     ] = 30
     shutdown_timeout: Annotated[
-        shapes.Seconds, about("Requests in flight have this long to finish when the tracker stops.")
+        shapes.Seconds, "Requests in flight have this long to finish when the tracker stops."
     ] = 10
     history_retention: Annotated[
         shapes.Seconds,
-        about(
-            "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"
-            " forgotten after this time, in seconds."
-        ),
+        "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"
+        " forgotten after this time, in seconds.",
     ] = 2_592_000
     snapshot_interval: Annotated[
-        shapes.Seconds, about("Time between two snapshots of every project's counts, in seconds.")
+        shapes.Seconds, "Time between two snapshots of every project's counts, in seconds."
     ] = 60
-    snapshot_history: Annotated[shapes.Seconds, about("Snapshots are deleted after this time, in seconds.")] = 7_776_000
+    snapshot_history: Annotated[shapes.Seconds, "Snapshots are deleted after this time, in seconds."] = 7_776_000
     refresh_interval: Annotated[
-        shapes.Seconds, about("An open page of the manager UI fetches what has changed after this time, in seconds.")
+        shapes.Seconds, "An open page of the manager UI fetches what has changed after this time, in seconds."
     ] = 5
     production_branches: Annotated[
-        tuple[str, ...], about("A push to one of these branches sets a project's version (git webhook).")
+        tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
     ] = ("main", "master")
 
 
