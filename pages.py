@@ -45,23 +45,9 @@ import errors
 import openapi
 import shapes
 import tracker
-from shapes import Int64, JobState, Name, ProjectBody
-from tracker import (
-    ADMIN,
-    EDIT,
-    INT64_MAX,
-    LOGIN,
-    MANAGE_ACCESS,
-    READ,
-    SECRET,
-    SEES,
-    Call,
-    Caller,
-    Id,
-    TrackerError,
-    Tx,
-    encode,
-)
+from errors import TrackerError
+from shapes import INT64_MAX, Id, JobState, ProjectBody
+from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
 # ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -578,7 +564,8 @@ class Action(NamedTuple):
 class Page(NamedTuple):
     """A page: one transaction reads its values, a template shows them. `shows` may also be a handler.
 
-    The ids in the path and the query are what the function's annotations say.
+    The ids in the path and the query are what the function's annotations say. Its actions follow it in the table, or
+    are its own.
     """
 
     path: str
@@ -588,17 +575,19 @@ class Page(NamedTuple):
 
     @property
     def handler(self) -> Handler:
+        """What answers a GET."""
         return showing(self.path, self.shows, self.function) if isinstance(self.shows, str) else self.shows
 
 
-def routes_of(table: Iterable[Page]) -> Iterator[tuple[str, str, Handler]]:
+def routes_of(table: Iterable[Page | Action]) -> Iterator[tuple[str, str, Handler]]:
     """Method, path and handler of each page, and of the actions that stand under it."""
-    for page in table:
-        handler = page.handler
-        yield "GET", page.path, handler
-        for action in page.actions:
-            path = action.path if action.path.startswith("/ui/") else page.path + action.path
-            yield "POST", path, acting(action, path, page.path, handler)
+    for row in itertools.chain.from_iterable((row, *getattr(row, "actions", ())) for row in table):
+        if isinstance(row, Page):
+            page, handler = row.path, row.handler
+            yield "GET", page, handler
+        else:
+            path = row.path if row.path.startswith("/ui/") else page + row.path
+            yield "POST", path, acting(row, path, page, handler)
 
 
 def showing(path: str, template: str, function: Callable | None) -> Handler:
@@ -931,7 +920,7 @@ LOG_LINES_SHOWN = 100  # of a job's log on one page
 class VariableRow(msgspec.Struct):
     """A row of a template's form: a variable. What is JSON in the template is text here, `allowed` one value a line."""
 
-    name: Name
+    name: shapes.Name
     value: str = ""
     required: bool = False
     allowed: str = ""
@@ -941,8 +930,8 @@ class VariableRow(msgspec.Struct):
 class ArgumentRow(msgspec.Struct):
     """A row of a template's form: an argument. `options` are one a line."""
 
-    type: Name
-    order: Int64 = 0
+    type: shapes.Name
+    order: shapes.Int64 = 0
     label: str = ""
     value: str = ""
     options: str = ""
@@ -1590,152 +1579,87 @@ async def docs_page(visit: Visit) -> Response:
 ONE_PROJECT = "/ui/projects/{project}"
 
 
-NEW_PROJECT_SAYS = "The project is there. Workers may ask for access now."
-
-
-TEMPLATE_SAVED = "Saved. Jobs that were made before stay as they are."
-
-
 JOB_RETRIED = "This is the new job, with all that the other one was given."
 
 
+# Each page, and after it the actions that stand under it.
 PAGES = [
     Page("/ui/", "overview.html", overview),
-    Page(
-        "/ui/projects/new",
-        "project_edit.html",
-        new_project_values,
-        [Action("", tracker.create_project, ProjectBody, "/ui/projects/{result}", NEW_PROJECT_SAYS)],
+    Page("/ui/projects/new", "project_edit.html", new_project_values),
+    Action(
+        "",
+        tracker.create_project,
+        ProjectBody,
+        to="/ui/projects/{result}",
+        says="The project is there. Workers may ask for access now.",
     ),
-    Page(
-        "/ui/projects/{project}",
-        "project.html",
-        project_page,
-        [
-            Action("/pause", tracker.pause_project, shapes.PausedBody, says=paused_in_words, again=False),
-            Action("/reset/{kind}", reset_project),
-        ],
-    ),
-    Page(
-        "/ui/projects/{project}/edit",
-        "project_edit.html",
-        edit_values,
-        [Action("", tracker.update_project, ProjectBody, "/ui/projects/{project}", "Saved.")],
-    ),
-    Page(
-        "/ui/projects/{project}/secrets",
-        "secrets.html",
-        project_secrets,
-        [
-            Action(f"{ONE_PROJECT}/secret", tracker.set_secret, shapes.SecretBody, says="The secret is saved."),
-            Action(
-                f"{ONE_PROJECT}/webhook_secret",
-                tracker.set_webhook_secret,
-                shapes.WebhookSecretBody,
-                says="The webhook secret is saved.",
-            ),
-        ],
+    Page(ONE_PROJECT, "project.html", project_page),
+    Action("/pause", tracker.pause_project, shapes.PausedBody, says=paused_in_words, again=False),
+    Action("/reset/{kind}", reset_project),
+    Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
+    Action("", tracker.update_project, ProjectBody, ONE_PROJECT, "Saved."),
+    Page(ONE_PROJECT + "/secrets", "secrets.html", project_secrets),
+    Action(ONE_PROJECT + "/secret", tracker.set_secret, shapes.SecretBody, says="The secret is saved."),
+    Action(
+        ONE_PROJECT + "/webhook_secret",
+        tracker.set_webhook_secret,
+        shapes.WebhookSecretBody,
+        says="The webhook secret is saved.",
     ),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
-    Page("/ui/projects/{project}/tasks", "tasks.html", task_list, [Action("", act_on_list, again=True)]),
-    Page("/ui/projects/{project}/export", export_tasks),
-    Page(
-        "/ui/projects/{project}/submit",
-        "submit.html",
-        submit_page,
-        [
-            Action("", tracker.submit_as_manager, tracker.LineTask, says="The task is submitted."),
-            Action("/lines", submit_lines, again=True),
-        ],
-    ),
+    Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
+    Action("", act_on_list, again=True),
+    Page(ONE_PROJECT + "/export", export_tasks),
+    Page(ONE_PROJECT + "/submit", "submit.html", submit_page),
+    Action("", tracker.submit_as_manager, tracker.LineTask, says="The task is submitted."),
+    Action("/lines", submit_lines, again=True),
     Page("/ui/tasks/{task}", "task.html", task_page),
-    Page("/ui/projects/{project}/templates", "templates.html", project_templates),
-    Page(
-        "/ui/projects/{project}/templates/new",
-        "template_edit.html",
-        new_template_values,
-        [Action("", create_template_by_form, template_form, shows=show_new_template)],
+    Page(ONE_PROJECT + "/templates", "templates.html", project_templates),
+    Page(ONE_PROJECT + "/templates/new", "template_edit.html", new_template_values),
+    Action("", create_template_by_form, template_form, shows=show_new_template),
+    Page("/ui/templates/{template}", "template.html", template_page),
+    Action("/run", run_template, run_form, "/ui/jobs/{result}", "The job is made."),
+    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_rotated_secret),
+    Action(
+        "/delete",
+        remove_template,
+        to="/ui/projects/{result}/templates",
+        says="The template is deleted. Its jobs go on, and stay.",
+        asks=("template_delete.html", template_delete_page),
     ),
-    Page(
-        "/ui/templates/{template}",
-        "template.html",
-        template_page,
-        [
-            Action("/run", run_template, run_form, "/ui/jobs/{result}", "The job is made."),
-            Action("/rotate_secret", tracker.rotate_template_secret, shows=show_rotated_secret),
-            Action(
-                "/delete",
-                remove_template,
-                to="/ui/projects/{result}/templates",
-                says="The template is deleted. Its jobs go on, and stay.",
-                asks=("template_delete.html", template_delete_page),
-            ),
-        ],
+    Page("/ui/templates/{template}/edit", "template_edit.html", edit_template_page),
+    Action(
+        "",
+        update_template_by_form,
+        template_form,
+        to="/ui/templates/{template}",
+        says="Saved. Jobs that were made before stay as they are.",
     ),
-    Page(
-        "/ui/templates/{template}/edit",
-        "template_edit.html",
-        edit_template_page,
-        [Action("", update_template_by_form, template_form, "/ui/templates/{template}", TEMPLATE_SAVED)],
-    ),
-    Page("/ui/projects/{project}/jobs", "jobs.html", project_jobs),
+    Page(ONE_PROJECT + "/jobs", "jobs.html", project_jobs),
     Page("/ui/jobs", "jobs.html", all_jobs),
-    Page(
-        "/ui/jobs/{job}",
-        "job.html",
-        job_page,
-        [
-            Action("/cancel", tracker.cancel_job, says="The job is cancelled.", again=True),
-            Action("/retry", retry_on_page, to="/ui/jobs/{result}", says=JOB_RETRIED, again=True),
-        ],
-    ),
-    Page(
-        "/ui/projects/{project}/access",
-        "access.html",
-        access_page,
-        [
-            Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
-            Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
-            Action("/set", tracker.set_worker_access, shapes.WorkerRolesBody, says="The worker's access is set."),
-            Action("/role", tracker.set_named_role, shapes.RoleForm, says="The manager's roles are set."),
-        ],
-    ),
-    Page(
-        "/ui/workers",
-        "workers.html",
-        worker_list,
-        [Action("/pause", tracker.set_worker_paused, shapes.PauseBody, says=paused_in_words, again=False)],
-    ),
+    Page("/ui/jobs/{job}", "job.html", job_page),
+    Action("/cancel", tracker.cancel_job, says="The job is cancelled.", again=True),
+    Action("/retry", retry_on_page, to="/ui/jobs/{result}", says=JOB_RETRIED, again=True),
+    Page(ONE_PROJECT + "/access", "access.html", access_page),
+    Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
+    Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
+    Action("/set", tracker.set_worker_access, shapes.WorkerRolesBody, says="The worker's access is set."),
+    Action("/role", tracker.set_named_role, shapes.RoleForm, says="The manager's roles are set."),
+    Page("/ui/workers", "workers.html", worker_list),
+    Action("/pause", tracker.set_worker_paused, shapes.PauseBody, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
-    Page(
-        "/ui/login",
-        "login.html",
-        login_values,
-        [
-            Action(
-                "", entering(tracker.authenticate_manager, shapes.LoginBody, "Welcome back, {username}."), again=True
-            ),
-            Action("/ui/logout", log_out_page),
-        ],
-    ),
-    Page(
-        "/ui/register",
-        "register.html",
-        None,
-        [Action("", entering(tracker.make_account, shapes.RegisterBody, "Welcome, {username}."), again=True)],
-    ),
-    Page("/ui/account", "account.html", account_page, [Action("/password", change_password_page, again=True)]),
-    Page(
-        "/ui/admin",
-        "admin.html",
-        admin_page,
-        [
-            Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
-            Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
-        ],
-    ),
+    Page("/ui/login", "login.html", login_values),
+    Action("", entering(tracker.authenticate_manager, shapes.LoginBody, "Welcome back, {username}."), again=True),
+    Action("/ui/logout", log_out_page),
+    Page("/ui/register", "register.html"),
+    Action("", entering(tracker.make_account, shapes.RegisterBody, "Welcome, {username}."), again=True),
+    Page("/ui/account", "account.html", account_page),
+    Action("/password", change_password_page, again=True),
+    Page("/ui/admin", "admin.html", admin_page),
+    Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+    Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
 ]
 
 
