@@ -87,11 +87,6 @@ def sampled_snapshots(tx: Tx, project: int, moments: range, sql: str = SAMPLED) 
     return tx.all(sql, values)
 
 
-def sampled_rates(snapshots: list[sqlite3.Row]) -> list[tuple[float, float | None]]:
-    """Tasks closed per second between one snapshot and the next."""
-    return charts.rates((row["time_stamp"], row["closed_task_count"]) for row in snapshots)
-
-
 # One row and not one for each moment: between two rows a reader may have to wait for the interpreter.
 SAMPLED_COUNTS = f"SELECT json_group_array(json_array(time_stamp, closed_task_count)) FROM ({SAMPLED})"
 
@@ -112,9 +107,16 @@ def drawn_spark(counts: str, moments: range) -> Any:
 def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     """Throughput and backlog over a time of RANGES."""
     end = tx.time
-    start = end - RANGES[span] if RANGES[span] else first_snapshot(tx, project["id"])
-    rows, present = sampled_snapshots(tx, project["id"], charts.grid(start, end)), present_counts(project, end)
-    closed = sampled_rates(rows if len(rows) > 1 else [*rows, present])  # the rate of a few seconds is mostly chance
+    first = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project["id"],))[0]
+    start = end - RANGES[span] if RANGES[span] else end if first is None else first
+    rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
+    present = {  # what a snapshot would say now: a chart must not end a minute ago
+        "time_stamp": end,
+        "new_task_count": project["waiting_task_count"] + project["assigned_task_count"],
+        **{name: project[name] for name in tracker.COUNT_COLUMNS[2:]},
+    }
+    sampled = rows if len(rows) > 1 else [*rows, present]  # the rate of a few seconds is mostly chance
+    closed = charts.rates((row["time_stamp"], row["closed_task_count"]) for row in sampled)
     rows.append(present)
     left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
     failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
@@ -124,20 +126,6 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
         "throughput": charts.time_chart(throughput, start, end, title="Throughput", per_second=True),
         "backlog": charts.time_chart(backlog, start, end, title="Backlog"),
     }
-
-
-def present_counts(project: sqlite3.Row, now: int) -> dict[str, int]:
-    """What a snapshot would say now: a chart must not end a minute ago."""
-    return {
-        "time_stamp": now,
-        "new_task_count": project["waiting_task_count"] + project["assigned_task_count"],
-        **{name: project[name] for name in tracker.COUNT_COLUMNS[2:]},
-    }
-
-
-def first_snapshot(tx: Tx, project: int) -> int:
-    row = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project,))
-    return tx.time if row[0] is None else row[0]
 
 
 def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
@@ -200,27 +188,17 @@ def like(text: str) -> str:
 def get_task_history(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
     """A task, if it is still live, with what is known of its past, the newest first. Needs READ in its project."""
     row = tx.one("SELECT * FROM task WHERE id = ?", (task,))
-    past = tx.all(
-        "SELECT a.*, w.alias FROM assignment a LEFT JOIN worker w ON w.id = a.worker WHERE a.task = ?"
-        " ORDER BY a.id DESC LIMIT 100",
-        (task,),
-    )
-    logs = tx.all(
-        "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker WHERE e.task = ?"
-        " ORDER BY e.id DESC LIMIT 100",
-        (task,),
+    newest = "a.task = ? ORDER BY a.id DESC LIMIT 100"
+    past, logs, verifications = (
+        tx.all(f"SELECT a.*, w.alias FROM {of} a LEFT JOIN worker w ON w.id = a.worker WHERE {which}", (task,))
+        for of, which in (("assignment", newest), ("log_entry", newest), ("verification", "a.task = ?"))
     )
     found = next((one["project"] for one in (row, *past, *logs) if one), None)
     missing = TrackerError("not_found", f"No task {task}, or it was closed or deleted and left no history")
     project = None if found is None else tracker.find_project(tx, found)
     tracker.check_access(tx, caller, project, READ, missing)
-    verifications = tx.all(
-        "SELECT v.*, w.alias FROM verification v LEFT JOIN worker w ON w.id = v.worker WHERE v.task = ?", (task,)
-    )
-    return {
-        **{"id": task, "task": row, "project": project, "past": past, "logs": logs},
-        "verifications": verifications,
-    }
+    history = {"past": past, "logs": logs, "verifications": verifications}
+    return {"id": task, "task": row, "project": project, **history}
 
 
 @functools.lru_cache(maxsize=4)
@@ -248,13 +226,12 @@ OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation befor
 class Visit(Call):
     """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
 
-    __slots__ = ("_token", "error", "fields", "page")
+    __slots__ = ("_token", "error", "fields")
 
     def __init__(self, scope: dict, receive: Callable, running: tracker.Tracker):
         super().__init__(scope, receive, running)
         self.fields: dict[str, list[Any]] = {}
         self.error: TrackerError | None = None
-        self.page: Handler | None = None  # under which an action stands
         self._token = ""
 
     def url(self, path: str) -> str:
@@ -292,7 +269,9 @@ class Visit(Call):
         """Takes in a POST's fields. Refuses one that another site sent, or that lacks the session's token."""
         self.refuse_other_sites()
         if (self.header(b"content-type") or b"").startswith(b"multipart/form-data"):
-            self.fields = await self.read_upload()
+            await self.look(check_login)  # it may have a large file: for managers only
+            most = self.tracker.settings.max_bulk_body
+            self.fields = await self.multipart(most, "file", max_files=1, max_fields=100)
         else:
             self.fields = form_fields(await self.body())
         if not hmac.compare_digest(self.field("token").encode(), self.token().encode()):
@@ -300,12 +279,8 @@ class Visit(Call):
                 "forbidden", "This form is out of date: please load the page again, and send it once more"
             )
 
-    async def read_upload(self) -> dict[str, list[Any]]:
-        """The fields of a form with a file, which may be large: for managers only."""
-        await self.look(check_login)
-        return await self.multipart(self.tracker.settings.max_bulk_body, "file", max_files=1, max_fields=100)
-
     def field(self, name: str, default: str = "") -> str:
+        """The text that a field was sent with, the last one if there are several; a file is none."""
         value = self.fields.get(name, [default])[-1]
         return value if isinstance(value, str) else default
 
@@ -313,10 +288,11 @@ class Visit(Call):
         """The form as a struct. A field that is left empty counts as absent, unless it may be a text."""
         values = {}
         for field in msgspec.structs.fields(kind):
-            name, is_text = field.encode_name, takes_text(field.type)
-            value = self.field(name) if is_text else self.field(name).strip()
-            if name in self.fields and (value or is_text):
+            name, value = field.encode_name, self.field(field.encode_name)
+            if name in self.fields and takes_text(field.type):
                 values[name] = value
+            elif value.strip():
+                values[name] = value.strip()
         body = tracker.convert(values, kind, strict=False)
         errors.refuse_nul(body)
         return body
@@ -349,6 +325,7 @@ class Visit(Call):
         return response
 
     def message_cookie(self, text: str, age: int) -> tuple[bytes, bytes]:
+        """The header that sets what the next page is to show, for so many seconds; 0 takes it away."""
         return tracker.cookie_header(self, f"{self.tracker.settings.cookie_name}-message", text, age)
 
     def message(self) -> str:
@@ -366,15 +343,21 @@ class Visit(Call):
         message = self.message()
         status = tracker.STATUS[self.error.code] if self.error else 200
         page = await asyncio.to_thread(jinja_template(name).render, values, visit=self, message=message)
-        response = HTMLResponse(page, status)
-        if self.error:
-            response.headers.update(tracker.error_headers(self.error))
+        response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response
 
     async def refuse(self, error: TrackerError) -> Response:
-        return guarded(await refusal(self, error))
+        """The page of an error. Who has not logged in is asked to, and comes back."""
+        if error.code == "unauthorized" and self.scope["method"] != "POST":
+            return guarded(self.see("/ui/login?" + urlencode({"back": self.here})))
+        self.error = error
+        try:
+            response = await self.render("error.html", await self.read(None))
+        except TrackerError:  # stopping: not even the frame can be read
+            response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
+        return guarded(response)
 
     async def read(self, function: Callable | None, *args: Any) -> dict[str, Any]:
         """What the function reads, and what every page shows, as of one moment."""
@@ -388,13 +371,9 @@ class Visit(Call):
         """What a domain function does for this caller."""
         return await self.tracker.db.write(tracker.as_caller, function, self.session(), *args, long=long)
 
-    async def refused(self, error: TrackerError) -> Response:
-        """The page under which the action stands, with the reason and with what was typed."""
-        self.error = error
-        return await self.page(self)
-
 
 def check_login(tx: Tx, caller: Caller) -> None:
+    """Refuses who is no manager."""
     tracker.logged_in(caller)
 
 
@@ -435,6 +414,7 @@ class Link(NamedTuple):
 
 
 def links(tx: Tx, **place: Any) -> list[Link]:
+    """The pages of all dialects that those of this place (project=…, job=…, or none) lead to."""
     return [link for links_of in tracker.hooks("links") for link in links_of(tx, **place)]
 
 
@@ -453,18 +433,6 @@ def guarded(response: Response) -> Response:
     """The answer with the headers that tell a browser what a page may do."""
     for name, value in PAGE_HEADERS.items():
         response.headers.setdefault(name, value)
-    return response
-
-
-async def refusal(visit: Visit, error: TrackerError) -> Response:
-    """The page of an error. Who has not logged in is asked to, and comes back."""
-    if error.code == "unauthorized" and visit.scope["method"] != "POST":
-        return visit.see("/ui/login?" + urlencode({"back": visit.here}))
-    visit.error = error
-    try:
-        response = await visit.render("error.html", await visit.read(None))
-    except TrackerError:  # stopping: not even the frame can be read
-        response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
     return response
 
 
@@ -548,7 +516,8 @@ class Action(NamedTuple):
     `function` may also be a handler. `form` is a Struct, or reads one from the visit. `to` is the page to go on to, if
     not the action's own. `shows` answers with the result itself, which must not be in an address. `asks` is the page
     (its template and function) of a question that comes first. When it is refused, the page is shown again with the
-    reason and with what was typed, if something was: `again` says so of the others.
+    reason and with what was typed, if something was: `again` says so of the others, or names the field of which alone
+    it is so.
     """
 
     path: str  # below its page's, or a whole one
@@ -558,7 +527,7 @@ class Action(NamedTuple):
     says: str | Callable = ""
     shows: Callable | None = None
     asks: tuple[str, Callable] | None = None
-    again: bool | None = None
+    again: bool | str | None = None
 
 
 class Page(NamedTuple):
@@ -626,13 +595,13 @@ def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
         return visit.see(visit.back(target), message)
 
     async def handler(visit: Visit) -> Response:
-        visit.page = again
         try:
             return await act(visit)
         except TrackerError as error:
-            if not shown_again:
+            if shown_again not in (True, error.field):
                 raise
-            return await visit.refused(error)
+            visit.error = error
+            return await again(visit)
 
     return handler
 
@@ -727,8 +696,7 @@ async def reset_project(visit: Visit) -> Response:
     if kind == "hard_reset":
         row = await visit.look(tracker.get_project, project)
         if visit.field("confirm").strip() != row.name.strip():
-            refused = TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
-            return await visit.refused(refused)
+            raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
     operation = await visit.write(tracker.begin_reset, project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
 
@@ -1595,7 +1563,7 @@ PAGES = [
     ),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, shapes.PausedBody, says=paused_in_words, again=False),
-    Action("/reset/{kind}", reset_project),
+    Action("/reset/{kind}", reset_project, again="confirm"),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectBody, ONE_PROJECT, "Saved."),
     Page(ONE_PROJECT + "/secrets", "secrets.html", project_secrets),
