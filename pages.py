@@ -441,75 +441,6 @@ def guarded(response: Response) -> Response:
 Handler = Callable[[Visit], Awaitable[Response]]
 
 
-def tasks_in_words(count: int, what: str = "") -> str:
-    return f"{count:,} {what + ' ' if what else ''}{'task' if count == 1 else 'tasks'}"
-
-
-def said_of(kind: str, count: int, priority: int | None = None) -> str:
-    """What an action or an operation has done, in words."""
-    are = "is" if count == 1 else "are"
-    return {
-        "retry": f"{tasks_in_words(count, 'failed')} {are} waiting again.",
-        "requeue": f"{tasks_in_words(count, 'assigned')} {are} waiting again.",
-        "set_priority": f"{tasks_in_words(count)} got priority {priority}.",
-        "delete": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} deleted.",
-        "hard_reset": f"The project was reset: {tasks_in_words(count)} deleted, hashes forgotten.",
-        "submit_lines": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} submitted.",
-    }[kind]
-
-
-# ── Overview and projects ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class ListQuery(msgspec.Struct):
-    """A page of a list: those with `text` in their name, after a place in it."""
-
-    text: Annotated[str, Meta(max_length=200)] = ""
-    after: Annotated[str, Meta(max_length=300)] = ""
-
-
-VISIBLE = """(NOT p.hidden OR :admin
-    OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"""
-
-
-def overview(tx: Tx, caller: Caller, query: ListQuery) -> dict[str, Any]:
-    """The projects that the caller may see, with their counts, and who is waiting for an answer."""
-    values = {**caller.as_values, "text": like(query.text), "after": query.after, "limit": PAGE_ROWS + 1}
-    rows = tx.all(
-        f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
-        " ORDER BY name LIMIT :limit",
-        values,
-    )
-    sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in tracker.COUNT_COLUMNS)
-    return {
-        "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows[:PAGE_ROWS]],
-        "more": rows[PAGE_ROWS - 1]["name"] if len(rows) > PAGE_ROWS else "",
-        "totals": tx.one(f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}", values),
-        "requests": waiting_requests(tx, caller) if caller.manager else [],
-        "query": query,
-    }
-
-
-MAY_ANSWER = """(:admin
-    OR EXISTS (SELECT 1 FROM manager_role WHERE project = a.project AND manager = :manager AND role & 4))"""
-
-
-def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
-    """The projects in which requests for access wait for an answer of this manager."""
-    counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
-    return tx.all(
-        f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project WHERE {MAY_ANSWER}"
-        " ORDER BY p.name LIMIT 20",
-        caller.as_values,
-    )
-
-
-class RangeQuery(msgspec.Struct):
-    """Which time a chart shows."""
-
-    range: Literal["1h", "24h", "7d", "all"] = "24h"
-
-
 class Action(NamedTuple):
     """What a form of a page does: decode the form, call one domain function, go on to a page with a message.
 
@@ -566,10 +497,11 @@ def showing(path: str, template: str, function: Callable | None) -> Handler:
     query = next((kind for name, kind in hints.items() if name == "query"), None)
 
     async def handler(visit: Visit) -> Response:
-        args = [visit.path_value(name) for name in ids]
+        args: list[Any] = [visit.path_value(name) for name in ids]
         if query is not None:
             args.append(visit.query_as(query))
-        return await visit.render(template, await visit.read(function, *args))
+        values = await visit.read(function, *args)
+        return await visit.render(template, {"query": args[-1], **values} if query else values)
 
     return handler
 
@@ -606,32 +538,57 @@ def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
     return handler
 
 
-@tracker.needs(SEES)
-def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery) -> dict[str, Any]:
-    reads = caller.role(project["id"]) & READ
+# ── Overview and projects ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ListQuery(msgspec.Struct):
+    """A page of a list: those with `text` in their name, after a place in it."""
+
+    text: Annotated[str, Meta(max_length=200)] = ""
+    after: Annotated[str, Meta(max_length=300)] = ""
+
+
+def may(role: int) -> str:
+    """The condition that the caller (Caller.as_values) has a role in the project p."""
+    granted = "SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager"
+    return f"(:admin OR EXISTS ({granted} AND role & {role}))"
+
+
+VISIBLE = f"(NOT p.hidden OR {may(READ)})"
+
+
+def list_page(tx: Tx, select: str, values: dict[str, Any], query: ListQuery, key: str = "name") -> tuple[list, Any]:
+    """A page of a list, in the order of a column: its rows, and the place in it of the last one if there are more.
+
+    The SELECT ends with its conditions, and knows :text and :after.
+    """
+    values = {"text": like(query.text), "after": query.after, "limit": PAGE_ROWS + 1, **values}
+    rows = tx.all(f"{select} ORDER BY {key} LIMIT :limit", values)
+    return rows[:PAGE_ROWS], rows[PAGE_ROWS - 1][key] if len(rows) > PAGE_ROWS else ""
+
+
+def overview(tx: Tx, caller: Caller, query: ListQuery) -> dict[str, Any]:
+    """The projects that the caller may see, with their counts, and who is waiting for an answer."""
+    found = f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
+    rows, more = list_page(tx, found, caller.as_values, query)
+    sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in tracker.COUNT_COLUMNS)
+    totals = f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}"
     return {
-        **project_frame(tx, caller, project),
-        **pace(tx, project),
-        "chain": project["chain"] and chain_target(tx, caller, project["chain"]),
-        "range": query.range,
-        "ranges": RANGES,
-        "charts_of": project_charts(tx, project, query.range),
-        "holders": holders(tx, project["id"]),
-        "leaders": leaders(tx, project["id"], "t.closed_task_count"),
-        "day_leaders": leaders(tx, project["id"], LAST_DAY),
-        "runtime": runtimes(tx, project["id"]),
-        "failures": recent_failures(tx, project["id"]) if reads else [],
-        "state_of": tracker.state_of,
-        "operations": recent_operations(tx, project["id"]) if reads else [],
+        "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows],
+        "more": more,
+        "totals": tx.one(totals, caller.as_values),
+        "requests": waiting_requests(tx, caller) if caller.manager else [],
     }
 
 
-def chain_target(tx: Tx, caller: Caller, project: int) -> dict[str, Any]:
-    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
-    try:
-        return {"id": project, "name": tracker.get_project(tx, caller, project).name}
-    except TrackerError:
-        return {"id": project, "name": f"project {project}"}
+def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
+    """The projects in which requests for access wait for an answer of this manager."""
+    counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
+    return tx.all(
+        f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project"
+        f" WHERE {may(MANAGE_ACCESS)} ORDER BY p.name LIMIT 20",
+        caller.as_values,
+    )
 
 
 def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
@@ -659,32 +616,64 @@ def of_project(role: int, of: tracker.Thing = tracker.PROJECT) -> Callable[[Call
     return declare
 
 
-@of_project(EDIT)
-def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    return {"targets": chain_targets(tx, caller, project["id"], project["chain"])}
+class RangeQuery(msgspec.Struct):
+    """Which time a chart shows."""
+
+    range: Literal["1h", "24h", "7d", "all"] = "24h"
 
 
-def chain_targets(tx: Tx, caller: Caller, project: int | None, present: int | None) -> list[Any]:
+@of_project(SEES)
+def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery) -> dict[str, Any]:
+    """A project: its pace and charts, and who works for it; with READ also what went wrong, and what was done."""
+    reads = caller.role(project["id"]) & READ
+    return {
+        **pace(tx, project),
+        "chain": project["chain"] and chain_target(tx, caller, project["chain"]),
+        "ranges": RANGES,
+        "charts_of": project_charts(tx, project, query.range),
+        "holders": holders(tx, project["id"]),
+        "leaders": leaders(tx, project["id"], "t.closed_task_count"),
+        "day_leaders": leaders(tx, project["id"], LAST_DAY),
+        "runtime": runtimes(tx, project["id"]),
+        "failures": recent_failures(tx, project["id"]) if reads else [],
+        "operations": recent_operations(tx, project["id"]) if reads else [],
+    }
+
+
+def chain_target(tx: Tx, caller: Caller, project: int) -> dict[str, Any]:
+    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
+    try:
+        return {"id": project, "name": tracker.get_project(tx, caller, project).name}
+    except TrackerError:
+        return {"id": project, "name": f"project {project}"}
+
+
+def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
     """The projects that a project could be chained to, and the one that it is chained to now."""
     rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
-    targets = [row for row in rows if row["id"] != project and caller.role(row["id"]) & EDIT]
-    if present and present not in {row["id"] for row in targets}:
-        targets.append(chain_target(tx, caller, present))
-    return targets
+    targets = [row for row in rows if row["id"] != project["id"] and caller.role(row["id"]) & EDIT]
+    if project["chain"] and project["chain"] not in {row["id"] for row in targets}:
+        targets.append(chain_target(tx, caller, project["chain"]))
+    return {"project": project, "targets": targets}
+
+
+edit_values = of_project(EDIT)(chain_targets)
 
 
 @tracker.needs(LOGIN)
 def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
-    new = {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None}
-    return {"targets": chain_targets(tx, caller, None, None), "project": new}
+    """The form of a new project, with what it has by default."""
+    return chain_targets(tx, caller, {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None})
 
 
 @of_project(SECRET)
 def project_secrets(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
+    """The two secrets of a project, to be changed."""
     return {name: project[name] for name in ("secret", "webhook_secret")}
 
 
 def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) -> str:
+    """What a pause or its end has done."""
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
 
 
@@ -701,6 +690,24 @@ async def reset_project(visit: Visit) -> Response:
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
 
 
+def tasks_in_words(count: int, what: str = "") -> str:
+    """How many tasks of what kind: 1 failed task."""
+    return f"{count:,} {what + ' ' if what else ''}{'task' if count == 1 else 'tasks'}"
+
+
+def said_of(kind: str, count: int, priority: int | None = None) -> str:
+    """What an action or an operation has done, in words."""
+    are = "is" if count == 1 else "are"
+    return {
+        "retry": f"{tasks_in_words(count, 'failed')} {are} waiting again.",
+        "requeue": f"{tasks_in_words(count, 'assigned')} {are} waiting again.",
+        "set_priority": f"{tasks_in_words(count)} got priority {priority}.",
+        "delete": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} deleted.",
+        "hard_reset": f"The project was reset: {tasks_in_words(count)} deleted, hashes forgotten.",
+        "submit_lines": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} submitted.",
+    }[kind]
+
+
 async def watch_operation(visit: Visit, operation: int, kind: str, to: str, priority: int | None = None) -> Response:
     """Goes on with what an operation has done, or, if it takes long, to the page that shows its progress."""
     done = visit.tracker.begin_operation(operation)
@@ -711,6 +718,7 @@ async def watch_operation(visit: Visit, operation: int, kind: str, to: str, prio
 
 
 def operation_page(tx: Tx, caller: Caller, operation: int) -> dict[str, Any]:
+    """An operation on many tasks: how far it is, or what it has done."""
     row = tracker.get_operation(tx, caller, operation)
     return {
         **project_frame(tx, caller, tracker.find_project(tx, row["project"])),
@@ -730,6 +738,7 @@ class TaskQuery(tracker.TaskFilter):
 
 
 def filter_of(query: TaskQuery) -> tracker.TaskFilter:
+    """The list that it is a place in."""
     return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority)
 
 
@@ -738,15 +747,10 @@ LISTED = "id, priority, retries, max_retries, assignee, assign_time, substr(reci
 
 @of_project(READ)
 def task_list(tx: Tx, caller: Caller, project: sqlite3.Row, query: TaskQuery) -> dict[str, Any]:
+    """A page of a project's tasks in one state, those that match."""
     wanted = filter_of(query)
     rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, LISTED)
-    return {
-        "tasks": with_aliases(tx, rows, "assignee"),
-        "more": more,
-        "query": query,
-        "wanted": msgspec.to_builtins(wanted),
-        "states": tracker.TASK_STATES,
-    }
+    return {"tasks": with_aliases(tx, rows, "assignee"), "more": more, "wanted": msgspec.to_builtins(wanted)}
 
 
 def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[str, Any]]:
@@ -757,12 +761,12 @@ def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[
 
 
 def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
+    """A task with its history, also when it is gone. Refuses what get_task_history refuses."""
     history = get_task_history(tx, caller, task)
     row = history["task"]
     return {
         **history,
         **project_frame(tx, caller, history["project"]),
-        "level_names": tracker.LEVEL_NAMES,
         "state": row and tracker.state_of(row),
         "alias": row and tracker.alias_of(tx, row["assignee"]),
         "left": row and row["deadline_uptime"] is not None and row["deadline_uptime"] - tx.uptime,
@@ -771,51 +775,48 @@ def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
 
 
 async def act_on_list(visit: Visit) -> Response:
-    """POST …/tasks: an action on the selected tasks, or, after a question, on all that match the list's filter."""
+    """POST …/tasks: an action on the selected tasks, or on all that match the list's filter.
+
+    A question comes before something is done to all that match, or some are deleted.
+    """
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
-    body = visit.form_as(tracker.TaskAction)
-    if visit.field("which") == "all":
-        return await act_on_all(visit, project, body, wanted)
-    return await act_on_selected(visit, project, body)
+    body, tasks = visit.form_as(tracker.TaskAction), None
+    if visit.field("which") != "all":
+        tasks = selected_tasks(visit)
+    if visit.field("confirmed") != "yes" and (tasks is None or body.action == "delete"):
+        return await visit.render("confirm.html", await visit.read(question, project, body, wanted, tasks))
+    if tasks is None:
+        operation = await visit.write(tracker.begin_action, project, body, wanted)
+        return await watch_operation(visit, operation, body.action, visit.here, body.priority)
+    count = await visit.write(tracker.act_on_tasks, project, body, tasks, long=len(tasks) > 10)
+    to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
+    return visit.see(to, said_of(body.action, count, body.priority))
 
 
-@of_project(READ)
-def question(tx: Tx, caller: Caller, project: sqlite3.Row, body: tracker.TaskAction) -> dict[str, Any]:
-    """Refuses now what would be refused after the question."""
-    tracker.check_action(tx, caller, project, body)
-    return {}
-
-
-async def act_on_all(visit: Visit, project: int, body: tracker.TaskAction, wanted: tracker.TaskFilter) -> Response:
-    if visit.field("confirmed") != "yes":
-        return await ask(visit, project, body, wanted, [])
-    operation = await visit.write(tracker.begin_action, project, body, wanted)
-    return await watch_operation(visit, operation, body.action, visit.here, body.priority)
-
-
-async def ask(
-    visit: Visit, project: int, body: tracker.TaskAction, wanted: tracker.TaskFilter, tasks: list[int]
-) -> Response:
-    """The question before something is done to all tasks that match, or some are deleted."""
-    values = await visit.read(question, project, body)
-    count = tracker.count_in_state(values["project"], wanted.state)
-    return await visit.render(
-        "confirm.html", {**values, "body": body, "wanted": wanted, "tasks": tasks, "count": count}
-    )
-
-
-async def act_on_selected(visit: Visit, project: int, body: tracker.TaskAction) -> Response:
+def selected_tasks(visit: Visit) -> list[int]:
+    """The tasks that are ticked in the list. Refuses none at all, and what is no number."""
     try:
         tasks = [int(text) for text in visit.fields.get("task", ())]
     except ValueError:
         raise TrackerError("invalid", "must be whole numbers", "task") from None
     if not tasks:
         raise TrackerError("invalid", "select at least one task, or choose “all that match”", "task")
-    if body.action == "delete" and visit.field("confirmed") != "yes":
-        return await ask(visit, project, body, tracker.TaskFilter(), tasks)
-    count = await visit.write(tracker.act_on_tasks, project, body, tasks, long=len(tasks) > 10)
-    to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
-    return visit.see(to, said_of(body.action, count, body.priority))
+    return tasks
+
+
+@of_project(READ)
+def question(
+    tx: Tx,
+    caller: Caller,
+    project: sqlite3.Row,
+    body: tracker.TaskAction,
+    wanted: tracker.TaskFilter,
+    tasks: list[int] | None,
+) -> dict[str, Any]:
+    """Asks whether it is meant so. Refuses now what would be refused after the question."""
+    tracker.check_action(tx, caller, project, body)
+    count = tracker.count_in_state(project, wanted.state)
+    return {"body": body, "wanted": wanted, "tasks": tasks or [], "count": count}
 
 
 async def export_tasks(visit: Visit) -> Response:
@@ -825,6 +826,7 @@ async def export_tasks(visit: Visit) -> Response:
     rows, more = await read("", tracker.STEP_TASKS)  # a refusal comes before the answer
 
     async def lines() -> AsyncIterator[bytes]:
+        """The tasks, a piece of some at a time. Breaks the answer off when one cannot be read."""
         nonlocal rows, more
         while rows or more:
             piece = b"".join(map(task_line, rows))
@@ -849,6 +851,7 @@ EXPORTED = (
 
 
 def task_line(task: sqlite3.Row) -> bytes:
+    """A task as the export has it."""
     return encode({"state": tracker.state_of(task), **{name: task[name] for name in EXPORTED}}) + b"\n"
 
 
@@ -1087,7 +1090,6 @@ def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQ
     return {
         "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows[:PAGE_ROWS]],
         "more": rows[PAGE_ROWS - 1]["name"] if len(rows) > PAGE_ROWS else "",
-        "query": query,
     }
 
 
@@ -1227,7 +1229,6 @@ def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQ
     return {
         "jobs": [{**row, "project_name": names[row["project"]]} for row in with_aliases(tx, rows, "assignee")],
         "more": more,
-        "query": query,
         "wanted": {"template": query.template, "from": query.start, "to": query.end},
         "states": get_args(JobState),
     }
@@ -1263,7 +1264,6 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "lines": lines,
         "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
         "newest": query.before > job["line_count"],
-        "level_names": tracker.LEVEL_NAMES,
         "retry_of": tracker.token_of_job(tx, job["retry_of"]),
         "workflow": job["workflow"] and tracker.find_workflow(tx, job["workflow"]),
         "run": tx.one("SELECT token, name FROM job WHERE id = ?", (job["workflow_job"],)),
@@ -1336,7 +1336,6 @@ def worker_list(tx: Tx, caller: Caller, query: WorkersQuery) -> dict[str, Any]:
     return {
         "workers": [{**row, **worker_pace(tx, row["id"])} for row in shown],
         "more": f"{shown[-1][query.sort]}:{shown[-1]['id']}" if len(rows) > PAGE_ROWS else "",
-        "query": query,
     }
 
 
@@ -1374,7 +1373,6 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
         "worker": {**row, **worker_pace(tx, worker)},
         "projects": projects,
         "logs": logs,
-        "level_names": tracker.LEVEL_NAMES,
     }
 
 
@@ -1400,13 +1398,11 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
         ),
         "accesses": rows[:PAGE_ROWS],
         "more": rows[PAGE_ROWS - 1]["worker"] if len(rows) > PAGE_ROWS else "",
-        "query": query,
         "roles": tx.all(
             "SELECT r.role, m.id, m.username, m.tracker_admin FROM manager_role r JOIN manager m ON m.id = r.manager"
             " WHERE r.project = ? ORDER BY m.username LIMIT 200",
             (project["id"],),
         ),
-        "role_names": tracker.ROLE_NAMES,
     }
 
 
@@ -1445,9 +1441,7 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     return {
         "logs": with_aliases(tx, rows, "worker"),
         "more": more,
-        "query": query,
         "projects": tx.all(visible, caller.as_values),
-        "level_names": tracker.LEVEL_NAMES,
         "filter": wanted,
     }
 
@@ -1490,7 +1484,6 @@ def account_page(tx: Tx, caller: Caller) -> dict[str, Any]:
             " WHERE r.manager = ? ORDER BY p.name LIMIT 200",
             (manager,),
         ),
-        "role_names": tracker.ROLE_NAMES,
     }
 
 
@@ -1650,6 +1643,9 @@ def jinja_environment() -> Environment:
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,
+        level_names=tracker.LEVEL_NAMES,
+        role_names=tracker.ROLE_NAMES,
+        state_of=tracker.state_of,
         shell_word=shlex.quote,
     )
     environment.filters.update(
