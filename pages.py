@@ -36,7 +36,7 @@ from urllib.parse import parse_qs, urlencode
 import itsdangerous
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from msgspec import UNSET, Meta
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
@@ -742,7 +742,10 @@ def filter_of(query: TaskQuery) -> tracker.TaskFilter:
     return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority)
 
 
-LISTED = "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe"
+LISTED = (
+    "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe,"
+    " (SELECT alias FROM worker WHERE id = task.assignee) AS alias"
+)
 
 
 @of_project(READ)
@@ -750,14 +753,7 @@ def task_list(tx: Tx, caller: Caller, project: sqlite3.Row, query: TaskQuery) ->
     """A page of a project's tasks in one state, those that match."""
     wanted = filter_of(query)
     rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, LISTED)
-    return {"tasks": with_aliases(tx, rows, "assignee"), "more": more, "wanted": msgspec.to_builtins(wanted)}
-
-
-def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[str, Any]]:
-    """Rows that name a worker in this column, with its alias."""
-    workers = encode([row[column] for row in rows]).decode()
-    aliases = dict(tx.all("SELECT id, alias FROM worker WHERE id IN (SELECT value FROM json_each(?))", (workers,)))
-    return [{**row, "alias": aliases.get(row[column])} for row in rows]
+    return {"tasks": rows, "more": more, "wanted": msgspec.to_builtins(wanted)}
 
 
 def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
@@ -888,22 +884,21 @@ def line_source(visit: Visit) -> tuple[str, BinaryIO]:
 LOG_LINES_SHOWN = 100  # of a job's log on one page
 
 
-class VariableRow(msgspec.Struct):
+class VariableRow(shapes.Variable):
     """A row of a template's form: a variable. What is JSON in the template is text here, `allowed` one value a line."""
 
-    name: shapes.Name
     value: str = ""
-    required: bool = False
     allowed: str = ""
-    description: str = ""
+
+    def __post_init__(self) -> None:
+        """Blanks around its name do not count."""
+        self.name = self.name.strip()
 
 
-class ArgumentRow(msgspec.Struct):
+class ArgumentRow(shapes.Argument, kw_only=True):
     """A row of a template's form: an argument. `options` are one a line."""
 
     type: shapes.Name
-    order: shapes.Int64 = 0
-    label: str = ""
     value: str = ""
     options: str = ""
 
@@ -917,11 +912,12 @@ class TemplateForm(shapes.TemplateBody):
     env: str = ""
     timeout: shapes.Seconds | None = None
     remove_key: bool = False
-    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | None = None
+    keep_count: shapes.Count | None = None
     keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
 
 
 def template_form(visit: Visit) -> TemplateForm:
+    """The form with its rows."""
     form = visit.form_as(TemplateForm)
     form.variables = form_rows(visit, "variables", VariableRow)
     form.arguments = form_rows(visit, "arguments", ArgumentRow)
@@ -940,17 +936,22 @@ def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
     return made
 
 
-def meant(text: str, known: Iterable[Any]) -> Any:
+def by_text(values: Sequence[Any]) -> dict[str, Any]:
+    """Values by the texts that a form brings back of them; of several with the same text the first one."""
+    return {unix_lines(tracker.as_text(value)): value for value in reversed(values) if value is not None}
+
+
+def meant(text: str, known: Sequence[Any]) -> Any:
     """The one of the known values that reads like this text, so that a number stays a number; else the text."""
-    return next((value for value in known if value is not None and unix_lines(tracker.as_text(value)) == text), text)
+    return by_text(known).get(text, text)
 
 
 def meant_lines(text: str, known: list[Any]) -> list[Any]:
     """Values that were typed one a line, as `meant` has them; the known ones when nothing was changed."""
     if text == in_lines(known):
         return known
-    by_text = {unix_lines(tracker.as_text(value)): value for value in reversed(known)}
-    return [by_text.get(line.strip(), line.strip()) for line in text.split("\n") if line.strip()]
+    lines, values = map(str.strip, text.split("\n")), by_text(known)
+    return [values.get(line, line) for line in lines if line]
 
 
 def unix_lines(text: str) -> str:
@@ -959,10 +960,12 @@ def unix_lines(text: str) -> str:
 
 
 def in_lines(values: Iterable[Any]) -> str:
+    """Values as a form shows them, one a line."""
     return unix_lines("\n".join(map(tracker.as_text, values)))
 
 
 def pairs_in_lines(pairs: dict[str, Any]) -> str:
+    """NAME=value, one a line."""
     return in_lines(f"{name}={tracker.as_text(value)}" for name, value in pairs.items())
 
 
@@ -981,49 +984,43 @@ def typed_pairs(text: str, field: str) -> dict[str, str]:
     return pairs
 
 
-def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> shapes.TemplateBody:
+def template_of_form(
+    form: TemplateForm, old: sqlite3.Row | dict[str, Any], project: int | UnsetType = UNSET
+) -> shapes.TemplateBody:
     """The template that a form means. What it shows of the old one as text, and was not changed, stays what it was."""
-    plain = ("name", "description", "recipe", "script", "runas", "undeclared", "timeout", "max_retries", "priority")
-    variables = {one.name: one for one in tracker.declared_variables(old)} if old else {}
-    arguments = tracker.declared_arguments(old) if old else []
-    env = msgspec.json.decode(old["env"]) if old else {}
-    if form.env != pairs_in_lines(env) and any("\n" in value for value in env.values()):
-        raise TrackerError(
-            "invalid", "it has a value of several lines, which no form can show; change it by the API", "env"
-        )
-    return shapes.TemplateBody(
-        **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
-        variables=[
-            variable_of_row(row, variables.get(row.name.strip(), shapes.Variable("x"))) for row in form.variables
-        ],
-        arguments=[
-            argument_of_row(row, argument or shapes.Argument())
-            for row, argument in itertools.zip_longest(form.arguments, arguments[: len(form.arguments)])
-        ],
-        env=env if form.env == pairs_in_lines(env) else typed_pairs(form.env, "env"),
-        key="" if form.remove_key else form.key or UNSET,
-        keep_time=None if form.keep_days is None else max(1, round(form.keep_days * 86400)),
-    )
+    variables = {one.name: one for one in tracker.declared_variables(old)}
+    arguments = tracker.declared_arguments(old)[: len(form.arguments)]
+    env = msgspec.json.decode(old["env"])
+    if form.env != pairs_in_lines(env):
+        if any("\n" in value for value in env.values()):
+            problem = "it has a value of several lines, which no form can show; change it by the API"
+            raise TrackerError("invalid", problem, "env")
+        env = typed_pairs(form.env, "env")
+    body = {name: getattr(form, name) for name in shapes.TemplateBody.__struct_fields__}
+    body |= {"project": project, "env": env, "key": "" if form.remove_key else form.key or UNSET}
+    body["variables"] = [declared(row, variables.get(row.name, shapes.Variable("x"))) for row in form.variables]
+    body["arguments"] = [
+        declared(row, argument or shapes.Argument())
+        for row, argument in itertools.zip_longest(form.arguments, arguments)
+    ]
+    body["keep_time"] = None if form.keep_days is None else max(1, round(form.keep_days * 86400))
+    return shapes.TemplateBody(**body)
 
 
-def variable_of_row(row: VariableRow, old: shapes.Variable) -> shapes.Variable:
-    allowed = meant_lines(row.allowed, old.allowed)
-    value = meant(row.value, [old.value, *allowed]) if row.value or old.value == "" else None
-    return shapes.Variable(row.name.strip(), value, row.required, allowed, row.description)
-
-
-def argument_of_row(row: ArgumentRow, old: shapes.Argument) -> shapes.Argument:
-    options = meant_lines(row.options, old.options)
-    value = meant(row.value, [old.value, *options]) if row.value or old.value == "" else None
-    return shapes.Argument(row.order, row.type, row.label, value, options)
+def declared(
+    row: VariableRow | ArgumentRow, old: shapes.Variable | shapes.Argument
+) -> shapes.Variable | shapes.Argument:
+    """What a row declares in place of the old one."""
+    choices = "allowed" if isinstance(old, shapes.Variable) else "options"
+    known = meant_lines(getattr(row, choices), getattr(old, choices))
+    value = meant(row.value, [old.value, *known]) if row.value or old.value == "" else None
+    return type(old)(**{**msgspec.structs.asdict(row), choices: known, "value": value})
 
 
 @tracker.needs(EDIT)
 def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, form: TemplateForm) -> shapes.Template:
     """Makes a template. Its secret is in the answer."""
-    body = template_of_form(form, None)
-    body.project = project["id"]
-    return tracker.create_template(tx, caller, body)
+    return tracker.create_template(tx, caller, template_of_form(form, tracker.NEW_TEMPLATE, project["id"]))
 
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
@@ -1048,6 +1045,7 @@ class RunForm(msgspec.Struct):
 
 
 def run_form(visit: Visit) -> RunForm:
+    """The fields variable:NAME, argument:1 and so on, and `more`."""
     named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
     count = sum(name.startswith("argument:") for name in visit.fields)
     form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
@@ -1082,30 +1080,34 @@ def retry_on_page(tx: Tx, caller: Caller, job: sqlite3.Row) -> str:
 @of_project(EDIT)
 def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """A page of a project's templates, by name, with their last jobs."""
-    rows = tx.all(
+    found = (
         "SELECT * FROM template WHERE project = :project AND deleted IS NULL AND name > :after"
-        " AND name LIKE :text ESCAPE '\\' ORDER BY name LIMIT :limit",
-        {"project": project["id"], "after": query.after, "text": like(query.text), "limit": PAGE_ROWS + 1},
+        " AND name LIKE :text ESCAPE '\\'"
     )
-    return {
-        "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows[:PAGE_ROWS]],
-        "more": rows[PAGE_ROWS - 1]["name"] if len(rows) > PAGE_ROWS else "",
-    }
+    rows, more = list_page(tx, found, {"project": project["id"]}, query)
+    return {"templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows], "more": more}
+
+
+JOB_ROW = (
+    f"{tracker.LISTED_JOB}, (SELECT alias FROM worker WHERE id = job.assignee) AS alias,"
+    " (SELECT name FROM project WHERE id = job.project) AS project_name"
+)
 
 
 def last_jobs(tx: Tx, template: int, count: int) -> list[sqlite3.Row]:
-    return tracker.find_jobs(tx, None, shapes.JobsQuery(template=template, limit=count))[0]
+    """The last jobs of a template, the newest first."""
+    return tracker.find_jobs(tx, None, shapes.JobsQuery(template=template, limit=count), JOB_ROW)[0]
 
 
-def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
+def template_values(tx: Tx, caller: Caller, template: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
     """A template as the pages show it. Its secret is not among it."""
-    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+    script = template["script"] and tx.one("SELECT source FROM script WHERE id = ?", (template["script"],))["source"]
     return {
-        "template": {name: row[name] for name in ("id", "name", *tracker.NEW_TEMPLATE)},
+        "template": {name: template[name] for name in ("id", "name", *tracker.NEW_TEMPLATE)},
         "script": script or "",
-        "variables": [declared_in_words(one, one.allowed) for one in tracker.declared_variables(row)],
-        "arguments": [declared_in_words(one, one.options) for one in tracker.declared_arguments(row)],
-        "env": pairs_in_lines(msgspec.json.decode(row["env"])),
+        "variables": [declared_in_words(one, one.allowed) for one in tracker.declared_variables(template)],
+        "arguments": [declared_in_words(one, one.options) for one in tracker.declared_arguments(template)],
+        "env": pairs_in_lines(msgspec.json.decode(template["env"])),
     }
 
 
@@ -1119,12 +1121,11 @@ def declared_in_words(one: shapes.Variable | shapes.Argument, known: list[Any]) 
 
 @of_project(EDIT)
 def new_template_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    return template_values(tx, {"id": None, "name": "", **tracker.NEW_TEMPLATE})
+    """The form of a new template, with what it has by default."""
+    return template_values(tx, caller, {"id": None, "name": "", **tracker.NEW_TEMPLATE})
 
 
-@of_project(EDIT, tracker.TEMPLATE)
-def edit_template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
-    return template_values(tx, template)
+edit_template_page = of_project(EDIT, tracker.TEMPLATE)(template_values)
 
 
 @of_project(EDIT, tracker.TEMPLATE)
@@ -1132,12 +1133,12 @@ def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, An
     """A template: what it is, its last jobs, and how others trigger it."""
     required = [one for one in tracker.declared_variables(template) if one.required]
     return {
-        **template_values(tx, template),
+        **template_values(tx, caller, template),
         "given": [(one.name, tracker.as_text(one.value) or "VALUE") for one in required],
         "samples": [f"argument {number + 1}" for number in range(len(tracker.free_arguments(template)))],
         "token": template["token"],
         "secret": "",
-        "jobs": with_aliases(tx, last_jobs(tx, template["id"], 10), "assignee"),
+        "jobs": last_jobs(tx, template["id"], 10),
     }
 
 
@@ -1146,7 +1147,7 @@ def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[
     """What goes with a template when it is deleted: the workflows of which it is a step."""
     steps = "SELECT workflow FROM workflow_edge WHERE :id IN (template, target)"
     return {
-        **template_values(tx, template),
+        **template_values(tx, caller, template),
         "workflows": tx.all(
             f"SELECT name FROM workflow WHERE (start = :id OR id IN ({steps})) AND deleted IS NULL ORDER BY name",
             {"id": template["id"]},
@@ -1154,17 +1155,11 @@ def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[
     }
 
 
-async def show_secret(visit: Visit, template: int, secret: str) -> Response:
+async def show_secret(visit: Visit, made: shapes.Template | str) -> Response:
     """The template's page with its new secret: in the answer itself, so that neither a cookie nor an address has it."""
+    new = isinstance(made, shapes.Template)
+    template, secret = (made.id, made.secret) if new else (visit.path_id("template"), made)
     return await visit.render("template.html", {**await visit.read(template_page, template), "secret": secret})
-
-
-async def show_new_template(visit: Visit, created: shapes.Template) -> Response:
-    return await show_secret(visit, created.id, created.secret)
-
-
-async def show_rotated_secret(visit: Visit, secret: str) -> Response:
-    return await show_secret(visit, visit.path_id("template"), secret)
 
 
 class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
@@ -1203,16 +1198,16 @@ def project_jobs(tx: Tx, caller: Caller, project: sqlite3.Row, query: JobListQue
 @tracker.needs(LOGIN)
 def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
     """A page of the jobs of all projects that the manager may read, the newest first."""
-    readable = "EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1)"
     templates = tx.all(
         "SELECT t.id, p.name || ': ' || t.name AS name, t.deleted FROM template t JOIN project p ON p.id = t.project"
-        f" WHERE :admin OR {readable} ORDER BY p.name, t.name LIMIT 1000",
+        f" WHERE {may(READ)} ORDER BY p.name, t.name LIMIT 1000",
         caller.as_values,
     )
     return {**job_list(tx, caller, None, query), "templates": templates, "project": None, "here": "/ui/jobs"}
 
 
 def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
+    """The jobs that match, of a project or of all that a caller may read."""
     start, end = typed_time(query.start, "from"), typed_time(query.end, "to")
     wanted = shapes.JobsQuery(
         project=project,
@@ -1223,11 +1218,9 @@ def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQ
         before=query.before,
         limit=PAGE_ROWS,
     )
-    rows, more = tracker.find_jobs(tx, caller, wanted)
-    projects = encode([row["project"] for row in rows]).decode()
-    names = dict(tx.all("SELECT id, name FROM project WHERE id IN (SELECT value FROM json_each(?))", (projects,)))
+    rows, more = tracker.find_jobs(tx, caller, wanted, JOB_ROW)
     return {
-        "jobs": [{**row, "project_name": names[row["project"]]} for row in with_aliases(tx, rows, "assignee")],
+        "jobs": rows,
         "more": more,
         "wanted": {"template": query.template, "from": query.start, "to": query.end},
         "states": get_args(JobState),
@@ -1379,25 +1372,20 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
 @of_project(MANAGE_ACCESS)
 def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """Requests for access, who has it, and the managers' roles."""
-    rows = tx.all(
+    found = (
         "SELECT a.*, w.alias, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
         " WHERE a.project = :project AND NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
-        " ORDER BY a.worker LIMIT :limit",
-        {
-            "project": project["id"],
-            "after": int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0,
-            "text": like(query.text),
-            "limit": PAGE_ROWS + 1,
-        },
     )
+    after = int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0
+    rows, more = list_page(tx, found, {"project": project["id"], "after": after}, query, "worker")
     return {
         "requests": tx.all(
             "SELECT a.*, w.alias, w.created, w.last_seen FROM worker_access a JOIN worker w ON w.id = a.worker"
             " WHERE a.project = ? AND a.request ORDER BY a.worker LIMIT ?",
             (project["id"], PAGE_ROWS),
         ),
-        "accesses": rows[:PAGE_ROWS],
-        "more": rows[PAGE_ROWS - 1]["worker"] if len(rows) > PAGE_ROWS else "",
+        "accesses": rows,
+        "more": more,
         "roles": tx.all(
             "SELECT r.role, m.id, m.username, m.tracker_admin FROM manager_role r JOIN manager m ON m.id = r.manager"
             " WHERE r.project = ? ORDER BY m.username LIMIT 200",
@@ -1425,25 +1413,15 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
         tracker.logged_in(caller)
     wanted = {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text}
     values = {**wanted, "level": tracker.LEVELS[query.level]}
-    match = "level <= :level" + (f" AND {tracker.contains('message')}" if query.text else "")
     if query.project is not None:
         tracker.get_project(tx, caller, query.project)  # a hidden one's log must not tell that it exists
-    if query.worker is not None:
-        where = "worker = :worker"
-        match += " AND project = :project" if query.project is not None else ""
-    elif query.project is not None:
-        where = "project = :project"
-    else:
-        where = "level <= 4" if values["level"] <= 4 else "TRUE"
-    now = tracker.SEARCH_TIME
-    rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, newest=True)
+    of = [f"{name} = :{name}" for name in ("worker", "project") if wanted[name] is not None]
+    where, *match = of or ["level <= 4" if values["level"] <= 4 else "TRUE"]  # one has an index, the other is looked at
+    match = " AND ".join([*match, "level <= :level", *([tracker.contains("message")] if query.text else [])])
+    now, columns = tracker.SEARCH_TIME, "*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias"
+    rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, True, columns)
     visible = f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000"
-    return {
-        "logs": with_aliases(tx, rows, "worker"),
-        "more": more,
-        "projects": tx.all(visible, caller.as_values),
-        "filter": wanted,
-    }
+    return {"logs": rows, "more": more, "projects": tx.all(visible, caller.as_values), "filter": wanted}
 
 
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
@@ -1577,10 +1555,10 @@ PAGES = [
     Page("/ui/tasks/{task}", "task.html", task_page),
     Page(ONE_PROJECT + "/templates", "templates.html", project_templates),
     Page(ONE_PROJECT + "/templates/new", "template_edit.html", new_template_values),
-    Action("", create_template_by_form, template_form, shows=show_new_template),
+    Action("", create_template_by_form, template_form, shows=show_secret),
     Page("/ui/templates/{template}", "template.html", template_page),
     Action("/run", run_template, run_form, "/ui/jobs/{result}", "The job is made."),
-    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_rotated_secret),
+    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret),
     Action(
         "/delete",
         remove_template,
