@@ -26,16 +26,15 @@ import re
 import shlex
 import sqlite3
 import sys
-import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args, get_type_hints
 from urllib.parse import parse_qs, urlencode
 
 import itsdangerous
 import msgspec
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
@@ -284,6 +283,10 @@ class Visit(Call):
         value = self.fields.get(name, [default])[-1]
         return value if isinstance(value, str) else default
 
+    def texts(self) -> dict[str, str]:
+        """All fields of the form, by name."""
+        return {name: self.field(name) for name in self.fields}
+
     def form_as(self, kind: type) -> Any:
         """The form as a struct. A field that is left empty counts as absent, unless it may be a text."""
         values = {}
@@ -342,7 +345,8 @@ class Visit(Call):
         """A page. `values` holds what `framed` read, and what this page is about."""
         message = self.message()
         status = tracker.STATUS[self.error.code] if self.error else 200
-        page = await asyncio.to_thread(jinja_template(name).render, values, visit=self, message=message)
+        template = jinja_environment().get_template(name)
+        page = await asyncio.to_thread(template.render, values, visit=self, message=message)
         response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
@@ -473,35 +477,32 @@ class Page(NamedTuple):
     function: Callable | None = None
     actions: Sequence[Action] = ()
 
-    @property
-    def handler(self) -> Handler:
-        """What answers a GET."""
-        return showing(self.path, self.shows, self.function) if isinstance(self.shows, str) else self.shows
-
 
 def routes_of(table: Iterable[Page | Action]) -> Iterator[tuple[str, str, Handler]]:
     """Method, path and handler of each page, and of the actions that stand under it."""
     for row in itertools.chain.from_iterable((row, *getattr(row, "actions", ())) for row in table):
         if isinstance(row, Page):
-            page, handler = row.path, row.handler
+            page, handler = row.path, showing(row.path, row.shows, row.function)
             yield "GET", page, handler
         else:
             path = row.path if row.path.startswith("/ui/") else page + row.path
             yield "POST", path, acting(row, path, page, handler)
 
 
-def showing(path: str, template: str, function: Callable | None) -> Handler:
-    """The handler of a page."""
+def showing(path: str, shows: str | Handler, function: Callable | None) -> Handler:
+    """The handler of a page, or of a question that comes before an action."""
+    if not isinstance(shows, str):
+        return shows
     ids = re.findall(r"{(\w+)}", path)
-    hints = typing.get_type_hints(function) if function else {}
-    query = next((kind for name, kind in hints.items() if name == "query"), None)
+    hints = get_type_hints(function) if function else {}
+    query = hints.get("query")
 
     async def handler(visit: Visit) -> Response:
         args: list[Any] = [visit.path_value(name) for name in ids]
         if query is not None:
             args.append(visit.query_as(query))
         values = await visit.read(function, *args)
-        return await visit.render(template, {"query": args[-1], **values} if query else values)
+        return await visit.render(shows, {"query": args[-1], **values} if query else values)
 
     return handler
 
@@ -971,6 +972,7 @@ def pairs_in_lines(pairs: dict[str, Any]) -> str:
 
 def typed_pairs(text: str, field: str) -> dict[str, str]:
     """What was typed as NAME=value, one a line."""
+    errors.refuse_nul(text, field)
     pairs: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -1036,37 +1038,22 @@ def remove_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> int:
     return template["project"]
 
 
-class RunForm(msgspec.Struct):
-    """What a job of a template is given by the form that was made from its declarations: texts, by name and place."""
-
-    variables: dict[str, str]
-    arguments: list[str]
-    more: str = ""
-
-
-def run_form(visit: Visit) -> RunForm:
-    """The fields variable:NAME, argument:1 and so on, and `more`."""
-    named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
-    count = sum(name.startswith("argument:") for name in visit.fields)
-    form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
-    errors.refuse_nul(form)
-    return form
-
-
 @tracker.needs(EDIT, tracker.TEMPLATE)
-def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, form: RunForm) -> str:
+def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, form: dict[str, str]) -> str:
     """Makes a job of a template, and returns its token. What is left empty is not given.
 
     But a variable that has a value in the template is given as it was typed, also as an empty text.
     """
-    variables = typed_pairs(form.more, "more")
+    variables = typed_pairs(form.get("more", ""), "more")
     for variable in tracker.declared_variables(template):
-        text = form.variables.get(variable.name, "")
-        if variable.name in form.variables and (text or variable.value is not None):
+        text = form.get(f"variable:{variable.name}")
+        if text or (text is not None and variable.value is not None):
             variables[variable.name] = meant(text, [variable.value, *variable.allowed])
+    free = {f"argument:{number}": one for number, one in enumerate(tracker.free_arguments(template), 1)}
     arguments = [
-        meant(text, [argument.value, *argument.options]) if text else None
-        for text, argument in zip(form.arguments, tracker.free_arguments(template), strict=False)
+        meant(form[name], [one.value, *one.options]) if form[name] else None
+        for name, one in free.items()
+        if name in form
     ]
     return tracker.make_job(tx, template, variables, arguments, "page", **caller.by)["token"]
 
@@ -1427,14 +1414,6 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class BackQuery(msgspec.Struct):
-    back: str = "/ui/"
-
-
-def login_values(tx: Tx, caller: Caller, query: BackQuery) -> dict[str, Any]:
-    return {"back": query.back}
-
-
 def entering(enter: Callable, form: type, says: str) -> Handler:
     """POST of the login or register page."""
 
@@ -1557,7 +1536,7 @@ PAGES = [
     Page(ONE_PROJECT + "/templates/new", "template_edit.html", new_template_values),
     Action("", create_template_by_form, template_form, shows=show_secret),
     Page("/ui/templates/{template}", "template.html", template_page),
-    Action("/run", run_template, run_form, "/ui/jobs/{result}", "The job is made."),
+    Action("/run", run_template, Visit.texts, "/ui/jobs/{result}", "The job is made."),
     Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret),
     Action(
         "/delete",
@@ -1589,7 +1568,7 @@ PAGES = [
     Page("/ui/workers/{worker}", "worker.html", worker_page),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
-    Page("/ui/login", "login.html", login_values),
+    Page("/ui/login", "login.html"),
     Action("", entering(tracker.authenticate_manager, shapes.LoginBody, "Welcome back, {username}."), again=True),
     Action("/ui/logout", log_out_page),
     Page("/ui/register", "register.html"),
@@ -1611,10 +1590,15 @@ async def no_page(visit: Visit) -> Response:
 
 @functools.cache
 def jinja_environment() -> Environment:
+    """What renders templates/, with the words and filters that they know. None is read a second time."""
     environment = Environment(
-        loader=FileSystemLoader(tracker.HERE / "templates"), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(tracker.HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
     )
-    environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals.update(
         dialects=tracker.installed_dialects(),
         page_paths={path for _, path, _ in tracker.all_pages()},
@@ -1638,11 +1622,6 @@ def jinja_environment() -> Environment:
         values_of=lambda row, *names: tuple(row[name] for name in names),
     )
     return environment
-
-
-@functools.cache
-def jinja_template(name: str) -> Template:
-    return jinja_environment().get_template(name)
 
 
 def moment(time_stamp: float) -> str:
@@ -1682,8 +1661,6 @@ def ago(time_stamp: float, now: float) -> str:
 
 
 def bytes_in_words(size: int) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return ""
+    """A size in its largest unit up to GiB: 2.5 MiB."""
+    power = min(max(size.bit_length() - 1, 0) // 10, 3)
+    return f"{size / 1024**power:,.{min(power, 1)}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
