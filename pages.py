@@ -26,7 +26,8 @@ import re
 import shlex
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args, get_type_hints
@@ -225,13 +226,8 @@ OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation befor
 class Visit(Call):
     """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
 
-    __slots__ = ("_token", "error", "fields")
-
-    def __init__(self, scope: dict, receive: Callable, running: tracker.Tracker):
-        super().__init__(scope, receive, running)
-        self.fields: dict[str, list[Any]] = {}
-        self.error: TrackerError | None = None
-        self._token = ""
+    fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
+    error: TrackerError | None = None  # why the request is refused
 
     def url(self, path: str) -> str:
         """The address of one of our own pages, as the browser has to ask for it: behind the proxy's prefix."""
@@ -258,11 +254,10 @@ class Visit(Call):
         path, query = self.scope["path"].removeprefix(self.scope.get("root_path", "")), self.scope["query_string"]
         return path + ("?" + query.decode("latin-1") if query else "")
 
+    @functools.cached_property
     def token(self) -> str:
-        """Proves that a form came from one of this session's pages."""
-        if not self._token:  # a page may have a form in each of its rows
-            self._token = self.tracker.form_signer.get_signature(self.session() or b"").decode()
-        return self._token
+        """Proves that a form came from one of this session's pages, which may have one in each of their rows."""
+        return self.tracker.form_signer.get_signature(self.session() or b"").decode()
 
     async def read_form(self) -> None:
         """Takes in a POST's fields. Refuses one that another site sent, or that lacks the session's token."""
@@ -273,10 +268,9 @@ class Visit(Call):
             self.fields = await self.multipart(most, "file", max_files=1, max_fields=100)
         else:
             self.fields = form_fields(await self.body())
-        if not hmac.compare_digest(self.field("token").encode(), self.token().encode()):
-            raise TrackerError(
-                "forbidden", "This form is out of date: please load the page again, and send it once more"
-            )
+        if not hmac.compare_digest(self.field("token").encode(), self.token.encode()):
+            problem = "This form is out of date: please load the page again, and send it once more"
+            raise TrackerError("forbidden", problem)
 
     def field(self, name: str, default: str = "") -> str:
         """The text that a field was sent with, the last one if there are several; a file is none."""
@@ -617,6 +611,11 @@ def of_project(role: int, of: tracker.Thing = tracker.PROJECT) -> Callable[[Call
     return declare
 
 
+def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
+    """For a page that shows no more than what every page of a project does."""
+    return {}
+
+
 class RangeQuery(msgspec.Struct):
     """Which time a chart shows."""
 
@@ -667,12 +666,6 @@ def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
     return chain_targets(tx, caller, {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None})
 
 
-@of_project(SECRET)
-def project_secrets(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    """The two secrets of a project, to be changed."""
-    return {name: project[name] for name in ("secret", "webhook_secret")}
-
-
 def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) -> str:
     """What a pause or its end has done."""
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
@@ -691,21 +684,16 @@ async def reset_project(visit: Visit) -> Response:
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
 
 
-def tasks_in_words(count: int, what: str = "") -> str:
-    """How many tasks of what kind: 1 failed task."""
-    return f"{count:,} {what + ' ' if what else ''}{'task' if count == 1 else 'tasks'}"
-
-
 def said_of(kind: str, count: int, priority: int | None = None) -> str:
     """What an action or an operation has done, in words."""
-    are = "is" if count == 1 else "are"
+    tasks, are, were = ("task", "is", "was") if count == 1 else ("tasks", "are", "were")
     return {
-        "retry": f"{tasks_in_words(count, 'failed')} {are} waiting again.",
-        "requeue": f"{tasks_in_words(count, 'assigned')} {are} waiting again.",
-        "set_priority": f"{tasks_in_words(count)} got priority {priority}.",
-        "delete": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} deleted.",
-        "hard_reset": f"The project was reset: {tasks_in_words(count)} deleted, hashes forgotten.",
-        "submit_lines": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} submitted.",
+        "retry": f"{count:,} failed {tasks} {are} waiting again.",
+        "requeue": f"{count:,} assigned {tasks} {are} waiting again.",
+        "set_priority": f"{count:,} {tasks} got priority {priority}.",
+        "delete": f"{count:,} {tasks} {were} deleted.",
+        "hard_reset": f"The project was reset: {count:,} {tasks} deleted, hashes forgotten.",
+        "submit_lines": f"{count:,} {tasks} {were} submitted.",
     }[kind]
 
 
@@ -777,11 +765,13 @@ async def act_on_list(visit: Visit) -> Response:
     A question comes before something is done to all that match, or some are deleted.
     """
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
-    body, tasks = visit.form_as(tracker.TaskAction), None
-    if visit.field("which") != "all":
-        tasks = selected_tasks(visit)
+    body = visit.form_as(tracker.TaskAction)
+    tasks = None if visit.field("which") == "all" else selected_tasks(visit)
     if visit.field("confirmed") != "yes" and (tasks is None or body.action == "delete"):
-        return await visit.render("confirm.html", await visit.read(question, project, body, wanted, tasks))
+        values = await visit.read(question, project, body)
+        count = tracker.count_in_state(values["project"], wanted.state)
+        asked = {"body": body, "wanted": wanted, "tasks": tasks or [], "count": count}
+        return await visit.render("confirm.html", values | asked)
     if tasks is None:
         operation = await visit.write(tracker.begin_action, project, body, wanted)
         return await watch_operation(visit, operation, body.action, visit.here, body.priority)
@@ -802,18 +792,10 @@ def selected_tasks(visit: Visit) -> list[int]:
 
 
 @of_project(READ)
-def question(
-    tx: Tx,
-    caller: Caller,
-    project: sqlite3.Row,
-    body: tracker.TaskAction,
-    wanted: tracker.TaskFilter,
-    tasks: list[int] | None,
-) -> dict[str, Any]:
-    """Asks whether it is meant so. Refuses now what would be refused after the question."""
+def question(tx: Tx, caller: Caller, project: sqlite3.Row, body: tracker.TaskAction) -> dict[str, Any]:
+    """Refuses now what would be refused after the question."""
     tracker.check_action(tx, caller, project, body)
-    count = tracker.count_in_state(project, wanted.state)
-    return {"body": body, "wanted": wanted, "tasks": tasks or [], "count": count}
+    return {}
 
 
 async def export_tasks(visit: Visit) -> Response:
@@ -853,11 +835,6 @@ def task_line(task: sqlite3.Row) -> bytes:
 
 
 # ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@of_project(EDIT)
-def submit_page(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    return {}
 
 
 async def submit_lines(visit: Visit) -> Response:
@@ -1159,15 +1136,16 @@ class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
     before: Id = INT64_MAX
 
 
-def typed_time(text: str, field: str) -> datetime | None:
-    """The time that a field of a form names, in UTC unless it says otherwise."""
+def typed_time(text: str, field: str, second: int = 0) -> int | None:
+    """The time that a field of a form names, in UTC unless it says otherwise; this second of a whole minute."""
     if not text:
         return None
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise TrackerError("invalid", "must be a time like 2026-06-01T07:30", field) from None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return int(when.timestamp()) + (second if when.second == 0 else 0)
 
 
 @of_project(READ)
@@ -1195,16 +1173,8 @@ def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
 
 def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
     """The jobs that match, of a project or of all that a caller may read."""
-    start, end = typed_time(query.start, "from"), typed_time(query.end, "to")
-    wanted = shapes.JobsQuery(
-        project=project,
-        template=query.template,
-        state=query.state,
-        start=start and int(start.timestamp()),
-        end=end and int(end.timestamp()) + (59 if end.second == 0 else 0),
-        before=query.before,
-        limit=PAGE_ROWS,
-    )
+    start, end = typed_time(query.start, "from"), typed_time(query.end, "to", 59)
+    wanted = shapes.JobsQuery(project, query.template, query.state, start, end, query.before, PAGE_ROWS)
     rows, more = tracker.find_jobs(tx, caller, wanted, JOB_ROW)
     return {
         "jobs": rows,
@@ -1455,15 +1425,7 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
     """The managers, the settings in force and the state of the database."""
     return {
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
-        "setting_rows": [
-            {
-                "name": name,
-                "value": getattr(tx.settings, name),
-                "is_default": getattr(tx.settings, name) == field.default,
-                "help": field.type.extra_json_schema["description"],
-            }
-            for name, field in tracker.FIELDS.items()
-        ],
+        "fields": tracker.FIELDS,
         "facts": {
             "Tracker": tracker.__version__,
             "Python": sys.version.split()[0],
@@ -1516,7 +1478,7 @@ PAGES = [
     Action("/reset/{kind}", reset_project, again="confirm"),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectBody, ONE_PROJECT, "Saved."),
-    Page(ONE_PROJECT + "/secrets", "secrets.html", project_secrets),
+    Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, shapes.SecretBody, says="The secret is saved."),
     Action(
         ONE_PROJECT + "/webhook_secret",
@@ -1528,7 +1490,7 @@ PAGES = [
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
     Page(ONE_PROJECT + "/export", export_tasks),
-    Page(ONE_PROJECT + "/submit", "submit.html", submit_page),
+    Page(ONE_PROJECT + "/submit", "submit.html", of_project(EDIT)(no_more)),
     Action("", tracker.submit_as_manager, tracker.LineTask, says="The task is submitted."),
     Action("/lines", submit_lines, again=True),
     Page("/ui/tasks/{task}", "task.html", task_page),
