@@ -30,7 +30,7 @@ import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qs, urlencode
 
 import itsdangerous
@@ -46,7 +46,7 @@ import openapi
 import shapes
 import tracker
 from errors import TrackerError
-from shapes import INT64_MAX, Id, JobState, ProjectBody
+from shapes import INT64_MAX, Id, JobState
 from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
 # ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -282,9 +282,12 @@ class Visit(Call):
         return {name: self.field(name) for name in self.fields}
 
     def form_as(self, kind: type) -> Any:
-        """The form as a struct. A field that is left empty counts as absent, unless it may be a text."""
-        values = {}
-        for field in msgspec.structs.fields(kind):
+        """The form as a struct. A field that is left empty counts as absent, unless it may be a text.
+
+        A list is that of its rows.
+        """
+        values, fields = {}, msgspec.structs.fields(kind)
+        for field in fields:
             name, value = field.encode_name, self.field(field.encode_name)
             if name in self.fields and takes_text(field.type):
                 values[name] = value
@@ -292,7 +295,21 @@ class Visit(Call):
                 values[name] = value.strip()
         body = tracker.convert(values, kind, strict=False)
         errors.refuse_nul(body)
+        for field in fields:
+            if get_origin(field.type) is list:
+                setattr(body, field.name, self.form_rows(field.name, *get_args(field.type)))
         return body
+
+    def form_rows(self, name: str, kind: type) -> list[Any]:
+        """The rows of a list in the form that say something. A refusal names the field: variables[2].name."""
+        made = []
+        for number, row in self.rows(name).items():
+            try:
+                made.append(tracker.convert({field: text for field, text in row.items() if text}, kind, strict=False))
+            except TrackerError as error:
+                raise error.within(f"{name}[{number}]") from None
+            errors.refuse_nul(made[-1], f"{name}[{number}]")
+        return made
 
     def rows(self, name: str) -> dict[int, dict[str, str]]:
         """The rows of a list in the form, by number: variables[2].value. One without a text in it does not count."""
@@ -393,14 +410,14 @@ def takes_text(kind: Any) -> bool:
 def framed(tx: Tx, credentials: bytes | None, function: Callable | None, args: tuple) -> dict[str, Any]:
     """What every page shows, and what the function says that this one shows, for one caller as of one moment."""
     caller = tracker.identify(tx, credentials)
-    frame = {
+    return {
         "now": tx.time,
         "settings": tx.settings,
         "manager": caller.manager,
         "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
         "main_links": links(tx) if caller.manager else [],
+        **(function(tx, caller, *args) if function else {}),
     }
-    return {**frame, **(function(tx, caller, *args) if function else {})}
 
 
 class Link(NamedTuple):
@@ -442,7 +459,8 @@ Handler = Callable[[Visit], Awaitable[Response]]
 class Action(NamedTuple):
     """What a form of a page does: decode the form, call one domain function, go on to a page with a message.
 
-    `function` may also be a handler. `form` is a Struct, or reads one from the visit. `to` is the page to go on to, if
+    `function` may also be a handler. `form` is the Struct that is its body, or reads it from the visit, if the
+    function's annotations do not say what the body is. `to` is the page to go on to, if
     not the action's own. `shows` answers with the result itself, which must not be in an address. `asks` is the page
     (its template and function) of a question that comes first. When it is refused, the page is shown again with the
     reason and with what was typed, if something was: `again` says so of the others, or names the field of which alone
@@ -504,13 +522,14 @@ def showing(path: str, shows: str | Handler, function: Callable | None) -> Handl
 def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
     """The handler of an action."""
     ids = re.findall(r"{(\w+)}", path)
-    form, asks = action.form, action.asks and showing(path, *action.asks)
+    asks, domain = action.asks and showing(path, *action.asks), not inspect.iscoroutinefunction(action.function)
+    form = action.form or (get_type_hints(action.function).get("body") if domain else None)
     shown_again = form is not None if action.again is None else action.again
 
     async def act(visit: Visit) -> Response:
         if asks and visit.field("confirmed") != "yes":
             return await asks(visit)
-        if inspect.iscoroutinefunction(action.function):
+        if not domain:
             return await action.function(visit)
         args = list(map(visit.path_value, ids))
         body = form and (visit.form_as(form) if isinstance(form, type) else form(visit))
@@ -818,8 +837,7 @@ async def export_tasks(visit: Visit) -> Response:
                 tracker.log.warning("An export of project %d broke off: %s", project, error)
                 raise ClientDisconnect from error
 
-    name = f"project-{project}-{wanted.state}.jsonl"
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    headers = {"content-disposition": f'attachment; filename="project-{project}-{wanted.state}.jsonl"'}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
 
 
@@ -892,26 +910,6 @@ class TemplateForm(shapes.TemplateBody):
     remove_key: bool = False
     keep_count: shapes.Count | None = None
     keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
-
-
-def template_form(visit: Visit) -> TemplateForm:
-    """The form with its rows."""
-    form = visit.form_as(TemplateForm)
-    form.variables = form_rows(visit, "variables", VariableRow)
-    form.arguments = form_rows(visit, "arguments", ArgumentRow)
-    return form
-
-
-def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
-    """The rows of a list in the form that say something. A refusal names the field: variables[2].name."""
-    made = []
-    for number, row in visit.rows(name).items():
-        try:
-            made.append(tracker.convert({field: text for field, text in row.items() if text}, kind, strict=False))
-        except TrackerError as error:
-            raise error.within(f"{name}[{number}]") from None
-        errors.refuse_nul(made[-1], f"{name}[{number}]")
-    return made
 
 
 def by_text(values: Sequence[Any]) -> dict[str, Any]:
@@ -997,15 +995,15 @@ def declared(
 
 
 @tracker.needs(EDIT)
-def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, form: TemplateForm) -> shapes.Template:
+def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, body: TemplateForm) -> shapes.Template:
     """Makes a template. Its secret is in the answer."""
-    return tracker.create_template(tx, caller, template_of_form(form, tracker.NEW_TEMPLATE, project["id"]))
+    return tracker.create_template(tx, caller, template_of_form(body, tracker.NEW_TEMPLATE, project["id"]))
 
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
-def update_template_by_form(tx: Tx, caller: Caller, template: sqlite3.Row, form: TemplateForm) -> None:
+def update_template_by_form(tx: Tx, caller: Caller, template: sqlite3.Row, body: TemplateForm) -> None:
     """Changes a template to what the form says."""
-    tracker.update_template(tx, caller, template, template_of_form(form, template))
+    tracker.update_template(tx, caller, template, template_of_form(body, template))
 
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
@@ -1016,21 +1014,21 @@ def remove_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> int:
 
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
-def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, form: dict[str, str]) -> str:
+def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, texts: dict[str, str]) -> str:
     """Makes a job of a template, and returns its token. What is left empty is not given.
 
     But a variable that has a value in the template is given as it was typed, also as an empty text.
     """
-    variables = typed_pairs(form.get("more", ""), "more")
+    variables = typed_pairs(texts.get("more", ""), "more")
     for variable in tracker.declared_variables(template):
-        text = form.get(f"variable:{variable.name}")
+        text = texts.get(f"variable:{variable.name}")
         if text or (text is not None and variable.value is not None):
             variables[variable.name] = meant(text, [variable.value, *variable.allowed])
     free = {f"argument:{number}": one for number, one in enumerate(tracker.free_arguments(template), 1)}
     arguments = [
-        meant(form[name], [one.value, *one.options]) if form[name] else None
+        meant(texts[name], [one.value, *one.options]) if texts[name] else None
         for name, one in free.items()
-        if name in form
+        if name in texts
     ]
     return tracker.make_job(tx, template, variables, arguments, "page", **caller.by)["token"]
 
@@ -1319,28 +1317,22 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
     )
     values, now = {"worker": worker}, tracker.SEARCH_TIME
     logs, _ = tracker.search(tx, "log_entry", "worker = :worker", "TRUE", values, INT64_MAX, 20, now, newest=True)
-    return {
-        "worker": {**row, **worker_pace(tx, worker)},
-        "projects": projects,
-        "logs": logs,
-    }
+    return {"worker": {**row, **worker_pace(tx, worker)}, "projects": projects, "logs": logs}
 
 
 @of_project(MANAGE_ACCESS)
 def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """Requests for access, who has it, and the managers' roles."""
-    found = (
-        "SELECT a.*, w.alias, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
-        " WHERE a.project = :project AND NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
+    of_workers = (
+        "SELECT a.*, w.alias, w.created, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
+        " WHERE a.project = :project AND"
     )
     after = int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0
-    rows, more = list_page(tx, found, {"project": project["id"], "after": after}, query, "worker")
+    values = {"project": project["id"], "after": after, "most": PAGE_ROWS}
+    found = f"{of_workers} NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
+    rows, more = list_page(tx, found, values, query, "worker")
     return {
-        "requests": tx.all(
-            "SELECT a.*, w.alias, w.created, w.last_seen FROM worker_access a JOIN worker w ON w.id = a.worker"
-            " WHERE a.project = ? AND a.request ORDER BY a.worker LIMIT ?",
-            (project["id"], PAGE_ROWS),
-        ),
+        "requests": tx.all(f"{of_workers} a.request ORDER BY a.worker LIMIT :most", values),
         "accesses": rows,
         "more": more,
         "roles": tx.all(
@@ -1357,7 +1349,7 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
 class LogQuery(msgspec.Struct):
     """Which log lines: from a level up to the gravest, of a worker, of a project, with a text; older than `before`."""
 
-    level: Literal["error", "warn", "info", "debug", "trace"] = "trace"
+    level: shapes.LogLevel = "trace"
     worker: Id | None = None
     project: Id | None = None
     text: Annotated[str, Meta(max_length=200)] = ""
@@ -1457,6 +1449,7 @@ async def docs_page(visit: Visit) -> Response:
 # ── The table of pages ────────────────────────────────────────────────────────────────────────────────────────────────
 
 ONE_PROJECT = "/ui/projects/{project}"
+ONE_TEMPLATE = "/ui/templates/{template}"
 
 
 JOB_RETRIED = "This is the new job, with all that the other one was given."
@@ -1469,35 +1462,30 @@ PAGES = [
     Action(
         "",
         tracker.create_project,
-        ProjectBody,
-        to="/ui/projects/{result}",
-        says="The project is there. Workers may ask for access now.",
+        None,
+        "/ui/projects/{result}",
+        "The project is there. Workers may ask for access now.",
     ),
     Page(ONE_PROJECT, "project.html", project_page),
-    Action("/pause", tracker.pause_project, shapes.PausedBody, says=paused_in_words, again=False),
+    Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
-    Action("", tracker.update_project, ProjectBody, ONE_PROJECT, "Saved."),
+    Action("", tracker.update_project, to=ONE_PROJECT, says="Saved."),
     Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
-    Action(ONE_PROJECT + "/secret", tracker.set_secret, shapes.SecretBody, says="The secret is saved."),
-    Action(
-        ONE_PROJECT + "/webhook_secret",
-        tracker.set_webhook_secret,
-        shapes.WebhookSecretBody,
-        says="The webhook secret is saved.",
-    ),
+    Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
+    Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
     Page(ONE_PROJECT + "/export", export_tasks),
     Page(ONE_PROJECT + "/submit", "submit.html", of_project(EDIT)(no_more)),
-    Action("", tracker.submit_as_manager, tracker.LineTask, says="The task is submitted."),
+    Action("", tracker.submit_as_manager, says="The task is submitted."),
     Action("/lines", submit_lines, again=True),
     Page("/ui/tasks/{task}", "task.html", task_page),
     Page(ONE_PROJECT + "/templates", "templates.html", project_templates),
     Page(ONE_PROJECT + "/templates/new", "template_edit.html", new_template_values),
-    Action("", create_template_by_form, template_form, shows=show_secret),
-    Page("/ui/templates/{template}", "template.html", template_page),
+    Action("", create_template_by_form, shows=show_secret),
+    Page(ONE_TEMPLATE, "template.html", template_page),
     Action("/run", run_template, Visit.texts, "/ui/jobs/{result}", "The job is made."),
     Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret),
     Action(
@@ -1507,14 +1495,8 @@ PAGES = [
         says="The template is deleted. Its jobs go on, and stay.",
         asks=("template_delete.html", template_delete_page),
     ),
-    Page("/ui/templates/{template}/edit", "template_edit.html", edit_template_page),
-    Action(
-        "",
-        update_template_by_form,
-        template_form,
-        to="/ui/templates/{template}",
-        says="Saved. Jobs that were made before stay as they are.",
-    ),
+    Page(ONE_TEMPLATE + "/edit", "template_edit.html", edit_template_page),
+    Action("", update_template_by_form, to=ONE_TEMPLATE, says="Saved. Jobs that were made before stay as they are."),
     Page(ONE_PROJECT + "/jobs", "jobs.html", project_jobs),
     Page("/ui/jobs", "jobs.html", all_jobs),
     Page("/ui/jobs/{job}", "job.html", job_page),
@@ -1523,10 +1505,10 @@ PAGES = [
     Page(ONE_PROJECT + "/access", "access.html", access_page),
     Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
     Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
-    Action("/set", tracker.set_worker_access, shapes.WorkerRolesBody, says="The worker's access is set."),
-    Action("/role", tracker.set_named_role, shapes.RoleForm, says="The manager's roles are set."),
+    Action("/set", tracker.set_worker_access, says="The worker's access is set."),
+    Action("/role", tracker.set_named_role, says="The manager's roles are set."),
     Page("/ui/workers", "workers.html", worker_list),
-    Action("/pause", tracker.set_worker_paused, shapes.PauseBody, says=paused_in_words, again=False),
+    Action("/pause", tracker.set_worker_paused, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
