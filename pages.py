@@ -54,9 +54,6 @@ from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call,
 RATE_WINDOW = 300  # seconds over which the present rate is taken
 
 
-SPARK_POINTS = 60
-
-
 RANGES = {"1h": 3600, "24h": 86400, "7d": 7 * 86400, "all": None}  # seconds
 
 
@@ -93,7 +90,7 @@ SAMPLED_COUNTS = f"SELECT json_group_array(json_array(time_stamp, closed_task_co
 
 def spark(tx: Tx, project: int) -> Any:
     """The throughput of the last hour as a small line."""
-    moments = charts.grid(tx.time - RANGES["1h"], tx.time, SPARK_POINTS)
+    moments = charts.grid(tx.time - RANGES["1h"], tx.time, 60)  # a point a minute
     return drawn_spark(sampled_snapshots(tx, project, moments, SAMPLED_COUNTS)[0][0], moments)
 
 
@@ -571,14 +568,16 @@ def may(role: int) -> str:
 VISIBLE = f"(NOT p.hidden OR {may(READ)})"
 
 
-def list_page(tx: Tx, select: str, values: dict[str, Any], query: ListQuery, key: str = "name") -> tuple[list, Any]:
-    """A page of a list, in the order of a column: its rows, and the place in it of the last one if there are more.
+def list_page(
+    tx: Tx, select: str, values: dict[str, Any], query: ListQuery, place: str = "name", order: str = ""
+) -> tuple[list[sqlite3.Row], Any]:
+    """A page of a list, and where the next one goes on: the column `place` of the last row, or "" at the end.
 
     The SELECT ends with its conditions, and knows :text and :after.
     """
     values = {"text": like(query.text), "after": query.after, "limit": PAGE_ROWS + 1, **values}
-    rows = tx.all(f"{select} ORDER BY {key} LIMIT :limit", values)
-    return rows[:PAGE_ROWS], rows[PAGE_ROWS - 1][key] if len(rows) > PAGE_ROWS else ""
+    rows = tx.all(f"{select} ORDER BY {order or place} LIMIT :limit", values)
+    return rows[:PAGE_ROWS], rows[PAGE_ROWS - 1][place] if len(rows) > PAGE_ROWS else ""
 
 
 def overview(tx: Tx, caller: Caller, query: ListQuery) -> dict[str, Any]:
@@ -1262,29 +1261,17 @@ class WorkersQuery(ListQuery):
 @tracker.needs(LOGIN)
 def worker_list(tx: Tx, caller: Caller, query: WorkersQuery) -> dict[str, Any]:
     """A page of all workers."""
-    beyond, order = (">", "ASC") if query.sort == "alias" else ("<", "DESC")
-    start, value, last = "", None, None
+    by_name = query.sort == "alias"
+    beyond, order = (">", "ASC") if by_name else ("<", "DESC")
+    found = f"SELECT *, {query.sort} || ':' || id AS place FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id)"
+    values = {"id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None}
     if query.after:
-        start = f"AND ({query.sort}, id) {beyond} (:value, :last)"
-        value, _, last = query.after.rpartition(":")
-        by_name = query.sort == "alias"
-        value, last = (value, tracker.place_of(f"0:{last}")[1]) if by_name else tracker.place_of(query.after)
-    rows = tx.all(
-        f"SELECT * FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id) {start}"
-        f" ORDER BY {query.sort} {order}, id {order} LIMIT :limit",
-        {
-            "text": like(query.text),
-            "id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None,
-            "value": value,
-            "last": last,
-            "limit": PAGE_ROWS + 1,
-        },
-    )
-    shown = rows[:PAGE_ROWS]
-    return {
-        "workers": [{**row, **worker_pace(tx, row["id"])} for row in shown],
-        "more": f"{shown[-1][query.sort]}:{shown[-1]['id']}" if len(rows) > PAGE_ROWS else "",
-    }
+        found += f" AND ({query.sort}, id) {beyond} (:value, :last)"
+        name, _, last = query.after.rpartition(":")
+        number, values["last"] = tracker.place_of(f"0:{last}" if by_name else query.after)
+        values["value"] = name if by_name else number
+    rows, more = list_page(tx, found, values, query, "place", f"{query.sort} {order}, id {order}")
+    return {"workers": [{**row, **worker_pace(tx, row["id"])} for row in rows], "more": more}
 
 
 def worker_pace(tx: Tx, worker: int) -> dict[str, Any]:
@@ -1388,22 +1375,21 @@ def entering(enter: Callable, form: type, says: str) -> Handler:
 
 
 async def log_out_page(visit: Visit) -> Response:
+    """Ends the session, for every holder of its cookie."""
     await visit.tracker.db.write(tracker.end_session, visit.session())
     return visit.see("/ui/", "You are logged out.", tracker.session_cookie(visit, None))
 
 
 @tracker.needs(LOGIN)
 def account_page(tx: Tx, caller: Caller) -> dict[str, Any]:
-    manager = caller.manager.id
-    live = "SELECT COUNT(*) FROM session WHERE manager = ? AND expires > ?"
-    return {
-        "session_count": tx.one(live, (manager, tx.time))[0],
-        "roles": tx.all(
-            "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
-            " WHERE r.manager = ? ORDER BY p.name LIMIT 200",
-            (manager,),
-        ),
-    }
+    """The manager's own account: its roles, and in how many browsers it is logged in."""
+    values = {"manager": caller.manager.id, "now": tx.time}
+    live = "SELECT COUNT(*) FROM session WHERE manager = :manager AND expires > :now"
+    roles = (
+        "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
+        " WHERE r.manager = :manager ORDER BY p.name LIMIT 200"
+    )
+    return {"session_count": tx.one(live, values)[0], "roles": tx.all(roles, values)}
 
 
 async def change_password_page(visit: Visit) -> Response:
