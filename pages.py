@@ -528,12 +528,13 @@ def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
             return await asks(visit)
         if not domain:
             return await action.function(visit)
-        args = list(map(visit.path_value, ids))
-        body = form and (visit.form_as(form) if isinstance(form, type) else form(visit))
-        result = await visit.write(action.function, *args, *([body] if form else []))
+        args = [visit.path_value(name) for name in ids]
+        if form is not None:
+            args.append(visit.form_as(form) if isinstance(form, type) else form(visit))
+        result = await visit.write(action.function, *args)
         if action.shows is not None:
             return await action.shows(visit, result)
-        message = action.says(result, body) if callable(action.says) else action.says
+        message = action.says(result, args[-1]) if callable(action.says) else action.says
         target = (action.to or page).format(**visit.scope["path_params"], result=result)
         return visit.see(visit.back(target), message)
 
@@ -786,7 +787,8 @@ async def act_on_list(visit: Visit) -> Response:
     body = visit.form_as(tracker.TaskAction)
     tasks = None if visit.field("which") == "all" else selected_tasks(visit)
     if visit.field("confirmed") != "yes" and (tasks is None or body.action == "delete"):
-        values = await visit.read(question, project, body)
+        values = await visit.read(of_project(READ)(no_more), project)
+        await visit.look(tracker.check_action, project, body)  # what would be refused after the question is so now
         count = tracker.count_in_state(values["project"], wanted.state)
         asked = {"body": body, "wanted": wanted, "tasks": tasks or [], "count": count}
         return await visit.render("confirm.html", values | asked)
@@ -807,13 +809,6 @@ def selected_tasks(visit: Visit) -> list[int]:
     if not tasks:
         raise TrackerError("invalid", "select at least one task, or choose “all that match”", "task")
     return tasks
-
-
-@of_project(READ)
-def question(tx: Tx, caller: Caller, project: sqlite3.Row, body: tracker.TaskAction) -> dict[str, Any]:
-    """Refuses now what would be refused after the question."""
-    tracker.check_action(tx, caller, project, body)
-    return {}
 
 
 async def export_tasks(visit: Visit) -> Response:
