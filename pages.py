@@ -1148,8 +1148,7 @@ def project_jobs(tx: Tx, caller: Caller, project: sqlite3.Row, query: JobListQue
     of_project = "SELECT 1 FROM template WHERE id = ? AND project = ?"
     if query.template is not None and not tx.one(of_project, (query.template, project["id"])):
         raise TrackerError("invalid", f"the project has no template {query.template}", "template")
-    here = f"/ui/projects/{project['id']}/jobs"
-    return {**job_list(tx, None, project["id"], query), "templates": templates, "here": here}
+    return {**job_list(tx, None, project["id"], query), "templates": templates}
 
 
 @tracker.needs(LOGIN)
@@ -1160,7 +1159,7 @@ def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
         f" WHERE {may(READ)} ORDER BY p.name, t.name LIMIT 1000",
         caller.as_values,
     )
-    return {**job_list(tx, caller, None, query), "templates": templates, "project": None, "here": "/ui/jobs"}
+    return {**job_list(tx, caller, None, query), "templates": templates, "project": None}
 
 
 def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
@@ -1388,6 +1387,7 @@ def account_page(tx: Tx, caller: Caller) -> dict[str, Any]:
 
 
 async def change_password_page(visit: Visit) -> Response:
+    """Goes on with the only session that is left."""
     session = await tracker.change_password(visit, visit.form_as(shapes.PasswordForm))
     message = "The password is changed; all other logins are ended."
     return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
@@ -1415,6 +1415,7 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
 
 
 def wal_size(settings: tracker.Settings) -> int:
+    """Bytes of the write-ahead log; 0 when there is none."""
     with contextlib.suppress(OSError):
         return Path(f"{Path(settings.database).resolve()}-wal").stat().st_size
     return 0
@@ -1507,6 +1508,7 @@ PAGES = [
 
 
 async def no_page(visit: Visit) -> Response:
+    """What is no page at all. 404."""
     raise TrackerError("not_found", f"There is nothing at {visit.here}")
 
 
