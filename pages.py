@@ -30,7 +30,7 @@ import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qs, urlencode
 
 import itsdangerous
@@ -194,8 +194,7 @@ def get_task_history(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
     missing = TrackerError("not_found", f"No task {task}, or it was closed or deleted and left no history")
     project = None if found is None else tracker.find_project(tx, found)
     tracker.check_access(tx, caller, project, READ, missing)
-    history = {"past": past, "logs": logs, "verifications": verifications}
-    return {"id": task, "task": row, "project": project, **history}
+    return {"id": task, "task": row, "project": project, "past": past, "logs": logs, "verifications": verifications}
 
 
 @functools.lru_cache(maxsize=4)
@@ -456,12 +455,11 @@ Handler = Callable[[Visit], Awaitable[Response]]
 class Action(NamedTuple):
     """What a form of a page does: decode the form, call one domain function, go on to a page with a message.
 
-    `function` may also be a handler. `form` is the Struct that is its body, or reads it from the visit, if the
-    function's annotations do not say what the body is. `to` is the page to go on to, if
-    not the action's own. `shows` answers with the result itself, which must not be in an address. `asks` is the page
-    (its template and function) of a question that comes first. When it is refused, the page is shown again with the
-    reason and with what was typed, if something was: `again` says so of the others, or names the field of which alone
-    it is so.
+    `function` may also be a handler. `form` is a Struct, or reads one from the visit; it need not be said of a function
+    whose `body` is annotated. `to` is the page to go on to, if not the action's own. `shows` answers with the result
+    itself, which must not be in an address. `asks` is the page (its template and function) of a question that comes
+    first. When it is refused, the page is shown again with the reason and with what was typed, if something was:
+    `again` says so of the others, or names the field whose refusal alone is shown so.
     """
 
     path: str  # below its page's, or a whole one
@@ -518,15 +516,16 @@ def showing(path: str, shows: str | Handler, function: Callable | None) -> Handl
 
 def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
     """The handler of an action."""
-    ids = re.findall(r"{(\w+)}", path)
-    asks, domain = action.asks and showing(path, *action.asks), not inspect.iscoroutinefunction(action.function)
-    form = action.form or (get_type_hints(action.function).get("body") if domain else None)
+    ids, asks = re.findall(r"{(\w+)}", path), action.asks and showing(path, *action.asks)
+    handles = inspect.iscoroutinefunction(action.function)
+    form = action.form or (None if handles else get_type_hints(action.function).get("body"))
     shown_again = form is not None if action.again is None else action.again
 
     async def act(visit: Visit) -> Response:
+        """Does it, or asks first, and goes on."""
         if asks and visit.field("confirmed") != "yes":
             return await asks(visit)
-        if not domain:
+        if handles:
             return await action.function(visit)
         args = [visit.path_value(name) for name in ids]
         if form is not None:
@@ -852,21 +851,15 @@ def task_line(task: sqlite3.Row) -> bytes:
 async def submit_lines(visit: Visit) -> Response:
     """POST …/submit/lines: many tasks from a text area or a file. All lines are read before any of them counts."""
     project, defaults = visit.path_id("project"), visit.form_as(shapes.LineDefaults)
-    field, source = line_source(visit)
+    file, typed = visit.fields.get("file", [""])[-1], visit.field("lines")
+    uploaded = not isinstance(file, str) and file.filename
+    if not uploaded and not typed.strip():
+        raise TrackerError("invalid", "type at least one line, or choose a file", "lines")
+    source, field = (file.file, "file") if uploaded else (io.BytesIO(typed.encode()), "lines")
     upload = tracker.Upload(source, project, defaults, field)
     operation, done = await tracker.submit_upload(visit.tracker, visit.session(), upload)
     await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
     return visit.see(f"/ui/operations/{operation}")
-
-
-def line_source(visit: Visit) -> tuple[str, BinaryIO]:
-    """The uploaded file, or else what was typed, and the name of its field."""
-    file = visit.fields.get("file", [""])[-1]
-    if not isinstance(file, str) and file.filename:
-        return "file", file.file
-    if not visit.field("lines").strip():
-        raise TrackerError("invalid", "type at least one line, or choose a file", "lines")
-    return "lines", io.BytesIO(visit.field("lines").encode())
 
 
 # ── Templates and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
