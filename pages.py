@@ -26,17 +26,17 @@ import re
 import shlex
 import sqlite3
 import sys
-import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qs, urlencode
 
 import itsdangerous
 import msgspec
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from msgspec import UNSET, Meta
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
@@ -45,30 +45,13 @@ import errors
 import openapi
 import shapes
 import tracker
-from shapes import Int64, JobState, Name, ProjectBody
-from tracker import (
-    ADMIN,
-    EDIT,
-    INT64_MAX,
-    LOGIN,
-    MANAGE_ACCESS,
-    READ,
-    SECRET,
-    SEES,
-    Call,
-    Caller,
-    Id,
-    TrackerError,
-    Tx,
-    encode,
-)
+from errors import TrackerError
+from shapes import INT64_MAX, Id, JobState
+from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
 # ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
 
 RATE_WINDOW = 300  # seconds over which the present rate is taken
-
-
-SPARK_POINTS = 60
 
 
 RANGES = {"1h": 3600, "24h": 86400, "7d": 7 * 86400, "all": None}  # seconds
@@ -101,18 +84,13 @@ def sampled_snapshots(tx: Tx, project: int, moments: range, sql: str = SAMPLED) 
     return tx.all(sql, values)
 
 
-def sampled_rates(snapshots: list[sqlite3.Row]) -> list[tuple[float, float | None]]:
-    """Tasks closed per second between one snapshot and the next."""
-    return charts.rates((row["time_stamp"], row["closed_task_count"]) for row in snapshots)
-
-
 # One row and not one for each moment: between two rows a reader may have to wait for the interpreter.
 SAMPLED_COUNTS = f"SELECT json_group_array(json_array(time_stamp, closed_task_count)) FROM ({SAMPLED})"
 
 
 def spark(tx: Tx, project: int) -> Any:
     """The throughput of the last hour as a small line."""
-    moments = charts.grid(tx.time - RANGES["1h"], tx.time, SPARK_POINTS)
+    moments = charts.grid(tx.time - RANGES["1h"], tx.time, 60)  # a point a minute
     return drawn_spark(sampled_snapshots(tx, project, moments, SAMPLED_COUNTS)[0][0], moments)
 
 
@@ -126,9 +104,16 @@ def drawn_spark(counts: str, moments: range) -> Any:
 def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     """Throughput and backlog over a time of RANGES."""
     end = tx.time
-    start = end - RANGES[span] if RANGES[span] else first_snapshot(tx, project["id"])
-    rows, present = sampled_snapshots(tx, project["id"], charts.grid(start, end)), present_counts(project, end)
-    closed = sampled_rates(rows if len(rows) > 1 else [*rows, present])  # the rate of a few seconds is mostly chance
+    first = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project["id"],))[0]
+    start = end - RANGES[span] if RANGES[span] else end if first is None else first
+    rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
+    present = {  # what a snapshot would say now: a chart must not end a minute ago
+        "time_stamp": end,
+        "new_task_count": project["waiting_task_count"] + project["assigned_task_count"],
+        **{name: project[name] for name in tracker.COUNT_COLUMNS[2:]},
+    }
+    sampled = rows if len(rows) > 1 else [*rows, present]  # the rate of a few seconds is mostly chance
+    closed = charts.rates((row["time_stamp"], row["closed_task_count"]) for row in sampled)
     rows.append(present)
     left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
     failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
@@ -138,20 +123,6 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
         "throughput": charts.time_chart(throughput, start, end, title="Throughput", per_second=True),
         "backlog": charts.time_chart(backlog, start, end, title="Backlog"),
     }
-
-
-def present_counts(project: sqlite3.Row, now: int) -> dict[str, int]:
-    """What a snapshot would say now: a chart must not end a minute ago."""
-    return {
-        "time_stamp": now,
-        "new_task_count": project["waiting_task_count"] + project["assigned_task_count"],
-        **{name: project[name] for name in tracker.COUNT_COLUMNS[2:]},
-    }
-
-
-def first_snapshot(tx: Tx, project: int) -> int:
-    row = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project,))
-    return tx.time if row[0] is None else row[0]
 
 
 def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
@@ -214,27 +185,16 @@ def like(text: str) -> str:
 def get_task_history(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
     """A task, if it is still live, with what is known of its past, the newest first. Needs READ in its project."""
     row = tx.one("SELECT * FROM task WHERE id = ?", (task,))
-    past = tx.all(
-        "SELECT a.*, w.alias FROM assignment a LEFT JOIN worker w ON w.id = a.worker WHERE a.task = ?"
-        " ORDER BY a.id DESC LIMIT 100",
-        (task,),
-    )
-    logs = tx.all(
-        "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker WHERE e.task = ?"
-        " ORDER BY e.id DESC LIMIT 100",
-        (task,),
+    newest = "a.task = ? ORDER BY a.id DESC LIMIT 100"
+    past, logs, verifications = (
+        tx.all(f"SELECT a.*, w.alias FROM {of} a LEFT JOIN worker w ON w.id = a.worker WHERE {which}", (task,))
+        for of, which in (("assignment", newest), ("log_entry", newest), ("verification", "a.task = ?"))
     )
     found = next((one["project"] for one in (row, *past, *logs) if one), None)
     missing = TrackerError("not_found", f"No task {task}, or it was closed or deleted and left no history")
     project = None if found is None else tracker.find_project(tx, found)
     tracker.check_access(tx, caller, project, READ, missing)
-    verifications = tx.all(
-        "SELECT v.*, w.alias FROM verification v LEFT JOIN worker w ON w.id = v.worker WHERE v.task = ?", (task,)
-    )
-    return {
-        **{"id": task, "task": row, "project": project, "past": past, "logs": logs},
-        "verifications": verifications,
-    }
+    return {"id": task, "task": row, "project": project, "past": past, "logs": logs, "verifications": verifications}
 
 
 @functools.lru_cache(maxsize=4)
@@ -262,14 +222,8 @@ OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation befor
 class Visit(Call):
     """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
 
-    __slots__ = ("_token", "error", "fields", "page")
-
-    def __init__(self, scope: dict, receive: Callable, running: tracker.Tracker):
-        super().__init__(scope, receive, running)
-        self.fields: dict[str, list[Any]] = {}
-        self.error: TrackerError | None = None
-        self.page: Handler | None = None  # under which an action stands
-        self._token = ""
+    fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
+    error: TrackerError | None = None  # why the request is refused
 
     def url(self, path: str) -> str:
         """The address of one of our own pages, as the browser has to ask for it: behind the proxy's prefix."""
@@ -296,44 +250,62 @@ class Visit(Call):
         path, query = self.scope["path"].removeprefix(self.scope.get("root_path", "")), self.scope["query_string"]
         return path + ("?" + query.decode("latin-1") if query else "")
 
+    @functools.cached_property
     def token(self) -> str:
-        """Proves that a form came from one of this session's pages."""
-        if not self._token:  # a page may have a form in each of its rows
-            self._token = self.tracker.form_signer.get_signature(self.session() or b"").decode()
-        return self._token
+        """Proves that a form came from one of this session's pages, which may have one in each of their rows."""
+        return self.tracker.form_signer.get_signature(self.session() or b"").decode()
 
     async def read_form(self) -> None:
         """Takes in a POST's fields. Refuses one that another site sent, or that lacks the session's token."""
         self.refuse_other_sites()
         if (self.header(b"content-type") or b"").startswith(b"multipart/form-data"):
-            self.fields = await self.read_upload()
+            await self.look(check_login)  # it may have a large file: for managers only
+            most = self.tracker.settings.max_bulk_body
+            self.fields = await self.multipart(most, "file", max_files=1, max_fields=100)
         else:
             self.fields = form_fields(await self.body())
-        if not hmac.compare_digest(self.field("token").encode(), self.token().encode()):
-            raise TrackerError(
-                "forbidden", "This form is out of date: please load the page again, and send it once more"
-            )
-
-    async def read_upload(self) -> dict[str, list[Any]]:
-        """The fields of a form with a file, which may be large: for managers only."""
-        await self.look(check_login)
-        return await self.multipart(self.tracker.settings.max_bulk_body, "file", max_files=1, max_fields=100)
+        if not hmac.compare_digest(self.field("token").encode(), self.token.encode()):
+            problem = "This form is out of date: please load the page again, and send it once more"
+            raise TrackerError("forbidden", problem)
 
     def field(self, name: str, default: str = "") -> str:
+        """The text that a field was sent with, the last one if there are several; a file is none."""
         value = self.fields.get(name, [default])[-1]
         return value if isinstance(value, str) else default
 
+    def texts(self) -> dict[str, str]:
+        """All fields of the form, by name."""
+        return {name: self.field(name) for name in self.fields}
+
     def form_as(self, kind: type) -> Any:
-        """The form as a struct. A field that is left empty counts as absent, unless it may be a text."""
-        values = {}
-        for field in msgspec.structs.fields(kind):
-            name, is_text = field.encode_name, takes_text(field.type)
-            value = self.field(name) if is_text else self.field(name).strip()
-            if name in self.fields and (value or is_text):
+        """The form as a struct. A field that is left empty counts as absent, unless it may be a text.
+
+        A list is that of its rows.
+        """
+        values, fields = {}, msgspec.structs.fields(kind)
+        for field in fields:
+            name, value = field.encode_name, self.field(field.encode_name)
+            if name in self.fields and takes_text(field.type):
                 values[name] = value
+            elif value.strip():
+                values[name] = value.strip()
         body = tracker.convert(values, kind, strict=False)
         errors.refuse_nul(body)
+        for field in fields:
+            if get_origin(field.type) is list:
+                setattr(body, field.name, self.form_rows(field.name, *get_args(field.type)))
         return body
+
+    def form_rows(self, name: str, kind: type) -> list[Any]:
+        """The rows of a list in the form that say something. A refusal names the field: variables[2].name."""
+        made = []
+        for number, row in self.rows(name).items():
+            try:
+                made.append(tracker.convert({field: text for field, text in row.items() if text}, kind, strict=False))
+            except TrackerError as error:
+                raise error.within(f"{name}[{number}]") from None
+            errors.refuse_nul(made[-1], f"{name}[{number}]")
+        return made
 
     def rows(self, name: str) -> dict[int, dict[str, str]]:
         """The rows of a list in the form, by number: variables[2].value. One without a text in it does not count."""
@@ -363,6 +335,7 @@ class Visit(Call):
         return response
 
     def message_cookie(self, text: str, age: int) -> tuple[bytes, bytes]:
+        """The header that sets what the next page is to show, for so many seconds; 0 takes it away."""
         return tracker.cookie_header(self, f"{self.tracker.settings.cookie_name}-message", text, age)
 
     def message(self) -> str:
@@ -379,16 +352,23 @@ class Visit(Call):
         """A page. `values` holds what `framed` read, and what this page is about."""
         message = self.message()
         status = tracker.STATUS[self.error.code] if self.error else 200
-        page = await asyncio.to_thread(jinja_template(name).render, values, visit=self, message=message)
-        response = HTMLResponse(page, status)
-        if self.error:
-            response.headers.update(tracker.error_headers(self.error))
+        template = jinja_environment().get_template(name)
+        page = await asyncio.to_thread(template.render, values, visit=self, message=message)
+        response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response
 
     async def refuse(self, error: TrackerError) -> Response:
-        return guarded(await refusal(self, error))
+        """The page of an error. Who has not logged in is asked to, and comes back."""
+        if error.code == "unauthorized" and self.scope["method"] != "POST":
+            return guarded(self.see("/ui/login?" + urlencode({"back": self.here})))
+        self.error = error
+        try:
+            response = await self.render("error.html", await self.read(None))
+        except TrackerError:  # stopping: not even the frame can be read
+            response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
+        return guarded(response)
 
     async def read(self, function: Callable | None, *args: Any) -> dict[str, Any]:
         """What the function reads, and what every page shows, as of one moment."""
@@ -402,13 +382,9 @@ class Visit(Call):
         """What a domain function does for this caller."""
         return await self.tracker.db.write(tracker.as_caller, function, self.session(), *args, long=long)
 
-    async def refused(self, error: TrackerError) -> Response:
-        """The page under which the action stands, with the reason and with what was typed."""
-        self.error = error
-        return await self.page(self)
-
 
 def check_login(tx: Tx, caller: Caller) -> None:
+    """Refuses who is no manager."""
     tracker.logged_in(caller)
 
 
@@ -430,14 +406,14 @@ def takes_text(kind: Any) -> bool:
 def framed(tx: Tx, credentials: bytes | None, function: Callable | None, args: tuple) -> dict[str, Any]:
     """What every page shows, and what the function says that this one shows, for one caller as of one moment."""
     caller = tracker.identify(tx, credentials)
-    frame = {
+    return {
         "now": tx.time,
         "settings": tx.settings,
         "manager": caller.manager,
         "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
         "main_links": links(tx) if caller.manager else [],
+        **(function(tx, caller, *args) if function else {}),
     }
-    return {**frame, **(function(tx, caller, *args) if function else {})}
 
 
 class Link(NamedTuple):
@@ -449,6 +425,7 @@ class Link(NamedTuple):
 
 
 def links(tx: Tx, **place: Any) -> list[Link]:
+    """The pages of all dialects that those of this place (project=…, job=…, or none) lead to."""
     return [link for links_of in tracker.hooks("links") for link in links_of(tx, **place)]
 
 
@@ -470,38 +447,106 @@ def guarded(response: Response) -> Response:
     return response
 
 
-async def refusal(visit: Visit, error: TrackerError) -> Response:
-    """The page of an error. Who has not logged in is asked to, and comes back."""
-    if error.code == "unauthorized" and visit.scope["method"] != "POST":
-        return visit.see("/ui/login?" + urlencode({"back": visit.here}))
-    visit.error = error
-    try:
-        response = await visit.render("error.html", await visit.read(None))
-    except TrackerError:  # stopping: not even the frame can be read
-        response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
-    return response
-
-
 # ── Handlers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 Handler = Callable[[Visit], Awaitable[Response]]
 
 
-def tasks_in_words(count: int, what: str = "") -> str:
-    return f"{count:,} {what + ' ' if what else ''}{'task' if count == 1 else 'tasks'}"
+class Action(NamedTuple):
+    """What a form of a page does: decode the form, call one domain function, go on to a page with a message.
+
+    `function` may also be a handler. `form` is a Struct, or reads one from the visit; it need not be said of a function
+    whose `body` is annotated. `to` is the page to go on to, if not the action's own. `shows` answers with the result
+    itself, which must not be in an address. `asks` is the page (its template and function) of a question that comes
+    first. When it is refused, the page is shown again with the reason and with what was typed, if something was:
+    `again` says so of the others, or names the field whose refusal alone is shown so.
+    """
+
+    path: str  # below its page's, or a whole one
+    function: Callable
+    form: type | Callable | None = None
+    to: str = ""
+    says: str | Callable = ""
+    shows: Callable | None = None
+    asks: tuple[str, Callable] | None = None
+    again: bool | str | None = None
 
 
-def said_of(kind: str, count: int, priority: int | None = None) -> str:
-    """What an action or an operation has done, in words."""
-    are = "is" if count == 1 else "are"
-    return {
-        "retry": f"{tasks_in_words(count, 'failed')} {are} waiting again.",
-        "requeue": f"{tasks_in_words(count, 'assigned')} {are} waiting again.",
-        "set_priority": f"{tasks_in_words(count)} got priority {priority}.",
-        "delete": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} deleted.",
-        "hard_reset": f"The project was reset: {tasks_in_words(count)} deleted, hashes forgotten.",
-        "submit_lines": f"{tasks_in_words(count)} {'was' if count == 1 else 'were'} submitted.",
-    }[kind]
+class Page(NamedTuple):
+    """A page: one transaction reads its values, a template shows them. `shows` may also be a handler.
+
+    The ids in the path and the query are what the function's annotations say. Its actions follow it in the table, or
+    are its own.
+    """
+
+    path: str
+    shows: str | Handler
+    function: Callable | None = None
+    actions: Sequence[Action] = ()
+
+
+def routes_of(table: Iterable[Page | Action]) -> Iterator[tuple[str, str, Handler]]:
+    """Method, path and handler of each page, and of the actions that stand under it."""
+    for row in itertools.chain.from_iterable((row, *getattr(row, "actions", ())) for row in table):
+        if isinstance(row, Page):
+            page, handler = row.path, showing(row.path, row.shows, row.function)
+            yield "GET", page, handler
+        else:
+            path = row.path if row.path.startswith("/ui/") else page + row.path
+            yield "POST", path, acting(row, path, page, handler)
+
+
+def showing(path: str, shows: str | Handler, function: Callable | None) -> Handler:
+    """The handler of a page, or of a question that comes before an action."""
+    if not isinstance(shows, str):
+        return shows
+    ids = re.findall(r"{(\w+)}", path)
+    hints = get_type_hints(function) if function else {}
+    query = hints.get("query")
+
+    async def handler(visit: Visit) -> Response:
+        args: list[Any] = [visit.path_value(name) for name in ids]
+        if query is not None:
+            args.append(visit.query_as(query))
+        values = await visit.read(function, *args)
+        return await visit.render(shows, {"query": args[-1], **values} if query else values)
+
+    return handler
+
+
+def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
+    """The handler of an action."""
+    ids, asks = re.findall(r"{(\w+)}", path), action.asks and showing(path, *action.asks)
+    handles = inspect.iscoroutinefunction(action.function)
+    form = action.form or (None if handles else get_type_hints(action.function).get("body"))
+    shown_again = form is not None if action.again is None else action.again
+
+    async def act(visit: Visit) -> Response:
+        """Does it, or asks first, and goes on."""
+        if asks and visit.field("confirmed") != "yes":
+            return await asks(visit)
+        if handles:
+            return await action.function(visit)
+        args = [visit.path_value(name) for name in ids]
+        if form is not None:
+            args.append(visit.form_as(form) if isinstance(form, type) else form(visit))
+        result = await visit.write(action.function, *args)
+        if action.shows is not None:
+            return await action.shows(visit, result)
+        message = action.says(result, args[-1]) if callable(action.says) else action.says
+        target = (action.to or page).format(**visit.scope["path_params"], result=result)
+        return visit.see(visit.back(target), message)
+
+    async def handler(visit: Visit) -> Response:
+        try:
+            return await act(visit)
+        except TrackerError as error:
+            if shown_again not in (True, error.field):
+                raise
+            visit.error = error
+            return await again(visit)
+
+    return handler
 
 
 # ── Overview and projects ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -514,166 +559,49 @@ class ListQuery(msgspec.Struct):
     after: Annotated[str, Meta(max_length=300)] = ""
 
 
-VISIBLE = """(NOT p.hidden OR :admin
-    OR EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1))"""
+def may(role: int) -> str:
+    """The condition that the caller (Caller.as_values) has a role in the project p."""
+    granted = "SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager"
+    return f"(:admin OR EXISTS ({granted} AND role & {role}))"
+
+
+VISIBLE = f"(NOT p.hidden OR {may(READ)})"
+
+
+def list_page(
+    tx: Tx, select: str, values: dict[str, Any], query: ListQuery, place: str = "name", order: str = ""
+) -> tuple[list[sqlite3.Row], Any]:
+    """A page of a list, and where the next one goes on: the column `place` of the last row, or "" at the end.
+
+    The SELECT ends with its conditions, and knows :text and :after.
+    """
+    values = {"text": like(query.text), "after": query.after, "limit": PAGE_ROWS + 1, **values}
+    rows = tx.all(f"{select} ORDER BY {order or place} LIMIT :limit", values)
+    return rows[:PAGE_ROWS], rows[PAGE_ROWS - 1][place] if len(rows) > PAGE_ROWS else ""
 
 
 def overview(tx: Tx, caller: Caller, query: ListQuery) -> dict[str, Any]:
     """The projects that the caller may see, with their counts, and who is waiting for an answer."""
-    values = {**caller.as_values, "text": like(query.text), "after": query.after, "limit": PAGE_ROWS + 1}
-    rows = tx.all(
-        f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
-        " ORDER BY name LIMIT :limit",
-        values,
-    )
+    found = f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
+    rows, more = list_page(tx, found, caller.as_values, query)
     sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in tracker.COUNT_COLUMNS)
+    totals = f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}"
     return {
-        "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows[:PAGE_ROWS]],
-        "more": rows[PAGE_ROWS - 1]["name"] if len(rows) > PAGE_ROWS else "",
-        "totals": tx.one(f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}", values),
+        "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows],
+        "more": more,
+        "totals": tx.one(totals, caller.as_values),
         "requests": waiting_requests(tx, caller) if caller.manager else [],
-        "query": query,
     }
-
-
-MAY_ANSWER = """(:admin
-    OR EXISTS (SELECT 1 FROM manager_role WHERE project = a.project AND manager = :manager AND role & 4))"""
 
 
 def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     """The projects in which requests for access wait for an answer of this manager."""
     counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
     return tx.all(
-        f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project WHERE {MAY_ANSWER}"
-        " ORDER BY p.name LIMIT 20",
+        f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project"
+        f" WHERE {may(MANAGE_ACCESS)} ORDER BY p.name LIMIT 20",
         caller.as_values,
     )
-
-
-class RangeQuery(msgspec.Struct):
-    """Which time a chart shows."""
-
-    range: Literal["1h", "24h", "7d", "all"] = "24h"
-
-
-class Action(NamedTuple):
-    """What a form of a page does: decode the form, call one domain function, go on to a page with a message.
-
-    `function` may also be a handler. `form` is a Struct, or reads one from the visit. `to` is the page to go on to, if
-    not the action's own. `shows` answers with the result itself, which must not be in an address. `asks` is the page
-    (its template and function) of a question that comes first. When it is refused, the page is shown again with the
-    reason and with what was typed, if something was: `again` says so of the others.
-    """
-
-    path: str  # below its page's, or a whole one
-    function: Callable
-    form: type | Callable | None = None
-    to: str = ""
-    says: str | Callable = ""
-    shows: Callable | None = None
-    asks: tuple[str, Callable] | None = None
-    again: bool | None = None
-
-
-class Page(NamedTuple):
-    """A page: one transaction reads its values, a template shows them. `shows` may also be a handler.
-
-    The ids in the path and the query are what the function's annotations say.
-    """
-
-    path: str
-    shows: str | Handler
-    function: Callable | None = None
-    actions: Sequence[Action] = ()
-
-    @property
-    def handler(self) -> Handler:
-        return showing(self.path, self.shows, self.function) if isinstance(self.shows, str) else self.shows
-
-
-def routes_of(table: Iterable[Page]) -> Iterator[tuple[str, str, Handler]]:
-    """Method, path and handler of each page, and of the actions that stand under it."""
-    for page in table:
-        handler = page.handler
-        yield "GET", page.path, handler
-        for action in page.actions:
-            path = action.path if action.path.startswith("/ui/") else page.path + action.path
-            yield "POST", path, acting(action, path, page.path, handler)
-
-
-def showing(path: str, template: str, function: Callable | None) -> Handler:
-    """The handler of a page."""
-    ids = re.findall(r"{(\w+)}", path)
-    hints = typing.get_type_hints(function) if function else {}
-    query = next((kind for name, kind in hints.items() if name == "query"), None)
-
-    async def handler(visit: Visit) -> Response:
-        args = [visit.path_value(name) for name in ids]
-        if query is not None:
-            args.append(visit.query_as(query))
-        return await visit.render(template, await visit.read(function, *args))
-
-    return handler
-
-
-def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
-    """The handler of an action."""
-    ids = re.findall(r"{(\w+)}", path)
-    form, asks = action.form, action.asks and showing(path, *action.asks)
-    shown_again = form is not None if action.again is None else action.again
-
-    async def act(visit: Visit) -> Response:
-        if asks and visit.field("confirmed") != "yes":
-            return await asks(visit)
-        if inspect.iscoroutinefunction(action.function):
-            return await action.function(visit)
-        args = list(map(visit.path_value, ids))
-        body = form and (visit.form_as(form) if isinstance(form, type) else form(visit))
-        result = await visit.write(action.function, *args, *([body] if form else []))
-        if action.shows is not None:
-            return await action.shows(visit, result)
-        message = action.says(result, body) if callable(action.says) else action.says
-        target = (action.to or page).format(**visit.scope["path_params"], result=result)
-        return visit.see(visit.back(target), message)
-
-    async def handler(visit: Visit) -> Response:
-        visit.page = again
-        try:
-            return await act(visit)
-        except TrackerError as error:
-            if not shown_again:
-                raise
-            return await visit.refused(error)
-
-    return handler
-
-
-@tracker.needs(SEES)
-def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery) -> dict[str, Any]:
-    reads = caller.role(project["id"]) & READ
-    return {
-        **project_frame(tx, caller, project),
-        **pace(tx, project),
-        "chain": project["chain"] and chain_target(tx, caller, project["chain"]),
-        "range": query.range,
-        "ranges": RANGES,
-        "charts_of": project_charts(tx, project, query.range),
-        "holders": holders(tx, project["id"]),
-        "leaders": leaders(tx, project["id"], "t.closed_task_count"),
-        "day_leaders": leaders(tx, project["id"], LAST_DAY),
-        "runtime": runtimes(tx, project["id"]),
-        "failures": recent_failures(tx, project["id"]) if reads else [],
-        "state_of": tracker.state_of,
-        "operations": recent_operations(tx, project["id"]) if reads else [],
-    }
-
-
-def chain_target(tx: Tx, caller: Caller, project: int) -> dict[str, Any]:
-    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
-    try:
-        return {"id": project, "name": tracker.get_project(tx, caller, project).name}
-    except TrackerError:
-        return {"id": project, "name": f"project {project}"}
 
 
 def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
@@ -701,32 +629,63 @@ def of_project(role: int, of: tracker.Thing = tracker.PROJECT) -> Callable[[Call
     return declare
 
 
-@of_project(EDIT)
-def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    return {"targets": chain_targets(tx, caller, project["id"], project["chain"])}
+def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
+    """For a page that shows no more than what every page of a project does."""
+    return {}
 
 
-def chain_targets(tx: Tx, caller: Caller, project: int | None, present: int | None) -> list[Any]:
+class RangeQuery(msgspec.Struct):
+    """Which time a chart shows."""
+
+    range: Literal["1h", "24h", "7d", "all"] = "24h"
+
+
+@of_project(SEES)
+def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery) -> dict[str, Any]:
+    """A project: its pace and charts, and who works for it; with READ also what went wrong, and what was done."""
+    reads = caller.role(project["id"]) & READ
+    return {
+        **pace(tx, project),
+        "chain": project["chain"] and chain_target(tx, caller, project["chain"]),
+        "ranges": RANGES,
+        "charts_of": project_charts(tx, project, query.range),
+        "holders": holders(tx, project["id"]),
+        "leaders": leaders(tx, project["id"], "t.closed_task_count"),
+        "day_leaders": leaders(tx, project["id"], LAST_DAY),
+        "runtime": runtimes(tx, project["id"]),
+        "failures": recent_failures(tx, project["id"]) if reads else [],
+        "operations": recent_operations(tx, project["id"]) if reads else [],
+    }
+
+
+def chain_target(tx: Tx, caller: Caller, project: int) -> dict[str, Any]:
+    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
+    try:
+        return {"id": project, "name": tracker.get_project(tx, caller, project).name}
+    except TrackerError:
+        return {"id": project, "name": f"project {project}"}
+
+
+def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
     """The projects that a project could be chained to, and the one that it is chained to now."""
     rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
-    targets = [row for row in rows if row["id"] != project and caller.role(row["id"]) & EDIT]
-    if present and present not in {row["id"] for row in targets}:
-        targets.append(chain_target(tx, caller, present))
-    return targets
+    targets = [row for row in rows if row["id"] != project["id"] and caller.role(row["id"]) & EDIT]
+    if project["chain"] and project["chain"] not in {row["id"] for row in targets}:
+        targets.append(chain_target(tx, caller, project["chain"]))
+    return {"project": project, "targets": targets}
+
+
+edit_values = of_project(EDIT)(chain_targets)
 
 
 @tracker.needs(LOGIN)
 def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
-    new = {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None}
-    return {"targets": chain_targets(tx, caller, None, None), "project": new}
-
-
-@of_project(SECRET)
-def project_secrets(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    return {name: project[name] for name in ("secret", "webhook_secret")}
+    """The form of a new project, with what it has by default."""
+    return chain_targets(tx, caller, {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None})
 
 
 def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) -> str:
+    """What a pause or its end has done."""
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
 
 
@@ -738,10 +697,22 @@ async def reset_project(visit: Visit) -> Response:
     if kind == "hard_reset":
         row = await visit.look(tracker.get_project, project)
         if visit.field("confirm").strip() != row.name.strip():
-            refused = TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
-            return await visit.refused(refused)
+            raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
     operation = await visit.write(tracker.begin_reset, project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
+
+
+def said_of(kind: str, count: int, priority: int | None = None) -> str:
+    """What an action or an operation has done, in words."""
+    tasks, are, were = ("task", "is", "was") if count == 1 else ("tasks", "are", "were")
+    return {
+        "retry": f"{count:,} failed {tasks} {are} waiting again.",
+        "requeue": f"{count:,} assigned {tasks} {are} waiting again.",
+        "set_priority": f"{count:,} {tasks} got priority {priority}.",
+        "delete": f"{count:,} {tasks} {were} deleted.",
+        "hard_reset": f"The project was reset: {count:,} {tasks} deleted, hashes forgotten.",
+        "submit_lines": f"{count:,} {tasks} {were} submitted.",
+    }[kind]
 
 
 async def watch_operation(visit: Visit, operation: int, kind: str, to: str, priority: int | None = None) -> Response:
@@ -754,6 +725,7 @@ async def watch_operation(visit: Visit, operation: int, kind: str, to: str, prio
 
 
 def operation_page(tx: Tx, caller: Caller, operation: int) -> dict[str, Any]:
+    """An operation on many tasks: how far it is, or what it has done."""
     row = tracker.get_operation(tx, caller, operation)
     return {
         **project_frame(tx, caller, tracker.find_project(tx, row["project"])),
@@ -773,39 +745,31 @@ class TaskQuery(tracker.TaskFilter):
 
 
 def filter_of(query: TaskQuery) -> tracker.TaskFilter:
+    """The list that it is a place in."""
     return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority)
 
 
-LISTED = "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe"
+LISTED = (
+    "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe,"
+    " (SELECT alias FROM worker WHERE id = task.assignee) AS alias"
+)
 
 
 @of_project(READ)
 def task_list(tx: Tx, caller: Caller, project: sqlite3.Row, query: TaskQuery) -> dict[str, Any]:
+    """A page of a project's tasks in one state, those that match."""
     wanted = filter_of(query)
     rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, LISTED)
-    return {
-        "tasks": with_aliases(tx, rows, "assignee"),
-        "more": more,
-        "query": query,
-        "wanted": msgspec.to_builtins(wanted),
-        "states": tracker.TASK_STATES,
-    }
-
-
-def with_aliases(tx: Tx, rows: Sequence[sqlite3.Row], column: str) -> list[dict[str, Any]]:
-    """Rows that name a worker in this column, with its alias."""
-    workers = encode([row[column] for row in rows]).decode()
-    aliases = dict(tx.all("SELECT id, alias FROM worker WHERE id IN (SELECT value FROM json_each(?))", (workers,)))
-    return [{**row, "alias": aliases.get(row[column])} for row in rows]
+    return {"tasks": rows, "more": more, "wanted": msgspec.to_builtins(wanted)}
 
 
 def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
+    """A task with its history, also when it is gone. Refuses what get_task_history refuses."""
     history = get_task_history(tx, caller, task)
     row = history["task"]
     return {
         **history,
         **project_frame(tx, caller, history["project"]),
-        "level_names": tracker.LEVEL_NAMES,
         "state": row and tracker.state_of(row),
         "alias": row and tracker.alias_of(tx, row["assignee"]),
         "left": row and row["deadline_uptime"] is not None and row["deadline_uptime"] - tx.uptime,
@@ -814,51 +778,36 @@ def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
 
 
 async def act_on_list(visit: Visit) -> Response:
-    """POST …/tasks: an action on the selected tasks, or, after a question, on all that match the list's filter."""
+    """POST …/tasks: an action on the selected tasks, or on all that match the list's filter.
+
+    A question comes before something is done to all that match, or some are deleted.
+    """
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
     body = visit.form_as(tracker.TaskAction)
-    if visit.field("which") == "all":
-        return await act_on_all(visit, project, body, wanted)
-    return await act_on_selected(visit, project, body)
+    tasks = None if visit.field("which") == "all" else selected_tasks(visit)
+    if visit.field("confirmed") != "yes" and (tasks is None or body.action == "delete"):
+        values = await visit.read(of_project(READ)(no_more), project)
+        await visit.look(tracker.check_action, project, body)  # what would be refused after the question is so now
+        count = tracker.count_in_state(values["project"], wanted.state)
+        asked = {"body": body, "wanted": wanted, "tasks": tasks or [], "count": count}
+        return await visit.render("confirm.html", values | asked)
+    if tasks is None:
+        operation = await visit.write(tracker.begin_action, project, body, wanted)
+        return await watch_operation(visit, operation, body.action, visit.here, body.priority)
+    count = await visit.write(tracker.act_on_tasks, project, body, tasks, long=len(tasks) > 10)
+    to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
+    return visit.see(to, said_of(body.action, count, body.priority))
 
 
-@of_project(READ)
-def question(tx: Tx, caller: Caller, project: sqlite3.Row, body: tracker.TaskAction) -> dict[str, Any]:
-    """Refuses now what would be refused after the question."""
-    tracker.check_action(tx, caller, project, body)
-    return {}
-
-
-async def act_on_all(visit: Visit, project: int, body: tracker.TaskAction, wanted: tracker.TaskFilter) -> Response:
-    if visit.field("confirmed") != "yes":
-        return await ask(visit, project, body, wanted, [])
-    operation = await visit.write(tracker.begin_action, project, body, wanted)
-    return await watch_operation(visit, operation, body.action, visit.here, body.priority)
-
-
-async def ask(
-    visit: Visit, project: int, body: tracker.TaskAction, wanted: tracker.TaskFilter, tasks: list[int]
-) -> Response:
-    """The question before something is done to all tasks that match, or some are deleted."""
-    values = await visit.read(question, project, body)
-    count = tracker.count_in_state(values["project"], wanted.state)
-    return await visit.render(
-        "confirm.html", {**values, "body": body, "wanted": wanted, "tasks": tasks, "count": count}
-    )
-
-
-async def act_on_selected(visit: Visit, project: int, body: tracker.TaskAction) -> Response:
+def selected_tasks(visit: Visit) -> list[int]:
+    """The tasks that are ticked in the list. Refuses none at all, and what is no number."""
     try:
         tasks = [int(text) for text in visit.fields.get("task", ())]
     except ValueError:
         raise TrackerError("invalid", "must be whole numbers", "task") from None
     if not tasks:
         raise TrackerError("invalid", "select at least one task, or choose “all that match”", "task")
-    if body.action == "delete" and visit.field("confirmed") != "yes":
-        return await ask(visit, project, body, tracker.TaskFilter(), tasks)
-    count = await visit.write(tracker.act_on_tasks, project, body, tasks, long=len(tasks) > 10)
-    to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
-    return visit.see(to, said_of(body.action, count, body.priority))
+    return tasks
 
 
 async def export_tasks(visit: Visit) -> Response:
@@ -868,6 +817,7 @@ async def export_tasks(visit: Visit) -> Response:
     rows, more = await read("", tracker.STEP_TASKS)  # a refusal comes before the answer
 
     async def lines() -> AsyncIterator[bytes]:
+        """The tasks, a piece of some at a time. Breaks the answer off when one cannot be read."""
         nonlocal rows, more
         while rows or more:
             piece = b"".join(map(task_line, rows))
@@ -880,8 +830,7 @@ async def export_tasks(visit: Visit) -> Response:
                 tracker.log.warning("An export of project %d broke off: %s", project, error)
                 raise ClientDisconnect from error
 
-    name = f"project-{project}-{wanted.state}.jsonl"
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    headers = {"content-disposition": f'attachment; filename="project-{project}-{wanted.state}.jsonl"'}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
 
 
@@ -892,35 +841,25 @@ EXPORTED = (
 
 
 def task_line(task: sqlite3.Row) -> bytes:
+    """A task as the export has it."""
     return encode({"state": tracker.state_of(task), **{name: task[name] for name in EXPORTED}}) + b"\n"
 
 
 # ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@of_project(EDIT)
-def submit_page(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    return {}
-
-
 async def submit_lines(visit: Visit) -> Response:
     """POST …/submit/lines: many tasks from a text area or a file. All lines are read before any of them counts."""
     project, defaults = visit.path_id("project"), visit.form_as(shapes.LineDefaults)
-    field, source = line_source(visit)
+    file, typed = visit.fields.get("file", [""])[-1], visit.field("lines")
+    uploaded = not isinstance(file, str) and file.filename
+    if not uploaded and not typed.strip():
+        raise TrackerError("invalid", "type at least one line, or choose a file", "lines")
+    source, field = (file.file, "file") if uploaded else (io.BytesIO(typed.encode()), "lines")
     upload = tracker.Upload(source, project, defaults, field)
     operation, done = await tracker.submit_upload(visit.tracker, visit.session(), upload)
     await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
     return visit.see(f"/ui/operations/{operation}")
-
-
-def line_source(visit: Visit) -> tuple[str, BinaryIO]:
-    """The uploaded file, or else what was typed, and the name of its field."""
-    file = visit.fields.get("file", [""])[-1]
-    if not isinstance(file, str) and file.filename:
-        return "file", file.file
-    if not visit.field("lines").strip():
-        raise TrackerError("invalid", "type at least one line, or choose a file", "lines")
-    return "lines", io.BytesIO(visit.field("lines").encode())
 
 
 # ── Templates and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -928,22 +867,21 @@ def line_source(visit: Visit) -> tuple[str, BinaryIO]:
 LOG_LINES_SHOWN = 100  # of a job's log on one page
 
 
-class VariableRow(msgspec.Struct):
+class VariableRow(shapes.Variable):
     """A row of a template's form: a variable. What is JSON in the template is text here, `allowed` one value a line."""
 
-    name: Name
     value: str = ""
-    required: bool = False
     allowed: str = ""
-    description: str = ""
+
+    def __post_init__(self) -> None:
+        """Blanks around its name do not count."""
+        self.name = self.name.strip()
 
 
-class ArgumentRow(msgspec.Struct):
+class ArgumentRow(shapes.Argument, kw_only=True):
     """A row of a template's form: an argument. `options` are one a line."""
 
-    type: Name
-    order: Int64 = 0
-    label: str = ""
+    type: shapes.Name
     value: str = ""
     options: str = ""
 
@@ -957,40 +895,26 @@ class TemplateForm(shapes.TemplateBody):
     env: str = ""
     timeout: shapes.Seconds | None = None
     remove_key: bool = False
-    keep_count: Annotated[int, Meta(ge=1, le=1000000)] | None = None
+    keep_count: shapes.Count | None = None
     keep_days: Annotated[float, Meta(gt=0, le=11_575)] | None = None
 
 
-def template_form(visit: Visit) -> TemplateForm:
-    form = visit.form_as(TemplateForm)
-    form.variables = form_rows(visit, "variables", VariableRow)
-    form.arguments = form_rows(visit, "arguments", ArgumentRow)
-    return form
+def by_text(values: Sequence[Any]) -> dict[str, Any]:
+    """Values by the texts that a form brings back of them; of several with the same text the first one."""
+    return {unix_lines(tracker.as_text(value)): value for value in reversed(values) if value is not None}
 
 
-def form_rows(visit: Visit, name: str, kind: type) -> list[Any]:
-    """The rows of a list in the form that say something. A refusal names the field: variables[2].name."""
-    made = []
-    for number, row in visit.rows(name).items():
-        try:
-            made.append(tracker.convert({field: text for field, text in row.items() if text}, kind, strict=False))
-        except TrackerError as error:
-            raise error.within(f"{name}[{number}]") from None
-        errors.refuse_nul(made[-1], f"{name}[{number}]")
-    return made
-
-
-def meant(text: str, known: Iterable[Any]) -> Any:
+def meant(text: str, known: Sequence[Any]) -> Any:
     """The one of the known values that reads like this text, so that a number stays a number; else the text."""
-    return next((value for value in known if value is not None and unix_lines(tracker.as_text(value)) == text), text)
+    return by_text(known).get(text, text)
 
 
 def meant_lines(text: str, known: list[Any]) -> list[Any]:
     """Values that were typed one a line, as `meant` has them; the known ones when nothing was changed."""
     if text == in_lines(known):
         return known
-    by_text = {unix_lines(tracker.as_text(value)): value for value in reversed(known)}
-    return [by_text.get(line.strip(), line.strip()) for line in text.split("\n") if line.strip()]
+    lines, values = map(str.strip, text.split("\n")), by_text(known)
+    return [values.get(line, line) for line in lines if line]
 
 
 def unix_lines(text: str) -> str:
@@ -999,15 +923,18 @@ def unix_lines(text: str) -> str:
 
 
 def in_lines(values: Iterable[Any]) -> str:
+    """Values as a form shows them, one a line."""
     return unix_lines("\n".join(map(tracker.as_text, values)))
 
 
 def pairs_in_lines(pairs: dict[str, Any]) -> str:
+    """NAME=value, one a line."""
     return in_lines(f"{name}={tracker.as_text(value)}" for name, value in pairs.items())
 
 
 def typed_pairs(text: str, field: str) -> dict[str, str]:
     """What was typed as NAME=value, one a line."""
+    errors.refuse_nul(text, field)
     pairs: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -1021,55 +948,49 @@ def typed_pairs(text: str, field: str) -> dict[str, str]:
     return pairs
 
 
-def template_of_form(form: TemplateForm, old: sqlite3.Row | None) -> shapes.TemplateBody:
+def template_of_form(
+    form: TemplateForm, old: sqlite3.Row | dict[str, Any], project: int | UnsetType = UNSET
+) -> shapes.TemplateBody:
     """The template that a form means. What it shows of the old one as text, and was not changed, stays what it was."""
-    plain = ("name", "description", "recipe", "script", "runas", "undeclared", "timeout", "max_retries", "priority")
-    variables = {one.name: one for one in tracker.declared_variables(old)} if old else {}
-    arguments = tracker.declared_arguments(old) if old else []
-    env = msgspec.json.decode(old["env"]) if old else {}
-    if form.env != pairs_in_lines(env) and any("\n" in value for value in env.values()):
-        raise TrackerError(
-            "invalid", "it has a value of several lines, which no form can show; change it by the API", "env"
-        )
-    return shapes.TemplateBody(
-        **{name: getattr(form, name) for name in (*plain, "api", "keep_count")},
-        variables=[
-            variable_of_row(row, variables.get(row.name.strip(), shapes.Variable("x"))) for row in form.variables
-        ],
-        arguments=[
-            argument_of_row(row, argument or shapes.Argument())
-            for row, argument in itertools.zip_longest(form.arguments, arguments[: len(form.arguments)])
-        ],
-        env=env if form.env == pairs_in_lines(env) else typed_pairs(form.env, "env"),
-        key="" if form.remove_key else form.key or UNSET,
-        keep_time=None if form.keep_days is None else max(1, round(form.keep_days * 86400)),
-    )
+    variables = {one.name: one for one in tracker.declared_variables(old)}
+    arguments = tracker.declared_arguments(old)[: len(form.arguments)]
+    env = msgspec.json.decode(old["env"])
+    if form.env != pairs_in_lines(env):
+        if any("\n" in value for value in env.values()):
+            problem = "it has a value of several lines, which no form can show; change it by the API"
+            raise TrackerError("invalid", problem, "env")
+        env = typed_pairs(form.env, "env")
+    body = {name: getattr(form, name) for name in shapes.TemplateBody.__struct_fields__}
+    body |= {"project": project, "env": env, "key": "" if form.remove_key else form.key or UNSET}
+    body["variables"] = [declared(row, variables.get(row.name, shapes.Variable("x"))) for row in form.variables]
+    body["arguments"] = [
+        declared(row, argument or shapes.Argument())
+        for row, argument in itertools.zip_longest(form.arguments, arguments)
+    ]
+    body["keep_time"] = None if form.keep_days is None else max(1, round(form.keep_days * 86400))
+    return shapes.TemplateBody(**body)
 
 
-def variable_of_row(row: VariableRow, old: shapes.Variable) -> shapes.Variable:
-    allowed = meant_lines(row.allowed, old.allowed)
-    value = meant(row.value, [old.value, *allowed]) if row.value or old.value == "" else None
-    return shapes.Variable(row.name.strip(), value, row.required, allowed, row.description)
-
-
-def argument_of_row(row: ArgumentRow, old: shapes.Argument) -> shapes.Argument:
-    options = meant_lines(row.options, old.options)
-    value = meant(row.value, [old.value, *options]) if row.value or old.value == "" else None
-    return shapes.Argument(row.order, row.type, row.label, value, options)
+def declared(
+    row: VariableRow | ArgumentRow, old: shapes.Variable | shapes.Argument
+) -> shapes.Variable | shapes.Argument:
+    """What a row declares in place of the old one."""
+    choices = "allowed" if isinstance(old, shapes.Variable) else "options"
+    known = meant_lines(getattr(row, choices), getattr(old, choices))
+    value = meant(row.value, [old.value, *known]) if row.value or old.value == "" else None
+    return type(old)(**{**msgspec.structs.asdict(row), choices: known, "value": value})
 
 
 @tracker.needs(EDIT)
-def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, form: TemplateForm) -> shapes.Template:
+def create_template_by_form(tx: Tx, caller: Caller, project: sqlite3.Row, body: TemplateForm) -> shapes.Template:
     """Makes a template. Its secret is in the answer."""
-    body = template_of_form(form, None)
-    body.project = project["id"]
-    return tracker.create_template(tx, caller, body)
+    return tracker.create_template(tx, caller, template_of_form(body, tracker.NEW_TEMPLATE, project["id"]))
 
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
-def update_template_by_form(tx: Tx, caller: Caller, template: sqlite3.Row, form: TemplateForm) -> None:
+def update_template_by_form(tx: Tx, caller: Caller, template: sqlite3.Row, body: TemplateForm) -> None:
     """Changes a template to what the form says."""
-    tracker.update_template(tx, caller, template, template_of_form(form, template))
+    tracker.update_template(tx, caller, template, template_of_form(body, template))
 
 
 @tracker.needs(EDIT, tracker.TEMPLATE)
@@ -1079,36 +1000,22 @@ def remove_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> int:
     return template["project"]
 
 
-class RunForm(msgspec.Struct):
-    """What a job of a template is given by the form that was made from its declarations: texts, by name and place."""
-
-    variables: dict[str, str]
-    arguments: list[str]
-    more: str = ""
-
-
-def run_form(visit: Visit) -> RunForm:
-    named = {name.removeprefix("variable:"): visit.field(name) for name in visit.fields if name.startswith("variable:")}
-    count = sum(name.startswith("argument:") for name in visit.fields)
-    form = RunForm(named, [visit.field(f"argument:{number + 1}") for number in range(count)], visit.field("more"))
-    errors.refuse_nul(form)
-    return form
-
-
 @tracker.needs(EDIT, tracker.TEMPLATE)
-def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, form: RunForm) -> str:
+def run_template(tx: Tx, caller: Caller, template: sqlite3.Row, texts: dict[str, str]) -> str:
     """Makes a job of a template, and returns its token. What is left empty is not given.
 
     But a variable that has a value in the template is given as it was typed, also as an empty text.
     """
-    variables = typed_pairs(form.more, "more")
+    variables = typed_pairs(texts.get("more", ""), "more")
     for variable in tracker.declared_variables(template):
-        text = form.variables.get(variable.name, "")
-        if variable.name in form.variables and (text or variable.value is not None):
+        text = texts.get(f"variable:{variable.name}")
+        if text or (text is not None and variable.value is not None):
             variables[variable.name] = meant(text, [variable.value, *variable.allowed])
+    free = {f"argument:{number}": one for number, one in enumerate(tracker.free_arguments(template), 1)}
     arguments = [
-        meant(text, [argument.value, *argument.options]) if text else None
-        for text, argument in zip(form.arguments, tracker.free_arguments(template), strict=False)
+        meant(texts[name], [one.value, *one.options]) if texts[name] else None
+        for name, one in free.items()
+        if name in texts
     ]
     return tracker.make_job(tx, template, variables, arguments, "page", **caller.by)["token"]
 
@@ -1122,31 +1029,34 @@ def retry_on_page(tx: Tx, caller: Caller, job: sqlite3.Row) -> str:
 @of_project(EDIT)
 def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """A page of a project's templates, by name, with their last jobs."""
-    rows = tx.all(
+    found = (
         "SELECT * FROM template WHERE project = :project AND deleted IS NULL AND name > :after"
-        " AND name LIKE :text ESCAPE '\\' ORDER BY name LIMIT :limit",
-        {"project": project["id"], "after": query.after, "text": like(query.text), "limit": PAGE_ROWS + 1},
+        " AND name LIKE :text ESCAPE '\\'"
     )
-    return {
-        "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows[:PAGE_ROWS]],
-        "more": rows[PAGE_ROWS - 1]["name"] if len(rows) > PAGE_ROWS else "",
-        "query": query,
-    }
+    rows, more = list_page(tx, found, {"project": project["id"]}, query)
+    return {"templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows], "more": more}
+
+
+JOB_ROW = (
+    f"{tracker.LISTED_JOB}, (SELECT alias FROM worker WHERE id = job.assignee) AS alias,"
+    " (SELECT name FROM project WHERE id = job.project) AS project_name"
+)
 
 
 def last_jobs(tx: Tx, template: int, count: int) -> list[sqlite3.Row]:
-    return tracker.find_jobs(tx, None, shapes.JobsQuery(template=template, limit=count))[0]
+    """The last jobs of a template, the newest first."""
+    return tracker.find_jobs(tx, None, shapes.JobsQuery(template=template, limit=count), JOB_ROW)[0]
 
 
-def template_values(tx: Tx, row: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
+def template_values(tx: Tx, caller: Caller, template: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
     """A template as the pages show it. Its secret is not among it."""
-    script = row["script"] and tx.one("SELECT source FROM script WHERE id = ?", (row["script"],))["source"]
+    script = template["script"] and tx.one("SELECT source FROM script WHERE id = ?", (template["script"],))["source"]
     return {
-        "template": {name: row[name] for name in ("id", "name", *tracker.NEW_TEMPLATE)},
+        "template": {name: template[name] for name in ("id", "name", *tracker.NEW_TEMPLATE)},
         "script": script or "",
-        "variables": [declared_in_words(one, one.allowed) for one in tracker.declared_variables(row)],
-        "arguments": [declared_in_words(one, one.options) for one in tracker.declared_arguments(row)],
-        "env": pairs_in_lines(msgspec.json.decode(row["env"])),
+        "variables": [declared_in_words(one, one.allowed) for one in tracker.declared_variables(template)],
+        "arguments": [declared_in_words(one, one.options) for one in tracker.declared_arguments(template)],
+        "env": pairs_in_lines(msgspec.json.decode(template["env"])),
     }
 
 
@@ -1160,12 +1070,11 @@ def declared_in_words(one: shapes.Variable | shapes.Argument, known: list[Any]) 
 
 @of_project(EDIT)
 def new_template_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    return template_values(tx, {"id": None, "name": "", **tracker.NEW_TEMPLATE})
+    """The form of a new template, with what it has by default."""
+    return template_values(tx, caller, {"id": None, "name": "", **tracker.NEW_TEMPLATE})
 
 
-@of_project(EDIT, tracker.TEMPLATE)
-def edit_template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
-    return template_values(tx, template)
+edit_template_page = of_project(EDIT, tracker.TEMPLATE)(template_values)
 
 
 @of_project(EDIT, tracker.TEMPLATE)
@@ -1173,12 +1082,12 @@ def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, An
     """A template: what it is, its last jobs, and how others trigger it."""
     required = [one for one in tracker.declared_variables(template) if one.required]
     return {
-        **template_values(tx, template),
+        **template_values(tx, caller, template),
         "given": [(one.name, tracker.as_text(one.value) or "VALUE") for one in required],
         "samples": [f"argument {number + 1}" for number in range(len(tracker.free_arguments(template)))],
         "token": template["token"],
         "secret": "",
-        "jobs": with_aliases(tx, last_jobs(tx, template["id"], 10), "assignee"),
+        "jobs": last_jobs(tx, template["id"], 10),
     }
 
 
@@ -1187,7 +1096,7 @@ def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[
     """What goes with a template when it is deleted: the workflows of which it is a step."""
     steps = "SELECT workflow FROM workflow_edge WHERE :id IN (template, target)"
     return {
-        **template_values(tx, template),
+        **template_values(tx, caller, template),
         "workflows": tx.all(
             f"SELECT name FROM workflow WHERE (start = :id OR id IN ({steps})) AND deleted IS NULL ORDER BY name",
             {"id": template["id"]},
@@ -1195,17 +1104,11 @@ def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[
     }
 
 
-async def show_secret(visit: Visit, template: int, secret: str) -> Response:
+async def show_secret(visit: Visit, made: shapes.Template | str) -> Response:
     """The template's page with its new secret: in the answer itself, so that neither a cookie nor an address has it."""
+    new = isinstance(made, shapes.Template)
+    template, secret = (made.id, made.secret) if new else (visit.path_id("template"), made)
     return await visit.render("template.html", {**await visit.read(template_page, template), "secret": secret})
-
-
-async def show_new_template(visit: Visit, created: shapes.Template) -> Response:
-    return await show_secret(visit, created.id, created.secret)
-
-
-async def show_rotated_secret(visit: Visit, secret: str) -> Response:
-    return await show_secret(visit, visit.path_id("template"), secret)
 
 
 class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
@@ -1218,15 +1121,16 @@ class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
     before: Id = INT64_MAX
 
 
-def typed_time(text: str, field: str) -> datetime | None:
-    """The time that a field of a form names, in UTC unless it says otherwise."""
+def typed_time(text: str, field: str, second: int = 0) -> int | None:
+    """The time that a field of a form names, in UTC unless it says otherwise; this second of a whole minute."""
     if not text:
         return None
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
         raise TrackerError("invalid", "must be a time like 2026-06-01T07:30", field) from None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return int(when.timestamp()) + (second if when.second == 0 else 0)
 
 
 @of_project(READ)
@@ -1237,40 +1141,28 @@ def project_jobs(tx: Tx, caller: Caller, project: sqlite3.Row, query: JobListQue
     of_project = "SELECT 1 FROM template WHERE id = ? AND project = ?"
     if query.template is not None and not tx.one(of_project, (query.template, project["id"])):
         raise TrackerError("invalid", f"the project has no template {query.template}", "template")
-    here = f"/ui/projects/{project['id']}/jobs"
-    return {**job_list(tx, None, project["id"], query), "templates": templates, "here": here}
+    return {**job_list(tx, None, project["id"], query), "templates": templates}
 
 
 @tracker.needs(LOGIN)
 def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
     """A page of the jobs of all projects that the manager may read, the newest first."""
-    readable = "EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager = :manager AND role & 1)"
     templates = tx.all(
         "SELECT t.id, p.name || ': ' || t.name AS name, t.deleted FROM template t JOIN project p ON p.id = t.project"
-        f" WHERE :admin OR {readable} ORDER BY p.name, t.name LIMIT 1000",
+        f" WHERE {may(READ)} ORDER BY p.name, t.name LIMIT 1000",
         caller.as_values,
     )
-    return {**job_list(tx, caller, None, query), "templates": templates, "project": None, "here": "/ui/jobs"}
+    return {**job_list(tx, caller, None, query), "templates": templates, "project": None}
 
 
 def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
-    start, end = typed_time(query.start, "from"), typed_time(query.end, "to")
-    wanted = shapes.JobsQuery(
-        project=project,
-        template=query.template,
-        state=query.state,
-        start=start and int(start.timestamp()),
-        end=end and int(end.timestamp()) + (59 if end.second == 0 else 0),
-        before=query.before,
-        limit=PAGE_ROWS,
-    )
-    rows, more = tracker.find_jobs(tx, caller, wanted)
-    projects = encode([row["project"] for row in rows]).decode()
-    names = dict(tx.all("SELECT id, name FROM project WHERE id IN (SELECT value FROM json_each(?))", (projects,)))
+    """The jobs that match, of a project or of all that a caller may read."""
+    start, end = typed_time(query.start, "from"), typed_time(query.end, "to", 59)
+    wanted = shapes.JobsQuery(project, query.template, query.state, start, end, query.before, PAGE_ROWS)
+    rows, more = tracker.find_jobs(tx, caller, wanted, JOB_ROW)
     return {
-        "jobs": [{**row, "project_name": names[row["project"]]} for row in with_aliases(tx, rows, "assignee")],
+        "jobs": rows,
         "more": more,
-        "query": query,
         "wanted": {"template": query.template, "from": query.start, "to": query.end},
         "states": get_args(JobState),
     }
@@ -1306,7 +1198,6 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "lines": lines,
         "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
         "newest": query.before > job["line_count"],
-        "level_names": tracker.LEVEL_NAMES,
         "retry_of": tracker.token_of_job(tx, job["retry_of"]),
         "workflow": job["workflow"] and tracker.find_workflow(tx, job["workflow"]),
         "run": tx.one("SELECT token, name FROM job WHERE id = ?", (job["workflow_job"],)),
@@ -1357,30 +1248,17 @@ class WorkersQuery(ListQuery):
 @tracker.needs(LOGIN)
 def worker_list(tx: Tx, caller: Caller, query: WorkersQuery) -> dict[str, Any]:
     """A page of all workers."""
-    beyond, order = (">", "ASC") if query.sort == "alias" else ("<", "DESC")
-    start, value, last = "", None, None
+    by_name = query.sort == "alias"
+    beyond, order = (">", "ASC") if by_name else ("<", "DESC")
+    found = f"SELECT *, {query.sort} || ':' || id AS place FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id)"
+    values = {"id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None}
     if query.after:
-        start = f"AND ({query.sort}, id) {beyond} (:value, :last)"
-        value, _, last = query.after.rpartition(":")
-        by_name = query.sort == "alias"
-        value, last = (value, tracker.place_of(f"0:{last}")[1]) if by_name else tracker.place_of(query.after)
-    rows = tx.all(
-        f"SELECT * FROM worker WHERE (alias LIKE :text ESCAPE '\\' OR id = :id) {start}"
-        f" ORDER BY {query.sort} {order}, id {order} LIMIT :limit",
-        {
-            "text": like(query.text),
-            "id": int(query.text) if query.text.isdecimal() and len(query.text) < 19 else None,
-            "value": value,
-            "last": last,
-            "limit": PAGE_ROWS + 1,
-        },
-    )
-    shown = rows[:PAGE_ROWS]
-    return {
-        "workers": [{**row, **worker_pace(tx, row["id"])} for row in shown],
-        "more": f"{shown[-1][query.sort]}:{shown[-1]['id']}" if len(rows) > PAGE_ROWS else "",
-        "query": query,
-    }
+        found += f" AND ({query.sort}, id) {beyond} (:value, :last)"
+        name, _, last = query.after.rpartition(":")
+        number, values["last"] = tracker.place_of(f"0:{last}" if by_name else query.after)
+        values["value"] = name if by_name else number
+    rows, more = list_page(tx, found, values, query, "place", f"{query.sort} {order}, id {order}")
+    return {"workers": [{**row, **worker_pace(tx, row["id"])} for row in rows], "more": more}
 
 
 def worker_pace(tx: Tx, worker: int) -> dict[str, Any]:
@@ -1413,43 +1291,29 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
     )
     values, now = {"worker": worker}, tracker.SEARCH_TIME
     logs, _ = tracker.search(tx, "log_entry", "worker = :worker", "TRUE", values, INT64_MAX, 20, now, newest=True)
-    return {
-        "worker": {**row, **worker_pace(tx, worker)},
-        "projects": projects,
-        "logs": logs,
-        "level_names": tracker.LEVEL_NAMES,
-    }
+    return {"worker": {**row, **worker_pace(tx, worker)}, "projects": projects, "logs": logs}
 
 
 @of_project(MANAGE_ACCESS)
 def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """Requests for access, who has it, and the managers' roles."""
-    rows = tx.all(
-        "SELECT a.*, w.alias, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
-        " WHERE a.project = :project AND NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
-        " ORDER BY a.worker LIMIT :limit",
-        {
-            "project": project["id"],
-            "after": int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0,
-            "text": like(query.text),
-            "limit": PAGE_ROWS + 1,
-        },
+    of_workers = (
+        "SELECT a.*, w.alias, w.created, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
+        " WHERE a.project = :project AND"
     )
+    after = int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0
+    values = {"project": project["id"], "after": after, "most": PAGE_ROWS}
+    found = f"{of_workers} NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
+    rows, more = list_page(tx, found, values, query, "worker")
     return {
-        "requests": tx.all(
-            "SELECT a.*, w.alias, w.created, w.last_seen FROM worker_access a JOIN worker w ON w.id = a.worker"
-            " WHERE a.project = ? AND a.request ORDER BY a.worker LIMIT ?",
-            (project["id"], PAGE_ROWS),
-        ),
-        "accesses": rows[:PAGE_ROWS],
-        "more": rows[PAGE_ROWS - 1]["worker"] if len(rows) > PAGE_ROWS else "",
-        "query": query,
+        "requests": tx.all(f"{of_workers} a.request ORDER BY a.worker LIMIT :most", values),
+        "accesses": rows,
+        "more": more,
         "roles": tx.all(
             "SELECT r.role, m.id, m.username, m.tracker_admin FROM manager_role r JOIN manager m ON m.id = r.manager"
             " WHERE r.project = ? ORDER BY m.username LIMIT 200",
             (project["id"],),
         ),
-        "role_names": tracker.ROLE_NAMES,
     }
 
 
@@ -1459,7 +1323,7 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
 class LogQuery(msgspec.Struct):
     """Which log lines: from a level up to the gravest, of a worker, of a project, with a text; older than `before`."""
 
-    level: Literal["error", "warn", "info", "debug", "trace"] = "trace"
+    level: shapes.LogLevel = "trace"
     worker: Id | None = None
     project: Id | None = None
     text: Annotated[str, Meta(max_length=200)] = ""
@@ -1472,38 +1336,18 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
         tracker.logged_in(caller)
     wanted = {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text}
     values = {**wanted, "level": tracker.LEVELS[query.level]}
-    match = "level <= :level" + (f" AND {tracker.contains('message')}" if query.text else "")
     if query.project is not None:
         tracker.get_project(tx, caller, query.project)  # a hidden one's log must not tell that it exists
-    if query.worker is not None:
-        where = "worker = :worker"
-        match += " AND project = :project" if query.project is not None else ""
-    elif query.project is not None:
-        where = "project = :project"
-    else:
-        where = "level <= 4" if values["level"] <= 4 else "TRUE"
-    now = tracker.SEARCH_TIME
-    rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, newest=True)
+    of = [f"{name} = :{name}" for name in ("worker", "project") if wanted[name] is not None]
+    where, *match = of or ["level <= 4" if values["level"] <= 4 else "TRUE"]  # one has an index, the other is looked at
+    match = " AND ".join([*match, "level <= :level", *([tracker.contains("message")] if query.text else [])])
+    now, columns = tracker.SEARCH_TIME, "*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias"
+    rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, True, columns)
     visible = f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000"
-    return {
-        "logs": with_aliases(tx, rows, "worker"),
-        "more": more,
-        "query": query,
-        "projects": tx.all(visible, caller.as_values),
-        "level_names": tracker.LEVEL_NAMES,
-        "filter": wanted,
-    }
+    return {"logs": rows, "more": more, "projects": tx.all(visible, caller.as_values), "filter": wanted}
 
 
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
-
-
-class BackQuery(msgspec.Struct):
-    back: str = "/ui/"
-
-
-def login_values(tx: Tx, caller: Caller, query: BackQuery) -> dict[str, Any]:
-    return {"back": query.back}
 
 
 def entering(enter: Callable, form: type, says: str) -> Handler:
@@ -1518,26 +1362,25 @@ def entering(enter: Callable, form: type, says: str) -> Handler:
 
 
 async def log_out_page(visit: Visit) -> Response:
+    """Ends the session, for every holder of its cookie."""
     await visit.tracker.db.write(tracker.end_session, visit.session())
     return visit.see("/ui/", "You are logged out.", tracker.session_cookie(visit, None))
 
 
 @tracker.needs(LOGIN)
 def account_page(tx: Tx, caller: Caller) -> dict[str, Any]:
-    manager = caller.manager.id
-    live = "SELECT COUNT(*) FROM session WHERE manager = ? AND expires > ?"
-    return {
-        "session_count": tx.one(live, (manager, tx.time))[0],
-        "roles": tx.all(
-            "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
-            " WHERE r.manager = ? ORDER BY p.name LIMIT 200",
-            (manager,),
-        ),
-        "role_names": tracker.ROLE_NAMES,
-    }
+    """The manager's own account: its roles, and in how many browsers it is logged in."""
+    values = {"manager": caller.manager.id, "now": tx.time}
+    live = "SELECT COUNT(*) FROM session WHERE manager = :manager AND expires > :now"
+    roles = (
+        "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
+        " WHERE r.manager = :manager ORDER BY p.name LIMIT 200"
+    )
+    return {"session_count": tx.one(live, values)[0], "roles": tx.all(roles, values)}
 
 
 async def change_password_page(visit: Visit) -> Response:
+    """Goes on with the only session that is left."""
     session = await tracker.change_password(visit, visit.form_as(shapes.PasswordForm))
     message = "The password is changed; all other logins are ended."
     return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
@@ -1548,15 +1391,7 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
     """The managers, the settings in force and the state of the database."""
     return {
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
-        "setting_rows": [
-            {
-                "name": name,
-                "value": getattr(tx.settings, name),
-                "is_default": getattr(tx.settings, name) == field.default,
-                "help": field.type.extra_json_schema["description"],
-            }
-            for name, field in tracker.FIELDS.items()
-        ],
+        "fields": tracker.FIELDS,
         "facts": {
             "Tracker": tracker.__version__,
             "Python": sys.version.split()[0],
@@ -1573,6 +1408,7 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
 
 
 def wal_size(settings: tracker.Settings) -> int:
+    """Bytes of the write-ahead log; 0 when there is none."""
     with contextlib.suppress(OSError):
         return Path(f"{Path(settings.database).resolve()}-wal").stat().st_size
     return 0
@@ -1588,158 +1424,84 @@ async def docs_page(visit: Visit) -> Response:
 # ── The table of pages ────────────────────────────────────────────────────────────────────────────────────────────────
 
 ONE_PROJECT = "/ui/projects/{project}"
-
-
-NEW_PROJECT_SAYS = "The project is there. Workers may ask for access now."
-
-
-TEMPLATE_SAVED = "Saved. Jobs that were made before stay as they are."
+ONE_TEMPLATE = "/ui/templates/{template}"
 
 
 JOB_RETRIED = "This is the new job, with all that the other one was given."
 
 
+# Each page, and after it the actions that stand under it.
 PAGES = [
     Page("/ui/", "overview.html", overview),
-    Page(
-        "/ui/projects/new",
-        "project_edit.html",
-        new_project_values,
-        [Action("", tracker.create_project, ProjectBody, "/ui/projects/{result}", NEW_PROJECT_SAYS)],
+    Page("/ui/projects/new", "project_edit.html", new_project_values),
+    Action(
+        "",
+        tracker.create_project,
+        None,
+        "/ui/projects/{result}",
+        "The project is there. Workers may ask for access now.",
     ),
-    Page(
-        "/ui/projects/{project}",
-        "project.html",
-        project_page,
-        [
-            Action("/pause", tracker.pause_project, shapes.PausedBody, says=paused_in_words, again=False),
-            Action("/reset/{kind}", reset_project),
-        ],
-    ),
-    Page(
-        "/ui/projects/{project}/edit",
-        "project_edit.html",
-        edit_values,
-        [Action("", tracker.update_project, ProjectBody, "/ui/projects/{project}", "Saved.")],
-    ),
-    Page(
-        "/ui/projects/{project}/secrets",
-        "secrets.html",
-        project_secrets,
-        [
-            Action(f"{ONE_PROJECT}/secret", tracker.set_secret, shapes.SecretBody, says="The secret is saved."),
-            Action(
-                f"{ONE_PROJECT}/webhook_secret",
-                tracker.set_webhook_secret,
-                shapes.WebhookSecretBody,
-                says="The webhook secret is saved.",
-            ),
-        ],
-    ),
+    Page(ONE_PROJECT, "project.html", project_page),
+    Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
+    Action("/reset/{kind}", reset_project, again="confirm"),
+    Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
+    Action("", tracker.update_project, to=ONE_PROJECT, says="Saved."),
+    Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
+    Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
+    Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
-    Page("/ui/projects/{project}/tasks", "tasks.html", task_list, [Action("", act_on_list, again=True)]),
-    Page("/ui/projects/{project}/export", export_tasks),
-    Page(
-        "/ui/projects/{project}/submit",
-        "submit.html",
-        submit_page,
-        [
-            Action("", tracker.submit_as_manager, tracker.LineTask, says="The task is submitted."),
-            Action("/lines", submit_lines, again=True),
-        ],
-    ),
+    Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
+    Action("", act_on_list, again=True),
+    Page(ONE_PROJECT + "/export", export_tasks),
+    Page(ONE_PROJECT + "/submit", "submit.html", of_project(EDIT)(no_more)),
+    Action("", tracker.submit_as_manager, says="The task is submitted."),
+    Action("/lines", submit_lines, again=True),
     Page("/ui/tasks/{task}", "task.html", task_page),
-    Page("/ui/projects/{project}/templates", "templates.html", project_templates),
-    Page(
-        "/ui/projects/{project}/templates/new",
-        "template_edit.html",
-        new_template_values,
-        [Action("", create_template_by_form, template_form, shows=show_new_template)],
+    Page(ONE_PROJECT + "/templates", "templates.html", project_templates),
+    Page(ONE_PROJECT + "/templates/new", "template_edit.html", new_template_values),
+    Action("", create_template_by_form, shows=show_secret),
+    Page(ONE_TEMPLATE, "template.html", template_page),
+    Action("/run", run_template, Visit.texts, "/ui/jobs/{result}", "The job is made."),
+    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret),
+    Action(
+        "/delete",
+        remove_template,
+        to="/ui/projects/{result}/templates",
+        says="The template is deleted. Its jobs go on, and stay.",
+        asks=("template_delete.html", template_delete_page),
     ),
-    Page(
-        "/ui/templates/{template}",
-        "template.html",
-        template_page,
-        [
-            Action("/run", run_template, run_form, "/ui/jobs/{result}", "The job is made."),
-            Action("/rotate_secret", tracker.rotate_template_secret, shows=show_rotated_secret),
-            Action(
-                "/delete",
-                remove_template,
-                to="/ui/projects/{result}/templates",
-                says="The template is deleted. Its jobs go on, and stay.",
-                asks=("template_delete.html", template_delete_page),
-            ),
-        ],
-    ),
-    Page(
-        "/ui/templates/{template}/edit",
-        "template_edit.html",
-        edit_template_page,
-        [Action("", update_template_by_form, template_form, "/ui/templates/{template}", TEMPLATE_SAVED)],
-    ),
-    Page("/ui/projects/{project}/jobs", "jobs.html", project_jobs),
+    Page(ONE_TEMPLATE + "/edit", "template_edit.html", edit_template_page),
+    Action("", update_template_by_form, to=ONE_TEMPLATE, says="Saved. Jobs that were made before stay as they are."),
+    Page(ONE_PROJECT + "/jobs", "jobs.html", project_jobs),
     Page("/ui/jobs", "jobs.html", all_jobs),
-    Page(
-        "/ui/jobs/{job}",
-        "job.html",
-        job_page,
-        [
-            Action("/cancel", tracker.cancel_job, says="The job is cancelled.", again=True),
-            Action("/retry", retry_on_page, to="/ui/jobs/{result}", says=JOB_RETRIED, again=True),
-        ],
-    ),
-    Page(
-        "/ui/projects/{project}/access",
-        "access.html",
-        access_page,
-        [
-            Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
-            Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
-            Action("/set", tracker.set_worker_access, shapes.WorkerRolesBody, says="The worker's access is set."),
-            Action("/role", tracker.set_named_role, shapes.RoleForm, says="The manager's roles are set."),
-        ],
-    ),
-    Page(
-        "/ui/workers",
-        "workers.html",
-        worker_list,
-        [Action("/pause", tracker.set_worker_paused, shapes.PauseBody, says=paused_in_words, again=False)],
-    ),
+    Page("/ui/jobs/{job}", "job.html", job_page),
+    Action("/cancel", tracker.cancel_job, says="The job is cancelled.", again=True),
+    Action("/retry", retry_on_page, to="/ui/jobs/{result}", says=JOB_RETRIED, again=True),
+    Page(ONE_PROJECT + "/access", "access.html", access_page),
+    Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
+    Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
+    Action("/set", tracker.set_worker_access, says="The worker's access is set."),
+    Action("/role", tracker.set_named_role, says="The manager's roles are set."),
+    Page("/ui/workers", "workers.html", worker_list),
+    Action("/pause", tracker.set_worker_paused, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
-    Page(
-        "/ui/login",
-        "login.html",
-        login_values,
-        [
-            Action(
-                "", entering(tracker.authenticate_manager, shapes.LoginBody, "Welcome back, {username}."), again=True
-            ),
-            Action("/ui/logout", log_out_page),
-        ],
-    ),
-    Page(
-        "/ui/register",
-        "register.html",
-        None,
-        [Action("", entering(tracker.make_account, shapes.RegisterBody, "Welcome, {username}."), again=True)],
-    ),
-    Page("/ui/account", "account.html", account_page, [Action("/password", change_password_page, again=True)]),
-    Page(
-        "/ui/admin",
-        "admin.html",
-        admin_page,
-        [
-            Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
-            Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
-        ],
-    ),
+    Page("/ui/login", "login.html"),
+    Action("", entering(tracker.authenticate_manager, shapes.LoginBody, "Welcome back, {username}."), again=True),
+    Action("/ui/logout", log_out_page),
+    Page("/ui/register", "register.html"),
+    Action("", entering(tracker.make_account, shapes.RegisterBody, "Welcome, {username}."), again=True),
+    Page("/ui/account", "account.html", account_page),
+    Action("/password", change_password_page, again=True),
+    Page("/ui/admin", "admin.html", admin_page),
+    Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+    Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
 ]
 
 
 async def no_page(visit: Visit) -> Response:
+    """What is no page at all. 404."""
     raise TrackerError("not_found", f"There is nothing at {visit.here}")
 
 
@@ -1748,16 +1510,24 @@ async def no_page(visit: Visit) -> Response:
 
 @functools.cache
 def jinja_environment() -> Environment:
+    """What renders templates/, with the words and filters that they know. None is read a second time."""
     environment = Environment(
-        loader=FileSystemLoader(tracker.HERE / "templates"), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(tracker.HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
     )
-    environment.trim_blocks = environment.lstrip_blocks = True
     environment.globals.update(
         dialects=tracker.installed_dialects(),
         page_paths={path for _, path, _ in tracker.all_pages()},
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,
+        level_names=tracker.LEVEL_NAMES,
+        role_names=tracker.ROLE_NAMES,
+        state_of=tracker.state_of,
         shell_word=shlex.quote,
     )
     environment.filters.update(
@@ -1772,11 +1542,6 @@ def jinja_environment() -> Environment:
         values_of=lambda row, *names: tuple(row[name] for name in names),
     )
     return environment
-
-
-@functools.cache
-def jinja_template(name: str) -> Template:
-    return jinja_environment().get_template(name)
 
 
 def moment(time_stamp: float) -> str:
@@ -1816,8 +1581,6 @@ def ago(time_stamp: float, now: float) -> str:
 
 
 def bytes_in_words(size: int) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return ""
+    """A size in its largest unit up to GiB: 2.5 MiB."""
+    power = min(max(size.bit_length() - 1, 0) // 10, 3)
+    return f"{size / 1024**power:,.{min(power, 1)}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
