@@ -2596,34 +2596,40 @@ def server_address(text: str) -> str:
     return str(url).rstrip("/")
 
 
-def whole(lowest: int, highest: int = 2**63 - 1) -> Callable[[str], int]:
-    """An argparse type: a whole number between two bounds."""
-
-    def convert(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if not lowest <= number <= highest:
-            raise argparse.ArgumentTypeError(f"{number} is not between {lowest} and {highest}")
-        return number
-
-    return convert
-
-
-def seconds(lowest: float) -> Callable[[str], float]:
-    """An argparse type: a number of seconds that is not below the lowest."""
+def number(kind: Callable[[str], float], name: str, lowest: float, highest: float, said: str) -> Callable[[str], Any]:
+    """An argparse type: a number of this kind and name between two bounds; said: what is said of one that is not."""
 
     def convert(text: str) -> float:
+        """The number that the text is; ArgumentTypeError says why it is none that will do."""
         try:
-            number = float(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
-        if not lowest <= number <= 1e9:
-            raise argparse.ArgumentTypeError(f"{text} is not between {lowest:g} and 1e9 seconds")
-        return number
+            raise argparse.ArgumentTypeError(f"{text!r} is no {name}") from None
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(said.format(text=text, value=value, lowest=lowest, highest=highest))
+        return value
 
     return convert
+
+
+Option = tuple[str, dict[str, Any]]  # a name, and what argparse is told of it
+
+
+def option(name: str, about: str, **more: Any) -> Option:
+    """An option that is a flag, unless there is more to tell of it."""
+    return name, {"help": about} | (more or {"action": "store_true"})
+
+
+def whole(name: str, lowest: int, about: str, highest: int = 2**63 - 1, metavar: str = "N", **more: Any) -> Option:
+    """An option that is a whole number between two bounds."""
+    said = "{value} is not between {lowest} and {highest}"
+    return option(name, about, type=number(int, "whole number", lowest, highest, said), metavar=metavar, **more)
+
+
+def seconds(name: str, lowest: float, about: str, **more: Any) -> Option:
+    """An option that is a number of seconds, not below the lowest."""
+    said = "{text} is not between {lowest:g} and 1e9 seconds"
+    return option(name, about, type=number(float, "number of seconds", lowest, 1e9, said), metavar="SECONDS", **more)
 
 
 MANUAL = """\
@@ -2757,204 +2763,142 @@ Drops the credentials of one server, for instance when another database is behin
 needs a worker there registers a new one, which must be given access again. The tracker keeps the old worker."""
 
 
+CREDENTIALS = option(
+    "--credentials",
+    "who we are to each server (default: TRACKER_CREDENTIALS from the environment, or else"
+    " tracker/credentials.json in this user's configuration folder)",
+    metavar="FILE",
+    type=lambda text: Path(text).expanduser(),
+)
+ALIAS = option(
+    "--alias",
+    "what this worker is called; renames one that is registered already (default: the host name)",
+    metavar="NAME",
+)
+PATIENCE = seconds(
+    "--patience",
+    0,
+    "give up when the server does not answer for so long (default: never, but at once when it cannot be"
+    " connected to at the very beginning)",
+)
+SUBMIT_OPTIONS = (
+    CREDENTIALS,
+    ALIAS,
+    option("file", "one recipe or JSON object per line, UTF-8; - reads standard input", metavar="FILE"),
+    whole("--project", 1, "id of the project to submit to (see status)", required=True),
+    option(
+        "--format",
+        "auto: a line that starts with { is JSON; lines: every line is a recipe; json: every line is JSON"
+        " (default: auto)",
+        choices=("auto", "lines", "json"),
+        default="auto",
+    ),
+    option(
+        "--unique",
+        "use the recipe as unique_string of each task that brings no hash or unique string: one that is waiting,"
+        " assigned or failed is not stored a second time",
+    ),
+    whole("--priority", -(2**63), "higher is assigned first (default: 0)"),
+    whole("--max-retries", 0, "a task that fails this often is FAILED (default: 0)"),
+    whole(
+        "--max-assign-time",
+        0,
+        "a task held for longer goes to another worker (default: the tracker's)",
+        metavar="SECONDS",
+    ),
+    whole("--verification-count", 0, "how many different workers must report the same result (default: 1)"),
+    whole(
+        "--batch",
+        1,
+        f"lines per request (default: {Input.PART_LINES}, which is also the most)",
+        100_000,
+        default=Input.PART_LINES,
+    ),
+    whole(
+        "--start-line", 1, "skip the lines before this one: go on where an earlier run stopped (default: 1)", default=1
+    ),
+    PATIENCE,
+)
+RUN_OPTIONS = (
+    CREDENTIALS,
+    ALIAS,
+    option("argv", "the program and its arguments", metavar="COMMAND", nargs=argparse.REMAINDER),
+    whole(
+        "--project",
+        1,
+        "id of a project to take tasks from; may be given several times: the best task of them all comes first",
+        action="append",
+        required=True,
+    ),
+    whole("--concurrency", 1, "tasks that run at a time (default: 1)", 1000, metavar="K", default=1),
+    whole("--count", 1, "stop after so many tasks"),
+    option("--until-empty", "stop when no task is left but those that were skipped; each is tried once"),
+    seconds("--timeout", 0.1, "a plain task fails when its command takes longer (default: as long as its lease)"),
+    seconds(
+        "--kill-grace",
+        0,
+        "time between SIGTERM and SIGKILL (default: 5; the lease of a job ends 15 s after its time limit)",
+        default=5.0,
+    ),
+    whole(
+        "--skip-status",
+        1,
+        "exit status that means: not done, let another worker try; may be given several times",
+        highest=255,
+        metavar="STATUS",
+        action="append",
+    ),
+    option(
+        "--allow-scripts",
+        "run the scripts that jobs bring, in their templates' environment: trust everybody who may edit those",
+    ),
+    option(
+        "--stderr-level",
+        "level of the log lines from standard error; warn makes a job that prints any show a warning (default: info)",
+        choices=("trace", "info", "warn", "error"),
+        default="info",
+    ),
+    seconds("--heartbeat", 0.1, "ask so often whether a silent task is still ours (default: 5)", default=5.0),
+    seconds("--grace", 0, "how long running tasks may go on after the first signal (default: until they end)"),
+    PATIENCE,
+    option("--verbose", "show every line that is printed, and every task that ends"),
+)
+STATUS_OPTIONS = (
+    seconds("--watch", 0.1, "show it again, in place, every so often until Ctrl-C"),
+    option("--json", "for programs"),
+    seconds("--window", 1, "take the rate over the last so many seconds (default: 600)", default=600),
+)
+
+#: Of every command its function, what `--help` says of it, and the options it has besides --server.
+COMMANDS = {
+    "submit": (run_submit, "submit tasks from a file", SUBMIT_MANUAL, SUBMIT_EXAMPLES, SUBMIT_OPTIONS),
+    "run": (run_tasks, "run a command for each task", RUN_MANUAL, RUN_EXAMPLES, RUN_OPTIONS),
+    "status": (run_status, "show the projects and how far they are", STATUS_MANUAL, STATUS_EXAMPLES, STATUS_OPTIONS),
+    "forget": (run_forget, "drop the credentials of a server", FORGET_MANUAL, "", (CREDENTIALS,)),
+}
+USAGES = {"run": "worker.py run [option ...] --project N [--project N ...] -- COMMAND ..."}
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """Every command with its options; each names its function as `run`."""
-    parser = argparse.ArgumentParser(
-        prog="worker.py", description=MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    manual = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="worker.py", description=MANUAL, **manual)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_submit(commands)
-    _add_run(commands)
-    _add_status(commands)
-    forget = _add_command(commands, "forget", "drop the credentials of a server", FORGET_MANUAL, "", run_forget)
-    _add_credentials(forget)
-    return parser
-
-
-def _add_command(commands: Any, name: str, summary: str, manual: str, examples: str, run: Any) -> Any:
-    """A command with its manual and the --server that every command has."""
-    command = commands.add_parser(
-        name,
-        help=summary,
-        description=manual,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.set_defaults(run=run)
-    command.add_argument(
+    server = option(
         "--server",
+        "the tracker, with the path under which it is served if there is one (default: TRACKER_SERVER from the"
+        " environment, or else http://127.0.0.1:3010)",
         metavar="URL",
         type=server_address,
         default=os.environ.get("TRACKER_SERVER") or "http://127.0.0.1:3010",
-        help="the tracker, with the path under which it is served if there is one (default: TRACKER_SERVER from the"
-        " environment, or else http://127.0.0.1:3010)",
     )
-    return command
-
-
-def _add_credentials(command: Any) -> None:
-    command.add_argument(
-        "--credentials",
-        metavar="FILE",
-        type=lambda text: Path(text).expanduser(),
-        help="who we are to each server (default: TRACKER_CREDENTIALS from the environment, or else"
-        " tracker/credentials.json in this user's configuration folder)",
-    )
-
-
-def _add_alias(command: Any) -> None:
-    command.add_argument(
-        "--alias",
-        metavar="NAME",
-        help="what this worker is called; renames one that is registered already (default: the host name)",
-    )
-
-
-def _add_patience(command: Any) -> None:
-    command.add_argument(
-        "--patience",
-        metavar="SECONDS",
-        type=seconds(0),
-        help="give up when the server does not answer for so long (default: never, but at once when it cannot be"
-        " connected to at the very beginning)",
-    )
-
-
-def _add_submit(commands: Any) -> None:
-    submit = _add_command(commands, "submit", "submit tasks from a file", SUBMIT_MANUAL, SUBMIT_EXAMPLES, run_submit)
-    _add_credentials(submit)
-    _add_alias(submit)
-    add = submit.add_argument
-    add("file", metavar="FILE", help="one recipe or JSON object per line, UTF-8; - reads standard input")
-    add("--project", metavar="N", type=whole(1), required=True, help="id of the project to submit to (see status)")
-    add(
-        "--format",
-        choices=("auto", "lines", "json"),
-        default="auto",
-        help="auto: a line that starts with { is JSON; lines: every line is a recipe; json: every line is JSON"
-        " (default: auto)",
-    )
-    add(
-        "--unique",
-        action="store_true",
-        help="use the recipe as unique_string of each task that brings no hash or unique string: one that is waiting,"
-        " assigned or failed is not stored a second time",
-    )
-    add("--priority", metavar="N", type=whole(-(2**63)), help="higher is assigned first (default: 0)")
-    add("--max-retries", metavar="N", type=whole(0), help="a task that fails this often is FAILED (default: 0)")
-    add(
-        "--max-assign-time",
-        metavar="SECONDS",
-        type=whole(0),
-        help="a task held for longer goes to another worker (default: the tracker's)",
-    )
-    add(
-        "--verification-count",
-        metavar="N",
-        type=whole(0),
-        help="how many different workers must report the same result (default: 1)",
-    )
-    add(
-        "--batch",
-        metavar="N",
-        type=whole(1, 100_000),
-        default=Input.PART_LINES,
-        help=f"lines per request (default: {Input.PART_LINES}, which is also the most)",
-    )
-    add(
-        "--start-line",
-        metavar="N",
-        type=whole(1),
-        default=1,
-        help="skip the lines before this one: go on where an earlier run stopped (default: 1)",
-    )
-    _add_patience(submit)
-
-
-def _add_run(commands: Any) -> None:
-    run = _add_command(commands, "run", "run a command for each task", RUN_MANUAL, RUN_EXAMPLES, run_tasks)
-    run.usage = "worker.py run [option ...] --project N [--project N ...] -- COMMAND ..."
-    _add_credentials(run)
-    _add_alias(run)
-    add = run.add_argument
-    add("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the program and its arguments")
-    add(
-        "--project",
-        metavar="N",
-        type=whole(1),
-        action="append",
-        required=True,
-        help="id of a project to take tasks from; may be given several times: the best task of them all comes first",
-    )
-    add("--concurrency", metavar="K", type=whole(1, 1000), default=1, help="tasks that run at a time (default: 1)")
-    add("--count", metavar="N", type=whole(1), help="stop after so many tasks")
-    add(
-        "--until-empty",
-        action="store_true",
-        help="stop when no task is left but those that were skipped; each is tried once",
-    )
-    add(
-        "--timeout",
-        metavar="SECONDS",
-        type=seconds(0.1),
-        help="a plain task fails when its command takes longer (default: as long as its lease)",
-    )
-    add(
-        "--kill-grace",
-        metavar="SECONDS",
-        type=seconds(0),
-        default=5.0,
-        help="time between SIGTERM and SIGKILL (default: 5; the lease of a job ends 15 s after its time limit)",
-    )
-    add(
-        "--skip-status",
-        metavar="STATUS",
-        type=whole(1, 255),
-        action="append",
-        help="exit status that means: not done, let another worker try; may be given several times",
-    )
-    add(
-        "--allow-scripts",
-        action="store_true",
-        help="run the scripts that jobs bring, in their templates' environment: trust everybody who may edit those",
-    )
-    add(
-        "--stderr-level",
-        choices=("trace", "info", "warn", "error"),
-        default="info",
-        help="level of the log lines from standard error; warn makes a job that prints any show a warning"
-        " (default: info)",
-    )
-    add(
-        "--heartbeat",
-        metavar="SECONDS",
-        type=seconds(0.1),
-        default=5.0,
-        help="ask so often whether a silent task is still ours (default: 5)",
-    )
-    add(
-        "--grace",
-        metavar="SECONDS",
-        type=seconds(0),
-        help="how long running tasks may go on after the first signal (default: until they end)",
-    )
-    _add_patience(run)
-    add("--verbose", action="store_true", help="show every line that is printed, and every task that ends")
-
-
-def _add_status(commands: Any) -> None:
-    summary = "show the projects and how far they are"
-    status = _add_command(commands, "status", summary, STATUS_MANUAL, STATUS_EXAMPLES, run_status)
-    add = status.add_argument
-    add("--watch", metavar="SECONDS", type=seconds(0.1), help="show it again, in place, every so often until Ctrl-C")
-    add("--json", action="store_true", help="for programs")
-    add(
-        "--window",
-        metavar="SECONDS",
-        type=seconds(1),
-        default=600,
-        help="take the rate over the last so many seconds (default: 600)",
-    )
+    for name, (run, summary, description, examples, options) in COMMANDS.items():
+        about = {"help": summary, "description": description, "epilog": examples, "usage": USAGES.get(name)}
+        command = commands.add_parser(name, **about, **manual)
+        command.set_defaults(run=run)
+        for flag, settings in (server, *options):
+            command.add_argument(flag, **settings)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
