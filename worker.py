@@ -86,17 +86,13 @@ class Unreachable(Fail):
     """The server gave no answer for as long as we were willing to wait."""
 
 
+@dataclasses.dataclass(eq=False)
 class Refused(Exception):
-    """The server answered that it will not do this, and has not done any of it.
+    """The server answered that it will not do this, and has not done any of it."""
 
-    code: what kind of refusal it is, for programs; empty from a server that is older than this.
-    """
-
-    def __init__(self, status: int, message: str, code: str = ""):
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
+    status: int
+    message: str
+    code: str = ""  # what kind of refusal it is, for programs; empty from a server that is older than this
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -119,10 +115,12 @@ class Interrupts:
         self.are_deferred = False
 
     def install(self) -> None:
+        """From now on the two signals come here."""
         signal.signal(signal.SIGINT, self._handle)
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
+        """Raises KeyboardInterrupt, unless the first signal has to wait."""
         first, self.signal = not self.signal, number
         if not (first and self.are_deferred):
             raise KeyboardInterrupt
@@ -161,6 +159,7 @@ class QuietConsole(Console):
     """A Console that falls silent when its reader goes, where rich would end the thread that happens to print."""
 
     def on_broken_pipe(self) -> None:
+        """What rich calls when nobody reads any more."""
         self.quiet = True
 
 
@@ -225,6 +224,7 @@ class Display:
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _due(self, kind: str) -> bool:
+        """Whether the time has come for another line of this kind; then the next one has to wait again."""
         now = time.monotonic()
         if now < self.next_lines.get(kind, 0):
             return False
@@ -266,14 +266,13 @@ class Answer:
     repeated: bool  # an earlier attempt got no answer, and may have been carried out as well
 
 
+@dataclasses.dataclass(eq=False)
 class _Lost(Exception):
-    """One attempt got no answer from the tracker. carried_out: the tracker may have done what we asked."""
+    """One attempt got no answer from the tracker."""
 
-    def __init__(self, reason: str, carried_out: bool, hopeless: bool = False):
-        super().__init__(reason)
-        self.reason = reason
-        self.carried_out = carried_out
-        self.hopeless = hopeless
+    reason: str
+    carried_out: bool  # the tracker may have done what we asked
+    hopeless: bool = False  # waiting will hardly help
 
 
 class Client:
@@ -304,10 +303,6 @@ class Client:
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
             raise Fail(f"the proxy or certificate settings in the environment do not work: {error}") from None
 
-    def sign_in(self, worker: Worker, credentials_file: Path) -> None:
-        """From now on every call is this worker's."""
-        self.worker, self.credentials_file = worker, credentials_file
-
     def call(
         self, method: str, path: str, body: Any = None, kind: str = "application/json", finishing: bool = False
     ) -> Answer:
@@ -332,41 +327,42 @@ class Client:
                 continue
             self.uncertain = carried_out
             outage.over()
-            if response.status_code == 429:
-                self._wait_for_rate_limit(response)
-                continue
-            return Answer(self._content(response, path), _server_time(response), repeated=carried_out)
+            if response.status_code != 429:
+                return Answer(self._content(response, path), _server_time(response), repeated=carried_out)
+            delay = _rate_limit_delay(response)
+            self.display.waiting(f"rate limit: waiting {duration(delay)}")
+            self.interrupts.sleep(delay)
 
     def _attempt(self, method: str, path: str, body: bytes | None, kind: str) -> httpx.Response:
+        """Sends the request once. _Lost when that brings no answer of a tracker."""
         headers = {"Content-Type": kind, "User-Agent": "tracker-worker"}
         if self.worker is not None:
             headers |= {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret}
         try:
             with self.interrupts.deferred():
                 response = self.http.request(method, self.server + path, content=body, headers=headers)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _Lost(_reason(error), carried_out=False) from None
         except httpx.RequestError as error:
-            raise _Lost(_reason(error), carried_out=True) from None
+            was_connected = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+            raise _Lost(str(error) or type(error).__name__, carried_out=was_connected) from None
         self.reached = True
-        if response.status_code >= 500:
-            status = response.status_code
+        if (status := response.status_code) >= 500:
             hopeless = status not in (502, 503, 504)
             raise _Lost(f"status {status}, {_message(response)}", carried_out=status != 503, hopeless=hopeless)
         return response
 
-    def _wait_for_rate_limit(self, response: httpx.Response) -> None:
-        delay = _rate_limit_delay(response)
-        self.display.waiting(f"rate limit: waiting {duration(delay)}")
-        self.interrupts.sleep(delay)
-
     def _content(self, response: httpx.Response, path: str) -> dict[str, Any]:
+        """What a tracker's answer holds. Refused as it says; Fail when it is none, or says that we are nobody."""
         answer = _json_object(response)
         status = response.status_code
         if 300 <= status < 400:
             raise Fail(f"{self.server} redirects to {response.headers.get('Location')}: give that as --server")
         if status == 401 and self.worker is not None:
-            raise Fail(self._rejected_credentials(_message(response)))
+            raise Fail(
+                f"{self.server} rejects worker {self.worker.id} ({self.worker.alias}): {_message(response)}.\n"
+                "Is another database behind this URL now than when it was registered? If that is meant to be so,\n"
+                f"`worker.py forget --server {self.server}` drops its credentials from {self.credentials_file};\n"
+                "the next run registers a new worker, which must be given access again."
+            )
         if status == 204:
             return {}
         if "ok" not in answer and status not in (408, 413):
@@ -380,14 +376,6 @@ class Client:
             raise Refused(status, _message(response), code if isinstance(code, str) else "")
         content = answer.get("content")
         return content if isinstance(content, dict) else {}
-
-    def _rejected_credentials(self, message: str) -> str:
-        return (
-            f"{self.server} rejects worker {self.worker.id} ({self.worker.alias}): {message}.\n"
-            "Is another database behind this URL now than when it was registered? If that is meant to be so,\n"
-            f"`worker.py forget --server {self.server}` drops its credentials from {self.credentials_file};\n"
-            "the next run registers a new worker, which must be given access again."
-        )
 
 
 class _Outage:
@@ -408,7 +396,10 @@ class _Outage:
             raise Fail(f"{client.server} answered {self.internal_errors} times in a row: {lost.reason}")
         if self.since is None:
             self.since = now
-            self._give_up_at_once_if_wrong(lost)
+            # A server that cannot even be connected to at the very first call is taken for a wrong URL.
+            was_never_there = client.patience is None and not client.reached and not lost.carried_out
+            if was_never_there or (client.patience is not None and client.patience <= 0):
+                raise Unreachable(f"no answer from {client.server}{_through_proxy(client.server)}: {lost.reason}")
             client.display.lost(client.server, lost.reason)
         else:
             client.display.waiting(f"no answer for {duration(now - self.since)}: {lost.reason}")
@@ -422,21 +413,11 @@ class _Outage:
             pause = min(pause, left)
         client.interrupts.sleep(pause)
 
-    def _give_up_at_once_if_wrong(self, lost: _Lost) -> None:
-        client = self.client
-        impatient = client.patience is not None and client.patience <= 0
-        never_there = client.patience is None and not client.reached and not lost.carried_out
-        if impatient or never_there:
-            raise Unreachable(f"no answer from {client.server}{_through_proxy(client.server)}: {lost.reason}")
-
     def over(self) -> None:
+        """There was an answer: the next outage of this call begins anew."""
         if self.since is not None:
             self.client.display.back(self.client.server, time.monotonic() - self.since)
             self.since, self.pause, self.internal_errors = None, self.client.FIRST_PAUSE, 0
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def _through_proxy(server: str) -> str:
@@ -448,6 +429,7 @@ def _through_proxy(server: str) -> str:
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:
+    """The object that the body is, empty when it is none."""
     try:
         answer = json.loads(response.content)
     except (ValueError, RecursionError):
@@ -456,6 +438,7 @@ def _json_object(response: httpx.Response) -> dict[str, Any]:
 
 
 def _message(response: httpx.Response) -> str:
+    """What the tracker says of its refusal, or else the name of the status."""
     message = _json_object(response).get("message")
     return message if isinstance(message, str) and message else f"{response.status_code} {response.reason_phrase}"
 
@@ -471,6 +454,7 @@ def _rate_limit_delay(response: httpx.Response) -> float:
 
 
 def _server_time(response: httpx.Response) -> float:
+    """Unix seconds by the server's clock, by ours when it does not say."""
     try:
         return email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError):
@@ -507,21 +491,22 @@ class Credentials:
     one; who changes it holds FILE.lock, so that two processes do not undo each other's change.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path | None):
+        self.path = path or default_credentials_file()
 
     def get(self, server: str) -> Worker | None:
         """Our worker of this server. Fail when the file is damaged."""
         entry = self._read().get(server)
         return None if entry is None else Worker(entry["id"], entry["alias"], entry["secret"])
 
-    def put(self, server: str, worker: Worker) -> None:
-        """Stores our worker of this server; only under locked()."""
-        self._write(self._read() | {server: dataclasses.asdict(worker)})
-
-    def remove(self, server: str) -> None:
-        """Drops our worker of this server; only under locked()."""
-        self._write({url: entry for url, entry in self._read().items() if url != server})
+    def put(self, server: str, worker: Worker | None) -> None:
+        """Stores our worker of this server, or drops it; only under locked()."""
+        servers = self._read()
+        if worker is None:
+            servers.pop(server, None)
+        else:
+            servers[server] = dataclasses.asdict(worker)
+        self._write(servers)
 
     @contextlib.contextmanager
     def locked(self, display: Display) -> Iterator[None]:
@@ -544,6 +529,7 @@ class Credentials:
             os.close(lock)
 
     def _try_lock(self, lock: int) -> bool:
+        """Whether we hold the lock now, which nobody else does then."""
         try:
             if sys.platform == "win32":
                 import msvcrt
@@ -560,6 +546,7 @@ class Credentials:
         return True
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        """The entry of each server; none when there is no file. Fail when it cannot be read or is damaged."""
         try:
             text = self.path.read_bytes()
             self._hide()
@@ -587,6 +574,7 @@ class Credentials:
                 self.path.chmod(0o600)
 
     def _write(self, servers: dict[str, Any]) -> None:
+        """Replaces the file as a whole: once it is written it is on disk."""
         path = Path(os.path.realpath(self.path))  # a link stays a link
         try:
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")  # made with mode 0600
@@ -627,13 +615,14 @@ def sign_in(client: Client, credentials: Credentials, alias: str | None) -> Work
         # The lock is held while we register, or two first runs at once would leave a second worker that nobody uses.
         with credentials.locked(client.display), client.interrupts.deferred():
             worker = credentials.get(client.server) or _register(client, credentials, alias or socket.gethostname())
-    client.sign_in(worker, credentials.path)
+    client.worker, client.credentials_file = worker, credentials.path
     if alias and alias != worker.alias:
         _rename(client, credentials, worker, alias)
     return worker
 
 
 def _register(client: Client, credentials: Credentials, alias: str) -> Worker:
+    """Registers a new worker of this name and keeps its secret. Fail when the server does not."""
     try:
         made = client.call("POST", "/worker/create", {"alias": alias}).content["worker"]
         worker = Worker(made["id"], made["alias"], made["secret"])
@@ -655,6 +644,7 @@ def _register(client: Client, credentials: Credentials, alias: str) -> Worker:
 
 
 def _rename(client: Client, credentials: Credentials, worker: Worker, alias: str) -> None:
+    """Gives our worker another name there and here. Fail when the server does not."""
     try:
         client.call("POST", "/worker/update", {"alias": alias})
     except Refused as refused:
@@ -940,7 +930,7 @@ def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
     submission = Submission(client, args.project, options, source)
     report, finished = submission.report, False
     try:
-        sign_in(client, Credentials(args.credentials or default_credentials_file()), args.alias)
+        sign_in(client, Credentials(args.credentials), args.alias)
         with display.progress(source.size):
             submission.run(args.start_line, min(args.batch, Input.PART_LINES))
         finished = True
@@ -2551,7 +2541,7 @@ def run_tasks(args: argparse.Namespace, interrupts: Interrupts) -> int:
     check_command(args)
     display = RunDisplay(args.server)
     client = RunClient(args.server, display, interrupts, args.patience)
-    sign_in(client, Credentials(args.credentials or default_credentials_file()), args.alias)
+    sign_in(client, Credentials(args.credentials), args.alias)
     signals = StopSignals()
     signals.install()
     runner = Runner(args, client, display, signals)
@@ -2573,12 +2563,12 @@ def print_tally(tally: Tally) -> None:
 
 def run_forget(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """worker.py forget."""
-    credentials = Credentials(args.credentials or default_credentials_file())
+    credentials = Credentials(args.credentials)
     worker = credentials.get(args.server)
     if worker is None:
         raise Fail(f"{credentials.path} holds no credentials for {args.server}")
     with credentials.locked(Display()):
-        credentials.remove(args.server)
+        credentials.put(args.server, None)
     print(f"forgot worker {worker.id} ({worker.alias}) of {args.server}; the next run registers a new one")
     return EXIT_OK
 
