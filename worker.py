@@ -10,7 +10,7 @@ or lost server, asks the tracker what became of its lines, and tells the *Displa
 server comes from *Credentials*; what we may do there is asked for in *Access*.
 
 How a run flows: the *Taker*, a thread, asks for as many tasks as there is room for; each becomes an *Execution*, a
-thread that has *Commands* say what to start, starts it as a *Process* and judges its end; what the process prints goes
+thread that has the *Terms* say what to start, starts it as a *Process* and judges its end; what the process prints goes
 through its *Streams* into a *TaskLog*; the *Courier*, a thread, brings logs and results to the tracker. The *Runner*
 holds what they share, and its main thread watches the time limits and the signals.
 
@@ -378,14 +378,14 @@ class Client:
         return content if isinstance(content, dict) else {}
 
 
+@dataclasses.dataclass
 class _Outage:
     """The time without an answer during one call: growing pauses, and a word when it begins and when it is over."""
 
-    def __init__(self, client: Client):
-        self.client = client
-        self.since: float | None = None
-        self.pause = client.FIRST_PAUSE
-        self.internal_errors = 0
+    client: Client
+    since: float | None = None
+    pause: float = Client.FIRST_PAUSE
+    internal_errors: int = 0
 
     def wait(self, lost: _Lost) -> None:
         """Sleeps before the next attempt. Unreachable or Fail when there should be none."""
@@ -396,7 +396,6 @@ class _Outage:
             raise Fail(f"{client.server} answered {self.internal_errors} times in a row: {lost.reason}")
         if self.since is None:
             self.since = now
-            # A server that cannot even be connected to at the very first call is taken for a wrong URL.
             was_never_there = client.patience is None and not client.reached and not lost.carried_out
             if was_never_there or (client.patience is not None and client.patience <= 0):
                 raise Unreachable(f"no answer from {client.server}{_through_proxy(client.server)}: {lost.reason}")
@@ -702,16 +701,12 @@ class Part:
         return self.first + len(self.lines)
 
     def add(self, line: bytes) -> None:
+        """One more line, which follows the last."""
         self.lines.append(line)
         self.size += len(line) + 1
 
-    def text(self) -> bytes:
-        return b"\n".join([*self.lines, b""])
-
-    def is_blank(self) -> bool:
-        return not b"".join(self.lines).replace(b"\xef\xbb\xbf", b"").strip()
-
     def halves(self) -> list[Part]:
+        """Two parts of the same lines; at least two lines are needed for neither to be empty."""
         middle = len(self.lines) // 2
         cut = ((self.first, self.lines[:middle]), (self.first + middle, self.lines[middle:]))
         return [Part(first, lines, sum(map(len, lines)) + len(lines)) for first, lines in cut]
@@ -809,15 +804,8 @@ class Report:
     LISTED = 20
 
     def counts(self) -> str:
+        """How many lines became what, as people read it."""
         return f"stored {self.stored:,}, duplicate {self.duplicates:,}, refused {self.refused:,}"
-
-    def says_something(self) -> bool:
-        return bool(self.stored or self.duplicates or self.refused or self.doubt)
-
-    def refuse(self, line: int, reason: str) -> None:
-        self.refused += 1
-        if self.refused <= self.LISTED:
-            self.refusals.append((line, reason))
 
     def text(self, finished: bool) -> str:
         """The report that ends a run; finished: the whole input has been dealt with."""
@@ -836,21 +824,20 @@ class Report:
         return "\n".join(printable(line, 2000) for line in said)
 
 
+@dataclasses.dataclass
 class Submission:
     """Sends lines to the tracker, which reads them, and keeps the report of what became of each.
 
     An upload has a token: when its answer is lost it is sent again, and the tracker knows it.
     """
 
-    FIRST_LOOK, LONGEST_LOOK = 0.01, 1.0
+    client: Client
+    project: int
+    options: dict[str, Any]  # what tasks get that do not say otherwise, and how lines are to be read
+    source: Input
+    report: Report = dataclasses.field(default_factory=Report)
 
-    def __init__(self, client: Client, project: int, options: dict[str, Any], source: Input):
-        """options: what tasks get that do not say otherwise, and how lines are to be read."""
-        self.client = client
-        self.project = project
-        self.options = options
-        self.source = source
-        self.report = Report()
+    FIRST_LOOK, LONGEST_LOOK = 0.01, 1.0
 
     def run(self, start_line: int, most_lines: int) -> None:
         """Deals with every line from start_line on. Whatever ends it early, self.report is true when it does."""
@@ -862,7 +849,7 @@ class Submission:
     def _send(self, part: Part) -> None:
         """Sends a part, or its halves when it is too much for the server. Fail when it is refused for anything else."""
         try:
-            if not part.is_blank():
+            if b"".join(part.lines).replace(b"\xef\xbb\xbf", b"").strip():  # what is blank, or a BOM, is no task
                 with self.client.interrupts.deferred():
                     self._follow(part, self._upload(part))
         except Refused as refused:
@@ -886,7 +873,8 @@ class Submission:
         query = urllib.parse.urlencode({**self.options, "first_line": part.first, "token": secrets.token_hex(16)})
         try:
             path = f"/task/submit_lines/{self.project}?{query}"
-            answer = self.client.call("POST", path, part.text(), kind="text/plain; charset=utf-8")
+            text = b"\n".join([*part.lines, b""])
+            answer = self.client.call("POST", path, text, kind="text/plain; charset=utf-8")
         except BaseException:
             if self.client.uncertain:
                 self.report.doubt = f"{part}: answer lost, they may or may not be stored"
@@ -904,18 +892,19 @@ class Submission:
                 break
             time.sleep(pause)
             pause = min(1.5 * pause, self.LONGEST_LOOK)
-        self._count(found["affected"], found["report"])
-        self.report.doubt = ""
-
-    def _count(self, stored: int, lines: dict[str, Any]) -> None:
+        lines = found["report"]
         for line, reason in lines["refused"]:
             self._refuse(line, reason)
-        self.report.stored += stored
+        self.report.stored += found["affected"]
         self.report.duplicates += lines["duplicate_count"]
         self.report.repeated = (self.report.repeated + lines["duplicates"])[: Report.LISTED]
+        self.report.doubt = ""
 
     def _refuse(self, line: int, reason: str) -> None:
-        self.report.refuse(line, reason)
+        """Counts a refused line and names it at once; the first ones are named in the report too."""
+        self.report.refused += 1
+        if self.report.refused <= Report.LISTED:
+            self.report.refusals.append((line, reason))
         self.client.display.notice(f"line {line} refused: {reason}")
 
 
@@ -935,7 +924,7 @@ def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
             submission.run(args.start_line, min(args.batch, Input.PART_LINES))
         finished = True
     finally:
-        if finished or report.says_something():
+        if finished or report.stored or report.duplicates or report.refused or report.doubt:
             print(report.text(finished), flush=True)
     return EXIT_SOME_REFUSED if report.refused else EXIT_OK
 
@@ -962,8 +951,13 @@ def closing_rate(samples: list[Sample], now: Sample, window: float) -> float | N
     return (now.closed - base[0].closed) / (now.time - base[0].time) if base else None
 
 
+@dataclasses.dataclass
 class Overview:
     """The visible projects of a server with their counts and rates. It remembers what it saw, for the next rate."""
+
+    client: Client
+    window: float  # seconds
+    seen: dict[int, list[Sample]] = dataclasses.field(default_factory=dict)
 
     COUNTERS = (
         "waiting_task_count",
@@ -974,11 +968,6 @@ class Overview:
     )
     SNAPSHOTS = 60
 
-    def __init__(self, client: Client, window: float):
-        self.client = client
-        self.window = window
-        self.seen: dict[int, list[Sample]] = {}
-
     def projects(self) -> list[dict[str, Any]]:
         """One object per visible project, in the server's order (by name), as --json prints them."""
         try:
@@ -988,6 +977,7 @@ class Overview:
         return [self._project(project, listed.server_time) for project in listed.content.get("projects") or []]
 
     def _project(self, project: dict[str, Any], now: float) -> dict[str, Any]:
+        """What --json prints of a project that the tracker listed at this time."""
         counts = {name: project.get(name, 0) for name in self.COUNTERS}
         rate = self._rate(project["id"], Sample(now, counts["closed_task_count"]))
         left = sum(counts[name] for name in self.COUNTERS[:3])
@@ -1003,18 +993,14 @@ class Overview:
         }
 
     def _rate(self, project: int, now: Sample) -> float | None:
-        rate = closing_rate(self._snapshots(project) + self.seen.get(project, []), now, self.window)
-        # Half a window further back than the window itself, or there would be nothing to compare with when it moves on.
-        recent = [s for s in self.seen.get(project, []) if s.time >= now.time - 1.5 * self.window]
-        self.seen[project] = [*recent, now]
-        return rate
-
-    def _snapshots(self, project: int) -> list[Sample]:
-        try:
+        """Closed tasks per second, by the tracker's snapshots and by what we have seen ourselves."""
+        seen, snapshots = self.seen.get(project, []), []
+        with contextlib.suppress(Refused):  # hidden or gone since it was listed
             content = self.client.call("GET", f"/project/monitoring/{project}?count={self.SNAPSHOTS}").content
-        except Refused:  # hidden or gone since it was listed
-            return []
-        return [Sample(s["time_stamp"], s["closed_task_count"]) for s in content.get("snapshots") or []]
+            snapshots = [Sample(s["time_stamp"], s["closed_task_count"]) for s in content.get("snapshots") or []]
+        # Half a window further back than the window itself, or there would be nothing to compare with when it moves on.
+        self.seen[project] = [*(s for s in seen if s.time >= now.time - 1.5 * self.window), now]
+        return closing_rate(snapshots + seen, now, self.window)
 
 
 PAUSED_STYLE = "bold white on red"
@@ -1040,12 +1026,14 @@ def status_table(projects: list[dict[str, Any]], server: str) -> Group:
 
 
 def _rate_text(rate: float | None) -> str:
+    """A rate as people read it, given by the second."""
     if rate is None:
         return "?"
     return f"{rate:,.1f}/s" if rate >= 1 else f"{rate * 60:,.1f}/min"
 
 
 def _eta_text(project: dict[str, Any]) -> str:
+    """How long it will take until nothing is left, or why nobody can tell."""
     if project["paused"]:
         return "PAUSED"
     if project["eta_seconds"] is None:
@@ -1074,6 +1062,7 @@ def status_screen(args: argparse.Namespace) -> Iterator[Show]:
 
 
 def _show_json(server: str, projects: list[dict[str, Any]], trouble: str | None) -> None:
+    """Prints the projects as one line for programs; old ones are not printed again, their trouble is."""
     if trouble:
         fail(trouble)
     else:
@@ -1081,6 +1070,7 @@ def _show_json(server: str, projects: list[dict[str, Any]], trouble: str | None)
 
 
 def _status_picture(args: argparse.Namespace, projects: list[dict[str, Any]], trouble: str | None) -> Group:
+    """The table of projects, and above it how fresh it is."""
     above = []
     if args.watch is not None:
         above.append(Text(f"{args.server} at {datetime.datetime.now():%H:%M:%S}, every {args.watch:g} s"))
@@ -1108,6 +1098,7 @@ def run_status(args: argparse.Namespace, interrupts: Interrupts) -> int:
 # ── Run: tasks and their commands ───────────────────────────────────────────────────────────────────────────────────
 
 DONE, FAILED, SKIPPED = 0, 1, 2  # results of a release, as the tracker numbers them
+RESULTS = ("done", "failed", "skipped")
 
 
 class CannotRun(Exception):
@@ -1118,34 +1109,26 @@ class CannotRun(Exception):
         self.ours = ours
 
 
-@dataclasses.dataclass
 class Assignment:
     """A task that is ours until we release it or its lease ends."""
 
-    task: dict[str, Any]
-    received: float = dataclasses.field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.id: int = self.task["id"]
-        self.recipe: str = self.task["recipe"]
+    def __init__(self, task: dict[str, Any]):
+        self.task = task
+        self.received = time.monotonic()
+        self.id: int = task["id"]
+        self.recipe: str = task["recipe"]
+        project = task.get("project")
+        self.project = str(project.get("id", "")) if isinstance(project, dict) else ""
         #: What a task that is a job's brings along; empty for a plain one.
-        self.job: dict[str, Any] = self.task.get("job") or {}
-
-    @property
-    def name(self) -> str:
-        """What people are shown."""
-        return self.job.get("template") or self.recipe
-
-    @property
-    def is_verified(self) -> bool:
-        """Several workers must report the same."""
-        return (self.task.get("verification_count") or 0) > 1
-
-    @property
-    def lease_end(self) -> float:
-        """When it should be released at the latest, a little before the tracker gives it to somebody else."""
-        lease = self.task.get("max_assign_time") or math.inf
-        return self.received + lease - min(5, lease / 4)
+        self.job: dict[str, Any] = task.get("job") or {}
+        self.arguments = [_as_text(argument) for argument in self.job.get("arguments") or []]
+        #: What people are shown.
+        self.name: str = self.job.get("template") or self.recipe
+        #: Several workers must report the same.
+        self.is_verified = (task.get("verification_count") or 0) > 1
+        self.lease: float = task.get("max_assign_time") or math.inf  # seconds
+        #: When it should be released at the latest, a little before the tracker gives it to somebody else.
+        self.lease_end = self.received + self.lease - min(5, self.lease / 4)
 
     def time_limit(self, plain: float | None, grace: float) -> float:
         """Seconds that its process may take. A plain task's is `plain`, but it must be ended before its lease is:
@@ -1153,8 +1136,7 @@ class Assignment:
         """
         if self.job:
             return self.job.get("timeout") or math.inf
-        lease = self.task.get("max_assign_time") or math.inf
-        return min(plain or math.inf, max(lease - grace - 1, lease / 2))
+        return min(plain or math.inf, max(self.lease - grace - 1, self.lease / 2))
 
 
 @dataclasses.dataclass
@@ -1172,8 +1154,10 @@ class Invocation:
 starting = threading.Lock()
 
 
-class Commands:
-    """Makes the invocation of a task: of the command that was given to us, or of the job's own script."""
+class Terms:
+    """What the command line says about every task, and what is started for one: the command given there, or the job's
+    own script.
+    """
 
     PLACEHOLDER = re.compile(r"\{(recipe|id|project|job)\}")
     NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -1181,10 +1165,10 @@ class Commands:
     LONGEST_VALUE, LARGEST_ENVIRONMENT = 100_000, 500_000
     OWN_NAMES = ("TRACKER_TASK", "TRACKER_JOB", "TRACKER_TEMPLATE", "TRACKER_RECIPE", "TRACKER_PROJECT", "TRACKER_VAR_")
 
-    def __init__(self, command: list[str], server: str, allow_scripts: bool):
-        self.command = command
-        self.server = server
-        self.allow_scripts = allow_scripts
+    def __init__(self, args: argparse.Namespace, show: Callable[[str], None]):
+        """show: with --verbose it gets every line that is printed."""
+        self.args = args
+        self.show = show
 
     @contextlib.contextmanager
     def invocation(self, assignment: Assignment) -> Iterator[Invocation]:
@@ -1194,35 +1178,32 @@ class Commands:
         if assignment.job.get("script") is None:
             yield Invocation(self._filled_in(assignment), environment, task.encode(), is_script=False)
             return
-        if not self.allow_scripts:
+        if not self.args.allow_scripts:
             raise CannotRun("this job brings a script, and the worker was started without --allow-scripts")
         try:
             folder = tempfile.TemporaryDirectory(prefix="tracker-", ignore_cleanup_errors=True)
         except OSError as error:
             raise CannotRun(f"no temporary folder for the script: {error}", ours=True) from None
         with folder as path:  # nobody else may look into it
-            arguments = self._script(assignment.job, Path(path) / "script")
+            arguments = self._script(assignment.job, Path(path) / "script") + assignment.arguments
             yield Invocation(arguments, environment, task.encode(), is_script=True)
 
     def _filled_in(self, assignment: Assignment) -> list[str]:
-        if not self.command:
+        """The command with the task's values in their places. CannotRun when there is no command."""
+        if not self.args.argv:
             raise CannotRun("this task brings no script, and the worker was started without a COMMAND")
-        values = {
-            "recipe": assignment.recipe,
-            "id": str(assignment.id),
-            "project": str(_project_id(assignment.task)),
-            "job": assignment.job.get("id", ""),
-        }
+        values = {"recipe": assignment.recipe, "id": str(assignment.id), "project": assignment.project}
+        values["job"] = assignment.job.get("id", "")
         filled = []
-        for argument in self.command:
+        for argument in self.args.argv:
             if argument == "{arguments}":
-                filled += map(_as_text, assignment.job.get("arguments") or [])
+                filled += assignment.arguments
             else:
                 filled.append(self.PLACEHOLDER.sub(lambda match: values[match[1]], argument))
         return filled
 
     def _script(self, job: dict[str, Any], path: Path) -> list[str]:
-        """Writes the script and returns the arguments that run it."""
+        """Writes the script and returns what runs it, which the job's arguments follow."""
         source = job["script"]["source"]
         try:
             with starting:
@@ -1230,37 +1211,34 @@ class Commands:
                 path.chmod(0o700)
         except (OSError, UnicodeEncodeError) as error:
             raise CannotRun(f"the script cannot be written: {error}", ours=isinstance(error, OSError)) from None
-        arguments = [_as_text(argument) for argument in job.get("arguments") or []]
         if runas := job.get("runas"):
             try:
                 template = shlex.split(runas)
             except ValueError as error:
                 raise CannotRun(f"runas {runas!r}: {error}") from None
-            return [part.replace("%script%", str(path)) for part in template] + arguments
+            return [part.replace("%script%", str(path)) for part in template]
         if os.name != "posix":
             raise CannotRun("a script without a runas template cannot be run on this system", ours=True)
-        return [*([] if source.startswith("#!") else ["/bin/sh"]), str(path), *arguments]
+        return [str(path)] if source.startswith("#!") else ["/bin/sh", str(path)]
 
     def _environment(self, assignment: Assignment, task: str) -> dict[str, str]:
+        """Our own environment, but of TRACKER_ what belongs to this task only."""
         job = assignment.job
         ours = {
-            "TRACKER_SERVER": self.server,
+            "TRACKER_SERVER": self.args.server,
             "TRACKER_TASK_ID": str(assignment.id),
-            "TRACKER_PROJECT": str(_project_id(assignment.task)),
+            "TRACKER_PROJECT": assignment.project,
             "TRACKER_RECIPE": assignment.recipe,
             "TRACKER_TASK": task,
         }
         if job:
             ours |= {"TRACKER_JOB": job["id"], "TRACKER_TEMPLATE": job.get("template") or ""}
-        for name, value in (job.get("variables") or {}).items():
-            if self.NAME.fullmatch(name):
-                ours[f"TRACKER_VAR_{name}"] = _as_text(value)
         # A variable like BASH_ENV or LD_PRELOAD is as good as a script. Ours carry a prefix because anybody who may
         # trigger the template chooses their names.
-        if self.allow_scripts:
-            ours |= {
-                name: _as_text(value) for name, value in (job.get("env") or {}).items() if self.NAME.fullmatch(name)
-            }
+        for kind, prefix in ("variables", "TRACKER_VAR_"), *([("env", "")] if self.args.allow_scripts else []):
+            for name, value in (job.get(kind) or {}).items():
+                if self.NAME.fullmatch(name):
+                    ours[prefix + name] = _as_text(value)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.OWN_NAMES)}
         return inherited | self._fitting(ours)
 
@@ -1276,11 +1254,6 @@ class Commands:
                 fitting[name] = value
                 size += length
         return fitting
-
-
-def _project_id(task: dict[str, Any]) -> int | str:
-    project = task.get("project")
-    return project.get("id", "") if isinstance(project, dict) else ""
 
 
 def _as_text(value: Any) -> str:
@@ -1310,36 +1283,36 @@ class Stream(threading.Thread):
         self.reading, self.writing = os.pipe()
 
     def run(self) -> None:
+        """Takes what is written, until the mark comes."""
         begun = mark = b""
         while not mark:
             written, mark, _ = (begun + os.read(self.reading, 65536)).partition(self.mark)
             *lines, begun = written.split(b"\n")
             for line in lines:
                 self._end(line)
-            while len(begun) > self.LONGEST_LINE + len(self.mark):
-                begun = self._piece(begun)
+            begun = self._pieces(begun, self.LONGEST_LINE + len(self.mark))
         if begun:
             self._end(begun)
         self.close()
 
     def _end(self, line: bytes) -> None:
         """Takes a line, or the rest of one."""
-        while len(line) > self.LONGEST_LINE:
-            line = self._piece(line)
-        self._take(line.removesuffix(b"\r"))
-        self.is_continued = False
+        self._take(self._pieces(line, self.LONGEST_LINE).removesuffix(b"\r"), goes_on=False)
 
-    def _piece(self, line: bytes) -> bytes:
-        """Takes as much of a line as goes into one piece, in whole characters, and returns the rest."""
-        end = self.LONGEST_LINE
-        while end > self.LONGEST_LINE - 3 and line[end] & 0xC0 == 0x80:
-            end -= 1
-        self._take(line[:end])
-        self.is_continued = True
-        return line[end:]
+    def _pieces(self, line: bytes, most: int) -> bytes:
+        """Takes pieces of whole characters from a line, until it has no more bytes than that; returns the rest."""
+        while len(line) > most:
+            end = self.LONGEST_LINE
+            while end > self.LONGEST_LINE - 3 and line[end] & 0xC0 == 0x80:
+                end -= 1
+            self._take(line[:end], goes_on=True)
+            line = line[end:]
+        return line
 
-    def _take(self, piece: bytes) -> None:
+    def _take(self, piece: bytes, goes_on: bool) -> None:
+        """Hands on a piece of a line, which goes on in the next one or ends here."""
         self.take(self.name, piece.decode(errors="replace").replace("\0", "\ufffd"), self.is_continued)
+        self.is_continued = goes_on
 
     def finish(self) -> None:
         """Returns when everything that was written before this call has been taken."""
@@ -1352,6 +1325,7 @@ class Stream(threading.Thread):
         self.join()
 
     def close(self) -> None:
+        """Closes our ends of the pipe."""
         os.close(self.reading)
         os.close(self.writing)
 
@@ -1369,23 +1343,19 @@ class Process:
         self.streams: list[Stream] = []
         try:
             for name in ("stdout", "stderr"):
-                self._open(name, take)
+                self.streams.append(Stream(name, take))
+                self.streams[-1].start()
             self.popen = self._start(invocation)
         except (OSError, ValueError, IndexError, RuntimeError) as error:
             for stream in self.streams:
-                stream.finish()
+                if stream.is_alive():
+                    stream.finish()
+                else:
+                    stream.close()
             raise self._explained(error, invocation) from None
 
-    def _open(self, name: str, take: Take) -> None:
-        stream = Stream(name, take)
-        try:
-            stream.start()
-        except RuntimeError:
-            stream.close()
-            raise
-        self.streams.append(stream)
-
     def _start(self, invocation: Invocation) -> subprocess.Popen:
+        """The running process. Raises what subprocess does when there is none."""
         # From a file: a command that does not read all of it, or nothing, neither blocks nor breaks a pipe.
         with tempfile.TemporaryFile() as stdin, starting:
             stdin.write(invocation.stdin)
@@ -1401,6 +1371,7 @@ class Process:
             )
 
     def _explained(self, error: Exception, invocation: Invocation) -> CannotRun:
+        """Why nothing could be started, and whether another machine might do better."""
         if isinstance(error, RuntimeError):  # what threading says when the system has no thread left
             return CannotRun(f"cannot start the command: {error}", ours=True)
         if not isinstance(error, OSError):  # a NUL or half a character in an argument; no argument at all
@@ -1410,6 +1381,7 @@ class Process:
         return CannotRun(f"cannot start {name}: {error.strerror}{self._hint(error, invocation)}", ours)
 
     def _hint(self, error: OSError, invocation: Invocation) -> str:
+        """What to do about an error that is not clear by itself; empty when it is."""
         if error.errno == errno.E2BIG and invocation.is_script:
             return "; long values reach a script on standard input, where the whole job is, not as its arguments"
         if error.errno == errno.E2BIG:
@@ -1429,7 +1401,7 @@ class Process:
         code = self.popen.wait()
         self.has_exited = True
         end = time.monotonic() + self.LINGER
-        while not self.is_doomed and self._has_children() and time.monotonic() < end:
+        while not self.is_doomed and self._signal(0) and time.monotonic() < end:
             time.sleep(0.02)
         self.kill()
         self.is_over = True
@@ -1437,27 +1409,22 @@ class Process:
             stream.finish()
         return code
 
-    def _has_children(self) -> bool:
-        return os.name == "posix" and self._signal(0)
-
     def terminate(self) -> None:
         """Asks it and its children to end."""
         self.is_doomed = True
-        if os.name == "posix":
-            self._signal(signal.SIGTERM)
-        else:
+        if os.name != "posix":
             self.kill()
+        self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it and its children."""
-        if os.name == "posix":
-            self._signal(signal.SIGKILL)
-        elif self.popen.poll() is None:
+        self._signal(getattr(signal, "SIGKILL", 0))
+        if os.name != "posix" and self.popen.poll() is None:
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.popen.pid)], capture_output=True)
 
     def _signal(self, number: int) -> bool:
-        """Whether there was anybody to get the signal."""
-        if self.is_over:  # the number may be another group's now
+        """Whether there was anybody to get the signal. Without groups (Windows) there never is."""
+        if self.is_over or os.name != "posix":  # after its end, the number may be another group's
             return False
         try:
             os.killpg(self.popen.pid, number)
@@ -1478,12 +1445,14 @@ class Tail:
         self.length = 0
 
     def add(self, line: str) -> None:
+        """One more line, for which the first ones may have to go."""
         self.lines.append(line)
         self.length += len(line) + 1
         while self.length - 1 > self.size and len(self.lines) > 1:
             self.length -= len(self.lines.popleft()) + 1
 
     def text(self) -> str:
+        """What is kept; of a single line that does not fit, its end."""
         return "\n".join(self.lines)[-self.size :]
 
 
@@ -1509,6 +1478,7 @@ class TaskLog:
         self.is_closed = False
 
     def add(self, level: str, scope: str, message: str) -> None:
+        """One more line; waits while there is no room and somebody takes the lines."""
         with self.changed:
             while self._is_full() and not self.is_away():
                 self.changed.wait(self.LOOK)
@@ -1554,10 +1524,12 @@ class TaskLog:
         return taken
 
     def has_full_batch(self) -> bool:
+        """Whether so much waits that it is worth a request at once."""
         lines, size = self.BATCH
         return len(self.entries) >= lines or self.size >= size
 
     def sent(self, count: int) -> None:
+        """Forgets so many lines, which the tracker has stored."""
         with self.changed:
             self.first += count
             for _ in range(min(count, len(self.entries))):  # it may have been closed meanwhile
@@ -1578,7 +1550,7 @@ class Printed:
 
     LONGEST_LAST_LINE = 512 * 1024  # characters; it may be JSON, which is worth nothing in part
 
-    def __init__(self, log: TaskLog | None, stderr_level: str, verified: bool, echo: Take | None):
+    def __init__(self, log: TaskLog | None, stderr_level: str, verified: bool, echo: Callable[[str], None] | None):
         self.log = log
         self.levels = {"stdout": "info", "stderr": stderr_level}
         self.echo = echo
@@ -1588,7 +1560,8 @@ class Printed:
         self.line = self.last_line = ""  # of standard output
         self.hash = hashlib.sha256() if verified else None
 
-    def take(self, stream: str, line: str, is_continued: bool = False) -> None:
+    def take(self, stream: str, line: str, is_continued: bool) -> None:
+        """Takes a line of one of the streams; waits while the log is full."""
         with self.lock:
             self.tail.add(line)
             if stream == "stderr":
@@ -1600,9 +1573,10 @@ class Printed:
             if self.log is not None:
                 self.log.add(self.levels[stream], stream, line)
             if self.echo:
-                self.echo(stream, line, is_continued)
+                self.echo(line)
 
     def _take_last_line(self, line: str, is_continued: bool) -> None:
+        """Keeps the line, together with what it goes on; of what gets too long only the last piece."""
         fits = len(self.line) + len(line) <= self.LONGEST_LAST_LINE
         self.line = self.line + line if is_continued and fits else line
         if self.line.strip():
@@ -1640,18 +1614,6 @@ class Cause(enum.Enum):
     TAKEN_AWAY = "cancelled, or its lease has ended"
 
 
-@dataclasses.dataclass
-class Terms:
-    """What the command line says about every task."""
-
-    commands: Commands
-    timeout: float | None
-    kill_grace: float
-    skip_status: frozenset[int]
-    stderr_level: str
-    echo: Callable[[int, str], None] | None  # with --verbose: the id of the task and a line
-
-
 class Execution(threading.Thread):
     """One task: starts its process, waits for it, and tells what came of it in `outcome`.
 
@@ -1668,53 +1630,48 @@ class Execution(threading.Thread):
         super().__init__(name=f"task {assignment.id}", daemon=True)
         self.assignment = assignment
         self.terms = terms
+        self.args = terms.args
         self.ended = ended
         self.outcome: Outcome | None = None
         self.release_at = -math.inf
         self.cause: Cause | None = None
         self.process: Process | None = None
         self.kill_at = math.inf
-        self.limit = assignment.time_limit(terms.timeout, terms.kill_grace)
+        self.limit = assignment.time_limit(self.args.timeout, self.args.kill_grace)
         self.log = TaskLog(is_away)
         #: When the tracker last told that the task is ours.
         self.held_at = assignment.received
-        echo = terms.echo and (lambda stream, line, is_continued: terms.echo(assignment.id, line))
+        echo = (lambda line: terms.show(f"{assignment.id}: {line}")) if self.args.verbose else None
         # Who runs a million plain tasks does not want a million lines: of those only a failure is logged.
         log = self.log if assignment.job else None
-        self.printed: Printed | None = Printed(log, terms.stderr_level, assignment.is_verified, echo)
+        self.printed: Printed | None = Printed(log, self.args.stderr_level, assignment.is_verified, echo)
 
     def run(self) -> None:
+        """Starts the process and waits for it."""
         try:
-            outcome = self._execute()
+            with self.terms.invocation(self.assignment) as invocation:
+                self.process = Process(invocation, self.printed.take)
+                code = self.process.wait()
+            outcome = self._judged(code, time.monotonic() - self.process.began)
         except CannotRun as reason:
-            outcome = self._not_run(reason)
+            outcome = Outcome(SKIPPED, str(reason), unfit=True)
+            if not reason.ours:
+                outcome = Outcome(FAILED, str(reason), self._output(None, 0.0))
         except Exception as error:
             outcome = Outcome(SKIPPED, fault(error), unfit=True)
         self.end(outcome)
 
     def end(self, outcome: Outcome) -> None:
         """Tells the outcome. No line is logged after it."""
-        self.log.end(outcome.reason + self._last_words() if outcome.result == FAILED else "")
+        said = self.printed.stderr.text() or self.printed.last_line[-2000:]
+        # What a job has said is in its log already.
+        last_words = f"; it said last:\n{said}" if said and not self.assignment.job else ""
+        self.log.end(outcome.reason + last_words if outcome.result == FAILED else "")
         self.printed = None  # it may be long until the release
         self.ended(self, outcome)
 
-    def _last_words(self) -> str:
-        """What tells why a plain task has failed; a job's log has it already."""
-        said = self.printed.stderr.text() or self.printed.last_line[-2000:]
-        return f"; it said last:\n{said}" if said and not self.assignment.job else ""
-
-    def _execute(self) -> Outcome:
-        with self.terms.commands.invocation(self.assignment) as invocation:
-            self.process = Process(invocation, self.printed.take)
-            code = self.process.wait()
-        return self._judged(code, time.monotonic() - self.process.began)
-
-    def _not_run(self, reason: CannotRun) -> Outcome:
-        if reason.ours:
-            return Outcome(SKIPPED, str(reason), unfit=True)
-        return Outcome(FAILED, str(reason), self._output(None, 0.0))
-
     def _judged(self, code: int, seconds: float) -> Outcome:
+        """What an exit status (or minus the number of a signal), or our having ended it, makes of the task."""
         output = self._output(code, seconds)
         if self.cause is Cause.TIMEOUT:
             return Outcome(FAILED, f"killed after {duration(self.limit)}", output)
@@ -1723,7 +1680,7 @@ class Execution(threading.Thread):
         reason = f"killed by {_signal_name(-code)}" if code < 0 else f"exit status {code}"
         if code == 0:
             return Outcome(DONE, reason, output, self.printed.verification())
-        if code in self.terms.skip_status:
+        if code in (self.args.skip_status or ()):
             return Outcome(SKIPPED, reason, output, is_held=True)
         return Outcome(FAILED, reason, output)
 
@@ -1756,13 +1713,14 @@ class Execution(threading.Thread):
         if self.cause is None and now - self.process.began >= self.limit:
             self.stop(Cause.TIMEOUT)
         if self.cause is not None and self.kill_at == math.inf:
-            self.kill_at = now + self.terms.kill_grace
+            self.kill_at = now + self.args.kill_grace
             self.process.terminate()
         if now >= self.kill_at:
             self.process.kill()
 
 
 def _signal_name(number: int) -> str:
+    """What a signal is called here, or its number."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -1783,9 +1741,11 @@ class Halt:
         self.event = threading.Event()
 
     def set(self) -> None:
+        """Has the thread end, at its next check."""
         self.event.set()
 
     def deferred(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing to defer: set() ends no request."""
         return contextlib.nullcontext()
 
     def check(self) -> None:
@@ -1794,6 +1754,7 @@ class Halt:
             raise Halted
 
     def sleep(self, seconds: float) -> None:
+        """Sleeps for so long; raises Halted as soon as set() is called."""
         self.event.wait(seconds)
         self.check()
 
@@ -1808,6 +1769,7 @@ class RunClient(Client):
     calling_since = math.inf
 
     def call(self, method: str, path: str, body: Any = None) -> Answer:
+        """As a Client's, and others can tell how long it takes."""
         self.calling_since = time.monotonic()
         try:
             return super().call(method, path, body)
@@ -1836,38 +1798,30 @@ class Courier(threading.Thread):
     TOGETHER = 500  # tasks in one request; trackers take 1000
     HELD_PER_SECOND = 20  # requests that ask whether held tasks are still ours
 
-    def __init__(self, runner: Runner, client: RunClient, heartbeat: float):
+    def __init__(self, runner: Runner, client: RunClient):
         super().__init__(name="courier", daemon=True)
         self.runner = runner
         self.client = client
-        self.heartbeat = heartbeat
 
     def run(self) -> None:
-        try:
-            self._deliver_all()
-        except Halted:
-            pass
-        except Fail as failure:
-            self.runner.fail(failure, hopeless=True)
-        except Exception as error:
-            self.runner.fail(Fail(fault(error)), hopeless=True)
-
-    def _deliver_all(self) -> None:
-        deliver = self._deliver
-        while True:
-            self.client.interrupts.check()
-            executions = self.runner.undelivered(self.PAUSE)
+        """Delivers until it is halted."""
+        with self.runner.minding(hopeless=True):
             try:
-                deliver(executions)
+                self._deliver_all(self._deliver)
             except (Halted, Fail):
                 raise
             except Exception as error:
-                if deliver == self._deliver_without_logs:
-                    raise
                 self.runner.fail(Fail(fault(error)))
-                deliver = self._deliver_without_logs
+                self._deliver_all(self._deliver_without_logs)
+
+    def _deliver_all(self, deliver: Callable[[list[Execution]], None]) -> NoReturn:
+        """Has everything delivered that there is, again and again."""
+        while True:
+            self.client.interrupts.check()
+            deliver(self.runner.undelivered(self.PAUSE))
 
     def _deliver(self, executions: list[Execution]) -> None:
+        """Brings the lines of these tasks, and the results of those that are due."""
         due = []
         for execution in executions:
             is_due = self.runner.is_due(execution)  # before the lines: once it has ended, no further line comes
@@ -1884,25 +1838,25 @@ class Courier(threading.Thread):
                 self._release(execution)
 
     def _send_log(self, execution: Execution, all_of_it: bool) -> None:
+        """Sends a batch of the task's lines, or all; none at all now and then, to hear whether it is still ours."""
         while execution.cause is not Cause.TAKEN_AWAY:
             entries = execution.log.batch()
-            is_silent = not all_of_it and time.monotonic() - execution.held_at >= self._patience(execution)
-            if not (entries or is_silent):
+            many_held = 0 if execution.outcome is None else len(self.runner.held) / self.HELD_PER_SECOND
+            silence = max(self.runner.args.heartbeat, many_held)
+            if not entries and (all_of_it or time.monotonic() - execution.held_at < silence):
                 return
             try:
                 self._post_log(execution, entries)
-            except Refused as refused:
-                self._give_up_logging(execution, refused)
+            except Refused as refused:  # a log that is not taken is no reason to lose the result
+                self.runner.display.notice(f"log lines of task {execution.assignment.id} refused: {refused.message}")
+                execution.log.close()
+                execution.held_at = math.inf
                 return
             if not all_of_it:
                 return
 
-    def _patience(self, execution: Execution) -> float:
-        if execution.outcome is None:
-            return self.heartbeat
-        return max(self.heartbeat, len(self.runner.held) / self.HELD_PER_SECOND)
-
     def _post_log(self, execution: Execution, entries: list[dict[str, Any]]) -> None:
+        """Sends these lines, and heeds what the tracker says of the task. Refused when it does not take them."""
         body = {"task_id": execution.assignment.id, "first": execution.log.first, "entries": entries}
         answer = self.client.call("POST", "/task/log", body)
         execution.held_at = time.monotonic()
@@ -1913,35 +1867,26 @@ class Courier(threading.Thread):
         elif entries:
             execution.log.sent(len(entries))
 
-    def _give_up_logging(self, execution: Execution, refused: Refused) -> None:
-        """A log that is not taken is no reason to lose the result."""
-        self.runner.display.notice(f"log lines of task {execution.assignment.id} refused: {refused.message}")
-        execution.log.close()
-        execution.held_at = math.inf
-
     def _release_all(self, due: list[Execution]) -> None:
-        left = dict.fromkeys(due)
+        """Releases these tasks, the plain ones together; one by one those of which the tracker refuses one."""
         plain = [one for one in due if one.outcome.output is None and one.cause is not Cause.TAKEN_AWAY]
         for start in range(0, len(plain), self.TOGETHER):
             several = plain[start : start + self.TOGETHER]
-            if len(several) > 1 and self._release_together(several):
-                for execution in several:
-                    del left[execution]
-        for execution in left:
-            self._release(execution)
+            if len(several) > 1:
+                with contextlib.suppress(Refused):
+                    self._release_together(several)
+        for execution in due:
+            if execution in self.runner.unsettled:
+                self._release(execution)
 
-    def _release_together(self, executions: list[Execution]) -> bool:
-        """Releases all of them, or none if the tracker refuses one."""
-        body = {"releases": [self._body(execution) for execution in executions]}
-        try:
-            answer = self.client.call("POST", "/task/bulk_release", body)
-        except Refused:
-            return False
+    def _release_together(self, executions: list[Execution]) -> None:
+        """Releases all of them; none when the tracker refuses one, which raises Refused."""
+        answer = self.client.call("POST", "/task/bulk_release", {"releases": list(map(self._body, executions))})
         for execution, updated in zip(executions, answer.content["updated"], strict=True):
-            self.runner.settle(execution, self._counted(execution, updated, answer))
-        return True
+            self._settle(execution, updated, answer)
 
     def _release(self, execution: Execution) -> None:
+        """Releases a task, unless it is not ours any more."""
         if execution.cause is Cause.TAKEN_AWAY:
             self.runner.settle(execution, counted=False)
             return
@@ -1950,10 +1895,15 @@ class Courier(threading.Thread):
         except Refused as refused:
             self.runner.settle(execution, counted=False, refusal=refused.message)
         else:
-            updated = bool(answer.content.get("updated"))
-            self.runner.settle(execution, self._counted(execution, updated, answer))
+            self._settle(execution, bool(answer.content.get("updated")), answer)
+
+    def _settle(self, execution: Execution, updated: bool, answer: Answer) -> None:
+        """Settles a task whose release the tracker took, and says to have been updated by it."""
+        # A release that was sent twice, or waits for other workers' verification, need not have changed anything.
+        self.runner.settle(execution, updated or answer.repeated or execution.assignment.is_verified)
 
     def _body(self, execution: Execution) -> dict[str, Any]:
+        """What the tracker is told of a task that has ended."""
         assignment, outcome = execution.assignment, execution.outcome
         body: dict[str, Any] = {"task_id": assignment.id, "result": outcome.result}
         if assignment.is_verified:
@@ -1961,10 +1911,6 @@ class Courier(threading.Thread):
         if outcome.output is not None:
             body["output"] = outcome.output
         return body
-
-    def _counted(self, execution: Execution, updated: bool, answer: Answer) -> bool:
-        # A release that was sent twice, or waits for other workers' verification, need not have changed anything.
-        return updated or answer.repeated or execution.assignment.is_verified
 
     def _post_release(self, body: dict[str, Any], may_shorten: tuple[str, ...] = ("log", "lastline")) -> Answer:
         """Releases the task, with less of what it printed if that is too much for the tracker."""
@@ -1988,30 +1934,27 @@ class Taker(threading.Thread):
     FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
     LOOK = 20.0  # seconds between two looks why there is no task
 
-    def __init__(self, runner: Runner, client: RunClient, projects: list[int], until_empty: bool):
+    def __init__(self, runner: Runner, client: RunClient):
         super().__init__(name="taker", daemon=True)
         self.runner = runner
         self.client = client
-        self.projects = projects
-        self.until_empty = until_empty
+        self.projects: list[int] = runner.args.project
+        self.until_empty: bool = runner.args.until_empty
         self.pause = self.FIRST_PAUSE
         self.next_look = 0.0
 
     def run(self) -> None:
+        """Takes tasks until no more are wanted."""
         try:
-            while wanted := self.runner.wanted():
-                self._take(wanted)
-        except Halted:
-            pass
-        except Fail as failure:
-            self.runner.fail(failure)
-        except Exception as error:
-            self.runner.fail(Fail(fault(error)))
+            with self.runner.minding():
+                while wanted := self.runner.wanted():
+                    self._take(wanted)
         finally:
             self.runner.taken_all()
 
     def _take(self, wanted: int) -> None:
-        settled = self.runner.settled()
+        """Takes so many tasks, or what there is. Halted when there is none and none will come."""
+        settled = self.runner.tally.total()
         try:
             tasks = self._ask(wanted)
         except Refused as refused:
@@ -2022,14 +1965,17 @@ class Taker(threading.Thread):
             self.runner.display.state("")
             self.next_look = 0.0
             self.runner.start_all(tasks)
-        elif self.until_empty and (self.runner.is_busy() or settled != self.runner.settled()):
+        elif self.until_empty and (self.runner.is_busy() or settled != self.runner.tally.total()):
             self.runner.wait_for_settlement(settled)  # a task that fails may be waiting again
         else:
-            self._say_why_nothing()
+            if time.monotonic() >= self.next_look:
+                self.next_look = time.monotonic() + self.LOOK
+                self.runner.display.state(self._why_nothing())
             if self.until_empty:
                 raise Halted
 
     def _ask(self, wanted: int) -> list[dict[str, Any]]:
+        """The tasks that the tracker hands out. Refused when it may not hand us any."""
         query = "&".join(f"project={project}" for project in self.projects)
         path = f"/task/get?{query}&count={wanted}" + ("" if self.until_empty else f"&wait={self.WAIT}")
         try:
@@ -2047,47 +1993,38 @@ class Taker(threading.Thread):
         """Waits while a manager has paused us; asks for access when it is that. Fail when there is nothing to do."""
         if refused.status != 403:
             raise Fail(f"{self.client.server} hands out no tasks: {refused.message}")
-        if not self._is_paused():
+        worker = self._shown("worker", self.client.worker.id).get("worker")
+        if not (isinstance(worker, dict) and worker.get("paused") is True):
             project = next(filter(self._is_closed_to_us, self.projects), self.projects[0])
             ask_for_access(self.client, project, refused, assign=True, submit=False)
         self.runner.display.state("a manager has paused this worker; waiting until it may go on")
         self.client.interrupts.sleep(self.pause)
         self.pause = min(self.pause * 2, self.LONGEST_PAUSE)
 
-    def _is_paused(self) -> bool:
+    def _shown(self, kind: str, number: int) -> dict[str, Any]:
+        """What the tracker shows of a worker or a project; nothing of what is hidden from us."""
         with contextlib.suppress(Refused):
-            worker = self.client.call("GET", f"/worker/get/{self.client.worker.id}").content.get("worker")
-            return isinstance(worker, dict) and worker.get("paused") is True
-        return False
+            return self.client.call("GET", f"/{kind}/get/{number}").content
+        return {}
 
     def _is_closed_to_us(self, project: int) -> bool:
         """Whether we may not be assigned the project's tasks: what it keeps for those who may is refused us then."""
-        with contextlib.suppress(Refused):  # a hidden one, which is not public
-            if self.client.call("GET", f"/project/get/{project}").content.get("public") is True:
-                return False
+        if self._shown("project", project).get("public") is True:
+            return False
         try:
             self.client.call("GET", f"/project/secret/{project}")
         except Refused as refused:
             return refused.status == 403
         return False
 
-    def _say_why_nothing(self) -> None:
-        if time.monotonic() >= self.next_look:
-            self.next_look = time.monotonic() + self.LOOK
-            self.runner.display.state(self._why_nothing())
-
     def _why_nothing(self) -> str:
-        paused = [project for project in self.projects if self._project_is_paused(project)]
+        """Why there is no task for us."""
+        paused = [project for project in self.projects if self._shown("project", project).get("paused") is True]
         if paused:
             return f"no task available: project {', '.join(map(str, paused))} paused by a manager"
         if self.until_empty and self.runner.held:
             return "nothing is left but what was skipped already"
         return "no task available"
-
-    def _project_is_paused(self, project: int) -> bool:
-        with contextlib.suppress(Refused):  # a hidden one
-            return self.client.call("GET", f"/project/get/{project}").content.get("paused") is True
-        return False
 
 
 # ── Run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2110,6 +2047,7 @@ class StopSignals:
         self.first = 0
 
     def install(self) -> None:
+        """From now on the signals come here, but those that who started us had ignored."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
@@ -2120,20 +2058,16 @@ class StopSignals:
         self.count += 1
 
 
-@dataclasses.dataclass
-class Tally:
-    """What has become of the tasks that were taken."""
-
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0
-    lost: int = 0  # taken away from us before we had released them
-    refused: int = 0  # whose release the tracker did not take
+class Tally(collections.Counter[str]):
+    """How many of the tasks that were taken are done, failed, skipped, lost (taken away from us before we had released
+    them) or refused (the tracker did not take their release).
+    """
 
     def text(self) -> str:
-        lost = f", taken away {self.lost:,}" if self.lost else ""
-        refused = f", refused {self.refused:,}" if self.refused else ""
-        return f"done {self.done:,}, failed {self.failed:,}, skipped {self.skipped:,}{lost}{refused}"
+        """The counts for people; of what is lost or refused only when there is any."""
+        lost = f", taken away {self['lost']:,}" if self["lost"] else ""
+        refused = f", refused {self['refused']:,}" if self["refused"] else ""
+        return f"done {self['done']:,}, failed {self['failed']:,}, skipped {self['skipped']:,}{lost}{refused}"
 
 
 class Runner:
@@ -2153,15 +2087,9 @@ class Runner:
         self.display = display
         self.signals = signals
         self.signals_seen = 0
-        self.concurrency = args.concurrency
+        self.args = args
         self.count = args.count or math.inf
-        self.grace = math.inf if args.grace is None else args.grace
-        echo = self._echo if args.verbose else None
-        commands = Commands(args.argv, args.server, args.allow_scripts)
-        skip_status = frozenset(args.skip_status or ())
-        self.terms = Terms(commands, args.timeout, args.kill_grace, skip_status, args.stderr_level, echo)
-        self.verbose = args.verbose
-        self.until_empty = args.until_empty
+        self.terms = Terms(args, display.notice)
         self.changed = threading.Condition()
         self.running: dict[Execution, None] = {}
         self.unsettled: dict[Execution, None] = {}  # those that run and those that are not delivered
@@ -2177,8 +2105,8 @@ class Runner:
         taking, self.no_more_tasks = client.copy()
         delivering, self.no_more_results = client.copy()
         delivering.reached = True  # it has nothing to say before the other one has heard from the server
-        self.taker = Taker(self, taking, args.project, args.until_empty)
-        self.courier = Courier(self, delivering, args.heartbeat)
+        self.taker = Taker(self, taking)
+        self.courier = Courier(self, delivering)
 
     # The main thread.
 
@@ -2199,6 +2127,7 @@ class Runner:
         self.no_more_results.set()
 
     def _is_finished(self) -> bool:
+        """Whether every task is settled and no other will come."""
         if self.unsettled:
             return False
         # A task that the last request still brings must be given back. A server that does not answer is left alone.
@@ -2206,6 +2135,7 @@ class Runner:
         return self.has_taken_all or (self.phase is not Phase.RUNNING and is_overdue)
 
     def _tick(self, now: float) -> None:
+        """Has the signals and the time limits take effect."""
         self._advance(now)
         with self.changed:
             executions = list(self.running)
@@ -2219,9 +2149,9 @@ class Runner:
         elapsed = now - self.phase_began
         new, self.signals_seen = self.signals.count - self.signals_seen, self.signals.count
         asked = min(self.phase + new, Phase.LEAVING)
-        if self.phase is Phase.FINISHING and elapsed >= self.grace:
+        if self.phase is Phase.FINISHING and self.args.grace is not None and elapsed >= self.args.grace:
             asked = max(asked, Phase.KILLING)
-        if self.phase is Phase.KILLING and elapsed >= self.terms.kill_grace + self.FAREWELL:
+        if self.phase is Phase.KILLING and elapsed >= self.args.kill_grace + self.FAREWELL:
             asked = Phase.LEAVING
         if asked > self.phase:
             self.enter(Phase(asked))
@@ -2245,12 +2175,9 @@ class Runner:
                 f"killing {running} running, released as skipped{undelivered} (once more: leave at once)"
             )
         elif phase is Phase.LEAVING:
-            self._kill_all()
-
-    def _kill_all(self) -> None:
-        for execution in list(self.running):
-            if execution.process is not None:
-                execution.process.kill()
+            for execution in list(self.running):
+                if execution.process is not None:
+                    execution.process.kill()
 
     def fail(self, failure: Fail, hopeless: bool = False) -> None:
         """Ends the run; hopeless: nothing can be delivered any more."""
@@ -2258,6 +2185,18 @@ class Runner:
         if self.running:
             self.display.notice(str(failure).partition("\n")[0])
         self.enter(Phase.LEAVING if hopeless else Phase.FINISHING)
+
+    @contextlib.contextmanager
+    def minding(self, hopeless: bool = False) -> Iterator[None]:
+        """The body of a thread: Halted ends it alone, any other failure the run, as fail() does."""
+        try:
+            yield
+        except Halted:
+            pass
+        except Fail as failure:
+            self.fail(failure, hopeless)
+        except Exception as error:
+            self.fail(Fail(fault(error)), hopeless)
 
     # The Taker.
 
@@ -2268,9 +2207,9 @@ class Runner:
             return 0 if self._has_enough() else int(min(self._room(), self.count - self.taken))
 
     def _room(self) -> int:
-        # Results that cannot be delivered take up room too, or they would pile up.
+        """How many more tasks we can bear; results that cannot be delivered count too, or they would pile up."""
         undelivered = len(self.unsettled) - len(self.held)
-        free = min(self.concurrency - len(self.running), 2 * self.concurrency - undelivered)
+        free = min(self.args.concurrency - len(self.running), 2 * self.args.concurrency - undelivered)
         return max(0, min(free, self.MOST_HELD - len(self.held)))
 
     def taken_all(self) -> None:
@@ -2280,6 +2219,7 @@ class Runner:
             self.changed.notify_all()
 
     def _has_enough(self) -> bool:
+        """Whether no more tasks are to be taken."""
         return self.phase is not Phase.RUNNING or self.taken >= self.count
 
     def start_all(self, tasks: list[dict[str, Any]]) -> None:
@@ -2288,14 +2228,17 @@ class Runner:
             execution = Execution(Assignment(task), self.terms, self.courier.client.is_away, self._ended)
             with self.changed:
                 self.taken += 1
-                self._forget_earlier_one(task["id"])
+                for earlier in self.unsettled:  # its lease has ended, and it must say no more
+                    if earlier.assignment.id == task["id"]:
+                        earlier.stop(Cause.TAKEN_AWAY)
                 self.unsettled[execution] = self.running[execution] = None
             self._start(execution)
 
     def _start(self, execution: Execution) -> None:
+        """Starts a task that we have been given, or ends it as skipped."""
         if self.phase is not Phase.RUNNING:
             execution.end(Outcome(SKIPPED, "not started"))
-        elif self.until_empty and execution.assignment.id in self.skips:  # its lease did not last until the end
+        elif self.args.until_empty and execution.assignment.id in self.skips:  # its lease did not last until the end
             execution.end(Outcome(SKIPPED, "skipped already", is_held=True))
         else:
             try:
@@ -2303,29 +2246,19 @@ class Runner:
             except RuntimeError as error:
                 execution.end(Outcome(SKIPPED, f"this system has no thread left for a task: {error}", unfit=True))
 
-    def _forget_earlier_one(self, task: int) -> None:
-        """We are given a task that we still have: its lease has ended, and the earlier attempt must say no more."""
-        for one in self.unsettled:
-            if one.assignment.id == task:
-                one.stop(Cause.TAKEN_AWAY)
-
     def is_busy(self) -> bool:
         """Whether a task may yet fail, and be waiting again."""
         return len(self.unsettled) > len(self.held)
 
-    def settled(self) -> int:
-        """How many tasks have been settled so far."""
-        tally = self.tally
-        return tally.done + tally.failed + tally.skipped + tally.lost + tally.refused
-
     def wait_for_settlement(self, before: int) -> None:
         """Waits until more tasks are settled than before, or none is going to be."""
         with self.changed:
-            self.changed.wait_for(lambda: self.settled() > before or not self.is_busy() or self._has_enough())
+            self.changed.wait_for(lambda: self.tally.total() > before or not self.is_busy() or self._has_enough())
 
     # The Executions.
 
     def _ended(self, execution: Execution, outcome: Outcome) -> None:
+        """What an Execution calls at its end."""
         with self.changed:
             self.running.pop(execution, None)
             if outcome.is_held:
@@ -2335,33 +2268,27 @@ class Runner:
             self.changed.notify_all()
         if outcome.unfit:
             self.fail(Fail(f"{outcome.reason}; its task goes to another worker"))
-        elif self.until_empty and len(self.held) >= self.MOST_HELD:
+        elif self.args.until_empty and len(self.held) >= self.MOST_HELD:
             self.fail(Fail(f"stopped: so many tasks as {self.MOST_HELD:,} were skipped"))
 
     def _release_time(self, assignment: Assignment) -> float:
         """When a skipped task goes back: later each time, or at the end of a run that tries each task once."""
         skips = self.skips[assignment.id] = self.skips.pop(assignment.id, 0) + 1
-        if self.until_empty:
+        if self.args.until_empty:
             return assignment.lease_end
         if len(self.skips) > 2 * self.MOST_HELD:
             del self.skips[next(iter(self.skips))]
         hold = min(self.FIRST_HOLD * 2 ** min(skips - 1, 10), self.LONGEST_HOLD)
         return min(time.monotonic() + hold, assignment.lease_end)
 
-    def _echo(self, task: int, line: str) -> None:
-        self.display.notice(f"{task}: {line}")
-
     # The Courier.
 
     def undelivered(self, seconds: float) -> list[Execution]:
         """The tasks that may have something to be delivered: at once when much is, else after the time."""
-
-        def is_urgent() -> bool:
-            return any(self.is_due(one) or one.log.has_full_batch() for one in self.unsettled)
-
         with self.changed:
-            self.changed.wait_for(is_urgent, seconds)
-            return list(self.unsettled)
+            tasks = self.unsettled
+            self.changed.wait_for(lambda: any(self.is_due(one) or one.log.has_full_batch() for one in tasks), seconds)
+            return list(tasks)
 
     def is_due(self, execution: Execution) -> bool:
         """Whether the task is to be released now; one that is held is when no other will come."""
@@ -2377,27 +2304,19 @@ class Runner:
         with self.changed:
             del self.unsettled[execution]
             self.held.pop(execution, None)
-            if refusal:
-                self.tally.refused += 1
-            elif not counted:
-                self.tally.lost += 1
-            elif outcome.result == DONE:
-                self.tally.done += 1
-            elif outcome.result == FAILED:
-                self.tally.failed += 1
-            else:
-                self.tally.skipped += 1
+            self.tally["refused" if refusal else RESULTS[outcome.result] if counted else "lost"] += 1
             self.ends.append(time.monotonic())
             self.changed.notify_all()
 
     def _say(self, assignment: Assignment, outcome: Outcome, counted: bool, refusal: str) -> None:
+        """Tells what became of a task, if it is remarkable."""
         name = f"task {assignment.id} ({printable(assignment.name, 80)})"
-        word = {DONE: "done", FAILED: "failed", SKIPPED: "skipped"}[outcome.result]
+        word = RESULTS[outcome.result]
         if refusal:
             self.display.notice(f"{name} {word}: {outcome.reason}; but the tracker refuses that: {refusal}")
         elif not counted:
             self.display.notice(f"{name} was taken away: cancelled, reset, or held for longer than its lease")
-        elif outcome.result == FAILED or self.verbose:
+        elif outcome.result == FAILED or self.args.verbose:
             self.display.notice(f"{name} {word}: {outcome.reason}")
 
     # At the end.
@@ -2410,12 +2329,12 @@ class Runner:
             raise Fail(f"{why}not released: task {ids}; another worker gets them when their lease ends")
         if self.failure:
             raise self.failure
-        if self.tally.refused:
+        if self.tally["refused"]:
             return EXIT_FAILED
         if self.signals.first:
             finished = self.signals.first != signal.SIGINT and self.phase is Phase.FINISHING
             return EXIT_OK if finished else EXIT_SIGNAL + self.signals.first
-        return EXIT_SOME_FAILED if self.tally.failed else EXIT_OK
+        return EXIT_SOME_FAILED if self.tally["failed"] else EXIT_OK
 
 
 class RunDisplay(Display):
@@ -2453,10 +2372,12 @@ class RunDisplay(Display):
             self.live = None
 
     def notice(self, text: str) -> None:
+        """One line that stays; a terminal that has gone is no reason to stop."""
         with contextlib.suppress(OSError):
             super().notice(text)
 
     def waiting(self, reason: str) -> None:
+        """Says why nothing moves, until answered() takes it back."""
         self.trouble = reason
         if self.live is None:
             super().waiting(reason)
@@ -2466,6 +2387,7 @@ class RunDisplay(Display):
         self.trouble = ""
 
     def lost(self, server: str, reason: str) -> None:
+        """An outage begins for one of the threads, which is said of the first."""
         with self.outages_lock:
             self.outages += 1
             if self.outages == 1:
@@ -2473,6 +2395,7 @@ class RunDisplay(Display):
                 super().lost(server, reason)
 
     def back(self, server: str, seconds: float) -> None:
+        """It is over for one of the threads, which is said of the last."""
         with self.outages_lock:
             self.outages -= 1
             if self.outages == 0:
@@ -2496,6 +2419,7 @@ class RunDisplay(Display):
             self.notice(f"{counts}, {self._rate(runner)}")
 
     def _picture(self, runner: Runner) -> Group:
+        """What a terminal shows: the server, what runs, and the counts."""
         with runner.changed:
             running = list(runner.running)
         table = Table(box=None, padding=(0, 1), header_style="bold", expand=True)
@@ -2516,6 +2440,7 @@ class RunDisplay(Display):
         return f"running {len(runner.running):,}, {runner.tally.text()}{held}"
 
     def _rate(self, runner: Runner) -> str:
+        """How many tasks end in a time, lately."""
         now = time.monotonic()
         window = max(1.0, min(self.RATE_WINDOW, now - self.began))
         return _rate_text(sum(end > now - window for end in list(runner.ends)) / window)
@@ -2530,7 +2455,7 @@ def check_command(args: argparse.Namespace) -> None:
         if not args.allow_scripts:
             raise Fail("no COMMAND to run: give one after --, or --allow-scripts to run jobs that bring a script")
         return
-    if Commands.PLACEHOLDER.search(command[0]) or command[0] == "{arguments}":
+    if Terms.PLACEHOLDER.search(command[0]) or command[0] == "{arguments}":
         raise Fail(f"{command[0]}: a task must not choose the program that is run")
     if shutil.which(command[0]) is None:
         raise Fail(f"{command[0]}: no such program that may be executed")
@@ -2547,15 +2472,10 @@ def run_tasks(args: argparse.Namespace, interrupts: Interrupts) -> int:
     runner = Runner(args, client, display, signals)
     runner.run()
     if runner.taken or runner.failure is None:
-        print_tally(runner.tally)
+        with contextlib.suppress(OSError):  # nobody reads our standard output any more
+            print(runner.tally.text(), flush=True)
+        drop_what_nobody_takes(sys.stdout)
     return runner.status()
-
-
-def print_tally(tally: Tally) -> None:
-    """Prints it, if anybody still reads our standard output."""
-    with contextlib.suppress(OSError):
-        print(tally.text(), flush=True)
-    drop_what_nobody_takes(sys.stdout)
 
 
 # ── Command line ────────────────────────────────────────────────────────────────────────────────────────────────────
