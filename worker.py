@@ -159,7 +159,6 @@ class QuietConsole(Console):
     """A Console that falls silent when its reader goes, where rich would end the thread that happens to print."""
 
     def on_broken_pipe(self) -> None:
-        """What rich calls when nobody reads any more."""
         self.quiet = True
 
 
@@ -701,7 +700,6 @@ class Part:
         return self.first + len(self.lines)
 
     def add(self, line: bytes) -> None:
-        """One more line, which follows the last."""
         self.lines.append(line)
         self.size += len(line) + 1
 
@@ -959,13 +957,8 @@ class Overview:
     window: float  # seconds
     seen: dict[int, list[Sample]] = dataclasses.field(default_factory=dict)
 
-    COUNTERS = (
-        "waiting_task_count",
-        "assigned_task_count",
-        "awaiting_verification_count",
-        "failed_task_count",
-        "closed_task_count",
-    )
+    UNFINISHED = ("waiting_task_count", "assigned_task_count", "awaiting_verification_count")
+    COUNTERS = (*UNFINISHED, "failed_task_count", "closed_task_count")
     SNAPSHOTS = 60
 
     def projects(self) -> list[dict[str, Any]]:
@@ -980,7 +973,7 @@ class Overview:
         """What --json prints of a project that the tracker listed at this time."""
         counts = {name: project.get(name, 0) for name in self.COUNTERS}
         rate = self._rate(project["id"], Sample(now, counts["closed_task_count"]))
-        left = sum(counts[name] for name in self.COUNTERS[:3])
+        left = sum(counts[name] for name in self.UNFINISHED)
         eta = left / rate if rate and not project.get("paused") else None
         return {
             "id": project["id"],
@@ -1325,7 +1318,6 @@ class Stream(threading.Thread):
         self.join()
 
     def close(self) -> None:
-        """Closes our ends of the pipe."""
         os.close(self.reading)
         os.close(self.writing)
 
@@ -1620,13 +1612,8 @@ class Execution(threading.Thread):
     tick(), which the Runner calls a few times a second, ends a process whose time is over or that stop() has doomed.
     """
 
-    def __init__(
-        self,
-        assignment: Assignment,
-        terms: Terms,
-        is_away: Callable[[], bool],
-        ended: Callable[[Execution, Outcome], None],
-    ):
+    def __init__(self, assignment: Assignment, terms: Terms, is_away: Callable[[], bool], ended: Callable[..., None]):
+        """ended: is called with this execution and its outcome, by the thread that found it out."""
         super().__init__(name=f"task {assignment.id}", daemon=True)
         self.assignment = assignment
         self.terms = terms
@@ -1734,28 +1721,20 @@ class Halted(Exception):
     """This thread should end: a signal has come, or there is nothing left to do."""
 
 
-class Halt:
+class Halt(threading.Event):
     """What Interrupts are to the main thread, to another one: its Client waits with it, and set() ends the wait."""
 
-    def __init__(self) -> None:
-        self.event = threading.Event()
-
-    def set(self) -> None:
-        """Has the thread end, at its next check."""
-        self.event.set()
-
     def deferred(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing to defer: set() ends no request."""
         return contextlib.nullcontext()
 
     def check(self) -> None:
         """Raises Halted once set() was called."""
-        if self.event.is_set():
+        if self.is_set():
             raise Halted
 
     def sleep(self, seconds: float) -> None:
         """Sleeps for so long; raises Halted as soon as set() is called."""
-        self.event.wait(seconds)
+        self.wait(seconds)
         self.check()
 
 
@@ -1950,7 +1929,9 @@ class Taker(threading.Thread):
                 while wanted := self.runner.wanted():
                     self._take(wanted)
         finally:
-            self.runner.taken_all()
+            with self.runner.changed:
+                self.runner.has_taken_all = True
+                self.runner.changed.notify_all()
 
     def _take(self, wanted: int) -> None:
         """Takes so many tasks, or what there is. Halted when there is none and none will come."""
@@ -2211,12 +2192,6 @@ class Runner:
         undelivered = len(self.unsettled) - len(self.held)
         free = min(self.args.concurrency - len(self.running), 2 * self.args.concurrency - undelivered)
         return max(0, min(free, self.MOST_HELD - len(self.held)))
-
-    def taken_all(self) -> None:
-        """The Taker has ended."""
-        with self.changed:
-            self.has_taken_all = True
-            self.changed.notify_all()
 
     def _has_enough(self) -> bool:
         """Whether no more tasks are to be taken."""
@@ -2526,20 +2501,25 @@ Option = tuple[str, dict[str, Any]]  # a name, and what argparse is told of it
 
 
 def option(name: str, about: str, **more: Any) -> Option:
-    """An option that is a flag, unless there is more to tell of it."""
+    """An option whose name is followed by the name of its value; without one and anything else it is a flag."""
+    name, _, metavar = name.partition(" ")
+    if metavar:
+        more["metavar"] = metavar
+    if "default" in more and "(default" not in about:
+        about += " (default: %(default)s)"
     return name, {"help": about} | (more or {"action": "store_true"})
 
 
-def whole(name: str, lowest: int, about: str, highest: int = 2**63 - 1, metavar: str = "N", **more: Any) -> Option:
+def whole(name: str, lowest: int, about: str, highest: int = 2**63 - 1, **more: Any) -> Option:
     """An option that is a whole number between two bounds."""
     said = "{value} is not between {lowest} and {highest}"
-    return option(name, about, type=number(int, "whole number", lowest, highest, said), metavar=metavar, **more)
+    return option(name, about, type=number(int, "whole number", lowest, highest, said), **more)
 
 
 def seconds(name: str, lowest: float, about: str, **more: Any) -> Option:
     """An option that is a number of seconds, not below the lowest."""
     said = "{text} is not between {lowest:g} and 1e9 seconds"
-    return option(name, about, type=number(float, "number of seconds", lowest, 1e9, said), metavar="SECONDS", **more)
+    return option(f"{name} SECONDS", about, type=number(float, "number of seconds", lowest, 1e9, said), **more)
 
 
 MANUAL = """\
@@ -2674,16 +2654,13 @@ needs a worker there registers a new one, which must be given access again. The 
 
 
 CREDENTIALS = option(
-    "--credentials",
+    "--credentials FILE",
     "who we are to each server (default: TRACKER_CREDENTIALS from the environment, or else"
     " tracker/credentials.json in this user's configuration folder)",
-    metavar="FILE",
     type=lambda text: Path(text).expanduser(),
 )
 ALIAS = option(
-    "--alias",
-    "what this worker is called; renames one that is registered already (default: the host name)",
-    metavar="NAME",
+    "--alias NAME", "what this worker is called; renames one that is registered already (default: the host name)"
 )
 PATIENCE = seconds(
     "--patience",
@@ -2694,12 +2671,11 @@ PATIENCE = seconds(
 SUBMIT_OPTIONS = (
     CREDENTIALS,
     ALIAS,
-    option("file", "one recipe or JSON object per line, UTF-8; - reads standard input", metavar="FILE"),
-    whole("--project", 1, "id of the project to submit to (see status)", required=True),
+    option("file FILE", "one recipe or JSON object per line, UTF-8; - reads standard input"),
+    whole("--project N", 1, "id of the project to submit to (see status)", required=True),
     option(
         "--format",
-        "auto: a line that starts with { is JSON; lines: every line is a recipe; json: every line is JSON"
-        " (default: auto)",
+        "auto: a line that starts with { is JSON; lines: every line is a recipe; json: every line is JSON",
         choices=("auto", "lines", "json"),
         default="auto",
     ),
@@ -2708,54 +2684,46 @@ SUBMIT_OPTIONS = (
         "use the recipe as unique_string of each task that brings no hash or unique string: one that is waiting,"
         " assigned or failed is not stored a second time",
     ),
-    whole("--priority", -(2**63), "higher is assigned first (default: 0)"),
-    whole("--max-retries", 0, "a task that fails this often is FAILED (default: 0)"),
+    whole("--priority N", -(2**63), "higher is assigned first (default: 0)"),
+    whole("--max-retries N", 0, "a task that fails this often is FAILED (default: 0)"),
+    whole("--max-assign-time SECONDS", 0, "a task held for longer goes to another worker (default: the tracker's)"),
+    whole("--verification-count N", 0, "how many different workers must report the same result (default: 1)"),
     whole(
-        "--max-assign-time",
-        0,
-        "a task held for longer goes to another worker (default: the tracker's)",
-        metavar="SECONDS",
-    ),
-    whole("--verification-count", 0, "how many different workers must report the same result (default: 1)"),
-    whole(
-        "--batch",
+        "--batch N",
         1,
-        f"lines per request (default: {Input.PART_LINES}, which is also the most)",
+        "lines per request (default: %(default)s, which is also the most)",
         100_000,
         default=Input.PART_LINES,
     ),
-    whole(
-        "--start-line", 1, "skip the lines before this one: go on where an earlier run stopped (default: 1)", default=1
-    ),
+    whole("--start-line N", 1, "skip the lines before this one: go on where an earlier run stopped", default=1),
     PATIENCE,
 )
 RUN_OPTIONS = (
     CREDENTIALS,
     ALIAS,
-    option("argv", "the program and its arguments", metavar="COMMAND", nargs=argparse.REMAINDER),
+    option("argv COMMAND", "the program and its arguments", nargs=argparse.REMAINDER),
     whole(
-        "--project",
+        "--project N",
         1,
         "id of a project to take tasks from; may be given several times: the best task of them all comes first",
         action="append",
         required=True,
     ),
-    whole("--concurrency", 1, "tasks that run at a time (default: 1)", 1000, metavar="K", default=1),
-    whole("--count", 1, "stop after so many tasks"),
+    whole("--concurrency K", 1, "tasks that run at a time", 1000, default=1),
+    whole("--count N", 1, "stop after so many tasks"),
     option("--until-empty", "stop when no task is left but those that were skipped; each is tried once"),
     seconds("--timeout", 0.1, "a plain task fails when its command takes longer (default: as long as its lease)"),
     seconds(
         "--kill-grace",
         0,
-        "time between SIGTERM and SIGKILL (default: 5; the lease of a job ends 15 s after its time limit)",
-        default=5.0,
+        "time between SIGTERM and SIGKILL (default: %(default)s; the lease of a job ends 15 s after its time limit)",
+        default=5,
     ),
     whole(
-        "--skip-status",
+        "--skip-status STATUS",
         1,
         "exit status that means: not done, let another worker try; may be given several times",
         highest=255,
-        metavar="STATUS",
         action="append",
     ),
     option(
@@ -2764,11 +2732,11 @@ RUN_OPTIONS = (
     ),
     option(
         "--stderr-level",
-        "level of the log lines from standard error; warn makes a job that prints any show a warning (default: info)",
+        "level of the log lines from standard error; warn makes a job that prints any show a warning",
         choices=("trace", "info", "warn", "error"),
         default="info",
     ),
-    seconds("--heartbeat", 0.1, "ask so often whether a silent task is still ours (default: 5)", default=5.0),
+    seconds("--heartbeat", 0.1, "ask so often whether a silent task is still ours", default=5),
     seconds("--grace", 0, "how long running tasks may go on after the first signal (default: until they end)"),
     PATIENCE,
     option("--verbose", "show every line that is printed, and every task that ends"),
@@ -2776,7 +2744,7 @@ RUN_OPTIONS = (
 STATUS_OPTIONS = (
     seconds("--watch", 0.1, "show it again, in place, every so often until Ctrl-C"),
     option("--json", "for programs"),
-    seconds("--window", 1, "take the rate over the last so many seconds (default: 600)", default=600),
+    seconds("--window", 1, "take the rate over the last so many seconds", default=600),
 )
 
 #: Of every command its function, what `--help` says of it, and the options it has besides --server.
@@ -2795,10 +2763,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="worker.py", description=MANUAL, **manual)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     server = option(
-        "--server",
+        "--server URL",
         "the tracker, with the path under which it is served if there is one (default: TRACKER_SERVER from the"
         " environment, or else http://127.0.0.1:3010)",
-        metavar="URL",
         type=server_address,
         default=os.environ.get("TRACKER_SERVER") or "http://127.0.0.1:3010",
     )
@@ -2823,7 +2790,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_SIGNAL + interrupts.signal
     except BrokenPipeError:  # who read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_what_nobody_takes(sys.stdout)
         return EXIT_FAILED
     except Fail as failure:
         fail(str(failure))
