@@ -516,12 +516,10 @@ class Credentials:
         except OSError as error:
             raise Fail(f"cannot keep credentials in {self.path}: {error}; choose a place with --credentials") from None
         try:
-            waited = False
-            while not self._try_lock(lock):
-                if not waited:
-                    display.notice(f"waiting for another worker.py that holds {lock_path}")
-                waited = True
-                time.sleep(0.05)
+            if not self._try_lock(lock):
+                display.notice(f"waiting for another worker.py that holds {lock_path}")
+                while not self._try_lock(lock):
+                    time.sleep(0.05)
             yield
         finally:
             os.close(lock)
@@ -1036,32 +1034,6 @@ def _eta_text(project: dict[str, Any]) -> str:
     return duration(project["eta_seconds"])
 
 
-Show = Callable[[list[dict[str, Any]], str | None], None]
-
-
-@contextlib.contextmanager
-def status_screen(args: argparse.Namespace) -> Iterator[Show]:
-    """Gives the function that shows the projects, and what is wrong when they are not fresh: as args ask for it."""
-    console = Console(highlight=False)
-    if args.json:
-        yield lambda projects, trouble: _show_json(args.server, projects, trouble)
-    elif args.watch is None or not console.is_terminal:
-        if not console.is_terminal:
-            console = Console(highlight=False, width=1000)  # a file has no edge to wrap at
-        yield lambda projects, trouble: console.print(_status_picture(args, projects, trouble))
-    else:
-        with Live(console=console, auto_refresh=False) as live:
-            yield lambda projects, trouble: live.update(_status_picture(args, projects, trouble), refresh=True)
-
-
-def _show_json(server: str, projects: list[dict[str, Any]], trouble: str | None) -> None:
-    """Prints the projects as one line for programs; old ones are not printed again, their trouble is."""
-    if trouble:
-        fail(trouble)
-    else:
-        print(json.dumps({"server": server, "time": time.time(), "projects": projects}), flush=True)
-
-
 def _status_picture(args: argparse.Namespace, projects: list[dict[str, Any]], trouble: str | None) -> Group:
     """The table of projects, and above it how fresh it is."""
     above = []
@@ -1072,20 +1044,38 @@ def _status_picture(args: argparse.Namespace, projects: list[dict[str, Any]], tr
     return Group(*above, status_table(projects, args.server))
 
 
+def _show(
+    args: argparse.Namespace, screen: Live | Console, projects: list[dict[str, Any]], trouble: str | None
+) -> None:
+    """Shows the projects as args ask for it; to a program old ones are not shown again, only their trouble is."""
+    if args.json and trouble:
+        fail(trouble)
+    elif args.json:
+        print(json.dumps({"server": args.server, "time": time.time(), "projects": projects}), flush=True)
+    elif isinstance(screen, Live):
+        screen.update(_status_picture(args, projects, trouble), refresh=True)
+    else:
+        screen.print(_status_picture(args, projects, trouble))
+
+
 def run_status(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """worker.py status."""
     overview = Overview(Client(args.server, Display(), interrupts, patience=0), args.window)
-    projects = overview.projects()
-    with status_screen(args) as show:
-        show(projects, None)
-        while args.watch is not None:
+    projects, trouble = overview.projects(), None
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=1000)  # a file has no edge to wrap at
+    in_place = args.watch is not None and console.is_terminal and not args.json
+    with Live(console=console, auto_refresh=False) if in_place else contextlib.nullcontext() as live:
+        while True:
+            _show(args, live or console, projects, trouble)
+            if args.watch is None:
+                return EXIT_OK
             time.sleep(args.watch)
             try:
                 projects, trouble = overview.projects(), None
             except Unreachable as unreachable:
                 trouble = str(unreachable)
-            show(projects, trouble)
-    return EXIT_OK
 
 
 # ── Run: tasks and their commands ───────────────────────────────────────────────────────────────────────────────────
