@@ -115,7 +115,6 @@ class Interrupts:
         self.are_deferred = False
 
     def install(self) -> None:
-        """From now on the two signals come here."""
         signal.signal(signal.SIGINT, self._handle)
         signal.signal(signal.SIGTERM, self._handle)
 
@@ -138,8 +137,8 @@ class Interrupts:
             self.check()
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt when a signal has come."""
-        if self.signal:
+        """Raises KeyboardInterrupt when a signal has come, unless it is deferred."""
+        if self.signal and not self.are_deferred:
             raise KeyboardInterrupt
 
     def sleep(self, seconds: float) -> None:
@@ -302,12 +301,9 @@ class Client:
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
             raise Fail(f"the proxy or certificate settings in the environment do not work: {error}") from None
 
-    def call(
-        self, method: str, path: str, body: Any = None, kind: str = "application/json", finishing: bool = False
-    ) -> Answer:
+    def call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Answer:
         """Sends one request (body: bytes as they are, anything else as JSON) until the tracker has answered it.
 
-        finishing: it ends what is in flight already, so a first signal does not keep it from being sent.
         Refused: the tracker said no. Fail: there is no sense in going on.
         """
         if body is not None and not isinstance(body, bytes):
@@ -315,8 +311,7 @@ class Client:
         carried_out = self.uncertain = False
         outage = _Outage(self)
         while True:
-            if not finishing:
-                self.interrupts.check()
+            self.interrupts.check()
             self.uncertain = True
             try:
                 response = self._attempt(method, path, body, kind)
@@ -604,7 +599,7 @@ def default_credentials_file() -> Path:
     return base / "tracker" / "credentials.json"
 
 
-def sign_in(client: Client, credentials: Credentials, alias: str | None) -> Worker:
+def sign_in(client: Client, credentials: Credentials, alias: str | None) -> None:
     """Signs in as our worker of this server; registers one when there is none, renames it when alias is another."""
     worker = credentials.get(client.server)
     if worker is None:
@@ -614,7 +609,6 @@ def sign_in(client: Client, credentials: Credentials, alias: str | None) -> Work
     client.worker, client.credentials_file = worker, credentials.path
     if alias and alias != worker.alias:
         _rename(client, credentials, worker, alias)
-    return worker
 
 
 def _register(client: Client, credentials: Credentials, alias: str) -> Worker:
@@ -800,7 +794,6 @@ class Report:
     LISTED = 20
 
     def counts(self) -> str:
-        """How many lines became what, as people read it."""
         return f"stored {self.stored:,}, duplicate {self.duplicates:,}, refused {self.refused:,}"
 
     def text(self, finished: bool) -> str:
@@ -883,7 +876,7 @@ class Submission:
         self.report.doubt = f"{part}: taken by the tracker as operation {operation}, not counted here"
         pause = self.FIRST_LOOK
         while True:
-            found = self.client.call("GET", f"/operation/{operation}", finishing=True).content["operation"]
+            found = self.client.call("GET", f"/operation/{operation}").content["operation"]
             if found["state"] != "running":
                 break
             time.sleep(pause)
@@ -1218,7 +1211,8 @@ class Terms:
             ours |= {"TRACKER_JOB": job["id"], "TRACKER_TEMPLATE": job.get("template") or ""}
         # A variable like BASH_ENV or LD_PRELOAD is as good as a script. Ours carry a prefix because anybody who may
         # trigger the template chooses their names.
-        for kind, prefix in ("variables", "TRACKER_VAR_"), *([("env", "")] if self.args.allow_scripts else []):
+        prefixes = {"variables": "TRACKER_VAR_"} | ({"env": ""} if self.args.allow_scripts else {})
+        for kind, prefix in prefixes.items():
             for name, value in (job.get(kind) or {}).items():
                 if self.NAME.fullmatch(name):
                     ours[prefix + name] = _as_text(value)
@@ -1354,10 +1348,9 @@ class Process:
 
     def _explained(self, error: Exception, invocation: Invocation) -> CannotRun:
         """Why nothing could be started, and whether another machine might do better."""
-        if isinstance(error, RuntimeError):  # what threading says when the system has no thread left
-            return CannotRun(f"cannot start the command: {error}", ours=True)
-        if not isinstance(error, OSError):  # a NUL or half a character in an argument; no argument at all
-            return CannotRun(f"cannot start the command: {error}")
+        if not isinstance(error, OSError):
+            # RuntimeError: no thread is left here; else a NUL or half a character in an argument, or no argument at all
+            return CannotRun(f"cannot start the command: {error}", ours=isinstance(error, RuntimeError))
         ours = error.errno in self.LACKING or not (invocation.is_script or error.errno == errno.E2BIG)
         name = printable(invocation.arguments[0])
         return CannotRun(f"cannot start {name}: {error.strerror}{self._hint(error, invocation)}", ours)
@@ -1427,7 +1420,6 @@ class Tail:
         self.length = 0
 
     def add(self, line: str) -> None:
-        """One more line, for which the first ones may have to go."""
         self.lines.append(line)
         self.length += len(line) + 1
         while self.length - 1 > self.size and len(self.lines) > 1:
@@ -1624,7 +1616,6 @@ class Execution(threading.Thread):
         self.printed: Printed | None = Printed(log, self.args.stderr_level, assignment.is_verified, echo)
 
     def run(self) -> None:
-        """Starts the process and waits for it."""
         try:
             with self.terms.invocation(self.assignment) as invocation:
                 self.process = Process(invocation, self.printed.take)
@@ -1640,10 +1631,12 @@ class Execution(threading.Thread):
 
     def end(self, outcome: Outcome) -> None:
         """Tells the outcome. No line is logged after it."""
-        said = self.printed.stderr.text() or self.printed.last_line[-2000:]
-        # What a job has said is in its log already.
-        last_words = f"; it said last:\n{said}" if said and not self.assignment.job else ""
-        self.log.end(outcome.reason + last_words if outcome.result == FAILED else "")
+        why = ""
+        if outcome.result == FAILED:
+            said = self.printed.stderr.text() or self.printed.last_line[-2000:]
+            # What a job has said is in its log already.
+            why = outcome.reason + (f"; it said last:\n{said}" if said and not self.assignment.job else "")
+        self.log.end(why)
         self.printed = None  # it may be long until the release
         self.ended(self, outcome)
 
@@ -1773,7 +1766,6 @@ class Courier(threading.Thread):
         self.client = client
 
     def run(self) -> None:
-        """Delivers until it is halted."""
         with self.runner.minding(hopeless=True):
             try:
                 self._deliver_all(self._deliver)
@@ -1913,7 +1905,6 @@ class Taker(threading.Thread):
         self.next_look = 0.0
 
     def run(self) -> None:
-        """Takes tasks until no more are wanted."""
         try:
             with self.runner.minding():
                 while wanted := self.runner.wanted():
@@ -2223,7 +2214,6 @@ class Runner:
     # The Executions.
 
     def _ended(self, execution: Execution, outcome: Outcome) -> None:
-        """What an Execution calls at its end."""
         with self.changed:
             self.running.pop(execution, None)
             if outcome.is_held:
@@ -2306,7 +2296,6 @@ class RunDisplay(Display):
     """One screen of what runs, on a terminal; elsewhere lines of what is remarkable, and a count now and then."""
 
     RATE_WINDOW = 60.0
-    REDRAW = 0.1
 
     def __init__(self, server: str) -> None:
         super().__init__()
@@ -2315,7 +2304,6 @@ class RunDisplay(Display):
         self.present = self.trouble = ""
         self.began = time.monotonic()
         self.last_counts = ""
-        self.drawn = 0.0
         self.outages = 0  # how many threads wait for the server
         self.outages_lock = threading.Lock()
         self.next_lines["progress"] = self.began + self.SECONDS_BETWEEN_LINES
@@ -2375,10 +2363,8 @@ class RunDisplay(Display):
     def show(self, runner: Runner) -> None:
         """The picture of this moment."""
         if self.live is not None:
-            if time.monotonic() - self.drawn >= self.REDRAW:
-                self.drawn = time.monotonic()
-                with contextlib.suppress(OSError):
-                    self.live.update(self._picture(runner), refresh=True)
+            with contextlib.suppress(OSError):
+                self.live.update(self._picture(runner), refresh=True)
         elif self._due("progress") and (counts := self._counts(runner)) != self.last_counts:
             self.last_counts = counts
             self.notice(f"{counts}, {self._rate(runner)}")
@@ -2416,13 +2402,11 @@ def check_command(args: argparse.Namespace) -> None:
     command = args.argv
     if command[:1] == ["--"]:
         del command[0]
-    if not command:
-        if not args.allow_scripts:
-            raise Fail("no COMMAND to run: give one after --, or --allow-scripts to run jobs that bring a script")
-        return
-    if Terms.PLACEHOLDER.search(command[0]) or command[0] == "{arguments}":
+    if not command and not args.allow_scripts:
+        raise Fail("no COMMAND to run: give one after --, or --allow-scripts to run jobs that bring a script")
+    if command and (Terms.PLACEHOLDER.search(command[0]) or command[0] == "{arguments}"):
         raise Fail(f"{command[0]}: a task must not choose the program that is run")
-    if shutil.which(command[0]) is None:
+    if command and shutil.which(command[0]) is None:
         raise Fail(f"{command[0]}: no such program that may be executed")
 
 
