@@ -1131,9 +1131,7 @@ starting = threading.Lock()
 
 
 class Terms:
-    """What the command line says about every task, and what is started for one: the command given there, or the job's
-    own script.
-    """
+    """What the command line says about every task, and what is started for one: its COMMAND, or the job's script."""
 
     PLACEHOLDER = re.compile(r"\{(recipe|id|project|job)\}")
     NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
