@@ -10,7 +10,7 @@ or lost server, asks the tracker what became of its lines, and tells the *Displa
 server comes from *Credentials*; what we may do there is asked for in *Access*.
 
 How a run flows: the *Taker*, a thread, asks for as many tasks as there is room for; each becomes an *Execution*, a
-thread that has *Commands* say what to start, starts it as a *Process* and judges its end; what the process prints goes
+thread that has the *Terms* say what to start, starts it as a *Process* and judges its end; what the process prints goes
 through its *Streams* into a *TaskLog*; the *Courier*, a thread, brings logs and results to the tracker. The *Runner*
 holds what they share, and its main thread watches the time limits and the signals.
 
@@ -86,17 +86,13 @@ class Unreachable(Fail):
     """The server gave no answer for as long as we were willing to wait."""
 
 
+@dataclasses.dataclass(eq=False)
 class Refused(Exception):
-    """The server answered that it will not do this, and has not done any of it.
+    """The server answered that it will not do this, and has not done any of it."""
 
-    code: what kind of refusal it is, for programs; empty from a server that is older than this.
-    """
-
-    def __init__(self, status: int, message: str, code: str = ""):
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
+    status: int
+    message: str
+    code: str = ""  # what kind of refusal it is, for programs; empty from a server that is older than this
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -123,6 +119,7 @@ class Interrupts:
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
+        """Raises KeyboardInterrupt, unless the first signal has to wait."""
         first, self.signal = not self.signal, number
         if not (first and self.are_deferred):
             raise KeyboardInterrupt
@@ -140,8 +137,8 @@ class Interrupts:
             self.check()
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt when a signal has come."""
-        if self.signal:
+        """Raises KeyboardInterrupt when a signal has come, unless it is deferred."""
+        if self.signal and not self.are_deferred:
             raise KeyboardInterrupt
 
     def sleep(self, seconds: float) -> None:
@@ -225,6 +222,7 @@ class Display:
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _due(self, kind: str) -> bool:
+        """Whether the time has come for another line of this kind; then the next one has to wait again."""
         now = time.monotonic()
         if now < self.next_lines.get(kind, 0):
             return False
@@ -266,14 +264,13 @@ class Answer:
     repeated: bool  # an earlier attempt got no answer, and may have been carried out as well
 
 
+@dataclasses.dataclass(eq=False)
 class _Lost(Exception):
-    """One attempt got no answer from the tracker. carried_out: the tracker may have done what we asked."""
+    """One attempt got no answer from the tracker."""
 
-    def __init__(self, reason: str, carried_out: bool, hopeless: bool = False):
-        super().__init__(reason)
-        self.reason = reason
-        self.carried_out = carried_out
-        self.hopeless = hopeless
+    reason: str
+    carried_out: bool  # the tracker may have done what we asked
+    hopeless: bool = False  # waiting will hardly help
 
 
 class Client:
@@ -304,16 +301,9 @@ class Client:
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
             raise Fail(f"the proxy or certificate settings in the environment do not work: {error}") from None
 
-    def sign_in(self, worker: Worker, credentials_file: Path) -> None:
-        """From now on every call is this worker's."""
-        self.worker, self.credentials_file = worker, credentials_file
-
-    def call(
-        self, method: str, path: str, body: Any = None, kind: str = "application/json", finishing: bool = False
-    ) -> Answer:
+    def call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Answer:
         """Sends one request (body: bytes as they are, anything else as JSON) until the tracker has answered it.
 
-        finishing: it ends what is in flight already, so a first signal does not keep it from being sent.
         Refused: the tracker said no. Fail: there is no sense in going on.
         """
         if body is not None and not isinstance(body, bytes):
@@ -321,8 +311,7 @@ class Client:
         carried_out = self.uncertain = False
         outage = _Outage(self)
         while True:
-            if not finishing:
-                self.interrupts.check()
+            self.interrupts.check()
             self.uncertain = True
             try:
                 response = self._attempt(method, path, body, kind)
@@ -332,41 +321,42 @@ class Client:
                 continue
             self.uncertain = carried_out
             outage.over()
-            if response.status_code == 429:
-                self._wait_for_rate_limit(response)
-                continue
-            return Answer(self._content(response, path), _server_time(response), repeated=carried_out)
+            if response.status_code != 429:
+                return Answer(self._content(response, path), _server_time(response), repeated=carried_out)
+            delay = _rate_limit_delay(response)
+            self.display.waiting(f"rate limit: waiting {duration(delay)}")
+            self.interrupts.sleep(delay)
 
     def _attempt(self, method: str, path: str, body: bytes | None, kind: str) -> httpx.Response:
+        """Sends the request once. _Lost when that brings no answer of a tracker."""
         headers = {"Content-Type": kind, "User-Agent": "tracker-worker"}
         if self.worker is not None:
             headers |= {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret}
         try:
             with self.interrupts.deferred():
                 response = self.http.request(method, self.server + path, content=body, headers=headers)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _Lost(_reason(error), carried_out=False) from None
         except httpx.RequestError as error:
-            raise _Lost(_reason(error), carried_out=True) from None
+            was_connected = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+            raise _Lost(str(error) or type(error).__name__, carried_out=was_connected) from None
         self.reached = True
-        if response.status_code >= 500:
-            status = response.status_code
+        if (status := response.status_code) >= 500:
             hopeless = status not in (502, 503, 504)
             raise _Lost(f"status {status}, {_message(response)}", carried_out=status != 503, hopeless=hopeless)
         return response
 
-    def _wait_for_rate_limit(self, response: httpx.Response) -> None:
-        delay = _rate_limit_delay(response)
-        self.display.waiting(f"rate limit: waiting {duration(delay)}")
-        self.interrupts.sleep(delay)
-
     def _content(self, response: httpx.Response, path: str) -> dict[str, Any]:
+        """What a tracker's answer holds. Refused as it says; Fail when it is none, or says that we are nobody."""
         answer = _json_object(response)
         status = response.status_code
         if 300 <= status < 400:
             raise Fail(f"{self.server} redirects to {response.headers.get('Location')}: give that as --server")
         if status == 401 and self.worker is not None:
-            raise Fail(self._rejected_credentials(_message(response)))
+            raise Fail(
+                f"{self.server} rejects worker {self.worker.id} ({self.worker.alias}): {_message(response)}.\n"
+                "Is another database behind this URL now than when it was registered? If that is meant to be so,\n"
+                f"`worker.py forget --server {self.server}` drops its credentials from {self.credentials_file};\n"
+                "the next run registers a new worker, which must be given access again."
+            )
         if status == 204:
             return {}
         if "ok" not in answer and status not in (408, 413):
@@ -381,23 +371,15 @@ class Client:
         content = answer.get("content")
         return content if isinstance(content, dict) else {}
 
-    def _rejected_credentials(self, message: str) -> str:
-        return (
-            f"{self.server} rejects worker {self.worker.id} ({self.worker.alias}): {message}.\n"
-            "Is another database behind this URL now than when it was registered? If that is meant to be so,\n"
-            f"`worker.py forget --server {self.server}` drops its credentials from {self.credentials_file};\n"
-            "the next run registers a new worker, which must be given access again."
-        )
 
-
+@dataclasses.dataclass
 class _Outage:
     """The time without an answer during one call: growing pauses, and a word when it begins and when it is over."""
 
-    def __init__(self, client: Client):
-        self.client = client
-        self.since: float | None = None
-        self.pause = client.FIRST_PAUSE
-        self.internal_errors = 0
+    client: Client
+    since: float | None = None
+    pause: float = Client.FIRST_PAUSE
+    internal_errors: int = 0
 
     def wait(self, lost: _Lost) -> None:
         """Sleeps before the next attempt. Unreachable or Fail when there should be none."""
@@ -408,7 +390,9 @@ class _Outage:
             raise Fail(f"{client.server} answered {self.internal_errors} times in a row: {lost.reason}")
         if self.since is None:
             self.since = now
-            self._give_up_at_once_if_wrong(lost)
+            was_never_there = client.patience is None and not client.reached and not lost.carried_out
+            if was_never_there or (client.patience is not None and client.patience <= 0):
+                raise Unreachable(f"no answer from {client.server}{_through_proxy(client.server)}: {lost.reason}")
             client.display.lost(client.server, lost.reason)
         else:
             client.display.waiting(f"no answer for {duration(now - self.since)}: {lost.reason}")
@@ -422,21 +406,11 @@ class _Outage:
             pause = min(pause, left)
         client.interrupts.sleep(pause)
 
-    def _give_up_at_once_if_wrong(self, lost: _Lost) -> None:
-        client = self.client
-        impatient = client.patience is not None and client.patience <= 0
-        never_there = client.patience is None and not client.reached and not lost.carried_out
-        if impatient or never_there:
-            raise Unreachable(f"no answer from {client.server}{_through_proxy(client.server)}: {lost.reason}")
-
     def over(self) -> None:
+        """There was an answer: the next outage of this call begins anew."""
         if self.since is not None:
             self.client.display.back(self.client.server, time.monotonic() - self.since)
             self.since, self.pause, self.internal_errors = None, self.client.FIRST_PAUSE, 0
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def _through_proxy(server: str) -> str:
@@ -448,6 +422,7 @@ def _through_proxy(server: str) -> str:
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:
+    """The object that the body is, empty when it is none."""
     try:
         answer = json.loads(response.content)
     except (ValueError, RecursionError):
@@ -456,6 +431,7 @@ def _json_object(response: httpx.Response) -> dict[str, Any]:
 
 
 def _message(response: httpx.Response) -> str:
+    """What the tracker says of its refusal, or else the name of the status."""
     message = _json_object(response).get("message")
     return message if isinstance(message, str) and message else f"{response.status_code} {response.reason_phrase}"
 
@@ -471,6 +447,7 @@ def _rate_limit_delay(response: httpx.Response) -> float:
 
 
 def _server_time(response: httpx.Response) -> float:
+    """Unix seconds by the server's clock, by ours when it does not say."""
     try:
         return email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError):
@@ -507,21 +484,22 @@ class Credentials:
     one; who changes it holds FILE.lock, so that two processes do not undo each other's change.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path | None):
+        self.path = path or default_credentials_file()
 
     def get(self, server: str) -> Worker | None:
         """Our worker of this server. Fail when the file is damaged."""
         entry = self._read().get(server)
         return None if entry is None else Worker(entry["id"], entry["alias"], entry["secret"])
 
-    def put(self, server: str, worker: Worker) -> None:
-        """Stores our worker of this server; only under locked()."""
-        self._write(self._read() | {server: dataclasses.asdict(worker)})
-
-    def remove(self, server: str) -> None:
-        """Drops our worker of this server; only under locked()."""
-        self._write({url: entry for url, entry in self._read().items() if url != server})
+    def put(self, server: str, worker: Worker | None) -> None:
+        """Stores our worker of this server, or drops it; only under locked()."""
+        servers = self._read()
+        if worker is None:
+            servers.pop(server, None)
+        else:
+            servers[server] = dataclasses.asdict(worker)
+        self._write(servers)
 
     @contextlib.contextmanager
     def locked(self, display: Display) -> Iterator[None]:
@@ -533,17 +511,16 @@ class Credentials:
         except OSError as error:
             raise Fail(f"cannot keep credentials in {self.path}: {error}; choose a place with --credentials") from None
         try:
-            waited = False
-            while not self._try_lock(lock):
-                if not waited:
-                    display.notice(f"waiting for another worker.py that holds {lock_path}")
-                waited = True
-                time.sleep(0.05)
+            if not self._try_lock(lock):
+                display.notice(f"waiting for another worker.py that holds {lock_path}")
+                while not self._try_lock(lock):
+                    time.sleep(0.05)
             yield
         finally:
             os.close(lock)
 
     def _try_lock(self, lock: int) -> bool:
+        """Whether we hold the lock now, which nobody else does then."""
         try:
             if sys.platform == "win32":
                 import msvcrt
@@ -560,6 +537,7 @@ class Credentials:
         return True
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        """The entry of each server; none when there is no file. Fail when it cannot be read or is damaged."""
         try:
             text = self.path.read_bytes()
             self._hide()
@@ -587,6 +565,7 @@ class Credentials:
                 self.path.chmod(0o600)
 
     def _write(self, servers: dict[str, Any]) -> None:
+        """Replaces the file as a whole: once it is written it is on disk."""
         path = Path(os.path.realpath(self.path))  # a link stays a link
         try:
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")  # made with mode 0600
@@ -620,20 +599,20 @@ def default_credentials_file() -> Path:
     return base / "tracker" / "credentials.json"
 
 
-def sign_in(client: Client, credentials: Credentials, alias: str | None) -> Worker:
+def sign_in(client: Client, credentials: Credentials, alias: str | None) -> None:
     """Signs in as our worker of this server; registers one when there is none, renames it when alias is another."""
     worker = credentials.get(client.server)
     if worker is None:
         # The lock is held while we register, or two first runs at once would leave a second worker that nobody uses.
         with credentials.locked(client.display), client.interrupts.deferred():
             worker = credentials.get(client.server) or _register(client, credentials, alias or socket.gethostname())
-    client.sign_in(worker, credentials.path)
+    client.worker, client.credentials_file = worker, credentials.path
     if alias and alias != worker.alias:
         _rename(client, credentials, worker, alias)
-    return worker
 
 
 def _register(client: Client, credentials: Credentials, alias: str) -> Worker:
+    """Registers a new worker of this name and keeps its secret. Fail when the server does not."""
     try:
         made = client.call("POST", "/worker/create", {"alias": alias}).content["worker"]
         worker = Worker(made["id"], made["alias"], made["secret"])
@@ -655,6 +634,7 @@ def _register(client: Client, credentials: Credentials, alias: str) -> Worker:
 
 
 def _rename(client: Client, credentials: Credentials, worker: Worker, alias: str) -> None:
+    """Gives our worker another name there and here. Fail when the server does not."""
     try:
         client.call("POST", "/worker/update", {"alias": alias})
     except Refused as refused:
@@ -715,13 +695,8 @@ class Part:
         self.lines.append(line)
         self.size += len(line) + 1
 
-    def text(self) -> bytes:
-        return b"\n".join([*self.lines, b""])
-
-    def is_blank(self) -> bool:
-        return not b"".join(self.lines).replace(b"\xef\xbb\xbf", b"").strip()
-
     def halves(self) -> list[Part]:
+        """Two parts of the same lines; at least two lines are needed for neither to be empty."""
         middle = len(self.lines) // 2
         cut = ((self.first, self.lines[:middle]), (self.first + middle, self.lines[middle:]))
         return [Part(first, lines, sum(map(len, lines)) + len(lines)) for first, lines in cut]
@@ -821,14 +796,6 @@ class Report:
     def counts(self) -> str:
         return f"stored {self.stored:,}, duplicate {self.duplicates:,}, refused {self.refused:,}"
 
-    def says_something(self) -> bool:
-        return bool(self.stored or self.duplicates or self.refused or self.doubt)
-
-    def refuse(self, line: int, reason: str) -> None:
-        self.refused += 1
-        if self.refused <= self.LISTED:
-            self.refusals.append((line, reason))
-
     def text(self, finished: bool) -> str:
         """The report that ends a run; finished: the whole input has been dealt with."""
         said = [self.counts()]
@@ -846,21 +813,20 @@ class Report:
         return "\n".join(printable(line, 2000) for line in said)
 
 
+@dataclasses.dataclass
 class Submission:
     """Sends lines to the tracker, which reads them, and keeps the report of what became of each.
 
     An upload has a token: when its answer is lost it is sent again, and the tracker knows it.
     """
 
-    FIRST_LOOK, LONGEST_LOOK = 0.01, 1.0
+    client: Client
+    project: int
+    options: dict[str, Any]  # what tasks get that do not say otherwise, and how lines are to be read
+    source: Input
+    report: Report = dataclasses.field(default_factory=Report)
 
-    def __init__(self, client: Client, project: int, options: dict[str, Any], source: Input):
-        """options: what tasks get that do not say otherwise, and how lines are to be read."""
-        self.client = client
-        self.project = project
-        self.options = options
-        self.source = source
-        self.report = Report()
+    FIRST_LOOK, LONGEST_LOOK = 0.01, 1.0
 
     def run(self, start_line: int, most_lines: int) -> None:
         """Deals with every line from start_line on. Whatever ends it early, self.report is true when it does."""
@@ -872,7 +838,7 @@ class Submission:
     def _send(self, part: Part) -> None:
         """Sends a part, or its halves when it is too much for the server. Fail when it is refused for anything else."""
         try:
-            if not part.is_blank():
+            if b"".join(part.lines).replace(b"\xef\xbb\xbf", b"").strip():  # what is blank, or a BOM, is no task
                 with self.client.interrupts.deferred():
                     self._follow(part, self._upload(part))
         except Refused as refused:
@@ -896,7 +862,8 @@ class Submission:
         query = urllib.parse.urlencode({**self.options, "first_line": part.first, "token": secrets.token_hex(16)})
         try:
             path = f"/task/submit_lines/{self.project}?{query}"
-            answer = self.client.call("POST", path, part.text(), kind="text/plain; charset=utf-8")
+            text = b"\n".join([*part.lines, b""])
+            answer = self.client.call("POST", path, text, kind="text/plain; charset=utf-8")
         except BaseException:
             if self.client.uncertain:
                 self.report.doubt = f"{part}: answer lost, they may or may not be stored"
@@ -909,23 +876,24 @@ class Submission:
         self.report.doubt = f"{part}: taken by the tracker as operation {operation}, not counted here"
         pause = self.FIRST_LOOK
         while True:
-            found = self.client.call("GET", f"/operation/{operation}", finishing=True).content["operation"]
+            found = self.client.call("GET", f"/operation/{operation}").content["operation"]
             if found["state"] != "running":
                 break
             time.sleep(pause)
             pause = min(1.5 * pause, self.LONGEST_LOOK)
-        self._count(found["affected"], found["report"])
-        self.report.doubt = ""
-
-    def _count(self, stored: int, lines: dict[str, Any]) -> None:
+        lines = found["report"]
         for line, reason in lines["refused"]:
             self._refuse(line, reason)
-        self.report.stored += stored
+        self.report.stored += found["affected"]
         self.report.duplicates += lines["duplicate_count"]
         self.report.repeated = (self.report.repeated + lines["duplicates"])[: Report.LISTED]
+        self.report.doubt = ""
 
     def _refuse(self, line: int, reason: str) -> None:
-        self.report.refuse(line, reason)
+        """Counts a refused line and names it at once; the first ones are named in the report too."""
+        self.report.refused += 1
+        if self.report.refused <= Report.LISTED:
+            self.report.refusals.append((line, reason))
         self.client.display.notice(f"line {line} refused: {reason}")
 
 
@@ -940,12 +908,12 @@ def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
     submission = Submission(client, args.project, options, source)
     report, finished = submission.report, False
     try:
-        sign_in(client, Credentials(args.credentials or default_credentials_file()), args.alias)
+        sign_in(client, Credentials(args.credentials), args.alias)
         with display.progress(source.size):
             submission.run(args.start_line, min(args.batch, Input.PART_LINES))
         finished = True
     finally:
-        if finished or report.says_something():
+        if finished or report.stored or report.duplicates or report.refused or report.doubt:
             print(report.text(finished), flush=True)
     return EXIT_SOME_REFUSED if report.refused else EXIT_OK
 
@@ -972,22 +940,17 @@ def closing_rate(samples: list[Sample], now: Sample, window: float) -> float | N
     return (now.closed - base[0].closed) / (now.time - base[0].time) if base else None
 
 
+@dataclasses.dataclass
 class Overview:
     """The visible projects of a server with their counts and rates. It remembers what it saw, for the next rate."""
 
-    COUNTERS = (
-        "waiting_task_count",
-        "assigned_task_count",
-        "awaiting_verification_count",
-        "failed_task_count",
-        "closed_task_count",
-    )
-    SNAPSHOTS = 60
+    client: Client
+    window: float  # seconds
+    seen: dict[int, list[Sample]] = dataclasses.field(default_factory=dict)
 
-    def __init__(self, client: Client, window: float):
-        self.client = client
-        self.window = window
-        self.seen: dict[int, list[Sample]] = {}
+    UNFINISHED = ("waiting_task_count", "assigned_task_count", "awaiting_verification_count")
+    COUNTERS = (*UNFINISHED, "failed_task_count", "closed_task_count")
+    SNAPSHOTS = 60
 
     def projects(self) -> list[dict[str, Any]]:
         """One object per visible project, in the server's order (by name), as --json prints them."""
@@ -998,9 +961,10 @@ class Overview:
         return [self._project(project, listed.server_time) for project in listed.content.get("projects") or []]
 
     def _project(self, project: dict[str, Any], now: float) -> dict[str, Any]:
+        """What --json prints of a project that the tracker listed at this time."""
         counts = {name: project.get(name, 0) for name in self.COUNTERS}
         rate = self._rate(project["id"], Sample(now, counts["closed_task_count"]))
-        left = sum(counts[name] for name in self.COUNTERS[:3])
+        left = sum(counts[name] for name in self.UNFINISHED)
         eta = left / rate if rate and not project.get("paused") else None
         return {
             "id": project["id"],
@@ -1013,18 +977,14 @@ class Overview:
         }
 
     def _rate(self, project: int, now: Sample) -> float | None:
-        rate = closing_rate(self._snapshots(project) + self.seen.get(project, []), now, self.window)
-        # Half a window further back than the window itself, or there would be nothing to compare with when it moves on.
-        recent = [s for s in self.seen.get(project, []) if s.time >= now.time - 1.5 * self.window]
-        self.seen[project] = [*recent, now]
-        return rate
-
-    def _snapshots(self, project: int) -> list[Sample]:
-        try:
+        """Closed tasks per second, by the tracker's snapshots and by what we have seen ourselves."""
+        seen, snapshots = self.seen.get(project, []), []
+        with contextlib.suppress(Refused):  # hidden or gone since it was listed
             content = self.client.call("GET", f"/project/monitoring/{project}?count={self.SNAPSHOTS}").content
-        except Refused:  # hidden or gone since it was listed
-            return []
-        return [Sample(s["time_stamp"], s["closed_task_count"]) for s in content.get("snapshots") or []]
+            snapshots = [Sample(s["time_stamp"], s["closed_task_count"]) for s in content.get("snapshots") or []]
+        # Half a window further back than the window itself, or there would be nothing to compare with when it moves on.
+        self.seen[project] = [*(s for s in seen if s.time >= now.time - 1.5 * self.window), now]
+        return closing_rate(snapshots + seen, now, self.window)
 
 
 PAUSED_STYLE = "bold white on red"
@@ -1050,12 +1010,14 @@ def status_table(projects: list[dict[str, Any]], server: str) -> Group:
 
 
 def _rate_text(rate: float | None) -> str:
+    """A rate as people read it, given by the second."""
     if rate is None:
         return "?"
     return f"{rate:,.1f}/s" if rate >= 1 else f"{rate * 60:,.1f}/min"
 
 
 def _eta_text(project: dict[str, Any]) -> str:
+    """How long it will take until nothing is left, or why nobody can tell."""
     if project["paused"]:
         return "PAUSED"
     if project["eta_seconds"] is None:
@@ -1065,32 +1027,8 @@ def _eta_text(project: dict[str, Any]) -> str:
     return duration(project["eta_seconds"])
 
 
-Show = Callable[[list[dict[str, Any]], str | None], None]
-
-
-@contextlib.contextmanager
-def status_screen(args: argparse.Namespace) -> Iterator[Show]:
-    """Gives the function that shows the projects, and what is wrong when they are not fresh: as args ask for it."""
-    console = Console(highlight=False)
-    if args.json:
-        yield lambda projects, trouble: _show_json(args.server, projects, trouble)
-    elif args.watch is None or not console.is_terminal:
-        if not console.is_terminal:
-            console = Console(highlight=False, width=1000)  # a file has no edge to wrap at
-        yield lambda projects, trouble: console.print(_status_picture(args, projects, trouble))
-    else:
-        with Live(console=console, auto_refresh=False) as live:
-            yield lambda projects, trouble: live.update(_status_picture(args, projects, trouble), refresh=True)
-
-
-def _show_json(server: str, projects: list[dict[str, Any]], trouble: str | None) -> None:
-    if trouble:
-        fail(trouble)
-    else:
-        print(json.dumps({"server": server, "time": time.time(), "projects": projects}), flush=True)
-
-
 def _status_picture(args: argparse.Namespace, projects: list[dict[str, Any]], trouble: str | None) -> Group:
+    """The table of projects, and above it how fresh it is."""
     above = []
     if args.watch is not None:
         above.append(Text(f"{args.server} at {datetime.datetime.now():%H:%M:%S}, every {args.watch:g} s"))
@@ -1099,25 +1037,44 @@ def _status_picture(args: argparse.Namespace, projects: list[dict[str, Any]], tr
     return Group(*above, status_table(projects, args.server))
 
 
+def _show(
+    args: argparse.Namespace, screen: Live | Console, projects: list[dict[str, Any]], trouble: str | None
+) -> None:
+    """Shows the projects as args ask for it; to a program old ones are not shown again, only their trouble is."""
+    if args.json and trouble:
+        fail(trouble)
+    elif args.json:
+        print(json.dumps({"server": args.server, "time": time.time(), "projects": projects}), flush=True)
+    elif isinstance(screen, Live):
+        screen.update(_status_picture(args, projects, trouble), refresh=True)
+    else:
+        screen.print(_status_picture(args, projects, trouble))
+
+
 def run_status(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """worker.py status."""
     overview = Overview(Client(args.server, Display(), interrupts, patience=0), args.window)
-    projects = overview.projects()
-    with status_screen(args) as show:
-        show(projects, None)
-        while args.watch is not None:
+    projects, trouble = overview.projects(), None
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=1000)  # a file has no edge to wrap at
+    in_place = args.watch is not None and console.is_terminal and not args.json
+    with Live(console=console, auto_refresh=False) if in_place else contextlib.nullcontext() as live:
+        while True:
+            _show(args, live or console, projects, trouble)
+            if args.watch is None:
+                return EXIT_OK
             time.sleep(args.watch)
             try:
                 projects, trouble = overview.projects(), None
             except Unreachable as unreachable:
                 trouble = str(unreachable)
-            show(projects, trouble)
-    return EXIT_OK
 
 
 # ── Run: tasks and their commands ───────────────────────────────────────────────────────────────────────────────────
 
 DONE, FAILED, SKIPPED = 0, 1, 2  # results of a release, as the tracker numbers them
+RESULTS = ("done", "failed", "skipped")
 
 
 class CannotRun(Exception):
@@ -1128,34 +1085,26 @@ class CannotRun(Exception):
         self.ours = ours
 
 
-@dataclasses.dataclass
 class Assignment:
     """A task that is ours until we release it or its lease ends."""
 
-    task: dict[str, Any]
-    received: float = dataclasses.field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.id: int = self.task["id"]
-        self.recipe: str = self.task["recipe"]
+    def __init__(self, task: dict[str, Any]):
+        self.task = task
+        self.received = time.monotonic()
+        self.id: int = task["id"]
+        self.recipe: str = task["recipe"]
+        project = task.get("project")
+        self.project = str(project.get("id", "")) if isinstance(project, dict) else ""
         #: What a task that is a job's brings along; empty for a plain one.
-        self.job: dict[str, Any] = self.task.get("job") or {}
-
-    @property
-    def name(self) -> str:
-        """What people are shown."""
-        return self.job.get("template") or self.recipe
-
-    @property
-    def is_verified(self) -> bool:
-        """Several workers must report the same."""
-        return (self.task.get("verification_count") or 0) > 1
-
-    @property
-    def lease_end(self) -> float:
-        """When it should be released at the latest, a little before the tracker gives it to somebody else."""
-        lease = self.task.get("max_assign_time") or math.inf
-        return self.received + lease - min(5, lease / 4)
+        self.job: dict[str, Any] = task.get("job") or {}
+        self.arguments = [_as_text(argument) for argument in self.job.get("arguments") or []]
+        #: What people are shown.
+        self.name: str = self.job.get("template") or self.recipe
+        #: Several workers must report the same.
+        self.is_verified = (task.get("verification_count") or 0) > 1
+        self.lease: float = task.get("max_assign_time") or math.inf  # seconds
+        #: When it should be released at the latest, a little before the tracker gives it to somebody else.
+        self.lease_end = self.received + self.lease - min(5, self.lease / 4)
 
     def time_limit(self, plain: float | None, grace: float) -> float:
         """Seconds that its process may take. A plain task's is `plain`, but it must be ended before its lease is:
@@ -1163,8 +1112,7 @@ class Assignment:
         """
         if self.job:
             return self.job.get("timeout") or math.inf
-        lease = self.task.get("max_assign_time") or math.inf
-        return min(plain or math.inf, max(lease - grace - 1, lease / 2))
+        return min(plain or math.inf, max(self.lease - grace - 1, self.lease / 2))
 
 
 @dataclasses.dataclass
@@ -1182,8 +1130,8 @@ class Invocation:
 starting = threading.Lock()
 
 
-class Commands:
-    """Makes the invocation of a task: of the command that was given to us, or of the job's own script."""
+class Terms:
+    """What the command line says about every task, and what is started for one: its COMMAND, or the job's script."""
 
     PLACEHOLDER = re.compile(r"\{(recipe|id|project|job)\}")
     NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -1191,10 +1139,10 @@ class Commands:
     LONGEST_VALUE, LARGEST_ENVIRONMENT = 100_000, 500_000
     OWN_NAMES = ("TRACKER_TASK", "TRACKER_JOB", "TRACKER_TEMPLATE", "TRACKER_RECIPE", "TRACKER_PROJECT", "TRACKER_VAR_")
 
-    def __init__(self, command: list[str], server: str, allow_scripts: bool):
-        self.command = command
-        self.server = server
-        self.allow_scripts = allow_scripts
+    def __init__(self, args: argparse.Namespace, show: Callable[[str], None]):
+        """show: with --verbose it gets every line that is printed."""
+        self.args = args
+        self.show = show
 
     @contextlib.contextmanager
     def invocation(self, assignment: Assignment) -> Iterator[Invocation]:
@@ -1204,35 +1152,32 @@ class Commands:
         if assignment.job.get("script") is None:
             yield Invocation(self._filled_in(assignment), environment, task.encode(), is_script=False)
             return
-        if not self.allow_scripts:
+        if not self.args.allow_scripts:
             raise CannotRun("this job brings a script, and the worker was started without --allow-scripts")
         try:
             folder = tempfile.TemporaryDirectory(prefix="tracker-", ignore_cleanup_errors=True)
         except OSError as error:
             raise CannotRun(f"no temporary folder for the script: {error}", ours=True) from None
         with folder as path:  # nobody else may look into it
-            arguments = self._script(assignment.job, Path(path) / "script")
+            arguments = self._script(assignment.job, Path(path) / "script") + assignment.arguments
             yield Invocation(arguments, environment, task.encode(), is_script=True)
 
     def _filled_in(self, assignment: Assignment) -> list[str]:
-        if not self.command:
+        """The command with the task's values in their places. CannotRun when there is no command."""
+        if not self.args.argv:
             raise CannotRun("this task brings no script, and the worker was started without a COMMAND")
-        values = {
-            "recipe": assignment.recipe,
-            "id": str(assignment.id),
-            "project": str(_project_id(assignment.task)),
-            "job": assignment.job.get("id", ""),
-        }
+        values = {"recipe": assignment.recipe, "id": str(assignment.id), "project": assignment.project}
+        values["job"] = assignment.job.get("id", "")
         filled = []
-        for argument in self.command:
+        for argument in self.args.argv:
             if argument == "{arguments}":
-                filled += map(_as_text, assignment.job.get("arguments") or [])
+                filled += assignment.arguments
             else:
                 filled.append(self.PLACEHOLDER.sub(lambda match: values[match[1]], argument))
         return filled
 
     def _script(self, job: dict[str, Any], path: Path) -> list[str]:
-        """Writes the script and returns the arguments that run it."""
+        """Writes the script and returns what runs it, which the job's arguments follow."""
         source = job["script"]["source"]
         try:
             with starting:
@@ -1240,37 +1185,35 @@ class Commands:
                 path.chmod(0o700)
         except (OSError, UnicodeEncodeError) as error:
             raise CannotRun(f"the script cannot be written: {error}", ours=isinstance(error, OSError)) from None
-        arguments = [_as_text(argument) for argument in job.get("arguments") or []]
         if runas := job.get("runas"):
             try:
                 template = shlex.split(runas)
             except ValueError as error:
                 raise CannotRun(f"runas {runas!r}: {error}") from None
-            return [part.replace("%script%", str(path)) for part in template] + arguments
+            return [part.replace("%script%", str(path)) for part in template]
         if os.name != "posix":
             raise CannotRun("a script without a runas template cannot be run on this system", ours=True)
-        return [*([] if source.startswith("#!") else ["/bin/sh"]), str(path), *arguments]
+        return [str(path)] if source.startswith("#!") else ["/bin/sh", str(path)]
 
     def _environment(self, assignment: Assignment, task: str) -> dict[str, str]:
+        """Our own environment, but of TRACKER_ what belongs to this task only."""
         job = assignment.job
         ours = {
-            "TRACKER_SERVER": self.server,
+            "TRACKER_SERVER": self.args.server,
             "TRACKER_TASK_ID": str(assignment.id),
-            "TRACKER_PROJECT": str(_project_id(assignment.task)),
+            "TRACKER_PROJECT": assignment.project,
             "TRACKER_RECIPE": assignment.recipe,
             "TRACKER_TASK": task,
         }
         if job:
             ours |= {"TRACKER_JOB": job["id"], "TRACKER_TEMPLATE": job.get("template") or ""}
-        for name, value in (job.get("variables") or {}).items():
-            if self.NAME.fullmatch(name):
-                ours[f"TRACKER_VAR_{name}"] = _as_text(value)
         # A variable like BASH_ENV or LD_PRELOAD is as good as a script. Ours carry a prefix because anybody who may
         # trigger the template chooses their names.
-        if self.allow_scripts:
-            ours |= {
-                name: _as_text(value) for name, value in (job.get("env") or {}).items() if self.NAME.fullmatch(name)
-            }
+        prefixes = {"variables": "TRACKER_VAR_"} | ({"env": ""} if self.args.allow_scripts else {})
+        for kind, prefix in prefixes.items():
+            for name, value in (job.get(kind) or {}).items():
+                if self.NAME.fullmatch(name):
+                    ours[prefix + name] = _as_text(value)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.OWN_NAMES)}
         return inherited | self._fitting(ours)
 
@@ -1286,11 +1229,6 @@ class Commands:
                 fitting[name] = value
                 size += length
         return fitting
-
-
-def _project_id(task: dict[str, Any]) -> int | str:
-    project = task.get("project")
-    return project.get("id", "") if isinstance(project, dict) else ""
 
 
 def _as_text(value: Any) -> str:
@@ -1320,36 +1258,36 @@ class Stream(threading.Thread):
         self.reading, self.writing = os.pipe()
 
     def run(self) -> None:
+        """Takes what is written, until the mark comes."""
         begun = mark = b""
         while not mark:
             written, mark, _ = (begun + os.read(self.reading, 65536)).partition(self.mark)
             *lines, begun = written.split(b"\n")
             for line in lines:
                 self._end(line)
-            while len(begun) > self.LONGEST_LINE + len(self.mark):
-                begun = self._piece(begun)
+            begun = self._pieces(begun, self.LONGEST_LINE + len(self.mark))
         if begun:
             self._end(begun)
         self.close()
 
     def _end(self, line: bytes) -> None:
         """Takes a line, or the rest of one."""
-        while len(line) > self.LONGEST_LINE:
-            line = self._piece(line)
-        self._take(line.removesuffix(b"\r"))
-        self.is_continued = False
+        self._take(self._pieces(line, self.LONGEST_LINE).removesuffix(b"\r"), goes_on=False)
 
-    def _piece(self, line: bytes) -> bytes:
-        """Takes as much of a line as goes into one piece, in whole characters, and returns the rest."""
-        end = self.LONGEST_LINE
-        while end > self.LONGEST_LINE - 3 and line[end] & 0xC0 == 0x80:
-            end -= 1
-        self._take(line[:end])
-        self.is_continued = True
-        return line[end:]
+    def _pieces(self, line: bytes, most: int) -> bytes:
+        """Takes pieces of whole characters from a line, until it has no more bytes than that; returns the rest."""
+        while len(line) > most:
+            end = self.LONGEST_LINE
+            while end > self.LONGEST_LINE - 3 and line[end] & 0xC0 == 0x80:
+                end -= 1
+            self._take(line[:end], goes_on=True)
+            line = line[end:]
+        return line
 
-    def _take(self, piece: bytes) -> None:
+    def _take(self, piece: bytes, goes_on: bool) -> None:
+        """Hands on a piece of a line, which goes on in the next one or ends here."""
         self.take(self.name, piece.decode(errors="replace").replace("\0", "\ufffd"), self.is_continued)
+        self.is_continued = goes_on
 
     def finish(self) -> None:
         """Returns when everything that was written before this call has been taken."""
@@ -1379,23 +1317,19 @@ class Process:
         self.streams: list[Stream] = []
         try:
             for name in ("stdout", "stderr"):
-                self._open(name, take)
+                self.streams.append(Stream(name, take))
+                self.streams[-1].start()
             self.popen = self._start(invocation)
         except (OSError, ValueError, IndexError, RuntimeError) as error:
             for stream in self.streams:
-                stream.finish()
+                if stream.is_alive():
+                    stream.finish()
+                else:
+                    stream.close()
             raise self._explained(error, invocation) from None
 
-    def _open(self, name: str, take: Take) -> None:
-        stream = Stream(name, take)
-        try:
-            stream.start()
-        except RuntimeError:
-            stream.close()
-            raise
-        self.streams.append(stream)
-
     def _start(self, invocation: Invocation) -> subprocess.Popen:
+        """The running process. Raises what subprocess does when there is none."""
         # From a file: a command that does not read all of it, or nothing, neither blocks nor breaks a pipe.
         with tempfile.TemporaryFile() as stdin, starting:
             stdin.write(invocation.stdin)
@@ -1411,15 +1345,16 @@ class Process:
             )
 
     def _explained(self, error: Exception, invocation: Invocation) -> CannotRun:
-        if isinstance(error, RuntimeError):  # what threading says when the system has no thread left
-            return CannotRun(f"cannot start the command: {error}", ours=True)
-        if not isinstance(error, OSError):  # a NUL or half a character in an argument; no argument at all
-            return CannotRun(f"cannot start the command: {error}")
+        """Why nothing could be started, and whether another machine might do better."""
+        if not isinstance(error, OSError):
+            # RuntimeError: no thread is left here; else a NUL or half a character in an argument, or no argument at all
+            return CannotRun(f"cannot start the command: {error}", ours=isinstance(error, RuntimeError))
         ours = error.errno in self.LACKING or not (invocation.is_script or error.errno == errno.E2BIG)
         name = printable(invocation.arguments[0])
         return CannotRun(f"cannot start {name}: {error.strerror}{self._hint(error, invocation)}", ours)
 
     def _hint(self, error: OSError, invocation: Invocation) -> str:
+        """What to do about an error that is not clear by itself; empty when it is."""
         if error.errno == errno.E2BIG and invocation.is_script:
             return "; long values reach a script on standard input, where the whole job is, not as its arguments"
         if error.errno == errno.E2BIG:
@@ -1439,7 +1374,7 @@ class Process:
         code = self.popen.wait()
         self.has_exited = True
         end = time.monotonic() + self.LINGER
-        while not self.is_doomed and self._has_children() and time.monotonic() < end:
+        while not self.is_doomed and self._signal(0) and time.monotonic() < end:
             time.sleep(0.02)
         self.kill()
         self.is_over = True
@@ -1447,27 +1382,22 @@ class Process:
             stream.finish()
         return code
 
-    def _has_children(self) -> bool:
-        return os.name == "posix" and self._signal(0)
-
     def terminate(self) -> None:
         """Asks it and its children to end."""
         self.is_doomed = True
-        if os.name == "posix":
-            self._signal(signal.SIGTERM)
-        else:
+        if os.name != "posix":
             self.kill()
+        self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it and its children."""
-        if os.name == "posix":
-            self._signal(signal.SIGKILL)
-        elif self.popen.poll() is None:
+        self._signal(getattr(signal, "SIGKILL", 0))
+        if os.name != "posix" and self.popen.poll() is None:
             subprocess.run(["taskkill", "/F", "/T", "/PID", str(self.popen.pid)], capture_output=True)
 
     def _signal(self, number: int) -> bool:
-        """Whether there was anybody to get the signal."""
-        if self.is_over:  # the number may be another group's now
+        """Whether there was anybody to get the signal. Without groups (Windows) there never is."""
+        if self.is_over or os.name != "posix":  # after its end, the number may be another group's
             return False
         try:
             os.killpg(self.popen.pid, number)
@@ -1494,6 +1424,7 @@ class Tail:
             self.length -= len(self.lines.popleft()) + 1
 
     def text(self) -> str:
+        """What is kept; of a single line that does not fit, its end."""
         return "\n".join(self.lines)[-self.size :]
 
 
@@ -1519,6 +1450,7 @@ class TaskLog:
         self.is_closed = False
 
     def add(self, level: str, scope: str, message: str) -> None:
+        """One more line; waits while there is no room and somebody takes the lines."""
         with self.changed:
             while self._is_full() and not self.is_away():
                 self.changed.wait(self.LOOK)
@@ -1564,10 +1496,12 @@ class TaskLog:
         return taken
 
     def has_full_batch(self) -> bool:
+        """Whether so much waits that it is worth a request at once."""
         lines, size = self.BATCH
         return len(self.entries) >= lines or self.size >= size
 
     def sent(self, count: int) -> None:
+        """Forgets so many lines, which the tracker has stored."""
         with self.changed:
             self.first += count
             for _ in range(min(count, len(self.entries))):  # it may have been closed meanwhile
@@ -1588,7 +1522,7 @@ class Printed:
 
     LONGEST_LAST_LINE = 512 * 1024  # characters; it may be JSON, which is worth nothing in part
 
-    def __init__(self, log: TaskLog | None, stderr_level: str, verified: bool, echo: Take | None):
+    def __init__(self, log: TaskLog | None, stderr_level: str, verified: bool, echo: Callable[[str], None] | None):
         self.log = log
         self.levels = {"stdout": "info", "stderr": stderr_level}
         self.echo = echo
@@ -1598,7 +1532,8 @@ class Printed:
         self.line = self.last_line = ""  # of standard output
         self.hash = hashlib.sha256() if verified else None
 
-    def take(self, stream: str, line: str, is_continued: bool = False) -> None:
+    def take(self, stream: str, line: str, is_continued: bool) -> None:
+        """Takes a line of one of the streams; waits while the log is full."""
         with self.lock:
             self.tail.add(line)
             if stream == "stderr":
@@ -1610,9 +1545,10 @@ class Printed:
             if self.log is not None:
                 self.log.add(self.levels[stream], stream, line)
             if self.echo:
-                self.echo(stream, line, is_continued)
+                self.echo(line)
 
     def _take_last_line(self, line: str, is_continued: bool) -> None:
+        """Keeps the line, together with what it goes on; of what gets too long only the last piece."""
         fits = len(self.line) + len(line) <= self.LONGEST_LAST_LINE
         self.line = self.line + line if is_continued and fits else line
         if self.line.strip():
@@ -1650,81 +1586,60 @@ class Cause(enum.Enum):
     TAKEN_AWAY = "cancelled, or its lease has ended"
 
 
-@dataclasses.dataclass
-class Terms:
-    """What the command line says about every task."""
-
-    commands: Commands
-    timeout: float | None
-    kill_grace: float
-    skip_status: frozenset[int]
-    stderr_level: str
-    echo: Callable[[int, str], None] | None  # with --verbose: the id of the task and a line
-
-
 class Execution(threading.Thread):
     """One task: starts its process, waits for it, and tells what came of it in `outcome`.
 
     tick(), which the Runner calls a few times a second, ends a process whose time is over or that stop() has doomed.
     """
 
-    def __init__(
-        self,
-        assignment: Assignment,
-        terms: Terms,
-        is_away: Callable[[], bool],
-        ended: Callable[[Execution, Outcome], None],
-    ):
+    def __init__(self, assignment: Assignment, terms: Terms, is_away: Callable[[], bool], ended: Callable[..., None]):
+        """ended: is called with this execution and its outcome, by the thread that found it out."""
         super().__init__(name=f"task {assignment.id}", daemon=True)
         self.assignment = assignment
         self.terms = terms
+        self.args = terms.args
         self.ended = ended
         self.outcome: Outcome | None = None
         self.release_at = -math.inf
         self.cause: Cause | None = None
         self.process: Process | None = None
         self.kill_at = math.inf
-        self.limit = assignment.time_limit(terms.timeout, terms.kill_grace)
+        self.limit = assignment.time_limit(self.args.timeout, self.args.kill_grace)
         self.log = TaskLog(is_away)
         #: When the tracker last told that the task is ours.
         self.held_at = assignment.received
-        echo = terms.echo and (lambda stream, line, is_continued: terms.echo(assignment.id, line))
+        echo = (lambda line: terms.show(f"{assignment.id}: {line}")) if self.args.verbose else None
         # Who runs a million plain tasks does not want a million lines: of those only a failure is logged.
         log = self.log if assignment.job else None
-        self.printed: Printed | None = Printed(log, terms.stderr_level, assignment.is_verified, echo)
+        self.printed: Printed | None = Printed(log, self.args.stderr_level, assignment.is_verified, echo)
 
     def run(self) -> None:
         try:
-            outcome = self._execute()
+            with self.terms.invocation(self.assignment) as invocation:
+                self.process = Process(invocation, self.printed.take)
+                code = self.process.wait()
+            outcome = self._judged(code, time.monotonic() - self.process.began)
         except CannotRun as reason:
-            outcome = self._not_run(reason)
+            outcome = Outcome(SKIPPED, str(reason), unfit=True)
+            if not reason.ours:
+                outcome = Outcome(FAILED, str(reason), self._output(None, 0.0))
         except Exception as error:
             outcome = Outcome(SKIPPED, fault(error), unfit=True)
         self.end(outcome)
 
     def end(self, outcome: Outcome) -> None:
         """Tells the outcome. No line is logged after it."""
-        self.log.end(outcome.reason + self._last_words() if outcome.result == FAILED else "")
+        why = ""
+        if outcome.result == FAILED:
+            said = self.printed.stderr.text() or self.printed.last_line[-2000:]
+            # What a job has said is in its log already.
+            why = outcome.reason + (f"; it said last:\n{said}" if said and not self.assignment.job else "")
+        self.log.end(why)
         self.printed = None  # it may be long until the release
         self.ended(self, outcome)
 
-    def _last_words(self) -> str:
-        """What tells why a plain task has failed; a job's log has it already."""
-        said = self.printed.stderr.text() or self.printed.last_line[-2000:]
-        return f"; it said last:\n{said}" if said and not self.assignment.job else ""
-
-    def _execute(self) -> Outcome:
-        with self.terms.commands.invocation(self.assignment) as invocation:
-            self.process = Process(invocation, self.printed.take)
-            code = self.process.wait()
-        return self._judged(code, time.monotonic() - self.process.began)
-
-    def _not_run(self, reason: CannotRun) -> Outcome:
-        if reason.ours:
-            return Outcome(SKIPPED, str(reason), unfit=True)
-        return Outcome(FAILED, str(reason), self._output(None, 0.0))
-
     def _judged(self, code: int, seconds: float) -> Outcome:
+        """What an exit status (or minus the number of a signal), or our having ended it, makes of the task."""
         output = self._output(code, seconds)
         if self.cause is Cause.TIMEOUT:
             return Outcome(FAILED, f"killed after {duration(self.limit)}", output)
@@ -1733,7 +1648,7 @@ class Execution(threading.Thread):
         reason = f"killed by {_signal_name(-code)}" if code < 0 else f"exit status {code}"
         if code == 0:
             return Outcome(DONE, reason, output, self.printed.verification())
-        if code in self.terms.skip_status:
+        if code in (self.args.skip_status or ()):
             return Outcome(SKIPPED, reason, output, is_held=True)
         return Outcome(FAILED, reason, output)
 
@@ -1766,13 +1681,14 @@ class Execution(threading.Thread):
         if self.cause is None and now - self.process.began >= self.limit:
             self.stop(Cause.TIMEOUT)
         if self.cause is not None and self.kill_at == math.inf:
-            self.kill_at = now + self.terms.kill_grace
+            self.kill_at = now + self.args.kill_grace
             self.process.terminate()
         if now >= self.kill_at:
             self.process.kill()
 
 
 def _signal_name(number: int) -> str:
+    """What a signal is called here, or its number."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -1786,25 +1702,20 @@ class Halted(Exception):
     """This thread should end: a signal has come, or there is nothing left to do."""
 
 
-class Halt:
+class Halt(threading.Event):
     """What Interrupts are to the main thread, to another one: its Client waits with it, and set() ends the wait."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-
-    def set(self) -> None:
-        self.event.set()
 
     def deferred(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def check(self) -> None:
         """Raises Halted once set() was called."""
-        if self.event.is_set():
+        if self.is_set():
             raise Halted
 
     def sleep(self, seconds: float) -> None:
-        self.event.wait(seconds)
+        """Sleeps for so long; raises Halted as soon as set() is called."""
+        self.wait(seconds)
         self.check()
 
 
@@ -1818,6 +1729,7 @@ class RunClient(Client):
     calling_since = math.inf
 
     def call(self, method: str, path: str, body: Any = None) -> Answer:
+        """As a Client's, and others can tell how long it takes."""
         self.calling_since = time.monotonic()
         try:
             return super().call(method, path, body)
@@ -1846,38 +1758,29 @@ class Courier(threading.Thread):
     TOGETHER = 500  # tasks in one request; trackers take 1000
     HELD_PER_SECOND = 20  # requests that ask whether held tasks are still ours
 
-    def __init__(self, runner: Runner, client: RunClient, heartbeat: float):
+    def __init__(self, runner: Runner, client: RunClient):
         super().__init__(name="courier", daemon=True)
         self.runner = runner
         self.client = client
-        self.heartbeat = heartbeat
 
     def run(self) -> None:
-        try:
-            self._deliver_all()
-        except Halted:
-            pass
-        except Fail as failure:
-            self.runner.fail(failure, hopeless=True)
-        except Exception as error:
-            self.runner.fail(Fail(fault(error)), hopeless=True)
-
-    def _deliver_all(self) -> None:
-        deliver = self._deliver
-        while True:
-            self.client.interrupts.check()
-            executions = self.runner.undelivered(self.PAUSE)
+        with self.runner.minding(hopeless=True):
             try:
-                deliver(executions)
+                self._deliver_all(self._deliver)
             except (Halted, Fail):
                 raise
             except Exception as error:
-                if deliver == self._deliver_without_logs:
-                    raise
                 self.runner.fail(Fail(fault(error)))
-                deliver = self._deliver_without_logs
+                self._deliver_all(self._deliver_without_logs)
+
+    def _deliver_all(self, deliver: Callable[[list[Execution]], None]) -> NoReturn:
+        """Has everything delivered that there is, again and again."""
+        while True:
+            self.client.interrupts.check()
+            deliver(self.runner.undelivered(self.PAUSE))
 
     def _deliver(self, executions: list[Execution]) -> None:
+        """Brings the lines of these tasks, and the results of those that are due."""
         due = []
         for execution in executions:
             is_due = self.runner.is_due(execution)  # before the lines: once it has ended, no further line comes
@@ -1894,25 +1797,25 @@ class Courier(threading.Thread):
                 self._release(execution)
 
     def _send_log(self, execution: Execution, all_of_it: bool) -> None:
+        """Sends a batch of the task's lines, or all; none at all now and then, to hear whether it is still ours."""
         while execution.cause is not Cause.TAKEN_AWAY:
             entries = execution.log.batch()
-            is_silent = not all_of_it and time.monotonic() - execution.held_at >= self._patience(execution)
-            if not (entries or is_silent):
+            many_held = 0 if execution.outcome is None else len(self.runner.held) / self.HELD_PER_SECOND
+            silence = max(self.runner.args.heartbeat, many_held)
+            if not entries and (all_of_it or time.monotonic() - execution.held_at < silence):
                 return
             try:
                 self._post_log(execution, entries)
-            except Refused as refused:
-                self._give_up_logging(execution, refused)
+            except Refused as refused:  # a log that is not taken is no reason to lose the result
+                self.runner.display.notice(f"log lines of task {execution.assignment.id} refused: {refused.message}")
+                execution.log.close()
+                execution.held_at = math.inf
                 return
             if not all_of_it:
                 return
 
-    def _patience(self, execution: Execution) -> float:
-        if execution.outcome is None:
-            return self.heartbeat
-        return max(self.heartbeat, len(self.runner.held) / self.HELD_PER_SECOND)
-
     def _post_log(self, execution: Execution, entries: list[dict[str, Any]]) -> None:
+        """Sends these lines, and heeds what the tracker says of the task. Refused when it does not take them."""
         body = {"task_id": execution.assignment.id, "first": execution.log.first, "entries": entries}
         answer = self.client.call("POST", "/task/log", body)
         execution.held_at = time.monotonic()
@@ -1923,35 +1826,26 @@ class Courier(threading.Thread):
         elif entries:
             execution.log.sent(len(entries))
 
-    def _give_up_logging(self, execution: Execution, refused: Refused) -> None:
-        """A log that is not taken is no reason to lose the result."""
-        self.runner.display.notice(f"log lines of task {execution.assignment.id} refused: {refused.message}")
-        execution.log.close()
-        execution.held_at = math.inf
-
     def _release_all(self, due: list[Execution]) -> None:
-        left = dict.fromkeys(due)
+        """Releases these tasks, the plain ones together; one by one those of which the tracker refuses one."""
         plain = [one for one in due if one.outcome.output is None and one.cause is not Cause.TAKEN_AWAY]
         for start in range(0, len(plain), self.TOGETHER):
             several = plain[start : start + self.TOGETHER]
-            if len(several) > 1 and self._release_together(several):
-                for execution in several:
-                    del left[execution]
-        for execution in left:
-            self._release(execution)
+            if len(several) > 1:
+                with contextlib.suppress(Refused):
+                    self._release_together(several)
+        for execution in due:
+            if execution in self.runner.unsettled:
+                self._release(execution)
 
-    def _release_together(self, executions: list[Execution]) -> bool:
-        """Releases all of them, or none if the tracker refuses one."""
-        body = {"releases": [self._body(execution) for execution in executions]}
-        try:
-            answer = self.client.call("POST", "/task/bulk_release", body)
-        except Refused:
-            return False
+    def _release_together(self, executions: list[Execution]) -> None:
+        """Releases all of them; none when the tracker refuses one, which raises Refused."""
+        answer = self.client.call("POST", "/task/bulk_release", {"releases": list(map(self._body, executions))})
         for execution, updated in zip(executions, answer.content["updated"], strict=True):
-            self.runner.settle(execution, self._counted(execution, updated, answer))
-        return True
+            self._settle(execution, updated, answer)
 
     def _release(self, execution: Execution) -> None:
+        """Releases a task, unless it is not ours any more."""
         if execution.cause is Cause.TAKEN_AWAY:
             self.runner.settle(execution, counted=False)
             return
@@ -1960,10 +1854,15 @@ class Courier(threading.Thread):
         except Refused as refused:
             self.runner.settle(execution, counted=False, refusal=refused.message)
         else:
-            updated = bool(answer.content.get("updated"))
-            self.runner.settle(execution, self._counted(execution, updated, answer))
+            self._settle(execution, bool(answer.content.get("updated")), answer)
+
+    def _settle(self, execution: Execution, updated: bool, answer: Answer) -> None:
+        """Settles a task whose release the tracker took, and says to have been updated by it."""
+        # A release that was sent twice, or waits for other workers' verification, need not have changed anything.
+        self.runner.settle(execution, updated or answer.repeated or execution.assignment.is_verified)
 
     def _body(self, execution: Execution) -> dict[str, Any]:
+        """What the tracker is told of a task that has ended."""
         assignment, outcome = execution.assignment, execution.outcome
         body: dict[str, Any] = {"task_id": assignment.id, "result": outcome.result}
         if assignment.is_verified:
@@ -1971,10 +1870,6 @@ class Courier(threading.Thread):
         if outcome.output is not None:
             body["output"] = outcome.output
         return body
-
-    def _counted(self, execution: Execution, updated: bool, answer: Answer) -> bool:
-        # A release that was sent twice, or waits for other workers' verification, need not have changed anything.
-        return updated or answer.repeated or execution.assignment.is_verified
 
     def _post_release(self, body: dict[str, Any], may_shorten: tuple[str, ...] = ("log", "lastline")) -> Answer:
         """Releases the task, with less of what it printed if that is too much for the tracker."""
@@ -1998,30 +1893,28 @@ class Taker(threading.Thread):
     FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
     LOOK = 20.0  # seconds between two looks why there is no task
 
-    def __init__(self, runner: Runner, client: RunClient, projects: list[int], until_empty: bool):
+    def __init__(self, runner: Runner, client: RunClient):
         super().__init__(name="taker", daemon=True)
         self.runner = runner
         self.client = client
-        self.projects = projects
-        self.until_empty = until_empty
+        self.projects: list[int] = runner.args.project
+        self.until_empty: bool = runner.args.until_empty
         self.pause = self.FIRST_PAUSE
         self.next_look = 0.0
 
     def run(self) -> None:
         try:
-            while wanted := self.runner.wanted():
-                self._take(wanted)
-        except Halted:
-            pass
-        except Fail as failure:
-            self.runner.fail(failure)
-        except Exception as error:
-            self.runner.fail(Fail(fault(error)))
+            with self.runner.minding():
+                while wanted := self.runner.wanted():
+                    self._take(wanted)
         finally:
-            self.runner.taken_all()
+            with self.runner.changed:
+                self.runner.has_taken_all = True
+                self.runner.changed.notify_all()
 
     def _take(self, wanted: int) -> None:
-        settled = self.runner.settled()
+        """Takes so many tasks, or what there is. Halted when there is none and none will come."""
+        settled = self.runner.tally.total()
         try:
             tasks = self._ask(wanted)
         except Refused as refused:
@@ -2032,14 +1925,17 @@ class Taker(threading.Thread):
             self.runner.display.state("")
             self.next_look = 0.0
             self.runner.start_all(tasks)
-        elif self.until_empty and (self.runner.is_busy() or settled != self.runner.settled()):
+        elif self.until_empty and (self.runner.is_busy() or settled != self.runner.tally.total()):
             self.runner.wait_for_settlement(settled)  # a task that fails may be waiting again
         else:
-            self._say_why_nothing()
+            if time.monotonic() >= self.next_look:
+                self.next_look = time.monotonic() + self.LOOK
+                self.runner.display.state(self._why_nothing())
             if self.until_empty:
                 raise Halted
 
     def _ask(self, wanted: int) -> list[dict[str, Any]]:
+        """The tasks that the tracker hands out. Refused when it may not hand us any."""
         query = "&".join(f"project={project}" for project in self.projects)
         path = f"/task/get?{query}&count={wanted}" + ("" if self.until_empty else f"&wait={self.WAIT}")
         try:
@@ -2057,47 +1953,38 @@ class Taker(threading.Thread):
         """Waits while a manager has paused us; asks for access when it is that. Fail when there is nothing to do."""
         if refused.status != 403:
             raise Fail(f"{self.client.server} hands out no tasks: {refused.message}")
-        if not self._is_paused():
+        worker = self._shown("worker", self.client.worker.id).get("worker")
+        if not (isinstance(worker, dict) and worker.get("paused") is True):
             project = next(filter(self._is_closed_to_us, self.projects), self.projects[0])
             ask_for_access(self.client, project, refused, assign=True, submit=False)
         self.runner.display.state("a manager has paused this worker; waiting until it may go on")
         self.client.interrupts.sleep(self.pause)
         self.pause = min(self.pause * 2, self.LONGEST_PAUSE)
 
-    def _is_paused(self) -> bool:
+    def _shown(self, kind: str, number: int) -> dict[str, Any]:
+        """What the tracker shows of a worker or a project; nothing of what is hidden from us."""
         with contextlib.suppress(Refused):
-            worker = self.client.call("GET", f"/worker/get/{self.client.worker.id}").content.get("worker")
-            return isinstance(worker, dict) and worker.get("paused") is True
-        return False
+            return self.client.call("GET", f"/{kind}/get/{number}").content
+        return {}
 
     def _is_closed_to_us(self, project: int) -> bool:
         """Whether we may not be assigned the project's tasks: what it keeps for those who may is refused us then."""
-        with contextlib.suppress(Refused):  # a hidden one, which is not public
-            if self.client.call("GET", f"/project/get/{project}").content.get("public") is True:
-                return False
+        if self._shown("project", project).get("public") is True:
+            return False
         try:
             self.client.call("GET", f"/project/secret/{project}")
         except Refused as refused:
             return refused.status == 403
         return False
 
-    def _say_why_nothing(self) -> None:
-        if time.monotonic() >= self.next_look:
-            self.next_look = time.monotonic() + self.LOOK
-            self.runner.display.state(self._why_nothing())
-
     def _why_nothing(self) -> str:
-        paused = [project for project in self.projects if self._project_is_paused(project)]
+        """Why there is no task for us."""
+        paused = [project for project in self.projects if self._shown("project", project).get("paused") is True]
         if paused:
             return f"no task available: project {', '.join(map(str, paused))} paused by a manager"
         if self.until_empty and self.runner.held:
             return "nothing is left but what was skipped already"
         return "no task available"
-
-    def _project_is_paused(self, project: int) -> bool:
-        with contextlib.suppress(Refused):  # a hidden one
-            return self.client.call("GET", f"/project/get/{project}").content.get("paused") is True
-        return False
 
 
 # ── Run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2120,6 +2007,7 @@ class StopSignals:
         self.first = 0
 
     def install(self) -> None:
+        """From now on the signals come here, but those that who started us had ignored."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
@@ -2130,20 +2018,16 @@ class StopSignals:
         self.count += 1
 
 
-@dataclasses.dataclass
-class Tally:
-    """What has become of the tasks that were taken."""
-
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0
-    lost: int = 0  # taken away from us before we had released them
-    refused: int = 0  # whose release the tracker did not take
+class Tally(collections.Counter[str]):
+    """How many of the tasks that were taken are done, failed, skipped, lost (taken away from us before we had released
+    them) or refused (the tracker did not take their release).
+    """
 
     def text(self) -> str:
-        lost = f", taken away {self.lost:,}" if self.lost else ""
-        refused = f", refused {self.refused:,}" if self.refused else ""
-        return f"done {self.done:,}, failed {self.failed:,}, skipped {self.skipped:,}{lost}{refused}"
+        """The counts for people; of what is lost or refused only when there is any."""
+        lost = f", taken away {self['lost']:,}" if self["lost"] else ""
+        refused = f", refused {self['refused']:,}" if self["refused"] else ""
+        return f"done {self['done']:,}, failed {self['failed']:,}, skipped {self['skipped']:,}{lost}{refused}"
 
 
 class Runner:
@@ -2163,15 +2047,9 @@ class Runner:
         self.display = display
         self.signals = signals
         self.signals_seen = 0
-        self.concurrency = args.concurrency
+        self.args = args
         self.count = args.count or math.inf
-        self.grace = math.inf if args.grace is None else args.grace
-        echo = self._echo if args.verbose else None
-        commands = Commands(args.argv, args.server, args.allow_scripts)
-        skip_status = frozenset(args.skip_status or ())
-        self.terms = Terms(commands, args.timeout, args.kill_grace, skip_status, args.stderr_level, echo)
-        self.verbose = args.verbose
-        self.until_empty = args.until_empty
+        self.terms = Terms(args, display.notice)
         self.changed = threading.Condition()
         self.running: dict[Execution, None] = {}
         self.unsettled: dict[Execution, None] = {}  # those that run and those that are not delivered
@@ -2187,8 +2065,8 @@ class Runner:
         taking, self.no_more_tasks = client.copy()
         delivering, self.no_more_results = client.copy()
         delivering.reached = True  # it has nothing to say before the other one has heard from the server
-        self.taker = Taker(self, taking, args.project, args.until_empty)
-        self.courier = Courier(self, delivering, args.heartbeat)
+        self.taker = Taker(self, taking)
+        self.courier = Courier(self, delivering)
 
     # The main thread.
 
@@ -2209,6 +2087,7 @@ class Runner:
         self.no_more_results.set()
 
     def _is_finished(self) -> bool:
+        """Whether every task is settled and no other will come."""
         if self.unsettled:
             return False
         # A task that the last request still brings must be given back. A server that does not answer is left alone.
@@ -2216,6 +2095,7 @@ class Runner:
         return self.has_taken_all or (self.phase is not Phase.RUNNING and is_overdue)
 
     def _tick(self, now: float) -> None:
+        """Has the signals and the time limits take effect."""
         self._advance(now)
         with self.changed:
             executions = list(self.running)
@@ -2229,9 +2109,9 @@ class Runner:
         elapsed = now - self.phase_began
         new, self.signals_seen = self.signals.count - self.signals_seen, self.signals.count
         asked = min(self.phase + new, Phase.LEAVING)
-        if self.phase is Phase.FINISHING and elapsed >= self.grace:
+        if self.phase is Phase.FINISHING and self.args.grace is not None and elapsed >= self.args.grace:
             asked = max(asked, Phase.KILLING)
-        if self.phase is Phase.KILLING and elapsed >= self.terms.kill_grace + self.FAREWELL:
+        if self.phase is Phase.KILLING and elapsed >= self.args.kill_grace + self.FAREWELL:
             asked = Phase.LEAVING
         if asked > self.phase:
             self.enter(Phase(asked))
@@ -2255,12 +2135,9 @@ class Runner:
                 f"killing {running} running, released as skipped{undelivered} (once more: leave at once)"
             )
         elif phase is Phase.LEAVING:
-            self._kill_all()
-
-    def _kill_all(self) -> None:
-        for execution in list(self.running):
-            if execution.process is not None:
-                execution.process.kill()
+            for execution in list(self.running):
+                if execution.process is not None:
+                    execution.process.kill()
 
     def fail(self, failure: Fail, hopeless: bool = False) -> None:
         """Ends the run; hopeless: nothing can be delivered any more."""
@@ -2268,6 +2145,18 @@ class Runner:
         if self.running:
             self.display.notice(str(failure).partition("\n")[0])
         self.enter(Phase.LEAVING if hopeless else Phase.FINISHING)
+
+    @contextlib.contextmanager
+    def minding(self, hopeless: bool = False) -> Iterator[None]:
+        """The body of a thread: Halted ends it alone, any other failure the run, as fail() does."""
+        try:
+            yield
+        except Halted:
+            pass
+        except Fail as failure:
+            self.fail(failure, hopeless)
+        except Exception as error:
+            self.fail(Fail(fault(error)), hopeless)
 
     # The Taker.
 
@@ -2278,18 +2167,13 @@ class Runner:
             return 0 if self._has_enough() else int(min(self._room(), self.count - self.taken))
 
     def _room(self) -> int:
-        # Results that cannot be delivered take up room too, or they would pile up.
+        """How many more tasks we can bear; results that cannot be delivered count too, or they would pile up."""
         undelivered = len(self.unsettled) - len(self.held)
-        free = min(self.concurrency - len(self.running), 2 * self.concurrency - undelivered)
+        free = min(self.args.concurrency - len(self.running), 2 * self.args.concurrency - undelivered)
         return max(0, min(free, self.MOST_HELD - len(self.held)))
 
-    def taken_all(self) -> None:
-        """The Taker has ended."""
-        with self.changed:
-            self.has_taken_all = True
-            self.changed.notify_all()
-
     def _has_enough(self) -> bool:
+        """Whether no more tasks are to be taken."""
         return self.phase is not Phase.RUNNING or self.taken >= self.count
 
     def start_all(self, tasks: list[dict[str, Any]]) -> None:
@@ -2298,14 +2182,17 @@ class Runner:
             execution = Execution(Assignment(task), self.terms, self.courier.client.is_away, self._ended)
             with self.changed:
                 self.taken += 1
-                self._forget_earlier_one(task["id"])
+                for earlier in self.unsettled:  # its lease has ended, and it must say no more
+                    if earlier.assignment.id == task["id"]:
+                        earlier.stop(Cause.TAKEN_AWAY)
                 self.unsettled[execution] = self.running[execution] = None
             self._start(execution)
 
     def _start(self, execution: Execution) -> None:
+        """Starts a task that we have been given, or ends it as skipped."""
         if self.phase is not Phase.RUNNING:
             execution.end(Outcome(SKIPPED, "not started"))
-        elif self.until_empty and execution.assignment.id in self.skips:  # its lease did not last until the end
+        elif self.args.until_empty and execution.assignment.id in self.skips:  # its lease did not last until the end
             execution.end(Outcome(SKIPPED, "skipped already", is_held=True))
         else:
             try:
@@ -2313,25 +2200,14 @@ class Runner:
             except RuntimeError as error:
                 execution.end(Outcome(SKIPPED, f"this system has no thread left for a task: {error}", unfit=True))
 
-    def _forget_earlier_one(self, task: int) -> None:
-        """We are given a task that we still have: its lease has ended, and the earlier attempt must say no more."""
-        for one in self.unsettled:
-            if one.assignment.id == task:
-                one.stop(Cause.TAKEN_AWAY)
-
     def is_busy(self) -> bool:
         """Whether a task may yet fail, and be waiting again."""
         return len(self.unsettled) > len(self.held)
 
-    def settled(self) -> int:
-        """How many tasks have been settled so far."""
-        tally = self.tally
-        return tally.done + tally.failed + tally.skipped + tally.lost + tally.refused
-
     def wait_for_settlement(self, before: int) -> None:
         """Waits until more tasks are settled than before, or none is going to be."""
         with self.changed:
-            self.changed.wait_for(lambda: self.settled() > before or not self.is_busy() or self._has_enough())
+            self.changed.wait_for(lambda: self.tally.total() > before or not self.is_busy() or self._has_enough())
 
     # The Executions.
 
@@ -2345,33 +2221,27 @@ class Runner:
             self.changed.notify_all()
         if outcome.unfit:
             self.fail(Fail(f"{outcome.reason}; its task goes to another worker"))
-        elif self.until_empty and len(self.held) >= self.MOST_HELD:
+        elif self.args.until_empty and len(self.held) >= self.MOST_HELD:
             self.fail(Fail(f"stopped: so many tasks as {self.MOST_HELD:,} were skipped"))
 
     def _release_time(self, assignment: Assignment) -> float:
         """When a skipped task goes back: later each time, or at the end of a run that tries each task once."""
         skips = self.skips[assignment.id] = self.skips.pop(assignment.id, 0) + 1
-        if self.until_empty:
+        if self.args.until_empty:
             return assignment.lease_end
         if len(self.skips) > 2 * self.MOST_HELD:
             del self.skips[next(iter(self.skips))]
         hold = min(self.FIRST_HOLD * 2 ** min(skips - 1, 10), self.LONGEST_HOLD)
         return min(time.monotonic() + hold, assignment.lease_end)
 
-    def _echo(self, task: int, line: str) -> None:
-        self.display.notice(f"{task}: {line}")
-
     # The Courier.
 
     def undelivered(self, seconds: float) -> list[Execution]:
         """The tasks that may have something to be delivered: at once when much is, else after the time."""
-
-        def is_urgent() -> bool:
-            return any(self.is_due(one) or one.log.has_full_batch() for one in self.unsettled)
-
         with self.changed:
-            self.changed.wait_for(is_urgent, seconds)
-            return list(self.unsettled)
+            tasks = self.unsettled
+            self.changed.wait_for(lambda: any(self.is_due(one) or one.log.has_full_batch() for one in tasks), seconds)
+            return list(tasks)
 
     def is_due(self, execution: Execution) -> bool:
         """Whether the task is to be released now; one that is held is when no other will come."""
@@ -2387,27 +2257,19 @@ class Runner:
         with self.changed:
             del self.unsettled[execution]
             self.held.pop(execution, None)
-            if refusal:
-                self.tally.refused += 1
-            elif not counted:
-                self.tally.lost += 1
-            elif outcome.result == DONE:
-                self.tally.done += 1
-            elif outcome.result == FAILED:
-                self.tally.failed += 1
-            else:
-                self.tally.skipped += 1
+            self.tally["refused" if refusal else RESULTS[outcome.result] if counted else "lost"] += 1
             self.ends.append(time.monotonic())
             self.changed.notify_all()
 
     def _say(self, assignment: Assignment, outcome: Outcome, counted: bool, refusal: str) -> None:
+        """Tells what became of a task, if it is remarkable."""
         name = f"task {assignment.id} ({printable(assignment.name, 80)})"
-        word = {DONE: "done", FAILED: "failed", SKIPPED: "skipped"}[outcome.result]
+        word = RESULTS[outcome.result]
         if refusal:
             self.display.notice(f"{name} {word}: {outcome.reason}; but the tracker refuses that: {refusal}")
         elif not counted:
             self.display.notice(f"{name} was taken away: cancelled, reset, or held for longer than its lease")
-        elif outcome.result == FAILED or self.verbose:
+        elif outcome.result == FAILED or self.args.verbose:
             self.display.notice(f"{name} {word}: {outcome.reason}")
 
     # At the end.
@@ -2420,19 +2282,18 @@ class Runner:
             raise Fail(f"{why}not released: task {ids}; another worker gets them when their lease ends")
         if self.failure:
             raise self.failure
-        if self.tally.refused:
+        if self.tally["refused"]:
             return EXIT_FAILED
         if self.signals.first:
             finished = self.signals.first != signal.SIGINT and self.phase is Phase.FINISHING
             return EXIT_OK if finished else EXIT_SIGNAL + self.signals.first
-        return EXIT_SOME_FAILED if self.tally.failed else EXIT_OK
+        return EXIT_SOME_FAILED if self.tally["failed"] else EXIT_OK
 
 
 class RunDisplay(Display):
     """One screen of what runs, on a terminal; elsewhere lines of what is remarkable, and a count now and then."""
 
     RATE_WINDOW = 60.0
-    REDRAW = 0.1
 
     def __init__(self, server: str) -> None:
         super().__init__()
@@ -2441,7 +2302,6 @@ class RunDisplay(Display):
         self.present = self.trouble = ""
         self.began = time.monotonic()
         self.last_counts = ""
-        self.drawn = 0.0
         self.outages = 0  # how many threads wait for the server
         self.outages_lock = threading.Lock()
         self.next_lines["progress"] = self.began + self.SECONDS_BETWEEN_LINES
@@ -2463,10 +2323,12 @@ class RunDisplay(Display):
             self.live = None
 
     def notice(self, text: str) -> None:
+        """One line that stays; a terminal that has gone is no reason to stop."""
         with contextlib.suppress(OSError):
             super().notice(text)
 
     def waiting(self, reason: str) -> None:
+        """Says why nothing moves, until answered() takes it back."""
         self.trouble = reason
         if self.live is None:
             super().waiting(reason)
@@ -2476,6 +2338,7 @@ class RunDisplay(Display):
         self.trouble = ""
 
     def lost(self, server: str, reason: str) -> None:
+        """An outage begins for one of the threads, which is said of the first."""
         with self.outages_lock:
             self.outages += 1
             if self.outages == 1:
@@ -2483,6 +2346,7 @@ class RunDisplay(Display):
                 super().lost(server, reason)
 
     def back(self, server: str, seconds: float) -> None:
+        """It is over for one of the threads, which is said of the last."""
         with self.outages_lock:
             self.outages -= 1
             if self.outages == 0:
@@ -2497,15 +2361,14 @@ class RunDisplay(Display):
     def show(self, runner: Runner) -> None:
         """The picture of this moment."""
         if self.live is not None:
-            if time.monotonic() - self.drawn >= self.REDRAW:
-                self.drawn = time.monotonic()
-                with contextlib.suppress(OSError):
-                    self.live.update(self._picture(runner), refresh=True)
+            with contextlib.suppress(OSError):
+                self.live.update(self._picture(runner), refresh=True)
         elif self._due("progress") and (counts := self._counts(runner)) != self.last_counts:
             self.last_counts = counts
             self.notice(f"{counts}, {self._rate(runner)}")
 
     def _picture(self, runner: Runner) -> Group:
+        """What a terminal shows: the server, what runs, and the counts."""
         with runner.changed:
             running = list(runner.running)
         table = Table(box=None, padding=(0, 1), header_style="bold", expand=True)
@@ -2526,6 +2389,7 @@ class RunDisplay(Display):
         return f"running {len(runner.running):,}, {runner.tally.text()}{held}"
 
     def _rate(self, runner: Runner) -> str:
+        """How many tasks end in a time, lately."""
         now = time.monotonic()
         window = max(1.0, min(self.RATE_WINDOW, now - self.began))
         return _rate_text(sum(end > now - window for end in list(runner.ends)) / window)
@@ -2536,13 +2400,11 @@ def check_command(args: argparse.Namespace) -> None:
     command = args.argv
     if command[:1] == ["--"]:
         del command[0]
-    if not command:
-        if not args.allow_scripts:
-            raise Fail("no COMMAND to run: give one after --, or --allow-scripts to run jobs that bring a script")
-        return
-    if Commands.PLACEHOLDER.search(command[0]) or command[0] == "{arguments}":
+    if not command and not args.allow_scripts:
+        raise Fail("no COMMAND to run: give one after --, or --allow-scripts to run jobs that bring a script")
+    if command and (Terms.PLACEHOLDER.search(command[0]) or command[0] == "{arguments}"):
         raise Fail(f"{command[0]}: a task must not choose the program that is run")
-    if shutil.which(command[0]) is None:
+    if command and shutil.which(command[0]) is None:
         raise Fail(f"{command[0]}: no such program that may be executed")
 
 
@@ -2551,21 +2413,16 @@ def run_tasks(args: argparse.Namespace, interrupts: Interrupts) -> int:
     check_command(args)
     display = RunDisplay(args.server)
     client = RunClient(args.server, display, interrupts, args.patience)
-    sign_in(client, Credentials(args.credentials or default_credentials_file()), args.alias)
+    sign_in(client, Credentials(args.credentials), args.alias)
     signals = StopSignals()
     signals.install()
     runner = Runner(args, client, display, signals)
     runner.run()
     if runner.taken or runner.failure is None:
-        print_tally(runner.tally)
+        with contextlib.suppress(OSError):  # nobody reads our standard output any more
+            print(runner.tally.text(), flush=True)
+        drop_what_nobody_takes(sys.stdout)
     return runner.status()
-
-
-def print_tally(tally: Tally) -> None:
-    """Prints it, if anybody still reads our standard output."""
-    with contextlib.suppress(OSError):
-        print(tally.text(), flush=True)
-    drop_what_nobody_takes(sys.stdout)
 
 
 # ── Command line ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2573,12 +2430,12 @@ def print_tally(tally: Tally) -> None:
 
 def run_forget(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """worker.py forget."""
-    credentials = Credentials(args.credentials or default_credentials_file())
+    credentials = Credentials(args.credentials)
     worker = credentials.get(args.server)
     if worker is None:
         raise Fail(f"{credentials.path} holds no credentials for {args.server}")
     with credentials.locked(Display()):
-        credentials.remove(args.server)
+        credentials.put(args.server, None)
     print(f"forgot worker {worker.id} ({worker.alias}) of {args.server}; the next run registers a new one")
     return EXIT_OK
 
@@ -2596,34 +2453,45 @@ def server_address(text: str) -> str:
     return str(url).rstrip("/")
 
 
-def whole(lowest: int, highest: int = 2**63 - 1) -> Callable[[str], int]:
-    """An argparse type: a whole number between two bounds."""
-
-    def convert(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if not lowest <= number <= highest:
-            raise argparse.ArgumentTypeError(f"{number} is not between {lowest} and {highest}")
-        return number
-
-    return convert
-
-
-def seconds(lowest: float) -> Callable[[str], float]:
-    """An argparse type: a number of seconds that is not below the lowest."""
+def number(kind: Callable[[str], float], name: str, lowest: float, highest: float, said: str) -> Callable[[str], Any]:
+    """An argparse type: a number of this kind and name between two bounds; said: what is said of one that is not."""
 
     def convert(text: str) -> float:
+        """The number that the text is; ArgumentTypeError says why it is none that will do."""
         try:
-            number = float(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
-        if not lowest <= number <= 1e9:
-            raise argparse.ArgumentTypeError(f"{text} is not between {lowest:g} and 1e9 seconds")
-        return number
+            raise argparse.ArgumentTypeError(f"{text!r} is no {name}") from None
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(said.format(text=text, value=value, lowest=lowest, highest=highest))
+        return value
 
     return convert
+
+
+Option = tuple[str, dict[str, Any]]  # a name, and what argparse is told of it
+
+
+def option(name: str, about: str, **more: Any) -> Option:
+    """An option whose name is followed by the name of its value; without one and anything else it is a flag."""
+    name, _, metavar = name.partition(" ")
+    if metavar:
+        more["metavar"] = metavar
+    if "default" in more and "(default" not in about:
+        about += " (default: %(default)s)"
+    return name, {"help": about} | (more or {"action": "store_true"})
+
+
+def whole(name: str, lowest: int, about: str, highest: int = 2**63 - 1, **more: Any) -> Option:
+    """An option that is a whole number between two bounds."""
+    said = "{value} is not between {lowest} and {highest}"
+    return option(name, about, type=number(int, "whole number", lowest, highest, said), **more)
+
+
+def seconds(name: str, lowest: float, about: str, **more: Any) -> Option:
+    """An option that is a number of seconds, not below the lowest."""
+    said = "{text} is not between {lowest:g} and 1e9 seconds"
+    return option(f"{name} SECONDS", about, type=number(float, "number of seconds", lowest, 1e9, said), **more)
 
 
 MANUAL = """\
@@ -2757,204 +2625,129 @@ Drops the credentials of one server, for instance when another database is behin
 needs a worker there registers a new one, which must be given access again. The tracker keeps the old worker."""
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Every command with its options; each names its function as `run`."""
-    parser = argparse.ArgumentParser(
-        prog="worker.py", description=MANUAL, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_submit(commands)
-    _add_run(commands)
-    _add_status(commands)
-    forget = _add_command(commands, "forget", "drop the credentials of a server", FORGET_MANUAL, "", run_forget)
-    _add_credentials(forget)
-    return parser
-
-
-def _add_command(commands: Any, name: str, summary: str, manual: str, examples: str, run: Any) -> Any:
-    """A command with its manual and the --server that every command has."""
-    command = commands.add_parser(
-        name,
-        help=summary,
-        description=manual,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.set_defaults(run=run)
-    command.add_argument(
-        "--server",
-        metavar="URL",
-        type=server_address,
-        default=os.environ.get("TRACKER_SERVER") or "http://127.0.0.1:3010",
-        help="the tracker, with the path under which it is served if there is one (default: TRACKER_SERVER from the"
-        " environment, or else http://127.0.0.1:3010)",
-    )
-    return command
-
-
-def _add_credentials(command: Any) -> None:
-    command.add_argument(
-        "--credentials",
-        metavar="FILE",
-        type=lambda text: Path(text).expanduser(),
-        help="who we are to each server (default: TRACKER_CREDENTIALS from the environment, or else"
-        " tracker/credentials.json in this user's configuration folder)",
-    )
-
-
-def _add_alias(command: Any) -> None:
-    command.add_argument(
-        "--alias",
-        metavar="NAME",
-        help="what this worker is called; renames one that is registered already (default: the host name)",
-    )
-
-
-def _add_patience(command: Any) -> None:
-    command.add_argument(
-        "--patience",
-        metavar="SECONDS",
-        type=seconds(0),
-        help="give up when the server does not answer for so long (default: never, but at once when it cannot be"
-        " connected to at the very beginning)",
-    )
-
-
-def _add_submit(commands: Any) -> None:
-    submit = _add_command(commands, "submit", "submit tasks from a file", SUBMIT_MANUAL, SUBMIT_EXAMPLES, run_submit)
-    _add_credentials(submit)
-    _add_alias(submit)
-    add = submit.add_argument
-    add("file", metavar="FILE", help="one recipe or JSON object per line, UTF-8; - reads standard input")
-    add("--project", metavar="N", type=whole(1), required=True, help="id of the project to submit to (see status)")
-    add(
+CREDENTIALS = option(
+    "--credentials FILE",
+    "who we are to each server (default: TRACKER_CREDENTIALS from the environment, or else"
+    " tracker/credentials.json in this user's configuration folder)",
+    type=lambda text: Path(text).expanduser(),
+)
+ALIAS = option(
+    "--alias NAME", "what this worker is called; renames one that is registered already (default: the host name)"
+)
+PATIENCE = seconds(
+    "--patience",
+    0,
+    "give up when the server does not answer for so long (default: never, but at once when it cannot be"
+    " connected to at the very beginning)",
+)
+SUBMIT_OPTIONS = (
+    CREDENTIALS,
+    ALIAS,
+    option("file FILE", "one recipe or JSON object per line, UTF-8; - reads standard input"),
+    whole("--project N", 1, "id of the project to submit to (see status)", required=True),
+    option(
         "--format",
+        "auto: a line that starts with { is JSON; lines: every line is a recipe; json: every line is JSON",
         choices=("auto", "lines", "json"),
         default="auto",
-        help="auto: a line that starts with { is JSON; lines: every line is a recipe; json: every line is JSON"
-        " (default: auto)",
-    )
-    add(
+    ),
+    option(
         "--unique",
-        action="store_true",
-        help="use the recipe as unique_string of each task that brings no hash or unique string: one that is waiting,"
+        "use the recipe as unique_string of each task that brings no hash or unique string: one that is waiting,"
         " assigned or failed is not stored a second time",
-    )
-    add("--priority", metavar="N", type=whole(-(2**63)), help="higher is assigned first (default: 0)")
-    add("--max-retries", metavar="N", type=whole(0), help="a task that fails this often is FAILED (default: 0)")
-    add(
-        "--max-assign-time",
-        metavar="SECONDS",
-        type=whole(0),
-        help="a task held for longer goes to another worker (default: the tracker's)",
-    )
-    add(
-        "--verification-count",
-        metavar="N",
-        type=whole(0),
-        help="how many different workers must report the same result (default: 1)",
-    )
-    add(
-        "--batch",
-        metavar="N",
-        type=whole(1, 100_000),
+    ),
+    whole("--priority N", -(2**63), "higher is assigned first (default: 0)"),
+    whole("--max-retries N", 0, "a task that fails this often is FAILED (default: 0)"),
+    whole("--max-assign-time SECONDS", 0, "a task held for longer goes to another worker (default: the tracker's)"),
+    whole("--verification-count N", 0, "how many different workers must report the same result (default: 1)"),
+    whole(
+        "--batch N",
+        1,
+        "lines per request (default: %(default)s, which is also the most)",
+        100_000,
         default=Input.PART_LINES,
-        help=f"lines per request (default: {Input.PART_LINES}, which is also the most)",
-    )
-    add(
-        "--start-line",
-        metavar="N",
-        type=whole(1),
-        default=1,
-        help="skip the lines before this one: go on where an earlier run stopped (default: 1)",
-    )
-    _add_patience(submit)
-
-
-def _add_run(commands: Any) -> None:
-    run = _add_command(commands, "run", "run a command for each task", RUN_MANUAL, RUN_EXAMPLES, run_tasks)
-    run.usage = "worker.py run [option ...] --project N [--project N ...] -- COMMAND ..."
-    _add_credentials(run)
-    _add_alias(run)
-    add = run.add_argument
-    add("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the program and its arguments")
-    add(
-        "--project",
-        metavar="N",
-        type=whole(1),
+    ),
+    whole("--start-line N", 1, "skip the lines before this one: go on where an earlier run stopped", default=1),
+    PATIENCE,
+)
+RUN_OPTIONS = (
+    CREDENTIALS,
+    ALIAS,
+    option("argv COMMAND", "the program and its arguments", nargs=argparse.REMAINDER),
+    whole(
+        "--project N",
+        1,
+        "id of a project to take tasks from; may be given several times: the best task of them all comes first",
         action="append",
         required=True,
-        help="id of a project to take tasks from; may be given several times: the best task of them all comes first",
-    )
-    add("--concurrency", metavar="K", type=whole(1, 1000), default=1, help="tasks that run at a time (default: 1)")
-    add("--count", metavar="N", type=whole(1), help="stop after so many tasks")
-    add(
-        "--until-empty",
-        action="store_true",
-        help="stop when no task is left but those that were skipped; each is tried once",
-    )
-    add(
-        "--timeout",
-        metavar="SECONDS",
-        type=seconds(0.1),
-        help="a plain task fails when its command takes longer (default: as long as its lease)",
-    )
-    add(
+    ),
+    whole("--concurrency K", 1, "tasks that run at a time", 1000, default=1),
+    whole("--count N", 1, "stop after so many tasks"),
+    option("--until-empty", "stop when no task is left but those that were skipped; each is tried once"),
+    seconds("--timeout", 0.1, "a plain task fails when its command takes longer (default: as long as its lease)"),
+    seconds(
         "--kill-grace",
-        metavar="SECONDS",
-        type=seconds(0),
-        default=5.0,
-        help="time between SIGTERM and SIGKILL (default: 5; the lease of a job ends 15 s after its time limit)",
-    )
-    add(
-        "--skip-status",
-        metavar="STATUS",
-        type=whole(1, 255),
+        0,
+        "time between SIGTERM and SIGKILL (default: %(default)s; the lease of a job ends 15 s after its time limit)",
+        default=5,
+    ),
+    whole(
+        "--skip-status STATUS",
+        1,
+        "exit status that means: not done, let another worker try; may be given several times",
+        highest=255,
         action="append",
-        help="exit status that means: not done, let another worker try; may be given several times",
-    )
-    add(
+    ),
+    option(
         "--allow-scripts",
-        action="store_true",
-        help="run the scripts that jobs bring, in their templates' environment: trust everybody who may edit those",
-    )
-    add(
+        "run the scripts that jobs bring, in their templates' environment: trust everybody who may edit those",
+    ),
+    option(
         "--stderr-level",
+        "level of the log lines from standard error; warn makes a job that prints any show a warning",
         choices=("trace", "info", "warn", "error"),
         default="info",
-        help="level of the log lines from standard error; warn makes a job that prints any show a warning"
-        " (default: info)",
-    )
-    add(
-        "--heartbeat",
-        metavar="SECONDS",
-        type=seconds(0.1),
-        default=5.0,
-        help="ask so often whether a silent task is still ours (default: 5)",
-    )
-    add(
-        "--grace",
-        metavar="SECONDS",
-        type=seconds(0),
-        help="how long running tasks may go on after the first signal (default: until they end)",
-    )
-    _add_patience(run)
-    add("--verbose", action="store_true", help="show every line that is printed, and every task that ends")
+    ),
+    seconds("--heartbeat", 0.1, "ask so often whether a silent task is still ours", default=5),
+    seconds("--grace", 0, "how long running tasks may go on after the first signal (default: until they end)"),
+    PATIENCE,
+    option("--verbose", "show every line that is printed, and every task that ends"),
+)
+STATUS_OPTIONS = (
+    seconds("--watch", 0.1, "show it again, in place, every so often until Ctrl-C"),
+    option("--json", "for programs"),
+    seconds("--window", 1, "take the rate over the last so many seconds", default=600),
+)
+
+#: Of every command its function, what `--help` says of it, and the options it has besides --server.
+COMMANDS = {
+    "submit": (run_submit, "submit tasks from a file", SUBMIT_MANUAL, SUBMIT_EXAMPLES, SUBMIT_OPTIONS),
+    "run": (run_tasks, "run a command for each task", RUN_MANUAL, RUN_EXAMPLES, RUN_OPTIONS),
+    "status": (run_status, "show the projects and how far they are", STATUS_MANUAL, STATUS_EXAMPLES, STATUS_OPTIONS),
+    "forget": (run_forget, "drop the credentials of a server", FORGET_MANUAL, "", (CREDENTIALS,)),
+}
+USAGES = {"run": "worker.py run [option ...] --project N [--project N ...] -- COMMAND ..."}
 
 
-def _add_status(commands: Any) -> None:
-    summary = "show the projects and how far they are"
-    status = _add_command(commands, "status", summary, STATUS_MANUAL, STATUS_EXAMPLES, run_status)
-    add = status.add_argument
-    add("--watch", metavar="SECONDS", type=seconds(0.1), help="show it again, in place, every so often until Ctrl-C")
-    add("--json", action="store_true", help="for programs")
-    add(
-        "--window",
-        metavar="SECONDS",
-        type=seconds(1),
-        default=600,
-        help="take the rate over the last so many seconds (default: 600)",
+def argument_parser() -> argparse.ArgumentParser:
+    """Every command with its options; each names its function as `run`."""
+    manual = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="worker.py", description=MANUAL, **manual)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    server = option(
+        "--server URL",
+        "the tracker, with the path under which it is served if there is one (default: TRACKER_SERVER from the"
+        " environment, or else http://127.0.0.1:3010)",
+        type=server_address,
+        default=os.environ.get("TRACKER_SERVER") or "http://127.0.0.1:3010",
     )
+    for name, (run, summary, description, examples, options) in COMMANDS.items():
+        about = {"help": summary, "description": description, "epilog": examples, "usage": USAGES.get(name)}
+        command = commands.add_parser(name, **about, **manual)
+        command.set_defaults(run=run)
+        for flag, settings in (server, *options):
+            command.add_argument(flag, **settings)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -2969,7 +2762,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_SIGNAL + interrupts.signal
     except BrokenPipeError:  # who read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_what_nobody_takes(sys.stdout)
         return EXIT_FAILED
     except Fail as failure:
         fail(str(failure))
