@@ -4,13 +4,13 @@ What is what: a *task* there is a template here, a *job* is a job, a *host* is a
 *agent* is a worker, a *customer* (organisation) is one name in tracker.toml. Other programs come with an integration
 token, with a task's or workflow's own secret, or, as agents, with a token that they log in for.
 
-    request ─► Door (is it ours? which route?) ─► Ask (path, query, body, credentials)
+    request ─► Door (is it ours? which route?) ─► Ask (path, query, credentials, body)
                         │
                         └► answer(tx, ask, route): who calls ─► which customer ─► what it may ─► the route's function
 
-A route's function takes `(tx, ask, caller)` and returns what is shown as JSON, or raises Refusal or TrackerError, which
-TheEyeCall alone turns into answers. Every path exists twice: /{customer}/task, and /task with the customer in the
-body or the query. Sections (search for "# ── "):
+A route's function takes `(tx, ask, caller)` and returns what is shown as JSON, bytes that are sent as they are, or None
+for an empty answer; or it raises Refusal or TrackerError, which TheEyeCall alone turns into answers. Every path exists
+twice: /{customer}/task, and /task with the customer in the body or the query. Sections (search for "# ── "):
 
     Answers · Requests · Callers · Hosts · Objects · Tasks · Arguments and jobs · Workflows · The agent · Routes ·
     Manager pages
@@ -18,15 +18,17 @@ body or the query. Sections (search for "# ── "):
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
 import html
+import itertools
 import re
 import secrets
 import shlex
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -46,13 +48,6 @@ from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Raw(NamedTuple):
-    """What is answered as it is, and not as JSON."""
-
-    content: bytes
-
-
-NO_CONTENT = Raw(b"")
 CODES = {status: code for code, status in tracker.STATUS.items()}
 
 
@@ -81,9 +76,14 @@ class TheEyeCall(tracker.Call):
         return as_json(content, tracker.STATUS[error.code], headers)
 
 
-def invalid_fields(*problems: tuple[str, str]) -> Refusal:
-    """The refusal of a task: EREQ for a field that is missing, EVALID for one that cannot be used."""
-    return Refusal(400, [{"statusCode": 400, "field": field, "code": code} for field, code in problems])
+def not_content(problem: str) -> Refusal:
+    """The refusal of a request that cannot be decoded."""
+    return Refusal(400, {"code": "InvalidContent", "message": problem})
+
+
+def invalid_fields(code: str, *fields: str) -> Refusal:
+    """The refusal of a task: EREQ for fields that are missing, EVALID for those that cannot be used."""
+    return Refusal(400, [{"statusCode": 400, "field": field, "code": code} for field in fields])
 
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -110,32 +110,31 @@ class Ask(NamedTuple):
     def fields(self) -> dict[str, Any]:
         """The body where it must be an object."""
         if isinstance(self.body, list):
-            raise Refusal(400, {"code": "InvalidContent", "message": "The body must be an object"})
+            raise not_content("The body must be an object")
         return self.body
 
 
-async def read_ask(call: tracker.Call, path: dict[str, str], large: bool = False) -> Ask:
-    """The request, with its body. Refuses what cannot be decoded."""
-    ask = read_head(call, path)
-    limit = max(call.tracker.settings.max_body, call.tracker.settings.max_job_log) if large else None
-    kind = (call.header(b"content-type") or b"").partition(b";")[0].strip().lower()
-    if kind == b"multipart/form-data":
-        return ask._replace(body=await read_multipart(call))
-    body = (await call.body(limit)).strip()
-    if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
-        return ask._replace(body=parameters(body))
-    return ask._replace(body=await decoded(body, json_body, large))
-
-
 def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
+    """The request without its body. Refuses a query that cannot be decoded."""
     query, authorization = parameters(call.scope["query_string"]), call.header(b"authorization")
     kind, _, token = (authorization or b"").decode("latin-1").partition(" ")
     bearer = token.strip() if kind.lower() == "bearer" else query.get("access_token")
     return Ask(path, query, {}, bearer or None, basic_credentials(authorization))
 
 
-def not_content(problem: str) -> Refusal:
-    return Refusal(400, {"code": "InvalidContent", "message": problem})
+async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[Any]:
+    """The body, also as browsers send it: as a form of either kind. Refuses what cannot be decoded."""
+    settings = call.tracker.settings
+    kind = (call.header(b"content-type") or b"").partition(b";")[0].strip().lower()
+    if kind == b"multipart/form-data":
+        try:
+            return from_pairs(await call.multipart(settings.max_body, max_files=0, max_fields=1000))
+        except TrackerError as error:
+            raise error if error.code != "invalid" else not_content(error.problem) from None
+    body = (await call.body(max(settings.max_body, settings.max_job_log) if large else None)).strip()
+    if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
+        return parameters(body)
+    return await decoded(body, json_body, large)
 
 
 def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
@@ -156,17 +155,6 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
     if not isinstance(value, dict | list | None):
         raise not_content("The body must be an object or an array")
     return {} if value is None else value
-
-
-async def read_multipart(call: tracker.Call) -> dict[str, Any]:
-    """A form as browsers send it when it says enctype="multipart/form-data"."""
-    try:
-        form = await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=1000)
-    except TrackerError as error:
-        if error.code != "invalid":
-            raise
-        raise not_content(error.problem) from None
-    return from_pairs(form)
 
 
 def parameters(text: bytes) -> dict[str, Any]:
@@ -192,10 +180,8 @@ def listed(pairs: dict[str, list[str]], name: str) -> list[Any] | None:
     """The array that a form or a query spells as name[]=a&name[]=b, name=a&name=b, name[0]=a, or name=["a","b"]."""
     values = [value for key in (name, f"{name}[]") for value in pairs.get(key, ())]
     if len(values) == 1 and name in pairs and values[0].lstrip().startswith("["):
-        try:
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(values[0], type=list)
-        except (msgspec.DecodeError, RecursionError):
-            pass
     numbered = [(int(match[1]), key) for key in pairs if (match := re.fullmatch(rf"{name}\[(\d{{1,6}})\]", key))]
     values += [pairs[key][-1] for _, key in sorted(numbered)]
     return values or None
@@ -218,43 +204,38 @@ def check_customer(tx: Tx, ask: Ask) -> None:
         raise Refusal(404, "organization not found")
 
 
-def found(ask: Ask, what: str, find: Callable[[str], sqlite3.Row | None]) -> sqlite3.Row:
-    """The task, job or workflow that the request names."""
-    token = ask.given(what)
+def find_script(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM script WHERE token = ?", (token,))
+
+
+FINDERS: dict[str, Callable[[Tx, str], sqlite3.Row | None]] = {
+    "task": tracker.template_by_token,
+    "job": tracker.find_job,
+    "workflow": tracker.workflow_by_token,
+    "script": find_script,
+}
+
+
+def found(tx: Tx, ask: Ask, what: str) -> sqlite3.Row:
+    """The task, job, workflow or script that the request names. Refuses a secret in the path that is not its own."""
+    token, secret = ask.given(what), ask.path.get("secret")
     if token is None:
         raise Refusal(400, f"{what} is required")
     if not (isinstance(token, str) and TOKEN_LIKE.fullmatch(token)):
         raise Refusal(400, f"{what} id is invalid")
-    row = find(token.lower())
+    row = FINDERS[what](tx, token.lower())
     if row is None:
         raise Refusal(404, f"{what} not found")
-    return row
-
-
-def check_own_secret(ask: Ask, row: sqlite3.Row) -> sqlite3.Row:
-    """The task or workflow. Refuses a secret in the path that is not its own."""
-    secret = ask.path.get("secret")
     if secret is not None and (len(secret) != 64 or not tracker.secret_matches(row, secret)):
         raise Refusal(403, "invalid secret")
     return row
 
 
-class Wanted(NamedTuple):
-    """Which objects of a list: those whose fields have these values, so many."""
-
-    where: dict[str, str]
-    limit: int
-
-    def matches(self, shown: dict[str, Any]) -> bool:
-        return all(as_text(shown.get(name, MISSING)) == value for name, value in self.where.items())
-
-
-MISSING = object()
 MOST_LISTED = 1000
 
 
-def wanted(ask: Ask) -> Wanted:
-    """`where[field]=value` and `limit`. A field that the objects do not have matches none."""
+def wanted(ask: Ask) -> tuple[dict[str, str], int]:
+    """`where[field]=value`, by the field, and `limit`: which objects of a list are asked for."""
     where = {}
     for name, value in ask.query.items():
         if name.startswith("where"):
@@ -265,14 +246,19 @@ def wanted(ask: Ask) -> Wanted:
     limit = ask.query.get("limit") or "0"
     if not (limit.isascii() and limit.isdigit()):
         raise Refusal(400, "limit is invalid: it must be a whole number")
-    return Wanted(where, min(int(limit[:9]) or MOST_LISTED, MOST_LISTED))
+    return where, min(int(limit[:9]) or MOST_LISTED, MOST_LISTED)
 
 
-def as_text(value: Any) -> str | None:
-    """A value as a query spells it."""
-    if value is MISSING:
-        return None
-    return value if isinstance(value, str) else tracker.encode(value).decode()
+def selected(ask: Ask, objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects that are asked for; no more are made than have to be. A field that they do not have matches none."""
+    where, limit = wanted(ask)
+    return list(itertools.islice((one for one in objects if matches(one, where)), limit))
+
+
+def matches(shown: dict[str, Any], where: dict[str, str]) -> bool:
+    """Whether the object's fields have these values, as a query spells them."""
+    given = {name: shown[name] for name in where if name in shown}
+    return where == {name: one if isinstance(one, str) else tracker.encode(one).decode() for name, one in given.items()}
 
 
 # ── Callers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -426,9 +412,7 @@ def host_json(tx: Tx, project: int) -> dict[str, Any]:
 
 def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /host: the hosts on which a task can be made."""
-    which = wanted(ask)
-    hosts = [host_json(tx, row["id"]) for row in tx.all("SELECT id FROM project ORDER BY id")]
-    return [host for host in hosts if which.matches(host)][: which.limit]
+    return selected(ask, (host_json(tx, row["id"]) for row in tx.all("SELECT id FROM project ORDER BY id")))
 
 
 # ── Objects ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -633,28 +617,17 @@ FIELD_NAMES = {"runas": "script_runas", "arguments": "task_arguments", "project"
 
 def list_tasks(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /task"""
-    objects, which = Objects(tx), wanted(ask)
-    shown: list[dict[str, Any]] = []
-    for row in tx.execute("SELECT * FROM template WHERE deleted IS NULL ORDER BY id"):
-        if which.matches(task := objects.task(row)):
-            shown.append(task)
-        if len(shown) == which.limit:
-            break
-    return shown
-
-
-def find_task(tx: Tx, ask: Ask) -> sqlite3.Row:
-    return check_own_secret(ask, found(ask, "task", lambda token: tracker.template_by_token(tx, token)))
+    return selected(ask, map(Objects(tx).task, tx.execute("SELECT * FROM template WHERE deleted IS NULL ORDER BY id")))
 
 
 def get_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """GET /task/{task}"""
-    return Objects(tx).task(find_task(tx, ask))
+    return Objects(tx).task(found(tx, ask, "task"))
 
 
 def get_credentials(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """GET /task/{task}/credentials: the secret that opens this task alone."""
-    task = find_task(tx, ask)
+    task = found(tx, ask, "task")
     return {"id": task["token"], "secret": task["secret"]}
 
 
@@ -662,10 +635,10 @@ def create_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """POST /task"""
     fields = with_ids({name: value for name, value in ask.fields().items() if value is not None})
     if missing := [name for name in REQUIRED if fields.get(name, "") == ""]:
-        raise invalid_fields(*((name, "EREQ") for name in missing))
+        raise invalid_fields("EREQ", *missing)
     project = project_of_host(tx, fields["host"])
     if project is None:
-        raise invalid_fields(("host", "EVALID"))
+        raise invalid_fields("EVALID", "host")
     body = template_body(tx, fields)
     body.project = project
     return Objects(tx).task(written(tracker.insert_template, tx, body))
@@ -676,12 +649,12 @@ def update_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
 
     A whole task as GET shows it is understood, too.
     """
-    task = find_task(tx, ask)
+    task = found(tx, ask, "task")
     fields = with_ids({name: value for name, value in ask.fields().items() if value is not None or name in NULLABLE})
     if emptied := [name for name in REQUIRED if fields.get(name) == ""]:
-        raise invalid_fields(*((name, "EREQ") for name in emptied))
+        raise invalid_fields("EREQ", *emptied)
     if "host" in fields and project_of_host(tx, fields["host"]) != task["project"]:
-        raise invalid_fields(("host", "EVALID"))
+        raise invalid_fields("EVALID", "host")
     row = written(tracker.save_template, tx, task, template_body(tx, fields))
     if "secret" in fields:
         rotate_secret(tx, row, fields["secret"])
@@ -702,7 +675,7 @@ def rotate_secret(tx: Tx, task: sqlite3.Row, given: Any) -> None:
 
 def delete_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """DELETE /task/{task}: its jobs go on, and stay."""
-    tracker.mark_template_deleted(tx, find_task(tx, ask))
+    tracker.mark_template_deleted(tx, found(tx, ask, "task"))
     return {}
 
 
@@ -713,7 +686,7 @@ def written(write: Callable, tx: Tx, *args: Any) -> sqlite3.Row:
     except TrackerError as error:
         if error.code not in ("invalid", "conflict"):
             raise
-        raise invalid_fields((our_name(error.field), "EVALID")) from None
+        raise invalid_fields("EVALID", our_name(error.field)) from None
 
 
 def our_name(field: str) -> str:
@@ -732,7 +705,7 @@ def template_body(tx: Tx, fields: dict[str, Any]) -> shapes.TemplateBody:
             except (msgspec.ValidationError, ValueError, TypeError):
                 bad.append(name)
     if bad:
-        raise invalid_fields(*((name, "EVALID") for name in bad))
+        raise invalid_fields("EVALID", *bad)
     return shapes.TemplateBody(**{name: value for name, value in values.items() if value is not msgspec.UNSET})
 
 
@@ -848,7 +821,7 @@ def given_arguments(ask: Ask) -> Any:
 
 def create_job(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
     """POST /job, /task/{task}/job; with its secret: /job/secret/{secret}, /task/{task}/secret/{secret}/job"""
-    task = find_task(tx, ask)
+    task = found(tx, ask, "task")
     arguments = arguments_for(ask, task)
     tracker.charge_trigger(tx, task["project"])
     manager = caller and caller.manager
@@ -857,8 +830,8 @@ def create_job(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
 
 def find_job(tx: Tx, ask: Ask) -> sqlite3.Row:
     """The job that the request names; below a workflow, the run of that one."""
-    workflow = find_workflow(tx, ask) if "workflow" in ask.path else None
-    job = found(ask, "job", lambda token: tracker.find_job(tx, token))
+    workflow = found(tx, ask, "workflow") if "workflow" in ask.path else None
+    job = found(tx, ask, "job")
     if workflow is not None and job["workflow"] != workflow["id"]:
         raise Refusal(404, "job not found")
     return job
@@ -878,13 +851,13 @@ def list_jobs(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /job: the newest first."""
     if caller.kind == "agent":
         raise Refusal(400, "hostname is required")
-    which, objects, size = wanted(ask), Objects(tx), 0
+    (where, limit), objects, size = wanted(ask), Objects(tx), 0
     shown: list[dict[str, Any]] = []
-    for row in newest_jobs(tx, which.where):
-        if which.matches(job := objects.job(row)):
+    for row in newest_jobs(tx, where):
+        if matches(job := objects.job(row), where):
             shown.append(job)
             size += len(row["result"] or "")
-        if len(shown) == which.limit or size > MOST_RESULTS:
+        if len(shown) == limit or size > MOST_RESULTS:
             break
     return shown
 
@@ -910,21 +883,16 @@ def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
         query.before = more
 
 
-def cancel_job(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+def cancel_job(tx: Tx, ask: Ask, caller: Caller) -> None:
     """PUT /job/{job}/cancel, /workflows/{workflow}/job/{job}/cancel"""
     job = find_job(tx, ask)
     if job["finished"] is not None:
         raise Refusal(400, f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
     row = tx.one("SELECT name FROM theeye_token WHERE id = ?", (caller.id,))
     tracker.stop_job(tx, job, f"integration token {row['name']}")
-    return NO_CONTENT
 
 
 # ── Workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def find_workflow(tx: Tx, ask: Ask) -> sqlite3.Row:
-    return check_own_secret(ask, found(ask, "workflow", lambda token: tracker.workflow_by_token(tx, token)))
 
 
 def run_workflow(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
@@ -932,7 +900,7 @@ def run_workflow(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
 
     The start task has the given arguments.
     """
-    workflow = find_workflow(tx, ask)
+    workflow = found(tx, ask, "workflow")
     arguments = arguments_for(ask, tracker.find_template(tx, workflow["start"]))
     tracker.charge_trigger(tx, workflow["project"])
     manager = caller and caller.manager
@@ -941,9 +909,9 @@ def run_workflow(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
 
 def list_steps(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /workflows/{workflow}/job/{job}/jobs: the children, in the order in which they were started."""
-    run, which, objects = find_job(tx, ask), wanted(ask), Objects(tx)
-    rows = tx.all("SELECT * FROM job WHERE workflow_job = ? ORDER BY id LIMIT ?", (run["id"], tracker.MOST_STEPS))
-    return [job for job in map(objects.job, rows) if which.matches(job)][: which.limit]
+    steps = "SELECT * FROM job WHERE workflow_job = ? ORDER BY id LIMIT ?"
+    rows = tx.all(steps, (find_job(tx, ask)["id"], tracker.MOST_STEPS))
+    return selected(ask, map(Objects(tx).job, rows))
 
 
 # ── The agent ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -967,11 +935,10 @@ def get_config(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     return {"workers": []}
 
 
-def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> None:
     """PUT /agent/{hostname}: every few seconds. A host that was deleted comes back by it."""
     note_host(tx, caller.project, ask.path["hostname"])
     note_worker(tx, caller)
-    return NO_CONTENT
 
 
 def note_worker(tx: Tx, caller: Caller) -> None:
@@ -999,16 +966,16 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     return {"jobs": [objects.fetched_job(tracker.find_job(tx, task.job.id)) for task in tasks]}
 
 
-def download_script(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+def download_script(tx: Tx, ask: Ask, caller: Caller) -> bytes:
     """GET /script/{script}/download: its bytes. For an agent, only what its project's jobs are made of."""
     if ask.path["script"] == STUB["id"]:
-        return Raw(NO_SCRIPT)
-    row = found(ask, "script", lambda token: tx.one("SELECT * FROM script WHERE token = ?", (token,)))
+        return NO_SCRIPT
+    row = found(tx, ask, "script")
     uses = "SELECT 1 FROM {} WHERE script = :script AND project = :project LIMIT 1"
     values = {"script": row["id"], "project": caller.project}
     if caller.kind == "agent" and not any(tx.one(uses.format(table), values) for table in ("template", "job")):
         raise Refusal(404, "script not found")
-    return Raw(row["source"].encode())
+    return row["source"].encode()
 
 
 def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -1144,23 +1111,16 @@ ROOTS = {entry.path.split("/")[1].partition("?")[0] for entry in ROUTES}
 
 def answer(tx: Tx, ask: Ask, entry: Entry) -> tuple[Any, Caller | None]:
     """What is answered, and to whom. Checked in this order: who calls, the customer, what the caller may."""
-    caller = authorized(tx, ask, entry)
-    if caller and caller.stale and not entry.reads:
-        note_use(tx, caller.id)
-    return entry.function(tx, ask, caller), caller
-
-
-def authorized(tx: Tx, ask: Ask, entry: Entry) -> Caller | None:
     caller = authenticate(tx, ask) if entry.who else None
     if entry.function is not log_in:
         check_customer(tx, ask)
-    if caller:
-        check_kind(caller, entry)
-    return caller
+    check_kind(caller, entry)
+    return entry.function(tx, ask, caller), caller
 
 
-def check_kind(caller: Caller, entry: Entry) -> None:
-    if caller.kind not in entry.who:
+def check_kind(caller: Caller | None, entry: Entry) -> None:
+    """Refuses an agent what is for programs, and the other way round."""
+    if caller and caller.kind not in entry.who:
         raise Refusal(403, "forbidden")
 
 
@@ -1171,7 +1131,7 @@ class Door(BaseRoute):
     """
 
     def __init__(self, running: tracker.Tracker):
-        self.endpoint = tracker.Endpoint(running, self.reply, TheEyeCall)
+        self.handle = tracker.Endpoint(running, self.reply, TheEyeCall)
         self.customer = running.settings.theeye_customer
         paths = [row.path.split("/")[1:] for row in tracker.API]
         self.native = {tuple(parts[:2]) for parts in paths}
@@ -1188,32 +1148,24 @@ class Door(BaseRoute):
             ours = (first, second) not in self.native
         else:
             ours = first == self.customer or (first not in self.taken and first and second in ROOTS)
-        return (Match.FULL, {"path_params": {}, "endpoint": self.endpoint}) if ours else (Match.NONE, {})
-
-    async def handle(self, scope: dict, receive: Callable, send: Callable) -> None:
-        await self.endpoint(scope, receive, send)
+        return Match.FULL if ours else Match.NONE, {}
 
     async def reply(self, call: TheEyeCall) -> Response:
+        """What the route's function returns. A body that may be large is taken in only from those who may send it."""
+        (entry, path), db = self.find(call.scope), call.tracker.db
+        ask = read_head(call, path)
+        if entry.large:
+            check_kind(await db.read(authenticate, ask), entry)
         try:
-            content = await self.content(call)
-            if content is NO_CONTENT:
+            ask = ask._replace(body=await read_body(call, entry.large))
+            content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
+            if caller and caller.stale:
+                await db.write(note_use, caller.id)
+            if content is None:
                 return nothing()
-            raw = isinstance(content, Raw)
-            return as_bytes(content.content, "application/octet-stream") if raw else as_json(content)
+            return as_bytes(content, "application/octet-stream") if isinstance(content, bytes) else as_json(content)
         except RecursionError:
             raise not_content("Nested too deeply") from None
-
-    async def content(self, call: TheEyeCall) -> Any:
-        entry, path = self.find(call.scope)
-        db = call.tracker.db
-        if entry.large:  # looked at before the body is taken in
-            caller = await db.read(authenticate, read_head(call, path))
-            check_kind(caller, entry)
-        ask = await read_ask(call, path, entry.large)
-        content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
-        if caller and caller.stale and entry.reads:
-            await db.write(note_use, caller.id)
-        return content
 
     def find(self, scope: dict) -> tuple[Entry, dict[str, str]]:
         """The route, and what is in its path. Refuses what there is none for."""
