@@ -29,13 +29,14 @@ import secrets
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, compile_path
 
+import errors
 import pages
 import shapes
 import tracker
@@ -274,7 +275,7 @@ class Caller(NamedTuple):
     kind: str  # token, admin (a token, too) or agent
     id: int
     manager: int | None = None
-    worker: int | None = None
+    worker: WorkerCredentials | None = None
     project: int | None = None
     stale: bool = False  # whether the token's last_used is due
 
@@ -299,7 +300,7 @@ def authenticate(tx: Tx, ask: Ask) -> Caller:
     )
     if row is None:
         raise Refusal(401, "Unauthorized", **{"WWW-Authenticate": "Bearer"})
-    return Caller("agent", row["id"], worker=row["worker"], project=row["project"])
+    return Caller("agent", row["id"], worker=WorkerCredentials(row["worker"], None), project=row["project"])
 
 
 def note_use(tx: Tx, token: int) -> None:
@@ -353,30 +354,24 @@ def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: An
         says = f"project {name} is for the jobs of host {host['hostname']}; each host has a project of its own"
         raise Refusal(403, f"hostname {hostname} is refused: {says}")
     if host is None or version is not None or info is not None or tx.time - host["last_seen"] >= tracker.LAST_SEEN_STEP:
-        store_host(tx, project, hostname, host or {"version": "", "info": "{}"}, version, info)
+        store_host(tx, project, hostname, version, None if info is None else tracker.encode(info).decode())
 
 
-def store_host(tx: Tx, project: int, hostname: str, old: Any, version: Any, info: Any) -> None:
-    said = (described(version, old["version"]), described(info, old["info"], as_json=True))
+def store_host(tx: Tx, project: int, hostname: str, *said: Any) -> None:
+    """Notes that the host was seen, and what its agent has said of itself (version, info), if it can be kept."""
+    version, info = (text if isinstance(text, str) and len(text) <= MOST_INFO else None for text in said)
     tx.execute(
-        "INSERT INTO theeye_host (project, hostname, version, info, created, last_seen) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET version = excluded.version, info = excluded.info, last_seen = excluded.last_seen",
-        (project, hostname, *said, tx.time, tx.time),
+        "INSERT INTO theeye_host VALUES (:project, :hostname, ifnull(:version, ''), ifnull(:info, '{}'), :now, :now)"
+        " ON CONFLICT DO UPDATE SET version = ifnull(:version, version), info = ifnull(:info, info), last_seen = :now",
+        {"project": project, "hostname": hostname, "version": version, "info": info, "now": tx.time},
     )
-
-
-def described(given: Any, old: str, as_json: bool = False) -> str:
-    """What an agent says of itself, if it can be kept."""
-    text = tracker.encode(given).decode() if as_json else given
-    return text if given is not None and isinstance(text, str) and len(text) <= MOST_INFO else old
 
 
 def project_of_host(tx: Tx, host: Any) -> int | None:
     """The project that a client names by a host's id or name, or by its own name or number."""
     if isinstance(host, dict):
         host = host.get("id") or host.get("_id")
-    if isinstance(host, int) and not isinstance(host, bool):
-        host = str(host)
+    host = str(host) if type(host) is int else host
     if not isinstance(host, str):
         return None
     if row := tx.one("SELECT id FROM project WHERE name = ?", (host,)):
@@ -491,7 +486,7 @@ class Objects:
             "script_id": script and script["id"],
             "script": script,
             "script_runas": row["runas"],
-            "task_arguments": self.definitions(row),
+            "task_arguments": tracker.declared_arguments(row),
             "output_parameters": [],
             "timeout": None if row["timeout"] is None else milliseconds(row["timeout"]),
             "env": msgspec.json.decode(row["env"]),
@@ -499,9 +494,6 @@ class Objects:
             "creation_date": iso(row["created"]),
             "last_update": iso(row["updated"]),
         }
-
-    def definitions(self, row: sqlite3.Row) -> list[dict[str, Any]]:
-        return [msgspec.to_builtins(one) for one in tracker.declared_arguments(row)]
 
     def script(self, row: sqlite3.Row) -> dict[str, Any] | None:
         """The script of a task or job as agents look for it: they keep a copy of that name, and compare the md5."""
@@ -522,7 +514,7 @@ class Objects:
             "name": row["name"],
             "_type": "ScriptJob",
             "task_id": template and template["token"],
-            "task": template and self.task_of_job(template),
+            "task": template and task_of_job(template),
             "host_id": host["id"],
             "host": host["id"],
             **self.customer,
@@ -544,9 +536,6 @@ class Objects:
             **self.workflow(row),
         }
 
-    def task_of_job(self, template: sqlite3.Row) -> dict[str, Any]:
-        return {"id": template["token"], "task_arguments": self.definitions(template), "output_parameters": []}
-
     def user(self, manager: int | None) -> dict[str, Any]:
         """Who made the job: the manager whose token it was, else the customer."""
         row = self.one("SELECT username FROM manager WHERE id = ?", (manager,))
@@ -557,19 +546,14 @@ class Objects:
     def workflow(self, row: sqlite3.Row) -> dict[str, Any]:
         """What the run of a workflow, and what its steps say of it."""
         if row["workflow"] is not None:
-            workflow = self.one("SELECT token FROM workflow WHERE id = ?", (row["workflow"],))["token"]
-            return {"_type": "WorkflowJob", "workflow_id": workflow, "timeout": None}
-        if row["workflow_job"] is None:
-            return {}
-        run = self.one("SELECT token, workflow FROM job WHERE id = ?", (row["workflow_job"],))
-        if run is None:
-            return {}
-        workflow = self.one("SELECT token FROM workflow WHERE id = ?", (run["workflow"],))["token"]
-        return {"workflow_id": workflow, "workflow_job_id": run["token"]}
-
-    def created_job(self, row: sqlite3.Row) -> dict[str, Any]:
-        """A job as it is shown to who has just made it: with its whole host."""
-        return {**self.job(row), "host": self.host(row["project"])}
+            workflow = self.one("SELECT token FROM workflow WHERE id = ?", (row["workflow"],))
+            return {"_type": "WorkflowJob", "workflow_id": workflow["token"], "timeout": None}
+        run = self.one(
+            "SELECT w.token AS workflow_id, j.token AS workflow_job_id FROM job j JOIN workflow w ON w.id = j.workflow"
+            " WHERE j.id = ?",
+            (row["workflow_job"],),
+        )
+        return dict(run or {})
 
     def fetched_job(self, row: sqlite3.Row) -> dict[str, Any]:
         """A job as an agent needs it."""
@@ -577,6 +561,12 @@ class Objects:
         runas = row["runas"] if row["runas"] and row["script"] else "%script%"
         env = job_environment(row)
         return {**self.job(row), "script_id": script["id"], "script": script, "script_runas": runas, "env": env}
+
+
+def task_of_job(template: sqlite3.Row) -> dict[str, Any]:
+    """What a job says of its task."""
+    arguments = tracker.declared_arguments(template)
+    return {"id": template["token"], "task_arguments": arguments, "output_parameters": []}
 
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -611,8 +601,8 @@ def shown_result(result: Any) -> dict[str, Any]:
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 REQUIRED = ("name", "type", "host", "script")  # of a new task
-NULLABLE = ("timeout", "env", "task_arguments", "script_runas", "description")
-FIELD_NAMES = {"runas": "script_runas", "arguments": "task_arguments", "project": "host"}  # the tracker's, and ours
+# What null means in these fields; in any other it says nothing.
+EMPTY = {"timeout": None, "env": {}, "task_arguments": [], "script_runas": "", "description": ""}
 
 
 def list_tasks(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
@@ -633,15 +623,7 @@ def get_credentials(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
 
 def create_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """POST /task"""
-    fields = with_ids({name: value for name, value in ask.fields().items() if value is not None})
-    if missing := [name for name in REQUIRED if fields.get(name, "") == ""]:
-        raise invalid_fields("EREQ", *missing)
-    project = project_of_host(tx, fields["host"])
-    if project is None:
-        raise invalid_fields("EVALID", "host")
-    body = template_body(tx, fields)
-    body.project = project
-    return Objects(tx).task(written(tracker.insert_template, tx, body))
+    return Objects(tx).task(store_task(tx, ask, None))
 
 
 def update_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -650,27 +632,11 @@ def update_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     A whole task as GET shows it is understood, too.
     """
     task = found(tx, ask, "task")
-    fields = with_ids({name: value for name, value in ask.fields().items() if value is not None or name in NULLABLE})
-    if emptied := [name for name in REQUIRED if fields.get(name) == ""]:
-        raise invalid_fields("EREQ", *emptied)
-    if "host" in fields and project_of_host(tx, fields["host"]) != task["project"]:
-        raise invalid_fields("EVALID", "host")
-    row = written(tracker.save_template, tx, task, template_body(tx, fields))
-    if "secret" in fields:
-        rotate_secret(tx, row, fields["secret"])
+    row, secret = store_task(tx, ask, task), ask.fields().get("secret")
+    if secret is not None:  # anything but another 64 hexadecimal digits means: make one
+        chosen = isinstance(secret, str) and re.fullmatch("[0-9a-f]{64}", secret) and secret != task["secret"]
+        tracker.rotate_secret(tx, "template", task["id"], secret if chosen else None)
     return Objects(tx).task(row)
-
-
-def with_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, where a client gives the id alone of a host or a script that is there."""
-    given = {name: fields[f"{name}_id"] for name in ("host", "script") if fields.get(f"{name}_id") is not None}
-    return {**{name: {"id": value} for name, value in given.items()}, **fields}
-
-
-def rotate_secret(tx: Tx, task: sqlite3.Row, given: Any) -> None:
-    """The client may choose the new secret; anything but another 64 hexadecimal digits means: make one."""
-    chosen = isinstance(given, str) and re.fullmatch("[0-9a-f]{64}", given) and given != task["secret"]
-    tracker.rotate_secret(tx, "template", task["id"], given if chosen else None)
 
 
 def delete_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -679,130 +645,128 @@ def delete_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     return {}
 
 
-def written(write: Callable, tx: Tx, *args: Any) -> sqlite3.Row:
-    """The template as stored. What the tracker refuses of it is told in this API's way."""
+def store_task(tx: Tx, ask: Ask, old: sqlite3.Row | None) -> sqlite3.Row:
+    """A new task, or the old one with its changes, as stored. Names the fields that are missing or cannot be used."""
+    fields = task_fields(ask)
+    if missing := [name for name in REQUIRED if fields.get(name) == "" or (old is None and name not in fields)]:
+        raise invalid_fields("EREQ", *missing)
+    project = project_of_host(tx, fields["host"]) if "host" in fields else old["project"]
+    if project is None or (old is not None and project != old["project"]):
+        raise invalid_fields("EVALID", "host")
+    if "script" in fields:
+        fields["script"] = script_source(tx, fields["script"])
+    body = template_body(fields)
+    body.project = project
     try:
-        return write(tx, *args)
+        return tracker.insert_template(tx, body) if old is None else tracker.save_template(tx, old, body)
     except TrackerError as error:
         if error.code not in ("invalid", "conflict"):
             raise
-        raise invalid_fields("EVALID", our_name(error.field)) from None
+        column = re.split(r"[.\[]", error.field)[0]
+        raise invalid_fields("EVALID", FIELD_NAMES.get(column, column)) from None
 
 
-def our_name(field: str) -> str:
-    name = re.split(r"[.\[]", field)[0]
-    return FIELD_NAMES.get(name, name)
+def task_fields(ask: Ask) -> dict[str, Any]:
+    """The fields that are given; of a host or a script that is there a client may give the id alone."""
+    given = {name: EMPTY.get(name) if value is None else value for name, value in ask.fields().items()}
+    fields = {name: value for name, value in given.items() if value is not None or name in EMPTY}
+    ids = {name: {"id": fields[f"{name}_id"]} for name in ("host", "script") if f"{name}_id" in fields}
+    return {**ids, **fields}
 
 
-def template_body(tx: Tx, fields: dict[str, Any]) -> shapes.TemplateBody:
+def template_body(fields: dict[str, Any]) -> shapes.TemplateBody:
     """The fields of a task as those of a template. Names the fields that cannot be used, all of them."""
     values: dict[str, Any] = {}
     bad = []
     for name, (column, convert) in TASK_FIELDS.items():
         if name in fields:
             try:
-                values[column] = msgspec.convert(convert(tx, fields[name]), TEMPLATE_TYPES[column])
+                values[column] = convert(fields[name])
+                msgspec.convert({column: values[column]}, shapes.TemplateBody)
             except (msgspec.ValidationError, ValueError, TypeError):
                 bad.append(name)
     if bad:
         raise invalid_fields("EVALID", *bad)
-    return shapes.TemplateBody(**{name: value for name, value in values.items() if value is not msgspec.UNSET})
-
-
-def unchanged(tx: Tx, value: Any) -> Any:
-    return value
-
-
-def or_empty(tx: Tx, value: Any) -> Any:
-    return "" if value is None else value
-
-
-def only_script(tx: Tx, value: Any) -> Any:
-    """Tasks of other types (listeners, approvals, …) are none that a worker could run."""
-    if value != "script":
-        raise ValueError(value)
-    return msgspec.UNSET
+    return msgspec.convert(values, shapes.TemplateBody)
 
 
 def script_source(tx: Tx, value: Any) -> Any:
-    """The script: its source, or an object with a source, or with the id of one that is there."""
+    """The script's source, given as that, or as an object with a source or with the id of one that is there.
+
+    None when there is no such script; anything else stays as it is, for a check to find.
+    """
     if not isinstance(value, dict):
         return value
     if isinstance(value.get("source"), str):
         return value["source"]
-    row = tx.one("SELECT source FROM script WHERE token = ?", (str(value.get("id")).lower(),))
-    if row is None:
-        raise ValueError(value)
-    return row["source"]
+    row = find_script(tx, str(value.get("id")).lower())
+    return row and row["source"]
 
 
-def with_script(tx: Tx, value: Any) -> Any:
+def with_script(value: Any) -> Any:
     """The command line that runs the script; one that does not say where the script goes ends with it."""
-    if not isinstance(value, str) or not value.strip():
-        return or_empty(tx, value)
-    return value if "%script%" in value else f"{value.rstrip()} %script%"
+    if not isinstance(value, str) or not value.strip() or "%script%" in value:
+        return value
+    return f"{value.rstrip()} %script%"
 
 
-def argument_definitions(tx: Tx, value: Any) -> Any:
+def argument_definitions(value: Any) -> list[dict[str, Any]]:
     """Definitions of arguments. Old clients send a bare text for one that is fixed."""
-    if not isinstance(value, list | None):
-        raise ValueError(value)
-    return [argument_definition(number, given) for number, given in enumerate(value or ())]
+    definitions = []
+    for number, given in enumerate(msgspec.convert(value, list[str | dict[str, Any]])):
+        said = {"type": "fixed", "value": given} if isinstance(given, str) else given
+        kept = {"order": number, **{name: one for name, one in said.items() if one is not None}}
+        kept["order"] = int(kept["order"][:18]) if isinstance(kept["order"], str) else kept["order"]
+        definitions.append(kept)
+    return definitions
 
 
-def argument_definition(number: int, given: Any) -> dict[str, Any]:
-    if isinstance(given, str):
-        return {"order": number, "type": "fixed", "label": "", "value": given}
-    if not isinstance(given, dict):
-        raise ValueError(given)
-    defaults = {"order": number, "type": "input", "label": "", "value": None, "options": []}
-    kept = {name: given[name] for name in defaults if given.get(name) is not None}
-    if isinstance(kept.get("order"), str):
-        kept["order"] = int(kept["order"][:18])
-    return {**defaults, **kept}
-
-
-def seconds(tx: Tx, value: Any) -> float | None:
+def seconds(value: Any) -> float | None:
     """Milliseconds, at least one, also as text; null or nothing: the default."""
     if value in (None, ""):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(value)
-    if not (given := float(value)) >= 1:  # nor is NaN
+    if isinstance(value, bool) or not (given := float(value)) >= 1:  # nor is NaN
         raise ValueError(value)
     return given / 1000
 
 
-def environment(tx: Tx, value: Any) -> Any:
+def environment(value: Any) -> dict[str, str]:
     """Names and values; numbers and the like as they would be written."""
-    if not isinstance(value, dict | None):
-        raise ValueError(value)
-    values = {name: tracker.as_text(given) for name, given in (value or {}).items()}
+    values = {name: tracker.as_text(given) for name, given in msgspec.convert(value, dict[str, Any]).items()}
     if any(not name or "=" in name for name in values):
         raise ValueError(value)
     return values
 
 
+# Tasks of other types (listeners, approvals, …) are none that a worker could run.
+only_script = functools.partial(msgspec.convert, type=Literal["script"])
+
 # A task's fields: the template's column, and how the value becomes the column's.
-TASK_FIELDS: dict[str, tuple[str, Callable[[Tx, Any], Any]]] = {
-    "name": ("name", unchanged),
+TASK_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "name": ("name", errors.unchanged),
     "type": ("type", only_script),
-    "description": ("description", or_empty),
-    "script": ("script", script_source),
+    "description": ("description", errors.unchanged),
+    "script": ("script", errors.unchanged),
     "script_runas": ("runas", with_script),
     "task_arguments": ("arguments", argument_definitions),
     "timeout": ("timeout", seconds),
     "env": ("env", environment),
 }
-TEMPLATE_TYPES = {field.name: field.type for field in msgspec.structs.fields(shapes.TemplateBody)} | {"type": Any}
+FIELD_NAMES = {column: name for name, (column, _) in TASK_FIELDS.items()} | {"project": "host"}
 
 
 # ── Arguments and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def arguments_for(ask: Ask, template: sqlite3.Row | None) -> list[Any]:
-    """The values for those arguments of the task that are not fixed, in their order."""
-    values = given_arguments(ask)
+    """The values for those arguments of the task that are not fixed, in their order.
+
+    They are `task_arguments` in the body, else in the query, else a body that is itself an array.
+    """
+    bare = isinstance(ask.body, list)
+    values = None if bare else ask.body.get("task_arguments")
+    if values is None:
+        values = ask.query.get("task_arguments", ask.body if bare else [])
     needed = len(tracker.free_arguments(template)) if template else 0
     if not isinstance(values, list) or len(values) < needed:
         words = f"An array of length {needed} is required. Optionals must be null"
@@ -810,22 +774,20 @@ def arguments_for(ask: Ask, template: sqlite3.Row | None) -> list[Any]:
     return values
 
 
-def given_arguments(ask: Ask) -> Any:
-    """`task_arguments` from the body, else the query; else a body that is itself an array."""
-    if isinstance(ask.body, dict) and ask.body.get("task_arguments") is not None:
-        return ask.body["task_arguments"]
-    if "task_arguments" in ask.query:
-        return ask.query["task_arguments"]
-    return ask.body if isinstance(ask.body, list) else []
-
-
 def create_job(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
     """POST /job, /task/{task}/job; with its secret: /job/secret/{secret}, /task/{task}/secret/{secret}/job"""
     task = found(tx, ask, "task")
-    arguments = arguments_for(ask, task)
-    tracker.charge_trigger(tx, task["project"])
-    manager = caller and caller.manager
-    return Objects(tx).created_job(tracker.make_job(tx, task, {}, arguments, "theeye", manager=manager))
+    return triggered(tx, ask, caller, tracker.make_job, task, task)
+
+
+def triggered(
+    tx: Tx, ask: Ask, caller: Caller | None, make: Callable, of: sqlite3.Row, task: sqlite3.Row | None
+) -> dict[str, Any]:
+    """A new job of this task or workflow (which begins with the task), as its maker sees it: with its whole host."""
+    arguments, objects = arguments_for(ask, task), Objects(tx)
+    tracker.charge_trigger(tx, of["project"])
+    job = make(tx, of, {}, arguments, "theeye", manager=caller and caller.manager)
+    return {**objects.job(job), "host": objects.host(job["project"])}
 
 
 def find_job(tx: Tx, ask: Ask) -> sqlite3.Row:
@@ -872,9 +834,8 @@ def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
     if "task_id" in where:
         row = tx.one("SELECT id FROM template WHERE token = ?", (where["task_id"].lower(),))
         query.template = row["id"] if row else 0
-    states = [state for state, event in STATES.items() if where.get("lifecycle") == event.lifecycle]
-    if len(states) == 1 and where["lifecycle"] in ("ready", "assigned"):
-        query.state = states[0]
+    live = {STATES[state].lifecycle: state for state in tracker.LIVE_STATES}  # the only ones with a state of their own
+    query.state = live.get(where.get("lifecycle"))
     for _ in range(SEARCHED // query.limit):
         rows, more = tracker.find_jobs(tx, None, query, "*")
         yield from rows
@@ -901,10 +862,8 @@ def run_workflow(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
     The start task has the given arguments.
     """
     workflow = found(tx, ask, "workflow")
-    arguments = arguments_for(ask, tracker.find_template(tx, workflow["start"]))
-    tracker.charge_trigger(tx, workflow["project"])
-    manager = caller and caller.manager
-    return Objects(tx).created_job(tracker.run_workflow(tx, workflow, {}, arguments, "theeye", manager=manager))
+    start = tracker.find_template(tx, workflow["start"])
+    return triggered(tx, ask, caller, tracker.run_workflow, workflow, start)
 
 
 def list_steps(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
@@ -938,12 +897,7 @@ def get_config(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
 def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> None:
     """PUT /agent/{hostname}: every few seconds. A host that was deleted comes back by it."""
     note_host(tx, caller.project, ask.path["hostname"])
-    note_worker(tx, caller)
-
-
-def note_worker(tx: Tx, caller: Caller) -> None:
-    """The worker behind the agent was seen."""
-    tracker.authenticate(tx, WorkerCredentials(caller.worker, None))
+    tracker.authenticate(tx, caller.worker)  # it was seen, too
 
 
 def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -952,17 +906,14 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     A rate limit or a pause is no error to an agent: there is no job for it now.
     """
     note_host(tx, caller.project, ask.given("hostname"))
-    note_worker(tx, caller)
-    if tx.one("SELECT paused FROM worker WHERE id = ?", (caller.worker,))["paused"]:
-        return {"jobs": []}
-    worker = WorkerCredentials(caller.worker, None)
-    try:
-        tasks = tracker.assign_tasks(tx, worker, [caller.project], jobs_only=True).tasks
-    except TrackerError as error:
-        if error.code != "too_fast":
-            raise
-        tasks = []
-    objects = Objects(tx)
+    tracker.authenticate(tx, caller.worker)
+    tasks, objects = [], Objects(tx)
+    if not tx.one("SELECT paused FROM worker WHERE id = ?", (caller.worker.id,))["paused"]:
+        try:
+            tasks = tracker.assign_tasks(tx, caller.worker, [caller.project], jobs_only=True).tasks
+        except TrackerError as error:
+            if error.code != "too_fast":
+                raise
     return {"jobs": [objects.fetched_job(tracker.find_job(tx, task.job.id)) for task in tasks]}
 
 
@@ -984,13 +935,14 @@ def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     if job["project"] != caller.project:
         raise Refusal(404, "job not found")
     result = read_result(ask.fields())
-    note_worker(tx, caller)
-    if job["state"] == "assigned" and job["assignee"] == caller.worker and job["task"] is not None:
-        log_result(tx, job, caller.worker, result.get("log"))
-        report = read_report(result)
+    tracker.authenticate(tx, caller.worker)
+    if job["state"] == "assigned" and job["assignee"] == caller.worker.id and job["task"] is not None:
+        log_result(tx, job, caller.worker.id, result.get("log"))
+        looked_at = {name: result.get(name) for name in ("state", "output", "lastline", "killed")}
+        report = tracker.read_report(msgspec.Raw(tracker.encode(looked_at)))  # of which not all may be kept
         outcome = FAIL if report.killed or report.state in tracker.FAILURES else OK
         release = ReleaseBody(job["task"], outcome, output=stored_result(tx, job, result, report))
-        tracker.release_task(tx, WorkerCredentials(caller.worker, None), release)
+        tracker.release_task(tx, caller.worker, release)
     return Objects(tx).job(tracker.find_job(tx, job["token"]))
 
 
@@ -1005,19 +957,14 @@ def read_result(fields: dict[str, Any]) -> dict[str, Any]:
     return {**(data or {}), "state": result.get("state")}
 
 
-def read_report(result: dict[str, Any]) -> tracker.Report:
-    """What the tracker reads from the whole result, of which it may not keep all."""
-    looked_at = {name: result.get(name) for name in ("state", "output", "lastline", "killed")}
-    return tracker.read_report(msgspec.Raw(tracker.encode(looked_at)))
-
-
 def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: tracker.Report) -> msgspec.Raw:
     """What is kept as the job's result. What is left out because it is too large never changes the job's state.
 
     The end of a long log is enough here: all of it is in the job's log, where it is also told what is left out.
     """
     most, lost = 1024 * tx.settings.max_body, ""
-    ends = ends_of_texts(result, min(MOST_RESULT_LOG, most // 16))
+    end = min(MOST_RESULT_LOG, most // 16)
+    ends = {name: text[-end:] for name in ("log", "lastline") if isinstance(text := result.get(name), str)}
     said = {"state": report.state or "success", "killed": report.killed}
     kept = {**result, **ends}
     if kept.get("lastline") != result.get("lastline"):  # it was read as a whole
@@ -1031,11 +978,6 @@ def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: trac
         message = f"the result is larger than {tx.settings.max_body:,} KiB: {lost} left out"
         tracker.add_job_line(tx, job["id"], message, "warn")
     return msgspec.Raw(encoded)
-
-
-def ends_of_texts(result: dict[str, Any], most: int) -> dict[str, str]:
-    """The last characters of what a script wrote."""
-    return {name: text[-most:] for name in ("log", "lastline") if isinstance(text := result.get(name), str)}
 
 
 def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any) -> None:
