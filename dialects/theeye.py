@@ -28,7 +28,7 @@ import re
 import secrets
 import shlex
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs
 
@@ -1252,8 +1252,7 @@ def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, An
 @pages.of_project(EDIT)
 def workflows_page(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> dict[str, Any]:
     """The project's workflows, and the form for a new one."""
-    workflows = tracker.list_workflows(tx, caller, project)
-    return {**workflow_frame(tx, caller, project["id"]), "workflows": workflows, "edges": []}
+    return {**workflow_frame(tx, caller, project["id"]), "workflows": tracker.list_workflows(tx, caller, project)}
 
 
 @pages.of_project(EDIT, tracker.WORKFLOW)
@@ -1271,87 +1270,67 @@ def workflow_page(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict
         "edges": shown.edges,
         "arguments": tracker.free_arguments(start) if start else [],
         "runs": tx.all(runs, (workflow["id"],)),
-        "fresh": None,
     }
 
 
-def typed_edges(visit: pages.Visit, values: dict[str, Any]) -> dict[str, Any]:
-    """The page's values, with the edges that were typed into a refused form."""
-    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
-    typed = [dict(zip(("template", "ending", "target"), row, strict=True)) for row in zip(*columns, strict=False)]
-    return {**values, "edges": [edge for edge in typed if edge["template"] or edge["target"]]} if typed else values
+def typed_edges(visit: pages.Visit) -> list[dict[str, str]]:
+    """The rows of a workflow's form, also those in which something is left open."""
+    names = ("template", "ending", "target")
+    columns = [visit.fields.get(f"edge_{name}", []) for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=False)]
+
+
+def begun(edge: dict[str, str]) -> bool:
+    """Whether the row says something: every one has an ending."""
+    return bool(edge["template"] or edge["target"])
 
 
 def workflow_form(visit: pages.Visit) -> shapes.WorkflowBody:
     """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
-    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
-    edges = []
-    for number, values in enumerate(zip(*columns, strict=False), 1):
-        if not any(values[::2]):
-            continue
-        if not all(values):
+    edges = typed_edges(visit)
+    for number, edge in enumerate(edges, 1):
+        if begun(edge) and not all(edge.values()):
             raise TrackerError("invalid", f"row {number} needs a template and what follows it", "edges")
-        edges.append(dict(zip(("template", "ending", "target"), values, strict=True)))
-    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": edges}
+    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": list(filter(begun, edges))}
     return tracker.convert(fields, shapes.WorkflowBody, strict=False)
 
 
 async def show_workflows(visit: pages.Visit) -> Response:
-    values = await visit.read(workflows_page, visit.path_id("project"))
-    return await visit.render("theeye_workflows.html", typed_edges(visit, values))
+    """The page of a project's workflows, with the edges that were typed into a refused form."""
+    values, typed = await visit.read(workflows_page, visit.path_id("project")), typed_edges(visit)
+    return await visit.render("theeye_workflows.html", {**values, "edges": list(filter(begun, typed))})
 
 
 async def show_workflow(visit: pages.Visit, fresh: str | None = None, workflow: int | None = None) -> Response:
-    """The page of a workflow, once with its new secret."""
+    """The page of a workflow, once with its new secret; else with the edges that were typed into a refused form."""
     values = await visit.read(workflow_page, visit.path_id("workflow") if workflow is None else workflow)
-    values = values if fresh else typed_edges(visit, values)
+    if not fresh and (typed := typed_edges(visit)):
+        values["edges"] = list(filter(begun, typed))
     path = f"/workflows/{values['workflow']['token']}/secret/{fresh or 'SECRET'}/job"
     paste = ready_to_paste(visit, path, values["workflow"]["name"], values["arguments"])
     return await visit.render("theeye_workflow.html", {**values, "fresh": fresh, "paste": paste})
 
 
-class Paste(NamedTuple):
-    """What a person copies into a script or into an e-mail."""
-
-    curl: str
-    button: str
-
-
-def ready_to_paste(
-    visit: pages.Visit, path: str, label: str, arguments: Sequence[shapes.Argument], **more: str
-) -> Paste:
+def ready_to_paste(visit: pages.Visit, path: str, label: str, arguments: list[shapes.Argument]) -> dict[str, str]:
     """A curl line and an HTML button that trigger what is at the path, with the arguments' labels as their values."""
     given = [one.label or f"argument {number}" for number, one in enumerate(arguments, 1)]
-    fields = {"customer": visit.tracker.settings.theeye_customer, **more}
-    body = tracker.encode({**fields, "task_arguments": given}).decode()
-    pairs = [*fields.items(), *(("task_arguments[]", value) for value in given)]
-    hidden = [f'  <input type="hidden" name="{name}" value="{html.escape(value)}">' for name, value in pairs]
-    address = visit.base + path
-    return Paste(
-        f"curl -sS -X POST -H 'Content-Type: application/json' -d {shlex.quote(body)} {shlex.quote(address)}",
-        "\n".join(
-            [
-                f'<form action="{html.escape(address)}" method="POST">',
-                *hidden,
-                f'  <input type="submit" value="{html.escape(label)}">',
-                "</form>",
-            ]
-        ),
-    )
+    customer, address = visit.tracker.settings.theeye_customer, visit.base + path
+    body = tracker.encode({"customer": customer, "task_arguments": given}).decode()
+    pairs = [("customer", customer), *(("task_arguments[]", value) for value in given)]
+    form = [
+        f'<form action="{html.escape(address)}" method="POST">',
+        *(f'  <input type="hidden" name="{name}" value="{html.escape(value)}">' for name, value in pairs),
+        f'  <input type="submit" value="{html.escape(label)}">',
+        "</form>",
+    ]
+    curl = f"curl -sS -X POST -H 'Content-Type: application/json' -d {shlex.quote(body)} {shlex.quote(address)}"
+    return {"curl": curl, "button": "\n".join(form)}
 
 
 @tracker.needs(EDIT)
 def create_workflow(tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: shapes.WorkflowBody) -> shapes.Workflow:
     body.project = project["id"]
     return tracker.create_workflow(tx, caller, body)
-
-
-async def show_new_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
-    return await show_workflow(visit, created.secret, created.id)
-
-
-async def show_rotated_secret(visit: pages.Visit, secret: str) -> Response:
-    return await show_workflow(visit, secret)
 
 
 def run_form(visit: pages.Visit) -> shapes.TriggerBody:
@@ -1427,14 +1406,18 @@ PAGES = [
     Page(
         "/ui/projects/{project}/workflows",
         show_workflows,
-        actions=[Action("", create_workflow, workflow_form, shows=show_new_workflow)],
+        actions=[
+            Action(
+                "", create_workflow, workflow_form, shows=lambda visit, new: show_workflow(visit, new.secret, new.id)
+            )
+        ],
     ),
     Page(
         "/ui/workflows/{workflow}",
         show_workflow,
         actions=[
             Action("", tracker.update_workflow, workflow_form, says="Saved."),
-            Action("/rotate", tracker.rotate_workflow_secret, shows=show_rotated_secret),
+            Action("/rotate", tracker.rotate_workflow_secret, shows=show_workflow),
             Action("/run", tracker.trigger_workflow, run_form, says="The workflow has begun."),
             Action(
                 "/delete",
