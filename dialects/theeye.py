@@ -48,7 +48,6 @@ from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-
 CODES = {status: code for code, status in tracker.STATUS.items()}
 
 
@@ -67,12 +66,9 @@ class TheEyeCall(tracker.Call):
     """
 
     async def refuse(self, error: TrackerError) -> Response:
-        content = getattr(error, "content", error.message)
-        if error.code == "internal":
-            content = {"code": "InternalError", "message": error.message}
-        if isinstance(error, tracker.MethodNotAllowed):
-            message = f"{self.scope['method']} is not allowed"
-            content = {"code": "MethodNotAllowed", "message": message, "ok": False}
+        """What a Refusal brings along; of any other the text, and of what nobody has foreseen an object."""
+        internal = {"code": "InternalError", "message": error.message}
+        content = internal if error.code == "internal" else getattr(error, "content", error.message)
         headers = {**tracker.error_headers(error), **getattr(error, "headers", {})}
         return as_json(content, tracker.STATUS[error.code], headers)
 
@@ -396,9 +392,7 @@ def host_json(tx: Tx, project: int) -> dict[str, Any]:
         "creation_date": iso(host["created"] if host else 0),
         "last_update": iso(host["last_seen"] if host else 0),
         "hostname": host["hostname"] if host else tracker.find_project(tx, project)["name"],
-        "ip": info.get("ip") or "",
-        "os_name": info.get("os_name") or "",
-        "os_version": info.get("os_version") or "",
+        **{name: info.get(name) or "" for name in ("ip", "os_name", "os_version")},
         "agent_version": info.get("agent_version") or (host["version"] if host else ""),
         "integrations": {},
         "id": host_id(project),
@@ -430,14 +424,8 @@ STATES = {
     "timed_out": Seen("terminated", "timeout", "timeout"),
     "cancelled": Seen("canceled", "canceled", "canceled"),  # while assigned: terminated
 }
-NO_RESULT = {
-    "code": None,
-    "log": "",
-    "lastline": "",
-    "signal": None,
-    "killed": False,
-    "times": {"seconds": 0, "nanoseconds": 0},
-}
+NO_RESULT = {"code": None, "log": "", "lastline": "", "signal": None, "killed": False}
+NO_RESULT |= {"times": {"seconds": 0, "nanoseconds": 0}}
 # What an agent runs for a job that is not a script: agents can do nothing else.
 NO_SCRIPT = b"""#!/bin/sh
 echo "This job has no script, only a recipe: a worker that knows what to do with it has to take it" >&2
@@ -466,7 +454,6 @@ class Objects:
     """Makes the objects of one answer. What several of them need is looked up once."""
 
     def __init__(self, tx: Tx):
-        self.tx = tx
         self.customer = {"customer_id": customer_id(tx), "customer_name": tx.settings.theeye_customer}
         self.one = functools.cache(tx.one)
         self.host = functools.cache(functools.partial(host_json, tx))
@@ -1117,14 +1104,15 @@ class Door(BaseRoute):
             named, path = {"customer": first}, full[len(first) + 1 :]
         if scope["method"] == "GET" and path == "/job" and re.search(rb"(^|&)hostname=", scope["query_string"]):
             path = "/job?hostname"
-        fitting = [(entry, match) for entry in ROUTES if (match := PATTERNS[entry.path].fullmatch(path))]
-        for entry, match in fitting:
-            if entry.method == scope["method"]:
-                return entry, {**match.groupdict(), **named}
+        fitting = {entry.method: entry for entry in ROUTES if PATTERNS[entry.path].fullmatch(path)}
         if not fitting:
             missing = f"{full[:1000]} does not exist"
             raise Refusal(404, {"code": "ResourceNotFound", "message": missing, "ok": False})
-        raise tracker.MethodNotAllowed(scope["method"], sorted({entry.method for entry, _ in fitting}))
+        if (entry := fitting.get(scope["method"])) is None:
+            wrong = f"{scope['method']} is not allowed"
+            content = {"code": "MethodNotAllowed", "message": wrong, "ok": False}
+            raise Refusal(405, content, allow=", ".join(sorted(fitting)))
+        return entry, {**PATTERNS[entry.path].fullmatch(path).groupdict(), **named}
 
 
 def routes(running: tracker.Tracker) -> list[BaseRoute]:
@@ -1152,8 +1140,7 @@ def tokens_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     """The integration tokens."""
     rows = tx.all(
         "SELECT t.*, m.username, m.tracker_admin FROM theeye_token t JOIN manager m ON m.id = t.manager"
-        " ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT ?",
-        (MOST_SHOWN,),
+        f" ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT {MOST_SHOWN}"
     )
     return {"tokens": rows, "fresh": None}
 
@@ -1183,13 +1170,12 @@ def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     return {
         "agents": tx.all(
             "SELECT a.*, w.alias, w.last_seen, w.paused, p.name AS project_name FROM theeye_agent a"
-            " JOIN worker w ON w.id = a.worker JOIN project p ON p.id = a.project ORDER BY a.id DESC LIMIT ?",
-            (MOST_SHOWN,),
+            " JOIN worker w ON w.id = a.worker JOIN project p ON p.id = a.project"
+            f" ORDER BY a.id DESC LIMIT {MOST_SHOWN}"
         ),
         "hosts": tx.all(
             "SELECT h.*, p.name AS project_name FROM theeye_host h JOIN project p ON p.id = h.project"
-            " ORDER BY h.last_seen DESC, h.project LIMIT ?",
-            (MOST_SHOWN,),
+            f" ORDER BY h.last_seen DESC, h.project LIMIT {MOST_SHOWN}"
         ),
         "host_id": host_id,
         "projects": tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000"),
