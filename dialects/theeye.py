@@ -85,8 +85,6 @@ def invalid_fields(code: str, *fields: str) -> Refusal:
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-TOKEN_LIKE = re.compile(r"[0-9a-fA-F]{24}")
-
 
 class Ask(NamedTuple):
     """A request, decoded. `body` is a dict, or the bare array that some clients send."""
@@ -218,12 +216,12 @@ def found(tx: Tx, ask: Ask, what: str) -> sqlite3.Row:
     token, secret = ask.given(what), ask.path.get("secret")
     if token is None:
         raise Refusal(400, f"{what} is required")
-    if not (isinstance(token, str) and TOKEN_LIKE.fullmatch(token)):
+    if not (isinstance(token, str) and re.fullmatch(shapes.TOKEN, token.lower())):
         raise Refusal(400, f"{what} id is invalid")
     row = FINDERS[what](tx, token.lower())
     if row is None:
         raise Refusal(404, f"{what} not found")
-    if secret is not None and (len(secret) != 64 or not tracker.secret_matches(row, secret)):
+    if secret is not None and not tracker.secret_matches(row, secret):
         raise Refusal(403, "invalid secret")
     return row
 
@@ -494,14 +492,14 @@ class Objects:
         """A job, as one is shown that was asked for."""
         host, event = self.host(row["project"]), seen(row)
         template = self.one("SELECT * FROM template WHERE id = ?", (row["template"],))
-        script = self.script(row)
-        ended = row["finished"] is not None
+        arguments = template and tracker.declared_arguments(template)
+        script, ended = self.script(row), row["finished"] is not None
         return {
             "id": row["token"],
             "name": row["name"],
             "_type": "ScriptJob",
             "task_id": template and template["token"],
-            "task": template and task_of_job(template),
+            "task": template and {"id": template["token"], "task_arguments": arguments, "output_parameters": []},
             "host_id": host["id"],
             "host": host["id"],
             **self.customer,
@@ -548,12 +546,6 @@ class Objects:
         runas = row["runas"] if row["runas"] and row["script"] else "%script%"
         env = job_environment(row)
         return {**self.job(row), "script_id": script["id"], "script": script, "script_runas": runas, "env": env}
-
-
-def task_of_job(template: sqlite3.Row) -> dict[str, Any]:
-    """What a job says of its task."""
-    arguments = tracker.declared_arguments(template)
-    return {"id": template["token"], "task_arguments": arguments, "output_parameters": []}
 
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -725,13 +717,11 @@ def environment(value: Any) -> dict[str, str]:
     return values
 
 
-# Tasks of other types (listeners, approvals, …) are none that a worker could run.
-only_script = functools.partial(msgspec.convert, type=Literal["script"])
-
 # A task's fields: the template's column, and how the value becomes the column's.
+# Tasks of other types (listeners, approvals, …) are none that a worker could run.
 TASK_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "name": ("name", errors.unchanged),
-    "type": ("type", only_script),
+    "type": ("type", functools.partial(msgspec.convert, type=Literal["script"])),
     "description": ("description", errors.unchanged),
     "script": ("script", errors.unchanged),
     "script_runas": ("runas", with_script),
@@ -1214,9 +1204,6 @@ def delete_host(tx: Tx, caller: tracker.Caller, project: int) -> None:
         raise TrackerError("not_found", f"Project {project} has no host")
 
 
-EMPTY_ROWS = 3  # of a workflow's form, for further edges
-
-
 def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, Any]:
     """What a workflow can be made of: the templates that the manager may edit, those of the project first."""
     rows = tx.all(
@@ -1231,7 +1218,7 @@ def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, An
             if caller.role(row["project"]) & EDIT
         },
         "endings": [(ending, STATES[state].trigger_name) for state, ending in tracker.ENDINGS.items()],
-        "empty_rows": EMPTY_ROWS,
+        "empty_rows": 3,  # of the form, for further edges
     }
 
 
