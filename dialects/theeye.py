@@ -48,14 +48,12 @@ from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-CODES = {status: code for code, status in tracker.STATUS.items()}
-
 
 class Refusal(TrackerError):
-    """A status and what is said with it: a text (a JSON string, as everything here), or an object."""
+    """A code and what is said with it: a text (a JSON string, as everything here), or an object."""
 
-    def __init__(self, status: int, content: Any, **headers: str):
-        super().__init__(CODES[status], str(content))
+    def __init__(self, code: str, content: Any, **headers: str):
+        super().__init__(code, str(content))
         self.content, self.headers = content, headers
 
 
@@ -75,12 +73,12 @@ class TheEyeCall(tracker.Call):
 
 def not_content(problem: str) -> Refusal:
     """The refusal of a request that cannot be decoded."""
-    return Refusal(400, {"code": "InvalidContent", "message": problem})
+    return Refusal("invalid", {"code": "InvalidContent", "message": problem})
 
 
 def invalid_fields(code: str, *fields: str) -> Refusal:
     """The refusal of a task: EREQ for fields that are missing, EVALID for those that cannot be used."""
-    return Refusal(400, [{"statusCode": 400, "field": field, "code": code} for field in fields])
+    return Refusal("invalid", [{"statusCode": 400, "field": field, "code": code} for field in fields])
 
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -194,9 +192,9 @@ def derived_id(kind: str, name: Any) -> str:
 def check_customer(tx: Tx, ask: Ask) -> None:
     customer = ask.given("customer")
     if customer is None:
-        raise Refusal(403, "organization is required")
+        raise Refusal("forbidden", "organization is required")
     if customer not in (tx.settings.theeye_customer, customer_id(tx)):
-        raise Refusal(404, "organization not found")
+        raise Refusal("not_found", "organization not found")
 
 
 def find_script(tx: Tx, token: str) -> sqlite3.Row | None:
@@ -215,14 +213,14 @@ def found(tx: Tx, ask: Ask, what: str) -> sqlite3.Row:
     """The task, job, workflow or script that the request names. Refuses a secret in the path that is not its own."""
     token, secret = ask.given(what), ask.path.get("secret")
     if token is None:
-        raise Refusal(400, f"{what} is required")
+        raise Refusal("invalid", f"{what} is required")
     if not (isinstance(token, str) and re.fullmatch(shapes.TOKEN, token.lower())):
-        raise Refusal(400, f"{what} id is invalid")
+        raise Refusal("invalid", f"{what} id is invalid")
     row = FINDERS[what](tx, token.lower())
     if row is None:
-        raise Refusal(404, f"{what} not found")
+        raise Refusal("not_found", f"{what} not found")
     if secret is not None and not tracker.secret_matches(row, secret):
-        raise Refusal(403, "invalid secret")
+        raise Refusal("forbidden", "invalid secret")
     return row
 
 
@@ -236,11 +234,11 @@ def wanted(ask: Ask) -> tuple[dict[str, str], int]:
         if name.startswith("where"):
             match = re.fullmatch(r"where\[(\w{1,100})\]", name)
             if not match:
-                raise Refusal(400, f"{name[:100]} is invalid: filters look like where[field]=value")
+                raise Refusal("invalid", f"{name[:100]} is invalid: filters look like where[field]=value")
             where[{"_id": "id"}.get(match[1], match[1])] = value
     limit = ask.query.get("limit") or "0"
     if not (limit.isascii() and limit.isdigit()):
-        raise Refusal(400, "limit is invalid: it must be a whole number")
+        raise Refusal("invalid", "limit is invalid: it must be a whole number")
     return where, min(int(limit[:9]) or MOST_LISTED, MOST_LISTED)
 
 
@@ -293,7 +291,7 @@ def authenticate(tx: Tx, ask: Ask) -> Caller:
         (key, tx.time),
     )
     if row is None:
-        raise Refusal(401, "Unauthorized", **{"WWW-Authenticate": "Bearer"})
+        raise Refusal("unauthorized", "Unauthorized", **{"WWW-Authenticate": "Bearer"})
     return Caller("agent", row["id"], worker=WorkerCredentials(row["worker"], None), project=row["project"])
 
 
@@ -307,7 +305,7 @@ def log_in(tx: Tx, ask: Ask, caller: None) -> str:
     row = tx.one("SELECT id, secret_hash, worker FROM theeye_agent WHERE token = ?", (name.lower(),))
     given = tracker.digest(secret.encode("utf-8", "replace"))
     if not hmac.compare_digest(given, row["secret_hash"] if row else bytes(32)) or row is None:
-        raise Refusal(401, "Unauthorized", **{"WWW-Authenticate": "Basic"})
+        raise Refusal("unauthorized", "Unauthorized", **{"WWW-Authenticate": "Basic"})
     token = secrets.token_hex(32)
     tx.execute(
         "DELETE FROM theeye_login WHERE agent = :agent AND (expires <= :now OR hash NOT IN"
@@ -341,12 +339,12 @@ def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: An
     Another is refused: it would take the jobs that are meant for the first.
     """
     if not (isinstance(hostname, str) and 0 < len(hostname) <= 253 and hostname.isprintable()):
-        raise Refusal(400, "hostname is required" if not hostname else "hostname is invalid")
+        raise Refusal("invalid", "hostname is required" if not hostname else "hostname is invalid")
     host = find_host(tx, project)
     if host and host["hostname"] != hostname:
         name = tracker.find_project(tx, project)["name"]
         says = f"project {name} is for the jobs of host {host['hostname']}; each host has a project of its own"
-        raise Refusal(403, f"hostname {hostname} is refused: {says}")
+        raise Refusal("forbidden", f"hostname {hostname} is refused: {says}")
     if host is None or version is not None or info is not None or tx.time - host["last_seen"] >= tracker.LAST_SEEN_STEP:
         store_host(tx, project, hostname, version, None if info is None else tracker.encode(info).decode())
 
@@ -747,7 +745,7 @@ def arguments_for(ask: Ask, template: sqlite3.Row | None) -> list[Any]:
     needed = len(tracker.free_arguments(template)) if template else 0
     if not isinstance(values, list) or len(values) < needed:
         words = f"An array of length {needed} is required. Optionals must be null"
-        raise Refusal(400, f"Invalid Task Arguments. {words}")
+        raise Refusal("invalid", f"Invalid Task Arguments. {words}")
     return values
 
 
@@ -772,7 +770,7 @@ def find_job(tx: Tx, ask: Ask) -> sqlite3.Row:
     workflow = found(tx, ask, "workflow") if "workflow" in ask.path else None
     job = found(tx, ask, "job")
     if workflow is not None and job["workflow"] != workflow["id"]:
-        raise Refusal(404, "job not found")
+        raise Refusal("not_found", "job not found")
     return job
 
 
@@ -789,7 +787,7 @@ def get_lifecycle(tx: Tx, ask: Ask, caller: Caller) -> str:
 def list_jobs(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /job: the newest first."""
     if caller.kind == "agent":
-        raise Refusal(400, "hostname is required")
+        raise Refusal("invalid", "hostname is required")
     (where, limit), objects, size = wanted(ask), Objects(tx), 0
     shown: list[dict[str, Any]] = []
     for row in newest_jobs(tx, where):
@@ -825,7 +823,7 @@ def cancel_job(tx: Tx, ask: Ask, caller: Caller) -> None:
     """PUT /job/{job}/cancel, /workflows/{workflow}/job/{job}/cancel"""
     job = find_job(tx, ask)
     if job["finished"] is not None:
-        raise Refusal(400, f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
+        raise Refusal("invalid", f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
     row = tx.one("SELECT name FROM theeye_token WHERE id = ?", (caller.id,))
     tracker.stop_job(tx, job, f"integration token {row['name']}")
 
@@ -902,7 +900,7 @@ def download_script(tx: Tx, ask: Ask, caller: Caller) -> bytes:
     uses = "SELECT 1 FROM {} WHERE script = :script AND project = :project LIMIT 1"
     values = {"script": row["id"], "project": caller.project}
     if caller.kind == "agent" and not any(tx.one(uses.format(table), values) for table in ("template", "job")):
-        raise Refusal(404, "script not found")
+        raise Refusal("not_found", "script not found")
     return row["source"].encode()
 
 
@@ -910,7 +908,7 @@ def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """PUT /job/{job}: how it went. Ignored when the job is not assigned to this agent (any more)."""
     job = find_job(tx, ask)
     if job["project"] != caller.project:
-        raise Refusal(404, "job not found")
+        raise Refusal("not_found", "job not found")
     result = read_result(ask.fields())
     tracker.authenticate(tx, caller.worker)
     if job["state"] == "assigned" and job["assignee"] == caller.worker.id and job["task"] is not None:
@@ -927,10 +925,10 @@ def read_result(fields: dict[str, Any]) -> dict[str, Any]:
     """The result as workers give it: the state beside the rest."""
     result = fields.get("result")
     if result is None:
-        raise Refusal(400, "result is required")
+        raise Refusal("invalid", "result is required")
     data = result.get("data") if isinstance(result, dict) else result
     if not (isinstance(result, dict) and isinstance(data, dict | None)):
-        raise Refusal(400, "result is invalid: it looks like {state, data}")
+        raise Refusal("invalid", "result is invalid: it looks like {state, data}")
     return {**(data or {}), "state": result.get("state")}
 
 
@@ -1040,7 +1038,7 @@ def answer(tx: Tx, ask: Ask, entry: Entry) -> tuple[Any, Caller | None]:
 def check_kind(caller: Caller | None, entry: Entry) -> None:
     """Refuses an agent what is for programs, and the other way round."""
     if caller and caller.kind not in entry.who:
-        raise Refusal(403, "forbidden")
+        raise Refusal("forbidden", "forbidden")
 
 
 class Door(BaseRoute):
@@ -1097,11 +1095,11 @@ class Door(BaseRoute):
         fitting = {entry.method: entry for entry in ROUTES if PATTERNS[entry.path].fullmatch(path)}
         if not fitting:
             missing = f"{full[:1000]} does not exist"
-            raise Refusal(404, {"code": "ResourceNotFound", "message": missing, "ok": False})
+            raise Refusal("not_found", {"code": "ResourceNotFound", "message": missing, "ok": False})
         if (entry := fitting.get(scope["method"])) is None:
             wrong = f"{scope['method']} is not allowed"
             content = {"code": "MethodNotAllowed", "message": wrong, "ok": False}
-            raise Refusal(405, content, allow=", ".join(sorted(fitting)))
+            raise Refusal("method_not_allowed", content, allow=", ".join(sorted(fitting)))
         return entry, {**PATTERNS[entry.path].fullmatch(path).groupdict(), **named}
 
 
