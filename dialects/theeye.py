@@ -1304,6 +1304,11 @@ def create_workflow(tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: 
     return tracker.create_workflow(tx, caller, body)
 
 
+async def show_new_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
+    """Its page, the only one that shows its secret."""
+    return await show_workflow(visit, created.secret, created.id)
+
+
 def run_form(visit: pages.Visit) -> shapes.TriggerBody:
     """The arguments that were typed, those left empty being null."""
     return shapes.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
@@ -1353,7 +1358,6 @@ def question(text: str, consequence: str, button: str, then: str, cancel: str = 
 
 CONFIRM = "theeye_confirm.html"
 
-
 PAGES = [
     Page(
         "/ui/theeye/tokens",
@@ -1377,11 +1381,7 @@ PAGES = [
     Page(
         "/ui/projects/{project}/workflows",
         show_workflows,
-        actions=[
-            Action(
-                "", create_workflow, workflow_form, shows=lambda visit, new: show_workflow(visit, new.secret, new.id)
-            )
-        ],
+        actions=[Action("", create_workflow, workflow_form, shows=show_new_workflow)],
     ),
     Page(
         "/ui/workflows/{workflow}",
