@@ -407,18 +407,18 @@ class Seen(NamedTuple):
     """How the events of a job are told here."""
 
     lifecycle: str
-    state: str | None  # None: as reported
+    state: str
     trigger_name: str | None
 
 
-# The state of a job in the tracker, and what it is here.
+# The state of a job in the tracker, and what it is here; `seen` knows the finer points.
 STATES = {
     "waiting": Seen("ready", "in_progress", None),
     "assigned": Seen("assigned", "in_progress", None),
-    "succeeded": Seen("finished", None, "success"),
-    "failed": Seen("finished", None, "failure"),
+    "succeeded": Seen("finished", "success", "success"),
+    "failed": Seen("finished", "failure", "failure"),
     "timed_out": Seen("terminated", "timeout", "timeout"),
-    "cancelled": Seen("canceled", "canceled", "canceled"),  # while assigned: terminated
+    "cancelled": Seen("canceled", "canceled", "canceled"),
 }
 NO_RESULT = {"code": None, "log": "", "lastline": "", "signal": None, "killed": False}
 NO_RESULT |= {"times": {"seconds": 0, "nanoseconds": 0}}
@@ -435,15 +435,13 @@ STUB = {
 
 
 def seen(job: sqlite3.Row) -> Seen:
-    """What the events of the job are called here."""
-    lifecycle, state, trigger_name = STATES[job["state"]]
+    """What the events of the job are called here. A reported state counts; cancelled while assigned is terminated."""
+    event, reported = STATES[job["state"]], job["reported"]
     if job["state"] == "cancelled" and job["assignee"] is not None:
-        lifecycle = "terminated"
-    if job["state"] == "succeeded":
-        state = job["reported"] or "success"
-    if job["state"] == "failed":
-        state = job["reported"] if job["reported"] in tracker.FAILURES else "failure"
-    return Seen(lifecycle, state, trigger_name)
+        return event._replace(lifecycle="terminated")
+    if (job["state"] == "succeeded" and reported) or (job["state"] == "failed" and reported in tracker.FAILURES):
+        return event._replace(state=reported)
+    return event
 
 
 class Objects:
