@@ -34,14 +34,8 @@ MOST_PARAMETERS = 1000
 PAGE_LINES = 500  # log entries that one transaction reads
 
 # What this dialect calls a job's state; status_of knows the two finer points.
-STATUS = {
-    "waiting": "Pending",
-    "assigned": "Executing",
-    "succeeded": "Succeeded",
-    "failed": "Error",
-    "timed_out": "Error",
-    "cancelled": "Error",
-}
+STATUS = {"waiting": "Pending", "assigned": "Executing", "succeeded": "Succeeded"}
+STATUS |= dict.fromkeys(("failed", "timed_out", "cancelled"), "Error")
 PREFIXES = dict.fromkeys(("fatal", "panic", "error"), "ERROR")
 PREFIXES |= {"warn": "WARN", "info": "INFO", "debug": "DEBUG", "trace": "DEBUG"}
 
@@ -107,7 +101,7 @@ def read_form(text: bytes, place: str) -> dict[str, Any]:
     except ValueError as error:
         many = "Max number" in str(error)
         problem = f"more than {MOST_PARAMETERS} parameters" if many else "not valid form encoding in UTF-8"
-        raise TrackerError("invalid", f"{problem}", place) from None
+        raise TrackerError("invalid", problem, place) from None
 
 
 def required(parameters: dict[str, Any], name: str) -> str:
@@ -172,20 +166,16 @@ def status_of(job: Row) -> str:
 
 async def logs(call: Call) -> Response:
     """Sends a job's log, as it is read: a long one is held neither in memory nor in one transaction."""
-    job_id, entries = await call.tracker.db.read(begin_log, await read_parameters(call))
-    return StreamingResponse(log_lines(call.tracker.db, job_id, entries), media_type="text/plain", headers=HEADERS)
+    job = await call.tracker.db.read(job_asked_for, await read_parameters(call))
+    return StreamingResponse(log_lines(call.tracker.db, job["id"]), media_type="text/plain", headers=HEADERS)
 
 
-def begin_log(tx: Tx, parameters: dict[str, Any]) -> tuple[int, list[Row]]:
-    """The id of the job that the parameters name, and the first entries of its log."""
-    job_id = job_asked_for(tx, parameters)["id"]
-    return job_id, tracker.job_log(tx, job_id, 0, PAGE_LINES)
-
-
-async def log_lines(db: tracker.Database, job_id: int, entries: list[Row]) -> AsyncIterator[str]:
-    while entries:
+async def log_lines(db: tracker.Database, job: int) -> AsyncIterator[str]:
+    """The lines of a job's log, a transaction's share of them at a time."""
+    last = 0
+    while entries := await db.read(tracker.job_log, job, last, PAGE_LINES):
         yield "".join(map(log_line, entries))
-        entries = await db.read(tracker.job_log, job_id, entries[-1]["id"], PAGE_LINES)
+        last = entries[-1]["id"]
 
 
 def log_line(entry: Row) -> str:

@@ -29,6 +29,7 @@ def as_text(content: str, status: int = 200, headers: dict[str, str] | None = No
 
 
 def as_bytes(content: bytes, kind: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer that nobody keeps, and that no browser takes for another kind than it is."""
     return Response(content, status, {**HEADERS, **(headers or {})}, kind)
 
 

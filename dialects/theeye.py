@@ -4,13 +4,13 @@ What is what: a *task* there is a template here, a *job* is a job, a *host* is a
 *agent* is a worker, a *customer* (organisation) is one name in tracker.toml. Other programs come with an integration
 token, with a task's or workflow's own secret, or, as agents, with a token that they log in for.
 
-    request ─► Door (is it ours? which route?) ─► Ask (path, query, body, credentials)
+    request ─► Door (is it ours? which route?) ─► Ask (path, query, credentials, body)
                         │
                         └► answer(tx, ask, route): who calls ─► which customer ─► what it may ─► the route's function
 
-A route's function takes `(tx, ask, caller)` and returns what is shown as JSON, or raises Refusal or TrackerError, which
-TheEyeCall alone turns into answers. Every path exists twice: /{customer}/task, and /task with the customer in the
-body or the query. Sections (search for "# ── "):
+A route's function takes `(tx, ask, caller)` and returns what is shown as JSON, bytes that are sent as they are, or None
+for an empty answer; or it raises Refusal or TrackerError, which TheEyeCall alone turns into answers. Every path exists
+twice: /{customer}/task, and /task with the customer in the body or the query. Sections (search for "# ── "):
 
     Answers · Requests · Callers · Hosts · Objects · Tasks · Arguments and jobs · Workflows · The agent · Routes ·
     Manager pages
@@ -18,22 +18,25 @@ body or the query. Sections (search for "# ── "):
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
 import html
+import itertools
 import re
 import secrets
 import shlex
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, compile_path
 
+import errors
 import pages
 import shapes
 import tracker
@@ -46,21 +49,11 @@ from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Raw(NamedTuple):
-    """What is answered as it is, and not as JSON."""
-
-    content: bytes
-
-
-NO_CONTENT = Raw(b"")
-CODES = {status: code for code, status in tracker.STATUS.items()}
-
-
 class Refusal(TrackerError):
-    """A status and what is said with it: a text (a JSON string, as everything here), or an object."""
+    """A code and what is said with it: a text (a JSON string, as everything here), or an object."""
 
-    def __init__(self, status: int, content: Any, **headers: str):
-        super().__init__(CODES[status], str(content))
+    def __init__(self, code: str, content: Any, **headers: str):
+        super().__init__(code, str(content))
         self.content, self.headers = content, headers
 
 
@@ -71,24 +64,24 @@ class TheEyeCall(tracker.Call):
     """
 
     async def refuse(self, error: TrackerError) -> Response:
-        content = getattr(error, "content", error.message)
-        if error.code == "internal":
-            content = {"code": "InternalError", "message": error.message}
-        if isinstance(error, tracker.MethodNotAllowed):
-            message = f"{self.scope['method']} is not allowed"
-            content = {"code": "MethodNotAllowed", "message": message, "ok": False}
+        """What a Refusal brings along; of any other the text, and of what nobody has foreseen an object."""
+        internal = {"code": "InternalError", "message": error.message}
+        content = internal if error.code == "internal" else getattr(error, "content", error.message)
         headers = {**tracker.error_headers(error), **getattr(error, "headers", {})}
         return as_json(content, tracker.STATUS[error.code], headers)
 
 
-def invalid_fields(*problems: tuple[str, str]) -> Refusal:
-    """The refusal of a task: EREQ for a field that is missing, EVALID for one that cannot be used."""
-    return Refusal(400, [{"statusCode": 400, "field": field, "code": code} for field, code in problems])
+def not_content(problem: str) -> Refusal:
+    """The refusal of a request that cannot be decoded."""
+    return Refusal("invalid", {"code": "InvalidContent", "message": problem})
+
+
+def invalid_fields(code: str, *fields: str) -> Refusal:
+    """The refusal of a task: EREQ for fields that are missing, EVALID for those that cannot be used."""
+    return Refusal("invalid", [{"statusCode": 400, "field": field, "code": code} for field in fields])
 
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-TOKEN_LIKE = re.compile(r"[0-9a-fA-F]{24}")
 
 
 class Ask(NamedTuple):
@@ -110,32 +103,31 @@ class Ask(NamedTuple):
     def fields(self) -> dict[str, Any]:
         """The body where it must be an object."""
         if isinstance(self.body, list):
-            raise Refusal(400, {"code": "InvalidContent", "message": "The body must be an object"})
+            raise not_content("The body must be an object")
         return self.body
 
 
-async def read_ask(call: tracker.Call, path: dict[str, str], large: bool = False) -> Ask:
-    """The request, with its body. Refuses what cannot be decoded."""
-    ask = read_head(call, path)
-    limit = max(call.tracker.settings.max_body, call.tracker.settings.max_job_log) if large else None
-    kind = (call.header(b"content-type") or b"").partition(b";")[0].strip().lower()
-    if kind == b"multipart/form-data":
-        return ask._replace(body=await read_multipart(call))
-    body = (await call.body(limit)).strip()
-    if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
-        return ask._replace(body=parameters(body))
-    return ask._replace(body=await decoded(body, json_body, large))
-
-
 def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
+    """The request without its body. Refuses a query that cannot be decoded."""
     query, authorization = parameters(call.scope["query_string"]), call.header(b"authorization")
     kind, _, token = (authorization or b"").decode("latin-1").partition(" ")
     bearer = token.strip() if kind.lower() == "bearer" else query.get("access_token")
     return Ask(path, query, {}, bearer or None, basic_credentials(authorization))
 
 
-def not_content(problem: str) -> Refusal:
-    return Refusal(400, {"code": "InvalidContent", "message": problem})
+async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[Any]:
+    """The body, also as browsers send it: as a form of either kind. Refuses what cannot be decoded."""
+    settings = call.tracker.settings
+    kind = (call.header(b"content-type") or b"").partition(b";")[0].strip().lower()
+    if kind == b"multipart/form-data":
+        try:
+            return from_pairs(await call.multipart(settings.max_body, max_files=0, max_fields=1000))
+        except TrackerError as error:
+            raise error if error.code != "invalid" else not_content(error.problem) from None
+    body = (await call.body(max(settings.max_body, settings.max_job_log) if large else None)).strip()
+    if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
+        return parameters(body)
+    return await decoded(body, json_body, large)
 
 
 def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
@@ -156,17 +148,6 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
     if not isinstance(value, dict | list | None):
         raise not_content("The body must be an object or an array")
     return {} if value is None else value
-
-
-async def read_multipart(call: tracker.Call) -> dict[str, Any]:
-    """A form as browsers send it when it says enctype="multipart/form-data"."""
-    try:
-        form = await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=1000)
-    except TrackerError as error:
-        if error.code != "invalid":
-            raise
-        raise not_content(error.problem) from None
-    return from_pairs(form)
 
 
 def parameters(text: bytes) -> dict[str, Any]:
@@ -192,10 +173,8 @@ def listed(pairs: dict[str, list[str]], name: str) -> list[Any] | None:
     """The array that a form or a query spells as name[]=a&name[]=b, name=a&name=b, name[0]=a, or name=["a","b"]."""
     values = [value for key in (name, f"{name}[]") for value in pairs.get(key, ())]
     if len(values) == 1 and name in pairs and values[0].lstrip().startswith("["):
-        try:
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(values[0], type=list)
-        except (msgspec.DecodeError, RecursionError):
-            pass
     numbered = [(int(match[1]), key) for key in pairs if (match := re.fullmatch(rf"{name}\[(\d{{1,6}})\]", key))]
     values += [pairs[key][-1] for _, key in sorted(numbered)]
     return values or None
@@ -213,66 +192,66 @@ def derived_id(kind: str, name: Any) -> str:
 def check_customer(tx: Tx, ask: Ask) -> None:
     customer = ask.given("customer")
     if customer is None:
-        raise Refusal(403, "organization is required")
+        raise Refusal("forbidden", "organization is required")
     if customer not in (tx.settings.theeye_customer, customer_id(tx)):
-        raise Refusal(404, "organization not found")
+        raise Refusal("not_found", "organization not found")
 
 
-def found(ask: Ask, what: str, find: Callable[[str], sqlite3.Row | None]) -> sqlite3.Row:
-    """The task, job or workflow that the request names."""
-    token = ask.given(what)
+def find_script(tx: Tx, token: str) -> sqlite3.Row | None:
+    return tx.one("SELECT * FROM script WHERE token = ?", (token,))
+
+
+FINDERS: dict[str, Callable[[Tx, str], sqlite3.Row | None]] = {
+    "task": tracker.template_by_token,
+    "job": tracker.find_job,
+    "workflow": tracker.workflow_by_token,
+    "script": find_script,
+}
+
+
+def found(tx: Tx, ask: Ask, what: str) -> sqlite3.Row:
+    """The task, job, workflow or script that the request names. Refuses a secret in the path that is not its own."""
+    token, secret = ask.given(what), ask.path.get("secret")
     if token is None:
-        raise Refusal(400, f"{what} is required")
-    if not (isinstance(token, str) and TOKEN_LIKE.fullmatch(token)):
-        raise Refusal(400, f"{what} id is invalid")
-    row = find(token.lower())
+        raise Refusal("invalid", f"{what} is required")
+    if not (isinstance(token, str) and re.fullmatch(shapes.TOKEN, token.lower())):
+        raise Refusal("invalid", f"{what} id is invalid")
+    row = FINDERS[what](tx, token.lower())
     if row is None:
-        raise Refusal(404, f"{what} not found")
+        raise Refusal("not_found", f"{what} not found")
+    if secret is not None and not tracker.secret_matches(row, secret):
+        raise Refusal("forbidden", "invalid secret")
     return row
 
 
-def check_own_secret(ask: Ask, row: sqlite3.Row) -> sqlite3.Row:
-    """The task or workflow. Refuses a secret in the path that is not its own."""
-    secret = ask.path.get("secret")
-    if secret is not None and (len(secret) != 64 or not tracker.secret_matches(row, secret)):
-        raise Refusal(403, "invalid secret")
-    return row
-
-
-class Wanted(NamedTuple):
-    """Which objects of a list: those whose fields have these values, so many."""
-
-    where: dict[str, str]
-    limit: int
-
-    def matches(self, shown: dict[str, Any]) -> bool:
-        return all(as_text(shown.get(name, MISSING)) == value for name, value in self.where.items())
-
-
-MISSING = object()
 MOST_LISTED = 1000
 
 
-def wanted(ask: Ask) -> Wanted:
-    """`where[field]=value` and `limit`. A field that the objects do not have matches none."""
+def wanted(ask: Ask) -> tuple[dict[str, str], int]:
+    """`where[field]=value`, by the field, and `limit`: which objects of a list are asked for."""
     where = {}
     for name, value in ask.query.items():
         if name.startswith("where"):
             match = re.fullmatch(r"where\[(\w{1,100})\]", name)
             if not match:
-                raise Refusal(400, f"{name[:100]} is invalid: filters look like where[field]=value")
+                raise Refusal("invalid", f"{name[:100]} is invalid: filters look like where[field]=value")
             where[{"_id": "id"}.get(match[1], match[1])] = value
     limit = ask.query.get("limit") or "0"
     if not (limit.isascii() and limit.isdigit()):
-        raise Refusal(400, "limit is invalid: it must be a whole number")
-    return Wanted(where, min(int(limit[:9]) or MOST_LISTED, MOST_LISTED))
+        raise Refusal("invalid", "limit is invalid: it must be a whole number")
+    return where, min(int(limit[:9]) or MOST_LISTED, MOST_LISTED)
 
 
-def as_text(value: Any) -> str | None:
-    """A value as a query spells it."""
-    if value is MISSING:
-        return None
-    return value if isinstance(value, str) else tracker.encode(value).decode()
+def selected(ask: Ask, objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects that are asked for; no more are made than have to be. A field that they do not have matches none."""
+    where, limit = wanted(ask)
+    return list(itertools.islice((one for one in objects if matches(one, where)), limit))
+
+
+def matches(shown: dict[str, Any], where: dict[str, str]) -> bool:
+    """Whether the object's fields have these values, as a query spells them."""
+    given = {name: shown[name] for name in where if name in shown}
+    return where == {name: one if isinstance(one, str) else tracker.encode(one).decode() for name, one in given.items()}
 
 
 # ── Callers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -288,7 +267,7 @@ class Caller(NamedTuple):
     kind: str  # token, admin (a token, too) or agent
     id: int
     manager: int | None = None
-    worker: int | None = None
+    worker: WorkerCredentials | None = None
     project: int | None = None
     stale: bool = False  # whether the token's last_used is due
 
@@ -312,8 +291,8 @@ def authenticate(tx: Tx, ask: Ask) -> Caller:
         (key, tx.time),
     )
     if row is None:
-        raise Refusal(401, "Unauthorized", **{"WWW-Authenticate": "Bearer"})
-    return Caller("agent", row["id"], worker=row["worker"], project=row["project"])
+        raise Refusal("unauthorized", "Unauthorized", **{"WWW-Authenticate": "Bearer"})
+    return Caller("agent", row["id"], worker=WorkerCredentials(row["worker"], None), project=row["project"])
 
 
 def note_use(tx: Tx, token: int) -> None:
@@ -326,7 +305,7 @@ def log_in(tx: Tx, ask: Ask, caller: None) -> str:
     row = tx.one("SELECT id, secret_hash, worker FROM theeye_agent WHERE token = ?", (name.lower(),))
     given = tracker.digest(secret.encode("utf-8", "replace"))
     if not hmac.compare_digest(given, row["secret_hash"] if row else bytes(32)) or row is None:
-        raise Refusal(401, "Unauthorized", **{"WWW-Authenticate": "Basic"})
+        raise Refusal("unauthorized", "Unauthorized", **{"WWW-Authenticate": "Basic"})
     token = secrets.token_hex(32)
     tx.execute(
         "DELETE FROM theeye_login WHERE agent = :agent AND (expires <= :now OR hash NOT IN"
@@ -360,37 +339,31 @@ def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: An
     Another is refused: it would take the jobs that are meant for the first.
     """
     if not (isinstance(hostname, str) and 0 < len(hostname) <= 253 and hostname.isprintable()):
-        raise Refusal(400, "hostname is required" if not hostname else "hostname is invalid")
+        raise Refusal("invalid", "hostname is required" if not hostname else "hostname is invalid")
     host = find_host(tx, project)
     if host and host["hostname"] != hostname:
         name = tracker.find_project(tx, project)["name"]
         says = f"project {name} is for the jobs of host {host['hostname']}; each host has a project of its own"
-        raise Refusal(403, f"hostname {hostname} is refused: {says}")
+        raise Refusal("forbidden", f"hostname {hostname} is refused: {says}")
     if host is None or version is not None or info is not None or tx.time - host["last_seen"] >= tracker.LAST_SEEN_STEP:
-        store_host(tx, project, hostname, host or {"version": "", "info": "{}"}, version, info)
+        store_host(tx, project, hostname, version, None if info is None else tracker.encode(info).decode())
 
 
-def store_host(tx: Tx, project: int, hostname: str, old: Any, version: Any, info: Any) -> None:
-    said = (described(version, old["version"]), described(info, old["info"], as_json=True))
+def store_host(tx: Tx, project: int, hostname: str, *said: Any) -> None:
+    """Notes that the host was seen, and what its agent has said of itself (version, info), if it can be kept."""
+    version, info = (text if isinstance(text, str) and len(text) <= MOST_INFO else None for text in said)
     tx.execute(
-        "INSERT INTO theeye_host (project, hostname, version, info, created, last_seen) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET version = excluded.version, info = excluded.info, last_seen = excluded.last_seen",
-        (project, hostname, *said, tx.time, tx.time),
+        "INSERT INTO theeye_host VALUES (:project, :hostname, ifnull(:version, ''), ifnull(:info, '{}'), :now, :now)"
+        " ON CONFLICT DO UPDATE SET version = ifnull(:version, version), info = ifnull(:info, info), last_seen = :now",
+        {"project": project, "hostname": hostname, "version": version, "info": info, "now": tx.time},
     )
-
-
-def described(given: Any, old: str, as_json: bool = False) -> str:
-    """What an agent says of itself, if it can be kept."""
-    text = tracker.encode(given).decode() if as_json else given
-    return text if given is not None and isinstance(text, str) and len(text) <= MOST_INFO else old
 
 
 def project_of_host(tx: Tx, host: Any) -> int | None:
     """The project that a client names by a host's id or name, or by its own name or number."""
     if isinstance(host, dict):
         host = host.get("id") or host.get("_id")
-    if isinstance(host, int) and not isinstance(host, bool):
-        host = str(host)
+    host = str(host) if type(host) is int else host
     if not isinstance(host, str):
         return None
     if row := tx.one("SELECT id FROM project WHERE name = ?", (host,)):
@@ -415,9 +388,7 @@ def host_json(tx: Tx, project: int) -> dict[str, Any]:
         "creation_date": iso(host["created"] if host else 0),
         "last_update": iso(host["last_seen"] if host else 0),
         "hostname": host["hostname"] if host else tracker.find_project(tx, project)["name"],
-        "ip": info.get("ip") or "",
-        "os_name": info.get("os_name") or "",
-        "os_version": info.get("os_version") or "",
+        **{name: info.get(name) or "" for name in ("ip", "os_name", "os_version")},
         "agent_version": info.get("agent_version") or (host["version"] if host else ""),
         "integrations": {},
         "id": host_id(project),
@@ -426,9 +397,7 @@ def host_json(tx: Tx, project: int) -> dict[str, Any]:
 
 def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /host: the hosts on which a task can be made."""
-    which = wanted(ask)
-    hosts = [host_json(tx, row["id"]) for row in tx.all("SELECT id FROM project ORDER BY id")]
-    return [host for host in hosts if which.matches(host)][: which.limit]
+    return selected(ask, (host_json(tx, row["id"]) for row in tx.all("SELECT id FROM project ORDER BY id")))
 
 
 # ── Objects ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -438,27 +407,21 @@ class Seen(NamedTuple):
     """How the events of a job are told here."""
 
     lifecycle: str
-    state: str | None  # None: as reported
+    state: str
     trigger_name: str | None
 
 
-# The state of a job in the tracker, and what it is here.
+# The state of a job in the tracker, and what it is here; `seen` knows the finer points.
 STATES = {
     "waiting": Seen("ready", "in_progress", None),
     "assigned": Seen("assigned", "in_progress", None),
-    "succeeded": Seen("finished", None, "success"),
-    "failed": Seen("finished", None, "failure"),
+    "succeeded": Seen("finished", "success", "success"),
+    "failed": Seen("finished", "failure", "failure"),
     "timed_out": Seen("terminated", "timeout", "timeout"),
-    "cancelled": Seen("canceled", "canceled", "canceled"),  # while assigned: terminated
+    "cancelled": Seen("canceled", "canceled", "canceled"),
 }
-NO_RESULT = {
-    "code": None,
-    "log": "",
-    "lastline": "",
-    "signal": None,
-    "killed": False,
-    "times": {"seconds": 0, "nanoseconds": 0},
-}
+NO_RESULT = {"code": None, "log": "", "lastline": "", "signal": None, "killed": False}
+NO_RESULT |= {"times": {"seconds": 0, "nanoseconds": 0}}
 # What an agent runs for a job that is not a script: agents can do nothing else.
 NO_SCRIPT = b"""#!/bin/sh
 echo "This job has no script, only a recipe: a worker that knows what to do with it has to take it" >&2
@@ -472,22 +435,19 @@ STUB = {
 
 
 def seen(job: sqlite3.Row) -> Seen:
-    """What the events of the job are called here."""
-    lifecycle, state, trigger_name = STATES[job["state"]]
+    """What the events of the job are called here. A reported state counts; cancelled while assigned is terminated."""
+    event, reported = STATES[job["state"]], job["reported"]
     if job["state"] == "cancelled" and job["assignee"] is not None:
-        lifecycle = "terminated"
-    if job["state"] == "succeeded":
-        state = job["reported"] or "success"
-    if job["state"] == "failed":
-        state = job["reported"] if job["reported"] in tracker.FAILURES else "failure"
-    return Seen(lifecycle, state, trigger_name)
+        return event._replace(lifecycle="terminated")
+    if (job["state"] == "succeeded" and reported) or (job["state"] == "failed" and reported in tracker.FAILURES):
+        return event._replace(state=reported)
+    return event
 
 
 class Objects:
     """Makes the objects of one answer. What several of them need is looked up once."""
 
     def __init__(self, tx: Tx):
-        self.tx = tx
         self.customer = {"customer_id": customer_id(tx), "customer_name": tx.settings.theeye_customer}
         self.one = functools.cache(tx.one)
         self.host = functools.cache(functools.partial(host_json, tx))
@@ -507,7 +467,7 @@ class Objects:
             "script_id": script and script["id"],
             "script": script,
             "script_runas": row["runas"],
-            "task_arguments": self.definitions(row),
+            "task_arguments": tracker.declared_arguments(row),
             "output_parameters": [],
             "timeout": None if row["timeout"] is None else milliseconds(row["timeout"]),
             "env": msgspec.json.decode(row["env"]),
@@ -515,9 +475,6 @@ class Objects:
             "creation_date": iso(row["created"]),
             "last_update": iso(row["updated"]),
         }
-
-    def definitions(self, row: sqlite3.Row) -> list[dict[str, Any]]:
-        return [msgspec.to_builtins(one) for one in tracker.declared_arguments(row)]
 
     def script(self, row: sqlite3.Row) -> dict[str, Any] | None:
         """The script of a task or job as agents look for it: they keep a copy of that name, and compare the md5."""
@@ -531,14 +488,14 @@ class Objects:
         """A job, as one is shown that was asked for."""
         host, event = self.host(row["project"]), seen(row)
         template = self.one("SELECT * FROM template WHERE id = ?", (row["template"],))
-        script = self.script(row)
-        ended = row["finished"] is not None
+        arguments = template and tracker.declared_arguments(template)
+        script, ended = self.script(row), row["finished"] is not None
         return {
             "id": row["token"],
             "name": row["name"],
             "_type": "ScriptJob",
             "task_id": template and template["token"],
-            "task": template and self.task_of_job(template),
+            "task": template and {"id": template["token"], "task_arguments": arguments, "output_parameters": []},
             "host_id": host["id"],
             "host": host["id"],
             **self.customer,
@@ -560,9 +517,6 @@ class Objects:
             **self.workflow(row),
         }
 
-    def task_of_job(self, template: sqlite3.Row) -> dict[str, Any]:
-        return {"id": template["token"], "task_arguments": self.definitions(template), "output_parameters": []}
-
     def user(self, manager: int | None) -> dict[str, Any]:
         """Who made the job: the manager whose token it was, else the customer."""
         row = self.one("SELECT username FROM manager WHERE id = ?", (manager,))
@@ -573,19 +527,14 @@ class Objects:
     def workflow(self, row: sqlite3.Row) -> dict[str, Any]:
         """What the run of a workflow, and what its steps say of it."""
         if row["workflow"] is not None:
-            workflow = self.one("SELECT token FROM workflow WHERE id = ?", (row["workflow"],))["token"]
-            return {"_type": "WorkflowJob", "workflow_id": workflow, "timeout": None}
-        if row["workflow_job"] is None:
-            return {}
-        run = self.one("SELECT token, workflow FROM job WHERE id = ?", (row["workflow_job"],))
-        if run is None:
-            return {}
-        workflow = self.one("SELECT token FROM workflow WHERE id = ?", (run["workflow"],))["token"]
-        return {"workflow_id": workflow, "workflow_job_id": run["token"]}
-
-    def created_job(self, row: sqlite3.Row) -> dict[str, Any]:
-        """A job as it is shown to who has just made it: with its whole host."""
-        return {**self.job(row), "host": self.host(row["project"])}
+            workflow = self.one("SELECT token FROM workflow WHERE id = ?", (row["workflow"],))
+            return {"_type": "WorkflowJob", "workflow_id": workflow["token"], "timeout": None}
+        run = self.one(
+            "SELECT w.token AS workflow_id, j.token AS workflow_job_id FROM job j JOIN workflow w ON w.id = j.workflow"
+            " WHERE j.id = ?",
+            (row["workflow_job"],),
+        )
+        return dict(run or {})
 
     def fetched_job(self, row: sqlite3.Row) -> dict[str, Any]:
         """A job as an agent needs it."""
@@ -627,48 +576,29 @@ def shown_result(result: Any) -> dict[str, Any]:
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 REQUIRED = ("name", "type", "host", "script")  # of a new task
-NULLABLE = ("timeout", "env", "task_arguments", "script_runas", "description")
-FIELD_NAMES = {"runas": "script_runas", "arguments": "task_arguments", "project": "host"}  # the tracker's, and ours
+# What null means in these fields; in any other it says nothing.
+EMPTY = {"timeout": None, "env": {}, "task_arguments": [], "script_runas": "", "description": ""}
 
 
 def list_tasks(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /task"""
-    objects, which = Objects(tx), wanted(ask)
-    shown: list[dict[str, Any]] = []
-    for row in tx.execute("SELECT * FROM template WHERE deleted IS NULL ORDER BY id"):
-        if which.matches(task := objects.task(row)):
-            shown.append(task)
-        if len(shown) == which.limit:
-            break
-    return shown
-
-
-def find_task(tx: Tx, ask: Ask) -> sqlite3.Row:
-    return check_own_secret(ask, found(ask, "task", lambda token: tracker.template_by_token(tx, token)))
+    return selected(ask, map(Objects(tx).task, tx.execute("SELECT * FROM template WHERE deleted IS NULL ORDER BY id")))
 
 
 def get_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """GET /task/{task}"""
-    return Objects(tx).task(find_task(tx, ask))
+    return Objects(tx).task(found(tx, ask, "task"))
 
 
 def get_credentials(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """GET /task/{task}/credentials: the secret that opens this task alone."""
-    task = find_task(tx, ask)
+    task = found(tx, ask, "task")
     return {"id": task["token"], "secret": task["secret"]}
 
 
 def create_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """POST /task"""
-    fields = with_ids({name: value for name, value in ask.fields().items() if value is not None})
-    if missing := [name for name in REQUIRED if fields.get(name, "") == ""]:
-        raise invalid_fields(*((name, "EREQ") for name in missing))
-    project = project_of_host(tx, fields["host"])
-    if project is None:
-        raise invalid_fields(("host", "EVALID"))
-    body = template_body(tx, fields)
-    body.project = project
-    return Objects(tx).task(written(tracker.insert_template, tx, body))
+    return Objects(tx).task(store_task(tx, ask, None))
 
 
 def update_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -676,191 +606,169 @@ def update_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
 
     A whole task as GET shows it is understood, too.
     """
-    task = find_task(tx, ask)
-    fields = with_ids({name: value for name, value in ask.fields().items() if value is not None or name in NULLABLE})
-    if emptied := [name for name in REQUIRED if fields.get(name) == ""]:
-        raise invalid_fields(*((name, "EREQ") for name in emptied))
-    if "host" in fields and project_of_host(tx, fields["host"]) != task["project"]:
-        raise invalid_fields(("host", "EVALID"))
-    row = written(tracker.save_template, tx, task, template_body(tx, fields))
-    if "secret" in fields:
-        rotate_secret(tx, row, fields["secret"])
+    task = found(tx, ask, "task")
+    row, secret = store_task(tx, ask, task), ask.fields().get("secret")
+    if secret is not None:  # anything but another 64 hexadecimal digits means: make one
+        chosen = isinstance(secret, str) and re.fullmatch("[0-9a-f]{64}", secret) and secret != task["secret"]
+        tracker.rotate_secret(tx, "template", task["id"], secret if chosen else None)
     return Objects(tx).task(row)
-
-
-def with_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, where a client gives the id alone of a host or a script that is there."""
-    given = {name: fields[f"{name}_id"] for name in ("host", "script") if fields.get(f"{name}_id") is not None}
-    return {**{name: {"id": value} for name, value in given.items()}, **fields}
-
-
-def rotate_secret(tx: Tx, task: sqlite3.Row, given: Any) -> None:
-    """The client may choose the new secret; anything but another 64 hexadecimal digits means: make one."""
-    chosen = isinstance(given, str) and re.fullmatch("[0-9a-f]{64}", given) and given != task["secret"]
-    tracker.rotate_secret(tx, "template", task["id"], given if chosen else None)
 
 
 def delete_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """DELETE /task/{task}: its jobs go on, and stay."""
-    tracker.mark_template_deleted(tx, find_task(tx, ask))
+    tracker.mark_template_deleted(tx, found(tx, ask, "task"))
     return {}
 
 
-def written(write: Callable, tx: Tx, *args: Any) -> sqlite3.Row:
-    """The template as stored. What the tracker refuses of it is told in this API's way."""
+def store_task(tx: Tx, ask: Ask, old: sqlite3.Row | None) -> sqlite3.Row:
+    """A new task, or the old one with its changes, as stored. Names the fields that are missing or cannot be used."""
+    fields = task_fields(ask)
+    if missing := [name for name in REQUIRED if fields.get(name) == "" or (old is None and name not in fields)]:
+        raise invalid_fields("EREQ", *missing)
+    project = project_of_host(tx, fields["host"]) if "host" in fields else old["project"]
+    if project is None or (old is not None and project != old["project"]):
+        raise invalid_fields("EVALID", "host")
+    if "script" in fields:
+        fields["script"] = script_source(tx, fields["script"])
+    body = template_body(fields)
+    body.project = project
     try:
-        return write(tx, *args)
+        return tracker.insert_template(tx, body) if old is None else tracker.save_template(tx, old, body)
     except TrackerError as error:
         if error.code not in ("invalid", "conflict"):
             raise
-        raise invalid_fields((our_name(error.field), "EVALID")) from None
+        column = re.split(r"[.\[]", error.field)[0]
+        raise invalid_fields("EVALID", FIELD_NAMES.get(column, column)) from None
 
 
-def our_name(field: str) -> str:
-    name = re.split(r"[.\[]", field)[0]
-    return FIELD_NAMES.get(name, name)
+def task_fields(ask: Ask) -> dict[str, Any]:
+    """The fields that are given; of a host or a script that is there a client may give the id alone."""
+    given = {name: EMPTY.get(name) if value is None else value for name, value in ask.fields().items()}
+    fields = {name: value for name, value in given.items() if value is not None or name in EMPTY}
+    ids = {name: {"id": fields[f"{name}_id"]} for name in ("host", "script") if f"{name}_id" in fields}
+    return {**ids, **fields}
 
 
-def template_body(tx: Tx, fields: dict[str, Any]) -> shapes.TemplateBody:
+def template_body(fields: dict[str, Any]) -> shapes.TemplateBody:
     """The fields of a task as those of a template. Names the fields that cannot be used, all of them."""
     values: dict[str, Any] = {}
     bad = []
     for name, (column, convert) in TASK_FIELDS.items():
         if name in fields:
             try:
-                values[column] = msgspec.convert(convert(tx, fields[name]), TEMPLATE_TYPES[column])
+                values[column] = convert(fields[name])
+                msgspec.convert({column: values[column]}, shapes.TemplateBody)
             except (msgspec.ValidationError, ValueError, TypeError):
                 bad.append(name)
     if bad:
-        raise invalid_fields(*((name, "EVALID") for name in bad))
-    return shapes.TemplateBody(**{name: value for name, value in values.items() if value is not msgspec.UNSET})
-
-
-def unchanged(tx: Tx, value: Any) -> Any:
-    return value
-
-
-def or_empty(tx: Tx, value: Any) -> Any:
-    return "" if value is None else value
-
-
-def only_script(tx: Tx, value: Any) -> Any:
-    """Tasks of other types (listeners, approvals, …) are none that a worker could run."""
-    if value != "script":
-        raise ValueError(value)
-    return msgspec.UNSET
+        raise invalid_fields("EVALID", *bad)
+    return msgspec.convert(values, shapes.TemplateBody)
 
 
 def script_source(tx: Tx, value: Any) -> Any:
-    """The script: its source, or an object with a source, or with the id of one that is there."""
+    """The script's source, given as that, or as an object with a source or with the id of one that is there.
+
+    None when there is no such script; anything else stays as it is, for a check to find.
+    """
     if not isinstance(value, dict):
         return value
     if isinstance(value.get("source"), str):
         return value["source"]
-    row = tx.one("SELECT source FROM script WHERE token = ?", (str(value.get("id")).lower(),))
-    if row is None:
-        raise ValueError(value)
-    return row["source"]
+    row = find_script(tx, str(value.get("id")).lower())
+    return row and row["source"]
 
 
-def with_script(tx: Tx, value: Any) -> Any:
+def with_script(value: Any) -> Any:
     """The command line that runs the script; one that does not say where the script goes ends with it."""
-    if not isinstance(value, str) or not value.strip():
-        return or_empty(tx, value)
-    return value if "%script%" in value else f"{value.rstrip()} %script%"
+    if not isinstance(value, str) or not value.strip() or "%script%" in value:
+        return value
+    return f"{value.rstrip()} %script%"
 
 
-def argument_definitions(tx: Tx, value: Any) -> Any:
+def argument_definitions(value: Any) -> list[dict[str, Any]]:
     """Definitions of arguments. Old clients send a bare text for one that is fixed."""
-    if not isinstance(value, list | None):
-        raise ValueError(value)
-    return [argument_definition(number, given) for number, given in enumerate(value or ())]
+    definitions = []
+    for number, given in enumerate(msgspec.convert(value, list[str | dict[str, Any]])):
+        said = {"type": "fixed", "value": given} if isinstance(given, str) else given
+        kept = {"order": number, **{name: one for name, one in said.items() if one is not None}}
+        kept["order"] = int(kept["order"][:18]) if isinstance(kept["order"], str) else kept["order"]
+        definitions.append(kept)
+    return definitions
 
 
-def argument_definition(number: int, given: Any) -> dict[str, Any]:
-    if isinstance(given, str):
-        return {"order": number, "type": "fixed", "label": "", "value": given}
-    if not isinstance(given, dict):
-        raise ValueError(given)
-    defaults = {"order": number, "type": "input", "label": "", "value": None, "options": []}
-    kept = {name: given[name] for name in defaults if given.get(name) is not None}
-    if isinstance(kept.get("order"), str):
-        kept["order"] = int(kept["order"][:18])
-    return {**defaults, **kept}
-
-
-def seconds(tx: Tx, value: Any) -> float | None:
+def seconds(value: Any) -> float | None:
     """Milliseconds, at least one, also as text; null or nothing: the default."""
     if value in (None, ""):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(value)
-    if not (given := float(value)) >= 1:  # nor is NaN
+    if isinstance(value, bool) or not (given := float(value)) >= 1:  # nor is NaN
         raise ValueError(value)
     return given / 1000
 
 
-def environment(tx: Tx, value: Any) -> Any:
+def environment(value: Any) -> dict[str, str]:
     """Names and values; numbers and the like as they would be written."""
-    if not isinstance(value, dict | None):
-        raise ValueError(value)
-    values = {name: tracker.as_text(given) for name, given in (value or {}).items()}
+    values = {name: tracker.as_text(given) for name, given in msgspec.convert(value, dict[str, Any]).items()}
     if any(not name or "=" in name for name in values):
         raise ValueError(value)
     return values
 
 
 # A task's fields: the template's column, and how the value becomes the column's.
-TASK_FIELDS: dict[str, tuple[str, Callable[[Tx, Any], Any]]] = {
-    "name": ("name", unchanged),
-    "type": ("type", only_script),
-    "description": ("description", or_empty),
-    "script": ("script", script_source),
+# Tasks of other types (listeners, approvals, …) are none that a worker could run.
+TASK_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "name": ("name", errors.unchanged),
+    "type": ("type", functools.partial(msgspec.convert, type=Literal["script"])),
+    "description": ("description", errors.unchanged),
+    "script": ("script", errors.unchanged),
     "script_runas": ("runas", with_script),
     "task_arguments": ("arguments", argument_definitions),
     "timeout": ("timeout", seconds),
     "env": ("env", environment),
 }
-TEMPLATE_TYPES = {field.name: field.type for field in msgspec.structs.fields(shapes.TemplateBody)} | {"type": Any}
+FIELD_NAMES = {column: name for name, (column, _) in TASK_FIELDS.items()} | {"project": "host"}
 
 
 # ── Arguments and jobs ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def arguments_for(ask: Ask, template: sqlite3.Row | None) -> list[Any]:
-    """The values for those arguments of the task that are not fixed, in their order."""
-    values = given_arguments(ask)
+    """The values for those arguments of the task that are not fixed, in their order.
+
+    They are `task_arguments` in the body, else in the query, else a body that is itself an array.
+    """
+    bare = isinstance(ask.body, list)
+    values = None if bare else ask.body.get("task_arguments")
+    if values is None:
+        values = ask.query.get("task_arguments", ask.body if bare else [])
     needed = len(tracker.free_arguments(template)) if template else 0
     if not isinstance(values, list) or len(values) < needed:
         words = f"An array of length {needed} is required. Optionals must be null"
-        raise Refusal(400, f"Invalid Task Arguments. {words}")
+        raise Refusal("invalid", f"Invalid Task Arguments. {words}")
     return values
-
-
-def given_arguments(ask: Ask) -> Any:
-    """`task_arguments` from the body, else the query; else a body that is itself an array."""
-    if isinstance(ask.body, dict) and ask.body.get("task_arguments") is not None:
-        return ask.body["task_arguments"]
-    if "task_arguments" in ask.query:
-        return ask.query["task_arguments"]
-    return ask.body if isinstance(ask.body, list) else []
 
 
 def create_job(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
     """POST /job, /task/{task}/job; with its secret: /job/secret/{secret}, /task/{task}/secret/{secret}/job"""
-    task = find_task(tx, ask)
-    arguments = arguments_for(ask, task)
-    tracker.charge_trigger(tx, task["project"])
-    manager = caller and caller.manager
-    return Objects(tx).created_job(tracker.make_job(tx, task, {}, arguments, "theeye", manager=manager))
+    task = found(tx, ask, "task")
+    return triggered(tx, ask, caller, tracker.make_job, task, task)
+
+
+def triggered(
+    tx: Tx, ask: Ask, caller: Caller | None, make: Callable, of: sqlite3.Row, task: sqlite3.Row | None
+) -> dict[str, Any]:
+    """A new job of this task or workflow (which begins with the task), as its maker sees it: with its whole host."""
+    arguments, objects = arguments_for(ask, task), Objects(tx)
+    tracker.charge_trigger(tx, of["project"])
+    job = make(tx, of, {}, arguments, "theeye", manager=caller and caller.manager)
+    return {**objects.job(job), "host": objects.host(job["project"])}
 
 
 def find_job(tx: Tx, ask: Ask) -> sqlite3.Row:
     """The job that the request names; below a workflow, the run of that one."""
-    workflow = find_workflow(tx, ask) if "workflow" in ask.path else None
-    job = found(ask, "job", lambda token: tracker.find_job(tx, token))
+    workflow = found(tx, ask, "workflow") if "workflow" in ask.path else None
+    job = found(tx, ask, "job")
     if workflow is not None and job["workflow"] != workflow["id"]:
-        raise Refusal(404, "job not found")
+        raise Refusal("not_found", "job not found")
     return job
 
 
@@ -877,14 +785,14 @@ def get_lifecycle(tx: Tx, ask: Ask, caller: Caller) -> str:
 def list_jobs(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /job: the newest first."""
     if caller.kind == "agent":
-        raise Refusal(400, "hostname is required")
-    which, objects, size = wanted(ask), Objects(tx), 0
+        raise Refusal("invalid", "hostname is required")
+    (where, limit), objects, size = wanted(ask), Objects(tx), 0
     shown: list[dict[str, Any]] = []
-    for row in newest_jobs(tx, which.where):
-        if which.matches(job := objects.job(row)):
+    for row in newest_jobs(tx, where):
+        if matches(job := objects.job(row), where):
             shown.append(job)
             size += len(row["result"] or "")
-        if len(shown) == which.limit or size > MOST_RESULTS:
+        if len(shown) == limit or size > MOST_RESULTS:
             break
     return shown
 
@@ -899,9 +807,8 @@ def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
     if "task_id" in where:
         row = tx.one("SELECT id FROM template WHERE token = ?", (where["task_id"].lower(),))
         query.template = row["id"] if row else 0
-    states = [state for state, event in STATES.items() if where.get("lifecycle") == event.lifecycle]
-    if len(states) == 1 and where["lifecycle"] in ("ready", "assigned"):
-        query.state = states[0]
+    live = {STATES[state].lifecycle: state for state in tracker.LIVE_STATES}  # the only ones with a state of their own
+    query.state = live.get(where.get("lifecycle"))
     for _ in range(SEARCHED // query.limit):
         rows, more = tracker.find_jobs(tx, None, query, "*")
         yield from rows
@@ -910,21 +817,16 @@ def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
         query.before = more
 
 
-def cancel_job(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+def cancel_job(tx: Tx, ask: Ask, caller: Caller) -> None:
     """PUT /job/{job}/cancel, /workflows/{workflow}/job/{job}/cancel"""
     job = find_job(tx, ask)
     if job["finished"] is not None:
-        raise Refusal(400, f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
+        raise Refusal("invalid", f"The job cannot be canceled: its lifecycle is {seen(job).lifecycle}")
     row = tx.one("SELECT name FROM theeye_token WHERE id = ?", (caller.id,))
     tracker.stop_job(tx, job, f"integration token {row['name']}")
-    return NO_CONTENT
 
 
 # ── Workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def find_workflow(tx: Tx, ask: Ask) -> sqlite3.Row:
-    return check_own_secret(ask, found(ask, "workflow", lambda token: tracker.workflow_by_token(tx, token)))
 
 
 def run_workflow(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
@@ -932,18 +834,16 @@ def run_workflow(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
 
     The start task has the given arguments.
     """
-    workflow = find_workflow(tx, ask)
-    arguments = arguments_for(ask, tracker.find_template(tx, workflow["start"]))
-    tracker.charge_trigger(tx, workflow["project"])
-    manager = caller and caller.manager
-    return Objects(tx).created_job(tracker.run_workflow(tx, workflow, {}, arguments, "theeye", manager=manager))
+    workflow = found(tx, ask, "workflow")
+    start = tracker.find_template(tx, workflow["start"])
+    return triggered(tx, ask, caller, tracker.run_workflow, workflow, start)
 
 
 def list_steps(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
     """GET /workflows/{workflow}/job/{job}/jobs: the children, in the order in which they were started."""
-    run, which, objects = find_job(tx, ask), wanted(ask), Objects(tx)
-    rows = tx.all("SELECT * FROM job WHERE workflow_job = ? ORDER BY id LIMIT ?", (run["id"], tracker.MOST_STEPS))
-    return [job for job in map(objects.job, rows) if which.matches(job)][: which.limit]
+    steps = "SELECT * FROM job WHERE workflow_job = ? ORDER BY id LIMIT ?"
+    rows = tx.all(steps, (find_job(tx, ask)["id"], tracker.MOST_STEPS))
+    return selected(ask, map(Objects(tx).job, rows))
 
 
 # ── The agent ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -967,16 +867,10 @@ def get_config(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     return {"workers": []}
 
 
-def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> None:
     """PUT /agent/{hostname}: every few seconds. A host that was deleted comes back by it."""
     note_host(tx, caller.project, ask.path["hostname"])
-    note_worker(tx, caller)
-    return NO_CONTENT
-
-
-def note_worker(tx: Tx, caller: Caller) -> None:
-    """The worker behind the agent was seen."""
-    tracker.authenticate(tx, WorkerCredentials(caller.worker, None))
+    tracker.authenticate(tx, caller.worker)  # it was seen, too
 
 
 def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -985,45 +879,43 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     A rate limit or a pause is no error to an agent: there is no job for it now.
     """
     note_host(tx, caller.project, ask.given("hostname"))
-    note_worker(tx, caller)
-    if tx.one("SELECT paused FROM worker WHERE id = ?", (caller.worker,))["paused"]:
-        return {"jobs": []}
-    worker = WorkerCredentials(caller.worker, None)
-    try:
-        tasks = tracker.assign_tasks(tx, worker, [caller.project], jobs_only=True).tasks
-    except TrackerError as error:
-        if error.code != "too_fast":
-            raise
-        tasks = []
-    objects = Objects(tx)
+    tracker.authenticate(tx, caller.worker)
+    tasks, objects = [], Objects(tx)
+    if not tx.one("SELECT paused FROM worker WHERE id = ?", (caller.worker.id,))["paused"]:
+        try:
+            tasks = tracker.assign_tasks(tx, caller.worker, [caller.project], jobs_only=True).tasks
+        except TrackerError as error:
+            if error.code != "too_fast":
+                raise
     return {"jobs": [objects.fetched_job(tracker.find_job(tx, task.job.id)) for task in tasks]}
 
 
-def download_script(tx: Tx, ask: Ask, caller: Caller) -> Raw:
+def download_script(tx: Tx, ask: Ask, caller: Caller) -> bytes:
     """GET /script/{script}/download: its bytes. For an agent, only what its project's jobs are made of."""
     if ask.path["script"] == STUB["id"]:
-        return Raw(NO_SCRIPT)
-    row = found(ask, "script", lambda token: tx.one("SELECT * FROM script WHERE token = ?", (token,)))
+        return NO_SCRIPT
+    row = found(tx, ask, "script")
     uses = "SELECT 1 FROM {} WHERE script = :script AND project = :project LIMIT 1"
     values = {"script": row["id"], "project": caller.project}
     if caller.kind == "agent" and not any(tx.one(uses.format(table), values) for table in ("template", "job")):
-        raise Refusal(404, "script not found")
-    return Raw(row["source"].encode())
+        raise Refusal("not_found", "script not found")
+    return row["source"].encode()
 
 
 def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """PUT /job/{job}: how it went. Ignored when the job is not assigned to this agent (any more)."""
     job = find_job(tx, ask)
     if job["project"] != caller.project:
-        raise Refusal(404, "job not found")
+        raise Refusal("not_found", "job not found")
     result = read_result(ask.fields())
-    note_worker(tx, caller)
-    if job["state"] == "assigned" and job["assignee"] == caller.worker and job["task"] is not None:
-        log_result(tx, job, caller.worker, result.get("log"))
-        report = read_report(result)
+    tracker.authenticate(tx, caller.worker)
+    if job["state"] == "assigned" and job["assignee"] == caller.worker.id and job["task"] is not None:
+        log_result(tx, job, caller.worker.id, result.get("log"))
+        looked_at = {name: result.get(name) for name in ("state", "output", "lastline", "killed")}
+        report = tracker.read_report(msgspec.Raw(tracker.encode(looked_at)))  # of which not all may be kept
         outcome = FAIL if report.killed or report.state in tracker.FAILURES else OK
         release = ReleaseBody(job["task"], outcome, output=stored_result(tx, job, result, report))
-        tracker.release_task(tx, WorkerCredentials(caller.worker, None), release)
+        tracker.release_task(tx, caller.worker, release)
     return Objects(tx).job(tracker.find_job(tx, job["token"]))
 
 
@@ -1031,17 +923,11 @@ def read_result(fields: dict[str, Any]) -> dict[str, Any]:
     """The result as workers give it: the state beside the rest."""
     result = fields.get("result")
     if result is None:
-        raise Refusal(400, "result is required")
+        raise Refusal("invalid", "result is required")
     data = result.get("data") if isinstance(result, dict) else result
     if not (isinstance(result, dict) and isinstance(data, dict | None)):
-        raise Refusal(400, "result is invalid: it looks like {state, data}")
+        raise Refusal("invalid", "result is invalid: it looks like {state, data}")
     return {**(data or {}), "state": result.get("state")}
-
-
-def read_report(result: dict[str, Any]) -> tracker.Report:
-    """What the tracker reads from the whole result, of which it may not keep all."""
-    looked_at = {name: result.get(name) for name in ("state", "output", "lastline", "killed")}
-    return tracker.read_report(msgspec.Raw(tracker.encode(looked_at)))
 
 
 def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: tracker.Report) -> msgspec.Raw:
@@ -1050,7 +936,8 @@ def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: trac
     The end of a long log is enough here: all of it is in the job's log, where it is also told what is left out.
     """
     most, lost = 1024 * tx.settings.max_body, ""
-    ends = ends_of_texts(result, min(MOST_RESULT_LOG, most // 16))
+    end = min(MOST_RESULT_LOG, most // 16)
+    ends = {name: text[-end:] for name in ("log", "lastline") if isinstance(text := result.get(name), str)}
     said = {"state": report.state or "success", "killed": report.killed}
     kept = {**result, **ends}
     if kept.get("lastline") != result.get("lastline"):  # it was read as a whole
@@ -1064,11 +951,6 @@ def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: trac
         message = f"the result is larger than {tx.settings.max_body:,} KiB: {lost} left out"
         tracker.add_job_line(tx, job["id"], message, "warn")
     return msgspec.Raw(encoded)
-
-
-def ends_of_texts(result: dict[str, Any], most: int) -> dict[str, str]:
-    """The last characters of what a script wrote."""
-    return {name: text[-most:] for name in ("log", "lastline") if isinstance(text := result.get(name), str)}
 
 
 def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any) -> None:
@@ -1144,24 +1026,17 @@ ROOTS = {entry.path.split("/")[1].partition("?")[0] for entry in ROUTES}
 
 def answer(tx: Tx, ask: Ask, entry: Entry) -> tuple[Any, Caller | None]:
     """What is answered, and to whom. Checked in this order: who calls, the customer, what the caller may."""
-    caller = authorized(tx, ask, entry)
-    if caller and caller.stale and not entry.reads:
-        note_use(tx, caller.id)
-    return entry.function(tx, ask, caller), caller
-
-
-def authorized(tx: Tx, ask: Ask, entry: Entry) -> Caller | None:
     caller = authenticate(tx, ask) if entry.who else None
     if entry.function is not log_in:
         check_customer(tx, ask)
-    if caller:
-        check_kind(caller, entry)
-    return caller
+    check_kind(caller, entry)
+    return entry.function(tx, ask, caller), caller
 
 
-def check_kind(caller: Caller, entry: Entry) -> None:
-    if caller.kind not in entry.who:
-        raise Refusal(403, "forbidden")
+def check_kind(caller: Caller | None, entry: Entry) -> None:
+    """Refuses an agent what is for programs, and the other way round."""
+    if caller and caller.kind not in entry.who:
+        raise Refusal("forbidden", "forbidden")
 
 
 class Door(BaseRoute):
@@ -1171,7 +1046,7 @@ class Door(BaseRoute):
     """
 
     def __init__(self, running: tracker.Tracker):
-        self.endpoint = tracker.Endpoint(running, self.reply, TheEyeCall)
+        self.handle = tracker.Endpoint(running, self.reply, TheEyeCall)
         self.customer = running.settings.theeye_customer
         paths = [row.path.split("/")[1:] for row in tracker.API]
         self.native = {tuple(parts[:2]) for parts in paths}
@@ -1188,32 +1063,24 @@ class Door(BaseRoute):
             ours = (first, second) not in self.native
         else:
             ours = first == self.customer or (first not in self.taken and first and second in ROOTS)
-        return (Match.FULL, {"path_params": {}, "endpoint": self.endpoint}) if ours else (Match.NONE, {})
-
-    async def handle(self, scope: dict, receive: Callable, send: Callable) -> None:
-        await self.endpoint(scope, receive, send)
+        return Match.FULL if ours else Match.NONE, {}
 
     async def reply(self, call: TheEyeCall) -> Response:
+        """What the route's function returns. A body that may be large is taken in only from those who may send it."""
+        (entry, path), db = self.find(call.scope), call.tracker.db
+        ask = read_head(call, path)
+        if entry.large:
+            check_kind(await db.read(authenticate, ask), entry)
         try:
-            content = await self.content(call)
-            if content is NO_CONTENT:
+            ask = ask._replace(body=await read_body(call, entry.large))
+            content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
+            if caller and caller.stale:
+                await db.write(note_use, caller.id)
+            if content is None:
                 return nothing()
-            raw = isinstance(content, Raw)
-            return as_bytes(content.content, "application/octet-stream") if raw else as_json(content)
+            return as_bytes(content, "application/octet-stream") if isinstance(content, bytes) else as_json(content)
         except RecursionError:
             raise not_content("Nested too deeply") from None
-
-    async def content(self, call: TheEyeCall) -> Any:
-        entry, path = self.find(call.scope)
-        db = call.tracker.db
-        if entry.large:  # looked at before the body is taken in
-            caller = await db.read(authenticate, read_head(call, path))
-            check_kind(caller, entry)
-        ask = await read_ask(call, path, entry.large)
-        content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
-        if caller and caller.stale and entry.reads:
-            await db.write(note_use, caller.id)
-        return content
 
     def find(self, scope: dict) -> tuple[Entry, dict[str, str]]:
         """The route, and what is in its path. Refuses what there is none for."""
@@ -1223,14 +1090,15 @@ class Door(BaseRoute):
             named, path = {"customer": first}, full[len(first) + 1 :]
         if scope["method"] == "GET" and path == "/job" and re.search(rb"(^|&)hostname=", scope["query_string"]):
             path = "/job?hostname"
-        fitting = [(entry, match) for entry in ROUTES if (match := PATTERNS[entry.path].fullmatch(path))]
-        for entry, match in fitting:
-            if entry.method == scope["method"]:
-                return entry, {**match.groupdict(), **named}
+        fitting = {entry.method: entry for entry in ROUTES if PATTERNS[entry.path].fullmatch(path)}
         if not fitting:
             missing = f"{full[:1000]} does not exist"
-            raise Refusal(404, {"code": "ResourceNotFound", "message": missing, "ok": False})
-        raise tracker.MethodNotAllowed(scope["method"], sorted({entry.method for entry, _ in fitting}))
+            raise Refusal("not_found", {"code": "ResourceNotFound", "message": missing, "ok": False})
+        if (entry := fitting.get(scope["method"])) is None:
+            wrong = f"{scope['method']} is not allowed"
+            content = {"code": "MethodNotAllowed", "message": wrong, "ok": False}
+            raise Refusal("method_not_allowed", content, allow=", ".join(sorted(fitting)))
+        return entry, {**PATTERNS[entry.path].fullmatch(path).groupdict(), **named}
 
 
 def routes(running: tracker.Tracker) -> list[BaseRoute]:
@@ -1258,8 +1126,7 @@ def tokens_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     """The integration tokens."""
     rows = tx.all(
         "SELECT t.*, m.username, m.tracker_admin FROM theeye_token t JOIN manager m ON m.id = t.manager"
-        " ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT ?",
-        (MOST_SHOWN,),
+        f" ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT {MOST_SHOWN}"
     )
     return {"tokens": rows, "fresh": None}
 
@@ -1289,13 +1156,12 @@ def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     return {
         "agents": tx.all(
             "SELECT a.*, w.alias, w.last_seen, w.paused, p.name AS project_name FROM theeye_agent a"
-            " JOIN worker w ON w.id = a.worker JOIN project p ON p.id = a.project ORDER BY a.id DESC LIMIT ?",
-            (MOST_SHOWN,),
+            " JOIN worker w ON w.id = a.worker JOIN project p ON p.id = a.project"
+            f" ORDER BY a.id DESC LIMIT {MOST_SHOWN}"
         ),
         "hosts": tx.all(
             "SELECT h.*, p.name AS project_name FROM theeye_host h JOIN project p ON p.id = h.project"
-            " ORDER BY h.last_seen DESC, h.project LIMIT ?",
-            (MOST_SHOWN,),
+            f" ORDER BY h.last_seen DESC, h.project LIMIT {MOST_SHOWN}"
         ),
         "host_id": host_id,
         "projects": tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000"),
@@ -1334,9 +1200,6 @@ def delete_host(tx: Tx, caller: tracker.Caller, project: int) -> None:
         raise TrackerError("not_found", f"Project {project} has no host")
 
 
-EMPTY_ROWS = 3  # of a workflow's form, for further edges
-
-
 def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, Any]:
     """What a workflow can be made of: the templates that the manager may edit, those of the project first."""
     rows = tx.all(
@@ -1351,15 +1214,14 @@ def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, An
             if caller.role(row["project"]) & EDIT
         },
         "endings": [(ending, STATES[state].trigger_name) for state, ending in tracker.ENDINGS.items()],
-        "empty_rows": EMPTY_ROWS,
+        "empty_rows": 3,  # of the form, for further edges
     }
 
 
 @pages.of_project(EDIT)
 def workflows_page(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> dict[str, Any]:
     """The project's workflows, and the form for a new one."""
-    workflows = tracker.list_workflows(tx, caller, project)
-    return {**workflow_frame(tx, caller, project["id"]), "workflows": workflows, "edges": []}
+    return {**workflow_frame(tx, caller, project["id"]), "workflows": tracker.list_workflows(tx, caller, project)}
 
 
 @pages.of_project(EDIT, tracker.WORKFLOW)
@@ -1377,73 +1239,61 @@ def workflow_page(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict
         "edges": shown.edges,
         "arguments": tracker.free_arguments(start) if start else [],
         "runs": tx.all(runs, (workflow["id"],)),
-        "fresh": None,
     }
 
 
-def typed_edges(visit: pages.Visit, values: dict[str, Any]) -> dict[str, Any]:
-    """The page's values, with the edges that were typed into a refused form."""
-    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
-    typed = [dict(zip(("template", "ending", "target"), row, strict=True)) for row in zip(*columns, strict=False)]
-    return {**values, "edges": [edge for edge in typed if edge["template"] or edge["target"]]} if typed else values
+def typed_edges(visit: pages.Visit) -> list[dict[str, str]]:
+    """The rows of a workflow's form, also those in which something is left open."""
+    names = ("template", "ending", "target")
+    columns = [visit.fields.get(f"edge_{name}", []) for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=False)]
+
+
+def begun(edge: dict[str, str]) -> bool:
+    """Whether the row says something: every one has an ending."""
+    return bool(edge["template"] or edge["target"])
 
 
 def workflow_form(visit: pages.Visit) -> shapes.WorkflowBody:
     """The form of a workflow. A row of which something is left open is no edge yet, but it is no slip to be ignored."""
-    columns = [visit.fields.get(f"edge_{name}", []) for name in ("template", "ending", "target")]
-    edges = []
-    for number, values in enumerate(zip(*columns, strict=False), 1):
-        if not any(values[::2]):
-            continue
-        if not all(values):
+    edges = typed_edges(visit)
+    for number, edge in enumerate(edges, 1):
+        if begun(edge) and not all(edge.values()):
             raise TrackerError("invalid", f"row {number} needs a template and what follows it", "edges")
-        edges.append(dict(zip(("template", "ending", "target"), values, strict=True)))
-    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": edges}
+    fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": list(filter(begun, edges))}
     return tracker.convert(fields, shapes.WorkflowBody, strict=False)
 
 
 async def show_workflows(visit: pages.Visit) -> Response:
-    values = await visit.read(workflows_page, visit.path_id("project"))
-    return await visit.render("theeye_workflows.html", typed_edges(visit, values))
+    """The page of a project's workflows, with the edges that were typed into a refused form."""
+    values, typed = await visit.read(workflows_page, visit.path_id("project")), typed_edges(visit)
+    return await visit.render("theeye_workflows.html", {**values, "edges": list(filter(begun, typed))})
 
 
 async def show_workflow(visit: pages.Visit, fresh: str | None = None, workflow: int | None = None) -> Response:
-    """The page of a workflow, once with its new secret."""
+    """The page of a workflow, once with its new secret; else with the edges that were typed into a refused form."""
     values = await visit.read(workflow_page, visit.path_id("workflow") if workflow is None else workflow)
-    values = values if fresh else typed_edges(visit, values)
+    if not fresh and (typed := typed_edges(visit)):
+        values["edges"] = list(filter(begun, typed))
     path = f"/workflows/{values['workflow']['token']}/secret/{fresh or 'SECRET'}/job"
     paste = ready_to_paste(visit, path, values["workflow"]["name"], values["arguments"])
     return await visit.render("theeye_workflow.html", {**values, "fresh": fresh, "paste": paste})
 
 
-class Paste(NamedTuple):
-    """What a person copies into a script or into an e-mail."""
-
-    curl: str
-    button: str
-
-
-def ready_to_paste(
-    visit: pages.Visit, path: str, label: str, arguments: Sequence[shapes.Argument], **more: str
-) -> Paste:
+def ready_to_paste(visit: pages.Visit, path: str, label: str, arguments: list[shapes.Argument]) -> dict[str, str]:
     """A curl line and an HTML button that trigger what is at the path, with the arguments' labels as their values."""
     given = [one.label or f"argument {number}" for number, one in enumerate(arguments, 1)]
-    fields = {"customer": visit.tracker.settings.theeye_customer, **more}
-    body = tracker.encode({**fields, "task_arguments": given}).decode()
-    pairs = [*fields.items(), *(("task_arguments[]", value) for value in given)]
-    hidden = [f'  <input type="hidden" name="{name}" value="{html.escape(value)}">' for name, value in pairs]
-    address = visit.base + path
-    return Paste(
-        f"curl -sS -X POST -H 'Content-Type: application/json' -d {shlex.quote(body)} {shlex.quote(address)}",
-        "\n".join(
-            [
-                f'<form action="{html.escape(address)}" method="POST">',
-                *hidden,
-                f'  <input type="submit" value="{html.escape(label)}">',
-                "</form>",
-            ]
-        ),
-    )
+    customer, address = visit.tracker.settings.theeye_customer, visit.base + path
+    body = tracker.encode({"customer": customer, "task_arguments": given}).decode()
+    pairs = [("customer", customer), *(("task_arguments[]", value) for value in given)]
+    form = [
+        f'<form action="{html.escape(address)}" method="POST">',
+        *(f'  <input type="hidden" name="{name}" value="{html.escape(value)}">' for name, value in pairs),
+        f'  <input type="submit" value="{html.escape(label)}">',
+        "</form>",
+    ]
+    curl = f"curl -sS -X POST -H 'Content-Type: application/json' -d {shlex.quote(body)} {shlex.quote(address)}"
+    return {"curl": curl, "button": "\n".join(form)}
 
 
 @tracker.needs(EDIT)
@@ -1453,11 +1303,8 @@ def create_workflow(tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: 
 
 
 async def show_new_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
+    """Its page, the only one that shows its secret."""
     return await show_workflow(visit, created.secret, created.id)
-
-
-async def show_rotated_secret(visit: pages.Visit, secret: str) -> Response:
-    return await show_workflow(visit, secret)
 
 
 def run_form(visit: pages.Visit) -> shapes.TriggerBody:
@@ -1509,7 +1356,6 @@ def question(text: str, consequence: str, button: str, then: str, cancel: str = 
 
 CONFIRM = "theeye_confirm.html"
 
-
 PAGES = [
     Page(
         "/ui/theeye/tokens",
@@ -1540,7 +1386,7 @@ PAGES = [
         show_workflow,
         actions=[
             Action("", tracker.update_workflow, workflow_form, says="Saved."),
-            Action("/rotate", tracker.rotate_workflow_secret, shows=show_rotated_secret),
+            Action("/rotate", tracker.rotate_workflow_secret, shows=show_workflow),
             Action("/run", tracker.trigger_workflow, run_form, says="The workflow has begun."),
             Action(
                 "/delete",
