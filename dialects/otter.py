@@ -166,16 +166,21 @@ def status_of(job: Row) -> str:
 
 async def logs(call: Call) -> Response:
     """Sends a job's log, as it is read: a long one is held neither in memory nor in one transaction."""
-    job = await call.tracker.db.read(job_asked_for, await read_parameters(call))
-    return StreamingResponse(log_lines(call.tracker.db, job["id"]), media_type="text/plain", headers=HEADERS)
+    job_id, entries = await call.tracker.db.read(begin_log, await read_parameters(call))
+    return StreamingResponse(log_lines(call.tracker.db, job_id, entries), media_type="text/plain", headers=HEADERS)
 
 
-async def log_lines(db: tracker.Database, job: int) -> AsyncIterator[str]:
-    """The lines of a job's log, a transaction's share of them at a time."""
-    last = 0
-    while entries := await db.read(tracker.job_log, job, last, PAGE_LINES):
+def begin_log(tx: Tx, parameters: dict[str, Any]) -> tuple[int, list[Row]]:
+    """The id of the job that the parameters name, and the first entries of its log."""
+    job_id = job_asked_for(tx, parameters)["id"]
+    return job_id, tracker.job_log(tx, job_id, 0, PAGE_LINES)
+
+
+async def log_lines(db: tracker.Database, job_id: int, entries: list[Row]) -> AsyncIterator[str]:
+    """The lines of a job's log from these entries on, a transaction's share of them at a time."""
+    while entries:
         yield "".join(map(log_line, entries))
-        last = entries[-1]["id"]
+        entries = await db.read(tracker.job_log, job_id, entries[-1]["id"], PAGE_LINES)
 
 
 def log_line(entry: Row) -> str:
