@@ -160,7 +160,7 @@ def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, Callable[[Any], An
     made |= dict.fromkeys((msgspec.inspect.ListType, msgspec.inspect.DictType, msgspec.inspect.AnyType), as_raw)
     optional = {field.name for field in msgspec.structs.fields(kind) if field.default is UNSET}
     fields = (field for field in msgspec.inspect.type_info(kind).fields if field.name not in optional)
-    return [(field.name, made.get(plain_type(field.type), lambda value: value)) for field in fields]
+    return [(field.name, made.get(plain_type(field.type), unchanged)) for field in fields]
 
 
 def plain_type(kind: Any) -> type:
@@ -173,6 +173,11 @@ def plain_type(kind: Any) -> type:
 def as_raw(text: str | None) -> Raw | None:
     """A column that holds JSON, as it is."""
     return None if text is None else Raw(text.encode())
+
+
+def unchanged(value: Any) -> Any:
+    """What makes of a value what it is."""
+    return value
 
 
 def shaped(kind: type[Shape], row: sqlite3.Row, **given: Any) -> Shape:
