@@ -88,6 +88,7 @@ class Waiters:
                 self._pass_on(waiter)  # one more arrived that no attempt followed
 
     async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:
+        """What came of an attempt. Raises its refusal, unless that is a rate limit which ends within `left` seconds."""
         try:
             outcome = await attempt()
         except TrackerError as error:
@@ -110,11 +111,13 @@ class Waiters:
         return True
 
     def _join(self, waiter: Waiter) -> None:
+        """From now on it is woken, once, behind those that wait already."""
         waiter.woken = asyncio.get_running_loop().create_future()
         for project in waiter.projects:
             self._queues.setdefault(project, {})[waiter] = None
 
     def _remove(self, waiter: Waiter) -> None:
+        """It is woken no more."""
         for project in waiter.projects:
             queue = self._queues.get(project, {})
             queue.pop(waiter, None)
@@ -122,6 +125,7 @@ class Waiters:
                 self._queues.pop(project, None)
 
     def _wake(self, waiter: Waiter, turn: int) -> None:
+        """Its turn to attempt. It has to join again to be woken a second time."""
         self._remove(waiter)
         waiter.turn = turn
         waiter.woken.set_result(None)
