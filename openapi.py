@@ -177,8 +177,8 @@ OPERATIONS: dict[str, Operation] = {
     "POST /task/submit_lines/{project}": Operation(
         "Tasks",
         {**NO_SUBMIT, 413: "The body, or what it unpacks to, is larger than {max_bulk_body: KiB}."},
-        query={"priority": 2, "token": "urls-1"},
-        text='https://example.org/one\n{"recipe": "https://example.org/two", "priority": 3}\n',
+        query={"priority": 0, "token": "urls-1"},
+        text='https://example.org/one\n{"recipe": "https://example.org/two", "max_retries": 3}\n',
     ),
     "GET /operation/{operation}": Operation(
         "Tasks",
