@@ -13,10 +13,12 @@ does. Sections (search for "# ── "):
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import ipaddress
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_to_bytes
 from uuid import UUID
@@ -26,12 +28,12 @@ from msgspec import Meta, Raw
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-import errors
 import shapes
 import tracker
 from dialects import plumbing
 from dialects.plumbing import HEADERS, LARGE, as_bytes, as_json, as_text, decoded, nothing
-from dialects.testflinger import clients, domain, files, queues, webhook
+from dialects.testflinger import clients, domain, queues, webhook
+from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
 from tracker import TrackerError, Tx, encode
 
@@ -209,6 +211,8 @@ class Ask(tracker.Call):
 
     def caller(self, tx: Tx) -> clients.Client | None:
         """The client, if there is one. Wrong credentials are refused also where none are needed."""
+        if self.needs == OPEN:
+            return None
         client = clients.authenticate(tx, self.header(b"authorization"))
         wanted = tx.settings.testflinger_anonymous
         if client is None and not (wanted == "always" or (wanted == "loopback" and from_this_machine(self))):
@@ -222,16 +226,8 @@ class Ask(tracker.Call):
             raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
         return client
 
-    @property
-    def files(self) -> files.Files:
-        return files_of(self.tracker.settings)
-
 
 Handler = Callable[[Ask], Awaitable[Response]]
-
-
-def files_of(settings: tracker.Settings) -> files.Files:
-    return files.Files(files.folder_of(settings), settings.testflinger_max_file * 2**20)
 
 
 def stored_uuid(given: str) -> str:
@@ -254,23 +250,25 @@ def strict_json(body: bytes) -> Any:
 
 def loose_json(body: bytes) -> Any:
     """JSON whose texts a program wrote that knows nothing of JSON: what is not UTF-8, or NUL, is replaced."""
-    try:
+    with contextlib.suppress(TrackerError):
         return strict_json(body)
-    except TrackerError:
-        pass
     try:
         return plumbing.forgiving_json(body)
     except (ValueError, RecursionError) as error:
         raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
 
 
+def converted(value: Any, kind: Any, name: str = "", where: Literal["json", "query"] = "json") -> Any:
+    """The value as that kind; numbers may be texts. Refuses (422) what cannot be, by this name or that of its field."""
+    try:
+        return tracker.convert(value, kind, strict=False)
+    except TrackerError as error:
+        raise Unprocessable(name or error.field, error.problem, where) from None
+
+
 def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] = "json") -> Any:
     """The values as a struct. Refuses (422) a known field that cannot be, naming it. Numbers may be texts."""
-    try:
-        struct = msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        refused = errors.refused_value(error)
-        raise Unprocessable(refused.field, refused.problem, where) from None
+    struct = converted(values, kind, where=where)
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
         if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
@@ -326,12 +324,9 @@ def from_this_machine(call: tracker.Call) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def is_address(host: str) -> bool:
+    """Whether this is `localhost` or an address of loopback. False for every other name."""
     try:
-        return bool(ipaddress.ip_address(host))
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -339,30 +334,32 @@ def is_address(host: str) -> bool:
 # ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def calls(function: Callable, *path: str, body: type | None = None) -> Handler:
+Decode = Callable[[Ask], Awaitable[tuple]]
+
+
+def calls(function: Callable, *path: str, given: type | Decode | None = None, long: bool = False) -> Handler:
     """The handler of a call that is one function (tx, …). It is given the `caller` if it names one, then what is in the
-    path, then the body. With a GET it only reads, and has nothing to show if it returns None.
+    path, then the body as that struct, or what else is decoded. With a GET it only reads, and has nothing to show if it
+    returns None.
     """
     named = "caller" in inspect.signature(function).parameters
 
     async def handle(ask: Ask) -> Response:
-        given = () if body is None else (await ask.struct(body),)
+        """Decodes, calls the function, and answers with what it returns."""
+        told = (await ask.struct(given),) if isinstance(given, type) else await given(ask) if given else ()
 
         def run(tx: Tx, caller: clients.Client | None) -> bytes | None:
-            content = function(tx, *[caller][:named], *map(ask.path, path), *given)
-            return None if content is None else encode(content)  # here, beside the event loop: it may be long
+            """The content, encoded here, beside the event loop: it may be long."""
+            content = function(tx, *[caller][:named], *map(ask.path, path), *told)
+            return None if content is None else encode(content)
 
         reads = ask.scope["method"] == "GET"
-        content = await (ask.read if reads else ask.write)(run)
+        content = await (ask.read(run) if reads else ask.write(run, long))
         if content is None:
             return nothing() if reads else as_text("OK")
-        return in_json(content)
+        return as_bytes(content, "application/json")
 
     return handle
-
-
-def in_json(content: bytes) -> Response:
-    return as_bytes(content, "application/json")
 
 
 async def health(ask: Ask) -> Response:
@@ -553,34 +550,27 @@ RESULT_FIELDS: dict[str, Any] = {
 def check_result(given: dict[str, Any]) -> None:
     """Refuses known fields of another type. A number may be a text."""
     for name in given.keys() & RESULT_FIELDS.keys():
-        try:
-            given[name] = msgspec.convert(given[name], RESULT_FIELDS[name], strict=False)
-        except msgspec.ValidationError as error:
-            refused = errors.refused_value(error)
-            place = name if refused.field == "body" else f"{name}.{refused.field}"
-            raise Unprocessable(place, refused.problem) from None
+        given[name] = converted(given[name], RESULT_FIELDS[name], name)
 
 
-def output_handlers(kind: str) -> dict[str, Handler]:
-    """POST and GET of raw output, as the older generation has them."""
+async def add_output(kind: str, ask: Ask) -> Response:
+    """POST of raw output, as the older generation has it."""
+    uuid = ask.path("job_id")
+    said = (await ask.body(REPORT_LIMIT)).decode(errors="replace").replace("\0", "�")
+    if said:
+        await ask.write(lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said), long=len(said) > LARGE)
+    else:
+        await ask.read(lambda tx, _: None)
+    return as_text("OK")
 
-    async def add(ask: Ask) -> Response:
-        uuid = ask.path("job_id")
-        said = (await ask.body(REPORT_LIMIT)).decode(errors="replace").replace("\0", "�")
-        if said:
-            await ask.write(lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said), long=len(said) > LARGE)
-        else:
-            await ask.read(lambda tx, _: None)
-        return as_text("OK")
 
-    async def take(ask: Ask) -> Response:
-        uuid = ask.path("job_id")
-        if not await ask.read(lambda tx, _: domain.has_output(tx, uuid, kind)):  # mostly: no reason to write
-            return nothing()
-        said = await ask.write(lambda tx, _: domain.take_output(tx, uuid, kind), long=True)
-        return nothing() if said is None else as_text(said)
-
-    return {"POST": add, "GET": take}
+async def take_output(kind: str, ask: Ask) -> Response:
+    """GET of raw output: what has come since the last one."""
+    uuid = ask.path("job_id")
+    if not await ask.read(lambda tx, _: domain.has_output(tx, uuid, kind)):  # mostly: no reason to write
+        return nothing()
+    said = await ask.write(lambda tx, _: domain.take_output(tx, uuid, kind), long=True)
+    return nothing() if said is None else as_text(said)
 
 
 def log_kind(ask: Ask) -> str:
@@ -596,28 +586,20 @@ def checked_phase(phase: str, where: Literal["json", "query"]) -> str:
     return phase
 
 
-async def add_log(ask: Ask) -> Response:
+async def fragment(ask: Ask) -> tuple:
+    """A piece of a phase's output, as domain.add_fragment takes it."""
     uuid, kind = ask.path("job_id"), log_kind(ask)
     piece = checked(FragmentBody, await ask.object(loose_json, REPORT_LIMIT))
     phase, time = checked_phase(piece.phase, "json"), unix_time(piece.timestamp, "timestamp", "json")
-    said = piece.log_data.replace("\0", "�")
-    await ask.write(
-        lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said, phase, piece.fragment_number, time)
-    )
-    return as_text("OK")
+    return uuid, kind, ask.agent, piece.log_data.replace("\0", "�"), phase, piece.fragment_number, time
 
 
-async def get_log(ask: Ask) -> Response:
+async def wanted_logs(ask: Ask) -> tuple:
+    """Which output is wanted, as domain.get_logs takes it."""
     uuid, kind = ask.path("job_id"), log_kind(ask)
     query = checked(LogQuery, {name: values[-1] for name, values in ask.query().items()}, "query")
     phase = query.phase and checked_phase(query.phase, "query")
-    since = unix_time(query.start_timestamp, "start_timestamp", "query")
-
-    def look(tx: Tx, _: clients.Client | None) -> bytes:
-        logs = domain.get_logs(tx, uuid, kind, phase, query.start_fragment, since)
-        return encode({"output": logs, kind: logs})  # clients of the serial log, too, look for "output"
-
-    return in_json(await ask.read(look))
+    return uuid, kind, phase, query.start_fragment, unix_time(query.start_timestamp, "start_timestamp", "query")
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -637,57 +619,44 @@ async def add_attachments(ask: Ask) -> Response:
     return as_text("OK")
 
 
-async def receive_file(ask: Ask, store: Callable[[Tx, clients.Client | None, files.Stored], str | None]) -> None:
+async def receive_file(ask: Ask, store: Callable[[Tx, clients.Client | None, Stored], str | None]) -> None:
     """Takes in a file, and notes it. What it replaces, or could not be noted, is deleted."""
-    stored = await ask.files.receive(ask)
+    folder = files_of(ask.tracker.settings)
+    stored = await folder.receive(ask)
     try:
         replaced = await ask.write(lambda tx, client: store(tx, client, stored))
     except Exception:
-        await ask.files.delete(stored.name)
+        await folder.delete(stored.name)
         raise
     # Without FULL a power cut may bring back who knows it, and prune has time.
     if replaced and ask.tracker.settings.synchronous == "FULL":
-        await ask.files.delete(replaced)
+        await folder.delete(replaced)
 
 
-def file_handler(kind: str) -> Handler:
-    async def get(ask: Ask) -> Response:
-        for _ in range(20):  # a new upload may replace the file just after we have read its name
-            row = await ask.read(lambda tx, _: domain.find_file(tx, ask.path("job_id"), kind))
-            if row and (response := await ask.files.send(row["name"])):
-                return response
-        return nothing()
-
-    return get
+async def get_file(kind: str, ask: Ask) -> Response:
+    """The job's artifact or attachments; nothing where there are none."""
+    for _ in range(20):  # a new upload may replace the file just after we have read its name
+        row = await ask.read(lambda tx, _: domain.find_file(tx, ask.path("job_id"), kind))
+        if row and (response := await files_of(ask.tracker.settings).send(row["name"])):
+            return response
+    return nothing()
 
 
 # ── Queues and agents ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-Images = Annotated[dict[Text, Any], Meta(max_length=10_000)]
 
-
-async def advertise_queues(ask: Ask) -> Response:
-    described = of_queues(await ask.object(), Text)
-    await ask.write(lambda tx, _: queues.advertise_queues(tx, described), long=True)
-    return as_text("OK")
-
-
-def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
+async def of_queues(kind: Any, ask: Ask) -> tuple[dict[str, Any]]:
     """The body, which has something of this kind for each of some queues. Refuses (422) what is not, by its queue."""
+    given = await ask.object()
     if len(given) > queues.MOST_QUEUES:
         raise Unprocessable("_schema", f"Expected at most {queues.MOST_QUEUES:,} queues")
     for queue, value in given.items():
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            raise Unprocessable(queue[:200], errors.refused_value(error).problem) from None
-    return given
+        converted(value, kind, queue[:200])
+    return (given,)
 
 
-async def set_images(ask: Ask) -> Response:
-    images = of_queues(await ask.object(), Images)
-    await ask.write(lambda tx, _: queues.set_images(tx, images), long=True)
-    return as_text("OK")
+described_queues = partial(of_queues, Text)
+images_of_queues = partial(of_queues, Annotated[dict[Text, Any], Meta(max_length=10_000)])
 
 
 async def update_agent(ask: Ask) -> Response:
@@ -702,28 +671,23 @@ async def update_agent(ask: Ask) -> Response:
     return as_json({"status": "OK"}, headers={"set-cookie": cookie})
 
 
-async def add_provision_log(ask: Ask) -> Response:
-    name, body = ask.path("name"), checked(ProvisionBody, await ask.object(loose_json))
-    await ask.write(lambda tx, _: domain.add_provision_log(tx, name, body.job_id, body.exit_code, body.detail))
-    return as_text("OK")
+async def provisioning(ask: Ask) -> tuple[str, str, int, str]:
+    """An agent's name, and how it went when it provisioned a job."""
+    return ask.path("name"), *msgspec.structs.astuple(checked(ProvisionBody, await ask.object(loose_json)))
 
 
-async def get_wait_times(ask: Ask) -> Response:
-    names = ask.values("queue")
-    return as_json(await ask.read(lambda tx, _: queues.wait_times(tx, names)))
+async def wanted_queues(ask: Ask) -> tuple[list[str]]:
+    """The queues that the query names."""
+    return (ask.values("queue"),)
 
 
-async def get_queue_agents(ask: Ask) -> Response:
-    queue = ask.path("queue")
-
-    def look(tx: Tx, _: clients.Client | None) -> list[dict[str, Any]]:
-        agents = domain.queue_agents(tx, queue)
-        newer = tx.settings.testflinger_version != OLDER
-        if newer and not agents and queues.find_queue(tx, queue) is None:
-            raise TrackerError("not_found", f"There is no queue {queue!r}")
-        return agents
-
-    return as_json(await ask.read(look))
+def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
+    """The agents that listen to the queue. Of one that does not exist: none, or (404) for the newer generation."""
+    agents = domain.queue_agents(tx, queue)
+    newer = tx.settings.testflinger_version != OLDER
+    if newer and not agents and queues.find_queue(tx, queue) is None:
+        raise TrackerError("not_found", f"There is no queue {queue!r}")
+    return agents
 
 
 async def get_queue_jobs(ask: Ask) -> Response:
@@ -740,24 +704,13 @@ async def get_queue_jobs(ask: Ask) -> Response:
 async def get_token(ask: Ask) -> Response:
     """An access token: bare for the older clients (they send {} or use GET), in JSON for the newer (an empty body)."""
     newer = ask.scope["method"] == "POST" and not (await ask.body()).strip()
-    tokens = await ask.tracker.db.write(clients.issue_token, ask.header(b"authorization"), newer)
-    return as_json(tokens_json(tokens)) if newer else as_text(tokens.access_token)
+    tokens = await ask.write(lambda tx, _: clients.issue_token(tx, ask.header(b"authorization"), newer))
+    return as_json(tokens) if newer else as_text(tokens.access_token)
 
 
-def tokens_json(tokens: clients.Tokens) -> dict[str, Any]:
-    return {**tokens._asdict(), "token_type": "Bearer"}
-
-
-async def refresh_token(ask: Ask) -> Response:
-    body = await ask.struct(RefreshBody)
-    tokens = await ask.tracker.db.write(clients.refresh_token, body.refresh_token)
-    return as_json(tokens_json(tokens))
-
-
-async def revoke_token(ask: Ask) -> Response:
-    body = await ask.struct(RefreshBody)
-    await ask.tracker.db.write(clients.revoke_token, body.refresh_token)
-    return as_text("OK")
+async def token_in_body(ask: Ask) -> tuple[str]:
+    """The refresh token that is to be used, or revoked."""
+    return ((await ask.struct(RefreshBody)).refresh_token,)
 
 
 # ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -776,48 +729,42 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("POST", "/v1/job/{job_id}/action", act_on_job, ANY),
     ("POST", "/v1/job/{job_id}/events", send_events, AGENT),
     ("POST", "/v1/job/{job_id}/attachments", add_attachments, ANY),
-    ("GET", "/v1/job/{job_id}/attachments", file_handler("attachments"), ANY),
+    ("GET", "/v1/job/{job_id}/attachments", partial(get_file, "attachments"), ANY),
     ("POST", "/v1/result/{job_id}", add_result, AGENT),
     ("GET", "/v1/result/{job_id}", calls(domain.get_result, "job_id"), ANY),
     ("POST", "/v1/result/{job_id}/artifact", add_artifact, AGENT),
-    ("GET", "/v1/result/{job_id}/artifact", file_handler("artifact"), ANY),
-    *(
-        (method, f"/v1/result/{{job_id}}/{path}", handler, AGENT if method == "POST" else ANY)
-        for path, kind in (("output", "output"), ("serial_output", "serial"))
-        for method, handler in output_handlers(kind).items()
-    ),
-    ("POST", "/v1/result/{job_id}/log/{kind}", add_log, AGENT),
-    ("GET", "/v1/result/{job_id}/log/{kind}", get_log, ANY),
-    ("POST", "/v1/agents/queues", advertise_queues, AGENT),
+    ("GET", "/v1/result/{job_id}/artifact", partial(get_file, "artifact"), ANY),
+    ("POST", "/v1/result/{job_id}/output", partial(add_output, "output"), AGENT),
+    ("GET", "/v1/result/{job_id}/output", partial(take_output, "output"), ANY),
+    ("POST", "/v1/result/{job_id}/serial_output", partial(add_output, "serial"), AGENT),
+    ("GET", "/v1/result/{job_id}/serial_output", partial(take_output, "serial"), ANY),
+    ("POST", "/v1/result/{job_id}/log/{kind}", calls(domain.add_fragment, given=fragment), AGENT),
+    ("GET", "/v1/result/{job_id}/log/{kind}", calls(domain.get_logs, given=wanted_logs), ANY),
+    ("POST", "/v1/agents/queues", calls(queues.advertise_queues, given=described_queues, long=True), AGENT),
     ("GET", "/v1/agents/queues", calls(queues.advertised_queues), ANY),
-    ("POST", "/v1/agents/images", set_images, AGENT),
+    ("POST", "/v1/agents/images", calls(queues.set_images, given=images_of_queues, long=True), AGENT),
     ("GET", "/v1/agents/images/{queue:path}", calls(queues.images, "queue"), ANY),
     ("GET", "/v1/agents/data", calls(domain.list_agents), ANY),
     ("POST", "/v1/agents/data/{name}", update_agent, AGENT),
     ("GET", "/v1/agents/data/{name}", calls(domain.get_agent, "name"), ANY),
-    ("POST", "/v1/agents/provision_logs/{name}", add_provision_log, AGENT),
-    ("GET", "/v1/queues/wait_times", get_wait_times, ANY),
-    ("GET", "/v1/queues/{queue:path}/agents", get_queue_agents, ANY),
+    ("POST", "/v1/agents/provision_logs/{name}", calls(domain.add_provision_log, given=provisioning), AGENT),
+    ("GET", "/v1/queues/wait_times", calls(queues.wait_times, given=wanted_queues), ANY),
+    ("GET", "/v1/queues/{queue:path}/agents", calls(queue_agents, "queue"), ANY),
     ("GET", "/v1/queues/{queue:path}/jobs", get_queue_jobs, ANY),
     ("POST", "/v1/oauth2/token", get_token, OPEN),
     ("GET", "/v1/oauth2/token", get_token, OPEN),
-    ("POST", "/v1/oauth2/refresh", refresh_token, OPEN),
-    ("POST", "/v1/oauth2/revoke", revoke_token, OPEN),
+    ("POST", "/v1/oauth2/refresh", calls(clients.refresh_token, given=token_in_body), OPEN),
+    ("POST", "/v1/oauth2/revoke", calls(clients.revoke_token, given=token_in_body), OPEN),
     ("GET", "/v1/restricted-queues", calls(clients.list_restricted_queues), ANY),
     ("GET", ONE_QUEUE, calls(clients.get_restricted_queue, "queue"), ANY),
     ("POST", ONE_QUEUE, calls(clients.add_restricted_queue, "queue"), ANY),
     ("DELETE", ONE_QUEUE, calls(clients.remove_restricted_queue, "queue"), ANY),
     ("GET", "/v1/client-permissions", calls(clients.list_permissions), ANY),
-    (
-        "POST",
-        "/v1/client-permissions",
-        calls(clients.create_permissions, body=clients.NewPermissionsBody),
-        ANY,
-    ),
+    ("POST", "/v1/client-permissions", calls(clients.create_permissions, given=clients.NewPermissionsBody), ANY),
     ("GET", ONE_CLIENT, calls(clients.get_permissions, "client_id"), ANY),
-    ("PUT", ONE_CLIENT, calls(clients.put_permissions, "client_id", body=clients.PermissionsBody), ANY),
+    ("PUT", ONE_CLIENT, calls(clients.put_permissions, "client_id", given=clients.PermissionsBody), ANY),
     ("DELETE", ONE_CLIENT, calls(clients.delete_permissions, "client_id"), ANY),
-    ("PUT", ONE_SECRET, calls(clients.put_secret, "client_id", "path", body=clients.SecretBody), ANY),
+    ("PUT", ONE_SECRET, calls(clients.put_secret, "client_id", "path", given=clients.SecretBody), ANY),
     ("DELETE", ONE_SECRET, calls(clients.delete_secret, "client_id", "path"), ANY),
     *((method, path, health, OPEN) for method in ("GET", "HEAD") for path in ("/v1", "/v1/")),
 ]

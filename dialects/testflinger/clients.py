@@ -14,6 +14,7 @@ import hmac
 import json
 import secrets
 import sqlite3
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jwt
@@ -92,10 +93,14 @@ MOST_REFRESH = 1000  # of one client: each machine that logs in keeps one. The o
 PRUNED_TOKENS = 500
 
 
-class Tokens(NamedTuple):
+@dataclass(frozen=True)
+class Tokens:
+    """What a client gets for its key, as it is answered."""
+
     access_token: str
     refresh_token: str | None
-    expires_in: int  # seconds until the access token expires
+    expires_in: int = ACCESS_LIFETIME  # seconds until the access token expires
+    token_type: str = "Bearer"
 
 
 class Permissions(msgspec.Struct):
@@ -115,7 +120,7 @@ def issue_token(tx: Tx, authorization: bytes | None, with_refresh: bool = False)
     """New tokens for client_id:client_key (Basic, and nothing else). Older clients do not refresh: they get none."""
     row = check_key(tx, authorization)
     refresh = store_refresh(tx, row["id"]) if with_refresh else None
-    return Tokens(access_token(tx, row), refresh, ACCESS_LIFETIME)
+    return Tokens(access_token(tx, row), refresh)
 
 
 def refresh_token(tx: Tx, token: str) -> Tokens:
@@ -127,7 +132,7 @@ def refresh_token(tx: Tx, token: str) -> Tokens:
     )
     if row is None:  # the word "expired" would make clients try to refresh once more
         raise TrackerError("unauthorized", "not valid (any more), authenticate with client_id again", "refresh_token")
-    return Tokens(access_token(tx, row), token, ACCESS_LIFETIME)
+    return Tokens(access_token(tx, row), token)
 
 
 def revoke_token(tx: Tx, token: str) -> None:

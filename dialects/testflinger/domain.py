@@ -628,16 +628,15 @@ def take_output(tx: Tx, uuid: str, kind: str) -> str | None:
     return "\n".join(piece.text.removesuffix(ends) for piece in found)
 
 
-def get_logs(
-    tx: Tx, uuid: str, kind: str, phase: str | None, first: int, since: float | None
-) -> dict[str, dict[str, Any]]:
-    """What the phases have written, from a fragment or a time on: {phase: {last_fragment_number, log_data}}.
+def get_logs(tx: Tx, uuid: str, kind: str, phase: str | None, first: int, since: float | None) -> dict[str, Any]:
+    """What the phases have written, from a fragment or a time on: {kind: {phase: {last_fragment_number, log_data}}}.
 
-    Without a phase: all of them. -1 where there is nothing.
+    Without a phase: all of them. -1 where there is nothing. Clients of the serial log, too, look for "output".
     """
     job = find_job(tx, uuid)
     found = {name: phase_log(tx, uuid, job, kind, name, first, since) for name in ([phase] if phase else PHASES)}
-    return {name: {"last_fragment_number": last, "log_data": text} for name, (last, text) in found.items()}
+    logs = {name: {"last_fragment_number": last, "log_data": text} for name, (last, text) in found.items()}
+    return {"output": logs, kind: logs}
 
 
 def phase_log(

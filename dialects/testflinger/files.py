@@ -57,6 +57,11 @@ def folder_of(settings: Settings) -> Path:
     return database.with_name(f"{database.name}.files")
 
 
+def files_of(settings: Settings) -> Files:
+    """The files of a database, as large as its settings allow."""
+    return Files(folder_of(settings), settings.testflinger_max_file * 2**20)
+
+
 class Files:
     """The files in a folder, which is made when the first one comes; `limit` is the largest one's size in bytes."""
 

@@ -24,7 +24,7 @@ from starlette.responses import Response, StreamingResponse
 import pages
 import tracker
 from dialects.testflinger import clients, domain, events, queues
-from dialects.testflinger.files import Files, folder_of
+from dialects.testflinger.files import files_of
 from pages import PAGE_ROWS, Action, Page
 from tracker import EDIT, READ, Caller, TrackerError, Tx
 
@@ -524,8 +524,7 @@ def next_output(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery, af
 
 async def send_file(visit: pages.Visit, uuid: str, kind: str) -> Response:
     row = await visit.look(stored_file, uuid, kind)
-    settings = visit.tracker.settings
-    response = await Files(folder_of(settings), settings.testflinger_max_file * 2**20).send(row["name"])
+    response = await files_of(visit.tracker.settings).send(row["name"])
     if response is None:
         raise TrackerError("not_found", f"The {kind} of the job {uuid} are not on disk any more")
     return named(response, f"{uuid}-{kind}.tar.gz")
