@@ -408,12 +408,11 @@ def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
 
     A time that was left empty is as good as absent, and agents that find null there fail.
     """
-    kept = {name: getattr(body, name) if name in NUMBERS else value for name, value in given.items()}
-    kept = {name: value for name, value in kept.items() if not (name in NUMBERS and value is None)}
+    numbers = {name: getattr(body, name) for name in NUMBERS}
+    left_out = {"job_id", "started_at", *(name for name in NUMBERS if numbers[name] is None)}
+    kept = {name: numbers.get(name, value) for name, value in given.items() if name not in left_out}
     if "reserve_data" in kept and kept["reserve_data"].get("timeout", "") is None:
         kept["reserve_data"] = {name: value for name, value in kept["reserve_data"].items() if name != "timeout"}
-    for name in ("job_id", "started_at"):
-        kept.pop(name, None)
     return kept
 
 
@@ -464,30 +463,28 @@ def searched_states(given: list[str]) -> list[str]:
 
 async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
     """The array of the jobs found, however many. Each piece of it is read when the one before has been sent."""
-
-    async def following(after: int) -> domain.Found:
-        found = await ask.read(lambda tx, _: domain.search_jobs(tx, wanted, after))
-        return found._replace(jobs=[{**job, **more} for job in found.jobs])
-
-    first = await following(0)
-    while not first.jobs and first.more is not None:
-        first = await following(first.more)
-    if more and not first.jobs:
+    pieces = pieces_found(ask, wanted, more)
+    first = await anext(pieces, b"")  # a refusal comes before the answer
+    if more and not first:
         return nothing()
-    return StreamingResponse(array(first, following), 200, HEADERS, "application/json")
+
+    async def array() -> AsyncIterator[bytes]:
+        """A JSON array of any length."""
+        yield b"[" + first
+        async for piece in pieces:
+            yield b"," + piece
+        yield b"]"
+
+    return StreamingResponse(array(), 200, HEADERS, "application/json")
 
 
-async def array(first: domain.Found, following: Callable[[int], Awaitable[domain.Found]]) -> AsyncIterator[bytes]:
-    """A JSON array of any length, piece by piece."""
-    found, separator = first, b"["
-    while True:
+async def pieces_found(ask: Ask, wanted: domain.Search, more: dict[str, str]) -> AsyncIterator[bytes]:
+    """The jobs found, a piece at a time, as what stands in a JSON array. No piece is empty."""
+    found = domain.Found([], 0)
+    while found.more is not None:
+        found = await ask.read(lambda tx, _, after=found.more: domain.search_jobs(tx, wanted, after))
         if found.jobs:
-            yield separator + encode(found.jobs)[1:-1]
-            separator = b","
-        if found.more is None:
-            break
-        found = await following(found.more)
-    yield b"]" if separator == b"," else b"[]"
+            yield encode([{**job, **more} for job in found.jobs])[1:-1]
 
 
 async def act_on_job(ask: Ask) -> Response:
@@ -514,10 +511,8 @@ async def send_events(ask: Ask) -> Response:
         answer = await webhook.put(target, event, ask.tracker.settings.webhook_networks, webhook.TIMEOUT)
     except webhook.Refused as error:
         raise TrackerError("invalid", f"{error}", "job_status_webhook") from None
-    except webhook.TimedOut as error:
-        return as_json({"message": str(error), "detail": {}}, 504)
-    except webhook.Unreachable as error:
-        return as_json({"message": str(error), "detail": {}}, 502)
+    except (webhook.TimedOut, webhook.Unreachable) as error:
+        return as_json({"message": str(error), "detail": {}}, 504 if isinstance(error, webhook.TimedOut) else 502)
     return nothing() if answer.status in (204, 205, 304) else as_text(answer.text, answer.status)
 
 

@@ -287,13 +287,15 @@ class NewPermissionsBody(LimitsBody, kw_only=True):
     client_secret: Key
 
 
-def refusal(error: msgspec.ValidationError) -> TrackerError:
-    """Why a body is refused, in words for people."""
-    refused = errors.refused_value(error)
-    if refused.field == "client_id" and "matching regex" in refused.problem:
+def as_body(fields: dict[str, Any], kind: type) -> Any:
+    """The fields as a body of that kind. What is none is refused in words for people."""
+    try:
+        return errors.convert(fields, kind)
+    except TrackerError as refused:
+        if refused.field != "client_id" or "matching regex" not in refused.problem:
+            raise
         problem = "must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -, and begin with a letter, a digit or _"
-        return TrackerError("invalid", problem, "client_id")
-    return refused
+        raise TrackerError("invalid", problem, "client_id") from None
 
 
 NEW_CLIENT = Client("", "contributor", {}, [], {})
@@ -482,11 +484,7 @@ def put_permissions(tx: Tx, caller: Client | None, client: str, body: Permission
 
 def new_permissions(client: str, body: PermissionsBody) -> NewPermissionsBody:
     """What is put below a new name, as a new client. Refuses what such a one needs and what is not there."""
-    fields = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
-    try:
-        return msgspec.convert({**fields, "client_id": client}, NewPermissionsBody)
-    except msgspec.ValidationError as error:
-        raise refusal(error) from None
+    return as_body({**errors.given_fields(body), "client_id": client}, NewPermissionsBody)
 
 
 def delete_permissions(tx: Tx, caller: Client | None, client: str) -> None:
@@ -519,16 +517,10 @@ def restricted_owners(tx: Tx) -> dict[str, list[str]]:
 def get_restricted_queue(tx: Tx, caller: Client | None, queue: str) -> dict[str, Any]:
     """A restricted queue with its owners. For admin clients."""
     require_admin_client(caller)
-    row = find_queue(tx, queue)
-    if row is None or not row["restricted"]:
+    owners = restricted_owners(tx).get(queue)
+    if owners is None:
         raise TrackerError("not_found", f"No restricted queue {queue[:200]}")
-    return restricted_queue_json(queue, owners_of(tx, queue))
-
-
-def owners_of(tx: Tx, queue: str) -> list[str]:
-    """The clients that are allowed a restricted queue, by name."""
-    allowed = "EXISTS (SELECT 1 FROM json_each(allowed_queues) WHERE value = ?)"
-    return [row["id"] for row in tx.all(f"SELECT id FROM testflinger_client WHERE {allowed} ORDER BY id", (queue,))]
+    return restricted_queue_json(queue, owners)
 
 
 def restricted_queue_json(queue: str, owners: list[str]) -> dict[str, Any]:

@@ -134,32 +134,30 @@ def check_agents_left(tx: Tx, wanted: Submission) -> None:
 
 WAITING = "project = :project AND state = 'waiting' AND attachments <> 'waiting'"
 FIRST_WAITING = f"""
-    SELECT job, priority, project FROM testflinger_job t WHERE {WAITING}
+    SELECT job, priority, project, :rate AS rate FROM testflinger_job t WHERE {WAITING}
     AND NOT EXISTS (SELECT 1 FROM testflinger_exclusion WHERE job = t.job AND agent = :agent)
     AND (:client OR NOT secret) ORDER BY priority DESC, job LIMIT 1
 """
 
 
-def best_job(
-    tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None
-) -> tuple[Row, float] | None:
-    """The job that the agent would be given, and the rate of its queue. A manager may have paused queue or agent.
+def best_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None) -> Row | None:
+    """The job that the agent would be given, with the rate of its queue. A manager may have paused queue or agent.
 
     Secrets are for agents alone that have proved who they are.
     """
     worker = agent_worker(tx, agent)
     if worker is not None and tx.one("SELECT paused FROM worker WHERE id = ?", (worker,))["paused"]:
         return None
-    best, rate = None, 0.0
+    best = None
     values = {"agent": agent or "", "client": client is not None}
     for name in dict.fromkeys(queues):
         queue = find_queue(tx, name)
         if queue is None or queue["paused"] or queue["assign_free_uptime"] > tx.uptime:
             continue
-        row = tx.one(FIRST_WAITING, {**values, "project": queue["project"]})
+        row = tx.one(FIRST_WAITING, {**values, "project": queue["project"], "rate": queue["assign_rate"]})
         if row and (best is None or (row["priority"], -row["job"]) > (best["priority"], -best["job"])):
-            best, rate = row, queue["assign_rate"]
-    return best and (best, rate)
+            best = row
+    return best
 
 
 def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None) -> dict[str, Any] | None:
@@ -167,12 +165,11 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
 
     Nobody else gets the job, ever.
     """
-    found = best_job(tx, client, queues, agent)
-    if found is None:
+    best = best_job(tx, client, queues, agent)
+    if best is None:
         return None
-    best, rate = found
-    if rate:
-        tracker.charge_assign(tx, {best["project"]: (rate, 1)})
+    if best["rate"]:
+        tracker.charge_assign(tx, {best["project"]: (best["rate"], 1)})
     job = tx.one("SELECT * FROM job WHERE id = ?", (best["job"],))
     tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
@@ -466,10 +463,7 @@ def move_job(tx: Tx, job: Row, state: str) -> None:
 
 def release_job(tx: Tx, job: Row) -> None:
     """Ends a job: as failed if one of its phases has ended with another status than 0."""
-    shown = {
-        row["name"]: msgspec.json.decode(row["value"])
-        for row in tx.execute(REPORTED_STATUSES, {"uuid": job["uuid"], "phases": encode(PHASES).decode()})
-    }
+    shown = reported(tx, job["uuid"], VERDICT)
     statuses = shown.pop("status", None)
     statuses = dict(statuses) if isinstance(statuses, dict) else {}
     given = {name: shown.pop(name) for name in ("output", "device_info") if name in shown}
@@ -484,20 +478,13 @@ def release_job(tx: Tx, job: Row) -> None:
     )
 
 
-REPORTED_STATUSES = """
-    SELECT name, value FROM testflinger_result WHERE uuid = :uuid AND (name IN ('status', 'output', 'device_info')
-        OR name IN (SELECT value || '_status' FROM json_each(:phases)))
-"""
+def reported(tx: Tx, uuid: str, names: set[str]) -> dict[str, Any]:
+    """Those of the fields that were reported for a job id."""
+    sql = "SELECT name, value FROM testflinger_result WHERE uuid = ? AND name IN (SELECT value FROM json_each(?))"
+    return {name: msgspec.json.decode(value) for name, value in tx.execute(sql, (uuid, encode(names).decode()))}
 
 
 # ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Fragment(NamedTuple):
-    """A piece of output. `id` is its place among all of its kind."""
-
-    id: int
-    text: str
 
 
 FRAGMENT = """
@@ -589,15 +576,14 @@ def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -
     return job["line_count"] + 1 if stored else None
 
 
-def fragments(tx: Tx, uuid: str, job: Row | None, kind: str, after: int = 0, limit: int = -1) -> list[Fragment]:
-    """The pieces of output after one, in the order in which they came; all of them, or so many.
+def fragments(tx: Tx, uuid: str, job: Row | None, kind: str, after: int = 0, limit: int = -1) -> list[Row]:
+    """The pieces of output after one (its `id` and `text`), in the order in which they came; all of them, or so many.
 
     Those of a job that a worker of another kind does are the lines that it logs, as output of the phase test: what
     somebody else reports must not hide them.
     """
     values = {"uuid": uuid, "kind": kind, "after": after, "job": job and job["id"], "limit": limit}
-    rows = tx.execute(LINES if kind == "output" and is_foreign(job) else FRAGMENTS, values)
-    return [Fragment(row["id"], row["text"]) for row in rows]
+    return tx.all(LINES if kind == "output" and is_foreign(job) else FRAGMENTS, values)
 
 
 def is_foreign(job: Row | None) -> bool:
@@ -623,9 +609,9 @@ def take_output(tx: Tx, uuid: str, kind: str) -> str | None:
     if not found:
         return None
     touch(tx, uuid)
-    tx.execute(f"UPDATE testflinger_outcome SET {kind}_read = ? WHERE uuid = ?", (found[-1].id, uuid))
+    tx.execute(f"UPDATE testflinger_outcome SET {kind}_read = ? WHERE uuid = ?", (found[-1]["id"], uuid))
     ends = "\n" if is_foreign(job) else ""  # a line's, not to be doubled by the one that joins
-    return "\n".join(piece.text.removesuffix(ends) for piece in found)
+    return "\n".join(piece["text"].removesuffix(ends) for piece in found)
 
 
 def get_logs(tx: Tx, uuid: str, kind: str, phase: str | None, first: int, since: float | None) -> dict[str, Any]:
@@ -702,7 +688,16 @@ NAMELESS = "testflinger_worker"  # the key in meta of the worker that stands for
 
 
 def find_agent(tx: Tx, name: str) -> Row | None:
+    """The agent's row. None: nobody has told of such a one, and it has had no job."""
     return tx.one("SELECT * FROM testflinger_agent WHERE name = ?", (name,))
+
+
+def known_agent(tx: Tx, name: str) -> Row:
+    """The agent's row. 404: unknown."""
+    agent = find_agent(tx, name)
+    if agent is None:
+        raise TrackerError("not_found", f"There is no agent {name!r}")
+    return agent
 
 
 def update_agent(tx: Tx, name: str, fields: dict[str, Any]) -> None:
@@ -739,19 +734,14 @@ def forget_beyond(tx: Tx, table: str, agent: int) -> None:
 
 def add_provision_log(tx: Tx, name: str, uuid: str, exit_code: int, detail: str) -> None:
     """Notes how provisioning a job went; a streak of passes or fails grows, or begins anew. 404: unknown agent."""
-    agent = find_agent(tx, name)
-    if agent is None:
-        raise TrackerError("not_found", f"There is no agent {name!r}")
-    tx.execute(
-        "INSERT INTO testflinger_provision (agent, uuid, exit_code, detail, time) VALUES (?, ?, ?, ?, ?)",
-        (agent["id"], uuid, exit_code, detail, tx.time),
-    )
-    forget_beyond(tx, "testflinger_provision", agent["id"])
-    kind = "fail" if exit_code else "pass"
+    agent = known_agent(tx, name)["id"]
+    noted = "INSERT INTO testflinger_provision (agent, uuid, exit_code, detail, time) VALUES (?, ?, ?, ?, ?)"
+    tx.execute(noted, (agent, uuid, exit_code, detail, tx.time))
+    forget_beyond(tx, "testflinger_provision", agent)
     tx.execute(
         "UPDATE testflinger_agent SET streak_count = iif(streak_type IS ?1, streak_count, 0) + 1, streak_type = ?1"
         " WHERE id = ?2",
-        (kind, agent["id"]),
+        ("fail" if exit_code else "pass", agent),
     )
 
 
@@ -763,10 +753,7 @@ def list_agents(tx: Tx) -> list[dict[str, Any]]:
 
 def get_agent(tx: Tx, name: str) -> dict[str, Any]:
     """One agent. 404: unknown."""
-    agent = find_agent(tx, name)
-    if agent is None:
-        raise TrackerError("not_found", f"There is no agent {name!r}")
-    return agent_json(agent, clients.restricted_owners(tx))
+    return agent_json(known_agent(tx, name), clients.restricted_owners(tx))
 
 
 def agent_json(row: Row, allowed: dict[str, list[str]]) -> dict[str, Any]:
@@ -943,11 +930,9 @@ UNUSED_QUEUE = f"""
 
 def prune_agents(tx: Tx) -> bool:
     """Deletes agents that have been silent for long. Whether there may be more."""
-    return (
-        tx.execute(
-            "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent a WHERE updated < ? AND NOT"
-            " EXISTS (SELECT 1 FROM worker WHERE id = a.worker AND paused) LIMIT ?)",
-            (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
-        ).rowcount
-        == PRUNED_ROWS
+    deleted = tx.execute(
+        "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent a WHERE updated < ? AND NOT"
+        " EXISTS (SELECT 1 FROM worker WHERE id = a.worker AND paused) LIMIT ?)",
+        (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
     )
+    return deleted.rowcount == PRUNED_ROWS

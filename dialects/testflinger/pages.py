@@ -212,16 +212,7 @@ class OutputQuery(msgspec.Struct):
     before: Annotated[int, Meta(ge=1, le=tracker.INT64_MAX)] = tracker.INT64_MAX
 
 
-def job_by_uuid(tx: Tx, uuid: str) -> sqlite3.Row | None:
-    """A job of a queue by its UUID, with what the core knows of it."""
-    return tx.one(
-        "SELECT j.*, t.uuid, t.state AS shown_state, t.attachments, t.agent, t.client FROM testflinger_job t"
-        " JOIN job j ON j.id = t.job WHERE t.uuid = ?",
-        (uuid,),
-    )
-
-
-QUEUED_JOB = tracker.Thing("job", job_by_uuid)
+QUEUED_JOB = tracker.Thing("job", domain.find_job)
 
 
 @tracker.needs(READ, QUEUED_JOB)
@@ -280,12 +271,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 def results_of(tx: Tx, job: sqlite3.Row) -> dict[str, Any]:
     """What was reported of a job, without texts of output: they may be long."""
-    rows = tx.execute(
-        "SELECT name, value FROM testflinger_result WHERE uuid = ? AND (name IN ('status', 'device_info')"
-        " OR name IN (SELECT value || '_status' FROM json_each(?)))",
-        (job["uuid"], tracker.encode(domain.PHASES).decode()),
-    )
-    return {**domain.foreign_result(tx, job), **{row["name"]: msgspec.json.decode(row["value"]) for row in rows}}
+    return {**domain.foreign_result(tx, job), **domain.reported(tx, job["uuid"], domain.VERDICT - {"output"})}
 
 
 class Phase(NamedTuple):
@@ -345,19 +331,15 @@ def output_parts(tx: Tx, uuid: str) -> list[Part]:
     return sorted(found.values(), key=lambda part: (part.kind, domain.PHASES.index(part.phase)))
 
 
-FRAGMENTS = (
-    "SELECT {place} AS place, f.phase, f.timestamp, ifnull(l.message, '') || ifnull(f.text, '') AS text"
-    " FROM testflinger_fragment f LEFT JOIN job_line l ON l.job = :job AND l.number = f.line"
-    " WHERE f.uuid = :uuid AND f.kind = :kind"
-)
+FRAGMENTS = f"SELECT {{place}} AS place, f.phase, f.timestamp, {domain.TEXT} {domain.FRAGMENT}"
 POSTED = (
     "SELECT e.key + 1 AS place, e.value AS phase, NULL AS timestamp, ifnull(json_extract(r.value, '$'), '') AS text"
     " FROM json_each(:phases) e JOIN testflinger_result r ON r.uuid = :uuid AND r.name = e.value || '_' || :kind"
     " WHERE :phase IN ('', e.value)"
 )
 LOGGED = (
-    "SELECT number AS place, 'test' AS phase, time AS timestamp, message || char(10) AS text FROM job_line"
-    " WHERE job = :job AND worker <> 0 AND :kind = 'output' AND :phase IN ('', 'test')"
+    f"SELECT number AS place, 'test' AS phase, time AS timestamp, message || char(10) AS text {domain.LINE}"
+    " AND :phase IN ('', 'test')"
 )
 
 
@@ -712,18 +694,6 @@ def limits_form(visit: pages.Visit) -> dict[str, Any]:
     }
 
 
-def as_body(fields: dict[str, Any], kind: type) -> Any:
-    try:
-        return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        raise clients.refusal(error) from None
-
-
-async def show_clients(visit: pages.Visit) -> Response:
-    values = await visit.read(clients_page, visit.query_as(pages.ListQuery))
-    return await visit.render("testflinger_clients.html", values)
-
-
 async def show_client(visit: pages.Visit, client: str = "", fresh: str | None = None) -> Response:
     """The page of a client; once with its new key, which must be neither in a cookie nor in an address."""
     values = await visit.read(client_page, client or visit.scope["path_params"]["client"])
@@ -733,14 +703,14 @@ async def show_client(visit: pages.Visit, client: str = "", fresh: str | None = 
 
 
 async def create_client(visit: pages.Visit) -> Response:
-    body = as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
+    body = clients.as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
     made, key = await visit.write(clients.create_client, body)
     return await show_client(visit, made["client_id"], key)
 
 
 async def update_client(visit: pages.Visit) -> Response:
     client = visit.scope["path_params"]["client"]
-    await visit.write(clients.update_client, client, as_body(limits_form(visit), clients.LimitsBody))
+    await visit.write(clients.update_client, client, clients.as_body(limits_form(visit), clients.LimitsBody))
     return visit.see(f"/ui/testflinger/clients/{quote(client)}", "Saved. It counts from the client's next request on.")
 
 
@@ -786,7 +756,7 @@ PAGES = [
     Page("/ui/testflinger/jobs/{uuid}/{file}", download),
     Page("/ui/testflinger/agents", "testflinger_agents.html", agents_page),
     Page("/ui/testflinger/agents/{agent}", "testflinger_agent.html", agent_page),
-    Page("/ui/testflinger/clients", show_clients, actions=[Action("", create_client, again=True)]),
+    Page("/ui/testflinger/clients", "testflinger_clients.html", clients_page, [Action("", create_client, again=True)]),
     Page(
         "/ui/testflinger/clients/{client}",
         show_client,
