@@ -480,11 +480,11 @@ async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
 
 async def pieces_found(ask: Ask, wanted: domain.Search, more: dict[str, str]) -> AsyncIterator[bytes]:
     """The jobs found, a piece at a time, as what stands in a JSON array. No piece is empty."""
-    found = domain.Found([], 0)
-    while found.more is not None:
-        found = await ask.read(lambda tx, _, after=found.more: domain.search_jobs(tx, wanted, after))
-        if found.jobs:
-            yield encode([{**job, **more} for job in found.jobs])[1:-1]
+    after: int | None = 0
+    while after is not None:
+        jobs, after = await ask.read(lambda tx, _, after=after: domain.search_jobs(tx, wanted, after))
+        if jobs:
+            yield encode([{**job, **more} for job in jobs])[1:-1]
 
 
 async def act_on_job(ask: Ask) -> Response:

@@ -9,7 +9,7 @@ job id, also for ids that nobody knows. Sections (search for "# ── "):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from sqlite3 import Row
 from typing import Any, NamedTuple
 
@@ -236,13 +236,12 @@ def position(tx: Tx, uuid: str) -> int | None:
     row = tx.one("SELECT job, project, priority, state FROM testflinger_job WHERE uuid = ?", (uuid,))
     if row is None or row["state"] != "waiting":
         return None
-    return tx.one(AHEAD, dict(row))[0]
-
-
-AHEAD = f"""
-    SELECT (SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND priority > :priority)
-        + (SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND priority = :priority AND job < :job)
-"""
+    ahead = (
+        "priority > :priority",
+        "priority = :priority AND job < :job",
+    )  # one condition for both would read them all
+    counts = (f"(SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND {condition})" for condition in ahead)
+    return tx.one(f"SELECT {' + '.join(counts)}", dict(row))[0]
 
 
 def cancel_job(tx: Tx, uuid: str, by: str) -> None:
@@ -264,29 +263,25 @@ class Search(NamedTuple):
     project: int | None = None
 
 
-class Found(NamedTuple):
-    """Some jobs, by age, and the one after which to go on (None: no more)."""
-
-    jobs: list[dict[str, Any]]
-    more: int | None
-
-
 PIECE_JOBS = 250  # jobs that one transaction looks at: meanwhile other requests get less of the processor
 MOST_TAGS = 100  # in one search
 MOST_SORTED = 10_000  # candidates of all the words of a search
 LIVE = set(STATES) - {*ENDED, "cancelled"}
 
 
-def search_jobs(tx: Tx, wanted: Search, after: int = 0) -> Found:
-    """The next jobs of a search. Looks at a bounded number, so a piece may be empty and yet have a next one."""
+def search_jobs(tx: Tx, wanted: Search, after: int = 0) -> tuple[list[dict[str, Any]], int | None]:
+    """The next jobs of a search, by age, and the one after which to go on (None: no more).
+
+    Looks at a bounded number, so a piece may be empty and yet have a next one.
+    """
     sql, values = search_sql(wanted, *way_to(tx, wanted, after))
     rows = tx.all(sql, {**values, "after": after})
-    jobs = [job_line(row) for row in rows if row["matches"]]
-    return Found(jobs, rows[-1]["job"] if len(rows) == values["piece"] else None)
-
-
-def job_line(row: Row) -> dict[str, Any]:
-    return {"job_id": row["uuid"], "created_at": iso(row["created"]), "job_state": row["state"]}
+    jobs = [
+        {"job_id": row["uuid"], "created_at": iso(row["created"]), "job_state": row["state"]}
+        for row in rows
+        if row["matches"]
+    ]
+    return jobs, rows[-1]["job"] if len(rows) == values["piece"] else None
 
 
 def way_to(tx: Tx, wanted: Search, after: int) -> tuple[str, Sequence[Any]]:
@@ -369,7 +364,7 @@ def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
 def reported_output(tx: Tx, uuid: str, job: Row | None) -> dict[str, str]:
     """What phases have written, as {phase}_output and {phase}_serial."""
     found = {f"{phase}_{kind}": phase_log(tx, uuid, job, kind, phase) for kind in KINDS for phase in PHASES}
-    return {name: text for name, (last, text) in found.items() if last >= 0}
+    return {name: log["log_data"] for name, log in found.items() if log["last_fragment_number"] >= 0}
 
 
 def foreign_result(tx: Tx, job: Row) -> dict[str, Any]:
@@ -496,14 +491,16 @@ FRAGMENTS = f"SELECT f.id, {TEXT} {FRAGMENT} AND f.id > :after ORDER BY f.id LIM
 LINE = "FROM job_line WHERE job = :job AND worker <> 0"
 LINES = f"SELECT number AS id, message || char(10) AS text {LINE} AND number > :after ORDER BY number LIMIT :limit"
 # One row with all the text: a long log has a hundred thousand pieces.
-PHASE_LOG = "SELECT max(number) AS last, group_concat(text, '') AS log FROM ({})"
+PHASE_LOG = (
+    "SELECT ifnull(max(number), -1) AS last_fragment_number, ifnull(group_concat(text, ''), '') AS log_data FROM ({})"
+)
 PHASE_FRAGMENTS = PHASE_LOG.format(
     f"SELECT f.number, {TEXT} {FRAGMENT} AND f.phase = :phase AND f.number >= :first"
     " AND f.timestamp >= ifnull(:since, f.timestamp) ORDER BY f.number"
 )
 PHASE_LINES = PHASE_LOG.format(
-    f"SELECT number, message || char(10) AS text {LINE} AND number >= :first AND time >= ifnull(:since, time)"
-    " ORDER BY number"
+    f"SELECT number, message || char(10) AS text {LINE} AND :phase = 'test' AND number >= :first"
+    " AND time >= ifnull(:since, time) ORDER BY number"
 )
 
 
@@ -620,21 +617,16 @@ def get_logs(tx: Tx, uuid: str, kind: str, phase: str | None, first: int, since:
     Without a phase: all of them. -1 where there is nothing. Clients of the serial log, too, look for "output".
     """
     job = find_job(tx, uuid)
-    found = {name: phase_log(tx, uuid, job, kind, name, first, since) for name in ([phase] if phase else PHASES)}
-    logs = {name: {"last_fragment_number": last, "log_data": text} for name, (last, text) in found.items()}
+    logs = {name: phase_log(tx, uuid, job, kind, name, first, since) for name in ([phase] if phase else PHASES)}
     return {"output": logs, kind: logs}
 
 
 def phase_log(
     tx: Tx, uuid: str, job: Row | None, kind: str, phase: str, first: int = 0, since: float | None = None
-) -> tuple[int, str]:
+) -> dict[str, Any]:
     """The number of the last piece of a phase's output (-1: there is none), and the text of all from the first on."""
-    foreign = kind == "output" and is_foreign(job)
-    if foreign and phase != "test":
-        return -1, ""
     values = {"uuid": uuid, "job": job and job["id"], "kind": kind, "phase": phase, "first": first, "since": since}
-    row = tx.one(PHASE_LINES if foreign else PHASE_FRAGMENTS, values)
-    return (-1, "") if row["last"] is None else (row["last"], row["log"] or "")
+    return dict(tx.one(PHASE_LINES if kind == "output" and is_foreign(job) else PHASE_FRAGMENTS, values))
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -818,17 +810,21 @@ PRUNED_ROWS = 100  # rows that one transaction deletes
 
 def prune_jobs(tx: Tx) -> bool:
     """Deletes ended jobs that are too old, with all that was reported for them. Whether there may be more."""
-    due = tx.all(DUE_JOBS, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
-    for row in due:
+    # Jobs that came through other doors are kept as their templates say: they have no `finished` here.
+    sql = "SELECT job, uuid FROM testflinger_job WHERE finished < ? ORDER BY finished LIMIT ?"
+    due = tx.all(sql, (tx.now - tx.settings.testflinger_retention, PRUNED_ROWS))
+    for row in in_time(tx, due):
         if not delete_fragments(tx, row["uuid"]):
             tracker.delete_job(tx, row["job"])
-        if tx.spent() >= tracker.STEP_SECONDS:  # after one at least
-            return True
     return bool(due)
 
 
-# Jobs that came through other doors are kept as their templates say: they have no `finished` here.
-DUE_JOBS = "SELECT job, uuid FROM testflinger_job WHERE finished < :before ORDER BY finished LIMIT :limit"
+def in_time(tx: Tx, rows: Iterable[Row]) -> Iterator[Row]:
+    """Those of the rows for which a step has time: one at least."""
+    for row in rows:
+        yield row
+        if tx.spent() >= tracker.STEP_SECONDS:
+            return
 
 
 def delete_fragments(tx: Tx, uuid: str) -> bool:
@@ -840,17 +836,14 @@ def delete_fragments(tx: Tx, uuid: str) -> bool:
 
 def cancel_forgotten(tx: Tx) -> bool:
     """Cancels jobs whose attachments have never come. Whether there may be more."""
-    due = tx.all(FORGOTTEN, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
+    due = tx.all(
+        f"{JOB} WHERE t.job IN (SELECT job FROM testflinger_job INDEXED BY testflinger_job_held"
+        " WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job LIMIT ?) AND j.created < ?",
+        (PRUNED_ROWS, tx.now - tx.settings.testflinger_retention),
+    )
     for job in due:
         tracker.stop_job(tx, job, "the tracker: its attachments have not come")
     return bool(due)
-
-
-FORGOTTEN = f"""
-    {JOB} WHERE t.job IN (SELECT job FROM testflinger_job
-        INDEXED BY testflinger_job_held
-        WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job LIMIT :limit) AND j.created < :before
-"""
 
 
 def prune_outcomes(tx: Tx) -> bool:
@@ -858,21 +851,17 @@ def prune_outcomes(tx: Tx) -> bool:
 
     That of known jobs goes with them: it is not looked at again for as long.
     """
-    due = tx.all(DUE_OUTCOMES, {"before": tx.time - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
-    for row in due:
+    due = tx.all(
+        "SELECT uuid, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = o.uuid) AS known"
+        " FROM testflinger_outcome o WHERE touched < ? ORDER BY touched LIMIT ?",
+        (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
+    )
+    for row in in_time(tx, due):
         if row["known"]:
             touch(tx, row["uuid"])
         elif not delete_fragments(tx, row["uuid"]):
             tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (row["uuid"],))
-        if tx.spent() >= tracker.STEP_SECONDS:
-            return True
     return bool(due)
-
-
-DUE_OUTCOMES = """
-    SELECT uuid, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = o.uuid) AS known
-    FROM testflinger_outcome o WHERE touched < :before ORDER BY touched LIMIT :limit
-"""
 
 
 def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, str] | None]:
@@ -880,18 +869,15 @@ def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, s
 
     And the place (stored, name) after which to go on; None after the last one.
     """
-    before = tx.time - tx.settings.testflinger_retention
-    rows = tx.all(OLD_FILES, {"before": before, "stored": after[0], "name": after[1], "limit": PRUNED_ROWS})
+    rows = tx.all(
+        "SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid)"
+        " OR EXISTS (SELECT 1 FROM testflinger_job WHERE attachments_of = f.uuid) AS known FROM testflinger_file f"
+        " WHERE stored < ? AND (stored, name) > (?, ?) ORDER BY stored, name LIMIT ?",
+        (tx.time - tx.settings.testflinger_retention, *after, PRUNED_ROWS),
+    )
     gone = [row["name"] for row in rows if not row["known"]]
     tx.executemany("DELETE FROM testflinger_file WHERE name = ?", [(name,) for name in gone])
     return gone, (rows[-1]["stored"], rows[-1]["name"]) if len(rows) == PRUNED_ROWS else None
-
-
-OLD_FILES = """
-    SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid)
-        OR EXISTS (SELECT 1 FROM testflinger_job WHERE attachments_of = f.uuid) AS known FROM testflinger_file f
-    WHERE stored < :before AND (stored, name) > (:stored, :name) ORDER BY stored, name LIMIT :limit
-"""
 
 
 def unknown_files(tx: Tx, names: Sequence[str]) -> list[str]:

@@ -226,7 +226,8 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
     if query.kind not in KINDS:
         raise TrackerError("invalid", f"there is no such choice as {query.kind!r}", "kind")
     uuid, submitted = job["uuid"], job["template"] is None  # as a definition; else the recipe is what its template has
-    told = results_of(tx, job)
+    # Without texts of output: they may be long.
+    told = {**domain.foreign_result(tx, job), **domain.reported(tx, uuid, domain.VERDICT - {"output"})}
     parts = output_parts(tx, uuid)
     pieces, older = output_tail(tx, job, parts, query)
     device = pages.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else ""
@@ -238,8 +239,8 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
         "alias": tracker.alias_of(tx, job["assignee"]),
         "maker": tracker.maker_of(tx, job),
         "webhook": json_object(job["recipe"]).get("job_status_webhook") if submitted else None,
-        "tags": names_of(tx, "tag", job["id"]),
-        "excluded": names_of(tx, "exclusion", job["id"]),
+        "tags": names_of(tx, "tag", "testflinger_tag", job["id"]),
+        "excluded": names_of(tx, "agent", "testflinger_exclusion", job["id"]),
         "submitted": submitted,
         "definition": pages.in_many_lines(job["recipe"]) if submitted else job["recipe"],
         "phases": phases_of(job, told, parts),
@@ -255,9 +256,9 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
     }
 
 
-def names_of(tx: Tx, what: str, job_id: int) -> list[str]:
-    column = {"tag": "tag", "exclusion": "agent"}[what]
-    return [row[0] for row in tx.all(f"SELECT {column} FROM testflinger_{what} WHERE job = ? ORDER BY 1", (job_id,))]
+def names_of(tx: Tx, column: str, table: str, job_id: int) -> list[str]:
+    """What the table has of the job, by name."""
+    return [name for (name,) in tx.all(f"SELECT {column} FROM {table} WHERE job = ? ORDER BY 1", (job_id,))]
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -267,11 +268,6 @@ def json_object(text: str) -> dict[str, Any]:
     except (msgspec.DecodeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def results_of(tx: Tx, job: sqlite3.Row) -> dict[str, Any]:
-    """What was reported of a job, without texts of output: they may be long."""
-    return {**domain.foreign_result(tx, job), **domain.reported(tx, job["uuid"], domain.VERDICT - {"output"})}
 
 
 class Phase(NamedTuple):
@@ -311,24 +307,16 @@ class Part(NamedTuple):
 
 
 def output_parts(tx: Tx, uuid: str) -> list[Part]:
-    """What output there is. Seeks from one part to the next, however much there is of each."""
-    found: dict[tuple[str, str], Part] = {}
-    for kind in KINDS:
-        phase = ""
-        while row := tx.one(
-            "SELECT phase FROM testflinger_fragment INDEXED BY testflinger_fragment_number"
-            " WHERE uuid = ? AND kind = ? AND phase > ? ORDER BY phase LIMIT 1",
-            (uuid, kind, phase),
-        ):
-            phase = row["phase"]
-            found[kind, phase] = Part(kind, phase, posted=False)
+    """What output there is: of each kind in the order of the phases."""
+    written = "SELECT 1 FROM testflinger_fragment WHERE uuid = ? AND kind = ? AND phase = ? LIMIT 1"
+    posted = "SELECT 1 FROM testflinger_result WHERE uuid = ? AND name = ?"
+    parts = []
     for kind, phase in itertools.product(KINDS, domain.PHASES):
-        name = f"{phase}_{kind}"
-        if (kind, phase) not in found and tx.one(
-            "SELECT 1 FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name)
-        ):
-            found[kind, phase] = Part(kind, phase, posted=True)
-    return sorted(found.values(), key=lambda part: (part.kind, domain.PHASES.index(part.phase)))
+        if tx.one(written, (uuid, kind, phase)):
+            parts.append(Part(kind, phase, posted=False))
+        elif tx.one(posted, (uuid, f"{phase}_{kind}")):
+            parts.append(Part(kind, phase, posted=True))
+    return parts
 
 
 FRAGMENTS = f"SELECT {{place}} AS place, f.phase, f.timestamp, {domain.TEXT} {domain.FRAGMENT}"
