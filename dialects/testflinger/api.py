@@ -379,6 +379,7 @@ def submission(given: dict[str, Any]) -> domain.Submission:
         raise Unprocessable("job_queue", "must not be blank")
     if any(not re.fullmatch(r"(lp|gh):\S+", key) for key in body.reserve_data.ssh_keys):
         raise Unprocessable("reserve_data.ssh_keys", "each must be lp:NAME or gh:NAME")
+    phases = (data for name, data in given.items() if name.endswith("_data") and isinstance(data, dict))  # known or not
     script = body.test_data.test_cmds
     return domain.Submission(
         definition=kept_definition(given, body),
@@ -387,17 +388,12 @@ def submission(given: dict[str, Any]) -> domain.Submission:
         priority=body.job_priority,
         tags=tuple(dict.fromkeys(body.tags)),
         excluded=tuple(dict.fromkeys(body.exclude_agents)),
-        attachments=any("attachments" in data for name, data in given.items() if is_data(name, data)),
+        attachments=any("attachments" in data for data in phases),
         secrets=body.test_data.secrets,
         global_timeout=body.global_timeout,
         reservation=seconds(body.reserve_data.timeout),
         script=script if isinstance(script, str) and script.strip() else "",
     )
-
-
-def is_data(name: str, value: Any) -> bool:
-    """Whether it is what a phase is given, known or not."""
-    return name.endswith("_data") and isinstance(value, dict)
 
 
 NUMBERS = ("global_timeout", "output_timeout", "allocation_timeout", "job_priority")
@@ -525,7 +521,8 @@ async def add_result(ask: Ask) -> Response:
     given = await ask.object(loose_json, REPORT_LIMIT)
     if len(given) > MOST_FIELDS:
         raise Unprocessable("_schema", f"More than {MOST_FIELDS:,} fields")
-    check_result(given)
+    for name in given.keys() & RESULT_FIELDS.keys():
+        given[name] = converted(given[name], RESULT_FIELDS[name], name)
     state = given.pop("job_state", None)
     fields = {name: Raw(encode(value)) for name, value in given.items()}
     large = sum(map(len, fields.values())) > LARGE
@@ -540,12 +537,6 @@ RESULT_FIELDS: dict[str, Any] = {
     "device_info": dict[str, Any],
     "job_state": ShortText,
 }
-
-
-def check_result(given: dict[str, Any]) -> None:
-    """Refuses known fields of another type. A number may be a text."""
-    for name in given.keys() & RESULT_FIELDS.keys():
-        given[name] = converted(given[name], RESULT_FIELDS[name], name)
 
 
 async def add_output(kind: str, ask: Ask) -> Response:

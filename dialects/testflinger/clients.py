@@ -476,15 +476,11 @@ def put_permissions(tx: Tx, caller: Client | None, client: str, body: Permission
         raise TrackerError("invalid", f"must be {client[:200]}, as in the path", "client_id")
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     if row is None:
-        return create_permissions(tx, caller, new_permissions(client, body))
+        fields = {**errors.given_fields(body), "client_id": client}
+        return create_permissions(tx, caller, as_body(fields, NewPermissionsBody))
     if body.client_secret is not UNSET:
         change_key(tx, client, body.client_secret)
     return permissions_json(change_limits(tx, row, body))
-
-
-def new_permissions(client: str, body: PermissionsBody) -> NewPermissionsBody:
-    """What is put below a new name, as a new client. Refuses what such a one needs and what is not there."""
-    return as_body({**errors.given_fields(body), "client_id": client}, NewPermissionsBody)
 
 
 def delete_permissions(tx: Tx, caller: Client | None, client: str) -> None:

@@ -114,15 +114,13 @@ def compare(tx: Tx, row: Row, job: Row) -> None:
     """Brings the row of a job in step that is live, or was when it was last looked at."""
     job_event(tx, "set_priority", job)
     same = row["shown_state"] in {"waiting": ("waiting",), "assigned": LIVE - {"waiting"}}.get(job["state"], ())
-    if row["agent"] is not None and not_by(job, agent_worker(tx, row["agent"] or None)):
+    # The job's present attempt, or its last one, may be somebody else's; None: the agent has had no worker yet.
+    if row["agent"] is not None and (
+        job["assignee"] is None or agent_worker(tx, row["agent"] or None) not in (None, job["assignee"])
+    ):
         end_attempt(tx, job["id"])
         same = False
     follow_state(tx, job, row["shown_state"] if same else None)
-
-
-def not_by(job: Row, worker: int | None) -> bool:
-    """Whether the job's present attempt, or its last one, is not that of this worker (None: it is not known)."""
-    return job["assignee"] is None or worker not in (None, job["assignee"])
 
 
 def note_missed(tx: Tx, project: int) -> int | None:

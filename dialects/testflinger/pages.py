@@ -166,17 +166,16 @@ def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.R
 MOST_HELD = 100
 SHOWN_HELD = 5
 LOOKED_AT = 1000  # held jobs, of all queues together: the index does not know whose they are
-HELD = """
-    SELECT h.uuid, j.name, j.created FROM (SELECT job, uuid, project FROM testflinger_job
-        INDEXED BY testflinger_job_held
-        WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job DESC LIMIT :looked_at) AS h
-    CROSS JOIN job j ON j.id = h.job WHERE h.project = :project LIMIT :limit
-"""
 
 
 def held_jobs(tx: Tx, project: int) -> dict[str, Any]:
     """The newest jobs of a queue that wait for their attachments, and how many there are, up to MOST_HELD."""
-    rows = tx.all(HELD, {"project": project, "looked_at": LOOKED_AT, "limit": MOST_HELD})
+    rows = tx.all(
+        "SELECT h.uuid, j.name, j.created FROM (SELECT job, uuid, project FROM testflinger_job"
+        " INDEXED BY testflinger_job_held WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job DESC LIMIT ?"
+        ") h CROSS JOIN job j ON j.id = h.job WHERE h.project = ? LIMIT ?",
+        (LOOKED_AT, project, MOST_HELD),
+    )
     return {"held": rows[:SHOWN_HELD], "held_count": len(rows), "held_more": len(rows) == MOST_HELD}
 
 
