@@ -179,9 +179,8 @@ class Ask(tracker.Call):
     @property
     def agent(self) -> str | None:
         """The name that this agent got a cookie for."""
-        for cookie in self.cookies("agent_name"):
-            return unquote_to_bytes(cookie).decode(errors="replace").replace("\0", "")[:200] or None
-        return None
+        cookie = next(self.cookies("agent_name"), b"")
+        return unquote_to_bytes(cookie).decode(errors="replace").replace("\0", "")[:200] or None
 
     async def object(self, decode: Callable[[bytes], Any] | None = None, limit: int | None = None) -> dict[str, Any]:
         """The body, which must be a JSON object; refuses (400) what is no JSON, (422) what is no object."""
@@ -649,8 +648,8 @@ async def update_agent(ask: Ask) -> Response:
     name, given = ask.path("name"), await ask.object(loose_json)
     if not name.strip() or len(name) > 200:
         raise TrackerError("invalid", "an agent's name has 1 to 200 characters", "name")
-    empty = {field for field in AgentBody.__struct_fields__ if field in given and given[field] is None}
-    told = {field: value for field, value in given.items() if field not in empty}  # an agent's option that is not set
+    unset = {field for field in AgentBody.__struct_fields__ if given.get(field) is None}  # an agent's options
+    told = {field: value for field, value in given.items() if field not in unset}
     checked(AgentBody, told)
     await ask.write(lambda tx, _: domain.update_agent(tx, name, dict(told)))
     cookie = f"agent_name={quote(name, safe='')}; Path=/; HttpOnly; SameSite=Strict"

@@ -148,16 +148,13 @@ def best_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
     worker = agent_worker(tx, agent)
     if worker is not None and tx.one("SELECT paused FROM worker WHERE id = ?", (worker,))["paused"]:
         return None
-    best = None
-    values = {"agent": agent or "", "client": client is not None}
+    values, firsts = {"agent": agent or "", "client": client is not None}, []
     for name in dict.fromkeys(queues):
         queue = find_queue(tx, name)
-        if queue is None or queue["paused"] or queue["assign_free_uptime"] > tx.uptime:
-            continue
-        row = tx.one(FIRST_WAITING, {**values, "project": queue["project"], "rate": queue["assign_rate"]})
-        if row and (best is None or (row["priority"], -row["job"]) > (best["priority"], -best["job"])):
-            best = row
-    return best
+        if queue and not queue["paused"] and queue["assign_free_uptime"] <= tx.uptime:
+            values |= {"project": queue["project"], "rate": queue["assign_rate"]}
+            firsts.append(tx.one(FIRST_WAITING, values))
+    return max(filter(None, firsts), key=lambda row: (row["priority"], -row["job"]), default=None)
 
 
 def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None) -> dict[str, Any] | None:
@@ -170,22 +167,20 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
         return None
     if best["rate"]:
         tracker.charge_assign(tx, {best["project"]: (best["rate"], 1)})
-    job = tx.one("SELECT * FROM job WHERE id = ?", (best["job"],))
+    job = tx.one(f"{JOB} WHERE t.job = ?", (best["job"],))
     tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
     if job["attempts"]:  # what the one before reported after it lost the job
-        forgotten = "DELETE FROM testflinger_outcome WHERE uuid = (SELECT uuid FROM testflinger_job WHERE job = ?)"
-        tx.execute(forgotten, (job["id"],))
+        tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (job["uuid"],))
     return picked_json(tx, job)
 
 
 def picked_json(tx: Tx, job: Row) -> dict[str, Any]:
     """The job as its agent is given it."""
-    ours = tx.one("SELECT uuid, attachments, client FROM testflinger_job WHERE job = ?", (job["id"],))
-    shown = {**definition(tx, job), "job_id": ours["uuid"], "started_at": iso(tx.now)}
-    if ours["attachments"] != "none":
-        shown["attachments_status"] = ours["attachments"]
-    return with_secrets(tx, shown, ours["client"])
+    shown = {**definition(tx, job), "job_id": job["uuid"], "started_at": iso(tx.now)}
+    if job["attachments"] != "none":
+        shown["attachments_status"] = job["attachments"]
+    return with_secrets(tx, shown, job["client"])
 
 
 def definition(tx: Tx, job: Row) -> dict[str, Any]:
@@ -236,12 +231,9 @@ def position(tx: Tx, uuid: str) -> int | None:
     row = tx.one("SELECT job, project, priority, state FROM testflinger_job WHERE uuid = ?", (uuid,))
     if row is None or row["state"] != "waiting":
         return None
-    ahead = (
-        "priority > :priority",
-        "priority = :priority AND job < :job",
-    )  # one condition for both would read them all
-    counts = (f"(SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND {condition})" for condition in ahead)
-    return tx.one(f"SELECT {' + '.join(counts)}", dict(row))[0]
+    ahead = f"SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND"  # one condition for both would read more
+    counts = f"SELECT ({ahead} priority > :priority) + ({ahead} priority = :priority AND job < :job)"
+    return tx.one(counts, dict(row))[0]
 
 
 def cancel_job(tx: Tx, uuid: str, by: str) -> None:
@@ -458,13 +450,11 @@ def move_job(tx: Tx, job: Row, state: str) -> None:
 
 def release_job(tx: Tx, job: Row) -> None:
     """Ends a job: as failed if one of its phases has ended with another status than 0."""
-    shown = reported(tx, job["uuid"], VERDICT)
-    statuses = shown.pop("status", None)
-    statuses = dict(statuses) if isinstance(statuses, dict) else {}
-    given = {name: shown.pop(name) for name in ("output", "device_info") if name in shown}
-    statuses |= {name.removesuffix("_status"): status for name, status in shown.items()}
+    told = reported(tx, job["uuid"], VERDICT)
+    statuses = told["status"] if isinstance(told.get("status"), dict) else {}
+    statuses |= {name.removesuffix("_status"): status for name, status in told.items() if name.endswith("_status")}
     failed = any(statuses.values())
-    output = given.get("output", given.get("device_info", statuses))
+    output = told.get("output", told.get("device_info", statuses))
     report = {"state": "failure" if failed else "success", "statuses": statuses, "output": output}
     tracker.release_task(
         tx,
@@ -773,11 +763,9 @@ def agents_listening(tx: Tx, queue: str) -> list[Row]:
 
 def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
     """The agents that listen to the queue, as that call shows them."""
-    shown = ((row["name"], msgspec.json.decode(row["fields"])) for row in agents_listening(tx, queue))
-    return [{"name": name, **{key: fields.get(key, empty) for key, empty in SHOWN.items()}} for name, fields in shown]
-
-
-SHOWN = {"state": "", "queues": [], **dict.fromkeys(("location", "provision_type", "job_id", "comment"), "")}
+    empty = {"state": "", "queues": [], **dict.fromkeys(("location", "provision_type", "job_id", "comment"), "")}
+    told = ((row["name"], msgspec.json.decode(row["fields"])) for row in agents_listening(tx, queue))
+    return [{"name": name, **empty, **{key: fields[key] for key in empty if key in fields}} for name, fields in told]
 
 
 def agent_worker(tx: Tx, agent: str | None) -> int | None:
@@ -793,13 +781,12 @@ def make_agent_worker(tx: Tx, agent: str | None) -> int:
     """Makes the worker of an agent that is about to get its first job."""
     worker, _ = tracker.insert_worker(tx, agent or "Testflinger agent without a name")
     if agent is None:
-        tx.execute("INSERT INTO meta VALUES (?, ?)", (NAMELESS, worker))
-    else:
-        tx.execute(
-            "INSERT INTO testflinger_agent (name, worker, updated) VALUES (?, ?, ?)"
-            " ON CONFLICT (name) DO UPDATE SET worker = excluded.worker",
-            (agent, worker, tx.time),
-        )
+        return tracker.load_meta(tx, NAMELESS, lambda: worker)
+    tx.execute(
+        "INSERT INTO testflinger_agent (name, worker, updated) VALUES (?, ?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET worker = excluded.worker",
+        (agent, worker, tx.time),
+    )
     return worker
 
 

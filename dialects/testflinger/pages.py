@@ -30,7 +30,6 @@ from tracker import EDIT, READ, Caller, TrackerError, Tx
 
 MOST_SHOWN = 500  # agents or images of one queue, queues of one agent: nobody has so many
 OUTPUT_SHOWN = 20_000  # characters of a job's output on a page, which asks for them again and again
-MOST_LINES = 100  # lines and provisionings of an agent: more are not kept
 KINDS = {"output": "Output", "serial": "Serial output"}
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 FILES = {"artifact": "Artifact", "attachments": "Attachments"}
@@ -195,6 +194,7 @@ def restrict_queue(tx: Tx, caller: Caller, project: int, form: RestrictedForm) -
 
 
 def restricted_in_words(result: None, form: RestrictedForm) -> str:
+    """What is said when a queue has been restricted, or opened."""
     if form.restricted:
         return "Restricted: only clients that are allowed the queue submit to it."
     return "The queue is open to all who may submit."
@@ -557,13 +557,9 @@ def agent_page(tx: Tx, caller: Caller, agent: int) -> dict[str, Any]:
     if row is None:
         raise TrackerError("not_found", f"No agent {agent}")
     values = agent_values(row)
-    provisions = tx.all(
-        "SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC LIMIT ?", (agent, MOST_LINES)
-    )
-    lines = tx.all(
-        "SELECT id, line FROM testflinger_agent_line WHERE agent = ? ORDER BY id DESC LIMIT ?", (agent, MOST_LINES)
-    )
-    said = [readable_text(one["line"]) for one in lines[::-1]]
+    provisions = tx.all("SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC", (agent,))
+    lines = tx.all("SELECT line FROM testflinger_agent_line WHERE agent = ? ORDER BY id", (agent,))
+    said = [readable_text(line) for (line,) in lines]
     named = [values["job_id"], values["comment"], *said, *(one["uuid"] for one in provisions)]
     readable = readable_uuids(tx, asking, named)
     values["comment"] = without_others(values["comment"], readable, asking)
