@@ -412,6 +412,7 @@ def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
 
 
 async def pick_job(ask: Ask) -> Response:
+    """The best job of the queues that the agent names, which is now its own; nothing where there is none."""
     names = ask.values("queue")
     if not names:
         raise TrackerError("invalid", "is required: at least one queue that the agent listens to", "queue")
@@ -431,6 +432,7 @@ async def get_position(ask: Ask) -> Response:
 
 
 async def search_jobs(ask: Ask) -> Response:
+    """The jobs with one or all of some tags, in one of some states. Refuses (422) other words, and too many tags."""
     match = ask.values("match") or ["any"]
     if match[-1] not in ("any", "all"):
         raise Unprocessable("match", "must be any or all", "query")
@@ -483,6 +485,7 @@ async def pieces_found(ask: Ask, wanted: domain.Search, more: dict[str, str]) ->
 
 
 async def act_on_job(ask: Ask) -> Response:
+    """Cancels a job. Refuses (422) every other action."""
     if (await ask.struct(ActionBody)).action.lower() != "cancel":
         raise Unprocessable("action", "must be cancel")
     by = "a Testflinger client"
@@ -559,6 +562,7 @@ async def take_output(kind: str, ask: Ask) -> Response:
 
 
 def log_kind(ask: Ask) -> str:
+    """Which log the path names. 404: there is none of that name."""
     kind = ask.path("kind")
     if kind not in domain.KINDS:
         raise TrackerError("not_found", f"There is no log {kind!r}: there are {' and '.join(domain.KINDS)}")
@@ -566,6 +570,7 @@ def log_kind(ask: Ask) -> str:
 
 
 def checked_phase(phase: str, where: Literal["json", "query"]) -> str:
+    """The phase, if it is one of PHASES. Refuses (422) another word."""
     if phase not in domain.PHASES:
         raise Unprocessable("phase", f"must be one of {', '.join(domain.PHASES)}", where)
     return phase
@@ -645,6 +650,7 @@ images_of_queues = partial(of_queues, Annotated[dict[Text, Any], Meta(max_length
 
 
 async def update_agent(ask: Ask) -> Response:
+    """Notes what an agent tells of itself, and gives it the cookie by which it is known from then on."""
     name, given = ask.path("name"), await ask.object(loose_json)
     if not name.strip() or len(name) > 200:
         raise TrackerError("invalid", "an agent's name has 1 to 200 characters", "name")

@@ -143,13 +143,12 @@ def revoke_token(tx: Tx, token: str) -> None:
 def prune_refresh(tx: Tx) -> bool:
     """Deletes some refresh tokens that have expired. Whether there may be more."""
     expired = "SELECT hash FROM testflinger_refresh WHERE expires <= ? LIMIT ?"
-    deleted = tx.execute(
-        f"DELETE FROM testflinger_refresh WHERE hash IN ({expired})", (tx.time, PRUNED_TOKENS)
-    ).rowcount
-    return deleted >= PRUNED_TOKENS
+    deleted = tx.execute(f"DELETE FROM testflinger_refresh WHERE hash IN ({expired})", (tx.time, PRUNED_TOKENS))
+    return deleted.rowcount == PRUNED_TOKENS
 
 
 def access_token(tx: Tx, row: sqlite3.Row) -> str:
+    """A JWT for the client of this row, valid from now on; and notes that the client was seen."""
     note_use(tx, row["id"])
     signing_key = tracker.load_meta(tx, "testflinger_key", lambda: secrets.token_bytes(32))
     claims = {
@@ -194,6 +193,7 @@ def signed_claims(signing_key: bytes, token: bytes) -> Claims | None:
 
 
 def store_refresh(tx: Tx, client: str) -> str:
+    """A new refresh token of the client. Beyond MOST_REFRESH the oldest end."""
     token = secrets.token_urlsafe(32)
     older = "SELECT hash FROM testflinger_refresh WHERE client = ? ORDER BY expires DESC LIMIT -1 OFFSET ?"
     tx.execute(f"DELETE FROM testflinger_refresh WHERE hash IN ({older})", (client, MOST_REFRESH - 1))
@@ -229,10 +229,12 @@ def check_submission(
 
 
 def maximum(limits: dict[str, int], queue: str) -> int:
+    """What the limits allow on the queue: by its name or for every queue, whichever is more. 0 without any."""
     return max(limits.get("*", 0), limits.get(queue, 0))
 
 
 def needed(client: Client | None, what: str) -> Client:
+    """The client. Refuses (401) whoever asks for what needs one and has none."""
     if client is None:
         raise TrackerError("unauthorized", f"{what} needs a client's permission: authenticate with client_id")
     return client
@@ -302,6 +304,7 @@ NEW_CLIENT = Client("", "contributor", {}, [], {})
 
 
 def find_row(tx: Tx, client: str) -> sqlite3.Row:
+    """The client's row. 404: unknown."""
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     if row is None:
         raise TrackerError("not_found", f"No client {client[:200]}")
@@ -321,6 +324,7 @@ def insert_client(tx: Tx, client: str, key: str, manager: int | None, body: Limi
 
 
 def change_limits(tx: Tx, row: sqlite3.Row, body: LimitsBody) -> sqlite3.Row:
+    """The client's row with what the body changes. Refuses what checked_limits refuses."""
     fields = checked_limits(client_of(tx, row), body)
     changes = ", ".join(f"{name} = :{name}" for name in fields)
     return tx.one(f"UPDATE testflinger_client SET {changes} WHERE id = :id RETURNING *", {**fields, "id": row["id"]})
@@ -356,6 +360,7 @@ def checked_limits(old: Client, body: LimitsBody) -> dict[str, str]:
 
 
 def permissions_json(row: sqlite3.Row) -> dict[str, Any]:
+    """What a client may, as the API shows it."""
     limits = {name: msgspec.json.decode(row[name]) for name in LIMITS}
     return {"client_id": row["id"], **limits, "role": row["role"]}
 
@@ -432,6 +437,7 @@ def set_restricted(tx: Tx, caller: tracker.Caller, project: int, restricted: boo
 
 
 def restrict(tx: Tx, project: int, restricted: bool) -> None:
+    """Restricts a queue, or opens it. 404: the project is none."""
     if not tx.execute("UPDATE testflinger_queue SET restricted = ? WHERE project = ?", (restricted, project)).rowcount:
         raise TrackerError("not_found", f"Project {project} is no queue of Testflinger's")
 

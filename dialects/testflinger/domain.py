@@ -386,18 +386,13 @@ def add_result(tx: Tx, uuid: str, agent: str | None, fields: dict[str, Raw], sta
     if job is not None and job["finished"] is None and not holds(job, agent):
         fields = {name: value for name, value in fields.items() if name not in VERDICT}
     size = touch(tx, uuid)
-    if size + sum(map(len, fields.values())) > 2 * MOST_REPORTED:  # before any of it is written
-        raise too_much(uuid)
     for name, value in fields.items():
         old = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name))
-        text = bytes(value).decode()
         size += len(value) - (len(old["value"].encode()) if old else -len(name.encode()) - FIELD_SIZE)
-        tx.execute(
-            "INSERT INTO testflinger_result VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-            (uuid, name, text),
-        )
+        stored = "INSERT INTO testflinger_result VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+        tx.execute(stored, (uuid, name, bytes(value).decode()))
     resize(tx, uuid, size)
-    if job is not None and holds(job, agent):
+    if holds(job, agent):
         tracker.renew_lease(tx, job)
         if state is not None:
             move_job(tx, job, state)
@@ -413,27 +408,23 @@ def touch(tx: Tx, uuid: str) -> int:
 
 
 def resize(tx: Tx, uuid: str, size: int) -> None:
+    """Notes the size of what there is for a job id, in bytes. Refuses (too_large) more than MOST_REPORTED."""
     if size > MOST_REPORTED:
-        raise too_much(uuid)
+        raise TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
     tx.execute("UPDATE testflinger_outcome SET size = ? WHERE uuid = ?", (size, uuid))
-
-
-def too_much(uuid: str) -> TrackerError:
-    return TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
 
 
 def note_life(tx: Tx, uuid: str, agent: str | None) -> None:
     """The job's agent is about something that takes long."""
     job = find_job(tx, uuid)
-    if job is not None and holds(job, agent):
+    if holds(job, agent):
         tracker.renew_lease(tx, job)
 
 
-def holds(job: Row, agent: str | None) -> bool:
+def holds(job: Row | None, agent: str | None) -> bool:
     """Whether this poster speaks for the job's agent. One that does not say who it is is believed to."""
-    if job["state"] != "assigned" or job["agent"] is None:
-        return False
-    return agent is None or job["agent"] in ("", agent)
+    held = job is not None and job["state"] == "assigned" and job["agent"] is not None
+    return held and (agent is None or job["agent"] in ("", agent))
 
 
 def move_job(tx: Tx, job: Row, state: str) -> None:
@@ -520,7 +511,7 @@ def add_fragment(
     if number is None or known:
         of_phase["number"] = 1 + tx.one(LAST_NUMBER, of_phase)[0]
     line, stray = None, text
-    if job is not None and holds(job, agent):
+    if holds(job, agent):
         tracker.renew_lease(tx, job)
         scope, said = phase if kind == "output" else f"{phase} serial", text.removesuffix("\n")
         line, stray = add_line(tx, job, scope, said, timestamp), text[len(said) :]  # other doors end a line themselves
@@ -563,13 +554,14 @@ def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -
     return job["line_count"] + 1 if stored else None
 
 
-def fragments(tx: Tx, uuid: str, job: Row | None, kind: str, after: int = 0, limit: int = -1) -> list[Row]:
-    """The pieces of output after one (its `id` and `text`), in the order in which they came; all of them, or so many.
+def unread(tx: Tx, uuid: str, job: Row | None, kind: str, limit: int = -1) -> list[Row]:
+    """The pieces (`id`, `text`) that take_output has not handed out, in the order in which they came; all, or so many.
 
     Those of a job that a worker of another kind does are the lines that it logs, as output of the phase test: what
     somebody else reports must not hide them.
     """
-    values = {"uuid": uuid, "kind": kind, "after": after, "job": job and job["id"], "limit": limit}
+    last = tx.one(f"SELECT {kind}_read FROM testflinger_outcome WHERE uuid = ?", (uuid,))
+    values = {"uuid": uuid, "kind": kind, "after": last[0] if last else 0, "job": job and job["id"], "limit": limit}
     return tx.all(LINES if kind == "output" and is_foreign(job) else FRAGMENTS, values)
 
 
@@ -578,21 +570,15 @@ def is_foreign(job: Row | None) -> bool:
     return job is not None and job["agent"] is None and job["assignee"] is not None
 
 
-def output_read(tx: Tx, uuid: str, kind: str) -> int:
-    """The last piece of output that take_output has handed out."""
-    row = tx.one(f"SELECT {kind}_read FROM testflinger_outcome WHERE uuid = ?", (uuid,))
-    return row[0] if row else 0
-
-
 def has_output(tx: Tx, uuid: str, kind: str) -> bool:
     """Whether take_output has something to hand out."""
-    return bool(fragments(tx, uuid, find_job(tx, uuid), kind, output_read(tx, uuid, kind), limit=1))
+    return bool(unread(tx, uuid, find_job(tx, uuid), kind, limit=1))
 
 
 def take_output(tx: Tx, uuid: str, kind: str) -> str | None:
     """The output since the last call, joined by newlines. None: there is none. What is taken stays for others."""
     job = find_job(tx, uuid)
-    found = fragments(tx, uuid, job, kind, output_read(tx, uuid, kind))
+    found = unread(tx, uuid, job, kind)
     if not found:
         return None
     touch(tx, uuid)
