@@ -463,26 +463,16 @@ def reported(tx: Tx, uuid: str, names: set[str]) -> dict[str, Any]:
 # ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-FRAGMENT = """
+# Pieces of output: `id` is their place among all of a kind, `number` that in their phase.
+WRITTEN = """
+    SELECT f.id, f.phase, f.number, f.timestamp, ifnull(l.message, '') || ifnull(f.text, '') AS text
     FROM testflinger_fragment f LEFT JOIN job_line l ON l.job = :job AND l.number = f.line
     WHERE f.uuid = :uuid AND f.kind = :kind
 """
-TEXT = "ifnull(l.message, '') || ifnull(f.text, '') AS text"
-FRAGMENTS = f"SELECT f.id, {TEXT} {FRAGMENT} AND f.id > :after ORDER BY f.id LIMIT :limit"
-LINE = "FROM job_line WHERE job = :job AND worker <> 0"
-LINES = f"SELECT number AS id, message || char(10) AS text {LINE} AND number > :after ORDER BY number LIMIT :limit"
-# One row with all the text: a long log has a hundred thousand pieces.
-PHASE_LOG = (
-    "SELECT ifnull(max(number), -1) AS last_fragment_number, ifnull(group_concat(text, ''), '') AS log_data FROM ({})"
-)
-PHASE_FRAGMENTS = PHASE_LOG.format(
-    f"SELECT f.number, {TEXT} {FRAGMENT} AND f.phase = :phase AND f.number >= :first"
-    " AND f.timestamp >= ifnull(:since, f.timestamp) ORDER BY f.number"
-)
-PHASE_LINES = PHASE_LOG.format(
-    f"SELECT number, message || char(10) AS text {LINE} AND :phase = 'test' AND number >= :first"
-    " AND time >= ifnull(:since, time) ORDER BY number"
-)
+LOGGED = """
+    SELECT number AS id, 'test' AS phase, number, time AS timestamp, message || char(10) AS text
+    FROM job_line WHERE job = :job AND worker <> 0
+"""
 
 
 def add_fragment(
@@ -503,9 +493,8 @@ def add_fragment(
     size, job = touch(tx, uuid), find_job(tx, uuid)
     phase = phase or present_phase(job)
     of_phase = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "job": job and job["id"]}
-    known = number is not None and tx.one(
-        f"SELECT {TEXT} {FRAGMENT} AND f.phase = :phase AND f.number = :number", of_phase
-    )
+    written = f"SELECT text FROM ({WRITTEN}) WHERE phase = :phase AND number = :number"
+    known = number is not None and tx.one(written, of_phase)
     if known and known["text"] == text:
         return
     if number is None or known:
@@ -555,14 +544,19 @@ def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -
 
 
 def unread(tx: Tx, uuid: str, job: Row | None, kind: str, limit: int = -1) -> list[Row]:
-    """The pieces (`id`, `text`) that take_output has not handed out, in the order in which they came; all, or so many.
+    """The pieces that take_output has not handed out, in the order in which they came; all of them, or so many."""
+    last = tx.one(f"SELECT {kind}_read FROM testflinger_outcome WHERE uuid = ?", (uuid,))
+    values = {"uuid": uuid, "kind": kind, "after": last[0] if last else 0, "job": job and job["id"], "limit": limit}
+    return tx.all(f"SELECT id, text FROM ({pieces_of(job, kind)}) WHERE id > :after ORDER BY id LIMIT :limit", values)
+
+
+def pieces_of(job: Row | None, kind: str) -> str:
+    """The SELECT of the pieces of a job's output.
 
     Those of a job that a worker of another kind does are the lines that it logs, as output of the phase test: what
     somebody else reports must not hide them.
     """
-    last = tx.one(f"SELECT {kind}_read FROM testflinger_outcome WHERE uuid = ?", (uuid,))
-    values = {"uuid": uuid, "kind": kind, "after": last[0] if last else 0, "job": job and job["id"], "limit": limit}
-    return tx.all(LINES if kind == "output" and is_foreign(job) else FRAGMENTS, values)
+    return LOGGED if kind == "output" and is_foreign(job) else WRITTEN
 
 
 def is_foreign(job: Row | None) -> bool:
@@ -602,7 +596,13 @@ def phase_log(
 ) -> dict[str, Any]:
     """The number of the last piece of a phase's output (-1: there is none), and the text of all from the first on."""
     values = {"uuid": uuid, "job": job and job["id"], "kind": kind, "phase": phase, "first": first, "since": since}
-    return dict(tx.one(PHASE_LINES if kind == "output" and is_foreign(job) else PHASE_FRAGMENTS, values))
+    pieces = (
+        f"SELECT number, text FROM ({pieces_of(job, kind)}) WHERE phase = :phase AND number >= :first"
+        " AND timestamp >= ifnull(:since, timestamp) ORDER BY number"
+    )
+    # One row with all the text: a long log has a hundred thousand pieces.
+    sql = "SELECT ifnull(max(number), -1) AS last_fragment_number, ifnull(group_concat(text, ''), '') AS log_data"
+    return dict(tx.one(f"{sql} FROM ({pieces})", values))
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

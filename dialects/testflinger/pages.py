@@ -318,42 +318,32 @@ def output_parts(tx: Tx, uuid: str) -> list[Part]:
     return parts
 
 
-FRAGMENTS = f"SELECT {{place}} AS place, f.phase, f.timestamp, {domain.TEXT} {domain.FRAGMENT}"
-POSTED = (
-    "SELECT e.key + 1 AS place, e.value AS phase, NULL AS timestamp, ifnull(json_extract(r.value, '$'), '') AS text"
-    " FROM json_each(:phases) e JOIN testflinger_result r ON r.uuid = :uuid AND r.name = e.value || '_' || :kind"
-    " WHERE :phase IN ('', e.value)"
-)
-LOGGED = (
-    f"SELECT number AS place, 'test' AS phase, time AS timestamp, message || char(10) AS text {domain.LINE}"
-    " AND :phase IN ('', 'test')"
-)
-
-
-def pieces_of(job: sqlite3.Row, parts: Sequence[Part], kind: str, phase: str) -> tuple[str, str]:
-    """The SELECT of the pieces of a job's output, to which conditions can be added, and the column of their places.
-
-    Of all phases in the order in which the pieces came; of one phase as its agent has numbered them. What a worker of
-    another kind logs of a job is the output of its test.
-    """
-    of = [part for part in parts if part.kind == kind and phase in ("", part.phase)]
-    if kind == "output" and domain.is_foreign(job):
-        return LOGGED, "number"
-    if of and all(part.posted for part in of):
-        return POSTED, "e.key + 1"
-    place, condition = ("f.number", " AND f.phase = :phase") if phase else ("f.id", "")
-    return FRAGMENTS.format(place=place) + condition, place
+POSTED = """
+    SELECT e.key + 1 AS id, e.value AS phase, e.key + 1 AS number, NULL AS timestamp,
+        ifnull(json_extract(r.value, '$'), '') AS text
+    FROM json_each(:phases) e JOIN testflinger_result r ON r.uuid = :uuid AND r.name = e.value || '_' || :kind
+"""
 
 
 def some_pieces(
     tx: Tx, job: sqlite3.Row, parts: Sequence[Part], query: OutputQuery, order: str, start: int
 ) -> sqlite3.Cursor:
-    """The pieces of output beyond a place, from there on (ASC) or backwards (DESC), read as they are asked for."""
-    select, place = pieces_of(job, parts, query.kind, query.phase)
-    phases = tracker.encode(domain.PHASES).decode()
-    values = {"job": job["id"], "uuid": job["uuid"], "kind": query.kind, "phase": query.phase, "phases": phases}
+    """The pieces of output beyond a place, from there on (ASC) or backwards (DESC), read as they are asked for.
+
+    Of all phases in the order in which the pieces came; of one phase as its agent has numbered them.
+    """
+    posted = [part.posted for part in parts if part.kind == query.kind and query.phase in ("", part.phase)]
+    select = domain.pieces_of(job, query.kind)
+    if select == domain.WRITTEN and posted and all(posted):
+        select = POSTED
+    place, condition = ("number", "phase = :phase AND") if query.phase else ("id", "")
     beyond = {"ASC": ">", "DESC": "<"}[order]
-    return tx.execute(f"{select} AND {place} {beyond} :start ORDER BY {place} {order}", {**values, "start": start})
+    values = {"job": job["id"], "uuid": job["uuid"], "kind": query.kind, "phase": query.phase, "start": start}
+    return tx.execute(
+        f"SELECT {place} AS place, phase, timestamp, text FROM ({select})"
+        f" WHERE {condition} {place} {beyond} :start ORDER BY {place} {order}",
+        {**values, "phases": tracker.encode(domain.PHASES).decode()},
+    )
 
 
 def output_tail(
