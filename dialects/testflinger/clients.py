@@ -399,10 +399,9 @@ def create_client(tx: Tx, caller: tracker.Caller, body: ClientBody) -> tuple[dic
 
 
 @tracker.needs(tracker.ADMIN)
-def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody) -> dict[str, Any]:
+def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody) -> None:
     """Changes a client's role and limits. Takes effect with its very next request."""
     change_limits(tx, find_row(tx, client), body)
-    return find_client(tx, caller, client)
 
 
 @tracker.needs(tracker.ADMIN)

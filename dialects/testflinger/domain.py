@@ -491,40 +491,36 @@ def add_fragment(
     number that is taken.
     """
     size, job = touch(tx, uuid), find_job(tx, uuid)
-    phase = phase or present_phase(job)
-    of_phase = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "job": job and job["id"]}
-    written = f"SELECT text FROM ({WRITTEN}) WHERE phase = :phase AND number = :number"
-    known = number is not None and tx.one(written, of_phase)
+    phase, timestamp = phase or present_phase(job), tx.now if timestamp is None else timestamp
+    piece = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "timestamp": timestamp}
+    piece |= {"job": job and job["id"], "line": None, "text": text}
+    known = tx.one(f"SELECT text FROM ({WRITTEN}) WHERE phase = :phase AND number = :number", piece)
     if known and known["text"] == text:
         return
-    if number is None or known:
-        of_phase["number"] = 1 + tx.one(LAST_NUMBER, of_phase)[0]
-    line, stray = None, text
+    if known:
+        piece["number"] = None
     if holds(job, agent):
         tracker.renew_lease(tx, job)
         scope, said = phase if kind == "output" else f"{phase} serial", text.removesuffix("\n")
-        line, stray = add_line(tx, job, scope, said, timestamp), text[len(said) :]  # other doors end a line themselves
-        if line is None:
-            if tx.one(LAST_TEXT, of_phase)[0] == FULL:
+        # Other doors end a line themselves.
+        piece |= {"line": add_line(tx, job, scope, said, timestamp), "text": text[len(said) :]}
+        if piece["line"] is None:
+            last = "SELECT text FROM testflinger_fragment WHERE uuid = ? AND kind = ? ORDER BY id DESC LIMIT 1"
+            if (before := tx.one(last, (uuid, kind))) and before["text"] == FULL:
                 return
-            stray, of_phase["number"] = FULL, 1 + tx.one(LAST_NUMBER, of_phase)[0]
+            piece |= {"text": FULL, "number": None}
     else:
         resize(tx, uuid, size + len(text.encode()) + tracker.LINE_SIZE)  # an empty one is a row, too
     tx.execute(
         "INSERT INTO testflinger_fragment (uuid, kind, id, phase, number, timestamp, line, text) VALUES (:uuid, :kind,"
-        " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind),"
-        " :phase, :number, :timestamp, :line, :text)",
-        {**of_phase, "timestamp": tx.now if timestamp is None else timestamp, "line": line, "text": stray},
+        " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind), :phase,"
+        " ifnull(:number, (SELECT ifnull(max(number), -1) + 1 FROM testflinger_fragment"
+        " WHERE uuid = :uuid AND kind = :kind AND phase = :phase)), :timestamp, :line, :text)",
+        piece,
     )
 
 
 FULL = "\n[the log is full (max_job_log): further output is dropped]\n"
-LAST_TEXT = """
-    SELECT (SELECT text FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind ORDER BY id DESC LIMIT 1)
-"""
-LAST_NUMBER = """
-    SELECT ifnull(max(number), -1) FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind AND phase = :phase
-"""
 
 
 def present_phase(job: Row | None) -> str:
@@ -536,9 +532,9 @@ def present_phase(job: Row | None) -> str:
     return job["shown_state"] if job["shown_state"] in PHASES else "setup"
 
 
-def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -> int | None:
+def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float) -> int | None:
     """Adds output to the job's log. The number of the line; None when the log is full."""
-    entry = shapes.TaskEntry(text, int(tx.now if timestamp is None else timestamp), scope=scope)
+    entry = shapes.TaskEntry(text, int(timestamp), scope=scope)
     stored = tracker.add_job_lines(tx, job, job["assignee"], [entry])
     return job["line_count"] + 1 if stored else None
 

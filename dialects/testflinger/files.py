@@ -89,7 +89,7 @@ class Files:
             raise
         return Stored(upload.name, form.file_size)
 
-    async def send(self, name: str, media_type: str = "application/gzip") -> Response | None:
+    async def send(self, name: str) -> Response | None:
         """The answer that streams a file; None when there is none of that name.
 
         The file is open from now on, so that its deletion meanwhile does no harm. Refuses (unavailable) when the disk
@@ -103,7 +103,7 @@ class Files:
             return None
         except OSError as error:
             raise unavailable("The file cannot be read", error) from None
-        return Download(file, size, media_type)
+        return Download(file, size)
 
     async def delete(self, name: str) -> None:
         """Deletes a file. One that has gone is fine; one that the platform does not let go yet becomes a leftover."""
@@ -350,8 +350,10 @@ def open_file(path: Path) -> tuple[io.FileIO, int]:
 class Download(StreamingResponse):
     """An answer that streams an open file, and closes it whatever happens."""
 
-    def __init__(self, file: io.FileIO, size: int, media_type: str):
-        super().__init__(self.blocks(), headers={**HEADERS, "content-length": str(size)}, media_type=media_type)
+    media_type = "application/gzip"
+
+    def __init__(self, file: io.FileIO, size: int):
+        super().__init__(self.blocks(), headers={**HEADERS, "content-length": str(size)})
         self.file, self.size = file, size
 
     async def blocks(self) -> AsyncIterator[bytes]:

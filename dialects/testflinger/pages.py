@@ -127,13 +127,13 @@ def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) 
     if queue is None:
         raise TrackerError("not_found", f"Project {project['id']} is not a queue of Testflinger")
     rows = waiting_jobs(tx, project["id"], query.after, PAGE_ROWS + 1)
-    shown, last = rows[:PAGE_ROWS], rows[:PAGE_ROWS][-1:]
+    shown = rows[:PAGE_ROWS]
     images = "SELECT name FROM testflinger_image WHERE project = ? LIMIT ?"
     return {
         "queue": queue,
         "waiting": shown,
         "first": domain.position(tx, shown[0]["uuid"]) if shown else 0,
-        "more": f"{last[0]['priority']}:{last[0]['job']}" if len(rows) > PAGE_ROWS else "",
+        "more": f"{shown[-1]['priority']}:{shown[-1]['job']}" if len(rows) > PAGE_ROWS else "",
         "query": query,
         **held_jobs(tx, project["id"]),
         "running": running_jobs(tx, project["id"]),
