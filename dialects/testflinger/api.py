@@ -189,10 +189,6 @@ class Ask(tracker.Call):
             raise Unprocessable("_schema", "Invalid input type: an object is expected")
         return value
 
-    async def struct(self, kind: type) -> Any:
-        """The body as a struct of known fields."""
-        return checked(kind, await self.object())
-
     async def read(self, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
         """What a function reads, which is called with the client."""
         return await self.tracker.db.read(lambda tx: function(tx, self.caller(tx)))
@@ -330,6 +326,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def refuse_images(call: Ask) -> None:
+    """Refuses a GET that takes something away, when a browser sends it that does not say which site's page made it."""
+    program = call.header(b"user-agent") or b""
+    browser = program.startswith(b"Mozilla/") and b"PowerShell" not in program  # which calls itself so
+    if browser and call.header(b"sec-fetch-site") is None:
+        raise TrackerError("forbidden", "Refused: a browser that does not tell by what it was caused to ask for this")
+
+
 # ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -345,7 +349,11 @@ def calls(function: Callable, *path: str, given: type | Decode | None = None, lo
 
     async def handle(ask: Ask) -> Response:
         """Decodes, calls the function, and answers with what it returns."""
-        told = (await ask.struct(given),) if isinstance(given, type) else await given(ask) if given else ()
+        told: tuple = ()
+        if isinstance(given, type):
+            told = (checked(given, await ask.object()),)
+        elif given is not None:
+            told = await given(ask)
 
         def run(tx: Tx, caller: clients.Client | None) -> bytes | None:
             """The content, encoded here, beside the event loop: it may be long."""
@@ -385,8 +393,8 @@ def submission(given: dict[str, Any]) -> domain.Submission:
         queue=body.job_queue,
         uuid=stored_uuid(body.job_id) if body.job_id else None,
         priority=body.job_priority,
-        tags=tuple(dict.fromkeys(body.tags)),
-        excluded=tuple(dict.fromkeys(body.exclude_agents)),
+        tags=body.tags,
+        excluded=body.exclude_agents,
         attachments=any("attachments" in data for data in phases),
         secrets=body.test_data.secrets,
         global_timeout=body.global_timeout,
@@ -413,6 +421,7 @@ def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
 
 async def pick_job(ask: Ask) -> Response:
     """The best job of the queues that the agent names, which is now its own; nothing where there is none."""
+    refuse_images(ask)
     names = ask.values("queue")
     if not names:
         raise TrackerError("invalid", "is required: at least one queue that the agent listens to", "queue")
@@ -486,7 +495,7 @@ async def pieces_found(ask: Ask, wanted: domain.Search, more: dict[str, str]) ->
 
 async def act_on_job(ask: Ask) -> Response:
     """Cancels a job. Refuses (422) every other action."""
-    if (await ask.struct(ActionBody)).action.lower() != "cancel":
+    if checked(ActionBody, await ask.object()).action.lower() != "cancel":
         raise Unprocessable("action", "must be cancel")
     by = "a Testflinger client"
     await ask.write(
@@ -554,6 +563,7 @@ async def add_output(kind: str, ask: Ask) -> Response:
 
 async def take_output(kind: str, ask: Ask) -> Response:
     """GET of raw output: what has come since the last one."""
+    refuse_images(ask)
     uuid = ask.path("job_id")
     if not await ask.read(lambda tx, _: domain.has_output(tx, uuid, kind)):  # mostly: no reason to write
         return nothing()
@@ -701,7 +711,7 @@ async def get_token(ask: Ask) -> Response:
 
 async def token_in_body(ask: Ask) -> tuple[str]:
     """The refresh token that is to be used, or revoked."""
-    return ((await ask.struct(RefreshBody)).refresh_token,)
+    return (checked(RefreshBody, await ask.object()).refresh_token,)
 
 
 # ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -761,24 +771,11 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
 ]
 
 
-TAKE = {handler for method, path, handler, _ in ROUTES if method == "GET" and path.endswith(("/job", "output"))}
-
-
-def refuse_images(call: Ask) -> None:
-    """Refuses a GET that takes something away, when a browser sends it that does not say which site's page made it."""
-    program = call.header(b"user-agent") or b""
-    browser = program.startswith(b"Mozilla/") and b"PowerShell" not in program  # which calls itself so
-    if browser and call.header(b"sec-fetch-site") is None:
-        raise TrackerError("forbidden", "Refused: a browser that does not tell by what it was caused to ask for this")
-
-
 def entrance(handler: Handler, needs: str) -> Handler:
     """The handler behind what every request has to pass before it is looked at."""
 
     async def handle(ask: Ask) -> Response:
         ask.refuse_other_sites()
-        if handler in TAKE:
-            refuse_images(ask)
         ask.needs = needs
         return await handler(ask)
 

@@ -291,11 +291,13 @@ def way_to(tx: Tx, wanted: Search, after: int) -> tuple[str, Sequence[Any]]:
 
 def candidates(tx: Tx, column: str, words: Sequence[str], after: int) -> int:
     """How many jobs there are to look at; not more than a piece is counted of each word."""
-    some = f"SELECT 1 FROM testflinger_{SOURCES[column]} WHERE {column} = ? AND job > ? LIMIT ?"
+    some = f"SELECT 1 FROM {table_of(column)} WHERE {column} = ? AND job > ? LIMIT ?"
     return sum(tx.one(f"SELECT COUNT(*) FROM ({some})", (word, after, PIECE_JOBS))[0] for word in words)
 
 
-SOURCES = {"project": "job", "state": "job", "tag": "tag", "TRUE": "job"}
+def table_of(column: str) -> str:
+    """Where a column stands by which jobs are searched."""
+    return "testflinger_tag" if column == "tag" else "testflinger_job"
 
 
 def search_sql(wanted: Search, column: str, words: Sequence[Any]) -> tuple[str, dict[str, Any]]:
@@ -305,7 +307,7 @@ def search_sql(wanted: Search, column: str, words: Sequence[Any]) -> tuple[str, 
     """
     words = list(dict.fromkeys(words))
     ranges = [
-        f"SELECT job FROM (SELECT job FROM testflinger_{SOURCES[column]} WHERE {column} = :word{number}"
+        f"SELECT job FROM (SELECT job FROM {table_of(column)} WHERE {column} = :word{number}"
         " AND job > :after ORDER BY job LIMIT :piece)"
         for number in range(len(words))
     ]

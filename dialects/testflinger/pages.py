@@ -123,7 +123,7 @@ async def go_to_queues(visit: pages.Visit) -> Response:
 def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) -> dict[str, Any]:
     """A queue: its waiting jobs in their order, those that run, the agents that listen to it."""
     name = project["name"]
-    queue = tx.one("SELECT q.*, ? AS name FROM testflinger_queue q WHERE q.project = ?", (name, project["id"]))
+    queue = queues.find_queue(tx, name)
     if queue is None:
         raise TrackerError("not_found", f"Project {project['id']} is not a queue of Testflinger")
     rows = waiting_jobs(tx, project["id"], query.after, PAGE_ROWS + 1)
@@ -575,7 +575,7 @@ def agent_queues(tx: Tx, agent: sqlite3.Row, asking: dict[str, Any], most: int) 
     rows = tx.all(
         "SELECT l.queue AS name, p.id FROM testflinger_agent_queue l LEFT JOIN project p ON p.name = l.queue"
         " AND EXISTS (SELECT 1 FROM testflinger_queue WHERE project = p.id)"
-        f" WHERE l.agent = :agent AND (:admin OR {READABLE}) ORDER BY l.queue LIMIT :most",
+        f" WHERE l.agent = :agent AND {READABLE} ORDER BY l.queue LIMIT :most",
         {**asking, "agent": agent["id"], "most": most},
     )
     count = tx.one("SELECT COUNT(*) FROM testflinger_agent_queue WHERE agent = ?", (agent["id"],))[0]
