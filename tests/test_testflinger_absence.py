@@ -18,7 +18,7 @@ import pytest
 from conftest import client
 from doors import uuid_of
 from test_job_model import ENDED, Crowd
-from test_testflinger_model import Lab
+from test_testflinger_model import Lab, take_small_steps
 
 import tracker
 from dialects.testflinger import events
@@ -63,9 +63,7 @@ class Away(Lab):
 def test_whatever_happened_while_the_dialect_was_away_all_doors_agree_again(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "STEP_TASKS", 2)
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
-    monkeypatch.setattr(tracker, "MOST_STEPS", 6)
+    take_small_steps(monkeypatch)
     monkeypatch.setattr(events, "PIECE_ROWS", 3)
     lab = Away(seed, monkeypatch)
     for _ in range(8):

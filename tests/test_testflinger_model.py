@@ -101,13 +101,18 @@ def shown_as(state: str) -> set[str]:
     return set(domain.ENDED) if state in ENDED else set(domain.STATES) - {"waiting", "cancelled", *domain.ENDED}
 
 
+def take_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every transaction of a long operation does one small piece."""
+    monkeypatch.setattr(tracker, "STEP_TASKS", 2)
+    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker, "MOST_STEPS", 6)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_happens_to_a_job_all_doors_agree_and_what_has_ended_stays(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "STEP_TASKS", 2)
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
-    monkeypatch.setattr(tracker, "MOST_STEPS", 6)
+    take_small_steps(monkeypatch)
     lab = Lab(seed)
     for _ in range(400):
         lab.step()

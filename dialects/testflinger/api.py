@@ -13,10 +13,12 @@ does. Sections (search for "# ── "):
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import ipaddress
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_to_bytes
 from uuid import UUID
@@ -26,12 +28,12 @@ from msgspec import Meta, Raw
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-import errors
 import shapes
 import tracker
 from dialects import plumbing
 from dialects.plumbing import HEADERS, LARGE, as_bytes, as_json, as_text, decoded, nothing
-from dialects.testflinger import clients, domain, files, queues, webhook
+from dialects.testflinger import clients, domain, queues, webhook
+from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
 from tracker import TrackerError, Tx, encode
 
@@ -177,9 +179,8 @@ class Ask(tracker.Call):
     @property
     def agent(self) -> str | None:
         """The name that this agent got a cookie for."""
-        for cookie in self.cookies("agent_name"):
-            return unquote_to_bytes(cookie).decode(errors="replace").replace("\0", "")[:200] or None
-        return None
+        cookie = next(self.cookies("agent_name"), b"")
+        return unquote_to_bytes(cookie).decode(errors="replace").replace("\0", "")[:200] or None
 
     async def object(self, decode: Callable[[bytes], Any] | None = None, limit: int | None = None) -> dict[str, Any]:
         """The body, which must be a JSON object; refuses (400) what is no JSON, (422) what is no object."""
@@ -187,10 +188,6 @@ class Ask(tracker.Call):
         if not isinstance(value, dict):
             raise Unprocessable("_schema", "Invalid input type: an object is expected")
         return value
-
-    async def struct(self, kind: type) -> Any:
-        """The body as a struct of known fields."""
-        return checked(kind, await self.object())
 
     async def read(self, function: Callable[[Tx, clients.Client | None], Any]) -> Any:
         """What a function reads, which is called with the client."""
@@ -209,6 +206,8 @@ class Ask(tracker.Call):
 
     def caller(self, tx: Tx) -> clients.Client | None:
         """The client, if there is one. Wrong credentials are refused also where none are needed."""
+        if self.needs == OPEN:
+            return None
         client = clients.authenticate(tx, self.header(b"authorization"))
         wanted = tx.settings.testflinger_anonymous
         if client is None and not (wanted == "always" or (wanted == "loopback" and from_this_machine(self))):
@@ -222,16 +221,8 @@ class Ask(tracker.Call):
             raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
         return client
 
-    @property
-    def files(self) -> files.Files:
-        return files_of(self.tracker.settings)
-
 
 Handler = Callable[[Ask], Awaitable[Response]]
-
-
-def files_of(settings: tracker.Settings) -> files.Files:
-    return files.Files(files.folder_of(settings), settings.testflinger_max_file * 2**20)
 
 
 def stored_uuid(given: str) -> str:
@@ -254,23 +245,25 @@ def strict_json(body: bytes) -> Any:
 
 def loose_json(body: bytes) -> Any:
     """JSON whose texts a program wrote that knows nothing of JSON: what is not UTF-8, or NUL, is replaced."""
-    try:
+    with contextlib.suppress(TrackerError):
         return strict_json(body)
-    except TrackerError:
-        pass
     try:
         return plumbing.forgiving_json(body)
     except (ValueError, RecursionError) as error:
         raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
 
 
+def converted(value: Any, kind: Any, name: str = "", where: Literal["json", "query"] = "json") -> Any:
+    """The value as that kind; numbers may be texts. Refuses (422) what cannot be, by this name or that of its field."""
+    try:
+        return tracker.convert(value, kind, strict=False)
+    except TrackerError as error:
+        raise Unprocessable(name or error.field, error.problem, where) from None
+
+
 def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] = "json") -> Any:
     """The values as a struct. Refuses (422) a known field that cannot be, naming it. Numbers may be texts."""
-    try:
-        struct = msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        refused = errors.refused_value(error)
-        raise Unprocessable(refused.field, refused.problem, where) from None
+    struct = converted(values, kind, where=where)
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
         if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
@@ -326,43 +319,54 @@ def from_this_machine(call: tracker.Call) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def is_address(host: str) -> bool:
+    """Whether this is `localhost` or an address of loopback. False for every other name."""
     try:
-        return bool(ipaddress.ip_address(host))
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def refuse_images(call: Ask) -> None:
+    """Refuses a GET that takes something away, when a browser sends it that does not say which site's page made it."""
+    program = call.header(b"user-agent") or b""
+    browser = program.startswith(b"Mozilla/") and b"PowerShell" not in program  # which calls itself so
+    if browser and call.header(b"sec-fetch-site") is None:
+        raise TrackerError("forbidden", "Refused: a browser that does not tell by what it was caused to ask for this")
 
 
 # ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def calls(function: Callable, *path: str, body: type | None = None) -> Handler:
+Decode = Callable[[Ask], Awaitable[tuple]]
+
+
+def calls(function: Callable, *path: str, given: type | Decode | None = None, long: bool = False) -> Handler:
     """The handler of a call that is one function (tx, …). It is given the `caller` if it names one, then what is in the
-    path, then the body. With a GET it only reads, and has nothing to show if it returns None.
+    path, then the body as that struct, or what else is decoded. With a GET it only reads, and has nothing to show if it
+    returns None.
     """
     named = "caller" in inspect.signature(function).parameters
 
     async def handle(ask: Ask) -> Response:
-        given = () if body is None else (await ask.struct(body),)
+        """Decodes, calls the function, and answers with what it returns."""
+        told: tuple = ()
+        if isinstance(given, type):
+            told = (checked(given, await ask.object()),)
+        elif given is not None:
+            told = await given(ask)
 
         def run(tx: Tx, caller: clients.Client | None) -> bytes | None:
-            content = function(tx, *[caller][:named], *map(ask.path, path), *given)
-            return None if content is None else encode(content)  # here, beside the event loop: it may be long
+            """The content, encoded here, beside the event loop: it may be long."""
+            content = function(tx, *[caller][:named], *map(ask.path, path), *told)
+            return None if content is None else encode(content)
 
         reads = ask.scope["method"] == "GET"
-        content = await (ask.read if reads else ask.write)(run)
+        content = await (ask.read(run) if reads else ask.write(run, long))
         if content is None:
             return nothing() if reads else as_text("OK")
-        return in_json(content)
+        return as_bytes(content, "application/json")
 
     return handle
-
-
-def in_json(content: bytes) -> Response:
-    return as_bytes(content, "application/json")
 
 
 async def health(ask: Ask) -> Response:
@@ -382,25 +386,21 @@ def submission(given: dict[str, Any]) -> domain.Submission:
         raise Unprocessable("job_queue", "must not be blank")
     if any(not re.fullmatch(r"(lp|gh):\S+", key) for key in body.reserve_data.ssh_keys):
         raise Unprocessable("reserve_data.ssh_keys", "each must be lp:NAME or gh:NAME")
+    phases = (data for name, data in given.items() if name.endswith("_data") and isinstance(data, dict))  # known or not
     script = body.test_data.test_cmds
     return domain.Submission(
         definition=kept_definition(given, body),
         queue=body.job_queue,
         uuid=stored_uuid(body.job_id) if body.job_id else None,
         priority=body.job_priority,
-        tags=tuple(dict.fromkeys(body.tags)),
-        excluded=tuple(dict.fromkeys(body.exclude_agents)),
-        attachments=any("attachments" in data for name, data in given.items() if is_data(name, data)),
+        tags=body.tags,
+        excluded=body.exclude_agents,
+        attachments=any("attachments" in data for data in phases),
         secrets=body.test_data.secrets,
         global_timeout=body.global_timeout,
         reservation=seconds(body.reserve_data.timeout),
         script=script if isinstance(script, str) and script.strip() else "",
     )
-
-
-def is_data(name: str, value: Any) -> bool:
-    """Whether it is what a phase is given, known or not."""
-    return name.endswith("_data") and isinstance(value, dict)
 
 
 NUMBERS = ("global_timeout", "output_timeout", "allocation_timeout", "job_priority")
@@ -411,16 +411,17 @@ def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
 
     A time that was left empty is as good as absent, and agents that find null there fail.
     """
-    kept = {name: getattr(body, name) if name in NUMBERS else value for name, value in given.items()}
-    kept = {name: value for name, value in kept.items() if not (name in NUMBERS and value is None)}
+    numbers = {name: getattr(body, name) for name in NUMBERS}
+    left_out = {"job_id", "started_at", *(name for name in NUMBERS if numbers[name] is None)}
+    kept = {name: numbers.get(name, value) for name, value in given.items() if name not in left_out}
     if "reserve_data" in kept and kept["reserve_data"].get("timeout", "") is None:
         kept["reserve_data"] = {name: value for name, value in kept["reserve_data"].items() if name != "timeout"}
-    for name in ("job_id", "started_at"):
-        kept.pop(name, None)
     return kept
 
 
 async def pick_job(ask: Ask) -> Response:
+    """The best job of the queues that the agent names, which is now its own; nothing where there is none."""
+    refuse_images(ask)
     names = ask.values("queue")
     if not names:
         raise TrackerError("invalid", "is required: at least one queue that the agent listens to", "queue")
@@ -440,6 +441,7 @@ async def get_position(ask: Ask) -> Response:
 
 
 async def search_jobs(ask: Ask) -> Response:
+    """The jobs with one or all of some tags, in one of some states. Refuses (422) other words, and too many tags."""
     match = ask.values("match") or ["any"]
     if match[-1] not in ("any", "all"):
         raise Unprocessable("match", "must be any or all", "query")
@@ -467,34 +469,33 @@ def searched_states(given: list[str]) -> list[str]:
 
 async def jobs_found(ask: Ask, wanted: domain.Search, **more: str) -> Response:
     """The array of the jobs found, however many. Each piece of it is read when the one before has been sent."""
-
-    async def following(after: int) -> domain.Found:
-        found = await ask.read(lambda tx, _: domain.search_jobs(tx, wanted, after))
-        return found._replace(jobs=[{**job, **more} for job in found.jobs])
-
-    first = await following(0)
-    while not first.jobs and first.more is not None:
-        first = await following(first.more)
-    if more and not first.jobs:
+    pieces = pieces_found(ask, wanted, more)
+    first = await anext(pieces, b"")  # a refusal comes before the answer
+    if more and not first:
         return nothing()
-    return StreamingResponse(array(first, following), 200, HEADERS, "application/json")
+
+    async def array() -> AsyncIterator[bytes]:
+        """A JSON array of any length."""
+        yield b"[" + first
+        async for piece in pieces:
+            yield b"," + piece
+        yield b"]"
+
+    return StreamingResponse(array(), 200, HEADERS, "application/json")
 
 
-async def array(first: domain.Found, following: Callable[[int], Awaitable[domain.Found]]) -> AsyncIterator[bytes]:
-    """A JSON array of any length, piece by piece."""
-    found, separator = first, b"["
-    while True:
-        if found.jobs:
-            yield separator + encode(found.jobs)[1:-1]
-            separator = b","
-        if found.more is None:
-            break
-        found = await following(found.more)
-    yield b"]" if separator == b"," else b"[]"
+async def pieces_found(ask: Ask, wanted: domain.Search, more: dict[str, str]) -> AsyncIterator[bytes]:
+    """The jobs found, a piece at a time, as what stands in a JSON array. No piece is empty."""
+    after: int | None = 0
+    while after is not None:
+        jobs, after = await ask.read(lambda tx, _, after=after: domain.search_jobs(tx, wanted, after))
+        if jobs:
+            yield encode([{**job, **more} for job in jobs])[1:-1]
 
 
 async def act_on_job(ask: Ask) -> Response:
-    if (await ask.struct(ActionBody)).action.lower() != "cancel":
+    """Cancels a job. Refuses (422) every other action."""
+    if checked(ActionBody, await ask.object()).action.lower() != "cancel":
         raise Unprocessable("action", "must be cancel")
     by = "a Testflinger client"
     await ask.write(
@@ -517,10 +518,8 @@ async def send_events(ask: Ask) -> Response:
         answer = await webhook.put(target, event, ask.tracker.settings.webhook_networks, webhook.TIMEOUT)
     except webhook.Refused as error:
         raise TrackerError("invalid", f"{error}", "job_status_webhook") from None
-    except webhook.TimedOut as error:
-        return as_json({"message": str(error), "detail": {}}, 504)
-    except webhook.Unreachable as error:
-        return as_json({"message": str(error), "detail": {}}, 502)
+    except (webhook.TimedOut, webhook.Unreachable) as error:
+        return as_json({"message": str(error), "detail": {}}, 504 if isinstance(error, webhook.TimedOut) else 502)
     return nothing() if answer.status in (204, 205, 304) else as_text(answer.text, answer.status)
 
 
@@ -533,7 +532,8 @@ async def add_result(ask: Ask) -> Response:
     given = await ask.object(loose_json, REPORT_LIMIT)
     if len(given) > MOST_FIELDS:
         raise Unprocessable("_schema", f"More than {MOST_FIELDS:,} fields")
-    check_result(given)
+    for name in given.keys() & RESULT_FIELDS.keys():
+        given[name] = converted(given[name], RESULT_FIELDS[name], name)
     state = given.pop("job_state", None)
     fields = {name: Raw(encode(value)) for name, value in given.items()}
     large = sum(map(len, fields.values())) > LARGE
@@ -550,40 +550,29 @@ RESULT_FIELDS: dict[str, Any] = {
 }
 
 
-def check_result(given: dict[str, Any]) -> None:
-    """Refuses known fields of another type. A number may be a text."""
-    for name in given.keys() & RESULT_FIELDS.keys():
-        try:
-            given[name] = msgspec.convert(given[name], RESULT_FIELDS[name], strict=False)
-        except msgspec.ValidationError as error:
-            refused = errors.refused_value(error)
-            place = name if refused.field == "body" else f"{name}.{refused.field}"
-            raise Unprocessable(place, refused.problem) from None
+async def add_output(kind: str, ask: Ask) -> Response:
+    """POST of raw output, as the older generation has it."""
+    uuid = ask.path("job_id")
+    said = (await ask.body(REPORT_LIMIT)).decode(errors="replace").replace("\0", "�")
+    if said:
+        await ask.write(lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said), long=len(said) > LARGE)
+    else:
+        await ask.read(lambda tx, _: None)
+    return as_text("OK")
 
 
-def output_handlers(kind: str) -> dict[str, Handler]:
-    """POST and GET of raw output, as the older generation has them."""
-
-    async def add(ask: Ask) -> Response:
-        uuid = ask.path("job_id")
-        said = (await ask.body(REPORT_LIMIT)).decode(errors="replace").replace("\0", "�")
-        if said:
-            await ask.write(lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said), long=len(said) > LARGE)
-        else:
-            await ask.read(lambda tx, _: None)
-        return as_text("OK")
-
-    async def take(ask: Ask) -> Response:
-        uuid = ask.path("job_id")
-        if not await ask.read(lambda tx, _: domain.has_output(tx, uuid, kind)):  # mostly: no reason to write
-            return nothing()
-        said = await ask.write(lambda tx, _: domain.take_output(tx, uuid, kind), long=True)
-        return nothing() if said is None else as_text(said)
-
-    return {"POST": add, "GET": take}
+async def take_output(kind: str, ask: Ask) -> Response:
+    """GET of raw output: what has come since the last one."""
+    refuse_images(ask)
+    uuid = ask.path("job_id")
+    if not await ask.read(lambda tx, _: domain.has_output(tx, uuid, kind)):  # mostly: no reason to write
+        return nothing()
+    said = await ask.write(lambda tx, _: domain.take_output(tx, uuid, kind), long=True)
+    return nothing() if said is None else as_text(said)
 
 
 def log_kind(ask: Ask) -> str:
+    """Which log the path names. 404: there is none of that name."""
     kind = ask.path("kind")
     if kind not in domain.KINDS:
         raise TrackerError("not_found", f"There is no log {kind!r}: there are {' and '.join(domain.KINDS)}")
@@ -591,33 +580,26 @@ def log_kind(ask: Ask) -> str:
 
 
 def checked_phase(phase: str, where: Literal["json", "query"]) -> str:
+    """The phase, if it is one of PHASES. Refuses (422) another word."""
     if phase not in domain.PHASES:
         raise Unprocessable("phase", f"must be one of {', '.join(domain.PHASES)}", where)
     return phase
 
 
-async def add_log(ask: Ask) -> Response:
+async def fragment(ask: Ask) -> tuple:
+    """A piece of a phase's output, as domain.add_fragment takes it."""
     uuid, kind = ask.path("job_id"), log_kind(ask)
     piece = checked(FragmentBody, await ask.object(loose_json, REPORT_LIMIT))
     phase, time = checked_phase(piece.phase, "json"), unix_time(piece.timestamp, "timestamp", "json")
-    said = piece.log_data.replace("\0", "�")
-    await ask.write(
-        lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said, phase, piece.fragment_number, time)
-    )
-    return as_text("OK")
+    return uuid, kind, ask.agent, piece.log_data.replace("\0", "�"), phase, piece.fragment_number, time
 
 
-async def get_log(ask: Ask) -> Response:
+async def wanted_logs(ask: Ask) -> tuple:
+    """Which output is wanted, as domain.get_logs takes it."""
     uuid, kind = ask.path("job_id"), log_kind(ask)
     query = checked(LogQuery, {name: values[-1] for name, values in ask.query().items()}, "query")
     phase = query.phase and checked_phase(query.phase, "query")
-    since = unix_time(query.start_timestamp, "start_timestamp", "query")
-
-    def look(tx: Tx, _: clients.Client | None) -> bytes:
-        logs = domain.get_logs(tx, uuid, kind, phase, query.start_fragment, since)
-        return encode({"output": logs, kind: logs})  # clients of the serial log, too, look for "output"
-
-    return in_json(await ask.read(look))
+    return uuid, kind, phase, query.start_fragment, unix_time(query.start_timestamp, "start_timestamp", "query")
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -637,93 +619,76 @@ async def add_attachments(ask: Ask) -> Response:
     return as_text("OK")
 
 
-async def receive_file(ask: Ask, store: Callable[[Tx, clients.Client | None, files.Stored], str | None]) -> None:
+async def receive_file(ask: Ask, store: Callable[[Tx, clients.Client | None, Stored], str | None]) -> None:
     """Takes in a file, and notes it. What it replaces, or could not be noted, is deleted."""
-    stored = await ask.files.receive(ask)
+    folder = files_of(ask.tracker.settings)
+    stored = await folder.receive(ask)
     try:
         replaced = await ask.write(lambda tx, client: store(tx, client, stored))
     except Exception:
-        await ask.files.delete(stored.name)
+        await folder.delete(stored.name)
         raise
     # Without FULL a power cut may bring back who knows it, and prune has time.
     if replaced and ask.tracker.settings.synchronous == "FULL":
-        await ask.files.delete(replaced)
+        await folder.delete(replaced)
 
 
-def file_handler(kind: str) -> Handler:
-    async def get(ask: Ask) -> Response:
-        for _ in range(20):  # a new upload may replace the file just after we have read its name
-            row = await ask.read(lambda tx, _: domain.find_file(tx, ask.path("job_id"), kind))
-            if row and (response := await ask.files.send(row["name"])):
-                return response
-        return nothing()
-
-    return get
+async def get_file(kind: str, ask: Ask) -> Response:
+    """The job's artifact or attachments; nothing where there are none."""
+    for _ in range(20):  # a new upload may replace the file just after we have read its name
+        row = await ask.read(lambda tx, _: domain.find_file(tx, ask.path("job_id"), kind))
+        if row and (response := await files_of(ask.tracker.settings).send(row["name"])):
+            return response
+    return nothing()
 
 
 # ── Queues and agents ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-Images = Annotated[dict[Text, Any], Meta(max_length=10_000)]
 
-
-async def advertise_queues(ask: Ask) -> Response:
-    described = of_queues(await ask.object(), Text)
-    await ask.write(lambda tx, _: queues.advertise_queues(tx, described), long=True)
-    return as_text("OK")
-
-
-def of_queues(given: dict[str, Any], kind: Any) -> dict[str, Any]:
+async def of_queues(kind: Any, ask: Ask) -> tuple[dict[str, Any]]:
     """The body, which has something of this kind for each of some queues. Refuses (422) what is not, by its queue."""
+    given = await ask.object()
     if len(given) > queues.MOST_QUEUES:
         raise Unprocessable("_schema", f"Expected at most {queues.MOST_QUEUES:,} queues")
     for queue, value in given.items():
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            raise Unprocessable(queue[:200], errors.refused_value(error).problem) from None
-    return given
+        converted(value, kind, queue[:200])
+    return (given,)
 
 
-async def set_images(ask: Ask) -> Response:
-    images = of_queues(await ask.object(), Images)
-    await ask.write(lambda tx, _: queues.set_images(tx, images), long=True)
-    return as_text("OK")
+described_queues = partial(of_queues, Text)
+images_of_queues = partial(of_queues, Annotated[dict[Text, Any], Meta(max_length=10_000)])
 
 
 async def update_agent(ask: Ask) -> Response:
+    """Notes what an agent tells of itself, and gives it the cookie by which it is known from then on."""
     name, given = ask.path("name"), await ask.object(loose_json)
     if not name.strip() or len(name) > 200:
         raise TrackerError("invalid", "an agent's name has 1 to 200 characters", "name")
-    empty = {field for field in AgentBody.__struct_fields__ if field in given and given[field] is None}
-    told = {field: value for field, value in given.items() if field not in empty}  # an agent's option that is not set
+    unset = {field for field in AgentBody.__struct_fields__ if given.get(field) is None}  # an agent's options
+    told = {field: value for field, value in given.items() if field not in unset}
     checked(AgentBody, told)
     await ask.write(lambda tx, _: domain.update_agent(tx, name, dict(told)))
     cookie = f"agent_name={quote(name, safe='')}; Path=/; HttpOnly; SameSite=Strict"
     return as_json({"status": "OK"}, headers={"set-cookie": cookie})
 
 
-async def add_provision_log(ask: Ask) -> Response:
-    name, body = ask.path("name"), checked(ProvisionBody, await ask.object(loose_json))
-    await ask.write(lambda tx, _: domain.add_provision_log(tx, name, body.job_id, body.exit_code, body.detail))
-    return as_text("OK")
+async def provisioning(ask: Ask) -> tuple[str, str, int, str]:
+    """An agent's name, and how it went when it provisioned a job."""
+    return ask.path("name"), *msgspec.structs.astuple(checked(ProvisionBody, await ask.object(loose_json)))
 
 
-async def get_wait_times(ask: Ask) -> Response:
-    names = ask.values("queue")
-    return as_json(await ask.read(lambda tx, _: queues.wait_times(tx, names)))
+async def wanted_queues(ask: Ask) -> tuple[list[str]]:
+    """The queues that the query names."""
+    return (ask.values("queue"),)
 
 
-async def get_queue_agents(ask: Ask) -> Response:
-    queue = ask.path("queue")
-
-    def look(tx: Tx, _: clients.Client | None) -> list[dict[str, Any]]:
-        agents = domain.queue_agents(tx, queue)
-        newer = tx.settings.testflinger_version != OLDER
-        if newer and not agents and queues.find_queue(tx, queue) is None:
-            raise TrackerError("not_found", f"There is no queue {queue!r}")
-        return agents
-
-    return as_json(await ask.read(look))
+def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
+    """The agents that listen to the queue. Of one that does not exist: none, or (404) for the newer generation."""
+    agents = domain.queue_agents(tx, queue)
+    newer = tx.settings.testflinger_version != OLDER
+    if newer and not agents and queues.find_queue(tx, queue) is None:
+        raise TrackerError("not_found", f"There is no queue {queue!r}")
+    return agents
 
 
 async def get_queue_jobs(ask: Ask) -> Response:
@@ -740,24 +705,13 @@ async def get_queue_jobs(ask: Ask) -> Response:
 async def get_token(ask: Ask) -> Response:
     """An access token: bare for the older clients (they send {} or use GET), in JSON for the newer (an empty body)."""
     newer = ask.scope["method"] == "POST" and not (await ask.body()).strip()
-    tokens = await ask.tracker.db.write(clients.issue_token, ask.header(b"authorization"), newer)
-    return as_json(tokens_json(tokens)) if newer else as_text(tokens.access_token)
+    tokens = await ask.write(lambda tx, _: clients.issue_token(tx, ask.header(b"authorization"), newer))
+    return as_json(tokens) if newer else as_text(tokens.access_token)
 
 
-def tokens_json(tokens: clients.Tokens) -> dict[str, Any]:
-    return {**tokens._asdict(), "token_type": "Bearer"}
-
-
-async def refresh_token(ask: Ask) -> Response:
-    body = await ask.struct(RefreshBody)
-    tokens = await ask.tracker.db.write(clients.refresh_token, body.refresh_token)
-    return as_json(tokens_json(tokens))
-
-
-async def revoke_token(ask: Ask) -> Response:
-    body = await ask.struct(RefreshBody)
-    await ask.tracker.db.write(clients.revoke_token, body.refresh_token)
-    return as_text("OK")
+async def token_in_body(ask: Ask) -> tuple[str]:
+    """The refresh token that is to be used, or revoked."""
+    return (checked(RefreshBody, await ask.object()).refresh_token,)
 
 
 # ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -776,62 +730,45 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("POST", "/v1/job/{job_id}/action", act_on_job, ANY),
     ("POST", "/v1/job/{job_id}/events", send_events, AGENT),
     ("POST", "/v1/job/{job_id}/attachments", add_attachments, ANY),
-    ("GET", "/v1/job/{job_id}/attachments", file_handler("attachments"), ANY),
+    ("GET", "/v1/job/{job_id}/attachments", partial(get_file, "attachments"), ANY),
     ("POST", "/v1/result/{job_id}", add_result, AGENT),
     ("GET", "/v1/result/{job_id}", calls(domain.get_result, "job_id"), ANY),
     ("POST", "/v1/result/{job_id}/artifact", add_artifact, AGENT),
-    ("GET", "/v1/result/{job_id}/artifact", file_handler("artifact"), ANY),
-    *(
-        (method, f"/v1/result/{{job_id}}/{path}", handler, AGENT if method == "POST" else ANY)
-        for path, kind in (("output", "output"), ("serial_output", "serial"))
-        for method, handler in output_handlers(kind).items()
-    ),
-    ("POST", "/v1/result/{job_id}/log/{kind}", add_log, AGENT),
-    ("GET", "/v1/result/{job_id}/log/{kind}", get_log, ANY),
-    ("POST", "/v1/agents/queues", advertise_queues, AGENT),
+    ("GET", "/v1/result/{job_id}/artifact", partial(get_file, "artifact"), ANY),
+    ("POST", "/v1/result/{job_id}/output", partial(add_output, "output"), AGENT),
+    ("GET", "/v1/result/{job_id}/output", partial(take_output, "output"), ANY),
+    ("POST", "/v1/result/{job_id}/serial_output", partial(add_output, "serial"), AGENT),
+    ("GET", "/v1/result/{job_id}/serial_output", partial(take_output, "serial"), ANY),
+    ("POST", "/v1/result/{job_id}/log/{kind}", calls(domain.add_fragment, given=fragment), AGENT),
+    ("GET", "/v1/result/{job_id}/log/{kind}", calls(domain.get_logs, given=wanted_logs), ANY),
+    ("POST", "/v1/agents/queues", calls(queues.advertise_queues, given=described_queues, long=True), AGENT),
     ("GET", "/v1/agents/queues", calls(queues.advertised_queues), ANY),
-    ("POST", "/v1/agents/images", set_images, AGENT),
+    ("POST", "/v1/agents/images", calls(queues.set_images, given=images_of_queues, long=True), AGENT),
     ("GET", "/v1/agents/images/{queue:path}", calls(queues.images, "queue"), ANY),
     ("GET", "/v1/agents/data", calls(domain.list_agents), ANY),
     ("POST", "/v1/agents/data/{name}", update_agent, AGENT),
     ("GET", "/v1/agents/data/{name}", calls(domain.get_agent, "name"), ANY),
-    ("POST", "/v1/agents/provision_logs/{name}", add_provision_log, AGENT),
-    ("GET", "/v1/queues/wait_times", get_wait_times, ANY),
-    ("GET", "/v1/queues/{queue:path}/agents", get_queue_agents, ANY),
+    ("POST", "/v1/agents/provision_logs/{name}", calls(domain.add_provision_log, given=provisioning), AGENT),
+    ("GET", "/v1/queues/wait_times", calls(queues.wait_times, given=wanted_queues), ANY),
+    ("GET", "/v1/queues/{queue:path}/agents", calls(queue_agents, "queue"), ANY),
     ("GET", "/v1/queues/{queue:path}/jobs", get_queue_jobs, ANY),
     ("POST", "/v1/oauth2/token", get_token, OPEN),
     ("GET", "/v1/oauth2/token", get_token, OPEN),
-    ("POST", "/v1/oauth2/refresh", refresh_token, OPEN),
-    ("POST", "/v1/oauth2/revoke", revoke_token, OPEN),
+    ("POST", "/v1/oauth2/refresh", calls(clients.refresh_token, given=token_in_body), OPEN),
+    ("POST", "/v1/oauth2/revoke", calls(clients.revoke_token, given=token_in_body), OPEN),
     ("GET", "/v1/restricted-queues", calls(clients.list_restricted_queues), ANY),
     ("GET", ONE_QUEUE, calls(clients.get_restricted_queue, "queue"), ANY),
     ("POST", ONE_QUEUE, calls(clients.add_restricted_queue, "queue"), ANY),
     ("DELETE", ONE_QUEUE, calls(clients.remove_restricted_queue, "queue"), ANY),
     ("GET", "/v1/client-permissions", calls(clients.list_permissions), ANY),
-    (
-        "POST",
-        "/v1/client-permissions",
-        calls(clients.create_permissions, body=clients.NewPermissionsBody),
-        ANY,
-    ),
+    ("POST", "/v1/client-permissions", calls(clients.create_permissions, given=clients.NewPermissionsBody), ANY),
     ("GET", ONE_CLIENT, calls(clients.get_permissions, "client_id"), ANY),
-    ("PUT", ONE_CLIENT, calls(clients.put_permissions, "client_id", body=clients.PermissionsBody), ANY),
+    ("PUT", ONE_CLIENT, calls(clients.put_permissions, "client_id", given=clients.PermissionsBody), ANY),
     ("DELETE", ONE_CLIENT, calls(clients.delete_permissions, "client_id"), ANY),
-    ("PUT", ONE_SECRET, calls(clients.put_secret, "client_id", "path", body=clients.SecretBody), ANY),
+    ("PUT", ONE_SECRET, calls(clients.put_secret, "client_id", "path", given=clients.SecretBody), ANY),
     ("DELETE", ONE_SECRET, calls(clients.delete_secret, "client_id", "path"), ANY),
     *((method, path, health, OPEN) for method in ("GET", "HEAD") for path in ("/v1", "/v1/")),
 ]
-
-
-TAKE = {handler for method, path, handler, _ in ROUTES if method == "GET" and path.endswith(("/job", "output"))}
-
-
-def refuse_images(call: Ask) -> None:
-    """Refuses a GET that takes something away, when a browser sends it that does not say which site's page made it."""
-    program = call.header(b"user-agent") or b""
-    browser = program.startswith(b"Mozilla/") and b"PowerShell" not in program  # which calls itself so
-    if browser and call.header(b"sec-fetch-site") is None:
-        raise TrackerError("forbidden", "Refused: a browser that does not tell by what it was caused to ask for this")
 
 
 def entrance(handler: Handler, needs: str) -> Handler:
@@ -839,8 +776,6 @@ def entrance(handler: Handler, needs: str) -> Handler:
 
     async def handle(ask: Ask) -> Response:
         ask.refuse_other_sites()
-        if handler in TAKE:
-            refuse_images(ask)
         ask.needs = needs
         return await handler(ask)
 

@@ -14,6 +14,7 @@ import hmac
 import json
 import secrets
 import sqlite3
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jwt
@@ -92,10 +93,14 @@ MOST_REFRESH = 1000  # of one client: each machine that logs in keeps one. The o
 PRUNED_TOKENS = 500
 
 
-class Tokens(NamedTuple):
+@dataclass(frozen=True)
+class Tokens:
+    """What a client gets for its key, as it is answered."""
+
     access_token: str
     refresh_token: str | None
-    expires_in: int  # seconds until the access token expires
+    expires_in: int = ACCESS_LIFETIME  # seconds until the access token expires
+    token_type: str = "Bearer"
 
 
 class Permissions(msgspec.Struct):
@@ -115,7 +120,7 @@ def issue_token(tx: Tx, authorization: bytes | None, with_refresh: bool = False)
     """New tokens for client_id:client_key (Basic, and nothing else). Older clients do not refresh: they get none."""
     row = check_key(tx, authorization)
     refresh = store_refresh(tx, row["id"]) if with_refresh else None
-    return Tokens(access_token(tx, row), refresh, ACCESS_LIFETIME)
+    return Tokens(access_token(tx, row), refresh)
 
 
 def refresh_token(tx: Tx, token: str) -> Tokens:
@@ -127,7 +132,7 @@ def refresh_token(tx: Tx, token: str) -> Tokens:
     )
     if row is None:  # the word "expired" would make clients try to refresh once more
         raise TrackerError("unauthorized", "not valid (any more), authenticate with client_id again", "refresh_token")
-    return Tokens(access_token(tx, row), token, ACCESS_LIFETIME)
+    return Tokens(access_token(tx, row), token)
 
 
 def revoke_token(tx: Tx, token: str) -> None:
@@ -138,13 +143,12 @@ def revoke_token(tx: Tx, token: str) -> None:
 def prune_refresh(tx: Tx) -> bool:
     """Deletes some refresh tokens that have expired. Whether there may be more."""
     expired = "SELECT hash FROM testflinger_refresh WHERE expires <= ? LIMIT ?"
-    deleted = tx.execute(
-        f"DELETE FROM testflinger_refresh WHERE hash IN ({expired})", (tx.time, PRUNED_TOKENS)
-    ).rowcount
-    return deleted >= PRUNED_TOKENS
+    deleted = tx.execute(f"DELETE FROM testflinger_refresh WHERE hash IN ({expired})", (tx.time, PRUNED_TOKENS))
+    return deleted.rowcount == PRUNED_TOKENS
 
 
 def access_token(tx: Tx, row: sqlite3.Row) -> str:
+    """A JWT for the client of this row, valid from now on; and notes that the client was seen."""
     note_use(tx, row["id"])
     signing_key = tracker.load_meta(tx, "testflinger_key", lambda: secrets.token_bytes(32))
     claims = {
@@ -189,6 +193,7 @@ def signed_claims(signing_key: bytes, token: bytes) -> Claims | None:
 
 
 def store_refresh(tx: Tx, client: str) -> str:
+    """A new refresh token of the client. Beyond MOST_REFRESH the oldest end."""
     token = secrets.token_urlsafe(32)
     older = "SELECT hash FROM testflinger_refresh WHERE client = ? ORDER BY expires DESC LIMIT -1 OFFSET ?"
     tx.execute(f"DELETE FROM testflinger_refresh WHERE hash IN ({older})", (client, MOST_REFRESH - 1))
@@ -224,10 +229,12 @@ def check_submission(
 
 
 def maximum(limits: dict[str, int], queue: str) -> int:
+    """What the limits allow on the queue: by its name or for every queue, whichever is more. 0 without any."""
     return max(limits.get("*", 0), limits.get(queue, 0))
 
 
 def needed(client: Client | None, what: str) -> Client:
+    """The client. Refuses (401) whoever asks for what needs one and has none."""
     if client is None:
         raise TrackerError("unauthorized", f"{what} needs a client's permission: authenticate with client_id")
     return client
@@ -282,19 +289,22 @@ class NewPermissionsBody(LimitsBody, kw_only=True):
     client_secret: Key
 
 
-def refusal(error: msgspec.ValidationError) -> TrackerError:
-    """Why a body is refused, in words for people."""
-    refused = errors.refused_value(error)
-    if refused.field == "client_id" and "match the pattern" in refused.problem:
+def as_body(fields: dict[str, Any], kind: type) -> Any:
+    """The fields as a body of that kind. What is none is refused in words for people."""
+    try:
+        return errors.convert(fields, kind)
+    except TrackerError as refused:
+        if refused.field != "client_id" or not isinstance(fields.get("client_id"), str):
+            raise
         problem = "must have 1 to 200 of the characters A-Z a-z 0-9 _ . @ + -, and begin with a letter, a digit or _"
-        return TrackerError("invalid", problem, "client_id")
-    return refused
+        raise TrackerError("invalid", problem, "client_id") from None
 
 
 NEW_CLIENT = Client("", "contributor", {}, [], {})
 
 
 def find_row(tx: Tx, client: str) -> sqlite3.Row:
+    """The client's row. 404: unknown."""
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     if row is None:
         raise TrackerError("not_found", f"No client {client[:200]}")
@@ -314,6 +324,7 @@ def insert_client(tx: Tx, client: str, key: str, manager: int | None, body: Limi
 
 
 def change_limits(tx: Tx, row: sqlite3.Row, body: LimitsBody) -> sqlite3.Row:
+    """The client's row with what the body changes. Refuses what checked_limits refuses."""
     fields = checked_limits(client_of(tx, row), body)
     changes = ", ".join(f"{name} = :{name}" for name in fields)
     return tx.one(f"UPDATE testflinger_client SET {changes} WHERE id = :id RETURNING *", {**fields, "id": row["id"]})
@@ -349,6 +360,7 @@ def checked_limits(old: Client, body: LimitsBody) -> dict[str, str]:
 
 
 def permissions_json(row: sqlite3.Row) -> dict[str, Any]:
+    """What a client may, as the API shows it."""
     limits = {name: msgspec.json.decode(row[name]) for name in LIMITS}
     return {"client_id": row["id"], **limits, "role": row["role"]}
 
@@ -387,10 +399,9 @@ def create_client(tx: Tx, caller: tracker.Caller, body: ClientBody) -> tuple[dic
 
 
 @tracker.needs(tracker.ADMIN)
-def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody) -> dict[str, Any]:
+def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody) -> None:
     """Changes a client's role and limits. Takes effect with its very next request."""
     change_limits(tx, find_row(tx, client), body)
-    return find_client(tx, caller, client)
 
 
 @tracker.needs(tracker.ADMIN)
@@ -425,6 +436,7 @@ def set_restricted(tx: Tx, caller: tracker.Caller, project: int, restricted: boo
 
 
 def restrict(tx: Tx, project: int, restricted: bool) -> None:
+    """Restricts a queue, or opens it. 404: the project is none."""
     if not tx.execute("UPDATE testflinger_queue SET restricted = ? WHERE project = ?", (restricted, project)).rowcount:
         raise TrackerError("not_found", f"Project {project} is no queue of Testflinger's")
 
@@ -469,19 +481,11 @@ def put_permissions(tx: Tx, caller: Client | None, client: str, body: Permission
         raise TrackerError("invalid", f"must be {client[:200]}, as in the path", "client_id")
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     if row is None:
-        return create_permissions(tx, caller, new_permissions(client, body))
+        fields = {**errors.given_fields(body), "client_id": client}
+        return create_permissions(tx, caller, as_body(fields, NewPermissionsBody))
     if body.client_secret is not UNSET:
         change_key(tx, client, body.client_secret)
     return permissions_json(change_limits(tx, row, body))
-
-
-def new_permissions(client: str, body: PermissionsBody) -> NewPermissionsBody:
-    """What is put below a new name, as a new client. Refuses what such a one needs and what is not there."""
-    fields = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
-    try:
-        return msgspec.convert({**fields, "client_id": client}, NewPermissionsBody)
-    except msgspec.ValidationError as error:
-        raise refusal(error) from None
 
 
 def delete_permissions(tx: Tx, caller: Client | None, client: str) -> None:
@@ -514,16 +518,10 @@ def restricted_owners(tx: Tx) -> dict[str, list[str]]:
 def get_restricted_queue(tx: Tx, caller: Client | None, queue: str) -> dict[str, Any]:
     """A restricted queue with its owners. For admin clients."""
     require_admin_client(caller)
-    row = find_queue(tx, queue)
-    if row is None or not row["restricted"]:
+    owners = restricted_owners(tx).get(queue)
+    if owners is None:
         raise TrackerError("not_found", f"No restricted queue {queue[:200]}")
-    return restricted_queue_json(queue, owners_of(tx, queue))
-
-
-def owners_of(tx: Tx, queue: str) -> list[str]:
-    """The clients that are allowed a restricted queue, by name."""
-    allowed = "EXISTS (SELECT 1 FROM json_each(allowed_queues) WHERE value = ?)"
-    return [row["id"] for row in tx.all(f"SELECT id FROM testflinger_client WHERE {allowed} ORDER BY id", (queue,))]
+    return restricted_queue_json(queue, owners)
 
 
 def restricted_queue_json(queue: str, owners: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ job id, also for ids that nobody knows. Sections (search for "# ── "):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from sqlite3 import Row
 from typing import Any, NamedTuple
 
@@ -134,32 +134,27 @@ def check_agents_left(tx: Tx, wanted: Submission) -> None:
 
 WAITING = "project = :project AND state = 'waiting' AND attachments <> 'waiting'"
 FIRST_WAITING = f"""
-    SELECT job, priority, project FROM testflinger_job t WHERE {WAITING}
+    SELECT job, priority, project, :rate AS rate FROM testflinger_job t WHERE {WAITING}
     AND NOT EXISTS (SELECT 1 FROM testflinger_exclusion WHERE job = t.job AND agent = :agent)
     AND (:client OR NOT secret) ORDER BY priority DESC, job LIMIT 1
 """
 
 
-def best_job(
-    tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None
-) -> tuple[Row, float] | None:
-    """The job that the agent would be given, and the rate of its queue. A manager may have paused queue or agent.
+def best_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None) -> Row | None:
+    """The job that the agent would be given, with the rate of its queue. A manager may have paused queue or agent.
 
     Secrets are for agents alone that have proved who they are.
     """
     worker = agent_worker(tx, agent)
     if worker is not None and tx.one("SELECT paused FROM worker WHERE id = ?", (worker,))["paused"]:
         return None
-    best, rate = None, 0.0
-    values = {"agent": agent or "", "client": client is not None}
+    values, firsts = {"agent": agent or "", "client": client is not None}, []
     for name in dict.fromkeys(queues):
         queue = find_queue(tx, name)
-        if queue is None or queue["paused"] or queue["assign_free_uptime"] > tx.uptime:
-            continue
-        row = tx.one(FIRST_WAITING, {**values, "project": queue["project"]})
-        if row and (best is None or (row["priority"], -row["job"]) > (best["priority"], -best["job"])):
-            best, rate = row, queue["assign_rate"]
-    return best and (best, rate)
+        if queue and not queue["paused"] and queue["assign_free_uptime"] <= tx.uptime:
+            values |= {"project": queue["project"], "rate": queue["assign_rate"]}
+            firsts.append(tx.one(FIRST_WAITING, values))
+    return max(filter(None, firsts), key=lambda row: (row["priority"], -row["job"]), default=None)
 
 
 def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None) -> dict[str, Any] | None:
@@ -167,28 +162,25 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
 
     Nobody else gets the job, ever.
     """
-    found = best_job(tx, client, queues, agent)
-    if found is None:
+    best = best_job(tx, client, queues, agent)
+    if best is None:
         return None
-    best, rate = found
-    if rate:
-        tracker.charge_assign(tx, {best["project"]: (rate, 1)})
-    job = tx.one("SELECT * FROM job WHERE id = ?", (best["job"],))
+    if best["rate"]:
+        tracker.charge_assign(tx, {best["project"]: (best["rate"], 1)})
+    job = tx.one(f"{JOB} WHERE t.job = ?", (best["job"],))
     tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
     if job["attempts"]:  # what the one before reported after it lost the job
-        forgotten = "DELETE FROM testflinger_outcome WHERE uuid = (SELECT uuid FROM testflinger_job WHERE job = ?)"
-        tx.execute(forgotten, (job["id"],))
+        tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (job["uuid"],))
     return picked_json(tx, job)
 
 
 def picked_json(tx: Tx, job: Row) -> dict[str, Any]:
     """The job as its agent is given it."""
-    ours = tx.one("SELECT uuid, attachments, client FROM testflinger_job WHERE job = ?", (job["id"],))
-    shown = {**definition(tx, job), "job_id": ours["uuid"], "started_at": iso(tx.now)}
-    if ours["attachments"] != "none":
-        shown["attachments_status"] = ours["attachments"]
-    return with_secrets(tx, shown, ours["client"])
+    shown = {**definition(tx, job), "job_id": job["uuid"], "started_at": iso(tx.now)}
+    if job["attachments"] != "none":
+        shown["attachments_status"] = job["attachments"]
+    return with_secrets(tx, shown, job["client"])
 
 
 def definition(tx: Tx, job: Row) -> dict[str, Any]:
@@ -239,13 +231,9 @@ def position(tx: Tx, uuid: str) -> int | None:
     row = tx.one("SELECT job, project, priority, state FROM testflinger_job WHERE uuid = ?", (uuid,))
     if row is None or row["state"] != "waiting":
         return None
-    return tx.one(AHEAD, dict(row))[0]
-
-
-AHEAD = f"""
-    SELECT (SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND priority > :priority)
-        + (SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND priority = :priority AND job < :job)
-"""
+    ahead = f"SELECT COUNT(*) FROM testflinger_job WHERE {WAITING} AND"  # one condition for both would read more
+    counts = f"SELECT ({ahead} priority > :priority) + ({ahead} priority = :priority AND job < :job)"
+    return tx.one(counts, dict(row))[0]
 
 
 def cancel_job(tx: Tx, uuid: str, by: str) -> None:
@@ -267,29 +255,25 @@ class Search(NamedTuple):
     project: int | None = None
 
 
-class Found(NamedTuple):
-    """Some jobs, by age, and the one after which to go on (None: no more)."""
-
-    jobs: list[dict[str, Any]]
-    more: int | None
-
-
 PIECE_JOBS = 250  # jobs that one transaction looks at: meanwhile other requests get less of the processor
 MOST_TAGS = 100  # in one search
 MOST_SORTED = 10_000  # candidates of all the words of a search
 LIVE = set(STATES) - {*ENDED, "cancelled"}
 
 
-def search_jobs(tx: Tx, wanted: Search, after: int = 0) -> Found:
-    """The next jobs of a search. Looks at a bounded number, so a piece may be empty and yet have a next one."""
+def search_jobs(tx: Tx, wanted: Search, after: int = 0) -> tuple[list[dict[str, Any]], int | None]:
+    """The next jobs of a search, by age, and the one after which to go on (None: no more).
+
+    Looks at a bounded number, so a piece may be empty and yet have a next one.
+    """
     sql, values = search_sql(wanted, *way_to(tx, wanted, after))
     rows = tx.all(sql, {**values, "after": after})
-    jobs = [job_line(row) for row in rows if row["matches"]]
-    return Found(jobs, rows[-1]["job"] if len(rows) == values["piece"] else None)
-
-
-def job_line(row: Row) -> dict[str, Any]:
-    return {"job_id": row["uuid"], "created_at": iso(row["created"]), "job_state": row["state"]}
+    jobs = [
+        {"job_id": row["uuid"], "created_at": iso(row["created"]), "job_state": row["state"]}
+        for row in rows
+        if row["matches"]
+    ]
+    return jobs, rows[-1]["job"] if len(rows) == values["piece"] else None
 
 
 def way_to(tx: Tx, wanted: Search, after: int) -> tuple[str, Sequence[Any]]:
@@ -307,11 +291,13 @@ def way_to(tx: Tx, wanted: Search, after: int) -> tuple[str, Sequence[Any]]:
 
 def candidates(tx: Tx, column: str, words: Sequence[str], after: int) -> int:
     """How many jobs there are to look at; not more than a piece is counted of each word."""
-    some = f"SELECT 1 FROM testflinger_{SOURCES[column]} WHERE {column} = ? AND job > ? LIMIT ?"
+    some = f"SELECT 1 FROM {table_of(column)} WHERE {column} = ? AND job > ? LIMIT ?"
     return sum(tx.one(f"SELECT COUNT(*) FROM ({some})", (word, after, PIECE_JOBS))[0] for word in words)
 
 
-SOURCES = {"project": "job", "state": "job", "tag": "tag", "TRUE": "job"}
+def table_of(column: str) -> str:
+    """Where a column stands by which jobs are searched."""
+    return "testflinger_tag" if column == "tag" else "testflinger_job"
 
 
 def search_sql(wanted: Search, column: str, words: Sequence[Any]) -> tuple[str, dict[str, Any]]:
@@ -321,7 +307,7 @@ def search_sql(wanted: Search, column: str, words: Sequence[Any]) -> tuple[str, 
     """
     words = list(dict.fromkeys(words))
     ranges = [
-        f"SELECT job FROM (SELECT job FROM testflinger_{SOURCES[column]} WHERE {column} = :word{number}"
+        f"SELECT job FROM (SELECT job FROM {table_of(column)} WHERE {column} = :word{number}"
         " AND job > :after ORDER BY job LIMIT :piece)"
         for number in range(len(words))
     ]
@@ -372,7 +358,7 @@ def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
 def reported_output(tx: Tx, uuid: str, job: Row | None) -> dict[str, str]:
     """What phases have written, as {phase}_output and {phase}_serial."""
     found = {f"{phase}_{kind}": phase_log(tx, uuid, job, kind, phase) for kind in KINDS for phase in PHASES}
-    return {name: text for name, (last, text) in found.items() if last >= 0}
+    return {name: log["log_data"] for name, log in found.items() if log["last_fragment_number"] >= 0}
 
 
 def foreign_result(tx: Tx, job: Row) -> dict[str, Any]:
@@ -402,18 +388,13 @@ def add_result(tx: Tx, uuid: str, agent: str | None, fields: dict[str, Raw], sta
     if job is not None and job["finished"] is None and not holds(job, agent):
         fields = {name: value for name, value in fields.items() if name not in VERDICT}
     size = touch(tx, uuid)
-    if size + sum(map(len, fields.values())) > 2 * MOST_REPORTED:  # before any of it is written
-        raise too_much(uuid)
     for name, value in fields.items():
         old = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name))
-        text = bytes(value).decode()
         size += len(value) - (len(old["value"].encode()) if old else -len(name.encode()) - FIELD_SIZE)
-        tx.execute(
-            "INSERT INTO testflinger_result VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-            (uuid, name, text),
-        )
+        stored = "INSERT INTO testflinger_result VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+        tx.execute(stored, (uuid, name, bytes(value).decode()))
     resize(tx, uuid, size)
-    if job is not None and holds(job, agent):
+    if holds(job, agent):
         tracker.renew_lease(tx, job)
         if state is not None:
             move_job(tx, job, state)
@@ -429,27 +410,23 @@ def touch(tx: Tx, uuid: str) -> int:
 
 
 def resize(tx: Tx, uuid: str, size: int) -> None:
+    """Notes the size of what there is for a job id, in bytes. Refuses (too_large) more than MOST_REPORTED."""
     if size > MOST_REPORTED:
-        raise too_much(uuid)
+        raise TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
     tx.execute("UPDATE testflinger_outcome SET size = ? WHERE uuid = ?", (size, uuid))
-
-
-def too_much(uuid: str) -> TrackerError:
-    return TrackerError("too_large", f"More than {MOST_REPORTED // 2**20} MiB have been reported for {uuid}")
 
 
 def note_life(tx: Tx, uuid: str, agent: str | None) -> None:
     """The job's agent is about something that takes long."""
     job = find_job(tx, uuid)
-    if job is not None and holds(job, agent):
+    if holds(job, agent):
         tracker.renew_lease(tx, job)
 
 
-def holds(job: Row, agent: str | None) -> bool:
+def holds(job: Row | None, agent: str | None) -> bool:
     """Whether this poster speaks for the job's agent. One that does not say who it is is believed to."""
-    if job["state"] != "assigned" or job["agent"] is None:
-        return False
-    return agent is None or job["agent"] in ("", agent)
+    held = job is not None and job["state"] == "assigned" and job["agent"] is not None
+    return held and (agent is None or job["agent"] in ("", agent))
 
 
 def move_job(tx: Tx, job: Row, state: str) -> None:
@@ -466,16 +443,11 @@ def move_job(tx: Tx, job: Row, state: str) -> None:
 
 def release_job(tx: Tx, job: Row) -> None:
     """Ends a job: as failed if one of its phases has ended with another status than 0."""
-    shown = {
-        row["name"]: msgspec.json.decode(row["value"])
-        for row in tx.execute(REPORTED_STATUSES, {"uuid": job["uuid"], "phases": encode(PHASES).decode()})
-    }
-    statuses = shown.pop("status", None)
-    statuses = dict(statuses) if isinstance(statuses, dict) else {}
-    given = {name: shown.pop(name) for name in ("output", "device_info") if name in shown}
-    statuses |= {name.removesuffix("_status"): status for name, status in shown.items()}
+    told = reported(tx, job["uuid"], VERDICT)
+    statuses = told["status"] if isinstance(told.get("status"), dict) else {}
+    statuses |= {name.removesuffix("_status"): status for name, status in told.items() if name.endswith("_status")}
     failed = any(statuses.values())
-    output = given.get("output", given.get("device_info", statuses))
+    output = told.get("output", told.get("device_info", statuses))
     report = {"state": "failure" if failed else "success", "statuses": statuses, "output": output}
     tracker.release_task(
         tx,
@@ -484,40 +456,25 @@ def release_job(tx: Tx, job: Row) -> None:
     )
 
 
-REPORTED_STATUSES = """
-    SELECT name, value FROM testflinger_result WHERE uuid = :uuid AND (name IN ('status', 'output', 'device_info')
-        OR name IN (SELECT value || '_status' FROM json_each(:phases)))
-"""
+def reported(tx: Tx, uuid: str, names: set[str]) -> dict[str, Any]:
+    """Those of the fields that were reported for a job id."""
+    sql = "SELECT name, value FROM testflinger_result WHERE uuid = ? AND name IN (SELECT value FROM json_each(?))"
+    return {name: msgspec.json.decode(value) for name, value in tx.execute(sql, (uuid, encode(names).decode()))}
 
 
 # ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Fragment(NamedTuple):
-    """A piece of output. `id` is its place among all of its kind."""
-
-    id: int
-    text: str
-
-
-FRAGMENT = """
+# Pieces of output: `id` is their place among all of a kind, `number` that in their phase.
+WRITTEN = """
+    SELECT f.id, f.phase, f.number, f.timestamp, ifnull(l.message, '') || ifnull(f.text, '') AS text
     FROM testflinger_fragment f LEFT JOIN job_line l ON l.job = :job AND l.number = f.line
     WHERE f.uuid = :uuid AND f.kind = :kind
 """
-TEXT = "ifnull(l.message, '') || ifnull(f.text, '') AS text"
-FRAGMENTS = f"SELECT f.id, {TEXT} {FRAGMENT} AND f.id > :after ORDER BY f.id LIMIT :limit"
-LINE = "FROM job_line WHERE job = :job AND worker <> 0"
-LINES = f"SELECT number AS id, message || char(10) AS text {LINE} AND number > :after ORDER BY number LIMIT :limit"
-# One row with all the text: a long log has a hundred thousand pieces.
-PHASE_LOG = "SELECT max(number) AS last, group_concat(text, '') AS log FROM ({})"
-PHASE_FRAGMENTS = PHASE_LOG.format(
-    f"SELECT f.number, {TEXT} {FRAGMENT} AND f.phase = :phase AND f.number >= :first"
-    " AND f.timestamp >= ifnull(:since, f.timestamp) ORDER BY f.number"
-)
-PHASE_LINES = PHASE_LOG.format(
-    f"SELECT number, message || char(10) AS text {LINE} AND number >= :first AND time >= ifnull(:since, time)"
-    " ORDER BY number"
-)
+LOGGED = """
+    SELECT number AS id, 'test' AS phase, number, time AS timestamp, message || char(10) AS text
+    FROM job_line WHERE job = :job AND worker <> 0
+"""
 
 
 def add_fragment(
@@ -536,41 +493,36 @@ def add_fragment(
     number that is taken.
     """
     size, job = touch(tx, uuid), find_job(tx, uuid)
-    phase = phase or present_phase(job)
-    of_phase = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "job": job and job["id"]}
-    known = number is not None and tx.one(
-        f"SELECT {TEXT} {FRAGMENT} AND f.phase = :phase AND f.number = :number", of_phase
-    )
+    phase, timestamp = phase or present_phase(job), tx.now if timestamp is None else timestamp
+    piece = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "timestamp": timestamp}
+    piece |= {"job": job and job["id"], "line": None, "text": text}
+    known = tx.one(f"SELECT text FROM ({WRITTEN}) WHERE phase = :phase AND number = :number", piece)
     if known and known["text"] == text:
         return
-    if number is None or known:
-        of_phase["number"] = 1 + tx.one(LAST_NUMBER, of_phase)[0]
-    line, stray = None, text
-    if job is not None and holds(job, agent):
+    if known:
+        piece["number"] = None
+    if holds(job, agent):
         tracker.renew_lease(tx, job)
         scope, said = phase if kind == "output" else f"{phase} serial", text.removesuffix("\n")
-        line, stray = add_line(tx, job, scope, said, timestamp), text[len(said) :]  # other doors end a line themselves
-        if line is None:
-            if tx.one(LAST_TEXT, of_phase)[0] == FULL:
+        # Other doors end a line themselves.
+        piece |= {"line": add_line(tx, job, scope, said, timestamp), "text": text[len(said) :]}
+        if piece["line"] is None:
+            last = "SELECT text FROM testflinger_fragment WHERE uuid = ? AND kind = ? ORDER BY id DESC LIMIT 1"
+            if (before := tx.one(last, (uuid, kind))) and before["text"] == FULL:
                 return
-            stray, of_phase["number"] = FULL, 1 + tx.one(LAST_NUMBER, of_phase)[0]
+            piece |= {"text": FULL, "number": None}
     else:
         resize(tx, uuid, size + len(text.encode()) + tracker.LINE_SIZE)  # an empty one is a row, too
     tx.execute(
         "INSERT INTO testflinger_fragment (uuid, kind, id, phase, number, timestamp, line, text) VALUES (:uuid, :kind,"
-        " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind),"
-        " :phase, :number, :timestamp, :line, :text)",
-        {**of_phase, "timestamp": tx.now if timestamp is None else timestamp, "line": line, "text": stray},
+        " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind), :phase,"
+        " ifnull(:number, (SELECT ifnull(max(number), -1) + 1 FROM testflinger_fragment"
+        " WHERE uuid = :uuid AND kind = :kind AND phase = :phase)), :timestamp, :line, :text)",
+        piece,
     )
 
 
 FULL = "\n[the log is full (max_job_log): further output is dropped]\n"
-LAST_TEXT = """
-    SELECT (SELECT text FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind ORDER BY id DESC LIMIT 1)
-"""
-LAST_NUMBER = """
-    SELECT ifnull(max(number), -1) FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind AND phase = :phase
-"""
 
 
 def present_phase(job: Row | None) -> str:
@@ -582,22 +534,27 @@ def present_phase(job: Row | None) -> str:
     return job["shown_state"] if job["shown_state"] in PHASES else "setup"
 
 
-def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float | None) -> int | None:
+def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float) -> int | None:
     """Adds output to the job's log. The number of the line; None when the log is full."""
-    entry = shapes.TaskEntry(text, int(tx.now if timestamp is None else timestamp), scope=scope)
+    entry = shapes.TaskEntry(text, int(timestamp), scope=scope)
     stored = tracker.add_job_lines(tx, job, job["assignee"], [entry])
     return job["line_count"] + 1 if stored else None
 
 
-def fragments(tx: Tx, uuid: str, job: Row | None, kind: str, after: int = 0, limit: int = -1) -> list[Fragment]:
-    """The pieces of output after one, in the order in which they came; all of them, or so many.
+def unread(tx: Tx, uuid: str, job: Row | None, kind: str, limit: int = -1) -> list[Row]:
+    """The pieces that take_output has not handed out, in the order in which they came; all of them, or so many."""
+    last = tx.one(f"SELECT {kind}_read FROM testflinger_outcome WHERE uuid = ?", (uuid,))
+    values = {"uuid": uuid, "kind": kind, "after": last[0] if last else 0, "job": job and job["id"], "limit": limit}
+    return tx.all(f"SELECT id, text FROM ({pieces_of(job, kind)}) WHERE id > :after ORDER BY id LIMIT :limit", values)
+
+
+def pieces_of(job: Row | None, kind: str) -> str:
+    """The SELECT of the pieces of a job's output.
 
     Those of a job that a worker of another kind does are the lines that it logs, as output of the phase test: what
     somebody else reports must not hide them.
     """
-    values = {"uuid": uuid, "kind": kind, "after": after, "job": job and job["id"], "limit": limit}
-    rows = tx.execute(LINES if kind == "output" and is_foreign(job) else FRAGMENTS, values)
-    return [Fragment(row["id"], row["text"]) for row in rows]
+    return LOGGED if kind == "output" and is_foreign(job) else WRITTEN
 
 
 def is_foreign(job: Row | None) -> bool:
@@ -605,51 +562,45 @@ def is_foreign(job: Row | None) -> bool:
     return job is not None and job["agent"] is None and job["assignee"] is not None
 
 
-def output_read(tx: Tx, uuid: str, kind: str) -> int:
-    """The last piece of output that take_output has handed out."""
-    row = tx.one(f"SELECT {kind}_read FROM testflinger_outcome WHERE uuid = ?", (uuid,))
-    return row[0] if row else 0
-
-
 def has_output(tx: Tx, uuid: str, kind: str) -> bool:
     """Whether take_output has something to hand out."""
-    return bool(fragments(tx, uuid, find_job(tx, uuid), kind, output_read(tx, uuid, kind), limit=1))
+    return bool(unread(tx, uuid, find_job(tx, uuid), kind, limit=1))
 
 
 def take_output(tx: Tx, uuid: str, kind: str) -> str | None:
     """The output since the last call, joined by newlines. None: there is none. What is taken stays for others."""
     job = find_job(tx, uuid)
-    found = fragments(tx, uuid, job, kind, output_read(tx, uuid, kind))
+    found = unread(tx, uuid, job, kind)
     if not found:
         return None
     touch(tx, uuid)
-    tx.execute(f"UPDATE testflinger_outcome SET {kind}_read = ? WHERE uuid = ?", (found[-1].id, uuid))
+    tx.execute(f"UPDATE testflinger_outcome SET {kind}_read = ? WHERE uuid = ?", (found[-1]["id"], uuid))
     ends = "\n" if is_foreign(job) else ""  # a line's, not to be doubled by the one that joins
-    return "\n".join(piece.text.removesuffix(ends) for piece in found)
+    return "\n".join(piece["text"].removesuffix(ends) for piece in found)
 
 
-def get_logs(
-    tx: Tx, uuid: str, kind: str, phase: str | None, first: int, since: float | None
-) -> dict[str, dict[str, Any]]:
-    """What the phases have written, from a fragment or a time on: {phase: {last_fragment_number, log_data}}.
+def get_logs(tx: Tx, uuid: str, kind: str, phase: str | None, first: int, since: float | None) -> dict[str, Any]:
+    """What the phases have written, from a fragment or a time on: {kind: {phase: {last_fragment_number, log_data}}}.
 
-    Without a phase: all of them. -1 where there is nothing.
+    Without a phase: all of them. -1 where there is nothing. Clients of the serial log, too, look for "output".
     """
     job = find_job(tx, uuid)
-    found = {name: phase_log(tx, uuid, job, kind, name, first, since) for name in ([phase] if phase else PHASES)}
-    return {name: {"last_fragment_number": last, "log_data": text} for name, (last, text) in found.items()}
+    logs = {name: phase_log(tx, uuid, job, kind, name, first, since) for name in ([phase] if phase else PHASES)}
+    return {"output": logs, kind: logs}
 
 
 def phase_log(
     tx: Tx, uuid: str, job: Row | None, kind: str, phase: str, first: int = 0, since: float | None = None
-) -> tuple[int, str]:
+) -> dict[str, Any]:
     """The number of the last piece of a phase's output (-1: there is none), and the text of all from the first on."""
-    foreign = kind == "output" and is_foreign(job)
-    if foreign and phase != "test":
-        return -1, ""
     values = {"uuid": uuid, "job": job and job["id"], "kind": kind, "phase": phase, "first": first, "since": since}
-    row = tx.one(PHASE_LINES if foreign else PHASE_FRAGMENTS, values)
-    return (-1, "") if row["last"] is None else (row["last"], row["log"] or "")
+    pieces = (
+        f"SELECT number, text FROM ({pieces_of(job, kind)}) WHERE phase = :phase AND number >= :first"
+        " AND timestamp >= ifnull(:since, timestamp) ORDER BY number"
+    )
+    # One row with all the text: a long log has a hundred thousand pieces.
+    sql = "SELECT ifnull(max(number), -1) AS last_fragment_number, ifnull(group_concat(text, ''), '') AS log_data"
+    return dict(tx.one(f"{sql} FROM ({pieces})", values))
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -703,7 +654,16 @@ NAMELESS = "testflinger_worker"  # the key in meta of the worker that stands for
 
 
 def find_agent(tx: Tx, name: str) -> Row | None:
+    """The agent's row. None: nobody has told of such a one, and it has had no job."""
     return tx.one("SELECT * FROM testflinger_agent WHERE name = ?", (name,))
+
+
+def known_agent(tx: Tx, name: str) -> Row:
+    """The agent's row. 404: unknown."""
+    agent = find_agent(tx, name)
+    if agent is None:
+        raise TrackerError("not_found", f"There is no agent {name!r}")
+    return agent
 
 
 def update_agent(tx: Tx, name: str, fields: dict[str, Any]) -> None:
@@ -740,19 +700,14 @@ def forget_beyond(tx: Tx, table: str, agent: int) -> None:
 
 def add_provision_log(tx: Tx, name: str, uuid: str, exit_code: int, detail: str) -> None:
     """Notes how provisioning a job went; a streak of passes or fails grows, or begins anew. 404: unknown agent."""
-    agent = find_agent(tx, name)
-    if agent is None:
-        raise TrackerError("not_found", f"There is no agent {name!r}")
-    tx.execute(
-        "INSERT INTO testflinger_provision (agent, uuid, exit_code, detail, time) VALUES (?, ?, ?, ?, ?)",
-        (agent["id"], uuid, exit_code, detail, tx.time),
-    )
-    forget_beyond(tx, "testflinger_provision", agent["id"])
-    kind = "fail" if exit_code else "pass"
+    agent = known_agent(tx, name)["id"]
+    noted = "INSERT INTO testflinger_provision (agent, uuid, exit_code, detail, time) VALUES (?, ?, ?, ?, ?)"
+    tx.execute(noted, (agent, uuid, exit_code, detail, tx.time))
+    forget_beyond(tx, "testflinger_provision", agent)
     tx.execute(
         "UPDATE testflinger_agent SET streak_count = iif(streak_type IS ?1, streak_count, 0) + 1, streak_type = ?1"
         " WHERE id = ?2",
-        (kind, agent["id"]),
+        ("fail" if exit_code else "pass", agent),
     )
 
 
@@ -764,10 +719,7 @@ def list_agents(tx: Tx) -> list[dict[str, Any]]:
 
 def get_agent(tx: Tx, name: str) -> dict[str, Any]:
     """One agent. 404: unknown."""
-    agent = find_agent(tx, name)
-    if agent is None:
-        raise TrackerError("not_found", f"There is no agent {name!r}")
-    return agent_json(agent, clients.restricted_owners(tx))
+    return agent_json(known_agent(tx, name), clients.restricted_owners(tx))
 
 
 def agent_json(row: Row, allowed: dict[str, list[str]]) -> dict[str, Any]:
@@ -795,11 +747,9 @@ def agents_listening(tx: Tx, queue: str) -> list[Row]:
 
 def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
     """The agents that listen to the queue, as that call shows them."""
-    shown = ((row["name"], msgspec.json.decode(row["fields"])) for row in agents_listening(tx, queue))
-    return [{"name": name, **{key: fields.get(key, empty) for key, empty in SHOWN.items()}} for name, fields in shown]
-
-
-SHOWN = {"state": "", "queues": [], **dict.fromkeys(("location", "provision_type", "job_id", "comment"), "")}
+    empty = {"state": "", "queues": [], **dict.fromkeys(("location", "provision_type", "job_id", "comment"), "")}
+    told = ((row["name"], msgspec.json.decode(row["fields"])) for row in agents_listening(tx, queue))
+    return [{"name": name, **empty, **{key: fields[key] for key in empty if key in fields}} for name, fields in told]
 
 
 def agent_worker(tx: Tx, agent: str | None) -> int | None:
@@ -815,13 +765,12 @@ def make_agent_worker(tx: Tx, agent: str | None) -> int:
     """Makes the worker of an agent that is about to get its first job."""
     worker, _ = tracker.insert_worker(tx, agent or "Testflinger agent without a name")
     if agent is None:
-        tx.execute("INSERT INTO meta VALUES (?, ?)", (NAMELESS, worker))
-    else:
-        tx.execute(
-            "INSERT INTO testflinger_agent (name, worker, updated) VALUES (?, ?, ?)"
-            " ON CONFLICT (name) DO UPDATE SET worker = excluded.worker",
-            (agent, worker, tx.time),
-        )
+        return tracker.load_meta(tx, NAMELESS, lambda: worker)
+    tx.execute(
+        "INSERT INTO testflinger_agent (name, worker, updated) VALUES (?, ?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET worker = excluded.worker",
+        (agent, worker, tx.time),
+    )
     return worker
 
 
@@ -832,17 +781,21 @@ PRUNED_ROWS = 100  # rows that one transaction deletes
 
 def prune_jobs(tx: Tx) -> bool:
     """Deletes ended jobs that are too old, with all that was reported for them. Whether there may be more."""
-    due = tx.all(DUE_JOBS, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
-    for row in due:
+    # Jobs that came through other doors are kept as their templates say: they have no `finished` here.
+    sql = "SELECT job, uuid FROM testflinger_job WHERE finished < ? ORDER BY finished LIMIT ?"
+    due = tx.all(sql, (tx.now - tx.settings.testflinger_retention, PRUNED_ROWS))
+    for row in in_time(tx, due):
         if not delete_fragments(tx, row["uuid"]):
             tracker.delete_job(tx, row["job"])
-        if tx.spent() >= tracker.STEP_SECONDS:  # after one at least
-            return True
     return bool(due)
 
 
-# Jobs that came through other doors are kept as their templates say: they have no `finished` here.
-DUE_JOBS = "SELECT job, uuid FROM testflinger_job WHERE finished < :before ORDER BY finished LIMIT :limit"
+def in_time(tx: Tx, rows: Iterable[Row]) -> Iterator[Row]:
+    """Those of the rows for which a step has time: one at least."""
+    for row in rows:
+        yield row
+        if tx.spent() >= tracker.STEP_SECONDS:
+            return
 
 
 def delete_fragments(tx: Tx, uuid: str) -> bool:
@@ -854,17 +807,14 @@ def delete_fragments(tx: Tx, uuid: str) -> bool:
 
 def cancel_forgotten(tx: Tx) -> bool:
     """Cancels jobs whose attachments have never come. Whether there may be more."""
-    due = tx.all(FORGOTTEN, {"before": tx.now - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
+    due = tx.all(
+        f"{JOB} WHERE t.job IN (SELECT job FROM testflinger_job INDEXED BY testflinger_job_held"
+        " WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job LIMIT ?) AND j.created < ?",
+        (PRUNED_ROWS, tx.now - tx.settings.testflinger_retention),
+    )
     for job in due:
         tracker.stop_job(tx, job, "the tracker: its attachments have not come")
     return bool(due)
-
-
-FORGOTTEN = f"""
-    {JOB} WHERE t.job IN (SELECT job FROM testflinger_job
-        INDEXED BY testflinger_job_held
-        WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job LIMIT :limit) AND j.created < :before
-"""
 
 
 def prune_outcomes(tx: Tx) -> bool:
@@ -872,21 +822,17 @@ def prune_outcomes(tx: Tx) -> bool:
 
     That of known jobs goes with them: it is not looked at again for as long.
     """
-    due = tx.all(DUE_OUTCOMES, {"before": tx.time - tx.settings.testflinger_retention, "limit": PRUNED_ROWS})
-    for row in due:
+    due = tx.all(
+        "SELECT uuid, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = o.uuid) AS known"
+        " FROM testflinger_outcome o WHERE touched < ? ORDER BY touched LIMIT ?",
+        (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
+    )
+    for row in in_time(tx, due):
         if row["known"]:
             touch(tx, row["uuid"])
         elif not delete_fragments(tx, row["uuid"]):
             tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (row["uuid"],))
-        if tx.spent() >= tracker.STEP_SECONDS:
-            return True
     return bool(due)
-
-
-DUE_OUTCOMES = """
-    SELECT uuid, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = o.uuid) AS known
-    FROM testflinger_outcome o WHERE touched < :before ORDER BY touched LIMIT :limit
-"""
 
 
 def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, str] | None]:
@@ -894,18 +840,15 @@ def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, s
 
     And the place (stored, name) after which to go on; None after the last one.
     """
-    before = tx.time - tx.settings.testflinger_retention
-    rows = tx.all(OLD_FILES, {"before": before, "stored": after[0], "name": after[1], "limit": PRUNED_ROWS})
+    rows = tx.all(
+        "SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid)"
+        " OR EXISTS (SELECT 1 FROM testflinger_job WHERE attachments_of = f.uuid) AS known FROM testflinger_file f"
+        " WHERE stored < ? AND (stored, name) > (?, ?) ORDER BY stored, name LIMIT ?",
+        (tx.time - tx.settings.testflinger_retention, *after, PRUNED_ROWS),
+    )
     gone = [row["name"] for row in rows if not row["known"]]
     tx.executemany("DELETE FROM testflinger_file WHERE name = ?", [(name,) for name in gone])
     return gone, (rows[-1]["stored"], rows[-1]["name"]) if len(rows) == PRUNED_ROWS else None
-
-
-OLD_FILES = """
-    SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid)
-        OR EXISTS (SELECT 1 FROM testflinger_job WHERE attachments_of = f.uuid) AS known FROM testflinger_file f
-    WHERE stored < :before AND (stored, name) > (:stored, :name) ORDER BY stored, name LIMIT :limit
-"""
 
 
 def unknown_files(tx: Tx, names: Sequence[str]) -> list[str]:
@@ -944,11 +887,9 @@ UNUSED_QUEUE = f"""
 
 def prune_agents(tx: Tx) -> bool:
     """Deletes agents that have been silent for long. Whether there may be more."""
-    return (
-        tx.execute(
-            "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent a WHERE updated < ? AND NOT"
-            " EXISTS (SELECT 1 FROM worker WHERE id = a.worker AND paused) LIMIT ?)",
-            (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
-        ).rowcount
-        == PRUNED_ROWS
+    deleted = tx.execute(
+        "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent a WHERE updated < ? AND NOT"
+        " EXISTS (SELECT 1 FROM worker WHERE id = a.worker AND paused) LIMIT ?)",
+        (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
     )
+    return deleted.rowcount == PRUNED_ROWS

@@ -38,15 +38,16 @@ def note_job(tx: Tx, job: Row) -> None:
     token = job["token"]
     uuid = f"{token[:8]}-{token[8:12]}-4{token[12:15]}-8{token[15:18]}-{token[18:]}000000"
     values = {"job": job["id"], "uuid": uuid, **{name: job[name] for name in ("project", "priority", "retry_of")}}
-    if tx.execute(NOTE_JOB, values).rowcount and job["retry_of"] is not None:
+    noted = tx.execute(
+        "INSERT INTO testflinger_job (job, uuid, project, priority)"
+        " SELECT :job, :uuid, project, :priority FROM testflinger_queue WHERE project = :project",
+        values,
+    )
+    if noted.rowcount and job["retry_of"] is not None:
         for copy in COPIES:
             tx.execute(copy, values)
 
 
-NOTE_JOB = """
-    INSERT INTO testflinger_job (job, uuid, project, priority)
-    SELECT :job, :uuid, project, :priority FROM testflinger_queue WHERE project = :project
-"""
 COPIES = (
     """
     UPDATE testflinger_job SET (attachments, attachments_of, client, secret) =
@@ -69,16 +70,12 @@ def end_attempt(tx: Tx, job_id: int) -> None:
 
 def follow_state(tx: Tx, job: Row, shown: str | None = None) -> None:
     """Shows the state that the job has now, unless another one is `shown` for it: a phase that its agent told."""
-    names = ("id", "created", "started", "finished", "template")
-    shown = shown or SHOWN.get(job["state"], "complete")
-    tx.execute(FOLLOW_STATE, {**{name: job[name] for name in names}, "state": shown})
+    waited = None if job["started"] is None else job["started"] - job["created"]
+    # A template says how long its jobs are kept: those have no `finished` here.
+    finished = job["finished"] if job["template"] is None else None
+    change = "UPDATE testflinger_job SET state = ?, wait = ifnull(wait, ?), finished = ? WHERE job = ?"
+    tx.execute(change, (shown or SHOWN.get(job["state"], "complete"), waited, finished, job["id"]))
 
-
-# A template says how long its jobs are kept: those have no `finished` here.
-FOLLOW_STATE = """
-    UPDATE testflinger_job SET state = :state, wait = ifnull(wait, :started - :created),
-        finished = iif(:template IS NULL, :finished, NULL) WHERE job = :id
-"""
 
 # ── What was missed ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,7 +92,11 @@ async def catch_up(running: tracker.Tracker) -> None:
 
 def compare_jobs(tx: Tx, after: int) -> int | None:
     """Looks at the next rows: is the job still there, and what it is shown as? The row after which to go on."""
-    rows = tx.all(COMPARED, {"after": after, "limit": PIECE_ROWS})
+    rows = tx.all(
+        "SELECT t.job, t.state AS shown_state, t.agent, j.id, j.state FROM testflinger_job t"
+        " LEFT JOIN job j ON j.id = t.job WHERE t.job > ? ORDER BY t.job LIMIT ?",
+        (after, PIECE_ROWS),
+    )
     for row in rows:
         if row["id"] is None:
             tx.execute("DELETE FROM testflinger_job WHERE job = ?", (row["job"],))
@@ -104,25 +105,17 @@ def compare_jobs(tx: Tx, after: int) -> int | None:
     return rows[-1]["job"] if len(rows) == PIECE_ROWS else None
 
 
-COMPARED = """
-    SELECT t.job, t.state AS shown_state, t.agent, j.id, j.state FROM testflinger_job t LEFT JOIN job j ON j.id = t.job
-    WHERE t.job > :after ORDER BY t.job LIMIT :limit
-"""
-
-
 def compare(tx: Tx, row: Row, job: Row) -> None:
     """Brings the row of a job in step that is live, or was when it was last looked at."""
     job_event(tx, "set_priority", job)
     same = row["shown_state"] in {"waiting": ("waiting",), "assigned": LIVE - {"waiting"}}.get(job["state"], ())
-    if row["agent"] is not None and not_by(job, agent_worker(tx, row["agent"] or None)):
+    # The job's present attempt, or its last one, may be somebody else's; None: the agent has had no worker yet.
+    if row["agent"] is not None and (
+        job["assignee"] is None or agent_worker(tx, row["agent"] or None) not in (None, job["assignee"])
+    ):
         end_attempt(tx, job["id"])
         same = False
     follow_state(tx, job, row["shown_state"] if same else None)
-
-
-def not_by(job: Row, worker: int | None) -> bool:
-    """Whether the job's present attempt, or its last one, is not that of this worker (None: it is not known)."""
-    return job["assignee"] is None or worker not in (None, job["assignee"])
 
 
 def note_missed(tx: Tx, project: int) -> int | None:
@@ -133,17 +126,16 @@ def note_missed(tx: Tx, project: int) -> int | None:
     queue = tx.one("SELECT project FROM testflinger_queue WHERE project >= ? ORDER BY project LIMIT 1", (project,))
     if queue is None:
         return None
-    rows = tx.all(MISSED, {"project": queue["project"], "limit": PIECE_ROWS})
+    rows = tx.all(
+        "SELECT * FROM job WHERE project = ?1 AND workflow IS NULL"
+        " AND id > (SELECT ifnull(max(job), 0) FROM testflinger_job WHERE project = ?1) ORDER BY id LIMIT ?2",
+        (queue["project"], PIECE_ROWS),
+    )
     for job in rows:
         note_job(tx, job)
         follow_state(tx, job)
     return queue["project"] + (len(rows) < PIECE_ROWS)
 
-
-MISSED = """
-    SELECT * FROM job WHERE project = :project AND workflow IS NULL
-    AND id > (SELECT ifnull(max(job), 0) FROM testflinger_job WHERE project = :project) ORDER BY id LIMIT :limit
-"""
 
 # ── What the core asks ────────────────────────────────────────────────────────────────────────────────────────────────
 

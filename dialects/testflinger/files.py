@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import logging
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 import server
 from dialects.plumbing import HEADERS
@@ -57,6 +58,11 @@ def folder_of(settings: Settings) -> Path:
     return database.with_name(f"{database.name}.files")
 
 
+def files_of(settings: Settings) -> Files:
+    """The files of a database, as large as its settings allow."""
+    return Files(folder_of(settings), settings.testflinger_max_file * 2**20)
+
+
 class Files:
     """The files in a folder, which is made when the first one comes; `limit` is the largest one's size in bytes."""
 
@@ -83,7 +89,7 @@ class Files:
             raise
         return Stored(upload.name, form.file_size)
 
-    async def send(self, name: str, media_type: str = "application/gzip") -> Response | None:
+    async def send(self, name: str) -> Response | None:
         """The answer that streams a file; None when there is none of that name.
 
         The file is open from now on, so that its deletion meanwhile does no harm. Refuses (unavailable) when the disk
@@ -97,7 +103,7 @@ class Files:
             return None
         except OSError as error:
             raise unavailable("The file cannot be read", error) from None
-        return Download(file, size, media_type)
+        return Download(file, size)
 
     async def delete(self, name: str) -> None:
         """Deletes a file. One that has gone is fine; one that the platform does not let go yet becomes a leftover."""
@@ -184,11 +190,15 @@ class Form:
         self.found = self.in_file = self.ended = False
         self.parts = self.header_size = 0
         self.header_name, self.header_value, self.disposition = bytearray(), bytearray(), b""
-        names = "part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end"
-        self.parser = MultipartParser(boundary, {f"on_{name}": getattr(self, f"_{name}") for name in names})
+        names = "part_begin", "header_end", "headers_finished", "part_data", "end"
+        callbacks = {f"on_{name}": getattr(self, f"_{name}") for name in names}
+        callbacks["on_header_field"] = functools.partial(self._header, self.header_name)
+        callbacks["on_header_value"] = functools.partial(self._header, self.header_value)
+        self.parser = MultipartParser(boundary, callbacks)
 
     @property
     def too_large(self) -> TrackerError:
+        """The refusal of a file, or of a body, that has more than the limit."""
         return TrackerError("too_large", f"more than {self.limit / 2**20:g} MiB", f"{self.field}")
 
     def refuse_announced(self, call: Call) -> None:
@@ -215,31 +225,28 @@ class Form:
             raise TrackerError("invalid", "is required", f"{self.field}")
 
     def _part_begin(self) -> None:
+        """Counts the part, and forgets the one before. Refuses more than MAX_PARTS."""
         self.parts += 1
         if self.parts > MAX_PARTS:
             raise TrackerError("invalid", f"more than {MAX_PARTS} fields", "body")
         self.in_file, self.header_size, self.disposition = False, 0, b""
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._limit_headers(end - start)
-        self.header_name += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._limit_headers(end - start)
-        self.header_value += data[start:end]
-
-    def _limit_headers(self, more: int) -> None:
-        self.header_size += more
+    def _header(self, into: bytearray, data: bytes, start: int, end: int) -> None:
+        """A piece of a header's name or value. Refuses too many bytes of all the headers of one part."""
+        self.header_size += end - start
         if self.header_size > MAX_PART_HEADERS:
             raise TrackerError("invalid", f"a field's headers have more than {MAX_PART_HEADERS} bytes", "body")
+        into += data[start:end]
 
     def _header_end(self) -> None:
+        """Keeps the one header that says what the part is."""
         if self.header_name.lower() == b"content-disposition":
             self.disposition = bytes(self.header_value)
         self.header_name.clear()
         self.header_value.clear()
 
     def _headers_finished(self) -> None:
+        """Whether this part is the file. Refuses a text in its place, and a second file."""
         _, options = parse_options_header(self.disposition)
         if options.get(b"name") != self.field.encode():
             return
@@ -250,6 +257,7 @@ class Form:
         self.found = self.in_file = True
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
+        """Takes the bytes of the file. Refuses more than the limit."""
         if self.in_file:
             self.file_size += end - start
             if self.file_size > self.limit:
@@ -293,6 +301,7 @@ class Upload:
 
 
 def make_folder(folder: Path) -> None:
+    """Makes the folder, for nobody else to read, so that it survives a power failure. One that is there is fine."""
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
@@ -311,6 +320,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def unlink(path: Path) -> None:
+    """Deletes a file, or logs why that is not possible now."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:  # on Windows: it is still open
@@ -318,6 +328,7 @@ def unlink(path: Path) -> None:
 
 
 def list_older(folder: Path, older_than: float) -> list[str]:
+    """What of ours in the folder was last written before that unix time. Empty without a folder."""
     names = []
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -331,32 +342,36 @@ def list_older(folder: Path, older_than: float) -> list[str]:
 
 
 def open_file(path: Path) -> tuple[io.FileIO, int]:
+    """The open file, and its size in bytes."""
     file = io.FileIO(path)
     return file, os.fstat(file.fileno()).st_size
 
 
-class Download(Response):
+class Download(StreamingResponse):
     """An answer that streams an open file, and closes it whatever happens."""
 
-    def __init__(self, file: io.FileIO, size: int, media_type: str):
-        super().__init__(headers={**HEADERS, "content-length": str(size)}, media_type=media_type)
+    media_type = "application/gzip"
+
+    def __init__(self, file: io.FileIO, size: int):
+        super().__init__(self.blocks(), headers={**HEADERS, "content-length": str(size)})
         self.file, self.size = file, size
 
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """The file, a block at a time. OSError when it has fewer bytes than it had."""
+        left = self.size
+        while left:
+            block = await in_thread(self.file.read, min(BLOCK, left))
+            if not block:
+                raise OSError(f"{left} of {self.size} bytes are missing")
+            left -= len(block)
+            yield block
+
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        gone = asyncio.ensure_future(Call(scope, receive, None).gone())
+        """Sends the file; after HEAD, its size alone."""
+        self.size = 0 if scope["method"] == "HEAD" else self.size
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            left = 0 if scope["method"] == "HEAD" else self.size
-            while left and not gone.done():  # uvicorn says nothing when it can send no more
-                block = await in_thread(self.file.read, min(BLOCK, left))
-                if not block:
-                    raise OSError(f"{left} of {self.size} bytes are missing")
-                left -= len(block)
-                await send({"type": "http.response.body", "body": block, "more_body": True})
-            if not left:
-                await send({"type": "http.response.body", "body": b""})
+            await super().__call__(scope, receive, send)
         except OSError as error:  # the answer has begun: returning now makes uvicorn break it off
             log.error("A download broke off: %s", error)
         finally:
-            gone.cancel()
             await in_thread(self.file.close)

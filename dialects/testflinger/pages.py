@@ -24,13 +24,12 @@ from starlette.responses import Response, StreamingResponse
 import pages
 import tracker
 from dialects.testflinger import clients, domain, events, queues
-from dialects.testflinger.files import Files, folder_of
+from dialects.testflinger.files import files_of
 from pages import PAGE_ROWS, Action, Page
 from tracker import EDIT, READ, Caller, TrackerError, Tx
 
 MOST_SHOWN = 500  # agents or images of one queue, queues of one agent: nobody has so many
 OUTPUT_SHOWN = 20_000  # characters of a job's output on a page, which asks for them again and again
-MOST_LINES = 100  # lines and provisionings of an agent: more are not kept
 KINDS = {"output": "Output", "serial": "Serial output"}
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 FILES = {"artifact": "Artifact", "attachments": "Attachments"}
@@ -124,17 +123,17 @@ async def go_to_queues(visit: pages.Visit) -> Response:
 def queue_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: QueueQuery) -> dict[str, Any]:
     """A queue: its waiting jobs in their order, those that run, the agents that listen to it."""
     name = project["name"]
-    queue = tx.one("SELECT q.*, ? AS name FROM testflinger_queue q WHERE q.project = ?", (name, project["id"]))
+    queue = queues.find_queue(tx, name)
     if queue is None:
         raise TrackerError("not_found", f"Project {project['id']} is not a queue of Testflinger")
     rows = waiting_jobs(tx, project["id"], query.after, PAGE_ROWS + 1)
-    shown, last = rows[:PAGE_ROWS], rows[:PAGE_ROWS][-1:]
+    shown = rows[:PAGE_ROWS]
     images = "SELECT name FROM testflinger_image WHERE project = ? LIMIT ?"
     return {
         "queue": queue,
         "waiting": shown,
         "first": domain.position(tx, shown[0]["uuid"]) if shown else 0,
-        "more": f"{last[0]['priority']}:{last[0]['job']}" if len(rows) > PAGE_ROWS else "",
+        "more": f"{shown[-1]['priority']}:{shown[-1]['job']}" if len(rows) > PAGE_ROWS else "",
         "query": query,
         **held_jobs(tx, project["id"]),
         "running": running_jobs(tx, project["id"]),
@@ -166,17 +165,16 @@ def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.R
 MOST_HELD = 100
 SHOWN_HELD = 5
 LOOKED_AT = 1000  # held jobs, of all queues together: the index does not know whose they are
-HELD = """
-    SELECT h.uuid, j.name, j.created FROM (SELECT job, uuid, project FROM testflinger_job
-        INDEXED BY testflinger_job_held
-        WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job DESC LIMIT :looked_at) AS h
-    CROSS JOIN job j ON j.id = h.job WHERE h.project = :project LIMIT :limit
-"""
 
 
 def held_jobs(tx: Tx, project: int) -> dict[str, Any]:
     """The newest jobs of a queue that wait for their attachments, and how many there are, up to MOST_HELD."""
-    rows = tx.all(HELD, {"project": project, "looked_at": LOOKED_AT, "limit": MOST_HELD})
+    rows = tx.all(
+        "SELECT h.uuid, j.name, j.created FROM (SELECT job, uuid, project FROM testflinger_job"
+        " INDEXED BY testflinger_job_held WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job DESC LIMIT ?"
+        ") h CROSS JOIN job j ON j.id = h.job WHERE h.project = ? LIMIT ?",
+        (LOOKED_AT, project, MOST_HELD),
+    )
     return {"held": rows[:SHOWN_HELD], "held_count": len(rows), "held_more": len(rows) == MOST_HELD}
 
 
@@ -196,6 +194,7 @@ def restrict_queue(tx: Tx, caller: Caller, project: int, form: RestrictedForm) -
 
 
 def restricted_in_words(result: None, form: RestrictedForm) -> str:
+    """What is said when a queue has been restricted, or opened."""
     if form.restricted:
         return "Restricted: only clients that are allowed the queue submit to it."
     return "The queue is open to all who may submit."
@@ -212,16 +211,7 @@ class OutputQuery(msgspec.Struct):
     before: Annotated[int, Meta(ge=1, le=tracker.INT64_MAX)] = tracker.INT64_MAX
 
 
-def job_by_uuid(tx: Tx, uuid: str) -> sqlite3.Row | None:
-    """A job of a queue by its UUID, with what the core knows of it."""
-    return tx.one(
-        "SELECT j.*, t.uuid, t.state AS shown_state, t.attachments, t.agent, t.client FROM testflinger_job t"
-        " JOIN job j ON j.id = t.job WHERE t.uuid = ?",
-        (uuid,),
-    )
-
-
-QUEUED_JOB = tracker.Thing("job", job_by_uuid)
+QUEUED_JOB = tracker.Thing("job", domain.find_job)
 
 
 @tracker.needs(READ, QUEUED_JOB)
@@ -235,7 +225,8 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
     if query.kind not in KINDS:
         raise TrackerError("invalid", f"there is no such choice as {query.kind!r}", "kind")
     uuid, submitted = job["uuid"], job["template"] is None  # as a definition; else the recipe is what its template has
-    told = results_of(tx, job)
+    # Without texts of output: they may be long.
+    told = {**domain.foreign_result(tx, job), **domain.reported(tx, uuid, domain.VERDICT - {"output"})}
     parts = output_parts(tx, uuid)
     pieces, older = output_tail(tx, job, parts, query)
     device = pages.in_many_lines(tracker.encode(told["device_info"]).decode()) if "device_info" in told else ""
@@ -247,8 +238,8 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
         "alias": tracker.alias_of(tx, job["assignee"]),
         "maker": tracker.maker_of(tx, job),
         "webhook": json_object(job["recipe"]).get("job_status_webhook") if submitted else None,
-        "tags": names_of(tx, "tag", job["id"]),
-        "excluded": names_of(tx, "exclusion", job["id"]),
+        "tags": names_of(tx, "tag", "testflinger_tag", job["id"]),
+        "excluded": names_of(tx, "agent", "testflinger_exclusion", job["id"]),
         "submitted": submitted,
         "definition": pages.in_many_lines(job["recipe"]) if submitted else job["recipe"],
         "phases": phases_of(job, told, parts),
@@ -264,9 +255,9 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery) -> di
     }
 
 
-def names_of(tx: Tx, what: str, job_id: int) -> list[str]:
-    column = {"tag": "tag", "exclusion": "agent"}[what]
-    return [row[0] for row in tx.all(f"SELECT {column} FROM testflinger_{what} WHERE job = ? ORDER BY 1", (job_id,))]
+def names_of(tx: Tx, column: str, table: str, job_id: int) -> list[str]:
+    """What the table has of the job, by name."""
+    return [name for (name,) in tx.all(f"SELECT {column} FROM {table} WHERE job = ? ORDER BY 1", (job_id,))]
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -276,16 +267,6 @@ def json_object(text: str) -> dict[str, Any]:
     except (msgspec.DecodeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def results_of(tx: Tx, job: sqlite3.Row) -> dict[str, Any]:
-    """What was reported of a job, without texts of output: they may be long."""
-    rows = tx.execute(
-        "SELECT name, value FROM testflinger_result WHERE uuid = ? AND (name IN ('status', 'device_info')"
-        " OR name IN (SELECT value || '_status' FROM json_each(?)))",
-        (job["uuid"], tracker.encode(domain.PHASES).decode()),
-    )
-    return {**domain.foreign_result(tx, job), **{row["name"]: msgspec.json.decode(row["value"]) for row in rows}}
 
 
 class Phase(NamedTuple):
@@ -325,66 +306,44 @@ class Part(NamedTuple):
 
 
 def output_parts(tx: Tx, uuid: str) -> list[Part]:
-    """What output there is. Seeks from one part to the next, however much there is of each."""
-    found: dict[tuple[str, str], Part] = {}
-    for kind in KINDS:
-        phase = ""
-        while row := tx.one(
-            "SELECT phase FROM testflinger_fragment INDEXED BY testflinger_fragment_number"
-            " WHERE uuid = ? AND kind = ? AND phase > ? ORDER BY phase LIMIT 1",
-            (uuid, kind, phase),
-        ):
-            phase = row["phase"]
-            found[kind, phase] = Part(kind, phase, posted=False)
+    """What output there is: of each kind in the order of the phases."""
+    written = "SELECT 1 FROM testflinger_fragment WHERE uuid = ? AND kind = ? AND phase = ? LIMIT 1"
+    posted = "SELECT 1 FROM testflinger_result WHERE uuid = ? AND name = ?"
+    parts = []
     for kind, phase in itertools.product(KINDS, domain.PHASES):
-        name = f"{phase}_{kind}"
-        if (kind, phase) not in found and tx.one(
-            "SELECT 1 FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name)
-        ):
-            found[kind, phase] = Part(kind, phase, posted=True)
-    return sorted(found.values(), key=lambda part: (part.kind, domain.PHASES.index(part.phase)))
+        if tx.one(written, (uuid, kind, phase)):
+            parts.append(Part(kind, phase, posted=False))
+        elif tx.one(posted, (uuid, f"{phase}_{kind}")):
+            parts.append(Part(kind, phase, posted=True))
+    return parts
 
 
-FRAGMENTS = (
-    "SELECT {place} AS place, f.phase, f.timestamp, ifnull(l.message, '') || ifnull(f.text, '') AS text"
-    " FROM testflinger_fragment f LEFT JOIN job_line l ON l.job = :job AND l.number = f.line"
-    " WHERE f.uuid = :uuid AND f.kind = :kind"
-)
-POSTED = (
-    "SELECT e.key + 1 AS place, e.value AS phase, NULL AS timestamp, ifnull(json_extract(r.value, '$'), '') AS text"
-    " FROM json_each(:phases) e JOIN testflinger_result r ON r.uuid = :uuid AND r.name = e.value || '_' || :kind"
-    " WHERE :phase IN ('', e.value)"
-)
-LOGGED = (
-    "SELECT number AS place, 'test' AS phase, time AS timestamp, message || char(10) AS text FROM job_line"
-    " WHERE job = :job AND worker <> 0 AND :kind = 'output' AND :phase IN ('', 'test')"
-)
-
-
-def pieces_of(job: sqlite3.Row, parts: Sequence[Part], kind: str, phase: str) -> tuple[str, str]:
-    """The SELECT of the pieces of a job's output, to which conditions can be added, and the column of their places.
-
-    Of all phases in the order in which the pieces came; of one phase as its agent has numbered them. What a worker of
-    another kind logs of a job is the output of its test.
-    """
-    of = [part for part in parts if part.kind == kind and phase in ("", part.phase)]
-    if kind == "output" and domain.is_foreign(job):
-        return LOGGED, "number"
-    if of and all(part.posted for part in of):
-        return POSTED, "e.key + 1"
-    place, condition = ("f.number", " AND f.phase = :phase") if phase else ("f.id", "")
-    return FRAGMENTS.format(place=place) + condition, place
+POSTED = """
+    SELECT e.key + 1 AS id, e.value AS phase, e.key + 1 AS number, NULL AS timestamp,
+        ifnull(json_extract(r.value, '$'), '') AS text
+    FROM json_each(:phases) e JOIN testflinger_result r ON r.uuid = :uuid AND r.name = e.value || '_' || :kind
+"""
 
 
 def some_pieces(
     tx: Tx, job: sqlite3.Row, parts: Sequence[Part], query: OutputQuery, order: str, start: int
 ) -> sqlite3.Cursor:
-    """The pieces of output beyond a place, from there on (ASC) or backwards (DESC), read as they are asked for."""
-    select, place = pieces_of(job, parts, query.kind, query.phase)
-    phases = tracker.encode(domain.PHASES).decode()
-    values = {"job": job["id"], "uuid": job["uuid"], "kind": query.kind, "phase": query.phase, "phases": phases}
+    """The pieces of output beyond a place, from there on (ASC) or backwards (DESC), read as they are asked for.
+
+    Of all phases in the order in which the pieces came; of one phase as its agent has numbered them.
+    """
+    posted = [part.posted for part in parts if part.kind == query.kind and query.phase in ("", part.phase)]
+    select = domain.pieces_of(job, query.kind)
+    if select == domain.WRITTEN and posted and all(posted):
+        select = POSTED
+    place, condition = ("number", "phase = :phase AND") if query.phase else ("id", "")
     beyond = {"ASC": ">", "DESC": "<"}[order]
-    return tx.execute(f"{select} AND {place} {beyond} :start ORDER BY {place} {order}", {**values, "start": start})
+    values = {"job": job["id"], "uuid": job["uuid"], "kind": query.kind, "phase": query.phase, "start": start}
+    return tx.execute(
+        f"SELECT {place} AS place, phase, timestamp, text FROM ({select})"
+        f" WHERE {condition} {place} {beyond} :start ORDER BY {place} {order}",
+        {**values, "phases": tracker.encode(domain.PHASES).decode()},
+    )
 
 
 def output_tail(
@@ -524,8 +483,7 @@ def next_output(tx: Tx, caller: Caller, job: sqlite3.Row, query: OutputQuery, af
 
 async def send_file(visit: pages.Visit, uuid: str, kind: str) -> Response:
     row = await visit.look(stored_file, uuid, kind)
-    settings = visit.tracker.settings
-    response = await Files(folder_of(settings), settings.testflinger_max_file * 2**20).send(row["name"])
+    response = await files_of(visit.tracker.settings).send(row["name"])
     if response is None:
         raise TrackerError("not_found", f"The {kind} of the job {uuid} are not on disk any more")
     return named(response, f"{uuid}-{kind}.tar.gz")
@@ -589,13 +547,9 @@ def agent_page(tx: Tx, caller: Caller, agent: int) -> dict[str, Any]:
     if row is None:
         raise TrackerError("not_found", f"No agent {agent}")
     values = agent_values(row)
-    provisions = tx.all(
-        "SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC LIMIT ?", (agent, MOST_LINES)
-    )
-    lines = tx.all(
-        "SELECT id, line FROM testflinger_agent_line WHERE agent = ? ORDER BY id DESC LIMIT ?", (agent, MOST_LINES)
-    )
-    said = [readable_text(one["line"]) for one in lines[::-1]]
+    provisions = tx.all("SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC", (agent,))
+    lines = tx.all("SELECT line FROM testflinger_agent_line WHERE agent = ? ORDER BY id", (agent,))
+    said = [readable_text(line) for (line,) in lines]
     named = [values["job_id"], values["comment"], *said, *(one["uuid"] for one in provisions)]
     readable = readable_uuids(tx, asking, named)
     values["comment"] = without_others(values["comment"], readable, asking)
@@ -621,7 +575,7 @@ def agent_queues(tx: Tx, agent: sqlite3.Row, asking: dict[str, Any], most: int) 
     rows = tx.all(
         "SELECT l.queue AS name, p.id FROM testflinger_agent_queue l LEFT JOIN project p ON p.name = l.queue"
         " AND EXISTS (SELECT 1 FROM testflinger_queue WHERE project = p.id)"
-        f" WHERE l.agent = :agent AND (:admin OR {READABLE}) ORDER BY l.queue LIMIT :most",
+        f" WHERE l.agent = :agent AND {READABLE} ORDER BY l.queue LIMIT :most",
         {**asking, "agent": agent["id"], "most": most},
     )
     count = tx.one("SELECT COUNT(*) FROM testflinger_agent_queue WHERE agent = ?", (agent["id"],))[0]
@@ -713,18 +667,6 @@ def limits_form(visit: pages.Visit) -> dict[str, Any]:
     }
 
 
-def as_body(fields: dict[str, Any], kind: type) -> Any:
-    try:
-        return msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        raise clients.refusal(error) from None
-
-
-async def show_clients(visit: pages.Visit) -> Response:
-    values = await visit.read(clients_page, visit.query_as(pages.ListQuery))
-    return await visit.render("testflinger_clients.html", values)
-
-
 async def show_client(visit: pages.Visit, client: str = "", fresh: str | None = None) -> Response:
     """The page of a client; once with its new key, which must be neither in a cookie nor in an address."""
     values = await visit.read(client_page, client or visit.scope["path_params"]["client"])
@@ -734,14 +676,14 @@ async def show_client(visit: pages.Visit, client: str = "", fresh: str | None = 
 
 
 async def create_client(visit: pages.Visit) -> Response:
-    body = as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
+    body = clients.as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
     made, key = await visit.write(clients.create_client, body)
     return await show_client(visit, made["client_id"], key)
 
 
 async def update_client(visit: pages.Visit) -> Response:
     client = visit.scope["path_params"]["client"]
-    await visit.write(clients.update_client, client, as_body(limits_form(visit), clients.LimitsBody))
+    await visit.write(clients.update_client, client, clients.as_body(limits_form(visit), clients.LimitsBody))
     return visit.see(f"/ui/testflinger/clients/{quote(client)}", "Saved. It counts from the client's next request on.")
 
 
@@ -787,7 +729,7 @@ PAGES = [
     Page("/ui/testflinger/jobs/{uuid}/{file}", download),
     Page("/ui/testflinger/agents", "testflinger_agents.html", agents_page),
     Page("/ui/testflinger/agents/{agent}", "testflinger_agent.html", agent_page),
-    Page("/ui/testflinger/clients", show_clients, actions=[Action("", create_client, again=True)]),
+    Page("/ui/testflinger/clients", "testflinger_clients.html", clients_page, [Action("", create_client, again=True)]),
     Page(
         "/ui/testflinger/clients/{client}",
         show_client,

@@ -27,6 +27,7 @@ class Unprocessable(TrackerError):
 
 
 def find_queue(tx: Tx, name: str) -> Row | None:
+    """The queue of that name. None also for a project that is no queue."""
     return tx.one(f"{QUEUE} q.project = p.id WHERE p.name = ?", (name,))
 
 
@@ -67,6 +68,7 @@ def advertise_queues(tx: Tx, queues: dict[str, str]) -> None:
 
 
 def advertised_queues(tx: Tx) -> dict[str, str]:
+    """What agents say about their queues, by name, without those of which none has said anything."""
     return {row["name"]: row["description"] for row in all_queues(tx) if row["description"] is not None}
 
 

@@ -90,6 +90,7 @@ async def put(
 
 
 async def _exchange(target: httpcore.URL, content: bytes, guard: Guard, timeout: float) -> Answer:
+    """One PUT on a connection of its own, and its answer. Refuses a status that is none."""
     # Reading the certificate store takes long enough to hold up every other request.
     context = await asyncio.to_thread(tls_context) if target.scheme == b"https" else None
     headers = [
@@ -244,16 +245,14 @@ def is_own(address: Address) -> bool:
 
 def read_networks(networks: Iterable[str]) -> tuple[Network, ...]:
     """The networks of the setting webhook_networks. Refuses what is none: the tracker does not start with it."""
-    return tuple(_read_network(network) for network in networks)
-
-
-@functools.cache
-def _read_network(network: str) -> Network:
-    try:
-        return ipaddress.ip_network(network)
-    except ValueError as error:
-        problem = f"webhook_networks: {network!r} is no network such as 10.1.2.0/24 ({error})"
-        raise TrackerError("start", problem) from error
+    found = []
+    for network in networks:
+        try:
+            found.append(ipaddress.ip_network(network))
+        except ValueError as error:
+            problem = f"webhook_networks: {network!r} is no network such as 10.1.2.0/24 ({error})"
+            raise TrackerError("start", problem) from error
+    return tuple(found)
 
 
 def allowed(host: str, addresses: Iterable[str], networks: Sequence[Network]) -> list[Address]:
@@ -287,6 +286,7 @@ class Guard(httpcore.AsyncNetworkBackend):
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, **options: Any
     ) -> httpcore.AsyncNetworkStream:
+        """A connection to one of the host's addresses. Raises Refused when webhooks may not go to one of them."""
         addresses = allowed(host, await self.resolve(host, port), self.networks)[:ATTEMPTS]
         problem: Exception = Unreachable(f"The webhook's host {host} has no address")
         for address in addresses:
@@ -325,6 +325,7 @@ def _start_threads() -> None:
 
 
 def _look_up_names() -> None:
+    """What each of the threads does for ever: one name after the other."""
     while True:
         found, host, port = _names.get()
         if not found.set_running_or_notify_cancel():
