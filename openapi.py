@@ -2,7 +2,7 @@
 
 What the code says comes from the code: paths, docstrings, what a call takes and answers and who may make it (Takes and
 Need in tracker.py) and why others are refused, the meaning of each field (shapes.py). What no type says stands in
-OPERATIONS, which the tests compare with a running tracker: why else a call is refused, and an example. The examples
+NOTES, which the tests compare with a running tracker: why else a call is refused, and an example. The examples
 make up a story: pasted one after the other, in the order of the table, they all work.
 
     document(api, settings, version) ─► with_curl(document, url) ─► /openapi.json
@@ -71,7 +71,7 @@ SIGNATURE_HEADERS = {
 }
 
 
-class Operation(Struct, frozen=True):
+class Note(Struct, frozen=True):
     """What the code does not say of a call."""
 
     section: str
@@ -104,8 +104,8 @@ NO_ENTRY = {404: "There is no entry as given in `before`."}
 GIVEN = {"variables": {"branch": "main"}, "arguments": ["fast"]}
 
 
-OPERATIONS: dict[str, Operation] = {
-    "POST /worker/create": Operation(
+NOTES: dict[str, Note] = {
+    "POST /worker/create": Note(
         "Workers",
         setting="open_worker_registration",
         body={"alias": "another laptop"},
@@ -113,13 +113,13 @@ OPERATIONS: dict[str, Operation] = {
             "worker": {"id": 2, "alias": "another laptop", "secret": "ftZVO4w9Fc7bDuOISRaJL9P92ijkfvNah1Ldgc0a9f8="}
         },
     ),
-    "GET /worker/get/{worker}": Operation("Workers"),
-    "POST /worker/update": Operation("Workers", body={"alias": "my old laptop"}),
-    "POST /worker/set_paused": Operation("Workers", body={"worker": 2, "paused": True}),
-    "GET /worker/stats": Operation("Workers"),
-    "GET /project/list": Operation("Projects", in_full=True),
-    "GET /project/get/{project}": Operation("Projects"),
-    "POST /project/create": Operation(
+    "GET /worker/get/{worker}": Note("Workers"),
+    "POST /worker/update": Note("Workers", body={"alias": "my old laptop"}),
+    "POST /worker/set_paused": Note("Workers", body={"worker": 2, "paused": True}),
+    "GET /worker/stats": Note("Workers"),
+    "GET /project/list": Note("Projects", in_full=True),
+    "GET /project/get/{project}": Note("Projects"),
+    "POST /project/create": Note(
         "Projects",
         {
             403: "`public` without being a tracker admin; `chain` to a project without the EDIT role.",
@@ -128,7 +128,7 @@ OPERATIONS: dict[str, Operation] = {
         },
         body={"name": "second", "public": True, "priority": 5, "assign_rate": 10},
     ),
-    "POST /project/update/{project}": Operation(
+    "POST /project/update/{project}": Note(
         "Projects",
         {
             403: "No EDIT role in the project, or none in the one given in `chain`, `public` without being a tracker"
@@ -138,25 +138,25 @@ OPERATIONS: dict[str, Operation] = {
         },
         body={"git_repo": "alice/first", "motd": "Be polite to the servers.", "paused": False},
     ),
-    "POST /project/secret/{project}": Operation("Projects", body={"secret": '{"api_key": "1234"}'}),
-    "GET /project/secret/{project}": Operation("Projects"),
-    "POST /project/webhook_secret/{project}": Operation("Projects", body={"webhook_secret": WEBHOOK_SECRET}),
-    "GET /project/webhook_secret/{project}": Operation("Projects"),
-    "POST /project/request_access": Operation(
+    "POST /project/secret/{project}": Note("Projects", body={"secret": '{"api_key": "1234"}'}),
+    "GET /project/secret/{project}": Note("Projects"),
+    "POST /project/webhook_secret/{project}": Note("Projects", body={"webhook_secret": WEBHOOK_SECRET}),
+    "GET /project/webhook_secret/{project}": Note("Projects"),
+    "POST /project/request_access": Note(
         "Access",
         {409: "The worker has access, or has asked for it, already."},
         body={"project": 2, "assign": True, "submit": True},
     ),
-    "GET /project/access_list/{project}": Operation("Access", path={"project": 2}),
-    "POST /project/accept_request/{project}/{worker}": Operation(
+    "GET /project/access_list/{project}": Note("Access", path={"project": 2}),
+    "POST /project/accept_request/{project}/{worker}": Note(
         "Access",
         {404: "or the worker has not asked for access.", 409: "The worker has access already."},
         path={"project": 2},
     ),
-    "POST /project/reject_request/{project}/{worker}": Operation(
+    "POST /project/reject_request/{project}/{worker}": Note(
         "Access", {404: "or the worker has neither asked for nor got access."}, path={"project": 2}
     ),
-    "POST /task/submit": Operation(
+    "POST /task/submit": Note(
         "Tasks",
         {**NO_SUBMIT, 409: "A task with the same hash is in the project."},
         body={
@@ -164,7 +164,7 @@ OPERATIONS: dict[str, Operation] = {
             "unique_string": "https://example.org/",
         },
     ),
-    "POST /task/bulk_submit": Operation(
+    "POST /task/bulk_submit": Note(
         "Tasks",
         {
             **NO_SUBMIT,
@@ -174,20 +174,20 @@ OPERATIONS: dict[str, Operation] = {
         },
         body={"requests": [{"project": 1, "recipe": f"https://example.org/{page}"} for page in (1, 2)]},
     ),
-    "POST /task/submit_lines/{project}": Operation(
+    "POST /task/submit_lines/{project}": Note(
         "Tasks",
         {**NO_SUBMIT, 413: "The body, or what it unpacks to, is larger than {max_bulk_body: KiB}."},
         query={"priority": 0, "token": "urls-1"},
         text='https://example.org/one\n{"recipe": "https://example.org/two", "max_retries": 3}\n',
     ),
-    "GET /operation/{operation}": Operation(
+    "GET /operation/{operation}": Note(
         "Tasks",
         {
             403: "The manager has no READ role in the project.",
             404: "There is no such operation, it is forgotten, it is another worker's, or its project is hidden.",
         },
     ),
-    "GET /task/get/{project}": Operation(
+    "GET /task/get/{project}": Note(
         "Tasks",
         {
             403: "The worker has no ASSIGN access to the project, or is paused.",
@@ -195,13 +195,13 @@ OPERATIONS: dict[str, Operation] = {
         },
         **NO_TASK,
     ),
-    "POST /task/release": Operation(
+    "POST /task/release": Note(
         "Tasks",
         {404: "There has never been such a task."},
         body={"task_id": 1, "result": 0, "verification": -32315129},
         message="Says why `updated` is false.",
     ),
-    "GET /task/get": Operation(
+    "GET /task/get": Note(
         "Tasks",
         {
             403: "The worker has no ASSIGN access to one of the projects, or is paused.",
@@ -210,7 +210,7 @@ OPERATIONS: dict[str, Operation] = {
         query={"project": [1, 2], "wait": 5, "count": 10},
         **NO_TASK,
     ),
-    "POST /task/log": Operation(
+    "POST /task/log": Note(
         "Tasks",
         {404: "There has never been such a task."},
         body={
@@ -221,92 +221,89 @@ OPERATIONS: dict[str, Operation] = {
             ],
         },
     ),
-    "POST /task/bulk_release": Operation(
+    "POST /task/bulk_release": Note(
         "Tasks",
         {404: "There has never been one of the tasks. Nothing is released."},
         body={"releases": [{"task_id": 2, "result": 0}, {"task_id": 3, "result": 2}]},
     ),
-    "POST /template/create": Operation("Templates", {**NO_EDIT, **NAMED_TWICE}, body=TEMPLATE),
-    "POST /template/update/{template}": Operation(
+    "POST /template/create": Note("Templates", {**NO_EDIT, **NAMED_TWICE}, body=TEMPLATE),
+    "POST /template/update/{template}": Note(
         "Templates", NAMED_TWICE, body={"api": True, "key": "secure123", "keep_count": 100, "keep_time": 86400}
     ),
-    "GET /template/get/{template}": Operation("Templates"),
-    "GET /template/list/{project}": Operation("Templates"),
-    "POST /template/rotate_secret/{template}": Operation("Templates"),
-    "POST /template/trigger/{template}": Operation("Templates", {429: WORKERS_RATE}, body=GIVEN),
-    "POST /workflow/create": Operation(
+    "GET /template/get/{template}": Note("Templates"),
+    "GET /template/list/{project}": Note("Templates"),
+    "POST /template/rotate_secret/{template}": Note("Templates"),
+    "POST /template/trigger/{template}": Note("Templates", {429: WORKERS_RATE}, body=GIVEN),
+    "POST /workflow/create": Note(
         "Templates", {**NO_EDIT, 409: "The project has a workflow of this name."}, body=WORKFLOW
     ),
-    "POST /workflow/update/{workflow}": Operation(
+    "POST /workflow/update/{workflow}": Note(
         "Templates", {409: "The project has a workflow of this name."}, body={"name": "build stubbornly"}
     ),
-    "GET /workflow/get/{workflow}": Operation("Templates"),
-    "GET /workflow/list/{project}": Operation("Templates"),
-    "POST /workflow/rotate_secret/{workflow}": Operation("Templates"),
-    "POST /workflow/trigger/{workflow}": Operation(
+    "GET /workflow/get/{workflow}": Note("Templates"),
+    "GET /workflow/list/{project}": Note("Templates"),
+    "POST /workflow/rotate_secret/{workflow}": Note("Templates"),
+    "POST /workflow/trigger/{workflow}": Note(
         "Templates", {409: "The template that it starts with was deleted.", 429: WORKERS_RATE}, body=GIVEN
     ),
-    "POST /workflow/delete/{workflow}": Operation("Templates"),
-    "POST /template/delete/{template}": Operation("Templates"),
-    "GET /job/get/{job}": Operation("Jobs"),
-    "GET /job/log/{job}": Operation("Jobs"),
-    "GET /job/list": Operation(
+    "POST /workflow/delete/{workflow}": Note("Templates"),
+    "POST /template/delete/{template}": Note("Templates"),
+    "GET /job/get/{job}": Note("Jobs"),
+    "GET /job/log/{job}": Note("Jobs"),
+    "GET /job/list": Note(
         "Jobs",
         {404: "There is no such project or template, or it is hidden."},
         query={"project": 1, "state": "waiting", "limit": 2},
     ),
-    "POST /job/cancel/{job}": Operation("Jobs", {409: "It has ended already."}),
-    "POST /job/retry/{job}": Operation(
+    "POST /job/cancel/{job}": Note("Jobs", {409: "It has ended already."}),
+    "POST /job/retry/{job}": Note(
         "Jobs", {409: "It has not ended yet, or it is the run of a workflow that was deleted.", 429: WORKERS_RATE}
     ),
-    "POST /log/{level}": Operation(
+    "POST /log/{level}": Note(
         "Logs", body={"scope": "fetch", "message": "Fetched https://example.org/", "timestamp": 1559393394}
     ),
-    "GET /logs": Operation("Logs", NO_ENTRY, setting="public_logs", query={"max_level": 5, "limit": 100}),
-    "POST /logs": Operation("Logs", NO_ENTRY, setting="public_logs", body={"level": 5, "since": 1559390000}),
-    "GET /project/monitoring/{project}": Operation("Monitoring", query={"count": 60}),
-    "GET /project/monitoring-between/{project}": Operation("Monitoring", query={"from": 1559390000, "to": 4102444800}),
-    "GET /project/assignees/{project}": Operation("Monitoring"),
-    "POST /git/receivehook": Operation(
+    "GET /logs": Note("Logs", NO_ENTRY, setting="public_logs", query={"max_level": 5, "limit": 100}),
+    "POST /logs": Note("Logs", NO_ENTRY, setting="public_logs", body={"level": 5, "since": 1559390000}),
+    "GET /project/monitoring/{project}": Note("Monitoring", query={"count": 60}),
+    "GET /project/monitoring-between/{project}": Note("Monitoring", query={"from": 1559390000, "to": 4102444800}),
+    "GET /project/assignees/{project}": Note("Monitoring"),
+    "POST /git/receivehook": Note(
         "Git",
         {403: "The signature is missing, or does not match the webhook secret."},
         body=PUSH,
         headers=SIGNATURE_HEADERS,
     ),
     **{
-        f"POST /project/{kind}/{{project}}": Operation("Maintenance", path={"project": 2})
+        f"POST /project/{kind}/{{project}}": Note("Maintenance", path={"project": 2})
         for kind in ("reset_failed_tasks", "reclaim_assigned_tasks", "hard_reset")
     },
-    "POST /register": Operation(
+    "POST /register": Note(
         "Managers",
         {403: "Registration is closed.", 409: "The username is taken.", 429: "Too many attempts from this address."},
         body={"username": "bob", "password": "battery staple"},
         example={"manager": {"id": 2, "username": "bob", "tracker_admin": False}},
         cookie="Begins a session.",
     ),
-    "POST /login": Operation(
+    "POST /login": Note(
         "Managers",
         {401: "Wrong username or password.", 429: "Too many attempts for this manager or address."},
         body={"username": "alice", "password": "correct horse"},
         cookie="Begins a session.",
     ),
-    "GET /account": Operation("Managers", not_ok="False when nobody is logged in."),
-    "GET /manager/list": Operation("Managers"),
-    "GET /manager/list_for_project/{project}": Operation("Managers"),
-    "POST /manager/set_role_for_project/{project}": Operation(
+    "GET /account": Note("Managers", not_ok="False when nobody is logged in."),
+    "GET /manager/list": Note("Managers"),
+    "GET /manager/list_for_project/{project}": Note("Managers"),
+    "POST /manager/set_role_for_project/{project}": Note(
         "Managers", {404: "or there is no such manager."}, body={"manager": 2, "role": 3}
     ),
     **{
-        f"{method} /manager/{kind}/{{manager}}": Operation(
+        f"{method} /manager/{kind}/{{manager}}": Note(
             "Managers", {403: "The caller is no tracker admin, or is this manager."}
         )
         for kind in ("promote", "demote")
         for method in ("POST", "GET")
     },
-    **{
-        f"{method} /logout": Operation("Managers", cookie="Ends the session in the browser.")
-        for method in ("POST", "GET")
-    },
+    **{f"{method} /logout": Note("Managers", cookie="Ends the session in the browser.") for method in ("POST", "GET")},
 }
 
 DESCRIPTION = """\
@@ -366,7 +363,7 @@ WHO = {
 }
 
 
-def who_may(about: Operation, need: Any) -> str:
+def who_may(about: Note, need: Any) -> str:
     """Who may make a call: as it is noted, or as its Need says."""
     if about.setting:
         return f"Anybody, if the setting `{about.setting}` is on; otherwise managers."
@@ -398,7 +395,7 @@ def unknown(names: Iterable[str], need: Any, hides: bool) -> str:
     return f"There is no such {noun}{', or it is hidden' if hides and noun == 'project' else ''}." if noun else ""
 
 
-def reasons(about: Operation, row: Any, takes: Any, by_manager: bool) -> dict[int, str]:
+def reasons(about: Note, row: Any, takes: Any, by_manager: bool) -> dict[int, str]:
     """Why a call is refused, by status: what follows from what it needs, and what is noted of it."""
     names = [*ids_in(row.path), *getattr(takes.body or takes.query, "__struct_fields__", ())]
     found = {403: refused_role(takes.who), 404: unknown(names, takes.who, by_manager)}
@@ -426,8 +423,10 @@ def document(api: Iterable[tuple[Any, Any]], settings: Any, version: str) -> dic
     """
     calls = {f"{method} {row.path}": (row, takes) for row, takes in api for method in row.methods.split()}
     schemas = Schemas([takes for _, takes in calls.values()], settings)
+    if unknown := sorted(calls.keys() - NOTES.keys()):
+        raise LookupError(f"NOTES in openapi.py has no entry for {', '.join(unknown)}")
     paths: dict[str, dict[str, Any]] = {}
-    for name in sorted(calls, key=list(OPERATIONS).index):
+    for name in sorted(calls, key=list(NOTES).index):
         method, path = name.split()
         paths.setdefault(path, {})[method.lower()] = operation(name, *calls[name], schemas)
     components = {**schemas.components, **schemas.answered}
@@ -525,7 +524,7 @@ def answered_types(answer: Any) -> list[Any]:
 
 def operation(name: str, row: Any, takes: Any, schemas: Schemas) -> dict[str, Any]:
     """One call, as an Operation Object."""
-    about, need = OPERATIONS[name], takes.who
+    about, need = NOTES[name], takes.who
     summary, description = split_docstring(row.function)
     security = SECURITY[takes.caller and takes.caller.__name__]
     open_to_all = getattr(schemas.settings, about.setting, not need or getattr(need, "role", "") == "sees")
@@ -581,14 +580,14 @@ def parameter(
     return {"name": name, "in": place, "required": required, "description": meaning, "schema": schema, **example}
 
 
-def path_parameter(name: str, about: Operation, takes: Any, schemas: Schemas) -> dict[str, Any]:
+def path_parameter(name: str, about: Note, takes: Any, schemas: Schemas) -> dict[str, Any]:
     """What stands for a name in braces in the path."""
     examples = {name: 1, **EXAMPLE_IDS, **about.path}
     schema = schemas.of((takes.path or {}).get(name, Id))
     return parameter("path", name, PATH.get(name, f"The {name}'s number."), schema, examples, required=True)
 
 
-def query_parameters(about: Operation, takes: Any, schemas: Schemas) -> Iterator[dict[str, Any]]:
+def query_parameters(about: Note, takes: Any, schemas: Schemas) -> Iterator[dict[str, Any]]:
     """The fields of what the query is decoded as. No query can say null."""
     component = schemas.components[takes.query.__name__] if takes.query else {"properties": {}, "required": []}
     for name, schema in sorted(component["properties"].items(), key=lambda item: item[0] not in component["required"]):
@@ -600,7 +599,7 @@ def query_parameters(about: Operation, takes: Any, schemas: Schemas) -> Iterator
         yield parameter("query", name, meaning, schema, about.query, name in component["required"])
 
 
-def success(about: Operation, takes: Any, schemas: Schemas, new: bool) -> dict[str, Any]:
+def success(about: Note, takes: Any, schemas: Schemas, new: bool) -> dict[str, Any]:
     """The answer to a call that was accepted."""
     response: dict[str, Any] = {"description": "Done." if takes.answer is None else "The answer."}
     if about.cookie:
@@ -638,7 +637,7 @@ def sample(schema: dict[str, Any], components: dict[str, Any]) -> Any:
     return schema.get("const", {"boolean": True, "integer": 1}.get(schema.get("type")))
 
 
-def refusals(about: Operation, row: Any, takes: Any, security: list, decodes: bool, schemas: Schemas) -> dict[str, Any]:
+def refusals(about: Note, row: Any, takes: Any, security: list, decodes: bool, schemas: Schemas) -> dict[str, Any]:
     """The answers to a call that was refused, by status: what every such call may meet, and what this one may."""
     usual = {400: decodes, 401: security and {} not in security, 413: takes.body is not None, 500: True, 503: True}
     found = {status: {"$ref": f"#/components/responses/{status}"} for status, applies in usual.items() if applies}

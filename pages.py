@@ -614,7 +614,7 @@ def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any
     }
 
 
-def of_project(role: int, of: tracker.Thing = tracker.PROJECT) -> Callable[[Callable], Callable]:
+def of_project(role: int | str, of: tracker.Thing = tracker.PROJECT) -> Callable[[Callable], Callable]:
     """A page's function that needs the role in a project, and shows what every page of a project does."""
 
     def declare(function: Callable) -> Callable:

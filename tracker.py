@@ -1054,6 +1054,7 @@ class Thing(NamedTuple):
 class Need(NamedTuple):
     """What a call needs: a role of ROLE_NAMES in the project that its Thing is of, or LOGIN, ADMIN, WORKER, SEES.
 
+    SEES: anybody who may see the project; LOGIN with a Thing: a manager who may. Without one, any manager.
     `worker`: a worker may make the call as well, if it is granted ASSIGN or SUBMIT there.
     """
 

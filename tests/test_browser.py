@@ -1188,10 +1188,3 @@ def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callab
         studio = Studio(browser, url, open_tab)
         faults = [fault for view in screenshots.FIRST_VIEWS for fault in faults_of(studio.show(view, {}), view)]
     assert not faults, "\n".join(faults)
-
-
-def test_every_page_of_the_table_is_among_the_views() -> None:
-    views = [re.sub(r"\{\w[\w-]*\}|\?.*", "", view.path) for view in screenshots.VIEWS]
-    for method, path, _ in tracker.all_pages():
-        if method == "GET" and not path.endswith(("/export", "/{file}", "/testflinger")):  # which leads to the queues
-            assert re.sub(r"\{\w+\}", "", path) in views, path

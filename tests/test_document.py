@@ -1,6 +1,7 @@
 """Every curl example of the public API document, run by the real curl, its answer compared with the documented one."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import Site, Worker
+
+import tracker
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed"),
@@ -353,6 +356,15 @@ METHODS = {
     "/manager/demote/1": "GET POST",
     "/manager/set_role_for_project/1": "POST",
 }
+
+
+def test_the_paths_above_are_all_of_the_api() -> None:
+    methods: dict[str, set[str]] = {}
+    for row in tracker.API:
+        path = re.sub(r"\{\w+\}", "1", row.path.replace("{level}", "info"))
+        methods.setdefault(path, set()).update(row.methods.split())
+    known = {path: set(methods.split()) for path, methods in METHODS.items()}
+    assert {path: those for path, those in methods.items() if known.get(path) != those} == {}
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])

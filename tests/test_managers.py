@@ -1,6 +1,7 @@
 """Managers: accounts, sessions, throttled logins, admins, roles, and requests that another site caused."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from http.cookies import SimpleCookie
 from itertools import count, cycle, islice
@@ -275,26 +276,20 @@ def test_a_cookie_that_this_tracker_did_not_sign_is_no_session(site: Site) -> No
     assert {cookie: account(site, cookie)["ok"] for cookie in forged} == dict.fromkeys(forged, False)
 
 
+def is_state_change(row: tracker.Native) -> bool:
+    """Whether a browser that is logged in could be made to change something by this call."""
+    if row.methods == "GET" or row.reads:
+        return False
+    by_manager = tracker.Call.session, tracker.Call.worker_or_session
+    return tracker.takes_of(row).caller in by_manager or row.function in (tracker.register, tracker.login)
+
+
+IDS = {"manager": "{}", "job": "0" * 24}  # the manager's is filled in later; of everything else the first is asked for
 STATE_CHANGES = [
-    ("GET", "/manager/promote/{}"),
-    ("GET", "/manager/demote/{}"),
-    ("POST", "/manager/promote/{}"),
-    ("POST", "/manager/demote/{}"),
-    ("POST", "/manager/set_role_for_project/1"),
-    ("POST", "/project/create"),
-    ("POST", "/project/update/1"),
-    ("POST", "/project/accept_request/1/1"),
-    ("POST", "/project/reject_request/1/1"),
-    ("POST", "/project/secret/1"),
-    ("POST", "/project/webhook_secret/1"),
-    ("POST", "/project/reset_failed_tasks/1"),
-    ("POST", "/project/reclaim_assigned_tasks/1"),
-    ("POST", "/project/hard_reset/1"),
-    ("POST", "/worker/set_paused"),
-    ("POST", "/register"),
-    ("POST", "/login"),
-    ("GET", "/logout"),
-    ("POST", "/logout"),
+    (method, re.sub(r"\{(\w+)\}", lambda match: IDS.get(match[1], "1"), row.path))
+    for row in sorted(tracker.API, key=lambda row: row.path == "/logout")
+    for method in row.methods.split()
+    if is_state_change(row)
 ]
 BODY = {
     **{"manager": 2, "role": 31, "name": "new", "secret": "x", "webhook_secret": "x", "worker": 1, "paused": True},

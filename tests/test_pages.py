@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, quote, urljoin, urlsplit
 import httpx
 import lxml.html
 import pytest
+import screenshots
 from conftest import Site, Worker, client, dump, wait_until
 
 import pages
@@ -294,6 +295,14 @@ def test_every_page_answers_an_admin(place: Place) -> None:
             assert page.tree.get("lang") == "en" and page.tree.findtext(".//title"), path
             assert len(page.tree.findall(".//h1")) == 1, path
             assert page.tree.find(".//meta[@name='viewport']") is not None, path
+
+
+def test_every_page_of_the_table_is_among_the_views() -> None:
+    """Those that the browser's tests walk through, in every theme and width (docs/screenshots.py)."""
+    views = [re.sub(r"\{\w[\w-]*\}|\?.*", "", view.path) for view in screenshots.VIEWS]
+    for path in GETS:
+        if not path.endswith(DOWNLOADS):
+            assert re.sub(r"\{\w+\}", "", path) in views, path
 
 
 def send_every_form(place: Place) -> Iterator[tuple[str, httpx.Response]]:

@@ -1,11 +1,13 @@
 """Projects: creation, changes, visibility, secrets, and who may do all that."""
 
+import re
 from typing import Any
 
 import httpx
 from conftest import Manager, Site
 
 import shapes
+import tracker
 from tracker import EDIT, MAINTENANCE, MANAGE_ACCESS, NEW_PROJECT, READ, SECRET
 
 UNLIMITED = 1.7976931348623157e308  # what existing clients compare with
@@ -273,6 +275,16 @@ NEEDED_ROLES = [
     (MAINTENANCE, "POST", "/project/reclaim_assigned_tasks/{}", None),
     (MAINTENANCE, "POST", "/project/hard_reset/{}", None),
 ]
+
+
+def test_the_calls_above_are_all_that_need_a_role_in_the_project_in_their_path() -> None:
+    ids = {"project": "{}", "worker": "1", "manager": "1"}
+    needed = {
+        (tracker.takes_of(row).who.role, row.methods, re.sub(r"\{(\w+)\}", lambda match: ids[match[1]], row.path))
+        for row in tracker.API
+        if row.path.startswith(("/project/", "/manager/")) and isinstance(tracker.takes_of(row).who, tracker.Need)
+    }
+    assert {one for one in needed if isinstance(one[0], int)} == {tuple(one[:3]) for one in NEEDED_ROLES}
 
 
 def statuses(http: httpx.Client, project: int) -> dict[str, int]:

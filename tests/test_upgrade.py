@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -26,12 +27,14 @@ from place import OPERATIONS, Memory, StillClock, furnish
 import tracker
 
 HOME = Path(tracker.__file__).parent
-OLD_SCHEMA = HOME / "tests" / f"schema_{tracker.OLDEST_SCHEMA}.sql"
-RENAMED = {
-    (table, new): old
-    for before, _ in tracker.UPGRADES.values()
-    for table, old, new in re.findall(r"ALTER TABLE (\w+) RENAME COLUMN (\w+) TO (\w+)", before)
-}
+OLDEST = tracker.OLDEST_SCHEMA
+
+
+def renamed_since(version: int) -> dict[tuple[str, str], str]:
+    """The names that columns had in that version, by table and present name."""
+    steps = [before for step, (before, _) in tracker.UPGRADES.items() if step >= version]
+    renamings = re.findall(r"ALTER TABLE (\w+) RENAME COLUMN (\w+) TO (\w+)", "\n".join(steps))
+    return {(table, new): old for table, old, new in renamings}
 
 
 class File(Memory):
@@ -58,36 +61,37 @@ def today(tmp_path: Path) -> Iterator[File]:
         yield file
 
 
-@pytest.fixture
-def old(today: File, tmp_path: Path) -> Path:
-    """The same of the oldest version that can be upgraded."""
-    return made_old(today.path, tmp_path / "old.db")
+@pytest.fixture(params=sorted(tracker.UPGRADES))
+def old(today: File, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """The same of each version that can be upgraded."""
+    return made_old(today.path, tmp_path / "old.db", request.param)
 
 
-def made_old(today: Path, path: Path) -> Path:
-    """Writes the rows of a file of today into one of the old version."""
+def made_old(today: Path, path: Path, version: int = OLDEST) -> Path:
+    """Writes the rows of a file of today into one of an old version, whose schema is kept beside these tests."""
     with opened(path) as connection:
-        connection.executescript(OLD_SCHEMA.read_text("utf-8"))
+        connection.executescript((HOME / "tests" / f"schema_{version}.sql").read_text("utf-8"))
         triggers = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
         for name, _ in triggers:  # what they count is in the rows
             connection.execute(f"DROP TRIGGER {name}")
         connection.execute("ATTACH ? AS today", (str(today),))
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
         for table in sorted(tables, key="sqlite_sequence".__eq__):  # which has followed the others
-            copy_rows(connection, table)
+            copy_rows(connection, table, renamed_since(version))
         for _, sql in triggers:
             connection.execute(sql)
         connection.execute(f"PRAGMA application_id = {tracker.APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {tracker.OLDEST_SCHEMA}")
+        connection.execute(f"PRAGMA user_version = {version}")
     return path
 
 
-def copy_rows(connection: sqlite3.Connection, table: str) -> None:
+def copy_rows(connection: sqlite3.Connection, table: str, renamed: dict[tuple[str, str], str]) -> None:
+    """Writes the rows of a table of today into the old one, as far as that has their columns."""
     old, new = (
         [name for _, name, *_ in connection.execute(f"PRAGMA {schema}.table_info({table})")]
         for schema in ("main", "today")
     )
-    pairs = [(RENAMED.get((table, name), name), name) for name in new]
+    pairs = [(renamed.get((table, name), name), name) for name in new]
     names, values = zip(*[pair for pair in pairs if pair[0] in old], strict=True)
     connection.execute(f"DELETE FROM main.{table}")
     connection.execute(f"INSERT INTO main.{table} ({', '.join(names)}) SELECT {', '.join(values)} FROM today.{table}")
@@ -117,6 +121,19 @@ def shape(path: Path) -> dict[tuple[str, str], Any]:
             else:
                 shown[kind, name] = sql
         return shown
+
+
+def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
+    """Files of it are out there: a change needs a new step in UPGRADES.
+
+    The schema as it was goes into schema_N.sql beside these tests, which then upgrade such a file too, and the new
+    version and digest go here.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript((HOME / "schema.sql").read_text("utf-8"))
+        made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
+    plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
+    assert (tracker.SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (5, "42e7834fff149b4f")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,7 +264,7 @@ def test_a_crash_in_the_middle_of_an_upgrade_leaves_the_old_file(old: Path, tmp_
         assert died.returncode == -signal.SIGKILL, died.stderr
         assert (contents(old), shape(old)) == before
         with opened(old) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone() == (tracker.OLDEST_SCHEMA,)
+            assert connection.execute("PRAGMA user_version").fetchone()[0] < tracker.SCHEMA_VERSION
     tracker.prepare_file(old, tracker.Settings())
     assert contents(old) == contents(copy)
 
@@ -255,9 +272,9 @@ def test_a_crash_in_the_middle_of_an_upgrade_leaves_the_old_file(old: Path, tmp_
 def test_an_upgrade_that_fails_is_refused_with_a_reason_and_leaves_the_old_file(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, (room, fill) = contents(old), tracker.UPGRADES[tracker.OLDEST_SCHEMA]
-    broken = room, f"{fill}; INSERT INTO nowhere VALUES (1);"
-    monkeypatch.setitem(tracker.UPGRADES, tracker.OLDEST_SCHEMA, broken)
+    before, last = contents(old), max(tracker.UPGRADES)
+    room, fill = tracker.UPGRADES[last]
+    monkeypatch.setitem(tracker.UPGRADES, last, (room, f"{fill}; INSERT INTO nowhere VALUES (1);"))
     with pytest.raises(tracker.TrackerError, match=r"old\.db.*no such table: nowhere"):
         tracker.prepare_file(old, tracker.Settings())
     assert contents(old) == before
@@ -266,7 +283,7 @@ def test_an_upgrade_that_fails_is_refused_with_a_reason_and_leaves_the_old_file(
 @pytest.mark.parametrize(
     ("version", "why"),
     [
-        *((version, "made before the first release") for version in range(1, tracker.OLDEST_SCHEMA)),
+        *((version, "made before the first release") for version in range(1, OLDEST)),
         (tracker.SCHEMA_VERSION + 1, "made by a newer tracker"),
     ],
 )

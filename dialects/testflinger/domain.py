@@ -19,7 +19,7 @@ import shapes
 import tracker
 from dialects.plumbing import iso
 from dialects.testflinger import clients
-from dialects.testflinger.queues import Unprocessable, find_queue, make_queue
+from dialects.testflinger.queues import OF_A_QUEUE, Unprocessable, find_queue, make_queue
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
 PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
@@ -861,7 +861,7 @@ def prune_queues(tx: Tx) -> bool:
 
     Whether there may be more.
     """
-    row = tx.one(UNUSED_QUEUE, {"before": tx.time - tx.settings.testflinger_retention})
+    row = tx.one(UNUSED_QUEUE, {**UNTOUCHED, "before": tx.time - tx.settings.testflinger_retention})
     if row and tracker.forget_project(tx, row["project"]):
         tx.execute("DELETE FROM testflinger_queue WHERE project = ?", (row["project"],))
     return row is not None
@@ -874,12 +874,12 @@ USED_BY = (
     *("testflinger_agent_queue WHERE queue = p.name", "theeye_host WHERE project = q.project"),
     "operation WHERE project = q.project AND finished IS NULL",
 )
+UNTOUCHED = {**tracker.NEW_PROJECT, "chain": None, **OF_A_QUEUE}  # the settings with which a queue begins
 COUNTS = " + ".join(tracker.COUNT_COLUMNS)  # of tasks: to look for them would go through all there are
 UNUSED_QUEUE = f"""
     SELECT q.project FROM testflinger_queue q JOIN project p ON p.id = q.project
     WHERE NOT q.restricted AND (q.advertised IS NULL OR q.advertised < :before) AND {COUNTS} = 0
-    AND NOT p.paused AND NOT p.public AND p.hidden AND NOT p.keep_hashes AND p.chain IS NULL AND p.motd = ''
-    AND p.secret = '{{}}' AND p.assign_rate = 0 AND p.submit_rate = 0
+    AND p.secret = '{{}}' AND {" AND ".join(f"p.{name} IS :{name}" for name in UNTOUCHED)}
     {" ".join(f"AND NOT EXISTS (SELECT 1 FROM {place})" for place in USED_BY)}
     AND NOT EXISTS (SELECT 1 FROM project WHERE chain = q.project) LIMIT 1
 """

@@ -15,6 +15,7 @@ import tracker
 from tracker import Raw, TrackerError, Tx, encode
 
 MOST_QUEUES = 1000
+OF_A_QUEUE = {"hidden": True}  # the settings of its project that are not those of others: managers grant who sees it
 QUEUE = "SELECT q.*, p.name, p.paused, p.assign_rate, p.assign_free_uptime FROM project p JOIN testflinger_queue q ON"
 
 
@@ -51,7 +52,7 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue") -> int:
         if tx.one("SELECT COUNT(*) FROM testflinger_queue")[0] >= MOST_QUEUES:
             full = f"no queue {name!r}, and no further one: there are {MOST_QUEUES:,} (unused ones go by themselves)"
             raise Unprocessable(field, full)
-        project = tracker.insert_project(tx, {"name": name, "hidden": True})  # managers grant who sees it
+        project = tracker.insert_project(tx, {"name": name, **OF_A_QUEUE})
         tx.execute("INSERT INTO testflinger_queue (project) VALUES (?)", (project,))
         return project
     if old["project"] is None:
