@@ -503,14 +503,8 @@ def add_fragment(
         piece["number"] = None
     if holds(job, agent):
         tracker.renew_lease(tx, job)
-        scope, said = phase if kind == "output" else f"{phase} serial", text.removesuffix("\n")
-        # Other doors end a line themselves.
-        piece |= {"line": add_line(tx, job, scope, said, timestamp), "text": text[len(said) :]}
-        if piece["line"] is None:
-            last = "SELECT text FROM testflinger_fragment WHERE uuid = ? AND kind = ? ORDER BY id DESC LIMIT 1"
-            if (before := tx.one(last, (uuid, kind))) and before["text"] == FULL:
-                return
-            piece |= {"text": FULL, "number": None}
+        if not add_to_log(tx, job, piece):
+            return
     else:
         resize(tx, uuid, size + len(text.encode()) + tracker.LINE_SIZE)  # an empty one is a row, too
     tx.execute(
@@ -534,11 +528,18 @@ def present_phase(job: Row | None) -> str:
     return job["shown_state"] if job["shown_state"] in PHASES else "setup"
 
 
-def add_line(tx: Tx, job: Row, scope: str, text: str, timestamp: float) -> int | None:
-    """Adds output to the job's log. The number of the line; None when the log is full."""
-    entry = shapes.TaskEntry(text, int(timestamp), scope=scope)
-    stored = tracker.add_job_lines(tx, job, job["assignee"], [entry])
-    return job["line_count"] + 1 if stored else None
+def add_to_log(tx: Tx, job: Row, piece: dict[str, Any]) -> bool:
+    """Makes the text of a piece a line of its job's log, or has the piece say that the log is full. False: one has."""
+    said = piece["text"].removesuffix("\n")  # other doors end a line themselves
+    scope = piece["phase"] if piece["kind"] == "output" else f"{piece['phase']} serial"
+    entry = shapes.TaskEntry(said, int(piece["timestamp"]), scope=scope)
+    if tracker.add_job_lines(tx, job, job["assignee"], [entry]):
+        piece |= {"line": job["line_count"] + 1, "text": piece["text"][len(said) :]}
+        return True
+    last = "SELECT text FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind ORDER BY id DESC LIMIT 1"
+    before = tx.one(last, piece)
+    piece |= {"text": FULL, "number": None}
+    return before is None or before["text"] != FULL
 
 
 def unread(tx: Tx, uuid: str, job: Row | None, kind: str, limit: int = -1) -> list[Row]:
