@@ -300,6 +300,8 @@ METHODS = {
     "/worker/stats": "GET",
     "/task/submit": "POST",
     "/task/bulk_submit": "POST",
+    "/task/submit_lines/1": "POST",
+    "/operation/1": "GET",
     "/task/get/1": "GET",
     "/task/get": "GET",
     "/task/release": "POST",
@@ -361,7 +363,8 @@ METHODS = {
 def test_the_paths_above_are_all_of_the_api() -> None:
     methods: dict[str, set[str]] = {}
     for row in tracker.API:
-        path = re.sub(r"\{\w+\}", "1", row.path.replace("{level}", "info"))
+        ids = {"level": "info", "job": "0123456789abcdef01234567"}
+        path = re.sub(r"\{(\w+)\}", lambda match, ids=ids: ids.get(match[1], "1"), row.path)
         methods.setdefault(path, set()).update(row.methods.split())
     known = {path: set(methods.split()) for path, methods in METHODS.items()}
     assert {path: those for path, those in methods.items() if known.get(path) != those} == {}

@@ -529,6 +529,17 @@ def test_leftovers_are_what_was_last_written_before_a_time_and_is_ours(store: St
     assert new in asyncio.run(listed(time.time() + 3600))
 
 
+def test_an_upload_under_way_is_no_leftover_whatever_the_clock_says(store: Store) -> None:
+    with begin_upload(store) as connection:
+        [part] = store.names()
+        os.utime(store.folder / part, (1000, 1000))
+        listed = Files(store.folder, LIMIT).leftovers
+        assert asyncio.run(listed(time.time() + 86400)) == []
+        connection.close()
+        wait_until(lambda: not store.names())
+    wait_until(lambda: not files.UNDER_WAY)
+
+
 def test_without_a_folder_there_are_no_leftovers(tmp_path: Path) -> None:
     assert asyncio.run(Files(tmp_path / "none", LIMIT).leftovers(time.time())) == []
 

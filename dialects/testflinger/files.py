@@ -39,6 +39,7 @@ MAX_PART_HEADERS = 2**13  # bytes of one part's headers, its file's name include
 MAX_CONTENT_TYPE = 2**10
 MAX_BOUNDARY = 256
 NAME = re.compile(r"[0-9a-f]{32}(\.part)?")
+UNDER_WAY: set[str] = set()  # names of uploads: a clock that is set must not make one look left over
 
 
 class Stored(NamedTuple):
@@ -87,6 +88,8 @@ class Files:
             if isinstance(error, OSError):
                 raise unavailable(f"{field}: cannot be stored", error) from None
             raise
+        finally:
+            UNDER_WAY.discard(upload.name)
         return Stored(upload.name, form.file_size)
 
     async def send(self, name: str) -> Response | None:
@@ -113,8 +116,8 @@ class Files:
     async def leftovers(self, older_than: float) -> list[str]:
         """The names of files, finished or not, that were last written before that unix time (in seconds).
 
-        An upload under way is written to all the time, and a finished one is soon in its table: with a time that is
-        some minutes ago, those of them that no table knows can be deleted. Files that are not ours are not listed.
+        An upload under way is not among them, and a finished one is soon in its table: with a time that is some minutes
+        ago, those of them that no table knows can be deleted. Files that are not ours are not listed.
         """
         return await in_thread(list_older, self.folder, older_than)
 
@@ -274,6 +277,7 @@ class Upload:
     def __init__(self, folder: Path):
         self.folder, self.name = folder, secrets.token_hex(16)
         self.path = folder / f"{self.name}.part"
+        UNDER_WAY.add(self.name)
         self.file: io.BufferedWriter | None = None
 
     def write(self, data: bytes | bytearray) -> None:
@@ -333,7 +337,8 @@ def list_older(folder: Path, older_than: float) -> list[str]:
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                if NAME.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < older_than:
+                ours = NAME.fullmatch(entry.name) and entry.name.removesuffix(".part") not in UNDER_WAY
+                if ours and entry.stat(follow_symlinks=False).st_mtime < older_than:
                     names.append(entry.name)
     return names
 
