@@ -485,6 +485,9 @@ class Page(NamedTuple):
     actions: Sequence[Action] = ()
 
 
+hints_of = functools.cache(get_type_hints)  # which takes its time, and a process may make many applications
+
+
 def routes_of(table: Iterable[Page | Action]) -> Iterator[tuple[str, str, Handler]]:
     """Method, path and handler of each page, and of the actions that stand under it."""
     for row in itertools.chain.from_iterable((row, *getattr(row, "actions", ())) for row in table):
@@ -501,7 +504,7 @@ def showing(path: str, shows: str | Handler, function: Callable | None) -> Handl
     if not isinstance(shows, str):
         return shows
     ids = re.findall(r"{(\w+)}", path)
-    hints = get_type_hints(function) if function else {}
+    hints = hints_of(function) if function else {}
     query = hints.get("query")
 
     async def handler(visit: Visit) -> Response:
@@ -518,7 +521,7 @@ def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
     """The handler of an action."""
     ids, asks = re.findall(r"{(\w+)}", path), action.asks and showing(path, *action.asks)
     handles = inspect.iscoroutinefunction(action.function)
-    form = action.form or (None if handles else get_type_hints(action.function).get("body"))
+    form = action.form or (None if handles else hints_of(action.function).get("body"))
     shown_again = form is not None if action.again is None else action.again
 
     async def act(visit: Visit) -> Response:
