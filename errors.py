@@ -180,10 +180,19 @@ def unchanged(value: Any) -> Any:
     return value
 
 
+@functools.cache
+def columns_among(
+    kind: type[msgspec.Struct], without: tuple[str, ...], *names: str
+) -> list[tuple[str, int, Callable[[Any], Any]]]:
+    """Those of columns_of that are among these columns of a row, each with its place there."""
+    return [(name, names.index(name), make) for name, make in columns_of(kind) if name in names and name not in without]
+
+
 def shaped(kind: type[Shape], row: sqlite3.Row, **given: Any) -> Shape:
     """A row as the API shows it: what is not `given` comes from the columns of the same names, where there are such."""
-    present = set(row.keys()) - given.keys()
-    return kind(**{name: make(row[name]) for name, make in columns_of(kind) if name in present}, **given)
+    for name, at, make in columns_among(kind, tuple(given), *row.keys()):
+        given[name] = row[at] if make is unchanged else make(row[at])
+    return kind(**given)
 
 
 def given_fields(body: msgspec.Struct) -> dict[str, Any]:

@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS operation (
     affected                    INTEGER NOT NULL DEFAULT 0,
     accepted                    INTEGER NOT NULL DEFAULT 1,  -- 0: a bulk submit whose pieces are still arriving
     started                     INTEGER NOT NULL,
-    started_uptime                  REAL NOT NULL,
+    started_uptime              REAL NOT NULL,
     finished                    INTEGER,                     -- NULL: it is going on
     report                      TEXT NOT NULL DEFAULT '{}'   -- what became of the lines of an upload (LinesReport)
 ) STRICT;
@@ -75,8 +75,8 @@ CREATE TABLE IF NOT EXISTS project (
     keep_hashes                 INTEGER NOT NULL,            -- closed tasks' hashes stay taken (kept_hash)
     assign_rate                 REAL NOT NULL,               -- tasks per second, 0 = unlimited
     submit_rate                 REAL NOT NULL,
-    assign_free_uptime              REAL NOT NULL DEFAULT 0,     -- the rate limiters: nothing passes before
-    submit_free_uptime              REAL NOT NULL DEFAULT 0,
+    assign_free_uptime          REAL NOT NULL DEFAULT 0,     -- the rate limiters: nothing passes before
+    submit_free_uptime          REAL NOT NULL DEFAULT 0,
     secret                      TEXT NOT NULL DEFAULT '{}',
     webhook_secret              TEXT NOT NULL,
     waiting_task_count          INTEGER NOT NULL DEFAULT 0,  -- ready, verified by nobody yet
@@ -133,8 +133,8 @@ CREATE INDEX IF NOT EXISTS session_expires ON session (expires);
 CREATE TABLE IF NOT EXISTS login_failure (
     source                      TEXT PRIMARY KEY,
     failures                    INTEGER NOT NULL,
-    free_uptime                     REAL NOT NULL,               -- no attempt is looked at before
-    forget_uptime                   REAL NOT NULL
+    free_uptime                 REAL NOT NULL,               -- no attempt is looked at before
+    forget_uptime               REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- ── Tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -153,7 +153,7 @@ CREATE TABLE IF NOT EXISTS task (
     hash64                      INTEGER,
     assignee                    INTEGER,
     assign_time                 INTEGER,
-    assigned_uptime                 REAL,
+    assigned_uptime             REAL,
     deadline_uptime             REAL,
     verifiers                   INTEGER,                     -- verifier_set: who has verified it so far
     job                         INTEGER,                     -- NULL: a plain task

@@ -5167,6 +5167,5 @@ def create_admin(settings: Settings, sources: dict[str, str], options: argparse.
 
 
 if __name__ == "__main__":
-    from tracker import main  # the one copy of this module, which dialects import too
-
+    sys.modules["tracker"] = sys.modules["__main__"]  # the one copy of this module, which pages and dialects import too
     sys.exit(main())

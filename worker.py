@@ -2663,7 +2663,7 @@ SUBMIT_OPTIONS = (
     whole(
         "--batch N",
         1,
-        "lines per request (default: %(default)s, which is also the most)",
+        "lines per request (default: %(default)s, which is also the most: more counts as that)",
         100_000,
         default=Input.PART_LINES,
     ),
