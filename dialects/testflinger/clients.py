@@ -319,8 +319,7 @@ def insert_client(tx: Tx, client: str, key: str, manager: int | None, body: Limi
         raise TrackerError("conflict", f"there are {MOST_CLIENTS:,} clients already", "client_id")
     fields = checked_limits(NEW_CLIENT, body)
     fields |= {"id": client, "key_hash": tracker.digest(key.encode()), "manager": manager, "created": tx.time}
-    names, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
-    return tx.one(f"INSERT INTO testflinger_client ({names}) VALUES ({values}) RETURNING *", fields)
+    return tx.insert("testflinger_client", fields)
 
 
 def change_limits(tx: Tx, row: sqlite3.Row, body: LimitsBody) -> sqlite3.Row:
