@@ -6,9 +6,14 @@ it back. Nothing here knows a database, a request or a task.
 
 from __future__ import annotations
 
+import copy
 import functools
+import json
+import math
 import re
 import sqlite3
+import types
+import typing
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -99,6 +104,8 @@ def refused_value(error: msgspec.ValidationError) -> TrackerError:
     if missing := re.match(r"Object missing required field `(.*)`", problem):
         problem, path = "is required", f"{path.rstrip('`')}.{missing[1]}" if path else f"$.{missing[1]}"
     name, problem = path.rstrip("`").removeprefix("$").removeprefix("."), problem.replace("`", "")
+    if problem.endswith(", got null") and name and not name.endswith("]"):
+        problem = "is required"
     if name.startswith("["):  # "[...]" is a place in what has no names of its own
         name = "body" if name == "[...]" else f"requests{name}"
     return TrackerError("invalid", in_plain_words(problem), name or "body")
@@ -113,7 +120,17 @@ def convert(values: Any, kind: Any, strict: bool = True) -> Any:
 
 
 def decode(body: bytes, kind: Any) -> Any:
-    """The JSON body as `kind`, whatever its content type said. Refuses anything else, naming the field."""
+    """The JSON body as `kind`, whatever its content type said. Refuses anything else, naming the field.
+
+    A null is as good as nothing: clients send one for what they have not got. So an optional field gets its default,
+    a required one is missing, and a body that is null is one without fields. Free JSON keeps its nulls.
+
+    Of a kind that is `as_printed`, texts may be whatever a script prints: U+FFFD stands for what no text may have.
+    """
+    if getattr(kind, "as_printed", False):
+        body = mended(body)
+    if b"null" in body:  # or else there is none: a task that has none is decoded no slower
+        body, kind = b"{}" if body.strip() == b"null" else body, with_nulls(kind)
     try:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -124,6 +141,102 @@ def decode(body: bytes, kind: Any) -> Any:
         raise TrackerError("invalid", f"not valid JSON: {error}", "body") from None
     if b"\\u0000" in body:
         refuse_nul(value)
+    return value
+
+
+@functools.cache
+def with_nulls(kind: Any) -> Any:
+    """The same type, where optional fields of Structs may be null. What is decoded is of the type itself all the same.
+
+    A Struct may say in `null_means` what a null stands for that is not the field's default: with UNSET, for nothing.
+    """
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return struct_with_nulls(kind)
+    if not (parts := typing.get_args(kind)) or typing.get_origin(kind) is typing.Literal:
+        return kind
+    if notes := getattr(kind, "__metadata__", ()):
+        return typing.Annotated[(with_nulls(kind.__origin__), *notes)]
+    parts = tuple(map(with_nulls, parts))
+    return typing.Union[parts] if typing.get_origin(kind) in UNIONS else typing.get_origin(kind)[parts]  # noqa: UP007
+
+
+UNIONS = (typing.Union, types.UnionType)
+
+
+def struct_with_nulls(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """A subclass of the Struct that puts what a null means into its place."""
+    fields: list[tuple] = []
+    meant = {field.name: default_of(field) for field in msgspec.structs.fields(kind) if not field.required}
+    for field in msgspec.structs.fields(kind):
+        inner = with_nulls(field.type)
+        if field.required:
+            fields.append((field.name, inner))
+        else:
+            fields.append((field.name, inner if has_nulls(field.type) else inner | None, meant[field.name]))
+    for base in reversed(kind.__mro__):
+        meant |= vars(base).get("null_means", {})
+
+    def __post_init__(self: msgspec.Struct) -> None:
+        for name, meaning in meant.items():
+            if getattr(self, name) is None:
+                if meaning is msgspec.NODEFAULT:
+                    raise ValueError(f"Object missing required field `{name}`")
+                setattr(self, name, copy.copy(meaning))
+        if counts := getattr(kind, "__post_init__", None):
+            counts(self)
+
+    space = {"__post_init__": __post_init__}
+    return msgspec.defstruct(kind.__name__, fields, bases=(kind,), namespace=space, kw_only=True)
+
+
+def has_nulls(kind: Any) -> bool:
+    """Whether a null is a value of this type."""
+    try:
+        msgspec.json.decode(b"null", type=kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def default_of(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+
+
+def mended(body: bytes) -> bytes:
+    """The JSON of a program that knows little of it: of scripts' bytes, control characters, halves of surrogates."""
+    try:
+        value = msgspec.json.decode(body)
+        if b"\\u0000" not in body:
+            return body
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            value = json.loads(
+                body.decode("utf-8-sig", "replace"), strict=False, parse_constant=no_json, parse_float=finite
+            )
+        except (ValueError, RecursionError):
+            return body  # decode() says what it is
+    return encode(storable(value))
+
+
+def no_json(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def finite(number: str) -> float:
+    """A number as msgspec takes it."""
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is too large")
+    return value
+
+
+def storable(value: Any) -> Any:
+    """JSON as it can be stored: U+FFFD stands for each NUL character, and for each half of a surrogate pair."""
+    if isinstance(value, str):
+        return re.sub("[\0\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, list):
+        return [storable(one) for one in value]
+    if isinstance(value, dict):
+        return {storable(name): storable(one) for name, one in value.items()}
     return value
 
 

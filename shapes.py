@@ -7,10 +7,10 @@ is too. Types only: nothing here knows a database.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import NODEFAULT, UNSET, Meta, Raw, Struct, UnsetType
 
 INT64_MAX = 2**63 - 1
 EXAMPLE_JOB = "5f0c7f6b2f1c4a0d8e9b3a71"  # `$JOB` for the shell: no two trackers give out the same
@@ -58,15 +58,20 @@ def described(kind: Any) -> Any:
     return Annotated[kind.__origin__, about(*said), *limits] if said else kind
 
 
-def changes(kind: type[Struct], name: str, doc: str, without: tuple[str, ...], nullable: tuple[str, ...] = ()) -> Any:
-    """The body that makes or changes a `kind`: its fields, none of them required. What is absent is UNSET."""
-    fields = []
+def changes(kind: type[Struct], name: str, doc: str, without: tuple[str, ...]) -> Any:
+    """The body that makes or changes a `kind`: its fields, none of them required. What is absent is UNSET.
+
+    What is null gets its default in either case; a text that not every answer shows has the empty one.
+    """
+    fields, meant = [], {}
     for field in msgspec.structs.fields(kind):
         if field.name not in without:
-            kind = field.type | UnsetType | (None if field.name in nullable else UnsetType)
             meaning = next(one.description for one in field.type.__metadata__ if one.description)
-            fields.append((field.name, Annotated[kind, Meta(description=meaning)], UNSET))
-    return msgspec.defstruct(name, fields, bases=(Shape,), namespace={"__doc__": doc}, module=__name__)
+            fields.append((field.name, Annotated[field.type | UnsetType, Meta(description=meaning)], UNSET))
+            given = field.default if field.default_factory is NODEFAULT else field.default_factory()
+            meant[field.name] = "" if given is UNSET else given
+    space = {"__doc__": doc, "null_means": meant}
+    return msgspec.defstruct(name, fields, bases=(Shape,), namespace=space, module=__name__)
 
 
 # ── Workers and access ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,7 +171,6 @@ ProjectBody = changes(
     "ProjectBody",
     "A project's fields. Absent ones take their default in a new project, and stay as they are in an update.",
     without=("id", *COUNT_COLUMNS),
-    nullable=("assign_rate", "submit_rate"),
 )
 
 
@@ -567,6 +571,7 @@ class TemplateBody(
 ):
     """A template, or what is to change of it."""
 
+    null_means: ClassVar[dict[str, Any]] = {"key": ""}
     key: Annotated[Label | UnsetType, "The key that those programs need. Empty for none."] = UNSET
 
 
@@ -666,7 +671,9 @@ class Workflow(Shape, kw_only=True):
     name: Annotated[Name, "Its name, unlike any other workflow's. Required in a new workflow.", "build and try again"]
     start: Annotated[Id, "The template that it starts with. Required in a new workflow.", 1]
     created: Annotated[int, "When it was made, in unix seconds.", 1559396382]
-    edges: Annotated[list[Edge], "Which templates follow which. A change replaces them all.", Meta(max_length=1000)]
+    edges: Annotated[
+        list[Edge], "Which templates follow which. A change replaces them all.", Meta(max_length=1000)
+    ] = []
     secret: Annotated[str | UnsetType, "Opens this workflow alone. Shown only when it is made.", "c0ffee"] = UNSET
 
 
