@@ -21,6 +21,7 @@ Int64 = Annotated[int, Meta(ge=-(2**63), le=INT64_MAX)]
 Hash64 = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Id = Annotated[int, Meta(ge=0, le=INT64_MAX)]
+Moment = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Rate = Annotated[float, Meta(ge=0)]
@@ -28,7 +29,8 @@ Limit = Annotated[int, Meta(ge=1, le=1000)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Label = Annotated[str, Meta(max_length=200)]
 ShortText = Annotated[str, Meta(max_length=1000)]
-LongText = Annotated[str, Meta(max_length=1_000_000)]
+MOST_TEXT = 2**22  # characters: the longest recipe, and as a rule (the setting `max_body`) the longest body
+LongText = Annotated[str, Meta(max_length=MOST_TEXT)]
 NewPassword = Annotated[str, Meta(min_length=8, max_length=1000)]
 Token = Annotated[str, Meta(pattern=TOKEN)]
 LevelNumber = Annotated[int, Meta(ge=1, le=7)]
@@ -345,7 +347,7 @@ class SubmitBody(Shape):
     recipe: Annotated[
         str,
         "What is to be done, as the project's workers understand it: a URL, JSON, a command.",
-        Meta(min_length=1, max_length=1_000_000),
+        Meta(min_length=1, max_length=MOST_TEXT),
     ]
     priority: Annotated[Int64, "Higher is assigned first; within one priority the oldest task."] = 0
     max_retries: Annotated[
@@ -684,21 +686,20 @@ WorkflowBody = changes(
 
 # ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-Line = Annotated[str, Meta(max_length=65536)]
-
 
 class TaskEntry(Shape):
     """A line for the log of a task."""
 
-    message: Annotated[Line, "The line."]
+    message: Annotated[str, "The line; of a longer one than 65,536 characters the beginning is kept."]
     timestamp: Annotated[Int64, "The worker's time, in unix seconds."]
     level: Annotated[LogLevel, "Its level. A job's log keeps every one."] = "info"
-    scope: Annotated[ShortText, "Which part of the worker speaks."] = ""
+    scope: Annotated[str, "Which part of the worker speaks."] = ""
 
 
 class TaskLogBody(Shape):
     """Lines of the caller's present assignment, the first of them with the number `first`, counted from 0."""
 
+    as_printed: ClassVar[bool] = True  # its texts are whatever a script prints, and none is refused
     task_id: Annotated[Id, "The task's number."]
     entries: Annotated[
         list[TaskEntry],
@@ -718,12 +719,17 @@ class TaskLogged(Shape):
 
 
 class LogBody(Shape):
-    """A line to log. Existing clients also spell the field `Message`."""
+    """A line to log. Existing clients also spell the field `Message`, and log a script's whole output as one line."""
 
-    scope: Annotated[ShortText, "Which part of the worker speaks."]
-    timestamp: Annotated[Int64, "The worker's time, in unix seconds."]
-    message: Annotated[Line | UnsetType, "The line. Required, in one of its two spellings."] = UNSET
-    Message: Annotated[Line | UnsetType, "Another spelling of `message`."] = UNSET
+    as_printed: ClassVar[bool] = True
+    scope: Annotated[str, "Which part of the worker speaks.", Meta(min_length=1)]
+    timestamp: Annotated[Moment, "The worker's time, in unix seconds."]
+    message: Annotated[
+        str,
+        "The line. Required, in one of its two spellings; of a longer one than 65,536 characters the beginning is"
+        " kept, and a NUL character becomes U+FFFD.",
+    ] = ""
+    Message: Annotated[str, "Another spelling of `message`."] = ""
     task_id: Annotated[Id | None, "The task that the line is about. Counts when the worker holds it."] = None
 
 
@@ -737,16 +743,26 @@ class LogEntry(Shape):
     level: Annotated[int, "3 error, 4 warn, 5 info, 6 debug, 7 trace.", 5]
 
 
-class LogsBody(Shape):
+class LogsQuery(Shape):
     """Which log entries: of one `level`, or down to `max_level`; logged after `since`; older than entry `before`."""
 
     level: Annotated[
         LevelNumber | None,
         "Only entries of this level: 3 error, 4 warn, 5 info, 6 debug, 7 trace. Required, unless `max_level` is given.",
     ] = None
-    since: Annotated[Int64, "Only entries after this moment, in unix seconds."] = 0
+    since: Annotated[Moment | None, "Only entries after this moment, in unix seconds."] = None
     max_level: Annotated[LevelNumber | None, "Entries of level 1 to this one."] = None
     before: Annotated[
         Id | None, "Only entries older than the one with this `id`: the last of a page gives the next page."
     ] = None
     limit: Annotated[Limit, "The most entries to answer with; very long ones may end the page early."] = 1000
+
+
+class LogsBody(LogsQuery, kw_only=True):
+    """The same as existing clients ask: `since` is required, and of no level there is no entry."""
+
+    level: Annotated[
+        Annotated[int, Meta(ge=0, le=7)],
+        "Only entries of this level: 3 error, 4 warn, 5 info, 6 debug, 7 trace. 0 for none, or for `max_level`.",
+    ] = 0
+    since: Annotated[Moment, "Only entries after this moment, in unix seconds."]

@@ -1682,6 +1682,24 @@ MOST_LOG_ENTRIES = 1000
 MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
 
 
+MOST_LINE = 2**16  # characters of a line, and of a scope, that are kept
+MOST_SCOPE = 1000
+CUT_MARK = " … (cut: it had {:,} characters)"
+
+
+def kept_line(entry: shapes.TaskEntry) -> shapes.TaskEntry:
+    """The line as it is kept. None is refused for its length: clients in use give up their task when one is."""
+    return shapes.TaskEntry(shortened(entry.message, MOST_LINE), entry.timestamp, entry.level, entry.scope[:MOST_SCOPE])
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or so much of its beginning as fits with a mark that says that it was cut."""
+    if len(text) <= most:
+        return text
+    mark = CUT_MARK.format(len(text))
+    return text[: most - len(mark)] + mark
+
+
 def store_log_entry(tx: Tx, worker: int, entry: shapes.TaskEntry, task: int | None, project: int | None) -> None:
     tx.execute(
         "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
@@ -1701,11 +1719,16 @@ def only_project(tx: Tx, worker: int) -> int | None:
 
 def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
     """Log entries, the newest first."""
+    return query_logs(tx, caller, body)
+
+
+def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.LogEntry]:
+    """Log entries, the newest first."""
     if not tx.settings.public_logs:
         logged_in(caller)
     if body.level is None and body.max_level is None:
         raise TrackerError("invalid", "is required", "level")
-    levels = [body.level] if body.level else range(1, body.max_level + 1)
+    levels = [body.level] if body.level else range(1, 1 + (body.max_level or 0))
     before = (
         tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
     )
@@ -1715,7 +1738,7 @@ def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogE
         tx.execute(
             "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
             " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
-            (level, body.since, *before, body.limit),
+            (level, body.since or 0, *before, body.limit),
         )
         for level in levels
     ]
@@ -2928,14 +2951,15 @@ def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.Task
     if held is None:
         check_task_existed(tx, body.task_id)
         return shapes.TaskLogged(False, 0)
+    lines = [kept_line(entry) for entry in body.entries]
     if held["job"] is None:
-        entries = [entry for entry in body.entries if LEVELS[entry.level] <= LEVELS[tx.settings.log_level]]
+        entries = [entry for entry in lines if LEVELS[entry.level] <= LEVELS[tx.settings.log_level]]
         for entry in entries:
             store_log_entry(tx, worker, entry, held["id"], held["project"])
         return shapes.TaskLogged(True, len(entries))
     job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
     seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
-    stored = add_job_lines(tx, job, worker, body.entries[seen:])
+    stored = add_job_lines(tx, job, worker, lines[seen:])
     if body.first is not None:
         sent = max(job["sent_count"], body.first + len(body.entries))
         tx.execute("UPDATE job SET sent_count = ? WHERE id = ?", (sent, job["id"]))
@@ -2945,17 +2969,17 @@ def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.Task
 def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> str:
     """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
     worker = authenticate(tx, credentials)
-    message = body.message if body.message is not UNSET else body.Message
-    if message is UNSET:
-        raise TrackerError("invalid", "is required", "message")
-    entry = shapes.TaskEntry(message, body.timestamp, level, body.scope)
+    message = body.message or body.Message
+    if not message:
+        raise TrackerError("invalid", "is required, and must not be empty", "message")
+    entry = kept_line(shapes.TaskEntry(message, body.timestamp, level, body.scope))
     held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
     if held and held["job"] is not None:
         add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
         task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
         store_log_entry(tx, credentials.id, entry, task, project)
-    return f"{worker.alias} ({credentials.id}) {body.scope}: {message}"
+    return f"{worker.alias} ({credentials.id}) {entry.scope}: {entry.message}"
 
 
 LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
@@ -4809,7 +4833,7 @@ API: list[Native] = [
     Native("POST", "/project/hard_reset/{project}", hard_reset),
     Native("POST", "/git/receivehook", git_receive),
     Native("POST", "/logs", list_logs, "logs", reads=True),
-    Native("GET", "/logs", list_logs, "logs"),
+    Native("GET", "/logs", query_logs, "logs"),
     Native("POST", "/register", register),
     Native("POST", "/login", login),
     Native("GET POST", "/logout", logout),
