@@ -12,13 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 import msgspec
 from msgspec import NODEFAULT, UNSET, Meta, Raw, Struct, UnsetType
 
-INT64_MAX = 2**63 - 1
+INT16_MAX, INT64_MAX = 2**15 - 1, 2**63 - 1
 EXAMPLE_JOB = "5f0c7f6b2f1c4a0d8e9b3a71"  # `$JOB` for the shell: no two trackers give out the same
 TOKEN = "^[0-9a-f]{24}$"
 
 Int64 = Annotated[int, Meta(ge=-(2**63), le=INT64_MAX)]
 # The code checks these limits itself: msgspec knows none beyond 63 bits.
 Hash64 = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
+Int16 = Annotated[int, Meta(ge=-INT16_MAX - 1, le=INT16_MAX)]  # what clients that are in use hold a task's numbers in
+Natural16 = Annotated[int, Meta(ge=0, le=INT16_MAX)]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Id = Annotated[int, Meta(ge=0, le=INT64_MAX)]
 Moment = Annotated[int, Meta(ge=1, le=INT64_MAX)]
@@ -349,16 +351,16 @@ class SubmitBody(Shape):
         "What is to be done, as the project's workers understand it: a URL, JSON, a command.",
         Meta(min_length=1, max_length=MOST_TEXT),
     ]
-    priority: Annotated[Int64, "Higher is assigned first; within one priority the oldest task."] = 0
+    priority: Annotated[Int16, "Higher is assigned first; within one priority the oldest task."] = 0
     max_retries: Annotated[
-        Natural, "Failed attempts after which the task counts as failed. 0 and 1 both mean one attempt."
+        Natural16, "Failed attempts after which the task counts as failed. 0 and 1 both mean one attempt."
     ] = 0
     max_assign_time: Annotated[
         Natural,
         "Seconds that a worker may hold the task before it goes to another one. 0 means {default_max_assign_time:}.",
     ] = 0
     verification_count: Annotated[
-        Natural,
+        Natural16,
         "Different workers that must release the task with the same `verification` before it is closed. 0 and 1 both"
         " mean one.",
     ] = 0
@@ -373,12 +375,12 @@ class SubmitBody(Shape):
 class LineDefaults(Shape):
     """What tasks of an upload get that do not say otherwise. `once`: a task's recipe is its unique string."""
 
-    priority: Annotated[Int64, "Priority of the tasks that do not say otherwise."] = 0
-    max_retries: Annotated[Natural, "Failed attempts after which such a task counts as failed."] = 0
+    priority: Annotated[Int16, "Priority of the tasks that do not say otherwise."] = 0
+    max_retries: Annotated[Natural16, "Failed attempts after which such a task counts as failed."] = 0
     max_assign_time: Annotated[
         Natural, "Seconds that a worker may hold such a task. 0 means {default_max_assign_time:}."
     ] = 0
-    verification_count: Annotated[Natural, "Different workers that must agree on such a task."] = 0
+    verification_count: Annotated[Natural16, "Different workers that must agree on such a task."] = 0
     once: Annotated[
         bool,
         "Whether a recipe is its task's `unique_string`, if the line gives no hash: a task with the same recipe is"
@@ -529,9 +531,9 @@ class Template(Shape, kw_only=True):
     runas: Annotated[ShortText, RUNAS, ""] = ""
     timeout: Annotated[Seconds | None, "Seconds that a job may run. Null means {default_job_timeout:}.", 60.0] = None
     max_retries: Annotated[
-        Natural, "Failed attempts after which a job has failed. 0 and 1 both mean one attempt.", 0
+        Natural16, "Failed attempts after which a job has failed. 0 and 1 both mean one attempt.", 0
     ] = 0
-    priority: Annotated[Int64, "Higher is assigned first.", 0] = 0
+    priority: Annotated[Int16, "Higher is assigned first.", 0] = 0
     recipe: Annotated[
         LongText | UnsetType,
         "The tasks' recipe; `{{name}}` stands for the variable's value. Empty: JSON of the template's name, the"

@@ -2709,11 +2709,16 @@ def insert_job(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
 
 
 def queue_job(tx: Tx, row: sqlite3.Row) -> sqlite3.Row:
-    """Gives a job that has been stored alone its task: from now on it can be assigned."""
+    """Gives a job that has been stored alone its task: from now on it can be assigned.
+
+    Other systems' priorities may be any number, and so may those of old templates: the task gets the nearest one that
+    clients can hold, and the job keeps its own.
+    """
+    priority, max_retries = (max(-INT16_MAX - 1, min(row[name], INT16_MAX)) for name in ("priority", "max_retries"))
     task = tx.one(
         "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, job)"
         " VALUES (?, ?, ?, ?, ?, 1, ?) RETURNING id",
-        (*(row[name] for name in ("project", "recipe", "priority", "max_retries")), lease(row["timeout"]), row["id"]),
+        (row["project"], row["recipe"], priority, max_retries, lease(row["timeout"]), row["id"]),
     )["id"]
     tx.ready.append((row["project"], 1))
     return tx.one("UPDATE job SET task = ? WHERE id = ? RETURNING *", (task, row["id"]))
@@ -3442,7 +3447,7 @@ class TaskAction(msgspec.Struct):
     """What a manager does to tasks. `priority` is for set_priority."""
 
     action: Literal["retry", "requeue", "set_priority", "delete"]
-    priority: shapes.Int64 | None = None
+    priority: shapes.Int16 | None = None
 
 
 def find_tasks(
