@@ -87,6 +87,7 @@ class Note(Struct, frozen=True):
     not_ok: str = ""  # when `ok` is false although the status is 200
     empty: bool = False  # whether there is then no content
     message: str = ""  # when there is a message although the status is 200
+    reason: str = ""  # what a member `reason` says
     cookie: str = ""  # what the answer does to the session cookie
 
 
@@ -100,6 +101,7 @@ TEMPLATE = {
 WORKFLOW = {"project": 1, "name": "build and try again", "start": 1}
 WORKFLOW |= {"edges": [{"template": 1, "ending": "failure", "target": 1}]}
 NO_TASK = {"not_ok": "False when there is no task.", "empty": True, "message": "Says that there is no task."}
+NO_TASK |= {"reason": "Why there is no task."}
 NO_ENTRY = {404: "There is no entry as given in `before`."}
 GIVEN = {"variables": {"branch": "main"}, "arguments": ["fast"]}
 
@@ -610,12 +612,18 @@ def success(about: Note, takes: Any, schemas: Schemas, new: bool) -> dict[str, A
     fields: dict[str, Any] = {"ok": ok}
     if about.message:
         fields["message"] = {"type": "string", "description": about.message}
+    if about.reason:
+        fields["reason"] = {
+            "type": "string",
+            "description": about.reason,
+            "examples": ["No task is ready in project 1"],
+        }
     if takes.answer is not None:
         fields["content"] = schemas.content(takes.answer, new, about.in_full)
     required = [name for name in fields if name == "ok" or (name == "content" and not about.empty)]
     schema = {"type": "object", "properties": fields, "required": required}
     components = {**schemas.components, **schemas.answered}
-    example = {name: sample(one, components) for name, one in fields.items() if name != "message"}
+    example = {name: sample(one, components) for name, one in fields.items() if name not in ("message", "reason")}
     for name, differs in about.example.items():
         example["content"][name] |= differs
     return {**response, "content": {"application/json": {"schema": schema, "example": example}}}

@@ -63,7 +63,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
-from urllib.parse import urlsplit
 
 import aiosqlite
 import filelock
@@ -95,8 +94,8 @@ from server import (
     uvicorn_config,
     write_at_once,
 )
-from shapes import COUNT_COLUMNS, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
-from waiting import Assigned, Waiters
+from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
+from waiting import Assigned, Polls, Waiters
 
 __version__ = "1.0.0"
 
@@ -194,7 +193,13 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_wait: Annotated[shapes.Seconds, "The longest ?wait= for a task that is honoured, in seconds."] = 60
     max_count: Annotated[shapes.Count, "The most tasks that one ?count= or one bulk release may take."] = 1000
     max_bulk: Annotated[shapes.Count, "The most tasks in one bulk submit."] = 100_000
-    max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 1024
+    max_empty_polls: Annotated[
+        float,
+        "How often a second a worker may ask a project that has no task for it; who asks more often is answered later"
+        " each time, at most by a second. 0 for as often as it likes.",
+        Meta(ge=0, le=1e6),
+    ] = 10.0
+    max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 4096
     max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
     request_timeout: Annotated[
         shapes.Seconds, "A client has this long to send its headers, and again to send its body."
@@ -1041,6 +1046,18 @@ def check_admin(caller: Caller) -> None:
         raise TrackerError("forbidden", "Only a tracker admin may do this")
 
 
+class NoAccess(TrackerError):
+    """What a worker wants in a project it has not been granted (yet)."""
+
+    def __init__(self, access: str, project: int):
+        super().__init__("forbidden", f"You have no {access.upper()} access to project {project}", "project")
+
+    @property
+    def message(self) -> str:
+        """Without the field: clients that are in use know this text."""
+        return self.problem
+
+
 class Thing(NamedTuple):
     """What a call is about: how it is called, and how it is found by what stands in the path."""
 
@@ -1862,7 +1879,7 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
     if found.id is None:
         raise TrackerError("not_found", f"no project {project}", "project")
     if not found.may_submit:
-        raise TrackerError("forbidden", f"You have no SUBMIT access to project {project}")
+        raise NoAccess(SUBMIT, project)
     check_rate(tx, found.submit_free_uptime)
     return found
 
@@ -2030,8 +2047,22 @@ def assign_tasks(
         if size > MOST_RECIPES:
             break
         offers[project.id] = find_offer(tx, credentials, project.id, select)  # the others have not changed
-    others = not tasks and any(awaits_others(offer) for offer in offers.values())
-    return Assigned(tasks, others, charge_assign(tx, charges) if charges else 0)
+    if not tasks:
+        reasons = map(why_nothing, itertools.islice(offers.values(), MOST_REASONS))
+        return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()))
+    return Assigned(tasks, delay=charge_assign(tx, charges) if charges else 0)
+
+
+MOST_REASONS = 10  # projects of which an answer without a task says why
+
+
+def why_nothing(offer: Offer) -> str:
+    """Why the project has no task for the caller."""
+    if offer.project.paused:
+        return f"A manager has paused project {offer.project.id}"
+    if awaits_others(offer):
+        return f"You have verified every task that is ready in project {offer.project.id}"
+    return f"No task is ready in project {offer.project.id}"
 
 
 def awaits_others(offer: Offer) -> bool:
@@ -2074,10 +2105,10 @@ def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str
     found = ProjectRow._make(row[PROJECT_AT:TASK_AT])
     if found.id is None:
         raise TrackerError("not_found", f"No project {project}")
-    if not (found.public or asker.may_assign):
-        raise TrackerError("forbidden", f"You have no ASSIGN access to project {project}")
     if asker.paused:
         raise TrackerError("forbidden", "A manager has paused you")
+    if not (found.public or asker.may_assign):
+        raise NoAccess(ASSIGN, project)
     task = None if row[TASK_AT] is None else Candidate._make(row[TASK_AT:])
     if asker.head_task is not None:
         task = better(tx, task, asker)
@@ -3988,6 +4019,7 @@ class Tracker:
         self.settings = settings
         self.clock = clock or Clock()
         self.waiters = Waiters()
+        self.polls = Polls(settings.max_empty_polls, time.monotonic)
         self.db = Database(settings, self.clock, self.waiters.announce)
         self.hashing = asyncio.Semaphore(2)
         self._tasks: set[asyncio.Task] = set()
@@ -4170,6 +4202,7 @@ class Reply(NamedTuple):
     status: int = 200
     headers: Sequence[tuple[bytes, bytes]] = ()
     error: TrackerError | None = None
+    reason: str = ""
 
     def body(self) -> bytes:
         if self.status == 204:
@@ -4179,6 +4212,8 @@ class Reply(NamedTuple):
             envelope["message"] = self.message
         if self.error is not None:
             envelope |= refusal_members(self.error)
+        if self.reason:
+            envelope["reason"] = self.reason
         if self.content is not None:
             envelope["content"] = self.content
         return encode(envelope)
@@ -4360,7 +4395,7 @@ def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
 
 # ── JSON API ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-NO_TASK = Reply(ok=False, message="No task available")
+NO_TASK = "No task available"  # clients in use compare this text, and pause only on it
 
 
 UPLOADED = about("The number of the operation that submits the lines.", 1)
@@ -4568,11 +4603,16 @@ async def get_task(call: Call) -> Reply:
     release it, then it goes to somebody else. A worker is never assigned a task that it has verified. "No task
     available" is no error: it is answered with status 200 and `ok` false.
     """
-    caller, project = call.worker(), call.path_id("project")
+    caller, project, query = call.worker(), call.path_id("project"), ONE_NOW
     if call.scope["query_string"]:
-        return await answer_with_tasks(call, caller, (project,), call.query_as(shapes.AssignQuery))
-    tasks = (await call.tracker.db.write(assign_tasks, caller, (project,))).tasks
-    return Reply({"task": tasks[0]}) if tasks else NO_TASK
+        query = call.query_as(shapes.AssignQuery)
+    try:
+        return await answer_with_tasks(call, caller, (project,), query)
+    except NoAccess as refused:
+        return Reply(ok=False, message=NO_TASK, reason=refused.problem)
+
+
+ONE_NOW = shapes.AssignQuery()
 
 
 @takes(Call.worker, query=shapes.AssignFromQuery, who=ASSIGNEE_OF_ALL, answer=[{"tasks": list[Task]}, {"task": Task}])
@@ -4589,29 +4629,47 @@ async def get_task_of_several(call: Call) -> Reply:
 async def answer_with_tasks(
     call: Call, credentials: WorkerCredentials, projects: tuple[int, ...], query: shapes.AssignQuery
 ) -> Reply:
-    settings, database = call.tracker.settings, call.tracker.db
+    """What is assigned, after so long a wait as is wished; or one that the caller has brought upon itself (Polls)."""
+    settings, database, polls = call.tracker.settings, call.tracker.db, call.tracker.polls
     wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
 
     def attempt() -> Awaitable[Assigned]:
         return database.write(assign_tasks, credentials, projects, count or 1, long=count + len(projects) > 16)
 
-    tasks = await wait_for_task(call, credentials, projects, attempt, wait) if wait else (await attempt()).tasks
-    if not tasks:
-        return NO_TASK
-    return Reply({"tasks": tasks} if count else {"task": tasks[0]})
+    wait = max(wait, polls.hold(credentials.id, projects))
+    try:
+        assigned = await (wait_for_task(call, credentials, projects, attempt, wait) if wait else attempt())
+    except TrackerError as error:
+        # Whoever has not proved to be the worker is counted apart from it.
+        worker = credentials.id if error.code != "unauthorized" else -1 - credentials.id
+        await hold_refusal(call, polls, worker, projects)
+        raise
+    if not assigned.tasks:
+        polls.in_vain(credentials.id, projects)
+        return Reply(ok=False, message=NO_TASK, reason=assigned.reason)
+    return Reply({"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]})
+
+
+async def hold_refusal(call: Call, polls: Polls, worker: int, projects: Sequence[int]) -> None:
+    """A poll that is refused counts as one that finds nothing, and is answered as late."""
+    if seconds := polls.hold(worker, projects):
+        gone = asyncio.ensure_future(call.gone())
+        await asyncio.wait((gone,), timeout=seconds)
+        gone.cancel()
+    polls.in_vain(worker, projects)
 
 
 async def wait_for_task(
     call: Call, credentials: WorkerCredentials, projects: Sequence[int], attempt: Callable, wait: float
-) -> list[Task]:
+) -> Assigned:
     """Waits as long as the client does. What is assigned to one that has gone meanwhile does not wait for its lease."""
     gone = asyncio.ensure_future(call.gone())
     try:
-        tasks = await call.tracker.waiters.assign(projects, attempt, wait, gone)
-        if tasks and gone.done():
-            releases = [shapes.ReleaseBody(task.id, SKIP) for task in tasks]
+        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone)
+        if assigned.tasks and gone.done():
+            releases = [shapes.ReleaseBody(task.id, SKIP) for task in assigned.tasks]
             await call.tracker.db.write(release_tasks, credentials, releases, long=True)
-        return tasks
+        return assigned
     finally:
         gone.cancel()
 

@@ -2,7 +2,8 @@
 
     commit ─► Waiters.announce(project, count) ─► the workers that wait longest attempt again
 
-An attempt is whatever its caller makes of it; nothing here knows a database.
+Those that had rather ask again and again are made to wait as well: Polls says how long. An attempt is whatever its
+caller makes of it; nothing here knows a database.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Assigned(NamedTuple):
     """What an attempt to be assigned tasks came to."""
 
     tasks: list[Task]
+    reason: str = ""  # why there is none
     others: bool = False  # whether tasks are ready that this worker may not have
     delay: float = 0  # seconds for which a rate limit now keeps everybody from the next task
 
@@ -60,8 +62,8 @@ class Waiters:
 
     async def assign(
         self, projects: Sequence[int], attempt: Callable[[], Awaitable[Assigned]], seconds: float, gone: asyncio.Future
-    ) -> list[Task]:
-        """Attempts now and after each wake-up; [] after `seconds`, when the client is `gone`, or at the tracker's stop.
+    ) -> Assigned:
+        """Attempts now and after each wake-up. No tasks: after `seconds`, when the client is `gone`, or at the stop.
 
         A refusal of the attempt is raised, but a rate limit that ends in time is waited for.
         """
@@ -74,11 +76,11 @@ class Waiters:
                 if outcome.tasks:
                     if len(projects) > 1:  # woken for one project, it may have taken another one's task
                         self._pass_on(waiter)
-                    return outcome.tasks
+                    return outcome
                 if outcome.others:
                     self._pass_on(waiter)
                 if not await self._woken(waiter, ends - loop.time(), gone):
-                    return []
+                    return outcome
         except BaseException:
             self._pass_on(waiter)  # the wake-up that led to this attempt came to nothing
             raise
@@ -94,7 +96,7 @@ class Waiters:
         except TrackerError as error:
             if error.code != "too_fast" or error.delay > left:
                 raise
-            outcome = Assigned([], others=len(waiter.projects) > 1, delay=error.delay)
+            outcome = Assigned([], error.problem, others=len(waiter.projects) > 1, delay=error.delay)
         if outcome.delay:
             for project in waiter.projects:
                 self._wake_later(project, outcome.delay)
@@ -156,3 +158,46 @@ class Waiters:
             timer.cancel()
         for waiter in {waiter for queue in self._queues.values() for waiter in queue}:
             self._wake(waiter, self._turn)
+
+
+MOST_POLLED = 10_000  # workers and projects that Polls remembers
+LONGEST_HOLD = 1.0  # seconds
+
+
+class Polls:
+    """How often each worker has asked a project in vain lately, and how long its next poll is held therefore.
+
+    A bucket each, which leaks `rate` polls a second and holds as many, but one at least: whoever asks more often is
+    answered a little later each time, until its polls come at that rate. Rate 0 holds nobody.
+    """
+
+    def __init__(self, rate: float, time: Callable[[], float]):
+        self.rate, self.most, self.time = rate, max(rate, 1), time
+        self._buckets: dict[tuple[int, int], tuple[float, float]] = {}  # how full, and when that was
+
+    def hold(self, worker: int, projects: Sequence[int]) -> float:
+        """Seconds for which the worker's poll is to be held."""
+        if not self._buckets or not self.rate:
+            return 0.0
+        fullest = max(self._level((worker, project)) for project in projects)
+        return min(max(0.0, (fullest + 1 - self.most) / self.rate), LONGEST_HOLD)
+
+    def in_vain(self, worker: int, projects: Sequence[int]) -> None:
+        """A poll of the worker has found nothing in these projects."""
+        if len(self._buckets) > MOST_POLLED:
+            self._forget()
+        for project in projects:
+            level = min(self._level((worker, project)) + 1, self.most + self.rate)
+            self._buckets[worker, project] = level, self.time()
+
+    def _level(self, key: tuple[int, int]) -> float:
+        if (bucket := self._buckets.get(key)) is None:
+            return 0.0
+        level, since = bucket
+        return max(0.0, level - (self.time() - since) * self.rate)
+
+    def _forget(self) -> None:
+        """Forgets the empty buckets; if too many are left, all: nobody is refused for what is remembered here."""
+        self._buckets = {key: bucket for key, bucket in self._buckets.items() if self._level(key)}
+        if len(self._buckets) > MOST_POLLED // 2:
+            self._buckets = {}
