@@ -183,11 +183,11 @@ class PausedBody(Shape):
 
 
 class SecretBody(Shape):
-    secret: Annotated[str, "The secret: any text, usually JSON.", Meta(max_length=100_000)]
+    secret: Annotated[str, "The secret: any text, usually JSON.", Meta(max_length=100_000)] = ""
 
 
 class WebhookSecretBody(Shape):
-    webhook_secret: Annotated[str, "The key, as it was given to the git host.", Meta(min_length=1, max_length=1000)]
+    webhook_secret: Annotated[ShortText, "The key, as it was given to the git host. Empty: no push event matches."] = ""
 
 
 class Snapshot(Shape):

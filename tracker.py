@@ -1153,7 +1153,7 @@ def check_access(
     if project is None:
         raise missing
     if caller.worker is not None:
-        return check_granted(tx, caller.worker.id, project["id"], worker)
+        return check_granted(tx, caller.worker.id, project, worker, missing)
     roles = caller.role(project["id"])
     if project["hidden"] and not (roles & READ if role in (SEES, LOGIN) else roles):
         raise missing or PROJECT.missing(project["id"])
@@ -1161,11 +1161,18 @@ def check_access(
         raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project['id']}")
 
 
-def check_granted(tx: Tx, worker: int, project: int, access: str) -> None:
-    """Refuses a worker that was not granted ASSIGN or SUBMIT in the project."""
+def check_granted(tx: Tx, worker: int, project: sqlite3.Row, access: str, missing: TrackerError | None = None) -> None:
+    """Refuses a worker that was not granted ASSIGN or SUBMIT in the project: a hidden one is not there for it."""
+    if is_granted(tx, worker, project["id"], access):
+        return
+    if project["hidden"]:
+        raise missing or PROJECT.missing(project["id"])
+    raise NoAccess(access, project["id"])
+
+
+def is_granted(tx: Tx, worker: int, project: int, access: str) -> bool:
     granted = f"SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_{access} AND NOT request"
-    if not tx.one(granted, (project, worker)):
-        raise TrackerError("forbidden", f"You have no {access.upper()} access to project {project}")
+    return tx.one(granted, (project, worker)) is not None
 
 
 def find_project_row(tx: Tx, project: int) -> sqlite3.Row | None:
@@ -1469,12 +1476,25 @@ def grant_access(tx: Tx, project: int, worker: int, assign: bool, submit: bool) 
     tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", (project, worker, assign, submit))
 
 
-@needs(SECRET, worker=ASSIGN)
+NO_SECRET = "{}"  # what a project has until somebody sets one
+
+
+@needs(
+    SECRET,
+    worker=ASSIGN,
+    by_itself=True,
+    says="A worker with ASSIGN access to the project, or a manager with the role SECRET in it. Of a public project any"
+    " worker, but without access it is answered an empty text for a secret that has been set.",
+)
 def get_secret(
-    tx: Tx, caller: Caller, project: sqlite3.Row
+    tx: Tx, caller: Caller, project: int
 ) -> Annotated[str, about("The project's secret; {{}} until somebody sets one.", '{"api_key": "1234"}')]:
     """What workers need to run this project."""
-    return project["secret"]
+    row = find_project_row(tx, project)
+    if caller.worker and row and row["public"] and not is_granted(tx, caller.worker.id, project, ASSIGN):
+        # Clients in use ask after each assignment, and give up, holding the task, when they are refused.
+        return NO_SECRET if row["secret"] == NO_SECRET else ""
+    return accessible(tx, caller, get_secret.need, project if row is None else row)["secret"]
 
 
 @needs(SECRET)

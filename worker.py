@@ -1974,7 +1974,7 @@ class Taker(threading.Thread):
         try:
             self.client.call("GET", f"/project/secret/{project}")
         except Refused as refused:
-            return refused.status == 403
+            return refused.status in (403, 404)  # a hidden one is not there for us
         return False
 
     def _why_nothing(self) -> str:
