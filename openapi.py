@@ -224,9 +224,7 @@ NOTES: dict[str, Note] = {
         },
     ),
     "POST /task/bulk_release": Note(
-        "Tasks",
-        {404: "There has never been one of the tasks. Nothing is released."},
-        body={"releases": [{"task_id": 2, "result": 0}, {"task_id": 3, "result": 2}]},
+        "Tasks", body={"releases": [{"task_id": 2, "result": 0}, {"task_id": 3, "result": 2}]}
     ),
     "POST /template/create": Note("Templates", {**NO_EDIT, **NAMED_TWICE}, body=TEMPLATE),
     "POST /template/update/{template}": Note(

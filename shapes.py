@@ -446,7 +446,7 @@ class ReleaseBody(Shape):
         Literal[0, 1, 2],
         "0: done. 1: failed; the task is retried until `max_retries`. 2: skipped; the task waits again as if the"
         " worker had never had it.",
-    ]
+    ] = 0
     verification: Annotated[
         Hash64,
         "Hash of the result, 64 bits, signed or unsigned. Counts when the task needs several verifications: it is"

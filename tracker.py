@@ -2227,14 +2227,19 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
 
 
 def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.ReleaseBody]) -> list[bool]:
-    """Several releases, all or none."""
+    """Several releases: what each would have told. An unknown task counts as one that the caller does not hold.
+
+    A worker may hold tasks of which a tracker that was restored from a backup knows nothing.
+    """
     authenticate(tx, credentials)
     updated = []
     for number, release in enumerate(releases):
         try:
             updated.append(release_task(tx, credentials, release))
         except TrackerError as error:
-            raise error.within(f"releases[{number}]") from None
+            if error.code != "not_found":
+                raise error.within(f"releases[{number}]") from None
+            updated.append(False)
     return updated
 
 
@@ -4513,7 +4518,7 @@ async def bulk_submit(call: Call) -> Reply:
     body = await call.body(tracker.settings.max_bulk_body if trusted else None)
     tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
     if not tasks:
-        return Reply(shapes.BulkSubmitted(0, 0))
+        raise TrackerError("invalid", "there is no task in it", "requests")
     if len(tasks) <= PIECE_TASKS and len(body) <= PIECE_BYTES:
         return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
     pieces = await asyncio.to_thread(lambda: list(in_pieces((len(task.recipe), task) for task in tasks)))
@@ -4709,9 +4714,10 @@ async def release_one(call: Call) -> Reply:
 
 @takes(Call.worker, shapes.BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
 async def bulk_release(call: Call) -> Reply:
-    """Releases several tasks, all or none.
+    """Releases several tasks.
 
-    `updated` tells of each one, in their order, what `POST /task/release` would have told.
+    `updated` tells of each one, in their order, whether that closed, failed or skipped it; false for one that the
+    worker does not hold (any more) or that is unknown, which keeps none of the others from being released.
     """
     credentials, most = call.worker(), call.tracker.settings.max_count
     releases = (await call.json(shapes.BulkReleaseBody)).releases
