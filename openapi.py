@@ -82,7 +82,7 @@ class Note(Struct, frozen=True):
     body: Any = None
     text: str = ""  # the body, of a call that takes lines of text
     example: dict[str, dict[str, Any]] = {}  # what in the answer is not as the fields' own examples
-    in_full: bool = False  # whether a list has the fields that else only an answer about one thing has
+    in_full: bool = False  # whether what is listed or held has the fields that else only an answer about it has
     headers: dict[str, str] = {}  # that the request may have, and their meaning
     not_ok: str = ""  # when `ok` is false although the status is 200
     empty: bool = False  # whether there is then no content
@@ -120,7 +120,7 @@ NOTES: dict[str, Note] = {
     "POST /worker/set_paused": Note("Workers", body={"worker": 2, "paused": True}),
     "GET /worker/stats": Note("Workers"),
     "GET /project/list": Note("Projects", in_full=True),
-    "GET /project/get/{project}": Note("Projects"),
+    "GET /project/get/{project}": Note("Projects", in_full=True),
     "POST /project/create": Note(
         "Projects",
         {
@@ -505,7 +505,7 @@ class Schemas:
         optional = {field for field, one in fields.items() if field not in required and "default" not in one}
         shown = optional - (set() if new else {"secret"}) if whole else optional & MAYBE
         new_name = f"New{name}" if "secret" in shown else f"{name}InFull" if shown - MAYBE else name
-        kept = {key: self.shown(one) for key, one in fields.items() if key not in optional - shown}
+        kept = {key: self.shown(one, whole=in_full) for key, one in fields.items() if key not in optional - shown}
         required = [key for key in kept if key in {*required, *shown} - MAYBE]
         self.answered[new_name] = {**component, "title": new_name, "properties": kept, "required": required}
         return {**schema, "$ref": REF.format(name=new_name)}

@@ -138,7 +138,7 @@ class Project(Shape, kw_only=True):
     """A project. What it has by default, a new one gets; the counts are in answers about the project itself."""
 
     id: Annotated[int, "The project's number.", 1]
-    priority: Annotated[Int64, "Higher is served first to a worker that asks several projects.", 1] = 1
+    priority: Annotated[Id, "Higher is served first to a worker that asks several projects.", 1] = 1
     name: Annotated[Name, "Its name, unlike any other project's. Required in a new project.", "first"]
     clone_url: Annotated[ShortText, "Where workers may clone its code from.", "https://example.org/alice/first.git"] = (
         ""
@@ -166,6 +166,12 @@ class Project(Shape, kw_only=True):
     ] = UNSET
     failed_task_count: Annotated[int | UnsetType, "Tasks that have failed for good.", 1] = UNSET
     closed_task_count: Annotated[int | UnsetType, "Tasks that are done.", 42] = UNSET
+
+
+class ProjectContent(Project, kw_only=True):
+    """A project, and the same once more: front ends that are in use read `content.project`."""
+
+    project: Annotated[Project, "The same fields."]
 
 
 COUNT_COLUMNS = tuple(field.name for field in msgspec.structs.fields(Project) if field.default is UNSET)

@@ -1270,9 +1270,10 @@ NEW_PROJECT = {
 
 
 @needs(SEES)
-def get_project(tx: Tx, caller: Caller, project: sqlite3.Row) -> Project:
+def get_project(tx: Tx, caller: Caller, project: sqlite3.Row) -> shapes.ProjectContent:
     """A project with its live counts. A hidden one only for managers with READ; for others it does not exist."""
-    return project_with_counts(project)
+    shown = project_with_counts(project)
+    return shapes.ProjectContent(**msgspec.structs.asdict(shown), project=shown)
 
 
 def project_with_counts(row: sqlite3.Row) -> Project:
