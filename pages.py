@@ -257,7 +257,7 @@ class Visit(Call):
 
     async def read_form(self) -> None:
         """Takes in a POST's fields. Refuses one that another site sent, or that lacks the session's token."""
-        self.refuse_other_sites()
+        self.refuse_other_sites(entering=self.here.partition("?")[0] in ENTRANCES)
         if (self.header(b"content-type") or b"").startswith(b"multipart/form-data"):
             await self.look(check_login)  # it may have a large file: for managers only
             most = self.tracker.settings.max_bulk_body
@@ -1351,6 +1351,9 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
 
 
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
+
+
+ENTRANCES = ("/ui/login", "/ui/register")
 
 
 def entering(enter: Callable, form: type, says: str) -> Handler:

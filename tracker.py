@@ -4307,27 +4307,50 @@ class Call(Incoming):
 
     def session(self) -> bytes | None:
         """The session id in the cookie, if this tracker signed it."""
+        return self.session_and_origin()[0]
+
+    def session_and_origin(self) -> tuple[bytes | None, bytes]:
+        """The same, and the origin that the session is bound to; as a rule none."""
         for cookie in self.cookies(self.tracker.settings.cookie_name):
             with contextlib.suppress(itsdangerous.BadSignature):
-                return self.tracker.signer.unsign(cookie)
-        return None
+                session, _, origin = self.tracker.signer.unsign(cookie).partition(b"@")
+                return session, origin
+        return None, b""
 
     def worker_or_session(self) -> WorkerCredentials | bytes | None:
         return self.worker() if self.header(b"x-worker-id") else self.session()
 
-    def refuse_other_sites(self) -> None:
-        """Refuses a request that another site's page made the browser send, with our cookie but against our will."""
-        site = self.header(b"sec-fetch-site")
-        if site is None:
-            source = self.header(b"origin") or self.header(b"referer")
-            browses = self.scope["method"] == "GET" and b"text/html" in (self.header(b"accept") or b"")
-            same = source is None and not browses  # a followed link may come without any header that tells its source
-            with contextlib.suppress(ValueError):  # not a URL
-                same = same or urlsplit(source).netloc == (self.header(b"host") or b"")
-        else:
+    def refuse_other_sites(self, entering: bool = False) -> None:
+        """Refuses a request that another site's page made the browser send, with our cookie but against our will.
+
+        `entering`: it is a login or a registration, which a proxy that takes the port from Host must not keep out.
+        """
+        site, source, host = self.header(b"sec-fetch-site"), self.origin(), self.header(b"host") or b""
+        if site is not None:
             same = site in (b"same-origin", b"none")
+        elif source is None:  # a followed link may come without any header that tells its source
+            same = not (self.scope["method"] == "GET" and b"text/html" in (self.header(b"accept") or b""))
+        else:
+            bound = self.session_and_origin()[1]
+            same = source.partition(b"://")[2] == host or (entering and self.lacks_port()) or bool(bound == source)
         if not same:
-            raise TrackerError("forbidden", "Refused: this request was caused by another site")
+            named = f"its Origin or Referer is {quoted(source)}, Host is {quoted(host)}"
+            raise TrackerError("forbidden", f"Refused: this request was caused by another site ({named})")
+
+    def origin(self) -> bytes | None:
+        """The origin of the page that sent the request: what Origin says, or else Referer."""
+        if origin := self.header(b"origin"):
+            return origin
+        if referer := self.header(b"referer"):
+            scheme, _, rest = referer.partition(b"://")
+            return b"%b://%b" % (scheme, re.split(rb"[/?#]", rest, maxsplit=1)[0])
+        return None
+
+    def lacks_port(self) -> bool:
+        """Whether the request's origin has a port and Host has none, and nothing else is between them."""
+        source, host = self.origin() or b"", self.header(b"host") or b""
+        with_port = re.fullmatch(rb"https?://([\w.\[\]:-]+):\d+", source)
+        return bool(with_port) and with_port[1] == host
 
     @property
     def base(self) -> str:
@@ -4356,6 +4379,11 @@ class Call(Incoming):
 
     async def json(self, kind: Any) -> Any:
         return decode(await self.body(), kind)
+
+
+def quoted(header: bytes | None) -> str:
+    """A header in a message; what is long is cut."""
+    return repr((header or b"").decode("latin-1")[:200])
 
 
 class Endpoint:
@@ -4786,7 +4814,7 @@ async def register(call: Call) -> Reply:
 
     The first manager becomes tracker admin. The others start with no rights.
     """
-    call.refuse_other_sites()
+    call.refuse_other_sites(entering=True)
     manager, session = await make_account(call, await call.json(shapes.RegisterBody))
     return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
@@ -4810,7 +4838,7 @@ async def login(call: Call) -> Reply:
 
     The answer sets the session cookie. Repeated failures make the next attempt wait.
     """
-    call.refuse_other_sites()
+    call.refuse_other_sites(entering=True)
     manager, session = await authenticate_manager(call, await call.json(shapes.LoginBody))
     return Reply({"manager": manager}, headers=[session_cookie(call, session)])
 
@@ -4851,9 +4879,15 @@ async def account(call: Call) -> Reply:
 
 
 def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
-    """The Set-Cookie header that begins or (None) ends a session in the browser."""
+    """The Set-Cookie header that begins or (None) ends a session in the browser.
+
+    One that begins where Host lacks the port is bound to the origin: nothing else tells its pages from another port's.
+    """
     settings = call.tracker.settings
-    value, age = (call.tracker.signer.sign(session).decode(), int(settings.session_lifetime)) if session else ("", 0)
+    bound = b"@" + call.origin() if call.lacks_port() else b""
+    value, age = "", 0
+    if session:
+        value, age = call.tracker.signer.sign(session + bound).decode(), int(settings.session_lifetime)
     return cookie_header(call, settings.cookie_name, value, age)
 
 
