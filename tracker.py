@@ -5050,6 +5050,8 @@ class App(Starlette):
     native: list[dict[str, NativePath]]
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if "//" in scope.get("path", ""):  # of a client whose base URL ends in a slash
+            scope["path"] = re.sub("/{2,}", "/", scope["path"])
         if scope["type"] == "http" and (found := self.find(scope)):
             endpoints, ids = found
             if endpoint := endpoints.get(scope["method"]):
