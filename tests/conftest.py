@@ -78,7 +78,7 @@ class Worker:
     def release(self, task: int, result: int = tracker.OK, **fields: Any) -> httpx.Response:
         return self.http.post("/task/release", json={"task_id": task, "result": result, **fields})
 
-    def log(self, level: str, message: str, timestamp: int = 1, **fields: Any) -> httpx.Response:
+    def log(self, level: str, message: str, timestamp: int = 2, **fields: Any) -> httpx.Response:
         body = {"scope": "test", "message": message, "timestamp": timestamp, **fields}
         return self.http.post(f"/log/{level}", json=body)
 
@@ -128,7 +128,7 @@ class Manager:
 
     def project(self, project: int) -> dict[str, Any]:
         """The project with its live counts, as the manager sees it."""
-        return self.get(f"/project/get/{project}").json()["content"]
+        return self.get(f"/project/get/{project}").json()["content"]["project"]
 
     def counts(self, project: int) -> dict[str, int]:
         """The live counts, without `_task_count` in their names and without zeros."""

@@ -229,6 +229,18 @@ def test_jobs_only_passes_over_plain_tasks_and_takes_jobs_by_priority_and_age(qu
     assert queue.counts() == {"waiting": 1, "assigned": 4}
 
 
+@pytest.mark.parametrize("priority, held", [(10**9, 2**15 - 1), (-(10**9), -(2**15))])
+def test_a_job_of_any_priority_has_a_task_whose_priority_clients_can_hold(
+    queue: Jobs, priority: int, held: int
+) -> None:
+    """Old templates may have any, and so may jobs of other systems."""
+    template = queue.create_template()
+    queue.connection.execute("UPDATE template SET priority = ?", (priority,))
+    job = queue.trigger(template)
+    [task] = queue.do(tracker.assign_tasks, queue.worker, [queue.project], 10).tasks
+    assert task["priority"] == held and queue.state(job) == "assigned"
+
+
 def test_a_new_priority_of_a_jobs_task_counts_for_those_who_do_jobs_only(queue: Jobs) -> None:
     template = queue.create_template()
     jobs = [queue.trigger(template) for _ in range(3)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from conftest import Site
 
 LEVELS = {"error": 3, "warn": 4, "info": 5, "trace": 7}
@@ -20,7 +21,7 @@ def messages(answer: httpx.Response) -> list[str]:
     return [entry["message"] for entry in entries(answer)]
 
 
-def posted(site: Site, level: int, since: int = 0) -> list[str]:
+def posted(site: Site, level: int, since: int = 1) -> list[str]:
     """The messages of one level that a manager reads with POST /logs."""
     return messages(site.admin.post("/logs", {"level": level, "since": since}))
 
@@ -63,7 +64,7 @@ def test_one_line_stays_one_line_in_the_log_file(make_site: Callable[..., Site],
 
 
 def test_existing_clients_may_spell_the_field_message_with_a_capital(site: Site) -> None:
-    body = {"scope": "x", "Message": "capital", "timestamp": 1}
+    body = {"scope": "x", "Message": "capital", "timestamp": 10}
     assert site.create_worker().http.post("/log/info", json=body).status_code == 204
     assert posted(site, 5) == ["capital"]
 
@@ -89,16 +90,16 @@ def test_a_line_is_filed_with_a_task_only_when_the_caller_holds_it(site: Site) -
 def test_logs_are_for_managers_only_unless_they_are_public(site: Site) -> None:
     worker = site.create_worker()
     for http in site.guest, worker.http:
-        assert http.post("/logs", json={"level": 5, "since": 0}).status_code == 401
-        assert http.get("/logs?level=5&since=0").status_code == 401
-    assert site.create_manager().post("/logs", {"level": 5, "since": 0}).status_code == 200
+        assert http.post("/logs", json={"level": 5, "since": 1}).status_code == 401
+        assert http.get("/logs?level=5&since=1").status_code == 401
+    assert site.create_manager().post("/logs", {"level": 5, "since": 1}).status_code == 200
 
 
 def test_public_logs_are_for_everybody(make_site: Callable[..., Site]) -> None:
     site = make_site(public_logs=True)
     site.create_worker().log("info", "for all")
-    assert messages(site.guest.post("/logs", json={"level": 5, "since": 0})) == ["for all"]
-    assert messages(site.guest.get("/logs?level=5&since=0")) == ["for all"]
+    assert messages(site.guest.post("/logs", json={"level": 5, "since": 1})) == ["for all"]
+    assert messages(site.guest.get("/logs?level=5&since=1")) == ["for all"]
 
 
 def test_logs_are_of_exactly_that_level_after_that_time(site: Site) -> None:
@@ -108,14 +109,14 @@ def test_logs_are_of_exactly_that_level_after_that_time(site: Site) -> None:
             worker.log(level, f"{level} {timestamp}", timestamp)
     assert sorted(posted(site, 4, since=10)) == ["warn 20", "warn 30"]
     assert posted(site, 4, since=30) == []
-    assert len(posted(site, 5, since=-1)) == 3
+    assert len(posted(site, 5, since=1)) == 3
     assert [posted(site, level) for level in (1, 2, 6, 7)] == [[], [], [], []]
 
 
 def test_an_entry_carries_its_scope_and_worker_as_a_json_string(site: Site) -> None:
     worker = site.create_worker(alias="the worker")
     worker.log("info", "hello", 1559393394, scope="a scope")
-    [entry] = entries(site.admin.post("/logs", {"level": 5, "since": 0}))
+    [entry] = entries(site.admin.post("/logs", {"level": 5, "since": 1}))
     assert isinstance(entry["data"], str)
     data = json.loads(entry["data"])
     assert data["scope"] == "a scope"
@@ -167,6 +168,77 @@ def test_an_entry_of_the_latest_time_there_is_can_be_read(site: Site) -> None:
     assert posted(site, 5) == ["far future"]
 
 
-def test_a_level_is_required(site: Site) -> None:
-    answers = site.admin.post("/logs", {"since": 0}), site.admin.get("/logs")
-    assert [(answer.status_code, answer.json()["message"]) for answer in answers] == [(400, "level: is required")] * 2
+def test_a_post_without_a_level_shows_no_lines(site: Site) -> None:
+    """What the system that the document describes answers; its clients' own tests ask for it."""
+    site.create_worker().log("info", "a line", 10)
+    for body in ({"since": 1}, {"since": 1, "level": 0}, {"since": 1, "level": None}):
+        assert entries(site.admin.post("/logs", body)) == []
+
+
+def test_a_get_without_a_level_is_refused(site: Site) -> None:
+    answer = site.admin.get("/logs")
+    assert (answer.status_code, answer.json()["message"]) == (400, "level: is required")
+
+
+@pytest.mark.parametrize("since", [0, -1])
+def test_entries_since_no_time_are_refused(site: Site, since: int) -> None:
+    for answer in (
+        site.admin.post("/logs", {"level": 5, "since": since}),
+        site.admin.get("/logs", level=5, since=since),
+    ):
+        assert (answer.status_code, answer.json()["field"]) == (400, "since")
+
+
+@pytest.mark.parametrize("field, value", [("scope", ""), ("message", ""), ("timestamp", 0), ("timestamp", -1)])
+def test_a_line_without_scope_message_or_time_is_refused(site: Site, field: str, value: Any) -> None:
+    answer = site.create_worker().http.post(
+        "/log/info", json={"scope": "s", "message": "m", "timestamp": 1, field: value}
+    )
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+
+
+# ── Lines as scripts print them ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_line_beyond_the_limit_is_cut_and_says_so(site: Site) -> None:
+    assert site.create_worker().log("info", "x" * 65536, 10).status_code == 204
+    assert site.create_worker().log("info", "y" * 3_000_000, 11).status_code == 204
+    cut, whole = posted(site, 5)
+    assert whole == "x" * 65536
+    assert len(cut) == 65536
+    assert cut.startswith("yyy") and cut.endswith("(cut: it had 3,000,000 characters)")
+
+
+@pytest.mark.parametrize(
+    "text, kept",
+    [
+        (b'"a\\u0000b"', "a\ufffdb"),
+        (b'"a\0b"', "a\ufffdb"),
+        (b'"a\nb\tc"', "a\nb\tc"),
+        (b'"a\xffb"', "a\ufffdb"),
+        (b'"a\\udc80b"', "a\ufffdb"),
+    ],
+    ids=["NUL", "raw NUL", "raw line end", "no UTF-8", "half of a surrogate pair"],
+)
+def test_a_line_is_taken_whatever_a_script_has_printed(site: Site, text: bytes, kept: str) -> None:
+    body = b'{"scope": "s", "timestamp": 10, "message": %b}' % text
+    assert site.create_worker().http.post("/log/info", content=body).status_code == 204
+    assert posted(site, 5) == [kept]
+
+
+def test_a_long_scope_is_cut(site: Site) -> None:
+    assert site.create_worker().log("info", "a line", 10, scope="s" * 5000).status_code == 204
+    [entry] = entries(site.admin.get("/logs", level=5))
+    assert json.loads(entry["data"])["scope"] == "s" * 1000
+
+
+def test_lines_of_a_task_are_taken_whatever_a_script_has_printed(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project)
+    task = worker.assigned(project)["id"]
+    lines = b'[{"message": "a\\u0000b", "timestamp": 10}, {"message": "%b", "timestamp": 11}]' % (b"y" * 70_000)
+    answer = worker.http.post("/task/log", content=b'{"task_id": %d, "entries": %b}' % (task, lines))
+    assert answer.json()["content"] == {"held": True, "stored": 2}
+    cut, other = posted(site, 5)
+    assert other == "a\ufffdb" and cut.endswith("(cut: it had 70,000 characters)")

@@ -558,6 +558,6 @@ def more_refusals(one: Operation, jobs: dict[str, str]) -> list[dict[str, Any]]:
         "get_task_get": [{"query": {"project": 3, "wait": 0}}],
         "post_git_receivehook": [{"headers": {"X-Hub-Signature-256": "sha256=00"}}],
         "get_logs": [{"query": {"before": 999}}],
-        "post_logs": [{"body": {"level": 5, "before": 999}}],
+        "post_logs": [{"body": {"level": 5, "since": 1, "before": 999}}],
         "post_register": [{}] * 4,
     }.get(one.description["operationId"], [])

@@ -489,8 +489,8 @@ def test_workers_that_wait_for_a_task_are_woken(tmp_path: Path, action: str, sta
                 assert (
                     await one.db.write(call, tracker.act_on_tasks, session, project, TaskAction(action), [1, 2, 3]) == 3
                 )
-            tasks = await asyncio.wait_for(asyncio.gather(*waiting), 20)
-            assert sorted(task["id"] for (task,) in tasks) == [1, 2, 3]
+            answers = await asyncio.wait_for(asyncio.gather(*waiting), 20)
+            assert sorted(task["id"] for answer in answers for task in answer.tasks) == [1, 2, 3]
 
     asyncio.run(main())
 

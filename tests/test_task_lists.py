@@ -293,7 +293,7 @@ def test_a_list_without_a_search_is_not_cut_short_by_the_time_it_takes(monkeypat
     assert [len(rows) for rows in each_page(queue, TaskFilter(), 12)] == [12, 12, 6]
 
 
-@given(st.lists(letters, max_size=20), letters, st.sampled_from([1, 3, 2000]))
+@given(st.lists(letters.filter(bool), max_size=20), letters, st.sampled_from([1, 3, 2000]))
 def test_a_search_of_the_log_finds_the_newest_lines_first(messages: list[str], text: str, scan: int) -> None:
     queue, found, before = Queue(), [], tracker.INT64_MAX
     for message in messages:

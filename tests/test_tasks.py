@@ -52,7 +52,7 @@ def nearly(seconds: float) -> Any:
 
 def test_a_task_is_handed_out_as_it_was_submitted(site: Site) -> None:
     project, worker = project_and_worker(site)
-    fields = {"max_retries": 3, "priority": -(2**63), "max_assign_time": 60, "verification_count": 2}
+    fields = {"max_retries": 3, "priority": -(2**15), "max_assign_time": 60, "verification_count": 2}
     recipe = 'naïve ☃ 𝄞 "quoted" \\ \n\t'
     assert worker.submit(project, recipe, **fields).json() == {"ok": True}
     task = worker.assigned(project)
@@ -219,16 +219,21 @@ def test_more_tasks_than_the_settings_allow_are_refused_and_nothing_stored(make_
     assert worker.bulk_submit(bulk(project, 3)).json()["content"]["submitted"] == 3
 
 
-def test_an_empty_bulk_stores_nothing(site: Site) -> None:
-    assert site.create_worker().bulk_submit([]).json()["content"] == {"submitted": 0, "duplicates": 0}
+def test_an_empty_bulk_is_refused(site: Site) -> None:
+    for body in ("[]", '{"requests": []}'):
+        assert refused_field(site.create_worker().http.post("/task/bulk_submit", content=body)) == "requests"
 
 
 def test_a_bulk_that_is_no_array_of_tasks_is_refused_by_name(site: Site) -> None:
     http = site.create_worker().http
     bodies = [{}, {"requests": 1}, {"requests": None}, None, 5, {"requests": [5]}, [None]]
     refusals = [http.post("/task/bulk_submit", content=json.dumps(body)) for body in bodies]
-    named = ["requests", "requests", "requests", "body", "body", "requests[0]", "requests[0]"]
+    named = ["requests", "requests", "requests", "requests", "body", "requests[0]", "requests[0]"]
     assert [refused_field(refusal) for refusal in refusals] == named
+
+
+def no_task(reason: str) -> dict[str, Any]:
+    return {"ok": False, "message": "No task available", "reason": reason}
 
 
 # ── Assign ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -238,7 +243,7 @@ def test_a_paused_project_has_no_task_available(site: Site) -> None:
     project, worker = project_and_worker(site)
     worker.submit(project)
     site.admin.update_project(project, paused=True)
-    assert worker.assign(project).json() == {"ok": False, "message": "No task available"}
+    assert worker.assign(project).json() == no_task(f"A manager has paused project {project}")
     site.admin.update_project(project, paused=False)
     assert worker.assigned(project)
 
@@ -377,7 +382,7 @@ def test_a_worker_never_gets_a_task_that_it_has_already_verified(site: Site) -> 
     assert not verify(one, project, 17)
     one.submit(project, "fresh")
     assert recipes(one, project) == ["fresh"]
-    assert one.assign(project).json() == {"ok": False, "message": "No task available"}
+    assert one.assign(project).json() == no_task(f"You have verified every task that is ready in project {project}")
     assert recipes(other, project) == ["verified"]
 
 
@@ -670,7 +675,7 @@ def test_count_assigns_up_to_that_many_tasks_in_order(site: Site) -> None:
     taken = [worker.assign(project, count=3).json()["content"]["tasks"] for _ in range(2)]
     assert [[task["recipe"] for task in tasks] for tasks in taken] == [["0", "1", "2"], ["3", "4"]]
     assert all(task["assignee"] == worker.id for tasks in taken for task in tasks)
-    assert worker.assign(project, count=3).json() == {"ok": False, "message": "No task available"}
+    assert worker.assign(project, count=3).json() == no_task(f"No task is ready in project {project}")
 
 
 def test_count_1_answers_with_a_list_too(site: Site) -> None:
@@ -697,7 +702,7 @@ def test_the_best_task_over_several_projects_is_by_project_priority_then_task_pr
     got = [worker.http.get("/task/get", params=query).json()["content"]["task"] for _ in range(5)]
     assert [task["recipe"] for task in got] == ["a", "b", "c", "d", "low"]
     assert [task["project"]["id"] for task in got] == [same, high, same, high, low]
-    assert worker.http.get("/task/get", params=query).json() == {"ok": False, "message": "No task available"}
+    assert worker.http.get("/task/get", params=query).json()["message"] == "No task available"
 
 
 def test_a_project_that_is_paused_or_at_its_rate_limit_leaves_the_turn_to_the_others(site: Site) -> None:
@@ -742,8 +747,17 @@ def test_a_bulk_release_with_one_bad_release_changes_nothing(site: Site) -> None
     worker.submit(project)
     task = worker.assigned(project)["id"]
     assert bulk_release(worker, (task, OK), (task, 3)).status_code == 400
-    assert bulk_release(worker, (task, OK), (task + 1, OK)).status_code == 404
     assert site.admin.counts(project) == {"assigned": 1}
+
+
+def test_an_unknown_task_in_a_bulk_release_keeps_no_other_from_being_released(site: Site) -> None:
+    """A tracker that was restored from a backup does not know the tasks that came after it."""
+    project, worker = project_and_worker(site)
+    worker.bulk_submit(bulk(project, 2))
+    first, second = (task["id"] for task in worker.assign(project, count=2).json()["content"]["tasks"])
+    answer = bulk_release(worker, (first, OK), (second + 1000, OK), (0, OK), (second, FAIL))
+    assert answer.json() == {"ok": True, "content": {"updated": [True, False, False, True]}}
+    assert site.admin.counts(project) == {"closed": 1, "failed": 1}
 
 
 def test_the_settings_bound_how_many_tasks_are_assigned_or_released_at_once(make_site: Callable[..., Site]) -> None:
@@ -759,9 +773,14 @@ def test_the_settings_bound_how_many_tasks_are_assigned_or_released_at_once(make
 
 def test_a_bulk_release_that_is_no_array_of_releases_is_refused_by_name(site: Site) -> None:
     http = site.create_worker().http
-    bodies = [{}, {"releases": 1}, {"releases": [{"task_id": 1, "result": 0}, {"task_id": 1}]}, None]
+    bodies = [{}, {"releases": 1}, {"releases": [{"task_id": 1, "result": 0}, {"result": 0}]}, None]
     refusals = [http.post("/task/bulk_release", content=json.dumps(body)) for body in bodies]
-    assert [refused_field(refusal) for refusal in refusals] == ["releases", "releases", "releases[1].result", "body"]
+    assert [refused_field(refusal) for refusal in refusals] == [
+        "releases",
+        "releases",
+        "releases[1].task_id",
+        "releases",
+    ]
 
 
 # ── Maintenance ───────────────────────────────────────────────────────────────────────────────────────────────────────
