@@ -732,6 +732,15 @@ def bulk_release(worker: Worker, *releases: tuple[int, int]) -> httpx.Response:
     return worker.http.post("/task/bulk_release", json=body)
 
 
+@pytest.mark.parametrize("body", [{}, {"result": None}, {"verification": None}], ids=str)
+def test_a_release_that_says_nothing_of_its_result_is_one_that_is_done(site: Site, body: dict[str, Any]) -> None:
+    project, worker = project_and_worker(site)
+    worker.submit(project)
+    answer = worker.http.post("/task/release", json={"task_id": worker.assigned(project)["id"], **body})
+    assert answer.json() == {"ok": True, "content": {"updated": True}}
+    assert site.admin.counts(project) == {"closed": 1}
+
+
 def test_a_bulk_release_answers_for_each_task_whether_it_was_updated(site: Site) -> None:
     project, worker = project_and_worker(site)
     worker.bulk_submit(bulk(project, 4))
