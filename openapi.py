@@ -399,8 +399,7 @@ def reasons(about: Note, row: Any, takes: Any, by_manager: bool) -> dict[int, st
     """Why a call is refused, by status: what follows from what it needs, and what is noted of it."""
     names = [*ids_in(row.path), *getattr(takes.body or takes.query, "__struct_fields__", ())]
     found = {403: refused_role(takes.who), 404: unknown(names, takes.who, by_manager)}
-    reads = row.methods == "GET" if row.reads is None else row.reads
-    other_site = [(403, OTHER_SITE)] if not reads and (by_manager or about.cookie) else []
+    other_site = [(403, OTHER_SITE)] if not row.only_reads and (by_manager or about.cookie) else []
     for status, why in (*about.errors.items(), *other_site):
         found[status] = continued(found.get(status, ""), why)
     return {status: why for status, why in found.items() if why}

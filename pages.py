@@ -341,7 +341,7 @@ class Visit(Call):
     def message(self) -> str:
         """What the last action said, for the page that follows it."""
         cookie = next(self.cookies(f"{self.tracker.settings.cookie_name}-message"), None)
-        if not cookie or self.header(b"x-live"):  # a page that refreshes itself must not eat another one's message
+        if not cookie or self.header(b"x-live") or self.scope["method"] == "HEAD":  # it is for who sees the page
             return ""
         try:
             return base64.urlsafe_b64decode(self.tracker.message_signer.unsign(cookie)).decode()
@@ -437,6 +437,7 @@ def endpoint(running: tracker.Tracker, handler: Callable[[Visit], Awaitable[Resp
             await visit.read_form()
         return guarded(await handler(visit))
 
+    handle.methods = getattr(handler, "methods", None)
     return tracker.Endpoint(running, handle, Visit)
 
 
@@ -1509,6 +1510,9 @@ PAGES = [
 async def no_page(visit: Visit) -> Response:
     """What is no page at all. 404."""
     raise TrackerError("not_found", f"There is nothing at {visit.here}")
+
+
+no_page.methods = ()
 
 
 # ── Words and templates ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -72,8 +72,8 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response
-from starlette.routing import Mount, Route
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Match, Route
 from starlette.staticfiles import StaticFiles
 
 import errors
@@ -4268,8 +4268,14 @@ def error_headers(error: TrackerError) -> dict[str, str]:
     if error.delay is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.delay)))
     if isinstance(error, MethodNotAllowed):
-        headers["allow"] = ", ".join(error.allowed)
+        headers["allow"] = allowing(error.allowed)
     return headers
+
+
+def allowing(methods: Iterable[str]) -> str:
+    """The header Allow of a path that has these methods: what can be got, HEAD looks at; OPTIONS asks for this."""
+    methods = {"OPTIONS", *methods}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def error_reply(error: TrackerError) -> Reply:
@@ -4404,25 +4410,56 @@ class Endpoint:
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             answer = await call.refuse(TrackerError("internal", "Internal error"))
+        if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
+            answer.body_iterator = no_body()
         try:
             await answer(scope, receive, send)
         except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
             return
 
+    def methods_at(self, scope: dict) -> Iterable[str] | None:
+        """The methods of this path, where its handler says them."""
+        return getattr(self.handler, "methods", None)
+
+
+async def no_body() -> AsyncIterator[bytes]:
+    """What follows the head of an answer to HEAD, however long it is for a GET."""
+    return
+    yield
+
 
 def by_method(handlers: dict[str, Callable[[Any], Awaitable[Answer]]]) -> Callable[[Any], Awaitable[Answer]]:
     """The handler of a path that takes every method: each has its own, and the others are refused in the door's form.
 
-    HEAD is one of the others: it must not take, or set off, what a GET does.
+    HEAD is answered like GET. Where a GET takes something, or sets it off, it needs a handler of its own: `looked_at`.
     """
+    known = {"HEAD": handlers["GET"], **handlers} if "GET" in handlers else handlers
 
     async def handle(call: Call) -> Answer:
         method = call.scope["method"]
-        if method not in handlers:
+        if method not in known:
             raise MethodNotAllowed(method, handlers)
-        return await handlers[method](call)
+        return await known[method](call)
 
+    handle.methods = tuple(handlers)
     return handle
+
+
+def looked_at(content_type: bytes = b"application/json") -> Callable[[Call], Awaitable[Answer]]:
+    """The handler of HEAD where a GET takes something, or sets it off: it tells that it is there, and nothing happens.
+
+    Nobody's credentials are looked at, as nobody learns or changes anything.
+    """
+
+    async def answer(scope: dict, receive: Callable, send: Callable) -> None:
+        headers = [(b"content-type", content_type), *JSON_HEADERS[1:]]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    async def handler(call: Call) -> Answer:
+        return answer
+
+    return handler
 
 
 class Takes(NamedTuple):
@@ -4488,6 +4525,10 @@ class Native(NamedTuple):
     status: int = 200
     reads: bool | None = None
 
+    @property
+    def only_reads(self) -> bool:
+        return self.methods == "GET" if self.reads is None else self.reads
+
 
 @functools.cache
 def takes_of(row: Native) -> Takes:
@@ -4516,7 +4557,7 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
     if inspect.iscoroutinefunction(row.function):
         return row.function
     takes, ids = takes_of(row), re.findall(r"{(\w+)}", row.path)
-    reads = row.methods == "GET" if row.reads is None else row.reads
+    reads = row.only_reads
 
     async def handler(call: Call) -> Reply:
         args = [takes.caller(call), *map(call.path_value, ids)]
@@ -4903,10 +4944,10 @@ def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, b
 
 # A path is literal segments, then the ids of what it is about; App finds it in a dictionary.
 API: list[Native] = [
-    Native("GET", "/task/get/{project}", get_task),
+    Native("GET", "/task/get/{project}", get_task, reads=False),
     Native("POST", "/task/release", release_one),
     Native("POST", "/task/submit", submit_one),
-    Native("GET", "/task/get", get_task_of_several),
+    Native("GET", "/task/get", get_task_of_several, reads=False),
     Native("POST", "/task/bulk_release", bulk_release),
     Native("POST", "/task/bulk_submit", bulk_submit),
     Native("POST", "/task/submit_lines/{project}", submit_lines),
@@ -4992,7 +5033,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
             Route("/", home_page, methods=["GET"]),
             Route("/ui", ui_without_slash, methods=["GET"]),
             *shown,
-            Mount("/ui/static", Static(directory=HERE / "static")),
+            Route("/ui/static/{path:path}", Static(directory=HERE / "static")),
             Route("/ui/{path:path}", pages.endpoint(tracker, pages.no_page), methods=["GET"]),
         ],
         exception_handlers={HTTPException: http_error},
@@ -5021,7 +5062,10 @@ def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
     for row in API:
         literal, ids = row.path.partition("/{")[0], re.findall(r"\{(\w+)\}", row.path)
         known = found[len(ids)].setdefault(literal, NativePath(ids[::-1], {}))
-        known.endpoints.update(dict.fromkeys(row.methods.split(), Endpoint(tracker, handler_of(row))))
+        endpoint = Endpoint(tracker, handler_of(row))
+        known.endpoints.update(dict.fromkeys(row.methods.split(), endpoint))
+        if "GET" in row.methods:
+            known.endpoints["HEAD"] = endpoint if row.only_reads else Endpoint(tracker, looked_at())
     return found
 
 
@@ -5057,7 +5101,22 @@ class App(Starlette):
             if endpoint := endpoints.get(scope["method"]):
                 scope["path_params"] = ids
                 return await endpoint(scope, receive, send)
+        if scope["type"] == "http" and scope["method"] == "OPTIONS" and (methods := self.methods_at(scope)):
+            answer = Response(status_code=204, headers={"allow": allowing(methods)})
+            return await answer(scope, receive, send)
         await super().__call__(scope, receive, send)
+
+    def methods_at(self, scope: dict) -> set[str]:
+        """The methods of a path, at whatever doors; none where there is nothing. Of `*`: those that any path has."""
+        if scope["path"] == scope.get("root_path", "") + "*":
+            return {"GET", "POST", "PUT", "PATCH", "DELETE"}
+        found = self.find(scope)
+        methods = set(found[0] if found else ())
+        for route in self.routes:
+            match, child = route.matches(scope)
+            if match is not Match.NONE:
+                methods.update(methods_of(route, {**scope, **child}))
+        return methods
 
     def find(self, scope: dict) -> tuple[dict[str, Endpoint], dict[str, str]] | None:
         """The endpoints of a native path by their methods, and the ids in it."""
@@ -5078,9 +5137,16 @@ class App(Starlette):
 
     async def nothing_there(self, scope: dict, receive: Callable, send: Callable) -> None:
         """What the search for a route ends with: 405 for a native path, 404 for any other."""
-        if scope["type"] == "http" and (found := self.find(scope)):
-            raise HTTPException(405, headers={"Allow": ", ".join(sorted(found[0]))})
+        if scope["type"] == "http" and self.find(scope):
+            raise HTTPException(405)
         await self.router.not_found(scope, receive, send)
+
+
+def methods_of(route: BaseRoute, scope: dict) -> Iterable[str]:
+    """The methods that a route has at this path: it, or the application behind it, says so, or else Starlette knows."""
+    says = getattr(route, "methods_at", None) or getattr(getattr(route, "app", None), "methods_at", None)
+    methods = says(scope) if says else None
+    return route.methods if methods is None else methods
 
 
 def path_below(path: str, prefix: str) -> str:
@@ -5098,10 +5164,14 @@ def all_pages() -> list[tuple[str, str, Callable]]:
 
 async def http_error(request: Request, error: HTTPException) -> Response:
     """Starlette's own refusals (no such path, wrong method), in the tracker's form."""
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid")
-    message = {404: f"There is nothing at {request.url.path}", 405: f"{request.method} is not possible here"}
-    reply = error_reply(TrackerError(code, message.get(error.status_code, error.detail)))
-    return Response(reply.body(), error.status_code, error.headers, "application/json")
+    status, refusal = error.status_code, TrackerError("invalid", error.detail)
+    if status == 405 and (methods := request.app.methods_at(request.scope)):
+        refusal = MethodNotAllowed(request.method, methods)
+    elif status in (404, 405):  # 405: what is there for GET alone says that there is nothing
+        status, refusal = 404, TrackerError("not_found", f"There is nothing at {request.url.path}")
+    headers = {**(error.headers or {}), **error_headers(refusal)}
+    headers.pop("Allow", None)  # Starlette knows of one route
+    return Response(error_reply(refusal).body(), status, headers, "application/json")
 
 
 async def home_page(request: Request) -> Response:
@@ -5117,6 +5187,14 @@ async def ui_without_slash(request: Request) -> Response:
 
 class Static(StaticFiles):
     """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
+
+    def get_path(self, scope: dict) -> str:
+        return os.path.normpath(scope["path_params"]["path"])
+
+    def methods_at(self, scope: dict) -> Iterable[str]:
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            return ("GET",) if os.path.isfile(self.lookup_path(self.get_path(scope))[0]) else ()
+        return ()
 
     def file_response(self, *args: Any, **options: Any) -> Response:
         response = super().file_response(*args, **options)

@@ -42,8 +42,9 @@ PREFIXES |= {"warn": "WARN", "info": "INFO", "debug": "DEBUG", "trace": "DEBUG"}
 
 def routes(running: tracker.Tracker) -> list[Route]:
     """This dialect's routes. They take every method, to refuse the wrong ones in plain text."""
+    heads = {trigger: {"HEAD": tracker.looked_at(b"text/plain; charset=utf-8")}}
     endpoints = {
-        f"/api/jobs/{handler.__name__}": tracker.by_method({"GET": handler, "POST": handler})
+        f"/api/jobs/{handler.__name__}": tracker.by_method({"GET": handler, "POST": handler, **heads.get(handler, {})})
         for handler in (trigger, status, logs)
     }
     return [Route(path, tracker.Endpoint(running, handler, TextCall)) for path, handler in endpoints.items()]
@@ -53,7 +54,7 @@ class TextCall(Call):
     """A call of this dialect. Its refusals are plain text: the reason, for a person."""
 
     async def refuse(self, error: TrackerError) -> Response:
-        hint = f": use {' or '.join(error.allowed)}" if isinstance(error, MethodNotAllowed) else ""
+        hint = ": use GET or POST" if isinstance(error, MethodNotAllowed) else ""
         return as_text(error.message + hint, tracker.STATUS[error.code], tracker.error_headers(error))
 
 

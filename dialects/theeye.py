@@ -1022,6 +1022,7 @@ ROUTES = (
 )
 PATTERNS = {entry.path: compile_path(entry.path)[0] for entry in ROUTES}
 ROOTS = {entry.path.split("/")[1].partition("?")[0] for entry in ROUTES}
+LOOKED_AT = tracker.looked_at()
 
 
 def answer(tx: Tx, ask: Ask, entry: Entry) -> tuple[Any, Caller | None]:
@@ -1068,6 +1069,8 @@ class Door(BaseRoute):
     async def reply(self, call: TheEyeCall) -> Response:
         """What the route's function returns. A body that may be large is taken in only from those who may send it."""
         (entry, path), db = self.find(call.scope), call.tracker.db
+        if call.scope["method"] == "HEAD" and not entry.reads:
+            return await LOOKED_AT(call)
         ask = read_head(call, path)
         if entry.large:
             check_kind(await db.read(authenticate, ask), entry)
@@ -1083,22 +1086,27 @@ class Door(BaseRoute):
             raise not_content("Nested too deeply") from None
 
     def find(self, scope: dict) -> tuple[Entry, dict[str, str]]:
-        """The route, and what is in its path. Refuses what there is none for."""
-        full = scope["path"].removeprefix(scope.get("root_path", ""))
-        first, named, path = full.split("/")[1], {}, full
-        if first not in ROOTS:
-            named, path = {"customer": first}, full[len(first) + 1 :]
-        if scope["method"] == "GET" and path == "/job" and re.search(rb"(^|&)hostname=", scope["query_string"]):
-            path = "/job?hostname"
-        fitting = {entry.method: entry for entry in ROUTES if PATTERNS[entry.path].fullmatch(path)}
+        """The route, and what is in its path; of HEAD that of GET. Refuses what there is none for."""
+        fitting, method = self.methods_at(scope), scope["method"]
         if not fitting:
-            missing = f"{full[:1000]} does not exist"
+            missing = f"{scope['path'].removeprefix(scope.get('root_path', ''))[:1000]} does not exist"
             raise Refusal("not_found", {"code": "ResourceNotFound", "message": missing, "ok": False})
-        if (entry := fitting.get(scope["method"])) is None:
-            wrong = f"{scope['method']} is not allowed"
-            content = {"code": "MethodNotAllowed", "message": wrong, "ok": False}
-            raise Refusal("method_not_allowed", content, allow=", ".join(sorted(fitting)))
-        return entry, {**PATTERNS[entry.path].fullmatch(path).groupdict(), **named}
+        if (found := fitting.get("GET" if method == "HEAD" else method)) is None:
+            content = {"code": "MethodNotAllowed", "message": f"{method} is not allowed", "ok": False}
+            raise Refusal("method_not_allowed", content, allow=tracker.allowing(fitting))
+        return found
+
+    def methods_at(self, scope: dict) -> dict[str, tuple[Entry, dict[str, str]]]:
+        """By the methods of a path its routes, each with what is in the path."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        first, named = path.split("/")[1], {}
+        if first not in ROOTS:
+            named, path = {"customer": first}, path[len(first) + 1 :]
+        gets = scope["method"] in ("GET", "HEAD")
+        if gets and path == "/job" and re.search(rb"(^|&)hostname=", scope["query_string"]):
+            path = "/job?hostname"
+        fitting = ((entry, PATTERNS[entry.path].fullmatch(path)) for entry in ROUTES)
+        return {entry.method: (entry, {**match.groupdict(), **named}) for entry, match in fitting if match}
 
 
 def routes(running: tracker.Tracker) -> list[BaseRoute]:

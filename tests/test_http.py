@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Site, wait_until
+from conftest import Site, dump, wait_until
+from doors import House, NativeAgent, NativeClient, TestflingerAgent, TheeyeAgent
 
 import tracker
 
@@ -96,10 +97,127 @@ def test_what_only_begins_like_a_native_path_is_nothing(site: Site, path: str) -
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
 def test_a_method_that_a_native_path_does_not_have_is_refused_with_those_that_it_has(site: Site, prefix: str) -> None:
-    for path, allowed in ("/task/submit", "POST"), ("/task/get/1", "GET"), ("/logs", "GET, POST"):
+    both = "GET, HEAD, OPTIONS, POST"
+    for path, allowed in ("/task/submit", "OPTIONS, POST"), ("/task/get/1", "GET, HEAD, OPTIONS"), ("/logs", both):
         answer = site.guest.put(prefix + path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
         assert answer.json() == {"ok": False, "message": "PUT is not possible here", "code": "method_not_allowed"}
+
+
+def every_path() -> list[str]:
+    """The paths of every door, with something in the place of their ids."""
+    native = [row.path for row in tracker.API]
+    others = [route.path for route in tracker.create_app().routes if hasattr(route, "path")]
+    theeye = ["/task", "/tracker/job", "/job/1", "/workflows/1/job/2", "/tracker/agent/x/config", "/token"]
+    paths = {*native, *(f"/api{path}" for path in native), *others, *theeye, "/ui/static/style.css"}
+    paths -= {"/v1/{path:path}", "/ui/{path:path}", "/ui/static/{path:path}"}
+    return sorted({re.sub(r"\{\w+(:path)?\}", "1", path) for path in paths})
+
+
+def test_every_path_says_which_methods_it_has_and_refuses_the_others_with_the_same_words(site: Site) -> None:
+    for path in every_path():
+        asked = site.guest.options(path)
+        allowed = asked.headers["allow"].split(", ")
+        assert (asked.status_code, asked.content) == (204, b""), path
+        assert ("GET" in allowed) == ("HEAD" in allowed) and "OPTIONS" in allowed and len(allowed) > 1
+        for method in "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE":
+            answer = site.guest.request(method, path)
+            assert answer.status_code != 405 if method in allowed else answer.status_code in (405, 404), (method, path)
+            assert answer.status_code != 405 or answer.headers["allow"] == asked.headers["allow"], (method, path)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/api/nothing", "/v1/nothing", "/ui/nothing", "/ui/static/nothing"])
+def test_what_methods_there_are_at_a_path_that_is_nothing_is_404(site: Site, path: str) -> None:
+    for method in "OPTIONS", "PUT":
+        answer = site.guest.request(method, path)
+        assert (answer.status_code, answer.headers.get("allow")) == (404, None)
+
+
+def test_the_whole_server_can_be_asked_for_its_methods(site: Site) -> None:
+    assert b"204 No Content" in (answer := exchange(site, get("*", method="OPTIONS")))
+    assert b"allow: DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT" in answer
+
+
+# Without /api: what a GET of these takes, or sets off.
+ACTING = {"/task/get", "/task/get/1", "/project/secret/1", "/logout", "/manager/promote/1", "/manager/demote/1"}
+ACTING |= {"/jobs/trigger", "/v1/job", "/v1/result/1/output", "/v1/result/1/serial_output", "/v1/oauth2/token"}
+
+
+def lasting(answer: httpx.Response) -> dict[str, str]:
+    """The headers that are the same a moment later; a page says how long ago something was."""
+    page = answer.headers.get("content-type", "").startswith("text/html")
+    passing = {"date", "transfer-encoding", "content-length" if page else ""}
+    return {name: value for name, value in answer.headers.items() if name not in passing}
+
+
+def test_what_a_get_reads_a_head_answers_alike_without_a_body(site: Site) -> None:
+    house = House(site)
+    site.create_worker(house.project).submit(house.project)
+    for path in every_path():
+        reads = path.removeprefix("/api") not in ACTING and "GET" in site.guest.options(path).headers["allow"]
+        for http in (site.guest, site.admin.http) if reads else ():
+            got, looked_at = http.get(path), http.head(path)
+            assert (looked_at.status_code, looked_at.content) == (got.status_code, b""), path
+            assert lasting(looked_at) == lasting(got), path
+
+
+def test_looking_at_what_a_get_takes_or_sets_off_changes_nothing(site: Site) -> None:
+    house, other = House(site), site.create_manager()
+    job = site.guest.post("/v1/job", json={"job_queue": house.QUEUE}).json()["job_id"]
+    tester = TestflingerAgent(house)
+    tester.http.get("/job", params={"queue": house.QUEUE})
+    tester.http.post(f"/result/{job}/output", content=b"said")
+    site.guest.post("/v1/job", json={"job_queue": house.QUEUE})
+    native, theeye, admin = NativeAgent(house).worker.http, TheeyeAgent(house), site.admin.http
+    for _ in range(2):
+        NativeClient(house).submit()
+        native.post("/task/submit", json={"project": house.project, "recipe": "x"})
+    acting = [
+        (native, f"/task/get/{house.project}"),
+        (native, f"/api/task/get?project={house.project}"),
+        (tester.http, f"/job?queue={house.QUEUE}"),
+        (tester.http, f"/result/{job}/output"),
+        (site.guest, f"/api/jobs/trigger?template={house.NAME}&key={house.KEY}"),
+        (theeye.http, "/job?hostname=machine"),
+        (admin, f"/manager/promote/{other.id}"),
+        (admin, f"/api/manager/demote/{other.id}"),
+        (admin, "/logout"),
+    ]
+    before = dump(site.settings.database)
+    for http, path in acting:
+        answer = http.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+        assert dump(site.settings.database) == before, path
+    for http, path in acting:
+        http.get(path)
+        assert dump(site.settings.database) != before, path
+        before = dump(site.settings.database)
+
+
+def test_looking_at_a_page_leaves_what_the_last_action_said_for_who_sees_it(site: Site) -> None:
+    http = site.admin.http
+    form_token = re.search(r'name="token" value="([^"]+)"', http.get("/ui/projects/new").text)[1]
+    http.post("/ui/projects/new", data={"token": form_token, "name": "seen"})
+    http.head("/ui/")
+    assert "tt-message" in http.cookies
+    http.get("/ui/")
+    assert "tt-message" not in http.cookies
+
+
+def test_looking_at_an_answer_of_any_length_reads_none_of_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, read = site.admin.create_project(), []
+    site.create_worker(project).submit(project)
+    monkeypatch.setattr("pages.task_line", lambda task: read.append(task) or b"")
+    for ask, lines in (site.admin.http.head, 0), (site.admin.http.get, 1):
+        answer = ask(f"/ui/projects/{project}/export")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
+        assert len(read) == lines
+
+
+def test_an_answer_to_head_ends_with_its_headers(site: Site) -> None:
+    received = exchange(site, get("/task/get/1", method="HEAD"), get("/ui/login", method="HEAD"), get("/worker/stats"))
+    assert [part.split()[1] for part in re.findall(rb"HTTP/1.1 \d+", received)] == [b"200"] * 3
+    assert len(received.split(b"\r\n\r\n")) == 4
 
 
 @pytest.mark.skipif("theeye" not in tracker.installed_dialects(), reason="needs the dialect")

@@ -1203,12 +1203,11 @@ def test_an_unknown_path_is_refused_in_the_words_of_the_real_system(place: Place
 
 
 METHODS = (
-    ("GET", "/token", "POST"),
-    ("DELETE", "/tracker/task", "GET, POST"),
-    ("POST", f"/task/{UNKNOWN}", "DELETE, GET, PATCH, PUT"),
-    ("GET", f"/tracker/job/{UNKNOWN}/cancel", "PUT"),
-    ("DELETE", f"/job/{UNKNOWN}", "GET, PUT"),
-    ("HEAD", "/tracker/task", "GET, POST"),
+    ("GET", "/token", "OPTIONS, POST"),
+    ("DELETE", "/tracker/task", "GET, HEAD, OPTIONS, POST"),
+    ("POST", f"/task/{UNKNOWN}", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
+    ("HEAD", f"/tracker/job/{UNKNOWN}/cancel", "OPTIONS, PUT"),
+    ("DELETE", f"/job/{UNKNOWN}", "GET, HEAD, OPTIONS, PUT"),
 )
 
 

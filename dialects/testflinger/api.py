@@ -360,7 +360,7 @@ def calls(function: Callable, *path: str, given: type | Decode | None = None, lo
             content = function(tx, *[caller][:named], *map(ask.path, path), *told)
             return None if content is None else encode(content)
 
-        reads = ask.scope["method"] == "GET"
+        reads = ask.scope["method"] in ("GET", "HEAD")
         content = await (ask.read(run) if reads else ask.write(run, long))
         if content is None:
             return nothing() if reads else as_text("OK")
@@ -721,8 +721,10 @@ ONE_SECRET = "/v1/secrets/{client_id}/{path:path}"
 
 # Method, path, handler, and whether agents alone may come in; OPEN: everybody, as the handler looks at the credentials.
 ANY, AGENT, OPEN = "any", "agent", "open"
+TEXT_LOOKED_AT = tracker.looked_at(b"text/plain; charset=utf-8")
 ROUTES: list[tuple[str, str, Handler, str]] = [
     ("GET", "/v1/job", pick_job, AGENT),
+    ("HEAD", "/v1/job", tracker.looked_at(), AGENT),
     ("POST", "/v1/job", submit_job, ANY),
     ("GET", "/v1/job/search", search_jobs, ANY),
     ("GET", "/v1/job/{job_id}", calls(domain.get_job, "job_id"), ANY),
@@ -737,8 +739,10 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("GET", "/v1/result/{job_id}/artifact", partial(get_file, "artifact"), ANY),
     ("POST", "/v1/result/{job_id}/output", partial(add_output, "output"), AGENT),
     ("GET", "/v1/result/{job_id}/output", partial(take_output, "output"), ANY),
+    ("HEAD", "/v1/result/{job_id}/output", TEXT_LOOKED_AT, ANY),
     ("POST", "/v1/result/{job_id}/serial_output", partial(add_output, "serial"), AGENT),
     ("GET", "/v1/result/{job_id}/serial_output", partial(take_output, "serial"), ANY),
+    ("HEAD", "/v1/result/{job_id}/serial_output", TEXT_LOOKED_AT, ANY),
     ("POST", "/v1/result/{job_id}/log/{kind}", calls(domain.add_fragment, given=fragment), AGENT),
     ("GET", "/v1/result/{job_id}/log/{kind}", calls(domain.get_logs, given=wanted_logs), ANY),
     ("POST", "/v1/agents/queues", calls(queues.advertise_queues, given=described_queues, long=True), AGENT),
@@ -754,6 +758,7 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("GET", "/v1/queues/{queue:path}/jobs", get_queue_jobs, ANY),
     ("POST", "/v1/oauth2/token", get_token, OPEN),
     ("GET", "/v1/oauth2/token", get_token, OPEN),
+    ("HEAD", "/v1/oauth2/token", TEXT_LOOKED_AT, OPEN),
     ("POST", "/v1/oauth2/refresh", calls(clients.refresh_token, given=token_in_body), OPEN),
     ("POST", "/v1/oauth2/revoke", calls(clients.revoke_token, given=token_in_body), OPEN),
     ("GET", "/v1/restricted-queues", calls(clients.list_restricted_queues), ANY),
@@ -767,7 +772,7 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("DELETE", ONE_CLIENT, calls(clients.delete_permissions, "client_id"), ANY),
     ("PUT", ONE_SECRET, calls(clients.put_secret, "client_id", "path", given=clients.SecretBody), ANY),
     ("DELETE", ONE_SECRET, calls(clients.delete_secret, "client_id", "path"), ANY),
-    *((method, path, health, OPEN) for method in ("GET", "HEAD") for path in ("/v1", "/v1/")),
+    *(("GET", path, health, OPEN) for path in ("/v1", "/v1/")),
 ]
 
 
@@ -784,6 +789,9 @@ def entrance(handler: Handler, needs: str) -> Handler:
 
 async def nowhere(ask: Ask) -> Response:
     raise TrackerError("not_found", f"There is nothing at {ask.scope['path'][:1000]}")
+
+
+nowhere.methods = ()
 
 
 def routes(running: tracker.Tracker) -> list[Route]:

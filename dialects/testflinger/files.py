@@ -372,8 +372,7 @@ class Download(StreamingResponse):
             yield block
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        """Sends the file; after HEAD, its size alone."""
-        self.size = 0 if scope["method"] == "HEAD" else self.size
+        """Sends the file."""
         try:
             await super().__call__(scope, receive, send)
         except OSError as error:  # the answer has begun: returning now makes uvicorn break it off
