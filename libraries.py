@@ -25,6 +25,7 @@ NEEDED = {
 SHORT_WAY = {
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": (
         "scope flow access_log keep_alive disconnected default_headers response_started message_event on_response send"
+        " chunked_encoding expected_content_length waiting_for_100_continue"
     ),
     "uvicorn.protocols.http.flow_control:FlowControl": "write_paused drain",
 }

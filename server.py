@@ -66,6 +66,28 @@ async def write_at_once(cycle: RequestResponseCycle, head: bytes, body: bytes) -
     cycle.on_response()
 
 
+def speaks_old(cycle: RequestResponseCycle) -> None:
+    """Makes uvicorn's cycle answer a client of HTTP/1.0, who knows neither chunks nor interim answers.
+
+    An answer of unknown length ends with the connection, which uvicorn closes after any answer to such a client; by
+    itself it would send chunks, whose lengths the client takes for content.
+    """
+    endless = False
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal endless
+        if message["type"] == "http.response.start":
+            endless = not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            cycle.chunked_encoding = False if endless else None
+        elif endless:
+            cycle.expected_content_length = len(
+                message.get("body", b"")
+            )  # so uvicorn finds that it has come to its end
+        await RequestResponseCycle.send(cycle, message)
+
+    cycle.send, cycle.waiting_for_100_continue = send, False
+
+
 def keeps_coming(receive: Callable) -> None:
     """Tells GuardedProtocol that enough of a long body has arrived: its time begins anew."""
     cycle = getattr(receive, "__self__", None)
@@ -214,6 +236,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """The time of the body begins. Closes a connection on which too many requests wait for their answers."""
         self.began, self.headers_pending = self.loop.time(), 0
         super().on_headers_complete()
+        if libraries.HAS_SHORT_WAY and self.scope["http_version"] in ("1.0", "0.9"):
+            speaks_old(self.cycle)
         if len(self.pipeline) > MOST_PIPELINED:  # uvicorn reads on after each answer, and would collect them for ever
             self.transport.close()
 

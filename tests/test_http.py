@@ -1,6 +1,7 @@
 """HTTP as it goes over the wire, where the tracker does what usually a library does."""
 
 import contextlib
+import json
 import re
 import socket
 from collections.abc import Callable
@@ -32,6 +33,16 @@ def get(path: str, *headers: str, version: str = "1.1", method: str = "GET") -> 
     return "\r\n".join([f"{method} {path} HTTP/{version}", "Host: x", *headers, "", ""])
 
 
+def every_path() -> list[str]:
+    """The paths of every door, with something in the place of their ids."""
+    native = [row.path for row in tracker.API]
+    others = [route.path for route in tracker.create_app().routes if hasattr(route, "path")]
+    theeye = ["/task", "/tracker/job", "/job/1", "/workflows/1/job/2", "/tracker/agent/x/config", "/token"]
+    paths = {*native, *(f"/api{path}" for path in native), *others, *theeye, "/ui/static/style.css"}
+    paths -= {"/v1/{path:path}", "/ui/{path:path}", "/ui/static/{path:path}"}
+    return sorted({re.sub(r"\{\w+(:path)?\}", "1", path) for path in paths})
+
+
 def test_a_plain_answer_is_well_formed_and_keeps_the_connection(site: Site) -> None:
     head, _, body = exchange(site, get("/worker/stats")).partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
@@ -60,6 +71,48 @@ def test_an_old_client_gets_its_answer_and_the_end_of_the_connection(site: Site)
     received = exchange(site, get("/worker/stats", version="1.0"))
     assert b'"stats"' in received
     assert b"<kept open>" not in received
+
+
+def old(site: Site, path: str, *headers: str, method: str = "GET", body: str = "") -> tuple[str, bytes]:
+    """The headers of an answer to HTTP/1.0, in lower case, and all that follows them until the connection ends."""
+    host = f"Host: {site.url.removeprefix('http://')}"
+    received = exchange(site, "\r\n".join([f"{method} {path} HTTP/1.0", host, *headers, "", body]))
+    assert not received.endswith(b"<kept open>")
+    head, _, content = received.partition(b"\r\n\r\n")
+    return head.decode().lower(), content
+
+
+def test_an_old_client_is_never_sent_chunks(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.bulk_submit([{"project": project, "recipe": f"task {number}"} for number in range(2000)])
+    cookie = f"Cookie: tt={site.admin.http.cookies['tt']}"
+    head, body = old(site, f"/ui/projects/{project}/export", cookie)
+    assert "200 ok" in head and "transfer-encoding" not in head and "content-length" not in head
+    assert "connection: close" in head
+    assert [json.loads(line)["recipe"] for line in body.splitlines()] == [f"task {number}" for number in range(2000)]
+
+
+def test_an_old_client_gets_what_every_other_gets(site: Site) -> None:
+    job = NativeClient(house := House(site)).submit()
+    site.guest.post("/v1/job", json={"job_queue": house.QUEUE})
+    streamed = f"/api/jobs/logs?token={job}&key={house.KEY}", f"/v1/queues/{house.QUEUE}/jobs"
+    for path in *every_path(), *streamed:
+        (head, body), newer = old(site, path), site.guest.get(path)
+        assert "transfer-encoding" not in head and f" {newer.status_code} " in head, path
+        if "text/html" not in head:  # which says how long ago something was
+            assert body == newer.content, path
+
+
+def test_an_old_client_that_looks_at_an_answer_of_any_length_gets_its_headers(site: Site) -> None:
+    project, cookie = site.admin.create_project(), f"Cookie: tt={site.admin.http.cookies['tt']}"
+    head, body = old(site, f"/ui/projects/{project}/export", cookie, method="HEAD")
+    assert "200 ok" in head and "transfer-encoding" not in head and body == b""
+
+
+def test_an_old_client_is_sent_no_interim_answer(site: Site) -> None:
+    head, body = old(site, "/worker/create", "Content-Length: 2", "Expect: 100-continue", method="POST", body="{}")
+    assert head.startswith("http/1.1 200 ok") and json.loads(body)["ok"]
 
 
 @pytest.mark.parametrize("root", ["", "/queue"])
@@ -102,16 +155,6 @@ def test_a_method_that_a_native_path_does_not_have_is_refused_with_those_that_it
         answer = site.guest.put(prefix + path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
         assert answer.json() == {"ok": False, "message": "PUT is not possible here", "code": "method_not_allowed"}
-
-
-def every_path() -> list[str]:
-    """The paths of every door, with something in the place of their ids."""
-    native = [row.path for row in tracker.API]
-    others = [route.path for route in tracker.create_app().routes if hasattr(route, "path")]
-    theeye = ["/task", "/tracker/job", "/job/1", "/workflows/1/job/2", "/tracker/agent/x/config", "/token"]
-    paths = {*native, *(f"/api{path}" for path in native), *others, *theeye, "/ui/static/style.css"}
-    paths -= {"/v1/{path:path}", "/ui/{path:path}", "/ui/static/{path:path}"}
-    return sorted({re.sub(r"\{\w+(:path)?\}", "1", path) for path in paths})
 
 
 def test_every_path_says_which_methods_it_has_and_refuses_the_others_with_the_same_words(site: Site) -> None:
