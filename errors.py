@@ -6,6 +6,7 @@ it back. Nothing here knows a database, a request or a task.
 
 from __future__ import annotations
 
+import codecs
 import copy
 import functools
 import json
@@ -33,6 +34,7 @@ STATUS = {
     "conflict": 409,
     "granted": 409,  # a conflict with access that there is already, and not with a request for it
     "too_large": 413,
+    "unsupported": 415,
     "too_fast": 429,
     "internal": 500,
     "unavailable": 503,
@@ -127,6 +129,7 @@ def decode(body: bytes, kind: Any) -> Any:
 
     Of a kind that is `as_printed`, texts may be whatever a script prints: U+FFFD stands for what no text may have.
     """
+    body = body.removeprefix(codecs.BOM_UTF8)  # which some editors and shells write
     if getattr(kind, "as_printed", False):
         body = mended(body)
     if b"null" in body:  # or else there is none: a task that has none is decoded no slower

@@ -339,7 +339,7 @@ ERROR = {
         "message": text_member("The reason, for people.", "Rate limit reached; please wait"),
         "code": text_member(
             "The reason, for programs: `invalid`, `unauthorized`, `forbidden`, `not_found`, `conflict`, `granted`,"
-            " `too_large`, `too_fast`, `timeout`, `method_not_allowed`, `internal` or `unavailable`.",
+            " `too_large`, `unsupported`, `too_fast`, `timeout`, `method_not_allowed`, `internal` or `unavailable`.",
             "too_fast",
         ),
         "field": text_member("The field that it is about, where it is about one: `requests[3].priority`.", "priority"),

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs
@@ -90,11 +91,53 @@ def speaks_old(cycle: RequestResponseCycle) -> None:
 
 def keeps_coming(receive: Callable) -> None:
     """Tells GuardedProtocol that enough of a long body has arrived: its time begins anew."""
-    cycle = getattr(receive, "__self__", None)
+    cycle = getattr(getattr(receive, "packed", receive), "__self__", None)
     if type(cycle) is RequestResponseCycle:
         protocol = cycle.transport.get_protocol()
         if getattr(protocol, "began", None) is not None:
             protocol.began = protocol.loop.time()
+
+
+class Unpacked:
+    """An ASGI `receive` that unpacks what comes through another one, packed by gzip: each message has a piece of it."""
+
+    PIECE = 2**18  # bytes that one message has at the most, however small they were packed
+
+    def __init__(self, packed: Callable):
+        self.packed, self.rest, self.more = packed, b"", True
+        self.member: Any = None  # what unpacks the present one of the files of which gzip's may consist
+
+    async def __call__(self) -> dict[str, Any]:
+        """The next message. Refuses (invalid) what is no gzip, or is not complete."""
+        piece, more = b"", True
+        while more and not piece:
+            if not self.rest:
+                message = await self.packed()
+                if message["type"] == "http.disconnect":
+                    return message
+                self.rest, self.more = message["body"], message.get("more_body", False)
+            await asyncio.sleep(0)  # others have their turn, however far it unpacks
+            piece = self.unpack()
+            more = bool(self.rest) or self.more
+        if not more and self.member is not None:
+            raise TrackerError("invalid", "it is gzip, but ends too early", "body")
+        return {"type": "http.request", "body": piece, "more_body": more}
+
+    def unpack(self) -> bytes:
+        """The next piece of what has come, which may be empty; `rest` is what stays packed."""
+        self.rest = self.rest if self.member else self.rest.lstrip(b"\0")  # with which a file may be filled up
+        if not self.rest:
+            return b""
+        self.member = self.member or zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            piece = self.member.decompress(self.rest, self.PIECE)
+        except zlib.error as error:
+            raise TrackerError(
+                "invalid", f"it is said to be gzip, but is not, or is damaged: {error}", "body"
+            ) from None
+        self.rest = self.member.unused_data if self.member.eof else self.member.unconsumed_tail
+        self.member = None if self.member.eof else self.member
+        return piece
 
 
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
@@ -143,6 +186,25 @@ class Incoming:
                 raise TrackerError("invalid", "must be a whole number", name)  # msgspec reads 1e3 and 1.0 as well
         return query
 
+    def unpack(self) -> bool:
+        """From now on the body comes as it was before it was packed (Content-Encoding: gzip). Whether it is.
+
+        So every limit is one of what it unpacks to. Refuses (unsupported) any other packing.
+        """
+        if self.header(b"content-encoding") is None:
+            return False
+        named = b",".join(value for name, value in self.scope["headers"] if name == b"content-encoding").lower()
+        encodings = [one for one in named.replace(b" ", b"").split(b",") if one not in (b"identity", b"")]
+        if not encodings:
+            return False
+        if encodings not in ([b"gzip"], [b"x-gzip"]):
+            said = named.decode("latin-1")[:100]
+            raise TrackerError(
+                "unsupported", f"{said} is not understood: gzip is, once, or nothing", "Content-Encoding"
+            )
+        self.receive = Unpacked(self.receive)
+        return True
+
     async def read_body(self, limit: int) -> bytes:
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
         self.refuse_longer(limit)
@@ -172,6 +234,8 @@ class Incoming:
 
     def refuse_longer(self, limit: int) -> None:
         """413 for a body that is said to be longer than the limit (in KiB), before it comes."""
+        if self.unpack():
+            return
         length = self.header(b"content-length") or b""
         if length.isdigit() and (len(length) > 15 or int(length) > 1024 * limit):
             raise TrackerError("too_large", f"more than {limit} KiB", "body")
@@ -188,6 +252,7 @@ class Incoming:
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
         size = 0
+        self.unpack()
         if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
             raise TrackerError("invalid", "its Content-Type is too long", "body")
 

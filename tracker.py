@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import codecs
 import collections
 import contextlib
 import difflib
@@ -1856,7 +1857,7 @@ def new_task(body: shapes.SubmitBody) -> NewTask:
 def new_tasks(body: bytes, most: int) -> list[NewTask]:
     """The tasks of a bulk submit, all of one project. Takes a while for many: call it on a thread of its own."""
     decoding.left = decoding.most = most
-    bare = body.lstrip()[:1] == b"["
+    bare = body.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
     requests = decode(body, list[BulkTask]) if bare else decode(body, BulkSubmitBody).requests
     tasks: list[NewTask] = []
     for number, request in enumerate(requests):
@@ -4263,12 +4264,14 @@ def refusal_members(error: TrackerError) -> dict[str, Any]:
 
 
 def error_headers(error: TrackerError) -> dict[str, str]:
-    """What an error says in headers, at every door: when to come again (whole seconds), with which methods."""
+    """What an error says in headers, at every door: when to come again (in whole seconds), or how to ask."""
     headers = {}
     if error.delay is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.delay)))
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = allowing(error.allowed)
+    if error.code == "unsupported":
+        headers["accept-encoding"] = "gzip, identity"
     return headers
 
 

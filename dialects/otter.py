@@ -16,6 +16,7 @@ are the job's variables. Callers prove themselves by the key alone, never by a c
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator
 from sqlite3 import Row
 from typing import Any
@@ -77,7 +78,7 @@ async def read_body(call: Call) -> dict[str, Any]:
     if kind.startswith(b"multipart/form-data"):  # a file is no variable, and refused
         form = await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=MOST_PARAMETERS)
         return {name: values[-1] for name, values in form.items()}
-    body = await call.body()
+    body = (await call.body()).removeprefix(codecs.BOM_UTF8)
     if body.lstrip().startswith(b"{") or (body and b"json" in kind):
         return read_json(body)
     return read_form(body, "body")  # whatever it was called: curl -d and scripts say all sorts of things

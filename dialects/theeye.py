@@ -18,6 +18,7 @@ twice: /{customer}/task, and /task with the customer in the body or the query. S
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import hashlib
@@ -124,7 +125,8 @@ async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[An
             return from_pairs(await call.multipart(settings.max_body, max_files=0, max_fields=1000))
         except TrackerError as error:
             raise error if error.code != "invalid" else not_content(error.problem) from None
-    body = (await call.body(max(settings.max_body, settings.max_job_log) if large else None)).strip()
+    body = await call.body(max(settings.max_body, settings.max_job_log) if large else None)
+    body = body.removeprefix(codecs.BOM_UTF8).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
         return parameters(body)
     return await decoded(body, json_body, large)

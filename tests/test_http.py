@@ -1,9 +1,12 @@
 """HTTP as it goes over the wire, where the tracker does what usually a library does."""
 
+import codecs
 import contextlib
+import gzip
 import json
 import re
 import socket
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from conftest import Site, dump, wait_until
 from doors import House, NativeAgent, NativeClient, TestflingerAgent, TheeyeAgent
 
+import server
 import tracker
 
 
@@ -332,3 +336,118 @@ def test_registrations_from_one_address_are_throttled(site: Site) -> None:
     ]
     assert statuses[0] == 200
     assert statuses[-1] == 429
+
+
+# ── Bodies: packed, and begun with a mark ─────────────────────────────────────────────────────────────────────────────
+
+GZIP, JSON = {"Content-Encoding": "gzip"}, {"Content-Type": "application/json"}
+
+
+def to_every_door(house: House) -> list[tuple[httpx.Client, str, str, bytes, dict[str, str]]]:
+    """A call with a body of each door: who sends it, method, path, body, headers; all are accepted."""
+    site, admin = house.site, house.site.admin.http
+    worker = site.create_worker(house.project).http
+    task = json.dumps({"project": house.project, "recipe": "x"}).encode()
+    run = json.dumps({"template": house.NAME, "key": house.KEY}).encode()
+    form_token = re.search(r'name="token" value="([^"]+)"', admin.get("/ui/projects/new").text)[1]
+    form = urllib.parse.urlencode({"token": form_token, "name": "of a form"}).encode()
+    parts = b'--b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
+    lines = (
+        parts % (b"token", b"", form_token.encode()) + parts % (b"file", b'; filename="a"', b"one\ntwo") + b"--b--\r\n"
+    )
+    artifact = parts % (b"file", b'; filename="a"', b"content") + b"--b--\r\n"
+    multipart = {"Content-Type": "multipart/form-data; boundary=b"}
+    job = site.guest.post("/v1/job", json={"job_queue": "other"}).json()["job_id"]
+    return [
+        (worker, "POST", "/task/submit", task, JSON),
+        (worker, "POST", "/api/task/bulk_submit", b"[" + task + b"]", {}),
+        (worker, "POST", f"/task/submit_lines/{house.project}", b"three\nfour", {}),
+        (site.guest, "POST", "/worker/create", b'{"alias": "packed"}', JSON),
+        (admin, "POST", "/project/create", b'{"name": "packed"}', JSON),
+        (site.guest, "POST", "/v1/job", b'{"job_queue": "other"}', JSON),
+        (site.guest, "POST", f"/v1/result/{job}", b'{"job_state": "test"}', JSON),
+        (site.guest, "POST", f"/v1/result/{job}/output", b"said", {}),
+        (site.guest, "POST", f"/v1/result/{job}/artifact", artifact, multipart),
+        (site.guest, "POST", "/api/jobs/trigger", run, JSON),
+        (site.guest, "POST", "/api/jobs/trigger", f"template={house.NAME}&key={house.KEY}".encode(), {}),
+        (TheeyeAgent(house).http, "POST", "/host/machine", b'{"info": {"platform": "linux"}}', JSON),
+        (admin, "POST", "/ui/projects/new", form, {"Content-Type": "application/x-www-form-urlencoded"}),
+        (admin, "POST", f"/ui/projects/{house.project}/submit/lines", lines, multipart),
+    ]
+
+
+def test_a_packed_body_is_understood_at_every_door(site: Site) -> None:
+    for http, method, path, body, headers in to_every_door(House(site)):
+        answer = http.request(method, path, content=gzip.compress(body), headers=headers | GZIP)
+        assert answer.status_code in (200, 204, 303), (path, answer.text)
+    named = {name for (name,) in site.read("SELECT name FROM project")}
+    assert {"packed", "of a form", "other"} <= named
+    recipes = "SELECT COUNT(*) FROM task WHERE recipe IN ('one', 'two', 'three', 'four', 'x')"
+    wait_until(lambda: site.read(recipes) == [(6,)])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "encoding", "status"),
+    [
+        (lambda packed: packed[:-1], "gzip", 400),
+        (lambda packed: packed[:12] + bytes([packed[12] ^ 255]) + packed[13:], "gzip", 400),
+        (lambda packed: gzip.decompress(packed), "gzip", 400),
+        (lambda packed: packed + b"more", "gzip", 400),
+        (lambda packed: packed, "br", 415),
+        (lambda packed: packed, "gzip, gzip", 415),
+    ],
+)
+def test_a_body_that_cannot_be_unpacked_is_refused_at_every_door(
+    site: Site, spoil: Callable[[bytes], bytes], encoding: str, status: int
+) -> None:
+    requests = to_every_door(House(site))
+    before = dump(site.settings.database)
+    for http, method, path, body, headers in requests:
+        content = spoil(gzip.compress(body))
+        answer = http.request(method, path, content=content, headers=headers | {"Content-Encoding": encoding})
+        assert answer.status_code == status, (path, answer.text)
+        assert status == 400 or answer.headers["accept-encoding"] == "gzip, identity"
+    assert dump(site.settings.database) == before
+
+
+def test_a_small_body_that_unpacks_to_more_than_the_limit_is_refused_at_every_door_as_soon_as_it_does(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(max_body=64, max_bulk_body=256, testflinger_max_file=1, max_job_log=64)
+    monkeypatch.setattr("dialects.testflinger.api.REPORT_LIMIT", 256)
+    bomb = gzip.compress(bytes(2**28))
+    unpacked: list[int] = []
+    unpack = server.Unpacked.unpack
+
+    def counted(body: server.Unpacked) -> bytes:
+        unpacked.append(len(piece := unpack(body)))
+        return piece
+
+    monkeypatch.setattr(server.Unpacked, "unpack", counted)
+    for http, method, path, body, headers in to_every_door(House(site)):
+        content = gzip.compress(body.removesuffix(b"--b--\r\n")[:-2]) + bomb
+        answer = http.request(method, path, content=content, headers=headers | GZIP)
+        assert answer.status_code == 413, (path, answer.text)
+        assert sum(unpacked) < 2**22, path
+        unpacked.clear()
+
+
+def test_what_gzip_packed_in_several_pieces_and_filled_up_is_one_body(site: Site) -> None:
+    content = gzip.compress(b'{"alias"') + gzip.compress(b"") + gzip.compress(b': "whole"}') + bytes(100)
+    for encoding in "gzip", "x-gzip", "GZIP", "identity, gzip":
+        answer = site.guest.post("/worker/create", content=content, headers={"Content-Encoding": encoding})
+        assert answer.json()["content"]["worker"]["alias"] == "whole"
+
+
+def test_a_body_that_says_it_is_not_packed_is_read_as_it_is(site: Site) -> None:
+    answer = site.guest.post("/worker/create", content=b"{}", headers={"Content-Encoding": "identity"})
+    assert answer.status_code == 200
+
+
+def test_json_may_begin_with_a_byte_order_mark_at_every_door(site: Site) -> None:
+    for http, method, path, body, headers in to_every_door(House(site)):
+        if body[:1] in b"{[":
+            answer = http.request(method, path, content=codecs.BOM_UTF8 + body, headers=headers)
+            assert answer.status_code in (200, 204), (path, answer.text)
+            answer = http.request(method, path, content=codecs.BOM_UTF8 + body)  # whatever it is called
+            assert answer.status_code != 400, (path, answer.text)

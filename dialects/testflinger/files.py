@@ -78,7 +78,8 @@ class Files:
         the disk is full or broken. Then, and when it is cancelled, nothing is left of it.
         """
         form = Form(boundary_of(call), field, self.limit)
-        form.refuse_announced(call)
+        if not call.unpack():
+            form.refuse_announced(call)
         upload = Upload(self.folder)
         try:
             await transfer(call, form, upload)
