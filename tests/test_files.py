@@ -50,15 +50,15 @@ class Dialect:
         self.files = Files(files.folder_of(tracker_.settings), self.limit)
         return [
             Route("/file", tracker.Endpoint(tracker_, self.store), methods=["POST"]),
-            Route("/file/{name}", self.fetch, methods=["GET"]),
+            Route("/file/{name}", tracker.Endpoint(tracker_, self.fetch), methods=["GET"]),
         ]
 
     async def store(self, call: tracker.Call) -> tracker.Reply:
         stored = await self.files.receive(call)
         return tracker.Reply({"name": stored.name, "size": stored.size})
 
-    async def fetch(self, request: Any) -> Any:
-        return await self.files.send(request.path_params["name"]) or tracker.Response(status_code=404)
+    async def fetch(self, call: tracker.Call) -> Any:
+        return await self.files.send(call.scope["path_params"]["name"]) or tracker.Response(status_code=404)
 
 
 class Store:
