@@ -122,6 +122,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     trusted_proxies: Annotated[
         str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
     ] = "127.0.0.1"
+    cors_origins: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@,\sA-Z]+)$")], ...],
+        "Origins of other sites' pages that may use the API, such as https://app.example.org, and with a manager's"
+        ' login; "*" is all others, without logins.',
+    ] = ()
     database: Annotated[str, "The SQLite file; a relative path starts at the configuration file's folder."] = (
         "tracker.db"
     )
@@ -4045,6 +4050,7 @@ class Tracker:
     def __init__(self, settings: Settings, clock: Clock | None = None):
         self.settings = settings
         self.clock = clock or Clock()
+        self.named_origins = frozenset(self.settings.cors_origins) - {"*"}
         self.waiters = Waiters()
         self.polls = Polls(settings.max_empty_polls, time.monotonic)
         self.db = Database(settings, self.clock, self.waiters.announce)
@@ -4342,7 +4348,7 @@ class Call(Incoming):
         else:
             bound = self.session_and_origin()[1]
             same = source.partition(b"://")[2] == host or (entering and self.lacks_port()) or bool(bound == source)
-        if not same:
+        if not same and (self.header(b"origin") or b"").decode("latin-1") not in self.tracker.named_origins:
             named = f"its Origin or Referer is {quoted(source)}, Host is {quoted(host)}"
             raise TrackerError("forbidden", f"Refused: this request was caused by another site ({named})")
 
@@ -5029,7 +5035,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     shown = [
         Route(path, pages.endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in all_pages()
     ]
-    app = App(
+    app = (SharedApp if tracker.settings.cors_origins else App)(
         routes=[
             *(Route(path, functools.partial(openapi_json, tracker), methods=["GET"]) for path in OPENAPI_PATHS),
             *(route for dialect in dialects() for route in dialect.routes(tracker)),
@@ -5143,6 +5149,42 @@ class App(Starlette):
         if scope["type"] == "http" and self.find(scope):
             raise HTTPException(405)
         await self.router.not_found(scope, receive, send)
+
+
+class SharedApp(App):
+    """The application where pages of other origins may use the API (the setting cors_origins).
+
+    Starlette's CORSMiddleware takes logins from all of them or from none, allows methods that a path does not have, and
+    would stand before the hot calls also where there are no such origins.
+    """
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "http":
+            send = functools.partial(self.send_shared, send, dict(scope["headers"]))
+        await super().__call__(scope, receive, send)
+
+    async def send_shared(self, send: Callable, asked: dict[bytes, bytes], message: dict) -> None:
+        """Sends a part of an answer; its head tells a browser, too, which page may read it, and ask for more."""
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            message = {**message, "headers": headers + self.shared_with(asked, dict(headers))}
+        await send(message)
+
+    def shared_with(self, asked: dict[bytes, bytes], answered: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        """The headers that share an answer with the origin that asked for it."""
+        named, origin = self.state.tracker.named_origins, asked.get(b"origin", b"")
+        vary = (b"vary", b"Origin")
+        if origin.decode("latin-1") in named:
+            headers = [vary, (b"access-control-allow-origin", origin), (b"access-control-allow-credentials", b"true")]
+        elif origin and "*" in self.state.tracker.settings.cors_origins:
+            headers = [vary, (b"access-control-allow-origin", b"*")]
+        else:
+            return [vary]
+        if b"access-control-request-method" not in asked:  # a page reads no other headers than these and some harmless
+            return [*headers, (b"access-control-expose-headers", b"Allow, Content-Disposition, Retry-After")]
+        wanted = b", ".join(re.findall(rb"[\w-]+", asked.get(b"access-control-request-headers", b"")))
+        headers += [(b"access-control-allow-methods", answered.get(b"allow", b""))]
+        return [*headers, (b"access-control-allow-headers", wanted), (b"access-control-max-age", b"600")]
 
 
 def methods_of(route: BaseRoute, scope: dict) -> Iterable[str]:

@@ -5,6 +5,7 @@ Content-Security-Policy and requests to other hosts, and its test fails with the
 """
 
 import base64
+import contextlib
 import json
 import random
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import MovedClock, Worker
+from conftest import MovedClock, Site, Worker
 from testflinger_doubles import HAgent, HClient, Phase, SAgent, SClient, pack
 
 import tracker
@@ -1188,3 +1189,39 @@ def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callab
         studio = Studio(browser, url, open_tab)
         faults = [fault for view in screenshots.FIRST_VIEWS for fault in faults_of(studio.show(view, {}), view)]
     assert not faults, "\n".join(faults)
+
+
+# ── Pages of other origins ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+ELSEWHERE = """async ([url, id, secret, project]) => {
+    const post = async (path, body, headers) => {
+        const options = {method: 'POST', credentials: 'include', body: JSON.stringify(body)};
+        try {
+            return (await fetch(url + path, {...options, headers})).status;
+        } catch (error) {
+            return error.name;
+        }
+    };
+    const worker = {'X-Worker-ID': id, 'X-Secret': secret, 'Content-Type': 'application/json'};
+    return [
+        await post('/task/submit', {project, recipe: 'x'}, worker),
+        await post('/login', {username: 'admin', password: 'password'}, {'Content-Type': 'application/json'}),
+        await post('/project/create', {name: 'made elsewhere'}, {'Content-Type': 'application/json'}),
+        await post('/api/logout', {}, {}),
+    ];
+}"""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_front_end_of_a_named_origin_and_no_other_uses_the_api(
+    browser: Browser, make_site: Callable[..., Site], named: bool
+) -> None:
+    with tracker.serving() as front, contextlib.closing(browser.new_context()) as context:
+        site = make_site(cors_origins=(front,) if named else ())
+        project = site.admin.create_project()
+        worker = site.create_worker(project)
+        page = context.new_page()
+        page.goto(f"{front}/worker/stats")
+        told = page.evaluate(ELSEWHERE, [site.url, str(worker.id), worker.secret, project])
+    assert told == ([200, 200, 200, 204] if named else ["TypeError"] * 4)

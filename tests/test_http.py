@@ -451,3 +451,89 @@ def test_json_may_begin_with_a_byte_order_mark_at_every_door(site: Site) -> None
             assert answer.status_code in (200, 204), (path, answer.text)
             answer = http.request(method, path, content=codecs.BOM_UTF8 + body)  # whatever it is called
             assert answer.status_code != 400, (path, answer.text)
+
+
+# ── Pages of other origins ────────────────────────────────────────────────────────────────────────────────────────────
+
+APP, OTHER = "https://app.example.org", "https://other.example.org"
+
+
+def sharing(answer: httpx.Response) -> dict[str, str]:
+    """What an answer says about who may read it, without the common beginning of the names."""
+    start = "access-control-"
+    shared = {name.removeprefix(start): value for name, value in answer.headers.items() if name.startswith(start)}
+    return {name: value for name, value in shared.items() if name != "expose-headers"}
+
+
+def preflight(site: Site, path: str, origin: str, method: str, *headers: str) -> dict[str, str]:
+    """What a browser is told before it sends what a page of that origin asks for."""
+    asked = {"Origin": origin, "Access-Control-Request-Method": method}
+    asked |= {"Access-Control-Request-Headers": ",".join(headers)} if headers else {}
+    answer = site.guest.options(path, headers=asked)
+    assert answer.status_code == 204
+    return sharing(answer)
+
+
+def test_pages_of_other_origins_may_read_nothing_as_delivered(site: Site) -> None:
+    for path in "/worker/stats", "/v1/job/search", "/ui/static/style.css", "/nothing":
+        answer = site.guest.get(path, headers={"Origin": APP})
+        assert not sharing(answer) and "vary" not in answer.headers
+    assert not preflight(site, "/task/submit", APP, "POST", "x-secret")
+
+
+def test_a_page_of_a_named_origin_may_read_and_use_a_login(make_site: Callable[..., Site]) -> None:
+    site = make_site(cors_origins=(APP,))
+    for path in *every_path(), "/nothing":
+        answer = site.guest.head(path, headers={"Origin": APP})
+        assert sharing(answer) == {"allow-origin": APP, "allow-credentials": "true"}, path
+        assert answer.headers["vary"] == "Origin"
+    for origin in OTHER, "null", "*", APP.upper(), f"{APP}.example":
+        answer = site.guest.get("/worker/stats", headers={"Origin": origin})
+        assert (sharing(answer), answer.headers["vary"]) == ({}, "Origin")
+
+
+def test_a_browser_is_told_before_a_request_what_a_page_of_a_named_origin_may_send(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(cors_origins=(APP,))
+    headers = "x-worker-id", "x-secret", "content-type", "authorization"
+    for path, methods in ("/api/task/submit", "OPTIONS, POST"), ("/v1/job", "GET, HEAD, OPTIONS, POST"):
+        told = preflight(site, path, APP, "POST", *headers)
+        assert told.pop("allow-headers").split(", ") == [*headers]
+        assert told.pop("max-age")
+        assert told == {"allow-origin": APP, "allow-credentials": "true", "allow-methods": methods}
+    assert not preflight(site, "/task/submit", OTHER, "POST", *headers)
+
+
+def test_a_page_of_a_named_origin_may_change_things_with_a_login(make_site: Callable[..., Site]) -> None:
+    site = make_site(cors_origins=("*", APP))
+    for headers in {"Origin": APP}, {"Origin": APP, "Sec-Fetch-Site": "same-site"}:
+        body = {"username": "admin", "password": "password"}
+        assert site.guest.post("/login", json=body, headers=headers).status_code == 200
+        answer = site.guest.post("/project/create", json={"name": str(headers)}, headers=headers)
+        assert answer.status_code == 200
+        assert site.guest.post("/v1/job", json={"job_queue": "q"}, headers=headers).status_code == 200
+        assert site.guest.post("/logout", headers=headers).status_code == 204
+
+
+def test_a_page_of_any_other_origin_may_read_and_change_what_needs_no_login(make_site: Callable[..., Site]) -> None:
+    site = make_site(cors_origins=("*", APP))
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    assert preflight(site, "/task/submit", OTHER, "POST", "x-secret")["allow-origin"] == "*"
+    for headers in {"Origin": OTHER}, {"Origin": OTHER, "Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}:
+        body = {"project": project, "recipe": "x"}
+        answer = worker.http.post("/task/submit", json=body, headers=headers)
+        assert (answer.status_code, sharing(answer)) == (200, {"allow-origin": "*"})
+        for path, body in ("/project/create", {"name": "y"}), ("/login", {"username": "admin", "password": "password"}):
+            answer = site.admin.http.post(path, json=body, headers=headers)
+            assert (answer.status_code, sharing(answer)) == (403, {"allow-origin": "*"})
+        assert site.guest.post("/v1/job", json={"job_queue": "q"}, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://A.example", "null", "https://", "**"])
+def test_what_is_no_origin_is_refused_at_the_start(tmp_path: Path, origin: str) -> None:
+    file = tmp_path / "tracker.toml"
+    file.write_text(f'cors_origins = ["https://fine.example:8443", "{origin}"]')
+    with pytest.raises(tracker.TrackerError, match=r"cors_origins\[1\]: must match"):
+        tracker.load_settings(file)
