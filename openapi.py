@@ -89,6 +89,7 @@ class Note(Struct, frozen=True):
     message: str = ""  # when there is a message although the status is 200
     reason: str = ""  # what a member `reason` says
     cookie: str = ""  # what the answer does to the session cookie
+    file: str = ""  # the type of the file that may be answered, with status 200, instead of nothing
 
 
 TEMPLATE = {
@@ -211,6 +212,12 @@ NOTES: dict[str, Note] = {
         },
         query={"project": [1, 2], "wait": 5, "count": 10},
         **NO_TASK,
+    ),
+    "GET /task/attachments/{task}": Note(
+        "Tasks",
+        {403: "The worker does not hold the task.", 404: "There has never been such a task, or the file is gone."},
+        path={"task": 2},
+        file="application/gzip",
     ),
     "POST /task/log": Note(
         "Tasks",
@@ -510,7 +517,7 @@ class Schemas:
         return {**schema, "$ref": REF.format(name=new_name)}
 
 
-MAYBE = {"job"}  # of a task: only some have one
+MAYBE = {"job", "attachments"}  # of a task: only some have one
 
 
 def answered_types(answer: Any) -> list[Any]:
@@ -554,6 +561,7 @@ def operation(name: str, row: Any, takes: Any, schemas: Schemas) -> dict[str, An
         **({"requestBody": {"required": True, "content": content}} if content else {}),
         "responses": {
             str(takes.status): success(about, takes, schemas, row.path.endswith("/create")),
+            **({"200": {"description": "The file.", "content": {about.file: {}}}} if about.file else {}),
             **refusals(about, row, takes, security, decodes, schemas),
         },
     }

@@ -329,6 +329,11 @@ class TaskJob(Shape):
     variables: Annotated[dict[str, Any], "The values of the variables.", {"branch": "main"}]
     env: Annotated[dict[str, str], "The environment that the template adds.", {"LANG": "C.UTF-8"}]
     timeout: Annotated[float, "Seconds that it may run.", 60.0]
+    attachments: Annotated[
+        str | UnsetType,
+        "The path of what a client has attached to it, where one has: a tar that gzip has packed.",
+        "/task/attachments/1",
+    ] = UNSET
 
 
 class Task(Shape):

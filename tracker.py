@@ -886,6 +886,8 @@ def search(
 #     check_project(tx, project, fields)   raises why a project cannot be changed to this
 #     check_retry(tx, job)           raises why a job that has ended cannot be made again
 #     client_of(tx, job)             which of its clients made a job, in words; None: not known
+#     attachments(tx, job)           how to send what a client has attached to a job: an async function (running) that
+#                                    makes the answer, or None when the file has gone; None: nothing is attached
 #     async prune(running)           forgets what is old, now and then
 #
 # templates/NAME_admin.html and NAME_template.html, where there are such, are its parts of the pages of those names.
@@ -2879,7 +2881,13 @@ def start_job(tx: Tx, job: int, worker: int) -> shapes.TaskJob:
         runas=row["runas"],
         **{name: as_raw(row[name]) for name in ("arguments", "variables", "env")},
         timeout=row["timeout"],
+        attachments=f"/task/attachments/{row['task']}" if attachments_of(tx, row) else UNSET,
     )
+
+
+def attachments_of(tx: Tx, job: sqlite3.Row) -> Callable[..., Awaitable[Any]] | None:
+    """How to send what a client has attached to a job, as a dialect says; None: nothing is."""
+    return next(filter(None, (attachments(tx, job) for attachments in hooks("attachments"))), None)
 
 
 def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
@@ -3005,6 +3013,17 @@ def last_line(line: Any) -> Any:
 def held_task(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
     """The task's id, project and job, if this worker holds it."""
     return tx.one("SELECT id, project, job FROM task WHERE id = ? AND assignee = ?", (task, worker))
+
+
+@needs(WORKER)
+def find_attachments(tx: Tx, caller: Caller, task: int) -> Callable[..., Awaitable[Any]] | None:
+    """How to send what is attached to the job of a task; None: nothing is. 403 when the caller does not hold it."""
+    held = held_task(tx, caller.worker.id, task)
+    if held is None:
+        check_task_existed(tx, task)
+        raise TrackerError("forbidden", "You do not hold this task", "task")
+    job = held["job"] and tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
+    return attachments_of(tx, job) if job else None
 
 
 @needs(WORKER)
@@ -4805,6 +4824,22 @@ async def bulk_release(call: Call) -> Reply:
     return Reply({"updated": await call.tracker.db.write(release_tasks, credentials, releases, long=True)})
 
 
+@takes(Call.worker, status=204, who="The worker that holds the task.")
+async def get_attachments(call: Call) -> Answer:
+    """Sends what a client has attached to the job of a task: a tar that gzip has packed.
+
+    Status 200 with the file, or 204 when nothing is attached. The `job` of a task to which something is attached has
+    this call's path as its `attachments`.
+    """
+    credentials, task = call.worker(), call.path_id("task")
+    send = await call.tracker.db.read(as_caller, find_attachments, credentials, task)
+    if send is None:
+        return Reply(status=204)
+    if (answer := await send(call.tracker)) is None:
+        raise TrackerError("not_found", "What was attached to this task's job is gone")
+    return answer
+
+
 def resetting(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
     """POST /project/…/{project} that changes any number of tasks, a piece at a time. `promise` is its docstring."""
 
@@ -4963,6 +4998,7 @@ API: list[Native] = [
     Native("GET", "/operation/{operation}", show_operation, "operation"),
     Native("POST", "/log/{level}", add_log),
     Native("POST", "/task/log", log_to_task),
+    Native("GET", "/task/attachments/{task}", get_attachments),
     Native("POST", "/template/create", create_template, "template"),
     Native("POST", "/template/update/{template}", update_template),
     Native("POST", "/template/delete/{template}", delete_template),

@@ -47,6 +47,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -56,7 +57,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 try:
     import httpx
@@ -308,13 +309,29 @@ class Client:
         """
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
+        headers = {**self._headers(), "Content-Type": kind}
+
+        def send() -> httpx.Response:
+            with self.interrupts.deferred():
+                return self.http.request(method, self.server + path, content=body, headers=headers)
+
+        response, repeated = self._answered(send)
+        return Answer(self._content(response, path), _server_time(response), repeated)
+
+    def _headers(self) -> dict[str, str]:
+        """What every request says of us."""
+        known = {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret} if self.worker else {}
+        return {"User-Agent": "tracker-worker", **known}
+
+    def _answered(self, send: Callable[[], httpx.Response]) -> tuple[httpx.Response, bool]:
+        """Has a request sent until it is answered. Whether it may have been carried out before, too."""
         carried_out = self.uncertain = False
         outage = _Outage(self)
         while True:
             self.interrupts.check()
             self.uncertain = True
             try:
-                response = self._attempt(method, path, body, kind)
+                response = self._attempt(send)
             except _Lost as lost:
                 carried_out = self.uncertain = carried_out or lost.carried_out
                 outage.wait(lost)
@@ -322,19 +339,15 @@ class Client:
             self.uncertain = carried_out
             outage.over()
             if response.status_code != 429:
-                return Answer(self._content(response, path), _server_time(response), repeated=carried_out)
+                return response, carried_out
             delay = _rate_limit_delay(response)
             self.display.waiting(f"rate limit: waiting {duration(delay)}")
             self.interrupts.sleep(delay)
 
-    def _attempt(self, method: str, path: str, body: bytes | None, kind: str) -> httpx.Response:
+    def _attempt(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """Sends the request once. _Lost when that brings no answer of a tracker."""
-        headers = {"Content-Type": kind, "User-Agent": "tracker-worker"}
-        if self.worker is not None:
-            headers |= {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret}
         try:
-            with self.interrupts.deferred():
-                response = self.http.request(method, self.server + path, content=body, headers=headers)
+            response = send()
         except httpx.RequestError as error:
             was_connected = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
             raise _Lost(str(error) or type(error).__name__, carried_out=was_connected) from None
@@ -1123,6 +1136,7 @@ class Invocation:
     environment: dict[str, str]
     stdin: bytes
     is_script: bool
+    folder: str | None = None  # in which it is started; ours, unless it is said
 
 
 #: A script that is open for writing cannot be executed, and a process that is just being started holds a copy of every
@@ -1138,29 +1152,64 @@ class Terms:
     # One string of an environment may have 128 KiB on Linux; all together have to share 2 MiB with the arguments.
     LONGEST_VALUE, LARGEST_ENVIRONMENT = 100_000, 500_000
     OWN_NAMES = ("TRACKER_TASK", "TRACKER_JOB", "TRACKER_TEMPLATE", "TRACKER_RECIPE", "TRACKER_PROJECT", "TRACKER_VAR_")
+    OWN_NAMES += ("TRACKER_ATTACHMENTS",)
 
-    def __init__(self, args: argparse.Namespace, show: Callable[[str], None]):
+    def __init__(self, args: argparse.Namespace, show: Callable[[str], None], client: RunClient):
         """show: with --verbose it gets every line that is printed."""
         self.args = args
         self.show = show
+        self.client = client
 
     @contextlib.contextmanager
-    def invocation(self, assignment: Assignment) -> Iterator[Invocation]:
-        """What to start for the task; a script is there until the block ends. CannotRun says why there is nothing."""
-        task = json.dumps(assignment.task)
-        environment = self._environment(assignment, task)
-        if assignment.job.get("script") is None:
-            yield Invocation(self._filled_in(assignment), environment, task.encode(), is_script=False)
-            return
-        if not self.args.allow_scripts:
+    def invocation(self, assignment: Assignment, halt: Halt) -> Iterator[Invocation]:
+        """What to start for the task; its script and its attachments are there until the block ends.
+
+        CannotRun says why there is nothing; Halted: halt was set before the attachments had come.
+        """
+        job, task = assignment.job, json.dumps(assignment.task)
+        environment, is_script = self._environment(assignment, task), job.get("script") is not None
+        if is_script and not self.args.allow_scripts:
             raise CannotRun("this job brings a script, and the worker was started without --allow-scripts")
+        command = [] if is_script else self._filled_in(assignment)
+        if not is_script and not job.get("attachments"):
+            yield Invocation(command, environment, task.encode(), is_script)
+            return
         try:
             folder = tempfile.TemporaryDirectory(prefix="tracker-", ignore_cleanup_errors=True)
         except OSError as error:
-            raise CannotRun(f"no temporary folder for the script: {error}", ours=True) from None
+            raise CannotRun(f"no temporary folder for the job: {error}", ours=True) from None
         with folder as path:  # nobody else may look into it
-            arguments = self._script(assignment.job, Path(path) / "script") + assignment.arguments
-            yield Invocation(arguments, environment, task.encode(), is_script=True)
+            started_in = None
+            if job.get("attachments"):
+                attached = Path(path) / "attachments"  # where Testflinger's scripts look for them
+                self._fetch(job["attachments"], attached, halt)
+                environment["TRACKER_ATTACHMENTS"] = str(attached)
+                started_in = path if is_script else None
+            if is_script:
+                command = self._script(job, Path(path) / "script") + assignment.arguments
+            yield Invocation(command, environment, task.encode(), is_script, started_in)
+
+    def _fetch(self, path: str, folder: Path, halt: Halt) -> None:
+        """Unpacks what is attached to a job, which the tracker has at this path, into a new folder."""
+        most = self.args.max_attachments * 2**20
+        if not path.startswith("/"):
+            raise CannotRun(f"its attachments are at no path: {path!r}")
+        try:
+            folder.mkdir(0o700)
+            with tempfile.TemporaryFile(dir=folder.parent) as file:
+                self.client.fetch(path, file, most, halt)
+                if not file.tell():
+                    raise CannotRun("the tracker has none")
+                file.seek(0)
+                unpack(file, folder, most, halt)
+        except Refused as refused:
+            raise CannotRun(f"its attachments cannot be fetched: {refused.message}") from None
+        except CannotRun as reason:
+            raise CannotRun(f"its attachments cannot be had: {reason}", reason.ours) from None
+        except OSError as error:
+            raise CannotRun(f"its attachments cannot be stored: {error.strerror}", ours=True) from None
+        with starting:  # what was being started has held copies of these files, and lets go of them now
+            pass
 
     def _filled_in(self, assignment: Assignment) -> list[str]:
         """The command with the task's values in their places. CannotRun when there is no command."""
@@ -1234,6 +1283,65 @@ class Terms:
 def _as_text(value: Any) -> str:
     """Text as it is, nothing as an empty text, anything else as JSON."""
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+class Guarded:
+    """What tarfile reads: of a file that may be packed so many bytes in all, and none at once that fill the memory."""
+
+    MOST_AT_ONCE = 2**20  # headers say their own size
+
+    def __init__(self, file: BinaryIO, most: int):
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        self.source = gzip.GzipFile(fileobj=file, mode="rb") if packed else file
+        self.tell, self.seek, self.left = self.source.tell, self.source.seek, most
+
+    def read(self, size: int) -> bytes:
+        piece = self.source.read(min(size, self.left + 1, self.MOST_AT_ONCE + 1))
+        self.left -= len(piece)
+        if self.left < 0 or len(piece) > self.MOST_AT_ONCE:
+            raise CannotRun("unpacked they are too large")
+        return piece
+
+
+MOST_ATTACHED = 100_000  # files
+#: What a disk or a system is short of, whatever is in a tar.
+SHORTAGES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+def unpack(file: BinaryIO, folder: Path, most: int, halt: Halt) -> None:
+    """Unpacks a tar, which gzip may have packed, into a folder, and touches nothing outside of it.
+
+    CannotRun for one that is damaged, that would reach outside (absolute paths, `..`, links, devices), or that is
+    larger than so many bytes; Halted when halt was set.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise CannotRun("unpacking them safely takes Python 3.11.4 or newer", ours=True)
+    try:
+        with tarfile.open(fileobj=Guarded(file, most), mode="r:") as tar:
+            for number, member in enumerate(tar, 1):
+                halt.check()
+                if number > MOST_ATTACHED:
+                    raise CannotRun(f"more than {MOST_ATTACHED:,} files")
+                for name in (member.name, member.linkname if member.islnk() else ""):
+                    refuse_links(folder, name)
+                tar.extract(member, folder, filter="data")
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, ArithmeticError) as error:
+        raise CannotRun(f"not a tar that can be unpacked: {error}") from None
+    except OSError as error:
+        raise CannotRun(f"{error.strerror}: {error.filename}", ours=error.errno in SHORTAGES) from None
+
+
+def refuse_links(folder: Path, name: str) -> None:
+    """CannotRun when a symbolic link is on the way to what a tar names: no link must lead what is written elsewhere.
+
+    No real tar has that, and there are versions of Python whose filter for tars can be got past by such links.
+    """
+    place = folder
+    for part in name.strip("/").split("/"):
+        place /= part
+        if place.is_symlink():
+            raise CannotRun(f"{printable(name)} is behind a link")
 
 
 # ── Run: processes ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1337,6 +1445,7 @@ class Process:
             return subprocess.Popen(
                 invocation.arguments,
                 env=invocation.environment,
+                cwd=invocation.folder,
                 stdin=stdin,
                 stdout=self.streams[0].writing,
                 stderr=self.streams[1].writing,
@@ -1590,7 +1699,10 @@ class Execution(threading.Thread):
     """One task: starts its process, waits for it, and tells what came of it in `outcome`.
 
     tick(), which the Runner calls a few times a second, ends a process whose time is over or that stop() has doomed.
+    Its time is also that in which its attachments must come.
     """
+
+    LONGEST_FETCH = 3600.0  # seconds
 
     def __init__(self, assignment: Assignment, terms: Terms, is_away: Callable[[], bool], ended: Callable[..., None]):
         """ended: is called with this execution and its outcome, by the thread that found it out."""
@@ -1604,6 +1716,8 @@ class Execution(threading.Thread):
         self.cause: Cause | None = None
         self.process: Process | None = None
         self.kill_at = math.inf
+        self.began = time.monotonic()
+        self.halt = Halt()  # of what comes before the process
         self.limit = assignment.time_limit(self.args.timeout, self.args.kill_grace)
         self.log = TaskLog(is_away)
         #: When the tracker last told that the task is ours.
@@ -1615,7 +1729,7 @@ class Execution(threading.Thread):
 
     def run(self) -> None:
         try:
-            with self.terms.invocation(self.assignment) as invocation:
+            with self.terms.invocation(self.assignment, self.halt) as invocation:
                 self.process = Process(invocation, self.printed.take)
                 code = self.process.wait()
             outcome = self._judged(code, time.monotonic() - self.process.began)
@@ -1623,6 +1737,12 @@ class Execution(threading.Thread):
             outcome = Outcome(SKIPPED, str(reason), unfit=True)
             if not reason.ours:
                 outcome = Outcome(FAILED, str(reason), self._output(None, 0.0))
+        except Halted:
+            outcome = Outcome(SKIPPED, self.cause.value)
+            if self.cause is Cause.TIMEOUT:
+                outcome = Outcome(FAILED, "its attachments did not come in time", self._output(None, 0.0))
+        except Fail as failure:
+            outcome = Outcome(SKIPPED, str(failure), unfit=True)
         except Exception as error:
             outcome = Outcome(SKIPPED, fault(error), unfit=True)
         self.end(outcome)
@@ -1673,13 +1793,17 @@ class Execution(threading.Thread):
         elif self.process is not None and self.process.has_exited:
             return
         self.cause = self.cause or cause
+        self.halt.set()
 
     def tick(self, now: float) -> None:
         """Ends a process whose time has come: kindly first, by force after a grace."""
-        if self.process is None or self.process.has_exited:
+        if self.process is not None and self.process.has_exited:
             return
-        if self.cause is None and now - self.process.began >= self.limit:
+        limit = min(self.limit, self.LONGEST_FETCH) if self.process is None else self.limit
+        if self.cause is None and now - self.began >= limit:
             self.stop(Cause.TIMEOUT)
+        if self.process is None:
+            return
         if self.cause is not None and self.kill_at == math.inf:
             self.kill_at = now + self.args.kill_grace
             self.process.terminate()
@@ -1719,6 +1843,19 @@ class Halt(threading.Event):
         self.check()
 
 
+class Unheard(Display):
+    """Says nothing: of an outage the Courier tells, who hears of it as well."""
+
+    def lost(self, server: str, reason: str) -> None:
+        pass
+
+    def back(self, server: str, seconds: float) -> None:
+        pass
+
+    def waiting(self, reason: str) -> None:
+        pass
+
+
 class RunClient(Client):
     """A Client that several threads may have copies of, each with interrupts of its own."""
 
@@ -1736,6 +1873,31 @@ class RunClient(Client):
         finally:
             self.calling_since = math.inf
             self.display.answered()
+
+    def fetch(self, path: str, file: BinaryIO, most: int, halt: Halt) -> None:
+        """Writes what the tracker has at this path to a file. Waits and raises as call() does, until halt is set.
+
+        CannotRun when it is more than so many bytes.
+        """
+        quiet = copy.copy(self)
+        quiet.interrupts, quiet.display = halt, Unheard()
+
+        def receive() -> httpx.Response:
+            file.seek(0)
+            file.truncate()
+            with quiet.http.stream("GET", self.server + path, headers=self._headers(), timeout=30) as response:
+                for piece in response.iter_bytes() if response.status_code == 200 else ():
+                    halt.check()
+                    if file.tell() + len(piece) > most:
+                        raise CannotRun(f"more than {most:,} bytes")
+                    file.write(piece)
+                if response.status_code != 200:
+                    response.read()
+                return response
+
+        response, _ = quiet._answered(receive)
+        if response.status_code != 200:
+            quiet._content(response, path)
 
     def is_away(self) -> bool:
         """Whether the server has not answered for a while."""
@@ -2049,7 +2211,7 @@ class Runner:
         self.signals_seen = 0
         self.args = args
         self.count = args.count or math.inf
-        self.terms = Terms(args, display.notice)
+        self.terms = Terms(args, display.notice, client)
         self.changed = threading.Condition()
         self.running: dict[Execution, None] = {}
         self.unsettled: dict[Execution, None] = {}  # those that run and those that are not delivered
@@ -2576,6 +2738,9 @@ What COMMAND gets, besides the environment of this worker:
   TRACKER_TASK_ID, TRACKER_PROJECT, TRACKER_SERVER
   TRACKER_JOB, TRACKER_TEMPLATE, TRACKER_VAR_name
                     of a job: its id, the name of its template, and each variable (JSON unless it is text)
+  TRACKER_ATTACHMENTS
+                    of a job to which a client has attached files: the folder in which they are, unpacked, until
+                    COMMAND ends. A script is started in the folder above, where they are attachments/…
 A value of 100 KB or more is on standard input only.
 
 What becomes of the task:
@@ -2701,6 +2866,9 @@ RUN_OPTIONS = (
     option(
         "--allow-scripts",
         "run the scripts that jobs bring, in their templates' environment: trust everybody who may edit those",
+    ),
+    whole(
+        "--max-attachments MIB", 1, "MiB that the attachments of a job may take (default: %(default)s)", default=1024
     ),
     option(
         "--stderr-level",

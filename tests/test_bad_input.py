@@ -272,6 +272,7 @@ class House:
         query |= {"before": 7, "limit": 10}
         return {
             ("POST", "/task/log"): Example(self.as_worker, body=lines),
+            ("GET", "/task/attachments/{task}"): Example(self.as_worker, {"task": self.task}),
             ("POST", "/template/create"): Example(self.as_admin, body=template),
             ("POST", "/template/update/{template}"): Example(self.as_admin, ids, body={**template, "name": "build"}),
             ("POST", "/template/delete/{template}"): Example(self.as_admin, spare),
@@ -1015,6 +1016,7 @@ ODD_CREDENTIALS = {
 }
 OF_WORKERS = [
     *[("GET", "/task/get/{project}"), ("GET", "/task/get"), ("POST", "/task/submit"), ("POST", "/task/bulk_submit")],
+    *[("GET", "/task/attachments/{task}")],
     *[("POST", "/task/release"), ("POST", "/task/bulk_release"), ("POST", "/log/{level}"), ("POST", "/worker/update")],
     *[("POST", "/project/request_access"), ("GET", "/project/secret/{project}"), ("POST", "/task/log"), SUBMIT_LINES],
     *[("GET", "/operation/{operation}")],
@@ -1033,6 +1035,7 @@ def test_odd_credentials_are_refused_by_every_endpoint_of_workers(house: House) 
     for endpoint, headers in itertools.product(OF_WORKERS, ODD_CREDENTIALS.values()):
         body = as_bytes(house.examples()[endpoint].body)
         ids = {"template": house.template, "workflow": house.workflow, "job": house.live, "operation": house.operation}
+        ids["task"] = house.task
         path = endpoint[1].format(project=house.project, level="info", **ids) + "?project=1"
         raw = Raw(house.site)
         raw.send(f"{endpoint[0]} {path} HTTP/1.1", f"Content-Length: {len(body)}", *headers)

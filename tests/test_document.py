@@ -307,6 +307,7 @@ METHODS = {
     "/task/release": "POST",
     "/task/bulk_release": "POST",
     "/task/log": "POST",
+    "/task/attachments/1": "GET",
     "/template/create": "POST",
     "/template/update/1": "POST",
     "/template/delete/1": "POST",

@@ -49,6 +49,11 @@ class Operation(NamedTuple):
     def statuses(self) -> set[int]:
         return {int(status) for status in self.description["responses"]}
 
+    @property
+    def accepted(self) -> int:
+        """The status of the answer to the example: of a call that may answer with a file, that without one."""
+        return 204 if 204 in self.statuses else min(self.statuses)
+
     def examples(self, place: str) -> dict[str, Any]:
         return {one["name"]: one["example"] for one in self.parameters if one["in"] == place and "example" in one}
 
@@ -149,7 +154,7 @@ def test_every_example_is_as_its_own_schema_says(document: Document) -> None:
         for parameter in one.parameters:
             if "example" in parameter:
                 check(document, parameter["schema"], parameter["example"])
-        for content in (one.body, one.answer(min(one.statuses))):
+        for content in (one.body, one.answer(one.accepted)):
             if content:
                 check(document, content["schema"], content["example"])
 
@@ -260,7 +265,7 @@ def test_the_examples_on_the_page_work_when_pasted_from_top_to_bottom(new_tracke
     assert len(answers) == len(examples)
     for example, answer in zip(examples, answers, strict=True):
         one = samples[example]
-        status = min(one.statuses)
+        status = one.accepted
         assert (status == 204) == (answer == ""), (example, answer)
         if answer:
             assert json.loads(answer)["ok"], (example, answer)
@@ -345,7 +350,10 @@ class Reader:
         return self.http.request(one.method, path, params=query, content=content, headers=headers)
 
 
-def test_what_is_answered_is_what_is_documented_no_more_and_no_less(new_tracker: str) -> None:
+def test_what_is_answered_is_what_is_documented_no_more_and_no_less(
+    new_tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "attachments_of", lambda tx, job: job)  # as if every job had some
     document = fetch(new_tracker)
     reader = Reader(new_tracker)
     begin(reader)
@@ -356,7 +364,7 @@ def test_what_is_answered_is_what_is_documented_no_more_and_no_less(new_tracker:
             if changes.pop("a job first", False):
                 make_job(reader)
             answer = reader.call(one, **changes)
-            assert answer.status_code == min(one.statuses), (name, changes, answer.text)
+            assert answer.status_code == one.accepted, (name, changes, answer.text)
             if one.answer(answer.status_code):
                 check(document, one.answer(answer.status_code)["schema"], answer.json())
                 seen[name] |= set(names_in(answer.json()))
@@ -365,7 +373,7 @@ def test_what_is_answered_is_what_is_documented_no_more_and_no_less(new_tracker:
         if name == "post_template_trigger_template":
             reader.job = answer.json()["content"]["job"]["id"]
     for one in operations(document):
-        if content := one.answer(min(one.statuses)):
+        if content := one.answer(one.accepted):
             documented = set(names_in_schema(content["schema"], document))
             free = tuple(f"{name}." for name in free_forms(content["schema"], document))
             found = {name for name in seen[one.description["operationId"]] if not name.startswith(free)}
@@ -459,7 +467,7 @@ def test_the_statuses_of_refusals_are_those_that_are_documented(make_site: Calla
     callers, jobs, seen = callers_of(site), jobs_of(site), set()
     for one in operations(document):
         answers = list(wrong_calls(Reader(site.url, jobs["queued"]), one, callers, jobs))
-        refusals = [answer for answer in answers if answer.status_code != min(one.statuses)]
+        refusals = [answer for answer in answers if answer.status_code >= 400]
         documented = {status for status in one.statuses if 400 <= status < 500}
         assert {answer.status_code for answer in refusals} == documented, one
         for answer in refusals:
@@ -521,7 +529,7 @@ def wrong_calls(
 
 
 NONSENSE = {"count": "x", "priority": "x", "from": "x", "level": "x", "after": "x"}
-IDS = ("project", "worker", "manager", "task_id", "template", "workflow", "operation")
+IDS = ("project", "worker", "manager", "task_id", "template", "workflow", "operation", "task")
 NOTHING = {**dict.fromkeys(IDS, 999), "level": "loud", "job": "0" * 24}
 
 

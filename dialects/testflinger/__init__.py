@@ -7,7 +7,18 @@ queues     queues, images, waiting times                                 events 
 """
 
 from dialects.testflinger.api import prune, routes
-from dialects.testflinger.events import catch_up, check_project, check_retry, client_of, job_event
+from dialects.testflinger.events import attachments, catch_up, check_project, check_retry, client_of, job_event
 from dialects.testflinger.pages import PAGES, links
 
-__all__ = ["PAGES", "catch_up", "check_project", "check_retry", "client_of", "job_event", "links", "prune", "routes"]
+__all__ = [
+    "PAGES",
+    "attachments",
+    "catch_up",
+    "check_project",
+    "check_retry",
+    "client_of",
+    "job_event",
+    "links",
+    "prune",
+    "routes",
+]

@@ -7,11 +7,16 @@ folder dialects/ was not there. And what of it is the core's business: whose a j
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Awaitable, Callable
 from sqlite3 import Row
 from typing import Any
 
+from starlette.responses import Response
+
 import tracker
-from dialects.testflinger.domain import LIVE, agent_worker
+from dialects.testflinger.domain import LIVE, agent_worker, find_file
+from dialects.testflinger.files import files_of
 from tracker import JOB_MOVES, TrackerError, Tx
 
 SHOWN = {"waiting": "waiting", "assigned": "running", "cancelled": "cancelled"}  # any other end is complete
@@ -156,6 +161,16 @@ def check_retry(tx: Tx, job: Row) -> None:
     """Refuses to repeat a job that could not even be begun."""
     if tx.one("SELECT 1 FROM testflinger_job WHERE job = ? AND attachments = 'waiting'", (job["id"],)):
         raise TrackerError("conflict", "its attachments have never come; please submit it again", "job")
+
+
+def attachments(tx: Tx, job: Row) -> Callable[[tracker.Tracker], Awaitable[Response | None]] | None:
+    """How to send the job's attachments. None: it has none."""
+    row = tx.one("SELECT uuid FROM testflinger_job WHERE job = ? AND attachments = 'complete'", (job["id"],))
+    return row and functools.partial(send_attachments, find_file(tx, row["uuid"], "attachments"))
+
+
+async def send_attachments(file: Row | None, running: tracker.Tracker) -> Response | None:
+    return file and await files_of(running.settings).send(file["name"])
 
 
 def client_of(tx: Tx, job: Row) -> str | None:
