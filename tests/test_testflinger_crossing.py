@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import io
 import json
+import random
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import Site, client
+from conftest import Site, client, wait_until
 from doors import CLIENTS, House, NativeAgent, NativeClient, content, job_of, uuid_of
-from test_worker import posix_only, read_until
-from test_worker_run import Machine, is_alive, python, sh
-from testflinger_doubles import create_client
+from test_worker import listening, lose_answer, posix_only, read_until
+from test_worker_run import Machine, is_alive, make_runner, python, sh
+from testflinger_doubles import create_client, pack, upload
+
+import worker
 
 ELSEWHERE = {name: door for name, door in CLIENTS.items() if name != "testflinger"}
 
@@ -51,6 +61,12 @@ class Lab:
         assert response.status_code == 200, response.text
         return response.json()["job_id"]
 
+    def attach(self, packed: bytes, **fields: Any) -> str:
+        """The id of a new job to which this file is attached."""
+        job = self.submit(**{"provision_data": {"attachments": [{"local": "x"}]}, **fields})
+        upload(self.http, f"/job/{job}/attachments", packed)
+        return job
+
     def poll(self, *queues: str) -> dict[str, Any] | None:
         """What an agent that asks for these queues is given."""
         response = self.http.get("/job", params={"queue": queues})
@@ -77,12 +93,12 @@ class Lab:
         return [job["job_id"] for job in response.json()] if response.status_code == 200 else []
 
 
-def admit(machine: Machine, house: House) -> None:
-    """Lets the machine's worker.py work for the project, as its manager would."""
+def admit(machine: Machine, house: House, url: str = "") -> None:
+    """Lets the machine's worker.py work for the project, as its manager would; it knows the tracker by that URL."""
     worker = house.site.create_worker(house.project)
     machine.credentials.parent.mkdir()
     known = {"id": worker.id, "alias": worker.alias, "secret": worker.secret}
-    machine.credentials.write_text(json.dumps({"servers": {house.site.url: known}}))
+    machine.credentials.write_text(json.dumps({"servers": {url or house.site.url: known}}))
 
 
 # ── Jobs from here, done by worker.py ─────────────────────────────────────────────────────────────────────────────────
@@ -240,6 +256,292 @@ def test_how_a_job_went_that_a_native_worker_did_is_not_for_others_to_say(house:
     worker.succeed(held, ["answer"])
     result = lab.result(job)
     assert (result["job_state"], result["test_status"], result["output"]) == ("complete", 0, ["answer"])
+
+
+# ── Attachments ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FILES = {"test/data.txt": b"what was attached", "provision/image": b"\0" * 3_000_000}
+PACKED = pack(FILES)
+SCRIPT = {
+    "test_cmds": 'cat attachments/test/data.txt; cmp "$TRACKER_ATTACHMENTS/test/data.txt" attachments/test/data.txt'
+}
+
+
+@pytest.fixture
+def temporary(machine: Machine) -> Path:
+    """Where the machine has its temporary files."""
+    folder = machine.folder / "temporary"
+    folder.mkdir()
+    machine.env["TMPDIR"] = str(folder)
+    return folder
+
+
+def said(house: House) -> str:
+    """The log of the only job."""
+    [(token,)] = house.site.read("SELECT token FROM job")
+    return "\n".join(NativeClient(house).log(token))
+
+
+def test_the_holder_of_a_task_gets_what_is_attached_to_its_job_and_nobody_else_does(house: House, lab: Lab) -> None:
+    holder, other = (house.site.create_worker(house.project) for _ in range(2))
+    lab.attach(PACKED)
+    task = holder.assigned(house.project)
+    path = task["job"]["attachments"]
+    for prefix in "", "/api":
+        answer = holder.http.get(prefix + path)
+        assert (answer.status_code, answer.content) == (200, PACKED)
+        assert answer.headers["content-type"] == "application/gzip"
+    assert other.http.get(path).status_code == 403
+    assert house.site.guest.get(path).status_code == 401
+    holder.release(task["id"])
+    assert holder.http.get(path).status_code == 403
+
+
+def test_a_task_to_which_nothing_is_attached_says_so(house: House, lab: Lab) -> None:
+    holder = house.site.create_worker(house.project)
+    holder.submit(house.project)
+    plain, of_job = holder.assigned(house.project), (lab.submit(), holder.assigned(house.project))[1]
+    assert "attachments" not in of_job["job"]
+    for task in plain, of_job:
+        answer = holder.http.get(f"/task/attachments/{task['id']}")
+        assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_the_attachments_of_a_retried_job_are_those_of_the_first(house: House, lab: Lab) -> None:
+    holder = house.site.create_worker(house.project)
+    job = lab.attach(PACKED)
+    task = holder.assigned(house.project)
+    holder.release(task["id"], 1)
+    NativeClient(house).retry(job_of(job))
+    path = holder.assigned(house.project)["job"]["attachments"]
+    assert path != task["job"]["attachments"]
+    assert holder.http.get(path).content == PACKED
+
+
+def test_attachments_that_are_gone_from_the_disk_are_not_taken_for_none(house: House, lab: Lab) -> None:
+    holder = house.site.create_worker(house.project)
+    lab.attach(PACKED)
+    path = holder.assigned(house.project)["job"]["attachments"]
+    for file in Path(f"{house.site.settings.database}.files").iterdir():
+        file.unlink()
+    assert holder.http.get(path).status_code == 404
+
+
+@posix_only
+def test_a_script_finds_what_is_attached_to_its_job_where_testflinger_puts_it(
+    house: House, lab: Lab, machine: Machine, temporary: Path
+) -> None:
+    job = lab.attach(PACKED, test_data=SCRIPT)
+    admit(machine, house)
+    machine.finish(house.site, house.project, "--allow-scripts")
+    assert lab.output(job) == "what was attached\n"
+    assert list(temporary.iterdir()) == []
+
+
+@posix_only
+def test_a_command_is_told_where_the_attachments_are_and_stays_in_its_folder(
+    house: House, lab: Lab, machine: Machine, temporary: Path
+) -> None:
+    job, plain = lab.attach(PACKED), lab.submit()
+    admit(machine, house)
+    machine.env["TRACKER_ATTACHMENTS"] = "what somebody has left there"
+    script = 'touch here; echo "${TRACKER_ATTACHMENTS-nothing}"; cat "$TRACKER_ATTACHMENTS"/test/data.txt'
+    machine.finish(house.site, house.project, *sh(script), status=1)
+    assert lab.output(job).startswith(str(temporary)) and "\nwhat was attached\n" in lab.output(job)
+    assert lab.output(plain).startswith("nothing\n")
+    assert (machine.folder / "here").exists()
+    assert list(temporary.iterdir()) == []
+
+
+@posix_only
+@pytest.mark.parametrize("end", ["exit 3", "kill -9 $$", "chmod -R 0 attachments; exit 1"])
+def test_nothing_is_left_of_attachments_however_the_script_ends(
+    house: House, lab: Lab, machine: Machine, temporary: Path, end: str
+) -> None:
+    lab.attach(PACKED, test_data={"test_cmds": f"touch attachments/new; {end}\n"})
+    admit(machine, house)
+    machine.finish(house.site, house.project, "--allow-scripts", status=1)
+    assert list(temporary.iterdir()) == []
+
+
+@posix_only
+def test_nothing_is_left_of_attachments_when_the_worker_is_told_to_stop(
+    house: House, lab: Lab, machine: Machine, temporary: Path
+) -> None:
+    lab.attach(PACKED, test_data={"test_cmds": f"touch {machine.folder}/began; sleep 600\n"})
+    admit(machine, house)
+    with machine.working(house.site, house.project, "--allow-scripts", "--grace", 0) as process:
+        machine.made("began")
+        assert list(temporary.iterdir())
+        process.terminate()
+        process.communicate(timeout=60)
+    assert list(temporary.iterdir()) == []
+
+
+def tar_of(*entries: tuple[str, bytes, str]) -> bytes:
+    """A tar of entries of any kind: a name, the kind, and where a link leads, or else what is in the file."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, kind, text in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size = kind, len(text) if kind == tarfile.REGTYPE else 0
+            entry.linkname = "" if kind == tarfile.REGTYPE else text
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return packed.getvalue()
+
+
+FILE, LINK, HARD_LINK, FOLDER = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
+HOSTILE = {
+    "a way up": (tar_of(("../caught", FILE, "x")), "caught"),
+    "a link out": (tar_of(("l", LINK, "../..")), "l"),
+    "an absolute link": (tar_of(("l", LINK, "/etc/passwd")), "l"),
+    "a hard link out": (tar_of(("l", HARD_LINK, "../../caught")), "l"),
+    "a file behind a link": (
+        tar_of(("d", FOLDER, ""), ("l", LINK, "d"), ("l/caught", FILE, "x")),
+        "l/caught is behind",
+    ),
+    "a file in place of a link": (tar_of(("d", FILE, ""), ("l", LINK, "d"), ("l", FILE, "x")), "l is behind a link"),
+    "a hard link behind a link": (
+        tar_of(("d", FOLDER, ""), ("d/f", FILE, "x"), ("l", LINK, "d"), ("h", HARD_LINK, "l/f")),
+        "l/f is behind a link",
+    ),
+    "a device": (tar_of(("null", tarfile.CHRTYPE, "")), "null"),
+    "a pipe": (tar_of(("pipe", tarfile.FIFOTYPE, "")), "pipe"),
+    "no tar": (b"no tar at all", "not a tar"),
+    "nothing": (b"\x1f\x8b", "not a tar"),
+    "half of one": (pack({"x": random.Random(1).randbytes(5000)})[:3000], "not a tar"),
+    "too much": (pack({"zeros": bytes(2**21)}), "too large"),
+    "a header of a size that fits nowhere": (
+        pack({"x" * 600_000 + "/" + "y" * 600_000: b""}),
+        "too large",
+    ),
+}
+
+
+@posix_only
+@pytest.mark.parametrize("name", HOSTILE)
+def test_attachments_that_cannot_be_unpacked_safely_fail_the_attempt(
+    house: House, lab: Lab, machine: Machine, temporary: Path, name: str
+) -> None:
+    packed, reason = HOSTILE[name]
+    job = lab.attach(packed, test_data={"test_cmds": f"touch {machine.folder}/ran"})
+    admit(machine, house)
+    before = sorted(machine.folder.rglob("*"))
+    machine.finish(house.site, house.project, "--allow-scripts", "--max-attachments", 1, status=1)
+    assert "its attachments cannot be had: " in said(house) and reason in said(house)
+    assert lab.result(job)["job_state"] == "complete"
+    assert sorted(machine.folder.rglob("*")) == before
+
+
+@posix_only
+def test_a_tar_may_have_links_within_and_rights_of_its_own(
+    house: House, lab: Lab, machine: Machine, temporary: Path
+) -> None:
+    tools = tar_of(
+        ("/test/run", FILE, "#!/bin/sh\necho ran\n"), ("test/link", LINK, "run"), ("hard", HARD_LINK, "test/run")
+    )
+    job = lab.attach(tools, test_data={"test_cmds": "cat attachments/test/link attachments/hard | grep -c ran"})
+    admit(machine, house)
+    machine.finish(house.site, house.project, "--allow-scripts")
+    assert lab.output(job) == "2\n"
+
+
+@contextlib.contextmanager
+def breaking(server: str, times: int) -> Iterator[tuple[str, list[str]]]:
+    """A proxy in front of a tracker that breaks off the first so many attachments: its address, and what was asked."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            answer = httpx.request(self.command, server + self.path, content=body, headers=headers, timeout=60)
+            asked.append(self.path)
+            self.send_response(answer.status_code)
+            if answer.status_code != 204:
+                self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            if "/attachments/" in self.path and sum("/attachments/" in path for path in asked) <= times:
+                self.wfile.write(answer.content[: len(answer.content) // 2])
+                lose_answer(self)
+            else:
+                self.wfile.write(answer.content)
+
+        do_GET = do_POST = forward
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with listening(Handler) as url:
+        yield url, asked
+
+
+@posix_only
+def test_attachments_that_break_off_are_fetched_again(
+    house: House, lab: Lab, machine: Machine, temporary: Path
+) -> None:
+    job = lab.attach(PACKED, test_data=SCRIPT)
+    with breaking(house.site.url, 2) as (url, asked):
+        admit(machine, house, url)
+        machine.finish(url, house.project, "--allow-scripts")
+    assert len([path for path in asked if "/attachments/" in path]) == 3
+    assert lab.output(job) == "what was attached\n"
+    assert list(temporary.iterdir()) == []
+
+
+@posix_only
+def test_attachments_that_are_refused_fail_the_attempt(
+    house: House, lab: Lab, machine: Machine, temporary: Path
+) -> None:
+    job = lab.attach(PACKED, test_data=SCRIPT)
+    for file in Path(f"{house.site.settings.database}.files").iterdir():
+        file.unlink()
+    admit(machine, house)
+    machine.finish(house.site, house.project, "--allow-scripts", status=1)
+    assert "its attachments cannot be fetched: " in said(house)
+    assert lab.result(job)["job_state"] == "complete"
+
+
+class Trickling(http.server.BaseHTTPRequestHandler):
+    """Sends a byte now and then, for ever."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.01)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cause", "result", "reason"),
+    [
+        (None, worker.FAILED, "its attachments did not come in time"),
+        (worker.Cause.TAKEN_AWAY, worker.SKIPPED, "cancelled, or its lease has ended"),
+        (worker.Cause.STOPPED, worker.SKIPPED, "stopped together with this worker"),
+    ],
+)
+def test_attachments_that_do_not_come_are_not_waited_for_without_end(
+    cause: worker.Cause | None, result: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.Execution, "LONGEST_FETCH", 3600 if cause else 0.1)
+    with listening(Trickling) as url:
+        runner = make_runner()
+        runner.terms.client = worker.RunClient(url, runner.display, worker.Interrupts())
+        task = {"id": 1, "recipe": "x", "job": {"id": "1", "attachments": "/task/attachments/1"}}
+        execution = worker.Execution(worker.Assignment(task), runner.terms, lambda: False, runner._ended)
+        execution.start()
+        if cause:
+            time.sleep(0.2)
+            execution.stop(cause)
+        wait_until(lambda: execution.tick(time.monotonic()) or execution.outcome)
+    assert (execution.outcome.result, execution.outcome.reason) == (result, reason)
 
 
 # ── Other projects ────────────────────────────────────────────────────────────────────────────────────────────────────
