@@ -661,7 +661,7 @@ CREATE TABLE IF NOT EXISTS testflinger_fragment (
     kind                        TEXT NOT NULL,               -- output or serial
     id                          INTEGER NOT NULL,            -- from 1, in the order in which they came
     phase                       TEXT NOT NULL,
-    number                      INTEGER NOT NULL,            -- within the phase, as the agent counts
+    number                      INTEGER NOT NULL,            -- as the agent counts, over all phases
     timestamp                   REAL NOT NULL,               -- as the agent says
     line                        INTEGER,                     -- job_line.number
     text                        TEXT,                        -- what the line has not: all, or its end

@@ -1104,6 +1104,55 @@ def test_fragments_are_in_the_order_of_their_numbers_and_each_phase_counts_for_i
     assert set(shown) <= set(PHASES)
 
 
+@pytest.mark.parametrize(("raw", "kind"), [("output", "output"), ("serial_output", "serial")])
+def test_output_without_numbers_is_numbered_over_all_phases(lab: Lab, raw: str, kind: str) -> None:
+    job, agent = lab.submit("q", test_data={"test_cmds": "x"}), lab.agent()
+    agent.polled("q")
+    for state, text in (("setup", "one "), ("setup", "two "), ("test", "three "), ("reserve", "four")):
+        agent.post_result(job, job_state=state)
+        done(agent.http.post(f"/v1/result/{job}/{raw}", content=text))
+    for start, phases in enumerate(("setup", "setup", "test", "cleanup")):
+        assert fragments(lab, job, phases, kind, start_fragment=start)[0] >= start
+    shown = lab.get(f"/result/{job}/log/{kind}", start_fragment=2)[kind]
+    assert {phase: log for phase, log in shown.items() if log["log_data"]} == {
+        "test": {"last_fragment_number": 2, "log_data": "three "},
+        "cleanup": {"last_fragment_number": 3, "log_data": "four"},
+    }
+
+
+def test_output_without_a_number_follows_that_of_any_phase_with_one(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    agent.polled("q")
+    post_fragment(agent.http, job, 7, "seven", phase="setup")
+    agent.post_result(job, job_state="test")
+    done(agent.http.post(f"/v1/result/{job}/output", content="eight"))
+    assert fragments(lab, job, start_fragment=8) == (8, "eight")
+
+
+@pytest.mark.parametrize("told", [{}, {"cleanup_output": "swept", "test_output": "tested"}])
+def test_what_an_agent_writes_when_it_cleans_up_is_no_output_of_the_phase_before(
+    lab: Lab, told: dict[str, str]
+) -> None:
+    fields = {"reserve_data": {"ssh_keys": ["lp:me"]}} if told else {}
+    job, agent = lab.submit("q", test_data={"test_cmds": "x"}, **fields), lab.agent()
+    agent.polled("q")
+    for state, text in (("test", "tested"), ("reserve", "swept")):
+        agent.post_result(job, job_state=state)
+        done(agent.http.post(f"/v1/result/{job}/output", content=text))
+    agent.post_result(job, test_status=0, cleanup_status=0, **told, job_state="complete")
+    shown = lab.get(f"/result/{job}")
+    written = {name: text for name, text in shown.items() if name.endswith("_output")}
+    assert written == {"test_output": "tested", "cleanup_output": "swept"}
+
+
+def test_output_of_an_agent_that_has_allocated_its_machine_is_of_that_phase(lab: Lab) -> None:
+    job, agent = lab.submit("q", allocate_data={}), lab.agent()
+    agent.polled("q")
+    agent.post_result(job, job_state="allocated")
+    done(agent.http.post(f"/v1/result/{job}/output", content="one of two"))
+    assert fragments(lab, job, "allocate")[1] == "one of two"
+
+
 def test_fragments_are_asked_for_from_a_time_on(lab: Lab) -> None:
     for number, minute in enumerate((10, 20, 30)):
         post_fragment(lab.http, NOBODY, number, f"{minute} ", timestamp=f"2026-01-01T12:{minute}:00+00:00")

@@ -9,7 +9,7 @@ job id, also for ids that nobody knows. Sections (search for "# ── "):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from sqlite3 import Row
 from typing import Any, NamedTuple
 
@@ -340,8 +340,9 @@ def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
     """All that has been reported for a job id, merged, and the job's state. None: nothing is known of it."""
     rows = tx.all("SELECT name, value FROM testflinger_result WHERE uuid = ?", (uuid,))
     job = find_job(tx, uuid)
-    shown: dict[str, Any] = {row["name"]: Raw(row["value"].encode()) for row in rows}
-    texts = reported_output(tx, uuid, job)
+    unheard = VERDICT if is_foreign(job) else ()  # of another kind of worker's job nobody who reports here knows better
+    shown: dict[str, Any] = {row["name"]: Raw(row["value"].encode()) for row in rows if row["name"] not in unheard}
+    texts = written_output(tx, uuid, job, shown)
     if job is None and not shown and not texts:
         return None
     statuses = msgspec.json.decode(shown["status"]) if "status" in shown else {}
@@ -349,15 +350,19 @@ def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
         shown = {**{f"{phase}_status": status for phase, status in statuses.items()}, **shown}
     shown = {"job_state": "waiting", **texts, **shown}
     if job is not None:
-        told = foreign_result(tx, job)  # of another kind of worker's job nobody who reports here knows better
+        told = foreign_result(tx, job)
         shown = {**shown, **told} if job["agent"] is None else {**told, **shown}
         shown["job_state"] = job["shown_state"]
     return shown
 
 
-def reported_output(tx: Tx, uuid: str, job: Row | None) -> dict[str, str]:
-    """What phases have written, as {phase}_output and {phase}_serial."""
-    found = {f"{phase}_{kind}": phase_log(tx, uuid, job, kind, phase) for kind in KINDS for phase in PHASES}
+def written_output(tx: Tx, uuid: str, job: Row | None, told: Container[str]) -> dict[str, str]:
+    """What phases have written, as {phase}_output and {phase}_serial.
+
+    An agent that tells this itself, at the end of its run, knows better which phase it was.
+    """
+    kinds = [kind for kind in KINDS if is_foreign(job) or not any(f"{phase}_{kind}" in told for phase in PHASES)]
+    found = {f"{phase}_{kind}": phase_log(tx, uuid, job, kind, phase) for kind in kinds for phase in PHASES}
     return {name: log["log_data"] for name, log in found.items() if log["last_fragment_number"] >= 0}
 
 
@@ -465,12 +470,16 @@ def reported(tx: Tx, uuid: str, names: set[str]) -> dict[str, Any]:
 # ── Output ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-# Pieces of output: `id` is their place among all of a kind, `number` that in their phase.
+# Pieces of output: `id` is their place among all of a kind, `number` what the agent has counted: over all phases.
 WRITTEN = """
     SELECT f.id, f.phase, f.number, f.timestamp, ifnull(l.message, '') || ifnull(f.text, '') AS text
     FROM testflinger_fragment f LEFT JOIN job_line l ON l.job = :job AND l.number = f.line
     WHERE f.uuid = :uuid AND f.kind = :kind
 """
+LAST_NUMBERS = " UNION ALL ".join(  # of each phase, by the index: not through all the pieces there are for each new one
+    f"SELECT max(number) AS last FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind AND phase = '{phase}'"
+    for phase in PHASES
+)
 LOGGED = """
     SELECT number AS id, 'test' AS phase, number, time AS timestamp, message || char(10) AS text
     FROM job_line WHERE job = :job AND worker <> 0
@@ -489,11 +498,11 @@ def add_fragment(
 ) -> None:
     """Keeps a piece of output: in the log of its job, while that goes on. What is posted again is not kept again.
 
-    Without phase and number it follows what there is, in the phase in which the job is; so does another text with a
-    number that is taken.
+    Without phase and number it follows what there is of any phase, in the phase in which the job is; so does another
+    text with a number that is taken.
     """
     size, job = touch(tx, uuid), find_job(tx, uuid)
-    phase, timestamp = phase or present_phase(job), tx.now if timestamp is None else timestamp
+    phase, timestamp = phase or present_phase(tx, job), tx.now if timestamp is None else timestamp
     piece = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "timestamp": timestamp}
     piece |= {"job": job and job["id"], "line": None, "text": text}
     known = tx.one(f"SELECT text FROM ({WRITTEN}) WHERE phase = :phase AND number = :number", piece)
@@ -510,8 +519,7 @@ def add_fragment(
     tx.execute(
         "INSERT INTO testflinger_fragment (uuid, kind, id, phase, number, timestamp, line, text) VALUES (:uuid, :kind,"
         " (SELECT ifnull(max(id), 0) + 1 FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind), :phase,"
-        " ifnull(:number, (SELECT ifnull(max(number), -1) + 1 FROM testflinger_fragment"
-        " WHERE uuid = :uuid AND kind = :kind AND phase = :phase)), :timestamp, :line, :text)",
+        f" ifnull(:number, (SELECT ifnull(max(last), -1) + 1 FROM ({LAST_NUMBERS}))), :timestamp, :line, :text)",
         piece,
     )
 
@@ -519,13 +527,16 @@ def add_fragment(
 FULL = "\n[the log is full (max_job_log): further output is dropped]\n"
 
 
-def present_phase(job: Row | None) -> str:
+def present_phase(tx: Tx, job: Row | None) -> str:
     """The phase whose output this must be, when the agent does not say."""
     if job is None:
         return "test"
-    if job["finished"] is not None:
+    state = job["shown_state"]
+    # Such an agent tells of the last phase also where it skips it, and nothing of the cleanup that follows.
+    skipped = state == "reserve" and "reserve_data" not in definition(tx, job)
+    if job["finished"] is not None or skipped:
         return "cleanup"
-    return job["shown_state"] if job["shown_state"] in PHASES else "setup"
+    return state if state in PHASES else "allocate" if state == "allocated" else "setup"
 
 
 def add_to_log(tx: Tx, job: Row, piece: dict[str, Any]) -> bool:
