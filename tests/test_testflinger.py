@@ -990,6 +990,21 @@ def test_results_of_a_job_that_nobody_knows_are_kept_but_make_no_job(lab: Lab) -
     assert lab.found() == set()
 
 
+def test_what_is_reported_for_a_job_that_nobody_holds_is_kept_and_does_not_judge_its_run(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent()
+    told = {"exit_code": 0, "output": "foo", "test_status": 1, "status": {"setup": 1}, "device_info": {"a": 1}}
+    assert done(lab.http.post(f"/v1/result/{job}", json=told))
+    assert lab.get(f"/result/{job}").items() >= {**told, "setup_status": 1, "job_state": "waiting"}.items()
+    agent.polled("q")
+    agent.post_result(job, setup_status=0, job_state="complete")
+    assert lab.site.read("SELECT state FROM job") == [("succeeded",)]
+    shown = lab.get(f"/result/{job}")
+    assert (shown["exit_code"], shown["setup_status"]) == (0, 0) and "test_status" not in shown
+    cancelled = lab.submit("q")
+    assert done(lab.cancel(cancelled)) and done(lab.http.post(f"/v1/result/{cancelled}", json=told))
+    assert lab.get(f"/result/{cancelled}").items() >= told.items()
+
+
 def test_a_result_that_is_too_large_is_refused_and_one_that_is_not_is_kept(lab: Lab) -> None:
     most = 16 * 2**20
     job = new_id()

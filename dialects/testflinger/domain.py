@@ -172,6 +172,9 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
     if job["attempts"]:  # what the one before reported after it lost the job
         tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (job["uuid"],))
+    else:  # nobody can have told how a run went before it began
+        told = "DELETE FROM testflinger_result WHERE uuid = ? AND name IN (SELECT value FROM json_each(?))"
+        tx.execute(told, (job["uuid"], encode(VERDICT).decode()))
     return picked_json(tx, job)
 
 
@@ -384,13 +387,13 @@ def foreign_result(tx: Tx, job: Row) -> dict[str, Any]:
 def add_result(tx: Tx, uuid: str, agent: str | None, fields: dict[str, Raw], state: str | None) -> None:
     """Merges what is reported for a job id, field by field; a state moves the job, if the poster may.
 
-    Of a job that goes on, what decides how it ends counts from the one who holds it alone. Refuses (too_large) more
-    than MOST_REPORTED for one id, and then changes nothing.
+    While somebody holds the job, what decides how it ends counts from that one alone. Refuses (too_large) more than
+    MOST_REPORTED for one id, and then changes nothing.
     """
     job = find_job(tx, uuid)
     if job is None and state is not None:
         fields = {**fields, "job_state": Raw(encode(state))}
-    if job is not None and job["finished"] is None and not holds(job, agent):
+    if job is not None and job["state"] == "assigned" and not holds(job, agent):
         fields = {name: value for name, value in fields.items() if name not in VERDICT}
     size = touch(tx, uuid)
     for name, value in fields.items():
