@@ -572,7 +572,8 @@ WRONG_FIELDS: dict[str, dict[str, tuple]] = {
         **dict.fromkeys(("queues", "log"), NO_LIST_OF_TEXT),
     },
     "/v1/agents/provision_logs/a": {
-        **dict.fromkeys(("job_id", "detail"), (*NO_TEXT, None)),
+        "job_id": (*NO_TEXT, None),
+        "detail": NO_TEXT,
         "exit_code": (*NO_NUMBER, None),
     },
     f"/v1/job/{NOBODY}/action": {"action": (*NO_TEXT, None, "lift", "")},
@@ -680,10 +681,31 @@ def test_integers_may_come_as_numeric_strings(lab: Lab) -> None:
     assert lab.get(f"/result/{NOBODY}") == {"job_state": "waiting", "test_status": 7}
 
 
-def test_a_reservation_may_be_written_as_a_duration(lab: Lab) -> None:
-    for timeout in (60, "60", "90s", "30m", "1h", "1h30m", "6h"):
-        lab.submit("q", reserve_data={"ssh_keys": ["gh:me"], "timeout": timeout})
-    for timeout in ("h", "1h30", "1 week", "-1h", -1, [], True):
+DURATIONS = [
+    *(
+        (60, 60),
+        (60.0, 60),
+        ("60", 60),
+        (" 60 ", 60),
+        ("0", 0),
+        ("90s", 90),
+        ("30m", 1800),
+        ("1h", 3600),
+        ("6h", 21600),
+    ),
+    *(("3s", 3), ("3sec", 3), ("1second", 1), ("3seconds", 3), ("30min", 1800), ("1minute", 60), ("3 minutes", 180)),
+    *(("2H", 7200), ("5hour", 18000), ("2hours", 7200), ("1h30m", 5400), ("30m1h", 5400), ("2 Hours 30 MIN", 9000)),
+    *(("0d1h", 3600), ("0Day2hours", 7200), ("0days", 0)),
+]
+
+
+def test_a_reservation_may_be_written_as_a_duration_and_reaches_the_agent_in_seconds(lab: Lab) -> None:
+    for timeout, seconds in DURATIONS:
+        job = lab.submit("q", reserve_data={"ssh_keys": ["gh:me"], "timeout": timeout})
+        for given in (lab.get(f"/job/{job}"), polled(lab.http, "q")):
+            assert given["reserve_data"] == {"ssh_keys": ["gh:me"], "timeout": seconds}, timeout
+            assert type(given["reserve_data"]["timeout"]) is int, timeout
+    for timeout in ("h", "1h30", "1 week", "-1h", -1, [], True, "", "1.5h", "1e3", 1.5, "hm", "1 0", "9" * 30 + "d"):
         body = {"job_queue": "q", "reserve_data": {"timeout": timeout}}
         assert wrong(lab.http.post("/v1/job", json=body), "reserve_data"), timeout
 
@@ -1211,7 +1233,7 @@ def test_queues_are_advertised_one_by_one(lab: Lab) -> None:
     lab.post("/agents/queues", {"b": "changed", "c/d é": ""})
     lab.submit("never advertised")
     assert lab.get("/agents/queues") == {"a": "first", "b": "changed", "c/d é": ""}
-    for value in (*NO_TEXT, None):
+    for value in NO_TEXT:
         assert wrong(lab.http.post("/v1/agents/queues", json={"new": "queue", "a": value}), "a")
     assert "new" not in lab.get("/agents/queues")
 
@@ -1224,7 +1246,7 @@ def test_the_images_of_a_queue_are_replaced_together(lab: Lab) -> None:
     assert lab.get("/agents/images/a") == {"y": "changed"}
     assert lab.get("/agents/images/b") == {"z": "channel: z"}
     assert lab.get("/agents/images/unknown") == {}
-    for value in ("x", 7, ["x"], None):
+    for value in ("x", 7, ["x"]):
         assert wrong(lab.http.post("/v1/agents/images", json={"b": {}, "a": value}), "a")
     assert lab.get("/agents/images/b") == {"z": "channel: z"}
     lab.post("/agents/images", {"a": {}})
@@ -1948,11 +1970,53 @@ def test_any_phase_that_names_attachments_keeps_its_job_back(lab: Lab, data: dic
     assert polled(lab.http, "q")["job_id"] == job
 
 
-def test_a_time_that_was_left_empty_is_not_passed_on(lab: Lab) -> None:
-    lab.submit("q", global_timeout=None, output_timeout=None, reserve_data={"timeout": None, "ssh_keys": ["lp:me"]})
+OPTIONAL = {
+    *("job_id", "parent_job_id", "name", "job_status_webhook", "tags", "global_timeout", "output_timeout"),
+    *("allocation_timeout", "job_priority", "provision_data", "firmware_update_data", "allocate_data", "test_data"),
+    *("reserve_data", "exclude_agents"),
+}
+
+
+def test_a_field_of_a_job_that_was_left_empty_is_not_passed_on_and_unknown_ones_are(lab: Lab) -> None:
+    for field in OPTIONAL:
+        job = lab.submit("q", **{field: None}, option=None)
+        given = polled(lab.http, "q")
+        assert given["job_id"] == job and given["option"] is None
+        assert field == "job_id" or field not in given
+    inner = {"attachments": None, "option": None}
+    phases = ("provision_data", "firmware_update_data", "allocate_data", "test_data", "reserve_data")
+    more = {"test_data": {"secrets": None, "test_cmds": None}, "reserve_data": {"ssh_keys": None, "timeout": None}}
+    lab.submit("q", **{phase: {**inner, **more.get(phase, {})} for phase in phases}, cleanup_data={"attachments": None})
     given = polled(lab.http, "q")
-    assert not {"global_timeout", "output_timeout"} & given.keys()
-    assert given["reserve_data"] == {"ssh_keys": ["lp:me"]}
+    assert {phase: given[phase] for phase in phases} == {phase: {"option": None} for phase in phases}
+
+
+def test_what_is_null_and_may_be_absent_is_as_good_as_absent_in_every_other_body(lab: Lab) -> None:
+    job, agent = lab.submit("q"), lab.agent("a", location="here", queues=["q"])
+    agent.polled("q")
+    agent.tell(**dict.fromkeys(("identifier", "job_id", "location", "state", "comment", "queues", "log")))
+    assert (lab.get("/agents/data/a")["location"], lab.get("/agents/data/a")["queues"]) == ("here", ["q"])
+    agent.post_result(job, status={"setup": 0, "test": None}, test_output="said", device_info={"a": None})
+    phases = [f"{phase}_{kind}" for phase in PHASES for kind in ("status", "output", "serial")]
+    agent.post_result(job, **dict.fromkeys([*phases, "status", "device_info", "job_state"]))
+    shown = lab.get(f"/result/{job}")
+    assert (shown["status"], shown["test_output"], shown["device_info"]) == ({"setup": 0}, "said", {"a": None})
+    lab.post("/agents/provision_logs/a", {"job_id": job, "exit_code": 0, "detail": None})
+    lab.post("/agents/queues", {"q": None})
+    lab.post("/agents/images", {"q": None})
+    assert (lab.get("/agents/queues"), lab.get("/agents/images/q")) == ({"q": ""}, {})
+    event = {"job_status_webhook": "http://nowhere.invalid", **dict.fromkeys(("agent_id", "job_queue", "events"))}
+    assert refused(lab.http.post(f"/v1/job/{job}/events", json=event), 502)
+    admin, limits = as_client(lab.site, "boss", "admin"), ("max_priority", "allowed_queues", "max_reservation_time")
+    left_out = dict.fromkeys((*limits, "role", "email"))
+    ok(
+        admin.post(
+            "/v1/client-permissions", json={"client_id": "c", "client_secret": "long enough for that", **left_out}
+        )
+    )
+    ok(admin.put("/v1/client-permissions/c", json={"max_priority": {"*": 3}}))
+    changed = ok(admin.put("/v1/client-permissions/c", json={"client_id": None, "client_secret": None, **left_out}))
+    assert (changed.json()["max_priority"], changed.json()["role"]) == ({"*": 3}, "contributor")
 
 
 # ── One caller and the others ─────────────────────────────────────────────────────────────────────────────────────────

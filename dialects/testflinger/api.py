@@ -14,6 +14,7 @@ does. Sections (search for "# ── "):
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import ipaddress
 import re
@@ -262,8 +263,11 @@ def converted(value: Any, kind: Any, name: str = "", where: Literal["json", "que
 
 
 def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] = "json") -> Any:
-    """The values as a struct. Refuses (422) a known field that cannot be, naming it. Numbers may be texts."""
-    struct = converted(values, kind, where=where)
+    """The values as a struct. Refuses (422) a known field that cannot be, naming it. Numbers may be texts.
+
+    Null is as good as absent.
+    """
+    struct = converted(without_nulls(kind, values), kind, where=where)
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
         if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
@@ -271,19 +275,37 @@ def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] 
     return struct
 
 
-def seconds(value: int | str | None) -> float | None:
-    """A time given in seconds, or like 30m or 1h30m. Refuses what is neither."""
-    if value is None or isinstance(value, int):
-        number = value
-    elif re.fullmatch(r"\d{1,10}", value.strip()):
-        number = int(value)
+def without_nulls(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values without those fields that are null and may be absent: a program's None means just that."""
+    optional = optional_fields(kind)
+    kept = {name: value for name, value in values.items() if value is not None or name not in optional}
+    for name, inner in optional.items():
+        if inner and isinstance(kept.get(name), dict):
+            kept[name] = without_nulls(inner, kept[name])
+    return kept
+
+
+@functools.cache
+def optional_fields(kind: type) -> dict[str, type | None]:
+    """The fields of a struct that may be absent, and for each the struct that it is, if it is one."""
+    fields = [field for field in msgspec.structs.fields(kind) if not field.required]
+    return {one.name: one.type if isinstance(one.type, type(msgspec.Struct)) else None for one in fields}
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # in seconds, by the first letter of each of their names
+PART = r"([0-9]{1,10})\s*(s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)\s*"
+
+
+def seconds(value: int | str) -> int:
+    """A time given in seconds, or like 30m, 1h30m or 2 Days. Refuses what is neither."""
+    text = f"{value}".strip().lower()
+    if re.fullmatch(r"-?[0-9]{1,20}", text):
+        number = int(text)
+    elif re.fullmatch(f"({PART})+", text):
+        number = sum(int(count) * UNITS[unit[0]] for count, unit in re.findall(PART, text))
     else:
-        match = re.fullmatch(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?", value.strip())
-        if not match or not any(match.groups()):
-            raise Unprocessable("reserve_data.timeout", "must be seconds, or a time like 30m or 1h30m")
-        days, hours, minutes, rest = (int(part or 0) for part in match.groups())
-        number = ((days * 24 + hours) * 60 + minutes) * 60 + rest
-    if number is not None and not 0 <= number <= 10**9:
+        raise Unprocessable("reserve_data.timeout", "must be seconds, or a time like 30m or 1h30m")
+    if not 0 <= number <= 10**9:
         raise Unprocessable("reserve_data.timeout", "must be between 0 and 1,000,000,000 seconds")
     return number
 
@@ -381,13 +403,14 @@ async def submit_job(ask: Ask) -> Response:
 
 def submission(given: dict[str, Any]) -> domain.Submission:
     """The job that is wanted: known fields checked, and everything kept for its agent."""
+    given = without_nulls(JobBody, given)  # agents that find a null there fail
     body = checked(JobBody, given)
     if not body.job_queue.strip():
         raise Unprocessable("job_queue", "must not be blank")
     if any(not re.fullmatch(r"(lp|gh):\S+", key) for key in body.reserve_data.ssh_keys):
         raise Unprocessable("reserve_data.ssh_keys", "each must be lp:NAME or gh:NAME")
     phases = (data for name, data in given.items() if name.endswith("_data") and isinstance(data, dict))  # known or not
-    script = body.test_data.test_cmds
+    script, reservation = body.test_data.test_cmds, body.reserve_data.timeout
     return domain.Submission(
         definition=kept_definition(given, body),
         queue=body.job_queue,
@@ -395,10 +418,10 @@ def submission(given: dict[str, Any]) -> domain.Submission:
         priority=body.job_priority,
         tags=body.tags,
         excluded=body.exclude_agents,
-        attachments=any("attachments" in data for data in phases),
+        attachments=any(data.get("attachments") is not None for data in phases),
         secrets=body.test_data.secrets,
         global_timeout=body.global_timeout,
-        reservation=seconds(body.reserve_data.timeout),
+        reservation=None if reservation is None else seconds(reservation),
         script=script if isinstance(script, str) and script.strip() else "",
     )
 
@@ -407,15 +430,11 @@ NUMBERS = ("global_timeout", "output_timeout", "allocation_timeout", "job_priori
 
 
 def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
-    """What the agent is given: all that was sent, with numbers as numbers.
-
-    A time that was left empty is as good as absent, and agents that find null there fail.
-    """
-    numbers = {name: getattr(body, name) for name in NUMBERS}
-    left_out = {"job_id", "started_at", *(name for name in NUMBERS if numbers[name] is None)}
-    kept = {name: numbers.get(name, value) for name, value in given.items() if name not in left_out}
-    if "reserve_data" in kept and kept["reserve_data"].get("timeout", "") is None:
-        kept["reserve_data"] = {name: value for name, value in kept["reserve_data"].items() if name != "timeout"}
+    """What the agent is given: all that was sent, with numbers as integers, and a time in seconds."""
+    kept = {name: value for name, value in given.items() if name not in ("job_id", "started_at")}
+    kept |= {name: getattr(body, name) for name in NUMBERS if name in kept}
+    if body.reserve_data.timeout is not None:
+        kept["reserve_data"] = {**kept["reserve_data"], "timeout": seconds(body.reserve_data.timeout)}
     return kept
 
 
@@ -532,8 +551,11 @@ async def add_result(ask: Ask) -> Response:
     given = await ask.object(loose_json, REPORT_LIMIT)
     if len(given) > MOST_FIELDS:
         raise Unprocessable("_schema", f"More than {MOST_FIELDS:,} fields")
+    given = {name: value for name, value in given.items() if value is not None or name not in RESULT_FIELDS}
     for name in given.keys() & RESULT_FIELDS.keys():
         given[name] = converted(given[name], RESULT_FIELDS[name], name)
+    if "status" in given:
+        given["status"] = {phase: status for phase, status in given["status"].items() if status is not None}
     state = given.pop("job_state", None)
     fields = {name: Raw(encode(value)) for name, value in given.items()}
     large = sum(map(len, fields.values())) > LARGE
@@ -544,7 +566,7 @@ async def add_result(ask: Ask) -> Response:
 RESULT_FIELDS: dict[str, Any] = {
     **{f"{phase}_status": int for phase in domain.PHASES},
     **{f"{phase}_{kind}": str for phase in domain.PHASES for kind in domain.KINDS},
-    "status": dict[str, int],
+    "status": dict[str, int | None],
     "device_info": dict[str, Any],
     "job_state": ShortText,
 }
@@ -645,9 +667,12 @@ async def get_file(kind: str, ask: Ask) -> Response:
 # ── Queues and agents ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def of_queues(kind: Any, ask: Ask) -> tuple[dict[str, Any]]:
-    """The body, which has something of this kind for each of some queues. Refuses (422) what is not, by its queue."""
-    given = await ask.object()
+async def of_queues(kind: Any, empty: Any, ask: Ask) -> tuple[dict[str, Any]]:
+    """The body, which has something of this kind for each of some queues. Refuses (422) what is not, by its queue.
+
+    Null, as an agent sends for what its configuration leaves out, is an empty one.
+    """
+    given = {queue: empty if value is None else value for queue, value in (await ask.object()).items()}
     if len(given) > queues.MOST_QUEUES:
         raise Unprocessable("_schema", f"Expected at most {queues.MOST_QUEUES:,} queues")
     for queue, value in given.items():
@@ -655,8 +680,8 @@ async def of_queues(kind: Any, ask: Ask) -> tuple[dict[str, Any]]:
     return (given,)
 
 
-described_queues = partial(of_queues, Text)
-images_of_queues = partial(of_queues, Annotated[dict[Text, Any], Meta(max_length=10_000)])
+described_queues = partial(of_queues, Text, "")
+images_of_queues = partial(of_queues, Annotated[dict[Text, Any], Meta(max_length=10_000)], {})
 
 
 async def update_agent(ask: Ask) -> Response:
@@ -664,8 +689,7 @@ async def update_agent(ask: Ask) -> Response:
     name, given = ask.path("name"), await ask.object(loose_json)
     if not name.strip() or len(name) > 200:
         raise TrackerError("invalid", "an agent's name has 1 to 200 characters", "name")
-    unset = {field for field in AgentBody.__struct_fields__ if given.get(field) is None}  # an agent's options
-    told = {field: value for field, value in given.items() if field not in unset}
+    told = without_nulls(AgentBody, given)
     checked(AgentBody, told)
     await ask.write(lambda tx, _: domain.update_agent(tx, name, dict(told)))
     cookie = f"agent_name={quote(name, safe='')}; Path=/; HttpOnly; SameSite=Strict"
