@@ -185,7 +185,7 @@ def test_a_new_key_ends_the_old_one_and_all_its_tokens(place: Clients) -> None:
     key = place.do(clients.rotate_key, place.session, "alice")
     assert place.refused(token).startswith(INVALID)
     assert place.refused(basic("alice", place.key)) == WRONG_KEY
-    assert place.refusal(clients.refresh_token, refresh).startswith("unauthorized")
+    assert place.refusal(clients.refresh_token, refresh).startswith("invalid")
     assert place.authenticate(bearer(place.token(key=key))).id == "alice"
 
 
@@ -283,27 +283,27 @@ def test_a_refresh_token_gives_access_tokens_until_it_expires(place: Clients) ->
     assert (fresh.refresh_token, fresh.expires_in) == (refresh, ACCESS_LIFETIME)
     assert place.authenticate(bearer(fresh.access_token)).id == "alice"
     place.clock.now += 1
-    assert place.refusal(clients.refresh_token, refresh).startswith("unauthorized: refresh_token")
+    assert place.refusal(clients.refresh_token, refresh).startswith("invalid: refresh_token")
 
 
 def test_a_revoked_refresh_token_is_refused_and_can_be_revoked_again(place: Clients) -> None:
     refresh, other = place.refreshing(), place.refreshing()
     for _ in range(2):
         place.do(clients.revoke_token, refresh)
-    assert place.refusal(clients.refresh_token, refresh).startswith("unauthorized: refresh_token")
+    assert place.refusal(clients.refresh_token, refresh).startswith("invalid: refresh_token")
     assert place.do(clients.refresh_token, other).access_token
 
 
 def test_a_refresh_token_is_no_access_token_nor_the_other_way_round(place: Clients) -> None:
     assert place.refused(place.refreshing()) == INVALID
-    assert place.refusal(clients.refresh_token, place.token()).startswith("unauthorized")
+    assert place.refusal(clients.refresh_token, place.token()).startswith("invalid")
 
 
 def test_a_refresh_token_ends_with_its_client(place: Clients) -> None:
     refresh = place.refreshing()
     place.do(clients.delete_client, place.session, "alice")
     place.create("alice")
-    assert place.refusal(clients.refresh_token, refresh).startswith("unauthorized")
+    assert place.refusal(clients.refresh_token, refresh).startswith("invalid")
 
 
 def test_a_client_that_cannot_refresh_gets_no_refresh_token(place: Clients) -> None:
@@ -317,7 +317,7 @@ def test_of_too_many_refresh_tokens_the_oldest_goes(place: Clients, monkeypatch:
     for _ in range(4):
         issued.append(place.refreshing())
         place.clock.now += 1
-    assert place.refusal(clients.refresh_token, issued[0]).startswith("unauthorized")
+    assert place.refusal(clients.refresh_token, issued[0]).startswith("invalid")
     assert all(place.do(clients.refresh_token, token) for token in issued[1:])
 
 

@@ -183,9 +183,14 @@ class Ask(tracker.Call):
         cookie = next(self.cookies("agent_name"), b"")
         return unquote_to_bytes(cookie).decode(errors="replace").replace("\0", "")[:200] or None
 
-    async def object(self, decode: Callable[[bytes], Any] | None = None, limit: int | None = None) -> dict[str, Any]:
-        """The body, which must be a JSON object; refuses (400) what is no JSON, (422) what is no object."""
-        value = await decoded(await self.body(limit), decode or strict_json)
+    async def object(
+        self, decode: Callable[[bytes], Any] | None = None, limit: int | None = None, empty: bytes = b""
+    ) -> dict[str, Any]:
+        """The body, which must be a JSON object; refuses (400) what is no JSON, (422) what is no object.
+
+        No body at all is as good as `empty`.
+        """
+        value = await decoded(await self.body(limit) or empty, decode or strict_json)
         if not isinstance(value, dict):
             raise Unprocessable("_schema", "Invalid input type: an object is expected")
         return value
@@ -734,8 +739,22 @@ async def get_token(ask: Ask) -> Response:
 
 
 async def token_in_body(ask: Ask) -> tuple[str]:
-    """The refresh token that is to be used, or revoked."""
+    """The refresh token that is to be revoked."""
     return (checked(RefreshBody, await ask.object()).refresh_token,)
+
+
+async def token_to_refresh(ask: Ask) -> tuple[str]:
+    """The one that is to be used. What is none is refused with 400, on which alone a client forgets it and goes on."""
+    try:
+        return await token_in_body(ask)
+    except Unprocessable as error:
+        raise TrackerError("invalid", error.problem, error.field) from None
+
+
+async def named_client(ask: Ask) -> tuple[str | None]:
+    """The client that a call about a restricted queue names, None without one. Refuses (422) null: it would be all."""
+    given = await ask.object(empty=b"{}")
+    return (converted(given["client_id"], str, "client_id") if "client_id" in given else None,)
 
 
 # ── Routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -783,7 +802,7 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("POST", "/v1/oauth2/token", get_token, OPEN),
     ("GET", "/v1/oauth2/token", get_token, OPEN),
     ("HEAD", "/v1/oauth2/token", TEXT_LOOKED_AT, OPEN),
-    ("POST", "/v1/oauth2/refresh", calls(clients.refresh_token, given=token_in_body), OPEN),
+    ("POST", "/v1/oauth2/refresh", calls(clients.refresh_token, given=token_to_refresh), OPEN),
     ("POST", "/v1/oauth2/revoke", calls(clients.revoke_token, given=token_in_body), OPEN),
     ("GET", "/v1/restricted-queues", calls(clients.list_restricted_queues), ANY),
     ("GET", ONE_QUEUE, calls(clients.get_restricted_queue, "queue"), ANY),

@@ -130,8 +130,8 @@ def refresh_token(tx: Tx, token: str) -> Tokens:
         " WHERE r.hash = ? AND r.expires > ?",
         (tracker.digest(token.encode()), tx.time),
     )
-    if row is None:  # the word "expired" would make clients try to refresh once more
-        raise TrackerError("unauthorized", "not valid (any more), authenticate with client_id again", "refresh_token")
+    if row is None:  # as unauthorized, or with the word "expired", clients would try to refresh again, and for ever
+        raise TrackerError("invalid", "not valid (any more), authenticate with client_id again", "refresh_token")
     return Tokens(access_token(tx, row), token)
 
 
