@@ -715,10 +715,28 @@ def test_a_jobs_id_may_be_brought_along_once(lab: Lab) -> None:
     assert lab.submit("q", job_id=job) == job
     assert lab.get(f"/job/{job}")["job_id"] == job
     for text in (job, job.upper(), job.replace("-", "")):
-        assert wrong(lab.http.post("/v1/job", json={"job_queue": "q", "job_id": text}), "job_id"), text
+        assert wrong(lab.http.post("/v1/job", json={"job_queue": "r", "job_id": text}), "job_id"), text
     for text in ("1", "x" * 36):
         assert refused(lab.http.post("/v1/job", json={"job_queue": "q", "job_id": text}), 400), text
     assert lab.jobs() == 1
+
+
+def test_a_job_with_its_own_id_that_is_submitted_again_is_the_one_that_there_is(lab: Lab) -> None:
+    job = new_id()
+    body = {"job_queue": "q", "job_id": job, "global_timeout": "60", "reserve_data": {"timeout": "1h"}, "tags": ["x"]}
+    owner, other = as_client(lab.site, "owner"), as_client(lab.site, "other")
+    for _ in range(2):
+        assert ok(owner.post("/v1/job", json=body)).json() == {"job_id": job}
+    for caller in (other, lab.http):
+        assert wrong(caller.post("/v1/job", json=body), "job_id")
+    for change in ({"tags": ["y"]}, {"global_timeout": 61}, {"name": "x"}):
+        assert wrong(owner.post("/v1/job", json={**body, **change}), "job_id"), change
+    agent = lab.agent()
+    assert agent.polled("q")["job_id"] == job
+    for finish in (agent.finish, lambda job: None):
+        assert ok(owner.post("/v1/job", json=body)).json() == {"job_id": job}
+        finish(job)
+    assert (lab.jobs(), agent.polled("q")) == (1, None)
 
 
 def test_a_job_can_be_asked_for_by_its_id_alone(lab: Lab) -> None:
@@ -854,6 +872,22 @@ def test_attachments_that_nobody_expects_are_refused(lab: Lab) -> None:
         assert refused(lab.http.post(f"/v1/job/{pending}/attachments", **form), 400), form
     assert lab.cancel(pending).status_code == 200
     assert refused(lab.http.post(f"/v1/job/{pending}/attachments", files={"file": b"x"}), 422)
+
+
+def test_attachments_that_come_once_more_are_taken_for_a_repeat_and_the_first_stay(lab: Lab) -> None:
+    job, agent = lab.submit("q", test_data={"attachments": [{"local": "a"}]}), lab.agent()
+    path = f"/v1/job/{job}/attachments"
+    for packed in (b"first", b"first", b"another"):
+        assert done(lab.http.post(path, files={"file": packed}))
+    assert agent.polled("q")["job_id"] == job
+    assert done(lab.http.post(path, files={"file": b"first"}))
+    assert refused(lab.http.post(path, files={"file": b"another"}), 422)
+    agent.finish(job)
+    assert done(lab.http.post(path, files={"file": b"first"}))
+    assert refused(lab.http.post(path, files={"file": b"another"}), 422)
+    assert lab.http.get(path).content == b"first"
+    folder = Path(f"{lab.site.settings.database}.files")
+    assert [file.read_bytes() for file in folder.iterdir()] == [b"first"]
 
 
 # ── Asking about jobs ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1321,6 +1355,18 @@ def test_a_streak_of_provisioning_begins_anew_when_it_turns(lab: Lab) -> None:
     assert lab.get("/agents/data/a")["provision_streak_count"] == 1
     body = {"job_id": NOBODY, "exit_code": 0, "detail": "x"}
     assert refused(lab.http.post("/v1/agents/provision_logs/unknown", json=body), 404)
+
+
+def test_a_provision_log_that_comes_again_counts_once(lab: Lab) -> None:
+    agent = lab.agent("a")
+    for count in (1, 2):
+        job = lab.submit("q")
+        agent.polled("q")
+        for detail in (None, None, "other")[: 4 - count]:
+            body = {"job_id": job, "exit_code": 0, **({} if detail is None else {"detail": detail})}
+            lab.post("/agents/provision_logs/a", body)
+        agent.finish(job)
+    assert lab.get("/agents/data/a")["provision_streak_count"] == 3
 
 
 def test_the_last_hundred_provision_logs_of_an_agent_are_kept_and_its_streak_counts_on(lab: Lab) -> None:

@@ -57,15 +57,16 @@ class Submission(NamedTuple):
 def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission) -> str:
     """Stores a job and returns its id. It can be picked at once, unless it waits for its attachments.
 
-    Refuses (401, 403) what the client may not ask for; (Unprocessable) a known job id, a job that no agent may have.
+    A repeat, which its own job_id tells, is answered as the first time. Refuses (401, 403) what the client may not ask
+    for; (Unprocessable) another job's id, a job that no agent may have.
     """
+    if wanted.uuid and (job := find_job(tx, wanted.uuid)):
+        return repeated(client, job, wanted)
     queue = find_queue(tx, wanted.queue)
     restricted = bool(queue and queue["restricted"])
     clients.check_submission(tx, client, wanted.queue, restricted, wanted.priority, wanted.reservation)
     check_secrets(tx, client, wanted)
     check_agents_left(tx, wanted)
-    if wanted.uuid and tx.one("SELECT 1 FROM testflinger_job WHERE uuid = ?", (wanted.uuid,)):
-        raise Unprocessable("job_id", "there is a job with this id already")
     project = make_queue(tx, wanted.queue)
     tracker.charge_trigger(tx, project)
     job = tracker.insert_job_alone(tx, job_columns(tx, project, wanted))
@@ -81,6 +82,14 @@ def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission) -> str
     if not wanted.attachments:
         tracker.queue_job(tx, job)
     return uuid
+
+
+def repeated(client: clients.Client | None, job: Row, wanted: Submission) -> str:
+    """The id of a job that its client submits once more. Refuses (Unprocessable) what is not the very same."""
+    own = job["template"] is None and job["client"] == (client and client.id)
+    if not own or msgspec.json.decode(job["recipe"]) != msgspec.json.decode(encode(wanted.definition)):
+        raise Unprocessable("job_id", "there is another job with this id already")
+    return job["uuid"]
 
 
 def job_columns(tx: Tx, project: int, wanted: Submission) -> dict[str, Any]:
@@ -636,13 +645,14 @@ def store_file(tx: Tx, uuid: str, kind: str, name: str, size: int) -> str | None
     return old and old["name"]
 
 
-def check_attachments_wanted(tx: Tx, client: clients.Client | None, uuid: str) -> Row:
-    """The job, if it waits for its attachments.
+def check_attachments_wanted(tx: Tx, client: clients.Client | None, uuid: str, size: int | None = None) -> Row:
+    """The job, if it waits for its attachments, or has got these: their sender repeats what had no answer.
 
     Those of a job with secrets come from the client that submitted it: they would be run with its secrets.
     """
     job = find_job(tx, uuid)
-    if job is None or job["finished"] is not None or job["attachments"] != "waiting":
+    awaited = job is not None and job["finished"] is None and job["attachments"] == "waiting"
+    if job is None or not (awaited or repeats_attachments(tx, job, size)):
         raise Unprocessable("file", "the job does not wait for attachments")
     if job["secret"] and (client is None or client.id != job["client"]):
         problem = "the job has secrets: only the client that submitted it may give it attachments"
@@ -650,13 +660,22 @@ def check_attachments_wanted(tx: Tx, client: clients.Client | None, uuid: str) -
     return job
 
 
-def store_attachments(tx: Tx, client: clients.Client | None, uuid: str, name: str, size: int) -> None:
-    """Notes a job's attachments: now it can be picked."""
-    job = check_attachments_wanted(tx, client, uuid)
+def repeats_attachments(tx: Tx, job: Row, size: int | None) -> bool:
+    """Whether attachments of this size (None: who knows yet) are those that the job has got. While it waits: any."""
+    own = tx.one("SELECT size FROM testflinger_file WHERE uuid = ? AND kind = 'attachments'", (job["uuid"],))
+    return own is not None and (job["state"] == "waiting" or size in (None, own["size"]))
+
+
+def store_attachments(tx: Tx, client: clients.Client | None, uuid: str, name: str, size: int) -> str | None:
+    """Notes a job's attachments: now it can be picked. The name of those that are not wanted: the first ones stay."""
+    job = check_attachments_wanted(tx, client, uuid, size)
+    if job["attachments"] != "waiting":
+        return name
     store_file(tx, uuid, "attachments", name, size)
     change = "UPDATE testflinger_job SET attachments = 'complete', attachments_of = uuid WHERE job = ?"
     tx.execute(change, (job["id"],))
     tracker.queue_job(tx, job)
+    return None
 
 
 # ── Agents ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -714,8 +733,15 @@ def forget_beyond(tx: Tx, table: str, agent: int) -> None:
 
 
 def add_provision_log(tx: Tx, name: str, uuid: str, exit_code: int, detail: str) -> None:
-    """Notes how provisioning a job went; a streak of passes or fails grows, or begins anew. 404: unknown agent."""
-    agent = known_agent(tx, name)["id"]
+    """Notes how provisioning a job went; a streak of passes or fails grows, or begins anew. 404: unknown agent.
+
+    A run provisions once: the same again is a repeat, and counts as nothing.
+    """
+    agent, job = known_agent(tx, name)["id"], find_job(tx, uuid)
+    last = tx.one("SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC LIMIT 1", (agent,))
+    same = last and (last["uuid"], last["exit_code"], last["detail"]) == (uuid, exit_code, detail)
+    if same and job is not None and job["attempts"] == 1:
+        return
     noted = "INSERT INTO testflinger_provision (agent, uuid, exit_code, detail, time) VALUES (?, ?, ?, ?, ?)"
     tx.execute(noted, (agent, uuid, exit_code, detail, tx.time))
     forget_beyond(tx, "testflinger_provision", agent)
