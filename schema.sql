@@ -696,7 +696,8 @@ END;
 CREATE TABLE IF NOT EXISTS testflinger_client (
     id                          TEXT PRIMARY KEY,            -- its name, client_id
     key_hash                    BLOB NOT NULL,
-    role                        TEXT NOT NULL,               -- contributor, agent or admin
+    email                       TEXT,                        -- whom to ask about it
+    role                        TEXT NOT NULL,               -- contributor, agent, manager or admin
     max_priority                TEXT NOT NULL DEFAULT '{}',  -- JSON: {queue or *: the highest job_priority}
     allowed_queues              TEXT NOT NULL DEFAULT '[]',  -- JSON: [restricted queue]
     max_reservation_time        TEXT NOT NULL DEFAULT '{}',  -- JSON: {queue or *: seconds}

@@ -346,6 +346,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         """,
         "",
     ),
+    5: ("ALTER TABLE testflinger_client ADD COLUMN email TEXT;", ""),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 

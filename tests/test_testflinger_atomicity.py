@@ -134,6 +134,7 @@ OPERATIONS: dict[str, Callable[[Lab], Operation]] = {
     ),
     "delete permissions": lambda lab: (clients.delete_permissions, (lab.admin, "user")),
     "add a restricted queue": lambda lab: (clients.add_restricted_queue, (lab.admin, QUEUE)),
+    "allow a queue to a client": lambda lab: (clients.add_restricted_queue, (lab.admin, "another", "user")),
     "remove a restricted queue": lambda lab: (clients.remove_restricted_queue, (lab.admin, "restricted")),
     "put a secret": lambda lab: (clients.put_secret, (lab.user, "user", "a/path", clients.SecretBody("value"))),
     "delete a secret": lambda lab: (clients.delete_secret, (lab.user, "user", "wifi/password")),

@@ -527,7 +527,6 @@ ADMINISTRATION: list[tuple[Callable, tuple]] = [
     (clients.create_permissions, (NEW,)),
     (clients.put_permissions, ("alice", PermissionsBody(role="admin"))),
     (clients.delete_permissions, ("alice",)),
-    (clients.list_restricted_queues, ()),
     (clients.get_restricted_queue, ("lab",)),
     (clients.add_restricted_queue, ("lab",)),
     (clients.remove_restricted_queue, ("lab",)),
@@ -553,7 +552,16 @@ def test_an_admin_client_makes_a_client_with_a_key_that_it_chose(place: Clients)
     assert made == place.do(clients.get_permissions, ADMIN, "bob")
     assert made in place.do(clients.list_permissions, ADMIN)
     assert place.authenticate(basic("bob", CHOSEN)).role == "contributor"
-    assert place.refusal(clients.create_permissions, ADMIN, NEW).startswith("conflict: client_id")
+    for other in ({"client_secret": "another key that was chosen"}, {"role": "agent"}):
+        body = tracker.convert({"client_id": "bob", "client_secret": CHOSEN, **other}, clients.NewPermissionsBody)
+        assert place.refusal(clients.create_permissions, ADMIN, body).startswith("conflict: client_id")
+
+
+def test_a_client_that_is_made_a_second_time_is_the_one_that_there_is(place: Clients) -> None:
+    made = place.do(clients.create_permissions, ADMIN, NEW)
+    token = place.do(clients.issue_token, basic("bob", CHOSEN)).access_token
+    assert place.do(clients.create_permissions, ADMIN, NEW) == made
+    assert place.authenticate(bearer(token)).id == "bob"
 
 
 def test_putting_makes_a_client_that_is_unknown_if_it_has_a_key(place: Clients) -> None:
@@ -607,6 +615,60 @@ def test_restricted_queues_are_listed_with_the_clients_that_are_allowed_them(pla
 def test_an_ordinary_project_is_not_restricted(place: Clients) -> None:
     with pytest.raises(TrackerError, match="queue"):
         place.do(clients.add_restricted_queue, ADMIN, "first")
+
+
+def test_the_list_of_restricted_queues_is_also_for_contributors(place: Clients) -> None:
+    place.do(clients.add_restricted_queue, ADMIN, "lab")
+    for role in ("contributor", "manager", "admin"):
+        assert place.do(clients.list_restricted_queues, client(role=role))[0]["name"] == "lab"
+    assert place.refusal(clients.list_restricted_queues, client(role="agent")).startswith("forbidden: ")
+    assert place.refusal(clients.list_restricted_queues, None).startswith("unauthorized: ")
+
+
+def test_a_restricted_queue_is_allowed_to_the_client_that_is_named_and_taken_away_from_it(place: Clients) -> None:
+    place.create("bob", allowed_queues=["attic"])
+    for _ in range(2):
+        shown = place.do(clients.add_restricted_queue, ADMIN, "lab", "bob")
+        assert shown["owners"] == ["bob"]
+    assert place.do(clients.get_permissions, ADMIN, "bob")["allowed_queues"] == ["attic", "lab"]
+    for _ in range(2):
+        place.do(clients.remove_restricted_queue, ADMIN, "lab", "bob")
+        assert place.do(clients.get_restricted_queue, ADMIN, "lab")["owners"] == []
+    for function in (clients.add_restricted_queue, clients.remove_restricted_queue):
+        assert place.refusal(function, ADMIN, "lab", "nobody") == "not_found: No client nobody"
+
+
+def test_a_manager_among_the_clients_administers_those_who_are_neither_managers_nor_admins(place: Clients) -> None:
+    manager, change = client(id="lead", role="manager"), PermissionsBody(max_priority={"*": 4})
+    for name, role in (("lead", "manager"), ("boss", "admin"), ("robot", "agent")):
+        place.create(name, role=role)
+    place.do(clients.create_permissions, manager, NEW)
+    for name in ("bob", "alice", "robot"):
+        assert place.do(clients.put_permissions, manager, name, change)["max_priority"] == {"*": 4}
+        for role in ("manager", "admin"):
+            promoted = PermissionsBody(role=role)
+            assert place.refusal(clients.put_permissions, manager, name, promoted).startswith("forbidden: ")
+        place.do(clients.delete_permissions, manager, name)
+    for name in ("lead", "boss"):
+        assert place.do(clients.get_permissions, manager, name)["role"] in ("manager", "admin")
+        assert place.refusal(clients.put_permissions, manager, name, change).startswith("forbidden: ")
+        assert place.refusal(clients.delete_permissions, manager, name).startswith("forbidden: ")
+    for role in ("manager", "admin"):
+        body = clients.NewPermissionsBody(client_id="new", client_secret=CHOSEN, role=role)
+        assert place.refusal(clients.create_permissions, manager, body).startswith("forbidden: ")
+        unknown = PermissionsBody(client_secret=CHOSEN, role=role)
+        assert place.refusal(clients.put_permissions, manager, "new", unknown).startswith("forbidden: ")
+    secret = clients.SecretBody("x")
+    assert place.refusal(clients.put_secret, manager, "boss", "path", secret).startswith("forbidden: ")
+
+
+def test_whom_to_ask_about_a_client_is_kept_and_is_no_part_of_its_token(place: Clients) -> None:
+    body = PermissionsBody(client_secret=CHOSEN, email="bob@example.org")
+    assert place.do(clients.put_permissions, ADMIN, "bob", body)["email"] == "bob@example.org"
+    place.do(clients.put_permissions, ADMIN, "bob", PermissionsBody(max_priority={"*": 1}))
+    assert place.do(clients.get_permissions, ADMIN, "bob")["email"] == "bob@example.org"
+    token = place.do(clients.issue_token, basic("bob", CHOSEN)).access_token
+    assert "email" not in jwt.decode(token, options={"verify_signature": False})["permissions"]
 
 
 # ── Secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────

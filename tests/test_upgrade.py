@@ -57,6 +57,8 @@ def today(tmp_path: Path) -> Iterator[File]:
     """A file of today's version with tasks, jobs and operations in every state (`place`)."""
     file = File(tmp_path / "today.db")
     file.place = file.do(furnish)
+    client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
+    file.do(lambda tx: tx.insert("testflinger_client", client) and None)
     with contextlib.closing(file.connection):
         yield file
 
@@ -133,7 +135,7 @@ def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
         connection.executescript((HOME / "schema.sql").read_text("utf-8"))
         made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
     plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
-    assert (tracker.SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (5, "42e7834fff149b4f")
+    assert (tracker.SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (6, "52a6eb4060cf2426")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────

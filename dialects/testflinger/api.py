@@ -38,8 +38,6 @@ from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
 from tracker import TrackerError, Tx, encode
 
-OLDER = "2025"
-
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MOST_FIELDS = 1000  # of one result
@@ -223,7 +221,7 @@ class Ask(tracker.Call):
                 " tracker.toml says who needs none: as delivered, programs on the tracker's own machine, and nobody"
                 " where there is a root_path.)",
             )
-        if client is not None and self.needs == AGENT and client.role == "contributor":
+        if client is not None and self.needs == AGENT and client.role in ("contributor", "manager"):
             raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
         return client
 
@@ -714,7 +712,7 @@ async def wanted_queues(ask: Ask) -> tuple[list[str]]:
 def queue_agents(tx: Tx, queue: str) -> list[dict[str, Any]]:
     """The agents that listen to the queue. Of one that does not exist: none, or (404) for the newer generation."""
     agents = domain.queue_agents(tx, queue)
-    newer = tx.settings.testflinger_version != OLDER
+    newer = tx.settings.testflinger_version != domain.OLDER
     if newer and not agents and queues.find_queue(tx, queue) is None:
         raise TrackerError("not_found", f"There is no queue {queue!r}")
     return agents
@@ -806,8 +804,8 @@ ROUTES: list[tuple[str, str, Handler, str]] = [
     ("POST", "/v1/oauth2/revoke", calls(clients.revoke_token, given=token_in_body), OPEN),
     ("GET", "/v1/restricted-queues", calls(clients.list_restricted_queues), ANY),
     ("GET", ONE_QUEUE, calls(clients.get_restricted_queue, "queue"), ANY),
-    ("POST", ONE_QUEUE, calls(clients.add_restricted_queue, "queue"), ANY),
-    ("DELETE", ONE_QUEUE, calls(clients.remove_restricted_queue, "queue"), ANY),
+    ("POST", ONE_QUEUE, calls(clients.add_restricted_queue, "queue", given=named_client), ANY),
+    ("DELETE", ONE_QUEUE, calls(clients.remove_restricted_queue, "queue", given=named_client), ANY),
     ("GET", "/v1/client-permissions", calls(clients.list_permissions), ANY),
     ("POST", "/v1/client-permissions", calls(clients.create_permissions, given=clients.NewPermissionsBody), ANY),
     ("GET", ONE_CLIENT, calls(clients.get_permissions, "client_id"), ANY),

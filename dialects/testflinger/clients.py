@@ -38,7 +38,7 @@ class Client(NamedTuple):
     """Who calls, with what it may. The limits name a queue, or * for every queue."""
 
     id: str
-    role: str  # contributor, agent or admin
+    role: Role
     max_priority: dict[str, int]
     allowed_queues: list[str]
     max_reservation_time: dict[str, int]  # seconds
@@ -250,7 +250,8 @@ MOST_CLIENTS = 1000
 MOST_LIMITS = 2**14  # characters of all of a client's limits: its token, with them in it, has to fit in a header
 LIMITS = ("max_priority", "allowed_queues", "max_reservation_time")
 
-Role = Literal["contributor", "agent", "admin"]
+MANAGED = ("contributor", "agent")  # the roles of those whom a manager among the clients administers
+Role = Literal["contributor", "agent", "manager", "admin"]
 MOST_MAXIMUM = 2**31 - 1
 Maximums = dict[str, shapes.Natural]
 ClientId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,199}\Z")]  # in paths, and before a colon
@@ -264,6 +265,7 @@ class LimitsBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     role: Role | UnsetType = UNSET
+    email: Annotated[str, Meta(max_length=320)] | UnsetType = UNSET
     max_priority: Maximums | UnsetType = UNSET
     allowed_queues: list[str] | UnsetType = UNSET
     max_reservation_time: Maximums | UnsetType = UNSET
@@ -355,13 +357,18 @@ def checked_limits(old: Client, body: LimitsBody) -> dict[str, str]:
     if sum(map(len, limits.values())) > MOST_LIMITS:
         most = f"together more than {MOST_LIMITS // 1024} KiB"
         raise TrackerError("invalid", f"{most}, no token could carry them", f"{', '.join(LIMITS)}")
-    return {"role": new.role, **limits}
+    return {"role": new.role, **limits, **({} if body.email is UNSET else {"email": body.email})}
 
 
 def permissions_json(row: sqlite3.Row) -> dict[str, Any]:
-    """What a client may, as the API shows it."""
+    """What a client may, as its token says it."""
     limits = {name: msgspec.json.decode(row[name]) for name in LIMITS}
     return {"client_id": row["id"], **limits, "role": row["role"]}
+
+
+def shown_json(row: sqlite3.Row) -> dict[str, Any]:
+    """A client as the API shows it: what it may, and whom to ask about it if that is known."""
+    return {**permissions_json(row), **({"email": row["email"]} if row["email"] else {})}
 
 
 # ── For managers ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -374,7 +381,7 @@ LISTED_CLIENT = """
 def client_json(row: sqlite3.Row) -> dict[str, Any]:
     """A client as managers see it. `username` is who made it; None: an admin client has."""
     more = ("created", "last_used", "username", "secret_count")
-    return {**permissions_json(row), **{name: row[name] for name in more}}
+    return {**shown_json(row), **{name: row[name] for name in more}}
 
 
 @tracker.needs(tracker.ADMIN)
@@ -452,50 +459,66 @@ def require_admin_client(caller: Client | None) -> Client:
     return caller
 
 
+def require_manager_client(caller: Client | None, *roles: str | UnsetType) -> None:
+    """Refuses everybody but admin clients and managers. Where other managers or admins are concerned, managers too."""
+    if caller is None or caller.role != "manager" or not set(roles) <= {*MANAGED, UNSET}:
+        require_admin_client(caller)
+
+
 def list_permissions(tx: Tx, caller: Client | None) -> list[dict[str, Any]]:
-    """What each client may, by name. For admin clients."""
-    require_admin_client(caller)
-    return [permissions_json(row) for row in tx.all("SELECT * FROM testflinger_client ORDER BY id")]
+    """What each client may, by name. For admin clients and managers."""
+    require_manager_client(caller)
+    return [shown_json(row) for row in tx.all("SELECT * FROM testflinger_client ORDER BY id")]
 
 
 def get_permissions(tx: Tx, caller: Client | None, client: str) -> dict[str, Any]:
-    """What a client may. For admin clients."""
-    require_admin_client(caller)
-    return permissions_json(find_row(tx, client))
+    """What a client may. For admin clients and managers."""
+    require_manager_client(caller)
+    return shown_json(find_row(tx, client))
 
 
 def create_permissions(tx: Tx, caller: Client | None, body: NewPermissionsBody) -> dict[str, Any]:
-    """A new client with a key that the caller chose. For admin clients."""
-    require_admin_client(caller)
-    return permissions_json(insert_client(tx, body.client_id, body.client_secret, None, body))
+    """A new client with a key that the caller chose. The same again is a repeat. For admin clients and managers."""
+    require_manager_client(caller, body.role)
+    row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (body.client_id,))
+    made = {"key_hash": tracker.digest(body.client_secret.encode()), **checked_limits(NEW_CLIENT, body)}
+    if row is None or any(row[name] != value for name, value in made.items()):
+        row = insert_client(tx, body.client_id, body.client_secret, None, body)
+    return shown_json(row)
 
 
 def put_permissions(tx: Tx, caller: Client | None, client: str, body: PermissionsBody) -> dict[str, Any]:
     """Changes what a client may, and its key if there is a client_secret; a client that is unknown is made with it.
 
-    For admin clients.
+    For admin clients and managers.
     """
-    require_admin_client(caller)
+    require_manager_client(caller, body.role)
     if body.client_id not in (UNSET, client):
         raise TrackerError("invalid", f"must be {client[:200]}, as in the path", "client_id")
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
     if row is None:
         fields = {**errors.given_fields(body), "client_id": client}
         return create_permissions(tx, caller, as_body(fields, NewPermissionsBody))
+    require_manager_client(caller, row["role"])
     if body.client_secret is not UNSET:
         change_key(tx, client, body.client_secret)
-    return permissions_json(change_limits(tx, row, body))
+    return shown_json(change_limits(tx, row, body))
 
 
 def delete_permissions(tx: Tx, caller: Client | None, client: str) -> None:
-    """Deletes a client. Its tokens and secrets end; its jobs go on. For admin clients."""
-    require_admin_client(caller)
+    """Deletes a client. Its tokens and secrets end; its jobs go on. For admin clients and managers."""
+    require_manager_client(caller)
+    require_manager_client(caller, find_row(tx, client)["role"])
     drop_client(tx, client)
 
 
 def list_restricted_queues(tx: Tx, caller: Client | None) -> list[dict[str, Any]]:
-    """The restricted queues by name, each with its owners: the clients that are allowed it. For admin clients."""
-    require_admin_client(caller)
+    """The restricted queues by name, each with its owners: the clients that are allowed it.
+
+    For admin clients, managers and contributors.
+    """
+    if caller is None or caller.role != "contributor":
+        require_manager_client(caller)
     return [restricted_queue_json(queue, owners) for queue, owners in restricted_owners(tx).items()]
 
 
@@ -515,8 +538,8 @@ def restricted_owners(tx: Tx) -> dict[str, list[str]]:
 
 
 def get_restricted_queue(tx: Tx, caller: Client | None, queue: str) -> dict[str, Any]:
-    """A restricted queue with its owners. For admin clients."""
-    require_admin_client(caller)
+    """A restricted queue with its owners. For admin clients and managers."""
+    require_manager_client(caller)
     owners = restricted_owners(tx).get(queue)
     if owners is None:
         raise TrackerError("not_found", f"No restricted queue {queue[:200]}")
@@ -527,17 +550,35 @@ def restricted_queue_json(queue: str, owners: list[str]) -> dict[str, Any]:
     return {"name": queue, "queue": queue, "owners": owners}
 
 
-def add_restricted_queue(tx: Tx, caller: Client | None, queue: str) -> dict[str, Any]:
-    """Restricts a queue, which need not exist yet. One that is restricted already stays so. For admin clients."""
-    require_admin_client(caller)
+def add_restricted_queue(tx: Tx, caller: Client | None, queue: str, client: str | None = None) -> dict[str, Any]:
+    """Restricts a queue, which need not exist yet, and allows it to the client if one is named (404: unknown).
+
+    One that is restricted already stays so. For admin clients and managers.
+    """
+    require_manager_client(caller)
     restrict(tx, make_queue(tx, queue, "queue"), True)
+    if client is not None:
+        allow_queue(tx, client, queue, True)
     return get_restricted_queue(tx, caller, queue)
 
 
-def remove_restricted_queue(tx: Tx, caller: Client | None, queue: str) -> None:
-    """Lets everybody who may submit submit to the queue again. For admin clients."""
+def remove_restricted_queue(tx: Tx, caller: Client | None, queue: str, client: str | None = None) -> None:
+    """Lets everybody who may submit submit to the queue again; or takes it away from the client, if one is named.
+
+    For admin clients and managers.
+    """
     get_restricted_queue(tx, caller, queue)
-    restrict(tx, find_queue(tx, queue)["project"], False)
+    if client is not None:
+        allow_queue(tx, client, queue, False)
+    else:
+        restrict(tx, find_queue(tx, queue)["project"], False)
+
+
+def allow_queue(tx: Tx, client: str, queue: str, allowed: bool) -> None:
+    """Whether the client may submit to the queue although it is restricted. 404: unknown client."""
+    row = find_row(tx, client)
+    others = [one for one in client_of(tx, row).allowed_queues if one != queue]
+    change_limits(tx, row, LimitsBody(allowed_queues=[*others, *[queue] * allowed]))
 
 
 # ── Secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────

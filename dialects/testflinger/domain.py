@@ -22,6 +22,7 @@ from dialects.testflinger import clients
 from dialects.testflinger.queues import OF_A_QUEUE, Unprocessable, find_queue, make_queue
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
+OLDER = "2025"
 PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
 ENDED = ("complete", "completed")  # two words for the same
 STATES = ("waiting", "running", *PHASES[:5], "allocated", *PHASES[5:], *ENDED, "cancelled")
@@ -249,12 +250,16 @@ def position(tx: Tx, uuid: str) -> int | None:
 
 
 def cancel_job(tx: Tx, uuid: str, by: str) -> None:
-    """Cancels a job that has not ended; its agent sees that and stops. 404 unknown, 400 when it has ended."""
+    """Cancels a job that has not ended; its agent sees that and stops. 400 when it has ended.
+
+    404 for an unknown job, which to the newer generation is one that has ended.
+    """
     job = find_job(tx, uuid)
-    if job is None:
+    if job is None and tx.settings.testflinger_version == OLDER:
         raise TrackerError("not_found", f"There is no job {uuid}")
-    if job["finished"] is not None:
-        raise TrackerError("invalid", f"The job is already completed or cancelled: it is {job['shown_state']}")
+    if job is None or job["finished"] is not None:
+        state = job["shown_state"] if job else "unknown"
+        raise TrackerError("invalid", f"The job is already completed or cancelled: it is {state}")
     tracker.stop_job(tx, job, by)
 
 

@@ -631,6 +631,7 @@ def client_page(tx: Tx, caller: Caller, client: str) -> dict[str, Any]:
 ROLES = [
     ("contributor", "contributor: submits jobs, and reads"),
     ("agent", "agent: does all that agents and contributors do"),
+    ("manager", "manager: also administers contributors, agents and restricted queues, through the API"),
     ("admin", "admin: also administers clients and restricted queues, through the API"),
 ]
 
