@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.server
 import itertools
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -183,6 +185,19 @@ def dump(database: str | Path) -> dict[str, list[tuple]]:
             rows = connection.execute(f"SELECT {columns} FROM {table} WHERE {passing.get(table, 1)}")
             tables[table] = sorted(rows, key=repr)
         return tables
+
+
+@contextlib.contextmanager
+def serving_in_thread(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Somebody else's HTTP server on this machine: its URL."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 15) -> Any:

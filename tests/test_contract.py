@@ -8,7 +8,9 @@ from __future__ import annotations
 import pytest
 from conftest import Site, wait_until
 from doors import AGENTS, CLIENTS, House, NativeAgent, NativeClient, Refused
+from testflinger_doubles import CONTRACT_AGENTS, CONTRACT_CLIENTS
 
+CLIENTS, AGENTS = {**CLIENTS, **CONTRACT_CLIENTS}, {**AGENTS, **CONTRACT_AGENTS}
 CLIENT_VERBS = [(name, verb) for name, door in CLIENTS.items() for verb in door.verbs]
 READING = ("state", "log", "result", "cancel", "retry")
 

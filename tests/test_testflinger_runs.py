@@ -6,13 +6,13 @@ import contextlib
 import http.server
 import json
 import socket
-import threading
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
-from conftest import Site, wait_until
+from conftest import Site, serving_in_thread, wait_until
 from testflinger_doubles import (
     AGENTS,
     CLIENTS,
@@ -27,6 +27,7 @@ from testflinger_doubles import (
     SClient,
     claims,
     create_client,
+    losing,
     pack,
     unpack,
     with_credentials,
@@ -153,6 +154,15 @@ def test_results_have_a_status_and_an_output_for_each_phase(client: CommandLine,
     assert results["device_info"] == agent.device_info
 
 
+def test_a_phase_that_is_skipped_has_neither_status_nor_output(client: CommandLine, agent: Agent) -> None:
+    job = client.submit(SHORT_JOB)
+    agent.work({"test": Phase(0, ("tested\n",)), "cleanup": Phase(0, ("swept\n",))})
+    results = client.results(job)
+    said = {name: text for name, text in results.items() if name.endswith("_output") and text}
+    assert said == {"test_output": "tested\n", "cleanup_output": "swept\n"}
+    assert {name for name in results if name.endswith("_status")} == {"setup_status", "test_status", "cleanup_status"}
+
+
 def test_a_run_ends_after_a_phase_that_fails_unless_it_is_the_test(pair: Pair) -> None:
     client, agent = pair
     job = client.submit(LONG_JOB)
@@ -181,6 +191,40 @@ def test_attachments_of_the_client_reach_the_agent(client: CommandLine, agent: A
     assert agent.attachments == {"test/etc/config.txt": files["config.txt"], "test/data.bin": files["data.bin"]}
 
 
+# ── Lost answers ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_goes_well_although_the_first_answer_to_each_call_is_lost(
+    site: Site, client: CommandLine, agent: Agent
+) -> None:
+    files, artifacts = {"data.bin": bytes(range(256))}, pack({"artifacts/log": b"all of it"})
+    definition = {**LONG_JOB, "test_data": {"test_cmds": "make check", "attachments": [{"local": "data.bin"}]}}
+    undisturbed = client.submit(definition, files)
+    agent.work(SAYING, artifacts)
+    with losing(site.url) as (url, lost):
+        own_id = str(uuid.uuid4())
+        client, agent = type(client)(url), type(agent)(url, "agent-2", QUEUE).register()
+        agent.advertise({QUEUE: {"jammy": "url: http://images.example/jammy"}}, **{QUEUE: "", "other": ""})
+        assert client.submit({**definition, "job_id": own_id}, files) == own_id
+        assert agent.work(SAYING, artifacts) == own_id
+        assert agent.attachments == {"test/data.bin": files["data.bin"]}
+        assert client.artifacts(own_id) == artifacts
+        printed = "".join(client.poll(own_id))
+        agent.advertise(**{QUEUE: "machines"})
+        assert client.list_queues() == {QUEUE: "machines", "other": ""}
+    assert [printed.count(piece) for piece in said_by(SAYING, "output")] == [1] * 14
+    device = {"device_info": {**agent.device_info, "agent_name": "agent-1"}}
+    assert {**client_of(site, client).results(own_id), **device} == client_of(site, client).results(undisturbed)
+    assert site.read("SELECT COUNT(*) FROM job") == [(2,)]
+    assert site.read("SELECT streak_count FROM testflinger_agent") == [(1,), (1,)]
+    assert any("attachments" in call for call in lost) and any("provision_logs" in call for call in lost)
+
+
+def client_of(site: Site, client: CommandLine) -> CommandLine:
+    """A client of the same generation, without a proxy."""
+    return type(client)(site.url)
+
+
 # ── What agents say of themselves ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -188,8 +232,8 @@ def test_clients_see_the_queues_and_images_that_agents_advertise(pair: Pair) -> 
     client, agent = pair
     images = {"jammy": "url: http://images.example/jammy", "noble": "url: http://images.example/noble"}
     agent.advertise({QUEUE: images}, **{QUEUE: "machines of the lab"})
-    agent.advertise(other="others")
-    assert client.list_queues() == {QUEUE: "machines of the lab", "other": "others"}
+    agent.advertise({"other": None}, other=None)
+    assert client.list_queues() == {QUEUE: "machines of the lab", "other": ""}
     assert client.list_images(QUEUE) == images
     assert client.list_images("other") == {}
 
@@ -230,15 +274,8 @@ class Hook(http.server.BaseHTTPRequestHandler):
 def answering(status: int, text: str) -> Iterator[tuple[str, list[Any]]]:
     """A webhook that answers so: its URL, and the list of what it receives."""
     received: list[Any] = []
-    handler = type("Hook", (Hook,), {"answer": (status, text), "received": received})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/hook", received
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_in_thread(type("Hook", (Hook,), {"answer": (status, text), "received": received})) as url:
+        yield f"{url}/hook", received
 
 
 @contextlib.contextmanager
@@ -367,7 +404,7 @@ def test_a_reservation_may_be_given_in_hours_and_minutes(site: Site, agent: Agen
     client = HClient(site.url)
     agent.advertise({QUEUE: {"jammy": "url: http://images.example/jammy"}})
     client.reserve(QUEUE, "jammy", KEY, timeout="1h30m")
-    assert agent.check_jobs()["reserve_data"]["timeout"] in ("1h30m", 5400)
+    assert agent.check_jobs()["reserve_data"]["timeout"] == 5400
     assert status_of(client.reserve, QUEUE, "jammy", KEY, timeout="7h") == 401
 
 
@@ -399,9 +436,23 @@ def test_a_client_that_has_logged_out_must_show_its_key_again(site: Site) -> Non
     client.submit(urgent)
     before = client.refresh_token
     client.log_out()
-    site.clock.pass_time(claims(client.token)["exp"] - claims(client.token)["iat"] + 1)
     assert client.submit(urgent)
     assert client.refresh_token != before
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+def test_a_client_whose_login_has_ended_elsewhere_forgets_it_and_goes_on(site: Site, end: str) -> None:
+    client = HClient(site.url, create_client(site, "vip", max_priority={"*": 100}))
+    job = client.submit({**SHORT_JOB, "job_priority": 100})
+    before = client.refresh_token
+    if end == "revoked":
+        client.http.post("/v1/oauth2/revoke", json={"refresh_token": before})
+    else:
+        site.clock.pass_time(31 * 24 * HOUR)
+    client.begin_anew()
+    assert client.status(job) == "waiting" and not client.refresh_token
+    assert client.submit({**SHORT_JOB, "job_priority": 100})
+    assert client.refresh_token not in ("", before)
 
 
 # ── Agents that vanish, agents that are not wanted ──────────────────────────────────────────────────────────────────

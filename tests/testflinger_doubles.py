@@ -5,6 +5,8 @@ Each sends what the real one sends, byte for byte where that matters (who posts 
 piece of output belongs to), and is as strict as the real one: what it did not expect raises `Refused` or fails an
 assertion. They know the protocol alone, nothing of the server behind it. Their verbs are those of the real programs.
 
+A real program repeats most of what it has sent and got no answer to (`Repeating`); `losing` is a proxy for that.
+
 A real client looks every few seconds, and a real agent takes hours. Here `poll` and `run` are generators that do one
 step at a time, so that a test decides who comes next, and nobody sleeps.
 """
@@ -15,6 +17,7 @@ import base64
 import contextlib
 import functools
 import html
+import http.server
 import io
 import json
 import re
@@ -26,8 +29,12 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 import httpx
-from conftest import Site, client
+from conftest import Site, client, serving_in_thread
+from doors import House, TestflingerAgent, TestflingerClient, job_of, uuid_of
+from doors import Refused as RefusedByDoor
 from test_pages import Tab
+
+import tracker
 
 PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve")
 ENDED = ("cancelled", "complete", "completed")
@@ -37,12 +44,12 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 TOKEN = r"[\w-]+\.[\w-]+\.[\w-]+"
 
 
-class Refused(Exception):
+class Refused(RefusedByDoor):
     """The server answered with a status on which the real program gives up."""
 
     def __init__(self, response: httpx.Response):
-        super().__init__(f"{response.request.method} {response.request.url}: {response.status_code} {response.text}")
-        self.status, self.text = response.status_code, response.text
+        super().__init__(response)
+        self.args, self.text = (f"{response.request.method} {response.request.url}: {self.args[0]}",), response.text
 
 
 def expect(response: httpx.Response, *statuses: int) -> httpx.Response:
@@ -94,6 +101,61 @@ def download(http: httpx.Client, path: str) -> bytes:
         return b"".join(response.iter_raw())
 
 
+# ── When an answer is lost ──────────────────────────────────────────────────────────────────────────────────────────
+
+ONCE = re.compile(r"GET /v1/job\?.*|POST /v1/job/[^/]+/action|\w+ /v1/result/[^/]+/(serial_)?output")
+
+
+class Repeating(httpx.HTTPTransport):
+    """A program's way to the server: what got no answer is sent again, but for what does something else each time."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return super().handle_request(request)
+        except httpx.RemoteProtocolError:
+            if ONCE.fullmatch(f"{request.method} {request.url.raw_path.decode()}"):
+                raise
+            return super().handle_request(request)
+
+
+class LosingProxy(http.server.BaseHTTPRequestHandler):
+    """Passes each request on, and closes the connection the first time that one which is repeated is answered."""
+
+    protocol_version = "HTTP/1.1"
+    server_url: ClassVar[str]
+    lost: ClassVar[list[str]]  # of the calls whose answer was lost: what they were
+
+    def pass_on(self) -> None:
+        call, body = f"{self.command} {self.path}", self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        answer = httpx.request(self.command, self.server_url + self.path, content=body, headers=dict(self.headers))
+        repeated = f"{call} {body!r}"
+        if not ONCE.fullmatch(call) and repeated not in self.lost:
+            self.lost.append(repeated)
+            self.close_connection = True
+            return
+        self.send_response(answer.status_code)
+        for name, value in answer.headers.items():
+            if name not in ("content-length", "transfer-encoding"):
+                self.send_header(name, value)
+        if answer.status_code != 204:
+            self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_GET = do_POST = do_PUT = do_DELETE = pass_on
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def losing(url: str) -> Iterator[tuple[str, list[str]]]:
+    """The URL of a proxy in front of the server that loses the first answer to each call, and the calls so far."""
+    lost: list[str] = []
+    with serving_in_thread(type("Proxy", (LosingProxy,), {"server_url": url, "lost": lost})) as proxy:
+        yield proxy, lost
+
+
 # ── The command line client ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -118,7 +180,7 @@ class CommandLine:
     generation: ClassVar[str]
 
     def __init__(self, url: str, credentials: tuple[str, str] | None = None):
-        self.http, self.credentials = client(url), credentials
+        self.http, self.credentials = client(url, transport=Repeating(verify=False)), credentials
         self.token = ""
         self.refusals: list[Refused] = []
 
@@ -135,6 +197,10 @@ class CommandLine:
 
     def authorization(self) -> dict[str, str]:
         raise NotImplementedError
+
+    def serialised(self, definition: dict[str, Any]) -> dict[str, Any]:
+        """The definition as it is sent."""
+        return definition
 
     def new_output(self, job: str, kind: str, seen: dict[str, int]) -> str:
         """The output (or serial output) since the last look. `seen` is what the client remembers between two."""
@@ -154,7 +220,7 @@ class CommandLine:
             f"{name.removesuffix('_data')}/{attachment.get('agent', attachment['local'])}": files[attachment["local"]]
             for name, data in definition.items()
             if name.endswith("_data")
-            for attachment in data.get("attachments", ())
+            for attachment in (data or {}).get("attachments", ())
         }
 
     def post_job(self, definition: dict[str, Any]) -> str:
@@ -171,7 +237,7 @@ class CommandLine:
 
     def try_post_job(self, definition: dict[str, Any]) -> str:
         headers = self.authorization() if self.token else {}
-        job = expect(self.http.post("/v1/job", json=definition, headers=headers)).json()["job_id"]
+        job = expect(self.http.post("/v1/job", json=self.serialised(definition), headers=headers)).json()["job_id"]
         assert re.fullmatch(UUID, job), job
         return job
 
@@ -287,14 +353,37 @@ class SClient(CommandLine):
 
 
 class HClient(CommandLine):
-    """The command line client of 2026. It keeps a refresh token, and counts the fragments of each phase's output."""
+    """The command line client of 2026. It keeps its login in a file, and has one count for the output of all phases."""
 
     generation = "H"
     refresh_token = ""
+    left_out = dict.fromkeys(
+        ("name", "tags", "job_status_webhook", "exclude_agents", "provision_data", "output_timeout")
+    )
 
     def begin(self) -> None:
-        """Asks whether the server wants a login elsewhere. Only 404 lets the client go on by itself."""
+        """Asks whether the server wants a login elsewhere: only 404 lets the client go on by itself.
+
+        Begun anew with a login, it gets a token for that. One that has ended it forgets on 400 alone; with any other
+        refusal no command gets any further.
+        """
         expect(self.http.post("/oidc/auth-init"), 404)
+        if self.refresh_token and not self.token and not self.refresh():
+            self.refresh_token = ""
+
+    def begin_anew(self) -> None:
+        """Another process of the same user: what was in memory is gone."""
+        self.token = ""
+
+    def refresh(self) -> bool:
+        response = expect(self.http.post("/v1/oauth2/refresh", json={"refresh_token": self.refresh_token}), 200, 400)
+        if response.status_code == 200:
+            self.token = response.json()["access_token"]
+        return response.status_code == 200
+
+    def serialised(self, definition: dict[str, Any]) -> dict[str, Any]:
+        """With null for what the definition does not say."""
+        return {**self.left_out, **definition}
 
     def authenticate(self) -> str:
         answer = expect(self.http.post("/v1/oauth2/token", auth=self.credentials)).json()
@@ -304,26 +393,22 @@ class HClient(CommandLine):
         return answer["access_token"]
 
     def authenticate_again(self) -> str:
-        response = self.http.post("/v1/oauth2/refresh", json={"refresh_token": self.refresh_token})
-        if response.status_code in (400, 401):  # expired or revoked
-            return self.authenticate()
-        return expect(response).json()["access_token"]
+        return self.token if self.refresh() else self.authenticate()
 
     @command
     def log_out(self) -> None:
         expect(self.http.post("/v1/oauth2/revoke", json={"refresh_token": self.refresh_token}))
+        self.token = self.refresh_token = ""
 
     def authorization(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"}
 
     def new_output(self, job: str, kind: str, seen: dict[str, int]) -> str:
-        said = []
-        for phase, logged in self.fragments(job, kind).items():
-            if logged["last_fragment_number"] > seen.get(phase, -1):
-                new = self.fragments(job, kind, phase=phase, start_fragment=seen.get(phase, -1) + 1)[phase]
-                seen[phase] = new["last_fragment_number"]
-                said.append(new["log_data"])
-        return "".join(said)
+        logs = self.fragments(job, kind, start_fragment=seen.get("next", 0)).values()
+        last = max((logged["last_fragment_number"] for logged in logs), default=-1)
+        if last >= 0:
+            seen["next"] = last + 1
+        return "".join(logged["log_data"] for logged in logs)
 
     def fragments(self, job: str, kind: str, **query: Any) -> dict[str, dict[str, Any]]:
         """{phase: its last fragment's number, and the text of those asked for}"""
@@ -367,7 +452,7 @@ class Agent:
     generation: ClassVar[str]
 
     def __init__(self, url: str, name: str, *queues: str):
-        self.http, self.name, self.queues = client(url), name, queues
+        self.http, self.name, self.queues = client(url, transport=Repeating(verify=False)), name, queues
         self.device_info = {"agent_name": name, "device_ip": "192.0.2.1"}
         self.attachments: dict[str, bytes] = {}
         self.events: list[httpx.Response] = []
@@ -389,8 +474,8 @@ class Agent:
         assert self.http.cookies["agent_name"] == self.name
         return self
 
-    def advertise(self, images: dict[str, dict[str, str]] | None = None, **descriptions: str) -> None:
-        """Makes its queues known, and the images that it can provision."""
+    def advertise(self, images: dict[str, dict[str, str] | None] | None = None, **descriptions: str | None) -> None:
+        """Makes its queues known, and the images that it can provision; None where its configuration says nothing."""
         expect(self.http.post("/v1/agents/queues", json=descriptions))
         if images:
             expect(self.http.post("/v1/agents/images", json=images))
@@ -527,20 +612,95 @@ class HAgent(Agent):
 
     def __init__(self, url: str, name: str, *queues: str):
         super().__init__(url, name, *queues)
-        self.sent: dict[tuple[str, str, str], int] = {}
+        self.sent: dict[tuple[str, str], int] = {}
+
+    def register(self, **fields: Any) -> Agent:
+        """With null for what its configuration does not say."""
+        return super().register(**{"identifier": None, "comment": None, **fields})
 
     def post_output(self, job: str, phase: str, kind: str, text: str) -> None:
-        number = self.sent.get((job, phase, kind), 0)
-        self.sent[job, phase, kind] = number + 1
+        number = self.sent.get((job, kind), 0)
+        self.sent[job, kind] = number + 1
         fragment = {"fragment_number": number, "timestamp": datetime.now(UTC).isoformat(), "phase": phase}
         expect(self.http.post(f"/v1/result/{job}/log/{kind}", json={**fragment, "log_data": text}))
 
     def outcome(self, done: dict[str, Phase]) -> dict[str, Any]:
-        return {"status": {phase: came.status for phase, came in done.items()}}
+        return {"status": {phase: came.status for phase, came in done.items()}, "device_info": None}
 
 
 CLIENTS = {"S": SClient, "H": HClient}
 AGENTS = {"S": SAgent, "H": HAgent}
+
+
+# ── Doors of the contract ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DoubleClient(TestflingerClient):
+    """That door, by one of the command line clients."""
+
+    __test__ = False
+    program: ClassVar[type[CommandLine]]
+
+    def __init__(self, house: House):
+        super().__init__(house)
+        self.double = self.program(house.site.url)
+
+    def stranger(self) -> DoubleClient:
+        stranger = type(self)(self.house)
+        stranger.double.http.headers["Authorization"] = "Bearer of.no.token"
+        return stranger
+
+    def submit(self) -> str:
+        timeout, test = self.house.TIMEOUT, {"test_cmds": "echo a test"}
+        body = {"job_queue": self.house.QUEUE, "global_timeout": timeout, "test_data": test}
+        return job_of(self.double.submit(body))
+
+    def job(self, job: str) -> dict[str, Any]:
+        return self.double.results(uuid_of(job))
+
+    def log(self, job: str) -> list[str]:
+        return self.double.new_output(uuid_of(job), "output", {}).splitlines()
+
+    def cancel(self, job: str) -> None:
+        self.double.cancel(uuid_of(job))
+
+
+class DoubleAgent(TestflingerAgent):
+    """That door, by one of the agents."""
+
+    __test__ = False
+    program: ClassVar[type[Agent]]
+
+    def __init__(self, house: House):
+        self.house = house
+        self.double = self.program(house.site.url, next(self.NAMES), house.QUEUE).register()
+
+    def stranger(self) -> DoubleAgent:
+        stranger = type(self)(self.house)
+        stranger.double.http.headers["Authorization"] = "Bearer of.no.token"
+        return stranger
+
+    def assign(self) -> dict[str, Any] | None:
+        return self.double.check_jobs()
+
+    def log(self, held: dict[str, Any], *messages: str) -> None:
+        for message in messages:
+            self.double.post_output(held["job_id"], "test", "output", f"{message}\n")
+
+    def release(self, held: dict[str, Any], result: int, output: Any) -> None:
+        outcome = self.double.outcome({"provision": Phase(), "test": Phase(int(result != tracker.OK))})
+        self.double.post_result(held["job_id"], **outcome, output=output["output"], job_state="complete")
+
+
+# Under the name of the plain door, which they make superfluous there: the newer generation.
+CONTRACT_CLIENTS = {
+    "testflinger": type("HDoor", (DoubleClient,), {"program": HClient}),
+    "testflinger 2025": type("SDoor", (DoubleClient,), {"program": SClient}),
+}
+CONTRACT_AGENTS = {
+    "testflinger": type("HDoor", (DoubleAgent,), {"program": HAgent}),
+    "testflinger 2025": type("SDoor", (DoubleAgent,), {"program": SAgent}),
+}
 
 
 # ── Whom the tracker's manager lets do more ─────────────────────────────────────────────────────────────────────────
