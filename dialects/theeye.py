@@ -191,9 +191,12 @@ def derived_id(kind: str, name: Any) -> str:
     return hashlib.sha256(f"{kind}:{name}".encode()).hexdigest()[:24]
 
 
-def check_customer(tx: Tx, ask: Ask) -> None:
+def check_customer(tx: Tx, ask: Ask, implied: bool) -> None:
+    """Refuses another customer than the one there is, and none, unless what is asked for tells whose it is."""
     customer = ask.given("customer")
     if customer is None:
+        if implied:
+            return
         raise Refusal("forbidden", "organization is required")
     if customer not in (tx.settings.theeye_customer, customer_id(tx)):
         raise Refusal("not_found", "organization not found")
@@ -988,6 +991,7 @@ class Entry(NamedTuple):
     who: frozenset[str]
     reads: bool = False
     large: bool = False  # its body may be as large as a job's log
+    implied: bool = False  # the customer is that of the task, workflow or token, if none is named
 
 
 ROUTES = (
@@ -999,7 +1003,7 @@ ROUTES = (
     Entry("DELETE", "/task/{task}", delete_task, ADMIN),
     Entry("GET", "/task/{task}/credentials", get_credentials, TOKEN, reads=True),
     Entry("POST", "/task/{task}/job", create_job, TOKEN),
-    Entry("POST", "/task/{task}/secret/{secret}/job", create_job, ANYBODY),
+    Entry("POST", "/task/{task}/secret/{secret}/job", create_job, ANYBODY, implied=True),
     Entry("POST", "/job", create_job, TOKEN),
     Entry("POST", "/job/secret/{secret}", create_job, ANYBODY),
     Entry("GET", "/job", list_jobs, TOKEN | AGENT, reads=True),
@@ -1008,12 +1012,12 @@ ROUTES = (
     Entry("PUT", "/job/{job}", put_result, AGENT, large=True),
     Entry("GET", "/job/{job}/lifecycle", get_lifecycle, TOKEN, reads=True),
     Entry("PUT", "/job/{job}/cancel", cancel_job, TOKEN),
-    Entry("POST", "/workflows/{workflow}/job", run_workflow, TOKEN),
-    Entry("POST", "/workflows/{workflow}/secret/{secret}/job", run_workflow, ANYBODY),
-    Entry("POST", "/workflows/{workflow}/secret/{secret}", run_workflow, ANYBODY),
-    Entry("GET", "/workflows/{workflow}/job/{job}", get_job, TOKEN, reads=True),
-    Entry("GET", "/workflows/{workflow}/job/{job}/jobs", list_steps, TOKEN, reads=True),
-    Entry("PUT", "/workflows/{workflow}/job/{job}/cancel", cancel_job, TOKEN),
+    Entry("POST", "/workflows/{workflow}/job", run_workflow, TOKEN, implied=True),
+    Entry("POST", "/workflows/{workflow}/secret/{secret}/job", run_workflow, ANYBODY, implied=True),
+    Entry("POST", "/workflows/{workflow}/secret/{secret}", run_workflow, ANYBODY, implied=True),
+    Entry("GET", "/workflows/{workflow}/job/{job}", get_job, TOKEN, reads=True, implied=True),
+    Entry("GET", "/workflows/{workflow}/job/{job}/jobs", list_steps, TOKEN, reads=True, implied=True),
+    Entry("PUT", "/workflows/{workflow}/job/{job}/cancel", cancel_job, TOKEN, implied=True),
     Entry("GET", "/host", list_hosts, TOKEN, reads=True),
     Entry("POST", "/token", log_in, ANYBODY),
     Entry("POST", "/host", register_host, AGENT),
@@ -1031,7 +1035,7 @@ def answer(tx: Tx, ask: Ask, entry: Entry) -> tuple[Any, Caller | None]:
     """What is answered, and to whom. Checked in this order: who calls, the customer, what the caller may."""
     caller = authenticate(tx, ask) if entry.who else None
     if entry.function is not log_in:
-        check_customer(tx, ask)
+        check_customer(tx, ask, entry.implied)
     check_kind(caller, entry)
     return entry.function(tx, ask, caller), caller
 
