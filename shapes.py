@@ -619,7 +619,11 @@ class Job(Shape, kw_only=True):
     created: Annotated[float, "When it was made, in unix seconds.", 1559396382.5]
     started: Annotated[float | None, "When it was assigned for the first time.", 1559396383.5]
     finished: Annotated[float | None, "When it ended.", 1559396384.5]
-    reported: Annotated[str | None, "The state that its result speaks of.", "success"]
+    reported: Annotated[
+        str | None,
+        "The state that its result speaks of, as it was written; in a list its first 200 characters.",
+        "success",
+    ]
     warned: Annotated[
         bool, "Whether something of level warn or error was logged, or its result reports a warning.", False
     ]

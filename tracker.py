@@ -889,6 +889,7 @@ def search(
 #     client_of(tx, job)             which of its clients made a job, in words; None: not known
 #     attachments(tx, job)           how to send what a client has attached to a job: an async function (running) that
 #                                    makes the answer, or None when the file has gone; None: nothing is attached
+#     forgives(tx, job, report)      whether a job that is released as failed has not, for the client that made it
 #     async prune(running)           forgets what is old, now and then
 #
 # templates/NAME_admin.html and NAME_template.html, where there are such, are its parts of the pages of those names.
@@ -2415,7 +2416,7 @@ NEW_TEMPLATE: dict[str, Any] = {
 
 
 class Report(NamedTuple):
-    """What a worker's output says about its job. Texts as they are stored: JSON, but for `state`."""
+    """What a worker's output says about its job. Texts as they are stored: JSON, but for `state`, told as it came."""
 
     result: str | None = None
     state: str | None = None
@@ -2915,29 +2916,37 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     """What a release does to a task that has a job: as to others, but a failed one does not stay in the queue."""
     tx.execute(
         "UPDATE job SET result = ?, reported = ?, output = ?, warned = warned OR ? WHERE id = ?",
-        (report.result, report.state, report.output, report.state in WARNINGS, task.job),
+        (report.result, report.state, report.output, tells_of(report.state, WARNINGS), task.job),
     )
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
         move_job(tx, task.job, "skip", "released as skipped; waiting again")
         return put_back(tx, task)
-    if body.result == FAIL:
+    forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
+    if body.result == FAIL and not forgiven:
         record_end(tx, "failed", "id = :id", {"id": task.id})
         event, said = ("time_out", "stopped at its timeout") if report.killed else ("fail", "released as failed")
         if end_attempt(tx, task.id, task.job, task.retries, task.max_retries, event, said):
             tx.ready.append((task.project, 1))
         return True
-    if report.state in FAILURES:  # its work was done, so it is no attempt to be repeated; but nothing follows from it
+    if tells_of(report.state, FAILURES):  # the work was done, so it is not repeated; but nothing follows from it
         record_end(tx, "failed", "id = :id", {"id": task.id})
         tx.execute("DELETE FROM task WHERE id = ?", (task.id,))
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
         close_task(tx, task, worker)
-        move_job(tx, task.job, "close", "released as done")
+        said = "released as failed, which does not count for its client" if forgiven else "released as done"
+        move_job(tx, task.job, "close", said)
     return True
 
 
 FAILURES, WARNINGS = {"failure", "failed", "error"}, {"warning", "warn"}  # reported states
+MOST_STATE = 10_000  # characters of one
+
+
+def tells_of(reported: str | None, states: set[str]) -> bool:
+    """Whether the state that was reported is one of these, in whatever letters."""
+    return reported is not None and reported.strip().lower() in states
 
 
 def end_attempt(tx: Tx, task: int, job: int, retries: int, max_retries: int, event: str, said: str) -> bool:
@@ -2990,14 +2999,16 @@ def read_report(output: Raw) -> Report:
     if not isinstance(result, dict):
         return Report(text)
     state, handed_on, killed = result.get("state"), result.get("output"), result.get("killed") is True
-    if handed_on is None:
-        said = last_line(result.get("lastline"))
-        if isinstance(said, list):
-            handed_on = said
-        elif isinstance(said, dict):
-            state, handed_on = state or said.get("state"), said.get("data")
-    state = state.strip().lower()[:200] if isinstance(state, str) else ""
-    return Report(text, state or None, None if handed_on is None else encode(handed_on).decode(), killed)
+    line = result.get("lastline")
+    said = last_line(line) if handed_on is None or state == line else None
+    if isinstance(said, list | dict) and state == line:  # agents take it for the state, whatever it is
+        state = None
+    if isinstance(said, list):
+        said = {"data": said}
+    if isinstance(said, dict):
+        state, handed_on = state or said.get("state"), said.get("data") if handed_on is None else handed_on
+    state = state[:MOST_STATE] if isinstance(state, str) and state.strip() else None
+    return Report(text, state, None if handed_on is None else encode(handed_on).decode(), killed)
 
 
 def last_line(line: Any) -> Any:
@@ -3183,7 +3194,7 @@ def list_jobs(tx: Tx, caller: Caller, query: shapes.JobsQuery) -> shapes.JobPage
 # What a list shows of a job; its results may be long.
 LISTED_JOB = (
     "id, token, name, template, project, state, task, timeout, origin, attempts, assignee, created, started, finished,"
-    " reported, warned, retry_of, workflow, workflow_job"
+    " substr(reported, 1, 200) AS reported, warned, retry_of, workflow, workflow_job"
 )
 
 

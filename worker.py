@@ -1346,7 +1346,8 @@ def refuse_links(folder: Path, name: str) -> None:
 
 # ── Run: processes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-Take = Callable[[str, str, bool], None]  # the name of the stream, a line without its end, whether it goes on the last
+# The name of the stream, a line without its end, whether it goes on the last one, whether it had an end.
+Take = Callable[[str, str, bool, bool], None]
 
 
 class Stream(threading.Thread):
@@ -1375,12 +1376,12 @@ class Stream(threading.Thread):
                 self._end(line)
             begun = self._pieces(begun, self.LONGEST_LINE + len(self.mark))
         if begun:
-            self._end(begun)
+            self._end(begun, has_end=False)
         self.close()
 
-    def _end(self, line: bytes) -> None:
+    def _end(self, line: bytes, has_end: bool = True) -> None:
         """Takes a line, or the rest of one."""
-        self._take(self._pieces(line, self.LONGEST_LINE).removesuffix(b"\r"), goes_on=False)
+        self._take(self._pieces(line, self.LONGEST_LINE).removesuffix(b"\r"), goes_on=False, has_end=has_end)
 
     def _pieces(self, line: bytes, most: int) -> bytes:
         """Takes pieces of whole characters from a line, until it has no more bytes than that; returns the rest."""
@@ -1388,13 +1389,13 @@ class Stream(threading.Thread):
             end = self.LONGEST_LINE
             while end > self.LONGEST_LINE - 3 and line[end] & 0xC0 == 0x80:
                 end -= 1
-            self._take(line[:end], goes_on=True)
+            self._take(line[:end], goes_on=True, has_end=False)
             line = line[end:]
         return line
 
-    def _take(self, piece: bytes, goes_on: bool) -> None:
+    def _take(self, piece: bytes, goes_on: bool, has_end: bool) -> None:
         """Hands on a piece of a line, which goes on in the next one or ends here."""
-        self.take(self.name, piece.decode(errors="replace").replace("\0", "\ufffd"), self.is_continued)
+        self.take(self.name, piece.decode(errors="replace").replace("\0", "\ufffd"), self.is_continued, has_end)
         self.is_continued = goes_on
 
     def finish(self) -> None:
@@ -1630,6 +1631,7 @@ class Printed:
     """Takes the lines of one process: into the job's log, and as tails into the result."""
 
     LONGEST_LAST_LINE = 512 * 1024  # characters; it may be JSON, which is worth nothing in part
+    LONGEST_STATE = 10_000
 
     def __init__(self, log: TaskLog | None, stderr_level: str, verified: bool, echo: Callable[[str], None] | None):
         self.log = log
@@ -1638,13 +1640,15 @@ class Printed:
         self.lock = threading.Lock()
         self.tail = Tail(64 * 1024)
         self.stderr = Tail(2000)
+        self.has_end = False
         self.line = self.last_line = ""  # of standard output
         self.hash = hashlib.sha256() if verified else None
 
-    def take(self, stream: str, line: str, is_continued: bool) -> None:
+    def take(self, stream: str, line: str, is_continued: bool, has_end: bool) -> None:
         """Takes a line of one of the streams; waits while the log is full."""
         with self.lock:
             self.tail.add(line)
+            self.has_end = has_end
             if stream == "stderr":
                 self.stderr.add(line)
             else:
@@ -1663,9 +1667,21 @@ class Printed:
         if self.line.strip():
             self.last_line = self.line
 
+    def log_end(self) -> str:
+        """The end of all that was printed, as it was printed."""
+        return self.tail.text() + "\n" * self.has_end
+
     def result_line(self) -> str:
         """The last line that is not blank: whole if it may be JSON, else its end."""
         return self.last_line if self.last_line.lstrip()[:1] in ("{", "[") else self.last_line[-Stream.LONGEST_LINE :]
+
+    def state(self) -> str:
+        """How a script says that it went, as agents of theeye.io tell it: by its last line, unless that is JSON."""
+        line = self.result_line()
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(json.loads(line), dict | list):
+                return ""
+        return line[: self.LONGEST_STATE]
 
     def verification(self) -> int:
         """The hash of standard output, which equal results of different workers have in common."""
@@ -1777,9 +1793,11 @@ class Execution(threading.Thread):
         if not self.assignment.job:
             return None
         whole, part = divmod(round(seconds * 1e9), 10**9)
+        said = {"state": self.printed.state()} if self.assignment.job.get("script") else {}
         return {
+            **said,
             "code": code if code is None or code >= 0 else None,
-            "log": self.printed.tail.text(),
+            "log": self.printed.log_end(),
             "lastline": self.printed.result_line(),
             "signal": _signal_name(-code) if code is not None and code < 0 else None,
             "killed": self.cause is Cause.TIMEOUT,
@@ -2753,11 +2771,11 @@ A task that is verified by several workers is verified by the hash of what COMMA
 
 A job gets the lines of standard output and standard error as its log while they are printed (scopes stdout and stderr,
 both of level info, see --stderr-level), an error line that says why it failed, and a result: code, log (the last 64 KB
-of both), lastline (of standard output; up to 512 KB if it is JSON), signal, killed and times. A command that prints
-faster than the tracker stores has to wait; a line beyond 60,000 bytes is several. Of a plain task nothing is logged
-unless it fails: then one error line with the last that it said. When the tracker says that a task is not ours any more,
-because it was cancelled or its lease has ended, its process is killed; --heartbeat is how often a silent one is asked
-for.
+of both), lastline (of standard output; up to 512 KB if it is JSON), signal, killed and times; a script's also has its
+last line as state. A command that prints faster than the tracker stores has to wait; a line beyond 60,000 bytes is
+several. Of a plain task nothing is logged unless it fails: then one error line with the last that it said. When the
+tracker says that a task is not ours any more, because it was cancelled or its lease has ended, its process is killed;
+--heartbeat is how often a silent one is asked for.
 
 COMMAND runs in a process group of its own. At its time limit the whole group gets SIGTERM, and SIGKILL after
 --kill-grace. The limit is the job's own, for plain tasks --timeout, and never later than shortly before the lease ends.

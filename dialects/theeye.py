@@ -444,7 +444,8 @@ def seen(job: sqlite3.Row) -> Seen:
     event, reported = STATES[job["state"]], job["reported"]
     if job["state"] == "cancelled" and job["assignee"] is not None:
         return event._replace(lifecycle="terminated")
-    if (job["state"] == "succeeded" and reported) or (job["state"] == "failed" and reported in tracker.FAILURES):
+    failed = job["state"] == "failed" and tracker.tells_of(reported, tracker.FAILURES)
+    if failed or (job["state"] == "succeeded" and reported):
         return event._replace(state=reported)
     return event
 
@@ -495,6 +496,7 @@ class Objects:
         template = self.one("SELECT * FROM template WHERE id = ?", (row["template"],))
         arguments = template and tracker.declared_arguments(template)
         script, ended = self.script(row), row["finished"] is not None
+        output = msgspec.json.decode(row["output"]) if ended and row["output"] else None
         return {
             "id": row["token"],
             "name": row["name"],
@@ -507,15 +509,15 @@ class Objects:
             **self.user(row["manager"]),
             "lifecycle": event.lifecycle,
             "state": event.state,
-            "origin": "user" if row["workflow_job"] is None else "workflow",
+            "origin": origin_of(row),
             "notify": True,
             "creation_date": iso(row["created"]),
             "last_update": iso(row["updated"]),
             "script_id": script and script["id"],
             "script_runas": row["runas"],
             "task_arguments_values": msgspec.json.decode(row["arguments"]),
-            "output": msgspec.json.decode(row["output"]) if ended and row["output"] else None,
-            "result": shown_result(msgspec.json.decode(row["result"])) if ended and row["result"] else None,
+            "output": shown_output(output),
+            "result": shown_result(msgspec.json.decode(row["result"]), output) if ended and row["result"] else None,
             "trigger_name": event.trigger_name,
             "timeout": milliseconds(row["timeout"]),
             "env": msgspec.json.decode(row["env"]),
@@ -570,12 +572,28 @@ def milliseconds(seconds: float) -> int:
     return max(1, round(1000 * seconds))
 
 
-def shown_result(result: Any) -> dict[str, Any]:
-    """A job's result in the form that clients know, whatever a worker of another kind gave."""
+def origin_of(job: sqlite3.Row) -> str:
+    """Who wanted the job, as it is told here. No manager stands behind a secret, but behind every token one does."""
+    if job["workflow_job"] is not None:
+        return "workflow"
+    return "secret" if job["origin"] == "theeye" and job["manager"] is None else "user"
+
+
+def shown_output(output: Any) -> list[str] | None:
+    """What a job hands on, as its clients know it: texts, JSON where it is none."""
+    if output is None:
+        return None
+    values = output if isinstance(output, list) else [output]
+    return [value if isinstance(value, str) else tracker.encode(value).decode() for value in values]
+
+
+def shown_result(result: Any, output: Any) -> dict[str, Any]:
+    """A job's result in the form that clients know, whatever a worker of another kind gave; its output as a text."""
     if not isinstance(result, dict):
         text = tracker.as_text(result)
         return {**NO_RESULT, "log": text, "lastline": text.rpartition("\n")[2]}
-    return {**NO_RESULT, **{name: value for name, value in result.items() if name not in ("state", "output")}}
+    kept = {name: value for name, value in result.items() if name not in ("state", "output")}
+    return {**NO_RESULT, **kept, **({} if output is None else {"output": tracker.as_text(output)})}
 
 
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -915,10 +933,12 @@ def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     result = read_result(ask.fields())
     tracker.authenticate(tx, caller.worker)
     if job["state"] == "assigned" and job["assignee"] == caller.worker.id and job["task"] is not None:
-        log_result(tx, job, caller.worker.id, result.get("log"))
+        wrong = went_wrong(job, result)
+        log_result(tx, job, caller.worker.id, result.get("log"), wrong)
         looked_at = {name: result.get(name) for name in ("state", "output", "lastline", "killed")}
         report = tracker.read_report(msgspec.Raw(tracker.encode(looked_at)))  # of which not all may be kept
-        outcome = FAIL if report.killed or report.state in tracker.FAILURES else OK
+        failed = wrong or report.killed or tracker.tells_of(report.state, tracker.FAILURES)
+        outcome = FAIL if failed else OK
         release = ReleaseBody(job["task"], outcome, output=stored_result(tx, job, result, report))
         tracker.release_task(tx, caller.worker, release)
     return Objects(tx).job(tracker.find_job(tx, job["token"]))
@@ -933,6 +953,33 @@ def read_result(fields: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(result, dict) and isinstance(data, dict | None)):
         raise Refusal("invalid", "result is invalid: it looks like {state, data}")
     return {**(data or {}), "state": result.get("state")}
+
+
+def went_wrong(job: sqlite3.Row, result: dict[str, Any]) -> str:
+    """Why the job has failed, whatever its last line says; agents look at nothing else. Empty: it has not."""
+    if job["script"] is None:
+        return "it has no script, and agents of theeye.io can run nothing else"
+    if signal := result.get("signal"):
+        return f"killed by {tracker.as_text(signal)[:100]}"
+    code = result.get("code")
+    return "" if code in (None, "", 0, "0") else f"exit status {tracker.as_text(code)[:100]}"
+
+
+def forgives(tx: Tx, job: int, report: tracker.Report) -> bool:
+    """Whether a job that is released as failed has not, for clients of this system, if one of these made it.
+
+    They go by what the script says, and never by its exit status. That it ran at all is to be seen from its result.
+    """
+    row = tx.one(
+        "SELECT j.script, ifnull(r.origin, j.origin) AS origin FROM job j LEFT JOIN job r ON r.id = j.workflow_job"
+        " WHERE j.id = ?",
+        (job,),
+    )
+    if row["origin"] != "theeye" or row["script"] is None or report.result is None:
+        return False
+    result = msgspec.json.decode(report.result)
+    ended = isinstance(result, dict) and (result.get("code") or result.get("signal"))
+    return bool(ended) and not report.killed and not tracker.tells_of(report.state, tracker.FAILURES)
 
 
 def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: tracker.Report) -> msgspec.Raw:
@@ -958,10 +1005,14 @@ def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: trac
     return msgspec.Raw(encoded)
 
 
-def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any) -> None:
-    """An agent sends what its script wrote with the result; so it becomes the log."""
-    if isinstance(text, str) and text.strip("\n"):
-        entries = [shapes.TaskEntry(lines, tx.time, "info", "script") for lines in log_entries(text.strip("\n"))]
+def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any, wrong: str) -> None:
+    """An agent sends what its script wrote with the result; so it becomes the log, with what went wrong behind it."""
+    entries = []
+    if isinstance(text, str) and text:
+        entries = [shapes.TaskEntry(lines, tx.time, "info", "script") for lines in log_entries(text.removesuffix("\n"))]
+    if wrong:
+        entries.append(shapes.TaskEntry(wrong, tx.time, "error", "script"))
+    if entries:
         tracker.add_job_lines(tx, job, worker, entries)
 
 

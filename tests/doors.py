@@ -21,6 +21,7 @@ What a door tells the contract tests about itself:
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from typing import Any, ClassVar
 
@@ -225,6 +226,12 @@ class NativeAgent:
         body = {"task_id": held["id"], "result": result, "output": output}
         content(self.http.post("/task/release", json=body))
 
+    def end(self, held: dict[str, Any], last: str, code: int, killed: bool = False) -> None:
+        """Tells of a script with this last line and exit status, as worker.py does."""
+        self.log(held, last)
+        output = {"state": last, "code": code, "log": f"{last}\n", "lastline": last, "signal": None, "killed": killed}
+        self.release(held, tracker.FAIL if code or killed else tracker.OK, output)
+
 
 class TheeyeClient(NativeClient):
     """A program with an integration token of theeye.io. It names a state by the job's lifecycle and state."""
@@ -267,7 +274,10 @@ class TheeyeClient(NativeClient):
 
 
 class TheeyeAgent(NativeAgent):
-    """An agent of theeye.io. What it holds is the job; the log goes with the result."""
+    """An agent of theeye.io. What it holds is the job; the log goes with the result.
+
+    What its script writes last is what it calls the state, whatever that is, and it never looks at the exit status.
+    """
 
     unknown_held: ClassVar[dict[str, Any]] = {"id": NativeClient.unknown_id}
 
@@ -291,10 +301,12 @@ class TheeyeAgent(NativeAgent):
         held.setdefault("said", []).extend(messages)
 
     def release(self, held: dict[str, Any], result: int, output: Any) -> None:
-        said = held.get("said", [])
-        data = {"code": result, "log": "\n".join(said), "lastline": said[-1] if said else "", "signal": None}
-        data |= {"killed": False, "times": {"seconds": 1, "nanoseconds": 0}, "output": output["output"]}
-        accepted(self.http.put(f"/job/{held['id']}", json={"result": {"state": output["state"], "data": data}}))
+        self.end(held, json.dumps({"state": output["state"], "data": output["output"]}), result)
+
+    def end(self, held: dict[str, Any], last: str, code: int, killed: bool = False) -> None:
+        data = {"code": code, "log": "".join(f"{line}\n" for line in (*held.get("said", []), last)), "lastline": last}
+        data |= {"signal": None, "killed": killed, "times": {"seconds": 1, "nanoseconds": 0}}
+        accepted(self.http.put(f"/job/{held['id']}", json={"result": {"state": last, "data": data}}))
 
 
 def uuid_of(job: str) -> str:
@@ -407,8 +419,12 @@ class TestflingerAgent(NativeAgent):
             path = f"/result/{held['job_id']}/log/output"
             accepted(self.http.post(path, json={**fragment, "log_data": f"{message}\n"}))
 
+    def end(self, held: dict[str, Any], last: str, code: int, killed: bool = False) -> None:
+        self.log(held, last)
+        self.release(held, 143 if killed else code, {"output": None})
+
     def release(self, held: dict[str, Any], result: int, output: Any) -> None:
-        report = {"status": {"provision": 0, "test": int(result != tracker.OK)}, "output": output["output"]}
+        report = {"status": {"provision": 0, "test": result}, "output": output["output"]}
         accepted(self.http.post(f"/result/{held['job_id']}", json={**report, "job_state": "complete"}))
 
 

@@ -17,7 +17,7 @@ READING = ("state", "log", "result", "cancel", "retry")
 
 @pytest.fixture
 def house(site: Site) -> House:
-    return House(site)
+    return House(site, script="#!/bin/sh\necho done\n")  # some agents can do nothing else
 
 
 @pytest.fixture(params=CLIENTS)
@@ -67,6 +67,55 @@ def test_a_job_that_fails_is_seen_as_failed(client: NativeClient, agent: NativeA
     agent.fail(agent.assign(), ["why"])
     assert sees(client, job, "failed")
     assert client.result(job) == ["why"]
+
+
+@pytest.mark.parametrize("client", [name for name in CLIENTS if name != "theeye"], indirect=True)
+@pytest.mark.parametrize(("code", "state"), [(3, "failed"), (0, "succeeded")])
+def test_a_script_is_judged_by_its_exit_status_whoever_ran_it(
+    client: NativeClient, agent: NativeAgent, code: int, state: str
+) -> None:
+    job = client.submit()
+    agent.end(agent.assign(), "boom", code)
+    assert sees(client, job, state)
+
+
+@pytest.mark.parametrize("client", [name for name in CLIENTS if name != "theeye"], indirect=True)
+def test_a_script_that_was_killed_is_seen_as_failed_or_timed_out_whoever_ran_it(
+    client: NativeClient, agent: NativeAgent
+) -> None:
+    job = client.submit()
+    agent.end(agent.assign(), "boom", 0, killed=True)
+    assert sees(client, job, "failed") or sees(client, job, "timed_out")
+
+
+@pytest.mark.parametrize("client", ["theeye"], indirect=True)
+@pytest.mark.parametrize("agent", ["native", "theeye"], indirect=True)
+@pytest.mark.parametrize(("last", "trigger"), [("boom", "success"), ("Failure", "failure")])
+@pytest.mark.parametrize("code", [0, 3])
+def test_for_clients_of_theeye_a_script_is_judged_by_its_last_line_alone(
+    client: NativeClient, agent: NativeAgent, last: str, trigger: str, code: int
+) -> None:
+    job = client.submit()
+    agent.end(agent.assign(), last, code)
+    assert client.state(job) == ("finished", last)
+    assert client.job(job)["trigger_name"] == trigger
+
+
+@pytest.mark.parametrize("client", [name for name, door in CLIENTS.items() if door.of_template], indirect=True)
+@pytest.mark.parametrize("agent", ["theeye"], indirect=True)
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [("This job has no script", 1), ("/bin/sh: 1: /var/scripts/no-script: Text file busy", 126), ("", 0)],
+)
+def test_a_job_without_a_script_fails_at_an_agent_that_can_run_nothing_else(
+    house: House, client: NativeClient, agent: NativeAgent, last: str, code: int
+) -> None:
+    house.change_template(script="")
+    job = client.submit()
+    agent.end(agent.assign(), last, code)
+    doors = [door(house) for door in CLIENTS.values() if door.of_template]
+    assert all(sees(door, job, "failed") for door in doors)
+    assert any("no script" in line for line in client.log(job))
 
 
 @pytest.mark.parametrize("client", ["native", "testflinger"], indirect=True)

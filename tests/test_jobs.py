@@ -364,7 +364,10 @@ def test_a_job_that_was_released_without_an_output_has_no_result(queue: Jobs) ->
     ("output", "reported", "handed_on"),
     [
         ({"state": "success"}, "success", None),
-        ({"state": " Success "}, "success", None),
+        ({"state": " Success "}, " Success ", None),
+        ({"state": " "}, None, None),
+        ({"state": "s" * 5000}, "s" * 5000, None),
+        ({"state": "s" * 20_000}, "s" * tracker.MOST_STATE, None),
         ({"state": 5}, None, None),
         ({"state": ""}, None, None),
         ({"output": ["a", 1]}, None, ["a", 1]),
@@ -373,6 +376,11 @@ def test_a_job_that_was_released_without_an_output_has_no_result(queue: Jobs) ->
         ({"lastline": '{"state": "success", "data": ["c"]}'}, "success", ["c"]),
         ({"lastline": '{"data": 7}', "state": "success"}, "success", 7),
         ({"lastline": '{"state": "done"}', "state": "success"}, "success", None),
+        ({"lastline": '["b"]', "state": '["b"]'}, None, ["b"]),
+        ({"lastline": '["b"]', "state": '["b"]', "output": ["a"]}, None, ["a"]),
+        ({"lastline": '{"state": "done"}', "state": '{"state": "done"}'}, "done", None),
+        ({"lastline": '"text"', "state": '"text"'}, '"text"', None),
+        ({"lastline": "ok", "state": "ok"}, "ok", None),
         ({"lastline": "ok"}, None, None),
         ({"lastline": "7"}, None, None),
         ({"lastline": '"text"'}, None, None),
@@ -390,7 +398,7 @@ def test_what_a_result_says_is_read_from_it(queue: Jobs, output: Any, reported: 
     assert (shown["state"], shown["reported"], shown["output"]) == ("succeeded", reported, handed_on)
 
 
-@pytest.mark.parametrize("reported", ["failure", "error", "failed", "Failure"])
+@pytest.mark.parametrize("reported", ["failure", "error", "failed", " Failure\n"])
 def test_a_job_whose_result_reports_failure_has_failed_although_it_was_released_as_done(
     queue: Jobs, reported: str
 ) -> None:
@@ -545,7 +553,7 @@ def test_a_job_is_marked_when_a_line_warns(queue: Jobs, level: str, warned: bool
     assert (queue.state(job), queue.job(job)["warned"]) == ("succeeded", warned)
 
 
-@pytest.mark.parametrize("output", [{"state": "warning"}, {"lastline": '{"state": "Warning"}'}])
+@pytest.mark.parametrize("output", [{"state": "WARN"}, {"lastline": '{"state": "Warning"}'}])
 def test_a_job_is_marked_when_its_result_reports_a_warning(queue: Jobs, output: Any) -> None:
     job = queue.trigger(queue.create_template())
     queue.run(OK, output)

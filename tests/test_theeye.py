@@ -8,7 +8,10 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -65,6 +68,31 @@ class Agent:
         usual = {"code": 0, "log": "\nnormal\n", "lastline": "normal", "signal": None, "killed": False, "times": times}
         return self.http.put(f"/tracker/job/{job}", json={"result": {"state": state, "data": {**usual, **data}}})
 
+    def run(self, folder: Path) -> str | None:
+        """Fetches a job and does it as the real one: its last line is the state, its exit status is not looked at.
+
+        The result is sent once, and never again. Returns the job's id; None: there is none.
+        """
+        job = self.fetched()
+        if job is None:
+            return None
+        script = folder / job["script"]["filename"]
+        if not script.exists() or hashlib.md5(script.read_bytes()).hexdigest() != job["script"]["md5"]:
+            script.write_bytes(self.download(job["script"]["id"]).content)
+            script.chmod(0o755)
+        words = [str(script), *map(shlex.quote, job["task_arguments_values"])]
+        command = shlex.split(job["script_runas"].replace("%script%", " ".join(words)))
+        own = {"THEEYE_JOB": json.dumps(job["id"]), "THEEYE_ORGANIZATION_NAME": json.dumps(job["customer_name"])}
+        timeout, env = job["timeout"] / 1000, {**os.environ, **job["env"], **own}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, timeout=timeout)
+        log = done.stdout.decode(errors="replace")
+        lastline = next((line for line in reversed(log.split("\n")) if line.strip()), "")
+        data = {"code": done.returncode, "signal": None}
+        if done.returncode < 0:
+            data = {"code": None, "signal": signal.Signals(-done.returncode).name}
+        assert self.report(job["id"], lastline, log=log, lastline=lastline, **data).status_code == 200
+        return job["id"]
+
     def started(self) -> Agent:
         """The agent after what it does once."""
         for call in (self.log_in, self.register, self.config, self.keep_alive):
@@ -85,6 +113,56 @@ class Agent:
             assert hashlib.md5(source).hexdigest() == job["script"]["md5"]
             assert self.report(job["id"], **outcomes.get(job["name"], {})).status_code == 200
         return names
+
+
+class Robot:
+    """A double of those programs that nobody looks at: what answers mails, and what hangs behind a button of a page.
+
+    It has secrets, and knows no token and no customer. What it sends has no content type, and null where it knows
+    nothing better.
+    """
+
+    def __init__(self, url: str):
+        self.http = client(url)
+
+    def trigger(self, kind: str, name: str, secret: str, *arguments: Any) -> dict[str, Any]:
+        """A new job of a task or workflow."""
+        body = json.dumps({"customer": None, "task_arguments": [*arguments, None]})
+        response = self.http.post(f"/{kind}/{name}/secret/{secret}/job", content=body.encode())
+        assert response.status_code == 200 and "Content-Type" not in response.request.headers, response.text
+        return response.json()
+
+
+class Sdk:
+    """A double of the SDK: a program that starts something and waits for its end, which it knows by its texts."""
+
+    def __init__(self, url: str, token: str):
+        self.http = client(url, params={"access_token": token})
+
+    def run(self, workflow: str, *arguments: Any) -> dict[str, Any]:
+        body = {"task_arguments": list(arguments), "customer": None}
+        return self.answer("POST", f"/workflows/{workflow}/job", json=body)
+
+    def steps(self, workflow: str, job: str) -> list[dict[str, Any]]:
+        return self.answer("GET", f"/workflows/{workflow}/job/{job}/jobs")
+
+    def outcome(self, workflow: str, job: str) -> tuple[str, list[str]] | None:
+        """The state, and the texts that are handed on; None: it is not over."""
+        shown = self.answer("GET", f"/workflows/{workflow}/job/{job}")
+        if shown["lifecycle"] in ("finished", "terminated", "canceled", "completed", "expired"):
+            texts = shown["output"] or []
+            assert all(isinstance(text, str) for text in texts)
+            assert not texts or json.loads(shown["result"]["output"]) is not None
+            return shown["state"], texts
+        return None
+
+    def cancel(self, workflow: str, job: str) -> None:
+        self.answer("PUT", f"/workflows/{workflow}/job/{job}/cancel")
+
+    def answer(self, method: str, path: str, **options: Any) -> Any:
+        response = self.http.request(method, path, **options)
+        assert response.status_code in (200, 204), response.text
+        return response.json() if response.content else None
 
 
 class Place:
@@ -604,19 +682,74 @@ def test_what_an_agent_reports_becomes_the_jobs_state(place: Place):
 
 
 LAST_LINES = (
-    ('["a", {"b": 1}]', ["a", {"b": 1}]),
-    ('{"state": "success", "data": {"c": 2}}', {"c": 2}),
-    ("[oops", None),
+    ('["a", {"b": 1}, null]', ["a", '{"b":1}', "null"], '["a",{"b":1},null]'),
+    ('{"state": "success", "data": {"c": 2}}', ['{"c":2}'], '{"c":2}'),
+    ('{"data": "text"}', ["text"], "text"),
+    ('{"data": []}', [], "[]"),
+    ("[oops", None, None),
 )
 
 
 def test_a_last_line_that_is_json_gives_the_output(place: Place):
     task, agent = place.make_task(), place.agent()
-    for lastline, output in LAST_LINES:
+    for (lastline, output, text), state in itertools.product(LAST_LINES, ("", "the line itself")):
         job = place.trigger(task)
         agent.fetched()
-        agent.report(job["id"], "", lastline=lastline)
-        assert place.job(job)["output"] == output and place.job(job)["result"]["lastline"] == lastline
+        agent.report(job["id"], state and lastline, lastline=lastline)
+        shown = place.job(job)
+        assert (shown["output"], shown["result"].get("output")) == (output, text)
+        assert shown["result"]["lastline"] == lastline
+        assert shown["state"] == ("[oops" if state and output is None else "success")
+
+
+def test_an_output_that_is_reported_is_shown_as_texts(place: Place):
+    task, agent = place.make_task(), place.agent()
+    for reported, output, text in (
+        (["a", 5, True, ["b"]], ["a", "5", "true", '["b"]'], '["a",5,true,["b"]]'),
+        ("text", ["text"], "text"),
+        (0, ["0"], "0"),
+        ([], [], "[]"),
+        (None, None, None),
+    ):
+        job = place.trigger(task)
+        agent.fetched()
+        agent.report(job["id"], output=reported)
+        assert (place.job(job)["output"], place.job(job)["result"].get("output")) == (output, text)
+
+
+def test_a_state_is_shown_as_it_was_reported(place: Place):
+    task, agent = place.make_task(), place.agent()
+    for state, trigger in (("Done: 3 of 3", "success"), ("x" * 3000, "success"), ("FAILURE", "failure")):
+        job = place.trigger(task)
+        agent.fetched()
+        agent.report(job["id"], state)
+        assert place.state(job) == ("finished", state, trigger)
+
+
+def test_a_result_that_is_sent_again_is_answered_as_the_first_time(place: Place):
+    agent = place.agent()
+    body = {"project": place.project, "name": "twice", "script": SCRIPT, "max_retries": 2}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    for count, data in ((1, {}), (2, {"code": 3})):  # the one ends the job, and after the other it waits again
+        job = place.site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]
+        agent.fetched()
+        answers = [agent.report(job["id"], "boom", **data) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 200] and answers[0].json() == answers[1].json()
+        assert len(place.log(job)) == 1 + count, place.log(job)
+        assert place.job(job)["lifecycle"] == ("finished" if count == 1 else "ready")
+
+
+def test_a_job_tells_whether_a_token_or_a_secret_made_it(place: Place):
+    task = place.make_task(task_arguments=[definition()])
+    workflow, secret = make_workflow(place, "deploy")
+    robot = Robot(place.site.url)
+    run = robot.trigger("workflows", workflow, secret)
+    jobs = [place.trigger(task, "a"), robot.trigger("task", task["id"], place.secret(task)), run]
+    (step,) = place.program.get(f"/workflows/{workflow}/job/{run['id']}/jobs").json()
+    native = place.site.admin.post("/template/trigger/1", {"arguments": ["a"]}).json()["content"]["job"]
+    jobs += [step, place.job(native)]
+    assert [job["origin"] for job in jobs] == ["user", "secret", "secret", "workflow", "user"]
+    assert place.job(jobs[1])["origin"] == "secret"
 
 
 def test_jobs_are_listed_newest_first_filtered_and_limited(place: Place):
@@ -753,17 +886,15 @@ def test_a_timeout_is_never_told_as_none(place: Place):
     assert place.agent().fetched()["timeout"] == 1
 
 
+@posix_only
 def test_a_job_without_a_script_fails_with_a_reason(place: Place, tmp_path: Path):
-    body = {"project": place.project, "name": "native", "recipe": "do something"}
+    body = {"project": place.project, "name": "native", "recipe": "do something", "api": True}
     template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
-    place.site.admin.post(f"/template/trigger/{template}", {})
-    agent = place.agent()
-    job = agent.fetched()
-    source = agent.download(job["script"]["id"]).content
-    assert hashlib.md5(source).hexdigest() == job["script"]["md5"]
-    (tmp_path / "script").write_bytes(source)
-    done = subprocess.run(["sh", tmp_path / "script"], capture_output=True, text=True)
-    assert done.returncode == 1 and "no script" in done.stderr
+    job = place.site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]
+    place.agent().run(tmp_path)
+    assert place.state(job) == ("finished", "failure", "failure") and place.job(job)["result"]["code"] == 1
+    assert "no script" in place.log(job)[0]
+    assert client(place.site.url).get("/api/jobs/status", params={"token": job["id"]}).text == "Error"
 
 
 def test_an_agent_gets_the_jobs_of_its_own_project_alone(place: Place):
@@ -1452,8 +1583,12 @@ def test_a_workflow_is_refused_as_a_task_is(place: Place):
     workflow, secret = make_release(place)
     stranger, words = client(place.site.url), "Invalid Task Arguments. An array of length 1 is required."
     for path, expected in (
-        (f"/workflows/{workflow}/secret/{secret}/job", (403, "organization is required")),
         (f"/workflows/{workflow}/secret/{secret}/job?customer=other", (404, "organization not found")),
+        (f"/workflows/{workflow}/secret/{'f' * 64}/job?customer=other", (404, "organization not found")),
+        (f"/workflows/{UNKNOWN}/secret/{secret}/job", (404, "workflow not found")),
+        (f"/workflows/{workflow}/secret/{'f' * 64}/job", (403, "invalid secret")),
+        (f"/workflows/{workflow}/secret/{secret}/job", (400, f"{words} Optionals must be null")),
+        (f"/workflows/{workflow}/job", (401, "Unauthorized")),
         (f"/workflows/{UNKNOWN}/secret/{secret}/job?customer=tracker", (404, "workflow not found")),
         (f"/workflows/{workflow}/secret/{'f' * 64}/job?customer=tracker", (403, "invalid secret")),
         (f"/workflows/{workflow}/secret/{secret[1:]}?customer=tracker", (403, "invalid secret")),
@@ -1487,8 +1622,172 @@ def test_a_workflow_and_a_task_are_run_by_worker_py_too(place: Place, tmp_path: 
     ]
     assert place.state(run) == ("finished", "success", "success")
     assert place.job(run)["output"] == ["done with the reason"]
+    assert place.state(job) == ("finished", "red", "success")
+    assert place.job(job)["result"]["code"] == 3 and place.log(job) == ["red", "exit status 3"]
+
+
+# What scripts come to, whoever runs them
+
+
+SCRIPTS = {
+    "fails": "echo boom; exit 3",
+    "says that it failed": "echo one; echo Failure",
+    "says that it failed, as JSON": """echo '{"state": "failure", "data": ["why", 1]}'; exit 1""",
+    "hands on": """echo; echo '["a", {"b": 1}]'""",
+    "hands on, and fails": """echo '["a"]'; exit 1""",
+    "warns": "echo warning",
+    "writes an odd line": "echo '[oops'; echo",
+    "writes no end": "echo one; printf two",
+    "writes nothing": "exit 0",
+    "writes nothing, and fails": "exit 7",
+    "writes an end": "echo",
+    "is killed": "echo dying; kill -9 $$",
+}
+# What becomes of them for Otter and the native API, and for theeye.io's clients.
+SEEN = {
+    "fails": ("Error", "failed", "boom", "success"),
+    "says that it failed": ("Error", "failed", "Failure", "failure"),
+    "hands on": ("Succeeded", "succeeded", "success", "success"),
+    "warns": ("Warning", "succeeded", "warning", "success"),
+    "writes nothing": ("Succeeded", "succeeded", "success", "success"),
+    "writes nothing, and fails": ("Error", "failed", "success", "success"),
+    "is killed": ("Error", "failed", "dying", "success"),
+}
+
+
+@posix_only
+@pytest.mark.parametrize("door", ["native", "otter", "theeye"])
+def test_a_script_comes_to_the_same_whether_an_agent_or_worker_py_runs_it(place: Place, tmp_path: Path, door: str):
+    place.site.admin.update_project(place.project, public=True)
+    for name, source in SCRIPTS.items():
+        body = {"project": place.project, "name": name, "script": f"#!/bin/sh\n{source}\n", "api": True}
+        assert place.site.admin.post("/template/create", body).status_code == 200
+    ran = []
+    for run in (run_by_agent, run_by_worker_py):
+        jobs = {name: trigger_through(place, door, number, name) for number, name in enumerate(SCRIPTS, 1)}
+        run(place, tmp_path)
+        ran.append({name: everything_of(place, job) for name, job in jobs.items()})
+    assert ran[0] == ran[1]
+    for name, (otter, native, state, trigger) in SEEN.items():
+        told = ran[0][name]
+        if door == "theeye":
+            assert told["theeye"] == ("finished", state, trigger)
+        else:
+            assert (told["otter"], told["native"][0]) == (otter, native)
+
+
+def trigger_through(place: Place, door: str, template: int, name: str) -> str:
+    """The id of a new job that came in through that door."""
+    if door == "native":
+        return place.site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]["id"]
+    if door == "otter":
+        return client(place.site.url).get("/api/jobs/trigger", params={"template": name}).text
+    (task,) = place.program.get("/task", params={"where[name]": name}).json()
+    return place.trigger(task)["id"]
+
+
+def run_by_agent(place: Place, folder: Path) -> None:
+    agent = place.agent()
+    while agent.run(folder):
+        pass
+
+
+def run_by_worker_py(place: Place, folder: Path) -> None:
+    Machine(folder).finish(place.site, place.project, "--allow-scripts", status=1)
+
+
+def everything_of(place: Place, job: str) -> dict[str, Any]:
+    """What is told of a job through each door, but for times."""
+    native, shown = place.site.admin.get(f"/job/get/{job}").json()["content"]["job"], place.job({"id": job})
+    result = {name: value for name, value in shown["result"].items() if name != "times"}
+    return {
+        "native": (native["state"], native["reported"], native["output"], native["warned"], native["attempts"]),
+        "otter": client(place.site.url).get("/api/jobs/status", params={"token": job}).text,
+        "theeye": place.state(shown),
+        "output": shown["output"],
+        "result": result,
+        "log": [(entry["level"], entry["message"]) for entry in place.entries(shown) if entry["worker"]],
+    }
+
+
+@posix_only
+@pytest.mark.parametrize("run", [run_by_agent, run_by_worker_py])
+def test_a_workflow_goes_by_the_exit_status_of_its_steps_unless_clients_of_theeye_started_it(
+    place: Place, tmp_path: Path, run: Callable
+):
+    for name, source in (("build", "echo boom; exit 3"), ("publish", "exit 0"), ("repair", "exit 0")):
+        place.make_task(name, script=f"#!/bin/sh\n{source}\n")
+    workflow, _ = make_workflow(place, "build", ("build", "success", "publish"), ("build", "failure", "repair"))
+    place.site.admin.update_project(place.project, public=True)
+    of_theeye = place.program.post(f"/workflows/{workflow}/job").json()
+    native = place.site.admin.post("/workflow/trigger/1", {}).json()["content"]["job"]
+    run(place, tmp_path)
+    assert [step[0] for step in steps(place, workflow, of_theeye)] == ["build", "publish"]
+    assert [step[0] for step in steps(place, workflow, native)] == ["build", "repair"]
+
+
+@posix_only
+def test_a_job_that_worker_py_may_not_run_fails_for_clients_of_theeye_too(place: Place, tmp_path: Path):
+    job = place.trigger(place.make_task())
+    place.site.admin.update_project(place.project, public=True)
+    Machine(tmp_path).finish(place.site, place.project, "--", "true", status=1)
     assert place.state(job) == ("finished", "failure", "failure")
-    assert place.job(job)["result"]["code"] == 3 and place.log(job)[0] == "red"
+
+
+# The clients, each for its whole life
+
+
+def test_the_sdk_follows_a_workflow_to_its_end_without_naming_a_customer(place: Place, tmp_path: Path):
+    workflow, _ = make_release(place)
+    sdk, agent = Sdk(place.site.url, place.token), place.agent()
+    run = sdk.run(workflow, "good")["id"]
+    assert sdk.outcome(workflow, run) is None and len(sdk.steps(workflow, run)) == 1
+    while agent.run(tmp_path):
+        pass
+    assert [step["state"] for step in sdk.steps(workflow, run)] == ["success", "success"]
+    assert sdk.outcome(workflow, run) == ("success", ["done with the artifact"])
+    run = sdk.run(workflow, "good")["id"]
+    sdk.cancel(workflow, run)
+    assert sdk.outcome(workflow, run) == ("canceled", [])
+
+
+def test_a_robot_triggers_a_task_and_a_workflow_without_naming_a_customer(place: Place, tmp_path: Path):
+    workflow, secret = make_release(place)
+    task = place.make_task(script='#!/bin/sh\necho "[\\"$1\\"]"\n', task_arguments=[definition()])
+    robot, agent = Robot(place.site.url), place.agent()
+    job = robot.trigger("task", task["id"], place.secret(task), "from a mail")
+    run = robot.trigger("workflows", workflow, secret, "good")
+    while agent.run(tmp_path):
+        pass
+    assert place.state(job) == place.state(run) == ("finished", "success", "success")
+    assert (place.job(job)["output"], place.job(run)["output"]) == (["from a mail"], ["done with the artifact"])
+
+
+def test_a_button_that_names_no_customer_works_as_a_browser_sends_it(place: Place):
+    workflow, secret = make_release(place)
+    task = place.make_task(task_arguments=[definition()])
+    for path, customer, status in (
+        (f"/task/{task['id']}/secret/{place.secret(task)}/job", "", 200),
+        (f"/workflows/{workflow}/secret/{secret}", "", 200),
+        (f"/workflows/{workflow}/secret/{secret}/job", "", 200),
+        (f"/task/{task['id']}/secret/{place.secret(task)}/job", "other", 404),
+        (f"/workflows/{workflow}/secret/{secret}", "other", 404),
+    ):
+        fields = f'<input name="customer" value="{customer}"><input name="task_arguments[]" value="a">'
+        html = f'<form action="http://api.theeye.io{path}" method="POST">{fields}</form>'
+        assert press(place, html).status_code == status
+
+
+def test_a_token_names_the_customer_below_workflows_alone(place: Place):
+    workflow, _ = make_release(place)
+    sdk, task = Sdk(place.site.url, place.token), place.make_task()
+    run = sdk.run(workflow, "good")["id"]
+    for method, path in (("GET", f"{run}/jobs"), ("GET", run), ("PUT", f"{run}/cancel")):
+        answer = sdk.http.request(method, f"/workflows/{workflow}/job/{path}", params={"customer": "other"})
+        assert (answer.status_code, answer.json()) == (404, "organization not found")
+    for method, path in (("GET", "/job"), ("GET", "/task"), ("GET", f"/job/{run}"), ("POST", "/job")):
+        answer = sdk.http.request(method, path, params={"task": task["id"]})
+        assert (answer.status_code, answer.json()) == (403, "organization is required")
 
 
 # Manager pages
