@@ -273,6 +273,30 @@ class TheeyeClient(NativeClient):
         accepted(self.http.put(f"/job/{job}/cancel"))
 
 
+class TheeyeRobot(TheeyeClient):
+    """What answers mails for theeye.io: it has a task's secret, and names neither a customer nor a content type.
+
+    It only triggers; how the job is doing is seen by a program with a token.
+    """
+
+    verbs = ("submit",)
+    unknown: ClassVar[dict[str, int]] = {}
+    forbidden = 403
+
+    def __init__(self, house: House, secret: str = ""):
+        super().__init__(house)
+        self.robot, self.secret = client(house.site.url), secret
+
+    def stranger(self) -> TheeyeRobot:
+        return TheeyeRobot(self.house, "f" * 64)
+
+    def submit(self) -> str:
+        (task,) = accepted(self.http.get("/task", params={"where[name]": self.house.NAME})).json()
+        secret = self.secret or accepted(self.http.get(f"/task/{task['id']}/credentials")).json()["secret"]
+        body = b'{"customer": null, "task_arguments": [null]}'
+        return accepted(self.robot.post(f"/task/{task['id']}/secret/{secret}/job", content=body)).json()["id"]
+
+
 class TheeyeAgent(NativeAgent):
     """An agent of theeye.io. What it holds is the job; the log goes with the result.
 
@@ -428,5 +452,6 @@ class TestflingerAgent(NativeAgent):
         accepted(self.http.post(f"/result/{held['job_id']}", json={**report, "job_state": "complete"}))
 
 
-CLIENTS = {"native": NativeClient, "otter": OtterClient, "theeye": TheeyeClient, "testflinger": TestflingerClient}
+CLIENTS = {"native": NativeClient, "otter": OtterClient, "theeye": TheeyeClient, "theeye-robot": TheeyeRobot}
+CLIENTS |= {"testflinger": TestflingerClient}
 AGENTS = {"native": NativeAgent, "theeye": TheeyeAgent, "testflinger": TestflingerAgent}

@@ -12,6 +12,8 @@ from testflinger_doubles import CONTRACT_AGENTS, CONTRACT_CLIENTS
 
 CLIENTS, AGENTS = {**CLIENTS, **CONTRACT_CLIENTS}, {**AGENTS, **CONTRACT_AGENTS}
 CLIENT_VERBS = [(name, verb) for name, door in CLIENTS.items() for verb in door.verbs]
+BY_LAST_LINE = [name for name in CLIENTS if name.startswith("theeye")]
+BY_EXIT_STATUS = [name for name in CLIENTS if name not in BY_LAST_LINE]
 READING = ("state", "log", "result", "cancel", "retry")
 
 
@@ -69,7 +71,7 @@ def test_a_job_that_fails_is_seen_as_failed(client: NativeClient, agent: NativeA
     assert client.result(job) == ["why"]
 
 
-@pytest.mark.parametrize("client", [name for name in CLIENTS if name != "theeye"], indirect=True)
+@pytest.mark.parametrize("client", BY_EXIT_STATUS, indirect=True)
 @pytest.mark.parametrize(("code", "state"), [(3, "failed"), (0, "succeeded")])
 def test_a_script_is_judged_by_its_exit_status_whoever_ran_it(
     client: NativeClient, agent: NativeAgent, code: int, state: str
@@ -79,7 +81,7 @@ def test_a_script_is_judged_by_its_exit_status_whoever_ran_it(
     assert sees(client, job, state)
 
 
-@pytest.mark.parametrize("client", [name for name in CLIENTS if name != "theeye"], indirect=True)
+@pytest.mark.parametrize("client", BY_EXIT_STATUS, indirect=True)
 def test_a_script_that_was_killed_is_seen_as_failed_or_timed_out_whoever_ran_it(
     client: NativeClient, agent: NativeAgent
 ) -> None:
@@ -88,7 +90,7 @@ def test_a_script_that_was_killed_is_seen_as_failed_or_timed_out_whoever_ran_it(
     assert sees(client, job, "failed") or sees(client, job, "timed_out")
 
 
-@pytest.mark.parametrize("client", ["theeye"], indirect=True)
+@pytest.mark.parametrize("client", BY_LAST_LINE, indirect=True)
 @pytest.mark.parametrize("agent", ["native", "theeye"], indirect=True)
 @pytest.mark.parametrize(("last", "trigger"), [("boom", "success"), ("Failure", "failure")])
 @pytest.mark.parametrize("code", [0, 3])
