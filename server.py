@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -275,11 +276,20 @@ class Incoming:
             pass
 
 
+def escaped(text: bytes) -> bytes:
+    """The text with what is not ASCII in it as a URL spells it."""
+    return re.sub(rb"[\x80-\xff]", lambda byte: b"%%%02X" % ord(byte[0]), text)
+
+
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with a limit to how slowly a client may send, and how long its headers may be."""
+    """uvicorn's HTTP protocol, with a limit to how slowly a client may send, and how long its headers may be.
+
+    A URL with UTF-8 in it is taken as curl and Go send it: as it is. The parser below refuses that.
+    """
 
     began: float | None = None  # when the client began to send what is still incomplete: the headers, then the body
     headers_pending = 0
+    at_request_line = True  # what comes next begins a request, or goes on with its first line
     lost: asyncio.Future | None = None  # who stops the server waits for it
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -299,7 +309,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The time of the body begins. Closes a connection on which too many requests wait for their answers."""
-        self.began, self.headers_pending = self.loop.time(), 0
+        self.began, self.headers_pending, self.at_request_line = self.loop.time(), 0, False
         super().on_headers_complete()
         if libraries.HAS_SHORT_WAY and self.scope["http_version"] in ("1.0", "0.9"):
             speaks_old(self.cycle)
@@ -307,16 +317,20 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_message_complete(self) -> None:
-        self.began = None
+        self.began, self.at_request_line = None, True
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
         """Refuses headers that are too long, and keeps the time of what comes after an answer."""
+        if self.at_request_line and not data.isascii():
+            line, *rest = data.partition(b"\n")
+            data = b"".join((escaped(line), *rest))
         super().data_received(data)
         if self.began is None and self.cycle and self.cycle.response_complete:
             self.began = self.loop.time()  # stray line ends after an answer: uvicorn has stopped its keep-alive timer
         if self.headers_pending:
             self.headers_pending += len(data)
+            self.at_request_line &= b"\n" not in data
             if self.headers_pending > MOST_HEADER_BYTES:
                 self.send_400_response("The request's headers are too large")
 

@@ -6,9 +6,11 @@ import gzip
 import json
 import re
 import socket
+import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -19,11 +21,11 @@ import server
 import tracker
 
 
-def exchange(site: Site, *requests: str) -> bytes:
+def exchange(site: Site, *requests: str | bytes) -> bytes:
     """Sends raw requests over one connection at once; what comes back until it is closed, or silent for a while."""
     host, port = site.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=1) as connection:
-        connection.sendall("".join(requests).encode())
+        connection.sendall(b"".join(one if isinstance(one, bytes) else one.encode() for one in requests))
         received = b""
         try:
             while chunk := connection.recv(65536):
@@ -272,6 +274,55 @@ def test_another_systems_call_below_the_same_first_name_reaches_it(site: Site) -
     """Its own refusal tells it: without a token it asks for one."""
     for method, path in ("GET", "/task/1"), ("PUT", f"/job/{24 * 'a'}"), ("POST", "/job"):
         assert "ok" not in site.guest.request(method, path).json()
+
+
+RAW_TARGETS = (
+    ("/nowhere/blåbær", "There is nothing at /nowhere/blåbær"),
+    ("http://x/nowhere/blåbær", "There is nothing at /nowhere/blåbær"),
+    ("/api/project/get/å", "must be a whole number"),
+    ("/worker/stats?x=å", '"stats"'),
+    ("/ui/å", "404 Not Found"),
+    ("/ui/login?next=/ui/å", "200 OK"),
+    ("/api/jobs/trigger?template=blåbær", "there is no template 'blåbær'"),
+    ("/tracker/nowhere/å", "/tracker/nowhere/å does not exist"),
+    ("/å/task", "Unauthorized"),
+    ("/v1/job?queue=å", "204 No Content"),
+)
+
+
+@pytest.mark.parametrize(("target", "answer"), RAW_TARGETS)
+def test_utf_8_in_a_url_is_understood_as_if_it_were_escaped(site: Site, target: str, answer: str) -> None:
+    """curl and Go send it as it is."""
+    for spelled in target, quote(target, "/?=:"):
+        request = get(spelled, "Connection: close").replace("Host: x", "Host: localhost")
+        assert answer in exchange(site, request).decode()
+
+
+@pytest.mark.parametrize("pause", [1, 9, 22, 23, 30, 60])
+def test_utf_8_in_a_url_may_come_in_pieces_and_bodies_and_headers_stay_as_they_are(site: Site, pause: int) -> None:
+    worker = site.create_worker(site.admin.create_project())
+    body = json.dumps({"message": "å\nGET /å HTTP/1.1\n", "timestamp": 1, "scope": "å"}, ensure_ascii=False)
+    headers = (
+        f"X-Worker-ID: {worker.id}",
+        f"X-Secret: {worker.secret}",
+        "X-Other: å",
+        f"Content-Length: {len(body.encode())}",
+    )
+    request = (get("/log/warn?blåbær=å", *headers, method="POST") + body).encode()
+    with socket.create_connection(tuple(httpx.URL(site.url).netloc.decode().split(":")), timeout=5) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):  # and the connection goes on
+            connection.sendall(request[:pause])
+            time.sleep(0.05)
+            connection.sendall(request[pause:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 204")
+    entries = site.admin.get("/logs", level=4).json()["content"]["logs"]
+    assert [entry["message"] for entry in entries] == 2 * ["å\nGET /å HTTP/1.1\n"]
+
+
+def test_a_url_that_is_no_utf_8_is_refused(site: Site) -> None:
+    target = get("/api/jobs/trigger?template=\xff", "Connection: close").encode("latin-1")
+    assert b"not valid form encoding in UTF-8" in exchange(site, target)
 
 
 def test_an_answer_without_content_has_no_length_either(site: Site) -> None:
