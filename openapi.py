@@ -57,7 +57,7 @@ RATE = "The project's rate limit is reached."
 WORKERS_RATE = "A worker calls, and the project's rate limit is reached."
 NO_SUBMIT = {403: "The worker has no SUBMIT access to the project.", 429: RATE}
 NO_EDIT = {403: "The manager has no EDIT role in the project."}
-NAMED_TWICE = {409: "The project has a template of this name, or another one may be triggered by this name."}
+NAMED_TWICE = {409: "Another template may be triggered by this name."}
 
 PUSH = {"ref": "refs/heads/main", "after": "c0ffee", "repository": {"full_name": "alice/first"}}
 WEBHOOK_SECRET = "a long random text"

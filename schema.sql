@@ -358,7 +358,7 @@ CREATE TABLE IF NOT EXISTS template (
     updated                     INTEGER NOT NULL,
     deleted                     INTEGER                      -- still here for the sake of its jobs
 ) STRICT;
-CREATE UNIQUE INDEX IF NOT EXISTS template_name ON template (project, name) WHERE deleted IS NULL;
+CREATE INDEX IF NOT EXISTS template_name ON template (project, name) WHERE deleted IS NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS template_api ON template (name) WHERE api AND deleted IS NULL;
 CREATE INDEX IF NOT EXISTS template_by_name ON template (name, api DESC) WHERE deleted IS NULL;
 CREATE INDEX IF NOT EXISTS template_script ON template (script) WHERE script IS NOT NULL;

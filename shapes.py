@@ -537,7 +537,7 @@ class Template(Shape, kw_only=True):
     project: Annotated[
         Id, "The project whose queue gets the jobs' tasks. Required in a new template, which stays in it.", 1
     ]
-    name: Annotated[Name, "Its name, unlike any other template's of the project. Required in a new template.", "build"]
+    name: Annotated[Name, "Its name. Required in a new template.", "build"]
     description: Annotated[str, "What it is for.", "Builds a branch.", Meta(max_length=10_000)] = ""
     runas: Annotated[ShortText, RUNAS, ""] = ""
     timeout: Annotated[Seconds | None, "Seconds that a job may run. Null means {default_job_timeout:}.", 60.0] = None

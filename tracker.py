@@ -346,7 +346,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         """,
         "",
     ),
-    5: ("ALTER TABLE testflinger_client ADD COLUMN email TEXT;", ""),
+    5: ("ALTER TABLE testflinger_client ADD COLUMN email TEXT; DROP INDEX template_name;", ""),  # it was a unique one
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 
@@ -2516,7 +2516,7 @@ def save_template(tx: Tx, old: sqlite3.Row, body: shapes.TemplateBody) -> sqlite
 def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody) -> dict[str, Any]:
     """The columns of a new or changed template, or the reason why it is refused."""
     given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
-    project = given.pop("project", None) if old is None else old["project"]
+    given.pop("project", None)
     for name in given.keys() & {"variables", "arguments", "env"}:
         given[name] = encode(given[name]).decode()
     if "script" in given:
@@ -2532,7 +2532,7 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody)
     if fields["runas"] and "%script%" not in fields["runas"]:
         raise TrackerError("invalid", "must contain %script%, which stands for the script's file", "runas")
     check_declarations(body)
-    check_template_name(tx, old, project, fields)
+    check_api_name(tx, old, fields)
     return {**fields, "updated": tx.time}
 
 
@@ -2552,12 +2552,10 @@ def check_declarations(body: shapes.TemplateBody) -> None:
             raise TrackerError("invalid", f"the value of {variable.name} is none of those that it allows", "variables")
 
 
-def check_template_name(tx: Tx, old: sqlite3.Row | None, project: int, fields: dict[str, Any]) -> None:
-    values = {"name": fields["name"], "project": project, "id": old and old["id"]}
-    others = "SELECT 1 FROM template WHERE name = :name AND id IS NOT :id AND deleted IS NULL"
-    if tx.one(f"{others} AND project = :project", values):
-        raise TrackerError("conflict", f"the project has a template named {fields['name']!r} already", "name")
-    if fields["api"] and tx.one(f"{others} AND api", values):
+def check_api_name(tx: Tx, old: sqlite3.Row | None, fields: dict[str, Any]) -> None:
+    """Refuses a second template that may be triggered by the same name. Else a name may be used again."""
+    others = "SELECT 1 FROM template WHERE name = :name AND api AND id IS NOT :id AND deleted IS NULL"
+    if fields["api"] and tx.one(others, {"name": fields["name"], "id": old and old["id"]}):
         raise TrackerError(
             "conflict", f"another template named {fields['name']!r} may be triggered by this name", "api"
         )
@@ -2588,7 +2586,7 @@ def get_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> shapes.Templa
 @needs(EDIT)
 def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Template]:
     """The project's templates, by name, without their scripts and recipes."""
-    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
+    rows = tx.all("SELECT * FROM template WHERE project = ? AND deleted IS NULL ORDER BY name, id", (project["id"],))
     return [template_shown(tx, row, whole=False) for row in rows]
 
 
@@ -3376,7 +3374,7 @@ def get_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> shapes.Workfl
 @needs(EDIT)
 def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Workflow]:
     """The project's workflows, by name."""
-    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name", (project["id"],))
+    rows = tx.all("SELECT * FROM workflow WHERE project = ? AND deleted IS NULL ORDER BY name, id", (project["id"],))
     return [workflow_shown(tx, row) for row in rows]
 
 

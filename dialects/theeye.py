@@ -748,7 +748,7 @@ TASK_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "timeout": ("timeout", seconds),
     "env": ("env", environment),
 }
-FIELD_NAMES = {column: name for name, (column, _) in TASK_FIELDS.items()} | {"project": "host"}
+FIELD_NAMES = {column: name for name, (column, _) in TASK_FIELDS.items()} | {"project": "host", "api": "name"}
 
 
 # ── Arguments and jobs ────────────────────────────────────────────────────────────────────────────────────────────────

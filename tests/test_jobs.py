@@ -823,15 +823,13 @@ def test_a_new_template_needs_a_project_and_a_name(queue: Jobs, missing: str) ->
     assert refusal == f"invalid: {missing}: is required"
 
 
-def test_a_name_is_taken_once_in_a_project_and_free_again_when_its_template_is_deleted(queue: Jobs) -> None:
-    template = queue.create_template("x")
-    other = queue.create_template("y")
-    taken = "conflict: name: the project has a template named 'x' already"
-    assert refused_template(queue) == taken
-    assert queue.refusal(tracker.update_template, queue.session, other, shapes.TemplateBody(name="x")) == taken
-    queue.create_template("x", project=queue.create_project("second"))
-    queue.do(tracker.delete_template, queue.session, template)
+def test_templates_may_have_the_same_name(queue: Jobs) -> None:
+    first, other = queue.create_template("x"), queue.create_template("y")
+    second = queue.create_template("x", api=True)
     queue.update_template(other, name="x")
+    listed = queue.do(tracker.list_templates, queue.session, queue.project)["templates"]
+    assert [template["id"] for template in listed] == [first, other, second]
+    assert queue.do(tracker.api_template, "x")["id"] == second
 
 
 def test_a_name_by_which_programs_trigger_is_taken_once_of_all_projects(queue: Jobs) -> None:

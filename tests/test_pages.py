@@ -1568,6 +1568,13 @@ def test_templates_are_found_by_name_and_paged(place: Place) -> None:
     names = [name for page in shown for name in page.tree.xpath("//tbody/tr/th/a/text()")]
     assert len(names) == pages.PAGE_ROWS + 3 and names == sorted(set(names))
     assert "No template like this" in place.admin.open(path, text="_").text
+    for _ in range(pages.PAGE_ROWS + 3):
+        place.create_template("a name of many")
+    rows = [
+        page.tree.xpath("//tbody/tr[starts-with(@id, 'template-')]/@id")
+        for page in pages_of(place.admin, f"{path}?text=many")
+    ]
+    assert len({one for page in rows for one in page}) == pages.PAGE_ROWS + 3
 
 
 def test_the_list_of_templates_shows_how_their_last_jobs_ended(place: Place) -> None:
