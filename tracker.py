@@ -890,6 +890,7 @@ def search(
 #     attachments(tx, job)           how to send what a client has attached to a job: an async function (running) that
 #                                    makes the answer, or None when the file has gone; None: nothing is attached
 #     forgives(tx, job, report)      whether a job that is released as failed has not, for the client that made it
+#     job_environment(tx, job)       what the job's script finds in its environment besides what the template sets
 #     async prune(running)           forgets what is old, now and then
 #
 # templates/NAME_admin.html and NAME_template.html, where there are such, are its parts of the pages of those names.
@@ -2879,7 +2880,8 @@ def start_job(tx: Tx, job: int, worker: int) -> shapes.TaskJob:
         template=row["name"],
         script=shapes.Script(script["source"], script["md5"]) if script else None,
         runas=row["runas"],
-        **{name: as_raw(row[name]) for name in ("arguments", "variables", "env")},
+        env=as_raw(job_environment(tx, row)),
+        **{name: as_raw(row[name]) for name in ("arguments", "variables")},
         timeout=row["timeout"],
         attachments=f"/task/attachments/{row['task']}" if attachments_of(tx, row) else UNSET,
     )
@@ -2888,6 +2890,16 @@ def start_job(tx: Tx, job: int, worker: int) -> shapes.TaskJob:
 def attachments_of(tx: Tx, job: sqlite3.Row) -> Callable[..., Awaitable[Any]] | None:
     """How to send what a client has attached to a job, as a dialect says; None: nothing is."""
     return next(filter(None, (attachments(tx, job) for attachments in hooks("attachments"))), None)
+
+
+def job_environment(tx: Tx, job: sqlite3.Row) -> str:
+    """What the job's template sets, and what scripts of other systems look for, as JSON."""
+    if job["script"] is None:
+        return job["env"]
+    env = msgspec.json.decode(job["env"])
+    for environment in hooks("job_environment"):
+        env |= environment(tx, job)
+    return encode(env).decode()
 
 
 def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
@@ -2971,6 +2983,12 @@ def expire_job(tx: Tx, task: sqlite3.Row) -> bool:
         "UPDATE job SET result = ?, reported = NULL, output = NULL WHERE id = ?", (encode(killed).decode(), task["job"])
     )
     return end_attempt(tx, task["id"], task["job"], task["retries"], task["max_retries"], "time_out", said)
+
+
+def lost_attempts(tx: Tx, job: sqlite3.Row) -> int:
+    """How often a live job was taken from a worker that had not reported, and that still may."""
+    lost = "SELECT COUNT(*) FROM assignment WHERE task = ? AND outcome IN ('expired', 'requeued')"
+    return tx.one(lost, (job["task"],))[0] if job["attempts"] > 1 else 0
 
 
 def stop_job(tx: Tx, job: sqlite3.Row, by: str) -> None:

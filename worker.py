@@ -55,7 +55,7 @@ import traceback
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
@@ -1137,6 +1137,7 @@ class Invocation:
     stdin: bytes
     is_script: bool
     folder: str | None = None  # in which it is started; ours, unless it is said
+    left_out: Sequence[str] = ()  # variables of the job that an environment cannot hold
 
 
 #: A script that is open for writing cannot be executed, and a process that is just being started holds a copy of every
@@ -1167,12 +1168,12 @@ class Terms:
         CannotRun says why there is nothing; Halted: halt was set before the attachments had come.
         """
         job, task = assignment.job, json.dumps(assignment.task)
-        environment, is_script = self._environment(assignment, task), job.get("script") is not None
+        (environment, left_out), is_script = self._environment(assignment, task), job.get("script") is not None
         if is_script and not self.args.allow_scripts:
             raise CannotRun("this job brings a script, and the worker was started without --allow-scripts")
         command = [] if is_script else self._filled_in(assignment)
         if not is_script and not job.get("attachments"):
-            yield Invocation(command, environment, task.encode(), is_script)
+            yield Invocation(command, environment, task.encode(), is_script, left_out=left_out)
             return
         try:
             folder = tempfile.TemporaryDirectory(prefix="tracker-", ignore_cleanup_errors=True)
@@ -1187,7 +1188,7 @@ class Terms:
                 started_in = path if is_script else None
             if is_script:
                 command = self._script(job, Path(path) / "script") + assignment.arguments
-            yield Invocation(command, environment, task.encode(), is_script, started_in)
+            yield Invocation(command, environment, task.encode(), is_script, started_in, left_out)
 
     def _fetch(self, path: str, folder: Path, halt: Halt) -> None:
         """Unpacks what is attached to a job, which the tracker has at this path, into a new folder."""
@@ -1244,8 +1245,8 @@ class Terms:
             raise CannotRun("a script without a runas template cannot be run on this system", ours=True)
         return [str(path)] if source.startswith("#!") else ["/bin/sh", str(path)]
 
-    def _environment(self, assignment: Assignment, task: str) -> dict[str, str]:
-        """Our own environment, but of TRACKER_ what belongs to this task only."""
+    def _environment(self, assignment: Assignment, task: str) -> tuple[dict[str, str], list[str]]:
+        """Our own environment, but of TRACKER_ what belongs to this task only; the names that do not fit in."""
         job = assignment.job
         ours = {
             "TRACKER_SERVER": self.args.server,
@@ -1259,12 +1260,13 @@ class Terms:
         # A variable like BASH_ENV or LD_PRELOAD is as good as a script. Ours carry a prefix because anybody who may
         # trigger the template chooses their names.
         prefixes = {"variables": "TRACKER_VAR_"} | ({"env": ""} if self.args.allow_scripts else {})
-        for kind, prefix in prefixes.items():
-            for name, value in (job.get(kind) or {}).items():
-                if self.NAME.fullmatch(name):
-                    ours[prefix + name] = _as_text(value)
+        given = [(prefix, *pair) for kind, prefix in prefixes.items() for pair in (job.get(kind) or {}).items()]
+        ours |= {prefix + name: _as_text(value) for prefix, name, value in given if self.NAME.fullmatch(name)}
+        if "THEEYE_JOB" in ours:  # which a script of theeye.io's finds beside this
+            ours["THEEYE_API_URL"] = json.dumps(self.args.server)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.OWN_NAMES)}
-        return inherited | self._fitting(ours)
+        fitting = self._fitting(ours)
+        return inherited | fitting, [name for prefix, name, _ in given if prefix + name not in fitting]
 
     def _fitting(self, values: dict[str, str]) -> dict[str, str]:
         """Those values that an environment can hold; the others are in the task on standard input only."""
@@ -1746,6 +1748,9 @@ class Execution(threading.Thread):
     def run(self) -> None:
         try:
             with self.terms.invocation(self.assignment, self.halt) as invocation:
+                if invocation.left_out:
+                    names = ", ".join(invocation.left_out)
+                    self.log.add("info", "run", f"left out of the environment, which cannot hold them: {names}"[:2000])
                 self.process = Process(invocation, self.printed.take)
                 code = self.process.wait()
             outcome = self._judged(code, time.monotonic() - self.process.began)

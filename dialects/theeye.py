@@ -29,6 +29,7 @@ import re
 import secrets
 import shlex
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs
@@ -85,6 +86,9 @@ def invalid_fields(code: str, *fields: str) -> Refusal:
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+LARGEST = 4  # times what is kept of a job's log may come: its beginning is left out
+
+
 class Ask(NamedTuple):
     """A request, decoded. `body` is a dict, or the bare array that some clients send."""
 
@@ -93,6 +97,7 @@ class Ask(NamedTuple):
     body: dict[str, Any] | list[Any]
     bearer: str | None
     basic: tuple[str, str] | None
+    base: str  # where the caller sees the tracker
 
     def given(self, name: str) -> Any:
         """A value from the path, else the body, else the query; None when it is nowhere."""
@@ -113,7 +118,7 @@ def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
     query, authorization = parameters(call.scope["query_string"]), call.header(b"authorization")
     kind, _, token = (authorization or b"").decode("latin-1").partition(" ")
     bearer = token.strip() if kind.lower() == "bearer" else query.get("access_token")
-    return Ask(path, query, {}, bearer or None, basic_credentials(authorization))
+    return Ask(path, query, {}, bearer or None, basic_credentials(authorization), call.base)
 
 
 async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[Any]:
@@ -125,7 +130,7 @@ async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[An
             return from_pairs(await call.multipart(settings.max_body, max_files=0, max_fields=1000))
         except TrackerError as error:
             raise error if error.code != "invalid" else not_content(error.problem) from None
-    body = await call.body(max(settings.max_body, settings.max_job_log) if large else None)
+    body = await call.body(LARGEST * max(settings.max_body, settings.max_job_log) if large else None)
     body = body.removeprefix(codecs.BOM_UTF8).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
         return parameters(body)
@@ -206,9 +211,27 @@ def find_script(tx: Tx, token: str) -> sqlite3.Row | None:
     return tx.one("SELECT * FROM script WHERE token = ?", (token,))
 
 
+def id_of_attempt(tx: Tx, job: sqlite3.Row) -> str:
+    """What an agent knows a job by: another id after each attempt that was lost.
+
+    An agent that was thought to be lost may report after it has fetched the job again. Else the job's own.
+    """
+    lost = min(tracker.lost_attempts(tx, job), 255)
+    return f"{job['token'][:-2]}{(int(job['token'][-2:], 16) + lost) % 256:02x}"
+
+
+def job_of_attempt(tx: Tx, token: str) -> sqlite3.Row | None:
+    """The job of this id, or of which this was the id in an attempt."""
+    if (row := tracker.find_job(tx, token)) is not None:
+        return row
+    row = tx.one("SELECT * FROM job WHERE token BETWEEN ? AND ?", (f"{token[:-2]}00", f"{token[:-2]}ff"))
+    number = row and (int(token[-2:], 16) - int(row["token"][-2:], 16)) % 256
+    return row if row and number <= tracker.lost_attempts(tx, row) else None
+
+
 FINDERS: dict[str, Callable[[Tx, str], sqlite3.Row | None]] = {
     "task": tracker.template_by_token,
-    "job": tracker.find_job,
+    "job": job_of_attempt,
     "workflow": tracker.workflow_by_token,
     "script": find_script,
 }
@@ -229,28 +252,87 @@ def found(tx: Tx, ask: Ask, what: str) -> sqlite3.Row:
     return row
 
 
-MOST_LISTED = 1000
+# Of one list: so many objects are looked at, and so much JSON is sent. A longer one goes on with `skip`.
+MOST_LISTED, MOST_LIST_BYTES = 10_000, 2**24
+DIRECTIONS = {"1": False, "asc": False, "ascending": False, "-1": True, "desc": True, "descending": True}
 
 
-def wanted(ask: Ask) -> tuple[dict[str, str], int]:
-    """`where[field]=value`, by the field, and `limit`: which objects of a list are asked for."""
-    where = {}
+class Wanted(NamedTuple):
+    """Which objects of a list are asked for: by their fields' values, in which order, from where on, how many."""
+
+    where: dict[str, str]
+    sort: dict[str, bool]  # by the field, whether it is descending
+    skip: int
+    limit: int | None
+
+
+class Part(NamedTuple):
+    """What is shown of a list, and, if that is not all that there is, why."""
+
+    objects: list[dict[str, Any]]
+    cut: str | None
+
+
+def wanted(ask: Ask) -> Wanted:
+    """`where[field]=value`, `sort[field]=-1`, `skip` and `limit` of a list's query."""
+    where, sort = {}, {}
     for name, value in ask.query.items():
-        if name.startswith("where"):
-            match = re.fullmatch(r"where\[(\w{1,100})\]", name)
-            if not match:
-                raise Refusal("invalid", f"{name[:100]} is invalid: filters look like where[field]=value")
-            where[{"_id": "id"}.get(match[1], match[1])] = value
-    limit = ask.query.get("limit") or "0"
-    if not (limit.isascii() and limit.isdigit()):
-        raise Refusal("invalid", "limit is invalid: it must be a whole number")
-    return where, min(int(limit[:9]) or MOST_LISTED, MOST_LISTED)
+        kind = name.partition("[")[0]
+        if kind not in ("where", "sort"):
+            continue
+        if not (match := re.fullmatch(r"\w+\[(\w{1,100})\]", name)):
+            raise Refusal("invalid", f"{name[:100]} is invalid: it looks like {kind}[field]=value")
+        field = "id" if match[1] == "_id" else match[1]
+        if kind == "where":
+            where[field] = value
+        elif (descending := DIRECTIONS.get(value.lower())) is None:
+            raise Refusal("invalid", f"{name} is invalid: it must be 1 or -1")
+        else:
+            sort[field] = descending
+    skip, limit = (whole_number(ask, name) for name in ("skip", "limit"))
+    return Wanted(where, sort, skip, limit or None)
 
 
-def selected(ask: Ask, objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The objects that are asked for; no more are made than have to be. A field that they do not have matches none."""
-    where, limit = wanted(ask)
-    return list(itertools.islice((one for one in objects if matches(one, where)), limit))
+def whole_number(ask: Ask, name: str) -> int:
+    text = ask.query.get(name) or "0"
+    if not (text.isascii() and text.isdigit()):
+        raise Refusal("invalid", f"{name} is invalid: it must be a whole number")
+    return int(text[:9])
+
+
+def selected(ask: Ask, rows: Iterable[Any], shown: Callable[[Any], dict[str, Any]]) -> Part:
+    """The objects that are asked for, of these rows; no more are made than have to be.
+
+    A field that they do not have matches none, and is no order.
+    """
+    where, sort, skip, limit = wanted(ask)
+    plain, beginning = not where and not sort, 0
+    if plain:
+        rows, skip, beginning = itertools.islice(rows, skip, None), 0, skip
+    end = sys.maxsize if limit is None else skip + limit
+    objects, size, cut = [], 0, None
+    for number, row in enumerate(rows):
+        if number == MOST_LISTED or size > MOST_LIST_BYTES:
+            cut = f"no more than {number} objects were looked at"
+            cut += f"; it goes on with skip={beginning + number}" if plain else ""
+            break
+        if matches(one := shown(row), where):
+            objects.append(one)
+            size += len(tracker.encode(one)) if len(objects) > skip or sort else 0
+        if len(objects) == end and not sort:
+            break
+    for field, descending in reversed(sort.items()):
+        objects.sort(key=lambda one, field=field: in_order(one.get(field)), reverse=descending)
+    return Part(objects[skip:end], cut)
+
+
+def in_order(value: Any) -> tuple[int, Any]:
+    """What values of all kinds are sorted by: nothing, numbers, texts, and last what is neither."""
+    if value is None:
+        return 0, 0
+    if isinstance(value, int | float):
+        return 1, value
+    return (2, value) if isinstance(value, str) else (3, tracker.encode(value))
 
 
 def matches(shown: dict[str, Any], where: dict[str, str]) -> bool:
@@ -380,29 +462,43 @@ def project_of_host(tx: Tx, host: Any) -> int | None:
     return next((one for one in projects if host.lower() in (host_id(one), str(one))), None)
 
 
+NO_TUNNEL = {"active": False, "url": "", "last_job": None, "last_job_id": ""}
+
+
+HOST_FACTS = ("ip", "os_name", "os_version", "agent_version")
+
+
+def host_facts(said: Any) -> dict[str, str]:
+    """What an agent tells of its machine: newer ones in `info`, older ones beside the hostname."""
+    said = said if isinstance(said, dict) else {}
+    said = {**said, **(said["info"] if isinstance(said.get("info"), dict) else {})}
+    return {name: said[name] for name in HOST_FACTS if isinstance(said.get(name), str)}
+
+
 def host_json(tx: Tx, project: int) -> dict[str, Any]:
     """A host as clients know it; a project that no agent has served yet is one with the project's name."""
     host = find_host(tx, project)
-    info = msgspec.json.decode(host["info"]) if host else {}
-    info = info if isinstance(info, dict) else {}
+    info = host_facts(msgspec.json.decode(host["info"])) if host else {}
+    created = iso(host["created"] if host else 0)
     return {
         "enable": True,
         "_id": host_id(project),
         "customer_name": tx.settings.theeye_customer,
         "customer_id": customer_id(tx),
-        "creation_date": iso(host["created"] if host else 0),
+        "creation_date": created,
         "last_update": iso(host["last_seen"] if host else 0),
         "hostname": host["hostname"] if host else tracker.find_project(tx, project)["name"],
-        **{name: info.get(name) or "" for name in ("ip", "os_name", "os_version")},
+        **{name: info.get(name, "") for name in ("ip", "os_name", "os_version")},
         "agent_version": info.get("agent_version") or (host["version"] if host else ""),
-        "integrations": {},
+        "integrations": {"ngrok": {**NO_TUNNEL, "last_update": created}},
         "id": host_id(project),
     }
 
 
-def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
+def list_hosts(tx: Tx, ask: Ask, caller: Caller) -> Part:
     """GET /host: the hosts on which a task can be made."""
-    return selected(ask, (host_json(tx, row["id"]) for row in tx.all("SELECT id FROM project ORDER BY id")))
+    rows = tx.execute("SELECT id FROM project ORDER BY id")
+    return selected(ask, rows, lambda row: host_json(tx, row["id"]))
 
 
 # ── Objects ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -543,28 +639,57 @@ class Objects:
         )
         return dict(run or {})
 
-    def fetched_job(self, row: sqlite3.Row) -> dict[str, Any]:
-        """A job as an agent needs it."""
+    def fetched_job(self, row: sqlite3.Row, **given: Any) -> dict[str, Any]:
+        """A job as an agent needs it, with what it is `given` for this attempt."""
         script = self.script(row) or STUB
         runas = row["runas"] if row["runas"] and row["script"] else "%script%"
-        env = job_environment(row)
-        return {**self.job(row), "script_id": script["id"], "script": script, "script_runas": runas, "env": env}
+        given["timeout"] = min(milliseconds(row["timeout"]), LONGEST_TIMEOUT)
+        return {**self.job(row), "script_id": script["id"], "script": script, "script_runas": runas, **given}
 
 
+LONGEST_TIMEOUT = 2**31 - 1  # milliseconds: at more than that agents, which are made of JavaScript, kill at once
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # One string of an environment may have 128 KiB on Linux; all together have to share 2 MiB with the arguments.
 LONGEST_VARIABLE, MOST_VARIABLES = 100_000, 500_000
 
 
-def job_environment(job: sqlite3.Row) -> dict[str, str]:
-    """The template's env, and each variable of the job as worker.py names it, where a process can be given it."""
-    variables, size = {}, 0
-    for name, value in msgspec.json.decode(job["variables"]).items():
+def job_environment(tx: Tx, job: sqlite3.Row) -> dict[str, str]:
+    """What scripts that were written for this system look for: JSON, each of them.
+
+    Whoever runs the script adds THEEYE_API_URL, as it knows best where it finds the tracker.
+    """
+    objects = Objects(tx)
+    template = objects.one("SELECT token FROM template WHERE id = ?", (job["template"],))
+    workflow = objects.workflow(job)
+    values = {
+        "THEEYE_JOB": {"id": job["token"], "task_id": template and template["token"]},
+        "THEEYE_JOB_USER": objects.user(job["manager"])["user"],
+        "THEEYE_JOB_WORKFLOW": workflow and {"job_id": workflow["workflow_job_id"], "id": workflow["workflow_id"]},
+        "THEEYE_ORGANIZATION_NAME": tx.settings.theeye_customer,
+    }
+    return {name: tracker.encode(value).decode() for name, value in values.items()}
+
+
+def environment_of(job: shapes.TaskJob, base: str) -> tuple[dict[str, str], list[str]]:
+    """What a job's process finds: what its template sets, and its variables as worker.py names them.
+
+    And the names of those that a process cannot be given.
+    """
+    env, variables = (msgspec.json.decode(tracker.encode(values)) for values in (job.env, job.variables))
+    if "THEEYE_JOB" in env:
+        env["THEEYE_API_URL"] = tracker.encode(base).decode()
+    given = [("", *pair) for pair in env.items()] + [("TRACKER_VAR_", *pair) for pair in variables.items()]
+    fitting: dict[str, str] = {}
+    left_out, size = [], 0
+    for prefix, name, value in given:
         length = len((text := tracker.as_text(value)).encode())
-        if VARIABLE.fullmatch(name) and length < LONGEST_VARIABLE and size + length < MOST_VARIABLES:
-            variables[f"TRACKER_VAR_{name}"] = text
-            size += length
-    return {**variables, **msgspec.json.decode(job["env"])}
+        size += length
+        if length >= LONGEST_VARIABLE or size >= MOST_VARIABLES or (prefix and not VARIABLE.fullmatch(name)):
+            left_out.append(name)
+            size -= length
+        else:
+            fitting.setdefault(prefix + name, text)  # what the template sets comes first
+    return fitting, left_out
 
 
 def milliseconds(seconds: float) -> int:
@@ -603,9 +728,10 @@ REQUIRED = ("name", "type", "host", "script")  # of a new task
 EMPTY = {"timeout": None, "env": {}, "task_arguments": [], "script_runas": "", "description": ""}
 
 
-def list_tasks(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
+def list_tasks(tx: Tx, ask: Ask, caller: Caller) -> Part:
     """GET /task"""
-    return selected(ask, map(Objects(tx).task, tx.execute("SELECT * FROM template WHERE deleted IS NULL ORDER BY id")))
+    rows = tx.execute("SELECT * FROM template WHERE deleted IS NULL ORDER BY id")
+    return selected(ask, rows, Objects(tx).task)
 
 
 def get_task(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
@@ -757,17 +883,29 @@ FIELD_NAMES = {column: name for name, (column, _) in TASK_FIELDS.items()} | {"pr
 def arguments_for(ask: Ask, template: sqlite3.Row | None) -> list[Any]:
     """The values for those arguments of the task that are not fixed, in their order.
 
-    They are `task_arguments` in the body, else in the query, else a body that is itself an array.
+    They are `task_arguments` in the body, else in the query, else a body that is itself an array; and what a service
+    posts that knows nothing of tasks, an object, is the one argument of a task that takes one.
     """
     bare = isinstance(ask.body, list)
     values = None if bare else ask.body.get("task_arguments")
     if values is None:
         values = ask.query.get("task_arguments", ask.body if bare else [])
     needed = len(tracker.free_arguments(template)) if template else 0
+    if needed == 1 and values == [] and (posted := payload(ask)):
+        values = [posted]
     if not isinstance(values, list) or len(values) < needed:
         words = f"An array of length {needed} is required. Optionals must be null"
         raise Refusal("invalid", f"Invalid Task Arguments. {words}")
     return values
+
+
+NAMING = {"task_arguments", "customer", "task"}  # members of a body that are none of a payload
+
+
+def payload(ask: Ask) -> dict[str, Any]:
+    """A body that is an object, without those members that say what is to be done with it."""
+    ours = {"task_arguments", "customer"} if "task" in ask.path or "workflow" in ask.path else NAMING
+    return {} if isinstance(ask.body, list) else {name: one for name, one in ask.body.items() if name not in ours}
 
 
 def create_job(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
@@ -805,23 +943,11 @@ def get_lifecycle(tx: Tx, ask: Ask, caller: Caller) -> str:
     return seen(find_job(tx, ask)).lifecycle
 
 
-def list_jobs(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
+def list_jobs(tx: Tx, ask: Ask, caller: Caller) -> Part:
     """GET /job: the newest first."""
     if caller.kind == "agent":
         raise Refusal("invalid", "hostname is required")
-    (where, limit), objects, size = wanted(ask), Objects(tx), 0
-    shown: list[dict[str, Any]] = []
-    for row in newest_jobs(tx, where):
-        if matches(job := objects.job(row), where):
-            shown.append(job)
-            size += len(row["result"] or "")
-        if len(shown) == limit or size > MOST_RESULTS:
-            break
-    return shown
-
-
-SEARCHED = 10_000  # jobs that one list looks at, at most
-MOST_RESULTS = 2**24  # characters of their results after which it ends
+    return selected(ask, newest_jobs(tx, wanted(ask).where), Objects(tx).job)
 
 
 def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
@@ -832,7 +958,7 @@ def newest_jobs(tx: Tx, where: dict[str, str]) -> Iterator[sqlite3.Row]:
         query.template = row["id"] if row else 0
     live = {STATES[state].lifecycle: state for state in tracker.LIVE_STATES}  # the only ones with a state of their own
     query.state = live.get(where.get("lifecycle"))
-    for _ in range(SEARCHED // query.limit):
+    while True:
         rows, more = tracker.find_jobs(tx, None, query, "*")
         yield from rows
         if more is None:
@@ -862,11 +988,11 @@ def run_workflow(tx: Tx, ask: Ask, caller: Caller | None) -> dict[str, Any]:
     return triggered(tx, ask, caller, tracker.run_workflow, workflow, start)
 
 
-def list_steps(tx: Tx, ask: Ask, caller: Caller) -> list[dict[str, Any]]:
+def list_steps(tx: Tx, ask: Ask, caller: Caller) -> Part:
     """GET /workflows/{workflow}/job/{job}/jobs: the children, in the order in which they were started."""
     steps = "SELECT * FROM job WHERE workflow_job = ? ORDER BY id LIMIT ?"
     rows = tx.all(steps, (find_job(tx, ask)["id"], tracker.MOST_STEPS))
-    return selected(ask, map(Objects(tx).job, rows))
+    return selected(ask, rows, Objects(tx).job)
 
 
 # ── The agent ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -879,7 +1005,7 @@ MOST_RESULT_LOG = 2**16  # characters of it, and of the last line, that stay in 
 def register_host(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """POST /host, /host/{hostname}: an agent tells on which machine it runs."""
     fields = ask.fields()
-    note_host(tx, caller.project, ask.given("hostname"), fields.get("version"), fields.get("info"))
+    note_host(tx, caller.project, ask.given("hostname"), fields.get("version"), host_facts(fields) or None)
     host = host_id(caller.project)
     connection = derived_id("connection", f"{caller.id} {host}")
     return {"host_id": host, "resource_id": derived_id("resource", host), "connection_id": connection}
@@ -910,7 +1036,16 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
         except TrackerError as error:
             if error.code != "too_fast":
                 raise
-    return {"jobs": [objects.fetched_job(tracker.find_job(tx, task.job.id)) for task in tasks]}
+    return {"jobs": [fetched_job(tx, ask, objects, task.job) for task in tasks]}
+
+
+def fetched_job(tx: Tx, ask: Ask, objects: Objects, given: shapes.TaskJob) -> dict[str, Any]:
+    """A job as its agent gets it. What its environment cannot hold is named in its log, at INFO: that is no warning."""
+    job, (env, left_out) = tracker.find_job(tx, given.id), environment_of(given, ask.base)
+    if left_out:
+        said = f"left out of the environment, which cannot hold them: {', '.join(left_out)}"
+        tracker.add_job_line(tx, job["id"], said[:2000])
+    return objects.fetched_job(job, id=id_of_attempt(tx, job), env=env)
 
 
 def download_script(tx: Tx, ask: Ask, caller: Caller) -> bytes:
@@ -932,7 +1067,7 @@ def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
         raise Refusal("not_found", "job not found")
     result = read_result(ask.fields())
     tracker.authenticate(tx, caller.worker)
-    if job["state"] == "assigned" and job["assignee"] == caller.worker.id and job["task"] is not None:
+    if is_awaited(tx, ask, caller, job):
         wrong = went_wrong(job, result)
         log_result(tx, job, caller.worker.id, result.get("log"), wrong)
         looked_at = {name: result.get(name) for name in ("state", "output", "lastline", "killed")}
@@ -942,6 +1077,12 @@ def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
         release = ReleaseBody(job["task"], outcome, output=stored_result(tx, job, result, report))
         tracker.release_task(tx, caller.worker, release)
     return Objects(tx).job(tracker.find_job(tx, job["token"]))
+
+
+def is_awaited(tx: Tx, ask: Ask, caller: Caller, job: sqlite3.Row) -> bool:
+    """Whether the job is assigned to this agent, in the attempt of which it reports."""
+    held = job["state"] == "assigned" and job["assignee"] == caller.worker.id and job["task"] is not None
+    return held and ask.path["job"].lower() == id_of_attempt(tx, job)
 
 
 def read_result(fields: dict[str, Any]) -> dict[str, Any]:
@@ -990,6 +1131,8 @@ def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: trac
     most, lost = 1024 * tx.settings.max_body, ""
     end = min(MOST_RESULT_LOG, most // 16)
     ends = {name: text[-end:] for name in ("log", "lastline") if isinstance(text := result.get(name), str)}
+    if ends.get("log") != result.get("log"):
+        ends["log"] = with_note(tx, job, ends["log"])
     said = {"state": report.state or "success", "killed": report.killed}
     kept = {**result, **ends}
     if kept.get("lastline") != result.get("lastline"):  # it was read as a whole
@@ -1005,6 +1148,13 @@ def stored_result(tx: Tx, job: sqlite3.Row, result: dict[str, Any], report: trac
     return msgspec.Raw(encoded)
 
 
+def with_note(tx: Tx, job: sqlite3.Row, end: str) -> str:
+    """The end of a log that is cut, with where its beginning is in place of some of it."""
+    place = f"{tx.settings.root_path}/ui/jobs/{job['token']}"
+    note = f"[this is the end of the log; the job's log, at {place} and /job/log/{job['token']}, has more]\n"
+    return note + end[len(note) :]
+
+
 def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any, wrong: str) -> None:
     """An agent sends what its script wrote with the result; so it becomes the log, with what went wrong behind it."""
     entries = []
@@ -1013,7 +1163,18 @@ def log_result(tx: Tx, job: sqlite3.Row, worker: int, text: Any, wrong: str) -> 
     if wrong:
         entries.append(shapes.TaskEntry(wrong, tx.time, "error", "script"))
     if entries:
-        tracker.add_job_lines(tx, job, worker, entries)
+        if lost := len(entries) - fitting(tx, job, entries):
+            said = f"the log is larger than {tx.settings.max_job_log:,} KiB: its first {lost:,} entries are left out"
+            tracker.add_job_line(tx, job["id"], said)
+            job = tracker.find_job(tx, job["token"])
+        tracker.add_job_lines(tx, job, worker, entries[lost:])
+
+
+def fitting(tx: Tx, job: sqlite3.Row, entries: list[shapes.TaskEntry]) -> int:
+    """How many of the entries, from the last one on, there is room for in the job's log."""
+    room = 1024 * tx.settings.max_job_log - job["log_size"]
+    sizes = (len(entry.message) + len(entry.scope) + tracker.LINE_SIZE for entry in reversed(entries))
+    return sum(size < room for size in itertools.accumulate(sizes))
 
 
 def log_entries(text: str) -> Iterator[str]:
@@ -1132,15 +1293,29 @@ class Door(BaseRoute):
         if entry.large:
             check_kind(await db.read(authenticate, ask), entry)
         try:
-            ask = ask._replace(body=await read_body(call, entry.large))
+            ask = ask._replace(body=await self.read_body(call, ask, entry))
             content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
             if caller and caller.stale:
                 await db.write(note_use, caller.id)
             if content is None:
                 return nothing()
+            if isinstance(content, Part):
+                headers = {"Warning": f'199 tracker "the list is cut: {content.cut}"'} if content.cut else {}
+                return as_json(content.objects, headers=headers)
             return as_bytes(content, "application/octet-stream") if isinstance(content, bytes) else as_json(content)
         except RecursionError:
             raise not_content("Nested too deeply") from None
+
+    async def read_body(self, call: TheEyeCall, ask: Ask, entry: Entry) -> dict[str, Any] | list[Any]:
+        """The body. A result that is too large is refused, and ends its attempt: agents send it once."""
+        try:
+            return await read_body(call, entry.large)
+        except TrackerError as error:
+            if entry.large and error.code == "too_large":
+                said = {"log": f"the result is refused: {error.message}", "lastline": "the result is too large"}
+                ask = ask._replace(body={"result": {"state": "failure", "data": said}})
+                await call.tracker.db.write(answer, ask, entry)
+            raise
 
     def find(self, scope: dict) -> tuple[Entry, dict[str, str]]:
         """The route, and what is in its path; of HEAD that of GET. Refuses what there is none for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -12,6 +13,7 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
@@ -601,6 +603,26 @@ def test_arguments_come_from_the_body_else_the_query_else_a_bare_array(place: Pl
     assert [answer.json()["task_arguments_values"] for answer in answers] == [["body"], ["query"], ["array"], ["query"]]
 
 
+def test_an_object_that_is_posted_to_a_task_with_one_argument_is_that(place: Place):
+    """So a service's web hook triggers it, which knows nothing of tasks."""
+    task, event = place.make_task(task_arguments=[definition()]), {"event": "push", "task": 5, "by": ["ä"]}
+    path = f"/task/{task['id']}/secret/{place.secret(task)}/job"
+    answers = [
+        place.program.post(f"/task/{task['id']}/job", json=event),
+        client(f"{place.site.url}/tracker").post(path, json=event),
+        place.program.post("/job", json={**event, "task": task["id"], "customer": "tracker"}),
+        client(f"{place.site.url}/tracker").post(path, data={"event": "push", "by": "ä"}),
+        place.program.post(f"/task/{task['id']}/job", json={**event, "task_arguments": ["a"]}),
+    ]
+    given = [answer.json()["task_arguments_values"][0] for answer in answers]
+    whole = [event, event, {"event": "push", "by": ["ä"]}, {"event": "push", "by": "ä"}]
+    assert [json.loads(value) for value in given[:4]] == whole and given[4] == "a"
+    for body in ({}, {"customer": "tracker"}, {"task_arguments": []}):
+        assert place.program.post(f"/task/{task['id']}/job", json=body).status_code == 400
+    two = place.make_task("two", task_arguments=[definition(), definition(order=1)])
+    assert place.program.post(f"/task/{two['id']}/job", json=event).status_code == 400
+
+
 def test_json_is_understood_with_the_content_type_of_a_form(place: Place):
     task = place.make_task(task_arguments=[definition()])
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -778,8 +800,74 @@ def test_jobs_are_listed_newest_first_filtered_and_limited(place: Place):
     assert ids(**{"where[task_id]": UNKNOWN}) == ids(**{"where[lifecycle]": "nonsense"}) == []
 
 
+def test_lists_are_sorted_and_go_on_where_they_are_told_to(place: Place):
+    tasks = {name: place.make_task(name, timeout=timeout) for name, timeout in (("b", 20), ("a", None), ("c", 3))}
+    jobs = [place.trigger(tasks[name]) for name in ("b", "a", "c")]
+    place.site.admin.create_project("another")
+
+    def names(path: str, field: str = "name", **query: Any) -> str:
+        answer = place.program.get(
+            path, params={name.replace("__", "[") + "]" * ("__" in name): query[name] for name in query}
+        )
+        assert answer.status_code == 200 and "Warning" not in answer.headers
+        return " ".join(one[field] for one in answer.json())
+
+    assert names("/task", skip=1) == "a c" and names("/task", skip=1, limit=1) == "a" and names("/task", skip=3) == ""
+    assert names("/task", sort__name=1) == "a b c" and names("/task", sort__name="desc", skip=1) == "b a"
+    assert names("/task", sort__timeout=-1) == "b c a" and names("/task", sort__timeout=1, limit=1) == "a"
+    assert names("/task", sort__customer_name=1, sort__name=-1) == "c b a"
+    assert names("/task", where__timeout="null", skip=1) == ""
+    assert names("/job", skip=1) == "a b" and names("/job", sort__creation_date=1) == "b a c"
+    assert names("/job", where__lifecycle="ready", skip=1, limit=1) == "a"
+    assert names("/job", "id", sort___id=1) == " ".join(sorted(job["id"] for job in jobs))
+    assert names("/host", "hostname", sort__hostname=1) == "another websites"
+
+
+def multiply(place: Place, table: str, columns: str, values: str) -> None:
+    """Makes 1500 further rows out of the table's first one."""
+    with contextlib.closing(sqlite3.connect(place.site.settings.database)) as connection:
+        all_of_them = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
+        others = ", ".join(name for name in all_of_them if name not in f"id, task, {columns}".split(", "))
+        numbers = "WITH RECURSIVE count(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM count WHERE n < 1500)"
+        rows = f"{numbers} SELECT {values}, {others} FROM count, {table} WHERE id = 1"
+        connection.execute(f"INSERT INTO {table} ({columns}, {others}) {rows}")
+        connection.commit()
+
+
+def test_a_list_ends_with_its_last_object_and_not_at_a_thousand(place: Place):
+    job = place.trigger(place.make_task())
+    multiply(place, "template", "token, name", "printf('%024x', n), 'task ' || n")
+    multiply(place, "job", "token, state", "printf('%024x', n), 'succeeded'")
+    listed = place.program.get("/task").json()
+    assert [task["name"] for task in listed] == ["deploy", *(f"task {number}" for number in range(1, 1501))]
+    assert place.program.get("/task", params={"where[name]": "task 1500"}).json() == [listed[-1]]
+    assert place.program.get("/task?skip=1499").json() == listed[-2:]
+    assert len(place.program.get("/job").json()) == 1501
+    assert [one["id"] for one in place.program.get("/job?skip=1500").json()] == [job["id"]]
+
+
+def test_a_list_that_is_too_long_says_where_it_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch):
+    for number in range(4):
+        place.make_task(f"task {number}", description="x" * 1000 if number == 1 else "")
+
+    def asked(query: str = "") -> tuple[int, str]:
+        answer = place.program.get(f"/task?{query}")
+        return len(answer.json()), answer.headers.get("Warning", "")
+
+    monkeypatch.setattr(theeye, "MOST_LISTED", 3)
+    assert asked() == (
+        3,
+        '199 tracker "the list is cut: no more than 3 objects were looked at; it goes on with skip=3"',
+    )
+    assert asked("skip=3") == asked("limit=1") == (1, "") and asked("skip=1") == (3, "")
+    assert "no more than 3" in asked("where[name]=task 3")[1] and "no more than 3" in asked("sort[name]=1")[1]
+    monkeypatch.setattr(theeye, "MOST_LIST_BYTES", 2000)
+    assert asked()[0] == 2 and "skip=2" in asked()[1]
+
+
 def test_a_filter_that_cannot_be_is_refused(place: Place):
     filters = ("where[a][b]=1", "where[]=1", "where=1", "where[$ne]=1", "where[a%00]=1", "where[a]=%FF")
+    filters += ("skip=-1", "skip=x", "sort=name", "sort[name]=up", "sort[a][b]=1")
     for query in ("limit=abc", "limit=-1", "limit=1.5", *filters):
         for path in ("/job", "/task", "/host"):
             answer = place.program.get(f"{path}?{query}")
@@ -838,7 +926,7 @@ def test_an_agent_does_a_job_with_its_seven_calls(place: Place):
     (job,) = agent.fetch().json()["jobs"]
     script = job["script"]
     assert (job["id"], job["_type"], job["name"]) == (made["id"], "ScriptJob", "deploy")
-    assert (job["script_runas"], job["timeout"], job["env"]) == ("sh %script%", 5000, {"A": "b"})
+    assert (job["script_runas"], job["timeout"], job["env"]["A"]) == ("sh %script%", 5000, "b")
     assert set(script) == {"id", "filename", "md5"} and re.fullmatch(r"[\w.-]+", script["filename"])
     download = agent.download(script["id"])
     assert download.content == SCRIPT.encode() and hashlib.md5(download.content).hexdigest() == script["md5"]
@@ -869,7 +957,8 @@ def test_the_variables_of_a_job_reach_the_agent_in_its_env(place: Place):
     template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
     given = {"number": 5, "list": ["ä"], "none": None, "no name": 1, "own": "ours", "large": "x" * 100_000}
     job = place.site.admin.post(f"/template/trigger/{template}", {"variables": given}).json()["content"]["job"]
-    assert place.agent().fetched()["env"] == {
+    env = place.agent().fetched()["env"]
+    assert {name: value for name, value in env.items() if not name.startswith("THEEYE_")} == {
         "A": "b",
         "TRACKER_VAR_own": "env's",
         "TRACKER_VAR_who": "world",
@@ -878,6 +967,51 @@ def test_the_variables_of_a_job_reach_the_agent_in_its_env(place: Place):
         "TRACKER_VAR_none": "",
     }
     assert place.job(job)["env"] == body["env"]
+    said = "left out of the environment, which cannot hold them: no name, large"
+    assert [entry["level"] for entry in place.entries(job) if entry["message"] == said] == ["info"]
+
+
+def test_what_the_template_sets_is_left_out_too_if_no_process_can_be_given_it(place: Place):
+    job = place.trigger(place.make_task(env={"LARGE": "x" * 100_000, "A": "b"}))
+    env = place.agent().fetched()["env"]
+    assert env["A"] == "b" and "LARGE" not in env and any("LARGE" in line for line in place.tracker_log(job))
+
+
+RECIPE = """#!/usr/bin/env python3
+import json, os
+names = ("JOB", "JOB_USER", "JOB_WORKFLOW", "ORGANIZATION_NAME", "API_URL")
+print(json.dumps([json.loads(os.environ[f"THEEYE_{name}"]) for name in names]))
+"""
+
+
+def test_a_script_finds_what_scripts_of_the_real_system_find(place: Place):
+    task = place.make_task(env={"THEEYE_JOB": "its own"})
+    job, agent = place.trigger(task), place.agent()
+    env = {name: value for name, value in agent.fetched()["env"].items() if name.startswith("THEEYE_")}
+    user = place.job(job)["user"]
+    assert {name: json.loads(value) for name, value in env.items()} == {
+        "THEEYE_JOB": {"id": job["id"], "task_id": task["id"]},
+        "THEEYE_JOB_USER": user,
+        "THEEYE_JOB_WORKFLOW": {},
+        "THEEYE_ORGANIZATION_NAME": "tracker",
+        "THEEYE_API_URL": place.site.url,
+    }
+    agent.report(job["id"])
+    workflow, secret = make_workflow(place, "deploy")
+    run = client(place.site.url).post(f"/tracker/workflows/{workflow}/secret/{secret}/job", json={}).json()
+    env = agent.fetched()["env"]
+    assert json.loads(env["THEEYE_JOB_WORKFLOW"]) == {"job_id": run["id"], "id": workflow}
+
+
+@posix_only
+def test_a_script_that_worker_py_runs_finds_the_same(place: Place, tmp_path: Path):
+    task, machine = place.make_task(script=RECIPE), Machine(tmp_path)
+    job = place.trigger(task)
+    place.site.admin.update_project(place.project, public=True)
+    machine.finish(place.site, place.project, "--allow-scripts")
+    shown = place.job(job)
+    found = [{"id": job["id"], "task_id": task["id"]}, shown["user"], {}, "tracker", place.site.url]
+    assert json.loads(shown["result"]["lastline"]) == found
 
 
 def test_variables_that_are_too_large_together_are_left_out(place: Place):
@@ -894,6 +1028,13 @@ def test_a_timeout_is_never_told_as_none(place: Place):
     template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
     place.site.admin.post(f"/template/trigger/{template}", {})
     assert place.agent().fetched()["timeout"] == 1
+
+
+def test_a_timeout_is_never_longer_than_an_agent_can_wait(place: Place):
+    """Beyond that Node kills at once."""
+    job = place.trigger(place.make_task(timeout=2**31))
+    assert place.agent().fetched()["timeout"] == 2**31 - 1
+    assert place.job(job)["timeout"] == 2**31
 
 
 @posix_only
@@ -954,7 +1095,9 @@ def test_a_long_log_becomes_the_jobs_log_and_its_end_stays_in_the_result(place: 
     shown = place.job(job)
     assert place.site.read("SELECT COUNT(*) FROM job_line WHERE worker") == [(9000,)]
     kept = shown["result"]["log"]
-    assert len(kept) == theeye.MOST_RESULT_LOG and kept.endswith(lines[-1])
+    note, _, rest = kept.partition("\n")
+    assert len(kept) == theeye.MOST_RESULT_LOG and kept.endswith(lines[-1]) and lines[-2] in rest
+    assert f"/ui/jobs/{job['id']}" in note and f"/job/log/{job['id']}" in note
 
 
 def test_a_large_last_line_is_read_and_its_end_stays_in_the_result(place: Place):
@@ -996,14 +1139,86 @@ def test_a_result_that_is_too_large_without_its_output_too_keeps_its_state(place
     assert any("all but its state" in line for line in place.tracker_log(job))
 
 
-def test_a_body_beyond_the_limit_of_a_jobs_log_is_refused(make_site: Callable[..., Site]):
-    place = Place(make_site(max_job_log=6000))
+def test_a_result_that_is_larger_than_a_jobs_log_keeps_its_state_and_its_end(make_site: Callable[..., Site]):
+    place = Place(make_site(max_job_log=1500))
     job, agent = place.trigger(place.make_task()), place.agent()
     agent.fetched()
-    assert agent.report(job["id"], log="x" * 6_400_000).status_code == 413
-    assert place.state(job)[0] == "assigned"
-    assert agent.report(job["id"], log="x" * 5_000_000).status_code == 200
-    assert place.state(job)[0] == "finished"
+    lines = [f"{number} {'x' * 10_000}" for number in range(400)]
+    assert agent.report(job["id"], "normal", log="\n".join(lines), lastline="the end").status_code == 200
+    shown = place.job(job)
+    assert (shown["lifecycle"], shown["state"]) == ("finished", "normal")
+    assert shown["result"]["log"].endswith(lines[-1]) and shown["result"]["lastline"] == "the end"
+    kept = place.log(job)
+    assert kept == lines[-len(kept) :] and 1_400_000 < sum(map(len, kept)) < 1_536_000
+    (said,) = (one for one in place.entries(job) if "larger than" in one["message"])
+    assert said["message"] == f"the log is larger than 1,500 KiB: its first {400 - len(kept)} entries are left out"
+    assert said["level"] == "info"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_result_that_is_too_large_even_so_ends_the_job_at_once(make_site: Callable[..., Site], chunked: bool):
+    place = Place(make_site(max_job_log=1024, max_body=1024))
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    data = json.dumps({"result": {"state": "success", "data": {"log": "x" * 4 * 1024 * 1024}}}).encode()
+    answer = agent.http.put(f"/tracker/job/{job['id']}", content=iter([data]) if chunked else data)
+    assert answer.status_code == 413
+    assert place.state(job) == ("finished", "failure", "failure")
+    assert any("4096 KiB" in line for line in place.log(job)) and "4096 KiB" in place.job(job)["result"]["log"]
+    again = place.trigger(place.make_task("other"))
+    assert agent.http.put(f"/tracker/job/{again['id']}", content=data).status_code == 413
+    assert place.state(again)[0] == "ready"  # it is nobody's yet
+
+
+def test_a_late_report_is_not_taken_for_that_of_the_next_attempt(place: Place):
+    body = {"project": place.project, "name": "native", "script": SCRIPT, "max_retries": 4, "timeout": 60}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    job = place.site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]
+    agent = place.agent()
+    names = []
+    for taken_back in (False, True, None):
+        names.append(agent.fetched()["id"])
+        if taken_back is False:
+            place.site.clock.pass_time(60 + tracker.JOB_GRACE + 1)
+        elif taken_back:
+            assert place.site.admin.post(f"/project/reclaim_assigned_tasks/{place.project}").status_code == 200
+        if taken_back is not None:
+            wait_until(lambda: place.state(job)[0] == "ready")
+    assert len(set(names)) == 3 and names[0] == job["id"]
+    for late in names[:2]:
+        answer = agent.report(late, "failure")
+        assert (answer.status_code, answer.json()["id"]) == (200, job["id"])
+        assert place.state(job)[0] == "assigned" and place.log(job) == []
+    assert agent.report(names[2], "success").status_code == 200
+    assert place.state(job) == ("finished", "success", "success")
+    assert agent.report(names[2], "failure").status_code == 200
+    assert place.state(job) == ("finished", "success", "success")
+
+
+def test_an_attempt_that_was_reported_leaves_the_job_its_id(place: Place):
+    body = {"project": place.project, "name": "native", "script": SCRIPT, "max_retries": 2}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    job = place.site.admin.post(f"/template/trigger/{template}", {}).json()["content"]["job"]
+    agent = place.agent()
+    for _ in range(2):
+        assert agent.fetched()["id"] == job["id"]
+        agent.report(job["id"], killed=True)
+    for other in (job["id"][:-2] + f"{(int(job['id'][-2:], 16) + 1) % 256:02x}", "f" * 24):
+        assert agent.report(other).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "line", ['{"state": "failure", "data": ["a', '["a", {"b', '["\ud83d', '{"state": "failure"} x']
+)
+def test_a_last_line_that_is_cut_json_is_a_text(place: Place, line: str):
+    """Agents take it for the state, as any text."""
+    job, agent = place.trigger(place.make_task()), place.agent()
+    agent.fetched()
+    body = {"result": {"state": line, "data": {"code": 0, "log": f"{line}\n", "lastline": line}}}
+    assert agent.http.put(f"/tracker/job/{job['id']}", content=json.dumps(body).encode()).status_code == 200
+    shown = place.job(job)
+    assert (shown["lifecycle"], shown["trigger_name"], shown["output"]) == ("finished", "success", None)
+    assert shown["result"]["lastline"] == line.replace("\ud83d", "?") == place.log(job)[0]
 
 
 def test_a_log_of_very_many_lines_is_kept_whole_in_fewer_entries(place: Place):
@@ -1149,6 +1364,30 @@ def test_the_last_call_of_a_host_is_kept(place: Place):
     assert host["last_update"] > before
     shown = (host["hostname"], host["agent_version"], host["os_name"], host["ip"])
     assert shown == ("web1", "v0.15.2", "Linux", "127.0.0.1")
+
+
+FACTS = {"ip": "10.0.0.7", "os_name": "Linux", "os_version": "6.1"}
+BODIES = (
+    ("/host?customer=tracker", {"hostname": "web1", "version": "v1", "info": FACTS}),
+    ("/host?customer=tracker", {"hostname": "web1", "agent_version": "v1", **FACTS}),
+    ("/tracker/host/web1", {"agent_version": "v1", **FACTS}),
+    ("/tracker/host/web1", {"info": {"agent_version": "v1", **FACTS}}),
+)
+
+
+@pytest.mark.parametrize(("path", "body"), BODIES)
+def test_a_host_shows_what_its_agent_says_of_it_in_either_shape(place: Place, path: str, body: dict[str, Any]):
+    agent = Agent(place.site.url, place.make_agent())
+    agent.log_in()
+    (before,) = place.program.get("/host").json()
+    assert (before["ip"], before["integrations"]["ngrok"]["active"]) == ("", False)
+    for said in (body, {"hostname": "web1", "info": None}):  # the last says nothing new
+        assert agent.http.post(path, json=said).status_code == 200
+        (host,) = place.program.get("/host").json()
+        assert {name: host[name] for name in FACTS} == FACTS and host["agent_version"] == "v1"
+    ngrok = {"active": False, "url": "", "last_job": None, "last_job_id": "", "last_update": host["creation_date"]}
+    assert host["integrations"] == {"ngrok": ngrok}
+    assert place.trigger(place.make_task(host="web1"))["host"]["ip"] == "10.0.0.7"
 
 
 def test_a_project_has_one_host_and_agents_of_another_are_refused(place: Place):

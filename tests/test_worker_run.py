@@ -955,6 +955,15 @@ def test_a_command_gets_the_jobs_variables_and_arguments(site, machine, project)
     assert got["stdin"]["job"]["variables"]["no-name"] == "x"
 
 
+def test_a_variable_that_no_environment_can_hold_is_named_and_the_job_succeeds(site, machine, project):
+    given = {"variables": {"page": "x" * 100_000, "no-name": "x", "depth": 3}}
+    token = create_job(site, project, given, recipe="a")
+    machine.finish(site, project, *sh('echo "$TRACKER_VAR_depth"'))
+    said = "left out of the environment, which cannot hold them: page, no-name"
+    assert [entry[::2] for entry in entries(site, token)] == [("info", said), ("info", "3")]
+    assert not job(site, token)["warned"]
+
+
 # ── Scripts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
