@@ -494,7 +494,9 @@ def callers_of(site: Site) -> list[dict[str, str]]:
 def jobs_of(site: Site) -> dict[str, str]:
     """The ids of jobs of the examples' template, which their workflow starts with, and of one in the slow project."""
     for project, name in ((1, "build"), (3, "slow build"), (1, "gone"), (1, "taken")):
-        site.admin.post("/template/create", {**openapi.TEMPLATE, "project": project, "name": name})
+        site.admin.post(
+            "/template/create", {**openapi.TEMPLATE, "project": project, "name": name, "api": name == "taken"}
+        )
     for name in ("build and try again", "never"):
         start = {"build and try again": 1, "never": 3}[name]
         site.admin.post("/workflow/create", {"project": 1, "name": name, "start": start})
@@ -547,8 +549,8 @@ def more_refusals(one: Operation, jobs: dict[str, str]) -> list[dict[str, Any]]:
     slow_task = {"project": 3, "recipe": "x"}
     return {
         "post_project_create": [{"body": {"name": "third", "chain": 999}}],
-        "post_template_create": [{}],
-        "post_template_update_template": [{"body": {"name": "taken"}}],
+        "post_template_create": [{"body": {"project": 1, "name": "taken", "api": True}}],
+        "post_template_update_template": [{"body": {"name": "taken", "api": True}}],
         "post_template_trigger_template": [{"path": {"template": 2}}] * 2,
         "post_workflow_create": [{"body": {"project": 1, "name": "never", "start": 1}}],
         "post_workflow_update_workflow": [{"body": {"name": "never"}}],
