@@ -1089,6 +1089,10 @@ def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, An
         **template_values(tx, caller, template),
         "given": [(one.name, tracker.as_text(one.value) or "VALUE") for one in required],
         "samples": [f"argument {number + 1}" for number in range(len(tracker.free_arguments(template)))],
+        "given_arguments": [
+            (name, tracker.as_text(one.value) or next(map(tracker.as_text, one.options), "VALUE"))
+            for name, one in zip(tracker.argument_names(template), tracker.free_arguments(template), strict=True)
+        ],
         "token": template["token"],
         "secret": "",
         "jobs": last_jobs(tx, template["id"], 10),

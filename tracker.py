@@ -2722,6 +2722,14 @@ def free_arguments(template: sqlite3.Row) -> list[shapes.Argument]:
     return [argument for argument in declared_arguments(template) if argument.type != "fixed"]
 
 
+def argument_names(template: sqlite3.Row) -> list[str]:
+    """What the free arguments are called where they go by names: by their labels, or else by their places."""
+    labels = [argument.label for argument in free_arguments(template)]
+    return [
+        label if label and labels.count(label) == 1 else f"argument {number}" for number, label in enumerate(labels, 1)
+    ]
+
+
 def declared_arguments(template: sqlite3.Row) -> list[shapes.Argument]:
     declared = msgspec.json.decode(template["arguments"], type=list[shapes.Argument])
     return sorted(declared, key=lambda argument: argument.order)

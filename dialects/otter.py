@@ -11,7 +11,8 @@ What flows where:
 A template is used through this door if it is marked for the API; one with a key wants that key for its jobs, too. The
 checks, in their order: a parameter is missing (400), no such template (404) or job (400), the template is not for the
 API (403), the key does not match (403), too fast (429), a variable is refused (400). All other parameters of a trigger
-are the job's variables. Callers prove themselves by the key alone, never by a cookie: that is why a GET may trigger.
+are the job's variables, or its arguments, by their labels. Callers prove themselves by the key alone, never by a
+cookie: that is why a GET may trigger.
 """
 
 from __future__ import annotations
@@ -129,8 +130,28 @@ def trigger_template(tx: Tx, parameters: dict[str, Any]) -> str:
         raise TrackerError("not_found", f"there is no template {name[:100]!r}", "template")
     refuse_strangers(template, parameters)
     tracker.charge_trigger(tx, template["project"])
-    variables = {name: value for name, value in parameters.items() if name not in NOT_VARIABLES}
-    return tracker.make_job(tx, template, variables, [], "otter")["token"]
+    given = {name: value for name, value in parameters.items() if name not in NOT_VARIABLES}
+    variables, arguments = divided(template, given)
+    return tracker.make_job(tx, template, variables, arguments, "otter")["token"]
+
+
+def divided(template: Row, given: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The variables and the arguments of a job: whoever calls here knows of variables only, so both go by their names.
+
+    An argument that is not given has the value that a form would offer. Refuses one that has none.
+    """
+    variables, arguments = dict(given), []
+    declared = {variable.name for variable in tracker.declared_variables(template)}
+    names = zip(tracker.argument_names(template), tracker.free_arguments(template), strict=True)
+    for number, (label, argument) in enumerate(names, 1):
+        place = f"argument {number}"
+        name = place if label in NOT_VARIABLES or place in given else label
+        if name not in given and argument.value is None:
+            raise TrackerError("invalid", "is required", name)
+        arguments.append(given.get(name, argument.value))
+        if name not in declared:
+            variables.pop(name, None)
+    return variables, arguments
 
 
 def refuse_strangers(template: Row, parameters: dict[str, Any]) -> None:
@@ -186,10 +207,10 @@ async def log_lines(db: tracker.Database, job_id: int, entries: list[Row]) -> As
 
 
 def log_line(entry: Row) -> str:
-    r"""One line, also of a message with several: its line ends are spelled \n, so that it cannot pose as more entries.
+    """An entry, or as many as its message has lines, of whatever ends: each with its level, so that none can pose.
 
-    Other control characters are spelled out, too, and tabs stay.
+    Control characters are spelled out, and tabs stay.
     """
     prefix = PREFIXES[tracker.LEVEL_NAMES[entry["level"]]]
-    message = "\t".join(map(tracker.in_one_line, entry["message"].split("\t")))
-    return f"{prefix}: {message}\n"
+    lines = (line.split("\t") for line in entry["message"].splitlines() or [""])
+    return "".join(prefix + ": " + "\t".join(map(tracker.in_one_line, parts)) + "\n" for parts in lines)

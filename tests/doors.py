@@ -20,6 +20,8 @@ What a door tells the contract tests about itself:
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import itertools
 import json
 import re
@@ -154,8 +156,21 @@ class NativeClient:
         return content(self.native.post(f"/job/retry/{job}"))["job"]["id"]
 
 
+class AsTyped(http.client.HTTPConnection):
+    """A connection whose URLs go out as they were typed, as those of curl do."""
+
+    def _encode_request(self, request: str) -> bytes:
+        return request.encode()
+
+
 class OtterClient(NativeClient):
-    """A script with curl: three calls, and the template's key."""
+    """A script with curl: three calls, and the template's key, which it gives in every way that there is, in turn.
+
+    It pastes the token into its URLs and leaves what is not ASCII in them as it is; its JSON has null members; and it
+    knows five texts.
+    """
+
+    STATUSES = ("Pending", "Executing", "Succeeded", "Warning", "Error")
 
     verbs = ("submit", "state", "log")
     words: ClassVar[dict[str, Any]] = {
@@ -173,22 +188,41 @@ class OtterClient(NativeClient):
 
     def __init__(self, house: House, key: str = House.KEY):
         super().__init__(house)
-        self.http, self.key = client(house.site.url), key
+        self.key = key
+        self.ways = itertools.cycle((self.in_query, self.in_form, self.in_header, self.in_json))
 
     def stranger(self) -> OtterClient:
-        return OtterClient(self.house, "a wrong key")
+        return OtterClient(self.house, "a+wrong+key")
 
-    def call(self, endpoint: str, **parameters: str) -> str:
-        return accepted(self.http.get(f"/api/jobs/{endpoint}", params={**parameters, "key": self.key})).text
+    def in_query(self, path: str) -> tuple[str, str, str | None, dict[str, str]]:
+        return "GET", f"{path}&key={self.key}", None, {}
+
+    def in_form(self, path: str) -> tuple[str, str, str | None, dict[str, str]]:
+        return "POST", path, f"key={self.key}", {"Content-Type": "application/x-www-form-urlencoded"}
+
+    def in_header(self, path: str) -> tuple[str, str, str | None, dict[str, str]]:
+        return "GET", path, None, {"X-ApiKey": self.key}
+
+    def in_json(self, path: str) -> tuple[str, str, str | None, dict[str, str]]:
+        members = {"API_Key": self.key, "key": None, "comment": None}
+        return "POST", path, json.dumps(members), {"Content-Type": "application/json"}
+
+    def call(self, endpoint: str, query: str) -> str:
+        method, path, body, headers = next(self.ways)(f"/api/jobs/{endpoint}?{query}")
+        connection = AsTyped(self.house.site.url.removeprefix("http://"), timeout=90)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return accepted(httpx.Response(response.status, content=response.read())).text
 
     def submit(self) -> str:
-        return self.call("trigger", template=self.house.NAME)
+        return self.call("trigger", f"template={self.house.NAME}&by=Tromsø")
 
     def state(self, job: str) -> str:
-        return self.call("status", token=job)
+        return self.STATUSES[self.STATUSES.index(self.call("status", f"token={job}"))]
 
     def log(self, job: str) -> list[str]:
-        return [line.partition(": ")[2] for line in self.call("logs", token=job).splitlines()]
+        return [line.partition(": ")[2] for line in self.call("logs", f"token={job}").splitlines()]
 
 
 class NativeAgent:

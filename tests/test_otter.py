@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Site, client, wait_until
-from doors import House, NativeAgent
+from doors import AGENTS, House, NativeAgent
 
 import tracker
 
@@ -121,6 +122,14 @@ def test_a_token_is_pasted_into_the_documents_other_calls(house: House, agent: N
     assert curl(house, f"/api/jobs/status?token={token}&key={KEY}", "-X", method) == ("Executing", 200)
     log, code = curl(house, f"/api/jobs/logs?token={token}&key={KEY}", "-X", method)
     assert (code, log.splitlines()[-1]) == (200, "INFO: hello")
+
+
+@needs_curl
+def test_a_url_in_raw_utf_8_is_understood_as_curl_sends_it(house: House, agent: NativeAgent) -> None:
+    house.create_template("blåbær", key="nøkkel")
+    token, code = curl(house, "/api/jobs/trigger?template=blåbær&key=nøkkel&by=Tromsø")
+    assert (code, variables(agent)) == (200, {"by": "Tromsø"})
+    assert curl(house, f"/api/jobs/status?token={token}&key=nøkkel") == ("Executing", 200)
 
 
 @needs_curl
@@ -378,6 +387,46 @@ def test_json_keeps_the_type_of_a_variable(house: House, agent: NativeAgent) -> 
     assert variables(agent) == values
 
 
+ARGUMENTS = [
+    {"order": 1, "type": "input", "label": "city"},
+    {"order": 2, "type": "fixed", "value": "between"},
+    {"order": 3, "type": "select", "label": "size", "value": "small", "options": ["small", "large"]},
+    {"order": 4, "type": "input", "label": "key"},
+    {"order": 5, "type": "input"},
+]
+
+
+def test_arguments_are_given_as_variables_by_their_labels_or_places(house: House, agent: NativeAgent) -> None:
+    house.create_template("deploy", arguments=ARGUMENTS, undeclared=False)
+    given = {"city": "Tromsø", "argument 3": "a", "argument 4": ""}
+    assert trigger(house, "deploy", **given)
+    job = agent.assign()["job"]
+    assert (job["arguments"], job["variables"]) == (["Tromsø", "between", "small", "a", ""], {})
+    body = {"template": "deploy", "argument 1": None, "size": "large", "argument 3": 5, "argument 4": "d", "other": "x"}
+    assert refused(call(house, "trigger", "POST", json=body), 400, "other")
+    del body["other"]
+    assert call(house, "trigger", "POST", json=body).status_code == 200
+    assert agent.assign()["job"]["arguments"] == ["", "between", "large", "5", "d"]
+
+
+def test_an_argument_that_is_missing_is_named(house: House) -> None:
+    house.create_template("deploy", arguments=ARGUMENTS)
+    for given, missing in (
+        ({}, "city"),
+        ({"city": "x"}, "argument 3"),
+        ({"city": "x", "argument 3": "x"}, "argument 4"),
+    ):
+        assert refused(call(house, "trigger", params={"template": "deploy", **given}), 400, f"{missing}: is required")
+
+
+def test_an_argument_may_have_the_name_of_a_variable(house: House, agent: NativeAgent) -> None:
+    variables = [{"name": "city", "value": "Oslo"}]
+    house.create_template("deploy", arguments=ARGUMENTS[:1], variables=variables, undeclared=False)
+    trigger(house, "deploy", city="Bergen")
+    job = agent.assign()["job"]
+    assert (job["arguments"], job["variables"]) == (["Bergen"], {"city": "Bergen"})
+
+
 def test_the_reserved_names_are_no_variables(house: House, agent: NativeAgent) -> None:
     trigger(house, token="x", key="y")
     assert variables(agent) == {"TargetServer": "ABLSV0"}
@@ -493,23 +542,43 @@ def test_the_tracker_adds_its_own_lines(house: House, agent: NativeAgent) -> Non
     assert len(lines) >= 3  # created, assigned, released
 
 
-@pytest.mark.parametrize(
-    ("message", "line"),
-    [
-        ("one\nERROR: two", r"INFO: one\nERROR: two"),
-        ("one\r\ntwo\n", r"INFO: one\r\ntwo\n"),
-        ("one\u2028two\x1b[31m", r"INFO: one\u2028two\x1b[31m"),
-        ("a\ttab", "INFO: a\ttab"),
-        ("", "INFO: "),
-        ("日本 ünï", "INFO: 日本 ünï"),
-    ],
+MESSAGES = (
+    ("one\nERROR: two", ["one", "ERROR: two"]),
+    ("one\r\ntwo\n", ["one", "two"]),
+    ("10 %\r20 %\rdone", ["10 %", "20 %", "done"]),
+    ("one\x0btwo\x0cthree\x85four\u2028five\u2029six", ["one", "two", "three", "four", "five", "six"]),
+    ("one\n\ntwo", ["one", "", "two"]),
+    ("\x1b[31mred\x07", [r"\x1b[31mred\x07"]),
+    ("a\ttab", ["a\ttab"]),
+    ("", [""]),
+    ("日本 ünï", ["日本 ünï"]),
 )
-def test_a_message_is_one_line_whatever_is_in_it(house: House, agent: NativeAgent, message: str, line: str) -> None:
+
+
+@pytest.mark.parametrize(("message", "lines"), MESSAGES)
+def test_a_line_of_a_message_is_a_line_with_its_level_whatever_ends_it(
+    house: House, agent: NativeAgent, message: str, lines: list[str]
+) -> None:
     token = trigger(house)
     held = agent.assign()
     before = log_lines(house, token)
     agent.log(held, message)
-    assert log_lines(house, token) == [*before, line]
+    assert log_lines(house, token) == [*before, *(f"INFO: {line}" for line in lines)]
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("parts", [["a\nb\r\nc\rd"], ["\n".join(f"{n} {m}" for m in range(3000)) for n in range(5)]])
+def test_what_a_script_prints_is_a_line_each_whoever_runs_it(house: House, kind: str, parts: list[str]) -> None:
+    agent = AGENTS[kind](house)
+    token = trigger(house)
+    held = agent.assign()
+    for part in parts:
+        agent.log(held, part)
+    agent.succeed(held)
+    expected = [f"INFO: {line}" for part in parts for line in part.splitlines()]
+    shown = log_lines(house, token)
+    assert [line for line in shown if line in set(expected)] == expected
+    assert all(re.match("(DEBUG|INFO|WARN|ERROR): ", line) for line in shown)
 
 
 def test_a_long_log_arrives_complete_and_in_order(house: House, agent: NativeAgent) -> None:

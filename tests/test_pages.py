@@ -1645,7 +1645,9 @@ def test_a_template_that_takes_no_other_variables_offers_no_field_for_them(place
 @pytest.mark.skipif("otter" not in tracker.installed_dialects(), reason="needs the dialect")
 def test_the_line_to_trigger_a_template_by_its_name_works_as_it_stands(place: Place) -> None:
     variables = [{"name": "who & what", "required": True}]
-    template = place.create_template("it's a 100% & $(odd) name", variables=variables, api=True, key="YOUR_KEY")
+    arguments = [{"order": order, "label": label} for order, label in enumerate(("til hvem?", "", "key"))]
+    fields = {"variables": variables, "arguments": arguments}
+    template = place.create_template("it's a 100% & $(odd) name", **fields, api=True, key="YOUR_KEY")
     page = place.admin.open(f"/ui/templates/{template}")
     [line, *_] = [
         one for code in page.tree.iter("code") for one in code.text_content().splitlines() if "trigger" in one
