@@ -327,7 +327,11 @@ class TaskJob(Shape):
     runas: Annotated[str, RUNAS, ""]
     arguments: Annotated[list[str], "The arguments, in their order.", ["fast"]]
     variables: Annotated[dict[str, Any], "The values of the variables.", {"branch": "main"}]
-    env: Annotated[dict[str, str], "The environment that the template adds.", {"LANG": "C.UTF-8"}]
+    env: Annotated[
+        dict[str, str],
+        "The environment that the template adds, and what scripts of other systems look for.",
+        {"LANG": "C.UTF-8"},
+    ]
     timeout: Annotated[float, "Seconds that it may run.", 60.0]
     attachments: Annotated[
         str | UnsetType,

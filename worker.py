@@ -2764,7 +2764,7 @@ What COMMAND gets, besides the environment of this worker:
   TRACKER_ATTACHMENTS
                     of a job to which a client has attached files: the folder in which they are, unpacked, until
                     COMMAND ends. A script is started in the folder above, where they are attachments/…
-A value of 100 KB or more is on standard input only.
+A value of 100 KB or more is on standard input only; a job's log names the variables of which that is true.
 
 What becomes of the task:
   exit status 0     done
