@@ -86,7 +86,7 @@ def invalid_fields(code: str, *fields: str) -> Refusal:
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-LARGEST = 4  # times what is kept of a job's log may come: its beginning is left out
+LARGEST = 4  # so many times what is kept of a job's log may come with a result
 
 
 class Ask(NamedTuple):
@@ -462,10 +462,8 @@ def project_of_host(tx: Tx, host: Any) -> int | None:
     return next((one for one in projects if host.lower() in (host_id(one), str(one))), None)
 
 
-NO_TUNNEL = {"active": False, "url": "", "last_job": None, "last_job_id": ""}
-
-
 HOST_FACTS = ("ip", "os_name", "os_version", "agent_version")
+NO_TUNNEL = {"active": False, "url": "", "last_job": None, "last_job_id": ""}
 
 
 def host_facts(said: Any) -> dict[str, str]:
@@ -889,10 +887,10 @@ def arguments_for(ask: Ask, template: sqlite3.Row | None) -> list[Any]:
     bare = isinstance(ask.body, list)
     values = None if bare else ask.body.get("task_arguments")
     if values is None:
-        values = ask.query.get("task_arguments", ask.body if bare else [])
+        values = ask.query.get("task_arguments", ask.body if bare else None)
     needed = len(tracker.free_arguments(template)) if template else 0
-    if needed == 1 and values == [] and (posted := payload(ask)):
-        values = [posted]
+    if values is None:
+        values = [posted] if needed == 1 and (posted := payload(ask)) else []
     if not isinstance(values, list) or len(values) < needed:
         words = f"An array of length {needed} is required. Optionals must be null"
         raise Refusal("invalid", f"Invalid Task Arguments. {words}")

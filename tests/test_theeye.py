@@ -617,7 +617,7 @@ def test_an_object_that_is_posted_to_a_task_with_one_argument_is_that(place: Pla
     given = [answer.json()["task_arguments_values"][0] for answer in answers]
     whole = [event, event, {"event": "push", "by": ["ä"]}, {"event": "push", "by": "ä"}]
     assert [json.loads(value) for value in given[:4]] == whole and given[4] == "a"
-    for body in ({}, {"customer": "tracker"}, {"task_arguments": []}):
+    for body in ({}, {"customer": "tracker"}, {"task_arguments": [], "event": "push"}):
         assert place.program.post(f"/task/{task['id']}/job", json=body).status_code == 400
     two = place.make_task("two", task_arguments=[definition(), definition(order=1)])
     assert place.program.post(f"/task/{two['id']}/job", json=event).status_code == 400
