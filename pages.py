@@ -27,6 +27,7 @@ import shlex
 import sqlite3
 import sys
 import types
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -1141,6 +1142,12 @@ def typed_time(text: str, field: str, second: int = 0) -> int | None:
     return int(when.timestamp()) + (second if when.second == 0 else 0)
 
 
+def told_apart(rows: list[sqlite3.Row]) -> list[dict[str, Any]]:
+    """Rows with ids and names, of which those that several have are told with their numbers."""
+    often = Counter(row["name"] for row in rows)
+    return [{**row, "name": row["name"] + f" ({row['id']})" * (often[row["name"]] > 1)} for row in rows]
+
+
 @of_project(READ)
 def project_jobs(tx: Tx, caller: Caller, project: sqlite3.Row, query: JobListQuery) -> dict[str, Any]:
     """A page of a project's jobs, the newest first."""
@@ -1149,7 +1156,7 @@ def project_jobs(tx: Tx, caller: Caller, project: sqlite3.Row, query: JobListQue
     of_project = "SELECT 1 FROM template WHERE id = ? AND project = ?"
     if query.template is not None and not tx.one(of_project, (query.template, project["id"])):
         raise TrackerError("invalid", f"the project has no template {query.template}", "template")
-    return {**job_list(tx, None, project["id"], query), "templates": templates}
+    return {**job_list(tx, None, project["id"], query), "templates": told_apart(templates)}
 
 
 @tracker.needs(LOGIN)
@@ -1160,7 +1167,7 @@ def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
         f" WHERE {may(READ)} ORDER BY p.name, t.name LIMIT 1000",
         caller.as_values,
     )
-    return {**job_list(tx, caller, None, query), "templates": templates, "project": None}
+    return {**job_list(tx, caller, None, query), "templates": told_apart(templates), "project": None}
 
 
 def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:

@@ -1448,7 +1448,7 @@ def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, An
     return {
         "templates": {
             row["id"]: row["name"] if row["project"] == project else f"{row['name']} ({row['project_name']})"
-            for row in rows
+            for row in pages.told_apart(rows)
             if caller.role(row["project"]) & EDIT
         },
         "endings": [(ending, STATES[state].trigger_name) for state, ending in tracker.ENDINGS.items()],

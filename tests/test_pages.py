@@ -970,7 +970,6 @@ def invalid_fields(page: Page) -> list[str]:
         ("/ui/projects/{project}/submit", {"recipe": "", "unique_string": "typed"}, "recipe"),
         ("/ui/projects/{project}/submit/lines", {"lines": "typed", "max_retries": "-1"}, "max_retries"),
         ("/ui/projects/{project}/submit/lines", {"lines": " ", "priority": "7"}, "lines"),
-        ("/ui/projects/{project}/templates/new", {"name": "plain template", "description": "typed"}, "name"),
         ("/ui/projects/{project}/templates/new", {"name": " ", "script": "typed\ntwice"}, "name"),
         ("/ui/projects/{project}/templates/new", {"name": "fresh", "runas": "bash", "key": "typed"}, "runas"),
         ("/ui/projects/{project}/templates/new", {"name": "fresh", "timeout": "-1", "keep_count": "3"}, "timeout"),

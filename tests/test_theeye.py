@@ -2130,6 +2130,15 @@ def test_what_a_workflows_page_offers_to_paste_works(place: Place):
     assert "SECRET" in place.tab.open("/ui/workflows/1").tree.get_element_by_id("curl").text
 
 
+def test_tasks_of_the_same_name_are_told_apart_where_one_is_chosen(place: Place):
+    for name in ("deploy", "deploy", "other"):
+        place.make_task(name)
+    names = ["deploy (1)", "deploy (2)", "other"]
+    for path in (f"/ui/projects/{place.project}/workflows", f"/ui/projects/{place.project}/jobs"):
+        options = Page(place.site.admin.get(path)).tree.xpath("//option/text()")
+        assert [option for option in dict.fromkeys(options) if option in names] == names and "deploy" not in options
+
+
 def test_a_workflow_is_changed_run_and_deleted_on_its_page(place: Place):
     workflow, secret = make_release(place)
     page = place.tab.open("/ui/workflows/1")
