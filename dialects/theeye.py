@@ -652,6 +652,14 @@ LONGEST_VARIABLE, MOST_VARIABLES = 100_000, 500_000
 
 
 def job_environment(tx: Tx, job: sqlite3.Row) -> dict[str, str]:
+    """What a worker of another kind gives to the script of a job that clients of this system have made."""
+    first = job
+    while first["retry_of"] is not None or first["workflow_job"] is not None:
+        first = tx.one("SELECT * FROM job WHERE id = ?", (first["retry_of"] or first["workflow_job"],))
+    return supervisor_environment(tx, job) if first["origin"] == "theeye" else {}
+
+
+def supervisor_environment(tx: Tx, job: sqlite3.Row) -> dict[str, str]:
     """What scripts that were written for this system look for: JSON, each of them.
 
     Whoever runs the script adds THEEYE_API_URL, as it knows best where it finds the tracker.
@@ -668,14 +676,13 @@ def job_environment(tx: Tx, job: sqlite3.Row) -> dict[str, str]:
     return {name: tracker.encode(value).decode() for name, value in values.items()}
 
 
-def environment_of(job: shapes.TaskJob, base: str) -> tuple[dict[str, str], list[str]]:
-    """What a job's process finds: what its template sets, and its variables as worker.py names them.
+def agents_environment(tx: Tx, job: sqlite3.Row, base: str) -> tuple[dict[str, str], list[str]]:
+    """What a job's process finds: what its template sets, what scripts look for, its variables as worker.py names them.
 
     And the names of those that a process cannot be given.
     """
-    env, variables = (msgspec.json.decode(tracker.encode(values)) for values in (job.env, job.variables))
-    if "THEEYE_JOB" in env:
-        env["THEEYE_API_URL"] = tracker.encode(base).decode()
+    env, variables = (msgspec.json.decode(job[name]) for name in ("env", "variables"))
+    env |= {**supervisor_environment(tx, job), "THEEYE_API_URL": tracker.encode(base).decode()}
     given = [("", *pair) for pair in env.items()] + [("TRACKER_VAR_", *pair) for pair in variables.items()]
     fitting: dict[str, str] = {}
     left_out, size = [], 0
@@ -1034,12 +1041,12 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
         except TrackerError as error:
             if error.code != "too_fast":
                 raise
-    return {"jobs": [fetched_job(tx, ask, objects, task.job) for task in tasks]}
+    return {"jobs": [fetched_job(tx, ask, objects, tracker.find_job(tx, task.job.id)) for task in tasks]}
 
 
-def fetched_job(tx: Tx, ask: Ask, objects: Objects, given: shapes.TaskJob) -> dict[str, Any]:
+def fetched_job(tx: Tx, ask: Ask, objects: Objects, job: sqlite3.Row) -> dict[str, Any]:
     """A job as its agent gets it. What its environment cannot hold is named in its log, at INFO: that is no warning."""
-    job, (env, left_out) = tracker.find_job(tx, given.id), environment_of(given, ask.base)
+    env, left_out = agents_environment(tx, job, ask.base)
     if left_out:
         said = f"left out of the environment, which cannot hold them: {', '.join(left_out)}"
         tracker.add_job_line(tx, job["id"], said[:2000])

@@ -999,7 +999,9 @@ def test_a_script_finds_what_scripts_of_the_real_system_find(place: Place):
     agent.report(job["id"])
     workflow, secret = make_workflow(place, "deploy")
     run = client(place.site.url).post(f"/tracker/workflows/{workflow}/secret/{secret}/job", json={}).json()
-    env = agent.fetched()["env"]
+    fetched = agent.fetched()
+    env = fetched["env"]
+    agent.report(fetched["id"])
     assert json.loads(env["THEEYE_JOB_WORKFLOW"]) == {"job_id": run["id"], "id": workflow}
 
 
@@ -1012,6 +1014,21 @@ def test_a_script_that_worker_py_runs_finds_the_same(place: Place, tmp_path: Pat
     shown = place.job(job)
     found = [{"id": job["id"], "task_id": task["id"]}, shown["user"], {}, "tracker", place.site.url]
     assert json.loads(shown["result"]["lastline"]) == found
+    again = place.site.admin.post(f"/job/retry/{job['id']}").json()["content"]["job"]
+    workflow, secret = make_workflow(place, "deploy")
+    run = client(place.site.url).post(f"/tracker/workflows/{workflow}/secret/{secret}/job", json={}).json()
+    machine.finish(place.site, place.project, "--allow-scripts")
+    (step,) = place.program.get(f"/workflows/{workflow}/job/{run['id']}/jobs").json()
+    retried, *_ = json.loads(place.job(again)["result"]["lastline"])
+    _, _, of, *_ = json.loads(step["result"]["lastline"])
+    assert (retried["id"], of) == (again["id"], {"job_id": run["id"], "id": workflow})
+
+
+def test_a_script_of_no_client_of_this_system_finds_nothing_that_its_template_does_not_say(place: Place):
+    body = {"project": place.project, "name": "native", "script": SCRIPT, "env": {"A": "b"}}
+    template = place.site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    place.site.admin.post(f"/template/trigger/{template}", {})
+    assert place.site.create_worker(place.project).assigned(place.project)["job"]["env"] == {"A": "b"}
 
 
 def test_variables_that_are_too_large_together_are_left_out(place: Place):
