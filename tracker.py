@@ -4403,9 +4403,13 @@ class Call(Incoming):
         else:
             bound = self.session_and_origin()[1]
             same = source.partition(b"://")[2] == host or (entering and self.lacks_port()) or bool(bound == source)
-        if not same and (self.header(b"origin") or b"").decode("latin-1") not in self.tracker.named_origins:
+        if not same and not self.comes_from_named_origin():
             named = f"its Origin or Referer is {quoted(source)}, Host is {quoted(host)}"
             raise TrackerError("forbidden", f"Refused: this request was caused by another site ({named})")
+
+    def comes_from_named_origin(self) -> bool:
+        """Whether a page of one of cors_origins sent the request."""
+        return (self.header(b"origin") or b"").decode("latin-1") in self.tracker.named_origins
 
     def origin(self) -> bytes | None:
         """The origin of the page that sent the request: what Origin says, or else Referer."""
@@ -5013,9 +5017,13 @@ def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
 
 
 def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, bytes]:
-    """The Set-Cookie header of a cookie for `age` seconds, for this tracker alone and out of reach of scripts."""
-    parts = [f"{name}={value}", f"Path={call.tracker.settings.root_path or '/'}", f"Max-Age={age}"]
-    parts += ["HttpOnly", "SameSite=Lax", *(["Secure"] if call.scope.get("scheme") == "https" else [])]
+    """The Set-Cookie header of a cookie for `age` seconds, for this tracker alone and out of reach of scripts.
+
+    Given to a page of one of cors_origins, it comes along with that page's requests: browsers want TLS for it.
+    """
+    parts = [f"{name}={value}", f"Path={call.tracker.settings.root_path or '/'}", f"Max-Age={age}", "HttpOnly"]
+    secure, shared = call.scope.get("scheme") == "https", call.comes_from_named_origin()
+    parts += ["SameSite=None" if secure and shared else "SameSite=Lax", *(["Secure"] if secure else [])]
     return b"set-cookie", "; ".join(parts).encode()
 
 

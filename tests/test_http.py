@@ -556,6 +556,21 @@ def test_a_browser_is_told_before_a_request_what_a_page_of_a_named_origin_may_se
     assert not preflight(site, "/task/submit", OTHER, "POST", *headers)
 
 
+@pytest.mark.parametrize(
+    "origin, scheme, same_site", [(APP, "https", "None"), (APP, "http", "Lax"), (OTHER, "https", "Lax")]
+)
+def test_a_login_through_a_named_origin_and_tls_has_a_cookie_that_its_pages_send(
+    make_site: Callable[..., Site], origin: str, scheme: str, same_site: str
+) -> None:
+    site = make_site(cors_origins=(APP,))
+    headers = {"X-Forwarded-Proto": scheme, "Origin": origin if origin == APP else "", "Sec-Fetch-Site": "same-origin"}
+    body = {"username": "admin", "password": "password"}
+    answer = site.guest.post("/api/login", json=body, headers=headers)
+    assert answer.status_code == 200
+    assert f"SameSite={same_site}" in answer.headers["set-cookie"]
+    assert ("Secure" in answer.headers["set-cookie"]) is (scheme == "https")
+
+
 def test_a_page_of_a_named_origin_may_change_things_with_a_login(make_site: Callable[..., Site]) -> None:
     site = make_site(cors_origins=("*", APP))
     for headers in {"Origin": APP}, {"Origin": APP, "Sec-Fetch-Site": "same-site"}:
