@@ -4805,7 +4805,7 @@ async def answer_with_tasks(
     except TrackerError as error:
         # Whoever has not proved to be the worker is counted apart from it.
         worker = credentials.id if error.code != "unauthorized" else -1 - credentials.id
-        await hold_refusal(call, polls, worker, projects)
+        await hold_poll(call, worker, projects)
         raise
     if not assigned.tasks:
         polls.in_vain(credentials.id, projects)
@@ -4813,8 +4813,9 @@ async def answer_with_tasks(
     return Reply({"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]})
 
 
-async def hold_refusal(call: Call, polls: Polls, worker: int, projects: Sequence[int]) -> None:
-    """A poll that is refused counts as one that finds nothing, and is answered as late."""
+async def hold_poll(call: Call, worker: int | str, projects: Sequence[int | str]) -> None:
+    """Counts a poll that is refused, or finds nothing at another system's door, and holds it if they come too often."""
+    polls = call.tracker.polls
     if seconds := polls.hold(worker, projects):
         gone = asyncio.ensure_future(call.gone())
         await asyncio.wait((gone,), timeout=seconds)

@@ -173,16 +173,16 @@ class Polls:
 
     def __init__(self, rate: float, time: Callable[[], float]):
         self.rate, self.most, self.time = rate, max(rate, 1), time
-        self._buckets: dict[tuple[int, int], tuple[float, float]] = {}  # how full, and when that was
+        self._buckets: dict[tuple[int | str, int | str], tuple[float, float]] = {}  # how full, and when that was
 
-    def hold(self, worker: int, projects: Sequence[int]) -> float:
+    def hold(self, worker: int | str, projects: Sequence[int | str]) -> float:
         """Seconds for which the worker's poll is to be held."""
         if not self._buckets or not self.rate:
             return 0.0
         fullest = max(self._level((worker, project)) for project in projects)
         return min(max(0.0, (fullest + 1 - self.most) / self.rate), LONGEST_HOLD)
 
-    def in_vain(self, worker: int, projects: Sequence[int]) -> None:
+    def in_vain(self, worker: int | str, projects: Sequence[int | str]) -> None:
         """A poll of the worker has found nothing in these projects."""
         if len(self._buckets) > MOST_POLLED:
             self._forget()
@@ -190,7 +190,7 @@ class Polls:
             level = min(self._level((worker, project)) + 1, self.most + self.rate)
             self._buckets[worker, project] = level, self.time()
 
-    def _level(self, key: tuple[int, int]) -> float:
+    def _level(self, key: tuple[int | str, int | str]) -> float:
         if (bucket := self._buckets.get(key)) is None:
             return 0.0
         level, since = bucket

@@ -1027,6 +1027,9 @@ def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> None:
     tracker.authenticate(tx, caller.worker)  # it was seen, too
 
 
+NO_JOBS: dict[str, Any] = {"jobs": []}
+
+
 def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     """GET /job?hostname=: the next job for the agent, assigned to its worker.
 
@@ -1300,6 +1303,8 @@ class Door(BaseRoute):
         try:
             ask = ask._replace(body=await self.read_body(call, ask, entry))
             content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
+            if content == NO_JOBS:
+                await tracker.hold_poll(call, caller.worker.id, (caller.project,))
             if caller and caller.stale:
                 await db.write(note_use, caller.id)
             if content is None:

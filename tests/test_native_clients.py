@@ -335,3 +335,10 @@ def test_the_cookie_of_a_bound_session_is_still_signed(site: Site) -> None:
     assert "tracker.example:8080" in value
     browser.http.cookies.set(name, value.replace("8080", "9000"))
     assert client(site.url, cookies={name: value.replace("8080", "9000")}).get("/account").json()["ok"] is False
+
+
+def test_an_agent_of_another_system_that_asks_again_at_once_is_held_too(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_empty_polls=0.01)
+    began = time.monotonic()
+    assert [site.guest.get("/v1/job?queue=lab").status_code for _ in range(3)] == [204] * 3
+    assert time.monotonic() - began >= 2 * LONGEST_HOLD

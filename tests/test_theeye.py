@@ -16,6 +16,7 @@ import signal
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -1063,6 +1064,13 @@ def test_a_job_without_a_script_fails_with_a_reason(place: Place, tmp_path: Path
     assert place.state(job) == ("finished", "failure", "failure") and place.job(job)["result"]["code"] == 1
     assert "no script" in place.log(job)[0]
     assert client(place.site.url).get("/api/jobs/status", params={"token": job["id"]}).text == "Error"
+
+
+def test_an_agent_that_asks_again_at_once_is_held(make_site: Callable[..., Site]):
+    agent = Place(make_site(max_empty_polls=0.01)).agent()
+    began = time.monotonic()
+    assert [agent.fetch().json() for _ in range(3)] == [{"jobs": []}] * 3
+    assert time.monotonic() - began >= 2  # seconds at the least: two polls are held
 
 
 def test_an_agent_gets_the_jobs_of_its_own_project_alone(place: Place):

@@ -449,6 +449,7 @@ async def pick_job(ask: Ask) -> Response:
         raise TrackerError("invalid", "is required: at least one queue that the agent listens to", "queue")
     # Mostly there is none: no reason to write, and to hold up those who do.
     if await ask.read(lambda tx, client: domain.best_job(tx, client, names, ask.agent)) is None:
+        await tracker.hold_poll(ask, tracker.client_address(ask), ("testflinger",))  # an agent need not say who it is
         return nothing()
     many = len(names) > 100
     job = await ask.write(lambda tx, client: domain.pick_job(tx, client, names, ask.agent), long=many)
