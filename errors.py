@@ -7,6 +7,7 @@ it back. Nothing here knows a database, a request or a task.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import copy
 import functools
 import json
@@ -207,18 +208,15 @@ def default_of(field: msgspec.structs.FieldInfo) -> Any:
 
 def mended(body: bytes) -> bytes:
     """The JSON of a program that knows little of it: of scripts' bytes, control characters, halves of surrogates."""
-    try:
-        value = msgspec.json.decode(body)
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        msgspec.json.decode(body)
         if b"\\u0000" not in body:
             return body
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        try:
-            value = json.loads(
-                body.decode("utf-8-sig", "replace"), strict=False, parse_constant=no_json, parse_float=finite
-            )
-        except (ValueError, RecursionError):
-            return body  # decode() says what it is
-    return encode(storable(value))
+    try:
+        text = body.decode("utf-8-sig", "replace")
+        return encode(storable(json.loads(text, strict=False, parse_constant=no_json, parse_float=finite)))
+    except (ValueError, RecursionError, OverflowError):
+        return body  # decode() says what is wrong with it
 
 
 def no_json(constant: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from errors import storable
 from tracker import encode
 
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -58,21 +59,10 @@ def unix_time(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def storable(value: Any) -> Any:
-    """JSON as it can be stored: without NUL characters, and with a question mark for half of a surrogate pair."""
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [storable(one) for one in value]
-    if isinstance(value, dict):
-        return {storable(name): storable(one) for name, one in value.items()}
-    return value
-
-
 def forgiving_json(body: bytes) -> Any:
     """JSON that a program wrote which knows nothing of JSON. ValueError, RecursionError: it is none even so.
 
-    What is no UTF-8 in it becomes a question mark, and what cannot be stored is left out.
+    What is no UTF-8 in it, and what cannot be stored, becomes U+FFFD.
     """
     return storable(json.loads(body.decode("utf-8-sig", "replace")))
 

@@ -226,6 +226,12 @@ def test_a_line_is_taken_whatever_a_script_has_printed(site: Site, text: bytes, 
     assert posted(site, 5) == [kept]
 
 
+@pytest.mark.parametrize("depth", [150, 400, 600, 5000])
+def test_a_line_with_something_deep_beside_it_is_taken_or_refused(site: Site, depth: int) -> None:
+    body = b'{"scope": "s", "timestamp": 10, "message": "a\\u0000b", "more": %b}' % (b"[" * depth + b"]" * depth)
+    assert site.create_worker().http.post("/log/info", content=body).status_code in (204, 400)
+
+
 def test_a_long_scope_is_cut(site: Site) -> None:
     assert site.create_worker().log("info", "a line", 10, scope="s" * 5000).status_code == 204
     [entry] = entries(site.admin.get("/logs", level=5))

@@ -1962,7 +1962,7 @@ def test_nul_characters_and_halves_of_surrogates_in_results_do_no_harm(lab: Lab)
     assert shown.startswith("before ") and shown.endswith(" after") and "\0" not in shown
     body = json.dumps({**FRAGMENT, "log_data": "before \0 after"})
     ok(lab.http.post(f"/v1/result/{job}/log/output", content=body))
-    assert fragments(lab, job)[1] == "before  after"
+    assert fragments(lab, job)[1] == "before � after"
     ok(lab.http.get("/v1/agents/data"))
 
 

@@ -617,7 +617,7 @@ async def fragment(ask: Ask) -> tuple:
     uuid, kind = ask.path("job_id"), log_kind(ask)
     piece = checked(FragmentBody, await ask.object(loose_json, REPORT_LIMIT))
     phase, time = checked_phase(piece.phase, "json"), unix_time(piece.timestamp, "timestamp", "json")
-    return uuid, kind, ask.agent, piece.log_data.replace("\0", "�"), phase, piece.fragment_number, time
+    return uuid, kind, ask.agent, piece.log_data, phase, piece.fragment_number, time
 
 
 async def wanted_logs(ask: Ask) -> tuple:
