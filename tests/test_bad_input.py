@@ -1154,7 +1154,6 @@ NO_HTTP = [
     b"GARBAGE\r\n\r\n",
     b"\r\n\r\n\0\0\0\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
-    b"GET /\xff HTTP/1.1\r\n\r\n",
     b"GET account HTTP/1.1\r\n\r\n",
     b"GET /account HTTP/9.9\r\n\r\n",
     b"GET /account HTTP/1.1\r\nNo colon\r\n\r\n",
