@@ -576,8 +576,8 @@ def test_what_a_script_prints_is_a_line_each_whoever_runs_it(house: House, kind:
         agent.log(held, part)
     agent.succeed(held)
     expected = [f"INFO: {line}" for part in parts for line in part.splitlines()]
-    shown = log_lines(house, token)
-    assert [line for line in shown if line in set(expected)] == expected
+    shown, printed = log_lines(house, token), set(expected)
+    assert [line for line in shown if line in printed] == expected
     assert all(re.match("(DEBUG|INFO|WARN|ERROR): ", line) for line in shown)
 
 
