@@ -1506,7 +1506,7 @@ def get_secret(
     if caller.worker and row and row["public"] and not is_granted(tx, caller.worker.id, project, ASSIGN):
         # Clients in use ask after each assignment, and give up, holding the task, when they are refused.
         return NO_SECRET if row["secret"] == NO_SECRET else ""
-    return accessible(tx, caller, get_secret.need, project if row is None else row)["secret"]
+    return accessible(tx, caller, get_secret.need, project)["secret"]
 
 
 @needs(SECRET)
@@ -1842,6 +1842,11 @@ class NewTask(NamedTuple):
     hash64: int | None
 
 
+def in_16_bits(number: int) -> int:
+    """The nearest number that clients in use can hold: an old task, or another system's job, may have any."""
+    return max(-INT16_MAX - 1, min(number, INT16_MAX))
+
+
 def new_task(body: shapes.SubmitBody) -> NewTask:
     """Checks what types cannot say, and turns a unique string into its hash."""
     hash64, other = to_int64(body.hash64, "hash64"), to_int64(body.hash_u64, "hash_u64")
@@ -1849,6 +1854,8 @@ def new_task(body: shapes.SubmitBody) -> NewTask:
         raise TrackerError("invalid", "two spellings of one field, with two values", "hash64, hash_u64")
     hash64 = hash64 or other
     unique = body.unique_string or body.unique_str
+    if unique != (body.unique_str or unique):
+        raise TrackerError("invalid", "two spellings of one field, with two values", "unique_string, unique_str")
     if hash64 and unique:
         raise TrackerError("invalid", "give one of them, not both", "hash64, unique_string")
     if unique:
@@ -2344,6 +2351,7 @@ def chain_task(tx: Tx, task: Held) -> None:
     """Submits a closed task to the next project. A duplicate there is simply dropped."""
     row = tx.one("SELECT keep_hashes FROM project WHERE id = ?", (task.chain,))
     values = {name: getattr(task, name) for name in NewTask._fields} | {"project": task.chain}
+    values |= {name: in_16_bits(values[name]) for name in ("priority", "max_retries", "verification_count")}
     insert_task(tx, NewTask(**values), row["keep_hashes"])
 
 
@@ -2788,7 +2796,7 @@ def queue_job(tx: Tx, row: sqlite3.Row) -> sqlite3.Row:
     Other systems' priorities may be any number, and so may those of old templates: the task gets the nearest one that
     clients can hold, and the job keeps its own.
     """
-    priority, max_retries = (max(-INT16_MAX - 1, min(row[name], INT16_MAX)) for name in ("priority", "max_retries"))
+    priority, max_retries = in_16_bits(row["priority"]), in_16_bits(row["max_retries"])
     task = tx.one(
         "INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, job)"
         " VALUES (?, ?, ?, ?, ?, 1, ?) RETURNING id",
@@ -4398,11 +4406,12 @@ class Call(Incoming):
         site, source, host = self.header(b"sec-fetch-site"), self.origin(), self.header(b"host") or b""
         if site is not None:
             same = site in (b"same-origin", b"none")
-        elif source is None:  # a followed link may come without any header that tells its source
-            same = not (self.scope["method"] == "GET" and b"text/html" in (self.header(b"accept") or b""))
+        elif source is None:  # a followed link may, and where sessions are shared anything that a page gets
+            shared = b"text/html" in (self.header(b"accept") or b"") or self.tracker.named_origins
+            same = not (self.scope["method"] == "GET" and shared)
         else:
             bound = self.session_and_origin()[1]
-            same = source.partition(b"://")[2] == host or (entering and self.lacks_port()) or bool(bound == source)
+            same = is_origin_of(source, host) or (entering and self.lacks_port()) or bool(bound == source)
         if not same and not self.comes_from_named_origin():
             named = f"its Origin or Referer is {quoted(source)}, Host is {quoted(host)}"
             raise TrackerError("forbidden", f"Refused: this request was caused by another site ({named})")
@@ -4424,7 +4433,7 @@ class Call(Incoming):
         """Whether the request's origin has a port and Host has none, and nothing else is between them."""
         source, host = self.origin() or b"", self.header(b"host") or b""
         with_port = re.fullmatch(rb"https?://([\w.\[\]:-]+):\d+", source)
-        return bool(with_port) and with_port[1] == host
+        return bool(with_port) and with_port[1] == host.lower()
 
     @property
     def base(self) -> str:
@@ -4453,6 +4462,20 @@ class Call(Incoming):
 
     async def json(self, kind: Any) -> Any:
         return decode(await self.body(), kind)
+
+    async def rest(self, seconds: float) -> None:
+        """Returns after so many seconds, or when the client has gone, or the tracker stops."""
+        if seconds > 0:
+            gone = asyncio.ensure_future(self.gone())
+            await self.tracker.waiters.rest(seconds, gone)
+            gone.cancel()
+
+
+def is_origin_of(origin: bytes, host: bytes) -> bool:
+    """Whether pages of this origin come from this host; some proxies name the port that goes without saying."""
+    scheme, _, place = origin.partition(b"://")
+    unsaid = {b"http": b":80", b"https": b":443"}.get(scheme, b":")
+    return place.lower().removesuffix(unsaid) == host.lower().removesuffix(unsaid)
 
 
 def quoted(header: bytes | None) -> str:
@@ -4772,7 +4795,12 @@ async def get_task(call: Call) -> Reply:
     try:
         return await answer_with_tasks(call, caller, (project,), query)
     except NoAccess as refused:
-        return Reply(ok=False, message=NO_TASK, reason=refused.problem)
+        reason = refused.problem
+    if query.wait:  # it may get access meanwhile
+        await call.rest(min(query.wait, call.tracker.settings.max_wait))
+        with contextlib.suppress(NoAccess):
+            return await answer_with_tasks(call, caller, (project,), msgspec.structs.replace(query, wait=0))
+    return Reply(ok=False, message=NO_TASK, reason=reason)
 
 
 ONE_NOW = shapes.AssignQuery()
@@ -4816,10 +4844,7 @@ async def answer_with_tasks(
 async def hold_poll(call: Call, worker: int | str, projects: Sequence[int | str]) -> None:
     """Counts a poll that is refused, or finds nothing at another system's door, and holds it if they come too often."""
     polls = call.tracker.polls
-    if seconds := polls.hold(worker, projects):
-        gone = asyncio.ensure_future(call.gone())
-        await asyncio.wait((gone,), timeout=seconds)
-        gone.cancel()
+    await call.rest(polls.hold(worker, projects))
     polls.in_vain(worker, projects)
 
 

@@ -48,6 +48,7 @@ class Waiters:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._turn = 0
         self._closed = False
+        self._resting: set[asyncio.Future] = set()
 
     def __len__(self) -> int:
         return len({waiter for queue in self._queues.values() for waiter in queue})
@@ -88,6 +89,15 @@ class Waiters:
             self._remove(waiter)
             if waiter.woken.done():
                 self._pass_on(waiter)  # one more arrived that no attempt followed
+
+    async def rest(self, seconds: float, gone: asyncio.Future) -> None:
+        """Returns after so many seconds, when the client is `gone`, or at the tracker's stop."""
+        if self._closed:
+            return
+        stop = asyncio.get_running_loop().create_future()
+        self._resting.add(stop)
+        await asyncio.wait((stop, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        self._resting.discard(stop)
 
     async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:
         """What came of an attempt. Raises its refusal, unless that is a rate limit which ends within `left` seconds."""
@@ -158,6 +168,9 @@ class Waiters:
             timer.cancel()
         for waiter in {waiter for queue in self._queues.values() for waiter in queue}:
             self._wake(waiter, self._turn)
+        for stop in self._resting:
+            if not stop.done():
+                stop.set_result(None)
 
 
 MOST_POLLED = 10_000  # workers and projects that Polls remembers

@@ -556,6 +556,12 @@ def test_a_browser_is_told_before_a_request_what_a_page_of_a_named_origin_may_se
     assert not preflight(site, "/task/submit", OTHER, "POST", *headers)
 
 
+@pytest.mark.parametrize("path", ["/ui/", "/ui/login", "/ui/projects/new"])
+def test_a_page_that_is_looked_at_is_as_long_as_when_it_is_got(site: Site, path: str) -> None:
+    lengths = {one(path).headers["content-length"] for one in (site.admin.http.get, site.admin.http.head)}
+    assert len(lengths) == 1
+
+
 @pytest.mark.parametrize(
     "origin, scheme, same_site", [(APP, "https", "None"), (APP, "http", "Lax"), (OTHER, "https", "Lax")]
 )

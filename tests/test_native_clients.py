@@ -1,6 +1,8 @@
 """The native API's clients that exist, unchanged: their whole lives against this tracker, and what broke them."""
 
+import contextlib
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -105,6 +107,18 @@ def test_a_number_that_clients_cannot_hold_is_refused_in_a_new_task(site: Site, 
 def test_a_priority_that_clients_cannot_hold_is_not_set_by_a_manager_either(site: Site) -> None:
     with pytest.raises(tracker.TrackerError, match="priority"):
         tracker.convert({"action": "set_priority", "priority": INT16.stop}, tracker.TaskAction)
+
+
+def test_a_task_from_before_with_a_larger_number_is_chained_with_the_largest_that_fits(site: Site) -> None:
+    end = site.admin.create_project(public=True)
+    start = site.admin.create_project(public=True, chain=end)
+    worker = site.create_worker(start)
+    worker.submit(start)
+    with contextlib.closing(sqlite3.connect(site.settings.database)) as connection, connection:
+        connection.execute("UPDATE task SET priority = 100000, max_retries = 70000")
+    worker.released(worker.assigned(start)["id"])
+    chained = worker.assigned(end)
+    assert (chained["priority"], chained["max_retries"]) == (INT16.stop - 1, INT16.stop - 1)
 
 
 def test_the_largest_numbers_reach_the_drone(site: Site) -> None:
@@ -306,6 +320,25 @@ def test_a_session_made_with_the_port_in_host_is_for_no_other_origin(site: Site,
     assert browser.post("/project/create", {"name": "first"}).status_code == 200
     browser.http.headers["Host"] = host
     assert browser.post("/project/create", {"name": "second"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "origin, host",
+    [("http://tracker.example", "tracker.example:80"), ("https://tracker.example", "Tracker.example:443")],
+)
+def test_a_proxy_may_name_the_port_that_goes_without_saying(site: Site, origin: str, host: str) -> None:
+    browser = FrontEnd(site.url, origin, host)
+    assert browser.enter("register", "somebody", "password").status_code == 200
+    assert browser.post("/project/create", {"name": "mine"}).status_code == 200
+
+
+def test_a_picture_on_another_site_changes_nothing_where_sessions_are_shared(make_site: Callable[..., Site]) -> None:
+    """Browsers that tell no Sec-Fetch-Site may send it without a word of where it is."""
+    site = make_site(cors_origins=("https://app.example.org",))
+    other = site.create_manager()
+    picture = site.admin.http.get(f"/manager/promote/{other.id}", headers={"Accept": "image/webp,*/*"})
+    assert picture.status_code == 403
+    assert other.get("/account").json()["content"]["manager"]["tracker_admin"] is False
 
 
 def test_nobody_logs_in_from_another_site(site: Site) -> None:

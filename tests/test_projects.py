@@ -376,7 +376,8 @@ def test_a_worker_without_granted_assign_is_refused_the_secret_of_any_other_proj
 ) -> None:
     project = site.admin.create_project(**visibility)
     for worker in workers_without_assign(site, project):
-        assert worker.http.get(f"/project/secret/{project}").status_code == status
+        answer = worker.http.get(f"/project/secret/{project}")
+        assert (answer.status_code, str(project) in answer.json()["message"]) == (status, True)
 
 
 @pytest.mark.parametrize("secret", ["secret", "webhook_secret"])

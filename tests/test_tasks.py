@@ -236,6 +236,13 @@ def no_task(reason: str) -> dict[str, Any]:
     return {"ok": False, "message": "No task available", "reason": reason}
 
 
+def test_two_spellings_of_one_field_with_two_values_are_refused(site: Site) -> None:
+    project, worker = project_and_worker(site)
+    for fields in ({"hash64": 1, "hash_u64": 2}, {"unique_string": "a", "unique_str": "b"}):
+        assert refused_field(worker.submit(project, **fields)) == ", ".join(fields)
+    assert worker.submit(project, unique_string="a", unique_str="a").status_code == 200
+
+
 # ── Assign ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -187,10 +187,35 @@ def test_a_client_that_goes_away_while_waiting_takes_no_task(site: Site) -> None
     assert worker.assigned(project)["recipe"] == "for those who are here"
 
 
-def test_a_worker_without_access_does_not_get_to_wait(site: Site) -> None:
+def test_a_worker_without_access_waits_as_any_other_and_may_get_it_meanwhile(site: Site) -> None:
+    """Else a drone that waits politely would ask all the time."""
     project = site.admin.create_project()
-    assert site.create_worker().assign(project, wait=60).json()["message"] == "No task available"
+    site.create_worker(project).submit(project)
+    worker = site.create_worker()
+    began = time.monotonic()
+    assert worker.assign(project, wait=1).json()["message"] == "No task available"
+    assert time.monotonic() - began >= 1
+    later = threading.Timer(0.2, site.admin.grant, (worker, project))
+    later.start()
+    assert worker.assigned(project, wait=2)
+    later.join()
+
+
+def test_a_call_for_several_projects_without_access_is_refused_at_once(site: Site) -> None:
+    project = site.admin.create_project()
     assert site.create_worker().http.get(f"/task/get?project={project}&wait=60").status_code == 403
+
+
+def test_a_stop_lets_those_go_who_wait_without_access() -> None:
+    async def story() -> None:
+        waiters, loop = tracker.Waiters(), asyncio.get_running_loop()
+        resting = [asyncio.ensure_future(waiters.rest(600, loop.create_future())) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiters.close()
+        await asyncio.wait_for(asyncio.gather(*resting), 20)
+        await waiters.rest(600, loop.create_future())
+
+    asyncio.run(story())
 
 
 # ── The queue of waiting workers by itself ────────────────────────────────────────────────────────────────────────────
