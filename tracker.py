@@ -58,6 +58,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 import types
 import typing
 from collections import Counter
@@ -454,10 +455,23 @@ def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome
 
 def failed(tx: Tx, connection: sqlite3.Connection, error: Exception, announced: int) -> Outcome:
     """How a call ended that has raised: nothing of it is announced. Raises what has ended the whole transaction."""
+    let_go(error)
     if not connection.in_transaction:
         raise error  # SQLite gave up (disk full, say)
     del tx.ready[announced:]
     return None, answer_to(error)
+
+
+def let_go(error: BaseException | None) -> None:
+    """Lets go of what the functions hold that an exception has come through.
+
+    A SELECT that was not read to its end keeps a connection in the transaction in which it began, whatever is
+    committed, and an exception may keep that for as long as the garbage collector likes: no news would be seen till
+    then.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def answer_to(error: Exception) -> Exception:
@@ -723,6 +737,9 @@ class Database:
         connection.execute("BEGIN")
         try:
             return function(Tx(connection, self.clock, self.settings), *args)
+        except Exception as error:
+            let_go(error)
+            raise
         finally:
             connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
 
@@ -2999,12 +3016,6 @@ def expire_job(tx: Tx, task: sqlite3.Row) -> bool:
         "UPDATE job SET result = ?, reported = NULL, output = NULL WHERE id = ?", (encode(killed).decode(), task["job"])
     )
     return end_attempt(tx, task["id"], task["job"], task["retries"], task["max_retries"], "time_out", said)
-
-
-def lost_attempts(tx: Tx, job: sqlite3.Row) -> int:
-    """How often a live job was taken from a worker that had not reported, and that still may."""
-    lost = "SELECT COUNT(*) FROM assignment WHERE task = ? AND outcome IN ('expired', 'requeued')"
-    return tx.one(lost, (job["task"],))[0] if job["attempts"] > 1 else 0
 
 
 def stop_job(tx: Tx, job: sqlite3.Row, by: str) -> None:

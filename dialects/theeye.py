@@ -211,13 +211,17 @@ def find_script(tx: Tx, token: str) -> sqlite3.Row | None:
     return tx.one("SELECT * FROM script WHERE token = ?", (token,))
 
 
-def id_of_attempt(tx: Tx, job: sqlite3.Row) -> str:
-    """What an agent knows a job by: another id after each attempt that was lost.
+def id_of_attempt(job: sqlite3.Row) -> str:
+    """What an agent knows a job by: another id in each attempt, and in the first one the job's own.
 
-    An agent that was thought to be lost may report after it has fetched the job again. Else the job's own.
+    An agent that was thought to be lost may report after it has fetched the job again, and a report may come twice.
     """
-    lost = min(tracker.lost_attempts(tx, job), 255)
-    return f"{job['token'][:-2]}{(int(job['token'][-2:], 16) + lost) % 256:02x}"
+    return f"{job['token'][:-2]}{(int(job['token'][-2:], 16) + further_attempts(job)) % 256:02x}"
+
+
+def further_attempts(job: sqlite3.Row) -> int:
+    """How many attempts have followed the first one, as far as ids tell them apart."""
+    return min(max(job["attempts"] - 1, 0), 255)
 
 
 def job_of_attempt(tx: Tx, token: str) -> sqlite3.Row | None:
@@ -226,7 +230,7 @@ def job_of_attempt(tx: Tx, token: str) -> sqlite3.Row | None:
         return row
     row = tx.one("SELECT * FROM job WHERE token BETWEEN ? AND ?", (f"{token[:-2]}00", f"{token[:-2]}ff"))
     number = row and (int(token[-2:], 16) - int(row["token"][-2:], 16)) % 256
-    return row if row and number <= tracker.lost_attempts(tx, row) else None
+    return row if row and number <= further_attempts(row) else None
 
 
 FINDERS: dict[str, Callable[[Tx, str], sqlite3.Row | None]] = {
@@ -653,10 +657,14 @@ LONGEST_VARIABLE, MOST_VARIABLES = 100_000, 500_000
 
 def job_environment(tx: Tx, job: sqlite3.Row) -> dict[str, str]:
     """What a worker of another kind gives to the script of a job that clients of this system have made."""
-    first = job
-    while first["retry_of"] is not None or first["workflow_job"] is not None:
-        first = tx.one("SELECT * FROM job WHERE id = ?", (first["retry_of"] or first["workflow_job"],))
-    return supervisor_environment(tx, job) if first["origin"] == "theeye" else {}
+    return supervisor_environment(tx, job) if is_ours(tx, job) else {}
+
+
+def is_ours(tx: Tx, job: sqlite3.Row) -> bool:
+    """Whether clients of this system have made a job: it, what it is a retry of, or the run of which it is a step."""
+    while job["retry_of"] is not None or job["workflow_job"] is not None:
+        job = tx.one("SELECT * FROM job WHERE id = ?", (job["retry_of"] or job["workflow_job"],))
+    return job["origin"] == "theeye"
 
 
 def supervisor_environment(tx: Tx, job: sqlite3.Row) -> dict[str, str]:
@@ -1053,7 +1061,7 @@ def fetched_job(tx: Tx, ask: Ask, objects: Objects, job: sqlite3.Row) -> dict[st
     if left_out:
         said = f"left out of the environment, which cannot hold them: {', '.join(left_out)}"
         tracker.add_job_line(tx, job["id"], said[:2000])
-    return objects.fetched_job(job, id=id_of_attempt(tx, job), env=env)
+    return objects.fetched_job(job, id=id_of_attempt(job), env=env)
 
 
 def download_script(tx: Tx, ask: Ask, caller: Caller) -> bytes:
@@ -1075,7 +1083,7 @@ def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
         raise Refusal("not_found", "job not found")
     result = read_result(ask.fields())
     tracker.authenticate(tx, caller.worker)
-    if is_awaited(tx, ask, caller, job):
+    if is_awaited(ask, caller, job):
         wrong = went_wrong(job, result)
         log_result(tx, job, caller.worker.id, result.get("log"), wrong)
         looked_at = {name: result.get(name) for name in ("state", "output", "lastline", "killed")}
@@ -1087,10 +1095,10 @@ def put_result(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
     return Objects(tx).job(tracker.find_job(tx, job["token"]))
 
 
-def is_awaited(tx: Tx, ask: Ask, caller: Caller, job: sqlite3.Row) -> bool:
+def is_awaited(ask: Ask, caller: Caller, job: sqlite3.Row) -> bool:
     """Whether the job is assigned to this agent, in the attempt of which it reports."""
     held = job["state"] == "assigned" and job["assignee"] == caller.worker.id and job["task"] is not None
-    return held and ask.path["job"].lower() == id_of_attempt(tx, job)
+    return held and ask.path["job"].lower() == id_of_attempt(job)
 
 
 def read_result(fields: dict[str, Any]) -> dict[str, Any]:
@@ -1119,12 +1127,8 @@ def forgives(tx: Tx, job: int, report: tracker.Report) -> bool:
 
     They go by what the script says, and never by its exit status. That it ran at all is to be seen from its result.
     """
-    row = tx.one(
-        "SELECT j.script, ifnull(r.origin, j.origin) AS origin FROM job j LEFT JOIN job r ON r.id = j.workflow_job"
-        " WHERE j.id = ?",
-        (job,),
-    )
-    if row["origin"] != "theeye" or row["script"] is None or report.result is None:
+    row = tx.one("SELECT * FROM job WHERE id = ?", (job,))
+    if row["script"] is None or report.result is None or not is_ours(tx, row):
         return False
     result = msgspec.json.decode(report.result)
     ended = isinstance(result, dict) and (result.get("code") or result.get("signal"))

@@ -1942,6 +1942,15 @@ def test_binary_output_does_no_harm(lab: Lab) -> None:
     assert "before" in lab.site.admin.get(f"/job/log/{lab.site.read('SELECT token FROM job')[0][0]}").text
 
 
+def test_a_fragment_whose_number_was_taken_is_kept_once_however_often_it_comes(lab: Lab) -> None:
+    job = lab.submit("q")
+    polled(lab.http, "q")
+    for number, text in ((0, "a0 "), (1, "a1 "), (0, "b0 "), (0, "b0 "), (1, "b1 "), (1, "b1 ")):
+        body = {**FRAGMENT, "fragment_number": number, "log_data": text}
+        ok(lab.http.post(f"/v1/result/{job}/log/output", content=json.dumps(body)))
+    assert fragments(lab, job)[1] == "a0 a1 b0 b1 "
+
+
 def test_nul_characters_and_halves_of_surrogates_in_results_do_no_harm(lab: Lab) -> None:
     job = lab.submit("q")
     polled(lab.http, "q")

@@ -497,6 +497,11 @@ LAST_NUMBERS = " UNION ALL ".join(  # of each phase, by the index: not through a
     f"SELECT max(number) AS last FROM testflinger_fragment WHERE uuid = :uuid AND kind = :kind AND phase = '{phase}'"
     for phase in PHASES
 )
+POSTED_BEFORE = f"""
+    SELECT 1 FROM ({WRITTEN}) WHERE phase = :phase AND number >= :number AND text = :text
+        AND (number = :number OR timestamp = :timestamp) LIMIT 1
+"""  # beyond its own number, where that was taken
+NUMBER_TAKEN = f"SELECT 1 FROM ({WRITTEN}) WHERE phase = :phase AND number = :number"
 LOGGED = """
     SELECT number AS id, 'test' AS phase, number, time AS timestamp, message || char(10) AS text
     FROM job_line WHERE job = :job AND worker <> 0
@@ -522,10 +527,9 @@ def add_fragment(
     phase, timestamp = phase or present_phase(tx, job), tx.now if timestamp is None else timestamp
     piece = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "timestamp": timestamp}
     piece |= {"job": job and job["id"], "line": None, "text": text}
-    known = tx.one(f"SELECT text FROM ({WRITTEN}) WHERE phase = :phase AND number = :number", piece)
-    if known and known["text"] == text:
+    if tx.one(POSTED_BEFORE, piece):
         return
-    if known:
+    if tx.one(NUMBER_TAKEN, piece):
         piece["number"] = None
     if holds(job, agent):
         tracker.renew_lease(tx, job)
