@@ -238,7 +238,7 @@ RESETS = {
 
 new_tasks = st.fixed_dictionaries(
     {
-        "priority": st.sampled_from([0, 0, 1, -1, 2**63 - 1, -(2**63)]),
+        "priority": st.sampled_from([0, 0, 1, -1, 2**15 - 1, -(2**15)]),
         "max_retries": st.integers(0, 3),
         "max_assign_time": st.sampled_from([0, 10, 50]),
         "verification_count": st.sampled_from([0, 1, 1, 2, 2, 3]),
