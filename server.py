@@ -82,9 +82,8 @@ def speaks_old(cycle: RequestResponseCycle) -> None:
             endless = not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
             cycle.chunked_encoding = False if endless else None
         elif endless:
-            cycle.expected_content_length = len(
-                message.get("body", b"")
-            )  # so uvicorn finds that it has come to its end
+            # What is expected is what comes, so uvicorn finds at the end that nothing is missing.
+            cycle.expected_content_length = len(message.get("body", b""))
         await RequestResponseCycle.send(cycle, message)
 
     cycle.send, cycle.waiting_for_100_continue = send, False
