@@ -1,8 +1,9 @@
 """How bytes come in: uvicorn with a guard around it, the reading of a request, listening, stopping.
 
     socket ─► GuardedProtocol (how slowly, how large, how many at once) ─► uvicorn ─► the application
-                                                                    write_at_once ◄─┘ a plain answer, in one write
-                                                                    Incoming: its headers, query and body
+                    │                                               write_at_once ◄─┘ a plain answer, in one write
+                    │                                               Incoming: its headers, query and body
+                    └─► Direct: a request that the application answers without ASGI
 
 Nothing here knows what a task is, and nothing is imported from tracker.py: it is given an application, the settings of
 a server, and what to do when it is told to stop.
@@ -26,7 +27,7 @@ from python_multipart.exceptions import FormParserError
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 import libraries
 from errors import TrackerError, convert
@@ -45,25 +46,60 @@ def plain_cycle(send: Callable) -> RequestResponseCycle | None:
     return cycle if cycle.keep_alive and not cycle.access_log and cycle.scope["method"] != "HEAD" else None
 
 
-def plain_head(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """What begins a plain answer with status 200 and these headers, for write_at_once."""
-    return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%b: %b\r\n" % header for header in headers)
+Headers = Sequence[tuple[bytes, bytes]]
 
 
-async def write_at_once(cycle: RequestResponseCycle, head: bytes, body: bytes) -> None:
+def fields(headers: Headers) -> bytes:
+    """The headers as an answer has them."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
+class Fields:
+    """Headers that are the same in many answers, also as they are written."""
+
+    def __init__(self, headers: Headers):
+        self.headers, self.written = headers, fields(headers)
+
+
+DATED = Fields(())  # the server's own headers: the date
+
+
+def written(status: int, common: bytes, headers: Headers, body: bytes, server_headers: Headers, closes: bool) -> bytes:
+    """A whole answer, byte for byte as uvicorn writes it. `common`: its first headers, as they are written."""
+    if DATED.headers is not server_headers:  # as a rule once a second
+        DATED.headers, DATED.written = server_headers, fields(server_headers)
+    more = fields(headers) if headers else b""
+    length = b"" if status == 204 else b"content-length: %d\r\n" % len(body)
+    end = b"connection: close\r\n\r\n" if closes else b"\r\n"
+    return b"".join((STATUS_LINE[status], DATED.written, common, more, length, end, body))
+
+
+async def write_at_once(
+    cycle: RequestResponseCycle,
+    status: int,
+    common: bytes,
+    headers: Headers,
+    body: bytes,
+    unread: Callable[[], None] | None = None,
+) -> None:
     """Sends a plain answer with one write, as uvicorn's cycle does with two and a check of each header.
 
     Worth its reach into uvicorn: 9 to 17 % more requests per second at 32 connections (bench/run.py, three runs).
+    `unread` is called if the client has gone, and does not read it.
     """
     if cycle.flow.write_paused and not cycle.disconnected:
         await cycle.flow.drain()
     if cycle.disconnected:
-        return
+        return unread() if unread else None
     cycle.response_started = cycle.response_complete = True
-    more = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
-    cycle.transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (head, more, len(body), body))
+    protocol = protocol_of(cycle.send)
+    if protocol and protocol.ended:
+        protocol.unread = unread
+    # It closes if the server began to stop while the client was slow to take in what came before.
+    closes = not cycle.keep_alive
+    cycle.transport.write(written(status, common, headers, body, cycle.default_headers, closes))
     cycle.message_event.set()
-    if not cycle.keep_alive:  # the server began to stop while the client was slow to take in what came before
+    if closes:
         cycle.transport.close()
     cycle.on_response()
 
@@ -89,13 +125,20 @@ def speaks_old(cycle: RequestResponseCycle) -> None:
     cycle.send, cycle.waiting_for_100_continue = send, False
 
 
+def protocol_of(channel: Callable) -> GuardedProtocol | None:
+    """The protocol behind an ASGI `receive` or `send`, if it is ours."""
+    cycle = getattr(getattr(channel, "packed", channel), "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle | Direct):
+        return None
+    protocol = cycle.transport.get_protocol()
+    return protocol if isinstance(protocol, GuardedProtocol) else None
+
+
 def keeps_coming(receive: Callable) -> None:
     """Tells GuardedProtocol that enough of a long body has arrived: its time begins anew."""
-    cycle = getattr(getattr(receive, "packed", receive), "__self__", None)
-    if type(cycle) is RequestResponseCycle:
-        protocol = cycle.transport.get_protocol()
-        if getattr(protocol, "began", None) is not None:
-            protocol.began = protocol.loop.time()
+    protocol = protocol_of(receive)
+    if protocol and protocol.began is not None:
+        protocol.began = protocol.loop.time()
 
 
 class Unpacked:
@@ -270,8 +313,9 @@ class Incoming:
         return {name: form.getlist(name) for name in form}
 
     async def gone(self) -> None:
-        """Returns when the client has closed the connection."""
-        while (await self.receive())["type"] != "http.disconnect":
+        """Returns when the client has closed the connection, or its side of it."""
+        protocol = protocol_of(self.receive)
+        while not (protocol and protocol.ended) and (await self.receive())["type"] != "http.disconnect":
             pass
 
 
@@ -280,16 +324,91 @@ def escaped(text: bytes) -> bytes:
     return re.sub(rb"[\x80-\xff]", lambda byte: b"%%%02X" % ord(byte[0]), text)
 
 
+NEED_ASGI = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
+LONGEST_DIRECT = 2**16  # bytes of the body of a direct call, at most
+
+
+class NoEvent:
+    """What uvicorn sets for a cycle that waits for nothing."""
+
+    def set(self) -> None:
+        """Nothing."""
+
+
+NO_EVENT = NoEvent()
+
+
+class Direct:
+    """A request that the application answers without ASGI. To uvicorn it looks like a cycle.
+
+    The protocol calls `begin` when its body is complete and those before it on the connection are answered; the
+    application calls `answer`, then or later.
+    """
+
+    raw_body = b""
+    body_complete = disconnected = response_complete = turn = False
+    message_event: Any = NO_EVENT
+
+    def __init__(self, protocol: GuardedProtocol, headers: dict[bytes, bytes], keep_alive: bool):
+        self.protocol, self.transport, self.headers, self.keep_alive = protocol, protocol.transport, headers, keep_alive
+
+    def begin(self) -> None:
+        raise NotImplementedError
+
+    def go_on(self) -> None:
+        """Begins if nothing is missing any more."""
+        if self.turn and self.body_complete and not self.disconnected:
+            self.begin()
+
+    async def receive(self) -> dict[str, Any]:
+        """What ASGI tells an application that has read the body: nothing but that the client has gone."""
+        if self.message_event is NO_EVENT:
+            self.message_event = asyncio.Event()
+        while not (self.disconnected or self.response_complete or self.protocol.ended):
+            await self.message_event.wait()
+        return {"type": "http.disconnect"}
+
+    def answer(
+        self, status: int, common: bytes, headers: Headers, body: bytes, unread: Callable[[], None] | None = None
+    ) -> None:
+        """Sends the answer, in one write. `unread` is called if the client has gone, and does not read it."""
+        if self.disconnected:
+            return unread() if unread else None
+        self.response_complete = True
+        protocol, closes = self.protocol, not self.keep_alive
+        if protocol.ended:
+            protocol.unread = unread
+        server_headers = protocol.server_state.default_headers
+        self.transport.write(written(status, common, headers, body, server_headers, closes))
+        if closes:
+            self.transport.close()
+        protocol.on_response_complete()
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with a limit to how slowly a client may send, and how long its headers may be.
 
-    A URL with UTF-8 in it is taken as curl and Go send it: as it is. The parser below refuses that.
+    A URL with UTF-8 in it is taken as curl and Go send it: as it is. The parser below refuses that. A client that has
+    ended its side gets the answers to what it has sent.
     """
 
+    LINGER = (0.05, 1.0)  # seconds after which the machine of a client that had gone may have said so
+
     began: float | None = None  # when the client began to send what is still incomplete: the headers, then the body
+    idle = 0.0  # since when nothing has been going on, if nothing is
     headers_pending = 0
     at_request_line = True  # what comes next begins a request, or goes on with its first line
+    remembered: Any = None  # what the application wants to know again when the next request comes
+    ended = False  # the client has ended its side, and waits for answers
+    unread: Callable[[], None] | None = None  # what is to be called when the last answer turns out to be read by nobody
     lost: asyncio.Future | None = None  # who stops the server waits for it
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        self.access_log = config.access_log  # uvicorn asks whether somebody listens, as test tools do to all loggers
+        able = libraries.HAS_SHORT_WAY and not self.access_log
+        self.find_direct = getattr(config.app, "direct", None) if able else None
+        self.longest_direct = getattr(config.app, "longest_direct", 0)
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -297,45 +416,139 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self.unread:
+            self.unread()
+            self.unread = None
         if self.lost and not self.lost.done():
             self.lost.set_result(None)
 
+    def eof_received(self) -> bool:
+        """Whether the connection stays open: the client may wait for an answer all the same."""
+        if self.began is not None or self.cycle is None or self.cycle.response_complete:
+            return False
+        self.ended = True
+        self.cycle.message_event.set()
+        return True
+
     def on_message_begin(self) -> None:
         """The time of the headers begins, and their size is counted."""
-        super().on_message_begin()
+        self.url, self.headers = b"", []
         self.began = self.loop.time()
         self.headers_pending = 1
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The time of the body begins. Closes a connection on which too many requests wait for their answers."""
         self.began, self.headers_pending, self.at_request_line = self.loop.time(), 0, False
-        super().on_headers_complete()
-        if libraries.HAS_SHORT_WAY and self.scope["http_version"] in ("1.0", "0.9"):
-            speaks_old(self.cycle)
+        if self.find_direct and (call := self.direct_call()):
+            self.take_in(call)
+        else:
+            self.begin_asgi()
         if len(self.pipeline) > MOST_PIPELINED:  # uvicorn reads on after each answer, and would collect them for ever
             self.transport.close()
 
+    def begin_asgi(self) -> None:
+        """Has uvicorn do with a request, whose headers are here, what it does."""
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        for header in headers:
+            super().on_header(*header)
+        super().on_headers_complete()
+        if libraries.HAS_SHORT_WAY and self.scope["http_version"] in ("1.0", "0.9"):
+            speaks_old(self.cycle)
+
+    def direct_call(self) -> Direct | None:
+        """The request as a direct call, if it is one, and as plain as most."""
+        make = self.find_direct(self.parser.get_method(), self.url)
+        if make is None or self.parser.get_http_version() != "1.1":
+            return None
+        headers = dict(self.headers)
+        length = headers.get(b"content-length", b"0")
+        if not NEED_ASGI.isdisjoint(headers) or len(length) > 6 or int(length) > self.longest_direct:
+            return None
+        return make(self, headers, self.parser.should_keep_alive())
+
+    def take_in(self, call: Direct) -> None:
+        """Its turn is now, or after those that have come before it."""
+        before, self.cycle = self.cycle, call
+        if before is None or before.response_complete:
+            call.turn = True
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((call, None))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, Direct):
+            cycle.turn = True
+            cycle.go_on()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def on_body(self, body: bytes) -> None:
+        if isinstance(self.cycle, Direct):
+            self.cycle.raw_body += body
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         self.began, self.at_request_line = None, True
-        super().on_message_complete()
+        if isinstance(self.cycle, Direct):
+            self.cycle.body_complete = True
+            self.cycle.go_on()
+        else:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next request has its turn. (uvicorn arms a timer here when there is none: Server looks now and then.)"""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        self.idle = self.loop.time()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self.ended:
+            self.linger(*(self.LINGER if self.unread else ()))
+
+    def linger(self, *pauses: float) -> None:
+        """Closes the connection of a client that has ended its side; after these pauses, if it may turn out to be gone.
+
+        Whether it had closed both, TCP tells no sooner than when something has been sent to it.
+        """
+        if self.unread and self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.unread()
+            pauses = ()
+        if pauses:
+            self.loop.call_later(pauses[0], self.linger, *pauses[1:])
+        else:
+            self.unread = None
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Refuses headers that are too long, and keeps the time of what comes after an answer."""
+        """Refuses headers that are too long."""
         if self.at_request_line and not data.isascii():
             line, *rest = data.partition(b"\n")
             data = b"".join((escaped(line), *rest))
         super().data_received(data)
-        if self.began is None and self.cycle and self.cycle.response_complete:
-            self.began = self.loop.time()  # stray line ends after an answer: uvicorn has stopped its keep-alive timer
         if self.headers_pending:
             self.headers_pending += len(data)
             self.at_request_line &= b"\n" not in data
             if self.headers_pending > MOST_HEADER_BYTES:
                 self.send_400_response("The request's headers are too large")
 
-    def close_if_slow(self, oldest: float) -> None:
-        """Called now and then for every connection, which costs less than a timer for every request."""
-        if self.began is not None and self.began < oldest:
+    def close_if_slow(self, oldest: float, idle: float) -> None:
+        """Called now and then for every connection, which costs less than a timer for every request.
+
+        Closes one on which something has been coming in, or nothing has been going on, since before these moments.
+        """
+        if self.began is not None:
+            slow = self.began < oldest
+        else:
+            slow = (self.cycle is None or self.cycle.response_complete) and self.idle < idle
+        if slow:
             self.began = None
             self.transport.close()
 
@@ -388,9 +601,9 @@ class Server(uvicorn.Server):
                     await self.stop_asked.wait()
 
     async def on_tick(self, counter: int) -> bool:
-        oldest = self.loop.time() - self.request_timeout
+        now = self.loop.time()
         for connection in list(self.server_state.connections):
-            connection.close_if_slow(oldest)
+            connection.close_if_slow(now - self.request_timeout, now - self.config.timeout_keep_alive)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

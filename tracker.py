@@ -62,7 +62,7 @@ import traceback
 import types
 import typing
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
@@ -85,12 +85,14 @@ from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, deco
 from githook import SIGNATURE_HEADERS, receive_push
 from lines import MOST_REPORTED, LineTask, Upload, tasks_of
 from server import (
+    LONGEST_DIRECT,
     SPOOL_BYTES,
+    Direct,
+    Fields,
     Incoming,
     Server,
     listen,
     plain_cycle,
-    plain_head,
     run_loop,
     url_of,
     uvicorn_config,
@@ -413,10 +415,21 @@ def primary_code(error: Exception) -> int:
 # The writer, from the inside out: one call
 
 
+class Told(Protocol):
+    """Who is told the outcome of a call: a future, or what answers by itself."""
+
+    def done(self) -> bool:
+        """Whether nobody wants it any more."""
+
+    def set_result(self, result: Any) -> None: ...
+
+    def set_exception(self, error: Exception) -> None: ...
+
+
 class Write(NamedTuple):
     """A call that waits for the writer."""
 
-    future: asyncio.Future
+    told: Told
     function: Callable
     args: tuple
 
@@ -594,14 +607,12 @@ class WriteQueue:
         self.task = asyncio.create_task(self.write_batches())
         self.task.add_done_callback(self.task_ended)
 
-    def put(self, function: Callable, args: tuple, long: bool) -> asyncio.Future:
-        """Queues a call, whose outcome becomes the future's."""
+    def put(self, told: Told, function: Callable, args: tuple, long: bool = False) -> None:
+        """Queues a call."""
         if self.closed:
             raise TrackerError("unavailable", "The tracker is stopping")
-        future = asyncio.get_running_loop().create_future()
-        (self.long if long else self.short).append(Write(future, function, args))
+        (self.long if long else self.short).append(Write(told, function, args))
         self.wanted.set()
-        return future
 
     async def close(self) -> None:
         """Takes in nothing else, and returns when what was queued is committed."""
@@ -628,7 +639,7 @@ class WriteQueue:
 
     async def write_batch(self, queue: list[Write], most: int, on_thread: bool = False) -> None:
         """Commits the first calls of a queue, of those whose callers still want them; then says what came of it."""
-        self.in_hand = batch = [call for call in queue[:most] if not call.future.done()]
+        self.in_hand = batch = [call for call in queue[:most] if not call.told.done()]
         del queue[:most]
         if not batch:
             return
@@ -637,15 +648,19 @@ class WriteQueue:
         except Exception as error:
             outcomes, ready = [(None, cannot_write(error))] * len(batch), []
         queue[:0] = batch[len(outcomes) :]  # there was no time for them
-        for call, (result, error) in zip(batch, outcomes, strict=False):
-            if call.future.done():
-                continue  # its caller waits no longer
-            if error is None:
-                call.future.set_result(result)
-            else:
-                call.future.set_exception(error)
+        for call, outcome in zip(batch, outcomes, strict=False):
+            self.tell(call.told, *outcome)
         for project, count in ready:
             self.announce_safely(project, count)
+
+    def tell(self, told: Told, result: Any, error: Exception | None) -> None:
+        """It is on disk, or undone, whatever becomes of those who wait for it."""
+        if told.done():
+            return  # its caller waits no longer
+        try:
+            told.set_result(result) if error is None else told.set_exception(error)
+        except Exception:
+            log.exception("The outcome of a call could not be told")
 
     def announce_safely(self, project: int, count: int) -> None:
         """The tasks are ready and on disk, whatever becomes of those who wait for them."""
@@ -662,8 +677,7 @@ class WriteQueue:
         log.critical("The writer has ended: nothing is stored any more", exc_info=error)
         self.closed = True
         for call in (*self.in_hand, *self.short, *self.long):
-            if not call.future.done():
-                call.future.set_exception(TrackerError("unavailable", "The tracker stops because of a fault"))
+            self.tell(call.told, None, TrackerError("unavailable", "The tracker stops because of a fault"))
         self.failed.set_result(error)
 
 
@@ -726,7 +740,13 @@ class Database:
         never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, and the short ones that
         have arrived meanwhile come before the next long one.
         """
-        return self._queue.put(function, args, long)
+        future = asyncio.get_running_loop().create_future()
+        self._queue.put(future, function, args, long)
+        return future
+
+    def write_for(self, told: Told, function: Callable, *args: Any) -> None:
+        """The same without a future: somebody else is told."""
+        self._queue.put(told, function, args)
 
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
@@ -964,6 +984,7 @@ class WorkerCredentials(NamedTuple):
 
     id: int
     secret: bytes | None
+    secret_hash: bytes | None = None  # of the secret, where it is known already
 
 
 class WithSecret(Protocol):
@@ -1037,7 +1058,8 @@ def identify(tx: Tx, credentials: Credentials) -> Caller:
 def check_secret(worker: WithSecret | None, credentials: WorkerCredentials) -> None:
     """Refuses a caller whose secret is not that of the worker (None: there is none with its id)."""
     known = worker is not None and (
-        credentials.secret is None or hmac.compare_digest(worker.secret_hash, digest(credentials.secret))
+        credentials.secret is None
+        or hmac.compare_digest(worker.secret_hash, credentials.secret_hash or digest(credentials.secret))
     )
     if not known:
         raise TrackerError("unauthorized", "Unknown worker or wrong secret (headers X-Worker-ID and X-Secret)")
@@ -4294,7 +4316,7 @@ JSON_HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
 ]
-PLAIN_HEAD = plain_head(JSON_HEADERS)
+JSON_FIELDS = Fields(JSON_HEADERS)
 
 
 Answer = Callable[[dict, Callable, Callable], Awaitable[None]]  # it sends itself: a Reply, a Response of Starlette's
@@ -4310,6 +4332,7 @@ class Reply(NamedTuple):
     headers: Sequence[tuple[bytes, bytes]] = ()
     error: TrackerError | None = None
     reason: str = ""
+    unread: Callable[[], None] | None = None  # is called if the client has gone, where our own server can tell
 
     def body(self) -> bytes:
         if self.status == 204:
@@ -4328,8 +4351,8 @@ class Reply(NamedTuple):
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         """Sends it, as an ASGI application."""
         body = self.body()
-        if self.status == 200 and not self.headers and (cycle := plain_cycle(send)):
-            return await write_at_once(cycle, PLAIN_HEAD, body)
+        if cycle := plain_cycle(send):
+            return await write_at_once(cycle, self.status, JSON_FIELDS.written, self.headers, body, self.unread)
         headers = [*JSON_HEADERS, *self.headers]
         if self.status != 204:
             headers.append((b"content-length", b"%d" % len(body)))
@@ -4564,6 +4587,112 @@ def looked_at(content_type: bytes = b"application/json") -> Callable[[Call], Awa
     return handler
 
 
+Steps = Generator[Any, Any, "Reply"]
+
+
+def direct(function: Callable[[Call, bytes], Steps]) -> Callable[[Call], Awaitable[Reply]]:
+    """The handler of a hot call, which our own server also carries out without ASGI, by HotCall.
+
+    `function(call, body)` yields what is to be done, and gets what came of it: `(function, *args)` for the writer, or
+    anything to be awaited. It returns the answer.
+    """
+
+    @functools.wraps(function)
+    async def handler(call: Call) -> Reply:
+        steps = function(call, await call.body() if call.scope["method"] == "POST" else b"")
+        advance, value = steps.send, None
+        while True:
+            try:
+                step = advance(value)
+            except StopIteration as end:
+                return end.value
+            try:
+                value = await (call.tracker.db.write(*step) if type(step) is tuple else step)
+                advance = steps.send
+            except Exception as error:
+                advance, value = steps.throw, error
+
+    handler.steps = function
+    return handler
+
+
+class HotCall(Direct, Call):
+    """A hot call that is carried out without ASGI: the writer tells it, in the place of a future, what it has done."""
+
+    def __init__(self, hot: HotPath, ids: dict[str, str], query: bytes, *request: Any):
+        Direct.__init__(self, *request)
+        self.hot, self.tracker = hot, hot.tracker
+        headers = self.protocol.headers
+        self.scope = {"method": hot.method, "headers": headers, "query_string": query, "path_params": ids}
+
+    def worker(self) -> WorkerCredentials:
+        """The connection remembers the last credentials: most have one worker behind them."""
+        given = self.headers.get(b"x-worker-id"), self.headers.get(b"x-secret")
+        known = self.protocol.remembered
+        if known is None or known[0] != given:
+            credentials = super().worker()
+            known = given, credentials._replace(secret_hash=digest(credentials.secret))
+            self.protocol.remembered = known
+        return known[1]
+
+    def begin(self) -> None:
+        self.steps = self.hot.steps(self, self.raw_body)
+        self.take_step(self.steps.send, None)
+
+    def done(self) -> bool:
+        """What it wants is done also when its client has gone: a release, say."""
+        return False
+
+    def set_result(self, result: Any) -> None:
+        self.take_step(self.steps.send, result)
+
+    def set_exception(self, error: BaseException) -> None:
+        self.take_step(self.steps.throw, error)
+
+    def take_step(self, advance: Callable, value: Any) -> None:
+        """Goes on with what came of the last step, to the next one or to the answer."""
+        try:
+            step = advance(value)
+        except StopIteration as end:
+            self.reply(end.value)
+        except TrackerError as error:
+            self.reply(error_reply(error))
+        except Exception:
+            log.exception("%s %s failed", self.hot.method, self.hot.path)
+            self.reply(error_reply(TrackerError("internal", "Internal error")))
+        else:
+            self.carry_out(step)
+
+    def carry_out(self, step: Any) -> None:
+        if type(step) is not tuple:
+            return self.await_step(step)
+        try:
+            self.tracker.db.write_for(self, *step)
+        except TrackerError as error:
+            self.set_exception(error)
+
+    def await_step(self, step: Awaitable) -> None:
+        """Takes the next step when what this one waits for has come; the stop of the server waits for it as well."""
+        task = asyncio.ensure_future(step)
+        self.protocol.tasks.add(task)
+        task.add_done_callback(self.protocol.tasks.discard)
+        task.add_done_callback(self.step_ended)
+
+    def step_ended(self, task: asyncio.Future) -> None:
+        if task.cancelled():
+            self.transport.close()
+        elif error := task.exception():
+            self.set_exception(error)
+        else:
+            self.set_result(task.result())
+
+    def reply(self, reply: Reply) -> None:
+        headers = reply.headers
+        if self.hot.app.shares:
+            headers = [*headers, *self.hot.app.shared_with(self.headers, dict(headers))]
+        self.answer(reply.status, JSON_FIELDS.written, headers, reply.body(), reply.unread)
+
+
 class Takes(NamedTuple):
     """What a handler decodes from a call, who may make it, and what is answered. openapi.py documents it."""
 
@@ -4602,14 +4731,14 @@ ALL_UPDATED = about("Whether each task was closed, failed or skipped.", [True, T
 
 
 @takes(Call.worker, shapes.SubmitBody, who=SUBMITTER)
-async def submit_one(call: Call) -> Reply:
+@direct
+def submit_one(call: Call, body: bytes) -> Steps:
     """Adds a task to a project's queue.
 
     At once when the project's rate limit allows it. A live task of the project (waiting, assigned or failed) with the
     same hash refuses it; where the project keeps hashes, a closed one does too.
     """
-    caller = call.worker()
-    await call.tracker.db.write(submit_task, caller, new_task(await call.json(shapes.SubmitBody)))
+    yield submit_task, call.worker(), new_task(decode(body, shapes.SubmitBody))
     return Reply()
 
 
@@ -4793,7 +4922,8 @@ async def submit_lines(call: Call) -> Reply:
 
 
 @takes(Call.worker, query=shapes.AssignQuery, who=ASSIGNEE, answer=[{"task": Task}, {"tasks": list[Task]}])
-async def get_task(call: Call) -> Reply:
+@direct
+def get_task(call: Call, body: bytes) -> Steps:
     """Assigns the project's best task to the calling worker.
 
     The best one has the highest priority, and is the oldest of those. The worker has `max_assign_time` seconds to
@@ -4804,13 +4934,13 @@ async def get_task(call: Call) -> Reply:
     if call.scope["query_string"]:
         query = call.query_as(shapes.AssignQuery)
     try:
-        return await answer_with_tasks(call, caller, (project,), query)
+        return (yield from answer_with_tasks(call, caller, (project,), query))
     except NoAccess as refused:
         reason = refused.problem
     if query.wait:  # it may get access meanwhile
-        await call.rest(min(query.wait, call.tracker.settings.max_wait))
+        yield call.rest(min(query.wait, call.tracker.settings.max_wait))
         with contextlib.suppress(NoAccess):
-            return await answer_with_tasks(call, caller, (project,), msgspec.structs.replace(query, wait=0))
+            return (yield from answer_with_tasks(call, caller, (project,), msgspec.structs.replace(query, wait=0)))
     return Reply(ok=False, message=NO_TASK, reason=reason)
 
 
@@ -4818,38 +4948,49 @@ ONE_NOW = shapes.AssignQuery()
 
 
 @takes(Call.worker, query=shapes.AssignFromQuery, who=ASSIGNEE_OF_ALL, answer=[{"tasks": list[Task]}, {"task": Task}])
-async def get_task_of_several(call: Call) -> Reply:
+@direct
+def get_task_of_several(call: Call, body: bytes) -> Steps:
     """Assigns the best task of several projects to the calling worker.
 
     The project with the highest priority comes first, then the task with the highest priority, then the oldest. Access
     to every one of the projects is needed. Otherwise like `GET /task/get/{project}`.
     """
     caller, query = call.worker(), call.query_as(shapes.AssignFromQuery, "project")
-    return await answer_with_tasks(call, caller, tuple(query.project), query)
+    return (yield from answer_with_tasks(call, caller, tuple(query.project), query))
 
 
-async def answer_with_tasks(
+def answer_with_tasks(
     call: Call, credentials: WorkerCredentials, projects: tuple[int, ...], query: shapes.AssignQuery
-) -> Reply:
+) -> Steps:
     """What is assigned, after so long a wait as is wished; or one that the caller has brought upon itself (Polls)."""
     settings, database, polls = call.tracker.settings, call.tracker.db, call.tracker.polls
     wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
-
-    def attempt() -> Awaitable[Assigned]:
-        return database.write(assign_tasks, credentials, projects, count or 1, long=count + len(projects) > 16)
-
-    wait = max(wait, polls.hold(credentials.id, projects))
+    wait, long = max(wait, polls.hold(credentials.id, projects)), count + len(projects) > 16
+    step = (assign_tasks, credentials, projects, count or 1)
     try:
-        assigned = await (wait_for_task(call, credentials, projects, attempt, wait) if wait else attempt())
+        if wait or long:
+            attempt = functools.partial(database.write, *step, long=long)
+            assigned = yield wait_for_task(call, credentials, projects, attempt, wait) if wait else attempt()
+        else:
+            assigned = yield step
     except TrackerError as error:
         # Whoever has not proved to be the worker is counted apart from it.
         worker = credentials.id if error.code != "unauthorized" else -1 - credentials.id
-        await hold_poll(call, worker, projects)
+        yield hold_poll(call, worker, projects)
         raise
     if not assigned.tasks:
         polls.in_vain(credentials.id, projects)
         return Reply(ok=False, message=NO_TASK, reason=assigned.reason)
-    return Reply({"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]})
+    content = {"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]}
+    return Reply(content, unread=functools.partial(give_back, database, credentials, assigned.tasks))
+
+
+def give_back(database: Database, credentials: WorkerCredentials, tasks: list[Task]) -> asyncio.Future:
+    """Makes tasks ready again at once whose assignee has gone before it could hear of them."""
+    releases = [shapes.ReleaseBody(task.id, SKIP) for task in tasks]
+    done = database.write(release_tasks, credentials, releases, long=True)
+    done.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody looks
+    return done
 
 
 async def hold_poll(call: Call, worker: int | str, projects: Sequence[int | str]) -> None:
@@ -4867,22 +5008,22 @@ async def wait_for_task(
     try:
         assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone)
         if assigned.tasks and gone.done():
-            releases = [shapes.ReleaseBody(task.id, SKIP) for task in assigned.tasks]
-            await call.tracker.db.write(release_tasks, credentials, releases, long=True)
+            await give_back(call.tracker.db, credentials, assigned.tasks)
+            return Assigned([], "You had gone")
         return assigned
     finally:
         gone.cancel()
 
 
 @takes(Call.worker, shapes.ReleaseBody, who=HOLDER, answer={"updated": Annotated[bool, UPDATED]})
-async def release_one(call: Call) -> Reply:
+@direct
+def release_one(call: Call, body: bytes) -> Steps:
     """Ends the calling worker's hold on a task: done, failed or skipped.
 
     `updated` tells whether that changed the task. It is false for a result that still needs another worker's
     verification, and when the worker does not hold the task (any more): then nothing changes.
     """
-    caller, body = call.worker(), await call.json(shapes.ReleaseBody)
-    updated = await call.tracker.db.write(release_task, caller, body)
+    updated = yield release_task, call.worker(), decode(body, shapes.ReleaseBody)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
     return Reply({"updated": updated}, message=message)
 
@@ -5168,6 +5309,8 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     app.router.redirect_slashes = False  # a client of an API wants an error, not a redirect that loses its body
     app.router.default = app.nothing_there
     app.native = native_paths(tracker)
+    app.hot = hot_paths(tracker, app)
+    app.longest_direct = min(LONGEST_DIRECT, 1024 * tracker.settings.max_body)
     app.state.tracker = tracker
     return app
 
@@ -5195,6 +5338,29 @@ def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
     return found
 
 
+class HotPath(NamedTuple):
+    """A path of a hot call: its method, the name of the id at its end, its steps, and who takes them."""
+
+    method: str
+    path: str
+    name: str
+    steps: Callable[[Call, bytes], Steps]
+    tracker: Tracker
+    app: App
+
+
+def hot_paths(tracker: Tracker, app: App) -> dict[tuple[bytes, bytes], HotPath]:
+    """The hot calls by their methods and paths, up to the id, as they come in: at the root and below /api."""
+    rows = [(row, *row.path.partition("{")[::2]) for row in API if hasattr(row.function, "steps")]
+    return {
+        (row.methods.encode(), f"{prefix}{path}".encode()): HotPath(
+            row.methods, row.path, name.rstrip("}"), row.function.steps, tracker, app
+        )
+        for row, path, name in rows
+        for prefix in ("", "/api")
+    }
+
+
 OPENAPI_PATHS = ("/openapi.json", "/api/openapi.json")
 
 
@@ -5218,6 +5384,19 @@ class App(Starlette):
     """
 
     native: list[dict[str, NativePath]]
+    hot: dict[tuple[bytes, bytes], HotPath]
+    longest_direct: int  # bytes of the body of a hot call
+    shares = False  # whether answers have headers for pages of other origins
+
+    def direct(self, method: bytes, url: bytes) -> Callable[..., Direct] | None:
+        """What makes a request with this URL a hot call, if it is one. What is written otherwise is left to ASGI."""
+        path, _, query = url.partition(b"?")
+        end = path.rfind(b"/") + 1
+        last = path[end:]
+        if last.isdigit() and (hot := self.hot.get((method, path[:end]))):
+            return functools.partial(HotCall, hot, {hot.name: last.decode()}, query)
+        hot = self.hot.get((method, path))
+        return hot and not hot.name and functools.partial(HotCall, hot, {}, query)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if "//" in scope.get("path", ""):  # of a client whose base URL ends in a slash
@@ -5274,6 +5453,8 @@ class SharedApp(App):
     Starlette's CORSMiddleware takes logins from all of them or from none, allows methods that a path does not have, and
     would stand before the hot calls also where there are no such origins.
     """
+
+    shares = True
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "http":

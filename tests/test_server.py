@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -62,6 +63,11 @@ class Running:
     def ended(self) -> bool:
         self.thread.join(30)
         return not self.thread.is_alive()
+
+
+def reset(connection: socket.socket) -> None:
+    """Has the connection end as that of a client which was killed with an answer unread."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 @pytest.fixture
@@ -124,8 +130,9 @@ def test_a_request_in_flight_is_answered_before_the_stop(run: Callable[..., Runn
 
 def test_a_request_whose_client_has_gone_is_finished_before_the_stop(run: Callable[..., Running]) -> None:
     running = run()
-    with running.connect("/slow"):
+    with running.connect("/slow") as connection:
         assert running.begun.wait(30)
+        reset(connection)
     wait_until(lambda: not running.server.server_state.connections)
     running.server.stop()
     wait_until(lambda: running.told)
