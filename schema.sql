@@ -59,7 +59,8 @@ CREATE TABLE IF NOT EXISTS worker (
 
 -- ── Projects and access ─────────────────────────────────────────────────────────────────────────────────────────────
 
--- A queue of tasks, with its settings and its live counts. Triggers on task keep the counts; nothing else writes them.
+-- A queue of tasks, with its settings and its live counts, which follow its tasks in the same transaction: Counts in
+-- tracker.py writes them, and nothing else.
 CREATE TABLE IF NOT EXISTS project (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
     name                        TEXT NOT NULL UNIQUE,
@@ -222,7 +223,7 @@ CREATE TABLE IF NOT EXISTS kept_hash (
     PRIMARY KEY (project, hash64)
 ) STRICT, WITHOUT ROWID;
 
--- What one worker holds in one project, and what it has closed there.
+-- What one worker holds in one project, and what it has closed there. Counts in tracker.py writes it.
 CREATE TABLE IF NOT EXISTS tally (
     project                     INTEGER NOT NULL,
     worker                      INTEGER NOT NULL,
@@ -259,39 +260,6 @@ END;
 CREATE TRIGGER IF NOT EXISTS tally_hour_deleted AFTER DELETE ON tally_hour BEGIN
     UPDATE tally SET last_day_task_count = last_day_task_count - OLD.closed_task_count
     WHERE project = OLD.project AND worker = OLD.worker;
-END;
-
--- The live counts follow the tasks by trigger, so that no code path can forget them.
-CREATE TRIGGER IF NOT EXISTS task_inserted AFTER INSERT ON task BEGIN
-    UPDATE project SET waiting_task_count = waiting_task_count + 1 WHERE id = NEW.project;
-END;
-
-CREATE TRIGGER IF NOT EXISTS task_updated AFTER UPDATE OF status, assignee, verifiers ON task BEGIN
-    UPDATE project SET
-        waiting_task_count = waiting_task_count
-            + (NEW.status = 1 AND NEW.assignee IS NULL AND NEW.verifiers IS NULL)
-            - (OLD.status = 1 AND OLD.assignee IS NULL AND OLD.verifiers IS NULL),
-        awaiting_verification_count = awaiting_verification_count
-            + (NEW.status = 1 AND NEW.assignee IS NULL AND NEW.verifiers IS NOT NULL)
-            - (OLD.status = 1 AND OLD.assignee IS NULL AND OLD.verifiers IS NOT NULL),
-        assigned_task_count = assigned_task_count + (NEW.assignee IS NOT NULL) - (OLD.assignee IS NOT NULL),
-        failed_task_count = failed_task_count + (NEW.status = 2) - (OLD.status = 2)
-    WHERE id = NEW.project;
-    INSERT INTO tally (project, worker, held_task_count) SELECT NEW.project, NEW.assignee, 1
-        WHERE NEW.assignee IS NOT NULL ON CONFLICT DO UPDATE SET held_task_count = held_task_count + 1;
-    UPDATE tally SET held_task_count = held_task_count - 1 WHERE project = OLD.project AND worker = OLD.assignee;
-END;
-
-CREATE TRIGGER IF NOT EXISTS task_deleted AFTER DELETE ON task BEGIN
-    UPDATE project SET
-        waiting_task_count = waiting_task_count
-            - (OLD.status = 1 AND OLD.assignee IS NULL AND OLD.verifiers IS NULL),
-        awaiting_verification_count = awaiting_verification_count
-            - (OLD.status = 1 AND OLD.assignee IS NULL AND OLD.verifiers IS NOT NULL),
-        assigned_task_count = assigned_task_count - (OLD.assignee IS NOT NULL),
-        failed_task_count = failed_task_count - (OLD.status = 2)
-    WHERE id = OLD.project;
-    UPDATE tally SET held_task_count = held_task_count - 1 WHERE project = OLD.project AND worker = OLD.assignee;
 END;
 
 -- A set that no task needs any more goes away with its last task.

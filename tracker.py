@@ -350,14 +350,101 @@ UPGRADES: dict[int, tuple[str, str]] = {
         "",
     ),
     5: ("ALTER TABLE testflinger_client ADD COLUMN email TEXT; DROP INDEX template_name;", ""),  # it was a unique one
+    6: ("DROP TRIGGER task_inserted; DROP TRIGGER task_updated; DROP TRIGGER task_deleted;", ""),  # Counts does it now
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
+
+
+class Counts:
+    """What a transaction has changed of the live counts and has not written yet: one statement a row for all its calls.
+
+    Each statement that changes tasks is followed by a note of what it has changed here; nothing else writes the counts.
+    States are those of TASK_STATES, "closed", and "gone" for a task that is not there yet, or no more.
+    """
+
+    __slots__ = ("projects", "tallies")
+
+    MOST = 500  # rows; then they are written before the next call
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.projects: dict[int, dict[str, int]] = {}  # tasks by state
+        self.tallies: dict[tuple[int, int], list] = {}  # by project and worker: held, closed, runtime's sum, min, max
+
+    def move(self, project: int, was: str, now: str, count: int = 1) -> None:
+        """Tasks of the project have changed their state."""
+        counts = self.projects.get(project)
+        if counts is None:
+            counts = self.projects[project] = dict.fromkeys((*COUNTED, "gone"), 0)
+        counts[was] -= count
+        counts[now] += count
+
+    def hold(self, project: int, worker: int, count: int) -> None:
+        """The worker holds so many more tasks of the project."""
+        tally = self.tallies.get((project, worker))
+        if tally is None:
+            tally = self.tallies[project, worker] = [0, 0, 0.0, None, None]
+        tally[0] += count
+
+    def close(self, project: int, worker: int, runtime: float) -> None:
+        """The worker has closed a task of the project that it held for so many seconds."""
+        self.move(project, "assigned", "closed")
+        self.hold(project, worker, -1)
+        tally = self.tallies[project, worker]
+        tally[1] += 1
+        tally[2] += runtime
+        tally[3] = runtime if tally[3] is None else min(tally[3], runtime)
+        tally[4] = runtime if tally[4] is None else max(tally[4], runtime)
+
+    @property
+    def many(self) -> bool:
+        return len(self.tallies) + len(self.projects) > self.MOST
+
+    def write(self, tx: Tx) -> None:
+        """Adds everything to the rows."""
+        if self.projects:
+            tx.executemany(ADD_TO_PROJECT, [counts | {"id": project} for project, counts in self.projects.items()])
+        if self.tallies:
+            tx.executemany(ADD_TO_TALLY, [(*key, *tally) for key, tally in self.tallies.items()])
+            closed = [(tally[1], worker) for (_, worker), tally in self.tallies.items() if tally[1]]
+            tx.executemany(ADD_TO_WORKER, closed)
+        self.forget()
+
+
+COUNTED = {  # the states of tasks that a project counts, and where
+    **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed")},
+    "awaiting_verification": "awaiting_verification_count",
+}
+ADD_TO_PROJECT = f"""
+    UPDATE project SET {", ".join(f"{column} = {column} + :{state}" for state, column in COUNTED.items())}
+    WHERE id = :id
+"""
+ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
+ADD_TO_TALLY = """
+    INSERT INTO tally (project, worker, held_task_count, closed_task_count, runtime_total, runtime_min, runtime_max)
+    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET held_task_count = held_task_count + excluded.held_task_count,
+        closed_task_count = closed_task_count + excluded.closed_task_count,
+        runtime_total = runtime_total + excluded.runtime_total,
+        runtime_min = ifnull(min(runtime_min, excluded.runtime_min), ifnull(runtime_min, excluded.runtime_min)),
+        runtime_max = ifnull(max(runtime_max, excluded.runtime_max), ifnull(runtime_max, excluded.runtime_max))
+"""
+
+
+def reads_no_counts(function: Callable) -> Callable:
+    """Declares that a function reads no live counts: those of the calls before it need not have been written.
+
+    For the hot ones, so that a batch of them writes each count once. (A test looks at what their statements read.)
+    """
+    function.reads_no_counts = True
+    return function
 
 
 class Tx:
     """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
 
-    __slots__ = ("clock", "execute", "executemany", "now", "ready", "seen", "settings", "time", "uptime")
+    __slots__ = ("clock", "counts", "execute", "executemany", "now", "ready", "seen", "settings", "time", "uptime")
 
     def __init__(self, connection: sqlite3.Connection, clock: Clock, settings: Settings):
         self.clock = clock
@@ -367,6 +454,7 @@ class Tx:
         self.time = int(self.now)
         self.uptime = clock.uptime()
         self.settings = settings
+        self.counts = Counts()
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
 
@@ -442,7 +530,7 @@ class HalfDone(Exception):
 
 
 def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
-    """Runs a call that will succeed, or fail before it has changed anything. HalfDone when that was wrong."""
+    """Runs a call that will succeed, or fail before it has changed (and counted) anything. HalfDone if not so."""
     announced, changes = len(tx.ready), connection.total_changes
     try:
         return call.function(tx, *call.args), None
@@ -459,8 +547,10 @@ def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome
     connection.execute("SAVEPOINT call")
     try:
         outcome = call.function(tx, *call.args), None
+        tx.counts.write(tx)
     except Exception as error:
         outcome = failed(tx, connection, error, announced)
+        tx.counts.forget()
         connection.execute("ROLLBACK TO call")
     connection.execute("RELEASE call")
     return outcome
@@ -560,9 +650,12 @@ class Committer:
         self.connection.execute("BEGIN IMMEDIATE")
         tx, outcomes = Tx(self.connection, self.clock, self.settings), []
         for call in batch:
+            if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
+                tx.counts.write(tx)
             outcomes.append(run(tx, self.connection, call))
             if tx.spent() > self.BATCH_TIME:
                 break
+        tx.counts.write(tx)
         self.note_passing(tx)
         return Committed(outcomes, tx.ready)
 
@@ -1847,6 +1940,37 @@ OK, FAIL, SKIP = 0, 1, 2
 MOST_RECIPES = 2**22  # characters after which an answer with several tasks ends
 
 
+class TaskState(NamedTuple):
+    """A list of tasks: its condition has an index (project, lane, id), and in that order it is shown."""
+
+    condition: str
+    lane: str = ""
+    descending: bool = False
+
+
+# A task is in exactly one of these.
+TASK_STATES = {
+    "waiting": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NULL", "priority", descending=True),
+    "assigned": TaskState("assignee IS NOT NULL", "assignee"),
+    "awaiting_verification": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NOT NULL"),
+    "failed": TaskState("status = 2"),
+}
+STATE = f"CASE {' '.join(f'WHEN {state.condition} THEN {name!r}' for name, state in TASK_STATES.items())} END AS state"
+
+
+def recount(tx: Tx) -> None:
+    """Counts the tasks anew, for who has written them into the file past the tracker, by hand or for a test."""
+    for state, in_it in TASK_STATES.items():
+        count = f"SELECT COUNT(*) FROM task WHERE project = project.id AND {in_it.condition}"
+        tx.execute(f"UPDATE project SET {COUNTED[state]} = ({count})")
+    tx.execute("UPDATE tally SET held_task_count = 0")
+    tx.execute(
+        "INSERT INTO tally (project, worker, held_task_count) SELECT project, assignee, COUNT(*) FROM task"
+        " WHERE assignee IS NOT NULL GROUP BY project, assignee"
+        " ON CONFLICT DO UPDATE SET held_task_count = excluded.held_task_count"
+    )
+
+
 class BulkTask(shapes.SubmitBody):
     """A task of a bulk submit."""  # counts itself, so that decoding ends at the limit and not after it
 
@@ -1972,6 +2096,7 @@ def free_uptime(tx: Tx, rate: float, count: int) -> float:
     return tx.uptime + min(count / rate, 1e12)
 
 
+@reads_no_counts
 def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
     """Adds a task to its project's queue. 409 when a live task of the project has its hash."""
     project = submitter(tx, credentials, task.project)
@@ -2000,6 +2125,7 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool) -> bool:
     """Stores the task and announces it, unless its hash is taken."""
     stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task).rowcount == 1
     if stored:
+        tx.counts.move(task.project, "gone", "waiting")
         tx.ready.append((task.project, 1))
     return stored
 
@@ -2007,10 +2133,12 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool) -> bool:
 def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool) -> int:
     """Stores the tasks of one project whose hashes are free, and says how many those were."""
     stored = tx.executemany(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, tasks).rowcount
+    tx.counts.move(project, "gone", "waiting", stored)
     tx.ready.append((project, stored))
     return stored
 
 
+@reads_no_counts
 def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -> shapes.BulkSubmitted:
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
     project = submitter(tx, credentials, tasks[0].project)
@@ -2035,7 +2163,7 @@ class Asker(NamedTuple):
     paused: int
     may_assign: int | None
     assign_free_uptime: float
-    awaiting: int
+    awaiting: int | None  # whether there are tasks that somebody has verified; looked at when there are no others
     head_priority: int | None
     head_task: int | None  # the best of those that others have verified and it has not
 
@@ -2070,8 +2198,8 @@ def columns_for(table: str, kind: type) -> str:
 
 
 ASKER_COLUMNS = """
-    w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request,
-    p.assign_free_uptime, p.awaiting_verification_count"""
+    w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.assign_free_uptime, CASE
+        WHEN t.id IS NULL THEN EXISTS (SELECT 1 FROM verifier_set WHERE project = p.id AND head_task IS NOT NULL) END"""
 PROJECT_AT = len(Asker._fields)
 TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
@@ -2101,6 +2229,7 @@ SELECT_JOB_OFFER = f"""
 SELECT_CANDIDATE = f"SELECT {columns_for('t', Candidate)} FROM task t WHERE id = ?"
 
 
+@reads_no_counts
 def assign_tasks(
     tx: Tx, credentials: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
 ) -> Assigned:
@@ -2203,7 +2332,9 @@ def better(tx: Tx, task: Candidate | None, asker: Asker) -> Candidate:
 def take(tx: Tx, offer: Offer, worker: int) -> Task:
     """Makes the worker the task's assignee and returns the task as the document shows it."""
     found = offer.task
-    hold(tx, found.id, worker, found.max_assign_time or tx.settings.default_max_assign_time)
+    state = "awaiting_verification" if found.id == offer.caller.head_task else "waiting"
+    seconds = found.max_assign_time or tx.settings.default_max_assign_time
+    hold(tx, found.id, offer.project.id, state, worker, seconds)
     return Task(
         id=found.id,
         priority=found.priority,
@@ -2220,11 +2351,14 @@ def take(tx: Tx, offer: Offer, worker: int) -> Task:
     )
 
 
-def hold(tx: Tx, task: int, worker: int, seconds: float) -> None:
+def hold(tx: Tx, task: int, project: int, state: str, worker: int, seconds: float) -> None:
+    """Makes the worker the assignee of a task that is in this state, for so long."""
     tx.execute(
         "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ? WHERE id = ?",
         (worker, tx.time, tx.uptime, tx.uptime + seconds, task),
     )
+    tx.counts.move(project, state, "assigned")
+    tx.counts.hold(project, worker, 1)
 
 
 class Held(NamedTuple):
@@ -2259,6 +2393,7 @@ SELECT_HELD = """
 """
 
 
+@reads_no_counts
 def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBody) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
 
@@ -2284,6 +2419,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     return verify_task(tx, task, credentials.id, verification)
 
 
+@reads_no_counts
 def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.ReleaseBody]) -> list[bool]:
     """Several releases: what each would have told. An unknown task counts as one that the caller does not hold.
 
@@ -2307,18 +2443,45 @@ def check_task_existed(tx: Tx, task: int) -> None:
         raise TrackerError("not_found", f"no task {task}", "task_id")
 
 
-def put_back(tx: Tx, task: Held, change: str = "", *values: Any) -> bool:
+class Assignment(NamedTuple):
+    """A task that somebody holds, and what is to be known of it when that is to end."""
+
+    id: int
+    project: int
+    assignee: int
+    job: int | None
+    retries: int
+    max_retries: int
+
+
+def find_assignments(tx: Tx, which: str, values: dict[str, Any]) -> list[Assignment]:
+    rows = tx.all(f"SELECT {', '.join(Assignment._fields)} FROM task WHERE {which}", values)
+    return [Assignment._make(row) for row in rows]
+
+
+def put_back(tx: Tx, task: Held | Assignment, change: str = "", *values: Any) -> bool:
     """Takes the task from its assignee, with a further `change` of columns, and lets others have it."""
     take_away(tx, task, change, *values)
     tx.ready.append((task.project, 1))
     return True
 
 
-UNASSIGN = "UPDATE task SET assignee = NULL, assign_time = NULL, assigned_uptime = NULL, deadline_uptime = NULL"
+def take_away(tx: Tx, task: Held | Assignment, change: str = "", *values: Any) -> None:
+    """Takes the task from its assignee, with a further `change` of columns."""
+    unassigned = "assignee = NULL, assign_time = NULL, assigned_uptime = NULL, deadline_uptime = NULL"
+    row = tx.one(f"UPDATE task SET {unassigned}{change} WHERE id = ? RETURNING {STATE}", (*values, task.id))
+    tx.counts.move(task.project, "assigned", row["state"])
+    tx.counts.hold(task.project, task.assignee, -1)
 
 
-def take_away(tx: Tx, task: Held, change: str, *values: Any) -> None:
-    tx.execute(f"{UNASSIGN}{change} WHERE id = ?", (*values, task.id))
+def delete_tasks(tx: Tx, which: str, values: dict[str, Any]) -> list[sqlite3.Row]:
+    """Deletes tasks that are not closed, whoever holds them. Their rows, as they were."""
+    rows = tx.all(f"DELETE FROM task WHERE {which} RETURNING project, assignee, job, {STATE}", values)
+    for row in rows:
+        tx.counts.move(row["project"], row["state"], "gone")
+        if row["assignee"] is not None:
+            tx.counts.hold(row["project"], row["assignee"], -1)
+    return rows
 
 
 def record_end(tx: Tx, outcome: str, which: str, values: dict[str, Any]) -> None:
@@ -2370,20 +2533,11 @@ def close_task(tx: Tx, task: Held, worker: int) -> None:
     if task.has_past:
         record_end(tx, "closed", "id = :id", {"id": task.id})
     tx.execute("DELETE FROM task WHERE id = ?", (task.id,))
-    tx.execute(COUNT_CLOSED, (max(0.0, tx.uptime - task.assigned_uptime), task.project, worker))
-    tx.execute("UPDATE project SET closed_task_count = closed_task_count + 1 WHERE id = ?", (task.project,))
-    tx.execute("UPDATE worker SET closed_task_count = closed_task_count + 1 WHERE id = ?", (worker,))
+    tx.counts.close(task.project, worker, max(0.0, tx.uptime - task.assigned_uptime))
     if task.keep_hashes and task.hash64 is not None:
         tx.execute("INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING", (task.project, task.hash64))
     if task.chain is not None:
         chain_task(tx, task)
-
-
-COUNT_CLOSED = """
-    UPDATE tally SET closed_task_count = closed_task_count + 1, runtime_total = runtime_total + ?1,
-        runtime_min = min(?1, ifnull(runtime_min, ?1)), runtime_max = max(?1, ifnull(runtime_max, ?1))
-    WHERE project = ?2 AND worker = ?3
-"""
 
 
 def chain_task(tx: Tx, task: Held) -> None:
@@ -2398,18 +2552,21 @@ def any_lease(tx: Tx) -> bool:
     return tx.one("SELECT 1 FROM task WHERE deadline_uptime IS NOT NULL LIMIT 1") is not None
 
 
+@reads_no_counts
 def expire_tasks(tx: Tx) -> bool:
     """Takes tasks from workers that have held them past the deadline, as many as time allows. Whether more are left."""
     overdue = "id IN (SELECT id FROM task WHERE deadline_uptime <= :uptime ORDER BY deadline_uptime LIMIT :limit)"
     values = {"uptime": tx.uptime, "limit": STEP_TASKS}
     while True:
         record_end(tx, "expired", overdue, values)
-        rows = tx.all(f"{UNASSIGN} WHERE {overdue} RETURNING id, project, job, retries, max_retries", values)
-        for row in rows:
-            if row["job"] is None or expire_job(tx, row):
-                tx.ready.append((row["project"], 1))
-        if len(rows) < STEP_TASKS or tx.spent() >= STEP_SECONDS:
-            return len(rows) == STEP_TASKS
+        tasks = find_assignments(tx, overdue, values)
+        for task in tasks:
+            if task.job is None:
+                put_back(tx, task)
+            else:
+                expire_job(tx, task)
+        if len(tasks) < STEP_TASKS or tx.spent() >= STEP_SECONDS:
+            return len(tasks) == STEP_TASKS
 
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2439,12 +2596,6 @@ JOB_MOVES = {
 }
 MOST_ATTEMPTS = 1000  # whose moves are logged: a worker that skips in a circle must not fill the disk
 LIVE_STATES = {state for move in JOB_MOVES.values() for state in move.states}
-
-# What an action on tasks means for the jobs behind them, and what their logs say.
-JOBS_AFTER = {
-    "requeue": ("requeue", "taken back by a manager; waiting again"),
-    "delete": ("cancel", "its task was deleted by a manager"),
-}
 
 
 def column_default(field: msgspec.structs.FieldInfo) -> Any:
@@ -2841,6 +2992,7 @@ def queue_job(tx: Tx, row: sqlite3.Row) -> sqlite3.Row:
         " VALUES (?, ?, ?, ?, ?, 1, ?) RETURNING id",
         (row["project"], row["recipe"], priority, max_retries, lease(row["timeout"]), row["id"]),
     )["id"]
+    tx.counts.move(row["project"], "gone", "waiting")
     tx.ready.append((row["project"], 1))
     return tx.one("UPDATE job SET task = ? WHERE id = ? RETURNING *", (task, row["id"]))
 
@@ -2910,13 +3062,6 @@ def move_job(
     return row
 
 
-def move_jobs(tx: Tx, tasks: Iterable[sqlite3.Row], event: str, said: str) -> None:
-    """The same move for the jobs behind some tasks. Plain tasks have none."""
-    for row in tasks:
-        if row["job"] is not None:
-            move_job(tx, row["job"], event, said)
-
-
 def start_job(tx: Tx, job: int, worker: int) -> shapes.TaskJob:
     """Notes that the job's task is assigned, and returns what the worker needs to run it."""
     row = move_job(
@@ -2964,7 +3109,7 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
     """
     if job["state"] != "waiting" or job["task"] is None:
         raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
-    hold(tx, job["task"], worker, lease(job["timeout"]))
+    hold(tx, job["task"], job["project"], "waiting", worker, lease(job["timeout"]))
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
 
@@ -2991,12 +3136,11 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     if body.result == FAIL and not forgiven:
         record_end(tx, "failed", "id = :id", {"id": task.id})
         event, said = ("time_out", "stopped at its timeout") if report.killed else ("fail", "released as failed")
-        if end_attempt(tx, task.id, task.job, task.retries, task.max_retries, event, said):
-            tx.ready.append((task.project, 1))
+        end_attempt(tx, task, event, said)
         return True
     if tells_of(report.state, FAILURES):  # the work was done, so it is not repeated; but nothing follows from it
         record_end(tx, "failed", "id = :id", {"id": task.id})
-        tx.execute("DELETE FROM task WHERE id = ?", (task.id,))
+        delete_tasks(tx, "id = :id", {"id": task.id})
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
         close_task(tx, task, worker)
@@ -3014,30 +3158,26 @@ def tells_of(reported: str | None, states: set[str]) -> bool:
     return reported is not None and reported.strip().lower() in states
 
 
-def end_attempt(tx: Tx, task: int, job: int, retries: int, max_retries: int, event: str, said: str) -> bool:
-    """Counts a failed attempt. Whether there is another one; else the job ends, with the event, and its task goes."""
-    retries += 1
-    if retries < max_retries:
-        tx.execute(f"{UNASSIGN}, retries = ? WHERE id = ?", (retries, task))
-        move_job(tx, job, "retry", f"{said}: attempt {retries} of {max_retries}; waiting again", "warn")
-        return True
-    tx.execute("DELETE FROM task WHERE id = ?", (task,))
-    move_job(tx, job, event, said, "error")
-    return False
+def end_attempt(tx: Tx, task: Held | Assignment, event: str, said: str) -> None:
+    """Counts a failed attempt. If it was the last one, the job ends, with the event, and its task goes."""
+    retries = task.retries + 1
+    if retries < task.max_retries:
+        put_back(tx, task, ", retries = ?", retries)
+        said = f"{said}: attempt {retries} of {task.max_retries}; waiting again"
+        move_job(tx, task.job, "retry", said, "warn")
+    else:
+        delete_tasks(tx, "id = :id", {"id": task.id})
+        move_job(tx, task.job, event, said, "error")
 
 
-def expire_job(tx: Tx, task: sqlite3.Row) -> bool:
-    """The job's worker has not released it in time. Nobody would look at it again, so this is a failed attempt.
-
-    Whether it is waiting again.
-    """
-    row = tx.one("SELECT timeout FROM job WHERE id = ?", (task["job"],))
+def expire_job(tx: Tx, task: Assignment) -> None:
+    """The job's worker has not released it in time. Nobody would look at it again, so this is a failed attempt."""
+    row = tx.one("SELECT timeout FROM job WHERE id = ?", (task.job,))
     said = f"timed out: not released within {row['timeout']:g} s and {JOB_GRACE} s of grace"
     killed = {"code": None, "log": said, "lastline": said, "signal": None, "killed": True}
-    tx.execute(
-        "UPDATE job SET result = ?, reported = NULL, output = NULL WHERE id = ?", (encode(killed).decode(), task["job"])
-    )
-    return end_attempt(tx, task["id"], task["job"], task["retries"], task["max_retries"], "time_out", said)
+    change = "UPDATE job SET result = ?, reported = NULL, output = NULL WHERE id = ?"
+    tx.execute(change, (encode(killed).decode(), task.job))
+    end_attempt(tx, task, "time_out", said)
 
 
 def stop_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
@@ -3045,7 +3185,7 @@ def stop_job(tx: Tx, job: sqlite3.Row, by: str) -> None:
     if job["finished"] is not None:
         raise TrackerError("conflict", f"it has ended already, it is {job['state']}", "job")
     if job["task"] is not None:
-        tx.execute("DELETE FROM task WHERE id = ?", (job["task"],))
+        delete_tasks(tx, "id = :id", {"id": job["task"]})
     move_job(tx, job["id"], "cancel", f"cancelled by {by}")
     if job["workflow"] is not None:
         cancel_steps(tx, job["id"])
@@ -3576,23 +3716,6 @@ def cancel_steps(tx: Tx, run: int) -> None:
 MOST_SELECTED = 1000  # tasks that one action may name
 
 
-class TaskState(NamedTuple):
-    """A list of tasks: its condition has an index (project, lane, id), and in that order it is shown."""
-
-    condition: str
-    lane: str = ""
-    descending: bool = False
-
-
-# A task is in exactly one of these.
-TASK_STATES = {
-    "waiting": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NULL", "priority", descending=True),
-    "assigned": TaskState("assignee IS NOT NULL", "assignee"),
-    "awaiting_verification": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NOT NULL"),
-    "failed": TaskState("status = 2"),
-}
-
-
 class TaskFilter(msgspec.Struct, omit_defaults=True):
     """Which tasks of a project: those in a state, with `text` in the recipe, of an assignee, with a priority."""
 
@@ -3679,20 +3802,55 @@ def state_of(task: sqlite3.Row) -> str:
     return "waiting" if task["verifiers"] is None else "awaiting_verification"
 
 
-class Action(NamedTuple):
-    """What an action changes, and in which of the chosen tasks."""
+def retry_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
+    rows = tx.all(f"UPDATE task SET status = 1, retries = 0 WHERE {which} RETURNING project, {STATE}", values)
+    for row in rows:
+        tx.counts.move(row["project"], "failed", row["state"])
+        tx.ready.append((row["project"], 1))
+    return len(rows)
 
-    change: str
+
+def requeue_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
+    record_end(tx, "requeued", which, values)
+    tasks = find_assignments(tx, which, values)
+    for task in tasks:
+        put_back(tx, task)
+        if task.job is not None:
+            move_job(tx, task.job, "requeue", "taken back by a manager; waiting again")
+    return len(tasks)
+
+
+def set_priorities(tx: Tx, which: str, values: dict[str, Any]) -> int:
+    rows = tx.all(f"UPDATE task SET priority = :priority WHERE {which} RETURNING job", values)
+    for row in rows:
+        if row["job"] is not None:
+            change = "UPDATE job SET priority = ? WHERE id = ? RETURNING *"
+            job_happens(tx, "set_priority", tx.one(change, (values["priority"], row["job"])))
+    return len(rows)
+
+
+def delete_and_cancel(tx: Tx, which: str, values: dict[str, Any]) -> int:
+    rows = delete_tasks(tx, which, values)
+    for row in rows:
+        if row["job"] is not None:
+            move_job(tx, row["job"], "cancel", "its task was deleted by a manager")
+    return len(rows)
+
+
+class Action(NamedTuple):
+    """What is done to those of the chosen tasks for which it is meant."""
+
+    function: Callable[[Tx, str, dict[str, Any]], int]
     which: str = "TRUE"
     state: str | None = None
 
 
 ACTIONS = {
-    "retry": Action("UPDATE task SET status = 1, retries = 0", "status = 2", "failed"),
+    "retry": Action(retry_tasks, "status = 2", "failed"),
     # A task that was assigned anew while the operation went on stays with its worker.
-    "requeue": Action(UNASSIGN, "assignee IS NOT NULL AND assigned_uptime <= :before", "assigned"),
-    "set_priority": Action("UPDATE task SET priority = :priority", "priority <> :priority"),
-    "delete": Action("DELETE FROM task"),
+    "requeue": Action(requeue_tasks, "assignee IS NOT NULL AND assigned_uptime <= :before", "assigned"),
+    "set_priority": Action(set_priorities, "priority <> :priority"),
+    "delete": Action(delete_and_cancel),
 }
 
 
@@ -3736,19 +3894,7 @@ def apply_action(
     values = {"tasks": encode(tasks).decode(), "project": project, "before": assigned_before, "priority": priority}
     # With the plus the tasks are looked up one by one. An index of the project would go through all that are assigned.
     which = f"id IN (SELECT value FROM json_each(:tasks)) AND +project = :project AND {ACTIONS[action].which}"
-    if action == "requeue":
-        record_end(tx, "requeued", which, values)
-    rows = tx.all(f"{ACTIONS[action].change} WHERE {which} RETURNING job", values)
-    if action in JOBS_AFTER:
-        move_jobs(tx, rows, *JOBS_AFTER[action])
-    if action == "set_priority":
-        for row in rows:
-            if row["job"] is not None:
-                change = "UPDATE job SET priority = ? WHERE id = ? RETURNING *"
-                job_happens(tx, "set_priority", tx.one(change, (priority, row["job"])))
-    if action in ("requeue", "retry"):
-        tx.ready.append((project, len(rows)))
-    return len(rows)
+    return ACTIONS[action].function(tx, which, values)
 
 
 # ── Long operations ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3764,6 +3910,7 @@ def begin_bulk_submit(tx: Tx, credentials: WorkerCredentials, project: int) -> i
     return insert_operation(tx, "bulk_submit", project, accepted=0)
 
 
+@reads_no_counts
 def add_bulk_piece(tx: Tx, operation: int, number: int, tasks: bytes) -> None:
     tx.execute("INSERT INTO bulk_piece VALUES (?, ?, ?)", (operation, number, tasks))
 
@@ -3877,7 +4024,7 @@ def begin_action(tx: Tx, caller: Caller, project: int, body: TaskAction, wanted:
 
 
 def count_in_state(project: sqlite3.Row, state: str) -> int:
-    return project["awaiting_verification_count" if state == "awaiting_verification" else f"{state}_task_count"]
+    return project[COUNTED[state]]
 
 
 def get_operation(tx: Tx, caller: Caller, operation: int) -> sqlite3.Row:
@@ -3915,6 +4062,7 @@ def unfinished_operations(tx: Tx) -> list[int]:
     return [row["id"] for row in tx.all("SELECT id FROM operation WHERE finished IS NULL AND accepted ORDER BY id")]
 
 
+@reads_no_counts
 def step_operation(tx: Tx, operation: int) -> int | None:
     """Carries out the next pieces of an operation. None: more is left; else how many tasks it affected in all."""
     row = dict(tx.one("SELECT * FROM operation WHERE id = ?", (operation,)))
@@ -3947,7 +4095,7 @@ def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list, bool] | No
     if piece is None:
         return None
     tx.execute("DELETE FROM bulk_piece WHERE operation = ? AND number = ?", (operation["id"], piece["number"]))
-    keep_hashes = find_project(tx, operation["project"])["keep_hashes"]
+    keep_hashes = tx.one("SELECT keep_hashes FROM project WHERE id = ?", (operation["project"],))["keep_hashes"]
     return piece["number"], msgspec.json.decode(piece["tasks"]), keep_hashes
 
 
@@ -3999,9 +4147,8 @@ def step_hard_reset(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]
     values = {"project": operation["project"], "last": operation["last_task"], "limit": STEP_TASKS}
     for state in () if operation["cursor"] else TASK_STATES.values():
         some = f"SELECT id FROM task WHERE project = :project AND {state.condition} AND id <= :last LIMIT :limit"
-        if deleted := tx.all(f"DELETE FROM task WHERE id IN ({some}) RETURNING job", values):
-            move_jobs(tx, deleted, *JOBS_AFTER["delete"])
-            return len(deleted), 0
+        if deleted := delete_and_cancel(tx, f"id IN ({some})", values):
+            return deleted, 0
     hashes = tx.execute(
         "DELETE FROM kept_hash WHERE project = :project AND hash64 IN"
         " (SELECT hash64 FROM kept_hash WHERE project = :project LIMIT :limit)",

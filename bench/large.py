@@ -5,7 +5,12 @@ Only the pages of the manager UI need all of this at once; through the API it wo
 
 import contextlib
 import sqlite3
+import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import tracker
 
 WORKERS, SNAPSHOTS, LOG_LINES, MANAGERS, JOBS = 10_000, 100_000, 100_000, 100, 10_000
 SERIES = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :count)"
@@ -114,7 +119,7 @@ LOGS = f"""
 def furnish(database, projects, scale):
     """Fill a tracker's database: of `projects`, by name, "main" gets nine tenths of the tasks and of everything else.
 
-    "other" gets the requests for access. The counts that triggers keep come out right; nobody is logged in as the new
+    "other" gets the requests for access. The live counts come out right; nobody is logged in as the new
     managers and workers. The deadlines of the assigned tasks are far away. Returns ids for the names in pages' paths.
     """
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
@@ -143,6 +148,7 @@ def furnish(database, projects, scale):
         run(WORKFLOW, project=main)
         run(ENDED_JOBS, project=main, count=int(JOBS * scale))
         run(LOGS, project=main, task=task, count=int(LOG_LINES * scale))
+        tracker.recount(connection)
         connection.execute("COMMIT")
     return {
         "project": main,

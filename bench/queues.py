@@ -74,6 +74,7 @@ def fill_queues(database, worker, finished, waiting):
             connection.execute(script, values)
             if script in (JOBS, STARTED, ENDED):
                 catch_up(connection)
+        tracker.recount(connection)
         counted = dict(connection.execute("SELECT state, COUNT(*) FROM testflinger_job GROUP BY state"))
         if counted != {"waiting": waiting, "complete": finished - MATCHES, "cancelled": MATCHES}:
             raise RuntimeError(f"the queues were to have {finished} ended and {waiting} waiting jobs: {counted}")

@@ -266,7 +266,7 @@ def executemany(lab, count, unique):
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -16384")  # as the tracker
         connection.executescript((ROOT / "schema.sql").read_text())
-        # The triggers count into the project's row, so there has to be one.
+        # The tasks are of a project, as the tracker's are.
         connection.execute(INSERT_PROJECT)
         rows = [(1, 0, 1, 0, 1, hash(recipe(n)) if unique else None, recipe(n)) for n in range(count)]
         started = time.perf_counter()

@@ -52,8 +52,13 @@ def takes_caller(function: Callable) -> bool:
 
 
 def call(tx: Tx, function: Callable, *args: Any) -> Any:
-    """Calls a domain function as the seam does: with whoever comes with these credentials; what a client gets."""
+    """Calls a domain function as the seam does: with whoever comes with these credentials; what a client gets.
+
+    All is counted when it begins, and when it has ended.
+    """
+    tx.counts.write(tx)
     outcome = tracker.as_caller(tx, function, *args) if takes_caller(function) else function(tx, *args)
+    tx.counts.write(tx)
     outcome = plain(outcome)
     return {ENVELOPES[function]: outcome} if ENVELOPES.get(function) else outcome
 
@@ -67,6 +72,22 @@ def plain(outcome: Any) -> Any:
     ):
         return msgspec.json.decode(tracker.encode(outcome))
     return outcome
+
+
+def check_counts(connection: sqlite3.Connection) -> None:
+    """The live counts are those of the tasks that there are."""
+    connection.execute("BEGIN")
+    counts = [stored_counts(connection), tracker.recount(connection) or stored_counts(connection)]
+    connection.execute("ROLLBACK")
+    assert counts[0] == counts[1]
+
+
+def stored_counts(connection: sqlite3.Connection) -> list[tuple]:
+    selects = (
+        f"SELECT id, {', '.join(tracker.COUNT_COLUMNS)} FROM project",
+        "SELECT project, worker, held_task_count FROM tally",
+    )
+    return [tuple(row) for select in selects for row in connection.execute(select)]
 
 
 class Memory:

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import MovedClock, Site, Worker, dump, wait_until
-from place import OPERATIONS, call, furnish, new_task
+from place import OPERATIONS, call, check_counts, furnish, new_task
 
 import tracker
 from tracker import Tx
@@ -270,7 +270,7 @@ def put_much(tx: Tx, key: str) -> None:
 
 
 def put_many_tasks(tx: Tx, key: str) -> None:
-    """With triggers, of which SQLite undoes no more than the one statement for which there was no room."""
+    """In many statements, of which SQLite undoes no more than the one for which there was no room."""
     put(tx, key)
     tracker.insert_tasks(tx, [new_task(1, 10_000 * "x")] * 100, 1, False)
 
@@ -472,6 +472,7 @@ def check_all_or_nothing(path: Path, furnishing: Callable, operation: Callable) 
         assert nth > 1, "the operation executes nothing"
         await database.write(call, function, *args)
         assert {**dump(path), "meta": None} != {**before, "meta": None}, "the operation changes nothing"
+        check_counts(database._committer.connection)
 
     run_with_database(path, main)
 
@@ -683,8 +684,7 @@ DIE_HALF_WAY = """
             write(accept_bulk_submit, caller, operation, 1200)
     else:
         operation = write(begin_reset, session, 1, kind)
-        write(lambda tx: tx.execute("INSERT INTO task (project, recipe, priority, max_retries, max_assign_time,"
-                                    " verification_count) VALUES (1, 'later', 0, 0, 0, 0)"))
+        write(insert_task, NewTask(1, "later", 0, 0, 0, 0, None), False)
     for _ in range(steps):
         assert write(step_operation, operation) is None
     os.kill(os.getpid(), signal.SIGKILL)
@@ -724,6 +724,7 @@ def filled(path: Path) -> Callable[[str], Path]:
             if columns:
                 connection.execute(f"UPDATE task SET {columns}")
                 connection.executemany("INSERT INTO kept_hash VALUES (1, ?)", [(number,) for number in range(MANY)])
+            tracker.recount(connection)
             connection.execute("COMMIT")
         return path
 

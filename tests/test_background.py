@@ -201,6 +201,7 @@ def test_a_long_operation_takes_a_bounded_number_of_tasks_at_a_time(
         "reclaim_assigned": "assignee = 1, assign_time = 1, assigned_uptime = 0",
     }
     prepared.run(lambda tx: tx.execute(f"UPDATE task SET {states[kind]}"))
+    prepared.run(tracker.recount)
     monkeypatch.setattr(tracker, "STEP_SECONDS", -1)  # the time is always up after one piece
     operation = prepared.run(begin_reset, project, kind)
     assert prepared.run(tracker.step_operation, operation) is None

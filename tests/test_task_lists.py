@@ -70,6 +70,7 @@ def store(tx: Tx, project: int, entry: Entry) -> int:
         )
         values["id"] = tx.one("SELECT last_insert_rowid()")[0]
     tx.execute(f"UPDATE task SET priority = :priority, {CHANGES[entry.state]} WHERE id = :id", values)
+    tracker.recount(tx)
     return values["id"]
 
 
