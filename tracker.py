@@ -2067,15 +2067,15 @@ class Submitter(NamedTuple):
 SELECT_SUBMITTER = """
     SELECT p.id, w.secret_hash, w.last_seen, a.role_submit AND NOT a.request, p.submit_rate, p.submit_free_uptime,
         p.keep_hashes
-    FROM worker w LEFT JOIN project p ON p.id = :project
+    FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
-    WHERE w.id = :worker
+    WHERE w.id = ?2
 """
 
 
 def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter:
     """The project, if the caller may submit to it now. Refuses with 401, 404, 403 or 429."""
-    row = tx.one(SELECT_SUBMITTER, {"worker": credentials.id, "project": project})
+    row = tx.one(SELECT_SUBMITTER, (project, credentials.id))
     found = row and Submitter._make(row)
     check_worker(tx, found, credentials)
     if found.id is None:
@@ -2205,7 +2205,7 @@ TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
 SELECT_OFFER = f"""
     SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
-    FROM worker w LEFT JOIN project p ON p.id = :project
+    FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
             SELECT id FROM task WHERE project = p.id AND status = 1 AND assignee IS NULL AND verifiers IS NULL
@@ -2214,17 +2214,17 @@ SELECT_OFFER = f"""
             SELECT id FROM verifier_set s WHERE s.project = p.id AND s.head_task IS NOT NULL
                 AND NOT EXISTS (SELECT 1 FROM verifier WHERE verifier_set = s.id AND worker = w.id)
             ORDER BY s.head_priority DESC, s.head_task LIMIT 1)
-    WHERE w.id = :worker
+    WHERE w.id = ?2
 """
 # For those who can do nothing but jobs, which need no verification.
 SELECT_JOB_OFFER = f"""
     SELECT {ASKER_COLUMNS}, NULL, NULL, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
-    FROM worker w LEFT JOIN project p ON p.id = :project
+    FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
             SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL
             ORDER BY priority DESC, task LIMIT 1)
-    WHERE w.id = :worker
+    WHERE w.id = ?2
 """
 SELECT_CANDIDATE = f"SELECT {columns_for('t', Candidate)} FROM task t WHERE id = ?"
 
@@ -2306,7 +2306,7 @@ def rank(offer: Offer) -> tuple[int, int, int]:
 
 def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
     """The project's best task for the caller. Refuses a caller that may not be assigned any task of this project."""
-    row = tx.one(select, {"worker": credentials.id, "project": project})
+    row = tx.one(select, (project, credentials.id))
     asker = row and Asker._make(row[:PROJECT_AT])
     check_worker(tx, asker, credentials)
     found = ProjectRow._make(row[PROJECT_AT:TASK_AT])
@@ -2388,8 +2388,8 @@ SELECT_HELD = """
     SELECT w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
         t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
         EXISTS (SELECT 1 FROM assignment WHERE task = t.id)
-    FROM worker w LEFT JOIN task t ON t.id = :task LEFT JOIN project p ON p.id = t.project
-    WHERE w.id = :worker
+    FROM worker w LEFT JOIN task t ON t.id = ?1 LEFT JOIN project p ON p.id = t.project
+    WHERE w.id = ?2
 """
 
 
@@ -2402,7 +2402,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     """
     verification = to_int64(body.verification, "verification")
     report = NO_REPORT if body.output is UNSET else read_report(body.output)
-    row = tx.one(SELECT_HELD, {"worker": credentials.id, "task": body.task_id})
+    row = tx.one(SELECT_HELD, (body.task_id, credentials.id))
     task = row and Held._make(row)
     check_worker(tx, task, credentials)
     if task.id is None:
