@@ -17,6 +17,7 @@ from test_atomicity import Sabotage, sabotaged
 
 import shapes
 import tracker
+from counts import Counts, reads_no_counts
 from tracker import FAIL, Tx
 
 HOME = Path(tracker.__file__).parent
@@ -65,15 +66,15 @@ def batches() -> Batches:
 def counting(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each write of the counts changes, from now on."""
     written: list[int] = []
-    real = tracker.Counts.write
+    real = Counts.write
 
-    def write(counts: tracker.Counts, tx: Tx) -> None:
+    def write(counts: Counts, tx: Tx) -> None:
         before = batches.connection.total_changes
         real(counts, tx)
         if batches.connection.total_changes > before:
             written.append(batches.connection.total_changes - before)
 
-    monkeypatch.setattr(tracker.Counts, "write", write)
+    monkeypatch.setattr(Counts, "write", write)
     return written
 
 
@@ -98,7 +99,7 @@ def test_a_call_sees_the_counts_of_those_before_it_in_its_batch(batches: Batches
 def test_counts_of_very_many_rows_are_written_before_a_batch_ends(
     batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker.Counts, "MOST", 1)
+    monkeypatch.setattr(Counts, "MOST", 1)
     written = counting(batches, monkeypatch)
     place = batches.place
     submits = [(tracker.submit_task, (place.worker, new_task(project))) for project in (place.first, place.second) * 3]
@@ -106,7 +107,7 @@ def test_counts_of_very_many_rows_are_written_before_a_batch_ends(
     assert written == [2, 2, 2]
 
 
-@tracker.reads_no_counts
+@reads_no_counts
 def submit_and_fail(tx: Tx, *args: Any) -> None:
     tracker.submit_task(tx, *args)
     raise Sabotage("at the end")
@@ -128,7 +129,7 @@ def test_what_is_undone_is_not_counted_and_what_is_done_beside_it_is(name: str) 
     alone.commit(*done)
     expected = alone.contents()
     for nth in itertools.count(1):
-        batches, failing = FURNISHED.copy(), tracker.reads_no_counts(sabotaged(function, nth))
+        batches, failing = FURNISHED.copy(), reads_no_counts(sabotaged(function, nth))
         outcomes = batches.commit(done[0], refused, done[1], (failing, args), undone, done[2])
         assert isinstance(outcomes[1], tracker.NoAccess)
         assert all(isinstance(outcome, Sabotage) for outcome in outcomes[3:5])

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from place import OPERATIONS, Memory, Operation, Place, StillClock, call, create_worker, furnish, new_task
 
+import counts
 import pages
 import shapes
 import tracker
@@ -438,7 +439,7 @@ def test_a_list_of_jobs_goes_through_the_index_for_it(query: dict[str, Any], ind
 
 # What these execute, besides what a batch counts: a plain task pays nothing for jobs.
 STATEMENTS = {"submit": 3, "assign": 3, "close and chain": 5, "fail": 3, "fail at last": 3, "skip": 3, "verify": 9}
-FOLDED = (tracker.ADD_TO_PROJECT, tracker.ADD_TO_TALLY, tracker.ADD_TO_WORKER)
+FOLDED = (counts.ADD_TO_PROJECT, counts.ADD_TO_TALLY, counts.ADD_TO_WORKER)
 
 
 @pytest.mark.parametrize("name", STATEMENTS)

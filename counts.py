@@ -1,0 +1,94 @@
+"""The live counts: what the calls of a transaction have changed of them, and not written yet.
+
+a function that changes tasks ─► Counts ─► one statement a row of project, tally and worker, for a whole batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+COUNTED = {  # the states of tasks that a project counts, and where
+    **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed")},
+    "awaiting_verification": "awaiting_verification_count",
+}
+ADD_TO_PROJECT = f"""
+    UPDATE project SET {", ".join(f"{column} = {column} + :{state}" for state, column in COUNTED.items())}
+    WHERE id = :id
+"""
+ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
+ADD_TO_TALLY = """
+    INSERT INTO tally (project, worker, held_task_count, closed_task_count, runtime_total, runtime_min, runtime_max)
+    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET held_task_count = held_task_count + excluded.held_task_count,
+        closed_task_count = closed_task_count + excluded.closed_task_count,
+        runtime_total = runtime_total + excluded.runtime_total,
+        runtime_min = ifnull(min(runtime_min, excluded.runtime_min), ifnull(runtime_min, excluded.runtime_min)),
+        runtime_max = ifnull(max(runtime_max, excluded.runtime_max), ifnull(runtime_max, excluded.runtime_max))
+"""
+
+
+class Counts:
+    """What a transaction has changed of the live counts and has not written yet: one statement a row for all its calls.
+
+    Each statement that changes tasks is followed by a note of what it has changed here; nothing else writes the counts.
+    States are those of TASK_STATES, "closed", and "gone" for a task that is not there yet, or no more.
+    """
+
+    __slots__ = ("projects", "tallies")
+
+    MOST = 500  # rows; then they are written before the next call
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.projects: dict[int, dict[str, int]] = {}  # tasks by state
+        self.tallies: dict[tuple[int, int], list] = {}  # by project and worker: held, closed, runtime's sum, min, max
+
+    def move(self, project: int, was: str, now: str, count: int = 1) -> None:
+        """Tasks of the project have changed their state."""
+        counts = self.projects.get(project)
+        if counts is None:
+            counts = self.projects[project] = dict.fromkeys((*COUNTED, "gone"), 0)
+        counts[was] -= count
+        counts[now] += count
+
+    def hold(self, project: int, worker: int, count: int) -> None:
+        """The worker holds so many more tasks of the project."""
+        tally = self.tallies.get((project, worker))
+        if tally is None:
+            tally = self.tallies[project, worker] = [0, 0, 0.0, None, None]
+        tally[0] += count
+
+    def close(self, project: int, worker: int, runtime: float) -> None:
+        """The worker has closed a task of the project that it held for so many seconds."""
+        self.move(project, "assigned", "closed")
+        self.hold(project, worker, -1)
+        tally = self.tallies[project, worker]
+        tally[1] += 1
+        tally[2] += runtime
+        tally[3] = runtime if tally[3] is None else min(tally[3], runtime)
+        tally[4] = runtime if tally[4] is None else max(tally[4], runtime)
+
+    @property
+    def many(self) -> bool:
+        return len(self.tallies) + len(self.projects) > self.MOST
+
+    def write(self, tx: Any) -> None:
+        """Adds everything to the rows."""
+        if self.projects:
+            tx.executemany(ADD_TO_PROJECT, [counts | {"id": project} for project, counts in self.projects.items()])
+        if self.tallies:
+            tx.executemany(ADD_TO_TALLY, [(*key, *tally) for key, tally in self.tallies.items()])
+            closed = [(tally[1], worker) for (_, worker), tally in self.tallies.items() if tally[1]]
+            tx.executemany(ADD_TO_WORKER, closed)
+        self.forget()
+
+
+def reads_no_counts(function: Callable) -> Callable:
+    """Declares that a function reads no live counts: those of the calls before it need not have been written.
+
+    For the hot ones, so that a batch of them writes each count once. (A test looks at what their statements read.)
+    """
+    function.reads_no_counts = True
+    return function
