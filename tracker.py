@@ -24,7 +24,7 @@ Sections, in the order in which they depend on each other (search for "# ── 
 
 Nothing refers to a later section but these, as a task, its job and the job's workflow are one state machine:
 
-    Tasks: expire_job NO_REPORT read_report release_job start_job
+    Tasks: expire_job NO_REPORT Report read_report release_job start_job
     Jobs and templates: cancel_steps continue_workflow repeat_workflow start_workflow_job
 """
 
@@ -1339,9 +1339,8 @@ def project_with_counts(row: sqlite3.Row) -> Project:
     return msgspec.structs.replace(columns, **{name: row[name] for name in COUNT_COLUMNS})
 
 
-@functools.lru_cache(maxsize=64)
 def project_of(columns: tuple) -> Project:
-    """The columns of PROJECT_COLUMNS as the document shows them. Remembered: each assigned task shows its project."""
+    """The columns of PROJECT_COLUMNS as the document shows them."""
     made = {name: make(value) for (name, make), value in zip(errors.columns_of(Project), columns, strict=False)}
     rates = {name: made[name] or UNLIMITED_RATE for name in ("assign_rate", "submit_rate")}
     return Project(**{**made, **rates, "chain": made["chain"] or 0})
@@ -2155,17 +2154,18 @@ def assign_tasks(
     """
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
     offers = {project: find_offer(tx, credentials, project, select) for project in projects}
-    tasks: list[dict[str, Any]] = []
+    tasks: list[Task] = []
     charges: dict[int, tuple[float, int]] = {}
     size = 0
-    while offer := best_offer(tx, offers.values(), refuse_limited=not tasks):
-        project = offer.project
-        tasks.append(take(tx, offer, credentials.id))
+    while best := best_offers(tx, offers.values(), refuse_limited=not tasks):
+        project, lot = best[0].project, next_tasks(tx, best, count - len(tasks), size)
+        taken = take(tx, best[0], lot, credentials.id)
+        tasks += taken
         if project.assign_rate:
-            charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + 1)
+            charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + len(lot))
         if len(tasks) == count:
             break
-        size += len(offer.task.recipe) + (len(encode(tasks[-1].job)) if offer.task.job is not None else 0)
+        size += sum(len(task.recipe) + (0 if task.job is UNSET else len(encode(task.job))) for task in taken)
         if size > MOST_RECIPES:
             break
         offers[project.id] = find_offer(tx, credentials, project.id, select)  # the others have not changed
@@ -2200,23 +2200,51 @@ def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
     return min(free.values()) - tx.uptime
 
 
-def best_offer(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> Offer | None:
-    """The offer whose task is to be assigned next. 429 if there are only such as a rate limit holds back."""
-    best, free = None, math.inf
-    for offer in offers:
-        if offer.project.paused or offer.task is None:
-            continue
-        if offer.caller.assign_free_uptime > tx.uptime:
-            free = min(free, offer.caller.assign_free_uptime)
-        elif best is None or rank(offer) > rank(best):
-            best = offer
-    if best is None and free < math.inf and refuse_limited:
-        check_rate(tx, free)
-    return best
+def best_offers(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> list[Offer]:
+    """The offers whose tasks may be assigned, the best first. 429 if there are only such as a rate limit holds back."""
+    offers = [offer for offer in offers if offer.task is not None and not offer.project.paused]
+    free = [offer for offer in offers if offer.caller.assign_free_uptime <= tx.uptime]
+    if offers and not free and refuse_limited:
+        check_rate(tx, min(offer.caller.assign_free_uptime for offer in offers))
+    return sorted(free, key=lambda offer: rank(offer.project, offer.task), reverse=True)
 
 
-def rank(offer: Offer) -> tuple[int, int, int]:
-    return offer.project.priority, offer.task.priority, -offer.task.id
+def rank(project: ProjectRow, task: Candidate) -> tuple[int, int, int]:
+    return project.priority, task.priority, -task.id
+
+
+SELECT_NEXT = f"""
+    SELECT {columns_for("t", Candidate)} FROM task t
+    WHERE project = ? AND status = 1 AND assignee IS NULL AND verifiers IS NULL ORDER BY priority DESC, id LIMIT ?
+"""
+
+
+def next_tasks(tx: Tx, best: list[Offer], count: int, size: int) -> list[Candidate]:
+    """The task of the best offer, and up to `count` with those that come next whatever becomes of it.
+
+    A job is taken by itself, for it counts for the size of the answer with all that it brings along. So is one that
+    awaits verification: the next of those may be another set's.
+    """
+    offer = best[0]
+    caller, project = offer.caller, offer.project
+    if count == 1 or offer.task.job is not None or is_head(offer):
+        return [offer.task]
+    rival = max((rank(other.project, other.task) for other in best[1:]), default=(-math.inf,))
+    if caller.head_task is not None:
+        rival = max(rival, (project.priority, caller.head_priority, -caller.head_task))
+    lot: list[Candidate] = []
+    with contextlib.closing(tx.execute(SELECT_NEXT, (project.id, count))) as rows:
+        for task in map(Candidate._make, rows):
+            if task.job is not None or rank(project, task) < rival or size > MOST_RECIPES:
+                break
+            lot.append(task)
+            size += len(task.recipe)
+    return lot
+
+
+def is_head(offer: Offer) -> bool:
+    """Whether the task is one that others have verified."""
+    return offer.task.id == offer.caller.head_task
 
 
 def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str = SELECT_OFFER) -> Offer:
@@ -2244,36 +2272,44 @@ def better(tx: Tx, task: Candidate | None, asker: Asker) -> Candidate:
     return Candidate._make(tx.one(SELECT_CANDIDATE, (asker.head_task,)))
 
 
-def take(tx: Tx, offer: Offer, worker: int) -> Task:
-    """Makes the worker the task's assignee and returns the task as the document shows it."""
-    found = offer.task
-    state = "awaiting_verification" if found.id == offer.caller.head_task else "waiting"
-    seconds = found.max_assign_time or tx.settings.default_max_assign_time
-    hold(tx, found.id, offer.project.id, state, worker, seconds)
-    return Task(
-        id=found.id,
-        priority=found.priority,
-        assignee=worker,
-        retries=found.retries,
-        max_retries=found.max_retries,
-        status=NEW,
-        recipe=found.recipe,
-        max_assign_time=found.max_assign_time,
-        assign_time=tx.time,
-        verification_count=found.verification_count,
-        project=project_of(offer.project),
-        job=UNSET if found.job is None else start_job(tx, found.job, worker),
-    )
+def take(tx: Tx, offer: Offer, lot: list[Candidate], worker: int) -> list[Task]:
+    """Makes the worker the assignee of the offered task and those taken with it: as the document shows them."""
+    default, project = tx.settings.default_max_assign_time, encoded_project(offer.project)
+    state = "awaiting_verification" if is_head(offer) else "waiting"
+    hold(tx, offer.project.id, state, worker, [(task.id, task.max_assign_time or default) for task in lot])
+    return [
+        Task(
+            id=task.id,
+            priority=task.priority,
+            assignee=worker,
+            retries=task.retries,
+            max_retries=task.max_retries,
+            status=NEW,
+            recipe=task.recipe,
+            max_assign_time=task.max_assign_time,
+            assign_time=tx.time,
+            verification_count=task.verification_count,
+            project=project,
+            job=UNSET if task.job is None else start_job(tx, task.job, worker),
+        )
+        for task in lot
+    ]
 
 
-def hold(tx: Tx, task: int, project: int, state: str, worker: int, seconds: float) -> None:
-    """Makes the worker the assignee of a task that is in this state, for so long."""
-    tx.execute(
+@functools.lru_cache(maxsize=64)
+def encoded_project(columns: ProjectRow) -> Raw:
+    """The project as JSON, remembered: each assigned task shows it."""
+    return Raw(encode(project_of(columns)))
+
+
+def hold(tx: Tx, project: int, state: str, worker: int, tasks: Sequence[tuple[int, float]]) -> None:
+    """Makes the worker the assignee of tasks that are in this state, each (its id) for so many seconds."""
+    tx.executemany(
         "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ? WHERE id = ?",
-        (worker, tx.time, tx.uptime, tx.uptime + seconds, task),
+        [(worker, tx.time, tx.uptime, tx.uptime + seconds, task) for task, seconds in tasks],
     )
-    tx.counts.move(project, state, "assigned")
-    tx.counts.hold(project, worker, 1)
+    tx.counts.move(project, state, "assigned", len(tasks))
+    tx.counts.hold(project, worker, len(tasks))
 
 
 class Held(NamedTuple):
@@ -2299,11 +2335,19 @@ class Held(NamedTuple):
     has_past: int
 
 
-SELECT_HELD = """
-    SELECT w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
-        t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
-        EXISTS (SELECT 1 FROM assignment WHERE task = t.id)
-    FROM worker w LEFT JOIN task t ON t.id = ?1 LEFT JOIN project p ON p.id = t.project
+HELD_COLUMNS = """
+    w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
+    t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
+    EXISTS (SELECT 1 FROM assignment WHERE task = t.id)"""
+SELECT_HELD = f"""
+    SELECT {HELD_COLUMNS} FROM worker w LEFT JOIN task t ON t.id = ?1 LEFT JOIN project p ON p.id = t.project
+    WHERE w.id = ?2
+"""
+# Of those asked for that it holds, but without their recipes, which may be long.
+SELECT_HELD_TASKS = f"""
+    SELECT {HELD_COLUMNS.replace("t.recipe", "''")}
+    FROM worker w CROSS JOIN json_each(?1) asked CROSS JOIN task t ON t.id = asked.value AND t.assignee = w.id
+        JOIN project p ON p.id = t.project
     WHERE w.id = ?2
 """
 
@@ -2315,8 +2359,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     False for a result that still needs another worker's verification, and when the caller does not hold the task (any
     more): then nothing changes. 404 for a task that never was.
     """
-    verification = to_int64(body.verification, "verification")
-    report = NO_REPORT if body.output is UNSET else read_report(body.output)
+    verification, report = read_release(body)
     row = tx.one(SELECT_HELD, (body.task_id, credentials.id))
     task = row and Held._make(row)
     check_worker(tx, task, credentials)
@@ -2341,15 +2384,34 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
     A worker may hold tasks of which a tracker that was restored from a backup knows nothing.
     """
     authenticate(tx, credentials)
-    updated = []
+    asked = encode([release.task_id for release in releases]).decode()
+    held = {task.id: task for task in map(Held._make, tx.execute(SELECT_HELD_TASKS, (asked, credentials.id)))}
+    updated: list[bool] = []
+    done: list[Held] = []  # to be closed together, before anything else happens
     for number, release in enumerate(releases):
+        task = held.pop(release.task_id, None)  # a second release of it finds that it is not held any more
         try:
-            updated.append(release_task(tx, credentials, release))
+            if task is None or is_done(task, release):
+                read_release(release)
+                updated.append(task is not None)
+                done += [task] if task else []
+            else:
+                close_tasks(tx, done, credentials.id)
+                done = []
+                updated.append(release_task(tx, credentials, release))
         except TrackerError as error:
-            if error.code != "not_found":
-                raise error.within(f"releases[{number}]") from None
-            updated.append(False)
+            raise error.within(f"releases[{number}]") from None
+    close_tasks(tx, done, credentials.id)
     return updated
+
+
+def read_release(body: shapes.ReleaseBody) -> tuple[int, Report]:
+    return to_int64(body.verification, "verification"), NO_REPORT if body.output is UNSET else read_report(body.output)
+
+
+def is_done(task: Held, release: shapes.ReleaseBody) -> bool:
+    """Whether the release does nothing but close the task."""
+    return release.result == OK and task.job is None and task.verification_count <= 1 and task.chain is None
 
 
 def check_task_existed(tx: Tx, task: int) -> None:
@@ -2427,7 +2489,7 @@ def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
             record_end(tx, "verified", "id = :id", {"id": task.id})
             put_back(tx, task, ", verifiers = ?", extended_set(tx, task, worker))
             return False
-    close_task(tx, task, worker)
+    close_tasks(tx, [task], worker)
     return True
 
 
@@ -2443,16 +2505,18 @@ def extended_set(tx: Tx, task: Held, worker: int) -> int:
     return row["id"]
 
 
-def close_task(tx: Tx, task: Held, worker: int) -> None:
-    """The task is done: it leaves the table, is counted, and is handed on along the project's chain."""
-    if task.has_past:
-        record_end(tx, "closed", "id = :id", {"id": task.id})
-    tx.execute("DELETE FROM task WHERE id = ?", (task.id,))
-    tx.counts.close(task.project, worker, max(0.0, tx.uptime - task.assigned_uptime))
-    if task.keep_hashes and task.hash64 is not None:
-        tx.execute("INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING", (task.project, task.hash64))
-    if task.chain is not None:
-        chain_task(tx, task)
+def close_tasks(tx: Tx, tasks: Sequence[Held], worker: int) -> None:
+    """The tasks are done: they leave the table, are counted, and are handed on along their projects' chains."""
+    for task in tasks:
+        if task.has_past:
+            record_end(tx, "closed", "id = :id", {"id": task.id})
+    tx.executemany("DELETE FROM task WHERE id = ?", [(task.id,) for task in tasks])
+    for task in tasks:
+        tx.counts.close(task.project, worker, max(0.0, tx.uptime - task.assigned_uptime))
+        if task.keep_hashes and task.hash64 is not None:
+            tx.execute("INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING", (task.project, task.hash64))
+        if task.chain is not None:
+            chain_task(tx, task)
 
 
 def chain_task(tx: Tx, task: Held) -> None:
@@ -3024,7 +3088,7 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
     """
     if job["state"] != "waiting" or job["task"] is None:
         raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
-    hold(tx, job["task"], job["project"], "waiting", worker, lease(job["timeout"]))
+    hold(tx, job["project"], "waiting", worker, [(job["task"], lease(job["timeout"]))])
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
 
@@ -3058,7 +3122,7 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
         delete_tasks(tx, "id = :id", {"id": task.id})
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
-        close_task(tx, task, worker)
+        close_tasks(tx, [task], worker)
         said = "released as failed, which does not count for its client" if forgiven else "released as done"
         move_job(tx, task.job, "close", said)
     return True

@@ -149,7 +149,7 @@ def test_what_is_done_is_counted(batches: Batches, name: str) -> None:
 
 CHANGES_TASKS = re.compile(r"\b(INSERT (OR \w+ )?INTO|REPLACE INTO|UPDATE( OR \w+)?|DELETE FROM) task\b")
 COUNTING = {  # the functions that change tasks, each of which counts that, or changes no state
-    *("INSERT_TASK", "queue_job", "hold", "take_away", "delete_tasks", "close_task", "retry_tasks"),
+    *("INSERT_TASK", "queue_job", "hold", "take_away", "delete_tasks", "close_tasks", "retry_tasks"),
     *("set_priorities", "renew_lease"),
 }
 
