@@ -60,15 +60,15 @@ class Counts:
             tally = self.tallies[project, worker] = [0, 0, 0.0, None, None]
         tally[0] += count
 
-    def close(self, project: int, worker: int, runtime: float) -> None:
-        """The worker has closed a task of the project that it held for so many seconds."""
-        self.move(project, "assigned", "closed")
-        self.hold(project, worker, -1)
+    def close(self, project: int, worker: int, runtimes: list[float]) -> None:
+        """The worker has closed tasks of the project, each of which it had held for so many seconds."""
+        self.move(project, "assigned", "closed", len(runtimes))
+        self.hold(project, worker, -len(runtimes))
         tally = self.tallies[project, worker]
-        tally[1] += 1
-        tally[2] += runtime
-        tally[3] = runtime if tally[3] is None else min(tally[3], runtime)
-        tally[4] = runtime if tally[4] is None else max(tally[4], runtime)
+        tally[1] += len(runtimes)
+        tally[2] += sum(runtimes)
+        tally[3] = min(runtimes) if tally[3] is None else min(tally[3], *runtimes)
+        tally[4] = max(runtimes) if tally[4] is None else max(tally[4], *runtimes)
 
     @property
     def many(self) -> bool:

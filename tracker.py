@@ -48,6 +48,7 @@ import itertools
 import logging
 import logging.handlers
 import math
+import operator
 import os
 import re
 import secrets
@@ -2229,13 +2230,13 @@ def next_tasks(tx: Tx, best: list[Offer], count: int, size: int) -> list[Candida
     caller, project = offer.caller, offer.project
     if count == 1 or offer.task.job is not None or is_head(offer):
         return [offer.task]
-    rival = max((rank(other.project, other.task) for other in best[1:]), default=(-math.inf,))
+    rivals = [rank(other.project, other.task) for other in best[1:2]]
     if caller.head_task is not None:
-        rival = max(rival, (project.priority, caller.head_priority, -caller.head_task))
+        rivals.append((project.priority, caller.head_priority, -caller.head_task))
     lot: list[Candidate] = []
     with contextlib.closing(tx.execute(SELECT_NEXT, (project.id, count))) as rows:
         for task in map(Candidate._make, rows):
-            if task.job is not None or rank(project, task) < rival or size > MOST_RECIPES:
+            if task.job is not None or size > MOST_RECIPES or (rivals and rank(project, task) < max(rivals)):
                 break
             lot.append(task)
             size += len(task.recipe)
@@ -2505,14 +2506,18 @@ def extended_set(tx: Tx, task: Held, worker: int) -> int:
     return row["id"]
 
 
+PROJECT_OF = operator.attrgetter("project")
+
+
 def close_tasks(tx: Tx, tasks: Sequence[Held], worker: int) -> None:
     """The tasks are done: they leave the table, are counted, and are handed on along their projects' chains."""
     for task in tasks:
         if task.has_past:
             record_end(tx, "closed", "id = :id", {"id": task.id})
     tx.executemany("DELETE FROM task WHERE id = ?", [(task.id,) for task in tasks])
+    for project, closed in itertools.groupby(sorted(tasks, key=PROJECT_OF), key=PROJECT_OF):
+        tx.counts.close(project, worker, [max(0.0, tx.uptime - task.assigned_uptime) for task in closed])
     for task in tasks:
-        tx.counts.close(task.project, worker, max(0.0, tx.uptime - task.assigned_uptime))
         if task.keep_hashes and task.hash64 is not None:
             tx.execute("INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING", (task.project, task.hash64))
         if task.chain is not None:
@@ -4844,6 +4849,7 @@ def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
 # ── JSON API ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NO_TASK = "No task available"  # clients in use compare this text, and pause only on it
+SHORT = 128  # tasks of one call: about as many as take a millisecond
 
 
 UPLOADED = about("The number of the operation that submits the lines.", 1)
@@ -5091,7 +5097,7 @@ def answer_with_tasks(
     """What is assigned, after so long a wait as is wished; or one that the caller has brought upon itself (Polls)."""
     settings, database, polls = call.tracker.settings, call.tracker.db, call.tracker.polls
     wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
-    wait, long = max(wait, polls.hold(credentials.id, projects)), count + len(projects) > 16
+    wait, long = max(wait, polls.hold(credentials.id, projects)), count + len(projects) > SHORT
     step = (assign_tasks, credentials, projects, count or 1)
     try:
         if wait or long:
@@ -5165,7 +5171,8 @@ async def bulk_release(call: Call) -> Reply:
     releases = (await call.json(shapes.BulkReleaseBody)).releases
     if len(releases) > most:
         raise TrackerError("invalid", f"at most {most} in one request", "releases")
-    return Reply({"updated": await call.tracker.db.write(release_tasks, credentials, releases, long=True)})
+    updated = await call.tracker.db.write(release_tasks, credentials, releases, long=len(releases) > SHORT)
+    return Reply({"updated": updated})
 
 
 @takes(Call.worker, status=204, who="The worker that holds the task.")
