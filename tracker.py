@@ -2347,7 +2347,7 @@ SELECT_HELD = f"""
 # Of those asked for that it holds, but without their recipes, which may be long.
 SELECT_HELD_TASKS = f"""
     SELECT {HELD_COLUMNS.replace("t.recipe", "''")}
-    FROM worker w CROSS JOIN json_each(?1) asked CROSS JOIN task t ON t.id = asked.value AND t.assignee = w.id
+    FROM worker w CROSS JOIN json_each(?1) CROSS JOIN task t ON t.id = json_each.value AND t.assignee = w.id
         JOIN project p ON p.id = t.project
     WHERE w.id = ?2
 """
