@@ -2034,6 +2034,14 @@ INSERT_TASK_ONCE = INSERT_TASK.replace(
     "VALUES (?, ?, ?, ?, ?, ?, ?)",
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM kept_hash WHERE project = ?1 AND hash64 = ?7)",
 )
+ROWS = 50  # of one statement: executemany gives up the interpreter and takes it back for each of them
+_VALUES = "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * ROWS)
+INSERT_TASKS = INSERT_TASK.replace("VALUES (?, ?, ?, ?, ?, ?, ?)", _VALUES)
+INSERT_TASKS_ONCE = INSERT_TASKS.replace(
+    _VALUES,
+    f"SELECT * FROM ({_VALUES})"
+    " WHERE NOT EXISTS (SELECT 1 FROM kept_hash WHERE project = column1 AND hash64 = column7)",
+)
 
 
 def insert_task(tx: Tx, task: NewTask, keep_hashes: bool) -> bool:
@@ -2047,7 +2055,12 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool) -> bool:
 
 def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool) -> int:
     """Stores the tasks of one project whose hashes are free, and says how many those were."""
-    stored = tx.executemany(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, tasks).rowcount
+    one, many = (INSERT_TASK_ONCE, INSERT_TASKS_ONCE) if keep_hashes else (INSERT_TASK, INSERT_TASKS)
+    stored, rest = 0, len(tasks) % ROWS
+    for at in range(0, len(tasks) - rest, ROWS):
+        stored += tx.execute(many, list(itertools.chain.from_iterable(tasks[at : at + ROWS]))).rowcount
+    if rest:
+        stored += tx.executemany(one, tasks[-rest:]).rowcount
     tx.counts.move(project, "gone", "waiting", stored)
     tx.ready.append((project, stored))
     return stored
