@@ -867,6 +867,7 @@ def save_uptime(tx: Tx) -> None:
 # Pieces of long operations
 PIECE_TASKS = 500  # of a bulk submit
 PIECE_BYTES = 2**18  # and no step stores more than this at once
+STAGE_BYTES = 2**19  # of pieces that one transaction stages
 STEP_TASKS = 50  # in one statement of the other operations: their recipes may be long, and are rewritten
 STEP_SECONDS = 0.01  # then a transaction takes no further step: about as long as an assignment has to wait
 
@@ -1927,6 +1928,24 @@ def in_16_bits(number: int) -> int:
 
 def new_task(body: shapes.SubmitBody) -> NewTask:
     """Checks what types cannot say, and turns a unique string into its hash."""
+    return NewTask._make(task_row(body))
+
+
+def task_row(body: shapes.SubmitBody) -> tuple:
+    """A NewTask as a plain tuple: of a hundred thousand, the names would cost as much as all the rest."""
+    return (
+        body.project,
+        body.recipe,
+        body.priority,
+        body.max_retries,
+        body.max_assign_time,
+        body.verification_count,
+        given_hash(body) if body.hash64 or body.hash_u64 or body.unique_string or body.unique_str else None,
+    )
+
+
+def given_hash(body: shapes.SubmitBody) -> int:
+    """The hash of a task that brings one, or a text to make it of."""
     hash64, other = to_int64(body.hash64, "hash64"), to_int64(body.hash_u64, "hash_u64")
     if hash64 and other and hash64 != other:
         raise TrackerError("invalid", "two spellings of one field, with two values", "hash64, hash_u64")
@@ -1936,35 +1955,7 @@ def new_task(body: shapes.SubmitBody) -> NewTask:
         raise TrackerError("invalid", "two spellings of one field, with two values", "unique_string, unique_str")
     if hash64 and unique:
         raise TrackerError("invalid", "give one of them, not both", "hash64, unique_string")
-    if unique:
-        hash64 = hash_unique_string(unique)
-    return NewTask(
-        body.project,
-        body.recipe,
-        body.priority,
-        body.max_retries,
-        body.max_assign_time,
-        body.verification_count,
-        hash64 or None,
-    )
-
-
-def new_tasks(body: bytes, most: int) -> list[NewTask]:
-    """The tasks of a bulk submit, all of one project. Takes a while for many: call it on a thread of its own."""
-    decoding.left = decoding.most = most
-    bare = body.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
-    requests = decode(body, list[BulkTask]) if bare else decode(body, BulkSubmitBody).requests
-    tasks: list[NewTask] = []
-    for number, request in enumerate(requests):
-        if number % 64 == 0:
-            time.sleep(0)
-        try:
-            tasks.append(new_task(request))
-        except TrackerError as error:
-            raise error.within(f"requests[{number}]") from None
-        if request.project != requests[0].project:
-            raise TrackerError("invalid", "all tasks must be of one project", f"requests[{number}].project")
-    return tasks
+    return hash64 or hash_unique_string(unique)
 
 
 class Submitter(NamedTuple):
@@ -3901,6 +3892,95 @@ RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": 
 LINES_RETENTION = 86400  # seconds for which their operation is kept at least: its maker may come back the next day
 
 
+PART_BYTES = 2**15  # of a bulk submit that are decoded before other threads have the interpreter again
+SPACE = rb"[ \t\r\n]{0,64}"
+ARRAY_BEGINS = re.compile(rb'_(\{_"requests"_:_)?\['.replace(b"_", SPACE))
+ARRAY_ENDS = re.compile(rb"\]_(\}_)?\Z".replace(b"_", SPACE))
+BETWEEN_TASKS = re.compile(rb'\}_,_(?=\{_")'.replace(b"_", SPACE))
+
+
+class Bulk(NamedTuple):
+    """The tasks of a bulk submit, all of one project, checked and in pieces."""
+
+    project: int
+    count: int
+    pieces: list[bytes]
+
+
+def read_bulk(body: bytes, most: int) -> Bulk:
+    """The bulk submit that a body says. Takes a while for a large one: call it on a thread of its own."""
+    try:
+        return bulk_of(itertools.chain.from_iterable(map(decode_tasks, array_parts(body))), most)
+    except TrackerError:
+        return bulk_of(decode_bulk(body, most), most)  # only the whole knows what is wrong, and where
+
+
+def array_parts(body: bytes) -> Iterator[bytes]:
+    """The array of a bulk submit in smaller arrays, cut where it seems that one task ends and the next begins.
+
+    A cut that was wrong (in a text, say) leaves no JSON on its left side. Refuses what is not as programs write it.
+    """
+    begins, ends = ARRAY_BEGINS.match(body), ARRAY_ENDS.search(body, len(body) - 200)
+    if not begins or not ends or bool(begins[1]) != bool(ends[1]):
+        raise TrackerError("invalid", "is not an array", "requests")
+    at = begins.end()
+    while at is not None:
+        cut, tried = None, at
+        while cut is None and (tried := tried + PART_BYTES) < ends.start():
+            cut = BETWEEN_TASKS.search(body, tried, tried + PART_BYTES)
+        yield b"[%b]" % body[at : cut.start() + 1 if cut else ends.start()]
+        at = cut and cut.end()
+
+
+def decode_tasks(array: bytes) -> list[shapes.SubmitBody]:
+    return decode(array, list[shapes.SubmitBody])
+
+
+def decode_bulk(body: bytes, most: int) -> list[BulkTask]:
+    decoding.left = decoding.most = most
+    bare = body.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    return decode(body, list[BulkTask]) if bare else decode(body, BulkSubmitBody).requests
+
+
+def bulk_of(requests: Iterable[shapes.SubmitBody], most: int) -> Bulk:
+    """The bulk submit of these tasks. Refuses none, more than `most`, and tasks of several projects."""
+    project = count = 0
+
+    def rows() -> Iterator[tuple[int, tuple]]:
+        nonlocal project, count
+        for count, request in enumerate(requests, 1):
+            project = project or request.project
+            try:
+                row = task_row(request)
+            except TrackerError as error:
+                raise error.within(f"requests[{count - 1}]") from None
+            if request.project != project:
+                raise TrackerError("invalid", "all tasks must be of one project", f"requests[{count - 1}].project")
+            if count > most:
+                raise TrackerError("invalid", "too many", "requests")
+            yield len(request.recipe), row
+
+    pieces = list(in_pieces(rows()))
+    if not pieces:
+        raise TrackerError("invalid", "there is no task in it", "requests")
+    return Bulk(project, count, pieces)
+
+
+def in_pieces(sized: Iterable[tuple[int, Any]]) -> Iterator[bytes]:
+    """Tasks, each with its size in bytes, as JSON in pieces of at most PIECE_TASKS and about PIECE_BYTES."""
+    piece: list[Any] = []
+    size = 0
+    for length, task in sized:
+        piece.append(task)
+        size += length
+        if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
+            yield encode(piece)
+            piece, size = [], 0
+            time.sleep(0)  # lets other threads have the interpreter
+    if piece:
+        yield encode(piece)
+
+
 def begin_bulk_submit(tx: Tx, credentials: WorkerCredentials, project: int) -> int:
     """Opens a bulk submit that is too large for one transaction. Nothing of it counts before it is accepted."""
     submitter(tx, credentials, project)
@@ -3910,6 +3990,11 @@ def begin_bulk_submit(tx: Tx, credentials: WorkerCredentials, project: int) -> i
 @reads_no_counts
 def add_bulk_piece(tx: Tx, operation: int, number: int, tasks: bytes) -> None:
     tx.execute("INSERT INTO bulk_piece VALUES (?, ?, ?)", (operation, number, tasks))
+
+
+def add_bulk_pieces(tx: Tx, operation: int, first: int, pieces: list[bytes]) -> None:
+    for number, tasks in enumerate(pieces, first):
+        add_bulk_piece(tx, operation, number, tasks)
 
 
 def accept_bulk_submit(tx: Tx, credentials: WorkerCredentials, operation: int, count: int) -> None:
@@ -4962,29 +5047,12 @@ async def bulk_submit(call: Call) -> Reply:
     credentials, tracker = call.worker(), call.tracker
     trusted = await tracker.db.read(may_submit_somewhere, credentials)  # strangers may not send large bodies
     body = await call.body(tracker.settings.max_bulk_body if trusted else None)
-    tasks = await asyncio.to_thread(new_tasks, body, tracker.settings.max_bulk)
-    if not tasks:
-        raise TrackerError("invalid", "there is no task in it", "requests")
-    if len(tasks) <= PIECE_TASKS and len(body) <= PIECE_BYTES:
+    bulk = await asyncio.to_thread(read_bulk, body, tracker.settings.max_bulk)
+    if len(bulk.pieces) == 1:
+        tasks = list(map(NewTask._make, msgspec.json.decode(bulk.pieces[0])))
         return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
-    pieces = await asyncio.to_thread(lambda: list(in_pieces((len(task.recipe), task) for task in tasks)))
-    stored = await store_pieces(tracker, credentials, tasks[0].project, len(tasks), pieces)
-    return Reply(shapes.BulkSubmitted(stored, len(tasks) - stored))
-
-
-def in_pieces(sized: Iterable[tuple[int, Any]]) -> Iterator[bytes]:
-    """Tasks, each with its size in bytes, as JSON in pieces of at most PIECE_TASKS and about PIECE_BYTES."""
-    piece: list[Any] = []
-    size = 0
-    for length, task in sized:
-        piece.append(task)
-        size += length
-        if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
-            yield encode(piece)
-            piece, size = [], 0
-            time.sleep(0)  # lets other threads have the interpreter
-    if piece:
-        yield encode(piece)
+    stored = await store_pieces(tracker, credentials, bulk)
+    return Reply(shapes.BulkSubmitted(stored, bulk.count - stored))
 
 
 def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterator[bytes]:
@@ -5008,15 +5076,34 @@ async def staged(tracker: Tracker, *begin: Any) -> AsyncIterator[int]:
         raise
 
 
-async def store_pieces(
-    tracker: Tracker, credentials: WorkerCredentials, project: int, count: int, pieces: list[bytes]
-) -> int:
+async def store_pieces(tracker: Tracker, credentials: WorkerCredentials, bulk: Bulk) -> int:
     """Stages the pieces, accepts them together, and waits until they are in the queue. How many tasks were stored."""
-    async with staged(tracker, begin_bulk_submit, credentials, project) as operation:
-        for number, piece in enumerate(pieces, 1):
-            await tracker.db.write(add_bulk_piece, operation, number, piece, long=True)
-        await tracker.db.write(accept_bulk_submit, credentials, operation, count)
+    async with staged(tracker, begin_bulk_submit, credentials, bulk.project) as operation:
+        await stage(tracker.db, operation, iter(bulk.pieces))
+        await tracker.db.write(accept_bulk_submit, credentials, operation, bulk.count)
     return await tracker.begin_operation(operation, answered=True)
+
+
+async def stage(database: Database, operation: int, pieces: Iterator[bytes]) -> None:
+    """Stages the pieces, some in each transaction; the next ones are made while those are committed."""
+    number, staging = 1, None
+    while some := await asyncio.to_thread(take_pieces, pieces):
+        if staging:
+            await staging
+        staging = database.write(add_bulk_pieces, operation, number, some, long=True)
+        number += len(some)
+    if staging:
+        await staging
+
+
+def take_pieces(pieces: Iterator[bytes]) -> list[bytes]:
+    """The next pieces, as many as one transaction stores."""
+    taken: list[bytes] = []
+    size = 0
+    while size < STAGE_BYTES and (piece := next(pieces, None)):
+        taken.append(piece)
+        size += len(piece)
+    return taken
 
 
 async def submit_upload(
@@ -5032,11 +5119,7 @@ async def stage_lines(database: Database, operation: int, upload: Upload, creden
     """Stages the lines in pieces and accepts them together. Refuses an upload in which there is no line."""
     report = shapes.LinesReport()
     pieces = line_pieces(upload, 1024 * database.settings.max_bulk_body, report)
-    for number in itertools.count(1):
-        piece = await asyncio.to_thread(next, pieces, None)
-        if piece is None:
-            break
-        await database.write(add_bulk_piece, operation, number, piece, long=True)
+    await stage(database, operation, pieces)
     if not report.line_count:
         raise TrackerError("invalid", "it has no line that is not blank", upload.field)
     await database.write(accept_lines_submit, credentials, operation, report)

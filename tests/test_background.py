@@ -239,7 +239,7 @@ def test_a_request_that_fails_inside_is_answered_and_the_tracker_goes_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = site.create_worker()
-    monkeypatch.setattr(tracker, "to_int64", None)  # a fault of ours, of any kind
+    monkeypatch.setattr(tracker, "task_row", None)  # a fault of ours, of any kind
     response = worker.submit(1)
     assert (response.status_code, response.json()) == (
         500,
