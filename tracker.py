@@ -360,7 +360,19 @@ OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 class Tx:
     """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
 
-    __slots__ = ("clock", "counts", "execute", "executemany", "now", "ready", "seen", "settings", "time", "uptime")
+    __slots__ = (
+        "clock",
+        "counts",
+        "execute",
+        "executemany",
+        "now",
+        "ready",
+        "seen",
+        "settings",
+        "time",
+        "turn",
+        "uptime",
+    )
 
     def __init__(self, connection: sqlite3.Connection, clock: Clock, settings: Settings):
         self.clock = clock
@@ -373,10 +385,15 @@ class Tx:
         self.counts = Counts()
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
+        self.turn: Callable[[], float] = lambda: STEP_SECONDS
 
     def spent(self) -> float:
         """How long this transaction has been going on, in seconds: long operations stop in time for others."""
         return self.clock.uptime() - self.uptime
+
+    def time_is_up(self) -> bool:
+        """Whether a long operation takes no further step in this transaction."""
+        return self.spent() >= min(STEP_SECONDS, self.turn())
 
     def one(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
         return self.execute(sql, parameters).fetchone()
@@ -522,8 +539,8 @@ class Committer:
     BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
-    def __init__(self, writer: ThreadedConnection, clock: Clock, settings: Settings):
-        self.writer, self.clock, self.settings = writer, clock, settings
+    def __init__(self, writer: ThreadedConnection, clock: Clock, settings: Settings, turn: Callable[[], float]):
+        self.writer, self.clock, self.settings, self.turn = writer, clock, settings, turn
         self.connection = writer.connection
         self.uptime_saved = math.inf  # until it has been loaded
 
@@ -565,6 +582,7 @@ class Committer:
         """Runs calls in a new transaction until its time is up."""
         self.connection.execute("BEGIN IMMEDIATE")
         tx, outcomes = Tx(self.connection, self.clock, self.settings), []
+        tx.turn = self.turn
         for call in batch:
             if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
                 tx.counts.write(tx)
@@ -606,6 +624,7 @@ class WriteQueue:
         self.short: list[Write] = []
         self.long: list[Write] = []
         self.in_hand: list[Write] = []
+        self.short_time = 0.0  # seconds that the last batch of short calls took
         self.wanted = asyncio.Event()
         self.closed = True  # until begin
 
@@ -636,8 +655,18 @@ class WriteQueue:
             self.wanted.clear()
             while self.short or self.long:
                 await self.arrivals()
-                await self.write_batch(self.short, self.MOST_BATCHED)
+                if self.short:
+                    began = time.monotonic()
+                    await self.write_batch(self.short, self.MOST_BATCHED)
+                    self.short_time = time.monotonic() - began
                 await self.write_batch(self.long, 1, on_thread=True)
+
+    def turn(self) -> float:
+        """Seconds that a long call may take: while short ones wait, no more than the last batch of them took.
+
+        So whoever waits for a lone request waits little longer, and under load both kinds have half of the time.
+        """
+        return self.short_time if self.short else math.inf
 
     async def arrivals(self) -> None:
         """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
@@ -715,7 +744,7 @@ class Database:
                 for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
             self._readers = itertools.cycle(readers)
-            self._committer = Committer(writer, self.clock, self.settings)
+            self._committer = Committer(writer, self.clock, self.settings, self._queue.turn)
             self._queue.begin(self._committer.commit)
             undo.push_async_callback(self._queue.close)
             self.clock.start(await self.write(load_uptime))
@@ -865,7 +894,8 @@ def save_uptime(tx: Tx) -> None:
 
 
 # Pieces of long operations
-PIECE_TASKS = 500  # of a bulk submit
+PIECE_TASKS = 500  # rows that one step stores or deletes
+BULK_TASKS = 100  # in a piece of a bulk submit: short calls that wait are let in after each
 PIECE_BYTES = 2**18  # and no step stores more than this at once
 STAGE_BYTES = 2**19  # of pieces that one transaction stages
 STEP_TASKS = 50  # in one statement of the other operations: their recipes may be long, and are rewritten
@@ -2553,7 +2583,7 @@ def expire_tasks(tx: Tx) -> bool:
                 put_back(tx, task)
             else:
                 expire_job(tx, task)
-        if len(tasks) < STEP_TASKS or tx.spent() >= STEP_SECONDS:
+        if len(tasks) < STEP_TASKS or tx.time_is_up():
             return len(tasks) == STEP_TASKS
 
 
@@ -3436,12 +3466,12 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
         due = tx.all(DUE_JOBS, values)
         for job in due:
             delete_job(tx, job["id"])
-            if tx.spent() >= STEP_SECONDS:  # after one at least
+            if tx.time_is_up():  # after one at least
                 return template
         if not due:
             following = tx.one("SELECT id FROM template WHERE id > ? ORDER BY id LIMIT 1", (template,))
             template = following and following["id"]
-        if tx.spent() >= STEP_SECONDS:
+        if tx.time_is_up():
             break
     return template
 
@@ -3967,13 +3997,13 @@ def bulk_of(requests: Iterable[shapes.SubmitBody], most: int) -> Bulk:
 
 
 def in_pieces(sized: Iterable[tuple[int, Any]]) -> Iterator[bytes]:
-    """Tasks, each with its size in bytes, as JSON in pieces of at most PIECE_TASKS and about PIECE_BYTES."""
+    """Tasks, each with its size in bytes, as JSON in pieces of at most BULK_TASKS and about PIECE_BYTES."""
     piece: list[Any] = []
     size = 0
     for length, task in sized:
         piece.append(task)
         size += length
-        if len(piece) == PIECE_TASKS or size >= PIECE_BYTES:
+        if len(piece) == BULK_TASKS or size >= PIECE_BYTES:
             yield encode(piece)
             piece, size = [], 0
             time.sleep(0)  # lets other threads have the interpreter
@@ -4153,7 +4183,7 @@ def step_operation(tx: Tx, operation: int) -> int | None:
         row["affected"] += affected
         if row["cursor"] is None:
             return finish_operation(tx, row)
-        if tx.spent() >= STEP_SECONDS:
+        if tx.time_is_up():
             tx.execute("UPDATE operation SET affected = :affected, cursor = :cursor WHERE id = :id", row)
             return None
 
@@ -4168,17 +4198,17 @@ def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
     return row["affected"]
 
 
+TAKE_PIECE = """
+    DELETE FROM bulk_piece
+    WHERE operation = :id AND number = (SELECT min(number) FROM bulk_piece WHERE operation = :id)
+    RETURNING number, tasks, (SELECT keep_hashes FROM project WHERE id = :project) AS keep_hashes
+"""
+
+
 def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list, bool] | None:
     """Takes the next piece of a bulk submit out of its table: its number, its tasks, whether their hashes are kept."""
-    piece = tx.one(
-        "SELECT number, tasks FROM bulk_piece WHERE operation = ? AND number > ? ORDER BY number LIMIT 1",
-        (operation["id"], operation["cursor"]),
-    )
-    if piece is None:
-        return None
-    tx.execute("DELETE FROM bulk_piece WHERE operation = ? AND number = ?", (operation["id"], piece["number"]))
-    keep_hashes = tx.one("SELECT keep_hashes FROM project WHERE id = ?", (operation["project"],))["keep_hashes"]
-    return piece["number"], msgspec.json.decode(piece["tasks"]), keep_hashes
+    row = tx.one(TAKE_PIECE, operation)
+    return row and (row["number"], msgspec.json.decode(row["tasks"]), row["keep_hashes"])
 
 
 def step_bulk_submit(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
@@ -5048,8 +5078,8 @@ async def bulk_submit(call: Call) -> Reply:
     trusted = await tracker.db.read(may_submit_somewhere, credentials)  # strangers may not send large bodies
     body = await call.body(tracker.settings.max_bulk_body if trusted else None)
     bulk = await asyncio.to_thread(read_bulk, body, tracker.settings.max_bulk)
-    if len(bulk.pieces) == 1:
-        tasks = list(map(NewTask._make, msgspec.json.decode(bulk.pieces[0])))
+    if bulk.count <= PIECE_TASKS and len(body) <= PIECE_BYTES:
+        tasks = [NewTask(*row) for piece in bulk.pieces for row in msgspec.json.decode(piece)]
         return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
     stored = await store_pieces(tracker, credentials, bulk)
     return Reply(shapes.BulkSubmitted(stored, bulk.count - stored))

@@ -200,6 +200,7 @@ def one_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long operation or a search ends after its first piece, a small one, and not when its time is up."""
     monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "PIECE_TASKS", 50)
+    monkeypatch.setattr(tracker, "BULK_TASKS", 50)
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
     monkeypatch.setattr(tracker, "SCAN", 50)
 

@@ -156,7 +156,7 @@ def test_tasks_of_lines_get_the_defaults(queue: Queue) -> None:
 
 
 def test_a_file_may_be_larger_than_a_piece(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "PIECE_TASKS", 7)
+    monkeypatch.setattr(tracker, "BULK_TASKS", 7)
     lines = [f"line {number}" for number in range(100)]
     assert upload(queue, "\n".join(lines).encode()).line_count == 100
     assert recipes(queue) == lines
@@ -435,7 +435,7 @@ def test_the_report_names_a_limited_number_of_duplicates_and_counts_all(
 ) -> None:
     """Over several pieces, of which one is full of them."""
     monkeypatch.setattr(tracker, "MOST_REPORTED", 3)
-    monkeypatch.setattr(tracker, "PIECE_TASKS", 2)
+    monkeypatch.setattr(tracker, "BULK_TASKS", 2)
     report = upload(queue, b"a\nb\nb\nc\na\na\na\nd\nd\n", once=True)
     assert (report.duplicate_count, report.duplicates) == (5, [3, 5, 6])
 
@@ -541,7 +541,7 @@ def test_an_upload_that_a_crash_has_interrupted_after_it_was_accepted_is_finishe
                 patch.setattr(tracker, "STEP_SECONDS", -1)
                 for _ in range(2):
                     assert await one.db.write(tracker.step_operation, operation) is None
-            assert await one.db.read(waiting) == 2 * tracker.PIECE_TASKS
+            assert await one.db.read(waiting) == 2 * tracker.BULK_TASKS
         async with running(tmp_path / "x.db", tracker.Clock()) as again:
             row = await finished(again, session, operation)
             assert (row["affected"], await again.db.read(waiting)) == (2001, 2001)

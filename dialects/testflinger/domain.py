@@ -844,7 +844,7 @@ def in_time(tx: Tx, rows: Iterable[Row]) -> Iterator[Row]:
     """Those of the rows for which a step has time: one at least."""
     for row in rows:
         yield row
-        if tx.spent() >= tracker.STEP_SECONDS:
+        if tx.time_is_up():
             return
 
 
