@@ -3,6 +3,7 @@
     source ─► refuse_named (what else it is) ─► unpacked (gzip) ─► numbered_lines (CR, LF, CRLF; byte order marks)
                                                                          └─► tasks_of (a recipe, or JSON) ─► tracker.py
 
+Also array_parts: a bulk submit, which is one long line of JSON, in parts that can be decoded one after the other.
 Nothing here knows a queue, and nothing is imported from tracker.py.
 """
 
@@ -218,3 +219,27 @@ def task_of_line(line: bytes | None, upload: Upload) -> LineTask:
     if defaults.once and not (body.hash64 or body.hash_u64 or body.unique_string or body.unique_str):
         body.unique_string = body.recipe
     return body
+
+
+PART_BYTES = 2**15  # of a bulk submit that are decoded before other threads have the interpreter again
+SPACE = rb"[ \t\r\n]{0,64}"
+ARRAY_BEGINS = re.compile(rb'_(\{_"requests"_:_)?\['.replace(b"_", SPACE))
+ARRAY_ENDS = re.compile(rb"\]_(\}_)?\Z".replace(b"_", SPACE))
+BETWEEN_TASKS = re.compile(rb'\}_,_(?=\{_")'.replace(b"_", SPACE))
+
+
+def array_parts(body: bytes) -> Iterator[bytes]:
+    """The array of a bulk submit in smaller arrays, cut where it seems that one task ends and the next begins.
+
+    A cut that was wrong (in a text, say) leaves no JSON on its left side. Refuses what is not as programs write it.
+    """
+    begins, ends = ARRAY_BEGINS.match(body), ARRAY_ENDS.search(body, len(body) - 200)
+    if not begins or not ends or bool(begins[1]) != bool(ends[1]):
+        raise TrackerError("invalid", "is not an array", "requests")
+    at = begins.end()
+    while at is not None:
+        cut, tried = None, at
+        while cut is None and (tried := tried + PART_BYTES) < ends.start():
+            cut = BETWEEN_TASKS.search(body, tried, tried + PART_BYTES)
+        yield b"[%b]" % body[at : cut.start() + 1 if cut else ends.start()]
+        at = cut and cut.end()

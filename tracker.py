@@ -85,7 +85,7 @@ import shapes
 from counts import COUNTED, Counts, reads_no_counts
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, receive_push
-from lines import MOST_REPORTED, LineTask, Upload, tasks_of
+from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from server import (
     LONGEST_DIRECT,
     SPOOL_BYTES,
@@ -3922,13 +3922,6 @@ RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": 
 LINES_RETENTION = 86400  # seconds for which their operation is kept at least: its maker may come back the next day
 
 
-PART_BYTES = 2**15  # of a bulk submit that are decoded before other threads have the interpreter again
-SPACE = rb"[ \t\r\n]{0,64}"
-ARRAY_BEGINS = re.compile(rb'_(\{_"requests"_:_)?\['.replace(b"_", SPACE))
-ARRAY_ENDS = re.compile(rb"\]_(\}_)?\Z".replace(b"_", SPACE))
-BETWEEN_TASKS = re.compile(rb'\}_,_(?=\{_")'.replace(b"_", SPACE))
-
-
 class Bulk(NamedTuple):
     """The tasks of a bulk submit, all of one project, checked and in pieces."""
 
@@ -3943,23 +3936,6 @@ def read_bulk(body: bytes, most: int) -> Bulk:
         return bulk_of(itertools.chain.from_iterable(map(decode_tasks, array_parts(body))), most)
     except TrackerError:
         return bulk_of(decode_bulk(body, most), most)  # only the whole knows what is wrong, and where
-
-
-def array_parts(body: bytes) -> Iterator[bytes]:
-    """The array of a bulk submit in smaller arrays, cut where it seems that one task ends and the next begins.
-
-    A cut that was wrong (in a text, say) leaves no JSON on its left side. Refuses what is not as programs write it.
-    """
-    begins, ends = ARRAY_BEGINS.match(body), ARRAY_ENDS.search(body, len(body) - 200)
-    if not begins or not ends or bool(begins[1]) != bool(ends[1]):
-        raise TrackerError("invalid", "is not an array", "requests")
-    at = begins.end()
-    while at is not None:
-        cut, tried = None, at
-        while cut is None and (tried := tried + PART_BYTES) < ends.start():
-            cut = BETWEEN_TASKS.search(body, tried, tried + PART_BYTES)
-        yield b"[%b]" % body[at : cut.start() + 1 if cut else ends.start()]
-        at = cut and cut.end()
 
 
 def decode_tasks(array: bytes) -> list[shapes.SubmitBody]:

@@ -581,7 +581,7 @@ def discard_bulk_submit(tx: Tx, operation: int) -> None:
 OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "submit": lambda p: (tracker.submit_task, (p.worker, new_task(p.first, hash64=50))),
     "submit a unique string": lambda p: (tracker.submit_task, (p.worker, new_task(p.first, unique_string="x"))),
-    "submit many": lambda p: (tracker.submit_tasks, (p.worker, [new_task(p.first, hash64=n) for n in range(60, 70)])),
+    "submit many": lambda p: (tracker.submit_tasks, (p.worker, [new_task(p.first, hash64=n) for n in range(60, 130)])),
     "assign": lambda p: (tracker.assign_tasks, (p.worker, [p.first])),
     "assign many of two projects": lambda p: (tracker.assign_tasks, (p.worker, [p.second, p.first], 4)),
     "assign one that awaits verification": lambda p: (tracker.assign_tasks, (p.other, [p.first], 5)),

@@ -349,7 +349,8 @@ FIRST_ROW_ONLY = {
 }
 
 
-SHORT_SCANS = ("SCAN CONSTANT ROW", "SCAN json_each")  # constants, and the list of the tasks that an action is about
+# Constants, the rows of one insert, and what is given as a list: the tasks that an action is about, or some hashes.
+SHORT_SCANS = ("SCAN CONSTANT ROW", f"SCAN {tracker.ROWS}", f"SCAN (subquery-{tracker.ROWS})", "SCAN json_each")
 
 
 def scans(plan: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from conftest import Site, Worker, wait_until
 
+import lines
 import tracker
 from tracker import FAIL, OK, SKIP
 
@@ -192,6 +193,60 @@ def test_a_bulk_skips_and_counts_the_closed_tasks_of_a_project_that_keeps_hashes
     tasks = [{**task, "unique_string": task["recipe"]} for task in bulk(project, count)]
     assert worker.bulk_submit(tasks).json()["content"] == {"submitted": count - 1, "duplicates": 1}
     assert recipes(worker, project, 2) == ["0", "2"]
+
+
+AWKWARD = [
+    '"},{"',
+    "},{",
+    "}, {}",
+    '}]}, {"recipe": "x"}',
+    "[{",
+    "]}",
+    "\\",
+    '\\"},\n{\\"',
+    "null",
+    ",null],[",
+    "ü\n\t",
+]
+
+
+@pytest.mark.parametrize("part", [1, 50, 1000])
+@pytest.mark.parametrize("spelled", [{}, {"indent": 1}, {"separators": (",", ":")}, {"ensure_ascii": False}])
+@pytest.mark.parametrize(
+    "around", ["{}", ' {{ "requests" :{} }}\n', '{{"a": [{{"b": 1}}], "requests": {}}}', "\ufeff{}"]
+)
+def test_a_bulk_is_read_in_parts_whatever_its_texts_look_like(
+    monkeypatch: pytest.MonkeyPatch, part: int, spelled: dict[str, Any], around: str
+) -> None:
+    monkeypatch.setattr(lines, "PART_BYTES", part)
+    recipes = [first + second for first in AWKWARD for second in AWKWARD]
+    tasks = [{"other": [{}, {"x": None}, {"x": 1}], "recipe": recipe, "project": 1} for recipe in recipes]
+    bulk = tracker.read_bulk(around.format(json.dumps(tasks, **spelled)).encode(), len(tasks))
+    assert (bulk.project, bulk.count) == (1, len(tasks))
+    assert [row[1] for piece in bulk.pieces for row in json.loads(piece)] == recipes
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'[{"project": 1, "recipe": "a"}, {"project": 1, "recipe": "b"]', "body"),
+        (b'[{"project": 1, "recipe": "a"}, {"project": 1, "recipe": "b"},]', "body"),
+        (b'{"requests": [{"project": 1, "recipe": "a"}, {"project": 1, "recipe": "b"}]', "body"),
+        (b'[{"project": 1, "recipe": "a"}, {"project": 1, "recipe": "b"}]}', "body"),
+        (b'[{"project": 1, "recipe": "a"}, {"project": 1, "recipe": 2}]', "requests[1].recipe"),
+        (b'[{"project": 1, "recipe": "a"}, {"project": 1, "recipe": null}]', "requests[1].recipe"),
+        (b'[{"project": 1, "recipe": "a"}, {"project": 1, "recipe": "\\u0000"}]', "requests[1].recipe"),
+        (b'[{"project": 1, "recipe": "a"}, {"project": 2, "recipe": "b"}]', "requests[1].project"),
+        (b'[{"project": 1, "recipe": "a"}, {"project": 1, "recipe": "b"}, {"project": 1, "recipe": "c"}]', "requests"),
+    ],
+)
+def test_what_is_wrong_in_a_bulk_is_named_though_it_is_read_in_parts(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, field: str
+) -> None:
+    monkeypatch.setattr(lines, "PART_BYTES", 1)
+    with pytest.raises(tracker.TrackerError) as refused:
+        tracker.read_bulk(body, 2)
+    assert refused.value.field == field
 
 
 def test_a_large_bulk_is_assigned_in_the_order_of_its_tasks(site: Site) -> None:
