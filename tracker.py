@@ -4150,16 +4150,64 @@ def unfinished_operations(tx: Tx) -> list[int]:
     return [row["id"] for row in tx.all("SELECT id FROM operation WHERE finished IS NULL AND accepted ORDER BY id")]
 
 
+FAR = 4e-5  # seconds to look up a hash: in memory it takes less, on a disk more
+LOOK_UP_HASHES = """
+    SELECT count(kept.hash64), count(task.id)
+    FROM json_each(:hashes) LEFT JOIN kept_hash AS kept ON kept.project = :project AND kept.hash64 = value
+        LEFT JOIN task ON task.project = :project AND task.hash64 = value
+"""
+
+
+def first_piece(tx: Tx, operation: int) -> int | None:
+    return tx.one("SELECT min(number) FROM bulk_piece WHERE operation = ?", (operation,))[0]
+
+
+def warm_pieces(tx: Tx, operation: int, number: int, every: int) -> int:
+    """Looks up the hashes of some pieces of a bulk submit, from `number` on: the writer then finds them in memory.
+
+    The number of the piece that is next; a very high one when there is none. Where a few are found quickly, or there
+    are none, the next pieces are passed over.
+    """
+    find = "SELECT tasks, project FROM bulk_piece JOIN operation ON id = operation WHERE operation = ? AND number = ?"
+    while row := tx.one(find, (operation, number)):
+        number += every
+        hashes = hashes_of(row["tasks"])
+        if not are_far(tx, row["project"], hashes[:10]):
+            number += 10 * every
+        else:
+            are_far(tx, row["project"], hashes[10:])
+        if tx.spent() >= STEP_SECONDS:
+            return number
+    return INT64_MAX
+
+
+def hashes_of(tasks: bytes) -> list[int]:
+    """The hashes of the tasks of a piece."""
+    if tasks.count(b",null]") > tasks.count(b"],["):
+        return []  # none has one: this is seen much quicker than they are decoded
+    return [hash64 for *_, hash64 in msgspec.json.decode(tasks) if hash64 is not None]
+
+
+def are_far(tx: Tx, project: int, hashes: list[int]) -> bool:
+    """Looks up hashes. Whether that took longer than it does in memory."""
+    began = tx.spent()
+    tx.one(LOOK_UP_HASHES, {"hashes": encode(hashes).decode(), "project": project})
+    return bool(hashes) and tx.spent() - began > FAR * len(hashes)
+
+
 @reads_no_counts
-def step_operation(tx: Tx, operation: int) -> int | None:
-    """Carries out the next pieces of an operation. None: more is left; else how many tasks it affected in all."""
+def step_operation(tx: Tx, operation: int, last: int = INT64_MAX) -> int | None:
+    """Carries out the next pieces of an operation. None: more is left; else how many tasks it affected in all.
+
+    Of a bulk submit none that follows the piece `last`.
+    """
     row = dict(tx.one("SELECT * FROM operation WHERE id = ?", (operation,)))
     while True:
         affected, row["cursor"] = STEPS[row["kind"]](tx, row)
         row["affected"] += affected
         if row["cursor"] is None:
             return finish_operation(tx, row)
-        if tx.time_is_up():
+        if row["cursor"] == last or tx.time_is_up():
             tx.execute("UPDATE operation SET affected = :affected, cursor = :cursor WHERE id = :id", row)
             return None
 
@@ -4375,6 +4423,48 @@ TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next
 PRUNE_INTERVAL = 600.0
 
 
+class Warming:
+    """Has the readers look up a bulk submit's hashes ahead of the writer, which would hold everybody up with it.
+
+    A hash may be anywhere in a file that is larger than the memory. Now and then the writer is left alone: it could
+    not begin its log anew if there were always a reader.
+    """
+
+    MOST_AHEAD = 8  # times in a row that the readers go on while the writer is at work
+
+    def __init__(self, db: Database, operation: int):
+        self.db, self.operation = db, operation
+        self.places: list[int] = []  # the piece that each reader is to look at next
+        self.rounds = 0
+        self.ahead: asyncio.Future[int] | None = None
+
+    async def last(self) -> int:
+        """Returns when more pieces have been looked up: the number of the last one. The next ones are begun with."""
+        reading = self.ahead or asyncio.ensure_future(self.read())
+        self.ahead = None
+        try:
+            last = await reading
+        except sqlite3.Error:
+            return INT64_MAX  # the writer will see for itself
+        self.rounds += 1
+        if last < INT64_MAX - 1 and self.rounds % self.MOST_AHEAD:
+            self.ahead = asyncio.ensure_future(self.read())
+        return last
+
+    async def read(self) -> int:
+        if not self.places:
+            first = await self.db.read(first_piece, self.operation) or INT64_MAX
+            self.places = [first + number for number in range(self.db.READERS)]
+        if min(self.places) < INT64_MAX:
+            reads = (self.db.read(warm_pieces, self.operation, place, len(self.places)) for place in self.places)
+            self.places = await asyncio.gather(*reads)
+        return min(self.places) - 1
+
+    def close(self) -> None:
+        if self.ahead:
+            self.ahead.cancel()
+
+
 class Tracker:
     """A running tracker: its settings, database and waiting workers, and the work that goes on behind the requests."""
 
@@ -4515,13 +4605,15 @@ class Tracker:
 
     async def _carry_out(self, operation: int, answered: bool) -> int:
         pauses = retry_pauses()
-        while not (self._stopped if answered else self._stopping):
-            try:
-                if (affected := await self.db.write(step_operation, operation, long=True)) is not None:
-                    return affected
-            except TrackerError as error:
-                log.warning("Operation %d has to wait: %s", operation, error)
-                await asyncio.sleep(next(pauses))
+        with contextlib.closing(Warming(self.db, operation)) as warming:
+            while not (self._stopped if answered else self._stopping):
+                try:
+                    last = await warming.last()
+                    if (affected := await self.db.write(step_operation, operation, last, long=True)) is not None:
+                        return affected
+                except TrackerError as error:
+                    log.warning("Operation %d has to wait: %s", operation, error)
+                    await asyncio.sleep(next(pauses))
         raise TrackerError("unavailable", "The tracker is stopping; what it had begun is finished at its next start")
 
 

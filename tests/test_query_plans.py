@@ -250,6 +250,8 @@ READS: dict[str, Callable[[Place], Operation]] = {
     "list further failed tasks": lambda p: list_tasks(p, TaskFilter("failed"), f"0:{p.waiting[0]}"),
     "show the history of a task": lambda p: (pages.get_task_history, (p.session, p.held["plain"])),
     "show an operation": lambda p: (tracker.get_operation, (p.session, p.operations["finished"])),
+    "find the first piece of a bulk submit": lambda p: (tracker.first_piece, (p.operations["bulk"],)),
+    "look up the hashes of a bulk submit": lambda p: (tracker.warm_pieces, (p.operations["bulk"], 1, 2)),
     "find an upload by its token": lambda p: (tracker.find_lines_submit, (p.worker, p.first, "a token")),
     "show the last failures": lambda p: (pages.recent_failures, (p.first,)),
     "show the last operations": lambda p: (pages.recent_operations, (p.first,)),

@@ -249,6 +249,22 @@ def test_what_is_wrong_in_a_bulk_is_named_though_it_is_read_in_parts(
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4, 25])
+def test_a_bulk_whose_hashes_are_far_is_stored_as_any_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    """The readers look all of them up before, and the writer goes no further than they have come."""
+    monkeypatch.setattr(tracker, "FAR", -1)
+    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker, "PIECE_TASKS", 1)
+    monkeypatch.setattr(tracker, "BULK_TASKS", 20)
+    project, worker = project_and_worker(site)
+    tasks = [{**task, "unique_string": task["recipe"]} for task in bulk(project, 20 * pieces)]
+    answer = worker.bulk_submit([*tasks[:-1], tasks[0]])
+    assert answer.json()["content"] == {"submitted": 20 * pieces - 1, "duplicates": 1}
+    assert recipes(worker, project, 20 * pieces - 1) == [str(number) for number in range(20 * pieces - 1)]
+
+
 def test_a_large_bulk_is_assigned_in_the_order_of_its_tasks(site: Site) -> None:
     project, worker = project_and_worker(site)
     assert worker.bulk_submit(bulk(project, MANY)).json()["content"] == {"submitted": MANY, "duplicates": 0}
