@@ -221,7 +221,7 @@ def task_of_line(line: bytes | None, upload: Upload) -> LineTask:
     return body
 
 
-PART_BYTES = 2**15  # of a bulk submit that are decoded before other threads have the interpreter again
+PART_BYTES = 2**14  # of a bulk submit that are decoded before other threads have the interpreter again
 SPACE = rb"[ \t\r\n]{0,64}"
 ARRAY_BEGINS = re.compile(rb'_(\{_"requests"_:_)?\['.replace(b"_", SPACE))
 ARRAY_ENDS = re.compile(rb"\]_(\}_)?\Z".replace(b"_", SPACE))

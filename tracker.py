@@ -897,7 +897,7 @@ def save_uptime(tx: Tx) -> None:
 PIECE_TASKS = 500  # rows that one step stores or deletes
 BULK_TASKS = 100  # in a piece of a bulk submit: short calls that wait are let in after each
 PIECE_BYTES = 2**18  # and no step stores more than this at once
-STAGE_BYTES = 2**19  # of pieces that one transaction stages
+STAGE_BYTES = 2**17  # of pieces that one transaction stages
 STEP_TASKS = 50  # in one statement of the other operations: their recipes may be long, and are rewritten
 STEP_SECONDS = 0.01  # then a transaction takes no further step: about as long as an assignment has to wait
 
