@@ -479,6 +479,31 @@ def test_every_task_of_an_upload_is_announced(queue: Queue, monkeypatch: pytest.
     assert queue.announced == {queue.project: 2}
 
 
+def test_a_long_operation_takes_one_piece_at_a_time_while_somebody_waits(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "BULK_TASKS", 2)
+    operation, report = stage(queue, b"a\nb\nc\nd\ne\n")
+    queue.do(tracker.accept_lines_submit, queue.session, operation, report)
+
+    def step_in_demand(tx: Tx) -> int | None:
+        tx.turn = lambda: 0.0
+        return tracker.step_operation(tx, operation)
+
+    assert queue.do(step_in_demand) is None
+    assert recipes(queue) == ["a", "b"]
+    assert queue.do(tracker.step_operation, operation) == 5  # nobody waits any more
+    assert recipes(queue) == ["a", "b", "c", "d", "e"]
+
+
+def test_a_long_call_has_as_much_time_as_the_short_ones_that_wait_beside_it_took() -> None:
+    writes = tracker.WriteQueue(lambda *_: None)
+    writes.short_time = 0.003
+    assert writes.turn() > 1e9
+    writes.short.append(None)
+    assert writes.turn() == 0.003
+
+
 def test_nothing_counts_before_the_upload_is_accepted(queue: Queue) -> None:
     operation, report = stage(queue, b"a\nb\n")
     assert queue.counts() == {}
