@@ -2,7 +2,7 @@
 
 Lab            the scratch directory, and the databases that were filled once and are copied per measurement
 Tracker        a running tracker: its manager, its workers, its projects
-EmptyRoute     a running Starlette application with one route: the baseline
+EmptyRoute     a running Starlette application with one empty route: the baseline
 Connection     one keep-alive connection over a blocking socket, cheap enough to time single requests with
 Driver         wrk with one of the Lua scripts: the load of 32 connections (drive: for a fixed time)
 """
@@ -127,12 +127,16 @@ class Connection:
 class Server:
     """A server in a subprocess: ready once constructed, stopped by SIGTERM at the end of its `with`."""
 
-    def __init__(self, command, log):
+    def __init__(self, command, log, **options):
         self.log = Path(log)
         self.output = self.log.open("ab")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.output, cwd=self.log.parent)
+        started = time.perf_counter()
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self.output, cwd=self.log.parent, **options
+        )
         try:
             self.url = self._listening(command)
+            self.start_seconds = time.perf_counter() - started
             self.prepare()
         except BaseException:
             self.stop()
@@ -177,7 +181,7 @@ class Server:
 
 
 class EmptyRoute(Server):
-    """The baseline: one JSON route of Starlette under the tracker's own uvicorn configuration."""
+    """The baseline: one JSON route of Starlette, run as uvicorn by itself runs it."""
 
     def __init__(self, lab):
         super().__init__([sys.executable, BENCH / "empty.py", str(free_port())], lab.directory / "empty.log")
@@ -337,6 +341,10 @@ class Lab:
         seed = Seed(list(made.seed.workers), dict(made.seed.projects), dict(made.seed.examples))
         return Tracker(self, copy, seed, root, **settings)
 
+    def again(self, tracker, **settings):
+        """Start a tracker that has been stopped again, on the same database."""
+        return Tracker(self, tracker.database, tracker.seed, **settings)
+
     def discard(self, database):
         """Remove a database that is not needed any more, for they are large."""
         for path in database.parent.glob(database.name + "*"):
@@ -358,6 +366,13 @@ class Lab:
         return figures
 
 
+def forget_cached(path):
+    """Have the kernel drop what it keeps of a file in memory, as after a start of the machine."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def checkpoint(database):
     """Bring everything into the one database file, when its server has been stopped; returns its size in bytes."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
@@ -376,6 +391,7 @@ class Load:
     """What wrk did in one run. Processor use is in cores: 0.25 is a quarter of one."""
 
     requests: int
+    seconds: float
     rate: float
     released: int
     generator: float
@@ -415,7 +431,7 @@ class Driver:
                 f"{self.script}: {outcome['refused']} answers were not ok, {outcome['lost']} lost\n{complaints}"
             )
         rate = outcome["requests"] / outcome["seconds"]
-        return Load(outcome["requests"], rate, outcome["released"], generator, busy)
+        return Load(outcome["requests"], outcome["seconds"], rate, outcome["released"], generator, busy)
 
     def _used(self):
         """Processor time that generators, and this server, have used so far."""

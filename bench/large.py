@@ -20,6 +20,7 @@ TASKS = f"""
     INSERT INTO task (project, priority, max_retries, max_assign_time, verification_count, hash64, recipe)
     {SERIES} SELECT :project, i % 7, 3, 3600, 0, NULL, 'https://example.org/page/' || i FROM n
 """
+PLAIN = TASKS.replace("i % 7", "9")  # are assigned before all others
 ASSIGNED = """
     UPDATE task SET assignee = :worker + (id / 20 * 2 + id % 2) % :workers, assign_time = :now - id % 3600,
         assigned_uptime = 0, deadline_uptime = 1e9
@@ -116,11 +117,12 @@ LOGS = f"""
 """
 
 
-def furnish(database, projects, scale):
+def furnish(database, projects, scale, plain=0):
     """Fill a tracker's database: of `projects`, by name, "main" gets nine tenths of the tasks and of everything else.
 
-    "other" gets the requests for access. The live counts come out right; nobody is logged in as the new
-    managers and workers. The deadlines of the assigned tasks are far away. Returns ids for the names in pages' paths.
+    "other" gets the requests for access. `plain` more tasks go to "main", where they wait before all others. The live
+    counts come out right; nobody is logged in as the new managers and workers. The deadlines of the
+    assigned tasks are far away. Returns ids for the names in pages' paths.
     """
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -132,13 +134,15 @@ def furnish(database, projects, scale):
 
         run(NEW_WORKERS, count=values["workers"])
         run(NEW_MANAGERS, count=MANAGERS)
-        shares = {"main": 0.9, "other": 0.05}
+        shares, snapshots = {"main": 0.9, "other": 0.05}, int(SNAPSHOTS * scale)
         for name, project in projects.items():
             share = shares.get(name, 0.05 / (len(projects) - len(shares)))
             furnish_project(run, project, int(1_000_000 * scale * share))
-            run(PROJECT_SNAPSHOTS, project=project, count=int(SNAPSHOTS * scale) if name == "main" else 2_000)
+            run(PROJECT_SNAPSHOTS, project=project, count=snapshots if name == "main" else snapshots // 50)
             run(CLOSED, project=project)
         main, other = projects["main"], projects["other"]
+        if plain:
+            run(PLAIN, project=main, count=plain)
         task = connection.execute("SELECT MIN(id) FROM task WHERE project = ? AND status = 2", (main,)).fetchone()[0]
         for script in (TALLIES, LAST_DAY, ROLLED):
             run(script, project=main)
