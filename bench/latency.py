@@ -273,7 +273,7 @@ def beside_operations(lab):
 @benchmark("verification")
 def verification(lab):
     """Assignment to a worker that has verified the first 100,000 tasks of a project, against a fresh worker."""
-    with lab.tracker(verified) as tracker:
+    with lab.tracker(verified, max_empty_polls=1_000_000) as tracker:
         projects, workers = tracker.seed.projects, tracker.crew()
 
         def assigns(worker, project):

@@ -78,12 +78,12 @@ def large_tracker(lab, tracker):
 
 
 def ten_million(lab, tracker):
-    """10,000,000 tasks in one of 1,000 projects, a million of them in mixed states"""
+    """10,000,000 tasks in one of 1,000 projects, a tenth of them in mixed states"""
     with_projects(tracker, lab.size(1_000), lab.size(9_100_000), lab.scale)
 
 
 def ten_thousand(lab, tracker):
-    """10,000 tasks in one of 60 projects, as many as there are of 10,000,000 in proportion in mixed states"""
+    """10,000 tasks in one of 60 projects, a tenth of them in mixed states"""
     with_projects(tracker, 60, 9_100, 0.001)
 
 

@@ -80,16 +80,16 @@ def against_empty(lab, label, run):
     return loads["tracker"], rates(loads["empty"])
 
 
-def topped_up(lab, tracker, name, waiting, seconds=None, meanwhile=None, run=cycles, first_guess=12_000, **fields):
+def topped_up(lab, tracker, name, waiting, seconds=None, meanwhile=None, run=cycles, first_guess=12_000):
     """A round of cycles on a project that has `waiting` tasks left at its end, going by the round before.
 
-    The first round goes by the guess of how many tasks are closed in a second. The tasks that are added have `fields`.
+    The first round goes by the guess of how many tasks are closed in a second.
     """
     project, spent = tracker.seed.projects[name], [(seconds or lab.seconds) * first_guess]
     more = (seconds, meanwhile) if run is cycles else ()
 
     def round_of_load():
-        tracker.fill(project, waiting + spent[-1], **fields)
+        tracker.fill(project, waiting + spent[-1])
         load = run(lab, tracker, project, *more)
         spent.append(load.released)
         return load
