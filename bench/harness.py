@@ -401,9 +401,9 @@ class Load:
 class Driver:
     """wrk at work over 32 connections, for some seconds unless it is stopped before."""
 
-    def __init__(self, server, script, seconds, *arguments):
+    def __init__(self, server, script, seconds, *arguments, path="/"):
         options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", BENCH / script]
-        command = ["wrk", *options, server.url + "/", "--", *arguments]
+        command = ["wrk", *options, server.url + path, "--", *arguments]
         self.server, self.script = server, script
         self.used_before = self._used()
         self.started = time.perf_counter()

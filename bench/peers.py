@@ -135,6 +135,14 @@ class Peer:
         """Add so many tasks."""
         raise NotImplementedError
 
+    @contextlib.contextmanager
+    def filled(self, wanted):
+        """The running server with so many tasks waiting."""
+        with self.start() as server:
+            if (missing := wanted - self.waiting()) > 0:
+                self.fill(missing)
+            yield server
+
     async def connect(self, number):
         """The connection of one worker, and how it is closed."""
         _, wire = await asyncio.get_running_loop().create_connection(
@@ -189,6 +197,13 @@ class Beanstalkd(Peer):
 
     def start(self, sync="-f0"):
         return self.daemon(["beanstalkd", "-b", self.directory, sync, "-l", "127.0.0.1", "-p", self.port])
+
+    @contextlib.contextmanager
+    def filled(self, wanted):
+        with self.start("-F"):  # to sync each of them would take minutes
+            self.fill(wanted - self.waiting())
+        with self.start() as server:
+            yield server
 
     def waiting(self):
         stats = self.ask(b"stats-tube default\r\n")
@@ -471,7 +486,7 @@ PEERS = {"beanstalkd": Beanstalkd, "redis": Redis, "postgresql": PostgreSQL, "tr
 def measure(peer, seconds):
     """One round: cycles in a second, and the share of a core that the generator and the server used."""
     wanted = int(peer.most_cycles * (seconds + WARM_UP))
-    with filled(peer, wanted) as server:
+    with peer.filled(wanted) as server:
         before = peer.waiting()
         os.sync()  # what was filled in is not to be written in the middle of the measurement
         outcome = uvloop.run(work(peer, server, seconds))
@@ -479,21 +494,6 @@ def measure(peer, seconds):
     if done != outcome["cycles"]:
         raise RuntimeError(f"{peer.title}: {outcome['cycles']} tasks were finished, but {done} are gone")
     return outcome
-
-
-@contextlib.contextmanager
-def filled(peer, wanted):
-    """The peer's server with so many tasks waiting."""
-    if isinstance(peer, Beanstalkd):  # to sync each of them would take minutes
-        with peer.start("-F"):
-            peer.fill(wanted - peer.waiting())
-        with peer.start() as server:
-            yield server
-    else:
-        with peer.start() as server:
-            if (missing := wanted - peer.waiting()) > 0:
-                peer.fill(missing)
-            yield server
 
 
 async def work(peer, server, seconds):

@@ -13,14 +13,14 @@ from seeds import MILLION, million, small
 BATCH = 50  # tasks
 
 
-def cycles(lab, tracker, project, seconds=None, meanwhile=None):
+def cycles(lab, tracker, project, seconds=None, meanwhile=None, path="/"):
     """Assign and release over 32 connections for one round, and check that the tasks were really closed.
 
-    With meanwhile(): for as long as that takes.
+    With meanwhile(): for as long as that takes. `path` is what the calls are below.
     """
     before = tracker.counts(project)["closed_task_count"]
     crew, seconds = credentials(tracker.crew()), seconds or lab.seconds
-    driver = Driver(tracker, "cycle.lua", 3600 if meanwhile else seconds, project, *crew)
+    driver = Driver(tracker, "cycle.lua", 3600 if meanwhile else seconds, project, *crew, path=path)
     try:
         if meanwhile:
             meanwhile()
@@ -80,17 +80,16 @@ def against_empty(lab, label, run):
     return loads["tracker"], rates(loads["empty"])
 
 
-def topped_up(lab, tracker, name, waiting, seconds=None, meanwhile=None, run=cycles, first_guess=12_000):
+def topped_up(lab, tracker, name, waiting, run=cycles, first_guess=12_000, **options):
     """A round of cycles on a project that has `waiting` tasks left at its end, going by the round before.
 
-    The first round goes by the guess of how many tasks are closed in a second.
+    The first round goes by the guess of how many tasks are closed in a second. The options are those of run().
     """
-    project, spent = tracker.seed.projects[name], [(seconds or lab.seconds) * first_guess]
-    more = (seconds, meanwhile) if run is cycles else ()
+    project, spent = tracker.seed.projects[name], [(options.get("seconds") or lab.seconds) * first_guess]
 
     def round_of_load():
         tracker.fill(project, waiting + spent[-1])
-        load = run(lab, tracker, project, *more)
+        load = run(lab, tracker, project, **options)
         spent.append(load.released)
         return load
 
@@ -100,12 +99,14 @@ def topped_up(lab, tracker, name, waiting, seconds=None, meanwhile=None, run=cyc
 @benchmark("assign")
 def assign(lab):
     """Assign + release at 32 connections, each a worker of its own, synchronous=FULL."""
+    figures = []
     with lab.tracker(million) as tracker:
-        run = topped_up(lab, tracker, "other", 10_000)
-        run()
-        label = f"assign + release, {CONNECTIONS} connections"
-        loads, base = against_empty(lab, label, run)
-    return [Figure(label, "requests/s", rates(loads), "empty route", base, (">=", 1.15))]
+        for path, label in (("/", f"assign + release, {CONNECTIONS} connections"), ("/api/", "… below /api")):
+            run = topped_up(lab, tracker, "other", 10_000, path=path)
+            run()
+            loads, base = against_empty(lab, label, run)
+            figures.append(Figure(label, "requests/s", rates(loads), "empty route", base, (">=", 1.15)))
+    return figures
 
 
 @benchmark("submit")

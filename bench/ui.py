@@ -139,7 +139,7 @@ def open_pages(lab):
     """Assign + release, and a lone worker, while 10 pages of the same tracker are open in browsers, against none."""
     with lab.tracker(large_tracker, refresh_interval=REFRESH) as tracker:
         seconds = max(lab.seconds, REFRESH)  # else not every page would be fetched in a round
-        load = topped_up(lab, tracker, "other", 6_000 * seconds, seconds)
+        load = topped_up(lab, tracker, "other", 6_000 * seconds, seconds=seconds)
         load()
 
         def alone():
