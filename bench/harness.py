@@ -125,7 +125,9 @@ class Connection:
 
 
 class Server:
-    """A server in a subprocess: ready once constructed, stopped by SIGTERM at the end of its `with`."""
+    """A server in a subprocess: ready once constructed, stopped by a signal at the end of its `with`."""
+
+    stop_signal = signal.SIGTERM
 
     def __init__(self, command, log, **options):
         self.log = Path(log)
@@ -159,7 +161,7 @@ class Server:
 
     def stop(self):
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(self.stop_signal)
             try:
                 self.process.wait(60)
             except subprocess.TimeoutExpired:

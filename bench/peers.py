@@ -124,8 +124,11 @@ class Peer:
         """Start the server; returns it."""
         raise NotImplementedError
 
-    def daemon(self, command, **options):
-        return Daemon([str(part) for part in command], self.directory.with_suffix(".log"), self.port, **options)
+    def daemon(self, command, kind=None, **options):
+        return (kind or Daemon)([str(part) for part in command], self, **options)
+
+    def ready(self):
+        """Return once the server that listens is ready, too."""
 
     def waiting(self):
         """How many tasks wait."""
@@ -167,17 +170,20 @@ class Peer:
 class Daemon(Server):
     """A server that does not say when it listens: it does when its port can be connected to."""
 
-    def __init__(self, command, log, port, **options):
-        self.port = port
-        super().__init__(command, log, **options)
+    def __init__(self, command, peer, **options):
+        self.peer = peer
+        super().__init__(command, peer.directory.with_suffix(".log"), **options)
 
     def _listening(self, command):
         given_up = time.monotonic() + 30
         while time.monotonic() < given_up and self.process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return f"tcp://127.0.0.1:{self.port}"
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.peer.port), 1):
+                return f"tcp://127.0.0.1:{self.peer.port}"
             time.sleep(0.02)
         raise RuntimeError(f"{' '.join(command)} did not start:\n{self.log.read_text()[-2000:]}")
+
+    def prepare(self):
+        self.peer.ready()
 
 
 # ── beanstalkd ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -265,10 +271,11 @@ class Redis(Peer):
     def start(self):
         options = {"bind": "127.0.0.1", "port": self.port, "dir": self.directory, "logfile": "redis.log", "save": ""}
         options |= {"appendonly": "yes", "appendfsync": "always"}
-        server = self.daemon(["redis-server", *(part for name in options for part in (f"--{name}", options[name]))])
+        return self.daemon(["redis-server", *(part for name in options for part in (f"--{name}", options[name]))])
+
+    def ready(self):
         while self.ask(command("PING")) != b"+PONG\r\n":  # it is still reading its file
             time.sleep(0.02)
-        return server
 
     def ask(self, request):
         with socket.create_connection(("127.0.0.1", self.port)) as connection:
@@ -318,10 +325,8 @@ def postgresql_programs():
 class PostgreSQL(Peer):
     title = "PostgreSQL, FOR UPDATE SKIP LOCKED"
 
-    SCHEMA = """
-        CREATE TABLE task (id bigserial PRIMARY KEY, recipe text NOT NULL, worker integer, lease timestamptz);
-        CREATE INDEX task_waiting ON task (id) WHERE worker IS NULL;
-    """
+    TABLE = "CREATE TABLE task (id bigserial PRIMARY KEY, recipe text NOT NULL, worker integer, lease timestamptz)"
+    INDEX = "CREATE INDEX task_waiting ON task (id) WHERE worker IS NULL"
     FILL = "INSERT INTO task (recipe) SELECT 'https://example.org/page/' || i FROM generate_series(1, $1::integer) i"
     TAKE = """
         UPDATE task SET worker = $1, lease = now() + make_interval(secs => $2) WHERE id = (
@@ -355,16 +360,18 @@ class PostgreSQL(Peer):
         if made.returncode:
             raise RuntimeError(f"initdb failed, as {self.options.get('user', getpass.getuser())}: {made.stderr}")
         with self.start():
-            self.do("CREATE TABLE task", script=self.SCHEMA)
+            self.do(self.TABLE)
+            self.do(self.INDEX)
 
     def start(self):
         command = [postgresql_programs() / "postgres", "-D", self.directory / "data", "-p", self.port]
         command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-        server = Postmaster(list(map(str, command)), self.directory.with_suffix(".log"), self.port, **self.options)
-        asyncio.run(self.ready())
-        return server
+        return self.daemon(command, Postmaster, **self.options)
 
-    async def ready(self):
+    def ready(self):
+        asyncio.run(self.started())
+
+    async def started(self):
         """Wait until it has started up, which it may not have done when it listens."""
         import asyncpg
 
@@ -379,13 +386,13 @@ class PostgreSQL(Peer):
 
         return asyncpg.connect(host="127.0.0.1", port=self.port, user="bench", database="postgres")
 
-    def do(self, statement, *values, script=None):
+    def do(self, statement, *values):
         """Carry out one statement; returns the first value of its first row."""
 
         async def run():
             connection = await self.open()
             try:
-                return await (connection.execute(script) if script else connection.fetchval(statement, *values))
+                return await connection.fetchval(statement, *values)
             finally:
                 await connection.close()
 
@@ -413,6 +420,8 @@ class PostgreSQL(Peer):
 
 class Postmaster(Daemon):
     """PostgreSQL, which does its work in processes of its own."""
+
+    stop_signal = signal.SIGINT  # SIGTERM would wait for the clients to leave
 
     def cpu_seconds(self):
         used = [0, 0]
