@@ -24,14 +24,14 @@ PLAIN = TASKS.replace("i % 7", "9")  # are assigned before all others
 ASSIGNED = """
     UPDATE task SET assignee = :worker + (id / 20 * 2 + id % 2) % :workers, assign_time = :now - id % 3600,
         assigned_uptime = 0, deadline_uptime = 1e9
-    WHERE project = :project AND id % 20 IN (0, 1)
+    WHERE id > :before AND id % 20 IN (0, 1)
 """
 AWAITING = """
     UPDATE task SET verification_count = 2, verifiers = (
         SELECT id FROM verifier_set WHERE project = :project AND members = CAST(:worker + id / 20 % 100 AS TEXT))
-    WHERE project = :project AND id % 20 IN (2, 3)
+    WHERE id > :before AND id % 20 IN (2, 3)
 """
-FAILED = "UPDATE task SET status = 2, retries = max_retries WHERE project = :project AND id % 20 IN (4, 5, 6)"
+FAILED = "UPDATE task SET status = 2, retries = max_retries WHERE id > :before AND id % 20 IN (4, 5, 6)"
 
 VERIFIER_SETS = f"""
     INSERT INTO verifier_set (project, members) {SERIES.replace(":count", "100")} SELECT :project, :worker + i FROM n
@@ -41,13 +41,13 @@ VERIFIERS = """
 """
 VERIFICATIONS = """
     INSERT INTO verification SELECT t.id, CAST(s.members AS INTEGER), 0
-    FROM task t JOIN verifier_set s ON s.id = t.verifiers WHERE t.project = :project
+    FROM task t JOIN verifier_set s ON s.id = t.verifiers WHERE t.id > :before
 """
 PAST_ASSIGNMENTS = """
     INSERT INTO assignment (task, project, worker, assign_time, end_time, outcome)
     SELECT id, project, :worker + id / 3 % :workers, :now - 90 - id % 86400, :now - id % 86400,
         iif(id % 3, 'failed', 'expired')
-    FROM task WHERE project = :project AND status = 2
+    FROM task WHERE id > :before AND status = 2
 """
 TALLIES = f"""
     INSERT INTO tally (project, worker, closed_task_count, runtime_total, runtime_min, runtime_max)
@@ -125,12 +125,13 @@ def furnish(database, projects, scale, plain=0):
     assigned tasks are far away. Returns ids for the names in pages' paths.
     """
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = -500000")  # KiB: it is one large transaction
         connection.execute("BEGIN IMMEDIATE")
         first = connection.execute("SELECT MAX(id) + 1 FROM worker").fetchone()[0]
         values = {"now": int(time.time()), "worker": first, "workers": int(WORKERS * scale)}
 
         def run(script, **more):
-            connection.execute(script, {**values, **more})
+            return connection.execute(script, {**values, **more})
 
         run(NEW_WORKERS, count=values["workers"])
         run(NEW_MANAGERS, count=MANAGERS)
@@ -169,8 +170,9 @@ def furnish(database, projects, scale, plain=0):
 
 
 def furnish_project(run, project, tasks):
+    before = run("SELECT IFNULL(MAX(id), 0) FROM task").fetchone()[0]  # the project's tasks are those after it
     run(TASKS, project=project, count=tasks)
     for script in (VERIFIER_SETS, VERIFIERS, ASSIGNED, AWAITING, FAILED, VERIFICATIONS, PAST_ASSIGNMENTS):
-        run(script, project=project)
+        run(script, project=project, before=before)
     for script in (OPERATIONS, ROLES):
         run(script, project=project)
