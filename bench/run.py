@@ -25,15 +25,14 @@ import ui
 from figures import BENCHMARKS, LONG, NOTES, machine, positive, table
 from harness import ROOT, Lab, require_tools, say
 
-GROUPS = [throughput, latency, size, ui, testflinger]  # to be imported is what puts their benchmarks into the table
+GROUPS = [throughput, latency, size, ui, testflinger]
+NAMES = [name for group in GROUPS for name, run in BENCHMARKS.items() if run.__module__ == group.__name__]
 
 
 def parse_arguments():
-    width = max(map(len, BENCHMARKS))
-    marks = {name: " (--long)" if name in LONG else "" for name in BENCHMARKS}
-    listing = "\n".join(
-        f"  {name:{width}}  {run.__doc__.splitlines()[0]}{marks[name]}" for name, run in BENCHMARKS.items()
-    )
+    width = max(map(len, NAMES))
+    marks = {name: " (--long)" if name in LONG else "" for name in NAMES}
+    listing = "\n".join(f"  {name:{width}}  {BENCHMARKS[name].__doc__.splitlines()[0]}{marks[name]}" for name in NAMES)
     parser = argparse.ArgumentParser(
         prog="python bench/run.py",
         description=__doc__.split("\n\nTo add")[0],
@@ -42,7 +41,7 @@ def parse_arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--only", metavar="NAME", action="append", choices=BENCHMARKS, help="run this benchmark; may be repeated")
+    add("--only", metavar="NAME", action="append", choices=NAMES, help="run this benchmark; may be repeated")
     add("--long", action="store_true", help="the long ones, too")
     add("--rounds", metavar="N", type=positive, help="rounds per benchmark (default 7)")
     add("--seconds", metavar="S", type=positive, help="whole seconds per measurement in a round (default 2)")
@@ -72,7 +71,7 @@ def main():
     rounds, seconds = arguments.rounds or rounds, arguments.seconds or seconds
     figures, started = [], time.perf_counter()
     with Lab(arguments.dir, rounds, seconds, scale, arguments.against) as lab:
-        for name in arguments.only or [name for name in BENCHMARKS if arguments.long or name not in LONG]:
+        for name in arguments.only or [name for name in NAMES if arguments.long or name not in LONG]:
             say(f"{name}: {BENCHMARKS[name].__doc__.splitlines()[0]}")
             figures += BENCHMARKS[name](lab)
     print(f"{machine()}; {rounds} rounds of {seconds} s\n")
