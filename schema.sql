@@ -198,22 +198,35 @@ CREATE TABLE IF NOT EXISTS verification (
 
 -- A set of workers that have verified the same tasks, and the first of those tasks that is ready (its head).
 -- A worker seeks past all that it has verified itself by skipping the sets that it belongs to: one when tasks need two
--- verifications, at most one for each other worker when they need three, and so on.
+-- verifications, at most one for each other worker when they need three. Large sets may be many more: see verifier_block.
 CREATE TABLE IF NOT EXISTS verifier_set (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
     project                     INTEGER NOT NULL,
     members                     TEXT NOT NULL,               -- worker ids, ascending: '3,17'
     head_priority               INTEGER,
     head_task                   INTEGER,
+    large                       INTEGER NOT NULL DEFAULT 0,  -- whether it has three members or more
     UNIQUE (project, members)
 ) STRICT;
-CREATE INDEX IF NOT EXISTS verifier_set_head ON verifier_set (project, head_priority DESC, head_task) WHERE head_task IS NOT NULL;
+CREATE INDEX IF NOT EXISTS verifier_set_head ON verifier_set (project, head_priority DESC, head_task)
+    WHERE head_task IS NOT NULL AND NOT large;
 
 -- One worker's membership in a verifier_set.
 CREATE TABLE IF NOT EXISTS verifier (
     verifier_set                INTEGER NOT NULL,
     worker                      INTEGER NOT NULL,
     PRIMARY KEY (verifier_set, worker)
+) STRICT, WITHOUT ROWID;
+
+-- A stretch of the order in which the heads of a project's large sets are assigned, and the workers that belong to
+-- every set there: they seek past it. On level 0 it is the place of one head, (32767 - priority) << 47 | task; on the
+-- levels 1 to 3 it is 64 neighbours of the level below. A stretch without heads has no row. Triggers keep them all.
+CREATE TABLE IF NOT EXISTS verifier_block (
+    project                     INTEGER NOT NULL,
+    level                       INTEGER NOT NULL,
+    block                       INTEGER NOT NULL,            -- a place >> 6 * level
+    common                      TEXT NOT NULL,               -- worker ids, ascending: ',3,17,'
+    PRIMARY KEY (project, level, block)
 ) STRICT, WITHOUT ROWID;
 
 -- The hash of a closed task of a project with keep_hashes: it is never submitted again.
@@ -262,27 +275,68 @@ CREATE TRIGGER IF NOT EXISTS tally_hour_deleted AFTER DELETE ON tally_hour BEGIN
     WHERE project = OLD.project AND worker = OLD.worker;
 END;
 
--- A set that no task needs any more goes away with its last task.
-CREATE TRIGGER IF NOT EXISTS task_verifiers_updated AFTER UPDATE OF status, assignee, verifiers, priority ON task
-WHEN OLD.verifiers IS NOT NULL OR NEW.verifiers IS NOT NULL BEGIN
+-- INSERT INTO stale_verifier_set finds the head of a set anew; a set that no task needs any more goes away.
+CREATE VIEW IF NOT EXISTS stale_verifier_set AS SELECT id FROM verifier_set;
+CREATE TRIGGER IF NOT EXISTS stale_verifier_set_inserted INSTEAD OF INSERT ON stale_verifier_set BEGIN
     UPDATE verifier_set SET (head_priority, head_task) = (
         SELECT priority, id FROM task
-        WHERE verifiers = verifier_set.id AND status = 1 AND assignee IS NULL AND verifiers IS NOT NULL
+        WHERE verifiers = NEW.id AND status = 1 AND assignee IS NULL AND verifiers IS NOT NULL
         ORDER BY priority DESC, id LIMIT 1)
-    WHERE id IN (OLD.verifiers, NEW.verifiers);
-    DELETE FROM verifier_set WHERE id = OLD.verifiers AND id IS NOT NEW.verifiers
-        AND NOT EXISTS (SELECT 1 FROM task WHERE verifiers = OLD.verifiers);
+    WHERE id = NEW.id;
+    DELETE FROM verifier_set
+    WHERE id = NEW.id AND head_task IS NULL AND NOT EXISTS (SELECT 1 FROM task WHERE verifiers = NEW.id);
+END;
+
+CREATE TRIGGER IF NOT EXISTS task_verifiers_updated AFTER UPDATE OF status, assignee, verifiers, priority ON task
+WHEN OLD.verifiers IS NOT NULL OR NEW.verifiers IS NOT NULL BEGIN
+    INSERT INTO stale_verifier_set VALUES (OLD.verifiers);
+    INSERT INTO stale_verifier_set SELECT NEW.verifiers WHERE NEW.verifiers IS NOT OLD.verifiers;
 END;
 
 CREATE TRIGGER IF NOT EXISTS task_verifiers_deleted AFTER DELETE ON task WHEN OLD.verifiers IS NOT NULL BEGIN
-    UPDATE verifier_set SET (head_priority, head_task) = (
-        SELECT priority, id FROM task
-        WHERE verifiers = verifier_set.id AND status = 1 AND assignee IS NULL AND verifiers IS NOT NULL
-        ORDER BY priority DESC, id LIMIT 1)
-    WHERE id = OLD.verifiers;
-    DELETE FROM verifier_set WHERE id = OLD.verifiers
-        AND NOT EXISTS (SELECT 1 FROM task WHERE verifiers = OLD.verifiers);
+    INSERT INTO stale_verifier_set VALUES (OLD.verifiers);
     DELETE FROM verification WHERE task = OLD.id;
+END;
+
+CREATE TRIGGER IF NOT EXISTS verifier_set_head_moved AFTER UPDATE OF head_priority, head_task ON verifier_set
+WHEN NEW.large AND (NEW.head_priority IS NOT OLD.head_priority OR NEW.head_task IS NOT OLD.head_task) BEGIN
+    DELETE FROM verifier_block
+    WHERE project = OLD.project AND level = 0 AND block = (32767 - OLD.head_priority << 47 | OLD.head_task);
+    INSERT INTO verifier_block
+    SELECT NEW.project, 0, 32767 - NEW.head_priority << 47 | NEW.head_task, ',' || NEW.members || ','
+    WHERE NEW.head_task IS NOT NULL;
+END;
+
+-- The levels above follow each head, from below: INSERT INTO stale_verifier_block makes a block anew of those below it.
+CREATE TRIGGER IF NOT EXISTS verifier_block_inserted AFTER INSERT ON verifier_block WHEN NEW.level = 0 BEGIN
+    INSERT INTO stale_verifier_block VALUES (NEW.project, 1, NEW.block >> 6);
+    INSERT INTO stale_verifier_block VALUES (NEW.project, 2, NEW.block >> 12);
+    INSERT INTO stale_verifier_block VALUES (NEW.project, 3, NEW.block >> 18);
+END;
+
+CREATE TRIGGER IF NOT EXISTS verifier_block_deleted AFTER DELETE ON verifier_block WHEN OLD.level = 0 BEGIN
+    INSERT INTO stale_verifier_block VALUES (OLD.project, 1, OLD.block >> 6);
+    INSERT INTO stale_verifier_block VALUES (OLD.project, 2, OLD.block >> 12);
+    INSERT INTO stale_verifier_block VALUES (OLD.project, 3, OLD.block >> 18);
+END;
+
+CREATE VIEW IF NOT EXISTS stale_verifier_block AS SELECT project, level, block FROM verifier_block;
+CREATE TRIGGER IF NOT EXISTS stale_verifier_block_inserted INSTEAD OF INSERT ON stale_verifier_block BEGIN
+    DELETE FROM verifier_block
+    WHERE project = NEW.project AND level = NEW.level AND block = NEW.block AND NOT EXISTS (
+        SELECT 1 FROM verifier_block WHERE project = NEW.project AND level = NEW.level - 1
+            AND block BETWEEN NEW.block << 6 AND NEW.block << 6 | 63);
+    INSERT INTO verifier_block
+    SELECT NEW.project, NEW.level, NEW.block, ',' || (
+        SELECT ifnull(group_concat(value, ','), '') FROM json_each('[' || trim(first.common, ',') || ']')
+        WHERE NOT EXISTS (
+            SELECT 1 FROM verifier_block b WHERE b.project = NEW.project AND b.level = NEW.level - 1
+                AND b.block BETWEEN NEW.block << 6 AND NEW.block << 6 | 63 AND NOT instr(b.common, ',' || value || ','))
+        ) || ','
+    FROM verifier_block first WHERE first.project = NEW.project AND first.level = NEW.level - 1
+        AND first.block BETWEEN NEW.block << 6 AND NEW.block << 6 | 63
+    ORDER BY first.block LIMIT 1
+    ON CONFLICT DO UPDATE SET common = excluded.common WHERE common <> excluded.common;
 END;
 
 CREATE TRIGGER IF NOT EXISTS verifier_set_deleted AFTER DELETE ON verifier_set BEGIN

@@ -352,7 +352,23 @@ UPGRADES: dict[int, tuple[str, str]] = {
         "",
     ),
     5: ("ALTER TABLE testflinger_client ADD COLUMN email TEXT; DROP INDEX template_name;", ""),  # it was a unique one
-    6: ("DROP TRIGGER task_inserted; DROP TRIGGER task_updated; DROP TRIGGER task_deleted;", ""),  # Counts does it now
+    6: (
+        """
+        DROP TRIGGER task_inserted;  -- Counts does it now
+        DROP TRIGGER task_updated;
+        DROP TRIGGER task_deleted;
+        ALTER TABLE verifier_set ADD COLUMN large INTEGER NOT NULL DEFAULT 0;
+        UPDATE verifier_set SET large = 1 WHERE members LIKE '%,%,%';
+        DROP INDEX verifier_set_head;
+        DROP TRIGGER task_verifiers_updated;
+        DROP TRIGGER task_verifiers_deleted;
+        """,
+        """
+        INSERT INTO verifier_block
+        SELECT project, 0, 32767 - head_priority << 47 | head_task, ',' || members || ','
+        FROM verifier_set WHERE large AND head_task IS NOT NULL;
+        """,
+    ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 
@@ -2114,7 +2130,8 @@ class Asker(NamedTuple):
     assign_free_uptime: float
     awaiting: int | None  # whether there are tasks that somebody has verified; looked at when there are no others
     head_priority: int | None
-    head_task: int | None  # the best of those that others have verified and it has not
+    head_task: int | None  # the best of those that one or two others have verified and it has not
+    large_sets: int  # whether there are any that more have verified
 
 
 class Candidate(NamedTuple):
@@ -2148,26 +2165,28 @@ def columns_for(table: str, kind: type) -> str:
 
 ASKER_COLUMNS = """
     w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.assign_free_uptime, CASE
-        WHEN t.id IS NULL THEN EXISTS (SELECT 1 FROM verifier_set WHERE project = p.id AND head_task IS NOT NULL) END"""
+        WHEN t.id IS NULL THEN EXISTS (SELECT 1 FROM verifier_set WHERE project = p.id AND head_task IS NOT NULL
+            AND NOT large) OR EXISTS (SELECT 1 FROM verifier_block WHERE project = p.id) END"""
 PROJECT_AT = len(Asker._fields)
 TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
 SELECT_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, EXISTS (SELECT 1 FROM verifier_block WHERE project = p.id),
+        {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
             SELECT id FROM task WHERE project = p.id AND status = 1 AND assignee IS NULL AND verifiers IS NULL
             ORDER BY priority DESC, id LIMIT 1)
         LEFT JOIN verifier_set v ON v.id = (
-            SELECT id FROM verifier_set s WHERE s.project = p.id AND s.head_task IS NOT NULL
+            SELECT id FROM verifier_set s WHERE s.project = p.id AND s.head_task IS NOT NULL AND NOT s.large
                 AND NOT EXISTS (SELECT 1 FROM verifier WHERE verifier_set = s.id AND worker = w.id)
             ORDER BY s.head_priority DESC, s.head_task LIMIT 1)
     WHERE w.id = ?2
 """
 # For those who can do nothing but jobs, which need no verification.
 SELECT_JOB_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, NULL, NULL, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -2176,6 +2195,21 @@ SELECT_JOB_OFFER = f"""
     WHERE w.id = ?2
 """
 SELECT_CANDIDATE = f"SELECT {columns_for('t', Candidate)} FROM task t WHERE id = ?"
+# The best task that three or more have verified, and the caller not: from the first stretch that has one downwards.
+SELECT_LARGE_HEAD = """
+    SELECT t.priority, t.id
+    FROM verifier_block b3 CROSS JOIN verifier_block b2 CROSS JOIN verifier_block b1 CROSS JOIN verifier_block b
+        CROSS JOIN task t
+    WHERE b3.project = :project AND b3.level = 3 AND NOT instr(b3.common, ',' || :worker || ',')
+        AND b2.project = :project AND b2.level = 2 AND b2.block BETWEEN b3.block << 6 AND b3.block << 6 | 63
+        AND NOT instr(b2.common, ',' || :worker || ',')
+        AND b1.project = :project AND b1.level = 1 AND b1.block BETWEEN b2.block << 6 AND b2.block << 6 | 63
+        AND NOT instr(b1.common, ',' || :worker || ',')
+        AND b.project = :project AND b.level = 0 AND b.block BETWEEN b1.block << 6 AND b1.block << 6 | 63
+        AND NOT instr(b.common, ',' || :worker || ',')
+        AND t.id = b.block & 0x7FFFFFFFFFFF
+    ORDER BY b3.block, b2.block, b1.block, b.block LIMIT 1
+"""
 
 
 @reads_no_counts
@@ -2295,9 +2329,19 @@ def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str
     if not (found.public or asker.may_assign):
         raise NoAccess(ASSIGN, project)
     task = None if row[TASK_AT] is None else Candidate._make(row[TASK_AT:])
+    if asker.large_sets:
+        asker = with_large_head(tx, asker, credentials.id, project)
     if asker.head_task is not None:
         task = better(tx, task, asker)
     return Offer(asker, found, task)
+
+
+def with_large_head(tx: Tx, asker: Asker, worker: int, project: int) -> Asker:
+    """The asker with the best of all tasks that others have verified and it has not, however many those are."""
+    head = tx.one(SELECT_LARGE_HEAD, {"worker": worker, "project": project})
+    if head and (asker.head_task is None or (head[0], -head[1]) > (asker.head_priority, -asker.head_task)):
+        return asker._replace(head_priority=head[0], head_task=head[1])
+    return asker
 
 
 def better(tx: Tx, task: Candidate | None, asker: Asker) -> Candidate:
@@ -2535,7 +2579,8 @@ def extended_set(tx: Tx, task: Held, worker: int) -> int:
     name = (task.project, ",".join(map(str, members)))
     if row := tx.one("SELECT id FROM verifier_set WHERE project = ? AND members = ?", name):
         return row["id"]
-    row = tx.one("INSERT INTO verifier_set (project, members) VALUES (?, ?) RETURNING id", name)
+    large = len(members) > 2
+    row = tx.one("INSERT INTO verifier_set (project, members, large) VALUES (?, ?, ?) RETURNING id", (*name, large))
     tx.executemany("INSERT INTO verifier VALUES (?, ?)", [(row["id"], member) for member in members])
     return row["id"]
 

@@ -416,6 +416,22 @@ def furnish(tx: Tx) -> Place:
         "with two attempts": hold(1, max_retries=2),
         "expired": hold(1),
     }
+    crowd = [create_worker(tx) for _ in range(3)]
+    for one in crowd:
+        call(tx, tracker.set_worker_access, session, first, shapes.WorkerRolesBody(one.id, assign=True))
+
+    def verify_by(verifiers: list[WorkerCredentials], **fields: Any) -> int:
+        """The id of a new task that so many have verified and that needs one more."""
+        tracker.submit_task(tx, worker, new_task(first, verification_count=len(verifiers) + 1, **fields))
+        for one in verifiers:
+            (assigned,) = call(tx, tracker.assign_tasks, one, [first]).tasks
+            tracker.release_task(tx, one, shapes.ReleaseBody(assigned["id"], OK, 7))
+        return assigned["id"]
+
+    held["verified by two"] = verify_by(crowd[:2])
+    tx.execute("UPDATE task SET verification_count = 4 WHERE id = ?", (held["verified by two"],))
+    call(tx, tracker.assign_tasks, worker, [first])
+    verify_by(crowd, priority=-5)
     tx.execute("UPDATE task SET deadline_uptime = 0 WHERE id = ?", (held["expired"],))
     failed = hold(1)
     tracker.release_task(tx, worker, shapes.ReleaseBody(failed, FAIL))
@@ -585,6 +601,7 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "assign": lambda p: (tracker.assign_tasks, (p.worker, [p.first])),
     "assign many of two projects": lambda p: (tracker.assign_tasks, (p.worker, [p.second, p.first], 4)),
     "assign one that awaits verification": lambda p: (tracker.assign_tasks, (p.other, [p.first], 5)),
+    "assign one that three have verified": lambda p: (tracker.assign_tasks, (p.other, [p.first], 9)),
     "close and chain": lambda p: release(p, "plain"),
     "fail at last": lambda p: release(p, "with one attempt", FAIL),
     "fail": lambda p: release(p, "with two attempts", FAIL),
@@ -592,6 +609,7 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "verify": lambda p: release(p, "to verify"),
     "verify and close": lambda p: release(p, "verified"),
     "verify differently": lambda p: release(p, "verified differently", verification=8),
+    "verify as the third": lambda p: release(p, "verified by two"),
     "release many": release_many,
     "expire": lambda p: (tracker.expire_tasks, ()),
     "retry some": lambda p: act(p, "retry", p.failed),

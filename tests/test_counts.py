@@ -40,7 +40,9 @@ class Batches(Memory):
 
     def commit(self, *calls: Operation) -> list[Any]:
         """Commits calls as one batch: what each has answered, or raised."""
-        committer = tracker.Committer(SimpleNamespace(connection=self.connection), self.clock, self.settings)
+        committer = tracker.Committer(
+            SimpleNamespace(connection=self.connection), self.clock, self.settings, lambda: 1e9
+        )
         committer.BATCH_TIME = 1e9
         outcomes, _ = committer.run_batch([tracker.Write(None, function, args) for function, args in calls])
         self.connection.execute("COMMIT")

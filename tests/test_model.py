@@ -34,7 +34,7 @@ from tracker import FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
 HOUR = 3600
-WORKERS, PROJECTS = range(3), range(2)
+WORKERS, PROJECTS = range(5), range(2)
 
 
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +241,7 @@ new_tasks = st.fixed_dictionaries(
         "priority": st.sampled_from([0, 0, 1, -1, 2**15 - 1, -(2**15)]),
         "max_retries": st.integers(0, 3),
         "max_assign_time": st.sampled_from([0, 10, 50]),
-        "verification_count": st.sampled_from([0, 1, 1, 2, 2, 3]),
+        "verification_count": st.sampled_from([0, 1, 1, 2, 2, 3, 4, 6]),
         "hash64": st.sampled_from([None, *range(1, 20), -(2**63), 2**63 - 1]),
     }
 )
@@ -668,7 +668,7 @@ class LifeCycles(RuleBasedStateMachine):
             row = stored[name]
             ready = sorted((-task.priority, task.number) for task in tasks if task.is_ready())
             head = (-ready[0][0], self.ids[ready[0][1]]) if ready else (None, None)
-            assert (row["head_priority"], row["head_task"]) == head
+            assert (row["head_priority"], row["head_task"], row["large"]) == (*head, len(name[1]) > 2)
             members = self.rows("SELECT worker FROM verifier WHERE verifier_set = ? ORDER BY worker", row["id"])
             assert tuple(member["worker"] for member in members) == name[1]
             in_it = {member["id"] for member in self.rows("SELECT id FROM task WHERE verifiers = ?", row["id"])}

@@ -26,7 +26,7 @@ from dialects.testflinger import clients as testflinger_clients
 from dialects.testflinger import domain as testflinger
 from dialects.testflinger import events
 from dialects.testflinger import queues as testflinger_queues
-from tracker import OK, TaskFilter, Tx, WorkerCredentials
+from tracker import OK, SKIP, TaskFilter, Tx, WorkerCredentials
 
 SHORT, LONG = 100, 2000  # tasks in each state; both more than one step of a long operation takes
 
@@ -377,7 +377,16 @@ def test_no_statement_of_a_page_or_in_the_background_scans_or_sorts_what_grows_w
     bench, place = place_with(SHORT)
     function, args = ALL[name](place)
     for sql, plan in bench.copy().plans(function, *args):
-        for table in ("task", "verification", "verifier_set", "kept_hash", "snapshot", "job", "job_line"):
+        for table in (
+            "task",
+            "verification",
+            "verifier_set",
+            "verifier_block",
+            "kept_hash",
+            "snapshot",
+            "job",
+            "job_line",
+        ):
             assert not any(f"SCAN {table}" in line for line in plan), (sql, plan)
             assert name in SORTS_A_PAGE or not (f"FROM {table}" in sql and sorts(plan)), (sql, plan)
 
@@ -398,6 +407,13 @@ def test_a_waiting_task_is_found_through_its_index() -> None:
 def test_a_task_that_awaits_verification_is_found_through_the_heads_of_the_verifier_sets() -> None:
     plan = plan_of("assign one that awaits verification", "FROM worker w")
     assert "SEARCH s USING INDEX verifier_set_head (project=?)" in plan
+
+
+def test_a_task_that_three_have_verified_is_found_through_the_blocks_from_the_top() -> None:
+    plan = plan_of("assign one that three have verified", "FROM verifier_block b3")
+    assert "SEARCH b3 USING PRIMARY KEY (project=? AND level=?)" in plan
+    for lower in ("b2", "b1", "b"):
+        assert f"SEARCH {lower} USING PRIMARY KEY (project=? AND level=? AND block>? AND block<?)" in plan
 
 
 def test_an_expired_task_is_found_through_the_index_on_the_deadline() -> None:
@@ -590,6 +606,37 @@ def test_three_verifications_cost_a_seek_for_each_other_worker_at_most() -> None
         bench, project, worker = bench_with_verifier_sets(220, others)
         taken.append(bench.steps(tracker.assign_tasks, worker, [project]))
     assert taken[1] - taken[0] <= 100 * 25, taken
+
+
+def bench_with_large_sets(sets: int) -> tuple[Bench, int, WorkerCredentials]:
+    """One worker has verified all but the last of the tasks with two others, and no two tasks with the same ones."""
+    bench, project, (worker, *crowd) = bench_for_verifying(sets + 1, 4, 66)
+    with bench.transaction() as tx:
+        ids = [row["id"] for row in tx.all("SELECT id FROM task ORDER BY id")]
+        for task, pair in zip(ids[:-1], itertools.combinations(crowd, 2), strict=False):
+            for verifier in (worker, *pair):
+                verify(tx, verifier, task)
+        for verifier in crowd[:3]:
+            verify(tx, verifier, ids[-1])
+    assert next_recipe(bench, project, worker) == str(sets)
+    return bench, project, worker
+
+
+def test_four_verifications_cost_no_seek_for_each_set_that_a_worker_belongs_to() -> None:
+    taken = []
+    for sets in (64, 2000):
+        bench, project, worker = bench_with_large_sets(sets)
+        taken.append(bench.steps(tracker.assign_tasks, worker, [project]))
+    assert taken[1] - taken[0] <= 64 * 15, taken  # as many neighbours as a block of the next level has
+
+
+def test_a_task_of_a_large_set_is_put_back_with_as_little_work_however_many_sets_there_are() -> None:
+    taken = []
+    for sets in (64, 2000):
+        bench, project, worker = bench_with_large_sets(sets)
+        (task,) = bench.do(tracker.assign_tasks, worker, [project]).tasks
+        taken.append(bench.steps(tracker.release_task, worker, shapes.ReleaseBody(task["id"], SKIP)))
+    assert taken[1] - taken[0] <= 64 * 15, taken
 
 
 def test_releasing_a_verified_task_costs_no_more_when_thousands_are_verified_by_the_same_workers() -> None:
