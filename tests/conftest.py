@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import importlib
 import itertools
+import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +21,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import tracker
+
+# Also for pytest's own processes and those that tests start. What was compiled is kept, even where the environment is
+# against it; and who makes an HTTP client reads one certificate, as reading all takes longer than a test's requests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
 
 # Bounded and the same every time, so that a run says something about the change and not about its luck.
 # Now and then: pytest --hypothesis-profile=thorough
@@ -31,6 +40,18 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=3000, derandomize=False)
 settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """When all tests are run, each of pytest's processes compiles some first, and the others find them compiled."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker and session.config.args == session.config.getini("testpaths"):
+        number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+        for file in sorted(Path(__file__).parent.glob("test_*.py"))[number::count]:
+            with contextlib.suppress(Exception, pytest.skip.Exception):  # whoever collects it tells why
+                importlib.import_module(file.stem)
+
 
 NAMES = (f"{kind}{number}" for number in itertools.count(1) for kind in ("project", "manager"))
 
