@@ -236,6 +236,30 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker, "SCRYPT", {"n": 16, "r": 1, "p": 1})
 
 
+@functools.cache
+def empty_tracker() -> sqlite3.Connection:
+    """A database in memory as a new tracker's file is."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    upgrade_schema(Path("memory"), connection)
+    return connection
+
+
+upgrade_schema = tracker.upgrade_schema
+
+
+@pytest.fixture(autouse=True)
+def cheap_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new database is a copy of an empty one: a fifth of the time that its hundred statements take."""
+
+    def upgrade(path: Path, connection: sqlite3.Connection) -> None:
+        if connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            upgrade_schema(path, connection)
+        else:
+            empty_tracker().backup(connection)
+
+    monkeypatch.setattr(tracker, "upgrade_schema", upgrade)
+
+
 @pytest.fixture
 def clock() -> MovedClock:
     return MovedClock()
