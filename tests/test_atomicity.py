@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nursery
 import pytest
 from conftest import MovedClock, Site, Worker, dump, wait_until
 from place import OPERATIONS, call, check_counts, furnish, new_task
@@ -552,11 +553,12 @@ HOME = Path(tracker.__file__).parent
 
 
 @contextlib.contextmanager
-def server_process(path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+def server_process(path: Path) -> Iterator[tuple[nursery.Process, str]]:
     """A tracker in a process of its own, and its URL. Killed at the end, if it has not been before."""
-    command = [sys.executable, str(HOME / "tracker.py"), "--port", "0", "--database", str(path)]
+    arguments, program = ["--port", "0", "--database", path], HOME / "tracker.py"
     with open(path.with_suffix(".err"), "a") as errors:
-        process = subprocess.Popen(command, cwd=path.parent, stdout=subprocess.PIPE, stderr=errors, text=True)
+        files = {"stdout": subprocess.PIPE, "stderr": errors}
+        process = nursery.start(program, arguments, path.parent, dict(os.environ), **files)
     try:
         line = process.stdout.readline()
         assert "listening" in line, path.with_suffix(".err").read_text()

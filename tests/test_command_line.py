@@ -14,24 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import nursery
 import pytest
 from conftest import Manager, Worker, wait_until
 
 import tracker
 
-PROGRAM = str(Path(tracker.__file__).parent / "tracker.py")
+PROGRAM = Path(tracker.__file__).resolve()
 
 
 def run(tmp_path: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, PROGRAM, *arguments]
-    return subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=60)
+    return nursery.run(PROGRAM, [*arguments], tmp_path, stdin)
 
 
 @contextlib.contextmanager
 def started(tmp_path: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """A tracker in a process of its own, on a free port: (process, url)."""
-    command = [sys.executable, PROGRAM, "--port", "0", *arguments]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with nursery.start(PROGRAM, ["--port", "0", *arguments], tmp_path, dict(os.environ), **pipes) as process:
         try:
             url = re.search(r"http://\S+", process.stdout.readline())[0]
             yield process, url
@@ -123,7 +123,7 @@ def test_create_admin_without_a_password_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="names are text elsewhere")
 def test_create_admin_refuses_a_name_that_is_no_text(tmp_path: Path) -> None:
-    command = [sys.executable.encode(), PROGRAM.encode(), b"create-admin", b"al\xffce"]
+    command = [sys.executable.encode(), os.fsencode(PROGRAM), b"create-admin", b"al\xffce"]
     done = subprocess.run(command, cwd=tmp_path, input=b"password\n", capture_output=True, timeout=60)
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
 

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import nursery
 import pytest
 
 import tracker
@@ -126,8 +127,7 @@ class Client:
     def start(self, *arguments, **options):
         """worker.py as a process, which is killed at the end if it is still there."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, WORKER_PY, *map(str, arguments)]
-        with subprocess.Popen(command, cwd=self.folder, env=self.env, text=True, **(pipes | options)) as process:
+        with nursery.start(WORKER_PY, arguments, self.folder, self.env, **(pipes | options)) as process:
             try:
                 yield process
             finally:
@@ -197,8 +197,8 @@ def free_port():
 @contextmanager
 def tracker_process(folder, port):
     """A tracker in a process of its own, so that it can be killed."""
-    command = [sys.executable, TRACKER_PY, "--port", str(port), "--database", folder / "killed.db"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    arguments, pipes = ["--port", port, "--database", folder / "killed.db"], {"stdout": subprocess.PIPE}
+    with nursery.start(TRACKER_PY, arguments, folder, dict(os.environ), **pipes, stderr=subprocess.DEVNULL) as process:
         try:
             read_until(process.stdout, "listening")
             yield process
