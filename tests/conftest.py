@@ -83,11 +83,10 @@ class Worker:
     """A worker that talks to a tracker over HTTP. Its verbs return the response."""
 
     def __init__(self, url: str, alias: str = "some alias"):
-        body = httpx.post(f"{url}/worker/create", json={"alias": alias}, verify=False).json()
-        self.id, self.secret = body["content"]["worker"]["id"], body["content"]["worker"]["secret"]
-        self.alias = alias
-        headers = {"X-Worker-ID": str(self.id), "X-Secret": self.secret}
-        self.http = client(url, headers=headers)
+        self.http = client(url)
+        worker = self.http.post("/worker/create", json={"alias": alias}).json()["content"]["worker"]
+        self.id, self.secret, self.alias = worker["id"], worker["secret"], alias
+        self.http.headers.update({"X-Worker-ID": str(self.id), "X-Secret": self.secret})
 
     def submit(self, project: int, recipe: str = "recipe", **fields: Any) -> httpx.Response:
         return self.http.post("/task/submit", json={"project": project, "recipe": recipe, **fields})
