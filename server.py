@@ -463,7 +463,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def direct_call(self) -> Direct | None:
         """The request as a direct call, if it is one, and as plain as most."""
         make = self.find_direct(self.parser.get_method(), self.url)
-        if make is None or self.parser.get_http_version() != "1.1":
+        if not make or self.parser.get_http_version() != "1.1":
             return None
         headers = dict(self.headers)
         length = headers.get(b"content-length", b"0")

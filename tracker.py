@@ -4988,6 +4988,20 @@ def direct(function: Callable[[Call, bytes], Steps]) -> Callable[[Call], Awaitab
     return handler
 
 
+class HotPath(NamedTuple):
+    """A path of a hot call: the name of the id at its end, its steps, who takes them, and what else answers say.
+
+    `shared` has the headers for pages of other origins, of what was asked and answered; None where there are no such.
+    """
+
+    method: str
+    path: str
+    name: str
+    steps: Callable[[Call, bytes], Steps]
+    tracker: Tracker
+    shared: Callable[[dict, dict], Sequence[tuple[bytes, bytes]]] | None
+
+
 class HotCall(Direct, Call):
     """A hot call that is carried out without ASGI: the writer tells it, in the place of a future, what it has done."""
 
@@ -5060,8 +5074,8 @@ class HotCall(Direct, Call):
 
     def reply(self, reply: Reply) -> None:
         headers = reply.headers
-        if self.hot.app.shares:
-            headers = [*headers, *self.hot.app.shared_with(self.headers, dict(headers))]
+        if self.hot.shared:
+            headers = [*headers, *self.hot.shared(self.headers, dict(headers))]
         self.answer(reply.status, JSON_FIELDS.written, headers, reply.body(), reply.unread)
 
 
@@ -5681,7 +5695,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     app.router.redirect_slashes = False  # a client of an API wants an error, not a redirect that loses its body
     app.router.default = app.nothing_there
     app.native = native_paths(tracker)
-    app.hot = hot_paths(tracker, app)
+    app.hot = hot_paths(tracker, getattr(app, "shared_with", None))
     app.longest_direct = min(LONGEST_DIRECT, 1024 * tracker.settings.max_body)
     app.state.tracker = tracker
     return app
@@ -5710,23 +5724,12 @@ def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
     return found
 
 
-class HotPath(NamedTuple):
-    """A path of a hot call: its method, the name of the id at its end, its steps, and who takes them."""
-
-    method: str
-    path: str
-    name: str
-    steps: Callable[[Call, bytes], Steps]
-    tracker: Tracker
-    app: App
-
-
-def hot_paths(tracker: Tracker, app: App) -> dict[tuple[bytes, bytes], HotPath]:
+def hot_paths(tracker: Tracker, shared: Callable | None) -> dict[tuple[bytes, bytes], HotPath]:
     """The hot calls by their methods and paths, up to the id, as they come in: at the root and below /api."""
     rows = [(row, *row.path.partition("{")[::2]) for row in API if hasattr(row.function, "steps")]
     return {
         (row.methods.encode(), f"{prefix}{path}".encode()): HotPath(
-            row.methods, row.path, name.rstrip("}"), row.function.steps, tracker, app
+            row.methods, row.path, name.rstrip("}"), row.function.steps, tracker, shared
         )
         for row, path, name in rows
         for prefix in ("", "/api")
@@ -5758,7 +5761,6 @@ class App(Starlette):
     native: list[dict[str, NativePath]]
     hot: dict[tuple[bytes, bytes], HotPath]
     longest_direct: int  # bytes of the body of a hot call
-    shares = False  # whether answers have headers for pages of other origins
 
     def direct(self, method: bytes, url: bytes) -> Callable[..., Direct] | None:
         """What makes a request with this URL a hot call, if it is one. What is written otherwise is left to ASGI."""
@@ -5768,7 +5770,7 @@ class App(Starlette):
         if last.isdigit() and (hot := self.hot.get((method, path[:end]))):
             return functools.partial(HotCall, hot, {hot.name: last.decode()}, query)
         hot = self.hot.get((method, path))
-        return hot and not hot.name and functools.partial(HotCall, hot, {}, query)
+        return functools.partial(HotCall, hot, {}, query) if hot and not hot.name else None
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if "//" in scope.get("path", ""):  # of a client whose base URL ends in a slash
@@ -5825,8 +5827,6 @@ class SharedApp(App):
     Starlette's CORSMiddleware takes logins from all of them or from none, allows methods that a path does not have, and
     would stand before the hot calls also where there are no such origins.
     """
-
-    shares = True
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "http":
