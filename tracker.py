@@ -385,6 +385,7 @@ class Tx:
         "ready",
         "seen",
         "settings",
+        "shelves",
         "time",
         "turn",
         "uptime",
@@ -399,6 +400,7 @@ class Tx:
         self.uptime = clock.uptime()
         self.settings = settings
         self.counts = Counts()
+        self.shelves: dict[int, Any] = {}  # by project: what the next assignment of this transaction finds (Shelf)
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
         self.turn: Callable[[], float] = lambda: STEP_SECONDS
@@ -474,6 +476,12 @@ class Write(NamedTuple):
 Outcome = tuple[Any, Exception | None]  # how a call ended: with a result, or with the error that its caller gets
 
 
+def keeps_shelves(function: Callable) -> Callable:
+    """Declares that a function clears the transaction's shelves itself, where it changes what lies on them (Shelf)."""
+    function.keeps_shelves = True
+    return function
+
+
 class HalfDone(Exception):
     """A call has failed after it had changed something, which nothing but the end of the transaction can undo."""
 
@@ -510,6 +518,7 @@ def failed(tx: Tx, connection: sqlite3.Connection, error: Exception, announced: 
     let_go(error)
     if not connection.in_transaction:
         raise error  # SQLite gave up (disk full, say)
+    tx.shelves.clear()
     del tx.ready[announced:]
     return None, answer_to(error)
 
@@ -602,6 +611,8 @@ class Committer:
         for call in batch:
             if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
                 tx.counts.write(tx)
+            if not getattr(call.function, "keeps_shelves", False):
+                tx.shelves.clear()
             outcomes.append(run(tx, self.connection, call))
             if tx.spent() > self.BATCH_TIME:
                 break
@@ -2212,6 +2223,79 @@ SELECT_LARGE_HEAD = """
 """
 
 
+class Shelf:
+    """A project and the tasks that wait in it, the next one last: several assignments of one transaction share them.
+
+    There is one while every caller would be assigned the same task: no task awaits verification, no rate limit holds.
+    Whatever else changes the project, or which tasks wait, clears the transaction's shelves.
+    """
+
+    __slots__ = ("project", "size", "tasks")
+
+    def __init__(self, project: ProjectRow):
+        self.project, self.tasks, self.size = project, [], 1
+
+    def next(self, tx: Tx) -> int | None:
+        """The id of the next task, which is to be assigned; None: no task waits."""
+        if not self.tasks:
+            self.size = min(2 * self.size, 64)
+            self.tasks = [row[0] for row in tx.execute(SELECT_SHELF_TASKS, (self.project.id, self.size))][::-1]
+        return self.tasks.pop() if self.tasks else None
+
+
+SELECT_SHELF = f"""
+    SELECT {columns_for("p", ProjectRow)} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
+        AND NOT EXISTS (SELECT 1 FROM verifier_set WHERE project = ?1 AND head_task IS NOT NULL AND NOT large)
+        AND NOT EXISTS (SELECT 1 FROM verifier_block WHERE project = ?1)
+"""
+SELECT_SHELF_TASKS = """
+    SELECT id FROM task WHERE project = ? AND status = 1 AND assignee IS NULL AND verifiers IS NULL
+    ORDER BY priority DESC, id LIMIT ?
+"""
+SELECT_ASSIGNEE = """
+    SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request
+    FROM worker w LEFT JOIN worker_access a ON a.project = ? AND a.worker = w.id WHERE w.id = ?
+"""
+
+
+class Assignee(NamedTuple):
+    """A worker that asks a project for a task."""
+
+    secret_hash: bytes
+    last_seen: int
+    paused: int
+    may_assign: int | None
+
+
+def shelf_of(tx: Tx, project: int) -> Shelf | None:
+    """The project's shelf, from the second assignment of a transaction on: a single one would gain nothing."""
+    if project not in tx.shelves:
+        tx.shelves[project] = None
+        return None
+    shelf = tx.shelves[project]
+    if shelf is None:
+        row = tx.one(SELECT_SHELF, (project,))
+        shelf = tx.shelves[project] = Shelf(ProjectRow._make(row)) if row else False
+    return shelf or None
+
+
+def assign_from_shelf(tx: Tx, credentials: WorkerCredentials, shelf: Shelf) -> Assigned | None:
+    """Assigns the next task to the caller; None: there is none. Refuses as assign_tasks does."""
+    project = shelf.project
+    row = tx.one(SELECT_ASSIGNEE, (project.id, credentials.id))
+    caller = row and Assignee._make(row)
+    check_worker(tx, caller, credentials)
+    check_may_assign(caller, project)
+    task = shelf.next(tx)
+    if task is None:
+        return None
+    found = take_next(tx, project.id, credentials.id, task)
+    if found.job is not None:
+        tx.shelves.clear()  # whoever follows jobs may do anything
+    return Assigned([assigned_task(tx, found, credentials.id, encoded_project(project))])
+
+
+@keeps_shelves
 @reads_no_counts
 def assign_tasks(
     tx: Tx, credentials: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
@@ -2221,6 +2305,11 @@ def assign_tasks(
     Best: highest project priority, then highest task priority, then oldest. A worker is never assigned a task that it
     has verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
     """
+    if count == len(projects) == 1 and not jobs_only and (shelf := shelf_of(tx, projects[0])):
+        if assigned := assign_from_shelf(tx, credentials, shelf):
+            return assigned
+    elif count > 1 or len(projects) > 1 or jobs_only:
+        tx.shelves.clear()
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
     offers = {project: find_offer(tx, credentials, project, select) for project in projects}
     tasks: list[Task] = []
@@ -2324,16 +2413,21 @@ def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str
     found = ProjectRow._make(row[PROJECT_AT:TASK_AT])
     if found.id is None:
         raise TrackerError("not_found", f"No project {project}")
-    if asker.paused:
-        raise TrackerError("forbidden", "A manager has paused you")
-    if not (found.public or asker.may_assign):
-        raise NoAccess(ASSIGN, project)
+    check_may_assign(asker, found)
     task = None if row[TASK_AT] is None else Candidate._make(row[TASK_AT:])
     if asker.large_sets:
         asker = with_large_head(tx, asker, credentials.id, project)
     if asker.head_task is not None:
         task = better(tx, task, asker)
     return Offer(asker, found, task)
+
+
+def check_may_assign(caller: Asker | Assignee, project: ProjectRow) -> None:
+    """Refuses a worker that is paused, or was not granted access to the project where it needs that."""
+    if caller.paused:
+        raise TrackerError("forbidden", "A manager has paused you")
+    if not (project.public or caller.may_assign):
+        raise NoAccess(ASSIGN, project.id)
 
 
 def with_large_head(tx: Tx, asker: Asker, worker: int, project: int) -> Asker:
@@ -2356,23 +2450,25 @@ def take(tx: Tx, offer: Offer, lot: list[Candidate], worker: int) -> list[Task]:
     default, project = tx.settings.default_max_assign_time, encoded_project(offer.project)
     state = "awaiting_verification" if is_head(offer) else "waiting"
     hold(tx, offer.project.id, state, worker, [(task.id, task.max_assign_time or default) for task in lot])
-    return [
-        Task(
-            id=task.id,
-            priority=task.priority,
-            assignee=worker,
-            retries=task.retries,
-            max_retries=task.max_retries,
-            status=NEW,
-            recipe=task.recipe,
-            max_assign_time=task.max_assign_time,
-            assign_time=tx.time,
-            verification_count=task.verification_count,
-            project=project,
-            job=UNSET if task.job is None else start_job(tx, task.job, worker),
-        )
-        for task in lot
-    ]
+    return [assigned_task(tx, task, worker, project) for task in lot]
+
+
+def assigned_task(tx: Tx, task: Candidate, worker: int, project: Raw) -> Task:
+    """A task that the worker has just been assigned, as the document shows it. Its job begins."""
+    return Task(
+        id=task.id,
+        priority=task.priority,
+        assignee=worker,
+        retries=task.retries,
+        max_retries=task.max_retries,
+        status=NEW,
+        recipe=task.recipe,
+        max_assign_time=task.max_assign_time,
+        assign_time=tx.time,
+        verification_count=task.verification_count,
+        project=project,
+        job=UNSET if task.job is None else start_job(tx, task.job, worker),
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -2389,6 +2485,22 @@ def hold(tx: Tx, project: int, state: str, worker: int, tasks: Sequence[tuple[in
     )
     tx.counts.move(project, state, "assigned", len(tasks))
     tx.counts.hold(project, worker, len(tasks))
+
+
+TAKE_NEXT = f"""
+    UPDATE task SET assignee = ?1, assign_time = ?2, assigned_uptime = ?3,
+        deadline_uptime = ?3 + iif(max_assign_time, max_assign_time, ?4)
+    WHERE id = ?5 RETURNING {", ".join(Candidate._fields)}
+"""
+
+
+def take_next(tx: Tx, project: int, worker: int, task: int) -> Candidate:
+    """Makes the worker the assignee of a task that waits."""
+    values = (worker, tx.time, tx.uptime, tx.settings.default_max_assign_time, task)
+    [row] = tx.execute(TAKE_NEXT, values)  # read to its end, without which it would not be done
+    tx.counts.move(project, "waiting", "assigned")
+    tx.counts.hold(project, worker, 1)
+    return Candidate._make(row)
 
 
 class Held(NamedTuple):
@@ -2431,6 +2543,7 @@ SELECT_HELD_TASKS = f"""
 """
 
 
+@keeps_shelves
 @reads_no_counts
 def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBody) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
@@ -2446,6 +2559,10 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         check_task_existed(tx, body.task_id)
     if task.assignee != credentials.id or task.id is None:
         return False
+    if is_done(task, body):
+        close_tasks(tx, [task], credentials.id)
+        return True
+    tx.shelves.clear()  # for the others may make tasks wait
     if task.job is not None:
         return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:

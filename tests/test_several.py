@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import random
 import sqlite3
+from types import SimpleNamespace
 
 import msgspec
 import pytest
-from place import Jobs, check_counts
+from place import Jobs, check_counts, new_task
 
 import shapes
 import tracker
@@ -21,7 +22,7 @@ UNKNOWN = 10**6  # no task has this number
 class Several(Jobs):
     """Two projects with tasks of all kinds in a random order, and three workers."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, verified: bool = True) -> None:
         super().__init__()
         chance = random.Random(seed)
         fields = {"priority": chance.choice([1, 2]), "keep_hashes": seed % 2 == 0}
@@ -33,7 +34,7 @@ class Several(Jobs):
         for number in range(40):
             if template and chance.random() < 0.1:
                 self.trigger(template)
-            count, project = chance.choice([0, 1, 1, 2, 3]), chance.choice(self.projects)
+            count, project = chance.choice([0, 1, 1, 2, 3] if verified else [0, 1]), chance.choice(self.projects)
             priority = chance.choice([-1, 0, 0, 0, 1])
             fields = {"priority": priority, "verification_count": count, "max_assign_time": number, "max_retries": 2}
             self.submit(f"recipe {number}", project, unique_string=str(number), **fields)
@@ -87,3 +88,64 @@ def test_several_are_released_as_they_would_be_one_after_the_other(seed: int) ->
     assert updated == [release_alone(apart, worker, release) for release in releases]
     assert together.contents() == apart.contents()
     check_counts(together.connection)
+
+
+# ── A batch of calls ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def commit(several: Several, *calls: tuple) -> list:
+    """Commits calls as one batch: what each has answered, or the words of its refusal."""
+    writer = SimpleNamespace(connection=several.connection)
+    committer = tracker.Committer(writer, several.clock, several.settings, lambda: 1e9)
+    committer.BATCH_TIME = 1e9
+    outcomes, _ = committer.run_batch([tracker.Write(None, function, args) for function, *args in calls])
+    several.connection.execute("COMMIT")
+    return [outcome if error is None else str(error) for outcome, error in outcomes]
+
+
+def any_call(several: Several, held: list[int]) -> tuple:
+    """A call as a batch may have it: an assignment in most cases."""
+    chance = several.chance
+    worker, project = chance.choice(several.crowd), chance.choice(several.projects)
+    kind = chance.choice(["assign"] * 6 + ["release", "release", "submit", "several", "pause", "stranger"])
+    if kind == "release":
+        body = shapes.ReleaseBody(chance.choice([*held, UNKNOWN]), chance.choice([OK, OK, OK, FAIL, SKIP]), 7)
+        return tracker.release_task, worker, body
+    if kind == "submit":
+        task = new_task(project, f"new {chance.random()}")._replace(priority=chance.choice([0, 0, 2]))
+        return tracker.submit_task, worker, task
+    if kind == "several":
+        return tracker.assign_tasks, worker, several.projects, chance.choice([1, 3])
+    if kind == "pause":
+        body = shapes.PausedBody(chance.random() < 0.3)
+        return tracker.as_caller, tracker.pause_project, several.session, project, body
+    if kind == "stranger":
+        return tracker.assign_tasks, WorkerCredentials(worker.id, b"wrong"), [project]
+    return tracker.assign_tasks, worker, [project]
+
+
+@pytest.mark.parametrize("verified", [True, False])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_batch_of_calls_does_what_they_would_do_one_after_the_other(seed: int, verified: bool) -> None:
+    together = Several(seed, verified)
+    held = [
+        task["id"]
+        for one in together.crowd
+        for task in together.do(tracker.assign_tasks, one, together.projects, 5).tasks
+    ]
+    calls = [any_call(together, held) for _ in range(60)]
+    apart = together.copy()
+    assert commit(together, *calls) == [answer for call in calls for answer in commit(apart, call)]
+    assert together.contents() == apart.contents()
+    check_counts(together.connection)
+
+
+def test_tasks_that_are_assigned_in_one_batch_are_looked_for_a_few_times_only() -> None:
+    one = Jobs()
+    for number in range(40):
+        one.submit(f"recipe {number}")
+    statements: list[str] = []
+    one.connection.set_trace_callback(statements.append)
+    answers = commit(one, *[(tracker.assign_tasks, one.worker, [one.project])] * 32)
+    assert [answer.tasks[0].recipe for answer in answers] == [f"recipe {number}" for number in range(32)]
+    assert sum("ORDER BY priority DESC" in statement for statement in statements) < 8
