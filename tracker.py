@@ -48,7 +48,6 @@ import itertools
 import logging
 import logging.handlers
 import math
-import operator
 import os
 import re
 import secrets
@@ -377,6 +376,7 @@ class Tx:
     """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
 
     __slots__ = (
+        "calls",
         "clock",
         "counts",
         "execute",
@@ -400,7 +400,8 @@ class Tx:
         self.uptime = clock.uptime()
         self.settings = settings
         self.counts = Counts()
-        self.shelves: dict[int, Any] = {}  # by project: what the next assignment of this transaction finds (Shelf)
+        self.calls = 1  # that this transaction carries out
+        self.shelves: dict[int, Shelf | None] = {}  # by project: what its next assignment finds
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
         self.turn: Callable[[], float] = lambda: STEP_SECONDS
@@ -607,14 +608,14 @@ class Committer:
         """Runs calls in a new transaction until its time is up."""
         self.connection.execute("BEGIN IMMEDIATE")
         tx, outcomes = Tx(self.connection, self.clock, self.settings), []
-        tx.turn = self.turn
+        tx.turn, tx.calls, ends = self.turn, len(batch), time.monotonic() + self.BATCH_TIME
         for call in batch:
             if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
                 tx.counts.write(tx)
             if not getattr(call.function, "keeps_shelves", False):
                 tx.shelves.clear()
             outcomes.append(run(tx, self.connection, call))
-            if tx.spent() > self.BATCH_TIME:
+            if time.monotonic() > ends:
                 break
         tx.counts.write(tx)
         self.note_passing(tx)
@@ -809,7 +810,7 @@ class Database:
         self._queue.put(future, function, args, long)
         return future
 
-    def write_for(self, told: Told, function: Callable, *args: Any) -> None:
+    def write_for(self, told: Told, function: Callable, args: tuple) -> None:
         """The same without a future: somebody else is told."""
         self._queue.put(told, function, args)
 
@@ -2232,15 +2233,25 @@ class Shelf:
 
     __slots__ = ("project", "size", "tasks")
 
-    def __init__(self, project: ProjectRow):
-        self.project, self.tasks, self.size = project, [], 1
+    def __init__(self, project: ProjectRow, size: int):
+        self.project, self.size, self.tasks = project, size, []
 
-    def next(self, tx: Tx) -> int | None:
-        """The id of the next task, which is to be assigned; None: no task waits."""
+    def next(self, tx: Tx) -> Candidate | None:
+        """The next task, which is to be assigned; None: no task waits."""
         if not self.tasks:
-            self.size = min(2 * self.size, 64)
-            self.tasks = [row[0] for row in tx.execute(SELECT_SHELF_TASKS, (self.project.id, self.size))][::-1]
+            self.fill(tx)
         return self.tasks.pop() if self.tasks else None
+
+    def fill(self, tx: Tx) -> None:
+        """Fetches the next tasks, about as many as are wanted, and not many whose recipes are long."""
+        length, tasks = 0, []
+        with contextlib.closing(tx.execute(SELECT_NEXT, (self.project.id, self.size))) as rows:
+            for task in map(Candidate._make, rows):
+                tasks.append(task)
+                length += len(task.recipe)
+                if length > MOST_ON_SHELF:
+                    break
+        self.tasks = tasks[::-1]
 
 
 SELECT_SHELF = f"""
@@ -2248,10 +2259,7 @@ SELECT_SHELF = f"""
         AND NOT EXISTS (SELECT 1 FROM verifier_set WHERE project = ?1 AND head_task IS NOT NULL AND NOT large)
         AND NOT EXISTS (SELECT 1 FROM verifier_block WHERE project = ?1)
 """
-SELECT_SHELF_TASKS = """
-    SELECT id FROM task WHERE project = ? AND status = 1 AND assignee IS NULL AND verifiers IS NULL
-    ORDER BY priority DESC, id LIMIT ?
-"""
+MOST_ON_SHELF = 2**18  # characters of recipes
 SELECT_ASSIGNEE = """
     SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request
     FROM worker w LEFT JOIN worker_access a ON a.project = ? AND a.worker = w.id WHERE w.id = ?
@@ -2268,15 +2276,11 @@ class Assignee(NamedTuple):
 
 
 def shelf_of(tx: Tx, project: int) -> Shelf | None:
-    """The project's shelf, from the second assignment of a transaction on: a single one would gain nothing."""
-    if project not in tx.shelves:
-        tx.shelves[project] = None
-        return None
-    shelf = tx.shelves[project]
-    if shelf is None:
+    """The project's shelf, if it may have one, and several calls may share it."""
+    if tx.calls > 2 and project not in tx.shelves:
         row = tx.one(SELECT_SHELF, (project,))
-        shelf = tx.shelves[project] = Shelf(ProjectRow._make(row)) if row else False
-    return shelf or None
+        tx.shelves[project] = Shelf(ProjectRow._make(row), min(tx.calls // 2, 64)) if row else None
+    return tx.shelves.get(project)
 
 
 def assign_from_shelf(tx: Tx, credentials: WorkerCredentials, shelf: Shelf) -> Assigned | None:
@@ -2289,10 +2293,11 @@ def assign_from_shelf(tx: Tx, credentials: WorkerCredentials, shelf: Shelf) -> A
     task = shelf.next(tx)
     if task is None:
         return None
-    found = take_next(tx, project.id, credentials.id, task)
-    if found.job is not None:
+    seconds = task.max_assign_time or tx.settings.default_max_assign_time
+    hold(tx, project.id, "waiting", credentials.id, [(task.id, seconds)])
+    if task.job is not None:
         tx.shelves.clear()  # whoever follows jobs may do anything
-    return Assigned([assigned_task(tx, found, credentials.id, encoded_project(project))])
+    return Assigned([assigned_task(tx, task, credentials.id, encoded_project(project))])
 
 
 @keeps_shelves
@@ -2485,22 +2490,6 @@ def hold(tx: Tx, project: int, state: str, worker: int, tasks: Sequence[tuple[in
     )
     tx.counts.move(project, state, "assigned", len(tasks))
     tx.counts.hold(project, worker, len(tasks))
-
-
-TAKE_NEXT = f"""
-    UPDATE task SET assignee = ?1, assign_time = ?2, assigned_uptime = ?3,
-        deadline_uptime = ?3 + iif(max_assign_time, max_assign_time, ?4)
-    WHERE id = ?5 RETURNING {", ".join(Candidate._fields)}
-"""
-
-
-def take_next(tx: Tx, project: int, worker: int, task: int) -> Candidate:
-    """Makes the worker the assignee of a task that waits."""
-    values = (worker, tx.time, tx.uptime, tx.settings.default_max_assign_time, task)
-    [row] = tx.execute(TAKE_NEXT, values)  # read to its end, without which it would not be done
-    tx.counts.move(project, "waiting", "assigned")
-    tx.counts.hold(project, worker, 1)
-    return Candidate._make(row)
 
 
 class Held(NamedTuple):
@@ -2702,17 +2691,17 @@ def extended_set(tx: Tx, task: Held, worker: int) -> int:
     return row["id"]
 
 
-PROJECT_OF = operator.attrgetter("project")
-
-
 def close_tasks(tx: Tx, tasks: Sequence[Held], worker: int) -> None:
     """The tasks are done: they leave the table, are counted, and are handed on along their projects' chains."""
     for task in tasks:
         if task.has_past:
             record_end(tx, "closed", "id = :id", {"id": task.id})
     tx.executemany("DELETE FROM task WHERE id = ?", [(task.id,) for task in tasks])
-    for project, closed in itertools.groupby(sorted(tasks, key=PROJECT_OF), key=PROJECT_OF):
-        tx.counts.close(project, worker, [max(0.0, tx.uptime - task.assigned_uptime) for task in closed])
+    runtimes: dict[int, list[float]] = {}
+    for task in tasks:
+        runtimes.setdefault(task.project, []).append(max(0.0, tx.uptime - task.assigned_uptime))
+    for project, closed in runtimes.items():
+        tx.counts.close(project, worker, closed)
     for task in tasks:
         if task.keep_hashes and task.hash64 is not None:
             tx.execute("INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING", (task.project, task.hash64))
@@ -5164,13 +5153,14 @@ class HotCall(Direct, Call):
             log.exception("%s %s failed", self.hot.method, self.hot.path)
             self.reply(error_reply(TrackerError("internal", "Internal error")))
         else:
-            self.carry_out(step)
+            if type(step) is tuple:
+                self.write(*step)
+            else:
+                self.await_step(step)
 
-    def carry_out(self, step: Any) -> None:
-        if type(step) is not tuple:
-            return self.await_step(step)
+    def write(self, function: Callable, *args: Any) -> None:
         try:
-            self.tracker.db.write_for(self, *step)
+            self.tracker.db.write_for(self, function, args)
         except TrackerError as error:
             self.set_exception(error)
 
@@ -5466,8 +5456,10 @@ def answer_with_tasks(
 ) -> Steps:
     """What is assigned, after so long a wait as is wished; or one that the caller has brought upon itself (Polls)."""
     settings, database, polls = call.tracker.settings, call.tracker.db, call.tracker.polls
-    wait, count = min(query.wait, settings.max_wait), min(query.count, settings.max_count)
-    wait, long = max(wait, polls.hold(credentials.id, projects)), count + len(projects) > SHORT
+    wait, count = polls.hold(credentials.id, projects), 0
+    if query is not ONE_NOW:
+        wait, count = max(wait, min(query.wait, settings.max_wait)), min(query.count, settings.max_count)
+    long = count + len(projects) > SHORT
     step = (assign_tasks, credentials, projects, count or 1)
     try:
         if wait or long:
@@ -5813,6 +5805,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     app.router.default = app.nothing_there
     app.native = native_paths(tracker)
     app.hot = hot_paths(tracker, getattr(app, "shared_with", None))
+    app.direct = functools.lru_cache(maxsize=1024)(app.find_direct)  # the same few URLs come all the time
     app.longest_direct = min(LONGEST_DIRECT, 1024 * tracker.settings.max_body)
     app.state.tracker = tracker
     return app
@@ -5879,7 +5872,7 @@ class App(Starlette):
     hot: dict[tuple[bytes, bytes], HotPath]
     longest_direct: int  # bytes of the body of a hot call
 
-    def direct(self, method: bytes, url: bytes) -> Callable[..., Direct] | None:
+    def find_direct(self, method: bytes, url: bytes) -> Callable[..., Direct] | None:
         """What makes a request with this URL a hot call, if it is one. What is written otherwise is left to ASGI."""
         path, _, query = url.partition(b"?")
         end = path.rfind(b"/") + 1
