@@ -22,6 +22,7 @@ import inspect
 import io
 import itertools
 import math
+import os
 import re
 import shlex
 import sqlite3
@@ -40,6 +41,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.staticfiles import StaticFiles
 
 import charts
 import errors
@@ -1524,6 +1526,24 @@ async def no_page(visit: Visit) -> Response:
 
 
 no_page.methods = ()
+
+
+class Static(StaticFiles):
+    """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
+
+    def get_path(self, scope: dict) -> str:
+        return os.path.normpath(scope["path_params"]["path"])
+
+    def methods_at(self, scope: dict) -> Iterable[str]:
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            return ("GET",) if os.path.isfile(self.lookup_path(self.get_path(scope))[0]) else ()
+        return ()
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers["cache-control"] = "public, max-age=3600"
+        return response
 
 
 # ── Words and templates ───────────────────────────────────────────────────────────────────────────────────────────────

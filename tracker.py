@@ -13,9 +13,10 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), server (how bytes come in), lines and
-githook (uploads, push events), counts (the live ones), waiting (workers that wait), openapi (the API's document),
-schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other systems' APIs).
+Beside this module: errors (what is refused), shapes (what goes in and out), server (how bytes come in), writer (the one
+that writes), counts (the live ones), warming (what is read for it), lines and githook (uploads, push events), waiting
+(workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when the app is made: pages
+(the manager UI), dialects/ (other systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Settings · Clock, ids and secrets · Database · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -58,7 +59,6 @@ import tempfile
 import threading
 import time
 import tomllib
-import traceback
 import types
 import typing
 from collections import Counter
@@ -66,7 +66,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
-import aiosqlite
 import filelock
 import itsdangerous
 import msgspec
@@ -76,12 +75,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
-from starlette.staticfiles import StaticFiles
 
 import errors
 import openapi
 import shapes
-from counts import COUNTED, Counts, reads_no_counts
+from counts import COUNTED, reads_no_counts
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, receive_push
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
@@ -101,6 +99,18 @@ from server import (
 )
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
 from waiting import Assigned, Polls, Waiters
+from warming import Warming
+from writer import (
+    UPTIME_INTERVAL,
+    Committer,
+    ThreadedConnection,
+    Told,
+    Tx,
+    WriteQueue,
+    keeps_shelves,
+    let_go,
+    save_uptime,
+)
 
 __version__ = "1.0.0"
 
@@ -329,7 +339,6 @@ def retry_pauses() -> Iterator[float]:
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
-UPTIME_INTERVAL = 1.0  # seconds; a crash makes leases at most this much longer
 
 # From version N to N + 1: a script that makes room, one that fills what schema.sql has made between the two.
 UPGRADES: dict[int, tuple[str, str]] = {
@@ -370,381 +379,6 @@ UPGRADES: dict[int, tuple[str, str]] = {
     ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
-
-
-class Tx:
-    """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
-
-    __slots__ = (
-        "calls",
-        "clock",
-        "counts",
-        "execute",
-        "executemany",
-        "now",
-        "ready",
-        "seen",
-        "settings",
-        "shelves",
-        "time",
-        "turn",
-        "uptime",
-    )
-
-    def __init__(self, connection: sqlite3.Connection, clock: Clock, settings: Settings):
-        self.clock = clock
-        self.execute = connection.execute
-        self.executemany = connection.executemany
-        self.now = clock.time()
-        self.time = int(self.now)
-        self.uptime = clock.uptime()
-        self.settings = settings
-        self.counts = Counts()
-        self.calls = 1  # that this transaction carries out
-        self.shelves: dict[int, Shelf | None] = {}  # by project: what its next assignment finds
-        self.seen: set[int] = set()  # workers whose last_seen is due
-        self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
-        self.turn: Callable[[], float] = lambda: STEP_SECONDS
-
-    def spent(self) -> float:
-        """How long this transaction has been going on, in seconds: long operations stop in time for others."""
-        return self.clock.uptime() - self.uptime
-
-    def time_is_up(self) -> bool:
-        """Whether a long operation takes no further step in this transaction."""
-        return self.spent() >= min(STEP_SECONDS, self.turn())
-
-    def one(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
-        return self.execute(sql, parameters).fetchone()
-
-    def all(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        return self.execute(sql, parameters).fetchall()
-
-    def insert(self, table: str, columns: Mapping[str, Any]) -> sqlite3.Row:
-        """Stores a row with these values by the names of their columns. The row as it is then."""
-        names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
-        return self.one(f"INSERT INTO {table} ({names}) VALUES ({values}) RETURNING *", columns)
-
-
-class ThreadedConnection(aiosqlite.Connection):
-    """An SQLite connection with a thread of its own, on which whole functions can be run: one crossing for each."""
-
-    @property
-    def connection(self) -> sqlite3.Connection:
-        return self._conn
-
-    async def run(self, function: Callable, *args: Any) -> Any:
-        return await self._execute(function, *args)
-
-
-CANNOT_WRITE = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_BUSY,
-}
-
-
-def primary_code(error: Exception) -> int:
-    """SQLite's primary result code of an error, 0 if it is none of SQLite's."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-# The writer, from the inside out: one call
-
-
-class Told(Protocol):
-    """Who is told the outcome of a call: a future, or what answers by itself."""
-
-    def done(self) -> bool:
-        """Whether nobody wants it any more."""
-
-    def set_result(self, result: Any) -> None: ...
-
-    def set_exception(self, error: Exception) -> None: ...
-
-
-class Write(NamedTuple):
-    """A call that waits for the writer."""
-
-    told: Told
-    function: Callable
-    args: tuple
-
-
-Outcome = tuple[Any, Exception | None]  # how a call ended: with a result, or with the error that its caller gets
-
-
-def keeps_shelves(function: Callable) -> Callable:
-    """Declares that a function clears the transaction's shelves itself, where it changes what lies on them (Shelf)."""
-    function.keeps_shelves = True
-    return function
-
-
-class HalfDone(Exception):
-    """A call has failed after it had changed something, which nothing but the end of the transaction can undo."""
-
-
-def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
-    """Runs a call that will succeed, or fail before it has changed (and counted) anything. HalfDone if not so."""
-    announced, changes = len(tx.ready), connection.total_changes
-    try:
-        return call.function(tx, *call.args), None
-    except Exception as error:
-        outcome = failed(tx, connection, error, announced)
-        if connection.total_changes != changes:
-            raise HalfDone from None
-        return outcome
-
-
-def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
-    """Runs a call of which nothing remains if it fails. The savepoint costs as much as two statements."""
-    announced = len(tx.ready)
-    connection.execute("SAVEPOINT call")
-    try:
-        outcome = call.function(tx, *call.args), None
-        tx.counts.write(tx)
-    except Exception as error:
-        outcome = failed(tx, connection, error, announced)
-        tx.counts.forget()
-        connection.execute("ROLLBACK TO call")
-    connection.execute("RELEASE call")
-    return outcome
-
-
-def failed(tx: Tx, connection: sqlite3.Connection, error: Exception, announced: int) -> Outcome:
-    """How a call ended that has raised: nothing of it is announced. Raises what has ended the whole transaction."""
-    let_go(error)
-    if not connection.in_transaction:
-        raise error  # SQLite gave up (disk full, say)
-    tx.shelves.clear()
-    del tx.ready[announced:]
-    return None, answer_to(error)
-
-
-def let_go(error: BaseException | None) -> None:
-    """Lets go of what the functions hold that an exception has come through.
-
-    A SELECT that was not read to its end keeps a connection in the transaction in which it began, whatever is
-    committed, and an exception may keep that for as long as the garbage collector likes: no news would be seen till
-    then.
-    """
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-def answer_to(error: Exception) -> Exception:
-    """What the caller of a call gets that raised this."""
-    if primary_code(error) in CANNOT_WRITE:
-        return cannot_write(error)
-    return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
-
-
-def cannot_write(because: Exception) -> TrackerError:
-    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
-    log.error("A write failed: %s", because)
-    return TrackerError("unavailable", "The database cannot be written to")
-
-
-# One commit
-
-
-class Committed(NamedTuple):
-    """The outcomes of a batch's first calls, for which there was time, and what is to be announced."""
-
-    outcomes: list[Outcome]
-    ready: list[tuple[int, int]]
-
-
-class Committer:
-    """Carries out batches of calls, each batch in one transaction, on the one connection that writes."""
-
-    BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
-    LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
-
-    def __init__(self, writer: ThreadedConnection, clock: Clock, settings: Settings, turn: Callable[[], float]):
-        self.writer, self.clock, self.settings, self.turn = writer, clock, settings, turn
-        self.connection = writer.connection
-        self.uptime_saved = math.inf  # until it has been loaded
-
-    async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
-        """Commits a batch. While another program holds the file, nothing has happened yet, and the loop goes on."""
-        ends = time.monotonic() + self.LOCK_PATIENCE
-        while True:
-            try:
-                return await self.try_to_commit(batch, on_thread)
-            except sqlite3.OperationalError as error:
-                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
-                    raise
-                await asyncio.sleep(0.05)
-
-    async def try_to_commit(self, batch: list[Write], on_thread: bool) -> Committed:
-        """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
-
-        Short statements take less time than the crossing, and on another thread each of them would wait for the
-        interpreter lock while the event loop is busy.
-        """
-        try:
-            done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
-            await self.writer.run(self.connection.execute, "COMMIT")
-            return done
-        except BaseException:
-            if self.connection.in_transaction:
-                await self.writer.run(self.connection.execute, "ROLLBACK")
-            raise
-
-    def run_batch(self, batch: list[Write]) -> Committed:
-        """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
-        try:
-            return self.run_in_turn(batch, run_plainly)
-        except HalfDone:
-            self.connection.execute("ROLLBACK")
-            return self.run_in_turn(batch, run_isolated)
-
-    def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
-        """Runs calls in a new transaction until its time is up."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        tx, outcomes = Tx(self.connection, self.clock, self.settings), []
-        tx.turn, tx.calls, ends = self.turn, len(batch), time.monotonic() + self.BATCH_TIME
-        for call in batch:
-            if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
-                tx.counts.write(tx)
-            if not getattr(call.function, "keeps_shelves", False):
-                tx.shelves.clear()
-            outcomes.append(run(tx, self.connection, call))
-            if time.monotonic() > ends:
-                break
-        tx.counts.write(tx)
-        self.note_passing(tx)
-        return Committed(outcomes, tx.ready)
-
-    def note_passing(self, tx: Tx) -> None:
-        """Stores what goes with every transaction: who was seen, and the uptime on which leases and limiters rest.
-
-        Here, because it must outlast a refusal, and must not make a refusal undo the batch.
-        """
-        if tx.seen:
-            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
-        if tx.uptime - self.uptime_saved >= UPTIME_INTERVAL:
-            save_uptime(tx)
-            self.uptime_saved = tx.uptime
-
-
-# The queue, and what its callers are told
-
-
-class WriteQueue:
-    """Calls that wait to be committed, in batches, by a task of their own; each caller is told the outcome of its call.
-
-    The task is watched. Should a fault of ours end it, then that is logged, whoever waits for it is refused, and
-    `failed` is done: a tracker that only seems to live would be worse than one that stops.
-    """
-
-    MOST_BATCHED = 256
-
-    failed: asyncio.Future[BaseException]
-
-    def __init__(self, announce: Callable[[int, int], None]):
-        self.announce = announce
-        self.short: list[Write] = []
-        self.long: list[Write] = []
-        self.in_hand: list[Write] = []
-        self.short_time = 0.0  # seconds that the last batch of short calls took
-        self.wanted = asyncio.Event()
-        self.closed = True  # until begin
-
-    def begin(self, commit: Callable[[list[Write], bool], Awaitable[Committed]]) -> None:
-        """Takes in calls from now on."""
-        self.commit, self.closed = commit, False
-        self.failed = asyncio.get_running_loop().create_future()
-        self.task = asyncio.create_task(self.write_batches())
-        self.task.add_done_callback(self.task_ended)
-
-    def put(self, told: Told, function: Callable, args: tuple, long: bool = False) -> None:
-        """Queues a call."""
-        if self.closed:
-            raise TrackerError("unavailable", "The tracker is stopping")
-        (self.long if long else self.short).append(Write(told, function, args))
-        self.wanted.set()
-
-    async def close(self) -> None:
-        """Takes in nothing else, and returns when what was queued is committed."""
-        self.closed = True
-        self.wanted.set()
-        await asyncio.wait([self.task])
-
-    async def write_batches(self) -> None:
-        """The task: a batch of short calls, then one long call, as long as there are any; then it waits for more."""
-        while self.short or self.long or not self.closed:
-            await self.wanted.wait()
-            self.wanted.clear()
-            while self.short or self.long:
-                await self.arrivals()
-                if self.short:
-                    began = time.monotonic()
-                    await self.write_batch(self.short, self.MOST_BATCHED)
-                    self.short_time = time.monotonic() - began
-                await self.write_batch(self.long, 1, on_thread=True)
-
-    def turn(self) -> float:
-        """Seconds that a long call may take: while short ones wait, no more than the last batch of them took.
-
-        So whoever waits for a lone request waits little longer, and under load both kinds have half of the time.
-        """
-        return self.short_time if self.short else math.inf
-
-    async def arrivals(self) -> None:
-        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
-        waiting = -1
-        while waiting < len(self.short) < self.MOST_BATCHED:
-            waiting = len(self.short)
-            await asyncio.sleep(0)
-
-    async def write_batch(self, queue: list[Write], most: int, on_thread: bool = False) -> None:
-        """Commits the first calls of a queue, of those whose callers still want them; then says what came of it."""
-        self.in_hand = batch = [call for call in queue[:most] if not call.told.done()]
-        del queue[:most]
-        if not batch:
-            return
-        try:
-            outcomes, ready = await self.commit(batch, on_thread)
-        except Exception as error:
-            outcomes, ready = [(None, cannot_write(error))] * len(batch), []
-        queue[:0] = batch[len(outcomes) :]  # there was no time for them
-        for call, outcome in zip(batch, outcomes, strict=False):
-            self.tell(call.told, *outcome)
-        for project, count in ready:
-            self.announce_safely(project, count)
-
-    def tell(self, told: Told, result: Any, error: Exception | None) -> None:
-        """It is on disk, or undone, whatever becomes of those who wait for it."""
-        if told.done():
-            return  # its caller waits no longer
-        try:
-            told.set_result(result) if error is None else told.set_exception(error)
-        except Exception:
-            log.exception("The outcome of a call could not be told")
-
-    def announce_safely(self, project: int, count: int) -> None:
-        """The tasks are ready and on disk, whatever becomes of those who wait for them."""
-        try:
-            self.announce(project, count)
-        except Exception:
-            log.exception("Workers that wait for tasks of project %d could not be told", project)
-
-    def task_ended(self, task: asyncio.Task) -> None:
-        """Watches the task: when it has ended otherwise than by a close, nobody may go on waiting for it."""
-        if not task.cancelled() and not task.exception():
-            return
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        log.critical("The writer has ended: nothing is stored any more", exc_info=error)
-        self.closed = True
-        for call in (*self.in_hand, *self.short, *self.long):
-            self.tell(call.told, None, TrackerError("unavailable", "The tracker stops because of a fault"))
-        self.failed.set_result(error)
 
 
 # The file
@@ -917,17 +551,12 @@ def load_uptime(tx: Tx) -> float:
     return load_meta(tx, "uptime", float)
 
 
-def save_uptime(tx: Tx) -> None:
-    tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
-
-
 # Pieces of long operations
 PIECE_TASKS = 500  # rows that one step stores or deletes
 BULK_TASKS = 100  # in a piece of a bulk submit: short calls that wait are let in after each
 PIECE_BYTES = 2**18  # and no step stores more than this at once
 STAGE_BYTES = 2**17  # of pieces that one transaction stages
 STEP_TASKS = 50  # in one statement of the other operations: their recipes may be long, and are rewritten
-STEP_SECONDS = 0.01  # then a transaction takes no further step: about as long as an assignment has to wait
 
 # Searches
 SEARCH_TIME = 0.03  # seconds; then a page shows what has been found so far
@@ -4327,7 +3956,7 @@ def warm_pieces(tx: Tx, operation: int, number: int, every: int) -> int:
             number += 10 * every
         else:
             are_far(tx, row["project"], hashes[10:])
-        if tx.spent() >= STEP_SECONDS:
+        if tx.spent() >= tx.STEP_SECONDS:
             return number
     return INT64_MAX
 
@@ -4418,7 +4047,7 @@ def step_action(tx: Tx, operation: dict[str, Any]) -> tuple[int, str | None]:
         wanted,
         operation["cursor"],
         STEP_TASKS,
-        STEP_SECONDS,
+        tx.STEP_SECONDS,
         operation["last_task"],
         columns="id",
     )
@@ -4574,48 +4203,6 @@ TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next
 PRUNE_INTERVAL = 600.0
 
 
-class Warming:
-    """Has the readers look up a bulk submit's hashes ahead of the writer, which would hold everybody up with it.
-
-    A hash may be anywhere in a file that is larger than the memory. Now and then the writer is left alone: it could
-    not begin its log anew if there were always a reader.
-    """
-
-    MOST_AHEAD = 8  # times in a row that the readers go on while the writer is at work
-
-    def __init__(self, db: Database, operation: int):
-        self.db, self.operation = db, operation
-        self.places: list[int] = []  # the piece that each reader is to look at next
-        self.rounds = 0
-        self.ahead: asyncio.Future[int] | None = None
-
-    async def last(self) -> int:
-        """Returns when more pieces have been looked up: the number of the last one. The next ones are begun with."""
-        reading = self.ahead or asyncio.ensure_future(self.read())
-        self.ahead = None
-        try:
-            last = await reading
-        except sqlite3.Error:
-            return INT64_MAX  # the writer will see for itself
-        self.rounds += 1
-        if last < INT64_MAX - 1 and self.rounds % self.MOST_AHEAD:
-            self.ahead = asyncio.ensure_future(self.read())
-        return last
-
-    async def read(self) -> int:
-        if not self.places:
-            first = await self.db.read(first_piece, self.operation) or INT64_MAX
-            self.places = [first + number for number in range(self.db.READERS)]
-        if min(self.places) < INT64_MAX:
-            reads = (self.db.read(warm_pieces, self.operation, place, len(self.places)) for place in self.places)
-            self.places = await asyncio.gather(*reads)
-        return min(self.places) - 1
-
-    def close(self) -> None:
-        if self.ahead:
-            self.ahead.cancel()
-
-
 class Tracker:
     """A running tracker: its settings, database and waiting workers, and the work that goes on behind the requests."""
 
@@ -4756,7 +4343,7 @@ class Tracker:
 
     async def _carry_out(self, operation: int, answered: bool) -> int:
         pauses = retry_pauses()
-        with contextlib.closing(Warming(self.db, operation)) as warming:
+        with contextlib.closing(Warming(self.db, operation, first_piece, warm_pieces)) as warming:
             while not (self._stopped if answered else self._stopping):
                 try:
                     last = await warming.last()
@@ -5795,7 +5382,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
             Route("/", home_page, methods=["GET"]),
             Route("/ui", ui_without_slash, methods=["GET"]),
             *shown,
-            Route("/ui/static/{path:path}", Static(directory=HERE / "static")),
+            Route("/ui/static/{path:path}", pages.Static(directory=HERE / "static")),
             Route("/ui/{path:path}", pages.endpoint(tracker, pages.no_page), methods=["GET"]),
         ],
         exception_handlers={HTTPException: http_error},
@@ -6008,24 +5595,6 @@ async def home_page(request: Request) -> Response:
 
 async def ui_without_slash(request: Request) -> Response:
     return RedirectResponse(request.scope.get("root_path", "") + "/ui/", 308)
-
-
-class Static(StaticFiles):
-    """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
-
-    def get_path(self, scope: dict) -> str:
-        return os.path.normpath(scope["path_params"]["path"])
-
-    def methods_at(self, scope: dict) -> Iterable[str]:
-        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
-            return ("GET",) if os.path.isfile(self.lookup_path(self.get_path(scope))[0]) else ()
-        return ()
-
-    def file_response(self, *args: Any, **options: Any) -> Response:
-        response = super().file_response(*args, **options)
-        response.headers["x-content-type-options"] = "nosniff"
-        response.headers["cache-control"] = "public, max-age=3600"
-        return response
 
 
 def listen_on(settings: Settings) -> socket.socket:

@@ -667,7 +667,7 @@ DIE_HALF_WAY = """
         connection.execute("COMMIT")
         return outcome
 
-    tracker.STEP_SECONDS = -1  # every transaction does one piece
+    tracker.Tx.STEP_SECONDS = -1  # every transaction does one piece
     path, kind, steps, accept = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "accepted"
     settings, clock = Settings(database=str(path)), Clock()
     connection = connect(path, settings)

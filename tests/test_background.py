@@ -202,7 +202,7 @@ def test_a_long_operation_takes_a_bounded_number_of_tasks_at_a_time(
     }
     prepared.run(lambda tx: tx.execute(f"UPDATE task SET {states[kind]}"))
     prepared.run(tracker.recount)
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)  # the time is always up after one piece
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)  # the time is always up after one piece
     operation = prepared.run(begin_reset, project, kind)
     assert prepared.run(tracker.step_operation, operation) is None
     affected = prepared.run(lambda tx: tx.one("SELECT affected FROM operation")["affected"])

@@ -19,6 +19,7 @@ import shapes
 import tracker
 from counts import Counts, reads_no_counts
 from tracker import FAIL, Tx
+from writer import Write
 
 HOME = Path(tracker.__file__).parent
 
@@ -44,7 +45,7 @@ class Batches(Memory):
             SimpleNamespace(connection=self.connection), self.clock, self.settings, lambda: 1e9
         )
         committer.BATCH_TIME = 1e9
-        outcomes, _ = committer.run_batch([tracker.Write(None, function, args) for function, args in calls])
+        outcomes, _ = committer.run_batch([Write(None, function, args) for function, args in calls])
         self.connection.execute("COMMIT")
         check_counts(self.connection)
         return [outcome if error is None else error for outcome, error in outcomes]

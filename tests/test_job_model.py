@@ -210,7 +210,7 @@ def test_whatever_happens_jobs_and_their_tasks_agree_and_what_has_ended_stays(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracker, "STEP_TASKS", 2)  # every transaction of a long operation does one small piece
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "MOST_STEPS", 6)
     crowd = Crowd(seed)
     for _ in range(400):

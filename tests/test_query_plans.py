@@ -198,7 +198,7 @@ def verify(tx: Tx, worker: WorkerCredentials, task: int) -> None:
 @pytest.fixture(autouse=True)
 def one_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long operation or a search ends after its first piece, a small one, and not when its time is up."""
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "PIECE_TASKS", 50)
     monkeypatch.setattr(tracker, "BULK_TASKS", 50)
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)

@@ -14,6 +14,7 @@ from place import Jobs, check_counts, new_task
 import shapes
 import tracker
 from tracker import FAIL, OK, SKIP, WorkerCredentials
+from writer import Write
 
 SEEDS = range(30)
 UNKNOWN = 10**6  # no task has this number
@@ -98,7 +99,7 @@ def commit(several: Several, *calls: tuple) -> list:
     writer = SimpleNamespace(connection=several.connection)
     committer = tracker.Committer(writer, several.clock, several.settings, lambda: 1e9)
     committer.BATCH_TIME = 1e9
-    outcomes, _ = committer.run_batch([tracker.Write(None, function, args) for function, *args in calls])
+    outcomes, _ = committer.run_batch([Write(None, function, args) for function, *args in calls])
     several.connection.execute("COMMIT")
     return [outcome if error is None else str(error) for outcome, error in outcomes]
 

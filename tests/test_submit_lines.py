@@ -474,7 +474,7 @@ def test_an_upload_is_not_held_back_by_the_workers_rate_limit_and_does_not_use_i
 def test_every_task_of_an_upload_is_announced(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     operation, report = stage(queue, b"a\nb\na\n{\n", once=True)
     queue.do(tracker.accept_lines_submit, queue.session, operation, report)
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)
     assert queue.do(tracker.step_operation, operation) is None
     assert queue.announced == {queue.project: 2}
 
@@ -563,7 +563,7 @@ def test_an_upload_that_a_crash_has_interrupted_after_it_was_accepted_is_finishe
             session, project = await one.db.write(found)
             operation = await stage_in(one, session, project, io.BytesIO(lines))
             with monkeypatch.context() as patch:
-                patch.setattr(tracker, "STEP_SECONDS", -1)
+                patch.setattr(tracker.Tx, "STEP_SECONDS", -1)
                 for _ in range(2):
                     assert await one.db.write(tracker.step_operation, operation) is None
             assert await one.db.read(waiting) == 2 * tracker.BULK_TASKS

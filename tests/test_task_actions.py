@@ -44,7 +44,7 @@ def queue() -> Queue:
 def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each transaction of a long operation takes two tasks."""
     monkeypatch.setattr(tracker, "STEP_TASKS", 2)
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)
 
 
 def put_into(queue: Queue, state: str, project: int | None = None, **fields: object) -> int:
@@ -262,7 +262,7 @@ def test_all_that_match_a_filter_are_deleted_and_no_others(
 ) -> None:
     """Two at a time, each two in a transaction of their own or all in one."""
     monkeypatch.setattr(tracker, "STEP_TASKS", 2)
-    monkeypatch.setattr(tracker, "STEP_SECONDS", budget)
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", budget)
     second = queue.create_project("second")
     for project in queue.project, second:
         for number in range(11):
@@ -510,7 +510,7 @@ def test_an_action_that_a_crash_has_interrupted_is_finished_at_the_next_start(
     operation = prepared.run(tracker.begin_action, session, project, TaskAction(action, 5), TaskFilter(state))
     with monkeypatch.context() as patch:
         patch.setattr(tracker, "STEP_TASKS", 2)
-        patch.setattr(tracker, "STEP_SECONDS", -1)
+        patch.setattr(tracker.Tx, "STEP_SECONDS", -1)
         for _ in range(3):
             assert prepared.run(tracker.step_operation, operation) is None
     prepared.run(lambda tx: tracker.insert_task(tx, new_task(project, "later"), False))

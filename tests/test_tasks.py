@@ -255,7 +255,7 @@ def test_a_bulk_whose_hashes_are_far_is_stored_as_any_other(
 ) -> None:
     """The readers look all of them up before, and the writer goes no further than they have come."""
     monkeypatch.setattr(tracker, "FAR", -1)
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "PIECE_TASKS", 1)
     monkeypatch.setattr(tracker, "BULK_TASKS", 20)
     project, worker = project_and_worker(site)

@@ -104,7 +104,7 @@ def shown_as(state: str) -> set[str]:
 def take_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every transaction of a long operation does one small piece."""
     monkeypatch.setattr(tracker, "STEP_TASKS", 2)
-    monkeypatch.setattr(tracker, "STEP_SECONDS", -1)
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "MOST_STEPS", 6)
 
 

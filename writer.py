@@ -1,0 +1,408 @@
+"""The one writer, with group commit: calls wait in a queue, and share a transaction and its fsync.
+
+    WriteQueue.put ─► a batch ─► Committer: BEGIN IMMEDIATE, each call, the counts, COMMIT ─► each caller is told
+
+A call is a function `(tx, *args)` and its arguments; one that fails undoes only what it has done itself. Nothing here
+knows a task: the transaction (Tx) has a clock and settings because the functions want them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import sqlite3
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import aiosqlite
+
+from counts import Counts
+from errors import TrackerError
+
+log = logging.getLogger("tracker")
+
+UPTIME_INTERVAL = 1.0  # seconds; a crash makes leases at most this much longer
+
+
+class Tx:
+    """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
+
+    __slots__ = (
+        "calls",
+        "clock",
+        "counts",
+        "execute",
+        "executemany",
+        "now",
+        "ready",
+        "seen",
+        "settings",
+        "shelves",
+        "time",
+        "turn",
+        "uptime",
+    )
+
+    STEP_SECONDS = 0.01  # then a long operation takes no further step: about as long as an assignment has to wait
+
+    def __init__(self, connection: sqlite3.Connection, clock: Any, settings: Any):
+        self.clock = clock
+        self.execute = connection.execute
+        self.executemany = connection.executemany
+        self.now = clock.time()
+        self.time = int(self.now)
+        self.uptime = clock.uptime()
+        self.settings = settings
+        self.counts = Counts()
+        self.calls = 1  # that this transaction carries out
+        self.shelves: dict[int, Any] = {}  # by project: what its next assignment finds
+        self.seen: set[int] = set()  # workers whose last_seen is due
+        self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
+        self.turn: Callable[[], float] = lambda: self.STEP_SECONDS
+
+    def spent(self) -> float:
+        """How long this transaction has been going on, in seconds: long operations stop in time for others."""
+        return self.clock.uptime() - self.uptime
+
+    def time_is_up(self) -> bool:
+        """Whether a long operation takes no further step in this transaction."""
+        return self.spent() >= min(self.STEP_SECONDS, self.turn())
+
+    def one(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
+        return self.execute(sql, parameters).fetchone()
+
+    def all(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        return self.execute(sql, parameters).fetchall()
+
+    def insert(self, table: str, columns: Mapping[str, Any]) -> sqlite3.Row:
+        """Stores a row with these values by the names of their columns. The row as it is then."""
+        names, values = ", ".join(columns), ", ".join(f":{name}" for name in columns)
+        return self.one(f"INSERT INTO {table} ({names}) VALUES ({values}) RETURNING *", columns)
+
+
+class ThreadedConnection(aiosqlite.Connection):
+    """An SQLite connection with a thread of its own, on which whole functions can be run: one crossing for each."""
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        return self._conn
+
+    async def run(self, function: Callable, *args: Any) -> Any:
+        return await self._execute(function, *args)
+
+
+CANNOT_WRITE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+}
+
+
+def primary_code(error: Exception) -> int:
+    """SQLite's primary result code of an error, 0 if it is none of SQLite's."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+# One call
+
+
+class Told(Protocol):
+    """Who is told the outcome of a call: a future, or what answers by itself."""
+
+    def done(self) -> bool:
+        """Whether nobody wants it any more."""
+
+    def set_result(self, result: Any) -> None: ...
+
+    def set_exception(self, error: Exception) -> None: ...
+
+
+class Write(NamedTuple):
+    """A call that waits for the writer."""
+
+    told: Told
+    function: Callable
+    args: tuple
+
+
+Outcome = tuple[Any, Exception | None]  # how a call ended: with a result, or with the error that its caller gets
+
+
+def keeps_shelves(function: Callable) -> Callable:
+    """Declares that a function clears the transaction's shelves itself, where it changes what lies on them (Shelf)."""
+    function.keeps_shelves = True
+    return function
+
+
+class HalfDone(Exception):
+    """A call has failed after it had changed something, which nothing but the end of the transaction can undo."""
+
+
+def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call that will succeed, or fail before it has changed (and counted) anything. HalfDone if not so."""
+    announced, changes = len(tx.ready), connection.total_changes
+    try:
+        return call.function(tx, *call.args), None
+    except Exception as error:
+        outcome = failed(tx, connection, error, announced)
+        if connection.total_changes != changes:
+            raise HalfDone from None
+        return outcome
+
+
+def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
+    """Runs a call of which nothing remains if it fails. The savepoint costs as much as two statements."""
+    announced = len(tx.ready)
+    connection.execute("SAVEPOINT call")
+    try:
+        outcome = call.function(tx, *call.args), None
+        tx.counts.write(tx)
+    except Exception as error:
+        outcome = failed(tx, connection, error, announced)
+        tx.counts.forget()
+        connection.execute("ROLLBACK TO call")
+    connection.execute("RELEASE call")
+    return outcome
+
+
+def failed(tx: Tx, connection: sqlite3.Connection, error: Exception, announced: int) -> Outcome:
+    """How a call ended that has raised: nothing of it is announced. Raises what has ended the whole transaction."""
+    let_go(error)
+    if not connection.in_transaction:
+        raise error  # SQLite gave up (disk full, say)
+    tx.shelves.clear()
+    del tx.ready[announced:]
+    return None, answer_to(error)
+
+
+def let_go(error: BaseException | None) -> None:
+    """Lets go of what the functions hold that an exception has come through.
+
+    A SELECT that was not read to its end keeps a connection in the transaction in which it began, whatever is
+    committed, and an exception may keep that for as long as the garbage collector likes: no news would be seen till
+    then.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+def answer_to(error: Exception) -> Exception:
+    """What the caller of a call gets that raised this."""
+    if primary_code(error) in CANNOT_WRITE:
+        return cannot_write(error)
+    return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
+
+
+def cannot_write(because: Exception) -> TrackerError:
+    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
+    log.error("A write failed: %s", because)
+    return TrackerError("unavailable", "The database cannot be written to")
+
+
+def save_uptime(tx: Tx) -> None:
+    tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
+
+
+# One commit
+
+
+class Committed(NamedTuple):
+    """The outcomes of a batch's first calls, for which there was time, and what is to be announced."""
+
+    outcomes: list[Outcome]
+    ready: list[tuple[int, int]]
+
+
+class Committer:
+    """Carries out batches of calls, each batch in one transaction, on the one connection that writes."""
+
+    BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
+    LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
+
+    def __init__(self, writer: ThreadedConnection, clock: Any, settings: Any, turn: Callable[[], float]):
+        self.writer, self.clock, self.settings, self.turn = writer, clock, settings, turn
+        self.connection = writer.connection
+        self.uptime_saved = math.inf  # until it has been loaded
+
+    async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Commits a batch. While another program holds the file, nothing has happened yet, and the loop goes on."""
+        ends = time.monotonic() + self.LOCK_PATIENCE
+        while True:
+            try:
+                return await self.try_to_commit(batch, on_thread)
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def try_to_commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Runs a batch in one transaction. Only the COMMIT, with its fsync, always crosses to the writer's thread.
+
+        Short statements take less time than the crossing, and on another thread each of them would wait for the
+        interpreter lock while the event loop is busy.
+        """
+        try:
+            done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
+            await self.writer.run(self.connection.execute, "COMMIT")
+            return done
+        except BaseException:
+            if self.connection.in_transaction:
+                await self.writer.run(self.connection.execute, "ROLLBACK")
+            raise
+
+    def run_batch(self, batch: list[Write]) -> Committed:
+        """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
+        try:
+            return self.run_in_turn(batch, run_plainly)
+        except HalfDone:
+            self.connection.execute("ROLLBACK")
+            return self.run_in_turn(batch, run_isolated)
+
+    def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
+        """Runs calls in a new transaction until its time is up."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        tx, outcomes = Tx(self.connection, self.clock, self.settings), []
+        tx.turn, tx.calls, ends = self.turn, len(batch), time.monotonic() + self.BATCH_TIME
+        for call in batch:
+            if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
+                tx.counts.write(tx)
+            if not getattr(call.function, "keeps_shelves", False):
+                tx.shelves.clear()
+            outcomes.append(run(tx, self.connection, call))
+            if time.monotonic() > ends:
+                break
+        tx.counts.write(tx)
+        self.note_passing(tx)
+        return Committed(outcomes, tx.ready)
+
+    def note_passing(self, tx: Tx) -> None:
+        """Stores what goes with every transaction: who was seen, and the uptime on which leases and limiters rest.
+
+        Here, because it must outlast a refusal, and must not make a refusal undo the batch.
+        """
+        if tx.seen:
+            tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
+        if tx.uptime - self.uptime_saved >= UPTIME_INTERVAL:
+            save_uptime(tx)
+            self.uptime_saved = tx.uptime
+
+
+# The queue, and what its callers are told
+
+
+class WriteQueue:
+    """Calls that wait to be committed, in batches, by a task of their own; each caller is told the outcome of its call.
+
+    The task is watched. Should a fault of ours end it, then that is logged, whoever waits for it is refused, and
+    `failed` is done: a tracker that only seems to live would be worse than one that stops.
+    """
+
+    MOST_BATCHED = 256
+
+    failed: asyncio.Future[BaseException]
+
+    def __init__(self, announce: Callable[[int, int], None]):
+        self.announce = announce
+        self.short: list[Write] = []
+        self.long: list[Write] = []
+        self.in_hand: list[Write] = []
+        self.short_time = 0.0  # seconds that the last batch of short calls took
+        self.wanted = asyncio.Event()
+        self.closed = True  # until begin
+
+    def begin(self, commit: Callable[[list[Write], bool], Awaitable[Committed]]) -> None:
+        """Takes in calls from now on."""
+        self.commit, self.closed = commit, False
+        self.failed = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self.write_batches())
+        self.task.add_done_callback(self.task_ended)
+
+    def put(self, told: Told, function: Callable, args: tuple, long: bool = False) -> None:
+        """Queues a call."""
+        if self.closed:
+            raise TrackerError("unavailable", "The tracker is stopping")
+        (self.long if long else self.short).append(Write(told, function, args))
+        self.wanted.set()
+
+    async def close(self) -> None:
+        """Takes in nothing else, and returns when what was queued is committed."""
+        self.closed = True
+        self.wanted.set()
+        await asyncio.wait([self.task])
+
+    async def write_batches(self) -> None:
+        """The task: a batch of short calls, then one long call, as long as there are any; then it waits for more."""
+        while self.short or self.long or not self.closed:
+            await self.wanted.wait()
+            self.wanted.clear()
+            while self.short or self.long:
+                await self.arrivals()
+                if self.short:
+                    began = time.monotonic()
+                    await self.write_batch(self.short, self.MOST_BATCHED)
+                    self.short_time = time.monotonic() - began
+                await self.write_batch(self.long, 1, on_thread=True)
+
+    def turn(self) -> float:
+        """Seconds that a long call may take: while short ones wait, no more than the last batch of them took.
+
+        So whoever waits for a lone request waits little longer, and under load both kinds have half of the time.
+        """
+        return self.short_time if self.short else math.inf
+
+    async def arrivals(self) -> None:
+        """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
+        waiting = -1
+        while waiting < len(self.short) < self.MOST_BATCHED:
+            waiting = len(self.short)
+            await asyncio.sleep(0)
+
+    async def write_batch(self, queue: list[Write], most: int, on_thread: bool = False) -> None:
+        """Commits the first calls of a queue, of those whose callers still want them; then says what came of it."""
+        self.in_hand = batch = [call for call in queue[:most] if not call.told.done()]
+        del queue[:most]
+        if not batch:
+            return
+        try:
+            outcomes, ready = await self.commit(batch, on_thread)
+        except Exception as error:
+            outcomes, ready = [(None, cannot_write(error))] * len(batch), []
+        queue[:0] = batch[len(outcomes) :]  # there was no time for them
+        for call, outcome in zip(batch, outcomes, strict=False):
+            self.tell(call.told, *outcome)
+        for project, count in ready:
+            self.announce_safely(project, count)
+
+    def tell(self, told: Told, result: Any, error: Exception | None) -> None:
+        """It is on disk, or undone, whatever becomes of those who wait for it."""
+        if told.done():
+            return  # its caller waits no longer
+        try:
+            told.set_result(result) if error is None else told.set_exception(error)
+        except Exception:
+            log.exception("The outcome of a call could not be told")
+
+    def announce_safely(self, project: int, count: int) -> None:
+        """The tasks are ready and on disk, whatever becomes of those who wait for them."""
+        try:
+            self.announce(project, count)
+        except Exception:
+            log.exception("Workers that wait for tasks of project %d could not be told", project)
+
+    def task_ended(self, task: asyncio.Task) -> None:
+        """Watches the task: when it has ended otherwise than by a close, nobody may go on waiting for it."""
+        if not task.cancelled() and not task.exception():
+            return
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        log.critical("The writer has ended: nothing is stored any more", exc_info=error)
+        self.closed = True
+        for call in (*self.in_hand, *self.short, *self.long):
+            self.tell(call.told, None, TrackerError("unavailable", "The tracker stops because of a fault"))
+        self.failed.set_result(error)
