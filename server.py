@@ -325,6 +325,7 @@ def escaped(text: bytes) -> bytes:
 
 
 NEED_ASGI = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
+LONGEST_DIRECT_URL = 200  # bytes: the application may remember it
 LONGEST_DIRECT = 2**16  # bytes of the body of a direct call, at most
 
 
@@ -462,6 +463,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def direct_call(self) -> Direct | None:
         """The request as a direct call, if it is one, and as plain as most."""
+        if len(self.url) > LONGEST_DIRECT_URL:
+            return None
         make = self.find_direct(self.parser.get_method(), self.url)
         if not make or self.parser.get_http_version() != "1.1":
             return None

@@ -135,6 +135,7 @@ class House:
             yield f"a task from {path}", [request(get, path)], 1
         for path in ("/task/get/%31", "/task/get/1?count=2", "/task/get/4?wait=x", "/task/get/4?wait=0.1", "/task/get"):
             yield f"a task from {path}", [request(get, path)], 1
+        yield "a long query", [request(get, f"/task/get/4?x={'y' * 300}")], 1
         yield "a large number", [request(get, f"/task/get/{'9' * 30}")], 1
         yield "a body where none belongs", [request(get, "/task/get/4", b"xyz"), request(get, "/task/get/4")], 2
         yield "a task", [request(get, "/task/get/1"), request(post, "/task/release", release(3))], 2
