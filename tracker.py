@@ -39,6 +39,7 @@ import collections
 import contextlib
 import difflib
 import functools
+import gc
 import getpass
 import hashlib
 import heapq
@@ -5751,6 +5752,8 @@ def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespa
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
 
     def ready(url: str, server: Server) -> None:
+        gc.freeze()  # what has been loaded stays: looking through it for garbage would stop everybody for a while
+        gc.set_threshold(10_000, 10, 20)  # a batch of requests is no garbage yet
         print(f"Tracker listening on {url}{settings.root_path}  (database {settings.database})", flush=True)
 
     run_loop(serve_until_stopped(settings, ready))
