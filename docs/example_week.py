@@ -262,6 +262,7 @@ class Story:
         tx = tracker.Tx(self.connection, self.clock, self.week.settings)
         takes_caller = list(inspect.signature(function).parameters)[1:2] == ["caller"]
         result = tracker.as_caller(tx, function, *args) if takes_caller else function(tx, *args)
+        tx.counts.write(tx)
         if tx.seen:
             tx.executemany("UPDATE worker SET last_seen = ? WHERE id = ?", [(tx.time, worker) for worker in tx.seen])
         return result

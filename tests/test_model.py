@@ -260,7 +260,7 @@ class LifeCycles(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches = [mock.patch.object(tracker, "STEP_TASKS", 2), mock.patch.object(tracker, "STEP_SECONDS", -1)]
+        self.patches = [mock.patch.object(tracker, "STEP_TASKS", 2), mock.patch.object(tracker.Tx, "STEP_SECONDS", -1)]
         for patch in self.patches:  # every transaction of a long operation does one small piece
             patch.start()
         self.clock = StillClock()

@@ -361,7 +361,7 @@ def test_setting_priorities_within_the_list_that_they_order_ends_and_counts_each
     tasks = [queue.submit(priority=priority) for priority in priorities]
     chosen = [of is None or priority == of for priority in priorities]
     operation, affected, steps = queue.begin("set_priority", TaskFilter(priority=of), target), None, 0
-    with mock.patch.multiple(tracker, STEP_TASKS=step, STEP_SECONDS=-1):
+    with mock.patch.object(tracker, "STEP_TASKS", step), mock.patch.object(tracker.Tx, "STEP_SECONDS", -1):
         while affected is None:
             affected, steps = queue.do(tracker.step_operation, operation), steps + 1
             assert steps <= 3 * len(tasks) + 3, "it goes round in a circle"
