@@ -457,8 +457,8 @@ def test_a_list_of_jobs_goes_through_the_index_for_it(query: dict[str, Any], ind
     )
 
 
-# What these execute, besides what a batch counts: a plain task pays nothing for jobs. One that is assigned pays for those
-# that three workers have verified, where there are such.
+# What these execute, besides what a batch counts: a plain task pays nothing for jobs. An assignment pays for tasks that
+# three workers have verified, where there are such.
 STATEMENTS = {"submit": 3, "assign": 4, "close and chain": 5, "fail": 3, "fail at last": 3, "skip": 3, "verify": 9}
 FOLDED = (counts.ADD_TO_PROJECT, counts.ADD_TO_TALLY, counts.ADD_TO_WORKER)
 
