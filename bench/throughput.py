@@ -7,7 +7,7 @@ import statistics
 import time
 
 from figures import NOTES, Figure, benchmark
-from harness import BENCH, BULK, CONNECTIONS, Driver, EmptyRoute, bulk_body, credentials, drive, recipe
+from harness import BULK, CONNECTIONS, ROOT, Driver, EmptyRoute, bulk_body, credentials, drive, recipe
 from seeds import MILLION, million, small
 
 BATCH = 50  # tasks
@@ -237,7 +237,8 @@ def executemany(lab, unique):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -16384")  # as the tracker
-        connection.executescript((BENCH / "schema_of_triggers.sql").read_text())
+        connection.executescript((ROOT / "tests" / "schema_6.sql").read_text())
+        connection.execute(INSERT_PROJECT)
         rows = [(1, 0, 1, 0, 1, hash(recipe(n)) if unique else None, recipe(n)) for n in range(count)]
         started = time.perf_counter()
         connection.execute("BEGIN IMMEDIATE")
@@ -245,10 +246,14 @@ def executemany(lab, unique):
         connection.execute("COMMIT")
         elapsed = time.perf_counter() - started
         if connection.execute("SELECT waiting_task_count FROM project").fetchall() != [(count,)]:
-            raise RuntimeError("the triggers of bench/schema_of_triggers.sql have not counted")
+            raise RuntimeError("the triggers of tests/schema_6.sql have not counted")
         return count / elapsed
 
 
+INSERT_PROJECT = """
+    INSERT INTO project (name, priority, clone_url, git_repo, version, motd, public, hidden, paused, keep_hashes,
+        assign_rate, submit_rate, webhook_secret)
+    VALUES ('bulk', 0, '', '', '', '', 1, 0, 0, 0, 0, 0, '')"""
 INSERT_TASK = """
     INSERT INTO task (project, priority, max_retries, max_assign_time, verification_count, hash64, recipe)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
