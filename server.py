@@ -357,8 +357,12 @@ class Direct:
         raise NotImplementedError
 
     def go_on(self) -> None:
-        """Begins if nothing is missing any more."""
-        if self.turn and self.body_complete and not self.disconnected:
+        """Begins if nothing is missing any more, and the client has taken in what came before."""
+        if not (self.turn and self.body_complete) or self.disconnected:
+            return
+        if self.protocol.flow.write_paused:
+            self.protocol.held = self  # else a client that never reads would have its answers pile up here
+        else:
             self.begin()
 
     async def receive(self) -> dict[str, Any]:
@@ -373,7 +377,7 @@ class Direct:
         self, status: int, common: bytes, headers: Headers, body: bytes, unread: Callable[[], None] | None = None
     ) -> None:
         """Sends the answer, in one write. `unread` is called if the client has gone, and does not read it."""
-        if self.disconnected:
+        if self.disconnected or self.transport.is_closing():  # uvicorn tells the latest request alone that it is lost
             return unread() if unread else None
         self.response_complete = True
         protocol, closes = self.protocol, not self.keep_alive
@@ -400,6 +404,7 @@ class GuardedProtocol(HttpToolsProtocol):
     headers_pending = 0
     at_request_line = True  # what comes next begins a request, or goes on with its first line
     remembered: Any = None  # what the application wants to know again when the next request comes
+    held: Direct | None = None  # what begins when the client has taken in the answers before it
     ended = False  # the client has ended its side, and waits for answers
     unread: Callable[[], None] | None = None  # what is to be called when the last answer turns out to be read by nobody
     lost: asyncio.Future | None = None  # who stops the server waits for it
@@ -515,6 +520,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self.ended:
             self.linger(*(self.LINGER if self.unread else ()))
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        held, self.held = self.held, None
+        if held:
+            held.go_on()
 
     def linger(self, *pauses: float) -> None:
         """Closes the connection of a client that has ended its side; after these pauses, if it may turn out to be gone.

@@ -373,6 +373,19 @@ def test_a_client_that_ends_its_side_in_the_middle_of_a_request_is_let_go(site: 
     assert site.read("SELECT COUNT(*) FROM task") == [(1,)]
 
 
+def test_a_client_that_reads_late_gets_all_its_answers_in_their_order(site: Site) -> None:
+    _, worker = with_one_task(site)
+    with Line(site.url, worker) as line:
+        line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        long = line.request("POST", "/task/submit", submit(1, recipe="x" * 30_000))
+        line.send(long + line.request("GET", "/task/get/1"))
+        assert b'"ok":true' in line.read() and b'"recipe":"recipe"' in line.read()
+        line.send(line.request("GET", "/task/get/1?count=1") * 200)
+        time.sleep(0.5)
+        answers = [line.read() for _ in range(200)]
+        assert len(answers[0]) > 30_000 and all(b"No task" in answer for answer in answers[1:])
+
+
 def test_an_idle_connection_is_closed_after_a_while(make_site: Callable[..., Site], monkeypatch: Any) -> None:
     monkeypatch.setattr(tracker, "uvicorn_config", with_keep_alive(1))
     site = make_site()
