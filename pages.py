@@ -48,6 +48,7 @@ import errors
 import openapi
 import shapes
 import tracker
+from database import SCHEMA_VERSION
 from errors import TrackerError
 from shapes import INT64_MAX, Id, JobState
 from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
@@ -1416,7 +1417,7 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
             "Tracker": tracker.__version__,
             "Python": sys.version.split()[0],
             "SQLite": sqlite3.sqlite_version,
-            "Schema version": tracker.SCHEMA_VERSION,
+            "Schema version": SCHEMA_VERSION,
             "Database file": str(Path(tx.settings.database).resolve()),
             "Served for": tx.uptime,
             "Database size": tx.one("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")[0],

@@ -13,13 +13,13 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), server (how bytes come in), writer (the one
-that writes), counts (the live ones), warming (what is read for it), lines and githook (uploads, push events), waiting
-(workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when the app is made: pages
-(the manager UI), dialects/ (other systems' APIs).
+Beside this module: errors (what is refused), shapes (what goes in and out), settings, server (how bytes come in),
+database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
+and githook (uploads, push events), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it,
+and imported when the app is made: pages (the manager UI), dialects/ (other systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
-    Settings · Clock, ids and secrets · Database · Dialects · Callers · Workers · Projects and access · Managers ·
+    Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
     Logs · Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
     HTTP plumbing · JSON API · Routes and app · In-process · Command line
 
@@ -37,7 +37,6 @@ import base64
 import codecs
 import collections
 import contextlib
-import difflib
 import functools
 import gc
 import getpass
@@ -50,7 +49,6 @@ import itertools
 import logging
 import logging.handlers
 import math
-import os
 import re
 import secrets
 import socket
@@ -59,7 +57,6 @@ import sys
 import tempfile
 import threading
 import time
-import tomllib
 import types
 import typing
 from collections import Counter
@@ -67,7 +64,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
-import filelock
 import itsdangerous
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -81,6 +77,7 @@ import errors
 import openapi
 import shapes
 from counts import COUNTED, reads_no_counts
+from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, receive_push
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
@@ -98,18 +95,14 @@ from server import (
     uvicorn_config,
     write_at_once,
 )
+from settings import FIELDS, Settings, load_settings
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
 from waiting import Assigned, Polls, Waiters
 from warming import Warming
 from writer import (
     UPTIME_INTERVAL,
-    Committer,
-    ThreadedConnection,
-    Told,
     Tx,
-    WriteQueue,
     keeps_shelves,
-    let_go,
     save_uptime,
 )
 
@@ -119,192 +112,7 @@ HERE = Path(__file__).resolve().parent
 log = logging.getLogger("tracker")
 
 
-# ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
-
-    host: Annotated[str, "Address to listen on. Anything but loopback is reachable from outside: put TLS in front."] = (
-        "127.0.0.1"
-    )
-    port: Annotated[int, "Port to listen on; 0 takes a free one.", Meta(ge=0, le=65535)] = 3010
-    root_path: Annotated[
-        str,
-        "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
-        Meta(pattern=r"^(/[A-Za-z0-9._~-]+)*$"),
-    ] = ""
-    trusted_proxies: Annotated[
-        str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
-    ] = "127.0.0.1"
-    cors_origins: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@,\sA-Z]+)$")], ...],
-        "Origins of other sites' pages that may use the API, such as https://app.example.org, and with a manager's"
-        ' login; "*" is all others, without logins.',
-    ] = ()
-    database: Annotated[str, "The SQLite file; a relative path starts at the configuration file's folder."] = (
-        "tracker.db"
-    )
-    synchronous: Annotated[
-        Literal["FULL", "NORMAL"],
-        "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
-    ] = "FULL"
-    cache_size: Annotated[int, "Memory for SQLite's page cache, in MiB.", Meta(ge=1, le=65536)] = 16
-    log_file: Annotated[
-        str,
-        "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
-    ] = "tracker.log"
-    log_level: Annotated[shapes.LogLevel, "Workers' log lines from this level on are also kept in the database."] = (
-        "info"
-    )
-    log_retention: Annotated[shapes.Seconds, "Log lines in the database are deleted after this time, in seconds."] = (
-        2_592_000
-    )
-    public_logs: Annotated[bool, "Whether anybody may read the logs; otherwise only managers."] = False
-    access_log: Annotated[bool, "Whether to print a line for each request."] = False
-    cookie_name: Annotated[str, "Name of the session cookie.", Meta(pattern="^[A-Za-z0-9_-]+$")] = "tt"
-    session_lifetime: Annotated[shapes.Seconds, "A login ends after this time, in seconds."] = 2_592_000
-    open_registration: Annotated[
-        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
-    ] = True
-    open_worker_registration: Annotated[
-        bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."
-    ] = True
-    default_alias: Annotated[str, "Alias of a worker that did not choose one.", Meta(min_length=1, max_length=200)] = (
-        "worker"
-    )
-    default_max_assign_time: Annotated[
-        int,
-        "A task without a max_assign_time of its own is taken back after this time, in seconds.",
-        Meta(ge=1, le=2**31),
-    ] = 3600
-    default_job_timeout: Annotated[
-        shapes.Seconds, "A job whose template has no timeout may run for this time, in seconds."
-    ] = 600
-    job_retention: Annotated[
-        shapes.Seconds, "An ended job is deleted after this time, in seconds, unless its template says otherwise."
-    ] = 2_592_000
-    max_job_log: Annotated[shapes.Count, "Most log text that is kept of one job, in KiB."] = 16384
-    theeye_customer: Annotated[
-        str,
-        "The name of the one customer (organisation) that clients of theeye.io name.",
-        Meta(pattern="^[A-Za-z0-9_.-]+$"),
-    ] = "tracker"
-    testflinger_anonymous: Annotated[
-        Literal["loopback", "always", "never"],
-        "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own"
-        " machine, where it listens on no other address and has no root_path. always: everybody who reaches it."
-        " never: nobody.",
-    ] = "loopback"
-    testflinger_version: Annotated[
-        Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
-    ] = "2025"
-    testflinger_retention: Annotated[
-        shapes.Seconds,
-        "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time, in"
-        " seconds (jobs at the latest after job_retention).",
-    ] = 604_800
-    testflinger_max_file: Annotated[shapes.Count, "Largest artifact or attachments of a Testflinger job, in MiB."] = (
-        4096
-    )
-    webhook_networks: Annotated[
-        tuple[str, ...],
-        "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
-    ] = ()
-    max_wait: Annotated[shapes.Seconds, "The longest ?wait= for a task that is honoured, in seconds."] = 60
-    max_count: Annotated[shapes.Count, "The most tasks that one ?count= or one bulk release may take."] = 1000
-    max_bulk: Annotated[shapes.Count, "The most tasks in one bulk submit."] = 100_000
-    max_empty_polls: Annotated[
-        float,
-        "How often a second a worker may ask a project that has no task for it; who asks more often is answered later"
-        " each time, at most by a second. 0 for as often as it likes.",
-        Meta(ge=0, le=1e6),
-    ] = 10.0
-    max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 4096
-    max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
-    request_timeout: Annotated[
-        shapes.Seconds, "A client has this long to send its headers, and again to send its body."
-    ] = 30
-    shutdown_timeout: Annotated[
-        shapes.Seconds, "Requests in flight have this long to finish when the tracker stops."
-    ] = 10
-    history_retention: Annotated[
-        shapes.Seconds,
-        "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"
-        " forgotten after this time, in seconds.",
-    ] = 2_592_000
-    snapshot_interval: Annotated[
-        shapes.Seconds, "Time between two snapshots of every project's counts, in seconds."
-    ] = 60
-    snapshot_history: Annotated[shapes.Seconds, "Snapshots are deleted after this time, in seconds."] = 7_776_000
-    refresh_interval: Annotated[
-        shapes.Seconds, "An open page of the manager UI fetches what has changed after this time, in seconds."
-    ] = 5
-    production_branches: Annotated[
-        tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
-    ] = ("main", "master")
-
-
-FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
-
-
-def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings, dict[str, str]]:
-    """Settings from a TOML file and from overrides (None = not given), and where each one came from.
-
-    Refuses (TrackerError) an unreadable file, an unknown key, a wrong type, an impossible value, naming key and file.
-    """
-    given = _read_toml(path) if path else {}
-    sources = dict.fromkeys(FIELDS, "default") | dict.fromkeys(given, str(path))
-    for name in given:
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise TrackerError("start", f"{path}: unknown setting {name}{hint}")
-    for name, value in overrides.items():
-        if value is not None:
-            given[name], sources[name] = value, "command line"
-    try:
-        settings = convert(given, Settings)
-    except TrackerError as error:
-        raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
-    if path and sources["database"] != "command line":
-        settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
-    return settings, sources
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise TrackerError("start", f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TrackerError("start", f"{path}: not valid TOML: {error}") from None
-
-
-# ── Clock, ids and secrets ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Clock:
-    """The only source of time. `time()` is the wall clock, in unix seconds, for what people read.
-
-    `uptime()` counts the seconds for which this database has been served, over all runs. Leases and rate limits live
-    on it: it never jumps when the wall clock is set, and stands still while the tracker is down, when nobody could
-    have released anything.
-    """
-
-    def __init__(self) -> None:
-        self._origin = time.monotonic()
-
-    def start(self, uptime: float) -> None:
-        """Goes on from the uptime that an earlier run had reached."""
-        self._origin = time.monotonic() - uptime
-
-    def time(self) -> float:
-        return time.time()
-
-    def uptime(self) -> float:
-        return time.monotonic() - self._origin
-
+# ── Ids, secrets and searches ─────────────────────────────────────────────────────────────────────────────────────────
 
 UNLIMITED_RATE = 1.7976931348623157e308  # what existing clients compare with
 
@@ -334,222 +142,6 @@ def hash_unique_string(text: str) -> int:
 def retry_pauses() -> Iterator[float]:
     """Growing pauses, in seconds, between attempts at something that keeps failing."""
     return itertools.chain((0.1, 0.5, 1, 2, 5), itertools.repeat(10))
-
-
-# ── Database ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
-
-# From version N to N + 1: a script that makes room, one that fills what schema.sql has made between the two.
-UPGRADES: dict[int, tuple[str, str]] = {
-    4: (
-        """
-        ALTER TABLE task RENAME COLUMN assigned_at TO assigned_uptime;
-        ALTER TABLE task RENAME COLUMN deadline TO deadline_uptime;
-        ALTER TABLE project RENAME COLUMN assign_free_at TO assign_free_uptime;
-        ALTER TABLE project RENAME COLUMN submit_free_at TO submit_free_uptime;
-        ALTER TABLE operation RENAME COLUMN started_at TO started_uptime;
-        ALTER TABLE operation ADD COLUMN worker INTEGER REFERENCES worker;
-        ALTER TABLE operation ADD COLUMN token TEXT;
-        ALTER TABLE login_failure RENAME COLUMN free_at TO free_uptime;
-        ALTER TABLE login_failure RENAME COLUMN forget_at TO forget_uptime;
-        DROP TRIGGER IF EXISTS testflinger_job_made;
-        DROP TRIGGER IF EXISTS testflinger_job_moved;
-        DROP TRIGGER IF EXISTS testflinger_job_gone;
-        """,
-        "",
-    ),
-    5: ("ALTER TABLE testflinger_client ADD COLUMN email TEXT; DROP INDEX template_name;", ""),  # it was a unique one
-    6: (
-        """
-        DROP TRIGGER task_inserted;  -- Counts does it now
-        DROP TRIGGER task_updated;
-        DROP TRIGGER task_deleted;
-        ALTER TABLE verifier_set ADD COLUMN large INTEGER NOT NULL DEFAULT 0;
-        UPDATE verifier_set SET large = 1 WHERE members LIKE '%,%,%';
-        DROP INDEX verifier_set_head;
-        DROP TRIGGER task_verifiers_updated;
-        DROP TRIGGER task_verifiers_deleted;
-        """,
-        """
-        INSERT INTO verifier_block
-        SELECT project, 0, 32767 - head_priority << 47 | head_task, ',' || members || ','
-        FROM verifier_set WHERE large AND head_task IS NOT NULL;
-        """,
-    ),
-}
-OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
-
-
-# The file
-
-
-class Database:
-    """The SQLite file: a writer with group commit, read-only readers, and a lock that keeps a second server out."""
-
-    READERS = 2
-
-    def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
-        self.settings, self.clock = settings, clock
-        self.path = Path(settings.database).resolve()
-        self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
-        self._queue = WriteQueue(announce)
-
-    async def open(self) -> None:
-        """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
-        lock_file(self.path, self._lock)
-        async with contextlib.AsyncExitStack() as undo:
-            undo.callback(self._lock.release)
-            prepare_file(self.path, self.settings)
-            writer, *readers = [
-                await undo.enter_async_context(ThreadedConnection(connector, 64))
-                for connector in (self._connect, *[self._connect_reader] * self.READERS)
-            ]
-            self._readers = itertools.cycle(readers)
-            self._committer = Committer(writer, self.clock, self.settings, self._queue.turn)
-            self._queue.begin(self._committer.commit)
-            undo.push_async_callback(self._queue.close)
-            self.clock.start(await self.write(load_uptime))
-            self._committer.uptime_saved = self.clock.uptime()
-            self._open = undo.pop_all()
-
-    def _connect(self) -> sqlite3.Connection:
-        return connect(self.path, self.settings, timeout=0)  # the writer waits by itself, and not on the event loop
-
-    def _connect_reader(self) -> sqlite3.Connection:
-        return connect(self.path, self.settings, readonly=True)
-
-    async def close(self) -> None:
-        """Commits what was queued, remembers the uptime, closes the file and gives up the lock."""
-        try:
-            await self.write(save_uptime)
-        except TrackerError as error:
-            log.error("The uptime could not be saved: %s", error)
-        finally:
-            await self._open.aclose()
-
-    @property
-    def failed(self) -> asyncio.Future[BaseException]:
-        """Done, with the reason, when a fault of ours has ended the writer."""
-        return self._queue.failed
-
-    def write(self, function: Callable, *args: Any, long: bool = False) -> asyncio.Future:
-        """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
-
-        An exception of the function undoes all that it did and nothing else. A cancelled call that has not begun is
-        never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, and the short ones that
-        have arrived meanwhile come before the next long one.
-        """
-        future = asyncio.get_running_loop().create_future()
-        self._queue.put(future, function, args, long)
-        return future
-
-    def write_for(self, told: Told, function: Callable, args: tuple) -> None:
-        """The same without a future: somebody else is told."""
-        self._queue.put(told, function, args)
-
-    async def read(self, function: Callable, *args: Any) -> Any:
-        """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
-        reader = next(self._readers)
-        return await reader.run(self._read, reader.connection, function, args)
-
-    def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
-        connection.execute("BEGIN")
-        try:
-            return function(Tx(connection, self.clock, self.settings), *args)
-        except Exception as error:
-            let_go(error)
-            raise
-        finally:
-            connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
-
-
-def lock_file(path: Path, lock: filelock.FileLock) -> None:
-    """Makes this process the only one that writes to the database. Two that checkpoint one WAL can corrupt it."""
-    if not path.parent.is_dir():  # the lock would create the folder: that hides a slip of the pen
-        raise TrackerError("start", f"{path}: cannot be opened: there is no such folder")
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise TrackerError("start", f"{path}: another tracker is using this database") from None
-    except OSError as error:
-        raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
-
-
-def connect(path: Path, settings: Settings, readonly: bool = False, timeout: float = 5.0) -> sqlite3.Connection:
-    """A connection with the tracker's pragmas. mmap stays off: a truncated file under a mapping kills the process."""
-    connection = sqlite3.connect(
-        f"{path.as_uri()}?mode={'ro' if readonly else 'rw'}",
-        uri=True,
-        isolation_level=None,
-        timeout=timeout,
-        check_same_thread=False,
-        cached_statements=512,
-    )
-    connection.row_factory = sqlite3.Row
-    connection.execute(f"PRAGMA cache_size = {-1024 * (4 if readonly else settings.cache_size)}")
-    connection.execute("PRAGMA mmap_size = 0")
-    if not readonly:
-        connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
-        connection.execute("PRAGMA fullfsync = ON")  # on macOS a plain fsync leaves the data in the drive's cache
-        connection.execute("PRAGMA checkpoint_fullfsync = ON")
-    return connection
-
-
-def prepare_file(path: Path, settings: Settings) -> None:
-    """Creates the database or upgrades an older one, in one transaction. Refuses newer ones and other files."""
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        oldest = ".".join(map(str, OLDEST_SQLITE))
-        raise TrackerError("start", f"SQLite {sqlite3.sqlite_version} is too old: {oldest} is needed")
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
-        with contextlib.closing(connect(path, settings)) as connection:
-            upgrade_schema(path, connection)
-            if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")
-    except OSError as error:
-        raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
-    except sqlite3.Error as error:
-        raise TrackerError("start", f"{path}: not a usable SQLite database: {error}") from None
-
-
-def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
-    """Brings the schema to SCHEMA_VERSION. Everything or nothing."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    empty = not connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
-    if not empty and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise TrackerError("start", f"{path}: this is another program's database")
-    if version > SCHEMA_VERSION:
-        raise TrackerError(
-            "start",
-            f"{path}: made by a newer tracker (schema {version}, this one knows {SCHEMA_VERSION}); please upgrade",
-        )
-    if not empty and version < OLDEST_SCHEMA:
-        raise TrackerError("start", f"{path}: made before the first release (schema {version}): it cannot be upgraded")
-    if version < SCHEMA_VERSION:
-        steps = [] if empty else [UPGRADES[step] for step in range(version, SCHEMA_VERSION)]
-        scripts = [before for before, _ in steps]
-        scripts += [(HERE / "schema.sql").read_text("utf-8")]
-        scripts += [after for _, after in steps]
-        scripts += [f"PRAGMA application_id = {APPLICATION_ID};", f"PRAGMA user_version = {SCHEMA_VERSION};"]
-        script = "\n".join(["BEGIN IMMEDIATE;", *scripts, "COMMIT;"])
-        try:
-            connection.executescript(script)
-        except sqlite3.Error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-
-def load_meta(tx: Tx, key: str, make: Callable[[], Any]) -> Any:
-    """A fact about this file, made when it is asked for the first time."""
-    tx.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", (key, make()))
-    return tx.one("SELECT value FROM meta WHERE key = ?", (key,))[0]
-
-
-def load_uptime(tx: Tx) -> float:
-    return load_meta(tx, "uptime", float)
 
 
 # Pieces of long operations

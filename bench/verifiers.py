@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import shapes
 import tracker
+from database import connect, prepare_file
 
 WORKERS, SETS, WORST, CALLS, ROUNDS = 300, 100_000, 44_000, 100, 9
 TASKS = """
@@ -79,8 +80,8 @@ def cycles(tx, worker, project):
 def main():
     with tempfile.TemporaryDirectory(dir=".") as directory:
         path, settings = Path(directory).resolve() / "verifiers.db", tracker.Settings()
-        tracker.prepare_file(path, settings)
-        connection = tracker.connect(path, settings)
+        prepare_file(path, settings)
+        connection = connect(path, settings)
         connection.execute("BEGIN IMMEDIATE")
         tx = tracker.Tx(connection, tracker.Clock(), settings)
         verified, untouched = furnish(tx)

@@ -20,6 +20,7 @@ from typing import Any
 
 import shapes
 import tracker
+from database import connect, load_uptime, prepare_file
 from dialects import theeye
 from dialects.testflinger import api as testflinger_api
 from dialects.testflinger import clients as testflinger_clients
@@ -253,8 +254,8 @@ class Story:
         self.sessions: dict[str, bytes] = {}
         self.machines = [replace(one, held=[]) for one in MACHINES]
         self.feeds: dict[str, float] = {}  # tasks a minute that a project's workers find
-        tracker.prepare_file(database, settings)
-        self.connection = tracker.connect(database, settings)
+        prepare_file(database, settings)
+        self.connection = connect(database, settings)
         self.connection.execute("PRAGMA synchronous = OFF")  # nothing of it has to outlast a power cut
         self.connection.execute("BEGIN")
 
@@ -273,7 +274,7 @@ class Story:
     # People, projects, machines
 
     def begin(self) -> None:
-        self.do(tracker.load_uptime)
+        self.do(load_uptime)
         password = tracker.hash_password(PASSWORD)
         for username in ("alice", "bob", "carol", "maximiliane.long"):
             self.sessions[username] = self.do(tracker.register_manager, username, password)[1]

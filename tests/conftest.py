@@ -20,6 +20,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 
+import database
 import tracker
 
 # Also for pytest's own processes and those that tests start. What was compiled is kept, even where the environment is
@@ -186,7 +187,7 @@ class Site:
 
     def read(self, sql: str, *parameters: Any) -> list[tuple]:
         """Looks into the database directly, on a read-only connection, for what no API shows."""
-        connection = tracker.connect(Path(self.settings.database), self.settings, readonly=True)
+        connection = database.connect(Path(self.settings.database), self.settings, readonly=True)
         connection.row_factory = None
         try:
             return connection.execute(sql, parameters).fetchall()
@@ -194,10 +195,10 @@ class Site:
             connection.close()
 
 
-def dump(database: str | Path) -> dict[str, list[tuple]]:
+def dump(path: str | Path) -> dict[str, list[tuple]]:
     """Every row of every table, without what time, a mere visit and a refused duplicate change."""
     passing = {"meta": "key <> 'uptime'", "snapshot": "0", "sqlite_sequence": "0"}
-    with contextlib.closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
         tables = {}
         for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
             names = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
@@ -243,7 +244,7 @@ def empty_tracker() -> sqlite3.Connection:
     return connection
 
 
-upgrade_schema = tracker.upgrade_schema
+upgrade_schema = database.upgrade_schema
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +257,7 @@ def cheap_schema(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             empty_tracker().backup(connection)
 
-    monkeypatch.setattr(tracker, "upgrade_schema", upgrade)
+    monkeypatch.setattr(database, "upgrade_schema", upgrade)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from msgspec import UNSET
 
 import shapes
 import tracker
+from database import upgrade_schema
 from tracker import FAIL, OK, SKIP, TaskAction, TaskFilter, Tx, WorkerCredentials
 
 
@@ -98,7 +99,7 @@ class Memory:
         self.connection.row_factory = sqlite3.Row
         self.settings, self.clock = tracker.Settings(**settings), StillClock()
         self.announced: Counter[int] = Counter()  # project: how many of its tasks the last transaction said are ready
-        tracker.upgrade_schema(Path("memory"), self.connection)
+        upgrade_schema(Path("memory"), self.connection)
 
     def do(self, function: Callable, *args: Any) -> Any:
         self.connection.execute("BEGIN IMMEDIATE")

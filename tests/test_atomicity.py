@@ -27,6 +27,8 @@ from conftest import MovedClock, Site, Worker, dump, wait_until
 from place import OPERATIONS, call, check_counts, furnish, new_task
 
 import tracker
+import writer
+from database import connect, prepare_file
 from tracker import Tx
 
 # ── A database of one's own, and a writer to it ───────────────────────────────────────────────────────────────────────
@@ -368,14 +370,14 @@ def test_a_writer_that_is_cancelled_half_way_refuses_its_callers_and_leaves_noth
 
 def doom_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer ends when a worker is created: after the commit, where no caller's mistake can reach."""
-    real = tracker.WriteQueue.write_batch
+    real = writer.WriteQueue.write_batch
 
-    async def write_batch(self: tracker.WriteQueue, *args: Any, **options: Any) -> None:
+    async def write_batch(self: writer.WriteQueue, *args: Any, **options: Any) -> None:
         await real(self, *args, **options)
         if any(tracker.create_worker in (call.function, *call.args) for call in self.in_hand):
             raise SystemError("a fault of the writer")
 
-    monkeypatch.setattr(tracker.WriteQueue, "write_batch", write_batch)
+    monkeypatch.setattr(writer.WriteQueue, "write_batch", write_batch)
 
 
 def test_a_tracker_whose_writer_ends_stops_and_says_so_to_who_runs_it(
@@ -657,6 +659,7 @@ DIE_HALF_WAY = """
     import os, signal, sqlite3, sys
     from pathlib import Path
     import tracker
+    from database import connect
     from place import call
     from shapes import *
     from tracker import *
@@ -709,8 +712,8 @@ def filled(path: Path) -> Callable[[str], Path]:
 
     def fill(columns: str) -> Path:
         settings = tracker.Settings(database=str(path))
-        tracker.prepare_file(path, settings)
-        with contextlib.closing(tracker.connect(path, settings)) as connection:
+        prepare_file(path, settings)
+        with contextlib.closing(connect(path, settings)) as connection:
             connection.execute(
                 "INSERT INTO project (name, priority, clone_url, git_repo, version, motd, public, hidden,"
                 " paused, keep_hashes, assign_rate, submit_rate, webhook_secret)"

@@ -15,6 +15,7 @@ from place import begin_reset, call
 
 import shapes
 import tracker
+from database import connect, prepare_file
 
 HOUR = 3600
 
@@ -129,7 +130,7 @@ def test_thousands_of_leases_that_end_together_are_all_taken_back(site: Site) ->
 def in_transaction(site: Site, function: Callable, *args: object) -> object:
     """Runs a domain function on the database of a site that is not running."""
     path = Path(site.settings.database)
-    connection = tracker.connect(path, site.settings)
+    connection = connect(path, site.settings)
     try:
         connection.execute("BEGIN")
         result = call(tracker.Tx(connection, site.clock, site.settings), function, *args)
@@ -145,7 +146,7 @@ class Prepared:
     def __init__(self, path: Path, **changes: object):
         self.settings = tracker.Settings(database=str(path), log_file="", **changes)
         self.clock = MovedClock()
-        tracker.prepare_file(path, self.settings)
+        prepare_file(path, self.settings)
 
     def run(self, function: Callable, *args: object) -> object:
         return in_transaction(self, function, *args)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import errors
 import shapes
 import tracker
+from database import connect
 
 # ── A call of every endpoint that is accepted, for bad ones to be made from ───────────────────────────────────────────
 
@@ -129,7 +130,7 @@ class House:
         site.admin.post(f"/job/cancel/{self.ended}")
         self.webhook_secret = site.admin.get(f"/project/webhook_secret/{self.project}").json()["content"]
         self.connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=60)
-        self.watcher = tracker.connect(Path(site.settings.database), site.settings, readonly=True)
+        self.watcher = connect(Path(site.settings.database), site.settings, readonly=True)
         self.seen: tuple[int, dict[str, list[tuple]]] = (-1, {})
 
     def create_template(self, name: str) -> int:

@@ -19,6 +19,7 @@ import pytest
 from conftest import Manager, Worker, wait_until
 
 import tracker
+from database import SCHEMA_VERSION, prepare_file
 
 PROGRAM = Path(tracker.__file__).resolve()
 
@@ -172,7 +173,7 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
 def test_a_database_from_a_newer_version_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "create-admin", "alice", stdin="password\n")
     with contextlib.closing(sqlite3.connect(tmp_path / "tracker.db")) as connection:
-        connection.execute(f"PRAGMA user_version = {tracker.SCHEMA_VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     assert "made by a newer tracker" in refusal(tmp_path, "--port", "0")
 
 
@@ -277,6 +278,6 @@ def test_a_bulk_submit_that_was_accepted_is_answered_before_the_end(tmp_path: Pa
 
 
 def test_a_new_database_is_readable_by_its_owner_only(tmp_path: Path) -> None:
-    tracker.prepare_file(tmp_path / "tracker.db", tracker.Settings())
+    prepare_file(tmp_path / "tracker.db", tracker.Settings())
     if os.name == "posix":
         assert (tmp_path / "tracker.db").stat().st_mode & 0o077 == 0

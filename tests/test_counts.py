@@ -17,6 +17,7 @@ from test_atomicity import Sabotage, sabotaged
 
 import shapes
 import tracker
+import writer
 from counts import Counts, reads_no_counts
 from tracker import FAIL, Tx
 from writer import Write
@@ -41,7 +42,7 @@ class Batches(Memory):
 
     def commit(self, *calls: Operation) -> list[Any]:
         """Commits calls as one batch: what each has answered, or raised."""
-        committer = tracker.Committer(
+        committer = writer.Committer(
             SimpleNamespace(connection=self.connection), self.clock, self.settings, lambda: 1e9
         )
         committer.BATCH_TIME = 1e9

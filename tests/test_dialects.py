@@ -13,6 +13,7 @@ import pytest
 from place import Jobs, Queue, StillClock, running
 
 import tracker
+from database import APPLICATION_ID, prepare_file
 from tracker import FAIL, SKIP, TrackerError
 
 HOME = Path(tracker.__file__).parent
@@ -161,9 +162,9 @@ def test_the_triggers_of_version_4_that_followed_jobs_are_gone_after_the_upgrade
     path = tmp_path / "old.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.executescript((HOME / "tests" / "schema_4.sql").read_text("utf-8"))
-        connection.execute(f"PRAGMA application_id = {tracker.APPLICATION_ID}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 4")
-    tracker.prepare_file(path, tracker.Settings())
+    prepare_file(path, tracker.Settings())
     with contextlib.closing(sqlite3.connect(path)) as connection:
         triggers = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'")}
         assert "testflinger_job_deleted" in triggers

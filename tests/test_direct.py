@@ -20,6 +20,7 @@ from conftest import MovedClock, Site, Worker, wait_until
 
 import libraries
 import tracker
+import writer
 
 
 class Line:
@@ -288,7 +289,7 @@ def test_a_secret_that_was_right_on_a_connection_is_looked_at_again_each_time(si
 @pytest.fixture
 def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """The writer commits nothing until this is called."""
-    go, commit = [], tracker.Committer.try_to_commit
+    go, commit = [], writer.Committer.try_to_commit
 
     async def wait(*args: Any) -> Any:
         while not go:
@@ -296,7 +297,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         return await commit(*args)
 
     def hold() -> Callable[[], None]:
-        monkeypatch.setattr(tracker.Committer, "try_to_commit", wait)
+        monkeypatch.setattr(writer.Committer, "try_to_commit", wait)
         return lambda: go.append(True)
 
     return hold

@@ -33,7 +33,7 @@ def names_defined() -> dict[str, int]:
 
 
 def test_the_docstring_lists_the_sections_in_their_order() -> None:
-    listed = re.search(r"\n\n( {4}Settings · .*?)\n\n", tracker.__doc__, re.DOTALL)[1]
+    listed = re.search(r"\n\n( {4}Ids, .*?)\n\n", tracker.__doc__, re.DOTALL)[1]
     assert [name.strip() for name in " ".join(listed.split()).split("·")] == [name for _, name in BANNERS]
 
 

@@ -30,6 +30,7 @@ from place import StillClock, call
 import pages
 import shapes
 import tracker
+from database import upgrade_schema
 from tracker import FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
@@ -267,7 +268,7 @@ class LifeCycles(RuleBasedStateMachine):
         self.settings = tracker.Settings(session_lifetime=1e9, default_max_assign_time=DEFAULT_TIME)
         self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
         self.connection.row_factory = sqlite3.Row
-        tracker.upgrade_schema(Path("memory"), self.connection)
+        upgrade_schema(Path("memory"), self.connection)
         self.model, self.operations, self.recipes = Model(), [], 0
         self.ids: dict[int, int] = {}  # number of a task: its id
         self.paused_workers: set[int] = set()

@@ -17,6 +17,7 @@ import pytest
 import screenshots
 from conftest import Site, Worker, client, dump, wait_until
 
+import database
 import pages
 import tracker
 from tracker import ALL_ROLES, EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
@@ -329,13 +330,13 @@ def test_no_page_and_no_form_looks_a_session_up_twice_in_a_transaction(
     connections: list[list[str]] = []
 
     def connect(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = tracker_connect(*args, **options)
+        connection = original(*args, **options)
         connections.append([])
         connection.set_trace_callback(connections[-1].append)
         return connection
 
-    tracker_connect = tracker.connect
-    monkeypatch.setattr(tracker, "connect", connect)
+    original = database.connect
+    monkeypatch.setattr(database, "connect", connect)
     place = Place(make_site())
     for path in GETS:
         place.admin.open(place.at(path))

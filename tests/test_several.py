@@ -14,7 +14,7 @@ from place import Jobs, check_counts, new_task
 import shapes
 import tracker
 from tracker import FAIL, OK, SKIP, WorkerCredentials
-from writer import Write
+from writer import Committer, Write
 
 SEEDS = range(30)
 UNKNOWN = 10**6  # no task has this number
@@ -97,7 +97,7 @@ def test_several_are_released_as_they_would_be_one_after_the_other(seed: int) ->
 def commit(several: Several, *calls: tuple) -> list:
     """Commits calls as one batch: what each has answered, or the words of its refusal."""
     writer = SimpleNamespace(connection=several.connection)
-    committer = tracker.Committer(writer, several.clock, several.settings, lambda: 1e9)
+    committer = Committer(writer, several.clock, several.settings, lambda: 1e9)
     committer.BATCH_TIME = 1e9
     outcomes, _ = committer.run_batch([Write(None, function, args) for function, *args in calls])
     several.connection.execute("COMMIT")

@@ -27,6 +27,7 @@ import lines
 import pages
 import shapes
 import tracker
+import writer
 from shapes import LineDefaults, LinesReport
 from tracker import EDIT, MAINTENANCE, READ, Tx
 
@@ -497,7 +498,7 @@ def test_a_long_operation_takes_one_piece_at_a_time_while_somebody_waits(
 
 
 def test_a_long_call_has_as_much_time_as_the_short_ones_that_wait_beside_it_took() -> None:
-    writes = tracker.WriteQueue(lambda *_: None)
+    writes = writer.WriteQueue(lambda *_: None)
     writes.short_time = 0.003
     assert writes.turn() > 1e9
     writes.short.append(None)

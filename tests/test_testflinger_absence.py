@@ -102,6 +102,7 @@ WITHOUT = """
 import contextlib, json, sys
 from pathlib import Path
 import httpx
+import database
 import tracker
 
 given = json.loads(sys.argv[1])
@@ -121,7 +122,7 @@ with tracker.serving(settings) as url, httpx.Client(base_url=url, headers=given[
         if "running" not in name:
             body = {"task_id": task, "result": tracker.OK if "done" in name else tracker.SKIP}
             assert http.post("/task/release", json=body).json()["content"]["updated"]
-with contextlib.closing(tracker.connect(Path(given["database"]), settings)) as connection:
+with contextlib.closing(database.connect(Path(given["database"]), settings)) as connection:
     tx = tracker.Tx(connection, tracker.Clock(), settings)
     raised, forgotten = (
         tx.one("SELECT * FROM job WHERE token = ?", (given["jobs"][name],)) for name in ("raised", "forgotten")

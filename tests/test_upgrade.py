@@ -25,14 +25,15 @@ from conftest import client, wait_until
 from place import OPERATIONS, Memory, StillClock, furnish
 
 import tracker
+from database import APPLICATION_ID, OLDEST_SCHEMA, SCHEMA_VERSION, UPGRADES, connect, prepare_file
 
 HOME = Path(tracker.__file__).parent
-OLDEST = tracker.OLDEST_SCHEMA
+OLDEST = OLDEST_SCHEMA
 
 
 def renamed_since(version: int) -> dict[tuple[str, str], str]:
     """The names that columns had in that version, by table and present name."""
-    steps = [before for step, (before, _) in tracker.UPGRADES.items() if step >= version]
+    steps = [before for step, (before, _) in UPGRADES.items() if step >= version]
     renamings = re.findall(r"ALTER TABLE (\w+) RENAME COLUMN (\w+) TO (\w+)", "\n".join(steps))
     return {(table, new): old for table, old, new in renamings}
 
@@ -42,8 +43,8 @@ class File(Memory):
 
     def __init__(self, path: Path):
         self.path, self.settings, self.clock = path, tracker.Settings(database=str(path), log_file=""), StillClock()
-        tracker.prepare_file(path, self.settings)
-        self.connection = tracker.connect(path, self.settings)
+        prepare_file(path, self.settings)
+        self.connection = connect(path, self.settings)
 
 
 @contextlib.contextmanager
@@ -63,7 +64,7 @@ def today(tmp_path: Path) -> Iterator[File]:
         yield file
 
 
-@pytest.fixture(params=sorted(tracker.UPGRADES))
+@pytest.fixture(params=sorted(UPGRADES))
 def old(today: File, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """The same of each version that can be upgraded."""
     return made_old(today.path, tmp_path / "old.db", request.param)
@@ -82,7 +83,7 @@ def made_old(today: Path, path: Path, version: int = OLDEST) -> Path:
             copy_rows(connection, table, renamed_since(version))
         for _, sql in triggers:
             connection.execute(sql)
-        connection.execute(f"PRAGMA application_id = {tracker.APPLICATION_ID}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {version}")
     return path
 
@@ -135,7 +136,7 @@ def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
         connection.executescript((HOME / "schema.sql").read_text("utf-8"))
         made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
     plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
-    assert (tracker.SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (7, "ed188c90892063f6")
+    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (7, "ed188c90892063f6")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,23 +150,23 @@ def test_the_old_file_is_an_old_one(old: Path, today: File) -> None:
 def test_an_upgraded_file_has_the_tables_indexes_and_triggers_of_a_fresh_one(old: Path, tmp_path: Path) -> None:
     fresh = tmp_path / "fresh.db"
     for path in old, fresh:
-        tracker.prepare_file(path, tracker.Settings())
+        prepare_file(path, tracker.Settings())
     assert shape(old) == shape(fresh)
     with opened(old) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (tracker.SCHEMA_VERSION,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
 def test_every_row_and_every_count_is_there_after_the_upgrade(old: Path, today: File) -> None:
-    tracker.prepare_file(old, tracker.Settings())
+    prepare_file(old, tracker.Settings())
     assert contents(old) == contents(today.path)
 
 
 def test_an_upgrade_is_done_once(old: Path) -> None:
-    tracker.prepare_file(old, tracker.Settings())
+    prepare_file(old, tracker.Settings())
     before = contents(old)
-    tracker.prepare_file(old, tracker.Settings())
+    prepare_file(old, tracker.Settings())
     assert contents(old) == before
 
 
@@ -226,11 +227,12 @@ def test_a_job_that_an_agent_of_another_system_holds_can_be_finished_after_the_u
 # ── When it fails ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 DIE_HALF_WAY = """
-    import os, signal, sys
+    import os, signal, sqlite3, sys
     from pathlib import Path
     import tracker
+    from database import prepare_file
 
-    class Doomed(tracker.sqlite3.Connection):
+    class Doomed(sqlite3.Connection):
         def executescript(self, script):
             statements = 0
             def count(statement):
@@ -242,9 +244,9 @@ DIE_HALF_WAY = """
             super().executescript(script)
             print(statements)
 
-    real = tracker.sqlite3.connect
-    tracker.sqlite3.connect = lambda *args, **kwargs: real(*args, factory=Doomed, **kwargs)
-    tracker.prepare_file(Path(sys.argv[1]), tracker.Settings())
+    real = sqlite3.connect
+    sqlite3.connect = lambda *args, **kwargs: real(*args, factory=Doomed, **kwargs)
+    prepare_file(Path(sys.argv[1]), tracker.Settings())
 """
 
 
@@ -266,19 +268,19 @@ def test_a_crash_in_the_middle_of_an_upgrade_leaves_the_old_file(old: Path, tmp_
         assert died.returncode == -signal.SIGKILL, died.stderr
         assert (contents(old), shape(old)) == before
         with opened(old) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone()[0] < tracker.SCHEMA_VERSION
-    tracker.prepare_file(old, tracker.Settings())
+            assert connection.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION
+    prepare_file(old, tracker.Settings())
     assert contents(old) == contents(copy)
 
 
 def test_an_upgrade_that_fails_is_refused_with_a_reason_and_leaves_the_old_file(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, last = contents(old), max(tracker.UPGRADES)
-    room, fill = tracker.UPGRADES[last]
-    monkeypatch.setitem(tracker.UPGRADES, last, (room, f"{fill}; INSERT INTO nowhere VALUES (1);"))
+    before, last = contents(old), max(UPGRADES)
+    room, fill = UPGRADES[last]
+    monkeypatch.setitem(UPGRADES, last, (room, f"{fill}; INSERT INTO nowhere VALUES (1);"))
     with pytest.raises(tracker.TrackerError, match=r"old\.db.*no such table: nowhere"):
-        tracker.prepare_file(old, tracker.Settings())
+        prepare_file(old, tracker.Settings())
     assert contents(old) == before
 
 
@@ -286,7 +288,7 @@ def test_an_upgrade_that_fails_is_refused_with_a_reason_and_leaves_the_old_file(
     ("version", "why"),
     [
         *((version, "made before the first release") for version in range(1, OLDEST)),
-        (tracker.SCHEMA_VERSION + 1, "made by a newer tracker"),
+        (SCHEMA_VERSION + 1, "made by a newer tracker"),
     ],
 )
 def test_a_version_that_there_is_no_way_from_is_refused_in_one_line(old: Path, version: int, why: str) -> None:
@@ -294,6 +296,6 @@ def test_a_version_that_there_is_no_way_from_is_refused_in_one_line(old: Path, v
         connection.execute(f"PRAGMA user_version = {version}")
     before = contents(old)
     with pytest.raises(tracker.TrackerError) as refused:
-        tracker.prepare_file(old, tracker.Settings())
+        prepare_file(old, tracker.Settings())
     assert re.fullmatch(rf"\S+old\.db: {why} \(schema {version}\b[^\n]*", refused.value.message)
     assert contents(old) == before

@@ -1,0 +1,265 @@
+"""The SQLite file: made or upgraded, locked against a second server, one connection that writes and some that read.
+
+    open ─► lock_file ─► prepare_file (schema.sql, UPGRADES) ─► write: a WriteQueue; read: short transactions in turn
+
+Nothing here knows a task. The clock is here, because leases rest on the time for which this file has been served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from errors import TrackerError
+from settings import Settings
+from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, save_uptime
+
+log = logging.getLogger("tracker")
+
+SCHEMA = Path(__file__).resolve().with_name("schema.sql")
+
+
+class Clock:
+    """The only source of time. `time()` is the wall clock, in unix seconds, for what people read.
+
+    `uptime()` counts the seconds for which this database has been served, over all runs. Leases and rate limits live
+    on it: it never jumps when the wall clock is set, and stands still while the tracker is down, when nobody could
+    have released anything.
+    """
+
+    def __init__(self) -> None:
+        self._origin = time.monotonic()
+
+    def start(self, uptime: float) -> None:
+        """Goes on from the uptime that an earlier run had reached."""
+        self._origin = time.monotonic() - uptime
+
+    def time(self) -> float:
+        return time.time()
+
+    def uptime(self) -> float:
+        return time.monotonic() - self._origin
+
+
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
+
+# From version N to N + 1: a script that makes room, one that fills what schema.sql has made between the two.
+UPGRADES: dict[int, tuple[str, str]] = {
+    4: (
+        """
+        ALTER TABLE task RENAME COLUMN assigned_at TO assigned_uptime;
+        ALTER TABLE task RENAME COLUMN deadline TO deadline_uptime;
+        ALTER TABLE project RENAME COLUMN assign_free_at TO assign_free_uptime;
+        ALTER TABLE project RENAME COLUMN submit_free_at TO submit_free_uptime;
+        ALTER TABLE operation RENAME COLUMN started_at TO started_uptime;
+        ALTER TABLE operation ADD COLUMN worker INTEGER REFERENCES worker;
+        ALTER TABLE operation ADD COLUMN token TEXT;
+        ALTER TABLE login_failure RENAME COLUMN free_at TO free_uptime;
+        ALTER TABLE login_failure RENAME COLUMN forget_at TO forget_uptime;
+        DROP TRIGGER IF EXISTS testflinger_job_made;
+        DROP TRIGGER IF EXISTS testflinger_job_moved;
+        DROP TRIGGER IF EXISTS testflinger_job_gone;
+        """,
+        "",
+    ),
+    5: ("ALTER TABLE testflinger_client ADD COLUMN email TEXT; DROP INDEX template_name;", ""),  # it was a unique one
+    6: (
+        """
+        DROP TRIGGER task_inserted;  -- Counts does it now
+        DROP TRIGGER task_updated;
+        DROP TRIGGER task_deleted;
+        ALTER TABLE verifier_set ADD COLUMN large INTEGER NOT NULL DEFAULT 0;
+        UPDATE verifier_set SET large = 1 WHERE members LIKE '%,%,%';
+        DROP INDEX verifier_set_head;
+        DROP TRIGGER task_verifiers_updated;
+        DROP TRIGGER task_verifiers_deleted;
+        """,
+        """
+        INSERT INTO verifier_block
+        SELECT project, 0, 32767 - head_priority << 47 | head_task, ',' || members || ','
+        FROM verifier_set WHERE large AND head_task IS NOT NULL;
+        """,
+    ),
+}
+OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
+
+
+# The file
+
+
+class Database:
+    """The SQLite file: a writer with group commit, read-only readers, and a lock that keeps a second server out."""
+
+    READERS = 2
+
+    def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
+        self.settings, self.clock = settings, clock
+        self.path = Path(settings.database).resolve()
+        self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
+        self._queue = WriteQueue(announce)
+
+    async def open(self) -> None:
+        """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
+        lock_file(self.path, self._lock)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(self._lock.release)
+            prepare_file(self.path, self.settings)
+            writer, *readers = [
+                await undo.enter_async_context(ThreadedConnection(connector, 64))
+                for connector in (self._connect, *[self._connect_reader] * self.READERS)
+            ]
+            self._readers = itertools.cycle(readers)
+            self._committer = Committer(writer, self.clock, self.settings, self._queue.turn)
+            self._queue.begin(self._committer.commit)
+            undo.push_async_callback(self._queue.close)
+            self.clock.start(await self.write(load_uptime))
+            self._committer.uptime_saved = self.clock.uptime()
+            self._open = undo.pop_all()
+
+    def _connect(self) -> sqlite3.Connection:
+        return connect(self.path, self.settings, timeout=0)  # the writer waits by itself, and not on the event loop
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        return connect(self.path, self.settings, readonly=True)
+
+    async def close(self) -> None:
+        """Commits what was queued, remembers the uptime, closes the file and gives up the lock."""
+        try:
+            await self.write(save_uptime)
+        except TrackerError as error:
+            log.error("The uptime could not be saved: %s", error)
+        finally:
+            await self._open.aclose()
+
+    @property
+    def failed(self) -> asyncio.Future[BaseException]:
+        """Done, with the reason, when a fault of ours has ended the writer."""
+        return self._queue.failed
+
+    def write(self, function: Callable, *args: Any, long: bool = False) -> asyncio.Future:
+        """Runs `function(tx, *args)` on the writer; the result arrives when it is committed, and on disk.
+
+        An exception of the function undoes all that it did and nothing else. A cancelled call that has not begun is
+        never run. A `long` one takes milliseconds: it runs by itself and beside the event loop, and the short ones that
+        have arrived meanwhile come before the next long one.
+        """
+        future = asyncio.get_running_loop().create_future()
+        self._queue.put(future, function, args, long)
+        return future
+
+    def write_for(self, told: Told, function: Callable, args: tuple) -> None:
+        """The same without a future: somebody else is told."""
+        self._queue.put(told, function, args)
+
+    async def read(self, function: Callable, *args: Any) -> Any:
+        """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
+        reader = next(self._readers)
+        return await reader.run(self._read, reader.connection, function, args)
+
+    def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
+        connection.execute("BEGIN")
+        try:
+            return function(Tx(connection, self.clock, self.settings), *args)
+        except Exception as error:
+            let_go(error)
+            raise
+        finally:
+            connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
+
+
+def lock_file(path: Path, lock: filelock.FileLock) -> None:
+    """Makes this process the only one that writes to the database. Two that checkpoint one WAL can corrupt it."""
+    if not path.parent.is_dir():  # the lock would create the folder: that hides a slip of the pen
+        raise TrackerError("start", f"{path}: cannot be opened: there is no such folder")
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise TrackerError("start", f"{path}: another tracker is using this database") from None
+    except OSError as error:
+        raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
+
+
+def connect(path: Path, settings: Settings, readonly: bool = False, timeout: float = 5.0) -> sqlite3.Connection:
+    """A connection with the tracker's pragmas. mmap stays off: a truncated file under a mapping kills the process."""
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode={'ro' if readonly else 'rw'}",
+        uri=True,
+        isolation_level=None,
+        timeout=timeout,
+        check_same_thread=False,
+        cached_statements=512,
+    )
+    connection.row_factory = sqlite3.Row
+    connection.execute(f"PRAGMA cache_size = {-1024 * (4 if readonly else settings.cache_size)}")
+    connection.execute("PRAGMA mmap_size = 0")
+    if not readonly:
+        connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
+        connection.execute("PRAGMA fullfsync = ON")  # on macOS a plain fsync leaves the data in the drive's cache
+        connection.execute("PRAGMA checkpoint_fullfsync = ON")
+    return connection
+
+
+def prepare_file(path: Path, settings: Settings) -> None:
+    """Creates the database or upgrades an older one, in one transaction. Refuses newer ones and other files."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise TrackerError("start", f"SQLite {sqlite3.sqlite_version} is too old: {oldest} is needed")
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
+        with contextlib.closing(connect(path, settings)) as connection:
+            upgrade_schema(path, connection)
+            if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")
+    except OSError as error:
+        raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise TrackerError("start", f"{path}: not a usable SQLite database: {error}") from None
+
+
+def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
+    """Brings the schema to SCHEMA_VERSION. Everything or nothing."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    empty = not connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+    if not empty and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise TrackerError("start", f"{path}: this is another program's database")
+    if version > SCHEMA_VERSION:
+        raise TrackerError(
+            "start",
+            f"{path}: made by a newer tracker (schema {version}, this one knows {SCHEMA_VERSION}); please upgrade",
+        )
+    if not empty and version < OLDEST_SCHEMA:
+        raise TrackerError("start", f"{path}: made before the first release (schema {version}): it cannot be upgraded")
+    if version < SCHEMA_VERSION:
+        steps = [] if empty else [UPGRADES[step] for step in range(version, SCHEMA_VERSION)]
+        scripts = [before for before, _ in steps]
+        scripts += [SCHEMA.read_text("utf-8")]
+        scripts += [after for _, after in steps]
+        scripts += [f"PRAGMA application_id = {APPLICATION_ID};", f"PRAGMA user_version = {SCHEMA_VERSION};"]
+        script = "\n".join(["BEGIN IMMEDIATE;", *scripts, "COMMIT;"])
+        try:
+            connection.executescript(script)
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def load_meta(tx: Tx, key: str, make: Callable[[], Any]) -> Any:
+    """A fact about this file, made when it is asked for the first time."""
+    tx.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", (key, make()))
+    return tx.one("SELECT value FROM meta WHERE key = ?", (key,))[0]
+
+
+def load_uptime(tx: Tx) -> float:
+    return load_meta(tx, "uptime", float)

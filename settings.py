@@ -1,0 +1,173 @@
+"""What can be set: every setting with its type, range, help and default, and where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+import shapes
+from errors import TrackerError, convert
+
+
+class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
+
+    host: Annotated[str, "Address to listen on. Anything but loopback is reachable from outside: put TLS in front."] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, "Port to listen on; 0 takes a free one.", Meta(ge=0, le=65535)] = 3010
+    root_path: Annotated[
+        str,
+        "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
+        Meta(pattern=r"^(/[A-Za-z0-9._~-]+)*$"),
+    ] = ""
+    trusted_proxies: Annotated[
+        str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
+    ] = "127.0.0.1"
+    cors_origins: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@,\sA-Z]+)$")], ...],
+        "Origins of other sites' pages that may use the API, such as https://app.example.org, and with a manager's"
+        ' login; "*" is all others, without logins.',
+    ] = ()
+    database: Annotated[str, "The SQLite file; a relative path starts at the configuration file's folder."] = (
+        "tracker.db"
+    )
+    synchronous: Annotated[
+        Literal["FULL", "NORMAL"],
+        "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
+    ] = "FULL"
+    cache_size: Annotated[int, "Memory for SQLite's page cache, in MiB.", Meta(ge=1, le=65536)] = 16
+    log_file: Annotated[
+        str,
+        "File that gets every line of POST /log (relative: beside the database), rotated at 10 MiB; empty for none.",
+    ] = "tracker.log"
+    log_level: Annotated[shapes.LogLevel, "Workers' log lines from this level on are also kept in the database."] = (
+        "info"
+    )
+    log_retention: Annotated[shapes.Seconds, "Log lines in the database are deleted after this time, in seconds."] = (
+        2_592_000
+    )
+    public_logs: Annotated[bool, "Whether anybody may read the logs; otherwise only managers."] = False
+    access_log: Annotated[bool, "Whether to print a line for each request."] = False
+    cookie_name: Annotated[str, "Name of the session cookie.", Meta(pattern="^[A-Za-z0-9_-]+$")] = "tt"
+    session_lifetime: Annotated[shapes.Seconds, "A login ends after this time, in seconds."] = 2_592_000
+    open_registration: Annotated[
+        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
+    ] = True
+    open_worker_registration: Annotated[
+        bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."
+    ] = True
+    default_alias: Annotated[str, "Alias of a worker that did not choose one.", Meta(min_length=1, max_length=200)] = (
+        "worker"
+    )
+    default_max_assign_time: Annotated[
+        int,
+        "A task without a max_assign_time of its own is taken back after this time, in seconds.",
+        Meta(ge=1, le=2**31),
+    ] = 3600
+    default_job_timeout: Annotated[
+        shapes.Seconds, "A job whose template has no timeout may run for this time, in seconds."
+    ] = 600
+    job_retention: Annotated[
+        shapes.Seconds, "An ended job is deleted after this time, in seconds, unless its template says otherwise."
+    ] = 2_592_000
+    max_job_log: Annotated[shapes.Count, "Most log text that is kept of one job, in KiB."] = 16384
+    theeye_customer: Annotated[
+        str,
+        "The name of the one customer (organisation) that clients of theeye.io name.",
+        Meta(pattern="^[A-Za-z0-9_.-]+$"),
+    ] = "tracker"
+    testflinger_anonymous: Annotated[
+        Literal["loopback", "always", "never"],
+        "Who needs no credentials as Testflinger's client or agent. loopback: programs on the tracker's own"
+        " machine, where it listens on no other address and has no root_path. always: everybody who reaches it."
+        " never: nobody.",
+    ] = "loopback"
+    testflinger_version: Annotated[
+        Literal["2025", "2026"], "Which Testflinger server to be like where the two in use contradict one another."
+    ] = "2025"
+    testflinger_retention: Annotated[
+        shapes.Seconds,
+        "Testflinger's ended jobs with their results and files, and silent agents are deleted after this time, in"
+        " seconds (jobs at the latest after job_retention).",
+    ] = 604_800
+    testflinger_max_file: Annotated[shapes.Count, "Largest artifact or attachments of a Testflinger job, in MiB."] = (
+        4096
+    )
+    webhook_networks: Annotated[
+        tuple[str, ...],
+        "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
+    ] = ()
+    max_wait: Annotated[shapes.Seconds, "The longest ?wait= for a task that is honoured, in seconds."] = 60
+    max_count: Annotated[shapes.Count, "The most tasks that one ?count= or one bulk release may take."] = 1000
+    max_bulk: Annotated[shapes.Count, "The most tasks in one bulk submit."] = 100_000
+    max_empty_polls: Annotated[
+        float,
+        "How often a second a worker may ask a project that has no task for it; who asks more often is answered later"
+        " each time, at most by a second. 0 for as often as it likes.",
+        Meta(ge=0, le=1e6),
+    ] = 10.0
+    max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 4096
+    max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
+    request_timeout: Annotated[
+        shapes.Seconds, "A client has this long to send its headers, and again to send its body."
+    ] = 30
+    shutdown_timeout: Annotated[
+        shapes.Seconds, "Requests in flight have this long to finish when the tracker stops."
+    ] = 10
+    history_retention: Annotated[
+        shapes.Seconds,
+        "A task's past assignments and finished operations (submitted lines after a day at the earliest) are"
+        " forgotten after this time, in seconds.",
+    ] = 2_592_000
+    snapshot_interval: Annotated[
+        shapes.Seconds, "Time between two snapshots of every project's counts, in seconds."
+    ] = 60
+    snapshot_history: Annotated[shapes.Seconds, "Snapshots are deleted after this time, in seconds."] = 7_776_000
+    refresh_interval: Annotated[
+        shapes.Seconds, "An open page of the manager UI fetches what has changed after this time, in seconds."
+    ] = 5
+    production_branches: Annotated[
+        tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
+    ] = ("main", "master")
+
+
+FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
+
+
+def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings, dict[str, str]]:
+    """Settings from a TOML file and from overrides (None = not given), and where each one came from.
+
+    Refuses (TrackerError) an unreadable file, an unknown key, a wrong type, an impossible value, naming key and file.
+    """
+    given = _read_toml(path) if path else {}
+    sources = dict.fromkeys(FIELDS, "default") | dict.fromkeys(given, str(path))
+    for name in given:
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise TrackerError("start", f"{path}: unknown setting {name}{hint}")
+    for name, value in overrides.items():
+        if value is not None:
+            given[name], sources[name] = value, "command line"
+    try:
+        settings = convert(given, Settings)
+    except TrackerError as error:
+        raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
+    if path and sources["database"] != "command line":
+        settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
+    return settings, sources
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise TrackerError("start", f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrackerError("start", f"{path}: not valid TOML: {error}") from None
