@@ -102,8 +102,8 @@ from warming import Warming
 from writer import (
     UPTIME_INTERVAL,
     Tx,
-    keeps_shelves,
     save_uptime,
+    together,
 )
 
 __version__ = "1.0.0"
@@ -1446,46 +1446,18 @@ SELECT_LARGE_HEAD = """
 """
 
 
-class Shelf:
-    """A project and the tasks that wait in it, the next one last: several assignments of one transaction share them.
-
-    There is one while every caller would be assigned the same task: no task awaits verification, no rate limit holds.
-    Whatever else changes the project, or which tasks wait, clears the transaction's shelves.
-    """
-
-    __slots__ = ("project", "size", "tasks")
-
-    def __init__(self, project: ProjectRow, size: int):
-        self.project, self.size, self.tasks = project, size, []
-
-    def next(self, tx: Tx) -> Candidate | None:
-        """The next task, which is to be assigned; None: no task waits."""
-        if not self.tasks:
-            self.fill(tx)
-        return self.tasks.pop() if self.tasks else None
-
-    def fill(self, tx: Tx) -> None:
-        """Fetches the next tasks, about as many as are wanted, and not many whose recipes are long."""
-        length, tasks = 0, []
-        with contextlib.closing(tx.execute(SELECT_NEXT, (self.project.id, self.size))) as rows:
-            for task in map(Candidate._make, rows):
-                tasks.append(task)
-                length += len(task.recipe)
-                if length > MOST_ON_SHELF:
-                    break
-        self.tasks = tasks[::-1]
-
-
-SELECT_SHELF = f"""
+# While every caller would be assigned the same task: no task awaits verification, no rate limit holds.
+SELECT_SAME_FOR_ALL = f"""
     SELECT {columns_for("p", ProjectRow)} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
         AND NOT EXISTS (SELECT 1 FROM verifier_set WHERE project = ?1 AND head_task IS NOT NULL AND NOT large)
         AND NOT EXISTS (SELECT 1 FROM verifier_block WHERE project = ?1)
 """
-MOST_ON_SHELF = 2**18  # characters of recipes
-SELECT_ASSIGNEE = """
-    SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request
-    FROM worker w LEFT JOIN worker_access a ON a.project = ? AND a.worker = w.id WHERE w.id = ?
+SELECT_ASSIGNEES = """
+    SELECT asked.number, w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request
+    FROM asked CROSS JOIN worker w ON w.id = asked.worker
+        LEFT JOIN worker_access a ON a.project = ? AND a.worker = w.id
 """
+MOST_TOGETHER = 64  # calls of which one statement asks
 
 
 class Assignee(NamedTuple):
@@ -1497,32 +1469,74 @@ class Assignee(NamedTuple):
     may_assign: int | None
 
 
-def shelf_of(tx: Tx, project: int) -> Shelf | None:
-    """The project's shelf, if it may have one, and several calls may share it."""
-    if tx.calls > 2 and project not in tx.shelves:
-        row = tx.one(SELECT_SHELF, (project,))
-        tx.shelves[project] = Shelf(ProjectRow._make(row), min(tx.calls // 2, 64)) if row else None
-    return tx.shelves.get(project)
+@functools.cache
+def asking(select: str, columns: str, count: int) -> str:
+    """The SELECT with a table `asked` of so many rows: a number, and parameters as its other columns."""
+    row = ", ".join("?" for _ in columns.split(", "))
+    rows = ", ".join(f"({number}, {row})" for number in range(count))
+    return f"WITH asked (number, {columns}) AS (VALUES {rows}) {select}"
 
 
-def assign_from_shelf(tx: Tx, credentials: WorkerCredentials, shelf: Shelf) -> Assigned | None:
-    """Assigns the next task to the caller; None: there is none. Refuses as assign_tasks does."""
-    project = shelf.project
-    row = tx.one(SELECT_ASSIGNEE, (project.id, credentials.id))
-    caller = row and Assignee._make(row)
-    check_worker(tx, caller, credentials)
-    check_may_assign(caller, project)
-    task = shelf.next(tx)
-    if task is None:
-        return None
-    seconds = task.max_assign_time or tx.settings.default_max_assign_time
-    hold(tx, project.id, "waiting", credentials.id, [(task.id, seconds)])
-    if task.job is not None:
-        tx.shelves.clear()  # whoever follows jobs may do anything
-    return Assigned([assigned_task(tx, task, credentials.id, encoded_project(project))])
+def padded(values: Sequence, width: int = 1) -> list:
+    """The values with NULLs after them, so that there are few different statements to be prepared."""
+    return [*values, *[None] * (-len(values) % (8 * width))]
 
 
-@keeps_shelves
+def assign_together(tx: Tx, calls: list[tuple]) -> list[Assigned | None]:
+    """What the callers are assigned who ask for one task of one project; None: who is to be asked for by itself."""
+    assigned: list[Assigned | None] = [None] * len(calls)
+    alike: dict[int, list[int]] = {}
+    for number, (_, projects, *more) in enumerate(calls):
+        if len(projects) == 1 and more in ([], [1]):
+            alike.setdefault(projects[0], []).append(number)
+    for project, numbers in alike.items():
+        for first in range(0, len(numbers), MOST_TOGETHER):
+            some = numbers[first : first + MOST_TOGETHER]
+            for number, one in assign_next(tx, project, [calls[number][0] for number in some]).items():
+                assigned[some[number]] = one
+    return assigned
+
+
+def assign_next(tx: Tx, project: int, callers: list[WorkerCredentials]) -> dict[int, Assigned]:
+    """Assigns the next tasks of a project to those of the callers who may have them, one each: by their numbers."""
+    row = tx.one(SELECT_SAME_FOR_ALL, (project,))
+    if row is None:
+        return {}
+    found = ProjectRow._make(row)
+    allowed = may_assign(tx, callers, found)
+    lot = list(zip(allowed, next_plain_tasks(tx, project, len(allowed)), strict=False))
+    default, encoded = tx.settings.default_max_assign_time, encoded_project(found)
+    held = [(callers[number].id, task.id, task.max_assign_time or default) for number, task in lot]
+    hold(tx, project, "waiting", held)
+    return {number: Assigned([assigned_task(tx, task, callers[number].id, encoded)]) for number, task in lot}
+
+
+def may_assign(tx: Tx, callers: list[WorkerCredentials], project: ProjectRow) -> list[int]:
+    """The numbers of the callers who may be assigned tasks of the project."""
+    asked = padded([caller.id for caller in callers])
+    allowed = []
+    for number, *columns in tx.execute(asking(SELECT_ASSIGNEES, "worker", len(asked)), (*asked, project.id)):
+        caller = Assignee._make(columns)
+        with contextlib.suppress(TrackerError):
+            check_worker(tx, caller, callers[number])
+            check_may_assign(caller, project)
+            allowed.append(number)
+    return sorted(allowed)
+
+
+def next_plain_tasks(tx: Tx, project: int, count: int) -> list[Candidate]:
+    """The next tasks that wait, as many as are wanted, up to the next job; not many whose recipes are long."""
+    size, tasks = 0, []
+    with contextlib.closing(tx.execute(SELECT_NEXT, (project, count))) as rows:
+        for task in map(Candidate._make, rows):
+            if task.job is not None or size > MOST_RECIPES:
+                break
+            tasks.append(task)
+            size += len(task.recipe)
+    return tasks
+
+
+@together(assign_together)
 @reads_no_counts
 def assign_tasks(
     tx: Tx, credentials: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
@@ -1532,11 +1546,6 @@ def assign_tasks(
     Best: highest project priority, then highest task priority, then oldest. A worker is never assigned a task that it
     has verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
     """
-    if count == len(projects) == 1 and not jobs_only and (shelf := shelf_of(tx, projects[0])):
-        if assigned := assign_from_shelf(tx, credentials, shelf):
-            return assigned
-    elif count > 1 or len(projects) > 1 or jobs_only:
-        tx.shelves.clear()
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
     offers = {project: find_offer(tx, credentials, project, select) for project in projects}
     tasks: list[Task] = []
@@ -1676,7 +1685,7 @@ def take(tx: Tx, offer: Offer, lot: list[Candidate], worker: int) -> list[Task]:
     """Makes the worker the assignee of the offered task and those taken with it: as the document shows them."""
     default, project = tx.settings.default_max_assign_time, encoded_project(offer.project)
     state = "awaiting_verification" if is_head(offer) else "waiting"
-    hold(tx, offer.project.id, state, worker, [(task.id, task.max_assign_time or default) for task in lot])
+    hold(tx, offer.project.id, state, [(worker, task.id, task.max_assign_time or default) for task in lot])
     return [assigned_task(tx, task, worker, project) for task in lot]
 
 
@@ -1704,14 +1713,15 @@ def encoded_project(columns: ProjectRow) -> Raw:
     return Raw(encode(project_of(columns)))
 
 
-def hold(tx: Tx, project: int, state: str, worker: int, tasks: Sequence[tuple[int, float]]) -> None:
-    """Makes the worker the assignee of tasks that are in this state, each (its id) for so many seconds."""
+def hold(tx: Tx, project: int, state: str, holds: Sequence[tuple[int, int, float]]) -> None:
+    """Makes workers the assignees of tasks that are in this state: who, which task, for so many seconds."""
     tx.executemany(
         "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ? WHERE id = ?",
-        [(worker, tx.time, tx.uptime, tx.uptime + seconds, task) for task, seconds in tasks],
+        [(worker, tx.time, tx.uptime, tx.uptime + seconds, task) for worker, task, seconds in holds],
     )
-    tx.counts.move(project, state, "assigned", len(tasks))
-    tx.counts.hold(project, worker, len(tasks))
+    tx.counts.move(project, state, "assigned", len(holds))
+    for worker, _, _ in holds:
+        tx.counts.hold(project, worker, 1)
 
 
 class Held(NamedTuple):
@@ -1754,7 +1764,57 @@ SELECT_HELD_TASKS = f"""
 """
 
 
-@keeps_shelves
+# Those that nothing is to be done with but to close them.
+SELECT_PLAINLY_HELD = """
+    SELECT asked.number, w.secret_hash, w.last_seen, t.project, t.assigned_uptime
+    FROM asked CROSS JOIN worker w ON w.id = asked.worker CROSS JOIN task t ON t.id = asked.task
+        CROSS JOIN project p ON p.id = t.project
+    WHERE t.assignee = w.id AND t.job IS NULL AND t.verification_count <= 1 AND p.chain IS NULL
+        AND NOT (p.keep_hashes AND t.hash64 IS NOT NULL) AND NOT EXISTS (SELECT 1 FROM assignment WHERE task = t.id)
+"""
+
+
+class PlainlyHeld(NamedTuple):
+    """A calling worker, and the task that it holds."""
+
+    secret_hash: bytes
+    last_seen: int
+    project: int
+    assigned_uptime: float
+
+
+def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[bool | None]:
+    """Closes the tasks that are plainly done. None: a release that is to be looked at by itself."""
+    updated: list[bool | None] = [None] * len(calls)
+    done = {body.task_id: number for number, (_, body) in enumerate(calls) if is_plainly_done(body)}
+    numbers = list(done.values())  # a task that several release is closed by the last of them, if at all
+    for first in range(0, len(numbers), MOST_TOGETHER):
+        some = numbers[first : first + MOST_TOGETHER]
+        for number in close_plain_tasks(tx, [calls[number] for number in some]):
+            updated[some[number]] = True
+    return updated
+
+
+def is_plainly_done(body: shapes.ReleaseBody) -> bool:
+    return body.result == OK and body.output is UNSET and -(2**63) <= body.verification < 2**64
+
+
+def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[int]:
+    """Closes those of the tasks that the caller holds plainly: the numbers of their releases."""
+    asked = padded([part for caller, body in releases for part in (body.task_id, caller.id)], 2)
+    closed = []
+    for number, *columns in tx.execute(asking(SELECT_PLAINLY_HELD, "task, worker", len(asked) // 2), asked):
+        task, (credentials, _) = PlainlyHeld._make(columns), releases[number]
+        with contextlib.suppress(TrackerError):
+            check_worker(tx, task, credentials)
+            closed.append(number)
+            tx.counts.close(task.project, credentials.id, [max(0.0, tx.uptime - task.assigned_uptime)])
+    ids = padded([releases[number][1].task_id for number in closed])
+    tx.execute(f"DELETE FROM task WHERE id IN ({', '.join('?' * len(ids))})", ids)
+    return closed
+
+
+@together(release_together)
 @reads_no_counts
 def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBody) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
@@ -1773,7 +1833,6 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     if is_done(task, body):
         close_tasks(tx, [task], credentials.id)
         return True
-    tx.shelves.clear()  # for the others may make tasks wait
     if task.job is not None:
         return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:
@@ -2500,7 +2559,7 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
     """
     if job["state"] != "waiting" or job["task"] is None:
         raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
-    hold(tx, job["project"], "waiting", worker, [(job["task"], lease(job["timeout"]))])
+    hold(tx, job["project"], "waiting", [(worker, job["task"], lease(job["timeout"]))])
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
 
