@@ -742,8 +742,8 @@ def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None)
     while following is not None:
         if following == project:
             raise TrackerError("invalid", "a project cannot be chained to itself, not even in a circle", "chain")
-        row = tx.one("SELECT chain FROM project WHERE id = ?", (following,))
-        if row is None:
+        row = tx.one("SELECT chain, hidden FROM project WHERE id = ?", (following,))
+        if row is None or (following == target and row["hidden"] and not caller.role(target)):
             raise TrackerError("not_found", f"no project {following}", "chain")
         following = row["chain"]
     if target is not None and not caller.role(target) & EDIT:
@@ -752,9 +752,11 @@ def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None)
 
 @needs(WORKER)
 def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
-    """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it."""
-    worker = caller.worker.id
-    find_project(tx, body.project)
+    """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it.
+
+    A hidden project is not there for it: its managers add the worker by its number.
+    """
+    worker, project = caller.worker.id, find_project(tx, body.project)
     if not (body.assign or body.submit):
         raise TrackerError("invalid", "ask for at least one", "assign, submit")
     old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, worker))
@@ -762,6 +764,8 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
         code = "conflict" if old["request"] else "granted"
         raise TrackerError(code, f"Your access to project {body.project} {state}")
+    if project["hidden"]:
+        raise PROJECT.missing(body.project)
     tx.execute(
         "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
         (body.project, worker, body.assign, body.submit),
@@ -1259,15 +1263,20 @@ SELECT_SUBMITTER = """
 """
 
 
+def no_project(project: int) -> TrackerError:
+    return TrackerError("not_found", f"no project {project}", "project")
+
+
 def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter:
     """The project, if the caller may submit to it now. Refuses with 401, 404, 403 or 429."""
     row = tx.one(SELECT_SUBMITTER, (project, credentials.id))
     found = row and Submitter._make(row)
     check_worker(tx, found, credentials)
     if found.id is None:
-        raise TrackerError("not_found", f"no project {project}", "project")
+        raise no_project(project)
     if not found.may_submit:
-        raise NoAccess(SUBMIT, project)
+        stranger = found.may_submit is None and tx.one("SELECT 1 FROM project WHERE id = ? AND hidden", (project,))
+        raise no_project(project) if stranger else NoAccess(SUBMIT, project)
     check_rate(tx, found.submit_free_uptime)
     return found
 
@@ -1659,10 +1668,16 @@ def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str
 
 
 def check_may_assign(caller: Asker | Assignee, project: ProjectRow) -> None:
-    """Refuses a worker that is paused, or was not granted access to the project where it needs that."""
+    """Refuses a worker that is paused, or was not granted access to the project where it needs that.
+
+    A hidden project is not there for one that has no part in it, and a pause does not tell of it.
+    """
+    granted = project.public or caller.may_assign
+    if caller.may_assign is None and project.hidden:
+        raise PROJECT.missing(project.id)
     if caller.paused:
         raise TrackerError("forbidden", "A manager has paused you")
-    if not (project.public or caller.may_assign):
+    if not granted:
         raise NoAccess(ASSIGN, project.id)
 
 
