@@ -84,6 +84,9 @@ UPGRADES: dict[int, tuple[str, str]] = {
         DROP INDEX verifier_set_head;
         DROP TRIGGER task_verifiers_updated;
         DROP TRIGGER task_verifiers_deleted;
+        ALTER TABLE project ADD COLUMN creator INTEGER;
+        UPDATE project SET creator = (
+            SELECT manager FROM manager_role WHERE project = project.id GROUP BY project HAVING COUNT(*) = 1);
         """,
         """
         INSERT INTO verifier_block

@@ -1307,8 +1307,9 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
         f" WHERE (a.worker IS NOT NULL OR t.worker IS NOT NULL) AND {VISIBLE} ORDER BY p.name LIMIT 100",
         {"worker": worker, **caller.as_values},
     )
-    values, now = {"worker": worker}, tracker.SEARCH_TIME
-    logs, _ = tracker.search(tx, "log_entry", "worker = :worker", "TRUE", values, INT64_MAX, 20, now, newest=True)
+    values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
+    now, match = tracker.SEARCH_TIME, tracker.READABLE_LINES
+    logs, _ = tracker.search(tx, "log_entry", "worker = :worker", match, values, INT64_MAX, 20, now, newest=True)
     return {"worker": {**row, **worker_pace(tx, worker)}, "projects": projects, "logs": logs}
 
 
@@ -1349,16 +1350,17 @@ class LogQuery(msgspec.Struct):
 
 
 def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
-    """Workers' log lines as they came in, the newest first. For managers, or for everybody if the settings say so."""
-    if not tx.settings.public_logs:
-        tracker.logged_in(caller)
+    """Workers' log lines that the caller may read, as they came in, the newest first."""
+    reader = tracker.log_reader(tx, caller)
     wanted = {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text}
-    values = {**wanted, "level": tracker.LEVELS[query.level]}
+    values = {**wanted, **reader, "level": tracker.LEVELS[query.level]}
     if query.project is not None:
         tracker.get_project(tx, caller, query.project)  # a hidden one's log must not tell that it exists
     of = [f"{name} = :{name}" for name in ("worker", "project") if wanted[name] is not None]
     where, *match = of or ["level <= 4" if values["level"] <= 4 else "TRUE"]  # one has an index, the other is looked at
-    match = " AND ".join([*match, "level <= :level", *([tracker.contains("message")] if query.text else [])])
+    match = " AND ".join(
+        [*match, "level <= :level", tracker.READABLE_LINES, *([tracker.contains("message")] if query.text else [])]
+    )
     now, columns = tracker.SEARCH_TIME, "*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias"
     rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, True, columns)
     visible = f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000"

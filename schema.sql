@@ -85,6 +85,7 @@ CREATE TABLE IF NOT EXISTS project (
     assigned_task_count         INTEGER NOT NULL DEFAULT 0,
     failed_task_count           INTEGER NOT NULL DEFAULT 0,
     closed_task_count           INTEGER NOT NULL DEFAULT 0,
+    creator                     INTEGER,                     -- the manager who made it, NULL: nobody knows, or a dialect
     CHECK (NOT (public AND hidden))
 ) STRICT;
 CREATE INDEX IF NOT EXISTS project_git_repo ON project (git_repo) WHERE git_repo <> '';
@@ -495,6 +496,7 @@ CREATE INDEX IF NOT EXISTS log_entry_level ON log_entry (level, time, id);
 CREATE INDEX IF NOT EXISTS log_entry_bad ON log_entry (id) WHERE level <= 4;
 CREATE INDEX IF NOT EXISTS log_entry_worker ON log_entry (worker, id);
 CREATE INDEX IF NOT EXISTS log_entry_project ON log_entry (project, id) WHERE project IS NOT NULL;
+CREATE INDEX IF NOT EXISTS log_entry_readable ON log_entry (project, level, time, id) WHERE project IS NOT NULL;
 CREATE INDEX IF NOT EXISTS log_entry_task ON log_entry (task, id) WHERE task IS NOT NULL;
 
 -- ── Monitoring ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -645,7 +645,7 @@ def create_project(
     """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
     if body.name is UNSET:
         raise TrackerError("invalid", "is required", "name")
-    project = insert_project(tx, checked_fields(tx, caller, None, body))
+    project = insert_project(tx, {**checked_fields(tx, caller, None, body), "creator": caller.manager.id})
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
     return project
 
@@ -1001,27 +1001,42 @@ def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
         raise TrackerError("not_found", f"No manager {manager}")
 
 
-@needs(LOGIN)
+@needs(
+    LOGIN, says="An admin, or a manager with the role MANAGE_ACCESS in somebody else's project: others see themselves."
+)
 def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
-    """Every manager, in the order of registration."""
+    """The managers, in the order of registration: all of them for those who may grant roles in others' projects."""
+    grants = (
+        "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project"
+        " WHERE r.manager = :manager AND r.role & 4 AND p.creator IS NOT r.manager"
+    )
+    if not (caller.manager.tracker_admin or tx.one(grants, caller.as_values)):
+        return [caller.manager]
     return [shaped(Manager, row) for row in tx.all("SELECT * FROM manager ORDER BY id")]
 
 
-@needs(LOGIN, of=PROJECT)
+@needs(LOGIN, of=PROJECT, says="A manager with the role MANAGE_ACCESS in the project: others see themselves.")
 def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.ProjectManager]:
-    """Every manager with a role in the project, and its role bits."""
+    """The managers with a role in the project, and their role bits."""
     rows = tx.all(
-        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
-        (project["id"],),
+        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager"
+        " WHERE r.project = :project AND (:all OR m.id = :manager) ORDER BY m.id",
+        {**caller.as_values, "project": project["id"], "all": caller.role(project["id"]) & MANAGE_ACCESS},
     )
     return [shapes.ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
 
 
 @needs(MANAGE_ACCESS)
 def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
-    """Gives a manager exactly these roles in the project. Role 0 takes all away."""
+    """Gives a manager exactly these roles in the project, and none that the caller has not. Role 0 takes all away."""
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"no manager {body.manager}", "manager")
+    had = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager)) or (
+        0,
+    )
+    if beyond := body.role & ~had[0] & ~caller.role(project["id"]):
+        names = ", ".join(name for bit, name in ROLE_NAMES.items() if bit & beyond)
+        raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give", "role")
     if body.role:
         values = (project["id"], body.manager, body.role)
         tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
@@ -1098,15 +1113,27 @@ def only_project(tx: Tx, worker: int) -> int | None:
     return rows[0]["project"] if len(rows) == 1 else None
 
 
+# The lines that the caller may read: a manager those of the projects in which it has READ; with public_logs everybody
+# all but those of hidden projects. Lines of no project are for admins otherwise.
+READABLE_LINES = """(:admin OR project IN (SELECT project FROM manager_role WHERE manager = :manager AND role & 1)
+    OR :public AND NOT EXISTS (SELECT 1 FROM project p WHERE p.id = log_entry.project AND p.hidden))"""
+
+
+def log_reader(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """The parameters of READABLE_LINES. 401 for somebody who is not logged in, unless the settings open the logs."""
+    if not tx.settings.public_logs:
+        logged_in(caller)
+    return {**caller.as_values, "public": tx.settings.public_logs}
+
+
 def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
-    """Log entries, the newest first."""
+    """Log entries that the caller may read, the newest first."""
     return query_logs(tx, caller, body)
 
 
 def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.LogEntry]:
-    """Log entries, the newest first."""
-    if not tx.settings.public_logs:
-        logged_in(caller)
+    """Log entries that the caller may read, the newest first."""
+    reader = log_reader(tx, caller)
     if body.level is None and body.max_level is None:
         raise TrackerError("invalid", "is required", "level")
     levels = [body.level] if body.level else range(1, 1 + (body.max_level or 0))
@@ -1115,14 +1142,8 @@ def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.Lo
     )
     if before is None:
         raise TrackerError("not_found", f"no log entry {body.before}", "before")
-    cursors = [  # one index range a level, each in order already
-        tx.execute(
-            "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
-            " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
-            (level, body.since or 0, *before, body.limit),
-        )
-        for level in levels
-    ]
+    bounds = {"since": body.since or 0, "time": before[0], "id": before[1], "limit": body.limit}
+    cursors = newest_lines(tx, reader, levels, bounds)
     logs, size = [], 0
     for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
         data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
@@ -1131,6 +1152,25 @@ def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.Lo
         if len(logs) == body.limit or size > MOST_LOG_TEXT:
             break
     return logs
+
+
+def newest_lines(
+    tx: Tx, reader: dict[str, Any], levels: Iterable[int], bounds: dict[str, int]
+) -> list[Iterator[sqlite3.Row]]:
+    """The lines that the reader may see: several ranges of an index, each in order already, and bounded."""
+    select = (
+        "SELECT log_entry.*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias FROM log_entry"
+        " WHERE {} AND level = :level AND time > :since AND (time, id) < (:time, :id)"
+        " ORDER BY time DESC, id DESC LIMIT :limit"
+    )
+    if reader["admin"] or reader["public"]:
+        return [tx.execute(select.format(READABLE_LINES), {**reader, **bounds, "level": level}) for level in levels]
+    own = "SELECT project FROM manager_role WHERE manager = :manager AND role & 1"
+    return [
+        tx.execute(select.format("project = :project"), {**bounds, "project": row["project"], "level": level})
+        for row in tx.all(own, reader)
+        for level in levels
+    ]
 
 
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

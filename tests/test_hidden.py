@@ -14,7 +14,11 @@ NOBODYS = 986_123  # a number that nothing has
 NAMES = ("project", "template", "workflow", "task", "task_id", "operation", "start", "target", "chain")
 MISSING = {**dict.fromkeys(NAMES, NOBODYS), "job": "0123456789abcdef01234567", "full_name": "owner/none"}
 TELL_OF_NONE = {  # what these say tells nothing of a project
-    *(("POST", "/task/log"), ("POST", "/task/release"), ("GET", "/task/attachments/{task}")),  # numbers are given in turn
+    *(
+        ("POST", "/task/log"),
+        ("POST", "/task/release"),
+        ("GET", "/task/attachments/{task}"),
+    ),  # numbers are given in turn
     *(("POST", "/worker/create"), ("POST", "/register"), ("GET", "/logout"), ("POST", "/logout")),
 }
 

@@ -9,6 +9,8 @@ import httpx
 import pytest
 from conftest import Site
 
+from tracker import EDIT, READ
+
 LEVELS = {"error": 3, "warn": 4, "info": 5, "trace": 7}
 
 
@@ -93,6 +95,48 @@ def test_logs_are_for_managers_only_unless_they_are_public(site: Site) -> None:
         assert http.post("/logs", json={"level": 5, "since": 1}).status_code == 401
         assert http.get("/logs?level=5&since=1").status_code == 401
     assert site.create_manager().post("/logs", {"level": 5, "since": 1}).status_code == 200
+
+
+def lines_of_each_kind(site: Site) -> int:
+    """Logs a line about an open project, one about a hidden one, and one about none. The open one's number."""
+    for name, hidden in (("open", False), ("hidden", True)):
+        project = site.admin.create_project(name, hidden=hidden)
+        worker = site.create_worker(project)
+        worker.submit(project)
+        assert worker.assigned(project)
+        worker.log("info", name)
+    site.create_worker().log("info", "of none")
+    return project - 1
+
+
+def read_by(http: httpx.Client, **query: int) -> list[str]:
+    """What somebody reads of the log, by the two calls alike."""
+    query = {"max_level": 7, "since": 1, **query}
+    read = messages(http.get("/logs", params=query))
+    assert messages(http.post("/logs", json=query)) == read
+    return sorted(read)
+
+
+def test_a_manager_reads_the_lines_of_the_projects_that_it_may_read(site: Site) -> None:
+    project = lines_of_each_kind(site)
+    manager, stranger, other = (site.create_manager() for _ in range(3))
+    site.admin.set_role(project, manager, READ)
+    site.admin.set_role(project, other, EDIT)
+    stranger.create_project("own")
+    readers = (site.admin, manager, stranger, other)
+    assert [read_by(one.http) for one in readers] == [["hidden", "of none", "open"], ["open"], [], []]
+    site.admin.set_role(project + 1, manager, READ | EDIT)
+    assert read_by(manager.http) == ["hidden", "open"]
+    assert len(read_by(manager.http, limit=1)) == 1
+
+
+def test_public_logs_tell_nothing_of_hidden_projects(make_site: Callable[..., Site]) -> None:
+    site = make_site(public_logs=True)
+    lines_of_each_kind(site)
+    manager = site.create_manager()
+    assert read_by(site.guest) == read_by(manager.http) == ["of none", "open"]
+    site.admin.set_role(2, manager, READ)
+    assert read_by(manager.http) == ["hidden", "of none", "open"]
 
 
 def test_public_logs_are_for_everybody(make_site: Callable[..., Site]) -> None:
