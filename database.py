@@ -20,6 +20,7 @@ from typing import Any
 
 import filelock
 
+import names
 from errors import TrackerError
 from settings import Settings
 from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, save_uptime
@@ -84,6 +85,8 @@ UPGRADES: dict[int, tuple[str, str]] = {
         DROP INDEX verifier_set_head;
         DROP TRIGGER task_verifiers_updated;
         DROP TRIGGER task_verifiers_deleted;
+        ALTER TABLE manager ADD COLUMN look TEXT NOT NULL DEFAULT '';
+        UPDATE manager SET look = look(username);
         ALTER TABLE project ADD COLUMN creator INTEGER;
         UPDATE project SET creator = (
             SELECT manager FROM manager_role WHERE project = project.id GROUP BY project HAVING COUNT(*) = 1);
@@ -221,6 +224,7 @@ def prepare_file(path: Path, settings: Settings) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
+            connection.create_function("look", 1, names.look)  # upgrades want it
             upgrade_schema(path, connection)
             if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")

@@ -108,10 +108,12 @@ CREATE INDEX IF NOT EXISTS worker_access_request ON worker_access (project) WHER
 CREATE TABLE IF NOT EXISTS manager (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
     username                    TEXT NOT NULL UNIQUE COLLATE NOCASE,
+    look                        TEXT NOT NULL DEFAULT '',    -- what the name looks like: a new one has a look of its own
     password_hash               TEXT NOT NULL,
     tracker_admin               INTEGER NOT NULL,
     register_time               INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX IF NOT EXISTS manager_look ON manager (look);
 
 -- What a manager may do in a project: READ=1, EDIT=2, MANAGE_ACCESS=4, SECRET=8, MAINTENANCE=16.
 CREATE TABLE IF NOT EXISTS manager_role (

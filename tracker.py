@@ -15,8 +15,9 @@ found out once in a transaction, and what a function needs is declared where it 
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server (how bytes come in),
 database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
-and githook (uploads, push events), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it,
-and imported when the app is made: pages (the manager UI), dialects/ (other systems' APIs).
+and githook (uploads, push events), names (that people choose), waiting (workers that wait), openapi (the API's
+document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other
+systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -74,6 +75,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 
 import errors
+import names
 import openapi
 import shapes
 from counts import COUNTED, reads_no_counts
@@ -547,8 +549,8 @@ def alias_of(tx: Tx, worker: int | None) -> str | None:
 
 def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
-    alias = alias.strip() or tx.settings.default_alias
-    if alias.lower() == "unassigned":
+    alias = names.seen(alias).strip() or tx.settings.default_alias
+    if names.look(alias) == "unassigned":
         raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias
 
@@ -564,7 +566,7 @@ def create_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> shapes.Work
 
 def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
     """Stores a worker, whoever wants it. Its id, and its secret, which is stored nowhere."""
-    secret = new_secret()
+    alias, secret = names.seen(alias) or tx.settings.default_alias, new_secret()
     row = tx.one(
         "INSERT INTO worker (alias, secret_hash, created, last_seen) VALUES (?, ?, ?, ?) RETURNING id",
         (alias, digest(secret.encode()), tx.time, tx.time),
@@ -899,13 +901,11 @@ def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[Manager
     """A new manager, logged in: (manager, session). The first one of all becomes tracker admin."""
     check_registration_open(tx)
     first = not tx.one("SELECT 1 FROM manager")
-    row = tx.one(
-        "INSERT INTO manager (username, password_hash, tracker_admin, register_time) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO NOTHING RETURNING *",
-        (username, password_hash, first, tx.time),
-    )
-    if row is None:
-        raise TrackerError("conflict", f"{username!r} is taken", "username")
+    look = names.look(username)
+    if tx.one("SELECT 1 FROM manager WHERE look = ? OR username = ?", (look, username)):
+        raise TrackerError("conflict", f"{username!r} is taken, or looks like one that is", "username")
+    columns = {"username": username, "look": look, "password_hash": password_hash}
+    row = tx.insert("manager", {**columns, "tracker_admin": first, "register_time": tx.time})
     return shaped(Manager, row), open_session(tx, row["id"])
 
 
@@ -1062,9 +1062,9 @@ def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
             "conflict", f"There is a manager named {username!r} already; --reset gives it a new password"
         )
     tx.execute(
-        "INSERT INTO manager (username, password_hash, tracker_admin, register_time) VALUES (?, ?, 1, ?)"
+        "INSERT INTO manager (username, look, password_hash, tracker_admin, register_time) VALUES (?, ?, ?, 1, ?)"
         " ON CONFLICT (username) DO UPDATE SET password_hash = excluded.password_hash, tracker_admin = 1",
-        (username, password_hash, tx.time),
+        (username, names.look(username), password_hash, tx.time),
     )
     if row:
         tx.execute("DELETE FROM session WHERE manager = ?", (row["id"],))
@@ -4917,8 +4917,7 @@ def client_address(call: Call) -> str:
 
 async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, bytes]:
     """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
-    if not body.username.isprintable() or body.username != body.username.strip():
-        raise TrackerError("invalid", "no control characters, and no blanks at its ends", "username")
+    names.check_new_name(body.username)
     await call.tracker.db.write(count_registration, client_address(call))
     password_hash = await call.tracker.hash(hash_password, body.password)
     return await call.tracker.db.write(register_manager, body.username, password_hash)

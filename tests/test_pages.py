@@ -659,6 +659,15 @@ def test_the_logs_are_public_if_the_settings_say_so(make_site: Callable[..., Sit
     assert ("/ui/logs" in guest.open("/ui/").links) == public
 
 
+def test_pages_show_log_lines_to_those_who_may_read_the_project(place: Place) -> None:
+    manager = place.site.create_manager()
+    pages = ("/ui/logs", f"/ui/workers/{place.worker.id}")
+    shown = lambda: ["plain message" in Tab(manager.http).open(path).text for path in pages]  # noqa: E731
+    before = shown()
+    place.site.admin.set_role(place.project, manager, READ)
+    assert (before, shown()) == ([False, False], [True, True])
+
+
 # ── Text that others wrote ────────────────────────────────────────────────────────────────────────────────────────────
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
