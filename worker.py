@@ -284,6 +284,9 @@ class Client:
     TIMEOUT = httpx.Timeout(120, connect=10)
     FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
     INTERNAL_ERRORS_BORNE = 3
+    MOST_ANSWER = 2**26  # bytes: more than the largest list of tasks or projects
+    LONGEST_READ = 600.0  # seconds from the headers to the end of an answer
+    OF_TRANSFER = (b"content-encoding", b"transfer-encoding", b"content-length")
     # Shorter than servers keep an idle connection: one that they close as we reuse it looks like a lost answer.
     LIMITS = httpx.Limits(keepalive_expiry=2)
 
@@ -312,16 +315,33 @@ class Client:
         headers = {**self._headers(), "Content-Type": kind}
 
         def send() -> httpx.Response:
-            with self.interrupts.deferred():
-                return self.http.request(method, self.server + path, content=body, headers=headers)
+            with (
+                self.interrupts.deferred(),
+                self.http.stream(method, self.server + path, content=body, headers=headers) as response,
+            ):
+                return self._read(response, path)
 
         response, repeated = self._answered(send)
         return Answer(self._content(response, path), _server_time(response), repeated)
 
+    def _read(self, response: httpx.Response, path: str) -> httpx.Response:
+        """Reads the answer. Fail when it is longer than any of a tracker, _Lost when it does not end."""
+        ends, size, pieces = time.monotonic() + self.LONGEST_READ, 0, []
+        for piece in response.iter_bytes():
+            size += len(piece)
+            pieces.append(piece)
+            if size > self.MOST_ANSWER:
+                most = f"{self.MOST_ANSWER // 2**20} MiB"
+                raise Fail(f"{self.server}{path} answered with more than {most}: is --server the address of a tracker?")
+            if time.monotonic() > ends:
+                raise _Lost(f"its answer did not end within {duration(self.LONGEST_READ)}", carried_out=True)
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() not in self.OF_TRANSFER]
+        return httpx.Response(response.status_code, headers=headers, content=b"".join(pieces))
+
     def _headers(self) -> dict[str, str]:
-        """What every request says of us."""
+        """What every request says of us. Nothing comes packed: a little may unpack to more than there is memory."""
         known = {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret} if self.worker else {}
-        return {"User-Agent": "tracker-worker", **known}
+        return {"User-Agent": "tracker-worker", "Accept-Encoding": "identity", **known}
 
     def _answered(self, send: Callable[[], httpx.Response]) -> tuple[httpx.Response, bool]:
         """Has a request sent until it is answered. Whether it may have been carried out before, too."""
@@ -1914,9 +1934,7 @@ class RunClient(Client):
                     if file.tell() + len(piece) > most:
                         raise CannotRun(f"more than {most:,} bytes")
                     file.write(piece)
-                if response.status_code != 200:
-                    response.read()
-                return response
+                return response if response.status_code == 200 else quiet._read(response, path)
 
         response, _ = quiet._answered(receive)
         if response.status_code != 200:
