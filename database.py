@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -87,6 +88,9 @@ UPGRADES: dict[int, tuple[str, str]] = {
         DROP TRIGGER task_verifiers_deleted;
         ALTER TABLE manager ADD COLUMN look TEXT NOT NULL DEFAULT '';
         UPDATE manager SET look = look(username);
+        ALTER TABLE workflow ADD COLUMN secret_hash BLOB NOT NULL DEFAULT x'';
+        UPDATE workflow SET secret_hash = digest(secret);
+        ALTER TABLE workflow DROP COLUMN secret;
         ALTER TABLE project ADD COLUMN creator INTEGER;
         UPDATE project SET creator = (
             SELECT manager FROM manager_role WHERE project = project.id GROUP BY project HAVING COUNT(*) = 1);
@@ -224,7 +228,8 @@ def prepare_file(path: Path, settings: Settings) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
-            connection.create_function("look", 1, names.look)  # upgrades want it
+            connection.create_function("look", 1, names.look)  # upgrades want these
+            connection.create_function("digest", 1, lambda text: hashlib.sha256(text.encode()).digest())
             upgrade_schema(path, connection)
             if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")

@@ -461,7 +461,7 @@ CREATE TABLE IF NOT EXISTS workflow (
     project                     INTEGER NOT NULL REFERENCES project,
     name                        TEXT NOT NULL,
     start                       INTEGER NOT NULL REFERENCES template,
-    secret                      TEXT NOT NULL,               -- opens this workflow alone
+    secret_hash                 BLOB NOT NULL DEFAULT x'',   -- of what opens this workflow alone
     created                     INTEGER NOT NULL,
     deleted                     INTEGER                      -- still here for the sake of its jobs
 ) STRICT;

@@ -60,6 +60,8 @@ def today(tmp_path: Path) -> Iterator[File]:
     file.place = file.do(furnish)
     client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
     file.do(lambda tx: tx.insert("testflinger_client", client) and None)
+    kept = (tracker.digest(SECRET.encode()),)
+    file.do(lambda tx: tx.execute("UPDATE workflow SET secret_hash = ?", kept) and None)
     with contextlib.closing(file.connection):
         yield file
 
@@ -88,6 +90,10 @@ def made_old(today: Path, path: Path, version: int = OLDEST) -> Path:
     return path
 
 
+SECRET = "a secret that was kept as it is"
+GONE = {("workflow", "secret"): f"'{SECRET}'"}  # columns of before, and what was in them
+
+
 def copy_rows(connection: sqlite3.Connection, table: str, renamed: dict[tuple[str, str], str]) -> None:
     """Writes the rows of a table of today into the old one, as far as that has their columns."""
     old, new = (
@@ -95,6 +101,7 @@ def copy_rows(connection: sqlite3.Connection, table: str, renamed: dict[tuple[st
         for schema in ("main", "today")
     )
     pairs = [(renamed.get((table, name), name), name) for name in new]
+    pairs += [(name, value) for (of, name), value in GONE.items() if of == table]
     names, values = zip(*[pair for pair in pairs if pair[0] in old], strict=True)
     connection.execute(f"DELETE FROM main.{table}")
     connection.execute(f"INSERT INTO main.{table} ({', '.join(names)}) SELECT {', '.join(values)} FROM today.{table}")
@@ -136,7 +143,7 @@ def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
         connection.executescript((HOME / "schema.sql").read_text("utf-8"))
         made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
     plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
-    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (7, "5579d92852fc6f80")
+    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (7, "896fe3fbadadc004")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────
