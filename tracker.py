@@ -50,6 +50,7 @@ import itertools
 import logging
 import logging.handlers
 import math
+import os
 import re
 import secrets
 import socket
@@ -4068,12 +4069,25 @@ class Tracker:
         raise TrackerError("unavailable", "The tracker is stopping; what it had begun is finished at its next start")
 
 
+class PrivateFileHandler(logging.handlers.RotatingFileHandler):
+    """Its files are nobody else's to read: there may be secrets in what workers print."""
+
+    def _open(self) -> Any:
+        file = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            if os.name == "posix":
+                os.fchmod(file, 0o600)  # one of before
+        finally:
+            os.close(file)
+        return super()._open()
+
+
 def open_log_file(settings: Settings) -> logging.Logger:
     """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing."""
     logger = logging.Logger("tracker.workers")
     if settings.log_file:
         try:
-            handler = logging.handlers.RotatingFileHandler(
+            handler = PrivateFileHandler(
                 Path(settings.database).parent / settings.log_file,
                 maxBytes=10 * 2**20,
                 backupCount=5,

@@ -1,6 +1,7 @@
 """Logs: lines from workers, in the database and in the log file, and who may read them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def test_a_line_below_the_configured_level_is_in_the_log_file_only(
     assert len(lines) == 4
     for level, line in zip(LEVELS, lines, strict=True):
         assert line.endswith(f"{level.upper()} chatty ({worker.id}) some scope: a {level} line")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_the_log_file_is_nobody_elses_to_read(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """Nor one of before, nor those that are rotated away."""
+    path = tmp_path / "lines.log"
+    path.write_bytes(b"x" * (10 * 2**20 - 200))
+    path.chmod(0o644)
+    worker = make_site(log_file=str(path)).create_worker()
+    for number in range(5):
+        worker.log("info", f"a line of some length, which is the line number {number}")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob("lines.log*")}
+    assert modes == {"lines.log": 0o600, "lines.log.1": 0o600}
 
 
 def test_one_line_stays_one_line_in_the_log_file(make_site: Callable[..., Site], tmp_path: Path) -> None:
