@@ -128,6 +128,8 @@ def decode(body: bytes, kind: Any) -> Any:
     A null is as good as nothing: clients send one for what they have not got. So an optional field gets its default,
     a required one is missing, and a body that is null is one without fields. Free JSON keeps its nulls.
 
+    A number like 20.0 is a whole one, as JSON Schema has it.
+
     Of a kind that is `as_printed`, texts may be whatever a script prints: U+FFFD stands for what no text may have.
     """
     body = body.removeprefix(codecs.BOM_UTF8)  # which some editors and shells write
@@ -136,7 +138,12 @@ def decode(body: bytes, kind: Any) -> Any:
     if b"null" in body:  # or else there is none: a task that has none is decoded no slower
         body, kind = b"{}" if body.strip() == b"null" else body, with_nulls(kind)
     try:
-        value = msgspec.json.decode(body, type=kind)
+        try:
+            value = msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            value = msgspec.json.decode(with_whole_numbers(body), type=kind)
     except msgspec.ValidationError as error:
         raise refused_value(error) from None
     except RecursionError:
@@ -146,6 +153,19 @@ def decode(body: bytes, kind: Any) -> Any:
     if b"\\u0000" in body:
         refuse_nul(value)
     return value
+
+
+def with_whole_numbers(body: bytes) -> bytes:
+    """The same JSON, in which 20.0 is 20."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, float):
+            return int(value) if value.is_integer() and abs(value) < 2**64 else value
+        if isinstance(value, dict):
+            return {name: whole(inner) for name, inner in value.items()}
+        return [whole(inner) for inner in value] if isinstance(value, list) else value
+
+    return encode(whole(msgspec.json.decode(body)))
 
 
 @functools.cache

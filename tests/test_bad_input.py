@@ -655,6 +655,16 @@ def test_a_wrong_value_in_any_field_of_any_endpoint_is_refused_by_its_name(house
     refuse()
 
 
+def test_a_whole_number_may_be_written_with_a_point(house: House) -> None:
+    """As JSON Schema has it, and so the API's document: programs print their numbers like that."""
+    body = b'{"project": 1.0, "recipe": "20.0", "priority": -3.0, "max_retries": 2e0, "hash64": 4611686018427387904.0}'
+    assert house.call(("POST", "/task/submit"), body).status == 200
+    stored = house.site.read("SELECT recipe, priority, max_retries, hash64 FROM task ORDER BY id DESC LIMIT 1")
+    assert stored == [("20.0", -3, 2, 2**62)]
+    for number in b"1.5", b"1e300", b"-0.1":
+        house.refuse("priority: ", (400,), ("POST", "/task/submit"), body.replace(b"-3.0", number))
+
+
 # ── Bodies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 DEEP = 100_000
