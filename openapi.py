@@ -491,7 +491,7 @@ class Schemas:
 
     def said(self, text: str) -> str:
         """The text with the values of the settings that it names: `{name}`, or `{name:unit}` that says the name too."""
-        return re.sub(r"{(\w+):(.*?)}", r"{\1}\2 (setting `\1`)", text).format_map(self.words)
+        return re.sub(r"{(\w+):([^{}]*)}", r"{\1}\2 (setting `\1`)", text).format_map(self.words)
 
     def of(self, kind: Any) -> dict[str, Any]:
         """The schema of one of these types."""

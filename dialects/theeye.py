@@ -284,7 +284,7 @@ def wanted(ask: Ask) -> Wanted:
         kind = name.partition("[")[0]
         if kind not in ("where", "sort"):
             continue
-        if not (match := re.fullmatch(r"\w+\[(\w{1,100})\]", name)):
+        if not (match := re.fullmatch(r"(?:where|sort)\[(\w{1,100})\]", name)):
             raise Refusal("invalid", f"{name[:100]} is invalid: it looks like {kind}[field]=value")
         field = "id" if match[1] == "_id" else match[1]
         if kind == "where":
@@ -1194,7 +1194,7 @@ def log_entries(text: str) -> Iterator[str]:
     least = len(text) // MOST_ENTRIES if text.count("\n") >= MOST_ENTRIES else 0
     start = 0
     while start <= len(text):
-        end = text.find("\n", start + least)
+        end = text.find("\n", start + least, start + LONGEST_ENTRY)
         end = min(len(text) if end < 0 else end, start + LONGEST_ENTRY)
         yield text[start:end]
         start = end if text[end : end + 1] not in ("", "\n") else end + 1

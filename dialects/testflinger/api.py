@@ -273,7 +273,7 @@ def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] 
     struct = converted(without_nulls(kind, values), kind, where=where)
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
-        if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
+        if number and not re.fullmatch(r"[+-]?\d{1,18}", value.strip()):  # 1e3 is a number, too, for the library
             raise Unprocessable(name, "Not a valid integer", where)
     return struct
 
