@@ -35,6 +35,8 @@ from errors import TrackerError, convert
 log = logging.getLogger("tracker")
 
 MOST_HEADER_BYTES = 2**16
+MOST_COOKIES = 1000  # of one header that are looked at: browsers keep a few hundred of a site
+MOST_OF_A_NAME = 16  # of those: cookies of one name differ in their paths
 MOST_PIPELINED = 256  # requests that one connection may send ahead of their answers
 
 
@@ -202,11 +204,15 @@ class Incoming:
 
     def cookies(self, name: str) -> Iterator[bytes]:
         """The cookies of that name. Ours are never quoted; the library's unquoting takes minutes over a hostile one."""
+        wanted, found = name.encode() + b"=", 0
         for key, value in self.scope["headers"]:
-            if key == b"cookie":
-                for cookie in value.split(b";"):
-                    if cookie.strip().startswith(name.encode() + b"="):
-                        yield cookie.strip()[len(name) + 1 :]
+            if key == b"cookie" and wanted in value:
+                for cookie in map(bytes.strip, value.split(b";", MOST_COOKIES)[:MOST_COOKIES]):
+                    if cookie.startswith(wanted):
+                        yield cookie[len(wanted) :]
+                        found += 1
+                        if found == MOST_OF_A_NAME:
+                            return
 
     def query(self) -> dict[str, list[str]]:
         """The query's parameters, each as often as it is given; 400 for what is none, or for more than 1000."""
@@ -319,9 +325,17 @@ class Incoming:
             pass
 
 
+LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
+
+
+async def decoded(body: bytes, decode: Callable, *args: Any) -> Any:
+    """What the function makes of a body. A large one is decoded beside the event loop."""
+    return await asyncio.to_thread(decode, body, *args) if len(body) > LARGE else decode(body, *args)
+
+
 def escaped(text: bytes) -> bytes:
     """The text with what is not ASCII in it as a URL spells it."""
-    return re.sub(rb"[\x80-\xff]", lambda byte: b"%%%02X" % ord(byte[0]), text)
+    return re.sub(rb"[\x80-\xff]+", lambda some: b"%" + some[0].hex("%").upper().encode(), text)
 
 
 NEED_ASGI = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
@@ -545,7 +559,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Refuses headers that are too long."""
         if self.at_request_line and not data.isascii():
             line, *rest = data.partition(b"\n")
-            data = b"".join((escaped(line), *rest))
+            if len(line) <= MOST_HEADER_BYTES:  # a longer one is refused below
+                data = b"".join((escaped(line), *rest))
         super().data_received(data)
         if self.headers_pending:
             self.headers_pending += len(data)

@@ -91,6 +91,7 @@ from server import (
     Fields,
     Incoming,
     Server,
+    decoded,
     listen,
     plain_cycle,
     run_loop,
@@ -4287,7 +4288,7 @@ class Call(Incoming):
         return await self.read_body(limit or self.tracker.settings.max_body)
 
     async def json(self, kind: Any) -> Any:
-        return decode(await self.body(), kind)
+        return await decoded(await self.body(), decode, kind)
 
     async def rest(self, seconds: float) -> None:
         """Returns after so many seconds, or when the client has gone, or the tracker stops."""
@@ -4906,7 +4907,7 @@ async def add_log(call: Call) -> Reply:
 
 def in_one_line(text: str) -> str:
     """The text with its control characters and line ends spelled out: nobody can forge a line or paint a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @takes(None, shapes.PushBody, who="The git host that knows the project's webhook secret.", answer=shapes.Push)
