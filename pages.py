@@ -39,6 +39,7 @@ import itsdangerous
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import UNSET, Meta, UnsetType
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
@@ -50,6 +51,7 @@ import shapes
 import tracker
 from database import SCHEMA_VERSION
 from errors import TrackerError
+from server import decoded
 from shapes import INT64_MAX, Id, JobState
 from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
@@ -267,7 +269,7 @@ class Visit(Call):
             most = self.tracker.settings.max_bulk_body
             self.fields = await self.multipart(most, "file", max_files=1, max_fields=100)
         else:
-            self.fields = form_fields(await self.body())
+            self.fields = await decoded(await self.body(), form_fields)
         if not hmac.compare_digest(self.field("token").encode(), self.token.encode()):
             problem = "This form is out of date: please load the page again, and send it once more"
             raise TrackerError("forbidden", problem)
@@ -1535,10 +1537,13 @@ class Static(StaticFiles):
     """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
 
     def get_path(self, scope: dict) -> str:
-        return os.path.normpath(scope["path_params"]["path"])
+        path = scope["path_params"]["path"]
+        if len(path) > 255:  # to look for it costs a time that is quadratic in its parts
+            raise HTTPException(404)
+        return os.path.normpath(path)
 
     def methods_at(self, scope: dict) -> Iterable[str]:
-        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        with contextlib.suppress(OSError, ValueError, HTTPException):  # a name that no file can have
             return ("GET",) if os.path.isfile(self.lookup_path(self.get_path(scope))[0]) else ()
         return ()
 

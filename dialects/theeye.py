@@ -43,8 +43,9 @@ import pages
 import shapes
 import tracker
 from dialects import plumbing
-from dialects.plumbing import as_bytes, as_json, basic_credentials, decoded, forgiving_json, nothing
+from dialects.plumbing import as_bytes, as_json, basic_credentials, forgiving_json, nothing
 from pages import Action, Page
+from server import decoded
 from shapes import Name, ReleaseBody
 from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 
@@ -133,7 +134,7 @@ async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[An
     body = await call.body(LARGEST * max(settings.max_body, settings.max_job_log) if large else None)
     body = body.removeprefix(codecs.BOM_UTF8).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
-        return parameters(body)
+        return await decoded(body, parameters)
     return await decoded(body, json_body, large)
 
 

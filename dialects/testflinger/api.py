@@ -32,10 +32,11 @@ from starlette.routing import Route
 import shapes
 import tracker
 from dialects import plumbing
-from dialects.plumbing import HEADERS, LARGE, as_bytes, as_json, as_text, decoded, nothing
+from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, nothing
 from dialects.testflinger import clients, domain, queues, webhook
 from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
+from server import LARGE, decoded
 from tracker import TrackerError, Tx, encode
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
