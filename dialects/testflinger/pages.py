@@ -564,7 +564,8 @@ def agent_page(tx: Tx, caller: Caller, agent: int) -> dict[str, Any]:
     values["comment"] = without_others(values["comment"], readable, asking)
     return {
         "agent": {**values, **agent_queues(tx, row, asking, MOST_SHOWN)},
-        "provisions": [{**dict(one), "detail": readable_text(one["detail"])} for one in provisions],
+        # Of a detail, of which 300 characters are shown, no more is looked at than could be needed.
+        "provisions": [{**dict(one), "detail": readable_text(one["detail"][: pages.MOST_SHOWN])} for one in provisions],
         "lines": [without_others(line, readable, asking) for line in said],
         "readable": readable,
         "all_readable": asking["admin"],
