@@ -316,7 +316,10 @@ class Incoming:
             form = await Request(self.scope, receive).form(max_part_size=1024 * limit, **limits)
         except (HTTPException, MultiPartException, FormParserError) as error:
             raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
-        return {name: form.getlist(name) for name in form}
+        fields: dict[str, list[Any]] = {}
+        for name, value in form.multi_items():  # to look each name up goes through all of them
+            fields.setdefault(name, []).append(value)
+        return fields
 
     async def gone(self) -> None:
         """Returns when the client has closed the connection, or its side of it."""

@@ -4265,7 +4265,7 @@ class Call(Incoming):
     @property
     def base(self) -> str:
         """Where the caller sees the tracker: a URL without a slash at its end."""
-        host = (self.header(b"host") or b"localhost").decode("latin-1")
+        host = (self.header(b"host") or b"localhost").decode("latin-1")[:259]  # a name, a port: documents repeat it
         return f"{self.scope['scheme']}://{host}{self.tracker.settings.root_path}"
 
     def path_id(self, name: str) -> int:

@@ -205,7 +205,14 @@ HEADERS = [
     "x-secret",
     "x-worker-id",
 ]
-ASKED = [("GET", "/ui/login"), ("GET", "/ui/static/style.css"), ("GET", "/task/get/1"), ("POST", "/v1/job")]
+ASKED = [
+    ("GET", "/ui/login"),
+    ("GET", "/ui/static/style.css"),
+    ("GET", "/task/get/1"),
+    ("POST", "/v1/job"),
+    ("GET", "/"),
+    ("GET", "/nothing"),
+]
 
 
 @pytest.mark.parametrize("header", HEADERS)
@@ -227,6 +234,26 @@ def test_a_path_takes_linear_time(door: Door, begins: str, method: str) -> None:
             lambda path: door.ask(method, path),
             lambda size, unit=unit: begins + (unit * size)[: server.MOST_HEADER_BYTES],
         ), unit
+
+
+def test_a_form_of_twice_as_many_fields_takes_twice_as_long() -> None:
+    def run(body: bytes) -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+        form = asyncio.run(server.Incoming({**SCOPE, "headers": headers}, receive).multipart(2**20, max_fields=10**6))
+        assert len(form) == body.count(b"name=")
+
+    def make(size: int) -> bytes:
+        part = b'--b\r\ncontent-disposition: form-data; name="%d"\r\n\r\n\r\n'
+        return b"".join(part % number for number in range(size)) + b"--b--\r\n"
+
+    assert is_linear(run, make)
+
+
+def test_a_long_name_of_the_host_is_not_repeated_in_a_document() -> None:
+    assert len(asked(b"host", "a" * 60_000).base) < 300
 
 
 @pytest.mark.parametrize("method", ["GET", "OPTIONS"])
