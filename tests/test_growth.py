@@ -141,7 +141,8 @@ def test_a_loop_takes_linear_time_over_every_text(loop: Callable[[str], Any]) ->
         with contextlib.suppress(*REFUSALS):
             loop(text)
 
-    for unit in UNITS:
+    tried = [(cost(run, unit * FIRST) / len(unit), unit) for unit in UNITS]
+    for _, unit in heapq.nlargest(LOOKED_AT, tried):
         assert is_linear(run, lambda size, unit=unit: unit * size), unit
 
 
