@@ -20,7 +20,7 @@ LOCKED = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", LOCK, re.MULTILINE))
 HOLES = {  # the last versions with one that matters to a server
     "starlette": ("0.49.0", "a Range header of quadratic cost"),
     "jinja2": ("3.1.5", "a way out of the sandbox"),
-    "python-multipart": ("0.0.17", "a boundary of quadratic cost"),
+    "python-multipart": ("0.0.29", "headers of a part without end"),
     "pyjwt": ("2.10.0", "issuers that match in part"),
     "httpcore": ("1.0.8", "an h11 that takes malformed chunks"),
     "filelock": ("3.20.2", "a lock file that a link leads elsewhere"),
