@@ -10,6 +10,7 @@ import itertools
 import os
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,24 @@ import tracker
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
+
+
+def keep_files_in_memory() -> None:
+    """Where Linux has a file system in memory with room for them, what tests write goes there, if nobody said where.
+
+    They wait for fsync ten thousand times, which is milliseconds on a disk. It is called all the same, as one of them
+    shows; and what a killed process has written is there after it on either.
+    """
+    memory = "/dev/shm"
+    if "TMPDIR" in os.environ or not (os.path.isdir(memory) and os.access(memory, os.W_OK)):
+        return
+    found = os.statvfs(memory)
+    if found.f_bavail * found.f_frsize >= 2**30 and not found.f_flag & os.ST_NOEXEC:  # some tests write programs
+        os.environ["TMPDIR"] = memory
+        tempfile.tempdir = None  # it is found anew
+
+
+keep_files_in_memory()
 
 # Bounded and the same every time, so that a run says something about the change and not about its luck.
 # Now and then: pytest --hypothesis-profile=thorough
