@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import http.client
@@ -487,8 +488,13 @@ def out_of_range(kind: Any) -> list[str]:
         if isinstance(part, msgspec.inspect.StrType):
             texts += ['"\\u0000"', '"a\\u0000b"', '"a\0b"'.replace("\0", "\\u0000 \\\\u0000")]
             texts += ['""'] if part.min_length else []
-            texts += [json.dumps("x" * (part.max_length + 1))] if part.max_length in range(1, shapes.MOST_TEXT) else []
+            texts += [too_long(part.max_length)] if part.max_length in range(1, shapes.MOST_TEXT) else []
     return texts
+
+
+@functools.cache  # they are megabytes
+def too_long(most: int) -> str:
+    return json.dumps("x" * (most + 1))
 
 
 def every_field(house: House) -> Iterator[tuple[tuple[str, str], dict[str, Any], Field]]:
@@ -621,11 +627,16 @@ def wrong_texts(kind: Any) -> st.SearchStrategy[str]:
     return st.one_of(choices)
 
 
+@functools.cache
+def bounded_fields(endpoint: tuple[str, str]) -> list[Field]:
+    """Those of its body that can be wrong: one that may be any JSON never is."""
+    return [one for one in fields(BODIES[endpoint]) if of_wrong_type(one.type) + out_of_range(one.type)]
+
+
 @st.composite
 def wrong_calls(draw: st.DrawFn) -> tuple[tuple[str, str], Field, str, dict[str, Any]]:
     endpoint = draw(st.sampled_from(sorted(BODIES)))
-    bounded = [one for one in fields(BODIES[endpoint]) if of_wrong_type(one.type) + out_of_range(one.type)]
-    field = draw(st.sampled_from(bounded))  # one that may be any JSON is never wrong
+    field = draw(st.sampled_from(bounded_fields(endpoint)))
     names = st.text(st.characters(codec="utf-8"), min_size=1).map("x-{}".format)
     noise = draw(st.dictionaries(names, JSON, max_size=2))
     return endpoint, field, draw(wrong_texts(field.type)), noise
