@@ -696,6 +696,6 @@ def url_of(sock: socket.socket) -> str:
 
 def run_loop(coroutine: Any) -> None:
     """Runs a coroutine on uvloop where there is one."""
-    factory = uvicorn.Config(None).get_loop_factory()
+    factory = uvicorn.Config(None, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(coroutine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import http.server
 import importlib
 import itertools
@@ -19,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+import starlette.routing
 from hypothesis import HealthCheck, settings
 
 import database
@@ -73,6 +75,17 @@ def pytest_collection(session: pytest.Session) -> None:
                 importlib.import_module(file.stem)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What has been loaded stays: thousands of tests are looked through for garbage once, and not with each of them."""
+    gc.collect()
+    gc.freeze()
+
+
+# The trackers of all tests have the same paths, and what is made of a row of their tables is the same.
+starlette.routing.compile_path = functools.cache(starlette.routing.compile_path)
+tracker.all_pages = functools.cache(tracker.all_pages)
+tracker.handler_of = functools.cache(tracker.handler_of)
+
 NAMES = (f"{kind}{number}" for number in itertools.count(1) for kind in ("project", "manager"))
 
 
@@ -96,7 +109,7 @@ class MovedClock(tracker.Clock):
 
 def client(url: str, **options: Any) -> httpx.Client:
     """Somebody's HTTP client. Without the certificate store: loading it takes longer than a whole test's requests."""
-    return httpx.Client(base_url=url, timeout=90, verify=False, **options)
+    return httpx.Client(base_url=url, timeout=90, verify=False, trust_env=False, **options)
 
 
 class Worker:
