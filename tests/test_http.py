@@ -22,14 +22,19 @@ import tracker
 
 
 def exchange(site: Site, *requests: str | bytes) -> bytes:
-    """Sends raw requests over one connection at once; what comes back until it is closed, or silent for a while."""
+    """Sends raw requests over one connection at once; what comes back until it is closed.
+
+    Or until it is silent for a while after an answer to each of them, none of which has announced the end.
+    """
     host, port = site.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=1) as connection:
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(b"".join(one if isinstance(one, bytes) else one.encode() for one in requests))
         received = b""
         try:
             while chunk := connection.recv(65536):
                 received += chunk
+                if received.count(b"HTTP/1.1 ") >= len(requests) and b"connection: close" not in received.lower():
+                    connection.settimeout(1)
         except TimeoutError:
             received += b"<kept open>"
         return received
