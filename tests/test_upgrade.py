@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 from conftest import client, wait_until
-from place import OPERATIONS, Memory, StillClock, furnish
+from place import OPERATIONS, Memory, Place, StillClock, furnish
 
 import tracker
 from database import APPLICATION_ID, OLDEST_SCHEMA, SCHEMA_VERSION, UPGRADES, connect, prepare_file
@@ -53,23 +54,47 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+@functools.cache
+def furnished() -> tuple[bytes, Place]:
+    """A file with tasks, jobs and operations in every state, and what is where in it: each test has a copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = File(Path(folder) / "today.db")
+        with contextlib.closing(file.connection):
+            place = file.do(furnish)
+            client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
+            file.do(lambda tx: tx.insert("testflinger_client", client) and None)
+            kept = (tracker.digest(SECRET.encode()),)
+            file.do(lambda tx: tx.execute("UPDATE workflow SET secret_hash = ?", kept) and None)
+        return file.path.read_bytes(), place
+
+
 @pytest.fixture
 def today(tmp_path: Path) -> Iterator[File]:
     """A file of today's version with tasks, jobs and operations in every state (`place`)."""
-    file = File(tmp_path / "today.db")
-    file.place = file.do(furnish)
-    client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
-    file.do(lambda tx: tx.insert("testflinger_client", client) and None)
-    kept = (tracker.digest(SECRET.encode()),)
-    file.do(lambda tx: tx.execute("UPDATE workflow SET secret_hash = ?", kept) and None)
+    path = tmp_path / "today.db"
+    contents, place = furnished()
+    path.write_bytes(contents)
+    file = File(path)
+    file.place = place
     with contextlib.closing(file.connection):
         yield file
 
 
+@functools.cache
+def furnished_of(version: int) -> bytes:
+    """The same of an old version."""
+    with tempfile.TemporaryDirectory() as folder:
+        today = Path(folder) / "today.db"
+        today.write_bytes(furnished()[0])
+        return made_old(today, Path(folder) / "old.db", version).read_bytes()
+
+
 @pytest.fixture(params=sorted(UPGRADES))
-def old(today: File, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """The same of each version that can be upgraded."""
-    return made_old(today.path, tmp_path / "old.db", request.param)
+def old(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """What `today` is, of each version that can be upgraded."""
+    path = tmp_path / "old.db"
+    path.write_bytes(furnished_of(request.param))
+    return path
 
 
 def made_old(today: Path, path: Path, version: int = OLDEST) -> Path:
