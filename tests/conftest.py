@@ -232,14 +232,18 @@ class Site:
             connection.close()
 
 
+COLUMNS = """
+    SELECT found.name, group_concat(info.name) FROM sqlite_schema AS found, pragma_table_info(found.name) AS info
+    WHERE found.type = 'table' AND info.name <> 'last_seen' GROUP BY found.name
+"""
+
+
 def dump(path: str | Path) -> dict[str, list[tuple]]:
     """Every row of every table, without what time, a mere visit and a refused duplicate change."""
     passing = {"meta": "key <> 'uptime'", "snapshot": "0", "sqlite_sequence": "0"}
     with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
         tables = {}
-        for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
-            names = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
-            columns = ", ".join(name for name in names if name != "last_seen")
+        for table, columns in connection.execute(COLUMNS).fetchall():
             rows = connection.execute(f"SELECT {columns} FROM {table} WHERE {passing.get(table, 1)}")
             tables[table] = sorted(rows, key=repr)
         return tables

@@ -52,8 +52,11 @@ class Batches(Memory):
         check_counts(self.connection)
         return [outcome if error is None else error for outcome, error in (outcomes[id(call)] for call in batch)]
 
-    def contents(self) -> list[str]:
-        return [line for line in self.connection.iterdump() if "sqlite_sequence" not in line]
+    def contents(self) -> dict[str, list[sqlite3.Row]]:
+        """Every row of every table."""
+        tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'sqlite_sequence'"
+        names = [name for (name,) in self.connection.execute(tables)]
+        return {name: self.connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}
 
 
 FURNISHED = Batches()
