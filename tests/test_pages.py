@@ -83,6 +83,7 @@ class Tab:
 
     def __init__(self, http: httpx.Client):
         self.http = http
+        self.seen: tuple[dict[str, str], str] = ({}, "")  # a session's token, and its cookies
 
     def open(self, path: str, **query: Any) -> Page:
         return Page(self.http.get(path, params=query or None, follow_redirects=True))
@@ -90,7 +91,10 @@ class Tab:
     @property
     def token(self) -> str:
         """What this session's forms carry."""
-        return self.open("/ui/login").form("/ui/login").fields["token"]
+        if not self.http.cookies or self.seen[0] != dict(self.http.cookies):
+            token = self.open("/ui/login").form("/ui/login").fields["token"]
+            self.seen = dict(self.http.cookies), token
+        return self.seen[1]
 
     def post(self, path: str, fields: dict[str, Any] | None = None, **options: Any) -> httpx.Response:
         """Sends a form's fields with the session's token, and stays at the answer."""
