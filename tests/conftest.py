@@ -231,6 +231,11 @@ class Site:
         finally:
             connection.close()
 
+    def dump(self) -> dict[str, list[tuple]]:
+        """Every row (`dump`), when no operation goes on any more: some calls are answered before theirs has ended."""
+        wait_until(lambda: not self.read("SELECT 1 FROM operation WHERE accepted AND finished IS NULL"))
+        return dump(self.settings.database)
+
 
 COLUMNS = """
     SELECT found.name, group_concat(info.name) FROM sqlite_schema AS found, pragma_table_info(found.name) AS info

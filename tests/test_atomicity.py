@@ -497,7 +497,7 @@ def test_a_bulk_submit_that_is_refused_half_way_leaves_nothing(
 ) -> None:
     project = site.admin.create_project()
     worker = site.create_worker(project)
-    before, real = dump(site.settings.database), getattr(tracker, failing)
+    before, real = site.dump(), getattr(tracker, failing)
 
     def fail_at_last(tx: Tx, *args: Any) -> None:
         """Access is withdrawn meanwhile, say."""
@@ -508,7 +508,7 @@ def test_a_bulk_submit_that_is_refused_half_way_leaves_nothing(
     monkeypatch.setattr(tracker, failing, fail_at_last)
     answer = worker.bulk_submit([{"project": project, "recipe": str(number)} for number in range(MANY)])
     assert (answer.status_code, answer.json()["ok"]) == (403, False)
-    assert dump(site.settings.database) == before
+    assert site.dump() == before
 
 
 # ── Many clients at once ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 import pytest
-from conftest import Manager, Site, Worker, dump, wait_until
+from conftest import Manager, Site, Worker, wait_until
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -339,7 +339,7 @@ class House:
         wait_until(lambda: not self.watcher.execute(going_on).fetchone())
         version = self.watcher.execute("PRAGMA data_version").fetchone()[0]
         if version != self.seen[0]:
-            self.seen = version, dump(self.site.settings.database)
+            self.seen = version, self.site.dump()
         return self.seen[1]
 
 
@@ -800,14 +800,14 @@ def head(house: House, endpoint: tuple[str, str], *more: str) -> list[str]:
 
 
 def test_a_body_that_is_announced_to_be_too_large_is_refused_before_any_of_it_has_come(house: House) -> None:
-    before = dump(house.site.settings.database)
+    before = house.site.dump()
     for endpoint in [*BODIES, SUBMIT_LINES]:
         raw = Raw(house.site)
         raw.send(*head(house, endpoint, f"Content-Length: {2**60}"))
         answer = raw.answer()
         assert (answer.status, answer.content["ok"]) == (413, False), endpoint
         assert answer.message.startswith("body: more than ")
-    assert dump(house.site.settings.database) == before
+    assert house.site.dump() == before
 
 
 def test_a_body_of_unknown_length_is_refused_as_soon_as_it_is_too_large(make_site: Callable[..., Site]) -> None:
@@ -840,10 +840,10 @@ def test_slow_clients_are_closed_while_others_are_served(make_site: Callable[...
     half_body.socket.sendall(b'{"project": 1')
     half_chunk.send(*head(house, ("POST", "/task/bulk_submit"), "Transfer-Encoding: chunked"))
     half_chunk.socket.sendall(b"a\r\n[{")
-    before = dump(house.site.settings.database)
+    before = house.site.dump()
     assert house.call(("GET", "/project/list")).status == 200
     assert all(raw.is_closed() for raw in (silent, half_head, half_body, half_chunk))
-    assert dump(house.site.settings.database) == before
+    assert house.site.dump() == before
     assert house.worker.submit(house.project).status_code == 200
 
 
@@ -1058,7 +1058,7 @@ def test_the_list_of_workers_endpoints_is_complete(house: House) -> None:
 
 
 def test_odd_credentials_are_refused_by_every_endpoint_of_workers(house: House) -> None:
-    before = dump(house.site.settings.database)
+    before = house.site.dump()
     for endpoint, headers in itertools.product(OF_WORKERS, ODD_CREDENTIALS.values()):
         body = as_bytes(house.examples()[endpoint].body)
         ids = {"template": house.template, "workflow": house.workflow, "job": house.live, "operation": house.operation}
@@ -1071,7 +1071,7 @@ def test_odd_credentials_are_refused_by_every_endpoint_of_workers(house: House) 
         assert answer.status == 401, (endpoint, headers, answer)
         if endpoint not in ALSO_OF_MANAGERS:
             assert "X-Worker-ID" in answer.message and "X-Secret" in answer.message
-    assert dump(house.site.settings.database) == before
+    assert house.site.dump() == before
 
 
 ODD_COOKIES = {
@@ -1121,7 +1121,7 @@ ODD_ORIGINS = [
 
 
 def test_an_odd_origin_is_another_site(house: House) -> None:
-    before = dump(house.site.settings.database)
+    before = house.site.dump()
     for endpoint, example in house.examples().items():
         if endpoint[0] == "POST" and example.headers.__name__ == "as_admin" and endpoint != ("POST", "/logs"):
             for header in ODD_ORIGINS:
@@ -1130,7 +1130,7 @@ def test_an_odd_origin_is_another_site(house: House) -> None:
                 raw.socket.sendall(body)
                 answer = raw.answer()
                 assert (answer.status, answer.content["ok"]) == (403, False), (endpoint, header, answer)
-    assert dump(house.site.settings.database) == before
+    assert house.site.dump() == before
 
 
 def test_an_odd_host_makes_no_endpoint_fail(house: House) -> None:
@@ -1195,21 +1195,21 @@ NO_HTTP = [
 
 
 def test_what_is_no_http_is_answered_400(house: House) -> None:
-    before = dump(house.site.settings.database)
+    before = house.site.dump()
     for request in NO_HTTP:
         raw = Raw(house.site)
         raw.socket.sendall(request)
         assert raw.answer().status == 400, request
-    assert dump(house.site.settings.database) == before
+    assert house.site.dump() == before
     assert house.call(("GET", "/account")).status == 200
 
 
 def test_a_client_that_goes_away_in_the_middle_of_its_body_leaves_nothing(house: House) -> None:
-    before = dump(house.site.settings.database)
+    before = house.site.dump()
     for endpoint in [*BODIES, SUBMIT_LINES]:
         raw, body = Raw(house.site), as_bytes(house.examples()[endpoint].body)
         raw.send(*head(house, endpoint, f"Content-Length: {len(body) + 1}"))
         raw.socket.sendall(body)
         raw.socket.close()
     assert house.call(("GET", "/account")).status == 200
-    assert dump(house.site.settings.database) == before
+    assert house.site.dump() == before

@@ -15,7 +15,7 @@ import httpx
 import lxml.html
 import pytest
 import screenshots
-from conftest import Site, Worker, client, dump, wait_until
+from conftest import Site, Worker, client, wait_until
 
 import database
 import pages
@@ -227,7 +227,7 @@ class Place:
         }.get(path, {})
 
     def dump(self) -> dict[str, list[tuple]]:
-        return dump(self.site.settings.database)
+        return self.site.dump()
 
 
 def run_in_lab(site: Site, admin: Tab, text: str) -> dict[str, Any]:
