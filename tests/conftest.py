@@ -257,6 +257,7 @@ def dump(path: str | Path) -> dict[str, list[tuple]]:
 @contextlib.contextmanager
 def serving_in_thread(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """Somebody else's HTTP server on this machine: its URL."""
+    handler = type(handler.__name__, (handler,), {"disable_nagle_algorithm": True})  # or a body waits for its headers
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
