@@ -190,9 +190,11 @@ def read_until(stream, text):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody is given who asks for any: those are above, and one that is let go may soon be another's."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", 10_000 + secrets.randbelow(22_000)))
+            return probe.getsockname()[1]
 
 
 @contextmanager
