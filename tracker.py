@@ -13,11 +13,11 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), settings, server (how bytes come in),
-database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
-and githook (uploads, push events), names (that people choose), waiting (workers that wait), openapi (the API's
-document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other
-systems' APIs).
+Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
+(how bytes come in), database (the file) with writer (the one that writes), counts (the live ones) and warming (what is
+read for it), lines and githook (uploads, push events), names (that people choose), waiting (workers that wait), openapi
+(the API's document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/
+(other systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -79,16 +79,15 @@ import errors
 import names
 import openapi
 import shapes
+from connections import room_for
 from counts import COUNTED, reads_no_counts
 from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, receive_push
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
+from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
-    LONGEST_DIRECT,
     SPOOL_BYTES,
-    Direct,
-    Fields,
     Incoming,
     Server,
     decoded,
@@ -3925,7 +3924,7 @@ class Tracker:
         self.settings = settings
         self.clock = clock or Clock()
         self.named_origins = frozenset(self.settings.cors_origins) - {"*"}
-        self.waiters = Waiters()
+        self.waiters = Waiters(min(settings.max_waits, room_for(settings.max_connections) * 3 // 4))
         self.polls = Polls(settings.max_empty_polls, time.monotonic)
         self.db = Database(settings, self.clock, self.waiters.announce)
         self.hashing = asyncio.Semaphore(2)
