@@ -31,7 +31,8 @@ MOST_TURNED_AWAY = 32  # connections beyond the limit that are open until they h
 TURN = 0.001  # seconds for which one connection is read on
 SHARE = 4  # times as long as a turn took do all the others have before the next one
 LEAST_TAKEN = 48 * 1024  # bytes of an answer that its client takes in within request_timeout
-MOST_UNSENT = 128 * 1024  # bytes of an answer that the system takes from us before the client takes them in
+MOST_AHEAD = 128 * 1024  # bytes of an answer that the system takes from us before the client takes them in
+MOST_UNSENT = 64 * 2**20  # bytes of answers that wait in memory for their clients to take them in, of all together
 STALLED = 5.0  # seconds after which a client that sends or takes in nothing makes room for another one
 
 
@@ -88,6 +89,11 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Ends it at once, whatever has not been sent."""
 
+    def unsent_bytes(self) -> int:
+        """How much of its answers its client has not taken in."""
+
+    unsent: Unsent
+
     def take_turn(self, until: float) -> bool:
         """Reads on of what has come, until then (time.monotonic()). Whether there is more."""
 
@@ -105,6 +111,7 @@ class Crowd:
         self._idle: list[tuple[float, int, Connection]] = []  # the longest idle one last
         self._none_until = 0.0
         self._turned_away: collections.deque[Connection] = collections.deque()
+        self._unsent: set[Connection] = set()
 
     def let_in(self, new: Connection, connections: set[Connection], now: float) -> None:
         """Makes room for a new connection where there is none, or has it be turned away."""
@@ -136,6 +143,23 @@ class Crowd:
                     return one
         self._none_until = now + self.RESCAN
         return None
+
+    def note_unsent(self, one: Connection) -> None:
+        """Its client takes in its answers less fast than they come. Cuts off others that do so least, if need be."""
+        self._unsent.add(one)
+        left = sum(other.unsent_bytes() for other in self._unsent)
+        others = sorted(self._unsent - {one}, key=lambda other: other.unsent.since) if left > MOST_UNSENT else ()
+        for other in others:
+            left -= other.unsent_bytes()
+            self._unsent.discard(other)
+            other.abort()
+            self.seldom.warning("A client is cut off that does not take in its answer, as too many wait in memory")
+            if left <= MOST_UNSENT:
+                return
+
+    def forget_unsent(self, one: Connection) -> None:
+        """Its client has taken in its answers, or has gone."""
+        self._unsent.discard(one)
 
     def queue(self, one: Connection) -> None:
         """Much has come over this connection: it is read in turns, at once if nothing is against it."""
@@ -228,7 +252,7 @@ class Unsent:
 def limit_unsent(listening: socket.socket) -> None:
     """Lets the system take little of an answer in advance. Or else it takes megabytes, and tells of no progress."""
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_AHEAD)
 
 
 READING = "pause_reading", "resume_reading"

@@ -237,6 +237,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.rest, self.transport.closing = b"", True
+        self.crowd.forget_unsent(self)
         super().connection_lost(exc)
         if self.unread:
             self.unread()
@@ -446,9 +447,15 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self.began is not None and not self.in_head and self.cycle.response_complete:
             self.loop.call_later(LAST_WORDS[0], self.hear_out, self.cycle)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.unsent.look(self.unsent_bytes(), self.loop.time())
+        self.crowd.note_unsent(self)
+
     def resume_writing(self) -> None:
         super().resume_writing()
         self.unsent.bytes = 0
+        self.crowd.forget_unsent(self)
         held, self.held = self.held, None
         if held:
             held.go_on()
@@ -523,7 +530,7 @@ class GuardedProtocol(HttpToolsProtocol):
         Closes one on which something has been coming in for longer than `patience` (seconds), whose client has been
         taking in too little of its answer for so long, or on which nothing has been going on for `idle` seconds.
         """
-        self.unsent.look(self.transport.inner.get_write_buffer_size(), now)
+        self.unsent.look(self.unsent_bytes(), now)
         if self.unsent.bytes and self.unsent.since < now - patience:
             self.crowd.seldom.warning("A client is cut off that takes in its answer too slowly (request_timeout)")
             self.transport.inner.abort()
@@ -568,6 +575,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def turn_away(self) -> None:
         """Has the first request be refused: before it, a client would not understand an answer."""
         self.turned_away = True
+
+    def unsent_bytes(self) -> int:
+        return self.transport.inner.get_write_buffer_size()
 
     def abort(self) -> None:
         self.transport.inner.abort()
