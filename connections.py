@@ -225,11 +225,12 @@ class Flow(FlowControl):
             super().pause_reading()
 
     def resume_reading(self) -> None:
-        if not self.held:
-            super().resume_reading()
-        elif self.read_paused:
+        if self.read_paused:
             self.read_paused = False
-            self.more()
+            if self.held:
+                self.more()
+            else:
+                self._transport.resume_reading()
 
 
 class Unsent:
