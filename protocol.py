@@ -31,7 +31,10 @@ MOST_HEADER_BYTES = 2**16  # of a request: its first line, its headers, and the 
 MOST_HEADERS = 256  # of a request
 MOST_PIPELINED = 256  # requests that one connection may send ahead of their answers
 PIECE = 2**11  # bytes that are read at once, however many requests, headers or chunks they are
+SMALL_PIECE = 2**9  # bytes that are read at once where more has come than PIECE, and requests may be in it
+MIDDLE_PIECE = 2**15  # bytes that are read at once if few chunks were in what came before
 LARGE_PIECE = 2**17  # bytes that are read at once if few lines are in them
+FEW_CHUNKS = 4
 MOST_LINES = 64  # in what is read at once, beyond PIECE
 SHORT_BODY = 2**16  # bytes of a body whose end is awaited after the answer, to keep the connection
 LAST_WORDS = 1.0, 2**20  # seconds and bytes for which a client is heard out that has been answered before its end
@@ -209,6 +212,7 @@ class GuardedProtocol(HttpToolsProtocol):
     body_left = 0  # bytes of the body that are still to come, if its length is known
     keeps_alive: bool | None = None  # whether it goes on if a body, which may be long, ends before the answer begins
     at_request_line = True  # what comes next begins a request, or goes on with its first line
+    chunks = 0  # of a body that were in the last piece
     rest, at, piece = b"", 0, PIECE  # what has come and is not read yet, from where on, and how much is read at once
     deaf: int | None = None  # bytes that have come, and were not read, since the last answer
     refusing: TrackerError | None = None  # what is answered after the requests before
@@ -292,11 +296,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def next_piece(self) -> int:
         """How many bytes are read next: many of a body, fewer of what is many lines, and so much work."""
         if self.in_head or self.at_request_line:
-            return PIECE
+            return SMALL_PIECE
         if self.body_left > 0:
             return self.body_left
-        size = min(4 * self.piece, LARGE_PIECE)
-        while size > PIECE and self.rest.count(b"\n", self.at, self.at + size) > MOST_LINES:
+        size, sure = min(4 * self.piece, LARGE_PIECE), PIECE
+        if self.chunks <= FEW_CHUNKS:  # the lines in the last one were content
+            sure = min(size, MIDDLE_PIECE)
+        self.chunks = 0
+        while size > sure and self.rest.count(b"\n", self.at, self.at + size) > MOST_LINES:
             size //= 4
         self.piece = size
         return size
@@ -413,6 +420,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if isinstance(self.cycle, Direct):
             self.cycle.raw_body += body
         else:
+            self.chunks += 1
             super().on_body(body)
 
     def on_message_complete(self) -> None:
