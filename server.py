@@ -135,6 +135,15 @@ class Unpacked:
         return piece
 
 
+MOST_BODIES = 2**28  # bytes of bodies that are held while they arrive, of all together
+
+
+class Arriving:
+    """How many bytes of bodies are held that have not arrived in whole."""
+
+    bytes = 0
+
+
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
 
 
@@ -205,13 +214,19 @@ class Incoming:
         return True
 
     async def read_body(self, limit: int) -> bytes:
-        """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
+        """The whole body. 413 as soon as it is known to exceed the limit (in KiB); 503 while others hold too much."""
         self.refuse_longer(limit)
         parts, size, more = [], 0, True  # joined once: adding to bytes copies all that has arrived
-        while more:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
-            part, more = await self.part(size, limit)
-            parts.append(part)
-            size += len(part)
+        try:
+            while more:  # GuardedProtocol watches how long it takes: a timer for each would cost more than decoding
+                part, more = await self.part(size, limit)
+                parts.append(part)
+                size += len(part)
+                Arriving.bytes += len(part)
+                if more and Arriving.bytes > MOST_BODIES and Arriving.bytes > size:
+                    raise TrackerError("unavailable", "Too much is being sent at once: please try again", delay=1.0)
+        finally:
+            Arriving.bytes -= size
         return b"".join(parts)
 
     async def spool(self, file: BinaryIO, limit: int) -> None:

@@ -314,6 +314,22 @@ def test_a_request_that_comes_too_slowly_is_answered(make_site: Callable) -> Non
             assert refused(408, "timeout", "request")(answers(connection)[0])
 
 
+def test_bodies_that_never_arrive_in_whole_are_bounded_in_memory(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_BODIES", 300_000)
+    begun = CHUNKED + b"\r\n10000\r\n" + b" " * 65536 + b"\r\n"
+    held = [connect(site.url) for _ in range(4)]
+    for number, connection in enumerate(held, 1):
+        connection.sendall(begun)
+        wait_until(lambda number=number: server.Arriving.bytes == number * 65536)
+    with connect(site.url) as one_more:
+        one_more.sendall(begun)
+        assert refused(503, "unavailable")(answers(one_more)[0])
+    assert sent(site, CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n")[0][0] == 200
+    for connection in held:
+        connection.close()
+    wait_until(lambda: server.Arriving.bytes == 0)
+
+
 # ── Answers that nobody reads ─────────────────────────────────────────────────────────────────────────────────────────
 
 
