@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -144,6 +146,14 @@ class Crowd:
         self._none_until = now + self.RESCAN
         return None
 
+    def check_files(self) -> None:
+        """Says so when no file can be opened any more: then new connections are lost without a word."""
+        try:
+            os.close(os.dup(2))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.seldom.warning("There are too many open files: connections are lost (raise the system's limit)")
+
     def note_unsent(self, one: Connection) -> None:
         """Its client takes in its answers less fast than they come. Cuts off others that do so least, if need be."""
         self._unsent.add(one)
@@ -178,8 +188,13 @@ class Crowd:
         until = began + TURN
         while self._turns and time.monotonic() < until:
             one = self._turns.popleft()
-            if one.take_turn(until):
-                self._turns.append(one)
+            try:
+                again = one.take_turn(until)
+            except Exception:
+                log.exception("What a client has sent cannot be read")
+                one.abort()
+            else:
+                self._turns.extend([one] * again)
         took = time.monotonic() - began
         if took > TURN / 4:  # what most send takes less, and leaves no debt
             self._rests_until = began + took + SHARE * took
@@ -215,7 +230,7 @@ class Flow(FlowControl):
     def free(self) -> None:
         if self.held:
             self.held = False
-            if not self.read_paused:
+            if not self.read_paused and not self._transport.inner.is_closing():
                 self._transport.resume_reading()
 
     def pause_reading(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import socket
 import time
@@ -24,8 +23,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 import libraries
 from connections import STALLED, Crowd, Flow, Transport, Unsent
 from errors import STATUS, TrackerError, encode
-
-log = logging.getLogger("tracker")
 
 MOST_HEADER_BYTES = 2**16  # of a request: its first line, its headers, and the trailers of its body
 MOST_HEADERS = 256  # of a request
@@ -240,7 +237,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.crowd.let_in(self, self.connections, self.began)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.rest, self.transport.closing = b"", True
+        self.rest, self.flow.held, self.transport.closing = b"", False, True
         self.crowd.forget_unsent(self)
         super().connection_lost(exc)
         if self.unread:

@@ -344,6 +344,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         now = self.loop.time()
+        self.config.crowd.check_files()
         for connection in list(self.server_state.connections):
             connection.close_if_slow(now, self.request_timeout, self.config.timeout_keep_alive)
         return await super().on_tick(counter)

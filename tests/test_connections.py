@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import re
@@ -517,6 +518,34 @@ print(connections.room_for(500), connections.room_for(10_000), resource.getrlimi
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=HOME, capture_output=True, text=True, timeout=60)
     assert done.stdout.split("\n")[0] == "500 936 (1000, 1000)", done.stderr
+
+
+def test_running_out_of_open_files_is_logged(
+    run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left(number: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    run()
+    monkeypatch.setattr(connections.os, "dup", none_left)
+    wait_until(lambda: "too many open files" in caplog.text)
+
+
+def test_a_client_that_goes_while_what_it_sent_waits_to_be_read_holds_up_nobody(site: Site) -> None:
+    for _ in range(20):
+        with connect(site.url) as connection:
+            connection.sendall(CHUNKED + b"\r\n" + b"1\r\n \r\n" * 30_000)
+    [answer] = sent(site, CHUNKED + b"\r\n" + b"1\r\n \r\n" * 5_000 + b"2\r\n{}\r\n0\r\n\r\n")
+    assert answer[0] == 200
+
+
+def test_a_fault_in_reading_ends_that_connection_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(protocol.GuardedProtocol, "next_piece", None)
+        with connect(site.url) as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(CHUNKED + b"\r\n" + b"1\r\n \r\n" * 5_000)
+            assert connection.recv(1) == b""
+    assert sent(site, CHUNKED + b"\r\n" + b"1\r\n \r\n" * 5_000 + b"2\r\n{}\r\n0\r\n\r\n")[0][0] == 200
 
 
 # ── Waits ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
