@@ -1039,7 +1039,7 @@ def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
 @needs(
     LOGIN, says="An admin, or a manager with the role MANAGE_ACCESS in somebody else's project: others see themselves."
 )
-def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
+def list_managers(tx: Tx, caller: Caller, *, after: int = 0) -> list[Manager]:
     """The managers, in the order of registration: all of them for those who may grant roles in others' projects."""
     grants = (
         "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project"
@@ -1047,7 +1047,8 @@ def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
     )
     if not (caller.manager.tracker_admin or tx.one(grants, caller.as_values)):
         return [caller.manager]
-    return [shaped(Manager, row) for row in tx.all("SELECT * FROM manager ORDER BY id")]
+    rows = tx.execute("SELECT * FROM manager WHERE id > ? ORDER BY id", (after,))
+    return part_of(rows, lambda row: shaped(Manager, row), lambda row: row["id"])
 
 
 @needs(LOGIN, of=PROJECT, says="A manager with the role MANAGE_ACCESS in the project: others see themselves.")
