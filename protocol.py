@@ -347,8 +347,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The time of the body begins. Closes a connection on which too many requests wait for their answers."""
         self.began, self.at_request_line, self.body_left = self.loop.time(), False, 0
-        if self.turned_away:
-            raise Refused(CROWDED)
         if self.find_direct and (call := self.direct_call()):
             self.take_in(call)
         else:
@@ -360,6 +358,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def begin_asgi(self) -> None:
         """Has uvicorn do with a request, whose headers are here, what it does."""
+        if self.turned_away:
+            raise Refused(CROWDED)
         self.check_headers()
         if sum(name == b"host" for name, _ in self.headers) > 1:
             raise Refused(TWO_HOSTS)
@@ -390,8 +390,8 @@ class GuardedProtocol(HttpToolsProtocol):
         length = headers.get(b"content-length", b"0")
         if not NEED_ASGI.isdisjoint(headers) or len(length) > 6 or int(length) > self.longest_direct:
             return None
-        if len(headers) != len(self.headers) or len(headers) > MOST_HEADERS or self.unused > MOST_HEADER_BYTES:
-            return None  # one is given twice, or it has to be counted how long they are
+        if len(headers) != len(self.headers) or (self.unused > PIECE and self.check_headers()):
+            return None  # one is given twice
         self.body_left = int(length)
         return make(self, headers, self.parser.should_keep_alive())
 
@@ -579,7 +579,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def turn_away(self) -> None:
         """Has the first request be refused: before it, a client would not understand an answer."""
-        self.turned_away = True
+        self.turned_away, self.find_direct = True, None
 
     def unsent_bytes(self) -> int:
         return self.transport.inner.get_write_buffer_size()
