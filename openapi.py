@@ -531,7 +531,7 @@ class Schemas:
         return {**schema, "$ref": REF.format(name=new_name)}
 
 
-MAYBE = {"job", "attachments"}  # of a task: only some have one
+MAYBE = {"job", "attachments", "more"}  # only some tasks have one, and only a cut list more
 
 
 def answered_types(answer: Any) -> list[Any]:

@@ -128,6 +128,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_wait: Annotated[shapes.Seconds, "The longest ?wait= for a task that is honoured, in seconds."] = 60
     max_count: Annotated[shapes.Count, "The most tasks that one ?count= or one bulk release may take."] = 1000
     max_bulk: Annotated[shapes.Count, "The most tasks in one bulk submit."] = 100_000
+    max_waits: Annotated[
+        shapes.Count,
+        "How many requests may wait for a task at the same time, beyond which one is answered at once; no more than"
+        " three quarters of the connections that there may be.",
+    ] = 5000
     max_empty_polls: Annotated[
         float,
         "How often a second a worker may ask a project that has no task for it; who asks more often is answered later"
@@ -137,8 +142,15 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 4096
     max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
     request_timeout: Annotated[
-        shapes.Seconds, "A client has this long to send its headers, and again to send its body."
+        shapes.Seconds,
+        "A client has this long to send its headers, again to send its body (or each 256 KiB of an upload), and again"
+        " to take in each 48 KiB of an answer.",
     ] = 30
+    max_connections: Annotated[
+        shapes.Count,
+        "How many connections there may be, or as many as the system lets files be open. Beyond, the one makes room"
+        " that has been idle longest.",
+    ] = 10_000
     shutdown_timeout: Annotated[
         shapes.Seconds, "Requests in flight have this long to finish when the tracker stops."
     ] = 10

@@ -100,6 +100,19 @@ class WorkerStatistics(Shape):
     paused: Annotated[bool, "Whether an admin has paused it.", False]
 
 
+class Ranking(Shape):
+    """The workers that have closed most tasks."""
+
+    stats: Annotated[list[WorkerStatistics], "The workers, the busiest first: at most a thousand."]
+    more: Annotated[bool | UnsetType, "True if there are more: ask again with `after` the last one's `id`."] = UNSET
+
+
+class RankingQuery(Shape):
+    """From which place on."""
+
+    after: Annotated[Id | None, "Only workers behind the one with this `id`."] = None
+
+
 class AliasBody(Shape):
     alias: Annotated[Label, "The worker's name. Empty means `{default_alias}`; `unassigned` is reserved."] = ""
 

@@ -13,11 +13,11 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), settings, server (how bytes come in),
-browsers (what they may do), attempts (at passwords), database (the file) with writer (the one that writes), counts (the
-live ones) and warming (what is read for it), lines and githook (uploads, push events), names (that people choose),
-waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when the app is made:
-pages (the manager UI), dialects/ (other systems' APIs).
+Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
+(how bytes come in), browsers (what they may do), attempts (at passwords), database (the file) with writer (the one that
+writes), counts (the live ones) and warming (what is read for it), lines and githook (uploads, push events), names (that
+people choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when
+the app is made: pages (the manager UI), dialects/ (other systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -91,16 +91,15 @@ from attempts import (
     note_address,
     sources_of,
 )
+from connections import room_for
 from counts import COUNTED, reads_no_counts
 from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, receive_push
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
+from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
-    LONGEST_DIRECT,
     SPOOL_BYTES,
-    Direct,
-    Fields,
     Incoming,
     Server,
     decoded,
@@ -346,9 +345,9 @@ SELECT_MANAGER = """
 """
 
 
-def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any) -> Any:
+def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any, **place: Any) -> Any:
     """Calls `function(tx, caller, *args)` for whoever comes with these credentials. 401 for a worker that is none."""
-    return function(tx, identify(tx, credentials), *args)
+    return function(tx, identify(tx, credentials), *args, **place)
 
 
 def identify(tx: Tx, credentials: Credentials) -> Caller:
@@ -455,11 +454,11 @@ def needs(
 
     def declare(function: Callable) -> Callable:
         @functools.wraps(function)
-        def checked(tx: Tx, caller: Caller, *args: Any) -> Any:
+        def checked(tx: Tx, caller: Caller, *args: Any, **place: Any) -> Any:
             if need.of is None:
                 check_kind(caller, need.role)
-                return function(tx, caller, *args)
-            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:])
+                return function(tx, caller, *args, **place)
+            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:], **place)
 
         declared = function if by_itself else checked
         declared.need = need
@@ -609,10 +608,19 @@ def set_worker_paused(tx: Tx, caller: Caller, body: shapes.PauseBody) -> None:
     tx.execute("UPDATE worker SET paused = ? WHERE id = ?", (body.paused, body.worker))
 
 
-def worker_stats(tx: Tx, caller: Caller) -> list[shapes.WorkerStatistics]:
-    """Every worker and how many tasks it has closed, the busiest first."""
-    rows = tx.all("SELECT id, alias, closed_task_count, paused FROM worker ORDER BY closed_task_count DESC, id")
-    return [shaped(shapes.WorkerStatistics, row) for row in rows]
+MOST_RANKED = 1000  # workers in one answer
+
+
+def worker_stats(tx: Tx, caller: Caller, query: shapes.RankingQuery) -> shapes.Ranking:
+    """The workers and how many tasks each has closed, the busiest first: a thousand, and `more` if there are others."""
+    last = tx.one("SELECT id, closed_task_count FROM worker WHERE id = ?", (query.after,))
+    rows = tx.all(
+        "SELECT id, alias, closed_task_count, paused FROM worker WHERE :id IS NULL OR closed_task_count < :closed"
+        " OR (closed_task_count = :closed AND id > :id) ORDER BY closed_task_count DESC, id LIMIT :most + 1",
+        {"id": last and last["id"], "closed": last and last["closed_task_count"], "most": MOST_RANKED},
+    )
+    ranked = [shaped(shapes.WorkerStatistics, row) for row in rows[:MOST_RANKED]]
+    return shapes.Ranking(ranked, True if len(rows) > MOST_RANKED else UNSET)
 
 
 # ── Projects and access ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -644,14 +652,35 @@ def project_of(columns: tuple) -> Project:
     return Project(**{**made, **rates, "chain": made["chain"] or 0})
 
 
-def list_projects(tx: Tx, caller: Caller) -> list[Project]:
+class Part(list):
+    """A part of a list, encoded, and where the next one begins: at None there is none."""
+
+    after: Any = None
+
+
+PART_ROWS, PART_BYTES = 500, 2**18  # a part ends with the row that reaches one of them
+
+
+def part_of(rows: Iterable[sqlite3.Row], shown: Callable[[sqlite3.Row], Any], place: Callable[[Any], Any]) -> Part:
+    """The first of these rows, as they are `shown`. `place` tells of a row where those behind it begin."""
+    part, size = Part(), 0
+    for row in rows:
+        part.append(Raw(encode(shown(row))))
+        size += len(part[-1])
+        if len(part) == PART_ROWS or size >= PART_BYTES:
+            part.after = place(row)
+            break
+    return part
+
+
+def list_projects(tx: Tx, caller: Caller, *, after: str = "") -> list[Project]:
     """Every project that the caller may see, by name: hidden ones only with READ."""
-    rows = tx.all(
+    rows = tx.execute(
         "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
-        " WHERE NOT p.hidden OR :admin OR r.role & 1 ORDER BY p.name",
-        caller.as_values,
+        " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after ORDER BY p.name",
+        {**caller.as_values, "after": after},
     )
-    return [project_with_counts(row) for row in rows]
+    return part_of(rows, project_with_counts, lambda row: row["name"])
 
 
 @needs(LOGIN)
@@ -789,15 +818,19 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
 
 
 @needs(MANAGE_ACCESS)
-def list_access(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Access]:
+def list_access(tx: Tx, caller: Caller, project: sqlite3.Row, *, after: tuple = (2, "", 0)) -> list[shapes.Access]:
     """Who has or wants access, the waiting requests first."""
-    rows = tx.all(
+    rows = tx.execute(
         "SELECT a.role_submit AS submit, a.role_assign AS assign, a.request, a.project,"
         " w.id, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
-        " WHERE a.project = ? ORDER BY a.request DESC, w.alias, w.id",
-        (project["id"],),
+        " WHERE a.project = ? AND (-a.request, w.alias, w.id) > (-?, ?, ?) ORDER BY a.request DESC, w.alias, w.id",
+        (project["id"], *after),
     )
-    return [shaped(shapes.Access, row, worker=shaped(shapes.Worker, row)) for row in rows]
+    return part_of(
+        rows,
+        lambda row: shaped(shapes.Access, row, worker=shaped(shapes.Worker, row)),
+        lambda row: (row["request"], row["alias"], row["id"]),
+    )
 
 
 def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
@@ -1020,7 +1053,7 @@ def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
 @needs(
     LOGIN, says="An admin, or a manager with the role MANAGE_ACCESS in somebody else's project: others see themselves."
 )
-def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
+def list_managers(tx: Tx, caller: Caller, *, after: int = 0) -> list[Manager]:
     """The managers, in the order of registration: all of them for those who may grant roles in others' projects."""
     grants = (
         "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project"
@@ -1028,7 +1061,8 @@ def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
     )
     if not (caller.manager.tracker_admin or tx.one(grants, caller.as_values)):
         return [caller.manager]
-    return [shaped(Manager, row) for row in tx.all("SELECT * FROM manager ORDER BY id")]
+    rows = tx.execute("SELECT * FROM manager WHERE id > ? ORDER BY id", (after,))
+    return part_of(rows, lambda row: shaped(Manager, row), lambda row: row["id"])
 
 
 @needs(LOGIN, of=PROJECT, says="A manager with the role MANAGE_ACCESS in the project: others see themselves.")
@@ -3947,7 +3981,7 @@ class Tracker:
         self.settings = settings
         self.clock = clock or Clock()
         self.named_origins = frozenset(self.settings.cors_origins) - {"*"}
-        self.waiters = Waiters()
+        self.waiters = Waiters(min(settings.max_waits, room_for(settings.max_connections) * 3 // 4))
         self.polls = Polls(settings.max_empty_polls, time.monotonic)
         self.db = Database(settings, self.clock, self.waiters.announce)
         self.hosts = browsers.Hosts(settings.allowed_hosts)
@@ -4659,6 +4693,7 @@ def takes_of(row: Native) -> Takes:
     if inspect.iscoroutinefunction(row.function):
         return row.function.takes
     hints, need = typing.get_type_hints(row.function, include_extras=True), getattr(row.function, "need", None)
+    hints.pop("after", None)  # of a list that is read in parts
     ids = re.findall(r"{(\w+)}", row.path)
     [given] = list(hints.items())[2 + len(ids) : -1] or [(None, None)]
     worker = need is not None and (need.role == WORKER, bool(need.worker))
@@ -4690,9 +4725,25 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
             args.append(call.query_as(takes.query))
         database = call.tracker.db
         content = await (database.read if reads else database.write)(as_caller, row.function, *args)
+        if isinstance(content, Part) and content.after is not None:
+            return in_parts(database, row, args, content)
         return Reply({row.envelope: content} if row.envelope else content, status=row.status)
 
     return handler
+
+
+def in_parts(database: Database, row: Native, args: list, part: Part) -> StreamingResponse:
+    """The answer with a long list. Each part of it is read when the one before has been sent."""
+
+    async def parts(part: Part) -> AsyncIterator[bytes]:
+        yield b'{"ok":true,"content":{"%b":[' % row.envelope.encode() + b",".join(map(bytes, part))
+        while part.after is not None:
+            part = await database.read(functools.partial(as_caller, after=part.after), row.function, *args)
+            yield b"".join(b"," + one for one in map(bytes, part))
+        yield b"]}}"
+
+    headers = {name.decode(): value.decode() for name, value in JSON_HEADERS}
+    return StreamingResponse(parts(part), headers=headers)
 
 
 @takes(Call.worker, BulkSubmitBody | list[BulkTask], who=SUBMITTER, answer=shapes.BulkSubmitted)
@@ -5149,7 +5200,7 @@ API: list[Native] = [
     Native("GET", "/worker/get/{worker}", get_worker, "worker"),
     Native("POST", "/worker/update", update_worker),
     Native("POST", "/worker/set_paused", set_worker_paused),
-    Native("GET", "/worker/stats", worker_stats, "stats"),
+    Native("GET", "/worker/stats", worker_stats),
     Native("GET", "/project/list", list_projects, "projects"),
     Native("GET", "/project/get/{project}", get_project),
     Native("POST", "/project/create", create_project, "id"),
@@ -5398,22 +5449,20 @@ def all_pages() -> list[tuple[str, str, Callable]]:
     return [route for table in tables for route in pages.routes_of(table)]
 
 
-async def http_error(request: Request, error: HTTPException) -> Response:
+async def http_error(request: Request, error: HTTPException) -> Answer:
     """Starlette's own refusals (no such path, wrong method), in the tracker's form."""
     status, refusal = error.status_code, TrackerError("invalid", error.detail)
     if status == 405 and (methods := request.app.methods_at(request.scope)):
         refusal = MethodNotAllowed(request.method, methods)
     elif status in (404, 405):  # 405: what is there for GET alone says that there is nothing
         status, refusal = 404, TrackerError("not_found", f"There is nothing at {request.url.path}")
-    headers = {**(error.headers or {}), **error_headers(refusal)}
-    headers.pop("Allow", None)  # Starlette knows of one route
-    return Response(error_reply(refusal).body(), status, headers, "application/json")
+    return error_reply(refusal)._replace(status=status)
 
 
-async def home_page(call: Call) -> Response:
+async def home_page(call: Call) -> Answer:
     """GET /: JSON for programs, the manager UI for browsers."""
     if b"text/html" not in (call.header(b"accept") or b""):
-        return Response(Reply({"name": "tracker", "version": __version__}).body(), media_type="application/json")
+        return Reply({"name": "tracker", "version": __version__})
     return RedirectResponse(call.scope.get("root_path", "") + "/ui/", 303)
 
 

@@ -181,6 +181,15 @@ def test_every_path_says_which_methods_it_has_and_refuses_the_others_with_the_sa
             assert answer.status_code != 405 or answer.headers["allow"] == asked.headers["allow"], (method, path)
 
 
+def test_every_refusal_is_kept_by_nobody_and_taken_for_nothing_else(site: Site) -> None:
+    for path in *every_path(), "/nothing", "/v1/nothing", "/ui/nothing", "/ui/static/nothing", "/a/b/c":
+        for method in "GET", "POST", "PUT", "DELETE":
+            answer = site.guest.request(method, path)
+            kept = {name: answer.headers.get(name) for name in ("x-content-type-options", "cache-control")}
+            if answer.status_code >= 400:
+                assert kept == {"x-content-type-options": "nosniff", "cache-control": "no-store"}, (method, path)
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/api/nothing", "/v1/nothing", "/ui/nothing", "/ui/static/nothing"])
 def test_what_methods_there_are_at_a_path_that_is_nothing_is_404(site: Site, path: str) -> None:
     for method in "OPTIONS", "PUT":

@@ -566,3 +566,13 @@ def test_giving_roles_by_name_needs_manage_access_and_a_name_that_there_is() -> 
     unknown = shapes.RoleForm("nobody", read=True)
     refusal = queue.refusal(tracker.set_named_role, giver, queue.project, unknown)
     assert refusal == "not_found: username: there is no manager named 'nobody'"
+
+
+def test_a_long_list_of_managers_is_whole_in_parts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(6):
+        site.create_manager()
+    before = site.admin.get("/manager/list")
+    assert len(before.json()["content"]["managers"]) == 7
+    monkeypatch.setattr(tracker, "PART_ROWS", 2)
+    answer = site.admin.get("/manager/list")
+    assert answer.content == before.content and "content-length" not in answer.headers

@@ -11,7 +11,7 @@ import jwt
 import pytest
 from place import Queue
 
-import server
+import protocol
 import tracker
 from dialects.testflinger import clients as clients
 from dialects.testflinger.clients import ACCESS_LIFETIME, REFRESH_LIFETIME, Client, LimitsBody, PermissionsBody
@@ -508,7 +508,7 @@ def test_limits_that_make_no_sense_are_refused(place: Clients, fields: dict[str,
 
 def test_the_largest_limits_fit_in_a_header(place: Clients) -> None:
     place.update(allowed_queues=[f"{number:0200}" for number in range(clients.MOST_LIMITS // 204 - 1)])
-    assert len(place.token()) < server.MOST_HEADER_BYTES / 2
+    assert len(place.token()) < protocol.MOST_HEADER_BYTES / 2
 
 
 def test_a_name_is_given_once(place: Clients) -> None:

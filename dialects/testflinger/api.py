@@ -17,7 +17,7 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_to_bytes
@@ -25,6 +25,7 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Meta, Raw
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -360,18 +361,56 @@ def calls(function: Callable, *path: str, given: type | Decode | None = None, lo
         elif given is not None:
             told = await given(ask)
 
-        def run(tx: Tx, caller: clients.Client | None) -> bytes | None:
+        def run(tx: Tx, caller: clients.Client | None) -> list[bytes | domain.Long] | None:
             """The content, encoded here, beside the event loop: it may be long."""
             content = function(tx, *[caller][:named], *map(ask.path, path), *told)
-            return None if content is None else encode(content)
+            return None if content is None else list(json_pieces(content))
 
         reads = ask.scope["method"] in ("GET", "HEAD")
         content = await (ask.read(run) if reads else ask.write(run, long))
         if content is None:
             return nothing() if reads else as_text("OK")
-        return as_bytes(content, "application/json")
+        if len(content) == 1:
+            return as_bytes(content[0], "application/json")
+        return StreamingResponse(read_on(ask, content), 200, HEADERS, "application/json")
 
     return handle
+
+
+def json_pieces(content: Any) -> Iterator[bytes | domain.Long]:
+    """The content as JSON: in one piece, or before, between and behind what is too long to be held."""
+    if isinstance(content, domain.Long):
+        yield content
+    elif not is_long(content):
+        yield encode(content)
+    else:
+        before = b"{"
+        for name, value in content.items():
+            yield before + encode(name) + b":"
+            yield from json_pieces(value)
+            before = b","
+        yield b"}"
+
+
+def is_long(content: Any) -> bool:
+    """Whether something in these objects is too long to be held."""
+    inside = content.values() if isinstance(content, dict) else ()
+    return any(isinstance(one, domain.Long) or is_long(one) for one in inside)
+
+
+async def read_on(ask: Ask, pieces: list[bytes | domain.Long]) -> AsyncIterator[bytes]:
+    """The pieces; what is long is read when what comes before has been sent."""
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        place: int | None = 0
+        while place is not None:
+            try:
+                part, place = await ask.tracker.db.read(piece.read, place)
+            except TrackerError:
+                raise ClientDisconnect from None  # what has changed cannot be continued: it is broken off
+            yield part
 
 
 async def health(ask: Ask) -> Response:
