@@ -86,6 +86,8 @@ UPGRADES: dict[int, tuple[str, str]] = {
         DROP INDEX verifier_set_head;
         DROP TRIGGER task_verifiers_updated;
         DROP TRIGGER task_verifiers_deleted;
+        ALTER TABLE session ADD COLUMN created INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE manager ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE manager ADD COLUMN look TEXT NOT NULL DEFAULT '';
         UPDATE manager SET look = look(username);
         ALTER TABLE workflow ADD COLUMN secret_hash BLOB NOT NULL DEFAULT x'';

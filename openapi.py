@@ -323,6 +323,17 @@ NOTES: dict[str, Note] = {
         for kind in ("promote", "demote")
         for method in ("POST", "GET")
     },
+    **{
+        f"POST /manager/{kind}/{{manager}}": Note(
+            "Managers", {403: "The caller is no tracker admin, or is this manager."}, path={"manager": 2}
+        )
+        for kind in ("unblock", "block")
+    },
+    "POST /manager/delete/{manager}": Note(
+        "Managers",
+        {403: "The caller is no tracker admin, or is this manager.", 409: "The manager is not blocked."},
+        path={"manager": 2},
+    ),
     **{f"{method} /logout": Note("Managers", cookie="Ends the session in the browser.") for method in ("POST", "GET")},
 }
 

@@ -177,8 +177,8 @@ def recent_failures(tx: Tx, project: int) -> list[sqlite3.Row]:
 def recent_operations(tx: Tx, project: int) -> list[sqlite3.Row]:
     """What managers have lately done to many tasks of the project at once."""
     return tx.all(
-        "SELECT o.*, m.username FROM operation o JOIN manager m ON m.id = o.manager"
-        " WHERE o.project = ? AND o.accepted ORDER BY o.id DESC LIMIT 5",
+        "SELECT o.*, m.username FROM operation o LEFT JOIN manager m ON m.id = o.manager"
+        " WHERE o.project = ? AND o.manager IS NOT NULL AND o.accepted ORDER BY o.id DESC LIMIT 5",
         (project,),
     )
 
@@ -261,6 +261,11 @@ class Visit(Call):
     def token(self) -> str:
         """Proves that a form came from one of this session's pages, which may have one in each of their rows."""
         return self.tracker.form_signer.get_signature(self.session() or b"").decode()
+
+    @property
+    def session_mark(self) -> str:
+        """Which of the manager's logins this one is."""
+        return tracker.digest(self.session() or b"").hex()[:16]
 
     async def read_form(self) -> None:
         """Takes in a POST's fields. Refuses one that lacks the session's token."""
@@ -1393,14 +1398,13 @@ async def log_out_page(visit: Visit) -> Response:
 
 @tracker.needs(LOGIN)
 def account_page(tx: Tx, caller: Caller) -> dict[str, Any]:
-    """The manager's own account: its roles, and in how many browsers it is logged in."""
-    values = {"manager": caller.manager.id, "now": tx.time}
-    live = "SELECT COUNT(*) FROM session WHERE manager = :manager AND expires > :now"
+    """The manager's own account: its roles, and its logins."""
+    values = {"manager": caller.manager.id}
     roles = (
         "SELECT p.id, p.name, r.role FROM manager_role r JOIN project p ON p.id = r.project"
         " WHERE r.manager = :manager ORDER BY p.name LIMIT 200"
     )
-    return {"session_count": tx.one(live, values)[0], "roles": tx.all(roles, values)}
+    return {"sessions": tracker.list_sessions(tx, caller), "roles": tx.all(roles, values)}
 
 
 async def change_password_page(visit: Visit) -> Response:
@@ -1518,9 +1522,13 @@ PAGES = [
     Action("", entering(tracker.make_account, shapes.RegisterBody, "Welcome, {username}."), again=True),
     Page("/ui/account", "account.html", account_page),
     Action("/password", change_password_page, again=True),
+    Action("/sessions", tracker.end_sessions, to="/ui/account", says="Ended: {result:,}.", again=False),
     Page("/ui/admin", "admin.html", admin_page),
     Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
+    Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
+    Action("/unblock/{manager}", tracker.unblock_manager, says="The manager may log in again."),
+    Action("/delete/{manager}", tracker.delete_manager, says="The account is deleted."),
 ]
 
 

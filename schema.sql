@@ -111,6 +111,7 @@ CREATE TABLE IF NOT EXISTS manager (
     look                        TEXT NOT NULL DEFAULT '',    -- what the name looks like: a new one has a look of its own
     password_hash               TEXT NOT NULL,
     tracker_admin               INTEGER NOT NULL,
+    blocked                     INTEGER NOT NULL DEFAULT 0,  -- it may not log in, and its tokens open nothing
     register_time               INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS manager_look ON manager (look);
@@ -129,7 +130,8 @@ CREATE INDEX IF NOT EXISTS manager_role_manager ON manager_role (manager);
 CREATE TABLE IF NOT EXISTS session (
     id_hash                     BLOB PRIMARY KEY,
     manager                     INTEGER NOT NULL REFERENCES manager,
-    expires                     INTEGER NOT NULL
+    expires                     INTEGER NOT NULL,
+    created                     INTEGER NOT NULL DEFAULT 0   -- 0: nobody knows
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS session_manager ON session (manager);
 CREATE INDEX IF NOT EXISTS session_expires ON session (expires);
@@ -142,6 +144,16 @@ CREATE TABLE IF NOT EXISTS login_address (
     PRIMARY KEY (manager, address)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS login_address_last_used ON login_address (manager, last_used);
+
+-- What it made stays: others look after that. (Jobs and operations go on naming its number.)
+CREATE TRIGGER IF NOT EXISTS manager_gone AFTER DELETE ON manager BEGIN
+    DELETE FROM manager_role WHERE manager = OLD.id;
+    DELETE FROM session WHERE manager = OLD.id;
+    DELETE FROM login_address WHERE manager = OLD.id;
+    DELETE FROM theeye_token WHERE manager = OLD.id;
+    UPDATE testflinger_client SET manager = NULL WHERE manager = OLD.id;
+    UPDATE project SET creator = NULL WHERE creator = OLD.id;
+END;
 
 -- Recent failed logins: of one account, from one address, of both together, of one browser.
 CREATE TABLE IF NOT EXISTS login_failure (

@@ -295,6 +295,16 @@ class LoginBody(Shape):
     password: Annotated[ShortText, "The manager's password."]
 
 
+SessionMark = Annotated[str, Meta(pattern="^([0-9a-f]{16})?$")]
+
+
+class SessionsForm(Shape):
+    """Which logins of a manager: the one with this mark, or all but one."""
+
+    mark: SessionMark = ""
+    keep: SessionMark = ""
+
+
 class PasswordForm(Shape):
     password: ShortText
     new_password: NewPassword

@@ -977,7 +977,7 @@ def open_session(tx: Tx, manager: int) -> bytes:
     """A fresh session id, of which only the hash is stored."""
     session = secrets.token_urlsafe(32).encode()
     expires = tx.time + int(tx.settings.session_lifetime)
-    tx.execute("INSERT INTO session VALUES (?, ?, ?)", (digest(session), manager, expires))
+    tx.execute("INSERT INTO session VALUES (?, ?, ?, ?)", (digest(session), manager, expires, tx.time))
     return session
 
 
@@ -994,9 +994,11 @@ def count_login(tx: Tx, *attempt: str) -> tuple[int, str] | None:
 
 
 def accept_login(tx: Tx, manager: int, *attempt: str) -> tuple[Manager, bytes]:
-    """The password was right: opens a session."""
+    """The password was right: opens a session, unless an admin has blocked or deleted the account meanwhile."""
     accept_attempt(tx, manager, Attempt(*attempt))
     row = tx.one("SELECT * FROM manager WHERE id = ?", (manager,))
+    if row is None or row["blocked"]:
+        raise TrackerError("forbidden", "An admin has blocked this account", "username")
     return shaped(Manager, row), open_session(tx, manager)
 
 
@@ -1044,10 +1046,62 @@ def demote_manager(tx: Tx, caller: Caller, manager: int) -> None:
 
 
 def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
+    check_other(tx, caller, manager, "promote or demote")
+    tx.execute("UPDATE manager SET tracker_admin = ? WHERE id = ?", (admin, manager))
+
+
+def check_other(tx: Tx, caller: Caller, manager: int, what: str) -> None:
+    """Refuses what an admin does to itself, lest none be left, and to nobody."""
     if caller.manager.id == manager:
-        raise TrackerError("forbidden", "you cannot promote or demote yourself", "manager")
-    if not tx.one("UPDATE manager SET tracker_admin = ? WHERE id = ? RETURNING id", (admin, manager)):
+        raise TrackerError("forbidden", f"you cannot {what} yourself", "manager")
+    if not tx.one("SELECT 1 FROM manager WHERE id = ?", (manager,)):
         raise TrackerError("not_found", f"No manager {manager}")
+
+
+@needs(ADMIN)
+def block_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Ends all logins of another manager, and lets it log in no more. Its tokens open nothing meanwhile."""
+    check_other(tx, caller, manager, "block")
+    tx.execute("UPDATE manager SET blocked = 1 WHERE id = ?", (manager,))
+    tx.execute("DELETE FROM session WHERE manager = ?", (manager,))
+
+
+@needs(ADMIN)
+def unblock_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Lets a blocked manager log in again."""
+    check_other(tx, caller, manager, "unblock")
+    tx.execute("UPDATE manager SET blocked = 0 WHERE id = ?", (manager,))
+
+
+@needs(ADMIN)
+def delete_manager(tx: Tx, caller: Caller, manager: int) -> None:
+    """Deletes the account of another manager, with its roles, logins and tokens.
+
+    What it has made stays. It has to be blocked before, so that nobody is deleted by a slip of the hand.
+    """
+    check_other(tx, caller, manager, "delete")
+    if not tx.execute("DELETE FROM manager WHERE id = ? AND blocked", (manager,)).rowcount:
+        raise TrackerError("conflict", "block the manager first", "manager")
+
+
+@needs(LOGIN)
+def list_sessions(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
+    """The caller's logins, the newest first, each with a mark (the beginning of its hash)."""
+    return tx.all(
+        "SELECT lower(substr(hex(id_hash), 1, 16)) AS mark, created, expires FROM session"
+        " WHERE manager = ? AND expires > ? ORDER BY created DESC, mark LIMIT 100",
+        (caller.manager.id, tx.time),
+    )
+
+
+@needs(LOGIN)
+def end_sessions(tx: Tx, caller: Caller, body: shapes.SessionsForm) -> int:
+    """Ends the caller's login with this mark, or all but the one to keep. How many those were."""
+    if not (body.mark or body.keep):
+        raise TrackerError("invalid", "say which", "mark")
+    which, mark = ("=", body.mark) if body.mark else ("<>", body.keep)
+    ends = f"DELETE FROM session WHERE manager = ? AND lower(substr(hex(id_hash), 1, 16)) {which} ?"
+    return tx.execute(ends, (caller.manager.id, mark)).rowcount
 
 
 @needs(
@@ -1113,7 +1167,7 @@ def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
         )
     tx.execute(
         "INSERT INTO manager (username, look, password_hash, tracker_admin, register_time) VALUES (?, ?, ?, 1, ?)"
-        " ON CONFLICT (username) DO UPDATE SET password_hash = excluded.password_hash, tracker_admin = 1",
+        " ON CONFLICT (username) DO UPDATE SET password_hash = excluded.password_hash, tracker_admin = 1, blocked = 0",
         (username, names.look(username), password_hash, tx.time),
     )
     if row:
@@ -2582,7 +2636,8 @@ def maker_of(tx: Tx, job: sqlite3.Row) -> str:
     if job["worker"] is not None:
         return f"worker {alias_of(tx, job['worker'])} ({job['worker']})"
     if job["manager"] is not None:
-        return f"manager {tx.one('SELECT username FROM manager WHERE id = ?', (job['manager'],))['username']}"
+        row = tx.one("SELECT username FROM manager WHERE id = ?", (job["manager"],))
+        return f"manager {row['username']}" if row else "a manager whose account was deleted"
     if job["workflow_job"] is not None:
         return "its workflow"
     clients = (client_of(tx, job) for client_of in hooks("client_of"))
@@ -5230,6 +5285,9 @@ API: list[Native] = [
     Native("GET", "/manager/list_for_project/{project}", list_project_managers, "managers"),
     Native("GET POST", "/manager/promote/{manager}", promote_manager, status=204),
     Native("GET POST", "/manager/demote/{manager}", demote_manager, status=204),
+    Native("POST", "/manager/block/{manager}", block_manager, status=204),
+    Native("POST", "/manager/unblock/{manager}", unblock_manager, status=204),
+    Native("POST", "/manager/delete/{manager}", delete_manager, status=204),
     Native("POST", "/manager/set_role_for_project/{project}", set_role),
 ]
 

@@ -375,7 +375,7 @@ def authenticate(tx: Tx, ask: Ask) -> Caller:
     key = tracker.digest(ask.bearer.encode("utf-8", "replace")) if ask.bearer else None
     row = tx.one(
         "SELECT t.* FROM theeye_token t JOIN manager m ON m.id = t.manager"
-        " WHERE t.hash = ? AND t.revoked IS NULL AND m.tracker_admin",
+        " WHERE t.hash = ? AND t.revoked IS NULL AND m.tracker_admin AND NOT m.blocked",
         (key,),
     )
     if row:

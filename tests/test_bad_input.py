@@ -245,6 +245,9 @@ class House:
             ("POST", "/manager/promote/{manager}"): Example(self.as_admin, manager),
             ("GET", "/manager/demote/{manager}"): Example(self.as_admin, manager),
             ("POST", "/manager/demote/{manager}"): Example(self.as_admin, manager),
+            ("POST", "/manager/unblock/{manager}"): Example(self.as_admin, manager),
+            ("POST", "/manager/block/{manager}"): Example(self.as_admin, manager),
+            ("POST", "/manager/delete/{manager}"): Example(self.as_admin, manager),
             ("POST", "/manager/set_role_for_project/{project}"): Example(self.as_admin, project, role),
         }
 

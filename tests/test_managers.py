@@ -1,7 +1,9 @@
 """Managers: accounts, sessions, throttled logins, admins, roles, and requests that another site caused."""
 
 import asyncio
+import contextlib
 import re
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
 from http.cookies import SimpleCookie
 from itertools import count, cycle, islice
@@ -406,6 +408,57 @@ def test_nobody_gives_roles_that_it_has_not_itself(site: Site) -> None:
     site.admin.set_role(project, other, READ | EDIT)
     assert manager.set_role(project, other, EDIT).status_code == 200  # it keeps what it has
     assert manager.set_role(project, manager, ALL_ROLES).status_code == 403
+
+
+def log_in(site: Site, manager: Manager) -> int:
+    """The status of another login."""
+    with client(site.url) as http:
+        return http.post("/login", json={"username": manager.username, "password": manager.password}).status_code
+
+
+def test_a_blocked_manager_is_logged_out_and_logs_in_no_more_until_it_is_unblocked(site: Site) -> None:
+    manager = site.create_manager()
+    assert site.admin.post(f"/manager/block/{manager.id}").status_code == 204
+    assert manager.get("/account").json()["content"]["logged_in"] is False
+    assert log_in(site, manager) == 403
+    assert site.admin.post(f"/manager/unblock/{manager.id}").status_code == 204
+    assert log_in(site, manager) == 200
+
+
+def test_an_account_is_deleted_once_it_is_blocked_and_what_it_made_stays(site: Site) -> None:
+    manager = site.create_manager()
+    project = manager.create_project()
+    template = manager.post("/template/create", {"project": project, "name": "build"}).json()["content"]["template"]
+    job = manager.post(f"/template/trigger/{template['id']}", {}).json()["content"]["job"]["id"]
+    manager.post(f"/project/reset_failed_tasks/{project}")
+    assert site.admin.post(f"/manager/delete/{manager.id}").status_code == 409
+    site.admin.post(f"/manager/block/{manager.id}")
+    assert site.admin.post(f"/manager/delete/{manager.id}").status_code == 204
+    assert site.admin.post(f"/manager/delete/{manager.id}").status_code == 404
+    names = [one["username"] for one in site.admin.get("/manager/list").json()["content"]["managers"]]
+    assert (names, log_in(site, manager)) == (["admin"], 401)
+    assert site.admin.get(f"/manager/list_for_project/{project}").json()["content"]["managers"] == []
+    for page in f"/ui/projects/{project}", f"/ui/jobs/{job}", "/ui/admin", "/ui/jobs":
+        assert site.admin.get(page).status_code == 200
+    assert site.read("SELECT COUNT(*) FROM session WHERE manager = ?", manager.id) == [(0,)]
+
+
+def test_blocking_is_for_admins_and_not_of_oneself(site: Site) -> None:
+    manager = site.create_manager()
+    for what in "block", "unblock", "delete":
+        assert manager.post(f"/manager/{what}/{site.admin.id}").status_code == 403
+        assert site.admin.post(f"/manager/{what}/{site.admin.id}").status_code == 403
+        assert site.admin.post(f"/manager/{what}/99").status_code == 404
+
+
+def test_a_password_that_the_command_line_gives_unblocks(site: Site) -> None:
+    manager = site.create_manager("somebody")
+    site.admin.post(f"/manager/block/{manager.id}")
+    with contextlib.closing(sqlite3.connect(site.settings.database, isolation_level=None)) as connection:
+        connection.row_factory = sqlite3.Row
+        tx = tracker.Tx(connection, site.clock, site.settings)
+        tracker.make_admin(tx, "somebody", tracker.hash_password("password"), reset=True)
+    assert log_in(site, manager) == 200
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -224,8 +224,13 @@ class Place:
             "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
             "/ui/login": {"username": "admin", "password": "password"},
             "/ui/register": {"username": "newcomer", "password": "password"},
+            "/ui/account/sessions": {"keep": self.own_mark()},
             "/ui/account/password": {"password": "password", "new_password": "another password"},
         }.get(path, {})
+
+    def own_mark(self) -> str:
+        """Which of the admin's logins is the present one."""
+        return tracker.digest(self.admin.http.cookies["tt"].partition(".")[0].encode()).hex()[:16]
 
     def dump(self) -> dict[str, list[tuple]]:
         return self.site.dump()
@@ -662,6 +667,24 @@ def test_the_logs_are_public_if_the_settings_say_so(make_site: Callable[..., Sit
     assert ("plain message" in page.text) == public
     assert page.answer.url.path == ("/ui/logs" if public else "/ui/login")
     assert ("/ui/logs" in guest.open("/ui/").links) == public
+
+
+def test_a_manager_sees_its_logins_and_ends_them(place: Place) -> None:
+    manager = place.site.create_manager("many")
+    others = [client(place.site.url) for _ in range(3)]
+    for http in others:
+        http.post("/login", json={"username": "many", "password": "password"})
+    live = lambda: [http.get("/account").json()["content"]["logged_in"] for http in others]  # noqa: E731
+    page = Tab(manager.http).open("/ui/account")
+    texts = texts_of(page, "sessions", "td")
+    assert len(texts) == 12 and texts[2::3].count("this one") == 1
+    Tab(manager.http).send(next(form for form in page.tree.forms if "mark" in form.fields))
+    assert live().count(False) == 1
+    page = Tab(manager.http).open("/ui/account")
+    page = Tab(manager.http).send(next(form for form in page.tree.forms if "keep" in form.fields))
+    assert live() == [False] * 3 and texts_of(page, "sessions", "td")[2::3] == ["this one"]
+    for http in others:
+        http.close()
 
 
 def test_pages_show_log_lines_to_those_who_may_read_the_project(place: Place) -> None:

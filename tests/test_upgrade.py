@@ -63,6 +63,7 @@ def furnished() -> tuple[bytes, Place]:
             place = file.do(furnish)
             client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
             file.do(lambda tx: tx.insert("testflinger_client", client) and None)
+            file.do(lambda tx: tx.execute("UPDATE session SET created = 0") and None)
             kept = (tracker.digest(SECRET.encode()),)
             file.do(lambda tx: tx.execute("UPDATE workflow SET secret_hash = ?", kept) and None)
         return file.path.read_bytes(), place
@@ -168,7 +169,7 @@ def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
         connection.executescript((HOME / "schema.sql").read_text("utf-8"))
         made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
     plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
-    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (7, "940f3406a447bb91")
+    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (7, "fb27161833a1f087")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────
