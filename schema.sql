@@ -133,7 +133,15 @@ CREATE TABLE IF NOT EXISTS session (
 CREATE INDEX IF NOT EXISTS session_manager ON session (manager);
 CREATE INDEX IF NOT EXISTS session_expires ON session (expires);
 
--- Recent failed logins of one account or from one address.
+-- An address from which a manager has logged in: strangers' failures are nothing to it.
+CREATE TABLE IF NOT EXISTS login_address (
+    manager                     INTEGER NOT NULL REFERENCES manager,
+    address                     TEXT NOT NULL,               -- IPv6: its /64
+    last_used                   INTEGER NOT NULL,
+    PRIMARY KEY (manager, address)
+) STRICT, WITHOUT ROWID;
+
+-- Recent failed logins: of one account, from one address, of both together, of one browser.
 CREATE TABLE IF NOT EXISTS login_failure (
     source                      TEXT PRIMARY KEY,
     failures                    INTEGER NOT NULL,

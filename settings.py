@@ -34,6 +34,12 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "Origins of other sites' pages that may use the API, such as https://app.example.org, and with a manager's"
         ' login; "*" is all others, without logins.',
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^((\*\.)?[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+)$")], ...],
+        "Names, without a port, under which browsers may reach the tracker, such as tracker.example.org or"
+        " *.example.org. Empty: any; but where it listens on loopback, those of its own machine and that of a proxy"
+        " with TLS.",
+    ] = ()
     database: Annotated[str, "The SQLite file; a relative path starts at the configuration file's folder."] = (
         "tracker.db"
     )
@@ -60,8 +66,20 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     access_log: Annotated[bool, "Whether to print a line for each request."] = False
     cookie_name: Annotated[str, "Name of the session cookie.", Meta(pattern="^[A-Za-z0-9_-]+$")] = "tt"
     session_lifetime: Annotated[shapes.Seconds, "A login ends after this time, in seconds."] = 2_592_000
+    max_logins: Annotated[
+        shapes.Count,
+        "So many logins and registrations at once may have their passwords looked at, or wait for it; more are refused"
+        " (503). Browsers that have logged in before have as many places again.",
+    ] = 32
+    hsts: Annotated[
+        int,
+        "For how long, in seconds, browsers that have seen a page under TLS are to ask for nothing else on this host"
+        " (Strict-Transport-Security); 0 does not say so.",
+        Meta(ge=0, le=2**31),
+    ] = 0
     open_registration: Annotated[
-        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
+        bool,
+        "Whether anybody may register as a manager (who starts with no rights). The first one, the owner, always may.",
     ] = True
     open_worker_registration: Annotated[
         bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."

@@ -17,6 +17,7 @@ import pytest
 from conftest import Site, wait_until
 from doors import House, NativeAgent, NativeClient, TestflingerAgent, TheeyeAgent
 
+import attempts
 import server
 import tracker
 
@@ -388,7 +389,7 @@ def test_a_page_of_long_log_lines_is_cut_and_can_be_continued(site: Site, monkey
 def test_registrations_from_one_address_are_throttled(site: Site) -> None:
     statuses = [
         httpx.post(f"{site.url}/register", json={"username": f"user{number}", "password": "password"}).status_code
-        for number in range(tracker.FREE_ATTEMPTS["register"] + 3)
+        for number in range(attempts.FREE_ATTEMPTS["register"] + 3)
     ]
     assert statuses[0] == 200
     assert statuses[-1] == 429
