@@ -168,13 +168,6 @@ def access_token(tx: Tx, row: sqlite3.Row) -> str:
     return jwt.encode(claims, signing_key, ALGORITHM)
 
 
-def rotate_signing_key(tx: Tx) -> None:
-    """From now on another key signs tokens. Those of the old one are as if they had expired: clients renew them."""
-    if (old := tx.one("SELECT value FROM meta WHERE key = 'testflinger_key'")) is not None:
-        tx.execute("INSERT OR REPLACE INTO meta VALUES ('testflinger_old_key', ?)", (old[0],))
-    tx.execute("INSERT OR REPLACE INTO meta VALUES ('testflinger_key', ?)", (secrets.token_bytes(32),))
-
-
 def key_mark(signing_key: bytes, row: sqlite3.Row) -> str:
     """Ties a token to the client's present key: it ends with it, also when another client gets the same name.
 
@@ -431,6 +424,14 @@ def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody)
 def key_hash(tx: Tx, caller: tracker.Caller, client: str) -> bytes:
     """The hash of a client's present key."""
     return find_row(tx, client)["key_hash"]
+
+
+@tracker.needs(tracker.ADMIN)
+def rotate_signing_key(tx: Tx, caller: tracker.Caller) -> None:
+    """From now on another key signs tokens. Those of the old one are as if they had expired: clients renew them."""
+    if (old := tx.one("SELECT value FROM meta WHERE key = 'testflinger_key'")) is not None:
+        tx.execute("INSERT OR REPLACE INTO meta VALUES ('testflinger_old_key', ?)", (old[0],))
+    tx.execute("INSERT OR REPLACE INTO meta VALUES ('testflinger_key', ?)", (secrets.token_bytes(32),))
 
 
 @tracker.needs(tracker.ADMIN)
