@@ -10,12 +10,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
+import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from errors import TrackerError
 from writer import Tx
+
+log = logging.getLogger("tracker")
 
 # ── Logins ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -94,9 +98,10 @@ class Places:
     """
 
     OWN = 2
+    SAY = 60.0  # seconds between two lines in the log about what is refused
 
     def __init__(self, most: int):
-        self.most = most
+        self.most, self.said = most, -self.SAY
         self.count: collections.Counter[bool] = collections.Counter()
         self.own: collections.Counter[str] = collections.Counter()
 
@@ -105,6 +110,9 @@ class Places:
         """Takes one, of those for the known if there is a name. Refuses (unavailable) when there is none."""
         known = bool(username) and self.own[username] < self.OWN
         if self.count[known] >= self.most:
+            if time.monotonic() - self.said >= self.SAY:
+                self.said = time.monotonic()
+                log.warning("Logins are refused: %d at once have their passwords looked at (max_logins)", self.most)
             raise TrackerError("unavailable", "Too many logins at once (max_logins); please try again", delay=3.0)
         self.count[known] += 1
         self.own[username] += known

@@ -112,7 +112,7 @@ def is_origin_of(origin: bytes, host: bytes) -> bool:
     """Whether pages of this origin come from this host; some proxies name the port that goes without saying."""
     scheme, _, place = origin.partition(b"://")
     unsaid = {b"http": b":80", b"https": b":443"}.get(scheme, b":")
-    return place.lower().removesuffix(unsaid) == host.lower().removesuffix(unsaid)
+    return place != b"" and place.lower().removesuffix(unsaid) == host.lower().removesuffix(unsaid)
 
 
 def sent_by(headers: Headers) -> Literal["us", "others", "nobody"]:

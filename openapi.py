@@ -709,7 +709,7 @@ def security_schemes(settings: Any) -> dict[str, Any]:
     places = {
         "worker_id": ("header", "X-Worker-ID", worker),
         "worker_secret": ("header", "X-Secret", secret),
-        "session": ("cookie", settings.cookie_name, f"{session} `cookies`."),
+        "session": ("cookie", settings.cookie_name, f"{session} `cookies`. Under TLS its name begins with `__Host-`."),
     }
     return {
         kind: {"type": "apiKey", "in": place, "name": name, "description": description}

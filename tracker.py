@@ -4211,8 +4211,7 @@ def error_reply(error: TrackerError) -> Reply:
 
 
 def client_address(call: Call) -> str:
-    """Where the call came from, as attempts are counted: one IPv4 address, or one subscriber's network of IPv6."""
-    return browsers.network_of((call.scope.get("client") or ("unknown", 0))[0])
+    return (call.scope.get("client") or ("unknown", 0))[0]
 
 
 ENTRANCES = ("/login", "/register")
@@ -4343,7 +4342,7 @@ class Call(Incoming):
     @property
     def guesser(self) -> Guesser:
         """Who tries secrets, if it is one who guesses."""
-        return Guesser(self.tracker.guesses, client_address(self))
+        return Guesser(self.tracker.guesses, browsers.network_of(client_address(self)))
 
     @property
     def base(self) -> str:
@@ -5015,7 +5014,7 @@ async def register(call: Call) -> Reply:
 async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, bytes]:
     """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
     names.check_new_name(body.username)
-    address, owner = client_address(call), call.is_owner(body.code)
+    address, owner = browsers.network_of(client_address(call)), call.is_owner(body.code)
     with call.tracker.logins.taken():
         await call.tracker.db.write(count_registration, address, owner)
         password_hash = await call.tracker.hash(hash_password, body.password)
@@ -5037,7 +5036,8 @@ async def login(call: Call) -> Reply:
 
 async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Manager, bytes]:
     """The manager and its new session. 401 for a wrong password or name, 429 after several, 503 where many come."""
-    attempt = Attempt(body.username, client_address(call), call.known_browser(body.username))
+    address = browsers.network_of(client_address(call))
+    attempt = Attempt(body.username, address, call.known_browser(body.username))
     with call.tracker.logins.taken(attempt.username.lower() if attempt.browser else ""):
         found = await call.tracker.db.write(count_login, *attempt)
         if not await call.tracker.hash(password_matches, body.password, found and found[1]):

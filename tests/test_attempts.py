@@ -158,7 +158,7 @@ def hashing_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
 
 
 def test_more_logins_than_places_are_refused_and_a_known_browser_still_has_one(
-    make_site: Callable[..., Site], request: pytest.FixtureRequest
+    make_site: Callable[..., Site], request: pytest.FixtureRequest, caplog: Any
 ) -> None:
     site = make_site(max_logins=3)
     owner = dict(site.admin.http.cookies)
@@ -179,6 +179,7 @@ def test_more_logins_than_places_are_refused_and_a_known_browser_still_has_one(
                 await asyncio.sleep(0.02)
             refused = [await post(path, 9) for path in ("/login", "/register")]
             assert [answer.status_code for answer in refused] == [503, 503]
+            assert caplog.text.count("(max_logins)") == 1
             assert "max_logins" in refused[0].json()["message"] and refused[0].headers["Retry-After"] == "3"
             cookies = {"Cookie": f"tt-browser={owner['tt-browser']}"}
             body = {"username": "admin", "password": "password"}

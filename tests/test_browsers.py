@@ -274,6 +274,11 @@ def test_a_get_that_changes_something_needs_proof_of_a_browser(site: Site, proof
     assert is_admin(other)
 
 
+def test_a_page_without_an_origin_is_never_one_of_ours() -> None:
+    for source in "null", "http://", "":
+        assert browsers.sent_by(raw({"Origin": source, "Host": ""})) == ("others" if source else "nobody")
+
+
 def test_another_port_of_the_same_host_is_another_site(site: Site) -> None:
     other = site.create_manager()
     for proof in (
