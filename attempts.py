@@ -93,8 +93,8 @@ def note_address(tx: Tx, manager: int, address: str) -> None:
 class Places:
     """The places of those whose password is looked at, or waits for it: each takes a core for a moment.
 
-    Beside `most` for all there are as many for browsers that are known, so that a crowd does not keep the owner out;
-    and of those OWN for each manager, so that no manager keeps out the others.
+    Beside `most` for all, each manager whose browser or session is known has OWN: so neither a crowd of strangers nor
+    another manager keeps anybody out.
     """
 
     OWN = 2
@@ -102,26 +102,23 @@ class Places:
 
     def __init__(self, most: int):
         self.most, self.said = most, -self.SAY
-        self.count: collections.Counter[bool] = collections.Counter()
-        self.own: collections.Counter[str] = collections.Counter()
+        self.taken_by: collections.Counter[str] = collections.Counter()
 
     @contextlib.contextmanager
-    def taken(self, username: str = "") -> Iterator[None]:
-        """Takes one, of those for the known if there is a name. Refuses (unavailable) when there is none."""
-        known = bool(username) and self.own[username] < self.OWN
-        if self.count[known] >= self.most:
+    def taken(self, known: str = "") -> Iterator[None]:
+        """Takes one: one of its own, if it has such. Refuses (unavailable) when there is none."""
+        place = known if self.taken_by[known] < self.OWN else ""
+        if not place and self.taken_by[""] >= self.most:
             if time.monotonic() - self.said >= self.SAY:
                 self.said = time.monotonic()
                 log.warning("Logins are refused: %d at once have their passwords looked at (max_logins)", self.most)
             raise TrackerError("unavailable", "Too many logins at once (max_logins); please try again", delay=3.0)
-        self.count[known] += 1
-        self.own[username] += known
+        self.taken_by[place] += 1
         try:
             yield
         finally:
-            self.count[known] -= 1
-            self.own[username] -= known
-            self.own += collections.Counter()  # without those that have none
+            self.taken_by[place] -= 1
+            self.taken_by = +self.taken_by  # without those that have none
 
 
 # ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

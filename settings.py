@@ -69,7 +69,7 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_logins: Annotated[
         shapes.Count,
         "So many logins and registrations at once may have their passwords looked at, or wait for it; more are refused"
-        " (503). Browsers that have logged in before have as many places again.",
+        " (503). A manager whose browser has logged in before has two of its own.",
     ] = 32
     hsts: Annotated[
         int,

@@ -5048,10 +5048,11 @@ async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Mana
 async def change_password(call: Call, body: shapes.PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
     write, session = call.tracker.db.write, call.session()
-    stored = await write(as_caller, count_password_attempt, session)
-    if not await call.tracker.hash(password_matches, body.password, stored):
-        raise TrackerError("unauthorized", "this is not your present password", "password")
-    password_hash = await call.tracker.hash(hash_password, body.new_password)
+    with call.tracker.logins.taken((session or b"").hex()):
+        stored = await write(as_caller, count_password_attempt, session)
+        if not await call.tracker.hash(password_matches, body.password, stored):
+            raise TrackerError("unauthorized", "this is not your present password", "password")
+        password_hash = await call.tracker.hash(hash_password, body.new_password)
     return await write(as_caller, store_password, session, password_hash)
 
 
