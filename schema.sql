@@ -114,6 +114,7 @@ CREATE TABLE IF NOT EXISTS manager (
     register_time               INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS manager_look ON manager (look);
+CREATE INDEX IF NOT EXISTS manager_admin ON manager (tracker_admin);
 
 -- What a manager may do in a project: READ=1, EDIT=2, MANAGE_ACCESS=4, SECRET=8, MAINTENANCE=16.
 CREATE TABLE IF NOT EXISTS manager_role (
@@ -140,6 +141,7 @@ CREATE TABLE IF NOT EXISTS login_address (
     last_used                   INTEGER NOT NULL,
     PRIMARY KEY (manager, address)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS login_address_last_used ON login_address (manager, last_used);
 
 -- Recent failed logins: of one account, from one address, of both together, of one browser.
 CREATE TABLE IF NOT EXISTS login_failure (

@@ -898,7 +898,7 @@ def password_matches(password: str, stored: str | None) -> bool:
 
 
 def any_admin(tx: Tx) -> bool:
-    return tx.one("SELECT 1 FROM manager WHERE tracker_admin LIMIT 1") is not None
+    return tx.one("SELECT 1 FROM manager WHERE tracker_admin = 1 LIMIT 1") is not None
 
 
 NO_ADMIN = (

@@ -234,7 +234,7 @@ class House:
             ("POST", "/git/receivehook"): Example(self.as_hook, body=push),
             ("POST", "/logs"): Example(self.as_admin, body=logs),
             ("GET", "/logs"): Example(self.as_admin, query=logs),
-            ("POST", "/register"): Example(self.as_nobody, body=newcomer),
+            ("POST", "/register"): Example(self.as_nobody, body={**newcomer, "code": ""}),
             ("POST", "/login"): Example(self.as_nobody, body=newcomer),
             ("GET", "/logout"): Example(self.as_leaver),
             ("POST", "/logout"): Example(self.as_leaver),
@@ -261,7 +261,7 @@ class House:
                 "env": {"LANG": "C"},
                 "timeout": 60,
             },
-            **{"max_retries": 1, "priority": 0, "api": True, "key": "key", "keep_count": 10, "keep_time": 60},
+            **{"max_retries": 1, "priority": 0, "api": True, "key": "any key!", "keep_count": 10, "keep_time": 60},
             "variables": [{"name": "a", "value": "1", "required": True, "allowed": ["1", 2], "description": "One."}],
             "arguments": [{"order": 0, "type": "input", "label": "Branch", "value": "main", "options": ["main"]}],
         }
