@@ -327,13 +327,8 @@ NOTES: dict[str, Note] = {
         f"POST /manager/{kind}/{{manager}}": Note(
             "Managers", {403: "The caller is no tracker admin, or is this manager."}, path={"manager": 2}
         )
-        for kind in ("unblock", "block")
+        for kind in ("block", "unblock", "delete")
     },
-    "POST /manager/delete/{manager}": Note(
-        "Managers",
-        {403: "The caller is no tracker admin, or is this manager.", 409: "The manager is not blocked."},
-        path={"manager": 2},
-    ),
     **{f"{method} /logout": Note("Managers", cookie="Ends the session in the browser.") for method in ("POST", "GET")},
 }
 

@@ -82,6 +82,9 @@ NO_BODY = {  # what is sent to these is not looked at: existing clients send `nu
     ("POST", "/logout"),
     ("POST", "/manager/promote/{manager}"),
     ("POST", "/manager/demote/{manager}"),
+    ("POST", "/manager/block/{manager}"),
+    ("POST", "/manager/unblock/{manager}"),
+    ("POST", "/manager/delete/{manager}"),
 }
 
 
@@ -118,7 +121,7 @@ class House:
         self.candidate.request_access(self.project)
         self.stranger = Worker(site.url)
         self.other = site.create_manager("other")
-        self.leaver = site.create_manager("leaver")
+        self.leaver, self.going = site.create_manager("leaver"), site.create_manager("going")
         self.worker.submit(self.project)
         self.task = self.worker.assigned(self.project)["id"]
         self.worker.log("info", "hello")
@@ -245,9 +248,9 @@ class House:
             ("POST", "/manager/promote/{manager}"): Example(self.as_admin, manager),
             ("GET", "/manager/demote/{manager}"): Example(self.as_admin, manager),
             ("POST", "/manager/demote/{manager}"): Example(self.as_admin, manager),
-            ("POST", "/manager/unblock/{manager}"): Example(self.as_admin, manager),
-            ("POST", "/manager/block/{manager}"): Example(self.as_admin, manager),
-            ("POST", "/manager/delete/{manager}"): Example(self.as_admin, manager),
+            ("POST", "/manager/block/{manager}"): Example(self.as_admin, {"manager": self.leaver.id}),
+            ("POST", "/manager/unblock/{manager}"): Example(self.as_admin, {"manager": self.leaver.id}),
+            ("POST", "/manager/delete/{manager}"): Example(self.as_admin, {"manager": self.going.id}),
             ("POST", "/manager/set_role_for_project/{project}"): Example(self.as_admin, project, role),
         }
 

@@ -357,6 +357,9 @@ METHODS = {
     "/manager/list_for_project/1": "GET",
     "/manager/promote/1": "GET POST",
     "/manager/demote/1": "GET POST",
+    "/manager/block/1": "POST",
+    "/manager/unblock/1": "POST",
+    "/manager/delete/1": "POST",
     "/manager/set_role_for_project/1": "POST",
 }
 

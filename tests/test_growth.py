@@ -19,6 +19,7 @@ from growth import CONTROLS, FIRST, QUICK, Hostile, cost, crawler, hostile_texts
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+import browsers
 import errors
 import lines
 import pages
@@ -99,8 +100,13 @@ def count(found: Iterable[Any]) -> int:
 LOOPS: dict[str, Callable[[str], Any]] = {
     "a cookie": lambda text: asked(b"cookie", f"tt={text}").session(),
     "cookies": lambda text: count(asked(b"cookie", text).cookies("a")),
-    "an origin": lambda text: asked(b"origin", text).lacks_port(),
-    "a referer": lambda text: asked(b"referer", text).origin(),
+    "an origin": lambda text: browsers.lacks_port({b"origin": in_latin(text)}),
+    "a referer": lambda text: browsers.origin_of({b"referer": in_latin(text)}),
+    "a name of ours": lambda text: browsers.Hosts(("*.example.org",)).is_ours(in_latin(text)),
+    "a browser": lambda text: browsers.is_browser({b"user-agent": in_latin(text)}),
+    "what a browser accepts": lambda text: browsers.is_browser({b"accept": in_latin(text)}),
+    "a language": lambda text: browsers.is_browser({b"accept-language": in_latin(text)}),
+    "an address": lambda text: browsers.network_of(text),
     "an encoding": lambda text: asked(b"content-encoding", text).unpack(),
     "a host": lambda text: api.from_this_machine(asked(b"host", text)),
     "credentials": lambda text: plumbing.basic_credentials(b"Basic " + text.encode()),

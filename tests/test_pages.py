@@ -230,7 +230,7 @@ class Place:
 
     def own_mark(self) -> str:
         """Which of the admin's logins is the present one."""
-        return tracker.digest(self.admin.http.cookies["tt"].partition(".")[0].encode()).hex()[:16]
+        return tracker.digest(self.admin.http.cookies.get("tt", "").partition(".")[0].encode()).hex()[:16]
 
     def dump(self) -> dict[str, list[tuple]]:
         return self.site.dump()
@@ -320,7 +320,7 @@ def send_every_form(place: Place) -> Iterator[tuple[str, httpx.Response]]:
     """Each form as an admin sends it, those last that take away what others need; and what came of it."""
     last = (
         "/ui/templates/{template}/delete",
-        *("/ui/logout", "/ui/login", "/ui/account/password", "/ui/register"),
+        *("/ui/logout", "/ui/login", "/ui/account/password", "/ui/account/sessions", "/ui/register"),
     )
     for path in [path for path in POSTS if path not in last] + list(last):
         yield path, place.admin.post(place.at(path), place.fields(path))
@@ -501,7 +501,7 @@ def test_who_has_not_logged_in_can_do_nothing(place: Place) -> None:
 
 def test_a_manager_without_any_role_can_do_nothing_to_others_projects(place: Place) -> None:
     manager, before = Tab(place.manager.http), place.dump()
-    own = (*ENTRANCES, "/ui/projects/new", "/ui/account/password")
+    own = (*ENTRANCES, "/ui/projects/new", "/ui/account/password", "/ui/account/sessions")
     for path in POSTS:
         if path not in own:
             hidden = "{uuid}" in path  # a job of a queue, which is one

@@ -171,7 +171,10 @@ def prepare(http: httpx.Client) -> dict[str, Any]:
     worker = ok(http.post("/worker/create", json={"alias": "native"}))["worker"]
     headers = {"X-Worker-ID": str(worker["id"]), "X-Secret": worker["secret"]}
     access = {"project": project["id"], "assign": True, "submit": True}
-    assert http.post("/project/request_access", json=access, headers=headers).status_code == 200
+    for hidden in False, True:  # while it is, nobody may ask
+        assert http.post(f"/project/update/{project['id']}", json={"hidden": hidden}).status_code == 200
+        asked = http.post("/project/request_access", json=access, headers=headers).status_code
+        assert asked == (409 if hidden else 200)
     assert http.post(f"/project/accept_request/{project['id']}/{worker['id']}").status_code == 200
     ok(http.post("/template/create", json={"project": project["id"], "name": "build"}))
     tokens = [job["id"] for job in ok(http.get("/job/list", params={"project": project["id"]}))["jobs"]]
