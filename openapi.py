@@ -131,6 +131,7 @@ NOTES: dict[str, Note] = {
         },
         body={"name": "second", "public": True, "priority": 5, "assign_rate": 10},
     ),
+    "POST /project/trust/{project}": Note("Projects"),
     "POST /project/update/{project}": Note(
         "Projects",
         {
@@ -159,6 +160,7 @@ NOTES: dict[str, Note] = {
     "POST /project/reject_request/{project}/{worker}": Note(
         "Access", {404: "or the worker has neither asked for nor got access."}, path={"project": 2}
     ),
+    "POST /project/reject_requests/{project}": Note("Access", path={"project": 2}),
     "POST /task/submit": Note(
         "Tasks",
         {**NO_SUBMIT, 409: "A task with the same hash is in the project."},

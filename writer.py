@@ -21,6 +21,7 @@ import aiosqlite
 
 from counts import Counts
 from errors import TrackerError
+from limits import Limits
 
 log = logging.getLogger("tracker")
 
@@ -36,6 +37,7 @@ class Tx:
         "counts",
         "execute",
         "executemany",
+        "limits",
         "now",
         "ready",
         "seen",
@@ -48,8 +50,9 @@ class Tx:
 
     STEP_SECONDS = 0.01  # then a long operation takes no further step: about as long as an assignment has to wait
 
-    def __init__(self, connection: sqlite3.Connection, clock: Any, settings: Any):
+    def __init__(self, connection: sqlite3.Connection, clock: Any, settings: Any, limits: Limits | None = None):
         self.clock = clock
+        self.limits = limits or Limits(settings, clock.uptime)
         self.execute = connection.execute
         self.executemany = connection.executemany
         self.now = clock.time()
@@ -226,8 +229,16 @@ class Committer:
     BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
-    def __init__(self, writer: ThreadedConnection, clock: Any, settings: Any, turn: Callable[[], float]):
+    def __init__(
+        self,
+        writer: ThreadedConnection,
+        clock: Any,
+        settings: Any,
+        turn: Callable[[], float],
+        limits: Limits | None = None,
+    ):
         self.writer, self.clock, self.settings, self.turn = writer, clock, settings, turn
+        self.limits = limits or Limits(settings, clock.uptime)
         self.connection = writer.connection
         self.uptime_saved = math.inf  # until it has been loaded
 
@@ -268,7 +279,7 @@ class Committer:
     def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
         """Runs calls in a new transaction until its time is up."""
         self.connection.execute("BEGIN IMMEDIATE")
-        tx, outcomes = Tx(self.connection, self.clock, self.settings), []
+        tx, outcomes = Tx(self.connection, self.clock, self.settings, self.limits), []
         tx.turn, tx.calls, ends = self.turn, len(batch), time.monotonic() + self.BATCH_TIME
         for call in batch:
             if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
