@@ -110,6 +110,7 @@ GIVEN = {"variables": {"branch": "main"}, "arguments": ["fast"]}
 NOTES: dict[str, Note] = {
     "POST /worker/create": Note(
         "Workers",
+        {429: "Too many registrations from this address."},
         setting="open_worker_registration",
         body={"alias": "another laptop"},
         example={
@@ -327,7 +328,8 @@ COMMON_ERRORS = {
     401: "X-Worker-ID and X-Secret are not those of a worker, or no manager is logged in.",
     413: "The body is larger than {max_body: KiB}.",
     500: "A fault of the tracker, which its own log tells more about.",
-    503: "The tracker is stopping, or cannot write to its database. Try again later.",
+    503: "The tracker is stopping, or cannot write to its database; its disk is nearly full, or a budget of what"
+    " anybody may store is used up: `message` names the setting. Try again later.",
 }
 UNKNOWN_CALLER = {
     "worker": "X-Worker-ID and X-Secret are not those of a worker.",

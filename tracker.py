@@ -670,10 +670,10 @@ def is_trusted(tx: Tx, caller: Caller) -> bool:
     return caller.manager.tracker_admin or tx.one(trusted, (caller.manager.id,)) is not None
 
 
-@needs(ADMIN, of=PROJECT)
-def trust_project(tx: Tx, caller: Caller, project: sqlite3.Row) -> None:
+@needs(ADMIN)
+def trust_project(tx: Tx, caller: Caller, project: int) -> None:
     """Takes a project out of the budget that is shared by those of managers whom no tracker admin trusts."""
-    tx.execute("UPDATE project SET trusted = 1, size = 0 WHERE id = ?", (project["id"],))
+    tx.execute("UPDATE project SET trusted = 1, size = 0 WHERE id = ?", (find_project(tx, project)["id"],))
 
 
 SNAPSHOT_PIECE = 50  # projects per transaction
@@ -731,7 +731,7 @@ def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.Pr
     changes = ", ".join(f"{name} = :{name}" for name in fields)
     tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project["id"], **fields})
     if fields["public"] and not project["public"]:  # a tracker admin wants that
-        trust_project(tx, caller, project)
+        trust_project(tx, caller, project["id"])
     ready = project["waiting_task_count"] + project["awaiting_verification_count"]
     tx.ready.append((project["id"], ready))  # if it was un-paused
 
@@ -953,7 +953,7 @@ MOST_SESSIONS = 100  # of one manager
 def open_session(tx: Tx, manager: int) -> bytes:
     """A fresh session id, of which only the hash is stored. Beyond MOST_SESSIONS of a manager the oldest ends."""
     session = secrets.token_urlsafe(32).encode()
-    older = "SELECT id_hash FROM session WHERE manager = ? ORDER BY expires DESC LIMIT -1 OFFSET ?"
+    older = "SELECT id_hash FROM session WHERE manager = ? ORDER BY expires DESC LIMIT 2 OFFSET ?"
     tx.execute(f"DELETE FROM session WHERE id_hash IN ({older})", (manager, MOST_SESSIONS - 1))
     expires = tx.time + int(tx.settings.session_lifetime)
     tx.execute("INSERT INTO session VALUES (?, ?, ?)", (digest(session), manager, expires))
