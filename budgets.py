@@ -99,6 +99,7 @@ TASK_SIZE = 250  # bytes that a task takes besides its recipe, with its indexes
 VERIFICATION_SIZE = 64  # for each worker that is to verify it, too
 HASH_SIZE = 60
 ACCESS_SIZE = 200
+OPERATION_SIZE = 400
 TASK_WEIGHT = (
     f"iif(job IS NULL, {TASK_SIZE} + length(CAST(recipe AS BLOB)) + {VERIFICATION_SIZE}"
     " * max(verification_count - 1, 0), 0)"  # that of a job is in the job's
@@ -138,6 +139,16 @@ def check_room_in(tx: Tx, project: int, size: int) -> None:
     """The same for something in a project that may be trusted."""
     if not is_trusted(tx, project):
         check_room(tx, size)
+
+
+def make_room_for_operation(tx: Tx, project: int) -> None:
+    """An operation is to begin in a project. Where there is no room, the oldest that is finished is forgotten for it.
+
+    It is never refused: it may be what makes room.
+    """
+    if not has_room(tx, OPERATION_SIZE) and not is_trusted(tx, project):
+        oldest = "SELECT id FROM operation WHERE project = ? AND finished IS NOT NULL ORDER BY id LIMIT 1"
+        tx.execute(f"DELETE FROM operation WHERE id = ({oldest})", (project,))
 
 
 def room_for_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry]) -> bool:

@@ -43,6 +43,18 @@ CREATE INDEX IF NOT EXISTS operation_project ON operation (project, id);
 CREATE INDEX IF NOT EXISTS operation_unfinished ON operation (id) WHERE finished IS NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS operation_token ON operation (worker, project, token) WHERE token IS NOT NULL;
 
+CREATE TRIGGER IF NOT EXISTS operation_inserted AFTER INSERT ON operation BEGIN
+    UPDATE project SET size = size + 400 + length(NEW.report) + ifnull(length(NEW.wanted), 0)
+    WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS operation_updated AFTER UPDATE OF report ON operation BEGIN
+    UPDATE project SET size = size + length(NEW.report) - length(OLD.report) WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS operation_deleted AFTER DELETE ON operation BEGIN
+    UPDATE project SET size = size - (400 + length(OLD.report) + ifnull(length(OLD.wanted), 0))
+    WHERE id = OLD.project AND NOT trusted;
+END;
+
 -- Some hundred tasks (JSON) of an accepted bulk submit that are not in the queue yet.
 CREATE TABLE IF NOT EXISTS bulk_piece (
     operation                   INTEGER NOT NULL REFERENCES operation,

@@ -63,11 +63,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     worker_log_rate: Annotated[
         shapes.Count,
         "Log lines of one worker that are kept, in KiB a second over a minute; more go to the log file only.",
-    ] = 64
+    ] = 256
     address_log_rate: Annotated[
         shapes.Count,
         "The same of all workers behind one address, but for programs on the tracker's own machine.",
-    ] = 1024
+    ] = 4096
     min_free_disk: Annotated[
         int,
         "With less free disk than this, in MiB (or than a twentieth of the disk, if that is less), tasks, jobs and"

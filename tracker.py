@@ -3540,6 +3540,10 @@ def discard_bulk_pieces(tx: Tx, operation: int) -> bool:
 
 def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None, **columns: Any) -> int:
     """A new operation of a manager, or of a worker (None), which is named where it may ask for it later."""
+    if kind in ("bulk_submit", "submit_lines"):
+        budgets.check_room_in(tx, project, budgets.OPERATION_SIZE)
+    else:
+        budgets.make_room_for_operation(tx, project)
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
     columns |= {"started": tx.time, "started_uptime": tx.uptime}

@@ -31,6 +31,7 @@ WEIGHTS = {
     "task": f"SELECT project, {budgets.TASK_WEIGHT} FROM task",
     "kept_hash": f"SELECT project, {budgets.HASH_SIZE} FROM kept_hash",
     "bulk_piece": "SELECT project, length(tasks) + 25000 FROM bulk_piece JOIN operation ON id = operation",
+    "operation": f"SELECT project, {budgets.OPERATION_SIZE} + length(report) + ifnull(length(wanted), 0) FROM operation",
     "access": f"SELECT project, {budgets.ACCESS_SIZE} FROM worker_access",
     "script": f"SELECT project, {BYTES.format('source')} FROM script WHERE project IS NOT NULL",
     "template": "SELECT project, 1000 + "
@@ -609,6 +610,20 @@ def test_a_script_that_is_replaced_counts_until_it_is_gone(house: House) -> None
     ]
     assert statuses[0] == 200 and statuses[-1] == 503
     assert house.total <= 6 * MIB
+
+
+def test_operations_are_forgotten_when_the_budget_is_full_and_begin_all_the_same(house: House) -> None:
+    resets = [house.owner.post(f"/project/reset_failed_tasks/{house.project}").status_code for _ in range(5)]
+    house.fill()
+    for size in (10_000, 1000, 100, 1):
+        while house.worker.submit(house.project, "x" * size).status_code == 200:
+            pass
+    before = house.site.read("SELECT COUNT(*) FROM operation")
+    resets += [house.owner.post(f"/project/reset_failed_tasks/{house.project}").status_code for _ in range(5)]
+    assert set(resets) == {200}
+    assert house.site.read("SELECT COUNT(*) FROM operation") == before
+    assert house.owner.post(f"/project/hard_reset/{house.project}").status_code == 200
+    assert house.worker.submit(house.project).status_code == 200
 
 
 def test_a_chain_into_a_project_that_nobody_trusts_is_weighed() -> None:
