@@ -42,7 +42,8 @@ MOST_EVICTIONS = 8  # for one line
 SELECT_SHARE = """
     SELECT NOT EXISTS (SELECT 1 FROM tally WHERE worker = ?1)
         AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = ?1 AND NOT request) AS stranger,
-        (SELECT stranger FROM log_share WHERE worker = ?1) AS was_stranger
+        (SELECT stranger FROM log_share WHERE worker = ?1) AS was_stranger,
+        (SELECT used FROM budget WHERE name = 'logs') AS logs
 """
 NOTE_SHARE = """
     INSERT INTO log_share (worker, size, stranger) VALUES (?1, 0, ?2)
@@ -57,19 +58,23 @@ def line_size(scope: str, message: str) -> int:
 
 def room_for_line(tx: Tx, worker: int, size: int) -> bool:
     """Makes room for a worker's line in max_logs, and in max_stranger_logs if it counts there. False: there is none."""
-    strange = is_stranger(tx, worker)
-    for setting, strangers in (("max_stranger_logs", True), ("max_logs", False)):
-        if (strange or not strangers) and not make_room(tx, setting, strangers, size):
-            return tx.limits.beyond(setting)
+    strange, _, logs = share_of(tx, worker)
+    if strange and not make_room(tx, "max_stranger_logs", True, size):
+        return tx.limits.beyond("max_stranger_logs")
+    if logs + size > MIB * tx.settings.max_logs and not make_room(tx, "max_logs", False, size):
+        return tx.limits.beyond("max_logs")
     return True
 
 
-def is_stranger(tx: Tx, worker: int) -> bool:
-    """Whether the worker has no access and never had a task. Its lines count accordingly from now on."""
+def share_of(tx: Tx, worker: int) -> sqlite3.Row:
+    """Whether the worker has no access and never had a task, whether that was so, and the bytes of all lines.
+
+    Its lines count accordingly from now on.
+    """
     row = tx.one(SELECT_SHARE, (worker,))
     if row["stranger"] != row["was_stranger"]:
         tx.execute(NOTE_SHARE, (worker, row["stranger"]))
-    return bool(row["stranger"])
+    return row
 
 
 def make_room(tx: Tx, setting: str, strangers: bool, size: int) -> bool:
@@ -86,7 +91,7 @@ def evict_lines(tx: Tx, strangers: bool) -> None:
     """Deletes the oldest lines of whoever has most, of all or of the strangers."""
     among = "WHERE stranger" if strangers else ""
     row = tx.one(f"SELECT worker FROM log_share {among} ORDER BY size DESC LIMIT 1")
-    if row is None or (strangers and not is_stranger(tx, row["worker"])):
+    if row is None or (strangers and not share_of(tx, row["worker"])["stranger"]):
         return
     some = "SELECT id FROM log_entry WHERE worker = ? ORDER BY id LIMIT ?"
     tx.execute(f"DELETE FROM log_entry WHERE id IN ({some})", (row["worker"], EVICTED))

@@ -644,8 +644,10 @@ CREATE TRIGGER IF NOT EXISTS log_share_inserted AFTER INSERT ON log_share BEGIN
 END;
 CREATE TRIGGER IF NOT EXISTS log_share_updated AFTER UPDATE ON log_share BEGIN
     UPDATE budget SET used = used + NEW.size - OLD.size WHERE name = 'logs';
+END;
+CREATE TRIGGER IF NOT EXISTS log_share_of_stranger AFTER UPDATE ON log_share WHEN NEW.stranger OR OLD.stranger BEGIN
     UPDATE budget SET used = used + iif(NEW.stranger, NEW.size, 0) - iif(OLD.stranger, OLD.size, 0)
-    WHERE name = 'stranger_logs' AND (NEW.stranger OR OLD.stranger);
+    WHERE name = 'stranger_logs';
 END;
 CREATE TRIGGER IF NOT EXISTS log_share_deleted AFTER DELETE ON log_share BEGIN
     UPDATE budget SET used = used - OLD.size WHERE name = 'logs';

@@ -31,7 +31,7 @@ WEIGHTS = {
     "task": f"SELECT project, {budgets.TASK_WEIGHT} FROM task",
     "kept_hash": f"SELECT project, {budgets.HASH_SIZE} FROM kept_hash",
     "bulk_piece": "SELECT project, length(tasks) + 25000 FROM bulk_piece JOIN operation ON id = operation",
-    "operation": f"SELECT project, {budgets.OPERATION_SIZE} + length(report) + ifnull(length(wanted), 0) FROM operation",
+    "operation": "SELECT project, 400 + length(report) + ifnull(length(wanted), 0) FROM operation",
     "access": f"SELECT project, {budgets.ACCESS_SIZE} FROM worker_access",
     "script": f"SELECT project, {BYTES.format('source')} FROM script WHERE project IS NOT NULL",
     "template": "SELECT project, 1000 + "
