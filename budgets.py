@@ -35,7 +35,7 @@ def check_count(tx: Tx, name: str, what: str) -> None:
 
 # Log lines
 
-LINE_SIZE = 300  # bytes that a line takes besides its text, with its five indexes: schema.sql counts the same
+LINE_SIZE = 100  # bytes that a line takes besides its text, with its five indexes: schema.sql counts the same
 EVICTED = 50  # lines that go at once
 MOST_EVICTIONS = 8  # for one line
 
@@ -100,7 +100,7 @@ def evict_lines(tx: Tx, strangers: bool) -> None:
 # Projects that are not trusted
 
 PROJECT_SIZE = 4 * MIB  # with the snapshots of 90 days and its texts: schema.sql counts the same
-TASK_SIZE = 250  # bytes that a task takes besides its recipe, with its indexes
+TASK_SIZE = 120  # bytes that a task takes besides its recipe, with its indexes
 VERIFICATION_SIZE = 64  # for each worker that is to verify it, too
 HASH_SIZE = 60
 ACCESS_SIZE = 200

@@ -96,7 +96,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         UPDATE budget SET used = (SELECT COUNT(*) FROM worker) WHERE name = 'workers';
         UPDATE budget SET used = (SELECT COUNT(*) FROM manager) WHERE name = 'managers';
         INSERT INTO log_share
-        SELECT worker, SUM(300 + length(CAST(scope AS BLOB)) + length(CAST(message AS BLOB))),
+        SELECT worker, SUM(100 + length(CAST(scope AS BLOB)) + length(CAST(message AS BLOB))),
             NOT EXISTS (SELECT 1 FROM worker_access a WHERE a.worker = e.worker AND NOT a.request)
             AND NOT EXISTS (SELECT 1 FROM tally t WHERE t.worker = e.worker)
         FROM log_entry e GROUP BY worker;

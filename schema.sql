@@ -65,11 +65,11 @@ CREATE TABLE IF NOT EXISTS bulk_piece (
 
 -- The size counts as that of so many tasks as a piece may have: however short they are, no more comes of it.
 CREATE TRIGGER IF NOT EXISTS bulk_piece_inserted AFTER INSERT ON bulk_piece BEGIN
-    UPDATE project SET size = size + 25000 + length(NEW.tasks)
+    UPDATE project SET size = size + 12000 + length(NEW.tasks)
     WHERE id = (SELECT project FROM operation WHERE id = NEW.operation) AND NOT trusted;
 END;
 CREATE TRIGGER IF NOT EXISTS bulk_piece_deleted AFTER DELETE ON bulk_piece BEGIN
-    UPDATE project SET size = size - 25000 - length(OLD.tasks)
+    UPDATE project SET size = size - 12000 - length(OLD.tasks)
     WHERE id = (SELECT project FROM operation WHERE id = OLD.operation) AND NOT trusted;
 END;
 
@@ -630,11 +630,11 @@ CREATE INDEX IF NOT EXISTS log_share_size ON log_share (size);
 CREATE INDEX IF NOT EXISTS log_share_stranger ON log_share (size) WHERE stranger;
 
 CREATE TRIGGER IF NOT EXISTS log_entry_inserted AFTER INSERT ON log_entry BEGIN
-    INSERT INTO log_share (worker, size) VALUES (NEW.worker, 300 + length(CAST(NEW.scope AS BLOB)) + length(CAST(NEW.message AS BLOB)))
+    INSERT INTO log_share (worker, size) VALUES (NEW.worker, 100 + length(CAST(NEW.scope AS BLOB)) + length(CAST(NEW.message AS BLOB)))
     ON CONFLICT DO UPDATE SET size = size + excluded.size;
 END;
 CREATE TRIGGER IF NOT EXISTS log_entry_deleted AFTER DELETE ON log_entry BEGIN
-    UPDATE log_share SET size = size - (300 + length(CAST(OLD.scope AS BLOB)) + length(CAST(OLD.message AS BLOB)))
+    UPDATE log_share SET size = size - (100 + length(CAST(OLD.scope AS BLOB)) + length(CAST(OLD.message AS BLOB)))
     WHERE worker = OLD.worker;
     DELETE FROM log_share WHERE worker = OLD.worker AND size <= 0;
 END;

@@ -30,7 +30,7 @@ WEIGHTS = {
     "project": f"SELECT id, {budgets.PROJECT_SIZE} FROM project",
     "task": f"SELECT project, {budgets.TASK_WEIGHT} FROM task",
     "kept_hash": f"SELECT project, {budgets.HASH_SIZE} FROM kept_hash",
-    "bulk_piece": "SELECT project, length(tasks) + 25000 FROM bulk_piece JOIN operation ON id = operation",
+    "bulk_piece": "SELECT project, length(tasks) + 12000 FROM bulk_piece JOIN operation ON id = operation",
     "operation": "SELECT project, 400 + length(report) + ifnull(length(wanted), 0) FROM operation",
     "access": f"SELECT project, {budgets.ACCESS_SIZE} FROM worker_access",
     "script": f"SELECT project, {BYTES.format('source')} FROM script WHERE project IS NOT NULL",
@@ -61,7 +61,7 @@ def check_budgets(connection: sqlite3.Connection) -> None:
     assert kept == sizes(connection)
     used = dict(map(tuple, connection.execute("SELECT * FROM budget")))
     lines = (
-        "SELECT e.worker, SUM(300 + length(CAST(scope AS BLOB)) + length(CAST(message AS BLOB)))"
+        "SELECT e.worker, SUM(100 + length(CAST(scope AS BLOB)) + length(CAST(message AS BLOB)))"
         " FROM log_entry e GROUP BY e.worker"
     )
     shares = list(map(tuple, connection.execute(lines)))
@@ -120,7 +120,7 @@ def test_what_an_old_file_has_is_counted_at_its_upgrade() -> None:
 
 
 def test_a_piece_of_a_bulk_submit_weighs_as_much_as_its_tasks_will() -> None:
-    assert tracker.BULK_TASKS * budgets.TASK_SIZE == 25000  # as in schema.sql
+    assert tracker.BULK_TASKS * budgets.TASK_SIZE == 12000  # as in schema.sql
 
 
 # ── Log lines ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,7 +220,7 @@ def test_lines_with_wide_characters_count_as_many_bytes_as_they_take() -> None:
 
 def test_a_line_makes_room_in_a_bounded_number_of_steps_and_is_not_kept_when_that_is_not_enough() -> None:
     logs = Logs()
-    logs.fill(logs.worker, 2990, 1)
+    logs.fill(logs.worker, 9000, 1)
     before = logs.lines(logs.worker)
     while logs.used("logs") < MIB - 400:
         logs.fill(logs.worker, 1, 1)
