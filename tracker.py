@@ -540,9 +540,12 @@ def find_project(tx: Tx, project: int) -> sqlite3.Row:
 
 
 def may_submit_somewhere(tx: Tx, credentials: WorkerCredentials) -> bool:
-    """Whether the caller has SUBMIT in any project: a check before a large body is read. 401 if it is no worker."""
+    """Whether the caller has SUBMIT in a trusted project: asked before a large body is read. 401 if it is no worker."""
     check_secret(find_worker(tx, credentials.id), credentials)
-    granted = "SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request"
+    granted = (
+        "SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project"
+        " WHERE worker = ? AND role_submit AND NOT request AND trusted"
+    )
     return bool(tx.one(granted, (credentials.id,)))
 
 

@@ -526,6 +526,13 @@ def test_no_other_way_into_the_project_is_larger(house: House, way: Callable[[Ho
     assert house.size == before
 
 
+def test_a_bulk_submit_of_a_stranger_is_no_larger_than_other_bodies(make_site: Callable[..., Site]) -> None:
+    house = House(make_site(max_body=64))
+    assert house.worker.bulk_submit([{"project": house.project, "recipe": "x" * 1000}] * 100).status_code == 413
+    house.site.admin.post(f"/project/trust/{house.project}")
+    assert house.worker.bulk_submit([{"project": house.project, "recipe": "x" * 1000}] * 100).status_code == 200
+
+
 def test_many_bulk_submits_at_once_are_no_larger_together(house: House) -> None:
     house.fill()
     house.empty()
