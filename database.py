@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 import filelock
 
+import names
 from errors import TrackerError
 from limits import Limits
 from settings import Settings
@@ -91,6 +93,14 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE project ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE script ADD COLUMN project INTEGER REFERENCES project;
         ALTER TABLE testflinger_queue ADD COLUMN client TEXT;
+        ALTER TABLE manager ADD COLUMN look TEXT NOT NULL DEFAULT '';
+        UPDATE manager SET look = look(username);
+        ALTER TABLE workflow ADD COLUMN secret_hash BLOB NOT NULL DEFAULT x'';
+        UPDATE workflow SET secret_hash = digest(secret);
+        ALTER TABLE workflow DROP COLUMN secret;
+        ALTER TABLE project ADD COLUMN creator INTEGER;
+        UPDATE project SET creator = (
+            SELECT manager FROM manager_role WHERE project = project.id GROUP BY project HAVING COUNT(*) = 1);
         """,
         """
         UPDATE budget SET used = (SELECT COUNT(*) FROM worker) WHERE name = 'workers';
@@ -232,6 +242,8 @@ def prepare_file(path: Path, settings: Settings) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
+            connection.create_function("look", 1, names.look)  # upgrades want these
+            connection.create_function("digest", 1, lambda text: hashlib.sha256(text.encode()).digest())
             upgrade_schema(path, connection)
             if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")

@@ -128,6 +128,8 @@ def decode(body: bytes, kind: Any) -> Any:
     A null is as good as nothing: clients send one for what they have not got. So an optional field gets its default,
     a required one is missing, and a body that is null is one without fields. Free JSON keeps its nulls.
 
+    A number like 20.0 is a whole one, as JSON Schema has it.
+
     Of a kind that is `as_printed`, texts may be whatever a script prints: U+FFFD stands for what no text may have.
     """
     body = body.removeprefix(codecs.BOM_UTF8)  # which some editors and shells write
@@ -136,7 +138,12 @@ def decode(body: bytes, kind: Any) -> Any:
     if b"null" in body:  # or else there is none: a task that has none is decoded no slower
         body, kind = b"{}" if body.strip() == b"null" else body, with_nulls(kind)
     try:
-        value = msgspec.json.decode(body, type=kind)
+        try:
+            value = msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            value = msgspec.json.decode(with_whole_numbers(body), type=kind)
     except msgspec.ValidationError as error:
         raise refused_value(error) from None
     except RecursionError:
@@ -146,6 +153,19 @@ def decode(body: bytes, kind: Any) -> Any:
     if b"\\u0000" in body:
         refuse_nul(value)
     return value
+
+
+def with_whole_numbers(body: bytes) -> bytes:
+    """The same JSON, in which 20.0 is 20."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, float):
+            return int(value) if value.is_integer() and abs(value) < 2**64 else value
+        if isinstance(value, dict):
+            return {name: whole(inner) for name, inner in value.items()}
+        return [whole(inner) for inner in value] if isinstance(value, list) else value
+
+    return encode(whole(msgspec.json.decode(body)))
 
 
 @functools.cache
@@ -244,21 +264,34 @@ def storable(value: Any) -> Any:
 MOST_NESTED = 200  # lists and objects in one another that are looked into: far from where Python's stack ends
 
 
-def refuse_nul(value: Any, name: str = "", depth: int = 0) -> None:
-    """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely."""
-    if depth > MOST_NESTED:
-        raise TrackerError("invalid", "nested too deeply", re.split("[.[]", name.lstrip("."))[0])
+def refuse_nul(value: Any, name: str = "", within: tuple[str | int, ...] = ()) -> None:
+    """SQLite's text functions stop at a NUL character; JSON can only carry one as an escape, so this runs rarely.
+
+    `within`: the names and the indices that lead to the value. They become a text only where something is refused: in
+    a name of a million characters there may be a million values.
+    """
+    if len(within) > MOST_NESTED:
+        raise TrackerError("invalid", "nested too deeply", re.split("[.[]", place_of(name, within))[0])
     if isinstance(value, str) and "\0" in value:
-        raise TrackerError("invalid", "must not contain a NUL character", name.lstrip("."))
+        raise TrackerError("invalid", "must not contain a NUL character", place_of(name, within))
     if isinstance(value, list):
         for index, item in enumerate(value):
-            refuse_nul(item, f"{name or 'requests'}[{index}]", depth + 1)
+            refuse_nul(item, name, (*within, index))
     if isinstance(value, msgspec.Struct):
         value = msgspec.structs.asdict(value)
     if isinstance(value, dict):
         for key, item in value.items():
-            refuse_nul(key, f"{name}: a name" if name else "a name")
-            refuse_nul(item, f"{name}.{key}", depth + 1)
+            if isinstance(key, str) and "\0" in key:
+                place = place_of(name, within)
+                raise TrackerError("invalid", "must not contain a NUL character", place + ": " * bool(place) + "a name")
+            refuse_nul(item, name, (*within, f"{key}"))
+
+
+def place_of(name: str, within: tuple[str | int, ...]) -> str:
+    """What is within something of that name, as a refusal names it: requests[3].recipe. What has none is `requests`."""
+    begins = "requests" if within and not name and isinstance(within[0], int) else name
+    steps = (f".{step}" if isinstance(step, str) else f"[{step}]" for step in within)
+    return "".join((begins, *steps)).lstrip(".")
 
 
 encode = msgspec.json.Encoder().encode

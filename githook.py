@@ -23,10 +23,10 @@ def receive_push(tx: Any, body: bytes, signatures: dict[str, str]) -> Push:
     """
     push = decode(body, PushBody)
     rows = tx.all("SELECT * FROM project WHERE git_repo = ? AND git_repo <> ''", (push.repository.full_name,))
-    if not rows:
+    projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
+    if not projects and all(row["hidden"] for row in rows):  # whoever has not its key learns nothing of one
         problem = f"no project has the git_repo {push.repository.full_name!r}"
         raise TrackerError("invalid", problem, "repository.full_name")
-    projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
     if not projects:
         raise TrackerError("forbidden", "The signature is missing or does not match the project's webhook secret")
     branch = push.ref.removeprefix("refs/heads/")

@@ -78,11 +78,12 @@ def numbered_lines(source: BinaryIO, most: int, first: int = 1) -> Iterator[tupl
         yield number, without_marks(b"".join(begun) if size <= MOST_LINE_BYTES else None)
 
 
+MARKS = re.compile(rb"(?:%b)*" % codecs.BOM_UTF8)
+
+
 def without_marks(line: bytes | None) -> bytes | None:
     """A line may begin with marks wherever files were put one after the other, some of them empty."""
-    while line and line.startswith(codecs.BOM_UTF8):
-        line = line[len(codecs.BOM_UTF8) :]
-    return line
+    return line and line[MARKS.match(line).end() :]
 
 
 def text_chunks(source: BinaryIO, most: int) -> Iterator[bytes]:
@@ -222,7 +223,7 @@ def task_of_line(line: bytes | None, upload: Upload) -> LineTask:
 
 
 PART_BYTES = 2**14  # of a bulk submit that are decoded before other threads have the interpreter again
-SPACE = rb"[ \t\r\n]{0,64}"
+SPACE = rb"[ \t\r\n]{0,64}+"
 ARRAY_BEGINS = re.compile(rb'_(\{_"requests"_:_)?\['.replace(b"_", SPACE))
 ARRAY_ENDS = re.compile(rb"\]_(\}_)?\Z".replace(b"_", SPACE))
 BETWEEN_TASKS = re.compile(rb'\}_,_(?=\{_")'.replace(b"_", SPACE))

@@ -92,6 +92,19 @@ class Note(Struct, frozen=True):
     file: str = ""  # the type of the file that may be answered, with status 200, instead of nothing
 
 
+# What a call makes or finds, and where in its answer the id is with which other calls ask for it.
+MADE = {
+    "POST /worker/create": ("worker", "worker/id"),
+    "POST /register": ("manager", "manager/id"),
+    "POST /project/create": ("project", "id"),
+    "POST /task/submit_lines/{project}": ("operation", "operation"),
+    "GET /task/get/{project}": ("task", "task/id"),
+    "POST /template/create": ("template", "template/id"),
+    "POST /workflow/create": ("workflow", "workflow/id"),
+    "POST /template/trigger/{template}": ("job", "job/id"),
+    "POST /workflow/trigger/{workflow}": ("job", "job/id"),
+    "POST /job/retry/{job}": ("job", "job/id"),
+}
 TEMPLATE = {
     **{"project": 1, "name": "build", "description": "Builds a branch.", "recipe": "build {branch}"},
     "script": "#!/bin/sh\necho $TRACKER_VAR_branch\n",
@@ -439,6 +452,7 @@ def document(api: Iterable[tuple[Any, Any]], settings: Any, version: str) -> dic
     for name in sorted(calls, key=list(NOTES).index):
         method, path = name.split()
         paths.setdefault(path, {})[method.lower()] = operation(name, *calls[name], schemas)
+    add_links(paths)
     components = {**schemas.components, **schemas.answered}
     referred = json.dumps([paths, components])
     named = {name: one for name, one in components.items() if f'"{REF.format(name=name)}"' in referred}
@@ -481,7 +495,7 @@ class Schemas:
 
     def said(self, text: str) -> str:
         """The text with the values of the settings that it names: `{name}`, or `{name:unit}` that says the name too."""
-        return re.sub(r"{(\w+):(.*?)}", r"{\1}\2 (setting `\1`)", text).format_map(self.words)
+        return re.sub(r"{(\w+):([^{}]*)}", r"{\1}\2 (setting `\1`)", text).format_map(self.words)
 
     def of(self, kind: Any) -> dict[str, Any]:
         """The schema of one of these types."""
@@ -569,6 +583,19 @@ def operation(name: str, row: Any, takes: Any, schemas: Schemas) -> dict[str, An
             **refusals(about, row, takes, security, decodes, schemas),
         },
     }
+
+
+def add_links(paths: dict[str, dict[str, Any]]) -> None:
+    """Says of each call that makes something which calls are about that, and where they find its id."""
+    about: dict[str, list[str]] = {}
+    for path, methods in paths.items():
+        for name in ids_in(path):
+            about.setdefault(name, []).extend(one["operationId"] for one in methods.values())
+    for call, (name, place) in MADE.items():
+        method, path = call.split()
+        id_of_it = {f"path.{name}": f"$response.body#/content/{place}"}
+        links = {one: {"operationId": one, "parameters": id_of_it} for one in about[name]}
+        next(iter(paths[path][method.lower()]["responses"].values()))["links"] = links
 
 
 def split_docstring(handler: Callable) -> tuple[str, str]:

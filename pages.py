@@ -39,6 +39,7 @@ import itsdangerous
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import UNSET, Meta, UnsetType
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
@@ -51,6 +52,7 @@ import shapes
 import tracker
 from database import SCHEMA_VERSION
 from errors import TrackerError
+from server import decoded
 from shapes import INT64_MAX, Id, JobState
 from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
@@ -268,7 +270,7 @@ class Visit(Call):
             most = self.tracker.settings.max_bulk_body
             self.fields = await self.multipart(most, "file", max_files=1, max_fields=100)
         else:
-            self.fields = form_fields(await self.body())
+            self.fields = await decoded(await self.body(), form_fields)
         if not hmac.compare_digest(self.field("token").encode(), self.token.encode()):
             problem = "This form is out of date: please load the page again, and send it once more"
             raise TrackerError("forbidden", problem)
@@ -1308,8 +1310,9 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
         f" WHERE (a.worker IS NOT NULL OR t.worker IS NOT NULL) AND {VISIBLE} ORDER BY p.name LIMIT 100",
         {"worker": worker, **caller.as_values},
     )
-    values, now = {"worker": worker}, tracker.SEARCH_TIME
-    logs, _ = tracker.search(tx, "log_entry", "worker = :worker", "TRUE", values, INT64_MAX, 20, now, newest=True)
+    values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
+    now, match = tracker.SEARCH_TIME, tracker.READABLE_LINES
+    logs, _ = tracker.search(tx, "log_entry", "worker = :worker", match, values, INT64_MAX, 20, now, newest=True)
     return {"worker": {**row, **worker_pace(tx, worker)}, "projects": projects, "logs": logs}
 
 
@@ -1354,16 +1357,17 @@ class LogQuery(msgspec.Struct):
 
 
 def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
-    """Workers' log lines as they came in, the newest first. For managers, or for everybody if the settings say so."""
-    if not tx.settings.public_logs:
-        tracker.logged_in(caller)
+    """Workers' log lines that the caller may read, as they came in, the newest first."""
+    reader = tracker.log_reader(tx, caller)
     wanted = {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text}
-    values = {**wanted, "level": tracker.LEVELS[query.level]}
+    values = {**wanted, **reader, "level": tracker.LEVELS[query.level]}
     if query.project is not None:
         tracker.get_project(tx, caller, query.project)  # a hidden one's log must not tell that it exists
     of = [f"{name} = :{name}" for name in ("worker", "project") if wanted[name] is not None]
     where, *match = of or ["level <= 4" if values["level"] <= 4 else "TRUE"]  # one has an index, the other is looked at
-    match = " AND ".join([*match, "level <= :level", *([tracker.contains("message")] if query.text else [])])
+    match = " AND ".join(
+        [*match, "level <= :level", tracker.READABLE_LINES, *([tracker.contains("message")] if query.text else [])]
+    )
     now, columns = tracker.SEARCH_TIME, "*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias"
     rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, True, columns)
     visible = f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000"
@@ -1542,10 +1546,13 @@ class Static(StaticFiles):
     """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
 
     def get_path(self, scope: dict) -> str:
-        return os.path.normpath(scope["path_params"]["path"])
+        path = scope["path_params"]["path"]
+        if len(path) > 255:  # to look for it costs a time that is quadratic in its parts
+            raise HTTPException(404)
+        return os.path.normpath(path)
 
     def methods_at(self, scope: dict) -> Iterable[str]:
-        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        with contextlib.suppress(OSError, ValueError, HTTPException):  # a name that no file can have
             return ("GET",) if os.path.isfile(self.lookup_path(self.get_path(scope))[0]) else ()
         return ()
 

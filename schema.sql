@@ -123,6 +123,7 @@ CREATE TABLE IF NOT EXISTS project (
     closed_task_count           INTEGER NOT NULL DEFAULT 0,
     trusted                     INTEGER NOT NULL DEFAULT 1,  -- 0: all that is in such projects shares one budget
     size                        INTEGER NOT NULL DEFAULT 0,  -- bytes of that budget; 0 in a trusted one
+    creator                     INTEGER,                     -- the manager who made it, NULL: nobody knows, or a dialect
     CHECK (NOT (public AND hidden))
 ) STRICT;
 CREATE INDEX IF NOT EXISTS project_git_repo ON project (git_repo) WHERE git_repo <> '';
@@ -163,10 +164,12 @@ END;
 CREATE TABLE IF NOT EXISTS manager (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
     username                    TEXT NOT NULL UNIQUE COLLATE NOCASE,
+    look                        TEXT NOT NULL DEFAULT '',    -- what the name looks like: a new one has a look of its own
     password_hash               TEXT NOT NULL,
     tracker_admin               INTEGER NOT NULL,
     register_time               INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX IF NOT EXISTS manager_look ON manager (look);
 
 CREATE TRIGGER IF NOT EXISTS manager_inserted AFTER INSERT ON manager BEGIN
     UPDATE budget SET used = used + 1 WHERE name = 'managers';
@@ -569,7 +572,7 @@ CREATE TABLE IF NOT EXISTS workflow (
     project                     INTEGER NOT NULL REFERENCES project,
     name                        TEXT NOT NULL,
     start                       INTEGER NOT NULL REFERENCES template,
-    secret                      TEXT NOT NULL,               -- opens this workflow alone
+    secret_hash                 BLOB NOT NULL DEFAULT x'',   -- of what opens this workflow alone
     created                     INTEGER NOT NULL,
     deleted                     INTEGER                      -- still here for the sake of its jobs
 ) STRICT;
@@ -618,6 +621,7 @@ CREATE INDEX IF NOT EXISTS log_entry_level ON log_entry (level, time, id);
 CREATE INDEX IF NOT EXISTS log_entry_bad ON log_entry (id) WHERE level <= 4;
 CREATE INDEX IF NOT EXISTS log_entry_worker ON log_entry (worker, id);
 CREATE INDEX IF NOT EXISTS log_entry_project ON log_entry (project, id) WHERE project IS NOT NULL;
+CREATE INDEX IF NOT EXISTS log_entry_readable ON log_entry (project, level, time, id) WHERE project IS NOT NULL;
 CREATE INDEX IF NOT EXISTS log_entry_task ON log_entry (task, id) WHERE task IS NOT NULL;
 
 -- The bytes of one worker's lines, with what each takes besides its text. Triggers count them, and the budgets of all.

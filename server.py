@@ -35,6 +35,8 @@ from errors import TrackerError, convert
 log = logging.getLogger("tracker")
 
 MOST_HEADER_BYTES = 2**16
+MOST_COOKIES = 1000  # of one header that are looked at: browsers keep a few hundred of a site
+MOST_OF_A_NAME = 16  # of those: cookies of one name differ in their paths
 MOST_PIPELINED = 256  # requests that one connection may send ahead of their answers
 
 
@@ -202,11 +204,15 @@ class Incoming:
 
     def cookies(self, name: str) -> Iterator[bytes]:
         """The cookies of that name. Ours are never quoted; the library's unquoting takes minutes over a hostile one."""
+        wanted, found = name.encode() + b"=", 0
         for key, value in self.scope["headers"]:
-            if key == b"cookie":
-                for cookie in value.split(b";"):
-                    if cookie.strip().startswith(name.encode() + b"="):
-                        yield cookie.strip()[len(name) + 1 :]
+            if key == b"cookie" and wanted in value:
+                for cookie in map(bytes.strip, value.split(b";", MOST_COOKIES)[:MOST_COOKIES]):
+                    if cookie.startswith(wanted):
+                        yield cookie[len(wanted) :]
+                        found += 1
+                        if found == MOST_OF_A_NAME:
+                            return
 
     def query(self) -> dict[str, list[str]]:
         """The query's parameters, each as often as it is given; 400 for what is none, or for more than 1000."""
@@ -310,7 +316,10 @@ class Incoming:
             form = await Request(self.scope, receive).form(max_part_size=1024 * limit, **limits)
         except (HTTPException, MultiPartException, FormParserError) as error:
             raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
-        return {name: form.getlist(name) for name in form}
+        fields: dict[str, list[Any]] = {}
+        for name, value in form.multi_items():  # to look each name up goes through all of them
+            fields.setdefault(name, []).append(value)
+        return fields
 
     async def gone(self) -> None:
         """Returns when the client has closed the connection, or its side of it."""
@@ -319,9 +328,17 @@ class Incoming:
             pass
 
 
+LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
+
+
+async def decoded(body: bytes, decode: Callable, *args: Any) -> Any:
+    """What the function makes of a body. A large one is decoded beside the event loop."""
+    return await asyncio.to_thread(decode, body, *args) if len(body) > LARGE else decode(body, *args)
+
+
 def escaped(text: bytes) -> bytes:
     """The text with what is not ASCII in it as a URL spells it."""
-    return re.sub(rb"[\x80-\xff]", lambda byte: b"%%%02X" % ord(byte[0]), text)
+    return re.sub(rb"[\x80-\xff]+", lambda some: b"%" + some[0].hex("%").upper().encode(), text)
 
 
 NEED_ASGI = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
@@ -545,7 +562,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Refuses headers that are too long."""
         if self.at_request_line and not data.isascii():
             line, *rest = data.partition(b"\n")
-            data = b"".join((escaped(line), *rest))
+            if len(line) <= MOST_HEADER_BYTES:  # a longer one is refused below
+                data = b"".join((escaped(line), *rest))
         super().data_received(data)
         if self.headers_pending:
             self.headers_pending += len(data)
@@ -678,6 +696,6 @@ def url_of(sock: socket.socket) -> str:
 
 def run_loop(coroutine: Any) -> None:
     """Runs a coroutine on uvloop where there is one."""
-    factory = uvicorn.Config(None).get_loop_factory()
+    factory = uvicorn.Config(None, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(coroutine)

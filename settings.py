@@ -93,7 +93,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "Most that all projects hold together that managers made whom no tracker admin trusts, in MiB, with 4 MiB for"
         " each.",
     ] = 1024
-    public_logs: Annotated[bool, "Whether anybody may read the logs; otherwise only managers."] = False
+    public_logs: Annotated[
+        bool,
+        "Whether anybody may read the logs, but for lines of hidden projects. Otherwise managers do in whose projects"
+        " they were written (READ), and admins.",
+    ] = False
     access_log: Annotated[bool, "Whether to print a line for each request."] = False
     cookie_name: Annotated[str, "Name of the session cookie.", Meta(pattern="^[A-Za-z0-9_-]+$")] = "tt"
     session_lifetime: Annotated[shapes.Seconds, "A login ends after this time, in seconds."] = 2_592_000

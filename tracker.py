@@ -15,9 +15,9 @@ found out once in a transaction, and what a function needs is declared where it 
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server (how bytes come in),
 database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
-and githook (uploads, push events), waiting (workers that wait), limits and budgets (how often, and how much), openapi
-(the API's document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/
-(other systems' APIs).
+and githook (uploads, push events), names (that people choose), waiting (workers that wait), limits and budgets (how
+often, and how much), openapi (the API's document), schema.sql; on top of it, and imported when the app is made: pages
+(the manager UI), dialects/ (other systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -50,6 +50,7 @@ import itertools
 import logging
 import logging.handlers
 import math
+import os
 import re
 import secrets
 import socket
@@ -77,6 +78,7 @@ from starlette.routing import BaseRoute, Match, Route
 import budgets
 import errors
 import limits
+import names
 import openapi
 import shapes
 from counts import COUNTED, reads_no_counts
@@ -91,6 +93,7 @@ from server import (
     Fields,
     Incoming,
     Server,
+    decoded,
     listen,
     plain_cycle,
     run_loop,
@@ -105,8 +108,8 @@ from warming import Warming
 from writer import (
     UPTIME_INTERVAL,
     Tx,
-    keeps_shelves,
     save_uptime,
+    together,
 )
 
 __version__ = "1.0.0"
@@ -556,8 +559,8 @@ def alias_of(tx: Tx, worker: int | None) -> str | None:
 
 def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
-    alias = alias.strip() or tx.settings.default_alias
-    if alias.lower() == "unassigned":
+    alias = names.seen(alias).strip() or tx.settings.default_alias
+    if names.look(alias) == "unassigned":
         raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias
 
@@ -578,7 +581,7 @@ create_worker.registers = True  # an address may make so many of them in an hour
 
 def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
     """Stores a worker, whoever wants it. Its id, and its secret, which is stored nowhere."""
-    secret = new_secret()
+    alias, secret = names.seen(alias) or tx.settings.default_alias, new_secret()
     row = tx.one(
         "INSERT INTO worker (alias, secret_hash, created, last_seen) VALUES (?, ?, ?, ?) RETURNING id",
         (alias, digest(secret.encode()), tx.time, tx.time),
@@ -662,7 +665,8 @@ def create_project(
     trusted = is_trusted(tx, caller)
     if not trusted:
         budgets.check_room(tx, budgets.PROJECT_SIZE)
-    project = insert_project(tx, {**checked_fields(tx, caller, None, body), "trusted": trusted})
+    made_by = {"creator": caller.manager.id, "trusted": trusted}
+    project = insert_project(tx, {**checked_fields(tx, caller, None, body), **made_by})
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
     return project
 
@@ -773,8 +777,8 @@ def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None)
     while following is not None:
         if following == project:
             raise TrackerError("invalid", "a project cannot be chained to itself, not even in a circle", "chain")
-        row = tx.one("SELECT chain FROM project WHERE id = ?", (following,))
-        if row is None:
+        row = tx.one("SELECT chain, hidden FROM project WHERE id = ?", (following,))
+        if row is None or (following == target and row["hidden"] and not caller.role(target)):
             raise TrackerError("not_found", f"no project {following}", "chain")
         following = row["chain"]
     if target is not None and not caller.role(target) & EDIT:
@@ -783,9 +787,11 @@ def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None)
 
 @needs(WORKER)
 def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
-    """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it."""
-    worker = caller.worker.id
-    find_project(tx, body.project)
+    """Asks a project's managers for access. It opens nothing by itself: a manager accepts or rejects it.
+
+    A hidden project is not there for it: its managers add the worker by its number.
+    """
+    worker, project = caller.worker.id, find_project(tx, body.project)
     if not (body.assign or body.submit):
         raise TrackerError("invalid", "ask for at least one", "assign, submit")
     old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, worker))
@@ -793,6 +799,8 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
         code = "conflict" if old["request"] else "granted"
         raise TrackerError(code, f"Your access to project {body.project} {state}")
+    if project["hidden"]:
+        raise PROJECT.missing(body.project)
     budgets.check_request_room(tx, body.project)
     tx.execute(
         "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
@@ -940,13 +948,11 @@ def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[Manager
     check_registration_open(tx)
     first = not tx.one("SELECT 1 FROM manager")
     budgets.check_count(tx, "managers", "managers")
-    row = tx.one(
-        "INSERT INTO manager (username, password_hash, tracker_admin, register_time) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO NOTHING RETURNING *",
-        (username, password_hash, first, tx.time),
-    )
-    if row is None:
-        raise TrackerError("conflict", f"{username!r} is taken", "username")
+    look = names.look(username)
+    if tx.one("SELECT 1 FROM manager WHERE look = ? OR username = ?", (look, username)):
+        raise TrackerError("conflict", f"{username!r} is taken, or looks like one that is", "username")
+    columns = {"username": username, "look": look, "password_hash": password_hash}
+    row = tx.insert("manager", {**columns, "tracker_admin": first, "register_time": tx.time})
     return shaped(Manager, row), open_session(tx, row["id"])
 
 
@@ -1047,27 +1053,42 @@ def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
         raise TrackerError("not_found", f"No manager {manager}")
 
 
-@needs(LOGIN)
+@needs(
+    LOGIN, says="An admin, or a manager with the role MANAGE_ACCESS in somebody else's project: others see themselves."
+)
 def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
-    """Every manager, in the order of registration."""
+    """The managers, in the order of registration: all of them for those who may grant roles in others' projects."""
+    grants = (
+        "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project"
+        " WHERE r.manager = :manager AND r.role & 4 AND p.creator IS NOT r.manager"
+    )
+    if not (caller.manager.tracker_admin or tx.one(grants, caller.as_values)):
+        return [caller.manager]
     return [shaped(Manager, row) for row in tx.all("SELECT * FROM manager ORDER BY id")]
 
 
-@needs(LOGIN, of=PROJECT)
+@needs(LOGIN, of=PROJECT, says="A manager with the role MANAGE_ACCESS in the project: others see themselves.")
 def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.ProjectManager]:
-    """Every manager with a role in the project, and its role bits."""
+    """The managers with a role in the project, and their role bits."""
     rows = tx.all(
-        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager WHERE r.project = ? ORDER BY m.id",
-        (project["id"],),
+        "SELECT m.*, r.role FROM manager_role r JOIN manager m ON m.id = r.manager"
+        " WHERE r.project = :project AND (:all OR m.id = :manager) ORDER BY m.id",
+        {**caller.as_values, "project": project["id"], "all": caller.role(project["id"]) & MANAGE_ACCESS},
     )
     return [shapes.ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
 
 
 @needs(MANAGE_ACCESS)
 def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
-    """Gives a manager exactly these roles in the project. Role 0 takes all away."""
+    """Gives a manager exactly these roles in the project, and none that the caller has not. Role 0 takes all away."""
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"no manager {body.manager}", "manager")
+    had = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager)) or (
+        0,
+    )
+    if beyond := body.role & ~had[0] & ~caller.role(project["id"]):
+        names = ", ".join(name for bit, name in ROLE_NAMES.items() if bit & beyond)
+        raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give", "role")
     if body.role:
         values = (project["id"], body.manager, body.role)
         tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
@@ -1093,9 +1114,9 @@ def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
             "conflict", f"There is a manager named {username!r} already; --reset gives it a new password"
         )
     tx.execute(
-        "INSERT INTO manager (username, password_hash, tracker_admin, register_time) VALUES (?, ?, 1, ?)"
+        "INSERT INTO manager (username, look, password_hash, tracker_admin, register_time) VALUES (?, ?, ?, 1, ?)"
         " ON CONFLICT (username) DO UPDATE SET password_hash = excluded.password_hash, tracker_admin = 1",
-        (username, password_hash, tx.time),
+        (username, names.look(username), password_hash, tx.time),
     )
     if row:
         tx.execute("DELETE FROM session WHERE manager = ?", (row["id"],))
@@ -1151,15 +1172,27 @@ def only_project(tx: Tx, worker: int) -> int | None:
     return rows[0]["project"] if len(rows) == 1 else None
 
 
+# The lines that the caller may read: a manager those of the projects in which it has READ; with public_logs everybody
+# all but those of hidden projects. Lines of no project are for admins otherwise.
+READABLE_LINES = """(:admin OR project IN (SELECT project FROM manager_role WHERE manager = :manager AND role & 1)
+    OR :public AND NOT EXISTS (SELECT 1 FROM project p WHERE p.id = log_entry.project AND p.hidden))"""
+
+
+def log_reader(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """The parameters of READABLE_LINES. 401 for somebody who is not logged in, unless the settings open the logs."""
+    if not tx.settings.public_logs:
+        logged_in(caller)
+    return {**caller.as_values, "public": tx.settings.public_logs}
+
+
 def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
-    """Log entries, the newest first."""
+    """Log entries that the caller may read, the newest first."""
     return query_logs(tx, caller, body)
 
 
 def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.LogEntry]:
-    """Log entries, the newest first."""
-    if not tx.settings.public_logs:
-        logged_in(caller)
+    """Log entries that the caller may read, the newest first."""
+    reader = log_reader(tx, caller)
     if body.level is None and body.max_level is None:
         raise TrackerError("invalid", "is required", "level")
     levels = [body.level] if body.level else range(1, 1 + (body.max_level or 0))
@@ -1168,14 +1201,8 @@ def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.Lo
     )
     if before is None:
         raise TrackerError("not_found", f"no log entry {body.before}", "before")
-    cursors = [  # one index range a level, each in order already
-        tx.execute(
-            "SELECT e.*, w.alias FROM log_entry e LEFT JOIN worker w ON w.id = e.worker"
-            " WHERE e.level = ? AND e.time > ? AND (e.time, e.id) < (?, ?) ORDER BY e.time DESC, e.id DESC LIMIT ?",
-            (level, body.since or 0, *before, body.limit),
-        )
-        for level in levels
-    ]
+    bounds = {"since": body.since or 0, "time": before[0], "id": before[1], "limit": body.limit}
+    cursors = newest_lines(tx, reader, levels, bounds)
     logs, size = [], 0
     for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
         data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
@@ -1184,6 +1211,25 @@ def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.Lo
         if len(logs) == body.limit or size > MOST_LOG_TEXT:
             break
     return logs
+
+
+def newest_lines(
+    tx: Tx, reader: dict[str, Any], levels: Iterable[int], bounds: dict[str, int]
+) -> list[Iterator[sqlite3.Row]]:
+    """The lines that the reader may see: several ranges of an index, each in order already, and bounded."""
+    select = (
+        "SELECT log_entry.*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias FROM log_entry"
+        " WHERE {} AND level = :level AND time > :since AND (time, id) < (:time, :id)"
+        " ORDER BY time DESC, id DESC LIMIT :limit"
+    )
+    if reader["admin"] or reader["public"]:
+        return [tx.execute(select.format(READABLE_LINES), {**reader, **bounds, "level": level}) for level in levels]
+    own = "SELECT project FROM manager_role WHERE manager = :manager AND role & 1"
+    return [
+        tx.execute(select.format("project = :project"), {**bounds, "project": row["project"], "level": level})
+        for row in tx.all(own, reader)
+        for level in levels
+    ]
 
 
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1317,15 +1363,20 @@ SELECT_SUBMITTER = """
 """
 
 
+def no_project(project: int) -> TrackerError:
+    return TrackerError("not_found", f"no project {project}", "project")
+
+
 def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter:
     """The project, if the caller may submit to it now. Refuses with 401, 404, 403, 429 or 503."""
     row = tx.one(SELECT_SUBMITTER, (project, credentials.id))
     found = row and Submitter._make(row)
     check_worker(tx, found, credentials)
     if found.id is None:
-        raise TrackerError("not_found", f"no project {project}", "project")
+        raise no_project(project)
     if not found.may_submit:
-        raise NoAccess(SUBMIT, project)
+        stranger = found.may_submit is None and tx.one("SELECT 1 FROM project WHERE id = ? AND hidden", (project,))
+        raise no_project(project) if stranger else NoAccess(SUBMIT, project)
     check_rate(tx, found.submit_free_uptime)
     tx.limits.check_disk()
     return found
@@ -1515,46 +1566,18 @@ SELECT_LARGE_HEAD = """
 """
 
 
-class Shelf:
-    """A project and the tasks that wait in it, the next one last: several assignments of one transaction share them.
-
-    There is one while every caller would be assigned the same task: no task awaits verification, no rate limit holds.
-    Whatever else changes the project, or which tasks wait, clears the transaction's shelves.
-    """
-
-    __slots__ = ("project", "size", "tasks")
-
-    def __init__(self, project: ProjectRow, size: int):
-        self.project, self.size, self.tasks = project, size, []
-
-    def next(self, tx: Tx) -> Candidate | None:
-        """The next task, which is to be assigned; None: no task waits."""
-        if not self.tasks:
-            self.fill(tx)
-        return self.tasks.pop() if self.tasks else None
-
-    def fill(self, tx: Tx) -> None:
-        """Fetches the next tasks, about as many as are wanted, and not many whose recipes are long."""
-        length, tasks = 0, []
-        with contextlib.closing(tx.execute(SELECT_NEXT, (self.project.id, self.size))) as rows:
-            for task in map(Candidate._make, rows):
-                tasks.append(task)
-                length += len(task.recipe)
-                if length > MOST_ON_SHELF:
-                    break
-        self.tasks = tasks[::-1]
-
-
-SELECT_SHELF = f"""
+# While every caller would be assigned the same task: no task awaits verification, no rate limit holds.
+SELECT_SAME_FOR_ALL = f"""
     SELECT {columns_for("p", ProjectRow)} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
         AND NOT EXISTS (SELECT 1 FROM verifier_set WHERE project = ?1 AND head_task IS NOT NULL AND NOT large)
         AND NOT EXISTS (SELECT 1 FROM verifier_block WHERE project = ?1)
 """
-MOST_ON_SHELF = 2**18  # characters of recipes
-SELECT_ASSIGNEE = """
-    SELECT w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request
-    FROM worker w LEFT JOIN worker_access a ON a.project = ? AND a.worker = w.id WHERE w.id = ?
+SELECT_ASSIGNEES = """
+    SELECT asked.number, w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request
+    FROM asked CROSS JOIN worker w ON w.id = asked.worker
+        LEFT JOIN worker_access a ON a.project = ? AND a.worker = w.id
 """
+MOST_TOGETHER = 64  # calls of which one statement asks
 
 
 class Assignee(NamedTuple):
@@ -1566,32 +1589,74 @@ class Assignee(NamedTuple):
     may_assign: int | None
 
 
-def shelf_of(tx: Tx, project: int) -> Shelf | None:
-    """The project's shelf, if it may have one, and several calls may share it."""
-    if tx.calls > 2 and project not in tx.shelves:
-        row = tx.one(SELECT_SHELF, (project,))
-        tx.shelves[project] = Shelf(ProjectRow._make(row), min(tx.calls // 2, 64)) if row else None
-    return tx.shelves.get(project)
+@functools.cache
+def asking(select: str, columns: str, count: int) -> str:
+    """The SELECT with a table `asked` of so many rows: a number, and parameters as its other columns."""
+    row = ", ".join("?" for _ in columns.split(", "))
+    rows = ", ".join(f"({number}, {row})" for number in range(count))
+    return f"WITH asked (number, {columns}) AS (VALUES {rows}) {select}"
 
 
-def assign_from_shelf(tx: Tx, credentials: WorkerCredentials, shelf: Shelf) -> Assigned | None:
-    """Assigns the next task to the caller; None: there is none. Refuses as assign_tasks does."""
-    project = shelf.project
-    row = tx.one(SELECT_ASSIGNEE, (project.id, credentials.id))
-    caller = row and Assignee._make(row)
-    check_worker(tx, caller, credentials)
-    check_may_assign(caller, project)
-    task = shelf.next(tx)
-    if task is None:
-        return None
-    seconds = task.max_assign_time or tx.settings.default_max_assign_time
-    hold(tx, project.id, "waiting", credentials.id, [(task.id, seconds)])
-    if task.job is not None:
-        tx.shelves.clear()  # whoever follows jobs may do anything
-    return Assigned([assigned_task(tx, task, credentials.id, encoded_project(project))])
+def padded(values: Sequence, width: int = 1) -> list:
+    """The values with NULLs after them, so that there are few different statements to be prepared."""
+    return [*values, *[None] * (-len(values) % (8 * width))]
 
 
-@keeps_shelves
+def assign_together(tx: Tx, calls: list[tuple]) -> list[Assigned | None]:
+    """What the callers are assigned who ask for one task of one project; None: who is to be asked for by itself."""
+    assigned: list[Assigned | None] = [None] * len(calls)
+    alike: dict[int, list[int]] = {}
+    for number, (_, projects, *more) in enumerate(calls):
+        if len(projects) == 1 and more in ([], [1]):
+            alike.setdefault(projects[0], []).append(number)
+    for project, numbers in alike.items():
+        for first in range(0, len(numbers), MOST_TOGETHER):
+            some = numbers[first : first + MOST_TOGETHER]
+            for number, one in assign_next(tx, project, [calls[number][0] for number in some]).items():
+                assigned[some[number]] = one
+    return assigned
+
+
+def assign_next(tx: Tx, project: int, callers: list[WorkerCredentials]) -> dict[int, Assigned]:
+    """Assigns the next tasks of a project to those of the callers who may have them, one each: by their numbers."""
+    row = tx.one(SELECT_SAME_FOR_ALL, (project,))
+    if row is None:
+        return {}
+    found = ProjectRow._make(row)
+    allowed = may_assign(tx, callers, found)
+    lot = list(zip(allowed, next_plain_tasks(tx, project, len(allowed)), strict=False))
+    default, encoded = tx.settings.default_max_assign_time, encoded_project(found)
+    held = [(callers[number].id, task.id, task.max_assign_time or default) for number, task in lot]
+    hold(tx, project, "waiting", held)
+    return {number: Assigned([assigned_task(tx, task, callers[number].id, encoded)]) for number, task in lot}
+
+
+def may_assign(tx: Tx, callers: list[WorkerCredentials], project: ProjectRow) -> list[int]:
+    """The numbers of the callers who may be assigned tasks of the project."""
+    asked = padded([caller.id for caller in callers])
+    allowed = []
+    for number, *columns in tx.execute(asking(SELECT_ASSIGNEES, "worker", len(asked)), (*asked, project.id)):
+        caller = Assignee._make(columns)
+        with contextlib.suppress(TrackerError):
+            check_worker(tx, caller, callers[number])
+            check_may_assign(caller, project)
+            allowed.append(number)
+    return sorted(allowed)
+
+
+def next_plain_tasks(tx: Tx, project: int, count: int) -> list[Candidate]:
+    """The next tasks that wait, as many as are wanted, up to the next job; not many whose recipes are long."""
+    size, tasks = 0, []
+    with contextlib.closing(tx.execute(SELECT_NEXT, (project, count))) as rows:
+        for task in map(Candidate._make, rows):
+            if task.job is not None or size > MOST_RECIPES:
+                break
+            tasks.append(task)
+            size += len(task.recipe)
+    return tasks
+
+
+@together(assign_together)
 @reads_no_counts
 def assign_tasks(
     tx: Tx, credentials: WorkerCredentials, projects: Sequence[int], count: int = 1, jobs_only: bool = False
@@ -1601,11 +1666,6 @@ def assign_tasks(
     Best: highest project priority, then highest task priority, then oldest. A worker is never assigned a task that it
     has verified. Refuses with 401, 404, 403, and 429 when nothing but a rate limit is in the way.
     """
-    if count == len(projects) == 1 and not jobs_only and (shelf := shelf_of(tx, projects[0])):
-        if assigned := assign_from_shelf(tx, credentials, shelf):
-            return assigned
-    elif count > 1 or len(projects) > 1 or jobs_only:
-        tx.shelves.clear()
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
     offers = {project: find_offer(tx, credentials, project, select) for project in projects}
     tasks: list[Task] = []
@@ -1719,10 +1779,16 @@ def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str
 
 
 def check_may_assign(caller: Asker | Assignee, project: ProjectRow) -> None:
-    """Refuses a worker that is paused, or was not granted access to the project where it needs that."""
+    """Refuses a worker that is paused, or was not granted access to the project where it needs that.
+
+    A hidden project is not there for one that has no part in it, and a pause does not tell of it.
+    """
+    granted = project.public or caller.may_assign
+    if caller.may_assign is None and project.hidden:
+        raise PROJECT.missing(project.id)
     if caller.paused:
         raise TrackerError("forbidden", "A manager has paused you")
-    if not (project.public or caller.may_assign):
+    if not granted:
         raise NoAccess(ASSIGN, project.id)
 
 
@@ -1745,7 +1811,7 @@ def take(tx: Tx, offer: Offer, lot: list[Candidate], worker: int) -> list[Task]:
     """Makes the worker the assignee of the offered task and those taken with it: as the document shows them."""
     default, project = tx.settings.default_max_assign_time, encoded_project(offer.project)
     state = "awaiting_verification" if is_head(offer) else "waiting"
-    hold(tx, offer.project.id, state, worker, [(task.id, task.max_assign_time or default) for task in lot])
+    hold(tx, offer.project.id, state, [(worker, task.id, task.max_assign_time or default) for task in lot])
     return [assigned_task(tx, task, worker, project) for task in lot]
 
 
@@ -1773,14 +1839,15 @@ def encoded_project(columns: ProjectRow) -> Raw:
     return Raw(encode(project_of(columns)))
 
 
-def hold(tx: Tx, project: int, state: str, worker: int, tasks: Sequence[tuple[int, float]]) -> None:
-    """Makes the worker the assignee of tasks that are in this state, each (its id) for so many seconds."""
+def hold(tx: Tx, project: int, state: str, holds: Sequence[tuple[int, int, float]]) -> None:
+    """Makes workers the assignees of tasks that are in this state: who, which task, for so many seconds."""
     tx.executemany(
         "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ? WHERE id = ?",
-        [(worker, tx.time, tx.uptime, tx.uptime + seconds, task) for task, seconds in tasks],
+        [(worker, tx.time, tx.uptime, tx.uptime + seconds, task) for worker, task, seconds in holds],
     )
-    tx.counts.move(project, state, "assigned", len(tasks))
-    tx.counts.hold(project, worker, len(tasks))
+    tx.counts.move(project, state, "assigned", len(holds))
+    for worker, _, _ in holds:
+        tx.counts.hold(project, worker, 1)
 
 
 class Held(NamedTuple):
@@ -1824,7 +1891,57 @@ SELECT_HELD_TASKS = f"""
 """
 
 
-@keeps_shelves
+# Those that nothing is to be done with but to close them.
+SELECT_PLAINLY_HELD = """
+    SELECT asked.number, w.secret_hash, w.last_seen, t.project, t.assigned_uptime
+    FROM asked CROSS JOIN worker w ON w.id = asked.worker CROSS JOIN task t ON t.id = asked.task
+        CROSS JOIN project p ON p.id = t.project
+    WHERE t.assignee = w.id AND t.job IS NULL AND t.verification_count <= 1 AND p.chain IS NULL AND p.trusted
+        AND NOT (p.keep_hashes AND t.hash64 IS NOT NULL) AND NOT EXISTS (SELECT 1 FROM assignment WHERE task = t.id)
+"""
+
+
+class PlainlyHeld(NamedTuple):
+    """A calling worker, and the task that it holds."""
+
+    secret_hash: bytes
+    last_seen: int
+    project: int
+    assigned_uptime: float
+
+
+def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[bool | None]:
+    """Closes the tasks that are plainly done. None: a release that is to be looked at by itself."""
+    updated: list[bool | None] = [None] * len(calls)
+    done = {body.task_id: number for number, (_, body) in enumerate(calls) if is_plainly_done(body)}
+    numbers = list(done.values())  # a task that several release is closed by the last of them, if at all
+    for first in range(0, len(numbers), MOST_TOGETHER):
+        some = numbers[first : first + MOST_TOGETHER]
+        for number in close_plain_tasks(tx, [calls[number] for number in some]):
+            updated[some[number]] = True
+    return updated
+
+
+def is_plainly_done(body: shapes.ReleaseBody) -> bool:
+    return body.result == OK and body.output is UNSET and -(2**63) <= body.verification < 2**64
+
+
+def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[int]:
+    """Closes those of the tasks that the caller holds plainly: the numbers of their releases."""
+    asked = padded([part for caller, body in releases for part in (body.task_id, caller.id)], 2)
+    closed = []
+    for number, *columns in tx.execute(asking(SELECT_PLAINLY_HELD, "task, worker", len(asked) // 2), asked):
+        task, (credentials, _) = PlainlyHeld._make(columns), releases[number]
+        with contextlib.suppress(TrackerError):
+            check_worker(tx, task, credentials)
+            closed.append(number)
+            tx.counts.close(task.project, credentials.id, [max(0.0, tx.uptime - task.assigned_uptime)])
+    ids = padded([releases[number][1].task_id for number in closed])
+    tx.execute(f"DELETE FROM task WHERE id IN ({', '.join('?' * len(ids))})", ids)
+    return closed
+
+
+@together(release_together)
 @reads_no_counts
 def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBody) -> bool:
     """Ends the caller's hold on a task. True when that changed the task: closed, failed, or skipped.
@@ -1843,7 +1960,6 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     if is_done(task, body):
         close_tasks(tx, [task], credentials.id)
         return True
-    tx.shelves.clear()  # for the others may make tasks wait
     if task.job is not None:
         return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:
@@ -2268,7 +2384,10 @@ def rotate_template_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> New
 def rotate_secret(tx: Tx, table: Literal["template", "workflow"], row: int, chosen: str | None = None) -> str:
     """A new secret of 64 hexadecimal digits, whoever wants it; a client that has chosen one has its will."""
     secret = chosen or secrets.token_hex(32)
-    tx.execute(f"UPDATE {table} SET secret = ? WHERE id = ?", (secret, row))
+    if table == "workflow":
+        tx.execute("UPDATE workflow SET secret_hash = ? WHERE id = ?", (digest(secret.encode()), row))
+    else:  # a documented call of theeye.io reads it back
+        tx.execute("UPDATE template SET secret = ? WHERE id = ?", (secret, row))
     return secret
 
 
@@ -2284,6 +2403,8 @@ def key_matches(template: sqlite3.Row, key: str) -> bool:
 
 def secret_matches(row: sqlite3.Row, secret: str) -> bool:
     """Whether this is the secret of the template or workflow."""
+    if "secret_hash" in row.keys():  # noqa: SIM118 - `in` a row looks at its values
+        return hmac.compare_digest(row["secret_hash"], digest(secret.encode()))
     return hmac.compare_digest(row["secret"].encode(), secret.encode())
 
 
@@ -2583,7 +2704,7 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
     """
     if job["state"] != "waiting" or job["task"] is None:
         raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
-    hold(tx, job["project"], "waiting", worker, [(job["task"], lease(job["timeout"]))])
+    hold(tx, job["project"], "waiting", [(worker, job["task"], lease(job["timeout"]))])
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
 
@@ -2995,8 +3116,9 @@ def create_workflow(tx: Tx, caller: Caller, body: shapes.WorkflowBody) -> shapes
     check_room(tx, "workflow", body.project)
     secret = secrets.token_hex(32)
     row = tx.one(
-        "INSERT INTO workflow (token, project, name, start, secret, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
-        (new_token(), body.project, body.name, body.start, secret, tx.time),
+        "INSERT INTO workflow (token, project, name, start, secret_hash, created) VALUES (?, ?, ?, ?, ?, ?)"
+        " RETURNING *",
+        (new_token(), body.project, body.name, body.start, digest(secret.encode()), tx.time),
     )
     set_edges(tx, row["id"], body.edges or [])
     return workflow_shown(tx, row, secret=secret)
@@ -4062,12 +4184,25 @@ class Tracker:
         raise TrackerError("unavailable", "The tracker is stopping; what it had begun is finished at its next start")
 
 
+class PrivateFileHandler(logging.handlers.RotatingFileHandler):
+    """Its files are nobody else's to read: there may be secrets in what workers print."""
+
+    def _open(self) -> Any:
+        file = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            if os.name == "posix":
+                os.fchmod(file, 0o600)  # one of before
+        finally:
+            os.close(file)
+        return super()._open()
+
+
 def open_log_file(settings: Settings) -> logging.Logger:
     """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing."""
     logger = logging.Logger("tracker.workers")
     if settings.log_file:
         try:
-            handler = logging.handlers.RotatingFileHandler(
+            handler = PrivateFileHandler(
                 Path(settings.database).parent / settings.log_file,
                 maxBytes=10 * 2**20,
                 backupCount=5,
@@ -4249,7 +4384,7 @@ class Call(Incoming):
     @property
     def base(self) -> str:
         """Where the caller sees the tracker: a URL without a slash at its end."""
-        host = (self.header(b"host") or b"localhost").decode("latin-1")
+        host = (self.header(b"host") or b"localhost").decode("latin-1")[:259]  # a name, a port: documents repeat it
         return f"{self.scope['scheme']}://{host}{self.tracker.settings.root_path}"
 
     def path_id(self, name: str) -> int:
@@ -4272,7 +4407,7 @@ class Call(Incoming):
         return await self.read_body(limit or self.tracker.settings.max_body)
 
     async def json(self, kind: Any) -> Any:
-        return decode(await self.body(), kind)
+        return await decoded(await self.body(), decode, kind)
 
     async def rest(self, seconds: float) -> None:
         """Returns after so many seconds, or when the client has gone, or the tracker stops."""
@@ -4896,7 +5031,7 @@ async def add_log(call: Call) -> Reply:
 
 def in_one_line(text: str) -> str:
     """The text with its control characters and line ends spelled out: nobody can forge a line or paint a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: match[0].encode("unicode_escape").decode(), text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @takes(None, shapes.PushBody, who="The git host that knows the project's webhook secret.", answer=shapes.Push)
@@ -4927,8 +5062,7 @@ def client_address(call: Call) -> str:
 
 async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, bytes]:
     """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
-    if not body.username.isprintable() or body.username != body.username.strip():
-        raise TrackerError("invalid", "no control characters, and no blanks at its ends", "username")
+    names.check_new_name(body.username)
     call.tracker.limits.register(call.source)
     await call.tracker.db.write(count_registration, call.source)
     password_hash = await call.tracker.hash(hash_password, body.password)

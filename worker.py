@@ -57,7 +57,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TextIO
+from typing import Any, BinaryIO, ClassVar, NoReturn, TextIO
 
 try:
     import httpx
@@ -284,6 +284,9 @@ class Client:
     TIMEOUT = httpx.Timeout(120, connect=10)
     FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
     INTERNAL_ERRORS_BORNE = 3
+    MOST_ANSWER = 2**26  # bytes: more than the largest list of tasks or projects
+    LONGEST_READ = 600.0  # seconds from the headers to the end of an answer
+    OF_TRANSFER = (b"content-encoding", b"transfer-encoding", b"content-length")
     # Shorter than servers keep an idle connection: one that they close as we reuse it looks like a lost answer.
     LIMITS = httpx.Limits(keepalive_expiry=2)
 
@@ -312,16 +315,33 @@ class Client:
         headers = {**self._headers(), "Content-Type": kind}
 
         def send() -> httpx.Response:
-            with self.interrupts.deferred():
-                return self.http.request(method, self.server + path, content=body, headers=headers)
+            with (
+                self.interrupts.deferred(),
+                self.http.stream(method, self.server + path, content=body, headers=headers) as response,
+            ):
+                return self._read(response, path)
 
         response, repeated = self._answered(send)
         return Answer(self._content(response, path), _server_time(response), repeated)
 
+    def _read(self, response: httpx.Response, path: str) -> httpx.Response:
+        """Reads the answer. Fail when it is longer than any of a tracker, _Lost when it does not end."""
+        ends, size, pieces = time.monotonic() + self.LONGEST_READ, 0, []
+        for piece in response.iter_bytes():
+            size += len(piece)
+            pieces.append(piece)
+            if size > self.MOST_ANSWER:
+                most = f"{self.MOST_ANSWER // 2**20} MiB"
+                raise Fail(f"{self.server}{path} answered with more than {most}: is --server the address of a tracker?")
+            if time.monotonic() > ends:
+                raise _Lost(f"its answer did not end within {duration(self.LONGEST_READ)}", carried_out=True)
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() not in self.OF_TRANSFER]
+        return httpx.Response(response.status_code, headers=headers, content=b"".join(pieces))
+
     def _headers(self) -> dict[str, str]:
-        """What every request says of us."""
+        """What every request says of us. Nothing comes packed: a little may unpack to more than there is memory."""
         known = {"X-Worker-ID": str(self.worker.id), "X-Secret": self.worker.secret} if self.worker else {}
-        return {"User-Agent": "tracker-worker", **known}
+        return {"User-Agent": "tracker-worker", "Accept-Encoding": "identity", **known}
 
     def _answered(self, send: Callable[[], httpx.Response]) -> tuple[httpx.Response, bool]:
         """Has a request sent until it is answered. Whether it may have been carried out before, too."""
@@ -1415,10 +1435,63 @@ class Stream(threading.Thread):
         os.close(self.writing)
 
 
+class Orphans:
+    """What commands leave behind outside of their process groups (setsid), where the system gives us that (Linux).
+
+    Whose they are is told by the environment with which they were started, so one that has got another goes on.
+    """
+
+    PR_SET_CHILD_SUBREAPER = 36
+    MOST_ROUNDS = 100  # whoever forks faster than it is killed is left to itself
+
+    are_ours = False
+    known: ClassVar[set[int]] = set()  # the processes that others wait for
+
+    @classmethod
+    def adopt(cls) -> None:
+        """From now on, orphans become our children, and not those of the system's first process."""
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import ctypes
+
+            cls.are_ours = ctypes.CDLL(None).prctl(cls.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+    @classmethod
+    def end(cls, marks: list[bytes]) -> None:
+        """Kills the orphans that have these variables, and theirs; takes notice of those that have ended."""
+        for _ in range(cls.MOST_ROUNDS if cls.are_ours else 0):
+            with starting:  # else one that is being started is not known yet
+                killed = [pid for pid in cls._children() if cls._ended(pid, marks)]
+            if not killed:
+                return
+            time.sleep(0.005)
+
+    @classmethod
+    def _children(cls) -> Iterator[int]:
+        """Our children that nobody waits for."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                parent = (folder / "stat").read_bytes().rpartition(b")")[2].split()[1]
+                if int(parent) == os.getpid() and int(folder.name) not in cls.known:
+                    yield int(folder.name)
+
+    @classmethod
+    def _ended(cls, pid: int, marks: list[bytes]) -> bool:
+        """Whether the child was one of these, and had not ended by itself."""
+        with contextlib.suppress(OSError):
+            if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                return False
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if all(mark in variables for mark in marks):
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
+
 class Process:
     """A command in a session and process group of its own, so that it can be ended together with its children."""
 
     LINGER = 1.0  # seconds that its children may go on without it
+    MARKS = ("TRACKER_SERVER", "TRACKER_TASK_ID")
     LACKING = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC))
 
     def __init__(self, invocation: Invocation, take: Take):
@@ -1431,6 +1504,7 @@ class Process:
                 self.streams.append(Stream(name, take))
                 self.streams[-1].start()
             self.popen = self._start(invocation)
+            self.marks = [f"{name}={invocation.environment[name]}".encode() for name in self.MARKS]
         except (OSError, ValueError, IndexError, RuntimeError) as error:
             for stream in self.streams:
                 if stream.is_alive():
@@ -1445,7 +1519,7 @@ class Process:
         with tempfile.TemporaryFile() as stdin, starting:
             stdin.write(invocation.stdin)
             stdin.seek(0)
-            return subprocess.Popen(
+            popen = subprocess.Popen(
                 invocation.arguments,
                 env=invocation.environment,
                 cwd=invocation.folder,
@@ -1455,6 +1529,8 @@ class Process:
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
+            Orphans.known.add(popen.pid)
+            return popen
 
     def _explained(self, error: Exception, invocation: Invocation) -> CannotRun:
         """Why nothing could be started, and whether another machine might do better."""
@@ -1490,6 +1566,8 @@ class Process:
             time.sleep(0.02)
         self.kill()
         self.is_over = True
+        Orphans.known.discard(self.popen.pid)
+        Orphans.end(self.marks)
         for stream in self.streams:
             stream.finish()
         return code
@@ -1914,9 +1992,7 @@ class RunClient(Client):
                     if file.tell() + len(piece) > most:
                         raise CannotRun(f"more than {most:,} bytes")
                     file.write(piece)
-                if response.status_code != 200:
-                    response.read()
-                return response
+                return response if response.status_code == 200 else quiet._read(response, path)
 
         response, _ = quiet._answered(receive)
         if response.status_code != 200:
@@ -2601,6 +2677,7 @@ def run_tasks(args: argparse.Namespace, interrupts: Interrupts) -> int:
     sign_in(client, Credentials(args.credentials), args.alias)
     signals = StopSignals()
     signals.install()
+    Orphans.adopt()
     runner = Runner(args, client, display, signals)
     runner.run()
     if runner.taken or runner.failure is None:
@@ -2784,7 +2861,8 @@ tracker says that a task is not ours any more, because it was cancelled or its l
 
 COMMAND runs in a process group of its own. At its time limit the whole group gets SIGTERM, and SIGKILL after
 --kill-grace. The limit is the job's own, for plain tasks --timeout, and never later than shortly before the lease ends.
-Children that outlive COMMAND have a second to end, then they are killed.
+Children that outlive COMMAND have a second to end, then they are killed; on Linux also those that have left the group
+(setsid), unless they have got another environment.
 
 Scripts: a job may bring its own script. It is run instead of COMMAND, with the arguments of the job, by its #! line (by
 /bin/sh if it has none) or by the runas template, and in the environment that the template sets; but only with

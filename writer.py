@@ -32,7 +32,6 @@ class Tx:
     """An open transaction: `execute`, one instant (`time`, `uptime`), the settings, what the commit announces."""
 
     __slots__ = (
-        "calls",
         "clock",
         "counts",
         "execute",
@@ -42,7 +41,6 @@ class Tx:
         "ready",
         "seen",
         "settings",
-        "shelves",
         "time",
         "turn",
         "uptime",
@@ -60,8 +58,6 @@ class Tx:
         self.uptime = clock.uptime()
         self.settings = settings
         self.counts = Counts()
-        self.calls = 1  # that this transaction carries out
-        self.shelves: dict[int, Any] = {}  # by project: what its next assignment finds
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
         self.turn: Callable[[], float] = lambda: self.STEP_SECONDS
@@ -137,10 +133,18 @@ class Write(NamedTuple):
 Outcome = tuple[Any, Exception | None]  # how a call ended: with a result, or with the error that its caller gets
 
 
-def keeps_shelves(function: Callable) -> Callable:
-    """Declares that a function clears the transaction's shelves itself, where it changes what lies on them (Shelf)."""
-    function.keeps_shelves = True
-    return function
+def together(plain: Callable[[Tx, list[tuple]], list]) -> Callable[[Callable], Callable]:
+    """Declares that `plain(tx, calls)` carries out several calls of the function in one go: those of a batch.
+
+    It is given the arguments of each, and returns the results of those that are as most are, and None for each that is
+    to be carried out by itself: all that will be refused, too.
+    """
+
+    def note(function: Callable) -> Callable:
+        function.together = plain
+        return function
+
+    return note
 
 
 class HalfDone(Exception):
@@ -157,6 +161,17 @@ def run_plainly(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
         if connection.total_changes != changes:
             raise HalfDone from None
         return outcome
+
+
+def run_together(tx: Tx, connection: sqlite3.Connection, plain: Callable, calls: list[Write]) -> list[Any]:
+    """The results of those of several calls that could be carried out in one go. HalfDone if that has failed."""
+    try:
+        return plain(tx, [call.args for call in calls])
+    except Exception as error:
+        let_go(error)
+        if not connection.in_transaction:
+            raise  # SQLite gave up (disk full, say)
+        raise HalfDone from None
 
 
 def run_isolated(tx: Tx, connection: sqlite3.Connection, call: Write) -> Outcome:
@@ -179,7 +194,6 @@ def failed(tx: Tx, connection: sqlite3.Connection, error: Exception, announced: 
     let_go(error)
     if not connection.in_transaction:
         raise error  # SQLite gave up (disk full, say)
-    tx.shelves.clear()
     del tx.ready[announced:]
     return None, answer_to(error)
 
@@ -216,10 +230,19 @@ def save_uptime(tx: Tx) -> None:
 # One commit
 
 
-class Committed(NamedTuple):
-    """The outcomes of a batch's first calls, for which there was time, and what is to be announced."""
+def by_kind(batch: list[Write]) -> dict[Callable | None, list[Write]]:
+    """The calls by what carries them out together; None: nothing does."""
+    kinds: dict[Callable | None, list[Write]] = {}
+    for call in batch:
+        kinds.setdefault(getattr(call.function, "together", None), []).append(call)
+    return kinds
 
-    outcomes: list[Outcome]
+
+class Committed(NamedTuple):
+    """What became of a batch's calls, those for which there was no time, and what is to be announced."""
+
+    done: list[tuple[Write, Outcome]]
+    left: list[Write]
     ready: list[tuple[int, int]]
 
 
@@ -227,6 +250,7 @@ class Committer:
     """Carries out batches of calls, each batch in one transaction, on the one connection that writes."""
 
     BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
+    FEWEST_TOGETHER = 3  # calls: fewer are quicker one by one
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
     def __init__(
@@ -277,21 +301,34 @@ class Committer:
             return self.run_in_turn(batch, run_isolated)
 
     def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
-        """Runs calls in a new transaction until its time is up."""
+        """Runs calls in a new transaction until its time is up.
+
+        Those that can be carried out together are: they are concurrent, as no caller has heard of another's outcome.
+        """
         self.connection.execute("BEGIN IMMEDIATE")
-        tx, outcomes = Tx(self.connection, self.clock, self.settings, self.limits), []
-        tx.turn, tx.calls, ends = self.turn, len(batch), time.monotonic() + self.BATCH_TIME
-        for call in batch:
-            if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
-                tx.counts.write(tx)
-            if not getattr(call.function, "keeps_shelves", False):
-                tx.shelves.clear()
-            outcomes.append(run(tx, self.connection, call))
-            if time.monotonic() > ends:
-                break
+        tx, committed, ends = (
+            Tx(self.connection, self.clock, self.settings, self.limits),
+            Committed([], [], []),
+            time.monotonic(),
+        )
+        ends += self.BATCH_TIME
+        tx.turn, tx.ready = self.turn, committed.ready
+        for plain, calls in by_kind(batch).items():
+            if plain and len(calls) >= self.FEWEST_TOGETHER and run is run_plainly:
+                results = run_together(tx, self.connection, plain, calls)
+                pairs = list(zip(calls, results, strict=True))
+                committed.done.extend((call, (result, None)) for call, result in pairs if result is not None)
+                calls = [call for call, result in pairs if result is None]
+            for number, call in enumerate(calls):
+                if time.monotonic() > ends:
+                    committed.left.extend(calls[number:])
+                    break
+                if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
+                    tx.counts.write(tx)
+                committed.done.append((call, run(tx, self.connection, call)))
         tx.counts.write(tx)
         self.note_passing(tx)
-        return Committed(outcomes, tx.ready)
+        return committed
 
     def note_passing(self, tx: Tx) -> None:
         """Stores what goes with every transaction: who was seen, and the uptime on which leases and limiters rest.
@@ -382,13 +419,14 @@ class WriteQueue:
         if not batch:
             return
         try:
-            outcomes, ready = await self.commit(batch, on_thread)
+            committed = await self.commit(batch, on_thread)
         except Exception as error:
-            outcomes, ready = [(None, cannot_write(error))] * len(batch), []
-        queue[:0] = batch[len(outcomes) :]  # there was no time for them
-        for call, outcome in zip(batch, outcomes, strict=False):
+            outcome = None, cannot_write(error)
+            committed = Committed([(call, outcome) for call in batch], [], [])
+        queue[:0] = committed.left
+        for call, outcome in committed.done:
             self.tell(call.told, *outcome)
-        for project, count in ready:
+        for project, count in committed.ready:
             self.announce_safely(project, count)
 
     def tell(self, told: Told, result: Any, error: Exception | None) -> None:

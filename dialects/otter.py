@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 import tracker
 from dialects.plumbing import HEADERS, as_text
+from server import decoded
 from tracker import Call, MethodNotAllowed, TrackerError, Tx
 
 NOT_VARIABLES = ("template", "token", "key")
@@ -81,8 +82,8 @@ async def read_body(call: Call) -> dict[str, Any]:
         return {name: values[-1] for name, values in form.items()}
     body = (await call.body()).removeprefix(codecs.BOM_UTF8)
     if body.lstrip().startswith(b"{") or (body and b"json" in kind):
-        return read_json(body)
-    return read_form(body, "body")  # whatever it was called: curl -d and scripts say all sorts of things
+        return await decoded(body, read_json)
+    return await decoded(body, read_form, "body")  # whatever it was called: curl -d and scripts say all sorts of things
 
 
 def read_json(body: bytes) -> dict[str, Any]:

@@ -5,10 +5,8 @@ A dialect's door is a kind of tracker.Call with `refuse`; what tracker.py needs 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +16,6 @@ from errors import storable
 from tracker import encode
 
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
 
 
 def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -65,8 +62,3 @@ def forgiving_json(body: bytes) -> Any:
     What is no UTF-8 in it, and what cannot be stored, becomes U+FFFD.
     """
     return storable(json.loads(body.decode("utf-8-sig", "replace")))
-
-
-async def decoded(body: bytes, decode: Callable, *args: Any) -> Any:
-    """What the function makes of a body. A large one is decoded beside the event loop."""
-    return await asyncio.to_thread(decode, body, *args) if len(body) > LARGE else decode(body, *args)

@@ -43,8 +43,9 @@ import pages
 import shapes
 import tracker
 from dialects import plumbing
-from dialects.plumbing import as_bytes, as_json, basic_credentials, decoded, forgiving_json, nothing
+from dialects.plumbing import as_bytes, as_json, basic_credentials, forgiving_json, nothing
 from pages import Action, Page
+from server import decoded
 from shapes import Name, ReleaseBody
 from tracker import EDIT, FAIL, OK, TrackerError, Tx, WorkerCredentials
 
@@ -133,7 +134,7 @@ async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[An
     body = await call.body(LARGEST * max(settings.max_body, settings.max_job_log) if large else None)
     body = body.removeprefix(codecs.BOM_UTF8).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
-        return parameters(body)
+        return await decoded(body, parameters)
     return await decoded(body, json_body, large)
 
 
@@ -284,7 +285,7 @@ def wanted(ask: Ask) -> Wanted:
         kind = name.partition("[")[0]
         if kind not in ("where", "sort"):
             continue
-        if not (match := re.fullmatch(r"\w+\[(\w{1,100})\]", name)):
+        if not (match := re.fullmatch(r"(?:where|sort)\[(\w{1,100})\]", name)):
             raise Refusal("invalid", f"{name[:100]} is invalid: it looks like {kind}[field]=value")
         field = "id" if match[1] == "_id" else match[1]
         if kind == "where":
@@ -1194,7 +1195,7 @@ def log_entries(text: str) -> Iterator[str]:
     least = len(text) // MOST_ENTRIES if text.count("\n") >= MOST_ENTRIES else 0
     start = 0
     while start <= len(text):
-        end = text.find("\n", start + least)
+        end = text.find("\n", start + least, start + LONGEST_ENTRY)
         end = min(len(text) if end < 0 else end, start + LONGEST_ENTRY)
         yield text[start:end]
         start = end if text[end : end + 1] not in ("", "\n") else end + 1

@@ -336,7 +336,7 @@ class Worker:
         elif response.is_success:
             body = self.read_body(response, page, deadline)
             if page.type in ("text/html", "application/xhtml+xml"):
-                page.links = find_links(body, page.url, response.charset_encoding)
+                page.links = find_links(body, page.url, charset_of(response))
         elif page.status in (408, 429) or page.status >= 500:
             page.outcome, page.retry_after = "failed", retry_after(response)
         else:
@@ -364,6 +364,11 @@ class Worker:
     def log(self, level: str, message: str) -> None:
         line = {"scope": self.crawl.name, "message": message, "timestamp": int(time.time())}
         self.tracker.call("POST", f"/log/{level}", line)
+
+
+def charset_of(response: httpx.Response) -> str | None:
+    """The charset that the site names. A Content-Type that is too long to be one takes long to read, and has none."""
+    return response.charset_encoding if len(response.headers.get("Content-Type", "")) <= 1000 else None
 
 
 def start_worker(crawl: Crawl, credentials: dict) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import http.server
 import importlib
 import itertools
 import os
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+import starlette.routing
 from hypothesis import HealthCheck, settings
 
 import database
@@ -28,6 +31,24 @@ import tracker
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
+
+
+def keep_files_in_memory() -> None:
+    """Where Linux has a file system in memory with room for them, what tests write goes there, if nobody said where.
+
+    They wait for fsync ten thousand times, which is milliseconds on a disk. It is called all the same, as one of them
+    shows; and what a killed process has written is there after it on either.
+    """
+    memory = "/dev/shm"
+    if "TMPDIR" in os.environ or not (os.path.isdir(memory) and os.access(memory, os.W_OK)):
+        return
+    found = os.statvfs(memory)
+    if found.f_bavail * found.f_frsize >= 2**30 and not found.f_flag & os.ST_NOEXEC:  # some tests write programs
+        os.environ["TMPDIR"] = memory
+        tempfile.tempdir = None  # it is found anew
+
+
+keep_files_in_memory()
 
 # Bounded and the same every time, so that a run says something about the change and not about its luck.
 # Now and then: pytest --hypothesis-profile=thorough
@@ -54,6 +75,17 @@ def pytest_collection(session: pytest.Session) -> None:
                 importlib.import_module(file.stem)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What has been loaded stays: thousands of tests are looked through for garbage once, and not with each of them."""
+    gc.collect()
+    gc.freeze()
+
+
+# The trackers of all tests have the same paths, and what is made of a row of their tables is the same.
+starlette.routing.compile_path = functools.cache(starlette.routing.compile_path)
+tracker.all_pages = functools.cache(tracker.all_pages)
+tracker.handler_of = functools.cache(tracker.handler_of)
+
 NAMES = (f"{kind}{number}" for number in itertools.count(1) for kind in ("project", "manager"))
 
 
@@ -77,7 +109,7 @@ class MovedClock(tracker.Clock):
 
 def client(url: str, **options: Any) -> httpx.Client:
     """Somebody's HTTP client. Without the certificate store: loading it takes longer than a whole test's requests."""
-    return httpx.Client(base_url=url, timeout=90, verify=False, **options)
+    return httpx.Client(base_url=url, timeout=90, verify=False, trust_env=False, **options)
 
 
 class Worker:
@@ -160,7 +192,12 @@ class Manager:
         return {short: shown[name] for name, short in names.items() if shown[name]}
 
     def grant(self, worker: Worker, project: int, assign: bool = True, submit: bool = True) -> Worker:
+        hidden = self.project(project)["hidden"]
+        if hidden:  # then nobody asks: they have asked before
+            self.update_project(project, hidden=False)
         assert worker.request_access(project, assign, submit).status_code == 200
+        if hidden:
+            self.update_project(project, hidden=True)
         assert self.post(f"/project/accept_request/{project}/{worker.id}").status_code == 200
         return worker
 
@@ -194,15 +231,24 @@ class Site:
         finally:
             connection.close()
 
+    def dump(self) -> dict[str, list[tuple]]:
+        """Every row (`dump`), when no operation goes on any more: some calls are answered before theirs has ended."""
+        wait_until(lambda: not self.read("SELECT 1 FROM operation WHERE accepted AND finished IS NULL"))
+        return dump(self.settings.database)
+
+
+COLUMNS = """
+    SELECT found.name, group_concat(info.name) FROM sqlite_schema AS found, pragma_table_info(found.name) AS info
+    WHERE found.type = 'table' AND info.name <> 'last_seen' GROUP BY found.name
+"""
+
 
 def dump(path: str | Path) -> dict[str, list[tuple]]:
     """Every row of every table, without what time, a mere visit and a refused duplicate change."""
     passing = {"meta": "key <> 'uptime'", "snapshot": "0", "sqlite_sequence": "0"}
     with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
         tables = {}
-        for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
-            names = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
-            columns = ", ".join(name for name in names if name != "last_seen")
+        for table, columns in connection.execute(COLUMNS).fetchall():
             rows = connection.execute(f"SELECT {columns} FROM {table} WHERE {passing.get(table, 1)}")
             tables[table] = sorted(rows, key=repr)
         return tables
@@ -211,6 +257,7 @@ def dump(path: str | Path) -> dict[str, list[tuple]]:
 @contextlib.contextmanager
 def serving_in_thread(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """Somebody else's HTTP server on this machine: its URL."""
+    handler = type(handler.__name__, (handler,), {"disable_nagle_algorithm": True})  # or a body waits for its headers
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ import tracker
 from database import UPGRADES
 from limits import LARGEST_FLOOR
 from tracker import FAIL, OK, shapes
+from writer import Committer, Write
 
 MIB = 2**20
 
@@ -631,6 +633,20 @@ def test_operations_are_forgotten_when_the_budget_is_full_and_begin_all_the_same
     assert house.site.read("SELECT COUNT(*) FROM operation") == before
     assert house.owner.post(f"/project/hard_reset/{house.project}").status_code == 200
     assert house.worker.submit(house.project).status_code == 200
+
+
+def test_tasks_that_are_released_at_once_are_weighed() -> None:
+    queue = Jobs()
+    distrust(queue)
+    for number in range(8):
+        queue.submit(f"recipe {number}")
+    tasks = [queue.assign() for _ in range(8)]
+    committer = Committer(SimpleNamespace(connection=queue.connection), queue.clock, queue.settings, lambda: 1e9)
+    releases = [(queue.worker, shapes.ReleaseBody(task, OK)) for task in tasks]
+    committer.run_batch([Write(None, tracker.release_task, release) for release in releases])
+    queue.connection.execute("COMMIT")
+    assert queue.counts()["closed"] == 8
+    check_budgets(queue.connection)
 
 
 def test_a_chain_into_a_project_that_nobody_trusts_is_weighed() -> None:

@@ -46,13 +46,17 @@ class Batches(Memory):
             SimpleNamespace(connection=self.connection), self.clock, self.settings, lambda: 1e9
         )
         committer.BATCH_TIME = 1e9
-        outcomes, _ = committer.run_batch([Write(None, function, args) for function, args in calls])
+        batch = [Write(None, function, args) for function, args in calls]
+        outcomes = {id(call): outcome for call, outcome in committer.run_batch(batch).done}
         self.connection.execute("COMMIT")
         check_counts(self.connection)
-        return [outcome if error is None else error for outcome, error in outcomes]
+        return [outcome if error is None else error for outcome, error in (outcomes[id(call)] for call in batch)]
 
-    def contents(self) -> list[str]:
-        return [line for line in self.connection.iterdump() if "sqlite_sequence" not in line]
+    def contents(self) -> dict[str, list[sqlite3.Row]]:
+        """Every row of every table."""
+        tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'sqlite_sequence'"
+        names = [name for (name,) in self.connection.execute(tables)]
+        return {name: self.connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}
 
 
 FURNISHED = Batches()
@@ -153,7 +157,16 @@ def test_what_is_done_is_counted(batches: Batches, name: str) -> None:
 
 CHANGES_TASKS = re.compile(r"\b(INSERT (OR \w+ )?INTO|REPLACE INTO|UPDATE( OR \w+)?|DELETE FROM) task\b")
 COUNTING = {  # the functions that change tasks, each of which counts that, or changes no state
-    *("INSERT_TASK", "queue_job", "hold", "take_away", "delete_tasks", "close_tasks", "retry_tasks"),
+    *(
+        "INSERT_TASK",
+        "queue_job",
+        "hold",
+        "take_away",
+        "delete_tasks",
+        "close_tasks",
+        "close_plain_tasks",
+        "retry_tasks",
+    ),
     *("set_priorities", "renew_lease"),
 }
 

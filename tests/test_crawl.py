@@ -5,11 +5,12 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import httpx
+import nursery
 import pytest
 
 import tracker
@@ -101,22 +102,15 @@ def server():
 
 def start_crawl(site, server, directory, *options, password=True):
     """Start crawl.py on the site without a limit of its rate, and with short times."""
-    command = [sys.executable, crawl.__file__, f"{site.url}site/index.html", "--server", server, "--workers", "2"]
-    command += ["--rate", "0", "--timeout", "2", "--max-assign-time", "6", "--max-retries", "2"]
-    command += [
-        "--state",
-        directory / "state",
-        "--report",
-        directory / "report.json",
-        "--manager",
-        "boss",
-        "--register",
-    ]
+    arguments = [f"{site.url}site/index.html", "--server", server, "--workers", "2"]
+    arguments += ["--rate", "0", "--timeout", "2", "--max-assign-time", "6", "--max-retries", "2"]
+    arguments += ["--state", directory / "state", "--report", directory / "report.json"]
+    arguments += ["--manager", "boss", "--register", *options]
     environment = {name: value for name, value in os.environ.items() if name != "TRACKER_PASSWORD"}
     if password:
         environment["TRACKER_PASSWORD"] = PASSWORD
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, *options], env=environment, text=True, **pipes)
+    return nursery.start(Path(crawl.__file__), arguments, directory, environment, **pipes)
 
 
 def run_crawl(site, server, directory, *options, password=True):

@@ -374,7 +374,8 @@ def test_a_client_that_ends_its_side_in_the_middle_of_a_request_is_let_go(site: 
     assert site.read("SELECT COUNT(*) FROM task") == [(1,)]
 
 
-def test_a_client_that_reads_late_gets_all_its_answers_in_their_order(site: Site) -> None:
+def test_a_client_that_reads_late_gets_all_its_answers_in_their_order(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_empty_polls=0)
     _, worker = with_one_task(site)
     with Line(site.url, worker) as line:
         line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from conftest import Site, dump, wait_until
+from conftest import Site, wait_until
 from doors import House, NativeAgent, NativeClient, TestflingerAgent, TheeyeAgent
 
 import server
@@ -22,14 +22,19 @@ import tracker
 
 
 def exchange(site: Site, *requests: str | bytes) -> bytes:
-    """Sends raw requests over one connection at once; what comes back until it is closed, or silent for a while."""
+    """Sends raw requests over one connection at once; what comes back until it is closed.
+
+    Or until it is silent for a while after an answer to each of them, none of which has announced the end.
+    """
     host, port = site.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=1) as connection:
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(b"".join(one if isinstance(one, bytes) else one.encode() for one in requests))
         received = b""
         try:
             while chunk := connection.recv(65536):
                 received += chunk
+                if received.count(b"HTTP/1.1 ") >= len(requests) and b"connection: close" not in received.lower():
+                    connection.settimeout(1)
         except TimeoutError:
             received += b"<kept open>"
         return received
@@ -232,15 +237,15 @@ def test_looking_at_what_a_get_takes_or_sets_off_changes_nothing(site: Site) -> 
         (admin, f"/api/manager/demote/{other.id}"),
         (admin, "/logout"),
     ]
-    before = dump(site.settings.database)
+    before = site.dump()
     for http, path in acting:
         answer = http.head(path)
         assert (answer.status_code, answer.content) == (200, b""), path
-        assert dump(site.settings.database) == before, path
+        assert site.dump() == before, path
     for http, path in acting:
         http.get(path)
-        assert dump(site.settings.database) != before, path
-        before = dump(site.settings.database)
+        assert site.dump() != before, path
+        before = site.dump()
 
 
 def test_looking_at_a_page_leaves_what_the_last_action_said_for_who_sees_it(site: Site) -> None:
@@ -456,13 +461,13 @@ def test_a_body_that_cannot_be_unpacked_is_refused_at_every_door(
     site: Site, spoil: Callable[[bytes], bytes], encoding: str, status: int
 ) -> None:
     requests = to_every_door(House(site))
-    before = dump(site.settings.database)
+    before = site.dump()
     for http, method, path, body, headers in requests:
         content = spoil(gzip.compress(body))
         answer = http.request(method, path, content=content, headers=headers | {"Content-Encoding": encoding})
         assert answer.status_code == status, (path, answer.text)
         assert status == 400 or answer.headers["accept-encoding"] == "gzip, identity"
-    assert dump(site.settings.database) == before
+    assert site.dump() == before
 
 
 def test_a_small_body_that_unpacks_to_more_than_the_limit_is_refused_at_every_door_as_soon_as_it_does(

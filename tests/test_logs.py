@@ -1,6 +1,7 @@
 """Logs: lines from workers, in the database and in the log file, and who may read them."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Site
+
+from tracker import EDIT, READ
 
 LEVELS = {"error": 3, "warn": 4, "info": 5, "trace": 7}
 
@@ -53,6 +56,19 @@ def test_a_line_below_the_configured_level_is_in_the_log_file_only(
         assert line.endswith(f"{level.upper()} chatty ({worker.id}) some scope: a {level} line")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_the_log_file_is_nobody_elses_to_read(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """Nor one of before, nor those that are rotated away."""
+    path = tmp_path / "lines.log"
+    path.write_bytes(b"x" * (10 * 2**20 - 200))
+    path.chmod(0o644)
+    worker = make_site(log_file=str(path)).create_worker()
+    for number in range(5):
+        worker.log("info", f"a line of some length, which is the line number {number}")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob("lines.log*")}
+    assert modes == {"lines.log": 0o600, "lines.log.1": 0o600}
+
+
 def test_one_line_stays_one_line_in_the_log_file(make_site: Callable[..., Site], tmp_path: Path) -> None:
     site = make_site(log_file=str(tmp_path / "lines.log"))
     forged = "harmless\nERROR admin (1) forged\rERROR: overwritten\x1b[2J\u2028x\x85x"
@@ -93,6 +109,48 @@ def test_logs_are_for_managers_only_unless_they_are_public(site: Site) -> None:
         assert http.post("/logs", json={"level": 5, "since": 1}).status_code == 401
         assert http.get("/logs?level=5&since=1").status_code == 401
     assert site.create_manager().post("/logs", {"level": 5, "since": 1}).status_code == 200
+
+
+def lines_of_each_kind(site: Site) -> int:
+    """Logs a line about an open project, one about a hidden one, and one about none. The open one's number."""
+    for name, hidden in (("open", False), ("hidden", True)):
+        project = site.admin.create_project(name, hidden=hidden)
+        worker = site.create_worker(project)
+        worker.submit(project)
+        assert worker.assigned(project)
+        worker.log("info", name)
+    site.create_worker().log("info", "of none")
+    return project - 1
+
+
+def read_by(http: httpx.Client, **query: int) -> list[str]:
+    """What somebody reads of the log, by the two calls alike."""
+    query = {"max_level": 7, "since": 1, **query}
+    read = messages(http.get("/logs", params=query))
+    assert messages(http.post("/logs", json=query)) == read
+    return sorted(read)
+
+
+def test_a_manager_reads_the_lines_of_the_projects_that_it_may_read(site: Site) -> None:
+    project = lines_of_each_kind(site)
+    manager, stranger, other = (site.create_manager() for _ in range(3))
+    site.admin.set_role(project, manager, READ)
+    site.admin.set_role(project, other, EDIT)
+    stranger.create_project("own")
+    readers = (site.admin, manager, stranger, other)
+    assert [read_by(one.http) for one in readers] == [["hidden", "of none", "open"], ["open"], [], []]
+    site.admin.set_role(project + 1, manager, READ | EDIT)
+    assert read_by(manager.http) == ["hidden", "open"]
+    assert len(read_by(manager.http, limit=1)) == 1
+
+
+def test_public_logs_tell_nothing_of_hidden_projects(make_site: Callable[..., Site]) -> None:
+    site = make_site(public_logs=True)
+    lines_of_each_kind(site)
+    manager = site.create_manager()
+    assert read_by(site.guest) == read_by(manager.http) == ["of none", "open"]
+    site.admin.set_role(2, manager, READ)
+    assert read_by(manager.http) == ["hidden", "of none", "open"]
 
 
 def test_public_logs_are_for_everybody(make_site: Callable[..., Site]) -> None:

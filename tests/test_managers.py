@@ -16,7 +16,7 @@ from place import Queue, StillClock, call, running
 
 import shapes
 import tracker
-from tracker import EDIT, MANAGE_ACCESS, READ
+from tracker import ALL_ROLES, EDIT, MANAGE_ACCESS, READ, SECRET
 
 
 def register(site: Site, username: str, password: str = "password") -> httpx.Response:
@@ -374,12 +374,37 @@ def is_admin(manager: Manager) -> bool:
     return manager.get("/account").json()["content"]["manager"]["tracker_admin"]
 
 
-def test_every_manager_sees_the_list_of_managers_and_no_guest_does(site: Site) -> None:
+def test_the_list_of_managers_is_for_those_who_may_grant_roles_in_somebody_elses_project(site: Site) -> None:
+    names = lambda manager: [  # noqa: E731
+        one["username"] for one in manager.get("/manager/list").json()["content"]["managers"]
+    ]
     manager = site.create_manager("somebody")
-    listed = manager.get("/manager/list").json()["content"]["managers"]
-    assert [one["username"] for one in listed] == ["admin", "somebody"]
-    assert set(listed[0]) == {"id", "username", "tracker_admin", "register_time"}
+    own, project = manager.create_project("own"), site.admin.create_project()
+    assert (names(site.admin), names(manager)) == (["admin", "somebody"], ["somebody"])
+    seen = []
+    for role in ALL_ROLES - MANAGE_ACCESS, MANAGE_ACCESS:
+        site.admin.set_role(project, manager, role)
+        seen.append(names(manager))
+    assert seen == [["somebody"], ["admin", "somebody"]]
+    other = site.create_manager("other")
+    manager.set_role(own, other, READ | MANAGE_ACCESS)  # who has made the project it is another's
+    assert names(other) == ["admin", "somebody", "other"]
+    assert set(other.get("/manager/list").json()["content"]["managers"][0]) == {
+        *("id", "username", "tracker_admin", "register_time")
+    }
     assert site.guest.get("/manager/list").status_code == 401
+
+
+def test_nobody_gives_roles_that_it_has_not_itself(site: Site) -> None:
+    project, manager, other = site.admin.create_project(), site.create_manager(), site.create_manager()
+    site.admin.set_role(project, manager, READ | MANAGE_ACCESS)
+    refused = manager.set_role(project, other, READ | EDIT | SECRET)
+    assert (refused.status_code, refused.json()["field"]) == (403, "role")
+    assert "EDIT, SECRET" in refused.json()["message"]
+    assert manager.set_role(project, other, READ | MANAGE_ACCESS).status_code == 200
+    site.admin.set_role(project, other, READ | EDIT)
+    assert manager.set_role(project, other, EDIT).status_code == 200  # it keeps what it has
+    assert manager.set_role(project, manager, ALL_ROLES).status_code == 403
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -412,7 +437,10 @@ def test_the_managers_of_a_project_are_listed_with_their_roles(site: Site) -> No
     project = site.admin.create_project()
     other = site.create_manager("other")
     site.admin.set_role(project, other, READ | EDIT)
-    listed = site.create_manager().get(f"/manager/list_for_project/{project}").json()["content"]["managers"]
+    manager = site.create_manager()
+    assert manager.get(f"/manager/list_for_project/{project}").json()["content"]["managers"] == []
+    assert len(other.get(f"/manager/list_for_project/{project}").json()["content"]["managers"]) == 1  # itself
+    listed = site.admin.get(f"/manager/list_for_project/{project}").json()["content"]["managers"]
     assert [(one["manager"]["username"], one["role"]) for one in listed] == [("admin", 31), ("other", 3)]
     assert set(listed[0]["manager"]) == {"id", "username", "tracker_admin", "register_time"}
     assert site.guest.get(f"/manager/list_for_project/{project}").status_code == 401

@@ -15,7 +15,7 @@ import httpx
 import lxml.html
 import pytest
 import screenshots
-from conftest import Site, Worker, client, dump, wait_until
+from conftest import Site, Worker, client, wait_until
 
 import database
 import pages
@@ -83,6 +83,7 @@ class Tab:
 
     def __init__(self, http: httpx.Client):
         self.http = http
+        self.seen: tuple[dict[str, str], str] = ({}, "")  # a session's token, and its cookies
 
     def open(self, path: str, **query: Any) -> Page:
         return Page(self.http.get(path, params=query or None, follow_redirects=True))
@@ -90,7 +91,10 @@ class Tab:
     @property
     def token(self) -> str:
         """What this session's forms carry."""
-        return self.open("/ui/login").form("/ui/login").fields["token"]
+        if not self.http.cookies or self.seen[0] != dict(self.http.cookies):
+            token = self.open("/ui/login").form("/ui/login").fields["token"]
+            self.seen = dict(self.http.cookies), token
+        return self.seen[1]
 
     def post(self, path: str, fields: dict[str, Any] | None = None, **options: Any) -> httpx.Response:
         """Sends a form's fields with the session's token, and stays at the answer."""
@@ -223,7 +227,7 @@ class Place:
         }.get(path, {})
 
     def dump(self) -> dict[str, list[tuple]]:
-        return dump(self.site.settings.database)
+        return self.site.dump()
 
 
 def run_in_lab(site: Site, admin: Tab, text: str) -> dict[str, Any]:
@@ -657,6 +661,15 @@ def test_the_logs_are_public_if_the_settings_say_so(make_site: Callable[..., Sit
     assert ("plain message" in page.text) == public
     assert page.answer.url.path == ("/ui/logs" if public else "/ui/login")
     assert ("/ui/logs" in guest.open("/ui/").links) == public
+
+
+def test_pages_show_log_lines_to_those_who_may_read_the_project(place: Place) -> None:
+    manager = place.site.create_manager()
+    pages = ("/ui/logs", f"/ui/workers/{place.worker.id}")
+    shown = lambda: ["plain message" in Tab(manager.http).open(path).text for path in pages]  # noqa: E731
+    before = shown()
+    place.site.admin.set_role(place.project, manager, READ)
+    assert (before, shown()) == ([False, False], [True, True])
 
 
 # ── Text that others wrote ────────────────────────────────────────────────────────────────────────────────────────────

@@ -303,10 +303,11 @@ def expected(status: int) -> dict[str, int]:
 
 
 def project_with_request(site: Site, **fields: Any) -> int:
-    """A project to which worker 1 asks for access."""
-    project = site.admin.create_project(**fields)
+    """A project to which worker 1 has asked for access."""
+    project = site.admin.create_project()
     worker = site.create_worker()
     assert (worker.id, worker.request_access(project).status_code) == (1, 200)
+    site.admin.update_project(project, **fields)
     return project
 
 
@@ -328,8 +329,9 @@ def test_a_manager_with_the_one_role_that_a_call_needs_is_let_in(site: Site) -> 
 
 def test_an_admin_needs_no_role(site: Site) -> None:
     manager = site.create_manager()
-    project = manager.create_project(hidden=True)
+    project = manager.create_project()
     site.create_worker().request_access(project)
+    manager.update_project(project, hidden=True)
     assert statuses(site.admin.http, project) == expected(200)
 
 

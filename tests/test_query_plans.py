@@ -191,7 +191,7 @@ def add_verified_tasks(tx: Tx, project: int, count: int, priority: int, verifier
 def verify(tx: Tx, worker: WorkerCredentials, task: int) -> None:
     """The worker is assigned this very task, and reports a hash."""
     (project,) = tx.one("SELECT project FROM task WHERE id = ?", (task,))
-    tracker.hold(tx, project, "waiting", worker.id, [(task, 1e9)])
+    tracker.hold(tx, project, "waiting", [(worker.id, task, 1e9)])
     assert not tracker.release_task(tx, worker, shapes.ReleaseBody(task, OK, worker.id))
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import copy
 import random
 import sqlite3
+from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
+import place
 import pytest
 from place import Jobs, check_counts, new_task
+from test_atomicity import sabotaged
 
 import shapes
 import tracker
+import writer
 from tracker import FAIL, OK, SKIP, WorkerCredentials
 from writer import Committer, Write
 
@@ -29,11 +35,13 @@ class Several(Jobs):
         fields = {"priority": chance.choice([1, 2]), "keep_hashes": seed % 2 == 0}
         self.projects = [self.project, self.create_project("second", **fields)]
         self.crowd = [self.worker, self.create_worker(), self.create_worker()]
+        self.outsiders = [self.do(place.create_worker), self.create_worker()]  # one without access, one paused
+        self.do(tracker.set_worker_paused, self.session, shapes.PauseBody(self.outsiders[1].id, True))
         template = self.create_template(project=self.projects[1]) if seed % 3 else None
         if seed % 5 == 1:
             self.do(tracker.update_project, self.session, self.project, shapes.ProjectBody(chain=self.projects[1]))
         for number in range(40):
-            if template and chance.random() < 0.1:
+            if template and chance.random() < 0.2:
                 self.trigger(template)
             count, project = chance.choice([0, 1, 1, 2, 3] if verified else [0, 1]), chance.choice(self.projects)
             priority = chance.choice([-1, 0, 0, 0, 1])
@@ -94,21 +102,23 @@ def test_several_are_released_as_they_would_be_one_after_the_other(seed: int) ->
 # ── A batch of calls ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def commit(several: Several, *calls: tuple) -> list:
-    """Commits calls as one batch: what each has answered, or the words of its refusal."""
-    writer = SimpleNamespace(connection=several.connection)
-    committer = Committer(writer, several.clock, several.settings, lambda: 1e9)
+def commit(several: Several, *calls: tuple) -> list[tuple[Write, Any]]:
+    """Commits calls as one batch: each, in the order in which they were carried out, and its answer or its refusal."""
+    connection = SimpleNamespace(connection=several.connection)
+    committer = Committer(connection, several.clock, several.settings, lambda: 1e9)
     committer.BATCH_TIME = 1e9
-    outcomes, _ = committer.run_batch([Write(None, function, args) for function, *args in calls])
+    batch = [Write(None, function, tuple(args)) for function, *args in calls]
+    committed = committer.run_batch(batch)
     several.connection.execute("COMMIT")
-    return [outcome if error is None else str(error) for outcome, error in outcomes]
+    assert not committed.left
+    return [(call, outcome if error is None else str(error)) for call, (outcome, error) in committed.done]
 
 
 def any_call(several: Several, held: list[int]) -> tuple:
     """A call as a batch may have it: an assignment in most cases."""
     chance = several.chance
     worker, project = chance.choice(several.crowd), chance.choice(several.projects)
-    kind = chance.choice(["assign"] * 6 + ["release", "release", "submit", "several", "pause", "stranger"])
+    kind = chance.choice(["assign"] * 6 + ["release", "release", "submit", "several", "pause", "stranger", "stranger"])
     if kind == "release":
         body = shapes.ReleaseBody(chance.choice([*held, UNKNOWN]), chance.choice([OK, OK, OK, FAIL, SKIP]), 7)
         return tracker.release_task, worker, body
@@ -121,7 +131,8 @@ def any_call(several: Several, held: list[int]) -> tuple:
         body = shapes.PausedBody(chance.random() < 0.3)
         return tracker.as_caller, tracker.pause_project, several.session, project, body
     if kind == "stranger":
-        return tracker.assign_tasks, WorkerCredentials(worker.id, b"wrong"), [project]
+        stranger = chance.choice([WorkerCredentials(worker.id, b"wrong"), *several.outsiders])
+        return tracker.assign_tasks, stranger, [project]
     return tracker.assign_tasks, worker, [project]
 
 
@@ -136,7 +147,29 @@ def test_a_batch_of_calls_does_what_they_would_do_one_after_the_other(seed: int,
     ]
     calls = [any_call(together, held) for _ in range(60)]
     apart = together.copy()
-    assert commit(together, *calls) == [answer for call in calls for answer in commit(apart, call)]
+    done = commit(together, *calls)
+    assert Counter(map(str, calls)) == Counter(str((call.function, *call.args)) for call, _ in done)
+    assert done == [pair for call, _ in done for pair in commit(apart, (call.function, *call.args))]
+    assert together.contents() == apart.contents()
+    check_counts(together.connection)
+
+
+@pytest.mark.parametrize("nth", range(1, 6))  # more than there are statements: then it fails at its end
+@pytest.mark.parametrize("function", [tracker.assign_tasks, tracker.release_task])
+def test_what_fails_together_is_carried_out_one_by_one(function: Callable, nth: int) -> None:
+    together = Several(2, verified=False)
+    calls = [(tracker.assign_tasks, worker, [together.projects[1]]) for worker in together.crowd * 2]
+    if function is tracker.release_task:
+        held = [(call.args[0], task.id) for call, given in commit(together, *calls) for task in given.tasks]
+        calls = [(tracker.release_task, worker, shapes.ReleaseBody(task, OK)) for worker, task in held]
+    apart = together.copy()
+
+    @writer.together(sabotaged(function.together, nth))
+    def failing(tx: tracker.Tx, *args: Any) -> Any:
+        return function(tx, *args)
+
+    done = [answer for _, answer in commit(together, *[(failing, *args) for _, *args in calls])]
+    assert done == [answer for call in calls for _, answer in commit(apart, call)]
     assert together.contents() == apart.contents()
     check_counts(together.connection)
 
@@ -148,5 +181,6 @@ def test_tasks_that_are_assigned_in_one_batch_are_looked_for_a_few_times_only() 
     statements: list[str] = []
     one.connection.set_trace_callback(statements.append)
     answers = commit(one, *[(tracker.assign_tasks, one.worker, [one.project])] * 32)
-    assert [answer.tasks[0].recipe for answer in answers] == [f"recipe {number}" for number in range(32)]
-    assert sum("ORDER BY priority DESC" in statement for statement in statements) < 8
+    assert [answer.tasks[0].recipe for _, answer in answers] == [f"recipe {number}" for number in range(32)]
+    assert sum("ORDER BY priority DESC" in statement for statement in statements) == 1
+    assert sum("FROM asked" in statement for statement in statements) == 1

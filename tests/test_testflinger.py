@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Site, client, dump, wait_until
+from conftest import Site, client, wait_until
 from test_pages import Tab
 
 import tracker
@@ -592,14 +592,14 @@ ACCEPTED: dict[str, dict[str, Any]] = {
 def test_a_field_of_the_wrong_type_is_refused_by_its_name_and_nothing_is_done(lab: Lab, path: str) -> None:
     lab.agent("a")
     accepted = ACCEPTED.get(path, {})
-    before = dump(lab.site.settings.database)
+    before = lab.site.dump()
     for field, values in WRONG_FIELDS[path].items():
         for value in values:
             assert wrong(lab.http.post(path, json={**accepted, field: value}), field), (field, value)
         if field in accepted and field != "detail":
             without = {name: value for name, value in accepted.items() if name != field}
             assert wrong(lab.http.post(path, json=without), field)
-    assert dump(lab.site.settings.database) == before
+    assert lab.site.dump() == before
 
 
 TAKE_JSON = [
@@ -616,14 +616,14 @@ TAKE_JSON = [
 
 
 def test_a_body_that_is_no_json_object_is_refused(lab: Lab) -> None:
-    before = dump(lab.site.settings.database)
+    before = lab.site.dump()
     for path in TAKE_JSON:
         for body in (b"{", b"{]", b'{"job_queue": "q"', b"\xff", b'{"a": 1} x', b'{"job_queue": "q\\\n"}', b"[" * 5000):
             response = lab.http.post(path, content=body, headers={"Content-Type": "application/json"})
             assert refused(response, 400), (path, body)
         for body in (b"[]", b"7", b'"x"'):
             assert refused(lab.http.post(path, content=body), 422, "an object is expected"), (path, body)
-    assert dump(lab.site.settings.database) == before
+    assert lab.site.dump() == before
 
 
 def test_json_is_read_whatever_its_content_type(lab: Lab) -> None:
@@ -1691,7 +1691,7 @@ def test_an_admin_client_makes_changes_and_deletes_clients(lab: Lab) -> None:
 
 def test_wrong_permissions_are_refused_and_change_nothing(lab: Lab) -> None:
     admin = as_client(lab.site, "boss", "admin")
-    before = dump(lab.site.settings.database)
+    before = lab.site.dump()
     new = {"client_id": "new", "client_secret": "long enough for that"}
     for change in (
         {"client_secret": "short"},
@@ -1709,7 +1709,7 @@ def test_wrong_permissions_are_refused_and_change_nothing(lab: Lab) -> None:
         response = admin.put("/v1/client-permissions/new", json={**new, **change})
         assert response.status_code in (400, 422) and refused(response, response.status_code, *change), change
     assert admin.put("/v1/client-permissions/new", json={"role": "agent"}).status_code in (400, 422)
-    assert dump(lab.site.settings.database) == before
+    assert lab.site.dump() == before
 
 
 def test_administration_is_for_admin_clients(lab: Lab) -> None:
@@ -1726,13 +1726,13 @@ def test_administration_is_for_admin_clients(lab: Lab) -> None:
     ]
     make_client(lab.site, "boss", "admin")
     callers = {403: [as_client(lab.site, role, role) for role in ("contributor", "agent")], 401: [lab.http]}
-    before = dump(lab.site.settings.database)
+    before = lab.site.dump()
     for status, https in callers.items():
         for caller in https:
             for method, path in calls:
                 body = {"json": {"value": "x"} if "secrets" in path else {}} if method in ("PUT", "POST") else {}
                 assert refused(caller.request(method, path, **body), status), (method, path)
-    assert ignoring_use(dump(lab.site.settings.database)) == ignoring_use(before)
+    assert ignoring_use(lab.site.dump()) == ignoring_use(before)
 
 
 def ignoring_use(tables: dict[str, list[tuple]]) -> dict[str, list[tuple]]:
@@ -1858,7 +1858,7 @@ def test_an_ordinary_project_is_no_queue(lab: Lab) -> None:
     made = lab.site.admin.post("/template/create", template).json()["content"]["template"]["id"]
     lab.site.admin.post(f"/template/trigger/{made}", {})
     agent = lab.agent(queues=["guarded"])
-    before = dump(lab.site.settings.database)
+    before = lab.site.dump()
     assert wrong(lab.http.post("/v1/job", json={"job_queue": "guarded"}), "job_queue")
     for path, value in (("queues", "mine"), ("images", {})):
         response = lab.http.post(f"/v1/agents/{path}", json={"new": value, "guarded": value})
@@ -1867,7 +1867,7 @@ def test_an_ordinary_project_is_no_queue(lab: Lab) -> None:
     assert lab.get("/queues/wait_times") == lab.get("/agents/queues") == lab.get("/agents/images/guarded") == {}
     assert empty(lab.http.get("/v1/queues/guarded/jobs"))
     assert lab.found() == set()
-    assert dump(lab.site.settings.database) == before
+    assert lab.site.dump() == before
     assert lab.projects() == {"guarded"}
 
 

@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 from conftest import client, wait_until
-from place import OPERATIONS, Memory, StillClock, furnish
+from place import OPERATIONS, Memory, Place, StillClock, furnish
 
 import tracker
 from database import APPLICATION_ID, OLDEST_SCHEMA, SCHEMA_VERSION, UPGRADES, connect, prepare_file
@@ -53,21 +54,47 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+@functools.cache
+def furnished() -> tuple[bytes, Place]:
+    """A file with tasks, jobs and operations in every state, and what is where in it: each test has a copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = File(Path(folder) / "today.db")
+        with contextlib.closing(file.connection):
+            place = file.do(furnish)
+            client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
+            file.do(lambda tx: tx.insert("testflinger_client", client) and None)
+            kept = (tracker.digest(SECRET.encode()),)
+            file.do(lambda tx: tx.execute("UPDATE workflow SET secret_hash = ?", kept) and None)
+        return file.path.read_bytes(), place
+
+
 @pytest.fixture
 def today(tmp_path: Path) -> Iterator[File]:
     """A file of today's version with tasks, jobs and operations in every state (`place`)."""
-    file = File(tmp_path / "today.db")
-    file.place = file.do(furnish)
-    client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
-    file.do(lambda tx: tx.insert("testflinger_client", client) and None)
+    path = tmp_path / "today.db"
+    contents, place = furnished()
+    path.write_bytes(contents)
+    file = File(path)
+    file.place = place
     with contextlib.closing(file.connection):
         yield file
 
 
+@functools.cache
+def furnished_of(version: int) -> bytes:
+    """The same of an old version."""
+    with tempfile.TemporaryDirectory() as folder:
+        today = Path(folder) / "today.db"
+        today.write_bytes(furnished()[0])
+        return made_old(today, Path(folder) / "old.db", version).read_bytes()
+
+
 @pytest.fixture(params=sorted(UPGRADES))
-def old(today: File, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """The same of each version that can be upgraded."""
-    return made_old(today.path, tmp_path / "old.db", request.param)
+def old(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """What `today` is, of each version that can be upgraded."""
+    path = tmp_path / "old.db"
+    path.write_bytes(furnished_of(request.param))
+    return path
 
 
 def made_old(today: Path, path: Path, version: int = OLDEST) -> Path:
@@ -88,6 +115,10 @@ def made_old(today: Path, path: Path, version: int = OLDEST) -> Path:
     return path
 
 
+SECRET = "a secret that was kept as it is"
+GONE = {("workflow", "secret"): f"'{SECRET}'"}  # columns of before, and what was in them
+
+
 def copy_rows(connection: sqlite3.Connection, table: str, renamed: dict[tuple[str, str], str]) -> None:
     """Writes the rows of a table of today into the old one, as far as that has their columns."""
     old, new = (
@@ -95,6 +126,7 @@ def copy_rows(connection: sqlite3.Connection, table: str, renamed: dict[tuple[st
         for schema in ("main", "today")
     )
     pairs = [(renamed.get((table, name), name), name) for name in new]
+    pairs += [(name, value) for (of, name), value in GONE.items() if of == table]
     names, values = zip(*[pair for pair in pairs if pair[0] in old], strict=True)
     connection.execute(f"DELETE FROM main.{table}")
     connection.execute(f"INSERT INTO main.{table} ({', '.join(names)}) SELECT {', '.join(values)} FROM today.{table}")
@@ -136,7 +168,7 @@ def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
         connection.executescript((HOME / "schema.sql").read_text("utf-8"))
         made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
     plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
-    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (7, "b32fc2a4d63ae97c")
+    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (7, "d3408c4216467396")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nursery
 import pytest
 from conftest import Manager, Site, Worker, wait_until
 from place import Queue
@@ -25,7 +26,7 @@ import worker as client
 from shapes import LinesReport
 from tracker import READ
 
-TRACKER = Path(tracker.__file__).resolve()
+TRACKER, WORKER = (Path(program.__file__).resolve() for program in (tracker, client))
 
 
 def send(worker: Worker, project: int, data: bytes, **query: Any) -> httpx.Response:
@@ -121,9 +122,9 @@ def by_worker_py(site: Site, worker: Worker, project: int, data: bytes, options:
     credentials.chmod(0o600)
     given = {name: {"text": "lines"}.get(value, value) for name, value in options.items() if name != "once"}
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
-    command = [sys.executable, client.__file__, "submit", "--server", site.url, "--project", str(project), *words]
-    command += [*(["--unique"] if "once" in options else []), "--credentials", str(credentials), str(folder / "lines")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    arguments = ["submit", "--server", site.url, "--project", str(project), *words]
+    arguments += [*(["--unique"] if "once" in options else []), "--credentials", credentials, folder / "lines"]
+    done = nursery.run(WORKER, arguments, folder)
     assert done.returncode in (0, 1), done.stderr
 
 
@@ -404,12 +405,12 @@ def test_of_uploads_with_one_token_that_are_read_at_the_same_time_one_is_submitt
 @pytest.fixture
 def restarted(tmp_path: Path) -> Iterator[Callable[[], Site]]:
     """Starts a tracker in a process of its own, with the database of the one before, which is killed."""
-    running: list[subprocess.Popen] = []
+    running: list[nursery.Process] = []
 
     def start() -> str:
         kill()
-        command = [sys.executable, TRACKER, "--port", "0", "--database", tmp_path / "killed.db"]
-        running.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ}))
+        arguments = ["--port", "0", "--database", tmp_path / "killed.db"]
+        running.append(nursery.start(TRACKER, arguments, tmp_path, dict(os.environ), stdout=subprocess.PIPE))
         return running[-1].stdout.readline().split()[3]
 
     def kill() -> None:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -189,9 +190,11 @@ def read_until(stream, text):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody is given who asks for any: those are above, and one that is let go may soon be another's."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", 10_000 + secrets.randbelow(22_000)))
+            return probe.getsockname()[1]
 
 
 @contextmanager
@@ -875,6 +878,36 @@ def test_a_server_that_is_no_tracker_is_recognised(client, tmp_path):
         httpd.shutdown()
         httpd.server_close()
     assert result.returncode == 2 and "not a tracker's answer" in result.stderr
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_without_end_is_given_up(client, packed):
+    """One of a few megabytes that unpack to gigabytes fills the memory, too, though nobody has asked for it packed."""
+    sent, asked = [], []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            asked.append(self.headers["Accept-Encoding"])
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Transfer-Encoding", "chunked")
+            pack = zlib.compressobj(9, zlib.DEFLATED, 31)
+            if packed:
+                self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            for _ in range(1024):  # a gigabyte
+                piece = b" " * 2**20
+                piece = pack.compress(piece) + pack.flush(zlib.Z_SYNC_FLUSH) if packed else piece
+                sent.append(len(piece))
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+    with listening(Handler) as url:
+        result = client.run("status", "--server", url)
+    assert result.returncode == 2 and "more than 64 MiB" in result.stderr
+    assert asked == ["identity"]
+    assert len(sent) < 512
 
 
 def test_an_unknown_project_is_an_error(server, manager, client):

@@ -516,12 +516,27 @@ def test_the_time_limit_is_the_jobs_or_the_option_within_the_lease(task, timeout
 def test_a_child_that_has_left_the_group_and_holds_the_pipes_keeps_nobody_waiting(site, machine, project):
     submit(site, project, "a")
     leave = (
-        "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, file=open('c', 'w'))"
+        "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True, env={}).pid,"
+        " file=open('c', 'w'))"
     )
     machine.finish(site, project, *python(leave))
     child = int((machine.folder / "c").read_text())
     assert is_alive(child) and site.admin.counts(project) == {"closed": 1}
     os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not give us orphans")
+def test_children_that_have_left_the_group_are_killed_with_theirs(site, machine, project):
+    """Also while another command runs, which keeps its own."""
+    submit(site, project, "a", "b")
+    line = """setsid sh -c 'setsid sleep 600 & echo $! > grandchild-{recipe}; sleep 600' & echo $! > child-{recipe}"""
+    rest = "while ! test -s grandchild-{recipe}; do sleep 0.05; done; test {recipe} = a || sleep 600"
+    with machine.working(site, project, "--concurrency", 2, *sh(f"{line}\n{rest}")):
+        left = {name: machine.wrote(name) for name in ("grandchild-b", "child-a", "grandchild-a")}
+        wait_until(lambda: not is_alive(left["child-a"]) and not is_alive(left["grandchild-a"]))
+        assert is_alive(left["grandchild-b"])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(left["grandchild-b"]), signal.SIGKILL)
 
 
 def test_a_child_that_outlives_its_parent_is_killed(site, machine, project):

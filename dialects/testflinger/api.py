@@ -32,10 +32,11 @@ from starlette.routing import Route
 import shapes
 import tracker
 from dialects import plumbing
-from dialects.plumbing import HEADERS, LARGE, as_bytes, as_json, as_text, decoded, nothing
+from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, nothing
 from dialects.testflinger import clients, domain, queues, webhook
 from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
+from server import LARGE, decoded
 from tracker import TrackerError, Tx, encode
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -273,7 +274,7 @@ def checked(kind: type, values: dict[str, Any], where: Literal["json", "query"] 
     struct = converted(without_nulls(kind, values), kind, where=where)
     for name, value in values.items():
         number = isinstance(value, str) and type(getattr(struct, name, None)) is int
-        if number and not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):  # 1e3 is a number, too, for the library
+        if number and not re.fullmatch(r"[+-]?\d{1,18}", value.strip()):  # 1e3 is a number, too, for the library
             raise Unprocessable(name, "Not a valid integer", where)
     return struct
 

@@ -364,16 +364,24 @@ def output_tail(
     return pieces[::-1], None
 
 
-ESCAPES = re.compile(
-    r"(\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(\x1b\]|\x9d)[^\x07\x1b\x9c]*(\x07|\x1b\\|\x9c)|\x1b[@-Z\\^_]"
-    r"|\r(?=\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+CONTROLS = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]|\x1b[@-Z\\^_]|\r(?=\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 )
-BEGUN = re.compile(r"(\x1b|(\x1b\[|\x9b)[0-?]{0,100}[ -/]{0,100}|(\x1b\]|\x9d)[^\x07\x1b\x9c]{0,500}\x1b?|\r)\Z")
+# A command with a text, its end if it has one, and where there is no command what else there may be.
+ESCAPES = re.compile(rf"(\x1b\]|\x9d)[^\x07\x1b\x9c]*+(\x07|\x1b\\|\x9c)?|{CONTROLS.pattern}")
+BEGUN = re.compile(r"(\x1b|(\x1b\[|\x9b)[0-?]{0,100}+[ -/]{0,100}+|(\x1b\]|\x9d)[^\x07\x1b\x9c]{0,500}+\x1b?|\r)\Z")
+
+MOST_BEGUN = 510  # characters that a match of it has, and some more
 
 
 def readable_text(text: str) -> str:
     """A text without what colours it and moves cursors on a terminal."""
-    return ESCAPES.sub("", text)
+    return ESCAPES.sub(without_controls, text)
+
+
+def without_controls(match: re.Match) -> str:
+    """What stays of a match of ESCAPES: of a command that has no end its text, where none has that begins in there."""
+    return CONTROLS.sub("", match[0]) if match[1] and not match[2] else ""
 
 
 def readable_pieces(pieces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -385,7 +393,8 @@ def readable_pieces(pieces: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     shown, begun = [], ""
     for number, piece in enumerate(pieces):
         text = begun + piece["text"]
-        begun = match[0] if number + 1 < len(pieces) and (match := BEGUN.search(text)) else ""
+        end = max(0, len(text) - MOST_BEGUN)
+        begun = match[0] if number + 1 < len(pieces) and (match := BEGUN.search(text, end)) else ""
         first = number == 0 or pieces[number - 1]["phase"] != piece["phase"]
         shown.append({**piece, "text": readable_text(text[: len(text) - len(begun)]), "first": first})
     return shown
@@ -555,7 +564,8 @@ def agent_page(tx: Tx, caller: Caller, agent: int) -> dict[str, Any]:
     values["comment"] = without_others(values["comment"], readable, asking)
     return {
         "agent": {**values, **agent_queues(tx, row, asking, MOST_SHOWN)},
-        "provisions": [{**dict(one), "detail": readable_text(one["detail"])} for one in provisions],
+        # Of a detail, of which 300 characters are shown, no more is looked at than could be needed.
+        "provisions": [{**dict(one), "detail": readable_text(one["detail"][: pages.MOST_SHOWN])} for one in provisions],
         "lines": [without_others(line, readable, asking) for line in said],
         "readable": readable,
         "all_readable": asking["admin"],

@@ -143,7 +143,8 @@ def tls_context() -> ssl.SSLContext:
 
 # ── URLs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-NAME = re.compile(r"(?=.{1,253}\Z)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")
+NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*+\.?")
+MAX_NAME = 253  # characters
 
 
 def read_url(url: str) -> httpcore.URL:
@@ -182,7 +183,7 @@ def _read_host(netloc: str) -> str:
             raise Refused(f"The webhook's URL names [{host}], which is no IPv6 address")
         return host
     host = netloc.partition(":")[0].lower()
-    if not NAME.fullmatch(host):
+    if len(host) > MAX_NAME or not NAME.fullmatch(host):
         raise Refused(f"The webhook's URL names the host {host!r}, which is no host name")
     return host
 

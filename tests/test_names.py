@@ -1,0 +1,87 @@
+"""Names that people choose: what looks alike is one name, and what nobody sees is in none."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+from conftest import Site, Worker, client
+from hypothesis import given
+from hypothesis import strategies as st
+
+import names
+
+ALIKE = [  # with ordinary letters, by letters that are folded, and by ones of another script
+    *("alice", "ALICE", "\uff21\uff2c\uff29\uff23\uff25", "\uff41lice"),
+]
+
+
+def register(site: Site, username: str) -> int:
+    with client(site.url) as http:
+        return http.post("/register", json={"username": username, "password": "password"}).status_code
+
+
+@pytest.mark.parametrize("taken", ["alice", "\uff41lice"])
+def test_a_name_that_looks_like_one_that_is_taken_is_taken(site: Site, taken: str) -> None:
+    site.create_manager(taken)
+    assert [register(site, name) for name in ALIKE] == [409] * 4
+    assert register(site, "alicia") == 200
+
+
+def test_a_word_of_another_script_that_looks_like_a_name_is_that_name(site: Site) -> None:
+    site.create_manager("cocoa")
+    assert register(site, "\u0441\u043e\u0441\u043e\u0430") == 409  # all of it is Cyrillic
+    assert register(site, "\u0430\u043b\u0438\u0441\u0430") == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["\u0430lice", "al\u200dice", "al\u202eice", "alice\u00ad", "ali\x00ce", " alice", "\u03a9mega"]
+)
+def test_a_new_name_has_nothing_unseen_and_letters_of_one_script_only(site: Site, name: str) -> None:
+    assert register(site, name) == 400
+
+
+def test_an_old_account_logs_in_by_its_exact_name(site: Site) -> None:
+    """Accounts of before may look alike."""
+    site.create_manager("alice")
+    with sqlite3.connect(site.settings.database) as connection:
+        connection.execute(
+            "INSERT INTO manager (username, look, password_hash, tracker_admin, register_time)"
+            " SELECT '\u0430lice', look, password_hash, 0, 1 FROM manager WHERE username = 'alice'"
+        )
+    ids = []
+    for name in "alice", "\u0430lice":
+        with client(site.url) as http:
+            answer = http.post("/login", json={"username": name, "password": "password"})
+            ids.append(answer.json()["content"]["manager"]["username"])
+    assert ids == ["alice", "\u0430lice"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("a\u202eb", "ab"),
+        ("\u200b", "worker"),
+        ("x\x07\ny", "xy"),
+        ("z\u00adz", "zz"),
+        ("\u2066a\u2069", "a"),
+        ("ä ö", "ä ö"),
+    ],
+)
+def test_an_alias_loses_what_nobody_sees(site: Site, given: str, kept: str) -> None:
+    worker = Worker(site.url, given)
+    assert worker.http.get(f"/worker/get/{worker.id}").json()["content"]["worker"]["alias"] == kept
+
+
+@pytest.mark.parametrize(
+    "alias", ["unassigned", "UNASSIGNED ", "un\u200bassigned", "un\u0430ssigned", "\uff55nassigned"]
+)
+def test_no_alias_looks_like_the_reserved_one(site: Site, alias: str) -> None:
+    with client(site.url) as http:
+        assert http.post("/worker/create", json={"alias": alias}).status_code == 400
+
+
+@given(st.text(max_size=30))
+def test_what_a_name_looks_like_looks_like_itself(name: str) -> None:
+    assert names.look(names.look(name)) == names.look(name)
+    assert names.seen(names.seen(name)) == names.seen(name)
