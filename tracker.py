@@ -1378,7 +1378,8 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
         stranger = found.may_submit is None and tx.one("SELECT 1 FROM project WHERE id = ? AND hidden", (project,))
         raise no_project(project) if stranger else NoAccess(SUBMIT, project)
     check_rate(tx, found.submit_free_uptime)
-    tx.limits.check_disk()
+    if tx.limits.disk_low:
+        tx.limits.check_disk()
     return found
 
 
