@@ -16,7 +16,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shapes import TaskEntry
+from shapes import Manager, TaskEntry
 from writer import Tx
 
 MIB = 2**20
@@ -120,6 +120,15 @@ def task_weight(recipe: str, verification_count: int) -> int:
 def text_size(values: Iterable[Any]) -> int:
     """The bytes of the texts among some values."""
     return sum(len(value.encode()) for value in values if isinstance(value, str))
+
+
+def trusts(tx: Tx, manager: Manager) -> bool:
+    """Whether the manager's new project is trusted. Refuses (503) one that is not where there is no room for it."""
+    trusted = "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project WHERE r.manager = ? AND p.trusted"
+    if manager.tracker_admin or tx.one(trusted, (manager.id,)):
+        return True
+    check_room(tx, PROJECT_SIZE)
+    return False
 
 
 def is_trusted(tx: Tx, project: int) -> bool:

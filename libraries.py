@@ -17,9 +17,15 @@ NEEDED = {
     "uvicorn.server:ServerState": "connections tasks",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol": (
         "connection_made connection_lost data_received on_message_begin on_headers_complete on_message_complete"
-        " shutdown send_400_response loop transport cycle pipeline"
+        " on_header on_body on_response_complete _start_asgi_task shutdown loop transport flow parser cycle pipeline"
+        " connections scope expect_100_continue"
     ),
-    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": "transport response_complete",
+    "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": (
+        "transport response_started response_complete keep_alive disconnected message_event"
+    ),
+    "uvicorn.protocols.http.flow_control:FlowControl": (
+        "pause_reading resume_reading read_paused write_paused _transport"
+    ),
     "aiosqlite:Connection": "_conn _execute",
 }
 SHORT_WAY = {

@@ -535,7 +535,7 @@ class Schemas:
         return {**schema, "$ref": REF.format(name=new_name)}
 
 
-MAYBE = {"job", "attachments"}  # of a task: only some have one
+MAYBE = {"job", "attachments", "more"}  # only some tasks have one, and only a cut list more
 
 
 def answered_types(answer: Any) -> list[Any]:
@@ -713,7 +713,7 @@ def security_schemes(settings: Any) -> dict[str, Any]:
     places = {
         "worker_id": ("header", "X-Worker-ID", worker),
         "worker_secret": ("header", "X-Secret", secret),
-        "session": ("cookie", settings.cookie_name, f"{session} `cookies`."),
+        "session": ("cookie", settings.cookie_name, f"{session} `cookies`. Under TLS its name begins with `__Host-`."),
     }
     return {
         kind: {"type": "apiKey", "in": place, "name": name, "description": description}

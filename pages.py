@@ -229,6 +229,7 @@ OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation befor
 class Visit(Call):
     """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
 
+    is_page = True
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
 
@@ -263,8 +264,7 @@ class Visit(Call):
         return self.tracker.form_signer.get_signature(self.session() or b"").decode()
 
     async def read_form(self) -> None:
-        """Takes in a POST's fields. Refuses one that another site sent, or that lacks the session's token."""
-        self.refuse_other_sites(entering=self.here.partition("?")[0] in ENTRANCES)
+        """Takes in a POST's fields. Refuses one that lacks the session's token."""
         if (self.header(b"content-type") or b"").startswith(b"multipart/form-data"):
             await self.look(check_login)  # it may have a large file: for managers only
             most = self.tracker.settings.max_bulk_body
@@ -343,11 +343,11 @@ class Visit(Call):
 
     def message_cookie(self, text: str, age: int) -> tuple[bytes, bytes]:
         """The header that sets what the next page is to show, for so many seconds; 0 takes it away."""
-        return tracker.cookie_header(self, f"{self.tracker.settings.cookie_name}-message", text, age)
+        return tracker.cookie_header(self, "-message", text, age)
 
     def message(self) -> str:
         """What the last action said, for the page that follows it."""
-        cookie = next(self.cookies(f"{self.tracker.settings.cookie_name}-message"), None)
+        cookie = next(self.own_cookies("-message"), None)
         if not cookie or self.header(b"x-live") or self.scope["method"] == "HEAD":  # it is for who sees the page
             return ""
         try:
@@ -369,13 +369,13 @@ class Visit(Call):
     async def refuse(self, error: TrackerError) -> Response:
         """The page of an error. Who has not logged in is asked to, and comes back."""
         if error.code == "unauthorized" and self.scope["method"] != "POST":
-            return guarded(self.see("/ui/login?" + urlencode({"back": self.here})))
+            return guarded(self, self.see("/ui/login?" + urlencode({"back": self.here})))
         self.error = error
         try:
             response = await self.render("error.html", await self.read(None))
         except TrackerError:  # stopping: not even the frame can be read
             response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
-        return guarded(response)
+        return guarded(self, response)
 
     async def read(self, function: Callable | None, *args: Any) -> dict[str, Any]:
         """What the function reads, and what every page shows, as of one moment."""
@@ -417,7 +417,7 @@ def framed(tx: Tx, credentials: bytes | None, function: Callable | None, args: t
         "now": tx.time,
         "settings": tx.settings,
         "manager": caller.manager,
-        "anybody": tx.one("SELECT 1 FROM manager LIMIT 1") is not None,
+        "anybody": tracker.any_admin(tx),
         "main_links": links(tx) if caller.manager else [],
         **(function(tx, caller, *args) if function else {}),
     }
@@ -442,14 +442,16 @@ def endpoint(running: tracker.Tracker, handler: Callable[[Visit], Awaitable[Resp
     async def handle(visit: Visit) -> Response:
         if visit.scope["method"] == "POST":
             await visit.read_form()
-        return guarded(await handler(visit))
+        return guarded(visit, await handler(visit))
 
     handle.methods = getattr(handler, "methods", None)
     return tracker.Endpoint(running, handle, Visit)
 
 
-def guarded(response: Response) -> Response:
+def guarded(visit: Visit, response: Response) -> Response:
     """The answer with the headers that tell a browser what a page may do."""
+    if (seconds := visit.tracker.settings.hsts) and visit.scope.get("scheme") == "https":
+        response.headers["strict-transport-security"] = f"max-age={seconds}"
     for name, value in PAGE_HEADERS.items():
         response.headers.setdefault(name, value)
     return response
@@ -1377,16 +1379,13 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
 
 
-ENTRANCES = ("/ui/login", "/ui/register")
-
-
 def entering(enter: Callable, form: type, says: str) -> Handler:
     """POST of the login or register page."""
 
     async def handler(visit: Visit) -> Response:
         manager, session = await enter(visit, visit.form_as(form))
         message = says.format(username=manager.username)
-        return visit.see(visit.back("/ui/"), message, tracker.session_cookie(visit, session))
+        return visit.see(visit.back("/ui/"), message, *tracker.login_cookies(visit, manager, session))
 
     return handler
 

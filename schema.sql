@@ -170,6 +170,7 @@ CREATE TABLE IF NOT EXISTS manager (
     register_time               INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS manager_look ON manager (look);
+CREATE INDEX IF NOT EXISTS manager_admin ON manager (tracker_admin);
 
 CREATE TRIGGER IF NOT EXISTS manager_inserted AFTER INSERT ON manager BEGIN
     UPDATE budget SET used = used + 1 WHERE name = 'managers';
@@ -196,7 +197,16 @@ CREATE TABLE IF NOT EXISTS session (
 CREATE INDEX IF NOT EXISTS session_manager ON session (manager, expires);
 CREATE INDEX IF NOT EXISTS session_expires ON session (expires);
 
--- Recent failed logins of one account or from one address.
+-- An address from which a manager has logged in: strangers' failures are nothing to it.
+CREATE TABLE IF NOT EXISTS login_address (
+    manager                     INTEGER NOT NULL REFERENCES manager,
+    address                     TEXT NOT NULL,               -- IPv6: its /64
+    last_used                   INTEGER NOT NULL,
+    PRIMARY KEY (manager, address)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS login_address_last_used ON login_address (manager, last_used);
+
+-- Recent failed logins: of one account, from one address, of both together, of one browser.
 CREATE TABLE IF NOT EXISTS login_failure (
     source                      TEXT PRIMARY KEY,
     failures                    INTEGER NOT NULL,

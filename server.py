@@ -1,7 +1,7 @@
 """How bytes come in: uvicorn with a guard around it, the reading of a request, listening, stopping.
 
-    socket ─► GuardedProtocol (how slowly, how large, how many at once) ─► uvicorn ─► the application
-                    │                                               write_at_once ◄─┘ a plain answer, in one write
+    socket ─► GuardedProtocol (how slowly, how large, how much at once) ─► uvicorn ─► the application
+                    │      connections.py: all of them together     write_at_once ◄─┘ a plain answer, in one write
                     │                                               Incoming: its headers, query and body
                     └─► Direct: a request that the application answers without ASGI
 
@@ -14,10 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import socket
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs
 
@@ -27,17 +26,17 @@ from python_multipart.exceptions import FormParserError
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 import libraries
+from connections import Crowd, limit_unsent
 from errors import TrackerError, convert
+from protocol import Direct, GuardedProtocol, Headers, written
 
 log = logging.getLogger("tracker")
 
-MOST_HEADER_BYTES = 2**16
 MOST_COOKIES = 1000  # of one header that are looked at: browsers keep a few hundred of a site
 MOST_OF_A_NAME = 16  # of those: cookies of one name differ in their paths
-MOST_PIPELINED = 256  # requests that one connection may send ahead of their answers
 
 
 def plain_cycle(send: Callable) -> RequestResponseCycle | None:
@@ -46,34 +45,6 @@ def plain_cycle(send: Callable) -> RequestResponseCycle | None:
     if type(cycle) is not RequestResponseCycle:
         return None
     return cycle if cycle.keep_alive and not cycle.access_log and cycle.scope["method"] != "HEAD" else None
-
-
-Headers = Sequence[tuple[bytes, bytes]]
-
-
-def fields(headers: Headers) -> bytes:
-    """The headers as an answer has them."""
-    return b"".join(b"%b: %b\r\n" % header for header in headers)
-
-
-class Fields:
-    """Headers that are the same in many answers, also as they are written."""
-
-    def __init__(self, headers: Headers):
-        self.headers, self.written = headers, fields(headers)
-
-
-DATED = Fields(())  # the server's own headers: the date
-
-
-def written(status: int, common: bytes, headers: Headers, body: bytes, server_headers: Headers, closes: bool) -> bytes:
-    """A whole answer, byte for byte as uvicorn writes it. `common`: its first headers, as they are written."""
-    if DATED.headers is not server_headers:  # as a rule once a second
-        DATED.headers, DATED.written = server_headers, fields(server_headers)
-    more = fields(headers) if headers else b""
-    length = b"" if status == 204 else b"content-length: %d\r\n" % len(body)
-    end = b"connection: close\r\n\r\n" if closes else b"\r\n"
-    return b"".join((STATUS_LINE[status], DATED.written, common, more, length, end, body))
 
 
 async def write_at_once(
@@ -104,27 +75,6 @@ async def write_at_once(
     if closes:
         cycle.transport.close()
     cycle.on_response()
-
-
-def speaks_old(cycle: RequestResponseCycle) -> None:
-    """Makes uvicorn's cycle answer a client of HTTP/1.0, who knows neither chunks nor interim answers.
-
-    An answer of unknown length ends with the connection, which uvicorn closes after any answer to such a client; by
-    itself it would send chunks, whose lengths the client takes for content.
-    """
-    endless = False
-
-    async def send(message: dict[str, Any]) -> None:
-        nonlocal endless
-        if message["type"] == "http.response.start":
-            endless = not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
-            cycle.chunked_encoding = False if endless else None
-        elif endless:
-            # What is expected is what comes, so uvicorn finds at the end that nothing is missing.
-            cycle.expected_content_length = len(message.get("body", b""))
-        await RequestResponseCycle.send(cycle, message)
-
-    cycle.send, cycle.waiting_for_100_continue = send, False
 
 
 def protocol_of(channel: Callable) -> GuardedProtocol | None:
@@ -183,6 +133,15 @@ class Unpacked:
         self.rest = self.member.unused_data if self.member.eof else self.member.unconsumed_tail
         self.member = None if self.member.eof else self.member
         return piece
+
+
+MOST_BODIES = 2**28  # bytes of bodies that are held while they arrive, of all together
+
+
+class Arriving:
+    """How many bytes of bodies are held that have not arrived in whole."""
+
+    bytes = 0
 
 
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
@@ -255,13 +214,19 @@ class Incoming:
         return True
 
     async def read_body(self, limit: int) -> bytes:
-        """The whole body. 413 as soon as it is known to exceed the limit (in KiB)."""
+        """The whole body. 413 as soon as it is known to exceed the limit (in KiB); 503 while others hold too much."""
         self.refuse_longer(limit)
         parts, size, more = [], 0, True  # joined once: adding to bytes copies all that has arrived
-        while more:  # GuardedProtocol watches how long it takes: a timer for each request would cost more than decoding
-            part, more = await self.part(size, limit)
-            parts.append(part)
-            size += len(part)
+        try:
+            while more:  # GuardedProtocol watches how long it takes: a timer for each would cost more than decoding
+                part, more = await self.part(size, limit)
+                parts.append(part)
+                size += len(part)
+                Arriving.bytes += len(part)
+                if more and Arriving.bytes > MOST_BODIES and Arriving.bytes > size:
+                    raise TrackerError("unavailable", "Too much is being sent at once: please try again", delay=1.0)
+        finally:
+            Arriving.bytes -= size
         return b"".join(parts)
 
     async def spool(self, file: BinaryIO, limit: int) -> None:
@@ -336,261 +301,6 @@ async def decoded(body: bytes, decode: Callable, *args: Any) -> Any:
     return await asyncio.to_thread(decode, body, *args) if len(body) > LARGE else decode(body, *args)
 
 
-def escaped(text: bytes) -> bytes:
-    """The text with what is not ASCII in it as a URL spells it."""
-    return re.sub(rb"[\x80-\xff]+", lambda some: b"%" + some[0].hex("%").upper().encode(), text)
-
-
-NEED_ASGI = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
-LONGEST_DIRECT_URL = 200  # bytes: the application may remember it
-LONGEST_DIRECT = 2**16  # bytes of the body of a direct call, at most
-
-
-class NoEvent:
-    """What uvicorn sets for a cycle that waits for nothing."""
-
-    def set(self) -> None:
-        """Nothing."""
-
-
-NO_EVENT = NoEvent()
-
-
-class Direct:
-    """A request that the application answers without ASGI. To uvicorn it looks like a cycle.
-
-    The protocol calls `begin` when its body is complete and those before it on the connection are answered; the
-    application calls `answer`, then or later.
-    """
-
-    raw_body = b""
-    body_complete = disconnected = response_complete = turn = False
-    message_event: Any = NO_EVENT
-
-    def __init__(self, protocol: GuardedProtocol, headers: dict[bytes, bytes], keep_alive: bool):
-        self.protocol, self.transport, self.headers, self.keep_alive = protocol, protocol.transport, headers, keep_alive
-
-    def begin(self) -> None:
-        raise NotImplementedError
-
-    def go_on(self) -> None:
-        """Begins if nothing is missing any more, and the client has taken in what came before."""
-        if not (self.turn and self.body_complete) or self.disconnected:
-            return
-        if self.protocol.flow.write_paused:
-            self.protocol.held = self  # else a client that never reads would have its answers pile up here
-        else:
-            self.begin()
-
-    async def receive(self) -> dict[str, Any]:
-        """What ASGI tells an application that has read the body: nothing but that the client has gone."""
-        if self.message_event is NO_EVENT:
-            self.message_event = asyncio.Event()
-        while not (self.disconnected or self.response_complete or self.protocol.ended):
-            await self.message_event.wait()
-        return {"type": "http.disconnect"}
-
-    def answer(
-        self, status: int, common: bytes, headers: Headers, body: bytes, unread: Callable[[], None] | None = None
-    ) -> None:
-        """Sends the answer, in one write. `unread` is called if the client has gone, and does not read it."""
-        if self.disconnected or self.transport.is_closing():  # uvicorn tells the latest request alone that it is lost
-            return unread() if unread else None
-        self.response_complete = True
-        protocol, closes = self.protocol, not self.keep_alive
-        if protocol.ended:
-            protocol.unread = unread
-        server_headers = protocol.server_state.default_headers
-        self.transport.write(written(status, common, headers, body, server_headers, closes))
-        if closes:
-            self.transport.close()
-        protocol.on_response_complete()
-
-
-class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with a limit to how slowly a client may send, and how long its headers may be.
-
-    A URL with UTF-8 in it is taken as curl and Go send it: as it is. The parser below refuses that. A client that has
-    ended its side gets the answers to what it has sent.
-    """
-
-    LINGER = (0.05, 1.0)  # seconds after which the machine of a client that had gone may have said so
-
-    began: float | None = None  # when the client began to send what is still incomplete: the headers, then the body
-    idle = 0.0  # since when nothing has been going on, if nothing is
-    headers_pending = 0
-    at_request_line = True  # what comes next begins a request, or goes on with its first line
-    remembered: Any = None  # what the application wants to know again when the next request comes
-    held: Direct | None = None  # what begins when the client has taken in the answers before it
-    ended = False  # the client has ended its side, and waits for answers
-    unread: Callable[[], None] | None = None  # what is to be called when the last answer turns out to be read by nobody
-    lost: asyncio.Future | None = None  # who stops the server waits for it
-
-    def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **kwargs)
-        self.access_log = config.access_log  # uvicorn asks whether somebody listens, as test tools do to all loggers
-        able = libraries.HAS_SHORT_WAY and not self.access_log
-        self.find_direct = getattr(config.app, "direct", None) if able else None
-        self.longest_direct = getattr(config.app, "longest_direct", 0)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self.began = self.loop.time()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self.unread:
-            self.unread()
-            self.unread = None
-        if self.lost and not self.lost.done():
-            self.lost.set_result(None)
-
-    def eof_received(self) -> bool:
-        """Whether the connection stays open: the client may wait for an answer all the same."""
-        if self.began is not None or self.cycle is None or self.cycle.response_complete:
-            return False
-        self.ended = True
-        self.cycle.message_event.set()
-        return True
-
-    def on_message_begin(self) -> None:
-        """The time of the headers begins, and their size is counted."""
-        self.url, self.headers = b"", []
-        self.began = self.loop.time()
-        self.headers_pending = 1
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        """The time of the body begins. Closes a connection on which too many requests wait for their answers."""
-        self.began, self.headers_pending, self.at_request_line = self.loop.time(), 0, False
-        if self.find_direct and (call := self.direct_call()):
-            self.take_in(call)
-        else:
-            self.begin_asgi()
-        if len(self.pipeline) > MOST_PIPELINED:  # uvicorn reads on after each answer, and would collect them for ever
-            self.transport.close()
-
-    def begin_asgi(self) -> None:
-        """Has uvicorn do with a request, whose headers are here, what it does."""
-        url, headers = self.url, self.headers
-        super().on_message_begin()
-        self.url = url
-        for header in headers:
-            super().on_header(*header)
-        super().on_headers_complete()
-        if libraries.HAS_SHORT_WAY and self.scope["http_version"] in ("1.0", "0.9"):
-            speaks_old(self.cycle)
-
-    def direct_call(self) -> Direct | None:
-        """The request as a direct call, if it is one, and as plain as most."""
-        if len(self.url) > LONGEST_DIRECT_URL:
-            return None
-        make = self.find_direct(self.parser.get_method(), self.url)
-        if not make or self.parser.get_http_version() != "1.1":
-            return None
-        headers = dict(self.headers)
-        length = headers.get(b"content-length", b"0")
-        if not NEED_ASGI.isdisjoint(headers) or len(length) > 6 or int(length) > self.longest_direct:
-            return None
-        return make(self, headers, self.parser.should_keep_alive())
-
-    def take_in(self, call: Direct) -> None:
-        """Its turn is now, or after those that have come before it."""
-        before, self.cycle = self.cycle, call
-        if before is None or before.response_complete:
-            call.turn = True
-        else:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((call, None))
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if isinstance(cycle, Direct):
-            cycle.turn = True
-            cycle.go_on()
-        else:
-            super()._start_asgi_task(cycle, app)
-
-    def on_body(self, body: bytes) -> None:
-        if isinstance(self.cycle, Direct):
-            self.cycle.raw_body += body
-        else:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self.began, self.at_request_line = None, True
-        if isinstance(self.cycle, Direct):
-            self.cycle.body_complete = True
-            self.cycle.go_on()
-        else:
-            super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        """The next request has its turn. (uvicorn arms a timer here when there is none: Server looks now and then.)"""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        self.idle = self.loop.time()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        elif self.ended:
-            self.linger(*(self.LINGER if self.unread else ()))
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        held, self.held = self.held, None
-        if held:
-            held.go_on()
-
-    def linger(self, *pauses: float) -> None:
-        """Closes the connection of a client that has ended its side; after these pauses, if it may turn out to be gone.
-
-        Whether it had closed both, TCP tells no sooner than when something has been sent to it.
-        """
-        if self.unread and self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.unread()
-            pauses = ()
-        if pauses:
-            self.loop.call_later(pauses[0], self.linger, *pauses[1:])
-        else:
-            self.unread = None
-            self.transport.close()
-
-    def data_received(self, data: bytes) -> None:
-        """Refuses headers that are too long."""
-        if self.at_request_line and not data.isascii():
-            line, *rest = data.partition(b"\n")
-            if len(line) <= MOST_HEADER_BYTES:  # a longer one is refused below
-                data = b"".join((escaped(line), *rest))
-        super().data_received(data)
-        if self.headers_pending:
-            self.headers_pending += len(data)
-            self.at_request_line &= b"\n" not in data
-            if self.headers_pending > MOST_HEADER_BYTES:
-                self.send_400_response("The request's headers are too large")
-
-    def close_if_slow(self, oldest: float, idle: float) -> None:
-        """Called now and then for every connection, which costs less than a timer for every request.
-
-        Closes one on which something has been coming in, or nothing has been going on, since before these moments.
-        """
-        if self.began is not None:
-            slow = self.began < oldest
-        else:
-            slow = (self.cycle is None or self.cycle.response_complete) and self.idle < idle
-        if slow:
-            self.began = None
-            self.transport.close()
-
-    def close_when_idle(self) -> asyncio.Future:
-        """Closes the connection: now, or after the answer that is due. The future is done when it is closed."""
-        self.lost = self.lost or self.loop.create_future()
-        self.shutdown()
-        return self.lost
-
-
 class Server(uvicorn.Server):
     """uvicorn's server, which waits for what is to happen; the original looks ten times a second whether it has.
 
@@ -634,8 +344,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         now = self.loop.time()
+        self.config.crowd.check_files()
         for connection in list(self.server_state.connections):
-            connection.close_if_slow(now - self.request_timeout, now - self.config.timeout_keep_alive)
+            connection.close_if_slow(now, self.request_timeout, self.config.timeout_keep_alive)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -664,7 +375,7 @@ class Server(uvicorn.Server):
 
 def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
     """How uvicorn runs the tracker (and the benchmark's baseline), with these of the tracker's settings."""
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -680,12 +391,16 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
         server_header=False,
         backlog=2048,
     )
+    config.crowd = Crowd(settings.max_connections)
+    return config
 
 
 def listen(host: str, port: int) -> socket.socket:
     """The listening socket. OSError for an address or port that cannot be had."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family, backlog=2048)
+    listening = socket.create_server((host, port), family=family, backlog=2048)
+    limit_unsent(listening)
+    return listening
 
 
 def url_of(sock: socket.socket) -> str:

@@ -34,6 +34,12 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "Origins of other sites' pages that may use the API, such as https://app.example.org, and with a manager's"
         ' login; "*" is all others, without logins.',
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^((\*\.)?[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+)$")], ...],
+        "Names, without a port, under which browsers may reach the tracker, such as tracker.example.org or"
+        " *.example.org. Empty: any; but where it listens on loopback, those of its own machine and that of a proxy"
+        " with TLS.",
+    ] = ()
     database: Annotated[str, "The SQLite file; a relative path starts at the configuration file's folder."] = (
         "tracker.db"
     )
@@ -101,8 +107,20 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     access_log: Annotated[bool, "Whether to print a line for each request."] = False
     cookie_name: Annotated[str, "Name of the session cookie.", Meta(pattern="^[A-Za-z0-9_-]+$")] = "tt"
     session_lifetime: Annotated[shapes.Seconds, "A login ends after this time, in seconds."] = 2_592_000
+    max_logins: Annotated[
+        shapes.Count,
+        "So many logins and registrations at once may have their passwords looked at, or wait for it; more are refused"
+        " (503). A manager whose browser has logged in before has two of its own.",
+    ] = 32
+    hsts: Annotated[
+        int,
+        "For how long, in seconds, browsers that have seen a page under TLS are to ask for nothing else on this host"
+        " (Strict-Transport-Security); 0 does not say so.",
+        Meta(ge=0, le=2**31),
+    ] = 0
     open_registration: Annotated[
-        bool, "Whether anybody may register as a manager (who starts with no rights). The first one always may."
+        bool,
+        "Whether anybody may register as a manager (who starts with no rights). The first one, the owner, always may.",
     ] = True
     open_worker_registration: Annotated[
         bool, "Whether anybody may create a worker (which starts with no rights); otherwise only managers."
@@ -154,6 +172,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_wait: Annotated[shapes.Seconds, "The longest ?wait= for a task that is honoured, in seconds."] = 60
     max_count: Annotated[shapes.Count, "The most tasks that one ?count= or one bulk release may take."] = 1000
     max_bulk: Annotated[shapes.Count, "The most tasks in one bulk submit."] = 100_000
+    max_waits: Annotated[
+        shapes.Count,
+        "How many requests may wait for a task at the same time, beyond which one is answered at once; no more than"
+        " three quarters of the connections that there may be.",
+    ] = 5000
     max_empty_polls: Annotated[
         float,
         "How often a second a worker may ask a project that has no task for it; who asks more often is answered later"
@@ -163,8 +186,15 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 4096
     max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
     request_timeout: Annotated[
-        shapes.Seconds, "A client has this long to send its headers, and again to send its body."
+        shapes.Seconds,
+        "A client has this long to send its headers, again to send its body (or each 256 KiB of an upload), and again"
+        " to take in each 48 KiB of an answer.",
     ] = 30
+    max_connections: Annotated[
+        shapes.Count,
+        "How many connections there may be, or as many as the system lets files be open. Beyond, the one makes room"
+        " that has been idle longest.",
+    ] = 10_000
     shutdown_timeout: Annotated[
         shapes.Seconds, "Requests in flight have this long to finish when the tracker stops."
     ] = 10

@@ -100,6 +100,19 @@ class WorkerStatistics(Shape):
     paused: Annotated[bool, "Whether an admin has paused it.", False]
 
 
+class Ranking(Shape):
+    """The workers that have closed most tasks."""
+
+    stats: Annotated[list[WorkerStatistics], "The workers, the busiest first: at most a thousand."]
+    more: Annotated[bool | UnsetType, "True if there are more: ask again with `after` the last one's `id`."] = UNSET
+
+
+class RankingQuery(Shape):
+    """From which place on."""
+
+    after: Annotated[Id | None, "Only workers behind the one with this `id`."] = None
+
+
 class AliasBody(Shape):
     alias: Annotated[Label, "The worker's name. Empty means `{default_alias}`; `unassigned` is reserved."] = ""
 
@@ -272,6 +285,9 @@ class RegisterBody(Shape):
         str, "The manager's name: no blanks at its ends, unlike any other manager's.", Meta(min_length=3, max_length=16)
     ]
     password: Annotated[NewPassword, "The password."]
+    code: Annotated[
+        ShortText, "Of the first account, unless it is made on the tracker's own machine: what the tracker has printed."
+    ] = ""
 
 
 class LoginBody(Shape):
@@ -583,6 +599,9 @@ class Template(Shape, kw_only=True):
     secret: Annotated[str | UnsetType, "Opens this template alone. Shown only when it is made.", "c0ffee"] = UNSET
 
 
+LEAST_KEY = 8  # characters of a key that somebody chooses
+
+
 class TemplateBody(
     changes(
         Template, "TemplateChanges", "A template's fields.", without=("id", "has_key", "created", "updated", "secret")
@@ -591,7 +610,9 @@ class TemplateBody(
     """A template, or what is to change of it."""
 
     null_means: ClassVar[dict[str, Any]] = {"key": ""}
-    key: Annotated[Label | UnsetType, "The key that those programs need. Empty for none."] = UNSET
+    key: Annotated[
+        Label | UnsetType, "The key that those programs need, a new one of at least 8 characters. Empty for none."
+    ] = UNSET
 
 
 class TriggerBody(Shape):

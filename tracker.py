@@ -13,11 +13,12 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), settings, server (how bytes come in),
+Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
+(how bytes come in), browsers (what they may do), attempts (at passwords), limits and budgets (how often, and how much),
 database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
-and githook (uploads, push events), names (that people choose), waiting (workers that wait), limits and budgets (how
-often, and how much), openapi (the API's document), schema.sql; on top of it, and imported when the app is made: pages
-(the manager UI), dialects/ (other systems' APIs).
+and githook (uploads, push events), names (that people choose), waiting (workers that wait), openapi (the API's
+document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other
+systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -75,22 +76,33 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 
+import browsers
 import budgets
 import errors
 import limits
 import names
 import openapi
 import shapes
+from attempts import (
+    Attempt,
+    Guesser,
+    Guesses,
+    Places,
+    accept_attempt,
+    count_attempt,
+    forget_attempts,
+    note_address,
+    sources_of,
+)
+from connections import room_for
 from counts import COUNTED, reads_no_counts
 from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, receive_push
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
+from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
-    LONGEST_DIRECT,
     SPOOL_BYTES,
-    Direct,
-    Fields,
     Incoming,
     Server,
     decoded,
@@ -339,9 +351,9 @@ SELECT_MANAGER = """
 """
 
 
-def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any) -> Any:
+def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any, **place: Any) -> Any:
     """Calls `function(tx, caller, *args)` for whoever comes with these credentials. 401 for a worker that is none."""
-    return function(tx, identify(tx, credentials), *args)
+    return function(tx, identify(tx, credentials), *args, **place)
 
 
 def identify(tx: Tx, credentials: Credentials) -> Caller:
@@ -448,11 +460,11 @@ def needs(
 
     def declare(function: Callable) -> Callable:
         @functools.wraps(function)
-        def checked(tx: Tx, caller: Caller, *args: Any) -> Any:
+        def checked(tx: Tx, caller: Caller, *args: Any, **place: Any) -> Any:
             if need.of is None:
                 check_kind(caller, need.role)
-                return function(tx, caller, *args)
-            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:])
+                return function(tx, caller, *args, **place)
+            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:], **place)
 
         declared = function if by_itself else checked
         declared.need = need
@@ -610,10 +622,19 @@ def set_worker_paused(tx: Tx, caller: Caller, body: shapes.PauseBody) -> None:
     tx.execute("UPDATE worker SET paused = ? WHERE id = ?", (body.paused, body.worker))
 
 
-def worker_stats(tx: Tx, caller: Caller) -> list[shapes.WorkerStatistics]:
-    """Every worker and how many tasks it has closed, the busiest first."""
-    rows = tx.all("SELECT id, alias, closed_task_count, paused FROM worker ORDER BY closed_task_count DESC, id")
-    return [shaped(shapes.WorkerStatistics, row) for row in rows]
+MOST_RANKED = 1000  # workers in one answer
+
+
+def worker_stats(tx: Tx, caller: Caller, query: shapes.RankingQuery) -> shapes.Ranking:
+    """The workers and how many tasks each has closed, the busiest first: a thousand, and `more` if there are others."""
+    last = tx.one("SELECT id, closed_task_count FROM worker WHERE id = ?", (query.after,))
+    rows = tx.all(
+        "SELECT id, alias, closed_task_count, paused FROM worker WHERE :id IS NULL OR closed_task_count < :closed"
+        " OR (closed_task_count = :closed AND id > :id) ORDER BY closed_task_count DESC, id LIMIT :most + 1",
+        {"id": last and last["id"], "closed": last and last["closed_task_count"], "most": MOST_RANKED},
+    )
+    ranked = [shaped(shapes.WorkerStatistics, row) for row in rows[:MOST_RANKED]]
+    return shapes.Ranking(ranked, True if len(rows) > MOST_RANKED else UNSET)
 
 
 # ── Projects and access ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -645,14 +666,35 @@ def project_of(columns: tuple) -> Project:
     return Project(**{**made, **rates, "chain": made["chain"] or 0})
 
 
-def list_projects(tx: Tx, caller: Caller) -> list[Project]:
+class Part(list):
+    """A part of a list, encoded, and where the next one begins: at None there is none."""
+
+    after: Any = None
+
+
+PART_ROWS, PART_BYTES = 500, 2**18  # a part ends with the row that reaches one of them
+
+
+def part_of(rows: Iterable[sqlite3.Row], shown: Callable[[sqlite3.Row], Any], place: Callable[[Any], Any]) -> Part:
+    """The first of these rows, as they are `shown`. `place` tells of a row where those behind it begin."""
+    part, size = Part(), 0
+    for row in rows:
+        part.append(Raw(encode(shown(row))))
+        size += len(part[-1])
+        if len(part) == PART_ROWS or size >= PART_BYTES:
+            part.after = place(row)
+            break
+    return part
+
+
+def list_projects(tx: Tx, caller: Caller, *, after: str = "") -> list[Project]:
     """Every project that the caller may see, by name: hidden ones only with READ."""
-    rows = tx.all(
+    rows = tx.execute(
         "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
-        " WHERE NOT p.hidden OR :admin OR r.role & 1 ORDER BY p.name",
-        caller.as_values,
+        " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after ORDER BY p.name",
+        {**caller.as_values, "after": after},
     )
-    return [project_with_counts(row) for row in rows]
+    return part_of(rows, project_with_counts, lambda row: row["name"])
 
 
 @needs(LOGIN)
@@ -662,19 +704,10 @@ def create_project(
     """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
     if body.name is UNSET:
         raise TrackerError("invalid", "is required", "name")
-    trusted = is_trusted(tx, caller)
-    if not trusted:
-        budgets.check_room(tx, budgets.PROJECT_SIZE)
-    made_by = {"creator": caller.manager.id, "trusted": trusted}
+    made_by = {"creator": caller.manager.id, "trusted": budgets.trusts(tx, caller.manager)}
     project = insert_project(tx, {**checked_fields(tx, caller, None, body), **made_by})
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
     return project
-
-
-def is_trusted(tx: Tx, caller: Caller) -> bool:
-    """Whether the manager's new projects are trusted: a tracker admin's, and of those who have a role in such a one."""
-    trusted = "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project WHERE r.manager = ? AND p.trusted"
-    return caller.manager.tracker_admin or tx.one(trusted, (caller.manager.id,)) is not None
 
 
 @needs(ADMIN)
@@ -809,15 +842,19 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
 
 
 @needs(MANAGE_ACCESS)
-def list_access(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.Access]:
+def list_access(tx: Tx, caller: Caller, project: sqlite3.Row, *, after: tuple = (2, "", 0)) -> list[shapes.Access]:
     """Who has or wants access, the waiting requests first."""
-    rows = tx.all(
+    rows = tx.execute(
         "SELECT a.role_submit AS submit, a.role_assign AS assign, a.request, a.project,"
         " w.id, w.created, w.alias, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
-        " WHERE a.project = ? ORDER BY a.request DESC, w.alias, w.id",
-        (project["id"],),
+        " WHERE a.project = ? AND (-a.request, w.alias, w.id) > (-?, ?, ?) ORDER BY a.request DESC, w.alias, w.id",
+        (project["id"], *after),
     )
-    return [shaped(shapes.Access, row, worker=shaped(shapes.Worker, row)) for row in rows]
+    return part_of(
+        rows,
+        lambda row: shaped(shapes.Access, row, worker=shaped(shapes.Worker, row)),
+        lambda row: (row["request"], row["alias"], row["id"]),
+    )
 
 
 def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
@@ -911,9 +948,6 @@ def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shape
 # ── Managers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SCRYPT = {"n": 2**14, "r": 8, "p": 5}  # 16 MiB; one of the settings that OWASP recommends
-FREE_ATTEMPTS = {"account": 3, "address": 20, "register": 20}  # before the throttle begins
-LONGEST_THROTTLE = 60.0  # seconds between two attempts: guessing is hopeless, and the owner still gets a turn
-THROTTLE_MEMORY = 900.0
 
 
 def hash_password(password: str, salt: bytes | None = None, **cost: int) -> str:
@@ -931,28 +965,48 @@ def password_matches(password: str, stored: str | None) -> bool:
     return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
 
 
-def check_registration_open(tx: Tx) -> None:
-    if not tx.settings.open_registration and tx.one("SELECT 1 FROM manager"):
+def any_admin(tx: Tx) -> bool:
+    return tx.one("SELECT 1 FROM manager WHERE tracker_admin = 1 LIMIT 1") is not None
+
+
+NO_ADMIN = (
+    "This tracker has no admin yet, and its first account becomes one: make it on the tracker's own machine (and not"
+    " through a proxy), or with the `code` that the tracker has printed to stderr at its start, or with"
+    " `tracker.py create-admin NAME`"
+)
+
+
+def check_registration_open(tx: Tx, owner: bool) -> bool:
+    """Whether this account is to be tracker admin: the first one, which `owner` alone may make. Refuses who may not."""
+    if not any_admin(tx):
+        if owner:
+            return True
+        raise TrackerError("forbidden", NO_ADMIN, "code")
+    if not tx.settings.open_registration:
         raise TrackerError("forbidden", "Registration is closed; ask a tracker admin")
+    return False
 
 
-def count_registration(tx: Tx, address: str) -> None:
+def count_registration(tx: Tx, address: str, owner: bool = True) -> None:
     """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
-    check_registration_open(tx)
+    check_registration_open(tx, owner)
     if address:
-        count_attempt(tx, f"register {address}", FREE_ATTEMPTS["register"])
+        count_attempt(tx, f"register {address}")
 
 
-def register_manager(tx: Tx, username: str, password_hash: str) -> tuple[Manager, bytes]:
-    """A new manager, logged in: (manager, session). The first one of all becomes tracker admin."""
-    check_registration_open(tx)
-    first = not tx.one("SELECT 1 FROM manager")
+def register_manager(
+    tx: Tx, username: str, password_hash: str, owner: bool = True, address: str = ""
+) -> tuple[Manager, bytes]:
+    """A new manager, logged in: (manager, session). The first one of all, who is the `owner`, becomes tracker admin."""
+    first = check_registration_open(tx, owner)
     budgets.check_count(tx, "managers", "managers")
     look = names.look(username)
     if tx.one("SELECT 1 FROM manager WHERE look = ? OR username = ?", (look, username)):
         raise TrackerError("conflict", f"{username!r} is taken, or looks like one that is", "username")
     columns = {"username": username, "look": look, "password_hash": password_hash}
     row = tx.insert("manager", {**columns, "tracker_admin": first, "register_time": tx.time})
+    if address:
+        note_address(tx, row["id"], address)
     return shaped(Manager, row), open_session(tx, row["id"])
 
 
@@ -969,36 +1023,21 @@ def open_session(tx: Tx, manager: int) -> bytes:
     return session
 
 
-def count_login(tx: Tx, username: str, address: str) -> tuple[int, str] | None:
+def count_login(tx: Tx, *attempt: str) -> tuple[int, str] | None:
     """Counts an attempt, *before* the password is looked at, and returns the manager's id and password hash.
 
-    429 while the account or the address is throttled. Counting first keeps parallel guesses from slipping through.
+    429 while it is throttled. Counting first keeps parallel guesses from slipping through.
     """
-    for kind, source in (("account", username.lower()), ("address", address)):
-        count_attempt(tx, f"{kind} {source}", FREE_ATTEMPTS[kind])
-    row = tx.one("SELECT id, password_hash FROM manager WHERE username = ?", (username,))
+    made = Attempt(*attempt)
+    row = tx.one("SELECT id, password_hash FROM manager WHERE username = ?", (made.username,))
+    for source in sources_of(tx, row and row["id"], made):
+        count_attempt(tx, source)
     return (row["id"], row["password_hash"]) if row else None
 
 
-def count_attempt(tx: Tx, source: str, free: int) -> None:
-    row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_uptime > ?", (source, tx.uptime))
-    if row and row["free_uptime"] > tx.uptime:
-        raise TrackerError("too_fast", "Too many attempts; please wait", delay=row["free_uptime"] - tx.uptime)
-    failures = row["failures"] + 1 if row else 1
-    pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
-    tx.execute(
-        "INSERT OR REPLACE INTO login_failure VALUES (?, ?, ?, ?)",
-        (source, failures, tx.uptime + pause, tx.uptime + THROTTLE_MEMORY),
-    )
-
-
-def accept_login(tx: Tx, manager: int, username: str, address: str) -> tuple[Manager, bytes]:
-    """The password was right: forgets the account's failures, takes this attempt off the address's, opens a session.
-
-    The address keeps its other failures: an own account must not be a way to guess on at others'.
-    """
-    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {username.lower()}",))
-    tx.execute("UPDATE login_failure SET failures = failures - 1 WHERE source = ?", (f"address {address}",))
+def accept_login(tx: Tx, manager: int, *attempt: str) -> tuple[Manager, bytes]:
+    """The password was right: opens a session."""
+    accept_attempt(tx, manager, Attempt(*attempt))
     row = tx.one("SELECT * FROM manager WHERE id = ?", (manager,))
     return shaped(Manager, row), open_session(tx, manager)
 
@@ -1006,7 +1045,7 @@ def accept_login(tx: Tx, manager: int, username: str, address: str) -> tuple[Man
 @needs(LOGIN)
 def count_password_attempt(tx: Tx, caller: Caller) -> str:
     """Counts an attempt to guess the password of a session that was left open. The manager's password hash."""
-    count_attempt(tx, f"account {caller.manager.username.lower()}", FREE_ATTEMPTS["account"])
+    count_attempt(tx, f"session {caller.manager.id}")
     return tx.one("SELECT password_hash FROM manager WHERE id = ?", (caller.manager.id,))["password_hash"]
 
 
@@ -1017,7 +1056,7 @@ def store_password(tx: Tx, caller: Caller, new_hash: str) -> bytes:
     Whoever has changed it meanwhile has thereby ended this session: 401.
     """
     manager = caller.manager
-    tx.execute("DELETE FROM login_failure WHERE source = ?", (f"account {manager.username.lower()}",))
+    forget_attempts(tx, f"session {manager.id}")
     tx.execute("UPDATE manager SET password_hash = ? WHERE id = ?", (new_hash, manager.id))
     tx.execute("DELETE FROM session WHERE manager = ?", (manager.id,))
     return open_session(tx, manager.id)
@@ -1056,7 +1095,7 @@ def set_admin(tx: Tx, caller: Caller, manager: int, admin: bool) -> None:
 @needs(
     LOGIN, says="An admin, or a manager with the role MANAGE_ACCESS in somebody else's project: others see themselves."
 )
-def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
+def list_managers(tx: Tx, caller: Caller, *, after: int = 0) -> list[Manager]:
     """The managers, in the order of registration: all of them for those who may grant roles in others' projects."""
     grants = (
         "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project"
@@ -1064,7 +1103,8 @@ def list_managers(tx: Tx, caller: Caller) -> list[Manager]:
     )
     if not (caller.manager.tracker_admin or tx.one(grants, caller.as_values)):
         return [caller.manager]
-    return [shaped(Manager, row) for row in tx.all("SELECT * FROM manager ORDER BY id")]
+    rows = tx.execute("SELECT * FROM manager WHERE id > ? ORDER BY id", (after,))
+    return part_of(rows, lambda row: shaped(Manager, row), lambda row: row["id"])
 
 
 @needs(LOGIN, of=PROJECT, says="A manager with the role MANAGE_ACCESS in the project: others see themselves.")
@@ -2306,9 +2346,7 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody,
         given[name] = encode(given[name]).decode()
     if "script" in given:
         given["script"] = store_script(tx, given["script"], project) if given["script"] else None
-    if "key" in given:
-        key = given.pop("key")
-        given["key_hash"] = digest(key.encode()) if key else None
+    key = given.pop("key", None)
     fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
     if "name" not in fields:
         raise TrackerError("invalid", "is required", "name")
@@ -2316,9 +2354,19 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody,
         raise TrackerError("invalid", "must not be blank", "name")
     if fields["runas"] and "%script%" not in fields["runas"]:
         raise TrackerError("invalid", "must contain %script%, which stands for the script's file", "runas")
+    if key is not None:
+        fields["key_hash"] = hash_of_key(key, old and old["key_hash"])
     check_declarations(body)
     check_api_name(tx, old, fields)
     return {**fields, "updated": tx.time}
+
+
+def hash_of_key(key: str, old: bytes | None) -> bytes | None:
+    """What is stored of a key that somebody has chosen: None of an empty one. Refuses a new one that can be guessed."""
+    hashed = digest(key.encode()) if key else None
+    if 0 < len(key) < shapes.LEAST_KEY and hashed != old:
+        raise TrackerError("invalid", f"must have at least {shapes.LEAST_KEY} characters", "key")
+    return hashed
 
 
 def check_declarations(body: shapes.TemplateBody) -> None:
@@ -3821,10 +3869,7 @@ TAKE_PIECE = """
 
 
 def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list, tuple[bool, bool]] | None:
-    """Takes the next piece of a bulk submit out of its table: its number, its tasks, and what their project is like.
-
-    Whether it keeps hashes, and is trusted.
-    """
+    """Takes the next piece of a bulk submit: its number, its tasks, whether their project keeps hashes and is trusted."""
     row = tx.one(TAKE_PIECE, operation)
     return row and (row["number"], msgspec.json.decode(row["tasks"]), (row["keep_hashes"], row["trusted"]))
 
@@ -4032,11 +4077,14 @@ class Tracker:
         self.settings = settings
         self.clock = clock or Clock()
         self.named_origins = frozenset(self.settings.cors_origins) - {"*"}
-        self.waiters = Waiters()
+        self.waiters = Waiters(min(settings.max_waits, room_for(settings.max_connections) * 3 // 4))
         self.polls = Polls(settings.max_empty_polls, time.monotonic)
         self.db = Database(settings, self.clock, self.waiters.announce)
         self.limits = self.db.limits
-        self.hashing = asyncio.Semaphore(2)
+        self.hosts = browsers.Hosts(settings.allowed_hosts)
+        self.guesses = Guesses()
+        self.hashing, self.logins = asyncio.Semaphore(2), Places(settings.max_logins)
+        self.code = ""  # with which the first account may be made from anywhere
         self._tasks: set[asyncio.Task] = set()
         self._operations: set[asyncio.Task[int]] = set()
         self._hour = int(self.clock.time()) // 3600
@@ -4057,6 +4105,8 @@ class Tracker:
         self.signer = itsdangerous.Signer(key, salt="tracker.session")
         self.form_signer = itsdangerous.Signer(key, salt="tracker.form")
         self.message_signer = itsdangerous.Signer(key, salt="tracker.message")
+        self.browser_signer = itsdangerous.Signer(key, salt="tracker.browser")
+        self.code = "" if await self.db.read(any_admin) else secrets.token_urlsafe(12)
         await self.catch_up()
         for operation in await self.db.read(unaccepted_bulk_submits):
             await discard(self.db, operation)
@@ -4298,6 +4348,13 @@ def error_reply(error: TrackerError) -> Reply:
     return Reply(ok=False, message=error.message, status=STATUS[error.code], headers=headers, error=error)
 
 
+def client_address(call: Call) -> str:
+    return (call.scope.get("client") or ("unknown", 0))[0]
+
+
+ENTRANCES = ("/login", "/register")
+
+
 class Call(Incoming):
     """One request, decoded piece by piece as a handler asks for it.
 
@@ -4305,6 +4362,9 @@ class Call(Incoming):
     """
 
     __slots__ = ("tracker",)
+
+    is_page = False  # for people who have logged in
+    minds: Literal["changes", "all", "nothing"] = "changes"  # which requests no other site's page may cause
 
     def __init__(self, scope: dict, receive: Callable, tracker: Tracker):
         super().__init__(scope, receive)
@@ -4336,51 +4396,96 @@ class Call(Incoming):
 
     def session_and_origin(self) -> tuple[bytes | None, bytes]:
         """The same, and the origin that the session is bound to; as a rule none."""
-        for cookie in self.cookies(self.tracker.settings.cookie_name):
+        for cookie in self.own_cookies():
             with contextlib.suppress(itsdangerous.BadSignature):
                 session, _, origin = self.tracker.signer.unsign(cookie).partition(b"@")
                 return session, origin
         return None, b""
 
+    def cookie_name(self, of: str = "") -> str:
+        """What our cookie is called. Under TLS no other host or path can set one of such a name."""
+        settings = self.tracker.settings
+        alone = self.scope.get("scheme") == "https" and not settings.root_path
+        return ("__Host-" if alone else "") + settings.cookie_name + of
+
+    def own_cookies(self, of: str = "") -> Iterator[bytes]:
+        return self.cookies(self.cookie_name(of))
+
     def worker_or_session(self) -> WorkerCredentials | bytes | None:
         return self.worker() if self.header(b"x-worker-id") else self.session()
 
-    def refuse_other_sites(self, entering: bool = False) -> None:
-        """Refuses a request that another site's page made the browser send, with our cookie but against our will.
+    def told(self) -> dict[bytes, bytes]:
+        """The headers by their names."""
+        return dict(self.scope["headers"])
 
-        `entering`: it is a login or a registration, which a proxy that takes the port from Host must not keep out.
+    def guard(self, reads: bool) -> None:
+        """Refuses what no page may make a browser do here. Called for each request, before anything is done."""
+        hosts = self.tracker.hosts
+        if self.scope["method"] != "HEAD" and not hosts.serve(self.header(b"host") or b""):  # monitors may look
+            hosts.check(self.told(), by_session=self.is_page or next(self.own_cookies(), None) is not None)
+        if self.minds == "all" or (self.minds == "changes" and not reads):
+            self.refuse_other_sites(reads)
+
+    def refuse_other_sites(self, reads: bool = False) -> None:
+        """Refuses a request that another site's page made the browser send, with our cookie but against our will."""
+        if refusal := self.other_site(reads):
+            raise refusal
+
+    def other_site(self, reads: bool = False) -> TrackerError | None:
+        """Why that is refused, if it is such a request.
+
+        Where nothing tells whose page it was, a browser may read, or send a form: those of pages have a token.
         """
-        site, source, host = self.header(b"sec-fetch-site"), self.origin(), self.header(b"host") or b""
-        if site is not None:
-            same = site in (b"same-origin", b"none")
-        elif source is None:  # a followed link may, and where sessions are shared anything that a page gets
-            shared = b"text/html" in (self.header(b"accept") or b"") or self.tracker.named_origins
-            same = not (self.scope["method"] == "GET" and shared)
-        else:
-            bound = self.session_and_origin()[1]
-            same = is_origin_of(source, host) or (entering and self.lacks_port()) or bool(bound == source)
-        if not same and not self.comes_from_named_origin():
-            named = f"its Origin or Referer is {quoted(source)}, Host is {quoted(host)}"
-            raise TrackerError("forbidden", f"Refused: this request was caused by another site ({named})")
+        headers = self.told()
+        sender = browsers.sent_by(headers)
+        silent = sender == "nobody" and (reads or self.scope["method"] != "GET" or not browsers.is_browser(headers))
+        if sender == "us" or silent or self.may_come_from(browsers.origin_of(headers) or b"", headers):
+            return None
+        return browsers.caused_by_another_site(headers)
+
+    def may_come_from(self, source: bytes, headers: browsers.Headers) -> bool:
+        """Whether pages of this origin may cause the request, although it is not that of Host.
+
+        Those of cors_origins may; that from which the session comes, by way of a proxy that drops the port; and with
+        `"*"`, or a worker's credentials, any where no login is used.
+        """
+        entering = self.scope["path"].endswith(ENTRANCES)
+        through_proxy = (entering and browsers.lacks_port(headers)) or self.session_and_origin()[1] == source != b""
+        if source.decode("latin-1") in self.tracker.named_origins:
+            return True
+        if through_proxy and b"sec-fetch-site" not in headers:
+            return True
+        with_login = self.minds == "changes" and (entering or next(self.own_cookies(), None) is not None)
+        if with_login or self.minds == "all":
+            return False
+        return "*" in self.tracker.settings.cors_origins or b"x-worker-id" in headers
 
     def comes_from_named_origin(self) -> bool:
         """Whether a page of one of cors_origins sent the request."""
         return (self.header(b"origin") or b"").decode("latin-1") in self.tracker.named_origins
 
-    def origin(self) -> bytes | None:
-        """The origin of the page that sent the request: what Origin says, or else Referer."""
-        if origin := self.header(b"origin"):
-            return origin
-        if referer := self.header(b"referer"):
-            scheme, _, rest = referer.partition(b"://")
-            return b"%b://%b" % (scheme, re.split(rb"[/?#]", rest, maxsplit=1)[0])
-        return None
+    def is_owner(self, code: str) -> bool:
+        """Whether the tracker's owner is likely to have sent the request: from its own machine, or with the code."""
+        right = self.tracker.code and hmac.compare_digest(code.strip().encode(), self.tracker.code.encode())
+        return bool(right) or self.is_local
 
-    def lacks_port(self) -> bool:
-        """Whether the request's origin has a port and Host has none, and nothing else is between them."""
-        source, host = self.origin() or b"", self.header(b"host") or b""
-        with_port = re.fullmatch(rb"https?://([\w.\[\]:-]+):\d+", source)
-        return bool(with_port) and with_port[1] == host.lower()
+    @property
+    def is_local(self) -> bool:
+        return browsers.is_local(self.scope.get("client"), self.told())
+
+    def known_browser(self, username: str) -> str:
+        """The mark of a browser that has logged in with this name before; empty: it has not."""
+        for cookie in itertools.islice(self.own_cookies("-browser"), 5):
+            with contextlib.suppress(itsdangerous.BadSignature):
+                name, _, mark = self.tracker.browser_signer.unsign(cookie).partition(b".")
+                if name == username.lower().encode().hex().encode():
+                    return mark.decode()
+        return ""
+
+    @property
+    def guesser(self) -> Guesser:
+        """Who tries secrets, if it is one who guesses."""
+        return Guesser(self.tracker.guesses, browsers.network_of(client_address(self)))
 
     @property
     def base(self) -> str:
@@ -4418,30 +4523,28 @@ class Call(Incoming):
             gone.cancel()
 
 
-def is_origin_of(origin: bytes, host: bytes) -> bool:
-    """Whether pages of this origin come from this host; some proxies name the port that goes without saying."""
-    scheme, _, place = origin.partition(b"://")
-    unsaid = {b"http": b":80", b"https": b":443"}.get(scheme, b":")
-    return place.lower().removesuffix(unsaid) == host.lower().removesuffix(unsaid)
-
-
-def quoted(header: bytes | None) -> str:
-    """A header in a message; what is long is cut."""
-    return repr((header or b"").decode("latin-1")[:200])
-
-
 class Endpoint:
     """An ASGI application around a handler `async (call) -> Answer`. Request and Response objects cost too much.
 
-    It is the same at every door: `kind` is the door's kind of Call. What nobody has foreseen is logged here.
+    It is the same at every door: `kind` is the door's kind of Call. What nobody has foreseen is logged here. `reads`:
+    it changes nothing, as a rule what a GET does; `by_secret`: it is for whoever has a secret, be it a page.
     """
 
-    def __init__(self, tracker: Tracker, handler: Callable[[Call], Awaitable[Answer]], kind: type[Call] = Call):
-        self.tracker, self.handler, self.kind = tracker, handler, kind
+    def __init__(
+        self,
+        tracker: Tracker,
+        handler: Callable[[Call], Awaitable[Answer]],
+        kind: type[Call] = Call,
+        reads: bool | None = None,
+        by_secret: bool = False,
+    ):
+        self.tracker, self.handler, self.kind, self.reads, self.by_secret = tracker, handler, kind, reads, by_secret
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         call = self.kind(scope, receive, self.tracker)
         try:
+            if not self.by_secret:
+                call.guard(scope["method"] in ("GET", "HEAD") if self.reads is None else self.reads)
             answer = await self.handler(call)
         except TrackerError as error:
             answer = await call.refuse(error)
@@ -4655,7 +4758,10 @@ UPLOADED = about("The number of the operation that submits the lines.", 1)
 SUBMITTER = "A worker with SUBMIT access to the project."
 ASSIGNEE = "A worker with ASSIGN access to the project; any worker if the project is public."
 ASSIGNEE_OF_ALL = "A worker with ASSIGN access to each of the projects that is not public."
-REGISTERING = "Anybody, if the setting `open_registration` is on; the first manager in any case."
+REGISTERING = (
+    "Anybody, if the setting `open_registration` is on; the first manager in any case, from the tracker's own machine"
+    " or with the code that it prints."
+)
 HOLDER = "The worker that holds the task; for others nothing changes."
 UPDATED = about("Whether the task was closed, failed or skipped.", True)
 ALL_UPDATED = about("Whether each task was closed, failed or skipped.", [True, True])
@@ -4698,6 +4804,7 @@ def takes_of(row: Native) -> Takes:
     if inspect.iscoroutinefunction(row.function):
         return row.function.takes
     hints, need = typing.get_type_hints(row.function, include_extras=True), getattr(row.function, "need", None)
+    hints.pop("after", None)  # of a list that is read in parts
     ids = re.findall(r"{(\w+)}", row.path)
     [given] = list(hints.items())[2 + len(ids) : -1] or [(None, None)]
     worker = need is not None and (need.role == WORKER, bool(need.worker))
@@ -4723,8 +4830,6 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
 
     async def handler(call: Call) -> Reply:
         args = [takes.caller(call), *map(call.path_value, ids)]
-        if not reads and isinstance(args[0], bytes):
-            call.refuse_other_sites()
         if takes.body is not None:
             args.append(await call.json(takes.body))
         if takes.query is not None:
@@ -4733,9 +4838,25 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
             call.tracker.limits.register(call.source)
         database = call.tracker.db
         content = await (database.read if reads else database.write)(as_caller, row.function, *args)
+        if isinstance(content, Part) and content.after is not None:
+            return in_parts(database, row, args, content)
         return Reply({row.envelope: content} if row.envelope else content, status=row.status)
 
     return handler
+
+
+def in_parts(database: Database, row: Native, args: list, part: Part) -> StreamingResponse:
+    """The answer with a long list. Each part of it is read when the one before has been sent."""
+
+    async def parts(part: Part) -> AsyncIterator[bytes]:
+        yield b'{"ok":true,"content":{"%b":[' % row.envelope.encode() + b",".join(map(bytes, part))
+        while part.after is not None:
+            part = await database.read(functools.partial(as_caller, after=part.after), row.function, *args)
+            yield b"".join(b"," + one for one in map(bytes, part))
+        yield b"]}}"
+
+    headers = {name.decode(): value.decode() for name, value in JSON_HEADERS}
+    return StreamingResponse(parts(part), headers=headers)
 
 
 @takes(Call.worker, BulkSubmitBody | list[BulkTask], who=SUBMITTER, answer=shapes.BulkSubmitted)
@@ -4998,7 +5119,6 @@ def resetting(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
     @takes(Call.session, who=begin_reset.need, answer={"affected_tasks": Annotated[int, about("Tasks changed.", 12)]})
     async def handler(call: Call) -> Reply:
         session, project = call.session(), call.path_id("project")
-        call.refuse_other_sites()
         operation = await call.tracker.db.write(as_caller, begin_reset, session, project, kind)
         return Reply({"affected_tasks": await call.tracker.begin_operation(operation)})
 
@@ -5052,60 +5172,60 @@ async def register(call: Call) -> Reply:
 
     The first manager becomes tracker admin. The others start with no rights.
     """
-    call.refuse_other_sites(entering=True)
     manager, session = await make_account(call, await call.json(shapes.RegisterBody))
-    return Reply({"manager": manager}, headers=[session_cookie(call, session)])
-
-
-def client_address(call: Call) -> str:
-    return (call.scope.get("client") or ("unknown", 0))[0]
+    return Reply({"manager": manager}, headers=login_cookies(call, manager, session))
 
 
 async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, bytes]:
     """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
     names.check_new_name(body.username)
+    address, owner = browsers.network_of(client_address(call)), call.is_owner(body.code)
     call.tracker.limits.register(call.source)
-    await call.tracker.db.write(count_registration, call.source)
-    password_hash = await call.tracker.hash(hash_password, body.password)
-    return await call.tracker.db.write(register_manager, body.username, password_hash)
+    with call.tracker.logins.taken():
+        await call.tracker.db.write(count_registration, call.source, owner)
+        password_hash = await call.tracker.hash(hash_password, body.password)
+    made = await call.tracker.db.write(register_manager, body.username, password_hash, owner, address)
+    call.tracker.code = ""
+    return made
 
 
 @takes(None, shapes.LoginBody, answer={"manager": Manager})
 async def login(call: Call) -> Reply:
     """Logs a manager in.
 
-    The answer sets the session cookie. Repeated failures make the next attempt wait.
+    The answer sets the session cookie, and another one by which the browser is known at its next login. Repeated
+    failures make the next attempt wait; those of strangers do not count for a browser or an address that is known.
     """
-    call.refuse_other_sites(entering=True)
     manager, session = await authenticate_manager(call, await call.json(shapes.LoginBody))
-    return Reply({"manager": manager}, headers=[session_cookie(call, session)])
+    return Reply({"manager": manager}, headers=login_cookies(call, manager, session))
 
 
 async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Manager, bytes]:
-    """The manager and its new session. 401 for a wrong password or name, 429 after several."""
-    address = client_address(call)
-    found = await call.tracker.db.write(count_login, body.username, address)
-    if not await call.tracker.hash(password_matches, body.password, found and found[1]):
-        raise TrackerError("unauthorized", "Wrong username or password")
-    return await call.tracker.db.write(accept_login, found[0], body.username, address)
+    """The manager and its new session. 401 for a wrong password or name, 429 after several, 503 where many come."""
+    address = browsers.network_of(client_address(call))
+    attempt = Attempt(body.username, address, call.known_browser(body.username))
+    with call.tracker.logins.taken(attempt.username.lower() if attempt.browser else ""):
+        found = await call.tracker.db.write(count_login, *attempt)
+        if not await call.tracker.hash(password_matches, body.password, found and found[1]):
+            raise TrackerError("unauthorized", "Wrong username or password")
+    return await call.tracker.db.write(accept_login, found[0], *attempt)
 
 
 async def change_password(call: Call, body: shapes.PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
     write, session = call.tracker.db.write, call.session()
-    stored = await write(as_caller, count_password_attempt, session)
-    if not await call.tracker.hash(password_matches, body.password, stored):
-        raise TrackerError("unauthorized", "this is not your present password", "password")
-    password_hash = await call.tracker.hash(hash_password, body.new_password)
+    with call.tracker.logins.taken((session or b"").hex()):
+        stored = await write(as_caller, count_password_attempt, session)
+        if not await call.tracker.hash(password_matches, body.password, stored):
+            raise TrackerError("unauthorized", "this is not your present password", "password")
+        password_hash = await call.tracker.hash(hash_password, body.new_password)
     return await write(as_caller, store_password, session, password_hash)
 
 
 @takes(Call.session, status=204)
 async def logout(call: Call) -> Reply:
     """Ends the session, for every holder of its cookie."""
-    session = call.session()
-    call.refuse_other_sites()
-    await call.tracker.db.write(end_session, session)
+    await call.tracker.db.write(end_session, call.session())
     return Reply(status=204, headers=[session_cookie(call, None)])
 
 
@@ -5122,19 +5242,35 @@ def session_cookie(call: Call, session: bytes | None) -> tuple[bytes, bytes]:
     One that begins where Host lacks the port is bound to the origin: nothing else tells its pages from another port's.
     """
     settings = call.tracker.settings
-    bound = b"@" + call.origin() if call.lacks_port() else b""
+    headers = call.told()
+    bound = b"@" + browsers.origin_of(headers) if browsers.lacks_port(headers) else b""
     value, age = "", 0
     if session:
         value, age = call.tracker.signer.sign(session + bound).decode(), int(settings.session_lifetime)
-    return cookie_header(call, settings.cookie_name, value, age)
+    return cookie_header(call, "", value, age)
 
 
-def cookie_header(call: Call, name: str, value: str, age: int) -> tuple[bytes, bytes]:
+KNOWN_BROWSER = 86400 * 365  # seconds
+
+
+def login_cookies(call: Call, manager: Manager, session: bytes) -> list[tuple[bytes, bytes]]:
+    """What a login sets: the session, and a mark by which the browser is known afterwards, whoever else guesses."""
+    mark = call.known_browser(manager.username) or secrets.token_hex(16)
+    value = call.tracker.browser_signer.sign(f"{manager.username.lower().encode().hex()}.{mark}").decode()
+    return [session_cookie(call, session), cookie_header(call, "-browser", value, KNOWN_BROWSER)]
+
+
+def cookie_header(call: Call, of: str, value: str, age: int) -> tuple[bytes, bytes]:
     """The Set-Cookie header of a cookie for `age` seconds, for this tracker alone and out of reach of scripts.
 
     Given to a page of one of cors_origins, it comes along with that page's requests: browsers want TLS for it.
     """
-    parts = [f"{name}={value}", f"Path={call.tracker.settings.root_path or '/'}", f"Max-Age={age}", "HttpOnly"]
+    parts = [
+        f"{call.cookie_name(of)}={value}",
+        f"Path={call.tracker.settings.root_path or '/'}",
+        f"Max-Age={age}",
+        "HttpOnly",
+    ]
     secure, shared = call.scope.get("scheme") == "https", call.comes_from_named_origin()
     parts += ["SameSite=None" if secure and shared else "SameSite=Lax", *(["Secure"] if secure else [])]
     return b"set-cookie", "; ".join(parts).encode()
@@ -5179,7 +5315,7 @@ API: list[Native] = [
     Native("GET", "/worker/get/{worker}", get_worker, "worker"),
     Native("POST", "/worker/update", update_worker),
     Native("POST", "/worker/set_paused", set_worker_paused),
-    Native("GET", "/worker/stats", worker_stats, "stats"),
+    Native("GET", "/worker/stats", worker_stats),
     Native("GET", "/project/list", list_projects, "projects"),
     Native("GET", "/project/get/{project}", get_project),
     Native("POST", "/project/create", create_project, "id"),
@@ -5232,10 +5368,10 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     ]
     app = (SharedApp if tracker.settings.cors_origins else App)(
         routes=[
-            *(Route(path, functools.partial(openapi_json, tracker), methods=["GET"]) for path in OPENAPI_PATHS),
+            *(Route(path, Endpoint(tracker, openapi_json), methods=["GET"]) for path in OPENAPI_PATHS),
             *(route for dialect in dialects() for route in dialect.routes(tracker)),
-            Route("/", home_page, methods=["GET"]),
-            Route("/ui", ui_without_slash, methods=["GET"]),
+            Route("/", Endpoint(tracker, home_page), methods=["GET"]),
+            Route("/ui", Endpoint(tracker, ui_without_slash), methods=["GET"]),
             *shown,
             Route("/ui/static/{path:path}", pages.Static(directory=HERE / "static")),
             Route("/ui/{path:path}", pages.endpoint(tracker, pages.no_page), methods=["GET"]),
@@ -5269,7 +5405,8 @@ def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
     for row in API:
         literal, ids = row.path.partition("/{")[0], re.findall(r"\{(\w+)\}", row.path)
         known = found[len(ids)].setdefault(literal, NativePath(ids[::-1], {}))
-        endpoint = Endpoint(tracker, handler_of(row))
+        by_secret = takes_of(row).caller is Call.worker
+        endpoint = Endpoint(tracker, handler_of(row), reads=row.only_reads, by_secret=by_secret)
         known.endpoints.update(dict.fromkeys(row.methods.split(), endpoint))
         if "GET" in row.methods:
             known.endpoints["HEAD"] = endpoint if row.only_reads else Endpoint(tracker, looked_at())
@@ -5291,10 +5428,10 @@ def hot_paths(tracker: Tracker, shared: Callable | None) -> dict[tuple[bytes, by
 OPENAPI_PATHS = ("/openapi.json", "/api/openapi.json")
 
 
-async def openapi_json(tracker: Tracker, request: Request) -> Response:
+async def openapi_json(call: Call) -> Response:
     """GET /openapi.json: the JSON API as programs read about it."""
-    base = Call(request.scope, request.receive, tracker).base
-    document = await asyncio.to_thread(lambda: openapi.with_curl(openapi_document(tracker.settings), base))
+    settings, base = call.tracker.settings, call.base
+    document = await asyncio.to_thread(lambda: openapi.with_curl(openapi_document(settings), base))
     return Response(encode(document), media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
 
 
@@ -5429,27 +5566,25 @@ def all_pages() -> list[tuple[str, str, Callable]]:
     return [route for table in tables for route in pages.routes_of(table)]
 
 
-async def http_error(request: Request, error: HTTPException) -> Response:
+async def http_error(request: Request, error: HTTPException) -> Answer:
     """Starlette's own refusals (no such path, wrong method), in the tracker's form."""
     status, refusal = error.status_code, TrackerError("invalid", error.detail)
     if status == 405 and (methods := request.app.methods_at(request.scope)):
         refusal = MethodNotAllowed(request.method, methods)
     elif status in (404, 405):  # 405: what is there for GET alone says that there is nothing
         status, refusal = 404, TrackerError("not_found", f"There is nothing at {request.url.path}")
-    headers = {**(error.headers or {}), **error_headers(refusal)}
-    headers.pop("Allow", None)  # Starlette knows of one route
-    return Response(error_reply(refusal).body(), status, headers, "application/json")
+    return error_reply(refusal)._replace(status=status)
 
 
-async def home_page(request: Request) -> Response:
+async def home_page(call: Call) -> Answer:
     """GET /: JSON for programs, the manager UI for browsers."""
-    if "text/html" not in request.headers.get("accept", ""):
-        return Response(Reply({"name": "tracker", "version": __version__}).body(), media_type="application/json")
-    return RedirectResponse(request.scope.get("root_path", "") + "/ui/", 303)
+    if b"text/html" not in (call.header(b"accept") or b""):
+        return Reply({"name": "tracker", "version": __version__})
+    return RedirectResponse(call.scope.get("root_path", "") + "/ui/", 303)
 
 
-async def ui_without_slash(request: Request) -> Response:
-    return RedirectResponse(request.scope.get("root_path", "") + "/ui/", 308)
+async def ui_without_slash(call: Call) -> Response:
+    return RedirectResponse(call.scope.get("root_path", "") + "/ui/", 308)
 
 
 def listen_on(settings: Settings) -> socket.socket:
@@ -5473,6 +5608,7 @@ async def serve_until_stopped(
     await tracker.start()
     try:
         with listen_on(settings) as sock:
+            tracker.hosts = browsers.Hosts(settings.allowed_hosts, browsers.is_loopback(sock.getsockname()[0]))
             server = Server(
                 uvicorn_config(app, settings),
                 settings.request_timeout,
@@ -5609,6 +5745,15 @@ def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespa
         gc.freeze()  # what has been loaded stays: looking through it for garbage would stop everybody for a while
         gc.set_threshold(10_000, 10, 20)  # a batch of requests is no garbage yet
         print(f"Tracker listening on {url}{settings.root_path}  (database {settings.database})", flush=True)
+        running = server.config.app.state.tracker
+        if running.code:
+            where = f"{url}{settings.root_path}/ui/register"
+            print(
+                f"It has no admin yet: register at {where}, from elsewhere with the code {running.code}",
+                file=sys.stderr,
+            )
+        if not (running.hosts.on_loopback or settings.allowed_hosts):
+            log.warning("It listens beyond loopback: set allowed_hosts to the names under which browsers may reach it")
 
     run_loop(serve_until_stopped(settings, ready))
 

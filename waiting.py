@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
@@ -40,10 +41,12 @@ class Waiter:
 class Waiters:
     """Who waits for tasks. Each task that becomes ready wakes one worker; one that cannot take it wakes the next.
 
-    A waiter joins before its first attempt, so that a task committed between attempt and wait cannot be missed.
+    A waiter joins before its first attempt, so that a task committed between attempt and wait cannot be missed. At most
+    `most` requests wait at the same time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: float = math.inf) -> None:
+        self.most, self._waiting = most, 0
         self._queues: dict[int, dict[Waiter, None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._turn = 0
@@ -66,10 +69,13 @@ class Waiters:
     ) -> Assigned:
         """Attempts now and after each wake-up. No tasks: after `seconds`, when the client is `gone`, or at the stop.
 
-        A refusal of the attempt is raised, but a rate limit that ends in time is waited for.
+        At once if as many wait as may. A refusal of the attempt is raised, but a rate limit that ends in time is waited
+        for.
         """
         loop = asyncio.get_running_loop()
+        seconds = seconds if self._waiting < self.most else 0
         ends, waiter = loop.time() + seconds, Waiter(projects)
+        self._waiting += 1
         self._join(waiter)
         try:
             while True:
@@ -86,18 +92,23 @@ class Waiters:
             self._pass_on(waiter)  # the wake-up that led to this attempt came to nothing
             raise
         finally:
+            self._waiting -= 1
             self._remove(waiter)
             if waiter.woken.done():
                 self._pass_on(waiter)  # one more arrived that no attempt followed
 
     async def rest(self, seconds: float, gone: asyncio.Future) -> None:
-        """Returns after so many seconds, when the client is `gone`, or at the tracker's stop."""
-        if self._closed:
+        """Returns after so many seconds, when the client is `gone`, or at the stop; at once if as many wait as may."""
+        if self._closed or self._waiting >= self.most:
             return
         stop = asyncio.get_running_loop().create_future()
         self._resting.add(stop)
-        await asyncio.wait((stop, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        self._resting.discard(stop)
+        self._waiting += 1
+        try:
+            await asyncio.wait((stop, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._waiting -= 1
+            self._resting.discard(stop)
 
     async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:
         """What came of an attempt. Raises its refusal, unless that is a rate limit which ends within `left` seconds."""

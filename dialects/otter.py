@@ -12,7 +12,7 @@ A template is used through this door if it is marked for the API; one with a key
 checks, in their order: a parameter is missing (400), no such template (404) or job (400), the template is not for the
 API (403), the key does not match (403), too fast (429), a variable is refused (400). All other parameters of a trigger
 are the job's variables, or its arguments, by their labels. Callers prove themselves by the key alone, never by a
-cookie: that is why a GET may trigger.
+cookie: that is why a GET may trigger. Without a key, no page of another site may.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from starlette.routing import Route
 import tracker
 from dialects.plumbing import HEADERS, as_text
 from server import decoded
-from tracker import Call, MethodNotAllowed, TrackerError, Tx
+from tracker import Call, Guesser, MethodNotAllowed, TrackerError, Tx
 
 NOT_VARIABLES = ("template", "token", "key")
 MOST_PARAMETERS = 1000
@@ -55,6 +55,8 @@ def routes(running: tracker.Tracker) -> list[Route]:
 
 class TextCall(Call):
     """A call of this dialect. Its refusals are plain text: the reason, for a person."""
+
+    minds = "nothing"  # but for a template without a key: trigger_template
 
     async def refuse(self, error: TrackerError) -> Response:
         hint = ": use GET or POST" if isinstance(error, MethodNotAllowed) else ""
@@ -120,16 +122,21 @@ def required(parameters: dict[str, Any], name: str) -> str:
 async def trigger(call: Call) -> Response:
     """Makes a job of a template."""
     parameters = await read_parameters(call)
-    return as_text(await call.tracker.db.write(trigger_template, parameters))
+    return as_text(await call.tracker.db.write(trigger_template, parameters, call.guesser, call.other_site()))
 
 
-def trigger_template(tx: Tx, parameters: dict[str, Any]) -> str:
-    """The token of a new job of the template that the parameters name, with all other parameters as variables."""
+def trigger_template(tx: Tx, parameters: dict[str, Any], guesser: Guesser, elsewhere: TrackerError | None) -> str:
+    """The token of a new job of the template that the parameters name, with all other parameters as variables.
+
+    `elsewhere` is said when another site's page has caused this, and shows no key.
+    """
     name = required(parameters, "template")
     template = tracker.api_template(tx, name)
     if template is None:
         raise TrackerError("not_found", f"there is no template {name[:100]!r}", "template")
-    refuse_strangers(template, parameters)
+    refuse_strangers(tx, template, parameters, guesser)
+    if elsewhere and template["key_hash"] is None:
+        raise elsewhere
     tracker.charge_trigger(tx, template["project"])
     given = {name: value for name, value in parameters.items() if name not in NOT_VARIABLES}
     variables, arguments = divided(template, given)
@@ -155,28 +162,30 @@ def divided(template: Row, given: dict[str, Any]) -> tuple[dict[str, Any], list[
     return variables, arguments
 
 
-def refuse_strangers(template: Row, parameters: dict[str, Any]) -> None:
+def refuse_strangers(tx: Tx, template: Row, parameters: dict[str, Any], guesser: Guesser) -> None:
     """Refuses those for whom the template's jobs are not: everybody, or those who do not have its key."""
     if not template["api"]:
         raise TrackerError("forbidden", "is not usable through the API", "template")
     key = tracker.as_text(parameters["key"])
-    if not tracker.key_matches(template, key):
-        raise TrackerError("forbidden", "does not match the template's" if key else "is required", "key")
+    if template["key_hash"] is not None and not key:
+        raise TrackerError("forbidden", "is required", "key")
+    if not guesser.check(f"template {template['id']}", key, tracker.key_matches(template, key), tx.uptime):
+        raise TrackerError("forbidden", "does not match the template's", "key")
 
 
 async def status(call: Call) -> Response:
     """Tells how a job is doing."""
-    job = await call.tracker.db.read(job_asked_for, await read_parameters(call))
+    job = await call.tracker.db.read(job_asked_for, await read_parameters(call), call.guesser)
     return as_text(status_of(job))
 
 
-def job_asked_for(tx: Tx, parameters: dict[str, Any]) -> Row:
+def job_asked_for(tx: Tx, parameters: dict[str, Any], guesser: Guesser) -> Row:
     """The job that the parameters name, whoever made it, if its template lets this caller see it."""
     job = tracker.find_job(tx, required(parameters, "token"))
     template = job and tracker.template_of_job(tx, job)
     if template is None:
         raise TrackerError("invalid", "there is no such job", "token")
-    refuse_strangers(template, parameters)
+    refuse_strangers(tx, template, parameters, guesser)
     return job
 
 
@@ -190,13 +199,13 @@ def status_of(job: Row) -> str:
 
 async def logs(call: Call) -> Response:
     """Sends a job's log, as it is read: a long one is held neither in memory nor in one transaction."""
-    job_id, entries = await call.tracker.db.read(begin_log, await read_parameters(call))
+    job_id, entries = await call.tracker.db.read(begin_log, await read_parameters(call), call.guesser)
     return StreamingResponse(log_lines(call.tracker.db, job_id, entries), media_type="text/plain", headers=HEADERS)
 
 
-def begin_log(tx: Tx, parameters: dict[str, Any]) -> tuple[int, list[Row]]:
+def begin_log(tx: Tx, parameters: dict[str, Any], guesser: Guesser) -> tuple[int, list[Row]]:
     """The id of the job that the parameters name, and the first entries of its log."""
-    job_id = job_asked_for(tx, parameters)["id"]
+    job_id = job_asked_for(tx, parameters, guesser)["id"]
     return job_id, tracker.job_log(tx, job_id, 0, PAGE_LINES)
 
 

@@ -66,6 +66,8 @@ class TheEyeCall(tracker.Call):
     `ok` is for a client of the tracker's own API that took a wrong path below /task or /job.
     """
 
+    minds = "nothing"  # all that changes something comes with a token or a secret, also from pages on other sites
+
     async def refuse(self, error: TrackerError) -> Response:
         """What a Refusal brings along; of any other the text, and of what nobody has foreseen an object."""
         internal = {"code": "InternalError", "message": error.message}
@@ -99,6 +101,7 @@ class Ask(NamedTuple):
     bearer: str | None
     basic: tuple[str, str] | None
     base: str  # where the caller sees the tracker
+    guesser: tracker.Guesser
 
     def given(self, name: str) -> Any:
         """A value from the path, else the body, else the query; None when it is nowhere."""
@@ -119,7 +122,7 @@ def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
     query, authorization = parameters(call.scope["query_string"]), call.header(b"authorization")
     kind, _, token = (authorization or b"").decode("latin-1").partition(" ")
     bearer = token.strip() if kind.lower() == "bearer" else query.get("access_token")
-    return Ask(path, query, {}, bearer or None, basic_credentials(authorization), call.base)
+    return Ask(path, query, {}, bearer or None, basic_credentials(authorization), call.base, call.guesser)
 
 
 async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[Any]:
@@ -396,7 +399,8 @@ def log_in(tx: Tx, ask: Ask, caller: None) -> str:
     name, secret = ask.basic or ("", "")
     row = tx.one("SELECT id, secret_hash, worker FROM theeye_agent WHERE token = ?", (name.lower(),))
     given = tracker.digest(secret.encode("utf-8", "replace"))
-    if not hmac.compare_digest(given, row["secret_hash"] if row else bytes(32)) or row is None:
+    right = hmac.compare_digest(given, row["secret_hash"] if row else bytes(32)) and row is not None
+    if not ask.guesser.check(f"agent {name.lower()[:200]}", secret, right, tx.uptime):
         raise Refusal("unauthorized", "Unauthorized", **{"WWW-Authenticate": "Basic"})
     token = secrets.token_hex(32)
     tx.execute(

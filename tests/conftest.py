@@ -192,11 +192,9 @@ class Manager:
         return {short: shown[name] for name, short in names.items() if shown[name]}
 
     def grant(self, worker: Worker, project: int, assign: bool = True, submit: bool = True) -> Worker:
-        hidden = self.project(project)["hidden"]
-        if hidden:  # then nobody asks: they have asked before
+        if worker.request_access(project, assign, submit).status_code == 404:  # it is hidden: it has asked before
             self.update_project(project, hidden=False)
-        assert worker.request_access(project, assign, submit).status_code == 200
-        if hidden:
+            assert worker.request_access(project, assign, submit).status_code == 200
             self.update_project(project, hidden=True)
         assert self.post(f"/project/accept_request/{project}/{worker.id}").status_code == 200
         return worker

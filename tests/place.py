@@ -684,7 +684,7 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "give an admin a new password": lambda p: (tracker.make_admin, ("admin", "new", True)),
     "create a template": lambda p: (
         tracker.create_template,
-        (p.session, template_body(p.third, "new", script="new", variables=[{"name": "a"}], key="key")),
+        (p.session, template_body(p.third, "new", script="new", variables=[{"name": "a"}], key="any key!")),
     ),
     "update a template": lambda p: (
         tracker.update_template,

@@ -238,7 +238,7 @@ class House:
             ("POST", "/git/receivehook"): Example(self.as_hook, body=push),
             ("POST", "/logs"): Example(self.as_admin, body=logs),
             ("GET", "/logs"): Example(self.as_admin, query=logs),
-            ("POST", "/register"): Example(self.as_nobody, body=newcomer),
+            ("POST", "/register"): Example(self.as_nobody, body={**newcomer, "code": ""}),
             ("POST", "/login"): Example(self.as_nobody, body=newcomer),
             ("GET", "/logout"): Example(self.as_leaver),
             ("POST", "/logout"): Example(self.as_leaver),
@@ -265,7 +265,7 @@ class House:
                 "env": {"LANG": "C"},
                 "timeout": 60,
             },
-            **{"max_retries": 1, "priority": 0, "api": True, "key": "key", "keep_count": 10, "keep_time": 60},
+            **{"max_retries": 1, "priority": 0, "api": True, "key": "any key!", "keep_count": 10, "keep_time": 60},
             "variables": [{"name": "a", "value": "1", "required": True, "allowed": ["1", 2], "description": "One."}],
             "arguments": [{"order": 0, "type": "input", "label": "Branch", "value": "main", "options": ["main"]}],
         }
@@ -820,15 +820,13 @@ def test_a_body_of_unknown_length_is_refused_as_soon_as_it_is_too_large(make_sit
         assert (answer.status, answer.message) == (413, "body: more than 2 KiB"), endpoint
 
 
-def test_a_client_that_goes_on_sending_a_refused_body_is_served_on_the_same_connection(house: House) -> None:
+def test_a_client_that_goes_on_sending_a_refused_body_can_read_the_refusal(house: House) -> None:
     raw, chunk = Raw(house.site), b"10000\r\n" + b" " * 65536 + b"\r\n"
     raw.send(*head(house, ("POST", "/task/submit"), "Transfer-Encoding: chunked"))
-    for _ in range(400):  # 25 MiB
+    for _ in range(70):  # a little more than may come
         raw.socket.sendall(chunk)
-    raw.socket.sendall(b"0\r\n\r\n")
     assert raw.answer().status == 413
-    raw.send(*head(house, ("GET", "/account")))
-    assert raw.answer().status == 200
+    assert raw.is_closed()
 
 
 def test_slow_clients_are_closed_while_others_are_served(make_site: Callable[..., Site]) -> None:

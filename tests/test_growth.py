@@ -22,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 import errors
 import lines
 import pages
+import protocol
 import server
 import shapes
 import tracker
@@ -125,7 +126,7 @@ LOOPS: dict[str, Callable[[str], Any]] = {
     "a log": lambda text: count(theeye.log_entries(text)),
     "what a terminal gets": testflinger_pages.readable_text,
     "what a terminal gets in pieces": lambda text: testflinger_pages.readable_pieces(in_pieces(text)),
-    "a URL in bytes": lambda text: server.escaped(text.encode()),
+    "a URL in bytes": lambda text: protocol.escaped(text.encode()),
     "a line of worker.py": lambda text: worker.printable(text, len(text)),
     "a date for worker.py": lambda text: worker._server_time(answered(b"date", text)),
     "a link for the crawler": lambda text: crawler().normalise(text, "http://site/"),
@@ -233,7 +234,7 @@ def test_a_path_takes_linear_time(door: Door, begins: str, method: str) -> None:
     for unit in (*PRINTED, "a/", "/agents", "//"):
         assert is_linear(
             lambda path: door.ask(method, path),
-            lambda size, unit=unit: begins + (unit * size)[: server.MOST_HEADER_BYTES],
+            lambda size, unit=unit: begins + (unit * size)[: protocol.MOST_HEADER_BYTES],
         ), unit
 
 

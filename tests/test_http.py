@@ -17,6 +17,7 @@ import pytest
 from conftest import Site, wait_until
 from doors import House, NativeAgent, NativeClient, TestflingerAgent, TheeyeAgent
 
+import attempts
 import server
 import tracker
 
@@ -178,6 +179,15 @@ def test_every_path_says_which_methods_it_has_and_refuses_the_others_with_the_sa
             answer = site.guest.request(method, path)
             assert answer.status_code != 405 if method in allowed else answer.status_code in (405, 404), (method, path)
             assert answer.status_code != 405 or answer.headers["allow"] == asked.headers["allow"], (method, path)
+
+
+def test_every_refusal_is_kept_by_nobody_and_taken_for_nothing_else(site: Site) -> None:
+    for path in *every_path(), "/nothing", "/v1/nothing", "/ui/nothing", "/ui/static/nothing", "/a/b/c":
+        for method in "GET", "POST", "PUT", "DELETE":
+            answer = site.guest.request(method, path)
+            kept = {name: answer.headers.get(name) for name in ("x-content-type-options", "cache-control")}
+            if answer.status_code >= 400:
+                assert kept == {"x-content-type-options": "nosniff", "cache-control": "no-store"}, (method, path)
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/api/nothing", "/v1/nothing", "/ui/nothing", "/ui/static/nothing"])
@@ -392,7 +402,7 @@ def test_registrations_from_one_address_are_throttled(site: Site) -> None:
             json={"username": f"user{number}", "password": "password"},
             headers={"X-Forwarded-For": "203.0.113.9"},
         ).status_code
-        for number in range(tracker.FREE_ATTEMPTS["register"] + 3)
+        for number in range(attempts.FREE_ATTEMPTS["register"] + 3)
     ]
     assert statuses[0] == 200
     assert statuses[-1] == 429

@@ -14,6 +14,7 @@ import pytest
 from conftest import Manager, Site, client
 from place import Queue, StillClock, call, running
 
+import attempts
 import shapes
 import tracker
 from tracker import ALL_ROLES, EDIT, MANAGE_ACCESS, READ, SECRET
@@ -31,7 +32,7 @@ def login(site: Site, username: str, password: str = "password", address: str = 
 
 def cookie_of(answer: httpx.Response) -> Any:
     """The session cookie that an answer sets."""
-    [cookie] = SimpleCookie(answer.headers["Set-Cookie"]).values()
+    [cookie] = SimpleCookie(answer.headers.get_list("Set-Cookie")[0]).values()
     return cookie
 
 
@@ -500,14 +501,14 @@ def test_a_new_password_replaces_the_old_one_and_ends_every_other_session(tmp_pa
 def test_a_wrong_password_changes_nothing_and_is_throttled(tmp_path: Path) -> None:
     async def main(one: tracker.Tracker, session: bytes) -> None:
         browser, codes = Browser(one, session), []
-        for _ in range(tracker.FREE_ATTEMPTS["account"] + 2):
+        for _ in range(attempts.FREE_ATTEMPTS["account"] + 2):
             with pytest.raises(tracker.TrackerError) as refusal:
                 await browser.change("wrong", "another password")
             codes.append(refusal.value.code)
         assert codes == [*["unauthorized"] * 4, "too_fast"]
         with pytest.raises(tracker.TrackerError, match="Too many attempts"):
             await browser.change("password", "another password")
-        one.clock.now += tracker.LONGEST_THROTTLE
+        one.clock.now += attempts.LONGEST_THROTTLE
         new = await browser.change("password", "another password")
         await Browser(one, new).change("another password", "password")
 
@@ -565,3 +566,13 @@ def test_giving_roles_by_name_needs_manage_access_and_a_name_that_there_is() -> 
     unknown = shapes.RoleForm("nobody", read=True)
     refusal = queue.refusal(tracker.set_named_role, giver, queue.project, unknown)
     assert refusal == "not_found: username: there is no manager named 'nobody'"
+
+
+def test_a_long_list_of_managers_is_whole_in_parts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(6):
+        site.create_manager()
+    before = site.admin.get("/manager/list")
+    assert len(before.json()["content"]["managers"]) == 7
+    monkeypatch.setattr(tracker, "PART_ROWS", 2)
+    answer = site.admin.get("/manager/list")
+    assert answer.content == before.content and "content-length" not in answer.headers

@@ -354,6 +354,7 @@ def test_what_is_answered_is_what_is_documented_no_more_and_no_less(
     new_tracker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracker, "attachments_of", lambda tx, job: job)  # as if every job had some
+    monkeypatch.setattr(tracker, "MOST_RANKED", 1)
     document = fetch(new_tracker)
     reader = Reader(new_tracker)
     begin(reader)

@@ -126,10 +126,10 @@ def test_a_token_is_pasted_into_the_documents_other_calls(house: House, agent: N
 
 @needs_curl
 def test_a_url_in_raw_utf_8_is_understood_as_curl_sends_it(house: House, agent: NativeAgent) -> None:
-    house.create_template("blåbær", key="nøkkel")
-    token, code = curl(house, "/api/jobs/trigger?template=blåbær&key=nøkkel&by=Tromsø")
+    house.create_template("blåbær", key="nøkkelen")
+    token, code = curl(house, "/api/jobs/trigger?template=blåbær&key=nøkkelen&by=Tromsø")
     assert (code, variables(agent)) == (200, {"by": "Tromsø"})
-    assert curl(house, f"/api/jobs/status?token={token}&key=nøkkel") == ("Executing", 200)
+    assert curl(house, f"/api/jobs/status?token={token}&key=nøkkelen") == ("Executing", 200)
 
 
 @needs_curl
@@ -215,8 +215,8 @@ def test_json_that_is_no_object_is_refused(house: House, body: bytes) -> None:
 
 
 def test_json_parameters_that_are_no_text_count_as_the_text_that_they_look_like(house: House) -> None:
-    house.create_template("7", key="12345")
-    made = call(house, "trigger", "POST", json={"template": 7, "API_Key": 12345})
+    house.create_template("7", key="12345678")
+    made = call(house, "trigger", "POST", json={"template": 7, "API_Key": 12345678})
     assert made.status_code == 200, made.text
     assert refused(call(house, "trigger", "POST", json={"template": ["7"]}), 404, "template")
     assert refused(call(house, "trigger", "POST", json={"template": None}), 400, "template: is required")
@@ -272,11 +272,8 @@ def test_an_internal_error_is_not_told_to_the_caller(
 
 
 def test_cookies_are_not_looked_at(house: House) -> None:
-    """Another site's page may do what anybody may: the key, and nothing that a browser adds, opens this door."""
-    headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}
+    """The key, and nothing that a browser adds, opens this door."""
     manager = house.site.admin.http
-    response = manager.post("/api/jobs/trigger", data={"template": "ablast"}, headers=headers)
-    assert response.status_code == 200
     assert manager.get("/api/jobs/trigger", params={"template": "build"}).status_code == 403
 
 

@@ -447,3 +447,35 @@ def test_no_secret_is_shown_with_a_project(site: Site) -> None:
     worker.submit(project)
     answers = [site.admin.get(f"/project/get/{project}"), site.admin.get("/project/list"), worker.assign(project)]
     assert not any("hush" in answer.text for answer in answers)
+
+
+def test_a_long_list_of_projects_is_read_in_parts_and_whole_for_who_asks(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        site.admin.create_project(f"{number:02}", motd="x" * 100, hidden=number % 5 == 0)
+    short = [http.get("/project/list") for http in (site.guest, site.admin.http)]
+    read: list[int] = []
+    part_of = tracker.part_of
+    monkeypatch.setattr(tracker, "part_of", lambda *args: read.append(len(part := part_of(*args))) or part)
+    for name, most in ("PART_ROWS", 3), ("PART_BYTES", 1500):
+        with monkeypatch.context() as smaller:
+            smaller.setattr(tracker, name, most)
+            for before, http in zip(short, (site.guest, site.admin.http), strict=True):
+                answer = http.get("/project/list")
+                assert answer.content == before.content
+                names = "content-type", "cache-control", "x-content-type-options"
+                assert [answer.headers[one] for one in names] == [before.headers[one] for one in names]
+    assert len(read) > 8 and max(read) <= 4
+
+
+def test_a_long_list_of_who_has_access_is_whole_in_parts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = site.admin.create_project()
+    for number in range(9):
+        worker = site.create_worker(project if number % 2 else None, alias=f"worker {number % 3}")
+        if not number % 2:
+            worker.request_access(project)
+    before = site.admin.get(f"/project/access_list/{project}")
+    assert len(before.json()["content"]["accesses"]) == 9
+    monkeypatch.setattr(tracker, "PART_ROWS", 2)
+    assert site.admin.get(f"/project/access_list/{project}").content == before.content

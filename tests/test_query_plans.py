@@ -309,7 +309,7 @@ PAGES: dict[str, Callable[[Place], Operation]] = {
     "list who has access": lambda p: (tracker.list_access, (p.session, p.first)),
     "list the managers": lambda p: (tracker.list_managers, (p.session,)),
     "list a project's managers": lambda p: (tracker.list_project_managers, (p.session, p.first)),
-    "rank the workers": lambda p: (tracker.worker_stats, (None,)),
+    "rank the workers": lambda p: (tracker.worker_stats, (None, tracker.shapes.RankingQuery())),
     "show who has closed the most": lambda p: (pages.leaders, (p.first, "t.closed_task_count")),
     "show who has closed the most lately": lambda p: (pages.leaders, (p.first, pages.LAST_DAY)),
     "show how long tasks take": lambda p: (pages.runtimes, (p.first,)),

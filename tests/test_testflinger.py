@@ -1878,8 +1878,7 @@ def test_a_queue_belongs_to_no_manager_but_the_admins_see_it(lab: Lab) -> None:
     assert lab.site.create_manager().update_project(project[0], paused=True).status_code == 404
     assert lab.site.admin.update_project(project[0], paused=True).status_code == 200
     assert lab.agent().polled("q") is None
-    worker = lab.site.create_worker()
-    assert worker.assigned(project[0]) is None
+    assert lab.site.create_worker().assign(project[0]).status_code == 404
 
 
 # ── Forgotten ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2317,3 +2316,50 @@ def test_a_queue_is_shown_to_admins_and_to_whom_they_grant_it(lab: Lab) -> None:
     assert "secret-lab" not in lab.site.guest.get("/project/list").text + manager.get("/project/list").text
     assert lab.site.admin.set_role(project, manager, 1).status_code == 200
     assert "secret-lab" in manager.get("/project/list").text
+
+
+# ── Long answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ODD_TEXT = 'é"\\\n\t\u2028😀'
+
+
+@pytest.mark.parametrize("pause", [1, 7, 10_000])
+def test_a_long_result_and_a_long_log_are_streamed_and_the_same(
+    site: Site, monkeypatch: pytest.MonkeyPatch, pause: int
+) -> None:
+    http = site.guest
+    job = http.post("/v1/job", json={"job_queue": "q"}).json()["job_id"]
+    report = {"test_output": ODD_TEXT * 9, "test_status": 0, "device_info": {"odd": ODD_TEXT}, "status": {"setup": 1}}
+    assert http.post(f"/v1/result/{job}", json=report).status_code == 200
+    for number in range(5):
+        piece = {
+            "fragment_number": number,
+            "timestamp": "2025-01-01T00:00:00",
+            "phase": "test",
+            "log_data": ODD_TEXT * 3,
+        }
+        assert http.post(f"/v1/result/{job}/log/serial", json=piece).status_code == 200
+    paths = [f"/v1/result/{job}", f"/v1/result/{job}/log/serial", f"/v1/result/{job}/log/serial?start_fragment=2"]
+    whole = [http.get(path) for path in paths]
+    assert all("content-length" in answer.headers for answer in whole)
+    monkeypatch.setattr(testflinger_domain, "MOST_AT_ONCE", 20)
+    monkeypatch.setattr(testflinger_domain, "LONG_PIECE", pause)
+    for path, before in zip(paths, whole, strict=True):
+        answer = http.get(path)
+        assert "content-length" not in answer.headers
+        assert answer.content == before.content
+        assert answer.headers["content-type"] == before.headers["content-type"]
+
+
+def test_a_result_that_changes_while_it_is_sent_is_broken_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    http = site.guest
+    job = http.post("/v1/job", json={"job_queue": "q"}).json()["job_id"]
+    http.post(f"/v1/result/{job}", json={"test_output": "x" * 3_000_000})
+    monkeypatch.setattr(testflinger_domain, "MOST_AT_ONCE", 20)
+    with http.stream("GET", f"/v1/result/{job}") as answer:
+        pieces = answer.iter_bytes(1000)
+        next(pieces)
+        http.post(f"/v1/result/{job}", json={"test_output": "y"})
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in pieces:
+                pass

@@ -11,13 +11,13 @@ import jwt
 import pytest
 from place import Queue
 
-import server
+import protocol
 import tracker
 from dialects.testflinger import clients as clients
 from dialects.testflinger.clients import ACCESS_LIFETIME, REFRESH_LIFETIME, Client, LimitsBody, PermissionsBody
 from tracker import TrackerError
 
-INVALID = "forbidden: Invalid token"
+INVALID, EXPIRED = "forbidden: Invalid token", "unauthorized: Token has expired"
 WRONG_KEY = "unauthorized: Invalid client_id or client_key"
 NO_KEY = "unauthorized: client_id and client_key are required"
 CHOSEN = "a key that was chosen"
@@ -228,6 +228,33 @@ def test_a_token_whose_claims_were_tampered_with_is_invalid(place: Clients) -> N
     assert place.refused(f"{head}.{forged}.{signature}") == INVALID
     assert place.refused(f"{head}.{claims}.") == INVALID
     assert place.refused(f"{head}.{claims}") == INVALID
+
+
+@pytest.mark.parametrize("exp", [2**40, 1e300, 2**63])
+def test_a_token_that_claims_to_live_longer_than_ours_do_is_refused(place: Clients, exp: float) -> None:
+    """Whoever has read the database can sign one, and a new key ends what it can do."""
+    assert place.refused(place.forged(exp=exp)).split(":")[0] in ("unauthorized", "forbidden")
+    assert place.refused(place.forged(exp=int(place.clock.time()) + ACCESS_LIFETIME + 1)) == EXPIRED
+    assert place.authenticate(bearer(place.forged(exp=int(place.clock.time()) + ACCESS_LIFETIME))).id == "alice"
+
+
+def test_tokens_end_with_the_key_that_signed_them_and_clients_are_told_to_get_new_ones(place: Clients) -> None:
+    token, forged, refresh = place.token(), place.forged(client_id="bob"), place.refreshing()
+    for _ in range(2):
+        place.do(clients.rotate_signing_key, place.session)
+        assert place.refused(place.token()[:-9]) == INVALID
+    token = place.token()
+    place.do(clients.rotate_signing_key, place.session)
+    assert place.refused(token) == EXPIRED
+    assert place.refused(forged) == INVALID  # of a key that is older still
+    assert place.authenticate(bearer(place.token())).id == "alice"
+    assert place.authenticate(bearer(place.do(clients.refresh_token, refresh).access_token)).id == "alice"
+
+
+def test_only_an_admin_replaces_the_signing_key(place: Clients) -> None:
+    plain = place.create_manager("plain")
+    for session, code in (plain, "forbidden"), (None, "unauthorized"):
+        assert place.refusal(clients.rotate_signing_key, session).startswith(code)
 
 
 def test_a_forged_token_is_invalid_rather_than_expired(place: Clients) -> None:
@@ -481,7 +508,7 @@ def test_limits_that_make_no_sense_are_refused(place: Clients, fields: dict[str,
 
 def test_the_largest_limits_fit_in_a_header(place: Clients) -> None:
     place.update(allowed_queues=[f"{number:0200}" for number in range(clients.MOST_LIMITS // 204 - 1)])
-    assert len(place.token()) < server.MOST_HEADER_BYTES / 2
+    assert len(place.token()) < protocol.MOST_HEADER_BYTES / 2
 
 
 def test_a_name_is_given_once(place: Clients) -> None:

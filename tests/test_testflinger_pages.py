@@ -591,6 +591,19 @@ def test_a_new_key_is_made_once_for_each_time_that_it_was_asked(lab: Lab) -> Non
     assert lab.client.http.get("/v1/oauth2/token", auth=("alice", fresh)).status_code == 200
 
 
+def test_a_new_signing_key_asks_first_and_ends_the_tokens_that_are_out(lab: Lab) -> None:
+    credentials = create_client(lab.site, "alice")
+    old = {"Authorization": lab.client.http.get("/v1/oauth2/token", auth=credentials).text}
+    question = lab.admin.send(lab.admin.open("/ui/testflinger/clients").form("/clients_key"))
+    assert "A new key to sign tokens with?" in question.text
+    assert lab.client.http.get("/v1/agents/data", headers=old).status_code == 200
+    assert "signed with a new key" in lab.admin.send(question.form("/clients_key")).notice
+    ended = lab.client.http.get("/v1/agents/data", headers=old)
+    assert (ended.status_code, ended.json()["message"]) == (401, "Token has expired")  # on which clients renew it
+    new = {"Authorization": lab.client.http.get("/v1/oauth2/token", auth=credentials).text}
+    assert lab.client.http.get("/v1/agents/data", headers=new).status_code == 200
+
+
 def test_deleting_a_client_asks_first(lab: Lab) -> None:
     credentials = create_client(lab.site, "alice@lab.example+1")
     path = "/ui/testflinger/clients/alice@lab.example+1"

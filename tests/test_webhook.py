@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import h11
 import httpcore
 import pytest
 import trustme
@@ -198,6 +199,42 @@ def test_of_an_endless_answer_the_beginning_is_kept_and_the_connection_closed(ru
             await closed.wait()
 
     run(send())
+
+
+def test_interim_answers_without_end_are_given_up_and_meanwhile_others_have_their_turn(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = most = 0
+    next_event = h11.Connection.next_event
+
+    def counted(connection: h11.Connection) -> Any:
+        nonlocal events, most
+        events += 1
+        most = max(most, events)
+        return next_event(connection)
+
+    async def others() -> None:
+        nonlocal events
+        while True:
+            events = 0
+            await asyncio.sleep(0)
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+                await writer.drain()
+
+    async def send() -> None:
+        task = asyncio.create_task(others())
+        async with hooked(flood) as hook:
+            with pytest.raises(webhook.Unreachable, match="It sends too much"):
+                await put(f"http://127.0.0.1:{hook.port}", b"{}", LOOPBACK, timeout=UNTIL_DONE)
+        task.cancel()
+
+    monkeypatch.setattr(h11.Connection, "next_event", counted)
+    run(send())
+    assert 0 < most < 200
 
 
 def test_events_carry_no_cookies_and_take_no_proxy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 from conftest import Site, Worker
+
+import tracker
 
 
 def create(site: Site, body: Any) -> httpx.Response:
@@ -170,3 +173,25 @@ def test_only_an_admin_pauses_a_worker(site: Site) -> None:
     assert worker.http.post("/worker/set_paused", json=body).status_code == 401
     assert site.create_manager().post("/worker/set_paused", body).status_code == 403
     assert shown(site, worker.id)["paused"] is False
+
+
+def test_statistics_show_those_who_have_closed_most_and_say_how_to_go_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = site.admin.create_project()
+    workers = [site.create_worker(project) for _ in range(7)]
+    for number, worker in enumerate(workers):
+        for _ in range(number // 2):
+            worker.submit(project)
+            worker.release(worker.assigned(project)["id"])
+    whole = site.guest.get("/worker/stats").json()["content"]
+    assert [one["closed_task_count"] for one in whole["stats"]] == [3, 2, 2, 1, 1, 0, 0] and "more" not in whole
+    monkeypatch.setattr(tracker, "MOST_RANKED", 2)
+    read: list[dict] = []
+    page: dict = {"more": True}
+    while page.get("more"):
+        after = {"after": read[-1]["id"]} if read else {}
+        page = site.guest.get("/worker/stats", params=after).json()["content"]
+        assert len(page["stats"]) <= 2
+        read += page["stats"]
+    assert read == whole["stats"]

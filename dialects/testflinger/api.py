@@ -16,9 +16,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import ipaddress
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote_to_bytes
@@ -26,11 +25,13 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Meta, Raw
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 import shapes
 import tracker
+from browsers import host_of, is_loopback, is_proxied
 from dialects import plumbing
 from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, nothing
 from dialects.testflinger import clients, domain, queues, webhook
@@ -154,6 +155,8 @@ class Ask(tracker.Call):
 
     __slots__ = ("needs",)
 
+    minds = "all"  # who comes without credentials is let in for being where it is, as a browser is, too
+
     async def refuse(self, error: TrackerError) -> Response:
         """How every error looks: {"message", "detail"}."""
         if isinstance(error, Unprocessable):
@@ -213,7 +216,7 @@ class Ask(tracker.Call):
         """The client, if there is one. Wrong credentials are refused also where none are needed."""
         if self.needs == OPEN:
             return None
-        client = clients.authenticate(tx, self.header(b"authorization"))
+        client = clients.authenticate(tx, self.header(b"authorization"), self.guesser)
         wanted = tx.settings.testflinger_anonymous
         if client is None and not (wanted == "always" or (wanted == "loopback" and from_this_machine(self))):
             raise TrackerError(
@@ -324,10 +327,6 @@ def unix_time(given: str | None, field: str, where: Literal["json", "query"]) ->
 
 # ── Who may come in ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-PROXIED = re.compile(
-    rb"x-forwarded-.*|x-real-ip|forwarded|via|(cf-connecting|true-client|x-client|x-cluster-client|fly-client)-ip|x-envoy-.*"
-)
-
 
 def from_this_machine(call: tracker.Call) -> bool:
     """Whether the tracker listens on loopback only, and this request comes from there, and nobody's proxy sent it.
@@ -338,26 +337,7 @@ def from_this_machine(call: tracker.Call) -> bool:
     settings, client = call.tracker.settings, call.scope.get("client")
     if not is_loopback(settings.host) or settings.root_path or not client or not is_loopback(client[0]):
         return False
-    if any(PROXIED.fullmatch(name) for name, _ in call.scope["headers"]):
-        return False
-    host = re.fullmatch(rb"(\[[0-9a-f:]+\]|[^:@\[\]]+)(:\d*)?", (call.header(b"host") or b"").lower())
-    return bool(host) and is_loopback(host[1].strip(b"[]").decode("latin-1"))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this is `localhost` or an address of loopback. False for every other name."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def refuse_images(call: Ask) -> None:
-    """Refuses a GET that takes something away, when a browser sends it that does not say which site's page made it."""
-    program = call.header(b"user-agent") or b""
-    browser = program.startswith(b"Mozilla/") and b"PowerShell" not in program  # which calls itself so
-    if browser and call.header(b"sec-fetch-site") is None:
-        raise TrackerError("forbidden", "Refused: a browser that does not tell by what it was caused to ask for this")
+    return not is_proxied(call.told()) and is_loopback(host_of(call.header(b"host") or b""))
 
 
 # ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -381,18 +361,56 @@ def calls(function: Callable, *path: str, given: type | Decode | None = None, lo
         elif given is not None:
             told = await given(ask)
 
-        def run(tx: Tx, caller: clients.Client | None) -> bytes | None:
+        def run(tx: Tx, caller: clients.Client | None) -> list[bytes | domain.Long] | None:
             """The content, encoded here, beside the event loop: it may be long."""
             content = function(tx, *[caller][:named], *map(ask.path, path), *told)
-            return None if content is None else encode(content)
+            return None if content is None else list(json_pieces(content))
 
         reads = ask.scope["method"] in ("GET", "HEAD")
         content = await (ask.read(run) if reads else ask.write(run, long))
         if content is None:
             return nothing() if reads else as_text("OK")
-        return as_bytes(content, "application/json")
+        if len(content) == 1:
+            return as_bytes(content[0], "application/json")
+        return StreamingResponse(read_on(ask, content), 200, HEADERS, "application/json")
 
     return handle
+
+
+def json_pieces(content: Any) -> Iterator[bytes | domain.Long]:
+    """The content as JSON: in one piece, or before, between and behind what is too long to be held."""
+    if isinstance(content, domain.Long):
+        yield content
+    elif not is_long(content):
+        yield encode(content)
+    else:
+        before = b"{"
+        for name, value in content.items():
+            yield before + encode(name) + b":"
+            yield from json_pieces(value)
+            before = b","
+        yield b"}"
+
+
+def is_long(content: Any) -> bool:
+    """Whether something in these objects is too long to be held."""
+    inside = content.values() if isinstance(content, dict) else ()
+    return any(isinstance(one, domain.Long) or is_long(one) for one in inside)
+
+
+async def read_on(ask: Ask, pieces: list[bytes | domain.Long]) -> AsyncIterator[bytes]:
+    """The pieces; what is long is read when what comes before has been sent."""
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        place: int | None = 0
+        while place is not None:
+            try:
+                part, place = await ask.tracker.db.read(piece.read, place)
+            except TrackerError:
+                raise ClientDisconnect from None  # what has changed cannot be continued: it is broken off
+            yield part
 
 
 async def health(ask: Ask) -> Response:
@@ -444,7 +462,7 @@ def kept_definition(given: dict[str, Any], body: JobBody) -> dict[str, Any]:
 
 async def pick_job(ask: Ask) -> Response:
     """The best job of the queues that the agent names, which is now its own; nothing where there is none."""
-    refuse_images(ask)
+    ask.refuse_other_sites()  # it takes something away, though it is a GET
     names = ask.values("queue")
     if not names:
         raise TrackerError("invalid", "is required: at least one queue that the agent listens to", "queue")
@@ -590,7 +608,7 @@ async def add_output(kind: str, ask: Ask) -> Response:
 
 async def take_output(kind: str, ask: Ask) -> Response:
     """GET of raw output: what has come since the last one."""
-    refuse_images(ask)
+    ask.refuse_other_sites()  # it takes something away, though it is a GET
     uuid = ask.path("job_id")
     if not await ask.read(lambda tx, _: domain.has_output(tx, uuid, kind)):  # mostly: no reason to write
         return nothing()
@@ -734,7 +752,7 @@ async def get_queue_jobs(ask: Ask) -> Response:
 async def get_token(ask: Ask) -> Response:
     """An access token: bare for the older clients (they send {} or use GET), in JSON for the newer (an empty body)."""
     newer = ask.scope["method"] == "POST" and not (await ask.body()).strip()
-    tokens = await ask.write(lambda tx, _: clients.issue_token(tx, ask.header(b"authorization"), newer))
+    tokens = await ask.write(lambda tx, _: clients.issue_token(tx, ask.header(b"authorization"), newer, ask.guesser))
     return as_json(tokens) if newer else as_text(tokens.access_token)
 
 
@@ -823,7 +841,6 @@ def entrance(handler: Handler, needs: str) -> Handler:
     """The handler behind what every request has to pass before it is looked at."""
 
     async def handle(ask: Ask) -> Response:
-        ask.refuse_other_sites()
         ask.needs = needs
         return await handler(ask)
 

@@ -45,17 +45,18 @@ class Client(NamedTuple):
     stale: bool = False  # whether its last_used is due: note_use
 
 
-def authenticate(tx: Tx, authorization: bytes | None) -> Client | None:
+def authenticate(tx: Tx, authorization: bytes | None, guesser: tracker.Guesser | None = None) -> Client | None:
     """The client whose Authorization header this is: a JWT (as Bearer or bare), or Basic client_id:client_key.
 
     None without credentials. Wrong ones are refused: a token that has expired as unauthorized ("expired": clients then
-    get a new one), any other token as forbidden, a wrong key as unauthorized. Only reads.
+    get a new one), any other token as forbidden, a wrong key as unauthorized, and one after the other as too_fast. Only
+    reads.
     """
     kind, _, token = (authorization or b"").strip().partition(b" ")
     if not kind:
         return None
     if kind.lower() == b"basic":
-        return client_of(tx, check_key(tx, authorization))
+        return client_of(tx, check_key(tx, authorization, guesser))
     if kind.lower() == b"bearer":
         return client_of(tx, check_token(tx, token.strip()))
     if token:
@@ -72,15 +73,19 @@ def note_use(tx: Tx, client: str) -> None:
     tx.execute("UPDATE testflinger_client SET last_used = ? WHERE id = ?", (tx.time, client))
 
 
-def check_key(tx: Tx, authorization: bytes | None) -> sqlite3.Row:
+def check_key(tx: Tx, authorization: bytes | None, guesser: tracker.Guesser | None) -> sqlite3.Row:
     """The row of the client whose id and key these are. An unknown client takes as long as a wrong key."""
     given = basic_credentials(authorization)
     if given is None:
         raise TrackerError("unauthorized", "client_id and client_key are required: Authorization: Basic, in base64")
     client, key = given
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (client,))
-    matches = hmac.compare_digest(tracker.digest(key.encode()), row["key_hash"] if row else bytes(32))
-    if row is None or not matches:
+    matches = (
+        hmac.compare_digest(tracker.digest(key.encode()), row["key_hash"] if row else bytes(32)) and row is not None
+    )
+    if guesser:
+        guesser.check(f"client {client[:200]}", key, matches, tx.uptime)
+    if not matches:
         raise TrackerError("unauthorized", "Invalid client_id or client_key")
     return row
 
@@ -116,9 +121,11 @@ class Claims(msgspec.Struct):
     permissions: Permissions
 
 
-def issue_token(tx: Tx, authorization: bytes | None, with_refresh: bool = False) -> Tokens:
+def issue_token(
+    tx: Tx, authorization: bytes | None, with_refresh: bool = False, guesser: tracker.Guesser | None = None
+) -> Tokens:
     """New tokens for client_id:client_key (Basic, and nothing else). Older clients do not refresh: they get none."""
-    row = check_key(tx, authorization)
+    row = check_key(tx, authorization, guesser)
     refresh = store_refresh(tx, row["id"]) if with_refresh else None
     return Tokens(access_token(tx, row), refresh)
 
@@ -174,8 +181,11 @@ def check_token(tx: Tx, token: bytes) -> sqlite3.Row:
     meta = tx.one("SELECT value FROM meta WHERE key = 'testflinger_key'")  # none: no token was ever issued
     claims = meta and signed_claims(meta[0], token)
     if not claims:
+        old = tx.one("SELECT value FROM meta WHERE key = 'testflinger_old_key'")
+        if old and signed_claims(old[0], token):
+            raise TrackerError("unauthorized", "Token has expired")
         raise TrackerError("forbidden", "Invalid token")
-    if claims.exp <= tx.time:
+    if not tx.time < claims.exp <= tx.time + ACCESS_LIFETIME:  # one that lives longer is not ours, whoever had the key
         raise TrackerError("unauthorized", "Token has expired")
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (claims.permissions.client_id,))
     if row is None or not hmac.compare_digest(claims.key.encode(), key_mark(meta[0], row).encode()):
@@ -414,6 +424,14 @@ def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody)
 def key_hash(tx: Tx, caller: tracker.Caller, client: str) -> bytes:
     """The hash of a client's present key."""
     return find_row(tx, client)["key_hash"]
+
+
+@tracker.needs(tracker.ADMIN)
+def rotate_signing_key(tx: Tx, caller: tracker.Caller) -> None:
+    """From now on another key signs tokens. Those of the old one are as if they had expired: clients renew them."""
+    if (old := tx.one("SELECT value FROM meta WHERE key = 'testflinger_key'")) is not None:
+        tx.execute("INSERT OR REPLACE INTO meta VALUES ('testflinger_old_key', ?)", (old[0],))
+    tx.execute("INSERT OR REPLACE INTO meta VALUES ('testflinger_key', ?)", (secrets.token_bytes(32),))
 
 
 @tracker.needs(tracker.ADMIN)

@@ -9,7 +9,8 @@ job id, also for ids that nobody knows. Sections (search for "# ── "):
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from sqlite3 import Row
 from typing import Any, NamedTuple
 
@@ -357,10 +358,14 @@ def search_sql(wanted: Search, column: str, words: Sequence[Any]) -> tuple[str, 
 
 def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
     """All that has been reported for a job id, merged, and the job's state. None: nothing is known of it."""
-    rows = tx.all("SELECT name, value FROM testflinger_result WHERE uuid = ?", (uuid,))
+    rows = tx.all(
+        "SELECT name, length(CAST(value AS BLOB)) AS size,"
+        " iif(name = 'status' OR length(value) <= ?, value, NULL) AS value FROM testflinger_result WHERE uuid = ?",
+        (MOST_AT_ONCE, uuid),
+    )
     job = find_job(tx, uuid)
     unheard = VERDICT if is_foreign(job) else ()  # of another kind of worker's job nobody who reports here knows better
-    shown: dict[str, Any] = {row["name"]: Raw(row["value"].encode()) for row in rows if row["name"] not in unheard}
+    shown: dict[str, Any] = {row["name"]: reported_value(uuid, row) for row in rows if row["name"] not in unheard}
     texts = written_output(tx, uuid, job, shown)
     if job is None and not shown and not texts:
         return None
@@ -375,7 +380,37 @@ def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
     return shown
 
 
-def written_output(tx: Tx, uuid: str, job: Row | None, told: Container[str]) -> dict[str, str]:
+MOST_AT_ONCE = 2**18  # characters of one text of an answer; a longer one is read piece by piece, as it is sent
+LONG_PIECE = 2**19  # bytes, or characters, of it that are read at once
+
+
+class Long(NamedTuple):
+    """A value that is too long to be held: `read(tx, place)` gives a piece of its JSON, and the next place or None."""
+
+    read: Callable[[Tx, int], tuple[bytes, int | None]]
+
+
+def reported_value(uuid: str, row: Row) -> Raw | Long:
+    """A field of a result, as it is stored."""
+    if row["value"] is not None:
+        return Raw(row["value"].encode())
+    name, size = row["name"], row["size"]
+
+    def read(tx: Tx, place: int) -> tuple[bytes, int | None]:
+        piece = tx.one(
+            "SELECT substr(CAST(value AS BLOB), ?, ?) FROM testflinger_result"
+            " WHERE uuid = ? AND name = ? AND length(CAST(value AS BLOB)) = ?",
+            (place + 1, LONG_PIECE, uuid, name, size),
+        )
+        if piece is None:
+            raise TrackerError("conflict", f"{name} has changed while it was sent")
+        end = place + LONG_PIECE
+        return piece[0], end if end < size else None
+
+    return Long(read)
+
+
+def written_output(tx: Tx, uuid: str, job: Row | None, told: Container[str]) -> dict[str, str | Long]:
     """What phases have written, as {phase}_output and {phase}_serial.
 
     An agent that tells this itself, at the end of its run, knows better which phase it was.
@@ -634,8 +669,27 @@ def phase_log(
         " AND timestamp >= ifnull(:since, timestamp) ORDER BY number"
     )
     # One row with all the text: a long log has a hundred thousand pieces.
-    sql = "SELECT ifnull(max(number), -1) AS last_fragment_number, ifnull(group_concat(text, ''), '') AS log_data"
-    return dict(tx.one(f"{sql} FROM ({pieces})", values))
+    row = tx.one(
+        "SELECT ifnull(max(number), -1) AS last, ifnull(sum(length(text)), 0) <= :most AS is_short,"
+        f" ifnull(group_concat(text, ''), '') AS text FROM ({pieces})",
+        {**values, "most": MOST_AT_ONCE},
+    )
+    text = row["text"] if row["is_short"] else Long(functools.partial(read_log, pieces, values))
+    return {"last_fragment_number": row["last"], "log_data": text}
+
+
+def read_log(pieces: str, values: dict[str, Any], tx: Tx, first: int) -> tuple[bytes, int | None]:
+    """What begins with this fragment of a phase's output, of those that are wanted, as a piece of JSON's text."""
+    texts, size = [], 0
+    rows = tx.execute(pieces, {**values, "first": max(first, values["first"])})
+    for row in rows:
+        texts.append(row["text"])
+        size += len(row["text"])
+        if size >= LONG_PIECE:
+            break
+    following = rows.fetchone()
+    begin, end = b"" if first else b'"', b"" if following else b'"'
+    return begin + encode("".join(texts))[1:-1] + end, following and following["number"]
 
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -651,6 +651,12 @@ def limit_lines(limits: dict[str, int] | list[str]) -> str:
     return "\n".join(limits if isinstance(limits, list) else (f"{queue}={most}" for queue, most in limits.items()))
 
 
+@tracker.needs(tracker.ADMIN)
+def signing_key_page(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """The question that comes before a new signing key."""
+    return {}
+
+
 def typed_maximums(visit: pages.Visit, name: str) -> dict[str, int]:
     """What was typed as QUEUE=NUMBER, one a line. A queue's name may have an = in it."""
     found: dict[str, int] = {}
@@ -741,6 +747,13 @@ PAGES = [
     Page("/ui/testflinger/agents", "testflinger_agents.html", agents_page),
     Page("/ui/testflinger/agents/{agent}", "testflinger_agent.html", agent_page),
     Page("/ui/testflinger/clients", "testflinger_clients.html", clients_page, [Action("", create_client, again=True)]),
+    Action(
+        "/ui/testflinger/clients_key",
+        clients.rotate_signing_key,
+        to="/ui/testflinger/clients",
+        says="Tokens are signed with a new key. Clients get new ones by themselves.",
+        asks=("testflinger_clients_key.html", signing_key_page),
+    ),
     Page(
         "/ui/testflinger/clients/{client}",
         show_client,

@@ -35,6 +35,8 @@ from tracker import TrackerError
 
 TIMEOUT = 3.0  # seconds for everything: the name, the connection, TLS, sending and the whole answer
 MAX_ANSWER = 2**16  # bytes of an answer that are kept; the rest is not even read
+MAX_READ = 2**19  # bytes of what it sends, with interim answers, headers and the lengths of chunks
+MAX_PIECE = 2**11  # bytes that are read at once: what is read takes long if it is thousands of interim answers
 MAX_URL = 4096  # characters
 ATTEMPTS = 4  # addresses of one name that are tried: a name with a thousand must not make a scanner of the tracker
 LOOKUPS = 8  # names that are looked up at the same time
@@ -294,10 +296,30 @@ class Guard(httpcore.AsyncNetworkBackend):
             try:
                 # An address that does not answer leaves time for the others.
                 limit = None if timeout is None else timeout / len(addresses)
-                return await self.backend.connect_tcp(str(address), port, timeout=limit, **options)
+                return Bounded(await self.backend.connect_tcp(str(address), port, timeout=limit, **options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 problem = error
         raise problem
+
+
+class Bounded(httpcore.AsyncNetworkStream):
+    """A connection over which not too much comes, and in small pieces, between which others have their turn."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream):
+        self.stream, self.left = stream, MAX_READ
+        self.write, self.aclose, self.get_extra_info = stream.write, stream.aclose, stream.get_extra_info
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """The next piece. ReadError when too much has come."""
+        await asyncio.sleep(0)
+        piece = await self.stream.read(min(max_bytes, MAX_PIECE), timeout)
+        self.left -= len(piece)
+        if self.left < 0:
+            raise httpcore.ReadError("It sends too much before its answer ends")
+        return piece
+
+    async def start_tls(self, *args: Any, **kwargs: Any) -> Bounded:
+        return Bounded(await self.stream.start_tls(*args, **kwargs))
 
 
 # A name whose server does not answer blocks its thread for many seconds. The event loop's default threads, which

@@ -1,0 +1,195 @@
+"""Attempts at passwords and keys: guessing gets slow, and nobody can keep another out.
+
+Logins are counted in the database, before a password is looked at, by the account and the address together; a browser
+or an address that has logged in before is counted apart from strangers. Wrong keys of programs are counted in memory,
+by the address and what the key is for.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from errors import TrackerError
+from writer import Tx
+
+log = logging.getLogger("tracker")
+
+# ── Logins ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Before the throttle begins: at an account from one address, by one browser, in its own sessions; from one address at
+# all accounts; at an account from all addresses that it does not log in from; registrations from one address.
+FREE_ATTEMPTS = {"account": 3, "browser": 3, "session": 3, "address": 20, "everywhere": 20, "register": 20}
+LONGEST_THROTTLE = 60.0  # seconds between two attempts: guessing is hopeless, and the owner still gets a turn
+THROTTLE_MEMORY = 900.0
+MOST_ADDRESSES = 20  # of a manager's logins that are remembered
+
+
+class Attempt(NamedTuple):
+    """Who tries to log in: from where, and the mark of a browser that has done so with this name before, if it has."""
+
+    username: str
+    address: str
+    browser: str = ""
+
+
+def count_attempt(tx: Tx, source: str) -> None:
+    """Counts an attempt; 429 while its source, which begins with a name of FREE_ATTEMPTS, is throttled."""
+    row = tx.one("SELECT * FROM login_failure WHERE source = ? AND forget_uptime > ?", (source, tx.uptime))
+    if row and row["free_uptime"] > tx.uptime:
+        raise TrackerError("too_fast", "Too many attempts; please wait", delay=row["free_uptime"] - tx.uptime)
+    failures, free = row["failures"] + 1 if row else 1, FREE_ATTEMPTS[source.partition(" ")[0]]
+    pause = min(2.0 ** (failures - free), LONGEST_THROTTLE) if failures > free else 0.0
+    tx.execute(
+        "INSERT OR REPLACE INTO login_failure VALUES (?, ?, ?, ?)",
+        (source, failures, tx.uptime + pause, tx.uptime + THROTTLE_MEMORY),
+    )
+
+
+def forget_attempts(tx: Tx, source: str) -> None:
+    """One has been successful."""
+    tx.execute("DELETE FROM login_failure WHERE source = ?", (source,))
+
+
+def sources_of(tx: Tx, manager: int | None, attempt: Attempt) -> list[str]:
+    """With which others an attempt is counted: with no stranger's, if its browser or its address is known.
+
+    From elsewhere an account has a limit of its own: else whoever has many addresses could guess at it.
+    """
+    if attempt.browser:
+        return [f"browser {attempt.browser}"]
+    name, known = attempt.username.lower(), "SELECT 1 FROM login_address WHERE manager = ? AND address = ?"
+    sources = [f"account {attempt.address} {name}", f"address {attempt.address}"]
+    return sources if tx.one(known, (manager, attempt.address)) else [*sources, f"everywhere {name}"]
+
+
+def accept_attempt(tx: Tx, manager: int, attempt: Attempt) -> None:
+    """The password was right: forgets what was counted with it, and knows the address from now on.
+
+    An address keeps its other failures: an own account must not be a way to guess on at others'.
+    """
+    for source in sources_of(tx, manager, attempt):
+        if source.startswith("address "):
+            tx.execute("UPDATE login_failure SET failures = failures - 1 WHERE source = ?", (source,))
+        else:
+            forget_attempts(tx, source)
+    note_address(tx, manager, attempt.address)
+
+
+def note_address(tx: Tx, manager: int, address: str) -> None:
+    """Remembers that the manager has logged in from there. Beyond MOST_ADDRESSES the oldest go."""
+    tx.execute("INSERT OR REPLACE INTO login_address VALUES (?, ?, ?)", (manager, address, tx.time))
+    older = "SELECT address FROM login_address WHERE manager = :manager ORDER BY last_used DESC LIMIT -1 OFFSET :most"
+    dropped = f"DELETE FROM login_address WHERE manager = :manager AND address IN ({older})"
+    tx.execute(dropped, {"manager": manager, "most": MOST_ADDRESSES})
+
+
+class Places:
+    """The places of those whose password is looked at, or waits for it: each takes a core for a moment.
+
+    Beside `most` for all, each manager whose browser or session is known has OWN: so neither a crowd of strangers nor
+    another manager keeps anybody out.
+    """
+
+    OWN = 2
+    SAY = 60.0  # seconds between two lines in the log about what is refused
+
+    def __init__(self, most: int):
+        self.most, self.said = most, -self.SAY
+        self.taken_by: collections.Counter[str] = collections.Counter()
+
+    @contextlib.contextmanager
+    def taken(self, known: str = "") -> Iterator[None]:
+        """Takes one: one of its own, if it has such. Refuses (unavailable) when there is none."""
+        place = known if self.taken_by[known] < self.OWN else ""
+        if not place and self.taken_by[""] >= self.most:
+            if time.monotonic() - self.said >= self.SAY:
+                self.said = time.monotonic()
+                log.warning("Logins are refused: %d at once have their passwords looked at (max_logins)", self.most)
+            raise TrackerError("unavailable", "Too many logins at once (max_logins); please try again", delay=3.0)
+        self.taken_by[place] += 1
+        try:
+            yield
+        finally:
+            self.taken_by[place] -= 1
+            self.taken_by = +self.taken_by  # without those that have none
+
+
+# ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FREE_GUESSES = 10  # different keys, before the throttle begins
+LONGEST_PAUSE = 60.0  # seconds between two guesses
+GUESS_MEMORY = 900.0  # seconds after the last one
+MOST_REMEMBERED = 64  # wrong keys of one source that are told apart from new ones
+MOST_SOURCES = 10_000  # the one that has tried nothing for longest is forgotten
+
+
+class Tried:
+    """What one source has tried."""
+
+    __slots__ = ("count", "forget", "free", "wrong")
+
+    def __init__(self) -> None:
+        self.count, self.free, self.forget = 0, 0.0, 0.0
+        self.wrong: collections.deque[bytes] = collections.deque(maxlen=MOST_REMEMBERED)
+
+
+class Guesses:
+    """Who has tried which keys, in memory: it is bounded, and a restart forgets it. Called in any thread.
+
+    A key that is wrong again is no further guess: one bad agent does not lock out those that share its address and its
+    client or template. What makes others wait is trying one key after the other.
+    """
+
+    def __init__(self) -> None:
+        self.sources: collections.OrderedDict[str, Tried] = collections.OrderedDict()
+        self.lock = threading.Lock()
+
+    def check(self, source: str, key: str, right: bool, now: float) -> bool:
+        """Whether the key is right. Refuses (too_fast), whether or not it is, a source that has to wait.
+
+        `now` never goes back. The same call a second time counts once.
+        """
+        with self.lock:
+            tried = self.sources.get(source)
+            if tried and tried.forget <= now:
+                tried = self.sources.pop(source, None) and None
+            if right and tried is None:
+                return True
+            mark = hashlib.sha256(key.encode("utf-8", "replace")).digest()
+            if tried and not right and mark in tried.wrong:
+                return False
+            if tried and tried.free > now:
+                raise TrackerError("too_fast", "Too many wrong keys; please wait", delay=tried.free - now)
+            if not right:
+                self.note(source, tried or Tried(), mark, now)
+            return right
+
+    def note(self, source: str, tried: Tried, mark: bytes, now: float) -> None:
+        """Counts a guess."""
+        tried.wrong.append(mark)
+        tried.count += 1
+        late = tried.count - FREE_GUESSES
+        tried.free = now + min(2.0 ** min(late, 10), LONGEST_PAUSE) if late > 0 else now
+        tried.forget = tried.free + GUESS_MEMORY
+        self.sources[source] = tried
+        self.sources.move_to_end(source)
+        if len(self.sources) > MOST_SOURCES:
+            self.sources.popitem(last=False)
+
+
+class Guesser(NamedTuple):
+    """Who tries a key: from which address."""
+
+    guesses: Guesses
+    address: str
+
+    def check(self, what: str, key: str, right: bool, now: float) -> bool:
+        """Whether this key of `what`, a template or a client, is right. Refuses who has guessed too often."""
+        return self.guesses.check(f"{self.address} {what}", key, right, now)

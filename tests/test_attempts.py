@@ -1,0 +1,356 @@
+"""Attempts at passwords and keys: guessing gets slow, and nobody can keep another out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Site, client
+from doors import House
+from place import Jobs, template_body
+from test_managers import throttle
+
+import attempts
+import shapes
+import tracker
+from attempts import FREE_GUESSES, Guesses
+
+HOME, ELSEWHERE = "192.0.2.1", "192.0.2.99"
+
+
+def login(http: httpx.Client, username: str = "owner", password: str = "password", address: str = HOME) -> int:
+    body = {"username": username, "password": password}
+    return http.post("/login", json=body, headers={"X-Forwarded-For": address}).status_code
+
+
+@pytest.fixture
+def owner(site: Site) -> httpx.Client:
+    """The browser of the manager `owner`, who has registered and then logged out."""
+    http = site.create_manager("owner").http
+    assert http.post("/logout").status_code == 204
+    return http
+
+
+def strangers() -> Iterator[tuple[str, str]]:
+    """Attempts at the owner's account, from another address each time."""
+    return (("owner", f"198.51.100.{number}") for number in count())
+
+
+# ── Logins ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_strangers_failures_keep_no_browser_out_that_has_logged_in_before(site: Site, owner: httpx.Client) -> None:
+    throttle(site, strangers())
+    assert login(client(site.url), address=ELSEWHERE) == 429
+    for number in range(5):
+        assert login(owner, address=f"203.0.113.{number}") == 200
+
+
+def test_not_even_those_from_its_own_address_do(site: Site, owner: httpx.Client) -> None:
+    """A proxy that does not say X-Forwarded-For makes all clients one."""
+    throttle(site, ((f"user{number}", HOME) for number in count()))
+    throttle(site, (("owner", HOME) for _ in count()))
+    assert login(client(site.url)) == 429
+    assert login(owner) == 200
+
+
+def test_strangers_failures_keep_no_address_out_from_which_the_manager_has_logged_in(site: Site) -> None:
+    """A program has no cookies."""
+    site.create_manager("owner")
+    assert login(client(site.url)) == 200
+    throttle(site, strangers())
+    assert (login(client(site.url)), login(client(site.url), address=ELSEWHERE)) == (200, 429)
+
+
+def test_a_subscriber_with_another_address_of_the_same_network_is_known(site: Site) -> None:
+    site.create_manager("owner")
+    assert login(client(site.url), address="2001:db8::1") == 200
+    throttle(site, strangers())
+    assert login(client(site.url), address="2001:db8::2") == 200
+    assert login(client(site.url), address="2001:db8:0:1::1") == 429
+
+
+def test_one_subscriber_is_throttled_as_one_however_many_addresses_it_has(site: Site) -> None:
+    throttle(site, ((f"user{number}", f"2001:db8::{number}") for number in range(1, 100)))
+    assert login(client(site.url), "admin", address="2001:db8::ffff") == 429
+
+
+def test_the_mark_of_a_browser_is_for_one_account_and_cannot_be_made_up(site: Site, owner: httpx.Client) -> None:
+    throttle(site, strangers())
+    mark = owner.cookies["tt-browser"]
+    other = client(site.url)
+    assert login(other, "admin") == 200
+    forged = b"owner".hex() + "." + mark.partition(".")[2]
+    for cookie in other.cookies["tt-browser"], mark[:-1], mark + "x", forged[:-1], "", "." * 9:
+        with client(site.url, headers={"Cookie": f"tt-browser={cookie}"}) as stranger:
+            assert login(stranger, address=ELSEWHERE) == 429, cookie
+
+
+def test_a_browser_that_was_stolen_guesses_as_slowly_as_others(site: Site, owner: httpx.Client) -> None:
+    answers = [login(owner, password=f"guess {number}", address=f"203.0.113.{number}") for number in range(6)]
+    assert answers[-1] == 429
+    again = client(site.url)
+    assert login(again) == 200
+
+
+def test_the_mark_stays_the_same_and_survives_the_session(site: Site) -> None:
+    http = site.create_manager("owner").http
+    mark = http.cookies["tt-browser"]
+    assert login(http) == 200 and http.cookies["tt-browser"].partition(".")[2] == mark.partition(".")[2]
+    http.post("/logout")
+    assert "tt" not in http.cookies and "tt-browser" in http.cookies
+
+
+def test_a_page_s_login_marks_its_browser_too(site: Site) -> None:
+    http = client(site.url)
+    token = http.get("/ui/login").text.partition('name="token" value="')[2].partition('"')[0]
+    fields = {"token": token, "username": "admin", "password": "password"}
+    assert http.post("/ui/login", data=fields).status_code == 303
+    assert set(http.cookies) >= {"tt", "tt-browser"}
+
+
+def test_only_the_latest_addresses_of_a_manager_are_remembered(site: Site) -> None:
+    for number in range(attempts.MOST_ADDRESSES + 3):
+        site.clock.pass_time(1)
+        assert login(client(site.url), "admin", address=f"203.0.113.{number}") == 200
+    known = [address for (address,) in site.read("SELECT address FROM login_address ORDER BY last_used DESC")]
+    assert known == [f"203.0.113.{number}" for number in reversed(range(3, attempts.MOST_ADDRESSES + 3))]
+
+
+def test_a_stranger_who_fails_does_not_keep_the_owner_from_changing_the_password(site: Site) -> None:
+    manager = site.create_manager("owner")
+    throttle(site, strangers())
+    token = manager.http.get("/ui/account").text.partition('name="token" value="')[2].partition('"')[0]
+    fields = {"token": token, "password": "password", "new_password": "another password"}
+    assert manager.http.post("/ui/account/password", data=fields).status_code == 303
+
+
+def test_five_managers_behind_one_address_who_mistype_all_get_in(site: Site) -> None:
+    names = [f"manager{number}" for number in range(5)]
+    for name in names:
+        site.create_manager(name)
+    for name in names:
+        http = client(site.url)
+        assert [login(http, name, word) for word in ("pasword", "passwrod", "password")] == [401, 401, 200]
+
+
+# ── The queue for passwords ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def hashing_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Passwords are not looked at until this is called."""
+    go_on, real = threading.Event(), tracker.hash_password
+
+    def slow(*args: Any, **cost: int) -> str:
+        go_on.wait(60)
+        return real(*args, **cost)
+
+    monkeypatch.setattr(tracker, "hash_password", slow)
+    yield go_on.set
+    go_on.set()
+
+
+def test_more_logins_than_places_are_refused_and_a_known_browser_still_has_one(
+    make_site: Callable[..., Site], request: pytest.FixtureRequest, caplog: Any
+) -> None:
+    site = make_site(max_logins=3)
+    owner = dict(site.admin.http.cookies)
+    go_on = request.getfixturevalue("hashing_waits")
+
+    async def main() -> None:
+        async with asyncio.timeout(60), httpx.AsyncClient(base_url=site.url, timeout=90) as http:
+
+            def post(path: str, number: int, **options: Any) -> Any:
+                body = {"username": f"user{number}", "password": "password"}
+                headers = {"X-Forwarded-For": f"198.51.100.{number}"}
+                return http.post(path, json=body | options.pop("body", {}), headers=headers, **options)
+
+            waiting = [
+                asyncio.create_task(post(path, number)) for number, path in enumerate(("/login", "/login", "/register"))
+            ]
+            while len(site.read("SELECT 1 FROM login_failure WHERE source LIKE '%198.51.100.%'")) < 5:
+                await asyncio.sleep(0.02)
+            refused = [await post(path, 9) for path in ("/login", "/register")]
+            assert [answer.status_code for answer in refused] == [503, 503]
+            assert caplog.text.count("(max_logins)") == 1
+            assert "max_logins" in refused[0].json()["message"] and refused[0].headers["Retry-After"] == "3"
+            cookies = {"Cookie": f"tt-browser={owner['tt-browser']}"}
+            body = {"username": "admin", "password": "password"}
+            known = asyncio.create_task(http.post("/login", json=body, headers=cookies))
+            await asyncio.sleep(0.2)
+            assert not known.done()
+            go_on()
+            assert (await known).status_code == 200
+            assert [(await one).status_code for one in waiting] == [401, 401, 200]
+            assert (await post("/login", 9)).status_code == 401
+
+    asyncio.run(main())
+
+
+def test_a_known_manager_has_few_places_of_its_own() -> None:
+    places = attempts.Places(3)
+    with places.taken("one"), places.taken("one"), places.taken("one"), places.taken(), places.taken():
+        for nobody_else in "one", "":
+            with pytest.raises(tracker.TrackerError, match="max_logins"), places.taken(nobody_else):
+                pass
+        with places.taken("other"):
+            pass
+    assert not places.taken_by
+
+
+# ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def fails(guesses: Guesses, source: str, key: str, now: float = 0.0) -> bool:
+    """Whether a wrong key is refused as one; False: as one too many."""
+    try:
+        assert guesses.check(source, key, False, now) is False
+    except tracker.TrackerError as refusal:
+        assert refusal.code == "too_fast" and 0 < refusal.delay <= 60
+        return False
+    return True
+
+
+def test_who_tries_one_key_after_the_other_has_to_wait_longer_and_longer() -> None:
+    guesses, now, pauses = Guesses(), 0.0, []
+    for number in range(FREE_GUESSES + 8):
+        while not fails(guesses, "a", f"key {number}", now):
+            now += 1
+        pauses.append(now - sum(pauses))
+    assert pauses == [0] * (FREE_GUESSES + 1) + [2, 4, 8, 16, 32, 60, 60]
+    with pytest.raises(tracker.TrackerError, match="Too many wrong keys"):
+        guesses.check("a", "the right one", True, now)
+    assert guesses.check("b", "the right one", True, now)
+    assert guesses.check("a", "the right one", True, now + 1000)
+
+
+def test_a_key_that_is_wrong_again_is_no_further_guess() -> None:
+    guesses = Guesses()
+    assert all(fails(guesses, "a", "outdated") for _ in range(1000))
+    assert guesses.check("a", "the right one", True, 0.0)
+
+
+def test_no_more_sources_are_remembered_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "MOST_SOURCES", 10)
+    guesses = Guesses()
+    for number in range(100):
+        assert fails(guesses, f"source {number}", "wrong")
+    assert list(guesses.sources) == [f"source {number}" for number in range(90, 100)]
+
+
+Try = Callable[[str, str], httpx.Response]
+
+
+def otter(site: Site) -> tuple[Try, str]:
+    house = House(site)
+
+    def attempt(key: str, address: str) -> httpx.Response:
+        params = {"template": house.NAME, "Size": "1", "key": key}
+        return site.guest.get("/api/jobs/trigger", params=params, headers={"X-Forwarded-For": address})
+
+    return attempt, house.KEY
+
+
+def otter_status(site: Site) -> tuple[Try, str]:
+    house = House(site)
+    params = {"template": house.NAME, "Size": "1", "key": house.KEY}
+    token = site.guest.get("/api/jobs/trigger", params=params).text
+
+    def attempt(key: str, address: str) -> httpx.Response:
+        headers = {"X-Forwarded-For": address, "X-ApiKey": key}
+        return site.guest.get("/api/jobs/status", params={"token": token}, headers=headers)
+
+    return attempt, house.KEY
+
+
+def lab(site: Site, path: str = "/v1/oauth2/token") -> tuple[Try, str]:
+    page = site.admin.http.get("/ui/testflinger/clients").text
+    token = page.partition('name="token" value="')[2].partition('"')[0]
+    fields = {"token": token, "client_id": "alice", "role": "agent"}
+    made = site.admin.http.post("/ui/testflinger/clients", data=fields).text
+    key = made.partition('id="fresh-key"')[2].partition(">")[2].partition("<")[0]
+
+    def attempt(key: str, address: str) -> httpx.Response:
+        return site.guest.get(path, auth=("alice", key), headers={"X-Forwarded-For": address})
+
+    return attempt, key
+
+
+def theeye(site: Site) -> tuple[Try, str]:
+    project = site.admin.create_project()
+    token = site.admin.http.get("/ui/theeye/agents").text.partition('name="token" value="')[2].partition('"')[0]
+    fields = {"token": token, "project": project, "alias": "agent"}
+    made = site.admin.http.post("/ui/theeye/agents", data=fields).text
+    found = made.replace("<", " ").replace(">", " ").replace('"', " ").replace("'", " ").split()
+    name = next(word for word in found if len(word) == 24 and set(word) <= set("0123456789abcdef"))
+    secret = next(word for word in found if len(word) == 64 and set(word) <= set("0123456789abcdef"))
+
+    def attempt(key: str, address: str) -> httpx.Response:
+        basic = base64.b64encode(f"{name}:{key}".encode()).decode()
+        headers = {"Authorization": f"Basic {basic}", "X-Forwarded-For": address}
+        return site.guest.post("/token", headers=headers)
+
+    return attempt, secret
+
+
+DOORS = {
+    "otter": (otter, 403),
+    "otter's status": (otter_status, 403),
+    "testflinger's token": (lab, 401),
+    "testflinger": (lambda site: lab(site, "/v1/agents/data"), 401),
+    "theeye": (theeye, 401),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_one_key_after_the_other_is_slowed_down_by_address_and_what_it_is_for(site: Site, door: str) -> None:
+    make, wrong = DOORS[door]
+    attempt, key = make(site)
+    statuses = [attempt(f"guess {number}", ELSEWHERE).status_code for number in range(FREE_GUESSES + 3)]
+    assert (statuses[0], statuses[-1]) == (wrong, 429)
+    refused = attempt(key, ELSEWHERE)
+    assert refused.status_code == 429 and int(refused.headers["Retry-After"]) >= 1
+    assert attempt(key, HOME).status_code == 200
+    site.clock.pass_time(61)
+    assert attempt(key, ELSEWHERE).status_code == 200
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_agent_with_an_outdated_key_does_not_lock_out_those_behind_its_address(site: Site, door: str) -> None:
+    make, wrong = DOORS[door]
+    attempt, key = make(site)
+    for _ in range(3 * FREE_GUESSES):
+        assert attempt("outdated key", ELSEWHERE).status_code == wrong
+    assert attempt(key, ELSEWHERE).status_code == 200
+
+
+def test_a_guesser_at_one_template_does_not_slow_down_another(site: Site) -> None:
+    attempt, _ = otter(site)
+    assert [attempt(f"guess {number}", ELSEWHERE).status_code for number in range(FREE_GUESSES + 3)][-1] == 429
+    other = {"project": site.admin.create_project(), "name": "other", "api": True, "key": "other key", "script": "x"}
+    assert site.admin.post("/template/create", other).status_code == 200
+    headers = {"X-Forwarded-For": ELSEWHERE}
+    assert site.guest.get("/api/jobs/trigger?template=other&key=other+key", headers=headers).status_code == 200
+
+
+def test_a_key_that_is_chosen_has_8_characters_and_an_older_one_stays() -> None:
+    jobs = Jobs()
+    short = "invalid: key: must have at least 8 characters"
+    body = template_body(jobs.project, "new", key="1234567")
+    assert jobs.refusal(tracker.create_template, jobs.session, body) == short
+    template = jobs.create_template(key="12345678")
+    jobs.connection.execute("UPDATE template SET key_hash = ?", (tracker.digest(b"old"),))  # as it was stored once
+    jobs.update_template(template, timeout=7)
+    jobs.update_template(template, key="old")
+    [row] = jobs.rows("SELECT * FROM template")
+    assert tracker.key_matches(row, "old") and row["timeout"] == 7
+    changed = shapes.TemplateBody(key="other")
+    assert jobs.refusal(tracker.update_template, jobs.session, template, changed) == short
+    jobs.update_template(template, key="")
