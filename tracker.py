@@ -3869,7 +3869,7 @@ TAKE_PIECE = """
 
 
 def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list, tuple[bool, bool]] | None:
-    """Takes the next piece of a bulk submit: its number, its tasks, whether their project keeps hashes and is trusted."""
+    """Takes the next piece of a bulk submit: its number, tasks, whether their project keeps hashes and is trusted."""
     row = tx.one(TAKE_PIECE, operation)
     return row and (row["number"], msgspec.json.decode(row["tasks"]), (row["keep_hashes"], row["trusted"]))
 
