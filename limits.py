@@ -9,7 +9,6 @@ What there may be of something at all is in the database: budgets.py.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import logging
 import shutil
 from collections import Counter
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import browsers
 from errors import TrackerError
 
 log = logging.getLogger("tracker")
@@ -31,15 +31,6 @@ TELL_INTERVAL = 60.0  # seconds between two lines about the same limit
 
 # Whose call it is
 
-PROXIED = frozenset(
-    f"{prefix}{name}".encode()
-    for prefix, names in {
-        "x-forwarded-": ("for", "proto", "host", "port", "prefix", "server", "by", "scheme", "ssl"),
-        "": ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip", "x-client-ip"),
-    }.items()
-    for name in names
-)
-
 
 def source_of(client: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The address to which a call counts; empty for a program on this machine, which no rate by address holds.
@@ -49,21 +40,16 @@ def source_of(client: tuple[str, int] | None, headers: Iterable[tuple[bytes, byt
     """
     host = client[0] if client else ""
     local, source = _place_of(host)
-    if local and not any(name in PROXIED for name, _ in headers):
+    if local and not any(browsers.PROXIED.fullmatch(name) for name, _ in headers):
         return ""
     return source or "unknown"
 
 
 @functools.lru_cache(maxsize=4096)
 def _place_of(host: str) -> tuple[bool, str]:
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return True, host
-    address = getattr(address, "ipv4_mapped", None) or address
-    if address.version == 6 and not address.is_loopback:
-        return False, str(ipaddress.ip_network((address, 64), strict=False))
-    return address.is_loopback, str(address)
+    """Whether this may be on this machine, and whose address it is."""
+    number = browsers.number_of(host)
+    return number is None or number.is_loopback, browsers.network_of(host)
 
 
 # How often
