@@ -23,6 +23,7 @@ import filelock
 
 import names
 from errors import TrackerError
+from limits import Limits
 from settings import Settings
 from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, save_uptime
 
@@ -88,6 +89,12 @@ UPGRADES: dict[int, tuple[str, str]] = {
         DROP TRIGGER task_verifiers_deleted;
         ALTER TABLE session ADD COLUMN created INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE manager ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0;
+        DROP TRIGGER workflow_deleted;
+        DROP INDEX session_manager;
+        ALTER TABLE project ADD COLUMN trusted INTEGER NOT NULL DEFAULT 1;
+        ALTER TABLE project ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE script ADD COLUMN project INTEGER REFERENCES project;
+        ALTER TABLE testflinger_queue ADD COLUMN client TEXT;
         ALTER TABLE manager ADD COLUMN look TEXT NOT NULL DEFAULT '';
         UPDATE manager SET look = look(username);
         ALTER TABLE workflow ADD COLUMN secret_hash BLOB NOT NULL DEFAULT x'';
@@ -98,6 +105,13 @@ UPGRADES: dict[int, tuple[str, str]] = {
             SELECT manager FROM manager_role WHERE project = project.id GROUP BY project HAVING COUNT(*) = 1);
         """,
         """
+        UPDATE budget SET used = (SELECT COUNT(*) FROM worker) WHERE name = 'workers';
+        UPDATE budget SET used = (SELECT COUNT(*) FROM manager) WHERE name = 'managers';
+        INSERT INTO log_share
+        SELECT worker, SUM(100 + length(CAST(scope AS BLOB)) + length(CAST(message AS BLOB))),
+            NOT EXISTS (SELECT 1 FROM worker_access a WHERE a.worker = e.worker AND NOT a.request)
+            AND NOT EXISTS (SELECT 1 FROM tally t WHERE t.worker = e.worker)
+        FROM log_entry e GROUP BY worker;
         INSERT INTO verifier_block
         SELECT project, 0, 32767 - head_priority << 47 | head_task, ',' || members || ','
         FROM verifier_set WHERE large AND head_task IS NOT NULL;
@@ -116,7 +130,7 @@ class Database:
     READERS = 2
 
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
-        self.settings, self.clock = settings, clock
+        self.settings, self.clock, self.limits = settings, clock, Limits(settings, clock.uptime)
         self.path = Path(settings.database).resolve()
         self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
         self._queue = WriteQueue(announce)
@@ -132,7 +146,7 @@ class Database:
                 for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
             self._readers = itertools.cycle(readers)
-            self._committer = Committer(writer, self.clock, self.settings, self._queue.turn)
+            self._committer = Committer(writer, self.clock, self.settings, self._queue.turn, self.limits)
             self._queue.begin(self._committer.commit)
             undo.push_async_callback(self._queue.close)
             self.clock.start(await self.write(load_uptime))
@@ -182,7 +196,7 @@ class Database:
     def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
         connection.execute("BEGIN")
         try:
-            return function(Tx(connection, self.clock, self.settings), *args)
+            return function(Tx(connection, self.clock, self.settings, self.limits), *args)
         except Exception as error:
             let_go(error)
             raise

@@ -123,6 +123,7 @@ GIVEN = {"variables": {"branch": "main"}, "arguments": ["fast"]}
 NOTES: dict[str, Note] = {
     "POST /worker/create": Note(
         "Workers",
+        {429: "Too many registrations from this address."},
         setting="open_worker_registration",
         body={"alias": "another laptop"},
         example={
@@ -144,6 +145,7 @@ NOTES: dict[str, Note] = {
         },
         body={"name": "second", "public": True, "priority": 5, "assign_rate": 10},
     ),
+    "POST /project/trust/{project}": Note("Projects"),
     "POST /project/update/{project}": Note(
         "Projects",
         {
@@ -172,6 +174,7 @@ NOTES: dict[str, Note] = {
     "POST /project/reject_request/{project}/{worker}": Note(
         "Access", {404: "or the worker has neither asked for nor got access."}, path={"project": 2}
     ),
+    "POST /project/reject_requests/{project}": Note("Access", path={"project": 2}),
     "POST /task/submit": Note(
         "Tasks",
         {**NO_SUBMIT, 409: "A task with the same hash is in the project."},
@@ -344,7 +347,8 @@ COMMON_ERRORS = {
     401: "X-Worker-ID and X-Secret are not those of a worker, or no manager is logged in.",
     413: "The body is larger than {max_body: KiB}.",
     500: "A fault of the tracker, which its own log tells more about.",
-    503: "The tracker is stopping, or cannot write to its database. Try again later.",
+    503: "The tracker is stopping, or cannot write to its database; its disk is nearly full, or a budget of what"
+    " anybody may store is used up: `message` names the setting. Try again later.",
 }
 UNKNOWN_CALLER = {
     "worker": "X-Worker-ID and X-Secret are not those of a worker.",

@@ -44,6 +44,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
+import budgets
 import charts
 import errors
 import openapi
@@ -1324,7 +1325,7 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
 
 @of_project(MANAGE_ACCESS)
 def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
-    """Requests for access, who has it, and the managers' roles."""
+    """Requests for access (of workers that have worked here first), who has it, and the managers' roles."""
     of_workers = (
         "SELECT a.*, w.alias, w.created, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
         " WHERE a.project = :project AND"
@@ -1333,8 +1334,12 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
     values = {"project": project["id"], "after": after, "most": PAGE_ROWS}
     found = f"{of_workers} NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
     rows, more = list_page(tx, found, values, query, "worker")
+    asking = f"{of_workers} a.request AND w.alias LIKE :text ESCAPE '\\' ORDER BY w.closed_task_count = 0, a.worker"
     return {
-        "requests": tx.all(f"{of_workers} a.request ORDER BY a.worker LIMIT :most", values),
+        "requests": tx.all(f"{asking} LIMIT :most", {**values, "text": like(query.text)}),
+        "request_count": tx.one("SELECT COUNT(*) FROM worker_access WHERE project = ? AND request", (project["id"],))[
+            0
+        ],
         "accesses": rows,
         "more": more,
         "roles": tx.all(
@@ -1420,6 +1425,7 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
     return {
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
         "fields": tracker.FIELDS,
+        "budgets": budgets.fullness(tx),
         "facts": {
             "Tracker": tracker.__version__,
             "Python": sys.version.split()[0],
@@ -1429,6 +1435,7 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
             "Served for": tx.uptime,
             "Database size": tx.one("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")[0],
             "Write-ahead log": wal_size(tx.settings),
+            "Free disk": tx.limits.free_disk or 0,
             "Workers": tx.one("SELECT COUNT(*) FROM worker")[0],
             "Tasks": tx.one(f"SELECT ifnull(SUM({' + '.join(tracker.COUNT_COLUMNS[:4])}), 0) FROM project")[0],
         },
@@ -1472,6 +1479,7 @@ PAGES = [
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
+    Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, to=ONE_PROJECT, says="Saved."),
     Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
@@ -1508,6 +1516,7 @@ PAGES = [
     Page(ONE_PROJECT + "/access", "access.html", access_page),
     Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
     Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
+    Action("/reject_all", tracker.reject_requests, says="All requests are rejected."),
     Action("/set", tracker.set_worker_access, says="The worker's access is set."),
     Action("/role", tracker.set_named_role, says="The manager's roles are set."),
     Page("/ui/workers", "workers.html", worker_list),

@@ -12,6 +12,13 @@ CREATE TABLE IF NOT EXISTS meta (
     value                       ANY NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- How much there is of something that strangers can make grow: triggers count it, nobody scans. budgets.py has the names.
+CREATE TABLE IF NOT EXISTS budget (
+    name                        TEXT PRIMARY KEY,
+    used                        INTEGER NOT NULL             -- bytes, or rows
+) STRICT, WITHOUT ROWID;
+INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0);
+
 -- A long operation that is carried out in bounded pieces and, once accepted, finished even after a crash.
 CREATE TABLE IF NOT EXISTS operation (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -36,6 +43,18 @@ CREATE INDEX IF NOT EXISTS operation_project ON operation (project, id);
 CREATE INDEX IF NOT EXISTS operation_unfinished ON operation (id) WHERE finished IS NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS operation_token ON operation (worker, project, token) WHERE token IS NOT NULL;
 
+CREATE TRIGGER IF NOT EXISTS operation_inserted AFTER INSERT ON operation BEGIN
+    UPDATE project SET size = size + 400 + length(NEW.report) + ifnull(length(NEW.wanted), 0)
+    WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS operation_updated AFTER UPDATE OF report ON operation BEGIN
+    UPDATE project SET size = size + length(NEW.report) - length(OLD.report) WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS operation_deleted AFTER DELETE ON operation BEGIN
+    UPDATE project SET size = size - (400 + length(OLD.report) + ifnull(length(OLD.wanted), 0))
+    WHERE id = OLD.project AND NOT trusted;
+END;
+
 -- Some hundred tasks (JSON) of an accepted bulk submit that are not in the queue yet.
 CREATE TABLE IF NOT EXISTS bulk_piece (
     operation                   INTEGER NOT NULL REFERENCES operation,
@@ -43,6 +62,16 @@ CREATE TABLE IF NOT EXISTS bulk_piece (
     tasks                       BLOB NOT NULL,
     PRIMARY KEY (operation, number)
 ) STRICT;
+
+-- The size counts as that of so many tasks as a piece may have: however short they are, no more comes of it.
+CREATE TRIGGER IF NOT EXISTS bulk_piece_inserted AFTER INSERT ON bulk_piece BEGIN
+    UPDATE project SET size = size + 12000 + length(NEW.tasks)
+    WHERE id = (SELECT project FROM operation WHERE id = NEW.operation) AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS bulk_piece_deleted AFTER DELETE ON bulk_piece BEGIN
+    UPDATE project SET size = size - 12000 - length(OLD.tasks)
+    WHERE id = (SELECT project FROM operation WHERE id = OLD.operation) AND NOT trusted;
+END;
 
 -- ── Workers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -56,6 +85,13 @@ CREATE TABLE IF NOT EXISTS worker (
     paused                      INTEGER NOT NULL DEFAULT 0,
     closed_task_count           INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+
+CREATE TRIGGER IF NOT EXISTS worker_inserted AFTER INSERT ON worker BEGIN
+    UPDATE budget SET used = used + 1 WHERE name = 'workers';
+END;
+CREATE TRIGGER IF NOT EXISTS worker_deleted AFTER DELETE ON worker BEGIN
+    UPDATE budget SET used = used - 1 WHERE name = 'workers';
+END;
 
 -- ── Projects and access ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -85,10 +121,23 @@ CREATE TABLE IF NOT EXISTS project (
     assigned_task_count         INTEGER NOT NULL DEFAULT 0,
     failed_task_count           INTEGER NOT NULL DEFAULT 0,
     closed_task_count           INTEGER NOT NULL DEFAULT 0,
+    trusted                     INTEGER NOT NULL DEFAULT 1,  -- 0: all that is in such projects shares one budget
+    size                        INTEGER NOT NULL DEFAULT 0,  -- bytes of that budget; 0 in a trusted one
     creator                     INTEGER,                     -- the manager who made it, NULL: nobody knows, or a dialect
     CHECK (NOT (public AND hidden))
 ) STRICT;
 CREATE INDEX IF NOT EXISTS project_git_repo ON project (git_repo) WHERE git_repo <> '';
+
+-- What weighs in a project that is not trusted: triggers weigh all but plain tasks and kept hashes, which budgets.py does.
+CREATE TRIGGER IF NOT EXISTS project_inserted AFTER INSERT ON project WHEN NOT NEW.trusted BEGIN
+    UPDATE project SET size = 4194304 WHERE id = NEW.id;     -- its snapshots, settings and texts
+END;
+CREATE TRIGGER IF NOT EXISTS project_sized AFTER UPDATE OF size ON project BEGIN
+    UPDATE budget SET used = used + NEW.size - OLD.size WHERE name = 'projects';
+END;
+CREATE TRIGGER IF NOT EXISTS project_deleted AFTER DELETE ON project WHEN OLD.size BEGIN
+    UPDATE budget SET used = used - OLD.size WHERE name = 'projects';
+END;
 
 -- What a worker may do in a project, or (request = 1) what it asks to be allowed to do.
 CREATE TABLE IF NOT EXISTS worker_access (
@@ -101,6 +150,13 @@ CREATE TABLE IF NOT EXISTS worker_access (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS worker_access_worker ON worker_access (worker);
 CREATE INDEX IF NOT EXISTS worker_access_request ON worker_access (project) WHERE request;
+
+CREATE TRIGGER IF NOT EXISTS worker_access_inserted AFTER INSERT ON worker_access BEGIN
+    UPDATE project SET size = size + 200 WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS worker_access_deleted AFTER DELETE ON worker_access BEGIN
+    UPDATE project SET size = size - 200 WHERE id = OLD.project AND NOT trusted;
+END;
 
 -- ── Managers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -116,6 +172,13 @@ CREATE TABLE IF NOT EXISTS manager (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS manager_look ON manager (look);
 CREATE INDEX IF NOT EXISTS manager_admin ON manager (tracker_admin);
+
+CREATE TRIGGER IF NOT EXISTS manager_inserted AFTER INSERT ON manager BEGIN
+    UPDATE budget SET used = used + 1 WHERE name = 'managers';
+END;
+CREATE TRIGGER IF NOT EXISTS manager_deleted AFTER DELETE ON manager BEGIN
+    UPDATE budget SET used = used - 1 WHERE name = 'managers';
+END;
 
 -- What a manager may do in a project: READ=1, EDIT=2, MANAGE_ACCESS=4, SECRET=8, MAINTENANCE=16.
 CREATE TABLE IF NOT EXISTS manager_role (
@@ -133,7 +196,7 @@ CREATE TABLE IF NOT EXISTS session (
     expires                     INTEGER NOT NULL,
     created                     INTEGER NOT NULL DEFAULT 0   -- 0: nobody knows
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS session_manager ON session (manager);
+CREATE INDEX IF NOT EXISTS session_manager ON session (manager, expires);
 CREATE INDEX IF NOT EXISTS session_expires ON session (expires);
 
 -- An address from which a manager has logged in: strangers' failures are nothing to it.
@@ -376,8 +439,15 @@ CREATE TABLE IF NOT EXISTS script (
     token                       TEXT NOT NULL UNIQUE,        -- its id for clients
     digest                      BLOB NOT NULL UNIQUE,        -- SHA-256 of the source
     md5                         TEXT NOT NULL,               -- for caches only
-    source                      TEXT NOT NULL
+    source                      TEXT NOT NULL,
+    project                     INTEGER REFERENCES project   -- in whose size it counts, where that is not trusted
 ) STRICT;
+CREATE TRIGGER IF NOT EXISTS script_inserted AFTER INSERT ON script WHEN NEW.project IS NOT NULL BEGIN
+    UPDATE project SET size = size + length(CAST(NEW.source AS BLOB)) WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS script_deleted AFTER DELETE ON script WHEN OLD.project IS NOT NULL BEGIN
+    UPDATE project SET size = size - length(CAST(OLD.source AS BLOB)) WHERE id = OLD.project AND NOT trusted;
+END;
 
 -- A named way to make a job.
 CREATE TABLE IF NOT EXISTS template (
@@ -410,6 +480,24 @@ CREATE UNIQUE INDEX IF NOT EXISTS template_api ON template (name) WHERE api AND 
 CREATE INDEX IF NOT EXISTS template_by_name ON template (name, api DESC) WHERE deleted IS NULL;
 CREATE INDEX IF NOT EXISTS template_script ON template (script) WHERE script IS NOT NULL;
 CREATE INDEX IF NOT EXISTS template_deleted ON template (id) WHERE deleted IS NOT NULL;
+
+CREATE TRIGGER IF NOT EXISTS template_inserted AFTER INSERT ON template BEGIN
+    UPDATE project SET size = size + 1000 + length(CAST(NEW.description AS BLOB)) + length(CAST(NEW.recipe AS BLOB)) + length(CAST(NEW.variables AS BLOB))
+        + length(CAST(NEW.arguments AS BLOB)) + length(CAST(NEW.env AS BLOB)) + length(CAST(NEW.runas AS BLOB))
+    WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS template_updated AFTER UPDATE ON template BEGIN
+    UPDATE project SET size = size + 1000 + length(CAST(NEW.description AS BLOB)) + length(CAST(NEW.recipe AS BLOB)) + length(CAST(NEW.variables AS BLOB))
+        + length(CAST(NEW.arguments AS BLOB)) + length(CAST(NEW.env AS BLOB)) + length(CAST(NEW.runas AS BLOB))
+        - (1000 + length(CAST(OLD.description AS BLOB)) + length(CAST(OLD.recipe AS BLOB)) + length(CAST(OLD.variables AS BLOB))
+        + length(CAST(OLD.arguments AS BLOB)) + length(CAST(OLD.env AS BLOB)) + length(CAST(OLD.runas AS BLOB)))
+    WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS template_deleted AFTER DELETE ON template BEGIN
+    UPDATE project SET size = size - (1000 + length(CAST(OLD.description AS BLOB)) + length(CAST(OLD.recipe AS BLOB)) + length(CAST(OLD.variables AS BLOB))
+        + length(CAST(OLD.arguments AS BLOB)) + length(CAST(OLD.env AS BLOB)) + length(CAST(OLD.runas AS BLOB)))
+    WHERE id = OLD.project AND NOT trusted;
+END;
 
 -- A task that somebody wants to hear back from, or the run of a workflow. It outlives its task.
 CREATE TABLE IF NOT EXISTS job (
@@ -461,6 +549,29 @@ CREATE INDEX IF NOT EXISTS job_script ON job (script) WHERE script IS NOT NULL;
 CREATE INDEX IF NOT EXISTS job_workflow ON job (workflow, id) WHERE workflow IS NOT NULL;
 CREATE INDEX IF NOT EXISTS job_step ON job (workflow_job, id) WHERE workflow_job IS NOT NULL;
 
+-- A job's recipe is in its task, too; its lines are counted in its own columns.
+CREATE TRIGGER IF NOT EXISTS job_inserted AFTER INSERT ON job BEGIN
+    UPDATE project SET size = size + 1000 + 2 * length(CAST(NEW.recipe AS BLOB)) + length(CAST(NEW.variables AS BLOB))
+        + length(CAST(NEW.arguments AS BLOB)) + length(CAST(NEW.env AS BLOB)) + length(CAST(NEW.runas AS BLOB))
+        + ifnull(length(CAST(NEW.result AS BLOB)), 0) + ifnull(length(CAST(NEW.output AS BLOB)), 0)
+        + NEW.log_size + 150 * NEW.line_count
+    WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS job_updated AFTER UPDATE OF result, output, log_size, line_count ON job BEGIN
+    UPDATE project SET size = size + ifnull(length(CAST(NEW.result AS BLOB)), 0) + ifnull(length(CAST(NEW.output AS BLOB)), 0)
+        + NEW.log_size + 150 * NEW.line_count
+        - (ifnull(length(CAST(OLD.result AS BLOB)), 0) + ifnull(length(CAST(OLD.output AS BLOB)), 0)
+        + OLD.log_size + 150 * OLD.line_count)
+    WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS job_deleted AFTER DELETE ON job BEGIN
+    UPDATE project SET size = size - (1000 + 2 * length(CAST(OLD.recipe AS BLOB)) + length(CAST(OLD.variables AS BLOB))
+        + length(CAST(OLD.arguments AS BLOB)) + length(CAST(OLD.env AS BLOB)) + length(CAST(OLD.runas AS BLOB))
+        + ifnull(length(CAST(OLD.result AS BLOB)), 0) + ifnull(length(CAST(OLD.output AS BLOB)), 0)
+        + OLD.log_size + 150 * OLD.line_count)
+    WHERE id = OLD.project AND NOT trusted;
+END;
+
 -- A line of a job's log: a worker's, or the tracker's own (worker 0).
 CREATE TABLE IF NOT EXISTS job_line (
     job                         INTEGER NOT NULL REFERENCES job,
@@ -498,8 +609,20 @@ CREATE TABLE IF NOT EXISTS workflow_edge (
     PRIMARY KEY (workflow, template, ending, target)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TRIGGER IF NOT EXISTS workflow_deleted AFTER DELETE ON workflow BEGIN
+CREATE TRIGGER IF NOT EXISTS workflow_deleted BEFORE DELETE ON workflow BEGIN
     DELETE FROM workflow_edge WHERE workflow = OLD.id;
+    UPDATE project SET size = size - 1000 WHERE id = OLD.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS workflow_inserted AFTER INSERT ON workflow BEGIN
+    UPDATE project SET size = size + 1000 WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS workflow_edge_inserted AFTER INSERT ON workflow_edge BEGIN
+    UPDATE project SET size = size + 100
+    WHERE id = (SELECT project FROM workflow WHERE id = NEW.workflow) AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS workflow_edge_deleted AFTER DELETE ON workflow_edge BEGIN
+    UPDATE project SET size = size - 100
+    WHERE id = (SELECT project FROM workflow WHERE id = OLD.workflow) AND NOT trusted;
 END;
 
 -- ── Logs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -522,6 +645,40 @@ CREATE INDEX IF NOT EXISTS log_entry_worker ON log_entry (worker, id);
 CREATE INDEX IF NOT EXISTS log_entry_project ON log_entry (project, id) WHERE project IS NOT NULL;
 CREATE INDEX IF NOT EXISTS log_entry_readable ON log_entry (project, level, time, id) WHERE project IS NOT NULL;
 CREATE INDEX IF NOT EXISTS log_entry_task ON log_entry (task, id) WHERE task IS NOT NULL;
+
+-- The bytes of one worker's lines, with what each takes besides its text. Triggers count them, and the budgets of all.
+CREATE TABLE IF NOT EXISTS log_share (
+    worker                      INTEGER PRIMARY KEY,
+    size                        INTEGER NOT NULL,
+    stranger                    INTEGER NOT NULL DEFAULT 0   -- it had no access and no task when it was last looked at
+) STRICT;
+CREATE INDEX IF NOT EXISTS log_share_size ON log_share (size);
+CREATE INDEX IF NOT EXISTS log_share_stranger ON log_share (size) WHERE stranger;
+
+CREATE TRIGGER IF NOT EXISTS log_entry_inserted AFTER INSERT ON log_entry BEGIN
+    INSERT INTO log_share (worker, size) VALUES (NEW.worker, 100 + length(CAST(NEW.scope AS BLOB)) + length(CAST(NEW.message AS BLOB)))
+    ON CONFLICT DO UPDATE SET size = size + excluded.size;
+END;
+CREATE TRIGGER IF NOT EXISTS log_entry_deleted AFTER DELETE ON log_entry BEGIN
+    UPDATE log_share SET size = size - (100 + length(CAST(OLD.scope AS BLOB)) + length(CAST(OLD.message AS BLOB)))
+    WHERE worker = OLD.worker;
+    DELETE FROM log_share WHERE worker = OLD.worker AND size <= 0;
+END;
+CREATE TRIGGER IF NOT EXISTS log_share_inserted AFTER INSERT ON log_share BEGIN
+    UPDATE budget SET used = used + NEW.size WHERE name = 'logs';
+    UPDATE budget SET used = used + NEW.size WHERE name = 'stranger_logs' AND NEW.stranger;
+END;
+CREATE TRIGGER IF NOT EXISTS log_share_updated AFTER UPDATE ON log_share BEGIN
+    UPDATE budget SET used = used + NEW.size - OLD.size WHERE name = 'logs';
+END;
+CREATE TRIGGER IF NOT EXISTS log_share_of_stranger AFTER UPDATE ON log_share WHEN NEW.stranger OR OLD.stranger BEGIN
+    UPDATE budget SET used = used + iif(NEW.stranger, NEW.size, 0) - iif(OLD.stranger, OLD.size, 0)
+    WHERE name = 'stranger_logs';
+END;
+CREATE TRIGGER IF NOT EXISTS log_share_deleted AFTER DELETE ON log_share BEGIN
+    UPDATE budget SET used = used - OLD.size WHERE name = 'logs';
+    UPDATE budget SET used = used - OLD.size WHERE name = 'stranger_logs' AND OLD.stranger;
+END;
 
 -- ── Monitoring ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -587,8 +744,11 @@ CREATE TABLE IF NOT EXISTS testflinger_queue (
     project                     INTEGER PRIMARY KEY REFERENCES project,
     description                 TEXT,                        -- as an agent advertised it; NULL: none has
     advertised                  INTEGER,                     -- when
-    restricted                  INTEGER NOT NULL DEFAULT 0   -- only clients that are allowed it submit to it
+    restricted                  INTEGER NOT NULL DEFAULT 0,  -- only clients that are allowed it submit to it
+    client                      TEXT                         -- the contributor that made it; NULL: somebody else
 ) STRICT;
+
+CREATE INDEX IF NOT EXISTS testflinger_queue_client ON testflinger_queue (client) WHERE client IS NOT NULL;
 
 -- An image that the agents of a queue can provision, and the data that this takes.
 CREATE TABLE IF NOT EXISTS testflinger_image (

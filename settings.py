@@ -58,6 +58,47 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     log_retention: Annotated[shapes.Seconds, "Log lines in the database are deleted after this time, in seconds."] = (
         2_592_000
     )
+    max_logs: Annotated[
+        shapes.Count,
+        "Most log lines that are kept in the database, in MiB; whoever has most of them loses its oldest for the next."
+        " Jobs have max_job_log.",
+    ] = 256
+    max_stranger_logs: Annotated[
+        shapes.Count, "How much of max_logs those workers share that have no access and never had a task, in MiB."
+    ] = 4
+    worker_log_rate: Annotated[
+        shapes.Count,
+        "Log lines of one worker that are kept, in KiB a second over a minute; more go to the log file only.",
+    ] = 256
+    address_log_rate: Annotated[
+        shapes.Count,
+        "The same of all workers behind one address, but for programs on the tracker's own machine.",
+    ] = 4096
+    min_free_disk: Annotated[
+        int,
+        "With less free disk than this, in MiB (or than a twentieth of the disk, if that is less), tasks, jobs and"
+        " uploads are refused, and log lines are dropped. 0 for no such floor.",
+        Meta(ge=0, le=2**31),
+    ] = 256
+    registration_rate: Annotated[
+        shapes.Count,
+        "How many workers and managers may register from one address (IPv6: /64) in an hour, but for programs on the"
+        " tracker's own machine.",
+    ] = 600
+    max_workers: Annotated[
+        shapes.Count,
+        "Most workers. Beyond half of them, those that never had a task or asked for access are forgotten after an"
+        " hour's silence.",
+    ] = 100_000
+    max_managers: Annotated[shapes.Count, "Most managers who may register by themselves."] = 10_000
+    max_access_requests: Annotated[
+        shapes.Count, "Most workers that may wait for an answer to their request for access to one project."
+    ] = 1000
+    max_untrusted_projects: Annotated[
+        shapes.Count,
+        "Most that all projects hold together that managers made whom no tracker admin trusts, in MiB, with 4 MiB for"
+        " each.",
+    ] = 1024
     public_logs: Annotated[
         bool,
         "Whether anybody may read the logs, but for lines of hidden projects. Otherwise managers do in whose projects"
@@ -121,6 +162,9 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     testflinger_max_file: Annotated[shapes.Count, "Largest artifact or attachments of a Testflinger job, in MiB."] = (
         4096
     )
+    testflinger_client_queues: Annotated[
+        shapes.Count, "Most of Testflinger's queues that one client with the role contributor may have made."
+    ] = 100
     webhook_networks: Annotated[
         tuple[str, ...],
         "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",

@@ -14,10 +14,11 @@ plain values or raises TrackerError. Such functions compose: release calls close
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
-(how bytes come in), browsers (what they may do), attempts (at passwords), database (the file) with writer (the one that
-writes), counts (the live ones) and warming (what is read for it), lines and githook (uploads, push events), names (that
-people choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when
-the app is made: pages (the manager UI), dialects/ (other systems' APIs).
+(how bytes come in), browsers (what they may do), attempts (at passwords), limits and budgets (how often, and how much),
+database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
+and githook (uploads, push events), names (that people choose), waiting (workers that wait), openapi (the API's
+document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other
+systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -76,7 +77,9 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 
 import browsers
+import budgets
 import errors
+import limits
 import names
 import openapi
 import shapes
@@ -234,6 +237,7 @@ def search(
 #     forgives(tx, job, report)      whether a job that is released as failed has not, for the client that made it
 #     job_environment(tx, job)       what the job's script finds in its environment besides what the template sets
 #     async prune(running)           forgets what is old, now and then
+#     needed_workers(tx)             the ids of workers that it would miss, though they never had a task
 #
 # templates/NAME_admin.html and NAME_template.html, where there are such, are its parts of the pages of those names.
 DIALECTS = {"testflinger": "Testflinger", "otter": "Otter", "theeye": "theeye.io"}
@@ -290,6 +294,7 @@ class WorkerCredentials(NamedTuple):
     id: int
     secret: bytes | None
     secret_hash: bytes | None = None  # of the secret, where it is known already
+    source: str = ""  # the address to which its log lines count
 
 
 class WithSecret(Protocol):
@@ -317,6 +322,7 @@ class Caller(NamedTuple):
     manager: Manager | None = None
     roles: Mapping[int, int] = types.MappingProxyType({})  # by project
     worker: KnownWorker | None = None
+    source: str = ""  # as with WorkerCredentials
 
     def role(self, project: int) -> int:
         """The manager's role bits in a project; a tracker admin has them all."""
@@ -353,7 +359,7 @@ def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any, 
 def identify(tx: Tx, credentials: Credentials) -> Caller:
     """Who calls. Nothing about a manager is remembered in a cookie: a session that has ended is nobody's."""
     if isinstance(credentials, WorkerCredentials):
-        return Caller(worker=authenticate(tx, credentials))
+        return Caller(worker=authenticate(tx, credentials), source=credentials.source)
     row = tx.one(SELECT_MANAGER, (digest(credentials), tx.time)) if credentials is not None else None
     if row is None:
         return Caller()
@@ -549,9 +555,12 @@ def find_project(tx: Tx, project: int) -> sqlite3.Row:
 
 
 def may_submit_somewhere(tx: Tx, credentials: WorkerCredentials) -> bool:
-    """Whether the caller has SUBMIT in any project: a check before a large body is read. 401 if it is no worker."""
+    """Whether the caller has SUBMIT in a trusted project: asked before a large body is read. 401 if it is no worker."""
     check_secret(find_worker(tx, credentials.id), credentials)
-    granted = "SELECT 1 FROM worker_access WHERE worker = ? AND role_submit AND NOT request"
+    granted = (
+        "SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project"
+        " WHERE worker = ? AND role_submit AND NOT request AND trusted"
+    )
     return bool(tx.one(granted, (credentials.id,)))
 
 
@@ -572,9 +581,14 @@ def create_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> shapes.Work
     """Registers a worker, with no rights yet. Its secret is in the answer and nowhere else."""
     if not tx.settings.open_worker_registration:
         logged_in(caller)
+    if not (caller.manager and caller.manager.tracker_admin):
+        budgets.check_count(tx, "workers", "workers")
     alias = clean_alias(tx, body.alias)
     worker, secret = insert_worker(tx, alias)
     return shapes.Worker(id=worker, created=tx.time, alias=alias, secret=secret, paused=False)
+
+
+create_worker.registers = True  # an address may make so many of them in an hour
 
 
 def insert_worker(tx: Tx, alias: str) -> tuple[int, str]:
@@ -690,9 +704,16 @@ def create_project(
     """Makes a project. Its creator gets every role in it; only a tracker admin may make it public."""
     if body.name is UNSET:
         raise TrackerError("invalid", "is required", "name")
-    project = insert_project(tx, {**checked_fields(tx, caller, None, body), "creator": caller.manager.id})
+    made_by = {"creator": caller.manager.id, "trusted": budgets.trusts(tx, caller.manager)}
+    project = insert_project(tx, {**checked_fields(tx, caller, None, body), **made_by})
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
     return project
+
+
+@needs(ADMIN)
+def trust_project(tx: Tx, caller: Caller, project: int) -> None:
+    """Takes a project out of the budget that is shared by those of managers whom no tracker admin trusts."""
+    tx.execute("UPDATE project SET trusted = 1, size = 0 WHERE id = ?", (find_project(tx, project)["id"],))
 
 
 SNAPSHOT_PIECE = 50  # projects per transaction
@@ -749,6 +770,8 @@ def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.Pr
             fields[f"{kind}_free_uptime"] = 0
     changes = ", ".join(f"{name} = :{name}" for name in fields)
     tx.execute(f"UPDATE project SET {changes} WHERE id = :id", {"id": project["id"], **fields})
+    if fields["public"] and not project["public"]:  # a tracker admin wants that
+        trust_project(tx, caller, project["id"])
     ready = project["waiting_task_count"] + project["awaiting_verification_count"]
     tx.ready.append((project["id"], ready))  # if it was un-paused
 
@@ -811,6 +834,7 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
         raise TrackerError(code, f"Your access to project {body.project} {state}")
     if project["hidden"]:
         raise PROJECT.missing(body.project)
+    budgets.check_request_room(tx, body.project)
     tx.execute(
         "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
         (body.project, worker, body.assign, body.submit),
@@ -856,17 +880,28 @@ def reject_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) ->
 
 
 @needs(MANAGE_ACCESS)
+def reject_requests(tx: Tx, caller: Caller, project: sqlite3.Row) -> Annotated[int, about("How many those were.", 60)]:
+    """Rejects all requests that wait for an answer."""
+    return tx.execute("DELETE FROM worker_access WHERE project = ? AND request", (project["id"],)).rowcount
+
+
+@needs(MANAGE_ACCESS)
 def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WorkerRolesBody) -> None:
     """Gives a worker exactly this access, asked for or not."""
     get_worker(tx, caller, body.worker)
     if not (body.assign or body.submit):
         raise TrackerError("invalid", "choose at least one, or withdraw the access", "assign, submit")
+    budgets.check_room_in(tx, project["id"], budgets.ACCESS_SIZE)
     grant_access(tx, project["id"], body.worker, body.assign, body.submit)
 
 
 def grant_access(tx: Tx, project: int, worker: int, assign: bool, submit: bool) -> None:
     """Gives a worker exactly this access, whoever wants it."""
-    tx.execute("INSERT OR REPLACE INTO worker_access VALUES (?, ?, ?, ?, 0)", (project, worker, assign, submit))
+    tx.execute(
+        "INSERT INTO worker_access VALUES (?, ?, ?, ?, 0) ON CONFLICT DO UPDATE SET"
+        " role_assign = excluded.role_assign, role_submit = excluded.role_submit, request = 0",
+        (project, worker, assign, submit),
+    )
 
 
 NO_SECRET = "{}"  # what a project has until somebody sets one
@@ -955,7 +990,8 @@ def check_registration_open(tx: Tx, owner: bool) -> bool:
 def count_registration(tx: Tx, address: str, owner: bool = True) -> None:
     """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
     check_registration_open(tx, owner)
-    count_attempt(tx, f"register {address}")
+    if address:
+        count_attempt(tx, f"register {address}")
 
 
 def register_manager(
@@ -963,6 +999,7 @@ def register_manager(
 ) -> tuple[Manager, bytes]:
     """A new manager, logged in: (manager, session). The first one of all, who is the `owner`, becomes tracker admin."""
     first = check_registration_open(tx, owner)
+    budgets.check_count(tx, "managers", "managers")
     look = names.look(username)
     if tx.one("SELECT 1 FROM manager WHERE look = ? OR username = ?", (look, username)):
         raise TrackerError("conflict", f"{username!r} is taken, or looks like one that is", "username")
@@ -973,9 +1010,14 @@ def register_manager(
     return shaped(Manager, row), open_session(tx, row["id"])
 
 
+MOST_SESSIONS = 100  # of one manager
+
+
 def open_session(tx: Tx, manager: int) -> bytes:
-    """A fresh session id, of which only the hash is stored."""
+    """A fresh session id, of which only the hash is stored. Beyond MOST_SESSIONS of a manager the oldest ends."""
     session = secrets.token_urlsafe(32).encode()
+    older = "SELECT id_hash FROM session WHERE manager = ? ORDER BY expires DESC LIMIT 2 OFFSET ?"
+    tx.execute(f"DELETE FROM session WHERE id_hash IN ({older})", (manager, MOST_SESSIONS - 1))
     expires = tx.time + int(tx.settings.session_lifetime)
     tx.execute("INSERT INTO session VALUES (?, ?, ?, ?)", (digest(session), manager, expires, tx.time))
     return session
@@ -1196,12 +1238,19 @@ def shortened(text: str, most: int) -> str:
     return text[: most - len(mark)] + mark
 
 
-def store_log_entry(tx: Tx, worker: int, entry: shapes.TaskEntry, task: int | None, project: int | None) -> None:
+def store_log_entry(
+    tx: Tx, worker: int, source: str, entry: shapes.TaskEntry, task: int | None, project: int | None
+) -> bool:
+    """Stores a worker's line, unless too many have come from there, or there is no room for it. Whether it did."""
+    size = budgets.line_size(entry.scope, entry.message)
+    if not tx.limits.passes_line(worker, source, size) or not budgets.room_for_line(tx, worker, size):
+        return False
     tx.execute(
         "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (tx.time, entry.timestamp, LEVELS[entry.level], entry.scope, entry.message, worker, task, project),
     )
+    return True
 
 
 def only_project(tx: Tx, worker: int) -> int | None:
@@ -1392,11 +1441,12 @@ class Submitter(NamedTuple):
     submit_rate: float
     submit_free_uptime: float
     keep_hashes: int
+    trusted: int
 
 
 SELECT_SUBMITTER = """
     SELECT p.id, w.secret_hash, w.last_seen, a.role_submit AND NOT a.request, p.submit_rate, p.submit_free_uptime,
-        p.keep_hashes
+        p.keep_hashes, p.trusted
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
     WHERE w.id = ?2
@@ -1408,7 +1458,7 @@ def no_project(project: int) -> TrackerError:
 
 
 def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter:
-    """The project, if the caller may submit to it now. Refuses with 401, 404, 403 or 429."""
+    """The project, if the caller may submit to it now. Refuses with 401, 404, 403, 429 or 503."""
     row = tx.one(SELECT_SUBMITTER, (project, credentials.id))
     found = row and Submitter._make(row)
     check_worker(tx, found, credentials)
@@ -1418,6 +1468,8 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
         stranger = found.may_submit is None and tx.one("SELECT 1 FROM project WHERE id = ? AND hidden", (project,))
         raise no_project(project) if stranger else NoAccess(SUBMIT, project)
     check_rate(tx, found.submit_free_uptime)
+    if tx.limits.disk_low:
+        tx.limits.check_disk()
     return found
 
 
@@ -1435,7 +1487,9 @@ def free_uptime(tx: Tx, rate: float, count: int) -> float:
 def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
     """Adds a task to its project's queue. 409 when a live task of the project has its hash."""
     project = submitter(tx, credentials, task.project)
-    if not insert_task(tx, task, project.keep_hashes):
+    if not project.trusted:
+        budgets.check_room(tx, budgets.task_weight(task.recipe, task.verification_count))
+    if not insert_task(tx, task, project.keep_hashes, project.trusted):
         raise TrackerError("conflict", "There is a task with this hash64 or unique_string already")
     charge_submit(tx, project, 1)
 
@@ -1464,17 +1518,21 @@ INSERT_TASKS_ONCE = INSERT_TASKS.replace(
 )
 
 
-def insert_task(tx: Tx, task: NewTask, keep_hashes: bool) -> bool:
-    """Stores the task and announces it, unless its hash is taken."""
+def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) -> bool:
+    """Stores the task and announces it, unless its hash is taken. Its project may be one that is not trusted."""
     stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task).rowcount == 1
     if stored:
         tx.counts.move(task.project, "gone", "waiting")
         tx.ready.append((task.project, 1))
+        if not trusted:
+            budgets.weigh(tx, task.project, budgets.task_weight(task.recipe, task.verification_count))
     return stored
 
 
-def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool) -> int:
+def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool, trusted: bool = True) -> int:
     """Stores the tasks of one project whose hashes are free, and says how many those were."""
+    if not trusted:
+        return sum(insert_task(tx, NewTask(*task), keep_hashes, trusted) for task in tasks)
     one, many = (INSERT_TASK_ONCE, INSERT_TASKS_ONCE) if keep_hashes else (INSERT_TASK, INSERT_TASKS)
     stored, rest = 0, len(tasks) % ROWS
     for at in range(0, len(tasks) - rest, ROWS):
@@ -1490,7 +1548,9 @@ def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_has
 def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -> shapes.BulkSubmitted:
     """A bulk submit small enough for one transaction. Existing duplicates are skipped, the rest is stored."""
     project = submitter(tx, credentials, tasks[0].project)
-    stored = insert_tasks(tx, tasks, project.id, project.keep_hashes)
+    if not project.trusted:
+        budgets.check_room(tx, sum(budgets.task_weight(task.recipe, task.verification_count) for task in tasks))
+    stored = insert_tasks(tx, tasks, project.id, project.keep_hashes, project.trusted)
     charge_submit(tx, project, len(tasks))
     return shapes.BulkSubmitted(stored, len(tasks) - stored)
 
@@ -1499,7 +1559,9 @@ def submit_tasks(tx: Tx, credentials: WorkerCredentials, tasks: list[NewTask]) -
 def submit_as_manager(tx: Tx, caller: Caller, project: sqlite3.Row, body: LineTask) -> None:
     """Adds a task to the queue; the workers' rate limit does not count. 409 for a duplicate."""
     task = new_task(body)._replace(project=project["id"])
-    if not insert_task(tx, task, project["keep_hashes"]):
+    tx.limits.check_disk()
+    budgets.check_room_in(tx, project["id"], budgets.task_weight(task.recipe, task.verification_count))
+    if not insert_task(tx, task, project["keep_hashes"], project["trusted"]):
         raise TrackerError("conflict", "there is such a task already", "unique_string")
 
 
@@ -1900,12 +1962,13 @@ class Held(NamedTuple):
     keep_hashes: int
     job: int | None
     has_past: int
+    trusted: int | None
 
 
 HELD_COLUMNS = """
     w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
     t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
-    EXISTS (SELECT 1 FROM assignment WHERE task = t.id)"""
+    EXISTS (SELECT 1 FROM assignment WHERE task = t.id), p.trusted"""
 SELECT_HELD = f"""
     SELECT {HELD_COLUMNS} FROM worker w LEFT JOIN task t ON t.id = ?1 LEFT JOIN project p ON p.id = t.project
     WHERE w.id = ?2
@@ -1924,7 +1987,7 @@ SELECT_PLAINLY_HELD = """
     SELECT asked.number, w.secret_hash, w.last_seen, t.project, t.assigned_uptime
     FROM asked CROSS JOIN worker w ON w.id = asked.worker CROSS JOIN task t ON t.id = asked.task
         CROSS JOIN project p ON p.id = t.project
-    WHERE t.assignee = w.id AND t.job IS NULL AND t.verification_count <= 1 AND p.chain IS NULL
+    WHERE t.assignee = w.id AND t.job IS NULL AND t.verification_count <= 1 AND p.chain IS NULL AND p.trusted
         AND NOT (p.keep_hashes AND t.hash64 IS NOT NULL) AND NOT EXISTS (SELECT 1 FROM assignment WHERE task = t.id)
 """
 
@@ -2074,7 +2137,9 @@ def take_away(tx: Tx, task: Held | Assignment, change: str = "", *values: Any) -
 
 def delete_tasks(tx: Tx, which: str, values: dict[str, Any]) -> list[sqlite3.Row]:
     """Deletes tasks that are not closed, whoever holds them. Their rows, as they were."""
-    rows = tx.all(f"DELETE FROM task WHERE {which} RETURNING project, assignee, job, {STATE}", values)
+    weight = f"{budgets.TASK_WEIGHT} AS weight"
+    rows = tx.all(f"DELETE FROM task WHERE {which} RETURNING project, assignee, job, {weight}, {STATE}", values)
+    budgets.weigh_gone(tx, rows)
     for row in rows:
         tx.counts.move(row["project"], row["state"], "gone")
         if row["assignee"] is not None:
@@ -2132,6 +2197,8 @@ def close_tasks(tx: Tx, tasks: Sequence[Held], worker: int) -> None:
     for task in tasks:
         if task.has_past:
             record_end(tx, "closed", "id = :id", {"id": task.id})
+        if not task.trusted:
+            budgets.weigh_closed(tx, task.id, task.project)
     tx.executemany("DELETE FROM task WHERE id = ?", [(task.id,) for task in tasks])
     runtimes: dict[int, list[float]] = {}
     for task in tasks:
@@ -2140,17 +2207,19 @@ def close_tasks(tx: Tx, tasks: Sequence[Held], worker: int) -> None:
         tx.counts.close(project, worker, closed)
     for task in tasks:
         if task.keep_hashes and task.hash64 is not None:
-            tx.execute("INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING", (task.project, task.hash64))
+            kept = "INSERT INTO kept_hash VALUES (?, ?) ON CONFLICT DO NOTHING"
+            if tx.execute(kept, (task.project, task.hash64)).rowcount and not task.trusted:
+                budgets.weigh(tx, task.project, budgets.HASH_SIZE)
         if task.chain is not None:
             chain_task(tx, task)
 
 
 def chain_task(tx: Tx, task: Held) -> None:
     """Submits a closed task to the next project. A duplicate there is simply dropped."""
-    row = tx.one("SELECT keep_hashes FROM project WHERE id = ?", (task.chain,))
+    row = tx.one("SELECT keep_hashes, trusted FROM project WHERE id = ?", (task.chain,))
     values = {name: getattr(task, name) for name in NewTask._fields} | {"project": task.chain}
     values |= {name: in_16_bits(values[name]) for name in ("priority", "max_retries", "verification_count")}
-    insert_task(tx, NewTask(**values), row["keep_hashes"])
+    insert_task(tx, NewTask(**values), row["keep_hashes"], row["trusted"])
 
 
 def any_lease(tx: Tx) -> bool:
@@ -2287,7 +2356,7 @@ def create_template(tx: Tx, caller: Caller, body: shapes.TemplateBody) -> shapes
 def insert_template(tx: Tx, body: shapes.TemplateBody) -> sqlite3.Row:
     """Stores a new template, whoever wants it. Refuses what checked_template refuses."""
     check_room(tx, "template", body.project)
-    fields = {"project": body.project, **checked_template(tx, None, body)}
+    fields = {"project": body.project, **checked_template(tx, None, body, body.project)}
     fields |= {"token": new_token(), "secret": secrets.token_hex(32), "created": tx.time}
     return tx.insert("template", fields)
 
@@ -2312,19 +2381,21 @@ def save_template(tx: Tx, old: sqlite3.Row, body: shapes.TemplateBody) -> sqlite
     """Stores what is changed of a template, whoever wants it. Refuses what checked_template refuses."""
     if body.project is not UNSET and body.project != old["project"]:
         raise TrackerError("invalid", "a template stays in its project", "project")
-    fields = checked_template(tx, old, body)
+    fields = checked_template(tx, old, body, old["project"])
     changes = ", ".join(f"{name} = :{name}" for name in fields)
     return tx.one(f"UPDATE template SET {changes} WHERE id = :id RETURNING *", {"id": old["id"], **fields})
 
 
-def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody) -> dict[str, Any]:
-    """The columns of a new or changed template, or the reason why it is refused."""
+def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody, project: int) -> dict[str, Any]:
+    """The columns of a new or changed template of the project, or the reason why it is refused."""
+    tx.limits.check_disk()
+    budgets.check_room_in(tx, project, len(encode(body)))
     given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
     given.pop("project", None)
     for name in given.keys() & {"variables", "arguments", "env"}:
         given[name] = encode(given[name]).decode()
     if "script" in given:
-        given["script"] = store_script(tx, given["script"]) if given["script"] else None
+        given["script"] = store_script(tx, given["script"], project) if given["script"] else None
     key = given.pop("key", None)
     fields = {**({name: old[name] for name in ("name", *NEW_TEMPLATE)} if old else NEW_TEMPLATE), **given}
     if "name" not in fields:
@@ -2373,12 +2444,13 @@ def check_api_name(tx: Tx, old: sqlite3.Row | None, fields: dict[str, Any]) -> N
         )
 
 
-def store_script(tx: Tx, source: str) -> int:
-    """The id of the script with this source."""
+def store_script(tx: Tx, source: str, project: int | None = None) -> int:
+    """The id of the script with this source. A project that is the first to have it bears its size."""
     data = source.encode()
     tx.execute(
-        "INSERT INTO script (token, digest, md5, source) VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
-        (new_token(), digest(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), source),
+        "INSERT INTO script (token, digest, md5, source, project) VALUES (?, ?, ?, ?,"
+        " (SELECT id FROM project WHERE id = ? AND NOT trusted)) ON CONFLICT (digest) DO NOTHING",
+        (new_token(), digest(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), source, project),
     )
     return tx.one("SELECT id FROM script WHERE digest = ?", (digest(data),))["id"]
 
@@ -2621,6 +2693,10 @@ def lease(timeout: float) -> int:
 
 
 def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
+    """Stores a job that has no task. Of all jobs only a workflow's steps are taken when the disk is nearly full."""
+    if columns.get("workflow_job") is None:
+        tx.limits.check_disk()
+    budgets.check_room_in(tx, columns["project"], budgets.text_size(columns.values()))
     row = tx.insert("job", {**columns, "token": new_token(), "created": tx.now, "updated": tx.now})
     job_happens(tx, "made", row)
     add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
@@ -2743,6 +2819,9 @@ def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
 
 def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, report: Report) -> bool:
     """What a release does to a task that has a job: as to others, but a failed one does not stay in the queue."""
+    if not task.trusted and not budgets.has_room(tx, budgets.text_size(report)):
+        tx.limits.beyond("max_untrusted_projects")
+        report = report._replace(result=None, output=None)
     tx.execute(
         "UPDATE job SET result = ?, reported = ?, output = ?, warned = warned OR ? WHERE id = ?",
         (report.result, report.state, report.output, tells_of(report.state, WARNINGS), task.job),
@@ -2877,9 +2956,8 @@ def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.Task
     lines = [kept_line(entry) for entry in body.entries]
     if held["job"] is None:
         entries = [entry for entry in lines if LEVELS[entry.level] <= LEVELS[tx.settings.log_level]]
-        for entry in entries:
-            store_log_entry(tx, worker, entry, held["id"], held["project"])
-        return shapes.TaskLogged(True, len(entries))
+        kept = [store_log_entry(tx, worker, caller.source, entry, held["id"], held["project"]) for entry in entries]
+        return shapes.TaskLogged(True, sum(kept))
     job = tx.one("SELECT * FROM job WHERE id = ?", (held["job"],))
     seen = 0 if body.first is None else max(0, job["sent_count"] - body.first)
     stored = add_job_lines(tx, job, worker, lines[seen:])
@@ -2901,7 +2979,7 @@ def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shap
         add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
         task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
-        store_log_entry(tx, credentials.id, entry, task, project)
+        store_log_entry(tx, credentials.id, credentials.source, entry, task, project)
     return f"{worker.alias} ({credentials.id}) {entry.scope}: {entry.message}"
 
 
@@ -2911,6 +2989,8 @@ INSERT_LINE = "INSERT INTO job_line (job, number, time, level, scope, message, w
 
 def add_job_lines(tx: Tx, job: sqlite3.Row, worker: int, entries: Sequence[shapes.TaskEntry]) -> int:
     """Adds a worker's lines to a job's log, whatever their level, until the log is full. How many were stored."""
+    if tx.limits.drops_line() or not budgets.room_for_job_lines(tx, job["project"], entries):
+        return 0
     most, size, number, warned = 1024 * tx.settings.max_job_log, job["log_size"], job["line_count"], job["warned"]
     for entry in entries:
         if size >= most:
@@ -3601,6 +3681,8 @@ def add_bulk_piece(tx: Tx, operation: int, number: int, tasks: bytes) -> None:
 
 
 def add_bulk_pieces(tx: Tx, operation: int, first: int, pieces: list[bytes]) -> None:
+    row = tx.one("SELECT project FROM operation WHERE id = ?", (operation,))
+    budgets.check_room_in(tx, row["project"], sum(BULK_TASKS * budgets.TASK_SIZE + len(tasks) for tasks in pieces))
     for number, tasks in enumerate(pieces, first):
         add_bulk_piece(tx, operation, number, tasks)
 
@@ -3644,6 +3726,7 @@ def editor(tx: Tx, credentials: Credentials, project: int) -> Manager:
     """The manager that comes with these credentials, if it has EDIT in the project. 401, 404, 403."""
     caller = identify(tx, credentials)
     check_access(tx, caller, find_project(tx, project), EDIT)
+    tx.limits.check_disk()
     return caller.manager
 
 
@@ -3682,6 +3765,10 @@ def discard_bulk_pieces(tx: Tx, operation: int) -> bool:
 
 def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None, **columns: Any) -> int:
     """A new operation of a manager, or of a worker (None), which is named where it may ask for it later."""
+    if kind in ("bulk_submit", "submit_lines"):
+        budgets.check_room_in(tx, project, budgets.OPERATION_SIZE)
+    else:
+        budgets.make_room_for_operation(tx, project)
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
     columns |= {"started": tx.time, "started_uptime": tx.uptime}
@@ -3827,31 +3914,32 @@ def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
 TAKE_PIECE = """
     DELETE FROM bulk_piece
     WHERE operation = :id AND number = (SELECT min(number) FROM bulk_piece WHERE operation = :id)
-    RETURNING number, tasks, (SELECT keep_hashes FROM project WHERE id = :project) AS keep_hashes
+    RETURNING number, tasks, (SELECT keep_hashes FROM project WHERE id = :project) AS keep_hashes,
+        (SELECT trusted FROM project WHERE id = :project) AS trusted
 """
 
 
-def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list, bool] | None:
-    """Takes the next piece of a bulk submit out of its table: its number, its tasks, whether their hashes are kept."""
+def next_piece(tx: Tx, operation: dict[str, Any]) -> tuple[int, list, tuple[bool, bool]] | None:
+    """Takes the next piece of a bulk submit: its number, tasks, whether their project keeps hashes and is trusted."""
     row = tx.one(TAKE_PIECE, operation)
-    return row and (row["number"], msgspec.json.decode(row["tasks"]), row["keep_hashes"])
+    return row and (row["number"], msgspec.json.decode(row["tasks"]), (row["keep_hashes"], row["trusted"]))
 
 
 def step_bulk_submit(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
     if (piece := next_piece(tx, operation)) is None:
         return 0, None
-    number, tasks, keep_hashes = piece
-    return insert_tasks(tx, tasks, operation["project"], keep_hashes), number
+    number, tasks, kind = piece
+    return insert_tasks(tx, tasks, operation["project"], *kind), number
 
 
 def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
     """Like step_bulk_submit, but each task has its line's number in front, and duplicates are reported by it."""
     if (piece := next_piece(tx, operation)) is None:
         return 0, None
-    number, lines, keep_hashes = piece
+    number, lines, kind = piece
     if all(task[-1] is None for task in lines):  # without a hash none is a duplicate: one statement stores them all
-        return insert_tasks(tx, [task for _, *task in lines], operation["project"], keep_hashes), number
-    duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), keep_hashes)]
+        return insert_tasks(tx, [task for _, *task in lines], operation["project"], *kind), number
+    duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), *kind)]
     if duplicates:
         report = msgspec.json.decode(operation["report"], type=shapes.LinesReport)
         report.duplicate_count += len(duplicates)
@@ -3892,6 +3980,7 @@ def step_hard_reset(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]
         " (SELECT hash64 FROM kept_hash WHERE project = :project LIMIT :limit)",
         values,
     ).rowcount
+    budgets.weigh(tx, operation["project"], -budgets.HASH_SIZE * hashes)
     return 0, 1 if hashes else None
 
 
@@ -4018,11 +4107,18 @@ def prune(tx: Tx, table: str) -> bool:
     return deleted >= PIECE_TASKS
 
 
+def forget_workers(tx: Tx, after: int) -> int | None:
+    """Forgets some of the workers after this one that never did anything, while there are very many."""
+    needed = [worker for needed in hooks("needed_workers") for worker in needed(tx)]
+    return budgets.forget_workers(tx, after, encode(needed).decode())
+
+
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
+DISK_INTERVAL = 1.0
 
 
 class Tracker:
@@ -4035,6 +4131,7 @@ class Tracker:
         self.waiters = Waiters(min(settings.max_waits, room_for(settings.max_connections) * 3 // 4))
         self.polls = Polls(settings.max_empty_polls, time.monotonic)
         self.db = Database(settings, self.clock, self.waiters.announce)
+        self.limits = self.db.limits
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
         self.hashing, self.logins = asyncio.Semaphore(2), Places(settings.max_logins)
@@ -4066,6 +4163,7 @@ class Tracker:
             await discard(self.db, operation)
         for operation in await self.db.read(unfinished_operations):
             self.begin_operation(operation)
+        self._repeat(DISK_INTERVAL, self.look_at_disk)
         self._repeat(EXPIRY_INTERVAL, self.expire)
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
         self._repeat(self.settings.snapshot_interval, self.snapshot)
@@ -4117,6 +4215,9 @@ class Tracker:
         if await self.db.read(any_lease):
             await self.db.write(save_uptime)
 
+    async def look_at_disk(self) -> None:
+        await asyncio.to_thread(self.limits.look_at_disk, self.db.path.parent)
+
     async def snapshot(self) -> None:
         time_stamp, last = int(self.clock.time()), 0
         while last is not None:
@@ -4139,6 +4240,9 @@ class Tracker:
         template = 0
         while template is not None:
             template = await self.db.write(prune_jobs, template, long=True)
+        last = 0
+        while last is not None:
+            last = await self.db.write(forget_workers, last, long=True)
         for table in PRUNE:
             while await self.db.write(prune, table, long=True):
                 pass
@@ -4330,7 +4434,12 @@ class Call(Incoming):
                 secret = value
         if worker is None or secret is None or not worker.isdigit() or len(worker) > 18:
             raise TrackerError("unauthorized", "Headers X-Worker-ID and X-Secret are required")
-        return WorkerCredentials(int(worker), secret)
+        return WorkerCredentials(int(worker), secret, None, self.source)
+
+    @property
+    def source(self) -> str:
+        """The address to which the call counts; empty for a program on this machine."""
+        return limits.source_of(self.scope.get("client"), self.scope["headers"])
 
     def session(self) -> bytes | None:
         """The session id in the cookie, if this tracker signed it."""
@@ -4591,6 +4700,8 @@ class HotPath(NamedTuple):
 class HotCall(Direct, Call):
     """A hot call that is carried out without ASGI: the writer tells it, in the place of a future, what it has done."""
 
+    source = ""  # none of them logs or registers
+
     def __init__(self, hot: HotPath, ids: dict[str, str], query: bytes, *request: Any):
         Direct.__init__(self, *request)
         self.hot, self.tracker = hot, hot.tracker
@@ -4766,7 +4877,7 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
     if inspect.iscoroutinefunction(row.function):
         return row.function
     takes, ids = takes_of(row), re.findall(r"{(\w+)}", row.path)
-    reads = row.only_reads
+    reads, registers = row.only_reads, hasattr(row.function, "registers")
 
     async def handler(call: Call) -> Reply:
         args = [takes.caller(call), *map(call.path_value, ids)]
@@ -4774,6 +4885,8 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
             args.append(await call.json(takes.body))
         if takes.query is not None:
             args.append(call.query_as(takes.query))
+        if registers:
+            call.tracker.limits.register(call.source)
         database = call.tracker.db
         content = await (database.read if reads else database.write)(as_caller, row.function, *args)
         if isinstance(content, Part) and content.after is not None:
@@ -5083,7 +5196,8 @@ async def add_log(call: Call) -> Reply:
     if level not in get_args(shapes.LogLevel):
         raise TrackerError("not_found", f"There is no log level {level!r}")
     line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(shapes.LogBody))
-    call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
+    if not call.tracker.limits.disk_low:
+        call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
     return Reply(status=204)
 
 
@@ -5117,8 +5231,9 @@ async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, 
     """A new manager and its session. Hashing the password takes a moment, outside of any transaction."""
     names.check_new_name(body.username)
     address, owner = browsers.network_of(client_address(call)), call.is_owner(body.code)
+    call.tracker.limits.register(call.source)
     with call.tracker.logins.taken():
-        await call.tracker.db.write(count_registration, address, owner)
+        await call.tracker.db.write(count_registration, call.source, owner)
         password_hash = await call.tracker.hash(hash_password, body.password)
     made = await call.tracker.db.write(register_manager, body.username, password_hash, owner, address)
     call.tracker.code = ""
@@ -5256,6 +5371,7 @@ API: list[Native] = [
     Native("GET", "/project/get/{project}", get_project),
     Native("POST", "/project/create", create_project, "id"),
     Native("POST", "/project/update/{project}", update_project),
+    Native("POST", "/project/trust/{project}", trust_project),
     Native("GET", "/project/monitoring/{project}", get_snapshots, "snapshots"),
     Native("GET", "/project/monitoring-between/{project}", get_snapshots_between, "snapshots"),
     Native("GET", "/project/assignees/{project}", get_assignees, "assignees"),
@@ -5263,6 +5379,7 @@ API: list[Native] = [
     Native("GET", "/project/access_list/{project}", list_access, "accesses"),
     Native("POST", "/project/accept_request/{project}/{worker}", accept_request),
     Native("POST", "/project/reject_request/{project}/{worker}", reject_request),
+    Native("POST", "/project/reject_requests/{project}", reject_requests, "rejected"),
     Native("GET", "/project/secret/{project}", get_secret, "secret", reads=False),  # a worker that asks was seen
     Native("POST", "/project/secret/{project}", set_secret),
     Native("GET", "/project/webhook_secret/{project}", get_webhook_secret, "webhook_secret"),

@@ -21,6 +21,7 @@ import aiosqlite
 
 from counts import Counts
 from errors import TrackerError
+from limits import Limits
 
 log = logging.getLogger("tracker")
 
@@ -35,6 +36,7 @@ class Tx:
         "counts",
         "execute",
         "executemany",
+        "limits",
         "now",
         "ready",
         "seen",
@@ -46,8 +48,9 @@ class Tx:
 
     STEP_SECONDS = 0.01  # then a long operation takes no further step: about as long as an assignment has to wait
 
-    def __init__(self, connection: sqlite3.Connection, clock: Any, settings: Any):
+    def __init__(self, connection: sqlite3.Connection, clock: Any, settings: Any, limits: Limits | None = None):
         self.clock = clock
+        self.limits = limits or Limits(settings, clock.uptime)
         self.execute = connection.execute
         self.executemany = connection.executemany
         self.now = clock.time()
@@ -250,8 +253,16 @@ class Committer:
     FEWEST_TOGETHER = 3  # calls: fewer are quicker one by one
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
-    def __init__(self, writer: ThreadedConnection, clock: Any, settings: Any, turn: Callable[[], float]):
+    def __init__(
+        self,
+        writer: ThreadedConnection,
+        clock: Any,
+        settings: Any,
+        turn: Callable[[], float],
+        limits: Limits | None = None,
+    ):
         self.writer, self.clock, self.settings, self.turn = writer, clock, settings, turn
+        self.limits = limits or Limits(settings, clock.uptime)
         self.connection = writer.connection
         self.uptime_saved = math.inf  # until it has been loaded
 
@@ -295,7 +306,11 @@ class Committer:
         Those that can be carried out together are: they are concurrent, as no caller has heard of another's outcome.
         """
         self.connection.execute("BEGIN IMMEDIATE")
-        tx, committed, ends = Tx(self.connection, self.clock, self.settings), Committed([], [], []), time.monotonic()
+        tx, committed, ends = (
+            Tx(self.connection, self.clock, self.settings, self.limits),
+            Committed([], [], []),
+            time.monotonic(),
+        )
         ends += self.BATCH_TIME
         tx.turn, tx.ready = self.turn, committed.ready
         for plain, calls in by_kind(batch).items():

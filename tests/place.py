@@ -659,6 +659,7 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
         (p.session, p.first, shapes.WorkerRolesBody(p.stranger.id, submit=True)),
     ),
     "reject a request": lambda p: (tracker.reject_request, (p.session, p.first, p.stranger.id)),
+    "reject all requests": lambda p: (tracker.reject_requests, (p.session, p.first)),
     "set a secret": lambda p: (tracker.set_secret, (p.session, p.first, shapes.SecretBody("x"))),
     "set a webhook secret": lambda p: (
         tracker.set_webhook_secret,

@@ -70,6 +70,8 @@ LINES_QUERY |= {"once": True, "token": "mine", "first_line": 1}
 NO_BODY = {  # what is sent to these is not looked at: existing clients send `null`
     ("POST", "/project/accept_request/{project}/{worker}"),
     ("POST", "/project/reject_request/{project}/{worker}"),
+    ("POST", "/project/reject_requests/{project}"),
+    ("POST", "/project/trust/{project}"),
     ("POST", "/project/reset_failed_tasks/{project}"),
     ("POST", "/project/reclaim_assigned_tasks/{project}"),
     ("POST", "/project/hard_reset/{project}"),
@@ -224,6 +226,8 @@ class House:
             ("GET", "/project/access_list/{project}"): Example(self.as_admin, project),
             ("POST", "/project/accept_request/{project}/{worker}"): Example(self.as_admin, candidate),
             ("POST", "/project/reject_request/{project}/{worker}"): Example(self.as_admin, candidate),
+            ("POST", "/project/reject_requests/{project}"): Example(self.as_admin, project),
+            ("POST", "/project/trust/{project}"): Example(self.as_admin, project),
             ("POST", "/project/request_access"): Example(
                 self.as_stranger, body={**project, "assign": True, "submit": False}
             ),

@@ -343,6 +343,8 @@ METHODS = {
     "/project/access_list/1": "GET",
     "/project/accept_request/1/1": "POST",
     "/project/reject_request/1/1": "POST",
+    "/project/reject_requests/1": "POST",
+    "/project/trust/1": "POST",
     "/project/secret/1": "GET POST",
     "/project/webhook_secret/1": "GET POST",
     "/project/reset_failed_tasks/1": "POST",

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -31,6 +32,7 @@ from starlette.routing import Route
 import tracker
 from dialects.testflinger import files
 from dialects.testflinger.files import BLOCK, ENVELOPE, STEADY, Files, Form, Upload
+from limits import Limits
 
 LIMIT = 8 * BLOCK
 MIB = 2**20
@@ -322,7 +324,8 @@ def test_an_upload_that_is_cancelled_leaves_nothing(tmp_path: Path, monkeypatch:
 
     async def cancel() -> None:
         scope = {"headers": [(b"content-type", b"multipart/form-data; boundary=frontier")]}
-        uploading = asyncio.create_task(Files(tmp_path, LIMIT).receive(tracker.Call(scope, receive, None)))
+        running = SimpleNamespace(limits=Limits(tracker.Settings(), time.monotonic))
+        uploading = asyncio.create_task(Files(tmp_path, LIMIT).receive(tracker.Call(scope, receive, running)))
         await asyncio.to_thread(begun.wait, 30)
         for _ in range(2):
             uploading.cancel()

@@ -463,7 +463,7 @@ def free_forms(schema: dict[str, Any], document: Document, name: str = "") -> It
 
 def test_the_statuses_of_refusals_are_those_that_are_documented(make_site: Callable[..., Site]) -> None:
     """Every call in many wrong ways: no status comes that is not documented, and each documented one comes."""
-    site = make_site(max_body=4, max_bulk_body=4)
+    site = make_site(max_body=4, max_bulk_body=4, registration_rate=3)
     document = fetch(site.url)
     callers, jobs, seen = callers_of(site), jobs_of(site), set()
     for one in operations(document):
@@ -531,6 +531,7 @@ def wrong_calls(
             yield reader.call(one, **{**changes, "headers": {**headers, **changes.get("headers", {})}})
 
 
+FROM_ELSEWHERE = {"headers": {"X-Forwarded-For": "203.0.113.9"}}
 NONSENSE = {"count": "x", "priority": "x", "from": "x", "level": "x", "after": "x"}
 IDS = ("project", "worker", "manager", "task_id", "template", "workflow", "operation", "task")
 NOTHING = {**dict.fromkeys(IDS, 999), "level": "loud", "job": "0" * 24}
@@ -570,5 +571,6 @@ def more_refusals(one: Operation, jobs: dict[str, str]) -> list[dict[str, Any]]:
         "post_git_receivehook": [{"headers": {"X-Hub-Signature-256": "sha256=00"}}],
         "get_logs": [{"query": {"before": 999}}],
         "post_logs": [{"body": {"level": 5, "since": 1, "before": 999}}],
-        "post_register": [{}] * 4,
+        "post_register": [FROM_ELSEWHERE] * 4,
+        "post_worker_create": [FROM_ELSEWHERE] * 4,
     }.get(one.description["operationId"], [])

@@ -28,7 +28,7 @@ FOR_ALL = ("/ui/", "/ui/login", "/ui/register", "/ui/docs")
 FOR_ADMINS = (
     *("/ui/admin", "/ui/admin/promote/{manager}", "/ui/admin/demote/{manager}", "/ui/workers/pause"),
     *(path for path in GETS + POSTS if path.startswith(("/ui/theeye/", "/ui/testflinger/clients"))),
-    "/ui/testflinger/queues/{queue}/restrict",
+    *("/ui/testflinger/queues/{queue}/restrict", "/ui/projects/{project}/trust"),
 )
 DOWNLOADS = ("/export", "/{file}")
 ENTRANCES = ("/ui/login", "/ui/register", "/ui/logout")

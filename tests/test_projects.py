@@ -267,6 +267,7 @@ NEEDED_ROLES = [
     (MANAGE_ACCESS, "GET", "/project/access_list/{}", None),
     (MANAGE_ACCESS, "POST", "/project/accept_request/{}/1", None),
     (MANAGE_ACCESS, "POST", "/project/reject_request/{}/1", None),
+    (MANAGE_ACCESS, "POST", "/project/reject_requests/{}", None),
     (MANAGE_ACCESS, "POST", "/manager/set_role_for_project/{}", {"manager": 1, "role": 31}),
     (SECRET, "GET", "/project/secret/{}", None),
     (SECRET, "POST", "/project/secret/{}", {"secret": "x"}),

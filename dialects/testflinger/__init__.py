@@ -7,6 +7,7 @@ queues     queues, images, waiting times                                 events 
 """
 
 from dialects.testflinger.api import prune, routes
+from dialects.testflinger.domain import needed_workers
 from dialects.testflinger.events import attachments, catch_up, check_project, check_retry, client_of, job_event
 from dialects.testflinger.pages import PAGES, links
 
@@ -19,6 +20,7 @@ __all__ = [
     "client_of",
     "job_event",
     "links",
+    "needed_workers",
     "prune",
     "routes",
 ]

@@ -69,7 +69,9 @@ def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission) -> str
     clients.check_submission(tx, client, wanted.queue, restricted, wanted.priority, wanted.reservation)
     check_secrets(tx, client, wanted)
     check_agents_left(tx, wanted)
-    project = make_queue(tx, wanted.queue)
+    tx.limits.check_disk()
+    contributor = client.id if client and client.role == "contributor" else None
+    project = make_queue(tx, wanted.queue, contributor=contributor)
     tracker.charge_trigger(tx, project)
     job = tracker.insert_job_alone(tx, job_columns(tx, project, wanted))
     attachments, secret = "waiting" if wanted.attachments else "none", bool(wanted.secrets)
@@ -863,6 +865,13 @@ def agent_worker(tx: Tx, agent: str | None) -> int | None:
         return row and row["value"]
     row = find_agent(tx, agent)
     return row and row["worker"]
+
+
+def needed_workers(tx: Tx) -> list[int]:
+    """The workers of agents, whether they have had a task yet or not."""
+    rows = tx.all("SELECT worker FROM testflinger_agent WHERE worker IS NOT NULL")
+    nameless = agent_worker(tx, None)
+    return [row["worker"] for row in rows] + ([nameless] if nameless else [])
 
 
 def make_agent_worker(tx: Tx, agent: str | None) -> int:

@@ -75,8 +75,9 @@ class Files:
 
         Refuses (invalid) a body that is not multipart, is malformed or incomplete, or has no such file or two of them;
         (too_large) more than the limit, as soon as that is known; (timeout) a client that broke off; (unavailable) when
-        the disk is full or broken. Then, and when it is cancelled, nothing is left of it.
+        the disk is nearly full, also in between, or broken. Then, and when it is cancelled, nothing is left of it.
         """
+        call.tracker.limits.check_disk()
         form = Form(boundary_of(call), field, self.limit)
         if not call.unpack():
             form.refuse_announced(call)
@@ -161,6 +162,7 @@ async def transfer(call: Call, form: Form, upload: Upload) -> None:
             server.keeps_coming(call.receive)
             steady = form.size + STEADY
         if len(form.data) >= BLOCK:
+            call.tracker.limits.check_disk()
             await in_thread(upload.write, form.data)
             form.data.clear()
     form.refuse_incomplete()

@@ -37,8 +37,8 @@ def all_queues(tx: Tx) -> list[Row]:
     return tx.all(f"{QUEUE} q.project = p.id ORDER BY p.name")
 
 
-def make_queue(tx: Tx, name: str, field: str = "job_queue") -> int:
-    """The project of the queue, which is made if there is none of that name.
+def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | None = None) -> int:
+    """The project of the queue, which is made if there is none of that name. A contributor may make so many.
 
     Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard.
     """
@@ -52,8 +52,12 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue") -> int:
         if tx.one("SELECT COUNT(*) FROM testflinger_queue")[0] >= MOST_QUEUES:
             full = f"no queue {name!r}, and no further one: there are {MOST_QUEUES:,} (unused ones go by themselves)"
             raise Unprocessable(field, full)
+        most = tx.settings.testflinger_client_queues
+        if tx.one("SELECT COUNT(*) FROM testflinger_queue WHERE client = ?", (contributor,))[0] >= most:
+            full = f"no queue {name!r}, and no further one of {contributor}: it has made {most:,}"
+            raise Unprocessable(field, tx.limits.refusal("testflinger_client_queues", full).problem)
         project = tracker.insert_project(tx, {"name": name, **OF_A_QUEUE})
-        tx.execute("INSERT INTO testflinger_queue (project) VALUES (?)", (project,))
+        tx.execute("INSERT INTO testflinger_queue (project, client) VALUES (?, ?)", (project, contributor))
         return project
     if old["project"] is None:
         raise Unprocessable(field, f"{name!r} is the name of a project of the tracker that is no Testflinger queue")

@@ -1,0 +1,257 @@
+"""How much there may be of what strangers can make grow. The counts are rows, which triggers keep (schema.sql).
+
+    a log line ─► room_for_line: evicts the oldest of whoever has most, or says no
+    what goes into a project that no admin trusts ─► check_room, weigh: all those projects share one budget
+    a worker, a manager, a request for access ─► check_count
+
+A manager's project is *trusted* when a tracker admin made it, when its maker had a role in a trusted project, or when a
+tracker admin says so (or makes it public). What is in the others has a weight in bytes: project.size.
+
+Refusals name the setting; they come before anything is written, as a call that fails after that costs its whole batch.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from shapes import Manager, TaskEntry
+from writer import Tx
+
+MIB = 2**20
+
+
+def used(tx: Tx, name: str) -> int:
+    """How much there is: bytes, or rows."""
+    return tx.one("SELECT used FROM budget WHERE name = ?", (name,))[0]
+
+
+def check_count(tx: Tx, name: str, what: str) -> None:
+    """Refuses (503) one more when there are as many as the setting max_NAME allows."""
+    if used(tx, name) >= getattr(tx.settings, f"max_{name}"):
+        raise tx.limits.refusal(f"max_{name}", f"There are too many {what} already; ask a tracker admin")
+
+
+# Log lines
+
+LINE_SIZE = 100  # bytes that a line takes besides its text, with its five indexes: schema.sql counts the same
+EVICTED = 50  # lines that go at once
+MOST_EVICTIONS = 8  # for one line
+
+SELECT_SHARE = """
+    SELECT NOT EXISTS (SELECT 1 FROM tally WHERE worker = ?1)
+        AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = ?1 AND NOT request) AS stranger,
+        (SELECT stranger FROM log_share WHERE worker = ?1) AS was_stranger,
+        (SELECT used FROM budget WHERE name = 'logs') AS logs
+"""
+NOTE_SHARE = """
+    INSERT INTO log_share (worker, size, stranger) VALUES (?1, 0, ?2)
+    ON CONFLICT DO UPDATE SET stranger = excluded.stranger
+"""
+
+
+def line_size(scope: str, message: str) -> int:
+    """The bytes that a log line takes."""
+    return LINE_SIZE + len(scope.encode()) + len(message.encode())
+
+
+def room_for_line(tx: Tx, worker: int, size: int) -> bool:
+    """Makes room for a worker's line in max_logs, and in max_stranger_logs if it counts there. False: there is none."""
+    strange, _, logs = share_of(tx, worker)
+    if strange and not make_room(tx, "max_stranger_logs", True, size):
+        return tx.limits.beyond("max_stranger_logs")
+    if logs + size > MIB * tx.settings.max_logs and not make_room(tx, "max_logs", False, size):
+        return tx.limits.beyond("max_logs")
+    return True
+
+
+def share_of(tx: Tx, worker: int) -> sqlite3.Row:
+    """Whether the worker has no access and never had a task, whether that was so, and the bytes of all lines.
+
+    Its lines count accordingly from now on.
+    """
+    row = tx.one(SELECT_SHARE, (worker,))
+    if row["stranger"] != row["was_stranger"]:
+        tx.execute(NOTE_SHARE, (worker, row["stranger"]))
+    return row
+
+
+def make_room(tx: Tx, setting: str, strangers: bool, size: int) -> bool:
+    """Evicts lines, for a while, until so many bytes have room. Whether they have."""
+    most, name = MIB * getattr(tx.settings, setting), setting.removeprefix("max_")
+    for _ in range(MOST_EVICTIONS):
+        if used(tx, name) + size <= most:
+            return True
+        evict_lines(tx, strangers)
+    return used(tx, name) + size <= most
+
+
+def evict_lines(tx: Tx, strangers: bool) -> None:
+    """Deletes the oldest lines of whoever has most, of all or of the strangers."""
+    among = "WHERE stranger" if strangers else ""
+    row = tx.one(f"SELECT worker FROM log_share {among} ORDER BY size DESC LIMIT 1")
+    if row is None or (strangers and not share_of(tx, row["worker"])["stranger"]):
+        return
+    some = "SELECT id FROM log_entry WHERE worker = ? ORDER BY id LIMIT ?"
+    tx.execute(f"DELETE FROM log_entry WHERE id IN ({some})", (row["worker"], EVICTED))
+
+
+# Projects that are not trusted
+
+PROJECT_SIZE = 4 * MIB  # with the snapshots of 90 days and its texts: schema.sql counts the same
+TASK_SIZE = 120  # bytes that a task takes besides its recipe, with its indexes
+VERIFICATION_SIZE = 64  # for each worker that is to verify it, too
+HASH_SIZE = 60
+ACCESS_SIZE = 200
+OPERATION_SIZE = 400
+TASK_WEIGHT = (
+    f"iif(job IS NULL, {TASK_SIZE} + length(CAST(recipe AS BLOB)) + {VERIFICATION_SIZE}"
+    " * max(verification_count - 1, 0), 0)"  # that of a job is in the job's
+)
+ADD_TO_SIZE = "UPDATE project SET size = size + ? WHERE id = ? AND NOT trusted"
+
+
+def task_weight(recipe: str, verification_count: int) -> int:
+    """The bytes that a task counts for."""
+    return TASK_SIZE + len(recipe.encode()) + VERIFICATION_SIZE * max(verification_count - 1, 0)
+
+
+def text_size(values: Iterable[Any]) -> int:
+    """The bytes of the texts among some values."""
+    return sum(len(value.encode()) for value in values if isinstance(value, str))
+
+
+def trusts(tx: Tx, manager: Manager) -> bool:
+    """Whether the manager's new project is trusted. Refuses (503) one that is not where there is no room for it."""
+    trusted = "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project WHERE r.manager = ? AND p.trusted"
+    if manager.tracker_admin or tx.one(trusted, (manager.id,)):
+        return True
+    check_room(tx, PROJECT_SIZE)
+    return False
+
+
+def is_trusted(tx: Tx, project: int) -> bool:
+    """Whether the project has no part in the budget of those that no admin trusts."""
+    row = tx.one("SELECT trusted FROM project WHERE id = ?", (project,))
+    return row is None or bool(row["trusted"])
+
+
+def has_room(tx: Tx, size: int) -> bool:
+    """Whether the projects that are not trusted may grow by so many bytes."""
+    return used(tx, "projects") + size <= MIB * tx.settings.max_untrusted_projects
+
+
+def check_room(tx: Tx, size: int) -> None:
+    """Refuses (503) what would make the projects that are not trusted larger than they may be."""
+    if not has_room(tx, size):
+        problem = "The projects that no tracker admin trusts are full; one can mark yours as trusted"
+        raise tx.limits.refusal("max_untrusted_projects", problem)
+
+
+def check_room_in(tx: Tx, project: int, size: int) -> None:
+    """The same for something in a project that may be trusted."""
+    if not is_trusted(tx, project):
+        check_room(tx, size)
+
+
+def make_room_for_operation(tx: Tx, project: int) -> None:
+    """An operation is to begin in a project. Where there is no room, the oldest that is finished is forgotten for it.
+
+    It is never refused: it may be what makes room.
+    """
+    if not has_room(tx, OPERATION_SIZE) and not is_trusted(tx, project):
+        oldest = "SELECT id FROM operation WHERE project = ? AND finished IS NOT NULL ORDER BY id LIMIT 1"
+        tx.execute(f"DELETE FROM operation WHERE id = ({oldest})", (project,))
+
+
+def room_for_job_lines(tx: Tx, project: int, entries: Sequence[TaskEntry]) -> bool:
+    """Whether the lines of a job's log fit into its project, which may be trusted."""
+    size = sum(line_size(entry.scope, entry.message) for entry in entries)
+    return has_room(tx, size) or is_trusted(tx, project) or tx.limits.beyond("max_untrusted_projects")
+
+
+def weigh(tx: Tx, project: int, size: int) -> None:
+    """The project has become larger or smaller by so many bytes; nothing happens to a trusted one."""
+    tx.execute(ADD_TO_SIZE, (size, project))
+
+
+def weigh_gone(tx: Tx, rows: Sequence[sqlite3.Row]) -> None:
+    """Tasks have gone that had these weights."""
+    weights: dict[int, int] = {}
+    for row in rows:
+        weights[row["project"]] = weights.get(row["project"], 0) - row["weight"]
+    tx.executemany(ADD_TO_SIZE, [(weight, project) for project, weight in weights.items() if weight])
+
+
+def weigh_closed(tx: Tx, task: int, project: int) -> None:
+    """A task of a project that is not trusted is about to be closed."""
+    tx.execute(
+        f"UPDATE project SET size = size - ifnull((SELECT {TASK_WEIGHT} FROM task WHERE id = ?), 0)"
+        " WHERE id = ? AND NOT trusted",
+        (task, project),
+    )
+
+
+# Access
+
+
+def check_request_room(tx: Tx, project: int) -> None:
+    """Refuses (503) another request for access where as many wait as may."""
+    waiting = "SELECT COUNT(*) FROM worker_access WHERE project = ? AND request"
+    if tx.one(waiting, (project,))[0] >= tx.settings.max_access_requests:
+        problem = "Too many workers wait for access to this project already; ask its managers"
+        raise tx.limits.refusal("max_access_requests", problem)
+    check_room_in(tx, project, ACCESS_SIZE)
+
+
+# Workers that nobody knows
+
+SILENCE = 3600  # seconds after which a worker is forgotten that never did anything
+WORKERS_LOOKED_AT = 500
+FORGET = """
+    DELETE FROM worker WHERE id IN (
+        SELECT id FROM worker w WHERE id > :after AND id <= :last AND last_seen < :before
+            AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = w.id)
+            AND NOT EXISTS (SELECT 1 FROM tally WHERE worker = w.id)
+            AND NOT EXISTS (SELECT 1 FROM log_share WHERE worker = w.id)
+            AND closed_task_count = 0 AND id NOT IN (SELECT value FROM json_each(:needed)))
+"""
+
+
+def forget_workers(tx: Tx, after: int, needed: str) -> int | None:
+    """While there are many workers, deletes some of those after this one that never did anything. The last looked at.
+
+    None: these were the last, or there are not so many. Those that are `needed` (JSON: their ids) stay.
+    """
+    if used(tx, "workers") <= tx.settings.max_workers // 2:
+        return None
+    following = "SELECT id FROM worker WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
+    row = tx.one(following, (after, WORKERS_LOOKED_AT - 1))
+    last = row["id"] if row else 2**63 - 1
+    tx.execute(FORGET, {"after": after, "last": last, "before": tx.time - SILENCE, "needed": needed})
+    return last if row else None
+
+
+# How full they are
+
+FULLNESS = (  # the settings, what counts them, in which unit they are
+    ("max_logs", "logs", MIB),
+    ("max_stranger_logs", "stranger_logs", MIB),
+    ("max_untrusted_projects", "projects", MIB),
+    ("max_workers", "workers", 1),
+    ("max_managers", "managers", 1),
+)
+
+
+def fullness(tx: Tx) -> list[dict[str, Any]]:
+    """How full each budget is, and how often each limit was reached since the start."""
+    counts = {row["name"]: row["used"] for row in tx.execute("SELECT * FROM budget")}
+    rows = [
+        {"setting": setting, "used": counts[name], "most": unit * getattr(tx.settings, setting), "bytes": unit > 1}
+        for setting, name, unit in FULLNESS
+    ]
+    budgets = {row["setting"] for row in rows}
+    others = sorted(tx.limits.refused.keys() - budgets)
+    rows += [{"setting": setting, "used": None, "most": None, "bytes": False} for setting in others]
+    return [{**row, "refused": tx.limits.refused[row["setting"]]} for row in rows]

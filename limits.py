@@ -1,0 +1,160 @@
+"""How often anybody may do what a stranger could do without end: rates by worker and by address, kept in memory.
+
+    a call ─► source_of: whose address? ─► Limits, a Rate each ─► passes, or TrackerError that names the setting
+
+Each refusal is counted by the setting that it rests on, for the log (once a minute) and for the page of the settings.
+What there may be of something at all is in the database: budgets.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import browsers
+from errors import TrackerError
+
+log = logging.getLogger("tracker")
+
+MIB = 2**20
+MOST_SOURCES = 20_000  # workers or addresses that a Rate remembers
+LOG_BURST = 60.0  # seconds whose log lines may come at once
+HOUR = 3600.0
+LARGEST_FLOOR = 20  # the floor of free disk is at most one part in so many of the disk
+TELL_INTERVAL = 60.0  # seconds between two lines about the same limit
+
+
+# Whose call it is
+
+
+def source_of(client: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The address to which a call counts; empty for a program on this machine, which no rate by address holds.
+
+    A network of IPv6 is one address, for whoever has one has it whole. A client without an address (a unix socket, a
+    test's client in this process) is on this machine too; one that a proxy brings along never is.
+    """
+    host = client[0] if client else ""
+    local, source = _place_of(host)
+    if local and not any(browsers.PROXIED.fullmatch(name) for name, _ in headers):
+        return ""
+    return source or "unknown"
+
+
+@functools.lru_cache(maxsize=4096)
+def _place_of(host: str) -> tuple[bool, str]:
+    """Whether this may be on this machine, and whose address it is."""
+    number = browsers.number_of(host)
+    return number is None or number.is_loopback, browsers.network_of(host)
+
+
+# How often
+
+
+class Rate:
+    """So much a second for each source, of which what `seconds` bring may come at once.
+
+    Remembers of each source the moment at which it will be as good as new, and forgets those that are. When too many
+    are left, those go that are nearest to it: whoever floods from many addresses frees none that has taken more.
+    """
+
+    def __init__(self, rate: float, seconds: float, time: Callable[[], float]):
+        self.rate, self.seconds, self.time = rate, seconds, time
+        self._until: dict[Any, float] = {}
+
+    def delay(self, source: Any, amount: float = 1.0) -> float:
+        """Seconds after which so much may pass; 0: it may now."""
+        now = self.time()
+        return max(0.0, max(self._until.get(source, now), now) + amount / self.rate - now - self.seconds)
+
+    def take(self, source: Any, amount: float = 1.0) -> None:
+        """So much has passed."""
+        now = self.time()
+        if len(self._until) >= MOST_SOURCES and source not in self._until:
+            self._forget(now)
+        self._until[source] = max(self._until.get(source, now), now) + amount / self.rate
+
+    def _forget(self, now: float) -> None:
+        kept = [(until, source) for source, until in self._until.items() if until > now]
+        if len(kept) > MOST_SOURCES // 2:
+            kept = sorted(kept, key=lambda one: one[0])[-MOST_SOURCES // 2 :]
+        self._until = {source: until for until, source in kept}
+
+
+class Limits:
+    """What a running tracker lets pass, and whether its disk is nearly full."""
+
+    def __init__(self, settings: Any, time: Callable[[], float]):
+        self.settings, self.time = settings, time
+        self.registrations = Rate(settings.registration_rate / HOUR, HOUR, time)
+        self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time)
+        self.address_logs = Rate(1024 * settings.address_log_rate, LOG_BURST, time)
+        self.free_disk: int | None = None  # bytes, when it was last looked at
+        self.disk_low = False
+        self.refused: Counter[str] = Counter()  # by the setting, since the start
+        self._told: dict[str, tuple[float, int]] = {}  # when, and how many there were
+
+    def register(self, source: str) -> None:
+        """A worker or a manager wants to register from this address. 429 when too many have."""
+        if source:
+            if delay := self.registrations.delay(source):
+                problem = "Too many registrations from your address; please wait"
+                raise self.refusal("registration_rate", problem, "too_fast", delay)
+            self.registrations.take(source)
+
+    def passes_line(self, worker: int, source: str, size: int) -> bool:
+        """Whether a log line of so many bytes is to be kept; else it is counted as one that was not."""
+        if self.drops_line():
+            return False
+        if self.worker_logs.delay(worker, size):
+            return self.beyond("worker_log_rate")
+        if source and self.address_logs.delay(source, size):
+            return self.beyond("address_log_rate")
+        self.worker_logs.take(worker, size)
+        if source:
+            self.address_logs.take(source, size)
+        return True
+
+    def drops_line(self) -> bool:
+        """Whether log lines are dropped, and this one counted, because the disk is nearly full."""
+        return self.disk_low and not self.beyond("min_free_disk")
+
+    def check_disk(self) -> None:
+        """Refuses what brings something to be stored while the disk is nearly full: 503."""
+        if self.disk_low:
+            raise self.refusal("min_free_disk", "The disk is nearly full; please try again later")
+
+    def look_at_disk(self, folder: Path) -> None:
+        """Notes how much of the disk is free. (Blocks for as long as the disk takes to say so.)"""
+        disk = shutil.disk_usage(folder)
+        floor = min(MIB * self.settings.min_free_disk, disk.total // LARGEST_FLOOR)
+        self.free_disk = disk.free
+        if self.disk_low != (disk.free < floor):
+            self.disk_low = disk.free < floor
+            log.warning("%d MiB of disk are free: %s", disk.free // MIB, ABOUT_DISK[self.disk_low])
+
+    def refusal(
+        self, setting: str, problem: str, code: str = "unavailable", delay: float | None = None
+    ) -> TrackerError:
+        """The refusal of what is beyond a setting, which it names."""
+        self.beyond(setting)
+        return TrackerError(code, f"{problem} (setting {setting})", delay=delay)
+
+    def beyond(self, setting: str) -> bool:
+        """Counts something that was beyond a setting. False."""
+        self.refused[setting] += 1
+        at, count = self._told.get(setting, (-TELL_INTERVAL, 0))
+        if self.time() - at >= TELL_INTERVAL:
+            log.warning("%d refused or dropped: %s is reached", self.refused[setting] - count, setting)
+            self._told[setting] = self.time(), self.refused[setting]
+        return False
+
+
+ABOUT_DISK = {
+    True: "tasks, jobs and uploads are refused, and log lines dropped, until there are more (min_free_disk)",
+    False: "tasks, jobs and uploads are taken again",
+}

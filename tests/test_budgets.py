@@ -1,0 +1,774 @@
+"""What there may be of what strangers can make grow: counted without scanning, and exactly, whatever is done."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Site, Worker, client, wait_until
+from place import OPERATIONS, Jobs, Memory, Place, call, furnish
+
+import budgets
+import tracker
+from database import UPGRADES
+from limits import LARGEST_FLOOR
+from tracker import FAIL, OK, shapes
+from writer import Committer, Write
+
+MIB = 2**20
+
+
+# ── The counts are right ──────────────────────────────────────────────────────────────────────────────────────────────
+
+# What weighs in a project, written anew: a SELECT of (project, weight) for each kind.
+BYTES = "length(CAST(ifnull({}, '') AS BLOB))"
+WEIGHTS = {
+    "project": f"SELECT id, {budgets.PROJECT_SIZE} FROM project",
+    "task": f"SELECT project, {budgets.TASK_WEIGHT} FROM task",
+    "kept_hash": f"SELECT project, {budgets.HASH_SIZE} FROM kept_hash",
+    "bulk_piece": "SELECT project, length(tasks) + 12000 FROM bulk_piece JOIN operation ON id = operation",
+    "operation": "SELECT project, 400 + length(report) + ifnull(length(wanted), 0) FROM operation",
+    "access": f"SELECT project, {budgets.ACCESS_SIZE} FROM worker_access",
+    "script": f"SELECT project, {BYTES.format('source')} FROM script WHERE project IS NOT NULL",
+    "template": "SELECT project, 1000 + "
+    + " + ".join(map(BYTES.format, ("description", "recipe", "variables", "arguments", "env", "runas")))
+    + " FROM template",
+    "job": "SELECT project, 1000 + log_size + 150 * line_count + "
+    + " + ".join(map(BYTES.format, ("recipe", "recipe", "variables", "arguments", "env", "runas", "result", "output")))
+    + " FROM job",
+    "workflow": "SELECT project, 1000 FROM workflow",
+    "edge": "SELECT project, 100 FROM workflow_edge JOIN workflow ON id = workflow",
+}
+
+
+def sizes(connection: sqlite3.Connection) -> dict[int, int]:
+    """What there is in each project that is not trusted, counted anew."""
+    every = " UNION ALL ".join(WEIGHTS.values())
+    every = f"SELECT 0 AS project, 0 AS weight UNION ALL {every}"
+    rows = connection.execute(
+        f"SELECT id, (SELECT SUM(weight) FROM ({every}) WHERE project = p.id) FROM project p WHERE NOT trusted"
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def check_budgets(connection: sqlite3.Connection) -> None:
+    """Every count is that of what there is."""
+    kept = dict(map(tuple, connection.execute("SELECT id, size FROM project WHERE NOT trusted")))
+    assert kept == sizes(connection)
+    used = dict(map(tuple, connection.execute("SELECT * FROM budget")))
+    lines = (
+        "SELECT e.worker, SUM(100 + length(CAST(scope AS BLOB)) + length(CAST(message AS BLOB)))"
+        " FROM log_entry e GROUP BY e.worker"
+    )
+    shares = list(map(tuple, connection.execute(lines)))
+    assert shares == list(map(tuple, connection.execute("SELECT worker, size FROM log_share ORDER BY worker")))
+    strangers = connection.execute("SELECT ifnull(SUM(size), 0) FROM log_share WHERE stranger").fetchone()[0]
+    assert used == {
+        "logs": sum(size for _, size in shares),
+        "stranger_logs": strangers,
+        "projects": sum(kept.values()),
+        "workers": connection.execute("SELECT COUNT(*) FROM worker").fetchone()[0],
+        "managers": connection.execute("SELECT COUNT(*) FROM manager").fetchone()[0],
+    }
+
+
+def distrust(memory: Memory) -> None:
+    """Makes every project one that no admin trusts."""
+    memory.connection.execute("UPDATE project SET trusted = 0")
+    for project, size in sizes(memory.connection).items():
+        memory.connection.execute("UPDATE project SET size = ? WHERE id = ?", (size, project))
+
+
+@pytest.fixture(scope="module")
+def furnished() -> tuple[Memory, Place]:
+    memory = Memory()
+    place = memory.do(furnish)
+    check_budgets(memory.connection)
+    distrust(memory)
+    check_budgets(memory.connection)
+    return memory, place
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_whatever_is_done_in_a_project_that_nobody_trusts_is_weighed(
+    furnished: tuple[Memory, Place], name: str
+) -> None:
+    memory, place = furnished
+    function, args = OPERATIONS[name](place)
+    with memory.connection:
+        memory.connection.execute("SAVEPOINT before")
+        tx = tracker.Tx(memory.connection, memory.clock, memory.settings)
+        call(tx, function, *args)
+        check_budgets(memory.connection)
+        with contextlib.suppress(tracker.TrackerError, sqlite3.IntegrityError, TypeError):
+            call(tx, function, *args)  # once more
+        check_budgets(memory.connection)
+        memory.connection.execute("ROLLBACK TO before")
+
+
+def test_what_an_old_file_has_is_counted_at_its_upgrade() -> None:
+    memory = Memory()
+    memory.do(furnish)
+    memory.connection.executescript("UPDATE budget SET used = 0; DELETE FROM log_share; UPDATE budget SET used = 0")
+    filled = UPGRADES[6][1]
+    memory.connection.executescript(filled[: filled.index("INSERT INTO verifier_block")])
+    check_budgets(memory.connection)
+
+
+def test_a_piece_of_a_bulk_submit_weighs_as_much_as_its_tasks_will() -> None:
+    assert tracker.BULK_TASKS * budgets.TASK_SIZE == 12000  # as in schema.sql
+
+
+# ── Log lines ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MANY = 10**6  # KiB a second
+
+
+class Logs(Jobs):
+    """The queue with small budgets for lines, and no rates."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            worker_log_rate=MANY, address_log_rate=MANY, **{"max_logs": 1, "max_stranger_logs": 1, **settings}
+        )
+
+    def stranger(self) -> tracker.WorkerCredentials:
+        worker = self.do(tracker.create_worker, None, shapes.AliasBody("stranger"))["worker"]
+        return tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
+
+    def fill(self, worker: tracker.WorkerCredentials, lines: int, length: int = 1000) -> None:
+        def log(tx: tracker.Tx) -> None:
+            for _ in range(lines):
+                tracker.add_log_entry(tx, worker, "info", shapes.LogBody("s", 1, "x" * length))
+
+        self.do(log)
+
+    def lines(self, worker: tracker.WorkerCredentials) -> int:
+        return self.values("SELECT COUNT(*) FROM log_entry WHERE worker = ?", worker.id)[0][0]
+
+    def used(self, name: str) -> int:
+        return self.values("SELECT used FROM budget WHERE name = ?", name)[0][0]
+
+
+def test_stored_lines_stay_within_their_budget() -> None:
+    logs = Logs()
+    logs.fill(logs.worker, 2000)
+    assert 0.9 * MIB < logs.used("logs") <= MIB
+    assert logs.values("SELECT MAX(id) FROM log_entry") == [(2000,)]  # the newest are kept
+    check_budgets(logs.connection)
+
+
+def test_whoever_has_most_lines_loses_its_oldest_for_the_next() -> None:
+    logs = Logs()
+    modest, loud = logs.create_worker(), logs.create_worker()
+    logs.fill(modest, 100)
+    logs.fill(loud, 3000)
+    logs.fill(modest, 100)
+    assert logs.lines(modest) == 200
+    check_budgets(logs.connection)
+
+
+def test_strangers_share_a_small_part_and_take_no_line_from_those_who_work() -> None:
+    logs = Logs(max_logs=3)
+    logs.fill(logs.worker, 1000)
+    for _ in range(5):
+        logs.fill(logs.stranger(), 600)
+    assert logs.used("stranger_logs") <= MIB
+    assert logs.lines(logs.worker) == 1000
+    check_budgets(logs.connection)
+
+
+def test_a_worker_that_has_got_access_is_no_stranger_any_more() -> None:
+    logs = Logs(max_logs=3)
+    worker = logs.stranger()
+    logs.fill(worker, 500)
+    logs.give_access(worker.id, logs.project)
+    logs.fill(worker, 1)
+    assert logs.used("stranger_logs") == 0
+    logs.fill(logs.stranger(), 1000)
+    assert logs.lines(worker) == 501
+
+
+def test_one_that_has_become_known_since_is_not_evicted_as_a_stranger() -> None:
+    logs = Logs(max_logs=3)
+    worker = logs.stranger()
+    logs.fill(worker, 600)
+    logs.give_access(worker.id, logs.project)
+    logs.fill(logs.stranger(), 1000)
+    assert logs.lines(worker) == 600
+
+
+def test_a_line_of_a_public_projects_worker_that_has_had_a_task_is_no_strangers() -> None:
+    logs = Logs()
+    logs.do(tracker.update_project, logs.session, logs.project, shapes.ProjectBody(public=True))
+    worker = logs.stranger()
+    logs.submit()
+    logs.assign(worker)
+    logs.fill(worker, 1)
+    assert logs.used("stranger_logs") == 0 < logs.used("logs")
+
+
+def test_lines_with_wide_characters_count_as_many_bytes_as_they_take() -> None:
+    logs = Logs()
+    logs.do(tracker.add_log_entry, logs.worker, "info", shapes.LogBody("ö", 1, "🙂" * 100))
+    assert logs.used("logs") == budgets.LINE_SIZE + 2 + 400
+
+
+def test_a_line_makes_room_in_a_bounded_number_of_steps_and_is_not_kept_when_that_is_not_enough() -> None:
+    logs = Logs()
+    logs.fill(logs.worker, 9000, 1)
+    before = logs.lines(logs.worker)
+    while logs.used("logs") < MIB - 400:
+        logs.fill(logs.worker, 1, 1)
+    logs.do(tracker.add_log_entry, logs.worker, "info", shapes.LogBody("s", 1, "🙂" * 65536))
+    assert before - logs.lines(logs.worker) <= budgets.EVICTED * budgets.MOST_EVICTIONS
+    check_budgets(logs.connection)
+
+
+def logged(site: Site, text: str) -> list[tuple]:
+    return site.read("SELECT message FROM log_entry WHERE message LIKE ?", f"{text}%")
+
+
+def test_a_line_beyond_a_workers_rate_is_answered_as_ever_and_goes_to_the_file_only(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = make_site(worker_log_rate=1)
+    fast, slow = site.create_worker(), site.create_worker()
+    answers = [fast.log("info", f"fast {number} {'x' * 10_000}") for number in range(20)]
+    assert {(answer.status_code, answer.content) for answer in answers} == {(204, b"")}
+    assert 1 <= len(logged(site, "fast")) < 10
+    assert slow.log("info", "slow").status_code == 204 and logged(site, "slow")
+    assert sum("fast" in line for line in (tmp_path / "tracker.log").read_text("utf-8").splitlines()) == 20
+    site.clock.pass_time(60)
+    assert fast.log("info", "later").status_code == 204 and logged(site, "later")
+
+
+def test_an_address_has_a_rate_for_all_its_workers(make_site: Callable[..., Site]) -> None:
+    site = make_site(address_log_rate=1)
+    crowd = [site.create_worker() for _ in range(10)]
+    for worker in crowd:
+        worker.http.headers["X-Forwarded-For"] = "203.0.113.9"
+        assert worker.log("info", f"crowd {'x' * 20_000}").status_code == 204
+    assert 1 <= len(logged(site, "crowd")) < 6
+    crowd[0].http.headers["X-Forwarded-For"] = "203.0.113.10"
+    crowd[0].log("info", "from another address")
+    assert logged(site, "from another address")
+
+
+def test_lines_with_a_wrong_secret_use_up_nobodys_rate(make_site: Callable[..., Site]) -> None:
+    site = make_site(worker_log_rate=1)
+    worker = site.create_worker()
+    right = worker.http.headers["X-Secret"]
+    worker.http.headers["X-Secret"] = "wrong"
+    assert {worker.log("info", "x" * 50_000).status_code for _ in range(5)} == {401}
+    worker.http.headers["X-Secret"] = right
+    worker.log("info", "mine")
+    assert logged(site, "mine")
+
+
+def test_three_hundred_workers_behind_one_address_may_log_as_workers_do(site: Site) -> None:
+    with client(site.url, headers={"X-Forwarded-For": "203.0.113.9"}) as http:
+        secrets = [http.post("/worker/create", json={"alias": "w"}).json()["content"]["worker"] for _ in range(300)]
+        for number in range(3):
+            for one in secrets:
+                headers = {"X-Worker-ID": str(one["id"]), "X-Secret": one["secret"]}
+                body = {"scope": "s", "message": f"line {number}", "timestamp": 1}
+                assert http.post("/log/info", json=body, headers=headers).status_code == 204
+    assert len(logged(site, "line")) == 900
+
+
+# ── Workers and managers ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def create(site: Site, address: str, path: str = "/worker/create", body: Any = None) -> httpx.Response:
+    body = body or {"alias": "w"}
+    return httpx.post(f"{site.url}{path}", json=body, headers={"X-Forwarded-For": address} if address else {})
+
+
+def test_an_address_may_register_so_many_in_an_hour(make_site: Callable[..., Site]) -> None:
+    site = make_site(registration_rate=10)
+    statuses = [create(site, "203.0.113.9").status_code for _ in range(12)]
+    assert statuses == [200] * 10 + [429] * 2
+    refused = create(site, "203.0.113.9")
+    assert refused.json()["ok"] is False and "registration_rate" in refused.json()["message"]
+    assert 0 < refused.json()["rate_limit_delay"] <= 360 and int(refused.headers["Retry-After"]) <= 361
+    assert create(site, "203.0.113.10").status_code == 200
+    site.clock.pass_time(361)
+    assert create(site, "203.0.113.9").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::2", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:203.0.113.9", "203.0.113.9", True),
+        ("::ffff:203.0.113.9", "::ffff:203.0.113.10", False),
+    ],
+)
+def test_a_network_of_ipv6_is_one_address_and_a_mapped_ipv4_is_that_one(
+    make_site: Callable[..., Site], one: str, other: str, together: bool
+) -> None:
+    site = make_site(registration_rate=1)
+    assert create(site, one).status_code == 200
+    assert create(site, other).status_code == (429 if together else 200)
+
+
+def test_workers_and_managers_of_an_address_count_together(make_site: Callable[..., Site]) -> None:
+    site = make_site(registration_rate=1)
+    assert create(site, "203.0.113.9").status_code == 200
+    account = {"username": "somebody", "password": "correct horse"}
+    assert create(site, "203.0.113.9", "/register", account).status_code == 429
+
+
+def test_programs_on_this_machine_may_register_as_many_as_they_like(make_site: Callable[..., Site]) -> None:
+    site = make_site(registration_rate=1)
+    assert {create(site, "").status_code for _ in range(30)} == {200}
+    assert {site.create_manager(f"user{number}").id for number in range(30)}
+
+
+def test_three_hundred_workers_and_five_managers_behind_one_address_may_register(site: Site) -> None:
+    with client(site.url, headers={"X-Forwarded-For": "203.0.113.9"}) as http:
+        assert {http.post("/worker/create", json={"alias": "w"}).status_code for _ in range(300)} == {200}
+        accounts = [{"username": f"user{number}", "password": "correct horse"} for number in range(5)]
+        assert {http.post("/register", json=account).status_code for account in accounts} == {200}
+
+
+def test_there_are_no_more_workers_than_the_setting_says_but_those_that_an_admin_creates(
+    make_site: Callable[..., Site],
+) -> None:
+    site = make_site(max_workers=2)
+    assert [create(site, "").status_code for _ in range(3)] == [200, 200, 503]
+    refused = create(site, "").json()
+    assert refused["code"] == "unavailable" and "max_workers" in refused["message"]
+    assert site.admin.post("/worker/create", {"alias": "mine"}).status_code == 200
+    assert site.create_manager().post("/worker/create", {"alias": "mine"}).status_code == 503
+
+
+def test_there_are_no_more_managers_than_the_setting_says(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_managers=2)  # the first is the admin
+    site.create_manager("second")
+    account = {"username": "third", "password": "correct horse"}
+    refused = httpx.post(f"{site.url}/register", json=account)
+    assert refused.status_code == 503 and "max_managers" in refused.json()["message"]
+
+
+def test_workers_that_never_did_anything_are_forgotten_while_there_are_very_many() -> None:
+    queue = Jobs(max_workers=10)
+    silent = [queue.do(tracker.create_worker, None, shapes.AliasBody("s"))["worker"] for _ in range(8)]
+    asking = tracker.WorkerCredentials(silent[0]["id"], silent[0]["secret"].encode())
+    queue.do(tracker.request_access, asking, shapes.AccessBody(queue.project, assign=True))
+    talking = tracker.WorkerCredentials(silent[1]["id"], silent[1]["secret"].encode())
+    queue.do(tracker.add_log_entry, talking, "info", shapes.LogBody("s", 1, "here"))
+    queue.clock.now += budgets.SILENCE + 1
+    queue.connection.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (queue.clock.time(), silent[2]["id"]))
+    assert queue.do(tracker.forget_workers, 0) is None
+    kept = [queue.worker.id, *(one["id"] for one in silent[:3])]
+    assert queue.values("SELECT id FROM worker ORDER BY id") == [(worker,) for worker in kept]
+    check_budgets(queue.connection)
+
+
+def test_no_worker_is_forgotten_while_there_are_few() -> None:
+    queue = Jobs(max_workers=10)
+    for _ in range(4):
+        queue.do(tracker.create_worker, None, shapes.AliasBody("s"))
+    queue.clock.now += budgets.SILENCE + 1
+    queue.do(tracker.forget_workers, 0)
+    assert len(queue.values("SELECT id FROM worker")) == 5
+
+
+def test_a_manager_has_a_hundred_sessions_at_most() -> None:
+    queue = Jobs()
+    (manager,) = queue.values("SELECT id FROM manager")[0]
+    sessions = [queue.do(tracker.open_session, manager) for _ in range(tracker.MOST_SESSIONS + 20)]
+    assert len(queue.values("SELECT 1 FROM session")) == tracker.MOST_SESSIONS
+    assert queue.do(tracker.get_account, sessions[-1])["logged_in"]
+
+
+# ── Requests for access ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_so_many_workers_may_wait_for_access_to_a_project(make_site: Callable[..., Site]) -> None:
+    site = make_site(max_access_requests=2)
+    project, other = site.admin.create_project(), site.admin.create_project()
+    workers = [site.create_worker() for _ in range(3)]
+    answers = [worker.request_access(project) for worker in workers]
+    assert [answer.status_code for answer in answers] == [200, 200, 503]
+    assert "max_access_requests" in answers[-1].json()["message"]
+    assert workers[2].request_access(other).status_code == 200  # one may ask for each project that it can see
+    assert workers[0].request_access(project).status_code == 409  # as ever
+    site.admin.post(f"/project/accept_request/{project}/{workers[0].id}")
+    assert workers[2].request_access(project).status_code == 200
+
+
+def test_all_requests_are_rejected_at_once_and_no_access_is_withdrawn(site: Site) -> None:
+    project = site.admin.create_project()
+    working, asking = site.create_worker(project), [site.create_worker() for _ in range(3)]
+    for worker in asking:
+        worker.request_access(project)
+    answer = site.admin.post(f"/project/reject_requests/{project}")
+    assert answer.json()["content"] == {"rejected": 3}
+    rows = site.admin.get(f"/project/access_list/{project}").json()["content"]
+    assert [one["worker"]["id"] for one in next(iter(rows.values()))] == [working.id]
+
+
+def test_the_page_shows_first_who_has_worked_here_and_finds_the_others(site: Site) -> None:
+    project, other = site.admin.create_project(), site.admin.create_project()
+    for number in range(60):
+        Worker(site.url, f"flood {number}").request_access(project)
+    known = site.create_worker(other, alias="known")
+    known.submit(other)
+    known.released(known.assigned(other)["id"])
+    known.request_access(project)
+    wanted = Worker(site.url, "wanted")
+    wanted.request_access(project)
+    page = site.admin.http.get(f"/ui/projects/{project}/access").text
+    assert f'id="request-{known.id}"' in page and f'id="request-{wanted.id}"' not in page
+    assert "Reject all 62" in page
+    found = site.admin.http.get(f"/ui/projects/{project}/access", params={"text": "wanted"}).text
+    assert f'id="request-{wanted.id}"' in found
+
+
+# ── Projects that no admin trusts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class House:
+    """A tracker with a small budget, a manager whom nobody trusts, its project, and its worker."""
+
+    def __init__(self, site: Site):
+        self.site = site
+        self.owner = site.create_manager("stranger")
+        self.project = self.owner.create_project("own")
+        self.worker = self.owner.grant(Worker(site.url), self.project)
+
+    @property
+    def size(self) -> int:
+        return self.site.read("SELECT size FROM project WHERE id = ?", self.project)[0][0]
+
+    @property
+    def total(self) -> int:
+        return self.site.read("SELECT used FROM budget WHERE name = 'projects'")[0][0]
+
+    def fill(self) -> None:
+        """Submits until the budget is full."""
+        for _ in range(40):
+            if self.worker.submit(self.project, "x" * 100_000).status_code != 200:
+                return
+        raise AssertionError("it is never full")
+
+    def empty(self) -> None:
+        while task := self.worker.assigned(self.project):
+            self.worker.released(task["id"])
+
+
+@pytest.fixture
+def house(make_site: Callable[..., Site]) -> House:
+    return House(make_site(max_untrusted_projects=6))
+
+
+def check_refused(answer: httpx.Response) -> None:
+    assert answer.status_code == 503, answer.text
+    assert answer.json()["ok"] is False and answer.json()["code"] == "unavailable"
+    assert "max_untrusted_projects" in answer.json()["message"]
+
+
+def test_what_a_manager_whom_nobody_trusts_submits_has_a_budget_and_what_is_done_is_free_again(house: House) -> None:
+    before = house.size
+    house.fill()
+    assert 5 * MIB < house.total <= 6 * MIB
+    check_refused(house.worker.submit(house.project, "x" * 200_000))
+    house.empty()
+    assert house.size == before
+    assert house.worker.submit(house.project, "x" * 200_000).status_code == 200
+
+
+def test_assignment_and_release_go_on_when_the_budget_is_full(house: House) -> None:
+    house.fill()
+    task = house.worker.assigned(house.project)
+    assert house.worker.released(task["id"], FAIL) and house.worker.released(house.worker.assigned(house.project)["id"])
+
+
+def bulk(house: House) -> httpx.Response:
+    return house.worker.bulk_submit([{"project": house.project, "recipe": "x" * 1000}] * 400)
+
+
+def large_bulk(house: House) -> httpx.Response:
+    return house.worker.bulk_submit([{"project": house.project, "recipe": "x" * 100}] * 9000)
+
+
+def lines(house: House) -> httpx.Response:
+    return house.worker.http.post(f"/task/submit_lines/{house.project}", content=b"https://example.org/\n" * 9000)
+
+
+def as_manager(house: House) -> httpx.Response:
+    return house.owner.post("/template/create", {"project": house.project, "name": "t", "script": "#" * 300_000})
+
+
+def trigger(house: House) -> httpx.Response:
+    return house.owner.post("/template/trigger/1", {"variables": {"a": "x" * 300_000}})
+
+
+def create_another(house: House) -> httpx.Response:
+    return house.owner.post("/project/create", {"name": "another"})
+
+
+@pytest.mark.parametrize("way", [bulk, large_bulk, lines, as_manager, trigger, create_another])
+def test_no_other_way_into_the_project_is_larger(house: House, way: Callable[[House], httpx.Response]) -> None:
+    template = {"project": house.project, "name": "small", "undeclared": True}
+    assert house.owner.post("/template/create", template).status_code == 200
+    house.fill()
+    before = house.size
+    check_refused(way(house))
+    assert house.size == before
+
+
+def test_a_bulk_submit_of_a_stranger_is_no_larger_than_other_bodies(make_site: Callable[..., Site]) -> None:
+    house = House(make_site(max_body=64))
+    assert house.worker.bulk_submit([{"project": house.project, "recipe": "x" * 1000}] * 100).status_code == 413
+    house.site.admin.post(f"/project/trust/{house.project}")
+    assert house.worker.bulk_submit([{"project": house.project, "recipe": "x" * 1000}] * 100).status_code == 200
+
+
+def test_many_bulk_submits_at_once_are_no_larger_together(house: House) -> None:
+    house.fill()
+    house.empty()
+    tasks = [{"project": house.project, "recipe": "x" * 50}] * 3000
+    statuses = {house.worker.bulk_submit(tasks).status_code for _ in range(5)}
+    assert statuses == {200, 503}
+    assert house.total <= 6 * MIB
+
+
+def test_results_and_lines_of_jobs_are_dropped_when_the_budget_is_full(house: House) -> None:
+    house.owner.post("/template/create", {"project": house.project, "name": "t", "priority": 9})
+    job = house.owner.post("/template/trigger/1", {}).json()["content"]["job"]["id"]
+    house.fill()
+    task = house.worker.assigned(house.project)
+    entries = [{"message": "y" * 60_000, "timestamp": 1}] * 10
+    logged = house.worker.http.post("/task/log", json={"task_id": task["id"], "entries": entries})
+    assert logged.json()["content"] == {"held": True, "stored": 0}
+    before = house.total
+    assert house.worker.released(task["id"], OK, output={"data": "z" * 500_000})
+    assert house.owner.get(f"/job/get/{job}").json()["content"]["job"]["state"] == "succeeded"
+    assert house.total < before + 10_000
+
+
+def test_what_hashes_and_verifications_take_counts_too(house: House) -> None:
+    before = house.size
+    house.worker.submit(house.project, "x", verification_count=1001)
+    assert house.size - before == budgets.TASK_SIZE + 1 + 1000 * budgets.VERIFICATION_SIZE
+    house.owner.update_project(house.project, keep_hashes=True)
+    before = house.size
+    house.worker.submit(house.project, "x", priority=1, unique_string="u")
+    house.worker.released(house.worker.assigned(house.project)["id"])
+    assert house.size - before == budgets.HASH_SIZE
+
+
+def test_an_admins_projects_have_no_such_budget(house: House) -> None:
+    house.fill()
+    project = house.site.admin.create_project()
+    worker = house.site.create_worker(project)
+    assert {worker.submit(project, "x" * 100_000).status_code for _ in range(30)} == {200}
+    assert house.site.read("SELECT trusted, size FROM project WHERE id = ?", project) == [(1, 0)]
+
+
+def test_an_admin_may_trust_a_project(house: House) -> None:
+    house.fill()
+    assert house.owner.post(f"/project/trust/{house.project}").status_code == 403
+    assert house.site.admin.post(f"/project/trust/{house.project}").status_code == 200
+    assert house.total == 0
+    assert house.worker.submit(house.project, "x" * 2_000_000).status_code == 200
+    house.empty()
+    assert (house.size, house.total) == (0, 0)
+
+
+def test_a_project_that_an_admin_makes_public_is_trusted(house: House) -> None:
+    house.site.admin.update_project(house.project, public=True)
+    assert house.total == 0
+
+
+def test_who_has_got_a_role_in_a_trusted_project_makes_trusted_ones(house: House) -> None:
+    house.site.admin.set_role(house.site.admin.create_project(), house.owner, tracker.READ)
+    project = house.owner.create_project("mine")
+    assert house.site.read("SELECT trusted FROM project WHERE id = ?", project) == [(1,)]
+
+
+def test_who_has_got_a_role_from_another_stranger_does_not(house: House) -> None:
+    friend = house.site.create_manager("friend")
+    house.owner.set_role(house.project, friend, tracker.ALL_ROLES)
+    check_refused(friend.post("/project/create", {"name": "theirs"}))
+
+
+def test_the_page_of_the_project_says_so_and_lets_an_admin_trust_it(house: House) -> None:
+    path = f"/ui/projects/{house.project}"
+    assert "max_untrusted_projects" in house.owner.http.get(path).text
+    assert "Trust this project" not in house.owner.http.get(path).text
+    assert "Trust this project" in house.site.admin.http.get(path).text
+
+
+def test_a_script_that_is_replaced_counts_until_it_is_gone(house: House) -> None:
+    house.owner.post("/template/create", {"project": house.project, "name": "t"})
+    statuses = [
+        house.owner.post("/template/update/1", {"script": f"{number} {'#' * 400_000}"}).status_code
+        for number in range(8)
+    ]
+    assert statuses[0] == 200 and statuses[-1] == 503
+    assert house.total <= 6 * MIB
+
+
+def test_operations_are_forgotten_when_the_budget_is_full_and_begin_all_the_same(house: House) -> None:
+    resets = [house.owner.post(f"/project/reset_failed_tasks/{house.project}").status_code for _ in range(5)]
+    house.fill()
+    for size in (10_000, 1000, 100, 1):
+        while house.worker.submit(house.project, "x" * size).status_code == 200:
+            pass
+    before = house.site.read("SELECT COUNT(*) FROM operation")
+    resets += [house.owner.post(f"/project/reset_failed_tasks/{house.project}").status_code for _ in range(5)]
+    assert set(resets) == {200}
+    assert house.site.read("SELECT COUNT(*) FROM operation") == before
+    assert house.owner.post(f"/project/hard_reset/{house.project}").status_code == 200
+    assert house.worker.submit(house.project).status_code == 200
+
+
+def test_tasks_that_are_released_at_once_are_weighed() -> None:
+    queue = Jobs()
+    distrust(queue)
+    for number in range(8):
+        queue.submit(f"recipe {number}")
+    tasks = [queue.assign() for _ in range(8)]
+    committer = Committer(SimpleNamespace(connection=queue.connection), queue.clock, queue.settings, lambda: 1e9)
+    releases = [(queue.worker, shapes.ReleaseBody(task, OK)) for task in tasks]
+    committer.run_batch([Write(None, tracker.release_task, release) for release in releases])
+    queue.connection.execute("COMMIT")
+    assert queue.counts()["closed"] == 8
+    check_budgets(queue.connection)
+
+
+def test_a_chain_into_a_project_that_nobody_trusts_is_weighed() -> None:
+    queue = Jobs()
+    second = queue.create_project("second")
+    queue.do(tracker.update_project, queue.session, queue.project, shapes.ProjectBody(chain=second))
+    distrust(queue)
+    queue.submit("recipe")
+    assert queue.release(queue.assign())
+    check_budgets(queue.connection)
+
+
+# ── The disk ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Disk:
+    """What the tracker finds when it looks at its disk."""
+
+    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch):
+        self.site, self.total, self.free = site, 100 * 1024 * MIB, 1024 * MIB
+        monkeypatch.setattr("shutil.disk_usage", lambda _: self)
+
+    def has(self, free: int) -> None:
+        """Waits until the tracker has seen that so many bytes are free."""
+        before, self.free = self.shown(), free
+        wait_until(lambda: self.shown() != before)
+
+    def shown(self) -> str:
+        page = self.site.admin.http.get("/ui/admin").text
+        return page.partition("Free disk</th><td>")[2].partition("<")[0]
+
+
+@pytest.fixture
+def disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(site, monkeypatch)
+
+
+def test_below_the_floor_of_free_disk_nothing_is_taken_in_and_work_goes_on(disk: Disk) -> None:
+    site = disk.site
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    for _ in range(3):
+        worker.submit(project)
+    site.admin.post("/template/create", {"project": project, "name": "t"})
+    disk.has(100 * MIB)
+    refused = [
+        worker.submit(project),
+        worker.bulk_submit([{"project": project, "recipe": "x"}]),
+        worker.http.post(f"/task/submit_lines/{project}", content=b"x\n"),
+        site.admin.post("/template/trigger/1", {}),
+        site.admin.post("/template/create", {"project": project, "name": "u"}),
+    ]
+    for answer in refused:
+        assert answer.status_code == 503 and "min_free_disk" in answer.json()["message"], answer.text
+    done, again = worker.assigned(project), worker.assigned(project)
+    assert worker.released(done["id"]) and worker.released(again["id"], FAIL)
+    disk.has(1000 * MIB)
+    assert worker.submit(project).status_code == 200
+
+
+def test_below_the_floor_log_lines_are_answered_as_ever_dropped_and_counted(disk: Disk, tmp_path: Path) -> None:
+    site = disk.site
+    worker = site.create_worker()
+    disk.has(100 * MIB)
+    assert worker.log("error", "dropped").status_code == 204
+    assert not logged(site, "dropped") and "dropped" not in (tmp_path / "tracker.log").read_text("utf-8")
+    page = site.admin.http.get("/ui/admin").text
+    assert "<code>min_free_disk</code>" in page[page.index('id="budgets"') : page.index("Settings in force")]
+
+
+def test_on_a_small_disk_the_floor_is_a_part_of_it(disk: Disk) -> None:
+    site = disk.site
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    disk.total = 64 * MIB
+    disk.has(disk.total // LARGEST_FLOOR + MIB)
+    assert worker.submit(project).status_code == 200
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_below_the_floor_testflingers_jobs_and_files_are_refused_and_its_results_are_taken(disk: Disk) -> None:
+    site = disk.site
+    with client(site.url) as http:
+        job = http.post("/v1/job", json={"job_queue": "machines"}).json()["job_id"]
+        assert http.get("/v1/job", params={"queue": "machines"}).json()["job_id"] == job
+        disk.has(100 * MIB)
+        for answer in (
+            http.post("/v1/job", json={"job_queue": "machines"}),
+            http.post(f"/v1/result/{job}/artifact", files={"file": b"x"}),
+        ):
+            assert answer.status_code == 503 and "min_free_disk" in answer.text
+        assert http.post(f"/v1/result/{job}", json={"job_state": "complete"}).status_code == 200
+
+
+# ── What is said of it ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_of_the_settings_shows_how_full_each_budget_is(house: House) -> None:
+    house.fill()
+    page = house.site.admin.http.get("/ui/admin").text
+    table = page[page.index('id="budgets"') : page.index("Settings in force")]
+    for setting in ("max_logs", "max_stranger_logs", "max_untrusted_projects", "max_workers", "max_managers"):
+        assert f"<code>{setting}</code>" in table
+    assert house.owner.http.get("/ui/admin").status_code == 403
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_a_contributor_of_testflinger_makes_so_many_queues_at_most() -> None:
+    from dialects.testflinger import clients, domain
+
+    house = Jobs(testflinger_client_queues=2)
+    guest, agent = (clients.Client(role, role, {}, [], {}) for role in ("contributor", "agent"))
+
+    def submit(client: clients.Client | None, queue: str) -> str:
+        wanted = domain.Submission({}, queue)
+        try:
+            return house.do(domain.submit_job, client, wanted)
+        except tracker.TrackerError as error:
+            return error.message
+
+    assert not any("testflinger_client_queues" in submit(guest, queue) for queue in ("one", "two", "one"))
+    assert "testflinger_client_queues" in submit(guest, "three")
+    for other in (agent, None):
+        assert not any("testflinger_client_queues" in submit(other, f"{other} {number}") for number in range(3))
+    assert "testflinger_client_queues" not in submit(guest, "None 1")  # another's

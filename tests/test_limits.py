@@ -1,0 +1,142 @@
+"""Rates by worker and by address: what passes, what is remembered, whose call it is, and what the log says."""
+
+from __future__ import annotations
+
+import logging
+import tracemalloc
+
+import pytest
+
+import limits
+import tracker
+from limits import Limits, Rate, source_of
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+def taken(rate: Rate, source: object, most: int = 1000) -> int:
+    """How often a source passes until it has to wait."""
+    for count in range(most):
+        if rate.delay(source):
+            return count
+        rate.take(source)
+    return most
+
+
+def test_so_much_passes_at_once_and_then_as_the_rate_says(time: Time) -> None:
+    rate = Rate(2, 5, time)
+    assert taken(rate, "a") == 10
+    assert rate.delay("a") == pytest.approx(0.5)
+    time.now += 1
+    assert taken(rate, "a") == 2
+    time.now += 1000
+    assert taken(rate, "a") == 10
+
+
+def test_each_source_has_its_own(time: Time) -> None:
+    rate = Rate(1, 5, time)
+    assert (taken(rate, "a"), taken(rate, "b"), taken(rate, "a")) == (5, 5, 0)
+
+
+def test_what_is_refused_costs_nothing(time: Time) -> None:
+    rate = Rate(1, 5, time)
+    taken(rate, "a")
+    delays = {rate.delay("a") for _ in range(100)}
+    assert delays == {1.0}
+
+
+def test_what_is_remembered_is_bounded_and_a_flood_from_many_addresses_frees_none_that_has_taken_more(
+    time: Time,
+) -> None:
+    rate = Rate(1, 3600, time)
+    assert taken(rate, "greedy", 3600) == 3600
+    for number in range(3 * limits.MOST_SOURCES):
+        rate.take(number)
+    assert len(rate._until) <= limits.MOST_SOURCES
+    assert rate.delay("greedy") > 0
+
+
+def test_a_flood_from_many_addresses_takes_little_memory(time: Time) -> None:
+    rate = Rate(1, 3600, time)
+    tracemalloc.start()
+    for number in range(5 * limits.MOST_SOURCES):
+        rate.take(f"2001:db8:{number:x}::/64")
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 10 * 2**20
+
+
+# ── Whose call it is ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "source"),
+    [
+        ("127.0.0.1", (), ""),
+        ("127.8.0.1", (), ""),
+        ("::1", (), ""),
+        ("::ffff:127.0.0.1", (), ""),
+        ("testclient", (), ""),
+        ("", (), ""),
+        ("127.0.0.1", (b"x-forwarded-for",), "127.0.0.1"),
+        ("127.0.0.1", (b"x-forwarded-proto",), "127.0.0.1"),
+        ("127.0.0.1", (b"forwarded",), "127.0.0.1"),
+        ("127.0.0.1", (b"via",), "127.0.0.1"),
+        ("127.0.0.1", (b"x-real-ip",), "127.0.0.1"),
+        ("testclient", (b"x-forwarded-for",), "testclient"),
+        ("", (b"x-forwarded-for",), "unknown"),
+        ("203.0.113.9", (), "203.0.113.9"),
+        ("203.0.113.9", (b"x-forwarded-for",), "203.0.113.9"),
+        ("::ffff:203.0.113.9", (), "203.0.113.9"),
+        ("2001:db8::1", (), "2001:db8::/64"),
+        ("2001:db8:0:0:ffff::1", (), "2001:db8::/64"),
+        ("fe80::1%eth0", (), "fe80::/64"),
+    ],
+)
+def test_whose_address_a_call_counts_to(host: str, headers: tuple[bytes, ...], source: str) -> None:
+    client = (host, 1) if host else None
+    assert source_of(client, [(b"accept", b"*/*"), *((name, b"x") for name in headers)]) == source
+
+
+# ── What the log says ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_log_says_once_a_minute_which_limit_was_reached_and_how_often(
+    time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "tracker")
+    kept = Limits(tracker.Settings(), time)
+    for _ in range(100):
+        kept.beyond("max_logs")
+    kept.beyond("max_workers")
+    time.now += 61
+    kept.beyond("max_logs")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "1 refused or dropped: max_logs is reached",
+        "1 refused or dropped: max_workers is reached",
+        "100 refused or dropped: max_logs is reached",
+    ]
+    assert kept.refused == {"max_logs": 101, "max_workers": 1}
+
+
+def test_a_floor_of_zero_is_none(monkeypatch: pytest.MonkeyPatch, time: Time) -> None:
+    class Full:
+        total, free = 10**9, 0
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Full)
+    for floor, low in ((0, False), (1, True)):
+        kept = Limits(tracker.Settings(min_free_disk=floor), time)
+        kept.look_at_disk(".")
+        assert kept.disk_low == low
