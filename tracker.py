@@ -16,8 +16,8 @@ found out once in a transaction, and what a function needs is declared where it 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
 (how bytes come in), browsers (what they may do), attempts (at passwords), limits and budgets (how often, and how much),
 database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
-and githook (uploads, push events), names (that people choose), waiting (workers that wait), openapi (the API's
-document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other
+and githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the
+API's document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other
 systems' APIs).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
@@ -51,7 +51,6 @@ import itertools
 import logging
 import logging.handlers
 import math
-import os
 import re
 import secrets
 import socket
@@ -100,6 +99,7 @@ from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, convert, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, receive_push
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
+from logfile import kept_line, open_log_file
 from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
     SPOOL_BYTES,
@@ -1218,24 +1218,6 @@ LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, 
 LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
 MOST_LOG_ENTRIES = 1000
 MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
-
-
-MOST_LINE = 2**16  # characters of a line, and of a scope, that are kept
-MOST_SCOPE = 1000
-CUT_MARK = " … (cut: it had {:,} characters)"
-
-
-def kept_line(entry: shapes.TaskEntry) -> shapes.TaskEntry:
-    """The line as it is kept. None is refused for its length: clients in use give up their task when one is."""
-    return shapes.TaskEntry(shortened(entry.message, MOST_LINE), entry.timestamp, entry.level, entry.scope[:MOST_SCOPE])
-
-
-def shortened(text: str, most: int) -> str:
-    """The text, or so much of its beginning as fits with a mark that says that it was cut."""
-    if len(text) <= most:
-        return text
-    mark = CUT_MARK.format(len(text))
-    return text[: most - len(mark)] + mark
 
 
 def store_log_entry(
@@ -4284,38 +4266,6 @@ class Tracker:
                     log.warning("Operation %d has to wait: %s", operation, error)
                     await asyncio.sleep(next(pauses))
         raise TrackerError("unavailable", "The tracker is stopping; what it had begun is finished at its next start")
-
-
-class PrivateFileHandler(logging.handlers.RotatingFileHandler):
-    """Its files are nobody else's to read: there may be secrets in what workers print."""
-
-    def _open(self) -> Any:
-        file = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            if os.name == "posix":
-                os.fchmod(file, 0o600)  # one of before
-        finally:
-            os.close(file)
-        return super()._open()
-
-
-def open_log_file(settings: Settings) -> logging.Logger:
-    """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing."""
-    logger = logging.Logger("tracker.workers")
-    if settings.log_file:
-        try:
-            handler = PrivateFileHandler(
-                Path(settings.database).parent / settings.log_file,
-                maxBytes=10 * 2**20,
-                backupCount=5,
-                encoding="utf-8",
-                errors="backslashreplace",
-            )
-        except OSError as error:
-            raise TrackerError("start", f"log_file: {settings.log_file}: {error.strerror}") from None
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.addHandler(handler)
-    return logger
 
 
 # ── HTTP plumbing ─────────────────────────────────────────────────────────────────────────────────────────────────────
