@@ -105,7 +105,7 @@ def place_with(count: int) -> tuple[Bench, Place]:
             tracker.take_snapshots(tx, 0, 10_000 + number)
             tracker.add_log_entry(tx, place.worker, "info", shapes.LogBody("test", number, "a line"))
             add_history(tx, place, number)
-            tx.execute("INSERT INTO session VALUES (?, ?, 9e9)", (str(number).encode(), place.manager))
+            tx.execute("INSERT INTO session VALUES (?, ?, 9e9, 0)", (str(number).encode(), place.manager))
             tx.execute("INSERT INTO kept_hash VALUES (?, ?)", (place.second, 1000 + number))
         add_jobs(tx, place, count)
         tx.execute("UPDATE operation SET last_task = (SELECT MAX(id) FROM task)")
