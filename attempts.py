@@ -10,7 +10,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
+import hmac
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,26 @@ from errors import TrackerError
 from writer import Tx
 
 log = logging.getLogger("tracker")
+
+# ── Passwords ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SCRYPT = {"n": 2**14, "r": 8, "p": 5}  # 16 MiB; one of the settings that OWASP recommends
+
+
+def hash_password(password: str, salt: bytes | None = None, **cost: int) -> str:
+    """scrypt with its parameters in front, so that they can be raised later without locking anybody out."""
+    salt, cost = salt or secrets.token_bytes(16), cost or SCRYPT
+    key = hashlib.scrypt(password.encode(), salt=salt, maxmem=2**28, dklen=32, **cost)
+    return "$".join(["scrypt", str(cost["n"]), str(cost["r"]), str(cost["p"]), salt.hex(), key.hex()])
+
+
+def password_matches(password: str, stored: str | None) -> bool:
+    """Whether the password is the stored one. Takes the same time when nothing is stored (an unknown user)."""
+    stored_or_dummy = stored or "$".join(["scrypt", *map(str, SCRYPT.values()), "00" * 16, "00" * 32])
+    _, n, r, p, salt, _ = stored_or_dummy.split("$")
+    computed = hash_password(password, bytes.fromhex(salt), n=int(n), r=int(r), p=int(p))
+    return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
+
 
 # ── Logins ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

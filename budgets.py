@@ -40,8 +40,9 @@ EVICTED = 50  # lines that go at once
 MOST_EVICTIONS = 8  # for one line
 
 SELECT_SHARE = """
-    SELECT NOT EXISTS (SELECT 1 FROM tally WHERE worker = ?1)
-        AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = ?1 AND NOT request) AS stranger,
+    SELECT NOT EXISTS (SELECT 1 FROM tally t JOIN project p ON p.id = t.project WHERE t.worker = ?1 AND p.trusted)
+        AND NOT EXISTS (SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project
+            WHERE a.worker = ?1 AND NOT a.request AND p.trusted) AS stranger,
         (SELECT stranger FROM log_share WHERE worker = ?1) AS was_stranger,
         (SELECT used FROM budget WHERE name = 'logs') AS logs
 """

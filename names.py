@@ -42,5 +42,5 @@ def check_new_name(name: str) -> None:
     """Refuses (invalid) a new account's name that nobody could tell from another one, or not see."""
     if name != name.strip() or name != seen(name):
         raise TrackerError("invalid", "no invisible characters, and no blanks at its ends", "username")
-    if confusables.is_dangerous(name):
+    if confusables.is_dangerous(unicodedata.normalize("NFC", name)):  # some systems type é as two
         raise TrackerError("invalid", "letters of several scripts, some of which look alike", "username")

@@ -90,7 +90,9 @@ from attempts import (
     accept_attempt,
     count_attempt,
     forget_attempts,
+    hash_password,
     note_address,
+    password_matches,
     sources_of,
 )
 from connections import room_for
@@ -825,15 +827,15 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
     A hidden project is not there for it: its managers add the worker by its number.
     """
     worker, project = caller.worker.id, find_project(tx, body.project)
+    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, worker))
+    if project["hidden"] and not old:
+        raise PROJECT.missing(body.project)
     if not (body.assign or body.submit):
         raise TrackerError("invalid", "ask for at least one", "assign, submit")
-    old = tx.one("SELECT request FROM worker_access WHERE project = ? AND worker = ?", (body.project, worker))
     if old:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
         code = "conflict" if old["request"] else "granted"
         raise TrackerError(code, f"Your access to project {body.project} {state}")
-    if project["hidden"]:
-        raise PROJECT.missing(body.project)
     budgets.check_request_room(tx, body.project)
     tx.execute(
         "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
@@ -946,23 +948,6 @@ def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shape
 
 
 # ── Managers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-SCRYPT = {"n": 2**14, "r": 8, "p": 5}  # 16 MiB; one of the settings that OWASP recommends
-
-
-def hash_password(password: str, salt: bytes | None = None, **cost: int) -> str:
-    """scrypt with its parameters in front, so that they can be raised later without locking anybody out."""
-    salt, cost = salt or secrets.token_bytes(16), cost or SCRYPT
-    key = hashlib.scrypt(password.encode(), salt=salt, maxmem=2**28, dklen=32, **cost)
-    return "$".join(["scrypt", str(cost["n"]), str(cost["r"]), str(cost["p"]), salt.hex(), key.hex()])
-
-
-def password_matches(password: str, stored: str | None) -> bool:
-    """Whether the password is the stored one. Takes the same time when nothing is stored (an unknown user)."""
-    stored_or_dummy = stored or "$".join(["scrypt", *map(str, SCRYPT.values()), "00" * 16, "00" * 32])
-    _, n, r, p, salt, _ = stored_or_dummy.split("$")
-    computed = hash_password(password, bytes.fromhex(salt), n=int(n), r=int(r), p=int(p))
-    return hmac.compare_digest(computed, stored_or_dummy) and stored is not None
 
 
 def any_admin(tx: Tx) -> bool:
@@ -1149,7 +1134,7 @@ def list_managers(tx: Tx, caller: Caller, *, after: int = 0) -> list[Manager]:
     """The managers, in the order of registration: all of them for those who may grant roles in others' projects."""
     grants = (
         "SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project"
-        " WHERE r.manager = :manager AND r.role & 4 AND p.creator IS NOT r.manager"
+        " WHERE r.manager = :manager AND r.role & 4 AND p.creator IS NOT r.manager AND p.trusted"
     )
     if not (caller.manager.tracker_admin or tx.one(grants, caller.as_values)):
         return [caller.manager]
@@ -4513,8 +4498,9 @@ class Call(Incoming):
         """The whole body. 413 as soon as it is known to exceed the limit (in KiB; as a rule the setting max_body)."""
         return await self.read_body(limit or self.tracker.settings.max_body)
 
-    async def json(self, kind: Any) -> Any:
-        return await decoded(await self.body(), decode, kind)
+    async def json(self, kind: Any, limit: int | None = None) -> Any:
+        most = self.tracker.settings.max_body
+        return await decoded(await self.body(min(limit or most, most)), decode, kind)
 
     async def rest(self, seconds: float) -> None:
         """Returns after so many seconds, or when the client has gone, or the tracker stops."""
@@ -4822,6 +4808,9 @@ def takes_of(row: Native) -> Takes:
     )
 
 
+STRANGERS_BODY = 64  # KiB: of whom nobody knows yet
+
+
 def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
     """The handler that most calls need: decode caller, ids in the path, body; call one function; respond."""
     if inspect.iscoroutinefunction(row.function):
@@ -4832,7 +4821,7 @@ def handler_of(row: Native) -> Callable[[Call], Awaitable[Reply]]:
     async def handler(call: Call) -> Reply:
         args = [takes.caller(call), *map(call.path_value, ids)]
         if takes.body is not None:
-            args.append(await call.json(takes.body))
+            args.append(await call.json(takes.body, STRANGERS_BODY if registers else None))
         if takes.query is not None:
             args.append(call.query_as(takes.query))
         if registers:
@@ -5061,7 +5050,8 @@ async def wait_for_task(
     """Waits as long as the client does. What is assigned to one that has gone meanwhile does not wait for its lease."""
     gone = asyncio.ensure_future(call.gone())
     try:
-        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone)
+        least = call.tracker.polls.hold(credentials.id, projects)
+        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least)
         if assigned.tasks and gone.done():
             await give_back(call.tracker.db, credentials, assigned.tasks)
             return Assigned([], "You had gone")
@@ -5173,7 +5163,7 @@ async def register(call: Call) -> Reply:
 
     The first manager becomes tracker admin. The others start with no rights.
     """
-    manager, session = await make_account(call, await call.json(shapes.RegisterBody))
+    manager, session = await make_account(call, await call.json(shapes.RegisterBody, STRANGERS_BODY))
     return Reply({"manager": manager}, headers=login_cookies(call, manager, session))
 
 
@@ -5197,7 +5187,7 @@ async def login(call: Call) -> Reply:
     The answer sets the session cookie, and another one by which the browser is known at its next login. Repeated
     failures make the next attempt wait; those of strangers do not count for a browser or an address that is known.
     """
-    manager, session = await authenticate_manager(call, await call.json(shapes.LoginBody))
+    manager, session = await authenticate_manager(call, await call.json(shapes.LoginBody, STRANGERS_BODY))
     return Reply({"manager": manager}, headers=login_cookies(call, manager, session))
 
 

@@ -65,15 +65,20 @@ class Waiters:
                 self._wake(waiter, self._turn)
 
     async def assign(
-        self, projects: Sequence[int], attempt: Callable[[], Awaitable[Assigned]], seconds: float, gone: asyncio.Future
+        self,
+        projects: Sequence[int],
+        attempt: Callable[[], Awaitable[Assigned]],
+        seconds: float,
+        gone: asyncio.Future,
+        least: float = 0.0,
     ) -> Assigned:
         """Attempts now and after each wake-up. No tasks: after `seconds`, when the client is `gone`, or at the stop.
 
-        At once if as many wait as may. A refusal of the attempt is raised, but a rate limit that ends in time is waited
-        for.
+        If as many wait as may, after the `least` time, by which polls in vain are slowed. A refusal of the attempt is
+        raised, but a rate limit that ends in time is waited for.
         """
         loop = asyncio.get_running_loop()
-        seconds = seconds if self._waiting < self.most else 0
+        seconds = seconds if self._waiting < self.most else least
         ends, waiter = loop.time() + seconds, Waiter(projects)
         self._waiting += 1
         self._join(waiter)
@@ -98,16 +103,20 @@ class Waiters:
                 self._pass_on(waiter)  # one more arrived that no attempt followed
 
     async def rest(self, seconds: float, gone: asyncio.Future) -> None:
-        """Returns after so many seconds, when the client is `gone`, or at the stop; at once if as many wait as may."""
-        if self._closed or self._waiting >= self.most:
+        """Returns after so many seconds, when the client is `gone`, or at the stop.
+
+        So rest those who have no access, and get none by waiting: they share a tenth of the places, and beyond it rest
+        for a moment only, lest they ask all the more often.
+        """
+        if self._closed:
             return
+        if len(self._resting) >= self.most // 10:
+            seconds = min(seconds, LONGEST_HOLD)
         stop = asyncio.get_running_loop().create_future()
         self._resting.add(stop)
-        self._waiting += 1
         try:
             await asyncio.wait((stop, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._waiting -= 1
             self._resting.discard(stop)
 
     async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:

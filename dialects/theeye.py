@@ -456,19 +456,24 @@ def store_host(tx: Tx, project: int, hostname: str, *said: Any) -> None:
 
 
 def project_of_host(tx: Tx, host: Any) -> int | None:
-    """The project that a client names by a host's id or name, or by its own name or number."""
+    """The project that a client names by a host's id or name, or by its own number or name.
+
+    Names come last, and those that anybody may choose not at all: else a stranger takes another host's place.
+    """
     if isinstance(host, dict):
         host = host.get("id") or host.get("_id")
     host = str(host) if type(host) is int else host
     if not isinstance(host, str):
         return None
-    if row := tx.one("SELECT id FROM project WHERE name = ?", (host,)):
-        return row["id"]
+    if re.fullmatch("[0-9a-f]{24}|[0-9]{1,18}", host.lower()):
+        projects = [row["id"] for row in tx.all("SELECT id FROM project")]
+        if found := next((one for one in projects if host.lower() in (host_id(one), str(one))), None):
+            return found
     rows = tx.all("SELECT project FROM theeye_host WHERE hostname = ?", (host,))
     if len(rows) == 1:
         return rows[0]["project"]
-    projects = [row["id"] for row in tx.all("SELECT id FROM project")]
-    return next((one for one in projects if host.lower() in (host_id(one), str(one))), None)
+    row = tx.one("SELECT id FROM project WHERE name = ? AND trusted", (host,))
+    return row and row["id"]
 
 
 HOST_FACTS = ("ip", "os_name", "os_version", "agent_version")

@@ -23,6 +23,7 @@ import pytest
 import starlette.routing
 from hypothesis import HealthCheck, settings
 
+import attempts
 import database
 import tracker
 
@@ -278,7 +279,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 15) -> Any:
 @pytest.fixture(autouse=True)
 def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     """Password hashing is slow on purpose; only its own tests need that."""
-    monkeypatch.setattr(tracker, "SCRYPT", {"n": 16, "r": 1, "p": 1})
+    monkeypatch.setattr(attempts, "SCRYPT", {"n": 16, "r": 1, "p": 1})
 
 
 @functools.cache

@@ -30,6 +30,8 @@ class Hidden(House):
         super().__init__(site)
         self.known = {endpoint: one for endpoint, one in self.examples().items() if endpoint not in TELL_OF_NONE}
         chained = {"chain": self.project, "name": "chained"}
+        nothing = {"project": self.project, "assign": False, "submit": False}
+        self.known["POST", "/api/project/request_access"] = Example(self.as_stranger, body=nothing)
         self.known["POST", "/project/create"] = Example(self.as_admin, body=chained)
         site.admin.post(f"/project/update/{self.project}", {"hidden": True})
         manager = self.cookie(self.other)

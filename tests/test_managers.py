@@ -91,14 +91,14 @@ def test_registration_can_be_closed_after_the_first_manager(make_site: Callable[
 def test_the_password_is_stored_with_scrypt_and_its_parameters_and_a_salt_of_its_own(site: Site) -> None:
     site.create_manager("other")
     one, other = (stored for [stored] in site.read("SELECT password_hash FROM manager"))
-    assert one.split("$")[:4] == ["scrypt", *map(str, tracker.SCRYPT.values())]
+    assert one.split("$")[:4] == ["scrypt", *map(str, attempts.SCRYPT.values())]
     assert one.split("$")[4:] != other.split("$")[4:]
     assert "password" not in one
 
 
 def test_a_password_stored_with_other_parameters_still_works(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.create_manager("old")
-    monkeypatch.setattr(tracker, "SCRYPT", {"n": 32, "r": 1, "p": 1})
+    monkeypatch.setattr(attempts, "SCRYPT", {"n": 32, "r": 1, "p": 1})
     assert login(site, "old").status_code == 200
     assert login(site, "old", "wrong word").status_code == 401
 
@@ -390,7 +390,9 @@ def test_the_list_of_managers_is_for_those_who_may_grant_roles_in_somebody_elses
         seen.append(names(manager))
     assert seen == [["somebody"], ["admin", "somebody"]]
     other = site.create_manager("other")
-    manager.set_role(own, other, READ | MANAGE_ACCESS)  # who has made the project it is another's
+    manager.set_role(own, other, READ | MANAGE_ACCESS)  # of which a stranger makes as many as it likes
+    assert names(other) == ["other"]
+    site.admin.post(f"/project/trust/{own}")
     assert names(other) == ["admin", "somebody", "other"]
     assert set(other.get("/manager/list").json()["content"]["managers"][0]) == {
         *("id", "username", "tracker_admin", "register_time")

@@ -41,6 +41,10 @@ def test_a_new_name_has_nothing_unseen_and_letters_of_one_script_only(site: Site
     assert register(site, name) == 400
 
 
+def test_letters_with_marks_are_one_script_however_they_are_typed(site: Site) -> None:
+    assert [register(site, name) for name in ("Jose\u0301", "M\u00fcller", "Mu\u0308ller")] == [200, 200, 409]
+
+
 def test_an_old_account_logs_in_by_its_exact_name(site: Site) -> None:
     """Accounts of before may look alike."""
     site.create_manager("alice")
