@@ -91,6 +91,7 @@ class Limits:
     def __init__(self, settings: Any, time: Callable[[], float]):
         self.settings, self.time = settings, time
         self.registrations = Rate(settings.registration_rate / HOUR, HOUR, time)
+        self.keyless = Rate(settings.keyless_rate / HOUR, HOUR, time)
         self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time)
         self.address_logs = Rate(1024 * settings.address_log_rate, LOG_BURST, time)
         self.free_disk: int | None = None  # bytes, when it was last looked at
@@ -105,6 +106,14 @@ class Limits:
                 problem = "Too many registrations from your address; please wait"
                 raise self.refusal("registration_rate", problem, "too_fast", delay)
             self.registrations.take(source)
+
+    def make_without_key(self, source: str) -> None:
+        """Somebody at this address wants a job that everybody may have. 429 when too many were made from there."""
+        if source:
+            if delay := self.keyless.delay(source):
+                problem = "Too many jobs without a key from your address; please wait"
+                raise self.refusal("keyless_rate", problem, "too_fast", delay)
+            self.keyless.take(source)
 
     def passes_line(self, worker: int, source: str, size: int) -> bool:
         """Whether a log line of so many bytes is to be kept; else it is counted as one that was not."""

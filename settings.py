@@ -85,6 +85,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "How many workers and managers may register from one address (IPv6: /64) in an hour, but for programs on the"
         " tracker's own machine.",
     ] = 600
+    keyless_rate: Annotated[
+        shapes.Count,
+        "How many jobs of Otter's templates that need no key one address (IPv6: /64) may make in an hour, but for"
+        " programs on the tracker's own machine.",
+    ] = 600
     max_workers: Annotated[
         shapes.Count,
         "Most workers. Beyond half of them, those that never had a task or asked for access are forgotten after an"

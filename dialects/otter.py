@@ -34,6 +34,7 @@ from tracker import Call, Guesser, MethodNotAllowed, TrackerError, Tx
 
 NOT_VARIABLES = ("template", "token", "key")
 MOST_PARAMETERS = 1000
+MOST_KEYLESS = 2**16  # bytes of the parameters of a job that needs no key
 PAGE_LINES = 500  # log entries that one transaction reads
 
 # What this dialect calls a job's state; status_of knows the two finer points.
@@ -122,10 +123,13 @@ def required(parameters: dict[str, Any], name: str) -> str:
 async def trigger(call: Call) -> Response:
     """Makes a job of a template."""
     parameters = await read_parameters(call)
-    return as_text(await call.tracker.db.write(trigger_template, parameters, call.guesser, call.other_site()))
+    who = call.guesser, call.source, call.other_site()
+    return as_text(await call.tracker.db.write(trigger_template, parameters, *who))
 
 
-def trigger_template(tx: Tx, parameters: dict[str, Any], guesser: Guesser, elsewhere: TrackerError | None) -> str:
+def trigger_template(
+    tx: Tx, parameters: dict[str, Any], guesser: Guesser, source: str, elsewhere: TrackerError | None
+) -> str:
     """The token of a new job of the template that the parameters name, with all other parameters as variables.
 
     `elsewhere` is said when another site's page has caused this, and shows no key.
@@ -135,12 +139,21 @@ def trigger_template(tx: Tx, parameters: dict[str, Any], guesser: Guesser, elsew
     if template is None:
         raise TrackerError("not_found", f"there is no template {name[:100]!r}", "template")
     refuse_strangers(tx, template, parameters, guesser)
-    if elsewhere and template["key_hash"] is None:
-        raise elsewhere
+    if template["key_hash"] is None:
+        if elsewhere:
+            raise elsewhere
+        check_keyless(tx, parameters, source)
     tracker.charge_trigger(tx, template["project"])
     given = {name: value for name, value in parameters.items() if name not in NOT_VARIABLES}
     variables, arguments = divided(template, given)
     return tracker.make_job(tx, template, variables, arguments, "otter")["token"]
+
+
+def check_keyless(tx: Tx, parameters: dict[str, Any], source: str) -> None:
+    """Bounds what somebody may have done who shows no key: how large it is, and how often."""
+    if source and len(tracker.encode(parameters)) > MOST_KEYLESS:
+        raise TrackerError("too_large", f"more than {MOST_KEYLESS // 1024} KiB of variables take a key", "body")
+    tx.limits.make_without_key(source)
 
 
 def divided(template: Row, given: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -152,7 +152,8 @@ def hashing_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
         go_on.wait(60)
         return real(*args, **cost)
 
-    monkeypatch.setattr(tracker, "hash_password", slow)
+    for module in tracker, attempts:
+        monkeypatch.setattr(module, "hash_password", slow)
     yield go_on.set
     go_on.set()
 

