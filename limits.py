@@ -101,19 +101,19 @@ class Limits:
 
     def register(self, source: str) -> None:
         """A worker or a manager wants to register from this address. 429 when too many have."""
-        if source:
-            if delay := self.registrations.delay(source):
-                problem = "Too many registrations from your address; please wait"
-                raise self.refusal("registration_rate", problem, "too_fast", delay)
-            self.registrations.take(source)
+        self._pass(self.registrations, "registration_rate", "registrations", source)
 
     def make_without_key(self, source: str) -> None:
         """Somebody at this address wants a job that everybody may have. 429 when too many were made from there."""
+        self._pass(self.keyless, "keyless_rate", "jobs without a key", source)
+
+    def _pass(self, rate: Rate, setting: str, what: str, source: str) -> None:
+        """One more from this address; from this machine as many as it likes."""
         if source:
-            if delay := self.keyless.delay(source):
-                problem = "Too many jobs without a key from your address; please wait"
-                raise self.refusal("keyless_rate", problem, "too_fast", delay)
-            self.keyless.take(source)
+            if delay := rate.delay(source):
+                problem = f"Too many {what} from your address; please wait"
+                raise self.refusal(setting, problem, "too_fast", delay)
+            rate.take(source)
 
     def passes_line(self, worker: int, source: str, size: int) -> bool:
         """Whether a log line of so many bytes is to be kept; else it is counted as one that was not."""

@@ -458,6 +458,8 @@ def needs(
     not looked up again. A function that finds out `by_itself` what it is about gets nothing. The documentation of the
     API says what is declared here.
     """
+    if role == ADMIN and of:
+        raise TypeError("an admin may have any: what it is about is not looked at, and nobody would check the admin")
     need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker, says)
 
     def declare(function: Callable) -> Callable:

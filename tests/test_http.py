@@ -628,3 +628,12 @@ def test_what_is_no_origin_is_refused_at_the_start(tmp_path: Path, origin: str) 
     file.write_text(f'cors_origins = ["https://fine.example:8443", "{origin}"]')
     with pytest.raises(tracker.TrackerError, match=r"cors_origins\[1\]: must match"):
         tracker.load_settings(file)
+
+
+@pytest.mark.parametrize("path", ["/login", "/register", "/worker/create"])
+def test_a_body_of_somebody_unknown_is_short_however_it_is_packed(site: Site, path: str) -> None:
+    """Or else a few connections with little in them fill what all bodies that arrive may take."""
+    body = gzip.compress(b'{"x": "%b"}' % (b" " * 2**17))
+    answer = site.guest.post(path, content=body, headers={"Content-Encoding": "gzip"})
+    assert len(body) < 1000 and answer.status_code == 413
+    assert answer.json()["field"] == "body"

@@ -438,6 +438,19 @@ def test_a_task_is_made_on_a_host_by_its_id_or_name_or_the_projects(place: Place
     assert {(task["host_id"], task["hostname"]) for task in tasks} == {(host["id"], "web1")}
 
 
+def test_no_strangers_project_takes_the_place_of_a_host(place: Place):
+    """Its ids can be worked out: whoever names a project like one would be given the scripts meant for it."""
+    place.agent("web1")
+    (host,) = place.program.get("/host").json()
+    stranger = place.site.create_manager("stranger")
+    for name in (host["id"], host["id"].upper(), str(place.project), "web1", "web9"):
+        stranger.create_project(name)
+    for name in (host["id"], host["id"].upper(), str(place.project), place.project, "web1"):
+        assert place.make_task(f"task {name}", host=name)["host_id"] == host["id"]
+    body = {"name": "deploy", "type": "script", "host": "web9", "script": SCRIPT}
+    assert place.admin.post("/task", json=body).status_code == 400
+
+
 def test_tasks_are_filtered_and_limited(place: Place):
     for name in ("one", "two", "three"):
         place.make_task(name, timeout=None if name == "one" else 1000)

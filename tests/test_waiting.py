@@ -439,3 +439,30 @@ def test_a_task_is_not_missed_between_attempt_and_wait(site: Site) -> None:
         submitter.submit(project, str(number))
         assert waiting.task()["recipe"] == str(number)
     wait_until(lambda: site.admin.counts(project) == {"assigned": 40})
+
+
+def test_who_has_no_access_takes_no_place_of_those_who_wait_and_polls_no_faster_when_all_are_taken() -> None:
+    async def main() -> None:
+        waiters, loop, gone = (
+            tracker.Waiters(10),
+            asyncio.get_running_loop(),
+            asyncio.get_running_loop().create_future(),
+        )
+        resting = [asyncio.create_task(waiters.rest(60, gone)) for _ in range(3)]
+        await asyncio.sleep(0)
+        while sum(one.done() for one in resting) < 2:  # a tenth may rest for long
+            await asyncio.sleep(0.05)
+        assert not resting[0].done()
+
+        async def nothing() -> Assigned:
+            return Assigned([])
+
+        waiting = [asyncio.create_task(waiters.assign([1], nothing, 60, gone)) for _ in range(10)]
+        await asyncio.sleep(0)
+        began = loop.time()
+        await waiters.assign([1], nothing, 60, gone, 0.2)  # an eleventh: for as long as it is slowed anyway
+        assert loop.time() - began >= 0.2 and not any(one.done() for one in waiting)
+        waiters.close()
+        await asyncio.gather(*resting, *waiting)
+
+    asyncio.run(main())
