@@ -301,7 +301,7 @@ class Visit(Call):
                 values[name] = value
             elif value.strip():
                 values[name] = value.strip()
-        body = tracker.convert(values, kind, strict=False)
+        body = errors.convert(values, kind, strict=False)
         errors.refuse_nul(body)
         for field in fields:
             if get_origin(field.type) is list:
@@ -313,7 +313,7 @@ class Visit(Call):
         made = []
         for number, row in self.rows(name).items():
             try:
-                made.append(tracker.convert({field: text for field, text in row.items() if text}, kind, strict=False))
+                made.append(errors.convert({field: text for field, text in row.items() if text}, kind, strict=False))
             except TrackerError as error:
                 raise error.within(f"{name}[{number}]") from None
             errors.refuse_nul(made[-1], f"{name}[{number}]")

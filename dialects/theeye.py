@@ -1525,7 +1525,7 @@ def workflow_form(visit: pages.Visit) -> shapes.WorkflowBody:
         if begun(edge) and not all(edge.values()):
             raise TrackerError("invalid", f"row {number} needs a template and what follows it", "edges")
     fields = {"name": visit.field("name"), "start": visit.field("start"), "edges": list(filter(begun, edges))}
-    return tracker.convert(fields, shapes.WorkflowBody, strict=False)
+    return errors.convert(fields, shapes.WorkflowBody, strict=False)
 
 
 async def show_workflows(visit: pages.Visit) -> Response:

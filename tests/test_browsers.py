@@ -18,7 +18,9 @@ from conftest import Manager, Site, client
 from doors import House
 
 import browsers
+import commands
 import tracker
+from settings import load_settings
 
 FIREFOX = {
     "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:132.0) Gecko/20100101 Firefox/132.0",
@@ -243,7 +245,7 @@ def test_what_is_no_name_is_refused_at_the_start(tmp_path: Path, name: str) -> N
     file = tmp_path / "tracker.toml"
     file.write_text(f'allowed_hosts = ["192.168.1.2", "fd00::2", "*.example.org", "{name}"]')
     with pytest.raises(tracker.TrackerError, match=r"allowed_hosts\[3\]: must match"):
-        tracker.load_settings(file)
+        load_settings(file)
 
 
 # ── Whose pages ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -414,7 +416,7 @@ def test_the_page_asks_for_the_code_only_who_needs_it(fresh: Callable[..., str])
 
 def started_and_stopped(settings: tracker.Settings, monkeypatch: pytest.MonkeyPatch) -> str:
     """Starts a tracker as the command line does, until it listens: its code."""
-    codes, real = [], tracker.serve_until_stopped
+    codes, real = [], commands.serve_until_stopped
 
     def serve(settings: tracker.Settings, ready: Callable) -> Any:
         def stop(url: str, server: Any) -> None:
@@ -425,9 +427,9 @@ def started_and_stopped(settings: tracker.Settings, monkeypatch: pytest.MonkeyPa
         return real(settings, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracker, "serve_until_stopped", serve)
-        patch.setattr(tracker, "gc", types.SimpleNamespace(freeze=lambda: None, set_threshold=lambda *_: None))
-        tracker.serve(settings, {}, None)
+        patch.setattr(commands, "serve_until_stopped", serve)
+        patch.setattr(commands, "gc", types.SimpleNamespace(freeze=lambda: None, set_threshold=lambda *_: None))
+        commands.serve(settings, {}, None)
     return codes[0]
 
 

@@ -20,6 +20,7 @@ from doors import House, NativeAgent, NativeClient, TestflingerAgent, TheeyeAgen
 import attempts
 import server
 import tracker
+from settings import load_settings
 
 
 def exchange(site: Site, *requests: str | bytes) -> bytes:
@@ -627,7 +628,7 @@ def test_what_is_no_origin_is_refused_at_the_start(tmp_path: Path, origin: str) 
     file = tmp_path / "tracker.toml"
     file.write_text(f'cors_origins = ["https://fine.example:8443", "{origin}"]')
     with pytest.raises(tracker.TrackerError, match=r"cors_origins\[1\]: must match"):
-        tracker.load_settings(file)
+        load_settings(file)
 
 
 @pytest.mark.parametrize("path", ["/login", "/register", "/worker/create"])

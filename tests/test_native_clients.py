@@ -11,6 +11,7 @@ import pytest
 from conftest import Site, client
 from native_doubles import INT16, Drone, FrontEnd, Submitter
 
+import errors
 import tracker
 from waiting import LONGEST_HOLD, Polls
 
@@ -106,7 +107,7 @@ def test_a_number_that_clients_cannot_hold_is_refused_in_a_new_task(site: Site, 
 
 def test_a_priority_that_clients_cannot_hold_is_not_set_by_a_manager_either(site: Site) -> None:
     with pytest.raises(tracker.TrackerError, match="priority"):
-        tracker.convert({"action": "set_priority", "priority": INT16.stop}, tracker.TaskAction)
+        errors.convert({"action": "set_priority", "priority": INT16.stop}, tracker.TaskAction)
 
 
 def test_a_task_from_before_with_a_larger_number_is_chained_with_the_largest_that_fits(site: Site) -> None:

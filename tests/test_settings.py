@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 import tracker
+from settings import load_settings
 
 REPOSITORY = Path(tracker.__file__).parent
 
@@ -14,7 +15,7 @@ REPOSITORY = Path(tracker.__file__).parent
 def load(tmp_path: Path, text: str, **overrides: object) -> tracker.Settings:
     path = tmp_path / "tracker.toml"
     path.write_text(text)
-    return tracker.load_settings(path, **overrides)[0]
+    return load_settings(path, **overrides)[0]
 
 
 def test_tracker_toml_lists_every_setting_with_its_default() -> None:
@@ -38,7 +39,7 @@ def test_the_file_overrides_the_defaults_and_the_command_line_overrides_the_file
 def test_where_each_setting_came_from_is_known(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text("port = 4000")
-    _, sources = tracker.load_settings(path, host="127.0.0.2")
+    _, sources = load_settings(path, host="127.0.0.2")
     assert (sources["port"], sources["host"], sources["max_wait"]) == (str(path), "command line", "default")
 
 
@@ -77,4 +78,4 @@ def test_a_mistake_in_the_file_is_named_with_key_and_file(tmp_path: Path, text: 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(tracker.TrackerError, match=r"nowhere\.toml: cannot be read"):
-        tracker.load_settings(tmp_path / "nowhere.toml")
+        load_settings(tmp_path / "nowhere.toml")

@@ -11,6 +11,7 @@ import jwt
 import pytest
 from place import Queue
 
+import errors
 import protocol
 import tracker
 from dialects.testflinger import clients as clients
@@ -580,7 +581,7 @@ def test_an_admin_client_makes_a_client_with_a_key_that_it_chose(place: Clients)
     assert made in place.do(clients.list_permissions, ADMIN)
     assert place.authenticate(basic("bob", CHOSEN)).role == "contributor"
     for other in ({"client_secret": "another key that was chosen"}, {"role": "agent"}):
-        body = tracker.convert({"client_id": "bob", "client_secret": CHOSEN, **other}, clients.NewPermissionsBody)
+        body = errors.convert({"client_id": "bob", "client_secret": CHOSEN, **other}, clients.NewPermissionsBody)
         assert place.refusal(clients.create_permissions, ADMIN, body).startswith("conflict: client_id")
 
 

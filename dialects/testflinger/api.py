@@ -29,6 +29,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+import errors
 import shapes
 import tracker
 from browsers import host_of, is_loopback, is_proxied
@@ -264,7 +265,7 @@ def loose_json(body: bytes) -> Any:
 def converted(value: Any, kind: Any, name: str = "", where: Literal["json", "query"] = "json") -> Any:
     """The value as that kind; numbers may be texts. Refuses (422) what cannot be, by this name or that of its field."""
     try:
-        return tracker.convert(value, kind, strict=False)
+        return errors.convert(value, kind, strict=False)
     except TrackerError as error:
         raise Unprocessable(name or error.field, error.problem, where) from None
 
