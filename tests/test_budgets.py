@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from conftest import Site, Worker, client, wait_until
 from place import OPERATIONS, Jobs, Memory, Place, call, furnish
@@ -220,14 +221,34 @@ def test_lines_with_wide_characters_count_as_many_bytes_as_they_take() -> None:
     assert logs.used("logs") == budgets.LINE_SIZE + 2 + 400
 
 
-def test_a_line_makes_room_in_a_bounded_number_of_steps_and_is_not_kept_when_that_is_not_enough() -> None:
+def test_a_long_line_is_kept_while_somebody_has_very_many_short_ones() -> None:
     logs = Logs()
-    logs.fill(logs.worker, 9000, 1)
+    modest = logs.create_worker()
+    logs.fill(logs.worker, 11_000, 1)
+    logs.do(tracker.add_log_entry, modest, "info", shapes.LogBody("s" * 1000, 1, "🙂" * 65536))
+    assert logs.lines(modest) == 1
+    assert 0.99 * MIB < logs.used("logs") <= MIB
+    assert logs.values("SELECT MAX(id) - MIN(id) + 1 - COUNT(*) FROM log_entry") == [(0,)]  # the oldest have gone
+    check_budgets(logs.connection)
+
+
+def test_a_long_line_of_a_stranger_is_kept_while_another_has_very_many_short_ones() -> None:
+    logs = Logs(max_logs=3)
+    loud, modest = logs.stranger(), logs.stranger()
+    logs.fill(loud, 11_000, 1)
+    logs.fill(modest, 1, 60_000)
+    assert logs.lines(modest) == 1 and logs.used("stranger_logs") <= MIB
+
+
+def test_a_line_makes_room_by_a_bounded_number_of_others_and_is_not_kept_when_that_is_not_enough() -> None:
+    logs = Logs(max_logs=2)
+    logs.fill(logs.worker, 15_000, 1)
+    small = logs.settings = tracker.Settings(**{**msgspec.structs.asdict(logs.settings), "max_logs": 1})
     before = logs.lines(logs.worker)
-    while logs.used("logs") < MIB - 400:
-        logs.fill(logs.worker, 1, 1)
-    logs.do(tracker.add_log_entry, logs.worker, "info", shapes.LogBody("s", 1, "🙂" * 65536))
-    assert before - logs.lines(logs.worker) <= budgets.EVICTED * budgets.MOST_EVICTIONS
+    logs.fill(logs.worker, 1, 1)
+    assert before - logs.lines(logs.worker) == budgets.MOST_EVICTED
+    logs.fill(logs.worker, 1, 1)
+    assert logs.used("logs") <= MIB * small.max_logs
     check_budgets(logs.connection)
 
 
