@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from errors import TrackerError
 from shapes import Manager, TaskEntry
 from writer import Tx
 
@@ -210,41 +211,90 @@ def weigh_closed(tx: Tx, task: int, project: int) -> None:
 
 # Access
 
+MOST_REQUESTS = 20  # of one worker that wait for an answer
 
-def check_request_room(tx: Tx, project: int) -> None:
-    """Refuses (503) another request for access where as many wait as may."""
-    waiting = "SELECT COUNT(*) FROM worker_access WHERE project = ? AND request"
-    if tx.one(waiting, (project,))[0] >= tx.settings.max_access_requests:
-        problem = "Too many workers wait for access to this project already; ask its managers"
-        raise tx.limits.refusal("max_access_requests", problem)
-    check_room_in(tx, project, ACCESS_SIZE)
-
-
-# Workers that nobody knows
-
-SILENCE = 3600  # seconds after which a worker is forgotten that never did anything
-WORKERS_LOOKED_AT = 500
-FORGET = """
-    DELETE FROM worker WHERE id IN (
-        SELECT id FROM worker w WHERE id > :after AND id <= :last AND last_seen < :before
-            AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = w.id)
-            AND NOT EXISTS (SELECT 1 FROM tally WHERE worker = w.id)
-            AND NOT EXISTS (SELECT 1 FROM log_share WHERE worker = w.id)
-            AND closed_task_count = 0 AND id NOT IN (SELECT value FROM json_each(:needed)))
+OLDEST_OF_CROWD = """
+    DELETE FROM worker_access WHERE project = :project AND request AND worker = (
+        SELECT worker FROM worker_access WHERE project = :project AND request AND source = (
+            SELECT source FROM worker_access WHERE project = :project AND request AND source <> ''
+            GROUP BY source HAVING COUNT(*) > 1 ORDER BY COUNT(*) DESC LIMIT 1)
+        ORDER BY requested, worker LIMIT 1)
 """
 
 
-def forget_workers(tx: Tx, after: int, needed: str) -> int | None:
-    """While there are many workers, deletes some of those after this one that never did anything. The last looked at.
+def make_room_for_request(tx: Tx, project: int, worker: int) -> None:
+    """Makes room for another request for access, where it is full by the oldest of the network that has most of them.
 
-    None: these were the last, or there are not so many. Those that are `needed` (JSON: their ids) stay.
+    Refuses (503) it where each network has one, and one more of a worker that has very many.
     """
-    if used(tx, "workers") <= tx.settings.max_workers // 2:
+    if tx.one("SELECT COUNT(*) FROM worker_access WHERE worker = ? AND request", (worker,))[0] >= MOST_REQUESTS:
+        problem = f"you wait for an answer of {MOST_REQUESTS} projects already, which is as many as a worker may"
+        raise TrackerError("unavailable", problem, "project")
+    waiting = "SELECT COUNT(*) FROM worker_access WHERE project = ? AND request"
+    full = tx.one(waiting, (project,))[0] >= tx.settings.max_access_requests
+    if full and not tx.execute(OLDEST_OF_CROWD, {"project": project}).rowcount:
+        problem = "Too many workers wait for access to this project already; ask its managers"
+        raise tx.limits.refusal("max_access_requests", problem)
+    if not full:
+        check_room_in(tx, project, ACCESS_SIZE)
+
+
+def forget_requests(tx: Tx, after: int) -> int | None:
+    """Forgets requests of the next project that nobody has answered, and whose workers are gone. The last looked at."""
+    row = tx.one("SELECT min(project) FROM worker_access WHERE request AND project > ?", (after,))
+    if row[0] is not None:
+        tx.execute(
+            "DELETE FROM worker_access WHERE project = :project AND request AND requested < :before"
+            " AND (SELECT last_seen FROM worker WHERE id = worker_access.worker) < :before",
+            {"project": row[0], "before": tx.time - LONG_SILENCE},
+        )
+    return row[0]
+
+
+# Workers and managers that nobody knows
+
+SILENCE = 3600  # seconds after which a worker is forgotten that never did anything
+LONG_SILENCE = 30 * 86400  # and one of whom only projects know that no admin trusts; a manager; a request
+LOOKED_AT = 500
+FORGET = {
+    "workers": """
+        DELETE FROM worker WHERE id IN (
+            SELECT id FROM worker w WHERE id > :after AND id <= :last AND last_seen < :before
+                AND NOT EXISTS (SELECT 1 FROM log_share WHERE worker = w.id)
+                AND (last_seen < :long_before OR closed_task_count = 0
+                    AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = w.id)
+                    AND NOT EXISTS (SELECT 1 FROM tally WHERE worker = w.id))
+                AND NOT EXISTS (SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project
+                    WHERE a.worker = w.id AND NOT a.request AND p.trusted)
+                AND NOT EXISTS (SELECT 1 FROM tally t LEFT JOIN project p ON p.id = t.project
+                    WHERE t.worker = w.id AND (t.held_task_count > 0 OR p.trusted))
+                AND id NOT IN (SELECT value FROM json_each(:needed)))
+    """,
+    "managers": """
+        DELETE FROM manager WHERE id IN (
+            SELECT id FROM manager m WHERE id > :after AND id <= :last AND register_time < :long_before
+                AND NOT tracker_admin AND NOT blocked
+                AND NOT EXISTS (SELECT 1 FROM session WHERE manager = m.id AND expires > :now)
+                AND NOT EXISTS (SELECT 1 FROM login_address WHERE manager = m.id AND last_used >= :long_before)
+                AND NOT EXISTS (SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project
+                    WHERE r.manager = m.id AND (p.trusted OR p.creator = m.id))
+                AND id NOT IN (SELECT value FROM json_each(:needed)))
+    """,
+}
+
+
+def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:
+    """While there are many workers (or managers), deletes some of those after this one that nobody knows.
+
+    The last looked at. None: these were the last, or there are not so many. Those that are `needed` (JSON: ids) stay.
+    """
+    if used(tx, name) <= getattr(tx.settings, f"max_{name}") // 2:
         return None
-    following = "SELECT id FROM worker WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
-    row = tx.one(following, (after, WORKERS_LOOKED_AT - 1))
+    following = f"SELECT id FROM {name.removesuffix('s')} WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
+    row = tx.one(following, (after, LOOKED_AT - 1))
     last = row["id"] if row else 2**63 - 1
-    tx.execute(FORGET, {"after": after, "last": last, "before": tx.time - SILENCE, "needed": needed})
+    times = {"now": tx.time, "before": tx.time - SILENCE, "long_before": tx.time - LONG_SILENCE}
+    tx.execute(FORGET[name], {"after": after, "last": last, "needed": needed, **times})
     return last if row else None
 
 

@@ -117,6 +117,15 @@ UPGRADES: dict[int, tuple[str, str]] = {
         FROM verifier_set WHERE large AND head_task IS NOT NULL;
         """,
     ),
+    7: (
+        """
+        DROP TRIGGER IF EXISTS worker_deleted;
+        DROP INDEX worker_access_request;
+        ALTER TABLE worker_access ADD COLUMN source TEXT NOT NULL DEFAULT '';
+        ALTER TABLE worker_access ADD COLUMN requested INTEGER NOT NULL DEFAULT 0;
+        """,
+        "",
+    ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 

@@ -9,6 +9,7 @@ What there may be of something at all is in the database: budgets.py.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import logging
 import shutil
 from collections import Counter
@@ -43,6 +44,12 @@ def source_of(client: tuple[str, int] | None, headers: Iterable[tuple[bytes, byt
     if local and not any(browsers.PROXIED.fullmatch(name) for name, _ in headers):
         return ""
     return source or "unknown"
+
+
+@functools.lru_cache(maxsize=4096)
+def site_of(source: str) -> str:
+    """Who counts as one where it is about whose things make room: a provider gives a whole /48 of IPv6 to a site."""
+    return str(ipaddress.ip_network(source).supernet(new_prefix=48)) if source.endswith("/64") else source
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1327,14 +1327,15 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
 def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """Requests for access (of workers that have worked here first), who has it, and the managers' roles."""
     of_workers = (
-        "SELECT a.*, w.alias, w.created, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
-        " WHERE a.project = :project AND"
+        "SELECT a.*, w.alias, w.created, w.last_seen, w.paused, w.closed_task_count FROM worker_access a"
+        " JOIN worker w ON w.id = a.worker WHERE a.project = :project AND"
     )
+    matches = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE '\\' OR a.worker = :number)"
     after = int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0
-    values = {"project": project["id"], "after": after, "most": PAGE_ROWS}
-    found = f"{of_workers} NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
+    values = {"project": project["id"], "after": after, "most": PAGE_ROWS, "number": query.text.strip()}
+    found = f"{of_workers} NOT a.request AND a.worker > :after AND {matches}"
     rows, more = list_page(tx, found, values, query, "worker")
-    asking = f"{of_workers} a.request AND w.alias LIKE :text ESCAPE '\\' ORDER BY w.closed_task_count = 0, a.worker"
+    asking = f"{of_workers} a.request AND {matches} ORDER BY w.closed_task_count = 0, a.worker"
     return {
         "requests": tx.all(f"{asking} LIMIT :most", {**values, "text": like(query.text)}),
         "request_count": tx.one("SELECT COUNT(*) FROM worker_access WHERE project = ? AND request", (project["id"],))[

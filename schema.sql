@@ -91,6 +91,8 @@ CREATE TRIGGER IF NOT EXISTS worker_inserted AFTER INSERT ON worker BEGIN
 END;
 CREATE TRIGGER IF NOT EXISTS worker_deleted AFTER DELETE ON worker BEGIN
     UPDATE budget SET used = used - 1 WHERE name = 'workers';
+    DELETE FROM worker_access WHERE worker = OLD.id;
+    DELETE FROM tally WHERE worker = OLD.id;
 END;
 
 -- ── Projects and access ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -146,10 +148,12 @@ CREATE TABLE IF NOT EXISTS worker_access (
     role_assign                 INTEGER NOT NULL,
     role_submit                 INTEGER NOT NULL,
     request                     INTEGER NOT NULL,
+    source                      TEXT NOT NULL DEFAULT '',    -- the network that asked (IPv6: /48); '': not known, or this machine
+    requested                   INTEGER NOT NULL DEFAULT 0,  -- when; 0: not known, or nobody asked
     PRIMARY KEY (project, worker)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS worker_access_worker ON worker_access (worker);
-CREATE INDEX IF NOT EXISTS worker_access_request ON worker_access (project) WHERE request;
+CREATE INDEX IF NOT EXISTS worker_access_request ON worker_access (project, source, requested) WHERE request;
 
 CREATE TRIGGER IF NOT EXISTS worker_access_inserted AFTER INSERT ON worker_access BEGIN
     UPDATE project SET size = size + 200 WHERE id = NEW.project AND NOT trusted;

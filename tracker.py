@@ -236,7 +236,7 @@ def search(
 #     forgives(tx, job, report)      whether a job that is released as failed has not, for the client that made it
 #     job_environment(tx, job)       what the job's script finds in its environment besides what the template sets
 #     async prune(running)           forgets what is old, now and then
-#     needed_workers(tx)             the ids of workers that it would miss, though they never had a task
+#     needed_workers(tx), needed_managers(tx)    the ids of those that it would miss, though they never did anything
 #
 # templates/NAME_admin.html and NAME_template.html, where there are such, are its parts of the pages of those names.
 DIALECTS = {"testflinger": "Testflinger", "otter": "Otter", "theeye": "theeye.io"}
@@ -835,11 +835,9 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
         code = "conflict" if old["request"] else "granted"
         raise TrackerError(code, f"Your access to project {body.project} {state}")
-    budgets.check_request_room(tx, body.project)
-    tx.execute(
-        "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
-        (body.project, worker, body.assign, body.submit),
-    )
+    budgets.make_room_for_request(tx, body.project, worker)
+    values = (body.project, worker, body.assign, body.submit, limits.site_of(caller.source), tx.time)
+    tx.execute("INSERT INTO worker_access VALUES (?, ?, ?, ?, 1, ?, ?)", values)
 
 
 @needs(MANAGE_ACCESS)
@@ -899,7 +897,8 @@ def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes
 def grant_access(tx: Tx, project: int, worker: int, assign: bool, submit: bool) -> None:
     """Gives a worker exactly this access, whoever wants it."""
     tx.execute(
-        "INSERT INTO worker_access VALUES (?, ?, ?, ?, 0) ON CONFLICT DO UPDATE SET"
+        "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 0)"
+        " ON CONFLICT DO UPDATE SET"
         " role_assign = excluded.role_assign, role_submit = excluded.role_submit, request = 0",
         (project, worker, assign, submit),
     )
@@ -4074,9 +4073,17 @@ def prune(tx: Tx, table: str) -> bool:
 
 
 def forget_workers(tx: Tx, after: int) -> int | None:
-    """Forgets some of the workers after this one that never did anything, while there are very many."""
-    needed = [worker for needed in hooks("needed_workers") for worker in needed(tx)]
-    return budgets.forget_workers(tx, after, encode(needed).decode())
+    """Forgets some of the workers after this one that nobody knows, while there are very many."""
+    return budgets.forget(tx, "workers", after, needed_by_dialects(tx, "workers"))
+
+
+def forget_managers(tx: Tx, after: int) -> int | None:
+    """Forgets some of the managers after this one that have no part in anything, while there are very many."""
+    return budgets.forget(tx, "managers", after, needed_by_dialects(tx, "managers"))
+
+
+def needed_by_dialects(tx: Tx, what: str) -> str:
+    return encode([one for needed in hooks(f"needed_{what}") for one in needed(tx)]).decode()
 
 
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -4203,12 +4210,10 @@ class Tracker:
             after = await self.db.write(roll_tallies, after, self._hour, long=True)
 
     async def prune(self) -> None:
-        template = 0
-        while template is not None:
-            template = await self.db.write(prune_jobs, template, long=True)
-        last = 0
-        while last is not None:
-            last = await self.db.write(forget_workers, last, long=True)
+        for forget in (prune_jobs, budgets.forget_requests, forget_workers, forget_managers):
+            last = 0
+            while last is not None:
+                last = await self.db.write(forget, last, long=True)
         for table in PRUNE:
             while await self.db.write(prune, table, long=True):
                 pass

@@ -16,6 +16,7 @@ from conftest import Site, Worker, client, wait_until
 from place import OPERATIONS, Jobs, Memory, Place, call, furnish
 
 import budgets
+import limits
 import tracker
 from database import UPGRADES
 from limits import LARGEST_FLOOR
@@ -79,9 +80,9 @@ def check_budgets(connection: sqlite3.Connection) -> None:
     }
 
 
-def distrust(memory: Memory) -> None:
-    """Makes every project one that no admin trusts."""
-    memory.connection.execute("UPDATE project SET trusted = 0")
+def distrust(memory: Memory, only: int | None = None) -> None:
+    """Makes every project one that no admin trusts, or only this one."""
+    memory.connection.execute("UPDATE project SET trusted = 0 WHERE id = ifnull(?, id)", (only,))
     for project, size in sizes(memory.connection).items():
         memory.connection.execute("UPDATE project SET size = ? WHERE id = ?", (size, project))
 
@@ -131,17 +132,21 @@ def test_a_piece_of_a_bulk_submit_weighs_as_much_as_its_tasks_will() -> None:
 MANY = 10**6  # KiB a second
 
 
-class Logs(Jobs):
+class Open(Jobs):
+    """The queue, and strangers who come to it."""
+
+    def stranger(self) -> tracker.WorkerCredentials:
+        worker = self.do(tracker.create_worker, None, shapes.AliasBody("stranger"))["worker"]
+        return tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
+
+
+class Logs(Open):
     """The queue with small budgets for lines, and no rates."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(
             worker_log_rate=MANY, address_log_rate=MANY, **{"max_logs": 1, "max_stranger_logs": 1, **settings}
         )
-
-    def stranger(self) -> tracker.WorkerCredentials:
-        worker = self.do(tracker.create_worker, None, shapes.AliasBody("stranger"))["worker"]
-        return tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
 
     def fill(self, worker: tracker.WorkerCredentials, lines: int, length: int = 1000) -> None:
         def log(tx: tracker.Tx) -> None:
@@ -398,6 +403,14 @@ def test_there_are_no_more_managers_than_the_setting_says(make_site: Callable[..
     assert refused.status_code == 503 and "max_managers" in refused.json()["message"]
 
 
+def forget(queue: Jobs, function: Callable) -> int:
+    """Forgets whoever is to be. In how many steps."""
+    steps, last = 0, 0
+    while last is not None:
+        steps, last = steps + 1, queue.do(function, last)
+    return steps
+
+
 def test_workers_that_never_did_anything_are_forgotten_while_there_are_very_many() -> None:
     queue = Jobs(max_workers=10)
     silent = [queue.do(tracker.create_worker, None, shapes.AliasBody("s"))["worker"] for _ in range(8)]
@@ -407,7 +420,7 @@ def test_workers_that_never_did_anything_are_forgotten_while_there_are_very_many
     queue.do(tracker.add_log_entry, talking, "info", shapes.LogBody("s", 1, "here"))
     queue.clock.now += budgets.SILENCE + 1
     queue.connection.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (queue.clock.time(), silent[2]["id"]))
-    assert queue.do(tracker.forget_workers, 0) is None
+    assert forget(queue, tracker.forget_workers) == 1
     kept = [queue.worker.id, *(one["id"] for one in silent[:3])]
     assert queue.values("SELECT id FROM worker ORDER BY id") == [(worker,) for worker in kept]
     check_budgets(queue.connection)
@@ -418,8 +431,68 @@ def test_no_worker_is_forgotten_while_there_are_few() -> None:
     for _ in range(4):
         queue.do(tracker.create_worker, None, shapes.AliasBody("s"))
     queue.clock.now += budgets.SILENCE + 1
-    queue.do(tracker.forget_workers, 0)
+    forget(queue, tracker.forget_workers)
     assert len(queue.values("SELECT id FROM worker")) == 5
+
+
+def test_workers_whom_only_projects_know_that_nobody_trusts_are_forgotten_after_a_long_silence() -> None:
+    queue = Open(max_workers=10)
+    own = queue.create_project("own")
+    queue.submit()
+    distrust(queue, own)
+    granted, asking, worked, trusted, held, recent = [queue.stranger() for _ in range(6)]
+    for worker in granted, worked, held, recent:
+        queue.give_access(worker.id, own)
+    queue.give_access(trusted.id, queue.project)
+    for project in own, queue.project:
+        queue.do(tracker.request_access, asking, shapes.AccessBody(project, assign=True))
+    for worker in worked, held:
+        queue.do(tracker.submit_task, worker, tracker.NewTask(own, "r", 0, 1, 0, 1, None))
+        queue.assign(worker, own)
+    queue.release(queue.values("SELECT id FROM task WHERE assignee = ?", worked.id)[0][0], worker=worked)
+    queue.clock.now += budgets.LONG_SILENCE + 1
+    queue.connection.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (queue.clock.time(), recent.id))
+    forget(queue, tracker.forget_workers)
+    kept = [queue.worker.id, trusted.id, held.id, recent.id]
+    assert queue.values("SELECT id FROM worker ORDER BY id") == [(worker,) for worker in kept]
+    assert queue.values("SELECT COUNT(*) FROM worker_access WHERE worker IN (?, ?)", asking.id, worked.id) == [(0,)]
+    check_budgets(queue.connection)
+
+
+def register_by_itself(queue: Jobs, name: str) -> int:
+    manager, _ = queue.do(tracker.register_manager, name, "hash", False, "203.0.113.9")
+    queue.connection.execute("DELETE FROM session WHERE manager = ?", (manager.id,))
+    return manager.id
+
+
+def test_managers_who_have_a_part_in_nothing_are_forgotten_while_there_are_very_many() -> None:
+    queue = Jobs(max_managers=10)
+    empty, reader, maker, lately, blocked, logged_in = [register_by_itself(queue, f"m{n}") for n in range(6)]
+    change = queue.connection.execute
+    change("INSERT INTO manager_role VALUES (?, ?, 1)", (queue.project, reader))
+    own = queue.create_project("own")
+    change("UPDATE project SET creator = ? WHERE id = ?", (maker, own))
+    distrust(queue, own)
+    change("UPDATE manager_role SET manager = ? WHERE project = ?", (maker, own))
+    change("INSERT INTO manager_role VALUES (?, ?, 31)", (own, empty))  # a stranger has let in a stranger
+    change("UPDATE manager SET blocked = 1 WHERE id = ?", (blocked,))
+    queue.clock.now += budgets.LONG_SILENCE + 1
+    queue.do(tracker.open_session, logged_in)
+    change("UPDATE login_address SET last_used = ? WHERE manager = ?", (queue.clock.time(), lately))
+    forget(queue, tracker.forget_managers)
+    kept = queue.values("SELECT id FROM manager WHERE NOT tracker_admin ORDER BY id")
+    assert kept == [(one,) for one in (reader, maker, lately, blocked, logged_in)]
+    assert queue.values("SELECT manager FROM manager_role WHERE project = ?", own) == [(maker,)]
+    check_budgets(queue.connection)
+
+
+def test_no_manager_is_forgotten_while_there_are_few_or_soon_after_the_last_login() -> None:
+    few, many = Jobs(max_managers=100), Jobs(max_managers=2)
+    for queue, days in (few, 31), (many, 29):
+        manager = register_by_itself(queue, "name")
+        queue.clock.now += days * 86400
+        forget(queue, tracker.forget_managers)
+        assert queue.values("SELECT 1 FROM manager WHERE id = ?", manager) == [(1,)]
 
 
 def test_a_manager_has_a_hundred_sessions_at_most() -> None:
@@ -446,6 +519,86 @@ def test_so_many_workers_may_wait_for_access_to_a_project(make_site: Callable[..
     assert workers[2].request_access(project).status_code == 200
 
 
+class Asking(Open):
+    """A project of which workers ask for access, from anywhere."""
+
+    def ask(self, address: str, project: int = 0, worker: tracker.WorkerCredentials | None = None) -> int:
+        worker = worker or self.stranger()
+        source = limits.source_of((address, 1), [])
+        body = shapes.AccessBody(project or self.project, assign=True)
+        self.do(tracker.request_access, worker._replace(source=source), body)
+        self.clock.now += 1
+        return worker.id
+
+    @property
+    def waiting(self) -> list[int]:
+        rows = self.values(
+            "SELECT worker FROM worker_access WHERE project = ? AND request ORDER BY worker", self.project
+        )
+        return [worker for (worker,) in rows]
+
+
+def test_whoever_fills_the_requests_makes_room_for_others() -> None:
+    queue = Asking(max_access_requests=5)
+    honest = queue.ask("203.0.113.1")
+    flood = [queue.ask("198.51.100.7") for _ in range(9)]
+    assert queue.waiting == [honest, *flood[-4:]]
+    late = [queue.ask("203.0.113.2"), queue.ask("203.0.113.3")]
+    assert queue.waiting == [honest, *flood[-2:], *late]
+    check_budgets(queue.connection)
+
+
+def test_a_site_of_ipv6_is_one_network_to_those_that_fill_the_requests() -> None:
+    queue = Asking(max_access_requests=3)
+    flood = [queue.ask(f"2001:db8:1:{number}::1") for number in range(6)]
+    honest = [queue.ask("2001:db8:2:1::1"), queue.ask("203.0.113.2")]
+    assert queue.waiting == [flood[-1], *honest]
+
+
+def test_a_request_is_refused_where_each_network_has_one_and_nobodys_makes_room() -> None:
+    queue = Asking(max_access_requests=3)
+    first = [queue.ask(f"203.0.113.{number}") for number in range(3)]
+    with pytest.raises(tracker.TrackerError, match="max_access_requests"):
+        queue.ask("198.51.100.7")
+    assert queue.waiting == first
+
+
+def test_requests_of_programs_on_this_machine_make_no_room() -> None:
+    queue = Asking(max_access_requests=3)
+    local = [queue.ask("127.0.0.1") for _ in range(3)]
+    with pytest.raises(tracker.TrackerError, match="max_access_requests"):
+        queue.ask("198.51.100.7")
+    assert queue.waiting == local
+
+
+def test_a_worker_waits_for_so_many_projects_at_most() -> None:
+    queue = Asking()
+    projects = [queue.create_project(f"project {number}") for number in range(budgets.MOST_REQUESTS)]
+    worker = queue.stranger()
+    for project in projects:
+        queue.ask("203.0.113.1", project, worker)
+    with pytest.raises(tracker.TrackerError, match="20 projects") as refused:
+        queue.ask("203.0.113.1", queue.project, worker)
+    assert refused.value.code == "unavailable"
+    queue.do(tracker.accept_request, queue.session, projects[0], worker.id)
+    queue.ask("203.0.113.1", queue.project, worker)
+
+
+def test_a_request_is_forgotten_that_nobody_answers_when_its_worker_has_gone() -> None:
+    queue = Asking()
+    other = queue.create_project("other")
+    gone, there, asked_again = [queue.ask("203.0.113.1") for _ in range(3)]
+    queue.ask("203.0.113.1", other, tracker.WorkerCredentials(gone, None))
+    queue.clock.now += budgets.LONG_SILENCE + 5
+    queue.connection.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (queue.clock.time(), there))
+    queue.connection.execute(
+        "UPDATE worker_access SET requested = ? WHERE worker = ?", (queue.clock.time(), asked_again)
+    )
+    assert forget(queue, budgets.forget_requests) == 3
+    assert queue.waiting == [there, asked_again]
+    assert queue.values("SELECT 1 FROM worker_access WHERE project = ? AND request", other) == []
+
+
 def test_all_requests_are_rejected_at_once_and_no_access_is_withdrawn(site: Site) -> None:
     project = site.admin.create_project()
     working, asking = site.create_worker(project), [site.create_worker() for _ in range(3)]
@@ -470,8 +623,23 @@ def test_the_page_shows_first_who_has_worked_here_and_finds_the_others(site: Sit
     page = site.admin.http.get(f"/ui/projects/{project}/access").text
     assert f'id="request-{known.id}"' in page and f'id="request-{wanted.id}"' not in page
     assert "Reject all 62" in page
-    found = site.admin.http.get(f"/ui/projects/{project}/access", params={"text": "wanted"}).text
-    assert f'id="request-{wanted.id}"' in found
+    for text in "wanted", str(wanted.id):
+        found = site.admin.http.get(f"/ui/projects/{project}/access", params={"text": text}).text
+        assert f'id="request-{wanted.id}"' in found and 'id="request-1"' not in found
+
+
+def test_the_page_tells_what_a_worker_that_asks_has_closed_and_where_it_is(site: Site) -> None:
+    project, other = site.admin.create_project(), site.admin.create_project()
+    worker = site.create_worker(other)
+    worker.submit(other)
+    worker.released(worker.assigned(other)["id"])
+    worker.http.headers["X-Forwarded-For"] = "203.0.113.77"
+    worker.request_access(project)
+    page = site.admin.http.get(f"/ui/projects/{project}/access").text
+    row = page[page.index(f'id="request-{worker.id}"') :]
+    assert '<td class="minor">1</td><td class="minor">203.0.113.77</td>' in row[: row.index("</tr>")]
+    found = site.admin.http.get(f"/ui/projects/{project}/access", params={"text": "203.0.113.77"}).text
+    assert f'id="request-{worker.id}"' in found
 
 
 # ── Projects that no admin trusts ─────────────────────────────────────────────────────────────────────────────────────
