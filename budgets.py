@@ -306,6 +306,7 @@ FULLNESS = (  # the settings, what counts them, in which unit they are
     ("max_untrusted_projects", "projects", MIB),
     ("max_workers", "workers", 1),
     ("max_managers", "managers", 1),
+    ("testflinger_max_files", "files", MIB),
 )
 
 

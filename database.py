@@ -124,7 +124,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE worker_access ADD COLUMN source TEXT NOT NULL DEFAULT '';
         ALTER TABLE worker_access ADD COLUMN requested INTEGER NOT NULL DEFAULT 0;
         """,
-        "",
+        "UPDATE budget SET used = (SELECT ifnull(SUM(size), 0) FROM testflinger_file) WHERE name = 'files';",
     ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1

@@ -17,7 +17,8 @@ CREATE TABLE IF NOT EXISTS budget (
     name                        TEXT PRIMARY KEY,
     used                        INTEGER NOT NULL             -- bytes, or rows
 ) STRICT, WITHOUT ROWID;
-INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0);
+INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0),
+    ('files', 0);
 
 -- A long operation that is carried out in bounded pieces and, once accepted, finished even after a crash.
 CREATE TABLE IF NOT EXISTS operation (
@@ -749,7 +750,8 @@ CREATE TABLE IF NOT EXISTS testflinger_queue (
     description                 TEXT,                        -- as an agent advertised it; NULL: none has
     advertised                  INTEGER,                     -- when
     restricted                  INTEGER NOT NULL DEFAULT 0,  -- only clients that are allowed it submit to it
-    client                      TEXT                         -- the contributor that made it; NULL: somebody else
+    client                      TEXT                         -- the contributor that made it; @NETWORK: somebody without
+                                                             -- credentials there; NULL: somebody else
 ) STRICT;
 
 CREATE INDEX IF NOT EXISTS testflinger_queue_client ON testflinger_queue (client) WHERE client IS NOT NULL;
@@ -892,6 +894,16 @@ CREATE TABLE IF NOT EXISTS testflinger_file (
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS testflinger_file_name ON testflinger_file (name);
 CREATE INDEX IF NOT EXISTS testflinger_file_stored ON testflinger_file (stored, name);
+
+CREATE TRIGGER IF NOT EXISTS testflinger_file_inserted AFTER INSERT ON testflinger_file BEGIN
+    UPDATE budget SET used = used + NEW.size WHERE name = 'files';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_file_updated AFTER UPDATE OF size ON testflinger_file BEGIN
+    UPDATE budget SET used = used + NEW.size - OLD.size WHERE name = 'files';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_file_deleted AFTER DELETE ON testflinger_file BEGIN
+    UPDATE budget SET used = used - OLD.size WHERE name = 'files';
+END;
 
 CREATE TRIGGER IF NOT EXISTS testflinger_job_deleted AFTER DELETE ON testflinger_job BEGIN
     DELETE FROM testflinger_tag WHERE job = OLD.job;

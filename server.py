@@ -15,8 +15,9 @@ import asyncio
 import contextlib
 import logging
 import socket
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs
 
@@ -139,11 +140,16 @@ MOST_BODIES = 2**28  # bytes of bodies that are held while they arrive, of all t
 
 
 class Arriving:
-    """How many bytes of bodies are held that have not arrived in whole."""
+    """How many bytes of bodies are held that have not arrived in whole, and how many are in files."""
 
-    bytes = 0
+    bytes = spooled = 0
 
 
+def too_much() -> TrackerError:
+    return TrackerError("unavailable", "Too much is being sent at once: please try again", delay=1.0)
+
+
+MOST_SPOOLED = 2**30  # bytes of bodies that are in temporary files, of all together
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
 
 
@@ -224,27 +230,37 @@ class Incoming:
                 size += len(part)
                 Arriving.bytes += len(part)
                 if more and Arriving.bytes > MOST_BODIES and Arriving.bytes > size:
-                    raise TrackerError("unavailable", "Too much is being sent at once: please try again", delay=1.0)
+                    raise too_much()
         finally:
             Arriving.bytes -= size
         return b"".join(parts)
 
-    async def spool(self, file: BinaryIO, limit: int) -> None:
-        """Moves the body to a file, to its beginning, a block at a time. 413 as soon as it exceeds the limit (in KiB).
+    @contextlib.asynccontextmanager
+    async def spooled(self, limit: int) -> AsyncIterator[BinaryIO]:
+        """The body as a file, which is gone afterwards. 413 as soon as it exceeds the limit (in KiB).
 
-        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory.
+        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory. 503 for what
+        is beyond MOST_SPOOLED of all such files, unless it is the only one.
         """
         self.refuse_longer(limit)
         block, size, more = bytearray(), 0, True
-        while more:
-            part, more = await self.part(size, limit)
-            block += part
-            size += len(part)
-            if len(block) >= SPOOL_BYTES or not more:
-                await asyncio.to_thread(file.write, bytes(block))
-                block.clear()
-                keeps_coming(self.receive)
-        file.seek(0)
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+            try:
+                while more:
+                    part, more = await self.part(size, limit)
+                    block += part
+                    size += len(part)
+                    Arriving.spooled += len(part)
+                    if Arriving.spooled > MOST_SPOOLED and Arriving.spooled > size:
+                        raise too_much()
+                    if len(block) >= SPOOL_BYTES or not more:
+                        await asyncio.to_thread(file.write, bytes(block))
+                        block.clear()
+                        keeps_coming(self.receive)
+                file.seek(0)
+                yield file
+            finally:
+                Arriving.spooled -= size
 
     def refuse_longer(self, limit: int) -> None:
         """413 for a body that is said to be longer than the limit (in KiB), before it comes."""
@@ -275,12 +291,17 @@ class Incoming:
             nonlocal size
             part, more = await self.part(size, limit, what)
             size += len(part)
+            Arriving.spooled += len(part)
+            if Arriving.spooled > MOST_SPOOLED and Arriving.spooled > size:
+                raise too_much()
             return {"type": "http.request", "body": part, "more_body": more}
 
         try:
             form = await Request(self.scope, receive).form(max_part_size=1024 * limit, **limits)
         except (HTTPException, MultiPartException, FormParserError) as error:
             raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
+        finally:
+            Arriving.spooled -= size
         fields: dict[str, list[Any]] = {}
         for name, value in form.multi_items():  # to look each name up goes through all of them
             fields.setdefault(name, []).append(value)

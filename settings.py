@@ -173,8 +173,15 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     testflinger_max_file: Annotated[shapes.Count, "Largest artifact or attachments of a Testflinger job, in MiB."] = (
         4096
     )
+    testflinger_max_files: Annotated[
+        shapes.Count,
+        "Most that all artifacts and attachments of Testflinger's jobs take on the disk together, in MiB; more are"
+        " refused (503) until older ones go.",
+    ] = 65536
     testflinger_client_queues: Annotated[
-        shapes.Count, "Most of Testflinger's queues that one client with the role contributor may have made."
+        shapes.Count,
+        "Most of Testflinger's queues that one client with the role contributor may have made, and, where half of the"
+        " thousand are taken, all clients without credentials of one network.",
     ] = 100
     webhook_networks: Annotated[
         tuple[str, ...],

@@ -101,7 +101,6 @@ from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
 from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
-    SPOOL_BYTES,
     Incoming,
     Server,
     decoded,
@@ -4960,8 +4959,7 @@ async def submit_lines(call: Call) -> Reply:
     database, most = call.tracker.db, call.tracker.settings.max_bulk_body
     operation = await database.read(find_lines_submit, credentials, project, query.token)  # before a large body is read
     if operation is None:
-        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
-            await call.spool(file, most)
+        async with call.spooled(most) as file:
             upload = Upload(file, project, query, "body", query.first_line)
             operation, _ = await submit_upload(call.tracker, credentials, upload, query.token)
     return Reply({"operation": operation})

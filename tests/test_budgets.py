@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +77,7 @@ def check_budgets(connection: sqlite3.Connection) -> None:
         "projects": sum(kept.values()),
         "workers": connection.execute("SELECT COUNT(*) FROM worker").fetchone()[0],
         "managers": connection.execute("SELECT COUNT(*) FROM manager").fetchone()[0],
+        "files": connection.execute("SELECT ifnull(SUM(size), 0) FROM testflinger_file").fetchone()[0],
     }
 
 
@@ -120,6 +121,9 @@ def test_what_an_old_file_has_is_counted_at_its_upgrade() -> None:
     memory.connection.executescript("UPDATE budget SET used = 0; DELETE FROM log_share; UPDATE budget SET used = 0")
     filled = UPGRADES[6][1]
     memory.connection.executescript(filled[: filled.index("INSERT INTO verifier_block")])
+    memory.connection.execute("INSERT INTO testflinger_file VALUES ('uuid', 'artifact', 'name', 1234, 1)")
+    memory.connection.execute("UPDATE budget SET used = 0 WHERE name = 'files'")
+    memory.connection.executescript(UPGRADES[7][1])
     check_budgets(memory.connection)
 
 
@@ -979,3 +983,82 @@ def test_a_contributor_of_testflinger_makes_so_many_queues_at_most() -> None:
     for other in (agent, None):
         assert not any("testflinger_client_queues" in submit(other, f"{other} {number}") for number in range(3))
     assert "testflinger_client_queues" not in submit(guest, "None 1")  # another's
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_who_shows_nothing_takes_a_share_of_testflingers_queues_where_they_are_scarce(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dialects.testflinger import queues
+
+    monkeypatch.setattr(queues, "MOST_QUEUES", 8)
+    site = make_site(testflinger_anonymous="always", testflinger_client_queues=2)
+
+    def status(address: str, queue: str, path: str = "/v1/agents/queues") -> int:
+        body = {"job_queue": queue} if path == "/v1/job" else {queue: {} if "images" in path else "what it is"}
+        return httpx.post(f"{site.url}{path}", json=body, headers={"X-Forwarded-For": address}).status_code
+
+    assert [status("198.51.100.7", f"flood {number}") for number in range(6)] == [200] * 4 + [422] * 2
+    for path in "/v1/job", "/v1/agents/images":
+        assert status("198.51.100.7", "one more", path) == 422
+        assert status("198.51.100.7", "flood 1", path) == 200  # one that there is
+    ways = ("/v1/job", "/v1/agents/images", "/v1/agents/queues")
+    assert [status("203.0.113.1", f"mine {number}", path) for number, path in enumerate(ways)] == [200, 200, 422]
+    assert [status("2001:db8:1:2::1", "v6"), status("2001:db8:1:3::1", "v6 b")] == [200, 200]
+    assert "@2001:db8:1::/48" in {client for (client,) in site.read("SELECT client FROM testflinger_queue")}
+
+
+class Lab:
+    """A tracker that has room for a MiB of files, and a job that an agent holds."""
+
+    def __init__(self, site: Site):
+        self.site = site
+        self.http = client(site.url)
+        self.job = self.picked("machines")
+
+    def picked(self, queue: str) -> str:
+        job = self.http.post("/v1/job", json={"job_queue": queue}).json()["job_id"]
+        assert self.http.get("/v1/job", params={"queue": queue}).json()["job_id"] == job
+        return job
+
+    def send(self, job: str, size: int, content: Any = None) -> httpx.Response:
+        return self.http.post(f"/v1/result/{job}/artifact", files={"file": content or b"x" * size})
+
+    @property
+    def used(self) -> int:
+        return self.site.read("SELECT used FROM budget WHERE name = 'files'")[0][0]
+
+    def on_disk(self, tmp_path: Path) -> int:
+        return sum(file.stat().st_size for folder in tmp_path.glob("*.files") for file in folder.iterdir())
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_the_files_of_testflingers_jobs_have_a_budget_together(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    lab = Lab(make_site(testflinger_max_files=1))
+    other = lab.picked("machines")
+    assert lab.send(lab.job, 600_000).status_code == 200
+    refused = lab.send(other, 600_000)
+    assert refused.status_code == 503 and "testflinger_max_files" in refused.json()["message"]
+    assert lab.send(lab.job, 900_000).status_code == 200  # in the place of the other
+    assert lab.used == lab.on_disk(tmp_path) == 900_000
+    assert lab.send(other, 100_000).status_code == 200
+    assert lab.used == lab.on_disk(tmp_path) == 1_000_000
+    assert "testflinger_max_files" in lab.site.admin.http.get("/ui/admin").text
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_a_file_that_does_not_say_how_long_it_is_ends_where_the_room_does(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    lab = Lab(make_site(testflinger_max_files=2))
+
+    def pieces() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        for _ in range(64):
+            yield b"x" * 65536
+        yield b"\r\n--b--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    refused = lab.http.post(f"/v1/result/{lab.job}/artifact", content=pieces(), headers=headers)
+    assert refused.status_code == 503 and "testflinger_max_files" in refused.json()["message"]
+    assert lab.used == lab.on_disk(tmp_path) == 0

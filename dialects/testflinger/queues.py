@@ -37,8 +37,10 @@ def all_queues(tx: Tx) -> list[Row]:
     return tx.all(f"{QUEUE} q.project = p.id ORDER BY p.name")
 
 
-def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | None = None) -> int:
-    """The project of the queue, which is made if there is none of that name. A contributor may make so many.
+def make_queue(tx: Tx, name: str, field: str = "job_queue", maker: str | None = None) -> int:
+    """The project of the queue, which is made if there is none of that name.
+
+    A contributor may make so many; so may a network (@NETWORK) without credentials, once half of all queues are taken.
 
     Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard.
     """
@@ -49,25 +51,27 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | N
     if old is None:
         if not name.strip() or len(name) > 200:
             raise Unprocessable(field, "the name of a queue has 1 to 200 characters, and not only spaces")
-        if tx.one("SELECT COUNT(*) FROM testflinger_queue")[0] >= MOST_QUEUES:
+        count = tx.one("SELECT COUNT(*) FROM testflinger_queue")[0]
+        if count >= MOST_QUEUES:
             full = f"no queue {name!r}, and no further one: there are {MOST_QUEUES:,} (unused ones go by themselves)"
             raise Unprocessable(field, full)
         most = tx.settings.testflinger_client_queues
-        if tx.one("SELECT COUNT(*) FROM testflinger_queue WHERE client = ?", (contributor,))[0] >= most:
-            full = f"no queue {name!r}, and no further one of {contributor}: it has made {most:,}"
+        scarce = count >= MOST_QUEUES // 2 or not (maker or "").startswith("@")
+        if scarce and tx.one("SELECT COUNT(*) FROM testflinger_queue WHERE client = ?", (maker,))[0] >= most:
+            full = f"no queue {name!r}, and no further one of {maker}: it has made {most:,}"
             raise Unprocessable(field, tx.limits.refusal("testflinger_client_queues", full).problem)
         project = tracker.insert_project(tx, {"name": name, **OF_A_QUEUE})
-        tx.execute("INSERT INTO testflinger_queue (project, client) VALUES (?, ?)", (project, contributor))
+        tx.execute("INSERT INTO testflinger_queue (project, client) VALUES (?, ?)", (project, maker))
         return project
     if old["project"] is None:
         raise Unprocessable(field, f"{name!r} is the name of a project of the tracker that is no Testflinger queue")
     return old["id"]
 
 
-def advertise_queues(tx: Tx, queues: dict[str, str]) -> None:
+def advertise_queues(tx: Tx, queues: dict[str, str], maker: str | None = None) -> None:
     """Notes which queues there are, and what agents say about them. All or none."""
     for name, description in queues.items():
-        project = make_queue(tx, name, "queues")
+        project = make_queue(tx, name, "queues", maker)
         change = "UPDATE testflinger_queue SET description = ?, advertised = ? WHERE project = ?"
         tx.execute(change, (description, tx.time, project))
 
@@ -77,10 +81,10 @@ def advertised_queues(tx: Tx) -> dict[str, str]:
     return {row["name"]: row["description"] for row in all_queues(tx) if row["description"] is not None}
 
 
-def set_images(tx: Tx, images: dict[str, dict[str, Any]]) -> None:
+def set_images(tx: Tx, images: dict[str, dict[str, Any]], maker: str | None = None) -> None:
     """Replaces the images of these queues."""
     for name, data in images.items():
-        project = make_queue(tx, name, "images")
+        project = make_queue(tx, name, "images", maker)
         tx.execute("DELETE FROM testflinger_image WHERE project = ?", (project,))
         rows = [(project, image, encode(provisioned).decode()) for image, provisioned in data.items()]
         tx.executemany("INSERT INTO testflinger_image VALUES (?, ?, ?)", rows)
