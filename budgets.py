@@ -166,8 +166,11 @@ def check_room(tx: Tx, size: int) -> None:
 
 
 def check_room_in(tx: Tx, project: int, size: int) -> None:
-    """The same for something in a project that may be trusted."""
-    if not is_trusted(tx, project):
+    """The same for something in a project that may be trusted. Refuses (404) what goes into one that was deleted."""
+    row = tx.one("SELECT trusted FROM project WHERE id = ?", (project,))
+    if row is None:
+        raise TrackerError("not_found", f"No project {project}")
+    if not row["trusted"]:
         check_room(tx, size)
 
 

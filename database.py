@@ -121,6 +121,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         """
         DROP TRIGGER IF EXISTS worker_deleted;
         DROP INDEX worker_access_request;
+        DROP INDEX template_deleted;
         ALTER TABLE worker_access ADD COLUMN source TEXT NOT NULL DEFAULT '';
         ALTER TABLE worker_access ADD COLUMN requested INTEGER NOT NULL DEFAULT 0;
         """,

@@ -46,6 +46,7 @@ from starlette.staticfiles import StaticFiles
 
 import budgets
 import charts
+import deletion
 import errors
 import openapi
 import shapes
@@ -693,7 +694,10 @@ def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any])
     return {"project": project, "targets": targets}
 
 
-edit_values = of_project(EDIT)(chain_targets)
+@of_project(EDIT)
+def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
+    """The form of a project, and whether the manager may delete it."""
+    return {**chain_targets(tx, caller, project), "may_delete": deletion.may_delete(caller, project)}
 
 
 @tracker.needs(LOGIN)
@@ -718,6 +722,24 @@ async def reset_project(visit: Visit) -> Response:
             raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
     operation = await visit.write(tracker.begin_reset, project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
+
+
+async def delete_project(visit: Visit) -> Response:
+    """POST …/delete. Wants the project's name typed."""
+    project = visit.path_id("project")
+    row = await visit.look(tracker.get_project, project)
+    if visit.field("confirm").strip() != row.name.strip():
+        raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+    done = visit.tracker.begin_operation(await visit.write(tracker.begin_deletion, project))
+    finished, _ = await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
+    return visit.see("/ui/", f"The project {row.name} is deleted." + " What was in it goes by and by." * (not finished))
+
+
+async def delete_manager(visit: Visit) -> Response:
+    """POST …/delete/{manager}: the account goes, and projects that were its own alone."""
+    for operation in await visit.write(tracker.delete_manager, visit.path_id("manager")):
+        visit.tracker.begin_operation(operation)
+    return visit.see("/ui/admin", "The account is deleted.")
 
 
 def said_of(kind: str, count: int, priority: int | None = None) -> str:
@@ -1483,6 +1505,7 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, to=ONE_PROJECT, says="Saved."),
+    Action("/delete", delete_project, again="confirm"),
     Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
@@ -1538,7 +1561,7 @@ PAGES = [
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
     Action("/unblock/{manager}", tracker.unblock_manager, says="The manager may log in again."),
-    Action("/delete/{manager}", tracker.delete_manager, says="The account is deleted."),
+    Action("/delete/{manager}", delete_manager),
 ]
 
 

@@ -130,6 +130,7 @@ CREATE TABLE IF NOT EXISTS project (
     CHECK (NOT (public AND hidden))
 ) STRICT;
 CREATE INDEX IF NOT EXISTS project_git_repo ON project (git_repo) WHERE git_repo <> '';
+CREATE INDEX IF NOT EXISTS project_chain ON project (chain) WHERE chain IS NOT NULL;
 
 -- What weighs in a project that is not trusted: triggers weigh all but plain tasks and kept hashes, which budgets.py does.
 CREATE TRIGGER IF NOT EXISTS project_inserted AFTER INSERT ON project WHEN NOT NEW.trusted BEGIN
@@ -484,7 +485,7 @@ CREATE INDEX IF NOT EXISTS template_name ON template (project, name) WHERE delet
 CREATE UNIQUE INDEX IF NOT EXISTS template_api ON template (name) WHERE api AND deleted IS NULL;
 CREATE INDEX IF NOT EXISTS template_by_name ON template (name, api DESC) WHERE deleted IS NULL;
 CREATE INDEX IF NOT EXISTS template_script ON template (script) WHERE script IS NOT NULL;
-CREATE INDEX IF NOT EXISTS template_deleted ON template (id) WHERE deleted IS NOT NULL;
+CREATE INDEX IF NOT EXISTS template_deleted ON template (project) WHERE deleted IS NOT NULL;
 
 CREATE TRIGGER IF NOT EXISTS template_inserted AFTER INSERT ON template BEGIN
     UPDATE project SET size = size + 1000 + length(CAST(NEW.description AS BLOB)) + length(CAST(NEW.recipe AS BLOB)) + length(CAST(NEW.variables AS BLOB))
@@ -604,6 +605,7 @@ CREATE TABLE IF NOT EXISTS workflow (
     deleted                     INTEGER                      -- still here for the sake of its jobs
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS workflow_name ON workflow (project, name) WHERE deleted IS NULL;
+CREATE INDEX IF NOT EXISTS workflow_deleted ON workflow (project) WHERE deleted IS NOT NULL;
 
 -- When a step of the template ends in this way, a job of the target follows.
 CREATE TABLE IF NOT EXISTS workflow_edge (

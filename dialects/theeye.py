@@ -1395,6 +1395,14 @@ def tokens_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     return {"tokens": rows, "fresh": None}
 
 
+def project_gone(tx: Tx, project: int) -> bool:
+    """Deletes the agents and the host of a project that was deleted. False: that was all."""
+    tx.execute("DELETE FROM theeye_login WHERE agent IN (SELECT id FROM theeye_agent WHERE project = ?)", (project,))
+    for table in "theeye_agent", "theeye_host":
+        tx.execute(f"DELETE FROM {table} WHERE project = ?", (project,))
+    return False
+
+
 def needed_workers(tx: Tx) -> list[int]:
     """The workers of agents."""
     return [row["worker"] for row in tx.all("SELECT worker FROM theeye_agent")]

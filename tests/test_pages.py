@@ -28,7 +28,7 @@ FOR_ALL = ("/ui/", "/ui/login", "/ui/register", "/ui/docs")
 FOR_ADMINS = (
     *("/ui/admin", "/ui/admin/promote/{manager}", "/ui/admin/demote/{manager}", "/ui/workers/pause"),
     *(path for path in GETS + POSTS if path.startswith(("/ui/theeye/", "/ui/testflinger/clients"))),
-    *("/ui/testflinger/queues/{queue}/restrict", "/ui/projects/{project}/trust"),
+    *("/ui/testflinger/queues/{queue}/restrict", "/ui/projects/{project}/trust", "/ui/projects/{project}/edit/delete"),
 )
 DOWNLOADS = ("/export", "/{file}")
 ENTRANCES = ("/ui/login", "/ui/register", "/ui/logout")
@@ -123,6 +123,7 @@ class Place:
 
     def __init__(self, site: Site, text: str = "plain", username: str = "other"):
         self.site, self.admin = site, Tab(site.admin.http)
+        self.text = text
         self.project = site.admin.create_project(f"{text} project", motd=f"{text} motd", version=f"{text} version")
         self.worker = site.create_worker(self.project, f"{text} worker")
         self.asking = site.create_worker(alias=f"{text} asking")
@@ -199,6 +200,7 @@ class Place:
         return {
             "/ui/projects/new": {"name": "another one"},
             "/ui/projects/{project}/edit": {"motd": "new words"},
+            "/ui/projects/{project}/edit/delete": {"confirm": f"{self.text} project"},
             "/ui/projects/{project}/pause": {"paused": "true"},
             "/ui/projects/{project}/secret": {"secret": "a new one"},
             "/ui/projects/{project}/webhook_secret": {"webhook_secret": "a new one"},
@@ -320,6 +322,7 @@ def send_every_form(place: Place) -> Iterator[tuple[str, httpx.Response]]:
     """Each form as an admin sends it, those last that take away what others need; and what came of it."""
     last = (
         "/ui/templates/{template}/delete",
+        "/ui/projects/{project}/edit/delete",
         *("/ui/logout", "/ui/login", "/ui/account/password", "/ui/account/sessions", "/ui/register"),
     )
     for path in [path for path in POSTS if path not in last] + list(last):

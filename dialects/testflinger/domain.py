@@ -994,6 +994,24 @@ def prune_queues(tx: Tx) -> bool:
     return row is not None
 
 
+def project_gone(tx: Tx, project: int) -> bool:
+    """Deletes some of what there is of a queue whose project was deleted, and of its jobs. Whether there is more.
+
+    Their files go when files that no job has are looked for next.
+    """
+    jobs = tx.all("SELECT job, uuid FROM testflinger_job WHERE project = ? LIMIT ?", (project, PRUNED_ROWS))
+    for row in in_time(tx, jobs):
+        if not delete_fragments(tx, row["uuid"]):
+            tx.execute("UPDATE testflinger_file SET stored = 0 WHERE uuid = ?", (row["uuid"],))
+            tx.execute("DELETE FROM testflinger_job WHERE job = ?", (row["job"],))
+    some = "SELECT name FROM testflinger_image WHERE project = ?1 LIMIT ?2"
+    images = f"DELETE FROM testflinger_image WHERE project = ?1 AND name IN ({some})"
+    if jobs or tx.execute(images, (project, PRUNED_ROWS)).rowcount:
+        return True
+    tx.execute("DELETE FROM testflinger_queue WHERE project = ?", (project,))
+    return False
+
+
 USED_BY = (
     *("job WHERE project = q.project", "template WHERE project = q.project AND deleted IS NULL"),
     *("workflow WHERE project = q.project AND deleted IS NULL", "manager_role WHERE project = q.project"),
