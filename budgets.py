@@ -119,7 +119,7 @@ PROJECT_SIZE = 4 * MIB  # with the snapshots of 90 days and its texts: schema.sq
 TASK_SIZE = 120  # bytes that a task takes besides its recipe, with its indexes
 VERIFICATION_SIZE = 64  # for each worker that is to verify it, too
 HASH_SIZE = 60
-ACCESS_SIZE = 200
+ACCESS_SIZE = 200  # and so with what a worker holds and has closed there (tally)
 OPERATION_SIZE = 400
 TASK_WEIGHT = (
     f"iif(job IS NULL, {TASK_SIZE} + length(CAST(recipe AS BLOB)) + {VERIFICATION_SIZE}"

@@ -125,7 +125,11 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE worker_access ADD COLUMN source TEXT NOT NULL DEFAULT '';
         ALTER TABLE worker_access ADD COLUMN requested INTEGER NOT NULL DEFAULT 0;
         """,
-        "UPDATE budget SET used = (SELECT ifnull(SUM(size), 0) FROM testflinger_file) WHERE name = 'files';",
+        """
+        UPDATE budget SET used = (SELECT ifnull(SUM(size), 0) FROM testflinger_file) WHERE name = 'files';
+        UPDATE project SET size = size + 200 * (SELECT COUNT(*) FROM tally t WHERE t.project = project.id)
+        WHERE NOT trusted;
+        """,
     ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1

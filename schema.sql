@@ -345,6 +345,13 @@ CREATE TABLE IF NOT EXISTS tally (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tally_worker ON tally (worker);
 
+CREATE TRIGGER IF NOT EXISTS tally_inserted AFTER INSERT ON tally BEGIN
+    UPDATE project SET size = size + 200 WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS tally_deleted AFTER DELETE ON tally BEGIN
+    UPDATE project SET size = size - 200 WHERE id = OLD.project AND NOT trusted;
+END;
+
 -- How many tasks a worker closed in one of the last 24 full hours.
 CREATE TABLE IF NOT EXISTS tally_hour (
     hour                        INTEGER NOT NULL,            -- since 1970

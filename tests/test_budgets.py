@@ -37,6 +37,7 @@ WEIGHTS = {
     "bulk_piece": "SELECT project, length(tasks) + 12000 FROM bulk_piece JOIN operation ON id = operation",
     "operation": "SELECT project, 400 + length(report) + ifnull(length(wanted), 0) FROM operation",
     "access": f"SELECT project, {budgets.ACCESS_SIZE} FROM worker_access",
+    "tally": "SELECT project, 200 FROM tally",
     "script": f"SELECT project, {BYTES.format('source')} FROM script WHERE project IS NOT NULL",
     "template": "SELECT project, 1000 + "
     + " + ".join(map(BYTES.format, ("description", "recipe", "variables", "arguments", "env", "runas")))
@@ -125,6 +126,8 @@ def test_what_an_old_file_has_is_counted_at_its_upgrade() -> None:
     memory.connection.executescript(filled[: filled.index("INSERT INTO verifier_block")])
     memory.connection.execute("INSERT INTO testflinger_file VALUES ('uuid', 'artifact', 'name', 1234, 1)")
     memory.connection.execute("UPDATE budget SET used = 0 WHERE name = 'files'")
+    distrust(memory)
+    memory.connection.execute("UPDATE project SET size = size - 200 * (SELECT COUNT(*) FROM tally WHERE project = id)")
     memory.connection.executescript(UPGRADES[7][1])
     check_budgets(memory.connection)
 
@@ -652,13 +655,15 @@ def test_the_page_tells_what_a_worker_that_asks_has_closed_and_where_it_is(site:
 
 
 class House:
-    """A tracker with a small budget, a manager whom nobody trusts, its project, and its worker."""
+    """A tracker with a small budget, a manager whom nobody trusts, its project, and its worker, who has done a task."""
 
     def __init__(self, site: Site):
         self.site = site
         self.owner = site.create_manager("stranger")
         self.project = self.owner.create_project("own")
         self.worker = self.owner.grant(Worker(site.url), self.project)
+        self.worker.submit(self.project)
+        self.empty()
 
     @property
     def size(self) -> int:
@@ -780,6 +785,16 @@ def test_what_hashes_and_verifications_take_counts_too(house: House) -> None:
     house.worker.submit(house.project, "x", priority=1, unique_string="u")
     house.worker.released(house.worker.assigned(house.project)["id"])
     assert house.size - before == budgets.HASH_SIZE
+
+
+def test_what_is_kept_of_workers_counts_when_their_access_is_withdrawn(house: House) -> None:
+    before = house.size
+    for _ in range(3):
+        worker = house.owner.grant(Worker(house.site.url), house.project)
+        house.worker.submit(house.project)
+        worker.released(worker.assigned(house.project)["id"])
+        house.owner.post(f"/project/reject_request/{house.project}/{worker.id}")
+    assert house.size == before + 3 * budgets.ACCESS_SIZE
 
 
 def test_an_admins_projects_have_no_such_budget(house: House) -> None:
