@@ -9,6 +9,7 @@ import pytest
 from conftest import Manager, Site, Worker, client, wait_until
 from place import OPERATIONS, Jobs, Memory, Place, call, check_counts, discard_bulk_submit, furnish
 from test_budgets import check_budgets, distrust
+from test_waiting import Waiting, settle
 
 import deletion
 import tracker
@@ -228,6 +229,15 @@ def test_who_waits_for_a_task_of_it_learns_that_at_once() -> None:
     queue = Jobs()
     begin(queue, queue.session, queue.project)
     assert queue.announced[queue.project] > 10**6
+
+
+def test_a_request_that_waits_for_a_task_of_it_is_told_that_there_is_no_such_project(site: Site) -> None:
+    project = site.admin.create_project()
+    waiting = Waiting(site.create_worker(project), project)
+    settle()
+    delete(site.admin, project)
+    waiting.task()
+    assert waiting.answer["code"] == "not_found"
 
 
 def may(site: Site, manager: Manager, project: int) -> bool:

@@ -1,5 +1,6 @@
 """The manager UI over plain HTTP, as a browser without scripts sees it: every page, every form, every refusal."""
 
+import asyncio
 import itertools
 import json
 import re
@@ -445,6 +446,28 @@ def test_every_link_of_the_pages_leads_somewhere(place: Place) -> None:
             ahead += found - seen
             seen |= found
     assert {place.at(path) for path in GETS if path not in ("/ui/login", "/ui/register")} <= seen
+
+
+def test_a_project_that_is_being_deleted_is_on_no_page_and_in_no_form(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_nothing(*_: Any) -> asyncio.Future[int]:
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        done.set_result(0)
+        return done
+
+    monkeypatch.setattr(tracker.Tracker, "begin_operation", begin_nothing)
+    path = "/ui/projects/{project}/edit/delete"
+    assert place.admin.post(place.at(path), place.fields(path)).status_code == 303
+    of_it = "{project}", "{template}", "{job}", "{workflow}"
+    for path in GETS + POSTS:
+        if any(name in path for name in of_it) and not path.startswith("/ui/theeye/hosts"):
+            answer = place.admin.http.get(place.at(path)) if path in GETS else None
+            assert answer is None or answer.status_code == 404, path
+            if path in POSTS:
+                assert place.admin.post(place.at(path), place.fields(path)).status_code == 404, path
+    for path in "/ui/", "/ui/jobs", "/ui/logs", "/ui/workers", "/ui/admin":
+        assert place.admin.open(path).status == 200
 
 
 # ── Forms that are refused ────────────────────────────────────────────────────────────────────────────────────────────
