@@ -58,13 +58,18 @@ def may_delete(caller: tracker.Caller, project: sqlite3.Row) -> bool:
     return caller.manager.tracker_admin or (own and caller.role(project["id"]) == tracker.ALL_ROLES)
 
 
-def delete_projects_of(tx: Tx, caller: tracker.Caller, manager: int) -> list[int]:
-    """Begins to delete what no admin trusts of the projects in which this manager alone has a role. The operations."""
-    own = (
+def projects_of(tx: Tx, manager: int) -> list[sqlite3.Row]:
+    """The projects that no admin trusts and in which this manager alone has a role."""
+    return tx.all(
         "SELECT p.* FROM manager_role r JOIN project p ON p.id = r.project WHERE r.manager = ?1 AND NOT p.trusted"
-        " AND NOT EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager <> ?1)"
+        " AND NOT EXISTS (SELECT 1 FROM manager_role WHERE project = p.id AND manager <> ?1)",
+        (manager,),
     )
-    return [begin(tx, caller, project) for project in tx.all(own, (manager,))]
+
+
+def delete_projects_of(tx: Tx, caller: tracker.Caller, manager: int) -> list[int]:
+    """Begins to delete the projects that go with a manager. The operations."""
+    return [begin(tx, caller, project) for project in projects_of(tx, manager)]
 
 
 def begin(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> int:

@@ -735,9 +735,17 @@ async def delete_project(visit: Visit) -> Response:
     return visit.see("/ui/", f"The project {row.name} is deleted." + " What was in it goes by and by." * (not finished))
 
 
+@tracker.needs(ADMIN)
+def manager_delete_page(tx: Tx, caller: Caller, manager: int) -> dict[str, Any]:
+    """What goes with a manager who is deleted."""
+    tracker.check_other(tx, caller, manager, "delete")
+    one = tx.one("SELECT id, username FROM manager WHERE id = ?", (manager,))
+    return {"one": one, "projects": deletion.projects_of(tx, manager)}
+
+
 async def delete_manager(visit: Visit) -> Response:
     """POST …/delete/{manager}: the account goes, and projects that were its own alone."""
-    for operation in await visit.write(tracker.delete_manager, visit.path_id("manager")):
+    for operation in await visit.write(tracker.delete_manager, visit.path_id("manager"), long=True):
         visit.tracker.begin_operation(operation)
     return visit.see("/ui/admin", "The account is deleted.")
 
@@ -1561,7 +1569,7 @@ PAGES = [
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
     Action("/unblock/{manager}", tracker.unblock_manager, says="The manager may log in again."),
-    Action("/delete/{manager}", delete_manager),
+    Action("/delete/{manager}", delete_manager, asks=("manager_delete.html", manager_delete_page)),
 ]
 
 

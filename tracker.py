@@ -5207,7 +5207,8 @@ async def remove_manager(call: Call) -> Reply:
 
     What it has made stays, but for projects that no admin trusts and in which nobody else has a role.
     """
-    for operation in await call.tracker.db.write(as_caller, delete_manager, call.session(), call.path_id("manager")):
+    write = call.tracker.db.write
+    for operation in await write(as_caller, delete_manager, call.session(), call.path_id("manager"), long=True):
         call.tracker.begin_operation(operation)
     return Reply(status=204)
 

@@ -310,9 +310,14 @@ def test_the_page_wants_the_name_typed(site: Site) -> None:
 
 def test_the_page_of_the_administration_deletes_a_manager_with_what_was_its_own(site: Site) -> None:
     owner = site.create_manager("owner")
-    project = owner.create_project()
+    project = owner.create_project("own project")
     token = site.admin.http.get("/ui/admin").text.partition('name="token" value="')[2].partition('"')[0]
-    answer = site.admin.http.post(f"/ui/admin/delete/{owner.id}", data={"token": token}, follow_redirects=True)
+    form = {"data": {"token": token}, "follow_redirects": True}
+    question = site.admin.http.post(f"/ui/admin/delete/{owner.id}", **form)
+    assert "own project" in question.text
+    assert site.read("SELECT 1 FROM project WHERE id = ?", project) == [(1,)]
+    form["data"]["confirmed"] = "yes"
+    answer = site.admin.http.post(f"/ui/admin/delete/{owner.id}", **form)
     assert "The account is deleted." in answer.text
     assert site.read("SELECT 1 FROM project WHERE id = ?", project) == []
 
