@@ -258,7 +258,7 @@ def forget_requests(tx: Tx, after: int) -> int | None:
 
 SILENCE = 3600  # seconds after which a worker is forgotten that never did anything
 LONG_SILENCE = 30 * 86400  # and one of whom only projects know that no admin trusts; a manager; a request
-LOOKED_AT = 500
+LOOKED_AT = 100  # in one step: each of them may have access to many projects
 FORGET = {
     "workers": """
         DELETE FROM worker WHERE id IN (

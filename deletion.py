@@ -140,9 +140,18 @@ def delete_jobs(tx: Tx, project: int) -> int:
     return len(rows)
 
 
+EDGES = """
+    SELECT e.workflow, e.template, e.ending, e.target FROM workflow w JOIN workflow_edge e ON e.workflow = w.id
+    WHERE w.project = :project AND w.deleted IS NOT NULL LIMIT :limit
+"""
+
+
 def delete_rest(tx: Tx, project: int) -> int:
     """Deletes some rows of the first table that has any. How many."""
     values = {"project": project, "limit": tracker.PIECE_TASKS}
+    edges = tx.execute(f"DELETE FROM workflow_edge WHERE (workflow, template, ending, target) IN ({EDGES})", values)
+    if edges.rowcount:  # there may be very many of one workflow
+        return edges.rowcount
     for table, key, condition in REST:
         if table == "tally":
             tx.counts.write(tx)  # else they would make it anew
