@@ -1457,6 +1457,10 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
         "fields": tracker.FIELDS,
         "budgets": budgets.fullness(tx),
+        "untrusted": tx.all(
+            "SELECT p.id, p.name, p.size, m.username FROM project p LEFT JOIN manager m ON m.id = p.creator"
+            " WHERE NOT p.trusted ORDER BY p.size DESC LIMIT 20"
+        ),
         "facts": {
             "Tracker": tracker.__version__,
             "Python": sys.version.split()[0],

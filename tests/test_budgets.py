@@ -981,6 +981,16 @@ def test_the_page_of_the_settings_shows_how_full_each_budget_is(house: House) ->
     assert house.owner.http.get("/ui/admin").status_code == 403
 
 
+def test_the_page_of_the_settings_shows_which_untrusted_projects_are_the_largest(house: House) -> None:
+    small = house.site.admin.create_project("trusted")
+    house.fill()
+    page = house.site.admin.http.get("/ui/admin").text
+    table = page[page.index('id="untrusted"') :]
+    table = table[: table.index("</table>")]
+    assert f'/ui/projects/{house.project}"' in table and "stranger" in table
+    assert f'/ui/projects/{small}"' not in table
+
+
 @pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
 def test_a_contributor_of_testflinger_makes_so_many_queues_at_most() -> None:
     from dialects.testflinger import clients, domain
