@@ -4060,6 +4060,9 @@ PRUNE = {
     "script": """DELETE FROM script WHERE id IN (SELECT id FROM script s
         WHERE NOT EXISTS (SELECT 1 FROM template WHERE script = s.id)
         AND NOT EXISTS (SELECT 1 FROM job WHERE script = s.id) LIMIT :limit)""",
+    "workflow_edge": """DELETE FROM workflow_edge WHERE (workflow, template, ending, target) IN
+        (SELECT workflow, template, ending, target FROM workflow w JOIN workflow_edge ON workflow = w.id
+         WHERE w.deleted IS NOT NULL AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
     "workflow": """DELETE FROM workflow WHERE id IN (SELECT id FROM workflow w WHERE deleted IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
     "operation": """DELETE FROM operation WHERE id IN
@@ -4089,18 +4092,13 @@ def prune(tx: Tx, table: str) -> bool:
     return deleted >= PIECE_TASKS
 
 
-def forget_workers(tx: Tx, after: int) -> int | None:
-    """Forgets some of the workers after this one that nobody knows, while there are very many."""
-    return budgets.forget(tx, "workers", after, needed_by_dialects(tx, "workers"))
+def forget_nobodies(tx: Tx, after: int, what: str) -> int | None:
+    """Forgets some of the workers, or managers, after this one that have no part in anything, while there are many."""
+    needed = [one for needed in hooks(f"needed_{what}") for one in needed(tx)]
+    return budgets.forget(tx, what, after, encode(needed).decode())
 
 
-def forget_managers(tx: Tx, after: int) -> int | None:
-    """Forgets some of the managers after this one that have no part in anything, while there are very many."""
-    return budgets.forget(tx, "managers", after, needed_by_dialects(tx, "managers"))
-
-
-def needed_by_dialects(tx: Tx, what: str) -> str:
-    return encode([one for needed in hooks(f"needed_{what}") for one in needed(tx)]).decode()
+forget_workers, forget_managers = (functools.partial(forget_nobodies, what=what) for what in ("workers", "managers"))
 
 
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
