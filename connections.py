@@ -1,7 +1,6 @@
 """What all connections of a server share: how many there may be, whose turn it is to be read, how they end.
 
     a new one ─► Crowd.let_in (is there room? or else one that has long been idle makes it, or the new one gets 503)
-    much at once, in small parts ─► Crowd.queue ─► a turn each, a moment long, and others in between
     an answer that is not taken in ─► Unsent (how long, and how little of it)
 
 Nothing here knows HTTP: server.py does.
@@ -9,7 +8,6 @@ Nothing here knows HTTP: server.py does.
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import errno
 import logging
@@ -21,6 +19,8 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from turns import Turns
+
 try:
     import resource
 except ImportError:  # Windows, which has no such limit
@@ -30,8 +30,6 @@ log = logging.getLogger("tracker")
 
 RESERVED_DESCRIPTORS = 64  # for the database, files that are sent or received, webhooks
 MOST_TURNED_AWAY = 32  # connections beyond the limit that are open until they have been told so
-TURN = 0.001  # seconds for which one connection is read on
-SHARE = 4  # times as long as a turn took do all the others have before the next one
 LEAST_TAKEN = 48 * 1024  # bytes of an answer that its client takes in within request_timeout
 MOST_AHEAD = 128 * 1024  # bytes of an answer that the system takes from us before the client takes them in
 MOST_UNSENT = 64 * 2**20  # bytes of answers that wait in memory for their clients to take them in, of all together
@@ -96,20 +94,16 @@ class Connection(Protocol):
 
     unsent: Unsent
 
-    def take_turn(self, until: float) -> bool:
-        """Reads on of what has come, until then (time.monotonic()). Whether there is more."""
-
 
 class Crowd:
     """All connections of a server, at most `most`."""
 
     RESCAN = 0.1  # seconds after which one may be idle where none was
 
-    def __init__(self, most: int):
+    def __init__(self, most: int, turns: Turns):
         self.most, self.seldom = room_for(most), Seldom()
         self.cause = "max_connections" if self.most == most else "the system's limit of open files"
-        self._turns: collections.deque[Connection] = collections.deque()
-        self._running, self._rests_until = False, 0.0
+        self.turns = turns
         self._idle: list[tuple[float, int, Connection]] = []  # the longest idle one last
         self._none_until = 0.0
         self._turned_away: collections.deque[Connection] = collections.deque()
@@ -170,38 +164,6 @@ class Crowd:
     def forget_unsent(self, one: Connection) -> None:
         """Its client has taken in its answers, or has gone."""
         self._unsent.discard(one)
-
-    def queue(self, one: Connection) -> None:
-        """Much has come over this connection: it is read in turns, at once if nothing is against it."""
-        self._turns.append(one)
-        if not self._running:
-            self._running = True
-            wait = self._rests_until - time.monotonic()
-            if wait <= 0:
-                self._take_turns()
-            else:
-                asyncio.get_running_loop().call_later(wait, self._take_turns)
-
-    def _take_turns(self) -> None:
-        """A turn for those that wait, and then a rest: all of them take a part of the time, whatever they send."""
-        began = time.monotonic()
-        until = began + TURN
-        while self._turns and time.monotonic() < until:
-            one = self._turns.popleft()
-            try:
-                again = one.take_turn(until)
-            except Exception:
-                log.exception("What a client has sent cannot be read")
-                one.abort()
-            else:
-                self._turns.extend([one] * again)
-        took = time.monotonic() - began
-        if took > TURN / 4:  # what most send takes less, and leaves no debt
-            self._rests_until = began + took + SHARE * took
-        if self._turns:
-            asyncio.get_running_loop().call_later(max(0, self._rests_until - began - took), self._take_turns)
-        else:
-            self._running = False
 
 
 class Flow(FlowControl):

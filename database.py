@@ -25,6 +25,7 @@ import names
 from errors import TrackerError
 from limits import Limits
 from settings import Settings
+from turns import Turns
 from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, save_uptime
 
 log = logging.getLogger("tracker")
@@ -133,7 +134,8 @@ class Database:
         self.settings, self.clock, self.limits = settings, clock, Limits(settings, clock.uptime)
         self.path = Path(settings.database).resolve()
         self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
-        self._queue = WriteQueue(announce)
+        self.turns = Turns()
+        self._queue = WriteQueue(announce, self.turns)
 
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
@@ -184,14 +186,16 @@ class Database:
         self._queue.put(future, function, args, long)
         return future
 
-    def write_for(self, told: Told, function: Callable, args: tuple) -> None:
-        """The same without a future: somebody else is told."""
-        self._queue.put(told, function, args)
+    def write_for(self, told: Told, function: Callable, args: tuple, first: bool) -> None:
+        """The same without a future: somebody else is told. It may go before others."""
+        self._queue.put(told, function, args, first=first)
 
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
         reader = next(self._readers)
-        return await reader.run(self._read, reader.connection, function, args)
+        result = await reader.run(self._read, reader.connection, function, args)
+        await self.turns()
+        return result
 
     def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
         connection.execute("BEGIN")

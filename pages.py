@@ -365,7 +365,7 @@ class Visit(Call):
         message = self.message()
         status = tracker.STATUS[self.error.code] if self.error else 200
         template = jinja_environment().get_template(name)
-        page = await asyncio.to_thread(template.render, values, visit=self, message=message)
+        page = await self.tracker.turns.join(template.generate(values, visit=self, message=message))
         response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
         if message:
             response.raw_headers.append(self.message_cookie("", 0))

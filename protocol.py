@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import socket
 import time
@@ -23,6 +24,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 import libraries
 from connections import STALLED, Crowd, Flow, Transport, Unsent
 from errors import STATUS, TrackerError, encode
+
+log = logging.getLogger("tracker")
 
 MOST_HEADER_BYTES = 2**16  # of a request: its first line, its headers, and the trailers of its body
 MOST_HEADERS = 256  # of a request
@@ -148,6 +151,7 @@ class Direct:
             return unread() if unread else None
         self.response_complete = True
         protocol, closes = self.protocol, not self.keep_alive
+        protocol.known = status < 400
         if protocol.ended:
             protocol.unread = unread
         server_headers = protocol.server_state.default_headers
@@ -214,6 +218,8 @@ class GuardedProtocol(HttpToolsProtocol):
     deaf: int | None = None  # bytes that have come, and were not read, since the last answer
     refusing: TrackerError | None = None  # what is answered after the requests before
     turned_away = False
+    begun = False  # in this turn, the application has been given something to do
+    known = False  # the last hot call on it has succeeded: the next one goes first
     remembered: Any = None  # what the application wants to know again when the next request comes
     held: Direct | None = None  # what begins when the client has taken in the answers before it
     ended = False  # the client has ended its side, and waits for answers
@@ -226,7 +232,9 @@ class GuardedProtocol(HttpToolsProtocol):
         able = libraries.HAS_SHORT_WAY and not self.access_log
         self.find_direct = getattr(config.app, "direct", None) if able else None
         self.longest_direct = getattr(config.app, "longest_direct", 0)
+        self.hot_lines: tuple[bytes, ...] = getattr(config.app, "hot_lines", ())
         self.crowd: Crowd = config.crowd
+        self.turns = self.crowd.turns
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(Transport(transport, self.end))
@@ -257,32 +265,47 @@ class GuardedProtocol(HttpToolsProtocol):
     # ── What comes in ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        """Reads it: what is short at once, and the rest in turns with others who send much."""
+        """Reads it: at once what a known worker asks, and what sets nothing off; the rest when its turn has come."""
         if self.deaf is not None:
             self.deaf += len(data)
             if self.deaf > LAST_WORDS[1]:
                 self.transport.inner.close()
         elif self.flow.held:
             self.rest += data
-        elif len(data) <= PIECE or (len(data) <= self.body_left and not self.in_head):
+        elif (self.known and len(data) <= PIECE and self.goes_first(data)) or (
+            len(data) < self.body_left and not self.in_head
+        ):
             self.read(data)
         else:
             self.rest, self.at = data, 0
             self.flow.hold()
             self.queue()
 
+    def goes_first(self, data: bytes) -> bool:
+        """Whether it is a hot call, or the end of its body."""
+        return data.startswith(self.hot_lines) if self.at_request_line else isinstance(self.cycle, Direct)
+
     def queue(self) -> None:
-        self.crowd.queue(self)
+        self.turns.queue(self.take_turn)
 
     def take_turn(self, until: float) -> bool:
         """Reads on of what has come until then, or until uvicorn has enough. Whether it can go on after others."""
+        try:
+            return self.read_on(until)
+        except Exception:
+            log.exception("What a client has sent cannot be read")
+            self.abort()
+            return False
+
+    def read_on(self, until: float) -> bool:
+        self.begun = False
         while self.at < len(self.rest) and self.deaf is None and self.parser:
             if self.flow.read_paused:
                 return False  # the flow says when it goes on
             size = self.next_piece()
             piece, self.at = self.rest[self.at : self.at + size], self.at + size
             self.read(piece)
-            if time.monotonic() > until:
+            if self.begun or time.monotonic() > until:
                 break
         if self.at < len(self.rest) and self.deaf is None and self.parser:
             return True
@@ -369,6 +392,7 @@ class GuardedProtocol(HttpToolsProtocol):
         for header in headers:
             super().on_header(*header)
         super().on_headers_complete()
+        self.set_off()
         self.headers = headers  # trailers are put into these, which the application does not see
         if libraries.HAS_SHORT_WAY and self.scope["http_version"] in ("1.0", "0.9"):
             speaks_old(self.cycle)
@@ -433,6 +457,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self.keeps_alive = None
         self.began, self.at_request_line, self.unused = None, True, 0
         super().on_message_complete()
+        self.set_off()
+
+    def set_off(self) -> None:
+        """The application has something to do: nobody else's has, in this turn."""
+        self.begun = True
+        self.turns.begin()
 
     # ── What goes out ─────────────────────────────────────────────────────────────────────────────────────────────────
 

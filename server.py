@@ -32,6 +32,7 @@ import libraries
 from connections import Crowd, limit_unsent
 from errors import TrackerError, convert
 from protocol import Direct, GuardedProtocol, Headers, written
+from turns import Turns
 
 log = logging.getLogger("tracker")
 
@@ -391,7 +392,7 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
         server_header=False,
         backlog=2048,
     )
-    config.crowd = Crowd(settings.max_connections)
+    config.crowd = Crowd(settings.max_connections, getattr(app, "turns", None) or Turns())
     return config
 
 

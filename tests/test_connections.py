@@ -25,6 +25,7 @@ import connections
 import protocol
 import server
 import tracker
+import turns
 from waiting import Waiters
 
 __all__ = ["run"]  # the fixture
@@ -248,18 +249,19 @@ def test_what_is_much_work_for_its_length_is_read_in_small_pieces(what: str) -> 
         wire.protocol = one
         one.connection_made(wire)
         one.data_received(HEAVY[what])
+        read_at_once = calls
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return calls
+        return read_at_once
 
-    connections_turn = connections.TURN
+    kept = turns.TURN
     try:
-        connections.TURN = 0  # a turn is one piece
+        turns.TURN = 0  # a turn is one piece
         assert asyncio.run(feed()) <= 600
     finally:
-        connections.TURN = connections_turn
+        turns.TURN = kept
 
 
 def test_a_long_body_of_small_chunks_is_understood(site: Site) -> None:
