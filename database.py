@@ -125,6 +125,26 @@ OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 # The file
 
 
+class Polite:
+    """Executes a reader's statements while nothing urgent goes on, if that is not for long.
+
+    Each statement gives the interpreter away and wants it back: one thread that reads makes those of an assignment,
+    which are executed on another one, take several times as long.
+    """
+
+    PATIENCE = 0.02  # seconds that it waits, of all statements together
+    PAUSE = 0.0002
+
+    def __init__(self, execute: Callable[..., sqlite3.Cursor], turns: Turns):
+        self.execute, self.turns, self.left = execute, turns, self.PATIENCE
+
+    def __call__(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        while self.turns.urgent and self.left > 0:
+            time.sleep(self.PAUSE)
+            self.left -= self.PAUSE
+        return self.execute(sql, parameters)
+
+
 class Database:
     """The SQLite file: a writer with group commit, read-only readers, and a lock that keeps a second server out."""
 
@@ -200,7 +220,9 @@ class Database:
     def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
         connection.execute("BEGIN")
         try:
-            return function(Tx(connection, self.clock, self.settings, self.limits), *args)
+            tx = Tx(connection, self.clock, self.settings, self.limits)
+            tx.execute = Polite(connection.execute, self.turns)
+            return function(tx, *args)
         except Exception as error:
             let_go(error)
             raise

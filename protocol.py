@@ -474,13 +474,23 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self.idle = self.loop.time()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            if self.known and isinstance(self.pipeline[-1][0], Direct):
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self.turns.queue(self.begin_next)
         elif self.refusing:
             self.answer_refusal()
         elif self.ended:
             self.linger(*(self.LINGER if self.unread else ()))
         elif self.began is not None and not self.in_head and self.cycle.response_complete:
             self.loop.call_later(LAST_WORDS[0], self.hear_out, self.cycle)
+
+    def begin_next(self, until: float) -> bool:
+        """The turn of a request that has waited for the answers to those before it."""
+        if self.pipeline and not self.transport.is_closing():
+            self._start_asgi_task(*self.pipeline.pop())
+            self.turns.begin()
+        return False
 
     def pause_writing(self) -> None:
         super().pause_writing()

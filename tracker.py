@@ -14,11 +14,11 @@ plain values or raises TrackerError. Such functions compose: release calls close
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
-(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits and budgets (how often, and how much),
-database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
-and githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the
-API's document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other
-systems' APIs), commands (the command line).
+(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits and budgets
+(how often, and how much), database (the file) with writer (the one that writes), counts (the live ones) and warming
+(what is read for it), lines and githook (uploads, push events), logfile, names (that people choose), waiting (workers
+that wait), openapi (the API's document), schema.sql; on top of it, and imported when the app is made: pages (the
+manager UI), dialects/ (other systems' APIs), commands (the command line).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -50,6 +50,7 @@ import logging.handlers
 import math
 import re
 import secrets
+import shlex
 import socket
 import sqlite3
 import sys
@@ -4477,8 +4478,9 @@ class Call(Incoming):
 
     @property
     def base(self) -> str:
-        """Where the caller sees the tracker: a URL without a slash at its end."""
-        host = (self.header(b"host") or b"localhost").decode("latin-1")[:259]  # a name, a port: documents repeat it
+        """Where the caller sees the tracker: a URL without a slash at its end. What is no host is not repeated."""
+        host = (self.header(b"host") or b"").decode("latin-1")
+        host = host if len(host) < 260 and re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host) else "localhost"
         return f"{self.scope['scheme']}://{host}{self.tracker.settings.root_path}"
 
     def path_id(self, name: str) -> int:
@@ -5430,9 +5432,20 @@ OPENAPI_PATHS = ("/openapi.json", "/api/openapi.json")
 
 async def openapi_json(call: Call) -> Response:
     """GET /openapi.json: the JSON API as programs read about it."""
-    settings, base = call.tracker.settings, call.base
-    document = await asyncio.to_thread(lambda: openapi.with_curl(openapi_document(settings), base))
-    return Response(encode(document), media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
+    base = call.base
+    written_for = SOME_BASE if shlex.quote(base) == base else SOME_QUOTED_BASE
+    document = await asyncio.to_thread(written_document, call.tracker.settings, written_for)
+    body = document.replace(written_for.encode(), base.encode())
+    return Response(body, media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
+
+
+SOME_BASE, SOME_QUOTED_BASE = "http://tracker.invalid", "http://[tracker.invalid]"  # as a shell has to read it
+
+
+@functools.lru_cache(maxsize=8)
+def written_document(settings: Settings, base: str) -> bytes:
+    """The document as it is sent, of a tracker at this URL: it takes long to write, and anybody may ask for it."""
+    return encode(openapi.with_curl(openapi_document(settings), base))
 
 
 @functools.lru_cache(maxsize=4)

@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterable
 
 log = logging.getLogger("tracker")
 
-TURN = 0.001  # seconds for which one goes on
-SHARE = 4  # times as long as a turn took do the urgent ones have before the next one
+TURN = 0.0005  # seconds for which one goes on
+SHARE = 4  # times as long as a turn took do the urgent ones have before the next one,
+LEAST_REST = 0.005  # or so many seconds: most have ended by then
 
 
 class Turns:
     """The event loop's time for what is not urgent. A turn comes at once if nothing is against it.
 
-    While something urgent goes on (`urgent`), the next turn comes after SHARE times what the last one took, or when it
-    has ended (`calm`): so each has a part of the time, whatever the other does.
+    While something urgent goes on (`urgent`), the next turn comes after a rest (SHARE, LEAST_REST), or when it has
+    ended (`calm`): so each has a part of the time, whatever the other does.
     """
 
     urgent = False
@@ -86,7 +87,7 @@ class Turns:
             self._running = False
             return
         if self._began:
-            self._rests_until, self._began = now + SHARE * (now - self._began), 0.0
+            self._rests_until, self._began = now + max(SHARE * (now - self._began), LEAST_REST), 0.0
         if self.urgent and now < self._rests_until:
             self._timer = asyncio.get_running_loop().call_later(self._rests_until - now, self._take)
             return
@@ -101,6 +102,10 @@ class Turns:
                 self._waiting.extend([act] * again)
             if self._begun or time.monotonic() >= now + TURN:
                 break
+        # What was set off comes in the next round; before the one after it the loop has seen what has arrived meanwhile.
+        asyncio.get_running_loop().call_soon(self._go_round if self._begun else self._take)
+
+    def _go_round(self) -> None:
         asyncio.get_running_loop().call_soon(self._take)
 
     def _note(self, now: float) -> None:
