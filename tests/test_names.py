@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 import pytest
-from conftest import Site, Worker, client
+from conftest import Manager, Site, Worker, client
 from hypothesis import given
 from hypothesis import strategies as st
 
 import names
+import tracker
 
 ALIKE = [  # with ordinary letters, by letters that are folded, and by ones of another script
     *("alice", "ALICE", "\uff21\uff2c\uff29\uff23\uff25", "\uff41lice"),
@@ -35,10 +37,96 @@ def test_a_word_of_another_script_that_looks_like_a_name_is_that_name(site: Site
 
 
 @pytest.mark.parametrize(
-    "name", ["\u0430lice", "al\u200dice", "al\u202eice", "alice\u00ad", "ali\x00ce", " alice", "\u03a9mega"]
+    "name",
+    [
+        "adm1n",
+        "adrnin",
+        "AdMlN",
+        "\u1ea1dmin",
+        "\xe4dm\u0131n",
+        "\uff41dmin",
+        "\U0001d41admin",
+        "\u13a0dmin",
+        "adm\u0456n",
+    ],
 )
-def test_a_new_name_has_nothing_unseen_and_letters_of_one_script_only(site: Site, name: str) -> None:
+def test_an_admin_has_no_double(site: Site, name: str) -> None:
+    """Digits for letters, letters with dots, two that look like one; letters of other scripts in the word are none."""
+    assert register(site, name) == (400 if name in ("\u13a0dmin", "adm\u0456n") else 409)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("\u041d\u0410\u0422\u0410", "HATA"),  # all of it Cyrillic: capitals look like others than small letters
+        ("b0b", "Bob"),
+        ("Bill", "Bi11"),
+        ("\u0142\xf3d\u017a", "lodz"),
+        ("\u2780", "1"),
+    ],
+)
+def test_what_looks_alike_is_one_name(name: str, other: str) -> None:
+    assert names.look(name) == names.look(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        (
+            "\u0418\u0432\u0430\u043d\u043e\u0439",
+            "\u0418\u0432\u0430\u043d\u043e\u0438",
+        ),  # a mark makes another letter of it
+        ("\u306f\u306f", "\u3070\u3070"),
+        ("\u092e\u094b\u0939\u0928", "\u092e\u0939\u0928"),
+        ("alice", "alicia"),
+        ("anna", "ama"),
+    ],
+)
+def test_other_names_stay_apart(name: str, other: str) -> None:
+    assert names.look(name) != names.look(other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0430lice",
+        "al\u200dice",
+        "al\u202eice",
+        "alice\u00ad",
+        "ali\x00ce",
+        " alice",
+        "\u03b1lpha",
+        "\u041f\u0435\u0442p",
+    ],
+)
+def test_a_new_name_has_nothing_unseen_and_no_word_of_letters_that_pose_as_latin_ones(site: Site, name: str) -> None:
     assert register(site, name) == 400
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0418\u0432\u0430\u043d \u041f\u0435\u0442\u0440\u043e\u0432",
+        "\u0438\u0432\u0430\u043d.petrov",
+        "\u03a9mega",
+        "\u03a9\u03bc\u03ad\u03b3\u03b1 Smith",
+        "\u5c71\u7530taro",
+        "O'Brien",
+    ],
+)
+def test_words_of_several_scripts_are_no_danger(site: Site, name: str) -> None:
+    assert register(site, name) == 200
+
+
+def test_accounts_of_before_are_compared_as_new_ones_are(tmp_path: Path) -> None:
+    """What their names look like was stored by a version that could tell less."""
+    database = str(tmp_path / "old.db")
+    with tracker.serving(tracker.Settings(database=database)) as url:
+        Manager(url, "admin")
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE manager SET look = 'admin'")
+    with tracker.serving(tracker.Settings(database=database)) as url, client(url) as http:
+        assert http.post("/register", json={"username": "adm1n", "password": "password"}).status_code == 409
 
 
 def test_letters_with_marks_are_one_script_however_they_are_typed(site: Site) -> None:
@@ -78,7 +166,7 @@ def test_an_alias_loses_what_nobody_sees(site: Site, given: str, kept: str) -> N
 
 
 @pytest.mark.parametrize(
-    "alias", ["unassigned", "UNASSIGNED ", "un\u200bassigned", "un\u0430ssigned", "\uff55nassigned"]
+    "alias", ["unassigned", "UNASSIGNED ", "unass1gned", "un\u200bassigned", "un\u0430ssigned", "\uff55nassigned"]
 )
 def test_no_alias_looks_like_the_reserved_one(site: Site, alias: str) -> None:
     with client(site.url) as http:
