@@ -1154,15 +1154,20 @@ def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[
 
 @needs(MANAGE_ACCESS)
 def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
-    """Gives a manager exactly these roles in the project, and none that the caller has not. Role 0 takes all away."""
+    """Gives a manager exactly these roles in the project; none is given or taken that the caller has not itself.
+
+    Nobody but a tracker admin takes any from who made the project. Role 0 takes all away.
+    """
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"no manager {body.manager}", "manager")
-    had = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager)) or (
-        0,
-    )
-    if beyond := body.role & ~had[0] & ~caller.role(project["id"]):
+    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager))
+    had = row["role"] if row else 0
+    if beyond := (body.role ^ had) & ~caller.role(project["id"]):
         names = ", ".join(name for bit, name in ROLE_NAMES.items() if bit & beyond)
-        raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give", "role")
+        raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give or take", "role")
+    maker = project["creator"] == body.manager != caller.manager.id
+    if maker and had & ~body.role and not caller.manager.tracker_admin:
+        raise TrackerError("forbidden", "only a tracker admin takes roles from who made the project", "role")
     if body.role:
         values = (project["id"], body.manager, body.role)
         tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
