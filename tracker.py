@@ -706,7 +706,9 @@ def create_project(
     if body.name is UNSET:
         raise TrackerError("invalid", "is required", "name")
     made_by = {"creator": caller.manager.id, "trusted": budgets.trusts(tx, caller.manager)}
-    project = insert_project(tx, {**checked_fields(tx, caller, None, body), **made_by})
+    fields = {**checked_fields(tx, caller, None, body), **made_by}
+    claim_name(tx, fields["name"], fields["trusted"])
+    project = insert_project(tx, fields)
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
     return project
 
@@ -766,6 +768,7 @@ def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.Pr
     Making it public needs a tracker admin, and chaining it EDIT in the other project too.
     """
     fields = checked_fields(tx, caller, project, body)
+    claim_name(tx, fields["name"], project["trusted"], project["id"])
     for kind in ("assign", "submit"):
         if fields[f"{kind}_rate"] != project[f"{kind}_rate"]:
             fields[f"{kind}_free_uptime"] = 0
@@ -800,9 +803,20 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
         check(tx, old, fields)
     if fields["chain"] != before["chain"]:
         check_chain(tx, caller, old["id"] if old else None, fields["chain"])
-    if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
-        raise TrackerError("conflict", f"there is a project named {fields['name']!r} already", "name")
     return fields
+
+
+def claim_name(tx: Tx, name: str, trusted: bool, project: int | None = None) -> None:
+    """Refuses (409) a name that another project has. One that nobody trusts gives it up for one that is trusted."""
+    row = tx.one("SELECT id, trusted FROM project WHERE name = ? AND id IS NOT ?", (name, project))
+    if row is None:
+        return
+    if row["trusted"] or not trusted:
+        raise TrackerError("conflict", f"there is a project named {name!r} already", "name")
+    aside = f"{name[:150]} ({row['id']})"
+    while tx.one("SELECT 1 FROM project WHERE name = ?", (aside,)):
+        aside += "'"
+    tx.execute("UPDATE project SET name = ? WHERE id = ?", (aside, row["id"]))
 
 
 def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
@@ -2378,7 +2392,7 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody,
     if key is not None:
         fields["key_hash"] = hash_of_key(key, old and old["key_hash"])
     check_declarations(body)
-    check_api_name(tx, old, fields)
+    claim_api_name(tx, old, fields, project)
     return {**fields, "updated": tx.time}
 
 
@@ -2406,13 +2420,23 @@ def check_declarations(body: shapes.TemplateBody) -> None:
             raise TrackerError("invalid", f"the value of {variable.name} is none of those that it allows", "variables")
 
 
-def check_api_name(tx: Tx, old: sqlite3.Row | None, fields: dict[str, Any]) -> None:
-    """Refuses a second template that may be triggered by the same name. Else a name may be used again."""
-    others = "SELECT 1 FROM template WHERE name = :name AND api AND id IS NOT :id AND deleted IS NULL"
-    if fields["api"] and tx.one(others, {"name": fields["name"], "id": old and old["id"]}):
+def claim_api_name(tx: Tx, old: sqlite3.Row | None, fields: dict[str, Any], project: int) -> None:
+    """Refuses a second template that may be triggered by the same name. Else a name may be used again.
+
+    That of a project that nobody trusts gives it up for one of a trusted project.
+    """
+    others = (
+        "SELECT t.id, p.trusted FROM template t JOIN project p ON p.id = t.project"
+        " WHERE t.name = :name AND api AND t.id IS NOT :id AND t.deleted IS NULL"
+    )
+    other = tx.one(others, {"name": fields["name"], "id": old and old["id"]}) if fields["api"] else None
+    if other is None:
+        return
+    if other["trusted"] or not budgets.is_trusted(tx, project):
         raise TrackerError(
             "conflict", f"another template named {fields['name']!r} may be triggered by this name", "api"
         )
+    tx.execute("UPDATE template SET api = 0 WHERE id = ?", (other["id"],))
 
 
 def store_script(tx: Tx, source: str, project: int | None = None) -> int:

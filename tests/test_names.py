@@ -177,3 +177,78 @@ def test_no_alias_looks_like_the_reserved_one(site: Site, alias: str) -> None:
 def test_what_a_name_looks_like_looks_like_itself(name: str) -> None:
     assert names.look(names.look(name)) == names.look(name)
     assert names.seen(names.seen(name)) == names.seen(name)
+
+
+# ── Names that a stranger has taken ───────────────────────────────────────────────────────────────────────────────────
+
+
+def project_names(site: Site) -> dict[int, str]:
+    return dict(site.read("SELECT id, name FROM project"))
+
+
+def test_a_project_that_nobody_trusts_gives_its_name_up_for_a_trusted_one(site: Site) -> None:
+    stranger = site.create_manager()
+    theirs = stranger.create_project("production")
+    ours = site.admin.create_project("production")
+    assert project_names(site) == {theirs: f"production ({theirs})", ours: "production"}
+    assert stranger.post("/project/create", {"name": "production"}).status_code == 409
+    assert stranger.update_project(theirs, name="production").status_code == 409
+    assert stranger.update_project(theirs, name="other", motd="still mine").status_code == 200
+    assert site.admin.update_project(ours, name="other").status_code == 200
+    assert project_names(site) == {theirs: f"other ({theirs})", ours: "other"}
+
+
+def test_names_of_trusted_projects_and_of_strangers_among_themselves_stay_taken(site: Site) -> None:
+    first, second, trusted = site.create_manager(), site.create_manager(), site.create_manager()
+    project = site.admin.create_project("ours")
+    site.admin.set_role(project, trusted, tracker.READ)
+    first.create_project("theirs")
+    first.create_project("theirs (2)")
+    assert second.post("/project/create", {"name": "theirs"}).status_code == 409
+    assert [one.post("/project/create", {"name": "ours"}).status_code for one in (site.admin, trusted)] == [409, 409]
+    assert trusted.create_project("theirs (2)") and trusted.create_project("theirs")
+    assert set(project_names(site).values()) == {"ours", "theirs", "theirs (2)", "theirs (2) (3)", "theirs (2)'"}
+
+
+def trigger(site: Site, template: str) -> int:
+    return site.guest.get("/api/jobs/trigger", params={"template": template}).status_code
+
+
+def test_a_template_that_programs_trigger_by_name_is_the_trusted_one(site: Site) -> None:
+    stranger = site.create_manager()
+    theirs, ours = stranger.create_project(), site.admin.create_project()
+    template = {"name": "deploy", "recipe": "x", "api": True}
+    squatter = stranger.post("/template/create", {**template, "project": theirs}).json()["content"]
+    assert trigger(site, "deploy") == 200
+    kept = site.admin.post("/template/create", {**template, "project": ours})
+    assert kept.status_code == 200
+    assert trigger(site, "deploy") == 200
+    assert site.read("SELECT project, COUNT(*) FROM job GROUP BY project") == [(theirs, 1), (ours, 1)]
+    again = f"/template/update/{squatter['template']['id']}"
+    assert stranger.post(again, {"api": True}).status_code == 409
+    assert stranger.post(again, {"api": True, "name": "another"}).status_code == 200
+    assert trigger(site, "another") == 200
+
+
+def test_no_stranger_keeps_agents_and_clients_from_a_queue(site: Site) -> None:
+    stranger = site.create_manager()
+    theirs = stranger.create_project("lab")
+    assert site.guest.post("/v1/agents/queues", json={"lab": "ours"}).status_code == 200
+    assert site.guest.get("/v1/agents/queues").json() == {"lab": "ours"}
+    assert project_names(site)[theirs] == f"lab ({theirs})"
+    stranger.create_project("other")
+    assert site.guest.post("/v1/job", json={"job_queue": "other"}).status_code == 200
+    stranger.create_project("images")
+    assert site.guest.post("/v1/agents/images", json={"images": {"new": {}}}).status_code == 200
+
+
+@pytest.mark.parametrize("path, content", [("queues", "said"), ("images", {"new": {}})])
+def test_one_name_that_cannot_be_a_queues_keeps_an_agent_from_none_of_the_others(
+    site: Site, path: str, content: object
+) -> None:
+    site.admin.create_project("guarded")
+    told = {"first": content, "guarded": content, "last": content}
+    assert site.guest.post(f"/v1/agents/{path}", json=told).status_code == 200
+    assert set(project_names(site).values()) == {"first", "guarded", "last"}
+    refused = site.guest.post(f"/v1/agents/{path}", json={"guarded": content})
+    assert (refused.status_code, "guarded" in refused.text) == (422, True)

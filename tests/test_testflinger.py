@@ -2001,7 +2001,7 @@ def test_an_ordinary_project_is_no_queue(lab: Lab) -> None:
     before = lab.site.dump()
     assert wrong(lab.http.post("/v1/job", json={"job_queue": "guarded"}), "job_queue")
     for path, value in (("queues", "mine"), ("images", {})):
-        response = lab.http.post(f"/v1/agents/{path}", json={"new": value, "guarded": value})
+        response = lab.http.post(f"/v1/agents/{path}", json={"guarded": value})
         assert refused(response, 422, "guarded")
     assert agent.polled("guarded", "q") is None
     assert lab.get("/queues/wait_times") == lab.get("/agents/queues") == lab.get("/agents/images/guarded") == {}

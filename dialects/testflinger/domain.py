@@ -367,7 +367,7 @@ def check_reporter(tx: Tx, client: clients.Client | None, uuid: str) -> None:
     """
     row = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, PICKED_BY))
     picked_by = row and msgspec.json.decode(row["value"])
-    if picked_by is None or (client is not None and client.id == picked_by):
+    if not isinstance(picked_by, str) or (client is not None and client.id == picked_by):
         return
     if tx.one("SELECT 1 FROM testflinger_client WHERE id = ?", (picked_by,)):
         code = "unauthorized" if client is None else "forbidden"
