@@ -96,7 +96,7 @@ from connections import room_for
 from counts import COUNTED, reads_no_counts
 from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
-from githook import SIGNATURE_HEADERS, receive_push
+from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
 from protocol import LONGEST_DIRECT, Direct, Fields
@@ -5182,7 +5182,12 @@ async def git_receive(call: Call) -> Reply:
     one of the headers, with or without `sha256=` or `sha1=` in front.
     """
     signatures = {name: (call.header(name.encode()) or b"").decode("latin-1") for name in SIGNATURE_HEADERS}
-    return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
+    check_signed(signatures)
+    body = await call.body()
+    push = await decoded(body, decode, shapes.PushBody)
+    keys = await call.tracker.db.read(keys_for, push)
+    signed = await asyncio.to_thread(signed_by, *keys, push, body, signatures)  # there may be many keys
+    return Reply(await call.tracker.db.write(receive_push, push, signed))
 
 
 @takes(None, shapes.RegisterBody, who=REGISTERING, answer={"manager": Manager})

@@ -125,16 +125,16 @@ def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
     return Ask(path, query, {}, bearer or None, basic_credentials(authorization), call.base, call.guesser)
 
 
-async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[Any]:
-    """The body, also as browsers send it: as a form of either kind. Refuses what cannot be decoded."""
+async def read_body(call: tracker.Call, large: bool, most: int | None = None) -> dict[str, Any] | list[Any]:
+    """The body (of so many KiB), also as browsers send it: as a form of either kind. Refuses what cannot be decoded."""
     settings = call.tracker.settings
     kind = (call.header(b"content-type") or b"").partition(b";")[0].strip().lower()
     if kind == b"multipart/form-data":
         try:
-            return from_pairs(await call.multipart(settings.max_body, max_files=0, max_fields=1000))
+            return from_pairs(await call.multipart(most or settings.max_body, max_files=0, max_fields=1000))
         except TrackerError as error:
             raise error if error.code != "invalid" else not_content(error.problem) from None
-    body = await call.body(LARGEST * max(settings.max_body, settings.max_job_log) if large else None)
+    body = await call.body(LARGEST * max(settings.max_body, settings.max_job_log) if large else most)
     body = body.removeprefix(codecs.BOM_UTF8).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
         return await decoded(body, parameters)
@@ -1280,6 +1280,11 @@ def check_kind(caller: Caller | None, entry: Entry) -> None:
         raise Refusal("forbidden", "forbidden")
 
 
+def has_body(call: tracker.Call) -> bool:
+    """Whether something follows the headers."""
+    return (call.header(b"content-length") or b"0") != b"0" or call.header(b"transfer-encoding") is not None
+
+
 class Door(BaseRoute):
     """The paths of this dialect, of which those that it does not know are refused in its own way.
 
@@ -1312,8 +1317,10 @@ class Door(BaseRoute):
         if call.scope["method"] == "HEAD" and not entry.reads:
             return await LOOKED_AT(call)
         ask = read_head(call, path)
-        if entry.large:
-            check_kind(await db.read(authenticate, ask), entry)
+        if entry.who and (entry.large or has_body(call)):
+            known = await db.read(authenticate, ask)
+            if entry.large:
+                check_kind(known, entry)
         try:
             ask = ask._replace(body=await self.read_body(call, ask, entry))
             content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
@@ -1333,7 +1340,7 @@ class Door(BaseRoute):
     async def read_body(self, call: TheEyeCall, ask: Ask, entry: Entry) -> dict[str, Any] | list[Any]:
         """The body. A result that is too large is refused, and ends its attempt: agents send it once."""
         try:
-            return await read_body(call, entry.large)
+            return await read_body(call, entry.large, tracker.STRANGERS_BODY if entry.function is log_in else None)
         except TrackerError as error:
             if entry.large and error.code == "too_large":
                 said = {"log": f"the result is refused: {error.message}", "lastline": "the result is too large"}
