@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from sqlite3 import Row
 from typing import Any, Literal
 
+import budgets
 import tracker
 from tracker import Raw, TrackerError, Tx, encode
 
@@ -58,7 +59,7 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | N
         if tx.one("SELECT COUNT(*) FROM testflinger_queue WHERE client = ?", (contributor,))[0] >= most:
             full = f"no queue {name!r}, and no further one of {contributor}: it has made {most:,}"
             raise Unprocessable(field, tx.limits.refusal("testflinger_client_queues", full).problem)
-        tracker.claim_name(tx, name, trusted=True)
+        budgets.claim_name(tx, name, trusted=True)
         project = tracker.insert_project(tx, {"name": name, **OF_A_QUEUE})
         tx.execute("INSERT INTO testflinger_queue (project, client) VALUES (?, ?)", (project, contributor))
         return project
