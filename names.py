@@ -16,6 +16,11 @@ from errors import TrackerError
 
 UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidi and zero-width characters, breaks of lines
 
+# Those of other categories that nobody sees either: fillers, joiners, and what chooses how an emoji is drawn.
+IGNORED = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
+    *(map(chr, range(first, last + 1)) for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF)))
+)
+
 
 def seen(text: str) -> str:
     """The text without what nobody sees, and what turns its surroundings around."""
@@ -30,19 +35,20 @@ ALIKE = str.maketrans("1|i0", "lllo")  # those of ASCII: I is i to casefold, and
 def look(name: str) -> str:
     """What a name looks like: two names with one look are one to whoever reads them.
 
-    A skeleton as Unicode's TR39 has it, of folded letters, and a Latin letter without its marks.
+    A skeleton as Unicode's TR39 has it, of folded letters, and a Latin letter without its marks. Blanks are one.
     """
+    name = "".join(one for one in name if one not in IGNORED)
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     if not folded.isascii():
         folded = "".join(unmarked(map(looks_like, unicodedata.normalize("NFD", folded)))).casefold()
-    return folded.translate(ALIKE).replace("rn", "m")
+    return " ".join(folded.translate(ALIKE).replace("rn", "m").split())
 
 
 def unmarked(characters: Iterable[str]) -> Iterator[str]:
     """The characters without the marks of ASCII's; those of other letters make others of them, as in й."""
     latin = False
     for character in characters:
-        if not unicodedata.combining(character):
+        if unicodedata.category(character) not in ("Mn", "Me"):
             latin = character.isascii()
         elif latin:
             continue
@@ -72,7 +78,7 @@ def alike(character: str) -> set[str]:
 
 def check_new_name(name: str) -> None:
     """Refuses (invalid) a new account's name that nobody could tell from another one, or not see."""
-    if name != name.strip() or name != seen(name):
+    if name != name.strip() or name != seen(name) or not look(name):
         raise TrackerError("invalid", "no invisible characters, and no blanks at its ends", "username")
     if any(map(is_mixed, re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", name)))):  # é may be two
         raise TrackerError("invalid", "a word with letters of several scripts, which look alike", "username")

@@ -572,7 +572,8 @@ def alias_of(tx: Tx, worker: int | None) -> str | None:
 
 def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
-    alias = names.seen(alias).strip() or tx.settings.default_alias
+    alias = names.seen(alias).strip()
+    alias = alias if names.look(alias) else tx.settings.default_alias
     if names.look(alias) == names.look("unassigned"):
         raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias

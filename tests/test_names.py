@@ -63,6 +63,9 @@ def test_an_admin_has_no_double(site: Site, name: str) -> None:
         ("Bill", "Bi11"),
         ("\u0142\xf3d\u017a", "lodz"),
         ("\u2780", "1"),
+        ("ad\u034fm\u3164in", "admin"),
+        ("adm\ufe0fin\u20dd", "admin"),
+        ("jane  doe", "jane\u00a0doe"),  # a page shows one blank
     ],
 )
 def test_what_looks_alike_is_one_name(name: str, other: str) -> None:
@@ -93,6 +96,7 @@ def test_other_names_stay_apart(name: str, other: str) -> None:
         "al\u200dice",
         "al\u202eice",
         "alice\u00ad",
+        "\u3164\u2800",
         "ali\x00ce",
         " alice",
         "\u03b1lpha",
@@ -154,6 +158,7 @@ def test_an_old_account_logs_in_by_its_exact_name(site: Site) -> None:
     [
         ("a\u202eb", "ab"),
         ("\u200b", "worker"),
+        ("\u3164", "worker"),
         ("x\x07\ny", "xy"),
         ("z\u00adz", "zz"),
         ("\u2066a\u2069", "a"),

@@ -1589,6 +1589,16 @@ def test_what_was_picked_without_credentials_and_what_nobody_knows_is_reported_b
     assert reports(lab.http, job) == {200}  # nor can anybody name a picker afterwards
 
 
+def test_nothing_that_a_stranger_has_reported_before_is_left_of_a_job_picked_with_credentials(lab: Lab) -> None:
+    job = lab.submit("q")
+    lab.agent("a")
+    assert reports(lab.http, job) == {200, 404}  # events are told of a job that goes on
+    assert polled(as_client(lab.site, "picker", "agent"), "q")["job_id"] == job
+    assert lab.get(f"/result/{job}") == {"job_state": "running"}
+    for path in ("artifact", "output", "serial_output"):
+        assert lab.http.get(f"/v1/result/{job}/{path}").status_code == 204, path
+
+
 def test_nobody_names_the_client_that_is_to_report_of_a_job_before_it_is_picked(lab: Lab) -> None:
     other, job = as_client(lab.site, "other", "agent"), lab.submit("q")
     assert done(other.post(f"/v1/result/{job}", json={"": "other"}))

@@ -184,15 +184,22 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
     job = tx.one(f"{JOB} WHERE t.job = ?", (best["job"],))
     tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
-    if job["attempts"]:  # what the one before reported after it lost the job
-        tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (job["uuid"],))
-    else:  # nobody can have told how a run went before it began
-        told = "DELETE FROM testflinger_result WHERE uuid = ? AND name IN (SELECT value FROM json_each(?))"
-        tx.execute(told, (job["uuid"], encode({*VERDICT, PICKED_BY}).decode()))
-    if client is not None:
-        touch(tx, job["uuid"])
-        store_field(tx, job["uuid"], PICKED_BY, Raw(encode(client.id)))
+    forget_reports(tx, job, client)
     return picked_json(tx, job)
+
+
+def forget_reports(tx: Tx, job: Row, client: clients.Client | None) -> None:
+    """The job is about to be run: nobody can have told how that goes, and with credentials that client alone does."""
+    uuid = job["uuid"]
+    if job["attempts"] or client is not None:  # what the one before reported after it lost the job, or a stranger
+        tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (uuid,))
+    else:
+        told = "DELETE FROM testflinger_result WHERE uuid = ? AND name IN (SELECT value FROM json_each(?))"
+        tx.execute(told, (uuid, encode({*VERDICT, PICKED_BY}).decode()))
+    if client is not None:
+        tx.execute("DELETE FROM testflinger_file WHERE uuid = ? AND kind = 'artifact'", (uuid,))
+        touch(tx, uuid)
+        store_field(tx, uuid, PICKED_BY, Raw(encode(client.id)))
 
 
 def picked_json(tx: Tx, job: Row) -> dict[str, Any]:
