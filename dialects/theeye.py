@@ -472,7 +472,11 @@ def project_of_host(tx: Tx, host: Any) -> int | None:
     rows = tx.all("SELECT project FROM theeye_host WHERE hostname = ?", (host,))
     if len(rows) == 1:
         return rows[0]["project"]
-    row = tx.one("SELECT id FROM project WHERE name = ? AND trusted", (host,))
+    row = tx.one(
+        "SELECT id FROM project p WHERE name = ? AND trusted"
+        " AND NOT EXISTS (SELECT 1 FROM testflinger_queue WHERE project = p.id)",
+        (host,),
+    )
     return row and row["id"]
 
 

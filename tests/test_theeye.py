@@ -1728,6 +1728,17 @@ def test_the_paths_are_the_same_behind_a_proxy_with_a_prefix(make_site: Callable
     assert http.get("/tracker/nothing").json()["message"] == "/tracker/nothing does not exist"
 
 
+def test_no_name_that_a_stranger_may_choose_is_a_hosts(place: Place) -> None:
+    place.site.create_manager().create_project("theirs")
+    assert place.site.guest.post("/v1/job", json={"job_queue": "a queue"}).status_code == 200
+    body = {"name": "deploy", "type": "script", "script": SCRIPT}
+    for host in "theirs", "a queue":
+        answer = place.admin.post("/task", json={**body, "host": host})
+        assert (answer.status_code, answer.json()[0]["field"]) == (400, "host"), host
+        [(number,)] = place.site.read("SELECT id FROM project WHERE name = ?", host)
+        assert place.admin.post("/task", json={**body, "host": str(number)}).status_code == 200
+
+
 def test_who_has_no_token_is_told_so_before_anything_of_a_body(place: Place) -> None:
     calls = [("POST", "/task"), ("PUT", "/task/0"), ("POST", "/job"), ("PUT", f"/job/{'0' * 24}"), ("POST", "/host")]
     for method, path in calls:
