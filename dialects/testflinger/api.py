@@ -583,9 +583,7 @@ async def send_events(ask: Ask) -> Response:
 
 
 async def add_result(ask: Ask) -> Response:
-    uuid = ask.path("job_id")
-    await ask.read(lambda tx, client: domain.check_reporter(tx, client, uuid))
-    given = await ask.object(loose_json, REPORT_LIMIT)
+    uuid, given = ask.path("job_id"), await ask.object(loose_json, REPORT_LIMIT)
     if len(given) > MOST_FIELDS:
         raise Unprocessable("_schema", f"More than {MOST_FIELDS:,} fields")
     given = {name: value for name, value in given.items() if value is not None or name not in RESULT_FIELDS}
