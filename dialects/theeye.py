@@ -43,7 +43,7 @@ import pages
 import shapes
 import tracker
 from dialects import plumbing
-from dialects.plumbing import as_bytes, as_json, basic_credentials, forgiving_json, nothing
+from dialects.plumbing import as_bytes, as_json, basic_credentials, forgiving_json, may_be_long, nothing
 from pages import Action, Page
 from server import decoded
 from shapes import Name, ReleaseBody
@@ -1284,11 +1284,6 @@ def check_kind(caller: Caller | None, entry: Entry) -> None:
         raise Refusal("forbidden", "forbidden")
 
 
-def has_body(call: tracker.Call) -> bool:
-    """Whether something follows the headers."""
-    return (call.header(b"content-length") or b"0") != b"0" or call.header(b"transfer-encoding") is not None
-
-
 class Door(BaseRoute):
     """The paths of this dialect, of which those that it does not know are refused in its own way.
 
@@ -1321,10 +1316,8 @@ class Door(BaseRoute):
         if call.scope["method"] == "HEAD" and not entry.reads:
             return await LOOKED_AT(call)
         ask = read_head(call, path)
-        if entry.who and (entry.large or has_body(call)):
-            known = await db.read(authenticate, ask)
-            if entry.large:
-                check_kind(known, entry)
+        if entry.large:
+            check_kind(await db.read(authenticate, ask), entry)
         try:
             ask = ask._replace(body=await self.read_body(call, ask, entry))
             content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
@@ -1342,10 +1335,17 @@ class Door(BaseRoute):
             raise not_content("Nested too deeply") from None
 
     async def read_body(self, call: TheEyeCall, ask: Ask, entry: Entry) -> dict[str, Any] | list[Any]:
-        """The body. A result that is too large is refused, and ends its attempt: agents send it once."""
+        """The body. A result that is too large is refused, and ends its attempt: agents send it once.
+
+        Who has no token is told so before what is wrong with it.
+        """
+        if entry.who and may_be_long(call):
+            await call.tracker.db.read(authenticate, ask)
         try:
             return await read_body(call, entry.large, tracker.STRANGERS_BODY if entry.function is log_in else None)
         except TrackerError as error:
+            if entry.who:
+                await call.tracker.db.read(authenticate, ask)
             if entry.large and error.code == "too_large":
                 said = {"log": f"the result is refused: {error.message}", "lastline": "the result is too large"}
                 ask = ask._replace(body={"result": {"state": "failure", "data": said}})

@@ -34,7 +34,7 @@ import shapes
 import tracker
 from browsers import host_of, is_loopback, is_proxied
 from dialects import plumbing
-from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, nothing
+from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, may_be_long, nothing
 from dialects.testflinger import clients, domain, queues, webhook
 from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
@@ -214,7 +214,7 @@ class Ask(tracker.Call):
         return await self.tracker.db.write(admitted, long=long)
 
     async def admit(self) -> None:
-        """Refuses who may not come in, before anything of the body is looked at."""
+        """Refuses who may not come in, whatever the body says."""
         if self.needs == OPEN:
             return
         if self.header(b"authorization"):
@@ -854,9 +854,14 @@ def entrance(handler: Handler, needs: str) -> Handler:
 
     async def handle(ask: Ask) -> Response:
         ask.needs = needs
-        if ask.scope["method"] not in ("GET", "HEAD"):  # those have no body: they look at who calls as they read
+        if may_be_long(ask) or not ask.header(b"authorization"):
             await ask.admit()
-        return await handler(ask)
+        try:
+            return await handler(ask)
+        except TrackerError as error:
+            if error.code not in ("unauthorized", "forbidden", "too_fast"):
+                await ask.admit()  # what is wrong with a body is not for everybody to know
+            raise
 
     return handle
 
