@@ -270,11 +270,15 @@ def prepare_file(path: Path, settings: Settings) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
-            connection.create_function("look", 1, names.look)  # upgrades want these
-            connection.create_function("digest", 1, lambda text: hashlib.sha256(text.encode()).digest())
+            connection.create_function("look", 1, names.look)
+            connection.create_function(
+                "digest", 1, lambda text: hashlib.sha256(text.encode()).digest()
+            )  # upgrades want it
             upgrade_schema(path, connection)
             if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")
+            # Which names look alike may be told better than when they were stored.
+            connection.execute("UPDATE manager SET look = look(username) WHERE look <> look(username)")
     except OSError as error:
         raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:

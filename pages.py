@@ -664,7 +664,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
     reads = caller.role(project["id"]) & READ
     return {
         **pace(tx, project),
-        "chain": project["chain"] and chain_target(tx, caller, project["chain"]),
+        "chain": chain_target(tx, caller, project["chain"]) if tracker.sees_chain(tx, caller, project) else None,
         "ranges": RANGES,
         "charts_of": project_charts(tx, project, query.range),
         "holders": holders(tx, project["id"]),
@@ -676,8 +676,10 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
     }
 
 
-def chain_target(tx: Tx, caller: Caller, project: int) -> dict[str, Any]:
-    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
+def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] | None:
+    """The project that another one is chained to; of a hidden one others learn the number alone, as in the API."""
+    if not project:
+        return None
     try:
         return {"id": project, "name": tracker.get_project(tx, caller, project).name}
     except TrackerError:
@@ -1228,10 +1230,16 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "newest": query.before > job["line_count"],
         "retry_of": tracker.token_of_job(tx, job["retry_of"]),
         "workflow": job["workflow"] and tracker.find_workflow(tx, job["workflow"]),
-        "run": tx.one("SELECT token, name FROM job WHERE id = ?", (job["workflow_job"],)),
+        "run": readable_run(tx, caller, job),
         "steps": visible_steps(tx, caller, job["id"]),
         "job_links": links(tx, job=job),
     }
+
+
+def readable_run(tx: Tx, caller: Caller, job: sqlite3.Row) -> sqlite3.Row | None:
+    """The run of which the job is a step, if the caller may read it."""
+    run = tracker.run_of(tx, caller, job)
+    return run if run and caller.role(run["project"]) & READ else None
 
 
 def visible_steps(tx: Tx, caller: Caller, run: int) -> list[sqlite3.Row]:
@@ -1286,18 +1294,19 @@ def worker_list(tx: Tx, caller: Caller, query: WorkersQuery) -> dict[str, Any]:
         number, values["last"] = tracker.place_of(f"0:{last}" if by_name else query.after)
         values["value"] = name if by_name else number
     rows, more = list_page(tx, found, values, query, "place", f"{query.sort} {order}, id {order}")
-    return {"workers": [{**row, **worker_pace(tx, row["id"])} for row in rows], "more": more}
+    return {"workers": [{**row, **worker_pace(tx, caller, row["id"])} for row in rows], "more": more}
 
 
-def worker_pace(tx: Tx, worker: int) -> dict[str, Any]:
-    """What a worker holds, has closed in the last day, and closes an hour, over all projects."""
+def worker_pace(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
+    """What a worker holds, has closed in the last day, and closes an hour, over all projects that the caller sees."""
     hour = tx.time // 3600
     row = tx.one(
         f"SELECT ifnull(SUM(t.held_task_count), 0) AS held, ifnull(SUM({LAST_DAY}), 0) AS day,"
         " ifnull(SUM(t.closed_task_count - t.rolled_task_count + ifnull(h.closed_task_count, 0)), 0) AS recent"
-        " FROM tally t LEFT JOIN tally_hour h ON h.hour = ? AND h.project = t.project AND h.worker = t.worker"
-        " WHERE t.worker = ?",
-        (hour - 1, worker),
+        " FROM tally t JOIN project p ON p.id = t.project"
+        " LEFT JOIN tally_hour h ON h.hour = :hour AND h.project = t.project AND h.worker = t.worker"
+        f" WHERE t.worker = :worker AND {VISIBLE}",
+        {"hour": hour - 1, "worker": worker, **caller.as_values},
     )
     return {"held": row["held"], "day": row["day"], "rate": row["recent"] / (3600 + tx.time % 3600)}
 
@@ -1320,7 +1329,7 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
     values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
     now, match = tracker.SEARCH_TIME, tracker.READABLE_LINES
     logs, _ = tracker.search(tx, "log_entry", "worker = :worker", match, values, INT64_MAX, 20, now, newest=True)
-    return {"worker": {**row, **worker_pace(tx, worker)}, "projects": projects, "logs": logs}
+    return {"worker": {**row, **worker_pace(tx, caller, worker)}, "projects": projects, "logs": logs}
 
 
 @of_project(MANAGE_ACCESS)

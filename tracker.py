@@ -99,7 +99,7 @@ from connections import room_for
 from counts import COUNTED, reads_no_counts
 from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
-from githook import SIGNATURE_HEADERS, receive_push
+from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
 from protocol import LONGEST_DIRECT, Direct, Fields
@@ -576,8 +576,9 @@ def alias_of(tx: Tx, worker: int | None) -> str | None:
 
 def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
-    alias = names.seen(alias).strip() or tx.settings.default_alias
-    if names.look(alias) == "unassigned":
+    alias = names.seen(alias).strip()
+    alias = alias if names.look(alias) else tx.settings.default_alias
+    if names.look(alias) == names.look("unassigned"):
         raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias
 
@@ -655,13 +656,20 @@ NEW_PROJECT = {
 @needs(SEES)
 def get_project(tx: Tx, caller: Caller, project: sqlite3.Row) -> shapes.ProjectContent:
     """A project with its live counts. A hidden one only for managers with READ; for others it does not exist."""
-    shown = project_with_counts(project)
+    shown = project_shown(tx, caller, project)
     return shapes.ProjectContent(**msgspec.structs.asdict(shown), project=shown)
 
 
-def project_with_counts(row: sqlite3.Row) -> Project:
+def project_shown(tx: Tx, caller: Caller, row: sqlite3.Row) -> Project:
+    """A project with its counts. Who may not edit it does not see that it is chained to a hidden one."""
     columns = project_of(tuple(row[name] for name in PROJECT_COLUMNS))
-    return msgspec.structs.replace(columns, **{name: row[name] for name in COUNT_COLUMNS})
+    chain = columns.chain if sees_chain(tx, caller, row) else 0
+    return msgspec.structs.replace(columns, chain=chain, **{name: row[name] for name in COUNT_COLUMNS})
+
+
+def sees_chain(tx: Tx, caller: Caller, project: sqlite3.Row) -> bool:
+    target = project["chain"] and find_project_row(tx, project["chain"])
+    return not target or not target["hidden"] or bool(caller.role(target["id"]) or caller.role(project["id"]) & EDIT)
 
 
 def project_of(columns: tuple) -> Project:
@@ -699,7 +707,7 @@ def list_projects(tx: Tx, caller: Caller, *, after: str = "") -> list[Project]:
         " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after ORDER BY p.name",
         {**caller.as_values, "after": after},
     )
-    return part_of(rows, project_with_counts, lambda row: row["name"])
+    return part_of(rows, functools.partial(project_shown, tx, caller), lambda row: row["name"])
 
 
 @needs(LOGIN)
@@ -710,7 +718,9 @@ def create_project(
     if body.name is UNSET:
         raise TrackerError("invalid", "is required", "name")
     made_by = {"creator": caller.manager.id, "trusted": budgets.trusts(tx, caller.manager)}
-    project = insert_project(tx, {**checked_fields(tx, caller, None, body), **made_by})
+    fields = {**checked_fields(tx, caller, None, body), **made_by}
+    budgets.claim_name(tx, fields["name"], fields["trusted"])
+    project = insert_project(tx, fields)
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
     return project
 
@@ -770,6 +780,7 @@ def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.Pr
     Making it public needs a tracker admin, and chaining it EDIT in the other project too.
     """
     fields = checked_fields(tx, caller, project, body)
+    budgets.claim_name(tx, fields["name"], project["trusted"], project["id"])
     for kind in ("assign", "submit"):
         if fields[f"{kind}_rate"] != project[f"{kind}_rate"]:
             fields[f"{kind}_free_uptime"] = 0
@@ -804,8 +815,6 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
         check(tx, old, fields)
     if fields["chain"] != before["chain"]:
         check_chain(tx, caller, old["id"] if old else None, fields["chain"])
-    if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
-        raise TrackerError("conflict", f"there is a project named {fields['name']!r} already", "name")
     return fields
 
 
@@ -1158,15 +1167,20 @@ def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[
 
 @needs(MANAGE_ACCESS)
 def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
-    """Gives a manager exactly these roles in the project, and none that the caller has not. Role 0 takes all away."""
+    """Gives a manager exactly these roles in the project; none is given or taken that the caller has not itself.
+
+    Nobody but a tracker admin takes any from who made the project. Role 0 takes all away.
+    """
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"no manager {body.manager}", "manager")
-    had = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager)) or (
-        0,
-    )
-    if beyond := body.role & ~had[0] & ~caller.role(project["id"]):
+    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager))
+    had = row["role"] if row else 0
+    if beyond := (body.role ^ had) & ~caller.role(project["id"]):
         names = ", ".join(name for bit, name in ROLE_NAMES.items() if bit & beyond)
-        raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give", "role")
+        raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give or take", "role")
+    maker = project["creator"] == body.manager != caller.manager.id
+    if maker and had & ~body.role and not caller.manager.tracker_admin:
+        raise TrackerError("forbidden", "only a tracker admin takes roles from who made the project", "role")
     if body.role:
         values = (project["id"], body.manager, body.role)
         tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
@@ -1582,12 +1596,16 @@ ASKER_COLUMNS = """
     w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.assign_free_uptime, CASE
         WHEN t.id IS NULL THEN EXISTS (SELECT 1 FROM verifier_set WHERE project = p.id AND head_task IS NOT NULL
             AND NOT large) OR EXISTS (SELECT 1 FROM verifier_block WHERE project = p.id) END"""
+# A worker learns nothing of a hidden project to which this one is chained.
+PROJECT_SEEN = columns_for("p", ProjectRow).replace(
+    "p.chain", "(SELECT id FROM project WHERE id = p.chain AND NOT hidden)"
+)
 PROJECT_AT = len(Asker._fields)
 TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
 SELECT_OFFER = f"""
     SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, EXISTS (SELECT 1 FROM verifier_block WHERE project = p.id),
-        {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
+        {PROJECT_SEEN}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1601,7 +1619,7 @@ SELECT_OFFER = f"""
 """
 # For those who can do nothing but jobs, which need no verification.
 SELECT_JOB_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, {PROJECT_SEEN}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1629,7 +1647,7 @@ SELECT_LARGE_HEAD = """
 
 # While every caller would be assigned the same task: no task awaits verification, no rate limit holds.
 SELECT_SAME_FOR_ALL = f"""
-    SELECT {columns_for("p", ProjectRow)} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
+    SELECT {PROJECT_SEEN} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
         AND NOT EXISTS (SELECT 1 FROM verifier_set WHERE project = ?1 AND head_task IS NOT NULL AND NOT large)
         AND NOT EXISTS (SELECT 1 FROM verifier_block WHERE project = ?1)
 """
@@ -2377,7 +2395,8 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody,
     if key is not None:
         fields["key_hash"] = hash_of_key(key, old and old["key_hash"])
     check_declarations(body)
-    check_api_name(tx, old, fields)
+    if fields["api"]:
+        budgets.claim_api_name(tx, fields["name"], project, old and old["id"])
     return {**fields, "updated": tx.time}
 
 
@@ -2403,15 +2422,6 @@ def check_declarations(body: shapes.TemplateBody) -> None:
         names.add(variable.name)
         if variable.allowed and variable.value is not None and variable.value not in variable.allowed:
             raise TrackerError("invalid", f"the value of {variable.name} is none of those that it allows", "variables")
-
-
-def check_api_name(tx: Tx, old: sqlite3.Row | None, fields: dict[str, Any]) -> None:
-    """Refuses a second template that may be triggered by the same name. Else a name may be used again."""
-    others = "SELECT 1 FROM template WHERE name = :name AND api AND id IS NOT :id AND deleted IS NULL"
-    if fields["api"] and tx.one(others, {"name": fields["name"], "id": old and old["id"]}):
-        raise TrackerError(
-            "conflict", f"another template named {fields['name']!r} may be triggered by this name", "api"
-        )
 
 
 def store_script(tx: Tx, source: str, project: int | None = None) -> int:
@@ -2492,15 +2502,23 @@ def token_of_job(tx: Tx, job: int | None) -> str | None:
     return row["token"] if row else None
 
 
-def job_shown(tx: Tx, row: sqlite3.Row, whole: bool = True) -> shapes.Job:
+def run_of(tx: Tx, caller: Caller, job: sqlite3.Row) -> sqlite3.Row | None:
+    """The run of which a job is a step. None also if it is one of a hidden project that the caller must not see."""
+    runs = "SELECT j.token, j.name, j.project, p.hidden FROM job j JOIN project p ON p.id = j.project WHERE j.id = ?"
+    run = tx.one(runs, (job["workflow_job"],)) if job["workflow_job"] is not None else None
+    return run if run and (not run["hidden"] or caller.role(run["project"]) & READ) else None
+
+
+def job_shown(tx: Tx, caller: Caller, row: sqlite3.Row, whole: bool = True) -> shapes.Job:
     """A job as the JSON API shows it; not the `whole`: as lists do."""
     texts = ("variables", "arguments", "result", "output") if whole else ()
+    run = run_of(tx, caller, row)
     return shaped(
         shapes.Job,
         row,
         id=row["token"],
         retry_of=token_of_job(tx, row["retry_of"]),
-        workflow_job=token_of_job(tx, row["workflow_job"]),
+        workflow_job=run and run["token"],
         **{name: as_raw(row[name]) for name in texts},
     )
 
@@ -2512,7 +2530,7 @@ def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes
     A worker passes the project's submit rate limit, as with a task. 400 names the variable or the number of arguments.
     """
     charge_worker(tx, caller, template["project"])
-    return job_shown(tx, make_job(tx, template, body.variables, body.arguments, "native", **caller.by))
+    return job_shown(tx, caller, make_job(tx, template, body.variables, body.arguments, "native", **caller.by))
 
 
 def charge_trigger(tx: Tx, project: int) -> None:
@@ -3010,7 +3028,7 @@ def job_log(tx: Tx, job: int, after: int = 0, limit: int = 1000) -> list[sqlite3
 @needs(READ, JOB, worker=SUBMIT)
 def get_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
     """A job: its state, what it was given, its result."""
-    return job_shown(tx, job)
+    return job_shown(tx, caller, job)
 
 
 @needs(READ, JOB, worker=SUBMIT)
@@ -3036,7 +3054,7 @@ def cancel_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> None:
 def retry_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
     """Makes a new job with all that an ended one was given. 409 while that is still live."""
     charge_worker(tx, caller, job["project"])
-    return job_shown(tx, repeat_job(tx, job, "native", **caller.by))
+    return job_shown(tx, caller, repeat_job(tx, job, "native", **caller.by))
 
 
 @needs(READ, PROJECT, worker=SUBMIT, by_itself=True)
@@ -3062,7 +3080,7 @@ def list_jobs(tx: Tx, caller: Caller, query: shapes.JobsQuery) -> shapes.JobPage
     else:
         logged_in(caller)
     rows, more = find_jobs(tx, None if project is not None else caller, query)
-    return shapes.JobPage([job_shown(tx, row, whole=False) for row in rows], more)
+    return shapes.JobPage([job_shown(tx, caller, row, whole=False) for row in rows], more)
 
 
 # What a list shows of a job; its results may be long.
@@ -3265,7 +3283,7 @@ def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> New
 def trigger_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.TriggerBody) -> shapes.Job:
     """Starts a run of a workflow, and its first step with what is given."""
     charge_worker(tx, caller, workflow["project"])
-    return job_shown(tx, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
+    return job_shown(tx, caller, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
 
 
 def run_workflow(
@@ -5160,7 +5178,12 @@ async def git_receive(call: Call) -> Reply:
     one of the headers, with or without `sha256=` or `sha1=` in front.
     """
     signatures = {name: (call.header(name.encode()) or b"").decode("latin-1") for name in SIGNATURE_HEADERS}
-    return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
+    check_signed(signatures)
+    body = await call.body()
+    push = await decoded(body, decode, shapes.PushBody)
+    keys = await call.tracker.db.read(keys_for, push)
+    signed = await asyncio.to_thread(signed_by, *keys, push, body, signatures)  # there may be many keys
+    return Reply(await call.tracker.db.write(receive_push, push, signed))
 
 
 @takes(None, shapes.RegisterBody, who=REGISTERING, answer={"manager": Manager})

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 
 from errors import storable
-from tracker import encode
+from tracker import STRANGERS_BODY, Call, encode
 
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -43,6 +43,13 @@ def basic_credentials(authorization: bytes | None) -> tuple[str, str] | None:
     except ValueError:  # neither base64 nor UTF-8
         return None
     return (name, password) if colon and kind.lower() == b"basic" else None
+
+
+def may_be_long(call: Call) -> bool:
+    """Whether more may follow the headers than is read of somebody unknown: who sends it must be known before."""
+    length = call.header(b"content-length") or b"0"
+    packed = call.header(b"transfer-encoding") or call.header(b"content-encoding")
+    return packed is not None or len(length) > 10 or int(length) > 1024 * STRANGERS_BODY
 
 
 def iso(time: float, timespec: str = "seconds") -> str:

@@ -7,10 +7,11 @@ feed a project that managers guard.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from sqlite3 import Row
 from typing import Any, Literal
 
+import budgets
 import tracker
 from tracker import Raw, TrackerError, Tx, encode
 
@@ -40,13 +41,15 @@ def all_queues(tx: Tx) -> list[Row]:
 def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | None = None) -> int:
     """The project of the queue, which is made if there is none of that name. A contributor may make so many.
 
-    Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard.
+    Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard. One
+    that no admin trusts gives its name up: anybody can have made it, to keep others from the queue.
     """
     old = tx.one(
-        "SELECT p.id, q.project FROM project p LEFT JOIN testflinger_queue q ON q.project = p.id WHERE p.name = ?",
+        "SELECT p.id, p.trusted, q.project FROM project p LEFT JOIN testflinger_queue q ON q.project = p.id"
+        " WHERE p.name = ?",
         (name,),
     )
-    if old is None:
+    if old is None or not old["trusted"]:
         if not name.strip() or len(name) > 200:
             raise Unprocessable(field, "the name of a queue has 1 to 200 characters, and not only spaces")
         if tx.one("SELECT COUNT(*) FROM testflinger_queue")[0] >= MOST_QUEUES:
@@ -56,6 +59,7 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | N
         if tx.one("SELECT COUNT(*) FROM testflinger_queue WHERE client = ?", (contributor,))[0] >= most:
             full = f"no queue {name!r}, and no further one of {contributor}: it has made {most:,}"
             raise Unprocessable(field, tx.limits.refusal("testflinger_client_queues", full).problem)
+        budgets.claim_name(tx, name, trusted=True)
         project = tracker.insert_project(tx, {"name": name, **OF_A_QUEUE})
         tx.execute("INSERT INTO testflinger_queue (project, client) VALUES (?, ?)", (project, contributor))
         return project
@@ -65,11 +69,26 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | N
 
 
 def advertise_queues(tx: Tx, queues: dict[str, str]) -> None:
-    """Notes which queues there are, and what agents say about them. All or none."""
-    for name, description in queues.items():
-        project = make_queue(tx, name, "queues")
+    """Notes which queues there are, and what agents say about them. Refuses what cannot be, where all of it cannot."""
+    for name, project in made_queues(tx, queues, "queues"):
         change = "UPDATE testflinger_queue SET description = ?, advertised = ? WHERE project = ?"
-        tx.execute(change, (description, tx.time, project))
+        tx.execute(change, (queues[name], tx.time, project))
+
+
+def made_queues(tx: Tx, names: Iterable[str], field: str) -> list[tuple[str, int]]:
+    """The queues of these names and their projects, but those that cannot be: one keeps an agent from none of the rest.
+
+    Refuses as make_queue does when there is none.
+    """
+    found, refusals = [], []
+    for name in names:
+        try:
+            found.append((name, make_queue(tx, name, field)))
+        except Unprocessable as refusal:
+            refusals.append(refusal)
+    if refusals and not found:
+        raise refusals[0]
+    return found
 
 
 def advertised_queues(tx: Tx) -> dict[str, str]:
@@ -78,9 +97,9 @@ def advertised_queues(tx: Tx) -> dict[str, str]:
 
 
 def set_images(tx: Tx, images: dict[str, dict[str, Any]]) -> None:
-    """Replaces the images of these queues."""
-    for name, data in images.items():
-        project = make_queue(tx, name, "images")
+    """Replaces the images of these queues. Refuses what cannot be, where all of it cannot."""
+    for name, project in made_queues(tx, images, "images"):
+        data = images[name]
         tx.execute("DELETE FROM testflinger_image WHERE project = ?", (project,))
         rows = [(project, image, encode(provisioned).decode()) for image, provisioned in data.items()]
         tx.executemany("INSERT INTO testflinger_image VALUES (?, ?, ?)", rows)
