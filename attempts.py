@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from errors import TrackerError
+from limits import SITE, site_of
 from writer import Tx
 
 log = logging.getLogger("tracker")
@@ -49,7 +50,9 @@ def password_matches(password: str, stored: str | None) -> bool:
 
 # Before the throttle begins: at an account from one address, by one browser, in its own sessions; from one address at
 # all accounts; at an account from all addresses that it does not log in from; registrations from one address.
+# One customer may have a /48 of IPv6, which is many addresses: it has SITE times as many.
 FREE_ATTEMPTS = {"account": 3, "browser": 3, "session": 3, "address": 20, "everywhere": 20, "register": 20}
+FREE_ATTEMPTS |= {"site": 20 * SITE, "register-site": 20 * SITE}
 LONGEST_THROTTLE = 60.0  # seconds between two attempts: guessing is hopeless, and the owner still gets a turn
 THROTTLE_MEMORY = 900.0
 MOST_ADDRESSES = 20  # of a manager's logins that are remembered
@@ -90,7 +93,17 @@ def sources_of(tx: Tx, manager: int | None, attempt: Attempt) -> list[str]:
         return [f"browser {attempt.browser}"]
     name, known = attempt.username.lower(), "SELECT 1 FROM login_address WHERE manager = ? AND address = ?"
     sources = [f"account {attempt.address} {name}", f"address {attempt.address}"]
-    return sources if tx.one(known, (manager, attempt.address)) else [*sources, f"everywhere {name}"]
+    if tx.one(known, (manager, attempt.address)):
+        return sources
+    site = site_of(attempt.address)
+    return [*sources, f"everywhere {name}", *([] if site == attempt.address else [f"site {site}"])]
+
+
+def count_registering(tx: Tx, address: str) -> None:
+    """Counts an attempt to register from an address; 429 while there are too many."""
+    count_attempt(tx, f"register {address}")
+    if (site := site_of(address)) != address:
+        count_attempt(tx, f"register-site {site}")
 
 
 def accept_attempt(tx: Tx, manager: int, attempt: Attempt) -> None:
@@ -99,7 +112,7 @@ def accept_attempt(tx: Tx, manager: int, attempt: Attempt) -> None:
     An address keeps its other failures: an own account must not be a way to guess on at others'.
     """
     for source in sources_of(tx, manager, attempt):
-        if source.startswith("address "):
+        if source.startswith(("address ", "site ")):
             tx.execute("UPDATE login_failure SET failures = failures - 1 WHERE source = ?", (source,))
         else:
             forget_attempts(tx, source)
@@ -181,10 +194,10 @@ class Guesses:
         self.sources: collections.OrderedDict[str, Tried] = collections.OrderedDict()
         self.lock = threading.Lock()
 
-    def check(self, source: str, key: str, right: bool, now: float) -> bool:
+    def check(self, source: str, key: str, right: bool, now: float, free: int = FREE_GUESSES) -> bool:
         """Whether the key is right. Refuses (too_fast), whether or not it is, a source that has to wait.
 
-        `now` never goes back. The same call a second time counts once.
+        `free` guesses it has before. `now` never goes back. The same call a second time counts once.
         """
         with self.lock:
             tried = self.sources.get(source)
@@ -198,14 +211,14 @@ class Guesses:
             if tried and tried.free > now:
                 raise TrackerError("too_fast", "Too many wrong keys; please wait", delay=tried.free - now)
             if not right:
-                self.note(source, tried or Tried(), mark, now)
+                self.note(source, tried or Tried(), mark, now, free)
             return right
 
-    def note(self, source: str, tried: Tried, mark: bytes, now: float) -> None:
+    def note(self, source: str, tried: Tried, mark: bytes, now: float, free: int) -> None:
         """Counts a guess."""
         tried.wrong.append(mark)
         tried.count += 1
-        late = tried.count - FREE_GUESSES
+        late = tried.count - free
         tried.free = now + min(2.0 ** min(late, 10), LONGEST_PAUSE) if late > 0 else now
         tried.forget = tried.free + GUESS_MEMORY
         self.sources[source] = tried
@@ -222,4 +235,7 @@ class Guesser(NamedTuple):
 
     def check(self, what: str, key: str, right: bool, now: float) -> bool:
         """Whether this key of `what`, a template or a client, is right. Refuses who has guessed too often."""
-        return self.guesses.check(f"{self.address} {what}", key, right, now)
+        self.guesses.check(f"{self.address} {what}", key, right, now)
+        if (site := site_of(self.address)) != self.address:
+            self.guesses.check(f"{site} {what}", key, right, now, SITE * FREE_GUESSES)
+        return right

@@ -80,12 +80,30 @@ def is_local(client: tuple[str, int] | None, headers: Headers) -> bool:
     return number.is_loopback and (not is_browser(headers) or is_local_name(host) or number_of(host) is not None)
 
 
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # a translator's: the whole of IPv4 is in it
+OWN_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")  # the same, each number is an IPv4 one wherever it has that
+
+
 def network_of(address: str) -> str:
-    """Who counts as one where attempts are counted by address: a subscriber has a whole /64 of IPv6."""
+    """Who counts as one where attempts are counted by address: a subscriber has a whole /64 of IPv6.
+
+    An IPv4 number in one of IPv6 (mapped, 6to4, Teredo, NAT64) is who it is; all behind a translator are not one.
+    """
     number = number_of(address)
     if number is None or number.version == 4:
         return str(number or address)
-    return str(ipaddress.ip_network((number.packed, 64), strict=False))
+    if number.sixtofour or number.teredo:
+        return str(number.sixtofour or number.teredo[1])
+    if number in NAT64:
+        return str(ipaddress.IPv4Address(number.packed[12:]))
+    return str(ipaddress.ip_network((number.packed, 128 if number in OWN_NAT64 else 64), strict=False))
+
+
+def site_of(network: str) -> str:
+    """Whose that is at most: one customer may have a /48 of IPv6, which is 65,536 such networks."""
+    if not network.endswith("/64"):
+        return network
+    return str(ipaddress.ip_network(network).supernet(new_prefix=48))
 
 
 # ── Which page sent it ────────────────────────────────────────────────────────────────────────────────────────────────

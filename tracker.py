@@ -87,6 +87,7 @@ from attempts import (
     Places,
     accept_attempt,
     count_attempt,
+    count_registering,
     forget_attempts,
     give_way,
     hash_password,
@@ -978,7 +979,7 @@ def count_registration(tx: Tx, address: str, owner: bool = True) -> None:
     """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
     check_registration_open(tx, owner)
     if address:
-        count_attempt(tx, f"register {address}")
+        count_registering(tx, address)
 
 
 def register_manager(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -79,6 +80,28 @@ def test_a_subscriber_with_another_address_of_the_same_network_is_known(site: Si
 def test_one_subscriber_is_throttled_as_one_however_many_addresses_it_has(site: Site) -> None:
     throttle(site, ((f"user{number}", f"2001:db8::{number}") for number in range(1, 100)))
     assert login(client(site.url), "admin", address="2001:db8::ffff") == 429
+
+
+def test_a_customer_with_many_networks_is_throttled_as_one_after_eight_times_as_many(site: Site) -> None:
+    throttle(site, ((f"user{number}", f"2001:db8:7:{number:x}::1") for number in range(1, 200)))
+    assert login(client(site.url), "admin", address="2001:db8:7:ffff::1") == 429
+    assert login(client(site.url), "admin", address="2001:db8:8::1") == 200
+
+
+def test_the_failures_of_other_networks_keep_no_address_out_from_which_the_manager_has_logged_in(site: Site) -> None:
+    assert login(client(site.url), "admin", address="2001:db8:7:ffff::1") == 200
+    throttle(site, ((f"user{number}", f"2001:db8:7:{number:x}::1") for number in range(1, 200)))
+    assert login(client(site.url), "admin", address="2001:db8:7:ffff::2") == 200
+
+
+def test_registrations_from_many_networks_of_a_customer_are_throttled(site: Site) -> None:
+    body = {"username": "name", "password": "password"}
+    for number in range(200):
+        headers = {"X-Forwarded-For": f"2001:db8:7:{number:x}::1"}
+        answer = site.guest.post("/register", json=body, headers=headers)
+        if answer.status_code == 429:
+            break
+    assert 160 <= number <= 162
 
 
 def test_the_mark_of_a_browser_is_for_one_account_and_cannot_be_made_up(site: Site, owner: httpx.Client) -> None:
@@ -244,6 +267,24 @@ def test_no_more_sources_are_remembered_than_may_be(monkeypatch: pytest.MonkeyPa
     for number in range(100):
         assert fails(guesses, f"source {number}", "wrong")
     assert list(guesses.sources) == [f"source {number}" for number in range(90, 100)]
+
+
+def test_one_key_after_the_other_from_many_networks_of_a_customer_is_slowed_down() -> None:
+    guesses, number = Guesses(), 0
+    with pytest.raises(tracker.TrackerError, match="Too many wrong keys"):
+        for number in range(1000):
+            attempts.Guesser(guesses, f"2001:db8:7:{number:x}::/64").check("template", f"key {number}", False, 0.0)
+    assert number == 8 * FREE_GUESSES + 1
+    assert attempts.Guesser(guesses, "2001:db8:8:1::/64").check("template", "the right one", True, 0.0)
+
+
+def test_who_has_to_wait_counts_no_more_for_the_whole_customer() -> None:
+    guesses = Guesses()
+    one = attempts.Guesser(guesses, "2001:db8:7:1::/64")
+    for number in range(1000):
+        with contextlib.suppress(tracker.TrackerError):
+            one.check("template", f"key {number}", False, 0.0)
+    assert attempts.Guesser(guesses, "2001:db8:7:2::/64").check("template", "the right one", True, 0.0)
 
 
 Try = Callable[[str, str], httpx.Response]

@@ -72,6 +72,8 @@ def test_a_program_is_no_browser(headers: dict[str, str]) -> None:
     [
         *(("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64")),
         *(("fe80::1%eth0", "fe80::/64"), ("testclient", "testclient")),
+        *(("2002:c000:201:7::1", "192.0.2.1"), ("2001:0:4136:e378:8000:63bf:3fff:fdd2", "192.0.2.45")),
+        *(("64:ff9b::192.0.2.1", "192.0.2.1"), ("64:ff9b:1:7::c000:201", "64:ff9b:1:7::c000:201/128")),
     ],
 )
 def test_attempts_are_counted_by_a_subscribers_network(address: str, network: str) -> None:
