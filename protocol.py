@@ -582,7 +582,7 @@ class GuardedProtocol(HttpToolsProtocol):
             else:
                 self.refuse(TOO_SLOW)
 
-    def idle_since(self, now: float) -> float | None:
+    def idle_since(self, now: float, patience: float = STALLED) -> float | None:
         """Since when nothing has been going on but what the client alone holds up; None if something is."""
         if self.turned_away or self.flow.held:
             return None
@@ -590,9 +590,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return self.idle
         if self.cycle is None or self.cycle.response_complete:
             return self.idle if self.began is None else self.began
-        if self.began is not None and not self.flow.read_paused and self.began < now - STALLED:
+        if self.began is not None and not self.flow.read_paused and self.began <= now - patience:
             return self.began
-        if self.flow.write_paused and self.unsent.bytes and self.unsent.since < now - STALLED:
+        if self.flow.write_paused and self.unsent.bytes and self.unsent.since <= now - patience:
             return self.unsent.since
         return None
 

@@ -14,7 +14,8 @@ plain values or raises TrackerError. Such functions compose: release calls close
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
-(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits and budgets (how often, and how much),
+(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits, budgets and
+shares (how often, and how much),
 database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
 and githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the
 API's document), schema.sql; on top of it, and imported when the app is made: pages (the manager UI), dialects/ (other
@@ -76,7 +77,6 @@ from starlette.routing import BaseRoute, Match, Route
 import browsers
 import budgets
 import errors
-import limits
 import names
 import openapi
 import shapes
@@ -111,6 +111,7 @@ from server import (
     listen,
     plain_cycle,
     run_loop,
+    source_of_direct,
     url_of,
     uvicorn_config,
     write_at_once,
@@ -4375,9 +4376,9 @@ class Call(Incoming):
         return WorkerCredentials(int(worker), secret, None, self.source)
 
     @property
-    def source(self) -> str:
-        """The address to which the call counts; empty for a program on this machine."""
-        return limits.source_of(self.scope.get("client"), self.scope["headers"])
+    def waits_at(self) -> str:
+        """The address to which its wait counts."""
+        return self.source
 
     def session(self) -> bytes | None:
         """The session id in the cookie, if this tracker signed it."""
@@ -4509,7 +4510,7 @@ class Call(Incoming):
         """Returns after so many seconds, or when the client has gone, or the tracker stops."""
         if seconds > 0:
             gone = asyncio.ensure_future(self.gone())
-            await self.tracker.waiters.rest(seconds, gone)
+            await self.tracker.waiters.rest(seconds, gone, self.waits_at)
             gone.cancel()
 
 
@@ -4646,6 +4647,10 @@ class HotCall(Direct, Call):
         self.hot, self.tracker = hot, hot.tracker
         headers = self.protocol.headers
         self.scope = {"method": hot.method, "headers": headers, "query_string": query, "path_params": ids}
+
+    @property
+    def waits_at(self) -> str:
+        return source_of_direct(self, self.scope["headers"])
 
     def worker(self) -> WorkerCredentials:
         """The connection remembers the last credentials: most have one worker behind them."""
@@ -5054,7 +5059,7 @@ async def wait_for_task(
     gone = asyncio.ensure_future(call.gone())
     try:
         least = call.tracker.polls.hold(credentials.id, projects)
-        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least)
+        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least, call.waits_at)
         if assigned.tasks and gone.done():
             await give_back(call.tracker.db, credentials, assigned.tasks)
             return Assigned([], "You had gone")
