@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from limits import Gauge
 from turns import Turns
 
 try:
@@ -109,6 +110,7 @@ class Crowd:
 
     def __init__(self, most: int, turns: Turns, whose: Callable[[tuple[str, int] | None], str] = lambda client: ""):
         self.most, self.seldom, self.whose = room_for(most), Seldom(), whose
+        self.open = self.unsent = self.reached = self.cut = 0  # the first two as of the last look
         self.cause = "max_connections" if self.most == most else "the system's limit of open files"
         self.turns = turns
         self._idle: list[tuple[bool, bool, float, int, Connection]] = []  # the longest idle one last, of who has most
@@ -119,6 +121,7 @@ class Crowd:
 
     def let_in(self, new: Connection, connections: set[Connection], now: float) -> None:
         """Makes room for a new connection where there is none, or has it be turned away."""
+        self.reached += 1
         self.seldom.warning(
             "There are %d connections, as many as there may be (%s): those make room that are idle",
             self.most,
@@ -179,6 +182,18 @@ class Crowd:
         """Whether an address has a large part of all connections."""
         return whose != "" and self._counts[whose] > self.most / PART
 
+    def look(self, connections: int) -> None:
+        """Notes how many there are, and how much they have not taken in. Called now and then."""
+        self.open, self.unsent = connections, sum(one.unsent_bytes() for one in self._unsent)
+
+    def gauge(self) -> Gauge:
+        """How many connections there are."""
+        return Gauge(self.open, self.most, self.reached)
+
+    def unsent_gauge(self) -> Gauge:
+        """How much of the answers their clients have not taken in."""
+        return Gauge(self.unsent, MOST_UNSENT, self.cut, True)
+
     def check_files(self) -> None:
         """Says so when no file can be opened any more: then new connections are lost without a word."""
         try:
@@ -208,6 +223,7 @@ class Crowd:
             left -= amounts[other]
             self._unsent.discard(other)
             other.abort()
+            self.cut += 1
             self.seldom.warning("A client is cut off that does not take in its answer, as too many wait in memory")
             if left <= MOST_UNSENT:
                 return

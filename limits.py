@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import browsers
 from errors import TrackerError
@@ -107,6 +107,15 @@ class AddressRate:
             self.sites.take(site, amount)
 
 
+class Gauge(NamedTuple):
+    """How much there is of something in memory, how much there may be, and how often that was reached."""
+
+    used: int
+    most: int
+    refused: int
+    bytes: bool = False
+
+
 class Limits:
     """What a running tracker lets pass, and whether its disk is nearly full."""
 
@@ -119,6 +128,7 @@ class Limits:
         self.free_disk: int | None = None  # bytes, when it was last looked at
         self.disk_low = False
         self.refused: Counter[str] = Counter()  # by the setting, since the start
+        self.gauges: dict[str, Callable[[], Gauge]] = {}  # of what is in memory, by the setting or in words
         self._told: dict[str, tuple[float, int]] = {}  # when, and how many there were
 
     def register(self, source: str) -> None:

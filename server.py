@@ -32,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 import libraries
 from connections import Crowd, limit_unsent
 from errors import TrackerError, convert
-from limits import site_of, source_of
+from limits import Gauge, site_of, source_of
 from protocol import Direct, GuardedProtocol, Headers, written
 from shares import Holding, Shares
 from turns import Turns
@@ -402,6 +402,15 @@ class Server(uvicorn.Server):
 
     TICK = 1.0  # seconds: how old the date in an answer is at the most, and how late a slow client is cut off
 
+    def gauges(self) -> dict[str, Callable[[], Gauge]]:
+        """What is in memory for connections, by the setting that bounds it, or in words."""
+        crowd = self.config.crowd
+        return {
+            "max_connections": crowd.gauge,
+            "bodies that arrive": lambda: ARRIVING.gauge(in_bytes=True),
+            "answers to be taken in": crowd.unsent_gauge,
+        }
+
     def __init__(
         self,
         config: uvicorn.Config,
@@ -437,6 +446,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         now = self.loop.time()
         self.config.crowd.check_files()
+        self.config.crowd.look(len(self.server_state.connections))
         for connection in list(self.server_state.connections):
             connection.close_if_slow(now, self.request_timeout, self.config.timeout_keep_alive)
         return await super().on_tick(counter)

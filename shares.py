@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from limits import site_of
+from limits import Gauge, site_of
 
 
 class Holding:
@@ -28,7 +28,7 @@ class Shares:
     """
 
     def __init__(self, most: float):
-        self.most, self.used = most, 0
+        self.most, self.used, self.reached = most, 0, 0
         self._of: dict[str, dict[Holding, None]] = {}  # the oldest first
         self._amounts: dict[str, int] = {}
 
@@ -37,6 +37,7 @@ class Shares:
         if holding.lost:
             return False
         self._set(holding, amount)
+        self.reached += self.used > self.most
         while self.used > self.most:
             if (other := self._of_most(holding)) is None:
                 return False
@@ -48,6 +49,10 @@ class Shares:
     def leave(self, holding: Holding) -> None:
         """It holds nothing any more."""
         self._set(holding, 0)
+
+    def gauge(self, in_bytes: bool = False) -> Gauge:
+        """How much is held."""
+        return Gauge(self.used, self.most, self.reached, in_bytes)
 
     def _set(self, holding: Holding, amount: int) -> None:
         change, whose = amount - holding.amount, holding.whose

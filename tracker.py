@@ -61,7 +61,6 @@ import types
 import typing
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
@@ -89,7 +88,6 @@ from attempts import (
     count_attempt,
     count_registering,
     forget_attempts,
-    give_way,
     hash_password,
     note_address,
     password_matches,
@@ -1022,6 +1020,11 @@ def count_login(tx: Tx, *attempt: str) -> tuple[int, str] | None:
     for source in sources_of(tx, row and row["id"], made):
         count_attempt(tx, source)
     return (row["id"], row["password_hash"]) if row else None
+
+
+def is_admin(tx: Tx, username: str) -> bool:
+    """Whether the manager of that name is a tracker admin."""
+    return tx.one("SELECT 1 FROM manager WHERE username = ? AND tracker_admin", (username,)) is not None
 
 
 def accept_login(tx: Tx, manager: int, *attempt: str) -> tuple[Manager, bytes]:
@@ -4105,7 +4108,8 @@ class Tracker:
         self.limits, self.turns = self.db.limits, self.db.turns
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
-        self.hashing, self.logins = ThreadPoolExecutor(2, "hash", give_way), Places(settings.max_logins)
+        self.logins = Places(settings.max_logins)
+        self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
         self._tasks: set[asyncio.Task] = set()
         self._operations: set[asyncio.Task[int]] = set()
@@ -4164,7 +4168,7 @@ class Tracker:
         with contextlib.suppress(TrackerError):  # else the next start would count this hour's tasks as its own
             await self.close_hour()
         await self.db.close()
-        self.hashing.shutdown(wait=False)
+        self.logins.close()
         for handler in self.log_lines.handlers:
             handler.close()
 
@@ -4221,10 +4225,6 @@ class Tracker:
         for dialect in dialects():
             if hasattr(dialect, "prune"):
                 await dialect.prune(self)
-
-    async def hash(self, function: Callable, *args: Any) -> Any:
-        """Runs a password function on a thread, few at a time: each takes a core and 16 MiB for a moment."""
-        return await asyncio.get_running_loop().run_in_executor(self.hashing, function, *args)
 
     def begin_operation(self, operation: int, answered: bool = False) -> asyncio.Future[int]:
         """Carries out an operation in the background; the future becomes the number of affected tasks.
@@ -5182,9 +5182,9 @@ async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, 
     names.check_new_name(body.username)
     address, owner = browsers.network_of(client_address(call)), call.is_owner(body.code)
     call.tracker.limits.register(call.source)
-    with call.tracker.logins.taken():
+    with call.tracker.logins.taken(source=call.source) as place:
         await call.tracker.db.write(count_registration, call.source, owner)
-        password_hash = await call.tracker.hash(hash_password, body.password)
+        password_hash = await place.hash(hash_password, body.password)
     made = await call.tracker.db.write(register_manager, body.username, password_hash, owner, address)
     call.tracker.code = ""
     return made
@@ -5205,9 +5205,11 @@ async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Mana
     """The manager and its new session. 401 for a wrong password or name, 429 after several, 503 where many come."""
     address = browsers.network_of(client_address(call))
     attempt = Attempt(body.username, address, call.known_browser(body.username))
-    with call.tracker.logins.taken(attempt.username.lower() if attempt.browser else ""):
+    known = attempt.username.lower() if attempt.browser else ""
+    admin = known != "" and await call.tracker.db.read(is_admin, attempt.username)
+    with call.tracker.logins.taken(known, call.source, admin) as place:
         found = await call.tracker.db.write(count_login, *attempt)
-        if not await call.tracker.hash(password_matches, body.password, found and found[1]):
+        if not await place.hash(password_matches, body.password, found and found[1]):
             raise TrackerError("unauthorized", "Wrong username or password")
     return await call.tracker.db.write(accept_login, found[0], *attempt)
 
@@ -5215,11 +5217,12 @@ async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Mana
 async def change_password(call: Call, body: shapes.PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
     write, session = call.tracker.db.write, call.session()
-    with call.tracker.logins.taken((session or b"").hex()):
+    manager = logged_in(await call.tracker.db.read(identify, session))
+    with call.tracker.logins.taken(manager.username.lower(), call.source, manager.tracker_admin) as place:
         stored = await write(as_caller, count_password_attempt, session)
-        if not await call.tracker.hash(password_matches, body.password, stored):
+        if not await place.hash(password_matches, body.password, stored):
             raise TrackerError("unauthorized", "this is not your present password", "password")
-        password_hash = await call.tracker.hash(hash_password, body.new_password)
+        password_hash = await place.hash(hash_password, body.new_password)
     return await write(as_caller, store_password, session, password_hash)
 
 
@@ -5623,6 +5626,7 @@ async def serve_until_stopped(
                 started=lambda: ready(url_of(sock), server),
                 stopping=tracker.begin_stop,
             )
+            tracker.limits.gauges |= server.gauges()
             tracker.db.failed.add_done_callback(lambda _: server.stop())
             await server.serve(sockets=[sock])
     finally:

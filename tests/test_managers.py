@@ -519,7 +519,7 @@ class Browser:
     """A tracker's browser with a session, as far as a change of the password needs it."""
 
     def __init__(self, one: tracker.Tracker, session: bytes | None):
-        self.tracker, self.session = one, lambda: session
+        self.tracker, self.session, self.source = one, lambda: session, ""
 
     async def change(self, password: str, new_password: str) -> bytes:
         return await tracker.change_password(self, shapes.PasswordForm(password, new_password))
