@@ -27,17 +27,27 @@ Headers = Mapping[bytes, bytes]
 def is_browser(headers: Headers) -> bool:
     """Whether a browser sent the request, as far as can be told; a program that poses as one counts as one.
 
-    PowerShell calls itself Mozilla. Node's fetch sends `Accept-Language: *` and one header of Sec-Fetch's.
+    PowerShell calls itself Mozilla. Java asks for text/html and pictures, but says no Accept-Encoding: every browser
+    does, and no page can take it away or change it.
     """
     program, accept = headers.get(b"user-agent", b""), headers.get(b"accept", b"").lower()
     return (
         (program.startswith(b"Mozilla/") and b"PowerShell" not in program)
-        or b"text/html" in accept
-        or b"image/" in accept
-        or headers.get(b"accept-language", b"*").strip() != b"*"
+        or (b"accept-encoding" in headers and (b"text/html" in accept or b"image/" in accept))
+        or (b"accept-language" in headers and not takes_any_language(headers))
         or b"origin" in headers
         or any(name.startswith(b"sec-") and name != b"sec-fetch-mode" for name in headers)
     )
+
+
+def takes_any_language(headers: Headers) -> bool:
+    """Whether it says `Accept-Language: *` as the fetch of Node and of Deno do, and not as a page has a browser do.
+
+    A page may set that header, and in Firefox User-Agent as well. It can add neither the header of Sec-Fetch's that
+    Node sends nor the packing that Deno takes: browsers take that one under TLS alone, where they say Sec-Fetch-Site.
+    """
+    program = b"sec-fetch-mode" in headers or b"br" in headers.get(b"accept-encoding", b"")
+    return headers[b"accept-language"].strip() == b"*" and program
 
 
 PROXIED = re.compile(
