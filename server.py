@@ -112,6 +112,10 @@ class Clients:
             self.middleware(scope, None, None).send(None)
         return scope["client"]
 
+    def source_of(self, peer: tuple[str, int] | None, headers: Headers) -> str:
+        """The address to which a call counts; empty for a program on this machine."""
+        return source_of(self.client_of(peer, headers), headers)
+
     def whose(self, peer: tuple[str, int] | None) -> str:
         """To whom a connection counts, by address; empty for a trusted proxy, and for this machine."""
         return self.whose_host(peer[0]) if peer else ""
@@ -121,11 +125,6 @@ class Clients:
         peer = host, 0
         is_proxy = self.client_of(peer, [(b"x-forwarded-for", b"192.0.2.1")]) != peer
         return "" if is_proxy else site_of(source_of(peer, ()))
-
-
-def source_of_direct(call: Direct, headers: Headers) -> str:
-    """The address to which such a call counts; empty for a program on this machine."""
-    return source_of(call.protocol.config.clients.client_of(call.protocol.client, headers), headers)
 
 
 def keeps_coming(receive: Callable) -> None:
@@ -407,7 +406,7 @@ class Server(uvicorn.Server):
         crowd = self.config.crowd
         return {
             "max_connections": crowd.gauge,
-            "bodies that arrive": lambda: ARRIVING.gauge(in_bytes=True),
+            "requests that arrive": lambda: ARRIVING.gauge(in_bytes=True),
             "answers to be taken in": crowd.unsent_gauge,
         }
 
@@ -493,7 +492,7 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
         server_header=False,
         backlog=2048,
     )
-    config.clients = Clients(settings.trusted_proxies)
+    config.clients, config.arriving = Clients(settings.trusted_proxies), ARRIVING
     turns = getattr(app, "turns", None) or Turns()
     config.crowd = Crowd(settings.max_connections, turns, config.clients.whose)
     return config

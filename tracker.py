@@ -109,7 +109,6 @@ from server import (
     listen,
     plain_cycle,
     run_loop,
-    source_of_direct,
     url_of,
     uvicorn_config,
     write_at_once,
@@ -4650,7 +4649,7 @@ class HotCall(Direct, Call):
 
     @property
     def waits_at(self) -> str:
-        return source_of_direct(self, self.scope["headers"])
+        return self.protocol.config.clients.source_of(self.protocol.client, self.scope["headers"])
 
     def worker(self) -> WorkerCredentials:
         """The connection remembers the last credentials: most have one worker behind them."""

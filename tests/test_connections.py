@@ -407,6 +407,32 @@ def test_an_address_whose_bodies_never_arrive_makes_room_for_others(
     wait_until(lambda: arriving.used == 0)
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"POST /task/submit HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: %b\r\nContent-Length: 65000\r\n\r\n"
+        + b" " * 62_000,
+        b"GET / HTTP/1.1\r\nX-Forwarded-For: %b\r\nX: " + b"x" * 62_000,
+    ],
+    ids=["a direct call", "headers"],
+)
+def test_what_is_held_before_an_application_sees_it_is_counted(arriving: Shares, site: Site, begun: bytes) -> None:
+    many = []
+    for number in range(4):
+        many.append(connect(site.url))
+        many[-1].sendall(begun % b"2001:db8:7:%d::1" % number)
+        wait_until(lambda number=number: arriving.used >= 62_000 * (number + 1))
+    with connect(site.url) as other:
+        other.sendall(begun % b"203.0.113.9")
+        if begun.startswith(b"POST"):  # by headers that have not come in whole nobody can be told from others
+            wait_until(lambda: b" 503 " in many[0].recv(65536))
+        else:
+            assert refused(503, "unavailable")(answers(other)[0])
+    for one in many:
+        one.close()
+    wait_until(lambda: arriving.used == 0)
+
+
 def test_what_is_packed_counts_as_what_it_unpacks_to(site: Site, arriving: Shares) -> None:
     packed = gzip.compress(b"a" * 290_000)[:-8]
     with connect(site.url) as one, connect(site.url) as other:
