@@ -281,7 +281,7 @@ FULLNESS = (  # the settings, what counts them, in which unit they are
 
 
 def fullness(tx: Tx) -> list[dict[str, Any]]:
-    """How full each budget is, and how often each limit was reached since the start."""
+    """How full each budget is, also what is in memory, and how often each limit was reached since the start."""
     counts = {row["name"]: row["used"] for row in tx.execute("SELECT * FROM budget")}
     rows = [
         {"setting": setting, "used": counts[name], "most": unit * getattr(tx.settings, setting), "bytes": unit > 1}
@@ -290,4 +290,5 @@ def fullness(tx: Tx) -> list[dict[str, Any]]:
     budgets = {row["setting"] for row in rows}
     others = sorted(tx.limits.refused.keys() - budgets)
     rows += [{"setting": setting, "used": None, "most": None, "bytes": False} for setting in others]
-    return [{**row, "refused": tx.limits.refused[row["setting"]]} for row in rows]
+    rows = [{**row, "refused": tx.limits.refused[row["setting"]]} for row in rows]
+    return rows + [{"setting": name, **gauge()._asdict()} for name, gauge in tx.limits.gauges.items()]

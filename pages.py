@@ -33,7 +33,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import urlencode
 
 import itsdangerous
 import msgspec
@@ -403,10 +403,13 @@ def check_login(tx: Tx, caller: Caller) -> None:
 def form_fields(body: bytes) -> dict[str, list[str]]:
     """The fields of a form, with the line ends that the rest of the world uses."""
     try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
+        pairs = errors.form_pairs(body, MOST_FIELDS)
     except ValueError:
         raise TrackerError("invalid", "not a valid form", "body") from None
-    return {name: [value.replace("\r\n", "\n") for value in values] for name, values in fields.items()}
+    fields: dict[str, list[str]] = {}
+    for name, value in pairs:
+        fields.setdefault(name, []).append(value.replace("\r\n", "\n"))
+    return fields
 
 
 @functools.cache

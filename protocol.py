@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 import libraries
 from connections import STALLED, Crowd, Flow, Transport, Unsent
 from errors import STATUS, TrackerError, encode
+from shares import Holding
 
 log = logging.getLogger("tracker")
 
@@ -174,6 +175,7 @@ TOO_MANY = TrackerError("invalid", f"more than {MOST_HEADERS}", "headers")
 TWO_HOSTS = TrackerError("invalid", "is given more than once", "Host")
 NO_HTTP = TrackerError("invalid", "This is no valid HTTP request")
 TOO_SLOW = TrackerError("timeout", "did not arrive in time (request_timeout)", "request")
+TOO_MUCH = TrackerError("unavailable", "Too much is being sent at once: please try again", delay=1.0)
 CROWDED = TrackerError("unavailable", "There are as many connections as there may be: please try again", delay=1.0)
 
 
@@ -225,6 +227,7 @@ class GuardedProtocol(HttpToolsProtocol):
     ended = False  # the client has ended its side, and waits for answers
     unread: Callable[[], None] | None = None  # what is to be called when the last answer turns out to be read by nobody
     lost: asyncio.Future | None = None  # who stops the server waits for it
+    part: Holding | None = None  # what is held of headers, or of a direct call's body, of which more is to come
 
     def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
@@ -234,7 +237,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.longest_direct = getattr(config.app, "longest_direct", 0)
         self.hot_lines: tuple[bytes, ...] = getattr(config.app, "hot_lines", ())
         self.crowd: Crowd = config.crowd
-        self.turns = self.crowd.turns
+        self.turns, self.arriving = self.crowd.turns, config.arriving
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(Transport(transport, self.end))
@@ -246,6 +249,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.rest, self.flow.held, self.transport.closing = b"", False, True
+        self.let_go()
         self.crowd.forget_unsent(self)
         super().connection_lost(exc)
         if self.unread:
@@ -346,8 +350,27 @@ class GuardedProtocol(HttpToolsProtocol):
             return self.refuse(cause.error if isinstance(cause, Refused) else NO_HTTP)
         if self.in_head:
             self.at_request_line &= b"\n" not in data
+            self.hold(self.unused, self.crowd.whose(self.client))
+        elif self.part is not None:
+            self.let_go()
+        if self.body_left > 0 and isinstance(self.cycle, Direct):
+            self.hold(len(self.cycle.raw_body), None)
         if self.unused > MOST_HEADER_BYTES:
             self.refuse(TOO_LONG)
+
+    def hold(self, size: int, whose: str | None) -> None:
+        """So much is held of what has come, as more is to come, by this address; None: by that of the direct call."""
+        if self.part is None:
+            source = self.config.clients.source_of(self.client, self.headers) if whose is None else whose
+            self.part = Holding(source, lambda: self.refuse(TOO_MUCH))
+        if not self.arriving.hold(self.part, size) and self.arriving.used > size:
+            self.refuse(TOO_MUCH)
+
+    def let_go(self) -> None:
+        """Nothing is held any more."""
+        if self.part is not None:
+            self.arriving.leave(self.part)
+            self.part = None
 
     def check_headers(self, trailers: bool = False) -> None:
         """Refuses headers, with the trailers that have come, which are too long or too many."""
@@ -592,7 +615,7 @@ class GuardedProtocol(HttpToolsProtocol):
             else:
                 self.refuse(TOO_SLOW)
 
-    def idle_since(self, now: float) -> float | None:
+    def idle_since(self, now: float, patience: float = STALLED) -> float | None:
         """Since when nothing has been going on but what the client alone holds up; None if something is."""
         if self.turned_away or self.flow.held:
             return None
@@ -600,9 +623,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return self.idle
         if self.cycle is None or self.cycle.response_complete:
             return self.idle if self.began is None else self.began
-        if self.began is not None and not self.flow.read_paused and self.began < now - STALLED:
+        if self.began is not None and not self.flow.read_paused and self.began <= now - patience:
             return self.began
-        if self.flow.write_paused and self.unsent.bytes and self.unsent.since < now - STALLED:
+        if self.flow.write_paused and self.unsent.bytes and self.unsent.since <= now - patience:
             return self.unsent.since
         return None
 

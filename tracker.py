@@ -14,11 +14,11 @@ plain values or raises TrackerError. Such functions compose: release calls close
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
-(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits and budgets
-(how often, and how much), database (the file) with writer (the one that writes), counts (the live ones) and warming
-(what is read for it), lines and githook (uploads, push events), logfile, names (that people choose), waiting (workers
-that wait), openapi (the API's document), schema.sql; on top of it, and imported when the app is made: pages (the
-manager UI), dialects/ (other systems' APIs), commands (the command line).
+(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits, budgets and
+shares (how often, how much, and of what all share), database (the file) with writer (the one that writes), counts (the
+live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that people
+choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when the app
+is made: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -61,7 +61,6 @@ import types
 import typing
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
@@ -77,7 +76,6 @@ from starlette.routing import BaseRoute, Match, Route
 import browsers
 import budgets
 import errors
-import limits
 import names
 import openapi
 import shapes
@@ -88,8 +86,8 @@ from attempts import (
     Places,
     accept_attempt,
     count_attempt,
+    count_registering,
     forget_attempts,
-    give_way,
     hash_password,
     note_address,
     password_matches,
@@ -988,7 +986,7 @@ def count_registration(tx: Tx, address: str, owner: bool = True) -> None:
     """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
     check_registration_open(tx, owner)
     if address:
-        count_attempt(tx, f"register {address}")
+        count_registering(tx, address)
 
 
 def register_manager(
@@ -1030,6 +1028,11 @@ def count_login(tx: Tx, *attempt: str) -> tuple[int, str] | None:
     for source in sources_of(tx, row and row["id"], made):
         count_attempt(tx, source)
     return (row["id"], row["password_hash"]) if row else None
+
+
+def is_admin(tx: Tx, username: str) -> bool:
+    """Whether the manager of that name is a tracker admin."""
+    return tx.one("SELECT 1 FROM manager WHERE username = ? AND tracker_admin", (username,)) is not None
 
 
 def accept_login(tx: Tx, manager: int, *attempt: str) -> tuple[Manager, bytes]:
@@ -4122,7 +4125,8 @@ class Tracker:
         self.limits, self.turns = self.db.limits, self.db.turns
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
-        self.hashing, self.logins = ThreadPoolExecutor(2, "hash", give_way), Places(settings.max_logins)
+        self.logins = Places(settings.max_logins)
+        self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
         self._tasks: set[asyncio.Task] = set()
         self._operations: set[asyncio.Task[int]] = set()
@@ -4181,7 +4185,7 @@ class Tracker:
         with contextlib.suppress(TrackerError):  # else the next start would count this hour's tasks as its own
             await self.close_hour()
         await self.db.close()
-        self.hashing.shutdown(wait=False)
+        self.logins.close()
         for handler in self.log_lines.handlers:
             handler.close()
 
@@ -4238,10 +4242,6 @@ class Tracker:
         for dialect in dialects():
             if hasattr(dialect, "prune"):
                 await dialect.prune(self)
-
-    async def hash(self, function: Callable, *args: Any) -> Any:
-        """Runs a password function on a thread, few at a time: each takes a core and 16 MiB for a moment."""
-        return await asyncio.get_running_loop().run_in_executor(self.hashing, function, *args)
 
     def begin_operation(self, operation: int, answered: bool = False) -> asyncio.Future[int]:
         """Carries out an operation in the background; the future becomes the number of affected tasks.
@@ -4393,9 +4393,9 @@ class Call(Incoming):
         return WorkerCredentials(int(worker), secret, None, self.source)
 
     @property
-    def source(self) -> str:
-        """The address to which the call counts; empty for a program on this machine."""
-        return limits.source_of(self.scope.get("client"), self.scope["headers"])
+    def waits_at(self) -> str:
+        """The address to which its wait counts."""
+        return self.source
 
     def session(self) -> bytes | None:
         """The session id in the cookie, if this tracker signed it."""
@@ -4528,7 +4528,7 @@ class Call(Incoming):
         """Returns after so many seconds, or when the client has gone, or the tracker stops."""
         if seconds > 0:
             gone = asyncio.ensure_future(self.gone())
-            await self.tracker.waiters.rest(seconds, gone)
+            await self.tracker.waiters.rest(seconds, gone, self.waits_at)
             gone.cancel()
 
 
@@ -4665,6 +4665,10 @@ class HotCall(Direct, Call):
         self.hot, self.tracker = hot, hot.tracker
         headers = self.protocol.headers
         self.scope = {"method": hot.method, "headers": headers, "query_string": query, "path_params": ids}
+
+    @property
+    def waits_at(self) -> str:
+        return self.protocol.config.clients.source_of(self.protocol.client, self.scope["headers"])
 
     def worker(self) -> WorkerCredentials:
         """The connection remembers the last credentials: most have one worker behind them."""
@@ -5073,7 +5077,7 @@ async def wait_for_task(
     gone = asyncio.ensure_future(call.gone())
     try:
         least = call.tracker.polls.hold(credentials.id, projects)
-        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least)
+        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least, call.waits_at)
         if assigned.tasks and gone.done():
             await give_back(call.tracker.db, credentials, assigned.tasks)
             return Assigned([], "You had gone")
@@ -5201,9 +5205,9 @@ async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, 
     names.check_new_name(body.username)
     address, owner = browsers.network_of(client_address(call)), call.is_owner(body.code)
     call.tracker.limits.register(call.source)
-    with call.tracker.logins.taken():
+    with call.tracker.logins.taken(source=call.source) as place:
         await call.tracker.db.write(count_registration, call.source, owner)
-        password_hash = await call.tracker.hash(hash_password, body.password)
+        password_hash = await place.hash(hash_password, body.password)
     made = await call.tracker.db.write(register_manager, body.username, password_hash, owner, address)
     call.tracker.code = ""
     return made
@@ -5224,9 +5228,11 @@ async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Mana
     """The manager and its new session. 401 for a wrong password or name, 429 after several, 503 where many come."""
     address = browsers.network_of(client_address(call))
     attempt = Attempt(body.username, address, call.known_browser(body.username))
-    with call.tracker.logins.taken(attempt.username.lower() if attempt.browser else ""):
+    known = attempt.username.lower() if attempt.browser else ""
+    admin = known != "" and await call.tracker.db.read(is_admin, attempt.username)
+    with call.tracker.logins.taken(known, call.source, admin) as place:
         found = await call.tracker.db.write(count_login, *attempt)
-        if not await call.tracker.hash(password_matches, body.password, found and found[1]):
+        if not await place.hash(password_matches, body.password, found and found[1]):
             raise TrackerError("unauthorized", "Wrong username or password")
     return await call.tracker.db.write(accept_login, found[0], *attempt)
 
@@ -5234,11 +5240,12 @@ async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Mana
 async def change_password(call: Call, body: shapes.PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
     write, session = call.tracker.db.write, call.session()
-    with call.tracker.logins.taken((session or b"").hex()):
+    manager = logged_in(await call.tracker.db.read(identify, session))
+    with call.tracker.logins.taken(manager.username.lower(), call.source, manager.tracker_admin) as place:
         stored = await write(as_caller, count_password_attempt, session)
-        if not await call.tracker.hash(password_matches, body.password, stored):
+        if not await place.hash(password_matches, body.password, stored):
             raise TrackerError("unauthorized", "this is not your present password", "password")
-        password_hash = await call.tracker.hash(hash_password, body.new_password)
+        password_hash = await place.hash(hash_password, body.new_password)
     return await write(as_caller, store_password, session, password_hash)
 
 
@@ -5653,6 +5660,7 @@ async def serve_until_stopped(
                 started=lambda: ready(url_of(sock), server),
                 stopping=tracker.begin_stop,
             )
+            tracker.limits.gauges |= server.gauges()
             tracker.db.failed.add_done_callback(lambda _: server.stop())
             await server.serve(sockets=[sock])
     finally:

@@ -102,7 +102,7 @@ class Turns:
                 self._waiting.extend([act] * again)
             if self._begun or time.monotonic() >= now + TURN:
                 break
-        # What was set off comes in the next round; before the one after it the loop has seen what has arrived meanwhile.
+        # What was set off comes in the next round; until the one after it the loop sees what has arrived meanwhile.
         asyncio.get_running_loop().call_soon(self._go_round if self._begun else self._take)
 
     def _go_round(self) -> None:

@@ -21,7 +21,6 @@ import codecs
 from collections.abc import AsyncIterator
 from sqlite3 import Row
 from typing import Any
-from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
@@ -29,6 +28,7 @@ from starlette.routing import Route
 
 import tracker
 from dialects.plumbing import HEADERS, as_text
+from errors import form_pairs, refuse_many_parts
 from server import decoded
 from tracker import STRANGERS_BODY, Call, Guesser, MethodNotAllowed, TrackerError, Tx
 
@@ -91,6 +91,7 @@ async def read_body(call: Call, most: int | None) -> dict[str, Any]:
 
 def read_json(body: bytes) -> dict[str, Any]:
     """The members of a JSON object, with API_Key under the name that the key has elsewhere."""
+    refuse_many_parts(body)
     try:
         members = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -104,7 +105,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 def read_form(text: bytes, place: str) -> dict[str, Any]:
     """The fields of a form or of a query, empty ones too: those are variables with an empty value."""
     try:
-        return dict(parse_qsl(text.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_PARAMETERS))
+        return dict(form_pairs(text, MOST_PARAMETERS))
     except ValueError as error:
         many = "Max number" in str(error)
         problem = f"more than {MOST_PARAMETERS} parameters" if many else "not valid form encoding in UTF-8"

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from errors import storable
+from errors import refuse_many_parts, storable
 from tracker import STRANGERS_BODY, Call, encode
 
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -68,4 +68,5 @@ def forgiving_json(body: bytes) -> Any:
 
     What is no UTF-8 in it, and what cannot be stored, becomes U+FFFD.
     """
+    refuse_many_parts(body)
     return storable(json.loads(body.decode("utf-8-sig", "replace")))

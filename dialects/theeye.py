@@ -32,7 +32,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
-from urllib.parse import parse_qs
 
 import msgspec
 from starlette.responses import Response
@@ -164,9 +163,12 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
 def parameters(text: bytes) -> dict[str, Any]:
     """A query, or a form as browsers send it."""
     try:
-        pairs = parse_qs(text.decode(), keep_blank_values=True, max_num_fields=2000, errors="strict")
+        given = errors.form_pairs(text, 2000)
     except ValueError:
         raise not_content("Neither JSON nor a form") from None
+    pairs: dict[str, list[str]] = {}
+    for name, value in given:
+        pairs.setdefault(name, []).append(value)
     return from_pairs(pairs)
 
 
@@ -184,6 +186,7 @@ def listed(pairs: dict[str, list[str]], name: str) -> list[Any] | None:
     """The array that a form or a query spells as name[]=a&name[]=b, name=a&name=b, name[0]=a, or name=["a","b"]."""
     values = [value for key in (name, f"{name}[]") for value in pairs.get(key, ())]
     if len(values) == 1 and name in pairs and values[0].lstrip().startswith("["):
+        errors.refuse_many_parts(values[0].encode())
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(values[0], type=list)
     numbered = [(int(match[1]), key) for key in pairs if (match := re.fullmatch(rf"{name}\[(\d{{1,6}})\]", key))]

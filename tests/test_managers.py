@@ -202,14 +202,14 @@ def throttle(site: Site, attempts: Iterator[tuple[str, str]]) -> list[float]:
     An attempt is the name of an account and an address.
     """
     pauses = []
-    for username, address in islice(attempts, 100):
+    for username, address in islice(attempts, 200):
         refusal = login(site, username, "a guess", address)
         if refusal.status_code == 429:
             pauses.append(refusal.json()["rate_limit_delay"])
             if pauses[-1] > 30:
                 return pauses
             site.clock.pass_time(pauses[-1] + 0.01)
-    raise AssertionError("nothing throttled a hundred failures")
+    raise AssertionError("nothing throttled two hundred failures")
 
 
 def attempts_at(*usernames: str) -> Iterator[tuple[str, str]]:
@@ -547,7 +547,7 @@ class Browser:
     """A tracker's browser with a session, as far as a change of the password needs it."""
 
     def __init__(self, one: tracker.Tracker, session: bytes | None):
-        self.tracker, self.session = one, lambda: session
+        self.tracker, self.session, self.source = one, lambda: session, ""
 
     async def change(self, password: str, new_password: str) -> bytes:
         return await tracker.change_password(self, shapes.PasswordForm(password, new_password))
