@@ -7,18 +7,23 @@ by the address and what the key is for.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import hashlib
 import hmac
 import logging
+import os
 import secrets
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 from errors import TrackerError
+from limits import SITE, Gauge, site_of
 from writer import Tx
 
 log = logging.getLogger("tracker")
@@ -47,7 +52,9 @@ def password_matches(password: str, stored: str | None) -> bool:
 
 # Before the throttle begins: at an account from one address, by one browser, in its own sessions; from one address at
 # all accounts; at an account from all addresses that it does not log in from; registrations from one address.
+# One customer may have a /48 of IPv6, which is many addresses: it has SITE times as many.
 FREE_ATTEMPTS = {"account": 3, "browser": 3, "session": 3, "address": 20, "everywhere": 20, "register": 20}
+FREE_ATTEMPTS |= {"site": 20 * SITE, "register-site": 20 * SITE}
 LONGEST_THROTTLE = 60.0  # seconds between two attempts: guessing is hopeless, and the owner still gets a turn
 THROTTLE_MEMORY = 900.0
 MOST_ADDRESSES = 20  # of a manager's logins that are remembered
@@ -88,7 +95,17 @@ def sources_of(tx: Tx, manager: int | None, attempt: Attempt) -> list[str]:
         return [f"browser {attempt.browser}"]
     name, known = attempt.username.lower(), "SELECT 1 FROM login_address WHERE manager = ? AND address = ?"
     sources = [f"account {attempt.address} {name}", f"address {attempt.address}"]
-    return sources if tx.one(known, (manager, attempt.address)) else [*sources, f"everywhere {name}"]
+    if tx.one(known, (manager, attempt.address)):
+        return sources
+    site = site_of(attempt.address)
+    return [*sources, f"everywhere {name}", *([] if site == attempt.address else [f"site {site}"])]
+
+
+def count_registering(tx: Tx, address: str) -> None:
+    """Counts an attempt to register from an address; 429 while there are too many."""
+    count_attempt(tx, f"register {address}")
+    if (site := site_of(address)) != address:
+        count_attempt(tx, f"register-site {site}")
 
 
 def accept_attempt(tx: Tx, manager: int, attempt: Attempt) -> None:
@@ -97,7 +114,7 @@ def accept_attempt(tx: Tx, manager: int, attempt: Attempt) -> None:
     An address keeps its other failures: an own account must not be a way to guess on at others'.
     """
     for source in sources_of(tx, manager, attempt):
-        if source.startswith("address "):
+        if source.startswith(("address ", "site ")):
             tx.execute("UPDATE login_failure SET failures = failures - 1 WHERE source = ?", (source,))
         else:
             forget_attempts(tx, source)
@@ -112,35 +129,134 @@ def note_address(tx: Tx, manager: int, address: str) -> None:
     tx.execute(dropped, {"manager": manager, "most": MOST_ADDRESSES})
 
 
-class Places:
-    """The places of those whose password is looked at, or waits for it: each takes a core for a moment.
+def give_way() -> None:
+    """Lets all others go before this thread: a password takes a core for a moment, and there may be two cores."""
+    if hasattr(os, "setpriority") and sys.platform == "linux":  # elsewhere it would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
-    Beside `most` for all, each manager whose browser or session is known has OWN: so neither a crowd of strangers nor
-    another manager keeps anybody out.
+
+class FairQueue:
+    """A few at a time, the others in turns: whoever has many that wait is served no more often than who has one.
+
+    Admins that are known come first, then by turns one of the others that are known and one of all others.
     """
 
-    OWN = 2
-    SAY = 60.0  # seconds between two lines in the log about what is refused
+    RANKS = ADMIN, KNOWN, OTHER = range(3)
 
-    def __init__(self, most: int):
-        self.most, self.said = most, -self.SAY
-        self.taken_by: collections.Counter[str] = collections.Counter()
+    def __init__(self, free: int):
+        self.free = free
+        self.waiting: list[dict[str, collections.deque[asyncio.Future]]] = [{} for _ in self.RANKS]
+        self.next_rank = self.KNOWN
 
-    @contextlib.contextmanager
-    def taken(self, known: str = "") -> Iterator[None]:
-        """Takes one: one of its own, if it has such. Refuses (unavailable) when there is none."""
-        place = known if self.taken_by[known] < self.OWN else ""
-        if not place and self.taken_by[""] >= self.most:
-            if time.monotonic() - self.said >= self.SAY:
-                self.said = time.monotonic()
-                log.warning("Logins are refused: %d at once have their passwords looked at (max_logins)", self.most)
-            raise TrackerError("unavailable", "Too many logins at once (max_logins); please try again", delay=3.0)
-        self.taken_by[place] += 1
+    @contextlib.asynccontextmanager
+    async def turn(self, rank: int, whose: str) -> AsyncIterator[None]:
+        """For as long as it is somebody's turn."""
+        if self.free:
+            self.free -= 1
+        else:
+            mine = asyncio.get_running_loop().create_future()
+            self.waiting[rank].setdefault(whose, collections.deque()).append(mine)
+            try:
+                await mine
+            except asyncio.CancelledError:
+                if mine.done() and not mine.cancelled():
+                    self.pass_on()
+                raise
         try:
             yield
         finally:
-            self.taken_by[place] -= 1
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """The next one has its turn."""
+        for rank in (self.ADMIN, self.next_rank, self.KNOWN + self.OTHER - self.next_rank):
+            while ring := self.waiting[rank]:
+                whose = next(iter(ring))
+                queue = ring.pop(whose)
+                one = queue.popleft()
+                if queue:
+                    ring[whose] = queue  # behind the others
+                if not one.done():  # it has been given up
+                    one.set_result(None)
+                    self.next_rank = self.KNOWN + self.OTHER - rank if rank else self.next_rank
+                    return
+        self.free += 1
+
+
+class Place(NamedTuple):
+    """One at which passwords are looked at, and whose it is."""
+
+    queue: FairQueue
+    pool: ThreadPoolExecutor
+    rank: int
+    whose: str
+
+    async def hash(self, function: Callable, *args: Any) -> Any:
+        """Runs a password function on a thread, few at a time: each takes a core and 16 MiB for a moment."""
+        async with self.queue.turn(self.rank, self.whose):
+            return await asyncio.get_running_loop().run_in_executor(self.pool, function, *args)
+
+
+class Places:
+    """The places of those whose password is looked at, or waits for it: each takes a core for a moment.
+
+    Beside `most` for all, each manager whose browser or session is known has OWN, `most` of them together but for
+    admins: so neither a crowd of strangers nor other managers keep an admin out. An address has no more of those for
+    all than it leaves free.
+    """
+
+    OWN, AT_ONCE = 2, 2
+    SAY = 60.0  # seconds between two lines in the log about what is refused
+
+    def __init__(self, most: int):
+        self.most, self.said, self.refused = most, -self.SAY, 0
+        self.taken_by: collections.Counter[str] = collections.Counter()  # those for all: "", of them by address: "at …"
+        self.queue, self.pool = FairQueue(self.AT_ONCE), ThreadPoolExecutor(self.AT_ONCE, "hash", give_way)
+
+    @contextlib.contextmanager
+    def taken(self, known: str = "", source: str = "", admin: bool = False) -> Iterator[Place]:
+        """Takes one: one of its own, if it has such. Refuses (unavailable) when there is none.
+
+        `source` is limits.source_of: a program on this machine may take all. `admin`: the known one is.
+        """
+        own = f"own {known}" if known and self.has_own(known, admin) else ""
+        site = "" if own else f"at {site_of(source)}" if source else ""
+        if not own:
+            free = self.most - self.taken_by[""]
+            if free <= 0 or (site and self.taken_by[site] >= free):
+                raise self.refusal("" if free <= 0 else " from your address")
+        names = {own} if own else {"", site}
+        self.taken_by.update(names)
+        try:
+            rank = FairQueue.OTHER if not own else FairQueue.ADMIN if admin else FairQueue.KNOWN
+            yield Place(self.queue, self.pool, rank, own or site)
+        finally:
+            self.taken_by.subtract(names)
             self.taken_by = +self.taken_by  # without those that have none
+
+    def has_own(self, known: str, admin: bool) -> bool:
+        """Whether a known manager has a place of its own that is free."""
+        return self.taken_by[f"own {known}"] < self.OWN and (admin or self.owned() < self.most)
+
+    def owned(self) -> int:
+        """How many places are taken by those that are known."""
+        return sum(count for name, count in self.taken_by.items() if name.startswith("own "))
+
+    def refusal(self, where: str) -> TrackerError:
+        """The refusal of one more."""
+        self.refused += 1
+        if time.monotonic() - self.said >= self.SAY:
+            self.said = time.monotonic()
+            log.warning("Logins are refused: as many as may have their passwords looked at (max_logins)")
+        return TrackerError("unavailable", f"Too many logins at once{where} (max_logins); please try again", delay=3.0)
+
+    def close(self) -> None:
+        """Looks at no more passwords."""
+        self.pool.shutdown(wait=False)
+
+    def gauge(self) -> Gauge:
+        """How many places are taken."""
+        return Gauge(self.taken_by[""] + self.owned(), self.most, self.refused)
 
 
 # ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,10 +289,10 @@ class Guesses:
         self.sources: collections.OrderedDict[str, Tried] = collections.OrderedDict()
         self.lock = threading.Lock()
 
-    def check(self, source: str, key: str, right: bool, now: float) -> bool:
+    def check(self, source: str, key: str, right: bool, now: float, free: int = FREE_GUESSES) -> bool:
         """Whether the key is right. Refuses (too_fast), whether or not it is, a source that has to wait.
 
-        `now` never goes back. The same call a second time counts once.
+        `free` guesses it has before. `now` never goes back. The same call a second time counts once.
         """
         with self.lock:
             tried = self.sources.get(source)
@@ -190,14 +306,14 @@ class Guesses:
             if tried and tried.free > now:
                 raise TrackerError("too_fast", "Too many wrong keys; please wait", delay=tried.free - now)
             if not right:
-                self.note(source, tried or Tried(), mark, now)
+                self.note(source, tried or Tried(), mark, now, free)
             return right
 
-    def note(self, source: str, tried: Tried, mark: bytes, now: float) -> None:
+    def note(self, source: str, tried: Tried, mark: bytes, now: float, free: int) -> None:
         """Counts a guess."""
         tried.wrong.append(mark)
         tried.count += 1
-        late = tried.count - FREE_GUESSES
+        late = tried.count - free
         tried.free = now + min(2.0 ** min(late, 10), LONGEST_PAUSE) if late > 0 else now
         tried.forget = tried.free + GUESS_MEMORY
         self.sources[source] = tried
@@ -214,4 +330,7 @@ class Guesser(NamedTuple):
 
     def check(self, what: str, key: str, right: bool, now: float) -> bool:
         """Whether this key of `what`, a template or a client, is right. Refuses who has guessed too often."""
-        return self.guesses.check(f"{self.address} {what}", key, right, now)
+        self.guesses.check(f"{self.address} {what}", key, right, now)
+        if (site := site_of(self.address)) != self.address:
+            self.guesses.check(f"{site} {what}", key, right, now, SITE * FREE_GUESSES)
+        return right

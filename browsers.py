@@ -27,17 +27,27 @@ Headers = Mapping[bytes, bytes]
 def is_browser(headers: Headers) -> bool:
     """Whether a browser sent the request, as far as can be told; a program that poses as one counts as one.
 
-    PowerShell calls itself Mozilla. Node's fetch sends `Accept-Language: *` and one header of Sec-Fetch's.
+    PowerShell calls itself Mozilla. Java asks for text/html and pictures, but says no Accept-Encoding: every browser
+    does, and no page can take it away or change it.
     """
     program, accept = headers.get(b"user-agent", b""), headers.get(b"accept", b"").lower()
     return (
         (program.startswith(b"Mozilla/") and b"PowerShell" not in program)
-        or b"text/html" in accept
-        or b"image/" in accept
-        or headers.get(b"accept-language", b"*").strip() != b"*"
+        or (b"accept-encoding" in headers and (b"text/html" in accept or b"image/" in accept))
+        or (b"accept-language" in headers and not takes_any_language(headers))
         or b"origin" in headers
         or any(name.startswith(b"sec-") and name != b"sec-fetch-mode" for name in headers)
     )
+
+
+def takes_any_language(headers: Headers) -> bool:
+    """Whether it says `Accept-Language: *` as the fetch of Node and of Deno do, and not as a page has a browser do.
+
+    A page may set that header, and in Firefox User-Agent as well. It can add neither the header of Sec-Fetch's that
+    Node sends nor the packing that Deno takes: browsers take that one under TLS alone, where they say Sec-Fetch-Site.
+    """
+    program = b"sec-fetch-mode" in headers or b"br" in headers.get(b"accept-encoding", b"")
+    return headers[b"accept-language"].strip() == b"*" and program
 
 
 PROXIED = re.compile(
@@ -80,12 +90,30 @@ def is_local(client: tuple[str, int] | None, headers: Headers) -> bool:
     return number.is_loopback and (not is_browser(headers) or is_local_name(host) or number_of(host) is not None)
 
 
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # a translator's: the whole of IPv4 is in it
+OWN_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")  # the same, each number is an IPv4 one wherever it has that
+
+
 def network_of(address: str) -> str:
-    """Who counts as one where attempts are counted by address: a subscriber has a whole /64 of IPv6."""
+    """Who counts as one where attempts are counted by address: a subscriber has a whole /64 of IPv6.
+
+    An IPv4 number in one of IPv6 (mapped, 6to4, Teredo, NAT64) is who it is; all behind a translator are not one.
+    """
     number = number_of(address)
     if number is None or number.version == 4:
         return str(number or address)
-    return str(ipaddress.ip_network((number.packed, 64), strict=False))
+    if number.sixtofour or number.teredo:
+        return str(number.sixtofour or number.teredo[1])
+    if number in NAT64:
+        return str(ipaddress.IPv4Address(number.packed[12:]))
+    return str(ipaddress.ip_network((number.packed, 128 if number in OWN_NAT64 else 64), strict=False))
+
+
+def site_of(network: str) -> str:
+    """Whose that is at most: one customer may have a /48 of IPv6, which is 65,536 such networks."""
+    if not network.endswith("/64"):
+        return network
+    return str(ipaddress.ip_network(network).supernet(new_prefix=48))
 
 
 # ── Which page sent it ────────────────────────────────────────────────────────────────────────────────────────────────

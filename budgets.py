@@ -3,6 +3,7 @@
     a log line ─► room_for_line: evicts the oldest of whoever has most, or says no
     what goes into a project that no admin trusts ─► check_room, weigh: all those projects share one budget
     a worker, a manager, a request for access ─► check_count
+    the name of a project, of a template that programs trigger ─► claim_name, claim_api_name
 
 A manager's project is *trusted* when a tracker admin made it, when its maker had a role in a trusted project, or when a
 tracker admin says so (or makes it public). What is in the others has a weight in bytes: project.size.
@@ -212,6 +213,39 @@ def weigh_closed(tx: Tx, task: int, project: int) -> None:
     )
 
 
+# Names that anybody may take: a trusted project wins over one that is not
+
+
+def claim_name(tx: Tx, name: str, trusted: bool, project: int | None = None) -> None:
+    """Refuses (409) a name that another project has. One that nobody trusts gives it up for one that is trusted."""
+    row = tx.one("SELECT id, trusted FROM project WHERE name = ? AND id IS NOT ?", (name, project))
+    if row is None:
+        return
+    if row["trusted"] or not trusted:
+        raise TrackerError("conflict", f"there is a project named {name!r} already", "name")
+    aside = f"{name[:150]} ({row['id']})"
+    while tx.one("SELECT 1 FROM project WHERE name = ?", (aside,)):
+        aside += "'"
+    tx.execute("UPDATE project SET name = ? WHERE id = ?", (aside, row["id"]))
+
+
+def claim_api_name(tx: Tx, name: str, project: int, template: int | None) -> None:
+    """Refuses (409) to let programs trigger two templates by one name. Else a name may be used again.
+
+    That of a project that nobody trusts gives it up for one of a trusted project.
+    """
+    others = (
+        "SELECT t.id, p.trusted FROM template t JOIN project p ON p.id = t.project"
+        " WHERE t.name = ? AND api AND t.id IS NOT ? AND t.deleted IS NULL"
+    )
+    other = tx.one(others, (name, template))
+    if other is None:
+        return
+    if other["trusted"] or not is_trusted(tx, project):
+        raise TrackerError("conflict", f"another template named {name!r} may be triggered by this name", "api")
+    tx.execute("UPDATE template SET api = 0 WHERE id = ?", (other["id"],))
+
+
 # Access
 
 MOST_REQUESTS = 20  # of one worker that wait for an answer
@@ -314,7 +348,7 @@ FULLNESS = (  # the settings, what counts them, in which unit they are
 
 
 def fullness(tx: Tx) -> list[dict[str, Any]]:
-    """How full each budget is, and how often each limit was reached since the start."""
+    """How full each budget is, also what is in memory, and how often each limit was reached since the start."""
     counts = {row["name"]: row["used"] for row in tx.execute("SELECT * FROM budget")}
     rows = [
         {"setting": setting, "used": counts[name], "most": unit * getattr(tx.settings, setting), "bytes": unit > 1}
@@ -323,4 +357,5 @@ def fullness(tx: Tx) -> list[dict[str, Any]]:
     budgets = {row["setting"] for row in rows}
     others = sorted(tx.limits.refused.keys() - budgets)
     rows += [{"setting": setting, "used": None, "most": None, "bytes": False} for setting in others]
-    return [{**row, "refused": tx.limits.refused[row["setting"]]} for row in rows]
+    rows = [{**row, "refused": tx.limits.refused[row["setting"]]} for row in rows]
+    return rows + [{"setting": name, **gauge()._asdict()} for name, gauge in tx.limits.gauges.items()]

@@ -1,7 +1,6 @@
 """What all connections of a server share: how many there may be, whose turn it is to be read, how they end.
 
     a new one ─► Crowd.let_in (is there room? or else one that has long been idle makes it, or the new one gets 503)
-    much at once, in small parts ─► Crowd.queue ─► a turn each, a moment long, and others in between
     an answer that is not taken in ─► Unsent (how long, and how little of it)
 
 Nothing here knows HTTP: server.py does.
@@ -9,7 +8,6 @@ Nothing here knows HTTP: server.py does.
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import errno
 import logging
@@ -21,6 +19,9 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from limits import Gauge
+from turns import Turns
+
 try:
     import resource
 except ImportError:  # Windows, which has no such limit
@@ -30,12 +31,11 @@ log = logging.getLogger("tracker")
 
 RESERVED_DESCRIPTORS = 64  # for the database, files that are sent or received, webhooks
 MOST_TURNED_AWAY = 32  # connections beyond the limit that are open until they have been told so
-TURN = 0.001  # seconds for which one connection is read on
-SHARE = 4  # times as long as a turn took do all the others have before the next one
 LEAST_TAKEN = 48 * 1024  # bytes of an answer that its client takes in within request_timeout
 MOST_AHEAD = 128 * 1024  # bytes of an answer that the system takes from us before the client takes them in
 MOST_UNSENT = 64 * 2**20  # bytes of answers that wait in memory for their clients to take them in, of all together
 STALLED = 5.0  # seconds after which a client that sends or takes in nothing makes room for another one
+PART = 4  # whoever has more than one part in so many of what there may be makes room before others do
 
 
 def room_for(most: int) -> int:
@@ -79,8 +79,13 @@ class Seldom:
 class Connection(Protocol):
     """What is asked here of a connection."""
 
-    def idle_since(self, now: float) -> float | None:
-        """Since when nothing has been going on that anybody else would wait for; None if something is."""
+    client: tuple[str, int] | None  # the other end's address and port
+
+    def idle_since(self, now: float, patience: float = STALLED) -> float | None:
+        """Since when nothing has been going on that anybody else would wait for; None if something is.
+
+        Who is in the middle of sending or taking in something has `patience` (seconds).
+        """
 
     def make_room(self) -> None:
         """Ends it, for another one."""
@@ -96,27 +101,27 @@ class Connection(Protocol):
 
     unsent: Unsent
 
-    def take_turn(self, until: float) -> bool:
-        """Reads on of what has come, until then (time.monotonic()). Whether there is more."""
-
 
 class Crowd:
-    """All connections of a server, at most `most`."""
+    """All connections of a server, at most `most`. `whose` says by address to whom one counts; empty: to nobody."""
 
     RESCAN = 0.1  # seconds after which one may be idle where none was
+    LOOK = 1e-5  # seconds for each connection after which all may be looked at again, which takes a tenth of it
 
-    def __init__(self, most: int):
-        self.most, self.seldom = room_for(most), Seldom()
+    def __init__(self, most: int, turns: Turns, whose: Callable[[tuple[str, int] | None], str] = lambda client: ""):
+        self.most, self.seldom, self.whose = room_for(most), Seldom(), whose
+        self.open = self.unsent = self.reached = self.cut = 0  # the first two as of the last look
         self.cause = "max_connections" if self.most == most else "the system's limit of open files"
-        self._turns: collections.deque[Connection] = collections.deque()
-        self._running, self._rests_until = False, 0.0
-        self._idle: list[tuple[float, int, Connection]] = []  # the longest idle one last
-        self._none_until = 0.0
+        self.turns = turns
+        self._idle: list[tuple[bool, bool, float, int, Connection]] = []  # the longest idle one last, of who has most
+        self._counts: collections.Counter[str] = collections.Counter()  # of connections, when they were looked at
+        self._none_until = self._looked = 0.0
         self._turned_away: collections.deque[Connection] = collections.deque()
         self._unsent: set[Connection] = set()
 
     def let_in(self, new: Connection, connections: set[Connection], now: float) -> None:
         """Makes room for a new connection where there is none, or has it be turned away."""
+        self.reached += 1
         self.seldom.warning(
             "There are %d connections, as many as there may be (%s): those make room that are idle",
             self.most,
@@ -132,19 +137,62 @@ class Crowd:
                 oldest.abort()
 
     def _longest_idle(self, connections: set[Connection], new: Connection, now: float) -> Connection | None:
-        """Looks at all of them once for many who come: of those found idle most are so for the next ones, too."""
+        """Looks at all of them once for many who come: of those found idle most are so for the next ones, too.
+
+        An address that has a large part of all makes room first, also with what it is in the middle of sending: else
+        it could open new ones until those of others were closed, or none was idle.
+        """
+        comes_from = self.whose(new.client)
+        self._counts[comes_from] += 1
+        had_fewer = self._has_most(comes_from) and self._idle and self._idle[-1][0]  # at the last look
+        if had_fewer and now > self._looked + self.LOOK * len(connections):
+            self._idle = []
         for again in (False, True):
             if again:
                 if now < self._none_until:
                     return None
-                since = [(one.idle_since(now), id(one), one) for one in connections if one is not new]
-                self._idle = sorted((one for one in since if one[0] is not None), reverse=True)
+                self._idle, self._looked = self._all_idle(connections, new, now), now
             while self._idle:
-                since, _, one = self._idle.pop()
-                if one in connections and one.idle_since(now) == since:
+                others, _, since, _, one = self._idle.pop()
+                if one not in connections or one.idle_since(now, STALLED * others) != since:
+                    continue
+                whose = self.whose(one.client)
+                if others or self._has_most(whose):
+                    self._counts[whose] -= 1
                     return one
         self._none_until = now + self.RESCAN
         return None
+
+    def _all_idle(
+        self, connections: set[Connection], new: Connection, now: float
+    ) -> list[tuple[bool, bool, float, int, Connection]]:
+        """Those that can make room, the first one last."""
+        owners = [(self.whose(one.client), one) for one in connections]
+        self._counts = collections.Counter(whose for whose, _ in owners)
+        large = {whose for whose in self._counts if self._has_most(whose)}
+        found = []
+        for whose, one in owners:
+            others = whose not in large
+            if one is not new and (since := one.idle_since(now, STALLED * others)) is not None:
+                in_the_middle = not others and one.idle_since(now) is None
+                found.append((others, in_the_middle, since, id(one), one))
+        return sorted(found, reverse=True)
+
+    def _has_most(self, whose: str) -> bool:
+        """Whether an address has a large part of all connections."""
+        return whose != "" and self._counts[whose] > self.most / PART
+
+    def look(self, connections: int) -> None:
+        """Notes how many there are, and how much they have not taken in. Called now and then."""
+        self.open, self.unsent = connections, sum(one.unsent_bytes() for one in self._unsent)
+
+    def gauge(self) -> Gauge:
+        """How many connections there are."""
+        return Gauge(self.open, self.most, self.reached)
+
+    def unsent_gauge(self) -> Gauge:
+        """How much of the answers their clients have not taken in."""
+        return Gauge(self.unsent, MOST_UNSENT, self.cut, True)
 
     def check_files(self) -> None:
         """Says so when no file can be opened any more: then new connections are lost without a word."""
@@ -155,14 +203,27 @@ class Crowd:
                 self.seldom.warning("There are too many open files: connections are lost (raise the system's limit)")
 
     def note_unsent(self, one: Connection) -> None:
-        """Its client takes in its answers less fast than they come. Cuts off others that do so least, if need be."""
+        """Its client takes in its answers less fast than they come. Cuts off others that do so least, if need be.
+
+        Those of an address that has a large part of all come first.
+        """
         self._unsent.add(one)
-        left = sum(other.unsent_bytes() for other in self._unsent)
-        others = sorted(self._unsent - {one}, key=lambda other: other.unsent.since) if left > MOST_UNSENT else ()
-        for other in others:
-            left -= other.unsent_bytes()
+        amounts = {other: other.unsent_bytes() for other in self._unsent}
+        if (left := sum(amounts.values())) <= MOST_UNSENT:
+            return
+        theirs: collections.Counter[str] = collections.Counter()
+        for other, amount in amounts.items():
+            theirs[self.whose(other.client)] += amount
+        theirs[""] = 0
+
+        def turn(other: Connection) -> tuple[bool, float]:
+            return theirs[self.whose(other.client)] <= MOST_UNSENT / PART, other.unsent.since
+
+        for other in sorted(self._unsent - {one}, key=turn):
+            left -= amounts[other]
             self._unsent.discard(other)
             other.abort()
+            self.cut += 1
             self.seldom.warning("A client is cut off that does not take in its answer, as too many wait in memory")
             if left <= MOST_UNSENT:
                 return
@@ -170,38 +231,6 @@ class Crowd:
     def forget_unsent(self, one: Connection) -> None:
         """Its client has taken in its answers, or has gone."""
         self._unsent.discard(one)
-
-    def queue(self, one: Connection) -> None:
-        """Much has come over this connection: it is read in turns, at once if nothing is against it."""
-        self._turns.append(one)
-        if not self._running:
-            self._running = True
-            wait = self._rests_until - time.monotonic()
-            if wait <= 0:
-                self._take_turns()
-            else:
-                asyncio.get_running_loop().call_later(wait, self._take_turns)
-
-    def _take_turns(self) -> None:
-        """A turn for those that wait, and then a rest: all of them take a part of the time, whatever they send."""
-        began = time.monotonic()
-        until = began + TURN
-        while self._turns and time.monotonic() < until:
-            one = self._turns.popleft()
-            try:
-                again = one.take_turn(until)
-            except Exception:
-                log.exception("What a client has sent cannot be read")
-                one.abort()
-            else:
-                self._turns.extend([one] * again)
-        took = time.monotonic() - began
-        if took > TURN / 4:  # what most send takes less, and leaves no debt
-            self._rests_until = began + took + SHARE * took
-        if self._turns:
-            asyncio.get_running_loop().call_later(max(0, self._rests_until - began - took), self._take_turns)
-        else:
-            self._running = False
 
 
 class Flow(FlowControl):

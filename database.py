@@ -25,6 +25,7 @@ import names
 from errors import TrackerError
 from limits import Limits
 from settings import Settings
+from turns import Turns
 from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, save_uptime
 
 log = logging.getLogger("tracker")
@@ -138,6 +139,26 @@ OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 # The file
 
 
+class Polite:
+    """Executes a reader's statements while nothing urgent goes on, if that is not for long.
+
+    Each statement gives the interpreter away and wants it back: one thread that reads makes those of an assignment,
+    which are executed on another one, take several times as long.
+    """
+
+    PATIENCE = 0.02  # seconds that it waits, of all statements together
+    PAUSE = 0.0002
+
+    def __init__(self, execute: Callable[..., sqlite3.Cursor], turns: Turns):
+        self.execute, self.turns, self.left = execute, turns, self.PATIENCE
+
+    def __call__(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        while self.turns.urgent and self.left > 0:
+            time.sleep(self.PAUSE)
+            self.left -= self.PAUSE
+        return self.execute(sql, parameters)
+
+
 class Database:
     """The SQLite file: a writer with group commit, read-only readers, and a lock that keeps a second server out."""
 
@@ -147,7 +168,8 @@ class Database:
         self.settings, self.clock, self.limits = settings, clock, Limits(settings, clock.uptime)
         self.path = Path(settings.database).resolve()
         self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
-        self._queue = WriteQueue(announce)
+        self.turns = Turns()
+        self._queue = WriteQueue(announce, self.turns)
 
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
@@ -198,19 +220,23 @@ class Database:
         self._queue.put(future, function, args, long)
         return future
 
-    def write_for(self, told: Told, function: Callable, args: tuple) -> None:
-        """The same without a future: somebody else is told."""
-        self._queue.put(told, function, args)
+    def write_for(self, told: Told, function: Callable, args: tuple, first: bool) -> None:
+        """The same without a future: somebody else is told. It may go before others."""
+        self._queue.put(told, function, args, first=first)
 
     async def read(self, function: Callable, *args: Any) -> Any:
         """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
         reader = next(self._readers)
-        return await reader.run(self._read, reader.connection, function, args)
+        result = await reader.run(self._read, reader.connection, function, args)
+        await self.turns()
+        return result
 
     def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
         connection.execute("BEGIN")
         try:
-            return function(Tx(connection, self.clock, self.settings, self.limits), *args)
+            tx = Tx(connection, self.clock, self.settings, self.limits)
+            tx.execute = Polite(connection.execute, self.turns)
+            return function(tx, *args)
         except Exception as error:
             let_go(error)
             raise
@@ -258,11 +284,15 @@ def prepare_file(path: Path, settings: Settings) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
-            connection.create_function("look", 1, names.look)  # upgrades want these
-            connection.create_function("digest", 1, lambda text: hashlib.sha256(text.encode()).digest())
+            connection.create_function("look", 1, names.look)
+            connection.create_function(
+                "digest", 1, lambda text: hashlib.sha256(text.encode()).digest()
+            )  # upgrades want it
             upgrade_schema(path, connection)
             if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")
+            # Which names look alike may be told better than when they were stored.
+            connection.execute("UPDATE manager SET look = look(username) WHERE look <> look(username)")
     except OSError as error:
         raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:

@@ -7,17 +7,18 @@ it back. Nothing here knows a database, a request or a task.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import copy
 import functools
 import json
 import math
 import re
 import sqlite3
+import time
 import types
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -133,8 +134,10 @@ def decode(body: bytes, kind: Any) -> Any:
     Of a kind that is `as_printed`, texts may be whatever a script prints: U+FFFD stands for what no text may have.
     """
     body = body.removeprefix(codecs.BOM_UTF8)  # which some editors and shells write
-    if getattr(kind, "as_printed", False):
+    if getattr(kind, "as_printed", False) and not is_json(body):
         body = mended(body)
+    if len(body) > FEW_PARTS and is_free(kind):
+        refuse_many_parts(body)
     if b"null" in body:  # or else there is none: a task that has none is decoded no slower
         body, kind = b"{}" if body.strip() == b"null" else body, with_nulls(kind)
     try:
@@ -165,6 +168,7 @@ def with_whole_numbers(body: bytes) -> bytes:
             return {name: whole(inner) for name, inner in value.items()}
         return [whole(inner) for inner in value] if isinstance(value, list) else value
 
+    refuse_many_parts(body)
     return encode(whole(msgspec.json.decode(body)))
 
 
@@ -226,17 +230,62 @@ def default_of(field: msgspec.structs.FieldInfo) -> Any:
     return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
+def is_json(body: bytes) -> bool:
+    """Whether it is JSON, and of texts that can be stored. Nothing is made of it: it may be of a million values."""
+    try:
+        body.decode()
+        msgspec.json.decode(body, type=Raw)
+        return b"\\u0000" not in body
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
 def mended(body: bytes) -> bytes:
     """The JSON of a program that knows little of it: of scripts' bytes, control characters, halves of surrogates."""
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        msgspec.json.decode(body)
-        if b"\\u0000" not in body:
-            return body
     try:
+        refuse_many_parts(body)
         text = body.decode("utf-8-sig", "replace")
         return encode(storable(json.loads(text, strict=False, parse_constant=no_json, parse_float=finite)))
-    except (ValueError, RecursionError, OverflowError):
+    except (ValueError, RecursionError, OverflowError, TrackerError):
         return body  # decode() says what is wrong with it
+
+
+MOST_PARTS = 100_000  # lists, objects and names of free JSON: each million of them holds up everybody for a moment
+FEW_PARTS = 2**16  # bytes: so few cannot have that many
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+', re.DOTALL)  # also one that never ends
+SOME_STRINGS = re.compile(rb'(?:[^"]++|%b){1,1000}+' % STRING.pattern, re.DOTALL)
+
+
+@functools.cache
+def is_free(kind: Any) -> bool:
+    """Whether some of it is JSON of any form."""
+    return "AnyType" in repr(msgspec.inspect.type_info(kind))
+
+
+def refuse_many_parts(body: bytes) -> None:
+    """Refuses (too_large) JSON of so many parts that to make something of them takes long: nobody else runs meanwhile.
+
+    Looks at the texts in it only when there may be so many outside of them, and lets others run.
+    """
+    if count_parts(body) <= MOST_PARTS:
+        return
+    found = 0
+    for some in SOME_STRINGS.finditer(body):
+        found += count_parts(STRING.sub(b"", some[0]))
+        if found > MOST_PARTS:
+            try:
+                msgspec.json.decode(body, type=Raw)
+            except RecursionError:
+                raise TrackerError("invalid", "nested too deeply", "body") from None
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                pass
+            raise TrackerError("too_large", f"more than {MOST_PARTS} lists, objects and names", "body")
+        time.sleep(0)
+
+
+def count_parts(text: bytes) -> int:
+    """The lists, objects and names that begin in JSON, and what looks like such in its texts."""
+    return text.count(b"[") + text.count(b"{") + text.count(b":")
 
 
 def no_json(constant: str) -> Any:
@@ -295,6 +344,36 @@ def place_of(name: str, within: tuple[str | int, ...]) -> str:
 
 
 encode = msgspec.json.Encoder().encode
+
+
+# Forms
+
+FORM_PIECE = 2**14  # bytes of a form that are unquoted before others run
+
+
+def form_pairs(form: bytes, most: int) -> list[tuple[str, str]]:
+    """The fields of a form or of a query, empty ones too. ValueError: it has more than so many, or is no UTF-8.
+
+    Like urllib's parse_qsl, which holds up everybody for half a second over 4 MB.
+    """
+    if form.count(b"&") >= most:
+        raise ValueError("Max number of fields exceeded")
+    pairs = (pair.partition(b"=") for pair in form.split(b"&") if pair)
+    return [(unquoted(name), unquoted(value)) for name, _, value in pairs]
+
+
+def unquoted(text: bytes) -> str:
+    """What a form's text stands for. Refuses (ValueError) what is no UTF-8."""
+    text, pieces, at = text.replace(b"+", b" "), [], 0
+    while at < len(text):
+        end = at + FORM_PIECE
+        cut = text.rfind(b"%", end - 2, end)  # what it escapes may not be whole
+        end = cut if cut > at else end
+        pieces.append(unquote_to_bytes(text[at:end]))
+        at = end
+        if at < len(text):
+            time.sleep(0)
+    return b"".join(pieces).decode()
 
 
 @functools.cache

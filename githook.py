@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
-from errors import TrackerError, decode
+from errors import TrackerError
 from shapes import Push, PushBody
 
 SIGNATURE_HEADERS = {
@@ -16,27 +16,47 @@ SIGNATURE_HEADERS = {
 }
 
 
-def receive_push(tx: Any, body: bytes, signatures: dict[str, str]) -> Push:
-    """Sets the version of the project whose repository was pushed to, if its webhook secret signed the body.
+NOT_SIGNED = "The signature is missing or does not match the project's webhook secret"
+Keys = dict[int, str]  # of projects, by their ids
 
-    `signatures` are the request's headers of SIGNATURE_HEADERS. Nothing of the body is believed before it has matched.
-    """
-    push = decode(body, PushBody)
+
+def keys_for(tx: Any, push: PushBody) -> tuple[Keys, bool]:
+    """The webhook secrets of the projects whose repository was pushed to, and whether one of them is there for all."""
     rows = tx.all("SELECT * FROM project WHERE git_repo = ? AND git_repo <> ''", (push.repository.full_name,))
-    projects = [row for row in rows if signed_with(row["webhook_secret"], body, signatures)]
-    if not projects and all(row["hidden"] for row in rows):  # whoever has not its key learns nothing of one
+    return {row["id"]: row["webhook_secret"] for row in rows}, not all(row["hidden"] for row in rows)
+
+
+def check_signed(signatures: dict[str, str]) -> None:
+    """Refuses (403) what nobody has signed: it is not even read."""
+    if not any(signatures.values()):
+        raise TrackerError("forbidden", NOT_SIGNED)
+
+
+def signed_by(keys: Keys, seen: bool, push: PushBody, body: bytes, signatures: dict[str, str]) -> Keys:
+    """The projects whose secret signed the body. Nothing of it is believed before. Needs no transaction, but time.
+
+    `signatures` are the request's headers of SIGNATURE_HEADERS.
+    """
+    signed = {project: key for project, key in keys.items() if signed_with(key, body, signatures)}
+    if not signed and not seen:  # whoever has not its key learns nothing of a hidden one
         problem = f"no project has the git_repo {push.repository.full_name!r}"
         raise TrackerError("invalid", problem, "repository.full_name")
-    if not projects:
-        raise TrackerError("forbidden", "The signature is missing or does not match the project's webhook secret")
+    if not signed:
+        raise TrackerError("forbidden", NOT_SIGNED)
+    return signed
+
+
+def receive_push(tx: Any, push: PushBody, signed: Keys) -> Push:
+    """Sets the version of the projects whose secrets, which they still have, signed the push."""
     branch = push.ref.removeprefix("refs/heads/")
     if branch not in tx.settings.production_branches:
         raise TrackerError("invalid", f"{push.ref!r} is not one of {', '.join(tx.settings.production_branches)}", "ref")
     if push.deleted:
         raise TrackerError("invalid", "the branch is gone, there is no version to set", "deleted")
-    for row in projects:
-        tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, row["id"]))
-    return Push(push.after, [row["id"] for row in projects])
+    for project, key in signed.items():
+        change = "UPDATE project SET version = ? WHERE id = ? AND webhook_secret = ?"
+        tx.execute(change, (push.after, project, key))
+    return Push(push.after, list(signed))
 
 
 def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:

@@ -9,13 +9,12 @@ What there may be of something at all is in the database: budgets.py.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import browsers
 from errors import TrackerError
@@ -26,6 +25,7 @@ MIB = 2**20
 MOST_SOURCES = 20_000  # workers or addresses that a Rate remembers
 LOG_BURST = 60.0  # seconds whose log lines may come at once
 HOUR = 3600.0
+SITE = 8  # times what an address may do, may those of one /48 of IPv6 together
 LARGEST_FLOOR = 20  # the floor of free disk is at most one part in so many of the disk
 TELL_INTERVAL = 60.0  # seconds between two lines about the same limit
 
@@ -36,8 +36,8 @@ TELL_INTERVAL = 60.0  # seconds between two lines about the same limit
 def source_of(client: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The address to which a call counts; empty for a program on this machine, which no rate by address holds.
 
-    A network of IPv6 is one address, for whoever has one has it whole. A client without an address (a unix socket, a
-    test's client in this process) is on this machine too; one that a proxy brings along never is.
+    A network of IPv6 (/64) is one address, for whoever has one has it whole. A client without an address (a unix
+    socket, a test's client in this process) is on this machine too; one that a proxy brings along never is.
     """
     host = client[0] if client else ""
     local, source = _place_of(host)
@@ -47,16 +47,13 @@ def source_of(client: tuple[str, int] | None, headers: Iterable[tuple[bytes, byt
 
 
 @functools.lru_cache(maxsize=4096)
-def site_of(source: str) -> str:
-    """Who counts as one where it is about whose things make room: a provider gives a whole /48 of IPv6 to a site."""
-    return str(ipaddress.ip_network(source).supernet(new_prefix=48)) if source.endswith("/64") else source
-
-
-@functools.lru_cache(maxsize=4096)
 def _place_of(host: str) -> tuple[bool, str]:
     """Whether this may be on this machine, and whose address it is."""
     number = browsers.number_of(host)
     return number is None or number.is_loopback, browsers.network_of(host)
+
+
+site_of = functools.lru_cache(maxsize=4096)(browsers.site_of)
 
 
 # How often
@@ -92,18 +89,46 @@ class Rate:
         self._until = {source: until for until, source in kept}
 
 
+class AddressRate:
+    """A Rate of addresses, beside which a /48 of IPv6, which one customer may have, has SITE times as much."""
+
+    def __init__(self, rate: float, seconds: float, time: Callable[[], float]):
+        self.networks, self.sites = Rate(rate, seconds, time), Rate(SITE * rate, seconds, time)
+
+    def delay(self, source: str, amount: float = 1.0) -> float:
+        """Seconds after which so much may pass; 0: it may now."""
+        delay, site = self.networks.delay(source, amount), site_of(source)
+        return delay if site == source else max(delay, self.sites.delay(site, amount))
+
+    def take(self, source: str, amount: float = 1.0) -> None:
+        """So much has passed."""
+        self.networks.take(source, amount)
+        if (site := site_of(source)) != source:
+            self.sites.take(site, amount)
+
+
+class Gauge(NamedTuple):
+    """How much there is of something in memory, how much there may be, and how often that was reached."""
+
+    used: int
+    most: int
+    refused: int
+    bytes: bool = False
+
+
 class Limits:
     """What a running tracker lets pass, and whether its disk is nearly full."""
 
     def __init__(self, settings: Any, time: Callable[[], float]):
         self.settings, self.time = settings, time
-        self.registrations = Rate(settings.registration_rate / HOUR, HOUR, time)
-        self.keyless = Rate(settings.keyless_rate / HOUR, HOUR, time)
+        self.registrations = AddressRate(settings.registration_rate / HOUR, HOUR, time)
+        self.keyless = AddressRate(settings.keyless_rate / HOUR, HOUR, time)
         self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time)
-        self.address_logs = Rate(1024 * settings.address_log_rate, LOG_BURST, time)
+        self.address_logs = AddressRate(1024 * settings.address_log_rate, LOG_BURST, time)
         self.free_disk: int | None = None  # bytes, when it was last looked at
         self.disk_low = False
         self.refused: Counter[str] = Counter()  # by the setting, since the start
+        self.gauges: dict[str, Callable[[], Gauge]] = {}  # of what is in memory, by the setting or in words
         self._told: dict[str, tuple[float, int]] = {}  # when, and how many there were
 
     def register(self, source: str) -> None:
@@ -114,7 +139,7 @@ class Limits:
         """Somebody at this address wants a job that everybody may have. 429 when too many were made from there."""
         self._pass(self.keyless, "keyless_rate", "jobs without a key", source)
 
-    def _pass(self, rate: Rate, setting: str, what: str, source: str) -> None:
+    def _pass(self, rate: AddressRate, setting: str, what: str, source: str) -> None:
         """One more from this address; from this machine as many as it likes."""
         if source:
             if delay := rate.delay(source):

@@ -33,7 +33,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import urlencode
 
 import itsdangerous
 import msgspec
@@ -366,7 +366,7 @@ class Visit(Call):
         message = self.message()
         status = tracker.STATUS[self.error.code] if self.error else 200
         template = jinja_environment().get_template(name)
-        page = await asyncio.to_thread(template.render, values, visit=self, message=message)
+        page = await self.tracker.turns.join(template.generate(values, visit=self, message=message))
         response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
@@ -404,10 +404,13 @@ def check_login(tx: Tx, caller: Caller) -> None:
 def form_fields(body: bytes) -> dict[str, list[str]]:
     """The fields of a form, with the line ends that the rest of the world uses."""
     try:
-        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict")
+        pairs = errors.form_pairs(body, MOST_FIELDS)
     except ValueError:
         raise TrackerError("invalid", "not a valid form", "body") from None
-    return {name: [value.replace("\r\n", "\n") for value in values] for name, values in fields.items()}
+    fields: dict[str, list[str]] = {}
+    for name, value in pairs:
+        fields.setdefault(name, []).append(value.replace("\r\n", "\n"))
+    return fields
 
 
 @functools.cache
@@ -665,7 +668,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
     reads = caller.role(project["id"]) & READ
     return {
         **pace(tx, project),
-        "chain": project["chain"] and chain_target(tx, caller, project["chain"]),
+        "chain": chain_target(tx, caller, project["chain"]) if tracker.sees_chain(tx, caller, project) else None,
         "ranges": RANGES,
         "charts_of": project_charts(tx, project, query.range),
         "holders": holders(tx, project["id"]),
@@ -677,8 +680,10 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
     }
 
 
-def chain_target(tx: Tx, caller: Caller, project: int) -> dict[str, Any]:
-    """The project that another one is chained to; of a hidden one a stranger learns the number alone, as in the API."""
+def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] | None:
+    """The project that another one is chained to; of a hidden one others learn the number alone, as in the API."""
+    if not project:
+        return None
     try:
         return {"id": project, "name": tracker.get_project(tx, caller, project).name}
     except TrackerError:
@@ -1258,10 +1263,16 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "newest": query.before > job["line_count"],
         "retry_of": tracker.token_of_job(tx, job["retry_of"]),
         "workflow": job["workflow"] and tracker.find_workflow(tx, job["workflow"]),
-        "run": tx.one("SELECT token, name FROM job WHERE id = ?", (job["workflow_job"],)),
+        "run": readable_run(tx, caller, job),
         "steps": visible_steps(tx, caller, job["id"]),
         "job_links": links(tx, job=job),
     }
+
+
+def readable_run(tx: Tx, caller: Caller, job: sqlite3.Row) -> sqlite3.Row | None:
+    """The run of which the job is a step, if the caller may read it."""
+    run = tracker.run_of(tx, caller, job)
+    return run if run and caller.role(run["project"]) & READ else None
 
 
 def visible_steps(tx: Tx, caller: Caller, run: int) -> list[sqlite3.Row]:
@@ -1316,18 +1327,19 @@ def worker_list(tx: Tx, caller: Caller, query: WorkersQuery) -> dict[str, Any]:
         number, values["last"] = tracker.place_of(f"0:{last}" if by_name else query.after)
         values["value"] = name if by_name else number
     rows, more = list_page(tx, found, values, query, "place", f"{query.sort} {order}, id {order}")
-    return {"workers": [{**row, **worker_pace(tx, row["id"])} for row in rows], "more": more}
+    return {"workers": [{**row, **worker_pace(tx, caller, row["id"])} for row in rows], "more": more}
 
 
-def worker_pace(tx: Tx, worker: int) -> dict[str, Any]:
-    """What a worker holds, has closed in the last day, and closes an hour, over all projects."""
+def worker_pace(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
+    """What a worker holds, has closed in the last day, and closes an hour, over all projects that the caller sees."""
     hour = tx.time // 3600
     row = tx.one(
         f"SELECT ifnull(SUM(t.held_task_count), 0) AS held, ifnull(SUM({LAST_DAY}), 0) AS day,"
         " ifnull(SUM(t.closed_task_count - t.rolled_task_count + ifnull(h.closed_task_count, 0)), 0) AS recent"
-        " FROM tally t LEFT JOIN tally_hour h ON h.hour = ? AND h.project = t.project AND h.worker = t.worker"
-        " WHERE t.worker = ?",
-        (hour - 1, worker),
+        " FROM tally t JOIN project p ON p.id = t.project"
+        " LEFT JOIN tally_hour h ON h.hour = :hour AND h.project = t.project AND h.worker = t.worker"
+        f" WHERE t.worker = :worker AND {VISIBLE}",
+        {"hour": hour - 1, "worker": worker, **caller.as_values},
     )
     return {"held": row["held"], "day": row["day"], "rate": row["recent"] / (3600 + tx.time % 3600)}
 
@@ -1350,7 +1362,7 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
     values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
     now, match = tracker.SEARCH_TIME, tracker.READABLE_LINES
     logs, _ = tracker.search(tx, "log_entry", "worker = :worker", match, values, INT64_MAX, 20, now, newest=True)
-    return {"worker": {**row, **worker_pace(tx, worker)}, "projects": projects, "logs": logs}
+    return {"worker": {**row, **worker_pace(tx, caller, worker)}, "projects": projects, "logs": logs}
 
 
 @of_project(MANAGE_ACCESS)

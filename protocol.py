@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import socket
 import time
@@ -23,6 +24,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 import libraries
 from connections import STALLED, Crowd, Flow, Transport, Unsent
 from errors import STATUS, TrackerError, encode
+from shares import Holding
+
+log = logging.getLogger("tracker")
 
 MOST_HEADER_BYTES = 2**16  # of a request: its first line, its headers, and the trailers of its body
 MOST_HEADERS = 256  # of a request
@@ -148,6 +152,7 @@ class Direct:
             return unread() if unread else None
         self.response_complete = True
         protocol, closes = self.protocol, not self.keep_alive
+        protocol.known = status < 400
         if protocol.ended:
             protocol.unread = unread
         server_headers = protocol.server_state.default_headers
@@ -170,6 +175,7 @@ TOO_MANY = TrackerError("invalid", f"more than {MOST_HEADERS}", "headers")
 TWO_HOSTS = TrackerError("invalid", "is given more than once", "Host")
 NO_HTTP = TrackerError("invalid", "This is no valid HTTP request")
 TOO_SLOW = TrackerError("timeout", "did not arrive in time (request_timeout)", "request")
+TOO_MUCH = TrackerError("unavailable", "Too much is being sent at once: please try again", delay=1.0)
 CROWDED = TrackerError("unavailable", "There are as many connections as there may be: please try again", delay=1.0)
 
 
@@ -214,11 +220,14 @@ class GuardedProtocol(HttpToolsProtocol):
     deaf: int | None = None  # bytes that have come, and were not read, since the last answer
     refusing: TrackerError | None = None  # what is answered after the requests before
     turned_away = False
+    begun = False  # in this turn, the application has been given something to do
+    known = False  # the last hot call on it has succeeded: the next one goes first
     remembered: Any = None  # what the application wants to know again when the next request comes
     held: Direct | None = None  # what begins when the client has taken in the answers before it
     ended = False  # the client has ended its side, and waits for answers
     unread: Callable[[], None] | None = None  # what is to be called when the last answer turns out to be read by nobody
     lost: asyncio.Future | None = None  # who stops the server waits for it
+    part: Holding | None = None  # what is held of headers, or of a direct call's body, of which more is to come
 
     def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
@@ -226,7 +235,9 @@ class GuardedProtocol(HttpToolsProtocol):
         able = libraries.HAS_SHORT_WAY and not self.access_log
         self.find_direct = getattr(config.app, "direct", None) if able else None
         self.longest_direct = getattr(config.app, "longest_direct", 0)
+        self.hot_lines: tuple[bytes, ...] = getattr(config.app, "hot_lines", ())
         self.crowd: Crowd = config.crowd
+        self.turns, self.arriving = self.crowd.turns, config.arriving
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(Transport(transport, self.end))
@@ -238,6 +249,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.rest, self.flow.held, self.transport.closing = b"", False, True
+        self.let_go()
         self.crowd.forget_unsent(self)
         super().connection_lost(exc)
         if self.unread:
@@ -257,32 +269,47 @@ class GuardedProtocol(HttpToolsProtocol):
     # ── What comes in ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        """Reads it: what is short at once, and the rest in turns with others who send much."""
+        """Reads it: at once what a known worker asks, and what sets nothing off; the rest when its turn has come."""
         if self.deaf is not None:
             self.deaf += len(data)
             if self.deaf > LAST_WORDS[1]:
                 self.transport.inner.close()
         elif self.flow.held:
             self.rest += data
-        elif len(data) <= PIECE or (len(data) <= self.body_left and not self.in_head):
+        elif (self.known and len(data) <= PIECE and self.goes_first(data)) or (
+            len(data) < self.body_left and not self.in_head
+        ):
             self.read(data)
         else:
             self.rest, self.at = data, 0
             self.flow.hold()
             self.queue()
 
+    def goes_first(self, data: bytes) -> bool:
+        """Whether it is a hot call, or the end of its body."""
+        return data.startswith(self.hot_lines) if self.at_request_line else isinstance(self.cycle, Direct)
+
     def queue(self) -> None:
-        self.crowd.queue(self)
+        self.turns.queue(self.take_turn)
 
     def take_turn(self, until: float) -> bool:
         """Reads on of what has come until then, or until uvicorn has enough. Whether it can go on after others."""
+        try:
+            return self.read_on(until)
+        except Exception:
+            log.exception("What a client has sent cannot be read")
+            self.abort()
+            return False
+
+    def read_on(self, until: float) -> bool:
+        self.begun = False
         while self.at < len(self.rest) and self.deaf is None and self.parser:
             if self.flow.read_paused:
                 return False  # the flow says when it goes on
             size = self.next_piece()
             piece, self.at = self.rest[self.at : self.at + size], self.at + size
             self.read(piece)
-            if time.monotonic() > until:
+            if self.begun or time.monotonic() > until:
                 break
         if self.at < len(self.rest) and self.deaf is None and self.parser:
             return True
@@ -323,8 +350,27 @@ class GuardedProtocol(HttpToolsProtocol):
             return self.refuse(cause.error if isinstance(cause, Refused) else NO_HTTP)
         if self.in_head:
             self.at_request_line &= b"\n" not in data
+            self.hold(self.unused, self.crowd.whose(self.client))
+        elif self.part is not None:
+            self.let_go()
+        if self.body_left > 0 and isinstance(self.cycle, Direct):
+            self.hold(len(self.cycle.raw_body), None)
         if self.unused > MOST_HEADER_BYTES:
             self.refuse(TOO_LONG)
+
+    def hold(self, size: int, whose: str | None) -> None:
+        """So much is held of what has come, as more is to come, by this address; None: by that of the direct call."""
+        if self.part is None:
+            source = self.config.clients.source_of(self.client, self.headers) if whose is None else whose
+            self.part = Holding(source, lambda: self.refuse(TOO_MUCH))
+        if not self.arriving.hold(self.part, size) and self.arriving.used > size:
+            self.refuse(TOO_MUCH)
+
+    def let_go(self) -> None:
+        """Nothing is held any more."""
+        if self.part is not None:
+            self.arriving.leave(self.part)
+            self.part = None
 
     def check_headers(self, trailers: bool = False) -> None:
         """Refuses headers, with the trailers that have come, which are too long or too many."""
@@ -369,6 +415,7 @@ class GuardedProtocol(HttpToolsProtocol):
         for header in headers:
             super().on_header(*header)
         super().on_headers_complete()
+        self.set_off()
         self.headers = headers  # trailers are put into these, which the application does not see
         if libraries.HAS_SHORT_WAY and self.scope["http_version"] in ("1.0", "0.9"):
             speaks_old(self.cycle)
@@ -433,6 +480,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self.keeps_alive = None
         self.began, self.at_request_line, self.unused = None, True, 0
         super().on_message_complete()
+        self.set_off()
+
+    def set_off(self) -> None:
+        """The application has something to do: nobody else's has, in this turn."""
+        self.begun = True
+        self.turns.begin()
 
     # ── What goes out ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -444,13 +497,23 @@ class GuardedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self.idle = self.loop.time()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            if self.known and isinstance(self.pipeline[-1][0], Direct):
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self.turns.queue(self.begin_next)
         elif self.refusing:
             self.answer_refusal()
         elif self.ended:
             self.linger(*(self.LINGER if self.unread else ()))
         elif self.began is not None and not self.in_head and self.cycle.response_complete:
             self.loop.call_later(LAST_WORDS[0], self.hear_out, self.cycle)
+
+    def begin_next(self, until: float) -> bool:
+        """The turn of a request that has waited for the answers to those before it."""
+        if self.pipeline and not self.transport.is_closing():
+            self._start_asgi_task(*self.pipeline.pop())
+            self.turns.begin()
+        return False
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -552,7 +615,7 @@ class GuardedProtocol(HttpToolsProtocol):
             else:
                 self.refuse(TOO_SLOW)
 
-    def idle_since(self, now: float) -> float | None:
+    def idle_since(self, now: float, patience: float = STALLED) -> float | None:
         """Since when nothing has been going on but what the client alone holds up; None if something is."""
         if self.turned_away or self.flow.held:
             return None
@@ -560,9 +623,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return self.idle
         if self.cycle is None or self.cycle.response_complete:
             return self.idle if self.began is None else self.began
-        if self.began is not None and not self.flow.read_paused and self.began < now - STALLED:
+        if self.began is not None and not self.flow.read_paused and self.began <= now - patience:
             return self.began
-        if self.flow.write_paused and self.unsent.bytes and self.unsent.since < now - STALLED:
+        if self.flow.write_paused and self.unsent.bytes and self.unsent.since <= now - patience:
             return self.unsent.since
         return None
 

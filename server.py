@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import tempfile
@@ -24,15 +25,18 @@ from urllib.parse import parse_qs
 import msgspec
 import uvicorn
 from python_multipart.exceptions import FormParserError
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.datastructures import Headers as HeadersByName
+from starlette.formparsers import MultiPartException, MultiPartParser
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 import libraries
 from connections import Crowd, limit_unsent
 from errors import TrackerError, convert
+from limits import Gauge, site_of, source_of
 from protocol import Direct, GuardedProtocol, Headers, written
+from shares import Holding, Shares
+from turns import Turns
 
 log = logging.getLogger("tracker")
 
@@ -78,13 +82,50 @@ async def write_at_once(
     cycle.on_response()
 
 
+def cycle_of(channel: Callable) -> Any:
+    """What an ASGI `receive` or `send` is of, in uvicorn a cycle."""
+    return getattr(getattr(channel, "packed", channel), "__self__", None)
+
+
 def protocol_of(channel: Callable) -> GuardedProtocol | None:
     """The protocol behind an ASGI `receive` or `send`, if it is ours."""
-    cycle = getattr(getattr(channel, "packed", channel), "__self__", None)
+    cycle = cycle_of(channel)
     if not isinstance(cycle, RequestResponseCycle | Direct):
         return None
     protocol = cycle.transport.get_protocol()
     return protocol if isinstance(protocol, GuardedProtocol) else None
+
+
+class Clients:
+    """Whose a request is where there is no ASGI: what a trusted proxy passes on is its client's, as uvicorn has it."""
+
+    def __init__(self, trusted_proxies: str):
+        self.middleware = ProxyHeadersMiddleware(self.nothing, trusted_proxies)
+        self.whose_host = functools.lru_cache(maxsize=20_000)(self.find_whose)
+
+    async def nothing(self, *_: Any) -> None:
+        """The application behind the middleware."""
+
+    def client_of(self, peer: tuple[str, int] | None, headers: Headers) -> tuple[str, int] | None:
+        """The client's address and port, as a scope has it."""
+        scope = {"type": "http", "scheme": "http", "client": peer, "headers": headers}
+        with contextlib.suppress(StopIteration):
+            self.middleware(scope, None, None).send(None)
+        return scope["client"]
+
+    def source_of(self, peer: tuple[str, int] | None, headers: Headers) -> str:
+        """The address to which a call counts; empty for a program on this machine."""
+        return source_of(self.client_of(peer, headers), headers)
+
+    def whose(self, peer: tuple[str, int] | None) -> str:
+        """To whom a connection counts, by address; empty for a trusted proxy, and for this machine."""
+        return self.whose_host(peer[0]) if peer else ""
+
+    def find_whose(self, host: str) -> str:
+        """The same, of an address: a proxy is trusted if what it says of its client is believed."""
+        peer = host, 0
+        is_proxy = self.client_of(peer, [(b"x-forwarded-for", b"192.0.2.1")]) != peer
+        return "" if is_proxy else site_of(source_of(peer, ()))
 
 
 def keeps_coming(receive: Callable) -> None:
@@ -112,6 +153,8 @@ class Unpacked:
                 if message["type"] == "http.disconnect":
                     return message
                 self.rest, self.more = message["body"], message.get("more_body", False)
+                if self.more and not self.rest:  # somebody has been woken
+                    return message
             await asyncio.sleep(0)  # others have their turn, however far it unpacks
             piece = self.unpack()
             more = bool(self.rest) or self.more
@@ -137,29 +180,33 @@ class Unpacked:
 
 
 MOST_BODIES = 2**28  # bytes of bodies that are held while they arrive, of all together
-
-
-class Arriving:
-    """How many bytes of bodies are held that have not arrived in whole, and how many are in files."""
-
-    bytes = spooled = 0
-
-
-def too_much() -> TrackerError:
-    return TrackerError("unavailable", "Too much is being sent at once: please try again", delay=1.0)
-
-
+ARRIVING = Shares(MOST_BODIES)
 MOST_SPOOLED = 2**30  # bytes of bodies that are in temporary files, of all together
+SPOOLED = Shares(MOST_SPOOLED)
+
+
+def hold_file(holding: Holding, size: int) -> None:
+    """A file has so much. Refuses (unavailable) who holds most, by address, when all of them together are too much."""
+    if not SPOOLED.hold(holding, size) and (holding.lost or SPOOLED.used > size):
+        raise too_much(MOST_SPOOLED)
+
+
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
 
 
 class Incoming:
     """What comes in of one request: its headers, its query, and its body in whole, in a file or as a form."""
 
-    __slots__ = ("receive", "scope")
+    __slots__ = ("arriving", "receive", "scope")
 
     def __init__(self, scope: dict, receive: Callable):
         self.scope, self.receive = scope, receive
+        self.arriving: Holding | None = None  # what is held of a body of which more is to come
+
+    @property
+    def source(self) -> str:
+        """The address to which the call counts; empty for a program on this machine."""
+        return source_of(self.scope.get("client"), self.scope["headers"])
 
     def header(self, name: bytes) -> bytes | None:
         for key, value in self.scope["headers"]:
@@ -220,7 +267,7 @@ class Incoming:
         return True
 
     async def read_body(self, limit: int) -> bytes:
-        """The whole body. 413 as soon as it is known to exceed the limit (in KiB); 503 while others hold too much."""
+        """The whole body. 413 as soon as it is known to exceed the limit (in KiB); 503 while too much is held."""
         self.refuse_longer(limit)
         parts, size, more = [], 0, True  # joined once: adding to bytes copies all that has arrived
         try:
@@ -228,12 +275,29 @@ class Incoming:
                 part, more = await self.part(size, limit)
                 parts.append(part)
                 size += len(part)
-                Arriving.bytes += len(part)
-                if more and Arriving.bytes > MOST_BODIES and Arriving.bytes > size:
-                    raise too_much()
+                if more:
+                    self.hold(size)
         finally:
-            Arriving.bytes -= size
+            self.let_go()
         return b"".join(parts)
+
+    def hold(self, size: int) -> None:
+        """So much is held, and more to come. Refuses (unavailable) who holds most, by address, when it is too much."""
+        if self.arriving is None:
+            self.arriving = Holding(self.source, self.wake)
+        if not ARRIVING.hold(self.arriving, size) and ARRIVING.used > size:  # one alone is as large as it may be
+            raise too_much()
+
+    def let_go(self) -> None:
+        """Nothing is held any more."""
+        if self.arriving is not None:
+            ARRIVING.leave(self.arriving)
+
+    def wake(self) -> None:
+        """Its body is to be held no more, even if nothing comes any more: `part` is to look."""
+        cycle = cycle_of(self.receive)
+        if isinstance(cycle, RequestResponseCycle):
+            cycle.message_event.set()
 
     @contextlib.asynccontextmanager
     async def spooled(self, limit: int) -> AsyncIterator[BinaryIO]:
@@ -244,23 +308,26 @@ class Incoming:
         """
         self.refuse_longer(limit)
         block, size, more = bytearray(), 0, True
+        file_size = Holding(self.source, self.wake)
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
             try:
                 while more:
                     part, more = await self.part(size, limit)
                     block += part
                     size += len(part)
-                    Arriving.spooled += len(part)
-                    if Arriving.spooled > MOST_SPOOLED and Arriving.spooled > size:
-                        raise too_much()
+                    hold_file(file_size, size)
                     if len(block) >= SPOOL_BYTES or not more:
                         await asyncio.to_thread(file.write, bytes(block))
                         block.clear()
                         keeps_coming(self.receive)
+                    if more:
+                        self.hold(len(block))
+                self.let_go()
                 file.seek(0)
                 yield file
             finally:
-                Arriving.spooled -= size
+                self.let_go()
+                SPOOLED.leave(file_size)
 
     def refuse_longer(self, limit: int) -> None:
         """413 for a body that is said to be longer than the limit (in KiB), before it comes."""
@@ -273,6 +340,8 @@ class Incoming:
     async def part(self, size: int, limit: int, what: str = "body") -> tuple[bytes, bool]:
         """What follows `size` bytes of the body, and whether more does. 413 beyond the limit (KiB), 408 at its loss."""
         message = await self.receive()
+        if self.arriving and self.arriving.lost:
+            raise too_much()
         if message["type"] == "http.disconnect":
             raise TrackerError("timeout", "did not arrive", "body")
         if size + len(message["body"]) > 1024 * limit:
@@ -281,27 +350,31 @@ class Incoming:
 
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
-        size = 0
+        size, file_size = 0, Holding(self.source, self.wake)
         self.unpack()
         if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
             raise TrackerError("invalid", "its Content-Type is too long", "body")
 
-        async def receive() -> dict:
-            """The next part, counted, as ASGI has it."""
+        async def stream() -> AsyncIterator[bytes]:
+            """The parts, counted."""
             nonlocal size
-            part, more = await self.part(size, limit, what)
-            size += len(part)
-            Arriving.spooled += len(part)
-            if Arriving.spooled > MOST_SPOOLED and Arriving.spooled > size:
-                raise too_much()
-            return {"type": "http.request", "body": part, "more_body": more}
+            more = True
+            while more:
+                part, more = await self.part(size, limit, what)
+                size += len(part)
+                hold_file(file_size, size)
+                yield part
+                if more:
+                    self.hold(parser.text)
 
+        parser = Form(HeadersByName(scope=self.scope), stream(), max_part_size=1024 * limit, **limits)
         try:
-            form = await Request(self.scope, receive).form(max_part_size=1024 * limit, **limits)
-        except (HTTPException, MultiPartException, FormParserError) as error:
-            raise TrackerError("invalid", str(getattr(error, "detail", error)), "body") from None
+            form = await parser.parse()
+        except (MultiPartException, FormParserError) as error:
+            raise TrackerError("invalid", str(error), "body") from None
         finally:
-            Arriving.spooled -= size
+            self.let_go()
+            SPOOLED.leave(file_size)
         fields: dict[str, list[Any]] = {}
         for name, value in form.multi_items():  # to look each name up goes through all of them
             fields.setdefault(name, []).append(value)
@@ -312,6 +385,23 @@ class Incoming:
         protocol = protocol_of(self.receive)
         while not (protocol and protocol.ended) and (await self.receive())["type"] != "http.disconnect":
             pass
+
+
+def too_much(most: int = MOST_BODIES) -> TrackerError:
+    """The refusal of a body that is held no longer, as others need the room."""
+    problem = f"More than {most // 2**20} MiB are being sent at once: please try again"
+    return TrackerError("unavailable", problem, delay=1.0)
+
+
+class Form(MultiPartParser):
+    """A multipart form: `text` is how many bytes of it are in memory; those of files are not."""
+
+    text = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        super().on_part_data(data, start, end)
+        if getattr(getattr(self, "_current_part", None), "file", None) is None:
+            self.text += end - start
 
 
 LARGE = 2**16  # bytes of a body whose decoding would hold up other requests
@@ -330,6 +420,15 @@ class Server(uvicorn.Server):
     """
 
     TICK = 1.0  # seconds: how old the date in an answer is at the most, and how late a slow client is cut off
+
+    def gauges(self) -> dict[str, Callable[[], Gauge]]:
+        """What is in memory for connections, by the setting that bounds it, or in words."""
+        crowd = self.config.crowd
+        return {
+            "max_connections": crowd.gauge,
+            "requests that arrive": lambda: ARRIVING.gauge(in_bytes=True),
+            "answers to be taken in": crowd.unsent_gauge,
+        }
 
     def __init__(
         self,
@@ -366,6 +465,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         now = self.loop.time()
         self.config.crowd.check_files()
+        self.config.crowd.look(len(self.server_state.connections))
         for connection in list(self.server_state.connections):
             connection.close_if_slow(now, self.request_timeout, self.config.timeout_keep_alive)
         return await super().on_tick(counter)
@@ -412,7 +512,9 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
         server_header=False,
         backlog=2048,
     )
-    config.crowd = Crowd(settings.max_connections)
+    config.clients, config.arriving = Clients(settings.trusted_proxies), ARRIVING
+    turns = getattr(app, "turns", None) or Turns()
+    config.crowd = Crowd(settings.max_connections, turns, config.clients.whose)
     return config
 
 

@@ -72,7 +72,8 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 256
     address_log_rate: Annotated[
         shapes.Count,
-        "The same of all workers behind one address, but for programs on the tracker's own machine.",
+        "The same of all workers behind one address (IPv6: /64, and eight times as much of a /48), but for programs on"
+        " the tracker's own machine.",
     ] = 4096
     min_free_disk: Annotated[
         int,
@@ -82,13 +83,13 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 256
     registration_rate: Annotated[
         shapes.Count,
-        "How many workers and managers may register from one address (IPv6: /64) in an hour, but for programs on the"
-        " tracker's own machine.",
+        "How many workers and managers may register from one address (IPv6: /64, and eight times as many from a /48) in"
+        " an hour, but for programs on the tracker's own machine.",
     ] = 600
     keyless_rate: Annotated[
         shapes.Count,
-        "How many jobs of Otter's templates that need no key one address (IPv6: /64) may make in an hour, but for"
-        " programs on the tracker's own machine.",
+        "How many jobs of Otter's templates that need no key one address (IPv6: /64, and eight times as many a /48) may"
+        " make in an hour, but for programs on the tracker's own machine.",
     ] = 600
     max_workers: Annotated[
         shapes.Count,
@@ -120,8 +121,9 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     session_lifetime: Annotated[shapes.Seconds, "A login ends after this time, in seconds."] = 2_592_000
     max_logins: Annotated[
         shapes.Count,
-        "So many logins and registrations at once may have their passwords looked at, or wait for it; more are refused"
-        " (503). A manager whose browser has logged in before has two of its own.",
+        "So many logins and registrations at once may have their passwords looked at, or wait for it, from one address"
+        " no more than it leaves free; more are refused (503). A manager whose browser has logged in before has two of"
+        " its own.",
     ] = 32
     hsts: Annotated[
         int,
@@ -192,8 +194,8 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_bulk: Annotated[shapes.Count, "The most tasks in one bulk submit."] = 100_000
     max_waits: Annotated[
         shapes.Count,
-        "How many requests may wait for a task at the same time, beyond which one is answered at once; no more than"
-        " three quarters of the connections that there may be.",
+        "How many requests may wait for a task at the same time, beyond which one is answered at once, of the address"
+        " that has most; no more than three quarters of the connections that there may be.",
     ] = 5000
     max_empty_polls: Annotated[
         float,
@@ -211,7 +213,7 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_connections: Annotated[
         shapes.Count,
         "How many connections there may be, or as many as the system lets files be open. Beyond, the one makes room"
-        " that has been idle longest.",
+        " that has been idle longest, first of an address that has more than a quarter of all.",
     ] = 10_000
     shutdown_timeout: Annotated[
         shapes.Seconds, "Requests in flight have this long to finish when the tracker stops."

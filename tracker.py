@@ -14,11 +14,12 @@ plain values or raises TrackerError. Such functions compose: release calls close
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
-(how bytes come in), browsers (what they may do), attempts (at passwords), limits and budgets (how often, and how much),
-database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines
-and githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the
-API's document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/
-(other systems' APIs), commands (the command line), deletion (of projects).
+(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits, budgets and
+shares (how often, how much, and of what all share), database (the file) with writer (the one that writes), counts (the
+live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that people
+choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody
+needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line), deletion (of a
+project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -50,6 +51,7 @@ import logging.handlers
 import math
 import re
 import secrets
+import shlex
 import socket
 import sqlite3
 import sys
@@ -75,7 +77,6 @@ from starlette.routing import BaseRoute, Match, Route
 import browsers
 import budgets
 import errors
-import limits
 import names
 import openapi
 import shapes
@@ -86,6 +87,7 @@ from attempts import (
     Places,
     accept_attempt,
     count_attempt,
+    count_registering,
     forget_attempts,
     hash_password,
     note_address,
@@ -96,7 +98,7 @@ from connections import room_for
 from counts import COUNTED, reads_no_counts
 from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
-from githook import SIGNATURE_HEADERS, receive_push
+from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
 from protocol import LONGEST_DIRECT, Direct, Fields
@@ -113,6 +115,7 @@ from server import (
 )
 from settings import FIELDS, Settings
 from shapes import COUNT_COLUMNS, INT16_MAX, INT64_MAX, PROJECT_COLUMNS, Id, Manager, Project, Task, about
+from turns import Turns
 from waiting import Assigned, Polls, Waiters
 from warming import Warming
 from writer import (
@@ -575,8 +578,9 @@ def alias_of(tx: Tx, worker: int | None) -> str | None:
 
 def clean_alias(tx: Tx, alias: str) -> str:
     """The alias to store. `unassigned` is reserved: statistics of assignees use it for tasks that nobody holds."""
-    alias = names.seen(alias).strip() or tx.settings.default_alias
-    if names.look(alias) == "unassigned":
+    alias = names.seen(alias).strip()
+    alias = alias if names.look(alias) else tx.settings.default_alias
+    if names.look(alias) == names.look("unassigned"):
         raise TrackerError("invalid", "'unassigned' is reserved", "alias")
     return alias
 
@@ -654,13 +658,20 @@ NEW_PROJECT = {
 @needs(SEES)
 def get_project(tx: Tx, caller: Caller, project: sqlite3.Row) -> shapes.ProjectContent:
     """A project with its live counts. A hidden one only for managers with READ; for others it does not exist."""
-    shown = project_with_counts(project)
+    shown = project_shown(tx, caller, project)
     return shapes.ProjectContent(**msgspec.structs.asdict(shown), project=shown)
 
 
-def project_with_counts(row: sqlite3.Row) -> Project:
+def project_shown(tx: Tx, caller: Caller, row: sqlite3.Row) -> Project:
+    """A project with its counts. Who may not edit it does not see that it is chained to a hidden one."""
     columns = project_of(tuple(row[name] for name in PROJECT_COLUMNS))
-    return msgspec.structs.replace(columns, **{name: row[name] for name in COUNT_COLUMNS})
+    chain = columns.chain if sees_chain(tx, caller, row) else 0
+    return msgspec.structs.replace(columns, chain=chain, **{name: row[name] for name in COUNT_COLUMNS})
+
+
+def sees_chain(tx: Tx, caller: Caller, project: sqlite3.Row) -> bool:
+    target = project["chain"] and find_project_row(tx, project["chain"])
+    return not target or not target["hidden"] or bool(caller.role(target["id"]) or caller.role(project["id"]) & EDIT)
 
 
 def project_of(columns: tuple) -> Project:
@@ -698,7 +709,7 @@ def list_projects(tx: Tx, caller: Caller, *, after: str = "") -> list[Project]:
         " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after ORDER BY p.name",
         {**caller.as_values, "after": after},
     )
-    return part_of(rows, project_with_counts, lambda row: row["name"])
+    return part_of(rows, functools.partial(project_shown, tx, caller), lambda row: row["name"])
 
 
 @needs(LOGIN)
@@ -709,7 +720,9 @@ def create_project(
     if body.name is UNSET:
         raise TrackerError("invalid", "is required", "name")
     made_by = {"creator": caller.manager.id, "trusted": budgets.trusts(tx, caller.manager)}
-    project = insert_project(tx, {**checked_fields(tx, caller, None, body), **made_by})
+    fields = {**checked_fields(tx, caller, None, body), **made_by}
+    budgets.claim_name(tx, fields["name"], fields["trusted"])
+    project = insert_project(tx, fields)
     tx.execute("INSERT INTO manager_role VALUES (?, ?, ?)", (project, caller.manager.id, ALL_ROLES))
     return project
 
@@ -769,6 +782,7 @@ def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.Pr
     Making it public needs a tracker admin, and chaining it EDIT in the other project too.
     """
     fields = checked_fields(tx, caller, project, body)
+    budgets.claim_name(tx, fields["name"], project["trusted"], project["id"])
     for kind in ("assign", "submit"):
         if fields[f"{kind}_rate"] != project[f"{kind}_rate"]:
             fields[f"{kind}_free_uptime"] = 0
@@ -803,8 +817,6 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
         check(tx, old, fields)
     if fields["chain"] != before["chain"]:
         check_chain(tx, caller, old["id"] if old else None, fields["chain"])
-    if tx.one("SELECT 1 FROM project WHERE name = ? AND id IS NOT ?", (fields["name"], old and old["id"])):
-        raise TrackerError("conflict", f"there is a project named {fields['name']!r} already", "name")
     return fields
 
 
@@ -839,7 +851,7 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
         code = "conflict" if old["request"] else "granted"
         raise TrackerError(code, f"Your access to project {body.project} {state}")
     budgets.make_room_for_request(tx, body.project, worker)
-    values = (body.project, worker, body.assign, body.submit, limits.site_of(caller.source), tx.time)
+    values = (body.project, worker, body.assign, body.submit, browsers.site_of(caller.source), tx.time)
     tx.execute("INSERT INTO worker_access VALUES (?, ?, ?, ?, 1, ?, ?)", values)
 
 
@@ -977,7 +989,7 @@ def count_registration(tx: Tx, address: str, owner: bool = True) -> None:
     """Counts an attempt before its password is hashed, which takes a core for a moment: many of them are throttled."""
     check_registration_open(tx, owner)
     if address:
-        count_attempt(tx, f"register {address}")
+        count_registering(tx, address)
 
 
 def register_manager(
@@ -1019,6 +1031,11 @@ def count_login(tx: Tx, *attempt: str) -> tuple[int, str] | None:
     for source in sources_of(tx, row and row["id"], made):
         count_attempt(tx, source)
     return (row["id"], row["password_hash"]) if row else None
+
+
+def is_admin(tx: Tx, username: str) -> bool:
+    """Whether the manager of that name is a tracker admin."""
+    return tx.one("SELECT 1 FROM manager WHERE username = ? AND tracker_admin", (username,)) is not None
 
 
 def accept_login(tx: Tx, manager: int, *attempt: str) -> tuple[Manager, bytes]:
@@ -1161,15 +1178,20 @@ def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[
 
 @needs(MANAGE_ACCESS)
 def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
-    """Gives a manager exactly these roles in the project, and none that the caller has not. Role 0 takes all away."""
+    """Gives a manager exactly these roles in the project; none is given or taken that the caller has not itself.
+
+    Nobody but a tracker admin takes any from who made the project. Role 0 takes all away.
+    """
     if not tx.one("SELECT 1 FROM manager WHERE id = ?", (body.manager,)):
         raise TrackerError("not_found", f"no manager {body.manager}", "manager")
-    had = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager)) or (
-        0,
-    )
-    if beyond := body.role & ~had[0] & ~caller.role(project["id"]):
+    row = tx.one("SELECT role FROM manager_role WHERE project = ? AND manager = ?", (project["id"], body.manager))
+    had = row["role"] if row else 0
+    if beyond := (body.role ^ had) & ~caller.role(project["id"]):
         names = ", ".join(name for bit, name in ROLE_NAMES.items() if bit & beyond)
-        raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give", "role")
+        raise TrackerError("forbidden", f"you have no {names} role in project {project['id']} to give or take", "role")
+    maker = project["creator"] == body.manager != caller.manager.id
+    if maker and had & ~body.role and not caller.manager.tracker_admin:
+        raise TrackerError("forbidden", "only a tracker admin takes roles from who made the project", "role")
     if body.role:
         values = (project["id"], body.manager, body.role)
         tx.execute("INSERT OR REPLACE INTO manager_role VALUES (?, ?, ?)", values)
@@ -1585,12 +1607,16 @@ ASKER_COLUMNS = """
     w.secret_hash, w.last_seen, w.paused, a.role_assign AND NOT a.request, p.assign_free_uptime, CASE
         WHEN t.id IS NULL THEN EXISTS (SELECT 1 FROM verifier_set WHERE project = p.id AND head_task IS NOT NULL
             AND NOT large) OR EXISTS (SELECT 1 FROM verifier_block WHERE project = p.id) END"""
+# A worker learns nothing of a hidden project to which this one is chained.
+PROJECT_SEEN = columns_for("p", ProjectRow).replace(
+    "p.chain", "(SELECT id FROM project WHERE id = p.chain AND NOT hidden)"
+)
 PROJECT_AT = len(Asker._fields)
 TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
 SELECT_OFFER = f"""
     SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, EXISTS (SELECT 1 FROM verifier_block WHERE project = p.id),
-        {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
+        {PROJECT_SEEN}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1604,7 +1630,7 @@ SELECT_OFFER = f"""
 """
 # For those who can do nothing but jobs, which need no verification.
 SELECT_JOB_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, {columns_for("p", ProjectRow)}, {columns_for("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, {PROJECT_SEEN}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1632,7 +1658,7 @@ SELECT_LARGE_HEAD = """
 
 # While every caller would be assigned the same task: no task awaits verification, no rate limit holds.
 SELECT_SAME_FOR_ALL = f"""
-    SELECT {columns_for("p", ProjectRow)} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
+    SELECT {PROJECT_SEEN} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
         AND NOT EXISTS (SELECT 1 FROM verifier_set WHERE project = ?1 AND head_task IS NOT NULL AND NOT large)
         AND NOT EXISTS (SELECT 1 FROM verifier_block WHERE project = ?1)
 """
@@ -2380,7 +2406,8 @@ def checked_template(tx: Tx, old: sqlite3.Row | None, body: shapes.TemplateBody,
     if key is not None:
         fields["key_hash"] = hash_of_key(key, old and old["key_hash"])
     check_declarations(body)
-    check_api_name(tx, old, fields)
+    if fields["api"]:
+        budgets.claim_api_name(tx, fields["name"], project, old and old["id"])
     return {**fields, "updated": tx.time}
 
 
@@ -2406,15 +2433,6 @@ def check_declarations(body: shapes.TemplateBody) -> None:
         names.add(variable.name)
         if variable.allowed and variable.value is not None and variable.value not in variable.allowed:
             raise TrackerError("invalid", f"the value of {variable.name} is none of those that it allows", "variables")
-
-
-def check_api_name(tx: Tx, old: sqlite3.Row | None, fields: dict[str, Any]) -> None:
-    """Refuses a second template that may be triggered by the same name. Else a name may be used again."""
-    others = "SELECT 1 FROM template WHERE name = :name AND api AND id IS NOT :id AND deleted IS NULL"
-    if fields["api"] and tx.one(others, {"name": fields["name"], "id": old and old["id"]}):
-        raise TrackerError(
-            "conflict", f"another template named {fields['name']!r} may be triggered by this name", "api"
-        )
 
 
 def store_script(tx: Tx, source: str, project: int | None = None) -> int:
@@ -2495,15 +2513,23 @@ def token_of_job(tx: Tx, job: int | None) -> str | None:
     return row["token"] if row else None
 
 
-def job_shown(tx: Tx, row: sqlite3.Row, whole: bool = True) -> shapes.Job:
+def run_of(tx: Tx, caller: Caller, job: sqlite3.Row) -> sqlite3.Row | None:
+    """The run of which a job is a step. None also if it is one of a hidden project that the caller must not see."""
+    runs = "SELECT j.token, j.name, j.project, p.hidden FROM job j JOIN project p ON p.id = j.project WHERE j.id = ?"
+    run = tx.one(runs, (job["workflow_job"],)) if job["workflow_job"] is not None else None
+    return run if run and (not run["hidden"] or caller.role(run["project"]) & READ) else None
+
+
+def job_shown(tx: Tx, caller: Caller, row: sqlite3.Row, whole: bool = True) -> shapes.Job:
     """A job as the JSON API shows it; not the `whole`: as lists do."""
     texts = ("variables", "arguments", "result", "output") if whole else ()
+    run = run_of(tx, caller, row)
     return shaped(
         shapes.Job,
         row,
         id=row["token"],
         retry_of=token_of_job(tx, row["retry_of"]),
-        workflow_job=token_of_job(tx, row["workflow_job"]),
+        workflow_job=run and run["token"],
         **{name: as_raw(row[name]) for name in texts},
     )
 
@@ -2515,7 +2541,7 @@ def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes
     A worker passes the project's submit rate limit, as with a task. 400 names the variable or the number of arguments.
     """
     charge_worker(tx, caller, template["project"])
-    return job_shown(tx, make_job(tx, template, body.variables, body.arguments, "native", **caller.by))
+    return job_shown(tx, caller, make_job(tx, template, body.variables, body.arguments, "native", **caller.by))
 
 
 def charge_trigger(tx: Tx, project: int) -> None:
@@ -3014,7 +3040,7 @@ def job_log(tx: Tx, job: int, after: int = 0, limit: int = 1000) -> list[sqlite3
 @needs(READ, JOB, worker=SUBMIT)
 def get_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
     """A job: its state, what it was given, its result."""
-    return job_shown(tx, job)
+    return job_shown(tx, caller, job)
 
 
 @needs(READ, JOB, worker=SUBMIT)
@@ -3040,7 +3066,7 @@ def cancel_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> None:
 def retry_job(tx: Tx, caller: Caller, job: sqlite3.Row) -> shapes.Job:
     """Makes a new job with all that an ended one was given. 409 while that is still live."""
     charge_worker(tx, caller, job["project"])
-    return job_shown(tx, repeat_job(tx, job, "native", **caller.by))
+    return job_shown(tx, caller, repeat_job(tx, job, "native", **caller.by))
 
 
 @needs(READ, PROJECT, worker=SUBMIT, by_itself=True)
@@ -3066,7 +3092,7 @@ def list_jobs(tx: Tx, caller: Caller, query: shapes.JobsQuery) -> shapes.JobPage
     else:
         logged_in(caller)
     rows, more = find_jobs(tx, None if project is not None else caller, query)
-    return shapes.JobPage([job_shown(tx, row, whole=False) for row in rows], more)
+    return shapes.JobPage([job_shown(tx, caller, row, whole=False) for row in rows], more)
 
 
 # What a list shows of a job; its results may be long.
@@ -3269,7 +3295,7 @@ def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> New
 def trigger_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.TriggerBody) -> shapes.Job:
     """Starts a run of a workflow, and its first step with what is given."""
     charge_worker(tx, caller, workflow["project"])
-    return job_shown(tx, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
+    return job_shown(tx, caller, run_workflow(tx, workflow, body.variables, body.arguments, "native", **caller.by))
 
 
 def run_workflow(
@@ -4119,10 +4145,11 @@ class Tracker:
         self.waiters = Waiters(min(settings.max_waits, room_for(settings.max_connections) * 3 // 4))
         self.polls = Polls(settings.max_empty_polls, time.monotonic)
         self.db = Database(settings, self.clock, self.waiters.announce)
-        self.limits = self.db.limits
+        self.limits, self.turns = self.db.limits, self.db.turns
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
-        self.hashing, self.logins = asyncio.Semaphore(2), Places(settings.max_logins)
+        self.logins = Places(settings.max_logins)
+        self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
         self._tasks: set[asyncio.Task] = set()
         self._operations: set[asyncio.Task[int]] = set()
@@ -4181,6 +4208,7 @@ class Tracker:
         with contextlib.suppress(TrackerError):  # else the next start would count this hour's tasks as its own
             await self.close_hour()
         await self.db.close()
+        self.logins.close()
         for handler in self.log_lines.handlers:
             handler.close()
 
@@ -4235,11 +4263,6 @@ class Tracker:
         for dialect in dialects():
             if hasattr(dialect, "prune"):
                 await dialect.prune(self)
-
-    async def hash(self, function: Callable, *args: Any) -> Any:
-        """Runs a password function on a thread, few at a time: each takes a core and 16 MiB for a moment."""
-        async with self.hashing:
-            return await asyncio.to_thread(function, *args)
 
     def begin_operation(self, operation: int, answered: bool = False) -> asyncio.Future[int]:
         """Carries out an operation in the background; the future becomes the number of affected tasks.
@@ -4391,9 +4414,9 @@ class Call(Incoming):
         return WorkerCredentials(int(worker), secret, None, self.source)
 
     @property
-    def source(self) -> str:
-        """The address to which the call counts; empty for a program on this machine."""
-        return limits.source_of(self.scope.get("client"), self.scope["headers"])
+    def waits_at(self) -> str:
+        """The address to which its wait counts."""
+        return self.source
 
     def session(self) -> bytes | None:
         """The session id in the cookie, if this tracker signed it."""
@@ -4494,8 +4517,9 @@ class Call(Incoming):
 
     @property
     def base(self) -> str:
-        """Where the caller sees the tracker: a URL without a slash at its end."""
-        host = (self.header(b"host") or b"localhost").decode("latin-1")[:259]  # a name, a port: documents repeat it
+        """Where the caller sees the tracker: a URL without a slash at its end. What is no host is not repeated."""
+        host = (self.header(b"host") or b"").decode("latin-1")
+        host = host if len(host) < 260 and re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host) else "localhost"
         return f"{self.scope['scheme']}://{host}{self.tracker.settings.root_path}"
 
     def path_id(self, name: str) -> int:
@@ -4525,7 +4549,7 @@ class Call(Incoming):
         """Returns after so many seconds, or when the client has gone, or the tracker stops."""
         if seconds > 0:
             gone = asyncio.ensure_future(self.gone())
-            await self.tracker.waiters.rest(seconds, gone)
+            await self.tracker.waiters.rest(seconds, gone, self.waits_at)
             gone.cancel()
 
 
@@ -4663,6 +4687,10 @@ class HotCall(Direct, Call):
         headers = self.protocol.headers
         self.scope = {"method": hot.method, "headers": headers, "query_string": query, "path_params": ids}
 
+    @property
+    def waits_at(self) -> str:
+        return self.protocol.config.clients.source_of(self.protocol.client, self.scope["headers"])
+
     def worker(self) -> WorkerCredentials:
         """The connection remembers the last credentials: most have one worker behind them."""
         given = self.headers.get(b"x-worker-id"), self.headers.get(b"x-secret")
@@ -4706,7 +4734,7 @@ class HotCall(Direct, Call):
 
     def write(self, function: Callable, *args: Any) -> None:
         try:
-            self.tracker.db.write_for(self, function, args)
+            self.tracker.db.write_for(self, function, args, self.protocol.known)
         except TrackerError as error:
             self.set_exception(error)
 
@@ -5069,7 +5097,7 @@ async def wait_for_task(
     gone = asyncio.ensure_future(call.gone())
     try:
         least = call.tracker.polls.hold(credentials.id, projects)
-        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least)
+        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least, call.waits_at)
         if assigned.tasks and gone.done():
             await give_back(call.tracker.db, credentials, assigned.tasks)
             return Assigned([], "You had gone")
@@ -5162,6 +5190,8 @@ async def add_log(call: Call) -> Reply:
 
 def in_one_line(text: str) -> str:
     """The text with its control characters and line ends spelled out: nobody can forge a line or paint a terminal."""
+    if text.isprintable():  # in a tenth of the time
+        return text
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -5173,7 +5203,12 @@ async def git_receive(call: Call) -> Reply:
     one of the headers, with or without `sha256=` or `sha1=` in front.
     """
     signatures = {name: (call.header(name.encode()) or b"").decode("latin-1") for name in SIGNATURE_HEADERS}
-    return Reply(await call.tracker.db.write(receive_push, await call.body(), signatures, long=True))
+    check_signed(signatures)
+    body = await call.body()
+    push = await decoded(body, decode, shapes.PushBody)
+    keys = await call.tracker.db.read(keys_for, push)
+    signed = await asyncio.to_thread(signed_by, *keys, push, body, signatures)  # there may be many keys
+    return Reply(await call.tracker.db.write(receive_push, push, signed))
 
 
 @takes(None, shapes.RegisterBody, who=REGISTERING, answer={"manager": Manager})
@@ -5191,9 +5226,9 @@ async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, 
     names.check_new_name(body.username)
     address, owner = browsers.network_of(client_address(call)), call.is_owner(body.code)
     call.tracker.limits.register(call.source)
-    with call.tracker.logins.taken():
+    with call.tracker.logins.taken(source=call.source) as place:
         await call.tracker.db.write(count_registration, call.source, owner)
-        password_hash = await call.tracker.hash(hash_password, body.password)
+        password_hash = await place.hash(hash_password, body.password)
     made = await call.tracker.db.write(register_manager, body.username, password_hash, owner, address)
     call.tracker.code = ""
     return made
@@ -5226,9 +5261,11 @@ async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Mana
     """The manager and its new session. 401 for a wrong password or name, 429 after several, 503 where many come."""
     address = browsers.network_of(client_address(call))
     attempt = Attempt(body.username, address, call.known_browser(body.username))
-    with call.tracker.logins.taken(attempt.username.lower() if attempt.browser else ""):
+    known = attempt.username.lower() if attempt.browser else ""
+    admin = known != "" and await call.tracker.db.read(is_admin, attempt.username)
+    with call.tracker.logins.taken(known, call.source, admin) as place:
         found = await call.tracker.db.write(count_login, *attempt)
-        if not await call.tracker.hash(password_matches, body.password, found and found[1]):
+        if not await place.hash(password_matches, body.password, found and found[1]):
             raise TrackerError("unauthorized", "Wrong username or password")
     return await call.tracker.db.write(accept_login, found[0], *attempt)
 
@@ -5236,11 +5273,12 @@ async def authenticate_manager(call: Call, body: shapes.LoginBody) -> tuple[Mana
 async def change_password(call: Call, body: shapes.PasswordForm) -> bytes:
     """A new session, the only one of the manager that is left. 401 for a wrong password, 429 after several."""
     write, session = call.tracker.db.write, call.session()
-    with call.tracker.logins.taken((session or b"").hex()):
+    manager = logged_in(await call.tracker.db.read(identify, session))
+    with call.tracker.logins.taken(manager.username.lower(), call.source, manager.tracker_admin) as place:
         stored = await write(as_caller, count_password_attempt, session)
-        if not await call.tracker.hash(password_matches, body.password, stored):
+        if not await place.hash(password_matches, body.password, stored):
             raise TrackerError("unauthorized", "this is not your present password", "password")
-        password_hash = await call.tracker.hash(hash_password, body.new_password)
+        password_hash = await place.hash(hash_password, body.new_password)
     return await write(as_caller, store_password, session, password_hash)
 
 
@@ -5410,6 +5448,8 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     app.native = native_paths(tracker)
     app.hot = hot_paths(tracker, getattr(app, "shared_with", None))
     app.direct = functools.lru_cache(maxsize=1024)(app.find_direct)  # the same few URLs come all the time
+    app.hot_lines = tuple(method + b" " + path for method, path in app.hot)
+    app.turns = tracker.turns
     app.longest_direct = min(LONGEST_DIRECT, 1024 * tracker.settings.max_body)
     app.state.tracker = tracker
     return app
@@ -5456,9 +5496,20 @@ OPENAPI_PATHS = ("/openapi.json", "/api/openapi.json")
 
 async def openapi_json(call: Call) -> Response:
     """GET /openapi.json: the JSON API as programs read about it."""
-    settings, base = call.tracker.settings, call.base
-    document = await asyncio.to_thread(lambda: openapi.with_curl(openapi_document(settings), base))
-    return Response(encode(document), media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
+    base = call.base
+    written_for = SOME_BASE if shlex.quote(base) == base else SOME_QUOTED_BASE
+    document = await asyncio.to_thread(written_document, call.tracker.settings, written_for)
+    body = document.replace(written_for.encode(), base.encode())
+    return Response(body, media_type="application/json", headers={"X-Content-Type-Options": "nosniff"})
+
+
+SOME_BASE, SOME_QUOTED_BASE = "http://tracker.invalid", "http://[tracker.invalid]"  # as a shell has to read it
+
+
+@functools.lru_cache(maxsize=8)
+def written_document(settings: Settings, base: str) -> bytes:
+    """The document as it is sent, of a tracker at this URL: it takes long to write, and anybody may ask for it."""
+    return encode(openapi.with_curl(openapi_document(settings), base))
 
 
 @functools.lru_cache(maxsize=4)
@@ -5475,7 +5526,9 @@ class App(Starlette):
 
     native: list[dict[str, NativePath]]
     hot: dict[tuple[bytes, bytes], HotPath]
+    hot_lines: tuple[bytes, ...]  # with which a hot call begins
     longest_direct: int  # bytes of the body of a hot call
+    turns: Turns
 
     def find_direct(self, method: bytes, url: bytes) -> Callable[..., Direct] | None:
         """What makes a request with this URL a hot call, if it is one. What is written otherwise is left to ASGI."""
@@ -5641,6 +5694,7 @@ async def serve_until_stopped(
                 started=lambda: ready(url_of(sock), server),
                 stopping=tracker.begin_stop,
             )
+            tracker.limits.gauges |= server.gauges()
             tracker.db.failed.add_done_callback(lambda _: server.stop())
             await server.serve(sockets=[sock])
     finally:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from errors import TrackerError
 from shapes import Task
+from shares import Holding, Shares
 
 
 class Assigned(NamedTuple):
@@ -30,28 +31,29 @@ class Assigned(NamedTuple):
 class Waiter:
     """One request that waits for a task of some projects."""
 
-    __slots__ = ("projects", "turn", "woken")
+    __slots__ = ("over", "projects", "turn", "woken")
 
     def __init__(self, projects: Sequence[int]):
         self.projects = projects
         self.woken: asyncio.Future | None = None
         self.turn = 0  # the last wake-up that it tried and could not use
+        self.over = False  # it waits no longer, for others' sake
 
 
 class Waiters:
     """Who waits for tasks. Each task that becomes ready wakes one worker; one that cannot take it wakes the next.
 
     A waiter joins before its first attempt, so that a task committed between attempt and wait cannot be missed. At most
-    `most` requests wait at the same time.
+    `most` requests wait at the same time: beyond that, who waits longest of the address with most waits makes room.
     """
 
     def __init__(self, most: float = math.inf) -> None:
-        self.most, self._waiting = most, 0
+        self.most, self.shares = most, Shares(most)
         self._queues: dict[int, dict[Waiter, None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._turn = 0
         self._closed = False
-        self._resting: set[asyncio.Future] = set()
+        self._resting, self._rest_shares = set[asyncio.Future](), Shares(most / 10)
 
     def __len__(self) -> int:
         return len({waiter for queue in self._queues.values() for waiter in queue})
@@ -71,16 +73,20 @@ class Waiters:
         seconds: float,
         gone: asyncio.Future,
         least: float = 0.0,
+        source: str = "",
     ) -> Assigned:
         """Attempts now and after each wake-up. No tasks: after `seconds`, when the client is `gone`, or at the stop.
 
-        If as many wait as may, after the `least` time, by which polls in vain are slowed. A refusal of the attempt is
-        raised, but a rate limit that ends in time is waited for.
+        If as many wait as may, after the `least` time, by which polls in vain are slowed, unless more wait at another
+        address than at this one (`source`). A refusal of the attempt is raised, but a rate limit that ends in time is
+        waited for.
         """
-        loop = asyncio.get_running_loop()
-        seconds = seconds if self._waiting < self.most else least
-        ends, waiter = loop.time() + seconds, Waiter(projects)
-        self._waiting += 1
+        loop, waiter = asyncio.get_running_loop(), Waiter(projects)
+        held = Holding(source, lambda: self._end(waiter))
+        if not self.shares.hold(held, 1):
+            self.shares.leave(held)
+            seconds = least
+        ends = loop.time() + seconds
         self._join(waiter)
         try:
             while True:
@@ -97,12 +103,12 @@ class Waiters:
             self._pass_on(waiter)  # the wake-up that led to this attempt came to nothing
             raise
         finally:
-            self._waiting -= 1
+            self.shares.leave(held)
             self._remove(waiter)
             if waiter.woken.done():
                 self._pass_on(waiter)  # one more arrived that no attempt followed
 
-    async def rest(self, seconds: float, gone: asyncio.Future) -> None:
+    async def rest(self, seconds: float, gone: asyncio.Future, source: str = "") -> None:
         """Returns after so many seconds, when the client is `gone`, or at the stop.
 
         So rest those who have no access, and get none by waiting: they share a tenth of the places, and beyond it rest
@@ -110,13 +116,16 @@ class Waiters:
         """
         if self._closed:
             return
-        if len(self._resting) >= self.most // 10:
-            seconds = min(seconds, LONGEST_HOLD)
         stop = asyncio.get_running_loop().create_future()
+        held = Holding(source, lambda: stop.done() or stop.set_result(None))
+        if not self._rest_shares.hold(held, 1):
+            self._rest_shares.leave(held)
+            seconds = min(seconds, LONGEST_HOLD)
         self._resting.add(stop)
         try:
             await asyncio.wait((stop, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._rest_shares.leave(held)
             self._resting.discard(stop)
 
     async def _attempt(self, waiter: Waiter, attempt: Callable, left: float) -> Assigned:
@@ -134,10 +143,10 @@ class Waiters:
 
     async def _woken(self, waiter: Waiter, seconds: float, gone: asyncio.Future) -> bool:
         """Waits for the next wake-up. False when there will be none."""
-        if self._closed:
+        if self._closed or waiter.over:
             return False
         await asyncio.wait((waiter.woken, gone), timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
-        if gone.done() or not waiter.woken.done():
+        if gone.done() or not waiter.woken.done() or waiter.over:
             return False
         self._join(waiter)
         return True
@@ -161,6 +170,13 @@ class Waiters:
         self._remove(waiter)
         waiter.turn = turn
         waiter.woken.set_result(None)
+
+    def _end(self, waiter: Waiter) -> None:
+        """It is answered now."""
+        waiter.over = True
+        if not waiter.woken.done():
+            self._remove(waiter)
+            waiter.woken.set_result(None)
 
     def _pass_on(self, waiter: Waiter) -> None:
         """Wakes one worker a project that has not had this turn yet, so that a turn goes round once at the most."""

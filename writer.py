@@ -9,6 +9,7 @@ knows a task: the transaction (Tx) has a clock and settings because the function
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import sqlite3
@@ -22,6 +23,7 @@ import aiosqlite
 from counts import Counts
 from errors import TrackerError
 from limits import Limits
+from turns import SHARE, Turns
 
 log = logging.getLogger("tracker")
 
@@ -128,6 +130,7 @@ class Write(NamedTuple):
     told: Told
     function: Callable
     args: tuple
+    first: bool = False  # it goes before the others
 
 
 Outcome = tuple[Any, Exception | None]  # how a call ended: with a result, or with the error that its caller gets
@@ -250,6 +253,8 @@ class Committer:
     """Carries out batches of calls, each batch in one transaction, on the one connection that writes."""
 
     BATCH_TIME = 0.02  # seconds of the event loop that one batch may take; the rest goes into the next one
+    OTHERS_TIME = 0.001  # the same for a batch of calls that do not go first, while such come
+    STILL_COME = 0.1  # seconds after which no other is expected
     FEWEST_TOGETHER = 3  # calls: fewer are quicker one by one
     LOCK_PATIENCE = 5.0  # seconds to wait for another program that holds the file (somebody's sqlite3 shell)
 
@@ -264,6 +269,7 @@ class Committer:
         self.writer, self.clock, self.settings, self.turn = writer, clock, settings, turn
         self.limits = limits or Limits(settings, clock.uptime)
         self.connection = writer.connection
+        self.first_came = -math.inf
         self.uptime_saved = math.inf  # until it has been loaded
 
     async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
@@ -301,18 +307,32 @@ class Committer:
             return self.run_in_turn(batch, run_isolated)
 
     def run_in_turn(self, batch: list[Write], run: Callable) -> Committed:
-        """Runs calls in a new transaction until its time is up.
+        """Runs calls in a new transaction until its time is up: first those that go first, then some of the others.
 
         Those that can be carried out together are: they are concurrent, as no caller has heard of another's outcome.
         """
         self.connection.execute("BEGIN IMMEDIATE")
-        tx, committed, ends = (
-            Tx(self.connection, self.clock, self.settings, self.limits),
-            Committed([], [], []),
-            time.monotonic(),
-        )
-        ends += self.BATCH_TIME
-        tx.turn, tx.ready = self.turn, committed.ready
+        tx, committed = Tx(self.connection, self.clock, self.settings, self.limits), Committed([], [], [])
+        tx.turn, tx.ready, began = self.turn, committed.ready, time.monotonic()
+        if first := [call for call in batch if call.first]:
+            self.first_came = began
+            self.run_calls(tx, first, run, committed, began + self.BATCH_TIME)
+        if len(first) < len(batch):
+            now = time.monotonic()
+            others = [call for call in batch if not call.first] if first else batch
+            self.run_calls(tx, others, run, committed, now + self.time_of_others(bool(first), began, now))
+        tx.counts.write(tx)
+        self.note_passing(tx)
+        return committed
+
+    def time_of_others(self, first: bool, began: float, now: float) -> float:
+        """Seconds: a part of what those have taken that went first in this batch; little, while such come."""
+        if first:
+            return (now - began) / SHARE
+        return self.OTHERS_TIME if now < self.first_came + self.STILL_COME else self.BATCH_TIME
+
+    def run_calls(self, tx: Tx, batch: list[Write], run: Callable, committed: Committed, ends: float) -> None:
+        """Runs those of a batch, until then; at least one of each kind."""
         for plain, calls in by_kind(batch).items():
             if plain and len(calls) >= self.FEWEST_TOGETHER and run is run_plainly:
                 results = run_together(tx, self.connection, plain, calls)
@@ -320,15 +340,12 @@ class Committer:
                 committed.done.extend((call, (result, None)) for call, result in pairs if result is not None)
                 calls = [call for call, result in pairs if result is None]
             for number, call in enumerate(calls):
-                if time.monotonic() > ends:
+                if number and time.monotonic() > ends:
                     committed.left.extend(calls[number:])
                     break
                 if tx.counts.many or not getattr(call.function, "reads_no_counts", False):
                     tx.counts.write(tx)
                 committed.done.append((call, run(tx, self.connection, call)))
-        tx.counts.write(tx)
-        self.note_passing(tx)
-        return committed
 
     def note_passing(self, tx: Tx) -> None:
         """Stores what goes with every transaction: who was seen, and the uptime on which leases and limiters rest.
@@ -356,8 +373,9 @@ class WriteQueue:
 
     failed: asyncio.Future[BaseException]
 
-    def __init__(self, announce: Callable[[int, int], None]):
-        self.announce = announce
+    def __init__(self, announce: Callable[[int, int], None], turns: Turns | None = None):
+        self.announce, self.turns = announce, turns or Turns()
+        self.first: list[Write] = []
         self.short: list[Write] = []
         self.long: list[Write] = []
         self.in_hand: list[Write] = []
@@ -372,11 +390,13 @@ class WriteQueue:
         self.task = asyncio.create_task(self.write_batches())
         self.task.add_done_callback(self.task_ended)
 
-    def put(self, told: Told, function: Callable, args: tuple, long: bool = False) -> None:
-        """Queues a call."""
+    def put(self, told: Told, function: Callable, args: tuple, long: bool = False, first: bool = False) -> None:
+        """Queues a call. One that goes `first` does so before others that are not, and before what is no call."""
         if self.closed:
             raise TrackerError("unavailable", "The tracker is stopping")
-        (self.long if long else self.short).append(Write(told, function, args))
+        if first:
+            self.turns.urgent = True
+        (self.first if first else self.long if long else self.short).append(Write(told, function, args, first))
         self.wanted.set()
 
     async def close(self) -> None:
@@ -387,47 +407,65 @@ class WriteQueue:
 
     async def write_batches(self) -> None:
         """The task: a batch of short calls, then one long call, as long as there are any; then it waits for more."""
-        while self.short or self.long or not self.closed:
+        while self.first or self.short or self.long or not self.closed:
             await self.wanted.wait()
             self.wanted.clear()
-            while self.short or self.long:
+            while self.first or self.short or self.long:
                 await self.arrivals()
-                if self.short:
+                if self.first or self.short:
                     began = time.monotonic()
-                    await self.write_batch(self.short, self.MOST_BATCHED)
+                    await self.write_batch([*self.take(self.first), *self.take(self.short)])
                     self.short_time = time.monotonic() - began
-                await self.write_batch(self.long, 1, on_thread=True)
+                await self.write_batch(self.take(self.long, 1), on_thread=True)
 
     def turn(self) -> float:
         """Seconds that a long call may take: while short ones wait, no more than the last batch of them took.
 
         So whoever waits for a lone request waits little longer, and under load both kinds have half of the time.
         """
-        return self.short_time if self.short else math.inf
+        return self.short_time if self.first or self.short else math.inf
 
     async def arrivals(self) -> None:
         """Lets the event loop take in what has arrived, until nothing more does: fewer commits serve more calls."""
         waiting = -1
-        while waiting < len(self.short) < self.MOST_BATCHED:
-            waiting = len(self.short)
+        while waiting < len(self.first) + len(self.short) < self.MOST_BATCHED:
+            waiting = len(self.first) + len(self.short)
             await asyncio.sleep(0)
 
-    async def write_batch(self, queue: list[Write], most: int, on_thread: bool = False) -> None:
-        """Commits the first calls of a queue, of those whose callers still want them; then says what came of it."""
-        self.in_hand = batch = [call for call in queue[:most] if not call.told.done()]
+    def take(self, queue: list[Write], most: int = MOST_BATCHED) -> list[Write]:
+        """The first calls of a queue, which they leave: of those whose callers still want them."""
+        taken = [call for call in queue[:most] if not call.told.done()]
         del queue[:most]
+        return taken
+
+    async def write_batch(self, batch: list[Write], on_thread: bool = False) -> None:
+        """Commits calls; then says what came of them."""
         if not batch:
             return
+        self.in_hand = batch
         try:
             committed = await self.commit(batch, on_thread)
         except Exception as error:
             outcome = None, cannot_write(error)
             committed = Committed([(call, outcome) for call in batch], [], [])
-        queue[:0] = committed.left
+        if committed.left:
+            self.first[:0] = [call for call in committed.left if call.first]
+            self.short[:0] = [call for call in committed.left if not call.first]
         for call, outcome in committed.done:
-            self.tell(call.told, *outcome)
+            if call.first:
+                self.tell(call.told, *outcome)
+            else:
+                self.turns.queue(functools.partial(self.tell_in_turn, call.told, *outcome))
         for project, count in committed.ready:
             self.announce_safely(project, count)
+        if self.turns.urgent and not self.first:
+            self.turns.calm()
+
+    def tell_in_turn(self, told: Told, result: Any, error: Exception | None, until: float) -> bool:
+        """What its caller makes of it is set off by a turn."""
+        self.tell(told, result, error)
+        self.turns.begin()
+        return False
 
     def tell(self, told: Told, result: Any, error: Exception | None) -> None:
         """It is on disk, or undone, whatever becomes of those who wait for it."""
@@ -452,6 +490,6 @@ class WriteQueue:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         log.critical("The writer has ended: nothing is stored any more", exc_info=error)
         self.closed = True
-        for call in (*self.in_hand, *self.short, *self.long):
+        for call in (*self.in_hand, *self.first, *self.short, *self.long):
             self.tell(call.told, None, TrackerError("unavailable", "The tracker stops because of a fault"))
         self.failed.set_result(error)

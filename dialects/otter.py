@@ -21,7 +21,6 @@ import codecs
 from collections.abc import AsyncIterator
 from sqlite3 import Row
 from typing import Any
-from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
@@ -29,8 +28,9 @@ from starlette.routing import Route
 
 import tracker
 from dialects.plumbing import HEADERS, as_text
+from errors import form_pairs, refuse_many_parts
 from server import decoded
-from tracker import Call, Guesser, MethodNotAllowed, TrackerError, Tx
+from tracker import STRANGERS_BODY, Call, Guesser, MethodNotAllowed, TrackerError, Tx
 
 NOT_VARIABLES = ("template", "token", "key")
 MOST_PARAMETERS = 1000
@@ -67,23 +67,23 @@ class TextCall(Call):
 # ── Parameters ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def read_parameters(call: Call) -> dict[str, Any]:
-    """All that a request says, by name. The body wins over the query; the last one of a repeated name counts.
+async def read_parameters(call: Call, most: int | None = None) -> dict[str, Any]:
+    """All that a request says (in KiB at most), by name. The body wins over the query, the last of a name over others.
 
     `key` is the key wherever it was given: in the body, else in the query, else in the header. An empty one is none.
     """
-    query, body = read_form(call.scope["query_string"], "query"), await read_body(call)
+    query, body = read_form(call.scope["query_string"], "query"), await read_body(call, most)
     header = (call.header(b"x-apikey") or b"").decode(errors="replace")
     return {**query, **body, "key": body.get("key") or query.get("key") or header}
 
 
-async def read_body(call: Call) -> dict[str, Any]:
+async def read_body(call: Call, most: int | None) -> dict[str, Any]:
     """The parameters in the body: multipart, JSON (so declared, or an object by its looks), and else a form."""
     kind = (call.header(b"content-type") or b"").lower()
     if kind.startswith(b"multipart/form-data"):  # a file is no variable, and refused
-        form = await call.multipart(call.tracker.settings.max_body, max_files=0, max_fields=MOST_PARAMETERS)
+        form = await call.multipart(most or call.tracker.settings.max_body, max_files=0, max_fields=MOST_PARAMETERS)
         return {name: values[-1] for name, values in form.items()}
-    body = (await call.body()).removeprefix(codecs.BOM_UTF8)
+    body = (await call.body(most)).removeprefix(codecs.BOM_UTF8)
     if body.lstrip().startswith(b"{") or (body and b"json" in kind):
         return await decoded(body, read_json)
     return await decoded(body, read_form, "body")  # whatever it was called: curl -d and scripts say all sorts of things
@@ -91,6 +91,7 @@ async def read_body(call: Call) -> dict[str, Any]:
 
 def read_json(body: bytes) -> dict[str, Any]:
     """The members of a JSON object, with API_Key under the name that the key has elsewhere."""
+    refuse_many_parts(body)
     try:
         members = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -104,7 +105,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 def read_form(text: bytes, place: str) -> dict[str, Any]:
     """The fields of a form or of a query, empty ones too: those are variables with an empty value."""
     try:
-        return dict(parse_qsl(text.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_PARAMETERS))
+        return dict(form_pairs(text, MOST_PARAMETERS))
     except ValueError as error:
         many = "Max number" in str(error)
         problem = f"more than {MOST_PARAMETERS} parameters" if many else "not valid form encoding in UTF-8"
@@ -188,7 +189,7 @@ def refuse_strangers(tx: Tx, template: Row, parameters: dict[str, Any], guesser:
 
 async def status(call: Call) -> Response:
     """Tells how a job is doing."""
-    job = await call.tracker.db.read(job_asked_for, await read_parameters(call), call.guesser)
+    job = await call.tracker.db.read(job_asked_for, await read_parameters(call, STRANGERS_BODY), call.guesser)
     return as_text(status_of(job))
 
 
@@ -212,7 +213,8 @@ def status_of(job: Row) -> str:
 
 async def logs(call: Call) -> Response:
     """Sends a job's log, as it is read: a long one is held neither in memory nor in one transaction."""
-    job_id, entries = await call.tracker.db.read(begin_log, await read_parameters(call), call.guesser)
+    parameters = await read_parameters(call, STRANGERS_BODY)
+    job_id, entries = await call.tracker.db.read(begin_log, parameters, call.guesser)
     return StreamingResponse(log_lines(call.tracker.db, job_id, entries), media_type="text/plain", headers=HEADERS)
 
 

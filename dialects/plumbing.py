@@ -12,8 +12,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from errors import storable
-from tracker import encode
+from errors import refuse_many_parts, storable
+from tracker import STRANGERS_BODY, Call, encode
 
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -45,6 +45,13 @@ def basic_credentials(authorization: bytes | None) -> tuple[str, str] | None:
     return (name, password) if colon and kind.lower() == b"basic" else None
 
 
+def may_be_long(call: Call) -> bool:
+    """Whether more may follow the headers than is read of somebody unknown: who sends it must be known before."""
+    length = call.header(b"content-length") or b"0"
+    packed = call.header(b"transfer-encoding") or call.header(b"content-encoding")
+    return packed is not None or len(length) > 10 or int(length) > 1024 * STRANGERS_BODY
+
+
 def iso(time: float, timespec: str = "seconds") -> str:
     """A unix time in ISO 8601, as the world outside of Python writes UTC: 2019-05-15T16:23:56Z."""
     return datetime.fromtimestamp(time, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
@@ -61,4 +68,5 @@ def forgiving_json(body: bytes) -> Any:
 
     What is no UTF-8 in it, and what cannot be stored, becomes U+FFFD.
     """
+    refuse_many_parts(body)
     return storable(json.loads(body.decode("utf-8-sig", "replace")))

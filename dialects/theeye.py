@@ -32,7 +32,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
-from urllib.parse import parse_qs
 
 import msgspec
 from starlette.responses import Response
@@ -43,7 +42,7 @@ import pages
 import shapes
 import tracker
 from dialects import plumbing
-from dialects.plumbing import as_bytes, as_json, basic_credentials, forgiving_json, nothing
+from dialects.plumbing import as_bytes, as_json, basic_credentials, forgiving_json, may_be_long, nothing
 from pages import Action, Page
 from server import decoded
 from shapes import Name, ReleaseBody
@@ -125,16 +124,16 @@ def read_head(call: tracker.Call, path: dict[str, str]) -> Ask:
     return Ask(path, query, {}, bearer or None, basic_credentials(authorization), call.base, call.guesser)
 
 
-async def read_body(call: tracker.Call, large: bool) -> dict[str, Any] | list[Any]:
-    """The body, also as browsers send it: as a form of either kind. Refuses what cannot be decoded."""
+async def read_body(call: tracker.Call, large: bool, most: int | None = None) -> dict[str, Any] | list[Any]:
+    """The body (of so many KiB), also as browsers send it: as a form of either kind. Refuses what cannot be decoded."""
     settings = call.tracker.settings
     kind = (call.header(b"content-type") or b"").partition(b";")[0].strip().lower()
     if kind == b"multipart/form-data":
         try:
-            return from_pairs(await call.multipart(settings.max_body, max_files=0, max_fields=1000))
+            return from_pairs(await call.multipart(most or settings.max_body, max_files=0, max_fields=1000))
         except TrackerError as error:
             raise error if error.code != "invalid" else not_content(error.problem) from None
-    body = await call.body(LARGEST * max(settings.max_body, settings.max_job_log) if large else None)
+    body = await call.body(LARGEST * max(settings.max_body, settings.max_job_log) if large else most)
     body = body.removeprefix(codecs.BOM_UTF8).strip()
     if kind == b"application/x-www-form-urlencoded" and body[:1] not in (b"{", b"["):  # curl -d sends JSON as a form
         return await decoded(body, parameters)
@@ -164,9 +163,12 @@ def json_body(body: bytes, from_script: bool) -> dict[str, Any] | list[Any]:
 def parameters(text: bytes) -> dict[str, Any]:
     """A query, or a form as browsers send it."""
     try:
-        pairs = parse_qs(text.decode(), keep_blank_values=True, max_num_fields=2000, errors="strict")
+        given = errors.form_pairs(text, 2000)
     except ValueError:
         raise not_content("Neither JSON nor a form") from None
+    pairs: dict[str, list[str]] = {}
+    for name, value in given:
+        pairs.setdefault(name, []).append(value)
     return from_pairs(pairs)
 
 
@@ -184,6 +186,7 @@ def listed(pairs: dict[str, list[str]], name: str) -> list[Any] | None:
     """The array that a form or a query spells as name[]=a&name[]=b, name=a&name=b, name[0]=a, or name=["a","b"]."""
     values = [value for key in (name, f"{name}[]") for value in pairs.get(key, ())]
     if len(values) == 1 and name in pairs and values[0].lstrip().startswith("["):
+        errors.refuse_many_parts(values[0].encode())
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
             return msgspec.json.decode(values[0], type=list)
     numbered = [(int(match[1]), key) for key in pairs if (match := re.fullmatch(rf"{name}\[(\d{{1,6}})\]", key))]
@@ -472,7 +475,11 @@ def project_of_host(tx: Tx, host: Any) -> int | None:
     rows = tx.all("SELECT project FROM theeye_host WHERE hostname = ?", (host,))
     if len(rows) == 1:
         return rows[0]["project"]
-    row = tx.one("SELECT id FROM project WHERE name = ? AND trusted", (host,))
+    row = tx.one(
+        "SELECT id FROM project p WHERE name = ? AND trusted"
+        " AND NOT EXISTS (SELECT 1 FROM testflinger_queue WHERE project = p.id)",
+        (host,),
+    )
     return row and row["id"]
 
 
@@ -1331,10 +1338,17 @@ class Door(BaseRoute):
             raise not_content("Nested too deeply") from None
 
     async def read_body(self, call: TheEyeCall, ask: Ask, entry: Entry) -> dict[str, Any] | list[Any]:
-        """The body. A result that is too large is refused, and ends its attempt: agents send it once."""
+        """The body. A result that is too large is refused, and ends its attempt: agents send it once.
+
+        Who has no token is told so before what is wrong with it.
+        """
+        if entry.who and may_be_long(call):
+            await call.tracker.db.read(authenticate, ask)
         try:
-            return await read_body(call, entry.large)
+            return await read_body(call, entry.large, tracker.STRANGERS_BODY if entry.function is log_in else None)
         except TrackerError as error:
+            if entry.who:
+                await call.tracker.db.read(authenticate, ask)
             if entry.large and error.code == "too_large":
                 said = {"log": f"the result is refused: {error.message}", "lastline": "the result is too large"}
                 ask = ask._replace(body={"result": {"state": "failure", "data": said}})

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hmac
 import inspect
 import itertools
 import sqlite3
@@ -584,9 +583,10 @@ def step(place: Place, name: str) -> Operation:
 
 
 def push(place: Place) -> Operation:
-    body = b'{"ref": "refs/heads/main", "after": "c0ffee", "repository": {"full_name": "owner/first"}}'
-    signature = hmac.new(place.webhook_secret.encode(), body, "sha256").hexdigest()
-    return tracker.receive_push, (body, {"x-hub-signature-256": signature})
+    pushed = shapes.PushBody(
+        ref="refs/heads/main", after="c0ffee", repository=shapes.Repository(full_name="owner/first")
+    )
+    return tracker.receive_push, (pushed, {place.first: place.webhook_secret})
 
 
 def discard_bulk_submit(tx: Tx, operation: int) -> None:

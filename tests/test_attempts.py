@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -79,6 +80,28 @@ def test_a_subscriber_with_another_address_of_the_same_network_is_known(site: Si
 def test_one_subscriber_is_throttled_as_one_however_many_addresses_it_has(site: Site) -> None:
     throttle(site, ((f"user{number}", f"2001:db8::{number}") for number in range(1, 100)))
     assert login(client(site.url), "admin", address="2001:db8::ffff") == 429
+
+
+def test_a_customer_with_many_networks_is_throttled_as_one_after_eight_times_as_many(site: Site) -> None:
+    throttle(site, ((f"user{number}", f"2001:db8:7:{number:x}::1") for number in range(1, 200)))
+    assert login(client(site.url), "admin", address="2001:db8:7:ffff::1") == 429
+    assert login(client(site.url), "admin", address="2001:db8:8::1") == 200
+
+
+def test_the_failures_of_other_networks_keep_no_address_out_from_which_the_manager_has_logged_in(site: Site) -> None:
+    assert login(client(site.url), "admin", address="2001:db8:7:ffff::1") == 200
+    throttle(site, ((f"user{number}", f"2001:db8:7:{number:x}::1") for number in range(1, 200)))
+    assert login(client(site.url), "admin", address="2001:db8:7:ffff::2") == 200
+
+
+def test_registrations_from_many_networks_of_a_customer_are_throttled(site: Site) -> None:
+    body = {"username": "name", "password": "password"}
+    for number in range(200):
+        headers = {"X-Forwarded-For": f"2001:db8:7:{number:x}::1"}
+        answer = site.guest.post("/register", json=body, headers=headers)
+        if answer.status_code == 429:
+            break
+    assert 160 <= number <= 162
 
 
 def test_the_mark_of_a_browser_is_for_one_account_and_cannot_be_made_up(site: Site, owner: httpx.Client) -> None:
@@ -206,6 +229,124 @@ def test_a_known_manager_has_few_places_of_its_own() -> None:
     assert not places.taken_by
 
 
+def test_an_address_has_no_more_of_the_places_than_it_leaves_free() -> None:
+    places = attempts.Places(9)
+    with contextlib.ExitStack() as taken:
+
+        def many(source: str) -> int:
+            for number in range(100):
+                try:
+                    taken.enter_context(places.taken(source=source))
+                except tracker.TrackerError as refused:
+                    assert refused.code == "unavailable" and "max_logins" in refused.message
+                    return number
+            return 100
+
+        counts = [many(f"2001:db8:{number}:{number}::/64") for number in range(3)]
+        assert counts == [5, 2, 1]
+        assert many("2001:db8:0:1::/64") == 0  # of the same customer as the first
+        assert many("") == 1  # a program on this machine takes what is left
+    assert not places.taken_by
+
+
+def test_places_of_managers_own_are_bounded_together_but_for_an_admin() -> None:
+    places = attempts.Places(3)
+    with contextlib.ExitStack() as taken:
+        for number in range(6):  # three of their own, three of all others'
+            taken.enter_context(places.taken(f"user{number}"))
+        with pytest.raises(tracker.TrackerError, match="max_logins"), places.taken("user6"):
+            pass
+        for _ in range(2):
+            taken.enter_context(places.taken("owner", admin=True))
+        with pytest.raises(tracker.TrackerError, match="max_logins"), places.taken("owner", admin=True):
+            pass
+        assert places.gauge() == (8, 3, 2, False)
+    assert not places.taken_by
+
+
+def test_whoever_has_many_passwords_looked_at_has_no_more_turns_than_others() -> None:
+    async def main() -> None:
+        turns, served = attempts.FairQueue(1), []
+
+        async def look(rank: int, whose: str, number: int = 0) -> None:
+            async with turns.turn(rank, whose):
+                served.append(f"{whose}{number}")
+                await asyncio.sleep(0)
+
+        ranks = attempts.FairQueue
+        known = [(ranks.KNOWN, whose, number) for whose in "ab" for number in (1, 2)]
+        others = [(ranks.OTHER, "x", number) for number in range(1, 6)] + [(ranks.OTHER, "y", 1)]
+        looks = [asyncio.create_task(look(*one)) for one in (*others, *known, (ranks.ADMIN, "owner", 1))]
+        await asyncio.sleep(0)
+        looks[3].cancel()  # x4 goes
+        await asyncio.gather(*looks, return_exceptions=True)
+        assert served == ["x1", "owner1", "a1", "x2", "b1", "y1", "a2", "x3", "b2", "x5"]
+        assert turns.free == 1 and not any(turns.waiting)
+
+    asyncio.run(main())
+
+
+def test_a_turn_that_comes_to_who_has_just_gone_goes_on_to_the_next() -> None:
+    async def main() -> None:
+        turns = attempts.FairQueue(1)
+        go = asyncio.Event()
+
+        async def look(wait: bool) -> None:
+            async with turns.turn(turns.OTHER, "x"):
+                if wait:
+                    await go.wait()
+
+        first, second, third = (asyncio.create_task(look(number == 0)) for number in range(3))
+        await asyncio.sleep(0)
+        go.set()
+        first.add_done_callback(lambda _: second.cancel())  # its turn has come, and it has not been told
+        await asyncio.wait_for(third, 20)
+        assert turns.free == 1
+
+    asyncio.run(main())
+
+
+def test_an_admin_s_login_waits_for_none_of_a_crowd_of_others(
+    make_site: Callable[..., Site], request: pytest.FixtureRequest
+) -> None:
+    site = make_site()
+    owner = dict(site.admin.http.cookies)
+    crowd = [dict(site.create_manager(f"user{number}").http.cookies) for number in range(10)]
+    hashed: list[str] = []
+    real, go_on = tracker.password_matches, threading.Event()
+
+    def slow(password: str, stored: str | None) -> bool:
+        go_on.wait(60)
+        hashed.append(password)
+        return real(password, stored)
+
+    request.getfixturevalue("monkeypatch").setattr(tracker, "password_matches", slow)
+
+    async def main() -> None:
+        async with asyncio.timeout(60), httpx.AsyncClient(base_url=site.url, timeout=90) as http:
+
+            def log_in(name: str, address: str, password: str, cookies: dict[str, str]) -> asyncio.Task:
+                headers = {"X-Forwarded-For": address, "Cookie": f"tt-browser={cookies.get('tt-browser', '')}"}
+                body = {"username": name, "password": password}
+                return asyncio.create_task(http.post("/login", json=body, headers=headers))
+
+            tried = [
+                log_in(f"user{number}", f"198.51.100.{number + 10 * again}", "crowd", cookies)
+                for number, cookies in enumerate(crowd)
+                for again in range(4)
+            ]
+            while len(site.read("SELECT 1 FROM login_failure WHERE source LIKE 'browser %'")) < 10:
+                await asyncio.sleep(0.02)
+            known = log_in("Admin", "203.0.113.9", "password", owner)
+            await asyncio.sleep(0.3)
+            go_on.set()
+            assert (await known).status_code == 200
+            await asyncio.gather(*tried)
+
+    asyncio.run(main())
+    assert hashed.index("password") <= 3  # two were being looked at, and one more may end at the same moment
+
+
 # ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -244,6 +385,24 @@ def test_no_more_sources_are_remembered_than_may_be(monkeypatch: pytest.MonkeyPa
     for number in range(100):
         assert fails(guesses, f"source {number}", "wrong")
     assert list(guesses.sources) == [f"source {number}" for number in range(90, 100)]
+
+
+def test_one_key_after_the_other_from_many_networks_of_a_customer_is_slowed_down() -> None:
+    guesses, number = Guesses(), 0
+    with pytest.raises(tracker.TrackerError, match="Too many wrong keys"):
+        for number in range(1000):
+            attempts.Guesser(guesses, f"2001:db8:7:{number:x}::/64").check("template", f"key {number}", False, 0.0)
+    assert number == 8 * FREE_GUESSES + 1
+    assert attempts.Guesser(guesses, "2001:db8:8:1::/64").check("template", "the right one", True, 0.0)
+
+
+def test_who_has_to_wait_counts_no_more_for_the_whole_customer() -> None:
+    guesses = Guesses()
+    one = attempts.Guesser(guesses, "2001:db8:7:1::/64")
+    for number in range(1000):
+        with contextlib.suppress(tracker.TrackerError):
+            one.check("template", f"key {number}", False, 0.0)
+    assert attempts.Guesser(guesses, "2001:db8:7:2::/64").check("template", "the right one", True, 0.0)
 
 
 Try = Callable[[str, str], httpx.Response]

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 import pytest
@@ -880,6 +880,105 @@ def test_an_idle_connection_is_kept_between_its_requests(make_site: Callable[...
     assert slow.is_closed()
     raw.send(*head(house, ("GET", "/account")))
     assert raw.answer().status == 200
+
+
+# ── Bodies that are much work for their length ────────────────────────────────────────────────────────────────────────
+
+FEW, MANY = errors.MOST_PARTS // 3, errors.MOST_PARTS + 1
+DEEP = b"[" * 100 + b"]" * 100
+
+
+@pytest.mark.parametrize("part", [b"[]", b"{}", DEEP], ids=["lists", "objects", "nested"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/template/trigger/1", 413),
+        ("/template/create", 413),
+        ("/task/submit", 413),
+        *((f"/{path}", 413) for path in ("api/jobs/trigger", "v1/job") if len(tracker.installed_dialects()) == 3),
+        *((f"/{path}", 400) for path in ("tracker/token",) if len(tracker.installed_dialects()) == 3),
+    ],
+)
+def test_json_of_very_many_parts_is_refused_before_anything_is_made_of_it(
+    make_site: Callable[..., Site], path: str, status: int, part: bytes
+) -> None:
+    site = make_site(testflinger_anonymous="always")
+    many = b",".join([part] * (MANY // part.count(b"[" if b"[" in part else b"{") + 1))
+    headers = dict(site.create_worker().http.headers) if path == "/task/submit" else {}
+    body = b'{"project":1.0,"recipe":"x","job_queue":"x","variables":{"x":[%b]}}' % many  # 1.0: a whole number
+    answer = site.guest.post(path, content=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert f"more than {errors.MOST_PARTS} lists, objects and names" in answer.text
+
+
+def test_very_many_parts_that_are_nested_too_deeply_are_said_to_be_so() -> None:
+    for first in b"", b"[],":
+        with pytest.raises(tracker.TrackerError, match="body: nested too deeply"):
+            errors.refuse_many_parts(b"[" + first * MANY + b"[" * MANY)
+
+
+def test_names_count_as_parts_and_texts_do_not() -> None:
+    text = b'"' + b'[{:\\"' * MANY + b'"'
+    errors.refuse_many_parts(b'{"text":%b,"more":[%b]}' % (text, b",".join([b"[]"] * FEW)))
+    for body in (
+        b'{"text":%b,"more":[%b]}' % (text, b",".join([b'{"":0}'] * MANY)),
+        b'{"text":%b,"x":' % text + b"[]," * MANY,
+    ):
+        with pytest.raises(tracker.TrackerError, match="lists, objects and names"):
+            errors.refuse_many_parts(body)
+
+
+@pytest.mark.parametrize("message", [b'"[{:"', b'"\\u0000[{:"', b'"\x01[{:\xff"'], ids=["plain", "NUL", "not JSON"])
+def test_a_printed_text_may_look_like_very_many_parts(site: Site, message: bytes) -> None:
+    worker = site.create_worker()
+    body = b'{"scope":"x","timestamp":1,"message":%b}' % message.replace(b"[{:", b"[{:" * MANY)
+    assert worker.http.post("/log/info", content=body).status_code == 204
+    body = b'{"scope":"\x01","timestamp":1,"message":"x","more":[%b]}' % b",".join([b"[]"] * MANY)
+    assert worker.http.post("/log/info", content=body).status_code == 400
+
+
+def test_what_is_printed_as_json_is_not_made_into_anything_to_see_whether_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(errors, "mended", None)
+    body = b'{"scope":"x","timestamp":1,"message":"x","more":[%b]}' % b",".join([b"[]"] * MANY)
+    assert errors.decode(body, shapes.LogBody).message == "x"
+
+
+def as_urllib(form: bytes) -> list[tuple[str, str]] | None:
+    try:
+        return parse_qsl(form.decode(), keep_blank_values=True, errors="strict")
+    except ValueError:
+        return None
+
+
+def as_form(form: bytes) -> list[tuple[str, str]] | None:
+    try:
+        return errors.form_pairs(form, 1000)
+    except ValueError:
+        return None
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"a", b"%", b"%4", b"%41", b"%C3%A9", b"%ff", b"+", b"&", b"=", b";", b"\r\n", "é".encode()])
+    )
+)
+def test_a_form_is_read_as_by_urllib(parts: list[bytes]) -> None:
+    assert as_form(b"".join(parts)) == as_urllib(b"".join(parts))
+
+
+@pytest.mark.parametrize("part", [b"%41", b"%C3%A9", b"%", b"%4", b"x%zz", "é".encode()])
+def test_a_long_form_is_read_as_by_urllib(part: bytes) -> None:
+    for shift in range(6):
+        form = b"a=" + b"x" * shift + part * (errors.FORM_PIECE // 2)
+        assert as_form(form) == as_urllib(form)
+
+
+def test_a_form_has_so_many_fields_at_most() -> None:
+    assert len(errors.form_pairs(b"&".join([b"a=1"] * 10), 10)) == 10
+    with pytest.raises(ValueError, match="Max number"):
+        errors.form_pairs(b"&".join([b"a=1"] * 11), 10)
 
 
 # ── Paths and ids ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ FIREFOX = {
     "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
     "Accept-Language": "en-US,en;q=0.5",
 }
+JAVA = "text/html, image/gif, image/jpeg, */*; q=0.2"
 PICTURE = {**FIREFOX, "Accept": "image/avif,image/webp,*/*"}
 FIRST = {"username": "owner", "password": "correct horse"}
 TLS_PROXY = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "Sec-Fetch-Site": "same-origin"}
@@ -42,8 +44,12 @@ def raw(headers: dict[str, str]) -> dict[bytes, bytes]:
 @pytest.mark.parametrize(
     "headers",
     [
-        *(FIREFOX, PICTURE, {"Origin": "null"}, {"Sec-GPC": "1"}, {"Sec-Fetch-Site": "none"}, {"Accept": "IMAGE/webp"}),
-        *({"Accept-Language": "de"}, {"User-Agent": "Mozilla/4.0"}, {"Accept": "application/json, Text/HTML"}),
+        *(FIREFOX, PICTURE, {"Origin": "null"}, {"Sec-GPC": "1"}, {"Sec-Fetch-Site": "none"}),
+        *({"Accept-Language": "de"}, {"User-Agent": "Mozilla/4.0"}, {"Accept-Language": ""}),
+        *({"Accept": accept, "Accept-Encoding": "gzip"} for accept in ("IMAGE/webp", "application/json, Text/HTML")),
+        # A page's fetch in Firefox, with all that a page can set:
+        {"User-Agent": "Java/17", "Accept": "*/*", "Accept-Language": "*", "Accept-Encoding": "gzip, deflate"},
+        {"User-Agent": "Java/17", "Accept": JAVA, "Accept-Language": "*", "Accept-Encoding": "identity"},  # a Range
     ],
     ids=str,
 )
@@ -59,6 +65,18 @@ def test_a_browser_is_known_by_any_of_its_headers(headers: dict[str, str]) -> No
         {"User-Agent": "Go-http-client/1.1", "Accept-Encoding": "gzip"},
         {"User-Agent": "python-requests/2.32.3", "Accept": "*/*", "Connection": "keep-alive"},
         {"User-Agent": "node", "Accept": "*/*", "Accept-Language": "*", "Sec-Fetch-Mode": "cors"},  # its fetch
+        {"User-Agent": "Deno/2.1.4", "Accept": "*/*", "Accept-Language": "*", "Accept-Encoding": "gzip,br"},
+        {"User-Agent": "Java/17.0.15", "Accept": JAVA},
+        {"User-Agent": "drone/1", "Accept": "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"},  # older Java
+        {"User-Agent": "Dalvik/2.1.0 (Linux; U; Android 13)", "Accept-Encoding": "gzip"},
+        {"User-Agent": "okhttp/4.12.0", "Accept-Encoding": "gzip"},
+        {"User-Agent": "Apache-HttpClient/4.5.14 (Java/17.0.15)", "Accept-Encoding": "gzip,deflate"},
+        {"User-Agent": "Java-http-client/17.0.15", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAAA"},
+        {"User-Agent": "Python-urllib/3.13", "Accept-Encoding": "identity"},
+        {"User-Agent": "Wget/1.21.3", "Accept": "*/*", "Accept-Encoding": "identity"},
+        {"User-Agent": "libwww-perl/6.77", "TE": "deflate,gzip;q=0.3"},
+        {"User-Agent": "curl/8.5.0", "Accept": "text/html"},
+        {"User-Agent": "Ruby", "Accept": "*/*", "Accept-Encoding": "gzip;q=1.0,deflate;q=0.6,identity;q=0.3"},
         {"User-Agent": "Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1.19041.1682"},
     ],
     ids=str,
@@ -72,6 +90,8 @@ def test_a_program_is_no_browser(headers: dict[str, str]) -> None:
     [
         *(("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64")),
         *(("fe80::1%eth0", "fe80::/64"), ("testclient", "testclient")),
+        *(("2002:c000:201:7::1", "192.0.2.1"), ("2001:0:4136:e378:8000:63bf:3fff:fdd2", "192.0.2.45")),
+        *(("64:ff9b::192.0.2.1", "192.0.2.1"), ("64:ff9b:1:7::c000:201", "64:ff9b:1:7::c000:201/128")),
     ],
 )
 def test_attempts_are_counted_by_a_subscribers_network(address: str, network: str) -> None:
@@ -158,6 +178,17 @@ def test_a_worker_that_poses_as_a_browser_gets_its_tasks_under_any_name(site: Si
     assert worker.released(worker.assigned(project)["id"])
     sent_slowly = worker.http.request("GET", f"/task/get/{project}", content=iter([b""]))  # not as a direct call
     assert sent_slowly.json()["message"] == tracker.NO_TASK
+
+
+def test_a_program_in_java_becomes_a_worker_under_any_name(site: Site) -> None:
+    head = (
+        "POST /worker/create HTTP/1.1\r\nHost: host.docker.internal\r\nUser-Agent: Java/17.0.15\r\n"
+        f"Accept: {JAVA}\r\nContent-Type: application/json\r\nContent-Length: 14\r\nConnection: close\r\n\r\n"
+    )
+    address, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((address, int(port)), timeout=30) as connection:
+        connection.sendall(head.encode() + b'{"alias": "x"}')
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_on_loopback_a_browser_comes_through_a_proxy_with_tls_under_any_name(site: Site) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +20,11 @@ from place import OPERATIONS, Jobs, Memory, Place, call, furnish
 
 import budgets
 import limits
+import server
 import tracker
 from database import UPGRADES
 from limits import LARGEST_FLOOR
+from shares import Shares
 from tracker import FAIL, OK, shapes
 from writer import Committer, Write
 
@@ -990,6 +995,35 @@ def test_the_page_of_the_settings_shows_which_untrusted_projects_are_the_largest
     table = table[: table.index("</table>")]
     assert f'/ui/projects/{house.project}"' in table and "stranger" in table
     assert f'/ui/projects/{small}"' not in table
+
+
+def shown(site: Site, name: str) -> list[str]:
+    """What the page of the settings says of a budget: used, of, full, reached."""
+    page = site.admin.http.get("/ui/admin").text
+    row = page.partition(f"<code>{name}</code></th>")[2].partition("</tr>")[0]
+    return [re.sub("<.*?>", "", cell) for cell in row.split("</td>")[:-1]]
+
+
+def test_the_page_of_the_settings_shows_what_is_in_memory(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ARRIVING", Shares(2**20))
+    site = make_site(max_waits=10, max_logins=4)
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    waiting = threading.Thread(target=worker.assign, args=(project,), kwargs={"wait": 60})
+    waiting.start()
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as begun:
+        body = b"x" * 512 * 1024
+        begun.sendall(b"POST /git/receivehook HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + body)
+        wait_until(lambda: shown(site, "requests that arrive")[2] == "50 %")
+    wait_until(lambda: shown(site, "max_waits") == ["1", "10", "10 %", "0"])
+    assert shown(site, "max_logins") == ["0", "4", "0 %", "0"]
+    wait_until(lambda: int(shown(site, "max_connections")[0]) >= 2)
+    assert shown(site, "answers to be taken in")[1:] == ["64.0 MiB", "0 %", "0"]
+    worker.submit(project)
+    waiting.join()
 
 
 @pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gzip
 import json
 import logging
 import re
@@ -25,6 +26,8 @@ import connections
 import protocol
 import server
 import tracker
+import turns
+from shares import Shares
 from waiting import Waiters
 
 __all__ = ["run"]  # the fixture
@@ -248,18 +251,19 @@ def test_what_is_much_work_for_its_length_is_read_in_small_pieces(what: str) -> 
         wire.protocol = one
         one.connection_made(wire)
         one.data_received(HEAVY[what])
+        read_at_once = calls
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return calls
+        return read_at_once
 
-    connections_turn = connections.TURN
+    kept = turns.TURN
     try:
-        connections.TURN = 0  # a turn is one piece
+        turns.TURN = 0  # a turn is one piece
         assert asyncio.run(feed()) <= 600
     finally:
-        connections.TURN = connections_turn
+        turns.TURN = kept
 
 
 def test_a_long_body_of_small_chunks_is_understood(site: Site) -> None:
@@ -323,27 +327,147 @@ def test_a_request_that_comes_too_slowly_is_answered(make_site: Callable) -> Non
             assert refused(408, "timeout", "request")(answers(connection)[0])
 
 
-def test_bodies_that_never_arrive_in_whole_are_bounded_in_memory(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MOST_BODIES", 300_000)
-    begun = CHUNKED + b"\r\n10000\r\n" + b" " * 65536 + b"\r\n"
-    held = [connect(site.url) for _ in range(4)]
-    for number, connection in enumerate(held, 1):
-        connection.sendall(begun)
-        wait_until(lambda number=number: server.Arriving.bytes == number * 65536)
+FORM = "Content-Type: multipart/form-data; boundary=b\r\n"
+
+
+def begun_at(address: str, path: str = "/worker/create", more: str = "") -> bytes:
+    """The beginning of a request that comes from there, through a proxy, and 64 KiB of its body."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    told = f"X-Forwarded-For: {address}\r\n" if address else ""
+    part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n' * (more == FORM)
+    body = b"%x\r\n%b\r\n" % (len(part), part) * bool(part) + b"10000\r\n" + b"a" * 65536 + b"\r\n"
+    return f"{head}{told}{more}\r\n".encode() + body
+
+
+@pytest.fixture
+def arriving(monkeypatch: pytest.MonkeyPatch) -> Shares:
+    """What is held of bodies: 300 KB at the most."""
+    monkeypatch.setattr(server, "ARRIVING", Shares(300_000))
+    return server.ARRIVING
+
+
+def hold(site: Site, shares: Shares, addresses: list[str], *request: str) -> list[socket.socket]:
+    """Connections from these addresses, each of which has begun to send a body."""
+    held = []
+    for address in addresses:
+        held.append(connect(site.url))
+        before = shares.used
+        held[-1].sendall(begun_at(address, *request))
+        wait_until(lambda before=before: shares.used == before + 65536)
+    return held
+
+
+def test_bodies_that_never_arrive_in_whole_are_bounded_in_memory(site: Site, arriving: Shares) -> None:
+    held = hold(site, arriving, [""] * 4)
     with connect(site.url) as one_more:
-        one_more.sendall(begun)
+        one_more.sendall(begun_at(""))
         assert refused(503, "unavailable")(answers(one_more)[0])
     assert sent(site, CHUNKED + b"\r\n2\r\n{}\r\n0\r\n\r\n")[0][0] == 200
     for connection in held:
         connection.close()
-    wait_until(lambda: server.Arriving.bytes == 0)
+    wait_until(lambda: arriving.used == 0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        (("/worker/create",), "application/json"),
+        (("/git/receivehook",), "application/json"),
+        (("/log/info", "X-Worker-ID: 1\r\nX-Secret: x\r\n"), "application/json"),
+        (("/ui/login",), "text/html"),
+        (("/v1/job",), "application/json"),
+        (("/tracker/token",), "application/json"),
+        (("/tracker/token", FORM), "application/json"),
+        (("/api/jobs/trigger",), "text/plain"),
+        (("/api/jobs/trigger", FORM), "text/plain"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, tuple) else "",
+)
+def test_an_address_whose_bodies_never_arrive_makes_room_for_others(
+    make_site: Callable[..., Site], arriving: Shares, request_: tuple[str, ...], kind: str
+) -> None:
+    site = make_site(testflinger_anonymous="always")
+    many = [f"2001:db8:7:{number}::1" for number in range(4)]
+    held = hold(site, arriving, many, *request_)
+    with connect(site.url) as other:
+        other.sendall(begun_at("203.0.113.9"))
+        head = held[0].recv(65536)
+        assert b" 503 " in head and f"content-type: {kind}".encode() in head.lower()
+        assert b"\r\nretry-after: 1\r\n" in head.lower()
+        assert arriving.used == 4 * 65536
+        other.sendall(b"0\r\n\r\n")
+        assert b"400 Bad Request" in other.recv(65536)  # all of it has come, and it is no JSON
+    with connect(site.url) as again:
+        again.sendall(begun_at(many[0], "/git/receivehook"))
+        wait_until(lambda: arriving.used == 4 * 65536)
+        again.sendall(b"10000\r\n" + b"a" * 65536 + b"\r\n")
+        assert refused(503, "unavailable")(answers(again)[0])  # of an address that holds most none is let in
+    for connection in held:
+        connection.close()
+    wait_until(lambda: arriving.used == 0)
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"POST /task/submit HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: %b\r\nContent-Length: 65000\r\n\r\n"
+        + b" " * 62_000,
+        b"GET / HTTP/1.1\r\nX-Forwarded-For: %b\r\nX: " + b"x" * 62_000,
+    ],
+    ids=["a direct call", "headers"],
+)
+def test_what_is_held_before_an_application_sees_it_is_counted(arriving: Shares, site: Site, begun: bytes) -> None:
+    many = []
+    for number in range(4):
+        many.append(connect(site.url))
+        many[-1].sendall(begun % b"2001:db8:7:%d::1" % number)
+        wait_until(lambda number=number: arriving.used >= 62_000 * (number + 1))
+    with connect(site.url) as other:
+        other.sendall(begun % b"203.0.113.9")
+        if begun.startswith(b"POST"):  # by headers that have not come in whole nobody can be told from others
+            wait_until(lambda: b" 503 " in many[0].recv(65536))
+        else:
+            assert refused(503, "unavailable")(answers(other)[0])
+    for one in many:
+        one.close()
+    wait_until(lambda: arriving.used == 0)
+
+
+def test_what_is_packed_counts_as_what_it_unpacks_to(site: Site, arriving: Shares) -> None:
+    packed = gzip.compress(b"a" * 290_000)[:-8]
+    with connect(site.url) as one, connect(site.url) as other:
+        head = b"X-Forwarded-For: 203.0.113.9\r\nContent-Encoding: gzip\r\n"
+        hook = CHUNKED.replace(b"/worker/create", b"/git/receivehook")
+        one.sendall(hook + head + b"\r\n%x\r\n%b\r\n" % (len(packed), packed))
+        wait_until(lambda: arriving.used > 280_000)
+        other.sendall(begun_at("203.0.113.8"))
+        assert b"503 Service Unavailable" in one.recv(65536)
+
+
+def test_the_file_of_a_form_is_not_in_memory(site: Site, arriving: Shares) -> None:
+    field = b'--b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n'
+    session = site.admin.http.cookies["tt"]
+    project = site.admin.create_project()
+    with connect(site.url) as one:
+        path = f"POST /ui/projects/{project}/submit/lines HTTP/1.1\r\nHost: x\r\nCookie: tt={session}\r\n"
+        body = field % (b"lines", b"") + b"a" * 1000 + b"\r\n" + field % (b"file", b'; filename="f"') + b"b" * 290_000
+        one.sendall(f"{path}{FORM}Content-Length: 1000000\r\n\r\n".encode() + body)
+        wait_until(lambda: arriving.used == 1000)
+
+
+def test_the_bodies_of_one_address_are_all_let_in_while_there_is_room(site: Site, arriving: Shares) -> None:
+    held = hold(site, arriving, ["203.0.113.9"] * 4)
+    for connection in held:
+        connection.sendall(b"0\r\n\r\n")
+        assert b"400 Bad Request" in connection.recv(65536)
+        connection.close()
 
 
 WORKER_HEADERS = "X-Worker-ID", "X-Secret"
 
 
 def test_bodies_in_temporary_files_are_bounded_together(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MOST_SPOOLED", 300_000)
+    monkeypatch.setattr(server, "SPOOLED", Shares(300_000))
     project = site.admin.create_project()
     worker = site.create_worker(project)
     headers = b"".join(b"%s: %s\r\n" % (name.encode(), worker.http.headers[name].encode()) for name in WORKER_HEADERS)
@@ -352,14 +476,14 @@ def test_bodies_in_temporary_files_are_bounded_together(site: Site, monkeypatch:
     held = [connect(site.url) for _ in range(4)]
     for number, connection in enumerate(held, 1):
         connection.sendall(begun)
-        wait_until(lambda number=number: server.Arriving.spooled == number * 65536)
+        wait_until(lambda number=number: server.SPOOLED.used == number * 65536)
     with connect(site.url) as one_more:
         one_more.sendall(begun)
         assert refused(503, "unavailable")(answers(one_more)[0])
     assert sent(site, head + b"Content-Length: 2\r\n\r\nx\n")[0][0] == 200
     for connection in held:
         connection.close()
-    wait_until(lambda: server.Arriving.spooled == 0)
+    wait_until(lambda: server.SPOOLED.used == 0)
 
 
 # ── Answers that nobody reads ─────────────────────────────────────────────────────────────────────────────────────────
@@ -435,6 +559,29 @@ def test_answers_that_nobody_reads_are_bounded_in_memory(talk: Callable[..., Tal
         one.close()
 
 
+class Reader:
+    """A connection that has so much of its answer to take in, and has taken in something at a time."""
+
+    def __init__(self, host: str, size: int, since: float):
+        self.client, self.size, self.unsent, self.cut = (host, 1), size, connections.Unsent(), False
+        self.unsent.since = since
+
+    def unsent_bytes(self) -> int:
+        return self.size
+
+    def abort(self) -> None:
+        self.cut = True
+
+
+def test_an_address_that_leaves_most_answers_unread_is_cut_off_first() -> None:
+    crowd = connections.Crowd(100, turns.Turns(), lambda client: client[0])
+    many = [Reader("203.0.113.9", 3 * 2**20, float(number)) for number in range(1, 21)]
+    other = Reader("203.0.113.8", 8 * 2**20, 0.0)
+    for one in other, *many:
+        crowd.note_unsent(one)
+    assert [one.cut for one in (other, *many)] == [False, True, True, *[False] * 18]
+
+
 def test_a_client_that_asks_and_never_reads_is_cut_off(make_site: Callable) -> None:
     site = make_site(request_timeout=0.5)
     with connect(site.url) as connection:
@@ -507,6 +654,97 @@ def test_connections_that_are_turned_away_do_not_pile_up(run: Callable[..., Runn
         for one in silent:
             one.close()
         running.go.set()
+
+
+def address_all(running: Running) -> Callable[[str, bytes], socket.socket]:
+    """A function that connects from an address, as the server is to see it, and sends something."""
+    addresses: dict[int, str] = {}
+    running.server.config.crowd.whose = lambda client: addresses.get(client[1], "")
+    host, port = running.url.removeprefix("http://").split(":")
+
+    def come_from(address: str, data: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") -> socket.socket:
+        one = socket.socket()
+        one.settimeout(30)
+        one.bind(("127.0.0.1", 0))
+        addresses[one.getsockname()[1]] = address
+        one.connect((host, int(port)))
+        one.sendall(data)
+        return one
+
+    return come_from
+
+
+def test_an_address_with_a_large_part_of_all_connections_makes_room_first(run: Callable[..., Running]) -> None:
+    running = run(max_connections=8)
+    come_from = address_all(running)
+    idle = []
+    for address in *(f"203.0.113.{number}" for number in range(3)), *["203.0.113.9"] * 5:
+        idle.append(come_from(address))
+        assert is_done(idle[-1])
+        time.sleep(0.01)  # the loop's clock counts milliseconds
+    others, many = idle[:3], idle[3:]
+    new = [running.connect() for _ in range(3)]
+    assert all(map(is_done, new))
+    assert [read_all(one) for one in many[:3]] == [b""] * 3
+    for one in *others, *many[3:], *new:
+        one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert is_done(one)
+        time.sleep(0.01)
+    with running.connect() as one_more:  # none has more than a quarter any more: who has been idle longest
+        assert is_done(one_more)
+    assert read_all(others[0]) == b""
+    for one in *others, *many, *new:
+        one.close()
+
+
+def test_an_address_that_comes_to_have_a_large_part_closes_few_of_others(run: Callable[..., Running]) -> None:
+    running = run(max_connections=40)
+    come_from = address_all(running)
+    others = [come_from(f"203.0.113.{number}") for number in range(40)]
+    assert all(map(is_done, others))
+    many = []
+    for _ in range(100):
+        many.append(come_from("2001:db8:7::/48"))
+        assert is_done(many[-1])
+        time.sleep(0.002)  # all are looked at again
+    open_ports = {one.client[1] for one in list(running.server.server_state.connections)}
+    assert sum(one.getsockname()[1] in open_ports for one in others) >= 28
+    for one in *others, *many:
+        one.close()
+
+
+def test_what_an_address_with_a_large_part_of_all_is_about_to_send_keeps_nobody_out(
+    run: Callable[..., Running],
+) -> None:
+    running = run(max_connections=4)
+    come_from = address_all(running)
+    begun = b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
+    many = []
+    for number in range(4):
+        many.append(come_from("203.0.113.9", begun))
+        wait_until(lambda number=number: len(running.server.server_state.tasks) == number + 1)
+        time.sleep(0.01)
+    with running.connect() as new:
+        assert is_done(new)
+    assert refused(503, "unavailable")(answers(many[0])[0])
+    running.go.set()
+    for one in many:
+        one.close()
+
+
+def test_whose_a_connection_is() -> None:
+    clients = server.Clients("192.0.2.0/24, 203.0.113.1")
+    told = [(b"x-forwarded-for", b"198.51.100.1, 198.51.100.2")]
+    whose = {host: clients.whose((host, 1)) for host in ("192.0.2.7", "127.0.0.1", "203.0.113.2", "2001:db8:7:8::1")}
+    assert whose == {
+        "192.0.2.7": "",
+        "127.0.0.1": "",
+        "203.0.113.2": "203.0.113.2",
+        "2001:db8:7:8::1": "2001:db8:7::/48",
+    }
+    assert clients.whose(None) == ""
+    assert clients.client_of(("192.0.2.7", 1), told) == ("198.51.100.2", 0)
+    assert clients.client_of(("203.0.113.2", 1), told) == ("203.0.113.2", 1)
 
 
 IDLE_CROWD = """

@@ -7,6 +7,10 @@ from typing import Any
 
 import httpx
 from conftest import Site
+from place import Queue
+
+import shapes
+from githook import receive_push
 
 KEY = "the webhook secret"
 COMMIT = "a10867b14bb761a232cd80139fbd4c0d33264240"
@@ -89,6 +93,21 @@ def test_a_wrong_or_missing_signature_is_403(site: Site) -> None:
     answers = {why: push(site, body, headers).status_code for why, headers in wrong.items()}
     assert answers == dict.fromkeys(wrong, 403)
     assert version(site, project) == "before"
+
+
+def test_what_nobody_has_signed_is_refused_before_it_is_read(site: Site) -> None:
+    create_project(site)
+    for body in b"{", b"[]", event("owner/unknown"), b"x" * (5 * 2**20):
+        assert push(site, body, {}).status_code == 403, body[:10]
+    assert push(site, b"{").status_code == 400
+
+
+def test_a_key_that_was_changed_meanwhile_sets_no_version() -> None:
+    """It was looked at outside of the transaction."""
+    queue = Queue()
+    pushed = shapes.PushBody(ref="refs/heads/main", after=COMMIT, repository=shapes.Repository(full_name="owner/name"))
+    queue.do(receive_push, pushed, {queue.project: "the key of before"})
+    assert queue.values("SELECT version FROM project") != [(COMMIT,)]
 
 
 def test_the_signature_of_another_project_does_not_count(site: Site) -> None:

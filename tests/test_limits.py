@@ -9,7 +9,7 @@ import pytest
 
 import limits
 import tracker
-from limits import Limits, Rate, source_of
+from limits import AddressRate, Limits, Rate, source_of
 
 
 class Time:
@@ -25,7 +25,7 @@ def time() -> Time:
     return Time()
 
 
-def taken(rate: Rate, source: object, most: int = 1000) -> int:
+def taken(rate: Rate | AddressRate, source: object, most: int = 1000) -> int:
     """How often a source passes until it has to wait."""
     for count in range(most):
         if rate.delay(source):
@@ -102,11 +102,40 @@ def test_a_flood_from_many_addresses_takes_little_memory(time: Time) -> None:
         ("2001:db8::1", (), "2001:db8::/64"),
         ("2001:db8:0:0:ffff::1", (), "2001:db8::/64"),
         ("fe80::1%eth0", (), "fe80::/64"),
+        ("64:ff9b::7f00:1", (), "127.0.0.1"),  # it says so, but is not on this machine
     ],
 )
 def test_whose_address_a_call_counts_to(host: str, headers: tuple[bytes, ...], source: str) -> None:
     client = (host, 1) if host else None
     assert source_of(client, [(b"accept", b"*/*"), *((name, b"x") for name in headers)]) == source
+
+
+def test_a_customer_with_many_networks_of_ipv6_has_eight_times_as_much(time: Time) -> None:
+    rate = AddressRate(1, 5, time)
+    assert sum(taken(rate, f"2001:db8:7:{number:x}::/64") for number in range(100)) == 8 * 5
+    assert taken(rate, "2001:db8:7:ffff::/64") == 0
+    assert (taken(rate, "2001:db8:8:1::/64"), taken(rate, "203.0.113.9"), taken(rate, "203.0.113.10")) == (5, 5, 5)
+    time.now += 1
+    assert sum(taken(rate, f"2001:db8:7:{number:x}::/64") for number in range(100, 200)) == 8
+
+
+@pytest.mark.parametrize("what", ["register", "make_without_key", "passes_line"])
+def test_each_rate_by_address_has_one_for_the_whole_customer(time: Time, what: str) -> None:
+    settings = tracker.Settings(registration_rate=5, keyless_rate=5, address_log_rate=1, worker_log_rate=1000)
+    kept = Limits(settings, time)
+
+    def passes(source: str, worker: int) -> bool:
+        try:
+            return (
+                kept.passes_line(worker, source, 12 * 1024)
+                if what == "passes_line"
+                else not getattr(kept, what)(source)
+            )
+        except tracker.TrackerError as error:
+            assert "from your address" in error.message and error.code == "too_fast"
+            return False
+
+    assert sum(passes(f"2001:db8:7:{number:x}::/64", number) for number in range(100) for _ in range(5)) == 8 * 5
 
 
 # ── What the log says ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -202,14 +202,14 @@ def throttle(site: Site, attempts: Iterator[tuple[str, str]]) -> list[float]:
     An attempt is the name of an account and an address.
     """
     pauses = []
-    for username, address in islice(attempts, 100):
+    for username, address in islice(attempts, 200):
         refusal = login(site, username, "a guess", address)
         if refusal.status_code == 429:
             pauses.append(refusal.json()["rate_limit_delay"])
             if pauses[-1] > 30:
                 return pauses
             site.clock.pass_time(pauses[-1] + 0.01)
-    raise AssertionError("nothing throttled a hundred failures")
+    raise AssertionError("nothing throttled two hundred failures")
 
 
 def attempts_at(*usernames: str) -> Iterator[tuple[str, str]]:
@@ -412,6 +412,34 @@ def test_nobody_gives_roles_that_it_has_not_itself(site: Site) -> None:
     assert manager.set_role(project, manager, ALL_ROLES).status_code == 403
 
 
+def role_of(site: Site, project: int, manager: Manager) -> int:
+    listed = site.admin.get(f"/manager/list_for_project/{project}").json()["content"]["managers"]
+    return next((one["role"] for one in listed if one["manager"]["id"] == manager.id), 0)
+
+
+@pytest.mark.parametrize("role", [0, READ, READ | MANAGE_ACCESS])
+def test_nobody_takes_roles_that_it_could_not_give(site: Site, role: int) -> None:
+    project, manager, other = site.admin.create_project(), site.create_manager(), site.create_manager()
+    site.admin.set_role(project, manager, READ | MANAGE_ACCESS)
+    site.admin.set_role(project, other, ALL_ROLES)
+    refused = manager.set_role(project, other, role)
+    assert (refused.status_code, refused.json()["field"]) == (403, "role")
+    assert "EDIT, SECRET, MAINTENANCE" in refused.json()["message"]
+    assert role_of(site, project, other) == ALL_ROLES
+
+
+def test_roles_are_taken_from_who_made_a_project_by_itself_and_by_an_admin(site: Site) -> None:
+    maker, other = site.create_manager(), site.create_manager()
+    project = maker.create_project()
+    assert maker.set_role(project, other, ALL_ROLES).status_code == 200
+    assert other.set_role(project, maker, ALL_ROLES - MANAGE_ACCESS).status_code == 403
+    assert other.set_role(project, maker, 0).status_code == 403
+    assert other.set_role(project, maker, ALL_ROLES).status_code == 200  # it takes none
+    assert maker.set_role(project, maker, ALL_ROLES - SECRET).status_code == 200
+    assert site.admin.set_role(project, maker, READ).status_code == 200
+    assert role_of(site, project, maker) == READ
+
+
 def log_in(site: Site, manager: Manager) -> int:
     """The status of another login."""
     with client(site.url) as http:
@@ -520,7 +548,7 @@ class Browser:
     """A tracker's browser with a session, as far as a change of the password needs it."""
 
     def __init__(self, one: tracker.Tracker, session: bytes | None):
-        self.tracker, self.session = one, lambda: session
+        self.tracker, self.session, self.source = one, lambda: session, ""
 
     async def change(self, password: str, new_password: str) -> bytes:
         return await tracker.change_password(self, shapes.PasswordForm(password, new_password))
@@ -610,7 +638,7 @@ def test_a_manager_is_given_exactly_the_roles_that_are_ticked() -> None:
 
 def test_giving_roles_by_name_needs_manage_access_and_a_name_that_there_is() -> None:
     queue = Queue()
-    giver = queue.create_manager("giver", MANAGE_ACCESS)
+    giver = queue.create_manager("giver", tracker.ALL_ROLES)
     other = queue.create_manager("other", tracker.ALL_ROLES - MANAGE_ACCESS)
     form = shapes.RoleForm("other", read=True)
     assert queue.refusal(tracker.set_named_role, other, queue.project, form).startswith("forbidden")

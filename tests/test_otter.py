@@ -244,6 +244,11 @@ def test_a_file_is_refused(house: House) -> None:
     assert refused(call(house, "trigger", "POST", **parameters), 400, "file")
 
 
+@pytest.mark.parametrize("endpoint", ["status", "logs"])
+def test_to_ask_for_a_job_takes_a_small_body(house: House, endpoint: str) -> None:
+    assert refused(call(house, endpoint, "POST", content=b"token=x&key=" + b"k" * 70_000), 413, "64 KiB")
+
+
 def test_too_large_a_body_is_refused(make_site) -> None:
     house = House(make_site(max_body=1))
     assert refused(call(house, "trigger", "POST", content=b"a=" + b"x" * 1024), 413, "body")

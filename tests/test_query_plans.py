@@ -706,9 +706,9 @@ def queue_with(count: int) -> Bench:
         for number in range(120):
             queues = ["queue", str(number)]
             testflinger.update_agent(tx, f"agent {number}", {"queues": queues, "log": ["line"] * 100})
-            testflinger.add_provision_log(tx, "agent 0", str(number), 0, "")
+            testflinger.add_provision_log(tx, None, "agent 0", str(number), 0, "")
         for number in range(count):
-            testflinger.add_fragment(tx, "run", "output", None, "text", "setup", number)
+            testflinger.add_fragment(tx, None, "run", "output", None, "text", "setup", number)
     return bench
 
 
@@ -819,19 +819,19 @@ QUEUE_CALLS: dict[str, Call] = {
     "position of the next": (testflinger.position, ("next",)),
     "cancel": (testflinger.cancel_job, ("run", "nobody")),
     "cancel a waiting job": (testflinger.cancel_job, ("last", "nobody")),
-    "add a result": (testflinger.add_result, ("run", None, {"device_info": msgspec.Raw(b"{}")}, "test")),
-    "end a job": (testflinger.add_result, ("run", None, {}, "complete")),
+    "add a result": (testflinger.add_result, (None, "run", None, {"device_info": msgspec.Raw(b"{}")}, "test")),
+    "end a job": (testflinger.add_result, (None, "run", None, {}, "complete")),
     "get a result": (testflinger.get_result, ("ended",)),
-    "add a fragment": (testflinger.add_fragment, ("run", "output", None, "text", "setup", 10**6)),
-    "add raw output": (testflinger.add_fragment, ("run", "output", None, "text")),
-    "add output of an ended job": (testflinger.add_fragment, ("ended", "serial", None, "text")),
+    "add a fragment": (testflinger.add_fragment, (None, "run", "output", None, "text", "setup", 10**6)),
+    "add raw output": (testflinger.add_fragment, (None, "run", "output", None, "text")),
+    "add output of an ended job": (testflinger.add_fragment, (None, "ended", "serial", None, "text")),
     "find a file": (testflinger.find_file, ("ended", "artifact")),
     "find attachments": (testflinger.find_file, ("ended", "attachments")),
     "store an artifact": (testflinger.store_file, ("ended", "artifact", "new", 1)),
     "store attachments": (testflinger.store_attachments, (None, "held", "new", 1)),
     "find files that belong to nothing": (testflinger.unknown_files, (["ended", "none"],)),
     "update an agent": (testflinger.update_agent, ("agent 0", {"queues": ["queue", "other"], "log": ["x"] * 50})),
-    "add a provision log": (testflinger.add_provision_log, ("agent 0", "run", 1, "")),
+    "add a provision log": (testflinger.add_provision_log, (None, "agent 0", "run", 1, "")),
     "who listens": (testflinger.queue_agents, ("queue",)),
     "images": (testflinger_queues.images, ("queue",)),
 }

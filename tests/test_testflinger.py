@@ -432,6 +432,8 @@ def test_the_documents_event_is_passed_on_to_the_webhook(
     hooked: Lab, receiver: http.server.HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell = Shell(hooked, tmp_path, monkeypatch)
+    hooked.submit("myqueue", job_id=NOBODY)
+    hooked.agent("agent-00").polled("myqueue")
     assert shell.run("[POST] /v1/job/<job_id>/events", webhook=receiver.url) == ("thank you", 200)
     event = {"event_name": "started_provisioning", "timestamp": "2024-05-03T19:11:33.541130+00:00"}
     events = [{**event, "detail": "my_detailed_message"}]
@@ -1441,7 +1443,43 @@ def test_waiting_times_are_interpolated_and_days_of_waiting_are_not_lost(lab: La
 
 
 def send_event(lab: Lab, **fields: Any) -> httpx.Response:
-    return lab.http.post(f"/v1/job/{new_id()}/events", json=fields)
+    """Tells an event of a new job that goes on."""
+    job, agent = lab.submit("eventful"), lab.agent("teller")
+    assert agent.polled("eventful")["job_id"] == job
+    return agent.http.post(f"/v1/job/{job}/events", json=fields)
+
+
+def test_an_event_is_told_of_a_job_that_the_agent_has_or_had_just_now(
+    hooked: Lab, receiver: http.server.HTTPServer
+) -> None:
+    job, agent, other = hooked.submit("q"), hooked.agent("a"), hooked.agent("b")
+    event = {"job_status_webhook": receiver.url, "events": []}
+
+    def told(http: httpx.Client, of: str = job) -> int:
+        return http.post(f"/v1/job/{of}/events", json=event).status_code
+
+    assert (told(agent.http), told(agent.http, new_id())) == (404, 404)  # it waits; nobody knows it
+    agent.polled("q")
+    assert (told(agent.http), told(hooked.http), told(other.http)) == (200, 200, 404)  # some have no cookie
+    agent.finish(job)
+    assert told(agent.http) == 200
+    hooked.site.clock.pass_time(3601)
+    assert told(agent.http) == 404
+    assert len(receiver.received) == 3
+
+
+def test_an_event_of_a_cancelled_job_is_told_and_of_a_lost_attempt_is_not(
+    hooked: Lab, receiver: http.server.HTTPServer
+) -> None:
+    job, agent = hooked.submit("q"), hooked.agent("a")
+    event = {"job_status_webhook": receiver.url, "events": []}
+    agent.polled("q")
+    hooked.cancel(job)
+    assert agent.http.post(f"/v1/job/{job}/events", json=event).status_code == 200
+    worker = hooked.site.create_worker(hooked.site.read("SELECT id FROM project")[0][0])
+    second = hooked.submit("q")
+    assert worker.assigned(hooked.site.read("SELECT id FROM project")[0][0])["job"]
+    assert agent.http.post(f"/v1/job/{second}/events", json=event).status_code == 404
 
 
 def test_what_a_webhook_answers_is_passed_on(hooked: Lab, receiver: http.server.HTTPServer) -> None:
@@ -1472,6 +1510,102 @@ def test_a_webhook_that_is_not_there_is_told_from_one_that_is_not_allowed(
 def test_without_the_setting_no_event_reaches_inside(lab: Lab, receiver: http.server.HTTPServer) -> None:
     assert refused(send_event(lab, job_status_webhook=receiver.url), 400)
     assert receiver.received == []
+
+
+# ── Whose results are taken ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def reports(http: httpx.Client, job: str) -> set[int]:
+    """The statuses of everything that an agent reports of a job but its end."""
+    answers = [
+        http.post(f"/v1/result/{job}", json={"test_status": 0}),
+        http.post(f"/v1/result/{job}/output", content=b"said"),
+        http.post(f"/v1/result/{job}/serial_output", content=b"said"),
+        http.post(f"/v1/result/{job}/log/output", json=FRAGMENT),
+        http.post(f"/v1/result/{job}/artifact", files={"file": b"x"}),
+        http.post("/v1/agents/provision_logs/a", json={"job_id": job, "exit_code": 0, "detail": ""}),
+        http.post(f"/v1/job/{job}/events", json={"job_status_webhook": "http://nowhere.invalid", "events": []}),
+    ]
+    return {answer.status_code for answer in answers} - {502}
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_is_picked_with_credentials_is_reported_by_that_client_alone(lab: Lab, ended: bool) -> None:
+    picker, other = as_client(lab.site, "picker", "agent"), as_client(lab.site, "other", "agent")
+    admin, job = as_client(lab.site, "boss", "admin"), lab.submit("q")
+    lab.agent("a")
+    assert polled(picker, "q")["job_id"] == job
+    if ended:
+        ok(picker.post(f"/v1/result/{job}", json={"job_state": "complete"}))
+    before = lab.site.dump()
+    assert [reports(http, job) for http in (lab.http, other, admin)] == [{401}, {403}, {403}]
+    assert {**lab.site.dump(), "testflinger_client": None} == {**before, "testflinger_client": None}
+    assert reports(picker, job) == {200}
+    assert reports(bearer(lab.site, token_of(picker)), job) == {200}
+    assert set(lab.get(f"/result/{job}")) >= {"job_state", "test_status"}
+    assert "" not in lab.get(f"/result/{job}")
+
+
+def test_an_agent_reports_on_after_its_token_has_ended_and_its_keys_have_changed(lab: Lab) -> None:
+    http, job = as_client(lab.site, "picker", "agent"), lab.submit("q")
+    agent = bearer(lab.site, token_of(http))
+    assert polled(agent, "q")["job_id"] == job
+    lab.site.clock.pass_time(601)
+    assert refused(agent.post(f"/v1/result/{job}", json={"job_state": "test"}), 401, "expired")
+    agent = bearer(lab.site, token_of(http))  # also one that has begun anew, without its cookie
+    assert done(agent.post(f"/v1/result/{job}", json={"job_state": "test"}))
+    Tab(lab.site.admin.http).post("/ui/testflinger/clients_key", {"confirmed": "yes"})
+    assert refused(agent.post(f"/v1/result/{job}", json={"job_state": "reserve"}), 401, "expired")
+    changed = {"client_secret": "that nobody guesses"}
+    ok(as_client(lab.site, "boss", "admin").put("/v1/client-permissions/picker", json=changed))
+    anew = client(lab.site.url, auth=("picker", changed["client_secret"]))
+    assert refused(http.post(f"/v1/result/{job}", json={"job_state": "reserve"}), 401)
+    assert done(anew.post(f"/v1/result/{job}", json={"job_state": "complete"}))
+    assert lab.state(job) == "complete"
+
+
+def test_a_job_whose_client_is_gone_is_reported_by_whoever_has_it_now(lab: Lab) -> None:
+    admin, job = as_client(lab.site, "boss", "admin"), lab.submit("q")
+    assert polled(as_client(lab.site, "picker", "agent"), "q")["job_id"] == job
+    ok(admin.delete("/v1/client-permissions/picker"))
+    assert done(as_client(lab.site, "other", "agent").post(f"/v1/result/{job}", json={"job_state": "complete"}))
+    assert lab.state(job) == "complete"
+
+
+def test_a_job_picked_with_credentials_is_cancelled_without(lab: Lab) -> None:
+    """So does a connector for several devices with its children."""
+    job = lab.submit("q")
+    assert polled(as_client(lab.site, "picker", "agent"), "q")["job_id"] == job
+    assert done(lab.cancel(job))
+    assert lab.state(job) == "cancelled"
+
+
+def test_what_was_picked_without_credentials_and_what_nobody_knows_is_reported_by_anybody(lab: Lab) -> None:
+    job, other = lab.submit("q"), as_client(lab.site, "other", "agent")
+    lab.agent("a").polled("q")
+    for one in lab.http, other:
+        assert done(one.post(f"/v1/result/{job}", json={"test_status": 0, "": "other"}))
+        assert done(one.post(f"/v1/result/{new_id()}", json={"test_status": 0}))
+    assert reports(lab.http, job) == {200}  # nor can anybody name a picker afterwards
+
+
+def test_nothing_that_a_stranger_has_reported_before_is_left_of_a_job_picked_with_credentials(lab: Lab) -> None:
+    job = lab.submit("q")
+    lab.agent("a")
+    assert reports(lab.http, job) == {200, 404}  # events are told of a job that goes on
+    assert polled(as_client(lab.site, "picker", "agent"), "q")["job_id"] == job
+    assert lab.get(f"/result/{job}") == {"job_state": "running"}
+    for path in ("artifact", "output", "serial_output"):
+        assert lab.http.get(f"/v1/result/{job}/{path}").status_code == 204, path
+
+
+def test_nobody_names_the_client_that_is_to_report_of_a_job_before_it_is_picked(lab: Lab) -> None:
+    other, job = as_client(lab.site, "other", "agent"), lab.submit("q")
+    assert done(other.post(f"/v1/result/{job}", json={"": "other"}))
+    agent = lab.agent("a")
+    assert agent.polled("q")["job_id"] == job
+    agent.finish(job)
+    assert lab.state(job) == "complete"
 
 
 # ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1815,6 +1949,22 @@ def test_on_an_open_network_everybody_needs_credentials_unless_the_settings_say_
     ok(open_to_all.http.post("/v1/job", json={"job_queue": "q"}, headers=REBOUND))
 
 
+def test_who_may_not_come_in_is_told_so_before_anything_of_a_body(make_site: Callable[..., Site]) -> None:
+    guarded = Lab(make_site(host="0.0.0.0"))
+    for one in (guarded.http, client(guarded.site.url, auth=("nobody", "a wrong key"))):
+        for path in TAKE_JSON:
+            for body in (b"{", b"[]", b'{"job_queue": 7}', b"x" * 70_000):
+                assert refused(one.post(path, content=body), 401), (path, body[:20])
+        for path in ("/v1/client-permissions/c", "/v1/secrets/c/path"):
+            assert refused(one.put(path, content=b"{"), 401), path
+
+
+def test_what_needs_no_more_from_anybody_takes_a_small_body(lab: Lab) -> None:
+    long = b'{"refresh_token": "%s"}' % (b"x" * 70_000)
+    for path in ("/v1/oauth2/token", "/v1/oauth2/refresh", "/v1/oauth2/revoke"):
+        assert refused(lab.http.post(path, content=long), 413, "64 KiB"), path
+
+
 def test_a_contributor_submits_and_reads_and_does_nothing_of_an_agents(make_site: Callable[..., Site]) -> None:
     site = make_site(host="0.0.0.0")
     contributor, agent = as_client(site, "c", "contributor"), as_client(site, "a", "agent")
@@ -1861,7 +2011,7 @@ def test_an_ordinary_project_is_no_queue(lab: Lab) -> None:
     before = lab.site.dump()
     assert wrong(lab.http.post("/v1/job", json={"job_queue": "guarded"}), "job_queue")
     for path, value in (("queues", "mine"), ("images", {})):
-        response = lab.http.post(f"/v1/agents/{path}", json={"new": value, "guarded": value})
+        response = lab.http.post(f"/v1/agents/{path}", json={"guarded": value})
         assert refused(response, 422, "guarded")
     assert agent.polled("guarded", "q") is None
     assert lab.get("/queues/wait_times") == lab.get("/agents/queues") == lab.get("/agents/images/guarded") == {}

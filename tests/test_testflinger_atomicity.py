@@ -56,25 +56,25 @@ def furnish(tx: Tx) -> Lab:
     project = domain.find_queue(tx, QUEUE)["project"]
     for agent in (AGENT, "silent"):
         domain.update_agent(tx, agent, {"queues": [QUEUE, "elsewhere"], "state": "waiting", "log": ["a line"] * 100})
-        domain.add_provision_log(tx, agent, NOBODY, 0, "")
+        domain.add_provision_log(tx, None, agent, NOBODY, 0, "")
     tx.execute("UPDATE testflinger_agent SET updated = 1 WHERE name = 'silent'")
 
     jobs: dict[str, str] = {}
     for name in ("old", "ended", "running"):
         jobs[name] = domain.submit_job(tx, None, submission(tags=["a"], script="echo"))
         domain.pick_job(tx, None, [QUEUE], AGENT)
-        domain.add_fragment(tx, jobs[name], "output", AGENT, "a line\n")
-        domain.add_result(tx, jobs[name], AGENT, {"status": Raw(b'{"setup":0}')}, "setup")
+        domain.add_fragment(tx, None, jobs[name], "output", AGENT, "a line\n")
+        domain.add_result(tx, None, jobs[name], AGENT, {"status": Raw(b'{"setup":0}')}, "setup")
         domain.store_file(tx, jobs[name], "artifact", f"artifact of {name}", 1)
     for name in ("old", "ended"):
-        domain.add_result(tx, jobs[name], AGENT, {}, "complete")
+        domain.add_result(tx, None, jobs[name], AGENT, {}, "complete")
     tx.execute("UPDATE testflinger_job SET finished = 1 WHERE uuid = ?", (jobs["old"],))
     for name in ("held", "forgotten"):
         jobs[name] = domain.submit_job(tx, None, submission(attachments=True))
     tx.execute("UPDATE job SET created = 1 WHERE id = (SELECT MAX(id) FROM job)")
     jobs["waiting"] = domain.submit_job(tx, user, submission(priority=0, tags=["a", "b"], excluded=["silent"]))
-    domain.add_result(tx, NOBODY, None, {"test_status": Raw(b"0")}, "complete")
-    domain.add_fragment(tx, NOBODY, "serial", None, "stray")
+    domain.add_result(tx, None, NOBODY, None, {"test_status": Raw(b"0")}, "complete")
+    domain.add_fragment(tx, None, NOBODY, "serial", None, "stray")
     domain.store_file(tx, NOBODY, "artifact", "artifact of nobody", 1)
     tx.execute("UPDATE testflinger_outcome SET touched = 1 WHERE uuid = ?", (NOBODY,))
     tx.execute("UPDATE testflinger_file SET stored = 1 WHERE uuid = ?", (NOBODY,))
@@ -82,7 +82,13 @@ def furnish(tx: Tx) -> Lab:
 
 
 def report(job: str, state: str | None, agent: str | None = AGENT, **fields: Any) -> Operation:
-    return domain.add_result, (job, agent, {name: Raw(tracker.encode(value)) for name, value in fields.items()}, state)
+    return domain.add_result, (
+        None,
+        job,
+        agent,
+        {name: Raw(tracker.encode(value)) for name, value in fields.items()},
+        state,
+    )
 
 
 # Every operation of the dialect that writes in more than one place, or might one day.
@@ -104,8 +110,11 @@ OPERATIONS: dict[str, Callable[[Lab], Operation]] = {
     "report that it was cancelled": lambda lab: report(lab.jobs["running"], "cancelled", status={"test": 143}),
     "report too late": lambda lab: report(lab.jobs["ended"], "complete", test_status=1, output="more"),
     "report on an unknown job": lambda lab: report(NOBODY, "test", None, setup_status=0, provision_status=0),
-    "write output": lambda lab: (domain.add_fragment, (lab.jobs["running"], "output", AGENT, "more\n", "test", 0, 1.0)),
-    "write stray output": lambda lab: (domain.add_fragment, (NOBODY, "output", None, "more")),
+    "write output": lambda lab: (
+        domain.add_fragment,
+        (None, lab.jobs["running"], "output", AGENT, "more\n", "test", 0, 1.0),
+    ),
+    "write stray output": lambda lab: (domain.add_fragment, (None, NOBODY, "output", None, "more")),
     "take output": lambda lab: (domain.take_output, (lab.jobs["running"], "output")),
     "replace an artifact": lambda lab: (domain.store_file, (lab.jobs["running"], "artifact", "another", 2)),
     "advertise queues": lambda lab: (testflinger_queues.advertise_queues, ({"another": "new", QUEUE: "changed"},)),
@@ -115,7 +124,10 @@ OPERATIONS: dict[str, Callable[[Lab], Operation]] = {
     ),
     "tell of a new agent": lambda lab: (domain.update_agent, ("new", {"queues": [QUEUE], "log": ["a", "b"]})),
     "tell of an agent": lambda lab: (domain.update_agent, (AGENT, {"queues": ["another"], "log": ["a", "b"]})),
-    "log how provisioning went": lambda lab: (domain.add_provision_log, (AGENT, lab.jobs["running"], 1, "no power")),
+    "log how provisioning went": lambda lab: (
+        domain.add_provision_log,
+        (None, AGENT, lab.jobs["running"], 1, "no power"),
+    ),
     "issue tokens": lambda lab: (clients.issue_token, (lab.basic, True)),
     "refresh a token": lambda lab: (refresh_later, (lab.tokens.refresh_token,)),
     "revoke a token": lambda lab: (clients.revoke_token, (lab.tokens.refresh_token,)),

@@ -575,7 +575,7 @@ def test_a_job_of_an_ordinary_project_is_unknown_to_testflingers_clients(lab: La
 def test_testflingers_clients_and_agents_cannot_feed_an_ordinary_project(lab: Lab, ordinary: House) -> None:
     refused: list[httpx.Response] = [
         lab.http.post("/job", json={"job_queue": "ordinary"}),
-        lab.http.post("/agents/queues", json={"a new queue": "", "ordinary": "mine"}),
+        lab.http.post("/agents/queues", json={"ordinary": "mine"}),
         lab.http.post("/agents/images", json={"ordinary": {"image": "url: http://image"}}),
     ]
     assert [response.status_code for response in refused] == [422, 422, 422]

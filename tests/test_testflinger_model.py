@@ -64,7 +64,7 @@ class Lab(Crowd):
             if holds:
                 self.statuses[job["uuid"]] = status
         event = self.event(job, state) if holds else None
-        self.do(domain.add_result, job["uuid"], poster, fields, state)
+        self.do(domain.add_result, None, job["uuid"], poster, fields, state)
         if event:
             self.move(event, job["token"])
 

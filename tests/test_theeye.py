@@ -1728,6 +1728,31 @@ def test_the_paths_are_the_same_behind_a_proxy_with_a_prefix(make_site: Callable
     assert http.get("/tracker/nothing").json()["message"] == "/tracker/nothing does not exist"
 
 
+def test_no_name_that_a_stranger_may_choose_is_a_hosts(place: Place) -> None:
+    place.site.create_manager().create_project("theirs")
+    assert place.site.guest.post("/v1/job", json={"job_queue": "a queue"}).status_code == 200
+    body = {"name": "deploy", "type": "script", "script": SCRIPT}
+    for host in "theirs", "a queue":
+        answer = place.admin.post("/task", json={**body, "host": host})
+        assert (answer.status_code, answer.json()[0]["field"]) == (400, "host"), host
+        [(number,)] = place.site.read("SELECT id FROM project WHERE name = ?", host)
+        assert place.admin.post("/task", json={**body, "host": str(number)}).status_code == 200
+
+
+def test_who_has_no_token_is_told_so_before_anything_of_a_body(place: Place) -> None:
+    calls = [("POST", "/task"), ("PUT", "/task/0"), ("POST", "/job"), ("PUT", f"/job/{'0' * 24}"), ("POST", "/host")]
+    for method, path in calls:
+        for body in (b"{", b"7", b"x" * (5 * 2**20)):
+            answer = place.client("no token").request(method, path, content=body)
+            assert (answer.status_code, answer.json()) == (401, "Unauthorized"), (path, body[:10])
+    assert place.program.post("/job", content=b"{").status_code == 400
+
+
+def test_a_login_takes_a_small_body(place: Place) -> None:
+    answer = client(place.site.url).post("/token", content=b"{%s}" % (b" " * 70_000), auth=place.make_agent())
+    assert answer.status_code == 413
+
+
 def test_nothing_that_is_sent_is_an_internal_error(place: Place):
     task, job = place.make_task(), place.trigger(place.make_task("other"))
     agent = place.agent()

@@ -331,7 +331,7 @@ def test_a_task_that_was_assigned_to_a_client_that_has_gone_meanwhile_waits_agai
                 await asyncio.sleep(0.01)
                 return outcome
 
-            call = SimpleNamespace(tracker=one, gone=gone)
+            call = SimpleNamespace(tracker=one, gone=gone, waits_at="")
             assert (await tracker.wait_for_task(call, worker, [project], attempt, 60)).tasks == []
             row = await one.db.read(place.call, tracker.get_project, session, project)
             assert (row["assigned_task_count"], row["waiting_task_count"]) == (0, 1)
@@ -464,5 +464,79 @@ def test_who_has_no_access_takes_no_place_of_those_who_wait_and_polls_no_faster_
         assert loop.time() - began >= 0.2 and not any(one.done() for one in waiting)
         waiters.close()
         await asyncio.gather(*resting, *waiting)
+
+    asyncio.run(main())
+
+
+# ── Whose waits make room for others' ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("door", ["?wait=60", "?wait=60&count=3"])
+def test_an_address_that_takes_all_waits_keeps_no_other_one_from_waiting(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    made: list[Waiters] = []
+    monkeypatch.setattr(tracker, "Waiters", lambda most: made.append(Waiters(most)) or made[0])
+    site = make_site(max_waits=4)
+    project, [waiters] = site.admin.create_project(), made
+    many = [site.create_worker(project) for _ in range(5)]
+    for number, worker in enumerate(many[:4], 1):
+        worker.http.headers["X-Forwarded-For"] = f"2001:db8:7:{number}::1"
+        threading.Thread(target=worker.http.get, args=(f"/task/get/{project}{door}",)).start()
+        wait_until(lambda number=number: waiters.shares.used == number)
+    one = site.create_worker(project)
+    one.http.headers["X-Forwarded-For"] = "203.0.113.9"
+    waiting = Waiting(one, project)
+    wait_until(lambda: [len(theirs) for theirs in waiters.shares._of.values()] == [3, 1])
+    many[4].http.headers["X-Forwarded-For"] = "2001:db8:7:5::1"
+    assert many[4].assign(project, wait=60).json()["ok"] is False  # at once
+    assert waiting.answer is None and waiters.shares.used == 4
+
+
+def test_three_hundred_workers_behind_one_address_wait_as_long_as_there_is_room() -> None:
+    async def story() -> None:
+        waiters, loop = Waiters(300), asyncio.get_running_loop()
+
+        async def nothing() -> Assigned:
+            return Assigned([])
+
+        waits = [
+            asyncio.ensure_future(waiters.assign((1,), nothing, 60, loop.create_future(), 0, "203.0.113.9"))
+            for _ in range(300)
+        ]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(waiters) == 300
+        waiters.close()
+        await asyncio.gather(*waits)
+
+    asyncio.run(story())
+
+
+def test_a_wait_that_makes_room_leaves_its_wake_up_to_the_next() -> None:
+    async def story(crowd: Crowd) -> None:
+        await crowd.wait("a", "b")
+        first, second = crowd.waiters._queues[1]
+        crowd.ready = 1
+        crowd.waiters.announce(1, 1)  # wakes a, which is to make room before it attempts
+        crowd.waiters._end(first)
+        await crowd.rest()
+        assert crowd.attempts == ["b"] and not second.over
+        assert [one.result().tasks for one in crowd.tasks] == [[], [{"for": "b"}]]
+
+    in_a_crowd(story)
+
+
+def test_who_has_no_access_and_rests_makes_room_for_those_of_other_addresses() -> None:
+    async def main() -> None:
+        loop, waiters = asyncio.get_running_loop(), Waiters(30)
+        gone = loop.create_future()
+        many = [asyncio.create_task(waiters.rest(60, gone, "203.0.113.9")) for _ in range(3)]
+        await asyncio.sleep(0)
+        other = asyncio.create_task(waiters.rest(60, gone, "203.0.113.8"))
+        await asyncio.wait(many, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        assert [one.done() for one in many] == [True, False, False] and not other.done()
+        waiters.close()
+        await asyncio.gather(other, *many)
 
     asyncio.run(main())

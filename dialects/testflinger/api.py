@@ -34,7 +34,7 @@ import shapes
 import tracker
 from browsers import host_of, is_loopback, is_proxied
 from dialects import plumbing
-from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, nothing
+from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, may_be_long, nothing
 from dialects.testflinger import clients, domain, queues, webhook
 from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
@@ -213,22 +213,36 @@ class Ask(tracker.Call):
 
         return await self.tracker.db.write(admitted, long=long)
 
+    async def admit(self) -> None:
+        """Refuses who may not come in, whatever the body says."""
+        if self.needs == OPEN:
+            return
+        if self.header(b"authorization"):
+            await self.read(lambda tx, _: None)
+        else:
+            self.check_anonymous()
+
     def caller(self, tx: Tx) -> clients.Client | None:
         """The client, if there is one. Wrong credentials are refused also where none are needed."""
         if self.needs == OPEN:
             return None
         client = clients.authenticate(tx, self.header(b"authorization"), self.guesser)
-        wanted = tx.settings.testflinger_anonymous
-        if client is None and not (wanted == "always" or (wanted == "loopback" and from_this_machine(self))):
+        if client is None:
+            self.check_anonymous()
+        elif self.needs == AGENT and client.role in ("contributor", "manager"):
+            raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
+        return client
+
+    def check_anonymous(self) -> None:
+        """Refuses (401) who has nothing to show, where that is not enough."""
+        wanted = self.tracker.settings.testflinger_anonymous
+        if not (wanted == "always" or (wanted == "loopback" and from_this_machine(self))):
             raise TrackerError(
                 "unauthorized",
                 "Credentials are required: a client's token, or client_id:client_key. (testflinger_anonymous in"
                 " tracker.toml says who needs none: as delivered, programs on the tracker's own machine, and nobody"
                 " where there is a root_path.)",
             )
-        if client is not None and self.needs == AGENT and client.role in ("contributor", "manager"):
-            raise TrackerError("forbidden", f"The client {client.id} is no agent: its role is {client.role}")
-        return client
 
 
 Handler = Callable[[Ask], Awaitable[Response]]
@@ -551,13 +565,12 @@ async def act_on_job(ask: Ask) -> Response:
 
 async def send_events(ask: Ask) -> Response:
     """Passes an agent's events on to the job's webhook, and its answer back."""
-    ask.path("job_id")
-    await ask.read(lambda tx, _: None)
-    given = await ask.object()
+    uuid, given = ask.path("job_id"), await ask.object()
     try:
         target = checked(EventsBody, given).job_status_webhook
     except Unprocessable as error:
         raise TrackerError("invalid", str(error)) from None
+    await ask.read(lambda tx, client: domain.check_events(tx, client, uuid, ask.agent))
     event = encode({name: value for name, value in given.items() if name != "job_status_webhook"})
     try:
         answer = await webhook.put(target, event, ask.tracker.settings.webhook_networks, webhook.TIMEOUT)
@@ -572,12 +585,11 @@ async def send_events(ask: Ask) -> Response:
 
 
 async def add_result(ask: Ask) -> Response:
-    uuid = ask.path("job_id")
-    await ask.read(lambda tx, _: None)
-    given = await ask.object(loose_json, REPORT_LIMIT)
+    uuid, given = ask.path("job_id"), await ask.object(loose_json, REPORT_LIMIT)
     if len(given) > MOST_FIELDS:
         raise Unprocessable("_schema", f"More than {MOST_FIELDS:,} fields")
     given = {name: value for name, value in given.items() if value is not None or name not in RESULT_FIELDS}
+    given.pop(domain.PICKED_BY, None)
     for name in given.keys() & RESULT_FIELDS.keys():
         given[name] = converted(given[name], RESULT_FIELDS[name], name)
     if "status" in given:
@@ -585,7 +597,7 @@ async def add_result(ask: Ask) -> Response:
     state = given.pop("job_state", None)
     fields = {name: Raw(encode(value)) for name, value in given.items()}
     large = sum(map(len, fields.values())) > LARGE
-    await ask.write(lambda tx, _: domain.add_result(tx, uuid, ask.agent, fields, state), long=large)
+    await ask.write(lambda tx, client: domain.add_result(tx, client, uuid, ask.agent, fields, state), long=large)
     return as_text("OK")
 
 
@@ -603,9 +615,8 @@ async def add_output(kind: str, ask: Ask) -> Response:
     uuid = ask.path("job_id")
     said = (await ask.body(REPORT_LIMIT)).decode(errors="replace").replace("\0", "�")
     if said:
-        await ask.write(lambda tx, _: domain.add_fragment(tx, uuid, kind, ask.agent, said), long=len(said) > LARGE)
-    else:
-        await ask.read(lambda tx, _: None)
+        add = partial(domain.add_fragment, uuid=uuid, kind=kind, agent=ask.agent, text=said)
+        await ask.write(add, long=len(said) > LARGE)
     return as_text("OK")
 
 
@@ -656,12 +667,12 @@ async def wanted_logs(ask: Ask) -> tuple:
 async def add_artifact(ask: Ask) -> Response:
     uuid = ask.path("job_id")
 
-    def begin(tx: Tx, _: clients.Client | None) -> int:  # before gigabytes are taken in
-        domain.note_life(tx, uuid, ask.agent)
+    def begin(tx: Tx, client: clients.Client | None) -> int:  # before gigabytes are taken in
+        domain.note_life(tx, client, uuid, ask.agent)
         return domain.room_for_file(tx, uuid, "artifact")
 
     room = await ask.write(begin)
-    await receive_file(ask, room, lambda tx, _, stored: domain.store_file(tx, uuid, "artifact", *stored))
+    await receive_file(ask, room, lambda tx, client, stored: domain.store_artifact(tx, client, uuid, *stored))
     return as_text("OK")
 
 
@@ -764,14 +775,14 @@ async def get_queue_jobs(ask: Ask) -> Response:
 
 async def get_token(ask: Ask) -> Response:
     """An access token: bare for the older clients (they send {} or use GET), in JSON for the newer (an empty body)."""
-    newer = ask.scope["method"] == "POST" and not (await ask.body()).strip()
+    newer = ask.scope["method"] == "POST" and not (await ask.body(tracker.STRANGERS_BODY)).strip()
     tokens = await ask.write(lambda tx, _: clients.issue_token(tx, ask.header(b"authorization"), newer, ask.guesser))
     return as_json(tokens) if newer else as_text(tokens.access_token)
 
 
 async def token_in_body(ask: Ask) -> tuple[str]:
     """The refresh token that is to be revoked."""
-    return (checked(RefreshBody, await ask.object()).refresh_token,)
+    return (checked(RefreshBody, await ask.object(limit=tracker.STRANGERS_BODY)).refresh_token,)
 
 
 async def token_to_refresh(ask: Ask) -> tuple[str]:
@@ -855,7 +866,14 @@ def entrance(handler: Handler, needs: str) -> Handler:
 
     async def handle(ask: Ask) -> Response:
         ask.needs = needs
-        return await handler(ask)
+        if may_be_long(ask) or not ask.header(b"authorization"):
+            await ask.admit()
+        try:
+            return await handler(ask)
+        except TrackerError as error:
+            if error.code not in ("unauthorized", "forbidden", "too_fast"):
+                await ask.admit()  # what is wrong with a body is not for everybody to know
+            raise
 
     return handle
 

@@ -33,6 +33,7 @@ STATES = ("waiting", "running", *PHASES[:5], "allocated", *PHASES[5:], *ENDED, "
 KINDS = ("output", "serial")
 VERDICT = {"status", *(f"{phase}_status" for phase in PHASES), "output", "device_info"}  # release_job reads these
 MOST_REPORTED = 16 * 2**20  # bytes of results, and of output outside a job's log, for one job id
+PICKED_BY = ""  # the field that no agent reports: with whose credentials the job was picked
 FIELD_SIZE = 100  # bytes that a field of a result counts besides its name and value: a row takes room, too
 
 
@@ -185,12 +186,22 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
     job = tx.one(f"{JOB} WHERE t.job = ?", (best["job"],))
     tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
-    if job["attempts"]:  # what the one before reported after it lost the job
-        tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (job["uuid"],))
-    else:  # nobody can have told how a run went before it began
-        told = "DELETE FROM testflinger_result WHERE uuid = ? AND name IN (SELECT value FROM json_each(?))"
-        tx.execute(told, (job["uuid"], encode(VERDICT).decode()))
+    forget_reports(tx, job, client)
     return picked_json(tx, job)
+
+
+def forget_reports(tx: Tx, job: Row, client: clients.Client | None) -> None:
+    """The job is about to be run: nobody can have told how that goes, and with credentials that client alone does."""
+    uuid = job["uuid"]
+    if job["attempts"] or client is not None:  # what the one before reported after it lost the job, or a stranger
+        tx.execute("DELETE FROM testflinger_outcome WHERE uuid = ?", (uuid,))
+    else:
+        told = "DELETE FROM testflinger_result WHERE uuid = ? AND name IN (SELECT value FROM json_each(?))"
+        tx.execute(told, (uuid, encode({*VERDICT, PICKED_BY}).decode()))
+    if client is not None:
+        tx.execute("DELETE FROM testflinger_file WHERE uuid = ? AND kind = 'artifact'", (uuid,))
+        touch(tx, uuid)
+        store_field(tx, uuid, PICKED_BY, Raw(encode(client.id)))
 
 
 def picked_json(tx: Tx, job: Row) -> dict[str, Any]:
@@ -358,12 +369,39 @@ def search_sql(wanted: Search, column: str, words: Sequence[Any]) -> tuple[str, 
 # ── Results ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def check_reporter(tx: Tx, client: clients.Client | None, uuid: str) -> None:
+    """Refuses (401, 403) what anybody reports of a job but the client with whose credentials it was picked.
+
+    Of a job that was picked without any, or whose client is gone, and of an unknown one, anybody may report.
+    """
+    row = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, PICKED_BY))
+    picked_by = row and msgspec.json.decode(row["value"])
+    if not isinstance(picked_by, str) or (client is not None and client.id == picked_by):
+        return
+    if tx.one("SELECT 1 FROM testflinger_client WHERE id = ?", (picked_by,)):
+        code = "unauthorized" if client is None else "forbidden"
+        raise TrackerError(code, f"The job {uuid} was picked by another client, which alone reports of it")
+
+
+EVENTS_AFTER = 3600  # seconds after its end in which a job's agent may still tell of it: it cleans up first
+
+
+def check_events(tx: Tx, client: clients.Client | None, uuid: str, agent: str | None) -> None:
+    """Refuses (404, 401, 403) an event of anything but a job that this agent has, or had until a short time ago."""
+    job = find_job(tx, uuid)
+    ended = job is not None and job["finished"] is not None and job["finished"] < tx.now - EVENTS_AFTER
+    if job is None or job["agent"] is None or ended or agent not in (None, job["agent"] or agent):
+        raise TrackerError("not_found", f"There is no job {uuid} of this agent's, nor was there one just now")
+    check_reporter(tx, client, uuid)
+
+
 def get_result(tx: Tx, uuid: str) -> dict[str, Any] | None:
     """All that has been reported for a job id, merged, and the job's state. None: nothing is known of it."""
     rows = tx.all(
         "SELECT name, length(CAST(value AS BLOB)) AS size,"
-        " iif(name = 'status' OR length(value) <= ?, value, NULL) AS value FROM testflinger_result WHERE uuid = ?",
-        (MOST_AT_ONCE, uuid),
+        " iif(name = 'status' OR length(value) <= ?, value, NULL) AS value FROM testflinger_result WHERE uuid = ?"
+        " AND name <> ?",
+        (MOST_AT_ONCE, uuid, PICKED_BY),
     )
     job = find_job(tx, uuid)
     unheard = VERDICT if is_foreign(job) else ()  # of another kind of worker's job nobody who reports here knows better
@@ -437,12 +475,15 @@ def foreign_result(tx: Tx, job: Row) -> dict[str, Any]:
     return told
 
 
-def add_result(tx: Tx, uuid: str, agent: str | None, fields: dict[str, Raw], state: str | None) -> None:
+def add_result(
+    tx: Tx, client: clients.Client | None, uuid: str, agent: str | None, fields: dict[str, Raw], state: str | None
+) -> None:
     """Merges what is reported for a job id, field by field; a state moves the job, if the poster may.
 
     While somebody holds the job, what decides how it ends counts from that one alone. Refuses (too_large) more than
     MOST_REPORTED for one id, and then changes nothing.
     """
+    check_reporter(tx, client, uuid)
     job = find_job(tx, uuid)
     if job is None and state is not None:
         fields = {**fields, "job_state": Raw(encode(state))}
@@ -452,13 +493,17 @@ def add_result(tx: Tx, uuid: str, agent: str | None, fields: dict[str, Raw], sta
     for name, value in fields.items():
         old = tx.one("SELECT value FROM testflinger_result WHERE uuid = ? AND name = ?", (uuid, name))
         size += len(value) - (len(old["value"].encode()) if old else -len(name.encode()) - FIELD_SIZE)
-        stored = "INSERT INTO testflinger_result VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
-        tx.execute(stored, (uuid, name, bytes(value).decode()))
+        store_field(tx, uuid, name, value)
     resize(tx, uuid, size)
     if holds(job, agent):
         tracker.renew_lease(tx, job)
         if state is not None:
             move_job(tx, job, state)
+
+
+def store_field(tx: Tx, uuid: str, name: str, value: Raw) -> None:
+    stored = "INSERT INTO testflinger_result VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+    tx.execute(stored, (uuid, name, bytes(value).decode()))
 
 
 def touch(tx: Tx, uuid: str) -> int:
@@ -477,8 +522,9 @@ def resize(tx: Tx, uuid: str, size: int) -> None:
     tx.execute("UPDATE testflinger_outcome SET size = ? WHERE uuid = ?", (size, uuid))
 
 
-def note_life(tx: Tx, uuid: str, agent: str | None) -> None:
+def note_life(tx: Tx, client: clients.Client | None, uuid: str, agent: str | None) -> None:
     """The job's agent is about something that takes long."""
+    check_reporter(tx, client, uuid)
     job = find_job(tx, uuid)
     if holds(job, agent):
         tracker.renew_lease(tx, job)
@@ -549,6 +595,7 @@ LOGGED = """
 
 def add_fragment(
     tx: Tx,
+    caller: clients.Client | None,
     uuid: str,
     kind: str,
     agent: str | None,
@@ -562,6 +609,7 @@ def add_fragment(
     Without phase and number it follows what there is of any phase, in the phase in which the job is; so does another
     text with a number that is taken.
     """
+    check_reporter(tx, caller, uuid)
     size, job = touch(tx, uuid), find_job(tx, uuid)
     phase, timestamp = phase or present_phase(tx, job), tx.now if timestamp is None else timestamp
     piece = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "timestamp": timestamp}
@@ -705,6 +753,12 @@ def find_file(tx: Tx, uuid: str, kind: str) -> Row | None:
     return tx.one("SELECT * FROM testflinger_file WHERE uuid = ? AND kind = ?", (uuid, kind))
 
 
+def store_artifact(tx: Tx, client: clients.Client | None, uuid: str, name: str, size: int) -> str | None:
+    """Notes what an agent has made of a job. The name of the file that it replaces."""
+    check_reporter(tx, client, uuid)
+    return store_file(tx, uuid, "artifact", name, size)
+
+
 def store_file(tx: Tx, uuid: str, kind: str, name: str, size: int) -> str | None:
     """Notes a file that has been received. The name of the one that it replaces. Refuses (503) what has no room."""
     if room_for_file(tx, uuid, kind) < size:
@@ -811,11 +865,12 @@ def forget_beyond(tx: Tx, table: str, agent: int) -> None:
     )
 
 
-def add_provision_log(tx: Tx, name: str, uuid: str, exit_code: int, detail: str) -> None:
+def add_provision_log(tx: Tx, caller: clients.Client | None, name: str, uuid: str, exit_code: int, detail: str) -> None:
     """Notes how provisioning a job went; a streak of passes or fails grows, or begins anew. 404: unknown agent.
 
     A run provisions once: the same again is a repeat, and counts as nothing.
     """
+    check_reporter(tx, caller, uuid)
     agent, job = known_agent(tx, name)["id"], find_job(tx, uuid)
     last = tx.one("SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC LIMIT 1", (agent,))
     same = last and (last["uuid"], last["exit_code"], last["detail"]) == (uuid, exit_code, detail)

@@ -7,10 +7,11 @@ feed a project that managers guard.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from sqlite3 import Row
 from typing import Any, Literal
 
+import budgets
 import tracker
 from tracker import Raw, TrackerError, Tx, encode
 
@@ -42,13 +43,15 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue", maker: str | None = 
 
     A contributor may make so many; so may a network (@NETWORK) without credentials, once half of all queues are taken.
 
-    Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard.
+    Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard. One
+    that no admin trusts gives its name up: anybody can have made it, to keep others from the queue.
     """
     old = tx.one(
-        "SELECT p.id, q.project FROM project p LEFT JOIN testflinger_queue q ON q.project = p.id WHERE p.name = ?",
+        "SELECT p.id, p.trusted, q.project FROM project p LEFT JOIN testflinger_queue q ON q.project = p.id"
+        " WHERE p.name = ?",
         (name,),
     )
-    if old is None:
+    if old is None or not old["trusted"]:
         if not name.strip() or len(name) > 200:
             raise Unprocessable(field, "the name of a queue has 1 to 200 characters, and not only spaces")
         count = tx.one("SELECT COUNT(*) FROM testflinger_queue")[0]
@@ -60,6 +63,7 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue", maker: str | None = 
         if scarce and tx.one("SELECT COUNT(*) FROM testflinger_queue WHERE client = ?", (maker,))[0] >= most:
             full = f"no queue {name!r}, and no further one of {maker}: it has made {most:,}"
             raise Unprocessable(field, tx.limits.refusal("testflinger_client_queues", full).problem)
+        budgets.claim_name(tx, name, trusted=True)
         project = tracker.insert_project(tx, {"name": name, **OF_A_QUEUE})
         tx.execute("INSERT INTO testflinger_queue (project, client) VALUES (?, ?)", (project, maker))
         return project
@@ -69,11 +73,26 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue", maker: str | None = 
 
 
 def advertise_queues(tx: Tx, queues: dict[str, str], maker: str | None = None) -> None:
-    """Notes which queues there are, and what agents say about them. All or none."""
-    for name, description in queues.items():
-        project = make_queue(tx, name, "queues", maker)
+    """Notes which queues there are, and what agents say about them. Refuses what cannot be, where all of it cannot."""
+    for name, project in made_queues(tx, queues, "queues", maker):
         change = "UPDATE testflinger_queue SET description = ?, advertised = ? WHERE project = ?"
-        tx.execute(change, (description, tx.time, project))
+        tx.execute(change, (queues[name], tx.time, project))
+
+
+def made_queues(tx: Tx, names: Iterable[str], field: str, maker: str | None) -> list[tuple[str, int]]:
+    """The queues of these names and their projects, but those that cannot be: one keeps an agent from none of the rest.
+
+    Refuses as make_queue does when there is none.
+    """
+    found, refusals = [], []
+    for name in names:
+        try:
+            found.append((name, make_queue(tx, name, field, maker)))
+        except Unprocessable as refusal:
+            refusals.append(refusal)
+    if refusals and not found:
+        raise refusals[0]
+    return found
 
 
 def advertised_queues(tx: Tx) -> dict[str, str]:
@@ -82,9 +101,9 @@ def advertised_queues(tx: Tx) -> dict[str, str]:
 
 
 def set_images(tx: Tx, images: dict[str, dict[str, Any]], maker: str | None = None) -> None:
-    """Replaces the images of these queues."""
-    for name, data in images.items():
-        project = make_queue(tx, name, "images", maker)
+    """Replaces the images of these queues. Refuses what cannot be, where all of it cannot."""
+    for name, project in made_queues(tx, images, "images", maker):
+        data = images[name]
         tx.execute("DELETE FROM testflinger_image WHERE project = ?", (project,))
         rows = [(project, image, encode(provisioned).decode()) for image, provisioned in data.items()]
         tx.executemany("INSERT INTO testflinger_image VALUES (?, ?, ?)", rows)

@@ -1,0 +1,112 @@
+"""Whose turn it is: what known workers are assigned, submit and release goes first, all else takes turns.
+
+    a hot call over a connection on which one has succeeded ─► at once
+    all else that comes in, and each moment of long work ─► Turns: one each time that the event loop goes round
+
+So what a worker waits for, while any number of others want something, is one turn of them. Nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+log = logging.getLogger("tracker")
+
+TURN = 0.0005  # seconds for which one goes on
+SHARE = 4  # times as long as a turn took do the urgent ones have before the next one,
+LEAST_REST = 0.005  # or so many seconds: most have ended by then
+
+
+class Turns:
+    """The event loop's time for what is not urgent. A turn comes at once if nothing is against it.
+
+    While something urgent goes on (`urgent`), the next turn comes after a rest (SHARE, LEAST_REST), or when it has
+    ended (`calm`): so each has a part of the time, whatever the other does.
+    """
+
+    urgent = False
+
+    def __init__(self) -> None:
+        self._waiting: collections.deque[Callable[[float], bool]] = collections.deque()
+        self._running = self._begun = False
+        self._began = self._rests_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def queue(self, act: Callable[[float], bool]) -> None:
+        """Calls `act(until)` when its turn has come, and again as long as it says that there is more to do.
+
+        It is to return at about that moment (time.monotonic()).
+        """
+        self._waiting.append(act)
+        if not self._running:
+            self._running = True
+            self._take()
+
+    def begin(self) -> None:
+        """A turn has set off other work, which comes when the loop goes round: no other does so in this turn."""
+        self._begun = True
+
+    async def __call__(self) -> float:
+        """Waits for a turn. Until when it lasts."""
+        done = asyncio.get_running_loop().create_future()
+        self.queue(lambda until: self._give(done))
+        await done
+        return time.monotonic() + TURN
+
+    def _give(self, done: asyncio.Future) -> bool:
+        if not done.done():
+            done.set_result(None)
+            self.begin()
+        return False
+
+    async def join(self, parts: Iterable[str]) -> str:
+        """The text of all these parts, whose making takes a turn after the other."""
+        joined, until = [], await self()
+        for part in parts:
+            joined.append(part)
+            if time.monotonic() > until:
+                until = await self()
+        return "".join(joined)
+
+    def calm(self) -> None:
+        """Nothing urgent goes on any more."""
+        self.urgent = False
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+            asyncio.get_running_loop().call_soon(self._take)
+
+    def _take(self) -> None:
+        """The turns of one round of the loop, after what was set off in the round before."""
+        self._timer, now = None, time.monotonic()
+        if not self._waiting:
+            self._running = False
+            return
+        if self._began:
+            self._rests_until, self._began = now + max(SHARE * (now - self._began), LEAST_REST), 0.0
+        if self.urgent and now < self._rests_until:
+            self._timer = asyncio.get_running_loop().call_later(self._rests_until - now, self._take)
+            return
+        self._note(now)
+        while self._waiting:
+            act = self._waiting.popleft()
+            try:
+                again = act(now + TURN)
+            except Exception:
+                log.exception("What had its turn has failed")
+            else:
+                self._waiting.extend([act] * again)
+            if self._begun or time.monotonic() >= now + TURN:
+                break
+        # What was set off comes in the next round; until the one after it the loop sees what has arrived meanwhile.
+        asyncio.get_running_loop().call_soon(self._go_round if self._begun else self._take)
+
+    def _go_round(self) -> None:
+        asyncio.get_running_loop().call_soon(self._take)
+
+    def _note(self, now: float) -> None:
+        self._began, self._begun = now, False
