@@ -559,7 +559,9 @@ class Story:
             self.clock.now += self.random.expovariate(1 / 20)
             self.do_in_lab("rpi4-002", job, bool(number % 5 == 3))
             if number > 10:
-                self.do(testflinger_domain.add_provision_log, "rpi4-003", job, 1, "no answer from the power switch")
+                self.do(
+                    testflinger_domain.add_provision_log, None, "rpi4-003", job, 1, "no answer from the power switch"
+                )
         self.week.lab_jobs["ended"] = job
         self.do(testflinger_domain.store_file, job, "artifact", 32 * "a", 48_318_382)
         for number in range(7):
@@ -589,7 +591,7 @@ class Story:
             self.say_in_lab(agent, job, "provision", f"\x1b[33mflashing\x1b[0m: {percent} %\n")
         self.say_in_lab(agent, job, "provision", "[    0.000000] Booting Linux on physical CPU 0x0\n", "serial")
         self.say_in_lab(agent, job, "provision", "Ubuntu 24.04 LTS lab ttyS0\n\nlab login: ", "serial")
-        self.do(testflinger_domain.add_provision_log, agent, job, 0, "")
+        self.do(testflinger_domain.add_provision_log, None, agent, job, 0, "")
         self.report_in_lab(agent, job, "test", provision_status=0)
         lines = [f"{word}: {self.random.choice(('passed', 'passed', 'skipped'))}\n" for word in WORDS]
         self.say_in_lab(agent, job, "test", "".join(lines))
@@ -603,13 +605,13 @@ class Story:
 
     def report_in_lab(self, agent: str, job: str, state: str, **fields: Any) -> None:
         values = {name: tracker.Raw(tracker.encode(value)) for name, value in fields.items()}
-        self.do(testflinger_domain.add_result, job, agent, values, state)
+        self.do(testflinger_domain.add_result, None, job, agent, values, state)
         present = {"state": state, "job_id": job} if state != "complete" else {"state": "waiting", "job_id": ""}
         lines = [f"{job}: {state}"]
         self.do(testflinger_domain.update_agent, agent, {**present, "log": lines})
 
     def say_in_lab(self, agent: str, job: str, phase: str, text: str, kind: str = "output") -> None:
-        self.do(testflinger_domain.add_fragment, job, kind, agent, text, phase)
+        self.do(testflinger_domain.add_fragment, None, job, kind, agent, text, phase)
 
     def let_others_in(self) -> None:
         """A program and two machines that speak theeye.io's language."""

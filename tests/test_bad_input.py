@@ -896,7 +896,6 @@ DEEP = b"[" * 100 + b"]" * 100
         ("/template/create", 413),
         ("/task/submit", 413),
         *((f"/{path}", 413) for path in ("api/jobs/trigger", "v1/job") if len(tracker.installed_dialects()) == 3),
-        *((f"/{path}", 400) for path in ("tracker/token",) if len(tracker.installed_dialects()) == 3),
     ],
 )
 def test_json_of_very_many_parts_is_refused_before_anything_is_made_of_it(
