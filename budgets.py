@@ -38,8 +38,8 @@ def check_count(tx: Tx, name: str, what: str) -> None:
 # Log lines
 
 LINE_SIZE = 100  # bytes that a line takes besides its text, with its five indexes: schema.sql counts the same
-EVICTED = 50  # lines that go at once
-MOST_EVICTIONS = 8  # for one line
+MOST_EVICTED = 4000  # lines that go for one: the longest takes the room of fewer, and it is a matter of 10 ms
+MOST_EVICTIONS = 8  # workers whose lines go for one
 
 SELECT_SHARE = """
     SELECT NOT EXISTS (SELECT 1 FROM tally t JOIN project p ON p.id = t.project WHERE t.worker = ?1 AND p.trusted)
@@ -81,23 +81,37 @@ def share_of(tx: Tx, worker: int) -> sqlite3.Row:
 
 
 def make_room(tx: Tx, setting: str, strangers: bool, size: int) -> bool:
-    """Evicts lines, for a while, until so many bytes have room. Whether they have."""
+    """Evicts lines, so many at most, until so many bytes have room. Whether they have.
+
+    They do whenever whoever has most has as much.
+    """
     most, name = MIB * getattr(tx.settings, setting), setting.removeprefix("max_")
+    left = MOST_EVICTED
     for _ in range(MOST_EVICTIONS):
-        if used(tx, name) + size <= most:
+        lacking = used(tx, name) + size - most
+        if lacking <= 0:
             return True
-        evict_lines(tx, strangers)
+        left -= evict_lines(tx, strangers, lacking, left)
     return used(tx, name) + size <= most
 
 
-def evict_lines(tx: Tx, strangers: bool) -> None:
-    """Deletes the oldest lines of whoever has most, of all or of the strangers."""
+EVICT = f"""
+    DELETE FROM log_entry WHERE id IN (
+        SELECT id FROM (
+            SELECT id, size, SUM(size) OVER (ORDER BY id) AS total FROM (
+                SELECT id, {LINE_SIZE} + length(CAST(scope AS BLOB)) + length(CAST(message AS BLOB)) AS size
+                FROM log_entry WHERE worker = :worker ORDER BY id LIMIT :most))
+        WHERE total - size < :lacking)
+"""
+
+
+def evict_lines(tx: Tx, strangers: bool, lacking: int, most: int) -> int:
+    """Deletes the oldest lines of whoever has most, of all or of the strangers: so many bytes. How many lines."""
     among = "WHERE stranger" if strangers else ""
     row = tx.one(f"SELECT worker FROM log_share {among} ORDER BY size DESC LIMIT 1")
     if row is None or (strangers and not share_of(tx, row["worker"])["stranger"]):
-        return
-    some = "SELECT id FROM log_entry WHERE worker = ? ORDER BY id LIMIT ?"
-    tx.execute(f"DELETE FROM log_entry WHERE id IN ({some})", (row["worker"], EVICTED))
+        return 0
+    return tx.execute(EVICT, {"worker": row["worker"], "lacking": lacking, "most": most}).rowcount
 
 
 # Projects that are not trusted
@@ -106,7 +120,7 @@ PROJECT_SIZE = 4 * MIB  # with the snapshots of 90 days and its texts: schema.sq
 TASK_SIZE = 120  # bytes that a task takes besides its recipe, with its indexes
 VERIFICATION_SIZE = 64  # for each worker that is to verify it, too
 HASH_SIZE = 60
-ACCESS_SIZE = 200
+ACCESS_SIZE = 200  # and so with what a worker holds and has closed there (tally)
 OPERATION_SIZE = 400
 TASK_WEIGHT = (
     f"iif(job IS NULL, {TASK_SIZE} + length(CAST(recipe AS BLOB)) + {VERIFICATION_SIZE}"
@@ -153,8 +167,11 @@ def check_room(tx: Tx, size: int) -> None:
 
 
 def check_room_in(tx: Tx, project: int, size: int) -> None:
-    """The same for something in a project that may be trusted."""
-    if not is_trusted(tx, project):
+    """The same for something in a project that may be trusted. Refuses (404) what goes into one that was deleted."""
+    row = tx.one("SELECT trusted FROM project WHERE id = ?", (project,))
+    if row is None:
+        raise TrackerError("not_found", f"No project {project}")
+    if not row["trusted"]:
         check_room(tx, size)
 
 
@@ -231,41 +248,90 @@ def claim_api_name(tx: Tx, name: str, project: int, template: int | None) -> Non
 
 # Access
 
+MOST_REQUESTS = 20  # of one worker that wait for an answer
 
-def check_request_room(tx: Tx, project: int) -> None:
-    """Refuses (503) another request for access where as many wait as may."""
-    waiting = "SELECT COUNT(*) FROM worker_access WHERE project = ? AND request"
-    if tx.one(waiting, (project,))[0] >= tx.settings.max_access_requests:
-        problem = "Too many workers wait for access to this project already; ask its managers"
-        raise tx.limits.refusal("max_access_requests", problem)
-    check_room_in(tx, project, ACCESS_SIZE)
-
-
-# Workers that nobody knows
-
-SILENCE = 3600  # seconds after which a worker is forgotten that never did anything
-WORKERS_LOOKED_AT = 500
-FORGET = """
-    DELETE FROM worker WHERE id IN (
-        SELECT id FROM worker w WHERE id > :after AND id <= :last AND last_seen < :before
-            AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = w.id)
-            AND NOT EXISTS (SELECT 1 FROM tally WHERE worker = w.id)
-            AND NOT EXISTS (SELECT 1 FROM log_share WHERE worker = w.id)
-            AND closed_task_count = 0 AND id NOT IN (SELECT value FROM json_each(:needed)))
+OLDEST_OF_CROWD = """
+    DELETE FROM worker_access WHERE project = :project AND request AND worker = (
+        SELECT worker FROM worker_access WHERE project = :project AND request AND source = (
+            SELECT source FROM worker_access WHERE project = :project AND request AND source <> ''
+            GROUP BY source HAVING COUNT(*) > 1 ORDER BY COUNT(*) DESC LIMIT 1)
+        ORDER BY requested, worker LIMIT 1)
 """
 
 
-def forget_workers(tx: Tx, after: int, needed: str) -> int | None:
-    """While there are many workers, deletes some of those after this one that never did anything. The last looked at.
+def make_room_for_request(tx: Tx, project: int, worker: int) -> None:
+    """Makes room for another request for access, where it is full by the oldest of the network that has most of them.
 
-    None: these were the last, or there are not so many. Those that are `needed` (JSON: their ids) stay.
+    Refuses (503) it where each network has one, and one more of a worker that has very many.
     """
-    if used(tx, "workers") <= tx.settings.max_workers // 2:
+    if tx.one("SELECT COUNT(*) FROM worker_access WHERE worker = ? AND request", (worker,))[0] >= MOST_REQUESTS:
+        problem = f"you wait for an answer of {MOST_REQUESTS} projects already, which is as many as a worker may"
+        raise TrackerError("unavailable", problem, "project")
+    waiting = "SELECT COUNT(*) FROM worker_access WHERE project = ? AND request"
+    full = tx.one(waiting, (project,))[0] >= tx.settings.max_access_requests
+    if full and not tx.execute(OLDEST_OF_CROWD, {"project": project}).rowcount:
+        problem = "Too many workers wait for access to this project already; ask its managers"
+        raise tx.limits.refusal("max_access_requests", problem)
+    if not full:
+        check_room_in(tx, project, ACCESS_SIZE)
+
+
+def forget_requests(tx: Tx, after: int) -> int | None:
+    """Forgets requests of the next project that nobody has answered, and whose workers are gone. The last looked at."""
+    row = tx.one("SELECT min(project) FROM worker_access WHERE request AND project > ?", (after,))
+    if row[0] is not None:
+        tx.execute(
+            "DELETE FROM worker_access WHERE project = :project AND request AND requested < :before"
+            " AND (SELECT last_seen FROM worker WHERE id = worker_access.worker) < :before",
+            {"project": row[0], "before": tx.time - LONG_SILENCE},
+        )
+    return row[0]
+
+
+# Workers and managers that nobody knows
+
+SILENCE = 3600  # seconds after which a worker is forgotten that never did anything
+LONG_SILENCE = 30 * 86400  # and one of whom only projects know that no admin trusts; a manager; a request
+LOOKED_AT = 100  # in one step: each of them may have access to many projects
+FORGET = {
+    "workers": """
+        DELETE FROM worker WHERE id IN (
+            SELECT id FROM worker w WHERE id > :after AND id <= :last AND last_seen < :before
+                AND NOT EXISTS (SELECT 1 FROM log_share WHERE worker = w.id)
+                AND (last_seen < :long_before OR closed_task_count = 0
+                    AND NOT EXISTS (SELECT 1 FROM worker_access WHERE worker = w.id)
+                    AND NOT EXISTS (SELECT 1 FROM tally WHERE worker = w.id))
+                AND NOT EXISTS (SELECT 1 FROM worker_access a JOIN project p ON p.id = a.project
+                    WHERE a.worker = w.id AND NOT a.request AND p.trusted)
+                AND NOT EXISTS (SELECT 1 FROM tally t LEFT JOIN project p ON p.id = t.project
+                    WHERE t.worker = w.id AND (t.held_task_count > 0 OR p.trusted))
+                AND id NOT IN (SELECT value FROM json_each(:needed)))
+    """,
+    "managers": """
+        DELETE FROM manager WHERE id IN (
+            SELECT id FROM manager m WHERE id > :after AND id <= :last AND register_time < :long_before
+                AND NOT tracker_admin AND NOT blocked
+                AND NOT EXISTS (SELECT 1 FROM session WHERE manager = m.id AND expires > :now)
+                AND NOT EXISTS (SELECT 1 FROM login_address WHERE manager = m.id AND last_used >= :long_before)
+                AND NOT EXISTS (SELECT 1 FROM manager_role r JOIN project p ON p.id = r.project
+                    WHERE r.manager = m.id AND (p.trusted OR p.creator = m.id))
+                AND id NOT IN (SELECT value FROM json_each(:needed)))
+    """,
+}
+
+
+def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:
+    """While there are many workers (or managers), deletes some of those after this one that nobody knows.
+
+    The last looked at. None: these were the last, or there are not so many. Those that are `needed` (JSON: ids) stay.
+    """
+    if used(tx, name) <= getattr(tx.settings, f"max_{name}") // 2:
         return None
-    following = "SELECT id FROM worker WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
-    row = tx.one(following, (after, WORKERS_LOOKED_AT - 1))
+    following = f"SELECT id FROM {name.removesuffix('s')} WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
+    row = tx.one(following, (after, LOOKED_AT - 1))
     last = row["id"] if row else 2**63 - 1
-    tx.execute(FORGET, {"after": after, "last": last, "before": tx.time - SILENCE, "needed": needed})
+    times = {"now": tx.time, "before": tx.time - SILENCE, "long_before": tx.time - LONG_SILENCE}
+    tx.execute(FORGET[name], {"after": after, "last": last, "needed": needed, **times})
     return last if row else None
 
 
@@ -277,6 +343,7 @@ FULLNESS = (  # the settings, what counts them, in which unit they are
     ("max_untrusted_projects", "projects", MIB),
     ("max_workers", "workers", 1),
     ("max_managers", "managers", 1),
+    ("testflinger_max_files", "files", MIB),
 )
 
 

@@ -118,6 +118,20 @@ UPGRADES: dict[int, tuple[str, str]] = {
         FROM verifier_set WHERE large AND head_task IS NOT NULL;
         """,
     ),
+    7: (
+        """
+        DROP TRIGGER IF EXISTS worker_deleted;
+        DROP INDEX worker_access_request;
+        DROP INDEX template_deleted;
+        ALTER TABLE worker_access ADD COLUMN source TEXT NOT NULL DEFAULT '';
+        ALTER TABLE worker_access ADD COLUMN requested INTEGER NOT NULL DEFAULT 0;
+        """,
+        """
+        UPDATE budget SET used = (SELECT ifnull(SUM(size), 0) FROM testflinger_file) WHERE name = 'files';
+        UPDATE project SET size = size + 200 * (SELECT COUNT(*) FROM tally t WHERE t.project = project.id)
+        WHERE NOT trusted;
+        """,
+    ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 

@@ -298,7 +298,7 @@ NOTES: dict[str, Note] = {
     ),
     **{
         f"POST /project/{kind}/{{project}}": Note("Maintenance", path={"project": 2})
-        for kind in ("reset_failed_tasks", "reclaim_assigned_tasks", "hard_reset")
+        for kind in ("reset_failed_tasks", "reclaim_assigned_tasks", "hard_reset", "delete")
     },
     "POST /register": Note(
         "Managers",

@@ -46,6 +46,7 @@ from starlette.staticfiles import StaticFiles
 
 import budgets
 import charts
+import deletion
 import errors
 import openapi
 import shapes
@@ -698,7 +699,10 @@ def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any])
     return {"project": project, "targets": targets}
 
 
-edit_values = of_project(EDIT)(chain_targets)
+@of_project(EDIT)
+def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
+    """The form of a project, and whether the manager may delete it."""
+    return {**chain_targets(tx, caller, project), "may_delete": deletion.may_delete(caller, project)}
 
 
 @tracker.needs(LOGIN)
@@ -723,6 +727,32 @@ async def reset_project(visit: Visit) -> Response:
             raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
     operation = await visit.write(tracker.begin_reset, project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
+
+
+async def delete_project(visit: Visit) -> Response:
+    """POST …/delete. Wants the project's name typed."""
+    project = visit.path_id("project")
+    row = await visit.look(tracker.get_project, project)
+    if visit.field("confirm").strip() != row.name.strip():
+        raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+    done = visit.tracker.begin_operation(await visit.write(tracker.begin_deletion, project))
+    finished, _ = await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
+    return visit.see("/ui/", f"The project {row.name} is deleted." + " What was in it goes by and by." * (not finished))
+
+
+@tracker.needs(ADMIN)
+def manager_delete_page(tx: Tx, caller: Caller, manager: int) -> dict[str, Any]:
+    """What goes with a manager who is deleted."""
+    tracker.check_other(tx, caller, manager, "delete")
+    one = tx.one("SELECT id, username FROM manager WHERE id = ?", (manager,))
+    return {"one": one, "projects": deletion.projects_of(tx, manager)}
+
+
+async def delete_manager(visit: Visit) -> Response:
+    """POST …/delete/{manager}: the account goes, and projects that were its own alone."""
+    for operation in await visit.write(tracker.delete_manager, visit.path_id("manager"), long=True):
+        visit.tracker.begin_operation(operation)
+    return visit.see("/ui/admin", "The account is deleted.")
 
 
 def said_of(kind: str, count: int, priority: int | None = None) -> str:
@@ -1339,14 +1369,15 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
 def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) -> dict[str, Any]:
     """Requests for access (of workers that have worked here first), who has it, and the managers' roles."""
     of_workers = (
-        "SELECT a.*, w.alias, w.created, w.last_seen, w.paused FROM worker_access a JOIN worker w ON w.id = a.worker"
-        " WHERE a.project = :project AND"
+        "SELECT a.*, w.alias, w.created, w.last_seen, w.paused, w.closed_task_count FROM worker_access a"
+        " JOIN worker w ON w.id = a.worker WHERE a.project = :project AND"
     )
+    matches = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE '\\' OR a.worker = :number)"
     after = int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0
-    values = {"project": project["id"], "after": after, "most": PAGE_ROWS}
-    found = f"{of_workers} NOT a.request AND a.worker > :after AND w.alias LIKE :text ESCAPE '\\'"
+    values = {"project": project["id"], "after": after, "most": PAGE_ROWS, "number": query.text.strip()}
+    found = f"{of_workers} NOT a.request AND a.worker > :after AND {matches}"
     rows, more = list_page(tx, found, values, query, "worker")
-    asking = f"{of_workers} a.request AND w.alias LIKE :text ESCAPE '\\' ORDER BY w.closed_task_count = 0, a.worker"
+    asking = f"{of_workers} a.request AND {matches} ORDER BY w.closed_task_count = 0, a.worker"
     return {
         "requests": tx.all(f"{asking} LIMIT :most", {**values, "text": like(query.text)}),
         "request_count": tx.one("SELECT COUNT(*) FROM worker_access WHERE project = ? AND request", (project["id"],))[
@@ -1438,6 +1469,10 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
         "fields": tracker.FIELDS,
         "budgets": budgets.fullness(tx),
+        "untrusted": tx.all(
+            "SELECT p.id, p.name, p.size, m.username FROM project p LEFT JOIN manager m ON m.id = p.creator"
+            " WHERE NOT p.trusted ORDER BY p.size DESC LIMIT 20"
+        ),
         "facts": {
             "Tracker": tracker.__version__,
             "Python": sys.version.split()[0],
@@ -1494,6 +1529,7 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, to=ONE_PROJECT, says="Saved."),
+    Action("/delete", delete_project, again="confirm"),
     Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
@@ -1549,7 +1585,7 @@ PAGES = [
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
     Action("/unblock/{manager}", tracker.unblock_manager, says="The manager may log in again."),
-    Action("/delete/{manager}", tracker.delete_manager, says="The account is deleted."),
+    Action("/delete/{manager}", delete_manager, asks=("manager_delete.html", manager_delete_page)),
 ]
 
 

@@ -17,7 +17,8 @@ CREATE TABLE IF NOT EXISTS budget (
     name                        TEXT PRIMARY KEY,
     used                        INTEGER NOT NULL             -- bytes, or rows
 ) STRICT, WITHOUT ROWID;
-INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0);
+INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0),
+    ('files', 0);
 
 -- A long operation that is carried out in bounded pieces and, once accepted, finished even after a crash.
 CREATE TABLE IF NOT EXISTS operation (
@@ -91,6 +92,8 @@ CREATE TRIGGER IF NOT EXISTS worker_inserted AFTER INSERT ON worker BEGIN
 END;
 CREATE TRIGGER IF NOT EXISTS worker_deleted AFTER DELETE ON worker BEGIN
     UPDATE budget SET used = used - 1 WHERE name = 'workers';
+    DELETE FROM worker_access WHERE worker = OLD.id;
+    DELETE FROM tally WHERE worker = OLD.id;
 END;
 
 -- ── Projects and access ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,6 +130,7 @@ CREATE TABLE IF NOT EXISTS project (
     CHECK (NOT (public AND hidden))
 ) STRICT;
 CREATE INDEX IF NOT EXISTS project_git_repo ON project (git_repo) WHERE git_repo <> '';
+CREATE INDEX IF NOT EXISTS project_chain ON project (chain) WHERE chain IS NOT NULL;
 
 -- What weighs in a project that is not trusted: triggers weigh all but plain tasks and kept hashes, which budgets.py does.
 CREATE TRIGGER IF NOT EXISTS project_inserted AFTER INSERT ON project WHEN NOT NEW.trusted BEGIN
@@ -146,10 +150,12 @@ CREATE TABLE IF NOT EXISTS worker_access (
     role_assign                 INTEGER NOT NULL,
     role_submit                 INTEGER NOT NULL,
     request                     INTEGER NOT NULL,
+    source                      TEXT NOT NULL DEFAULT '',    -- the network that asked (IPv6: /48); '': not known, or this machine
+    requested                   INTEGER NOT NULL DEFAULT 0,  -- when; 0: not known, or nobody asked
     PRIMARY KEY (project, worker)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS worker_access_worker ON worker_access (worker);
-CREATE INDEX IF NOT EXISTS worker_access_request ON worker_access (project) WHERE request;
+CREATE INDEX IF NOT EXISTS worker_access_request ON worker_access (project, source, requested) WHERE request;
 
 CREATE TRIGGER IF NOT EXISTS worker_access_inserted AFTER INSERT ON worker_access BEGIN
     UPDATE project SET size = size + 200 WHERE id = NEW.project AND NOT trusted;
@@ -339,6 +345,13 @@ CREATE TABLE IF NOT EXISTS tally (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tally_worker ON tally (worker);
 
+CREATE TRIGGER IF NOT EXISTS tally_inserted AFTER INSERT ON tally BEGIN
+    UPDATE project SET size = size + 200 WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS tally_deleted AFTER DELETE ON tally BEGIN
+    UPDATE project SET size = size - 200 WHERE id = OLD.project AND NOT trusted;
+END;
+
 -- How many tasks a worker closed in one of the last 24 full hours.
 CREATE TABLE IF NOT EXISTS tally_hour (
     hour                        INTEGER NOT NULL,            -- since 1970
@@ -479,7 +492,7 @@ CREATE INDEX IF NOT EXISTS template_name ON template (project, name) WHERE delet
 CREATE UNIQUE INDEX IF NOT EXISTS template_api ON template (name) WHERE api AND deleted IS NULL;
 CREATE INDEX IF NOT EXISTS template_by_name ON template (name, api DESC) WHERE deleted IS NULL;
 CREATE INDEX IF NOT EXISTS template_script ON template (script) WHERE script IS NOT NULL;
-CREATE INDEX IF NOT EXISTS template_deleted ON template (id) WHERE deleted IS NOT NULL;
+CREATE INDEX IF NOT EXISTS template_deleted ON template (project) WHERE deleted IS NOT NULL;
 
 CREATE TRIGGER IF NOT EXISTS template_inserted AFTER INSERT ON template BEGIN
     UPDATE project SET size = size + 1000 + length(CAST(NEW.description AS BLOB)) + length(CAST(NEW.recipe AS BLOB)) + length(CAST(NEW.variables AS BLOB))
@@ -599,6 +612,7 @@ CREATE TABLE IF NOT EXISTS workflow (
     deleted                     INTEGER                      -- still here for the sake of its jobs
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS workflow_name ON workflow (project, name) WHERE deleted IS NULL;
+CREATE INDEX IF NOT EXISTS workflow_deleted ON workflow (project) WHERE deleted IS NOT NULL;
 
 -- When a step of the template ends in this way, a job of the target follows.
 CREATE TABLE IF NOT EXISTS workflow_edge (
@@ -745,7 +759,8 @@ CREATE TABLE IF NOT EXISTS testflinger_queue (
     description                 TEXT,                        -- as an agent advertised it; NULL: none has
     advertised                  INTEGER,                     -- when
     restricted                  INTEGER NOT NULL DEFAULT 0,  -- only clients that are allowed it submit to it
-    client                      TEXT                         -- the contributor that made it; NULL: somebody else
+    client                      TEXT                         -- the contributor that made it; @NETWORK: somebody without
+                                                             -- credentials there; NULL: somebody else
 ) STRICT;
 
 CREATE INDEX IF NOT EXISTS testflinger_queue_client ON testflinger_queue (client) WHERE client IS NOT NULL;
@@ -888,6 +903,16 @@ CREATE TABLE IF NOT EXISTS testflinger_file (
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS testflinger_file_name ON testflinger_file (name);
 CREATE INDEX IF NOT EXISTS testflinger_file_stored ON testflinger_file (stored, name);
+
+CREATE TRIGGER IF NOT EXISTS testflinger_file_inserted AFTER INSERT ON testflinger_file BEGIN
+    UPDATE budget SET used = used + NEW.size WHERE name = 'files';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_file_updated AFTER UPDATE OF size ON testflinger_file BEGIN
+    UPDATE budget SET used = used + NEW.size - OLD.size WHERE name = 'files';
+END;
+CREATE TRIGGER IF NOT EXISTS testflinger_file_deleted AFTER DELETE ON testflinger_file BEGIN
+    UPDATE budget SET used = used - OLD.size WHERE name = 'files';
+END;
 
 CREATE TRIGGER IF NOT EXISTS testflinger_job_deleted AFTER DELETE ON testflinger_job BEGIN
     DELETE FROM testflinger_tag WHERE job = OLD.job;

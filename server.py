@@ -16,6 +16,7 @@ import contextlib
 import functools
 import logging
 import socket
+import tempfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, BinaryIO
@@ -180,6 +181,15 @@ class Unpacked:
 
 MOST_BODIES = 2**28  # bytes of bodies that are held while they arrive, of all together
 ARRIVING = Shares(MOST_BODIES)
+MOST_SPOOLED = 2**30  # bytes of bodies that are in temporary files, of all together
+SPOOLED = Shares(MOST_SPOOLED)
+
+
+def hold_file(holding: Holding, size: int) -> None:
+    """A file has so much. Refuses (unavailable) who holds most, by address, when all of them together are too much."""
+    if not SPOOLED.hold(holding, size) and (holding.lost or SPOOLED.used > size):
+        raise too_much(MOST_SPOOLED)
+
 
 SPOOL_BYTES = 2**18  # of a long body that are held in memory, and that must come within request_timeout
 
@@ -289,27 +299,35 @@ class Incoming:
         if isinstance(cycle, RequestResponseCycle):
             cycle.message_event.set()
 
-    async def spool(self, file: BinaryIO, limit: int) -> None:
-        """Moves the body to a file, to its beginning, a block at a time. 413 as soon as it exceeds the limit (in KiB).
+    @contextlib.asynccontextmanager
+    async def spooled(self, limit: int) -> AsyncIterator[BinaryIO]:
+        """The body as a file, which is gone afterwards. 413 as soon as it exceeds the limit (in KiB).
 
-        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory.
+        However long it is, it may take its time as long as blocks keep coming: nobody holds it in memory. 503 for what
+        is beyond MOST_SPOOLED of all such files, unless it is the only one.
         """
         self.refuse_longer(limit)
         block, size, more = bytearray(), 0, True
-        try:
-            while more:
-                part, more = await self.part(size, limit)
-                block += part
-                size += len(part)
-                if len(block) >= SPOOL_BYTES or not more:
-                    await asyncio.to_thread(file.write, bytes(block))
-                    block.clear()
-                    keeps_coming(self.receive)
-                if more:
-                    self.hold(len(block))
-        finally:
-            self.let_go()
-        file.seek(0)
+        file_size = Holding(self.source, self.wake)
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
+            try:
+                while more:
+                    part, more = await self.part(size, limit)
+                    block += part
+                    size += len(part)
+                    hold_file(file_size, size)
+                    if len(block) >= SPOOL_BYTES or not more:
+                        await asyncio.to_thread(file.write, bytes(block))
+                        block.clear()
+                        keeps_coming(self.receive)
+                    if more:
+                        self.hold(len(block))
+                self.let_go()
+                file.seek(0)
+                yield file
+            finally:
+                self.let_go()
+                SPOOLED.leave(file_size)
 
     def refuse_longer(self, limit: int) -> None:
         """413 for a body that is said to be longer than the limit (in KiB), before it comes."""
@@ -332,7 +350,7 @@ class Incoming:
 
     async def multipart(self, limit: int, what: str = "body", **limits: int) -> dict[str, list[Any]]:
         """The fields of a multipart form: texts and files. 413 as soon as it exceeds the limit (in KiB)."""
-        size = 0
+        size, file_size = 0, Holding(self.source, self.wake)
         self.unpack()
         if len(self.header(b"content-type") or b"") > 1024:  # the library takes quadratic time to read it
             raise TrackerError("invalid", "its Content-Type is too long", "body")
@@ -344,6 +362,7 @@ class Incoming:
             while more:
                 part, more = await self.part(size, limit, what)
                 size += len(part)
+                hold_file(file_size, size)
                 yield part
                 if more:
                     self.hold(parser.text)
@@ -355,6 +374,7 @@ class Incoming:
             raise TrackerError("invalid", str(error), "body") from None
         finally:
             self.let_go()
+            SPOOLED.leave(file_size)
         fields: dict[str, list[Any]] = {}
         for name, value in form.multi_items():  # to look each name up goes through all of them
             fields.setdefault(name, []).append(value)
@@ -367,9 +387,9 @@ class Incoming:
             pass
 
 
-def too_much() -> TrackerError:
+def too_much(most: int = MOST_BODIES) -> TrackerError:
     """The refusal of a body that is held no longer, as others need the room."""
-    problem = f"More than {MOST_BODIES // 2**20} MiB are being sent at once: please try again"
+    problem = f"More than {most // 2**20} MiB are being sent at once: please try again"
     return TrackerError("unavailable", problem, delay=1.0)
 
 

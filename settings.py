@@ -94,11 +94,17 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_workers: Annotated[
         shapes.Count,
         "Most workers. Beyond half of them, those that never had a task or asked for access are forgotten after an"
-        " hour's silence.",
+        " hour's silence, and after 30 days' those whom only projects know that no tracker admin trusts.",
     ] = 100_000
-    max_managers: Annotated[shapes.Count, "Most managers who may register by themselves."] = 10_000
+    max_managers: Annotated[
+        shapes.Count,
+        "Most managers who may register by themselves. Beyond half of them, those without a part in any project are"
+        " forgotten who have not logged in for 30 days.",
+    ] = 10_000
     max_access_requests: Annotated[
-        shapes.Count, "Most workers that may wait for an answer to their request for access to one project."
+        shapes.Count,
+        "Most workers that may wait for an answer to their request for access to one project. Beyond, the oldest"
+        " request of the network makes room that has most of them.",
     ] = 1000
     max_untrusted_projects: Annotated[
         shapes.Count,
@@ -169,8 +175,15 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     testflinger_max_file: Annotated[shapes.Count, "Largest artifact or attachments of a Testflinger job, in MiB."] = (
         4096
     )
+    testflinger_max_files: Annotated[
+        shapes.Count,
+        "Most that all artifacts and attachments of Testflinger's jobs take on the disk together, in MiB; more are"
+        " refused (503) until older ones go.",
+    ] = 65536
     testflinger_client_queues: Annotated[
-        shapes.Count, "Most of Testflinger's queues that one client with the role contributor may have made."
+        shapes.Count,
+        "Most of Testflinger's queues that one client with the role contributor may have made, and, where half of the"
+        " thousand are taken, all clients without credentials of one network.",
     ] = 100
     webhook_networks: Annotated[
         tuple[str, ...],

@@ -17,8 +17,9 @@ Beside this module: errors (what is refused), shapes (what goes in and out), set
 (how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits, budgets and
 shares (how often, how much, and of what all share), database (the file) with writer (the one that writes), counts (the
 live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that people
-choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when the app
-is made: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line).
+choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody
+needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line), deletion (of a
+project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -102,7 +103,6 @@ from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
 from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
-    SPOOL_BYTES,
     Incoming,
     Server,
     decoded,
@@ -238,7 +238,8 @@ def search(
 #     forgives(tx, job, report)      whether a job that is released as failed has not, for the client that made it
 #     job_environment(tx, job)       what the job's script finds in its environment besides what the template sets
 #     async prune(running)           forgets what is old, now and then
-#     needed_workers(tx)             the ids of workers that it would miss, though they never had a task
+#     project_gone(tx, project)      deletes some of what it has of a project that was deleted; whether there is more
+#     needed_workers(tx), needed_managers(tx)    the ids of those that it would miss, though they never did anything
 #
 # templates/NAME_admin.html and NAME_template.html, where there are such, are its parts of the pages of those names.
 DIALECTS = {"testflinger": "Testflinger", "otter": "Otter", "theeye": "theeye.io"}
@@ -258,6 +259,9 @@ def dialects() -> list[Any]:
 def hooks(name: str) -> list[Callable]:
     """What the dialects have of this name."""
     return [getattr(dialect, name) for dialect in dialects() if hasattr(dialect, name)]
+
+
+deletion = functools.partial(importlib.import_module, "deletion")  # of projects: it rests on this module, too
 
 
 def job_happens(tx: Tx, event: str, job: sqlite3.Row) -> None:
@@ -495,7 +499,7 @@ def accessible(tx: Tx, caller: Caller, need: Need, key: Any) -> sqlite3.Row:
     missing = need.of.missing(key)
     if row is None:
         raise missing
-    project = row if need.of is PROJECT else find_project(tx, row["project"])
+    project = row if need.of is PROJECT else find_project_row(tx, row["project"])
     check_access(tx, caller, project, need.role, missing, need.worker)
     return row
 
@@ -846,11 +850,9 @@ def request_access(tx: Tx, caller: Caller, body: shapes.AccessBody) -> None:
         state = "is waiting for a manager already" if old["request"] else "has been granted already"
         code = "conflict" if old["request"] else "granted"
         raise TrackerError(code, f"Your access to project {body.project} {state}")
-    budgets.check_request_room(tx, body.project)
-    tx.execute(
-        "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 1)",
-        (body.project, worker, body.assign, body.submit),
-    )
+    budgets.make_room_for_request(tx, body.project, worker)
+    values = (body.project, worker, body.assign, body.submit, browsers.site_of(caller.source), tx.time)
+    tx.execute("INSERT INTO worker_access VALUES (?, ?, ?, ?, 1, ?, ?)", values)
 
 
 @needs(MANAGE_ACCESS)
@@ -910,7 +912,8 @@ def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes
 def grant_access(tx: Tx, project: int, worker: int, assign: bool, submit: bool) -> None:
     """Gives a worker exactly this access, whoever wants it."""
     tx.execute(
-        "INSERT INTO worker_access VALUES (?, ?, ?, ?, 0) ON CONFLICT DO UPDATE SET"
+        "INSERT INTO worker_access (project, worker, role_assign, role_submit, request) VALUES (?, ?, ?, ?, 0)"
+        " ON CONFLICT DO UPDATE SET"
         " role_assign = excluded.role_assign, role_submit = excluded.role_submit, request = 0",
         (project, worker, assign, submit),
     )
@@ -1116,10 +1119,15 @@ def unblock_manager(tx: Tx, caller: Caller, manager: int) -> None:
 
 
 @needs(ADMIN)
-def delete_manager(tx: Tx, caller: Caller, manager: int) -> None:
-    """Deletes the account of another manager, with its roles, logins and tokens. What it has made stays."""
+def delete_manager(tx: Tx, caller: Caller, manager: int) -> list[int]:
+    """Deletes the account of another manager, with its roles, logins and tokens. The operations that this begins.
+
+    What it has made stays, but for projects that no admin trusts and in which nobody else has a role.
+    """
     check_other(tx, caller, manager, "delete")
+    begun = deletion().delete_projects_of(tx, caller, manager)
     tx.execute("DELETE FROM manager WHERE id = ?", (manager,))
+    return begun
 
 
 @needs(LOGIN)
@@ -2037,7 +2045,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     check_worker(tx, task, credentials)
     if task.id is None:
         check_task_existed(tx, body.task_id)
-    if task.assignee != credentials.id or task.id is None:
+    if task.assignee != credentials.id or task.id is None or task.trusted is None:  # its project was deleted
         return False
     if is_done(task, body):
         close_tasks(tx, [task], credentials.id)
@@ -2917,8 +2925,9 @@ def last_line(line: Any) -> Any:
 
 
 def held_task(tx: Tx, worker: int, task: int) -> sqlite3.Row | None:
-    """The task's id, project and job, if this worker holds it."""
-    return tx.one("SELECT id, project, job FROM task WHERE id = ? AND assignee = ?", (task, worker))
+    """The task's id, project and job, if this worker holds it. A project that was deleted has none."""
+    held = "SELECT t.id, project, job FROM task t JOIN project p ON p.id = project WHERE t.id = ? AND assignee = ?"
+    return tx.one(held, (task, worker))
 
 
 @needs(WORKER)
@@ -3776,6 +3785,12 @@ def begin_reset(tx: Tx, caller: Caller, project: sqlite3.Row, kind: str) -> int:
     return insert_operation(tx, kind, project["id"], caller.manager.id, expected=expected)
 
 
+@needs(LOGIN, of=PROJECT, says="An admin; a manager with all roles in a project that it made, or that no admin trusts.")
+def begin_deletion(tx: Tx, caller: Caller, project: sqlite3.Row, kind: str = "") -> int:
+    """Takes a project away from everybody, and begins to delete what is in it."""
+    return deletion().begin(tx, caller, project)
+
+
 def begin_action(tx: Tx, caller: Caller, project: int, body: TaskAction, wanted: TaskFilter) -> int:
     """Begins to do the same to all tasks that are in a list now."""
     row = check_action(tx, caller, project, body)
@@ -3808,8 +3823,9 @@ def get_operation(tx: Tx, caller: Caller, operation: int) -> sqlite3.Row:
     )
     if row is None or row["maker"] is None or (caller.worker and row["worker"] != caller.worker.id):
         raise missing
-    if caller.manager and (row["manager"] != caller.manager.id or not caller.role(row["project"])):
-        check_access(tx, caller, find_project(tx, row["project"]), READ, missing)
+    theirs = caller.role(row["project"]) or row["kind"] == "delete_project"
+    if caller.manager and (row["manager"] != caller.manager.id or not theirs):
+        check_access(tx, caller, find_project_row(tx, row["project"]), READ, missing)
     return row
 
 
@@ -3980,6 +3996,7 @@ STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
     "submit_lines": step_submit_lines,
     **dict.fromkeys(("retry", "requeue", "set_priority", "delete"), step_action),
     "hard_reset": step_hard_reset,
+    "delete_project": lambda tx, operation: deletion().step(tx, operation),
 }
 
 
@@ -4069,6 +4086,9 @@ PRUNE = {
     "script": """DELETE FROM script WHERE id IN (SELECT id FROM script s
         WHERE NOT EXISTS (SELECT 1 FROM template WHERE script = s.id)
         AND NOT EXISTS (SELECT 1 FROM job WHERE script = s.id) LIMIT :limit)""",
+    "workflow_edge": """DELETE FROM workflow_edge WHERE (workflow, template, ending, target) IN
+        (SELECT workflow, template, ending, target FROM workflow w JOIN workflow_edge ON workflow = w.id
+         WHERE w.deleted IS NOT NULL AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
     "workflow": """DELETE FROM workflow WHERE id IN (SELECT id FROM workflow w WHERE deleted IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
     "operation": """DELETE FROM operation WHERE id IN
@@ -4098,10 +4118,13 @@ def prune(tx: Tx, table: str) -> bool:
     return deleted >= PIECE_TASKS
 
 
-def forget_workers(tx: Tx, after: int) -> int | None:
-    """Forgets some of the workers after this one that never did anything, while there are very many."""
-    needed = [worker for needed in hooks("needed_workers") for worker in needed(tx)]
-    return budgets.forget_workers(tx, after, encode(needed).decode())
+def forget_nobodies(tx: Tx, after: int, what: str) -> int | None:
+    """Forgets some of the workers, or managers, after this one that have no part in anything, while there are many."""
+    needed = [one for needed in hooks(f"needed_{what}") for one in needed(tx)]
+    return budgets.forget(tx, what, after, encode(needed).decode())
+
+
+forget_workers, forget_managers = (functools.partial(forget_nobodies, what=what) for what in ("workers", "managers"))
 
 
 # ── Background work ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -4230,12 +4253,10 @@ class Tracker:
             after = await self.db.write(roll_tallies, after, self._hour, long=True)
 
     async def prune(self) -> None:
-        template = 0
-        while template is not None:
-            template = await self.db.write(prune_jobs, template, long=True)
-        last = 0
-        while last is not None:
-            last = await self.db.write(forget_workers, last, long=True)
+        for forget in (prune_jobs, budgets.forget_requests, forget_workers, forget_managers):
+            last = 0
+            while last is not None:
+                last = await self.db.write(forget, last, long=True)
         for table in PRUNE:
             while await self.db.write(prune, table, long=True):
                 pass
@@ -4982,8 +5003,7 @@ async def submit_lines(call: Call) -> Reply:
     database, most = call.tracker.db, call.tracker.settings.max_bulk_body
     operation = await database.read(find_lines_submit, credentials, project, query.token)  # before a large body is read
     if operation is None:
-        with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as file:
-            await call.spool(file, most)
+        async with call.spooled(most) as file:
             upload = Upload(file, project, query, "body", query.first_line)
             operation, _ = await submit_upload(call.tracker, credentials, upload, query.token)
     return Reply({"operation": operation})
@@ -5130,13 +5150,13 @@ async def get_attachments(call: Call) -> Answer:
     return answer
 
 
-def resetting(kind: str, promise: str) -> Callable[[Call], Awaitable[Reply]]:
+def resetting(kind: str, promise: str, begin: Callable = begin_reset) -> Callable[[Call], Awaitable[Reply]]:
     """POST /project/…/{project} that changes any number of tasks, a piece at a time. `promise` is its docstring."""
 
-    @takes(Call.session, who=begin_reset.need, answer={"affected_tasks": Annotated[int, about("Tasks changed.", 12)]})
+    @takes(Call.session, who=begin.need, answer={"affected_tasks": Annotated[int, about("Tasks changed.", 12)]})
     async def handler(call: Call) -> Reply:
         session, project = call.session(), call.path_id("project")
-        operation = await call.tracker.db.write(as_caller, begin_reset, session, project, kind)
+        operation = await call.tracker.db.write(as_caller, begin, session, project, kind)
         return Reply({"affected_tasks": await call.tracker.begin_operation(operation)})
 
     handler.__doc__ = promise
@@ -5150,6 +5170,7 @@ reclaim_assigned_tasks = resetting(
 hard_reset = resetting(
     "hard_reset", "Deletes every task of the project and its kept hashes. Counts none of them as closed."
 )
+delete_project = resetting("delete_project", "Deletes the project and everything in it, for good.", begin_deletion)
 
 
 @takes(Call.worker, shapes.LogBody, status=204, path={"level": shapes.LogLevel}, who="Any worker.")
@@ -5211,6 +5232,18 @@ async def make_account(call: Call, body: shapes.RegisterBody) -> tuple[Manager, 
     made = await call.tracker.db.write(register_manager, body.username, password_hash, owner, address)
     call.tracker.code = ""
     return made
+
+
+@takes(Call.session, status=204, who=delete_manager.need)
+async def remove_manager(call: Call) -> Reply:
+    """Deletes the account of another manager, with its roles, logins and tokens.
+
+    What it has made stays, but for projects that no admin trusts and in which nobody else has a role.
+    """
+    write = call.tracker.db.write
+    for operation in await write(as_caller, delete_manager, call.session(), call.path_id("manager"), long=True):
+        call.tracker.begin_operation(operation)
+    return Reply(status=204)
 
 
 @takes(None, shapes.LoginBody, answer={"manager": Manager})
@@ -5363,6 +5396,7 @@ API: list[Native] = [
     Native("POST", "/project/reset_failed_tasks/{project}", reset_failed_tasks),
     Native("POST", "/project/reclaim_assigned_tasks/{project}", reclaim_assigned_tasks),
     Native("POST", "/project/hard_reset/{project}", hard_reset),
+    Native("POST", "/project/delete/{project}", delete_project),
     Native("POST", "/git/receivehook", git_receive),
     Native("POST", "/logs", list_logs, "logs", reads=True),
     Native("GET", "/logs", query_logs, "logs"),
@@ -5376,7 +5410,7 @@ API: list[Native] = [
     Native("GET POST", "/manager/demote/{manager}", demote_manager, status=204),
     Native("POST", "/manager/block/{manager}", block_manager, status=204),
     Native("POST", "/manager/unblock/{manager}", unblock_manager, status=204),
-    Native("POST", "/manager/delete/{manager}", delete_manager, status=204),
+    Native("POST", "/manager/delete/{manager}", remove_manager),
     Native("POST", "/manager/set_role_for_project/{project}", set_role),
 ]
 

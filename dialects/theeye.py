@@ -1409,6 +1409,24 @@ def tokens_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     return {"tokens": rows, "fresh": None}
 
 
+def project_gone(tx: Tx, project: int) -> bool:
+    """Deletes the agents and the host of a project that was deleted. False: that was all."""
+    tx.execute("DELETE FROM theeye_login WHERE agent IN (SELECT id FROM theeye_agent WHERE project = ?)", (project,))
+    for table in "theeye_agent", "theeye_host":
+        tx.execute(f"DELETE FROM {table} WHERE project = ?", (project,))
+    return False
+
+
+def needed_workers(tx: Tx) -> list[int]:
+    """The workers of agents."""
+    return [row["worker"] for row in tx.all("SELECT worker FROM theeye_agent")]
+
+
+def needed_managers(tx: Tx) -> list[int]:
+    """The managers who have made tokens that are in use: those would go with them."""
+    return [row["manager"] for row in tx.all("SELECT DISTINCT manager FROM theeye_token WHERE revoked IS NULL")]
+
+
 @tracker.needs(tracker.ADMIN)
 def create_token(tx: Tx, caller: tracker.Caller, body: TokenForm) -> dict[str, Any]:
     """A new integration token. It is in the answer and nowhere else."""

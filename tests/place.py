@@ -629,6 +629,8 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "set the priority of all that match": lambda p: step(p, "set_priority"),
     "delete all that match": lambda p: step(p, "delete"),
     "begin a reset": lambda p: (tracker.begin_reset, (p.session, p.first, "hard_reset")),
+    "begin a deletion": lambda p: (tracker.begin_deletion, (p.session, p.first)),
+    "begin a deletion of a project with jobs": lambda p: (tracker.begin_deletion, (p.session, p.third)),
     "begin a bulk submit": lambda p: (tracker.begin_bulk_submit, (p.worker, p.first)),
     "stage a piece": lambda p: (tracker.add_bulk_piece, (p.operations["staged"], 2, b"[]")),
     "accept a bulk submit": lambda p: (tracker.accept_bulk_submit, (p.worker, p.operations["staged"], 1)),

@@ -689,7 +689,7 @@ DIE_HALF_WAY = """
         if accept:
             write(accept_bulk_submit, caller, operation, 1200)
     else:
-        operation = write(begin_reset, session, 1, kind)
+        operation = write(begin_deletion if kind == "delete_project" else begin_reset, session, 1, kind)
         write(insert_task, NewTask(1, "later", 0, 0, 0, 0, None), False)
     for _ in range(steps):
         assert write(step_operation, operation) is None
@@ -755,6 +755,17 @@ def test_a_hard_reset_that_a_crash_has_interrupted_is_finished_at_the_next_start
         assert counts == {"waiting_task_count": 1}
     assert [task[-1] for task in dump(path)["task"]] == ["later"]
     assert dump(path)["kept_hash"] == []
+
+
+def test_a_deletion_of_a_project_that_a_crash_has_interrupted_is_finished_at_the_next_start(
+    filled: Callable[[str], Path],
+) -> None:
+    path = filled("retries = 1")
+    die_half_way(path, "delete_project", 2)
+    assert len(dump(path)["task"]) == MANY + 1 - 2 * tracker.STEP_TASKS and dump(path)["project"] == []
+    with tracker.serving(tracker.Settings(database=str(path), log_file="")):
+        wait_until(lambda: dump(path)["operation"][0][-2] is not None)
+    assert dump(path)["task"] == dump(path)["kept_hash"] == []
 
 
 def test_a_reset_of_failed_tasks_that_a_crash_has_interrupted_is_finished_at_the_next_start(

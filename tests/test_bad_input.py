@@ -73,6 +73,7 @@ NO_BODY = {  # what is sent to these is not looked at: existing clients send `nu
     ("POST", "/project/reject_request/{project}/{worker}"),
     ("POST", "/project/reject_requests/{project}"),
     ("POST", "/project/trust/{project}"),
+    ("POST", "/project/delete/{project}"),
     ("POST", "/project/reset_failed_tasks/{project}"),
     ("POST", "/project/reclaim_assigned_tasks/{project}"),
     ("POST", "/project/hard_reset/{project}"),
@@ -119,6 +120,7 @@ class House:
     def __init__(self, site: Site):
         self.site = site
         self.project = site.admin.create_project("house", git_repo="owner/house")
+        self.unwanted = site.admin.create_project("unwanted")
         self.worker = site.create_worker(self.project)
         self.candidate = Worker(site.url)
         self.candidate.request_access(self.project)
@@ -239,6 +241,7 @@ class House:
             ("POST", "/project/reset_failed_tasks/{project}"): Example(self.as_admin, project),
             ("POST", "/project/reclaim_assigned_tasks/{project}"): Example(self.as_admin, project),
             ("POST", "/project/hard_reset/{project}"): Example(self.as_admin, project),
+            ("POST", "/project/delete/{project}"): Example(self.as_admin, {"project": self.unwanted}),
             ("POST", "/git/receivehook"): Example(self.as_hook, body=push),
             ("POST", "/logs"): Example(self.as_admin, body=logs),
             ("GET", "/logs"): Example(self.as_admin, query=logs),

@@ -7,17 +7,19 @@ import re
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from conftest import Site, Worker, client, wait_until
 from place import OPERATIONS, Jobs, Memory, Place, call, furnish
 
 import budgets
+import limits
 import server
 import tracker
 from database import UPGRADES
@@ -40,6 +42,7 @@ WEIGHTS = {
     "bulk_piece": "SELECT project, length(tasks) + 12000 FROM bulk_piece JOIN operation ON id = operation",
     "operation": "SELECT project, 400 + length(report) + ifnull(length(wanted), 0) FROM operation",
     "access": f"SELECT project, {budgets.ACCESS_SIZE} FROM worker_access",
+    "tally": "SELECT project, 200 FROM tally",
     "script": f"SELECT project, {BYTES.format('source')} FROM script WHERE project IS NOT NULL",
     "template": "SELECT project, 1000 + "
     + " + ".join(map(BYTES.format, ("description", "recipe", "variables", "arguments", "env", "runas")))
@@ -73,19 +76,22 @@ def check_budgets(connection: sqlite3.Connection) -> None:
     )
     shares = list(map(tuple, connection.execute(lines)))
     assert shares == list(map(tuple, connection.execute("SELECT worker, size FROM log_share ORDER BY worker")))
+    going = "SELECT json_extract(wanted, '$.size') FROM operation WHERE kind = 'delete_project' AND finished IS NULL"
+    held = [size for (size,) in connection.execute(going)]  # of projects of which there is still something
     strangers = connection.execute("SELECT ifnull(SUM(size), 0) FROM log_share WHERE stranger").fetchone()[0]
     assert used == {
         "logs": sum(size for _, size in shares),
         "stranger_logs": strangers,
-        "projects": sum(kept.values()),
+        "projects": sum(kept.values()) + sum(held),
         "workers": connection.execute("SELECT COUNT(*) FROM worker").fetchone()[0],
         "managers": connection.execute("SELECT COUNT(*) FROM manager").fetchone()[0],
+        "files": connection.execute("SELECT ifnull(SUM(size), 0) FROM testflinger_file").fetchone()[0],
     }
 
 
-def distrust(memory: Memory) -> None:
-    """Makes every project one that no admin trusts."""
-    memory.connection.execute("UPDATE project SET trusted = 0")
+def distrust(memory: Memory, only: int | None = None) -> None:
+    """Makes every project one that no admin trusts, or only this one."""
+    memory.connection.execute("UPDATE project SET trusted = 0 WHERE id = ifnull(?, id)", (only,))
     for project, size in sizes(memory.connection).items():
         memory.connection.execute("UPDATE project SET size = ? WHERE id = ?", (size, project))
 
@@ -123,6 +129,11 @@ def test_what_an_old_file_has_is_counted_at_its_upgrade() -> None:
     memory.connection.executescript("UPDATE budget SET used = 0; DELETE FROM log_share; UPDATE budget SET used = 0")
     filled = UPGRADES[6][1]
     memory.connection.executescript(filled[: filled.index("INSERT INTO verifier_block")])
+    memory.connection.execute("INSERT INTO testflinger_file VALUES ('uuid', 'artifact', 'name', 1234, 1)")
+    memory.connection.execute("UPDATE budget SET used = 0 WHERE name = 'files'")
+    distrust(memory)
+    memory.connection.execute("UPDATE project SET size = size - 200 * (SELECT COUNT(*) FROM tally WHERE project = id)")
+    memory.connection.executescript(UPGRADES[7][1])
     check_budgets(memory.connection)
 
 
@@ -135,17 +146,21 @@ def test_a_piece_of_a_bulk_submit_weighs_as_much_as_its_tasks_will() -> None:
 MANY = 10**6  # KiB a second
 
 
-class Logs(Jobs):
+class Open(Jobs):
+    """The queue, and strangers who come to it."""
+
+    def stranger(self) -> tracker.WorkerCredentials:
+        worker = self.do(tracker.create_worker, None, shapes.AliasBody("stranger"))["worker"]
+        return tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
+
+
+class Logs(Open):
     """The queue with small budgets for lines, and no rates."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(
             worker_log_rate=MANY, address_log_rate=MANY, **{"max_logs": 1, "max_stranger_logs": 1, **settings}
         )
-
-    def stranger(self) -> tracker.WorkerCredentials:
-        worker = self.do(tracker.create_worker, None, shapes.AliasBody("stranger"))["worker"]
-        return tracker.WorkerCredentials(worker["id"], worker["secret"].encode())
 
     def fill(self, worker: tracker.WorkerCredentials, lines: int, length: int = 1000) -> None:
         def log(tx: tracker.Tx) -> None:
@@ -225,14 +240,34 @@ def test_lines_with_wide_characters_count_as_many_bytes_as_they_take() -> None:
     assert logs.used("logs") == budgets.LINE_SIZE + 2 + 400
 
 
-def test_a_line_makes_room_in_a_bounded_number_of_steps_and_is_not_kept_when_that_is_not_enough() -> None:
+def test_a_long_line_is_kept_while_somebody_has_very_many_short_ones() -> None:
     logs = Logs()
-    logs.fill(logs.worker, 9000, 1)
+    modest = logs.create_worker()
+    logs.fill(logs.worker, 11_000, 1)
+    logs.do(tracker.add_log_entry, modest, "info", shapes.LogBody("s" * 1000, 1, "🙂" * 65536))
+    assert logs.lines(modest) == 1
+    assert 0.99 * MIB < logs.used("logs") <= MIB
+    assert logs.values("SELECT MAX(id) - MIN(id) + 1 - COUNT(*) FROM log_entry") == [(0,)]  # the oldest have gone
+    check_budgets(logs.connection)
+
+
+def test_a_long_line_of_a_stranger_is_kept_while_another_has_very_many_short_ones() -> None:
+    logs = Logs(max_logs=3)
+    loud, modest = logs.stranger(), logs.stranger()
+    logs.fill(loud, 11_000, 1)
+    logs.fill(modest, 1, 60_000)
+    assert logs.lines(modest) == 1 and logs.used("stranger_logs") <= MIB
+
+
+def test_a_line_makes_room_by_a_bounded_number_of_others_and_is_not_kept_when_that_is_not_enough() -> None:
+    logs = Logs(max_logs=2)
+    logs.fill(logs.worker, 15_000, 1)
+    small = logs.settings = tracker.Settings(**{**msgspec.structs.asdict(logs.settings), "max_logs": 1})
     before = logs.lines(logs.worker)
-    while logs.used("logs") < MIB - 400:
-        logs.fill(logs.worker, 1, 1)
-    logs.do(tracker.add_log_entry, logs.worker, "info", shapes.LogBody("s", 1, "🙂" * 65536))
-    assert before - logs.lines(logs.worker) <= budgets.EVICTED * budgets.MOST_EVICTIONS
+    logs.fill(logs.worker, 1, 1)
+    assert before - logs.lines(logs.worker) == budgets.MOST_EVICTED
+    logs.fill(logs.worker, 1, 1)
+    assert logs.used("logs") <= MIB * small.max_logs
     check_budgets(logs.connection)
 
 
@@ -382,6 +417,14 @@ def test_there_are_no_more_managers_than_the_setting_says(make_site: Callable[..
     assert refused.status_code == 503 and "max_managers" in refused.json()["message"]
 
 
+def forget(queue: Jobs, function: Callable) -> int:
+    """Forgets whoever is to be. In how many steps."""
+    steps, last = 0, 0
+    while last is not None:
+        steps, last = steps + 1, queue.do(function, last)
+    return steps
+
+
 def test_workers_that_never_did_anything_are_forgotten_while_there_are_very_many() -> None:
     queue = Jobs(max_workers=10)
     silent = [queue.do(tracker.create_worker, None, shapes.AliasBody("s"))["worker"] for _ in range(8)]
@@ -391,7 +434,7 @@ def test_workers_that_never_did_anything_are_forgotten_while_there_are_very_many
     queue.do(tracker.add_log_entry, talking, "info", shapes.LogBody("s", 1, "here"))
     queue.clock.now += budgets.SILENCE + 1
     queue.connection.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (queue.clock.time(), silent[2]["id"]))
-    assert queue.do(tracker.forget_workers, 0) is None
+    assert forget(queue, tracker.forget_workers) == 1
     kept = [queue.worker.id, *(one["id"] for one in silent[:3])]
     assert queue.values("SELECT id FROM worker ORDER BY id") == [(worker,) for worker in kept]
     check_budgets(queue.connection)
@@ -402,8 +445,68 @@ def test_no_worker_is_forgotten_while_there_are_few() -> None:
     for _ in range(4):
         queue.do(tracker.create_worker, None, shapes.AliasBody("s"))
     queue.clock.now += budgets.SILENCE + 1
-    queue.do(tracker.forget_workers, 0)
+    forget(queue, tracker.forget_workers)
     assert len(queue.values("SELECT id FROM worker")) == 5
+
+
+def test_workers_whom_only_projects_know_that_nobody_trusts_are_forgotten_after_a_long_silence() -> None:
+    queue = Open(max_workers=10)
+    own = queue.create_project("own")
+    queue.submit()
+    distrust(queue, own)
+    granted, asking, worked, trusted, held, recent = [queue.stranger() for _ in range(6)]
+    for worker in granted, worked, held, recent:
+        queue.give_access(worker.id, own)
+    queue.give_access(trusted.id, queue.project)
+    for project in own, queue.project:
+        queue.do(tracker.request_access, asking, shapes.AccessBody(project, assign=True))
+    for worker in worked, held:
+        queue.do(tracker.submit_task, worker, tracker.NewTask(own, "r", 0, 1, 0, 1, None))
+        queue.assign(worker, own)
+    queue.release(queue.values("SELECT id FROM task WHERE assignee = ?", worked.id)[0][0], worker=worked)
+    queue.clock.now += budgets.LONG_SILENCE + 1
+    queue.connection.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (queue.clock.time(), recent.id))
+    forget(queue, tracker.forget_workers)
+    kept = [queue.worker.id, trusted.id, held.id, recent.id]
+    assert queue.values("SELECT id FROM worker ORDER BY id") == [(worker,) for worker in kept]
+    assert queue.values("SELECT COUNT(*) FROM worker_access WHERE worker IN (?, ?)", asking.id, worked.id) == [(0,)]
+    check_budgets(queue.connection)
+
+
+def register_by_itself(queue: Jobs, name: str) -> int:
+    manager, _ = queue.do(tracker.register_manager, name, "hash", False, "203.0.113.9")
+    queue.connection.execute("DELETE FROM session WHERE manager = ?", (manager.id,))
+    return manager.id
+
+
+def test_managers_who_have_a_part_in_nothing_are_forgotten_while_there_are_very_many() -> None:
+    queue = Jobs(max_managers=10)
+    empty, reader, maker, lately, blocked, logged_in = [register_by_itself(queue, f"m{n}") for n in range(6)]
+    change = queue.connection.execute
+    change("INSERT INTO manager_role VALUES (?, ?, 1)", (queue.project, reader))
+    own = queue.create_project("own")
+    change("UPDATE project SET creator = ? WHERE id = ?", (maker, own))
+    distrust(queue, own)
+    change("UPDATE manager_role SET manager = ? WHERE project = ?", (maker, own))
+    change("INSERT INTO manager_role VALUES (?, ?, 31)", (own, empty))  # a stranger has let in a stranger
+    change("UPDATE manager SET blocked = 1 WHERE id = ?", (blocked,))
+    queue.clock.now += budgets.LONG_SILENCE + 1
+    queue.do(tracker.open_session, logged_in)
+    change("UPDATE login_address SET last_used = ? WHERE manager = ?", (queue.clock.time(), lately))
+    forget(queue, tracker.forget_managers)
+    kept = queue.values("SELECT id FROM manager WHERE NOT tracker_admin ORDER BY id")
+    assert kept == [(one,) for one in (reader, maker, lately, blocked, logged_in)]
+    assert queue.values("SELECT manager FROM manager_role WHERE project = ?", own) == [(maker,)]
+    check_budgets(queue.connection)
+
+
+def test_no_manager_is_forgotten_while_there_are_few_or_soon_after_the_last_login() -> None:
+    few, many = Jobs(max_managers=100), Jobs(max_managers=2)
+    for queue, days in (few, 31), (many, 29):
+        manager = register_by_itself(queue, "name")
+        queue.clock.now += days * 86400
+        forget(queue, tracker.forget_managers)
+        assert queue.values("SELECT 1 FROM manager WHERE id = ?", manager) == [(1,)]
 
 
 def test_a_manager_has_a_hundred_sessions_at_most() -> None:
@@ -430,6 +533,86 @@ def test_so_many_workers_may_wait_for_access_to_a_project(make_site: Callable[..
     assert workers[2].request_access(project).status_code == 200
 
 
+class Asking(Open):
+    """A project of which workers ask for access, from anywhere."""
+
+    def ask(self, address: str, project: int = 0, worker: tracker.WorkerCredentials | None = None) -> int:
+        worker = worker or self.stranger()
+        source = limits.source_of((address, 1), [])
+        body = shapes.AccessBody(project or self.project, assign=True)
+        self.do(tracker.request_access, worker._replace(source=source), body)
+        self.clock.now += 1
+        return worker.id
+
+    @property
+    def waiting(self) -> list[int]:
+        rows = self.values(
+            "SELECT worker FROM worker_access WHERE project = ? AND request ORDER BY worker", self.project
+        )
+        return [worker for (worker,) in rows]
+
+
+def test_whoever_fills_the_requests_makes_room_for_others() -> None:
+    queue = Asking(max_access_requests=5)
+    honest = queue.ask("203.0.113.1")
+    flood = [queue.ask("198.51.100.7") for _ in range(9)]
+    assert queue.waiting == [honest, *flood[-4:]]
+    late = [queue.ask("203.0.113.2"), queue.ask("203.0.113.3")]
+    assert queue.waiting == [honest, *flood[-2:], *late]
+    check_budgets(queue.connection)
+
+
+def test_a_site_of_ipv6_is_one_network_to_those_that_fill_the_requests() -> None:
+    queue = Asking(max_access_requests=3)
+    flood = [queue.ask(f"2001:db8:1:{number}::1") for number in range(6)]
+    honest = [queue.ask("2001:db8:2:1::1"), queue.ask("203.0.113.2")]
+    assert queue.waiting == [flood[-1], *honest]
+
+
+def test_a_request_is_refused_where_each_network_has_one_and_nobodys_makes_room() -> None:
+    queue = Asking(max_access_requests=3)
+    first = [queue.ask(f"203.0.113.{number}") for number in range(3)]
+    with pytest.raises(tracker.TrackerError, match="max_access_requests"):
+        queue.ask("198.51.100.7")
+    assert queue.waiting == first
+
+
+def test_requests_of_programs_on_this_machine_make_no_room() -> None:
+    queue = Asking(max_access_requests=3)
+    local = [queue.ask("127.0.0.1") for _ in range(3)]
+    with pytest.raises(tracker.TrackerError, match="max_access_requests"):
+        queue.ask("198.51.100.7")
+    assert queue.waiting == local
+
+
+def test_a_worker_waits_for_so_many_projects_at_most() -> None:
+    queue = Asking()
+    projects = [queue.create_project(f"project {number}") for number in range(budgets.MOST_REQUESTS)]
+    worker = queue.stranger()
+    for project in projects:
+        queue.ask("203.0.113.1", project, worker)
+    with pytest.raises(tracker.TrackerError, match="20 projects") as refused:
+        queue.ask("203.0.113.1", queue.project, worker)
+    assert refused.value.code == "unavailable"
+    queue.do(tracker.accept_request, queue.session, projects[0], worker.id)
+    queue.ask("203.0.113.1", queue.project, worker)
+
+
+def test_a_request_is_forgotten_that_nobody_answers_when_its_worker_has_gone() -> None:
+    queue = Asking()
+    other = queue.create_project("other")
+    gone, there, asked_again = [queue.ask("203.0.113.1") for _ in range(3)]
+    queue.ask("203.0.113.1", other, tracker.WorkerCredentials(gone, None))
+    queue.clock.now += budgets.LONG_SILENCE + 5
+    queue.connection.execute("UPDATE worker SET last_seen = ? WHERE id = ?", (queue.clock.time(), there))
+    queue.connection.execute(
+        "UPDATE worker_access SET requested = ? WHERE worker = ?", (queue.clock.time(), asked_again)
+    )
+    assert forget(queue, budgets.forget_requests) == 3
+    assert queue.waiting == [there, asked_again]
+    assert queue.values("SELECT 1 FROM worker_access WHERE project = ? AND request", other) == []
+
+
 def test_all_requests_are_rejected_at_once_and_no_access_is_withdrawn(site: Site) -> None:
     project = site.admin.create_project()
     working, asking = site.create_worker(project), [site.create_worker() for _ in range(3)]
@@ -454,21 +637,38 @@ def test_the_page_shows_first_who_has_worked_here_and_finds_the_others(site: Sit
     page = site.admin.http.get(f"/ui/projects/{project}/access").text
     assert f'id="request-{known.id}"' in page and f'id="request-{wanted.id}"' not in page
     assert "Reject all 62" in page
-    found = site.admin.http.get(f"/ui/projects/{project}/access", params={"text": "wanted"}).text
-    assert f'id="request-{wanted.id}"' in found
+    for text in "wanted", str(wanted.id):
+        found = site.admin.http.get(f"/ui/projects/{project}/access", params={"text": text}).text
+        assert f'id="request-{wanted.id}"' in found and 'id="request-1"' not in found
+
+
+def test_the_page_tells_what_a_worker_that_asks_has_closed_and_where_it_is(site: Site) -> None:
+    project, other = site.admin.create_project(), site.admin.create_project()
+    worker = site.create_worker(other)
+    worker.submit(other)
+    worker.released(worker.assigned(other)["id"])
+    worker.http.headers["X-Forwarded-For"] = "203.0.113.77"
+    worker.request_access(project)
+    page = site.admin.http.get(f"/ui/projects/{project}/access").text
+    row = page[page.index(f'id="request-{worker.id}"') :]
+    assert '<td class="minor">1</td><td class="minor">203.0.113.77</td>' in row[: row.index("</tr>")]
+    found = site.admin.http.get(f"/ui/projects/{project}/access", params={"text": "203.0.113.77"}).text
+    assert f'id="request-{worker.id}"' in found
 
 
 # ── Projects that no admin trusts ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class House:
-    """A tracker with a small budget, a manager whom nobody trusts, its project, and its worker."""
+    """A tracker with a small budget, a manager whom nobody trusts, its project, and its worker, who has done a task."""
 
     def __init__(self, site: Site):
         self.site = site
         self.owner = site.create_manager("stranger")
         self.project = self.owner.create_project("own")
         self.worker = self.owner.grant(Worker(site.url), self.project)
+        self.worker.submit(self.project)
+        self.empty()
 
     @property
     def size(self) -> int:
@@ -592,6 +792,16 @@ def test_what_hashes_and_verifications_take_counts_too(house: House) -> None:
     assert house.size - before == budgets.HASH_SIZE
 
 
+def test_what_is_kept_of_workers_counts_when_their_access_is_withdrawn(house: House) -> None:
+    before = house.size
+    for _ in range(3):
+        worker = house.owner.grant(Worker(house.site.url), house.project)
+        house.worker.submit(house.project)
+        worker.released(worker.assigned(house.project)["id"])
+        house.owner.post(f"/project/reject_request/{house.project}/{worker.id}")
+    assert house.size == before + 3 * budgets.ACCESS_SIZE
+
+
 def test_an_admins_projects_have_no_such_budget(house: House) -> None:
     house.fill()
     project = house.site.admin.create_project()
@@ -665,6 +875,7 @@ def test_tasks_that_are_released_at_once_are_weighed() -> None:
         queue.submit(f"recipe {number}")
     tasks = [queue.assign() for _ in range(8)]
     committer = Committer(SimpleNamespace(connection=queue.connection), queue.clock, queue.settings, lambda: 1e9)
+    committer.BATCH_TIME = 60  # however busy the machine is
     releases = [(queue.worker, shapes.ReleaseBody(task, OK)) for task in tasks]
     committer.run_batch([Write(None, tracker.release_task, release) for release in releases])
     queue.connection.execute("COMMIT")
@@ -776,6 +987,16 @@ def test_the_page_of_the_settings_shows_how_full_each_budget_is(house: House) ->
     assert house.owner.http.get("/ui/admin").status_code == 403
 
 
+def test_the_page_of_the_settings_shows_which_untrusted_projects_are_the_largest(house: House) -> None:
+    small = house.site.admin.create_project("trusted")
+    house.fill()
+    page = house.site.admin.http.get("/ui/admin").text
+    table = page[page.index('id="untrusted"') :]
+    table = table[: table.index("</table>")]
+    assert f'/ui/projects/{house.project}"' in table and "stranger" in table
+    assert f'/ui/projects/{small}"' not in table
+
+
 def shown(site: Site, name: str) -> list[str]:
     """What the page of the settings says of a budget: used, of, full, reached."""
     page = site.admin.http.get("/ui/admin").text
@@ -824,3 +1045,82 @@ def test_a_contributor_of_testflinger_makes_so_many_queues_at_most() -> None:
     for other in (agent, None):
         assert not any("testflinger_client_queues" in submit(other, f"{other} {number}") for number in range(3))
     assert "testflinger_client_queues" not in submit(guest, "None 1")  # another's
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_who_shows_nothing_takes_a_share_of_testflingers_queues_where_they_are_scarce(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dialects.testflinger import queues
+
+    monkeypatch.setattr(queues, "MOST_QUEUES", 8)
+    site = make_site(testflinger_anonymous="always", testflinger_client_queues=2)
+
+    def status(address: str, queue: str, path: str = "/v1/agents/queues") -> int:
+        body = {"job_queue": queue} if path == "/v1/job" else {queue: {} if "images" in path else "what it is"}
+        return httpx.post(f"{site.url}{path}", json=body, headers={"X-Forwarded-For": address}).status_code
+
+    assert [status("198.51.100.7", f"flood {number}") for number in range(6)] == [200] * 4 + [422] * 2
+    for path in "/v1/job", "/v1/agents/images":
+        assert status("198.51.100.7", "one more", path) == 422
+        assert status("198.51.100.7", "flood 1", path) == 200  # one that there is
+    ways = ("/v1/job", "/v1/agents/images", "/v1/agents/queues")
+    assert [status("203.0.113.1", f"mine {number}", path) for number, path in enumerate(ways)] == [200, 200, 422]
+    assert [status("2001:db8:1:2::1", "v6"), status("2001:db8:1:3::1", "v6 b")] == [200, 200]
+    assert "@2001:db8:1::/48" in {client for (client,) in site.read("SELECT client FROM testflinger_queue")}
+
+
+class Lab:
+    """A tracker that has room for a MiB of files, and a job that an agent holds."""
+
+    def __init__(self, site: Site):
+        self.site = site
+        self.http = client(site.url)
+        self.job = self.picked("machines")
+
+    def picked(self, queue: str) -> str:
+        job = self.http.post("/v1/job", json={"job_queue": queue}).json()["job_id"]
+        assert self.http.get("/v1/job", params={"queue": queue}).json()["job_id"] == job
+        return job
+
+    def send(self, job: str, size: int, content: Any = None) -> httpx.Response:
+        return self.http.post(f"/v1/result/{job}/artifact", files={"file": content or b"x" * size})
+
+    @property
+    def used(self) -> int:
+        return self.site.read("SELECT used FROM budget WHERE name = 'files'")[0][0]
+
+    def on_disk(self, tmp_path: Path) -> int:
+        return sum(file.stat().st_size for folder in tmp_path.glob("*.files") for file in folder.iterdir())
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_the_files_of_testflingers_jobs_have_a_budget_together(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    lab = Lab(make_site(testflinger_max_files=1))
+    other = lab.picked("machines")
+    assert lab.send(lab.job, 600_000).status_code == 200
+    refused = lab.send(other, 600_000)
+    assert refused.status_code == 503 and "testflinger_max_files" in refused.json()["message"]
+    assert lab.send(lab.job, 900_000).status_code == 200  # in the place of the other
+    assert lab.used == lab.on_disk(tmp_path) == 900_000
+    assert lab.send(other, 100_000).status_code == 200
+    assert lab.used == lab.on_disk(tmp_path) == 1_000_000
+    assert "testflinger_max_files" in lab.site.admin.http.get("/ui/admin").text
+
+
+@pytest.mark.skipif("testflinger" not in tracker.installed_dialects(), reason="needs the dialect")
+def test_a_file_that_does_not_say_how_long_it_is_ends_where_the_room_does(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    lab = Lab(make_site(testflinger_max_files=2))
+
+    def pieces() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        for _ in range(64):
+            yield b"x" * 65536
+        yield b"\r\n--b--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    refused = lab.http.post(f"/v1/result/{lab.job}/artifact", content=pieces(), headers=headers)
+    assert refused.status_code == 503 and "testflinger_max_files" in refused.json()["message"]
+    assert lab.used == lab.on_disk(tmp_path) == 0

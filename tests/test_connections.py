@@ -463,6 +463,29 @@ def test_the_bodies_of_one_address_are_all_let_in_while_there_is_room(site: Site
         connection.close()
 
 
+WORKER_HEADERS = "X-Worker-ID", "X-Secret"
+
+
+def test_bodies_in_temporary_files_are_bounded_together(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SPOOLED", Shares(300_000))
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    headers = b"".join(b"%s: %s\r\n" % (name.encode(), worker.http.headers[name].encode()) for name in WORKER_HEADERS)
+    head = b"POST /task/submit_lines/%d HTTP/1.1\r\nHost: x\r\n%s" % (project, headers)
+    begun = head + b"Transfer-Encoding: chunked\r\n\r\n10000\r\n" + b"x" * 65536 + b"\r\n"
+    held = [connect(site.url) for _ in range(4)]
+    for number, connection in enumerate(held, 1):
+        connection.sendall(begun)
+        wait_until(lambda number=number: server.SPOOLED.used == number * 65536)
+    with connect(site.url) as one_more:
+        one_more.sendall(begun)
+        assert refused(503, "unavailable")(answers(one_more)[0])
+    assert sent(site, head + b"Content-Length: 2\r\n\r\nx\n")[0][0] == 200
+    for connection in held:
+        connection.close()
+    wait_until(lambda: server.SPOOLED.used == 0)
+
+
 # ── Answers that nobody reads ─────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -345,6 +345,7 @@ METHODS = {
     "/project/reject_request/1/1": "POST",
     "/project/reject_requests/1": "POST",
     "/project/trust/1": "POST",
+    "/project/delete/1": "POST",
     "/project/secret/1": "GET POST",
     "/project/webhook_secret/1": "GET POST",
     "/project/reset_failed_tasks/1": "POST",

@@ -36,6 +36,7 @@ class Hidden(House):
         chained = {"chain": self.project, "name": "chained"}
         nothing = {"project": self.project, "assign": False, "submit": False}
         self.known["POST", "/api/project/request_access"] = Example(self.as_stranger, body=nothing)
+        self.known["POST", "/project/delete/{project}"] = Example(self.as_admin, {"project": self.project})
         self.known["POST", "/project/create"] = Example(self.as_admin, body=chained)
         site.admin.post(f"/project/update/{self.project}", {"hidden": True})
         manager = self.cookie(self.other)

@@ -458,6 +458,7 @@ def test_a_blocked_manager_is_logged_out_and_logs_in_no_more_until_it_is_unblock
 def test_an_account_is_deleted_and_what_it_made_stays(site: Site) -> None:
     manager = site.create_manager()
     project = manager.create_project()
+    site.admin.post(f"/project/trust/{project}")
     template = manager.post("/template/create", {"project": project, "name": "build"}).json()["content"]["template"]
     job = manager.post(f"/template/trigger/{template['id']}", {}).json()["content"]["job"]["id"]
     manager.post(f"/project/reset_failed_tasks/{project}")

@@ -1,5 +1,6 @@
 """The manager UI over plain HTTP, as a browser without scripts sees it: every page, every form, every refusal."""
 
+import asyncio
 import itertools
 import json
 import re
@@ -28,7 +29,7 @@ FOR_ALL = ("/ui/", "/ui/login", "/ui/register", "/ui/docs")
 FOR_ADMINS = (
     *("/ui/admin", "/ui/admin/promote/{manager}", "/ui/admin/demote/{manager}", "/ui/workers/pause"),
     *(path for path in GETS + POSTS if path.startswith(("/ui/theeye/", "/ui/testflinger/clients"))),
-    *("/ui/testflinger/queues/{queue}/restrict", "/ui/projects/{project}/trust"),
+    *("/ui/testflinger/queues/{queue}/restrict", "/ui/projects/{project}/trust", "/ui/projects/{project}/edit/delete"),
 )
 DOWNLOADS = ("/export", "/{file}")
 ENTRANCES = ("/ui/login", "/ui/register", "/ui/logout")
@@ -123,6 +124,7 @@ class Place:
 
     def __init__(self, site: Site, text: str = "plain", username: str = "other"):
         self.site, self.admin = site, Tab(site.admin.http)
+        self.text = text
         self.project = site.admin.create_project(f"{text} project", motd=f"{text} motd", version=f"{text} version")
         self.worker = site.create_worker(self.project, f"{text} worker")
         self.asking = site.create_worker(alias=f"{text} asking")
@@ -199,6 +201,7 @@ class Place:
         return {
             "/ui/projects/new": {"name": "another one"},
             "/ui/projects/{project}/edit": {"motd": "new words"},
+            "/ui/projects/{project}/edit/delete": {"confirm": f"{self.text} project"},
             "/ui/projects/{project}/pause": {"paused": "true"},
             "/ui/projects/{project}/secret": {"secret": "a new one"},
             "/ui/projects/{project}/webhook_secret": {"webhook_secret": "a new one"},
@@ -222,6 +225,7 @@ class Place:
             "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
             "/ui/projects/{project}/access/role": {"username": self.manager.username, "read": "true"},
             "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
+            "/ui/admin/delete/{manager}": {"confirmed": "yes"},
             "/ui/login": {"username": "admin", "password": "password"},
             "/ui/register": {"username": "newcomer", "password": "password"},
             "/ui/account/sessions": {"keep": self.own_mark()},
@@ -320,6 +324,7 @@ def send_every_form(place: Place) -> Iterator[tuple[str, httpx.Response]]:
     """Each form as an admin sends it, those last that take away what others need; and what came of it."""
     last = (
         "/ui/templates/{template}/delete",
+        "/ui/projects/{project}/edit/delete",
         *("/ui/logout", "/ui/login", "/ui/account/password", "/ui/account/sessions", "/ui/register"),
     )
     for path in [path for path in POSTS if path not in last] + list(last):
@@ -442,6 +447,28 @@ def test_every_link_of_the_pages_leads_somewhere(place: Place) -> None:
             ahead += found - seen
             seen |= found
     assert {place.at(path) for path in GETS if path not in ("/ui/login", "/ui/register")} <= seen
+
+
+def test_a_project_that_is_being_deleted_is_on_no_page_and_in_no_form(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_nothing(*_: Any) -> asyncio.Future[int]:
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        done.set_result(0)
+        return done
+
+    monkeypatch.setattr(tracker.Tracker, "begin_operation", begin_nothing)
+    path = "/ui/projects/{project}/edit/delete"
+    assert place.admin.post(place.at(path), place.fields(path)).status_code == 303
+    of_it = "{project}", "{template}", "{job}", "{workflow}"
+    for path in GETS + POSTS:
+        if any(name in path for name in of_it) and not path.startswith("/ui/theeye/hosts"):
+            answer = place.admin.http.get(place.at(path)) if path in GETS else None
+            assert answer is None or answer.status_code == 404, path
+            if path in POSTS:
+                assert place.admin.post(place.at(path), place.fields(path)).status_code == 404, path
+    for path in "/ui/", "/ui/jobs", "/ui/logs", "/ui/workers", "/ui/admin":
+        assert place.admin.open(path).status == 200
 
 
 # ── Forms that are refused ────────────────────────────────────────────────────────────────────────────────────────────

@@ -372,6 +372,20 @@ def test_every_statement_uses_an_index_and_sorts_nothing(name: str) -> None:
             assert not scans(plan) and not sorts(plan), (sql, plan)
 
 
+SMALL = ("theeye_agent",)  # tables that admins alone fill
+
+
+def test_every_statement_of_a_deletion_uses_an_index_and_sorts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, place = place_with(SHORT)
+    bench = bench.copy()
+    operations = [bench.do(tracker.begin_deletion, place.session, project) for project in (place.first, place.third)]
+    monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", 60)
+    for operation in operations:
+        for sql, plan in bench.plans(tracker.step_operation, operation):
+            found = [line for line in scans(plan) if not line.endswith(SMALL) and line not in ("SCAN h", "SCAN hours")]
+            assert not found and not sorts(plan), (sql, plan)
+
+
 @pytest.mark.parametrize("name", [*BACKGROUND, *PAGES])
 def test_no_statement_of_a_page_or_in_the_background_scans_or_sorts_what_grows_with_the_queue(name: str) -> None:
     bench, place = place_with(SHORT)

@@ -494,3 +494,19 @@ def test_a_run_is_forgotten_after_the_settings_time() -> None:
     assert queue.list() == [step]
     assert queue.job(step)["workflow_job"] is None
     assert queue.refusal(tracker.get_job, queue.session, run).startswith("not_found: ")
+
+
+def test_edges_of_deleted_workflows_go_in_pieces(queue: Jobs, build: int) -> None:
+    workflow = queue.create_workflow(build)
+    edges = [(workflow, number, "failure", build) for number in range(1200)]
+    queue.connection.executemany("INSERT INTO workflow_edge VALUES (?, ?, ?, ?)", edges)
+    queue.do(tracker.delete_workflow, queue.session, workflow)
+    changes = []
+    for table in tracker.PRUNE:
+        more = True
+        while more:
+            before = queue.connection.total_changes
+            more = queue.do(tracker.prune, table)
+            changes.append(queue.connection.total_changes - before)
+    assert queue.values("SELECT 1 FROM workflow UNION ALL SELECT 1 FROM workflow_edge") == []
+    assert max(changes) <= 3 * tracker.PIECE_TASKS

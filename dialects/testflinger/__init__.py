@@ -7,7 +7,7 @@ queues     queues, images, waiting times                                 events 
 """
 
 from dialects.testflinger.api import prune, routes
-from dialects.testflinger.domain import needed_workers
+from dialects.testflinger.domain import needed_workers, project_gone
 from dialects.testflinger.events import attachments, catch_up, check_project, check_retry, client_of, job_event
 from dialects.testflinger.pages import PAGES, links
 
@@ -21,6 +21,7 @@ __all__ = [
     "job_event",
     "links",
     "needed_workers",
+    "project_gone",
     "prune",
     "routes",
 ]

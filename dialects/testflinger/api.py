@@ -363,10 +363,11 @@ Decode = Callable[[Ask], Awaitable[tuple]]
 
 def calls(function: Callable, *path: str, given: type | Decode | None = None, long: bool = False) -> Handler:
     """The handler of a call that is one function (tx, …). It is given the `caller` if it names one, then what is in the
-    path, then the body as that struct, or what else is decoded. With a GET it only reads, and has nothing to show if it
-    returns None.
+    path, then the body as that struct, or what else is decoded, and the `maker` of queues. With a GET it only reads,
+    and has nothing to show if it returns None.
     """
-    named = "caller" in inspect.signature(function).parameters
+    names = inspect.signature(function).parameters
+    named, makes = "caller" in names, "maker" in names
 
     async def handle(ask: Ask) -> Response:
         """Decodes, calls the function, and answers with what it returns."""
@@ -378,7 +379,8 @@ def calls(function: Callable, *path: str, given: type | Decode | None = None, lo
 
         def run(tx: Tx, caller: clients.Client | None) -> list[bytes | domain.Long] | None:
             """The content, encoded here, beside the event loop: it may be long."""
-            content = function(tx, *[caller][:named], *map(ask.path, path), *told)
+            maker = {"maker": clients.maker(caller, ask.source)} if makes else {}
+            content = function(tx, *[caller][:named], *map(ask.path, path), *told, **maker)
             return None if content is None else list(json_pieces(content))
 
         reads = ask.scope["method"] in ("GET", "HEAD")
@@ -434,7 +436,7 @@ async def health(ask: Ask) -> Response:
 
 async def submit_job(ask: Ask) -> Response:
     wanted = submission(await ask.object())
-    uuid = await ask.write(lambda tx, client: domain.submit_job(tx, client, wanted))
+    uuid = await ask.write(lambda tx, client: domain.submit_job(tx, client, wanted, ask.source))
     return as_json({"job_id": uuid})
 
 
@@ -664,22 +666,32 @@ async def wanted_logs(ask: Ask) -> tuple:
 
 async def add_artifact(ask: Ask) -> Response:
     uuid = ask.path("job_id")
-    await ask.write(lambda tx, client: domain.note_life(tx, client, uuid, ask.agent))  # before gigabytes are taken in
-    await receive_file(ask, lambda tx, client, stored: domain.store_artifact(tx, client, uuid, *stored))
+
+    def begin(tx: Tx, client: clients.Client | None) -> int:  # before gigabytes are taken in
+        domain.note_life(tx, client, uuid, ask.agent)
+        return domain.room_for_file(tx, uuid, "artifact")
+
+    room = await ask.write(begin)
+    await receive_file(ask, room, lambda tx, client, stored: domain.store_artifact(tx, client, uuid, *stored))
     return as_text("OK")
 
 
 async def add_attachments(ask: Ask) -> Response:
     uuid = ask.path("job_id")
-    await ask.read(lambda tx, client: domain.check_attachments_wanted(tx, client, uuid))
-    await receive_file(ask, lambda tx, client, stored: domain.store_attachments(tx, client, uuid, *stored))
+
+    def begin(tx: Tx, client: clients.Client | None) -> int:
+        domain.check_attachments_wanted(tx, client, uuid)
+        return domain.room_for_file(tx, uuid, "attachments")
+
+    room = await ask.read(begin)
+    await receive_file(ask, room, lambda tx, client, stored: domain.store_attachments(tx, client, uuid, *stored))
     return as_text("OK")
 
 
-async def receive_file(ask: Ask, store: Callable[[Tx, clients.Client | None, Stored], str | None]) -> None:
-    """Takes in a file, and notes it. What it replaces, or could not be noted, is deleted."""
+async def receive_file(ask: Ask, room: int, store: Callable[[Tx, clients.Client | None, Stored], str | None]) -> None:
+    """Takes in a file for which there is so much room, and notes it. What it replaces, or could not be noted, goes."""
     folder = files_of(ask.tracker.settings)
-    stored = await folder.receive(ask)
+    stored = await folder.receive(ask, room)
     try:
         replaced = await ask.write(lambda tx, client: store(tx, client, stored))
     except Exception:

@@ -22,6 +22,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 import errors
+import limits
 import shapes
 import tracker
 from dialects.plumbing import basic_credentials
@@ -321,6 +322,16 @@ def find_row(tx: Tx, client: str) -> sqlite3.Row:
     if row is None:
         raise TrackerError("not_found", f"No client {client[:200]}")
     return row
+
+
+def maker(client: Client | None, source: str) -> str | None:
+    """To whom a new queue counts: a contributor, or the network of somebody without credentials. None: to nobody.
+
+    (No client's name begins with @.)
+    """
+    if client is None:
+        return f"@{limits.site_of(source)}" if source else None
+    return client.id if client.role == "contributor" else None
 
 
 def insert_client(tx: Tx, client: str, key: str, manager: int | None, body: LimitsBody) -> sqlite3.Row:

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+import budgets
 import shapes
 import tracker
+from budgets import MIB
 from dialects.plumbing import iso
 from dialects.testflinger import clients
+from dialects.testflinger.files import no_room
 from dialects.testflinger.queues import OF_A_QUEUE, Unprocessable, find_queue, make_queue
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
@@ -57,7 +60,7 @@ class Submission(NamedTuple):
     script: str = ""
 
 
-def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission) -> str:
+def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission, source: str = "") -> str:
     """Stores a job and returns its id. It can be picked at once, unless it waits for its attachments.
 
     A repeat, which its own job_id tells, is answered as the first time. Refuses (401, 403) what the client may not ask
@@ -71,8 +74,7 @@ def submit_job(tx: Tx, client: clients.Client | None, wanted: Submission) -> str
     check_secrets(tx, client, wanted)
     check_agents_left(tx, wanted)
     tx.limits.check_disk()
-    contributor = client.id if client and client.role == "contributor" else None
-    project = make_queue(tx, wanted.queue, contributor=contributor)
+    project = make_queue(tx, wanted.queue, maker=clients.maker(client, source))
     tracker.charge_trigger(tx, project)
     job = tracker.insert_job_alone(tx, job_columns(tx, project, wanted))
     attachments, secret = "waiting" if wanted.attachments else "none", bool(wanted.secrets)
@@ -758,10 +760,22 @@ def store_artifact(tx: Tx, client: clients.Client | None, uuid: str, name: str, 
 
 
 def store_file(tx: Tx, uuid: str, kind: str, name: str, size: int) -> str | None:
-    """Notes a file that has been received. The name of the one that it replaces."""
+    """Notes a file that has been received. The name of the one that it replaces. Refuses (503) what has no room."""
+    if room_for_file(tx, uuid, kind) < size:
+        raise no_room(tx.limits)
     old = tx.one("SELECT name FROM testflinger_file WHERE uuid = ? AND kind = ?", (uuid, kind))
-    tx.execute("REPLACE INTO testflinger_file VALUES (?, ?, ?, ?, ?)", (uuid, kind, name, size, tx.time))
+    tx.execute(
+        "INSERT INTO testflinger_file VALUES (?, ?, ?, ?, ?) ON CONFLICT (uuid, kind)"
+        " DO UPDATE SET name = excluded.name, size = excluded.size, stored = excluded.stored",
+        (uuid, kind, name, size, tx.time),
+    )
     return old and old["name"]
+
+
+def room_for_file(tx: Tx, uuid: str, kind: str) -> int:
+    """How many bytes a file may have that is in the place of the one that there is, if there is one."""
+    old = tx.one("SELECT size FROM testflinger_file WHERE uuid = ? AND kind = ?", (uuid, kind))
+    return MIB * tx.settings.testflinger_max_files - budgets.used(tx, "files") + (old["size"] if old else 0)
 
 
 def check_attachments_wanted(tx: Tx, client: clients.Client | None, uuid: str, size: int | None = None) -> Row:
@@ -1033,6 +1047,24 @@ def prune_queues(tx: Tx) -> bool:
     if row and tracker.forget_project(tx, row["project"]):
         tx.execute("DELETE FROM testflinger_queue WHERE project = ?", (row["project"],))
     return row is not None
+
+
+def project_gone(tx: Tx, project: int) -> bool:
+    """Deletes some of what there is of a queue whose project was deleted, and of its jobs. Whether there is more.
+
+    Their files go when files that no job has are looked for next.
+    """
+    jobs = tx.all("SELECT job, uuid FROM testflinger_job WHERE project = ? LIMIT ?", (project, PRUNED_ROWS))
+    for row in in_time(tx, jobs):
+        if not delete_fragments(tx, row["uuid"]):
+            tx.execute("UPDATE testflinger_file SET stored = 0 WHERE uuid = ?", (row["uuid"],))
+            tx.execute("DELETE FROM testflinger_job WHERE job = ?", (row["job"],))
+    some = "SELECT name FROM testflinger_image WHERE project = ?1 LIMIT ?2"
+    images = f"DELETE FROM testflinger_image WHERE project = ?1 AND name IN ({some})"
+    if jobs or tx.execute(images, (project, PRUNED_ROWS)).rowcount:
+        return True
+    tx.execute("DELETE FROM testflinger_queue WHERE project = ?", (project,))
+    return False
 
 
 USED_BY = (

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import io
 import logging
+import math
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from starlette.responses import Response, StreamingResponse
 
 import server
 from dialects.plumbing import HEADERS
+from limits import Limits
 from tracker import Call, Settings, TrackerError
 
 log = logging.getLogger("tracker")
@@ -39,7 +41,7 @@ MAX_PART_HEADERS = 2**13  # bytes of one part's headers, its file's name include
 MAX_CONTENT_TYPE = 2**10
 MAX_BOUNDARY = 256
 NAME = re.compile(r"[0-9a-f]{32}(\.part)?")
-UNDER_WAY: set[str] = set()  # names of uploads: a clock that is set must not make one look left over
+UNDER_WAY: dict[str, int] = {}  # uploads and how many bytes of them have come: no clock makes one look left over
 
 
 class Stored(NamedTuple):
@@ -70,20 +72,23 @@ class Files:
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder, limit
 
-    async def receive(self, call: Call, field: str = "file") -> Stored:
+    async def receive(self, call: Call, room: float = math.inf, field: str = "file") -> Stored:
         """Stores the file in that field of a multipart body, and returns when it is on disk under its name.
+
+        There is `room` for so many bytes of all that are under way.
 
         Refuses (invalid) a body that is not multipart, is malformed or incomplete, or has no such file or two of them;
         (too_large) more than the limit, as soon as that is known; (timeout) a client that broke off; (unavailable) when
-        the disk is nearly full, also in between, or broken. Then, and when it is cancelled, nothing is left of it.
+        the disk is nearly full, also in between, or broken, or there is no room. Then, and when it is cancelled,
+        nothing is left of it.
         """
         call.tracker.limits.check_disk()
         form = Form(boundary_of(call), field, self.limit)
         if not call.unpack():
-            form.refuse_announced(call)
+            form.refuse_announced(call, room)
         upload = Upload(self.folder)
         try:
-            await transfer(call, form, upload)
+            await transfer(call, form, upload, room)
             await in_thread(upload.finish)
         except BaseException as error:
             await in_thread(upload.discard)
@@ -91,7 +96,7 @@ class Files:
                 raise unavailable(f"{field}: cannot be stored", error) from None
             raise
         finally:
-            UNDER_WAY.discard(upload.name)
+            UNDER_WAY.pop(upload.name, None)
         return Stored(upload.name, form.file_size)
 
     async def send(self, name: str) -> Response | None:
@@ -148,7 +153,12 @@ async def in_thread(function: Callable, *args: Any) -> Any:
 # ── Up ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def transfer(call: Call, form: Form, upload: Upload) -> None:
+def no_room(limits: Limits) -> TrackerError:
+    """The refusal of a file where there are as many as may be."""
+    return limits.refusal("testflinger_max_files", "There is no room for further files of jobs until older ones go")
+
+
+async def transfer(call: Call, form: Form, upload: Upload, room: float) -> None:
     """Moves the file in a call's body to disk. While a block is written, uvicorn lets the sender wait."""
     steady = STEADY
     more = True
@@ -163,6 +173,9 @@ async def transfer(call: Call, form: Form, upload: Upload) -> None:
             steady = form.size + STEADY
         if len(form.data) >= BLOCK:
             call.tracker.limits.check_disk()
+            UNDER_WAY[upload.name] = form.file_size
+            if sum(UNDER_WAY.values()) > room:
+                raise no_room(call.tracker.limits)
             await in_thread(upload.write, form.data)
             form.data.clear()
     form.refuse_incomplete()
@@ -207,11 +220,13 @@ class Form:
         """The refusal of a file, or of a body, that has more than the limit."""
         return TrackerError("too_large", f"more than {self.limit / 2**20:g} MiB", f"{self.field}")
 
-    def refuse_announced(self, call: Call) -> None:
-        """Refuses a body that says by itself that it will be too large."""
+    def refuse_announced(self, call: Call, room: float) -> None:
+        """Refuses a body that says by itself that it will be too large, or larger than the room that there is."""
         length = call.header(b"content-length") or b""
         if length.isdigit() and (len(length) > 15 or int(length) > self.limit + ENVELOPE):
             raise self.too_large
+        if length.isdigit() and int(length) > room + ENVELOPE:
+            raise no_room(call.tracker.limits)
 
     def feed(self, piece: bytes) -> None:
         """Takes the next piece of the body. Refuses what is malformed or too large."""
@@ -280,7 +295,7 @@ class Upload:
     def __init__(self, folder: Path):
         self.folder, self.name = folder, secrets.token_hex(16)
         self.path = folder / f"{self.name}.part"
-        UNDER_WAY.add(self.name)
+        UNDER_WAY[self.name] = 0
         self.file: io.BufferedWriter | None = None
 
     def write(self, data: bytes | bytearray) -> None:

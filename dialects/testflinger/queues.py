@@ -38,8 +38,10 @@ def all_queues(tx: Tx) -> list[Row]:
     return tx.all(f"{QUEUE} q.project = p.id ORDER BY p.name")
 
 
-def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | None = None) -> int:
-    """The project of the queue, which is made if there is none of that name. A contributor may make so many.
+def make_queue(tx: Tx, name: str, field: str = "job_queue", maker: str | None = None) -> int:
+    """The project of the queue, which is made if there is none of that name.
+
+    A contributor may make so many; so may a network (@NETWORK) without credentials, once half of all queues are taken.
 
     Refuses the name of an ordinary project: what anybody may do here must not feed a project that managers guard. One
     that no admin trusts gives its name up: anybody can have made it, to keep others from the queue.
@@ -52,30 +54,32 @@ def make_queue(tx: Tx, name: str, field: str = "job_queue", contributor: str | N
     if old is None or not old["trusted"]:
         if not name.strip() or len(name) > 200:
             raise Unprocessable(field, "the name of a queue has 1 to 200 characters, and not only spaces")
-        if tx.one("SELECT COUNT(*) FROM testflinger_queue")[0] >= MOST_QUEUES:
+        count = tx.one("SELECT COUNT(*) FROM testflinger_queue")[0]
+        if count >= MOST_QUEUES:
             full = f"no queue {name!r}, and no further one: there are {MOST_QUEUES:,} (unused ones go by themselves)"
             raise Unprocessable(field, full)
         most = tx.settings.testflinger_client_queues
-        if tx.one("SELECT COUNT(*) FROM testflinger_queue WHERE client = ?", (contributor,))[0] >= most:
-            full = f"no queue {name!r}, and no further one of {contributor}: it has made {most:,}"
+        scarce = count >= MOST_QUEUES // 2 or not (maker or "").startswith("@")
+        if scarce and tx.one("SELECT COUNT(*) FROM testflinger_queue WHERE client = ?", (maker,))[0] >= most:
+            full = f"no queue {name!r}, and no further one of {maker}: it has made {most:,}"
             raise Unprocessable(field, tx.limits.refusal("testflinger_client_queues", full).problem)
         budgets.claim_name(tx, name, trusted=True)
         project = tracker.insert_project(tx, {"name": name, **OF_A_QUEUE})
-        tx.execute("INSERT INTO testflinger_queue (project, client) VALUES (?, ?)", (project, contributor))
+        tx.execute("INSERT INTO testflinger_queue (project, client) VALUES (?, ?)", (project, maker))
         return project
     if old["project"] is None:
         raise Unprocessable(field, f"{name!r} is the name of a project of the tracker that is no Testflinger queue")
     return old["id"]
 
 
-def advertise_queues(tx: Tx, queues: dict[str, str]) -> None:
+def advertise_queues(tx: Tx, queues: dict[str, str], maker: str | None = None) -> None:
     """Notes which queues there are, and what agents say about them. Refuses what cannot be, where all of it cannot."""
-    for name, project in made_queues(tx, queues, "queues"):
+    for name, project in made_queues(tx, queues, "queues", maker):
         change = "UPDATE testflinger_queue SET description = ?, advertised = ? WHERE project = ?"
         tx.execute(change, (queues[name], tx.time, project))
 
 
-def made_queues(tx: Tx, names: Iterable[str], field: str) -> list[tuple[str, int]]:
+def made_queues(tx: Tx, names: Iterable[str], field: str, maker: str | None) -> list[tuple[str, int]]:
     """The queues of these names and their projects, but those that cannot be: one keeps an agent from none of the rest.
 
     Refuses as make_queue does when there is none.
@@ -83,7 +87,7 @@ def made_queues(tx: Tx, names: Iterable[str], field: str) -> list[tuple[str, int
     found, refusals = [], []
     for name in names:
         try:
-            found.append((name, make_queue(tx, name, field)))
+            found.append((name, make_queue(tx, name, field, maker)))
         except Unprocessable as refusal:
             refusals.append(refusal)
     if refusals and not found:
@@ -96,9 +100,9 @@ def advertised_queues(tx: Tx) -> dict[str, str]:
     return {row["name"]: row["description"] for row in all_queues(tx) if row["description"] is not None}
 
 
-def set_images(tx: Tx, images: dict[str, dict[str, Any]]) -> None:
+def set_images(tx: Tx, images: dict[str, dict[str, Any]], maker: str | None = None) -> None:
     """Replaces the images of these queues. Refuses what cannot be, where all of it cannot."""
-    for name, project in made_queues(tx, images, "images"):
+    for name, project in made_queues(tx, images, "images", maker):
         data = images[name]
         tx.execute("DELETE FROM testflinger_image WHERE project = ?", (project,))
         rows = [(project, image, encode(provisioned).decode()) for image, provisioned in data.items()]
