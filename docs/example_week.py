@@ -261,7 +261,8 @@ class Story:
 
     def do(self, function: Callable, *args: Any) -> Any:
         tx = tracker.Tx(self.connection, self.clock, self.week.settings)
-        takes_caller = list(inspect.signature(function).parameters)[1:2] == ["caller"]
+        second = list(inspect.signature(function).parameters.values())[1:2]
+        takes_caller = [one.annotation.rpartition(".")[2] for one in second] == ["Caller"]
         result = tracker.as_caller(tx, function, *args) if takes_caller else function(tx, *args)
         tx.counts.write(tx)
         if tx.seen:

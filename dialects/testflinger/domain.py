@@ -595,7 +595,7 @@ LOGGED = """
 
 def add_fragment(
     tx: Tx,
-    client: clients.Client | None,
+    caller: clients.Client | None,
     uuid: str,
     kind: str,
     agent: str | None,
@@ -609,7 +609,7 @@ def add_fragment(
     Without phase and number it follows what there is of any phase, in the phase in which the job is; so does another
     text with a number that is taken.
     """
-    check_reporter(tx, client, uuid)
+    check_reporter(tx, caller, uuid)
     size, job = touch(tx, uuid), find_job(tx, uuid)
     phase, timestamp = phase or present_phase(tx, job), tx.now if timestamp is None else timestamp
     piece = {"uuid": uuid, "kind": kind, "phase": phase, "number": number, "timestamp": timestamp}
@@ -865,12 +865,12 @@ def forget_beyond(tx: Tx, table: str, agent: int) -> None:
     )
 
 
-def add_provision_log(tx: Tx, client: clients.Client | None, name: str, uuid: str, exit_code: int, detail: str) -> None:
+def add_provision_log(tx: Tx, caller: clients.Client | None, name: str, uuid: str, exit_code: int, detail: str) -> None:
     """Notes how provisioning a job went; a streak of passes or fails grows, or begins anew. 404: unknown agent.
 
     A run provisions once: the same again is a repeat, and counts as nothing.
     """
-    check_reporter(tx, client, uuid)
+    check_reporter(tx, caller, uuid)
     agent, job = known_agent(tx, name)["id"], find_job(tx, uuid)
     last = tx.one("SELECT * FROM testflinger_provision WHERE agent = ? ORDER BY id DESC LIMIT 1", (agent,))
     same = last and (last["uuid"], last["exit_code"], last["detail"]) == (uuid, exit_code, detail)
