@@ -1016,7 +1016,10 @@ def test_the_page_of_the_settings_shows_what_is_in_memory(
     host, port = site.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as begun:
         body = b"x" * 512 * 1024
-        begun.sendall(b"POST /git/receivehook HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + body)
+        begun.sendall(
+            b"POST /git/receivehook HTTP/1.1\r\nHost: x\r\nX-Hub-Signature-256: x\r\nContent-Length: 1000000\r\n\r\n"
+            + body
+        )
         wait_until(lambda: shown(site, "requests that arrive")[2] == "50 %")
     wait_until(lambda: shown(site, "max_waits") == ["1", "10", "10 %", "0"])
     assert shown(site, "max_logins") == ["0", "4", "0 %", "0"]
