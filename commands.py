@@ -97,7 +97,7 @@ def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespa
 
     def ready(url: str, server: Server) -> None:
         gc.freeze()  # what has been loaded stays: looking through it for garbage would stop everybody for a while
-        gc.set_threshold(10_000, 10, 20)  # a batch of requests is no garbage yet
+        gc.set_threshold(2_500, 10, 20)  # ten thousand stop everybody for ten milliseconds at a time
         print(f"Tracker listening on {url}{settings.root_path}  (database {settings.database})", flush=True)
         running = server.config.app.state.tracker
         if running.code:
