@@ -32,6 +32,7 @@ HOURS = """
 REST = (
     ("snapshot", "project, time_stamp", ""),
     ("log_entry", "id", ""),
+    ("push", "id", ""),
     ("assignment", "id", "AND outcome IN ('failed', 'expired')"),
     ("verifier_set", "id", ""),
     ("verifier_block", "project, level, block", "AND level = 0"),

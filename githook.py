@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from typing import Any
 
@@ -16,6 +17,7 @@ SIGNATURE_HEADERS = {
 }
 
 
+MOST_PUSHES = 1000  # that are remembered of a project: years of it
 NOT_SIGNED = "The signature is missing or does not match the project's webhook secret"
 Keys = dict[int, str]  # of projects, by their ids
 
@@ -46,17 +48,33 @@ def signed_by(keys: Keys, seen: bool, push: PushBody, body: bytes, signatures: d
     return signed
 
 
-def receive_push(tx: Any, push: PushBody, signed: Keys) -> Push:
-    """Sets the version of the projects whose secrets, which they still have, signed the push."""
+def receive_push(tx: Any, push: PushBody, body: bytes, signed: Keys) -> Push:
+    """Sets the version of the projects whose secrets, which they still have, signed the push.
+
+    A body that a project has taken already changes nothing there, and is answered as before: hosts send one again whose
+    answer was lost, and whoever has kept one can send it years later.
+    """
     branch = push.ref.removeprefix("refs/heads/")
     if branch not in tx.settings.production_branches:
         raise TrackerError("invalid", f"{push.ref!r} is not one of {', '.join(tx.settings.production_branches)}", "ref")
     if push.deleted:
         raise TrackerError("invalid", "the branch is gone, there is no version to set", "deleted")
+    digest = hashlib.sha256(body).digest()
     for project, key in signed.items():
-        change = "UPDATE project SET version = ? WHERE id = ? AND webhook_secret = ?"
-        tx.execute(change, (push.after, project, key))
+        secret = tx.one("SELECT webhook_secret FROM project WHERE id = ?", (project,))
+        if secret and secret[0] == key and is_new(tx, project, digest):
+            tx.execute("UPDATE project SET version = ? WHERE id = ?", (push.after, project))
     return Push(push.after, list(signed))
+
+
+def is_new(tx: Any, project: int, digest: bytes) -> bool:
+    """Whether the project has not taken a push with this digest before, of the last MOST_PUSHES. Now it has."""
+    added = "INSERT INTO push (project, digest) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING id"
+    if tx.one(added, (project, digest)) is None:
+        return False
+    older = "SELECT id FROM push WHERE project = ?1 ORDER BY id DESC LIMIT -1 OFFSET ?2"
+    tx.execute(f"DELETE FROM push WHERE id IN ({older})", (project, MOST_PUSHES))
+    return True
 
 
 def signed_with(key: str, body: bytes, signatures: dict[str, str]) -> bool:

@@ -708,6 +708,14 @@ CREATE TABLE IF NOT EXISTS snapshot (
     PRIMARY KEY (project, time_stamp)
 ) STRICT, WITHOUT ROWID;
 
+-- The last push events that a project has taken: the same one again, which anybody may have kept, changes nothing.
+CREATE TABLE IF NOT EXISTS push (
+    id                          INTEGER PRIMARY KEY,
+    project                     INTEGER NOT NULL,
+    digest                      BLOB NOT NULL,               -- SHA-256 of the body
+    UNIQUE (project, digest)
+) STRICT;
+
 -- ── theeye.io ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 -- An integration token: with it another program triggers jobs, and reads them.

@@ -5200,7 +5200,7 @@ async def git_receive(call: Call) -> Reply:
     """Takes a push event of GitHub, Gitea or Gogs, and sets the version of the project with that repository.
 
     Only pushes to a production branch count. The HMAC of the raw body under the project's webhook secret must be in
-    one of the headers, with or without `sha256=` or `sha1=` in front.
+    one of the headers, with or without `sha256=` or `sha1=` in front. The same body again changes nothing.
     """
     signatures = {name: (call.header(name.encode()) or b"").decode("latin-1") for name in SIGNATURE_HEADERS}
     check_signed(signatures)
@@ -5208,7 +5208,7 @@ async def git_receive(call: Call) -> Reply:
     push = await decoded(body, decode, shapes.PushBody)
     keys = await call.tracker.db.read(keys_for, push)
     signed = await asyncio.to_thread(signed_by, *keys, push, body, signatures)  # there may be many keys
-    return Reply(await call.tracker.db.write(receive_push, push, signed))
+    return Reply(await call.tracker.db.write(receive_push, push, body, signed))
 
 
 @takes(None, shapes.RegisterBody, who=REGISTERING, answer={"manager": Manager})

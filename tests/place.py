@@ -586,7 +586,7 @@ def push(place: Place) -> Operation:
     pushed = shapes.PushBody(
         ref="refs/heads/main", after="c0ffee", repository=shapes.Repository(full_name="owner/first")
     )
-    return tracker.receive_push, (pushed, {place.first: place.webhook_secret})
+    return tracker.receive_push, (pushed, b"the body", {place.first: place.webhook_secret})
 
 
 def discard_bulk_submit(tx: Tx, operation: int) -> None:

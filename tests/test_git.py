@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 from conftest import Site
 from place import Queue
 
+import githook
 import shapes
 from githook import receive_push
 
@@ -66,12 +68,46 @@ SIGNATURE_HEADERS = {
 
 
 def test_each_signature_header_counts_with_or_without_prefix(site: Site) -> None:
-    project, body = create_project(site), event()
+    project = create_project(site)
     for header, algorithm in SIGNATURE_HEADERS.items():
         for prefix in "", f"{algorithm}=":
+            body = event(compare=f"{header} {prefix}")
             site.admin.update_project(project, version="before")
             assert push(site, body, {header: prefix + signature(body, algorithm)}).status_code == 200, (header, prefix)
             assert version(site, project) == COMMIT
+
+
+def test_an_event_that_comes_again_changes_nothing_and_is_answered_as_before(site: Site) -> None:
+    project = create_project(site)
+    first = push(site, event())
+    assert push(site, event(after="b" * 40)).status_code == 200
+    again = push(site, event())
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert version(site, project) == "b" * 40
+    site.admin.update_project(project, version="chosen by hand")
+    push(site, event(after="b" * 40))
+    assert version(site, project) == "chosen by hand"
+
+
+def test_an_event_of_several_projects_is_new_to_a_project_that_has_not_taken_it(site: Site) -> None:
+    one = create_project(site)
+    push(site, event())
+    other = create_project(site)
+    site.admin.update_project(one, version="chosen by hand")
+    assert push(site, event()).json()["content"]["projects"] == [one, other]
+    assert (version(site, one), version(site, other)) == ("chosen by hand", COMMIT)
+
+
+def test_the_last_events_are_remembered_and_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(githook, "MOST_PUSHES", 3)
+    project = create_project(site)
+    for number in range(5):
+        push(site, event(after=f"{number:040}"))
+    assert site.read("SELECT COUNT(*) FROM push") == [(3,)]
+    for number, taken in (4, False), (2, False), (0, True):
+        site.admin.update_project(project, version="before")
+        push(site, event(after=f"{number:040}"))
+        assert (version(site, project) != "before") == taken
 
 
 def test_a_wrong_or_missing_signature_is_403(site: Site) -> None:
@@ -106,7 +142,7 @@ def test_a_key_that_was_changed_meanwhile_sets_no_version() -> None:
     """It was looked at outside of the transaction."""
     queue = Queue()
     pushed = shapes.PushBody(ref="refs/heads/main", after=COMMIT, repository=shapes.Repository(full_name="owner/name"))
-    queue.do(receive_push, pushed, {queue.project: "the key of before"})
+    queue.do(receive_push, pushed, b"", {queue.project: "the key of before"})
     assert queue.values("SELECT version FROM project") != [(COMMIT,)]
 
 
