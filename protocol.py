@@ -510,9 +510,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def begin_next(self, until: float) -> bool:
         """The turn of a request that has waited for the answers to those before it."""
-        if self.pipeline and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return False
+        if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             self.turns.begin()
+        elif self.refusing:  # meanwhile, the rest of it has come, which was none
+            self.answer_refusal()
         return False
 
     def pause_writing(self) -> None:
