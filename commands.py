@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each form that is none
 
     def ready(url: str, server: Server) -> None:
         gc.freeze()  # what has been loaded stays: looking through it for garbage would stop everybody for a while

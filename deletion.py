@@ -19,6 +19,7 @@ from errors import TrackerError
 from writer import Tx
 
 PIECES = 16  # of uploads, which may be large, in one step
+MOST_REMEMBERED = 100  # deletions of one manager that have ended
 LIVE_JOBS = """
     SELECT * FROM job WHERE project = :project AND state IN ('waiting', 'assigned') ORDER BY id LIMIT :limit
 """
@@ -84,11 +85,21 @@ def begin(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> int:
     gone.size = tx.one("DELETE FROM project WHERE id = ? RETURNING size", (project["id"],))["size"]
     hold_size(tx, gone.size)
     tx.ready.append((project["id"], tracker.INT64_MAX))  # who waits for a task of it learns that now
+    forget_oldest(tx, caller.manager.id)
     expected = sum(tracker.count_in_state(project, state) for state in tracker.TASK_STATES)
     wanted = tracker.encode(gone).decode()
     return tracker.insert_operation(
         tx, "delete_project", project["id"], caller.manager.id, wanted=wanted, expected=expected
     )
+
+
+def forget_oldest(tx: Tx, manager: int) -> None:
+    """Forgets deletions that have ended, but the manager's last ones: no project is there that they could weigh in."""
+    ended = (
+        "SELECT id FROM operation WHERE manager = ? AND kind = 'delete_project' AND finished IS NOT NULL"
+        " ORDER BY id DESC LIMIT -1 OFFSET ?"
+    )
+    tx.execute(f"DELETE FROM operation WHERE id IN ({ended})", (manager, MOST_REMEMBERED))
 
 
 def hold_size(tx: Tx, size: int) -> None:

@@ -98,6 +98,7 @@ def escaped(text: bytes) -> bytes:
 NEED_ASGI = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
 LONGEST_DIRECT_URL = 200  # bytes: the application may remember it
 LONGEST_DIRECT = 2**16  # bytes of the body of a direct call, at most
+MOST_IN_VAIN = 4  # calls go first after one that has succeeded: a release that others have to verify, an empty queue
 
 
 class NoEvent:
@@ -119,6 +120,7 @@ class Direct:
 
     raw_body = b""
     body_complete = disconnected = response_complete = turn = False
+    succeeded = True  # it has changed something, or the status says that it has not
     message_event: Any = NO_EVENT
 
     def __init__(self, protocol: GuardedProtocol, headers: dict[bytes, bytes], keep_alive: bool):
@@ -152,7 +154,7 @@ class Direct:
             return unread() if unread else None
         self.response_complete = True
         protocol, closes = self.protocol, not self.keep_alive
-        protocol.known = status < 400
+        protocol.known = 0 if status >= 400 else MOST_IN_VAIN if self.succeeded else max(0, protocol.known - 1)
         if protocol.ended:
             protocol.unread = unread
         server_headers = protocol.server_state.default_headers
@@ -221,7 +223,7 @@ class GuardedProtocol(HttpToolsProtocol):
     refusing: TrackerError | None = None  # what is answered after the requests before
     turned_away = False
     begun = False  # in this turn, the application has been given something to do
-    known = False  # the last hot call on it has succeeded: the next one goes first
+    known = 0  # so many hot calls go first, as the last ones have succeeded, or one did lately
     remembered: Any = None  # what the application wants to know again when the next request comes
     held: Direct | None = None  # what begins when the client has taken in the answers before it
     ended = False  # the client has ended its side, and waits for answers
@@ -510,9 +512,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def begin_next(self, until: float) -> bool:
         """The turn of a request that has waited for the answers to those before it."""
-        if self.pipeline and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return False
+        if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             self.turns.begin()
+        elif self.refusing:  # meanwhile, the rest of it has come, which was none
+            self.answer_refusal()
         return False
 
     def pause_writing(self) -> None:

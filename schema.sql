@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS operation (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS operation_project ON operation (project, id);
 CREATE INDEX IF NOT EXISTS operation_unfinished ON operation (id) WHERE finished IS NULL;
+CREATE INDEX IF NOT EXISTS operation_deletion ON operation (manager, id) WHERE kind = 'delete_project';
 CREATE UNIQUE INDEX IF NOT EXISTS operation_token ON operation (worker, project, token) WHERE token IS NOT NULL;
 
 CREATE TRIGGER IF NOT EXISTS operation_inserted AFTER INSERT ON operation BEGIN

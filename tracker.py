@@ -4734,7 +4734,7 @@ class HotCall(Direct, Call):
 
     def write(self, function: Callable, *args: Any) -> None:
         try:
-            self.tracker.db.write_for(self, function, args, self.protocol.known)
+            self.tracker.db.write_for(self, function, args, self.protocol.known > 0)
         except TrackerError as error:
             self.set_exception(error)
 
@@ -4757,6 +4757,7 @@ class HotCall(Direct, Call):
         headers = reply.headers
         if self.hot.shared:
             headers = [*headers, *self.hot.shared(self.headers, dict(headers))]
+        self.succeeded = reply.ok and not reply.message  # any worker is told that it does not hold a task
         self.answer(reply.status, JSON_FIELDS.written, headers, reply.body(), reply.unread)
 
 

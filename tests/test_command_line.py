@@ -281,3 +281,12 @@ def test_a_new_database_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     prepare_file(tmp_path / "tracker.db", tracker.Settings())
     if os.name == "posix":
         assert (tmp_path / "tracker.db").stat().st_mode & 0o077 == 0
+
+
+def test_forms_that_are_none_are_not_each_told_to_the_log(tmp_path: Path) -> None:
+    with started(tmp_path) as (process, url):
+        job = httpx.post(f"{url}/v1/job", json={"job_queue": "q"}).json()["job_id"]
+        form = {"content": b"none", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
+        assert httpx.post(f"{url}/v1/result/{job}/artifact", **form).status_code == 400
+        process.send_signal(signal.SIGTERM)
+        assert "multipart" not in process.communicate(timeout=30)[1]

@@ -167,6 +167,14 @@ def test_a_body_that_breaks_off_is_refused_after_the_requests_before_it(site: Si
     assert refused(400, "invalid")(second)
 
 
+def test_a_body_that_breaks_off_while_its_request_waits_for_its_turn_is_refused(site: Site) -> None:
+    begun, end = GET + CHUNKED + b"X-Pad: ", b"\r\n\r\n"
+    padding = b"x" * (protocol.SMALL_PIECE - len(begun + end))  # so much is read at once
+    first, second = sent(site, begun + padding + end + b"zz\r\n" * 50)
+    assert first[0] == 200
+    assert refused(400, "invalid")(second)
+
+
 def test_an_upgrade_that_nobody_does_leaves_the_connection_as_it_is(site: Site) -> None:
     upgrade = b"GET /account HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     assert [status for status, *_ in sent(site, upgrade + GET + upgrade + GET)] == [200] * 4

@@ -282,6 +282,19 @@ def test_who_has_begun_it_sees_what_became_of_it(site: Site) -> None:
     assert other.get(f"/operation/{operation}").status_code == 404
 
 
+def test_of_those_that_have_ended_a_managers_last_ones_are_remembered(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "MOST_REMEMBERED", 2)
+    owner, other = site.create_manager(), site.create_manager()
+    delete(other, other.create_project())
+    for _ in range(5):
+        delete(owner, owner.create_project())
+        wait_until(lambda: not site.read("SELECT 1 FROM operation WHERE finished IS NULL"))
+    begun = [manager for (manager,) in site.read("SELECT manager FROM operation ORDER BY id")]
+    assert begun == [other.id] + [owner.id] * 3
+
+
 def test_a_deleted_manager_takes_along_what_was_its_own_alone(site: Site) -> None:
     owner, friend = site.create_manager("owner"), site.create_manager("friend")
     own, shared, trusted = (owner.create_project() for _ in range(3))

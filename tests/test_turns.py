@@ -287,6 +287,26 @@ def test_a_known_worker_is_answered_before_a_crowd_that_came_at_the_same_moment(
     assert answered[:2] == [200, 200]
 
 
+def test_whoever_goes_on_releasing_what_it_does_not_hold_goes_first_no_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firsts: list[bool] = []
+    put = writer.WriteQueue.put
+
+    def noted(queue: writer.WriteQueue, told: Any, *args: Any, first: bool = False, **more: Any) -> None:
+        firsts.extend([first] * isinstance(told, protocol.Direct))  # others write in the background
+        put(queue, told, *args, first=first, **more)
+
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    with known_line(site, project, worker) as line:
+        monkeypatch.setattr(writer.WriteQueue, "put", noted)
+        for _ in range(protocol.MOST_IN_VAIN + 2):
+            line.send(line.request("POST", "/task/release", b'{"task_id": 1, "result": 0}'))
+            assert b'"updated":false' in line.read()
+    assert firsts == [True] * protocol.MOST_IN_VAIN + [False] * 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 def test_passwords_are_looked_at_when_nobody_else_needs_the_processor(
     site: Site, monkeypatch: pytest.MonkeyPatch
