@@ -222,6 +222,7 @@ class GuardedProtocol(HttpToolsProtocol):
     deaf: int | None = None  # bytes that have come, and were not read, since the last answer
     refusing: TrackerError | None = None  # what is answered after the requests before
     turned_away = False
+    queued = in_turn = False  # it waits for its turn, or has it
     begun = False  # in this turn, the application has been given something to do
     known = 0  # so many hot calls go first, as the last ones have succeeded, or one did lately
     remembered: Any = None  # what the application wants to know again when the next request comes
@@ -292,18 +293,25 @@ class GuardedProtocol(HttpToolsProtocol):
         return data.startswith(self.hot_lines) if self.at_request_line else isinstance(self.cycle, Direct)
 
     def queue(self) -> None:
-        self.turns.queue(self.take_turn)
+        if not self.queued:
+            self.queued = True
+            self.turns.queue(self.take_turn)
 
     def take_turn(self, until: float) -> bool:
-        """Reads on of what has come until then, or until uvicorn has enough. Whether it can go on after others."""
+        """Reads on of what has come until then, or until uvicorn has enough; it goes on after others."""
+        self.queued, self.in_turn, more = False, True, False
         try:
-            return self.read_on(until)
+            more = self.read_on(until)
         except Exception:
             log.exception("What a client has sent cannot be read")
             self.abort()
-            return False
+        self.in_turn = False
+        if more:
+            self.queue()
+        return False
 
     def read_on(self, until: float) -> bool:
+        """Whether more has come than there was time for."""
         self.begun = False
         while self.at < len(self.rest) and self.deaf is None and self.parser:
             if self.flow.read_paused:
@@ -408,6 +416,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Has uvicorn do with a request, whose headers are here, what it does."""
         if self.turned_away:
             raise Refused(CROWDED)
+        if not self.in_turn:
+            self.known = 0  # it only looked like a hot call
         self.check_headers()
         if sum(name == b"host" for name, _ in self.headers) > 1:
             raise Refused(TWO_HOSTS)

@@ -307,6 +307,30 @@ def test_whoever_goes_on_releasing_what_it_does_not_hold_goes_first_no_more(
     assert firsts == [True] * protocol.MOST_IN_VAIN + [False] * 2
 
 
+@pytest.fixture
+def firsts(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each submit went first, in their order."""
+    seen: list[bool] = []
+    put = writer.WriteQueue.put
+
+    def noted(self: writer.WriteQueue, told: Any, function: Callable, *args: Any, **how: bool) -> None:
+        if function is tracker.submit_task:
+            seen.append(how.get("first", False))
+        put(self, told, function, *args, **how)
+
+    monkeypatch.setattr(writer.WriteQueue, "put", noted)
+    return seen
+
+
+def test_what_only_looks_like_a_hot_call_does_not_go_first_again(site: Site, firsts: list[bool]) -> None:
+    project = site.admin.create_project()
+    line = known_line(site, project, site.create_worker(project))
+    for path in ("/task/submit", "/task/submitted", "/task/submit", "/task/submit"):
+        line.send(line.request("POST", path, submit(project)))
+        line.read()
+    assert firsts == [False, True, False, True]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 def test_passwords_are_looked_at_when_nobody_else_needs_the_processor(
     site: Site, monkeypatch: pytest.MonkeyPatch
