@@ -222,6 +222,7 @@ class GuardedProtocol(HttpToolsProtocol):
     deaf: int | None = None  # bytes that have come, and were not read, since the last answer
     refusing: TrackerError | None = None  # what is answered after the requests before
     turned_away = False
+    running: RequestResponseCycle | None = None  # the latest request that the application has been given
     queued = in_turn = False  # it waits for its turn, or has it
     begun = False  # in this turn, the application has been given something to do
     known = 0  # so many hot calls go first, as the last ones have succeeded, or one did lately
@@ -254,6 +255,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self.rest, self.flow.held, self.transport.closing = b"", False, True
         self.let_go()
         self.crowd.forget_unsent(self)
+        if self.running and not self.running.response_complete:  # uvicorn tells the latest request, which may wait yet
+            self.running.disconnected = True
+            self.running.message_event.set()
         super().connection_lost(exc)
         if self.unread:
             self.unread()
@@ -468,6 +472,7 @@ class GuardedProtocol(HttpToolsProtocol):
             cycle.turn = True
             cycle.go_on()
         else:
+            self.running = cycle
             super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:

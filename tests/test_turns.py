@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -346,3 +348,32 @@ def test_passwords_are_looked_at_when_nobody_else_needs_the_processor(
     site.guest.post("/login", json={"username": "manager", "password": "password"})
     assert seen == [19]
     assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+
+
+def test_a_client_that_goes_while_its_requests_wait_leaves_no_error_behind(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go, lost = threading.Event(), threading.Event()
+    commit, connection_lost = writer.Committer.try_to_commit, protocol.GuardedProtocol.connection_lost
+
+    async def wait(*args: Any) -> Any:
+        while not go.is_set():
+            await asyncio.sleep(0.005)
+        return await commit(*args)
+
+    def noted(self: protocol.GuardedProtocol, error: Exception | None) -> None:
+        connection_lost(self, error)
+        lost.set()
+
+    line = Line(site.url, site.create_worker())
+    monkeypatch.setattr(writer.Committer, "try_to_commit", wait)
+    monkeypatch.setattr(protocol.GuardedProtocol, "connection_lost", noted)
+    said = b'{"scope": "s", "message": "line", "timestamp": 1}'
+    line.send(line.request("POST", "/log/error", said) * 3)
+    line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    line.socket.close()
+    assert lost.wait(30)
+    go.set()
+    wait_until(lambda: site.read("SELECT COUNT(*) FROM log_entry") == [(1,)])
+    site.create_worker()  # what was told before this has been answered
+    assert "Exception in ASGI application" not in caplog.text
