@@ -716,6 +716,7 @@ CREATE TABLE IF NOT EXISTS push (
     digest                      BLOB NOT NULL,               -- SHA-256 of the body
     UNIQUE (project, digest)
 ) STRICT;
+CREATE INDEX IF NOT EXISTS push_project ON push (project);
 
 -- ── theeye.io ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
