@@ -462,9 +462,10 @@ class WriteQueue:
             self.turns.calm()
 
     def tell_in_turn(self, told: Told, result: Any, error: Exception | None, until: float) -> bool:
-        """What its caller makes of it is set off by a turn."""
+        """A turn. Who awaits it may make anything of it; what answers by itself does no more than that."""
         self.tell(told, result, error)
-        self.turns.begin()
+        if isinstance(told, asyncio.Future):
+            self.turns.begin()
         return False
 
     def tell(self, told: Told, result: Any, error: Exception | None) -> None:

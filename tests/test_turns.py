@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import struct
@@ -114,6 +115,36 @@ def test_however_long_something_urgent_goes_on_turns_come_after_a_rest(monkeypat
         async with asyncio.timeout(30):
             while len(begun) < 3:
                 await asyncio.sleep(0.001)
+
+    played(play)
+
+
+class Answers:
+    """Is told an outcome, and answers by itself."""
+
+    def __init__(self, told: list[Answers]) -> None:
+        self.told = told
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: Any) -> None:
+        self.told.append(self)
+
+
+def test_workers_that_came_together_are_answered_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them waited for a rest of its own, which a crowd that connects again felt for some hundred times."""
+    monkeypatch.setattr(turns, "TURN", 10.0)
+
+    async def play(mine: Turns, rounds: Rounds) -> None:
+        queue, told = writer.WriteQueue(lambda project, count: None, mine), []
+        turns_taken: list[int] = []
+        for _ in range(20):
+            act = functools.partial(queue.tell_in_turn, Answers(told), None, None)
+            mine.queue(lambda until, act=act: bool(turns_taken.append(rounds.count)) or act(until))
+        while len(told) < 20:
+            await asyncio.sleep(0)
+        assert len(set(turns_taken)) <= 2  # the first one came at once
 
     played(play)
 
