@@ -154,7 +154,12 @@ class Direct:
             return unread() if unread else None
         self.response_complete = True
         protocol, closes = self.protocol, not self.keep_alive
-        protocol.known = 0 if status >= 400 else MOST_IN_VAIN if self.succeeded else max(0, protocol.known - 1)
+        if status < 400 and self.succeeded:
+            if protocol.known < MOST_IN_VAIN:
+                protocol.turns.credit.give(protocol.address)
+            protocol.known = MOST_IN_VAIN
+        else:
+            protocol.known = max(0, protocol.known - 1) if status < 400 else 0
         if protocol.ended:
             protocol.unread = unread
         server_headers = protocol.server_state.default_headers
@@ -225,7 +230,7 @@ class GuardedProtocol(HttpToolsProtocol):
     running: RequestResponseCycle | None = None  # the latest request that the application has been given
     queued = in_turn = False  # it waits for its turn, or has it
     begun = False  # in this turn, the application has been given something to do
-    known = 0  # so many hot calls go first, as the last ones have succeeded, or one did lately
+    known = 0  # so many hot calls go first, as one has succeeded lately, here or (Credit) from the same address
     remembered: Any = None  # what the application wants to know again when the next request comes
     held: Direct | None = None  # what begins when the client has taken in the answers before it
     ended = False  # the client has ended its side, and waits for answers
@@ -247,6 +252,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(Transport(transport, self.end))
         self.flow = Flow(self.transport, self.queue)
         self.unsent = Unsent()
+        self.address = self.client[0] if self.client else ""
         self.began = self.loop.time()
         if len(self.connections) > self.crowd.most:
             self.crowd.let_in(self, self.connections, self.began)
@@ -283,7 +289,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.inner.close()
         elif self.flow.held:
             self.rest += data
-        elif (self.known and len(data) <= PIECE and self.goes_first(data)) or (
+        elif ((self.known or self.cycle is None) and len(data) <= PIECE and self.goes_first(data)) or (
             len(data) < self.body_left and not self.in_head
         ):
             self.read(data)
@@ -293,8 +299,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self.queue()
 
     def goes_first(self, data: bytes) -> bool:
-        """Whether it is a hot call, or the end of its body."""
-        return data.startswith(self.hot_lines) if self.at_request_line else isinstance(self.cycle, Direct)
+        """Whether it is a hot call, or the end of its body, over a known connection; a new one may be taken for one."""
+        if not self.at_request_line:
+            return self.known > 0 and isinstance(self.cycle, Direct)
+        if not data.startswith(self.hot_lines):
+            return False
+        if not self.known:
+            self.known = self.turns.credit.take(self.address)
+        return self.known > 0
 
     def queue(self) -> None:
         if not self.queued:

@@ -364,6 +364,30 @@ def test_what_only_looks_like_a_hot_call_does_not_go_first_again(site: Site, fir
     assert firsts == [False, True, False, True]
 
 
+def test_a_worker_that_connects_anew_for_each_call_goes_first_too(site: Site, firsts: list[bool]) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    for _ in range(3):
+        with known_line(site, project, worker):
+            pass
+    assert firsts == [False, True, True]
+
+
+def test_strangers_at_the_same_address_use_up_what_lets_new_connections_go_first(
+    site: Site, firsts: list[bool]
+) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    with known_line(site, project, worker):
+        for _ in range(2):
+            with Line(site.url) as line:
+                line.send(line.request("POST", "/task/submit", submit(project)))
+                assert b" 200 " not in line.read()
+    with known_line(site, project, worker):
+        pass
+    assert firsts == [False, False]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 def test_passwords_are_looked_at_when_nobody_else_needs_the_processor(
     site: Site, monkeypatch: pytest.MonkeyPatch
