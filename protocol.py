@@ -374,15 +374,20 @@ class GuardedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             cause = error.__context__
             return self.refuse(cause.error if isinstance(cause, Refused) else NO_HTTP)
+        if self.in_head or self.body_left > 0 or self.part is not None:
+            self.note_rest(data)
+        if self.unused > MOST_HEADER_BYTES:
+            self.refuse(TOO_LONG)
+
+    def note_rest(self, data: bytes) -> None:
+        """More is to come of a request, or was: what is held of it counts."""
         if self.in_head:
             self.at_request_line &= b"\n" not in data
             self.hold(self.unused, self.crowd.whose(self.client))
-        elif self.part is not None:
+        else:
             self.let_go()
         if self.body_left > 0 and isinstance(self.cycle, Direct):
             self.hold(len(self.cycle.raw_body), None)
-        if self.unused > MOST_HEADER_BYTES:
-            self.refuse(TOO_LONG)
 
     def hold(self, size: int, whose: str | None) -> None:
         """So much is held of what has come, as more is to come, by this address; None: by that of the direct call."""
