@@ -98,6 +98,7 @@ def escaped(text: bytes) -> bytes:
 NEED_ASGI = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
 LONGEST_DIRECT_URL = 200  # bytes: the application may remember it
 LONGEST_DIRECT = 2**16  # bytes of the body of a direct call, at most
+FEW_HEADS = 4  # in what goes first and is longer than PIECE: as a rule one, of a batch
 MOST_IN_VAIN = 4  # calls go first after one that has succeeded: a release that others have to verify, an empty queue
 
 
@@ -289,7 +290,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.inner.close()
         elif self.flow.held:
             self.rest += data
-        elif ((self.known or self.cycle is None) and len(data) <= PIECE and self.goes_first(data)) or (
+        elif ((self.known or self.cycle is None) and self.goes_first(data)) or (
             len(data) < self.body_left and not self.in_head
         ):
             self.read(data)
@@ -301,8 +302,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def goes_first(self, data: bytes) -> bool:
         """Whether it is a hot call, or the end of its body, over a known connection; a new one may be taken for one."""
         if not self.at_request_line:
-            return self.known > 0 and isinstance(self.cycle, Direct)
-        if not data.startswith(self.hot_lines):
+            return self.known > 0 and isinstance(self.cycle, Direct) and len(data) <= max(PIECE, self.body_left)
+        if not data.startswith(self.hot_lines) or (len(data) > PIECE and data.count(b"\r\n\r\n") > FEW_HEADS):
             return False
         if not self.known:
             self.known = self.turns.credit.take(self.address)

@@ -4319,6 +4319,7 @@ class Reply(NamedTuple):
     error: TrackerError | None = None
     reason: str = ""
     unread: Callable[[], None] | None = None  # is called if the client has gone, where our own server can tell
+    in_vain: bool = False  # it has changed nothing, though nothing was wrong
 
     def body(self) -> bytes:
         if self.status == 204:
@@ -4757,7 +4758,7 @@ class HotCall(Direct, Call):
         headers = reply.headers
         if self.hot.shared:
             headers = [*headers, *self.hot.shared(self.headers, dict(headers))]
-        self.succeeded = reply.ok and not reply.message  # any worker is told that it does not hold a task
+        self.succeeded = reply.ok and not reply.in_vain
         self.answer(reply.status, JSON_FIELDS.written, headers, reply.body(), reply.unread)
 
 
@@ -4787,6 +4788,7 @@ def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
 
 NO_TASK = "No task available"  # clients in use compare this text, and pause only on it
 SHORT = 128  # tasks of one call: about as many as take a millisecond
+FEW_BYTES = 2**14  # of a body whose tasks are read while others wait
 
 
 UPLOADED = about("The number of the operation that submits the lines.", 1)
@@ -4905,16 +4907,36 @@ async def bulk_submit(call: Call) -> Reply:
     counted. Passes the rate limit when a single task would, and is then charged for every task. The bare array of
     tasks is understood as well.
     """
-    # Small ones in one transaction; large ones in pieces that count, all of them, from one commit on.
     credentials, tracker = call.worker(), call.tracker
     trusted = await tracker.db.read(may_submit_somewhere, credentials)  # strangers may not send large bodies
-    body = await call.body(tracker.settings.max_bulk_body if trusted else None)
+    return await store_bulk(call, credentials, await call.body(tracker.settings.max_bulk_body if trusted else None))
+
+
+async def store_bulk(call: Call, credentials: WorkerCredentials, body: bytes) -> Reply:
+    """Small ones in one transaction; large ones in pieces that count, all of them, from one commit on."""
+    tracker = call.tracker
     bulk = await asyncio.to_thread(read_bulk, body, tracker.settings.max_bulk)
     if bulk.count <= PIECE_TASKS and len(body) <= PIECE_BYTES:
-        tasks = [NewTask(*row) for piece in bulk.pieces for row in msgspec.json.decode(piece)]
-        return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
+        return Reply(await tracker.db.write(submit_tasks, credentials, tasks_in(bulk), long=True))
     stored = await store_pieces(tracker, credentials, bulk)
     return Reply(shapes.BulkSubmitted(stored, bulk.count - stored))
+
+
+def tasks_in(bulk: Bulk) -> list[NewTask]:
+    return [NewTask(*row) for piece in bulk.pieces for row in msgspec.json.decode(piece)]
+
+
+def submit_few(call: Call, body: bytes) -> Steps:
+    """A bulk submit without ASGI: one of a few tasks is as quick as single ones."""
+    credentials = call.worker()
+    if len(body) > FEW_BYTES:
+        return (yield store_bulk(call, credentials, body))
+    tasks = tasks_in(read_bulk(body, call.tracker.settings.max_bulk))
+    step = submit_tasks, credentials, tasks
+    return Reply((yield step if len(tasks) <= SHORT else call.tracker.db.write(*step, long=True)))
+
+
+bulk_submit.steps = submit_few
 
 
 def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterator[bytes]:
@@ -5117,22 +5139,25 @@ def release_one(call: Call, body: bytes) -> Steps:
     """
     updated = yield release_task, call.worker(), decode(body, shapes.ReleaseBody)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
-    return Reply({"updated": updated}, message=message)
+    return Reply({"updated": updated}, message=message, in_vain=not updated)
 
 
 @takes(Call.worker, shapes.BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
-async def bulk_release(call: Call) -> Reply:
+@direct
+def bulk_release(call: Call, body: bytes) -> Steps:
     """Releases several tasks.
 
     `updated` tells of each one, in their order, whether that closed, failed or skipped it; false for one that the
     worker does not hold (any more) or that is unknown, which keeps none of the others from being released.
     """
     credentials, most = call.worker(), call.tracker.settings.max_count
-    releases = (await call.json(shapes.BulkReleaseBody)).releases
+    kind = shapes.BulkReleaseBody
+    releases = (decode(body, kind) if len(body) <= FEW_BYTES else (yield decoded(body, decode, kind))).releases
     if len(releases) > most:
         raise TrackerError("invalid", f"at most {most} in one request", "releases")
-    updated = await call.tracker.db.write(release_tasks, credentials, releases, long=len(releases) > SHORT)
-    return Reply({"updated": updated})
+    step = release_tasks, credentials, releases
+    updated = yield step if len(releases) <= SHORT else call.tracker.db.write(*step, long=True)
+    return Reply({"updated": updated}, in_vain=not any(updated))
 
 
 @takes(Call.worker, status=204, who="The worker that holds the task.")
