@@ -33,7 +33,7 @@ RESERVED_DESCRIPTORS = 64  # for the database, files that are sent or received, 
 MOST_TURNED_AWAY = 32  # connections beyond the limit that are open until they have been told so
 LEAST_TAKEN = 48 * 1024  # bytes of an answer that its client takes in within request_timeout
 MOST_AHEAD = 128 * 1024  # bytes of an answer that the system takes from us before the client takes them in
-MOST_UNSENT = 64 * 2**20  # bytes of answers that wait in memory for their clients to take them in, of all together
+MOST_UNSENT = 32 * 2**20  # bytes of answers that wait in memory for their clients to take them in, of all together
 STALLED = 5.0  # seconds after which a client that sends or takes in nothing makes room for another one
 PART = 4  # whoever has more than one part in so many of what there may be makes room before others do
 

@@ -585,8 +585,9 @@ class Reader:
 
 def test_an_address_that_leaves_most_answers_unread_is_cut_off_first() -> None:
     crowd = connections.Crowd(100, turns.Turns(), lambda client: client[0])
-    many = [Reader("203.0.113.9", 3 * 2**20, float(number)) for number in range(1, 21)]
-    other = Reader("203.0.113.8", 8 * 2**20, 0.0)
+    part = connections.MOST_UNSENT // 64
+    many = [Reader("203.0.113.9", 3 * part, float(number)) for number in range(1, 21)]
+    other = Reader("203.0.113.8", 8 * part, 0.0)
     for one in other, *many:
         crowd.note_unsent(one)
     assert [one.cut for one in (other, *many)] == [False, True, True, *[False] * 18]
