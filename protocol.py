@@ -237,6 +237,7 @@ class GuardedProtocol(HttpToolsProtocol):
     ended = False  # the client has ended its side, and waits for answers
     unread: Callable[[], None] | None = None  # what is to be called when the last answer turns out to be read by nobody
     lost: asyncio.Future | None = None  # who stops the server waits for it
+    unread_part: Holding | None = None  # what has come and is not read yet, if it is much
     part: Holding | None = None  # what is held of headers, or of a direct call's body, of which more is to come
 
     def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any):
@@ -259,7 +260,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.crowd.let_in(self, self.connections, self.began)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.rest, self.flow.held, self.transport.closing = b"", False, True
+        self.flow.held, self.transport.closing = False, True
+        self.drop_rest()
         self.let_go()
         self.crowd.forget_unsent(self)
         if self.running and not self.running.response_complete:  # uvicorn tells the latest request, which may wait yet
@@ -290,6 +292,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.inner.close()
         elif self.flow.held:
             self.rest += data
+            self.note_unread()
         elif ((self.known or self.cycle is None) and self.goes_first(data)) or (
             len(data) < self.body_left and not self.in_head
         ):
@@ -297,6 +300,7 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.rest, self.at = data, 0
             self.flow.hold()
+            self.note_unread()
             self.queue()
 
     def goes_first(self, data: bytes) -> bool:
@@ -332,6 +336,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.begun = False
         while self.at < len(self.rest) and self.deaf is None and self.parser:
             if self.flow.read_paused:
+                self.check_pipelined()
                 return False  # the flow says when it goes on
             size = self.next_piece()
             piece, self.at = self.rest[self.at : self.at + size], self.at + size
@@ -340,9 +345,35 @@ class GuardedProtocol(HttpToolsProtocol):
                 break
         if self.at < len(self.rest) and self.deaf is None and self.parser:
             return True
-        self.rest = b""
+        self.drop_rest()
         self.flow.free()
         return False
+
+    def note_unread(self) -> None:
+        """What waits to be read counts, if it is much: whoever has most of it is refused when all have too much."""
+        if len(self.rest) > PIECE:
+            if self.unread_part is None:
+                self.unread_part = Holding(self.crowd.whose(self.client), lambda: self.refuse(TOO_MUCH))
+            if not self.crowd.unread.hold(self.unread_part, len(self.rest)):
+                self.refuse(TOO_MUCH)
+
+    def drop_rest(self) -> None:
+        """All that has come is read, or will not be."""
+        self.rest = b""
+        if self.unread_part is not None:
+            self.crowd.unread.leave(self.unread_part)
+            self.unread_part = None
+
+    def check_pipelined(self) -> None:
+        """Closes a connection on which too many requests wait for their answers, read or not.
+
+        uvicorn reads on after each answer, and would collect them for ever.
+        """
+        more = self.rest.count(b"\r\n\r\n", self.at) if len(self.rest) - self.at > PIECE else 0
+        if len(self.pipeline) + more > MOST_PIPELINED:
+            self.transport.inner.close()
+            self.deaf = 0
+            self.drop_rest()
 
     def next_piece(self) -> int:
         """How many bytes are read next: many of a body, fewer of what is many lines, and so much work."""
@@ -430,9 +461,8 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.begin_asgi()
         self.in_head, self.unused = False, 0
-        if len(self.pipeline) > MOST_PIPELINED:  # uvicorn reads on after each answer, and would collect them for ever
-            self.transport.inner.close()
-            self.deaf = 0
+        if len(self.pipeline) > MOST_PIPELINED:
+            self.check_pipelined()
 
     def begin_asgi(self) -> None:
         """Has uvicorn do with a request, whose headers are here, what it does."""
@@ -573,6 +603,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self.crowd.seldom.warning("A request is refused before it is complete: " + error.message)
         self.refusing = error
+        self.drop_rest()
         in_body = self.began is not None and not self.in_head
         self.deaf, self.began = 0, None
         if self.pipeline or not (in_body or self.cycle is None or self.cycle.response_complete):
@@ -602,7 +633,8 @@ class GuardedProtocol(HttpToolsProtocol):
         in_body = self.began is not None and not self.in_head and self.cycle is not None
         if self.ended or not (in_body or self.deaf is not None):
             return self.transport.inner.close()
-        self.rest, self.deaf, self.began, self.idle = b"", 0, None, self.loop.time()
+        self.deaf, self.began, self.idle = 0, None, self.loop.time()
+        self.drop_rest()
         with contextlib.suppress(OSError, RuntimeError):  # the client has gone
             self.transport.inner.write_eof()
             self.flow.read_paused = False

@@ -427,6 +427,7 @@ class Server(uvicorn.Server):
         return {
             "max_connections": crowd.gauge,
             "requests that arrive": lambda: ARRIVING.gauge(in_bytes=True),
+            "requests to be read": lambda: crowd.unread.gauge(in_bytes=True),
             "answers to be taken in": crowd.unsent_gauge,
         }
 

@@ -288,6 +288,34 @@ def test_many_pipelined_requests_are_answered_in_their_order(site: Site) -> None
     assert [body["message"].removeprefix("There is nothing at ") for *_, body in sent(site, data)] == paths
 
 
+def test_requests_that_wait_unread_count_as_pipelined_ones(run: Callable[..., Running]) -> None:
+    with run().connect("/slow") as connection:
+        connection.sendall(GET * 2 * protocol.MOST_PIPELINED)
+        assert read_all(connection) == b""  # at once: nobody asks so much in advance
+
+
+def test_what_waits_to_be_read_is_bounded_on_all_connections_together(
+    run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_UNREAD", 250_000)
+    running = run()
+    unread = running.server.config.crowd.unread
+    long = GET.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 20_000 + b"\r\n\r\n") * 5
+    many = []
+    for number in range(1, 4):
+        many.append(running.connect("/slow"))
+        assert running.begun.wait(30)
+        running.begun.clear()
+        many[-1].sendall(long)
+        wait_until(lambda number=number: unread.used > 90_000 * number or unread.reached)
+    assert 0 < unread.used < 250_000
+    running.go.set()
+    assert read_all(many[-1]).count(b" 503 ") == 1  # after what came before
+    for connection in many:
+        connection.close()
+    wait_until(lambda: unread.used == 0)
+
+
 # ── Answered before the end ───────────────────────────────────────────────────────────────────────────────────────────
 
 
