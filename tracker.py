@@ -4723,6 +4723,7 @@ class HotCall(Direct, Call):
         except StopIteration as end:
             self.reply(end.value)
         except TrackerError as error:
+            value = None  # that is it, as a rule, and holds on to this frame
             self.reply(error_reply(error))
         except Exception:
             log.exception("%s %s failed", self.hot.method, self.hot.path)
