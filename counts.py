@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 COUNTED = {  # the states of tasks that a project counts, and where
-    **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed")},
+    **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed", "delayed")},
     "awaiting_verification": "awaiting_verification_count",
 }
 ADD_TO_PROJECT = f"""

@@ -146,6 +146,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "A task without a max_assign_time of its own is taken back after this time, in seconds.",
         Meta(ge=1, le=2**31),
     ] = 3600
+    default_max_lost_leases: Annotated[
+        int,
+        "A plain task fails when so many leases of it are lost, if its project says nothing else. 0 for never.",
+        Meta(ge=0, le=shapes.INT16_MAX),
+    ] = 5
     default_job_timeout: Annotated[
         shapes.Seconds, "A job whose template has no timeout may run for this time, in seconds."
     ] = 600

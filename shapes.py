@@ -25,6 +25,7 @@ Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Id = Annotated[int, Meta(ge=0, le=INT64_MAX)]
 Moment = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+Delay = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Rate = Annotated[float, Meta(ge=0)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
@@ -172,6 +173,19 @@ class Project(Shape, kw_only=True):
     keep_hashes: Annotated[
         bool, "Whether the hashes of closed tasks stay taken, so that each is handed out once for ever.", False
     ] = False
+    retry_delay: Annotated[
+        float,
+        "Seconds that a task rests when an attempt has failed or its lease was lost, twice as many after each further"
+        " one, give or take a tenth; an hour at most. 0: it is ready again at once.",
+        5.0,
+        Meta(ge=0, le=3600),
+    ] = 0.0
+    max_lost_leases: Annotated[
+        Natural16 | None,
+        "Leases that workers may lose of one plain task, after which it counts as failed. 0: any number. Null means"
+        " {default_max_lost_leases:}.",
+        5,
+    ] = None
     waiting_task_count: Annotated[int | UnsetType, "Tasks that wait for a worker.", 120] = UNSET
     assigned_task_count: Annotated[int | UnsetType, "Tasks that workers hold now.", 4] = UNSET
     awaiting_verification_count: Annotated[
@@ -179,6 +193,7 @@ class Project(Shape, kw_only=True):
     ] = UNSET
     failed_task_count: Annotated[int | UnsetType, "Tasks that have failed for good.", 1] = UNSET
     closed_task_count: Annotated[int | UnsetType, "Tasks that are done.", 42] = UNSET
+    delayed_task_count: Annotated[int | UnsetType, "Tasks that wait for their time.", 0] = UNSET
 
 
 class ProjectContent(Project, kw_only=True):
@@ -212,7 +227,7 @@ class WebhookSecretBody(Shape):
 class Snapshot(Shape):
     """The counts of a project at one moment."""
 
-    new_task_count: Annotated[int, "Tasks that were waiting or assigned.", 124]
+    new_task_count: Annotated[int, "Tasks that were waiting, delayed or assigned.", 124]
     failed_task_count: Annotated[int, "Tasks that had failed for good.", 1]
     closed_task_count: Annotated[int, "Tasks that had been done until then.", 42]
     worker_access_count: Annotated[int, "Workers with access.", 3]
@@ -405,6 +420,13 @@ class SubmitBody(Shape):
         "Different workers that must release the task with the same `verification` before it is closed. 0 and 1 both"
         " mean one.",
     ] = 0
+    delay: Annotated[
+        Delay | None, "Seconds, from when it is in the queue, for which nobody is assigned the task. Its hash is taken."
+    ] = None
+    not_before: Annotated[
+        Annotated[float, Meta(ge=0, le=1e11)] | None,
+        "The same as a moment in unix seconds; one that has passed delays nothing. Give this or `delay`, not both.",
+    ] = None
     hash64: Annotated[
         Hash64, "64 bits, signed or unsigned, that keep another task with the same hash out of the project. 0 for none."
     ] = 0
@@ -493,6 +515,9 @@ class ReleaseBody(Shape):
         "Hash of the result, 64 bits, signed or unsigned. Counts when the task needs several verifications: it is"
         " closed when enough workers have given the same.",
     ] = 0
+    delay: Annotated[
+        Delay | None, "Of a task released as skipped: seconds for which nobody is assigned it. With others refused."
+    ] = None
     output: Annotated[
         Raw | UnsetType,
         "What has come of it, any JSON: the result of the task's job, if it has one. Of an object, `state` (`failure`"

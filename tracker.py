@@ -49,6 +49,7 @@ import itertools
 import logging
 import logging.handlers
 import math
+import random
 import re
 import secrets
 import shlex
@@ -494,8 +495,9 @@ SNAPSHOT_PIECE = 50  # projects per transaction
 def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
     """Snapshots of the next projects after id `after`. The last one's id, or None when there are no more."""
     rows = tx.all(
-        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count, failed_task_count,"
-        " closed_task_count, (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
+        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count + delayed_task_count,"
+        " failed_task_count, closed_task_count,"
+        " (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
         " awaiting_verification_count FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
         (time_stamp, after, SNAPSHOT_PIECE),
     )
@@ -1074,7 +1076,7 @@ def newest_lines(
 
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-NEW, FAILED = 1, 2
+NEW, FAILED, DELAYED = 1, 2, 3
 OK, FAIL, SKIP = 0, 1, 2
 MOST_RECIPES = 2**22  # characters after which an answer with several tasks ends
 
@@ -1093,6 +1095,7 @@ TASK_STATES = {
     "assigned": TaskState("assignee IS NOT NULL", "assignee"),
     "awaiting_verification": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NOT NULL"),
     "failed": TaskState("status = 2"),
+    "delayed": TaskState("status = 3"),
 }
 STATE = f"CASE {' '.join(f'WHEN {state.condition} THEN {name!r}' for name, state in TASK_STATES.items())} END AS state"
 
@@ -1142,6 +1145,7 @@ class NewTask(NamedTuple):
     max_assign_time: int
     verification_count: int
     hash64: int | None
+    due: float | None = None  # it is delayed until this time; below 0: for so many seconds
 
 
 def in_16_bits(number: int) -> int:
@@ -1151,12 +1155,12 @@ def in_16_bits(number: int) -> int:
 
 def new_task(body: shapes.SubmitBody) -> NewTask:
     """Checks what types cannot say, and turns a unique string into its hash."""
-    return NewTask._make(task_row(body))
+    return NewTask(*task_row(body))
 
 
 def task_row(body: shapes.SubmitBody) -> tuple:
     """A NewTask as a plain tuple: of a hundred thousand, the names would cost as much as all the rest."""
-    return (
+    row = (
         body.project,
         body.recipe,
         body.priority,
@@ -1165,6 +1169,9 @@ def task_row(body: shapes.SubmitBody) -> tuple:
         body.verification_count,
         given_hash(body) if body.hash64 or body.hash_u64 or body.unique_string or body.unique_str else None,
     )
+    if body.delay is None or body.not_before is None:
+        return row if body.delay is body.not_before else (*row, body.not_before if body.delay is None else -body.delay)
+    raise TrackerError("invalid", "give one of them, not both", "delay, not_before")
 
 
 def given_hash(body: shapes.SubmitBody) -> int:
@@ -1258,6 +1265,7 @@ INSERT_TASK_ONCE = INSERT_TASK.replace(
     "VALUES (?, ?, ?, ?, ?, ?, ?)",
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM kept_hash WHERE project = ?1 AND hash64 = ?7)",
 )
+DUE = NewTask._fields.index("due")  # the columns that are stored as they are come before it
 ROWS = 50  # of one statement: executemany gives up the interpreter and takes it back for each of them
 _VALUES = "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * ROWS)
 INSERT_TASKS = INSERT_TASK.replace("VALUES (?, ?, ?, ?, ?, ?, ?)", _VALUES)
@@ -1270,19 +1278,26 @@ INSERT_TASKS_ONCE = INSERT_TASKS.replace(
 
 def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) -> bool:
     """Stores the task and announces it, unless its hash is taken. Its project may be one that is not trusted."""
-    stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task).rowcount == 1
-    if stored:
+    stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task[:DUE])
+    if stored.rowcount != 1:
+        return False
+    until = task.due if task.due is None or task.due >= 0 else tx.clock.trusted_unix() - task.due
+    if until is not None and until > tx.clock.trusted_unix():
+        tx.execute("UPDATE task SET status = 3, not_before = ? WHERE id = ?", (until, stored.lastrowid))
+        tx.counts.move(task.project, "gone", "delayed")
+    else:
         tx.counts.move(task.project, "gone", "waiting")
         tx.ready.append((task.project, 1))
-        if not trusted:
-            budgets.weigh(tx, task.project, budgets.task_weight(task.recipe, task.verification_count))
-    return stored
+    if not trusted:
+        budgets.weigh(tx, task.project, budgets.task_weight(task.recipe, task.verification_count))
+    return True
 
 
 def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool, trusted: bool = True) -> int:
     """Stores the tasks of one project whose hashes are free, and says how many those were."""
-    if not trusted:
+    if not trusted or any(len(task) > DUE and task[DUE] is not None for task in tasks):
         return sum(insert_task(tx, NewTask(*task), keep_hashes, trusted) for task in tasks)
+    tasks = [task[:DUE] for task in tasks]
     one, many = (INSERT_TASK_ONCE, INSERT_TASKS_ONCE) if keep_hashes else (INSERT_TASK, INSERT_TASKS)
     stored, rest = 0, len(tasks) % ROWS
     for at in range(0, len(tasks) - rest, ROWS):
@@ -1389,7 +1404,7 @@ SELECT_JOB_OFFER = f"""
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
-            SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL
+            SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL AND NOT delayed
             ORDER BY priority DESC, task LIMIT 1)
     WHERE w.id = ?2
 """
@@ -1717,12 +1732,13 @@ class Held(NamedTuple):
     job: int | None
     has_past: int
     trusted: int | None
+    retry_delay: float | None
 
 
 HELD_COLUMNS = """
     w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
     t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
-    EXISTS (SELECT 1 FROM assignment WHERE task = t.id), p.trusted"""
+    EXISTS (SELECT 1 FROM assignment WHERE task = t.id), p.trusted, p.retry_delay"""
 SELECT_HELD = f"""
     SELECT {HELD_COLUMNS} FROM worker w LEFT JOIN task t ON t.id = ?1 LEFT JOIN project p ON p.id = t.project
     WHERE w.id = ?2
@@ -1768,7 +1784,7 @@ def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.Release
 
 
 def is_plainly_done(body: shapes.ReleaseBody) -> bool:
-    return body.result == OK and body.output is UNSET and -(2**63) <= body.verification < 2**64
+    return body.result == OK and body.output is UNSET and body.delay is None and -(2**63) <= body.verification < 2**64
 
 
 def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[int]:
@@ -1811,7 +1827,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         return fail_task(tx, task)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        return put_back(tx, task)
+        return put_back(tx, task, delay=body.delay or 0)
     return verify_task(tx, task, credentials.id, verification)
 
 
@@ -1844,6 +1860,8 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
 
 
 def read_release(body: shapes.ReleaseBody) -> tuple[int, Report]:
+    if body.delay is not None and body.result != SKIP:
+        raise TrackerError("invalid", "only a task that is released as skipped has one", "delay")
     return to_int64(body.verification, "verification"), NO_REPORT if body.output is UNSET else read_report(body.output)
 
 
@@ -1867,18 +1885,57 @@ class Assignment(NamedTuple):
     job: int | None
     retries: int
     max_retries: int
+    lost_leases: int
+    retry_delay: float | None  # of its project, if there is one
+    max_lost_leases: int | None
+
+
+ASSIGNMENT_COLUMNS = "id, project, assignee, job, retries, max_retries, lost_leases" + "".join(
+    f", (SELECT {name} FROM project p WHERE p.id = task.project)" for name in ("retry_delay", "max_lost_leases")
+)
 
 
 def find_assignments(tx: Tx, which: str, values: dict[str, Any]) -> list[Assignment]:
-    rows = tx.all(f"SELECT {', '.join(Assignment._fields)} FROM task WHERE {which}", values)
-    return [Assignment._make(row) for row in rows]
+    return list(map(Assignment._make, tx.all(f"SELECT {ASSIGNMENT_COLUMNS} FROM task WHERE {which}", values)))
 
 
-def put_back(tx: Tx, task: Held | Assignment, change: str = "", *values: Any) -> bool:
-    """Takes the task from its assignee, with a further `change` of columns, and lets others have it."""
+def put_back(tx: Tx, task: Held | Assignment, change: str = "", *values: Any, delay: float = 0.0) -> bool:
+    """Takes the task from its assignee, with a further `change` of columns, and lets others have it.
+
+    At once, or after so many seconds: wake_tasks makes it ready then. It is what every end of an assignment comes to
+    that leaves the task in the queue.
+    """
+    if delay:
+        change, values = f"{change}, status = 3, not_before = ?", (*values, tx.clock.trusted_unix() + delay)
+    else:
+        tx.ready.append((task.project, 1))
     take_away(tx, task, change, *values)
-    tx.ready.append((task.project, 1))
+    if delay and task.job is not None:
+        tx.execute("UPDATE job SET delayed = 1 WHERE id = ?", (task.job,))
     return True
+
+
+LONGEST_REST = 3600  # seconds
+
+
+def rest(task: Held | Assignment, number: int) -> float:
+    """Seconds that the task rests after its first, second … attempt that came to nothing.
+
+    Not quite the same for each: tasks that failed together are not to come back together.
+    """
+    return min((task.retry_delay or 0) * 2.0 ** min(number - 1, 99), LONGEST_REST) * random.uniform(0.9, 1.1)
+
+
+def make_ready(tx: Tx, which: str, values: dict[str, Any], was: str, change: str = "") -> int:
+    """Makes tasks ready that nobody holds, with a further `change` of columns; all of them failed, or delayed."""
+    ready = f"UPDATE task SET status = 1, not_before = NULL{change} WHERE {which} RETURNING project, job, {STATE}"
+    rows = tx.all(ready, values)
+    for row in rows:
+        tx.counts.move(row["project"], was, row["state"])
+        tx.ready.append((row["project"], 1))
+        if row["job"] is not None:
+            job_happens(tx, "wake", tx.one("UPDATE job SET delayed = 0 WHERE id = ? RETURNING *", (row["job"],)))
+    return len(rows)
 
 
 def take_away(tx: Tx, task: Held | Assignment, change: str = "", *values: Any) -> None:
@@ -1917,7 +1974,7 @@ def fail_task(tx: Tx, task: Held) -> bool:
     if retries >= task.max_retries:
         take_away(tx, task, ", retries = ?, status = ?", retries, FAILED)
         return True
-    return put_back(tx, task, ", retries = ?", retries)
+    return put_back(tx, task, ", retries = ?", retries, delay=rest(task, retries))
 
 
 def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
@@ -1971,7 +2028,7 @@ def close_tasks(tx: Tx, tasks: Sequence[Held], worker: int) -> None:
 def chain_task(tx: Tx, task: Held) -> None:
     """Submits a closed task to the next project. A duplicate there is simply dropped."""
     row = tx.one("SELECT keep_hashes, trusted FROM project WHERE id = ?", (task.chain,))
-    values = {name: getattr(task, name) for name in NewTask._fields} | {"project": task.chain}
+    values = {name: getattr(task, name) for name in NewTask._fields[:DUE]} | {"project": task.chain}
     values |= {name: in_16_bits(values[name]) for name in ("priority", "max_retries", "verification_count")}
     insert_task(tx, NewTask(**values), row["keep_hashes"], row["trusted"])
 
@@ -1989,12 +2046,28 @@ def expire_tasks(tx: Tx) -> bool:
         record_end(tx, "expired", overdue, values)
         tasks = find_assignments(tx, overdue, values)
         for task in tasks:
-            if task.job is None:
-                put_back(tx, task)
-            else:
-                expire_job(tx, task)
+            lose_lease(tx, task) if task.job is None else expire_job(tx, task)
         if len(tasks) < STEP_TASKS or tx.time_is_up():
             return len(tasks) == STEP_TASKS
+
+
+def lose_lease(tx: Tx, task: Assignment) -> None:
+    """Counts a lease that a worker has lost: no failed attempt, but what kills its workers must not do so for ever."""
+    lost, most = task.lost_leases + 1, task.max_lost_leases
+    if 0 < (tx.settings.default_max_lost_leases if most is None else most) <= lost:
+        take_away(tx, task, ", lost_leases = ?, status = ?", lost, FAILED)
+    else:
+        put_back(tx, task, ", lost_leases = ?", lost, delay=rest(task, task.retries + lost))
+
+
+@reads_no_counts
+def wake_tasks(tx: Tx) -> bool:
+    """Makes delayed tasks ready whose time has come, as many as time allows. Whether more are left."""
+    due = "id IN (SELECT id FROM task WHERE status = 3 AND not_before <= :now ORDER BY not_before LIMIT :limit)"
+    while True:
+        woken = make_ready(tx, due, {"now": tx.clock.trusted_unix(), "limit": STEP_TASKS}, "delayed")
+        if woken < STEP_TASKS or tx.time_is_up():
+            return woken == STEP_TASKS
 
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2495,7 +2568,7 @@ def move_job(
     """
     states, to = JOB_MOVES[event]
     change += ", assignee = NULL" if to == "waiting" else ""
-    change += ", finished = :now" if to not in LIVE_STATES else ""
+    change += ", finished = :now, delayed = 0" if to not in LIVE_STATES else ""
     row = tx.one(
         f"UPDATE job SET state = :to, updated = :now{change}"
         f" WHERE id = :job AND state IN ({', '.join(map(repr, states))}) RETURNING *",
@@ -2556,8 +2629,9 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
 
     Returns what start_job returns. 409 when the job is not waiting.
     """
-    if job["state"] != "waiting" or job["task"] is None:
-        raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
+    if job["state"] != "waiting" or job["task"] is None or job["delayed"]:
+        state = "delayed" if job["delayed"] else job["state"]
+        raise TrackerError("conflict", f"it cannot be assigned, it is {state}", "job")
     hold(tx, job["project"], "waiting", [(worker, job["task"], lease(job["timeout"]))])
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
@@ -2582,8 +2656,10 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     )
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        move_job(tx, task.job, "skip", "released as skipped; waiting again")
-        return put_back(tx, task)
+        put_back(tx, task, delay=body.delay or 0)
+        again = f"; waiting again, in {body.delay:g} s" if body.delay else "; waiting again"
+        move_job(tx, task.job, "skip", f"released as skipped{again}")
+        return True
     forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
     if body.result == FAIL and not forgiven:
         record_end(tx, "failed", "id = :id", {"id": task.id})
@@ -2614,7 +2690,7 @@ def end_attempt(tx: Tx, task: Held | Assignment, event: str, said: str) -> None:
     """Counts a failed attempt. If it was the last one, the job ends, with the event, and its task goes."""
     retries = task.retries + 1
     if retries < task.max_retries:
-        put_back(tx, task, ", retries = ?", retries)
+        put_back(tx, task, ", retries = ?", retries, delay=rest(task, retries))
         said = f"{said}: attempt {retries} of {task.max_retries}; waiting again"
         move_job(tx, task.job, "retry", said, "warn")
     else:
@@ -3174,7 +3250,7 @@ MOST_SELECTED = 1000  # tasks that one action may name
 class TaskFilter(msgspec.Struct, omit_defaults=True):
     """Which tasks of a project: those in a state, with `text` in the recipe, of an assignee, with a priority."""
 
-    state: Literal["waiting", "assigned", "awaiting_verification", "failed"] = "waiting"
+    state: Literal["waiting", "assigned", "awaiting_verification", "failed", "delayed"] = "waiting"
     text: Annotated[str, Meta(max_length=1000)] = ""
     assignee: Id | None = None
     priority: shapes.Int64 | None = None
@@ -3183,7 +3259,7 @@ class TaskFilter(msgspec.Struct, omit_defaults=True):
 class TaskAction(msgspec.Struct):
     """What a manager does to tasks. `priority` is for set_priority."""
 
-    action: Literal["retry", "requeue", "set_priority", "delete"]
+    action: Literal["retry", "requeue", "make_ready", "set_priority", "delete"]
     priority: shapes.Int16 | None = None
 
 
@@ -3252,17 +3328,13 @@ def state_of(task: sqlite3.Row) -> str:
     """The one state of TASK_STATES that the task is in."""
     if task["assignee"] is not None:
         return "assigned"
-    if task["status"] == FAILED:
-        return "failed"
+    if task["status"] != NEW:
+        return "failed" if task["status"] == FAILED else "delayed"
     return "waiting" if task["verifiers"] is None else "awaiting_verification"
 
 
 def retry_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
-    rows = tx.all(f"UPDATE task SET status = 1, retries = 0 WHERE {which} RETURNING project, {STATE}", values)
-    for row in rows:
-        tx.counts.move(row["project"], "failed", row["state"])
-        tx.ready.append((row["project"], 1))
-    return len(rows)
+    return make_ready(tx, which, values, "failed", ", retries = 0, lost_leases = 0")
 
 
 def requeue_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
@@ -3304,6 +3376,7 @@ ACTIONS = {
     "retry": Action(retry_tasks, "status = 2", "failed"),
     # A task that was assigned anew while the operation went on stays with its worker.
     "requeue": Action(requeue_tasks, "assignee IS NOT NULL AND assigned_uptime <= :before", "assigned"),
+    "make_ready": Action(functools.partial(make_ready, was="delayed"), "status = 3", "delayed"),
     "set_priority": Action(set_priorities, "priority <> :priority"),
     "delete": Action(delete_and_cancel),
 }
@@ -3345,7 +3418,7 @@ def check_action(tx: Tx, caller: Caller, project: int, body: TaskAction) -> sqli
 def apply_action(
     tx: Tx, project: int, action: str, priority: int | None, tasks: Sequence[int], assigned_before: float
 ) -> int:
-    """Retries failed tasks, requeues assigned ones, sets priorities or deletes. How many tasks that changed."""
+    """Does what ACTIONS says to those of the tasks that it is meant for. How many tasks that changed."""
     values = {"tasks": encode(tasks).decode(), "project": project, "before": assigned_before, "priority": priority}
     # With the plus the tasks are looked up one by one. An index of the project would go through all that are assigned.
     which = f"id IN (SELECT value FROM json_each(:tasks)) AND +project = :project AND {ACTIONS[action].which}"
@@ -3636,7 +3709,10 @@ def hashes_of(tasks: bytes) -> list[int]:
     """The hashes of the tasks of a piece."""
     if tasks.count(b",null]") > tasks.count(b"],["):
         return []  # none has one: this is seen much quicker than they are decoded
-    return [hash64 for *_, hash64 in msgspec.json.decode(tasks) if hash64 is not None]
+    found = (
+        row[DUE - 1 if isinstance(row[1], str) else DUE] for row in msgspec.json.decode(tasks)
+    )  # after line's number
+    return [hash64 for hash64 in found if hash64 is not None]
 
 
 def are_far(tx: Tx, project: int, hashes: list[int]) -> bool:
@@ -3699,7 +3775,7 @@ def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | Non
     if (piece := next_piece(tx, operation)) is None:
         return 0, None
     number, lines, kind = piece
-    if all(task[-1] is None for task in lines):  # without a hash none is a duplicate: one statement stores them all
+    if all(task[DUE] is None for task in lines):  # without a hash none is a duplicate: one statement stores them all
         return insert_tasks(tx, [task for _, *task in lines], operation["project"], *kind), number
     duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), *kind)]
     if duplicates:
@@ -3749,7 +3825,7 @@ def step_hard_reset(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]
 STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
     "bulk_submit": step_bulk_submit,
     "submit_lines": step_submit_lines,
-    **dict.fromkeys(("retry", "requeue", "set_priority", "delete"), step_action),
+    **dict.fromkeys(ACTIONS, step_action),
     "hard_reset": step_hard_reset,
     "delete_project": lambda tx, operation: deletion().step(tx, operation),
 }
@@ -3979,8 +4055,9 @@ class Tracker:
         self._tasks.add(asyncio.create_task(forever()))
 
     async def expire(self) -> None:
-        while await self.db.write(expire_tasks, long=True):  # costs no fsync when there are none
-            pass
+        for sweep in (expire_tasks, wake_tasks):
+            while await self.db.write(sweep, long=True):  # costs no fsync when there are none
+                pass
 
     async def remember_uptime(self) -> None:
         if await self.db.read(any_lease):
@@ -4675,8 +4752,8 @@ async def bulk_submit(call: Call) -> Reply:
 def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterator[bytes]:
     """The lines as pieces of a bulk submit, each task with its line's number; refused ones go to the report."""
 
-    def make(body: LineTask) -> NewTask:
-        return new_task(body)._replace(project=upload.project)
+    def make(body: LineTask) -> tuple:
+        return upload.project, *task_row(body)[1:]
 
     return in_pieces((size, [number, *task]) for number, size, task in tasks_of(upload, most, report, make))
 

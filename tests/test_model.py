@@ -31,9 +31,10 @@ import pages
 import shapes
 import tracker
 from database import upgrade_schema
-from tracker import FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
+from tracker import DELAYED, FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
+DEFAULT_LOST = 3  # leases; the max_lost_leases of projects that have none of their own
 HOUR = 3600
 WORKERS, PROJECTS = range(5), range(2)
 
@@ -55,6 +56,8 @@ class Task:
     hash64: int | None
     status: int = NEW
     retries: int = 0
+    lost_leases: int = 0
+    not_before: float | None = None  # by the tracker's own time
     assignee: int | None = None
     assigned_uptime: float | None = None
     deadline: float | None = None
@@ -67,12 +70,24 @@ class Task:
     def state(self) -> str:
         if self.assignee is not None:
             return "assigned"
-        if self.status == FAILED:
-            return "failed"
+        if self.status != NEW:
+            return "failed" if self.status == FAILED else "delayed"
         return "awaiting_verification" if self.reports else "waiting"
 
     def put_back(self) -> None:
         self.assignee = self.assigned_uptime = self.deadline = None
+        self.changes += 1
+
+    def delay(self, until: float) -> None:
+        self.status, self.not_before = DELAYED, until
+
+    def rest(self, attempts: int, now: float) -> None:
+        """After so many that came to nothing."""
+        if self.project.retry_delay:
+            self.delay(now + min(3600, self.project.retry_delay * 2 ** (attempts - 1)))
+
+    def wake(self) -> None:
+        self.status, self.not_before = NEW, None
         self.changes += 1
 
 
@@ -101,6 +116,8 @@ class Project:
     priority: int = 1
     paused: bool = False
     keep_hashes: bool = False
+    retry_delay: float = 0
+    max_lost_leases: int | None = None
     chain: Project | None = None
     closed: int = 0
     kept: set[int] = dataclasses.field(default_factory=set)
@@ -115,14 +132,17 @@ class Model:
         self.past: list[Past] = []
         self.tallies: defaultdict[tuple[int, int], Tally] = defaultdict(Tally)  # of each project and worker
 
-    def submit(self, project: Project, recipe: str, **fields: Any) -> bool:
+    def submit(self, project: Project, recipe: str, now: float, due: float | None = None, **fields: Any) -> bool:
         """Whether the task's hash was free."""
         hash64 = fields["hash64"]
         live = {task.hash64 for task in self.tasks if task.project is project}
         if hash64 is not None and hash64 in live | (project.kept if project.keep_hashes else set()):
             return False
         self.submitted += 1
-        self.tasks.append(Task(self.submitted, project, recipe, **fields))
+        task = Task(self.submitted, project, recipe, **fields)
+        self.tasks.append(task)
+        if due is not None and (until := now - due if due < 0 else due - StillClock.START) > now:
+            task.delay(until)
         return True
 
     def assign(self, worker: int, projects: list[Project], count: int, now: float) -> list[Task]:
@@ -139,7 +159,9 @@ class Model:
             task.changes += 1
         return able[:count]
 
-    def release(self, task: Task | None, worker: int, result: int, verification: int, now: float) -> bool:
+    def release(
+        self, task: Task | None, worker: int, result: int, verification: int, now: float, delay: float | None = None
+    ) -> bool:
         """Whether the release changed the task (None: it is closed)."""
         if task is None or task.assignee != worker:
             return False
@@ -151,7 +173,12 @@ class Model:
             task.reports[worker] = verification
         if result == FAIL:
             task.retries += 1
-            task.status = FAILED if task.retries >= task.max_retries else NEW
+            if task.retries >= task.max_retries:
+                task.status = FAILED
+            else:
+                task.rest(task.retries, now)
+        if result == SKIP and delay:
+            task.delay(now + delay)
         self.end(task, {OK: "verified", FAIL: "failed", SKIP: "skipped"}[result], now)
         return result != OK
 
@@ -172,17 +199,32 @@ class Model:
             project.kept.add(task.hash64)
         if project.chain:
             names = ("priority", "max_retries", "max_assign_time", "verification_count", "hash64")
-            self.submit(project.chain, task.recipe, **{name: getattr(task, name) for name in names})
+            self.submit(project.chain, task.recipe, now, **{name: getattr(task, name) for name in names})
 
-    def expired(self, now: float) -> list[Task]:
-        return [task for task in self.tasks if task.deadline is not None and task.deadline <= now]
+    def expire(self, now: float) -> None:
+        """Takes back the tasks whose leases have ended. A task of which too many were lost has failed."""
+        for task in [task for task in self.tasks if task.deadline is not None and task.deadline <= now]:
+            task.lost_leases += 1
+            most = DEFAULT_LOST if task.project.max_lost_leases is None else task.project.max_lost_leases
+            if most and task.lost_leases >= most:
+                task.status = FAILED
+            else:
+                task.rest(task.retries + task.lost_leases, now)
+            self.end(task, "expired", now)
+
+    def wake(self, now: float) -> None:
+        for task in self.tasks:
+            if task.not_before is not None and task.not_before <= now:
+                task.wake()
 
     def act(self, action: str, priority: int | None, task: Task, now: float) -> bool:
         """What a manager does to a task. Whether that changed it."""
         if not applies(action, priority, task):
             return False
         if action == "retry":
-            task.status, task.retries = NEW, 0
+            task.status, task.retries, task.lost_leases = NEW, 0, 0
+        elif action == "make_ready":
+            task.wake()
         elif action == "requeue":
             self.end(task, "requeued", now)
         elif action == "set_priority":
@@ -197,6 +239,7 @@ def applies(action: str, priority: int | None, task: Task) -> bool:
     return {
         "retry": task.status == FAILED,
         "requeue": task.assignee is not None,
+        "make_ready": task.status == DELAYED,
         "set_priority": task.priority != priority,
     }.get(action, True)
 
@@ -244,6 +287,7 @@ new_tasks = st.fixed_dictionaries(
         "max_assign_time": st.sampled_from([0, 10, 50]),
         "verification_count": st.sampled_from([0, 1, 1, 2, 2, 3, 4, 6]),
         "hash64": st.sampled_from([None, *range(1, 20), -(2**63), 2**63 - 1]),
+        "due": st.sampled_from(4 * [None] + [-5.0, -60.0, 1.0, StillClock.START + 30.0, StillClock.START + 1000.0]),
     }
 )
 workers, projects = st.sampled_from(WORKERS), st.sampled_from(PROJECTS)
@@ -251,7 +295,8 @@ wanted_projects = st.lists(projects, min_size=1, max_size=2, unique=True)
 results = st.sampled_from(6 * [OK] + 2 * [FAIL] + [SKIP])
 verifications = st.sampled_from([7, 7, 7, 7, -8])
 outcomes = st.lists(st.tuples(results, verifications), min_size=1, max_size=8)
-actions = st.sampled_from(2 * ["retry", "requeue", "set_priority"] + ["delete"])
+delays = st.sampled_from([None, None, 0.0, 20.0])
+actions = st.sampled_from(2 * ["retry", "requeue", "make_ready", "set_priority"] + ["delete"])
 states = st.sampled_from(list(tracker.TASK_STATES))
 unusual = st.sampled_from([set(), set(), set(), {"paused"}, {"unchained"}, {"forgetful"}])
 
@@ -262,10 +307,12 @@ class LifeCycles(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = [mock.patch.object(tracker, "STEP_TASKS", 2), mock.patch.object(tracker.Tx, "STEP_SECONDS", -1)]
+        self.patches.append(mock.patch.object(tracker.random, "uniform", lambda low, high: (low + high) / 2))
         for patch in self.patches:  # every transaction of a long operation does one small piece
             patch.start()
         self.clock = StillClock()
-        self.settings = tracker.Settings(session_lifetime=1e9, default_max_assign_time=DEFAULT_TIME)
+        defaults = {"default_max_assign_time": DEFAULT_TIME, "default_max_lost_leases": DEFAULT_LOST}
+        self.settings = tracker.Settings(session_lifetime=1e9, **defaults)
         self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
         self.connection.row_factory = sqlite3.Row
         upgrade_schema(Path("memory"), self.connection)
@@ -344,7 +391,7 @@ class LifeCycles(RuleBasedStateMachine):
         taken = 0
         for task in tasks:
             fields = {name: value for name, value in task._asdict().items() if name != "project"}
-            taken += self.model.submit(project, **fields)
+            taken += self.model.submit(project, now=self.clock.uptime(), **fields)
         return taken
 
     # ── Submit ──
@@ -415,11 +462,11 @@ class LifeCycles(RuleBasedStateMachine):
             self.the_tasks_are_the_same()
 
     @precondition(lambda self: any(task.assignee is not None for task in self.model.tasks))
-    @rule(data=st.data(), result=results, verification=verifications)
-    def release(self, data: st.DataObject, result: int, verification: int) -> None:
+    @rule(data=st.data(), result=results, verification=verifications, delay=delays)
+    def release(self, data: st.DataObject, result: int, verification: int, delay: float | None) -> None:
         held = [task for task in self.model.tasks if task.assignee is not None]
         task = data.draw(st.sampled_from(held))
-        self.release_as(task.assignee, task.number, result, verification)
+        self.release_as(task.assignee, task.number, result, verification, delay if result == SKIP else None)
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), worker=workers, result=results)
@@ -427,10 +474,10 @@ class LifeCycles(RuleBasedStateMachine):
         """Held by the worker or by another one, waiting, or closed long ago."""
         self.release_as(worker, data.draw(st.sampled_from(sorted(self.ids))), result, 7)
 
-    def release_as(self, worker: int, number: int, result: int, verification: int) -> None:
+    def release_as(self, worker: int, number: int, result: int, verification: int, delay: float | None = None) -> None:
         task = next((task for task in self.model.tasks if task.number == number), None)
-        expected = self.model.release(task, worker, result, verification, self.clock.uptime())
-        body = shapes.ReleaseBody(self.ids[number], result, verification)
+        expected = self.model.release(task, worker, result, verification, self.clock.uptime(), delay)
+        body = shapes.ReleaseBody(self.ids[number], result, verification, delay=delay)
         note(f"worker {worker} releases {task or number}: {result}")
         assert self.write(tracker.release_task, self.callers[worker], body) == expected
 
@@ -438,12 +485,12 @@ class LifeCycles(RuleBasedStateMachine):
     def pass_time(self, seconds: int, noticed: bool) -> None:
         """Expiry comes a little later than the deadline, and until then the assignee may still release its task."""
         self.clock.now += seconds
-        expired = self.model.expired(self.clock.uptime())
         if noticed:
-            while self.write(tracker.expire_tasks):
-                pass
-            for task in expired:
-                self.model.end(task, "expired", self.clock.uptime())
+            for sweep in (tracker.expire_tasks, tracker.wake_tasks):
+                while self.write(sweep):
+                    pass
+            self.model.expire(self.clock.uptime())
+            self.model.wake(self.clock.uptime())
 
     @rule(hours=st.sampled_from([0, 0, 1, 5, 25]), piece=st.sampled_from([1, 2, 100]))
     def pass_hours(self, hours: int, piece: int) -> None:
@@ -466,11 +513,18 @@ class LifeCycles(RuleBasedStateMachine):
 
     # ── What managers do ──
 
-    @rule(project=projects, priority=st.integers(0, 2), unusual=unusual)
-    def update_project(self, project: int, priority: int, unusual: set[str]) -> None:
+    @rule(
+        project=projects,
+        priority=st.integers(0, 2),
+        unusual=unusual,
+        rest=st.sampled_from([0, 0, 7.0, 3000.0]),
+        lost=st.sampled_from([None, None, 0, 1]),
+    )
+    def update_project(self, project: int, priority: int, unusual: set[str], rest: float, lost: int | None) -> None:
         """The first project is chained to the second one, most of the time, and both keep their hashes."""
         chain = self.projects[1] if project == 0 and "unchained" not in unusual else None
         changes = {"paused": "paused" in unusual, "keep_hashes": "forgetful" not in unusual}
+        changes |= {"retry_delay": rest, "max_lost_leases": lost}
         self.update(project, priority=priority, chain=chain, **changes)
 
     @rule(worker=workers, unusual=unusual)
@@ -573,15 +627,16 @@ class LifeCycles(RuleBasedStateMachine):
     def the_tasks_are_the_same(self) -> None:
         self.remember_ids()
         stored = self.rows(
-            "SELECT id, project, recipe, priority, status, retries, max_retries, max_assign_time, verification_count,"
-            " hash64, assignee, deadline_uptime FROM task ORDER BY id"
+            "SELECT id, project, recipe, priority, status, retries, lost_leases, max_retries, max_assign_time,"
+            " verification_count, hash64, assignee, deadline_uptime, not_before FROM task ORDER BY id"
         )
         assert [tuple(row) for row in stored] == [
             (
                 *(self.ids[task.number], task.project.id, task.recipe, task.priority, task.status, task.retries),
-                *(task.max_retries, task.max_assign_time, task.verification_count, task.hash64),
+                *(task.lost_leases, task.max_retries, task.max_assign_time, task.verification_count, task.hash64),
                 None if task.assignee is None else self.callers[task.assignee].id,
                 task.deadline,
+                task.not_before and task.not_before + StillClock.START,
             )
             for task in self.model.tasks
         ]
@@ -597,6 +652,7 @@ class LifeCycles(RuleBasedStateMachine):
                 "assigned_task_count": sum(task.assignee is not None for task in tasks),
                 "failed_task_count": sum(task.status == FAILED for task in tasks),
                 "closed_task_count": project.closed,
+                "delayed_task_count": sum(task.status == DELAYED for task in tasks),
             }
 
     @invariant()

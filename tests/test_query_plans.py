@@ -97,6 +97,7 @@ def place_with(count: int) -> tuple[Bench, Place]:
         for project, priority in itertools.product((place.first, place.second), (-1, 1)):
             add_tasks(tx, project, count // 2, priority)
             add_tasks(tx, project, count // 2, priority, "status = 2, retries = 1")
+            add_tasks(tx, project, count // 2, priority, "status = 3, not_before = 1 + id")  # and due
             for worker, _ in zip(itertools.cycle(crowd), range(count // 2), strict=False):
                 change = f"assignee = {worker.id}, assign_time = 1, assigned_uptime = 0, deadline_uptime = 1e9"
                 add_tasks(tx, project, 1, priority, change)
@@ -523,6 +524,7 @@ def test_a_search_ends_in_time_when_every_task_is_of_another_priority_and_assign
         "assigned": "assignee = id, assign_time = 1, assigned_uptime = 0",
         "awaiting_verification": "verifiers = 1000 + id",
         "failed": "status = 2",
+        "delayed": "status = 3, not_before = id",
     }
     taken = []
     for count in (SHORT, LONG):
