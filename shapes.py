@@ -444,6 +444,9 @@ class LineDefaults(Shape):
         Natural, "Seconds that a worker may hold such a task. 0 means {default_max_assign_time:}."
     ] = 0
     verification_count: Annotated[Natural16, "Different workers that must agree on such a task."] = 0
+    delay: Annotated[
+        Delay | None, "Seconds, from when it is in the queue, for which nobody is assigned such a task."
+    ] = None
     once: Annotated[
         bool,
         "Whether a recipe is its task's `unique_string`, if the line gives no hash: a task with the same recipe is"
