@@ -1732,13 +1732,15 @@ class Held(NamedTuple):
     job: int | None
     has_past: int
     trusted: int | None
+    lost_leases: int
     retry_delay: float | None
 
 
 HELD_COLUMNS = """
     w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
     t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
-    EXISTS (SELECT 1 FROM assignment WHERE task = t.id), p.trusted, p.retry_delay"""
+    EXISTS (SELECT 1 FROM assignment WHERE task = t.id), p.trusted, t.lost_leases,
+    p.retry_delay"""
 SELECT_HELD = f"""
     SELECT {HELD_COLUMNS} FROM worker w LEFT JOIN task t ON t.id = ?1 LEFT JOIN project p ON p.id = t.project
     WHERE w.id = ?2
@@ -1918,12 +1920,13 @@ def put_back(tx: Tx, task: Held | Assignment, change: str = "", *values: Any, de
 LONGEST_REST = 3600  # seconds
 
 
-def rest(task: Held | Assignment, number: int) -> float:
-    """Seconds that the task rests after its first, second … attempt that came to nothing.
+def rest(task: Held | Assignment) -> float:
+    """Seconds that the task rests after a further attempt that came to nothing.
 
     Not quite the same for each: tasks that failed together are not to come back together.
     """
-    return min((task.retry_delay or 0) * 2.0 ** min(number - 1, 99), LONGEST_REST) * random.uniform(0.9, 1.1)
+    before = min(task.retries + task.lost_leases, 99)
+    return min((task.retry_delay or 0) * 2.0**before, LONGEST_REST) * random.uniform(0.9, 1.1)
 
 
 def make_ready(tx: Tx, which: str, values: dict[str, Any], was: str, change: str = "") -> int:
@@ -1974,7 +1977,7 @@ def fail_task(tx: Tx, task: Held) -> bool:
     if retries >= task.max_retries:
         take_away(tx, task, ", retries = ?, status = ?", retries, FAILED)
         return True
-    return put_back(tx, task, ", retries = ?", retries, delay=rest(task, retries))
+    return put_back(tx, task, ", retries = ?", retries, delay=rest(task))
 
 
 def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
@@ -2057,7 +2060,7 @@ def lose_lease(tx: Tx, task: Assignment) -> None:
     if 0 < (tx.settings.default_max_lost_leases if most is None else most) <= lost:
         take_away(tx, task, ", lost_leases = ?, status = ?", lost, FAILED)
     else:
-        put_back(tx, task, ", lost_leases = ?", lost, delay=rest(task, task.retries + lost))
+        put_back(tx, task, ", lost_leases = ?", lost, delay=rest(task))
 
 
 @reads_no_counts
@@ -2690,7 +2693,7 @@ def end_attempt(tx: Tx, task: Held | Assignment, event: str, said: str) -> None:
     """Counts a failed attempt. If it was the last one, the job ends, with the event, and its task goes."""
     retries = task.retries + 1
     if retries < task.max_retries:
-        put_back(tx, task, ", retries = ?", retries, delay=rest(task, retries))
+        put_back(tx, task, ", retries = ?", retries, delay=rest(task))
         said = f"{said}: attempt {retries} of {task.max_retries}; waiting again"
         move_job(tx, task.job, "retry", said, "warn")
     else:

@@ -935,7 +935,7 @@ def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
     source = Input(args.file)
     display = Display()
     client = Client(args.server, display, interrupts, args.patience)
-    names = ("priority", "max_retries", "max_assign_time", "verification_count")
+    names = ("priority", "max_retries", "max_assign_time", "verification_count", "delay")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options |= {"format": "text" if args.format == "lines" else args.format, "once": str(args.unique).lower()}
     submission = Submission(client, args.project, options, source)
@@ -981,7 +981,7 @@ class Overview:
     window: float  # seconds
     seen: dict[int, list[Sample]] = dataclasses.field(default_factory=dict)
 
-    UNFINISHED = ("waiting_task_count", "assigned_task_count", "awaiting_verification_count")
+    UNFINISHED = ("waiting_task_count", "delayed_task_count", "assigned_task_count", "awaiting_verification_count")
     COUNTERS = (*UNFINISHED, "failed_task_count", "closed_task_count")
     SNAPSHOTS = 60
 
@@ -1030,7 +1030,7 @@ def status_table(projects: list[dict[str, Any]], server: str) -> Group:
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("Id", justify="right", no_wrap=True)
     table.add_column("Project", overflow="fold", min_width=8)
-    for heading in ("Prio", "Waiting", "Assigned", "Verify", "Failed", "Closed", "Rate", "ETA"):
+    for heading in ("Prio", "Waiting", "Delayed", "Assigned", "Verify", "Failed", "Closed", "Rate", "ETA"):
         table.add_column(heading, justify="right", no_wrap=True)
     for project in projects:
         counts = [f"{project[name]:,}" for name in Overview.COUNTERS]
@@ -2160,6 +2160,8 @@ class Taker(threading.Thread):
         self.client = client
         self.projects: list[int] = runner.args.project
         self.until_empty: bool = runner.args.until_empty
+        self.wait = 0 if self.until_empty else self.WAIT
+        self.is_last = False  # if there is no task now, none will come
         self.pause = self.FIRST_PAUSE
         self.next_look = 0.0
 
@@ -2184,21 +2186,30 @@ class Taker(threading.Thread):
         self.pause = self.FIRST_PAUSE
         if tasks:
             self.runner.display.state("")
-            self.next_look = 0.0
+            self.next_look, self.is_last = 0.0, False
             self.runner.start_all(tasks)
         elif self.until_empty and (self.runner.is_busy() or settled != self.runner.tally.total()):
+            self.is_last = False
             self.runner.wait_for_settlement(settled)  # a task that fails may be waiting again
         else:
             if time.monotonic() >= self.next_look:
                 self.next_look = time.monotonic() + self.LOOK
                 self.runner.display.state(self._why_nothing())
-            if self.until_empty:
+            if self.is_last:
                 raise Halted
+            if self.until_empty:
+                self.is_last = not self._are_delayed()
+                self.wait = 0 if self.is_last else self.WAIT
+
+    def _are_delayed(self) -> bool:
+        """Whether tasks will be ready later by themselves. One that has become so meanwhile is asked for once more."""
+        shown = [self._shown("project", project) for project in self.projects]
+        return any(project.get("delayed_task_count") and not project.get("paused") for project in shown)
 
     def _ask(self, wanted: int) -> list[dict[str, Any]]:
         """The tasks that the tracker hands out. Refused when it may not hand us any."""
         query = "&".join(f"project={project}" for project in self.projects)
-        path = f"/task/get?{query}&count={wanted}" + ("" if self.until_empty else f"&wait={self.WAIT}")
+        path = f"/task/get?{query}&count={wanted}" + (f"&wait={self.wait}" if self.wait else "")
         try:
             content = self.client.call("GET", path).content
         except Refused as refused:
@@ -2783,7 +2794,7 @@ exit status:
 SUBMIT_MANUAL = """\
 Submits the lines of FILE (or of standard input, -) as tasks of one project. A line is a recipe as it stands; a line
 that starts with { is a JSON submit object with any of the fields
-  recipe, priority, max_retries, max_assign_time, verification_count, hash64, unique_string
+  recipe, priority, max_retries, max_assign_time, verification_count, delay, not_before, hash64, unique_string
 and what it does not say is taken from the options here, or else from the tracker. Blank lines are skipped. The tracker
 reads the lines: UTF-8, with any line ends, also what its pages have exported. The file may be packed by gzip, and
 larger than the memory. A pipe that is silent for a second has its lines submitted before the batch is full.
@@ -2809,8 +2820,8 @@ examples:
 exit status: 0 all fine, 1 some lines refused, 2 usage, permission or server error, 130 stopped by Ctrl-C"""
 
 STATUS_MANUAL = """\
-Prints a table of the projects that everybody may see: tasks waiting, assigned, awaiting verification (Verify), failed
-and closed, the rate of closing them, and the time until nothing is left at that rate. Needs no registration.
+Prints a table of the projects that everybody may see: tasks waiting, delayed, assigned, awaiting verification (Verify),
+failed and closed, the rate of closing them, and the time until nothing is left at that rate. Needs no registration.
 A paused project, which hands out no tasks, is shown in reverse and named in capitals above the table.
 
 ETA: "stalled" when nothing was closed lately, "?" when there is nothing to go by yet."""
@@ -2822,8 +2833,8 @@ examples:
   python worker.py status --json | jq '.projects[] | select(.paused)'
 
 --json prints one object: server, time, and projects, each with id, name, priority, paused, waiting_task_count,
-assigned_task_count, awaiting_verification_count, failed_task_count, closed_task_count, closed_per_second and
-eta_seconds (both null when unknown). With --watch it prints one such line every so often."""
+delayed_task_count, assigned_task_count, awaiting_verification_count, failed_task_count, closed_task_count,
+closed_per_second and eta_seconds (both null when unknown). With --watch it prints one such line every so often."""
 
 RUN_MANUAL = """\
 Takes tasks of the projects and runs COMMAND once for each, up to --concurrency at a time, until it is stopped. COMMAND
@@ -2926,6 +2937,7 @@ SUBMIT_OPTIONS = (
     whole("--max-retries N", 0, "a task that fails this often is FAILED (default: 0)"),
     whole("--max-assign-time SECONDS", 0, "a task held for longer goes to another worker (default: the tracker's)"),
     whole("--verification-count N", 0, "how many different workers must report the same result (default: 1)"),
+    seconds("--delay", 0, "nobody is assigned the tasks before (default: at once)"),
     whole(
         "--batch N",
         1,

@@ -81,10 +81,10 @@ class Task:
     def delay(self, until: float) -> None:
         self.status, self.not_before = DELAYED, until
 
-    def rest(self, attempts: int, now: float) -> None:
-        """After so many that came to nothing."""
+    def rest(self, now: float) -> None:
+        """After an attempt that came to nothing, which has been counted."""
         if self.project.retry_delay:
-            self.delay(now + min(3600, self.project.retry_delay * 2 ** (attempts - 1)))
+            self.delay(now + min(3600, self.project.retry_delay * 2 ** (self.retries + self.lost_leases - 1)))
 
     def wake(self) -> None:
         self.status, self.not_before = NEW, None
@@ -176,7 +176,7 @@ class Model:
             if task.retries >= task.max_retries:
                 task.status = FAILED
             else:
-                task.rest(task.retries, now)
+                task.rest(now)
         if result == SKIP and delay:
             task.delay(now + delay)
         self.end(task, {OK: "verified", FAIL: "failed", SKIP: "skipped"}[result], now)
@@ -209,7 +209,7 @@ class Model:
             if most and task.lost_leases >= most:
                 task.status = FAILED
             else:
-                task.rest(task.retries + task.lost_leases, now)
+                task.rest(now)
             self.end(task, "expired", now)
 
     def wake(self, now: float) -> None:
