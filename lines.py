@@ -211,7 +211,7 @@ def task_of_line(line: bytes | None, upload: Upload) -> LineTask:
     if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
         given = decode(line, dict[str, Any])
         given = {name: value for name, value in given.items() if value is not None and name not in EXPORTED_STATE}
-        fields |= {"delay": None, **given} if "not_before" in given else given
+        fields |= {"delay": 0, **given} if "not_before" in given else given
     else:
         fields["recipe"] = text
     body = convert(fields, LineTask)

@@ -394,6 +394,8 @@ class Task(Shape):
     max_assign_time: Annotated[int, "Seconds that the worker may hold it; 0 means the tracker's default.", 600]
     assign_time: Annotated[int, "When it was assigned, in unix seconds.", 1559397394]
     verification_count: Annotated[int, "Different workers that must release it with the same `verification`.", 0]
+    lease: Annotated[int, "Seconds that this worker may hold it, unless it extends that.", 600]
+    attempt: Annotated[int, "The number of this assignment of the task, for its release.", 1]
     project: Project
     job: TaskJob | UnsetType = UNSET
 
@@ -421,12 +423,13 @@ class SubmitBody(Shape):
         " mean one.",
     ] = 0
     delay: Annotated[
-        Delay | None, "Seconds, from when it is in the queue, for which nobody is assigned the task. Its hash is taken."
-    ] = None
+        Delay, "Seconds, from when it is in the queue, for which nobody is assigned the task. Its hash is taken."
+    ] = 0
     not_before: Annotated[
-        Annotated[float, Meta(ge=0, le=1e11)] | None,
+        float,
         "The same as a moment in unix seconds; one that has passed delays nothing. Give this or `delay`, not both.",
-    ] = None
+        Meta(ge=0, le=1e11),
+    ] = 0
     hash64: Annotated[
         Hash64, "64 bits, signed or unsigned, that keep another task with the same hash out of the project. 0 for none."
     ] = 0
@@ -444,9 +447,7 @@ class LineDefaults(Shape):
         Natural, "Seconds that a worker may hold such a task. 0 means {default_max_assign_time:}."
     ] = 0
     verification_count: Annotated[Natural16, "Different workers that must agree on such a task."] = 0
-    delay: Annotated[
-        Delay | None, "Seconds, from when it is in the queue, for which nobody is assigned such a task."
-    ] = None
+    delay: Annotated[Delay, "Seconds, from when it is in the queue, for which nobody is assigned such a task."] = 0
     once: Annotated[
         bool,
         "Whether a recipe is its task's `unique_string`, if the line gives no hash: a task with the same recipe is"
@@ -518,9 +519,12 @@ class ReleaseBody(Shape):
         "Hash of the result, 64 bits, signed or unsigned. Counts when the task needs several verifications: it is"
         " closed when enough workers have given the same.",
     ] = 0
-    delay: Annotated[
-        Delay | None, "Of a task released as skipped: seconds for which nobody is assigned it. With others refused."
-    ] = None
+    delay: Annotated[Delay, "Of a skipped task: seconds for which nobody is assigned it. Refused with others."] = 0
+    attempt: Annotated[
+        Natural,
+        "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."
+        " 0 for whichever it is.",
+    ] = 0
     output: Annotated[
         Raw | UnsetType,
         "What has come of it, any JSON: the result of the task's job, if it has one. Of an object, `state` (`failure`"
@@ -532,6 +536,29 @@ class ReleaseBody(Shape):
 
 class BulkReleaseBody(Shape):
     releases: Annotated[list[ReleaseBody], "The releases, at most {max_count:}."]
+
+
+class Extension(Shape):
+    """More time for a task that the caller holds."""
+
+    task_id: Annotated[Id, "The task's number."]
+    seconds: Annotated[
+        Delay, "From now on. More than {max_extension:} counts as that, and less than there is left changes nothing."
+    ]
+    attempt: Annotated[Natural, "The `attempt` of the assigned task: only that assignment is extended. 0 for any."] = 0
+
+
+class ExtendBody(changes(Extension, "OneExtension", "An extension.", without=())):
+    """One extension, or several."""
+
+    extensions: Annotated[list[Extension] | UnsetType, "Several of them, at most {max_count:}."] = UNSET
+
+
+class Extended(Shape):
+    """What became of an extension."""
+
+    held: Annotated[bool, "Whether the caller holds the task. If not, somebody took it away: stop.", True]
+    left: Annotated[float, "Seconds that it may still be held.", 600.0] = 0.0
 
 
 class AssignQuery(Shape):

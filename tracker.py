@@ -1169,9 +1169,9 @@ def task_row(body: shapes.SubmitBody) -> tuple:
         body.verification_count,
         given_hash(body) if body.hash64 or body.hash_u64 or body.unique_string or body.unique_str else None,
     )
-    if body.delay is None or body.not_before is None:
-        return row if body.delay is body.not_before else (*row, body.not_before if body.delay is None else -body.delay)
-    raise TrackerError("invalid", "give one of them, not both", "delay, not_before")
+    if body.delay and body.not_before:
+        raise TrackerError("invalid", "give one of them, not both", "delay, not_before")
+    return (*row, body.not_before or -body.delay) if body.delay or body.not_before else row
 
 
 def given_hash(body: shapes.SubmitBody) -> int:
@@ -1355,6 +1355,7 @@ class Candidate(NamedTuple):
     max_assign_time: int
     verification_count: int
     job: int | None
+    attempt: int
 
 
 ProjectRow = collections.namedtuple("ProjectRow", PROJECT_COLUMNS)  # a project's columns as they are stored
@@ -1688,6 +1689,8 @@ def assigned_task(tx: Tx, task: Candidate, worker: int, project: Raw) -> Task:
         max_assign_time=task.max_assign_time,
         assign_time=tx.time,
         verification_count=task.verification_count,
+        lease=task.max_assign_time or tx.settings.default_max_assign_time,
+        attempt=task.attempt + 1,
         project=project,
         job=UNSET if task.job is None else start_job(tx, task.job, worker),
     )
@@ -1702,7 +1705,8 @@ def encoded_project(columns: ProjectRow) -> Raw:
 def hold(tx: Tx, project: int, state: str, holds: Sequence[tuple[int, int, float]]) -> None:
     """Makes workers the assignees of tasks that are in this state: who, which task, for so many seconds."""
     tx.executemany(
-        "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ? WHERE id = ?",
+        "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ?, attempt = attempt + 1"
+        " WHERE id = ?",
         [(worker, tx.time, tx.uptime, tx.uptime + seconds, task) for worker, task, seconds in holds],
     )
     tx.counts.move(project, state, "assigned", len(holds))
@@ -1733,6 +1737,7 @@ class Held(NamedTuple):
     has_past: int
     trusted: int | None
     lost_leases: int
+    attempt: int
     retry_delay: float | None
 
 
@@ -1740,7 +1745,7 @@ HELD_COLUMNS = """
     w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
     t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
     EXISTS (SELECT 1 FROM assignment WHERE task = t.id), p.trusted, t.lost_leases,
-    p.retry_delay"""
+    t.attempt, p.retry_delay"""
 SELECT_HELD = f"""
     SELECT {HELD_COLUMNS} FROM worker w LEFT JOIN task t ON t.id = ?1 LEFT JOIN project p ON p.id = t.project
     WHERE w.id = ?2
@@ -1756,7 +1761,7 @@ SELECT_HELD_TASKS = f"""
 
 # Those that nothing is to be done with but to close them.
 SELECT_PLAINLY_HELD = """
-    SELECT asked.number, w.secret_hash, w.last_seen, t.project, t.assigned_uptime
+    SELECT asked.number, w.secret_hash, w.last_seen, t.project, t.assigned_uptime, t.attempt
     FROM asked CROSS JOIN worker w ON w.id = asked.worker CROSS JOIN task t ON t.id = asked.task
         CROSS JOIN project p ON p.id = t.project
     WHERE t.assignee = w.id AND t.job IS NULL AND t.verification_count <= 1 AND p.chain IS NULL AND p.trusted
@@ -1771,6 +1776,7 @@ class PlainlyHeld(NamedTuple):
     last_seen: int
     project: int
     assigned_uptime: float
+    attempt: int
 
 
 def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[bool | None]:
@@ -1786,7 +1792,7 @@ def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.Release
 
 
 def is_plainly_done(body: shapes.ReleaseBody) -> bool:
-    return body.result == OK and body.output is UNSET and body.delay is None and -(2**63) <= body.verification < 2**64
+    return body.result == OK and body.output is UNSET and not body.delay and -(2**63) <= body.verification < 2**64
 
 
 def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[int]:
@@ -1794,7 +1800,9 @@ def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.Rel
     asked = padded([part for caller, body in releases for part in (body.task_id, caller.id)], 2)
     closed = []
     for number, *columns in tx.execute(asking(SELECT_PLAINLY_HELD, "task, worker", len(asked) // 2), asked):
-        task, (credentials, _) = PlainlyHeld._make(columns), releases[number]
+        task, (credentials, body) = PlainlyHeld._make(columns), releases[number]
+        if not is_of(body, task.attempt):
+            continue
         with contextlib.suppress(TrackerError):
             check_worker(tx, task, credentials)
             closed.append(number)
@@ -1820,6 +1828,8 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         check_task_existed(tx, body.task_id)
     if task.assignee != credentials.id or task.id is None or task.trusted is None:  # its project was deleted
         return False
+    if not is_of(body, task.attempt):
+        return False
     if is_done(task, body):
         close_tasks(tx, [task], credentials.id)
         return True
@@ -1829,7 +1839,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         return fail_task(tx, task)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        return put_back(tx, task, delay=body.delay or 0)
+        return put_back(tx, task, delay=body.delay)
     return verify_task(tx, task, credentials.id, verification)
 
 
@@ -1845,7 +1855,11 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
     updated: list[bool] = []
     done: list[Held] = []  # to be closed together, before anything else happens
     for number, release in enumerate(releases):
-        task = held.pop(release.task_id, None)  # a second release of it finds that it is not held any more
+        task = held.get(release.task_id)
+        if task is not None and is_of(release, task.attempt):
+            del held[release.task_id]  # a second release of it finds that it is not held any more
+        else:
+            task = None
         try:
             if task is None or is_done(task, release):
                 read_release(release)
@@ -1862,9 +1876,14 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
 
 
 def read_release(body: shapes.ReleaseBody) -> tuple[int, Report]:
-    if body.delay is not None and body.result != SKIP:
+    if body.delay and body.result != SKIP:
         raise TrackerError("invalid", "only a task that is released as skipped has one", "delay")
     return to_int64(body.verification, "verification"), NO_REPORT if body.output is UNSET else read_report(body.output)
+
+
+def is_of(told: shapes.ReleaseBody | shapes.Extension, attempt: int) -> bool:
+    """Whether a worker speaks of this assignment of the task, and not of an earlier one to the same worker."""
+    return told.attempt in (0, attempt)
 
 
 def is_done(task: Held, release: shapes.ReleaseBody) -> bool:
@@ -2034,6 +2053,37 @@ def chain_task(tx: Tx, task: Held) -> None:
     values = {name: getattr(task, name) for name in NewTask._fields[:DUE]} | {"project": task.chain}
     values |= {name: in_16_bits(values[name]) for name in ("priority", "max_retries", "verification_count")}
     insert_task(tx, NewTask(**values), row["keep_hashes"], row["trusted"])
+
+
+@reads_no_counts
+def extend_tasks(
+    tx: Tx, credentials: WorkerCredentials, extensions: Sequence[shapes.Extension]
+) -> list[shapes.Extended]:
+    """Lets the caller hold tasks for longer, also when nothing is assigned to it or from their project now.
+
+    Until the lease is taken back, also beyond its end; but nobody holds a job beyond its timeout and grace.
+    """
+    authenticate(tx, credentials)
+    return [extend_task(tx, credentials.id, extension) for extension in extensions]
+
+
+def extend_task(tx: Tx, worker: int, extension: shapes.Extension) -> shapes.Extended:
+    task = tx.one(
+        "SELECT t.id, attempt, deadline_uptime, assigned_uptime + max_assign_time AS end_uptime, job FROM task t"
+        " JOIN project p ON p.id = project WHERE t.id = ? AND assignee = ?",
+        (extension.task_id, worker),
+    )
+    if task is None or not is_of(extension, task["attempt"]):
+        return shapes.Extended(False)
+    until = tx.uptime + min(extension.seconds, tx.settings.max_extension)
+    return shapes.Extended(True, extend_lease(tx, task, min(until, task["end_uptime"]) if task["job"] else until))
+
+
+def extend_lease(tx: Tx, task: sqlite3.Row, until: float) -> float:
+    """The task is held until then, if that is later than it was. The seconds that this leaves."""
+    if until > task["deadline_uptime"]:
+        tx.execute("UPDATE task SET deadline_uptime = ? WHERE id = ?", (until, task["id"]))
+    return max(until, task["deadline_uptime"], tx.uptime) - tx.uptime
 
 
 def any_lease(tx: Tx) -> bool:
@@ -2642,10 +2692,9 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
 
 def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
     """The lease of an assigned job begins anew, for a dialect whose workers give signs of life."""
-    deadline = tx.uptime + lease(job["timeout"])
-    tx.execute(
-        "UPDATE task SET deadline_uptime = ? WHERE id = ? AND assignee = ?", (deadline, job["task"], job["assignee"])
-    )
+    held = "SELECT id, deadline_uptime FROM task WHERE id = ? AND assignee = ?"
+    if task := tx.one(held, (job["task"], job["assignee"])):
+        extend_lease(tx, task, tx.uptime + lease(job["timeout"]))
 
 
 def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, report: Report) -> bool:
@@ -2659,7 +2708,7 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     )
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        put_back(tx, task, delay=body.delay or 0)
+        put_back(tx, task, delay=body.delay)
         again = f"; waiting again, in {body.delay:g} s" if body.delay else "; waiting again"
         move_job(tx, task.job, "skip", f"released as skipped{again}")
         return True
@@ -4955,6 +5004,31 @@ def release_one(call: Call, body: bytes) -> Steps:
     return Reply({"updated": updated}, message=message)
 
 
+EXTENDED = [shapes.Extended, {"extensions": list[shapes.Extended]}]
+
+
+@takes(Call.worker, shapes.ExtendBody, who=HOLDER, answer=EXTENDED)
+@direct
+def extend(call: Call, body: bytes) -> Steps:
+    """Lets the calling worker hold a task for longer: for so many seconds from now on, if that is more than is left.
+
+    With `extensions` several tasks, and as many answers in their order. A job is never held beyond its timeout and
+    15 seconds. Works until the tracker has taken the task back, and while worker or project are paused.
+    """
+    credentials, most = call.worker(), call.tracker.settings.max_count
+    fields = given_fields(decode(body, shapes.ExtendBody))
+    if (extensions := fields.pop("extensions", None)) is None:
+        [extended] = yield extend_tasks, credentials, [errors.convert(fields, shapes.Extension)]
+        return Reply(extended, message=None if extended.held else "Not held by you")
+    if fields:
+        raise TrackerError("invalid", "give this alone, or one extension", "extensions")
+    if len(extensions) > most:
+        raise TrackerError("invalid", f"at most {most} in one request", "extensions")
+    step = extend_tasks, credentials, extensions
+    extended = yield call.tracker.db.write(*step, long=True) if len(extensions) > SHORT else step
+    return Reply({"extensions": extended}, message=None if any(one.held for one in extended) else "None held by you")
+
+
 @takes(Call.worker, shapes.BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
 async def bulk_release(call: Call) -> Reply:
     """Releases several tasks.
@@ -5182,6 +5256,7 @@ API: list[Native] = [
     Native("POST", "/task/submit", submit_one),
     Native("GET", "/task/get", get_task_of_several, reads=False),
     Native("POST", "/task/bulk_release", bulk_release),
+    Native("POST", "/task/extend", extend),
     Native("POST", "/task/bulk_submit", bulk_submit),
     Native("POST", "/task/submit_lines/{project}", submit_lines),
     Native("GET", "/operation/{operation}", show_operation, "operation"),

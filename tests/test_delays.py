@@ -112,7 +112,7 @@ def test_a_delay_that_is_none_is_refused_by_its_name(site: Site, field: str, val
 def test_both_spellings_of_a_delay_at_once_are_refused(site: Site) -> None:
     project = site.admin.create_project()
     worker = site.create_worker(project)
-    task = {"project": project, "recipe": "r", "delay": 0, "not_before": 0}
+    task = {"project": project, "recipe": "r", "delay": 1, "not_before": 1}
     assert worker.http.post("/task/submit", json=task).status_code == 400
     assert worker.http.post("/task/bulk_submit", json=[task]).status_code == 400
 
@@ -194,7 +194,7 @@ def test_a_bulk_release_may_delay(queue: Jobs) -> None:
     for _ in range(3):
         queue.submit()
     held = assigned(queue)
-    bodies = [shapes.ReleaseBody(task, SKIP, delay=delay) for task, delay in zip(held, (None, 0, 9), strict=True)]
+    bodies = [shapes.ReleaseBody(task, SKIP, delay=delay) for task, delay in zip(held, (0, 0, 9), strict=True)]
     assert queue.do(tracker.release_tasks, queue.worker, bodies) == [True, True, True]
     assert queue.counts() == {"waiting": 2, "delayed": 1}
 

@@ -79,7 +79,7 @@ class Crowd(Jobs):
         result, output = self.random.choice([OK, OK, FAIL, SKIP]), self.random.choice(OUTPUTS)
         holders = [worker for worker in self.workers if worker.id == row["assignee"]]
         worker = self.random.choice(self.workers + 4 * holders)
-        delay = self.random.choice([None, None, 20]) if result == SKIP else None
+        delay = self.random.choice([0, 0, 20]) if result == SKIP else 0
         updated = self.finish_job(row["id"], result, output, worker, delay=delay)
         assert updated == (row["assignee"] == worker.id)
         if updated and row["token"]:

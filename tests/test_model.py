@@ -160,7 +160,7 @@ class Model:
         return able[:count]
 
     def release(
-        self, task: Task | None, worker: int, result: int, verification: int, now: float, delay: float | None = None
+        self, task: Task | None, worker: int, result: int, verification: int, now: float, delay: float = 0
     ) -> bool:
         """Whether the release changed the task (None: it is closed)."""
         if task is None or task.assignee != worker:
@@ -295,7 +295,7 @@ wanted_projects = st.lists(projects, min_size=1, max_size=2, unique=True)
 results = st.sampled_from(6 * [OK] + 2 * [FAIL] + [SKIP])
 verifications = st.sampled_from([7, 7, 7, 7, -8])
 outcomes = st.lists(st.tuples(results, verifications), min_size=1, max_size=8)
-delays = st.sampled_from([None, None, 0.0, 20.0])
+delays = st.sampled_from([0.0, 0.0, 20.0])
 actions = st.sampled_from(2 * ["retry", "requeue", "make_ready", "set_priority"] + ["delete"])
 states = st.sampled_from(list(tracker.TASK_STATES))
 unusual = st.sampled_from([set(), set(), set(), {"paused"}, {"unchained"}, {"forgetful"}])
@@ -463,10 +463,10 @@ class LifeCycles(RuleBasedStateMachine):
 
     @precondition(lambda self: any(task.assignee is not None for task in self.model.tasks))
     @rule(data=st.data(), result=results, verification=verifications, delay=delays)
-    def release(self, data: st.DataObject, result: int, verification: int, delay: float | None) -> None:
+    def release(self, data: st.DataObject, result: int, verification: int, delay: float) -> None:
         held = [task for task in self.model.tasks if task.assignee is not None]
         task = data.draw(st.sampled_from(held))
-        self.release_as(task.assignee, task.number, result, verification, delay if result == SKIP else None)
+        self.release_as(task.assignee, task.number, result, verification, delay if result == SKIP else 0)
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), worker=workers, result=results)
@@ -474,7 +474,7 @@ class LifeCycles(RuleBasedStateMachine):
         """Held by the worker or by another one, waiting, or closed long ago."""
         self.release_as(worker, data.draw(st.sampled_from(sorted(self.ids))), result, 7)
 
-    def release_as(self, worker: int, number: int, result: int, verification: int, delay: float | None = None) -> None:
+    def release_as(self, worker: int, number: int, result: int, verification: int, delay: float = 0) -> None:
         task = next((task for task in self.model.tasks if task.number == number), None)
         expected = self.model.release(task, worker, result, verification, self.clock.uptime(), delay)
         body = shapes.ReleaseBody(self.ids[number], result, verification, delay=delay)
