@@ -49,6 +49,7 @@ import charts
 import deletion
 import errors
 import openapi
+import pauses
 import shapes
 import tracker
 from database import SCHEMA_VERSION
@@ -673,6 +674,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "ranges": RANGES,
         "charts_of": project_charts(tx, project, query.range),
         "holders": holders(tx, project["id"]),
+        "paused_workers": pauses.paused_workers(tx, project["id"]) if project["paused_worker_count"] else [],
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
         "day_leaders": leaders(tx, project["id"], LAST_DAY),
         "runtime": runtimes(tx, project["id"]),
@@ -1360,12 +1362,13 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
         raise TrackerError("not_found", f"No worker {worker}")
     projects = tx.all(
         "SELECT p.id, p.name, p.public, a.role_assign, a.role_submit, a.request, t.held_task_count,"
+        " t.pause_uptime IS NOT NULL AND t.failures_in_row >= :most AS is_paused, t.failures_in_row,"
         f" t.closed_task_count, {LAST_DAY} AS day, t.runtime_min, t.runtime_max,"
         " t.runtime_total / nullif(t.closed_task_count, 0) AS runtime_avg FROM project p"
         " LEFT JOIN worker_access a ON a.project = p.id AND a.worker = :worker"
         " LEFT JOIN tally t ON t.project = p.id AND t.worker = :worker"
         f" WHERE (a.worker IS NOT NULL OR t.worker IS NOT NULL) AND {VISIBLE} ORDER BY p.name LIMIT 100",
-        {"worker": worker, **caller.as_values},
+        {"worker": worker, "most": tx.settings.pause_after_failures or pauses.NEVER, **caller.as_values},
     )
     values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
     now, match = tracker.SEARCH_TIME, tracker.READABLE_LINES
@@ -1534,6 +1537,7 @@ PAGES = [
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
+    Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),

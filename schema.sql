@@ -357,7 +357,6 @@ CREATE TABLE IF NOT EXISTS tally (
     PRIMARY KEY (project, worker)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tally_worker ON tally (worker);
-CREATE INDEX IF NOT EXISTS tally_paused ON tally (project, worker) WHERE pause_uptime IS NOT NULL;
 
 CREATE TRIGGER IF NOT EXISTS tally_inserted AFTER INSERT ON tally BEGIN
     UPDATE project SET size = size + 200 WHERE id = NEW.project AND NOT trusted;

@@ -154,6 +154,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "A plain task fails when so many leases of it are lost, if its project says nothing else. 0 for never.",
         Meta(ge=0, le=shapes.INT16_MAX),
     ] = 5
+    pause_after_failures: Annotated[
+        int,
+        "A worker that fails so many plain tasks of a project in a row is paused there for ten minutes. 0 for never.",
+        Meta(ge=0, le=1_000_000),
+    ] = 25
     default_job_timeout: Annotated[
         shapes.Seconds, "A job whose template has no timeout may run for this time, in seconds."
     ] = 600

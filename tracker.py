@@ -15,11 +15,11 @@ found out once in a transaction, and what a function needs is declared where it 
 
 Beside this module: errors (what is refused), shapes (what goes in and out), callers (who calls, and what they may),
 settings, server, protocol and connections (how bytes come in), turns (who goes first), browsers (what they may do),
-attempts (at passwords), limits, budgets and shares (how often, how much, and of what all share), database (the file)
-with writer (the one that writes), counts (the live ones) and warming (what is read for it), lines and githook (uploads,
-push events), logfile, names (that people choose), waiting (workers that wait), openapi (the API's document),
-schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/ (other systems'
-APIs), commands (the command line), deletion (of a project).
+attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how often, how much, and of what all
+share), database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it),
+lines and githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the
+API's document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/
+(other systems' APIs), commands (the command line), deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -79,6 +79,7 @@ import budgets
 import errors
 import names
 import openapi
+import pauses
 import shapes
 from attempts import (
     Attempt,
@@ -575,6 +576,13 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
     if fields["chain"] != before["chain"]:
         check_chain(tx, caller, old["id"] if old else None, fields["chain"])
     return fields
+
+
+@needs(MAINTENANCE)
+def resume_worker(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Ends the pause of a worker that has failed one task after the other in the project."""
+    if pauses.end_pause(tx, project["id"], worker):
+        tx.ready.append((project["id"], 1))  # if it waits
 
 
 def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
@@ -1342,6 +1350,7 @@ class Asker(NamedTuple):
     head_priority: int | None
     head_task: int | None  # the best of those that one or two others have verified and it has not
     large_sets: int  # whether there are any that more have verified
+    paused_workers: int  # how many have a pause in the project
 
 
 class Candidate(NamedTuple):
@@ -1367,6 +1376,7 @@ class Offer(NamedTuple):
     caller: Asker
     project: ProjectRow
     task: Candidate | None
+    pause: float | None = None  # the caller's own in this project: see pause_of
 
 
 def columns_for(table: str, kind: type) -> str:
@@ -1387,7 +1397,7 @@ TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
 SELECT_OFFER = f"""
     SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, EXISTS (SELECT 1 FROM verifier_block WHERE project = p.id),
-        {PROJECT_SEEN}, {columns_for("t", Candidate)}
+        p.paused_worker_count, {PROJECT_SEEN}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1401,7 +1411,7 @@ SELECT_OFFER = f"""
 """
 # For those who can do nothing but jobs, which need no verification.
 SELECT_JOB_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, {PROJECT_SEEN}, {columns_for("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, p.paused_worker_count, {PROJECT_SEEN}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1429,7 +1439,7 @@ SELECT_LARGE_HEAD = """
 
 # While every caller would be assigned the same task: no task awaits verification, no rate limit holds.
 SELECT_SAME_FOR_ALL = f"""
-    SELECT {PROJECT_SEEN} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
+    SELECT {PROJECT_SEEN}, paused_worker_count FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
         AND NOT EXISTS (SELECT 1 FROM verifier_set WHERE project = ?1 AND head_task IS NOT NULL AND NOT large)
         AND NOT EXISTS (SELECT 1 FROM verifier_block WHERE project = ?1)
 """
@@ -1483,8 +1493,10 @@ def assign_next(tx: Tx, project: int, callers: list[WorkerCredentials]) -> dict[
     row = tx.one(SELECT_SAME_FOR_ALL, (project,))
     if row is None:
         return {}
-    found = ProjectRow._make(row)
+    found = ProjectRow._make(row[:-1])
     allowed = may_assign(tx, callers, found)
+    if row["paused_worker_count"]:
+        allowed = [number for number in allowed if pauses.pause_of(tx, project, callers[number].id) is None]
     lot = list(zip(allowed, next_plain_tasks(tx, project, len(allowed)), strict=False))
     default, encoded = tx.settings.default_max_assign_time, encoded_project(found)
     held = [(callers[number].id, task.id, task.max_assign_time or default) for number, task in lot]
@@ -1535,6 +1547,8 @@ def assign_tasks(
     while best := best_offers(tx, offers.values(), refuse_limited=not tasks):
         project, lot = best[0].project, next_tasks(tx, best, count - len(tasks), size)
         taken = take(tx, best[0], lot, credentials.id)
+        if best[0].pause is not None:  # it has this one on trial
+            pauses.begin_pause(tx, project.id, credentials.id)
         tasks += taken
         if project.assign_rate:
             charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + len(lot))
@@ -1557,14 +1571,17 @@ def why_nothing(offer: Offer) -> str:
     """Why the project has no task for the caller."""
     if offer.project.paused:
         return f"A manager has paused project {offer.project.id}"
+    if offer.pause is not None:
+        return f"You have failed one task after the other and are paused in project {offer.project.id}"
     if awaits_others(offer):
         return f"You have verified every task that is ready in project {offer.project.id}"
     return f"No task is ready in project {offer.project.id}"
 
 
 def awaits_others(offer: Offer) -> bool:
-    """Whether the project has tasks for others, which the caller has verified."""
-    return offer.task is None and bool(offer.caller.awaiting) and not offer.project.paused
+    """Whether the project may have tasks for others: the caller has verified them, or is paused there."""
+    others = offer.caller.awaiting or offer.pause is not None
+    return offer.task is None and bool(others) and not offer.project.paused
 
 
 def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
@@ -1598,11 +1615,11 @@ def next_tasks(tx: Tx, best: list[Offer], count: int, size: int) -> list[Candida
     """The task of the best offer, and up to `count` with those that come next whatever becomes of it.
 
     A job is taken by itself, for it counts for the size of the answer with all that it brings along. So is one that
-    awaits verification: the next of those may be another set's.
+    awaits verification: the next of those may be another set's; and one on trial.
     """
     offer = best[0]
     caller, project = offer.caller, offer.project
-    if count == 1 or offer.task.job is not None or is_head(offer):
+    if count == 1 or offer.task.job is not None or is_head(offer) or offer.pause is not None:
         return [offer.task]
     rivals = [rank(other.project, other.task) for other in best[1:2]]
     if caller.head_task is not None:
@@ -1631,12 +1648,15 @@ def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str
     if found.id is None:
         raise TrackerError("not_found", f"No project {project}")
     check_may_assign(asker, found)
+    pause = pauses.pause_of(tx, project, credentials.id) if asker.paused_workers else None
+    if pause is not None and pause > tx.uptime:
+        return Offer(asker, found, None, pause)
     task = None if row[TASK_AT] is None else Candidate._make(row[TASK_AT:])
     if asker.large_sets:
         asker = with_large_head(tx, asker, credentials.id, project)
     if asker.head_task is not None:
         task = better(tx, task, asker)
-    return Offer(asker, found, task)
+    return Offer(asker, found, task, pause)
 
 
 def check_may_assign(caller: Asker | Assignee, project: ProjectRow) -> None:
@@ -1992,6 +2012,7 @@ def record_end(tx: Tx, outcome: str, which: str, values: dict[str, Any]) -> None
 def fail_task(tx: Tx, task: Held) -> bool:
     """Counts a failed attempt; the last one that is allowed leaves the task FAILED."""
     record_end(tx, "failed", "id = :id", {"id": task.id})
+    tx.counts.fail(task.project, task.assignee)
     retries = task.retries + 1
     if retries >= task.max_retries:
         take_away(tx, task, ", retries = ?, status = ?", retries, FAILED)
@@ -2006,6 +2027,7 @@ def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
         if tx.one(same, (task.id, verification))[0] + 1 < task.verification_count:
             tx.execute("INSERT INTO verification VALUES (?, ?, ?)", (task.id, worker, verification))
             record_end(tx, "verified", "id = :id", {"id": task.id})
+            tx.counts.succeed(task.project, worker)
             put_back(tx, task, ", verifiers = ?", extended_set(tx, task, worker))
             return False
     close_tasks(tx, [task], worker)
@@ -2106,6 +2128,7 @@ def expire_tasks(tx: Tx) -> bool:
 
 def lose_lease(tx: Tx, task: Assignment) -> None:
     """Counts a lease that a worker has lost: no failed attempt, but what kills its workers must not do so for ever."""
+    tx.counts.fail(task.project, task.assignee)
     lost, most = task.lost_leases + 1, task.max_lost_leases
     if 0 < (tx.settings.default_max_lost_leases if most is None else most) <= lost:
         take_away(tx, task, ", lost_leases = ?, status = ?", lost, FAILED)
@@ -4066,6 +4089,7 @@ class Tracker:
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
+        self._repeat(TALLY_INTERVAL, self.forget_pauses)
         self._repeat(PRUNE_INTERVAL, self.prune)
 
     async def catch_up(self) -> None:
@@ -4130,6 +4154,9 @@ class Tracker:
             return
         await self.close_hour()
         self._hour = hour
+
+    async def forget_pauses(self) -> None:
+        await self.db.write(pauses.forget_pauses, long=True)
 
     async def close_hour(self) -> None:
         after = (0, 0)

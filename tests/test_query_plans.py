@@ -20,6 +20,7 @@ from place import OPERATIONS, Memory, Operation, Place, StillClock, call, create
 
 import counts
 import pages
+import pauses
 import shapes
 import tracker
 from dialects.testflinger import clients as testflinger_clients
@@ -475,14 +476,14 @@ def test_a_list_of_jobs_goes_through_the_index_for_it(query: dict[str, Any], ind
 # What these execute, besides what a batch counts: a plain task pays nothing for jobs. An assignment pays for tasks that
 # three workers have verified, where there are such.
 STATEMENTS = {"submit": 3, "assign": 4, "close and chain": 5, "fail": 3, "fail at last": 3, "skip": 3, "verify": 9}
-FOLDED = (counts.ADD_TO_PROJECT, counts.ADD_TO_TALLY, counts.ADD_TO_WORKER)
+FOLDED = ("UPDATE project SET", counts.ADD_TO_TALLY, counts.ADD_TO_WORKER, pauses.SELECT_PAUSE)
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_plain_task_costs_no_statement_more_than_before_there_were_jobs(name: str) -> None:
     bench = Bench()
     function, args = OPERATIONS[name](bench.do(furnish))
-    statements = [sql for sql, _ in bench.plans(function, *args) if sql not in FOLDED]
+    statements = [sql for sql, _ in bench.plans(function, *args) if not sql.startswith(FOLDED)]
     assert len(statements) == STATEMENTS[name]
     assert not any(re.search(r"(FROM|JOIN|INTO|UPDATE) (job|job_line|template)\b", sql) for sql in statements)
 
