@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from place import StillClock, call
 
 import pages
+import pauses
 import shapes
 import tracker
 from database import upgrade_schema
@@ -35,6 +36,7 @@ from tracker import DELAYED, FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
 DEFAULT_LOST = 3  # leases; the max_lost_leases of projects that have none of their own
+MOST_FAILURES = 4  # in a row; then a worker is paused
 HOUR = 3600
 WORKERS, PROJECTS = range(5), range(2)
 
@@ -57,6 +59,7 @@ class Task:
     status: int = NEW
     retries: int = 0
     lost_leases: int = 0
+    attempt: int = 0
     not_before: float | None = None  # by the tracker's own time
     assignee: int | None = None
     assigned_uptime: float | None = None
@@ -131,6 +134,8 @@ class Model:
         self.submitted = 0
         self.past: list[Past] = []
         self.tallies: defaultdict[tuple[int, int], Tally] = defaultdict(Tally)  # of each project and worker
+        self.failures: Counter[tuple[int, int]] = Counter()  # in a row
+        self.pauses: dict[tuple[int, int], float] = {}
 
     def submit(self, project: Project, recipe: str, now: float, due: float | None = None, **fields: Any) -> bool:
         """Whether the task's hash was free."""
@@ -146,24 +151,49 @@ class Model:
         return True
 
     def assign(self, worker: int, projects: list[Project], count: int, now: float) -> list[Task]:
-        """Highest project priority, then highest task priority, then oldest."""
+        """Highest project priority, then highest task priority, then oldest. On trial one of a project."""
         able = [
             task
             for task in self.tasks
             if task.is_ready() and task.project in projects and not task.project.paused and worker not in task.reports
         ]
         able.sort(key=lambda task: (-task.project.priority, -task.priority, task.number))
-        for task in able[:count]:
+        assigned: list[Task] = []
+        for task in able:
+            place = task.project.id, worker
+            if len(assigned) == count or (self.is_failing(place) and self.pauses[place] > now):
+                continue
+            if self.is_failing(place):
+                self.pauses[place] = now + pauses.PAUSE
             task.assignee, task.assigned_uptime = worker, now
             task.deadline = now + (task.max_assign_time or DEFAULT_TIME)
+            task.attempt += 1
             task.changes += 1
-        return able[:count]
+            assigned.append(task)
+        return assigned
+
+    def is_failing(self, place: tuple[int, int]) -> bool:
+        return self.failures[place] >= MOST_FAILURES
+
+    def fail(self, task: Task, now: float) -> None:
+        """Its assignee has failed it, or lost its lease."""
+        place = task.project.id, task.assignee
+        self.failures[place] += 1
+        if self.failures[place] == MOST_FAILURES or (self.is_failing(place) and self.pauses[place] <= now):
+            self.pauses[place] = now + pauses.PAUSE
 
     def release(
-        self, task: Task | None, worker: int, result: int, verification: int, now: float, delay: float = 0
+        self,
+        task: Task | None,
+        worker: int,
+        result: int,
+        verification: int,
+        now: float,
+        delay: float = 0,
+        attempt: int = 0,
     ) -> bool:
         """Whether the release changed the task (None: it is closed)."""
-        if task is None or task.assignee != worker:
+        if task is None or task.assignee != worker or attempt not in (0, task.attempt):
             return False
         if result == OK:
             same = sum(report == verification for report in task.reports.values()) + 1
@@ -171,7 +201,9 @@ class Model:
                 self.close(task, now)
                 return True
             task.reports[worker] = verification
+            self.failures[task.project.id, worker] = 0
         if result == FAIL:
+            self.fail(task, now)
             task.retries += 1
             if task.retries >= task.max_retries:
                 task.status = FAILED
@@ -190,6 +222,7 @@ class Model:
     def close(self, task: Task, now: float) -> None:
         """Of a task that is closed at the first attempt nothing is left but its worker's tally."""
         self.tasks.remove(task)
+        self.failures[task.project.id, task.assignee] = 0
         self.tallies[task.project.id, task.assignee].runtimes.append(now - task.assigned_uptime)
         if any(past.task == task.number for past in self.past):
             self.past.append(Past(task.number, task.assignee, task.assigned_uptime, now, "closed"))
@@ -204,6 +237,7 @@ class Model:
     def expire(self, now: float) -> None:
         """Takes back the tasks whose leases have ended. A task of which too many were lost has failed."""
         for task in [task for task in self.tasks if task.deadline is not None and task.deadline <= now]:
+            self.fail(task, now)
             task.lost_leases += 1
             most = DEFAULT_LOST if task.project.max_lost_leases is None else task.project.max_lost_leases
             if most and task.lost_leases >= most:
@@ -312,6 +346,7 @@ class LifeCycles(RuleBasedStateMachine):
             patch.start()
         self.clock = StillClock()
         defaults = {"default_max_assign_time": DEFAULT_TIME, "default_max_lost_leases": DEFAULT_LOST}
+        defaults |= {"pause_after_failures": MOST_FAILURES, "max_extension": 200}
         self.settings = tracker.Settings(session_lifetime=1e9, **defaults)
         self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
         self.connection.row_factory = sqlite3.Row
@@ -440,6 +475,7 @@ class LifeCycles(RuleBasedStateMachine):
             return []
         running = [project for project in wanted if not project.paused]
         others = any(task.is_ready() and task.project in running for task in self.model.tasks)
+        others |= any(self.model.is_failing((project.id, worker)) for project in running)
         tasks = self.model.assign(worker, wanted, count, self.clock.uptime())
         answer = self.write(*call)
         assert [task["id"] for task in answer.tasks] == [self.ids[task.number] for task in tasks]
@@ -447,6 +483,7 @@ class LifeCycles(RuleBasedStateMachine):
             assert shown["project"]["id"] == task.project.id
             for name in ("recipe", "priority", "retries", "max_retries", "max_assign_time", "verification_count"):
                 assert shown[name] == getattr(task, name)
+            assert (shown["attempt"], shown["lease"]) == (task.attempt, task.deadline - self.clock.uptime())
             assert (shown["assignee"], shown["status"]) == (caller.id, NEW)
         assert answer.others == (others and not tasks)
         return tasks
@@ -462,11 +499,28 @@ class LifeCycles(RuleBasedStateMachine):
             self.the_tasks_are_the_same()
 
     @precondition(lambda self: any(task.assignee is not None for task in self.model.tasks))
-    @rule(data=st.data(), result=results, verification=verifications, delay=delays)
-    def release(self, data: st.DataObject, result: int, verification: int, delay: float) -> None:
+    @rule(data=st.data(), result=results, verification=verifications, delay=delays, late=st.sampled_from([0, 0, 1]))
+    def release(self, data: st.DataObject, result: int, verification: int, delay: float, late: int) -> None:
+        """Some tell their attempt, or an earlier one."""
         held = [task for task in self.model.tasks if task.assignee is not None]
         task = data.draw(st.sampled_from(held))
-        self.release_as(task.assignee, task.number, result, verification, delay if result == SKIP else 0)
+        attempt = data.draw(st.sampled_from([0, task.attempt - late]))
+        self.release_as(task.assignee, task.number, result, verification, delay if result == SKIP else 0, attempt)
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), worker=workers, seconds=st.sampled_from([0, 30, 150, 1000]))
+    def extend(self, data: st.DataObject, worker: int, seconds: int) -> None:
+        """Tasks held by the worker or by another one, waiting, or closed long ago."""
+        numbers = data.draw(st.lists(st.sampled_from(sorted(self.ids)), min_size=1, max_size=3))
+        now, expected = self.clock.uptime(), []
+        for number in numbers:
+            task = next((task for task in self.model.tasks if task.number == number), None)
+            held = task is not None and task.assignee == worker
+            if held:
+                task.deadline = max(task.deadline, now + min(seconds, self.settings.max_extension))
+            expected.append({"held": held, "left": max(task.deadline - now, 0) if held else 0})
+        wishes = [shapes.Extension(self.ids[number], seconds) for number in numbers]
+        assert self.write(tracker.extend_tasks, self.callers[worker], wishes) == expected
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), worker=workers, result=results)
@@ -474,10 +528,12 @@ class LifeCycles(RuleBasedStateMachine):
         """Held by the worker or by another one, waiting, or closed long ago."""
         self.release_as(worker, data.draw(st.sampled_from(sorted(self.ids))), result, 7)
 
-    def release_as(self, worker: int, number: int, result: int, verification: int, delay: float = 0) -> None:
+    def release_as(
+        self, worker: int, number: int, result: int, verification: int, delay: float = 0, attempt: int = 0
+    ) -> None:
         task = next((task for task in self.model.tasks if task.number == number), None)
-        expected = self.model.release(task, worker, result, verification, self.clock.uptime(), delay)
-        body = shapes.ReleaseBody(self.ids[number], result, verification, delay=delay)
+        expected = self.model.release(task, worker, result, verification, self.clock.uptime(), delay, attempt)
+        body = shapes.ReleaseBody(self.ids[number], result, verification, delay=delay, attempt=attempt)
         note(f"worker {worker} releases {task or number}: {result}")
         assert self.write(tracker.release_task, self.callers[worker], body) == expected
 
@@ -505,6 +561,7 @@ class LifeCycles(RuleBasedStateMachine):
             self.clock.now += hours * HOUR
             while self.write(tracker.prune, "tally_hour"):
                 pass
+            self.write(pauses.forget_pauses)
         for tally in self.model.tallies.values():
             tally.hours = Counter({hour: count for hour, count in tally.hours.items() if hour >= self.hour() - 24})
 
@@ -532,6 +589,22 @@ class LifeCycles(RuleBasedStateMachine):
         self.paused_workers = self.paused_workers | {worker} if "paused" in unusual else self.paused_workers - {worker}
         body = shapes.PauseBody(self.callers[worker].id, worker in self.paused_workers)
         self.write(tracker.set_worker_paused, self.session, body)
+
+    @rule(project=projects, worker=workers)
+    def resume_worker_in_project(self, project: int, worker: int) -> None:
+        place = self.projects[project].id, worker
+        self.write(tracker.resume_worker, self.session, place[0], self.callers[worker].id)
+        if self.model.is_failing(place):
+            self.model.failures[place] = 0
+        else:
+            self.read_failures(place)
+
+    def read_failures(self, place: tuple[int, int]) -> None:
+        """A pause that is over, but not forgotten yet, is ended like any other."""
+        select = "SELECT failures_in_row FROM tally WHERE project = ? AND worker = ?"
+        for row in self.rows(select, place[0], self.callers[place[1]].id):
+            assert row["failures_in_row"] in (0, self.model.failures[place])
+            self.model.failures[place] = row["failures_in_row"]
 
     @initialize(step=st.sampled_from([1, 1, 2, 3]))
     def begin(self, step: int) -> None:
@@ -627,13 +700,20 @@ class LifeCycles(RuleBasedStateMachine):
     def the_tasks_are_the_same(self) -> None:
         self.remember_ids()
         stored = self.rows(
-            "SELECT id, project, recipe, priority, status, retries, lost_leases, max_retries, max_assign_time,"
+            "SELECT id, project, recipe, priority, status, retries, lost_leases, attempt, max_retries, max_assign_time,"
             " verification_count, hash64, assignee, deadline_uptime, not_before FROM task ORDER BY id"
         )
         assert [tuple(row) for row in stored] == [
             (
                 *(self.ids[task.number], task.project.id, task.recipe, task.priority, task.status, task.retries),
-                *(task.lost_leases, task.max_retries, task.max_assign_time, task.verification_count, task.hash64),
+                *(
+                    task.lost_leases,
+                    task.attempt,
+                    task.max_retries,
+                    task.max_assign_time,
+                    task.verification_count,
+                    task.hash64,
+                ),
                 None if task.assignee is None else self.callers[task.assignee].id,
                 task.deadline,
                 task.not_before and task.not_before + StillClock.START,
@@ -660,6 +740,18 @@ class LifeCycles(RuleBasedStateMachine):
         held = Counter((task.project.id, task.assignee) for task in self.model.tasks if task.assignee is not None)
         rows = self.rows("SELECT project, worker, held_task_count FROM tally WHERE held_task_count <> 0")
         assert {(row["project"], self.workers[row["worker"]]): row["held_task_count"] for row in rows} == held
+
+    @invariant()
+    def failures_in_a_row_are_counted_and_pause(self) -> None:
+        rows = self.rows("SELECT project, worker, failures_in_row, pause_uptime FROM tally")
+        stored = {(row["project"], self.workers[row["worker"]]): tuple(row)[2:] for row in rows}
+        failures = {place: count for place, (count, _) in stored.items() if count}
+        assert failures == +self.model.failures
+        paused = Counter(place[0] for place in failures if self.model.is_failing(place))
+        assert all(stored[place][1] == self.model.pauses[place] for place in failures if self.model.is_failing(place))
+        for project in self.projects:
+            (count,) = self.rows("SELECT paused_worker_count FROM project WHERE id = ?", project.id)[0]
+            assert count >= paused[project.id]
 
     @invariant()
     def what_workers_closed_is_counted(self) -> None:
