@@ -36,7 +36,7 @@ from tracker import DELAYED, FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
 DEFAULT_LOST = 3  # leases; the max_lost_leases of projects that have none of their own
-MOST_FAILURES = 4  # in a row; then a worker is paused
+MOST_FAILURES = 2  # in a row; then a worker is paused
 HOUR = 3600
 WORKERS, PROJECTS = range(5), range(2)
 
@@ -510,8 +510,9 @@ class LifeCycles(RuleBasedStateMachine):
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), worker=workers, seconds=st.sampled_from([0, 30, 150, 1000]))
     def extend(self, data: st.DataObject, worker: int, seconds: int) -> None:
-        """Tasks held by the worker or by another one, waiting, or closed long ago."""
-        numbers = data.draw(st.lists(st.sampled_from(sorted(self.ids)), min_size=1, max_size=3))
+        """Tasks held by the worker, most of the time, or by another one, waiting, or closed long ago."""
+        held = [task.number for task in self.model.tasks if task.assignee == worker]
+        numbers = data.draw(st.lists(st.sampled_from(4 * held + sorted(self.ids)), min_size=1, max_size=3))
         now, expected = self.clock.uptime(), []
         for number in numbers:
             task = next((task for task in self.model.tasks if task.number == number), None)
