@@ -1,6 +1,6 @@
-"""The SQLite file: made or upgraded, locked against a second server, one connection that writes and some that read.
+"""The SQLite file: made or upgraded, guarded, one connection that writes and some that read.
 
-    open ─► lock_file ─► prepare_file (schema.sql, UPGRADES) ─► write: a WriteQueue; read: short transactions in turn
+    open ─► Guard ─► prepare_file (schema.sql, UPGRADES) ─► write: a WriteQueue; read: short transactions in turn
 
 Nothing here knows a task. The clock is here, because leases rest on the time for which this file has been served.
 """
@@ -19,14 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 import names
 from errors import TrackerError
+from guard import Guard
 from limits import Limits
 from settings import Settings
 from turns import Turns
-from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, save_uptime
+from writer import Committed, Committer, ThreadedConnection, Told, Tx, Write, WriteQueue, let_go, save_uptime
 
 log = logging.getLogger("tracker")
 
@@ -166,27 +165,28 @@ class Database:
 
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
         self.settings, self.clock, self.limits = settings, clock, Limits(settings, clock.uptime)
-        self.path = Path(settings.database).resolve()
-        self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
+        self._guard = Guard(settings.database)
+        self.path = self._guard.path
         self.turns = Turns()
         self._queue = WriteQueue(announce, self.turns)
 
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
-        lock_file(self.path, self._lock)
+        self._guard.take()
         async with contextlib.AsyncExitStack() as undo:
-            undo.callback(self._lock.release)
+            undo.callback(self._guard.release)  # the last thing that is done: see there
             prepare_file(self.path, self.settings)
-            writer, *readers = [
+            self._writer, *readers = [
                 await undo.enter_async_context(ThreadedConnection(connector, 64))
                 for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
             self._readers = itertools.cycle(readers)
-            self._committer = Committer(writer, self.clock, self.settings, self._queue.turn, self.limits)
-            self._queue.begin(self._committer.commit)
+            self._committer = Committer(self._writer, self.clock, self.settings, self._queue.turn, self.limits)
+            self._queue.begin(self._commit)
             undo.push_async_callback(self._queue.close)
             self.clock.start(await self.write(load_uptime))
             self._committer.uptime_saved = self.clock.uptime()
+            self._guard.watch(*await self.write(place_of_meta))
             self._open = undo.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
@@ -202,7 +202,34 @@ class Database:
         except TrackerError as error:
             log.error("The uptime could not be saved: %s", error)
         finally:
+            await self._queue.close()
+            if self._guard.overwritten:  # SQLite copies the write-ahead log into it, unless a reader is the last one
+                await self._writer.close()
+            elif self._guard.problem:
+                await self._empty_wal()
+                self._guard.forget_names()
             await self._open.aclose()
+
+    async def _commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Commits a batch, if what is committed will be found again."""
+        if refusal := self._guard.look():
+            if not self._guard.overwritten and not self._guard.emptied:
+                await self._empty_wal()
+            raise refusal
+        self._guard.emptied = False
+        try:
+            return await self._committer.commit(batch, on_thread)
+        finally:
+            self._guard.note_state()
+
+    async def _empty_wal(self) -> None:
+        """Copies the write-ahead log into the open file, wherever that is, and empties it.
+
+        Where the file was there may be another one, for whose log it would be taken.
+        """
+        with contextlib.suppress(sqlite3.Error):  # as it is tried again
+            busy = await self._writer.run(empty_wal, self._writer.connection)
+            self._guard.emptied = not busy
 
     @property
     def failed(self) -> asyncio.Future[BaseException]:
@@ -244,18 +271,6 @@ class Database:
             connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
 
 
-def lock_file(path: Path, lock: filelock.FileLock) -> None:
-    """Makes this process the only one that writes to the database. Two that checkpoint one WAL can corrupt it."""
-    if not path.parent.is_dir():  # the lock would create the folder: that hides a slip of the pen
-        raise TrackerError("start", f"{path}: cannot be opened: there is no such folder")
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise TrackerError("start", f"{path}: another tracker is using this database") from None
-    except OSError as error:
-        raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
-
-
 def connect(path: Path, settings: Settings, readonly: bool = False, timeout: float = 5.0) -> sqlite3.Connection:
     """A connection with the tracker's pragmas. mmap stays off: a truncated file under a mapping kills the process."""
     connection = sqlite3.connect(
@@ -282,7 +297,8 @@ def prepare_file(path: Path, settings: Settings) -> None:
         oldest = ".".join(map(str, OLDEST_SQLITE))
         raise TrackerError("start", f"SQLite {sqlite3.sqlite_version} is too old: {oldest} is needed")
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
+        if not path.exists():  # one of ours is not opened and closed: that would drop locks
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
             connection.create_function("look", 1, names.look)
             connection.create_function(
@@ -327,10 +343,20 @@ def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
             raise
 
 
+def empty_wal(connection: sqlite3.Connection) -> bool:
+    """Whether somebody who reads has kept all of it from being copied."""
+    return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+
+
 def load_meta(tx: Tx, key: str, make: Callable[[], Any]) -> Any:
     """A fact about this file, made when it is asked for the first time."""
     tx.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", (key, make()))
     return tx.one("SELECT value FROM meta WHERE key = ?", (key,))[0]
+
+
+def place_of_meta(tx: Tx) -> tuple[int, int]:
+    """The page at which the table meta begins, and the size of a page."""
+    return tx.one("SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = 'meta'")
 
 
 def load_uptime(tx: Tx) -> float:

@@ -15,11 +15,11 @@ found out once in a transaction, and what a function needs is declared where it 
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
 (how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits, budgets and
-shares (how often, how much, and of what all share), database (the file) with writer (the one that writes), counts (the
-live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that people
-choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody
-needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line), deletion (of a
-project).
+shares (how often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that
+writes), counts (the live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile,
+names (that people choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and
+imported when somebody needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line)
+with notify (what the service manager is told), deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -94,7 +94,7 @@ from attempts import (
     password_matches,
     sources_of,
 )
-from connections import room_for
+from connections import Seldom, room_for
 from counts import COUNTED, reads_no_counts
 from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
@@ -4147,6 +4147,7 @@ class Tracker:
         self.db = Database(settings, self.clock, self.waiters.announce)
         self.limits, self.turns = self.db.limits, self.db.turns
         self.hosts = browsers.Hosts(settings.allowed_hosts)
+        self.seldom = Seldom()
         self.guesses = Guesses()
         self.logins = Places(settings.max_logins)
         self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
@@ -4217,6 +4218,8 @@ class Tracker:
             while True:
                 try:
                     await work()
+                except TrackerError as error:
+                    self.seldom.warning("What goes on in the background has to wait: %s", error)
                 except Exception:
                     log.exception("%s failed; it is tried again", work.__name__)
                 await asyncio.sleep(interval)

@@ -446,7 +446,7 @@ class WriteQueue:
         try:
             committed = await self.commit(batch, on_thread)
         except Exception as error:
-            outcome = None, cannot_write(error)
+            outcome = None, error if isinstance(error, TrackerError) else cannot_write(error)
             committed = Committed([(call, outcome) for call in batch], [], [])
         if committed.left:
             self.first[:0] = [call for call in committed.left if call.first]
