@@ -25,7 +25,18 @@ from guard import Guard
 from limits import Limits
 from settings import Settings
 from turns import Turns
-from writer import Committed, Committer, ThreadedConnection, Told, Tx, Write, WriteQueue, let_go, save_uptime
+from writer import (
+    Committed,
+    Committer,
+    ThreadedConnection,
+    Told,
+    Tx,
+    Write,
+    WriteQueue,
+    let_go,
+    primary_code,
+    save_uptime,
+)
 
 log = logging.getLogger("tracker")
 
@@ -173,6 +184,12 @@ class Database:
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
         self._guard.take()
+        try:
+            await self._open_file()
+        except sqlite3.Error as error:
+            raise TrackerError("start", f"{self.path}: {reason(error)}") from None
+
+    async def _open_file(self) -> None:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(self._guard.release)  # the last thing that is done: see there
             prepare_file(self.path, self.settings)
@@ -306,13 +323,37 @@ def prepare_file(path: Path, settings: Settings) -> None:
             )  # upgrades want it
             upgrade_schema(path, connection)
             if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")
+                raise TrackerError("start", f"{path}: {NO_WAL}")
             # Which names look alike may be told better than when they were stored.
             connection.execute("UPDATE manager SET look = look(username) WHERE look <> look(username)")
     except OSError as error:
         raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:
-        raise TrackerError("start", f"{path}: not a usable SQLite database: {error}") from None
+        raise TrackerError("start", f"{path}: {reason(error)}") from None
+
+
+NO_WAL = "this file system cannot hold a database in WAL mode (as network shares cannot): it needs a local disk"
+NO_SHARED_MEMORY = {  # what a WAL needs beside it
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMLOCK,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+}
+WHY_NOT = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_IOERR: "the disk cannot be read or written",
+    sqlite3.SQLITE_READONLY: "it cannot be written to",
+    sqlite3.SQLITE_CANTOPEN: "it, its -wal or its -shm cannot be opened",
+    sqlite3.SQLITE_BUSY: "another program is using it",
+    sqlite3.SQLITE_CORRUPT: "it is damaged",
+}
+
+
+def reason(error: sqlite3.Error) -> str:
+    """Why a database cannot be used, in words, and in SQLite's."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    why = NO_WAL if code in NO_SHARED_MEMORY else WHY_NOT.get(primary_code(error), "not a usable SQLite database")
+    return f"{why}: {error}"
 
 
 def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:

@@ -13,13 +13,13 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
-(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits, budgets and
-shares (how often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that
-writes), counts (the live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile,
-names (that people choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and
-imported when somebody needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line)
-with notify (what the service manager is told), deletion (of a project).
+Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, listening, protocol and
+connections (how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits,
+budgets and shares (how often, how much, and of what all share), database (the file) with guard (of it) and writer (the
+one that writes), counts (the live ones) and warming (what is read for it), lines and githook (uploads, push events),
+logfile, names (that people choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of
+it, and imported when somebody needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the
+command line) with notify (what the service manager is told), deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -52,7 +52,6 @@ import math
 import re
 import secrets
 import shlex
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -77,6 +76,7 @@ from starlette.routing import BaseRoute, Match, Route
 import browsers
 import budgets
 import errors
+import listening
 import names
 import openapi
 import shapes
@@ -106,10 +106,8 @@ from server import (
     Incoming,
     Server,
     decoded,
-    listen,
     plain_cycle,
     run_loop,
-    url_of,
     uvicorn_config,
     write_at_once,
 )
@@ -4693,7 +4691,7 @@ class HotCall(Direct, Call):
 
     @property
     def waits_at(self) -> str:
-        return self.protocol.config.clients.source_of(self.protocol.client, self.scope["headers"])
+        return self.protocol.clients.source_of(self.protocol.client, self.scope["headers"])
 
     def worker(self) -> WorkerCredentials:
         """The connection remembers the last credentials: most have one worker behind them."""
@@ -5695,15 +5693,6 @@ async def ui_without_slash(call: Call) -> Response:
     return RedirectResponse(call.scope.get("root_path", "") + "/ui/", 308)
 
 
-def listen_on(settings: Settings) -> socket.socket:
-    """The listening socket. Refuses (start) an address or port that cannot be had, saying which."""
-    try:
-        return listen(settings.host, settings.port)
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise TrackerError("start", f"{where}: cannot be listened on: {error.strerror or error}") from None
-
-
 async def serve_until_stopped(
     settings: Settings, ready: Callable[[str, Server], None], clock: Clock | None = None
 ) -> None:
@@ -5715,17 +5704,17 @@ async def serve_until_stopped(
     tracker = app.state.tracker
     await tracker.start()
     try:
-        with listen_on(settings) as sock:
-            tracker.hosts = browsers.Hosts(settings.allowed_hosts, browsers.is_loopback(sock.getsockname()[0]))
+        with listening.listeners(settings) as sockets:
+            tracker.hosts = browsers.Hosts(settings.allowed_hosts, all(map(listening.is_local, sockets)))
             server = Server(
                 uvicorn_config(app, settings),
                 settings.request_timeout,
-                started=lambda: ready(url_of(sock), server),
+                started=lambda: ready(server.places[0], server),
                 stopping=tracker.begin_stop,
             )
             tracker.limits.gauges |= server.gauges()
             tracker.db.failed.add_done_callback(lambda _: server.stop())
-            await server.serve(sockets=[sock])
+            await server.serve(sockets=sockets)
     finally:
         await tracker.stop()
     if tracker.db.failed.done():
