@@ -21,6 +21,7 @@ from typing import Any
 
 import names
 from errors import TrackerError
+from faults import cannot_read, is_of_the_file, primary_code
 from guard import Guard
 from limits import Limits
 from settings import Settings
@@ -34,7 +35,6 @@ from writer import (
     Write,
     WriteQueue,
     let_go,
-    primary_code,
     save_uptime,
 )
 
@@ -276,16 +276,19 @@ class Database:
         return result
 
     def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
-        connection.execute("BEGIN")
         try:
+            connection.execute("BEGIN")
             tx = Tx(connection, self.clock, self.settings, self.limits)
             tx.execute = Polite(connection.execute, self.turns)
             return function(tx, *args)
         except Exception as error:
             let_go(error)
+            if is_of_the_file(error) and error.sqlite_errorcode != sqlite3.SQLITE_READONLY:  # that is a fault of ours
+                raise cannot_read(error) from None
             raise
         finally:
-            connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
+            if connection.in_transaction:
+                connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
 
 
 def connect(path: Path, settings: Settings, readonly: bool = False, timeout: float = 5.0) -> sqlite3.Connection:
@@ -358,8 +361,8 @@ def reason(error: sqlite3.Error) -> str:
 
 def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
     """Brings the schema to SCHEMA_VERSION. Everything or nothing."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
     empty = not connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+    version = 0 if empty else connection.execute("PRAGMA user_version").fetchone()[0]
     if not empty and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise TrackerError("start", f"{path}: this is another program's database")
     if version > SCHEMA_VERSION:

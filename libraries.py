@@ -12,7 +12,7 @@ import inspect
 
 NEEDED = {
     "uvicorn.server:Server": (
-        "startup main_loop on_tick shutdown handle_exit servers server_state should_exit force_exit"
+        "startup main_loop on_tick shutdown handle_exit capture_signals servers server_state should_exit force_exit"
     ),
     "uvicorn.server:ServerState": "connections tasks",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol": (

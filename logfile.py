@@ -47,6 +47,12 @@ class PrivateFileHandler(logging.handlers.RotatingFileHandler):
             os.close(file)
         return super()._open()
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raises why a line could not be written: it may be nowhere else, and then nobody is told that it is kept."""
+        if not isinstance(error := sys.exc_info()[1], OSError):
+            return super().handleError(record)
+        raise error
+
 
 def open_log_file(settings: Settings) -> logging.Logger:
     """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing."""

@@ -379,7 +379,7 @@ class Visit(Call):
         self.error = error
         try:
             response = await self.render("error.html", await self.read(None))
-        except TrackerError:  # stopping: not even the frame can be read
+        except Exception:  # stopping, or what has failed fails here, too: neither frame nor template can be read
             response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
         return guarded(self, response)
 

@@ -15,8 +15,10 @@ import asyncio
 import contextlib
 import functools
 import logging
+import signal
 import socket
 import tempfile
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, BinaryIO
@@ -449,6 +451,20 @@ class Server(uvicorn.Server):
         self.force_exit, self.should_exit = self.should_exit, True
         with contextlib.suppress(RuntimeError):  # its loop is closed: it has stopped
             self.loop.call_soon_threadsafe((self.stop_forced if self.force_exit else self.stop_asked).set)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A hangup, too, tells it to stop, as when its terminal closes; not who was started to outlive that (nohup)."""
+        hangup = getattr(signal, "SIGHUP", None)
+        with super().capture_signals():
+            ours = hangup and signal.getsignal(hangup) == signal.SIG_DFL
+            if ours := ours and threading.current_thread() is threading.main_thread():
+                signal.signal(hangup, self.handle_exit)
+            try:
+                yield
+            finally:
+                if ours:
+                    signal.signal(hangup, signal.SIG_IGN)  # it stops
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal tells it to stop. (The original one raises the signal again at the end.)"""

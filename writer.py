@@ -22,6 +22,7 @@ import aiosqlite
 
 from counts import Counts
 from errors import TrackerError
+from faults import cannot_write, is_of_the_file, primary_code
 from limits import Limits
 from turns import SHARE, Turns
 
@@ -93,21 +94,6 @@ class ThreadedConnection(aiosqlite.Connection):
 
     async def run(self, function: Callable, *args: Any) -> Any:
         return await self._execute(function, *args)
-
-
-CANNOT_WRITE = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_BUSY,
-}
-
-
-def primary_code(error: Exception) -> int:
-    """SQLite's primary result code of an error, 0 if it is none of SQLite's."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 # One call
@@ -215,15 +201,9 @@ def let_go(error: BaseException | None) -> None:
 
 def answer_to(error: Exception) -> Exception:
     """What the caller of a call gets that raised this."""
-    if primary_code(error) in CANNOT_WRITE:
+    if is_of_the_file(error):
         return cannot_write(error)
     return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
-
-
-def cannot_write(because: Exception) -> TrackerError:
-    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
-    log.error("A write failed: %s", because)
-    return TrackerError("unavailable", "The database cannot be written to")
 
 
 def save_uptime(tx: Tx) -> None:
