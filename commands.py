@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TextIO
 
 import msgspec
 
+import notify
 import shapes
 from attempts import hash_password
 from database import Clock, Database
@@ -24,6 +25,7 @@ from logfile import let_nobody_wait
 from server import Server, run_loop
 from settings import FIELDS, Settings, load_settings
 from tracker import __version__, make_admin, serve_until_stopped
+from writer import Tx
 
 log = logging.getLogger("tracker")
 
@@ -68,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
         "serve",
         parents=[later],
         help="run the tracker (the default)",
-        description="Runs the tracker until SIGTERM or Ctrl-C. Requests in flight finish, queued writes are committed.",
+        description="Runs the tracker until SIGTERM, SIGHUP or Ctrl-C. Requests in flight finish, queued writes are"
+        " committed.",
     )
     commands.add_parser(
         "config",
@@ -143,20 +146,24 @@ def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespa
         say(f"Tracker listening on {places}  (database {settings.database})", sys.stdout)
         running = server.config.app.state.tracker
         if running.code:
-            where = f"{url}{settings.root_path}/ui/register"
+            where = f"{url if url.startswith('http') else ''}{settings.root_path}/ui/register"
             say(f"It has no admin yet: register at {where}, from elsewhere with the code {running.code}", sys.stderr)
         if not (running.hosts.on_loopback or settings.allowed_hosts):
             log.warning("It listens beyond loopback: set allowed_hosts to the names under which browsers may reach it")
+        notify.follow(server, lambda: running.db.write(nothing))
 
     run_loop(serve_until_stopped(settings, ready))
+
+
+def nothing(tx: Tx) -> None:
+    """What the writer is asked to do by whoever wants to know whether it lives."""
 
 
 def print_settings(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     for name, field in FIELDS.items():
         value = toml_value(getattr(settings, name))
-        if not say(
-            f"# {field.type.extra_json_schema['description']}\n{name} = {value}  # {sources[name]}\n", sys.stdout
-        ):
+        meaning = field.type.extra_json_schema["description"]
+        if not say(f"# {meaning}\n{name} = {value}  # {sources[name]}\n", sys.stdout):
             raise TrackerError("start", "the settings cannot be printed: standard output is closed or full")
 
 
