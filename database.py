@@ -234,10 +234,10 @@ class Database:
                 await self._empty_wal()
             raise refusal
         self._guard.emptied = False
-        try:
-            return await self._committer.commit(batch, on_thread)
-        finally:
-            self._guard.note_state()
+        committed = await self._committer.commit(batch, on_thread)
+        if refusal := self._guard.look_into():
+            raise refusal
+        return committed
 
     async def _empty_wal(self) -> None:
         """Copies the write-ahead log into the open file, wherever that is, and empties it.

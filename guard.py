@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 
@@ -44,6 +45,18 @@ HELD: set[Identity] = set()  # by this process: to open one of those and to clos
 HOLDING = threading.Lock()
 
 
+class Schema(NamedTuple):
+    """What hardly changes in a file: whose it is, the version of its schema with where that ends, and its last page."""
+
+    owner: bytes
+    version: bytes
+    page: bytes
+
+    def follows(self, before: Schema) -> bool:
+        """Whether SQLite may have made this of that."""
+        return self.owner == before.owner and (self.version != before.version or self.page == before.page)
+
+
 class Guard:
     """The right to write to a database file, and whether there still is a point in it."""
 
@@ -61,6 +74,7 @@ class Guard:
         self.wal_index: int | None = None
         self.files: dict[Path, Identity] = {}  # what has to be where
         self.state: tuple[int, int] | None = None
+        self.progress: tuple[bytes, bytes, bytes] | None = None
         self.problem = ""
         self.overwritten = False
         self.emptied = False  # since there is a problem nothing is in the write-ahead log that is not in the file
@@ -143,8 +157,8 @@ class Guard:
             self.wal_index = os.open(self.beside("-shm"), os.O_RDONLY) if fcntl else None
         others = ("-wal", "-shm") if LOCKS_FILE else ("-wal", "-shm", ".lock")
         self.files = {self.given: self.identity} | {path: found(path) for path in map(self.beside, others)}
-        self.places = 0, (root - 1) * page_size
-        self.note_state()
+        self.places, self.page_size = (0, (root - 1) * page_size), page_size
+        self.written_by_others()
 
     def beside(self, suffix: str) -> Path:
         """The file that belongs to it and ends in this."""
@@ -158,6 +172,10 @@ class Guard:
         if (now := time.monotonic()) >= self.looks_at and not self.overwritten:
             self.looks_at = now + LOOK
             self.tell(self.misplaced())
+        return self.look_into() or (refusal() if self.problem else None)
+
+    def look_into(self) -> TrackerError | None:
+        """The same, but only whether somebody has written over the file."""
         if not self.overwritten and self.written_by_others():
             self.overwritten = True
             log.critical(
@@ -166,9 +184,7 @@ class Guard:
                 self.path,
             )
             self.set_aside()
-        if self.overwritten or self.problem:
-            return TrackerError("unavailable", "The database file was moved, replaced or overwritten")
-        return None
+        return refusal() if self.overwritten else None
 
     def misplaced(self) -> str:
         """What is not where it was, in words; empty: everything is there."""
@@ -198,23 +214,22 @@ class Guard:
     def written_by_others(self) -> bool:
         """Whether somebody has written into the file who is not SQLite: it does so at a checkpoint alone.
 
-        What SQLite writes is in the index of the write-ahead log, whichever process does it: so much has been copied
-        into the file, and so much is being copied.
+        Called before and after each commit. What SQLite writes is in the index of the write-ahead log, whichever
+        process does it: so much has been copied into the file, and so much is being copied. While it does, a page
+        tells that is written only if the schema changes.
         """
-        if self.wal_index is None or self.read_state() == self.state:
+        if self.wal_index is None:
             return False
-        (_, copied, copying), sample = (progress := self.read_progress()), self.read_sample()
-        if progress == self.progress and copied == copying and sample != self.sample:
+        state, before, self.progress = self.read_state(), self.progress, self.read_progress()
+        if state == self.state:
+            return False
+        _, copied, copying = self.progress
+        sample, schema = self.read_sample(), self.read_schema()
+        by_sqlite = self.progress != before or copied != copying
+        if self.state and ((sample != self.sample and not by_sqlite) or not schema.follows(self.schema)):
             return True
-        self.note_state()
+        self.state, self.sample, self.schema = state, sample, schema
         return False
-
-    def note_state(self) -> None:
-        """The file is as it should be: a commit has ended."""
-        if self.wal_index is not None:
-            state, self.progress = self.read_state(), self.read_progress()
-            if state != self.state:
-                self.state, self.sample = state, self.read_sample()
 
     def read_state(self) -> tuple[int, int]:
         status = os.fstat(self.file)
@@ -231,6 +246,13 @@ class Guard:
     def read_sample(self) -> list[bytes]:
         return [os.pread(self.file, PAGE, place) for place in self.places]
 
+    def read_schema(self) -> Schema:
+        """See "The Database Header" and "B-tree Pages" in SQLite's fileformat2.html."""
+        first = os.pread(self.file, 112, 0)
+        last = int.from_bytes(first[108:112])
+        page = os.pread(self.file, PAGE, (last - 1) * self.page_size) if last else b""
+        return Schema(first[:16] + first[68:72], first[40:44] + first[100:101] + first[108:112], page)
+
     def set_aside(self) -> None:
         """Has the write-ahead log of a file that was overwritten not be taken for that of what stands there now."""
         for path in (self.beside("-wal"), self.beside("-shm")):
@@ -244,6 +266,11 @@ class Guard:
             with contextlib.suppress(OSError):
                 if found(self.path) != self.identity and found(path) == self.files[path]:
                     path.unlink()
+
+
+def refusal() -> TrackerError:
+    """What is said to whoever wants to have something stored."""
+    return TrackerError("unavailable", "The database file was moved, replaced or overwritten")
 
 
 def found(path: Path) -> Identity | None:

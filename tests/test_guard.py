@@ -20,6 +20,7 @@ import guard
 import tracker
 from database import Database
 from errors import TrackerError
+from writer import Committer
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere a file that is open cannot be moved")
 
@@ -43,8 +44,7 @@ class Served:
         """Writes so much that SQLite copies its write-ahead log into the file, and some more."""
 
         def write(tx: Any) -> None:
-            tx.execute("CREATE TABLE IF NOT EXISTS filling (x)")
-            tx.execute("INSERT INTO filling VALUES (zeroblob(6000000))")
+            tx.execute("INSERT INTO meta VALUES (hex(randomblob(8)), zeroblob(6000000))")
 
         async def fill() -> None:
             await self.database.write(write, long=True)
@@ -323,6 +323,33 @@ def test_a_file_that_is_cut_short_is_noticed(serve: Callable[..., Served]) -> No
     os.truncate(one.path, 0)
     with pytest.raises(TrackerError, match="overwritten"):
         one.note("a")
+
+
+@pytest.mark.parametrize("overwrite", [lambda path: os.truncate(path, 0), lambda path: path.write_text("somebody's")])
+def test_a_file_that_is_overwritten_while_sqlite_writes_into_it_is_noticed(
+    serve: Callable[..., Served], overwrite: Callable[[Path], Any]
+) -> None:
+    one = serve()
+
+    async def commit(batch: list, on_thread: bool) -> Any:
+        overwrite(one.path)
+        return await Committer.commit(one.database._committer, batch, on_thread)
+
+    one.database._committer.commit = commit
+    with pytest.raises(TrackerError, match="overwritten"):
+        one.fill()
+
+
+def test_a_schema_that_somebody_adds_to_is_no_damage(serve: Callable[..., Served]) -> None:
+    one = serve()
+    with contextlib.closing(sqlite3.connect(one.path)) as somebody:
+        somebody.execute("CREATE TABLE more AS SELECT zeroblob(9000000)")
+        somebody.execute("ANALYZE")
+        somebody.commit()
+        somebody.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    one.note("a")
+    one.fill()
+    one.note("b")
 
 
 def test_what_sqlite_writes_at_its_checkpoints_is_no_damage(serve: Callable[..., Served]) -> None:
