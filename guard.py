@@ -90,7 +90,8 @@ class Guard:
         try:
             if not self.path.parent.is_dir():  # the lock would create the folder: that hides a slip of the pen
                 raise TrackerError("start", f"{self.path}: cannot be opened: there is no such folder")
-            if (kind := kind_of_file_system(self.path)) in NETWORK:
+            kind, mounted = file_system_of(self.path)
+            if kind in NETWORK:
                 raise TrackerError(
                     "start",
                     f"{self.path}: a network share ({kind}) cannot hold a database in WAL mode: it needs a local disk",
@@ -102,6 +103,12 @@ class Guard:
                 undo.callback(self.lock.release)
                 self.open()
                 undo.pop_all()
+            if mounted == self.path:
+                log.warning(
+                    "%s is mounted by itself, and its -wal lies beside it, elsewhere: mount the folder, or after a crash"
+                    " what is in the one is missing in the other",
+                    self.path,
+                )
         except filelock.Timeout:
             raise TrackerError("start", f"{self.path}: another tracker is using this database") from None
         except (OSError, ValueError) as error:
@@ -301,13 +308,13 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def kind_of_file_system(path: Path) -> str:
-    """What the file system is called in which a path lies, where Linux says so; empty where nobody does."""
-    kind_found, longest = "", -1
+def file_system_of(path: Path) -> tuple[str, Path | None]:
+    """What the file system is called in which a path lies, and where it is mounted, where Linux says so."""
+    kind_found, found_at = "", None
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
             mount, _, kind = line.partition(" - ")
-            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split()[4])
-            if path.is_relative_to(point) and len(point) >= longest:
-                kind_found, longest = kind.split()[0], len(point)
-    return kind_found
+            point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split()[4]))
+            if path.is_relative_to(point) and (found_at is None or point.is_relative_to(found_at)):
+                kind_found, found_at = kind.split()[0], point
+    return kind_found, found_at

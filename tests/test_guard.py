@@ -149,9 +149,34 @@ def test_a_pipe_and_a_ring_of_links_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_network_share_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "kind_of_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(guard, "file_system_of", lambda path: ("nfs4", Path("/mnt")))
     with pytest.raises(TrackerError, match=r"network share \(nfs4\)"):
         guard.Guard(str(tmp_path / "tracker.db")).take()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it rests on /proc")
+def test_which_file_system_a_file_is_in_is_known() -> None:
+    assert guard.file_system_of(Path("/proc/self/status")) == ("proc", Path("/proc"))
+
+
+def test_a_file_that_is_mounted_alone_is_warned_of(
+    serve: Callable[..., Served], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container may have it: its -wal goes with the container."""
+    monkeypatch.setattr(guard, "file_system_of", lambda path: ("ext4", path))
+    serve()
+    assert "mount the folder" in caplog.text
+
+
+def test_where_the_file_cannot_be_locked_the_lock_file_is_watched(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "LOCKS_FILE", False)
+    one = serve()
+    one.note("a")
+    Path(f"{one.path}.lock").unlink()
+    with pytest.raises(TrackerError, match="moved"):
+        one.note("b")
 
 
 # ── It is where it was ────────────────────────────────────────────────────────────────────────────────────────────────
