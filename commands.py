@@ -123,8 +123,9 @@ def open_standard_files() -> None:
 
 def say(line: str, stream: TextIO) -> bool:
     """Prints a line, and whether it could: a standard file may be closed or full, and the tracker goes on without."""
+    encoding = stream.encoding or "utf-8"
     try:
-        print(line, file=stream, flush=True)
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):  # what is left of it would be printed at the end, in vain
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

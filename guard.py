@@ -105,8 +105,8 @@ class Guard:
                 undo.pop_all()
             if mounted == self.path:
                 log.warning(
-                    "%s is mounted by itself, and its -wal lies beside it, elsewhere: mount the folder, or after a crash"
-                    " what is in the one is missing in the other",
+                    "%s is mounted by itself, and its -wal lies beside it, elsewhere: mount the folder, or what the one"
+                    " holds may be missing in the other",
                     self.path,
                 )
         except filelock.Timeout:

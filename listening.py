@@ -106,7 +106,8 @@ def listen_at(path: Path, open_ones: contextlib.ExitStack) -> socket.socket:
     try:
         make_room(path)
         sock = open_ones.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        os.fchmod(sock.fileno(), MODE)  # Linux makes the file so, or less; others heed the next one alone
+        with contextlib.suppress(OSError, AttributeError):
+            os.fchmod(sock.fileno(), MODE)  # Linux makes the file so, or less; others heed the next one alone
         sock.bind(str(path))
         made = os.lstat(path)
         open_ones.callback(remove, path, made)

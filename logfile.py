@@ -79,7 +79,7 @@ class Hasty:
     Else a pager that is not read on, or a terminal that was stopped, would stop the tracker.
     """
 
-    PIECE = 512  # bytes that a pipe takes at once if it takes any, everywhere
+    PIECE = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe takes at once if it takes any
 
     def __init__(self, stream: TextIO):
         self.stream, self.lost = stream, 0

@@ -1600,6 +1600,22 @@ no_page.methods = ()
 class Static(StaticFiles):
     """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
 
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        begun = False
+
+        async def send_on(message: dict[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_on)
+        except OSError as error:
+            refusal = tracker.fault(error, f"{scope['method']} {scope['path']}")
+            if not begun:  # or else it is broken off
+                answer = Response(refusal.message, tracker.STATUS[refusal.code], media_type="text/plain")
+                await answer(scope, receive, send)
+
     def get_path(self, scope: dict) -> str:
         path = scope["path_params"]["path"]
         if len(path) > 255:  # to look for it costs a time that is quadratic in its parts

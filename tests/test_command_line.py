@@ -390,6 +390,17 @@ def answers(port: int) -> bool:
         return False
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_a_name_that_is_no_text_is_printed_as_well_as_can_be(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    process = by_shell(tmp_path, "2>&1", "--port", "0", "--database", "\udcff/tracker.db")
+    try:
+        assert b"listening on http://" in process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it takes a file that is full")
 def test_settings_that_cannot_be_printed_are_said_in_one_line(tmp_path: Path) -> None:
     command = f"{shlex.join([sys.executable, str(PROGRAM), 'config'])} > /dev/full"

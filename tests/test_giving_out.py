@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jinja2
 import pytest
 from conftest import Site, Worker, client, wait_until
@@ -137,6 +138,19 @@ def test_a_page_that_cannot_be_read_for_want_of_descriptors_is_told_without_it(
         pages.jinja_environment.cache_clear()
     assert answer.status_code == (404 if path == "/ui/nowhere" else 503)
     assert "There is nothing" in answer.text or "no room" in answer.text
+    lines_of(caplog)
+
+
+@pytest.mark.parametrize("failing", ["starlette.staticfiles.os.stat", "starlette.responses.anyio.open_file"])
+def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_no_traceback(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
+    page = client(site.url).get("/ui/login").text
+    style = re.search(r'href="(/ui/static/[^"]+css[^"]*)"', page)[1]
+    monkeypatch.setattr(failing, none_is_left)
+    with contextlib.suppress(httpx.TransportError):  # an answer that has begun is broken off
+        assert client(site.url).get(style).status_code == 503
+    monkeypatch.undo()
     lines_of(caplog)
 
 
