@@ -22,7 +22,6 @@ from conftest import Manager, Worker, wait_until
 
 import database
 import tracker
-import writer
 from database import SCHEMA_VERSION, prepare_file
 
 PROGRAM = Path(tracker.__file__).resolve()
@@ -327,17 +326,16 @@ def test_a_database_that_is_no_file_is_said_in_one_line(tmp_path: Path, database
         ("SQLITE_NOTADB", "not a usable SQLite database"),
     ],
 )
-@pytest.mark.parametrize("where", ["upgrade_schema", "load_uptime"])
+@pytest.mark.parametrize("where", [(database, "upgrade_schema"), (database.Database, "_connect_reader")])
 def test_why_a_database_cannot_be_used_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str, where: tuple
 ) -> None:
     def fail(*_: object) -> None:
         error = sqlite3.OperationalError("in SQLite's words")
         error.sqlite_errorcode = getattr(sqlite3, name)
         raise error
 
-    monkeypatch.setattr(database, where, fail)
-    monkeypatch.setattr(writer, "CANNOT_WRITE", set())
+    monkeypatch.setattr(*where, fail)
     with pytest.raises(tracker.TrackerError, match=said) as raised:
         asyncio.run(database.Database(tracker.Settings(database=str(tmp_path / "x.db")), tracker.Clock()).open())
     assert raised.value.code == "start"
