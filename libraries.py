@@ -26,7 +26,7 @@ NEEDED = {
     "uvicorn.protocols.http.flow_control:FlowControl": (
         "pause_reading resume_reading read_paused write_paused _transport"
     ),
-    "aiosqlite:Connection": "_conn _execute",
+    "aiosqlite:Connection": "_conn _execute stop",
 }
 SHORT_WAY = {
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": (

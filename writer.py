@@ -88,6 +88,21 @@ class Tx:
 class ThreadedConnection(aiosqlite.Connection):
     """An SQLite connection with a thread of its own, on which whole functions can be run: one crossing for each."""
 
+    stopped: asyncio.Future | None = None
+
+    async def __aenter__(self) -> aiosqlite.Connection:
+        """Opens it. If it cannot be, its thread has ended before that is said: it would tell a loop that is no more."""
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            if self.stopped:
+                await self.stopped
+            raise
+
+    def stop(self) -> asyncio.Future | None:
+        self.stopped = super().stop()
+        return self.stopped
+
     @property
     def connection(self) -> sqlite3.Connection:
         return self._conn
