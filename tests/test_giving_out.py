@@ -5,13 +5,16 @@ import errno
 import logging
 import re
 import signal
+import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import jinja2
@@ -217,3 +220,22 @@ def test_who_was_started_to_outlive_a_hangup_does(tmp_path: Path) -> None:
             assert process.wait(timeout=20) == 0
         finally:
             process.kill()
+
+
+# ── Clients that go ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("request_line", ["GET /ui/login", "GET /project/list", "GET /task/get/1?wait=0.2", "GET /x"])
+def test_a_client_that_drops_what_it_has_sent_ahead_is_no_traceback(
+    site: Site, caplog: pytest.LogCaptureFixture, request_line: str
+) -> None:
+    worker = Worker(site.url)
+    credentials = f"X-Worker-ID: {worker.id}\r\nX-Secret: {worker.secret}\r\n"
+    sent = f"{request_line} HTTP/1.1\r\nHost: localhost\r\n{credentials}\r\n".encode() * 40
+    address = urlsplit(site.url)
+    for end in (len(sent), len(sent) - 5, 3):
+        with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+            connection.sendall(sent[:end])
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets it
+    assert client(site.url).get("/").status_code == 200
+    lines_of(caplog)
