@@ -218,6 +218,8 @@ def answer_to(error: Exception) -> Exception:
     """What the caller of a call gets that raised this."""
     if is_of_the_file(error):
         return cannot_write(error)
+    if isinstance(error, TrackerError):  # nobody asks where it was raised, which would hold this batch in a circle
+        return error.with_traceback(None)
     return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
 
 
