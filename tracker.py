@@ -138,6 +138,7 @@ from database import Clock, Database, load_meta
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
 from faults import fault
 from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
+from limits import Limit
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
 from protocol import LONGEST_DIRECT, Direct, Fields
@@ -145,6 +146,7 @@ from server import (
     Incoming,
     Server,
     decoded,
+    hand_out,
     plain_cycle,
     run_loop,
     uvicorn_config,
@@ -1241,30 +1243,6 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
     return found
 
 
-RATE_SLACK = 0.05  # seconds by which one may come late and still be as good as in time
-
-
-class Limit(NamedTuple):
-    """A project's rate limit: of what, so many a second (not 0), and when it was or will be free."""
-
-    kind: str
-    project: int
-    rate: float
-    free: float
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.kind, self.project
-
-    def after(self, tx: Tx, count: int) -> float:
-        """When it is free again after `count` tasks have passed it.
-
-        What came a little late is caught up on, or all such delays would lower the rate: in w seconds
-        rate * (w + RATE_SLACK) + 1 pass at the most. What nobody used for longer is lost, so no burst follows a pause.
-        """
-        return max(self.free, tx.uptime - RATE_SLACK) + min(count / self.rate, 1e12)
-
-
 def delay_at(tx: Tx, limit: Limit, worker: int) -> float:
     """Seconds until the worker's turn at the limit; 0: it is now."""
     return tx.limits.rota.delay(limit.key, worker, limit.free, 1 / limit.rate, tx.uptime)
@@ -1289,7 +1267,9 @@ def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
 def charge_submit(tx: Tx, project: Submitter, count: int) -> None:
     if project.submit_rate:
         limit = Limit("submit", project.id, project.submit_rate, project.submit_free_uptime)
-        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx, count), project.id))
+        tx.execute(
+            "UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx.uptime, count), project.id)
+        )
 
 
 INSERT_TASK = (
@@ -1617,7 +1597,7 @@ def limit_of(offer: Offer) -> Limit:
 
 def charge_assign(tx: Tx, charges: Counter[Limit], worker: int) -> float:
     """Sets the rate limiters from which the worker was given so many tasks; seconds until one is free again."""
-    free = {limit: limit.after(tx, taken) for limit, taken in charges.items()}
+    free = {limit: limit.after(tx.uptime, taken) for limit, taken in charges.items()}
     for limit, at in free.items():
         tx.limits.rota.took(limit.key, worker)
         tx.execute("UPDATE project SET assign_free_uptime = ? WHERE id = ?", (at, limit.project))
@@ -2004,6 +1984,23 @@ def rest(task: Held | Assignment) -> float:
     return min((task.retry_delay or 0) * 2.0**before, LONGEST_REST) * random.uniform(0.9, 1.1)
 
 
+def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
+    """Makes tasks (ids and attempts) ready that the worker holds and has not heard of, as if it had never held them.
+
+    How many. What a rate limit counted stays counted.
+    """
+    held = "id = :id AND attempt = :attempt AND assignee = :worker"
+    values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
+    found = [task for each in values for task in find_assignments(tx, held, each)]
+    for task in found:
+        put_back(tx, task, ", attempt = attempt - 1")
+        if task.job is not None:
+            change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"
+            said = "its worker had gone before it could hear of it; waiting again"
+            move_job(tx, task.job, "take_back", said, change=change)
+    return len(found)
+
+
 def make_ready(tx: Tx, which: str, values: dict[str, Any], was: str, change: str = "") -> int:
     """Makes tasks ready that nobody holds, with a further `change` of columns; all of them failed, or delayed."""
     ready = f"UPDATE task SET status = 1, not_before = NULL{change} WHERE {which} RETURNING project, job, {STATE}"
@@ -2202,6 +2199,7 @@ JOB_MOVES = {
     "skip": Move(("assigned",), "waiting"),
     "retry": Move(("assigned",), "waiting"),  # an attempt failed or timed out, and is not the last one
     "requeue": Move(("assigned",), "waiting"),
+    "take_back": Move(("assigned",), "waiting"),  # nobody has heard of the assignment
     "close": Move(("assigned",), "succeeded"),
     "fail": Move(("assigned",), "failed"),
     "time_out": Move(("assigned",), "timed_out"),
@@ -2490,7 +2488,7 @@ def charge_trigger(tx: Tx, project: int) -> None:
     check_rate(row["submit_free_uptime"] - tx.uptime)
     if row["submit_rate"]:
         limit = Limit("submit", project, row["submit_rate"], row["submit_free_uptime"])
-        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx, 1), project))
+        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx.uptime, 1), project))
 
 
 def charge_worker(tx: Tx, caller: Caller, project: int) -> None:
@@ -4290,6 +4288,8 @@ class Reply(NamedTuple):
         body = self.body()
         if cycle := plain_cycle(send):
             return await write_at_once(cycle, self.status, JSON_FIELDS.written, self.headers, body, self.unread)
+        if self.unread:
+            return await hand_out(self._replace(unread=None), self.unread, scope, receive, send)
         headers = [*JSON_HEADERS, *self.headers]
         if self.status != 204:
             headers.append((b"content-length", b"%d" % len(body)))
@@ -5046,15 +5046,31 @@ def answer_with_tasks(
         polls.in_vain(credentials.id, projects)
         return Reply(ok=False, message=NO_TASK, reason=assigned.reason)
     content = {"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]}
-    return Reply(content, unread=functools.partial(give_back, database, credentials, assigned.tasks))
+    return Reply(content, unread=functools.partial(give_back, database, credentials.id, given(assigned.tasks)))
 
 
-def give_back(database: Database, credentials: WorkerCredentials, tasks: list[Task]) -> asyncio.Future:
-    """Makes tasks ready again at once whose assignee has gone before it could hear of them."""
-    releases = [shapes.ReleaseBody(task.id, SKIP) for task in tasks]
-    done = database.write(release_tasks, credentials, releases, long=True)
+def give_back(database: Database, worker: int, tasks: Iterable[tuple[int, int]]) -> asyncio.Future:
+    """Makes tasks (ids and attempts) ready again at once whose assignee has gone before it could hear of them."""
+    done = database.write(take_back, worker, tuple(tasks), long=True)
     done.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody looks
     return done
+
+
+def given(tasks: Iterable[Task]) -> list[tuple[int, int]]:
+    return [(task.id, task.attempt) for task in tasks]
+
+
+class HandedOut(NamedTuple):
+    """A dialect's answer that gives its worker these tasks; they are given back if it has gone and does not read it."""
+
+    answer: Answer
+    database: Database
+    worker: int
+    tasks: list[tuple[int, int]]
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        back = functools.partial(give_back, self.database, self.worker, self.tasks)
+        await hand_out(self.answer, back, scope, receive, send)
 
 
 async def hold_poll(call: Call, worker: int | str, projects: Sequence[int | str]) -> None:
@@ -5075,7 +5091,7 @@ async def wait_for_task(
             projects, attempt, wait, gone, least, call.waits_at, credentials.id
         )
         if assigned.tasks and gone.done():
-            await give_back(call.tracker.db, credentials, assigned.tasks)
+            await give_back(call.tracker.db, credentials.id, given(assigned.tasks))
             return Assigned([], "You had gone")
         return assigned
     finally:

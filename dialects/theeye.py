@@ -1053,10 +1053,14 @@ def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> None:
     tracker.authenticate(tx, caller.worker)  # it was seen, too
 
 
-NO_JOBS: dict[str, Any] = {"jobs": []}
+class Fetched(NamedTuple):
+    """The jobs that an agent is given, and their tasks."""
+
+    jobs: list[dict[str, Any]]
+    tasks: list[tracker.Task]
 
 
-def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> Fetched:
     """GET /job?hostname=: the next job for the agent, assigned to its worker.
 
     A rate limit or a pause is no error to an agent: there is no job for it now.
@@ -1070,7 +1074,10 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
         except TrackerError as error:
             if error.code != "too_fast":
                 raise
-    return {"jobs": [fetched_job(tx, ask, objects, tracker.find_job(tx, task.job.id)) for task in tasks]}
+    return Fetched([fetched_job(tx, ask, objects, tracker.find_job(tx, task.job.id)) for task in tasks], tasks)
+
+
+NOTHING_FETCHED = Fetched([], [])
 
 
 def fetched_job(tx: Tx, ask: Ask, objects: Objects, job: sqlite3.Row) -> dict[str, Any]:
@@ -1325,12 +1332,15 @@ class Door(BaseRoute):
         try:
             ask = ask._replace(body=await self.read_body(call, ask, entry))
             content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
-            if content == NO_JOBS:
+            if content == NOTHING_FETCHED:
                 await tracker.hold_poll(call, caller.worker.id, (caller.project,))
             if caller and caller.stale:
                 await db.write(note_use, caller.id)
             if content is None:
                 return nothing()
+            if isinstance(content, Fetched):
+                fetched = as_json({"jobs": content.jobs})
+                return tracker.HandedOut(fetched, db, caller.worker.id, tracker.given(content.tasks))
             if isinstance(content, Part):
                 headers = {"Warning": f'199 tracker "the list is cut: {content.cut}"'} if content.cut else {}
                 return as_json(content.objects, headers=headers)

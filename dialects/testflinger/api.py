@@ -489,7 +489,9 @@ async def pick_job(ask: Ask) -> Response:
         return nothing()
     many = len(names) > 100
     job = await ask.write(lambda tx, client: domain.pick_job(tx, client, names, ask.agent), long=many)
-    return nothing() if job is None else as_json(job)
+    if job is None:
+        return nothing()
+    return tracker.HandedOut(as_json(job.shown), ask.tracker.db, job.worker, [job.task])
 
 
 async def get_position(ask: Ask) -> Response:
