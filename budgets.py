@@ -283,7 +283,7 @@ def forget_requests(tx: Tx, after: int) -> int | None:
         tx.execute(
             "DELETE FROM worker_access WHERE project = :project AND request AND requested < :before"
             " AND (SELECT last_seen FROM worker WHERE id = worker_access.worker) < :before",
-            {"project": row[0], "before": tx.time - LONG_SILENCE},
+            {"project": row[0], "before": tx.before(LONG_SILENCE)},
         )
     return row[0]
 
@@ -330,7 +330,7 @@ def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:
     following = f"SELECT id FROM {name.removesuffix('s')} WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
     row = tx.one(following, (after, LOOKED_AT - 1))
     last = row["id"] if row else 2**63 - 1
-    times = {"now": tx.time, "before": tx.time - SILENCE, "long_before": tx.time - LONG_SILENCE}
+    times = {"now": tx.trusted_time, "before": tx.before(SILENCE), "long_before": tx.before(LONG_SILENCE)}
     tx.execute(FORGET[name], {"after": after, "last": last, "needed": needed, **times})
     return last if row else None
 

@@ -2,7 +2,7 @@
 
     open ─► lock_file ─► prepare_file (schema.sql, UPGRADES) ─► write: a WriteQueue; read: short transactions in turn
 
-Nothing here knows a task. The clock is here, because leases rest on the time for which this file has been served.
+Nothing here knows a task, but that its uptime goes on behind the latest assignment that the file has.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import filelock
 
 import names
+from clock import Clock, Seen, read_seen
 from errors import TrackerError
 from limits import Limits
 from settings import Settings
@@ -31,29 +32,6 @@ from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, 
 log = logging.getLogger("tracker")
 
 SCHEMA = Path(__file__).resolve().with_name("schema.sql")
-
-
-class Clock:
-    """The only source of time. `time()` is the wall clock, in unix seconds, for what people read.
-
-    `uptime()` counts the seconds for which this database has been served, over all runs. Leases and rate limits live
-    on it: it never jumps when the wall clock is set, and stands still while the tracker is down, when nobody could
-    have released anything.
-    """
-
-    def __init__(self) -> None:
-        self._origin = time.monotonic()
-
-    def start(self, uptime: float) -> None:
-        """Goes on from the uptime that an earlier run had reached."""
-        self._origin = time.monotonic() - uptime
-
-    def time(self) -> float:
-        return time.time()
-
-    def uptime(self) -> float:
-        return time.monotonic() - self._origin
-
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
@@ -185,7 +163,8 @@ class Database:
             self._committer = Committer(writer, self.clock, self.settings, self._queue.turn, self.limits)
             self._queue.begin(self._committer.commit)
             undo.push_async_callback(self._queue.close)
-            self.clock.start(await self.write(load_uptime))
+            self.clock.start(*await self.write(lambda tx: (load_uptime(tx), load_seen(tx))))
+            await self.write(load_set_back)
             self._committer.uptime_saved = self.clock.uptime()
             self._open = undo.pop_all()
 
@@ -333,5 +312,49 @@ def load_meta(tx: Tx, key: str, make: Callable[[], Any]) -> Any:
     return tx.one("SELECT value FROM meta WHERE key = ?", (key,))[0]
 
 
+LATEST_UPTIME = """
+    SELECT max(?, ifnull((SELECT max(assigned_uptime) FROM task WHERE assignee IS NOT NULL), 0),
+        ifnull((SELECT max(started_uptime) FROM operation WHERE finished IS NULL), 0))
+"""
+
+
 def load_uptime(tx: Tx) -> float:
-    return load_meta(tx, "uptime", float)
+    """The uptime that the last run had reached. After a crash, it had saved one from up to a second before.
+
+    It is no earlier than the latest assignment: what is done to all tasks that are assigned would miss some, and what
+    an operation of then is done to would have those that are assigned from now on among it.
+    """
+    return tx.one(LATEST_UPTIME, (load_meta(tx, "uptime", float),))[0]
+
+
+def load_seen(tx: Tx) -> Seen | None:
+    """What the last run knew of the clock. Of one that kept nothing of that: when it last noted all counts."""
+    if row := tx.one("SELECT value FROM meta WHERE key = 'clock'"):
+        return read_seen(row["value"])
+    newest = "SELECT max((SELECT max(time_stamp) FROM snapshot WHERE project = p.id)) FROM project p"
+    time_stamp = tx.one(newest)[0]
+    return None if time_stamp is None else Seen(time=time_stamp, uptime=load_uptime(tx))
+
+
+# By how many seconds at the most a job was noted to be made before one with a smaller id: the clock was set back.
+NOTE_SET_BACK = """
+    INSERT INTO meta SELECT 'jobs_set_back', created - ?1 FROM job
+    WHERE id = (SELECT id FROM job WHERE created > ?1 ORDER BY created DESC LIMIT 1)
+    ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
+"""
+
+
+def load_set_back(tx: Tx) -> None:
+    """Has a file of before it was noted looked through once."""
+    if tx.one("SELECT value FROM meta WHERE key = 'jobs_set_back'") is None:
+        latest = "SELECT created, max(created) OVER (ORDER BY id) AS latest FROM job"
+        tx.execute(f"INSERT INTO meta SELECT 'jobs_set_back', ifnull(max(latest - created), 0.0) FROM ({latest})")
+
+
+def set_back(tx: Tx) -> float:
+    """Of two jobs, the one with the greater id was noted to be made at most so many seconds before the other one.
+
+    So a list by time finds where to begin among the ids, and misses nothing.
+    """
+    row = tx.one("SELECT value FROM meta WHERE key = 'jobs_set_back'")
+    return row["value"] if row else 0.0

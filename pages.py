@@ -113,7 +113,7 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     """Throughput and backlog over a time of RANGES."""
     end = tx.time
     first = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project["id"],))[0]
-    start = end - RANGES[span] if RANGES[span] else end if first is None else first
+    start = end - RANGES[span] if RANGES[span] else end if first is None else min(first, end)
     rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
     present = {  # what a snapshot would say now: a chart must not end a minute ago
         "time_stamp": end,
@@ -1463,11 +1463,19 @@ async def change_password_page(visit: Visit) -> Response:
 
 
 @tracker.needs(ADMIN)
+def trust_clock(tx: Tx, caller: Caller) -> None:
+    """The clock is right as it stands: retention and due times go by it again."""
+    tx.clock.believe()
+    tracker.save_uptime(tx)
+
+
+@tracker.needs(ADMIN)
 def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
     """The managers, the settings in force and the state of the database."""
     return {
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
         "fields": tracker.FIELDS,
+        "doubt": tx.clock.doubt(),
         "budgets": budgets.fullness(tx),
         "untrusted": tx.all(
             "SELECT p.id, p.name, p.size, m.username FROM project p LEFT JOIN manager m ON m.id = p.creator"
@@ -1582,6 +1590,7 @@ PAGES = [
     Action("/sessions", tracker.end_sessions, to="/ui/account", says="Ended: {result:,}.", again=False),
     Page("/ui/admin", "admin.html", admin_page),
     Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+    Action("/clock", trust_clock, to="/ui/admin", says="The clock is trusted now."),
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
     Action("/unblock/{manager}", tracker.unblock_manager, says="The manager may log in again."),

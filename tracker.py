@@ -96,7 +96,7 @@ from attempts import (
 )
 from connections import room_for
 from counts import COUNTED, reads_no_counts
-from database import Clock, Database, load_meta
+from database import NOTE_SET_BACK, Clock, Database, load_meta, set_back
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
@@ -365,7 +365,7 @@ def identify(tx: Tx, credentials: Credentials) -> Caller:
     """Who calls. Nothing about a manager is remembered in a cookie: a session that has ended is nobody's."""
     if isinstance(credentials, WorkerCredentials):
         return Caller(worker=authenticate(tx, credentials), source=credentials.source)
-    row = tx.one(SELECT_MANAGER, (digest(credentials), tx.time)) if credentials is not None else None
+    row = tx.one(SELECT_MANAGER, (digest(credentials), tx.trusted_time)) if credentials is not None else None
     if row is None:
         return Caller()
     return Caller(shaped(Manager, row), msgspec.json.decode(row["roles"], type=dict[int, int]))
@@ -1016,7 +1016,7 @@ def open_session(tx: Tx, manager: int) -> bytes:
     session = secrets.token_urlsafe(32).encode()
     older = "SELECT id_hash FROM session WHERE manager = ? ORDER BY expires DESC LIMIT 2 OFFSET ?"
     tx.execute(f"DELETE FROM session WHERE id_hash IN ({older})", (manager, MOST_SESSIONS - 1))
-    expires = tx.time + int(tx.settings.session_lifetime)
+    expires = tx.trusted_time + int(tx.settings.session_lifetime)
     tx.execute("INSERT INTO session VALUES (?, ?, ?, ?)", (digest(session), manager, expires, tx.time))
     return session
 
@@ -1136,7 +1136,7 @@ def list_sessions(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     return tx.all(
         "SELECT lower(substr(hex(id_hash), 1, 16)) AS mark, created, expires FROM session"
         " WHERE manager = ? AND expires > ? ORDER BY created DESC, mark LIMIT 100",
-        (caller.manager.id, tx.time),
+        (caller.manager.id, tx.trusted_time),
     )
 
 
@@ -2696,6 +2696,7 @@ def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
     if columns.get("workflow_job") is None:
         tx.limits.check_disk()
     budgets.check_room_in(tx, columns["project"], budgets.text_size(columns.values()))
+    tx.execute(NOTE_SET_BACK, (tx.now,))
     row = tx.insert("job", {**columns, "token": new_token(), "created": tx.now, "updated": tx.now})
     job_happens(tx, "made", row)
     add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
@@ -3109,7 +3110,7 @@ def find_jobs(
 
     With a caller: of all the projects that this manager may read. Costs the same however many jobs there are.
     """
-    values = msgspec.structs.asdict(query)
+    values = msgspec.structs.asdict(query) | {"set_back": set_back(tx)}
     of = [f"{name} = :{name}" for name in ("template", "project") if values[name] is not None]
     where, match = of[:1] or ["TRUE"], ["TRUE", *of[1:]]  # one has an index, the other is looked at
     if query.state is not None:
@@ -3119,14 +3120,14 @@ def find_jobs(
         values["manager"] = caller.manager.id
     last = query.before
     if query.end is not None:
-        row = tx.one("SELECT id FROM job WHERE created < :end + 1 ORDER BY created DESC, id DESC LIMIT 1", values)
-        last = min(last, row["id"] + 1) if row else 0
+        later = "SELECT id FROM job WHERE created >= :end + 1 + :set_back ORDER BY created, id LIMIT 1"
+        last = min(last, *(row["id"] for row in tx.execute(later, values)), INT64_MAX)
         match.append("created < :end + 1")
     if query.start is not None:
-        row = tx.one("SELECT id FROM job WHERE created >= :start ORDER BY created, id LIMIT 1", values)
-        where.append("id >= :first")
+        earlier = "SELECT id FROM job WHERE created < :start - :set_back ORDER BY created DESC, id DESC LIMIT 1"
+        where.append("id > :first")
         match.append("created >= :start")
-        values["first"] = row["id"] if row else INT64_MAX
+        values["first"] = max((row["id"] for row in tx.execute(earlier, values)), default=0)
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
 
@@ -3142,8 +3143,9 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
     while template is not None:
         row = tx.one("SELECT keep_count, keep_time FROM template WHERE id = ?", (template,))
         keep_count, keep_time = row or (None, None)
-        before = tx.now - (keep_time or tx.settings.job_retention)
-        values = {"template": template or None, "before": before, "keep": keep_count, "limit": STEP_TASKS}
+        age = keep_time or tx.settings.job_retention
+        values = {"before": tx.before(age), "certain": tx.certain(age), "now": tx.now, "limit": STEP_TASKS}
+        values |= {"template": template or None, "keep": keep_count}
         due = tx.all(DUE_JOBS, values)
         for job in due:
             delete_job(tx, job["id"])
@@ -3158,9 +3160,10 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
 
 
 DUE_JOBS = """
-    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL AND finished < max(:before, ifnull((
-        SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND :keep IS NOT NULL
-        ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0))
+    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL
+        AND finished < min(:certain, max(:before, ifnull((
+            SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND finished <= :now
+                AND :keep IS NOT NULL ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0)))
     ORDER BY finished LIMIT :limit
 """
 
@@ -4014,8 +4017,8 @@ MOST_SNAPSHOTS = 10_080  # a week at the default interval
 @needs(SEES)
 def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.LastSnapshots) -> list[shapes.Snapshot]:
     """The last snapshots of a project, the newest first."""
-    newest = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?"
-    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
+    newest = "SELECT * FROM snapshot WHERE project = ? AND time_stamp <= ? ORDER BY time_stamp DESC LIMIT ?"
+    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], tx.time, query.count))]
 
 
 @needs(SEES)
@@ -4077,8 +4080,9 @@ PRUNE = {
          AND s.time_stamp < :snapshots_before LIMIT :limit)""",
     "session": """DELETE FROM session WHERE id_hash IN
         (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
+    "endless session": "UPDATE session SET expires = :last_end WHERE expires > :last_end",  # the clock was set back
     "tally_hour": """DELETE FROM tally_hour WHERE (hour, project, worker) IN
-        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour LIMIT :limit)""",
+        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour OR hour > :last_hour LIMIT :limit)""",
     "assignment": """DELETE FROM assignment WHERE id IN (SELECT id FROM assignment ORDER BY id LIMIT :limit)
         AND (end_time < :history_before OR id <= (SELECT MAX(id) FROM assignment) - :most_assignments)""",
     "template": """DELETE FROM template WHERE id IN (SELECT id FROM template t WHERE deleted IS NOT NULL
@@ -4104,14 +4108,16 @@ def prune(tx: Tx, table: str) -> bool:
     deleted = tx.execute(
         PRUNE[table],
         {
-            "now": tx.time,
+            "now": tx.before(0),
             "uptime": tx.uptime,
-            "logs_before": tx.time - tx.settings.log_retention,
-            "snapshots_before": tx.time - tx.settings.snapshot_history,
-            "history_before": tx.time - tx.settings.history_retention,
-            "lines_before": tx.time - max(tx.settings.history_retention, LINES_RETENTION),
+            "logs_before": tx.before(tx.settings.log_retention),
+            "snapshots_before": tx.before(0) - tx.settings.snapshot_history,
+            "history_before": tx.before(tx.settings.history_retention),
+            "lines_before": tx.before(max(tx.settings.history_retention, LINES_RETENTION)),
             "most_assignments": MOST_ASSIGNMENTS,
-            "first_hour": tx.time // 3600 - TALLY_HOURS,
+            "first_hour": tx.before(0) // 3600 - TALLY_HOURS,
+            "last_hour": tx.time // 3600 + 1 if tx.clock.trusted else INT64_MAX,
+            "last_end": tx.trusted_time + tx.settings.session_lifetime,
             "limit": PIECE_TASKS,
         },
     ).rowcount
@@ -4132,6 +4138,7 @@ forget_workers, forget_managers = (functools.partial(forget_nobodies, what=what)
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
+PRUNE_DELAY = 300.0  # after the start: a clock may be set right, or somebody may see that it is not
 DISK_INTERVAL = 1.0
 
 
@@ -4183,7 +4190,7 @@ class Tracker:
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
-        self._repeat(PRUNE_INTERVAL, self.prune)
+        self._repeat(PRUNE_INTERVAL, self.prune, min(PRUNE_DELAY, PRUNE_INTERVAL))
 
     async def catch_up(self) -> None:
         """When a dialect was not there while a tracker ran on this file, they learn of what was missed."""
@@ -4212,8 +4219,9 @@ class Tracker:
         for handler in self.log_lines.handlers:
             handler.close()
 
-    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]]) -> None:
+    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]], delay: float = 0) -> None:
         async def forever() -> None:
+            await asyncio.sleep(delay)
             while True:
                 try:
                     await work()
@@ -4253,6 +4261,8 @@ class Tracker:
             after = await self.db.write(roll_tallies, after, self._hour, long=True)
 
     async def prune(self) -> None:
+        if doubt := self.clock.doubt():
+            log.warning("%s", doubt)
         for forget in (prune_jobs, budgets.forget_requests, forget_workers, forget_managers):
             last = 0
             while last is not None:

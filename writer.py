@@ -64,6 +64,19 @@ class Tx:
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
         self.turn: Callable[[], float] = lambda: self.STEP_SECONDS
 
+    @property
+    def trusted_time(self) -> int:
+        """The unix time by which a login ends: that of a clock which is wrong ends none, and makes none endless."""
+        return int(self.clock.trusted_unix())
+
+    def before(self, seconds: float) -> float:
+        """What was noted before this (unix time) is older than so many seconds for certain: retention goes by it."""
+        return self.clock.before(seconds)
+
+    def certain(self, seconds: float) -> float:
+        """What was noted before this (unix time) was not noted in the last so many seconds by a clock in doubt."""
+        return self.clock.certain(seconds)
+
     def spent(self) -> float:
         """How long this transaction has been going on, in seconds: long operations stop in time for others."""
         return self.clock.uptime() - self.uptime
@@ -227,7 +240,9 @@ def cannot_write(because: Exception) -> TrackerError:
 
 
 def save_uptime(tx: Tx) -> None:
+    """Keeps what the next run goes on from: the uptime, and what is known of the clock."""
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
+    tx.execute("INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (tx.clock.known(),))
 
 
 # One commit

@@ -918,6 +918,6 @@ async def prune(running: tracker.Tracker) -> None:
         names, after = await db.write(domain.prune_files, after, long=True)
         for name in names:
             await store.delete(name)
-    leftovers = await store.leftovers(running.clock.time() - ABANDONED)
+    leftovers = await store.leftovers(running.clock.before(ABANDONED))
     for name in await db.read(domain.unknown_files, leftovers):
         await store.delete(name)
