@@ -27,7 +27,8 @@ from errors import TrackerError
 from limits import Limits
 from settings import Settings
 from turns import Turns
-from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, save_uptime
+from wal import Gate, TimeLimit, WalKeeper, too_long
+from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, primary_code, save_uptime
 
 log = logging.getLogger("tracker")
 
@@ -127,13 +128,14 @@ class Polite:
     PATIENCE = 0.02  # seconds that it waits, of all statements together
     PAUSE = 0.0002
 
-    def __init__(self, execute: Callable[..., sqlite3.Cursor], turns: Turns):
-        self.execute, self.turns, self.left = execute, turns, self.PATIENCE
+    def __init__(self, execute: Callable[..., sqlite3.Cursor], turns: Turns, limit: TimeLimit):
+        self.execute, self.turns, self.limit, self.left = execute, turns, limit, self.PATIENCE
 
     def __call__(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         while self.turns.urgent and self.left > 0:
             time.sleep(self.PAUSE)
             self.left -= self.PAUSE
+        self.limit.check()
         return self.execute(sql, parameters)
 
 
@@ -159,10 +161,14 @@ class Database:
                 await undo.enter_async_context(ThreadedConnection(connector, 64))
                 for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
-            self._readers = itertools.cycle(readers)
+            self._readers = itertools.cycle([(reader, TimeLimit(reader.connection)) for reader in readers])
+            self._gate = Gate()
             self._committer = Committer(writer, self.clock, self.settings, self._queue.turn, self.limits)
             self._queue.begin(self._committer.commit)
             undo.push_async_callback(self._queue.close)
+            self.wal = WalKeeper(self.path, self.settings.max_wal << 20, self._gate, self._write_outside)
+            self._committer.after_commit = self.wal.look
+            undo.push_async_callback(self.wal.close)
             self.clock.start(*await self.write(lambda tx: (load_uptime(tx), load_seen(tx))))
             await self.write(load_set_back)
             self._committer.uptime_saved = self.clock.uptime()
@@ -203,23 +209,45 @@ class Database:
         """The same without a future: somebody else is told. It may go before others."""
         self._queue.put(told, function, args, first=first)
 
+    def _write_outside(self, function: Callable) -> asyncio.Future:
+        """Runs `function(connection)` on the writer, and outside of any transaction: soon, as reads wait for it."""
+        future = asyncio.get_running_loop().create_future()
+        self._queue.put_outside(future, function)
+        return future
+
     async def read(self, function: Callable, *args: Any) -> Any:
-        """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
-        reader = next(self._readers)
-        result = await reader.run(self._read, reader.connection, function, args)
+        """Runs `function(tx, *args)` in a read-only transaction that sees one committed state.
+
+        Refused (503) after READ_TIME: it must not keep the WAL from being checkpointed for ever.
+        """
+        await self._gate.enter()
+        reader, limit = next(self._readers)
+        try:
+            result = await reader.run(self._read, reader.connection, limit, function, args)
+        except asyncio.CancelledError:  # its thread goes on: whatever that is given next is done after it
+            asyncio.ensure_future(reader.run(int)).add_done_callback(self._gate.leave_after)
+            raise
+        except BaseException:
+            self._gate.leave()
+            raise
+        self._gate.leave()
         await self.turns()
         return result
 
-    def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
+    def _read(self, connection: sqlite3.Connection, limit: TimeLimit, function: Callable, args: tuple) -> Any:
+        limit.begin()
         connection.execute("BEGIN")
         try:
             tx = Tx(connection, self.clock, self.settings, self.limits)
-            tx.execute = Polite(connection.execute, self.turns)
+            tx.execute = Polite(connection.execute, self.turns, limit)
             return function(tx, *args)
         except Exception as error:
             let_go(error)
+            if primary_code(error) == sqlite3.SQLITE_INTERRUPT:
+                raise too_long() from None
             raise
         finally:
+            limit.begin()
             connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
 
 
@@ -250,6 +278,7 @@ def connect(path: Path, settings: Settings, readonly: bool = False, timeout: flo
     connection.execute("PRAGMA mmap_size = 0")
     if not readonly:
         connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
+        connection.execute(f"PRAGMA journal_size_limit = {settings.max_wal << 19}")
         connection.execute("PRAGMA fullfsync = ON")  # on macOS a plain fsync leaves the data in the drive's cache
         connection.execute("PRAGMA checkpoint_fullfsync = ON")
     return connection

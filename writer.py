@@ -285,10 +285,13 @@ class Committer:
         self.limits = limits or Limits(settings, clock.uptime)
         self.connection = writer.connection
         self.first_came = -math.inf
+        self.after_commit: Callable[[], None] = lambda: None
         self.uptime_saved = math.inf  # until it has been loaded
 
     async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
         """Commits a batch. While another program holds the file, nothing has happened yet, and the loop goes on."""
+        if getattr(batch[0].function, "outside", False):
+            return await self.run_outside(batch[0])
         ends = time.monotonic() + self.LOCK_PATIENCE
         while True:
             try:
@@ -307,11 +310,20 @@ class Committer:
         try:
             done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
             await self.writer.run(self.connection.execute, "COMMIT")
+            self.after_commit()
             return done
         except BaseException:
             if self.connection.in_transaction:
                 await self.writer.run(self.connection.execute, "ROLLBACK")
             raise
+
+    async def run_outside(self, call: Write) -> Committed:
+        """Runs a call that is for the file, and not a part of any transaction."""
+        try:
+            outcome = await self.writer.run(call.function, self.connection, *call.args), None
+        except sqlite3.Error as error:
+            outcome = None, cannot_write(error)
+        return Committed([(call, outcome)], [], [])
 
     def run_batch(self, batch: list[Write]) -> Committed:
         """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
@@ -412,6 +424,13 @@ class WriteQueue:
         if first:
             self.turns.urgent = True
         (self.first if first else self.long if long else self.short).append(Write(told, function, args, first))
+        self.wanted.set()
+
+    def put_outside(self, told: Told, function: Callable) -> None:
+        """Queues a call of one that runs outside of any transaction (see wal.py): before the other long ones."""
+        if self.closed:
+            raise TrackerError("unavailable", "The tracker is stopping")
+        self.long.insert(0, Write(told, function, ()))
         self.wanted.set()
 
     async def close(self) -> None:
