@@ -25,7 +25,7 @@ ENDLESS = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM nu
 def bound(monkeypatch: pytest.MonkeyPatch) -> int:
     """MiB that the log may have, of trackers that `serve` starts."""
     monkeypatch.setattr(wal, "LOOK_INTERVAL", 0)
-    return 4
+    return 16
 
 
 async def begin(path: Path, bound: int) -> tracker.Tracker:
@@ -35,7 +35,7 @@ async def begin(path: Path, bound: int) -> tracker.Tracker:
 
 
 def put(tx: tracker.Tx, number: int) -> None:
-    tx.execute("INSERT OR REPLACE INTO meta VALUES (?, randomblob(50000))", (f"put {number % 10}",))
+    tx.execute("INSERT OR REPLACE INTO meta VALUES (?, randomblob(20000))", (f"put {number % 10}",))
 
 
 def slowly(tx: tracker.Tx) -> int:
@@ -54,7 +54,7 @@ def test_reads_that_overlap_all_the_time_do_not_make_the_log_grow(tmp_path: Path
                 await one.db.read(slowly)
 
         readers = [asyncio.create_task(read()) for _ in range(4)]
-        for number in range(800):  # 40 MB
+        for number in range(3000):  # 60 MB
             await one.db.write(put, number)
             longest = max(longest, Path(f"{one.db.path}-wal").stat().st_size)
         written = True
@@ -78,7 +78,7 @@ def test_a_log_that_was_long_at_the_start_is_cut(tmp_path: Path, bound: int) -> 
 
         reading = asyncio.create_task(one.db.read(stay))
         await began.wait()
-        for number in range(200):
+        for number in range(1000):
             await one.db.write(put, number)
         assert one.db.wal.size() > bound * MIB
         release.set()
