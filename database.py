@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import logging
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from clock import Clock, Seen, read_seen
 from errors import TrackerError
 from limits import Limits
 from settings import Settings
+from space import Space
 from turns import Turns
 from wal import Gate, TimeLimit, WalKeeper, too_long
 from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, primary_code, save_uptime
@@ -166,6 +168,7 @@ class Database:
             self._committer = Committer(writer, self.clock, self.settings, self._queue.turn, self.limits)
             self._queue.begin(self._committer.commit)
             undo.push_async_callback(self._queue.close)
+            self.space = Space(self)
             self.wal = WalKeeper(self.path, self.settings.max_wal << 20, self._gate, self._write_outside)
             self._committer.after_commit = self.wal.look
             undo.push_async_callback(self.wal.close)
@@ -188,6 +191,24 @@ class Database:
             log.error("The uptime could not be saved: %s", error)
         finally:
             await self._open.aclose()
+
+    def compact(self) -> tuple[int, int]:
+        """Makes the file as small as it can be, and able to give space back by itself. Bytes before and after.
+
+        Refused while a tracker uses it, and where the disk has no room for twice what is in it. All or nothing: it is
+        one transaction, which a crash undoes or leaves complete.
+        """
+        if not self.path.exists():
+            raise TrackerError("start", f"{self.path}: there is no such database")
+        lock_file(self.path, self._lock)
+        try:
+            prepare_file(self.path, self.settings)
+            before = self.path.stat().st_size
+            with contextlib.closing(connect(self.path, self.settings)) as connection:
+                vacuum(self.path, connection)
+            return before, self.path.stat().st_size
+        finally:
+            self._lock.release()
 
     @property
     def failed(self) -> asyncio.Future[BaseException]:
@@ -307,6 +328,26 @@ def prepare_file(path: Path, settings: Settings) -> None:
         raise TrackerError("start", f"{path}: not a usable SQLite database: {error}") from None
 
 
+def vacuum(path: Path, connection: sqlite3.Connection) -> None:
+    """Writes all that is in the file anew: into a temporary file beside it, from there into the log, and back."""
+    needed = 2 * connection.execute(LIVE_BYTES).fetchone()[0]
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        problem = f"{needed >> 20:,} MiB of free disk are needed, and there are {free >> 20:,}"
+        raise TrackerError("start", f"{path}: cannot be compacted: {problem}")
+    os.environ["SQLITE_TMPDIR"] = str(path.parent)  # where the room is; the usual place may be in memory
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        raise TrackerError("start", f"{path}: could not be compacted, and is as it was: {error}") from None
+
+
+LIVE_BYTES = """
+    SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+"""
+
+
 def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
     """Brings the schema to SCHEMA_VERSION. Everything or nothing."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -320,6 +361,8 @@ def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
         )
     if not empty and version < OLDEST_SCHEMA:
         raise TrackerError("start", f"{path}: made before the first release (schema {version}): it cannot be upgraded")
+    if empty:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # now or never: see space.py
     if version < SCHEMA_VERSION:
         steps = [] if empty else [UPGRADES[step] for step in range(version, SCHEMA_VERSION)]
         scripts = [before for before, _ in steps]

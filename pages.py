@@ -1497,6 +1497,12 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
     }
 
 
+async def administration(visit: Visit) -> Response:
+    """The page, with the sizes of the tables, which take a moment to find out."""
+    values = await visit.read(admin_page)
+    return await visit.render("admin.html", {**values, "space": await visit.tracker.db.space.sizes()})
+
+
 def wal_size(settings: tracker.Settings) -> int:
     """Bytes of the write-ahead log; 0 when there is none."""
     with contextlib.suppress(OSError):
@@ -1588,7 +1594,7 @@ PAGES = [
     Page("/ui/account", "account.html", account_page),
     Action("/password", change_password_page, again=True),
     Action("/sessions", tracker.end_sessions, to="/ui/account", says="Ended: {result:,}.", again=False),
-    Page("/ui/admin", "admin.html", admin_page),
+    Page("/ui/admin", administration),
     Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
     Action("/clock", trust_clock, to="/ui/admin", says="The clock is trusted now."),
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),

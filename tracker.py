@@ -15,11 +15,11 @@ found out once in a transaction, and what a function needs is declared where it 
 
 Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
 (how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits, budgets and
-shares (how often, how much, and of what all share), database (the file) with writer (the one that writes), counts (the
-live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that people
-choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody
-needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line), deletion (of a
-project).
+shares (how often, how much, and of what all share), database (the file) with writer (the one that writes), clock, wal
+and space (that it does not grow for ever), counts (the live ones) and warming (what is read for it), lines and githook
+(uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the API's document),
+schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/ (other systems'
+APIs), commands (the command line), deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
@@ -4138,6 +4138,7 @@ forget_workers, forget_managers = (functools.partial(forget_nobodies, what=what)
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
+SPACE_INTERVAL = 60.0
 PRUNE_DELAY = 300.0  # after the start: a clock may be set right, or somebody may see that it is not
 DISK_INTERVAL = 1.0
 
@@ -4190,6 +4191,7 @@ class Tracker:
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
+        self._repeat(SPACE_INTERVAL, self.db.space.shrink)
         self._repeat(PRUNE_INTERVAL, self.prune, min(PRUNE_DELAY, PRUNE_INTERVAL))
 
     async def catch_up(self) -> None:

@@ -39,6 +39,10 @@ class TimeLimit:
     def begin(self) -> None:
         self.ends = time.monotonic() + READ_TIME
 
+    def shorten(self, seconds: float) -> None:
+        """This read takes no longer than that from now on: what it does then is for it to say."""
+        self.ends = min(self.ends, time.monotonic() + seconds)
+
     def passed(self) -> bool:
         return time.monotonic() > self.ends
 
