@@ -195,7 +195,7 @@ def test_a_kill_at_any_moment_of_a_compact_loses_nothing(tmp_path: Path) -> None
     finished = 0
     for number in range(15):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_until(lambda: Path(f"{path}-wal").exists() or process.poll() is not None)
+        wait_until(lambda one=process: Path(f"{path}-wal").exists() or one.poll() is not None)
         time.sleep(0.01 * number)
         process.send_signal(signal.SIGKILL)
         finished += process.wait() == 0
