@@ -86,6 +86,11 @@ class Clock:
             return now
         return 0.0 if seen.doubted is not None else seen.earliest
 
+    @property
+    def settled(self) -> float:
+        """When it was set right for the last time; now, where that is not known."""
+        return (self._seen and self._seen.settled) or self.time()
+
     def look(self) -> Seen | None:
         """Compares the clock with what it should show. What is known of it now; None before `start`."""
         with self._looking:

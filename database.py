@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -430,3 +431,31 @@ def set_back(tx: Tx) -> float:
     """
     row = tx.one("SELECT value FROM meta WHERE key = 'jobs_set_back'")
     return row["value"] if row else 0.0
+
+
+# What is deleted for its age: when that was noted, and which rows of the future would stay, or keep others from going.
+OLDEST = "id IN (SELECT id FROM {table} ORDER BY id LIMIT :limit) AND {column} > :future"
+SOME = "{key} IN (SELECT {key} FROM {table} WHERE {column} > :future LIMIT :limit)"
+NOTED = {
+    "log_entry": ("received", OLDEST, "id"),
+    "assignment": ("end_time", OLDEST, "id"),
+    "operation": ("finished", OLDEST, "id"),
+    "job": ("finished", SOME.replace("WHERE", "WHERE template IS :template AND finished IS NOT NULL AND"), "id"),
+    "testflinger_job": ("finished", SOME, "job"),
+    "testflinger_outcome": ("touched", SOME, "uuid"),
+    "testflinger_agent": ("updated", SOME, "id"),
+    "testflinger_file": ("stored", SOME, "name"),
+}
+
+
+def let_age(tx: Tx, table: str, limit: int, **values: Any) -> bool:
+    """Some rows that a wrong clock has noted as of the future are of when it was set right: else they stay till then.
+
+    Whether there may be more.
+    """
+    if table not in NOTED or tx.future == math.inf:
+        return False
+    column, which, key = NOTED[table]
+    change = f"UPDATE {table} SET {column} = :settled WHERE {which.format(table=table, column=column, key=key)}"
+    values |= {"settled": int(tx.clock.settled), "future": tx.future, "limit": limit}
+    return tx.execute(change, values).rowcount == limit

@@ -96,7 +96,7 @@ from attempts import (
 )
 from connections import room_for
 from counts import COUNTED, reads_no_counts
-from database import NOTE_SET_BACK, Clock, Database, load_meta, set_back
+from database import NOTE_SET_BACK, Clock, Database, let_age, load_meta, set_back
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
 from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
@@ -3144,6 +3144,7 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
         row = tx.one("SELECT keep_count, keep_time FROM template WHERE id = ?", (template,))
         keep_count, keep_time = row or (None, None)
         age = keep_time or tx.settings.job_retention
+        let_age(tx, "job", limit=STEP_TASKS, template=template or None)
         values = {"before": tx.before(age), "certain": tx.certain(age), "now": tx.now, "limit": STEP_TASKS}
         values |= {"template": template or None, "keep": keep_count}
         due = tx.all(DUE_JOBS, values)
@@ -4105,6 +4106,7 @@ PRUNE = {
 
 def prune(tx: Tx, table: str) -> bool:
     """Deletes some rows of the table that are too old or no longer used. Whether there may be more."""
+    let_age(tx, table, limit=PIECE_TASKS)
     deleted = tx.execute(
         PRUNE[table],
         {
@@ -4116,7 +4118,7 @@ def prune(tx: Tx, table: str) -> bool:
             "lines_before": tx.before(max(tx.settings.history_retention, LINES_RETENTION)),
             "most_assignments": MOST_ASSIGNMENTS,
             "first_hour": tx.before(0) // 3600 - TALLY_HOURS,
-            "last_hour": tx.time // 3600 + 1 if tx.clock.trusted else INT64_MAX,
+            "last_hour": tx.future / 3600,
             "last_end": tx.trusted_time + tx.settings.session_lifetime,
             "limit": PIECE_TASKS,
         },

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import aiosqlite
 
+from clock import BACK
 from counts import Counts
 from errors import TrackerError
 from limits import Limits
@@ -72,6 +73,11 @@ class Tx:
     def before(self, seconds: float) -> float:
         """What was noted before this (unix time) is older than so many seconds for certain: retention goes by it."""
         return self.clock.before(seconds)
+
+    @property
+    def future(self) -> float:
+        """What is noted as of after this was noted by a clock that was wrong; infinite while this one may be."""
+        return self.now + BACK if self.clock.trusted else math.inf
 
     def certain(self, seconds: float) -> float:
         """What was noted before this (unix time) was not noted in the last so many seconds by a clock in doubt."""

@@ -15,7 +15,7 @@ import clock as clock_module
 import shapes
 import tracker
 from clock import Clock, Seen, read_seen
-from database import load_seen, load_set_back, load_uptime, set_back
+from database import NOTED, let_age, load_seen, load_set_back, load_uptime, set_back
 
 HOUR, DAY = 3600, 86400
 YEAR = 365 * DAY
@@ -250,6 +250,39 @@ def test_an_hour_of_the_future_is_no_part_of_a_workers_last_day(wrong: WrongQueu
     wrong.do(tracker.roll_tallies, (0, 0), hour + 1000 * 24)
     wrong.prune()
     assert wrong.values("SELECT last_day_task_count FROM tally") == [(0,)]
+
+
+def test_what_a_wrong_clock_noted_as_of_the_future_is_deleted_when_it_is_as_old_as_anything(
+    wrong: WrongQueue,
+) -> None:
+    wrong.clock.wall = 73 * YEAR
+    wrong.clock.look()
+    odd = fill(wrong)
+    wrong.clock.now += HOUR
+    wrong.clock.wall = 0
+    wrong.prune()
+    assert counted(wrong) == odd
+    wrong.clock.now += 31 * DAY
+    wrong.prune()
+    left = counted(wrong)
+    assert (left["job"], left["log_entry"], left["assignment"]) == (0, 0, 0)
+
+
+OUTCOME = "INSERT INTO testflinger_outcome (uuid, touched) VALUES (?, ?)"
+
+
+def test_a_wrong_clocks_times_are_set_right_a_piece_at_a_time(wrong: WrongQueue) -> None:
+    now = int(wrong.clock.time())
+    wrong.connection.executemany(OUTCOME, [(str(number), now + YEAR) for number in range(25)])
+    wrong.connection.execute(OUTCOME, ("old", now - YEAR))
+    more = [wrong.do(let_age, "testflinger_outcome", 10) for _ in range(3)]
+    assert more == [True, True, False]
+    assert set(wrong.values("SELECT touched FROM testflinger_outcome")) == {(now,), (now - YEAR,)}
+
+
+@pytest.mark.parametrize("table", NOTED)
+def test_whatever_is_deleted_for_its_age_can_be_set_right(wrong: WrongQueue, table: str) -> None:
+    assert wrong.do(lambda tx: let_age(tx, table, 10, template=None)) is False
 
 
 # ── Logins ────────────────────────────────────────────────────────────────────────────────────────────────────────────
