@@ -22,6 +22,7 @@ from errors import TrackerError
 log = logging.getLogger("tracker")
 
 READ_TIME = 5.0  # seconds after which a read is ended
+WRITER_TIME = 2.0  # seconds for which reads are held back for the writer's sake, when it does not come to it
 LOOK_INTERVAL = 0.02  # seconds from one look at the log's size to the next
 PAUSE = 2.0  # seconds until it is tried again, when another program reads
 SAY_INTERVAL = 60.0
@@ -133,9 +134,10 @@ class WalKeeper:
     async def _cut(self) -> None:
         try:
             await self.gate.shut(READ_TIME + 1)
-            done = await self.run(cut)
-        except TrackerError:
-            return  # it is stopping, or cannot be written to: that has been said
+            done = await asyncio.wait_for(self.run(cut), WRITER_TIME)
+        except (TrackerError, TimeoutError):  # it cannot be written to; or another program holds the file
+            self._next_look = time.monotonic() + PAUSE
+            return
         finally:
             self.gate.open()
         if not done:

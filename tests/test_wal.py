@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import subprocess
 import sys
 import time
@@ -156,6 +158,31 @@ def test_reads_that_were_held_back_are_answered(tmp_path: Path, bound: int) -> N
         return seen
 
     assert asyncio.run(serve()) == [*range(1, 10), *[10] * 91]
+
+
+def test_reads_go_on_while_another_program_keeps_the_writer_from_cutting_the_log(
+    tmp_path: Path, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "WRITER_TIME", 0.05)
+
+    async def serve() -> None:
+        one = await begin(tmp_path / "x.db", 1000)
+        for number in range(1500):
+            await one.db.write(put, number)
+        with contextlib.closing(sqlite3.connect(one.db.path, isolation_level=None)) as shell:
+            shell.execute("BEGIN IMMEDIATE")
+            waiting = one.db.write(put, 0)
+            await asyncio.sleep(0)
+            one.db.wal.bound = MIB
+            one.db.wal.look()
+            await asyncio.sleep(0.01)
+            assert await one.db.read(lambda tx: tx.one("SELECT 1")[0]) == 1
+            assert not waiting.done()
+            shell.execute("ROLLBACK")
+        await waiting
+        await one.stop()
+
+    asyncio.run(asyncio.wait_for(serve(), 60))
 
 
 FOREIGN = """
