@@ -401,12 +401,18 @@ def load_uptime(tx: Tx) -> float:
 
 
 def load_seen(tx: Tx) -> Seen | None:
-    """What the last run knew of the clock. Of one that kept nothing of that: when it last noted all counts."""
+    """What the last run knew of the clock. Of one that kept nothing of that: the latest time that it noted."""
     if row := tx.one("SELECT value FROM meta WHERE key = 'clock'"):
         return read_seen(row["value"])
-    newest = "SELECT max((SELECT max(time_stamp) FROM snapshot WHERE project = p.id)) FROM project p"
-    time_stamp = tx.one(newest)[0]
-    return None if time_stamp is None else Seen(time=time_stamp, uptime=load_uptime(tx))
+    latest = tx.one(LATEST_TIME)[0]
+    return Seen(time=latest, uptime=load_uptime(tx)) if latest else None
+
+
+LATEST_TIME = """
+    SELECT max(ifnull((SELECT max((SELECT max(time_stamp) FROM snapshot WHERE project = p.id)) FROM project p), 0),
+        ifnull((SELECT received FROM log_entry ORDER BY id DESC LIMIT 1), 0),
+        ifnull((SELECT max(last_seen) FROM worker), 0), ifnull((SELECT max(register_time) FROM manager), 0))
+"""
 
 
 # By how many seconds at the most a job was noted to be made before one with a smaller id: the clock was set back.

@@ -140,9 +140,13 @@ def test_what_is_seen_of_the_clock_outlasts_a_crash(tmp_path: Path) -> None:
     assert asyncio.run(seen_after(StillClock(), 100)).time == StillClock.START + 100
 
 
-def test_a_file_that_knows_nothing_of_the_clock_goes_by_its_newest_snapshot() -> None:
+@pytest.mark.parametrize("table", ["snapshot", "log_entry", "worker", "manager"])
+def test_a_file_that_knows_nothing_of_the_clock_goes_by_the_latest_time_in_it(table: str) -> None:
     queue = Queue()
     queue.do(tracker.take_snapshots, 0, StillClock.START)
+    queue.do(tracker.add_log_entry, queue.worker, "info", shapes.LogBody("s", 1, "m"))
+    for other in {"snapshot", "log_entry", "worker", "manager"} - {table}:
+        queue.connection.execute(f"DELETE FROM {other}")
     seen = Seen(**queue.do(load_seen))
     queue.clock.start(0.0, seen)
     queue.clock.now += 1
