@@ -187,6 +187,27 @@ def test_compact_changes_no_other_programs_database(tmp_path: Path, capsys: pyte
     assert hashlib.sha256(path.read_bytes()).digest() == before
 
 
+LITTLE = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
+import commands
+sys.exit(commands.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no limit there")
+def test_a_compact_for_which_there_is_no_room_after_all_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    fill_and_empty(path, older=True)
+    content, inside = dump(path), set(os.listdir(tmp_path))
+    command = [sys.executable, "-c", LITTLE, "compact", "--database", str(path)]
+    ended = subprocess.run(command, cwd=TRACKER.parent, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "could not be compacted, and is as it was" in ended.stderr
+    assert dump(path) == content
+    assert set(os.listdir(tmp_path)) - inside <= {"x.db-wal", "x.db-shm", "x.db.lock"}
+
+
 def test_a_kill_at_any_moment_of_a_compact_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     fill_and_empty(path, older=True)
