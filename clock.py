@@ -48,6 +48,7 @@ class Clock:
     def __init__(self) -> None:
         self._origin = time.monotonic()
         self._seen: Seen | None = None  # nothing is known: it is trusted
+        self._doubt_said = False  # by this run
         self._looking = threading.RLock()  # readers have threads of their own
 
     def start(self, uptime: float, seen: Seen | None = None) -> None:
@@ -109,6 +110,7 @@ class Clock:
                 self._trust(self._seen, self.time(), self.uptime())
 
     def _trust(self, seen: Seen, now: float, uptime: float) -> None:
+        self._doubt_said = False
         if seen.doubted is not None:
             seen.doubted, seen.settled = None, now
             if seen.earliest is not None and seen.earliest > now - BACK:
@@ -117,15 +119,16 @@ class Clock:
         seen.time, seen.uptime = now, uptime
 
     def _doubt(self, seen: Seen, now: float, uptime: float) -> None:
-        began = seen.doubted is None
-        if began or not agrees(now - seen.other_time, uptime - seen.other_uptime):  # another wrong one: from the start
+        another = seen.doubted is not None and not agrees(now - seen.other_time, uptime - seen.other_uptime)
+        if seen.doubted is None or another:
             seen.doubted = uptime
             seen.earliest = now if seen.earliest is None else min(now, seen.earliest)
         seen.other_time, seen.other_uptime = now, uptime
-        if began:
-            log.warning("%s", self.doubt())
-        elif uptime - seen.doubted >= ENOUGH:
+        if uptime - seen.doubted >= ENOUGH:
             self._trust(seen, now, uptime)
+        elif not self._doubt_said:
+            self._doubt_said = True
+            log.warning("%s", self.doubt())
 
     def doubt(self) -> str:
         """Why the clock is not trusted, and what ends that, in a sentence; empty while it is."""

@@ -300,7 +300,7 @@ def connect(path: Path, settings: Settings, readonly: bool = False, timeout: flo
     connection.execute("PRAGMA mmap_size = 0")
     if not readonly:
         connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
-        connection.execute(f"PRAGMA journal_size_limit = {settings.max_wal << 19}")
+        connection.execute(f"PRAGMA journal_size_limit = {settings.max_wal << 18}")
         connection.execute("PRAGMA fullfsync = ON")  # on macOS a plain fsync leaves the data in the drive's cache
         connection.execute("PRAGMA checkpoint_fullfsync = ON")
     return connection

@@ -878,10 +878,17 @@ async def export_tasks(visit: Visit) -> Response:
             small = len(piece) < tracker.PIECE_BYTES  # 500 recipes of the largest size would take gigabytes
             size = tracker.PIECE_TASKS if small else tracker.STEP_TASKS
             try:
-                rows, more = await read(more, size) if more else ([], "")
+                rows, more = await next_rows(size) if more else ([], "")
             except TrackerError as error:  # the answer has begun: all that is left is to break it off
                 tracker.log.warning("An export of project %d broke off: %s", project, error)
                 raise ClientDisconnect from error
+
+    async def next_rows(size: int) -> tuple[list[sqlite3.Row], str]:
+        """The next tasks; what takes too long to read is read in smaller pieces."""
+        try:
+            return await read(more, size)
+        except TrackerError:
+            return await read(more, 1)
 
     headers = {"content-disposition": f'attachment; filename="project-{project}-{wanted.state}.jsonl"'}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)

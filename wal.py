@@ -107,7 +107,7 @@ def cut(connection: sqlite3.Connection) -> bool:
 
 
 class WalKeeper:
-    """Has the log cut when it is longer than half of the bound; says who reads when it cannot be."""
+    """Has the log cut when it is longer than a quarter of the bound; says who reads when it cannot be."""
 
     def __init__(self, path: Path, bound: int, gate: Gate, run: Callable[[Callable], asyncio.Future]):
         self.path, self.bound, self.gate, self.run = path, bound, gate, run
@@ -128,7 +128,7 @@ class WalKeeper:
         if now < self._next_look or (self._cutting and not self._cutting.done()):
             return
         self._next_look = now + LOOK_INTERVAL
-        if self.size() > self.bound // 2:
+        if self.size() > self.bound // 4:
             self._cutting = asyncio.create_task(self._cut())
 
     async def _cut(self) -> None:

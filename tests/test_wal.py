@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import json
 import sqlite3
 import subprocess
 import sys
@@ -27,7 +29,7 @@ ENDLESS = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM nu
 def bound(monkeypatch: pytest.MonkeyPatch) -> int:
     """MiB that the log may have, of trackers that `serve` starts."""
     monkeypatch.setattr(wal, "LOOK_INTERVAL", 0)
-    return 16
+    return 32
 
 
 async def begin(path: Path, bound: int) -> tracker.Tracker:
@@ -37,7 +39,7 @@ async def begin(path: Path, bound: int) -> tracker.Tracker:
 
 
 def put(tx: tracker.Tx, number: int) -> None:
-    tx.execute("INSERT OR REPLACE INTO meta VALUES (?, randomblob(20000))", (f"put {number % 10}",))
+    tx.execute("INSERT OR REPLACE INTO meta VALUES (?, randomblob(10000))", (f"put {number % 10}",))
 
 
 def slowly(tx: tracker.Tx) -> int:
@@ -56,7 +58,7 @@ def test_reads_that_overlap_all_the_time_do_not_make_the_log_grow(tmp_path: Path
                 await one.db.read(slowly)
 
         readers = [asyncio.create_task(read()) for _ in range(4)]
-        for number in range(3000):  # 60 MB
+        for number in range(8000):  # 100 MB
             await one.db.write(put, number)
             longest = max(longest, Path(f"{one.db.path}-wal").stat().st_size)
         written = True
@@ -80,7 +82,7 @@ def test_a_log_that_was_long_at_the_start_is_cut(tmp_path: Path, bound: int) -> 
 
         reading = asyncio.create_task(one.db.read(stay))
         await began.wait()
-        for number in range(1000):
+        for number in range(5000):
             await one.db.write(put, number)
         assert one.db.wal.size() > bound * MIB
         release.set()
@@ -122,6 +124,25 @@ def test_a_read_of_many_short_statements_is_ended_as_well(tmp_path: Path, monkey
             assert await one.db.read(lambda tx: tx.one("SELECT 1")[0]) == 1
 
     asyncio.run(asyncio.wait_for(serve(), 60))
+
+
+def test_an_export_of_which_a_read_was_ended_goes_on_in_the_next(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.bulk_submit([{"project": project, "recipe": f"recipe {number}"} for number in range(60)])
+    ended, list_tasks = [], tracker.list_tasks
+
+    @functools.wraps(list_tasks)
+    def slow(tx: tracker.Tx, caller: tracker.Caller, project: object, wanted: object, after: str, limit: int) -> object:
+        if after and limit > 1:
+            ended.append(limit)
+            raise wal.too_long()
+        return list_tasks(tx, caller, project, wanted, after, limit)
+
+    monkeypatch.setattr(tracker, "list_tasks", slow)
+    lines = site.admin.get(f"/ui/projects/{project}/export").text.splitlines()
+    assert [json.loads(line)["recipe"] for line in lines] == [f"recipe {number}" for number in range(60)]
+    assert len(ended) == 10
 
 
 def test_a_read_whose_caller_has_gone_counts_until_it_has_ended(tmp_path: Path) -> None:
@@ -167,7 +188,7 @@ def test_reads_go_on_while_another_program_keeps_the_writer_from_cutting_the_log
 
     async def serve() -> None:
         one = await begin(tmp_path / "x.db", 1000)
-        for number in range(1500):
+        for number in range(3000):
             await one.db.write(put, number)
         with contextlib.closing(sqlite3.connect(one.db.path, isolation_level=None)) as shell:
             shell.execute("BEGIN IMMEDIATE")
