@@ -17,6 +17,7 @@ log = logging.getLogger("tracker")
 
 AHEAD = 30 * 86400  # seconds by which it may have gone on: a laptop was off, nobody served the database
 BACK = 3600  # and by which it may have been set back
+SAY_INTERVAL = 3600.0  # seconds from one line in the log to the next
 ENOUGH = 7 * 86400  # seconds of service after which a clock is believed that nobody has set right
 
 
@@ -48,7 +49,7 @@ class Clock:
     def __init__(self) -> None:
         self._origin = time.monotonic()
         self._seen: Seen | None = None  # nothing is known: it is trusted
-        self._doubt_said = False  # by this run
+        self._say_at = 0.0  # the uptime at which it is said again that it is in doubt
         self._looking = threading.RLock()  # readers have threads of their own
 
     def start(self, uptime: float, seen: Seen | None = None) -> None:
@@ -110,7 +111,7 @@ class Clock:
                 self._trust(self._seen, self.time(), self.uptime())
 
     def _trust(self, seen: Seen, now: float, uptime: float) -> None:
-        self._doubt_said = False
+        self._say_at = 0.0
         if seen.doubted is not None:
             seen.doubted, seen.settled = None, now
             if seen.earliest is not None and seen.earliest > now - BACK:
@@ -126,8 +127,8 @@ class Clock:
         seen.other_time, seen.other_uptime = now, uptime
         if uptime - seen.doubted >= ENOUGH:
             self._trust(seen, now, uptime)
-        elif not self._doubt_said:
-            self._doubt_said = True
+        elif uptime >= self._say_at:
+            self._say_at = uptime + SAY_INTERVAL
             log.warning("%s", self.doubt())
 
     def doubt(self) -> str:

@@ -3145,8 +3145,7 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
         keep_count, keep_time = row or (None, None)
         age = keep_time or tx.settings.job_retention
         let_age(tx, "job", limit=STEP_TASKS, template=template or None)
-        values = {"before": tx.before(age), "certain": tx.certain(age), "now": tx.now, "limit": STEP_TASKS}
-        values |= {"template": template or None, "keep": keep_count}
+        values = {**tx.ages(age), "template": template or None, "keep": keep_count, "limit": STEP_TASKS}
         due = tx.all(DUE_JOBS, values)
         for job in due:
             delete_job(tx, job["id"])
@@ -4265,8 +4264,6 @@ class Tracker:
             after = await self.db.write(roll_tallies, after, self._hour, long=True)
 
     async def prune(self) -> None:
-        if doubt := self.clock.doubt():
-            log.warning("%s", doubt)
         for forget in (prune_jobs, budgets.forget_requests, forget_workers, forget_managers):
             last = 0
             while last is not None:

@@ -79,9 +79,9 @@ class Tx:
         """What is noted as of after this was noted by a clock that was wrong; infinite while this one may be."""
         return self.now + BACK if self.clock.trusted else math.inf
 
-    def certain(self, seconds: float) -> float:
-        """What was noted before this (unix time) was not noted in the last so many seconds by a clock in doubt."""
-        return self.clock.certain(seconds)
+    def ages(self, seconds: float) -> dict[str, float]:
+        """For a statement: `before`; `certain`, before which no clock in doubt has noted anything since then; `now`."""
+        return {"before": self.before(seconds), "certain": self.clock.certain(seconds), "now": self.now}
 
     def spent(self) -> float:
         """How long this transaction has been going on, in seconds: long operations stop in time for others."""

@@ -111,10 +111,16 @@ def test_a_clock_is_believed_after_seven_days_of_service(clock: LooseClock) -> N
     assert clock.trusted_unix() == clock.time()
 
 
-def test_each_start_says_that_the_clock_is_not_trusted(clock: LooseClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_start_and_each_hour_says_that_the_clock_is_not_trusted(
+    clock: LooseClock, caplog: pytest.LogCaptureFixture
+) -> None:
     clock = restarted(clock, 60 * DAY)
-    restarted(clock, 0).look()
+    clock = restarted(clock, 0)
+    clock.look()
     assert [record.getMessage()[:9] for record in caplog.records] == ["The clock"] * 2
+    clock.now += HOUR
+    clock.look()
+    assert len(caplog.records) == 3
 
 
 def test_seven_days_begin_anew_with_another_wrong_time(clock: LooseClock) -> None:
