@@ -136,8 +136,8 @@ def summed_up(found: dict[str, int | None], total: int, free: int) -> Sizes:
     """What is left belongs to the tables that are too large; to one of them, if it is the only one."""
     rest = max(0, total - free - sum(filter(None, found.values())))
     unknown = [table for table, size in found.items() if size is None]
-    if len(unknown) == 1:
-        found, rest = {**found, unknown[0]: rest}, 0
+    if len(unknown) < 2:  # where each is known, SQLite keeps some pages for itself
+        found, rest = found | dict.fromkeys(unknown, rest), 0
     tables = [TableSize(table, size, BOUNDS.get(table, "SQLite's own")) for table, size in found.items()]
     return Sizes(sorted(tables, key=lambda one: (one.size is not None, -(one.size or 0), one.table)), free, rest)
 

@@ -259,6 +259,8 @@ def test_every_table_says_what_bounds_it_and_names_settings_that_there_are(tmp_p
 def test_what_is_too_large_to_be_looked_through_has_the_rest() -> None:
     sizes = space.summed_up({"task": None, "job": 100, "meta": 0}, total=1000, free=50)
     assert [(one.table, one.size) for one in sizes.tables] == [("task", 850), ("job", 100), ("meta", 0)]
+    sizes = space.summed_up({"task": 800, "job": 100}, total=1000, free=50)
+    assert sizes.rest == 0
     sizes = space.summed_up({"task": None, "job": None, "meta": 10}, total=1000, free=50)
     assert ([one.size for one in sizes.tables], sizes.rest) == ([None, None, 10], 940)
 
