@@ -5,26 +5,35 @@ a function that changes tasks ─► Counts ─► one statement a row of projec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+from pauses import pause_failing
+
 COUNTED = {  # the states of tasks that a project counts, and where
-    **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed")},
+    **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed", "delayed")},
     "awaiting_verification": "awaiting_verification_count",
 }
-ADD_TO_PROJECT = f"""
-    UPDATE project SET {", ".join(f"{column} = {column} + :{state}" for state, column in COUNTED.items())}
-    WHERE id = :id
-"""
 ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
 ADD_TO_TALLY = """
-    INSERT INTO tally (project, worker, held_task_count, closed_task_count, runtime_total, runtime_min, runtime_max)
-    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET held_task_count = held_task_count + excluded.held_task_count,
+    INSERT INTO tally (project, worker, held_task_count, closed_task_count, runtime_total, runtime_min, runtime_max,
+        failures_in_row)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO UPDATE SET
+        held_task_count = held_task_count + excluded.held_task_count,
+        failures_in_row = iif(?9, 0, failures_in_row) + excluded.failures_in_row,
         closed_task_count = closed_task_count + excluded.closed_task_count,
         runtime_total = runtime_total + excluded.runtime_total,
         runtime_min = ifnull(min(runtime_min, excluded.runtime_min), ifnull(runtime_min, excluded.runtime_min)),
         runtime_max = ifnull(max(runtime_max, excluded.runtime_max), ifnull(runtime_max, excluded.runtime_max))
 """
+
+
+@functools.cache
+def adding_to_project(states: tuple[str, ...]) -> str:
+    """The statement that adds to a project's counts of these states."""
+    changes = ", ".join(f"{COUNTED[state]} = {COUNTED[state]} + :{state}" for state in states)
+    return f"UPDATE project SET {changes} WHERE id = :id"
 
 
 class Counts:
@@ -43,7 +52,8 @@ class Counts:
 
     def forget(self) -> None:
         self.projects: dict[int, dict[str, int]] = {}  # tasks by state
-        self.tallies: dict[tuple[int, int], list] = {}  # by project and worker: held, closed, runtime's sum, min, max
+        # By project and worker: held, closed, runtime's sum, min, max, failures in a row, whether they begin anew.
+        self.tallies: dict[tuple[int, int], list] = {}
 
     def move(self, project: int, was: str, now: str, count: int = 1) -> None:
         """Tasks of the project have changed their state."""
@@ -53,17 +63,29 @@ class Counts:
         counts[was] -= count
         counts[now] += count
 
-    def hold(self, project: int, worker: int, count: int) -> None:
-        """The worker holds so many more tasks of the project."""
+    def tally(self, project: int, worker: int) -> list:
         tally = self.tallies.get((project, worker))
         if tally is None:
-            tally = self.tallies[project, worker] = [0, 0, 0.0, None, None]
-        tally[0] += count
+            tally = self.tallies[project, worker] = [0, 0, 0.0, None, None, 0, False]
+        return tally
+
+    def hold(self, project: int, worker: int, count: int) -> None:
+        """The worker holds so many more tasks of the project."""
+        self.tally(project, worker)[0] += count
+
+    def fail(self, project: int, worker: int) -> None:
+        """The worker has failed a plain task of the project, or lost its lease."""
+        self.tally(project, worker)[5] += 1
+
+    def succeed(self, project: int, worker: int) -> None:
+        """The worker has closed or verified a task of the project: the failures in a row begin anew."""
+        self.tally(project, worker)[5:] = 0, True
 
     def close(self, project: int, worker: int, runtimes: list[float]) -> None:
         """The worker has closed tasks of the project, each of which it had held for so many seconds."""
         self.move(project, "assigned", "closed", len(runtimes))
         self.hold(project, worker, -len(runtimes))
+        self.succeed(project, worker)
         tally = self.tallies[project, worker]
         tally[1] += len(runtimes)
         tally[2] += sum(runtimes)
@@ -76,10 +98,12 @@ class Counts:
 
     def write(self, tx: Any) -> None:
         """Adds everything to the rows."""
-        if self.projects:
-            tx.executemany(ADD_TO_PROJECT, [counts | {"id": project} for project, counts in self.projects.items()])
+        for project, counts in self.projects.items():
+            if changed := tuple(state for state in COUNTED if counts[state]):
+                tx.execute(adding_to_project(changed), counts | {"id": project})
         if self.tallies:
             tx.executemany(ADD_TO_TALLY, [(*key, *tally) for key, tally in self.tallies.items()])
+            pause_failing(tx, [(*key, tally[5]) for key, tally in self.tallies.items() if tally[5]])
             closed = [(tally[1], worker) for (_, worker), tally in self.tallies.items() if tally[1]]
             tx.executemany(ADD_TO_WORKER, closed)
         self.forget()

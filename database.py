@@ -114,6 +114,24 @@ UPGRADES: dict[int, tuple[str, str]] = {
         WHERE NOT trusted;
         """,
     ),
+    8: (
+        """
+        ALTER TABLE project ADD COLUMN retry_delay REAL NOT NULL DEFAULT 0;
+        ALTER TABLE project ADD COLUMN max_lost_leases INTEGER;
+        ALTER TABLE project ADD COLUMN delayed_task_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE project ADD COLUMN paused_worker_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE task ADD COLUMN lost_leases INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE task ADD COLUMN attempt INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE task ADD COLUMN not_before REAL;
+        ALTER TABLE tally ADD COLUMN failures_in_row INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE tally ADD COLUMN pause_uptime REAL;
+        ALTER TABLE job ADD COLUMN delayed INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE testflinger_job ADD COLUMN delayed INTEGER NOT NULL DEFAULT 0;
+        DROP INDEX job_waiting;  -- no door hands out a delayed job
+        DROP INDEX testflinger_job_waiting;
+        """,
+        "",
+    ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 

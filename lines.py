@@ -147,7 +147,8 @@ def name_of(head: bytes) -> str | None:
 MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the others
 MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
 LINE_DEFAULTS = [name for name in LineDefaults.__struct_fields__ if name in SubmitBody.__struct_fields__]
-EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time"))  # of no account in a new task
+# Of an exported task, and of no account in a new one.
+EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time", "lost_leases"))
 
 
 class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):
@@ -209,7 +210,8 @@ def task_of_line(line: bytes | None, upload: Upload) -> LineTask:
     fields: dict[str, Any] = {name: getattr(defaults, name) for name in LINE_DEFAULTS}
     if defaults.format == "json" or (defaults.format == "auto" and text.lstrip().startswith("{")):
         given = decode(line, dict[str, Any])
-        fields |= {name: value for name, value in given.items() if value is not None and name not in EXPORTED_STATE}
+        given = {name: value for name, value in given.items() if value is not None and name not in EXPORTED_STATE}
+        fields |= {"delay": 0, **given} if "not_before" in given else given
     else:
         fields["recipe"] = text
     body = convert(fields, LineTask)

@@ -249,6 +249,7 @@ NOTES: dict[str, Note] = {
     "POST /task/bulk_release": Note(
         "Tasks", body={"releases": [{"task_id": 2, "result": 0}, {"task_id": 3, "result": 2}]}
     ),
+    "POST /task/extend": Note("Tasks", body={"task_id": 2, "seconds": 600}, message="Says why no lease was extended."),
     "POST /template/create": Note("Templates", {**NO_EDIT, **NAMED_TWICE}, body=TEMPLATE),
     "POST /template/update/{template}": Note(
         "Templates", NAMED_TWICE, body={"api": True, "key": "secure123", "keep_count": 100, "keep_time": 86400}

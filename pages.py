@@ -49,6 +49,7 @@ import charts
 import deletion
 import errors
 import openapi
+import pauses
 import shapes
 import tracker
 from database import SCHEMA_VERSION
@@ -62,6 +63,7 @@ from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call,
 RATE_WINDOW = 300  # seconds over which the present rate is taken
 
 
+UNDONE = [name for name in tracker.COUNT_COLUMNS if name not in ("failed_task_count", "closed_task_count")]
 RANGES = {"1h": 3600, "24h": 86400, "7d": 7 * 86400, "all": None}  # seconds
 
 
@@ -73,7 +75,7 @@ def pace(tx: Tx, project: sqlite3.Row) -> dict[str, float | None]:
         (project["id"], tx.time - max(RATE_WINDOW, 2 * tx.settings.snapshot_interval), tx.time - 5),
     )
     rate = row and max(0, project["closed_task_count"] - row["closed_task_count"]) / (tx.time - row["time_stamp"])
-    left = sum(project[name] for name in ("waiting_task_count", "assigned_task_count", "awaiting_verification_count"))
+    left = sum(project[name] for name in UNDONE)
     eta = 0 if left == 0 else left / rate if rate and not project["paused"] else None
     return {"rate": rate, "eta": eta, "left": left}
 
@@ -117,8 +119,8 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
     present = {  # what a snapshot would say now: a chart must not end a minute ago
         "time_stamp": end,
-        "new_task_count": project["waiting_task_count"] + project["assigned_task_count"],
-        **{name: project[name] for name in tracker.COUNT_COLUMNS[2:]},
+        "new_task_count": sum(project[name] for name in UNDONE) - project["awaiting_verification_count"],
+        **{name: project[name] for name in tracker.COUNT_COLUMNS},
     }
     sampled = rows if len(rows) > 1 else [*rows, present]  # the rate of a few seconds is mostly chance
     closed = charts.rates((row["time_stamp"], row["closed_task_count"]) for row in sampled)
@@ -672,6 +674,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "ranges": RANGES,
         "charts_of": project_charts(tx, project, query.range),
         "holders": holders(tx, project["id"]),
+        "paused_workers": pauses.paused_workers(tx, project["id"]) if project["paused_worker_count"] else [],
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
         "day_leaders": leaders(tx, project["id"], LAST_DAY),
         "runtime": runtimes(tx, project["id"]),
@@ -697,6 +700,12 @@ def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any])
     if project["chain"] and project["chain"] not in {row["id"] for row in targets}:
         targets.append(chain_target(tx, caller, project["chain"]))
     return {"project": project, "targets": targets}
+
+
+class ProjectForm(shapes.ProjectBody):
+    """A project as its form has it: what is left empty there is the tracker's default."""
+
+    max_lost_leases: shapes.Natural16 | None = None
 
 
 @of_project(EDIT)
@@ -761,6 +770,7 @@ def said_of(kind: str, count: int, priority: int | None = None) -> str:
     return {
         "retry": f"{count:,} failed {tasks} {are} waiting again.",
         "requeue": f"{count:,} assigned {tasks} {are} waiting again.",
+        "make_ready": f"{count:,} delayed {tasks} {are} ready.",
         "set_priority": f"{count:,} {tasks} got priority {priority}.",
         "delete": f"{count:,} {tasks} {were} deleted.",
         "hard_reset": f"The project was reset: {count:,} {tasks} deleted, hashes forgotten.",
@@ -803,8 +813,8 @@ def filter_of(query: TaskQuery) -> tracker.TaskFilter:
 
 
 LISTED = (
-    "id, priority, retries, max_retries, assignee, assign_time, substr(recipe, 1, 301) AS recipe,"
-    " (SELECT alias FROM worker WHERE id = task.assignee) AS alias"
+    "id, priority, retries, max_retries, lost_leases, not_before, assignee, assign_time,"
+    " substr(recipe, 1, 301) AS recipe, (SELECT alias FROM worker WHERE id = task.assignee) AS alias"
 )
 
 
@@ -896,7 +906,7 @@ async def export_tasks(visit: Visit) -> Response:
 
 EXPORTED = (
     *("id", "priority", "recipe", "retries", "max_retries", "max_assign_time", "verification_count", "hash64"),
-    *("assignee", "assign_time"),
+    *("assignee", "assign_time", "lost_leases", "not_before"),
 )
 
 
@@ -1359,12 +1369,13 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
         raise TrackerError("not_found", f"No worker {worker}")
     projects = tx.all(
         "SELECT p.id, p.name, p.public, a.role_assign, a.role_submit, a.request, t.held_task_count,"
+        " t.pause_uptime IS NOT NULL AND t.failures_in_row >= :most AS is_paused, t.failures_in_row,"
         f" t.closed_task_count, {LAST_DAY} AS day, t.runtime_min, t.runtime_max,"
         " t.runtime_total / nullif(t.closed_task_count, 0) AS runtime_avg FROM project p"
         " LEFT JOIN worker_access a ON a.project = p.id AND a.worker = :worker"
         " LEFT JOIN tally t ON t.project = p.id AND t.worker = :worker"
         f" WHERE (a.worker IS NOT NULL OR t.worker IS NOT NULL) AND {VISIBLE} ORDER BY p.name LIMIT 100",
-        {"worker": worker, **caller.as_values},
+        {"worker": worker, "most": tx.settings.pause_after_failures or pauses.NEVER, **caller.as_values},
     )
     values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
     now, match = tracker.SEARCH_TIME, tracker.READABLE_LINES
@@ -1499,7 +1510,7 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
             "Write-ahead log": wal_size(tx.settings),
             "Free disk": tx.limits.free_disk or 0,
             "Workers": tx.one("SELECT COUNT(*) FROM worker")[0],
-            "Tasks": tx.one(f"SELECT ifnull(SUM({' + '.join(tracker.COUNT_COLUMNS[:4])}), 0) FROM project")[0],
+            "Tasks": tx.one(f"SELECT ifnull(SUM(failed_task_count + {' + '.join(UNDONE)}), 0) FROM project")[0],
         },
     }
 
@@ -1540,16 +1551,17 @@ PAGES = [
     Action(
         "",
         tracker.create_project,
-        None,
+        ProjectForm,
         "/ui/projects/{result}",
         "The project is there. Workers may ask for access now.",
     ),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
+    Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
-    Action("", tracker.update_project, to=ONE_PROJECT, says="Saved."),
+    Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
     Action("/delete", delete_project, again="confirm"),
     Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),

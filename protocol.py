@@ -170,6 +170,10 @@ class Direct:
         protocol.on_response_complete()
 
 
+def do_nothing() -> None:
+    """What is called of a connection that has gone."""
+
+
 class Refused(Exception):
     """What comes in is refused before the application sees it."""
 
@@ -273,6 +277,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self.unread = None
         if self.lost and not self.lost.done():
             self.lost.set_result(None)
+        self.let_go_of_all()
+
+    def let_go_of_all(self) -> None:
+        """Leaves nothing in circles, of which the garbage collector would take its time: it can be 100 KB."""
+        self.pipeline.clear()
+        self.headers, self.held, self.running, self.cycle = [], None, None, None
+        self.transport.end = self.flow.more = do_nothing
 
     def eof_received(self) -> bool:
         """Whether the connection stays open: the client may wait for an answer all the same."""

@@ -114,6 +114,8 @@ CREATE TABLE IF NOT EXISTS project (
     paused                      INTEGER NOT NULL,
     chain                       INTEGER REFERENCES project,
     keep_hashes                 INTEGER NOT NULL,            -- closed tasks' hashes stay taken (kept_hash)
+    retry_delay                 REAL NOT NULL DEFAULT 0,     -- seconds that a task rests after the first failed attempt
+    max_lost_leases             INTEGER,                     -- 0 = any; NULL = the tracker's default
     assign_rate                 REAL NOT NULL,               -- tasks per second, 0 = unlimited
     submit_rate                 REAL NOT NULL,
     assign_free_uptime          REAL NOT NULL DEFAULT 0,     -- the rate limiters: nothing passes before
@@ -125,6 +127,8 @@ CREATE TABLE IF NOT EXISTS project (
     assigned_task_count         INTEGER NOT NULL DEFAULT 0,
     failed_task_count           INTEGER NOT NULL DEFAULT 0,
     closed_task_count           INTEGER NOT NULL DEFAULT 0,
+    delayed_task_count          INTEGER NOT NULL DEFAULT 0,
+    paused_worker_count         INTEGER NOT NULL DEFAULT 0,  -- tallies with a pause: at 0 nobody looks for any
     trusted                     INTEGER NOT NULL DEFAULT 1,  -- 0: all that is in such projects shares one budget
     size                        INTEGER NOT NULL DEFAULT 0,  -- bytes of that budget; 0 in a trusted one
     creator                     INTEGER,                     -- the manager who made it, NULL: nobody knows, or a dialect
@@ -235,7 +239,8 @@ CREATE TABLE IF NOT EXISTS login_failure (
 
 -- ── Tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- A piece of work that is not closed yet: new (1) or failed (2); assigned when it has an assignee. Closed ones are deleted.
+-- A piece of work that is not closed yet: new (1), failed (2) or delayed (3); assigned when it has an assignee. Closed ones
+-- are deleted. A delayed one has a status of its own, so that no index of those that are ready has it.
 -- AUTOINCREMENT, because an id that came back would let a late release close somebody else's task.
 CREATE TABLE IF NOT EXISTS task (
     id                          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -244,6 +249,9 @@ CREATE TABLE IF NOT EXISTS task (
     status                      INTEGER NOT NULL DEFAULT 1,
     retries                     INTEGER NOT NULL DEFAULT 0,
     max_retries                 INTEGER NOT NULL,
+    lost_leases                 INTEGER NOT NULL DEFAULT 0,
+    attempt                     INTEGER NOT NULL DEFAULT 0,  -- the number of the last assignment
+    not_before                  REAL,                        -- until when it is delayed; NULL: it is not
     max_assign_time             INTEGER NOT NULL,            -- seconds, 0 = the tracker's default
     verification_count          INTEGER NOT NULL,
     hash64                      INTEGER,
@@ -267,6 +275,8 @@ CREATE INDEX IF NOT EXISTS task_awaiting_project ON task (project, id)
     WHERE status = 1 AND assignee IS NULL AND verifiers IS NOT NULL;
 CREATE INDEX IF NOT EXISTS task_held ON task (project, assignee, id) WHERE assignee IS NOT NULL;
 CREATE INDEX IF NOT EXISTS task_failed ON task (project, id) WHERE status = 2;
+CREATE INDEX IF NOT EXISTS task_delayed ON task (project, id) WHERE status = 3;
+CREATE INDEX IF NOT EXISTS task_not_before ON task (not_before) WHERE status = 3;
 CREATE INDEX IF NOT EXISTS task_deadline ON task (deadline_uptime) WHERE deadline_uptime IS NOT NULL;
 
 -- An assignment that has ended, for the history of its task. An assignment that closed a task at the first attempt leaves
@@ -342,6 +352,8 @@ CREATE TABLE IF NOT EXISTS tally (
     runtime_total               REAL NOT NULL DEFAULT 0,     -- seconds from assignment to closing release
     runtime_min                 REAL,
     runtime_max                 REAL,
+    failures_in_row             INTEGER NOT NULL DEFAULT 0,  -- plain tasks that it has failed or lost since it closed one
+    pause_uptime                REAL,                        -- until when that pauses it here; NULL: it does not
     PRIMARY KEY (project, worker)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tally_worker ON tally (worker);
@@ -549,7 +561,8 @@ CREATE TABLE IF NOT EXISTS job (
     warned                      INTEGER NOT NULL DEFAULT 0,
     line_count                  INTEGER NOT NULL DEFAULT 0,
     log_size                    INTEGER NOT NULL DEFAULT 0,
-    sent_count                  INTEGER NOT NULL DEFAULT 0   -- log entries that its present worker has numbered
+    sent_count                  INTEGER NOT NULL DEFAULT 0,  -- log entries that its present worker has numbered
+    delayed                     INTEGER NOT NULL DEFAULT 0   -- its task is delayed: nobody gets the job, though it waits
 ) STRICT;
 CREATE INDEX IF NOT EXISTS job_project ON job (project, id);
 CREATE INDEX IF NOT EXISTS job_project_state ON job (project, state, id);
@@ -557,7 +570,8 @@ CREATE INDEX IF NOT EXISTS job_template ON job (template, id);
 CREATE INDEX IF NOT EXISTS job_template_state ON job (template, state, id);
 CREATE INDEX IF NOT EXISTS job_created ON job (created, id);
 -- Assignment to those who can do nothing but jobs takes the first row of this one; an index of tasks would cost plain ones.
-CREATE INDEX IF NOT EXISTS job_waiting ON job (project, priority DESC, task) WHERE state = 'waiting' AND task IS NOT NULL;
+CREATE INDEX IF NOT EXISTS job_waiting ON job (project, priority DESC, task)
+    WHERE state = 'waiting' AND task IS NOT NULL AND NOT delayed;
 CREATE INDEX IF NOT EXISTS job_finished ON job (template, finished) WHERE finished IS NOT NULL;
 CREATE INDEX IF NOT EXISTS job_script ON job (script) WHERE script IS NOT NULL;
 CREATE INDEX IF NOT EXISTS job_workflow ON job (workflow, id) WHERE workflow IS NOT NULL;
@@ -840,12 +854,13 @@ CREATE TABLE IF NOT EXISTS testflinger_job (
     attachments_of              TEXT,                        -- uuid of the job that they were uploaded for
     client                      TEXT,                        -- who submitted it, where that is known
     secret                      INTEGER NOT NULL DEFAULT 0,  -- it names secrets of its client
+    delayed                     INTEGER NOT NULL DEFAULT 0,  -- as the job's
     agent                       TEXT,                        -- who picked it ('': without a name); NULL: nobody here
     wait                        REAL,                        -- seconds from created to started; NULL: not started yet
     finished                    REAL                         -- NULL too where a template says how long it is kept
 ) STRICT;
 CREATE INDEX IF NOT EXISTS testflinger_job_waiting ON testflinger_job (project, priority DESC, job)
-    WHERE state = 'waiting' AND attachments <> 'waiting';
+    WHERE state = 'waiting' AND attachments <> 'waiting' AND NOT delayed;
 CREATE INDEX IF NOT EXISTS testflinger_job_state ON testflinger_job (state, job);
 CREATE INDEX IF NOT EXISTS testflinger_job_project ON testflinger_job (project, job);
 CREATE INDEX IF NOT EXISTS testflinger_job_wait ON testflinger_job (project, wait) WHERE wait IS NOT NULL;

@@ -152,6 +152,19 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "A task without a max_assign_time of its own is taken back after this time, in seconds.",
         Meta(ge=1, le=2**31),
     ] = 3600
+    max_extension: Annotated[
+        shapes.Seconds, "A worker may extend a lease so that it ends at most so many seconds from then on."
+    ] = 86400
+    default_max_lost_leases: Annotated[
+        int,
+        "A plain task fails when so many leases of it are lost, if its project says nothing else. 0 for never.",
+        Meta(ge=0, le=shapes.INT16_MAX),
+    ] = 5
+    pause_after_failures: Annotated[
+        int,
+        "A worker that fails so many plain tasks of a project in a row is paused there for ten minutes. 0 for never.",
+        Meta(ge=0, le=1_000_000),
+    ] = 25
     default_job_timeout: Annotated[
         shapes.Seconds, "A job whose template has no timeout may run for this time, in seconds."
     ] = 600

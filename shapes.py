@@ -25,6 +25,7 @@ Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Id = Annotated[int, Meta(ge=0, le=INT64_MAX)]
 Moment = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+Delay = Annotated[float, Meta(ge=0, le=1e9)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Rate = Annotated[float, Meta(ge=0)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
@@ -172,6 +173,19 @@ class Project(Shape, kw_only=True):
     keep_hashes: Annotated[
         bool, "Whether the hashes of closed tasks stay taken, so that each is handed out once for ever.", False
     ] = False
+    retry_delay: Annotated[
+        float,
+        "Seconds that a task rests when an attempt has failed or its lease was lost, twice as many after each further"
+        " one, give or take a tenth; an hour at most. 0: it is ready again at once.",
+        5.0,
+        Meta(ge=0, le=3600),
+    ] = 0.0
+    max_lost_leases: Annotated[
+        Natural16 | None,
+        "Leases that workers may lose of one plain task, after which it counts as failed. 0: any number. Null means"
+        " {default_max_lost_leases:}.",
+        5,
+    ] = None
     waiting_task_count: Annotated[int | UnsetType, "Tasks that wait for a worker.", 120] = UNSET
     assigned_task_count: Annotated[int | UnsetType, "Tasks that workers hold now.", 4] = UNSET
     awaiting_verification_count: Annotated[
@@ -179,6 +193,7 @@ class Project(Shape, kw_only=True):
     ] = UNSET
     failed_task_count: Annotated[int | UnsetType, "Tasks that have failed for good.", 1] = UNSET
     closed_task_count: Annotated[int | UnsetType, "Tasks that are done.", 42] = UNSET
+    delayed_task_count: Annotated[int | UnsetType, "Tasks that wait for their time.", 0] = UNSET
 
 
 class ProjectContent(Project, kw_only=True):
@@ -212,7 +227,7 @@ class WebhookSecretBody(Shape):
 class Snapshot(Shape):
     """The counts of a project at one moment."""
 
-    new_task_count: Annotated[int, "Tasks that were waiting or assigned.", 124]
+    new_task_count: Annotated[int, "Tasks that were waiting, delayed or assigned.", 124]
     failed_task_count: Annotated[int, "Tasks that had failed for good.", 1]
     closed_task_count: Annotated[int, "Tasks that had been done until then.", 42]
     worker_access_count: Annotated[int, "Workers with access.", 3]
@@ -379,6 +394,8 @@ class Task(Shape):
     max_assign_time: Annotated[int, "Seconds that the worker may hold it; 0 means the tracker's default.", 600]
     assign_time: Annotated[int, "When it was assigned, in unix seconds.", 1559397394]
     verification_count: Annotated[int, "Different workers that must release it with the same `verification`.", 0]
+    lease: Annotated[int, "Seconds that this worker may hold it, unless it extends that.", 600]
+    attempt: Annotated[int, "The number of this assignment of the task, for its release.", 1]
     project: Project
     job: TaskJob | UnsetType = UNSET
 
@@ -405,6 +422,14 @@ class SubmitBody(Shape):
         "Different workers that must release the task with the same `verification` before it is closed. 0 and 1 both"
         " mean one.",
     ] = 0
+    delay: Annotated[
+        Delay, "Seconds, from when it is in the queue, for which nobody is assigned the task. Its hash is taken."
+    ] = 0
+    not_before: Annotated[
+        float,
+        "The same as a moment in unix seconds; one that has passed delays nothing. Give this or `delay`, not both.",
+        Meta(ge=0, le=1e11),
+    ] = 0
     hash64: Annotated[
         Hash64, "64 bits, signed or unsigned, that keep another task with the same hash out of the project. 0 for none."
     ] = 0
@@ -422,6 +447,7 @@ class LineDefaults(Shape):
         Natural, "Seconds that a worker may hold such a task. 0 means {default_max_assign_time:}."
     ] = 0
     verification_count: Annotated[Natural16, "Different workers that must agree on such a task."] = 0
+    delay: Annotated[Delay, "Seconds, from when it is in the queue, for which nobody is assigned such a task."] = 0
     once: Annotated[
         bool,
         "Whether a recipe is its task's `unique_string`, if the line gives no hash: a task with the same recipe is"
@@ -493,6 +519,12 @@ class ReleaseBody(Shape):
         "Hash of the result, 64 bits, signed or unsigned. Counts when the task needs several verifications: it is"
         " closed when enough workers have given the same.",
     ] = 0
+    delay: Annotated[Delay, "Of a skipped task: seconds for which nobody is assigned it. Refused with others."] = 0
+    attempt: Annotated[
+        Natural,
+        "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."
+        " 0 for whichever it is.",
+    ] = 0
     output: Annotated[
         Raw | UnsetType,
         "What has come of it, any JSON: the result of the task's job, if it has one. Of an object, `state` (`failure`"
@@ -504,6 +536,29 @@ class ReleaseBody(Shape):
 
 class BulkReleaseBody(Shape):
     releases: Annotated[list[ReleaseBody], "The releases, at most {max_count:}."]
+
+
+class Extension(Shape):
+    """More time for a task that the caller holds."""
+
+    task_id: Annotated[Id, "The task's number."]
+    seconds: Annotated[
+        Delay, "From now on. More than {max_extension:} counts as that, and less than there is left changes nothing."
+    ]
+    attempt: Annotated[Natural, "The `attempt` of the assigned task: only that assignment is extended. 0 for any."] = 0
+
+
+class ExtendBody(changes(Extension, "OneExtension", "An extension.", without=())):
+    """One extension, or several."""
+
+    extensions: Annotated[list[Extension] | UnsetType, "Several of them, at most {max_count:}."] = UNSET
+
+
+class Extended(Shape):
+    """What became of an extension."""
+
+    held: Annotated[bool, "Whether the caller holds the task. If not, somebody took it away: stop.", True]
+    left: Annotated[float, "Seconds that it may still be held.", 600.0] = 0.0
 
 
 class AssignQuery(Shape):

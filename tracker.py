@@ -13,16 +13,17 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), settings, server, protocol and connections
-(how bytes come in), turns (who goes first), browsers (what they may do), attempts (at passwords), limits, budgets and
-shares (how often, how much, and of what all share), database (the file) with writer (the one that writes), clock, wal
-and space (that it does not grow for ever), counts (the live ones) and warming (what is read for it), lines and githook
-(uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the API's document),
-schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/ (other systems'
-APIs), commands (the command line), deletion (of a project).
+Beside this module: errors (what is refused), shapes (what goes in and out), callers (who calls, and what they may),
+settings, server, protocol and connections (how bytes come in), turns (who goes first), browsers (what they may do),
+attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how often, how much, and of what all
+share), database (the file) with writer (the one that writes), clock, wal and space (that it does not grow for ever),
+counts (the live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that
+people choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when
+somebody needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line), deletion (of
+a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
-    Ids, secrets and searches · Dialects · Callers · Workers · Projects and access · Managers ·
+    Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
     Logs · Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
     HTTP plumbing · JSON API · Routes and app · In-process · Command line
 
@@ -49,6 +50,7 @@ import itertools
 import logging
 import logging.handlers
 import math
+import random
 import re
 import secrets
 import shlex
@@ -58,12 +60,11 @@ import sys
 import tempfile
 import threading
 import time
-import types
 import typing
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import itsdangerous
 import msgspec
@@ -79,6 +80,7 @@ import budgets
 import errors
 import names
 import openapi
+import pauses
 import shapes
 from attempts import (
     Attempt,
@@ -93,6 +95,42 @@ from attempts import (
     note_address,
     password_matches,
     sources_of,
+)
+from callers import (
+    ADMIN,
+    ALL_ROLES,
+    ASSIGN,
+    EDIT,
+    LOGIN,
+    MAINTENANCE,
+    MANAGE_ACCESS,
+    PROJECT,
+    READ,
+    ROLE_NAMES,
+    SECRET,
+    SEES,
+    SUBMIT,
+    WORKER,
+    Caller,
+    Credentials,
+    Need,
+    NoAccess,
+    Thing,
+    WorkerCredentials,
+    accessible,
+    as_caller,
+    authenticate,
+    check_access,
+    check_secret,
+    check_worker,
+    digest,
+    find_project,
+    find_project_row,
+    find_worker,
+    identify,
+    is_granted,
+    logged_in,
+    needs,
 )
 from connections import room_for
 from counts import COUNTED, reads_no_counts
@@ -139,11 +177,6 @@ UNLIMITED_RATE = 1.7976931348623157e308  # what existing clients compare with
 def new_secret() -> str:
     """32 random bytes in base64, as workers' secrets look."""
     return base64.b64encode(secrets.token_bytes(32)).decode()
-
-
-def digest(secret: bytes) -> bytes:
-    """What is stored of a random secret. Plain SHA-256 is enough for 256 random bits, and fast."""
-    return hashlib.sha256(secret).digest()
 
 
 def to_int64(value: int, name: str) -> int:
@@ -281,281 +314,6 @@ def known_dialects(tx: Tx) -> list[str]:
 def note_dialects(tx: Tx, names: Iterable[str]) -> None:
     noted = "INSERT INTO meta VALUES ('dialects', ?) ON CONFLICT DO UPDATE SET value = excluded.value"
     tx.execute(noted + " WHERE value <> excluded.value", (" ".join(names),))
-
-
-# ── Callers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE = 1, 2, 4, 8, 16
-ROLE_NAMES = {READ: "READ", EDIT: "EDIT", MANAGE_ACCESS: "MANAGE_ACCESS", SECRET: "SECRET", MAINTENANCE: "MAINTENANCE"}
-ALL_ROLES = sum(ROLE_NAMES)
-LOGIN, ADMIN, WORKER, SEES = "login", "admin", "worker", "sees"  # what a call may need that is no role
-ASSIGN, SUBMIT = "assign", "submit"  # what a worker may be granted in a project
-LAST_SEEN_STEP = 10  # seconds; a coarser last_seen saves a write on nearly every request
-
-
-class WorkerCredentials(NamedTuple):
-    """What a worker's headers claim. Without a secret: it has proved who it is in a dialect's own way."""
-
-    id: int
-    secret: bytes | None
-    secret_hash: bytes | None = None  # of the secret, where it is known already
-    source: str = ""  # the address to which its log lines count
-
-
-class WithSecret(Protocol):
-    """What a SELECT has found of a worker that calls, among other things."""
-
-    secret_hash: bytes
-    last_seen: int
-
-
-class KnownWorker(NamedTuple):
-    """A worker that has proved who it is."""
-
-    id: int
-    secret_hash: bytes
-    last_seen: int
-    alias: str
-
-
-class Caller(NamedTuple):
-    """Who calls, with today's rights: a manager with its roles, a worker, or nobody.
-
-    Resolved once in a transaction (as_caller), and never taken along into another one.
-    """
-
-    manager: Manager | None = None
-    roles: Mapping[int, int] = types.MappingProxyType({})  # by project
-    worker: KnownWorker | None = None
-    source: str = ""  # as with WorkerCredentials
-
-    def role(self, project: int) -> int:
-        """The manager's role bits in a project; a tracker admin has them all."""
-        if self.manager is not None and self.manager.tracker_admin:
-            return ALL_ROLES
-        return self.roles.get(project, 0)
-
-    @property
-    def by(self) -> dict[str, int]:
-        """The caller as a job notes who wanted it: {"worker": id} or {"manager": id}."""
-        return {"worker": self.worker.id} if self.worker else {"manager": self.manager.id}
-
-    @property
-    def as_values(self) -> dict[str, Any]:
-        """The manager as a SELECT asks for it that looks at the roles itself."""
-        admin = self.manager is not None and self.manager.tracker_admin
-        return {"manager": self.manager and self.manager.id, "admin": admin}
-
-
-Credentials = WorkerCredentials | bytes | None  # a worker's, a session's, none
-
-SELECT_MANAGER = """
-    SELECT m.id, m.username, m.tracker_admin, m.register_time,
-        (SELECT json_group_object(project, role) FROM manager_role WHERE manager = m.id) AS roles
-    FROM session s JOIN manager m ON m.id = s.manager WHERE s.id_hash = ? AND s.expires > ?
-"""
-
-
-def as_caller(tx: Tx, function: Callable, credentials: Credentials, *args: Any, **place: Any) -> Any:
-    """Calls `function(tx, caller, *args)` for whoever comes with these credentials. 401 for a worker that is none."""
-    return function(tx, identify(tx, credentials), *args, **place)
-
-
-def identify(tx: Tx, credentials: Credentials) -> Caller:
-    """Who calls. Nothing about a manager is remembered in a cookie: a session that has ended is nobody's."""
-    if isinstance(credentials, WorkerCredentials):
-        return Caller(worker=authenticate(tx, credentials), source=credentials.source)
-    row = tx.one(SELECT_MANAGER, (digest(credentials), tx.trusted_time)) if credentials is not None else None
-    if row is None:
-        return Caller()
-    return Caller(shaped(Manager, row), msgspec.json.decode(row["roles"], type=dict[int, int]))
-
-
-def check_secret(worker: WithSecret | None, credentials: WorkerCredentials) -> None:
-    """Refuses a caller whose secret is not that of the worker (None: there is none with its id)."""
-    known = worker is not None and (
-        credentials.secret is None
-        or hmac.compare_digest(worker.secret_hash, credentials.secret_hash or digest(credentials.secret))
-    )
-    if not known:
-        raise TrackerError("unauthorized", "Unknown worker or wrong secret (headers X-Worker-ID and X-Secret)")
-
-
-def check_worker(tx: Tx, worker: WithSecret | None, credentials: WorkerCredentials) -> None:
-    """Refuses as check_secret does; notes that the worker was seen."""
-    check_secret(worker, credentials)
-    if abs(tx.time - worker.last_seen) >= LAST_SEEN_STEP:
-        tx.seen.add(credentials.id)
-
-
-def find_worker(tx: Tx, worker: int) -> KnownWorker | None:
-    row = tx.one("SELECT id, secret_hash, last_seen, alias FROM worker WHERE id = ?", (worker,))
-    return row and KnownWorker._make(row)
-
-
-def authenticate(tx: Tx, credentials: WorkerCredentials) -> KnownWorker:
-    """The worker that the caller is. 401 if it is none."""
-    worker = find_worker(tx, credentials.id)
-    check_worker(tx, worker, credentials)
-    return worker
-
-
-def logged_in(caller: Caller) -> Manager:
-    """The manager that calls. 401 if it is none."""
-    if caller.manager is None:
-        raise TrackerError("unauthorized", "Please log in")
-    return caller.manager
-
-
-def check_admin(caller: Caller) -> None:
-    if not logged_in(caller).tracker_admin:
-        raise TrackerError("forbidden", "Only a tracker admin may do this")
-
-
-class NoAccess(TrackerError):
-    """What a worker wants in a project it has not been granted (yet)."""
-
-    def __init__(self, access: str, project: int):
-        super().__init__("forbidden", f"You have no {access.upper()} access to project {project}", "project")
-
-    @property
-    def message(self) -> str:
-        """Without the field: clients that are in use know this text."""
-        return self.problem
-
-
-class Thing(NamedTuple):
-    """What a call is about: how it is called, and how it is found by what stands in the path."""
-
-    noun: str
-    find: Callable[[Tx, Any], sqlite3.Row | None]
-
-    def missing(self, key: Any) -> TrackerError:
-        return TrackerError("not_found", f"No {self.noun} {key}")
-
-
-class Need(NamedTuple):
-    """What a call needs: a role of ROLE_NAMES in the project that its Thing is of, or LOGIN, ADMIN, WORKER, SEES.
-
-    SEES: anybody who may see the project; LOGIN with a Thing: a manager who may. Without one, any manager.
-    `worker`: a worker may make the call as well, if it is granted ASSIGN or SUBMIT there.
-    """
-
-    role: int | str
-    of: Thing | None
-    worker: str = ""
-    says: str = ""  # who may make the call, where that is not all
-
-    @property
-    def name(self) -> str:
-        """The role as people write it."""
-        return ROLE_NAMES.get(self.role, self.role)
-
-
-def needs(
-    role: int | str, of: Thing | None = None, worker: str = "", by_itself: bool = False, says: str = ""
-) -> Callable[[Callable], Callable]:
-    """Declares what a function needs, and hands it what it is about: `(tx, caller, row, …)` for a call with an id.
-
-    Refused in this order: 401, 404 (what is not there, or is of a hidden project), 403. A row that was found already is
-    not looked up again. A function that finds out `by_itself` what it is about gets nothing. The documentation of the
-    API says what is declared here.
-    """
-    if role == ADMIN and of:
-        raise TypeError("an admin may have any: what it is about is not looked at, and nobody would check the admin")
-    need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker, says)
-
-    def declare(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def checked(tx: Tx, caller: Caller, *args: Any, **place: Any) -> Any:
-            if need.of is None:
-                check_kind(caller, need.role)
-                return function(tx, caller, *args, **place)
-            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:], **place)
-
-        declared = function if by_itself else checked
-        declared.need = need
-        return declared
-
-    return declare
-
-
-def check_kind(caller: Caller, role: str) -> None:
-    """Refuses a caller of another kind: LOGIN, ADMIN or WORKER is needed."""
-    if role == WORKER:
-        if caller.worker is None:
-            raise TrackerError("unauthorized", "Headers X-Worker-ID and X-Secret are required")
-    elif role == ADMIN:
-        check_admin(caller)
-    else:
-        logged_in(caller)
-
-
-def accessible(tx: Tx, caller: Caller, need: Need, key: Any) -> sqlite3.Row:
-    """What a call is about, if the caller may have it."""
-    if caller.worker is None and need.role != SEES:
-        logged_in(caller)
-    row = key if isinstance(key, sqlite3.Row) else need.of.find(tx, key)
-    missing = need.of.missing(key)
-    if row is None:
-        raise missing
-    project = row if need.of is PROJECT else find_project_row(tx, row["project"])
-    check_access(tx, caller, project, need.role, missing, need.worker)
-    return row
-
-
-def check_access(
-    tx: Tx,
-    caller: Caller,
-    project: sqlite3.Row | None,
-    role: int | str,
-    missing: TrackerError | None = None,
-    worker: str = "",
-) -> None:
-    """Refuses a manager without the role in the project, and a worker without the access. 401, 404, 403.
-
-    `missing` is said when there is no such project, and just so when it is hidden from the manager.
-    """
-    if caller.worker is None and role != SEES:
-        logged_in(caller)
-    if project is None:
-        raise missing
-    if caller.worker is not None:
-        return check_granted(tx, caller.worker.id, project, worker, missing)
-    roles = caller.role(project["id"])
-    if project["hidden"] and not (roles & READ if role in (SEES, LOGIN) else roles):
-        raise missing or PROJECT.missing(project["id"])
-    if isinstance(role, int) and not roles & role:
-        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project['id']}")
-
-
-def check_granted(tx: Tx, worker: int, project: sqlite3.Row, access: str, missing: TrackerError | None = None) -> None:
-    """Refuses a worker that was not granted ASSIGN or SUBMIT in the project: a hidden one is not there for it."""
-    if is_granted(tx, worker, project["id"], access):
-        return
-    if project["hidden"]:
-        raise missing or PROJECT.missing(project["id"])
-    raise NoAccess(access, project["id"])
-
-
-def is_granted(tx: Tx, worker: int, project: int, access: str) -> bool:
-    granted = f"SELECT 1 FROM worker_access WHERE project = ? AND worker = ? AND role_{access} AND NOT request"
-    return tx.one(granted, (project, worker)) is not None
-
-
-def find_project_row(tx: Tx, project: int) -> sqlite3.Row | None:
-    return tx.one("SELECT * FROM project WHERE id = ?", (project,))
-
-
-PROJECT = Thing("project", find_project_row)
-
-
-def find_project(tx: Tx, project: int) -> sqlite3.Row:
-    """The project's row. 404 if there is none."""
-    row = find_project_row(tx, project)
-    if row is None:
-        raise PROJECT.missing(project)
-    return row
 
 
 # ── Workers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -739,8 +497,9 @@ SNAPSHOT_PIECE = 50  # projects per transaction
 def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
     """Snapshots of the next projects after id `after`. The last one's id, or None when there are no more."""
     rows = tx.all(
-        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count, failed_task_count,"
-        " closed_task_count, (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
+        "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count + delayed_task_count,"
+        " failed_task_count, closed_task_count,"
+        " (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
         " awaiting_verification_count FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
         (time_stamp, after, SNAPSHOT_PIECE),
     )
@@ -818,6 +577,13 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
     if fields["chain"] != before["chain"]:
         check_chain(tx, caller, old["id"] if old else None, fields["chain"])
     return fields
+
+
+@needs(MAINTENANCE)
+def resume_worker(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
+    """Ends the pause of a worker that has failed one task after the other in the project."""
+    if pauses.end_pause(tx, project["id"], worker):
+        tx.ready.append((project["id"], 1))  # if it waits
 
 
 def check_chain(tx: Tx, caller: Caller, project: int | None, target: int | None) -> None:
@@ -1319,7 +1085,7 @@ def newest_lines(
 
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-NEW, FAILED = 1, 2
+NEW, FAILED, DELAYED = 1, 2, 3
 OK, FAIL, SKIP = 0, 1, 2
 MOST_RECIPES = 2**22  # characters after which an answer with several tasks ends
 
@@ -1338,6 +1104,7 @@ TASK_STATES = {
     "assigned": TaskState("assignee IS NOT NULL", "assignee"),
     "awaiting_verification": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NOT NULL"),
     "failed": TaskState("status = 2"),
+    "delayed": TaskState("status = 3"),
 }
 STATE = f"CASE {' '.join(f'WHEN {state.condition} THEN {name!r}' for name, state in TASK_STATES.items())} END AS state"
 
@@ -1387,6 +1154,7 @@ class NewTask(NamedTuple):
     max_assign_time: int
     verification_count: int
     hash64: int | None
+    due: float | None = None  # it is delayed until this time; below 0: for so many seconds
 
 
 def in_16_bits(number: int) -> int:
@@ -1396,12 +1164,12 @@ def in_16_bits(number: int) -> int:
 
 def new_task(body: shapes.SubmitBody) -> NewTask:
     """Checks what types cannot say, and turns a unique string into its hash."""
-    return NewTask._make(task_row(body))
+    return NewTask(*task_row(body))
 
 
 def task_row(body: shapes.SubmitBody) -> tuple:
     """A NewTask as a plain tuple: of a hundred thousand, the names would cost as much as all the rest."""
-    return (
+    row = (
         body.project,
         body.recipe,
         body.priority,
@@ -1410,6 +1178,9 @@ def task_row(body: shapes.SubmitBody) -> tuple:
         body.verification_count,
         given_hash(body) if body.hash64 or body.hash_u64 or body.unique_string or body.unique_str else None,
     )
+    if body.delay and body.not_before:
+        raise TrackerError("invalid", "give one of them, not both", "delay, not_before")
+    return (*row, body.not_before or -body.delay) if body.delay or body.not_before else row
 
 
 def given_hash(body: shapes.SubmitBody) -> int:
@@ -1503,6 +1274,7 @@ INSERT_TASK_ONCE = INSERT_TASK.replace(
     "VALUES (?, ?, ?, ?, ?, ?, ?)",
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM kept_hash WHERE project = ?1 AND hash64 = ?7)",
 )
+DUE = NewTask._fields.index("due")  # the columns that are stored as they are come before it
 ROWS = 50  # of one statement: executemany gives up the interpreter and takes it back for each of them
 _VALUES = "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * ROWS)
 INSERT_TASKS = INSERT_TASK.replace("VALUES (?, ?, ?, ?, ?, ?, ?)", _VALUES)
@@ -1515,19 +1287,26 @@ INSERT_TASKS_ONCE = INSERT_TASKS.replace(
 
 def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) -> bool:
     """Stores the task and announces it, unless its hash is taken. Its project may be one that is not trusted."""
-    stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task).rowcount == 1
-    if stored:
+    stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task[:DUE])
+    if stored.rowcount != 1:
+        return False
+    until = task.due if task.due is None or task.due >= 0 else tx.clock.trusted_unix() - task.due
+    if until is not None and until > tx.clock.trusted_unix():
+        tx.execute("UPDATE task SET status = 3, not_before = ? WHERE id = ?", (until, stored.lastrowid))
+        tx.counts.move(task.project, "gone", "delayed")
+    else:
         tx.counts.move(task.project, "gone", "waiting")
         tx.ready.append((task.project, 1))
-        if not trusted:
-            budgets.weigh(tx, task.project, budgets.task_weight(task.recipe, task.verification_count))
-    return stored
+    if not trusted:
+        budgets.weigh(tx, task.project, budgets.task_weight(task.recipe, task.verification_count))
+    return True
 
 
 def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool, trusted: bool = True) -> int:
     """Stores the tasks of one project whose hashes are free, and says how many those were."""
-    if not trusted:
+    if not trusted or any(len(task) > DUE and task[DUE] is not None for task in tasks):
         return sum(insert_task(tx, NewTask(*task), keep_hashes, trusted) for task in tasks)
+    tasks = [task[:DUE] for task in tasks]
     one, many = (INSERT_TASK_ONCE, INSERT_TASKS_ONCE) if keep_hashes else (INSERT_TASK, INSERT_TASKS)
     stored, rest = 0, len(tasks) % ROWS
     for at in range(0, len(tasks) - rest, ROWS):
@@ -1572,6 +1351,7 @@ class Asker(NamedTuple):
     head_priority: int | None
     head_task: int | None  # the best of those that one or two others have verified and it has not
     large_sets: int  # whether there are any that more have verified
+    paused_workers: int  # how many have a pause in the project
 
 
 class Candidate(NamedTuple):
@@ -1585,6 +1365,7 @@ class Candidate(NamedTuple):
     max_assign_time: int
     verification_count: int
     job: int | None
+    attempt: int
 
 
 ProjectRow = collections.namedtuple("ProjectRow", PROJECT_COLUMNS)  # a project's columns as they are stored
@@ -1596,6 +1377,7 @@ class Offer(NamedTuple):
     caller: Asker
     project: ProjectRow
     task: Candidate | None
+    pause: float | None = None  # the caller's own in this project: see pause_of
 
 
 def columns_for(table: str, kind: type) -> str:
@@ -1616,7 +1398,7 @@ TASK_AT = PROJECT_AT + len(PROJECT_COLUMNS)
 
 SELECT_OFFER = f"""
     SELECT {ASKER_COLUMNS}, v.head_priority, v.head_task, EXISTS (SELECT 1 FROM verifier_block WHERE project = p.id),
-        {PROJECT_SEEN}, {columns_for("t", Candidate)}
+        p.paused_worker_count, {PROJECT_SEEN}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
@@ -1630,11 +1412,11 @@ SELECT_OFFER = f"""
 """
 # For those who can do nothing but jobs, which need no verification.
 SELECT_JOB_OFFER = f"""
-    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, {PROJECT_SEEN}, {columns_for("t", Candidate)}
+    SELECT {ASKER_COLUMNS}, NULL, NULL, 0, p.paused_worker_count, {PROJECT_SEEN}, {columns_for("t", Candidate)}
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
         LEFT JOIN task t ON t.id = (
-            SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL
+            SELECT task FROM job WHERE project = p.id AND state = 'waiting' AND task IS NOT NULL AND NOT delayed
             ORDER BY priority DESC, task LIMIT 1)
     WHERE w.id = ?2
 """
@@ -1658,7 +1440,7 @@ SELECT_LARGE_HEAD = """
 
 # While every caller would be assigned the same task: no task awaits verification, no rate limit holds.
 SELECT_SAME_FOR_ALL = f"""
-    SELECT {PROJECT_SEEN} FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
+    SELECT {PROJECT_SEEN}, paused_worker_count FROM project p WHERE id = ?1 AND NOT paused AND NOT assign_rate
         AND NOT EXISTS (SELECT 1 FROM verifier_set WHERE project = ?1 AND head_task IS NOT NULL AND NOT large)
         AND NOT EXISTS (SELECT 1 FROM verifier_block WHERE project = ?1)
 """
@@ -1712,8 +1494,10 @@ def assign_next(tx: Tx, project: int, callers: list[WorkerCredentials]) -> dict[
     row = tx.one(SELECT_SAME_FOR_ALL, (project,))
     if row is None:
         return {}
-    found = ProjectRow._make(row)
+    found = ProjectRow._make(row[:-1])
     allowed = may_assign(tx, callers, found)
+    if row["paused_worker_count"]:
+        allowed = [number for number in allowed if pauses.pause_of(tx, project, callers[number].id) is None]
     lot = list(zip(allowed, next_plain_tasks(tx, project, len(allowed)), strict=False))
     default, encoded = tx.settings.default_max_assign_time, encoded_project(found)
     held = [(callers[number].id, task.id, task.max_assign_time or default) for number, task in lot]
@@ -1764,6 +1548,8 @@ def assign_tasks(
     while best := best_offers(tx, offers.values(), refuse_limited=not tasks):
         project, lot = best[0].project, next_tasks(tx, best, count - len(tasks), size)
         taken = take(tx, best[0], lot, credentials.id)
+        if best[0].pause is not None:  # it has this one on trial
+            pauses.begin_pause(tx, project.id, credentials.id)
         tasks += taken
         if project.assign_rate:
             charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + len(lot))
@@ -1786,14 +1572,17 @@ def why_nothing(offer: Offer) -> str:
     """Why the project has no task for the caller."""
     if offer.project.paused:
         return f"A manager has paused project {offer.project.id}"
+    if offer.pause is not None:
+        return f"You have failed one task after the other and are paused in project {offer.project.id}"
     if awaits_others(offer):
         return f"You have verified every task that is ready in project {offer.project.id}"
     return f"No task is ready in project {offer.project.id}"
 
 
 def awaits_others(offer: Offer) -> bool:
-    """Whether the project has tasks for others, which the caller has verified."""
-    return offer.task is None and bool(offer.caller.awaiting) and not offer.project.paused
+    """Whether the project may have tasks for others: the caller has verified them, or is paused there."""
+    others = offer.caller.awaiting or offer.pause is not None
+    return offer.task is None and bool(others) and not offer.project.paused
 
 
 def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
@@ -1827,11 +1616,11 @@ def next_tasks(tx: Tx, best: list[Offer], count: int, size: int) -> list[Candida
     """The task of the best offer, and up to `count` with those that come next whatever becomes of it.
 
     A job is taken by itself, for it counts for the size of the answer with all that it brings along. So is one that
-    awaits verification: the next of those may be another set's.
+    awaits verification: the next of those may be another set's; and one on trial.
     """
     offer = best[0]
     caller, project = offer.caller, offer.project
-    if count == 1 or offer.task.job is not None or is_head(offer):
+    if count == 1 or offer.task.job is not None or is_head(offer) or offer.pause is not None:
         return [offer.task]
     rivals = [rank(other.project, other.task) for other in best[1:2]]
     if caller.head_task is not None:
@@ -1860,12 +1649,15 @@ def find_offer(tx: Tx, credentials: WorkerCredentials, project: int, select: str
     if found.id is None:
         raise TrackerError("not_found", f"No project {project}")
     check_may_assign(asker, found)
+    pause = pauses.pause_of(tx, project, credentials.id) if asker.paused_workers else None
+    if pause is not None and pause > tx.uptime:
+        return Offer(asker, found, None, pause)
     task = None if row[TASK_AT] is None else Candidate._make(row[TASK_AT:])
     if asker.large_sets:
         asker = with_large_head(tx, asker, credentials.id, project)
     if asker.head_task is not None:
         task = better(tx, task, asker)
-    return Offer(asker, found, task)
+    return Offer(asker, found, task, pause)
 
 
 def check_may_assign(caller: Asker | Assignee, project: ProjectRow) -> None:
@@ -1918,6 +1710,8 @@ def assigned_task(tx: Tx, task: Candidate, worker: int, project: Raw) -> Task:
         max_assign_time=task.max_assign_time,
         assign_time=tx.time,
         verification_count=task.verification_count,
+        lease=task.max_assign_time or tx.settings.default_max_assign_time,
+        attempt=task.attempt + 1,
         project=project,
         job=UNSET if task.job is None else start_job(tx, task.job, worker),
     )
@@ -1932,7 +1726,8 @@ def encoded_project(columns: ProjectRow) -> Raw:
 def hold(tx: Tx, project: int, state: str, holds: Sequence[tuple[int, int, float]]) -> None:
     """Makes workers the assignees of tasks that are in this state: who, which task, for so many seconds."""
     tx.executemany(
-        "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ? WHERE id = ?",
+        "UPDATE task SET assignee = ?, assign_time = ?, assigned_uptime = ?, deadline_uptime = ?, attempt = attempt + 1"
+        " WHERE id = ?",
         [(worker, tx.time, tx.uptime, tx.uptime + seconds, task) for worker, task, seconds in holds],
     )
     tx.counts.move(project, state, "assigned", len(holds))
@@ -1962,12 +1757,16 @@ class Held(NamedTuple):
     job: int | None
     has_past: int
     trusted: int | None
+    lost_leases: int
+    attempt: int
+    retry_delay: float | None
 
 
 HELD_COLUMNS = """
     w.secret_hash, w.last_seen, t.id, t.assignee, t.assigned_uptime, t.project, t.recipe, t.priority, t.retries,
     t.max_retries, t.max_assign_time, t.verification_count, t.verifiers, t.hash64, p.chain, p.keep_hashes, t.job,
-    EXISTS (SELECT 1 FROM assignment WHERE task = t.id), p.trusted"""
+    EXISTS (SELECT 1 FROM assignment WHERE task = t.id), p.trusted, t.lost_leases,
+    t.attempt, p.retry_delay"""
 SELECT_HELD = f"""
     SELECT {HELD_COLUMNS} FROM worker w LEFT JOIN task t ON t.id = ?1 LEFT JOIN project p ON p.id = t.project
     WHERE w.id = ?2
@@ -1983,7 +1782,7 @@ SELECT_HELD_TASKS = f"""
 
 # Those that nothing is to be done with but to close them.
 SELECT_PLAINLY_HELD = """
-    SELECT asked.number, w.secret_hash, w.last_seen, t.project, t.assigned_uptime
+    SELECT asked.number, w.secret_hash, w.last_seen, t.project, t.assigned_uptime, t.attempt
     FROM asked CROSS JOIN worker w ON w.id = asked.worker CROSS JOIN task t ON t.id = asked.task
         CROSS JOIN project p ON p.id = t.project
     WHERE t.assignee = w.id AND t.job IS NULL AND t.verification_count <= 1 AND p.chain IS NULL AND p.trusted
@@ -1998,6 +1797,7 @@ class PlainlyHeld(NamedTuple):
     last_seen: int
     project: int
     assigned_uptime: float
+    attempt: int
 
 
 def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[bool | None]:
@@ -2013,7 +1813,7 @@ def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.Release
 
 
 def is_plainly_done(body: shapes.ReleaseBody) -> bool:
-    return body.result == OK and body.output is UNSET and -(2**63) <= body.verification < 2**64
+    return body.result == OK and body.output is UNSET and not body.delay and -(2**63) <= body.verification < 2**64
 
 
 def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[int]:
@@ -2021,7 +1821,9 @@ def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.Rel
     asked = padded([part for caller, body in releases for part in (body.task_id, caller.id)], 2)
     closed = []
     for number, *columns in tx.execute(asking(SELECT_PLAINLY_HELD, "task, worker", len(asked) // 2), asked):
-        task, (credentials, _) = PlainlyHeld._make(columns), releases[number]
+        task, (credentials, body) = PlainlyHeld._make(columns), releases[number]
+        if not is_of(body, task.attempt):
+            continue
         with contextlib.suppress(TrackerError):
             check_worker(tx, task, credentials)
             closed.append(number)
@@ -2047,6 +1849,8 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         check_task_existed(tx, body.task_id)
     if task.assignee != credentials.id or task.id is None or task.trusted is None:  # its project was deleted
         return False
+    if not is_of(body, task.attempt):
+        return False
     if is_done(task, body):
         close_tasks(tx, [task], credentials.id)
         return True
@@ -2056,7 +1860,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         return fail_task(tx, task)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        return put_back(tx, task)
+        return put_back(tx, task, delay=body.delay)
     return verify_task(tx, task, credentials.id, verification)
 
 
@@ -2072,7 +1876,11 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
     updated: list[bool] = []
     done: list[Held] = []  # to be closed together, before anything else happens
     for number, release in enumerate(releases):
-        task = held.pop(release.task_id, None)  # a second release of it finds that it is not held any more
+        task = held.get(release.task_id)
+        if task is not None and is_of(release, task.attempt):
+            del held[release.task_id]  # a second release of it finds that it is not held any more
+        else:
+            task = None
         try:
             if task is None or is_done(task, release):
                 read_release(release)
@@ -2089,7 +1897,14 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
 
 
 def read_release(body: shapes.ReleaseBody) -> tuple[int, Report]:
+    if body.delay and body.result != SKIP:
+        raise TrackerError("invalid", "only a task that is released as skipped has one", "delay")
     return to_int64(body.verification, "verification"), NO_REPORT if body.output is UNSET else read_report(body.output)
+
+
+def is_of(told: shapes.ReleaseBody | shapes.Extension, attempt: int) -> bool:
+    """Whether a worker speaks of this assignment of the task, and not of an earlier one to the same worker."""
+    return told.attempt in (0, attempt)
 
 
 def is_done(task: Held, release: shapes.ReleaseBody) -> bool:
@@ -2112,18 +1927,58 @@ class Assignment(NamedTuple):
     job: int | None
     retries: int
     max_retries: int
+    lost_leases: int
+    retry_delay: float | None  # of its project, if there is one
+    max_lost_leases: int | None
+
+
+ASSIGNMENT_COLUMNS = "id, project, assignee, job, retries, max_retries, lost_leases" + "".join(
+    f", (SELECT {name} FROM project p WHERE p.id = task.project)" for name in ("retry_delay", "max_lost_leases")
+)
 
 
 def find_assignments(tx: Tx, which: str, values: dict[str, Any]) -> list[Assignment]:
-    rows = tx.all(f"SELECT {', '.join(Assignment._fields)} FROM task WHERE {which}", values)
-    return [Assignment._make(row) for row in rows]
+    return list(map(Assignment._make, tx.all(f"SELECT {ASSIGNMENT_COLUMNS} FROM task WHERE {which}", values)))
 
 
-def put_back(tx: Tx, task: Held | Assignment, change: str = "", *values: Any) -> bool:
-    """Takes the task from its assignee, with a further `change` of columns, and lets others have it."""
+def put_back(tx: Tx, task: Held | Assignment, change: str = "", *values: Any, delay: float = 0.0) -> bool:
+    """Takes the task from its assignee, with a further `change` of columns, and lets others have it.
+
+    At once, or after so many seconds: wake_tasks makes it ready then. It is what every end of an assignment comes to
+    that leaves the task in the queue.
+    """
+    if delay:
+        change, values = f"{change}, status = 3, not_before = ?", (*values, tx.clock.trusted_unix() + delay)
+    else:
+        tx.ready.append((task.project, 1))
     take_away(tx, task, change, *values)
-    tx.ready.append((task.project, 1))
+    if delay and task.job is not None:
+        tx.execute("UPDATE job SET delayed = 1 WHERE id = ?", (task.job,))
     return True
+
+
+LONGEST_REST = 3600  # seconds
+
+
+def rest(task: Held | Assignment) -> float:
+    """Seconds that the task rests after a further attempt that came to nothing.
+
+    Not quite the same for each: tasks that failed together are not to come back together.
+    """
+    before = min(task.retries + task.lost_leases, 99)
+    return min((task.retry_delay or 0) * 2.0**before, LONGEST_REST) * random.uniform(0.9, 1.1)
+
+
+def make_ready(tx: Tx, which: str, values: dict[str, Any], was: str, change: str = "") -> int:
+    """Makes tasks ready that nobody holds, with a further `change` of columns; all of them failed, or delayed."""
+    ready = f"UPDATE task SET status = 1, not_before = NULL{change} WHERE {which} RETURNING project, job, {STATE}"
+    rows = tx.all(ready, values)
+    for row in rows:
+        tx.counts.move(row["project"], was, row["state"])
+        tx.ready.append((row["project"], 1))
+        if row["job"] is not None:
+            job_happens(tx, "wake", tx.one("UPDATE job SET delayed = 0 WHERE id = ? RETURNING *", (row["job"],)))
+    return len(rows)
 
 
 def take_away(tx: Tx, task: Held | Assignment, change: str = "", *values: Any) -> None:
@@ -2158,11 +2013,12 @@ def record_end(tx: Tx, outcome: str, which: str, values: dict[str, Any]) -> None
 def fail_task(tx: Tx, task: Held) -> bool:
     """Counts a failed attempt; the last one that is allowed leaves the task FAILED."""
     record_end(tx, "failed", "id = :id", {"id": task.id})
+    tx.counts.fail(task.project, task.assignee)
     retries = task.retries + 1
     if retries >= task.max_retries:
         take_away(tx, task, ", retries = ?, status = ?", retries, FAILED)
         return True
-    return put_back(tx, task, ", retries = ?", retries)
+    return put_back(tx, task, ", retries = ?", retries, delay=rest(task))
 
 
 def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
@@ -2172,6 +2028,7 @@ def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
         if tx.one(same, (task.id, verification))[0] + 1 < task.verification_count:
             tx.execute("INSERT INTO verification VALUES (?, ?, ?)", (task.id, worker, verification))
             record_end(tx, "verified", "id = :id", {"id": task.id})
+            tx.counts.succeed(task.project, worker)
             put_back(tx, task, ", verifiers = ?", extended_set(tx, task, worker))
             return False
     close_tasks(tx, [task], worker)
@@ -2216,9 +2073,40 @@ def close_tasks(tx: Tx, tasks: Sequence[Held], worker: int) -> None:
 def chain_task(tx: Tx, task: Held) -> None:
     """Submits a closed task to the next project. A duplicate there is simply dropped."""
     row = tx.one("SELECT keep_hashes, trusted FROM project WHERE id = ?", (task.chain,))
-    values = {name: getattr(task, name) for name in NewTask._fields} | {"project": task.chain}
+    values = {name: getattr(task, name) for name in NewTask._fields[:DUE]} | {"project": task.chain}
     values |= {name: in_16_bits(values[name]) for name in ("priority", "max_retries", "verification_count")}
     insert_task(tx, NewTask(**values), row["keep_hashes"], row["trusted"])
+
+
+@reads_no_counts
+def extend_tasks(
+    tx: Tx, credentials: WorkerCredentials, extensions: Sequence[shapes.Extension]
+) -> list[shapes.Extended]:
+    """Lets the caller hold tasks for longer, also when nothing is assigned to it or from their project now.
+
+    Until the lease is taken back, also beyond its end; but nobody holds a job beyond its timeout and grace.
+    """
+    authenticate(tx, credentials)
+    return [extend_task(tx, credentials.id, extension) for extension in extensions]
+
+
+def extend_task(tx: Tx, worker: int, extension: shapes.Extension) -> shapes.Extended:
+    task = tx.one(
+        "SELECT t.id, attempt, deadline_uptime, assigned_uptime + max_assign_time AS end_uptime, job FROM task t"
+        " JOIN project p ON p.id = project WHERE t.id = ? AND assignee = ?",
+        (extension.task_id, worker),
+    )
+    if task is None or not is_of(extension, task["attempt"]):
+        return shapes.Extended(False)
+    until = tx.uptime + min(extension.seconds, tx.settings.max_extension)
+    return shapes.Extended(True, extend_lease(tx, task, min(until, task["end_uptime"]) if task["job"] else until))
+
+
+def extend_lease(tx: Tx, task: sqlite3.Row, until: float) -> float:
+    """The task is held until then, if that is later than it was. The seconds that this leaves."""
+    if until > task["deadline_uptime"]:
+        tx.execute("UPDATE task SET deadline_uptime = ? WHERE id = ?", (until, task["id"]))
+    return max(until, task["deadline_uptime"], tx.uptime) - tx.uptime
 
 
 def any_lease(tx: Tx) -> bool:
@@ -2234,12 +2122,29 @@ def expire_tasks(tx: Tx) -> bool:
         record_end(tx, "expired", overdue, values)
         tasks = find_assignments(tx, overdue, values)
         for task in tasks:
-            if task.job is None:
-                put_back(tx, task)
-            else:
-                expire_job(tx, task)
+            lose_lease(tx, task) if task.job is None else expire_job(tx, task)
         if len(tasks) < STEP_TASKS or tx.time_is_up():
             return len(tasks) == STEP_TASKS
+
+
+def lose_lease(tx: Tx, task: Assignment) -> None:
+    """Counts a lease that a worker has lost: no failed attempt, but what kills its workers must not do so for ever."""
+    tx.counts.fail(task.project, task.assignee)
+    lost, most = task.lost_leases + 1, task.max_lost_leases
+    if 0 < (tx.settings.default_max_lost_leases if most is None else most) <= lost:
+        take_away(tx, task, ", lost_leases = ?, status = ?", lost, FAILED)
+    else:
+        put_back(tx, task, ", lost_leases = ?", lost, delay=rest(task))
+
+
+@reads_no_counts
+def wake_tasks(tx: Tx) -> bool:
+    """Makes delayed tasks ready whose time has come, as many as time allows. Whether more are left."""
+    due = "id IN (SELECT id FROM task WHERE status = 3 AND not_before <= :now ORDER BY not_before LIMIT :limit)"
+    while True:
+        woken = make_ready(tx, due, {"now": tx.clock.trusted_unix(), "limit": STEP_TASKS}, "delayed")
+        if woken < STEP_TASKS or tx.time_is_up():
+            return woken == STEP_TASKS
 
 
 # ── Jobs and templates ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2741,7 +2646,7 @@ def move_job(
     """
     states, to = JOB_MOVES[event]
     change += ", assignee = NULL" if to == "waiting" else ""
-    change += ", finished = :now" if to not in LIVE_STATES else ""
+    change += ", finished = :now, delayed = 0" if to not in LIVE_STATES else ""
     row = tx.one(
         f"UPDATE job SET state = :to, updated = :now{change}"
         f" WHERE id = :job AND state IN ({', '.join(map(repr, states))}) RETURNING *",
@@ -2802,8 +2707,9 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
 
     Returns what start_job returns. 409 when the job is not waiting.
     """
-    if job["state"] != "waiting" or job["task"] is None:
-        raise TrackerError("conflict", f"it cannot be assigned, it is {job['state']}", "job")
+    if job["state"] != "waiting" or job["task"] is None or job["delayed"]:
+        state = "delayed" if job["delayed"] else job["state"]
+        raise TrackerError("conflict", f"it cannot be assigned, it is {state}", "job")
     hold(tx, job["project"], "waiting", [(worker, job["task"], lease(job["timeout"]))])
     tx.seen.add(worker)
     return start_job(tx, job["id"], worker)
@@ -2811,10 +2717,9 @@ def assign_job(tx: Tx, job: sqlite3.Row, worker: int) -> shapes.TaskJob:
 
 def renew_lease(tx: Tx, job: sqlite3.Row) -> None:
     """The lease of an assigned job begins anew, for a dialect whose workers give signs of life."""
-    deadline = tx.uptime + lease(job["timeout"])
-    tx.execute(
-        "UPDATE task SET deadline_uptime = ? WHERE id = ? AND assignee = ?", (deadline, job["task"], job["assignee"])
-    )
+    held = "SELECT id, deadline_uptime FROM task WHERE id = ? AND assignee = ?"
+    if task := tx.one(held, (job["task"], job["assignee"])):
+        extend_lease(tx, task, tx.uptime + lease(job["timeout"]))
 
 
 def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, report: Report) -> bool:
@@ -2828,8 +2733,10 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     )
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        move_job(tx, task.job, "skip", "released as skipped; waiting again")
-        return put_back(tx, task)
+        put_back(tx, task, delay=body.delay)
+        again = f"; waiting again, in {body.delay:g} s" if body.delay else "; waiting again"
+        move_job(tx, task.job, "skip", f"released as skipped{again}")
+        return True
     forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
     if body.result == FAIL and not forgiven:
         record_end(tx, "failed", "id = :id", {"id": task.id})
@@ -2860,7 +2767,7 @@ def end_attempt(tx: Tx, task: Held | Assignment, event: str, said: str) -> None:
     """Counts a failed attempt. If it was the last one, the job ends, with the event, and its task goes."""
     retries = task.retries + 1
     if retries < task.max_retries:
-        put_back(tx, task, ", retries = ?", retries)
+        put_back(tx, task, ", retries = ?", retries, delay=rest(task))
         said = f"{said}: attempt {retries} of {task.max_retries}; waiting again"
         move_job(tx, task.job, "retry", said, "warn")
     else:
@@ -3422,7 +3329,7 @@ MOST_SELECTED = 1000  # tasks that one action may name
 class TaskFilter(msgspec.Struct, omit_defaults=True):
     """Which tasks of a project: those in a state, with `text` in the recipe, of an assignee, with a priority."""
 
-    state: Literal["waiting", "assigned", "awaiting_verification", "failed"] = "waiting"
+    state: Literal["waiting", "assigned", "awaiting_verification", "failed", "delayed"] = "waiting"
     text: Annotated[str, Meta(max_length=1000)] = ""
     assignee: Id | None = None
     priority: shapes.Int64 | None = None
@@ -3431,7 +3338,7 @@ class TaskFilter(msgspec.Struct, omit_defaults=True):
 class TaskAction(msgspec.Struct):
     """What a manager does to tasks. `priority` is for set_priority."""
 
-    action: Literal["retry", "requeue", "set_priority", "delete"]
+    action: Literal["retry", "requeue", "make_ready", "set_priority", "delete"]
     priority: shapes.Int16 | None = None
 
 
@@ -3500,17 +3407,13 @@ def state_of(task: sqlite3.Row) -> str:
     """The one state of TASK_STATES that the task is in."""
     if task["assignee"] is not None:
         return "assigned"
-    if task["status"] == FAILED:
-        return "failed"
+    if task["status"] != NEW:
+        return "failed" if task["status"] == FAILED else "delayed"
     return "waiting" if task["verifiers"] is None else "awaiting_verification"
 
 
 def retry_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
-    rows = tx.all(f"UPDATE task SET status = 1, retries = 0 WHERE {which} RETURNING project, {STATE}", values)
-    for row in rows:
-        tx.counts.move(row["project"], "failed", row["state"])
-        tx.ready.append((row["project"], 1))
-    return len(rows)
+    return make_ready(tx, which, values, "failed", ", retries = 0, lost_leases = 0")
 
 
 def requeue_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
@@ -3552,6 +3455,7 @@ ACTIONS = {
     "retry": Action(retry_tasks, "status = 2", "failed"),
     # A task that was assigned anew while the operation went on stays with its worker.
     "requeue": Action(requeue_tasks, "assignee IS NOT NULL AND assigned_uptime <= :before", "assigned"),
+    "make_ready": Action(functools.partial(make_ready, was="delayed"), "status = 3", "delayed"),
     "set_priority": Action(set_priorities, "priority <> :priority"),
     "delete": Action(delete_and_cancel),
 }
@@ -3593,7 +3497,7 @@ def check_action(tx: Tx, caller: Caller, project: int, body: TaskAction) -> sqli
 def apply_action(
     tx: Tx, project: int, action: str, priority: int | None, tasks: Sequence[int], assigned_before: float
 ) -> int:
-    """Retries failed tasks, requeues assigned ones, sets priorities or deletes. How many tasks that changed."""
+    """Does what ACTIONS says to those of the tasks that it is meant for. How many tasks that changed."""
     values = {"tasks": encode(tasks).decode(), "project": project, "before": assigned_before, "priority": priority}
     # With the plus the tasks are looked up one by one. An index of the project would go through all that are assigned.
     which = f"id IN (SELECT value FROM json_each(:tasks)) AND +project = :project AND {ACTIONS[action].which}"
@@ -3884,7 +3788,10 @@ def hashes_of(tasks: bytes) -> list[int]:
     """The hashes of the tasks of a piece."""
     if tasks.count(b",null]") > tasks.count(b"],["):
         return []  # none has one: this is seen much quicker than they are decoded
-    return [hash64 for *_, hash64 in msgspec.json.decode(tasks) if hash64 is not None]
+    found = (
+        row[DUE - 1 if isinstance(row[1], str) else DUE] for row in msgspec.json.decode(tasks)
+    )  # after line's number
+    return [hash64 for hash64 in found if hash64 is not None]
 
 
 def are_far(tx: Tx, project: int, hashes: list[int]) -> bool:
@@ -3947,7 +3854,7 @@ def step_submit_lines(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | Non
     if (piece := next_piece(tx, operation)) is None:
         return 0, None
     number, lines, kind = piece
-    if all(task[-1] is None for task in lines):  # without a hash none is a duplicate: one statement stores them all
+    if all(task[DUE] is None for task in lines):  # without a hash none is a duplicate: one statement stores them all
         return insert_tasks(tx, [task for _, *task in lines], operation["project"], *kind), number
     duplicates = [line for line, *task in lines if not insert_task(tx, NewTask(*task), *kind)]
     if duplicates:
@@ -3997,7 +3904,7 @@ def step_hard_reset(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]
 STEPS: dict[str, Callable[[Tx, dict[str, Any]], tuple[int, Any]]] = {
     "bulk_submit": step_bulk_submit,
     "submit_lines": step_submit_lines,
-    **dict.fromkeys(("retry", "requeue", "set_priority", "delete"), step_action),
+    **dict.fromkeys(ACTIONS, step_action),
     "hard_reset": step_hard_reset,
     "delete_project": lambda tx, operation: deletion().step(tx, operation),
 }
@@ -4192,6 +4099,7 @@ class Tracker:
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
+        self._repeat(TALLY_INTERVAL, self.forget_pauses)
         self._repeat(SPACE_INTERVAL, self.db.space.shrink)
         self._repeat(PRUNE_INTERVAL, self.prune, min(PRUNE_DELAY, PRUNE_INTERVAL))
 
@@ -4235,8 +4143,9 @@ class Tracker:
         self._tasks.add(asyncio.create_task(forever()))
 
     async def expire(self) -> None:
-        while await self.db.write(expire_tasks, long=True):  # costs no fsync when there are none
-            pass
+        for sweep in (expire_tasks, wake_tasks):
+            while await self.db.write(sweep, long=True):  # costs no fsync when there are none
+                pass
 
     async def remember_uptime(self) -> None:
         if await self.db.read(any_lease):
@@ -4257,6 +4166,9 @@ class Tracker:
             return
         await self.close_hour()
         self._hour = hour
+
+    async def forget_pauses(self) -> None:
+        await self.db.write(pauses.forget_pauses, long=True)
 
     async def close_hour(self) -> None:
         after = (0, 0)
@@ -4734,6 +4646,7 @@ class HotCall(Direct, Call):
         except StopIteration as end:
             self.reply(end.value)
         except TrackerError as error:
+            value = None  # that is it, as a rule, and holds on to this frame
             self.reply(error_reply(error))
         except Exception:
             log.exception("%s %s failed", self.hot.method, self.hot.path)
@@ -4953,8 +4866,8 @@ bulk_submit.steps = submit_few
 def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterator[bytes]:
     """The lines as pieces of a bulk submit, each task with its line's number; refused ones go to the report."""
 
-    def make(body: LineTask) -> NewTask:
-        return new_task(body)._replace(project=upload.project)
+    def make(body: LineTask) -> tuple:
+        return upload.project, *task_row(body)[1:]
 
     return in_pieces((size, [number, *task]) for number, size, task in tasks_of(upload, most, report, make))
 
@@ -5151,6 +5064,31 @@ def release_one(call: Call, body: bytes) -> Steps:
     updated = yield release_task, call.worker(), decode(body, shapes.ReleaseBody)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
     return Reply({"updated": updated}, message=message, in_vain=not updated)
+
+
+EXTENDED = [shapes.Extended, {"extensions": list[shapes.Extended]}]
+
+
+@takes(Call.worker, shapes.ExtendBody, who=HOLDER, answer=EXTENDED)
+@direct
+def extend(call: Call, body: bytes) -> Steps:
+    """Lets the calling worker hold a task for longer: for so many seconds from now on, if that is more than is left.
+
+    With `extensions` several tasks, and as many answers in their order. A job is never held beyond its timeout and
+    15 seconds. Works until the tracker has taken the task back, and while worker or project are paused.
+    """
+    credentials, most = call.worker(), call.tracker.settings.max_count
+    fields = given_fields(decode(body, shapes.ExtendBody))
+    if (extensions := fields.pop("extensions", None)) is None:
+        [extended] = yield extend_tasks, credentials, [errors.convert(fields, shapes.Extension)]
+        return Reply(extended, message=None if extended.held else "Not held by you")
+    if fields:
+        raise TrackerError("invalid", "give this alone, or one extension", "extensions")
+    if len(extensions) > most:
+        raise TrackerError("invalid", f"at most {most} in one request", "extensions")
+    step = extend_tasks, credentials, extensions
+    extended = yield call.tracker.db.write(*step, long=True) if len(extensions) > SHORT else step
+    return Reply({"extensions": extended}, message=None if any(one.held for one in extended) else "None held by you")
 
 
 @takes(Call.worker, shapes.BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
@@ -5383,6 +5321,7 @@ API: list[Native] = [
     Native("POST", "/task/submit", submit_one),
     Native("GET", "/task/get", get_task_of_several, reads=False),
     Native("POST", "/task/bulk_release", bulk_release),
+    Native("POST", "/task/extend", extend),
     Native("POST", "/task/bulk_submit", bulk_submit),
     Native("POST", "/task/submit_lines/{project}", submit_lines),
     Native("GET", "/operation/{operation}", show_operation, "operation"),

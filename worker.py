@@ -935,7 +935,7 @@ def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
     source = Input(args.file)
     display = Display()
     client = Client(args.server, display, interrupts, args.patience)
-    names = ("priority", "max_retries", "max_assign_time", "verification_count")
+    names = ("priority", "max_retries", "max_assign_time", "verification_count", "delay")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options |= {"format": "text" if args.format == "lines" else args.format, "once": str(args.unique).lower()}
     submission = Submission(client, args.project, options, source)
@@ -981,7 +981,7 @@ class Overview:
     window: float  # seconds
     seen: dict[int, list[Sample]] = dataclasses.field(default_factory=dict)
 
-    UNFINISHED = ("waiting_task_count", "assigned_task_count", "awaiting_verification_count")
+    UNFINISHED = ("waiting_task_count", "delayed_task_count", "assigned_task_count", "awaiting_verification_count")
     COUNTERS = (*UNFINISHED, "failed_task_count", "closed_task_count")
     SNAPSHOTS = 60
 
@@ -1030,7 +1030,7 @@ def status_table(projects: list[dict[str, Any]], server: str) -> Group:
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("Id", justify="right", no_wrap=True)
     table.add_column("Project", overflow="fold", min_width=8)
-    for heading in ("Prio", "Waiting", "Assigned", "Verify", "Failed", "Closed", "Rate", "ETA"):
+    for heading in ("Prio", "Waiting", "Delayed", "Assigned", "Verify", "Failed", "Closed", "Rate", "ETA"):
         table.add_column(heading, justify="right", no_wrap=True)
     for project in projects:
         counts = [f"{project[name]:,}" for name in Overview.COUNTERS]
@@ -1135,16 +1135,28 @@ class Assignment:
         self.name: str = self.job.get("template") or self.recipe
         #: Several workers must report the same.
         self.is_verified = (task.get("verification_count") or 0) > 1
-        self.lease: float = task.get("max_assign_time") or math.inf  # seconds
+        #: Which assignment of the task it is; None: the tracker does not count them.
+        self.attempt: int | None = task.get("attempt")
+        #: Whether the tracker can be asked for a longer one; all that tell the lease can.
+        self.is_extensible = "lease" in task and not self.job
+        self.lease: float = task.get("lease") or task.get("max_assign_time") or math.inf  # seconds
+        self.hold_until(self.received + self.lease)
+
+    def hold_until(self, ends: float) -> None:
+        """Its lease ends then."""
+        self.ends = ends
         #: When it should be released at the latest, a little before the tracker gives it to somebody else.
-        self.lease_end = self.received + self.lease - min(5, self.lease / 4)
+        self.lease_end = self.ends - min(5, self.lease / 4)
 
     def time_limit(self, plain: float | None, grace: float) -> float:
-        """Seconds that its process may take. A plain task's is `plain`, but it must be ended before its lease is:
-        an ended lease counts as no attempt, and the same task would hang one worker after the other.
+        """Seconds that its process may take. A plain task's is `plain`, for which its lease is extended. Where it
+        cannot be, or nobody has said how long is long enough, it must be ended before its lease is: the same task would
+        hang one worker after the other.
         """
         if self.job:
             return self.job.get("timeout") or math.inf
+        if plain and self.is_extensible:
+            return plain
         return min(plain or math.inf, max(self.lease - grace - 1, self.lease / 2))
 
 
@@ -1799,6 +1811,7 @@ class Execution(threading.Thread):
     """
 
     LONGEST_FETCH = 3600.0  # seconds
+    DELIVERY = 10.0
 
     def __init__(self, assignment: Assignment, terms: Terms, is_away: Callable[[], bool], ended: Callable[..., None]):
         """ended: is called with this execution and its outcome, by the thread that found it out."""
@@ -1818,6 +1831,8 @@ class Execution(threading.Thread):
         self.log = TaskLog(is_away)
         #: When the tracker last told that the task is ours.
         self.held_at = assignment.received
+        #: Until when we want to hold it: then it is released, also when its process had to be killed.
+        self.needed = self.began + self.limit + self.args.kill_grace + self.DELIVERY if self.args.timeout else -math.inf
         echo = (lambda line: terms.show(f"{assignment.id}: {line}")) if self.args.verbose else None
         # Who runs a million plain tasks does not want a million lines: of those only a failure is logged.
         log = self.log if assignment.job else None
@@ -1895,6 +1910,17 @@ class Execution(threading.Thread):
             return
         self.cause = self.cause or cause
         self.halt.set()
+
+    def wants_time(self, now: float) -> bool:
+        """Whether its lease is to be extended: each time that half of it is over, so a lost answer does no harm."""
+        assignment = self.assignment
+        lasts = self.outcome is None and self.cause is not Cause.TAKEN_AWAY and assignment.ends < self.needed
+        return assignment.is_extensible and lasts and assignment.ends - now < assignment.lease / 2
+
+    def keep_to_lease(self) -> None:
+        """It gets no more time, so its process must end before its lease does."""
+        self.assignment.is_extensible = False
+        self.limit = min(self.limit, self.assignment.ends - self.began - self.args.kill_grace - 1)
 
     def tick(self, now: float) -> None:
         """Ends a process whose time has come: kindly first, by force after a grace."""
@@ -2042,7 +2068,8 @@ class Courier(threading.Thread):
 
     def _deliver(self, executions: list[Execution]) -> None:
         """Brings the lines of these tasks, and the results of those that are due."""
-        due = []
+        now, due = time.monotonic(), []
+        self._extend([execution for execution in executions if execution.wants_time(now)])
         for execution in executions:
             is_due = self.runner.is_due(execution)  # before the lines: once it has ended, no further line comes
             self._send_log(execution, all_of_it=is_due)
@@ -2056,6 +2083,26 @@ class Courier(threading.Thread):
             execution.log.close()
             if self.runner.is_due(execution):
                 self._release(execution)
+
+    def _extend(self, executions: list[Execution]) -> None:
+        """Asks for more time for these tasks, and heeds what the tracker says of them."""
+        for start in range(0, len(executions), self.TOGETHER):
+            several = executions[start : start + self.TOGETHER]
+            held = [one.assignment for one in several]
+            wishes = [{"task_id": one.id, "seconds": one.lease, "attempt": one.attempt or 0} for one in held]
+            now = time.monotonic()
+            try:
+                answers = self.client.call("POST", "/task/extend", {"extensions": wishes}).content["extensions"]
+            except Refused as refused:
+                self.runner.display.notice(f"the leases of {len(several)} tasks are not extended: {refused.message}")
+                for execution in several:
+                    execution.keep_to_lease()
+                continue
+            for execution, answer in zip(several, answers, strict=True):
+                execution.held_at = now
+                execution.assignment.hold_until(now + answer["left"])
+                if not answer["held"]:
+                    execution.stop(Cause.TAKEN_AWAY)
 
     def _send_log(self, execution: Execution, all_of_it: bool) -> None:
         """Sends a batch of the task's lines, or all; none at all now and then, to hear whether it is still ours."""
@@ -2126,6 +2173,8 @@ class Courier(threading.Thread):
         """What the tracker is told of a task that has ended."""
         assignment, outcome = execution.assignment, execution.outcome
         body: dict[str, Any] = {"task_id": assignment.id, "result": outcome.result}
+        if assignment.attempt is not None:
+            body["attempt"] = assignment.attempt
         if assignment.is_verified:
             body["verification"] = outcome.verification
         if outcome.output is not None:
@@ -2160,6 +2209,8 @@ class Taker(threading.Thread):
         self.client = client
         self.projects: list[int] = runner.args.project
         self.until_empty: bool = runner.args.until_empty
+        self.wait = 0 if self.until_empty else self.WAIT
+        self.is_last = False  # if there is no task now, none will come
         self.pause = self.FIRST_PAUSE
         self.next_look = 0.0
 
@@ -2184,21 +2235,30 @@ class Taker(threading.Thread):
         self.pause = self.FIRST_PAUSE
         if tasks:
             self.runner.display.state("")
-            self.next_look = 0.0
+            self.next_look, self.is_last = 0.0, False
             self.runner.start_all(tasks)
         elif self.until_empty and (self.runner.is_busy() or settled != self.runner.tally.total()):
+            self.is_last = False
             self.runner.wait_for_settlement(settled)  # a task that fails may be waiting again
         else:
             if time.monotonic() >= self.next_look:
                 self.next_look = time.monotonic() + self.LOOK
                 self.runner.display.state(self._why_nothing())
-            if self.until_empty:
+            if self.is_last:
                 raise Halted
+            if self.until_empty:
+                self.is_last = not self._are_delayed()
+                self.wait = 0 if self.is_last else self.WAIT
+
+    def _are_delayed(self) -> bool:
+        """Whether tasks will be ready later by themselves. One that has become so meanwhile is asked for once more."""
+        shown = [self._shown("project", project) for project in self.projects]
+        return any(project.get("delayed_task_count") and not project.get("paused") for project in shown)
 
     def _ask(self, wanted: int) -> list[dict[str, Any]]:
         """The tasks that the tracker hands out. Refused when it may not hand us any."""
         query = "&".join(f"project={project}" for project in self.projects)
-        path = f"/task/get?{query}&count={wanted}" + ("" if self.until_empty else f"&wait={self.WAIT}")
+        path = f"/task/get?{query}&count={wanted}" + (f"&wait={self.wait}" if self.wait else "")
         try:
             content = self.client.call("GET", path).content
         except Refused as refused:
@@ -2783,7 +2843,7 @@ exit status:
 SUBMIT_MANUAL = """\
 Submits the lines of FILE (or of standard input, -) as tasks of one project. A line is a recipe as it stands; a line
 that starts with { is a JSON submit object with any of the fields
-  recipe, priority, max_retries, max_assign_time, verification_count, hash64, unique_string
+  recipe, priority, max_retries, max_assign_time, verification_count, delay, not_before, hash64, unique_string
 and what it does not say is taken from the options here, or else from the tracker. Blank lines are skipped. The tracker
 reads the lines: UTF-8, with any line ends, also what its pages have exported. The file may be packed by gzip, and
 larger than the memory. A pipe that is silent for a second has its lines submitted before the batch is full.
@@ -2809,8 +2869,8 @@ examples:
 exit status: 0 all fine, 1 some lines refused, 2 usage, permission or server error, 130 stopped by Ctrl-C"""
 
 STATUS_MANUAL = """\
-Prints a table of the projects that everybody may see: tasks waiting, assigned, awaiting verification (Verify), failed
-and closed, the rate of closing them, and the time until nothing is left at that rate. Needs no registration.
+Prints a table of the projects that everybody may see: tasks waiting, delayed, assigned, awaiting verification (Verify),
+failed and closed, the rate of closing them, and the time until nothing is left at that rate. Needs no registration.
 A paused project, which hands out no tasks, is shown in reverse and named in capitals above the table.
 
 ETA: "stalled" when nothing was closed lately, "?" when there is nothing to go by yet."""
@@ -2822,8 +2882,8 @@ examples:
   python worker.py status --json | jq '.projects[] | select(.paused)'
 
 --json prints one object: server, time, and projects, each with id, name, priority, paused, waiting_task_count,
-assigned_task_count, awaiting_verification_count, failed_task_count, closed_task_count, closed_per_second and
-eta_seconds (both null when unknown). With --watch it prints one such line every so often."""
+delayed_task_count, assigned_task_count, awaiting_verification_count, failed_task_count, closed_task_count,
+closed_per_second and eta_seconds (both null when unknown). With --watch it prints one such line every so often."""
 
 RUN_MANUAL = """\
 Takes tasks of the projects and runs COMMAND once for each, up to --concurrency at a time, until it is stopped. COMMAND
@@ -2860,7 +2920,8 @@ tracker says that a task is not ours any more, because it was cancelled or its l
 --heartbeat is how often a silent one is asked for.
 
 COMMAND runs in a process group of its own. At its time limit the whole group gets SIGTERM, and SIGKILL after
---kill-grace. The limit is the job's own, for plain tasks --timeout, and never later than shortly before the lease ends.
+--kill-grace. The limit is the job's own, for plain tasks --timeout; the lease of such a task is extended as long as it
+runs. Without --timeout a plain task's is shortly before its lease ends.
 Children that outlive COMMAND have a second to end, then they are killed; on Linux also those that have left the group
 (setsid), unless they have got another environment.
 
@@ -2926,6 +2987,7 @@ SUBMIT_OPTIONS = (
     whole("--max-retries N", 0, "a task that fails this often is FAILED (default: 0)"),
     whole("--max-assign-time SECONDS", 0, "a task held for longer goes to another worker (default: the tracker's)"),
     whole("--verification-count N", 0, "how many different workers must report the same result (default: 1)"),
+    seconds("--delay", 0, "nobody is assigned the tasks before (default: at once)"),
     whole(
         "--batch N",
         1,

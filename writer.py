@@ -236,6 +236,8 @@ def answer_to(error: Exception) -> Exception:
     """What the caller of a call gets that raised this."""
     if primary_code(error) in CANNOT_WRITE:
         return cannot_write(error)
+    if isinstance(error, TrackerError):  # nobody asks where it was raised, which would hold this batch in a circle
+        return error.with_traceback(None)
     return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
 
 

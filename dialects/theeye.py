@@ -41,6 +41,7 @@ import errors
 import pages
 import shapes
 import tracker
+from callers import LAST_SEEN_STEP
 from dialects import plumbing
 from dialects.plumbing import as_bytes, as_json, basic_credentials, forgiving_json, may_be_long, nothing
 from pages import Action, Page
@@ -445,7 +446,7 @@ def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: An
         says = f"project {name} is for the jobs of host {host['hostname']}; each host has a project of its own"
         raise Refusal("forbidden", f"hostname {hostname} is refused: {says}")
     news = host is None or version is not None or info is not None
-    if news or abs(tx.time - host["last_seen"]) >= tracker.LAST_SEEN_STEP:
+    if news or abs(tx.time - host["last_seen"]) >= LAST_SEEN_STEP:
         store_host(tx, project, hostname, version, None if info is None else tracker.encode(info).decode())
 
 

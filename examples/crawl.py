@@ -521,9 +521,9 @@ def say(text: str) -> None:
 
 
 def count_undone(project: dict) -> int:
-    """How many tasks are waiting for somebody, or in somebody's hands."""
-    counts = ("waiting_task_count", "assigned_task_count", "awaiting_verification_count")
-    return sum(project[count] for count in counts)
+    """How many tasks are waiting for somebody or for their time, or in somebody's hands."""
+    counts = ("waiting_task_count", "delayed_task_count", "assigned_task_count", "awaiting_verification_count")
+    return sum(project.get(count, 0) for count in counts)
 
 
 class Display:

@@ -174,8 +174,10 @@ class Queue(Memory):
         (task,) = self.do(tracker.assign_tasks, worker or self.worker, [project or self.project]).tasks
         return task["id"]
 
-    def release(self, task: int, result: int = OK, worker: WorkerCredentials | None = None, hash64: int = 0) -> bool:
-        return self.do(tracker.release_task, worker or self.worker, shapes.ReleaseBody(task, result, hash64))
+    def release(
+        self, task: int, result: int = OK, worker: WorkerCredentials | None = None, hash64: int = 0, **more: Any
+    ) -> bool:
+        return self.do(tracker.release_task, worker or self.worker, shapes.ReleaseBody(task, result, hash64, **more))
 
     def work(
         self,
@@ -248,10 +250,10 @@ class Jobs(Queue):
         (task,) = self.do(tracker.assign_tasks, worker or self.worker, [self.project]).tasks
         return msgspec.json.decode(tracker.encode(task))
 
-    def finish_job(self, task: int, result: int = OK, output: Any = UNSET, worker: Any = None) -> bool:
+    def finish_job(self, task: int, result: int = OK, output: Any = UNSET, worker: Any = None, **more: Any) -> bool:
         """A worker releases the task of a job, with its output: whether that changed it."""
         output = output if output is UNSET else msgspec.Raw(tracker.encode(output))
-        body = shapes.ReleaseBody(task, result, output=output)
+        body = shapes.ReleaseBody(task, result, output=output, **more)
         return self.do(tracker.release_task, worker or self.worker, body)
 
     def run(self, result: int = OK, output: Any = UNSET) -> str:

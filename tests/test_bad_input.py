@@ -48,6 +48,7 @@ BODIES: dict[tuple[str, str], type] = {
     ("POST", "/task/release"): shapes.ReleaseBody,
     ("POST", "/task/submit"): shapes.SubmitBody,
     ("POST", "/task/bulk_release"): shapes.BulkReleaseBody,
+    ("POST", "/task/extend"): shapes.Extension,
     ("POST", "/task/bulk_submit"): BulkSubmit,
     ("POST", "/log/{level}"): shapes.LogBody,
     ("POST", "/worker/create"): shapes.AliasBody,
@@ -184,14 +185,18 @@ class House:
         task = {
             **{"project": self.project, "recipe": "do this", "priority": 1, "max_retries": 3, "max_assign_time": 60},
             **{"verification_count": 1, "hash64": -7, "hash_u64": 0, "unique_string": "", "unique_str": ""},
+            **{"delay": 0, "not_before": 1},
         }
         release = {"task_id": self.task, "result": 0, "verification": -32315129, "output": {"code": 0}}
+        release |= {"delay": 0, "attempt": 0}
+        extension = {"task_id": self.task, "seconds": 60, "attempt": 0}
         body = {
             **tracker.NEW_PROJECT,
             "name": "another",
             "clone_url": "http://example.org",
             "motd": "hello",
             "assign_rate": 2,
+            "max_lost_leases": 5,
         }
         line = {"scope": "test", "timestamp": 1559393394, "message": "hello", "Message": "hello", "task_id": self.task}
         logs = {"level": 5, "since": 1, "max_level": 7, "before": 1, "limit": 10}
@@ -209,6 +214,7 @@ class House:
             ("GET", "/operation/{operation}"): Example(self.as_worker, {"operation": self.operation}),
             ("POST", "/task/release"): Example(self.as_worker, body=release),
             ("POST", "/task/bulk_release"): Example(self.as_worker, body={"releases": [release, release]}),
+            ("POST", "/task/extend"): Example(self.as_worker, body=extension),
             ("POST", "/log/{level}"): Example(self.as_worker, {"level": "info"}, body=line),
             ("POST", "/worker/create"): Example(self.as_nobody, body={"alias": "some alias"}),
             ("GET", "/worker/get/{worker}"): Example(self.as_nobody, {"worker": self.worker.id}),
@@ -1149,7 +1155,7 @@ ODD_CREDENTIALS = {
 }
 OF_WORKERS = [
     *[("GET", "/task/get/{project}"), ("GET", "/task/get"), ("POST", "/task/submit"), ("POST", "/task/bulk_submit")],
-    *[("GET", "/task/attachments/{task}")],
+    *[("GET", "/task/attachments/{task}"), ("POST", "/task/extend")],
     *[("POST", "/task/release"), ("POST", "/task/bulk_release"), ("POST", "/log/{level}"), ("POST", "/worker/update")],
     *[("POST", "/project/request_access"), ("GET", "/project/secret/{project}"), ("POST", "/task/log"), SUBMIT_LINES],
     *[("GET", "/operation/{operation}")],

@@ -301,6 +301,18 @@ def test_whatever_is_deleted_for_its_age_can_be_set_right(wrong: WrongQueue, tab
     assert wrong.do(lambda tx: let_age(tx, table, 10, template=None)) is False
 
 
+@pytest.mark.parametrize("gap", [73 * YEAR, -40 * YEAR])
+def test_a_delay_is_as_long_as_it_was_meant_whatever_the_clock_shows(wrong: WrongQueue, gap: float) -> None:
+    task = tracker.new_task(shapes.SubmitBody(wrong.project, "recipe", delay=60))
+    wrong.do(tracker.submit_task, wrong.worker, task)
+    wrong.clock.wall = gap
+    wrong.do(tracker.wake_tasks)
+    assert len(wrong.tasks("delayed")) == 1
+    wrong.clock.now += 61
+    wrong.do(tracker.wake_tasks)
+    assert len(wrong.tasks("waiting")) == 1
+
+
 # ── Logins ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import gzip
 import json
 import logging
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -314,6 +316,44 @@ def test_what_waits_to_be_read_is_bounded_on_all_connections_together(
     for connection in many:
         connection.close()
     wait_until(lambda: unread.used == 0)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [GET],
+        [GET * 20],
+        [b"GET /task/get/1 HTTP/1.1\r\nHost: x\r\n\r\n"],
+        [b"GET /task/get/1 HTTP/1.1\r\nHost: x\r\nX-Worker-ID: 1\r\nX-Secret: x\r\n\r\n" * 5],
+        [CHUNKED + b"\r\n4\r\n"],
+        [b"nonsense\r\n\r\n"],
+        [GET[:9]],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ends", [True, False])
+def test_nothing_of_a_connection_stays_when_it_has_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch, asked: list[bytes], ends: bool
+) -> None:
+    """The garbage collector looks at what is old once in a long while: four thousand of them were 70 MB."""
+    seen: list[weakref.ref] = []
+    made = protocol.GuardedProtocol.connection_made
+
+    def noted(self: protocol.GuardedProtocol, transport: Any) -> None:
+        seen.append(weakref.ref(self))
+        made(self, transport)
+
+    monkeypatch.setattr(protocol.GuardedProtocol, "connection_made", noted)
+    gc.disable()
+    try:
+        for _ in range(3):
+            with connect(site.url) as connection:
+                connection.sendall(asked[0])
+                if ends:
+                    connection.shutdown(socket.SHUT_WR)
+                    read_all(connection)
+        wait_until(lambda: len(seen) == 3 and not any(one() for one in seen))
+    finally:
+        gc.enable()
 
 
 # ── Answered before the end ───────────────────────────────────────────────────────────────────────────────────────────

@@ -306,6 +306,7 @@ METHODS = {
     "/task/get": "GET",
     "/task/release": "POST",
     "/task/bulk_release": "POST",
+    "/task/extend": "POST",
     "/task/log": "POST",
     "/task/attachments/1": "GET",
     "/template/create": "POST",

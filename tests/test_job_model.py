@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from place import Jobs
 
+import shapes
 import tracker
 from tracker import FAIL, JOB_MOVES, OK, SKIP, TaskFilter
 
@@ -25,6 +26,8 @@ class Crowd(Jobs):
         self.random = random.Random(seed)
         super().__init__()
         self.workers = [self.worker, self.create_worker(), self.create_worker()]
+        rests = shapes.ProjectBody(retry_delay=self.random.choice([0, 3]))
+        self.do(tracker.update_project, self.session, self.project, rests)
         self.templates = [
             self.create_template(f"template {number}", max_retries=number, timeout=10, priority=number % 2)
             for number in range(3)
@@ -76,7 +79,8 @@ class Crowd(Jobs):
         result, output = self.random.choice([OK, OK, FAIL, SKIP]), self.random.choice(OUTPUTS)
         holders = [worker for worker in self.workers if worker.id == row["assignee"]]
         worker = self.random.choice(self.workers + 4 * holders)
-        updated = self.finish_job(row["id"], result, output, worker)
+        delay = self.random.choice([0, 0, 20]) if result == SKIP else 0
+        updated = self.finish_job(row["id"], result, output, worker, delay=delay)
         assert updated == (row["assignee"] == worker.id)
         if updated and row["token"]:
             event = {OK: "fail" if output.get("state") == "failure" else "close", SKIP: "skip"}.get(result)
@@ -92,6 +96,7 @@ class Crowd(Jobs):
             "SELECT t.*, j.token FROM task t LEFT JOIN job j ON j.id = t.job WHERE deadline_uptime <= ?", self.clock.now
         )
         self.pass_lease(0)
+        self.do(tracker.wake_tasks)
         for row in due:
             if row["token"]:
                 self.move(self.failed(row, "time_out"), row["token"])
@@ -114,7 +119,7 @@ class Crowd(Jobs):
                 self.states[new] = "waiting"
 
     def act_on_some(self) -> None:
-        action = self.random.choice(["requeue", "requeue", "delete", "set_priority", "retry"])
+        action = self.random.choice(["requeue", "requeue", "delete", "set_priority", "retry", "make_ready"])
         tasks = self.values("SELECT id FROM task")
         chosen = [task for (task,) in self.random.sample(tasks, min(len(tasks), 3))]
         marks = ", ".join(map(str, chosen)) or "NULL"
@@ -171,7 +176,10 @@ class Crowd(Jobs):
         tasks = {row["id"]: row for row in self.rows("SELECT * FROM task")}
         assert {row["token"]: row["state"] for row in jobs.values() if row["token"] in self.states} == self.states
         for task in tasks.values():
-            assert task["job"] is None or (jobs[task["job"]]["task"] == task["id"] and task["status"] == tracker.NEW)
+            assert (task["status"] == tracker.DELAYED) == (task["not_before"] is not None)
+            if task["job"] is not None:
+                job = jobs[task["job"]]
+                assert (job["task"], task["status"]) == (task["id"], tracker.DELAYED if job["delayed"] else tracker.NEW)
         for job in jobs.values():
             live = job["state"] in tracker.LIVE_STATES
             assert (job["finished"] is None) == live
@@ -197,10 +205,13 @@ class Crowd(Jobs):
     def check_counts(self, tasks: dict[int, Any]) -> None:
         (project,) = self.rows("SELECT * FROM project")
         held = Counter(task["assignee"] for task in tasks.values() if task["assignee"] is not None)
-        failed = sum(task["status"] == tracker.FAILED for task in tasks.values())
+        failed, delayed = (
+            sum(task["status"] == status for task in tasks.values()) for status in (tracker.FAILED, tracker.DELAYED)
+        )
+        assert project["delayed_task_count"] == delayed
         assert project["assigned_task_count"] == held.total()
         assert project["failed_task_count"] == failed
-        assert project["waiting_task_count"] == len(tasks) - held.total() - failed
+        assert project["waiting_task_count"] == len(tasks) - held.total() - failed - delayed
         rows = self.values("SELECT worker, held_task_count FROM tally WHERE held_task_count > 0")
         assert dict(rows) == held
 

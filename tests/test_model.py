@@ -28,12 +28,15 @@ from hypothesis.stateful import (
 from place import StillClock, call
 
 import pages
+import pauses
 import shapes
 import tracker
 from database import upgrade_schema
-from tracker import FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
+from tracker import DELAYED, FAIL, FAILED, NEW, OK, SKIP, TaskAction, TaskFilter
 
 DEFAULT_TIME = 100  # seconds; the max_assign_time of tasks that have none of their own
+DEFAULT_LOST = 3  # leases; the max_lost_leases of projects that have none of their own
+MOST_FAILURES = 2  # in a row; then a worker is paused
 HOUR = 3600
 WORKERS, PROJECTS = range(5), range(2)
 
@@ -55,6 +58,9 @@ class Task:
     hash64: int | None
     status: int = NEW
     retries: int = 0
+    lost_leases: int = 0
+    attempt: int = 0
+    not_before: float | None = None  # by the tracker's own time
     assignee: int | None = None
     assigned_uptime: float | None = None
     deadline: float | None = None
@@ -67,12 +73,24 @@ class Task:
     def state(self) -> str:
         if self.assignee is not None:
             return "assigned"
-        if self.status == FAILED:
-            return "failed"
+        if self.status != NEW:
+            return "failed" if self.status == FAILED else "delayed"
         return "awaiting_verification" if self.reports else "waiting"
 
     def put_back(self) -> None:
         self.assignee = self.assigned_uptime = self.deadline = None
+        self.changes += 1
+
+    def delay(self, until: float) -> None:
+        self.status, self.not_before = DELAYED, until
+
+    def rest(self, now: float) -> None:
+        """After an attempt that came to nothing, which has been counted."""
+        if self.project.retry_delay:
+            self.delay(now + min(3600, self.project.retry_delay * 2 ** (self.retries + self.lost_leases - 1)))
+
+    def wake(self) -> None:
+        self.status, self.not_before = NEW, None
         self.changes += 1
 
 
@@ -101,6 +119,8 @@ class Project:
     priority: int = 1
     paused: bool = False
     keep_hashes: bool = False
+    retry_delay: float = 0
+    max_lost_leases: int | None = None
     chain: Project | None = None
     closed: int = 0
     kept: set[int] = dataclasses.field(default_factory=set)
@@ -114,34 +134,66 @@ class Model:
         self.submitted = 0
         self.past: list[Past] = []
         self.tallies: defaultdict[tuple[int, int], Tally] = defaultdict(Tally)  # of each project and worker
+        self.failures: Counter[tuple[int, int]] = Counter()  # in a row
+        self.pauses: dict[tuple[int, int], float] = {}
 
-    def submit(self, project: Project, recipe: str, **fields: Any) -> bool:
+    def submit(self, project: Project, recipe: str, now: float, due: float | None = None, **fields: Any) -> bool:
         """Whether the task's hash was free."""
         hash64 = fields["hash64"]
         live = {task.hash64 for task in self.tasks if task.project is project}
         if hash64 is not None and hash64 in live | (project.kept if project.keep_hashes else set()):
             return False
         self.submitted += 1
-        self.tasks.append(Task(self.submitted, project, recipe, **fields))
+        task = Task(self.submitted, project, recipe, **fields)
+        self.tasks.append(task)
+        if due is not None and (until := now - due if due < 0 else due - StillClock.START) > now:
+            task.delay(until)
         return True
 
     def assign(self, worker: int, projects: list[Project], count: int, now: float) -> list[Task]:
-        """Highest project priority, then highest task priority, then oldest."""
+        """Highest project priority, then highest task priority, then oldest. On trial one of a project."""
         able = [
             task
             for task in self.tasks
             if task.is_ready() and task.project in projects and not task.project.paused and worker not in task.reports
         ]
         able.sort(key=lambda task: (-task.project.priority, -task.priority, task.number))
-        for task in able[:count]:
+        assigned: list[Task] = []
+        for task in able:
+            place = task.project.id, worker
+            if len(assigned) == count or (self.is_failing(place) and self.pauses[place] > now):
+                continue
+            if self.is_failing(place):
+                self.pauses[place] = now + pauses.PAUSE
             task.assignee, task.assigned_uptime = worker, now
             task.deadline = now + (task.max_assign_time or DEFAULT_TIME)
+            task.attempt += 1
             task.changes += 1
-        return able[:count]
+            assigned.append(task)
+        return assigned
 
-    def release(self, task: Task | None, worker: int, result: int, verification: int, now: float) -> bool:
+    def is_failing(self, place: tuple[int, int]) -> bool:
+        return self.failures[place] >= MOST_FAILURES
+
+    def fail(self, task: Task, now: float) -> None:
+        """Its assignee has failed it, or lost its lease."""
+        place = task.project.id, task.assignee
+        self.failures[place] += 1
+        if self.failures[place] == MOST_FAILURES or (self.is_failing(place) and self.pauses[place] <= now):
+            self.pauses[place] = now + pauses.PAUSE
+
+    def release(
+        self,
+        task: Task | None,
+        worker: int,
+        result: int,
+        verification: int,
+        now: float,
+        delay: float = 0,
+        attempt: int = 0,
+    ) -> bool:
         """Whether the release changed the task (None: it is closed)."""
-        if task is None or task.assignee != worker:
+        if task is None or task.assignee != worker or attempt not in (0, task.attempt):
             return False
         if result == OK:
             same = sum(report == verification for report in task.reports.values()) + 1
@@ -149,9 +201,16 @@ class Model:
                 self.close(task, now)
                 return True
             task.reports[worker] = verification
+            self.failures[task.project.id, worker] = 0
         if result == FAIL:
+            self.fail(task, now)
             task.retries += 1
-            task.status = FAILED if task.retries >= task.max_retries else NEW
+            if task.retries >= task.max_retries:
+                task.status = FAILED
+            else:
+                task.rest(now)
+        if result == SKIP and delay:
+            task.delay(now + delay)
         self.end(task, {OK: "verified", FAIL: "failed", SKIP: "skipped"}[result], now)
         return result != OK
 
@@ -163,6 +222,7 @@ class Model:
     def close(self, task: Task, now: float) -> None:
         """Of a task that is closed at the first attempt nothing is left but its worker's tally."""
         self.tasks.remove(task)
+        self.failures[task.project.id, task.assignee] = 0
         self.tallies[task.project.id, task.assignee].runtimes.append(now - task.assigned_uptime)
         if any(past.task == task.number for past in self.past):
             self.past.append(Past(task.number, task.assignee, task.assigned_uptime, now, "closed"))
@@ -172,17 +232,33 @@ class Model:
             project.kept.add(task.hash64)
         if project.chain:
             names = ("priority", "max_retries", "max_assign_time", "verification_count", "hash64")
-            self.submit(project.chain, task.recipe, **{name: getattr(task, name) for name in names})
+            self.submit(project.chain, task.recipe, now, **{name: getattr(task, name) for name in names})
 
-    def expired(self, now: float) -> list[Task]:
-        return [task for task in self.tasks if task.deadline is not None and task.deadline <= now]
+    def expire(self, now: float) -> None:
+        """Takes back the tasks whose leases have ended. A task of which too many were lost has failed."""
+        for task in [task for task in self.tasks if task.deadline is not None and task.deadline <= now]:
+            self.fail(task, now)
+            task.lost_leases += 1
+            most = DEFAULT_LOST if task.project.max_lost_leases is None else task.project.max_lost_leases
+            if most and task.lost_leases >= most:
+                task.status = FAILED
+            else:
+                task.rest(now)
+            self.end(task, "expired", now)
+
+    def wake(self, now: float) -> None:
+        for task in self.tasks:
+            if task.not_before is not None and task.not_before <= now:
+                task.wake()
 
     def act(self, action: str, priority: int | None, task: Task, now: float) -> bool:
         """What a manager does to a task. Whether that changed it."""
         if not applies(action, priority, task):
             return False
         if action == "retry":
-            task.status, task.retries = NEW, 0
+            task.status, task.retries, task.lost_leases = NEW, 0, 0
+        elif action == "make_ready":
+            task.wake()
         elif action == "requeue":
             self.end(task, "requeued", now)
         elif action == "set_priority":
@@ -197,6 +273,7 @@ def applies(action: str, priority: int | None, task: Task) -> bool:
     return {
         "retry": task.status == FAILED,
         "requeue": task.assignee is not None,
+        "make_ready": task.status == DELAYED,
         "set_priority": task.priority != priority,
     }.get(action, True)
 
@@ -244,6 +321,7 @@ new_tasks = st.fixed_dictionaries(
         "max_assign_time": st.sampled_from([0, 10, 50]),
         "verification_count": st.sampled_from([0, 1, 1, 2, 2, 3, 4, 6]),
         "hash64": st.sampled_from([None, *range(1, 20), -(2**63), 2**63 - 1]),
+        "due": st.sampled_from(4 * [None] + [-5.0, -60.0, 1.0, StillClock.START + 30.0, StillClock.START + 1000.0]),
     }
 )
 workers, projects = st.sampled_from(WORKERS), st.sampled_from(PROJECTS)
@@ -251,7 +329,8 @@ wanted_projects = st.lists(projects, min_size=1, max_size=2, unique=True)
 results = st.sampled_from(6 * [OK] + 2 * [FAIL] + [SKIP])
 verifications = st.sampled_from([7, 7, 7, 7, -8])
 outcomes = st.lists(st.tuples(results, verifications), min_size=1, max_size=8)
-actions = st.sampled_from(2 * ["retry", "requeue", "set_priority"] + ["delete"])
+delays = st.sampled_from([0.0, 0.0, 20.0])
+actions = st.sampled_from(2 * ["retry", "requeue", "make_ready", "set_priority"] + ["delete"])
 states = st.sampled_from(list(tracker.TASK_STATES))
 unusual = st.sampled_from([set(), set(), set(), {"paused"}, {"unchained"}, {"forgetful"}])
 
@@ -262,10 +341,13 @@ class LifeCycles(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = [mock.patch.object(tracker, "STEP_TASKS", 2), mock.patch.object(tracker.Tx, "STEP_SECONDS", -1)]
+        self.patches.append(mock.patch.object(tracker.random, "uniform", lambda low, high: (low + high) / 2))
         for patch in self.patches:  # every transaction of a long operation does one small piece
             patch.start()
         self.clock = StillClock()
-        self.settings = tracker.Settings(session_lifetime=1e9, default_max_assign_time=DEFAULT_TIME)
+        defaults = {"default_max_assign_time": DEFAULT_TIME, "default_max_lost_leases": DEFAULT_LOST}
+        defaults |= {"pause_after_failures": MOST_FAILURES, "max_extension": 200}
+        self.settings = tracker.Settings(session_lifetime=1e9, **defaults)
         self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
         self.connection.row_factory = sqlite3.Row
         upgrade_schema(Path("memory"), self.connection)
@@ -344,7 +426,7 @@ class LifeCycles(RuleBasedStateMachine):
         taken = 0
         for task in tasks:
             fields = {name: value for name, value in task._asdict().items() if name != "project"}
-            taken += self.model.submit(project, **fields)
+            taken += self.model.submit(project, now=self.clock.uptime(), **fields)
         return taken
 
     # ── Submit ──
@@ -393,6 +475,7 @@ class LifeCycles(RuleBasedStateMachine):
             return []
         running = [project for project in wanted if not project.paused]
         others = any(task.is_ready() and task.project in running for task in self.model.tasks)
+        others |= any(self.model.is_failing((project.id, worker)) for project in running)
         tasks = self.model.assign(worker, wanted, count, self.clock.uptime())
         answer = self.write(*call)
         assert [task["id"] for task in answer.tasks] == [self.ids[task.number] for task in tasks]
@@ -400,6 +483,7 @@ class LifeCycles(RuleBasedStateMachine):
             assert shown["project"]["id"] == task.project.id
             for name in ("recipe", "priority", "retries", "max_retries", "max_assign_time", "verification_count"):
                 assert shown[name] == getattr(task, name)
+            assert (shown["attempt"], shown["lease"]) == (task.attempt, task.deadline - self.clock.uptime())
             assert (shown["assignee"], shown["status"]) == (caller.id, NEW)
         assert answer.others == (others and not tasks)
         return tasks
@@ -415,11 +499,29 @@ class LifeCycles(RuleBasedStateMachine):
             self.the_tasks_are_the_same()
 
     @precondition(lambda self: any(task.assignee is not None for task in self.model.tasks))
-    @rule(data=st.data(), result=results, verification=verifications)
-    def release(self, data: st.DataObject, result: int, verification: int) -> None:
+    @rule(data=st.data(), result=results, verification=verifications, delay=delays, late=st.sampled_from([0, 0, 1]))
+    def release(self, data: st.DataObject, result: int, verification: int, delay: float, late: int) -> None:
+        """Some tell their attempt, or an earlier one."""
         held = [task for task in self.model.tasks if task.assignee is not None]
         task = data.draw(st.sampled_from(held))
-        self.release_as(task.assignee, task.number, result, verification)
+        attempt = data.draw(st.sampled_from([0, task.attempt - late]))
+        self.release_as(task.assignee, task.number, result, verification, delay if result == SKIP else 0, attempt)
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), worker=workers, seconds=st.sampled_from([0, 30, 150, 1000]))
+    def extend(self, data: st.DataObject, worker: int, seconds: int) -> None:
+        """Tasks held by the worker, most of the time, or by another one, waiting, or closed long ago."""
+        held = [task.number for task in self.model.tasks if task.assignee == worker]
+        numbers = data.draw(st.lists(st.sampled_from(4 * held + sorted(self.ids)), min_size=1, max_size=3))
+        now, expected = self.clock.uptime(), []
+        for number in numbers:
+            task = next((task for task in self.model.tasks if task.number == number), None)
+            held = task is not None and task.assignee == worker
+            if held:
+                task.deadline = max(task.deadline, now + min(seconds, self.settings.max_extension))
+            expected.append({"held": held, "left": max(task.deadline - now, 0) if held else 0})
+        wishes = [shapes.Extension(self.ids[number], seconds) for number in numbers]
+        assert self.write(tracker.extend_tasks, self.callers[worker], wishes) == expected
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), worker=workers, result=results)
@@ -427,10 +529,12 @@ class LifeCycles(RuleBasedStateMachine):
         """Held by the worker or by another one, waiting, or closed long ago."""
         self.release_as(worker, data.draw(st.sampled_from(sorted(self.ids))), result, 7)
 
-    def release_as(self, worker: int, number: int, result: int, verification: int) -> None:
+    def release_as(
+        self, worker: int, number: int, result: int, verification: int, delay: float = 0, attempt: int = 0
+    ) -> None:
         task = next((task for task in self.model.tasks if task.number == number), None)
-        expected = self.model.release(task, worker, result, verification, self.clock.uptime())
-        body = shapes.ReleaseBody(self.ids[number], result, verification)
+        expected = self.model.release(task, worker, result, verification, self.clock.uptime(), delay, attempt)
+        body = shapes.ReleaseBody(self.ids[number], result, verification, delay=delay, attempt=attempt)
         note(f"worker {worker} releases {task or number}: {result}")
         assert self.write(tracker.release_task, self.callers[worker], body) == expected
 
@@ -438,12 +542,12 @@ class LifeCycles(RuleBasedStateMachine):
     def pass_time(self, seconds: int, noticed: bool) -> None:
         """Expiry comes a little later than the deadline, and until then the assignee may still release its task."""
         self.clock.now += seconds
-        expired = self.model.expired(self.clock.uptime())
         if noticed:
-            while self.write(tracker.expire_tasks):
-                pass
-            for task in expired:
-                self.model.end(task, "expired", self.clock.uptime())
+            for sweep in (tracker.expire_tasks, tracker.wake_tasks):
+                while self.write(sweep):
+                    pass
+            self.model.expire(self.clock.uptime())
+            self.model.wake(self.clock.uptime())
 
     @rule(hours=st.sampled_from([0, 0, 1, 5, 25]), piece=st.sampled_from([1, 2, 100]))
     def pass_hours(self, hours: int, piece: int) -> None:
@@ -458,6 +562,7 @@ class LifeCycles(RuleBasedStateMachine):
             self.clock.now += hours * HOUR
             while self.write(tracker.prune, "tally_hour"):
                 pass
+            self.write(pauses.forget_pauses)
         for tally in self.model.tallies.values():
             tally.hours = Counter({hour: count for hour, count in tally.hours.items() if hour >= self.hour() - 24})
 
@@ -466,11 +571,18 @@ class LifeCycles(RuleBasedStateMachine):
 
     # ── What managers do ──
 
-    @rule(project=projects, priority=st.integers(0, 2), unusual=unusual)
-    def update_project(self, project: int, priority: int, unusual: set[str]) -> None:
+    @rule(
+        project=projects,
+        priority=st.integers(0, 2),
+        unusual=unusual,
+        rest=st.sampled_from([0, 0, 7.0, 3000.0]),
+        lost=st.sampled_from([None, None, 0, 1]),
+    )
+    def update_project(self, project: int, priority: int, unusual: set[str], rest: float, lost: int | None) -> None:
         """The first project is chained to the second one, most of the time, and both keep their hashes."""
         chain = self.projects[1] if project == 0 and "unchained" not in unusual else None
         changes = {"paused": "paused" in unusual, "keep_hashes": "forgetful" not in unusual}
+        changes |= {"retry_delay": rest, "max_lost_leases": lost}
         self.update(project, priority=priority, chain=chain, **changes)
 
     @rule(worker=workers, unusual=unusual)
@@ -478,6 +590,22 @@ class LifeCycles(RuleBasedStateMachine):
         self.paused_workers = self.paused_workers | {worker} if "paused" in unusual else self.paused_workers - {worker}
         body = shapes.PauseBody(self.callers[worker].id, worker in self.paused_workers)
         self.write(tracker.set_worker_paused, self.session, body)
+
+    @rule(project=projects, worker=workers)
+    def resume_worker_in_project(self, project: int, worker: int) -> None:
+        place = self.projects[project].id, worker
+        self.write(tracker.resume_worker, self.session, place[0], self.callers[worker].id)
+        if self.model.is_failing(place):
+            self.model.failures[place] = 0
+        else:
+            self.read_failures(place)
+
+    def read_failures(self, place: tuple[int, int]) -> None:
+        """A pause that is over, but not forgotten yet, is ended like any other."""
+        select = "SELECT failures_in_row FROM tally WHERE project = ? AND worker = ?"
+        for row in self.rows(select, place[0], self.callers[place[1]].id):
+            assert row["failures_in_row"] in (0, self.model.failures[place])
+            self.model.failures[place] = row["failures_in_row"]
 
     @initialize(step=st.sampled_from([1, 1, 2, 3]))
     def begin(self, step: int) -> None:
@@ -573,15 +701,23 @@ class LifeCycles(RuleBasedStateMachine):
     def the_tasks_are_the_same(self) -> None:
         self.remember_ids()
         stored = self.rows(
-            "SELECT id, project, recipe, priority, status, retries, max_retries, max_assign_time, verification_count,"
-            " hash64, assignee, deadline_uptime FROM task ORDER BY id"
+            "SELECT id, project, recipe, priority, status, retries, lost_leases, attempt, max_retries, max_assign_time,"
+            " verification_count, hash64, assignee, deadline_uptime, not_before FROM task ORDER BY id"
         )
         assert [tuple(row) for row in stored] == [
             (
                 *(self.ids[task.number], task.project.id, task.recipe, task.priority, task.status, task.retries),
-                *(task.max_retries, task.max_assign_time, task.verification_count, task.hash64),
+                *(
+                    task.lost_leases,
+                    task.attempt,
+                    task.max_retries,
+                    task.max_assign_time,
+                    task.verification_count,
+                    task.hash64,
+                ),
                 None if task.assignee is None else self.callers[task.assignee].id,
                 task.deadline,
+                task.not_before and task.not_before + StillClock.START,
             )
             for task in self.model.tasks
         ]
@@ -597,6 +733,7 @@ class LifeCycles(RuleBasedStateMachine):
                 "assigned_task_count": sum(task.assignee is not None for task in tasks),
                 "failed_task_count": sum(task.status == FAILED for task in tasks),
                 "closed_task_count": project.closed,
+                "delayed_task_count": sum(task.status == DELAYED for task in tasks),
             }
 
     @invariant()
@@ -604,6 +741,18 @@ class LifeCycles(RuleBasedStateMachine):
         held = Counter((task.project.id, task.assignee) for task in self.model.tasks if task.assignee is not None)
         rows = self.rows("SELECT project, worker, held_task_count FROM tally WHERE held_task_count <> 0")
         assert {(row["project"], self.workers[row["worker"]]): row["held_task_count"] for row in rows} == held
+
+    @invariant()
+    def failures_in_a_row_are_counted_and_pause(self) -> None:
+        rows = self.rows("SELECT project, worker, failures_in_row, pause_uptime FROM tally")
+        stored = {(row["project"], self.workers[row["worker"]]): tuple(row)[2:] for row in rows}
+        failures = {place: count for place, (count, _) in stored.items() if count}
+        assert failures == +self.model.failures
+        paused = Counter(place[0] for place in failures if self.model.is_failing(place))
+        assert all(stored[place][1] == self.model.pauses[place] for place in failures if self.model.is_failing(place))
+        for project in self.projects:
+            (count,) = self.rows("SELECT paused_worker_count FROM project WHERE id = ?", project.id)[0]
+            assert count >= paused[project.id]
 
     @invariant()
     def what_workers_closed_is_counted(self) -> None:

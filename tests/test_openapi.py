@@ -391,6 +391,7 @@ MORE_ANSWERS: dict[str, list[dict[str, Any]]] = {
         {"a job first": True, "query": {"count": 1}},
     ],
     "post_task_release": [{}],
+    "post_task_extend": [{"body": {"extensions": [{"task_id": 1, "seconds": 1}]}}],
     "get_task_get": [
         {"query": {"count": 0, "project": 1}},
         {"query": {"project": 2, "wait": 0}},

@@ -22,7 +22,7 @@ def create(manager: Manager, **fields: Any) -> httpx.Response:
 
 def other_values(**given: Any) -> dict[str, Any]:
     """The fields of a project: as given, or else with values that are not their defaults."""
-    other = {bool: True, str: "other", int: 7, float: 0.25}
+    other = {bool: True, str: "other", int: 7, float: 0.25, type(None): 3}
     return {name: other[type(default)] for name, default in NEW_PROJECT.items()} | given
 
 

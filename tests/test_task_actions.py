@@ -31,7 +31,7 @@ from tracker import (
     WorkerCredentials,
 )
 
-ACTIONS = ("retry", "requeue", "set_priority", "delete")
+ACTIONS = ("retry", "requeue", "make_ready", "set_priority", "delete")
 STATES = tuple(TASK_STATES)
 
 
@@ -58,6 +58,8 @@ def put_into(queue: Queue, state: str, project: int | None = None, **fields: obj
         queue.release(task, OK)
     if state == "failed":
         queue.release(task, FAIL)
+    if state == "delayed":
+        queue.release(task, SKIP, delay=1000)
     return task
 
 
@@ -119,7 +121,7 @@ def test_a_priority_that_is_set_decides_what_is_verified_next(queue: Queue) -> N
 
 def test_a_deleted_task_leaves_nothing_that_counts(queue: Queue) -> None:
     tasks = one_in_each_state(queue)
-    assert queue.act("delete", tasks.values()) == 4
+    assert queue.act("delete", tasks.values()) == 5
     assert queue.counts() == {}
     for table in ("task", "verification", "verifier_set", "verifier"):
         assert queue.rows(f"SELECT * FROM {table}") == []
@@ -136,7 +138,8 @@ def test_the_hash_of_a_deleted_task_is_free_again(queue: Queue) -> None:
 def test_an_action_changes_only_tasks_in_the_state_that_it_is_for(queue: Queue, action: str) -> None:
     tasks = one_in_each_state(queue)
     before = {task: queue.task(task) for task in tasks.values()}
-    affected = {"retry": {"failed"}, "requeue": {"assigned"}}.get(action, set(STATES))
+    only = {"retry": {"failed"}, "requeue": {"assigned"}, "make_ready": {"delayed"}}
+    affected = only.get(action, set(STATES))
     assert queue.act(action, tasks.values(), 5) == len(affected)
     assert {state for state, task in tasks.items() if queue.task(task) != before[task]} == affected
 
@@ -147,7 +150,7 @@ def test_tasks_of_another_project_unknown_ones_and_repeated_ones_are_left_alone(
     own, others = one_in_each_state(queue), one_in_each_state(queue, second)
     before = queue.values("SELECT * FROM task WHERE project = ?", second)
     named = [*others.values(), *own.values(), *own.values(), 999, 0, -1, 2**63 - 1, -(2**63)]
-    assert queue.act(action, named, 5) == (1 if action in ("retry", "requeue") else 4)
+    assert queue.act(action, named, 5) == (1 if action in ("retry", "requeue", "make_ready") else 5)
     assert queue.values("SELECT * FROM task WHERE project = ?", second) == before
     assert len(queue.rows("SELECT * FROM assignment WHERE outcome = 'requeued'")) == (action == "requeue")
 
@@ -319,7 +322,7 @@ def test_an_action_on_tasks_that_it_is_not_for_affects_none(queue: Queue, action
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_tasks_that_are_submitted_meanwhile_are_left_alone(queue: Queue, in_small_pieces: None, action: str) -> None:
-    state = {"retry": "failed", "requeue": "assigned"}.get(action, "waiting")
+    state = {"retry": "failed", "requeue": "assigned", "make_ready": "delayed"}.get(action, "waiting")
     for _ in range(5):
         put_into(queue, state)
     operation = queue.begin(action, TaskFilter(state), -1)
@@ -397,8 +400,8 @@ def test_how_many_tasks_are_to_be_expected_is_known_of_a_whole_list(queue: Queue
 def test_a_hard_reset_is_expected_to_take_all_tasks(queue: Queue) -> None:
     one_in_each_state(queue)
     operation = queue.do(tracker.begin_reset, queue.session, queue.project, "hard_reset")
-    assert queue.do(tracker.get_operation, queue.session, operation)["expected"] == 4
-    assert queue.finish(operation) == 4
+    assert queue.do(tracker.get_operation, queue.session, operation)["expected"] == 5
+    assert queue.finish(operation) == 5
 
 
 def test_an_operation_says_who_began_it_what_it_wants_and_how_far_it_is(queue: Queue, in_small_pieces: None) -> None:
@@ -458,11 +461,13 @@ def fill(tx: Tx, state: str, count: int) -> tuple[bytes, int, WorkerCredentials]
             (task,) = call(tx, tracker.assign_tasks, worker, [project]).tasks
         if state == "failed":
             tracker.release_task(tx, worker, shapes.ReleaseBody(task["id"], FAIL))
+        if state == "delayed":
+            tracker.release_task(tx, worker, shapes.ReleaseBody(task["id"], SKIP, delay=1000))
     return session, project, worker
 
 
 @pytest.mark.parametrize("wholesale", [False, True])
-@pytest.mark.parametrize(("action", "state"), [("retry", "failed"), ("requeue", "assigned")])
+@pytest.mark.parametrize(("action", "state"), [("retry", "failed"), ("requeue", "assigned"), ("make_ready", "delayed")])
 def test_workers_that_wait_for_a_task_are_woken(tmp_path: Path, action: str, state: str, wholesale: bool) -> None:
     """Three of them, for three tasks."""
 
@@ -503,7 +508,7 @@ def test_an_action_that_a_crash_has_interrupted_is_finished_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """Once and for all: the next start has nothing left to do."""
-    state = {"retry": "failed", "requeue": "assigned"}.get(action, "waiting")
+    state = {"retry": "failed", "requeue": "assigned", "make_ready": "delayed"}.get(action, "waiting")
     prepared = Prepared(tmp_path / "x.db")
     session, project, _ = prepared.run(fill, state, 10)
     prepared.clock.pass_time(1)

@@ -56,6 +56,7 @@ CHANGES = {
     "assigned": "status = 1, assignee = :assignee, assign_time = 1, assigned_uptime = 0, deadline_uptime = 1e9",
     "awaiting_verification": "status = 1, assignee = NULL, verifiers = 1",
     "failed": "status = 2, retries = 1, assignee = NULL",
+    "delayed": "status = 3, not_before = 9e9, assignee = NULL",
 }
 
 

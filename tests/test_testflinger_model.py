@@ -36,7 +36,7 @@ class Lab(Crowd):
     def pick_any(self) -> None:
         """An agent is given the best job that waits, whichever door that came through."""
         waiting = self.values(
-            "SELECT token, attempts FROM job WHERE state = 'waiting' AND workflow IS NULL"
+            "SELECT token, attempts FROM job WHERE state = 'waiting' AND workflow IS NULL AND NOT delayed"
             " ORDER BY priority DESC, id LIMIT 1"
         )
         given = self.do(domain.pick_job, None, ["unknown", "first"], self.random.choice([*NAMES, None]))
@@ -82,11 +82,13 @@ class Lab(Crowd):
 
     def check(self) -> None:
         super().check()
-        rows = self.rows(f"SELECT t.priority AS shown_priority, t.wait, {domain.JOB.removeprefix('SELECT ')}")
+        shown = "t.priority AS shown_priority, t.delayed AS shown_delayed, t.wait"
+        rows = self.rows(f"SELECT {shown}, {domain.JOB.removeprefix('SELECT ')}")
         assert {row["id"] for row in rows} == {id for (id,) in self.values("SELECT id FROM job WHERE workflow IS NULL")}
         workers = dict(self.values("SELECT name, worker FROM testflinger_agent"))
         for row in rows:
             assert row["uuid"] == uuid_of(row["token"]) and row["shown_priority"] == row["priority"]
+            assert row["shown_delayed"] == row["delayed"]
             assert row["shown_state"] in shown_as(row["state"])
             assert row["wait"] == (row["started"] and row["started"] - row["created"])
             assert row["agent"] is None or row["state"] != "waiting"

@@ -65,6 +65,8 @@ def furnished() -> tuple[bytes, Place]:
             file.do(lambda tx: tx.insert("testflinger_client", client) and None)
             file.do(lambda tx: tx.execute("UPDATE session SET created = 0") and None)
             file.do(lambda tx: tx.execute("UPDATE worker_access SET requested = 0") and None)
+            file.do(lambda tx: tx.execute("UPDATE task SET attempt = 0") and None)
+            file.do(lambda tx: tx.execute("UPDATE tally SET failures_in_row = 0") and None)
             kept = (tracker.digest(SECRET.encode()),)
             file.do(lambda tx: tx.execute("UPDATE workflow SET secret_hash = ?", kept) and None)
         return file.path.read_bytes(), place
@@ -170,7 +172,7 @@ def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
         connection.executescript((HOME / "schema.sql").read_text("utf-8"))
         made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
     plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
-    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (8, "a7b2fcac27607c9c")
+    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (9, "0d73b11ac20d7760")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────

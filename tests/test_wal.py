@@ -18,6 +18,7 @@ import pytest
 from conftest import Site, wait_until
 from place import StillClock, running
 
+import callers
 import tracker
 import wal
 
@@ -103,7 +104,7 @@ def test_a_read_that_takes_too_long_is_ended_and_refused(site: Site, monkeypatch
     def endless(tx: tracker.Tx, *args: object) -> object:
         return tx.one(ENDLESS)
 
-    monkeypatch.setattr(tracker, "identify", endless)
+    monkeypatch.setattr(callers, "identify", endless)
     answer = httpx.get(f"{site.url}/project/get/{project}", timeout=60)
     monkeypatch.undo()
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")

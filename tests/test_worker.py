@@ -1115,6 +1115,7 @@ def test_status_counts_the_tasks_of_each_project(server, manager, client, projec
     counts = {name: count for name, count in status(client, server)["crawl"].items() if name.endswith("_count")}
     assert counts == {
         "waiting_task_count": 0,
+        "delayed_task_count": 0,
         "assigned_task_count": 3,
         "awaiting_verification_count": 0,
         "failed_task_count": 0,
@@ -1137,8 +1138,8 @@ def test_status_shows_a_table(server, manager, client, project):
     result = client.run("status", "--server", server)
     heading, row = result.stdout.splitlines()
     assert result.returncode == 0
-    assert " ".join(heading.split()) == "Id Project Prio Waiting Assigned Verify Failed Closed Rate ETA"
-    assert row.split()[:8] == [str(project), "crawl", "1", "2", "0", "0", "0", "0"]
+    assert " ".join(heading.split()) == "Id Project Prio Waiting Delayed Assigned Verify Failed Closed Rate ETA"
+    assert row.split()[:9] == [str(project), "crawl", "1", "2", "0", "0", "0", "0", "0"]
 
 
 def test_a_paused_project_is_impossible_to_overlook(server, manager, client):

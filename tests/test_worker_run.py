@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -505,12 +506,97 @@ def test_a_process_that_ignores_the_request_is_killed(site, machine, project):
         ({"max_assign_time": 100}, 60, 60),
         ({"max_assign_time": 100}, 1000, 94),
         ({"max_assign_time": 4}, None, 2),
+        ({"max_assign_time": 0, "lease": 100}, None, 94),
+        ({"max_assign_time": 100, "lease": 100}, 1000, 1000),  # this tracker gives more time
+        ({"lease": 45, "job": {"timeout": 30}}, 60, 30),
         ({"job": {"timeout": 30}}, 60, 30),
         ({"max_assign_time": 45, "job": {"timeout": 30}}, 60, 30),
     ],
 )
 def test_the_time_limit_is_the_jobs_or_the_option_within_the_lease(task, timeout, limit):
     assert worker.Assignment({"id": 1, "recipe": "a", **task}).time_limit(timeout, grace=5) == limit
+
+
+def test_a_command_that_runs_longer_than_its_lease_keeps_its_task_until_its_timeout(site, machine, project):
+    submit(site, project, "a", max_assign_time=2)
+    machine.finish(site, project, "--timeout", 60, *sh("sleep 4; echo x >> ran"))
+    assert (machine.folder / "ran").read_text() == "x\n"
+    assert site.admin.counts(project) == {"closed": 1}
+    assert site.read("SELECT outcome FROM assignment") == []
+
+
+def running(runner, **task):
+    """Lets the runner have a task whose process goes on."""
+    assignment = worker.Assignment({"id": 1, "recipe": "a", **task})
+    execution = worker.Execution(assignment, runner.terms, lambda: False, runner._ended)
+    runner.unsettled[execution] = runner.running[execution] = None
+    return execution
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "wants"),
+    [
+        (["--timeout", "1000"], {"lease": 100, "attempt": 3}, True),
+        (["--timeout", "50"], {"lease": 100}, False),  # it ends before its lease does
+        ([], {"lease": 100}, False),
+        (["--timeout", "1000"], {"max_assign_time": 100}, False),  # that tracker knows of no extensions
+        (["--timeout", "1000"], {"lease": 45, "job": {"timeout": 30}}, False),
+    ],
+)
+def test_a_lease_is_extended_when_half_of_it_is_over_and_the_command_may_run_on(options, task, wants):
+    execution = running(make_runner(*options), **task)
+    received = execution.assignment.received
+    assert not execution.wants_time(received + 0.4 * task.get("lease", 100))
+    assert execution.wants_time(received + 0.6 * task.get("lease", 100)) == wants
+
+
+def test_what_the_tracker_says_of_an_extension_is_heeded():
+    runner = make_runner("--timeout", "1000")
+    kept, lost = running(runner, lease=100, attempt=3), running(runner, lease=100)
+    for execution in kept, lost:
+        execution.assignment.hold_until(time.monotonic() + 10)
+    answers = [{"held": True, "left": 100}, {"held": False, "left": 0}]
+    tracker = Tracker(runner.courier.client, extensions=answers, held=True)
+    deliver(runner)
+    wishes = [{"task_id": 1, "seconds": 100, "attempt": attempt} for attempt in (3, 0)]
+    assert tracker.calls[0] == ("/task/extend", {"extensions": wishes})
+    assert (kept.cause, lost.cause) == (None, worker.Cause.TAKEN_AWAY)
+    assert not kept.wants_time(time.monotonic())
+
+
+def test_a_command_whose_lease_is_not_extended_ends_before_it():
+    runner = make_runner("--timeout", "1000")
+    execution = running(runner, lease=100)
+    execution.assignment.hold_until(execution.began + 40)
+    Tracker(runner.courier.client, "/task/extend", held=True)
+    deliver(runner)
+    assert execution.limit == 34 and not execution.wants_time(execution.began + 39)
+
+
+def test_a_release_says_of_which_assignment_it_speaks():
+    runner = make_runner()
+    (execution,) = hold(runner, done(), lease=100, attempt=7)
+    assert runner.courier._body(execution) == {"task_id": 1, "result": 0, "attempt": 7}
+
+
+def test_until_empty_waits_for_tasks_that_are_delayed(site, machine, project):
+    submit(site, project, "a", delay=1.5)
+    machine.finish(site, project, "--", "true")
+    assert site.admin.counts(project) == {"closed": 1}
+
+
+def test_until_empty_waits_for_no_delayed_task_of_a_paused_project(site, machine, project):
+    submit(site, project, "a", delay=600)
+    site.admin.update_project(project, paused=True)
+    machine.finish(site, project, "--", "true")
+    assert site.admin.counts(project) == {"delayed": 1}
+
+
+def test_until_empty_tries_a_task_again_that_rests_after_a_failure(site, machine, project):
+    site.admin.update_project(project, retry_delay=0.5)
+    submit(site, project, "a", max_retries=3)
+    machine.finish(site, project, *sh("echo x >> ran; test $(wc -l < ran) -eq 3"), status=1)
+    assert site.admin.counts(project) == {"closed": 1}
 
 
 def test_a_child_that_has_left_the_group_and_holds_the_pipes_keeps_nobody_waiting(site, machine, project):

@@ -148,7 +148,7 @@ def check_agents_left(tx: Tx, wanted: Submission) -> None:
 
 # ── Jobs picked ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-WAITING = "project = :project AND state = 'waiting' AND attachments <> 'waiting'"
+WAITING = "project = :project AND state = 'waiting' AND attachments <> 'waiting' AND NOT delayed"
 FIRST_WAITING = f"""
     SELECT job, priority, project, :rate AS rate FROM testflinger_job t WHERE {WAITING}
     AND NOT EXISTS (SELECT 1 FROM testflinger_exclusion WHERE job = t.job AND agent = :agent)

@@ -31,7 +31,7 @@ def job_event(tx: Tx, event: str, job: Row) -> None:
     elif event == "set_priority":
         tx.execute("UPDATE testflinger_job SET priority = ? WHERE job = ?", (job["priority"], job["id"]))
     else:
-        if JOB_MOVES[event].to == "waiting":
+        if event in JOB_MOVES and JOB_MOVES[event].to == "waiting":
             end_attempt(tx, job["id"])
         follow_state(tx, job)
 
@@ -78,8 +78,9 @@ def follow_state(tx: Tx, job: Row, shown: str | None = None) -> None:
     waited = None if job["started"] is None else max(0.0, job["started"] - job["created"])  # the clock may be set back
     # A template says how long its jobs are kept: those have no `finished` here.
     finished = job["finished"] if job["template"] is None else None
-    change = "UPDATE testflinger_job SET state = ?, wait = ifnull(wait, ?), finished = ? WHERE job = ?"
-    tx.execute(change, (shown or SHOWN.get(job["state"], "complete"), waited, finished, job["id"]))
+    change = "UPDATE testflinger_job SET state = ?, delayed = ?, wait = ifnull(wait, ?), finished = ? WHERE job = ?"
+    state = shown or SHOWN.get(job["state"], "complete")
+    tx.execute(change, (state, job["delayed"], waited, finished, job["id"]))
 
 
 # ── What was missed ───────────────────────────────────────────────────────────────────────────────────────────────────

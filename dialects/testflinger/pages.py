@@ -155,7 +155,7 @@ def waiting_jobs(tx: Tx, project: int, after: str, limit: int) -> list[sqlite3.R
     for condition in ranges:
         rows += tx.all(
             "SELECT t.*, j.token, j.name, j.created FROM testflinger_job t JOIN job j ON j.id = t.job"
-            " WHERE t.project = :project AND t.state = 'waiting' AND t.attachments <> 'waiting'"
+            " WHERE t.project = :project AND t.state = 'waiting' AND t.attachments <> 'waiting' AND NOT t.delayed"
             f" AND {condition} ORDER BY t.priority DESC, t.job LIMIT :limit",
             {"project": project, "priority": priority, "job": job, "limit": limit - len(rows)},
         )

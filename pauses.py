@@ -1,0 +1,80 @@
+"""Workers that fail one task after the other in a project are paused there, lest a broken one eat the queue.
+
+    Counts.write ─► pause_failing: as many failures in a row as pause_after_failures ─► tally.pause_uptime
+    assign ─► pause_of ─► nothing until then; afterwards one task on trial, which begins the pause anew
+    a task that is closed or verified ─► no failures in a row: the pause is over
+
+The project counts those that have a pause: where there is none, an assignment does not look for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable
+from typing import Any
+
+log = logging.getLogger("tracker")
+
+PAUSE = 600.0  # seconds
+NEVER = 2**62  # failures
+
+SELECT_PAUSE = "SELECT failures_in_row, pause_uptime FROM tally WHERE project = ? AND worker = ?"
+COUNT_PAUSED = """
+    UPDATE project SET paused_worker_count =
+        (SELECT COUNT(*) FROM tally t WHERE t.project = project.id AND pause_uptime IS NOT NULL)
+"""
+
+
+def pause_failing(tx: Any, failed: Iterable[tuple[int, int, int]]) -> None:
+    """Pauses those who have failed too many tasks in a row by now: of a project, a worker, so many just now."""
+    most = tx.settings.pause_after_failures
+    for project, worker, count in failed if most else ():
+        failures, until = tx.one(SELECT_PAUSE, (project, worker))
+        if failures >= most and (failures - count < most or (until or 0) <= tx.uptime):
+            begin_pause(tx, project, worker)
+            tx.execute(f"{COUNT_PAUSED} WHERE id = ?", (project,))
+            said = "Worker %d has failed %d tasks in a row in project %d: it gets none there for %d minutes"
+            log.warning(said, worker, failures, project, PAUSE // 60)
+
+
+def begin_pause(tx: Any, project: int, worker: int) -> None:
+    change = "UPDATE tally SET pause_uptime = ? WHERE project = ? AND worker = ?"
+    tx.execute(change, (tx.uptime + PAUSE, project, worker))
+
+
+def pause_of(tx: Any, project: int, worker: int) -> float | None:
+    """The uptime until which the worker is paused in the project: one that has passed lets it have a task on trial."""
+    row = tx.one(SELECT_PAUSE, (project, worker))
+    return row["pause_uptime"] if row and is_failing(tx, row["failures_in_row"]) else None
+
+
+def is_failing(tx: Any, failures: int) -> bool:
+    """Whether so many failures in a row are too many."""
+    return 0 < tx.settings.pause_after_failures <= failures
+
+
+def end_pause(tx: Any, project: int, worker: int) -> bool:
+    """The worker gets tasks again as if it had failed none. Whether it was paused."""
+    change = "UPDATE tally SET failures_in_row = 0, pause_uptime = NULL WHERE project = ? AND worker = ?"
+    ended = tx.execute(f"{change} AND pause_uptime IS NOT NULL", (project, worker)).rowcount
+    tx.execute(f"{COUNT_PAUSED} WHERE id = ?", (project,))
+    return bool(ended)
+
+
+def forget_pauses(tx: Any) -> None:
+    """Forgets the pauses that are over, and those of workers that are gone."""
+    over = "UPDATE tally SET pause_uptime = NULL WHERE pause_uptime IS NOT NULL AND failures_in_row < ?"
+    some = "SELECT id FROM project WHERE paused_worker_count > 0"
+    tx.execute(f"{over} AND project IN ({some})", (tx.settings.pause_after_failures or NEVER,))
+    tx.execute(f"{COUNT_PAUSED} WHERE paused_worker_count > 0")
+
+
+def paused_workers(tx: Any, project: int) -> list[sqlite3.Row]:
+    """Who is paused in a project: alias, failures in a row, and until when; at most a hundred."""
+    return tx.all(
+        "SELECT w.id, w.alias, t.failures_in_row, t.pause_uptime - ? AS left FROM tally t"
+        " JOIN worker w ON w.id = t.worker"
+        " WHERE t.project = ? AND t.pause_uptime IS NOT NULL AND t.failures_in_row >= ? ORDER BY t.worker LIMIT 100",
+        (tx.uptime, project, tx.settings.pause_after_failures or NEVER),
+    )
