@@ -69,13 +69,20 @@ class Seldom:
 
     def warning(self, message: str, *args: Any) -> None:
         """`message` tells what happened, without what a stranger chose; `args` are of this one time."""
+        self.say(logging.WARNING, message, *args)
+
+    def error(self, message: str, *args: Any) -> None:
+        """The same of what somebody has to mend."""
+        self.say(logging.ERROR, message, *args)
+
+    def say(self, level: int, message: str, *args: Any) -> None:
         since, untold = self._said.get(message, (-self.INTERVAL, 0))
         now = time.monotonic()
         if now - since < self.INTERVAL:
             self._said[message] = since, untold + 1
             return
         self._said[message] = now, 0
-        log.warning(message + (f" (and {untold} times more since it was last said)" if untold else ""), *args)
+        log.log(level, message + (f" (and {untold} times more since it was last said)" if untold else ""), *args)
 
 
 class Connection(Protocol):

@@ -1,6 +1,6 @@
-"""The SQLite file: made or upgraded, locked against a second server, one connection that writes and some that read.
+"""The SQLite file: made or upgraded, guarded, one connection that writes and some that read.
 
-    open ─► lock_file ─► prepare_file (schema.sql, UPGRADES) ─► write: a WriteQueue; read: short transactions in turn
+    open ─► Guard ─► prepare_file (schema.sql, UPGRADES) ─► write: a WriteQueue; read: short transactions in turn
 
 Nothing here knows a task, but that its uptime goes on behind the latest assignment that the file has.
 """
@@ -21,17 +21,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 import names
 from clock import Clock, Seen, read_seen
 from errors import TrackerError
+from faults import cannot_read, is_of_the_file, primary_code
+from guard import Guard
 from limits import Limits
 from settings import Settings
 from space import Space
 from turns import Turns
 from wal import Gate, TimeLimit, WalKeeper, too_long
-from writer import Committer, ThreadedConnection, Told, Tx, WriteQueue, let_go, primary_code, save_uptime
+from writer import (
+    Committed,
+    Committer,
+    ThreadedConnection,
+    Told,
+    Tx,
+    Write,
+    WriteQueue,
+    let_go,
+    save_uptime,
+)
 
 log = logging.getLogger("tracker")
 
@@ -167,25 +177,31 @@ class Database:
 
     def __init__(self, settings: Settings, clock: Clock, announce: Callable[[int, int], None] = lambda *_: None):
         self.settings, self.clock, self.limits = settings, clock, Limits(settings, clock.uptime)
-        self.path = Path(settings.database).resolve()
-        self._lock = filelock.FileLock(f"{self.path}.lock", timeout=0)
+        self._guard = Guard(settings.database)
+        self.path = self._guard.path
         self.turns = Turns()
         self._queue = WriteQueue(announce, self.turns)
 
     async def open(self) -> None:
         """Takes the lock, creates or upgrades the file, starts the threads. Refuses what it cannot use."""
-        lock_file(self.path, self._lock)
+        self._guard.take()
+        try:
+            await self._open_file()
+        except sqlite3.Error as error:
+            raise TrackerError("start", f"{self.path}: {reason(error)}") from None
+
+    async def _open_file(self) -> None:
         async with contextlib.AsyncExitStack() as undo:
-            undo.callback(self._lock.release)
+            undo.callback(self._guard.release)  # the last thing that is done: see there
             prepare_file(self.path, self.settings)
-            writer, *readers = [
+            self._writer, *readers = [
                 await undo.enter_async_context(ThreadedConnection(connector, 64))
                 for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
             self._readers = itertools.cycle([(reader, TimeLimit(reader.connection)) for reader in readers])
             self._gate = Gate()
-            self._committer = Committer(writer, self.clock, self.settings, self._queue.turn, self.limits)
-            self._queue.begin(self._committer.commit)
+            self._committer = Committer(self._writer, self.clock, self.settings, self._queue.turn, self.limits)
+            self._queue.begin(self._commit)
             undo.push_async_callback(self._queue.close)
             self.space = Space(self)
             self.wal = WalKeeper(self.path, self.settings.max_wal << 20, self._gate, self._write_outside)
@@ -194,6 +210,7 @@ class Database:
             self.clock.start(*await self.write(lambda tx: (load_uptime(tx), load_seen(tx))))
             await self.write(load_set_back)
             self._committer.uptime_saved = self.clock.uptime()
+            self._guard.watch(*await self.write(place_of_meta))
             self._open = undo.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
@@ -209,6 +226,12 @@ class Database:
         except TrackerError as error:
             log.error("The uptime could not be saved: %s", error)
         finally:
+            await self._queue.close()
+            if self._guard.overwritten:  # SQLite copies the write-ahead log into it, unless a reader is the last one
+                await self._writer.close()
+            elif self._guard.problem:
+                await self._empty_wal()
+                self._guard.forget_names()
             await self._open.aclose()
 
     def compact(self) -> tuple[int, int]:
@@ -219,7 +242,7 @@ class Database:
         """
         if not self.path.exists():
             raise TrackerError("start", f"{self.path}: there is no such database")
-        lock_file(self.path, self._lock)
+        self._guard.take()
         try:
             prepare_file(self.path, self.settings)
             before = self.path.stat().st_size
@@ -227,7 +250,28 @@ class Database:
                 vacuum(self.path, connection)
             return before, self.path.stat().st_size
         finally:
-            self._lock.release()
+            self._guard.release()
+
+    async def _commit(self, batch: list[Write], on_thread: bool) -> Committed:
+        """Commits a batch, if what is committed will be found again."""
+        if refusal := self._guard.look():
+            if not self._guard.overwritten and not self._guard.emptied:
+                await self._empty_wal()
+            raise refusal
+        self._guard.emptied = False
+        committed = await self._committer.commit(batch, on_thread)
+        if refusal := self._guard.look_into():
+            raise refusal
+        return committed
+
+    async def _empty_wal(self) -> None:
+        """Copies the write-ahead log into the open file, wherever that is, and empties it.
+
+        Where the file was there may be another one, for whose log it would be taken.
+        """
+        with contextlib.suppress(sqlite3.Error):  # as it is tried again
+            busy = await self._writer.run(empty_wal, self._writer.connection)
+            self._guard.emptied = not busy
 
     @property
     def failed(self) -> asyncio.Future[BaseException]:
@@ -276,8 +320,8 @@ class Database:
 
     def _read(self, connection: sqlite3.Connection, limit: TimeLimit, function: Callable, args: tuple) -> Any:
         limit.begin()
-        connection.execute("BEGIN")
         try:
+            connection.execute("BEGIN")
             tx = Tx(connection, self.clock, self.settings, self.limits)
             tx.execute = Polite(connection.execute, self.turns, limit)
             return function(tx, *args)
@@ -285,22 +329,13 @@ class Database:
             let_go(error)
             if primary_code(error) == sqlite3.SQLITE_INTERRUPT:
                 raise too_long() from None
+            if is_of_the_file(error) and error.sqlite_errorcode != sqlite3.SQLITE_READONLY:  # that is a fault of ours
+                raise cannot_read(error) from None
             raise
         finally:
             limit.begin()
-            connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
-
-
-def lock_file(path: Path, lock: filelock.FileLock) -> None:
-    """Makes this process the only one that writes to the database. Two that checkpoint one WAL can corrupt it."""
-    if not path.parent.is_dir():  # the lock would create the folder: that hides a slip of the pen
-        raise TrackerError("start", f"{path}: cannot be opened: there is no such folder")
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise TrackerError("start", f"{path}: another tracker is using this database") from None
-    except OSError as error:
-        raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
+            if connection.in_transaction:
+                connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
 
 
 def connect(path: Path, settings: Settings, readonly: bool = False, timeout: float = 5.0) -> sqlite3.Connection:
@@ -330,7 +365,8 @@ def prepare_file(path: Path, settings: Settings) -> None:
         oldest = ".".join(map(str, OLDEST_SQLITE))
         raise TrackerError("start", f"SQLite {sqlite3.sqlite_version} is too old: {oldest} is needed")
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
+        if not path.exists():  # one of ours is not opened and closed: that would drop locks
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # secrets are inside: nobody else's to read
         with contextlib.closing(connect(path, settings)) as connection:
             connection.create_function("look", 1, names.look)
             connection.create_function(
@@ -338,13 +374,37 @@ def prepare_file(path: Path, settings: Settings) -> None:
             )  # upgrades want it
             upgrade_schema(path, connection)
             if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                raise TrackerError("start", f"{path}: this file system cannot hold a database in WAL mode")
+                raise TrackerError("start", f"{path}: {NO_WAL}")
             # Which names look alike may be told better than when they were stored.
             connection.execute("UPDATE manager SET look = look(username) WHERE look <> look(username)")
     except OSError as error:
         raise TrackerError("start", f"{path}: cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:
-        raise TrackerError("start", f"{path}: not a usable SQLite database: {error}") from None
+        raise TrackerError("start", f"{path}: {reason(error)}") from None
+
+
+NO_WAL = "this file system cannot hold a database in WAL mode (as network shares cannot): it needs a local disk"
+NO_SHARED_MEMORY = {  # what a WAL needs beside it
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMLOCK,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+}
+WHY_NOT = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_IOERR: "the disk cannot be read or written",
+    sqlite3.SQLITE_READONLY: "it cannot be written to",
+    sqlite3.SQLITE_CANTOPEN: "it, its -wal or its -shm cannot be opened",
+    sqlite3.SQLITE_BUSY: "another program is using it",
+    sqlite3.SQLITE_CORRUPT: "it is damaged",
+}
+
+
+def reason(error: sqlite3.Error) -> str:
+    """Why a database cannot be used, in words, and in SQLite's."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    why = NO_WAL if code in NO_SHARED_MEMORY else WHY_NOT.get(primary_code(error), "not a usable SQLite database")
+    return f"{why}: {error}"
 
 
 def vacuum(path: Path, connection: sqlite3.Connection) -> None:
@@ -369,8 +429,8 @@ LIVE_BYTES = """
 
 def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
     """Brings the schema to SCHEMA_VERSION. Everything or nothing."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
     empty = not connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+    version = 0 if empty else connection.execute("PRAGMA user_version").fetchone()[0]
     if not empty and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise TrackerError("start", f"{path}: this is another program's database")
     if version > SCHEMA_VERSION:
@@ -397,10 +457,20 @@ def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
             raise
 
 
+def empty_wal(connection: sqlite3.Connection) -> bool:
+    """Whether somebody who reads has kept all of it from being copied."""
+    return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+
+
 def load_meta(tx: Tx, key: str, make: Callable[[], Any]) -> Any:
     """A fact about this file, made when it is asked for the first time."""
     tx.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", (key, make()))
     return tx.one("SELECT value FROM meta WHERE key = ?", (key,))[0]
+
+
+def place_of_meta(tx: Tx) -> tuple[int, int]:
+    """The page at which the table meta begins, and the size of a page."""
+    return tx.one("SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = 'meta'")
 
 
 LATEST_UPTIME = """

@@ -171,7 +171,10 @@ class Limits:
 
     def look_at_disk(self, folder: Path) -> None:
         """Notes how much of the disk is free. (Blocks for as long as the disk takes to say so.)"""
-        disk = shutil.disk_usage(folder)
+        try:
+            disk = shutil.disk_usage(folder)
+        except OSError:  # it was moved, say: there is nothing to be said of the disk
+            return
         floor = min(MIB * self.settings.min_free_disk, disk.total // LARGEST_FLOOR)
         self.free_disk = disk.free
         if self.disk_low != (disk.free < floor):

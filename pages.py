@@ -381,7 +381,7 @@ class Visit(Call):
         self.error = error
         try:
             response = await self.render("error.html", await self.read(None))
-        except TrackerError:  # stopping: not even the frame can be read
+        except Exception:  # stopping, or what has failed fails here, too: neither frame nor template can be read
             response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
         return guarded(self, response)
 
@@ -1633,6 +1633,22 @@ no_page.methods = ()
 
 class Static(StaticFiles):
     """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        begun = False
+
+        async def send_on(message: dict[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_on)
+        except OSError as error:
+            refusal = tracker.fault(error, f"{scope['method']} {scope['path']}")
+            if not begun:  # or else it is broken off
+                answer = Response(refusal.message, tracker.STATUS[refusal.code], media_type="text/plain")
+                await answer(scope, receive, send)
 
     def get_path(self, scope: dict) -> str:
         path = scope["path_params"]["path"]

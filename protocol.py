@@ -22,6 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 import libraries
+import listening
 from connections import STALLED, Crowd, Flow, Transport, Unsent
 from errors import STATUS, TrackerError, encode
 from shares import Holding
@@ -252,10 +253,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self.longest_direct = getattr(config.app, "longest_direct", 0)
         self.hot_lines: tuple[bytes, ...] = getattr(config.app, "hot_lines", ())
         self.crowd: Crowd = config.crowd
-        self.turns, self.arriving = self.crowd.turns, config.arriving
+        self.turns, self.arriving, self.clients = self.crowd.turns, config.arriving, config.clients
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(Transport(transport, self.end))
+        if listening.in_file_system(transport.get_extra_info("socket")):
+            self.app, self.clients = self.config.socket_app, self.config.socket_clients
+            self.client, self.server = ("127.0.0.1", 0), ("localhost", 80)  # a proxy, or else a program on this machine
+        elif self.client and self.client[0].startswith("::ffff:"):  # IPv4, where it listens for both
+            self.client = self.client[0].removeprefix("::ffff:"), self.client[1]
         self.flow = Flow(self.transport, self.queue)
         self.unsent = Unsent()
         self.address = self.client[0] if self.client else ""
@@ -435,7 +441,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def hold(self, size: int, whose: str | None) -> None:
         """So much is held of what has come, as more is to come, by this address; None: by that of the direct call."""
         if self.part is None:
-            source = self.config.clients.source_of(self.client, self.headers) if whose is None else whose
+            source = self.clients.source_of(self.client, self.headers) if whose is None else whose
             self.part = Holding(source, lambda: self.refuse(TOO_MUCH))
         if not self.arriving.hold(self.part, size) and self.arriving.used > size:
             self.refuse(TOO_MUCH)

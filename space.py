@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from errors import TrackerError
-from writer import Tx, primary_code
+from faults import primary_code
+from writer import Tx
 
 if TYPE_CHECKING:
     from database import Database

@@ -13,14 +13,14 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), callers (who calls, and what they may),
-settings, server, protocol and connections (how bytes come in), turns (who goes first), browsers (what they may do),
-attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how often, how much, and of what all
-share), database (the file) with writer (the one that writes), clock, wal and space (that it does not grow for ever),
-counts (the live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that
-people choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when
-somebody needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line), deletion (of
-a project).
+Beside this module: errors (what is refused) and faults (what fails), shapes (what goes in and out), callers (who calls,
+and what they may), settings, server, listening, protocol and connections (how bytes come in), turns (who goes first),
+browsers (what they may do), attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how
+often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that writes), clock,
+wal and space (that it does not grow for ever), counts (the live ones) and warming (what is read for it), lines and
+githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the API's
+document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/ (other
+systems' APIs), commands (the command line) with notify (what the service manager is told), deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -54,7 +54,6 @@ import random
 import re
 import secrets
 import shlex
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -78,6 +77,7 @@ from starlette.routing import BaseRoute, Match, Route
 import browsers
 import budgets
 import errors
+import listening
 import names
 import openapi
 import pauses
@@ -136,6 +136,7 @@ from connections import room_for
 from counts import COUNTED, reads_no_counts
 from database import NOTE_SET_BACK, Clock, Database, let_age, load_meta, set_back
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
+from faults import fault
 from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
@@ -144,10 +145,8 @@ from server import (
     Incoming,
     Server,
     decoded,
-    listen,
     plain_cycle,
     run_loop,
-    url_of,
     uvicorn_config,
     write_at_once,
 )
@@ -2875,20 +2874,23 @@ def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.Task
     return shapes.TaskLogged(True, stored)
 
 
-def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> str:
-    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
+def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> tuple[bool, str]:
+    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task.
+
+    Whether it was stored, and the line for the log file.
+    """
     worker = authenticate(tx, credentials)
     message = body.message or body.Message
     if not message:
         raise TrackerError("invalid", "is required, and must not be empty", "message")
     entry = kept_line(shapes.TaskEntry(message, body.timestamp, level, body.scope))
-    held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
+    held, stored = None if body.task_id is None else held_task(tx, credentials.id, body.task_id), 0
     if held and held["job"] is not None:
-        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
+        stored += add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
         task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
-        store_log_entry(tx, credentials.id, credentials.source, entry, task, project)
-    return f"{worker.alias} ({credentials.id}) {entry.scope}: {entry.message}"
+        stored += store_log_entry(tx, credentials.id, credentials.source, entry, task, project)
+    return stored > 0, f"{worker.alias} ({credentials.id}) {entry.scope}: {entry.message}"
 
 
 LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
@@ -4136,8 +4138,8 @@ class Tracker:
             while True:
                 try:
                     await work()
-                except Exception:
-                    log.exception("%s failed; it is tried again", work.__name__)
+                except Exception as error:  # it is tried again
+                    fault(error, work.__name__)
                 await asyncio.sleep(interval)
 
         self._tasks.add(asyncio.create_task(forever()))
@@ -4502,15 +4504,16 @@ class Endpoint:
             answer = await self.handler(call)
         except TrackerError as error:
             answer = await call.refuse(error)
-        except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            answer = await call.refuse(TrackerError("internal", "Internal error"))
+        except Exception as error:
+            answer = await call.refuse(fault(error, f"{scope['method']} {scope['path']}"))
         if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
             answer.body_iterator = no_body()
         try:
             await answer(scope, receive, send)
         except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
             return
+        except (TrackerError, OSError, sqlite3.Error) as error:  # the same
+            fault(error, f"{scope['method']} {scope['path']}")
 
     def methods_at(self, scope: dict) -> Iterable[str] | None:
         """The methods of this path, where its handler says them."""
@@ -4613,7 +4616,7 @@ class HotCall(Direct, Call):
 
     @property
     def waits_at(self) -> str:
-        return self.protocol.config.clients.source_of(self.protocol.client, self.scope["headers"])
+        return self.protocol.clients.source_of(self.protocol.client, self.scope["headers"])
 
     def worker(self) -> WorkerCredentials:
         """The connection remembers the last credentials: most have one worker behind them."""
@@ -4648,9 +4651,8 @@ class HotCall(Direct, Call):
         except TrackerError as error:
             value = None  # that is it, as a rule, and holds on to this frame
             self.reply(error_reply(error))
-        except Exception:
-            log.exception("%s %s failed", self.hot.method, self.hot.path)
-            self.reply(error_reply(TrackerError("internal", "Internal error")))
+        except Exception as error:
+            self.reply(error_reply(fault(error, f"{self.hot.method} {self.hot.path}")))
         else:
             if type(step) is tuple:
                 self.write(*step)
@@ -5157,9 +5159,14 @@ async def add_log(call: Call) -> Reply:
     caller, level = call.worker(), call.scope["path_params"]["level"]
     if level not in get_args(shapes.LogLevel):
         raise TrackerError("not_found", f"There is no log level {level!r}")
-    line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(shapes.LogBody))
+    stored, line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(shapes.LogBody))
     if not call.tracker.limits.disk_low:
-        call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
+        try:
+            call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
+        except OSError as error:
+            refusal = fault(error, "A line for the log file")
+            if not stored:
+                raise refusal from None
     return Reply(status=204)
 
 
@@ -5642,15 +5649,6 @@ async def ui_without_slash(call: Call) -> Response:
     return RedirectResponse(call.scope.get("root_path", "") + "/ui/", 308)
 
 
-def listen_on(settings: Settings) -> socket.socket:
-    """The listening socket. Refuses (start) an address or port that cannot be had, saying which."""
-    try:
-        return listen(settings.host, settings.port)
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise TrackerError("start", f"{where}: cannot be listened on: {error.strerror or error}") from None
-
-
 async def serve_until_stopped(
     settings: Settings, ready: Callable[[str, Server], None], clock: Clock | None = None
 ) -> None:
@@ -5662,17 +5660,17 @@ async def serve_until_stopped(
     tracker = app.state.tracker
     await tracker.start()
     try:
-        with listen_on(settings) as sock:
-            tracker.hosts = browsers.Hosts(settings.allowed_hosts, browsers.is_loopback(sock.getsockname()[0]))
+        with listening.listeners(settings) as sockets:
+            tracker.hosts = browsers.Hosts(settings.allowed_hosts, all(map(listening.is_local, sockets)))
             server = Server(
                 uvicorn_config(app, settings),
                 settings.request_timeout,
-                started=lambda: ready(url_of(sock), server),
+                started=lambda: ready(server.places[0], server),
                 stopping=tracker.begin_stop,
             )
             tracker.limits.gauges |= server.gauges()
             tracker.db.failed.add_done_callback(lambda _: server.stop())
-            await server.serve(sockets=[sock])
+            await server.serve(sockets=sockets)
     finally:
         await tracker.stop()
     if tracker.db.failed.done():

@@ -23,6 +23,7 @@ import aiosqlite
 from clock import BACK
 from counts import Counts
 from errors import TrackerError
+from faults import cannot_write, is_of_the_file, primary_code
 from limits import Limits
 from turns import SHARE, Turns
 
@@ -106,27 +107,27 @@ class Tx:
 class ThreadedConnection(aiosqlite.Connection):
     """An SQLite connection with a thread of its own, on which whole functions can be run: one crossing for each."""
 
+    stopped: asyncio.Future | None = None
+
+    async def __aenter__(self) -> aiosqlite.Connection:
+        """Opens it. If it cannot be, its thread has ended before that is said: it would tell a loop that is no more."""
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            if self.stopped:
+                await self.stopped
+            raise
+
+    def stop(self) -> asyncio.Future | None:
+        self.stopped = super().stop()
+        return self.stopped
+
     @property
     def connection(self) -> sqlite3.Connection:
         return self._conn
 
     async def run(self, function: Callable, *args: Any) -> Any:
         return await self._execute(function, *args)
-
-
-CANNOT_WRITE = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_BUSY,
-}
-
-
-def primary_code(error: Exception) -> int:
-    """SQLite's primary result code of an error, 0 if it is none of SQLite's."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 # One call
@@ -234,17 +235,11 @@ def let_go(error: BaseException | None) -> None:
 
 def answer_to(error: Exception) -> Exception:
     """What the caller of a call gets that raised this."""
-    if primary_code(error) in CANNOT_WRITE:
+    if is_of_the_file(error):
         return cannot_write(error)
     if isinstance(error, TrackerError):  # nobody asks where it was raised, which would hold this batch in a circle
         return error.with_traceback(None)
     return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
-
-
-def cannot_write(because: Exception) -> TrackerError:
-    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
-    log.error("A write failed: %s", because)
-    return TrackerError("unavailable", "The database cannot be written to")
 
 
 def save_uptime(tx: Tx) -> None:
@@ -488,7 +483,7 @@ class WriteQueue:
         try:
             committed = await self.commit(batch, on_thread)
         except Exception as error:
-            outcome = None, cannot_write(error)
+            outcome = None, error if isinstance(error, TrackerError) else cannot_write(error)
             committed = Committed([(call, outcome) for call in batch], [], [])
         if committed.left:
             self.first[:0] = [call for call in committed.left if call.first]

@@ -351,7 +351,7 @@ def from_this_machine(call: tracker.Call) -> bool:
     as the same origin.
     """
     settings, client = call.tracker.settings, call.scope.get("client")
-    if not is_loopback(settings.host) or settings.root_path or not client or not is_loopback(client[0]):
+    if not all(map(is_loopback, settings.hosts)) or settings.root_path or not client or not is_loopback(client[0]):
         return False
     return not is_proxied(call.told()) and is_loopback(host_of(call.header(b"host") or b""))
 
