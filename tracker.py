@@ -1232,20 +1232,47 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
     if not found.may_submit:
         stranger = found.may_submit is None and tx.one("SELECT 1 FROM project WHERE id = ? AND hidden", (project,))
         raise no_project(project) if stranger else NoAccess(SUBMIT, project)
-    check_rate(tx, found.submit_free_uptime)
+    if found.submit_rate:
+        limit = Limit("submit", project, found.submit_rate, found.submit_free_uptime)
+        check_rate(delay_at(tx, limit, credentials.id))
+        tx.limits.rota.took(limit.key, credentials.id)
     if tx.limits.disk_low:
         tx.limits.check_disk()
     return found
 
 
-def check_rate(tx: Tx, free_uptime: float) -> None:
-    if free_uptime > tx.uptime:
-        raise TrackerError("too_fast", "Rate limit reached; please wait", delay=free_uptime - tx.uptime)
+RATE_SLACK = 0.05  # seconds by which one may come late and still be as good as in time
 
 
-def free_uptime(tx: Tx, rate: float, count: int) -> float:
-    """When the rate limiter is free again after `count` tasks have passed it."""
-    return tx.uptime + min(count / rate, 1e12)
+class Limit(NamedTuple):
+    """A project's rate limit: of what, so many a second (not 0), and when it was or will be free."""
+
+    kind: str
+    project: int
+    rate: float
+    free: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.kind, self.project
+
+    def after(self, tx: Tx, count: int) -> float:
+        """When it is free again after `count` tasks have passed it.
+
+        What came a little late is caught up on, or all such delays would lower the rate: in w seconds
+        rate * (w + RATE_SLACK) + 1 pass at the most. What nobody used for longer is lost, so no burst follows a pause.
+        """
+        return max(self.free, tx.uptime - RATE_SLACK) + min(count / self.rate, 1e12)
+
+
+def delay_at(tx: Tx, limit: Limit, worker: int) -> float:
+    """Seconds until the worker's turn at the limit; 0: it is now."""
+    return tx.limits.rota.delay(limit.key, worker, limit.free, 1 / limit.rate, tx.uptime)
+
+
+def check_rate(delay: float) -> None:
+    if delay > 0:
+        raise TrackerError("too_fast", "Rate limit reached; please wait", delay=delay)
 
 
 @reads_no_counts
@@ -1261,8 +1288,8 @@ def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
 
 def charge_submit(tx: Tx, project: Submitter, count: int) -> None:
     if project.submit_rate:
-        at = free_uptime(tx, project.submit_rate, count)
-        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project.id))
+        limit = Limit("submit", project.id, project.submit_rate, project.submit_free_uptime)
+        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx, count), project.id))
 
 
 INSERT_TASK = (
@@ -1542,16 +1569,16 @@ def assign_tasks(
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
     offers = {project: find_offer(tx, credentials, project, select) for project in projects}
     tasks: list[Task] = []
-    charges: dict[int, tuple[float, int]] = {}
+    charges: Counter[Limit] = Counter()
     size = 0
-    while best := best_offers(tx, offers.values(), refuse_limited=not tasks):
+    while best := best_offers(tx, offers.values(), credentials.id, refuse_limited=not tasks):
         project, lot = best[0].project, next_tasks(tx, best, count - len(tasks), size)
         taken = take(tx, best[0], lot, credentials.id)
         if best[0].pause is not None:  # it has this one on trial
             pauses.begin_pause(tx, project.id, credentials.id)
         tasks += taken
         if project.assign_rate:
-            charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + len(lot))
+            charges[limit_of(best[0])] += len(lot)
         if len(tasks) == count:
             break
         size += sum(len(task.recipe) + (0 if task.job is UNSET else len(encode(task.job))) for task in taken)
@@ -1561,7 +1588,7 @@ def assign_tasks(
     if not tasks:
         reasons = map(why_nothing, itertools.islice(offers.values(), MOST_REASONS))
         return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()))
-    return Assigned(tasks, delay=charge_assign(tx, charges) if charges else 0)
+    return Assigned(tasks, delay=charge_assign(tx, charges, credentials.id) if charges else 0)
 
 
 MOST_REASONS = 10  # projects of which an answer without a task says why
@@ -1584,20 +1611,29 @@ def awaits_others(offer: Offer) -> bool:
     return offer.task is None and bool(others) and not offer.project.paused
 
 
-def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
-    """Sets the rate limiters of the projects from which tasks were taken; the shortest time until one is free again."""
-    free = {project: free_uptime(tx, rate, taken) for project, (rate, taken) in charges.items()}
-    for project, at in free.items():
-        tx.execute("UPDATE project SET assign_free_uptime = ? WHERE id = ?", (at, project))
-    return min(free.values()) - tx.uptime
+def limit_of(offer: Offer) -> Limit:
+    return Limit("assign", offer.project.id, offer.project.assign_rate, offer.caller.assign_free_uptime)
 
 
-def best_offers(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> list[Offer]:
+def charge_assign(tx: Tx, charges: Counter[Limit], worker: int) -> float:
+    """Sets the rate limiters from which the worker was given so many tasks; seconds until one is free again."""
+    free = {limit: limit.after(tx, taken) for limit, taken in charges.items()}
+    for limit, at in free.items():
+        tx.limits.rota.took(limit.key, worker)
+        tx.execute("UPDATE project SET assign_free_uptime = ? WHERE id = ?", (at, limit.project))
+    return max(min(free.values()) - tx.uptime, LEAST_DELAY)
+
+
+LEAST_DELAY = 1e-6  # seconds: a limit that is free already, as it has to be caught up on
+
+
+def best_offers(tx: Tx, offers: Iterable[Offer], worker: int, refuse_limited: bool) -> list[Offer]:
     """The offers whose tasks may be assigned, the best first. 429 if there are only such as a rate limit holds back."""
     offers = [offer for offer in offers if offer.task is not None and not offer.project.paused]
-    free = [offer for offer in offers if offer.caller.assign_free_uptime <= tx.uptime]
+    delays = [delay_at(tx, limit_of(one), worker) if one.project.assign_rate else 0.0 for one in offers]
+    free = [offer for offer, delay in zip(offers, delays, strict=True) if not delay]
     if offers and not free and refuse_limited:
-        check_rate(tx, min(offer.caller.assign_free_uptime for offer in offers))
+        check_rate(min(delays))
     return sorted(free, key=lambda offer: rank(offer.project, offer.task), reverse=True)
 
 
@@ -2451,10 +2487,10 @@ def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes
 def charge_trigger(tx: Tx, project: int) -> None:
     """Counts one job against the project's submit rate. 429 when that was reached."""
     row = find_project(tx, project)
-    check_rate(tx, row["submit_free_uptime"])
+    check_rate(row["submit_free_uptime"] - tx.uptime)
     if row["submit_rate"]:
-        at = free_uptime(tx, row["submit_rate"], 1)
-        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project))
+        limit = Limit("submit", project, row["submit_rate"], row["submit_free_uptime"])
+        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx, 1), project))
 
 
 def charge_worker(tx: Tx, caller: Caller, project: int) -> None:
@@ -5046,7 +5082,9 @@ async def wait_for_task(
     gone = asyncio.ensure_future(call.gone())
     try:
         least = call.tracker.polls.hold(credentials.id, projects)
-        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least, call.waits_at)
+        assigned = await call.tracker.waiters.assign(
+            projects, attempt, wait, gone, least, call.waits_at, credentials.id
+        )
         if assigned.tasks and gone.done():
             await give_back(call.tracker.db, credentials, assigned.tasks)
             return Assigned([], "You had gone")
