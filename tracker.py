@@ -16,11 +16,11 @@ found out once in a transaction, and what a function needs is declared where it 
 Beside this module: errors (what is refused) and faults (what fails), shapes (what goes in and out), callers (who calls,
 and what they may), settings, server, listening, protocol and connections (how bytes come in), turns (who goes first),
 browsers (what they may do), attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how
-often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that writes), counts
-(the live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that people
-choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody
-needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line) with notify (what the
-service manager is told), deletion (of a project).
+often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that writes), clock,
+wal and space (that it does not grow for ever), counts (the live ones) and warming (what is read for it), lines and
+githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the API's
+document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/ (other
+systems' APIs), commands (the command line) with notify (what the service manager is told), deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -134,7 +134,7 @@ from callers import (
 )
 from connections import room_for
 from counts import COUNTED, reads_no_counts
-from database import Clock, Database, load_meta
+from database import NOTE_SET_BACK, Clock, Database, let_age, load_meta, set_back
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
 from faults import fault
 from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
@@ -783,7 +783,7 @@ def open_session(tx: Tx, manager: int) -> bytes:
     session = secrets.token_urlsafe(32).encode()
     older = "SELECT id_hash FROM session WHERE manager = ? ORDER BY expires DESC LIMIT 2 OFFSET ?"
     tx.execute(f"DELETE FROM session WHERE id_hash IN ({older})", (manager, MOST_SESSIONS - 1))
-    expires = tx.time + int(tx.settings.session_lifetime)
+    expires = tx.trusted_time + int(tx.settings.session_lifetime)
     tx.execute("INSERT INTO session VALUES (?, ?, ?, ?)", (digest(session), manager, expires, tx.time))
     return session
 
@@ -903,7 +903,7 @@ def list_sessions(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     return tx.all(
         "SELECT lower(substr(hex(id_hash), 1, 16)) AS mark, created, expires FROM session"
         " WHERE manager = ? AND expires > ? ORDER BY created DESC, mark LIMIT 100",
-        (caller.manager.id, tx.time),
+        (caller.manager.id, tx.trusted_time),
     )
 
 
@@ -2634,6 +2634,7 @@ def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
     if columns.get("workflow_job") is None:
         tx.limits.check_disk()
     budgets.check_room_in(tx, columns["project"], budgets.text_size(columns.values()))
+    tx.execute(NOTE_SET_BACK, (tx.now,))
     row = tx.insert("job", {**columns, "token": new_token(), "created": tx.now, "updated": tx.now})
     job_happens(tx, "made", row)
     add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
@@ -3052,7 +3053,7 @@ def find_jobs(
 
     With a caller: of all the projects that this manager may read. Costs the same however many jobs there are.
     """
-    values = msgspec.structs.asdict(query)
+    values = msgspec.structs.asdict(query) | {"set_back": set_back(tx)}
     of = [f"{name} = :{name}" for name in ("template", "project") if values[name] is not None]
     where, match = of[:1] or ["TRUE"], ["TRUE", *of[1:]]  # one has an index, the other is looked at
     if query.state is not None:
@@ -3062,14 +3063,14 @@ def find_jobs(
         values["manager"] = caller.manager.id
     last = query.before
     if query.end is not None:
-        row = tx.one("SELECT id FROM job WHERE created < :end + 1 ORDER BY created DESC, id DESC LIMIT 1", values)
-        last = min(last, row["id"] + 1) if row else 0
+        later = "SELECT id FROM job WHERE created >= :end + 1 + :set_back ORDER BY created, id LIMIT 1"
+        last = min(last, *(row["id"] for row in tx.execute(later, values)), INT64_MAX)
         match.append("created < :end + 1")
     if query.start is not None:
-        row = tx.one("SELECT id FROM job WHERE created >= :start ORDER BY created, id LIMIT 1", values)
-        where.append("id >= :first")
+        earlier = "SELECT id FROM job WHERE created < :start - :set_back ORDER BY created DESC, id DESC LIMIT 1"
+        where.append("id > :first")
         match.append("created >= :start")
-        values["first"] = row["id"] if row else INT64_MAX
+        values["first"] = max((row["id"] for row in tx.execute(earlier, values)), default=0)
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
 
@@ -3085,8 +3086,9 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
     while template is not None:
         row = tx.one("SELECT keep_count, keep_time FROM template WHERE id = ?", (template,))
         keep_count, keep_time = row or (None, None)
-        before = tx.now - (keep_time or tx.settings.job_retention)
-        values = {"template": template or None, "before": before, "keep": keep_count, "limit": STEP_TASKS}
+        age = keep_time or tx.settings.job_retention
+        let_age(tx, "job", limit=STEP_TASKS, template=template or None)
+        values = {**tx.ages(age), "template": template or None, "keep": keep_count, "limit": STEP_TASKS}
         due = tx.all(DUE_JOBS, values)
         for job in due:
             delete_job(tx, job["id"])
@@ -3101,9 +3103,10 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
 
 
 DUE_JOBS = """
-    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL AND finished < max(:before, ifnull((
-        SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND :keep IS NOT NULL
-        ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0))
+    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL
+        AND finished < min(:certain, max(:before, ifnull((
+            SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND finished <= :now
+                AND :keep IS NOT NULL ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0)))
     ORDER BY finished LIMIT :limit
 """
 
@@ -3957,8 +3960,8 @@ MOST_SNAPSHOTS = 10_080  # a week at the default interval
 @needs(SEES)
 def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.LastSnapshots) -> list[shapes.Snapshot]:
     """The last snapshots of a project, the newest first."""
-    newest = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?"
-    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
+    newest = "SELECT * FROM snapshot WHERE project = ? AND time_stamp <= ? ORDER BY time_stamp DESC LIMIT ?"
+    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], tx.time, query.count))]
 
 
 @needs(SEES)
@@ -4020,8 +4023,9 @@ PRUNE = {
          AND s.time_stamp < :snapshots_before LIMIT :limit)""",
     "session": """DELETE FROM session WHERE id_hash IN
         (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
+    "endless session": "UPDATE session SET expires = :last_end WHERE expires > :last_end",  # the clock was set back
     "tally_hour": """DELETE FROM tally_hour WHERE (hour, project, worker) IN
-        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour LIMIT :limit)""",
+        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour OR hour > :last_hour LIMIT :limit)""",
     "assignment": """DELETE FROM assignment WHERE id IN (SELECT id FROM assignment ORDER BY id LIMIT :limit)
         AND (end_time < :history_before OR id <= (SELECT MAX(id) FROM assignment) - :most_assignments)""",
     "template": """DELETE FROM template WHERE id IN (SELECT id FROM template t WHERE deleted IS NOT NULL
@@ -4044,17 +4048,20 @@ PRUNE = {
 
 def prune(tx: Tx, table: str) -> bool:
     """Deletes some rows of the table that are too old or no longer used. Whether there may be more."""
+    let_age(tx, table, limit=PIECE_TASKS)
     deleted = tx.execute(
         PRUNE[table],
         {
-            "now": tx.time,
+            "now": tx.before(0),
             "uptime": tx.uptime,
-            "logs_before": tx.time - tx.settings.log_retention,
-            "snapshots_before": tx.time - tx.settings.snapshot_history,
-            "history_before": tx.time - tx.settings.history_retention,
-            "lines_before": tx.time - max(tx.settings.history_retention, LINES_RETENTION),
+            "logs_before": tx.before(tx.settings.log_retention),
+            "snapshots_before": tx.before(0) - tx.settings.snapshot_history,
+            "history_before": tx.before(tx.settings.history_retention),
+            "lines_before": tx.before(max(tx.settings.history_retention, LINES_RETENTION)),
             "most_assignments": MOST_ASSIGNMENTS,
-            "first_hour": tx.time // 3600 - TALLY_HOURS,
+            "first_hour": tx.before(0) // 3600 - TALLY_HOURS,
+            "last_hour": tx.future / 3600,
+            "last_end": tx.trusted_time + tx.settings.session_lifetime,
             "limit": PIECE_TASKS,
         },
     ).rowcount
@@ -4075,6 +4082,8 @@ forget_workers, forget_managers = (functools.partial(forget_nobodies, what=what)
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
+SPACE_INTERVAL = 60.0
+PRUNE_DELAY = 300.0  # after the start: a clock may be set right, or somebody may see that it is not
 DISK_INTERVAL = 1.0
 
 
@@ -4127,7 +4136,8 @@ class Tracker:
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
         self._repeat(TALLY_INTERVAL, self.forget_pauses)
-        self._repeat(PRUNE_INTERVAL, self.prune)
+        self._repeat(SPACE_INTERVAL, self.db.space.shrink)
+        self._repeat(PRUNE_INTERVAL, self.prune, min(PRUNE_DELAY, PRUNE_INTERVAL))
 
     async def catch_up(self) -> None:
         """When a dialect was not there while a tracker ran on this file, they learn of what was missed."""
@@ -4156,8 +4166,9 @@ class Tracker:
         for handler in self.log_lines.handlers:
             handler.close()
 
-    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]]) -> None:
+    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]], delay: float = 0) -> None:
         async def forever() -> None:
+            await asyncio.sleep(delay)
             while True:
                 try:
                     await work()

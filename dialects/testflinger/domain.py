@@ -979,7 +979,7 @@ def prune_jobs(tx: Tx) -> bool:
     """Deletes ended jobs that are too old, with all that was reported for them. Whether there may be more."""
     # Jobs that came through other doors are kept as their templates say: they have no `finished` here.
     sql = "SELECT job, uuid FROM testflinger_job WHERE finished < ? ORDER BY finished LIMIT ?"
-    due = tx.all(sql, (tx.now - tx.settings.testflinger_retention, PRUNED_ROWS))
+    due = tx.all(sql, (tx.before(tx.settings.testflinger_retention), PRUNED_ROWS))
     for row in in_time(tx, due):
         if not delete_fragments(tx, row["uuid"]):
             tracker.delete_job(tx, row["job"])
@@ -1006,7 +1006,7 @@ def cancel_forgotten(tx: Tx) -> bool:
     due = tx.all(
         f"{JOB} WHERE t.job IN (SELECT job FROM testflinger_job INDEXED BY testflinger_job_held"
         " WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job LIMIT ?) AND j.created < ?",
-        (PRUNED_ROWS, tx.now - tx.settings.testflinger_retention),
+        (PRUNED_ROWS, tx.before(tx.settings.testflinger_retention)),
     )
     for job in due:
         tracker.stop_job(tx, job, "the tracker: its attachments have not come")
@@ -1021,7 +1021,7 @@ def prune_outcomes(tx: Tx) -> bool:
     due = tx.all(
         "SELECT uuid, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = o.uuid) AS known"
         " FROM testflinger_outcome o WHERE touched < ? ORDER BY touched LIMIT ?",
-        (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
+        (tx.before(tx.settings.testflinger_retention), PRUNED_ROWS),
     )
     for row in in_time(tx, due):
         if row["known"]:
@@ -1040,7 +1040,7 @@ def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, s
         "SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid)"
         " OR EXISTS (SELECT 1 FROM testflinger_job WHERE attachments_of = f.uuid) AS known FROM testflinger_file f"
         " WHERE stored < ? AND (stored, name) > (?, ?) ORDER BY stored, name LIMIT ?",
-        (tx.time - tx.settings.testflinger_retention, *after, PRUNED_ROWS),
+        (tx.before(tx.settings.testflinger_retention), *after, PRUNED_ROWS),
     )
     gone = [row["name"] for row in rows if not row["known"]]
     tx.executemany("DELETE FROM testflinger_file WHERE name = ?", [(name,) for name in gone])
@@ -1057,7 +1057,7 @@ def prune_queues(tx: Tx) -> bool:
 
     Whether there may be more.
     """
-    row = tx.one(UNUSED_QUEUE, {**UNTOUCHED, "before": tx.time - tx.settings.testflinger_retention})
+    row = tx.one(UNUSED_QUEUE, {**UNTOUCHED, "before": tx.before(tx.settings.testflinger_retention)})
     if row and tracker.forget_project(tx, row["project"]):
         tx.execute("DELETE FROM testflinger_queue WHERE project = ?", (row["project"],))
     return row is not None
@@ -1104,6 +1104,6 @@ def prune_agents(tx: Tx) -> bool:
     deleted = tx.execute(
         "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent a WHERE updated < ? AND NOT"
         " EXISTS (SELECT 1 FROM worker WHERE id = a.worker AND paused) LIMIT ?)",
-        (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
+        (tx.before(tx.settings.testflinger_retention), PRUNED_ROWS),
     )
     return deleted.rowcount == PRUNED_ROWS
