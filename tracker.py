@@ -1273,6 +1273,7 @@ INSERT_TASK_ONCE = INSERT_TASK.replace(
     "VALUES (?, ?, ?, ?, ?, ?, ?)",
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM kept_hash WHERE project = ?1 AND hash64 = ?7)",
 )
+DELAY_TASK = "UPDATE task SET status = 3, not_before = ? WHERE id = ?"
 DUE = NewTask._fields.index("due")  # the columns that are stored as they are come before it
 ROWS = 50  # of one statement: executemany gives up the interpreter and takes it back for each of them
 _VALUES = "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * ROWS)
@@ -1289,9 +1290,7 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) 
     stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task[:DUE])
     if stored.rowcount != 1:
         return False
-    until = task.due if task.due is None or task.due >= 0 else tx.clock.trusted_unix() - task.due
-    if until is not None and until > tx.clock.trusted_unix():
-        tx.execute("UPDATE task SET status = 3, not_before = ? WHERE id = ?", (until, stored.lastrowid))
+    if task.due is not None and delay_task(tx, stored.lastrowid, task.due):
         tx.counts.move(task.project, "gone", "delayed")
     else:
         tx.counts.move(task.project, "gone", "waiting")
@@ -1299,6 +1298,13 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) 
     if not trusted:
         budgets.weigh(tx, task.project, budgets.task_weight(task.recipe, task.verification_count))
     return True
+
+
+def delay_task(tx: Tx, task: int, due: float) -> bool:
+    """Delays a new task, unless its time has come already. Whether it did."""
+    now = tx.clock.trusted_unix()
+    until = due if due >= 0 else now - due
+    return until > now and bool(tx.execute(DELAY_TASK, (until, task)).rowcount)
 
 
 def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool, trusted: bool = True) -> int:

@@ -165,7 +165,7 @@ COUNTING = {  # the functions that change tasks, each of which counts that, or c
         "delete_tasks",
         "close_tasks",
         "close_plain_tasks",
-        "insert_task",
+        "DELAY_TASK",
         "make_ready",
     ),
     *("set_priorities", "extend_lease"),
