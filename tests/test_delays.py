@@ -400,6 +400,15 @@ def test_a_tasks_page_and_list_show_when_it_is_ready(site: Site) -> None:
         assert "Make ready" in page and "Ready in" in page and ("1 h 59" in page or "2 h" in page), path
 
 
+def test_a_jobs_page_shows_when_it_is_ready(house: House) -> None:
+    house.site.admin.update_project(house.project, retry_delay=1000)
+    client, door = NativeClient(house), NativeAgent(house)
+    job = client.submit_with_attempts(2)
+    assert "delayed: ready in" not in house.site.admin.http.get(f"/ui/jobs/{job}").text
+    door.fail(door.assign())
+    assert "delayed: ready in" in house.site.admin.http.get(f"/ui/jobs/{job}").text
+
+
 def test_all_actions_have_words(queue: Jobs) -> None:
     for action, count in itertools.product(tracker.ACTIONS, (1, 2)):
         assert pages.said_of(action, count, 1)

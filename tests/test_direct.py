@@ -143,6 +143,10 @@ class House:
         yield "another", [request(get, "/api/task/get/1"), request(post, "/api/task/release", release(4, result=1))], 2
         yield "not held", [request(post, "/task/release", release(5))], 1
         yield "never there", [request(post, "/task/release", release(99))], 1
+        more = b'{"task_id": 6, "seconds": 9e8}'
+        yield "more time", [request(get, "/task/get/1"), request(post, "/task/extend", more)], 2
+        for body in (b'{"extensions": [%b, {"task_id": 99, "seconds": 1}]}' % more, b"{}", b'{"extensions": 1}', b"["):
+            yield f"more time by {body[:20]!r}", [request(post, "/task/extend", body)], 1
         yield "no such result", [request(post, "/task/release", release(1, result=9))], 1
         yield (
             "pipelined",
@@ -188,8 +192,9 @@ class House:
     def lasting(self, answer: bytes) -> bytes:
         """The answer without what the moment says."""
         answer = re.sub(rb"date: [^\r]*", b"date: ...", answer)
-        answer = re.sub(rb'"(rate_limit_delay|assign_time|created)":[\d.]+', rb'"\1":0', answer)
-        return re.sub(rb"content-length: \d+", b"content-length: n", answer) if b"rate_limit" in answer else answer
+        answer = re.sub(rb'"(rate_limit_delay|assign_time|created|left)":[\d.]+', rb'"\1":0', answer)
+        varies = b"rate_limit" in answer or b'"left"' in answer
+        return re.sub(rb"content-length: \d+", b"content-length: n", answer) if varies else answer
 
 
 @pytest.fixture
@@ -220,6 +225,7 @@ def test_a_hot_call_is_answered_as_by_asgi_byte_for_byte(
         old = "an old client's" in name  # whose answers only the short way mends
         assert answers == by_asgi[name] or old, name
     assert b'"task":{"id":' in direct["a task"][0] and b'"updated":true' in direct["a task"][1]
+    assert b'"held":true' in direct["more time"][1]
 
 
 def test_the_same_work_is_done_without_asgi_and_by_it(
@@ -240,8 +246,10 @@ def test_a_cycle_of_a_worker_needs_no_asgi(site: Site, hot_calls: list[str]) -> 
     project = site.admin.create_project()
     worker = site.create_worker(project)
     worker.submit(project)
-    assert worker.released(worker.assigned(project)["id"])
-    assert hot_calls == ["/task/submit", "/task/get/{project}", "/task/release"]
+    task = worker.assigned(project)["id"]
+    worker.http.post("/task/extend", json={"task_id": task, "seconds": 1})
+    assert worker.released(task)
+    assert hot_calls == ["/task/submit", "/task/get/{project}", "/task/extend", "/task/release"]
 
 
 @pytest.mark.parametrize("settings", [{"access_log": True}, {}])
