@@ -4995,7 +4995,7 @@ def answer_with_tasks(
 
 def give_back(database: Database, credentials: WorkerCredentials, tasks: list[Task]) -> asyncio.Future:
     """Makes tasks ready again at once whose assignee has gone before it could hear of them."""
-    releases = [shapes.ReleaseBody(task.id, SKIP) for task in tasks]
+    releases = [shapes.ReleaseBody(task.id, SKIP, attempt=task.attempt) for task in tasks]
     done = database.write(release_tasks, credentials, releases, long=True)
     done.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody looks
     return done

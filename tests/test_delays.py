@@ -280,6 +280,15 @@ def test_a_delayed_task_can_be_deleted(queue: Jobs, way: str) -> None:
     assert (queue.counts(), queue.rows("SELECT * FROM task")) == ({}, [])
 
 
+def test_a_project_is_deleted_with_its_delayed_tasks(queue: Jobs) -> None:
+    submit_later(queue)
+    queue.trigger(queue.create_template())
+    queue.finish_job(queue.assigned()["id"], SKIP, delay=30)
+    operation = queue.do(tracker.begin_deletion, queue.session, queue.project)
+    queue.finish(operation)
+    assert queue.rows("SELECT * FROM task") == queue.rows("SELECT * FROM project") == []
+
+
 def test_delayed_tasks_are_listed_and_found(queue: Jobs) -> None:
     found, _, _ = submit_later(queue), queue.submit(), submit_later(queue, priority=3)
     for wanted, count in ((TaskFilter("delayed"), 2), (TaskFilter("delayed", "RECIPE", priority=0), 1)):
