@@ -1264,6 +1264,7 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
     variables = msgspec.json.decode(job["variables"])
     return {
         "job": job,
+        "not_before": job["delayed"] and tx.one("SELECT not_before FROM task WHERE id = ?", (job["task"],))[0],
         "live": job["finished"] is None,
         "maker": tracker.maker_of(tx, job),
         "alias": tracker.alias_of(tx, job["assignee"]),

@@ -1280,6 +1280,7 @@ INSERT_TASK_ONCE = INSERT_TASK.replace(
     "VALUES (?, ?, ?, ?, ?, ?, ?)",
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM kept_hash WHERE project = ?1 AND hash64 = ?7)",
 )
+DELAY_TASK = "UPDATE task SET status = 3, not_before = ? WHERE id = ?"
 DUE = NewTask._fields.index("due")  # the columns that are stored as they are come before it
 ROWS = 50  # of one statement: executemany gives up the interpreter and takes it back for each of them
 _VALUES = "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * ROWS)
@@ -1296,9 +1297,7 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) 
     stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task[:DUE])
     if stored.rowcount != 1:
         return False
-    until = task.due if task.due is None or task.due >= 0 else tx.clock.trusted_unix() - task.due
-    if until is not None and until > tx.clock.trusted_unix():
-        tx.execute("UPDATE task SET status = 3, not_before = ? WHERE id = ?", (until, stored.lastrowid))
+    if task.due is not None and delay_task(tx, stored.lastrowid, task.due):
         tx.counts.move(task.project, "gone", "delayed")
     else:
         tx.counts.move(task.project, "gone", "waiting")
@@ -1306,6 +1305,13 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) 
     if not trusted:
         budgets.weigh(tx, task.project, budgets.task_weight(task.recipe, task.verification_count))
     return True
+
+
+def delay_task(tx: Tx, task: int, due: float) -> bool:
+    """Delays a new task, unless its time has come already. Whether it did."""
+    now = tx.clock.trusted_unix()
+    until = due if due >= 0 else now - due
+    return until > now and bool(tx.execute(DELAY_TASK, (until, task)).rowcount)
 
 
 def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool, trusted: bool = True) -> int:
@@ -5060,9 +5066,13 @@ def answer_with_tasks(
     return Reply(content, unread=functools.partial(give_back, database, credentials.id, given(assigned.tasks)))
 
 
-def give_back(database: Database, worker: int, tasks: Iterable[tuple[int, int]]) -> asyncio.Future:
-    """Makes tasks (ids and attempts) ready again at once whose assignee has gone before it could hear of them."""
-    done = database.write(take_back, worker, tuple(tasks), long=True)
+def give_back(database: Database, worker: int, tasks: list[tuple[int, int]]) -> asyncio.Future:
+    """Makes tasks (ids and attempts) ready again at once whose assignee has gone before it could hear of them.
+
+    Empties the list: what is told twice is done once, as by then the worker may hold the same attempt anew.
+    """
+    back, tasks[:] = tuple(tasks), []
+    done = database.write(take_back, worker, back, long=True)
     done.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody looks
     return done
 
