@@ -1907,23 +1907,6 @@ def rest(task: Held | Assignment) -> float:
     return min((task.retry_delay or 0) * 2.0**before, LONGEST_REST) * random.uniform(0.9, 1.1)
 
 
-def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
-    """Makes tasks (ids and attempts) ready that the worker holds and has not heard of, as if it had never held them.
-
-    How many. What a rate limit counted stays counted.
-    """
-    held = "id = :id AND attempt = :attempt AND assignee = :worker"
-    values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
-    found = [task for each in values for task in find_assignments(tx, held, each)]
-    for task in found:
-        put_back(tx, task, ", attempt = attempt - 1")
-        if task.job is not None:
-            change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"
-            said = "its worker had gone before it could hear of it; waiting again"
-            move_job(tx, task.job, "take_back", said, change=change)
-    return len(found)
-
-
 def make_ready(tx: Tx, which: str, values: dict[str, Any], was: str, change: str = "") -> int:
     """Makes tasks ready that nobody holds, with a further `change` of columns; all of them failed, or delayed."""
     ready = f"UPDATE task SET status = 1, not_before = NULL{change} WHERE {which} RETURNING project, job, {STATE}"
@@ -3383,6 +3366,23 @@ def requeue_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
         if task.job is not None:
             move_job(tx, task.job, "requeue", "taken back by a manager; waiting again")
     return len(tasks)
+
+
+def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
+    """Makes tasks (ids and attempts) ready that the worker holds and has not heard of, as if it had never held them.
+
+    How many. What a rate limit counted stays counted.
+    """
+    held = "id = :id AND attempt = :attempt AND assignee = :worker"
+    values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
+    found = [task for each in values for task in find_assignments(tx, held, each)]
+    for task in found:
+        put_back(tx, task, ", attempt = attempt - 1")
+        if task.job is not None:
+            change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"
+            said = "its worker had gone before it could hear of it; waiting again"
+            move_job(tx, task.job, "take_back", said, change=change)
+    return len(found)
 
 
 def set_priorities(tx: Tx, which: str, values: dict[str, Any]) -> int:
@@ -4980,7 +4980,7 @@ def answer_with_tasks(
         polls.in_vain(credentials.id, projects)
         return Reply(ok=False, message=NO_TASK, reason=assigned.reason)
     content = {"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]}
-    return Reply(content, unread=functools.partial(give_back, database, credentials.id, given(assigned.tasks)))
+    return Reply(content, unread=functools.partial(give_back, database, credentials.id, attempts_at(assigned.tasks)))
 
 
 def give_back(database: Database, worker: int, tasks: list[tuple[int, int]]) -> asyncio.Future:
@@ -4994,7 +4994,7 @@ def give_back(database: Database, worker: int, tasks: list[tuple[int, int]]) -> 
     return done
 
 
-def given(tasks: Iterable[Task]) -> list[tuple[int, int]]:
+def attempts_at(tasks: Iterable[Task]) -> list[tuple[int, int]]:
     return [(task.id, task.attempt) for task in tasks]
 
 
@@ -5029,7 +5029,7 @@ async def wait_for_task(
             projects, attempt, wait, gone, least, call.waits_at, credentials.id
         )
         if assigned.tasks and gone.done():
-            await give_back(call.tracker.db, credentials.id, given(assigned.tasks))
+            await give_back(call.tracker.db, credentials.id, attempts_at(assigned.tasks))
             return Assigned([], "You had gone")
         return assigned
     finally:
