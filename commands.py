@@ -1,26 +1,31 @@
-"""The command line: serve (the default), config, create-admin, with the settings that each takes."""
+"""The command line: serve (the default), config, compact, create-admin, with the settings that each takes."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import getpass
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import msgspec
 
+import notify
 import shapes
 from attempts import hash_password
 from database import Clock, Database
 from errors import TrackerError, convert
+from logfile import let_nobody_wait
 from server import Server, run_loop
 from settings import FIELDS, Settings, load_settings
 from tracker import __version__, make_admin, serve_until_stopped
+from writer import Tx
 
 log = logging.getLogger("tracker")
 
@@ -29,22 +34,33 @@ def common_options(**settings: Any) -> argparse.ArgumentParser:
     """The options that may stand before or after the command's name."""
     common = argparse.ArgumentParser(add_help=False, **settings)
     common.add_argument("--config", metavar="FILE", type=Path, help="settings (default: tracker.toml here, if any)")
-    common.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    common.add_argument(
+        "--host", action="append", help="address to listen on, may be given several times (default: 127.0.0.1)"
+    )
     common.add_argument("--port", type=int, help="port to listen on (default: 3010)")
+    common.add_argument("--socket", metavar="PATH", help="unix socket to listen on, then only there but for --host")
     common.add_argument("--database", metavar="FILE", help="the SQLite file (default: tracker.db beside the settings)")
     return common
 
 
+class Parser(argparse.ArgumentParser):
+    """Says of a mistake what it is, and not all that there might have been."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TrackerError("start", f"{message} ({self.prog} --help tells more)")
+
+
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="tracker.py",
         description="A task tracker: hands out tasks to a crowd of workers and loses none. One process, one file.",
         epilog="Examples:\n"
         "  tracker.py                                   serve on http://127.0.0.1:3010\n"
         "  tracker.py serve --port 8000 --database /var/lib/tracker/tracker.db\n"
         "  tracker.py config                            print every setting in force and what it means\n"
-        "  tracker.py create-admin alice                make an account (asks for a password)\n",
+        "  tracker.py create-admin alice                make an account (asks for a password)\n"
+        "  tracker.py compact                           make the database's file small\n",
         formatter_class=formatter,
         parents=[common_options()],
     )
@@ -55,13 +71,22 @@ def parser() -> argparse.ArgumentParser:
         "serve",
         parents=[later],
         help="run the tracker (the default)",
-        description="Runs the tracker until SIGTERM or Ctrl-C. Requests in flight finish, queued writes are committed.",
+        description="Runs the tracker until SIGTERM, SIGHUP or Ctrl-C. Requests in flight finish, queued writes are"
+        " committed.",
     )
     commands.add_parser(
         "config",
         parents=[later],
         help="print the settings in force",
         description="Prints every setting in force, where it came from, and what it means.",
+    )
+    commands.add_parser(
+        "compact",
+        parents=[later],
+        help="make the database's file small",
+        description="Makes the database's file as small as it can be, and able to give space back by itself from then"
+        " on. The tracker must not be running on it, and the disk needs room for twice of what is in it. Whatever ends"
+        " it, nothing is lost.",
     )
     admin = commands.add_parser(
         "create-admin",
@@ -77,51 +102,90 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, or 2 after one line that says what the user can mend."""
-    options = parser().parse_args(arguments)
-    default = Path("tracker.toml")
-    path = options.config or (default if default.exists() else None)
+    open_standard_files()
     try:
-        settings, sources = load_settings(path, host=options.host, port=options.port, database=options.database)
-        command = {"config": print_settings, "create-admin": create_admin}.get(options.command, serve)
+        options = parser().parse_args(arguments)
+        default = Path("tracker.toml")
+        path = options.config or (default if default.exists() else None)
+        given = {name: getattr(options, name) for name in ("host", "port", "socket", "database")}
+        settings, sources = load_settings(path, **given)
+        commands = {"config": print_settings, "compact": compact, "create-admin": create_admin}
+        command = commands.get(options.command, serve)
         command(settings, sources, options)
     except TrackerError as error:
-        print(f"tracker: {error.message}", file=sys.stderr)
+        say(f"tracker: {' '.join(error.message.split())}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
 
 
+def open_standard_files() -> None:
+    """Makes up for those that are closed: what is opened next would get their numbers, and what is printed."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+def say(line: str, stream: TextIO) -> bool:
+    """Prints a line, and whether it could: a standard file may be closed or full, and the tracker goes on without."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # what is left of it would be printed at the end, in vain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
 def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.raiseExceptions = False  # a line that cannot be written anywhere is none that others are written about
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each form that is none
 
     def ready(url: str, server: Server) -> None:
+        for name in (None, "uvicorn", "uvicorn.access"):
+            let_nobody_wait(logging.getLogger(name))
         gc.freeze()  # what has been loaded stays: looking through it for garbage would stop everybody for a while
-        gc.set_threshold(2_500, 10, 20)  # ten thousand stop everybody for ten milliseconds at a time
-        print(f"Tracker listening on {url}{settings.root_path}  (database {settings.database})", flush=True)
+        gc.set_threshold(5_000, 10, 20)  # fewer cost assignments 5 %, twice as many stop everybody for ten milliseconds
+        places = ", ".join(f"{place}{settings.root_path}" for place in server.places)
+        say(f"Tracker listening on {places}  (database {settings.database})", sys.stdout)
         running = server.config.app.state.tracker
         if running.code:
-            where = f"{url}{settings.root_path}/ui/register"
-            print(
-                f"It has no admin yet: register at {where}, from elsewhere with the code {running.code}",
-                file=sys.stderr,
-            )
+            where = f"{url if url.startswith('http') else ''}{settings.root_path}/ui/register"
+            say(f"It has no admin yet: register at {where}, from elsewhere with the code {running.code}", sys.stderr)
         if not (running.hosts.on_loopback or settings.allowed_hosts):
             log.warning("It listens beyond loopback: set allowed_hosts to the names under which browsers may reach it")
+        notify.follow(server, lambda: running.db.write(nothing))
 
     run_loop(serve_until_stopped(settings, ready))
 
 
+def nothing(tx: Tx) -> None:
+    """What the writer is asked to do by whoever wants to know whether it lives."""
+
+
 def print_settings(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     for name, field in FIELDS.items():
-        print(f"# {field.type.extra_json_schema['description']}")
-        print(f"{name} = {toml_value(getattr(settings, name))}  # {sources[name]}\n")
+        value = toml_value(getattr(settings, name))
+        meaning = field.type.extra_json_schema["description"]
+        if not say(f"# {meaning}\n{name} = {value}  # {sources[name]}\n", sys.stdout):
+            raise TrackerError("start", "the settings cannot be printed: standard output is closed or full")
 
 
 def toml_value(value: Any) -> str:
     """A setting's value as TOML; its strings, numbers, booleans and lists look as in JSON."""
     return msgspec.json.encode(value).decode()
+
+
+def compact(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
+    before, after = Database(settings, Clock()).compact()
+    say(f"{settings.database} had {before / 2**20:,.1f} MiB, and has {after / 2**20:,.1f} MiB now.", sys.stdout)
 
 
 def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
@@ -142,4 +206,4 @@ def create_admin(settings: Settings, sources: dict[str, str], options: argparse.
             await database.close()
 
     asyncio.run(create())
-    print(f"{options.name} is a tracker admin now.")
+    say(f"{options.name} is a tracker admin now.", sys.stdout)

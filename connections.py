@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from limits import Gauge
+from shares import Shares
 from turns import Turns
 
 try:
@@ -33,7 +34,8 @@ RESERVED_DESCRIPTORS = 64  # for the database, files that are sent or received, 
 MOST_TURNED_AWAY = 32  # connections beyond the limit that are open until they have been told so
 LEAST_TAKEN = 48 * 1024  # bytes of an answer that its client takes in within request_timeout
 MOST_AHEAD = 128 * 1024  # bytes of an answer that the system takes from us before the client takes them in
-MOST_UNSENT = 64 * 2**20  # bytes of answers that wait in memory for their clients to take them in, of all together
+MOST_UNREAD = 32 * 2**20  # bytes that have come and wait to be read, on all connections together
+MOST_UNSENT = 32 * 2**20  # bytes of answers that wait in memory for their clients to take them in, of all together
 STALLED = 5.0  # seconds after which a client that sends or takes in nothing makes room for another one
 PART = 4  # whoever has more than one part in so many of what there may be makes room before others do
 
@@ -67,13 +69,20 @@ class Seldom:
 
     def warning(self, message: str, *args: Any) -> None:
         """`message` tells what happened, without what a stranger chose; `args` are of this one time."""
+        self.say(logging.WARNING, message, *args)
+
+    def error(self, message: str, *args: Any) -> None:
+        """The same of what somebody has to mend."""
+        self.say(logging.ERROR, message, *args)
+
+    def say(self, level: int, message: str, *args: Any) -> None:
         since, untold = self._said.get(message, (-self.INTERVAL, 0))
         now = time.monotonic()
         if now - since < self.INTERVAL:
             self._said[message] = since, untold + 1
             return
         self._said[message] = now, 0
-        log.warning(message + (f" (and {untold} times more since it was last said)" if untold else ""), *args)
+        log.log(level, message + (f" (and {untold} times more since it was last said)" if untold else ""), *args)
 
 
 class Connection(Protocol):
@@ -113,6 +122,7 @@ class Crowd:
         self.open = self.unsent = self.reached = self.cut = 0  # the first two as of the last look
         self.cause = "max_connections" if self.most == most else "the system's limit of open files"
         self.turns = turns
+        self.unread = Shares(MOST_UNREAD)
         self._idle: list[tuple[bool, bool, float, int, Connection]] = []  # the longest idle one last, of who has most
         self._counts: collections.Counter[str] = collections.Counter()  # of connections, when they were looked at
         self._none_until = self._looked = 0.0

@@ -12,7 +12,7 @@ import inspect
 
 NEEDED = {
     "uvicorn.server:Server": (
-        "startup main_loop on_tick shutdown handle_exit servers server_state should_exit force_exit"
+        "startup main_loop on_tick shutdown handle_exit capture_signals servers server_state should_exit force_exit"
     ),
     "uvicorn.server:ServerState": "connections tasks",
     "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol": (
@@ -26,7 +26,7 @@ NEEDED = {
     "uvicorn.protocols.http.flow_control:FlowControl": (
         "pause_reading resume_reading read_paused write_paused _transport"
     ),
-    "aiosqlite:Connection": "_conn _execute",
+    "aiosqlite:Connection": "_conn _execute stop",
 }
 SHORT_WAY = {
     "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": (

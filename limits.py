@@ -12,7 +12,7 @@ import functools
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +107,97 @@ class AddressRate:
             self.sites.take(site, amount)
 
 
+RATE_SLACK = 0.05  # seconds by which one may come late and still be as good as in time
+
+
+class Limit(NamedTuple):
+    """A project's rate limit: of what, so many a second (not 0), and when it was or will be free."""
+
+    kind: str
+    project: int
+    rate: float
+    free: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.kind, self.project
+
+    def after(self, uptime: float, count: int) -> float:
+        """When it is free again after `count` tasks have passed it.
+
+        What came a little late is caught up on, or all such delays would lower the rate: in w seconds
+        rate * (w + RATE_SLACK) + 1 pass at the most. What nobody used for longer is lost, so no burst follows a pause.
+        """
+        return max(self.free, uptime - RATE_SLACK) + min(count / self.rate, 1e12)
+
+
+class Rota:
+    """Whose turn it is where a rate limit lets one through at a time: it goes round by worker.
+
+    Whoever was refused has a moment of its own, which it is told, and which others leave to it: else one with many
+    connections would have most of the rate. Only who has come back before has one kept, or those who ask once would
+    waste the rate. In memory: after a restart all begin anew.
+    """
+
+    PATIENCE = 1.0  # seconds for which a turn is kept for a worker that does not come
+    MOST = 10_000  # turns that are kept, of all limits together
+    MOST_KNOWN = 1_000  # workers that have come back, of each limit
+    MOST_LIMITS = 1_000  # of which those are known
+
+    def __init__(self) -> None:
+        self._turns: dict[Hashable, dict[int, float]] = {}  # by the limit: when each worker's turn is
+        self._known: dict[Hashable, dict[int, None]] = {}  # who has come before, the one last who came last
+        self._kept = 0
+
+    def delay(self, limit: Hashable, worker: int, free: float, interval: float, now: float) -> float:
+        """Seconds after which the worker may pass the limit, which is free from `free` on; 0: it may now.
+
+        `interval`: between two that pass. What is said is kept for a worker that is known, until `took`.
+        """
+        self._forget(limit, now)
+        turns = self._turns.get(limit, {})
+        own = turns.get(worker)
+        at = free + len(turns) * interval if own is None else max(own, free)
+        if at <= now:
+            return 0.0
+        if own is not None:
+            turns[worker] = at
+        elif self._comes_again(limit, worker) and self._kept < self.MOST:
+            self._turns.setdefault(limit, turns)[worker] = at
+            self._kept += 1
+        return at - now
+
+    def took(self, limit: Hashable, worker: int) -> None:
+        """The worker has had its turn."""
+        self._comes_again(limit, worker)
+        if self._turns.get(limit, {}).pop(worker, None) is not None:
+            self._kept -= 1
+
+    def _comes_again(self, limit: Hashable, worker: int) -> bool:
+        """Whether the worker was known already."""
+        if limit not in self._known and len(self._known) >= self.MOST_LIMITS:
+            del self._known[next(iter(self._known))]
+        known = self._known.setdefault(limit, {})
+        before = worker in known
+        known.pop(worker, None)
+        known[worker] = None
+        if len(known) > self.MOST_KNOWN:
+            del known[next(iter(known))]
+        return before
+
+    def _forget(self, limit: Hashable, now: float) -> None:
+        """Lets go of turns that nobody took, and of who did not: at this limit; at all, when too many are kept."""
+        for one in [limit] if self._kept < self.MOST else list(self._turns):
+            turns = self._turns.get(one, {})
+            while turns and next(iter(turns.values())) <= now - self.PATIENCE:
+                worker = next(iter(turns))
+                del turns[worker]
+                self._kept -= 1
+                self._known.get(one, {}).pop(worker, None)
+            if not turns:
+                self._turns.pop(one, None)
+
+
 class Gauge(NamedTuple):
     """How much there is of something in memory, how much there may be, and how often that was reached."""
 
@@ -125,6 +216,7 @@ class Limits:
         self.keyless = AddressRate(settings.keyless_rate / HOUR, HOUR, time)
         self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time)
         self.address_logs = AddressRate(1024 * settings.address_log_rate, LOG_BURST, time)
+        self.rota = Rota()
         self.free_disk: int | None = None  # bytes, when it was last looked at
         self.disk_low = False
         self.refused: Counter[str] = Counter()  # by the setting, since the start
@@ -171,7 +263,10 @@ class Limits:
 
     def look_at_disk(self, folder: Path) -> None:
         """Notes how much of the disk is free. (Blocks for as long as the disk takes to say so.)"""
-        disk = shutil.disk_usage(folder)
+        try:
+            disk = shutil.disk_usage(folder)
+        except OSError:  # it was moved, say: there is nothing to be said of the disk
+            return
         floor = min(MIB * self.settings.min_free_disk, disk.total // LARGEST_FLOOR)
         self.free_disk = disk.free
         if self.disk_low != (disk.free < floor):

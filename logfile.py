@@ -1,4 +1,4 @@
-"""Workers' log lines: how much of one is kept, and the file that gets every one of them, rotated.
+"""Workers' log lines: how much of one is kept, and the file that gets every one of them; and the tracker's own log.
 
 Nothing here knows a task or the database, which keeps those of some levels.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import select
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import shapes
 from errors import TrackerError
@@ -45,6 +47,12 @@ class PrivateFileHandler(logging.handlers.RotatingFileHandler):
             os.close(file)
         return super()._open()
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raises why a line could not be written: it may be nowhere else, and then nobody is told that it is kept."""
+        if not isinstance(error := sys.exc_info()[1], OSError):
+            return super().handleError(record)
+        raise error
+
 
 def open_log_file(settings: Settings) -> logging.Logger:
     """Where workers' log lines go; a logger of its own, so that two trackers in one process share nothing."""
@@ -63,3 +71,42 @@ def open_log_file(settings: Settings) -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+class Hasty:
+    """A standard stream as a log writes to it: what nobody takes at once is lost, as nobody may wait for it.
+
+    Else a pager that is not read on, or a terminal that was stopped, would stop the tracker.
+    """
+
+    PIECE = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe takes at once if it takes any
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.lost = stream, 0
+
+    def write(self, text: str) -> None:
+        """Writes the text, or so much of it as is taken. OSError: it cannot be written."""
+        if self.lost and self.is_open():
+            text, self.lost = f"({self.lost} log lines have been lost, which nobody took)\n{text}", 0
+        rest = text.encode(errors="backslashreplace")
+        while rest:
+            if not self.is_open():
+                self.lost += 1
+                return
+            rest = rest[os.write(self.stream.fileno(), rest[: self.PIECE]) :]
+
+    def is_open(self) -> bool:
+        """Whether it takes a piece."""
+        poll = select.poll()
+        poll.register(self.stream, select.POLLOUT)
+        return bool(poll.poll(0))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def let_nobody_wait(logger: logging.Logger) -> None:
+    """Has the standard streams to which a logger writes be Hasty, where the system can tell."""
+    for handler in logger.handlers if hasattr(select, "poll") else ():
+        if type(handler) is logging.StreamHandler and handler.stream in (sys.stdout, sys.stderr) and handler.stream:
+            handler.setStream(Hasty(handler.stream))

@@ -115,7 +115,7 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     """Throughput and backlog over a time of RANGES."""
     end = tx.time
     first = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project["id"],))[0]
-    start = end - RANGES[span] if RANGES[span] else end if first is None else first
+    start = end - RANGES[span] if RANGES[span] else end if first is None else min(first, end)
     rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
     present = {  # what a snapshot would say now: a chart must not end a minute ago
         "time_stamp": end,
@@ -381,7 +381,7 @@ class Visit(Call):
         self.error = error
         try:
             response = await self.render("error.html", await self.read(None))
-        except TrackerError:  # stopping: not even the frame can be read
+        except Exception:  # stopping, or what has failed fails here, too: neither frame nor template can be read
             response = Response(error.message, tracker.STATUS[error.code], media_type="text/plain")
         return guarded(self, response)
 
@@ -888,10 +888,17 @@ async def export_tasks(visit: Visit) -> Response:
             small = len(piece) < tracker.PIECE_BYTES  # 500 recipes of the largest size would take gigabytes
             size = tracker.PIECE_TASKS if small else tracker.STEP_TASKS
             try:
-                rows, more = await read(more, size) if more else ([], "")
+                rows, more = await next_rows(size) if more else ([], "")
             except TrackerError as error:  # the answer has begun: all that is left is to break it off
                 tracker.log.warning("An export of project %d broke off: %s", project, error)
                 raise ClientDisconnect from error
+
+    async def next_rows(size: int) -> tuple[list[sqlite3.Row], str]:
+        """The next tasks; what takes too long to read is read in smaller pieces."""
+        try:
+            return await read(more, size)
+        except TrackerError:
+            return await read(more, 1)
 
     headers = {"content-disposition": f'attachment; filename="project-{project}-{wanted.state}.jsonl"'}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
@@ -1475,11 +1482,19 @@ async def change_password_page(visit: Visit) -> Response:
 
 
 @tracker.needs(ADMIN)
+def trust_clock(tx: Tx, caller: Caller) -> None:
+    """The clock is right as it stands: retention and due times go by it again."""
+    tx.clock.believe()
+    tracker.save_uptime(tx)
+
+
+@tracker.needs(ADMIN)
 def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
     """The managers, the settings in force and the state of the database."""
     return {
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
         "fields": tracker.FIELDS,
+        "doubt": tx.clock.doubt(),
         "budgets": budgets.fullness(tx),
         "untrusted": tx.all(
             "SELECT p.id, p.name, p.size, m.username FROM project p LEFT JOIN manager m ON m.id = p.creator"
@@ -1499,6 +1514,12 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
             "Tasks": tx.one(f"SELECT ifnull(SUM(failed_task_count + {' + '.join(UNDONE)}), 0) FROM project")[0],
         },
     }
+
+
+async def administration(visit: Visit) -> Response:
+    """The page, with the sizes of the tables, which take a moment to find out."""
+    values = await visit.read(admin_page)
+    return await visit.render("admin.html", {**values, "space": await visit.tracker.db.space.sizes()})
 
 
 def wal_size(settings: tracker.Settings) -> int:
@@ -1593,8 +1614,9 @@ PAGES = [
     Page("/ui/account", "account.html", account_page),
     Action("/password", change_password_page, again=True),
     Action("/sessions", tracker.end_sessions, to="/ui/account", says="Ended: {result:,}.", again=False),
-    Page("/ui/admin", "admin.html", admin_page),
+    Page("/ui/admin", administration),
     Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+    Action("/clock", trust_clock, to="/ui/admin", says="The clock is trusted now."),
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
     Action("/unblock/{manager}", tracker.unblock_manager, says="The manager may log in again."),
@@ -1612,6 +1634,22 @@ no_page.methods = ()
 
 class Static(StaticFiles):
     """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        begun = False
+
+        async def send_on(message: dict[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_on)
+        except OSError as error:
+            refusal = tracker.fault(error, f"{scope['method']} {scope['path']}")
+            if not begun:  # or else it is broken off
+                answer = Response(refusal.message, tracker.STATUS[refusal.code], media_type="text/plain")
+                await answer(scope, receive, send)
 
     def get_path(self, scope: dict) -> str:
         path = scope["path_params"]["path"]

@@ -22,6 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 import libraries
+import listening
 from connections import STALLED, Crowd, Flow, Transport, Unsent
 from errors import STATUS, TrackerError, encode
 from shares import Holding
@@ -98,6 +99,7 @@ def escaped(text: bytes) -> bytes:
 NEED_ASGI = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
 LONGEST_DIRECT_URL = 200  # bytes: the application may remember it
 LONGEST_DIRECT = 2**16  # bytes of the body of a direct call, at most
+FEW_HEADS = 4  # in what goes first and is longer than PIECE: as a rule one, of a batch
 MOST_IN_VAIN = 4  # calls go first after one that has succeeded: a release that others have to verify, an empty queue
 
 
@@ -154,7 +156,12 @@ class Direct:
             return unread() if unread else None
         self.response_complete = True
         protocol, closes = self.protocol, not self.keep_alive
-        protocol.known = 0 if status >= 400 else MOST_IN_VAIN if self.succeeded else max(0, protocol.known - 1)
+        if status < 400 and self.succeeded:
+            if protocol.known < MOST_IN_VAIN:
+                protocol.turns.credit.give(protocol.address)
+            protocol.known = MOST_IN_VAIN
+        else:
+            protocol.known = max(0, protocol.known - 1) if status < 400 else 0
         if protocol.ended:
             protocol.unread = unread
         server_headers = protocol.server_state.default_headers
@@ -162,6 +169,10 @@ class Direct:
         if closes:
             self.transport.close()
         protocol.on_response_complete()
+
+
+def do_nothing() -> None:
+    """What is called of a connection that has gone."""
 
 
 class Refused(Exception):
@@ -225,12 +236,13 @@ class GuardedProtocol(HttpToolsProtocol):
     running: RequestResponseCycle | None = None  # the latest request that the application has been given
     queued = in_turn = False  # it waits for its turn, or has it
     begun = False  # in this turn, the application has been given something to do
-    known = 0  # so many hot calls go first, as the last ones have succeeded, or one did lately
+    known = 0  # so many hot calls go first, as one has succeeded lately, here or (Credit) from the same address
     remembered: Any = None  # what the application wants to know again when the next request comes
     held: Direct | None = None  # what begins when the client has taken in the answers before it
     ended = False  # the client has ended its side, and waits for answers
     unread: Callable[[], None] | None = None  # what is to be called when the last answer turns out to be read by nobody
     lost: asyncio.Future | None = None  # who stops the server waits for it
+    unread_part: Holding | None = None  # what has come and is not read yet, if it is much
     part: Holding | None = None  # what is held of headers, or of a direct call's body, of which more is to come
 
     def __init__(self, config: uvicorn.Config, *args: Any, **kwargs: Any):
@@ -241,18 +253,25 @@ class GuardedProtocol(HttpToolsProtocol):
         self.longest_direct = getattr(config.app, "longest_direct", 0)
         self.hot_lines: tuple[bytes, ...] = getattr(config.app, "hot_lines", ())
         self.crowd: Crowd = config.crowd
-        self.turns, self.arriving = self.crowd.turns, config.arriving
+        self.turns, self.arriving, self.clients = self.crowd.turns, config.arriving, config.clients
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(Transport(transport, self.end))
+        if listening.in_file_system(transport.get_extra_info("socket")):
+            self.app, self.clients = self.config.socket_app, self.config.socket_clients
+            self.client, self.server = ("127.0.0.1", 0), ("localhost", 80)  # a proxy, or else a program on this machine
+        elif self.client and self.client[0].startswith("::ffff:"):  # IPv4, where it listens for both
+            self.client = self.client[0].removeprefix("::ffff:"), self.client[1]
         self.flow = Flow(self.transport, self.queue)
         self.unsent = Unsent()
+        self.address = self.client[0] if self.client else ""
         self.began = self.loop.time()
         if len(self.connections) > self.crowd.most:
             self.crowd.let_in(self, self.connections, self.began)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.rest, self.flow.held, self.transport.closing = b"", False, True
+        self.flow.held, self.transport.closing = False, True
+        self.drop_rest()
         self.let_go()
         self.crowd.forget_unsent(self)
         if self.running and not self.running.response_complete:  # uvicorn tells the latest request, which may wait yet
@@ -264,6 +283,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self.unread = None
         if self.lost and not self.lost.done():
             self.lost.set_result(None)
+        self.let_go_of_all()
+
+    def let_go_of_all(self) -> None:
+        """Leaves nothing in circles, of which the garbage collector would take its time: it can be 100 KB."""
+        self.pipeline.clear()
+        self.headers, self.held, self.running, self.cycle = [], None, None, None
+        self.transport.end = self.flow.more = do_nothing
 
     def eof_received(self) -> bool:
         """Whether the connection stays open: the client may wait for an answer all the same."""
@@ -283,18 +309,26 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.inner.close()
         elif self.flow.held:
             self.rest += data
-        elif (self.known and len(data) <= PIECE and self.goes_first(data)) or (
+            self.note_unread()
+        elif ((self.known or self.cycle is None) and self.goes_first(data)) or (
             len(data) < self.body_left and not self.in_head
         ):
             self.read(data)
         else:
             self.rest, self.at = data, 0
             self.flow.hold()
+            self.note_unread()
             self.queue()
 
     def goes_first(self, data: bytes) -> bool:
-        """Whether it is a hot call, or the end of its body."""
-        return data.startswith(self.hot_lines) if self.at_request_line else isinstance(self.cycle, Direct)
+        """Whether it is a hot call, or the end of its body, over a known connection; a new one may be taken for one."""
+        if not self.at_request_line:
+            return self.known > 0 and isinstance(self.cycle, Direct) and len(data) <= max(PIECE, self.body_left)
+        if not data.startswith(self.hot_lines) or (len(data) > PIECE and data.count(b"\r\n\r\n") > FEW_HEADS):
+            return False
+        if not self.known:
+            self.known = self.turns.credit.take(self.address)
+        return self.known > 0
 
     def queue(self) -> None:
         if not self.queued:
@@ -319,6 +353,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.begun = False
         while self.at < len(self.rest) and self.deaf is None and self.parser:
             if self.flow.read_paused:
+                self.check_pipelined()
                 return False  # the flow says when it goes on
             size = self.next_piece()
             piece, self.at = self.rest[self.at : self.at + size], self.at + size
@@ -327,9 +362,35 @@ class GuardedProtocol(HttpToolsProtocol):
                 break
         if self.at < len(self.rest) and self.deaf is None and self.parser:
             return True
-        self.rest = b""
+        self.drop_rest()
         self.flow.free()
         return False
+
+    def note_unread(self) -> None:
+        """What waits to be read counts, if it is much: whoever has most of it is refused when all have too much."""
+        if len(self.rest) > PIECE:
+            if self.unread_part is None:
+                self.unread_part = Holding(self.crowd.whose(self.client), lambda: self.refuse(TOO_MUCH))
+            if not self.crowd.unread.hold(self.unread_part, len(self.rest)):
+                self.refuse(TOO_MUCH)
+
+    def drop_rest(self) -> None:
+        """All that has come is read, or will not be."""
+        self.rest = b""
+        if self.unread_part is not None:
+            self.crowd.unread.leave(self.unread_part)
+            self.unread_part = None
+
+    def check_pipelined(self) -> None:
+        """Closes a connection on which too many requests wait for their answers, read or not.
+
+        uvicorn reads on after each answer, and would collect them for ever.
+        """
+        more = self.rest.count(b"\r\n\r\n", self.at) if len(self.rest) - self.at > PIECE else 0
+        if len(self.pipeline) + more > MOST_PIPELINED:
+            self.transport.inner.close()
+            self.deaf = 0
+            self.drop_rest()
 
     def next_piece(self) -> int:
         """How many bytes are read next: many of a body, fewer of what is many lines, and so much work."""
@@ -362,20 +423,25 @@ class GuardedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             cause = error.__context__
             return self.refuse(cause.error if isinstance(cause, Refused) else NO_HTTP)
+        if self.in_head or self.body_left > 0 or self.part is not None:
+            self.note_rest(data)
+        if self.unused > MOST_HEADER_BYTES:
+            self.refuse(TOO_LONG)
+
+    def note_rest(self, data: bytes) -> None:
+        """More is to come of a request, or was: what is held of it counts."""
         if self.in_head:
             self.at_request_line &= b"\n" not in data
             self.hold(self.unused, self.crowd.whose(self.client))
-        elif self.part is not None:
+        else:
             self.let_go()
         if self.body_left > 0 and isinstance(self.cycle, Direct):
             self.hold(len(self.cycle.raw_body), None)
-        if self.unused > MOST_HEADER_BYTES:
-            self.refuse(TOO_LONG)
 
     def hold(self, size: int, whose: str | None) -> None:
         """So much is held of what has come, as more is to come, by this address; None: by that of the direct call."""
         if self.part is None:
-            source = self.config.clients.source_of(self.client, self.headers) if whose is None else whose
+            source = self.clients.source_of(self.client, self.headers) if whose is None else whose
             self.part = Holding(source, lambda: self.refuse(TOO_MUCH))
         if not self.arriving.hold(self.part, size) and self.arriving.used > size:
             self.refuse(TOO_MUCH)
@@ -412,9 +478,8 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.begin_asgi()
         self.in_head, self.unused = False, 0
-        if len(self.pipeline) > MOST_PIPELINED:  # uvicorn reads on after each answer, and would collect them for ever
-            self.transport.inner.close()
-            self.deaf = 0
+        if len(self.pipeline) > MOST_PIPELINED:
+            self.check_pipelined()
 
     def begin_asgi(self) -> None:
         """Has uvicorn do with a request, whose headers are here, what it does."""
@@ -555,6 +620,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self.crowd.seldom.warning("A request is refused before it is complete: " + error.message)
         self.refusing = error
+        self.drop_rest()
         in_body = self.began is not None and not self.in_head
         self.deaf, self.began = 0, None
         if self.pipeline or not (in_body or self.cycle is None or self.cycle.response_complete):
@@ -582,9 +648,12 @@ class GuardedProtocol(HttpToolsProtocol):
         What has not been read when a connection is closed makes the system reset it.
         """
         in_body = self.began is not None and not self.in_head and self.cycle is not None
+        if self.ended and self.unread:
+            return self.linger(*self.LINGER)
         if self.ended or not (in_body or self.deaf is not None):
             return self.transport.inner.close()
-        self.rest, self.deaf, self.began, self.idle = b"", 0, None, self.loop.time()
+        self.deaf, self.began, self.idle = 0, None, self.loop.time()
+        self.drop_rest()
         with contextlib.suppress(OSError, RuntimeError):  # the client has gone
             self.transport.inner.write_eof()
             self.flow.read_paused = False
@@ -609,7 +678,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.loop.call_later(pauses[0], self.linger, *pauses[1:])
         else:
             self.unread = None
-            self.transport.close()
+            self.transport.closing = True
+            self.transport.inner.close()
 
     # ── How long it stays ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -15,8 +15,10 @@ import asyncio
 import contextlib
 import functools
 import logging
+import signal
 import socket
 import tempfile
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, BinaryIO
@@ -31,7 +33,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 import libraries
-from connections import Crowd, limit_unsent
+import listening
+from connections import Crowd
 from errors import TrackerError, convert
 from limits import Gauge, site_of, source_of
 from protocol import Direct, GuardedProtocol, Headers, written
@@ -94,6 +97,21 @@ def protocol_of(channel: Callable) -> GuardedProtocol | None:
         return None
     protocol = cycle.transport.get_protocol()
     return protocol if isinstance(protocol, GuardedProtocol) else None
+
+
+async def hand_out(answer: Callable, unread: Callable[[], Any], scope: dict, receive: Callable, send: Callable) -> None:
+    """Sends an answer that gives its client something. `unread` is called if it has gone, where our server can tell."""
+    cycle, protocol = cycle_of(receive), protocol_of(receive)  # a connection that is lost has none
+    if getattr(cycle, "disconnected", False):
+        unread()
+    elif protocol is None:
+        await answer(scope, receive, send)
+    else:
+        protocol.unread = unread if protocol.ended else None
+        await answer(scope, receive, send)
+        if not cycle.response_complete:
+            protocol.unread = None
+            unread()
 
 
 class Clients:
@@ -415,8 +433,8 @@ async def decoded(body: bytes, decode: Callable, *args: Any) -> Any:
 class Server(uvicorn.Server):
     """uvicorn's server, which waits for what is to happen; the original looks ten times a second whether it has.
 
-    It says when it listens (`started`), and when it has been told to stop (`stopping`), before it waits for the
-    requests in flight. Told to by a signal, it exits with status 0.
+    It says when it listens (`started`), at which `places`, and when it has been told to stop (`stopping`), before it
+    waits for the requests in flight. Told to by a signal, it exits with status 0.
     """
 
     TICK = 1.0  # seconds: how old the date in an answer is at the most, and how late a slow client is cut off
@@ -427,6 +445,7 @@ class Server(uvicorn.Server):
         return {
             "max_connections": crowd.gauge,
             "requests that arrive": lambda: ARRIVING.gauge(in_bytes=True),
+            "requests to be read": lambda: crowd.unread.gauge(in_bytes=True),
             "answers to be taken in": crowd.unsent_gauge,
         }
 
@@ -448,12 +467,27 @@ class Server(uvicorn.Server):
         with contextlib.suppress(RuntimeError):  # its loop is closed: it has stopped
             self.loop.call_soon_threadsafe((self.stop_forced if self.force_exit else self.stop_asked).set)
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A hangup, too, tells it to stop, as when its terminal closes; not who was started to outlive that (nohup)."""
+        hangup = getattr(signal, "SIGHUP", None)
+        with super().capture_signals():
+            ours = hangup and signal.getsignal(hangup) == signal.SIG_DFL
+            if ours := ours and threading.current_thread() is threading.main_thread():
+                signal.signal(hangup, self.handle_exit)
+            try:
+                yield
+            finally:
+                if ours:
+                    signal.signal(hangup, signal.SIG_IGN)  # it stops
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal tells it to stop. (The original one raises the signal again at the end.)"""
         self.stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self.places = list(map(listening.url_of, sockets or ()))
         self.say_started()
 
     async def main_loop(self) -> None:
@@ -473,8 +507,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes in nobody else, and lets the requests in flight finish: as long as they may, or until told twice."""
         self.say_stopping()
-        for listening in (*self.servers, *(sockets or ())):
-            listening.close()
+        for one in (*self.servers, *(sockets or ())):
+            one.close()
         ends = [asyncio.create_task(wait()) for wait in (self.finish_requests, self.stop_forced.wait)]
         timeout = self.config.timeout_graceful_shutdown
         await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -498,7 +532,7 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
     """How uvicorn runs the tracker (and the benchmark's baseline), with these of the tracker's settings."""
     config = uvicorn.Config(
         app,
-        host=settings.host,
+        host=next(iter(settings.hosts), ""),
         port=settings.port,
         http=GuardedProtocol,
         ws="none",
@@ -513,23 +547,11 @@ def uvicorn_config(app: Any, settings: Any) -> uvicorn.Config:
         backlog=2048,
     )
     config.clients, config.arriving = Clients(settings.trusted_proxies), ARRIVING
+    proxies = f"{settings.trusted_proxies},127.0.0.1" if settings.trusted_proxies != "*" else "*"
+    config.socket_clients, config.socket_app = Clients(proxies), ProxyHeadersMiddleware(app, proxies)
     turns = getattr(app, "turns", None) or Turns()
     config.crowd = Crowd(settings.max_connections, turns, config.clients.whose)
     return config
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """The listening socket. OSError for an address or port that cannot be had."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    listening = socket.create_server((host, port), family=family, backlog=2048)
-    limit_unsent(listening)
-    return listening
-
-
-def url_of(sock: socket.socket) -> str:
-    """Where a listening socket is reached, without a slash at the end."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run_loop(coroutine: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,10 +18,17 @@ from errors import TrackerError, convert
 class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Every setting: name, type and range, help, default. tracker.toml lists the same ones (a test compares them)."""
 
-    host: Annotated[str, "Address to listen on. Anything but loopback is reachable from outside: put TLS in front."] = (
-        "127.0.0.1"
-    )
+    host: Annotated[
+        str | tuple[str, ...],
+        'Address to listen on, or a list of them; "::" is every one of both families. Anything but loopback is'
+        " reachable from outside: put TLS in front.",
+    ] = "127.0.0.1"
     port: Annotated[int, "Port to listen on; 0 takes a free one.", Meta(ge=0, le=65535)] = 3010
+    socket: Annotated[
+        str,
+        "Path of a unix socket to listen on, for its owner and group, whose other end is a proxy; then also on `host`,"
+        " if that is given.",
+    ] = ""
     root_path: Annotated[
         str,
         "Path prefix below which a reverse proxy serves the tracker, such as /tracker; no slash at its end.",
@@ -28,7 +36,7 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = ""
     trusted_proxies: Annotated[
         str, "Addresses (comma separated) of reverse proxies whose X-Forwarded-For and -Proto headers are believed."
-    ] = "127.0.0.1"
+    ] = "127.0.0.1, ::1"
     cors_origins: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@,\sA-Z]+)$")], ...],
         "Origins of other sites' pages that may use the API, such as https://app.example.org, and with a manager's"
@@ -47,6 +55,12 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Literal["FULL", "NORMAL"],
         "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
     ] = "FULL"
+    max_wal: Annotated[
+        int,
+        "The write-ahead log beside the database is cut before it is longer than this, in MiB, for which reads wait a"
+        " moment. Another program that reads for long keeps it from that: the log names it.",
+        Meta(ge=1, le=65536),
+    ] = 64
     cache_size: Annotated[int, "Memory for SQLite's page cache, in MiB.", Meta(ge=1, le=65536)] = 16
     log_file: Annotated[
         str,
@@ -247,6 +261,12 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
     ] = ("main", "master")
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses to listen on, each once, without the brackets that a URL has."""
+        given = (self.host,) if isinstance(self.host, str) else self.host
+        return tuple(dict.fromkeys(re.sub(r"^\[(.*)\]$", r"\1", host) for host in given))
+
 
 FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
 
@@ -270,14 +290,18 @@ def load_settings(path: Path | None = None, **overrides: Any) -> tuple[Settings,
         settings = convert(given, Settings)
     except TrackerError as error:
         raise TrackerError("start", f"{sources[error.field.partition('[')[0]]}: {error.message}") from None
-    if path and sources["database"] != "command line":
-        settings = msgspec.structs.replace(settings, database=str(path.parent / settings.database))
-    return settings, sources
+    changed: dict[str, Any] = {}
+    for name in ("database", "socket"):
+        if path and sources[name] != "command line" and (given_path := getattr(settings, name)):
+            changed[name] = str(path.parent / given_path)
+    if settings.socket and sources["host"] == "default":
+        changed["host"], sources["host"] = (), "none, as there is a socket"
+    return msgspec.structs.replace(settings, **changed), sources
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))  # some editors write a BOM
     except OSError as error:
         raise TrackerError("start", f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

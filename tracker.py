@@ -13,13 +13,14 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused), shapes (what goes in and out), callers (who calls, and what they may),
-settings, server, protocol and connections (how bytes come in), turns (who goes first), browsers (what they may do),
-attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how often, how much, and of what all
-share), database (the file) with writer (the one that writes), counts (the live ones) and warming (what is read for it),
-lines and githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the
-API's document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/
-(other systems' APIs), commands (the command line), deletion (of a project).
+Beside this module: errors (what is refused) and faults (what fails), shapes (what goes in and out), callers (who calls,
+and what they may), settings, server, listening, protocol and connections (how bytes come in), turns (who goes first),
+browsers (what they may do), attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how
+often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that writes), clock,
+wal and space (that it does not grow for ever), counts (the live ones) and warming (what is read for it), lines and
+githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the API's
+document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/ (other
+systems' APIs), commands (the command line) with notify (what the service manager is told), deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -53,7 +54,6 @@ import random
 import re
 import secrets
 import shlex
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -77,6 +77,7 @@ from starlette.routing import BaseRoute, Match, Route
 import browsers
 import budgets
 import errors
+import listening
 import names
 import openapi
 import pauses
@@ -133,9 +134,11 @@ from callers import (
 )
 from connections import room_for
 from counts import COUNTED, reads_no_counts
-from database import Clock, Database, load_meta
+from database import NOTE_SET_BACK, Clock, Database, let_age, load_meta, set_back
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
+from faults import fault
 from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
+from limits import Limit
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
 from protocol import LONGEST_DIRECT, Direct, Fields
@@ -143,10 +146,9 @@ from server import (
     Incoming,
     Server,
     decoded,
-    listen,
+    hand_out,
     plain_cycle,
     run_loop,
-    url_of,
     uvicorn_config,
     write_at_once,
 )
@@ -781,7 +783,7 @@ def open_session(tx: Tx, manager: int) -> bytes:
     session = secrets.token_urlsafe(32).encode()
     older = "SELECT id_hash FROM session WHERE manager = ? ORDER BY expires DESC LIMIT 2 OFFSET ?"
     tx.execute(f"DELETE FROM session WHERE id_hash IN ({older})", (manager, MOST_SESSIONS - 1))
-    expires = tx.time + int(tx.settings.session_lifetime)
+    expires = tx.trusted_time + int(tx.settings.session_lifetime)
     tx.execute("INSERT INTO session VALUES (?, ?, ?, ?)", (digest(session), manager, expires, tx.time))
     return session
 
@@ -901,7 +903,7 @@ def list_sessions(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     return tx.all(
         "SELECT lower(substr(hex(id_hash), 1, 16)) AS mark, created, expires FROM session"
         " WHERE manager = ? AND expires > ? ORDER BY created DESC, mark LIMIT 100",
-        (caller.manager.id, tx.time),
+        (caller.manager.id, tx.trusted_time),
     )
 
 
@@ -1232,20 +1234,23 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
     if not found.may_submit:
         stranger = found.may_submit is None and tx.one("SELECT 1 FROM project WHERE id = ? AND hidden", (project,))
         raise no_project(project) if stranger else NoAccess(SUBMIT, project)
-    check_rate(tx, found.submit_free_uptime)
+    if found.submit_rate:
+        limit = Limit("submit", project, found.submit_rate, found.submit_free_uptime)
+        check_rate(delay_at(tx, limit, credentials.id))
+        tx.limits.rota.took(limit.key, credentials.id)
     if tx.limits.disk_low:
         tx.limits.check_disk()
     return found
 
 
-def check_rate(tx: Tx, free_uptime: float) -> None:
-    if free_uptime > tx.uptime:
-        raise TrackerError("too_fast", "Rate limit reached; please wait", delay=free_uptime - tx.uptime)
+def delay_at(tx: Tx, limit: Limit, worker: int) -> float:
+    """Seconds until the worker's turn at the limit; 0: it is now."""
+    return tx.limits.rota.delay(limit.key, worker, limit.free, 1 / limit.rate, tx.uptime)
 
 
-def free_uptime(tx: Tx, rate: float, count: int) -> float:
-    """When the rate limiter is free again after `count` tasks have passed it."""
-    return tx.uptime + min(count / rate, 1e12)
+def check_rate(delay: float) -> None:
+    if delay > 0:
+        raise TrackerError("too_fast", "Rate limit reached; please wait", delay=delay)
 
 
 @reads_no_counts
@@ -1261,8 +1266,10 @@ def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
 
 def charge_submit(tx: Tx, project: Submitter, count: int) -> None:
     if project.submit_rate:
-        at = free_uptime(tx, project.submit_rate, count)
-        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project.id))
+        limit = Limit("submit", project.id, project.submit_rate, project.submit_free_uptime)
+        tx.execute(
+            "UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx.uptime, count), project.id)
+        )
 
 
 INSERT_TASK = (
@@ -1548,16 +1555,16 @@ def assign_tasks(
     select = SELECT_JOB_OFFER if jobs_only else SELECT_OFFER
     offers = {project: find_offer(tx, credentials, project, select) for project in projects}
     tasks: list[Task] = []
-    charges: dict[int, tuple[float, int]] = {}
+    charges: Counter[Limit] = Counter()
     size = 0
-    while best := best_offers(tx, offers.values(), refuse_limited=not tasks):
+    while best := best_offers(tx, offers.values(), credentials.id, refuse_limited=not tasks):
         project, lot = best[0].project, next_tasks(tx, best, count - len(tasks), size)
         taken = take(tx, best[0], lot, credentials.id)
         if best[0].pause is not None:  # it has this one on trial
             pauses.begin_pause(tx, project.id, credentials.id)
         tasks += taken
         if project.assign_rate:
-            charges[project.id] = (project.assign_rate, charges.get(project.id, (0, 0))[1] + len(lot))
+            charges[limit_of(best[0])] += len(lot)
         if len(tasks) == count:
             break
         size += sum(len(task.recipe) + (0 if task.job is UNSET else len(encode(task.job))) for task in taken)
@@ -1567,7 +1574,7 @@ def assign_tasks(
     if not tasks:
         reasons = map(why_nothing, itertools.islice(offers.values(), MOST_REASONS))
         return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()))
-    return Assigned(tasks, delay=charge_assign(tx, charges) if charges else 0)
+    return Assigned(tasks, delay=charge_assign(tx, charges, credentials.id) if charges else 0)
 
 
 MOST_REASONS = 10  # projects of which an answer without a task says why
@@ -1590,20 +1597,29 @@ def awaits_others(offer: Offer) -> bool:
     return offer.task is None and bool(others) and not offer.project.paused
 
 
-def charge_assign(tx: Tx, charges: dict[int, tuple[float, int]]) -> float:
-    """Sets the rate limiters of the projects from which tasks were taken; the shortest time until one is free again."""
-    free = {project: free_uptime(tx, rate, taken) for project, (rate, taken) in charges.items()}
-    for project, at in free.items():
-        tx.execute("UPDATE project SET assign_free_uptime = ? WHERE id = ?", (at, project))
-    return min(free.values()) - tx.uptime
+def limit_of(offer: Offer) -> Limit:
+    return Limit("assign", offer.project.id, offer.project.assign_rate, offer.caller.assign_free_uptime)
 
 
-def best_offers(tx: Tx, offers: Iterable[Offer], refuse_limited: bool) -> list[Offer]:
+def charge_assign(tx: Tx, charges: Counter[Limit], worker: int) -> float:
+    """Sets the rate limiters from which the worker was given so many tasks; seconds until one is free again."""
+    free = {limit: limit.after(tx.uptime, taken) for limit, taken in charges.items()}
+    for limit, at in free.items():
+        tx.limits.rota.took(limit.key, worker)
+        tx.execute("UPDATE project SET assign_free_uptime = ? WHERE id = ?", (at, limit.project))
+    return max(min(free.values()) - tx.uptime, LEAST_DELAY)
+
+
+LEAST_DELAY = 1e-6  # seconds: a limit that is free already, as it has to be caught up on
+
+
+def best_offers(tx: Tx, offers: Iterable[Offer], worker: int, refuse_limited: bool) -> list[Offer]:
     """The offers whose tasks may be assigned, the best first. 429 if there are only such as a rate limit holds back."""
     offers = [offer for offer in offers if offer.task is not None and not offer.project.paused]
-    free = [offer for offer in offers if offer.caller.assign_free_uptime <= tx.uptime]
+    delays = [delay_at(tx, limit_of(one), worker) if one.project.assign_rate else 0.0 for one in offers]
+    free = [offer for offer, delay in zip(offers, delays, strict=True) if not delay]
     if offers and not free and refuse_limited:
-        check_rate(tx, min(offer.caller.assign_free_uptime for offer in offers))
+        check_rate(min(delays))
     return sorted(free, key=lambda offer: rank(offer.project, offer.task), reverse=True)
 
 
@@ -1975,6 +1991,23 @@ def rest(task: Held | Assignment) -> float:
     return min((task.retry_delay or 0) * 2.0**before, LONGEST_REST) * random.uniform(0.9, 1.1)
 
 
+def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
+    """Makes tasks (ids and attempts) ready that the worker holds and has not heard of, as if it had never held them.
+
+    How many. What a rate limit counted stays counted.
+    """
+    held = "id = :id AND attempt = :attempt AND assignee = :worker"
+    values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
+    found = [task for each in values for task in find_assignments(tx, held, each)]
+    for task in found:
+        put_back(tx, task, ", attempt = attempt - 1")
+        if task.job is not None:
+            change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"
+            said = "its worker had gone before it could hear of it; waiting again"
+            move_job(tx, task.job, "take_back", said, change=change)
+    return len(found)
+
+
 def make_ready(tx: Tx, which: str, values: dict[str, Any], was: str, change: str = "") -> int:
     """Makes tasks ready that nobody holds, with a further `change` of columns; all of them failed, or delayed."""
     ready = f"UPDATE task SET status = 1, not_before = NULL{change} WHERE {which} RETURNING project, job, {STATE}"
@@ -2173,6 +2206,7 @@ JOB_MOVES = {
     "skip": Move(("assigned",), "waiting"),
     "retry": Move(("assigned",), "waiting"),  # an attempt failed or timed out, and is not the last one
     "requeue": Move(("assigned",), "waiting"),
+    "take_back": Move(("assigned",), "waiting"),  # nobody has heard of the assignment
     "close": Move(("assigned",), "succeeded"),
     "fail": Move(("assigned",), "failed"),
     "time_out": Move(("assigned",), "timed_out"),
@@ -2458,10 +2492,10 @@ def trigger_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes
 def charge_trigger(tx: Tx, project: int) -> None:
     """Counts one job against the project's submit rate. 429 when that was reached."""
     row = find_project(tx, project)
-    check_rate(tx, row["submit_free_uptime"])
+    check_rate(row["submit_free_uptime"] - tx.uptime)
     if row["submit_rate"]:
-        at = free_uptime(tx, row["submit_rate"], 1)
-        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (at, project))
+        limit = Limit("submit", project, row["submit_rate"], row["submit_free_uptime"])
+        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx.uptime, 1), project))
 
 
 def charge_worker(tx: Tx, caller: Caller, project: int) -> None:
@@ -2607,6 +2641,7 @@ def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
     if columns.get("workflow_job") is None:
         tx.limits.check_disk()
     budgets.check_room_in(tx, columns["project"], budgets.text_size(columns.values()))
+    tx.execute(NOTE_SET_BACK, (tx.now,))
     row = tx.insert("job", {**columns, "token": new_token(), "created": tx.now, "updated": tx.now})
     job_happens(tx, "made", row)
     add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
@@ -2880,20 +2915,23 @@ def log_to_task(tx: Tx, caller: Caller, body: shapes.TaskLogBody) -> shapes.Task
     return shapes.TaskLogged(True, stored)
 
 
-def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> str:
-    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task."""
+def add_log_entry(tx: Tx, credentials: WorkerCredentials, level: str, body: shapes.LogBody) -> tuple[bool, str]:
+    """Stores a worker's line if its level is to be stored. `task_id` counts when the caller holds that task.
+
+    Whether it was stored, and the line for the log file.
+    """
     worker = authenticate(tx, credentials)
     message = body.message or body.Message
     if not message:
         raise TrackerError("invalid", "is required, and must not be empty", "message")
     entry = kept_line(shapes.TaskEntry(message, body.timestamp, level, body.scope))
-    held = None if body.task_id is None else held_task(tx, credentials.id, body.task_id)
+    held, stored = None if body.task_id is None else held_task(tx, credentials.id, body.task_id), 0
     if held and held["job"] is not None:
-        add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
+        stored += add_job_lines(tx, tx.one("SELECT * FROM job WHERE id = ?", (held["job"],)), credentials.id, [entry])
     if LEVELS[level] <= LEVELS[tx.settings.log_level]:
         task, project = (held["id"], held["project"]) if held else (None, only_project(tx, credentials.id))
-        store_log_entry(tx, credentials.id, credentials.source, entry, task, project)
-    return f"{worker.alias} ({credentials.id}) {entry.scope}: {entry.message}"
+        stored += store_log_entry(tx, credentials.id, credentials.source, entry, task, project)
+    return stored > 0, f"{worker.alias} ({credentials.id}) {entry.scope}: {entry.message}"
 
 
 LINE_SIZE = 32  # characters that a line counts besides its text: empty ones take room, too
@@ -3022,7 +3060,7 @@ def find_jobs(
 
     With a caller: of all the projects that this manager may read. Costs the same however many jobs there are.
     """
-    values = msgspec.structs.asdict(query)
+    values = msgspec.structs.asdict(query) | {"set_back": set_back(tx)}
     of = [f"{name} = :{name}" for name in ("template", "project") if values[name] is not None]
     where, match = of[:1] or ["TRUE"], ["TRUE", *of[1:]]  # one has an index, the other is looked at
     if query.state is not None:
@@ -3032,14 +3070,14 @@ def find_jobs(
         values["manager"] = caller.manager.id
     last = query.before
     if query.end is not None:
-        row = tx.one("SELECT id FROM job WHERE created < :end + 1 ORDER BY created DESC, id DESC LIMIT 1", values)
-        last = min(last, row["id"] + 1) if row else 0
+        later = "SELECT id FROM job WHERE created >= :end + 1 + :set_back ORDER BY created, id LIMIT 1"
+        last = min(last, *(row["id"] for row in tx.execute(later, values)), INT64_MAX)
         match.append("created < :end + 1")
     if query.start is not None:
-        row = tx.one("SELECT id FROM job WHERE created >= :start ORDER BY created, id LIMIT 1", values)
-        where.append("id >= :first")
+        earlier = "SELECT id FROM job WHERE created < :start - :set_back ORDER BY created DESC, id DESC LIMIT 1"
+        where.append("id > :first")
         match.append("created >= :start")
-        values["first"] = row["id"] if row else INT64_MAX
+        values["first"] = max((row["id"] for row in tx.execute(earlier, values)), default=0)
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
 
@@ -3055,8 +3093,9 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
     while template is not None:
         row = tx.one("SELECT keep_count, keep_time FROM template WHERE id = ?", (template,))
         keep_count, keep_time = row or (None, None)
-        before = tx.now - (keep_time or tx.settings.job_retention)
-        values = {"template": template or None, "before": before, "keep": keep_count, "limit": STEP_TASKS}
+        age = keep_time or tx.settings.job_retention
+        let_age(tx, "job", limit=STEP_TASKS, template=template or None)
+        values = {**tx.ages(age), "template": template or None, "keep": keep_count, "limit": STEP_TASKS}
         due = tx.all(DUE_JOBS, values)
         for job in due:
             delete_job(tx, job["id"])
@@ -3071,9 +3110,10 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
 
 
 DUE_JOBS = """
-    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL AND finished < max(:before, ifnull((
-        SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND :keep IS NOT NULL
-        ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0))
+    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL
+        AND finished < min(:certain, max(:before, ifnull((
+            SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND finished <= :now
+                AND :keep IS NOT NULL ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0)))
     ORDER BY finished LIMIT :limit
 """
 
@@ -3927,8 +3967,8 @@ MOST_SNAPSHOTS = 10_080  # a week at the default interval
 @needs(SEES)
 def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.LastSnapshots) -> list[shapes.Snapshot]:
     """The last snapshots of a project, the newest first."""
-    newest = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?"
-    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
+    newest = "SELECT * FROM snapshot WHERE project = ? AND time_stamp <= ? ORDER BY time_stamp DESC LIMIT ?"
+    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], tx.time, query.count))]
 
 
 @needs(SEES)
@@ -3990,8 +4030,9 @@ PRUNE = {
          AND s.time_stamp < :snapshots_before LIMIT :limit)""",
     "session": """DELETE FROM session WHERE id_hash IN
         (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
+    "endless session": "UPDATE session SET expires = :last_end WHERE expires > :last_end",  # the clock was set back
     "tally_hour": """DELETE FROM tally_hour WHERE (hour, project, worker) IN
-        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour LIMIT :limit)""",
+        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour OR hour > :last_hour LIMIT :limit)""",
     "assignment": """DELETE FROM assignment WHERE id IN (SELECT id FROM assignment ORDER BY id LIMIT :limit)
         AND (end_time < :history_before OR id <= (SELECT MAX(id) FROM assignment) - :most_assignments)""",
     "template": """DELETE FROM template WHERE id IN (SELECT id FROM template t WHERE deleted IS NOT NULL
@@ -4014,17 +4055,20 @@ PRUNE = {
 
 def prune(tx: Tx, table: str) -> bool:
     """Deletes some rows of the table that are too old or no longer used. Whether there may be more."""
+    let_age(tx, table, limit=PIECE_TASKS)
     deleted = tx.execute(
         PRUNE[table],
         {
-            "now": tx.time,
+            "now": tx.before(0),
             "uptime": tx.uptime,
-            "logs_before": tx.time - tx.settings.log_retention,
-            "snapshots_before": tx.time - tx.settings.snapshot_history,
-            "history_before": tx.time - tx.settings.history_retention,
-            "lines_before": tx.time - max(tx.settings.history_retention, LINES_RETENTION),
+            "logs_before": tx.before(tx.settings.log_retention),
+            "snapshots_before": tx.before(0) - tx.settings.snapshot_history,
+            "history_before": tx.before(tx.settings.history_retention),
+            "lines_before": tx.before(max(tx.settings.history_retention, LINES_RETENTION)),
             "most_assignments": MOST_ASSIGNMENTS,
-            "first_hour": tx.time // 3600 - TALLY_HOURS,
+            "first_hour": tx.before(0) // 3600 - TALLY_HOURS,
+            "last_hour": tx.future / 3600,
+            "last_end": tx.trusted_time + tx.settings.session_lifetime,
             "limit": PIECE_TASKS,
         },
     ).rowcount
@@ -4045,6 +4089,8 @@ forget_workers, forget_managers = (functools.partial(forget_nobodies, what=what)
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
+SPACE_INTERVAL = 60.0
+PRUNE_DELAY = 300.0  # after the start: a clock may be set right, or somebody may see that it is not
 DISK_INTERVAL = 1.0
 
 
@@ -4097,7 +4143,8 @@ class Tracker:
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
         self._repeat(TALLY_INTERVAL, self.forget_pauses)
-        self._repeat(PRUNE_INTERVAL, self.prune)
+        self._repeat(SPACE_INTERVAL, self.db.space.shrink)
+        self._repeat(PRUNE_INTERVAL, self.prune, min(PRUNE_DELAY, PRUNE_INTERVAL))
 
     async def catch_up(self) -> None:
         """When a dialect was not there while a tracker ran on this file, they learn of what was missed."""
@@ -4126,13 +4173,14 @@ class Tracker:
         for handler in self.log_lines.handlers:
             handler.close()
 
-    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]]) -> None:
+    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]], delay: float = 0) -> None:
         async def forever() -> None:
+            await asyncio.sleep(delay)
             while True:
                 try:
                     await work()
-                except Exception:
-                    log.exception("%s failed; it is tried again", work.__name__)
+                except Exception as error:  # it is tried again
+                    fault(error, work.__name__)
                 await asyncio.sleep(interval)
 
         self._tasks.add(asyncio.create_task(forever()))
@@ -4237,6 +4285,7 @@ class Reply(NamedTuple):
     error: TrackerError | None = None
     reason: str = ""
     unread: Callable[[], None] | None = None  # is called if the client has gone, where our own server can tell
+    in_vain: bool = False  # it has changed nothing, though nothing was wrong
 
     def body(self) -> bytes:
         if self.status == 204:
@@ -4257,6 +4306,8 @@ class Reply(NamedTuple):
         body = self.body()
         if cycle := plain_cycle(send):
             return await write_at_once(cycle, self.status, JSON_FIELDS.written, self.headers, body, self.unread)
+        if self.unread:
+            return await hand_out(self._replace(unread=None), self.unread, scope, receive, send)
         headers = [*JSON_HEADERS, *self.headers]
         if self.status != 204:
             headers.append((b"content-length", b"%d" % len(body)))
@@ -4496,15 +4547,16 @@ class Endpoint:
             answer = await self.handler(call)
         except TrackerError as error:
             answer = await call.refuse(error)
-        except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            answer = await call.refuse(TrackerError("internal", "Internal error"))
+        except Exception as error:
+            answer = await call.refuse(fault(error, f"{scope['method']} {scope['path']}"))
         if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
             answer.body_iterator = no_body()
         try:
             await answer(scope, receive, send)
         except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
             return
+        except (TrackerError, OSError, sqlite3.Error) as error:  # the same
+            fault(error, f"{scope['method']} {scope['path']}")
 
     def methods_at(self, scope: dict) -> Iterable[str] | None:
         """The methods of this path, where its handler says them."""
@@ -4607,7 +4659,7 @@ class HotCall(Direct, Call):
 
     @property
     def waits_at(self) -> str:
-        return self.protocol.config.clients.source_of(self.protocol.client, self.scope["headers"])
+        return self.protocol.clients.source_of(self.protocol.client, self.scope["headers"])
 
     def worker(self) -> WorkerCredentials:
         """The connection remembers the last credentials: most have one worker behind them."""
@@ -4640,10 +4692,10 @@ class HotCall(Direct, Call):
         except StopIteration as end:
             self.reply(end.value)
         except TrackerError as error:
+            value = None  # that is it, as a rule, and holds on to this frame
             self.reply(error_reply(error))
-        except Exception:
-            log.exception("%s %s failed", self.hot.method, self.hot.path)
-            self.reply(error_reply(TrackerError("internal", "Internal error")))
+        except Exception as error:
+            self.reply(error_reply(fault(error, f"{self.hot.method} {self.hot.path}")))
         else:
             if type(step) is tuple:
                 self.write(*step)
@@ -4675,7 +4727,7 @@ class HotCall(Direct, Call):
         headers = reply.headers
         if self.hot.shared:
             headers = [*headers, *self.hot.shared(self.headers, dict(headers))]
-        self.succeeded = reply.ok and not reply.message  # any worker is told that it does not hold a task
+        self.succeeded = reply.ok and not reply.in_vain
         self.answer(reply.status, JSON_FIELDS.written, headers, reply.body(), reply.unread)
 
 
@@ -4705,6 +4757,7 @@ def takes(*args: Any, **kwargs: Any) -> Callable[[Callable], Callable]:
 
 NO_TASK = "No task available"  # clients in use compare this text, and pause only on it
 SHORT = 128  # tasks of one call: about as many as take a millisecond
+FEW_BYTES = 2**14  # of a body whose tasks are read while others wait
 
 
 UPLOADED = about("The number of the operation that submits the lines.", 1)
@@ -4823,16 +4876,36 @@ async def bulk_submit(call: Call) -> Reply:
     counted. Passes the rate limit when a single task would, and is then charged for every task. The bare array of
     tasks is understood as well.
     """
-    # Small ones in one transaction; large ones in pieces that count, all of them, from one commit on.
     credentials, tracker = call.worker(), call.tracker
     trusted = await tracker.db.read(may_submit_somewhere, credentials)  # strangers may not send large bodies
-    body = await call.body(tracker.settings.max_bulk_body if trusted else None)
+    return await store_bulk(call, credentials, await call.body(tracker.settings.max_bulk_body if trusted else None))
+
+
+async def store_bulk(call: Call, credentials: WorkerCredentials, body: bytes) -> Reply:
+    """Small ones in one transaction; large ones in pieces that count, all of them, from one commit on."""
+    tracker = call.tracker
     bulk = await asyncio.to_thread(read_bulk, body, tracker.settings.max_bulk)
     if bulk.count <= PIECE_TASKS and len(body) <= PIECE_BYTES:
-        tasks = [NewTask(*row) for piece in bulk.pieces for row in msgspec.json.decode(piece)]
-        return Reply(await tracker.db.write(submit_tasks, credentials, tasks, long=True))
+        return Reply(await tracker.db.write(submit_tasks, credentials, tasks_in(bulk), long=True))
     stored = await store_pieces(tracker, credentials, bulk)
     return Reply(shapes.BulkSubmitted(stored, bulk.count - stored))
+
+
+def tasks_in(bulk: Bulk) -> list[NewTask]:
+    return [NewTask(*row) for piece in bulk.pieces for row in msgspec.json.decode(piece)]
+
+
+def submit_few(call: Call, body: bytes) -> Steps:
+    """A bulk submit without ASGI: one of a few tasks is as quick as single ones."""
+    credentials = call.worker()
+    if len(body) > FEW_BYTES:
+        return (yield store_bulk(call, credentials, body))
+    tasks = tasks_in(read_bulk(body, call.tracker.settings.max_bulk))
+    step = submit_tasks, credentials, tasks
+    return Reply((yield step if len(tasks) <= SHORT else call.tracker.db.write(*step, long=True)))
+
+
+bulk_submit.steps = submit_few
 
 
 def line_pieces(upload: Upload, most: int, report: shapes.LinesReport) -> Iterator[bytes]:
@@ -4991,15 +5064,35 @@ def answer_with_tasks(
         polls.in_vain(credentials.id, projects)
         return Reply(ok=False, message=NO_TASK, reason=assigned.reason)
     content = {"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]}
-    return Reply(content, unread=functools.partial(give_back, database, credentials, assigned.tasks))
+    return Reply(content, unread=functools.partial(give_back, database, credentials.id, given(assigned.tasks)))
 
 
-def give_back(database: Database, credentials: WorkerCredentials, tasks: list[Task]) -> asyncio.Future:
-    """Makes tasks ready again at once whose assignee has gone before it could hear of them."""
-    releases = [shapes.ReleaseBody(task.id, SKIP, attempt=task.attempt) for task in tasks]
-    done = database.write(release_tasks, credentials, releases, long=True)
+def give_back(database: Database, worker: int, tasks: list[tuple[int, int]]) -> asyncio.Future:
+    """Makes tasks (ids and attempts) ready again at once whose assignee has gone before it could hear of them.
+
+    Empties the list: what is told twice is done once, as by then the worker may hold the same attempt anew.
+    """
+    back, tasks[:] = tuple(tasks), []
+    done = database.write(take_back, worker, back, long=True)
     done.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody looks
     return done
+
+
+def given(tasks: Iterable[Task]) -> list[tuple[int, int]]:
+    return [(task.id, task.attempt) for task in tasks]
+
+
+class HandedOut(NamedTuple):
+    """A dialect's answer that gives its worker these tasks; they are given back if it has gone and does not read it."""
+
+    answer: Answer
+    database: Database
+    worker: int
+    tasks: list[tuple[int, int]]
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        back = functools.partial(give_back, self.database, self.worker, self.tasks)
+        await hand_out(self.answer, back, scope, receive, send)
 
 
 async def hold_poll(call: Call, worker: int | str, projects: Sequence[int | str]) -> None:
@@ -5016,9 +5109,11 @@ async def wait_for_task(
     gone = asyncio.ensure_future(call.gone())
     try:
         least = call.tracker.polls.hold(credentials.id, projects)
-        assigned = await call.tracker.waiters.assign(projects, attempt, wait, gone, least, call.waits_at)
+        assigned = await call.tracker.waiters.assign(
+            projects, attempt, wait, gone, least, call.waits_at, credentials.id
+        )
         if assigned.tasks and gone.done():
-            await give_back(call.tracker.db, credentials, assigned.tasks)
+            await give_back(call.tracker.db, credentials.id, given(assigned.tasks))
             return Assigned([], "You had gone")
         return assigned
     finally:
@@ -5035,7 +5130,7 @@ def release_one(call: Call, body: bytes) -> Steps:
     """
     updated = yield release_task, call.worker(), decode(body, shapes.ReleaseBody)
     message = None if updated else "Not held by you, or not verified by enough workers yet"
-    return Reply({"updated": updated}, message=message)
+    return Reply({"updated": updated}, message=message, in_vain=not updated)
 
 
 EXTENDED = [shapes.Extended, {"extensions": list[shapes.Extended]}]
@@ -5064,18 +5159,21 @@ def extend(call: Call, body: bytes) -> Steps:
 
 
 @takes(Call.worker, shapes.BulkReleaseBody, who=HOLDER, answer={"updated": Annotated[list[bool], ALL_UPDATED]})
-async def bulk_release(call: Call) -> Reply:
+@direct
+def bulk_release(call: Call, body: bytes) -> Steps:
     """Releases several tasks.
 
     `updated` tells of each one, in their order, whether that closed, failed or skipped it; false for one that the
     worker does not hold (any more) or that is unknown, which keeps none of the others from being released.
     """
     credentials, most = call.worker(), call.tracker.settings.max_count
-    releases = (await call.json(shapes.BulkReleaseBody)).releases
+    kind = shapes.BulkReleaseBody
+    releases = (decode(body, kind) if len(body) <= FEW_BYTES else (yield decoded(body, decode, kind))).releases
     if len(releases) > most:
         raise TrackerError("invalid", f"at most {most} in one request", "releases")
-    updated = await call.tracker.db.write(release_tasks, credentials, releases, long=len(releases) > SHORT)
-    return Reply({"updated": updated})
+    step = release_tasks, credentials, releases
+    updated = yield step if len(releases) <= SHORT else call.tracker.db.write(*step, long=True)
+    return Reply({"updated": updated}, in_vain=not any(updated))
 
 
 @takes(Call.worker, status=204, who="The worker that holds the task.")
@@ -5126,9 +5224,14 @@ async def add_log(call: Call) -> Reply:
     caller, level = call.worker(), call.scope["path_params"]["level"]
     if level not in get_args(shapes.LogLevel):
         raise TrackerError("not_found", f"There is no log level {level!r}")
-    line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(shapes.LogBody))
+    stored, line = await call.tracker.db.write(add_log_entry, caller, level, await call.json(shapes.LogBody))
     if not call.tracker.limits.disk_low:
-        call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
+        try:
+            call.tracker.log_lines.info("%s %s", level.upper(), in_one_line(line))
+        except OSError as error:
+            refusal = fault(error, "A line for the log file")
+            if not stored:
+                raise refusal from None
     return Reply(status=204)
 
 
@@ -5611,15 +5714,6 @@ async def ui_without_slash(call: Call) -> Response:
     return RedirectResponse(call.scope.get("root_path", "") + "/ui/", 308)
 
 
-def listen_on(settings: Settings) -> socket.socket:
-    """The listening socket. Refuses (start) an address or port that cannot be had, saying which."""
-    try:
-        return listen(settings.host, settings.port)
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise TrackerError("start", f"{where}: cannot be listened on: {error.strerror or error}") from None
-
-
 async def serve_until_stopped(
     settings: Settings, ready: Callable[[str, Server], None], clock: Clock | None = None
 ) -> None:
@@ -5631,17 +5725,17 @@ async def serve_until_stopped(
     tracker = app.state.tracker
     await tracker.start()
     try:
-        with listen_on(settings) as sock:
-            tracker.hosts = browsers.Hosts(settings.allowed_hosts, browsers.is_loopback(sock.getsockname()[0]))
+        with listening.listeners(settings) as sockets:
+            tracker.hosts = browsers.Hosts(settings.allowed_hosts, all(map(listening.is_local, sockets)))
             server = Server(
                 uvicorn_config(app, settings),
                 settings.request_timeout,
-                started=lambda: ready(url_of(sock), server),
+                started=lambda: ready(server.places[0], server),
                 stopping=tracker.begin_stop,
             )
             tracker.limits.gauges |= server.gauges()
             tracker.db.failed.add_done_callback(lambda _: server.stop())
-            await server.serve(sockets=[sock])
+            await server.serve(sockets=sockets)
     finally:
         await tracker.stop()
     if tracker.db.failed.done():

@@ -21,6 +21,33 @@ SHARE = 4  # times as long as a turn took do the urgent ones have before the nex
 LEAST_REST = 0.005  # or so many seconds: most have ended by then
 
 
+class Credit:
+    """How many new connections of an address may go first: two for each that then turned out to be a worker's.
+
+    For clients that connect anew for each call. Strangers behind the same proxy can use it up; then all take turns.
+    """
+
+    MOST = 64  # connections of one address
+    ADDRESSES = 4096
+
+    def __init__(self) -> None:
+        self._left: collections.OrderedDict[str, int] = collections.OrderedDict()
+
+    def give(self, address: str) -> None:
+        """A hot call has succeeded over a connection that had not been known."""
+        self._left[address] = min(self._left.get(address, 0) + 2, self.MOST)
+        self._left.move_to_end(address)
+        if len(self._left) > self.ADDRESSES:
+            self._left.popitem(last=False)
+
+    def take(self, address: str) -> bool:
+        """Whether there is some left, of which a connection now uses one."""
+        left = self._left.get(address, 0)
+        if left:
+            self._left[address] = left - 1
+        return left > 0
+
+
 class Turns:
     """The event loop's time for what is not urgent. A turn comes at once if nothing is against it.
 
@@ -31,6 +58,7 @@ class Turns:
     urgent = False
 
     def __init__(self) -> None:
+        self.credit = Credit()
         self._waiting: collections.deque[Callable[[float], bool]] = collections.deque()
         self._running = self._begun = False
         self._began = self._rests_until = 0.0

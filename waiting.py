@@ -1,6 +1,6 @@
 """Workers that wait for a task: each that becomes ready wakes one of them, one that cannot take it wakes the next.
 
-    commit ─► Waiters.announce(project, count) ─► the workers that wait longest attempt again
+    commit ─► Waiters.announce(project, count) ─► those whose turn it is attempt again; turns go round by worker
 
 Those that had rather ask again and again are made to wait as well: Polls says how long. An attempt is whatever its
 caller makes of it; nothing here knows a database.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from errors import TrackerError
@@ -31,13 +31,46 @@ class Assigned(NamedTuple):
 class Waiter:
     """One request that waits for a task of some projects."""
 
-    __slots__ = ("over", "projects", "turn", "woken")
+    __slots__ = ("over", "projects", "turn", "woken", "worker")
 
-    def __init__(self, projects: Sequence[int]):
+    def __init__(self, projects: Sequence[int], worker: Hashable = None):
         self.projects = projects
+        self.worker = self if worker is None else worker
         self.woken: asyncio.Future | None = None
         self.turn = 0  # the last wake-up that it tried and could not use
         self.over = False  # it waits no longer, for others' sake
+
+
+class Line:
+    """The requests that wait for one project, of one worker after the other, each worker's oldest first."""
+
+    def __init__(self) -> None:
+        self._workers: dict[Hashable, dict[Waiter, None]] = {}  # whose turn is next comes first
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return itertools.chain.from_iterable(self._workers.values())
+
+    def join(self, waiter: Waiter) -> None:
+        self._workers.setdefault(waiter.worker, {})[waiter] = None
+        self._count += 1
+
+    def leave(self, waiter: Waiter) -> None:
+        theirs = self._workers.get(waiter.worker, {})
+        if waiter in theirs:
+            del theirs[waiter]
+            self._count -= 1
+            if not theirs:
+                del self._workers[waiter.worker]
+
+    def next(self) -> Waiter:
+        """The first one of the worker whose turn it is, which then goes behind the others. The line is not empty."""
+        worker, theirs = next(iter(self._workers.items()))
+        self._workers[worker] = self._workers.pop(worker)
+        return next(iter(theirs))
 
 
 class Waiters:
@@ -49,7 +82,7 @@ class Waiters:
 
     def __init__(self, most: float = math.inf) -> None:
         self.most, self.shares = most, Shares(most)
-        self._queues: dict[int, dict[Waiter, None]] = {}
+        self._queues: dict[int, Line] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._turn = 0
         self._closed = False
@@ -59,12 +92,12 @@ class Waiters:
         return len({waiter for queue in self._queues.values() for waiter in queue})
 
     def announce(self, project: int, count: int) -> None:
-        """`count` tasks of the project have become ready: wakes as many workers, those first that wait longest."""
+        """`count` tasks of the project have become ready: wakes as many requests, of one worker after the other."""
         queue = self._queues.get(project)
         if queue:
             self._turn += 1
-            for waiter in list(itertools.islice(queue, min(count, len(queue)))):
-                self._wake(waiter, self._turn)
+            for _ in range(min(count, len(queue))):
+                self._wake(queue.next(), self._turn)
 
     async def assign(
         self,
@@ -74,6 +107,7 @@ class Waiters:
         gone: asyncio.Future,
         least: float = 0.0,
         source: str = "",
+        worker: Hashable = None,
     ) -> Assigned:
         """Attempts now and after each wake-up. No tasks: after `seconds`, when the client is `gone`, or at the stop.
 
@@ -81,7 +115,7 @@ class Waiters:
         address than at this one (`source`). A refusal of the attempt is raised, but a rate limit that ends in time is
         waited for.
         """
-        loop, waiter = asyncio.get_running_loop(), Waiter(projects)
+        loop, waiter = asyncio.get_running_loop(), Waiter(projects, worker)
         held = Holding(source, lambda: self._end(waiter))
         if not self.shares.hold(held, 1):
             self.shares.leave(held)
@@ -136,6 +170,7 @@ class Waiters:
             if error.code != "too_fast" or error.delay > left:
                 raise
             outcome = Assigned([], error.problem, others=len(waiter.projects) > 1, delay=error.delay)
+            asyncio.get_running_loop().call_later(error.delay + 0.001, self._own_turn, waiter, waiter.woken)
         if outcome.delay:
             for project in waiter.projects:
                 self._wake_later(project, outcome.delay)
@@ -155,15 +190,15 @@ class Waiters:
         """From now on it is woken, once, behind those that wait already."""
         waiter.woken = asyncio.get_running_loop().create_future()
         for project in waiter.projects:
-            self._queues.setdefault(project, {})[waiter] = None
+            self._queues.setdefault(project, Line()).join(waiter)
 
     def _remove(self, waiter: Waiter) -> None:
         """It is woken no more."""
         for project in waiter.projects:
-            queue = self._queues.get(project, {})
-            queue.pop(waiter, None)
-            if not queue:
-                self._queues.pop(project, None)
+            if queue := self._queues.get(project):
+                queue.leave(waiter)
+                if not queue:
+                    del self._queues[project]
 
     def _wake(self, waiter: Waiter, turn: int) -> None:
         """Its turn to attempt. It has to join again to be woken a second time."""
@@ -187,8 +222,16 @@ class Waiters:
             if other:
                 self._wake(other, waiter.turn)
 
+    def _own_turn(self, waiter: Waiter, woken: asyncio.Future) -> None:
+        """The moment that a rate limit has for this one, if it still waits for it."""
+        if waiter.woken is woken and not woken.done():
+            self._wake(waiter, self._turn)
+
     def _wake_later(self, project: int, delay: float) -> None:
-        """One timer a project: the limiter lets one task through at a time, so one worker is to be woken for it."""
+        """One timer a project: the limiter lets one task through at a time, so one worker is to be woken for it.
+
+        It may be one that no limit has refused yet, and that therefore has no turn of its own.
+        """
         if project not in self._timers:
             loop = asyncio.get_running_loop()
             self._timers[project] = loop.call_later(delay + 0.001, self._limiter_free, project)

@@ -20,8 +20,10 @@ from typing import Any, NamedTuple, Protocol
 
 import aiosqlite
 
+from clock import BACK
 from counts import Counts
 from errors import TrackerError
+from faults import cannot_write, is_of_the_file, primary_code
 from limits import Limits
 from turns import SHARE, Turns
 
@@ -64,6 +66,24 @@ class Tx:
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
         self.turn: Callable[[], float] = lambda: self.STEP_SECONDS
 
+    @property
+    def trusted_time(self) -> int:
+        """The unix time by which a login ends: that of a clock which is wrong ends none, and makes none endless."""
+        return int(self.clock.trusted_unix())
+
+    def before(self, seconds: float) -> float:
+        """What was noted before this (unix time) is older than so many seconds for certain: retention goes by it."""
+        return self.clock.before(seconds)
+
+    @property
+    def future(self) -> float:
+        """What is noted as of after this was noted by a clock that was wrong; infinite while this one may be."""
+        return self.now + BACK if self.clock.trusted else math.inf
+
+    def ages(self, seconds: float) -> dict[str, float]:
+        """For a statement: `before`; `certain`, before which no clock in doubt has noted anything since then; `now`."""
+        return {"before": self.before(seconds), "certain": self.clock.certain(seconds), "now": self.now}
+
     def spent(self) -> float:
         """How long this transaction has been going on, in seconds: long operations stop in time for others."""
         return self.clock.uptime() - self.uptime
@@ -87,27 +107,27 @@ class Tx:
 class ThreadedConnection(aiosqlite.Connection):
     """An SQLite connection with a thread of its own, on which whole functions can be run: one crossing for each."""
 
+    stopped: asyncio.Future | None = None
+
+    async def __aenter__(self) -> aiosqlite.Connection:
+        """Opens it. If it cannot be, its thread has ended before that is said: it would tell a loop that is no more."""
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            if self.stopped:
+                await self.stopped
+            raise
+
+    def stop(self) -> asyncio.Future | None:
+        self.stopped = super().stop()
+        return self.stopped
+
     @property
     def connection(self) -> sqlite3.Connection:
         return self._conn
 
     async def run(self, function: Callable, *args: Any) -> Any:
         return await self._execute(function, *args)
-
-
-CANNOT_WRITE = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_BUSY,
-}
-
-
-def primary_code(error: Exception) -> int:
-    """SQLite's primary result code of an error, 0 if it is none of SQLite's."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 # One call
@@ -215,19 +235,17 @@ def let_go(error: BaseException | None) -> None:
 
 def answer_to(error: Exception) -> Exception:
     """What the caller of a call gets that raised this."""
-    if primary_code(error) in CANNOT_WRITE:
+    if is_of_the_file(error):
         return cannot_write(error)
+    if isinstance(error, TrackerError):  # nobody asks where it was raised, which would hold this batch in a circle
+        return error.with_traceback(None)
     return RuntimeError("StopIteration") if isinstance(error, StopIteration) else error  # no future takes that one
 
 
-def cannot_write(because: Exception) -> TrackerError:
-    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
-    log.error("A write failed: %s", because)
-    return TrackerError("unavailable", "The database cannot be written to")
-
-
 def save_uptime(tx: Tx) -> None:
+    """Keeps what the next run goes on from: the uptime, and what is known of the clock."""
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
+    tx.execute("INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (tx.clock.known(),))
 
 
 # One commit
@@ -270,10 +288,13 @@ class Committer:
         self.limits = limits or Limits(settings, clock.uptime)
         self.connection = writer.connection
         self.first_came = -math.inf
+        self.after_commit: Callable[[], None] = lambda: None
         self.uptime_saved = math.inf  # until it has been loaded
 
     async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
         """Commits a batch. While another program holds the file, nothing has happened yet, and the loop goes on."""
+        if getattr(batch[0].function, "outside", False):
+            return await self.run_outside(batch[0])
         ends = time.monotonic() + self.LOCK_PATIENCE
         while True:
             try:
@@ -292,11 +313,20 @@ class Committer:
         try:
             done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
             await self.writer.run(self.connection.execute, "COMMIT")
+            self.after_commit()
             return done
         except BaseException:
             if self.connection.in_transaction:
                 await self.writer.run(self.connection.execute, "ROLLBACK")
             raise
+
+    async def run_outside(self, call: Write) -> Committed:
+        """Runs a call that is for the file, and not a part of any transaction."""
+        try:
+            outcome = await self.writer.run(call.function, self.connection, *call.args), None
+        except sqlite3.Error as error:
+            outcome = None, cannot_write(error)
+        return Committed([(call, outcome)], [], [])
 
     def run_batch(self, batch: list[Write]) -> Committed:
         """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
@@ -399,6 +429,13 @@ class WriteQueue:
         (self.first if first else self.long if long else self.short).append(Write(told, function, args, first))
         self.wanted.set()
 
+    def put_outside(self, told: Told, function: Callable) -> None:
+        """Queues a call of one that runs outside of any transaction (see wal.py): before the other long ones."""
+        if self.closed:
+            raise TrackerError("unavailable", "The tracker is stopping")
+        self.long.insert(0, Write(told, function, ()))
+        self.wanted.set()
+
     async def close(self) -> None:
         """Takes in nothing else, and returns when what was queued is committed."""
         self.closed = True
@@ -446,7 +483,7 @@ class WriteQueue:
         try:
             committed = await self.commit(batch, on_thread)
         except Exception as error:
-            outcome = None, cannot_write(error)
+            outcome = None, error if isinstance(error, TrackerError) else cannot_write(error)
             committed = Committed([(call, outcome) for call in batch], [], [])
         if committed.left:
             self.first[:0] = [call for call in committed.left if call.first]
@@ -462,9 +499,10 @@ class WriteQueue:
             self.turns.calm()
 
     def tell_in_turn(self, told: Told, result: Any, error: Exception | None, until: float) -> bool:
-        """What its caller makes of it is set off by a turn."""
+        """A turn. Who awaits it may make anything of it; what answers by itself does no more than that."""
         self.tell(told, result, error)
-        self.turns.begin()
+        if isinstance(told, asyncio.Future):
+            self.turns.begin()
         return False
 
     def tell(self, told: Told, result: Any, error: Exception | None) -> None:

@@ -61,7 +61,7 @@ LAST_DAY = f"""
 """
 ROLLED = "UPDATE tally SET rolled_task_count = closed_task_count WHERE project = :project"
 ACCESS = f"""
-    INSERT OR IGNORE INTO worker_access
+    INSERT OR IGNORE INTO worker_access (project, worker, role_assign, role_submit, request)
     {SERIES.replace(":count", ":workers")} SELECT :project, :worker + i, 1, 1, i < :requests FROM n
 """
 PROJECT_SNAPSHOTS = f"""
@@ -86,8 +86,8 @@ TEMPLATE = """
     VALUES ('template', :project, 'build', '', 'build', '', '[]', 0, '[]', '{}', 1, 0, 0, '', :now, :now)
 """
 WORKFLOW = """
-    INSERT INTO workflow (token, project, name, start, secret, created)
-    SELECT 'workflow', :project, 'build at night', MAX(id), '', :now FROM template
+    INSERT INTO workflow (token, project, name, start, created)
+    SELECT 'workflow', :project, 'build at night', MAX(id), :now FROM template
 """
 ENDED_JOBS = f"""
     INSERT INTO job (token, project, template, name, state, recipe, runas, variables, arguments, env, timeout,

@@ -134,7 +134,7 @@ def submit(lab):
 def batch(lab):
     """Tasks taken and closed in batches of 50 at 32 connections, against the requests of the empty route."""
     with lab.tracker(small) as tracker:
-        run = topped_up(lab, tracker, "main", 20_000, run=batches, first_guess=50_000)
+        run = topped_up(lab, tracker, "main", 40_000, run=batches, first_guess=100_000)
         run()
         label = f"assign + release in batches of {BATCH}"
         loads, base = against_empty(lab, label, run)

@@ -78,7 +78,7 @@ def pages(lab):
             with empty.connect() as connection:
                 return waited(connection, "/", 100)
 
-        under_load = topped_up(lab, tracker, "other", 50_000, meanwhile=lambda: tour("under load"))
+        under_load = topped_up(lab, tracker, "other", 300_000, meanwhile=lambda: tour("under load"))
         tour("alone")  # compiles the templates
         tours["alone"].clear()
         rounds = lab.race({"empty": empty_route, "alone": lambda: tour("alone"), "under load": under_load})
@@ -139,7 +139,7 @@ def open_pages(lab):
     """Assign + release, and a lone worker, while 10 pages of the same tracker are open in browsers, against none."""
     with lab.tracker(large_tracker, refresh_interval=REFRESH) as tracker:
         seconds = max(lab.seconds, REFRESH)  # else not every page would be fetched in a round
-        load = topped_up(lab, tracker, "other", 6_000 * seconds, seconds=seconds)
+        load = topped_up(lab, tracker, "other", 12_000 * seconds, seconds=seconds)
         load()
 
         def alone():

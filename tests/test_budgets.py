@@ -1024,7 +1024,7 @@ def test_the_page_of_the_settings_shows_what_is_in_memory(
     wait_until(lambda: shown(site, "max_waits") == ["1", "10", "10 %", "0"])
     assert shown(site, "max_logins") == ["0", "4", "0 %", "0"]
     wait_until(lambda: int(shown(site, "max_connections")[0]) >= 2)
-    assert shown(site, "answers to be taken in")[1:] == ["64.0 MiB", "0 %", "0"]
+    assert shown(site, "answers to be taken in")[1:] == ["32.0 MiB", "0 %", "0"]
     worker.submit(project)
     waiting.join()
 

@@ -1,8 +1,10 @@
 """The command line: real processes, their output, their exit status."""
 
+import asyncio
 import contextlib
 import os
 import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -18,6 +20,7 @@ import nursery
 import pytest
 from conftest import Manager, Worker, wait_until
 
+import database
 import tracker
 from database import SCHEMA_VERSION, prepare_file
 
@@ -290,3 +293,125 @@ def test_forms_that_are_none_are_not_each_told_to_the_log(tmp_path: Path) -> Non
         assert httpx.post(f"{url}/v1/result/{job}/artifact", **form).status_code == 400
         process.send_signal(signal.SIGTERM)
         assert "multipart" not in process.communicate(timeout=30)[1]
+
+
+# ── What a start says ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_configuration_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "tracker.toml").write_bytes(b"\xef\xbb\xbfport = 4001")
+    assert "port = 4001" in run(tmp_path, "config").stdout
+
+
+@pytest.mark.parametrize("mistake", [("--port", "abc"), ("--bogus",), ("bogus",), ("create-admin",), ("--host",)])
+def test_a_mistake_on_the_command_line_is_said_in_one_line(tmp_path: Path, mistake: tuple[str, ...]) -> None:
+    assert "--help" in refusal(tmp_path, *mistake)
+
+
+@pytest.mark.parametrize("database", [":memory:", "", "file:x.db?mode=memory", ".", "/dev/null", "x" * 300])
+def test_a_database_that_is_no_file_is_said_in_one_line(tmp_path: Path, database: str) -> None:
+    refusal(tmp_path, "--port", "0", "--database", database)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SQLITE_FULL", "the disk is full"),
+        ("SQLITE_IOERR_READ", "the disk cannot be read or written"),
+        ("SQLITE_IOERR_SHMMAP", "this file system cannot hold a database in WAL mode"),
+        ("SQLITE_READONLY", "it cannot be written to"),
+        ("SQLITE_BUSY", "another program is using it"),
+        ("SQLITE_CORRUPT", "it is damaged"),
+        ("SQLITE_NOTADB", "not a usable SQLite database"),
+    ],
+)
+@pytest.mark.parametrize("where", [(database, "upgrade_schema"), (database.Database, "_connect_reader")])
+def test_why_a_database_cannot_be_used_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str, where: tuple
+) -> None:
+    def fail(*_: object) -> None:
+        error = sqlite3.OperationalError("in SQLite's words")
+        error.sqlite_errorcode = getattr(sqlite3, name)
+        raise error
+
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(tracker.TrackerError, match=said) as raised:
+        asyncio.run(database.Database(tracker.Settings(database=str(tmp_path / "x.db")), tracker.Clock()).open())
+    assert raised.value.code == "start"
+    assert "\n" not in raised.value.message
+
+
+def by_shell(tmp_path: Path, redirected: str, *arguments: str) -> subprocess.Popen:
+    """A tracker whose standard files a shell has redirected."""
+    command = shlex.join([sys.executable, str(PROGRAM), *arguments])
+    return subprocess.Popen(["sh", "-c", f"exec {command} {redirected}"], cwd=tmp_path, stdout=subprocess.PIPE)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it takes a shell")
+@pytest.mark.parametrize(
+    "redirected",
+    ["<&- >&- 2>&-", ">&-", "2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1", "| true", "2>&1 | true"],
+)
+def test_a_tracker_serves_whatever_its_standard_files_are(tmp_path: Path, redirected: str) -> None:
+    if "full" in redirected and not os.path.exists("/dev/full"):
+        pytest.skip("there is no such file here")
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    if "|" in redirected:
+        redirected = redirected.replace("| true", "> fifo")
+        os.mkfifo(tmp_path / "fifo")
+        reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        threading.Timer(0.1, os.close, [reader]).start()
+    process = by_shell(tmp_path, redirected, "--port", str(port))
+    try:
+        wait_until(lambda: answers(port), seconds=20)
+        assert httpx.post(f"http://127.0.0.1:{port}/worker/create", json={"alias": "w"}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    with contextlib.closing(sqlite3.connect(tmp_path / "tracker.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it takes a shell")
+def test_create_admin_without_standard_files_says_nothing_and_has_no_password(tmp_path: Path) -> None:
+    assert by_shell(tmp_path, "<&- >&- 2>&-", "create-admin", "alice").wait(timeout=60) == 2
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_a_name_that_is_no_text_is_printed_as_well_as_can_be(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    process = by_shell(tmp_path, "2>&1", "--port", "0", "--database", "\udcff/tracker.db")
+    try:
+        assert b"listening on http://" in process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it takes a file that is full")
+def test_settings_that_cannot_be_printed_are_said_in_one_line(tmp_path: Path) -> None:
+    command = f"{shlex.join([sys.executable, str(PROGRAM), 'config'])} > /dev/full"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pipe that can be asked")
+def test_a_log_that_nobody_reads_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """A pager that is not read on, say: a pipe takes 64 KiB, and these are more."""
+    (tmp_path / "tracker.toml").write_text("access_log = true")
+    with started(tmp_path) as (process, url), httpx.Client(base_url=url, timeout=10) as http:
+        for number in range(1000):
+            assert http.get(f"/{'x' * 200}{number}").status_code == 404
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import gzip
 import json
 import logging
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -286,6 +288,72 @@ def test_many_pipelined_requests_are_answered_in_their_order(site: Site) -> None
     paths = [f"/nothing/{number}" for number in range(200)]
     data = b"".join(f"GET {path} HTTP/1.1\r\nHost: x\r\nX: {'x' * 50}\r\n\r\n".encode() for path in paths)
     assert [body["message"].removeprefix("There is nothing at ") for *_, body in sent(site, data)] == paths
+
+
+def test_requests_that_wait_unread_count_as_pipelined_ones(run: Callable[..., Running]) -> None:
+    with run().connect("/slow") as connection:
+        connection.sendall(GET * 2 * protocol.MOST_PIPELINED)
+        assert read_all(connection) == b""  # at once: nobody asks so much in advance
+
+
+def test_what_waits_to_be_read_is_bounded_on_all_connections_together(
+    run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_UNREAD", 250_000)
+    running = run()
+    unread = running.server.config.crowd.unread
+    long = GET.replace(b"\r\n\r\n", b"\r\nX: " + b"x" * 20_000 + b"\r\n\r\n") * 5
+    many = []
+    for number in range(1, 4):
+        many.append(running.connect("/slow"))
+        assert running.begun.wait(30)
+        running.begun.clear()
+        many[-1].sendall(long)
+        wait_until(lambda number=number: unread.used > 90_000 * number or unread.reached)
+    assert 0 < unread.used < 250_000
+    running.go.set()
+    assert read_all(many[-1]).count(b" 503 ") == 1  # after what came before
+    for connection in many:
+        connection.close()
+    wait_until(lambda: unread.used == 0)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [GET],
+        [GET * 20],
+        [b"GET /task/get/1 HTTP/1.1\r\nHost: x\r\n\r\n"],
+        [b"GET /task/get/1 HTTP/1.1\r\nHost: x\r\nX-Worker-ID: 1\r\nX-Secret: x\r\n\r\n" * 5],
+        [CHUNKED + b"\r\n4\r\n"],
+        [b"nonsense\r\n\r\n"],
+        [GET[:9]],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ends", [True, False])
+def test_nothing_of_a_connection_stays_when_it_has_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch, asked: list[bytes], ends: bool
+) -> None:
+    """The garbage collector looks at what is old once in a long while: four thousand of them were 70 MB."""
+    seen: list[weakref.ref] = []
+    made = protocol.GuardedProtocol.connection_made
+
+    def noted(self: protocol.GuardedProtocol, transport: Any) -> None:
+        seen.append(weakref.ref(self))
+        made(self, transport)
+
+    monkeypatch.setattr(protocol.GuardedProtocol, "connection_made", noted)
+    gc.disable()
+    try:
+        for _ in range(3):
+            with connect(site.url) as connection:
+                connection.sendall(asked[0])
+                if ends:
+                    connection.shutdown(socket.SHUT_WR)
+                    read_all(connection)
+        wait_until(lambda: len(seen) == 3 and not any(one() for one in seen))
+    finally:
+        gc.enable()
 
 
 # ── Answered before the end ───────────────────────────────────────────────────────────────────────────────────────────
@@ -585,8 +653,9 @@ class Reader:
 
 def test_an_address_that_leaves_most_answers_unread_is_cut_off_first() -> None:
     crowd = connections.Crowd(100, turns.Turns(), lambda client: client[0])
-    many = [Reader("203.0.113.9", 3 * 2**20, float(number)) for number in range(1, 21)]
-    other = Reader("203.0.113.8", 8 * 2**20, 0.0)
+    part = connections.MOST_UNSENT // 64
+    many = [Reader("203.0.113.9", 3 * part, float(number)) for number in range(1, 21)]
+    other = Reader("203.0.113.8", 8 * part, 0.0)
     for one in other, *many:
         crowd.note_unsent(one)
     assert [one.cut for one in (other, *many)] == [False, True, True, *[False] * 18]

@@ -84,6 +84,10 @@ def release(task: int, **fields: Any) -> bytes:
 CHUNKED = "Transfer-Encoding: chunked"
 
 
+def releases(*tasks: int, result: int = 0) -> bytes:
+    return json.dumps({"releases": [{"task_id": task, "result": result, "verification": 0} for task in tasks]}).encode()
+
+
 class House:
     """A tracker with what the battery needs: projects 1 to 4, workers 1 (may all) and 2 (may nothing)."""
 
@@ -147,6 +151,19 @@ class House:
         yield "more time", [request(get, "/task/get/1"), request(post, "/task/extend", more)], 2
         for body in (b'{"extensions": [%b, {"task_id": 99, "seconds": 1}]}' % more, b"{}", b'{"extensions": 1}', b"["):
             yield f"more time by {body[:20]!r}", [request(post, "/task/extend", body)], 1
+        few = json.dumps({"requests": [{"project": self.project, "recipe": f"bulk {n}"} for n in range(5)]}).encode()
+        bad = few.replace(b"bulk 3", b"bulk\\u0000")
+        many = json.dumps([{"project": self.project, "recipe": f"{n}"} for n in range(200)]).encode()
+        for body in (few, bad, many, b"[]", b"{", b"", few.replace(b'"project": 1', b'"project": 99', 1)):
+            yield f"a bulk of {body[:30]!r} ({len(body)})", [request(post, "/task/bulk_submit", body)], 1
+        yield (
+            "many tasks",
+            [request(get, "/task/get/1?count=3"), request(post, "/task/bulk_release", releases(7, 8))],
+            2,
+        )
+        for body in (releases(9, 99), releases(*range(9, 300)), releases(9, result=9), b"{", b'{"releases": null}'):
+            yield f"a release of {body[:40]!r} ({len(body)})", [request(post, "/task/bulk_release", body)], 1
+        yield "too many releases", [request(post, "/task/bulk_release", releases(*range(1, 3000)))], 1
         yield "no such result", [request(post, "/task/release", release(1, result=9))], 1
         yield (
             "pipelined",
@@ -167,6 +184,7 @@ class House:
         yield "a wrong secret", [request(post, "/task/submit", one), request(get, "/task/get/1")], 2
         line.headers = f"Host: x\r\nX-Worker-ID: {self.stranger.id}\r\nX-Secret: {self.stranger.secret}\r\n"
         yield "a stranger", [request(get, "/task/get/1"), request(post, "/task/submit", one)], 2
+        yield "a stranger's bulk", [request(post, "/task/bulk_submit", few)], 1
         line.headers = "Host: x\r\nX-Worker-ID: 12x\r\n"
         yield (
             "nobody",
@@ -250,6 +268,16 @@ def test_a_cycle_of_a_worker_needs_no_asgi(site: Site, hot_calls: list[str]) -> 
     worker.http.post("/task/extend", json={"task_id": task, "seconds": 1})
     assert worker.released(task)
     assert hot_calls == ["/task/submit", "/task/get/{project}", "/task/extend", "/task/release"]
+
+
+def test_neither_does_one_in_batches(site: Site, hot_calls: list[str]) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.bulk_submit([{"project": project, "recipe": str(number)} for number in range(50)])
+    tasks = worker.assign(project, count=50).json()["content"]["tasks"]
+    updated = worker.http.post("/task/bulk_release", content=releases(*(task["id"] for task in tasks)))
+    assert updated.json()["content"]["updated"] == [True] * 50
+    assert hot_calls == ["/task/bulk_submit", "/task/get/{project}", "/task/bulk_release"]
 
 
 @pytest.mark.parametrize("settings", [{"access_log": True}, {}])

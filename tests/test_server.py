@@ -19,6 +19,7 @@ import pytest
 from conftest import wait_until
 
 import libraries
+import listening
 import server
 import tracker
 
@@ -37,14 +38,14 @@ class Running:
         wait_until(lambda: self.url)
 
     async def run(self) -> None:
-        with server.listen("127.0.0.1", 0) as listening:
+        with listening.listen(("127.0.0.1", 0)) as sock:
             self.server = server.Server(
                 server.uvicorn_config(self, self.settings),
                 self.settings.request_timeout,
-                started=lambda: setattr(self, "url", server.url_of(listening)),
+                started=lambda: setattr(self, "url", listening.url_of(sock)),
                 stopping=lambda: setattr(self, "told", self.told + 1),
             )
-            await self.server.serve(sockets=[listening])
+            await self.server.serve(sockets=[sock])
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["path"] == "/slow":

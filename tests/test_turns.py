@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 import os
 import socket
 import struct
@@ -114,6 +116,36 @@ def test_however_long_something_urgent_goes_on_turns_come_after_a_rest(monkeypat
         async with asyncio.timeout(30):
             while len(begun) < 3:
                 await asyncio.sleep(0.001)
+
+    played(play)
+
+
+class Answers:
+    """Is told an outcome, and answers by itself."""
+
+    def __init__(self, told: list[Answers]) -> None:
+        self.told = told
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: Any) -> None:
+        self.told.append(self)
+
+
+def test_workers_that_came_together_are_answered_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them waited for a rest of its own, which a crowd that connects again felt for some hundred times."""
+    monkeypatch.setattr(turns, "TURN", 10.0)
+
+    async def play(mine: Turns, rounds: Rounds) -> None:
+        queue, told = writer.WriteQueue(lambda project, count: None, mine), []
+        turns_taken: list[int] = []
+        for _ in range(20):
+            act = functools.partial(queue.tell_in_turn, Answers(told), None, None)
+            mine.queue(lambda until, act=act: bool(turns_taken.append(rounds.count)) or act(until))
+        while len(told) < 20:
+            await asyncio.sleep(0)
+        assert len(set(turns_taken)) <= 2  # the first one came at once
 
     played(play)
 
@@ -289,24 +321,35 @@ def test_a_known_worker_is_answered_before_a_crowd_that_came_at_the_same_moment(
     assert answered[:2] == [200, 200]
 
 
-def test_whoever_goes_on_releasing_what_it_does_not_hold_goes_first_no_more(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    firsts: list[bool] = []
+@pytest.fixture
+def put_first(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each hot call went first."""
+    seen: list[bool] = []
     put = writer.WriteQueue.put
 
     def noted(queue: writer.WriteQueue, told: Any, *args: Any, first: bool = False, **more: Any) -> None:
-        firsts.extend([first] * isinstance(told, protocol.Direct))  # others write in the background
+        seen.extend([first] * isinstance(told, protocol.Direct))  # others write in the background
         put(queue, told, *args, first=first, **more)
 
+    monkeypatch.setattr(writer.WriteQueue, "put", noted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("release", {"task_id": 1, "result": 0}), ("bulk_release", {"releases": [{"task_id": 1, "result": 0}]})],
+)
+def test_whoever_goes_on_releasing_what_it_does_not_hold_goes_first_no_more(
+    site: Site, put_first: list[bool], path: str, body: dict
+) -> None:
     project = site.admin.create_project()
     worker = site.create_worker(project)
     with known_line(site, project, worker) as line:
-        monkeypatch.setattr(writer.WriteQueue, "put", noted)
+        put_first.clear()
         for _ in range(protocol.MOST_IN_VAIN + 2):
-            line.send(line.request("POST", "/task/release", b'{"task_id": 1, "result": 0}'))
-            assert b'"updated":false' in line.read()
-    assert firsts == [True] * protocol.MOST_IN_VAIN + [False] * 2
+            line.send(line.request("POST", f"/task/{path}", json.dumps(body).encode()))
+            assert b"false" in line.read()
+    assert put_first == [True] * protocol.MOST_IN_VAIN + [False] * 2
 
 
 @pytest.fixture
@@ -331,6 +374,44 @@ def test_what_only_looks_like_a_hot_call_does_not_go_first_again(site: Site, fir
         line.send(line.request("POST", path, submit(project)))
         line.read()
     assert firsts == [False, True, False, True]
+
+
+def test_a_worker_that_connects_anew_for_each_call_goes_first_too(site: Site, firsts: list[bool]) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    for _ in range(3):
+        with known_line(site, project, worker):
+            pass
+    assert firsts == [False, True, True]
+
+
+def test_strangers_at_the_same_address_use_up_what_lets_new_connections_go_first(
+    site: Site, firsts: list[bool]
+) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    with known_line(site, project, worker):
+        for _ in range(2):
+            with Line(site.url) as line:
+                line.send(line.request("POST", "/task/submit", submit(project)))
+                assert b" 200 " not in line.read()
+    with known_line(site, project, worker):
+        pass
+    assert firsts == [False, False]
+
+
+def test_a_known_worker_goes_first_with_a_whole_batch(site: Site, put_first: list[bool]) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.bulk_submit([{"project": project, "recipe": str(number)} for number in range(100)])
+    with known_line(site, project, worker) as line:
+        put_first.clear()
+        line.send(line.request("GET", f"/task/get/{project}?count=100"))
+        tasks = json.loads(line.read().partition(b"\r\n\r\n")[2])["content"]["tasks"]
+        releases = [{"task_id": task["id"], "result": 0, "verification": 0} for task in tasks]
+        line.send(line.request("POST", "/task/bulk_release", json.dumps({"releases": releases}).encode()))
+        assert line.read().count(b"true") == 101
+    assert put_first == [True, True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
