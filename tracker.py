@@ -18,13 +18,14 @@ and what they may), settings, server, listening, protocol and connections (how b
 browsers (what they may do), attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how
 often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that writes), clock,
 wal and space (that it does not grow for ever), counts (the live ones) and warming (what is read for it), lines and
-githook (uploads, push events), logfile, names (that people choose), waiting (workers that wait), openapi (the API's
-document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), dialects/ (other
-systems' APIs), commands (the command line) with notify (what the service manager is told), deletion (of a project).
+githook (uploads, push events), logs (that workers write), logfile, names (that people choose), waiting (workers that
+wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager
+UI), dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is told),
+deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
-    Logs · Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
+    Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
     HTTP plumbing · JSON API · Routes and app · In-process · Command line
 
 Nothing refers to a later section but these, as a task, its job and the job's workflow are one state machine:
@@ -42,7 +43,6 @@ import collections
 import contextlib
 import functools
 import hashlib
-import heapq
 import hmac
 import importlib
 import inspect
@@ -141,6 +141,15 @@ from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, sig
 from limits import Limit
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
+from logs import (
+    LEVEL_NAMES,
+    LEVELS,
+    MOST_LOG_TEXT,
+    list_logs,
+    only_project,
+    query_logs,
+    store_log_entry,
+)
 from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
     Incoming,
@@ -990,98 +999,6 @@ def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
     )
     if row:
         tx.execute("DELETE FROM session WHERE manager = ?", (row["id"],))
-
-
-# ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
-LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
-MOST_LOG_ENTRIES = 1000
-MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
-
-
-def store_log_entry(
-    tx: Tx, worker: int, source: str, entry: shapes.TaskEntry, task: int | None, project: int | None
-) -> bool:
-    """Stores a worker's line, unless too many have come from there, or there is no room for it. Whether it did."""
-    size = budgets.line_size(entry.scope, entry.message)
-    if not tx.limits.passes_line(worker, source, size) or not budgets.room_for_line(tx, worker, size):
-        return False
-    tx.execute(
-        "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (tx.time, entry.timestamp, LEVELS[entry.level], entry.scope, entry.message, worker, task, project),
-    )
-    return True
-
-
-def only_project(tx: Tx, worker: int) -> int | None:
-    """The project of a line that names no task: the only one of which the worker holds tasks.
-
-    Most existing clients name none, and their managers want to see a project's log all the same.
-    """
-    rows = tx.all("SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 2", (worker,))
-    return rows[0]["project"] if len(rows) == 1 else None
-
-
-# The lines that the caller may read: a manager those of the projects in which it has READ; with public_logs everybody
-# all but those of hidden projects. Lines of no project are for admins otherwise.
-READABLE_LINES = """(:admin OR project IN (SELECT project FROM manager_role WHERE manager = :manager AND role & 1)
-    OR :public AND NOT EXISTS (SELECT 1 FROM project p WHERE p.id = log_entry.project AND p.hidden))"""
-
-
-def log_reader(tx: Tx, caller: Caller) -> dict[str, Any]:
-    """The parameters of READABLE_LINES. 401 for somebody who is not logged in, unless the settings open the logs."""
-    if not tx.settings.public_logs:
-        logged_in(caller)
-    return {**caller.as_values, "public": tx.settings.public_logs}
-
-
-def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
-    """Log entries that the caller may read, the newest first."""
-    return query_logs(tx, caller, body)
-
-
-def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.LogEntry]:
-    """Log entries that the caller may read, the newest first."""
-    reader = log_reader(tx, caller)
-    if body.level is None and body.max_level is None:
-        raise TrackerError("invalid", "is required", "level")
-    levels = [body.level] if body.level else range(1, 1 + (body.max_level or 0))
-    before = (
-        tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
-    )
-    if before is None:
-        raise TrackerError("not_found", f"no log entry {body.before}", "before")
-    bounds = {"since": body.since or 0, "time": before[0], "id": before[1], "limit": body.limit}
-    cursors = newest_lines(tx, reader, levels, bounds)
-    logs, size = [], 0
-    for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
-        data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
-        logs.append(shaped(shapes.LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
-        size += len(row["message"])
-        if len(logs) == body.limit or size > MOST_LOG_TEXT:
-            break
-    return logs
-
-
-def newest_lines(
-    tx: Tx, reader: dict[str, Any], levels: Iterable[int], bounds: dict[str, int]
-) -> list[Iterator[sqlite3.Row]]:
-    """The lines that the reader may see: several ranges of an index, each in order already, and bounded."""
-    select = (
-        "SELECT log_entry.*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias FROM log_entry"
-        " WHERE {} AND level = :level AND time > :since AND (time, id) < (:time, :id)"
-        " ORDER BY time DESC, id DESC LIMIT :limit"
-    )
-    if reader["admin"] or reader["public"]:
-        return [tx.execute(select.format(READABLE_LINES), {**reader, **bounds, "level": level}) for level in levels]
-    own = "SELECT project FROM manager_role WHERE manager = :manager AND role & 1"
-    return [
-        tx.execute(select.format("project = :project"), {**bounds, "project": row["project"], "level": level})
-        for row in tx.all(own, reader)
-        for level in levels
-    ]
 
 
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1989,23 +1906,6 @@ def rest(task: Held | Assignment) -> float:
     """
     before = min(task.retries + task.lost_leases, 99)
     return min((task.retry_delay or 0) * 2.0**before, LONGEST_REST) * random.uniform(0.9, 1.1)
-
-
-def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
-    """Makes tasks (ids and attempts) ready that the worker holds and has not heard of, as if it had never held them.
-
-    How many. What a rate limit counted stays counted.
-    """
-    held = "id = :id AND attempt = :attempt AND assignee = :worker"
-    values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
-    found = [task for each in values for task in find_assignments(tx, held, each)]
-    for task in found:
-        put_back(tx, task, ", attempt = attempt - 1")
-        if task.job is not None:
-            change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"
-            said = "its worker had gone before it could hear of it; waiting again"
-            move_job(tx, task.job, "take_back", said, change=change)
-    return len(found)
 
 
 def make_ready(tx: Tx, which: str, values: dict[str, Any], was: str, change: str = "") -> int:
@@ -3467,6 +3367,23 @@ def requeue_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
         if task.job is not None:
             move_job(tx, task.job, "requeue", "taken back by a manager; waiting again")
     return len(tasks)
+
+
+def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
+    """Makes tasks (ids and attempts) ready that the worker holds and has not heard of, as if it had never held them.
+
+    How many. What a rate limit counted stays counted.
+    """
+    held = "id = :id AND attempt = :attempt AND assignee = :worker"
+    values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
+    found = [task for each in values for task in find_assignments(tx, held, each)]
+    for task in found:
+        put_back(tx, task, ", attempt = attempt - 1")
+        if task.job is not None:
+            change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"
+            said = "its worker had gone before it could hear of it; waiting again"
+            move_job(tx, task.job, "take_back", said, change=change)
+    return len(found)
 
 
 def set_priorities(tx: Tx, which: str, values: dict[str, Any]) -> int:
@@ -5064,7 +4981,7 @@ def answer_with_tasks(
         polls.in_vain(credentials.id, projects)
         return Reply(ok=False, message=NO_TASK, reason=assigned.reason)
     content = {"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]}
-    return Reply(content, unread=functools.partial(give_back, database, credentials.id, given(assigned.tasks)))
+    return Reply(content, unread=functools.partial(give_back, database, credentials.id, attempts_at(assigned.tasks)))
 
 
 def give_back(database: Database, worker: int, tasks: list[tuple[int, int]]) -> asyncio.Future:
@@ -5078,7 +4995,7 @@ def give_back(database: Database, worker: int, tasks: list[tuple[int, int]]) -> 
     return done
 
 
-def given(tasks: Iterable[Task]) -> list[tuple[int, int]]:
+def attempts_at(tasks: Iterable[Task]) -> list[tuple[int, int]]:
     return [(task.id, task.attempt) for task in tasks]
 
 
@@ -5113,7 +5030,7 @@ async def wait_for_task(
             projects, attempt, wait, gone, least, call.waits_at, credentials.id
         )
         if assigned.tasks and gone.done():
-            await give_back(call.tracker.db, credentials.id, given(assigned.tasks))
+            await give_back(call.tracker.db, credentials.id, attempts_at(assigned.tasks))
             return Assigned([], "You had gone")
         return assigned
     finally:

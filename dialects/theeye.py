@@ -1341,7 +1341,7 @@ class Door(BaseRoute):
                 return nothing()
             if isinstance(content, Fetched):
                 fetched = as_json({"jobs": content.jobs})
-                return tracker.HandedOut(fetched, db, caller.worker.id, tracker.given(content.tasks))
+                return tracker.HandedOut(fetched, db, caller.worker.id, tracker.attempts_at(content.tasks))
             if isinstance(content, Part):
                 headers = {"Warning": f'199 tracker "the list is cut: {content.cut}"'} if content.cut else {}
                 return as_json(content.objects, headers=headers)

@@ -256,6 +256,11 @@ class Jobs(Queue):
         body = shapes.ReleaseBody(task, result, output=output, **more)
         return self.do(tracker.release_task, worker or self.worker, body)
 
+    def take_back(self, task: int, worker: Any = None) -> int:
+        """The worker has gone before it could hear of the task."""
+        attempt = self.task(task)["attempt"]
+        return self.do(tracker.take_back, (worker or self.worker).id, [(task, attempt)])
+
     def run(self, result: int = OK, output: Any = UNSET) -> str:
         """A worker is assigned the next task, which is a job's, and releases it: the job's id."""
         task = self.assigned()

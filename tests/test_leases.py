@@ -126,7 +126,7 @@ def test_what_a_client_left_behind_is_not_taken_from_it_when_it_has_it_anew(tmp_
             worker = await one.db.write(create_worker)
             await one.db.write(tracker.insert_task, new_task(project), False)
             (task,) = (await one.db.write(tracker.assign_tasks, worker, [project])).tasks
-            given = tracker.given([task])
+            given = tracker.attempts_at([task])
             await tracker.give_back(one.db, worker.id, given)
             await one.db.write(tracker.assign_tasks, worker, [project])
             await tracker.give_back(one.db, worker.id, given)
