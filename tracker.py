@@ -1162,7 +1162,7 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
 
 def delay_at(tx: Tx, limit: Limit, worker: int) -> float:
     """Seconds until the worker's turn at the limit; 0: it is now."""
-    return tx.limits.rota.delay(limit.key, worker, limit.free, 1 / limit.rate, tx.uptime)
+    return tx.limits.rota.delay(limit.key, worker, limit.free, limit.interval, tx.uptime)
 
 
 def check_rate(delay: float) -> None:
