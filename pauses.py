@@ -49,6 +49,13 @@ def pause_of(tx: Any, project: int, worker: int) -> float | None:
     return row["pause_uptime"] if row and is_failing(tx, row["failures_in_row"]) else None
 
 
+def give_trial_back(tx: Any, project: int, worker: int, task: int) -> None:
+    """The worker has not heard of a task that it holds: if it has it on trial, its trial is still to come."""
+    trial = "pause_uptime = (SELECT assigned_uptime + ? FROM task WHERE id = ?)"
+    change = f"UPDATE tally SET pause_uptime = ? WHERE project = ? AND worker = ? AND {trial}"
+    tx.execute(change, (tx.uptime, project, worker, PAUSE, task))
+
+
 def is_failing(tx: Any, failures: int) -> bool:
     """Whether so many failures in a row are too many."""
     return 0 < tx.settings.pause_after_failures <= failures

@@ -3377,6 +3377,7 @@ def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
     values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
     found = [task for each in values for task in find_assignments(tx, held, each)]
     for task in found:
+        pauses.give_trial_back(tx, task.project, worker, task.id)
         put_back(tx, task, ", attempt = attempt - 1")
         if task.job is not None:
             change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"
