@@ -108,6 +108,7 @@ class AddressRate:
 
 
 RATE_SLACK = 0.05  # seconds by which one may come late and still be as good as in time
+LONGEST_INTERVAL = 1e12  # seconds
 
 
 class Limit(NamedTuple):
@@ -122,13 +123,18 @@ class Limit(NamedTuple):
     def key(self) -> tuple[str, int]:
         return self.kind, self.project
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two that pass: a number, however low the rate is."""
+        return min(1 / self.rate, LONGEST_INTERVAL)
+
     def after(self, uptime: float, count: int) -> float:
         """When it is free again after `count` tasks have passed it.
 
         What came a little late is caught up on, or all such delays would lower the rate: in w seconds
         rate * (w + RATE_SLACK) + 1 pass at the most. What nobody used for longer is lost, so no burst follows a pause.
         """
-        return max(self.free, uptime - RATE_SLACK) + min(count / self.rate, 1e12)
+        return max(self.free, uptime - RATE_SLACK) + min(count / self.rate, LONGEST_INTERVAL)
 
 
 class Rota:
@@ -157,7 +163,8 @@ class Rota:
         self._forget(limit, now)
         turns = self._turns.get(limit, {})
         own = turns.get(worker)
-        at = free + len(turns) * interval if own is None else max(own, free)
+        last = free + len(turns) * interval
+        at = last if own is None else max(min(own, last), free)  # a higher rate brings turns forward
         if at <= now:
             return 0.0
         if own is not None:

@@ -52,6 +52,13 @@ def pause_of(tx: Any, project: int, worker: int) -> float | None:
     return row and row["pause_uptime"]
 
 
+def give_trial_back(tx: Any, project: int, worker: int, task: int) -> None:
+    """The worker has not heard of a task that it holds: if it has it on trial, its trial is still to come."""
+    trial = "pause_uptime = (SELECT assigned_uptime + ? FROM task WHERE id = ?)"
+    change = f"UPDATE tally SET pause_uptime = ? WHERE project = ? AND worker = ? AND {trial}"
+    tx.execute(change, (tx.uptime, project, worker, PAUSE, task))
+
+
 def end_pause(tx: Any, project: int, worker: int) -> bool:
     """The worker gets tasks again as if it had failed none. Whether it was paused."""
     change = "UPDATE tally SET failures_in_row = 0, pause_uptime = NULL WHERE project = ? AND worker = ?"

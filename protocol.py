@@ -728,6 +728,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self.deaf, self.transport.closing = 0, True
         if self.flow.write_paused:
             self.transport.inner.abort()
+        elif self.unread:  # who has ended its own side alone may have read its answer
+            self.linger()
         else:
             self.transport.inner.close()
 

@@ -1162,7 +1162,7 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
 
 def delay_at(tx: Tx, limit: Limit, worker: int) -> float:
     """Seconds until the worker's turn at the limit; 0: it is now."""
-    return tx.limits.rota.delay(limit.key, worker, limit.free, 1 / limit.rate, tx.uptime)
+    return tx.limits.rota.delay(limit.key, worker, limit.free, limit.interval, tx.uptime)
 
 
 def check_rate(delay: float) -> None:
@@ -3378,6 +3378,7 @@ def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
     values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
     found = [task for each in values for task in find_assignments(tx, held, each)]
     for task in found:
+        pauses.give_trial_back(tx, task.project, worker, task.id)
         put_back(tx, task, ", attempt = attempt - 1")
         if task.job is not None:
             change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
@@ -388,6 +389,26 @@ def test_a_client_that_has_ended_only_its_own_side_gets_its_task(site: Site, hel
         assert line.rest() == b"<end>"
     time.sleep(1.2)  # longer than the server lingers
     assert site.read("SELECT COUNT(*) FROM task WHERE assignee IS NOT NULL") == [(1,)]
+
+
+def test_a_client_that_has_read_its_answer_keeps_its_task_when_its_connection_makes_room(
+    make_site: Callable[..., Site], held_back: Callable
+) -> None:
+    site = make_site(max_connections=10)
+    project, worker = with_one_task(site)
+    go = held_back()
+    with contextlib.ExitStack() as stack:
+        line = stack.enter_context(Line(site.url, worker))
+        line.send(line.request("GET", f"/task/get/{project}"))
+        line.socket.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+        go()
+        assert b'"recipe":"recipe"' in line.read()
+        for _ in range(20):
+            stack.enter_context(Line(site.url, worker))
+        assert line.rest() == b"<end>"
+        time.sleep(0.3)
+        assert site.read("SELECT COUNT(*) FROM task WHERE assignee IS NOT NULL") == [(1,)]
 
 
 def test_a_release_counts_whose_client_does_not_wait_for_the_answer(site: Site, held_back: Callable) -> None:

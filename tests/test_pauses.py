@@ -211,6 +211,22 @@ def test_two_that_are_on_trial_together_have_one_task_each(queue: Jobs) -> None:
     assert [len(ask(queue, worker, 5).tasks) for worker in (queue.worker, other, queue.worker)] == [1, 1, 0]
 
 
+def test_a_trial_that_its_worker_never_heard_of_is_still_to_come(queue: Jobs) -> None:
+    fail(queue, MOST)
+    queue.clock.now += pauses.PAUSE
+    for _ in range(2):
+        tasks = ask(queue).tasks
+        assert queue.do(tracker.take_back, queue.worker.id, [(task["id"], task["attempt"]) for task in tasks]) == 1
+    assert len(ask(queue, count=5).tasks) == 1 and is_paused(queue)
+
+
+def test_what_a_worker_did_not_hear_of_before_its_pause_does_not_end_that(queue: Jobs) -> None:
+    unheard = ask(queue).tasks
+    fail(queue, MOST)
+    assert queue.do(tracker.take_back, queue.worker.id, [(task["id"], task["attempt"]) for task in unheard]) == 1
+    assert is_paused(queue)
+
+
 def test_a_manager_ends_a_pause(queue: Jobs) -> None:
     fail(queue, MOST)
     queue.do(tracker.resume_worker, queue.session, queue.project, queue.worker.id)

@@ -108,6 +108,23 @@ def test_turns_that_nobody_takes_do_not_lower_the_rate() -> None:
     assert len(play.passed) >= 0.98 * 20 * 100 and sum(worker < 10 for _, worker in play.passed) > 1000
 
 
+def test_a_rate_that_was_raised_holds_for_those_that_have_a_turn_by_the_old_one() -> None:
+    play = Play(0.001)
+    for worker in [1, 1, 2, 2, 3, 3]:
+        play.ask(worker, 0.0)
+    assert play.ask(3, 1.0) == pytest.approx(2999, abs=0.1)
+    play.rate, play.free = 100, 0.0  # as update_project does
+    play.run([2, 3], 1.0, polite)
+    assert len(play.passed) >= 90 and set(play.shares()) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-300, 1e-13, 1e300])
+def test_a_rate_however_low_lets_the_first_one_through_and_tells_the_others_a_number(rate: float) -> None:
+    play = Play(rate)
+    assert play.ask(1, 1.0) == 0
+    assert all(0 <= play.ask(worker, 1.0) < 1e17 for worker in [2, 2, 3, 3, 4])
+
+
 def test_turns_are_forgotten_and_bounded() -> None:
     rota = Rota()
 
