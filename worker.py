@@ -2169,7 +2169,7 @@ class Halt(threading.Event):
     def check(self) -> None:
         """Raises Halted once set() was called."""
         if self.is_set():
-            raise Halted
+            raise Halted("closed, or told to end")
 
     def sleep(self, seconds: float) -> None:
         """Sleeps for so long; raises Halted as soon as set() is called."""
@@ -2930,13 +2930,11 @@ def check_command(args: argparse.Namespace) -> None:
 def run_tasks(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """worker.py run."""
     check_command(args)
-    display = RunDisplay(args.server)
-    client = RunClient(args.server, display, interrupts, args.patience)
-    sign_in(client, Credentials(args.credentials), args.alias)
-    signals = StopSignals()
-    signals.install()
+    known = {"credentials": args.credentials, "patience": args.patience}
+    tracker = Tracker(args.server, args.alias, display=RunDisplay(args.server), interrupts=interrupts, **known)
+    runner = tracker.runner(args)
+    runner.signals.install()
     Orphans.adopt()
-    runner = Runner(args, client, display, signals)
     runner.run()
     if runner.taken or runner.failure is None:
         with contextlib.suppress(OSError):  # nobody reads our standard output any more
@@ -3037,7 +3035,7 @@ class Task:
         """It is done when the block ends, with this verification and, if it is a job's, this result (any JSON)."""
         if verification is not None:
             self.verification = verification
-        json.dumps(output)  # what is no JSON is found out here, where it can be mended
+        json.dumps(output, allow_nan=False, ensure_ascii=False).encode()  # what is no JSON is found out here
         self._said = Outcome(DONE, "done", output)
 
     def fail(self, reason: str) -> None:
@@ -3087,11 +3085,12 @@ class Task:
         said = self._said or Outcome(DONE, "done")
         if isinstance(error, Exception) and not isinstance(error, Fail | Halted):
             self._trace = "".join(traceback.format_exception(error))[-4000:]
-            return Outcome(FAILED, f"{type(error).__name__}: {error}"[:2000])
+            return Outcome(FAILED, "".join(traceback.format_exception_only(error)).strip()[:2000])
         if error is not None:
             return said if said.result == SKIPPED else Outcome(SKIPPED, "interrupted")
-        if said.result == DONE and not -(2**63) <= self.verification < 2**64:
-            return Outcome(FAILED, f"a verification of {self.verification} has more than 64 bits")
+        is_number = isinstance(self.verification, int) and -(2**63) <= self.verification < 2**64
+        if said.result == DONE and not is_number:
+            return Outcome(FAILED, f"a verification of {self.verification!r} is no number of 64 bits"[:2000])
         return dataclasses.replace(said, verification=self.verification)
 
     def _why(self, outcome: Outcome) -> str:
@@ -3131,6 +3130,8 @@ class TakenTask(Task):
         self._tracker._keep(self)
 
     def _log(self, level: str, scope: str, message: str) -> None:
+        if not self.held:
+            return
         entry = {"message": message, "timestamp": int(time.time()), "level": level, "scope": scope}
         with self.logging:  # they are numbered
             body = {"task_id": self.id, "first": self.lines, "entries": [entry]}
@@ -3262,12 +3263,15 @@ class Tracker:
         credentials: str | os.PathLike[str] | None = None,
         worker: Worker | None = None,
         patience: float | None = None,
+        display: RunDisplay | None = None,
+        interrupts: Interrupts | None = None,
     ):
         """Registers a worker on first use, and keeps its secret where `worker.py run` does.
 
         alias: what the worker is called; renames one that is registered already (default: the host's name).
         credentials: the file with the secret. worker: who we are, instead of what such a file says.
         patience: seconds to wait for a tracker that is away (default: for ever, unless it was never there).
+        display, interrupts: those of a command line, instead of the logger and of KeyboardInterrupt.
         Fail says why it cannot be used.
         """
         try:
@@ -3275,16 +3279,20 @@ class Tracker:
         except argparse.ArgumentTypeError as error:
             raise Fail(str(error)) from None
         self._halt = Halt()
-        self._display = Logged(self.server)
-        self.client = RunClient(self.server, self._display, self._halt, patience)
+        self._display = display or Logged(self.server)
+        self.client = RunClient(self.server, self._display, interrupts or self._halt, patience)
         self._changed = threading.Condition()
         self._held: dict[TakenTask, None] = {}  # handed out by tasks() and not released
         self._asking = 0  # requests for a task that are in flight
+        self._runners: list[Runner] = []  # of the run()s that have not ended
         self._keeper: threading.Thread | None = None
-        if worker is None:
-            self._finishing(lambda client: sign_in(client, Credentials(credentials and Path(credentials)), alias))
-        else:
+        file = Credentials(Path(credentials) if credentials else None)
+        if worker is not None:
             self.client.worker = worker
+        elif interrupts is not None:
+            sign_in(self.client, file, alias)
+        else:
+            self._finishing(lambda client: sign_in(client, file, alias))
 
     @property
     def worker(self) -> Worker:
@@ -3298,11 +3306,13 @@ class Tracker:
         self.close()
 
     def close(self) -> None:
-        """Puts back every task that is ours, and ends the loops of other threads."""
+        """Puts back every task that is ours, and ends the loops and runs of other threads. It is of no more use then."""
         self._halt.set()
+        for runner in list(self._runners):
+            runner.enter(Phase.KILLING)
         with self._changed:
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._asking, self.FAREWELL)
+            self._changed.wait_for(lambda: not (self._asking or self._runners), self.FAREWELL)
             held, self._held = list(self._held), {}
         client, _ = self.client.copy()
         client.patience = self.FAREWELL
@@ -3370,7 +3380,8 @@ class Tracker:
         timeout: seconds after the beginning of its block from which a task's lease is not extended any more.
         submit: where access must be asked for, to submit as well (one worker has one access per project).
         Waits for a manager who has to grant access or has paused the worker, too, and while the tracker is away.
-        A task whose block never begins is ours until its lease ends, or until close().
+        A task whose block never begins is ours until its lease ends, or until close(). SIGTERM ends a process as ever:
+        have it raise KeyboardInterrupt, or use run(), to put the task back.
         """
         projects = _numbers(project)
         while (task := self._take(projects, until_done, timeout, submit)) is not None:
@@ -3396,18 +3407,30 @@ class Tracker:
         Fail likewise. A task whose function has not returned after `timeout` seconds fails, and its thread is left to
         itself; when there are as many such threads as may run, the run ends.
         """
+        if concurrency < 1 or timeout <= 0 or (count is not None and count < 1):
+            raise ValueError("concurrency and count are at least 1, and timeout is more than 0")
         args = argparse.Namespace(project=_numbers(project), function=function, concurrency=concurrency, count=count)
         args.until_empty, args.verbose, args.heartbeat = False, False, self.HEARTBEAT
         args.timeout, args.kill_grace, args.grace = timeout, 0.0, grace
         left: list[Call] = []
-        runner = Runner(args, self.client, self._display, StopSignals())
+        runner = self.runner(args)
         runner.work_on = lambda assignment, is_away, ended: Call(assignment, args, is_away, ended, self, left)
         runner.taker.until_done, runner.taker.wait = until_done, 0 if until_done else Taker.WAIT
         runner.taker.admission = Admission(runner.taker.client, self._display.notice, True, submit)
-        with runner.signals.installed():
-            runner.run()
+        try:
+            self._runners.append(runner)
+            with runner.signals.installed():
+                runner.run()
+        finally:
+            with self._changed:
+                self._runners.remove(runner)
+                self._changed.notify_all()
         logger.info("%s", runner.tally.text())
         return runner.status()
+
+    def runner(self, args: argparse.Namespace) -> Runner:
+        """What does tasks as args say, which are those of `worker.py run`."""
+        return Runner(args, self.client, self._display, StopSignals())
 
     def _finishing(self, call: Callable[[RunClient], T]) -> T:
         """What the call returns. A KeyboardInterrupt meanwhile waits until it has ended, but for some seconds only.
@@ -3485,6 +3508,9 @@ class Tracker:
                 taken.append(TakenTask(self, Assignment(task), timeout))
         finally:
             with self._changed:
+                for earlier in self._held:  # its lease has ended, and it must say no more
+                    if earlier.id in [task.id for task in taken]:
+                        earlier._heed(False)
                 self._held |= dict.fromkeys(taken)
                 self._asking -= 1
                 self._changed.notify_all()
@@ -3544,6 +3570,8 @@ class Tracker:
                     self._look_after(begun)
                 except (Refused, Fail) as error:
                     self._display.notice(f"the leases of {len(begun)} tasks cannot be extended: {error}")
+                    for task in begun:
+                        task.heard_at = time.monotonic()  # or this would be said again at once
                 self._halt.sleep(self.LOOK)
 
     def _look_after(self, begun: list[TakenTask]) -> None:

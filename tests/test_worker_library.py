@@ -255,10 +255,11 @@ def test_equal_verifications_of_two_workers_close_a_task(site, project, mine):
     other.close()
 
 
-def test_a_verification_of_more_than_64_bits_fails_the_task(site, project, mine):
+@pytest.mark.parametrize("verification", [2**64, "a", None])
+def test_a_verification_that_is_no_number_of_64_bits_fails_the_task(site, project, mine, verification):
     submit(site, project, "a")
     with first(mine, project) as task:
-        task.verification = 2**64
+        task.verification = verification
     assert counts(site, project) == {"failed": 1}
 
 
@@ -290,7 +291,7 @@ def test_a_result_that_the_tracker_refuses_fails_the_task(site, project, mine, i
     submit(site, project, "a")
 
     def finish(task: worker.Task) -> None:
-        task.done(output=math.nan)
+        task.done(output="x" * 5_000_000)
 
     if in_run:
         assert mine.run(project, finish, until_done=True) == 1
@@ -300,11 +301,24 @@ def test_a_result_that_the_tracker_refuses_fails_the_task(site, project, mine, i
     assert counts(site, project) == {"failed": 1}
 
 
-def test_a_result_that_is_no_json_fails_the_block_that_gives_it(site, project, mine):
+@pytest.mark.parametrize("output", [{1, 2}, math.nan, "\udc80"])
+def test_a_result_that_is_no_json_fails_the_block_that_gives_it(site, project, mine, output):
     submit(site, project, "a")
     with first(mine, project) as task:
-        task.done(output={1, 2})
-    assert error_lines(site)[0].startswith("TypeError")
+        task.done(output=output)
+    assert re.match("TypeError|ValueError|UnicodeEncodeError", error_lines(site)[0])
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+def test_an_exception_that_cannot_be_printed_fails_the_task_as_any_other(site, project, mine):
+    submit(site, project, "a")
+    with first(mine, project):
+        raise Unspeakable
+    assert counts(site, project) == {"failed": 1}
 
 
 # ── Leases ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -353,6 +367,18 @@ def test_a_job_that_is_cancelled_is_not_held_any_more(site, project, mine, monke
     with first(mine, project) as task:
         assert site.admin.post(f"/job/cancel/{token}").status_code < 300
         wait_until(lambda: not task.held)
+
+
+def test_a_block_whose_task_came_to_us_once_more_says_no_more(site, project, mine):
+    submit(site, project, "a")
+    tasks = mine.tasks(project)
+    with next(tasks) as old:
+        site.admin.post(f"/project/reclaim_assigned_tasks/{project}")
+        with next(tasks) as new:
+            assert (old.id, old.held, new.held) == (new.id, False, True)
+            old.log("I am late", "error")
+        assert counts(site, project) == {"closed": 1}
+    assert error_lines(site) == []
 
 
 def test_closing_puts_back_what_is_ours(site, project):
@@ -546,6 +572,17 @@ def test_closing_ends_the_loops_of_other_threads(site, project):
         mine.close()
 
 
+def test_closing_ends_the_runs_of_other_threads(site, project):
+    mine = Tracker(site.url)
+    submit(site, project, "a")
+    begun, go = threading.Event(), threading.Event()
+    with in_thread(lambda: mine.run(project, lambda task: begun.set() or go.wait(60))):
+        assert begun.wait(30)
+        mine.close()
+    assert counts(site, project) == {"waiting": 1}
+    go.set()
+
+
 def test_tasks_of_several_projects_come_by_priority(site, mine):
     projects = [site.admin.create_project(public=True) for _ in range(2)]
     submit(site, projects[0], "low")
@@ -601,6 +638,12 @@ def test_a_function_that_hangs_fails_its_task_and_too_many_end_the_run(site, pro
         mine.run(project, lambda task: task.recipe == "hangs" and go.wait(60), concurrency=2, timeout=0.3)
     assert counts(site, project)["failed"] == 2
     go.set()
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 0}, {"count": 0}, {"timeout": 0}])
+def test_what_would_run_nothing_or_for_ever_is_refused(project, mine, options):
+    with pytest.raises(ValueError, match="at least 1"):
+        mine.run(project, lambda task: None, **options)
 
 
 def test_run_leaves_the_handlers_of_signals_as_they_were(site, project, mine):
