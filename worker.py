@@ -1212,6 +1212,7 @@ def run_status(args: argparse.Namespace, interrupts: Interrupts) -> int:
 
 DONE, FAILED, SKIPPED = 0, 1, 2  # results of a release, as the tracker numbers them
 RESULTS = ("done", "failed", "skipped")
+NO_TASK = "no task available"
 
 
 def take_tasks(client: Client, projects: Sequence[int], count: int, wait: float) -> list[dict[str, Any]]:
@@ -1267,8 +1268,8 @@ def why_nothing(client: Client, projects: Sequence[int]) -> str:
     """Why there is no task for us."""
     paused = [project for project in projects if shown(client, "project", project).get("paused") is True]
     if paused:
-        return f"no task available: project {', '.join(map(str, paused))} paused by a manager"
-    return "no task available"
+        return f"{NO_TASK}: project {', '.join(map(str, paused))} paused by a manager"
+    return NO_TASK
 
 
 class CannotRun(Exception):
@@ -2974,7 +2975,7 @@ class Logged(RunDisplay):
 
     def state(self, text: str) -> None:
         if text and text != self.present:
-            logger.info("%s", text)
+            logger.log(logging.INFO if text == NO_TASK else logging.WARNING, "%s", text)
         self.present = text
 
     def show(self, runner: Runner) -> None:
@@ -3306,7 +3307,7 @@ class Tracker:
         self.close()
 
     def close(self) -> None:
-        """Puts back every task that is ours, and ends the loops and runs of other threads. It is of no more use then."""
+        """Puts back every task that is ours, and ends the loops and runs of other threads. It is of no use then."""
         self._halt.set()
         for runner in list(self._runners):
             runner.enter(Phase.KILLING)
@@ -3316,9 +3317,13 @@ class Tracker:
             held, self._held = list(self._held), {}
         client, _ = self.client.copy()
         client.patience = self.FAREWELL
-        for task in held:
-            with contextlib.suppress(Fail, Refused):
-                client.call("POST", "/task/release", release_body(task._assignment, Outcome(SKIPPED, "put back")))
+        for start in range(0, len(held), Courier.TOGETHER):
+            several = held[start : start + Courier.TOGETHER]
+            releases = [release_body(task._assignment, Outcome(SKIPPED, "put back")) for task in several]
+            try:
+                client.call("POST", "/task/bulk_release", {"releases": releases})
+            except (Fail, Refused) as error:
+                self._display.notice(f"{len(several)} tasks are ours until their leases end: {error}")
         self.client.http.close()
 
     # What is submitted.

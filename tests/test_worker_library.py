@@ -524,6 +524,15 @@ def test_a_paused_worker_waits_until_it_may_go_on(site, project, mine, caplog):
         site.admin.post("/worker/set_paused", {"worker": mine.worker.id, "paused": False})
 
 
+@pytest.mark.parametrize("take", [first, lambda mine, project: mine.run(project, lambda task: None, count=1)])
+def test_a_paused_project_is_named_and_waited_for(site, project, mine, caplog, take):
+    submit(site, project, "a")
+    site.admin.update_project(project, paused=True)
+    with in_thread(lambda: take(mine, project)):
+        wait_until(lambda: f"project {project} paused by a manager" in caplog.text)
+        site.admin.update_project(project, paused=False)
+
+
 def test_an_unknown_project_ends_the_loop(site, mine):
     with pytest.raises(Fail, match="No project 99"):
         first(mine, 99)
@@ -749,10 +758,24 @@ def test_a_restart_of_the_tracker_is_waited_for_and_nothing_is_done_twice(tmp_pa
     assert done == ["b", "c"]
 
 
-def test_patience_ends_and_says_so(site, project, credentials):
+def test_a_loop_whose_tracker_is_away_can_be_left(tmp_path, caplog, monkeypatch):
+    """What is still ours is put back if the tracker comes back in time, and else is said to be ours."""
+    monkeypatch.setattr(Tracker, "FAREWELL", 0.5)
     port = free_port()
-    with pytest.raises(Unreachable):
-        Tracker(f"http://127.0.0.1:{port}", patience=0.2)
+    with tracker_process(tmp_path, port):
+        mine, project = worker.project_for_test(f"http://127.0.0.1:{port}")
+        mine.submit_all(project, ["a", "b"])
+        tasks = mine.tasks(project)
+        next(tasks), next(tasks)
+    with in_thread(lambda: list(tasks)):
+        wait_until(lambda: "no answer from" in caplog.text)
+        mine.close()
+    assert "2 tasks are ours until their leases end" in caplog.text
+
+
+def test_patience_ends_and_says_so():
+    with pytest.raises(Unreachable, match=r"for 0\.\d s"):
+        Tracker(f"http://127.0.0.1:{free_port()}", patience=0.2)
 
 
 # ── As a module ─────────────────────────────────────────────────────────────────────────────────────────────────────
