@@ -13,6 +13,7 @@ Refusals name the setting; they come before anything is written, as a call that 
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -283,7 +284,7 @@ def forget_requests(tx: Tx, after: int) -> int | None:
         tx.execute(
             "DELETE FROM worker_access WHERE project = :project AND request AND requested < :before"
             " AND (SELECT last_seen FROM worker WHERE id = worker_access.worker) < :before",
-            {"project": row[0], "before": tx.time - LONG_SILENCE},
+            {"project": row[0], "before": tx.before(LONG_SILENCE)},
         )
     return row[0]
 
@@ -330,7 +331,10 @@ def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:
     following = f"SELECT id FROM {name.removesuffix('s')} WHERE id > ? ORDER BY id LIMIT 1 OFFSET ?"
     row = tx.one(following, (after, LOOKED_AT - 1))
     last = row["id"] if row else 2**63 - 1
-    times = {"now": tx.time, "before": tx.time - SILENCE, "long_before": tx.time - LONG_SILENCE}
+    times = {"now": tx.trusted_time, "before": tx.before(SILENCE), "long_before": tx.before(LONG_SILENCE)}
+    if name == "workers" and tx.future < math.inf:  # a wrong clock has seen them: they are of now
+        seen = "UPDATE worker SET last_seen = ? WHERE id > ? AND id <= ? AND last_seen > ?"
+        tx.execute(seen, (tx.time, after, last, tx.future))
     tx.execute(FORGET[name], {"after": after, "last": last, "needed": needed, **times})
     return last if row else None
 

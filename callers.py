@@ -106,7 +106,7 @@ def identify(tx: Tx, credentials: Credentials) -> Caller:
     """Who calls. Nothing about a manager is remembered in a cookie: a session that has ended is nobody's."""
     if isinstance(credentials, WorkerCredentials):
         return Caller(worker=authenticate(tx, credentials), source=credentials.source)
-    row = tx.one(SELECT_MANAGER, (digest(credentials), tx.time)) if credentials is not None else None
+    row = tx.one(SELECT_MANAGER, (digest(credentials), tx.trusted_time)) if credentials is not None else None
     if row is None:
         return Caller()
     return Caller(shaped(Manager, row), msgspec.json.decode(row["roles"], type=dict[int, int]))

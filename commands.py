@@ -1,4 +1,4 @@
-"""The command line: serve (the default), config, create-admin, with the settings that each takes."""
+"""The command line: serve (the default), config, compact, create-admin, with the settings that each takes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
         "  tracker.py                                   serve on http://127.0.0.1:3010\n"
         "  tracker.py serve --port 8000 --database /var/lib/tracker/tracker.db\n"
         "  tracker.py config                            print every setting in force and what it means\n"
-        "  tracker.py create-admin alice                make an account (asks for a password)\n",
+        "  tracker.py create-admin alice                make an account (asks for a password)\n"
+        "  tracker.py compact                           make the database's file small\n",
         formatter_class=formatter,
         parents=[common_options()],
     )
@@ -78,6 +79,14 @@ def parser() -> argparse.ArgumentParser:
         parents=[later],
         help="print the settings in force",
         description="Prints every setting in force, where it came from, and what it means.",
+    )
+    commands.add_parser(
+        "compact",
+        parents=[later],
+        help="make the database's file small",
+        description="Makes the database's file as small as it can be, and able to give space back by itself from then"
+        " on. The tracker must not be running on it, and the disk needs room for twice of what is in it. Whatever ends"
+        " it, nothing is lost.",
     )
     admin = commands.add_parser(
         "create-admin",
@@ -100,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = options.config or (default if default.exists() else None)
         given = {name: getattr(options, name) for name in ("host", "port", "socket", "database")}
         settings, sources = load_settings(path, **given)
-        command = {"config": print_settings, "create-admin": create_admin}.get(options.command, serve)
+        commands = {"config": print_settings, "compact": compact, "create-admin": create_admin}
+        command = commands.get(options.command, serve)
         command(settings, sources, options)
     except TrackerError as error:
         say(f"tracker: {' '.join(error.message.split())}", sys.stderr)
@@ -171,6 +181,11 @@ def print_settings(settings: Settings, sources: dict[str, str], options: argpars
 def toml_value(value: Any) -> str:
     """A setting's value as TOML; its strings, numbers, booleans and lists look as in JSON."""
     return msgspec.json.encode(value).decode()
+
+
+def compact(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
+    before, after = Database(settings, Clock()).compact()
+    say(f"{settings.database} had {before / 2**20:,.1f} MiB, and has {after / 2**20:,.1f} MiB now.", sys.stdout)
 
 
 def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:

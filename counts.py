@@ -32,8 +32,8 @@ ADD_TO_TALLY = """
 @functools.cache
 def adding_to_project(states: tuple[str, ...]) -> str:
     """The statement that adds to a project's counts of these states."""
-    changes = ", ".join(f"{COUNTED[state]} = {COUNTED[state]} + :{state}" for state in states)
-    return f"UPDATE project SET {changes} WHERE id = :id"
+    changes = ", ".join(f"{COUNTED[state]} = {COUNTED[state]} + ?" for state in states)
+    return f"UPDATE project SET {changes} WHERE id = ?"
 
 
 class Counts:
@@ -59,9 +59,9 @@ class Counts:
         """Tasks of the project have changed their state."""
         counts = self.projects.get(project)
         if counts is None:
-            counts = self.projects[project] = dict.fromkeys((*COUNTED, "gone"), 0)
-        counts[was] -= count
-        counts[now] += count
+            counts = self.projects[project] = {}
+        counts[was] = counts.get(was, 0) - count
+        counts[now] = counts.get(now, 0) + count
 
     def tally(self, project: int, worker: int) -> list:
         tally = self.tallies.get((project, worker))
@@ -99,8 +99,9 @@ class Counts:
     def write(self, tx: Any) -> None:
         """Adds everything to the rows."""
         for project, counts in self.projects.items():
-            if changed := tuple(state for state in COUNTED if counts[state]):
-                tx.execute(adding_to_project(changed), counts | {"id": project})
+            counts.pop("gone", None)
+            if counts:
+                tx.execute(adding_to_project(tuple(counts)), (*counts.values(), project))
         if self.tallies:
             tx.executemany(ADD_TO_TALLY, [(*key, *tally) for key, tally in self.tallies.items()])
             pause_failing(tx, [(*key, tally[5]) for key, tally in self.tallies.items() if tally[5]])

@@ -2,7 +2,7 @@
 
     open ─► Guard ─► prepare_file (schema.sql, UPGRADES) ─► write: a WriteQueue; read: short transactions in turn
 
-Nothing here knows a task. The clock is here, because leases rest on the time for which this file has been served.
+Nothing here knows a task, but that its uptime goes on behind the latest assignment that the file has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import math
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -20,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import names
+from clock import Clock, Seen, read_seen
 from errors import TrackerError
 from faults import cannot_read, is_of_the_file, primary_code
 from guard import Guard
 from limits import Limits
 from settings import Settings
+from space import Space
 from turns import Turns
+from wal import Gate, TimeLimit, WalKeeper, too_long
 from writer import (
     Committed,
     Committer,
@@ -41,33 +46,6 @@ from writer import (
 log = logging.getLogger("tracker")
 
 SCHEMA = Path(__file__).resolve().with_name("schema.sql")
-
-
-class Clock:
-    """The only source of time. `time()` is the wall clock, in unix seconds, for what people read.
-
-    `uptime()` counts the seconds for which this database has been served, over all runs. Leases and rate limits live
-    on it: it never jumps when the wall clock is set, and stands still while the tracker is down, when nobody could
-    have released anything.
-    """
-
-    def __init__(self) -> None:
-        self._origin = time.monotonic()
-
-    def start(self, uptime: float) -> None:
-        """Goes on from the uptime that an earlier run had reached."""
-        self._origin = time.monotonic() - uptime
-
-    def time(self) -> float:
-        return time.time()
-
-    def trusted_unix(self) -> float:
-        """The unix time by which delays end."""
-        return self.time()
-
-    def uptime(self) -> float:
-        return time.monotonic() - self._origin
-
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 APPLICATION_ID = 0x74726B72  # "trkr": tells this file from any other SQLite file
@@ -181,13 +159,14 @@ class Polite:
     PATIENCE = 0.02  # seconds that it waits, of all statements together
     PAUSE = 0.0002
 
-    def __init__(self, execute: Callable[..., sqlite3.Cursor], turns: Turns):
-        self.execute, self.turns, self.left = execute, turns, self.PATIENCE
+    def __init__(self, execute: Callable[..., sqlite3.Cursor], turns: Turns, limit: TimeLimit):
+        self.execute, self.turns, self.limit, self.left = execute, turns, limit, self.PATIENCE
 
     def __call__(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         while self.turns.urgent and self.left > 0:
             time.sleep(self.PAUSE)
             self.left -= self.PAUSE
+        self.limit.check()
         return self.execute(sql, parameters)
 
 
@@ -219,11 +198,17 @@ class Database:
                 await undo.enter_async_context(ThreadedConnection(connector, 64))
                 for connector in (self._connect, *[self._connect_reader] * self.READERS)
             ]
-            self._readers = itertools.cycle(readers)
+            self._readers = itertools.cycle([(reader, TimeLimit(reader.connection)) for reader in readers])
+            self._gate = Gate()
             self._committer = Committer(self._writer, self.clock, self.settings, self._queue.turn, self.limits)
             self._queue.begin(self._commit)
             undo.push_async_callback(self._queue.close)
-            self.clock.start(await self.write(load_uptime))
+            self.space = Space(self)
+            self.wal = WalKeeper(self.path, self.settings.max_wal << 20, self._gate, self._write_outside)
+            self._committer.after_commit = self.wal.look
+            undo.push_async_callback(self.wal.close)
+            self.clock.start(*await self.write(lambda tx: (load_uptime(tx), load_seen(tx))))
+            await self.write(load_set_back)
             self._committer.uptime_saved = self.clock.uptime()
             self._guard.watch(*await self.write(place_of_meta))
             self._open = undo.pop_all()
@@ -248,6 +233,24 @@ class Database:
                 await self._empty_wal()
                 self._guard.forget_names()
             await self._open.aclose()
+
+    def compact(self) -> tuple[int, int]:
+        """Makes the file as small as it can be, and able to give space back by itself. Bytes before and after.
+
+        Refused while a tracker uses it, and where the disk has no room for twice what is in it. All or nothing: it is
+        one transaction, which a crash undoes or leaves complete.
+        """
+        if not self.path.exists():
+            raise TrackerError("start", f"{self.path}: there is no such database")
+        self._guard.take()
+        try:
+            prepare_file(self.path, self.settings)
+            before = self.path.stat().st_size
+            with contextlib.closing(connect(self.path, self.settings)) as connection:
+                vacuum(self.path, connection)
+            return before, self.path.stat().st_size
+        finally:
+            self._guard.release()
 
     async def _commit(self, batch: list[Write], on_thread: bool) -> Committed:
         """Commits a batch, if what is committed will be found again."""
@@ -290,25 +293,47 @@ class Database:
         """The same without a future: somebody else is told. It may go before others."""
         self._queue.put(told, function, args, first=first)
 
+    def _write_outside(self, function: Callable) -> asyncio.Future:
+        """Runs `function(connection)` on the writer, and outside of any transaction: soon, as reads wait for it."""
+        future = asyncio.get_running_loop().create_future()
+        self._queue.put_outside(future, function)
+        return future
+
     async def read(self, function: Callable, *args: Any) -> Any:
-        """Runs `function(tx, *args)` in a read-only transaction that sees one committed state."""
-        reader = next(self._readers)
-        result = await reader.run(self._read, reader.connection, function, args)
+        """Runs `function(tx, *args)` in a read-only transaction that sees one committed state.
+
+        Refused (503) after READ_TIME: it must not keep the WAL from being checkpointed for ever.
+        """
+        await self._gate.enter()
+        reader, limit = next(self._readers)
+        try:
+            result = await reader.run(self._read, reader.connection, limit, function, args)
+        except asyncio.CancelledError:  # its thread goes on: whatever that is given next is done after it
+            asyncio.ensure_future(reader.run(int)).add_done_callback(self._gate.leave_after)
+            raise
+        except BaseException:
+            self._gate.leave()
+            raise
+        self._gate.leave()
         await self.turns()
         return result
 
-    def _read(self, connection: sqlite3.Connection, function: Callable, args: tuple) -> Any:
+    def _read(self, connection: sqlite3.Connection, limit: TimeLimit, function: Callable, args: tuple) -> Any:
+        limit.begin()
         try:
             connection.execute("BEGIN")
             tx = Tx(connection, self.clock, self.settings, self.limits)
-            tx.execute = Polite(connection.execute, self.turns)
+            tx.execute = Polite(connection.execute, self.turns, limit)
             return function(tx, *args)
         except Exception as error:
             let_go(error)
+            if primary_code(error) == sqlite3.SQLITE_INTERRUPT:
+                raise too_long() from None
             if is_of_the_file(error) and error.sqlite_errorcode != sqlite3.SQLITE_READONLY:  # that is a fault of ours
                 raise cannot_read(error) from None
             raise
         finally:
+            limit.begin()
             if connection.in_transaction:
                 connection.execute("COMMIT")  # soon: an open read transaction keeps the WAL from being checkpointed
 
@@ -328,6 +353,7 @@ def connect(path: Path, settings: Settings, readonly: bool = False, timeout: flo
     connection.execute("PRAGMA mmap_size = 0")
     if not readonly:
         connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
+        connection.execute(f"PRAGMA journal_size_limit = {settings.max_wal << 18}")
         connection.execute("PRAGMA fullfsync = ON")  # on macOS a plain fsync leaves the data in the drive's cache
         connection.execute("PRAGMA checkpoint_fullfsync = ON")
     return connection
@@ -381,6 +407,26 @@ def reason(error: sqlite3.Error) -> str:
     return f"{why}: {error}"
 
 
+def vacuum(path: Path, connection: sqlite3.Connection) -> None:
+    """Writes all that is in the file anew: into a temporary file beside it, from there into the log, and back."""
+    needed = 2 * connection.execute(LIVE_BYTES).fetchone()[0]
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        problem = f"{needed >> 20:,} MiB of free disk are needed, and there are {free >> 20:,}"
+        raise TrackerError("start", f"{path}: cannot be compacted: {problem}")
+    os.environ["SQLITE_TMPDIR"] = str(path.parent)  # where the room is; the usual place may be in memory
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        raise TrackerError("start", f"{path}: could not be compacted, and is as it was: {error}") from None
+
+
+LIVE_BYTES = """
+    SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+"""
+
+
 def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
     """Brings the schema to SCHEMA_VERSION. Everything or nothing."""
     empty = not connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
@@ -394,6 +440,8 @@ def upgrade_schema(path: Path, connection: sqlite3.Connection) -> None:
         )
     if not empty and version < OLDEST_SCHEMA:
         raise TrackerError("start", f"{path}: made before the first release (schema {version}): it cannot be upgraded")
+    if empty:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # now or never: see space.py
     if version < SCHEMA_VERSION:
         steps = [] if empty else [UPGRADES[step] for step in range(version, SCHEMA_VERSION)]
         scripts = [before for before, _ in steps]
@@ -425,5 +473,83 @@ def place_of_meta(tx: Tx) -> tuple[int, int]:
     return tx.one("SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = 'meta'")
 
 
+LATEST_UPTIME = """
+    SELECT max(?, ifnull((SELECT max(assigned_uptime) FROM task WHERE assignee IS NOT NULL), 0),
+        ifnull((SELECT max(started_uptime) FROM operation WHERE finished IS NULL), 0))
+"""
+
+
 def load_uptime(tx: Tx) -> float:
-    return load_meta(tx, "uptime", float)
+    """The uptime that the last run had reached. After a crash, it had saved one from up to a second before.
+
+    It is no earlier than the latest assignment: what is done to all tasks that are assigned would miss some, and what
+    an operation of then is done to would have those that are assigned from now on among it.
+    """
+    return tx.one(LATEST_UPTIME, (load_meta(tx, "uptime", float),))[0]
+
+
+def load_seen(tx: Tx) -> Seen | None:
+    """What the last run knew of the clock. Of one that kept nothing of that: the latest time that it noted."""
+    if row := tx.one("SELECT value FROM meta WHERE key = 'clock'"):
+        return read_seen(row["value"])
+    latest = tx.one(LATEST_TIME)[0]
+    return Seen(time=latest, uptime=load_uptime(tx)) if latest else None
+
+
+LATEST_TIME = """
+    SELECT max(ifnull((SELECT max((SELECT max(time_stamp) FROM snapshot WHERE project = p.id)) FROM project p), 0),
+        ifnull((SELECT received FROM log_entry ORDER BY id DESC LIMIT 1), 0),
+        ifnull((SELECT max(last_seen) FROM worker), 0), ifnull((SELECT max(register_time) FROM manager), 0))
+"""
+
+
+# By how many seconds at the most a job was noted to be made before one with a smaller id: the clock was set back.
+NOTE_SET_BACK = """
+    INSERT INTO meta SELECT 'jobs_set_back', created - ?1 FROM job
+    WHERE id = (SELECT id FROM job WHERE created > ?1 ORDER BY created DESC LIMIT 1)
+    ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
+"""
+
+
+def load_set_back(tx: Tx) -> None:
+    """Has a file of before it was noted looked through once."""
+    if tx.one("SELECT value FROM meta WHERE key = 'jobs_set_back'") is None:
+        latest = "SELECT created, max(created) OVER (ORDER BY id) AS latest FROM job"
+        tx.execute(f"INSERT INTO meta SELECT 'jobs_set_back', ifnull(max(latest - created), 0.0) FROM ({latest})")
+
+
+def set_back(tx: Tx) -> float:
+    """Of two jobs, the one with the greater id was noted to be made at most so many seconds before the other one.
+
+    So a list by time finds where to begin among the ids, and misses nothing.
+    """
+    row = tx.one("SELECT value FROM meta WHERE key = 'jobs_set_back'")
+    return row["value"] if row else 0.0
+
+
+# What is deleted for its age: when that was noted, and which rows of the future would stay, or keep others from going.
+OLDEST = "id IN (SELECT id FROM {table} ORDER BY id LIMIT :limit) AND {column} > :future"
+SOME = "{key} IN (SELECT {key} FROM {table} WHERE {column} > :future LIMIT :limit)"
+NOTED = {
+    "log_entry": ("received", OLDEST, "id"),
+    "assignment": ("end_time", OLDEST, "id"),
+    "operation": ("finished", OLDEST, "id"),
+    "job": ("finished", SOME.replace("WHERE", "WHERE template IS :template AND finished IS NOT NULL AND"), "id"),
+    "testflinger_job": ("finished", SOME, "job"),
+    "testflinger_outcome": ("touched", SOME, "uuid"),
+    "testflinger_agent": ("updated", SOME, "id"),
+    "testflinger_file": ("stored", SOME, "name"),
+}
+
+
+def let_age(tx: Tx, table: str, limit: int, **values: Any) -> bool:
+    """Some rows that a wrong clock has noted as of the future are of when it was set right: else they stay till then.
+
+    Whether there may be more.
+    """
+    if table not in NOTED or tx.future == math.inf:
+        return False
+    column, which, key = NOTED[table]
+    change = f"UPDATE {table} SET {column} = :settled WHERE {which.format(table=table, column=column, key=key)}"
+    values |= {"settled": int(tx.clock.settled), "future": tx.future, "limit": limit}
+    return tx.execute(change, values).rowcount == limit

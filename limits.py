@@ -107,6 +107,30 @@ class AddressRate:
             self.sites.take(site, amount)
 
 
+RATE_SLACK = 0.05  # seconds by which one may come late and still be as good as in time
+
+
+class Limit(NamedTuple):
+    """A project's rate limit: of what, so many a second (not 0), and when it was or will be free."""
+
+    kind: str
+    project: int
+    rate: float
+    free: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.kind, self.project
+
+    def after(self, uptime: float, count: int) -> float:
+        """When it is free again after `count` tasks have passed it.
+
+        What came a little late is caught up on, or all such delays would lower the rate: in w seconds
+        rate * (w + RATE_SLACK) + 1 pass at the most. What nobody used for longer is lost, so no burst follows a pause.
+        """
+        return max(self.free, uptime - RATE_SLACK) + min(count / self.rate, 1e12)
+
+
 class Rota:
     """Whose turn it is where a rate limit lets one through at a time: it goes round by worker.
 

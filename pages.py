@@ -54,6 +54,7 @@ import shapes
 import tracker
 from database import SCHEMA_VERSION
 from errors import TrackerError
+from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
 from server import decoded
 from shapes import INT64_MAX, Id, JobState
 from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
@@ -115,7 +116,7 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     """Throughput and backlog over a time of RANGES."""
     end = tx.time
     first = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project["id"],))[0]
-    start = end - RANGES[span] if RANGES[span] else end if first is None else first
+    start = end - RANGES[span] if RANGES[span] else end if first is None else min(first, end)
     rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
     present = {  # what a snapshot would say now: a chart must not end a minute ago
         "time_stamp": end,
@@ -888,10 +889,17 @@ async def export_tasks(visit: Visit) -> Response:
             small = len(piece) < tracker.PIECE_BYTES  # 500 recipes of the largest size would take gigabytes
             size = tracker.PIECE_TASKS if small else tracker.STEP_TASKS
             try:
-                rows, more = await read(more, size) if more else ([], "")
+                rows, more = await next_rows(size) if more else ([], "")
             except TrackerError as error:  # the answer has begun: all that is left is to break it off
                 tracker.log.warning("An export of project %d broke off: %s", project, error)
                 raise ClientDisconnect from error
+
+    async def next_rows(size: int) -> tuple[list[sqlite3.Row], str]:
+        """The next tasks; what takes too long to read is read in smaller pieces."""
+        try:
+            return await read(more, size)
+        except TrackerError:
+            return await read(more, 1)
 
     headers = {"content-disposition": f'attachment; filename="project-{project}-{wanted.state}.jsonl"'}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
@@ -1257,6 +1265,7 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
     variables = msgspec.json.decode(job["variables"])
     return {
         "job": job,
+        "not_before": job["delayed"] and tx.one("SELECT not_before FROM task WHERE id = ?", (job["task"],))[0],
         "live": job["finished"] is None,
         "maker": tracker.maker_of(tx, job),
         "alias": tracker.alias_of(tx, job["assignee"]),
@@ -1371,7 +1380,7 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
         {"worker": worker, "most": tx.settings.pause_after_failures or pauses.NEVER, **caller.as_values},
     )
     values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
-    now, match = tracker.SEARCH_TIME, tracker.READABLE_LINES
+    now, match = tracker.SEARCH_TIME, READABLE_LINES
     logs, _ = tracker.search(tx, "log_entry", "worker = :worker", match, values, INT64_MAX, 20, now, newest=True)
     return {"worker": {**row, **worker_pace(tx, caller, worker)}, "projects": projects, "logs": logs}
 
@@ -1419,15 +1428,15 @@ class LogQuery(msgspec.Struct):
 
 def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     """Workers' log lines that the caller may read, as they came in, the newest first."""
-    reader = tracker.log_reader(tx, caller)
+    reader = log_reader(tx, caller)
     wanted = {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text}
-    values = {**wanted, **reader, "level": tracker.LEVELS[query.level]}
+    values = {**wanted, **reader, "level": LEVELS[query.level]}
     if query.project is not None:
         tracker.get_project(tx, caller, query.project)  # a hidden one's log must not tell that it exists
     of = [f"{name} = :{name}" for name in ("worker", "project") if wanted[name] is not None]
     where, *match = of or ["level <= 4" if values["level"] <= 4 else "TRUE"]  # one has an index, the other is looked at
     match = " AND ".join(
-        [*match, "level <= :level", tracker.READABLE_LINES, *([tracker.contains("message")] if query.text else [])]
+        [*match, "level <= :level", READABLE_LINES, *([tracker.contains("message")] if query.text else [])]
     )
     now, columns = tracker.SEARCH_TIME, "*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias"
     rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, True, columns)
@@ -1474,11 +1483,19 @@ async def change_password_page(visit: Visit) -> Response:
 
 
 @tracker.needs(ADMIN)
+def trust_clock(tx: Tx, caller: Caller) -> None:
+    """The clock is right as it stands: retention and due times go by it again."""
+    tx.clock.believe()
+    tracker.save_uptime(tx)
+
+
+@tracker.needs(ADMIN)
 def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
     """The managers, the settings in force and the state of the database."""
     return {
         "managers": tx.all("SELECT * FROM manager ORDER BY username LIMIT 1000"),
         "fields": tracker.FIELDS,
+        "doubt": tx.clock.doubt(),
         "budgets": budgets.fullness(tx),
         "untrusted": tx.all(
             "SELECT p.id, p.name, p.size, m.username FROM project p LEFT JOIN manager m ON m.id = p.creator"
@@ -1498,6 +1515,12 @@ def admin_page(tx: Tx, caller: Caller) -> dict[str, Any]:
             "Tasks": tx.one(f"SELECT ifnull(SUM(failed_task_count + {' + '.join(UNDONE)}), 0) FROM project")[0],
         },
     }
+
+
+async def administration(visit: Visit) -> Response:
+    """The page, with the sizes of the tables, which take a moment to find out."""
+    values = await visit.read(admin_page)
+    return await visit.render("admin.html", {**values, "space": await visit.tracker.db.space.sizes()})
 
 
 def wal_size(settings: tracker.Settings) -> int:
@@ -1592,8 +1615,9 @@ PAGES = [
     Page("/ui/account", "account.html", account_page),
     Action("/password", change_password_page, again=True),
     Action("/sessions", tracker.end_sessions, to="/ui/account", says="Ended: {result:,}.", again=False),
-    Page("/ui/admin", "admin.html", admin_page),
+    Page("/ui/admin", administration),
     Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+    Action("/clock", trust_clock, to="/ui/admin", says="The clock is trusted now."),
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
     Action("/unblock/{manager}", tracker.unblock_manager, says="The manager may log in again."),
@@ -1666,7 +1690,7 @@ def jinja_environment() -> Environment:
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,
-        level_names=tracker.LEVEL_NAMES,
+        level_names=LEVEL_NAMES,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
         shell_word=shlex.quote,

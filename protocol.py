@@ -648,6 +648,8 @@ class GuardedProtocol(HttpToolsProtocol):
         What has not been read when a connection is closed makes the system reset it.
         """
         in_body = self.began is not None and not self.in_head and self.cycle is not None
+        if self.ended and self.unread:
+            return self.linger(*self.LINGER)
         if self.ended or not (in_body or self.deaf is not None):
             return self.transport.inner.close()
         self.deaf, self.began, self.idle = 0, None, self.loop.time()
@@ -676,7 +678,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self.loop.call_later(pauses[0], self.linger, *pauses[1:])
         else:
             self.unread = None
-            self.transport.close()
+            self.transport.closing = True
+            self.transport.inner.close()
 
     # ── How long it stays ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -99,6 +99,21 @@ def protocol_of(channel: Callable) -> GuardedProtocol | None:
     return protocol if isinstance(protocol, GuardedProtocol) else None
 
 
+async def hand_out(answer: Callable, unread: Callable[[], Any], scope: dict, receive: Callable, send: Callable) -> None:
+    """Sends an answer that gives its client something. `unread` is called if it has gone, where our server can tell."""
+    cycle, protocol = cycle_of(receive), protocol_of(receive)  # a connection that is lost has none
+    if getattr(cycle, "disconnected", False):
+        unread()
+    elif protocol is None:
+        await answer(scope, receive, send)
+    else:
+        protocol.unread = unread if protocol.ended else None
+        await answer(scope, receive, send)
+        if not cycle.response_complete:
+            protocol.unread = None
+            unread()
+
+
 class Clients:
     """Whose a request is where there is no ASGI: what a trusted proxy passes on is its client's, as uvicorn has it."""
 

@@ -55,6 +55,12 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Literal["FULL", "NORMAL"],
         "FULL: an answer means it is on disk. NORMAL: faster, and a power cut may undo the last moments.",
     ] = "FULL"
+    max_wal: Annotated[
+        int,
+        "The write-ahead log beside the database is cut before it is longer than this, in MiB, for which reads wait a"
+        " moment. Another program that reads for long keeps it from that: the log names it.",
+        Meta(ge=1, le=65536),
+    ] = 64
     cache_size: Annotated[int, "Memory for SQLite's page cache, in MiB.", Meta(ge=1, le=65536)] = 16
     log_file: Annotated[
         str,

@@ -519,12 +519,6 @@ class ReleaseBody(Shape):
         "Hash of the result, 64 bits, signed or unsigned. Counts when the task needs several verifications: it is"
         " closed when enough workers have given the same.",
     ] = 0
-    delay: Annotated[Delay, "Of a skipped task: seconds for which nobody is assigned it. Refused with others."] = 0
-    attempt: Annotated[
-        Natural,
-        "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."
-        " 0 for whichever it is.",
-    ] = 0
     output: Annotated[
         Raw | UnsetType,
         "What has come of it, any JSON: the result of the task's job, if it has one. Of an object, `state` (`failure`"
@@ -532,6 +526,12 @@ class ReleaseBody(Shape):
         ' JSON: an array is the output, `{{"state": …, "data": …}}` gives both. With `killed` true a failed job has'
         " timed out.",
     ] = UNSET
+    delay: Annotated[Delay, "Of a skipped task: seconds for which nobody is assigned it. Refused with others."] = 0
+    attempt: Annotated[
+        Natural,
+        "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."
+        " 0 for whichever it is.",
+    ] = 0
 
 
 class BulkReleaseBody(Shape):

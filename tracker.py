@@ -16,15 +16,16 @@ found out once in a transaction, and what a function needs is declared where it 
 Beside this module: errors (what is refused) and faults (what fails), shapes (what goes in and out), callers (who calls,
 and what they may), settings, server, listening, protocol and connections (how bytes come in), turns (who goes first),
 browsers (what they may do), attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how
-often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that writes), counts
-(the live ones) and warming (what is read for it), lines and githook (uploads, push events), logfile, names (that people
-choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody
-needs them: pages (the manager UI), dialects/ (other systems' APIs), commands (the command line) with notify (what the
-service manager is told), deletion (of a project).
+often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that writes), clock,
+wal and space (that it does not grow for ever), counts (the live ones) and warming (what is read for it), lines and
+githook (uploads, push events), logs (that workers write), logfile, names (that people choose), waiting (workers that
+wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager
+UI), dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is told),
+deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
-    Logs · Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
+    Tasks · Jobs and templates · Workflows · Task lists · Long operations · Monitoring · Background work ·
     HTTP plumbing · JSON API · Routes and app · In-process · Command line
 
 Nothing refers to a later section but these, as a task, its job and the job's workflow are one state machine:
@@ -42,7 +43,6 @@ import collections
 import contextlib
 import functools
 import hashlib
-import heapq
 import hmac
 import importlib
 import inspect
@@ -134,17 +134,28 @@ from callers import (
 )
 from connections import room_for
 from counts import COUNTED, reads_no_counts
-from database import Clock, Database, load_meta
+from database import NOTE_SET_BACK, Clock, Database, let_age, load_meta, set_back
 from errors import STATUS, MethodNotAllowed, TrackerError, as_raw, decode, encode, given_fields, shaped
 from faults import fault
 from githook import SIGNATURE_HEADERS, check_signed, keys_for, receive_push, signed_by
+from limits import Limit
 from lines import MOST_REPORTED, LineTask, Upload, array_parts, tasks_of
 from logfile import kept_line, open_log_file
+from logs import (
+    LEVEL_NAMES,
+    LEVELS,
+    MOST_LOG_TEXT,
+    list_logs,
+    only_project,
+    query_logs,
+    store_log_entry,
+)
 from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
     Incoming,
     Server,
     decoded,
+    hand_out,
     plain_cycle,
     run_loop,
     uvicorn_config,
@@ -781,7 +792,7 @@ def open_session(tx: Tx, manager: int) -> bytes:
     session = secrets.token_urlsafe(32).encode()
     older = "SELECT id_hash FROM session WHERE manager = ? ORDER BY expires DESC LIMIT 2 OFFSET ?"
     tx.execute(f"DELETE FROM session WHERE id_hash IN ({older})", (manager, MOST_SESSIONS - 1))
-    expires = tx.time + int(tx.settings.session_lifetime)
+    expires = tx.trusted_time + int(tx.settings.session_lifetime)
     tx.execute("INSERT INTO session VALUES (?, ?, ?, ?)", (digest(session), manager, expires, tx.time))
     return session
 
@@ -901,7 +912,7 @@ def list_sessions(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     return tx.all(
         "SELECT lower(substr(hex(id_hash), 1, 16)) AS mark, created, expires FROM session"
         " WHERE manager = ? AND expires > ? ORDER BY created DESC, mark LIMIT 100",
-        (caller.manager.id, tx.time),
+        (caller.manager.id, tx.trusted_time),
     )
 
 
@@ -988,98 +999,6 @@ def make_admin(tx: Tx, username: str, password_hash: str, reset: bool) -> None:
     )
     if row:
         tx.execute("DELETE FROM session WHERE manager = ?", (row["id"],))
-
-
-# ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-LEVELS = {"fatal": 1, "panic": 2, "error": 3, "warn": 4, "info": 5, "debug": 6, "trace": 7}
-LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
-MOST_LOG_ENTRIES = 1000
-MOST_LOG_TEXT = 2**21  # characters after which a page of log entries ends; `before` continues it
-
-
-def store_log_entry(
-    tx: Tx, worker: int, source: str, entry: shapes.TaskEntry, task: int | None, project: int | None
-) -> bool:
-    """Stores a worker's line, unless too many have come from there, or there is no room for it. Whether it did."""
-    size = budgets.line_size(entry.scope, entry.message)
-    if not tx.limits.passes_line(worker, source, size) or not budgets.room_for_line(tx, worker, size):
-        return False
-    tx.execute(
-        "INSERT INTO log_entry (received, time, level, scope, message, worker, task, project)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (tx.time, entry.timestamp, LEVELS[entry.level], entry.scope, entry.message, worker, task, project),
-    )
-    return True
-
-
-def only_project(tx: Tx, worker: int) -> int | None:
-    """The project of a line that names no task: the only one of which the worker holds tasks.
-
-    Most existing clients name none, and their managers want to see a project's log all the same.
-    """
-    rows = tx.all("SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 2", (worker,))
-    return rows[0]["project"] if len(rows) == 1 else None
-
-
-# The lines that the caller may read: a manager those of the projects in which it has READ; with public_logs everybody
-# all but those of hidden projects. Lines of no project are for admins otherwise.
-READABLE_LINES = """(:admin OR project IN (SELECT project FROM manager_role WHERE manager = :manager AND role & 1)
-    OR :public AND NOT EXISTS (SELECT 1 FROM project p WHERE p.id = log_entry.project AND p.hidden))"""
-
-
-def log_reader(tx: Tx, caller: Caller) -> dict[str, Any]:
-    """The parameters of READABLE_LINES. 401 for somebody who is not logged in, unless the settings open the logs."""
-    if not tx.settings.public_logs:
-        logged_in(caller)
-    return {**caller.as_values, "public": tx.settings.public_logs}
-
-
-def list_logs(tx: Tx, caller: Caller, body: shapes.LogsBody) -> list[shapes.LogEntry]:
-    """Log entries that the caller may read, the newest first."""
-    return query_logs(tx, caller, body)
-
-
-def query_logs(tx: Tx, caller: Caller, body: shapes.LogsQuery) -> list[shapes.LogEntry]:
-    """Log entries that the caller may read, the newest first."""
-    reader = log_reader(tx, caller)
-    if body.level is None and body.max_level is None:
-        raise TrackerError("invalid", "is required", "level")
-    levels = [body.level] if body.level else range(1, 1 + (body.max_level or 0))
-    before = (
-        tx.one("SELECT time, id FROM log_entry WHERE id = ?", (body.before,)) if body.before else (INT64_MAX, INT64_MAX)
-    )
-    if before is None:
-        raise TrackerError("not_found", f"no log entry {body.before}", "before")
-    bounds = {"since": body.since or 0, "time": before[0], "id": before[1], "limit": body.limit}
-    cursors = newest_lines(tx, reader, levels, bounds)
-    logs, size = [], 0
-    for row in heapq.merge(*cursors, key=lambda row: (row["time"], row["id"]), reverse=True):
-        data = {"scope": row["scope"], "worker": f"{row['alias']} ({row['worker']})"}
-        logs.append(shaped(shapes.LogEntry, row, timestamp=row["time"], data=encode(data).decode()))
-        size += len(row["message"])
-        if len(logs) == body.limit or size > MOST_LOG_TEXT:
-            break
-    return logs
-
-
-def newest_lines(
-    tx: Tx, reader: dict[str, Any], levels: Iterable[int], bounds: dict[str, int]
-) -> list[Iterator[sqlite3.Row]]:
-    """The lines that the reader may see: several ranges of an index, each in order already, and bounded."""
-    select = (
-        "SELECT log_entry.*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias FROM log_entry"
-        " WHERE {} AND level = :level AND time > :since AND (time, id) < (:time, :id)"
-        " ORDER BY time DESC, id DESC LIMIT :limit"
-    )
-    if reader["admin"] or reader["public"]:
-        return [tx.execute(select.format(READABLE_LINES), {**reader, **bounds, "level": level}) for level in levels]
-    own = "SELECT project FROM manager_role WHERE manager = :manager AND role & 1"
-    return [
-        tx.execute(select.format("project = :project"), {**bounds, "project": row["project"], "level": level})
-        for row in tx.all(own, reader)
-        for level in levels
-    ]
 
 
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1241,30 +1160,6 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
     return found
 
 
-RATE_SLACK = 0.05  # seconds by which one may come late and still be as good as in time
-
-
-class Limit(NamedTuple):
-    """A project's rate limit: of what, so many a second (not 0), and when it was or will be free."""
-
-    kind: str
-    project: int
-    rate: float
-    free: float
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.kind, self.project
-
-    def after(self, tx: Tx, count: int) -> float:
-        """When it is free again after `count` tasks have passed it.
-
-        What came a little late is caught up on, or all such delays would lower the rate: in w seconds
-        rate * (w + RATE_SLACK) + 1 pass at the most. What nobody used for longer is lost, so no burst follows a pause.
-        """
-        return max(self.free, tx.uptime - RATE_SLACK) + min(count / self.rate, 1e12)
-
-
 def delay_at(tx: Tx, limit: Limit, worker: int) -> float:
     """Seconds until the worker's turn at the limit; 0: it is now."""
     return tx.limits.rota.delay(limit.key, worker, limit.free, 1 / limit.rate, tx.uptime)
@@ -1289,7 +1184,9 @@ def submit_task(tx: Tx, credentials: WorkerCredentials, task: NewTask) -> None:
 def charge_submit(tx: Tx, project: Submitter, count: int) -> None:
     if project.submit_rate:
         limit = Limit("submit", project.id, project.submit_rate, project.submit_free_uptime)
-        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx, count), project.id))
+        tx.execute(
+            "UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx.uptime, count), project.id)
+        )
 
 
 INSERT_TASK = (
@@ -1300,6 +1197,7 @@ INSERT_TASK_ONCE = INSERT_TASK.replace(
     "VALUES (?, ?, ?, ?, ?, ?, ?)",
     "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM kept_hash WHERE project = ?1 AND hash64 = ?7)",
 )
+DELAY_TASK = "UPDATE task SET status = 3, not_before = ? WHERE id = ?"
 DUE = NewTask._fields.index("due")  # the columns that are stored as they are come before it
 ROWS = 50  # of one statement: executemany gives up the interpreter and takes it back for each of them
 _VALUES = "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * ROWS)
@@ -1316,9 +1214,7 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) 
     stored = tx.execute(INSERT_TASK_ONCE if keep_hashes else INSERT_TASK, task[:DUE])
     if stored.rowcount != 1:
         return False
-    until = task.due if task.due is None or task.due >= 0 else tx.clock.trusted_unix() - task.due
-    if until is not None and until > tx.clock.trusted_unix():
-        tx.execute("UPDATE task SET status = 3, not_before = ? WHERE id = ?", (until, stored.lastrowid))
+    if task.due is not None and delay_task(tx, stored.lastrowid, task.due):
         tx.counts.move(task.project, "gone", "delayed")
     else:
         tx.counts.move(task.project, "gone", "waiting")
@@ -1326,6 +1222,13 @@ def insert_task(tx: Tx, task: NewTask, keep_hashes: bool, trusted: bool = True) 
     if not trusted:
         budgets.weigh(tx, task.project, budgets.task_weight(task.recipe, task.verification_count))
     return True
+
+
+def delay_task(tx: Tx, task: int, due: float) -> bool:
+    """Delays a new task, unless its time has come already. Whether it did."""
+    now = tx.clock.trusted_unix()
+    until = due if due >= 0 else now - due
+    return until > now and bool(tx.execute(DELAY_TASK, (until, task)).rowcount)
 
 
 def insert_tasks(tx: Tx, tasks: Sequence[NewTask | list], project: int, keep_hashes: bool, trusted: bool = True) -> int:
@@ -1617,7 +1520,7 @@ def limit_of(offer: Offer) -> Limit:
 
 def charge_assign(tx: Tx, charges: Counter[Limit], worker: int) -> float:
     """Sets the rate limiters from which the worker was given so many tasks; seconds until one is free again."""
-    free = {limit: limit.after(tx, taken) for limit, taken in charges.items()}
+    free = {limit: limit.after(tx.uptime, taken) for limit, taken in charges.items()}
     for limit, at in free.items():
         tx.limits.rota.took(limit.key, worker)
         tx.execute("UPDATE project SET assign_free_uptime = ? WHERE id = ?", (at, limit.project))
@@ -1967,13 +1870,14 @@ class Assignment(NamedTuple):
     max_lost_leases: int | None
 
 
-ASSIGNMENT_COLUMNS = "id, project, assignee, job, retries, max_retries, lost_leases" + "".join(
-    f", (SELECT {name} FROM project p WHERE p.id = task.project)" for name in ("retry_delay", "max_lost_leases")
+OF_PROJECT = ", ".join(
+    f"(SELECT {name} FROM project p WHERE p.id = task.project)" for name in ("retry_delay", "max_lost_leases")
 )
 
 
-def find_assignments(tx: Tx, which: str, values: dict[str, Any]) -> list[Assignment]:
-    return list(map(Assignment._make, tx.all(f"SELECT {ASSIGNMENT_COLUMNS} FROM task WHERE {which}", values)))
+def find_assignments(tx: Tx, which: str, values: dict[str, Any], of_project: str = "NULL, NULL") -> list[Assignment]:
+    columns = f"id, project, assignee, job, retries, max_retries, lost_leases, {of_project}"
+    return list(map(Assignment._make, tx.all(f"SELECT {columns} FROM task WHERE {which}", values)))
 
 
 def put_back(tx: Tx, task: Held | Assignment, change: str = "", *values: Any, delay: float = 0.0) -> bool:
@@ -2155,7 +2059,7 @@ def expire_tasks(tx: Tx) -> bool:
     values = {"uptime": tx.uptime, "limit": STEP_TASKS}
     while True:
         record_end(tx, "expired", overdue, values)
-        tasks = find_assignments(tx, overdue, values)
+        tasks = find_assignments(tx, overdue, values, OF_PROJECT)
         for task in tasks:
             lose_lease(tx, task) if task.job is None else expire_job(tx, task)
         if len(tasks) < STEP_TASKS or tx.time_is_up():
@@ -2202,6 +2106,7 @@ JOB_MOVES = {
     "skip": Move(("assigned",), "waiting"),
     "retry": Move(("assigned",), "waiting"),  # an attempt failed or timed out, and is not the last one
     "requeue": Move(("assigned",), "waiting"),
+    "take_back": Move(("assigned",), "waiting"),  # nobody has heard of the assignment
     "close": Move(("assigned",), "succeeded"),
     "fail": Move(("assigned",), "failed"),
     "time_out": Move(("assigned",), "timed_out"),
@@ -2490,7 +2395,7 @@ def charge_trigger(tx: Tx, project: int) -> None:
     check_rate(row["submit_free_uptime"] - tx.uptime)
     if row["submit_rate"]:
         limit = Limit("submit", project, row["submit_rate"], row["submit_free_uptime"])
-        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx, 1), project))
+        tx.execute("UPDATE project SET submit_free_uptime = ? WHERE id = ?", (limit.after(tx.uptime, 1), project))
 
 
 def charge_worker(tx: Tx, caller: Caller, project: int) -> None:
@@ -2636,6 +2541,7 @@ def insert_job_alone(tx: Tx, columns: dict[str, Any]) -> sqlite3.Row:
     if columns.get("workflow_job") is None:
         tx.limits.check_disk()
     budgets.check_room_in(tx, columns["project"], budgets.text_size(columns.values()))
+    tx.execute(NOTE_SET_BACK, (tx.now,))
     row = tx.insert("job", {**columns, "token": new_token(), "created": tx.now, "updated": tx.now})
     job_happens(tx, "made", row)
     add_job_line(tx, row["id"], f"created by {maker_of(tx, row)}")
@@ -3054,7 +2960,7 @@ def find_jobs(
 
     With a caller: of all the projects that this manager may read. Costs the same however many jobs there are.
     """
-    values = msgspec.structs.asdict(query)
+    values = msgspec.structs.asdict(query) | {"set_back": set_back(tx)}
     of = [f"{name} = :{name}" for name in ("template", "project") if values[name] is not None]
     where, match = of[:1] or ["TRUE"], ["TRUE", *of[1:]]  # one has an index, the other is looked at
     if query.state is not None:
@@ -3064,14 +2970,14 @@ def find_jobs(
         values["manager"] = caller.manager.id
     last = query.before
     if query.end is not None:
-        row = tx.one("SELECT id FROM job WHERE created < :end + 1 ORDER BY created DESC, id DESC LIMIT 1", values)
-        last = min(last, row["id"] + 1) if row else 0
+        later = "SELECT id FROM job WHERE created >= :end + 1 + :set_back ORDER BY created, id LIMIT 1"
+        last = min(last, *(row["id"] for row in tx.execute(later, values)), INT64_MAX)
         match.append("created < :end + 1")
     if query.start is not None:
-        row = tx.one("SELECT id FROM job WHERE created >= :start ORDER BY created, id LIMIT 1", values)
-        where.append("id >= :first")
+        earlier = "SELECT id FROM job WHERE created < :start - :set_back ORDER BY created DESC, id DESC LIMIT 1"
+        where.append("id > :first")
         match.append("created >= :start")
-        values["first"] = row["id"] if row else INT64_MAX
+        values["first"] = max((row["id"] for row in tx.execute(earlier, values)), default=0)
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
 
@@ -3087,8 +2993,9 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
     while template is not None:
         row = tx.one("SELECT keep_count, keep_time FROM template WHERE id = ?", (template,))
         keep_count, keep_time = row or (None, None)
-        before = tx.now - (keep_time or tx.settings.job_retention)
-        values = {"template": template or None, "before": before, "keep": keep_count, "limit": STEP_TASKS}
+        age = keep_time or tx.settings.job_retention
+        let_age(tx, "job", limit=STEP_TASKS, template=template or None)
+        values = {**tx.ages(age), "template": template or None, "keep": keep_count, "limit": STEP_TASKS}
         due = tx.all(DUE_JOBS, values)
         for job in due:
             delete_job(tx, job["id"])
@@ -3103,9 +3010,10 @@ def prune_jobs(tx: Tx, template: int) -> int | None:
 
 
 DUE_JOBS = """
-    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL AND finished < max(:before, ifnull((
-        SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND :keep IS NOT NULL
-        ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0))
+    SELECT id FROM job WHERE template IS :template AND finished IS NOT NULL
+        AND finished < min(:certain, max(:before, ifnull((
+            SELECT finished FROM job WHERE template IS :template AND finished IS NOT NULL AND finished <= :now
+                AND :keep IS NOT NULL ORDER BY finished DESC LIMIT 1 OFFSET ifnull(:keep, 1) - 1), 0)))
     ORDER BY finished LIMIT :limit
 """
 
@@ -3459,6 +3367,23 @@ def requeue_tasks(tx: Tx, which: str, values: dict[str, Any]) -> int:
         if task.job is not None:
             move_job(tx, task.job, "requeue", "taken back by a manager; waiting again")
     return len(tasks)
+
+
+def take_back(tx: Tx, worker: int, tasks: Sequence[tuple[int, int]]) -> int:
+    """Makes tasks (ids and attempts) ready that the worker holds and has not heard of, as if it had never held them.
+
+    How many. What a rate limit counted stays counted.
+    """
+    held = "id = :id AND attempt = :attempt AND assignee = :worker"
+    values = ({"id": task, "attempt": attempt, "worker": worker} for task, attempt in tasks)
+    found = [task for each in values for task in find_assignments(tx, held, each)]
+    for task in found:
+        put_back(tx, task, ", attempt = attempt - 1")
+        if task.job is not None:
+            change = ", started = iif(attempts > 1, started, NULL), attempts = attempts - 1"
+            said = "its worker had gone before it could hear of it; waiting again"
+            move_job(tx, task.job, "take_back", said, change=change)
+    return len(found)
 
 
 def set_priorities(tx: Tx, which: str, values: dict[str, Any]) -> int:
@@ -3959,8 +3884,8 @@ MOST_SNAPSHOTS = 10_080  # a week at the default interval
 @needs(SEES)
 def get_snapshots(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.LastSnapshots) -> list[shapes.Snapshot]:
     """The last snapshots of a project, the newest first."""
-    newest = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp DESC LIMIT ?"
-    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], query.count))]
+    newest = "SELECT * FROM snapshot WHERE project = ? AND time_stamp <= ? ORDER BY time_stamp DESC LIMIT ?"
+    return [shaped(shapes.Snapshot, row) for row in tx.all(newest, (project["id"], tx.time, query.count))]
 
 
 @needs(SEES)
@@ -4022,8 +3947,9 @@ PRUNE = {
          AND s.time_stamp < :snapshots_before LIMIT :limit)""",
     "session": """DELETE FROM session WHERE id_hash IN
         (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
+    "endless session": "UPDATE session SET expires = :last_end WHERE expires > :last_end",  # the clock was set back
     "tally_hour": """DELETE FROM tally_hour WHERE (hour, project, worker) IN
-        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour LIMIT :limit)""",
+        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour OR hour > :last_hour LIMIT :limit)""",
     "assignment": """DELETE FROM assignment WHERE id IN (SELECT id FROM assignment ORDER BY id LIMIT :limit)
         AND (end_time < :history_before OR id <= (SELECT MAX(id) FROM assignment) - :most_assignments)""",
     "template": """DELETE FROM template WHERE id IN (SELECT id FROM template t WHERE deleted IS NOT NULL
@@ -4046,17 +3972,20 @@ PRUNE = {
 
 def prune(tx: Tx, table: str) -> bool:
     """Deletes some rows of the table that are too old or no longer used. Whether there may be more."""
+    let_age(tx, table, limit=PIECE_TASKS)
     deleted = tx.execute(
         PRUNE[table],
         {
-            "now": tx.time,
+            "now": tx.before(0),
             "uptime": tx.uptime,
-            "logs_before": tx.time - tx.settings.log_retention,
-            "snapshots_before": tx.time - tx.settings.snapshot_history,
-            "history_before": tx.time - tx.settings.history_retention,
-            "lines_before": tx.time - max(tx.settings.history_retention, LINES_RETENTION),
+            "logs_before": tx.before(tx.settings.log_retention),
+            "snapshots_before": tx.before(0) - tx.settings.snapshot_history,
+            "history_before": tx.before(tx.settings.history_retention),
+            "lines_before": tx.before(max(tx.settings.history_retention, LINES_RETENTION)),
             "most_assignments": MOST_ASSIGNMENTS,
-            "first_hour": tx.time // 3600 - TALLY_HOURS,
+            "first_hour": tx.before(0) // 3600 - TALLY_HOURS,
+            "last_hour": tx.future / 3600,
+            "last_end": tx.trusted_time + tx.settings.session_lifetime,
             "limit": PIECE_TASKS,
         },
     ).rowcount
@@ -4077,6 +4006,8 @@ forget_workers, forget_managers = (functools.partial(forget_nobodies, what=what)
 EXPIRY_INTERVAL = 0.5  # seconds; a task is back well within two seconds of its deadline
 TALLY_INTERVAL = 60.0  # so exactly an hour's tasks are told apart from the next one's
 PRUNE_INTERVAL = 600.0
+SPACE_INTERVAL = 60.0
+PRUNE_DELAY = 300.0  # after the start: a clock may be set right, or somebody may see that it is not
 DISK_INTERVAL = 1.0
 
 
@@ -4129,7 +4060,8 @@ class Tracker:
         self._repeat(self.settings.snapshot_interval, self.snapshot)
         self._repeat(TALLY_INTERVAL, self.roll_tallies)
         self._repeat(TALLY_INTERVAL, self.forget_pauses)
-        self._repeat(PRUNE_INTERVAL, self.prune)
+        self._repeat(SPACE_INTERVAL, self.db.space.shrink)
+        self._repeat(PRUNE_INTERVAL, self.prune, min(PRUNE_DELAY, PRUNE_INTERVAL))
 
     async def catch_up(self) -> None:
         """When a dialect was not there while a tracker ran on this file, they learn of what was missed."""
@@ -4158,8 +4090,9 @@ class Tracker:
         for handler in self.log_lines.handlers:
             handler.close()
 
-    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]]) -> None:
+    def _repeat(self, interval: float, work: Callable[[], Awaitable[None]], delay: float = 0) -> None:
         async def forever() -> None:
+            await asyncio.sleep(delay)
             while True:
                 try:
                     await work()
@@ -4290,6 +4223,8 @@ class Reply(NamedTuple):
         body = self.body()
         if cycle := plain_cycle(send):
             return await write_at_once(cycle, self.status, JSON_FIELDS.written, self.headers, body, self.unread)
+        if self.unread:
+            return await hand_out(self._replace(unread=None), self.unread, scope, receive, send)
         headers = [*JSON_HEADERS, *self.headers]
         if self.status != 204:
             headers.append((b"content-length", b"%d" % len(body)))
@@ -5046,15 +4981,35 @@ def answer_with_tasks(
         polls.in_vain(credentials.id, projects)
         return Reply(ok=False, message=NO_TASK, reason=assigned.reason)
     content = {"tasks": assigned.tasks} if count else {"task": assigned.tasks[0]}
-    return Reply(content, unread=functools.partial(give_back, database, credentials, assigned.tasks))
+    return Reply(content, unread=functools.partial(give_back, database, credentials.id, attempts_at(assigned.tasks)))
 
 
-def give_back(database: Database, credentials: WorkerCredentials, tasks: list[Task]) -> asyncio.Future:
-    """Makes tasks ready again at once whose assignee has gone before it could hear of them."""
-    releases = [shapes.ReleaseBody(task.id, SKIP) for task in tasks]
-    done = database.write(release_tasks, credentials, releases, long=True)
+def give_back(database: Database, worker: int, tasks: list[tuple[int, int]]) -> asyncio.Future:
+    """Makes tasks (ids and attempts) ready again at once whose assignee has gone before it could hear of them.
+
+    Empties the list: what is told twice is done once, as by then the worker may hold the same attempt anew.
+    """
+    back, tasks[:] = tuple(tasks), []
+    done = database.write(take_back, worker, back, long=True)
     done.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody looks
     return done
+
+
+def attempts_at(tasks: Iterable[Task]) -> list[tuple[int, int]]:
+    return [(task.id, task.attempt) for task in tasks]
+
+
+class HandedOut(NamedTuple):
+    """A dialect's answer that gives its worker these tasks; they are given back if it has gone and does not read it."""
+
+    answer: Answer
+    database: Database
+    worker: int
+    tasks: list[tuple[int, int]]
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        back = functools.partial(give_back, self.database, self.worker, self.tasks)
+        await hand_out(self.answer, back, scope, receive, send)
 
 
 async def hold_poll(call: Call, worker: int | str, projects: Sequence[int | str]) -> None:
@@ -5075,7 +5030,7 @@ async def wait_for_task(
             projects, attempt, wait, gone, least, call.waits_at, credentials.id
         )
         if assigned.tasks and gone.done():
-            await give_back(call.tracker.db, credentials, assigned.tasks)
+            await give_back(call.tracker.db, credentials.id, attempts_at(assigned.tasks))
             return Assigned([], "You had gone")
         return assigned
     finally:

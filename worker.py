@@ -104,6 +104,7 @@ class Refused(Exception):
     status: int
     message: str
     code: str = ""  # what kind of refusal it is, for programs; empty from a server that is older than this
+    reason: str = ""  # why there is no task
 
     def __str__(self) -> str:
         return self.message
@@ -413,7 +414,8 @@ class Client:
             )
         if status >= 400 or answer.get("ok") is not True:
             code = answer.get("code")
-            raise Refused(status, _message(response), code if isinstance(code, str) else "")
+            reason = str(answer.get("reason") or "")
+            raise Refused(status, _message(response), code if isinstance(code, str) else "", reason)
         content = answer.get("content")
         return content if isinstance(content, dict) else {}
 
@@ -1215,20 +1217,23 @@ RESULTS = ("done", "failed", "skipped")
 NO_TASK = "no task available"
 
 
-def take_tasks(client: Client, projects: Sequence[int], count: int, wait: float) -> list[dict[str, Any]]:
-    """The tasks that the tracker hands out, after so many seconds at the most. Refused when it may not hand us any."""
+def take_tasks(client: Client, projects: Sequence[int], count: int, wait: float) -> tuple[list[dict[str, Any]], str]:
+    """The tasks that the tracker hands out, after so many seconds at the most, and why there is none.
+
+    Refused when it may not hand us any.
+    """
     query = "&".join(f"project={project}" for project in projects)
     path = f"/task/get?{query}&count={count}" + (f"&wait={wait}" if wait else "")
     try:
         content = client.call("GET", path).content
     except Refused as refused:
         if refused.status == 200:  # "No task available" is no error
-            return []
+            return [], refused.reason
         raise
     tasks = content.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(task, dict) and "id" in task for task in tasks):
         raise Fail(f"{client.server} answered /task/get with something that is no list of tasks")
-    return tasks
+    return tasks, ""
 
 
 def extend_leases(client: Client, assignments: Sequence[Assignment]) -> list[bool]:
@@ -1264,11 +1269,13 @@ def are_done(client: Client, projects: Sequence[int]) -> bool:
     return not any(project.get(name) for project in all_shown for name in Overview.UNFINISHED)
 
 
-def why_nothing(client: Client, projects: Sequence[int]) -> str:
-    """Why there is no task for us."""
+def why_nothing(client: Client, projects: Sequence[int], reason: str) -> str:
+    """Why there is no task for us, for which the tracker has given this reason."""
     paused = [project for project in projects if shown(client, "project", project).get("paused") is True]
     if paused:
         return f"{NO_TASK}: project {', '.join(map(str, paused))} paused by a manager"
+    if "You have failed" in reason:  # or nobody would know why tasks are left
+        return f"{NO_TASK}: {printable(reason)}"
     return NO_TASK
 
 
@@ -2416,6 +2423,7 @@ class Taker(threading.Thread):
         self.projects: list[int] = runner.args.project
         self.until_empty: bool = runner.args.until_empty
         self.wait = 0 if self.until_empty else self.WAIT
+        self.reason = ""
         self.is_last = False  # if there is no task now, none will come
         self.pause = self.FIRST_PAUSE
         self.next_look = 0.0
@@ -2434,7 +2442,7 @@ class Taker(threading.Thread):
         """Takes so many tasks, or what there is. Halted when there is none and none will come."""
         settled = self.runner.tally.total()
         try:
-            tasks = take_tasks(self.client, self.projects, wanted, self.wait)
+            tasks, self.reason = take_tasks(self.client, self.projects, wanted, self.wait)
         except Refused as refused:
             self._refused(refused)
             return
@@ -2482,8 +2490,8 @@ class Taker(threading.Thread):
 
     def _why_nothing(self) -> str:
         """Why there is no task for us."""
-        why = why_nothing(self.client, self.projects)
-        if self.until_empty and self.runner.held and "paused" not in why:
+        why = why_nothing(self.client, self.projects, self.reason)
+        if self.until_empty and self.runner.held and "paused by" not in why:
             return "nothing is left but what was skipped already"
         return why
 
@@ -3480,7 +3488,7 @@ class Tracker:
             taken: list[TakenTask] = []
             asked = time.monotonic()
             try:
-                self._finishing(lambda client: self._ask(client, projects, wait, timeout, taken))  # noqa: B023
+                reason = self._finishing(lambda client: self._ask(client, projects, wait, timeout, taken))  # noqa: B023
                 if taken:
                     self._display.state("")
                     return taken[0]
@@ -3488,7 +3496,7 @@ class Tracker:
                     return None
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + self.SILENCE
-                    self._display.state(why_nothing(self.client, projects))
+                    self._display.state(why_nothing(self.client, projects, reason))
                 if wait:
                     self._halt.sleep(max(0.0, asked + 1 - time.monotonic()))  # trackers need not let us wait
                 wait = Taker.WAIT_FOR_OURS if until_done and self._held else Taker.WAIT
@@ -3504,13 +3512,14 @@ class Tracker:
                     admission.wait(refused, projects)
         return None
 
-    def _ask(self, client: RunClient, projects: list[int], wait: float, timeout: float, taken: list[TakenTask]) -> None:
-        """Asks for a task, and notes the one that comes as ours."""
+    def _ask(self, client: RunClient, projects: list[int], wait: float, timeout: float, taken: list[TakenTask]) -> str:
+        """Asks for a task, and notes the one that comes as ours. Why there is none."""
         with self._changed:
             self._asking += 1
         try:
-            for task in take_tasks(client, projects, 1, wait):
-                taken.append(TakenTask(self, Assignment(task), timeout))
+            tasks, reason = take_tasks(client, projects, 1, wait)
+            taken += [TakenTask(self, Assignment(task), timeout) for task in tasks]
+            return reason
         finally:
             with self._changed:
                 for earlier in self._held:  # its lease has ended, and it must say no more

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import aiosqlite
 
+from clock import BACK
 from counts import Counts
 from errors import TrackerError
 from faults import cannot_write, is_of_the_file, primary_code
@@ -64,6 +65,24 @@ class Tx:
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
         self.turn: Callable[[], float] = lambda: self.STEP_SECONDS
+
+    @property
+    def trusted_time(self) -> int:
+        """The unix time by which a login ends: that of a clock which is wrong ends none, and makes none endless."""
+        return int(self.clock.trusted_unix())
+
+    def before(self, seconds: float) -> float:
+        """What was noted before this (unix time) is older than so many seconds for certain: retention goes by it."""
+        return self.clock.before(seconds)
+
+    @property
+    def future(self) -> float:
+        """What is noted as of after this was noted by a clock that was wrong; infinite while this one may be."""
+        return self.now + BACK if self.clock.trusted else math.inf
+
+    def ages(self, seconds: float) -> dict[str, float]:
+        """For a statement: `before`; `certain`, before which no clock in doubt has noted anything since then; `now`."""
+        return {"before": self.before(seconds), "certain": self.clock.certain(seconds), "now": self.now}
 
     def spent(self) -> float:
         """How long this transaction has been going on, in seconds: long operations stop in time for others."""
@@ -224,7 +243,9 @@ def answer_to(error: Exception) -> Exception:
 
 
 def save_uptime(tx: Tx) -> None:
+    """Keeps what the next run goes on from: the uptime, and what is known of the clock."""
     tx.execute("UPDATE meta SET value = ? WHERE key = 'uptime'", (tx.uptime,))
+    tx.execute("INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (tx.clock.known(),))
 
 
 # One commit
@@ -267,10 +288,13 @@ class Committer:
         self.limits = limits or Limits(settings, clock.uptime)
         self.connection = writer.connection
         self.first_came = -math.inf
+        self.after_commit: Callable[[], None] = lambda: None
         self.uptime_saved = math.inf  # until it has been loaded
 
     async def commit(self, batch: list[Write], on_thread: bool) -> Committed:
         """Commits a batch. While another program holds the file, nothing has happened yet, and the loop goes on."""
+        if getattr(batch[0].function, "outside", False):
+            return await self.run_outside(batch[0])
         ends = time.monotonic() + self.LOCK_PATIENCE
         while True:
             try:
@@ -289,11 +313,20 @@ class Committer:
         try:
             done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
             await self.writer.run(self.connection.execute, "COMMIT")
+            self.after_commit()
             return done
         except BaseException:
             if self.connection.in_transaction:
                 await self.writer.run(self.connection.execute, "ROLLBACK")
             raise
+
+    async def run_outside(self, call: Write) -> Committed:
+        """Runs a call that is for the file, and not a part of any transaction."""
+        try:
+            outcome = await self.writer.run(call.function, self.connection, *call.args), None
+        except sqlite3.Error as error:
+            outcome = None, cannot_write(error)
+        return Committed([(call, outcome)], [], [])
 
     def run_batch(self, batch: list[Write]) -> Committed:
         """Runs a batch in a transaction. Savepoints are for the rare one in which a call fails after it has written."""
@@ -394,6 +427,13 @@ class WriteQueue:
         if first:
             self.turns.urgent = True
         (self.first if first else self.long if long else self.short).append(Write(told, function, args, first))
+        self.wanted.set()
+
+    def put_outside(self, told: Told, function: Callable) -> None:
+        """Queues a call of one that runs outside of any transaction (see wal.py): before the other long ones."""
+        if self.closed:
+            raise TrackerError("unavailable", "The tracker is stopping")
+        self.long.insert(0, Write(told, function, ()))
         self.wanted.set()
 
     async def close(self) -> None:

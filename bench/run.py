@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import latency
+import readers
 import size
 import testflinger
 import throughput
@@ -25,7 +26,7 @@ import ui
 from figures import BENCHMARKS, LONG, NOTES, machine, positive, table
 from harness import ROOT, Lab, require_tools, say
 
-GROUPS = [throughput, latency, size, ui, testflinger]
+GROUPS = [throughput, latency, size, ui, testflinger, readers]
 NAMES = [name for group in GROUPS for name, run in BENCHMARKS.items() if run.__module__ == group.__name__]
 
 

@@ -383,11 +383,11 @@ def authenticate(tx: Tx, ask: Ask) -> Caller:
         (key,),
     )
     if row:
-        stale = tx.time - (row["last_used"] or 0) >= LAST_USED_STEP
+        stale = abs(tx.time - (row["last_used"] or 0)) >= LAST_USED_STEP
         return Caller("admin" if row["admin"] else "token", row["id"], manager=row["manager"], stale=stale)
     row = tx.one(
         "SELECT a.* FROM theeye_login l JOIN theeye_agent a ON a.id = l.agent WHERE l.hash = ? AND l.expires > ?",
-        (key, tx.time),
+        (key, tx.trusted_time),
     )
     if row is None:
         raise Refusal("unauthorized", "Unauthorized", **{"WWW-Authenticate": "Bearer"})
@@ -410,9 +410,9 @@ def log_in(tx: Tx, ask: Ask, caller: None) -> str:
     tx.execute(
         "DELETE FROM theeye_login WHERE agent = :agent AND (expires <= :now OR hash NOT IN"
         " (SELECT hash FROM theeye_login WHERE agent = :agent ORDER BY expires DESC LIMIT :most))",
-        {"agent": row["id"], "now": tx.time, "most": MOST_LOGINS - 1},
+        {"agent": row["id"], "now": tx.trusted_time, "most": MOST_LOGINS - 1},
     )
-    values = (tracker.digest(token.encode()), row["id"], tx.time + LOGIN_LIFETIME)
+    values = (tracker.digest(token.encode()), row["id"], tx.trusted_time + LOGIN_LIFETIME)
     tx.execute("INSERT INTO theeye_login VALUES (?, ?, ?)", values)
     tx.seen.add(row["worker"])
     return token
@@ -445,7 +445,8 @@ def note_host(tx: Tx, project: int, hostname: Any, version: Any = None, info: An
         name = tracker.find_project(tx, project)["name"]
         says = f"project {name} is for the jobs of host {host['hostname']}; each host has a project of its own"
         raise Refusal("forbidden", f"hostname {hostname} is refused: {says}")
-    if host is None or version is not None or info is not None or tx.time - host["last_seen"] >= LAST_SEEN_STEP:
+    news = host is None or version is not None or info is not None
+    if news or abs(tx.time - host["last_seen"]) >= LAST_SEEN_STEP:
         store_host(tx, project, hostname, version, None if info is None else tracker.encode(info).decode())
 
 
@@ -1053,10 +1054,14 @@ def keep_alive(tx: Tx, ask: Ask, caller: Caller) -> None:
     tracker.authenticate(tx, caller.worker)  # it was seen, too
 
 
-NO_JOBS: dict[str, Any] = {"jobs": []}
+class Fetched(NamedTuple):
+    """The jobs that an agent is given, and their tasks."""
+
+    jobs: list[dict[str, Any]]
+    tasks: list[tracker.Task]
 
 
-def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
+def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> Fetched:
     """GET /job?hostname=: the next job for the agent, assigned to its worker.
 
     A rate limit or a pause is no error to an agent: there is no job for it now.
@@ -1070,7 +1075,10 @@ def fetch_job(tx: Tx, ask: Ask, caller: Caller) -> dict[str, Any]:
         except TrackerError as error:
             if error.code != "too_fast":
                 raise
-    return {"jobs": [fetched_job(tx, ask, objects, tracker.find_job(tx, task.job.id)) for task in tasks]}
+    return Fetched([fetched_job(tx, ask, objects, tracker.find_job(tx, task.job.id)) for task in tasks], tasks)
+
+
+NOTHING_FETCHED = Fetched([], [])
 
 
 def fetched_job(tx: Tx, ask: Ask, objects: Objects, job: sqlite3.Row) -> dict[str, Any]:
@@ -1325,12 +1333,15 @@ class Door(BaseRoute):
         try:
             ask = ask._replace(body=await self.read_body(call, ask, entry))
             content, caller = await (db.read if entry.reads else db.write)(answer, ask, entry)
-            if content == NO_JOBS:
+            if content == NOTHING_FETCHED:
                 await tracker.hold_poll(call, caller.worker.id, (caller.project,))
             if caller and caller.stale:
                 await db.write(note_use, caller.id)
             if content is None:
                 return nothing()
+            if isinstance(content, Fetched):
+                fetched = as_json({"jobs": content.jobs})
+                return tracker.HandedOut(fetched, db, caller.worker.id, tracker.attempts_at(content.tasks))
             if isinstance(content, Part):
                 headers = {"Warning": f'199 tracker "the list is cut: {content.cut}"'} if content.cut else {}
                 return as_json(content.objects, headers=headers)

@@ -585,7 +585,7 @@ class Story:
 
     def begin_in_lab(self, agent: str, queue: str, job: str) -> None:
         """An agent gets this job, and comes as far as its test."""
-        assert self.do(testflinger_domain.pick_job, None, [queue], agent)["job_id"] == job
+        assert self.do(testflinger_domain.pick_job, None, [queue], agent).shown["job_id"] == job
         self.say_in_lab(agent, job, "setup", "Cleaning the work folder\n")
         self.report_in_lab(agent, job, "provision", setup_status=0)
         for percent in range(0, 101, 10):

@@ -256,6 +256,11 @@ class Jobs(Queue):
         body = shapes.ReleaseBody(task, result, output=output, **more)
         return self.do(tracker.release_task, worker or self.worker, body)
 
+    def take_back(self, task: int, worker: Any = None) -> int:
+        """The worker has gone before it could hear of the task."""
+        attempt = self.task(task)["attempt"]
+        return self.do(tracker.take_back, (worker or self.worker).id, [(task, attempt)])
+
     def run(self, result: int = OK, output: Any = UNSET) -> str:
         """A worker is assigned the next task, which is a job's, and releases it: the job's id."""
         task = self.assigned()
@@ -600,6 +605,7 @@ def discard_bulk_submit(tx: Tx, operation: int) -> None:
 OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "submit": lambda p: (tracker.submit_task, (p.worker, new_task(p.first, hash64=50))),
     "submit a unique string": lambda p: (tracker.submit_task, (p.worker, new_task(p.first, unique_string="x"))),
+    "submit a delayed task": lambda p: (tracker.submit_task, (p.worker, new_task(p.first)._replace(due=-60.0))),
     "submit many": lambda p: (tracker.submit_tasks, (p.worker, [new_task(p.first, hash64=n) for n in range(60, 130)])),
     "assign": lambda p: (tracker.assign_tasks, (p.worker, [p.first])),
     "assign many of two projects": lambda p: (tracker.assign_tasks, (p.worker, [p.second, p.first], 4)),
@@ -609,6 +615,11 @@ OPERATIONS: dict[str, Callable[[Place], Operation]] = {
     "fail at last": lambda p: release(p, "with one attempt", FAIL),
     "fail": lambda p: release(p, "with two attempts", FAIL),
     "skip": lambda p: release(p, "plain", SKIP),
+    "skip with a delay": lambda p: (
+        tracker.release_task,
+        (p.worker, shapes.ReleaseBody(p.held["plain"], SKIP, delay=60)),
+    ),
+    "extend": lambda p: (tracker.extend_tasks, (p.worker, [shapes.Extension(p.held["plain"], 9e4)])),
     "verify": lambda p: release(p, "to verify"),
     "verify and close": lambda p: release(p, "verified"),
     "verify differently": lambda p: release(p, "verified differently", verification=8),

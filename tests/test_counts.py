@@ -165,9 +165,10 @@ COUNTING = {  # the functions that change tasks, each of which counts that, or c
         "delete_tasks",
         "close_tasks",
         "close_plain_tasks",
-        "retry_tasks",
+        "DELAY_TASK",
+        "make_ready",
     ),
-    *("set_priorities", "renew_lease"),
+    *("set_priorities", "extend_lease"),
 }
 
 

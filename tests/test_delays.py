@@ -280,6 +280,15 @@ def test_a_delayed_task_can_be_deleted(queue: Jobs, way: str) -> None:
     assert (queue.counts(), queue.rows("SELECT * FROM task")) == ({}, [])
 
 
+def test_a_project_is_deleted_with_its_delayed_tasks(queue: Jobs) -> None:
+    submit_later(queue)
+    queue.trigger(queue.create_template())
+    queue.finish_job(queue.assigned()["id"], SKIP, delay=30)
+    operation = queue.do(tracker.begin_deletion, queue.session, queue.project)
+    queue.finish(operation)
+    assert queue.rows("SELECT * FROM task") == queue.rows("SELECT * FROM project") == []
+
+
 def test_delayed_tasks_are_listed_and_found(queue: Jobs) -> None:
     found, _, _ = submit_later(queue), queue.submit(), submit_later(queue, priority=3)
     for wanted, count in ((TaskFilter("delayed"), 2), (TaskFilter("delayed", "RECIPE", priority=0), 1)):
@@ -294,7 +303,7 @@ def test_delayed_tasks_count_as_left_to_do(queue: Jobs) -> None:
     assert (project["delayed_task_count"], project["waiting_task_count"]) == (1, 0)
     (row,) = queue.rows("SELECT * FROM project")
     assert queue.do(lambda tx: pages.pace(tx, row)["left"]) == 1
-    queue.do(tracker.take_snapshots, 0, START + 1)
+    queue.do(tracker.take_snapshots, 0, START)
     (snapshot,) = queue.do(tracker.get_snapshots, None, queue.project, shapes.LastSnapshots(1))["snapshots"]
     assert snapshot["new_task_count"] == 1
 
@@ -398,6 +407,22 @@ def test_a_tasks_page_and_list_show_when_it_is_ready(site: Site) -> None:
     for path in (f"/ui/projects/{project}/tasks?state=delayed", "/ui/tasks/1"):
         page = site.admin.http.get(path).text
         assert "Make ready" in page and "Ready in" in page and ("1 h 59" in page or "2 h" in page), path
+
+
+def test_a_jobs_page_shows_when_it_is_ready(house: House) -> None:
+    house.site.admin.update_project(house.project, retry_delay=1000)
+    client, door = NativeClient(house), NativeAgent(house)
+    job = client.submit_with_attempts(2)
+    assert "delayed: ready in" not in house.site.admin.http.get(f"/ui/jobs/{job}").text
+    door.fail(door.assign())
+    assert "delayed: ready in" in house.site.admin.http.get(f"/ui/jobs/{job}").text
+
+
+def test_the_form_of_a_new_project_proposes_a_pause_between_attempts(site: Site) -> None:
+    form = site.admin.http.get("/ui/projects/new").text
+    assert 'name="retry_delay" type="number" value="5"' in form
+    made = site.admin.project(site.admin.create_project())
+    assert (made["retry_delay"], made["max_lost_leases"]) == (0, None)
 
 
 def test_all_actions_have_words(queue: Jobs) -> None:

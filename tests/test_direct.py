@@ -147,6 +147,10 @@ class House:
         yield "another", [request(get, "/api/task/get/1"), request(post, "/api/task/release", release(4, result=1))], 2
         yield "not held", [request(post, "/task/release", release(5))], 1
         yield "never there", [request(post, "/task/release", release(99))], 1
+        more = b'{"task_id": 6, "seconds": 9e8}'
+        yield "more time", [request(get, "/task/get/1"), request(post, "/task/extend", more)], 2
+        for body in (b'{"extensions": [%b, {"task_id": 99, "seconds": 1}]}' % more, b"{}", b'{"extensions": 1}', b"["):
+            yield f"more time by {body[:20]!r}", [request(post, "/task/extend", body)], 1
         few = json.dumps({"requests": [{"project": self.project, "recipe": f"bulk {n}"} for n in range(5)]}).encode()
         bad = few.replace(b"bulk 3", b"bulk\\u0000")
         many = json.dumps([{"project": self.project, "recipe": f"{n}"} for n in range(200)]).encode()
@@ -154,10 +158,10 @@ class House:
             yield f"a bulk of {body[:30]!r} ({len(body)})", [request(post, "/task/bulk_submit", body)], 1
         yield (
             "many tasks",
-            [request(get, "/task/get/1?count=3"), request(post, "/task/bulk_release", releases(5, 6))],
+            [request(get, "/task/get/1?count=3"), request(post, "/task/bulk_release", releases(7, 8))],
             2,
         )
-        for body in (releases(7, 99), releases(*range(5, 300)), releases(5, result=9), b"{", b'{"releases": null}'):
+        for body in (releases(9, 99), releases(*range(9, 300)), releases(9, result=9), b"{", b'{"releases": null}'):
             yield f"a release of {body[:40]!r} ({len(body)})", [request(post, "/task/bulk_release", body)], 1
         yield "too many releases", [request(post, "/task/bulk_release", releases(*range(1, 3000)))], 1
         yield "no such result", [request(post, "/task/release", release(1, result=9))], 1
@@ -206,8 +210,9 @@ class House:
     def lasting(self, answer: bytes) -> bytes:
         """The answer without what the moment says."""
         answer = re.sub(rb"date: [^\r]*", b"date: ...", answer)
-        answer = re.sub(rb'"(rate_limit_delay|assign_time|created)":[\d.]+', rb'"\1":0', answer)
-        return re.sub(rb"content-length: \d+", b"content-length: n", answer) if b"rate_limit" in answer else answer
+        answer = re.sub(rb'"(rate_limit_delay|assign_time|created|left)":[\d.]+', rb'"\1":0', answer)
+        varies = b"rate_limit" in answer or b'"left"' in answer
+        return re.sub(rb"content-length: \d+", b"content-length: n", answer) if varies else answer
 
 
 @pytest.fixture
@@ -238,6 +243,7 @@ def test_a_hot_call_is_answered_as_by_asgi_byte_for_byte(
         old = "an old client's" in name  # whose answers only the short way mends
         assert answers == by_asgi[name] or old, name
     assert b'"task":{"id":' in direct["a task"][0] and b'"updated":true' in direct["a task"][1]
+    assert b'"held":true' in direct["more time"][1]
 
 
 def test_the_same_work_is_done_without_asgi_and_by_it(
@@ -258,8 +264,10 @@ def test_a_cycle_of_a_worker_needs_no_asgi(site: Site, hot_calls: list[str]) -> 
     project = site.admin.create_project()
     worker = site.create_worker(project)
     worker.submit(project)
-    assert worker.released(worker.assigned(project)["id"])
-    assert hot_calls == ["/task/submit", "/task/get/{project}", "/task/release"]
+    task = worker.assigned(project)["id"]
+    worker.http.post("/task/extend", json={"task_id": task, "seconds": 1})
+    assert worker.released(task)
+    assert hot_calls == ["/task/submit", "/task/get/{project}", "/task/extend", "/task/release"]
 
 
 def test_neither_does_one_in_batches(site: Site, hot_calls: list[str]) -> None:

@@ -36,6 +36,7 @@ EVENTS: dict[str, Callable[[Jobs, int], None]] = {  # what brings a job, whose t
     "assign": lambda queue, task: queue.assign() == task,
     "skip": lambda queue, task: queue.finish_job(task, SKIP),
     "requeue": lambda queue, task: queue.act("requeue", [task]),
+    "take_back": lambda queue, task: queue.take_back(task),
     "close": lambda queue, task: queue.finish_job(task, OK),
     "fail": lambda queue, task: queue.finish_job(task, FAIL),
     "retry": lambda queue, task: queue.finish_job(task, FAIL),

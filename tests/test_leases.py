@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Site, Worker, wait_until
-from place import Jobs
+from place import Jobs, StillClock, create_worker, new_task, running
 
 import shapes
 import tracker
@@ -111,6 +113,26 @@ def test_a_late_result_of_a_job_is_not_taken_for_the_new_attempt(queue: Jobs) ->
     assert not queue.finish_job(first["id"], OK, attempt=first["attempt"])
     assert queue.state(job) == "assigned"
     assert queue.finish_job(second["id"], OK, attempt=second["attempt"])
+
+
+def test_what_a_client_left_behind_is_not_taken_from_it_when_it_has_it_anew(tmp_path: Path) -> None:
+    """It went away, and the tracker gives its tasks back: only that assignment of them."""
+
+    async def main() -> list[tuple]:
+        async with running(tmp_path / "x.db", StillClock()) as one:
+            session = (await one.db.write(tracker.register_manager, "admin", "unused"))[1]
+            body = shapes.ProjectBody(name="p", public=True)
+            project = await one.db.write(tracker.as_caller, tracker.create_project, session, body)
+            worker = await one.db.write(create_worker)
+            await one.db.write(tracker.insert_task, new_task(project), False)
+            (task,) = (await one.db.write(tracker.assign_tasks, worker, [project])).tasks
+            given = tracker.attempts_at([task])
+            await tracker.give_back(one.db, worker.id, given)
+            await one.db.write(tracker.assign_tasks, worker, [project])
+            await tracker.give_back(one.db, worker.id, given)
+            return await one.db.read(lambda tx: [tuple(row) for row in tx.all("SELECT assignee, attempt FROM task")])
+
+    assert asyncio.run(main()) == [(1, 1)]
 
 
 # ── More time ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -156,7 +156,7 @@ def test_it_is_said_in_the_log_once(queue: Jobs, caplog: pytest.LogCaptureFixtur
         for task in held:
             queue.release(task, FAIL)
     assert [record.getMessage() for record in caplog.records] == [
-        f"Worker {queue.worker.id} has failed {MOST} tasks in a row in project {queue.project}:"
+        f"Worker {queue.worker.id} fails one task after the other in project {queue.project}:"
         " it gets none there for 10 minutes"
     ]
 

@@ -92,6 +92,9 @@ def test_several_are_released_as_they_would_be_one_after_the_other(seed: int) ->
     results = [OK, OK, OK, OK, FAIL, SKIP]
     outputs = [msgspec.Raw(b'{"state": "failure"}'), msgspec.UNSET]
     releases = [shapes.ReleaseBody(task, chance.choice(results), 7, chance.choice(outputs)) for task in asked]
+    for release in releases:
+        release.attempt = chance.choice([0, 0, 0, 1, 2])
+        release.delay = chance.choice([0, 60]) if release.result == SKIP else 0
     apart = together.copy()
     updated = together.do(tracker.release_tasks, worker, releases)
     assert updated == [release_alone(apart, worker, release) for release in releases]

@@ -33,6 +33,7 @@ import errors
 import shapes
 import tracker
 from browsers import host_of, is_loopback, is_proxied
+from database import let_age
 from dialects import plumbing
 from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, may_be_long, nothing
 from dialects.testflinger import clients, domain, queues, webhook
@@ -489,7 +490,9 @@ async def pick_job(ask: Ask) -> Response:
         return nothing()
     many = len(names) > 100
     job = await ask.write(lambda tx, client: domain.pick_job(tx, client, names, ask.agent), long=many)
-    return nothing() if job is None else as_json(job)
+    if job is None:
+        return nothing()
+    return tracker.HandedOut(as_json(job.shown), ask.tracker.db, job.worker, [job.task])
 
 
 async def get_position(ask: Ask) -> Response:
@@ -903,6 +906,9 @@ ABANDONED = 3600  # seconds after which a file in the folder that belongs to not
 async def prune(running: tracker.Tracker) -> None:
     """Deletes what is older than testflinger_retention, in small steps, and files that belong to nothing."""
     db, store = running.db, files_of(running.settings)
+    for table in ("testflinger_job", "testflinger_outcome", "testflinger_agent", "testflinger_file"):
+        while await db.write(let_age, table, domain.PRUNED_ROWS, long=True):
+            pass
     for step in (
         domain.cancel_forgotten,
         domain.prune_jobs,
@@ -918,6 +924,6 @@ async def prune(running: tracker.Tracker) -> None:
         names, after = await db.write(domain.prune_files, after, long=True)
         for name in names:
             await store.delete(name)
-    leftovers = await store.leftovers(running.clock.time() - ABANDONED)
+    leftovers = await store.leftovers(running.clock.before(ABANDONED))
     for name in await db.read(domain.unknown_files, leftovers):
         await store.delete(name)

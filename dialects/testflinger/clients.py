@@ -67,7 +67,7 @@ def authenticate(tx: Tx, authorization: bytes | None, guesser: tracker.Guesser |
 
 def client_of(tx: Tx, row: sqlite3.Row) -> Client:
     limits = (msgspec.json.decode(row[name]) for name in LIMITS)
-    return Client(row["id"], row["role"], *limits, stale=tx.time - (row["last_used"] or 0) >= LAST_USED_STEP)
+    return Client(row["id"], row["role"], *limits, stale=abs(tx.time - (row["last_used"] or 0)) >= LAST_USED_STEP)
 
 
 def note_use(tx: Tx, client: str) -> None:
@@ -136,7 +136,7 @@ def refresh_token(tx: Tx, token: str) -> Tokens:
     row = tx.one(
         "SELECT c.* FROM testflinger_refresh r JOIN testflinger_client c ON c.id = r.client"
         " WHERE r.hash = ? AND r.expires > ?",
-        (tracker.digest(token.encode()), tx.time),
+        (tracker.digest(token.encode()), tx.trusted_time),
     )
     if row is None:  # as unauthorized, or with the word "expired", clients would try to refresh again, and for ever
         raise TrackerError("invalid", "not valid (any more), authenticate with client_id again", "refresh_token")
@@ -151,7 +151,7 @@ def revoke_token(tx: Tx, token: str) -> None:
 def prune_refresh(tx: Tx) -> bool:
     """Deletes some refresh tokens that have expired. Whether there may be more."""
     expired = "SELECT hash FROM testflinger_refresh WHERE expires <= ? LIMIT ?"
-    deleted = tx.execute(f"DELETE FROM testflinger_refresh WHERE hash IN ({expired})", (tx.time, PRUNED_TOKENS))
+    deleted = tx.execute(f"DELETE FROM testflinger_refresh WHERE hash IN ({expired})", (tx.before(0), PRUNED_TOKENS))
     return deleted.rowcount == PRUNED_TOKENS
 
 
@@ -160,8 +160,8 @@ def access_token(tx: Tx, row: sqlite3.Row) -> str:
     note_use(tx, row["id"])
     signing_key = tracker.load_meta(tx, "testflinger_key", lambda: secrets.token_bytes(32))
     claims = {
-        "exp": tx.time + ACCESS_LIFETIME,
-        "iat": tx.time,
+        "exp": tx.trusted_time + ACCESS_LIFETIME,
+        "iat": tx.trusted_time,
         "sub": "access_token",
         "key": key_mark(signing_key, row),
         "permissions": permissions_json(row),
@@ -186,7 +186,8 @@ def check_token(tx: Tx, token: bytes) -> sqlite3.Row:
         if old and signed_claims(old[0], token):
             raise TrackerError("unauthorized", "Token has expired")
         raise TrackerError("forbidden", "Invalid token")
-    if not tx.time < claims.exp <= tx.time + ACCESS_LIFETIME:  # one that lives longer is not ours, whoever had the key
+    now = tx.trusted_time
+    if not now < claims.exp <= now + ACCESS_LIFETIME:  # one that lives longer is not ours, whoever had the key
         raise TrackerError("unauthorized", "Token has expired")
     row = tx.one("SELECT * FROM testflinger_client WHERE id = ?", (claims.permissions.client_id,))
     if row is None or not hmac.compare_digest(claims.key.encode(), key_mark(meta[0], row).encode()):
@@ -208,7 +209,7 @@ def store_refresh(tx: Tx, client: str) -> str:
     token = secrets.token_urlsafe(32)
     older = "SELECT hash FROM testflinger_refresh WHERE client = ? ORDER BY expires DESC LIMIT -1 OFFSET ?"
     tx.execute(f"DELETE FROM testflinger_refresh WHERE hash IN ({older})", (client, MOST_REFRESH - 1))
-    values = (tracker.digest(token.encode()), client, tx.time + REFRESH_LIFETIME)
+    values = (tracker.digest(token.encode()), client, tx.trusted_time + REFRESH_LIFETIME)
     tx.execute("INSERT INTO testflinger_refresh (hash, client, expires) VALUES (?, ?, ?)", values)
     return token
 

@@ -10,6 +10,7 @@ job id, also for ids that nobody knows. Sections (search for "# ── "):
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from sqlite3 import Row
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from dialects.plumbing import iso
 from dialects.testflinger import clients
 from dialects.testflinger.files import no_room
 from dialects.testflinger.queues import OF_A_QUEUE, Unprocessable, find_queue, make_queue
+from limits import Limit
 from tracker import Raw, TrackerError, Tx, WorkerCredentials, encode
 
 OLDER = "2025"
@@ -150,7 +152,7 @@ def check_agents_left(tx: Tx, wanted: Submission) -> None:
 
 WAITING = "project = :project AND state = 'waiting' AND attachments <> 'waiting' AND NOT delayed"
 FIRST_WAITING = f"""
-    SELECT job, priority, project, :rate AS rate FROM testflinger_job t WHERE {WAITING}
+    SELECT job, priority, project, :rate AS rate, :free AS free FROM testflinger_job t WHERE {WAITING}
     AND NOT EXISTS (SELECT 1 FROM testflinger_exclusion WHERE job = t.job AND agent = :agent)
     AND (:client OR NOT secret) ORDER BY priority DESC, job LIMIT 1
 """
@@ -169,11 +171,20 @@ def best_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
         queue = find_queue(tx, name)
         if queue and not queue["paused"] and queue["assign_free_uptime"] <= tx.uptime:
             values |= {"project": queue["project"], "rate": queue["assign_rate"]}
+            values["free"] = queue["assign_free_uptime"]
             firsts.append(tx.one(FIRST_WAITING, values))
     return max(filter(None, firsts), key=lambda row: (row["priority"], -row["job"]), default=None)
 
 
-def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None) -> dict[str, Any] | None:
+class Picked(NamedTuple):
+    """The job as its agent is given it, who that is to the tracker, and the task with its attempt."""
+
+    shown: dict[str, Any]
+    worker: int
+    task: tuple[int, int]
+
+
+def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent: str | None) -> Picked | None:
     """Assigns to the agent the best job of these queues: the highest priority, then the oldest. None: there is none.
 
     Nobody else gets the job, ever.
@@ -181,13 +192,16 @@ def pick_job(tx: Tx, client: clients.Client | None, queues: Iterable[str], agent
     best = best_job(tx, client, queues, agent)
     if best is None:
         return None
+    job, worker = tx.one(f"{JOB} WHERE t.job = ?", (best["job"],)), agent_worker(tx, agent)
+    worker = worker or make_agent_worker(tx, agent)
     if best["rate"]:
-        tracker.charge_assign(tx, {best["project"]: (best["rate"], 1)})
-    job = tx.one(f"{JOB} WHERE t.job = ?", (best["job"],))
-    tracker.assign_job(tx, job, agent_worker(tx, agent) or make_agent_worker(tx, agent))
+        limit = Limit("assign", best["project"], best["rate"], best["free"])
+        tracker.charge_assign(tx, Counter({limit: 1}), worker)
+    tracker.assign_job(tx, job, worker)
     tx.execute("UPDATE testflinger_job SET agent = ? WHERE job = ?", (agent or "", job["id"]))
     forget_reports(tx, job, client)
-    return picked_json(tx, job)
+    attempt = tx.one("SELECT attempt FROM task WHERE id = ?", (job["task"],))["attempt"]
+    return Picked(picked_json(tx, job), worker, (job["task"], attempt))
 
 
 def forget_reports(tx: Tx, job: Row, client: clients.Client | None) -> None:
@@ -965,7 +979,7 @@ def prune_jobs(tx: Tx) -> bool:
     """Deletes ended jobs that are too old, with all that was reported for them. Whether there may be more."""
     # Jobs that came through other doors are kept as their templates say: they have no `finished` here.
     sql = "SELECT job, uuid FROM testflinger_job WHERE finished < ? ORDER BY finished LIMIT ?"
-    due = tx.all(sql, (tx.now - tx.settings.testflinger_retention, PRUNED_ROWS))
+    due = tx.all(sql, (tx.before(tx.settings.testflinger_retention), PRUNED_ROWS))
     for row in in_time(tx, due):
         if not delete_fragments(tx, row["uuid"]):
             tracker.delete_job(tx, row["job"])
@@ -992,7 +1006,7 @@ def cancel_forgotten(tx: Tx) -> bool:
     due = tx.all(
         f"{JOB} WHERE t.job IN (SELECT job FROM testflinger_job INDEXED BY testflinger_job_held"
         " WHERE attachments = 'waiting' AND state = 'waiting' ORDER BY job LIMIT ?) AND j.created < ?",
-        (PRUNED_ROWS, tx.now - tx.settings.testflinger_retention),
+        (PRUNED_ROWS, tx.before(tx.settings.testflinger_retention)),
     )
     for job in due:
         tracker.stop_job(tx, job, "the tracker: its attachments have not come")
@@ -1007,7 +1021,7 @@ def prune_outcomes(tx: Tx) -> bool:
     due = tx.all(
         "SELECT uuid, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = o.uuid) AS known"
         " FROM testflinger_outcome o WHERE touched < ? ORDER BY touched LIMIT ?",
-        (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
+        (tx.before(tx.settings.testflinger_retention), PRUNED_ROWS),
     )
     for row in in_time(tx, due):
         if row["known"]:
@@ -1026,7 +1040,7 @@ def prune_files(tx: Tx, after: tuple[int, str]) -> tuple[list[str], tuple[int, s
         "SELECT name, stored, EXISTS (SELECT 1 FROM testflinger_job WHERE uuid = f.uuid)"
         " OR EXISTS (SELECT 1 FROM testflinger_job WHERE attachments_of = f.uuid) AS known FROM testflinger_file f"
         " WHERE stored < ? AND (stored, name) > (?, ?) ORDER BY stored, name LIMIT ?",
-        (tx.time - tx.settings.testflinger_retention, *after, PRUNED_ROWS),
+        (tx.before(tx.settings.testflinger_retention), *after, PRUNED_ROWS),
     )
     gone = [row["name"] for row in rows if not row["known"]]
     tx.executemany("DELETE FROM testflinger_file WHERE name = ?", [(name,) for name in gone])
@@ -1043,7 +1057,7 @@ def prune_queues(tx: Tx) -> bool:
 
     Whether there may be more.
     """
-    row = tx.one(UNUSED_QUEUE, {**UNTOUCHED, "before": tx.time - tx.settings.testflinger_retention})
+    row = tx.one(UNUSED_QUEUE, {**UNTOUCHED, "before": tx.before(tx.settings.testflinger_retention)})
     if row and tracker.forget_project(tx, row["project"]):
         tx.execute("DELETE FROM testflinger_queue WHERE project = ?", (row["project"],))
     return row is not None
@@ -1090,6 +1104,6 @@ def prune_agents(tx: Tx) -> bool:
     deleted = tx.execute(
         "DELETE FROM testflinger_agent WHERE id IN (SELECT id FROM testflinger_agent a WHERE updated < ? AND NOT"
         " EXISTS (SELECT 1 FROM worker WHERE id = a.worker AND paused) LIMIT ?)",
-        (tx.time - tx.settings.testflinger_retention, PRUNED_ROWS),
+        (tx.before(tx.settings.testflinger_retention), PRUNED_ROWS),
     )
     return deleted.rowcount == PRUNED_ROWS

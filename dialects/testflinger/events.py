@@ -75,7 +75,7 @@ def end_attempt(tx: Tx, job_id: int) -> None:
 
 def follow_state(tx: Tx, job: Row, shown: str | None = None) -> None:
     """Shows the state that the job has now, unless another one is `shown` for it: a phase that its agent told."""
-    waited = None if job["started"] is None else job["started"] - job["created"]
+    waited = None if job["started"] is None else max(0.0, job["started"] - job["created"])  # the clock may be set back
     # A template says how long its jobs are kept: those have no `finished` here.
     finished = job["finished"] if job["template"] is None else None
     change = "UPDATE testflinger_job SET state = ?, delayed = ?, wait = ifnull(wait, ?), finished = ? WHERE job = ?"

@@ -144,7 +144,7 @@ def percentile(tx: Tx, project: int, count: int, percent: int) -> float:
     from_below = place <= count / 2
     order, first = ("ASC", low) if from_below else ("DESC", count - 1 - high)
     waits = [
-        row["wait"]
+        max(0.0, row["wait"])  # older ones may be negative
         for row in tx.execute(
             f"SELECT wait {WAIT} ORDER BY wait {order} LIMIT :limit OFFSET :first",
             {"project": project, "limit": high - low + 1, "first": first},
