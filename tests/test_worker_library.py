@@ -533,6 +533,20 @@ def test_a_paused_project_is_named_and_waited_for(site, project, mine, caplog, t
         site.admin.update_project(project, paused=False)
 
 
+def test_who_is_paused_for_its_failures_is_told_so(site, project, mine, caplog):
+    submit(site, project, *map(str, range(60)))
+
+    def fail_all():
+        for task in mine.tasks(project):
+            with task:
+                task.fail("never")
+
+    with in_thread(fail_all):
+        wait_until(lambda: "You have failed one task after the other" in caplog.text)
+        mine.close()
+    assert counts(site, project)["waiting"] > 0
+
+
 def test_an_unknown_project_ends_the_loop(site, mine):
     with pytest.raises(Fail, match="No project 99"):
         first(mine, 99)
