@@ -35,6 +35,7 @@ it slow) and protego (robots.txt with wildcards and longest match, which urllib.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
 import contextlib
 import getpass
@@ -64,6 +65,9 @@ LONGEST_PAUSE = 15  # seconds between two attempts to reach a tracker that is aw
 REFUSED_PAUSE = 10  # seconds until a worker that was refused (paused, access withdrawn) asks again
 RESTART_INTERVAL = 5  # seconds at least between two starts of one worker
 PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no terminal
+SILENCE = 60  # seconds without a page, though some wait, after which a line says why
+ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
+MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 BULK = 500  # links in one request
 DEFAULT_RATE = 5.0  # pages per second
@@ -263,8 +267,15 @@ class Worker:
         self.crawl, self.id = crawl, credentials["id"]
         self.asked_to_stop = False
         self.tracker = Tracker(crawl.server, credentials, self.stopping)
-        self.site = httpx.Client(timeout=crawl.timeout, headers={"User-Agent": crawl.user_agent})
+        self.site = httpx.AsyncClient(timeout=None, headers={"User-Agent": crawl.user_agent})
+        self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def close(self) -> None:
+        self.loop.run(self.site.aclose())
+        self.loop.close()
+        self.tracker.http.close()
+        os.close(self.records)
 
     def stopping(self) -> bool:
         return self.asked_to_stop or not multiprocessing.parent_process().is_alive()
@@ -317,15 +328,21 @@ class Worker:
         if not self.crawl.wants(url):  # robots.txt may have changed since the link was stored
             page.outcome, page.error = "broken", "out of scope, or forbidden by robots.txt"
             return page
-        deadline = time.monotonic() + self.crawl.timeout
         try:
-            with self.site.stream("GET", url) as response:
-                self.read(response, page, deadline)
+            self.loop.run(self.get(page))
         except httpx.HTTPError as error:
             page.outcome, page.error = "failed", f"{type(error).__name__} {error}".strip()
         return page
 
-    def read(self, response: httpx.Response, page: Page, deadline: float) -> None:
+    async def get(self, page: Page) -> None:
+        """Fetch within one deadline for all of it: a site that sends a byte a second passes any bound on single reads."""
+        try:
+            async with asyncio.timeout(self.crawl.timeout), self.site.stream("GET", page.url) as response:
+                await self.read(response, page)
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
+
+    async def read(self, response: httpx.Response, page: Page) -> None:
         page.status = response.status_code
         page.type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if response.has_redirect_location:
@@ -334,7 +351,7 @@ class Worker:
             if not page.found_on and not any(map(self.crawl.wants, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
-            body = self.read_body(response, page, deadline)
+            body = await self.read_body(response, page)
             if page.type in ("text/html", "application/xhtml+xml"):
                 page.links = find_links(body, page.url, charset_of(response))
         elif page.status in (408, 429) or page.status >= 500:
@@ -342,18 +359,13 @@ class Worker:
         else:
             page.outcome = "broken"
 
-    def read_body(self, response: httpx.Response, page: Page, deadline: float) -> bytes:
-        body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > self.crawl.max_body:
-                page.truncated, page.error = True, f"cut off after {self.crawl.max_body} bytes"
-                break
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s")
-        del body[self.crawl.max_body :]
+    async def read_body(self, response: httpx.Response, page: Page) -> bytes:
+        body = await read_up_to(self.crawl.max_body + 1, response)
+        if len(body) > self.crawl.max_body:
+            page.truncated, page.error = True, f"cut off after {self.crawl.max_body} bytes"
+            body = body[: self.crawl.max_body]
         page.size = len(body)
-        return bytes(body)
+        return body
 
     def pause_before_retry(self, seconds: float, page: Page, assigned: float) -> None:
         """Hold a failed page for a while, but not past its deadline: once released it is first in the queue again."""
@@ -366,6 +378,16 @@ class Worker:
         self.tracker.call("POST", f"/log/{level}", line)
 
 
+async def read_up_to(limit: int, response: httpx.Response) -> bytes:
+    """So many bytes of the body, or all of it."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) >= limit:
+            break
+    return bytes(body[:limit])
+
+
 def charset_of(response: httpx.Response) -> str | None:
     """The charset that the site names. A Content-Type that is too long to be one takes long to read, and has none."""
     return response.charset_encoding if len(response.headers.get("Content-Type", "")) <= 1000 else None
@@ -375,7 +397,7 @@ def start_worker(crawl: Crawl, credentials: dict) -> None:
     """The body of a worker process, which the supervisor stops with SIGTERM."""
     worker = Worker(crawl, credentials)
     signal.signal(signal.SIGTERM, worker.stop)
-    with contextlib.suppress(Stopped):
+    with contextlib.closing(worker), contextlib.suppress(Stopped):
         worker.run()
 
 
@@ -495,15 +517,23 @@ def read_robots(seed: str, user_agent: str) -> Protego:
     """The site's rules. No robots.txt (4xx) allows all; a site that cannot say (5xx, no answer) is left alone."""
     url = str(httpx.URL(seed).join("/robots.txt"))
     try:
-        response = httpx.get(url, headers={"User-Agent": user_agent}, follow_redirects=True, timeout=30)
+        response, body = asyncio.run(get_robots(url, user_agent))
+    except TimeoutError:
+        raise CrawlError(f"{url} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
     except httpx.HTTPError as error:
         raise CrawlError(f"{url} cannot be read: {str(error) or type(error).__name__}") from None
     if response.status_code >= 500:
         raise CrawlError(f"{url} answers {response.status_code}, so nobody knows what it allows. Try again later.")
-    robots = Protego.parse(response.text if response.is_success else "")
+    robots = Protego.parse(body.decode("utf-8", "replace") if response.is_success else "")
     if not robots.can_fetch(seed, user_agent):
         raise CrawlError(f"{url} forbids {seed} to {user_agent}.")
     return robots
+
+
+async def get_robots(url: str, user_agent: str) -> tuple[httpx.Response, bytes]:
+    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, follow_redirects=True, timeout=None)
+    async with asyncio.timeout(ROBOTS_TIMEOUT), client, client.stream("GET", url) as response:
+        return response, await read_up_to(MOST_ROBOTS, response)
 
 
 def polite_rate(args: argparse.Namespace, project: dict | None, robots: Protego) -> float:
@@ -524,6 +554,22 @@ def count_undone(project: dict) -> int:
     """How many tasks are waiting for somebody or for their time, or in somebody's hands."""
     counts = ("waiting_task_count", "delayed_task_count", "assigned_task_count", "awaiting_verification_count")
     return sum(project.get(count, 0) for count in counts)
+
+
+def why_silent(project: dict, away: str) -> str:
+    """What keeps the pages that wait, as far as the project's counts tell."""
+    waiting, delayed, held = (project.get(f"{kind}_task_count", 0) for kind in ("waiting", "delayed", "assigned"))
+    if away:
+        return away
+    if project["paused"]:
+        return "a manager has paused the project"
+    if held:
+        return f"{held} in the hands of workers have not been answered, or their workers are gone"
+    if waiting and 0 < project["assign_rate"] < 1 / SILENCE:
+        return f"the rate is a page in {1 / project['assign_rate']:.0f} s"
+    if waiting:
+        return f"{waiting} wait, but no worker is given one: see what the workers say above"
+    return f"{delayed} wait for their time, after attempts that failed"
 
 
 class Display:
@@ -579,6 +625,8 @@ class Supervisor:
         self.context = multiprocessing.get_context("spawn")  # the same on every platform, and inherits no connection
         self.tracker, self.display = Tracker(crawl.server), Display()
         self.asked_to_stop = False
+        self.away = ""  # why the tracker does not answer
+        self.size, self.moved = -1, 0.0  # of the records; when they have grown, or a line has said why they do not
 
     def run(self) -> dict:
         """The project at the end, whether the crawl is finished or was interrupted."""
@@ -590,6 +638,7 @@ class Supervisor:
                     self.complete_crew()
                     if self.is_finished():
                         break
+                    self.tell_silence()
                     time.sleep(0.5)
         finally:
             self.dismiss_crew(0 if not count_undone(self.project) else self.crawl.max_assign_time)
@@ -607,12 +656,22 @@ class Supervisor:
 
     def is_finished(self) -> bool:
         try:
-            self.project = self.tracker.call("GET", f"/project/get/{self.crawl.project}")
+            self.project, self.away = self.tracker.call("GET", f"/project/get/{self.crawl.project}"), ""
         except Unreachable as trouble:
+            self.away = str(trouble).rstrip(".")
             self.display.line(f"{trouble} The crawl goes on when it is back.")
             return False
         self.display.show(self.project)
         return not count_undone(self.project)
+
+    def tell_silence(self) -> None:
+        """Say why, when nothing has been fetched for a minute although pages wait, and again each minute."""
+        size, now = self.crawl.records.stat().st_size, time.monotonic()
+        if size == self.size and now < self.moved + SILENCE:
+            return
+        if size == self.size:
+            say(f"Nothing has been fetched for a minute: {why_silent(self.project, self.away)}.")
+        self.size, self.moved = size, now
 
     def complete_crew(self) -> None:
         for place in self.crew:

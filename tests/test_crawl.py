@@ -333,9 +333,7 @@ def worker(site, tmp_path):
     worker.calls = []
     worker.tracker.call = lambda method, path, body=None, **query: worker.calls.append((path, body))
     yield worker
-    worker.site.close()
-    worker.tracker.http.close()
-    os.close(worker.records)
+    worker.close()
 
 
 def task(url, retries=1):
