@@ -38,6 +38,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import email.utils
 import getpass
 import json
 import math
@@ -48,9 +49,11 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import httpx
@@ -59,7 +62,7 @@ from protego import Protego
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-OK, FAIL = 0, 1  # results of a release
+OK, FAIL, SKIP = 0, 1, 2  # results of a release
 ASSIGN_WAIT = 4  # seconds that the tracker may hold a request for a task; then the worker looks whether it is to stop
 LONGEST_PAUSE = 15  # seconds between two attempts to reach a tracker that is away
 REFUSED_PAUSE = 10  # seconds until a worker that was refused (paused, access withdrawn) asks again
@@ -67,12 +70,17 @@ RESTART_INTERVAL = 5  # seconds at least between two starts of one worker
 PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no terminal
 SILENCE = 60  # seconds without a page, though some wait, after which a line says why
 ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
+FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a site that is too busy, and does not say how long, is left alone
+SLOWEST, NO_GAP = 10, 0.05  # seconds between two pages after that: no more at first, and below which they are none
+PATIENCE = 1  # seconds that a worker waits for its turn before it looks again whether it is to stop
+MOST_PUT_OFF = 5  # times that a page is put off; if the site then answers others, it is the page that is at fault
+LONGEST_DELAY = 1e9  # seconds that the tracker takes
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 BULK = 500  # links in one request
 DEFAULT_RATE = 5.0  # pages per second
 UNLIMITED_RATE = sys.float_info.max  # how the API shows that there is no limit
-RECORDS = "pages.jsonl"
+RECORDS, REST = "pages.jsonl", "rest.json"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = f"tracker-crawl/1.0 (python-httpx/{httpx.__version__})"
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -216,9 +224,26 @@ class Tracker:
 
 
 def retry_after(response: httpx.Response) -> float:
-    """Seconds that a server asks for before the next attempt; 0 when it says nothing, or gives a date."""
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 0
+    """Seconds that a server asks for before the next attempt; 0 when it says nothing that can be understood.
+
+    A date is one of its own clock, whose time is in the answer, too.
+    """
+    value = "".join(response.headers.get_list("Retry-After")[:1])[:100].strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value):
+        return min(float(value), LONGEST_DELAY)
+    if not (then := unix_time(value)):
+        return 0
+    now = unix_time(response.headers.get("Date", "")[:100]) or time.time()
+    return min(max(then - now, 0), LONGEST_DELAY)
+
+
+def unix_time(date: str) -> float | None:
+    """Of a date as HTTP writes it. None if it is none."""
+    try:
+        then = email.utils.parsedate_to_datetime(date)
+        return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 # ── A worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -244,9 +269,66 @@ class Crawl:
         return url.startswith(self.scope) and self.robots.can_fetch(url, self.user_agent)
 
 
+class Site:
+    """What the whole crew knows of its site: until when it is left alone, and how slowly it is asked after that."""
+
+    def __init__(self):
+        context = multiprocessing.get_context("spawn")
+        self.lock, self.state = context.Lock(), context.Array("d", 4, lock=False)
+
+    @contextlib.contextmanager
+    def known(self) -> Iterator[SimpleNamespace]:
+        """The figures, for one process at a time; times are of the monotonic clock, which all processes share."""
+        names = ("rests_until", "next_turn", "gap", "refusals")  # the last ones in a row, none for an answer between
+        self.lock.acquire(timeout=1)  # whoever holds it longer than that has been killed
+        try:
+            known = SimpleNamespace(**dict(zip(names, self.state, strict=True)))
+            yield known
+            self.state[:] = [getattr(known, name) for name in names]
+        finally:
+            with contextlib.suppress(ValueError):
+                self.lock.release()
+
+    def rest(self) -> float:
+        """Seconds for which the site is to be left alone."""
+        return max(0.0, self.state[0] - time.monotonic())
+
+    def take_turn(self) -> tuple[bool, float]:
+        """Whether there is a turn soon enough to wait for, and after how many seconds it, or a look for one, is due."""
+        with self.known() as known:
+            now = time.monotonic()
+            turn = max(now, known.rests_until, known.next_turn)
+            if taken := turn <= now + PATIENCE:
+                known.next_turn = turn + known.gap
+            return taken, min(turn - now, PATIENCE)
+
+    def refuse(self, seconds: float) -> bool:
+        """The site has said that it is too busy, for so many seconds (0: it did not say). True if that is news."""
+        with self.known() as known:
+            now = time.monotonic()
+            news = known.rests_until <= now
+            known.refusals += news
+            seconds = seconds or min(FIRST_REST * 2 ** min(known.refusals - 1, 20), LONGEST_REST)
+            known.rests_until = max(known.rests_until, now + seconds)
+            known.gap = max(known.gap, min(seconds / 8, SLOWEST))
+            return news
+
+    def accept(self) -> None:
+        """The site has answered as it should: the next page may come sooner."""
+        with self.known() as known:
+            if known.rests_until <= time.monotonic():
+                known.refusals, known.gap = 0, known.gap / 2 if known.gap > NO_GAP else 0
+
+    def answers_others(self) -> bool:
+        return not self.state[3]
+
+
 @dataclass
 class Page:
-    """What one fetch came to; a line of pages.jsonl. outcome: ok, broken (the site says no), failed (to be retried)."""
+    """What one fetch came to; a line of pages.jsonl.
+
+    outcome: ok, broken (the site says no), failed (to be retried), refused (by a site that is too busy: put off).
+    """
 
     url: str
     found_on: str
@@ -263,16 +345,16 @@ class Page:
 class Worker:
     """One process of the crew: does one page after the other until it is told to stop, or its supervisor is gone."""
 
-    def __init__(self, crawl: Crawl, credentials: dict):
-        self.crawl, self.id = crawl, credentials["id"]
+    def __init__(self, crawl: Crawl, credentials: dict, site: Site):
+        self.crawl, self.id, self.site = crawl, credentials["id"], site
         self.asked_to_stop = False
         self.tracker = Tracker(crawl.server, credentials, self.stopping)
-        self.site = httpx.AsyncClient(timeout=None, headers={"User-Agent": crawl.user_agent})
+        self.http = httpx.AsyncClient(timeout=None, headers={"User-Agent": crawl.user_agent})
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def close(self) -> None:
-        self.loop.run(self.site.aclose())
+        self.loop.run(self.http.aclose())
         self.loop.close()
         self.tracker.http.close()
         os.close(self.records)
@@ -286,11 +368,19 @@ class Worker:
     def run(self) -> None:
         while not self.stopping():
             try:
+                self.wait_for_turn()
                 if task := self.assign():
                     self.do(task)
             except Refused as refusal:
                 say(f"The tracker refuses worker {self.id}: {refusal}. It asks again every {REFUSED_PAUSE} s.")
                 self.tracker.pause(REFUSED_PAUSE)
+
+    def wait_for_turn(self) -> None:
+        """Until the site may be asked; with no page in hand, which would come back by its deadline meanwhile."""
+        taken = False
+        while not taken:
+            taken, seconds = self.site.take_turn()
+            self.tracker.pause(seconds)
 
     def assign(self) -> dict | None:
         content = self.tracker.call("GET", f"/task/get/{self.crawl.project}", wait=ASSIGN_WAIT)
@@ -299,21 +389,43 @@ class Worker:
     def do(self, task: dict) -> None:
         """Crawl one page and release it. A page that goes wrong as nobody foresaw must not take the worker with it."""
         assigned = time.monotonic()
+        if self.site.rest():
+            return self.put_off(task)
         try:
-            page = self.crawl_page(**json.loads(task["recipe"]))
+            page = self.crawl_page(**json.loads(task["recipe"]), may_put_off=self.may_put_off(task))
         except Exception as error:
             if isinstance(error, Stopped) or (isinstance(error, Refused) and error.status != 400):
                 raise
             self.log("error", f"task {task['id']}, {task['recipe']}: {error!r}")
             page = Page("", "", outcome="failed")
+        if page.outcome == "refused":
+            return self.put_off(task)
         if page.outcome == "failed" and task["retries"] + 1 < self.crawl.max_retries:
             self.pause_before_retry(2.0 ** task["retries"], page, assigned)
         result = FAIL if page.outcome == "failed" else OK
         self.tracker.call("POST", "/task/release", {"task_id": task["id"], "result": result, "verification": 0})
 
-    def crawl_page(self, url: str, found_on: str) -> Page:
+    def put_off(self, task: dict) -> None:
+        """Give the page back until the site may be asked again. That costs it no attempt."""
+        delay = min(self.site.rest() + 0.1, LONGEST_DELAY)
+        self.tracker.call("POST", "/task/release", {"task_id": task["id"], "result": SKIP, "delay": delay})
+
+    def may_put_off(self, task: dict) -> bool:
+        """Not a page that a site always refuses while it answers others: the crawl would never end."""
+        times = task.get("attempt", 1) - 1 - task["retries"]
+        return times < MOST_PUT_OFF or not self.site.answers_others()
+
+    def crawl_page(self, url: str, found_on: str, may_put_off: bool = True) -> Page:
         """Fetch, submit, log, record: all that must be done before the page is released."""
         page = self.fetch(url, found_on)
+        if page.outcome == "refused" and may_put_off:
+            if self.site.refuse(page.retry_after):
+                self.log("warn", f"left alone for {self.site.rest():.0f} s: {describe(asdict(page))}")
+            return page
+        if page.outcome == "refused":
+            page.outcome = "failed"
+        elif page.outcome != "failed":
+            self.site.accept()
         self.tracker.submit(self.crawl, [link for link in page.links if self.crawl.wants(link)], found_on=url)
         if page.outcome != "ok" or page.truncated:
             level = "error" if page.outcome == "failed" else "warn"
@@ -335,9 +447,9 @@ class Worker:
         return page
 
     async def get(self, page: Page) -> None:
-        """Fetch within one deadline for all of it: a site that sends a byte a second passes any bound on single reads."""
+        """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads."""
         try:
-            async with asyncio.timeout(self.crawl.timeout), self.site.stream("GET", page.url) as response:
+            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", page.url) as response:
                 await self.read(response, page)
         except TimeoutError:
             raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
@@ -354,7 +466,9 @@ class Worker:
             body = await self.read_body(response, page)
             if page.type in ("text/html", "application/xhtml+xml"):
                 page.links = find_links(body, page.url, charset_of(response))
-        elif page.status in (408, 429) or page.status >= 500:
+        elif page.status in (429, 503):
+            page.outcome, page.retry_after = "refused", retry_after(response)
+        elif page.status == 408 or page.status >= 500:
             page.outcome, page.retry_after = "failed", retry_after(response)
         else:
             page.outcome = "broken"
@@ -393,9 +507,9 @@ def charset_of(response: httpx.Response) -> str | None:
     return response.charset_encoding if len(response.headers.get("Content-Type", "")) <= 1000 else None
 
 
-def start_worker(crawl: Crawl, credentials: dict) -> None:
+def start_worker(crawl: Crawl, credentials: dict, site: Site) -> None:
     """The body of a worker process, which the supervisor stops with SIGTERM."""
-    worker = Worker(crawl, credentials)
+    worker = Worker(crawl, credentials, site)
     signal.signal(signal.SIGTERM, worker.stop)
     with contextlib.closing(worker), contextlib.suppress(Stopped):
         worker.run()
@@ -417,10 +531,10 @@ def set_up(args: argparse.Namespace, scope: str, robots: Protego) -> tuple[int, 
         state["project"] = prepare_project(tracker, args, robots)
         for number in range(len(workers) + 1, args.workers + 1):
             workers.append(tracker.call("POST", "/worker/create", {"alias": f"{args.project}-{number}"})["worker"])
-        save_state(file, state | {"workers": workers, "ready": False})
+        write_file(file, state | {"workers": workers, "ready": False})
         for worker in workers:
             grant_access(tracker, args.server, state["project"], worker)
-        save_state(file, state | {"workers": workers, "ready": True})
+        write_file(file, state | {"workers": workers, "ready": True})
     return state["project"], workers[: args.workers]
 
 
@@ -439,8 +553,8 @@ def load_state(file: Path, crawl: dict) -> dict:
     return empty | state
 
 
-def save_state(file: Path, state: dict) -> None:
-    """Replace the file in one step. It holds secrets: only its owner may read it, from its first moment on."""
+def write_file(file: Path, state: dict) -> None:
+    """Replace the file in one step. It may hold secrets: only its owner may read it, from its first moment on."""
     new = file.with_suffix(".new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
@@ -556,11 +670,11 @@ def count_undone(project: dict) -> int:
     return sum(project.get(count, 0) for count in counts)
 
 
-def why_silent(project: dict, away: str) -> str:
-    """What keeps the pages that wait, as far as the project's counts tell."""
+def why_silent(project: dict, known: str) -> str:
+    """What keeps the pages that wait: what is known already, or what the project's counts tell."""
     waiting, delayed, held = (project.get(f"{kind}_task_count", 0) for kind in ("waiting", "delayed", "assigned"))
-    if away:
-        return away
+    if known:
+        return known
     if project["paused"]:
         return "a manager has paused the project"
     if held:
@@ -621,10 +735,12 @@ class Supervisor:
 
     def __init__(self, crawl: Crawl, workers: list[dict], project: dict):
         self.crawl, self.crew = crawl, [Place(credentials) for credentials in workers]
+        self.site, self.rest_file = Site(), crawl.records.with_name(REST)
         self.project = project  # with its live counts, as last heard from the tracker
         self.context = multiprocessing.get_context("spawn")  # the same on every platform, and inherits no connection
         self.tracker, self.display = Tracker(crawl.server), Display()
         self.asked_to_stop = False
+        self.noted = 0.0  # until when the site rests, as noted in its file
         self.away = ""  # why the tracker does not answer
         self.size, self.moved = -1, 0.0  # of the records; when they have grown, or a line has said why they do not
 
@@ -632,10 +748,12 @@ class Supervisor:
         """The project at the end, whether the crawl is finished or was interrupted."""
         signal.signal(signal.SIGINT, self.stop)
         signal.signal(signal.SIGTERM, self.stop)
+        self.recall_rest()
         try:
             with self.display.live:
                 while not self.asked_to_stop:
                     self.complete_crew()
+                    self.note_rest()
                     if self.is_finished():
                         break
                     self.tell_silence()
@@ -643,7 +761,31 @@ class Supervisor:
         finally:
             self.dismiss_crew(0 if not count_undone(self.project) else self.crawl.max_assign_time)
         self.is_finished()  # counts what was in hand, too
+        self.note_rest()
         return self.project
+
+    def recall_rest(self) -> None:
+        """What an earlier start has noted: a site that asked for an hour is not asked sooner by a second start."""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            left = json.loads(self.rest_file.read_text())["until"] - time.time()
+            if left > 0:
+                self.site.refuse(left)
+                self.noted = self.site.state[0]
+                say(f"{self.crawl.scope} has asked to be left alone: until {self.rest_end()}.")
+
+    def note_rest(self) -> None:
+        """Keep what the site has asked for, and say so."""
+        if self.site.state[0] == self.noted or not (left := self.site.rest()):
+            return
+        self.noted = self.site.state[0]
+        write_file(self.rest_file, {"until": time.time() + left})
+        say(f"{self.crawl.scope} is too busy or asks for patience: it is left alone until {self.rest_end()}.")
+
+    def rest_end(self) -> str:
+        try:
+            return f"{datetime.fromtimestamp(time.time() + self.site.rest()):%Y-%m-%d %H:%M:%S}"
+        except (ValueError, OverflowError, OSError):
+            return "the end of time"
 
     def stop(self, *_signal) -> None:
         if self.asked_to_stop:
@@ -670,7 +812,8 @@ class Supervisor:
         if size == self.size and now < self.moved + SILENCE:
             return
         if size == self.size:
-            say(f"Nothing has been fetched for a minute: {why_silent(self.project, self.away)}.")
+            rest = self.site.rest() and f"{self.crawl.scope} is left alone, as it asked, until {self.rest_end()}"
+            say(f"Nothing has been fetched for a minute: {why_silent(self.project, self.away or rest or '')}.")
         self.size, self.moved = size, now
 
     def complete_crew(self) -> None:
@@ -680,7 +823,9 @@ class Supervisor:
                 continue
             if place.process:
                 say(f"Worker {place.credentials['id']} died with exit code {place.process.exitcode}.")
-            process = self.context.Process(target=start_worker, args=(self.crawl, place.credentials), daemon=True)
+            process = self.context.Process(
+                target=start_worker, args=(self.crawl, place.credentials, self.site), daemon=True
+            )
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C reaches all processes, one heeds it
             process.start()
             signal.signal(signal.SIGINT, self.stop)

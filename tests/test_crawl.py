@@ -328,7 +328,9 @@ def worker(site, tmp_path):
     robots = crawl.Protego.parse("")
     project = {"server": "http://127.0.0.1:1", "project": 1, "name": "crawl", "scope": site.url, "robots": robots}
     worker = crawl.Worker(
-        crawl.Crawl(**project, **settings, records=tmp_path / "pages.jsonl"), {"id": 1, "secret": "secret"}
+        crawl.Crawl(**project, **settings, records=tmp_path / "pages.jsonl"),
+        {"id": 1, "secret": "secret"},
+        crawl.Site(),
     )
     worker.calls = []
     worker.tracker.call = lambda method, path, body=None, **query: worker.calls.append((path, body))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http
+import itertools
 import json
 import socketserver
 import threading
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_crawl import get_project, run_crawl
 
+import tracker
 from examples import crawl
 
 HTML = "Content-Type: text/html"
@@ -82,7 +85,7 @@ def working(site: HostileSite, folder: Path, **settings: Any) -> Iterator[crawl.
     robots = crawl.Protego.parse("")
     records = folder / "pages.jsonl"
     told = crawl.Crawl(**known | limits | {"robots": robots, "records": records} | settings)
-    with contextlib.closing(crawl.Worker(told, {"id": 1, "secret": "secret"})) as worker:
+    with contextlib.closing(crawl.Worker(told, {"id": 1, "secret": "secret"}, crawl.Site())) as worker:
         worker.calls = []
         worker.tracker.call = lambda method, path, body=None, **query: worker.calls.append((path, body))
         yield worker
@@ -131,7 +134,7 @@ def test_a_worker_goes_on_after_a_page_that_drips(tmp_path: Path) -> None:
 @pytest.mark.parametrize("drip", ["headers", "a body"])
 def test_a_robots_txt_that_drips_is_given_up(drip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 0.4)
-    with serving({"/robots.txt": DRIPPING[drip]}) as site, pytest.raises(crawl.CrawlError, match="longer than 0.4 s"):
+    with serving({"/robots.txt": DRIPPING[drip]}) as site, pytest.raises(crawl.CrawlError, match=r"longer than 0\.4 s"):
         crawl.read_robots(site.url, "tests")
 
 
@@ -176,3 +179,168 @@ def test_a_minute_of_silence_is_told_once_and_after_a_page_only_after_another(
         supervisor.tell_silence()
         told.append(len(said))
     assert told == [0, 0, 1, 1, 1, 2, 2, 3]
+
+
+# ── A site that asks for patience ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def do(worker: crawl.Worker, url: str, retries: int = 1, attempt: int = 2) -> dict[str, Any]:
+    """How the worker releases the task of a page."""
+    recipe = json.dumps({"url": url, "found_on": ""})
+    worker.do({"id": 7, "retries": retries, "attempt": attempt, "recipe": recipe})
+    path, body = worker.calls[-1]
+    assert path == "/task/release"
+    return body
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_site_that_is_too_busy_is_left_alone_by_the_whole_crew_and_no_page_loses_an_attempt(
+    status: int, tmp_path: Path
+) -> None:
+    refusal = answer("wait", "Retry-After: 3600", status=status)
+    with serving({"/a": refusal, "/b": page("")}) as site, working(site, tmp_path) as worker:
+        first, second = do(worker, f"{site.url}a"), do(worker, f"{site.url}b")
+        assert site.asked == ["/a"]
+        assert not worker.site.take_turn()[0]
+    for released in (first, second):
+        assert released["result"] == crawl.SKIP
+        assert 3590 < released["delay"] < 3601
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "120"}, 120),
+        ({"Retry-After": " 2.5 "}, 2.5),
+        ({"Retry-After": "9" * 400}, 1e9),
+        ({"Retry-After": "Fri, 01 Jan 2021 00:10:00 GMT", "Date": "Fri, 01 Jan 2021 00:00:00 GMT"}, 600),
+        ({"Retry-After": "Friday, 01-Jan-21 00:10:00 GMT", "Date": "Fri Jan  1 00:00:00 2021"}, 600),
+        ({"Retry-After": "Fri, 01 Jan 2021 00:10:00 GMT"}, 0),
+        ({"Retry-After": "Fri, 01 Jan 9999 00:10:00 GMT"}, 1e9),
+        ({"Retry-After": "Fri, 99 Jan 99999 00:10:00 GMT"}, 0),
+        ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "-5"}, 0),
+        ({"Retry-After": "٣"}, 0),
+        ({"Retry-After": ""}, 0),
+        ({}, 0),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_as_a_date_of_the_sites_own_clock(
+    headers: dict[str, str], seconds: float
+) -> None:
+    coded = {name: value.encode() for name, value in headers.items()}
+    assert crawl.retry_after(crawl.httpx.Response(429, headers=coded)) == seconds
+
+
+def rest_of(site: crawl.Site, refusals: list[float]) -> float:
+    for seconds in refusals:
+        site.state[0] = 0  # the rest is over
+        site.refuse(seconds)
+    return site.rest()
+
+
+@pytest.mark.parametrize(
+    ("refusals", "seconds"), [([0], 2), ([0, 0, 0], 8), ([0] * 40, 600), ([0, 90], 90), ([86400 * 30], 86400 * 30)]
+)
+def test_a_site_that_does_not_say_how_long_rests_longer_each_time(refusals: list[float], seconds: float) -> None:
+    assert rest_of(crawl.Site(), refusals) == pytest.approx(seconds, abs=1)
+
+
+def test_refusals_at_once_count_as_one_and_the_longest_rest_holds() -> None:
+    site = crawl.Site()
+    assert [site.refuse(seconds) for seconds in (60, 0, 5, 90)] == [True, False, False, False]
+    assert site.rest() == pytest.approx(90, abs=1)
+
+
+def test_after_a_rest_the_rate_begins_low_and_rises_with_each_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, site = [1000.0], crawl.Site()
+    monkeypatch.setattr(crawl.time, "monotonic", lambda: clock[0])
+    site.refuse(80)
+    began, last = [], 0.0
+    while len(began) < 12:
+        taken, wait = site.take_turn()
+        clock[0] += wait
+        if taken:
+            began.append(clock[0])
+            site.accept()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(began)]
+    assert began[0] == 1080
+    assert gaps[:3] == [10, 5, 2.5]
+    assert gaps[-1] == last
+
+
+def test_a_lock_that_a_killed_worker_holds_stops_nobody() -> None:
+    site = crawl.Site()
+    site.lock.acquire()
+    site.refuse(60)
+    assert site.rest() and site.lock.acquire(timeout=0)
+
+
+def test_a_page_that_is_always_refused_while_others_are_answered_fails_in_the_end(tmp_path: Path) -> None:
+    with serving({"/a": answer(status=503), "/b": page("")}) as site, working(site, tmp_path) as worker:
+        results = []
+        for attempt in range(1, crawl.MOST_PUT_OFF + 2):
+            do(worker, f"{site.url}b")
+            results.append(do(worker, f"{site.url}a", retries=0, attempt=attempt)["result"])
+            worker.site.state[:] = [0] * 4
+            worker.crawl.__dict__["max_retries"] = 1
+    assert results == [crawl.SKIP] * crawl.MOST_PUT_OFF + [crawl.FAIL]
+
+
+def test_a_page_may_be_put_off_for_ever_by_a_site_that_answers_no_other(tmp_path: Path) -> None:
+    with serving({"/a": answer(status=503)}) as site, working(site, tmp_path) as worker:
+        worker.site.refuse(0)
+        worker.site.state[0] = 0
+        assert do(worker, f"{site.url}a", retries=0, attempt=999)["result"] == crawl.SKIP
+
+
+def test_a_second_start_goes_on_with_the_rest_that_the_first_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(crawl, "say", said.append)
+    with serving({}) as site, working(site, tmp_path) as worker:
+        first, second = (crawl.Supervisor(worker.crawl, [], PROJECT) for _ in range(2))
+    first.site.refuse(3600)
+    first.note_rest()
+    first.note_rest()
+    second.recall_rest()
+    assert second.site.rest() == pytest.approx(3600, abs=5)
+    assert len(said) == 2 and "is left alone until" in said[0] and "has asked to be left alone" in said[1]
+
+
+class BanningSite(HostileSite):
+    """Bans everybody for two seconds at its 5th request; what comes in that time is counted and answered 429."""
+
+    def __init__(self, answers: dict[str, Any]):
+        super().__init__(answers)
+        self.banned_until, self.during, self.after = 0.0, 0, []
+
+    def pieces(self, target: str) -> Iterable[bytes | float]:
+        now = time.monotonic()
+        if target.startswith("/site/") and len(self.asked) == 7:
+            self.banned_until = now + 2
+        elif now < self.banned_until:
+            self.during += 1
+        elif self.banned_until:
+            self.after.append(target)
+            return super().pieces(target)
+        if now < self.banned_until:
+            return answer("banned", "Retry-After: 2", status=429)
+        return super().pieces(target)
+
+
+def test_a_crawl_waits_for_the_end_of_a_ban_and_loses_no_page(tmp_path: Path) -> None:
+    answers = {f"/site/p{number}.html": page("") for number in range(30)}
+    answers["/site/index.html"] = page("".join(f"<a href=p{number}.html>" for number in range(30)))
+    site = BanningSite(answers)
+    with site, tracker.serving() as server:
+        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
+        code, _, errors = run_crawl(site, server, tmp_path, "--max-retries", "1")
+        project = get_project(server)
+        site.shutdown()
+    assert code == 0, errors
+    assert "left alone until" in errors
+    assert (project["closed_task_count"], project["failed_task_count"]) == (31, 0)
+    assert site.during <= 1, "what was on its way when the ban began"
+    assert set(site.after) > {f"/site/p{number}.html" for number in range(10, 30)}
