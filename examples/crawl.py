@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import codecs
 import collections
 import contextlib
 import email.utils
@@ -57,6 +58,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import httpx
+import webencodings
 from lxml import etree
 from protego import Protego
 from rich.console import Console
@@ -135,10 +137,12 @@ class _LinkFinder:
     ATTRIBUTES: ClassVar = {"a": "href", "area": "href", "frame": "src", "iframe": "src"}
 
     def __init__(self):
-        self.base, self.links = "", {}
+        self.base, self.links, self.encoding = "", {}, None
 
     def start(self, tag: str, attributes: dict) -> None:
-        if tag == "base":
+        if tag == "meta":
+            self.encoding = self.encoding or encoding_of_meta(attributes)
+        elif tag == "base":
             self.base = self.base or attributes.get("href", "")
         elif tag in self.ATTRIBUTES and (link := attributes.get(self.ATTRIBUTES[tag])) is not None:
             self.links[link.partition("#")[0]] = None  # a dict keeps each once, in order
@@ -147,18 +151,89 @@ class _LinkFinder:
         return self
 
 
-def find_links(html: bytes, url: str, charset: str | None = None) -> list[str]:
+def find_links(html: bytes, url: str, charset: str | None = None, default: str = "windows-1252") -> list[str]:
     """The normalised targets of a page's links, each once, in the order of the page.
 
-    `charset` is that of the Content-Type header; without it counts what the page declares, else windows-1252.
+    It is decoded as browsers do: what counts is a byte order mark, then `charset` (of the Content-Type header), then
+    what the page declares, else `default`; what does not belong there is replaced, and costs no link.
     """
-    try:
-        parser = etree.HTMLParser(target=_LinkFinder(), encoding=charset, huge_tree=True)
-    except LookupError:  # a charset that does not exist
-        parser = etree.HTMLParser(target=_LinkFinder(), huge_tree=True)
-    found = etree.fromstring(html, parser)
+    declared = webencodings.lookup(charset or "") or prescan(html)
+    text, encoding = decode(html, declared or webencodings.lookup(default))
+    found = read_html(text)
+    if not declared and found.encoding not in (None, encoding):  # a declaration after the first bytes
+        text, encoding = decode(html, found.encoding)
+        found = read_html(text)
     base = normalise(found.base, url) or url
-    return list(dict.fromkeys(target for link in found.links if (target := normalise(link, base))))
+    links = (normalise(encode_query(link, encoding), base) for link in found.links)
+    return list(dict.fromkeys(filter(None, links)))
+
+
+def decode(html: bytes, encoding: webencodings.Encoding) -> tuple[str, webencodings.Encoding]:
+    """The text, and what it was encoded in. gbk is read as gb18030, which has grown out of it."""
+    wider = webencodings.lookup("gb18030") if encoding.name == "gbk" else encoding
+    text, used = webencodings.decode(html, wider, "as browsers")
+    return text, encoding if used is wider else used
+
+
+def read_html(text: str) -> _LinkFinder:
+    parser = etree.HTMLParser(target=_LinkFinder(), encoding="utf-8", huge_tree=True)
+    return etree.fromstring(text.replace("\0", "\ufffd").encode("utf-8", "replace"), parser)
+
+
+def prescan(html: bytes) -> webencodings.Encoding | None:
+    """What a page declares in its first bytes, none of which is outside ASCII."""
+    start = html[:1024]
+    for mark, label in ((b"<\0?\0x\0", "utf-16le"), (b"\0<\0?\0x", "utf-16be")):
+        if start.startswith(mark):
+            return webencodings.lookup(label)
+    declared = read_html(start.decode("iso-8859-1")).encoding
+    if not declared and (xml := re.match(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([^\"'>]*)", start)):
+        declared = of_ascii_kind(xml[1].decode("iso-8859-1"))
+    return declared
+
+
+def encoding_of_meta(attributes: dict) -> webencodings.Encoding | None:
+    """What a <meta charset> or a <meta http-equiv=content-type> declares."""
+    label = attributes.get("charset")
+    if label is None and attributes.get("http-equiv", "").strip().lower() == "content-type":
+        content = attributes.get("content", "")[:1000]
+        found = re.search(r"charset\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s;\"']+))", content, re.IGNORECASE)
+        label = found and (found[1] or found[2] or found[3])
+    return of_ascii_kind(label or "")
+
+
+def of_ascii_kind(label: str) -> webencodings.Encoding | None:
+    """The encoding of that label in a text that could be read as ASCII: UTF-16 it is not, whatever it says."""
+    encoding = webencodings.lookup(label)
+    names = {"utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "windows-1252"}
+    return encoding and webencodings.lookup(names.get(encoding.name, encoding.name))
+
+
+def encode_query(link: str, encoding: webencodings.Encoding) -> str:
+    """The link with its query in the page's encoding, as browsers send it and the site expects it."""
+    path, mark, query = link.partition("?")
+    if not mark or query.isascii() or encoding.name in ("utf-8", "utf-16le", "utf-16be", "replacement"):
+        return link
+    codec = encoding.codec_info
+    return f"{path}?" + re.sub(r"[^\x00-\x7f]+", lambda text: _percent(codec.encode(text[0], "as browsers")[0]), query)
+
+
+def _percent(data: bytes) -> str:
+    return "".join(chr(byte) if 0x20 < byte < 0x7F and byte not in b"\"#<>'" else f"%{byte:02X}" for byte in data)
+
+
+def _as_browsers(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What the encoding standard puts for what cannot be decoded, or encoded in a query."""
+    if isinstance(error, UnicodeEncodeError):
+        unknown = error.object[error.start : error.end]
+        return "".join(f"%26%23{ord(character)}%3B" for character in unknown).encode(), error.end
+    byte = error.object[error.start]
+    if error.encoding == "charmap" and 0x80 <= byte < 0xA0:  # the windows encodings have controls where Python's have nothing
+        return chr(byte), error.start + 1
+    return "\ufffd", error.end
+
+
+codecs.register_error("as browsers", _as_browsers)
 
 
 # ── The tracker's API ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -465,7 +540,8 @@ class Worker:
         elif response.is_success:
             body = await self.read_body(response, page)
             if page.type in ("text/html", "application/xhtml+xml"):
-                page.links = find_links(body, page.url, charset_of(response))
+                default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
+                page.links = find_links(body, page.url, charset_of(response), default)
         elif page.status in (429, 503):
             page.outcome, page.retry_after = "refused", retry_after(response)
         elif page.status == 408 or page.status >= 500:

@@ -344,3 +344,62 @@ def test_a_crawl_waits_for_the_end_of_a_ban_and_loses_no_page(tmp_path: Path) ->
     assert (project["closed_task_count"], project["failed_task_count"]) == (31, 0)
     assert site.during <= 1, "what was on its way when the ban began"
     assert set(site.after) > {f"/site/p{number}.html" for number in range(10, 30)}
+
+
+# ── Charsets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CHARSETS = {  # the page, the charset of the header, the targets of its links
+    "one GBK character in gb2312": (b"<a href=a><p>\x96\x9f<a href=b>", "gb2312", ["a", "b"]),
+    "four bytes of gb18030 in gbk": (b"<a href=\x81\x30\x81\x30><a href=b>", "gbk", ["%C2%80", "b"]),
+    "a stray byte in us-ascii": (b"<a href=a><p>\xe9<a href=b>", "us-ascii", ["a", "b"]),
+    "a stray byte in euc-jp": (b"<a href=a><p>\xff<a href=b>", "euc-jp", ["a", "b"]),
+    "a stray byte in utf-8": (b"<a href=a><p>\xff<a href=b>", "utf-8", ["a", "b"]),
+    "a stray lead byte before a tag": (b"<a href=a>\x81<a href=b>", "big5", ["a", "b"]),
+    "half a character at the end": (b"<a href=a>\xe3\x81", "utf-8", ["a"]),
+    "ks_c_5601-1987": (b"<a href=\xb0\xa1>", "ks_c_5601-1987", ["%EA%B0%80"]),
+    "cp949 beyond euc-kr": (b"<a href=\x81\x41>", "euc-kr", ["%EA%B0%82"]),
+    "windows-31j in Shift_JIS": (b"<a href=~u/\x87\x40>", "Shift_JIS", ["~u/%E2%91%A0"]),
+    "a label in quotes and capitals": (b"<a href=\xc3\xa9>", " UTF8 ", ["%C3%A9"]),
+    "a label of nothing, and a meta": (b"<meta charset=koi8-r><a href=\xc1>", "x-none", ["%D0%B0"]),
+    "utf-7 is none": (b"<a href=+AGE-><a href=\xe9>", "utf-7", ["+AGE-", "%C3%A9"]),
+    "a hole in windows-1252": (b"<a href=\x81>", "iso-8859-1", ["%C2%81"]),
+    "a meta of utf-16": (b"<meta charset=utf-16><a href=\xc3\xa9>", None, ["%C3%A9"]),
+    "a meta of x-user-defined": (b"<meta charset=x-user-defined><a href=\xe9>", None, ["%C3%A9"]),
+    "a meta in a comment": (b"<!--<meta charset=koi8-r>--><a href=\xe9>", None, ["%C3%A9"]),
+    "a meta http-equiv": (
+        b"<META content='text/html; CHARSET = \"koi8-r\"' http-equiv=Content-Type><a href=\xc1>",
+        None,
+        ["%D0%B0"],
+    ),
+    "a meta far down": (b"<title>" + b"x" * 3000 + b"</title><meta charset=koi8-r><a href=\xc1>", None, ["%D0%B0"]),
+    "an XML declaration": (b"<?xml version='1.0' encoding='koi8-r'?><a href=\xc1>", None, ["%D0%B0"]),
+    "an XML declaration that lies": (b"<?xml version='1.0' encoding='utf-16'?><a href=\xc3\xa9>", None, ["%C3%A9"]),
+    "utf-16 by its header": ("<meta charset=koi8-r><a href=é>".encode("utf-16-le"), "utf-16", ["%C3%A9"]),
+    "utf-16 by its XML declaration": ("<?xml version='1.0'?><a href=é>".encode("utf-16-be"), None, ["%C3%A9"]),
+    "a BOM against the header": (b"\xef\xbb\xbf<a href=\xc3\xa9>", "iso-8859-1", ["%C3%A9"]),
+    "a BOM of utf-16 against all": (b"\xfe\xff" + "<a href=é>".encode("utf-16-be"), "utf-8", ["%C3%A9"]),
+    "NUL": (b"<a href=a\0b>\0<a href=b>", None, ["a%EF%BF%BDb", "b"]),
+    "a replaced encoding": (b"<a href=a>", "hz-gb-2312", []),
+    "a query in Shift_JIS": (b"<a href='\x95\x5c?q=\x95\x5c&r=a#\x95\x5c'>", "Shift_JIS", ["%E8%A1%A8?q=%95\\&r=a"]),
+    "a query in windows-1251": (b"<a href=?q=\xe0>", "windows-1251", ["?q=%E0"]),
+    "a query that its charset lacks": (b"<a href=?q=&#30000;>", "windows-1251", ["?q=%26%2330000%3B"]),
+    "a query in utf-16": ("<a href=?q=é>".encode("utf-16-le"), "utf-16", ["?q=%C3%A9"]),
+}
+
+
+@pytest.mark.parametrize(("html", "charset", "expected"), CHARSETS.values(), ids=CHARSETS)
+def test_links_are_read_in_the_charset_that_browsers_would_use(
+    html: bytes, charset: str | None, expected: list[str]
+) -> None:
+    assert crawl.find_links(html, "http://site/", charset) == [f"http://site/{target}" for target in expected]
+
+
+def test_xhtml_is_utf_8_unless_it_says_otherwise(tmp_path: Path) -> None:
+    xhtml = "Content-Type: application/xhtml+xml"
+    assert links({"/a": page(b"<a href='\xc3\xa9'/>", xhtml)}, tmp_path) == ["/%C3%A9"]
+
+
+def test_every_label_of_the_standard_is_read() -> None:
+    for label in crawl.webencodings.LABELS:
+        if crawl.webencodings.lookup(label).name not in ("replacement", "utf-16le", "utf-16be"):
+            assert crawl.find_links(b"<a href=a>\xff\x81<p><a href=b>", "http://s/", label)[1:] == ["http://s/b"], label
