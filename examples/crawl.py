@@ -23,13 +23,14 @@ Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with th
 While the tracker is away the workers repeat their request with growing pauses. Repeating is harmless: a link submitted
 twice is a duplicate, a release made twice answers `updated: false`.
 
-A page is a normalised URL: scheme and host in lower case (international names in punycode); no user name, default port,
-fragment, or dot segments; a path of at least `/`; percent-encodings in upper case, unreserved characters plain. The
-query stays as it is: only the site knows what it means. A redirect is a page with one link, its target. Links are those
-of <a>, <area>, <frame> and <iframe>, below the seed's directory or (--scope host) anywhere on its scheme, host, port.
+A page is a URL as browsers make it of a link (the URL standard), without login and fragment, and is fetched as that. It
+is the same page as another when they differ only in percent-encodings of unreserved characters (%7E is ~). The query
+stays as it is: only the site knows what it means. A redirect is a page with one link, its target. Links are those of
+<a>, <area>, <frame> and <iframe>, below the seed's directory or (--scope host) anywhere on its scheme, host, port.
 
 `pip install '.[examples]'` brings httpx, rich, lxml (finds links 8 times faster than html.parser, and no page can make
-it slow) and protego (robots.txt with wildcards and longest match, which urllib.robotparser does not know).
+it slow), protego (robots.txt with wildcards and longest match, which urllib.robotparser does not know), ada-url and
+webencodings (URLs and charsets as browsers read them).
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
+from urllib.parse import unquote
 
+import ada_url
 import httpx
 import webencodings
 from lxml import etree
@@ -85,6 +88,8 @@ UNLIMITED_RATE = sys.float_info.max  # how the API shows that there is no limit
 RECORDS, REST = "pages.jsonl", "rest.json"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = f"tracker-crawl/1.0 (python-httpx/{httpx.__version__})"
+# httpx reads a name back by rules that forbid some which are in use (with an emoji, say); it is asked by the other one.
+httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -111,17 +116,26 @@ class Stopped(Exception):
 # ── URLs and links ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def normalise(link: str, base: str = "") -> str | None:
-    """The one spelling of an http(s) link, resolved against `base`. None for what cannot be fetched (mailto:, say)."""
+def resolve(link: str, base: str | None = None) -> ada_url.URL | None:
+    """An http(s) link as browsers read it. None for what is no URL, or cannot be fetched (mailto:, say)."""
     try:
-        url = httpx.URL(base).join(re.sub(r"[\t\r\n]", "", link).strip())
-        if url.scheme not in ("http", "https") or not url.host:
-            return None
-        target = re.sub("%[0-9A-Fa-f]{2}|%", _normalise_percent, url.raw_path.decode())
-        normal = str(httpx.URL(f"{url.scheme}://{url.netloc.decode()}{target}"))
-    except (httpx.InvalidURL, ValueError):
+        url = ada_url.URL(link.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), base)
+    except ValueError:
         return None
-    return normal if len(normal) <= LONGEST_URL else None
+    return url if url.protocol in ("http:", "https:") else None
+
+
+def normalise(link: str, base: str | None = None) -> str | None:
+    """What is fetched for a link: its URL without login and fragment. None where `resolve` has none."""
+    if url := resolve(link, base):
+        url.username = url.password = url.hash = ""
+        return url.href
+    return None
+
+
+def unique(url: str) -> str:
+    """What a normalised URL has in common with all that name the same page: unreserved characters are plain in it."""
+    return re.sub("%[0-9A-Fa-f]{2}|%", _normalise_percent, url.removesuffix("?"))
 
 
 def _normalise_percent(match: re.Match) -> str:
@@ -151,8 +165,14 @@ class _LinkFinder:
         return self
 
 
-def find_links(html: bytes, url: str, charset: str | None = None, default: str = "windows-1252") -> list[str]:
-    """The normalised targets of a page's links, each once, in the order of the page.
+def find_links(
+    html: bytes,
+    url: str,
+    charset: str | None = None,
+    default: str = "windows-1252",
+    left_out: dict[str, int] | None = None,
+) -> list[str]:
+    """The normalised targets of a page's links, each once, in the order of the page. Counts what is `left_out`.
 
     It is decoded as browsers do: what counts is a byte order mark, then `charset` (of the Content-Type header), then
     what the page declares, else `default`; what does not belong there is replaced, and costs no link.
@@ -164,8 +184,15 @@ def find_links(html: bytes, url: str, charset: str | None = None, default: str =
         text, encoding = decode(html, found.encoding)
         found = read_html(text)
     base = normalise(found.base, url) or url
-    links = (normalise(encode_query(link, encoding), base) for link in found.links)
-    return list(dict.fromkeys(filter(None, links)))
+    links = {}
+    for link in found.links:
+        target = normalise(encode_query(link, encoding), base)
+        if target and len(target) > LONGEST_URL:
+            if left_out is not None:
+                left_out["too long"] = left_out.get("too long", 0) + 1
+        elif target:
+            links.setdefault(unique(target), target)
+    return list(links.values())
 
 
 def decode(html: bytes, encoding: webencodings.Encoding) -> tuple[str, webencodings.Encoding]:
@@ -228,7 +255,9 @@ def _as_browsers(error: UnicodeError) -> tuple[str | bytes, int]:
         unknown = error.object[error.start : error.end]
         return "".join(f"%26%23{ord(character)}%3B" for character in unknown).encode(), error.end
     byte = error.object[error.start]
-    if error.encoding == "charmap" and 0x80 <= byte < 0xA0:  # the windows encodings have controls where Python's have nothing
+    if (
+        error.encoding == "charmap" and 0x80 <= byte < 0xA0
+    ):  # the windows encodings have controls where Python's have nothing
         return chr(byte), error.start + 1
     return "\ufffd", error.end
 
@@ -290,7 +319,7 @@ class Tracker:
                 {
                     "project": crawl.project,
                     "recipe": json.dumps({"url": url, "found_on": found_on}),
-                    "unique_string": url,
+                    "unique_string": unique(url),
                     **limits,
                 }
                 for url in urls[start : start + BULK]
@@ -339,9 +368,10 @@ class Crawl:
     max_assign_time: int
     max_retries: int
     records: Path
+    login: tuple[str, str] | None = None  # at the site
 
     def wants(self, url: str) -> bool:
-        return url.startswith(self.scope) and self.robots.can_fetch(url, self.user_agent)
+        return unique(url).startswith(unique(self.scope)) and self.robots.can_fetch(url, self.user_agent)
 
 
 class Site:
@@ -415,6 +445,7 @@ class Page:
     error: str = ""
     retry_after: float = 0
     links: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
 
 
 class Worker:
@@ -424,7 +455,7 @@ class Worker:
         self.crawl, self.id, self.site = crawl, credentials["id"], site
         self.asked_to_stop = False
         self.tracker = Tracker(crawl.server, credentials, self.stopping)
-        self.http = httpx.AsyncClient(timeout=None, headers={"User-Agent": crawl.user_agent})
+        self.http = httpx.AsyncClient(timeout=None, headers={"User-Agent": crawl.user_agent}, auth=crawl.login)
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -524,7 +555,7 @@ class Worker:
     async def get(self, page: Page) -> None:
         """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads."""
         try:
-            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", page.url) as response:
+            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **as_it_is(page.url)) as response:
                 await self.read(response, page)
         except TimeoutError:
             raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
@@ -534,14 +565,14 @@ class Worker:
         page.type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if response.has_redirect_location:
             target = normalise(response.headers["Location"], page.url)
-            page.links = [target] if target else []
+            page.links = [target] if target and len(target) <= LONGEST_URL else []
             if not page.found_on and not any(map(self.crawl.wants, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
             body = await self.read_body(response, page)
             if page.type in ("text/html", "application/xhtml+xml"):
                 default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
-                page.links = find_links(body, page.url, charset_of(response), default)
+                page.links = find_links(body, page.url, charset_of(response), default, page.left_out)
         elif page.status in (429, 503):
             page.outcome, page.retry_after = "refused", retry_after(response)
         elif page.status == 408 or page.status >= 500:
@@ -566,6 +597,12 @@ class Worker:
     def log(self, level: str, message: str) -> None:
         line = {"scope": self.crawl.name, "message": message, "timestamp": int(time.time())}
         self.tracker.call("POST", f"/log/{level}", line)
+
+
+def as_it_is(url: str) -> dict:
+    """What makes httpx ask for this URL, and not for one that is quoted in its own way."""
+    target = re.sub("^[a-z]+://[^/]*", "", url).encode()
+    return {"url": url} if httpx.URL(url).raw_path == target else {"url": url, "extensions": {"target": target}}
 
 
 async def read_up_to(limit: int, response: httpx.Response) -> bytes:
@@ -703,11 +740,11 @@ def grant_access(manager: Tracker, server: str, project: int, worker: dict) -> N
                 raise
 
 
-def read_robots(seed: str, user_agent: str) -> Protego:
+def read_robots(seed: str, user_agent: str, login: tuple[str, str] | None = None) -> Protego:
     """The site's rules. No robots.txt (4xx) allows all; a site that cannot say (5xx, no answer) is left alone."""
-    url = str(httpx.URL(seed).join("/robots.txt"))
+    url = normalise("/robots.txt", seed)
     try:
-        response, body = asyncio.run(get_robots(url, user_agent))
+        response, body = asyncio.run(get_robots(url, user_agent, login))
     except TimeoutError:
         raise CrawlError(f"{url} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
     except httpx.HTTPError as error:
@@ -720,8 +757,8 @@ def read_robots(seed: str, user_agent: str) -> Protego:
     return robots
 
 
-async def get_robots(url: str, user_agent: str) -> tuple[httpx.Response, bytes]:
-    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, follow_redirects=True, timeout=None)
+async def get_robots(url: str, user_agent: str, login: tuple[str, str] | None) -> tuple[httpx.Response, bytes]:
+    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, auth=login, follow_redirects=True, timeout=None)
     async with asyncio.timeout(ROBOTS_TIMEOUT), client, client.stream("GET", url) as response:
         return response, await read_up_to(MOST_ROBOTS, response)
 
@@ -939,6 +976,7 @@ def make_report(crawl: Crawl, seconds: float, before: dict, after: dict) -> dict
         "failed": after["failed_task_count"],
         "broken_pages": [page for page in problems if page["outcome"] == "broken"],
         "failed_pages": [page for page in problems if page["outcome"] == "failed"],
+        "left_out": dict(count_left_out(crawl.records)),
         "truncated_pages": [page for page in problems if page["outcome"] == "ok"],
         "records": str(crawl.records),
     }
@@ -947,16 +985,26 @@ def make_report(crawl: Crawl, seconds: float, before: dict, after: dict) -> dict
 def read_problems(records: Path) -> list[dict]:
     """The last record of each page that did not end well: one that failed at first and was done later is fine."""
     problems = {}
+    for page in read_records(records):
+        problems.pop(page["url"], None)
+        if page["outcome"] != "ok" or page["truncated"]:
+            problems[page["url"]] = page
+    return list(problems.values())
+
+
+def read_records(records: Path) -> Iterator[dict]:
     with open(records, "rb") as lines:
         for line in lines:
-            try:
-                page = json.loads(line)
-            except ValueError:  # torn by a power cut
-                continue
-            problems.pop(page["url"], None)
-            if page["outcome"] != "ok" or page["truncated"]:
-                problems[page["url"]] = page
-    return list(problems.values())
+            with contextlib.suppress(ValueError):  # torn by a power cut
+                yield json.loads(line)
+
+
+def count_left_out(records: Path) -> collections.Counter:
+    """The links of all pages that were not followed though they may be pages, by the reason."""
+    counts = collections.Counter()
+    for page in read_records(records):
+        counts.update(page.get("left_out", {}))
+    return counts
 
 
 def describe(page: dict) -> str:
@@ -973,6 +1021,8 @@ def print_report(report: dict, project: int) -> None:
             print(f"{kind}: {describe(page)}")
         if len(pages) > LONGEST_LIST:
             print(f"{kind}: and {len(pages) - LONGEST_LIST} more")
+    for reason, count in report["left_out"].items():
+        print(f"left out: {count} links, {reason}")
     if report["failed"]:
         print(f"To try failed pages again: POST /project/reset_failed_tasks/{project} as a manager, then this command.")
     print(f"Every page: {report['records']}")
@@ -1017,20 +1067,21 @@ def parse_arguments() -> argparse.Namespace:
     if args.max_assign_time < 3 * args.timeout:
         parser.error("argument --max-assign-time: must be at least 3 times --timeout, or slow pages are assigned twice")
     for name in ("server", "seed"):
-        url = normalise(getattr(args, name))
-        setattr(args, name, url or parser.error(f"{getattr(args, name)} is not an http or https URL"))
-    args.project = args.project or f"crawl-{httpx.URL(args.seed).netloc.decode()}"
+        url = resolve(getattr(args, name)) or parser.error(f"{getattr(args, name)} is not an http or https URL")
+        setattr(args, name, normalise(url.href))
+        args.login = (unquote(url.username), unquote(url.password)) if url.username or url.password else None
+    args.project = args.project or f"crawl-{url.host}"
     args.state = args.state or Path(re.sub(r"[^\w.-]", "_", args.project))
     return args
 
 
 def run(args: argparse.Namespace) -> bool:
     """Set up, crawl, report. True when the crawl is finished."""
-    scope = str(httpx.URL(args.seed).join("/" if args.scope == "host" else "."))
-    robots = read_robots(args.seed, args.user_agent)
+    scope = normalise("/" if args.scope == "host" else ".", args.seed)
+    robots = read_robots(args.seed, args.user_agent, args.login)
     args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     project, workers = set_up(args, scope, robots)
-    names = ("server", "user_agent", "timeout", "max_body", "max_assign_time", "max_retries")
+    names = ("server", "user_agent", "login", "timeout", "max_body", "max_assign_time", "max_retries")
     records = args.state / RECORDS
     records.touch(0o600)
     crawl = Crawl(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -403,3 +404,94 @@ def test_every_label_of_the_standard_is_read() -> None:
     for label in crawl.webencodings.LABELS:
         if crawl.webencodings.lookup(label).name not in ("replacement", "utf-16le", "utf-16be"):
             assert crawl.find_links(b"<a href=a>\xff\x81<p><a href=b>", "http://s/", label)[1:] == ["http://s/b"], label
+
+
+# ── URLs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# A link, the page that it is on, and the URL, null where there is none or it is not http(s): after the list of the URL
+# standard's own tests. The URLs are those of jsdom's whatwg-url, which shares no code with what the crawler uses.
+URLS = json.loads((Path(__file__).parent / "urls.json").read_text())
+
+
+def test_the_table_of_urls_is_whole() -> None:
+    assert (len(URLS), sum(url is None for _, _, url in URLS)) == (241, 66)
+
+
+@pytest.mark.parametrize(("link", "base", "url"), URLS)
+def test_a_url_is_what_browsers_make_of_it(link: str, base: str | None, url: str | None) -> None:
+    found = crawl.resolve(link, base)
+    assert (found and found.href) == url
+
+
+@pytest.mark.parametrize(("link", "base", "url"), [row for row in URLS if row[2]])
+def test_what_is_fetched_is_the_url_without_its_login_and_fragment_and_stays_as_it_is(
+    link: str, base: str | None, url: str
+) -> None:
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("#")[0].partition("/")
+    fetched = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    assert crawl.normalise(link, base) == fetched
+    assert crawl.normalise(fetched) == fetched
+    asked = crawl.as_it_is(fetched)
+    target = asked.get("extensions", {}).get("target", crawl.httpx.URL(asked["url"]).raw_path)
+    assert target.decode() == slash + path
+
+
+ODD = [
+    "/x//y",
+    "/web/2020/http://example.org//a",
+    "/a|b^[c]",
+    "/%7Eu/%7eu",
+    "/a?",
+    "/a?b='c'&%zz",
+    "/a?x=[1]|{2}",
+    "/%",
+]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_a_path_goes_to_the_site_as_browsers_send_it(path: str, tmp_path: Path) -> None:
+    with serving({}) as site, working(site, tmp_path) as worker:
+        url = crawl.normalise(path, site.url)
+        worker.fetch(url, "")
+        assert site.asked == [url.removeprefix(site.url[:-1])]
+
+
+@pytest.mark.parametrize("host", ["\U0001f4a9.invalid", "fée_bü.invalid", "a_b.invalid", "！.invalid", "xn--a.invalid"])
+def test_a_host_of_any_kind_is_asked_for(host: str, tmp_path: Path) -> None:
+    with serving({}) as site, working(site, tmp_path, scope="http") as worker:
+        found = worker.fetch(crawl.normalise(f"http://{host}/"), "")
+    assert found.error.startswith("ConnectError")
+
+
+def test_pages_that_differ_in_an_unreserved_character_only_are_one() -> None:
+    html = b"<a href=/%7eu/><a href=/~u/><a href=/%7Eu/><a href=/%7Eu/?><a href=/a//b><a href=/a/b>"
+    assert crawl.find_links(html, "http://s/") == ["http://s/%7eu/", "http://s/a//b", "http://s/a/b"]
+
+
+def test_a_seed_with_a_doubled_slash_is_in_its_own_scope(tmp_path: Path) -> None:
+    answers = {"/site//b/": page("<a href=c>"), "/site//b/c": page("")}
+    with serving(answers) as site, tracker.serving() as server:
+        seed = SimpleNamespace(url=f"{site.url}site//b/#")
+        code, _, errors = run_crawl(seed, server, tmp_path)
+    assert code == 0, errors
+    assert {"/site//b/", "/site//b/c"} <= set(site.asked)
+
+
+def test_a_link_that_is_too_long_is_counted_and_told(tmp_path: Path) -> None:
+    html = f"<a href={'x' * 5000}><a href={'y' * 5000}><a href=b>"
+    with serving({"/a": page(html), "/b": page("")}) as site, working(site, tmp_path) as worker:
+        assert worker.crawl_page(f"{site.url}a", "").links == [f"{site.url}b"]
+        worker.crawl_page(f"{site.url}b", "")
+    assert crawl.count_left_out(worker.crawl.records) == {"too long": 2}
+
+
+def test_the_login_of_the_seed_opens_the_site_and_is_written_nowhere(tmp_path: Path) -> None:
+    with serving({"/robots.txt": answer(), "/site/index.html": page("<a href=b.html>")}) as site:
+        seed = SimpleNamespace(url=site.url.replace("//", "//jo:p%40ss@"))
+        with tracker.serving() as server:
+            assert run_crawl(seed, server, tmp_path)[0] == 0
+    assert len(site.heads) == 3
+    assert all("Authorization: Basic am86cEBzcw==" in head for head in site.heads)
+    for file in (tmp_path / "state").iterdir():
+        assert "p@ss" not in file.read_text() and "p%40ss" not in file.read_text()
