@@ -80,6 +80,7 @@ SLOWEST, NO_GAP = 10, 0.05  # seconds between two pages after that: no more at f
 PATIENCE = 1  # seconds that a worker waits for its turn before it looks again whether it is to stop
 MOST_PUT_OFF = 5  # times that a page is put off; if the site then answers others, it is the page that is at fault
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
+NO_ROBOTS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # rules with a colon
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 BULK = 500  # links in one request
@@ -152,14 +153,20 @@ class _LinkFinder:
 
     def __init__(self):
         self.base, self.links, self.encoding = "", {}, None
+        self.robots = []  # (whom it is for, what they are told) of each <meta>
 
     def start(self, tag: str, attributes: dict) -> None:
         if tag == "meta":
             self.encoding = self.encoding or encoding_of_meta(attributes)
+            self.robots.append((attributes.get("name", "").strip(), attributes.get("content", "")))
         elif tag == "base":
             self.base = self.base or attributes.get("href", "")
         elif tag in self.ATTRIBUTES and (link := attributes.get(self.ATTRIBUTES[tag])) is not None:
-            self.links[link.partition("#")[0]] = None  # a dict keeps each once, in order
+            link = link.partition("#")[
+                0
+            ]  # a dict keeps each once, in order; one link to it that may be followed will do
+            asked_not_to = "nofollow" in attributes.get("rel", "").lower().split()
+            self.links[link] = self.links.get(link, True) and asked_not_to
 
     def close(self) -> _LinkFinder:
         return self
@@ -171,8 +178,11 @@ def find_links(
     charset: str | None = None,
     default: str = "windows-1252",
     left_out: dict[str, int] | None = None,
+    robot: str | None = None,
 ) -> list[str]:
     """The normalised targets of a page's links, each once, in the order of the page. Counts what is `left_out`.
+
+    With the name of a `robot` those are left out that the page does not want followed (by it, or by any).
 
     It is decoded as browsers do: what counts is a byte order mark, then `charset` (of the Content-Type header), then
     what the page declares, else `default`; what does not belong there is replaced, and costs no link.
@@ -184,15 +194,39 @@ def find_links(
         text, encoding = decode(html, found.encoding)
         found = read_html(text)
     base = normalise(found.base, url) or url
-    links = {}
-    for link in found.links:
+    links, left_out = {}, {} if left_out is None else left_out
+    forbidden = robot is not None and any(
+        name.lower() in ("robots", product(robot)) and says_nofollow(content) for name, content in found.robots
+    )
+    for link, asked_not_to in found.links.items():
         target = normalise(encode_query(link, encoding), base)
-        if target and len(target) > LONGEST_URL:
-            if left_out is not None:
-                left_out["too long"] = left_out.get("too long", 0) + 1
+        reason = "too long" if target and len(target) > LONGEST_URL else ""
+        if target and robot is not None and (forbidden or asked_not_to):
+            reason = "nofollow"
+        if reason:
+            left_out[reason] = left_out.get(reason, 0) + 1
         elif target:
             links.setdefault(unique(target), target)
     return list(links.values())
+
+
+def product(user_agent: str) -> str:
+    """The name by which a site speaks to a robot: the first word, without its version."""
+    return user_agent.partition("/")[0].strip().lower()
+
+
+def says_nofollow(rules: str) -> bool:
+    return not {"nofollow", "none"}.isdisjoint(re.split(r"[\s,]+", rules.lower()))
+
+
+def header_says_nofollow(response: httpx.Response, user_agent: str) -> bool:
+    """Whether an X-Robots-Tag tells this robot, or all, to follow no link. Each header may name whom it is for."""
+    for value in response.headers.get_list("X-Robots-Tag"):
+        name, colon, rules = value.partition(":")
+        named = bool(colon) and "," not in name and name.strip().lower() not in NO_ROBOTS
+        if says_nofollow(rules if named else value) and (not named or name.strip().lower() == product(user_agent)):
+            return True
+    return False
 
 
 def decode(html: bytes, encoding: webencodings.Encoding) -> tuple[str, webencodings.Encoding]:
@@ -369,6 +403,7 @@ class Crawl:
     max_retries: int
     records: Path
     login: tuple[str, str] | None = None  # at the site
+    ignore_nofollow: bool = False
 
     def wants(self, url: str) -> bool:
         return unique(url).startswith(unique(self.scope)) and self.robots.can_fetch(url, self.user_agent)
@@ -571,8 +606,12 @@ class Worker:
         elif response.is_success:
             body = await self.read_body(response, page)
             if page.type in ("text/html", "application/xhtml+xml"):
+                robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
                 default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
-                page.links = find_links(body, page.url, charset_of(response), default, page.left_out)
+                page.links = find_links(body, page.url, charset_of(response), default, page.left_out, robot)
+                if robot and header_says_nofollow(response, robot):
+                    page.left_out["nofollow"] = page.left_out.get("nofollow", 0) + len(page.links)
+                    page.links = []
         elif page.status in (429, 503):
             page.outcome, page.retry_after = "refused", retry_after(response)
         elif page.status == 408 or page.status >= 500:
@@ -749,12 +788,20 @@ def read_robots(seed: str, user_agent: str, login: tuple[str, str] | None = None
         raise CrawlError(f"{url} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
     except httpx.HTTPError as error:
         raise CrawlError(f"{url} cannot be read: {str(error) or type(error).__name__}") from None
-    if response.status_code >= 500:
-        raise CrawlError(f"{url} answers {response.status_code}, so nobody knows what it allows. Try again later.")
-    robots = Protego.parse(body.decode("utf-8", "replace") if response.is_success else "")
+    if response.status_code >= 500 or response.status_code == 429:
+        seconds = retry_after(response)
+        later = f"in {seconds:.0f} s" if seconds else "later"
+        raise CrawlError(f"{url} answers {response.status_code}, so nobody knows what it allows. Try again {later}.")
+    robots = Protego.parse(read_rules(body) if response.is_success else "")
     if not robots.can_fetch(seed, user_agent):
         raise CrawlError(f"{url} forbids {seed} to {user_agent}.")
     return robots
+
+
+def read_rules(body: bytes) -> str:
+    """The text of a robots.txt, in whatever Unicode it is; a byte order mark would cost it its first group."""
+    text, _ = webencodings.decode(body, "utf-8", "as browsers")
+    return text.lstrip("\ufeff").replace("\0", "")
 
 
 async def get_robots(url: str, user_agent: str, login: tuple[str, str] | None) -> tuple[httpx.Response, bytes]:
@@ -764,10 +811,21 @@ async def get_robots(url: str, user_agent: str, login: tuple[str, str] | None) -
 
 
 def polite_rate(args: argparse.Namespace, project: dict | None, robots: Protego) -> float:
-    """Pages per second: as asked for, else as the project has it, at most what a Crawl-delay in robots.txt allows."""
+    """Pages per second: as asked for, else as the project has it; at most what robots.txt allows, as a line says."""
     rate = args.rate if args.rate is not None else project["assign_rate"] if project else DEFAULT_RATE
-    delay = robots.crawl_delay(args.user_agent)
-    return min(rate or UNLIMITED_RATE, 1 / delay if delay else UNLIMITED_RATE)
+    rate, allowed = rate or UNLIMITED_RATE, allowed_rate(robots, args.user_agent)
+    if allowed < rate and (args.rate is not None or not project):
+        say(f"robots.txt allows a page in {1 / allowed:g} s, which is slower than --rate: it holds.")
+    return min(rate, allowed)
+
+
+def allowed_rate(robots: Protego, user_agent: str) -> float:
+    """Pages per second that the site's Crawl-delay and Request-rate allow."""
+    gaps = [robots.crawl_delay(user_agent) or 0]
+    if rate := robots.request_rate(user_agent):
+        gaps.append(rate.seconds / rate.requests if rate.requests > 0 else 0)
+    gap = max(gaps)
+    return 1 / gap if 0 < gap < math.inf else UNLIMITED_RATE
 
 
 # ── The supervisor ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -962,12 +1020,13 @@ class Supervisor:
 # ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_report(crawl: Crawl, seconds: float, before: dict, after: dict) -> dict:
+def make_report(crawl: Crawl, seed: str, seconds: float, before: dict, after: dict) -> dict:
     """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
     pages = after["closed_task_count"] - before["closed_task_count"]
     problems = read_problems(crawl.records)
     return {
         "finished": not count_undone(after),
+        "trouble": find_trouble(crawl, seed),
         "seconds": round(seconds, 2),
         "pages": pages,
         "pages_per_second": round(pages / seconds, 2),
@@ -980,6 +1039,18 @@ def make_report(crawl: Crawl, seconds: float, before: dict, after: dict) -> dict
         "truncated_pages": [page for page in problems if page["outcome"] == "ok"],
         "records": str(crawl.records),
     }
+
+
+def find_trouble(crawl: Crawl, seed: str) -> str:
+    """Why the crawl, though it has come to its end, is none: its seed is broken, or no page was ever fetched."""
+    last, fetched = None, False
+    for page in read_records(crawl.records):
+        if unique(page["url"]) == unique(seed):
+            last = page
+        fetched = fetched or (page["outcome"] == "ok" and 200 <= (page["status"] or 0) < 300)
+    if last and last["outcome"] != "ok":
+        return f"The seed is {last['outcome']}: {last['error'] or last['status']}"
+    return "" if fetched else "No page was ever fetched"
 
 
 def read_problems(records: Path) -> list[dict]:
@@ -1013,6 +1084,8 @@ def describe(page: dict) -> str:
 
 def print_report(report: dict, project: int) -> None:
     print("Finished." if report["finished"] else "Interrupted; the same command goes on with it.")
+    if report["finished"] and report["trouble"]:
+        print(f"{report['trouble']}.")
     print(f"{report['pages']} pages in {report['seconds']} s, {report['pages_per_second']} pages/s")
     print(f"All runs: {report['done']} done, {report['waiting']} left, {report['failed']} failed")
     for kind in ("broken", "failed", "truncated"):
@@ -1054,6 +1127,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
     add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
     add("--user-agent", metavar="TEXT", default=USER_AGENT, help="say how to reach you (default: %(default)s)")
+    add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
     add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
     add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
@@ -1075,13 +1149,22 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> bool:
-    """Set up, crawl, report. True when the crawl is finished."""
+def run(args: argparse.Namespace) -> int:
+    """Set up, crawl, report. The exit status: 0 finished, 1 finished without a page, or its seed, 130 interrupted."""
     scope = normalise("/" if args.scope == "host" else ".", args.seed)
     robots = read_robots(args.seed, args.user_agent, args.login)
     args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     project, workers = set_up(args, scope, robots)
-    names = ("server", "user_agent", "login", "timeout", "max_body", "max_assign_time", "max_retries")
+    names = (
+        "server",
+        "user_agent",
+        "login",
+        "ignore_nofollow",
+        "timeout",
+        "max_body",
+        "max_assign_time",
+        "max_retries",
+    )
     records = args.state / RECORDS
     records.touch(0o600)
     crawl = Crawl(
@@ -1097,21 +1180,21 @@ def run(args: argparse.Namespace) -> bool:
     before = tracker.call("GET", f"/project/get/{project}")
     tracker.submit(crawl, [args.seed], found_on="")
     after = Supervisor(crawl, workers, before).run()
-    report = make_report(crawl, time.monotonic() - started, before, after)
+    report = make_report(crawl, args.seed, time.monotonic() - started, before, after)
     print_report(report, project)
     if args.report:
         args.report.write_text(json.dumps(report, indent=1))
-    return report["finished"]
+    return 130 if not report["finished"] else 1 if report["trouble"] else 0
 
 
 def main() -> None:
     try:
-        finished = run(parse_arguments())
+        status = run(parse_arguments())
     except (CrawlError, OSError) as error:
         sys.exit(f"crawl.py: {error}")
     except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at a prompt
         sys.exit(130)
-    sys.exit(0 if finished else 130)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import http
 import itertools
 import json
+import re
 import socketserver
 import threading
 import time
@@ -495,3 +496,136 @@ def test_the_login_of_the_seed_opens_the_site_and_is_written_nowhere(tmp_path: P
     assert all("Authorization: Basic am86cEBzcw==" in head for head in site.heads)
     for file in (tmp_path / "state").iterdir():
         assert "p@ss" not in file.read_text() and "p%40ss" not in file.read_text()
+
+
+# ── Robots ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RULES = "User-agent: *\nDisallow: /b\n"
+ENCODED = {
+    "plain": RULES.encode(),
+    "with a BOM": RULES.encode("utf-8-sig"),
+    "with two": RULES.encode("utf-8-sig").replace(b"\xef\xbb\xbf", b"\xef\xbb\xbf" * 2),
+    "UTF-16": RULES.encode("utf-16"),
+    "UTF-16, the other way": b"\xfe\xff" + RULES.encode("utf-16-be"),
+    "odd bytes": b"# \xff\0\n" + RULES.encode(),
+    "ends of line of old": RULES.replace("\n", "\r").encode(),
+}
+
+
+@pytest.mark.parametrize("rules", ENCODED.values(), ids=ENCODED)
+def test_a_robots_txt_is_read_in_whatever_unicode_it_is(rules: bytes) -> None:
+    with serving({"/robots.txt": answer(rules)}) as site:
+        robots = crawl.read_robots(site.url, "tests")
+    assert robots.can_fetch(f"{site.url}a", "tests") and not robots.can_fetch(f"{site.url}b", "tests")
+
+
+@pytest.mark.parametrize(
+    ("robots", "said"),
+    [
+        (answer("", "Retry-After: 90", status=429), "429, so nobody knows what it allows. Try again in 90 s"),
+        (answer(status=429), "Try again later"),
+        (answer(status=503), "Try again later"),
+    ],
+)
+def test_a_robots_txt_that_cannot_be_had_now_allows_nothing(robots: list[bytes], said: str) -> None:
+    with serving({"/robots.txt": robots}) as site, pytest.raises(crawl.CrawlError, match=re.escape(said)):
+        crawl.read_robots(site.url, "tests")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_no_robots_txt_allows_everything(status: int) -> None:
+    with serving({"/robots.txt": answer(RULES, status=status)}) as site:
+        assert crawl.read_robots(site.url, "tests").can_fetch(f"{site.url}b", "tests")
+
+
+@pytest.mark.parametrize(
+    ("rules", "rate", "held", "told"),
+    [
+        ("Crawl-delay: 4", 5, 0.25, True),
+        ("Crawl-delay: 4", 0.1, 0.1, False),
+        ("Crawl-delay: 0", 5, 5, False),
+        ("Crawl-delay: 4", 0, 0.25, True),
+        ("Request-rate: 1/10", 5, 0.1, True),
+        ("Request-rate: 0/10", 5, 5, False),
+        ("Crawl-delay: nan", 5, 5, False),
+        ("Crawl-delay: inf", 5, 5, False),
+    ],
+)
+def test_the_slower_of_rate_and_crawl_delay_holds_and_a_line_says_so(
+    rules: str, rate: float, held: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(crawl, "say", said.append)
+    robots = crawl.Protego.parse(f"User-agent: *\n{rules}")
+    assert crawl.polite_rate(SimpleNamespace(rate=rate, user_agent="tests"), None, robots) == held
+    assert bool(said) == told
+
+
+NOT_FOLLOWED = {  # headers and page
+    "a header": (["X-Robots-Tag: noindex, nofollow"], ""),
+    "a header that says none": (["X-Robots-Tag: NONE"], ""),
+    "the second of two headers": (["X-Robots-Tag: noindex", "X-Robots-Tag: nofollow"], ""),
+    "a header for this robot": (["X-Robots-Tag: tests: nofollow"], ""),
+    "a header with a date": (["X-Robots-Tag: unavailable_after: 25 Jun 2010 15:00:00 PST, nofollow"], ""),
+    "a meta": ([], "<META NAME=Robots CONTENT='noindex,NOFOLLOW'>"),
+    "a meta that says none": ([], "<meta name=robots content=none>"),
+    "a meta for this robot": ([], "<meta name=Tests content=nofollow>"),
+    "a meta behind the links": ([], "<a href=z><meta name=robots content=nofollow>"),
+}
+FOLLOWED = {
+    "a header for another": (["X-Robots-Tag: googlebot: nofollow"], ""),
+    "a header that allows it": (["X-Robots-Tag: noindex, follow"], ""),
+    "a meta for another": ([], "<meta name=googlebot content=nofollow>"),
+    "a meta of another kind": ([], "<meta name=keywords content=nofollow>"),
+}
+
+
+@pytest.mark.parametrize(("headers", "html"), NOT_FOLLOWED.values(), ids=NOT_FOLLOWED)
+def test_the_links_of_a_page_that_does_not_want_it_are_not_followed(
+    headers: list[str], html: str, tmp_path: Path
+) -> None:
+    answers = {"/a": page(f"{html}<a href=b>", HTML, *headers)}
+    assert links(answers, tmp_path, user_agent="Tests/1.0 (me)") == []
+    assert "/b" in links(answers, tmp_path, user_agent="Tests/1.0 (me)", ignore_nofollow=True)
+
+
+@pytest.mark.parametrize(("headers", "html"), FOLLOWED.values(), ids=FOLLOWED)
+def test_what_is_said_to_other_robots_does_not_matter(headers: list[str], html: str, tmp_path: Path) -> None:
+    assert links({"/a": page(f"{html}<a href=b>", HTML, *headers)}, tmp_path) == ["/b"]
+
+
+def test_a_link_that_asks_not_to_be_followed_is_counted_unless_another_to_it_does_not(tmp_path: Path) -> None:
+    html = "<a href=b rel='external NoFollow'><a href=c rel=nofollow><a href=c#x><a href=d rel=nofollower>"
+    with serving({"/a": page(html)}) as site, working(site, tmp_path) as worker:
+        found = worker.fetch(f"{site.url}a", "")
+    assert (found.links, found.left_out) == ([f"{site.url}c", f"{site.url}d"], {"nofollow": 1})
+
+
+# ── How it ends ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BROKEN_SEEDS = {
+    "a seed that is not there": ({}, "The seed is broken: 404"),
+    "a seed that is always refused": ({"/site/index.html": answer(status=500)}, "The seed is failed: 500"),
+    "a seed that leads out": (
+        {"/site/index.html": answer("", "Location: /away", status=302)},
+        "The seed is broken: redirect out of the crawl's scope",
+    ),
+    "a seed that leads to itself": (
+        {"/site/index.html": answer("", "Location: index.html", status=302)},
+        "No page was ever fetched",
+    ),
+    "a seed that leads to nothing": (
+        {"/site/index.html": answer("", "Location: gone.html", status=302)},
+        "No page was ever fetched",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answers", "said"), BROKEN_SEEDS.values(), ids=BROKEN_SEEDS)
+def test_a_crawl_without_a_page_ends_with_a_status_of_its_own(
+    answers: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with serving(answers) as site, tracker.serving() as server:
+        for password in (True, False):  # started again it is none the better
+            code, output, errors = run_crawl(site, server, tmp_path, password=password)
+            assert (code, said in output) == (1, True), output + errors
