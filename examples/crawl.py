@@ -162,10 +162,9 @@ class _LinkFinder:
         elif tag == "base":
             self.base = self.base or attributes.get("href", "")
         elif tag in self.ATTRIBUTES and (link := attributes.get(self.ATTRIBUTES[tag])) is not None:
-            link = link.partition("#")[
-                0
-            ]  # a dict keeps each once, in order; one link to it that may be followed will do
+            link = link.partition("#")[0]
             asked_not_to = "nofollow" in attributes.get("rel", "").lower().split()
+            # A dict keeps each once, in order; one that may be followed will do.
             self.links[link] = self.links.get(link, True) and asked_not_to
 
     def close(self) -> _LinkFinder:
@@ -405,8 +404,11 @@ class Crawl:
     login: tuple[str, str] | None = None  # at the site
     ignore_nofollow: bool = False
 
+    def covers(self, url: str) -> bool:
+        return unique(url).startswith(unique(self.scope))
+
     def wants(self, url: str) -> bool:
-        return unique(url).startswith(unique(self.scope)) and self.robots.can_fetch(url, self.user_agent)
+        return self.covers(url) and self.robots.can_fetch(url, self.user_agent)
 
 
 class Site:
@@ -578,8 +580,11 @@ class Worker:
     def fetch(self, url: str, found_on: str) -> Page:
         """Get one page and judge it. Returns whatever the site does, and holds at most `max_body` bytes of it."""
         page = Page(url, found_on)
+        if not self.crawl.covers(url):  # never done: it may be another crawl's
+            page.outcome, page.error = "failed", "out of the crawl's scope"
+            return page
         if not self.crawl.wants(url):  # robots.txt may have changed since the link was stored
-            page.outcome, page.error = "broken", "out of scope, or forbidden by robots.txt"
+            page.outcome, page.error = "broken", "forbidden by robots.txt"
             return page
         try:
             self.loop.run(self.get(page))
@@ -678,9 +683,11 @@ def set_up(args: argparse.Namespace, scope: str, robots: Protego) -> tuple[int, 
     workers = [worker for worker in state["workers"] if is_accepted(args.server, worker)]
     project = find_project(tracker, args.project)
     known = project and project["id"] == state["project"] and state["ready"] and len(workers) >= args.workers
+    if known:
+        check_owner(Tracker(args.server, workers[0]), project, args, scope)
     if not known or project["assign_rate"] != polite_rate(args, project, robots):
         sign_in(tracker, args)
-        state["project"] = prepare_project(tracker, args, robots)
+        state["project"] = prepare_project(tracker, args, scope, robots, state["project"])
         for number in range(len(workers) + 1, args.workers + 1):
             workers.append(tracker.call("POST", "/worker/create", {"alias": f"{args.project}-{number}"})["worker"])
         write_file(file, state | {"workers": workers, "ready": False})
@@ -751,18 +758,50 @@ def sign_in(tracker: Tracker, args: argparse.Namespace) -> None:
             raise CrawlError(f"Manager {name} cannot log in: {refusal}. Nor register: {second}.") from None
 
 
-def prepare_project(tracker: Tracker, args: argparse.Namespace, robots: Protego) -> int:
-    """The id of the project, which is made if there is none, and gets the rate that was asked for."""
+def prepare_project(tracker: Tracker, args: argparse.Namespace, scope: str, robots: Protego, before: int) -> int:
+    """The id of the project, which is made if there is none, and gets the rate that was asked for.
+
+    It belongs to one crawl, and its secret says to which. One that this crawl has worked on `before` becomes its own.
+    """
     project = find_project(tracker, args.project)
     settings = {"name": args.project, "keep_hashes": True, "assign_rate": polite_rate(args, project, robots)}
     if project is None:
         if (args.state / RECORDS).exists():
             raise CrawlError(f"{args.state} is of a crawl that this tracker does not know. Choose another --state.")
-        return tracker.call("POST", "/project/create", settings)["id"]
+        made = tracker.call("POST", "/project/create", settings)["id"]
+        tracker.call("POST", f"/project/secret/{made}", {"secret": json.dumps(crawl_of(args, scope))})
+        return made
     if not project["keep_hashes"]:
         raise CrawlError(f"Project {args.project} was made without keep_hashes: a crawl would never end there.")
+    if not check_owner(tracker, project, args, scope):
+        counts = tracker.call("GET", f"/project/get/{project['id']}")
+        begun = counts["closed_task_count"] or counts["failed_task_count"] or count_undone(counts)
+        if begun and project["id"] != before:
+            raise CrawlError(f"Project {args.project} holds tasks of something else. Choose another --project.")
+        tracker.call("POST", f"/project/secret/{project['id']}", {"secret": json.dumps(crawl_of(args, scope))})
     tracker.call("POST", f"/project/update/{project['id']}", project | settings)
     return project["id"]
+
+
+def crawl_of(args: argparse.Namespace, scope: str) -> dict:
+    """What makes a crawl that crawl, as its project's secret has it."""
+    return {"crawl": {"seed": args.seed, "scope": scope}}
+
+
+def check_owner(tracker: Tracker, project: dict, args: argparse.Namespace, scope: str) -> bool:
+    """Whether the project is known to be of this crawl; False when it is of none. Refuses one of another."""
+    text = tracker.call("GET", f"/project/secret/{project['id']}")["secret"]
+    if text in ("", "{}"):
+        return False
+    try:
+        owner = json.loads(text)["crawl"]
+        seed, of_scope = owner["seed"], owner["scope"]
+    except (ValueError, LookupError, TypeError):
+        raise CrawlError(f"Project {args.project} has a secret of something else. Choose another --project.") from None
+    if (unique(seed), unique(of_scope)) != (unique(args.seed), unique(scope)):
+        told = f"Project {args.project} is of the crawl of {seed} with all below {of_scope}"
+        raise CrawlError(f"{told}. Choose another --project (and --state).")
+    return True
 
 
 def grant_access(manager: Tracker, server: str, project: int, worker: dict) -> None:
@@ -1026,7 +1065,7 @@ def make_report(crawl: Crawl, seed: str, seconds: float, before: dict, after: di
     problems = read_problems(crawl.records)
     return {
         "finished": not count_undone(after),
-        "trouble": find_trouble(crawl, seed),
+        "trouble": find_trouble(crawl, seed, after["closed_task_count"]),
         "seconds": round(seconds, 2),
         "pages": pages,
         "pages_per_second": round(pages / seconds, 2),
@@ -1041,9 +1080,12 @@ def make_report(crawl: Crawl, seed: str, seconds: float, before: dict, after: di
     }
 
 
-def find_trouble(crawl: Crawl, seed: str) -> str:
-    """Why the crawl, though it has come to its end, is none: its seed is broken, or no page was ever fetched."""
-    last, fetched = None, False
+def find_trouble(crawl: Crawl, seed: str, closed: int) -> str:
+    """Why the crawl, though it has come to its end, is none: its seed is broken, or no page was ever fetched.
+
+    Pages that are closed without any record have been fetched by another crew.
+    """
+    last, fetched = None, closed and not crawl.records.stat().st_size
     for page in read_records(crawl.records):
         if unique(page["url"]) == unique(seed):
             last = page

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_crawl import get_project, run_crawl
+from test_crawl import PASSWORD, get_project, run_crawl
 
 import tracker
 from examples import crawl
@@ -629,3 +629,76 @@ def test_a_crawl_without_a_page_ends_with_a_status_of_its_own(
         for password in (True, False):  # started again it is none the better
             code, output, errors = run_crawl(site, server, tmp_path, password=password)
             assert (code, said in output) == (1, True), output + errors
+
+
+# ── A project is of one crawl ─────────────────────────────────────────────────────────────────────────────────────────
+
+TWO = {"/site/index.html": page("<a href=b>"), "/site/b": page(""), "/other/site/index.html": page("")}
+
+
+@contextlib.contextmanager
+def managing(server: str) -> Iterator[crawl.httpx.Client]:
+    with crawl.httpx.Client(base_url=server) as manager:
+        login = {"username": "boss", "password": PASSWORD}
+        if manager.post("/login", json=login).is_error:
+            manager.post("/register", json=login).raise_for_status()
+        yield manager
+
+
+def test_a_second_crawl_of_a_host_is_refused_the_project_of_the_first(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    with serving(TWO) as site, tracker.serving() as server:
+        other = SimpleNamespace(url=f"{site.url}other/")
+        assert run_crawl(site, server, tmp_path / "first")[0] == 0
+        code, _, errors = run_crawl(other, server, tmp_path / "second")
+        assert code == 1 and f"is of the crawl of {site.url}site/index.html" in errors and "--project" in errors
+        code, _, errors = run_crawl(other, server, tmp_path / "second", "--project", "other")
+        assert code == 0, errors
+
+
+def test_a_second_crew_may_join_a_crawl(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    with serving(TWO) as site, tracker.serving() as server:
+        assert run_crawl(site, server, tmp_path / "first")[0] == 0
+        code, _, errors = run_crawl(site, server, tmp_path / "second")
+    assert code == 0, errors
+    assert site.asked.count("/site/b") == 1
+
+
+def test_a_project_with_tasks_or_a_secret_of_something_else_is_refused(tmp_path: Path) -> None:
+    with serving(TWO) as site, tracker.serving() as server:
+        with managing(server) as manager:
+            for name in ("tasks", "a secret"):
+                manager.post("/project/create", json={"name": name, "keep_hashes": True}).raise_for_status()
+            manager.post("/project/secret/2", json={"secret": "key"}).raise_for_status()
+            worker = manager.post("/worker/create", json={"alias": "me"}).json()["content"]["worker"]
+            headers = {"X-Worker-ID": str(worker["id"]), "X-Secret": worker["secret"]}
+            wish = {"project": 1, "submit": True}
+            manager.post("/project/request_access", json=wish, headers=headers).raise_for_status()
+            manager.post(f"/project/accept_request/1/{worker['id']}").raise_for_status()
+            task = {"project": 1, "recipe": "x"}
+            manager.post("/task/submit", json=task, headers=headers).raise_for_status()
+        for name in ("tasks", "a secret"):
+            code, _, errors = run_crawl(site, server, tmp_path, "--project", name)
+            assert code == 1 and f"Project {name} h" in errors and "of something else" in errors
+    assert not [target for target in site.asked if "robots" not in target]
+
+
+def test_a_crawl_begun_before_projects_knew_theirs_goes_on(tmp_path: Path) -> None:
+    with serving(TWO) as site, tracker.serving() as server:
+        assert run_crawl(site, server, tmp_path)[0] == 0
+        with managing(server) as manager:
+            manager.post("/project/secret/1", json={"secret": "{}"}).raise_for_status()
+        assert run_crawl(site, server, tmp_path, password=False)[0] == 0
+        assert run_crawl(site, server, tmp_path, "--workers", "3")[0] == 0
+        with managing(server) as manager:
+            secret = json.loads(manager.get("/project/secret/1").json()["content"]["secret"])
+    assert secret == {"crawl": {"seed": f"{site.url}site/index.html", "scope": f"{site.url}site/"}}
+
+
+def test_a_page_out_of_scope_fails_and_is_never_done(tmp_path: Path) -> None:
+    with serving({"/b": page("")}) as site, working(site, tmp_path, scope=f"{site.url}docs/") as worker:
+        assert do(worker, f"{site.url}b")["result"] == crawl.FAIL
+        assert site.asked == []
