@@ -602,7 +602,7 @@ class Worker:
 
     async def read(self, response: httpx.Response, page: Page) -> None:
         page.status = response.status_code
-        page.type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        page.type = type_of(response)
         if response.has_redirect_location:
             target = normalise(response.headers["Location"], page.url)
             page.links = [target] if target and len(target) <= LONGEST_URL else []
@@ -610,6 +610,7 @@ class Worker:
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
             body = await self.read_body(response, page)
+            page.type = page.type or (looks_like_html(body) and "text/html") or ""
             if page.type in ("text/html", "application/xhtml+xml"):
                 robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
                 default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
@@ -657,6 +658,22 @@ async def read_up_to(limit: int, response: httpx.Response) -> bytes:
         if len(body) >= limit:
             break
     return bytes(body[:limit])
+
+
+def type_of(response: httpx.Response) -> str:
+    """The media type as browsers extract it: the last that is one, of all headers and their parts. Else empty."""
+    for value in reversed(response.headers.get_list("Content-Type", split_commas=True)):
+        kind = value.partition(";")[0].strip().lower()
+        if re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+/[!#$%&'*+.^_`|~0-9a-z-]+", kind) and kind != "*/*":
+            return kind
+    return ""
+
+
+def looks_like_html(body: bytes) -> bool:
+    """What browsers take for a page when nobody says what it is."""
+    start = re.sub(rb"^(\xef\xbb\xbf)?[\t\n\f\r ]*", b"", body[:1000])
+    names = rb"!doctype html|html|head|body|script|iframe|h1|div|font|table|a|style|title|b|br|p"
+    return bool(re.match(rb"<(!--|(" + names + rb")[ >])", start, re.IGNORECASE))
 
 
 def charset_of(response: httpx.Response) -> str | None:

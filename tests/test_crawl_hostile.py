@@ -702,3 +702,27 @@ def test_a_page_out_of_scope_fails_and_is_never_done(tmp_path: Path) -> None:
     with serving({"/b": page("")}) as site, working(site, tmp_path, scope=f"{site.url}docs/") as worker:
         assert do(worker, f"{site.url}b")["result"] == crawl.FAIL
         assert site.asked == []
+
+
+# ── Bodies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TYPES = {
+    "none": [],
+    "two": ["Content-Type: text/plain", "Content-Type: text/html"],
+    "a comma for a semicolon": ["Content-Type: text/html,charset=utf-8"],
+    "one that is none": ["Content-Type: ;;;text/html"],
+    "an empty one": ["Content-Type: "],
+}
+
+
+@pytest.mark.parametrize("headers", TYPES.values(), ids=TYPES)
+def test_a_page_is_one_however_badly_its_type_is_told(headers: list[str], tmp_path: Path) -> None:
+    assert links({"/a": answer("\n<!DOCTYPE html><a href=b>", *headers)}, tmp_path) == ["/b"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [("text <a href=b>", []), ("<abbr><a href=b>", []), ("<a href=b>", ["Content-Type: text/html, text/plain"])],
+)
+def test_what_is_no_page_is_not_read_for_links(body: str, headers: list[str], tmp_path: Path) -> None:
+    assert links({"/a": answer(body, *headers)}, tmp_path) == []
