@@ -23,20 +23,24 @@ Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with th
 While the tracker is away the workers repeat their request with growing pauses. Repeating is harmless: a link submitted
 twice is a duplicate, a release made twice answers `updated: false`.
 
-A page is a normalised URL: scheme and host in lower case (international names in punycode); no user name, default port,
-fragment, or dot segments; a path of at least `/`; percent-encodings in upper case, unreserved characters plain. The
-query stays as it is: only the site knows what it means. A redirect is a page with one link, its target. Links are those
-of <a>, <area>, <frame> and <iframe>, below the seed's directory or (--scope host) anywhere on its scheme, host, port.
+A page is a URL as browsers make it of a link (the URL standard), without login and fragment, and is fetched as that. It
+is the same page as another when they differ only in percent-encodings of unreserved characters (%7E is ~). The query
+stays as it is: only the site knows what it means. A redirect is a page with one link, its target. Links are those of
+<a>, <area>, <frame> and <iframe>, below the seed's directory or (--scope host) anywhere on its scheme, host, port.
 
 `pip install '.[examples]'` brings httpx, rich, lxml (finds links 8 times faster than html.parser, and no page can make
-it slow) and protego (robots.txt with wildcards and longest match, which urllib.robotparser does not know).
+it slow), protego (robots.txt with wildcards and longest match, which urllib.robotparser does not know), ada-url and
+webencodings (URLs and charsets as browsers read them).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import codecs
 import collections
 import contextlib
+import email.utils
 import getpass
 import json
 import math
@@ -47,30 +51,46 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
+from urllib.parse import unquote
 
+import ada_url
 import httpx
+import webencodings
 from lxml import etree
 from protego import Protego
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-OK, FAIL = 0, 1  # results of a release
+OK, FAIL, SKIP = 0, 1, 2  # results of a release
 ASSIGN_WAIT = 4  # seconds that the tracker may hold a request for a task; then the worker looks whether it is to stop
 LONGEST_PAUSE = 15  # seconds between two attempts to reach a tracker that is away
 REFUSED_PAUSE = 10  # seconds until a worker that was refused (paused, access withdrawn) asks again
 RESTART_INTERVAL = 5  # seconds at least between two starts of one worker
 PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no terminal
+SILENCE = 60  # seconds without a page, though some wait, after which a line says why
+ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
+FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a site that is too busy, and does not say how long, is left alone
+SLOWEST, NO_GAP = 10, 0.05  # seconds between two pages after that: no more at first, and below which they are none
+PATIENCE = 1  # seconds that a worker waits for its turn before it looks again whether it is to stop
+MOST_PUT_OFF = 5  # times that a page is put off; if the site then answers others, it is the page that is at fault
+LONGEST_DELAY = 1e9  # seconds that the tracker takes
+NO_ROBOTS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # rules with a colon
+MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 BULK = 500  # links in one request
 DEFAULT_RATE = 5.0  # pages per second
 UNLIMITED_RATE = sys.float_info.max  # how the API shows that there is no limit
-RECORDS = "pages.jsonl"
+RECORDS, REST = "pages.jsonl", "rest.json"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = f"tracker-crawl/1.0 (python-httpx/{httpx.__version__})"
+# httpx reads a name back by rules that forbid some which are in use (with an emoji, say); it is asked by the other one.
+httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -97,17 +117,26 @@ class Stopped(Exception):
 # ── URLs and links ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def normalise(link: str, base: str = "") -> str | None:
-    """The one spelling of an http(s) link, resolved against `base`. None for what cannot be fetched (mailto:, say)."""
+def resolve(link: str, base: str | None = None) -> ada_url.URL | None:
+    """An http(s) link as browsers read it. None for what is no URL, or cannot be fetched (mailto:, say)."""
     try:
-        url = httpx.URL(base).join(re.sub(r"[\t\r\n]", "", link).strip())
-        if url.scheme not in ("http", "https") or not url.host:
-            return None
-        target = re.sub("%[0-9A-Fa-f]{2}|%", _normalise_percent, url.raw_path.decode())
-        normal = str(httpx.URL(f"{url.scheme}://{url.netloc.decode()}{target}"))
-    except (httpx.InvalidURL, ValueError):
+        url = ada_url.URL(link.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), base)
+    except ValueError:
         return None
-    return normal if len(normal) <= LONGEST_URL else None
+    return url if url.protocol in ("http:", "https:") else None
+
+
+def normalise(link: str, base: str | None = None) -> str | None:
+    """What is fetched for a link: its URL without login and fragment. None where `resolve` has none."""
+    if url := resolve(link, base):
+        url.username = url.password = url.hash = ""
+        return url.href
+    return None
+
+
+def unique(url: str) -> str:
+    """What a normalised URL has in common with all that name the same page: unreserved characters are plain in it."""
+    return re.sub("%[0-9A-Fa-f]{2}|%", _normalise_percent, url.removesuffix("?"))
 
 
 def _normalise_percent(match: re.Match) -> str:
@@ -123,30 +152,150 @@ class _LinkFinder:
     ATTRIBUTES: ClassVar = {"a": "href", "area": "href", "frame": "src", "iframe": "src"}
 
     def __init__(self):
-        self.base, self.links = "", {}
+        self.base, self.links, self.encoding = "", {}, None
+        self.robots = []  # (whom it is for, what they are told) of each <meta>
 
     def start(self, tag: str, attributes: dict) -> None:
-        if tag == "base":
+        if tag == "meta":
+            self.encoding = self.encoding or encoding_of_meta(attributes)
+            self.robots.append((attributes.get("name", "").strip(), attributes.get("content", "")))
+        elif tag == "base":
             self.base = self.base or attributes.get("href", "")
         elif tag in self.ATTRIBUTES and (link := attributes.get(self.ATTRIBUTES[tag])) is not None:
-            self.links[link.partition("#")[0]] = None  # a dict keeps each once, in order
+            link = link.partition("#")[0]
+            asked_not_to = "nofollow" in attributes.get("rel", "").lower().split()
+            # A dict keeps each once, in order; one that may be followed will do.
+            self.links[link] = self.links.get(link, True) and asked_not_to
 
     def close(self) -> _LinkFinder:
         return self
 
 
-def find_links(html: bytes, url: str, charset: str | None = None) -> list[str]:
-    """The normalised targets of a page's links, each once, in the order of the page.
+def find_links(
+    html: bytes,
+    url: str,
+    charset: str | None = None,
+    default: str = "windows-1252",
+    left_out: dict[str, int] | None = None,
+    robot: str | None = None,
+) -> list[str]:
+    """The normalised targets of a page's links, each once, in the order of the page. Counts what is `left_out`.
 
-    `charset` is that of the Content-Type header; without it counts what the page declares, else windows-1252.
+    With the name of a `robot` those are left out that the page does not want followed (by it, or by any).
+
+    It is decoded as browsers do: what counts is a byte order mark, then `charset` (of the Content-Type header), then
+    what the page declares, else `default`; what does not belong there is replaced, and costs no link.
     """
-    try:
-        parser = etree.HTMLParser(target=_LinkFinder(), encoding=charset, huge_tree=True)
-    except LookupError:  # a charset that does not exist
-        parser = etree.HTMLParser(target=_LinkFinder(), huge_tree=True)
-    found = etree.fromstring(html, parser)
+    declared = webencodings.lookup(charset or "") or prescan(html)
+    text, encoding = decode(html, declared or webencodings.lookup(default))
+    found = read_html(text)
+    if not declared and found.encoding not in (None, encoding):  # a declaration after the first bytes
+        text, encoding = decode(html, found.encoding)
+        found = read_html(text)
     base = normalise(found.base, url) or url
-    return list(dict.fromkeys(target for link in found.links if (target := normalise(link, base))))
+    links, left_out = {}, {} if left_out is None else left_out
+    forbidden = robot is not None and any(
+        name.lower() in ("robots", product(robot)) and says_nofollow(content) for name, content in found.robots
+    )
+    for link, asked_not_to in found.links.items():
+        target = normalise(encode_query(link, encoding), base)
+        reason = "too long" if target and len(target) > LONGEST_URL else ""
+        if target and robot is not None and (forbidden or asked_not_to):
+            reason = "nofollow"
+        if reason:
+            left_out[reason] = left_out.get(reason, 0) + 1
+        elif target:
+            links.setdefault(unique(target), target)
+    return list(links.values())
+
+
+def product(user_agent: str) -> str:
+    """The name by which a site speaks to a robot: the first word, without its version."""
+    return user_agent.partition("/")[0].strip().lower()
+
+
+def says_nofollow(rules: str) -> bool:
+    return not {"nofollow", "none"}.isdisjoint(re.split(r"[\s,]+", rules.lower()))
+
+
+def header_says_nofollow(response: httpx.Response, user_agent: str) -> bool:
+    """Whether an X-Robots-Tag tells this robot, or all, to follow no link. Each header may name whom it is for."""
+    for value in response.headers.get_list("X-Robots-Tag"):
+        name, colon, rules = value.partition(":")
+        named = bool(colon) and "," not in name and name.strip().lower() not in NO_ROBOTS
+        if says_nofollow(rules if named else value) and (not named or name.strip().lower() == product(user_agent)):
+            return True
+    return False
+
+
+def decode(html: bytes, encoding: webencodings.Encoding) -> tuple[str, webencodings.Encoding]:
+    """The text, and what it was encoded in. gbk is read as gb18030, which has grown out of it."""
+    wider = webencodings.lookup("gb18030") if encoding.name == "gbk" else encoding
+    text, used = webencodings.decode(html, wider, "as browsers")
+    return text, encoding if used is wider else used
+
+
+def read_html(text: str) -> _LinkFinder:
+    parser = etree.HTMLParser(target=_LinkFinder(), encoding="utf-8", huge_tree=True)
+    return etree.fromstring(text.replace("\0", "\ufffd").encode("utf-8", "replace"), parser)
+
+
+def prescan(html: bytes) -> webencodings.Encoding | None:
+    """What a page declares in its first bytes, none of which is outside ASCII."""
+    start = html[:1024]
+    for mark, label in ((b"<\0?\0x\0", "utf-16le"), (b"\0<\0?\0x", "utf-16be")):
+        if start.startswith(mark):
+            return webencodings.lookup(label)
+    declared = read_html(start.decode("iso-8859-1")).encoding
+    if not declared and (xml := re.match(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([^\"'>]*)", start)):
+        declared = of_ascii_kind(xml[1].decode("iso-8859-1"))
+    return declared
+
+
+def encoding_of_meta(attributes: dict) -> webencodings.Encoding | None:
+    """What a <meta charset> or a <meta http-equiv=content-type> declares."""
+    label = attributes.get("charset")
+    if label is None and attributes.get("http-equiv", "").strip().lower() == "content-type":
+        content = attributes.get("content", "")[:1000]
+        found = re.search(r"charset\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s;\"']+))", content, re.IGNORECASE)
+        label = found and (found[1] or found[2] or found[3])
+    return of_ascii_kind(label or "")
+
+
+def of_ascii_kind(label: str) -> webencodings.Encoding | None:
+    """The encoding of that label in a text that could be read as ASCII: UTF-16 it is not, whatever it says."""
+    encoding = webencodings.lookup(label)
+    names = {"utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "windows-1252"}
+    return encoding and webencodings.lookup(names.get(encoding.name, encoding.name))
+
+
+def encode_query(link: str, encoding: webencodings.Encoding) -> str:
+    """The link with its query in the page's encoding, as browsers send it and the site expects it."""
+    path, mark, query = link.partition("?")
+    if not mark or query.isascii() or encoding.name in ("utf-8", "utf-16le", "utf-16be", "replacement"):
+        return link
+    codec = encoding.codec_info
+    return f"{path}?" + re.sub(r"[^\x00-\x7f]+", lambda text: _percent(codec.encode(text[0], "as browsers")[0]), query)
+
+
+def _percent(data: bytes) -> str:
+    return "".join(chr(byte) if 0x20 < byte < 0x7F and byte not in b"\"#<>'" else f"%{byte:02X}" for byte in data)
+
+
+def _as_browsers(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What the encoding standard puts for what cannot be decoded, or encoded in a query."""
+    if isinstance(error, UnicodeEncodeError):
+        unknown = error.object[error.start : error.end]
+        return "".join(f"%26%23{ord(character)}%3B" for character in unknown).encode(), error.end
+    byte = error.object[error.start]
+    if (
+        error.encoding == "charmap" and 0x80 <= byte < 0xA0
+    ):  # the windows encodings have controls where Python's have nothing
+        return chr(byte), error.start + 1
+    return "\ufffd", error.end
+
+
+codecs.register_error("as browsers", _as_browsers)
 
 
 # ── The tracker's API ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,7 +352,7 @@ class Tracker:
                 {
                     "project": crawl.project,
                     "recipe": json.dumps({"url": url, "found_on": found_on}),
-                    "unique_string": url,
+                    "unique_string": unique(url),
                     **limits,
                 }
                 for url in urls[start : start + BULK]
@@ -212,9 +361,26 @@ class Tracker:
 
 
 def retry_after(response: httpx.Response) -> float:
-    """Seconds that a server asks for before the next attempt; 0 when it says nothing, or gives a date."""
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 0
+    """Seconds that a server asks for before the next attempt; 0 when it says nothing that can be understood.
+
+    A date is one of its own clock, whose time is in the answer, too.
+    """
+    value = "".join(response.headers.get_list("Retry-After")[:1])[:100].strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value):
+        return min(float(value), LONGEST_DELAY)
+    if not (then := unix_time(value)):
+        return 0
+    now = unix_time(response.headers.get("Date", "")[:100]) or time.time()
+    return min(max(then - now, 0), LONGEST_DELAY)
+
+
+def unix_time(date: str) -> float | None:
+    """Of a date as HTTP writes it. None if it is none."""
+    try:
+        then = email.utils.parsedate_to_datetime(date)
+        return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 # ── A worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -235,14 +401,76 @@ class Crawl:
     max_assign_time: int
     max_retries: int
     records: Path
+    login: tuple[str, str] | None = None  # at the site
+    ignore_nofollow: bool = False
+
+    def covers(self, url: str) -> bool:
+        return unique(url).startswith(unique(self.scope))
 
     def wants(self, url: str) -> bool:
-        return url.startswith(self.scope) and self.robots.can_fetch(url, self.user_agent)
+        return self.covers(url) and self.robots.can_fetch(url, self.user_agent)
+
+
+class Site:
+    """What the whole crew knows of its site: until when it is left alone, and how slowly it is asked after that."""
+
+    def __init__(self):
+        context = multiprocessing.get_context("spawn")
+        self.lock, self.state = context.Lock(), context.Array("d", 4, lock=False)
+
+    @contextlib.contextmanager
+    def known(self) -> Iterator[SimpleNamespace]:
+        """The figures, for one process at a time; times are of the monotonic clock, which all processes share."""
+        names = ("rests_until", "next_turn", "gap", "refusals")  # the last ones in a row, none for an answer between
+        self.lock.acquire(timeout=1)  # whoever holds it longer than that has been killed
+        try:
+            known = SimpleNamespace(**dict(zip(names, self.state, strict=True)))
+            yield known
+            self.state[:] = [getattr(known, name) for name in names]
+        finally:
+            with contextlib.suppress(ValueError):
+                self.lock.release()
+
+    def rest(self) -> float:
+        """Seconds for which the site is to be left alone."""
+        return max(0.0, self.state[0] - time.monotonic())
+
+    def take_turn(self) -> tuple[bool, float]:
+        """Whether there is a turn soon enough to wait for, and after how many seconds it, or a look for one, is due."""
+        with self.known() as known:
+            now = time.monotonic()
+            turn = max(now, known.rests_until, known.next_turn)
+            if taken := turn <= now + PATIENCE:
+                known.next_turn = turn + known.gap
+            return taken, min(turn - now, PATIENCE)
+
+    def refuse(self, seconds: float) -> bool:
+        """The site has said that it is too busy, for so many seconds (0: it did not say). True if that is news."""
+        with self.known() as known:
+            now = time.monotonic()
+            news = known.rests_until <= now
+            known.refusals += news
+            seconds = seconds or min(FIRST_REST * 2 ** min(known.refusals - 1, 20), LONGEST_REST)
+            known.rests_until = max(known.rests_until, now + seconds)
+            known.gap = max(known.gap, min(seconds / 8, SLOWEST))
+            return news
+
+    def accept(self) -> None:
+        """The site has answered as it should: the next page may come sooner."""
+        with self.known() as known:
+            if known.rests_until <= time.monotonic():
+                known.refusals, known.gap = 0, known.gap / 2 if known.gap > NO_GAP else 0
+
+    def answers_others(self) -> bool:
+        return not self.state[3]
 
 
 @dataclass
 class Page:
-    """What one fetch came to; a line of pages.jsonl. outcome: ok, broken (the site says no), failed (to be retried)."""
+    """What one fetch came to; a line of pages.jsonl.
+
+    outcome: ok, broken (the site says no), failed (to be retried), refused (by a site that is too busy: put off).
+    """
 
     url: str
     found_on: str
@@ -254,17 +482,25 @@ class Page:
     error: str = ""
     retry_after: float = 0
     links: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
 
 
 class Worker:
     """One process of the crew: does one page after the other until it is told to stop, or its supervisor is gone."""
 
-    def __init__(self, crawl: Crawl, credentials: dict):
-        self.crawl, self.id = crawl, credentials["id"]
+    def __init__(self, crawl: Crawl, credentials: dict, site: Site):
+        self.crawl, self.id, self.site = crawl, credentials["id"], site
         self.asked_to_stop = False
         self.tracker = Tracker(crawl.server, credentials, self.stopping)
-        self.site = httpx.Client(timeout=crawl.timeout, headers={"User-Agent": crawl.user_agent})
+        self.http = httpx.AsyncClient(timeout=None, headers={"User-Agent": crawl.user_agent}, auth=crawl.login)
+        self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def close(self) -> None:
+        self.loop.run(self.http.aclose())
+        self.loop.close()
+        self.tracker.http.close()
+        os.close(self.records)
 
     def stopping(self) -> bool:
         return self.asked_to_stop or not multiprocessing.parent_process().is_alive()
@@ -275,11 +511,19 @@ class Worker:
     def run(self) -> None:
         while not self.stopping():
             try:
+                self.wait_for_turn()
                 if task := self.assign():
                     self.do(task)
             except Refused as refusal:
                 say(f"The tracker refuses worker {self.id}: {refusal}. It asks again every {REFUSED_PAUSE} s.")
                 self.tracker.pause(REFUSED_PAUSE)
+
+    def wait_for_turn(self) -> None:
+        """Until the site may be asked; with no page in hand, which would come back by its deadline meanwhile."""
+        taken = False
+        while not taken:
+            taken, seconds = self.site.take_turn()
+            self.tracker.pause(seconds)
 
     def assign(self) -> dict | None:
         content = self.tracker.call("GET", f"/task/get/{self.crawl.project}", wait=ASSIGN_WAIT)
@@ -288,21 +532,43 @@ class Worker:
     def do(self, task: dict) -> None:
         """Crawl one page and release it. A page that goes wrong as nobody foresaw must not take the worker with it."""
         assigned = time.monotonic()
+        if self.site.rest():
+            return self.put_off(task)
         try:
-            page = self.crawl_page(**json.loads(task["recipe"]))
+            page = self.crawl_page(**json.loads(task["recipe"]), may_put_off=self.may_put_off(task))
         except Exception as error:
             if isinstance(error, Stopped) or (isinstance(error, Refused) and error.status != 400):
                 raise
             self.log("error", f"task {task['id']}, {task['recipe']}: {error!r}")
             page = Page("", "", outcome="failed")
+        if page.outcome == "refused":
+            return self.put_off(task)
         if page.outcome == "failed" and task["retries"] + 1 < self.crawl.max_retries:
             self.pause_before_retry(2.0 ** task["retries"], page, assigned)
         result = FAIL if page.outcome == "failed" else OK
         self.tracker.call("POST", "/task/release", {"task_id": task["id"], "result": result, "verification": 0})
 
-    def crawl_page(self, url: str, found_on: str) -> Page:
+    def put_off(self, task: dict) -> None:
+        """Give the page back until the site may be asked again. That costs it no attempt."""
+        delay = min(self.site.rest() + 0.1, LONGEST_DELAY)
+        self.tracker.call("POST", "/task/release", {"task_id": task["id"], "result": SKIP, "delay": delay})
+
+    def may_put_off(self, task: dict) -> bool:
+        """Not a page that a site always refuses while it answers others: the crawl would never end."""
+        times = task.get("attempt", 1) - 1 - task["retries"]
+        return times < MOST_PUT_OFF or not self.site.answers_others()
+
+    def crawl_page(self, url: str, found_on: str, may_put_off: bool = True) -> Page:
         """Fetch, submit, log, record: all that must be done before the page is released."""
         page = self.fetch(url, found_on)
+        if page.outcome == "refused" and may_put_off:
+            if self.site.refuse(page.retry_after):
+                self.log("warn", f"left alone for {self.site.rest():.0f} s: {describe(asdict(page))}")
+            return page
+        if page.outcome == "refused":
+            page.outcome = "failed"
+        elif page.outcome != "failed":
+            self.site.accept()
         self.tracker.submit(self.crawl, [link for link in page.links if self.crawl.wants(link)], found_on=url)
         if page.outcome != "ok" or page.truncated:
             level = "error" if page.outcome == "failed" else "warn"
@@ -314,46 +580,58 @@ class Worker:
     def fetch(self, url: str, found_on: str) -> Page:
         """Get one page and judge it. Returns whatever the site does, and holds at most `max_body` bytes of it."""
         page = Page(url, found_on)
-        if not self.crawl.wants(url):  # robots.txt may have changed since the link was stored
-            page.outcome, page.error = "broken", "out of scope, or forbidden by robots.txt"
+        if not self.crawl.covers(url):  # never done: it may be another crawl's
+            page.outcome, page.error = "failed", "out of the crawl's scope"
             return page
-        deadline = time.monotonic() + self.crawl.timeout
+        if not self.crawl.wants(url):  # robots.txt may have changed since the link was stored
+            page.outcome, page.error = "broken", "forbidden by robots.txt"
+            return page
         try:
-            with self.site.stream("GET", url) as response:
-                self.read(response, page, deadline)
+            self.loop.run(self.get(page))
         except httpx.HTTPError as error:
             page.outcome, page.error = "failed", f"{type(error).__name__} {error}".strip()
         return page
 
-    def read(self, response: httpx.Response, page: Page, deadline: float) -> None:
+    async def get(self, page: Page) -> None:
+        """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads."""
+        try:
+            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **as_it_is(page.url)) as response:
+                await self.read(response, page)
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
+
+    async def read(self, response: httpx.Response, page: Page) -> None:
         page.status = response.status_code
-        page.type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        page.type = type_of(response)
         if response.has_redirect_location:
             target = normalise(response.headers["Location"], page.url)
-            page.links = [target] if target else []
+            page.links = [target] if target and len(target) <= LONGEST_URL else []
             if not page.found_on and not any(map(self.crawl.wants, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
-            body = self.read_body(response, page, deadline)
+            body = await self.read_body(response, page)
+            page.type = page.type or (looks_like_html(body) and "text/html") or ""
             if page.type in ("text/html", "application/xhtml+xml"):
-                page.links = find_links(body, page.url, charset_of(response))
-        elif page.status in (408, 429) or page.status >= 500:
+                robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
+                default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
+                page.links = find_links(body, page.url, charset_of(response), default, page.left_out, robot)
+                if robot and header_says_nofollow(response, robot):
+                    page.left_out["nofollow"] = page.left_out.get("nofollow", 0) + len(page.links)
+                    page.links = []
+        elif page.status in (429, 503):
+            page.outcome, page.retry_after = "refused", retry_after(response)
+        elif page.status == 408 or page.status >= 500:
             page.outcome, page.retry_after = "failed", retry_after(response)
         else:
             page.outcome = "broken"
 
-    def read_body(self, response: httpx.Response, page: Page, deadline: float) -> bytes:
-        body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > self.crawl.max_body:
-                page.truncated, page.error = True, f"cut off after {self.crawl.max_body} bytes"
-                break
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s")
-        del body[self.crawl.max_body :]
+    async def read_body(self, response: httpx.Response, page: Page) -> bytes:
+        body = await read_up_to(self.crawl.max_body + 1, response)
+        if len(body) > self.crawl.max_body:
+            page.truncated, page.error = True, f"cut off after {self.crawl.max_body} bytes"
+            body = body[: self.crawl.max_body]
         page.size = len(body)
-        return bytes(body)
+        return body
 
     def pause_before_retry(self, seconds: float, page: Page, assigned: float) -> None:
         """Hold a failed page for a while, but not past its deadline: once released it is first in the queue again."""
@@ -366,16 +644,48 @@ class Worker:
         self.tracker.call("POST", f"/log/{level}", line)
 
 
+def as_it_is(url: str) -> dict:
+    """What makes httpx ask for this URL, and not for one that is quoted in its own way."""
+    target = re.sub("^[a-z]+://[^/]*", "", url).encode()
+    return {"url": url} if httpx.URL(url).raw_path == target else {"url": url, "extensions": {"target": target}}
+
+
+async def read_up_to(limit: int, response: httpx.Response) -> bytes:
+    """So many bytes of the body, or all of it."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) >= limit:
+            break
+    return bytes(body[:limit])
+
+
+def type_of(response: httpx.Response) -> str:
+    """The media type as browsers extract it: the last that is one, of all headers and their parts. Else empty."""
+    for value in reversed(response.headers.get_list("Content-Type", split_commas=True)):
+        kind = value.partition(";")[0].strip().lower()
+        if re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+/[!#$%&'*+.^_`|~0-9a-z-]+", kind) and kind != "*/*":
+            return kind
+    return ""
+
+
+def looks_like_html(body: bytes) -> bool:
+    """What browsers take for a page when nobody says what it is."""
+    start = re.sub(rb"^(\xef\xbb\xbf)?[\t\n\f\r ]*", b"", body[:1000])
+    names = rb"!doctype html|html|head|body|script|iframe|h1|div|font|table|a|style|title|b|br|p"
+    return bool(re.match(rb"<(!--|(" + names + rb")[ >])", start, re.IGNORECASE))
+
+
 def charset_of(response: httpx.Response) -> str | None:
     """The charset that the site names. A Content-Type that is too long to be one takes long to read, and has none."""
     return response.charset_encoding if len(response.headers.get("Content-Type", "")) <= 1000 else None
 
 
-def start_worker(crawl: Crawl, credentials: dict) -> None:
+def start_worker(crawl: Crawl, credentials: dict, site: Site) -> None:
     """The body of a worker process, which the supervisor stops with SIGTERM."""
-    worker = Worker(crawl, credentials)
+    worker = Worker(crawl, credentials, site)
     signal.signal(signal.SIGTERM, worker.stop)
-    with contextlib.suppress(Stopped):
+    with contextlib.closing(worker), contextlib.suppress(Stopped):
         worker.run()
 
 
@@ -390,15 +700,17 @@ def set_up(args: argparse.Namespace, scope: str, robots: Protego) -> tuple[int, 
     workers = [worker for worker in state["workers"] if is_accepted(args.server, worker)]
     project = find_project(tracker, args.project)
     known = project and project["id"] == state["project"] and state["ready"] and len(workers) >= args.workers
+    if known:
+        check_owner(Tracker(args.server, workers[0]), project, args, scope)
     if not known or project["assign_rate"] != polite_rate(args, project, robots):
         sign_in(tracker, args)
-        state["project"] = prepare_project(tracker, args, robots)
+        state["project"] = prepare_project(tracker, args, scope, robots, state["project"])
         for number in range(len(workers) + 1, args.workers + 1):
             workers.append(tracker.call("POST", "/worker/create", {"alias": f"{args.project}-{number}"})["worker"])
-        save_state(file, state | {"workers": workers, "ready": False})
+        write_file(file, state | {"workers": workers, "ready": False})
         for worker in workers:
             grant_access(tracker, args.server, state["project"], worker)
-        save_state(file, state | {"workers": workers, "ready": True})
+        write_file(file, state | {"workers": workers, "ready": True})
     return state["project"], workers[: args.workers]
 
 
@@ -417,8 +729,8 @@ def load_state(file: Path, crawl: dict) -> dict:
     return empty | state
 
 
-def save_state(file: Path, state: dict) -> None:
-    """Replace the file in one step. It holds secrets: only its owner may read it, from its first moment on."""
+def write_file(file: Path, state: dict) -> None:
+    """Replace the file in one step. It may hold secrets: only its owner may read it, from its first moment on."""
     new = file.with_suffix(".new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
@@ -463,18 +775,50 @@ def sign_in(tracker: Tracker, args: argparse.Namespace) -> None:
             raise CrawlError(f"Manager {name} cannot log in: {refusal}. Nor register: {second}.") from None
 
 
-def prepare_project(tracker: Tracker, args: argparse.Namespace, robots: Protego) -> int:
-    """The id of the project, which is made if there is none, and gets the rate that was asked for."""
+def prepare_project(tracker: Tracker, args: argparse.Namespace, scope: str, robots: Protego, before: int) -> int:
+    """The id of the project, which is made if there is none, and gets the rate that was asked for.
+
+    It belongs to one crawl, and its secret says to which. One that this crawl has worked on `before` becomes its own.
+    """
     project = find_project(tracker, args.project)
     settings = {"name": args.project, "keep_hashes": True, "assign_rate": polite_rate(args, project, robots)}
     if project is None:
         if (args.state / RECORDS).exists():
             raise CrawlError(f"{args.state} is of a crawl that this tracker does not know. Choose another --state.")
-        return tracker.call("POST", "/project/create", settings)["id"]
+        made = tracker.call("POST", "/project/create", settings)["id"]
+        tracker.call("POST", f"/project/secret/{made}", {"secret": json.dumps(crawl_of(args, scope))})
+        return made
     if not project["keep_hashes"]:
         raise CrawlError(f"Project {args.project} was made without keep_hashes: a crawl would never end there.")
+    if not check_owner(tracker, project, args, scope):
+        counts = tracker.call("GET", f"/project/get/{project['id']}")
+        begun = counts["closed_task_count"] or counts["failed_task_count"] or count_undone(counts)
+        if begun and project["id"] != before:
+            raise CrawlError(f"Project {args.project} holds tasks of something else. Choose another --project.")
+        tracker.call("POST", f"/project/secret/{project['id']}", {"secret": json.dumps(crawl_of(args, scope))})
     tracker.call("POST", f"/project/update/{project['id']}", project | settings)
     return project["id"]
+
+
+def crawl_of(args: argparse.Namespace, scope: str) -> dict:
+    """What makes a crawl that crawl, as its project's secret has it."""
+    return {"crawl": {"seed": args.seed, "scope": scope}}
+
+
+def check_owner(tracker: Tracker, project: dict, args: argparse.Namespace, scope: str) -> bool:
+    """Whether the project is known to be of this crawl; False when it is of none. Refuses one of another."""
+    text = tracker.call("GET", f"/project/secret/{project['id']}")["secret"]
+    if text in ("", "{}"):
+        return False
+    try:
+        owner = json.loads(text)["crawl"]
+        seed, of_scope = owner["seed"], owner["scope"]
+    except (ValueError, LookupError, TypeError):
+        raise CrawlError(f"Project {args.project} has a secret of something else. Choose another --project.") from None
+    if (unique(seed), unique(of_scope)) != (unique(args.seed), unique(scope)):
+        told = f"Project {args.project} is of the crawl of {seed} with all below {of_scope}"
+        raise CrawlError(f"{told}. Choose another --project (and --state).")
+    return True
 
 
 def grant_access(manager: Tracker, server: str, project: int, worker: dict) -> None:
@@ -491,26 +835,53 @@ def grant_access(manager: Tracker, server: str, project: int, worker: dict) -> N
                 raise
 
 
-def read_robots(seed: str, user_agent: str) -> Protego:
+def read_robots(seed: str, user_agent: str, login: tuple[str, str] | None = None) -> Protego:
     """The site's rules. No robots.txt (4xx) allows all; a site that cannot say (5xx, no answer) is left alone."""
-    url = str(httpx.URL(seed).join("/robots.txt"))
+    url = normalise("/robots.txt", seed)
     try:
-        response = httpx.get(url, headers={"User-Agent": user_agent}, follow_redirects=True, timeout=30)
+        response, body = asyncio.run(get_robots(url, user_agent, login))
+    except TimeoutError:
+        raise CrawlError(f"{url} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
     except httpx.HTTPError as error:
         raise CrawlError(f"{url} cannot be read: {str(error) or type(error).__name__}") from None
-    if response.status_code >= 500:
-        raise CrawlError(f"{url} answers {response.status_code}, so nobody knows what it allows. Try again later.")
-    robots = Protego.parse(response.text if response.is_success else "")
+    if response.status_code >= 500 or response.status_code == 429:
+        seconds = retry_after(response)
+        later = f"in {seconds:.0f} s" if seconds else "later"
+        raise CrawlError(f"{url} answers {response.status_code}, so nobody knows what it allows. Try again {later}.")
+    robots = Protego.parse(read_rules(body) if response.is_success else "")
     if not robots.can_fetch(seed, user_agent):
         raise CrawlError(f"{url} forbids {seed} to {user_agent}.")
     return robots
 
 
+def read_rules(body: bytes) -> str:
+    """The text of a robots.txt, in whatever Unicode it is; a byte order mark would cost it its first group."""
+    text, _ = webencodings.decode(body, "utf-8", "as browsers")
+    return text.lstrip("\ufeff").replace("\0", "")
+
+
+async def get_robots(url: str, user_agent: str, login: tuple[str, str] | None) -> tuple[httpx.Response, bytes]:
+    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, auth=login, follow_redirects=True, timeout=None)
+    async with asyncio.timeout(ROBOTS_TIMEOUT), client, client.stream("GET", url) as response:
+        return response, await read_up_to(MOST_ROBOTS, response)
+
+
 def polite_rate(args: argparse.Namespace, project: dict | None, robots: Protego) -> float:
-    """Pages per second: as asked for, else as the project has it, at most what a Crawl-delay in robots.txt allows."""
+    """Pages per second: as asked for, else as the project has it; at most what robots.txt allows, as a line says."""
     rate = args.rate if args.rate is not None else project["assign_rate"] if project else DEFAULT_RATE
-    delay = robots.crawl_delay(args.user_agent)
-    return min(rate or UNLIMITED_RATE, 1 / delay if delay else UNLIMITED_RATE)
+    rate, allowed = rate or UNLIMITED_RATE, allowed_rate(robots, args.user_agent)
+    if allowed < rate and (args.rate is not None or not project):
+        say(f"robots.txt allows a page in {1 / allowed:g} s, which is slower than --rate: it holds.")
+    return min(rate, allowed)
+
+
+def allowed_rate(robots: Protego, user_agent: str) -> float:
+    """Pages per second that the site's Crawl-delay and Request-rate allow."""
+    gaps = [robots.crawl_delay(user_agent) or 0]
+    if rate := robots.request_rate(user_agent):
+        gaps.append(rate.seconds / rate.requests if rate.requests > 0 else 0)
+    gap = max(gaps)
+    return 1 / gap if 0 < gap < math.inf else UNLIMITED_RATE
 
 
 # ── The supervisor ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -524,6 +895,22 @@ def count_undone(project: dict) -> int:
     """How many tasks are waiting for somebody or for their time, or in somebody's hands."""
     counts = ("waiting_task_count", "delayed_task_count", "assigned_task_count", "awaiting_verification_count")
     return sum(project.get(count, 0) for count in counts)
+
+
+def why_silent(project: dict, known: str) -> str:
+    """What keeps the pages that wait: what is known already, or what the project's counts tell."""
+    waiting, delayed, held = (project.get(f"{kind}_task_count", 0) for kind in ("waiting", "delayed", "assigned"))
+    if known:
+        return known
+    if project["paused"]:
+        return "a manager has paused the project"
+    if held:
+        return f"{held} in the hands of workers have not been answered, or their workers are gone"
+    if waiting and 0 < project["assign_rate"] < 1 / SILENCE:
+        return f"the rate is a page in {1 / project['assign_rate']:.0f} s"
+    if waiting:
+        return f"{waiting} wait, but no worker is given one: see what the workers say above"
+    return f"{delayed} wait for their time, after attempts that failed"
 
 
 class Display:
@@ -575,26 +962,57 @@ class Supervisor:
 
     def __init__(self, crawl: Crawl, workers: list[dict], project: dict):
         self.crawl, self.crew = crawl, [Place(credentials) for credentials in workers]
+        self.site, self.rest_file = Site(), crawl.records.with_name(REST)
         self.project = project  # with its live counts, as last heard from the tracker
         self.context = multiprocessing.get_context("spawn")  # the same on every platform, and inherits no connection
         self.tracker, self.display = Tracker(crawl.server), Display()
         self.asked_to_stop = False
+        self.noted = 0.0  # until when the site rests, as noted in its file
+        self.away = ""  # why the tracker does not answer
+        self.size, self.moved = -1, 0.0  # of the records; when they have grown, or a line has said why they do not
 
     def run(self) -> dict:
         """The project at the end, whether the crawl is finished or was interrupted."""
         signal.signal(signal.SIGINT, self.stop)
         signal.signal(signal.SIGTERM, self.stop)
+        self.recall_rest()
         try:
             with self.display.live:
                 while not self.asked_to_stop:
                     self.complete_crew()
+                    self.note_rest()
                     if self.is_finished():
                         break
+                    self.tell_silence()
                     time.sleep(0.5)
         finally:
             self.dismiss_crew(0 if not count_undone(self.project) else self.crawl.max_assign_time)
         self.is_finished()  # counts what was in hand, too
+        self.note_rest()
         return self.project
+
+    def recall_rest(self) -> None:
+        """What an earlier start has noted: a site that asked for an hour is not asked sooner by a second start."""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            left = json.loads(self.rest_file.read_text())["until"] - time.time()
+            if left > 0:
+                self.site.refuse(left)
+                self.noted = self.site.state[0]
+                say(f"{self.crawl.scope} has asked to be left alone: until {self.rest_end()}.")
+
+    def note_rest(self) -> None:
+        """Keep what the site has asked for, and say so."""
+        if self.site.state[0] == self.noted or not (left := self.site.rest()):
+            return
+        self.noted = self.site.state[0]
+        write_file(self.rest_file, {"until": time.time() + left})
+        say(f"{self.crawl.scope} is too busy or asks for patience: it is left alone until {self.rest_end()}.")
+
+    def rest_end(self) -> str:
+        try:
+            return f"{datetime.fromtimestamp(time.time() + self.site.rest()):%Y-%m-%d %H:%M:%S}"
+        except (ValueError, OverflowError, OSError):
+            return "the end of time"
 
     def stop(self, *_signal) -> None:
         if self.asked_to_stop:
@@ -607,12 +1025,23 @@ class Supervisor:
 
     def is_finished(self) -> bool:
         try:
-            self.project = self.tracker.call("GET", f"/project/get/{self.crawl.project}")
+            self.project, self.away = self.tracker.call("GET", f"/project/get/{self.crawl.project}"), ""
         except Unreachable as trouble:
+            self.away = str(trouble).rstrip(".")
             self.display.line(f"{trouble} The crawl goes on when it is back.")
             return False
         self.display.show(self.project)
         return not count_undone(self.project)
+
+    def tell_silence(self) -> None:
+        """Say why, when nothing has been fetched for a minute although pages wait, and again each minute."""
+        size, now = self.crawl.records.stat().st_size, time.monotonic()
+        if size == self.size and now < self.moved + SILENCE:
+            return
+        if size == self.size:
+            rest = self.site.rest() and f"{self.crawl.scope} is left alone, as it asked, until {self.rest_end()}"
+            say(f"Nothing has been fetched for a minute: {why_silent(self.project, self.away or rest or '')}.")
+        self.size, self.moved = size, now
 
     def complete_crew(self) -> None:
         for place in self.crew:
@@ -621,7 +1050,9 @@ class Supervisor:
                 continue
             if place.process:
                 say(f"Worker {place.credentials['id']} died with exit code {place.process.exitcode}.")
-            process = self.context.Process(target=start_worker, args=(self.crawl, place.credentials), daemon=True)
+            process = self.context.Process(
+                target=start_worker, args=(self.crawl, place.credentials, self.site), daemon=True
+            )
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C reaches all processes, one heeds it
             process.start()
             signal.signal(signal.SIGINT, self.stop)
@@ -645,12 +1076,13 @@ class Supervisor:
 # ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_report(crawl: Crawl, seconds: float, before: dict, after: dict) -> dict:
+def make_report(crawl: Crawl, seed: str, seconds: float, before: dict, after: dict) -> dict:
     """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
     pages = after["closed_task_count"] - before["closed_task_count"]
     problems = read_problems(crawl.records)
     return {
         "finished": not count_undone(after),
+        "trouble": find_trouble(crawl, seed, after["closed_task_count"]),
         "seconds": round(seconds, 2),
         "pages": pages,
         "pages_per_second": round(pages / seconds, 2),
@@ -659,24 +1091,50 @@ def make_report(crawl: Crawl, seconds: float, before: dict, after: dict) -> dict
         "failed": after["failed_task_count"],
         "broken_pages": [page for page in problems if page["outcome"] == "broken"],
         "failed_pages": [page for page in problems if page["outcome"] == "failed"],
+        "left_out": dict(count_left_out(crawl.records)),
         "truncated_pages": [page for page in problems if page["outcome"] == "ok"],
         "records": str(crawl.records),
     }
 
 
+def find_trouble(crawl: Crawl, seed: str, closed: int) -> str:
+    """Why the crawl, though it has come to its end, is none: its seed is broken, or no page was ever fetched.
+
+    Pages that are closed without any record have been fetched by another crew.
+    """
+    last, fetched = None, closed and not crawl.records.stat().st_size
+    for page in read_records(crawl.records):
+        if unique(page["url"]) == unique(seed):
+            last = page
+        fetched = fetched or (page["outcome"] == "ok" and 200 <= (page["status"] or 0) < 300)
+    if last and last["outcome"] != "ok":
+        return f"The seed is {last['outcome']}: {last['error'] or last['status']}"
+    return "" if fetched else "No page was ever fetched"
+
+
 def read_problems(records: Path) -> list[dict]:
     """The last record of each page that did not end well: one that failed at first and was done later is fine."""
     problems = {}
+    for page in read_records(records):
+        problems.pop(page["url"], None)
+        if page["outcome"] != "ok" or page["truncated"]:
+            problems[page["url"]] = page
+    return list(problems.values())
+
+
+def read_records(records: Path) -> Iterator[dict]:
     with open(records, "rb") as lines:
         for line in lines:
-            try:
-                page = json.loads(line)
-            except ValueError:  # torn by a power cut
-                continue
-            problems.pop(page["url"], None)
-            if page["outcome"] != "ok" or page["truncated"]:
-                problems[page["url"]] = page
-    return list(problems.values())
+            with contextlib.suppress(ValueError):  # torn by a power cut
+                yield json.loads(line)
+
+
+def count_left_out(records: Path) -> collections.Counter:
+    """The links of all pages that were not followed though they may be pages, by the reason."""
+    counts = collections.Counter()
+    for page in read_records(records):
+        counts.update(page.get("left_out", {}))
+    return counts
 
 
 def describe(page: dict) -> str:
@@ -685,6 +1143,8 @@ def describe(page: dict) -> str:
 
 def print_report(report: dict, project: int) -> None:
     print("Finished." if report["finished"] else "Interrupted; the same command goes on with it.")
+    if report["finished"] and report["trouble"]:
+        print(f"{report['trouble']}.")
     print(f"{report['pages']} pages in {report['seconds']} s, {report['pages_per_second']} pages/s")
     print(f"All runs: {report['done']} done, {report['waiting']} left, {report['failed']} failed")
     for kind in ("broken", "failed", "truncated"):
@@ -693,6 +1153,8 @@ def print_report(report: dict, project: int) -> None:
             print(f"{kind}: {describe(page)}")
         if len(pages) > LONGEST_LIST:
             print(f"{kind}: and {len(pages) - LONGEST_LIST} more")
+    for reason, count in report["left_out"].items():
+        print(f"left out: {count} links, {reason}")
     if report["failed"]:
         print(f"To try failed pages again: POST /project/reset_failed_tasks/{project} as a manager, then this command.")
     print(f"Every page: {report['records']}")
@@ -724,6 +1186,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
     add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
     add("--user-agent", metavar="TEXT", default=USER_AGENT, help="say how to reach you (default: %(default)s)")
+    add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
     add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
     add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
@@ -737,20 +1200,30 @@ def parse_arguments() -> argparse.Namespace:
     if args.max_assign_time < 3 * args.timeout:
         parser.error("argument --max-assign-time: must be at least 3 times --timeout, or slow pages are assigned twice")
     for name in ("server", "seed"):
-        url = normalise(getattr(args, name))
-        setattr(args, name, url or parser.error(f"{getattr(args, name)} is not an http or https URL"))
-    args.project = args.project or f"crawl-{httpx.URL(args.seed).netloc.decode()}"
+        url = resolve(getattr(args, name)) or parser.error(f"{getattr(args, name)} is not an http or https URL")
+        setattr(args, name, normalise(url.href))
+        args.login = (unquote(url.username), unquote(url.password)) if url.username or url.password else None
+    args.project = args.project or f"crawl-{url.host}"
     args.state = args.state or Path(re.sub(r"[^\w.-]", "_", args.project))
     return args
 
 
-def run(args: argparse.Namespace) -> bool:
-    """Set up, crawl, report. True when the crawl is finished."""
-    scope = str(httpx.URL(args.seed).join("/" if args.scope == "host" else "."))
-    robots = read_robots(args.seed, args.user_agent)
+def run(args: argparse.Namespace) -> int:
+    """Set up, crawl, report. The exit status: 0 finished, 1 finished without a page, or its seed, 130 interrupted."""
+    scope = normalise("/" if args.scope == "host" else ".", args.seed)
+    robots = read_robots(args.seed, args.user_agent, args.login)
     args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     project, workers = set_up(args, scope, robots)
-    names = ("server", "user_agent", "timeout", "max_body", "max_assign_time", "max_retries")
+    names = (
+        "server",
+        "user_agent",
+        "login",
+        "ignore_nofollow",
+        "timeout",
+        "max_body",
+        "max_assign_time",
+        "max_retries",
+    )
     records = args.state / RECORDS
     records.touch(0o600)
     crawl = Crawl(
@@ -766,21 +1239,21 @@ def run(args: argparse.Namespace) -> bool:
     before = tracker.call("GET", f"/project/get/{project}")
     tracker.submit(crawl, [args.seed], found_on="")
     after = Supervisor(crawl, workers, before).run()
-    report = make_report(crawl, time.monotonic() - started, before, after)
+    report = make_report(crawl, args.seed, time.monotonic() - started, before, after)
     print_report(report, project)
     if args.report:
         args.report.write_text(json.dumps(report, indent=1))
-    return report["finished"]
+    return 130 if not report["finished"] else 1 if report["trouble"] else 0
 
 
 def main() -> None:
     try:
-        finished = run(parse_arguments())
+        status = run(parse_arguments())
     except (CrawlError, OSError) as error:
         sys.exit(f"crawl.py: {error}")
     except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at a prompt
         sys.exit(130)
-    sys.exit(0 if finished else 130)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ class Site(http.server.ThreadingHTTPServer):
         if path == "/robots.txt":
             return
         with self.lock:
-            self.asked[unquote(path)] += 1
-            self.fetched[unquote(path)] += method == "GET"
+            self.asked[page_of(path)] += 1
+            self.fetched[page_of(path)] += method == "GET"
             if hold := self.held == "next":
                 self.held = path
         if hold:
@@ -100,6 +100,11 @@ class Site(http.server.ThreadingHTTPServer):
 
     def handle_error(self, *_request) -> None:
         """A client that goes away is nothing to report: some are killed on purpose."""
+
+
+def page_of(path: str) -> str:
+    """What the spellings of a page have in common."""
+    return unquote(path).removesuffix("?")
 
 
 class _LinkParser(HTMLParser):
@@ -232,7 +237,7 @@ def refetched(site: Site, records: list[dict], killed: int | None) -> tuple[int,
     The killed worker's last fetch has no record, or one with its process id; every other worker records each fetch.
     """
     by_others = collections.Counter(
-        unquote(record["url"].removeprefix(site.url[:-1])) for record in records if record["pid"] != killed
+        page_of(record["url"].removeprefix(site.url[:-1])) for record in records if record["pid"] != killed
     )
     twice = [path for path, count in site.fetched.items() if count > 1]
     explained = [path for path in twice if killed and site.fetched[path] == 2 and by_others[path] <= 1]

@@ -1,0 +1,728 @@
+"""The crawler of examples/ on a site of today: one that drips, bans, mislabels, and lies, byte by byte as told."""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import itertools
+import json
+import re
+import socketserver
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_crawl import PASSWORD, get_project, run_crawl
+
+import tracker
+from examples import crawl
+
+HTML = "Content-Type: text/html"
+DRIP = [b"X-Drip: 1\r\n", 0.05]  # ten of them take longer than a page may
+
+
+def answer(body: bytes | str = b"", *headers: str, status: int = 200) -> list[bytes]:
+    """An answer with a right length."""
+    data = body.encode() if isinstance(body, str) else body
+    lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", f"Content-Length: {len(data)}", *headers]
+    return ["".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1") + data]
+
+
+def page(body: bytes | str, *headers: str) -> list[bytes]:
+    return answer(body, *(headers or (HTML,)))
+
+
+class HostileSite(socketserver.ThreadingTCPServer):
+    """Sends what `answers` has for a path: bytes as they are, numbers as seconds of silence. One request a connection.
+
+    A list of lists is one answer a request, the last one for ever. `asked` has the targets of the requests.
+    """
+
+    daemon_threads = allow_reuse_address = True
+
+    def __init__(self, answers: dict[str, Any]):
+        super().__init__(("127.0.0.1", 0), None)
+        self.answers, self.asked, self.heads = answers, [], []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/"
+
+    def finish_request(self, request: Any, _address: Any) -> None:
+        with contextlib.suppress(OSError), request.makefile("rb") as lines:
+            head = b"".join(iter(lines.readline, b"\r\n")).decode("latin-1")
+            target = head.split(" ")[1]
+            self.asked.append(target)
+            self.heads.append(head)
+            for piece in self.pieces(target):
+                if isinstance(piece, bytes):
+                    request.sendall(piece)
+                else:
+                    time.sleep(piece)
+
+    def pieces(self, target: str) -> Iterable[bytes | float]:
+        found = self.answers.get(target, answer(status=404))
+        if found and isinstance(found[0], list):
+            return found.pop(0) if len(found) > 1 else found[0]
+        return found
+
+    def handle_error(self, *_request: Any) -> None:
+        """A client that goes away is nothing to report."""
+
+
+@contextlib.contextmanager
+def serving(answers: dict[str, Any]) -> Iterator[HostileSite]:
+    with HostileSite(answers) as site:
+        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
+        yield site
+        site.shutdown()
+
+
+@contextlib.contextmanager
+def working(site: HostileSite, folder: Path, **settings: Any) -> Iterator[crawl.Worker]:
+    """A worker in this process, whose calls to the tracker are kept in `calls` and all answered with nothing."""
+    known = {"server": "http://127.0.0.1:1", "project": 1, "name": "crawl", "scope": site.url, "user_agent": "tests"}
+    limits = {"timeout": 0.4, "max_body": 10**6, "max_assign_time": 6, "max_retries": 2}
+    robots = crawl.Protego.parse("")
+    records = folder / "pages.jsonl"
+    told = crawl.Crawl(**known | limits | {"robots": robots, "records": records} | settings)
+    with contextlib.closing(crawl.Worker(told, {"id": 1, "secret": "secret"}, crawl.Site())) as worker:
+        worker.calls = []
+        worker.tracker.call = lambda method, path, body=None, **query: worker.calls.append((path, body))
+        yield worker
+
+
+def fetch(answers: dict[str, Any], folder: Path, **settings: Any) -> crawl.Page:
+    """What the page /a of a site with these answers comes to."""
+    with serving(answers) as site, working(site, folder, **settings) as worker:
+        return worker.fetch(f"{site.url}a", found_on="")
+
+
+def links(answers: dict[str, Any], folder: Path, **settings: Any) -> list[str]:
+    """The paths that the page /a of a site with these answers links to."""
+    with serving(answers) as site, working(site, folder, **settings) as worker:
+        return [link.removeprefix(site.url[:-1]) for link in worker.fetch(f"{site.url}a", found_on="").links]
+
+
+# ── One deadline for a page ───────────────────────────────────────────────────────────────────────────────────────────
+
+START = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
+DRIPPING = {
+    "headers": [START, *DRIP * 20, b"\r\n<a href=x>"],
+    "one header": [START, b"X: ", *[b"x", 0.05] * 20, b"\r\n\r\n<a href=x>"],
+    "answers before the answer": [*[b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.05] * 20, START, b"\r\n<a href=x>"],
+    "a body": [START, b"\r\n", *[b"<a href=x>", 0.05] * 20],
+    "chunks": [START, b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n", 0.05] * 20, b"0\r\n\r\n"],
+    "the size of a chunk": [START, b"Transfer-Encoding: chunked\r\n\r\n1;", *[b"x", 0.05] * 20, b"\r\n \r\n0\r\n\r\n"],
+    "trailers": [START, b"Transfer-Encoding: chunked\r\n\r\n1\r\n \r\n0\r\n", *DRIP * 20, b"\r\n"],
+    "the body of a redirect": [b"HTTP/1.1 302 Found\r\nLocation: b\r\n", *DRIP * 20, b"\r\n"],
+}
+
+
+@pytest.mark.parametrize("drip", DRIPPING.values(), ids=DRIPPING)
+def test_a_page_that_drips_has_failed_by_its_timeout(drip: list[Any], tmp_path: Path) -> None:
+    found = fetch({"/a": drip}, tmp_path)
+    assert (found.outcome, found.error) == ("failed", "ReadTimeout the page takes longer than 0.4 s")
+
+
+def test_a_worker_goes_on_after_a_page_that_drips(tmp_path: Path) -> None:
+    with serving({"/a": DRIPPING["headers"], "/b": page("<a href=c>")}) as site, working(site, tmp_path) as worker:
+        worker.do({"id": 7, "retries": 1, "recipe": json.dumps({"url": f"{site.url}a", "found_on": ""})})
+        assert worker.calls[-1] == ("/task/release", {"task_id": 7, "result": crawl.FAIL, "verification": 0})
+        assert worker.fetch(f"{site.url}b", "").links == [f"{site.url}c"]
+
+
+@pytest.mark.parametrize("drip", ["headers", "a body"])
+def test_a_robots_txt_that_drips_is_given_up(drip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawl, "ROBOTS_TIMEOUT", 0.4)
+    with serving({"/robots.txt": DRIPPING[drip]}) as site, pytest.raises(crawl.CrawlError, match=r"longer than 0\.4 s"):
+        crawl.read_robots(site.url, "tests")
+
+
+def test_a_robots_txt_without_an_end_is_read_up_to_a_limit() -> None:
+    endless = [b"HTTP/1.1 200 OK\r\n\r\nUser-agent: *\nDisallow: /b\n", *[b"#" * 2**16] * 1000]
+    with serving({"/robots.txt": endless}) as site:
+        assert not crawl.read_robots(site.url, "tests").can_fetch(f"{site.url}b", "tests")
+
+
+PROJECT = {"paused": False, "assign_rate": 5.0, "waiting_task_count": 0, "assigned_task_count": 0}
+
+
+@pytest.mark.parametrize(
+    ("project", "away", "why"),
+    [
+        ({}, "The tracker is away", "The tracker is away"),
+        ({"paused": True}, "", "paused the project"),
+        ({"assigned_task_count": 2}, "", "2 in the hands of workers"),
+        ({"waiting_task_count": 3, "assign_rate": 0.01}, "", "a page in 100 s"),
+        ({"waiting_task_count": 3}, "", "no worker is given one"),
+        ({"delayed_task_count": 4}, "", "4 wait for their time"),
+    ],
+)
+def test_a_line_says_why_nothing_is_fetched(project: dict[str, Any], away: str, why: str) -> None:
+    assert why in crawl.why_silent(PROJECT | project, away)
+
+
+def test_a_minute_of_silence_is_told_once_and_after_a_page_only_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, clock = [], [0.0]
+    monkeypatch.setattr(crawl, "say", said.append)
+    monkeypatch.setattr(crawl.time, "monotonic", lambda: clock[0])
+    (tmp_path / "pages.jsonl").touch()
+    with serving({}) as site, working(site, tmp_path) as worker:
+        supervisor = crawl.Supervisor(worker.crawl, [], PROJECT | {"waiting_task_count": 1})
+    told = []
+    for now, line in ((0, ""), (59, ""), (61, ""), (62, "a page\n"), (121, ""), (123, ""), (124, ""), (184, "")):
+        clock[0] = now
+        with open(tmp_path / "pages.jsonl", "a") as records:
+            records.write(line)
+        supervisor.tell_silence()
+        told.append(len(said))
+    assert told == [0, 0, 1, 1, 1, 2, 2, 3]
+
+
+# ── A site that asks for patience ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def do(worker: crawl.Worker, url: str, retries: int = 1, attempt: int = 2) -> dict[str, Any]:
+    """How the worker releases the task of a page."""
+    recipe = json.dumps({"url": url, "found_on": ""})
+    worker.do({"id": 7, "retries": retries, "attempt": attempt, "recipe": recipe})
+    path, body = worker.calls[-1]
+    assert path == "/task/release"
+    return body
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_site_that_is_too_busy_is_left_alone_by_the_whole_crew_and_no_page_loses_an_attempt(
+    status: int, tmp_path: Path
+) -> None:
+    refusal = answer("wait", "Retry-After: 3600", status=status)
+    with serving({"/a": refusal, "/b": page("")}) as site, working(site, tmp_path) as worker:
+        first, second = do(worker, f"{site.url}a"), do(worker, f"{site.url}b")
+        assert site.asked == ["/a"]
+        assert not worker.site.take_turn()[0]
+    for released in (first, second):
+        assert released["result"] == crawl.SKIP
+        assert 3590 < released["delay"] < 3601
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "120"}, 120),
+        ({"Retry-After": " 2.5 "}, 2.5),
+        ({"Retry-After": "9" * 400}, 1e9),
+        ({"Retry-After": "Fri, 01 Jan 2021 00:10:00 GMT", "Date": "Fri, 01 Jan 2021 00:00:00 GMT"}, 600),
+        ({"Retry-After": "Friday, 01-Jan-21 00:10:00 GMT", "Date": "Fri Jan  1 00:00:00 2021"}, 600),
+        ({"Retry-After": "Fri, 01 Jan 2021 00:10:00 GMT"}, 0),
+        ({"Retry-After": "Fri, 01 Jan 9999 00:10:00 GMT"}, 1e9),
+        ({"Retry-After": "Fri, 99 Jan 99999 00:10:00 GMT"}, 0),
+        ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "-5"}, 0),
+        ({"Retry-After": "٣"}, 0),
+        ({"Retry-After": ""}, 0),
+        ({}, 0),
+    ],
+)
+def test_retry_after_is_read_as_seconds_or_as_a_date_of_the_sites_own_clock(
+    headers: dict[str, str], seconds: float
+) -> None:
+    coded = {name: value.encode() for name, value in headers.items()}
+    assert crawl.retry_after(crawl.httpx.Response(429, headers=coded)) == seconds
+
+
+def rest_of(site: crawl.Site, refusals: list[float]) -> float:
+    for seconds in refusals:
+        site.state[0] = 0  # the rest is over
+        site.refuse(seconds)
+    return site.rest()
+
+
+@pytest.mark.parametrize(
+    ("refusals", "seconds"), [([0], 2), ([0, 0, 0], 8), ([0] * 40, 600), ([0, 90], 90), ([86400 * 30], 86400 * 30)]
+)
+def test_a_site_that_does_not_say_how_long_rests_longer_each_time(refusals: list[float], seconds: float) -> None:
+    assert rest_of(crawl.Site(), refusals) == pytest.approx(seconds, abs=1)
+
+
+def test_refusals_at_once_count_as_one_and_the_longest_rest_holds() -> None:
+    site = crawl.Site()
+    assert [site.refuse(seconds) for seconds in (60, 0, 5, 90)] == [True, False, False, False]
+    assert site.rest() == pytest.approx(90, abs=1)
+
+
+def test_after_a_rest_the_rate_begins_low_and_rises_with_each_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, site = [1000.0], crawl.Site()
+    monkeypatch.setattr(crawl.time, "monotonic", lambda: clock[0])
+    site.refuse(80)
+    began, last = [], 0.0
+    while len(began) < 12:
+        taken, wait = site.take_turn()
+        clock[0] += wait
+        if taken:
+            began.append(clock[0])
+            site.accept()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(began)]
+    assert began[0] == 1080
+    assert gaps[:3] == [10, 5, 2.5]
+    assert gaps[-1] == last
+
+
+def test_a_lock_that_a_killed_worker_holds_stops_nobody() -> None:
+    site = crawl.Site()
+    site.lock.acquire()
+    site.refuse(60)
+    assert site.rest() and site.lock.acquire(timeout=0)
+
+
+def test_a_page_that_is_always_refused_while_others_are_answered_fails_in_the_end(tmp_path: Path) -> None:
+    with serving({"/a": answer(status=503), "/b": page("")}) as site, working(site, tmp_path) as worker:
+        results = []
+        for attempt in range(1, crawl.MOST_PUT_OFF + 2):
+            do(worker, f"{site.url}b")
+            results.append(do(worker, f"{site.url}a", retries=0, attempt=attempt)["result"])
+            worker.site.state[:] = [0] * 4
+            worker.crawl.__dict__["max_retries"] = 1
+    assert results == [crawl.SKIP] * crawl.MOST_PUT_OFF + [crawl.FAIL]
+
+
+def test_a_page_may_be_put_off_for_ever_by_a_site_that_answers_no_other(tmp_path: Path) -> None:
+    with serving({"/a": answer(status=503)}) as site, working(site, tmp_path) as worker:
+        worker.site.refuse(0)
+        worker.site.state[0] = 0
+        assert do(worker, f"{site.url}a", retries=0, attempt=999)["result"] == crawl.SKIP
+
+
+def test_a_second_start_goes_on_with_the_rest_that_the_first_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(crawl, "say", said.append)
+    with serving({}) as site, working(site, tmp_path) as worker:
+        first, second = (crawl.Supervisor(worker.crawl, [], PROJECT) for _ in range(2))
+    first.site.refuse(3600)
+    first.note_rest()
+    first.note_rest()
+    second.recall_rest()
+    assert second.site.rest() == pytest.approx(3600, abs=5)
+    assert len(said) == 2 and "is left alone until" in said[0] and "has asked to be left alone" in said[1]
+
+
+class BanningSite(HostileSite):
+    """Bans everybody for two seconds at its 5th request; what comes in that time is counted and answered 429."""
+
+    def __init__(self, answers: dict[str, Any]):
+        super().__init__(answers)
+        self.banned_until, self.during, self.after = 0.0, 0, []
+
+    def pieces(self, target: str) -> Iterable[bytes | float]:
+        now = time.monotonic()
+        if target.startswith("/site/") and len(self.asked) == 7:
+            self.banned_until = now + 2
+        elif now < self.banned_until:
+            self.during += 1
+        elif self.banned_until:
+            self.after.append(target)
+            return super().pieces(target)
+        if now < self.banned_until:
+            return answer("banned", "Retry-After: 2", status=429)
+        return super().pieces(target)
+
+
+def test_a_crawl_waits_for_the_end_of_a_ban_and_loses_no_page(tmp_path: Path) -> None:
+    answers = {f"/site/p{number}.html": page("") for number in range(30)}
+    answers["/site/index.html"] = page("".join(f"<a href=p{number}.html>" for number in range(30)))
+    site = BanningSite(answers)
+    with site, tracker.serving() as server:
+        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
+        code, _, errors = run_crawl(site, server, tmp_path, "--max-retries", "1")
+        project = get_project(server)
+        site.shutdown()
+    assert code == 0, errors
+    assert "left alone until" in errors
+    assert (project["closed_task_count"], project["failed_task_count"]) == (31, 0)
+    assert site.during <= 1, "what was on its way when the ban began"
+    assert set(site.after) > {f"/site/p{number}.html" for number in range(10, 30)}
+
+
+# ── Charsets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CHARSETS = {  # the page, the charset of the header, the targets of its links
+    "one GBK character in gb2312": (b"<a href=a><p>\x96\x9f<a href=b>", "gb2312", ["a", "b"]),
+    "four bytes of gb18030 in gbk": (b"<a href=\x81\x30\x81\x30><a href=b>", "gbk", ["%C2%80", "b"]),
+    "a stray byte in us-ascii": (b"<a href=a><p>\xe9<a href=b>", "us-ascii", ["a", "b"]),
+    "a stray byte in euc-jp": (b"<a href=a><p>\xff<a href=b>", "euc-jp", ["a", "b"]),
+    "a stray byte in utf-8": (b"<a href=a><p>\xff<a href=b>", "utf-8", ["a", "b"]),
+    "a stray lead byte before a tag": (b"<a href=a>\x81<a href=b>", "big5", ["a", "b"]),
+    "half a character at the end": (b"<a href=a>\xe3\x81", "utf-8", ["a"]),
+    "ks_c_5601-1987": (b"<a href=\xb0\xa1>", "ks_c_5601-1987", ["%EA%B0%80"]),
+    "cp949 beyond euc-kr": (b"<a href=\x81\x41>", "euc-kr", ["%EA%B0%82"]),
+    "windows-31j in Shift_JIS": (b"<a href=~u/\x87\x40>", "Shift_JIS", ["~u/%E2%91%A0"]),
+    "a label in quotes and capitals": (b"<a href=\xc3\xa9>", " UTF8 ", ["%C3%A9"]),
+    "a label of nothing, and a meta": (b"<meta charset=koi8-r><a href=\xc1>", "x-none", ["%D0%B0"]),
+    "utf-7 is none": (b"<a href=+AGE-><a href=\xe9>", "utf-7", ["+AGE-", "%C3%A9"]),
+    "a hole in windows-1252": (b"<a href=\x81>", "iso-8859-1", ["%C2%81"]),
+    "a meta of utf-16": (b"<meta charset=utf-16><a href=\xc3\xa9>", None, ["%C3%A9"]),
+    "a meta of x-user-defined": (b"<meta charset=x-user-defined><a href=\xe9>", None, ["%C3%A9"]),
+    "a meta in a comment": (b"<!--<meta charset=koi8-r>--><a href=\xe9>", None, ["%C3%A9"]),
+    "a meta http-equiv": (
+        b"<META content='text/html; CHARSET = \"koi8-r\"' http-equiv=Content-Type><a href=\xc1>",
+        None,
+        ["%D0%B0"],
+    ),
+    "a meta far down": (b"<title>" + b"x" * 3000 + b"</title><meta charset=koi8-r><a href=\xc1>", None, ["%D0%B0"]),
+    "an XML declaration": (b"<?xml version='1.0' encoding='koi8-r'?><a href=\xc1>", None, ["%D0%B0"]),
+    "an XML declaration that lies": (b"<?xml version='1.0' encoding='utf-16'?><a href=\xc3\xa9>", None, ["%C3%A9"]),
+    "utf-16 by its header": ("<meta charset=koi8-r><a href=é>".encode("utf-16-le"), "utf-16", ["%C3%A9"]),
+    "utf-16 by its XML declaration": ("<?xml version='1.0'?><a href=é>".encode("utf-16-be"), None, ["%C3%A9"]),
+    "a BOM against the header": (b"\xef\xbb\xbf<a href=\xc3\xa9>", "iso-8859-1", ["%C3%A9"]),
+    "a BOM of utf-16 against all": (b"\xfe\xff" + "<a href=é>".encode("utf-16-be"), "utf-8", ["%C3%A9"]),
+    "NUL": (b"<a href=a\0b>\0<a href=b>", None, ["a%EF%BF%BDb", "b"]),
+    "a replaced encoding": (b"<a href=a>", "hz-gb-2312", []),
+    "a query in Shift_JIS": (b"<a href='\x95\x5c?q=\x95\x5c&r=a#\x95\x5c'>", "Shift_JIS", ["%E8%A1%A8?q=%95\\&r=a"]),
+    "a query in windows-1251": (b"<a href=?q=\xe0>", "windows-1251", ["?q=%E0"]),
+    "a query that its charset lacks": (b"<a href=?q=&#30000;>", "windows-1251", ["?q=%26%2330000%3B"]),
+    "a query in utf-16": ("<a href=?q=é>".encode("utf-16-le"), "utf-16", ["?q=%C3%A9"]),
+}
+
+
+@pytest.mark.parametrize(("html", "charset", "expected"), CHARSETS.values(), ids=CHARSETS)
+def test_links_are_read_in_the_charset_that_browsers_would_use(
+    html: bytes, charset: str | None, expected: list[str]
+) -> None:
+    assert crawl.find_links(html, "http://site/", charset) == [f"http://site/{target}" for target in expected]
+
+
+def test_xhtml_is_utf_8_unless_it_says_otherwise(tmp_path: Path) -> None:
+    xhtml = "Content-Type: application/xhtml+xml"
+    assert links({"/a": page(b"<a href='\xc3\xa9'/>", xhtml)}, tmp_path) == ["/%C3%A9"]
+
+
+def test_every_label_of_the_standard_is_read() -> None:
+    for label in crawl.webencodings.LABELS:
+        if crawl.webencodings.lookup(label).name not in ("replacement", "utf-16le", "utf-16be"):
+            assert crawl.find_links(b"<a href=a>\xff\x81<p><a href=b>", "http://s/", label)[1:] == ["http://s/b"], label
+
+
+# ── URLs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# A link, the page that it is on, and the URL, null where there is none or it is not http(s): after the list of the URL
+# standard's own tests. The URLs are those of jsdom's whatwg-url, which shares no code with what the crawler uses.
+URLS = json.loads((Path(__file__).parent / "urls.json").read_text())
+
+
+def test_the_table_of_urls_is_whole() -> None:
+    assert (len(URLS), sum(url is None for _, _, url in URLS)) == (241, 66)
+
+
+@pytest.mark.parametrize(("link", "base", "url"), URLS)
+def test_a_url_is_what_browsers_make_of_it(link: str, base: str | None, url: str | None) -> None:
+    found = crawl.resolve(link, base)
+    assert (found and found.href) == url
+
+
+@pytest.mark.parametrize(("link", "base", "url"), [row for row in URLS if row[2]])
+def test_what_is_fetched_is_the_url_without_its_login_and_fragment_and_stays_as_it_is(
+    link: str, base: str | None, url: str
+) -> None:
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("#")[0].partition("/")
+    fetched = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    assert crawl.normalise(link, base) == fetched
+    assert crawl.normalise(fetched) == fetched
+    asked = crawl.as_it_is(fetched)
+    target = asked.get("extensions", {}).get("target", crawl.httpx.URL(asked["url"]).raw_path)
+    assert target.decode() == slash + path
+
+
+ODD = [
+    "/x//y",
+    "/web/2020/http://example.org//a",
+    "/a|b^[c]",
+    "/%7Eu/%7eu",
+    "/a?",
+    "/a?b='c'&%zz",
+    "/a?x=[1]|{2}",
+    "/%",
+]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_a_path_goes_to_the_site_as_browsers_send_it(path: str, tmp_path: Path) -> None:
+    with serving({}) as site, working(site, tmp_path) as worker:
+        url = crawl.normalise(path, site.url)
+        worker.fetch(url, "")
+        assert site.asked == [url.removeprefix(site.url[:-1])]
+
+
+@pytest.mark.parametrize("host", ["\U0001f4a9.invalid", "fée_bü.invalid", "a_b.invalid", "！.invalid", "xn--a.invalid"])
+def test_a_host_of_any_kind_is_asked_for(host: str, tmp_path: Path) -> None:
+    with serving({}) as site, working(site, tmp_path, scope="http") as worker:
+        found = worker.fetch(crawl.normalise(f"http://{host}/"), "")
+    assert found.error.startswith("ConnectError")
+
+
+def test_pages_that_differ_in_an_unreserved_character_only_are_one() -> None:
+    html = b"<a href=/%7eu/><a href=/~u/><a href=/%7Eu/><a href=/%7Eu/?><a href=/a//b><a href=/a/b>"
+    assert crawl.find_links(html, "http://s/") == ["http://s/%7eu/", "http://s/a//b", "http://s/a/b"]
+
+
+def test_a_seed_with_a_doubled_slash_is_in_its_own_scope(tmp_path: Path) -> None:
+    answers = {"/site//b/": page("<a href=c>"), "/site//b/c": page("")}
+    with serving(answers) as site, tracker.serving() as server:
+        seed = SimpleNamespace(url=f"{site.url}site//b/#")
+        code, _, errors = run_crawl(seed, server, tmp_path)
+    assert code == 0, errors
+    assert {"/site//b/", "/site//b/c"} <= set(site.asked)
+
+
+def test_a_link_that_is_too_long_is_counted_and_told(tmp_path: Path) -> None:
+    html = f"<a href={'x' * 5000}><a href={'y' * 5000}><a href=b>"
+    with serving({"/a": page(html), "/b": page("")}) as site, working(site, tmp_path) as worker:
+        assert worker.crawl_page(f"{site.url}a", "").links == [f"{site.url}b"]
+        worker.crawl_page(f"{site.url}b", "")
+    assert crawl.count_left_out(worker.crawl.records) == {"too long": 2}
+
+
+def test_the_login_of_the_seed_opens_the_site_and_is_written_nowhere(tmp_path: Path) -> None:
+    with serving({"/robots.txt": answer(), "/site/index.html": page("<a href=b.html>")}) as site:
+        seed = SimpleNamespace(url=site.url.replace("//", "//jo:p%40ss@"))
+        with tracker.serving() as server:
+            assert run_crawl(seed, server, tmp_path)[0] == 0
+    assert len(site.heads) == 3
+    assert all("Authorization: Basic am86cEBzcw==" in head for head in site.heads)
+    for file in (tmp_path / "state").iterdir():
+        assert "p@ss" not in file.read_text() and "p%40ss" not in file.read_text()
+
+
+# ── Robots ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RULES = "User-agent: *\nDisallow: /b\n"
+ENCODED = {
+    "plain": RULES.encode(),
+    "with a BOM": RULES.encode("utf-8-sig"),
+    "with two": RULES.encode("utf-8-sig").replace(b"\xef\xbb\xbf", b"\xef\xbb\xbf" * 2),
+    "UTF-16": RULES.encode("utf-16"),
+    "UTF-16, the other way": b"\xfe\xff" + RULES.encode("utf-16-be"),
+    "odd bytes": b"# \xff\0\n" + RULES.encode(),
+    "ends of line of old": RULES.replace("\n", "\r").encode(),
+}
+
+
+@pytest.mark.parametrize("rules", ENCODED.values(), ids=ENCODED)
+def test_a_robots_txt_is_read_in_whatever_unicode_it_is(rules: bytes) -> None:
+    with serving({"/robots.txt": answer(rules)}) as site:
+        robots = crawl.read_robots(site.url, "tests")
+    assert robots.can_fetch(f"{site.url}a", "tests") and not robots.can_fetch(f"{site.url}b", "tests")
+
+
+@pytest.mark.parametrize(
+    ("robots", "said"),
+    [
+        (answer("", "Retry-After: 90", status=429), "429, so nobody knows what it allows. Try again in 90 s"),
+        (answer(status=429), "Try again later"),
+        (answer(status=503), "Try again later"),
+    ],
+)
+def test_a_robots_txt_that_cannot_be_had_now_allows_nothing(robots: list[bytes], said: str) -> None:
+    with serving({"/robots.txt": robots}) as site, pytest.raises(crawl.CrawlError, match=re.escape(said)):
+        crawl.read_robots(site.url, "tests")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_no_robots_txt_allows_everything(status: int) -> None:
+    with serving({"/robots.txt": answer(RULES, status=status)}) as site:
+        assert crawl.read_robots(site.url, "tests").can_fetch(f"{site.url}b", "tests")
+
+
+@pytest.mark.parametrize(
+    ("rules", "rate", "held", "told"),
+    [
+        ("Crawl-delay: 4", 5, 0.25, True),
+        ("Crawl-delay: 4", 0.1, 0.1, False),
+        ("Crawl-delay: 0", 5, 5, False),
+        ("Crawl-delay: 4", 0, 0.25, True),
+        ("Request-rate: 1/10", 5, 0.1, True),
+        ("Request-rate: 0/10", 5, 5, False),
+        ("Crawl-delay: nan", 5, 5, False),
+        ("Crawl-delay: inf", 5, 5, False),
+    ],
+)
+def test_the_slower_of_rate_and_crawl_delay_holds_and_a_line_says_so(
+    rules: str, rate: float, held: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(crawl, "say", said.append)
+    robots = crawl.Protego.parse(f"User-agent: *\n{rules}")
+    assert crawl.polite_rate(SimpleNamespace(rate=rate, user_agent="tests"), None, robots) == held
+    assert bool(said) == told
+
+
+NOT_FOLLOWED = {  # headers and page
+    "a header": (["X-Robots-Tag: noindex, nofollow"], ""),
+    "a header that says none": (["X-Robots-Tag: NONE"], ""),
+    "the second of two headers": (["X-Robots-Tag: noindex", "X-Robots-Tag: nofollow"], ""),
+    "a header for this robot": (["X-Robots-Tag: tests: nofollow"], ""),
+    "a header with a date": (["X-Robots-Tag: unavailable_after: 25 Jun 2010 15:00:00 PST, nofollow"], ""),
+    "a meta": ([], "<META NAME=Robots CONTENT='noindex,NOFOLLOW'>"),
+    "a meta that says none": ([], "<meta name=robots content=none>"),
+    "a meta for this robot": ([], "<meta name=Tests content=nofollow>"),
+    "a meta behind the links": ([], "<a href=z><meta name=robots content=nofollow>"),
+}
+FOLLOWED = {
+    "a header for another": (["X-Robots-Tag: googlebot: nofollow"], ""),
+    "a header that allows it": (["X-Robots-Tag: noindex, follow"], ""),
+    "a meta for another": ([], "<meta name=googlebot content=nofollow>"),
+    "a meta of another kind": ([], "<meta name=keywords content=nofollow>"),
+}
+
+
+@pytest.mark.parametrize(("headers", "html"), NOT_FOLLOWED.values(), ids=NOT_FOLLOWED)
+def test_the_links_of_a_page_that_does_not_want_it_are_not_followed(
+    headers: list[str], html: str, tmp_path: Path
+) -> None:
+    answers = {"/a": page(f"{html}<a href=b>", HTML, *headers)}
+    assert links(answers, tmp_path, user_agent="Tests/1.0 (me)") == []
+    assert "/b" in links(answers, tmp_path, user_agent="Tests/1.0 (me)", ignore_nofollow=True)
+
+
+@pytest.mark.parametrize(("headers", "html"), FOLLOWED.values(), ids=FOLLOWED)
+def test_what_is_said_to_other_robots_does_not_matter(headers: list[str], html: str, tmp_path: Path) -> None:
+    assert links({"/a": page(f"{html}<a href=b>", HTML, *headers)}, tmp_path) == ["/b"]
+
+
+def test_a_link_that_asks_not_to_be_followed_is_counted_unless_another_to_it_does_not(tmp_path: Path) -> None:
+    html = "<a href=b rel='external NoFollow'><a href=c rel=nofollow><a href=c#x><a href=d rel=nofollower>"
+    with serving({"/a": page(html)}) as site, working(site, tmp_path) as worker:
+        found = worker.fetch(f"{site.url}a", "")
+    assert (found.links, found.left_out) == ([f"{site.url}c", f"{site.url}d"], {"nofollow": 1})
+
+
+# ── How it ends ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BROKEN_SEEDS = {
+    "a seed that is not there": ({}, "The seed is broken: 404"),
+    "a seed that is always refused": ({"/site/index.html": answer(status=500)}, "The seed is failed: 500"),
+    "a seed that leads out": (
+        {"/site/index.html": answer("", "Location: /away", status=302)},
+        "The seed is broken: redirect out of the crawl's scope",
+    ),
+    "a seed that leads to itself": (
+        {"/site/index.html": answer("", "Location: index.html", status=302)},
+        "No page was ever fetched",
+    ),
+    "a seed that leads to nothing": (
+        {"/site/index.html": answer("", "Location: gone.html", status=302)},
+        "No page was ever fetched",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answers", "said"), BROKEN_SEEDS.values(), ids=BROKEN_SEEDS)
+def test_a_crawl_without_a_page_ends_with_a_status_of_its_own(
+    answers: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with serving(answers) as site, tracker.serving() as server:
+        for password in (True, False):  # started again it is none the better
+            code, output, errors = run_crawl(site, server, tmp_path, password=password)
+            assert (code, said in output) == (1, True), output + errors
+
+
+# ── A project is of one crawl ─────────────────────────────────────────────────────────────────────────────────────────
+
+TWO = {"/site/index.html": page("<a href=b>"), "/site/b": page(""), "/other/site/index.html": page("")}
+
+
+@contextlib.contextmanager
+def managing(server: str) -> Iterator[crawl.httpx.Client]:
+    with crawl.httpx.Client(base_url=server) as manager:
+        login = {"username": "boss", "password": PASSWORD}
+        if manager.post("/login", json=login).is_error:
+            manager.post("/register", json=login).raise_for_status()
+        yield manager
+
+
+def test_a_second_crawl_of_a_host_is_refused_the_project_of_the_first(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    with serving(TWO) as site, tracker.serving() as server:
+        other = SimpleNamespace(url=f"{site.url}other/")
+        assert run_crawl(site, server, tmp_path / "first")[0] == 0
+        code, _, errors = run_crawl(other, server, tmp_path / "second")
+        assert code == 1 and f"is of the crawl of {site.url}site/index.html" in errors and "--project" in errors
+        code, _, errors = run_crawl(other, server, tmp_path / "second", "--project", "other")
+        assert code == 0, errors
+
+
+def test_a_second_crew_may_join_a_crawl(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    with serving(TWO) as site, tracker.serving() as server:
+        assert run_crawl(site, server, tmp_path / "first")[0] == 0
+        code, _, errors = run_crawl(site, server, tmp_path / "second")
+    assert code == 0, errors
+    assert site.asked.count("/site/b") == 1
+
+
+def test_a_project_with_tasks_or_a_secret_of_something_else_is_refused(tmp_path: Path) -> None:
+    with serving(TWO) as site, tracker.serving() as server:
+        with managing(server) as manager:
+            for name in ("tasks", "a secret"):
+                manager.post("/project/create", json={"name": name, "keep_hashes": True}).raise_for_status()
+            manager.post("/project/secret/2", json={"secret": "key"}).raise_for_status()
+            worker = manager.post("/worker/create", json={"alias": "me"}).json()["content"]["worker"]
+            headers = {"X-Worker-ID": str(worker["id"]), "X-Secret": worker["secret"]}
+            wish = {"project": 1, "submit": True}
+            manager.post("/project/request_access", json=wish, headers=headers).raise_for_status()
+            manager.post(f"/project/accept_request/1/{worker['id']}").raise_for_status()
+            task = {"project": 1, "recipe": "x"}
+            manager.post("/task/submit", json=task, headers=headers).raise_for_status()
+        for name in ("tasks", "a secret"):
+            code, _, errors = run_crawl(site, server, tmp_path, "--project", name)
+            assert code == 1 and f"Project {name} h" in errors and "of something else" in errors
+    assert not [target for target in site.asked if "robots" not in target]
+
+
+def test_a_crawl_begun_before_projects_knew_theirs_goes_on(tmp_path: Path) -> None:
+    with serving(TWO) as site, tracker.serving() as server:
+        assert run_crawl(site, server, tmp_path)[0] == 0
+        with managing(server) as manager:
+            manager.post("/project/secret/1", json={"secret": "{}"}).raise_for_status()
+        assert run_crawl(site, server, tmp_path, password=False)[0] == 0
+        assert run_crawl(site, server, tmp_path, "--workers", "3")[0] == 0
+        with managing(server) as manager:
+            secret = json.loads(manager.get("/project/secret/1").json()["content"]["secret"])
+    assert secret == {"crawl": {"seed": f"{site.url}site/index.html", "scope": f"{site.url}site/"}}
+
+
+def test_a_page_out_of_scope_fails_and_is_never_done(tmp_path: Path) -> None:
+    with serving({"/b": page("")}) as site, working(site, tmp_path, scope=f"{site.url}docs/") as worker:
+        assert do(worker, f"{site.url}b")["result"] == crawl.FAIL
+        assert site.asked == []
+
+
+# ── Bodies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TYPES = {
+    "none": [],
+    "two": ["Content-Type: text/plain", "Content-Type: text/html"],
+    "a comma for a semicolon": ["Content-Type: text/html,charset=utf-8"],
+    "one that is none": ["Content-Type: ;;;text/html"],
+    "an empty one": ["Content-Type: "],
+}
+
+
+@pytest.mark.parametrize("headers", TYPES.values(), ids=TYPES)
+def test_a_page_is_one_however_badly_its_type_is_told(headers: list[str], tmp_path: Path) -> None:
+    assert links({"/a": answer("\n<!DOCTYPE html><a href=b>", *headers)}, tmp_path) == ["/b"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [("text <a href=b>", []), ("<abbr><a href=b>", []), ("<a href=b>", ["Content-Type: text/html, text/plain"])],
+)
+def test_what_is_no_page_is_not_read_for_links(body: str, headers: list[str], tmp_path: Path) -> None:
+    assert links({"/a": answer(body, *headers)}, tmp_path) == []
