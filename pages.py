@@ -54,6 +54,7 @@ import shapes
 import tracker
 from database import SCHEMA_VERSION
 from errors import TrackerError
+from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
 from server import decoded
 from shapes import INT64_MAX, Id, JobState
 from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
@@ -1379,7 +1380,7 @@ def worker_page(tx: Tx, caller: Caller, worker: int) -> dict[str, Any]:
         {"worker": worker, "most": tx.settings.pause_after_failures or pauses.NEVER, **caller.as_values},
     )
     values = {"worker": worker, **caller.as_values, "public": tx.settings.public_logs}
-    now, match = tracker.SEARCH_TIME, tracker.READABLE_LINES
+    now, match = tracker.SEARCH_TIME, READABLE_LINES
     logs, _ = tracker.search(tx, "log_entry", "worker = :worker", match, values, INT64_MAX, 20, now, newest=True)
     return {"worker": {**row, **worker_pace(tx, caller, worker)}, "projects": projects, "logs": logs}
 
@@ -1427,15 +1428,15 @@ class LogQuery(msgspec.Struct):
 
 def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     """Workers' log lines that the caller may read, as they came in, the newest first."""
-    reader = tracker.log_reader(tx, caller)
+    reader = log_reader(tx, caller)
     wanted = {"level": query.level, "worker": query.worker, "project": query.project, "text": query.text}
-    values = {**wanted, **reader, "level": tracker.LEVELS[query.level]}
+    values = {**wanted, **reader, "level": LEVELS[query.level]}
     if query.project is not None:
         tracker.get_project(tx, caller, query.project)  # a hidden one's log must not tell that it exists
     of = [f"{name} = :{name}" for name in ("worker", "project") if wanted[name] is not None]
     where, *match = of or ["level <= 4" if values["level"] <= 4 else "TRUE"]  # one has an index, the other is looked at
     match = " AND ".join(
-        [*match, "level <= :level", tracker.READABLE_LINES, *([tracker.contains("message")] if query.text else [])]
+        [*match, "level <= :level", READABLE_LINES, *([tracker.contains("message")] if query.text else [])]
     )
     now, columns = tracker.SEARCH_TIME, "*, (SELECT alias FROM worker WHERE id = log_entry.worker) AS alias"
     rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, True, columns)
@@ -1689,7 +1690,7 @@ def jinja_environment() -> Environment:
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,
-        level_names=tracker.LEVEL_NAMES,
+        level_names=LEVEL_NAMES,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
         shell_word=shlex.quote,

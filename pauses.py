@@ -19,7 +19,9 @@ log = logging.getLogger("tracker")
 PAUSE = 600.0  # seconds
 NEVER = 2**62  # failures
 
-SELECT_PAUSE = "SELECT failures_in_row, pause_uptime FROM tally WHERE project = ? AND worker = ?"
+SELECT_FAILING = """
+    SELECT failures_in_row, pause_uptime FROM tally WHERE project = ? AND worker = ? AND failures_in_row >= ?
+"""
 COUNT_PAUSED = """
     UPDATE project SET paused_worker_count =
         (SELECT COUNT(*) FROM tally t WHERE t.project = project.id AND pause_uptime IS NOT NULL)
@@ -30,12 +32,13 @@ def pause_failing(tx: Any, failed: Iterable[tuple[int, int, int]]) -> None:
     """Pauses those who have failed too many tasks in a row by now: of a project, a worker, so many just now."""
     most = tx.settings.pause_after_failures
     for project, worker, count in failed if most else ():
-        failures, until = tx.one(SELECT_PAUSE, (project, worker))
-        if failures >= most and (failures - count < most or (until or 0) <= tx.uptime):
+        row = tx.one(SELECT_FAILING, (project, worker, most))
+        # When it has come to that just now, or what it had on trial has failed.
+        if row and (row["failures_in_row"] - count < most or (row["pause_uptime"] or 0) <= tx.uptime):
             begin_pause(tx, project, worker)
             tx.execute(f"{COUNT_PAUSED} WHERE id = ?", (project,))
-            said = "Worker %d has failed %d tasks in a row in project %d: it gets none there for %d minutes"
-            log.warning(said, worker, failures, project, PAUSE // 60)
+            said = "Worker %d fails one task after the other in project %d: it gets none there for %d minutes"
+            log.warning(said, worker, project, PAUSE // 60)
 
 
 def begin_pause(tx: Any, project: int, worker: int) -> None:
@@ -45,8 +48,8 @@ def begin_pause(tx: Any, project: int, worker: int) -> None:
 
 def pause_of(tx: Any, project: int, worker: int) -> float | None:
     """The uptime until which the worker is paused in the project: one that has passed lets it have a task on trial."""
-    row = tx.one(SELECT_PAUSE, (project, worker))
-    return row["pause_uptime"] if row and is_failing(tx, row["failures_in_row"]) else None
+    row = tx.one(SELECT_FAILING, (project, worker, tx.settings.pause_after_failures or NEVER))
+    return row and row["pause_uptime"]
 
 
 def give_trial_back(tx: Any, project: int, worker: int, task: int) -> None:
@@ -54,11 +57,6 @@ def give_trial_back(tx: Any, project: int, worker: int, task: int) -> None:
     trial = "pause_uptime = (SELECT assigned_uptime + ? FROM task WHERE id = ?)"
     change = f"UPDATE tally SET pause_uptime = ? WHERE project = ? AND worker = ? AND {trial}"
     tx.execute(change, (tx.uptime, project, worker, PAUSE, task))
-
-
-def is_failing(tx: Any, failures: int) -> bool:
-    """Whether so many failures in a row are too many."""
-    return 0 < tx.settings.pause_after_failures <= failures
 
 
 def end_pause(tx: Any, project: int, worker: int) -> bool:

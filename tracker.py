@@ -1870,13 +1870,14 @@ class Assignment(NamedTuple):
     max_lost_leases: int | None
 
 
-ASSIGNMENT_COLUMNS = "id, project, assignee, job, retries, max_retries, lost_leases" + "".join(
-    f", (SELECT {name} FROM project p WHERE p.id = task.project)" for name in ("retry_delay", "max_lost_leases")
+OF_PROJECT = ", ".join(
+    f"(SELECT {name} FROM project p WHERE p.id = task.project)" for name in ("retry_delay", "max_lost_leases")
 )
 
 
-def find_assignments(tx: Tx, which: str, values: dict[str, Any]) -> list[Assignment]:
-    return list(map(Assignment._make, tx.all(f"SELECT {ASSIGNMENT_COLUMNS} FROM task WHERE {which}", values)))
+def find_assignments(tx: Tx, which: str, values: dict[str, Any], of_project: str = "NULL, NULL") -> list[Assignment]:
+    columns = f"id, project, assignee, job, retries, max_retries, lost_leases, {of_project}"
+    return list(map(Assignment._make, tx.all(f"SELECT {columns} FROM task WHERE {which}", values)))
 
 
 def put_back(tx: Tx, task: Held | Assignment, change: str = "", *values: Any, delay: float = 0.0) -> bool:
@@ -2058,7 +2059,7 @@ def expire_tasks(tx: Tx) -> bool:
     values = {"uptime": tx.uptime, "limit": STEP_TASKS}
     while True:
         record_end(tx, "expired", overdue, values)
-        tasks = find_assignments(tx, overdue, values)
+        tasks = find_assignments(tx, overdue, values, OF_PROJECT)
         for task in tasks:
             lose_lease(tx, task) if task.job is None else expire_job(tx, task)
         if len(tasks) < STEP_TASKS or tx.time_is_up():

@@ -94,6 +94,7 @@ class Refused(Exception):
     status: int
     message: str
     code: str = ""  # what kind of refusal it is, for programs; empty from a server that is older than this
+    reason: str = ""  # why there is no task
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -400,7 +401,8 @@ class Client:
             )
         if status >= 400 or answer.get("ok") is not True:
             code = answer.get("code")
-            raise Refused(status, _message(response), code if isinstance(code, str) else "")
+            reason = str(answer.get("reason") or "")
+            raise Refused(status, _message(response), code if isinstance(code, str) else "", reason)
         content = answer.get("content")
         return content if isinstance(content, dict) else {}
 
@@ -2210,6 +2212,7 @@ class Taker(threading.Thread):
         self.projects: list[int] = runner.args.project
         self.until_empty: bool = runner.args.until_empty
         self.wait = 0 if self.until_empty else self.WAIT
+        self.reason = ""
         self.is_last = False  # if there is no task now, none will come
         self.pause = self.FIRST_PAUSE
         self.next_look = 0.0
@@ -2263,6 +2266,7 @@ class Taker(threading.Thread):
             content = self.client.call("GET", path).content
         except Refused as refused:
             if refused.status == 200:  # "No task available" is no error
+                self.reason = refused.reason
                 return []
             raise
         tasks = content.get("tasks")
@@ -2305,6 +2309,8 @@ class Taker(threading.Thread):
             return f"no task available: project {', '.join(map(str, paused))} paused by a manager"
         if self.until_empty and self.runner.held:
             return "nothing is left but what was skipped already"
+        if "You have failed" in self.reason:  # or nobody would know why tasks are left
+            return f"no task available: {printable(self.reason)}"
         return "no task available"
 
 

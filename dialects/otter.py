@@ -29,6 +29,7 @@ from starlette.routing import Route
 import tracker
 from dialects.plumbing import HEADERS, as_text
 from errors import form_pairs, refuse_many_parts
+from logs import LEVEL_NAMES
 from server import decoded
 from tracker import STRANGERS_BODY, Call, Guesser, MethodNotAllowed, TrackerError, Tx
 
@@ -236,6 +237,6 @@ def log_line(entry: Row) -> str:
 
     Control characters are spelled out, and tabs stay.
     """
-    prefix = PREFIXES[tracker.LEVEL_NAMES[entry["level"]]]
+    prefix = PREFIXES[LEVEL_NAMES[entry["level"]]]
     lines = (line.split("\t") for line in entry["message"].splitlines() or [""])
     return "".join(prefix + ": " + "\t".join(map(tracker.in_one_line, parts)) + "\n" for parts in lines)

@@ -418,6 +418,13 @@ def test_a_jobs_page_shows_when_it_is_ready(house: House) -> None:
     assert "delayed: ready in" in house.site.admin.http.get(f"/ui/jobs/{job}").text
 
 
+def test_the_form_of_a_new_project_proposes_a_pause_between_attempts(site: Site) -> None:
+    form = site.admin.http.get("/ui/projects/new").text
+    assert 'name="retry_delay" type="number" value="5"' in form
+    made = site.admin.project(site.admin.create_project())
+    assert (made["retry_delay"], made["max_lost_leases"]) == (0, None)
+
+
 def test_all_actions_have_words(queue: Jobs) -> None:
     for action, count in itertools.product(tracker.ACTIONS, (1, 2)):
         assert pages.said_of(action, count, 1)

@@ -156,7 +156,7 @@ def test_it_is_said_in_the_log_once(queue: Jobs, caplog: pytest.LogCaptureFixtur
         for task in held:
             queue.release(task, FAIL)
     assert [record.getMessage() for record in caplog.records] == [
-        f"Worker {queue.worker.id} has failed {MOST} tasks in a row in project {queue.project}:"
+        f"Worker {queue.worker.id} fails one task after the other in project {queue.project}:"
         " it gets none there for 10 minutes"
     ]
 
@@ -222,6 +222,7 @@ def test_a_trial_that_its_worker_never_heard_of_is_still_to_come(queue: Jobs) ->
 
 def test_what_a_worker_did_not_hear_of_before_its_pause_does_not_end_that(queue: Jobs) -> None:
     unheard = ask(queue).tasks
+    queue.clock.now += 1
     fail(queue, MOST)
     assert queue.do(tracker.take_back, queue.worker.id, [(task["id"], task["attempt"]) for task in unheard]) == 1
     assert is_paused(queue)

@@ -488,7 +488,7 @@ def test_a_list_of_jobs_goes_through_the_index_for_it(query: dict[str, Any], ind
 STATEMENTS = {"submit": 3, "assign": 4, "close and chain": 5, "fail": 3, "fail at last": 3, "skip": 3, "verify": 9}
 FOLDED = re.compile(
     r"UPDATE project SET \w+_count = |"
-    + "|".join(map(re.escape, (counts.ADD_TO_TALLY, counts.ADD_TO_WORKER, pauses.SELECT_PAUSE)))
+    + "|".join(map(re.escape, (counts.ADD_TO_TALLY, counts.ADD_TO_WORKER, pauses.SELECT_FAILING)))
 )
 
 

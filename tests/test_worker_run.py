@@ -579,6 +579,13 @@ def test_a_release_says_of_which_assignment_it_speaks():
     assert runner.courier._body(execution) == {"task_id": 1, "result": 0, "attempt": 7}
 
 
+def test_who_is_paused_for_its_failures_is_told_so(site, machine, project):
+    submit(site, project, *map(str, range(60)))
+    result = machine.finish(site, project, "--concurrency", 5, "--", "false", status=1)
+    assert "You have failed one task after the other" in result.stderr
+    assert site.admin.counts(project)["waiting"] > 0
+
+
 def test_until_empty_waits_for_tasks_that_are_delayed(site, machine, project):
     submit(site, project, "a", delay=1.5)
     machine.finish(site, project, "--", "true")
