@@ -1,21 +1,26 @@
 #!/usr/bin/env python3
-"""The tracker's client: submit tasks from a file, run them, and look at the projects, from any machine.
+"""The tracker's client: submit tasks from a file, run them, and look at the projects, from any machine. And a library.
 
 Copied alone to another machine it works: it needs Python 3.11, httpx and rich (`python -m pip install httpx rich`) and
-nothing else of the tracker. `python worker.py --help` is the manual.
+nothing else of the tracker. `python worker.py --help` is the manual. Who writes a worker in Python says `import worker`
+and uses the class *Tracker*: its tasks() hands out one *Task* after the other, its run() calls a function for each.
 
 How a submit flows: the command line names a file, a server and a project; *Input* cuts the file into parts of some
 lines without ever holding it whole; *Submit* sends each part by the *Client*, which alone knows how to wait for a slow
 or lost server, asks the tracker what became of its lines, and tells the *Display* how far it is. Who we are to that
 server comes from *Credentials*; what we may do there is asked for in *Access*.
 
-How a run flows: the *Taker*, a thread, asks for as many tasks as there is room for; each becomes an *Execution*, a
-thread that has the *Terms* say what to start, starts it as a *Process* and judges its end; what the process prints goes
-through its *Streams* into a *TaskLog*; the *Courier*, a thread, brings logs and results to the tracker. The *Runner*
-holds what they share, and its main thread watches the time limits and the signals.
+How a run flows: the *Taker*, a thread, asks for as many tasks as there is room for; each becomes a *Work*, a thread of
+its own: of `worker.py run` an *Execution*, which has the *Terms* say what to start, starts it as a *Process* and judges
+its end, and what the process prints goes through its *Streams* into a *TaskLog*; of the library a *Call* of a function.
+The *Courier*, a thread, brings logs and results to the tracker. The *Runner* holds what they share, and its main thread
+watches the time limits and the signals.
+
+How tasks() flows: the caller's thread takes a task and releases it; the *keeper*, a thread, extends leases meanwhile.
 
 Sections: Failures and exit statuses · Interrupts · Display · Client · Credentials · Access · Input · Submit · Status ·
-Run (tasks and their commands, processes, what a process prints, one task, delivery, taking tasks, run) · Command line.
+Run (tasks and their commands, processes, what a process prints, one task, delivery, taking tasks, run) · Library ·
+Command line.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import random
@@ -55,9 +61,9 @@ import traceback
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NoReturn, TextIO
+from typing import Any, BinaryIO, ClassVar, NoReturn, Self, TextIO, TypedDict, TypeVar, Unpack
 
 try:
     import httpx
@@ -67,9 +73,13 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
     package = (missing.name or "a package").partition(".")[0]
     print(f"worker.py needs {package}, which is not installed: python -m pip install httpx rich", file=sys.stderr)
     sys.exit(2)
+
+T = TypeVar("T")
 
 # ── Failures and exit statuses ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,6 +105,9 @@ class Refused(Exception):
     message: str
     code: str = ""  # what kind of refusal it is, for programs; empty from a server that is older than this
     reason: str = ""  # why there is no task
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -500,6 +513,19 @@ def duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
+def server_address(text: str) -> str:
+    """The address of a tracker as the credentials know it: lower case, no standard port, no slash at the end."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL like http://127.0.0.1:3010")
+    if url.userinfo or url.query or url.fragment:
+        raise argparse.ArgumentTypeError(f"{text!r}: a server has no user name, no ? and no #")
+    return str(url).rstrip("/")
+
+
 # ── Credentials ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -683,28 +709,101 @@ def _rename(client: Client, credentials: Credentials, worker: Worker, alias: str
 # ── Access ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ask_for_access(client: Client, project: int, refusal: Refused, *, assign: bool, submit: bool) -> NoReturn:
-    """Asks for access to the project after a refusal, and raises Fail that says who must grant it and how."""
+def request_access(
+    client: Client, project: int, refusal: Refused, *, assign: bool, submit: bool
+) -> tuple[bool, bool, str]:
+    """Asks for access to the project after a refusal: whether it is new that we ask, whether that is waiting for a
+    manager now, and who must do what. Fail when the tracker takes no request.
+    """
     worker = client.worker
     name = f"worker {worker.id} ({worker.alias})"
-    call, then = "accept", f"accept the request of {name}"
+    call, then, is_new, is_waiting = "accept", f"accept the request of {name}", False, True
     try:
         client.call("POST", "/project/request_access", {"project": project, "assign": assign, "submit": submit})
-        state = "It has asked for access now."
+        state, is_new = "It has asked for access now.", True
     except Refused as again:
         if again.status != 409:
             raise Fail(f"{client.server} does not take a request for access: {again.message}") from None
         state = f"Its request for access is still pending: {again.message}."
         if again.code == "granted" or (not again.code and "granted" in again.message):
             # One worker has one access per project: more is asked for only after the lesser one is withdrawn.
-            state = f"What it may do there is something else: {again.message}."
+            state, is_waiting = f"What it may do there is something else: {again.message}.", False
             call, then = "reject", f"withdraw the access of {name}, which then asks for this one"
-    raise Fail(
+    return (
+        is_new,
+        is_waiting,
         f"{name} may not do this: {refusal.message}. {state}\n"
         f"A manager of project {project} with MANAGE_ACCESS must {then}:\n"
-        f"  POST {client.server}/project/{call}_request/{project}/{worker.id}\n"
-        "Then run the same command again."
+        f"  POST {client.server}/project/{call}_request/{project}/{worker.id}",
     )
+
+
+def ask_for_access(client: Client, project: int, refusal: Refused, *, assign: bool, submit: bool) -> NoReturn:
+    """Asks for access to the project after a refusal, and raises Fail that says who must grant it and how."""
+    *_, text = request_access(client, project, refusal, assign=assign, submit=submit)
+    raise Fail(f"{text}\nThen run the same command again.")
+
+
+def shown(client: Client, kind: str, number: int) -> dict[str, Any]:
+    """What the tracker shows of a worker or a project; nothing of what is hidden from us."""
+    with contextlib.suppress(Refused):
+        return client.call("GET", f"/{kind}/get/{number}").content
+    return {}
+
+
+def is_paused(client: Client) -> bool:
+    """Whether a manager has paused our worker."""
+    worker = shown(client, "worker", client.worker.id).get("worker")
+    return isinstance(worker, dict) and worker.get("paused") is True
+
+
+def closed_project(client: Client, projects: Sequence[int]) -> int:
+    """The first of the projects of which we may not be assigned tasks."""
+    return next((project for project in projects if _is_closed_to_us(client, project)), projects[0])
+
+
+def _is_closed_to_us(client: Client, project: int) -> bool:
+    """Whether we may not be assigned the project's tasks: what it keeps for those who may is refused us then."""
+    if shown(client, "project", project).get("public") is True:
+        return False
+    try:
+        client.call("GET", f"/project/secret/{project}")
+    except Refused as refused:
+        return refused.status in (403, 404)  # a hidden one is not there for us
+    return False
+
+
+@dataclasses.dataclass
+class Admission:
+    """Waits until a manager lets us do what was refused: by granting access, or by ending the pause of our worker."""
+
+    client: Client
+    say: Callable[[str], None]
+    assign: bool
+    submit: bool
+    has_asked: bool = False
+    said: str = ""
+    pause: float = 1.0
+
+    LONGEST_PAUSE = 10.0
+    PAUSED = "a manager has paused this worker; waiting until it may go on"
+
+    def wait(self, refused: Refused, projects: Sequence[int]) -> None:
+        """Waits a little before the next attempt, after having asked. Fail when there is nothing to wait for."""
+        text = self.PAUSED
+        if not is_paused(self.client):
+            project = closed_project(self.client, projects) if len(projects) > 1 else projects[0]
+            wanted = {"assign": self.assign, "submit": self.submit}
+            is_new, is_waiting, text = request_access(self.client, project, refused, **wanted)
+            if is_new and self.has_asked:
+                raise Fail(f"a manager has rejected the request; it has been made once more.\n{text}")
+            self.has_asked = is_waiting
+            text += "\nWaiting for that."
+        if text != self.said:
+            self.said = text
+            self.say(text)
+        self.client.interrupts.sleep(self.pause)
+        self.pause = min(self.pause * 2, self.LONGEST_PAUSE)
 
 
 # ── Input ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -858,8 +957,9 @@ class Submission:
     client: Client
     project: int
     options: dict[str, Any]  # what tasks get that do not say otherwise, and how lines are to be read
-    source: Input
+    source: Input | Given
     report: Report = dataclasses.field(default_factory=Report)
+    admission: Admission | None = None  # waits for access; None: without it nothing goes on
 
     FIRST_LOOK, LONGEST_LOOK = 0.01, 1.0
 
@@ -877,6 +977,10 @@ class Submission:
                 with self.client.interrupts.deferred():
                     self._follow(part, self._upload(part))
         except Refused as refused:
+            if refused.status == 403 and self.admission:
+                self.admission.wait(refused, [self.project])
+                self._send(part)
+                return
             if refused.status == 403:
                 ask_for_access(self.client, self.project, refused, assign=False, submit=True)
             if refused.status not in (408, 413):
@@ -1110,6 +1214,69 @@ def run_status(args: argparse.Namespace, interrupts: Interrupts) -> int:
 
 DONE, FAILED, SKIPPED = 0, 1, 2  # results of a release, as the tracker numbers them
 RESULTS = ("done", "failed", "skipped")
+NO_TASK = "no task available"
+
+
+def take_tasks(client: Client, projects: Sequence[int], count: int, wait: float) -> tuple[list[dict[str, Any]], str]:
+    """The tasks that the tracker hands out, after so many seconds at the most, and why there is none.
+
+    Refused when it may not hand us any.
+    """
+    query = "&".join(f"project={project}" for project in projects)
+    path = f"/task/get?{query}&count={count}" + (f"&wait={wait}" if wait else "")
+    try:
+        content = client.call("GET", path).content
+    except Refused as refused:
+        if refused.status == 200:  # "No task available" is no error
+            return [], refused.reason
+        raise
+    tasks = content.get("tasks")
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) and "id" in task for task in tasks):
+        raise Fail(f"{client.server} answered /task/get with something that is no list of tasks")
+    return tasks, ""
+
+
+def extend_leases(client: Client, assignments: Sequence[Assignment]) -> list[bool]:
+    """Asks for as much time again for each of the tasks. Whether we still hold it. Refused where there is none."""
+    wishes = [{"task_id": one.id, "seconds": one.lease, "attempt": one.attempt or 0} for one in assignments]
+    now = time.monotonic()
+    answers = client.call("POST", "/task/extend", {"extensions": wishes}).content["extensions"]
+    for assignment, answer in zip(assignments, answers, strict=True):
+        assignment.hold_until(now + answer["left"])
+    return [answer["held"] for answer in answers]
+
+
+def release_body(assignment: Assignment, outcome: Outcome) -> dict[str, Any]:
+    """What the tracker is told of a task that has ended."""
+    body: dict[str, Any] = {"task_id": assignment.id, "result": outcome.result}
+    if assignment.attempt is not None:
+        body["attempt"] = assignment.attempt
+    if assignment.is_verified:
+        body["verification"] = outcome.verification
+    if outcome.output is not None:
+        body["output"] = outcome.output
+    if outcome.delay:
+        body["delay"] = outcome.delay
+    return body
+
+
+def are_done(client: Client, projects: Sequence[int]) -> bool:
+    """Whether nothing is waiting, delayed, assigned or awaiting verification. Fail when a project is hidden."""
+    all_shown = [shown(client, "project", project) for project in projects]
+    if not all(all_shown):
+        hidden = projects[all_shown.index({})]
+        raise Fail(f"{client.server} does not show project {hidden}, so nobody can tell here when it is done")
+    return not any(project.get(name) for project in all_shown for name in Overview.UNFINISHED)
+
+
+def why_nothing(client: Client, projects: Sequence[int], reason: str) -> str:
+    """Why there is no task for us, for which the tracker has given this reason."""
+    paused = [project for project in projects if shown(client, "project", project).get("paused") is True]
+    if paused:
+        return f"{NO_TASK}: project {', '.join(map(str, paused))} paused by a manager"
+    if "You have failed" in reason:  # or nobody would know why tasks are left
+        return f"{NO_TASK}: {printable(reason)}"
+    return NO_TASK
 
 
 class CannotRun(Exception):
@@ -1791,10 +1958,11 @@ class Outcome:
 
     result: int
     reason: str  # for people
-    output: dict[str, Any] | None = None
+    output: Any = None
     verification: int = 0
     unfit: bool = False  # this worker could not run any other task either
     is_held: bool = False  # skipped, and released later: at once, it would be the next one again
+    delay: float = 0.0  # seconds for which nobody is assigned a skipped one
 
 
 class Cause(enum.Enum):
@@ -1805,36 +1973,92 @@ class Cause(enum.Enum):
     TAKEN_AWAY = "cancelled, or its lease has ended"
 
 
-class Execution(threading.Thread):
-    """One task: starts its process, waits for it, and tells what came of it in `outcome`.
+class Work(threading.Thread):
+    """One task: a thread that does it, and tells what came of it in `outcome`.
 
-    tick(), which the Runner calls a few times a second, ends a process whose time is over or that stop() has doomed.
-    Its time is also that in which its attachments must come.
+    tick(), which the Runner calls a few times a second, ends one whose time is over or that stop() has doomed.
     """
 
-    LONGEST_FETCH = 3600.0  # seconds
     DELIVERY = 10.0
 
-    def __init__(self, assignment: Assignment, terms: Terms, is_away: Callable[[], bool], ended: Callable[..., None]):
-        """ended: is called with this execution and its outcome, by the thread that found it out."""
+    def __init__(
+        self, assignment: Assignment, args: argparse.Namespace, is_away: Callable[[], bool], ended: Callable[..., None]
+    ):
+        """ended: is called with this thread and its outcome, when that was found out."""
         super().__init__(name=f"task {assignment.id}", daemon=True)
         self.assignment = assignment
-        self.terms = terms
-        self.args = terms.args
+        self.args = args
         self.ended = ended
         self.outcome: Outcome | None = None
         self.release_at = -math.inf
         self.cause: Cause | None = None
-        self.process: Process | None = None
-        self.kill_at = math.inf
         self.began = time.monotonic()
-        self.halt = Halt()  # of what comes before the process
-        self.limit = assignment.time_limit(self.args.timeout, self.args.kill_grace)
+        self.limit = assignment.time_limit(args.timeout, args.kill_grace)
         self.log = TaskLog(is_away)
         #: When the tracker last told that the task is ours.
         self.held_at = assignment.received
         #: Until when we want to hold it: then it is released, also when its process had to be killed.
-        self.needed = self.began + self.limit + self.args.kill_grace + self.DELIVERY if self.args.timeout else -math.inf
+        self.needed = self.began + self.limit + args.kill_grace + self.DELIVERY if args.timeout else -math.inf
+
+    def end(self, outcome: Outcome) -> None:
+        """Tells the outcome. No line is logged after it."""
+        self.log.end(self.why(outcome) if outcome.result == FAILED else "")
+        self.ended(self, outcome)
+
+    def why(self, outcome: Outcome) -> str:
+        """What the tracker is to log of a failure."""
+        return outcome.reason
+
+    def has_ended(self) -> bool:
+        """Whether it has come to an end by itself, and only that is to be told."""
+        return self.outcome is not None
+
+    def stop(self, cause: Cause) -> None:
+        """Has it ended; the first cause is the one that counts. What has ended by itself keeps its result."""
+        if cause is Cause.TAKEN_AWAY:
+            self.log.close()  # nobody takes its lines any more, and its process must not wait for that
+        elif self.has_ended():
+            return
+        self.cause = self.cause or cause
+
+    def wants_time(self, now: float) -> bool:
+        """Whether its lease is to be extended: each time that half of it is over, so a lost answer does no harm."""
+        assignment = self.assignment
+        lasts = self.outcome is None and self.cause is not Cause.TAKEN_AWAY and assignment.ends < self.needed
+        return assignment.is_extensible and lasts and assignment.ends - now < assignment.lease / 2
+
+    def keep_to_lease(self) -> None:
+        """It gets no more time, so its process must end before its lease does."""
+        self.assignment.is_extensible = False
+        self.limit = min(self.limit, self.assignment.ends - self.began - self.args.kill_grace - 1)
+
+    def fails_instead(self, refused: Refused) -> bool:
+        """Whether it is to be released as failed, as the tracker has refused its release."""
+        return False
+
+    def tick(self, now: float) -> None:
+        """Ends it when its time has come."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Ends it at once, as we leave."""
+
+
+class Execution(Work):
+    """One task that a process does: starts it, waits for it, and judges its end.
+
+    A process whose time is over is ended kindly first, by force after a grace. Its time is also that in which its
+    attachments must come.
+    """
+
+    LONGEST_FETCH = 3600.0  # seconds
+
+    def __init__(self, assignment: Assignment, terms: Terms, is_away: Callable[[], bool], ended: Callable[..., None]):
+        super().__init__(assignment, terms.args, is_away, ended)
+        self.terms = terms
+        self.process: Process | None = None
+        self.kill_at = math.inf
+        self.halt = Halt()  # of what comes before the process
         echo = (lambda line: terms.show(f"{assignment.id}: {line}")) if self.args.verbose else None
         # Who runs a million plain tasks does not want a million lines: of those only a failure is logged.
         log = self.log if assignment.job else None
@@ -1864,15 +2088,13 @@ class Execution(threading.Thread):
         self.end(outcome)
 
     def end(self, outcome: Outcome) -> None:
-        """Tells the outcome. No line is logged after it."""
-        why = ""
-        if outcome.result == FAILED:
-            said = self.printed.stderr.text() or self.printed.last_line[-2000:]
-            # What a job has said is in its log already.
-            why = outcome.reason + (f"; it said last:\n{said}" if said and not self.assignment.job else "")
-        self.log.end(why)
+        super().end(outcome)
         self.printed = None  # it may be long until the release
-        self.ended(self, outcome)
+
+    def why(self, outcome: Outcome) -> str:
+        said = self.printed.stderr.text() or self.printed.last_line[-2000:]
+        # What a job has said is in its log already.
+        return outcome.reason + (f"; it said last:\n{said}" if said and not self.assignment.job else "")
 
     def _judged(self, code: int, seconds: float) -> Outcome:
         """What an exit status (or minus the number of a signal), or our having ended it, makes of the task."""
@@ -1904,29 +2126,16 @@ class Execution(threading.Thread):
             "times": {"seconds": whole, "nanoseconds": part},
         }
 
+    def has_ended(self) -> bool:
+        return self.process is not None and self.process.has_exited
+
     def stop(self, cause: Cause) -> None:
-        """Has the process ended; the first cause is the one that counts. What has ended by itself keeps its result."""
-        if cause is Cause.TAKEN_AWAY:
-            self.log.close()  # nobody takes its lines any more, and its process must not wait for that
-        elif self.process is not None and self.process.has_exited:
-            return
-        self.cause = self.cause or cause
-        self.halt.set()
-
-    def wants_time(self, now: float) -> bool:
-        """Whether its lease is to be extended: each time that half of it is over, so a lost answer does no harm."""
-        assignment = self.assignment
-        lasts = self.outcome is None and self.cause is not Cause.TAKEN_AWAY and assignment.ends < self.needed
-        return assignment.is_extensible and lasts and assignment.ends - now < assignment.lease / 2
-
-    def keep_to_lease(self) -> None:
-        """It gets no more time, so its process must end before its lease does."""
-        self.assignment.is_extensible = False
-        self.limit = min(self.limit, self.assignment.ends - self.began - self.args.kill_grace - 1)
+        super().stop(cause)
+        if self.cause is not None:
+            self.halt.set()
 
     def tick(self, now: float) -> None:
-        """Ends a process whose time has come: kindly first, by force after a grace."""
-        if self.process is not None and self.process.has_exited:
+        if self.has_ended():
             return
         limit = min(self.limit, self.LONGEST_FETCH) if self.process is None else self.limit
         if self.cause is None and now - self.began >= limit:
@@ -1937,6 +2146,10 @@ class Execution(threading.Thread):
             self.kill_at = now + self.args.kill_grace
             self.process.terminate()
         if now >= self.kill_at:
+            self.process.kill()
+
+    def abandon(self) -> None:
+        if self.process is not None:
             self.process.kill()
 
 
@@ -1964,7 +2177,7 @@ class Halt(threading.Event):
     def check(self) -> None:
         """Raises Halted once set() was called."""
         if self.is_set():
-            raise Halted
+            raise Halted("closed, or told to end")
 
     def sleep(self, seconds: float) -> None:
         """Sleeps for so long; raises Halted as soon as set() is called."""
@@ -1994,11 +2207,11 @@ class RunClient(Client):
 
     calling_since = math.inf
 
-    def call(self, method: str, path: str, body: Any = None) -> Answer:
+    def call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Answer:
         """As a Client's, and others can tell how long it takes."""
         self.calling_since = time.monotonic()
         try:
-            return super().call(method, path, body)
+            return super().call(method, path, body, kind)
         finally:
             self.calling_since = math.inf
             self.display.answered()
@@ -2062,13 +2275,13 @@ class Courier(threading.Thread):
                 self.runner.fail(Fail(fault(error)))
                 self._deliver_all(self._deliver_without_logs)
 
-    def _deliver_all(self, deliver: Callable[[list[Execution]], None]) -> NoReturn:
+    def _deliver_all(self, deliver: Callable[[list[Work]], None]) -> NoReturn:
         """Has everything delivered that there is, again and again."""
         while True:
             self.client.interrupts.check()
             deliver(self.runner.undelivered(self.PAUSE))
 
-    def _deliver(self, executions: list[Execution]) -> None:
+    def _deliver(self, executions: list[Work]) -> None:
         """Brings the lines of these tasks, and the results of those that are due."""
         now, due = time.monotonic(), []
         self._extend([execution for execution in executions if execution.wants_time(now)])
@@ -2079,34 +2292,31 @@ class Courier(threading.Thread):
                 due.append(execution)
         self._release_all(due)
 
-    def _deliver_without_logs(self, executions: list[Execution]) -> None:
+    def _deliver_without_logs(self, executions: list[Work]) -> None:
         """What is left to be done after a fault of ours."""
         for execution in executions:
             execution.log.close()
             if self.runner.is_due(execution):
                 self._release(execution)
 
-    def _extend(self, executions: list[Execution]) -> None:
+    def _extend(self, executions: list[Work]) -> None:
         """Asks for more time for these tasks, and heeds what the tracker says of them."""
         for start in range(0, len(executions), self.TOGETHER):
             several = executions[start : start + self.TOGETHER]
-            held = [one.assignment for one in several]
-            wishes = [{"task_id": one.id, "seconds": one.lease, "attempt": one.attempt or 0} for one in held]
             now = time.monotonic()
             try:
-                answers = self.client.call("POST", "/task/extend", {"extensions": wishes}).content["extensions"]
+                answers = extend_leases(self.client, [one.assignment for one in several])
             except Refused as refused:
                 self.runner.display.notice(f"the leases of {len(several)} tasks are not extended: {refused.message}")
                 for execution in several:
                     execution.keep_to_lease()
                 continue
-            for execution, answer in zip(several, answers, strict=True):
+            for execution, is_held in zip(several, answers, strict=True):
                 execution.held_at = now
-                execution.assignment.hold_until(now + answer["left"])
-                if not answer["held"]:
+                if not is_held:
                     execution.stop(Cause.TAKEN_AWAY)
 
-    def _send_log(self, execution: Execution, all_of_it: bool) -> None:
+    def _send_log(self, execution: Work, all_of_it: bool) -> None:
         """Sends a batch of the task's lines, or all; none at all now and then, to hear whether it is still ours."""
         while execution.cause is not Cause.TAKEN_AWAY:
             entries = execution.log.batch()
@@ -2124,7 +2334,7 @@ class Courier(threading.Thread):
             if not all_of_it:
                 return
 
-    def _post_log(self, execution: Execution, entries: list[dict[str, Any]]) -> None:
+    def _post_log(self, execution: Work, entries: list[dict[str, Any]]) -> None:
         """Sends these lines, and heeds what the tracker says of the task. Refused when it does not take them."""
         body = {"task_id": execution.assignment.id, "first": execution.log.first, "entries": entries}
         answer = self.client.call("POST", "/task/log", body)
@@ -2136,7 +2346,7 @@ class Courier(threading.Thread):
         elif entries:
             execution.log.sent(len(entries))
 
-    def _release_all(self, due: list[Execution]) -> None:
+    def _release_all(self, due: list[Work]) -> None:
         """Releases these tasks, the plain ones together; one by one those of which the tracker refuses one."""
         plain = [one for one in due if one.outcome.output is None and one.cause is not Cause.TAKEN_AWAY]
         for start in range(0, len(plain), self.TOGETHER):
@@ -2148,13 +2358,13 @@ class Courier(threading.Thread):
             if execution in self.runner.unsettled:
                 self._release(execution)
 
-    def _release_together(self, executions: list[Execution]) -> None:
+    def _release_together(self, executions: list[Work]) -> None:
         """Releases all of them; none when the tracker refuses one, which raises Refused."""
         answer = self.client.call("POST", "/task/bulk_release", {"releases": list(map(self._body, executions))})
         for execution, updated in zip(executions, answer.content["updated"], strict=True):
             self._settle(execution, updated, answer)
 
-    def _release(self, execution: Execution) -> None:
+    def _release(self, execution: Work) -> None:
         """Releases a task, unless it is not ours any more."""
         if execution.cause is Cause.TAKEN_AWAY:
             self.runner.settle(execution, counted=False)
@@ -2162,33 +2372,30 @@ class Courier(threading.Thread):
         try:
             answer = self._post_release(self._body(execution))
         except Refused as refused:
-            self.runner.settle(execution, counted=False, refusal=refused.message)
+            if execution.fails_instead(refused):
+                self._release(execution)
+            else:
+                self.runner.settle(execution, counted=False, refusal=refused.message)
         else:
             self._settle(execution, bool(answer.content.get("updated")), answer)
 
-    def _settle(self, execution: Execution, updated: bool, answer: Answer) -> None:
+    def _settle(self, execution: Work, updated: bool, answer: Answer) -> None:
         """Settles a task whose release the tracker took, and says to have been updated by it."""
         # A release that was sent twice, or waits for other workers' verification, need not have changed anything.
         self.runner.settle(execution, updated or answer.repeated or execution.assignment.is_verified)
 
-    def _body(self, execution: Execution) -> dict[str, Any]:
+    def _body(self, execution: Work) -> dict[str, Any]:
         """What the tracker is told of a task that has ended."""
-        assignment, outcome = execution.assignment, execution.outcome
-        body: dict[str, Any] = {"task_id": assignment.id, "result": outcome.result}
-        if assignment.attempt is not None:
-            body["attempt"] = assignment.attempt
-        if assignment.is_verified:
-            body["verification"] = outcome.verification
-        if outcome.output is not None:
-            body["output"] = outcome.output
-        return body
+        return release_body(execution.assignment, execution.outcome)
 
     def _post_release(self, body: dict[str, Any], may_shorten: tuple[str, ...] = ("log", "lastline")) -> Answer:
         """Releases the task, with less of what it printed if that is too much for the tracker."""
         try:
             return self.client.call("POST", "/task/release", json.dumps(body, ensure_ascii=False).encode())
         except Refused as refused:
-            if refused.status not in (400, 408, 413) or "output" not in body or not may_shorten:
+            said = body.get("output")
+            may_shorten = tuple(name for name in may_shorten if isinstance(said, dict) and name in said)
+            if refused.status not in (400, 408, 413) or not may_shorten:
                 raise
         name, *others = may_shorten
         shorter = {**body["output"], name: body["output"][name][-2000:]}
@@ -2203,7 +2410,11 @@ class Taker(threading.Thread):
 
     WAIT = 3  # seconds that a request waits for a task; a stop waits for its answer
     FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+    WAIT_FOR_OURS = 1  # the same while a task of ours may be the last one
     LOOK = 20.0  # seconds between two looks why there is no task
+
+    admission: Admission | None = None  # waits for access; None: without it the run ends
+    until_done = False  # end when nothing is left of the projects
 
     def __init__(self, runner: Runner, client: RunClient):
         super().__init__(name="taker", daemon=True)
@@ -2231,7 +2442,7 @@ class Taker(threading.Thread):
         """Takes so many tasks, or what there is. Halted when there is none and none will come."""
         settled = self.runner.tally.total()
         try:
-            tasks = self._ask(wanted)
+            tasks, self.reason = take_tasks(self.client, self.projects, wanted, self.wait)
         except Refused as refused:
             self._refused(refused)
             return
@@ -2239,6 +2450,7 @@ class Taker(threading.Thread):
         if tasks:
             self.runner.display.state("")
             self.next_look, self.is_last = 0.0, False
+            self.wait = 0 if self.until_done else self.wait
             self.runner.start_all(tasks)
         elif self.until_empty and (self.runner.is_busy() or settled != self.runner.tally.total()):
             self.is_last = False
@@ -2249,69 +2461,39 @@ class Taker(threading.Thread):
                 self.runner.display.state(self._why_nothing())
             if self.is_last:
                 raise Halted
+            if self.until_done:
+                if are_done(self.client, self.projects):
+                    raise Halted
+                self.wait = self.WAIT_FOR_OURS if self.runner.is_busy() else self.WAIT
             if self.until_empty:
                 self.is_last = not self._are_delayed()
                 self.wait = 0 if self.is_last else self.WAIT
 
     def _are_delayed(self) -> bool:
         """Whether tasks will be ready later by themselves. One that has become so meanwhile is asked for once more."""
-        shown = [self._shown("project", project) for project in self.projects]
-        return any(project.get("delayed_task_count") and not project.get("paused") for project in shown)
-
-    def _ask(self, wanted: int) -> list[dict[str, Any]]:
-        """The tasks that the tracker hands out. Refused when it may not hand us any."""
-        query = "&".join(f"project={project}" for project in self.projects)
-        path = f"/task/get?{query}&count={wanted}" + (f"&wait={self.wait}" if self.wait else "")
-        try:
-            content = self.client.call("GET", path).content
-        except Refused as refused:
-            if refused.status == 200:  # "No task available" is no error
-                self.reason = refused.reason
-                return []
-            raise
-        tasks = content.get("tasks")
-        if not isinstance(tasks, list) or not all(isinstance(task, dict) and "id" in task for task in tasks):
-            raise Fail(f"{self.client.server} answered /task/get with something that is no list of tasks")
-        return tasks
+        all_shown = [shown(self.client, "project", project) for project in self.projects]
+        return any(project.get("delayed_task_count") and not project.get("paused") for project in all_shown)
 
     def _refused(self, refused: Refused) -> None:
         """Waits while a manager has paused us; asks for access when it is that. Fail when there is nothing to do."""
         if refused.status != 403:
             raise Fail(f"{self.client.server} hands out no tasks: {refused.message}")
-        worker = self._shown("worker", self.client.worker.id).get("worker")
-        if not (isinstance(worker, dict) and worker.get("paused") is True):
-            project = next(filter(self._is_closed_to_us, self.projects), self.projects[0])
+        if self.admission:
+            self.admission.wait(refused, self.projects)
+            return
+        if not is_paused(self.client):
+            project = closed_project(self.client, self.projects)
             ask_for_access(self.client, project, refused, assign=True, submit=False)
-        self.runner.display.state("a manager has paused this worker; waiting until it may go on")
+        self.runner.display.state(Admission.PAUSED)
         self.client.interrupts.sleep(self.pause)
         self.pause = min(self.pause * 2, self.LONGEST_PAUSE)
 
-    def _shown(self, kind: str, number: int) -> dict[str, Any]:
-        """What the tracker shows of a worker or a project; nothing of what is hidden from us."""
-        with contextlib.suppress(Refused):
-            return self.client.call("GET", f"/{kind}/get/{number}").content
-        return {}
-
-    def _is_closed_to_us(self, project: int) -> bool:
-        """Whether we may not be assigned the project's tasks: what it keeps for those who may is refused us then."""
-        if self._shown("project", project).get("public") is True:
-            return False
-        try:
-            self.client.call("GET", f"/project/secret/{project}")
-        except Refused as refused:
-            return refused.status in (403, 404)  # a hidden one is not there for us
-        return False
-
     def _why_nothing(self) -> str:
         """Why there is no task for us."""
-        paused = [project for project in self.projects if self._shown("project", project).get("paused") is True]
-        if paused:
-            return f"no task available: project {', '.join(map(str, paused))} paused by a manager"
-        if self.until_empty and self.runner.held:
+        why = why_nothing(self.client, self.projects, self.reason)
+        if self.until_empty and self.runner.held and "paused by" not in why:
             return "nothing is left but what was skipped already"
-        if "You have failed" in self.reason:  # or nobody would know why tasks are left
-            return f"no task available: {printable(self.reason)}"
-        return "no task available"
+        return why
 
 
 # ── Run ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2339,6 +2521,22 @@ class StopSignals:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._handle)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """The same while the block runs, if this is the main thread: others get no signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        self.install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                if handler is not None:  # None: not one of Python's
+                    signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
         self.first = self.first or number
@@ -2377,13 +2575,17 @@ class Runner:
         self.args = args
         self.count = args.count or math.inf
         self.terms = Terms(args, display.notice, client)
+        #: Makes the thread that does a task.
+        self.work_on: Callable[[Assignment, Callable[[], bool], Callable[..., None]], Work] = (
+            lambda assignment, is_away, ended: Execution(assignment, self.terms, is_away, ended)
+        )
         self.changed = threading.Condition()
-        self.running: dict[Execution, None] = {}
-        self.unsettled: dict[Execution, None] = {}  # those that run and those that are not delivered
+        self.running: dict[Work, None] = {}
+        self.unsettled: dict[Work, None] = {}  # those that run and those that are not delivered
         self.tally = Tally()
         self.taken = 0
         self.has_taken_all = False
-        self.held: dict[Execution, None] = {}  # of the unsettled: skipped, and not released at once
+        self.held: dict[Work, None] = {}  # of the unsettled: skipped, and not released at once
         self.skips: dict[int, int] = {}  # how often a task was skipped
         self.ends: collections.deque[float] = collections.deque(maxlen=10_000)
         self.phase = Phase.RUNNING
@@ -2463,8 +2665,7 @@ class Runner:
             )
         elif phase is Phase.LEAVING:
             for execution in list(self.running):
-                if execution.process is not None:
-                    execution.process.kill()
+                execution.abandon()
 
     def fail(self, failure: Fail, hopeless: bool = False) -> None:
         """Ends the run; hopeless: nothing can be delivered any more."""
@@ -2506,7 +2707,7 @@ class Runner:
     def start_all(self, tasks: list[dict[str, Any]]) -> None:
         """Starts these tasks, or gives them back."""
         for task in tasks:
-            execution = Execution(Assignment(task), self.terms, self.courier.client.is_away, self._ended)
+            execution = self.work_on(Assignment(task), self.courier.client.is_away, self._ended)
             with self.changed:
                 self.taken += 1
                 for earlier in self.unsettled:  # its lease has ended, and it must say no more
@@ -2515,7 +2716,7 @@ class Runner:
                 self.unsettled[execution] = self.running[execution] = None
             self._start(execution)
 
-    def _start(self, execution: Execution) -> None:
+    def _start(self, execution: Work) -> None:
         """Starts a task that we have been given, or ends it as skipped."""
         if self.phase is not Phase.RUNNING:
             execution.end(Outcome(SKIPPED, "not started"))
@@ -2538,7 +2739,7 @@ class Runner:
 
     # The Executions.
 
-    def _ended(self, execution: Execution, outcome: Outcome) -> None:
+    def _ended(self, execution: Work, outcome: Outcome) -> None:
         with self.changed:
             self.running.pop(execution, None)
             if outcome.is_held:
@@ -2563,21 +2764,21 @@ class Runner:
 
     # The Courier.
 
-    def undelivered(self, seconds: float) -> list[Execution]:
+    def undelivered(self, seconds: float) -> list[Work]:
         """The tasks that may have something to be delivered: at once when much is, else after the time."""
         with self.changed:
             tasks = self.unsettled
             self.changed.wait_for(lambda: any(self.is_due(one) or one.log.has_full_batch() for one in tasks), seconds)
             return list(tasks)
 
-    def is_due(self, execution: Execution) -> bool:
+    def is_due(self, execution: Work) -> bool:
         """Whether the task is to be released now; one that is held is when no other will come."""
         if execution.outcome is None:
             return False
         is_last = self.has_taken_all or self._has_enough()
         return is_last or execution.cause is Cause.TAKEN_AWAY or time.monotonic() >= execution.release_at
 
-    def settle(self, execution: Execution, counted: bool, refusal: str = "") -> None:
+    def settle(self, execution: Work, counted: bool, refusal: str = "") -> None:
         """The tracker knows what became of the task, and it was still ours if that counted; or it refuses to know."""
         outcome = execution.outcome
         self._say(execution.assignment, outcome, counted, refusal)  # first: after the last one the process ends
@@ -2738,19 +2939,711 @@ def check_command(args: argparse.Namespace) -> None:
 def run_tasks(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """worker.py run."""
     check_command(args)
-    display = RunDisplay(args.server)
-    client = RunClient(args.server, display, interrupts, args.patience)
-    sign_in(client, Credentials(args.credentials), args.alias)
-    signals = StopSignals()
-    signals.install()
+    known = {"credentials": args.credentials, "patience": args.patience}
+    tracker = Tracker(args.server, args.alias, display=RunDisplay(args.server), interrupts=interrupts, **known)
+    runner = tracker.runner(args)
+    runner.signals.install()
     Orphans.adopt()
-    runner = Runner(args, client, display, signals)
     runner.run()
     if runner.taken or runner.failure is None:
         with contextlib.suppress(OSError):  # nobody reads our standard output any more
             print(runner.tally.text(), flush=True)
         drop_what_nobody_takes(sys.stdout)
     return runner.status()
+
+
+# ── Library ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+logger = logging.getLogger("worker")
+UNFIT_RESULT = (400, 408, 413)  # how a tracker refuses a result that is none, or too large
+
+
+class TaskFields(TypedDict, total=False):
+    """What a submitted task may have besides its recipe; what is left out is as the tracker has it."""
+
+    priority: int  # higher is assigned first
+    max_retries: int  # failed attempts after which it counts as failed
+    max_assign_time: int  # seconds that a worker may hold it before it goes to another one
+    verification_count: int  # different workers that must report the same verification
+    delay: float  # seconds for which nobody is assigned it
+    not_before: float  # the same as a moment in unix seconds
+    hash64: int  # keeps another task with the same hash out of the project
+    unique_string: str  # text from which the hash is made
+
+
+class Logged(RunDisplay):
+    """Says by the logger "worker" what a person at a terminal would be shown."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(server)
+        self.console = QuietConsole(file=io.StringIO(), force_terminal=False)
+
+    def notice(self, text: str) -> None:
+        logger.warning("%s", "\n".join(printable(line, 2000) for line in text.split("\n")))
+
+    def state(self, text: str) -> None:
+        if text and text != self.present:
+            logger.log(logging.INFO if text == NO_TASK else logging.WARNING, "%s", text)
+        self.present = text
+
+    def show(self, runner: Runner) -> None:
+        """The counts now and then: nobody needs to act on them."""
+        if self._due("progress") and (counts := self._counts(runner)) != self.last_counts:
+            self.last_counts = counts
+            logger.info("%s, %s", counts, self._rate(runner))
+
+    def advance(self, done: int, counts: str) -> None:
+        if self._due("progress"):
+            logger.info("%s", counts)
+
+
+class Task:
+    """A task that is ours. `with task:` does it: it is released as done at the end of the block, as failed when that
+    raises an exception, and as skipped when it is interrupted (KeyboardInterrupt); unless skip(), fail() or done() has
+    said otherwise. An exception is logged and goes no further.
+
+    While the block runs, the task's lease is extended, for `timeout` seconds in all.
+    """
+
+    LEVELS = ("error", "warn", "info", "debug", "trace")
+
+    def __init__(self, tracker: Tracker, assignment: Assignment):
+        self._tracker = tracker
+        self._assignment = assignment
+        self._said: Outcome | None = None
+        self._is_entered = False
+        self._is_lost = False
+        #: When the tracker last told whether it is ours.
+        self.heard_at = assignment.received
+        self._trace = ""
+        #: As the tracker has handed it out.
+        self.content: dict[str, Any] = assignment.task
+        self.id: int = assignment.id
+        self.recipe: str = assignment.recipe
+        self.project = int(assignment.project or 0)
+        #: How often it was assigned, this time included; None: the tracker does not count.
+        self.attempt = assignment.attempt
+        #: What a task that is a job's brings along (arguments, variables, …); empty for a plain one.
+        self.job: dict[str, Any] = assignment.job
+        #: 64 bits, which equal results have in common: counts when several workers must report the same.
+        self.verification = 0
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} {printable(self.recipe, 80)!r}>"
+
+    @property
+    def held(self) -> bool:
+        """Whether it is still ours as far as we know: if not, somebody else has it or it was cancelled. Stop then."""
+        return not self._is_lost
+
+    def submit(self, recipe: str, *, project: int | None = None, **fields: Unpack[TaskFields]) -> bool:
+        """Tracker.submit() to its own project, or another one. It is stored before this task is released."""
+        return self._tracker.submit(self.project if project is None else project, recipe, **fields)
+
+    def done(self, verification: int | None = None, output: Any = None) -> None:
+        """It is done when the block ends, with this verification and, if it is a job's, this result (any JSON)."""
+        if verification is not None:
+            self.verification = verification
+        json.dumps(output, allow_nan=False, ensure_ascii=False).encode()  # what is no JSON is found out here
+        self._said = Outcome(DONE, "done", output)
+
+    def fail(self, reason: str) -> None:
+        """It failed, for this reason, which is logged: it is retried as often as its submitter allows."""
+        self._said = Outcome(FAILED, reason or "failed")
+
+    def skip(self, delay: float = 1.0, reason: str = "skipped") -> None:
+        """It goes back and counts as not tried; nobody is assigned it for so many seconds. 0: it is the next one."""
+        if not 0 <= delay <= 1e9:
+            raise ValueError(f"a delay of {delay} is not between 0 and 1e9 seconds")
+        self._said = Outcome(SKIPPED, reason, delay=delay)
+
+    def extend(self, seconds: float) -> bool:
+        """Its lease lasts for so many seconds from now on, if it did not already. Whether the task is still ours.
+
+        A block that ends within `timeout` need not ask.
+        """
+        wish = {"task_id": self.id, "seconds": seconds, "attempt": self.attempt or 0}
+        now = time.monotonic()
+        answer = self._tracker.client.call("POST", "/task/extend", wish).content
+        self._heed(answer.get("held") is not False)
+        self._assignment.hold_until(max(self._assignment.ends, now + (answer.get("left") or 0)))
+        return self.held
+
+    def log(self, message: str, level: str = "info", scope: str = "task") -> None:
+        """Adds a line to the task's log. level: error, warn, info, debug or trace.
+
+        A line of a task that is no job's may be there twice when the tracker's answer to it was lost.
+        """
+        if level not in self.LEVELS:
+            raise ValueError(f"{level!r} is none of {', '.join(self.LEVELS)}")
+        self._log(level, scope, message.replace("\0", "\ufffd"))
+
+    def __enter__(self) -> Self:
+        if self._is_entered:
+            raise RuntimeError(f"task {self.id} is being done, or was already")
+        self._is_entered = True
+        self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        self._end(self._judged(error))
+        return isinstance(error, Exception) and not isinstance(error, Fail)
+
+    def _judged(self, error: BaseException | None) -> Outcome:
+        """What becomes of it, by what was said and by what its block was ended with."""
+        said = self._said or Outcome(DONE, "done")
+        if isinstance(error, Exception) and not isinstance(error, Fail | Halted):
+            self._trace = "".join(traceback.format_exception(error))[-4000:]
+            return Outcome(FAILED, "".join(traceback.format_exception_only(error)).strip()[:2000])
+        if error is not None:
+            return said if said.result == SKIPPED else Outcome(SKIPPED, "interrupted")
+        is_number = isinstance(self.verification, int) and -(2**63) <= self.verification < 2**64
+        if said.result == DONE and not is_number:
+            return Outcome(FAILED, f"a verification of {self.verification!r} is no number of 64 bits"[:2000])
+        return dataclasses.replace(said, verification=self.verification)
+
+    def _why(self, outcome: Outcome) -> str:
+        """What the tracker is to log of its failure."""
+        return f"{outcome.reason}\n{self._trace}".rstrip()
+
+    def _heed(self, is_held: bool) -> None:
+        self.heard_at = time.monotonic()
+        self._is_lost = self._is_lost or not is_held
+
+    def _begin(self) -> None:
+        """Its block begins."""
+
+    def _log(self, level: str, scope: str, message: str) -> None:
+        raise NotImplementedError
+
+    def _end(self, outcome: Outcome) -> None:
+        raise NotImplementedError
+
+
+class TakenTask(Task):
+    """One that Tracker.tasks() has handed out: its caller's thread itself tells the tracker what becomes of it."""
+
+    def __init__(self, tracker: Tracker, assignment: Assignment, timeout: float):
+        super().__init__(tracker, assignment)
+        self.timeout = timeout
+        self.until = math.inf  # then its lease is not extended any more
+        self.lines = 0
+        self.logging = threading.Lock()
+
+    def ends_soon(self, now: float) -> bool:
+        """Whether half of its lease is over."""
+        return self._assignment.ends - now < self._assignment.lease / 2
+
+    def _begin(self) -> None:
+        self.until = time.monotonic() + self.timeout
+        self._tracker._keep(self)
+
+    def _log(self, level: str, scope: str, message: str) -> None:
+        if not self.held:
+            return
+        entry = {"message": message, "timestamp": int(time.time()), "level": level, "scope": scope}
+        with self.logging:  # they are numbered
+            body = {"task_id": self.id, "first": self.lines, "entries": [entry]}
+            answer = self._tracker.client.call("POST", "/task/log", body)
+            self.lines += 1
+        self._heed(answer.content.get("held") is not False)
+
+    def _end(self, outcome: Outcome) -> None:
+        self._tracker._end(self, outcome)
+
+
+class Call(Work):
+    """One task that a function does. A thread cannot be ended: one whose time is over is left to itself."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        args: argparse.Namespace,
+        is_away: Callable[[], bool],
+        ended: Callable[..., None],
+        tracker: Tracker,
+        left: list[Call],
+    ):
+        """left: those that were left to themselves, this one perhaps."""
+        super().__init__(assignment, args, is_away, ended)
+        self.limit = min(self.limit, args.timeout)
+        self.task = CalledTask(tracker, assignment, self)
+        self.left = left
+        self.telling = threading.Lock()
+        self.is_told = False
+
+    def run(self) -> None:
+        with self.task:
+            try:
+                self.args.function(self.task)
+            except SystemExit as error:
+                raise RuntimeError(f"exit({error.code}) was called") from None
+
+    def end(self, outcome: Outcome) -> None:
+        with self.telling:
+            is_first, self.is_told = not self.is_told, True
+        if is_first:
+            super().end(outcome)
+
+    def why(self, outcome: Outcome) -> str:
+        return self.task._why(outcome)
+
+    def stop(self, cause: Cause) -> None:
+        super().stop(cause)
+        self.task._heed(cause is not Cause.TAKEN_AWAY)
+
+    def fails_instead(self, refused: Refused) -> bool:
+        if self.outcome.result != DONE or refused.status not in UNFIT_RESULT:
+            return False
+        self.outcome = Outcome(FAILED, f"its result was refused: {refused.message}")
+        return True
+
+    def tick(self, now: float) -> None:
+        if self.is_told:
+            return
+        is_over = now - self.began >= self.limit
+        if self.cause is None and is_over:
+            self.stop(Cause.TIMEOUT)
+        if self.cause is Cause.TIMEOUT:
+            self.left[:] = [*(call for call in self.left if call.is_alive()), self]
+            are_many = len(self.left) >= self.args.concurrency
+            others = f", and so did {len(self.left) - 1} others that have not ended" if self.left[1:] else ""
+            reason = f"took longer than {duration(self.limit)}{others}"
+            self.end(Outcome(FAILED, reason, unfit=are_many))
+        elif self.cause is Cause.STOPPED or (self.cause is Cause.TAKEN_AWAY and is_over):
+            self.end(Outcome(SKIPPED, self.cause.value))
+
+
+class CalledTask(Task):
+    """One that a function does: the Courier tells the tracker what becomes of it."""
+
+    def __init__(self, tracker: Tracker, assignment: Assignment, call: Call):
+        super().__init__(tracker, assignment)
+        self.call = call
+
+    def _log(self, level: str, scope: str, message: str) -> None:
+        self.call.log.add(level, scope, message)
+
+    def _end(self, outcome: Outcome) -> None:
+        self.call.end(outcome)
+
+
+class Given:
+    """Recipes and tasks that somebody has, in parts of some lines, as Submission sends them."""
+
+    size = None
+
+    def __init__(self, tasks: Iterable[str | Mapping[str, Any]]):
+        self.tasks = tasks
+        self.part_bytes = Input.PART_BYTES
+
+    def taken(self) -> int:
+        return 0
+
+    def parts(self, start_line: int, most_lines: int) -> Iterator[Part]:
+        """The tasks, each as a line of JSON."""
+        part = Part(start_line)
+        for task in self.tasks:
+            line = json.dumps({"recipe": task} if isinstance(task, str) else dict(task)).encode()
+            if part.lines and (len(part.lines) == most_lines or part.size + len(line) > self.part_bytes):
+                yield part
+                part = Part(part.next)
+            part.add(line)
+        yield part
+
+
+class Tracker:
+    """One tracker, and who we are to it: what it hands out to us, and what we submit. For any number of threads.
+
+    What a person should know (a manager must grant access, the tracker is away, a task has failed) is said by the
+    logger "worker". The end of a `with` block, or close(), puts back what is still ours.
+    """
+
+    LOOK = 0.25  # seconds between two looks whether a lease is to be extended
+    HEARTBEAT = 5.0  # seconds without a word of the tracker after which it is asked whether a task is still ours
+    SILENCE = 20.0  # seconds between two looks why there is no task
+    FAREWELL = 10.0  # seconds for what is in flight to come back, and for what is ours to be put back
+
+    def __init__(
+        self,
+        server: str,
+        alias: str | None = None,
+        *,
+        credentials: str | os.PathLike[str] | None = None,
+        worker: Worker | None = None,
+        patience: float | None = None,
+        display: RunDisplay | None = None,
+        interrupts: Interrupts | None = None,
+    ):
+        """Registers a worker on first use, and keeps its secret where `worker.py run` does.
+
+        alias: what the worker is called; renames one that is registered already (default: the host's name).
+        credentials: the file with the secret. worker: who we are, instead of what such a file says.
+        patience: seconds to wait for a tracker that is away (default: for ever, unless it was never there).
+        display, interrupts: those of a command line, instead of the logger and of KeyboardInterrupt.
+        Fail says why it cannot be used.
+        """
+        try:
+            self.server = server_address(server)
+        except argparse.ArgumentTypeError as error:
+            raise Fail(str(error)) from None
+        self._halt = Halt()
+        self._display = display or Logged(self.server)
+        self.client = RunClient(self.server, self._display, interrupts or self._halt, patience)
+        self._changed = threading.Condition()
+        self._held: dict[TakenTask, None] = {}  # handed out by tasks() and not released
+        self._asking = 0  # requests for a task that are in flight
+        self._runners: list[Runner] = []  # of the run()s that have not ended
+        self._keeper: threading.Thread | None = None
+        file = Credentials(Path(credentials) if credentials else None)
+        if worker is not None:
+            self.client.worker = worker
+        elif interrupts is not None:
+            sign_in(self.client, file, alias)
+        else:
+            self._finishing(lambda client: sign_in(client, file, alias))
+
+    @property
+    def worker(self) -> Worker:
+        """Who we are to the tracker."""
+        return self.client.worker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Puts back every task that is ours, and ends the loops and runs of other threads. It is of no use then."""
+        self._halt.set()
+        for runner in list(self._runners):
+            runner.enter(Phase.KILLING)
+        with self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not (self._asking or self._runners), self.FAREWELL)
+            held, self._held = list(self._held), {}
+        client, _ = self.client.copy()
+        client.patience = self.FAREWELL
+        for start in range(0, len(held), Courier.TOGETHER):
+            several = held[start : start + Courier.TOGETHER]
+            releases = [release_body(task._assignment, Outcome(SKIPPED, "put back")) for task in several]
+            try:
+                client.call("POST", "/task/bulk_release", {"releases": releases})
+            except (Fail, Refused) as error:
+                self._display.notice(f"{len(several)} tasks are ours until their leases end: {error}")
+        self.client.http.close()
+
+    # What is submitted.
+
+    def submit(self, project: int, recipe: str, **fields: Unpack[TaskFields]) -> bool:
+        """Stores a task; True means that it is on disk. False: the project has one with its unique string or hash.
+
+        It is sent again until it is answered. One with a unique string or a hash is stored once by that, and may be
+        called a duplicate of what an earlier attempt has stored; one without may be stored twice when the answer was
+        lost (submit_all() does not). Refused says what is wrong with it. Waits for a manager who has to grant access.
+        """
+        admission = Admission(self.client, self._display.notice, assign=False, submit=True)
+        while True:
+            try:
+                self.client.call("POST", "/task/submit", {"project": project, "recipe": recipe, **fields})
+                return True
+            except Refused as refused:
+                if refused.status == 403:
+                    admission.wait(refused, [project])
+                elif refused.status == 409:
+                    return False
+                else:
+                    raise
+
+    def submit_all(
+        self,
+        project: int,
+        tasks: Iterable[str | Mapping[str, Any]],
+        *,
+        unique: bool = False,
+        **fields: Unpack[TaskFields],
+    ) -> Report:
+        """Stores many tasks, each a recipe or a mapping with `recipe` and TaskFields; `fields` are for all of them.
+
+        unique: a recipe is its task's unique string, if that has none and no hash. Nothing is stored twice, whatever
+        answers are lost. The report counts what was stored, the duplicates and what was refused, and names the first
+        of those by number, from 1. Memory does not grow with the number of tasks.
+        """
+        options = {**fields, "format": "json", "once": str(unique).lower()}
+        if own := options.keys() & {"not_before", "hash64", "unique_string"}:
+            raise TypeError(f"{', '.join(sorted(own))}: of each task, not of all")
+        submission = Submission(copy.copy(self.client), project, options, Given(tasks))
+        submission.admission = Admission(self.client, self._display.notice, assign=False, submit=True)
+        submission.run(1, Input.PART_LINES)
+        return submission.report
+
+    def project(self, number: int) -> dict[str, Any]:
+        """A project with its counts, as the tracker shows it; Refused when it does not."""
+        return self.client.call("GET", f"/project/get/{number}").content
+
+    # What is done.
+
+    def tasks(
+        self, project: int | Sequence[int], *, until_done: bool = False, timeout: float = 3600.0, submit: bool = True
+    ) -> Iterator[Task]:
+        """Tasks of the project, or of several, one after the other, the best first; waits for them.
+
+        until_done: ends when nothing in the projects is waiting, delayed, assigned or awaiting verification.
+        timeout: seconds after the beginning of its block from which a task's lease is not extended any more.
+        submit: where access must be asked for, to submit as well (one worker has one access per project).
+        Waits for a manager who has to grant access or has paused the worker, too, and while the tracker is away.
+        A task whose block never begins is ours until its lease ends, or until close(). SIGTERM ends a process as ever:
+        have it raise KeyboardInterrupt, or use run(), to put the task back.
+        """
+        projects = _numbers(project)
+        while (task := self._take(projects, until_done, timeout, submit)) is not None:
+            yield task
+
+    def run(
+        self,
+        project: int | Sequence[int],
+        function: Callable[[Task], object],
+        *,
+        concurrency: int = 1,
+        count: int | None = None,
+        until_done: bool = False,
+        timeout: float = 3600.0,
+        grace: float | None = None,
+        submit: bool = True,
+    ) -> int:
+        """Calls the function for each task, in up to `concurrency` threads, each as if it were the task's block.
+
+        Ends as `worker.py run` does, by the same signals (if it was called by the main thread): after the first Ctrl-C
+        or SIGTERM those that run may finish (for `grace` seconds), after the second they are put back, after the third
+        nothing is waited for. Also after `count` tasks, or `until_done` as in tasks(). Returns the same exit status;
+        Fail likewise. A task whose function has not returned after `timeout` seconds fails, and its thread is left to
+        itself; when there are as many such threads as may run, the run ends.
+        """
+        if concurrency < 1 or timeout <= 0 or (count is not None and count < 1):
+            raise ValueError("concurrency and count are at least 1, and timeout is more than 0")
+        args = argparse.Namespace(project=_numbers(project), function=function, concurrency=concurrency, count=count)
+        args.until_empty, args.verbose, args.heartbeat = False, False, self.HEARTBEAT
+        args.timeout, args.kill_grace, args.grace = timeout, 0.0, grace
+        left: list[Call] = []
+        runner = self.runner(args)
+        runner.work_on = lambda assignment, is_away, ended: Call(assignment, args, is_away, ended, self, left)
+        runner.taker.until_done, runner.taker.wait = until_done, 0 if until_done else Taker.WAIT
+        runner.taker.admission = Admission(runner.taker.client, self._display.notice, True, submit)
+        try:
+            self._runners.append(runner)
+            with runner.signals.installed():
+                runner.run()
+        finally:
+            with self._changed:
+                self._runners.remove(runner)
+                self._changed.notify_all()
+        logger.info("%s", runner.tally.text())
+        return runner.status()
+
+    def runner(self, args: argparse.Namespace) -> Runner:
+        """What does tasks as args say, which are those of `worker.py run`."""
+        return Runner(args, self.client, self._display, StopSignals())
+
+    def _finishing(self, call: Callable[[RunClient], T]) -> T:
+        """What the call returns. A KeyboardInterrupt meanwhile waits until it has ended, but for some seconds only.
+
+        An answer that nobody reads leaves open what was done. Only the main thread is interrupted.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return call(self.client)
+        client, halt = self.client.copy()
+        results: list[T] = []
+        errors: list[BaseException] = []
+        has_ended = threading.Event()
+
+        def run() -> None:
+            try:
+                results.append(call(client))
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                has_ended.set()
+
+        threading.Thread(target=run, name="request", daemon=True).start()
+        try:
+            while not has_ended.wait(0.5):
+                if self._halt.is_set():
+                    halt.set()
+        except KeyboardInterrupt:
+            halt.set()
+            has_ended.wait(self.FAREWELL)
+            raise
+        self.client.reached = self.client.reached or client.reached
+        self.client.worker, self.client.credentials_file = client.worker, client.credentials_file
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def _take(self, projects: list[int], until_done: bool, timeout: float, submit: bool) -> TakenTask | None:
+        """The next task. None when there will be none any more, or we are closed."""
+        admission = Admission(self.client, self._display.notice, True, submit)
+        next_look, wait = 0.0, 0 if until_done else Taker.WAIT
+        while not self._halt.is_set():
+            taken: list[TakenTask] = []
+            asked = time.monotonic()
+            try:
+                reason = self._finishing(lambda client: self._ask(client, projects, wait, timeout, taken))  # noqa: B023
+                if taken:
+                    self._display.state("")
+                    return taken[0]
+                if until_done and are_done(self.client, projects):
+                    return None
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + self.SILENCE
+                    self._display.state(why_nothing(self.client, projects, reason))
+                if wait:
+                    self._halt.sleep(max(0.0, asked + 1 - time.monotonic()))  # trackers need not let us wait
+                wait = Taker.WAIT_FOR_OURS if until_done and self._held else Taker.WAIT
+            except KeyboardInterrupt:
+                self._put_back(taken)
+                raise
+            except Halted:
+                return None
+            except Refused as refused:
+                if refused.status != 403:
+                    raise Fail(f"{self.server} hands out no tasks: {refused.message}") from None
+                with contextlib.suppress(Halted):
+                    admission.wait(refused, projects)
+        return None
+
+    def _ask(self, client: RunClient, projects: list[int], wait: float, timeout: float, taken: list[TakenTask]) -> str:
+        """Asks for a task, and notes the one that comes as ours. Why there is none."""
+        with self._changed:
+            self._asking += 1
+        try:
+            tasks, reason = take_tasks(client, projects, 1, wait)
+            taken += [TakenTask(self, Assignment(task), timeout) for task in tasks]
+            return reason
+        finally:
+            with self._changed:
+                for earlier in self._held:  # its lease has ended, and it must say no more
+                    if earlier.id in [task.id for task in taken]:
+                        earlier._heed(False)
+                self._held |= dict.fromkeys(taken)
+                self._asking -= 1
+                self._changed.notify_all()
+
+    def _put_back(self, tasks: list[TakenTask]) -> None:
+        """Gives tasks back that were not begun."""
+        for task in tasks:
+            self._end(task, Outcome(SKIPPED, "not begun"))
+
+    def _end(self, task: TakenTask, outcome: Outcome) -> None:
+        """Releases a task, and says what is remarkable about that."""
+        name = f"task {task.id} ({printable(task.recipe, 80)})"
+        with self._changed:
+            if task not in self._held:  # close() has put it back
+                return
+        try:
+            if outcome.result == FAILED:
+                self._display.notice(f"{name} failed: {task._why(outcome)}")
+                with contextlib.suppress(Refused):  # a log that is not taken is no reason to lose the result
+                    task._log("error", "run", task._why(outcome))
+            body = release_body(task._assignment, outcome)
+            answer = self._finishing(lambda client: client.call("POST", "/task/release", body))
+        except Refused as refused:
+            self._display.notice(f"{name} {RESULTS[outcome.result]}; but the tracker refuses that: {refused.message}")
+            if outcome.result == DONE and refused.status in UNFIT_RESULT:
+                self._end(task, Outcome(FAILED, f"its result was refused: {refused.message}"))
+                return
+        except Halted:
+            return  # and close() puts it back
+        else:
+            counts = answer.content.get("updated") or answer.repeated or task._assignment.is_verified
+            if not counts:
+                task._heed(False)
+                self._display.notice(f"{name} was taken away: cancelled, reset, or held for longer than its lease")
+        with self._changed:
+            self._held.pop(task, None)
+
+    # The keeper, a thread.
+
+    def _keep(self, task: TakenTask) -> None:
+        """Has the leases of tasks extended from now on."""
+        with self._changed:
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep_all, name="keeper", daemon=True)
+                self._keeper.start()
+            self._changed.notify_all()
+
+    def _keep_all(self) -> None:
+        """Until we are closed: extends leases, and asks of which tasks they are still ours."""
+        with contextlib.suppress(Halted):
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._held or self._halt.is_set())
+                    begun = [task for task in self._held if task._is_entered and task.held]
+                self._halt.check()
+                try:
+                    self._look_after(begun)
+                except (Refused, Fail) as error:
+                    self._display.notice(f"the leases of {len(begun)} tasks cannot be extended: {error}")
+                    for task in begun:
+                        task.heard_at = time.monotonic()  # or this would be said again at once
+                self._halt.sleep(self.LOOK)
+
+    def _look_after(self, begun: list[TakenTask]) -> None:
+        """Extends the leases of which half is over, unless their time is, and asks for what was not heard of lately."""
+        now = time.monotonic()
+        ending = [one for one in begun if one._assignment.is_extensible and one.ends_soon(now)]
+        for task in ending:
+            if now >= task.until:
+                task._assignment.is_extensible = False
+                self._display.notice(f"task {task.id} takes long: its lease is not extended any more")
+        if extended := [task for task in ending if task._assignment.is_extensible]:
+            try:
+                answers = extend_leases(self.client, [task._assignment for task in extended])
+            except BaseException:
+                for task in extended:
+                    task._assignment.is_extensible = False
+                raise
+            for task, is_held in zip(extended, answers, strict=True):
+                task._heed(is_held)
+        for task in begun:
+            if now - task.heard_at >= self.HEARTBEAT:
+                try:
+                    answer = self.client.call("POST", "/task/log", {"task_id": task.id, "entries": []})
+                    task._heed(answer.content.get("held") is not False)
+                except Refused:  # the tracker knows no such task any more
+                    task._heed(False)
+
+
+def _numbers(project: int | Sequence[int]) -> list[int]:
+    """The projects that are meant; ValueError when there is none."""
+    numbers = [project] if isinstance(project, int) else list(project)
+    if not numbers:
+        raise ValueError("name a project")
+    return numbers
+
+
+def project_for_test(server: str, **fields: Any) -> tuple[Tracker, int]:
+    """A new project (`fields`: as in POST /project/create) and a worker that may be assigned and submit its tasks.
+
+    For a test of one's own with `tracker.serving()`: it registers a manager, which a tracker in use may not let it.
+    """
+    with httpx.Client(base_url=server, timeout=RunClient.TIMEOUT) as manager:
+
+        def call(path: str, **body: Any) -> dict[str, Any]:
+            answer = manager.post(path, json=body)
+            if answer.status_code >= 400:
+                raise Fail(f"{path}: {_message(answer)}")
+            return _json_object(answer).get("content") or {}
+
+        name = f"test-{secrets.token_hex(4)}"
+        call("/register", username=name, password=secrets.token_hex(16))
+        project = call("/project/create", **{"name": name, **fields})["id"]
+        made = call("/worker/create", alias=name)["worker"]
+        tracker = Tracker(server, worker=Worker(made["id"], made["alias"], made["secret"]))
+        request = {"project": project, "assign": True, "submit": True}
+        tracker.client.call("POST", "/project/request_access", request)
+        call(f"/project/accept_request/{project}/{tracker.worker.id}")
+    return tracker, project
 
 
 # ── Command line ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2766,19 +3659,6 @@ def run_forget(args: argparse.Namespace, interrupts: Interrupts) -> int:
         credentials.put(args.server, None)
     print(f"forgot worker {worker.id} ({worker.alias}) of {args.server}; the next run registers a new one")
     return EXIT_OK
-
-
-def server_address(text: str) -> str:
-    """The address of a tracker as the credentials know it: lower case, no standard port, no slash at the end."""
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL like http://127.0.0.1:3010")
-    if url.userinfo or url.query or url.fragment:
-        raise argparse.ArgumentTypeError(f"{text!r}: a server has no user name, no ? and no #")
-    return str(url).rstrip("/")
 
 
 def number(kind: Callable[[str], float], name: str, lowest: float, highest: float, said: str) -> Callable[[str], Any]:
