@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
+
+import pytest
 
 import tracker
 
@@ -49,3 +52,22 @@ def test_nothing_refers_to_a_later_section_but_what_the_docstring_names() -> Non
     named = re.findall(r"^    ([A-Z][a-z ]+): ([\w ]+)$", tracker.__doc__, re.MULTILINE)
     assert upward == {(place, name) for place, names in named for name in names.split()}
     assert len(upward) <= 15
+
+
+MODULES = [path for path in sorted(Path(tracker.__file__).parent.glob("*.py")) if path.stem != "worker"]
+MODULES += sorted((Path(tracker.__file__).parent / "dialects").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_what_a_module_takes_of_another_one_is_there(path: Path) -> None:
+    """Names that moved elsewhere would be missed no sooner than when somebody opens the page that uses them."""
+    tree, ours = ast.parse(path.read_text("utf-8")), {one.stem for one in MODULES if one.parent == MODULES[0].parent}
+    imports = [alias for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    known = {alias.asname or alias.name: alias.name for alias in imports if alias.name in ours}
+    hidden = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}  # a parameter of a module's name
+    hidden |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = node.value.id
+            if name in known and name not in hidden:
+                assert hasattr(importlib.import_module(known[name]), node.attr), f"line {node.lineno}: {node.attr}"

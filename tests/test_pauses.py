@@ -222,6 +222,7 @@ def test_a_trial_that_its_worker_never_heard_of_is_still_to_come(queue: Jobs) ->
 
 def test_what_a_worker_did_not_hear_of_before_its_pause_does_not_end_that(queue: Jobs) -> None:
     unheard = ask(queue).tasks
+    queue.clock.now += 1
     fail(queue, MOST)
     assert queue.do(tracker.take_back, queue.worker.id, [(task["id"], task["attempt"]) for task in unheard]) == 1
     assert is_paused(queue)
