@@ -49,6 +49,7 @@ import os
 import random
 import re
 import signal
+import string
 import sys
 import time
 from collections.abc import Iterator
@@ -247,9 +248,17 @@ def prescan(html: bytes) -> webencodings.Encoding | None:
         if start.startswith(mark):
             return webencodings.lookup(label)
     declared = read_html(start.decode("iso-8859-1")).encoding
-    if not declared and (xml := re.match(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([^\"'>]*)", start)):
-        declared = of_ascii_kind(xml[1].decode("iso-8859-1"))
-    return declared
+    return declared or of_ascii_kind(label_of_xml(start).decode("iso-8859-1"))
+
+
+def label_of_xml(start: bytes) -> bytes:
+    """The encoding that an XML declaration names; empty if there is none."""
+    declaration = start.partition(b">")[0] if start.startswith(b"<?xml") else b""
+    value = declaration.partition(b"encoding")[2].lstrip()
+    quoted = value.removeprefix(b"=").lstrip()
+    if not value.startswith(b"=") or quoted[:1] not in (b'"', b"'"):
+        return b""
+    return quoted[1:].partition(quoted[:1])[0]
 
 
 def encoding_of_meta(attributes: dict) -> webencodings.Encoding | None:
@@ -660,20 +669,27 @@ async def read_up_to(limit: int, response: httpx.Response) -> bytes:
     return bytes(body[:limit])
 
 
+IN_TYPES = frozenset("!#$%&'*+.^_`|~-" + string.digits + string.ascii_lowercase)
+
+
 def type_of(response: httpx.Response) -> str:
     """The media type as browsers extract it: the last that is one, of all headers and their parts. Else empty."""
     for value in reversed(response.headers.get_list("Content-Type", split_commas=True)):
         kind = value.partition(";")[0].strip().lower()
-        if re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+/[!#$%&'*+.^_`|~0-9a-z-]+", kind) and kind != "*/*":
+        first, _, second = kind.partition("/")
+        if first and second and IN_TYPES.issuperset(first + second) and kind != "*/*":
             return kind
     return ""
 
 
+PAGE_STARTS = re.compile(
+    rb"<(!--|(!doctype html|html|head|body|script|iframe|h1|div|font|table|a|style|title|b|br|p)[ >])", re.IGNORECASE
+)
+
+
 def looks_like_html(body: bytes) -> bool:
     """What browsers take for a page when nobody says what it is."""
-    start = re.sub(rb"^(\xef\xbb\xbf)?[\t\n\f\r ]*", b"", body[:1000])
-    names = rb"!doctype html|html|head|body|script|iframe|h1|div|font|table|a|style|title|b|br|p"
-    return bool(re.match(rb"<(!--|(" + names + rb")[ >])", start, re.IGNORECASE))
+    return bool(PAGE_STARTS.match(re.sub(rb"^(\xef\xbb\xbf)?[\t\n\f\r ]*", b"", body[:1000])))
 
 
 def charset_of(response: httpx.Response) -> str | None:

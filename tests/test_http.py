@@ -18,6 +18,7 @@ from conftest import Site, wait_until
 from doors import House, NativeAgent, NativeClient, TestflingerAgent, TheeyeAgent
 
 import attempts
+import logs
 import server
 import tracker
 from settings import load_settings
@@ -383,7 +384,7 @@ def test_a_login_below_api_holds_everywhere(site: Site) -> None:
 
 
 def test_a_page_of_long_log_lines_is_cut_and_can_be_continued(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "MOST_LOG_TEXT", 250)
+    monkeypatch.setattr(logs, "MOST_LOG_TEXT", 250)
     worker = site.create_worker()
     for number in range(7):
         worker.log("info", f"{number}" * 100, number + 1)
