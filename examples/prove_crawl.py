@@ -86,7 +86,7 @@ class Site(http.server.ThreadingHTTPServer):
             self.asked[page_of(path)] += 1
             self.fetched[page_of(path)] += method == "GET"
             if hold := self.held == "next":
-                self.held = path
+                self.held = page_of(path)
         if hold:
             self.go_on.wait()
 
