@@ -142,6 +142,12 @@ UPGRADES: dict[int, tuple[str, str]] = {
         """,
         "",
     ),
+    9: (
+        """
+        ALTER TABLE project ADD COLUMN archived INTEGER NOT NULL DEFAULT 0;
+        """,
+        "",
+    ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
 

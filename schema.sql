@@ -111,6 +111,7 @@ CREATE TABLE IF NOT EXISTS project (
     motd                        TEXT NOT NULL,
     public                      INTEGER NOT NULL,
     hidden                      INTEGER NOT NULL,
+    archived                    INTEGER NOT NULL DEFAULT 0,  -- kept to be read: it is closed to workers, and in no list unless asked for
     paused                      INTEGER NOT NULL,
     chain                       INTEGER REFERENCES project,
     keep_hashes                 INTEGER NOT NULL,            -- closed tasks' hashes stay taken (kept_hash)
