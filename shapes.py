@@ -527,6 +527,11 @@ class ReleaseBody(Shape):
         " timed out.",
     ] = UNSET
     delay: Annotated[Delay, "Of a skipped task: seconds for which nobody is assigned it. Refused with others."] = 0
+    error: Annotated[
+        str,
+        "Of a failed task: why, in words. Its first 500 characters are kept while the task is, and shown to managers,"
+        " for whom failed tasks are grouped by it. Refused with others, unless it is empty.",
+    ] = ""
     attempt: Annotated[
         Natural,
         "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."
