@@ -1490,7 +1490,8 @@ def assign_tasks(
         offers[project.id] = find_offer(tx, credentials, project.id, select)  # the others have not changed
     if not tasks:
         reasons = map(why_nothing, itertools.islice(offers.values(), MOST_REASONS))
-        return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()))
+        pause = min((offer.pause - tx.uptime for offer in offers.values() if offer.pause is not None), default=0)
+        return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()), pause=pause)
     return Assigned(tasks, delay=charge_assign(tx, charges, credentials.id) if charges else 0)
 
 
