@@ -1799,7 +1799,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         return fail_task(tx, task)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        return put_back(tx, task, delay=body.delay)
+        return put_back(tx, task, delay=min(body.delay, tx.settings.max_skip_delay))
     return verify_task(tx, task, credentials.id, verification)
 
 
@@ -2674,8 +2674,9 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     )
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        put_back(tx, task, delay=body.delay)
-        again = f"; waiting again, in {body.delay:g} s" if body.delay else "; waiting again"
+        delay = min(body.delay, tx.settings.max_skip_delay)
+        put_back(tx, task, delay=delay)
+        again = f"; waiting again, in {delay:g} s" if delay else "; waiting again"
         move_job(tx, task.job, "skip", f"released as skipped{again}")
         return True
     forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
