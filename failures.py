@@ -64,6 +64,8 @@ def note(tx: Tx, task: Any, reason: str, for_good: bool = True) -> int:
 
 def room_for(tx: Tx, project: int, reason: str) -> bool:
     """Whether a reason may be kept: in the budget of all of them, and in that of projects that nobody trusts."""
+    if not reason:
+        return True
     size = len(reason.encode())
     if budgets.used(tx, "reasons") + size > budgets.MIB * tx.settings.max_reasons:
         return tx.limits.beyond("max_reasons")
@@ -83,6 +85,23 @@ def join(tx: Tx, project: int, pattern: str) -> int:
     return row["id"]
 
 
+def last(*columns: str) -> str:
+    """The SELECTed columns of the last failure of a row of `task`: NULL where there is none."""
+    return ", ".join(f"(SELECT {name} FROM failure f WHERE f.task = task.id) AS {name}" for name in columns)
+
+
+AS_JSON = """
+    (SELECT json_object('reason', reason, 'time', end_time, 'worker', worker, 'attempt', attempt)
+     FROM failure f WHERE f.task = task.id) AS failure"""
+
+
+def last_failure(tx: Tx, task: int) -> sqlite3.Row | None:
+    """The last failure of a task, with the alias of the worker."""
+    return tx.one(
+        "SELECT f.*, (SELECT alias FROM worker WHERE id = f.worker) AS alias FROM failure f WHERE task = ?", (task,)
+    )
+
+
 def forget(tx: Tx, tasks: Sequence[int]) -> None:
     """Forgets the failures of tasks that are closed or deleted."""
     tx.executemany("DELETE FROM failure WHERE task = ?", [(task,) for task in tasks])
@@ -95,11 +114,16 @@ def regroup(tx: Tx) -> None:
     tx.execute("DELETE FROM cause WHERE failed_task_count = 0")
 
 
+SHOWN = """
+    *, failed_task_count || ' × ' || CASE pattern WHEN '' THEN 'no reason given' WHEN '…' THEN 'other reasons'
+        ELSE substr(pattern, 1, 80) END AS label"""
+
+
 def causes(tx: Tx, project: int) -> list[sqlite3.Row]:
     """The groups of a project, those with most failed tasks first."""
-    return tx.all("SELECT * FROM cause WHERE project = ? ORDER BY failed_task_count DESC, id", (project,))
+    return tx.all(f"SELECT {SHOWN} FROM cause WHERE project = ? ORDER BY failed_task_count DESC, id", (project,))
 
 
 def find_cause(tx: Tx, project: int, cause: int | None) -> sqlite3.Row | None:
     """A group, if it is of this project and any task is in it."""
-    return tx.one("SELECT * FROM cause WHERE id = ? AND project = ?", (cause, project))
+    return tx.one(f"SELECT {SHOWN} FROM cause WHERE id = ? AND project = ?", (cause, project))
