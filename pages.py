@@ -574,6 +574,17 @@ def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
     return handler
 
 
+def moved_to(path: str) -> Handler:
+    """The handler of a page that stands elsewhere now: what was bookmarked leads there."""
+
+    async def handler(visit: Visit) -> Response:
+        return RedirectResponse(
+            visit.url(path.format(**{name: visit.path_id(name) for name in re.findall(r"{(\w+)}", path)})), 308
+        )
+
+    return handler
+
+
 # ── Overview and projects ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -709,9 +720,9 @@ class ProjectForm(shapes.ProjectBody):
     max_lost_leases: shapes.Natural16 | None = None
 
 
-@of_project(EDIT)
+@of_project(EDIT | SECRET)
 def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    """The form of a project, and whether the manager may delete it."""
+    """The form of a project and its secrets, each for who has the role, and whether the manager may delete it."""
     return {**chain_targets(tx, caller, project), "may_delete": deletion.may_delete(caller, project)}
 
 
@@ -1105,7 +1116,26 @@ def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQ
         " AND (:after = '' OR (name, id) > (SELECT name, id FROM template WHERE id = :after))"
     )
     rows, more = list_page(tx, found, {"project": project["id"]}, query, "id", "name, id")
-    return {"templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows], "more": more}
+    return {
+        "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows],
+        "more": more,
+        "workflows": workflows_of(tx, project["id"]) if has_workflows() else None,
+    }
+
+
+def has_workflows() -> bool:
+    """Whether workflows have pages: they are a dialect's."""
+    return "/ui/workflows/{workflow}" in jinja_environment().globals["page_paths"]
+
+
+def workflows_of(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """The workflows of a project, by name."""
+    return tx.all(
+        "SELECT id, name, created, (SELECT name FROM template WHERE id = w.start AND deleted IS NULL) AS start_name,"
+        " (SELECT COUNT(*) FROM workflow_edge WHERE workflow = w.id) AS edge_count FROM workflow w"
+        " WHERE project = ? AND deleted IS NULL ORDER BY name, id LIMIT 1000",
+        (project,),
+    )
 
 
 JOB_ROW = (
@@ -1565,9 +1595,9 @@ PAGES = [
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
     Action("/delete", delete_project, again="confirm"),
-    Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
+    Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),

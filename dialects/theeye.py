@@ -1527,9 +1527,9 @@ def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, An
 
 
 @pages.of_project(EDIT)
-def workflows_page(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> dict[str, Any]:
-    """The project's workflows, and the form for a new one."""
-    return {**workflow_frame(tx, caller, project["id"]), "workflows": tracker.list_workflows(tx, caller, project)}
+def new_workflow_page(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> dict[str, Any]:
+    """The form of a new workflow."""
+    return workflow_frame(tx, caller, project["id"])
 
 
 @pages.of_project(EDIT, tracker.WORKFLOW)
@@ -1572,10 +1572,10 @@ def workflow_form(visit: pages.Visit) -> shapes.WorkflowBody:
     return errors.convert(fields, shapes.WorkflowBody, strict=False)
 
 
-async def show_workflows(visit: pages.Visit) -> Response:
-    """The page of a project's workflows, with the edges that were typed into a refused form."""
-    values, typed = await visit.read(workflows_page, visit.path_id("project")), typed_edges(visit)
-    return await visit.render("theeye_workflows.html", {**values, "edges": list(filter(begun, typed))})
+async def show_new_workflow(visit: pages.Visit) -> Response:
+    """The form of a new workflow, with the edges that were typed when it is refused."""
+    values, typed = await visit.read(new_workflow_page, visit.path_id("project")), typed_edges(visit)
+    return await visit.render("theeye_workflow_new.html", {**values, "edges": list(filter(begun, typed))})
 
 
 async def show_workflow(visit: pages.Visit, fresh: str | None = None, workflow: int | None = None) -> Response:
@@ -1610,7 +1610,7 @@ def create_workflow(tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: 
     return tracker.create_workflow(tx, caller, body)
 
 
-async def show_new_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
+async def show_made_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
     """Its page, the only one that shows its secret."""
     return await show_workflow(visit, created.secret, created.id)
 
@@ -1654,7 +1654,7 @@ def about_agent(tx: Tx, caller: tracker.Caller, agent: int) -> dict[str, Any]:
 @tracker.needs(EDIT, tracker.WORKFLOW)
 def about_workflow(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
     says = "Nothing can trigger it any more, and its secret is lost. What it has begun ends with the steps of now."
-    then, cancel = f"/ui/projects/{workflow['project']}/workflows", f"/ui/workflows/{workflow['id']}"
+    then, cancel = f"/ui/projects/{workflow['project']}/templates", f"/ui/workflows/{workflow['id']}"
     return question(f"Delete the workflow {workflow['name']}?", says, "Delete", then, cancel)
 
 
@@ -1684,10 +1684,11 @@ PAGES = [
             Action("/ui/theeye/hosts/{project}/delete", delete_host, says="The host is deleted."),
         ],
     ),
+    Page("/ui/projects/{project}/workflows", pages.moved_to("/ui/projects/{project}/templates#workflows")),
     Page(
-        "/ui/projects/{project}/workflows",
-        show_workflows,
-        actions=[Action("", create_workflow, workflow_form, shows=show_new_workflow)],
+        "/ui/projects/{project}/workflows/new",
+        show_new_workflow,
+        actions=[Action("", create_workflow, workflow_form, shows=show_made_workflow)],
     ),
     Page(
         "/ui/workflows/{workflow}",

@@ -172,3 +172,10 @@ for (const form of document.querySelectorAll("[data-upload]")) {
     request.send(new FormData(form));
   });
 }
+
+// ── On a phone a bar is one row, which is pushed sideways: to the tab that is open ──────────────────────────────────
+
+for (const bar of document.querySelectorAll(".top nav, .tabs, .choices")) {
+  const here = bar.querySelector("[aria-current]");
+  if (here && bar.scrollWidth > bar.clientWidth) bar.scrollLeft = here.offsetLeft - bar.offsetLeft - (bar.clientWidth - here.offsetWidth) / 2;
+}

@@ -23,7 +23,12 @@ import pages
 import tracker
 from tracker import ALL_ROLES, EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
 
-GETS = [path for method, path, _ in tracker.all_pages() if method == "GET" and path != "/ui/testflinger"]  # it leads on
+LEAD_ON = {  # bookmarks of what stands elsewhere now
+    "/ui/testflinger": "/ui/testflinger/queues",
+    "/ui/projects/{project}/secrets": "/ui/projects/{project}/edit#secrets",
+    "/ui/projects/{project}/workflows": "/ui/projects/{project}/templates#workflows",
+}
+GETS = [path for method, path, _ in tracker.all_pages() if method == "GET" and path not in LEAD_ON]
 POSTS = [path for method, path, _ in tracker.all_pages() if method == "POST"]
 FOR_ALL = ("/ui/", "/ui/login", "/ui/register", "/ui/docs")
 FOR_ADMINS = (
@@ -35,7 +40,7 @@ DOWNLOADS = ("/export", "/{file}")
 ENTRANCES = ("/ui/login", "/ui/register", "/ui/logout")
 SHOW_A_SECRET = (  # in the answer
     *("/ui/projects/{project}/templates/new", "/ui/templates/{template}/rotate_secret"),
-    *("/ui/projects/{project}/workflows", "/ui/workflows/{workflow}/rotate"),
+    *("/ui/projects/{project}/workflows/new", "/ui/workflows/{workflow}/rotate"),
     *("/ui/theeye/tokens", "/ui/theeye/agents"),
     *("/ui/testflinger/clients", "/ui/testflinger/clients/{client}/rotate"),
 )
@@ -211,7 +216,7 @@ class Place:
             "/ui/projects/{project}/templates/new": {"name": "another template"},
             "/ui/templates/{template}/edit": {"name": "a renamed one"},
             "/ui/templates/{template}/delete": {"confirmed": "yes"},
-            "/ui/projects/{project}/workflows": {"name": "another workflow", "start": self.template},
+            "/ui/projects/{project}/workflows/new": {"name": "another workflow", "start": self.template},
             "/ui/workflows/{workflow}": {"name": "a renamed one", "start": self.template},
             "/ui/workflows/{workflow}/delete": {"confirmed": "yes"},
             "/ui/theeye/tokens": {"name": "another token"},
@@ -282,9 +287,9 @@ def place(site: Site) -> Place:
 
 def role_of(path: str, method: str = "POST") -> int:
     """The role that a form or page of a project needs."""
-    if path.endswith(("/edit", "/pause", "/submit", "/lines", "/templates", "/templates/new", "/workflows")):
+    if path.endswith(("/edit", "/pause", "/submit", "/lines", "/templates", "/templates/new", "/workflows/new")):
         return EDIT
-    if path.endswith(("/secrets", "/secret", "/webhook_secret")):
+    if path.endswith(("/secret", "/webhook_secret")):
         return SECRET
     if "/access" in path:
         return MANAGE_ACCESS
@@ -310,6 +315,12 @@ def test_every_page_answers_an_admin(place: Place) -> None:
             assert page.tree.get("lang") == "en" and page.tree.findtext(".//title"), path
             assert len(page.tree.findall(".//h1")) == 1, path
             assert page.tree.find(".//meta[@name='viewport']") is not None, path
+
+
+def test_the_address_of_what_stands_elsewhere_now_leads_there(place: Place) -> None:
+    for path, to in LEAD_ON.items():
+        answer = place.admin.http.get(place.at(path), follow_redirects=False)
+        assert answer.headers["location"].endswith(place.at(to)), path
 
 
 def test_every_page_of_the_table_is_among_the_views() -> None:
@@ -605,8 +616,17 @@ def test_pages_of_a_project_need_their_role(place: Place) -> None:
         if "{project}" not in path or path == "/ui/projects/{project}":
             continue
         role = role_of(path, "GET")
-        page = manager_with(place, ALL_ROLES ^ role).open(place.at(path))
+        also = SECRET if path.endswith("/edit") else 0  # the settings, or their secrets
+        page = manager_with(place, ALL_ROLES & ~(role | also)).open(place.at(path))
         assert page.status == 403 and tracker.ROLE_NAMES[role] in page.notice, path
+
+
+def test_who_has_a_role_for_the_secrets_or_the_settings_alone_sees_no_more_of_them(place: Place) -> None:
+    path = f"/ui/projects/{place.project}/edit"
+    shown = {role: manager_with(place, role).open(path) for role in (EDIT, SECRET)}
+    named = {role: {name for form in page.tree.forms for name in form.fields} for role, page in shown.items()}
+    assert "motd" in named[EDIT] and not named[EDIT] & {"secret", "webhook_secret"}
+    assert "motd" not in named[SECRET] and named[SECRET] >= {"secret", "webhook_secret"}
 
 
 def test_tasks_operations_and_jobs_need_read_in_their_project(place: Place) -> None:
@@ -643,9 +663,9 @@ def test_the_roles_decide_which_tabs_and_buttons_a_project_shows(place: Place) -
     path = f"/ui/projects/{place.project}"
     tabs = {
         READ: {"Tasks", "Jobs"},
-        EDIT: {"Submit", "Templates", "Settings", *(["Workflows"] if "theeye" in tracker.installed_dialects() else [])},
+        EDIT: {"Submit", "Templates", "Settings"},
         MANAGE_ACCESS: {"Access"},
-        SECRET: {"Secrets"},
+        SECRET: {"Settings"},
         MAINTENANCE: set(),
     }
     actions = {EDIT: {"Pause"}, MAINTENANCE: {"Reset failed tasks", "Reclaim assigned tasks", "Delete all tasks"}}
@@ -743,7 +763,7 @@ def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) 
         "/ui/projects/{project}/tasks": ("waiting recipe",),
         "/ui/projects/{project}/access": ("asking", "worker"),
         "/ui/tasks/{task}": ("recipe 0", "worker", "scope", "message"),
-        "/ui/projects/{project}/templates": ("template", "template description"),
+        "/ui/projects/{project}/templates": ("template", "template description", "workflow"),
         "/ui/templates/{template}": ("variable", "about", "label", "fixed", "script", "runas %script%", "worker"),
         "/ui/templates/{template}/edit": ("script",),
         "/ui/projects/{project}/jobs": ("template", "worker"),
@@ -751,7 +771,7 @@ def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) 
         "/ui/jobs/{job}": ("variable", "value", "argument", "worker", "scope", "message"),
         "/ui/workers": ("worker", "asking"),
         "/ui/logs": ("worker", "scope", "message", "project"),
-        "/ui/projects/{project}/workflows": ("workflow", "template"),
+        "/ui/projects/{project}/workflows/new": ("template",),
         "/ui/workflows/{workflow}": ("workflow", "template"),
         "/ui/theeye/tokens": ("token",),
         "/ui/theeye/agents": ("agent", "host", "version"),
@@ -874,7 +894,7 @@ def test_nothing_escapes_the_path_prefix(make_site: Callable[..., Site]) -> None
     tab.act("/ui/projects/1/templates/new", {"name": "build", "script": "make", "api": "true"})
     [job] = re.findall(r"^/queue/ui/jobs/(\w+)$", tab.act("/ui/templates/1/run").answer.url.path)
     names = {"project": 1, "task": worker.assigned(1)["id"], "worker": worker.id, "operation": 1}
-    tab.act("/ui/projects/1/workflows", {"name": "nightly", "start": "1"})
+    tab.act("/ui/projects/1/workflows/new", {"name": "nightly", "start": "1"})
     names |= {"template": 1, "job": job, "workflow": 1}
     made = tab.act("/ui/testflinger/clients", {"client_id": "lab-client", "role": "agent"})
     auth = ("lab-client", made.tree.xpath("string(//*[@id='fresh-key'])"))
@@ -1415,7 +1435,7 @@ def test_an_upload_reports_stored_duplicate_and_refused_lines_by_number(site: Si
     page = report_of(tab, project, fields={"once": "true"}, files={"file": ("f", "\r\n".join(lines).encode())})
     counts = dict(zip(page.tree.xpath("//dl/div/dt/text()"), page.tree.xpath("//dl/div/dd/text()"), strict=True))
     assert counts == {"Lines": "7", "Stored": "3", "Duplicates": "1", "Refused": "3"}
-    refused = [row.findtext("td") for row in page.tree.xpath("//h3[text()='Refused lines']/following::tbody[1]/tr")]
+    refused = [row.findtext("td") for row in page.tree.xpath("//h2[text()='Refused lines']/following::tbody[1]/tr")]
     assert refused == ["5", "7", "8"]
     assert page.tree.xpath("string(//p[@class='numbers'])") == "4"
     stored = {(task["recipe"], task["priority"]) for task in exported(tab, project)}
