@@ -1418,7 +1418,7 @@ def tokens_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
         "SELECT t.*, m.username, m.tracker_admin FROM theeye_token t JOIN manager m ON m.id = t.manager"
         f" ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT {MOST_SHOWN}"
     )
-    return {"tokens": rows, "fresh": None}
+    return {"tokens": rows}
 
 
 def project_gone(tx: Tx, project: int) -> bool:
@@ -1473,7 +1473,6 @@ def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
         ),
         "host_id": host_id,
         "projects": tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000"),
-        "fresh": None,
     }
 
 
@@ -1578,14 +1577,14 @@ async def show_new_workflow(visit: pages.Visit) -> Response:
     return await visit.render("theeye_workflow_new.html", {**values, "edges": list(filter(begun, typed))})
 
 
-async def show_workflow(visit: pages.Visit, fresh: str | None = None, workflow: int | None = None) -> Response:
-    """The page of a workflow, once with its new secret; else with the edges that were typed into a refused form."""
-    values = await visit.read(workflow_page, visit.path_id("workflow") if workflow is None else workflow)
-    if not fresh and (typed := typed_edges(visit)):
+async def show_workflow(visit: pages.Visit) -> Response:
+    """The page of a workflow, once with its new secret; or with the edges that were typed into a refused form."""
+    values, fresh = await visit.read(workflow_page, visit.path_id("workflow")), visit.fresh
+    if typed := typed_edges(visit):
         values["edges"] = list(filter(begun, typed))
     path = f"/workflows/{values['workflow']['token']}/secret/{fresh or 'SECRET'}/job"
     paste = ready_to_paste(visit, path, values["workflow"]["name"], values["arguments"])
-    return await visit.render("theeye_workflow.html", {**values, "fresh": fresh, "paste": paste})
+    return await visit.render("theeye_workflow.html", {**values, "paste": paste})
 
 
 def ready_to_paste(visit: pages.Visit, path: str, label: str, arguments: list[shapes.Argument]) -> dict[str, str]:
@@ -1611,8 +1610,13 @@ def create_workflow(tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: 
 
 
 async def show_made_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
-    """Its page, the only one that shows its secret."""
-    return await show_workflow(visit, created.secret, created.id)
+    """On to its page, which shows its secret this once."""
+    return visit.reveal(f"/ui/workflows/{created.id}", created.secret)
+
+
+async def show_rotated_secret(visit: pages.Visit, secret: str) -> Response:
+    """The same, with the new secret."""
+    return visit.reveal(f"/ui/workflows/{visit.path_id('workflow')}", secret)
 
 
 def run_form(visit: pages.Visit) -> shapes.TriggerBody:
@@ -1620,15 +1624,9 @@ def run_form(visit: pages.Visit) -> shapes.TriggerBody:
     return shapes.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
 
 
-def revealing(template: str, read: Callable) -> Callable:
-    """Shows the result of an action this once: with the page itself, and never again."""
-
-    async def show(visit: pages.Visit, fresh: Any) -> Response:
-        values = await visit.read(read)
-        visit.fields = {}  # the form is empty again
-        return await visit.render(template, {**values, "fresh": fresh})
-
-    return show
+async def reveal(visit: pages.Visit, fresh: Any) -> Response:
+    """Shows the result of an action this once, on the page whose form it was."""
+    return visit.reveal(visit.here, fresh)
 
 
 @tracker.needs(tracker.ADMIN)
@@ -1670,7 +1668,7 @@ PAGES = [
         "theeye_tokens.html",
         tokens_page,
         [
-            Action("", create_token, TokenForm, shows=revealing("theeye_tokens.html", tokens_page)),
+            Action("", create_token, TokenForm, shows=reveal),
             Action("/{token}/revoke", revoke_token, says="The token is revoked.", asks=(CONFIRM, about_token)),
         ],
     ),
@@ -1679,7 +1677,7 @@ PAGES = [
         "theeye_agents.html",
         agents_page,
         [
-            Action("", create_agent, AgentForm, shows=revealing("theeye_agents.html", agents_page)),
+            Action("", create_agent, AgentForm, shows=reveal),
             Action("/{agent}/delete", delete_agent, says="The agent is deleted.", asks=(CONFIRM, about_agent)),
             Action("/ui/theeye/hosts/{project}/delete", delete_host, says="The host is deleted."),
         ],
@@ -1695,7 +1693,7 @@ PAGES = [
         show_workflow,
         actions=[
             Action("", tracker.update_workflow, workflow_form, says="Saved."),
-            Action("/rotate", tracker.rotate_workflow_secret, shows=show_workflow),
+            Action("/rotate", tracker.rotate_workflow_secret, shows=show_rotated_secret),
             Action("/run", tracker.trigger_workflow, run_form, says="The workflow has begun."),
             Action(
                 "/delete",

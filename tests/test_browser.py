@@ -227,7 +227,7 @@ def changed_live(tab: Tab, change: Callable[[], Any]) -> None:
     """Makes a change, and waits until the open page has fetched itself once more afterwards."""
     change()
     for _ in range(2):
-        with tab.page.expect_response(lambda response: response.request.headers.get("x-live") == "1"):
+        with tab.page.expect_response(lambda response: "x-live" in response.request.headers):
             pass
 
 
