@@ -277,7 +277,7 @@ class Visit(Call):
 
     @functools.cached_property
     def nonce(self) -> str:
-        """Which page this is, so that a form of it that is sent twice counts once. A refresh brings its page's along."""
+        """Which page this is, so that a form of it that is sent twice counts once. A refresh says its page's."""
         said = (self.header(b"x-live") or b"").decode("latin-1")
         return said if re.fullmatch(r"[\w-]{16,64}", said, re.ASCII) else secrets.token_urlsafe(16)
 
