@@ -80,6 +80,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_stranger_logs: Annotated[
         shapes.Count, "How much of max_logs those workers share that have no access and never had a task, in MiB."
     ] = 4
+    max_reasons: Annotated[
+        shapes.Count,
+        "The reasons of failures that are kept in the database, in MiB; beyond it failed tasks are still counted by"
+        " what they failed for.",
+    ] = 256
     worker_log_rate: Annotated[
         shapes.Count,
         "Log lines of one worker that are kept, in KiB a second over a minute; more go to the log file only.",
