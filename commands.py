@@ -172,7 +172,7 @@ def nothing(tx: Tx) -> None:
 
 def print_settings(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     for name, field in FIELDS.items():
-        value = toml_value(getattr(settings, name))
+        value = toml_value(settings.shown(name))
         meaning = field.type.extra_json_schema["description"]
         if not say(f"# {meaning}\n{name} = {value}  # {sources[name]}\n", sys.stdout):
             raise TrackerError("start", "the settings cannot be printed: standard output is closed or full")
