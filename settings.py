@@ -163,6 +163,10 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_extension: Annotated[
         shapes.Seconds, "A worker may extend a lease so that it ends at most so many seconds from then on."
     ] = 86400
+    max_skip_delay: Annotated[
+        shapes.Seconds,
+        "A worker that skips a task may keep it from everybody for so many seconds at most; more counts as that.",
+    ] = 2_592_000
     default_max_lost_leases: Annotated[
         int,
         "A plain task fails when so many leases of it are lost, if its project says nothing else. 0 for never.",

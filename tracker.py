@@ -1491,7 +1491,8 @@ def assign_tasks(
         offers[project.id] = find_offer(tx, credentials, project.id, select)  # the others have not changed
     if not tasks:
         reasons = map(why_nothing, itertools.islice(offers.values(), MOST_REASONS))
-        return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()))
+        pause = min((offer.pause - tx.uptime for offer in offers.values() if offer.pause is not None), default=0)
+        return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()), pause=pause)
     return Assigned(tasks, delay=charge_assign(tx, charges, credentials.id) if charges else 0)
 
 
@@ -1799,7 +1800,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
         return fail_task(tx, task)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        return put_back(tx, task, delay=body.delay)
+        return put_back(tx, task, delay=min(body.delay, tx.settings.max_skip_delay))
     return verify_task(tx, task, credentials.id, verification)
 
 
@@ -2676,8 +2677,9 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     )
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        put_back(tx, task, delay=body.delay)
-        again = f"; waiting again, in {body.delay:g} s" if body.delay else "; waiting again"
+        delay = min(body.delay, tx.settings.max_skip_delay)
+        put_back(tx, task, delay=delay)
+        again = f"; waiting again, in {delay:g} s" if delay else "; waiting again"
         move_job(tx, task.job, "skip", f"released as skipped{again}")
         return True
     forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
