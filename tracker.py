@@ -21,7 +21,7 @@ writer (the one that writes), clock, wal and space (that it does not grow for ev
 (what is read for it), lines and githook (uploads, push events), logs (that workers write), logfile, names (that people
 choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when
 somebody needs them: pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the
-command line) with notify (what the service manager is told), deletion (of a project).
+command line) with notify (what the service manager is told) and backup, deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
