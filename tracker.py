@@ -77,6 +77,7 @@ from starlette.routing import BaseRoute, Match, Route
 import browsers
 import budgets
 import errors
+import forms
 import listening
 import names
 import openapi
@@ -4032,6 +4033,7 @@ class Tracker:
         self.limits, self.turns, self.meter = self.db.limits, self.db.turns, self.db.meter
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
+        self.sent, self.shown = forms.Sent(), forms.Lately(60.0)
         self.logins = Places(settings.max_logins)
         self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
