@@ -233,6 +233,7 @@ OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation befor
 class Visit(Call):
     """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
 
+    door = "page"
     is_page = True
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
@@ -1768,6 +1769,8 @@ class Static(StaticFiles):
 
         async def send_on(message: dict[str, Any]) -> None:
             nonlocal begun
+            if not begun:
+                scope["app"].state.tracker.meter.answers["static"][message["status"]] += 1
             begun = True
             await send(message)
 
