@@ -912,8 +912,10 @@ EXPORTED = (
 
 
 def task_line(task: sqlite3.Row) -> bytes:
-    """A task as the export has it."""
-    return encode({"state": tracker.state_of(task), **{name: task[name] for name in EXPORTED}}) + b"\n"
+    """A task as the export has it: submitted again it makes one like it, so old numbers are what clients can hold."""
+    numbers = {name: tracker.in_16_bits(task[name]) for name in ("priority", "max_retries", "verification_count")}
+    shown = {name: task[name] for name in EXPORTED}
+    return encode({"state": tracker.state_of(task), **shown, **numbers}) + b"\n"
 
 
 # ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────

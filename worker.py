@@ -840,7 +840,7 @@ class Input:
     """A file or standard input, read in parts of some lines: memory does not grow with the file."""
 
     CHUNK = 256 * 1024
-    LONGEST_LINE = 16 * 1024 * 1024
+    LONGEST_LINE = 32 * 1024 * 1024
     SILENCE = 1.0
     PART_BYTES = 1024 * 1024
     PART_LINES = 1000  # the tracker names so many refused ones
