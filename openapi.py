@@ -55,7 +55,7 @@ SECTIONS = {
 OTHER_SITE = "or another site's page caused the request."
 RATE = "The project's rate limit is reached."
 WORKERS_RATE = "A worker calls, and the project's rate limit is reached."
-NO_SUBMIT = {403: "The worker has no SUBMIT access to the project.", 429: RATE}
+NO_SUBMIT = {403: "The worker has no SUBMIT access to the project.", 423: "The project is archived.", 429: RATE}
 NO_EDIT = {403: "The manager has no EDIT role in the project."}
 NAMED_TWICE = {409: "Another template may be triggered by this name."}
 

@@ -117,9 +117,8 @@ def test_a_task_with_numbers_of_another_time_is_exported_as_clients_can_hold_it(
 def test_half_a_character_is_refused_and_keeps_no_other_line_out(site: Site) -> None:
     project = site.admin.create_project()
     worker = site.create_worker(project)
-    data = (
-        b'{"recipe":"a\\ud800"}\n{"recipe":"a\\u0000"}\n{"recipe":"b","hash64":340282366920938463463374607431768211456}'
-    )
-    found = finished(worker.http, begun(worker, project, data + b'\n{"recipe":"good"}\n'))
+    texts = [r'"a\ud800"', r'"a\u0000"', f'"b","hash64":{2**128}', '"good"']
+    data = "".join(f'{{"recipe":{text}}}\n' for text in texts).encode()
+    found = finished(worker.http, begun(worker, project, data))
     assert found["affected"] == 1
     assert [line for line, _ in found["report"]["refused"]] == [1, 2, 3]
