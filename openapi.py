@@ -156,6 +156,20 @@ NOTES: dict[str, Note] = {
         },
         body={"git_repo": "alice/first", "motd": "Be polite to the servers.", "paused": False},
     ),
+    "POST /project/export/{project}": Note(
+        "Projects", {403: "The manager has not every role in the project."}, body={}, file="application/x-ndjson"
+    ),
+    "POST /project/import": Note(
+        "Projects",
+        {
+            400: "The file is none of an exported project, is cut or was changed, or is of a format not known here.",
+            409: "There is a project with this name: give another one as `name`.",
+            413: "The file, or what it unpacks to, is larger than {max_import: MiB}.",
+            503: "The projects that no tracker admin trusts are full, or the import with this token is being read.",
+        },
+        query={"name": "moved", "token": "import-1"},
+        text='{"type":"header","format":1,"tracker":"1.0","exported":1559396382}\n',
+    ),
     "POST /project/secret/{project}": Note("Projects", body={"secret": '{"api_key": "1234"}'}),
     "GET /project/secret/{project}": Note("Projects"),
     "POST /project/webhook_secret/{project}": Note("Projects", body={"webhook_secret": WEBHOOK_SECRET}),

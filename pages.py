@@ -794,6 +794,7 @@ def said_of(kind: str, count: int, priority: int | None = None) -> str:
         "delete": f"{count:,} {tasks} {were} deleted.",
         "hard_reset": f"The project was reset: {count:,} {tasks} deleted, hashes forgotten.",
         "submit_lines": f"{count:,} {tasks} {were} submitted.",
+        "import_project": f"{count:,} {tasks} {were} imported.",
     }[kind]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 
+import nursery
 import pytest
 from conftest import Site, Worker
 from test_pages import Tab
@@ -105,19 +104,12 @@ def test_worker_py_says_so_and_ends(site: Site, project: int, worker: Worker, tm
     """It has no traceback for it, and does not wait for access that it has."""
     archive(site, project)
     credentials = tmp_path / "credentials.json"
-    credentials.write_text(
-        '{"servers": {"%s": {"id": %d, "alias": "a", "secret": "%s"}}}' % (site.url, worker.id, worker.secret)
-    )
+    mine = {"id": worker.id, "alias": "a", "secret": worker.secret}
+    credentials.write_text(json.dumps({"servers": {site.url: mine}}))
     credentials.chmod(0o600)
     lines = tmp_path / "lines"
     lines.write_text("one\n")
-    done = subprocess.run(
-        [sys.executable, WORKER, "submit", "--server", site.url, "--project", str(project)]
-        + ["--credentials", credentials, lines],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "NO_PROXY": "*"},
-    )
+    options = ["--server", site.url, "--project", project, "--credentials", credentials]
+    done = nursery.run(WORKER, ["submit", *map(str, options), lines], tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"Project {project} is archived" in done.stderr
