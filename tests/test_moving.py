@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nursery
 import pytest
 from conftest import Manager, Site, Worker, wait_until
 from test_budgets import check_budgets
 
 import moving
 import tracker
+
+WORKER = Path(__file__).parent.parent / "worker.py"
 
 
 @pytest.fixture
@@ -332,3 +335,61 @@ def test_a_stranger_makes_nothing_public(site: Site) -> None:
 
 def test_nobody_else_imports(site: Site) -> None:
     assert site.guest.post("/project/import", content=sealed(HEADER, BARE)).status_code == 401
+
+
+# ── By worker.py ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def command(site: Site, folder: Path, *words: str, password: str = "password") -> Any:
+    """Runs worker.py as admin, with the password on its standard input."""
+    name, *rest = words
+    return nursery.run(WORKER, [name, "--server", site.url, "--user", "admin", *rest], folder, f"{password}\n")
+
+
+def test_worker_py_moves_a_project(site: Site, other: Site, tmp_path: Path) -> None:
+    project = site.admin.create_project("crawl")
+    worker = site.create_worker(project)
+    for number in range(20):
+        worker.submit(project, f"recipe {number}")
+    file = tmp_path / "crawl.jsonl"
+    done = command(site, tmp_path, "export", str(project), str(file))
+    assert done.returncode == 0, done.stderr
+    assert "20 tasks" in done.stdout and file.stat().st_mode & 0o777 == 0o600
+    assert not list(tmp_path.glob("*.part"))
+    done = command(other, tmp_path, "import", str(file), "--name", "moved")
+    assert done.returncode == 0, done.stderr
+    assert "20 tasks imported" in done.stdout
+    assert other.read("SELECT name, waiting_task_count, paused FROM project") == [("moved", 20, 1)]
+    assert other.read("SELECT * FROM session WHERE created > 0 AND manager = 1") == other.read(
+        "SELECT * FROM session LIMIT 1"
+    )  # it has logged out
+
+
+def test_worker_py_says_what_keeps_it_from_moving_one(site: Site, tmp_path: Path) -> None:
+    project = site.admin.create_project("crawl")
+    file = tmp_path / "crawl.jsonl"
+    wrong = command(site, tmp_path, "export", str(project), str(file), password="wrong password")
+    assert wrong.returncode == 2 and "does not log admin in" in wrong.stderr
+    missing = command(site, tmp_path, "export", "99", str(file))
+    assert missing.returncode == 2 and "No project 99" in missing.stderr
+    assert not list(tmp_path.glob("crawl*"))
+    assert command(site, tmp_path, "export", str(project), str(file)).returncode == 0
+    again = command(site, tmp_path, "export", str(project), str(file))
+    assert again.returncode == 2 and "is there already" in again.stderr
+    taken = command(site, tmp_path, "import", str(file))
+    assert taken.returncode == 2 and "under another name" in taken.stderr
+    file.write_bytes(file.read_bytes()[:-10])
+    cut = command(site, tmp_path, "import", str(file), "--name", "another")
+    assert cut.returncode == 2 and "none of an exported project" in cut.stderr
+    for one in wrong, missing, again, taken, cut:
+        assert "Traceback" not in one.stderr
+
+
+def test_an_export_that_breaks_off_leaves_no_file(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks that a manager changes meanwhile would be in it twice, or not at all."""
+    project = site.admin.create_project()
+    site.create_worker(project).submit(project)
+    read_head = moving.read_head
+    monkeypatch.setattr(moving, "read_head", lambda *args: [read_head(*args)[0], 2, read_head(*args)[2]])
+    done = command(site, tmp_path, "export", str(project), str(tmp_path / "file"), "--patience", "1")
+    assert done.returncode == 2 and not list(tmp_path.glob("file*"))
