@@ -687,16 +687,24 @@ def list_page(
     return rows[:PAGE_ROWS], rows[PAGE_ROWS - 1][place] if len(rows) > PAGE_ROWS else ""
 
 
-def overview(tx: Tx, caller: Caller, query: ListQuery) -> dict[str, Any]:
+class OverviewQuery(ListQuery):
+    """The same, of the archived projects or of the others."""
+
+    archived: bool = False
+
+
+def overview(tx: Tx, caller: Caller, query: OverviewQuery) -> dict[str, Any]:
     """The projects that the caller may see, with their counts, and who is waiting for an answer."""
-    found = f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
-    rows, more = list_page(tx, found, caller.as_values, query)
+    listed, values = f"FROM project p WHERE {VISIBLE} AND archived", {**caller.as_values, "archived": query.archived}
+    found = f"SELECT * {listed} = :archived AND name LIKE :text ESCAPE '\\' AND name > :after"
+    rows, more = list_page(tx, found, values, query)
     sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in tracker.COUNT_COLUMNS)
-    totals = f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}"
+    totals = f"SELECT {sums}, COUNT(*) AS project_count {listed} = :archived"
     return {
         "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows],
         "more": more,
-        "totals": tx.one(totals, caller.as_values),
+        "totals": tx.one(totals, values),
+        "archived_count": tx.one(f"SELECT COUNT(*) {listed}", values)[0],
         "requests": waiting_requests(tx, caller) if caller.manager else [],
     }
 
@@ -706,7 +714,7 @@ def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
     return tx.all(
         f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project"
-        f" WHERE {may(MANAGE_ACCESS)} ORDER BY p.name LIMIT 20",
+        f" WHERE {may(MANAGE_ACCESS)} AND NOT p.archived ORDER BY p.name LIMIT 20",
         caller.as_values,
     )
 
@@ -778,7 +786,7 @@ def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] 
 
 def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
     """The projects that a project could be chained to, and the one that it is chained to now."""
-    rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
+    rows = tx.all("SELECT id, name FROM project WHERE NOT archived ORDER BY name LIMIT 1000")
     targets = [row for row in rows if row["id"] != project["id"] and caller.role(row["id"]) & EDIT]
     if project["chain"] and project["chain"] not in {row["id"] for row in targets}:
         targets.append(chain_target(tx, caller, project["chain"]))
@@ -801,6 +809,16 @@ def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
 def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
     """The form of a new project, with what it has by default."""
     return chain_targets(tx, caller, {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None})
+
+
+def archive_project(tx: Tx, caller: Caller, project: int, body: shapes.ArchivedBody) -> None:
+    """Archives a project, or takes it out of the archive: it then stays paused until somebody resumes it."""
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(archived=body.archived))
+
+
+def archived_in_words(result: None, body: shapes.ArchivedBody) -> str:
+    """What archiving, or its end, has done."""
+    return "Archived." if body.archived else "The project is back from the archive, and still paused."
 
 
 def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) -> str:
@@ -858,6 +876,7 @@ def said_of(kind: str, count: int, priority: int | None = None) -> str:
         "delete": f"{count:,} {tasks} {were} deleted.",
         "hard_reset": f"The project was reset: {count:,} {tasks} deleted, hashes forgotten.",
         "submit_lines": f"{count:,} {tasks} {were} submitted.",
+        "import_project": f"{count:,} {tasks} {were} imported.",
     }[kind]
 
 
@@ -1009,11 +1028,11 @@ EXPORTED = (
 
 
 def task_line(task: sqlite3.Row) -> bytes:
-    """A task as the export has it."""
+    """A task as the export has it: submitted again it makes one like it, so old numbers are what clients can hold."""
+    numbers = {name: tracker.in_16_bits(task[name]) for name in ("priority", "max_retries", "verification_count")}
+    shown = {name: task[name] for name in EXPORTED} | numbers
     failure = errors.as_raw(task["failure"])
-    return (
-        encode({"state": tracker.state_of(task), **{name: task[name] for name in EXPORTED}, "failure": failure}) + b"\n"
-    )
+    return encode({"state": tracker.state_of(task), **shown, "failure": failure}) + b"\n"
 
 
 # ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1692,6 +1711,7 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),

@@ -474,12 +474,12 @@ def part_of(rows: Iterable[sqlite3.Row], shown: Callable[[sqlite3.Row], Any], pl
     return part
 
 
-def list_projects(tx: Tx, caller: Caller, *, after: str = "") -> list[Project]:
-    """Every project that the caller may see, by name: hidden ones only with READ."""
+def list_projects(tx: Tx, caller: Caller, query: shapes.ProjectsQuery, *, after: str = "") -> list[Project]:
+    """Every project that the caller may see, by name: hidden ones only with READ. Archived ones are a list apart."""
     rows = tx.execute(
         "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
-        " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after ORDER BY p.name",
-        {**caller.as_values, "after": after},
+        " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after AND p.archived = :archived ORDER BY p.name",
+        {**caller.as_values, "after": after, "archived": query.archived},
     )
     return part_of(rows, functools.partial(project_shown, tx, caller), lambda row: row["name"])
 
@@ -587,6 +587,10 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
         raise TrackerError("invalid", "a project cannot be public and hidden at once", "hidden")
     if fields["public"] and not before["public"] and not caller.manager.tracker_admin:
         raise TrackerError("forbidden", "only a tracker admin may make a project public", "public")
+    if fields["archived"] and not fields["paused"]:
+        if before["archived"]:
+            raise TrackerError("conflict", "an archived project stays paused", "paused")
+        fields["paused"] = True
     for check in hooks("check_project") if old else ():
         check(tx, old, fields)
     if fields["chain"] != before["chain"]:
@@ -1132,11 +1136,12 @@ class Submitter(NamedTuple):
     submit_free_uptime: float
     keep_hashes: int
     trusted: int
+    archived: int
 
 
 SELECT_SUBMITTER = """
     SELECT p.id, w.secret_hash, w.last_seen, a.role_submit AND NOT a.request, p.submit_rate, p.submit_free_uptime,
-        p.keep_hashes, p.trusted
+        p.keep_hashes, p.trusted, p.archived
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
     WHERE w.id = ?2
@@ -1157,6 +1162,8 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
     if not found.may_submit:
         stranger = found.may_submit is None and tx.one("SELECT 1 FROM project WHERE id = ? AND hidden", (project,))
         raise no_project(project) if stranger else NoAccess(SUBMIT, project)
+    if found.archived:
+        raise budgets.is_archived(project)
     if found.submit_rate:
         limit = Limit("submit", project, found.submit_rate, found.submit_free_uptime)
         check_rate(delay_at(tx, limit, credentials.id))
@@ -1507,7 +1514,7 @@ MOST_REASONS = 10  # projects of which an answer without a task says why
 def why_nothing(offer: Offer) -> str:
     """Why the project has no task for the caller."""
     if offer.project.paused:
-        return f"A manager has paused project {offer.project.id}"
+        return f"A manager has {'archived' if offer.project.archived else 'paused'} project {offer.project.id}"
     if offer.pause is not None:
         return f"You have failed one task after the other and are paused in project {offer.project.id}"
     if awaits_others(offer):
@@ -3780,6 +3787,8 @@ def warm_pieces(tx: Tx, operation: int, number: int, every: int) -> int:
 
 def hashes_of(tasks: bytes) -> list[int]:
     """The hashes of the tasks of a piece."""
+    if tasks.startswith(b"{"):
+        return []  # of an imported project, and none of its tasks
     if tasks.count(b",null]") > tasks.count(b"],["):
         return []  # none has one: this is seen much quicker than they are decoded
     found = (
@@ -5420,6 +5429,9 @@ API: list[Native] = [
     Native("POST", "/manager/delete/{manager}", remove_manager),
     Native("POST", "/manager/set_role_for_project/{project}", set_role),
 ]
+
+
+importlib.import_module("moving")  # the calls of the modules that rest on this one
 
 
 def create_app(settings: Settings | None = None, clock: Clock | None = None) -> Starlette:
