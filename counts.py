@@ -47,14 +47,16 @@ class Counts:
     States are those of TASK_STATES, "closed", and "gone" for a task that is not there yet, or no more.
     """
 
-    __slots__ = ("causes", "projects", "tallies")
+    __slots__ = ("causes", "ended", "noted", "projects", "tallies")
 
     MOST = 500  # rows; then they are written before the next call
 
     def __init__(self) -> None:
+        self.ended: dict[int, dict[str, int]] = {}  # by project: attempts by how they ended; no row has them
         self.forget()
 
     def forget(self) -> None:
+        self.noted: list[tuple[int, str, int]] = []  # what goes into `ended` if it is not undone
         self.projects: dict[int, dict[str, int]] = {}  # tasks by state
         self.causes: dict[int, int] = {}  # failed tasks by their group
         # By project and worker: held, closed, runtime's sum, min, max, failures in a row, whether they begin anew.
@@ -87,6 +89,10 @@ class Counts:
         """The worker holds so many more tasks of the project."""
         self.tally(project, worker)[0] += count
 
+    def note(self, project: int, outcome: str, count: int = 1) -> None:
+        """So many attempts at tasks of the project were "closed", "failed" or "lost"."""
+        self.noted.append((project, outcome, count))
+
     def fail(self, project: int, worker: int) -> None:
         """The worker has failed a plain task of the project, or lost its lease."""
         self.tally(project, worker)[5] += 1
@@ -98,6 +104,7 @@ class Counts:
     def close(self, project: int, worker: int, runtimes: list[float]) -> None:
         """The worker has closed tasks of the project, each of which it had held for so many seconds."""
         self.move(project, "assigned", "closed", len(runtimes))
+        self.note(project, "closed", len(runtimes))
         self.hold(project, worker, -len(runtimes))
         self.succeed(project, worker)
         tally = self.tallies[project, worker]
@@ -112,6 +119,9 @@ class Counts:
 
     def write(self, tx: Any) -> None:
         """Adds everything to the rows."""
+        for project, outcome, count in self.noted:
+            ended = self.ended.setdefault(project, {})
+            ended[outcome] = ended.get(outcome, 0) + count
         for project, counts in self.projects.items():
             counts.pop("gone", None)
             if counts:

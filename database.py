@@ -27,6 +27,7 @@ from errors import TrackerError
 from faults import cannot_read, is_of_the_file, primary_code
 from guard import Guard
 from limits import Limits
+from meter import Meter
 from settings import Settings
 from space import Space
 from turns import Turns
@@ -198,7 +199,7 @@ class Database:
         self.settings, self.clock, self.limits = settings, clock, Limits(settings, clock.uptime)
         self._guard = Guard(settings.database)
         self.path = self._guard.path
-        self.turns = Turns()
+        self.turns, self.meter = Turns(), Meter()
         self._queue = WriteQueue(announce, self.turns)
 
     async def open(self) -> None:
@@ -219,7 +220,9 @@ class Database:
             ]
             self._readers = itertools.cycle([(reader, TimeLimit(reader.connection)) for reader in readers])
             self._gate = Gate()
-            self._committer = Committer(self._writer, self.clock, self.settings, self._queue.turn, self.limits)
+            self._committer = Committer(
+                self._writer, self.clock, self.settings, self._queue.turn, self.limits, self.meter
+            )
             self._queue.begin(self._commit)
             undo.push_async_callback(self._queue.close)
             self.space = Space(self)

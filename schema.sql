@@ -45,6 +45,14 @@ CREATE INDEX IF NOT EXISTS operation_unfinished ON operation (id) WHERE finished
 CREATE INDEX IF NOT EXISTS operation_deletion ON operation (manager, id) WHERE kind = 'delete_project';
 CREATE UNIQUE INDEX IF NOT EXISTS operation_token ON operation (worker, project, token) WHERE token IS NOT NULL;
 
+CREATE INDEX IF NOT EXISTS operation_import ON operation (manager, token) WHERE kind = 'import_project';
+
+-- What an import held of the budget of projects that nobody trusts, and that has come to nothing.
+CREATE TRIGGER IF NOT EXISTS operation_import_discarded AFTER DELETE ON operation
+WHEN OLD.kind = 'import_project' AND NOT OLD.accepted BEGIN
+    UPDATE budget SET used = used - json_extract(OLD.wanted, '$.size') WHERE name = 'projects';
+END;
+
 CREATE TRIGGER IF NOT EXISTS operation_inserted AFTER INSERT ON operation BEGIN
     UPDATE project SET size = size + 400 + length(NEW.report) + ifnull(length(NEW.wanted), 0)
     WHERE id = NEW.project AND NOT trusted;
