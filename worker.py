@@ -59,6 +59,7 @@ import tempfile
 import threading
 import time
 import traceback
+import types
 import urllib.parse
 import urllib.request
 import zlib
@@ -74,11 +75,14 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ModuleNotFoundError as missing:
-    if __name__ != "__main__":
+    if __name__ != "__main__" and Path(sys.argv[0]).stem != "tracker-worker":
         raise
     package = (missing.name or "a package").partition(".")[0]
-    print(f"worker.py needs {package}, which is not installed: python -m pip install httpx rich", file=sys.stderr)
-    sys.exit(2)
+    LACKS = f"it needs {package}, which is not installed: {shlex.quote(sys.executable)} -m pip install httpx rich"
+    Console = object  # what follows is read for the help alone
+    httpx = types.SimpleNamespace(Timeout=lambda *_, **__: None, Limits=lambda **_: None)
+else:
+    LACKS = ""  # what is to be installed before more can be done than to show the help
 
 T = TypeVar("T")
 
@@ -4235,6 +4239,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by who started us
         stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the run
+    if LACKS:
+        fail(LACKS)
+        if not {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
+            return EXIT_FAILED
     args = argument_parser().parse_args(arguments)
     interrupts = Interrupts()
     interrupts.install()
