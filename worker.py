@@ -740,7 +740,8 @@ def request_access(
         is_waiting,
         f"{name} may not do this: {refusal.message}. {state}\n"
         f"A manager of project {project} with MANAGE_ACCESS must {then}:\n"
-        f"  POST {client.server}/project/{call}_request/{project}/{worker.id}",
+        f"  on the page {client.server}/ui/projects/{project}/access\n"
+        f"  or by POST {client.server}/project/{call}_request/{project}/{worker.id}",
     )
 
 
@@ -1051,6 +1052,8 @@ def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options |= {"format": "text" if args.format == "lines" else args.format, "once": str(args.unique).lower()}
     submission = Submission(client, args.project, options, source)
+    if not args.no_wait:
+        submission.admission = Admission(client, display.notice, assign=False, submit=True)
     report, finished = submission.report, False
     try:
         sign_in(client, Credentials(args.credentials), args.alias)
@@ -2617,6 +2620,8 @@ class Runner:
         delivering, self.no_more_results = client.copy()
         delivering.reached = True  # it has nothing to say before the other one has heard from the server
         self.taker = Taker(self, taking)
+        if not getattr(args, "no_wait", True):
+            self.taker.admission = Admission(taking, self.display.notice, assign=True, submit=False)
         self.courier = Courier(self, delivering)
 
     # The main thread.
@@ -4104,9 +4109,11 @@ PATIENCE = seconds(
     "give up when the server does not answer for so long (default: never, but at once when it cannot be"
     " connected to at the very beginning)",
 )
+NO_WAIT = option("--no-wait", "leave with status 2 where access is to be granted first (default: wait for it)")
 SUBMIT_OPTIONS = (
     CREDENTIALS,
     ALIAS,
+    NO_WAIT,
     option("file FILE", "one recipe or JSON object per line, UTF-8; - reads standard input"),
     whole("--project N", 1, "id of the project to submit to (see status)", required=True),
     option(
@@ -4138,6 +4145,7 @@ SUBMIT_OPTIONS = (
 RUN_OPTIONS = (
     CREDENTIALS,
     ALIAS,
+    NO_WAIT,
     option("argv COMMAND", "the program and its arguments", nargs=argparse.REMAINDER),
     whole(
         "--project N",
