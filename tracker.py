@@ -19,9 +19,9 @@ in), turns (who goes first), browsers (what they may do), attempts (at passwords
 limits, budgets and shares (how often, how much, and of what all share), database (the file) with guard (of it) and
 writer (the one that writes), clock, wal and space (that it does not grow for ever), counts (the live ones) and warming
 (what is read for it), lines and githook (uploads, push events), logs (that workers write), logfile, names (that people
-choose), waiting (workers that wait), openapi (the API's document), schema.sql; on top of it, and imported when
-somebody needs them: pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the
-command line) with notify (what the service manager is told) and backup, deletion (of a project).
+choose), waiting (workers that wait), openapi (the API's document), packing (gzip), schema.sql; on top of it, and
+imported when somebody needs them: pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs),
+commands (the command line) with notify (what the service manager is told) and backup, deletion (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -152,6 +152,7 @@ from logs import (
     store_log_entry,
 )
 from meter import counted
+from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
     Incoming,
@@ -4469,6 +4470,7 @@ class Endpoint:
     ):
         self.tracker, self.handler, self.kind, self.reads, self.by_secret = tracker, handler, kind, reads, by_secret
         self.answers = tracker.meter.answers[route or kind.door]
+        self.packs = kind.door in ("api", "page", "monitor") and not route
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         call = self.kind(scope, receive, self.tracker)
@@ -4483,6 +4485,8 @@ class Endpoint:
         if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
             answer.body_iterator = no_body()
         self.answers[counted(answer)] += 1
+        if self.packs:
+            answer = await pack(answer, scope, JSON_HEADERS)
         try:
             await answer(scope, receive, send)
         except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
