@@ -146,8 +146,21 @@ UPGRADES: dict[int, tuple[str, str]] = {
     9: (
         """
         ALTER TABLE project ADD COLUMN archived INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE project ADD COLUMN failed_attempt_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE project ADD COLUMN lost_lease_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE snapshot ADD COLUMN failure_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE task ADD COLUMN cause INTEGER NOT NULL DEFAULT 0;
+        DROP INDEX task_failed;
         """,
-        "",
+        """
+        INSERT INTO cause (project, pattern, failed_task_count)
+        SELECT project, '', COUNT(*) FROM task WHERE status = 2 GROUP BY project;
+        UPDATE task SET cause = (SELECT id FROM cause c WHERE c.project = task.project) WHERE status = 2;
+        INSERT INTO failure
+        SELECT t.id, t.project, a.worker, a.end_time, t.attempt, '' FROM task t JOIN assignment a ON a.id = (
+            SELECT MAX(id) FROM assignment WHERE task = t.id AND outcome IN ('failed', 'expired'))
+        WHERE t.status = 2;
+        """,
     ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1

@@ -80,6 +80,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_stranger_logs: Annotated[
         shapes.Count, "How much of max_logs those workers share that have no access and never had a task, in MiB."
     ] = 4
+    max_reasons: Annotated[
+        shapes.Count,
+        "The reasons of failures that are kept in the database, in MiB; beyond it failed tasks are still counted by"
+        " what they failed for.",
+    ] = 256
     worker_log_rate: Annotated[
         shapes.Count,
         "Log lines of one worker that are kept, in KiB a second over a minute; more go to the log file only.",
@@ -245,6 +250,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 10.0
     max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 4096
     max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
+    max_import: Annotated[
+        shapes.Count,
+        "Largest file of a project that a manager whom an admin trusts may import, unpacked, in MiB; of others it is"
+        " as large as a bulk submit at most.",
+    ] = 4096
     request_timeout: Annotated[
         shapes.Seconds,
         "A client has this long to send its headers, again to send its body (or each 256 KiB of an upload), and again"
