@@ -22,6 +22,7 @@ import inspect
 import io
 import itertools
 import math
+import operator
 import os
 import re
 import secrets
@@ -42,7 +43,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import UNSET, Meta, UnsetType
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 import browsers
@@ -53,6 +54,7 @@ import errors
 import failures
 import forms
 import openapi
+import packing
 import pauses
 import shapes
 import tracker
@@ -146,6 +148,21 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     }
 
 
+YOUNG = 600  # seconds: the charts of a project that began so lately are fetched more often
+YOUNG_STEP = 10
+
+
+def charts_version(tx: Tx, project: int, span: str) -> str:
+    """Which state of the charts it is: a new one with each snapshot, and of a young project every few seconds."""
+    first, last = tx.one(
+        "SELECT (SELECT min(time_stamp) FROM snapshot WHERE project = ?1), max(time_stamp)"
+        " FROM snapshot WHERE project = ?1",
+        (project,),
+    )
+    young = first is None or tx.time - first < YOUNG
+    return f"{span}-{tx.time // YOUNG_STEP if young else last}"
+
+
 def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
     """Who holds the most tasks of the project now, and since when the oldest of them (of a hundred, if it has more)."""
     return tx.all(
@@ -237,6 +254,7 @@ class Visit(Call):
     is_page = True
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
+    plain = False  # the page shows a secret
     begun: bytes | None = None  # the session that this very request has begun
 
     def session(self) -> bytes | None:
@@ -270,8 +288,19 @@ class Visit(Call):
 
     @functools.cached_property
     def token(self) -> str:
-        """Proves that a form came from one of this session's pages, which may have one in each of their rows."""
-        return self.tracker.form_signer.get_signature(self.session() or b"").decode()
+        """Proves that a form came from one of this session's pages, which may have one in each of their rows.
+
+        It looks different in each page, and is in no refresh, which leaves the page's own as they are: see packing.py.
+        """
+        if self.header(b"x-live"):
+            return ""
+        proof = self.proof
+        mask = secrets.token_bytes(len(proof))
+        return base64.urlsafe_b64encode(mask + bytes(map(operator.xor, mask, proof))).decode()
+
+    @property
+    def proof(self) -> bytes:
+        return self.tracker.form_signer.get_signature(self.session() or b"")
 
     @functools.cached_property
     def nonce(self) -> str:
@@ -307,7 +336,21 @@ class Visit(Call):
 
     def is_ours(self) -> bool:
         """Whether the form came from a page of this session."""
-        return hmac.compare_digest(self.field("token").encode(), self.token.encode())
+        try:
+            given = base64.urlsafe_b64decode(self.field("token").encode())
+        except ValueError:
+            return False
+        half = len(given) // 2
+        return hmac.compare_digest(bytes(map(operator.xor, given[:half], given[half:])), self.proof)
+
+    def secret(self, value: Any) -> Any:
+        """A secret that the page shows: it is not packed then."""
+        self.plain = True
+        return value
+
+    def knows(self, part: str, version: str) -> bool:
+        """Whether a refresh comes from a page that has this version of one of its parts."""
+        return f"{part}={version}".encode() in (self.header(b"x-known") or b"").split(b",")
 
     def typed(self) -> dict[str, list[str]]:
         """What a form says that somebody typed or chose: nothing of ours, no password and no file."""
@@ -402,7 +445,14 @@ class Visit(Call):
         status = tracker.STATUS[self.error.code] if self.error else 200
         template = jinja_environment().get_template(name)
         page = await self.tracker.turns.join(template.generate(values, visit=self, message=message, fresh=self.fresh))
+        if self.header(b"x-live") and status == 200:
+            etag = packing.etag_of(page)
+            same = packing.unchanged(self.scope, etag)
+            response = Response(None, 304) if same else HTMLResponse(page)
+            response.headers["etag"], response.plain = etag, self.plain
+            return response
         response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
+        response.plain = self.plain or self.fresh is not None
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response
@@ -764,6 +814,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "chain": chain_target(tx, caller, project["chain"]) if tracker.sees_chain(tx, caller, project) else None,
         "ranges": RANGES,
         "charts_of": project_charts(tx, project, query.range),
+        "charts_version": charts_version(tx, project["id"], query.range),
         "holders": holders(tx, project["id"]),
         "paused_workers": pauses.paused_workers(tx, project["id"]) if project["paused_worker_count"] else [],
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
@@ -1781,6 +1832,27 @@ async def no_page(visit: Visit) -> Response:
 no_page.methods = ()
 
 
+def packed_file(response: FileResponse) -> Response:
+    """The same file, packed if it is a text."""
+    path, status = response.path, response.stat_result
+    if not packing.PACKED.match(response.headers["content-type"]) or status.st_size > MOST_PACKED:
+        return response
+    packed = Response(packed_content(str(path), status.st_mtime_ns))
+    for name in ("content-type", "etag", "last-modified"):
+        packed.headers[name] = response.headers[name]
+    packed.headers["content-encoding"] = "gzip"
+    packed.headers["vary"] = "Accept-Encoding"
+    return packed
+
+
+MOST_PACKED = 2**20  # bytes of a file that is held in memory
+
+
+@functools.lru_cache(maxsize=32)
+def packed_content(path: str, changed: int) -> bytes:
+    return packing.gzipped(Path(path).read_bytes())
+
+
 class Static(StaticFiles):
     """The stylesheet and the scripts. Their addresses carry the version, so browsers may keep them."""
 
@@ -1814,7 +1886,10 @@ class Static(StaticFiles):
         return ()
 
     def file_response(self, *args: Any, **options: Any) -> Response:
-        response = super().file_response(*args, **options)
+        """The file, of which what is text is packed once, for those who ask."""
+        response, scope = super().file_response(*args, **options), args[2]
+        if isinstance(response, FileResponse) and packing.takes_gzip(packing.header(scope, b"accept-encoding")):
+            response = packed_file(response)
         response.headers["x-content-type-options"] = "nosniff"
         response.headers["cache-control"] = "public, max-age=3600"
         return response

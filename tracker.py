@@ -154,6 +154,7 @@ from logs import (
     store_log_entry,
 )
 from meter import counted
+from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
 from retention import PRUNE, prune, roll_tallies
 from server import (
@@ -4427,6 +4428,7 @@ class Endpoint:
     ):
         self.tracker, self.handler, self.kind, self.reads, self.by_secret = tracker, handler, kind, reads, by_secret
         self.answers = tracker.meter.answers[route or kind.door]
+        self.packs = kind.door in ("api", "page", "monitor") and not route
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         call = self.kind(scope, receive, self.tracker)
@@ -4441,6 +4443,8 @@ class Endpoint:
         if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
             answer.body_iterator = no_body()
         self.answers[counted(answer)] += 1
+        if self.packs:
+            answer = await pack(answer, scope, JSON_HEADERS)
         try:
             await answer(scope, receive, send)
         except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
