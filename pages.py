@@ -50,6 +50,7 @@ import budgets
 import charts
 import deletion
 import errors
+import failures
 import forms
 import openapi
 import pauses
@@ -125,13 +126,19 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
         "time_stamp": end,
         "new_task_count": sum(project[name] for name in UNDONE) - project["awaiting_verification_count"],
         **{name: project[name] for name in tracker.COUNT_COLUMNS},
+        "failure_count": project["failed_attempt_count"] + project["lost_lease_count"],
     }
     sampled = rows if len(rows) > 1 else [*rows, present]  # the rate of a few seconds is mostly chance
-    closed = charts.rates((row["time_stamp"], row["closed_task_count"]) for row in sampled)
+    closed, failing = (
+        charts.rates((row["time_stamp"], row[name]) for row in sampled)
+        for name in ("closed_task_count", "failure_count")
+    )
     rows.append(present)
     left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
     failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
     throughput = [charts.Series("Closed", closed, "series-1", "area")]
+    if present["failure_count"]:
+        throughput.append(charts.Series("Failed attempts", failing, "series-bad"))
     backlog = [charts.Series("Left to do", left, "series-2", "area"), charts.Series("Failed", failed, "series-bad")]
     return {
         "throughput": charts.time_chart(throughput, start, end, title="Throughput", per_second=True),
@@ -168,16 +175,6 @@ def runtimes(tx: Tx, project: int) -> sqlite3.Row:
     return tx.one(
         "SELECT MIN(runtime_min) AS shortest, SUM(runtime_total) / nullif(SUM(closed_task_count), 0) AS mean,"
         " MAX(runtime_max) AS longest FROM tally WHERE project = ?",
-        (project,),
-    )
-
-
-def recent_failures(tx: Tx, project: int) -> list[sqlite3.Row]:
-    """The last assignments that were released as failed or expired, with what is left of their tasks."""
-    return tx.all(
-        "SELECT a.*, w.alias, substr(t.recipe, 1, 200) AS recipe, t.status, t.assignee, t.verifiers FROM assignment a"
-        " LEFT JOIN worker w ON w.id = a.worker LEFT JOIN task t ON t.id = a.task"
-        " WHERE a.project = ? AND a.outcome IN ('failed', 'expired') ORDER BY a.id DESC LIMIT 10",
         (project,),
     )
 
@@ -237,6 +234,7 @@ OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation befor
 class Visit(Call):
     """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
 
+    door = "page"
     is_page = True
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
@@ -691,16 +689,24 @@ def list_page(
     return rows[:PAGE_ROWS], rows[PAGE_ROWS - 1][place] if len(rows) > PAGE_ROWS else ""
 
 
-def overview(tx: Tx, caller: Caller, query: ListQuery) -> dict[str, Any]:
+class OverviewQuery(ListQuery):
+    """The same, of the archived projects or of the others."""
+
+    archived: bool = False
+
+
+def overview(tx: Tx, caller: Caller, query: OverviewQuery) -> dict[str, Any]:
     """The projects that the caller may see, with their counts, and who is waiting for an answer."""
-    found = f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
-    rows, more = list_page(tx, found, caller.as_values, query)
+    listed, values = f"FROM project p WHERE {VISIBLE} AND archived", {**caller.as_values, "archived": query.archived}
+    found = f"SELECT * {listed} = :archived AND name LIKE :text ESCAPE '\\' AND name > :after"
+    rows, more = list_page(tx, found, values, query)
     sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in tracker.COUNT_COLUMNS)
-    totals = f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}"
+    totals = f"SELECT {sums}, COUNT(*) AS project_count {listed} = :archived"
     return {
         "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows],
         "more": more,
-        "totals": tx.one(totals, caller.as_values),
+        "totals": tx.one(totals, values),
+        "archived_count": tx.one(f"SELECT COUNT(*) {listed}", values)[0],
         "requests": waiting_requests(tx, caller) if caller.manager else [],
     }
 
@@ -710,7 +716,7 @@ def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
     return tx.all(
         f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project"
-        f" WHERE {may(MANAGE_ACCESS)} ORDER BY p.name LIMIT 20",
+        f" WHERE {may(MANAGE_ACCESS)} AND NOT p.archived ORDER BY p.name LIMIT 20",
         caller.as_values,
     )
 
@@ -765,7 +771,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
         "day_leaders": leaders(tx, project["id"], LAST_DAY),
         "runtime": runtimes(tx, project["id"]),
-        "failures": recent_failures(tx, project["id"]) if reads else [],
+        "causes": failures.causes(tx, project["id"]) if reads else [],
         "operations": recent_operations(tx, project["id"]) if reads else [],
     }
 
@@ -782,7 +788,7 @@ def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] 
 
 def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
     """The projects that a project could be chained to, and the one that it is chained to now."""
-    rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
+    rows = tx.all("SELECT id, name FROM project WHERE NOT archived ORDER BY name LIMIT 1000")
     targets = [row for row in rows if row["id"] != project["id"] and caller.role(row["id"]) & EDIT]
     if project["chain"] and project["chain"] not in {row["id"] for row in targets}:
         targets.append(chain_target(tx, caller, project["chain"]))
@@ -816,6 +822,16 @@ class RateForm(msgspec.Struct):
 def set_rate(tx: Tx, caller: Caller, project: int, body: RateForm) -> None:
     """Sets how fast a project's tasks are assigned."""
     tracker.update_project(tx, caller, project, shapes.ProjectBody(assign_rate=body.assign_rate))
+
+
+def archive_project(tx: Tx, caller: Caller, project: int, body: shapes.ArchivedBody) -> None:
+    """Archives a project, or takes it out of the archive: it then stays paused until somebody resumes it."""
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(archived=body.archived))
+
+
+def archived_in_words(result: None, body: shapes.ArchivedBody) -> str:
+    """What archiving, or its end, has done."""
+    return "Archived." if body.archived else "The project is back from the archive, and still paused."
 
 
 def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) -> str:
@@ -907,6 +923,7 @@ def said_of(kind: str, count: int, priority: int | None = None) -> str:
         "delete": f"{count:,} {tasks} {were} deleted.",
         "hard_reset": f"The project was reset: {count:,} {tasks} deleted, hashes forgotten.",
         "submit_lines": f"{count:,} {tasks} {were} submitted.",
+        "import_project": f"{count:,} {tasks} {were} imported.",
     }[kind]
 
 
@@ -941,7 +958,7 @@ class TaskQuery(tracker.TaskFilter):
 
 def filter_of(query: TaskQuery) -> tracker.TaskFilter:
     """The list that it is a place in."""
-    return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority)
+    return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority, query.cause)
 
 
 LISTED = (
@@ -949,13 +966,20 @@ LISTED = (
     " substr(recipe, 1, 301) AS recipe, (SELECT alias FROM worker WHERE id = task.assignee) AS alias"
 )
 
+FAILED = (
+    f"{failures.last('reason', 'end_time', 'worker', 'attempt')}, (SELECT w.alias FROM failure f"
+    " JOIN worker w ON w.id = f.worker WHERE f.task = task.id) AS worker_alias"
+)
+
 
 @of_project(READ)
 def task_list(tx: Tx, caller: Caller, project: sqlite3.Row, query: TaskQuery) -> dict[str, Any]:
     """A page of a project's tasks in one state, those that match."""
     wanted = filter_of(query)
-    rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, LISTED)
-    return {"tasks": rows, "more": more, "wanted": msgspec.to_builtins(wanted)}
+    columns = f"{LISTED}, {FAILED}" if wanted.state == "failed" else LISTED
+    rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, columns)
+    causes = failures.causes(tx, project["id"]) if wanted.state == "failed" else []
+    return {"tasks": rows, "more": more, "wanted": msgspec.to_builtins(wanted), "causes": causes}
 
 
 def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
@@ -967,6 +991,7 @@ def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
         **project_frame(tx, caller, history["project"]),
         "state": row and tracker.state_of(row),
         "alias": row and tracker.alias_of(tx, row["assignee"]),
+        "failure": row and failures.last_failure(tx, task),
         "left": row and row["deadline_uptime"] is not None and row["deadline_uptime"] - tx.uptime,
         "job": tracker.token_of_job(tx, row and row["job"]),
     }
@@ -981,17 +1006,23 @@ async def act_on_list(visit: Visit) -> Response:
     body = visit.form_as(tracker.TaskAction)
     tasks = None if visit.field("which") == "all" else selected_tasks(visit)
     if visit.field("confirmed") != "yes" and (tasks is None or body.action == "delete"):
-        values = await visit.read(of_project(READ)(no_more), project)
+        values = await visit.read(expected, project, wanted)
         await visit.look(tracker.check_action, project, body)  # what would be refused after the question is so now
-        count = tracker.count_in_state(values["project"], wanted.state)
-        asked = {"body": body, "wanted": wanted, "tasks": tasks or [], "count": count}
-        return await visit.render("confirm.html", values | asked)
+        return await visit.render("confirm.html", values | {"body": body, "wanted": wanted, "tasks": tasks or []})
     if tasks is None:
         operation = await visit.write(tracker.begin_action, project, body, wanted)
         return await watch_operation(visit, operation, body.action, visit.here, body.priority)
     count = await visit.write(tracker.act_on_tasks, project, body, tasks, long=len(tasks) > 10)
     to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
     return visit.see(to, said_of(body.action, count, body.priority))
+
+
+@of_project(READ)
+def expected(tx: Tx, caller: Caller, project: sqlite3.Row, wanted: tracker.TaskFilter) -> dict[str, Any]:
+    """How many tasks are in a state now, or failed for one cause, and that cause."""
+    cause = failures.find_cause(tx, project["id"], wanted.cause)
+    count = cause["failed_task_count"] if cause else 0
+    return {"cause": cause, "count": tracker.count_in_state(project, wanted.state) if wanted.cause is None else count}
 
 
 def selected_tasks(visit: Visit) -> list[int]:
@@ -1009,7 +1040,8 @@ async def export_tasks(visit: Visit) -> Response:
     """GET …/export: the tasks of a list as JSON lines. Read piece by piece, so it is no snapshot of one moment."""
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
     read = functools.partial(visit.look, tracker.list_tasks, project, wanted)
-    rows, more = await read("", tracker.STEP_TASKS)  # a refusal comes before the answer
+    columns = f"*, {failures.AS_JSON}"
+    rows, more = await read("", tracker.STEP_TASKS, columns)  # a refusal comes before the answer
 
     async def lines() -> AsyncIterator[bytes]:
         """The tasks, a piece of some at a time. Breaks the answer off when one cannot be read."""
@@ -1028,9 +1060,9 @@ async def export_tasks(visit: Visit) -> Response:
     async def next_rows(size: int) -> tuple[list[sqlite3.Row], str]:
         """The next tasks; what takes too long to read is read in smaller pieces."""
         try:
-            return await read(more, size)
+            return await read(more, size, columns)
         except TrackerError:
-            return await read(more, 1)
+            return await read(more, 1, columns)
 
     headers = {"content-disposition": f'attachment; filename="project-{project}-{wanted.state}.jsonl"'}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
@@ -1043,8 +1075,11 @@ EXPORTED = (
 
 
 def task_line(task: sqlite3.Row) -> bytes:
-    """A task as the export has it."""
-    return encode({"state": tracker.state_of(task), **{name: task[name] for name in EXPORTED}}) + b"\n"
+    """A task as the export has it: submitted again it makes one like it, so old numbers are what clients can hold."""
+    numbers = {name: tracker.in_16_bits(task[name]) for name in ("priority", "max_retries", "verification_count")}
+    shown = {name: task[name] for name in EXPORTED} | numbers
+    failure = errors.as_raw(task["failure"])
+    return encode({"state": tracker.state_of(task), **shown, "failure": failure}) + b"\n"
 
 
 # ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1722,6 +1757,7 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
@@ -1804,6 +1840,8 @@ class Static(StaticFiles):
 
         async def send_on(message: dict[str, Any]) -> None:
             nonlocal begun
+            if not begun:
+                scope["app"].state.tracker.meter.answers["static"][message["status"]] += 1
             begun = True
             await send(message)
 
@@ -1857,6 +1895,7 @@ def jinja_environment() -> Environment:
         level_names=LEVEL_NAMES,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
+        OTHER=failures.OTHER,
         shell_word=shlex.quote,
     )
     environment.filters.update(

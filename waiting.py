@@ -251,6 +251,10 @@ class Waiters:
         self._timers.pop(project, None)
         self.announce(project, 1)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def close(self) -> None:
         """The tracker stops: nobody waits any longer."""
         self._closed = True

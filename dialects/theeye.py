@@ -66,6 +66,7 @@ class TheEyeCall(tracker.Call):
     `ok` is for a client of the tracker's own API that took a wrong path below /task or /job.
     """
 
+    door = "theeye"
     minds = "nothing"  # all that changes something comes with a token or a secret, also from pages on other sites
 
     async def refuse(self, error: TrackerError) -> Response:
@@ -1307,7 +1308,14 @@ class Door(BaseRoute):
         self.customer = running.settings.theeye_customer
         paths = [row.path.split("/")[1:] for row in tracker.API]
         self.native = {tuple(parts[:2]) for parts in paths}
-        self.taken = {parts[0] for parts in paths if parts[0] not in ROOTS} | {"api", "ui", "v1", "openapi.json"}
+        self.taken = {parts[0] for parts in paths if parts[0] not in ROOTS} | {
+            "api",
+            "ui",
+            "v1",
+            "openapi.json",
+            "metrics",
+            "health",
+        }
         if self.customer in self.taken | ROOTS:
             raise TrackerError("start", f"theeye_customer: {self.customer} is the beginning of paths of other kinds")
 

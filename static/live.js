@@ -3,6 +3,21 @@
 
 document.documentElement.classList.add("has-js");
 
+// ── Clock times: those of log lines in the zone of who reads them ───────────────────────────────────────────────────
+
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+const dayAndClock = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+function showLocalTimes(page) {
+  for (const one of page.querySelectorAll("time.clock")) {
+    const moment = new Date(one.dateTime);
+    if (isNaN(moment)) continue; // what a worker claims may be anything
+    one.textContent = (moment.toDateString() === new Date().toDateString() ? clock : dayAndClock).format(moment);
+  }
+}
+
+showLocalTimes(document);
+
 // ── Refresh: fetch the same page, and change what has changed in the elements marked data-live ───────────────────────
 
 const interval = 1000 * Number(document.body.dataset.refresh); // not there on the page of a refused form
@@ -88,6 +103,7 @@ async function refresh() {
   if (answer.status < 500 && !answer.ok) throw new Error("This page is not there any more, or not for you: what you see is old.");
   if (!answer.ok) throw new Error("The tracker does not answer: what you see is old. Trying again …");
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  showLocalTimes(fresh);
   const focused = document.activeElement;
   const goBack = keepPlace([...document.querySelectorAll(".pieces > [id]")]);
   for (const old of document.querySelectorAll("[data-live]")) {

@@ -206,8 +206,8 @@ def test_from_the_first_account_to_a_finished_crawl_watched_live(
         expect(tab.tile("Rate now")).to_contain_text("/")
         expect(page.locator("#leaders")).to_contain_text("laptop")
 
-        worker.released(worker.assigned(1)["id"], tracker.FAIL)
-        expect(page.locator("#failures")).to_contain_text("https://example.org/3")
+        worker.released(worker.assigned(1)["id"], tracker.FAIL, error="HTTP 404")
+        expect(page.locator("#failures")).to_contain_text("1 × HTTP 404")
         expect(tab.tile("Failed")).to_have_text("1")
         while task := worker.assigned(1):
             worker.released(task["id"])

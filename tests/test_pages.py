@@ -132,7 +132,7 @@ class Place:
             self.worker.submit(self.project, f"{text} recipe {number}", verification_count=2)
         self.failed = self.worker.assigned(self.project)["id"]
         self.worker.log("error", f"{text} message", task_id=self.failed, scope=f"{text} scope")
-        self.worker.release(self.failed, tracker.FAIL)
+        self.worker.release(self.failed, tracker.FAIL, error=f"{text} reason")
         self.verified = self.worker.assigned(self.project)["id"]
         self.worker.release(self.verified, verification=7)
         self.assigned = self.worker.assigned(self.project)["id"]
@@ -766,7 +766,7 @@ def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) 
     place.names |= hostile_job(place)
     shown = {
         "/ui/": ("project", "motd"),
-        "/ui/projects/{project}": ("project", "motd", "version", "recipe 0", "worker"),
+        "/ui/projects/{project}": ("project", "motd", "version", "worker"),
         "/ui/projects/{project}/edit": ("project", "motd"),
         "/ui/projects/{project}/tasks": ("waiting recipe",),
         "/ui/projects/{project}/access": ("asking", "worker"),
