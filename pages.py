@@ -63,7 +63,7 @@ from errors import TrackerError
 from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
 from server import decoded
 from shapes import INT64_MAX, Id, JobState
-from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
+from tracker import ADMIN, EDIT, LOGIN, MAINTENANCE, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
 # ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -236,6 +236,7 @@ def documentation(settings: tracker.Settings, base: str) -> dict[str, Any]:
 
 PAGE_ROWS = 50  # rows of a list on one page
 MOST_FIELDS = 5000  # of a form: a template may have 200 variables and 200 arguments
+FOLDED = 600  # characters of a log line from which most of it is folded away
 MOST_SHOWN = 10_000  # characters of a log line on a page, which asks for a hundred of them again and again
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -255,6 +256,7 @@ class Visit(Call):
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
     plain = False  # the page shows a secret
+    manager: Any = None  # who is logged in, once that was read
     begun: bytes | None = None  # the session that this very request has begun
 
     def session(self) -> bytes | None:
@@ -441,7 +443,7 @@ class Visit(Call):
 
     async def render(self, name: str, values: dict[str, Any]) -> Response:
         """A page. `values` holds what `framed` read, and what this page is about."""
-        message = self.message()
+        message, self.manager = self.message(), values["manager"]
         status = tracker.STATUS[self.error.code] if self.error else 200
         template = jinja_environment().get_template(name)
         page = await self.tracker.turns.join(template.generate(values, visit=self, message=message, fresh=self.fresh))
@@ -830,9 +832,9 @@ def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] 
     if not project:
         return None
     try:
-        return {"id": project, "name": tracker.get_project(tx, caller, project).name}
+        return {"id": project, "name": tracker.get_project(tx, caller, project).name, "seen": True}
     except TrackerError:
-        return {"id": project, "name": f"project {project}"}
+        return {"id": project, "name": f"project {project}", "seen": False}
 
 
 def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
@@ -862,6 +864,17 @@ def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
     return chain_targets(tx, caller, {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None})
 
 
+class RateForm(msgspec.Struct):
+    """How many tasks a second are assigned at most; 0: as many as are asked for."""
+
+    assign_rate: Annotated[float, Meta(ge=0)]
+
+
+def set_rate(tx: Tx, caller: Caller, project: int, body: RateForm) -> None:
+    """Sets how fast a project's tasks are assigned."""
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(assign_rate=body.assign_rate))
+
+
 def archive_project(tx: Tx, caller: Caller, project: int, body: shapes.ArchivedBody) -> None:
     """Archives a project, or takes it out of the archive: it then stays paused until somebody resumes it."""
     tracker.update_project(tx, caller, project, shapes.ProjectBody(archived=body.archived))
@@ -877,8 +890,29 @@ def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) ->
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
 
 
+def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
+    """What the page of a question shows (question.html), and where its answer leads: to `then`, or if it is no back."""
+    return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
+
+
+@tracker.needs(MAINTENANCE)
+def about_requeue(tx: Tx, caller: Caller, project: sqlite3.Row, then: str) -> dict[str, Any]:
+    """The question before all tasks are taken from their workers."""
+    count = project["assigned_task_count"]
+    says = (
+        "The workers that hold them lose what they have done so far: their releases change nothing any more."
+        " Leases of workers that are gone end by themselves."
+    )
+    return question(f"Requeue {tasks_in_words(count, 'assigned ')}?", says, "Requeue all", then)
+
+
+def tasks_in_words(count: int, kind: str = "") -> str:
+    """So many tasks: the one …, all 12 …"""
+    return f"the one {kind}task" if count == 1 else f"all {count:,} {kind}tasks"
+
+
 async def reset_project(visit: Visit) -> Response:
-    """POST …/reset/{kind}. A hard reset wants the project's name typed."""
+    """POST …/reset/{kind}. A question comes before tasks are taken from workers; a hard reset wants the name typed."""
     project, kind = visit.path_id("project"), visit.scope["path_params"]["kind"]
     if kind not in tracker.RESETS:
         raise TrackerError("not_found", f"There is no reset {kind!r}")
@@ -886,6 +920,9 @@ async def reset_project(visit: Visit) -> Response:
         row = await visit.look(tracker.get_project, project)
         if visit.field("confirm").strip() != row.name.strip():
             raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+    if kind == "reclaim_assigned" and visit.field("confirmed") != "yes":
+        values = await visit.read(about_requeue, project, visit.back(f"/ui/projects/{project}"))
+        return await visit.render(QUESTION, values)
     operation = await visit.write(tracker.begin_reset, project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
 
@@ -899,6 +936,16 @@ async def delete_project(visit: Visit) -> Response:
     done = visit.tracker.begin_operation(await visit.write(tracker.begin_deletion, project))
     finished, _ = await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
     return visit.see("/ui/", f"The project {row.name} is deleted." + " What was in it goes by and by." * (not finished))
+
+
+@tracker.needs(ADMIN)
+def about_promotion(tx: Tx, caller: Caller, manager: int) -> dict[str, Any]:
+    """The question before a manager becomes a tracker admin."""
+    row = tx.one("SELECT username FROM manager WHERE id = ?", (manager,))
+    if row is None:
+        raise TrackerError("not_found", f"No manager {manager}")
+    says = "A tracker admin has every role in every project, sees the hidden ones, and can block and delete accounts."
+    return question(f"Make {row['username']} a tracker admin?", says, "Promote", "/ui/admin")
 
 
 @tracker.needs(ADMIN)
@@ -1354,6 +1401,13 @@ def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, An
     }
 
 
+@tracker.needs(EDIT, tracker.TEMPLATE)
+def about_new_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
+    """The question before a template's new secret."""
+    says = "The present one opens nothing any more, wherever it is in use: in buttons, scripts and mails."
+    return question(f"A new secret for {template['name']}?", says, "New secret", f"/ui/templates/{template['id']}")
+
+
 @of_project(EDIT, tracker.TEMPLATE)
 def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
     """What goes with a template when it is deleted: the workflows of which it is a step."""
@@ -1464,7 +1518,6 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "env": pairs_in_lines(msgspec.json.decode(job["env"])) if edits else "",
         "result": in_many_lines(job["result"]),
         "output": in_many_lines(job["output"]),
-        "history": job_history(tx, job["id"]),
         "lines": lines,
         "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
         "newest": query.before > job["line_count"],
@@ -1502,16 +1555,6 @@ def last_lines(tx: Tx, job: sqlite3.Row, before: int) -> list[sqlite3.Row]:
         lines += piece
         after = piece[-1]["id"]
     return lines
-
-
-def job_history(tx: Tx, job: int) -> list[sqlite3.Row]:
-    """What the tracker itself noted of a job, the newest first."""
-    return tx.all(
-        "SELECT number AS id, time, level, message FROM job_line"
-        " INDEXED BY job_line_tracker"  # SQLite would rather read all of a long log by its key
-        " WHERE job = ? AND worker = 0 ORDER BY number DESC LIMIT ?",
-        (job, PAGE_ROWS),
-    )
 
 
 # ── Workers and access ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1744,6 +1787,8 @@ ONE_TEMPLATE = "/ui/templates/{template}"
 JOB_RETRIED = "This is the new job, with all that the other one was given."
 
 
+QUESTION = "question.html"
+
 # Each page, and after it the actions that stand under it.
 PAGES = [
     Page("/ui/", "overview.html", overview),
@@ -1757,6 +1802,7 @@ PAGES = [
     ),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
+    Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
     Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
@@ -1780,7 +1826,7 @@ PAGES = [
     Action("", create_template_by_form, shows=show_secret),
     Page(ONE_TEMPLATE, "template.html", template_page),
     Action("/run", run_template, Visit.texts, "/ui/jobs/{result}", "The job is made."),
-    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret),
+    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret, asks=(QUESTION, about_new_secret)),
     Action(
         "/delete",
         remove_template,
@@ -1815,7 +1861,12 @@ PAGES = [
     Action("/password", change_password_page, again=True),
     Action("/sessions", tracker.end_sessions, to="/ui/account", says="Ended: {result:,}.", again=False),
     Page("/ui/admin", administration),
-    Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+    Action(
+        "/promote/{manager}",
+        tracker.promote_manager,
+        says="The manager is a tracker admin now.",
+        asks=(QUESTION, about_promotion),
+    ),
     Action("/clock", trust_clock, to="/ui/admin", says="The clock is trusted now."),
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
@@ -1915,6 +1966,7 @@ def jinja_environment() -> Environment:
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,
+        FOLDED=FOLDED,
         level_names=LEVEL_NAMES,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
@@ -1946,11 +1998,11 @@ UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def duration(seconds: float | None) -> str:
-    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s, 40 ms. A clock that was set back gives none."""
+    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s. A clock that was set back gives none."""
     if seconds is None or seconds < 0:
         return "–"
-    if 0 < seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
+    if 0 < seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 10:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     for (name, size), smaller in itertools.zip_longest(UNITS, UNITS[1:]):
