@@ -669,6 +669,27 @@ async def imported(
     return number, operation, running.begin_operation(operation)
 
 
+async def export_by_form(visit: Any) -> Response:
+    """POST …/export of a page: the file, as a download."""
+    secrets = visit.field("secrets") == "true"
+    return await exported(visit.tracker, visit.session(), visit.path_id("project"), secrets)
+
+
+async def import_by_form(visit: Any) -> Response:
+    """POST /ui/projects/import: goes on to the project, or to the operation that still fills it."""
+    file = visit.fields.get("file", [""])[-1]
+    if isinstance(file, str) or not file.filename:
+        raise TrackerError("invalid", "choose a file", "file")
+    query, session = ImportQuery(visit.field("name").strip()), visit.session()
+    _, trusted = await visit.look(find_import, "")
+    most = most_bytes(visit.tracker, trusted)
+    project, operation, done = await imported(visit.tracker, session, file.file, query, most)
+    finished, _ = await asyncio.wait((done,), timeout=1)
+    if not finished:
+        return visit.see(f"/ui/operations/{operation}")
+    return visit.see(f"/ui/projects/{project}", f"Imported: {done.result():,} tasks. The project is paused.")
+
+
 def operation_project(tx: Tx, operation: int) -> sqlite3.Row:
     return tx.one("SELECT project FROM operation WHERE id = ?", (operation,))
 

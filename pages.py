@@ -48,6 +48,7 @@ import budgets
 import charts
 import deletion
 import errors
+import moving
 import openapi
 import pauses
 import shapes
@@ -660,6 +661,11 @@ def of_project(role: int | str, of: tracker.Thing = tracker.PROJECT) -> Callable
         return read
 
     return declare
+
+
+def nothing_more(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """For a page that shows no more than what every page does."""
+    return {}
 
 
 def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
@@ -1578,6 +1584,8 @@ PAGES = [
         "/ui/projects/{result}",
         "The project is there. Workers may ask for access now.",
     ),
+    Page("/ui/projects/import", "project_import.html", tracker.needs(LOGIN)(nothing_more)),
+    Action("", moving.import_by_form, again=True),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
@@ -1585,6 +1593,7 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("/export", moving.export_by_form),
     Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
     Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
