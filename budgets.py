@@ -351,6 +351,7 @@ def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:
 FULLNESS = (  # the settings, what counts them, in which unit they are
     ("max_logs", "logs", MIB),
     ("max_stranger_logs", "stranger_logs", MIB),
+    ("max_reasons", "reasons", MIB),
     ("max_untrusted_projects", "projects", MIB),
     ("max_workers", "workers", 1),
     ("max_managers", "managers", 1),

@@ -540,7 +540,15 @@ class ReleaseBody(Shape):
         ' JSON: an array is the output, `{{"state": …, "data": …}}` gives both. With `killed` true a failed job has'
         " timed out.",
     ] = UNSET
-    delay: Annotated[Delay, "Of a skipped task: seconds for which nobody is assigned it. Refused with others."] = 0
+    delay: Annotated[
+        Delay,
+        "Of a skipped task: seconds for which nobody is assigned it, {max_skip_delay:} at most. Refused with others.",
+    ] = 0
+    error: Annotated[
+        str,
+        "Of a failed task: why, in words. Its first 500 characters are kept while the task is, and shown to managers,"
+        " for whom failed tasks are grouped by it. Refused with others, unless it is empty.",
+    ] = ""
     attempt: Annotated[
         Natural,
         "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."

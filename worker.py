@@ -3265,6 +3265,7 @@ class Tracker:
     HEARTBEAT = 5.0  # seconds without a word of the tracker after which it is asked whether a task is still ours
     SILENCE = 20.0  # seconds between two looks why there is no task
     FAREWELL = 10.0  # seconds for what is in flight to come back, and for what is ours to be put back
+    FEW = 500  # tasks in one request
 
     def __init__(
         self,
@@ -3285,11 +3286,9 @@ class Tracker:
         display, interrupts: those of a command line, instead of the logger and of KeyboardInterrupt.
         Fail says why it cannot be used.
         """
-        try:
-            self.server = server_address(server)
-        except argparse.ArgumentTypeError as error:
-            raise Fail(str(error)) from None
+        self.server = _address(server)
         self._halt = Halt()
+        self._is_ending = False
         self._display = display or Logged(self.server)
         self.client = RunClient(self.server, self._display, interrupts or self._halt, patience)
         self._changed = threading.Condition()
@@ -3315,6 +3314,10 @@ class Tracker:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def end(self) -> None:
+        """Has the loops over tasks() end when the block that they are in does. A signal handler may call it."""
+        self._is_ending = True
 
     def close(self) -> None:
         """Puts back every task that is ours, and ends the loops and runs of other threads. It is of no use then."""
@@ -3380,9 +3383,25 @@ class Tracker:
         submission.run(1, Input.PART_LINES)
         return submission.report
 
+    def submit_few(self, project: int, tasks: Iterable[Mapping[str, Any]], **fields: Unpack[TaskFields]) -> int:
+        """Stores some tasks (mappings with `recipe` and TaskFields; `fields` are for all) by one request for 500 each.
+
+        How many were stored; the others are known by their unique string or hash. One that has none may be stored
+        twice when an answer was lost. Refused says what is wrong with one of them: of its request none is stored.
+        """
+        stored, all_tasks = 0, [{"project": project, **fields, **task} for task in tasks]
+        for start in range(0, len(all_tasks), self.FEW):
+            body = {"requests": all_tasks[start : start + self.FEW]}
+            stored += self.call("POST", "/task/bulk_submit", body).get("submitted", 0)
+        return stored
+
     def project(self, number: int) -> dict[str, Any]:
         """A project with its counts, as the tracker shows it; Refused when it does not."""
-        return self.client.call("GET", f"/project/get/{number}").content
+        return self.call("GET", f"/project/get/{number}")
+
+    def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What any other call of the tracker's API answers, repeated as all are until it does; Refused, Fail."""
+        return self.client.call(method, path, body).content
 
     # What is done.
 
@@ -3486,7 +3505,7 @@ class Tracker:
         """The next task. None when there will be none any more, or we are closed."""
         admission = Admission(self.client, self._display.notice, True, submit)
         next_look, wait = 0.0, 0 if until_done else Taker.WAIT
-        while not self._halt.is_set():
+        while not (self._halt.is_set() or self._is_ending):
             taken: list[TakenTask] = []
             asked = time.monotonic()
             try:
@@ -3616,6 +3635,14 @@ class Tracker:
                     task._heed(False)
 
 
+def _address(server: str) -> str:
+    """As server_address() has it; Fail when it is none."""
+    try:
+        return server_address(server)
+    except argparse.ArgumentTypeError as error:
+        raise Fail(str(error)) from None
+
+
 def _numbers(project: int | Sequence[int]) -> list[int]:
     """The projects that are meant; ValueError when there is none."""
     numbers = [project] if isinstance(project, int) else list(project)
@@ -3624,28 +3651,76 @@ def _numbers(project: int | Sequence[int]) -> list[int]:
     return numbers
 
 
+class Manager:
+    """A tracker as one of its managers uses it, who makes projects and grants access to workers. Not for threads.
+
+    Registers the manager, if that is asked for and it cannot log in; Refused says why neither can be done.
+    patience: seconds to wait for a tracker that is away (default: none).
+    """
+
+    def __init__(self, server: str, username: str, password: str, register: bool = False, patience: float = 0):
+        address = _address(server)
+        self.client = RunClient(address, Logged(address), Halt(), patience)  # which keeps the session's cookie
+        credentials = {"username": username, "password": password}
+        try:
+            self.call("POST", "/login", credentials)
+        except Refused as refused:
+            if not register:
+                raise
+            try:
+                self.call("POST", "/register", credentials)
+            except Refused as second:
+                both = f"{refused.message}. Nor can it be registered: {second.message}"
+                raise Refused(second.status, both, second.code) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.client.http.close()
+
+    def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What any call of the tracker's API answers; Refused, Fail."""
+        return self.client.call(method, path, body).content
+
+    def project(self, name: str) -> dict[str, Any] | None:
+        """The project of that name, hidden ones included that the manager may see; None when there is none."""
+        projects = self.call("GET", "/project/list").get("projects") or []
+        return next((project for project in projects if project["name"] == name), None)
+
+    def worker(self, alias: str) -> Worker:
+        """A new worker, whose secret nobody else knows."""
+        made = self.call("POST", "/worker/create", {"alias": alias})["worker"]
+        return Worker(made["id"], made["alias"], made["secret"])
+
+    def grant(self, project: int, worker: Worker, *, assign: bool = True, submit: bool = True) -> None:
+        """Lets a worker whose secret we know do this in a project, unless it may already."""
+        wish = {"project": project, "assign": assign, "submit": submit}
+        asking = Client(self.client.server, self.client.display, Halt(), self.client.patience)
+        asking.worker = worker
+        with asking.http:
+            for client, path, body in (
+                (asking, "/project/request_access", wish),
+                (self.client, f"/project/accept_request/{project}/{worker.id}", None),
+            ):
+                try:
+                    client.call("POST", path, body)
+                except Refused as refused:
+                    if refused.status != 409:  # it has asked, or may already
+                        raise
+
+
 def project_for_test(server: str, **fields: Any) -> tuple[Tracker, int]:
     """A new project (`fields`: as in POST /project/create) and a worker that may be assigned and submit its tasks.
 
     For a test of one's own with `tracker.serving()`: it registers a manager, which a tracker in use may not let it.
     """
-    with httpx.Client(base_url=server, timeout=RunClient.TIMEOUT) as manager:
-
-        def call(path: str, **body: Any) -> dict[str, Any]:
-            answer = manager.post(path, json=body)
-            if answer.status_code >= 400:
-                raise Fail(f"{path}: {_message(answer)}")
-            return _json_object(answer).get("content") or {}
-
-        name = f"test-{secrets.token_hex(4)}"
-        call("/register", username=name, password=secrets.token_hex(16))
-        project = call("/project/create", **{"name": name, **fields})["id"]
-        made = call("/worker/create", alias=name)["worker"]
-        tracker = Tracker(server, worker=Worker(made["id"], made["alias"], made["secret"]))
-        request = {"project": project, "assign": True, "submit": True}
-        tracker.client.call("POST", "/project/request_access", request)
-        call(f"/project/accept_request/{project}/{tracker.worker.id}")
-    return tracker, project
+    name = f"test-{secrets.token_hex(4)}"
+    with Manager(server, name, secrets.token_hex(16), register=True) as manager:
+        project = manager.call("POST", "/project/create", {"name": name, **fields})["id"]
+        worker = manager.worker(name)
+        manager.grant(project, worker)
+    return Tracker(server, worker=worker), project
 
 
 # ── Command line ────────────────────────────────────────────────────────────────────────────────────────────────────
