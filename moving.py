@@ -26,6 +26,7 @@ from msgspec import Meta
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 
+import acts
 import budgets
 import shapes
 import tracker
@@ -155,6 +156,7 @@ def begin_export(tx: Tx, caller: Caller, project: int) -> int:
     """Pauses the project, and begins to take back what workers hold of it: what they release then counts nowhere."""
     row = whole_project(tx, caller, project)
     tracker.pause_project(tx, caller, row, shapes.PausedBody(True))
+    acts.record(tx, caller.manager.id, "export_project", row["id"])
     requeue = tracker.TaskAction("requeue"), tracker.TaskFilter("assigned")
     return tracker.begin_action(tx, caller, row, *requeue)
 
@@ -515,6 +517,7 @@ def accept_import(tx: Tx, caller: Caller, operation: int, project: Project, name
         tx.execute("UPDATE budget SET used = used - ? WHERE name = 'projects'", (coming.size,))
         own = "SELECT ? + 400 + length(report) + length(wanted) FROM operation WHERE id = ?"
         tx.execute(f"UPDATE project SET size = ({own}) WHERE id = ?", (coming.size, operation, made))
+    acts.record(tx, caller.manager.id, "import_project", made, tasks=tasks)
     tx.execute("UPDATE operation SET accepted = 1, expected = ? WHERE id = ?", (tasks, operation))
     return made
 

@@ -300,6 +300,8 @@ NOTES: dict[str, Note] = {
     "POST /log/{level}": Note(
         "Logs", body={"scope": "fetch", "message": "Fetched https://example.org/", "timestamp": 1559393394}
     ),
+    "GET /project/acts/{project}": Note("Logs", query={"limit": 10}),
+    "GET /acts": Note("Logs", query={"limit": 10}),
     "GET /logs": Note("Logs", NO_ENTRY, setting="public_logs", query={"max_level": 5, "limit": 100}),
     "POST /logs": Note("Logs", NO_ENTRY, setting="public_logs", body={"level": 5, "since": 1559390000}),
     "GET /project/monitoring/{project}": Note("Monitoring", query={"count": 60}),

@@ -1587,6 +1587,29 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     return {"logs": rows, "more": more, "projects": tx.all(visible, caller.as_values), "filter": wanted}
 
 
+ALL_ACTS = "SELECT a.*, p.name AS project_name FROM act a LEFT JOIN project p ON p.id = a.project WHERE"
+
+
+def act_rows(tx: Tx, where: str, values: dict[str, Any], query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, and where the next one goes on."""
+    values |= {"before": query.before, "limit": PAGE_ROWS + 1}
+    rows = tx.all(f"{ALL_ACTS} {where} AND a.id < :before ORDER BY a.id DESC LIMIT :limit", values)
+    more = rows[PAGE_ROWS - 1]["id"] if len(rows) > PAGE_ROWS else None
+    return {"acts": [{**row, "details": msgspec.json.decode(row["details"])} for row in rows[:PAGE_ROWS]], "more": more}
+
+
+@of_project(READ)
+def project_acts(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did in a project."""
+    return act_rows(tx, "a.project = :project", {"project": project["id"]}, query)
+
+
+@tracker.needs(ADMIN)
+def all_acts(tx: Tx, caller: Caller, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, wherever that was."""
+    return {**act_rows(tx, "TRUE", {}, query), "project": None}
+
+
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1635,7 +1658,7 @@ async def change_password_page(visit: Visit) -> Response:
     return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
 
 
-@tracker.needs(ADMIN)
+@tracker.needs(ADMIN, acts=True)
 def trust_clock(tx: Tx, caller: Caller) -> None:
     """The clock is right as it stands: retention and due times go by it again."""
     tx.clock.believe()
@@ -1725,6 +1748,8 @@ PAGES = [
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
+    Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
+    Page("/ui/acts", "acts.html", all_acts),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),

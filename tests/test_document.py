@@ -348,6 +348,8 @@ METHODS = {
     "/project/trust/1": "POST",
     "/project/delete/1": "POST",
     "/project/export/1": "POST",
+    "/project/acts/1": "GET",
+    "/acts": "GET",
     "/project/import": "POST",
     "/project/secret/1": "GET POST",
     "/project/webhook_secret/1": "GET POST",
