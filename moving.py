@@ -28,6 +28,7 @@ from starlette.responses import Response, StreamingResponse
 
 import acts
 import budgets
+import failures
 import shapes
 import tracker
 from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, Caller, logged_in, needs
@@ -43,7 +44,7 @@ HASHES = 1000  # of closed tasks in one line, and 20 lines in one read
 MOST_ALIKE = 10  # workers of one name for whom access is asked
 TASK_COLUMNS = (
     "id, job, priority, recipe, retries, max_retries, max_assign_time, verification_count, hash64, lost_leases,"
-    " not_before, status, assignee, verifiers"
+    f" not_before, status, assignee, verifiers, {failures.last('reason', 'end_time')}"
 )
 
 
@@ -107,11 +108,15 @@ class Task(Record):
     hash64: shapes.Int64 | None = None
     lost_leases: shapes.Id = 0
     not_before: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    reason: Annotated[str, Meta(max_length=failures.MOST_REASON)] | None = (
+        None  # of its last failure, and when that was
+    )
+    failed: shapes.Id = 0
 
     @property
-    def past(self) -> tuple[int, int]:
+    def past(self) -> tuple:
         """What it has been through."""
-        return self.retries, self.lost_leases
+        return self.retries, self.lost_leases, self.reason, self.failed
 
 
 class End(Record):
@@ -281,7 +286,8 @@ class Exporting:
             if row["job"] is not None:
                 self.counts["jobs"] += 1
                 continue
-            numbers = {name: row[name] for name in ("retries", "lost_leases", "max_assign_time", "hash64")}
+            numbers = {name: row[name] for name in ("retries", "lost_leases", "max_assign_time", "hash64", "reason")}
+            numbers["failed"] = row["end_time"] or 0
             numbers |= {
                 name: tracker.in_16_bits(row[name]) for name in ("priority", "max_retries", "verification_count")
             }
@@ -532,8 +538,8 @@ def chain_of(tx: Tx, caller: Caller, name: str | None) -> int | None:
 
 INSERT_TASK = """
     INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, hash64, not_before,
-        status, retries, lost_leases)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+        status, retries, lost_leases, cause)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 STATUS = {"waiting": tracker.NEW, "failed": tracker.FAILED, "delayed": tracker.DELAYED}
 
@@ -558,18 +564,31 @@ def step(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
 def insert_tasks(tx: Tx, rows: list[list], project: int, trusted: bool) -> int:
     """Stores tasks that are ready, have failed, or wait for their time, if that is still to come. How many."""
     stored, now = 0, tx.clock.trusted_unix()
-    for *columns, due, state, retries, lost_leases in rows:
+    for *columns, due, state, retries, lost_leases, reason, failed in rows:
         state = "waiting" if state == "delayed" and due <= now else state
         due = due if state == "delayed" else None
-        if not tx.execute(INSERT_TASK, (*columns, due, STATUS[state], retries, lost_leases)).rowcount:
+        cause = 0 if reason is None else failures.NOT_FOR_GOOD
+        task = tx.execute(INSERT_TASK, (*columns, due, STATUS[state], retries, lost_leases, cause))
+        if not task.rowcount:
             continue
         stored += 1
+        if reason is not None:
+            fail(tx, task.lastrowid, project, reason, failed, state == "failed")
         tx.counts.move(project, "gone", state)
         if state == "waiting":
             tx.ready.append((project, 1))
         if not trusted:
             budgets.weigh(tx, project, budgets.task_weight(columns[1], columns[5]))
     return stored
+
+
+def fail(tx: Tx, task: int, project: int, reason: str, when: int, for_good: bool) -> None:
+    """Notes why a task has failed last, of which nobody here was the worker. If for good, it joins a group."""
+    kept = reason if failures.room_for(tx, project, reason) else ""
+    tx.execute("INSERT INTO failure VALUES (?, ?, 0, ?, 0, ?)", (task, project, when, kept))
+    if for_good:
+        cause = failures.join(tx, project, failures.pattern_of(reason))
+        tx.execute("UPDATE task SET cause = ? WHERE id = ?", (cause, task))
 
 
 def keep_hashes(tx: Tx, hashes: list[int], project: int) -> None:

@@ -57,6 +57,7 @@ import openapi
 import pauses
 import shapes
 import tracker
+import workers
 from database import SCHEMA_VERSION
 from errors import TrackerError
 from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
@@ -1787,6 +1788,8 @@ PAGES = [
     Page("/ui/workers", "workers.html", worker_list),
     Action("/pause", tracker.set_worker_paused, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
+    Action("/rename", workers.rename_worker, says="The worker has another name.", again=True),
+    Action("/delete", workers.delete_by_form, asks=("worker_delete.html", workers.delete_page)),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
     Page("/ui/login", "login.html"),

@@ -5439,7 +5439,8 @@ API: list[Native] = [
 ]
 
 
-importlib.import_module("moving")  # the calls of the modules that rest on this one
+for _module in "moving", "workers":  # they have calls, and rest on this one
+    importlib.import_module(_module)
 
 
 def create_app(settings: Settings | None = None, clock: Clock | None = None) -> Starlette:

@@ -349,6 +349,8 @@ METHODS = {
     "/project/delete/1": "POST",
     "/project/export/1": "POST",
     "/project/acts/1": "GET",
+    "/worker/rename/1": "POST",
+    "/worker/delete/1": "POST",
     "/acts": "GET",
     "/project/import": "POST",
     "/project/secret/1": "GET POST",

@@ -163,7 +163,7 @@ def test_tasks_keep_what_they_have_been_through(site: Site, other: Site) -> None
     a, b = (site.create_worker(project, name) for name in "ab")
     later = site.clock.time() + 5000.25
     a.submit(project, "failed", priority=9)
-    a.release(a.assigned(project)["id"], tracker.FAIL)
+    a.release(a.assigned(project)["id"], tracker.FAIL, error="HTTP 404 of page 17")
     a.submit(project, "retried", max_retries=5, priority=8)
     a.release(a.assigned(project)["id"], tracker.FAIL)
     a.submit(project, "held", priority=10)
@@ -185,6 +185,9 @@ def test_tasks_keep_what_they_have_been_through(site: Site, other: Site) -> None
         "delayed": (3, 0, 0, 0, 0, later, x, None, None),
     }
     assert other.admin.counts(new) == {"waiting": 3, "failed": 1, "delayed": 1}
+    assert other.read("SELECT pattern, failed_task_count FROM cause") == [("HTTP 404 of page …", 1)]
+    reasons = "SELECT recipe, reason, end_time > 0 FROM failure f JOIN task ON id = f.task ORDER BY id"
+    assert other.read(reasons) == [("failed", "HTTP 404 of page 17", 1), ("retried", "", 1)]
 
 
 def test_access_is_asked_for_again_by_name(site: Site, other: Site) -> None:
