@@ -53,11 +53,13 @@ import deletion
 import errors
 import failures
 import forms
+import moving
 import openapi
 import packing
 import pauses
 import shapes
 import tracker
+import workers
 from database import SCHEMA_VERSION
 from errors import TrackerError
 from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
@@ -794,6 +796,11 @@ def of_project(role: int | str, of: tracker.Thing = tracker.PROJECT) -> Callable
         return read
 
     return declare
+
+
+def nothing_more(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """For a page that shows no more than what every page does."""
+    return {}
 
 
 def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
@@ -1675,6 +1682,29 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     return {"logs": rows, "more": more, "projects": tx.all(visible, caller.as_values), "filter": wanted}
 
 
+ALL_ACTS = "SELECT a.*, p.name AS project_name FROM act a LEFT JOIN project p ON p.id = a.project WHERE"
+
+
+def act_rows(tx: Tx, where: str, values: dict[str, Any], query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, and where the next one goes on."""
+    values |= {"before": query.before, "limit": PAGE_ROWS + 1}
+    rows = tx.all(f"{ALL_ACTS} {where} AND a.id < :before ORDER BY a.id DESC LIMIT :limit", values)
+    more = rows[PAGE_ROWS - 1]["id"] if len(rows) > PAGE_ROWS else None
+    return {"acts": [{**row, "details": msgspec.json.decode(row["details"])} for row in rows[:PAGE_ROWS]], "more": more}
+
+
+@of_project(READ)
+def project_acts(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did in a project."""
+    return act_rows(tx, "a.project = :project", {"project": project["id"]}, query)
+
+
+@tracker.needs(ADMIN)
+def all_acts(tx: Tx, caller: Caller, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, wherever that was."""
+    return {**act_rows(tx, "TRUE", {}, query), "project": None}
+
+
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1723,7 +1753,7 @@ async def change_password_page(visit: Visit) -> Response:
     return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
 
 
-@tracker.needs(ADMIN)
+@tracker.needs(ADMIN, acts=True)
 def trust_clock(tx: Tx, caller: Caller) -> None:
     """The clock is right as it stands: retention and due times go by it again."""
     tx.clock.believe()
@@ -1800,6 +1830,8 @@ PAGES = [
         "/ui/projects/{result}",
         "The project is there. Workers may ask for access now.",
     ),
+    Page("/ui/projects/import", "project_import.html", tracker.needs(LOGIN)(nothing_more)),
+    Action("", moving.import_by_form, again=True),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),
@@ -1808,11 +1840,14 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("/export", moving.export_by_form),
     Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
+    Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
+    Page("/ui/acts", "acts.html", all_acts),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
@@ -1850,6 +1885,8 @@ PAGES = [
     Page("/ui/workers", "workers.html", worker_list),
     Action("/pause", tracker.set_worker_paused, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
+    Action("/rename", workers.rename_worker, says="The worker has another name.", again=True),
+    Action("/delete", workers.delete_by_form, asks=("worker_delete.html", workers.delete_page)),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
     Page("/ui/login", "login.html"),
