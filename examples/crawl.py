@@ -561,7 +561,7 @@ class Host:
     pace: float = 0  # seconds for one, lately
     trouble: str = ""
 
-    TIMES: ClassVar = ("noted", "next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
+    TIMES: ClassVar = ("next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
 
     def heed_clock(self, now: float) -> None:
         """A clock that was set back would let a host rest for ever."""
@@ -868,6 +868,8 @@ def read_cookies(file: Path | None) -> Cookies:
     try:
         if file:
             jar.load(ignore_discard=True, ignore_expires=True)
+            for cookie in jar:
+                cookie.expires = cookie.expires or None  # 0 is how curl writes that it ends with the session
     except (OSError, http.cookiejar.LoadError, UnicodeDecodeError) as error:
         raise CrawlError(f"{file} cannot be read as a file of cookies: {error}") from None
     return jar
