@@ -108,6 +108,7 @@ FULL_DISK_PAUSE = 10  # seconds
 HELD = 86400  # seconds for which the lease of a page is extended, at most: for a disk that is full
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
 NO_ROBOTS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # rules with a colon
+MOST_HOPS = 6  # requests for a robots.txt that is elsewhere: after that there is none
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 MOST_REPEATED = 3  # times that a path may have the same segment
@@ -116,7 +117,8 @@ RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as 
 RECORDS, HOSTS = "pages.jsonl", "hosts.db"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = "tracker-crawl/1.0"
-# httpx reads a name back by rules that forbid some which are in use (with an emoji, say); it is asked by the other one.
+# httpx reads a name back by rules that forbid some which are in use (with an emoji, say), even to make a request of a
+# redirect that nobody follows; it is asked by the other one.
 httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -1387,9 +1389,16 @@ def read_rules(body: bytes) -> str:
 
 
 async def get_robots(url: str, user_agent: str, auth: httpx.Auth | None) -> tuple[httpx.Response, bytes]:
-    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, auth=auth, follow_redirects=True, timeout=None)
-    async with asyncio.timeout(ROBOTS_TIMEOUT), client, client.stream("GET", url) as response:
-        return response, await read_up_to(MOST_ROBOTS, response)
+    """The answer, after as many redirects as the standard (RFC 9309) asks for, and its body."""
+    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, auth=auth, timeout=None)
+    async with asyncio.timeout(ROBOTS_TIMEOUT), client:
+        for _ in range(MOST_HOPS):
+            async with client.stream("GET", **as_it_is(url)) as response:
+                target = response.has_redirect_location and normalise(response.headers["Location"], url)
+                if not target:
+                    return response, await read_up_to(MOST_ROBOTS, response)
+            url = target
+        return response, b""
 
 
 def delay_of(robots: Protego, user_agent: str) -> float:

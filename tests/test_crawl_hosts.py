@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -394,6 +395,24 @@ def test_a_host_that_answers_again_is_not_away_any_more(tmp_path: Path) -> None:
         one.hosts.db.execute("UPDATE host SET rests_until = 0")
         give(one, f"{site.url}a")
         assert one.hosts.away("127.0.0.1") == 0
+
+
+def test_a_robots_txt_may_be_elsewhere_and_one_that_is_nowhere_is_none() -> None:
+    moved = {f"/{n}": answer("", f"Location: /{n + 1}", status=301) for n in range(9)}
+    with serving(moved | {"/5": answer("User-agent: *\nDisallow: /x")}) as site:
+        site.answers["/robots.txt"] = answer("", "Location: 1", status=302)
+        assert "/x" in crawl.read_robots(site.url, "tests")
+        site.answers["/robots.txt"] = answer("", "Location: robots.txt", status=302)
+        assert crawl.read_robots(site.url, "tests") == ""
+
+
+def test_a_host_with_an_odd_name_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **how: look_up("127.0.0.1", *more, **how))
+    with serving({"/robots.txt": answer("", "Location: r", status=302), "/r": answer("Disallow: /x")}) as site:
+        url = crawl.normalise(site.url.replace("127.0.0.1", "\U0001f4a9.invalid"))
+        assert crawl.read_robots(url, "tests") == "Disallow: /x"
+    assert all(f"\nHost: {url.split('/')[2]}\r" in head for head in site.heads)
 
 
 # ── Who is asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
