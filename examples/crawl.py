@@ -937,16 +937,31 @@ class Worker:
         """The page, when its host may be asked. PutOff when that is not soon."""
         host = host_of(url)
         if not self.against(url, depth, sitemap):
-            if self.hosts.rest(host) and (away := self.hosts.away(host)) > self.crawl.host_patience:
-                page = Page(url, found_on, "failed", error=f"its host has not answered for {away:.0f} s", depth=depth)
-                self.record(page)
-                return page
+            if self.hosts.rest(host) and self.is_given_up(host):
+                return self.give_up(url, found_on, depth)
             if self.robots_of(url) is None:
                 self.take_turn(host)
-                self.learn_robots(url)
+                try:
+                    self.learn_robots(url)
+                except RobotsAway as trouble:
+                    self.refuse(host, trouble.retry_after, str(trouble))
+                    if self.is_given_up(host):
+                        return self.give_up(url, found_on, depth)
+                    raise PutOff(self.hosts.rest(host), str(trouble)) from None
                 self.leave()
             self.take_turn(host)
         return self.crawl_page(url, found_on, depth, sitemap, task)
+
+    def is_given_up(self, host: str) -> bool:
+        return self.hosts.away(host) > self.crawl.host_patience
+
+    def give_up(self, url: str, found_on: str, depth: int) -> Page:
+        """A page that fails as its host has done."""
+        (host,) = self.hosts.read("name = ?", host_of(url))
+        error = f"its host has not answered for {time.time() - host.away_since:.0f} s: {host.trouble}"
+        page = Page(url, found_on, "failed", error=error, depth=depth)
+        self.record(page)
+        return page
 
     def take_turn(self, host: str) -> None:
         """Wait until the host may be asked. PutOff when that is long: a worker that waits could ask another one."""
@@ -981,13 +996,9 @@ class Worker:
         return self.rules[origin][1]
 
     def learn_robots(self, url: str) -> None:
-        """Read the rules of the URL's host, or PutOff: what it allows is not known then."""
+        """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
         origin, host = origin_of(url), host_of(url)
-        try:
-            text = read_robots(url, self.crawl.user_agent, self.logins)
-        except RobotsAway as trouble:
-            self.refuse(host, trouble.retry_after, str(trouble))
-            raise PutOff(self.hosts.rest(host), str(trouble)) from None
+        text = read_robots(url, self.crawl.user_agent, self.logins)
         self.hosts.keep_robots(origin, text)
         rules = self.robots_of(url)
         if self.hosts.ask_slowly(host, delay := delay_of(rules, self.crawl.user_agent)):

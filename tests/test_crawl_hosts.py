@@ -385,7 +385,15 @@ def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> No
         one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
         assert give(one, "http://127.0.0.1:1/b")["result"] == library.FAILED
         (record,) = crawl.read_records(one.crawl.records)
-    assert "has not answered for 360" in record["error"]
+    assert "has not answered for 360" in record["error"] and "ConnectError" in record["error"]
+
+
+def test_a_host_whose_robots_txt_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:
+    with working("http://127.0.0.1:1/", tmp_path, host_patience=3600) as one:
+        one.hosts.db.execute("DELETE FROM robots")
+        assert give(one, "http://127.0.0.1:1/a")["result"] == library.SKIPPED
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601, rests_until = 0, next_turn = 0")
+        assert give(one, "http://127.0.0.1:1/a")["result"] == library.FAILED
 
 
 def test_a_host_that_answers_again_is_not_away_any_more(tmp_path: Path) -> None:
@@ -413,6 +421,10 @@ def test_a_host_with_an_odd_name_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
         url = crawl.normalise(site.url.replace("127.0.0.1", "\U0001f4a9.invalid"))
         assert crawl.read_robots(url, "tests") == "Disallow: /x"
     assert all(f"\nHost: {url.split('/')[2]}\r" in head for head in site.heads)
+
+
+def test_several_hosts_are_crawled_politely_by_several_workers_whatever_some_of_them_do(tmp_path: Path) -> None:
+    assert prove_crawl.prove_hosts(hosts=6, pages=20, workers=4, rate=20, directory=tmp_path, patience=5) == []
 
 
 # ── Who is asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
