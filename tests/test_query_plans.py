@@ -22,6 +22,7 @@ import counts
 import failures
 import pages
 import pauses
+import retention
 import shapes
 import tracker
 from dialects.testflinger import clients as testflinger_clients
@@ -203,6 +204,7 @@ def one_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long operation or a search ends after its first piece, a small one, and not when its time is up."""
     monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "PIECE_TASKS", 50)
+    monkeypatch.setattr(retention, "PIECE_ROWS", 50)
     monkeypatch.setattr(tracker, "BULK_TASKS", 50)
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
     monkeypatch.setattr(tracker, "SCAN", 50)
