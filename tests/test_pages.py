@@ -226,6 +226,7 @@ class Place:
             "/ui/testflinger/clients": {"client_id": "another"},
             "/ui/testflinger/clients/{client}/delete": {"confirmed": "yes"},
             "/ui/testflinger/clients_key": {"confirmed": "yes"},
+            "/ui/projects/{project}/access/answer": {"answer": "accept", "which": "all"},
             "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
             "/ui/projects/{project}/access/role": {"username": self.manager.username, "read": "true"},
             "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
