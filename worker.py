@@ -808,7 +808,8 @@ class Admission:
             text += "\nWaiting for that."
         if text != self.said:
             self.said = text
-            self.say(text)
+            for line in text.split("\n"):
+                self.say(line)
         self.client.interrupts.sleep(self.pause)
         self.pause = min(self.pause * 2, self.LONGEST_PAUSE)
 
