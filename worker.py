@@ -1259,6 +1259,8 @@ def release_body(assignment: Assignment, outcome: Outcome) -> dict[str, Any]:
         body["output"] = outcome.output
     if outcome.delay:
         body["delay"] = outcome.delay
+    if outcome.for_good:
+        body["for_good"] = True
     return body
 
 
@@ -1965,6 +1967,7 @@ class Outcome:
     unfit: bool = False  # this worker could not run any other task either
     is_held: bool = False  # skipped, and released later: at once, it would be the next one again
     delay: float = 0.0  # seconds for which nobody is assigned a skipped one
+    for_good: bool = False  # failed, and not to be retried
 
 
 class Cause(enum.Enum):
@@ -3049,9 +3052,12 @@ class Task:
         json.dumps(output, allow_nan=False, ensure_ascii=False).encode()  # what is no JSON is found out here
         self._said = Outcome(DONE, "done", output)
 
-    def fail(self, reason: str) -> None:
-        """It failed, for this reason, which is logged: it is retried as often as its submitter allows."""
-        self._said = Outcome(FAILED, reason or "failed")
+    def fail(self, reason: str, for_good: bool = False) -> None:
+        """It failed, for this reason, which is logged: it is retried as often as its submitter allows.
+
+        for_good: it is not, as that would be in vain; and the worker is not at fault (many failures in a row pause it).
+        """
+        self._said = Outcome(FAILED, reason or "failed", for_good=for_good)
 
     def skip(self, delay: float = 1.0, reason: str = "skipped") -> None:
         """It goes back and counts as not tried; nobody is assigned it for so many seconds. 0: it is the next one."""
