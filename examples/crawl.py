@@ -834,6 +834,7 @@ class Page:
     sitemap: int = 0  # it is none but a sitemap, of this level
     seconds: float = 0
     asked: bool = False  # the site was
+    for_good: bool = False  # failed, as it would at every further attempt
     links: list[str] = field(default_factory=list)
     sitemaps: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
@@ -931,7 +932,7 @@ class Worker:
             self.leave()
         self.hosts.forget(task.id)
         if page.outcome == "failed":
-            task.fail(f"failed: {describe(asdict(page))}")
+            task.fail(f"failed: {describe(asdict(page))}", for_good=page.for_good)
 
     def crawl_in_turn(self, task: int, url: str, found_on: str, depth: int = 0, sitemap: int = 0) -> Page:
         """The page, when its host may be asked. PutOff when that is not soon."""
@@ -959,7 +960,7 @@ class Worker:
         """A page that fails as its host has done."""
         (host,) = self.hosts.read("name = ?", host_of(url))
         error = f"its host has not answered for {time.time() - host.away_since:.0f} s: {host.trouble}"
-        page = Page(url, found_on, "failed", error=error, depth=depth)
+        page = Page(url, found_on, "failed", error=error, depth=depth, for_good=True)
         self.record(page)
         return page
 
@@ -1072,7 +1073,7 @@ class Worker:
     def record(self, page: Page) -> None:
         """A line of pages.jsonl: one call a line, so that those of the crew do not mix."""
         known = asdict(page) | {"links": len(page.links), "worker": self.id, "pid": os.getpid(), "time": time.time()}
-        del known["sitemaps"], known["asked"]
+        del known["sitemaps"], known["asked"], known["for_good"]
         line = json.dumps(known).encode() + b"\n"
 
         def write() -> None:
@@ -1089,7 +1090,7 @@ class Worker:
         page = Page(url, found_on, depth=depth, sitemap=sitemap)
         reason = self.against(url, depth, sitemap)  # patterns or robots.txt may have changed since the link was stored
         if reason == "out of scope":  # never done: it may be another crawl's
-            page.outcome, page.error = "failed", "out of the crawl's scope"
+            page.outcome, page.error, page.for_good = "failed", "out of the crawl's scope", True
             return page
         reason = reason or self.hosts.admit(shape_of(url), self.crawl.max_variants, self.crawl.max_pages)
         if reason == "--max-pages":
