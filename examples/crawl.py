@@ -25,12 +25,26 @@ twice is a duplicate, a release made twice answers `updated: false`.
 
 A page is a URL as browsers make it of a link (the URL standard), without login and fragment, and is fetched as that. It
 is the same page as another when they differ only in percent-encodings of unreserved characters (%7E is ~). The query
-stays as it is: only the site knows what it means. A redirect is a page with one link, its target. Links are those of
-<a>, <area>, <frame> and <iframe>, below the seed's directory or (--scope host) anywhere on its scheme, host, port.
+stays as it is: only the site knows what it means. Links are followed below the seed's directory or (--scope host)
+anywhere on its scheme, host, port:
+
+- Followed, relative to <base> if there is one: <a> (also of SVG, with href or xlink:href), <area>, <frame>, <iframe>,
+  <meta http-equiv=refresh>, <link rel=next|prev|canonical|alternate> (alternate: in HTML, no feeds and styles); the
+  headers Refresh and, with the same relations, Link; and Location of 301, 302, 303, 307 and 308. A redirect is a page
+  with one link, its target.
+- Followed with --parts alone, what a page is shown with: src, srcset and poster of <img>, <source>, <video>, <audio>,
+  <track>, <embed>, <script> and <input>, <object data>, <body background>, <image> and <use> of SVG, <link rel=
+  stylesheet|icon|preload|manifest> with href and imagesrcset. Not what a style sheet or a script asks for.
+- Not followed: forms, links of JavaScript, other relations of <link>, ping and cite, Location of 201 and 300, and URLs
+  in plain text, in comments, or in what is no HTML.
+
+A body is read as gzip, deflate, and, where their libraries are installed, brotli and zstd. One that ends too soon, by
+its length, its chunks or its coding, or is broken, makes its page fail, and it is fetched again; --max-body holds for
+what comes and for what it decodes to.
 
 `pip install '.[examples]'` brings httpx, rich, lxml (finds links 8 times faster than html.parser, and no page can make
 it slow), protego (robots.txt with wildcards and longest match, which urllib.robotparser does not know), ada-url and
-webencodings (URLs and charsets as browsers read them).
+webencodings (URLs and charsets as browsers read them), brotli and backports.zstd (it goes without either).
 """
 
 from __future__ import annotations
@@ -42,6 +56,7 @@ import collections
 import contextlib
 import email.utils
 import getpass
+import importlib
 import json
 import math
 import multiprocessing
@@ -52,6 +67,7 @@ import signal
 import string
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -82,6 +98,8 @@ PATIENCE = 1  # seconds that a worker waits for its turn before it looks again w
 MOST_PUT_OFF = 5  # times that a page is put off; if the site then answers others, it is the page that is at fault
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
 NO_ROBOTS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # rules with a colon
+CODINGS = ("gzip", "deflate", "br", "zstd", "compress")  # of a body; what else its header may name is ignored
+MOST_CODINGS, DECODED_AT_ONCE = 3, 4096  # of one body; bytes
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 BULK = 500  # links in one request
@@ -150,26 +168,99 @@ def _normalise_percent(match: re.Match) -> str:
 class _LinkFinder:
     """A target of lxml's parser that keeps the links and builds no tree: its time is linear, however deep a page is."""
 
-    ATTRIBUTES: ClassVar = {"a": "href", "area": "href", "frame": "src", "iframe": "src"}
+    PAGES: ClassVar = {"a": ("href", "xlink:href"), "area": ("href",), "frame": ("src",), "iframe": ("src",)}
+    PARTS: ClassVar = {
+        "img": ("src", "srcset"),
+        "source": ("src", "srcset"),
+        "link": ("href", "imagesrcset"),
+        "script": ("src", "href", "xlink:href"),
+        "image": ("href", "xlink:href"),
+        "use": ("href", "xlink:href"),
+        "video": ("src", "poster"),
+        "audio": ("src",),
+        "track": ("src",),
+        "embed": ("src",),
+        "object": ("data",),
+        "input": ("src",),
+        "body": ("background",),
+    }
 
-    def __init__(self):
+    def __init__(self, parts: bool = False):
+        self.parts = parts
         self.base, self.links, self.encoding = "", {}, None
         self.robots = []  # (whom it is for, what they are told) of each <meta>
 
     def start(self, tag: str, attributes: dict) -> None:
-        if tag == "meta":
+        rel = attributes.get("rel", "").lower().split()
+        if tag == "base":
+            self.base = self.base or attributes.get("href", "")
+        elif tag == "meta":
             self.encoding = self.encoding or encoding_of_meta(attributes)
             self.robots.append((attributes.get("name", "").strip(), attributes.get("content", "")))
-        elif tag == "base":
-            self.base = self.base or attributes.get("href", "")
-        elif tag in self.ATTRIBUTES and (link := attributes.get(self.ATTRIBUTES[tag])) is not None:
+            if attributes.get("http-equiv", "").strip().lower() == "refresh":
+                self.add(refresh_target(attributes.get("content", "")), rel)
+        elif tag == "link" and leads_to_page(rel, attributes.get("type", "")):
+            self.add(attributes.get("href"), rel)
+        elif tag in self.PAGES or (self.parts and tag in self.PARTS and is_part(tag, rel)):
+            for name in self.PAGES.get(tag) or self.PARTS[tag]:
+                value = attributes.get(name)
+                for link in images_of(value or "") if name.endswith("srcset") else [value]:
+                    self.add(link, rel)
+
+    def add(self, link: str | None, rel: list[str]) -> None:
+        """A dict keeps each once, in order; one that may be followed will do."""
+        if link is not None:
             link = link.partition("#")[0]
-            asked_not_to = "nofollow" in attributes.get("rel", "").lower().split()
-            # A dict keeps each once, in order; one that may be followed will do.
-            self.links[link] = self.links.get(link, True) and asked_not_to
+            self.links[link] = self.links.get(link, True) and "nofollow" in rel
 
     def close(self) -> _LinkFinder:
         return self
+
+
+LEADING = {"next", "prev", "previous", "canonical", "alternate"}  # relations of a <link> or Link: to another page
+PAGE_TYPES = ("text/html", "application/xhtml+xml")
+SPACES = "\t\n\f\r "
+
+
+def leads_to_page(rel: list[str], kind: str) -> bool:
+    """Whether a link of these relations and that type (if it has one) is to a page: no feed, and no style sheet."""
+    kind = kind.partition(";")[0].strip().lower()
+    return not LEADING.isdisjoint(rel) and "stylesheet" not in rel and kind in ("", *PAGE_TYPES)
+
+
+def is_part(tag: str, rel: list[str]) -> bool:
+    return tag != "link" or not {"stylesheet", "icon", "preload", "modulepreload", "manifest"}.isdisjoint(rel)
+
+
+def refresh_target(content: str) -> str | None:
+    """Where a <meta http-equiv=refresh>, or a header of that name, leads: None where the page reloads itself."""
+    found = re.match(
+        rf"[{SPACES}]*+[0-9.]++(?:[{SPACES}]*+[;,]|[{SPACES}])[{SPACES}]*+(?:url[{SPACES}]*+=[{SPACES}]*+)?"
+        r"""(?:'([^']*)|"([^"]*)|(.*))""",
+        content,
+        re.IGNORECASE | re.DOTALL,
+    )
+    return (found and (found[1] or found[2] or found[3])) or None
+
+
+def images_of(srcset: str) -> Iterator[str]:
+    """The URLs of a srcset: each up to the next space, and after it what tells its size, up to a comma."""
+    told = r"(?:[^,(]++|\([^)]*+\)?)*+"
+    for url in re.findall(rf"([^{SPACES},][^{SPACES}]*+)(?:(?<=,)|{told})", srcset):
+        yield url.rstrip(",")
+
+
+def links_of_header(response: httpx.Response) -> Iterator[str]:
+    """What the headers Link: and Refresh: of an answer lead to, as they have it."""
+    for value in response.headers.get_list("Link"):
+        for link, parameters in re.findall(r'<([^<>]*)>((?:[^,"<]|"[^"]*")*)', value):
+            named = dict(reversed(re.findall(r'[;\s]([\w*]+)\s*+=\s*+("[^"]*"|[^\s;,"]*)', parameters.lower())))
+            rel, kind = (named.get(name, "").strip('"') for name in ("rel", "type"))
+            if "anchor" not in named and "nofollow" not in rel.split() and leads_to_page(rel.split(), kind):
+                yield link
+    for value in response.headers.get_list("Refresh")[:1]:
+        if link := refresh_target(value):
+            yield link
 
 
 def find_links(
@@ -179,20 +270,22 @@ def find_links(
     default: str = "windows-1252",
     left_out: dict[str, int] | None = None,
     robot: str | None = None,
+    parts: bool = False,
 ) -> list[str]:
     """The normalised targets of a page's links, each once, in the order of the page. Counts what is `left_out`.
 
-    With the name of a `robot` those are left out that the page does not want followed (by it, or by any).
+    With the name of a `robot` those are left out that the page does not want followed (by it, or by any). With
+    `parts` there are those, too, of what the page is shown with.
 
     It is decoded as browsers do: what counts is a byte order mark, then `charset` (of the Content-Type header), then
     what the page declares, else `default`; what does not belong there is replaced, and costs no link.
     """
     declared = webencodings.lookup(charset or "") or prescan(html)
     text, encoding = decode(html, declared or webencodings.lookup(default))
-    found = read_html(text)
+    found = read_html(text, parts)
     if not declared and found.encoding not in (None, encoding):  # a declaration after the first bytes
         text, encoding = decode(html, found.encoding)
-        found = read_html(text)
+        found = read_html(text, parts)
     base = normalise(found.base, url) or url
     links, left_out = {}, {} if left_out is None else left_out
     forbidden = robot is not None and any(
@@ -236,8 +329,8 @@ def decode(html: bytes, encoding: webencodings.Encoding) -> tuple[str, webencodi
     return text, encoding if used is wider else used
 
 
-def read_html(text: str) -> _LinkFinder:
-    parser = etree.HTMLParser(target=_LinkFinder(), encoding="utf-8", huge_tree=True)
+def read_html(text: str, parts: bool = False) -> _LinkFinder:
+    parser = etree.HTMLParser(target=_LinkFinder(parts), encoding="utf-8", huge_tree=True)
     return etree.fromstring(text.replace("\0", "\ufffd").encode("utf-8", "replace"), parser)
 
 
@@ -305,6 +398,113 @@ def _as_browsers(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error("as browsers", _as_browsers)
+
+
+# ── Bodies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def installed(*names: str):
+    """The first of these modules that there is, or None."""
+    for name in names:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    return None
+
+
+brotli = installed("brotli")
+brotli = brotli if hasattr(getattr(brotli, "Decompressor", None), "can_accept_more_data") else None  # bounds its output
+zstd = installed("compression.zstd", "backports.zstd")
+ACCEPTED = ", ".join(["gzip", "deflate"] + ["br"] * bool(brotli) + ["zstd"] * bool(zstd))
+DECODER_ERRORS = (zlib.error, getattr(brotli, "error", zlib.error), getattr(zstd, "ZstdError", zlib.error))
+
+
+class Brotli:
+    """brotli's decompressor in the manner of zlib's. It refuses what follows the end."""
+
+    unused_data = unconsumed_tail = b""
+
+    def __init__(self):
+        self.decompressor = brotli.Decompressor()
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        return self.decompressor.process(data, output_buffer_limit=most)[:most]
+
+    @property
+    def eof(self) -> bool:
+        return self.decompressor.is_finished()
+
+
+def start_decoder(coding: str, data: bytes):
+    """What decodes the data, or more of the same kind that follows it; None where nothing of that kind begins."""
+    if coding == "gzip":
+        return zlib.decompressobj(31) if data.startswith(b"\x1f\x8b") else None
+    if coding == "zstd":
+        begins = data[:4] == b"\x28\xb5\x2f\xfd" or data[1:4] == b"\x2a\x4d\x18"  # a frame, or one to be skipped
+        return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23}) if begins else None
+    if coding == "br":
+        return Brotli()
+    zlib_header = len(data) > 1 and data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0
+    return zlib.decompressobj(15 if zlib_header else -15)
+
+
+def expand(coding: str, data: bytes, most: int) -> tuple[bytes, bool]:
+    """So many bytes at most of what the data are the code of, and whether its end has been reached in them.
+
+    gzip and zstd may be several, one after the other; what follows them and is none is ignored, as browsers do.
+    """
+    body, position, decoder = bytearray(), 0, None
+    while position < len(data) and len(body) < most:
+        piece = data[position : position + DECODED_AT_ONCE]  # small: each end copies what is left of it
+        decoder = decoder or start_decoder(coding, piece)
+        if not decoder and position:
+            break
+        if not decoder:
+            raise httpx.DecodingError(f"the body is no {coding}")
+        try:
+            body += decoder.decompress(piece, most - len(body))
+        except DECODER_ERRORS as error:
+            raise httpx.DecodingError(f"the body is no {coding}: {error}") from None
+        position += len(piece) - len(decoder.unused_data)
+        if decoder.eof:
+            decoder = None
+            if coding not in ("gzip", "zstd"):
+                break
+    return bytes(body), not decoder
+
+
+def decode_body(raw: bytes, response: httpx.Response, limit: int) -> tuple[bytes, bool]:
+    """The body without its content codings, so many bytes of it at most, and whether that is not all of it.
+
+    `raw` has a byte more than the limit when there is more. Raises DecodingError for what is broken, or ends too soon.
+    """
+    named = [name.strip().lower() for name in response.headers.get_list("Content-Encoding", split_commas=True)]
+    codings = [name.removeprefix("x-") for name in named if name.removeprefix("x-") in CODINGS]
+    body, cut = raw, len(raw) > limit
+    if len(codings) > MOST_CODINGS:
+        raise httpx.DecodingError(f"the body is encoded {len(codings)} times")
+    for coding in reversed(codings if raw else []):
+        if coding not in ACCEPTED.split(", "):
+            raise httpx.DecodingError(f"the body is encoded as {coding}, which was not asked for")
+        body, whole = expand(coding, body, limit + 1)
+        if not whole and not cut and len(body) <= limit:
+            raise httpx.DecodingError(f"the body ends in the middle of its {coding}")
+        cut = cut or not whole
+    return body[:limit], cut or len(body) > limit
+
+
+async def read_raw(limit: int, response: httpx.Response) -> bytes:
+    """So many bytes of the body as it comes, or all of it."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) >= limit:
+            break
+    return bytes(body[:limit])
+
+
+async def read_up_to(limit: int, response: httpx.Response) -> bytes:
+    """So many bytes of the decoded body, or all of it."""
+    return decode_body(await read_raw(limit + 1, response), response, limit)[0]
 
 
 # ── The tracker's API ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -412,6 +612,7 @@ class Crawl:
     records: Path
     login: tuple[str, str] | None = None  # at the site
     ignore_nofollow: bool = False
+    parts: bool = False  # fetch what pages are shown with, too
 
     def covers(self, url: str) -> bool:
         return unique(url).startswith(unique(self.scope))
@@ -501,7 +702,7 @@ class Worker:
         self.crawl, self.id, self.site = crawl, credentials["id"], site
         self.asked_to_stop = False
         self.tracker = Tracker(crawl.server, credentials, self.stopping)
-        self.http = httpx.AsyncClient(timeout=None, headers={"User-Agent": crawl.user_agent}, auth=crawl.login)
+        self.http = httpx.AsyncClient(timeout=None, headers=headers_of(crawl.user_agent), auth=crawl.login)
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -613,20 +814,14 @@ class Worker:
         page.status = response.status_code
         page.type = type_of(response)
         if response.has_redirect_location:
-            target = normalise(response.headers["Location"], page.url)
+            target = normalise(response.headers.get_list("Location")[0], page.url)
             page.links = [target] if target and len(target) <= LONGEST_URL else []
             if not page.found_on and not any(map(self.crawl.wants, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
             body = await self.read_body(response, page)
             page.type = page.type or (looks_like_html(body) and "text/html") or ""
-            if page.type in ("text/html", "application/xhtml+xml"):
-                robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
-                default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
-                page.links = find_links(body, page.url, charset_of(response), default, page.left_out, robot)
-                if robot and header_says_nofollow(response, robot):
-                    page.left_out["nofollow"] = page.left_out.get("nofollow", 0) + len(page.links)
-                    page.links = []
+            self.read_links(body, response, page)
         elif page.status in (429, 503):
             page.outcome, page.retry_after = "refused", retry_after(response)
         elif page.status == 408 or page.status >= 500:
@@ -634,11 +829,24 @@ class Worker:
         else:
             page.outcome = "broken"
 
+    def read_links(self, body: bytes, response: httpx.Response, page: Page) -> None:
+        """The page's links, of its headers and, if it is HTML, its text."""
+        robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
+        found = [url for link in links_of_header(response) if (url := normalise(link, page.url))]
+        if page.type in PAGE_TYPES:
+            default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
+            charset = charset_of(response)
+            found += find_links(body, page.url, charset, default, page.left_out, robot, self.crawl.parts)
+        page.links = list({unique(url): url for url in reversed(found)}.values())[::-1]
+        if robot and header_says_nofollow(response, robot):
+            page.left_out["nofollow"] = page.left_out.get("nofollow", 0) + len(page.links)
+            page.links = []
+
     async def read_body(self, response: httpx.Response, page: Page) -> bytes:
-        body = await read_up_to(self.crawl.max_body + 1, response)
-        if len(body) > self.crawl.max_body:
-            page.truncated, page.error = True, f"cut off after {self.crawl.max_body} bytes"
-            body = body[: self.crawl.max_body]
+        raw = await read_raw(self.crawl.max_body + 1, response)
+        body, page.truncated = decode_body(raw, response, self.crawl.max_body)
+        if page.truncated:
+            page.error = f"cut off after {self.crawl.max_body} bytes"
         page.size = len(body)
         return body
 
@@ -653,20 +861,14 @@ class Worker:
         self.tracker.call("POST", f"/log/{level}", line)
 
 
+def headers_of(user_agent: str) -> dict[str, str]:
+    return {"User-Agent": user_agent, "Accept-Encoding": ACCEPTED}
+
+
 def as_it_is(url: str) -> dict:
     """What makes httpx ask for this URL, and not for one that is quoted in its own way."""
     target = re.sub("^[a-z]+://[^/]*", "", url).encode()
     return {"url": url} if httpx.URL(url).raw_path == target else {"url": url, "extensions": {"target": target}}
-
-
-async def read_up_to(limit: int, response: httpx.Response) -> bytes:
-    """So many bytes of the body, or all of it."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) >= limit:
-            break
-    return bytes(body[:limit])
 
 
 IN_TYPES = frozenset("!#$%&'*+.^_`|~-" + string.digits + string.ascii_lowercase)
@@ -877,7 +1079,7 @@ def read_rules(body: bytes) -> str:
 
 
 async def get_robots(url: str, user_agent: str, login: tuple[str, str] | None) -> tuple[httpx.Response, bytes]:
-    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, auth=login, follow_redirects=True, timeout=None)
+    client = httpx.AsyncClient(headers=headers_of(user_agent), auth=login, follow_redirects=True, timeout=None)
     async with asyncio.timeout(ROBOTS_TIMEOUT), client, client.stream("GET", url) as response:
         return response, await read_up_to(MOST_ROBOTS, response)
 
@@ -1179,10 +1381,14 @@ def print_report(report: dict, project: int) -> None:
 # ── Command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+LINKS_FOLLOWED = "A page is a URL" + (__doc__ or "").partition("\nA page is a URL")[2].partition("\n`pip")[0]
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Crawl one web site with several workers that share the work through a task tracker.",
-        epilog="The same command goes on with a crawl that was interrupted. How it works: see the top of the file.",
+        epilog="The same command goes on with a crawl that was interrupted.\n\n" + LINKS_FOLLOWED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("seed", metavar="SEED_URL", help="the first page")
@@ -1203,6 +1409,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
     add("--user-agent", metavar="TEXT", default=USER_AGENT, help="say how to reach you (default: %(default)s)")
     add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
+    add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
     add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
     add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
@@ -1235,6 +1442,7 @@ def run(args: argparse.Namespace) -> int:
         "user_agent",
         "login",
         "ignore_nofollow",
+        "parts",
         "timeout",
         "max_body",
         "max_assign_time",
