@@ -51,29 +51,37 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import codecs
 import collections
 import contextlib
 import email.utils
+import errno
+import functools
 import getpass
+import hashlib
 import importlib
+import io
+import itertools
 import json
 import math
+import mimetypes
 import multiprocessing
 import os
 import random
 import re
 import signal
+import sqlite3
 import string
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 from urllib.parse import unquote
 
 import ada_url
@@ -83,6 +91,13 @@ from lxml import etree
 from protego import Protego
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 OK, FAIL, SKIP = 0, 1, 2  # results of a release
 ASSIGN_WAIT = 4  # seconds that the tracker may hold a request for a task; then the worker looks whether it is to stop
@@ -105,6 +120,12 @@ LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 BULK = 500  # links in one request
 DEFAULT_RATE = 5.0  # pages per second
 UNLIMITED_RATE = sys.float_info.max  # how the API shows that there is no limit
+MOST_WARC, OPEN = 10**9, ".open"  # bytes of one file; what the name of one ends in that is being written
+NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
+FULL_DISK_PAUSE = 5  # seconds until a full disk is tried again
+LISTED = ("broken", "failed", "truncated")  # fates whose pages the report names
+IN_FATES = ("url", "status", "error", "depth", "found_on", "type", "size", "file")  # what is told of each page
+MOST_LISTED, MOST_REFERRERS, MOST_HOSTS = 10_000, 20, 10  # of each, in it
 RECORDS, REST = "pages.jsonl", "rest.json"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = f"tracker-crawl/1.0 (python-httpx/{httpx.__version__})"
@@ -268,11 +289,11 @@ def find_links(
     url: str,
     charset: str | None = None,
     default: str = "windows-1252",
-    left_out: dict[str, int] | None = None,
+    leave_out: Callable[[str, str], None] = lambda _reason, _link: None,
     robot: str | None = None,
     parts: bool = False,
 ) -> list[str]:
-    """The normalised targets of a page's links, each once, in the order of the page. Counts what is `left_out`.
+    """The normalised targets of a page's links, each once, in the order of the page. Says what is left out, and why.
 
     With the name of a `robot` those are left out that the page does not want followed (by it, or by any). With
     `parts` there are those, too, of what the page is shown with.
@@ -287,7 +308,7 @@ def find_links(
         text, encoding = decode(html, found.encoding)
         found = read_html(text, parts)
     base = normalise(found.base, url) or url
-    links, left_out = {}, {} if left_out is None else left_out
+    links = {}
     forbidden = robot is not None and any(
         name.lower() in ("robots", product(robot)) and says_nofollow(content) for name, content in found.robots
     )
@@ -297,7 +318,7 @@ def find_links(
         if target and robot is not None and (forbidden or asked_not_to):
             reason = "nofollow"
         if reason:
-            left_out[reason] = left_out.get(reason, 0) + 1
+            leave_out(reason, target)
         elif target:
             links.setdefault(unique(target), target)
     return list(links.values())
@@ -502,6 +523,26 @@ async def read_raw(limit: int, response: httpx.Response) -> bytes:
     return bytes(body[:limit])
 
 
+async def read_rest(limit: int, response: httpx.Response) -> bytes:
+    """The body of an answer that is not read for itself: what can be had of it."""
+    try:
+        return await read_raw(limit, response)
+    except httpx.HTTPError:
+        return b""
+
+
+def conditions_of(known: dict) -> dict[str, str]:
+    """The headers that ask for a page only if it is not what is known."""
+    headers = {"If-None-Match": known.get("etag"), "If-Modified-Since": known.get("last_modified")}
+    return {name: value for name, value in headers.items() if value and value.isascii()}
+
+
+def address_of(response: httpx.Response) -> str:
+    """Of the server that answers; empty when it is not known."""
+    stream = response.extensions.get("network_stream")
+    return ((stream and stream.get_extra_info("server_addr")) or ("",))[0]
+
+
 async def read_up_to(limit: int, response: httpx.Response) -> bytes:
     """So many bytes of the decoded body, or all of it."""
     return decode_body(await read_raw(limit + 1, response), response, limit)[0]
@@ -592,6 +633,234 @@ def unix_time(date: str) -> float | None:
         return None
 
 
+# ── What is kept ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+T = TypeVar("T")
+
+
+def despite_full_disk(write: Callable[[], T], pause: Callable[[float], None]) -> T:
+    """What `write` returns, which writes to a disk. Says that the disk is full, and tries again until it is not."""
+    while True:
+        try:
+            return write()
+        except (OSError, sqlite3.OperationalError) as error:
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            if not full and getattr(error, "sqlite_errorname", "") not in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+                raise
+            say(f"The disk is full: {error}. The crawl goes on when it is not.")
+        pause(FULL_DISK_PAUSE)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request, what was answered to it, and when it began. The body as it came, and as it is read."""
+
+    response: httpx.Response
+    raw: bytes
+    body: bytes
+    began: datetime
+    address: str  # of the server; empty when it is not known
+
+
+class Headers(StatusAndHeaders):
+    """A first line and headers as they are; warcio would quote what is not ASCII."""
+
+    def compute_headers_buffer(self, header_filter=None) -> None:
+        self.headers_buff = self.to_bytes(header_filter, "iso-8859-1")
+
+
+class Archive:
+    """WARC files of one process in a folder that others write to as well. A file that is being written ends in .open.
+
+    Each record is a gzip member of its own, and on the disk when `keep` returns. A file that a killed process has left
+    is cut after its last whole record by `mend`.
+    """
+
+    def __init__(self, folder: Path, name: str, worker: int, software: str):
+        self.folder, self.name, self.worker = folder, re.sub(r"[^\w.-]", "_", name)[:100], worker
+        self.about = {"software": software, "format": "WARC File Format 1.1", "isPartOf": name}
+        self.file, self.size, self.serial = None, 0, 0
+
+    def keep(self, page: Page, exchange: Exchange, original: dict | None = None) -> str:
+        """Write the records of an exchange; of a page that has not changed one that refers to its `original`.
+
+        Returns the file's name. Raises OSError, having written nothing.
+        """
+        out = io.BytesIO()
+        writer = WARCWriter(out, gzip=True, warc_version="WARC/1.1")
+        told = {"WARC-Date": warc_date(exchange.began.timestamp())}
+        if exchange.address:
+            told["WARC-IP-Address"] = exchange.address
+        asked = writer.create_warc_record(page.url, "request", http_headers=asked_of(exchange.response))
+        answered = answered_of(exchange.response)
+        if original:
+            come = writer.create_revisit_record(
+                page.url, page.digest, original["url"], warc_date(original["since"]), answered, told
+            )
+            if page.status == 304:
+                come.rec_headers.replace_header("WARC-Profile", NOT_MODIFIED)
+        else:
+            told |= {"WARC-Truncated": "length"} if page.truncated else {}
+            come = writer.create_warc_record(
+                page.url, "response", io.BytesIO(exchange.raw), len(exchange.raw), "", told, http_headers=answered
+            )
+        writer.write_request_response_pair(asked, come)
+        data = out.getvalue()
+        if self.file and self.size + len(data) > MOST_WARC:
+            self.close()
+        if not self.file:
+            self.start()
+        self.append(data)
+        return self.path.name
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        began = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"[:-3]
+        self.path = self.folder / f"{self.name}-{began}-{self.serial:05}-{self.worker}-{os.getpid()}.warc.gz"
+        self.file, self.size = open(f"{self.path}{OPEN}", "xb", buffering=0), 0  # noqa: SIM115 (closed by close)
+        self.serial += 1
+        try_to_lock(self.file)
+        out = io.BytesIO()
+        writer = WARCWriter(out, gzip=True, warc_version="WARC/1.1")
+        writer.write_record(writer.create_warcinfo_record(self.path.name, self.about))
+        try:
+            self.append(out.getvalue())
+        except OSError:
+            self.file.close()
+            self.file = None
+            os.unlink(f"{self.path}{OPEN}")
+            raise
+        sync_folder(self.folder)
+
+    def append(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self.file.write(left) :]
+            os.fsync(self.file.fileno())
+        except OSError:
+            self.file.truncate(self.size)
+            self.file.seek(self.size)
+            raise
+        self.size += len(data)
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+            self.file = None
+            os.replace(f"{self.path}{OPEN}", self.path)
+
+
+def asked_of(response: httpx.Response) -> Headers:
+    """The request's first line and headers, without what would open the site to others."""
+    request = response.request
+    target = request.extensions.get("target", request.url.raw_path).decode("iso-8859-1")
+    secrets = (b"authorization", b"proxy-authorization", b"cookie")
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in secrets]
+    return Headers(f"{target} HTTP/1.1", headers, protocol=request.method)
+
+
+def answered_of(response: httpx.Response) -> Headers:
+    """The answer's first line and headers. The one that names chunks, which the body no longer has, by another name."""
+    renamed = {b"transfer-encoding": b"X-Archive-Orig-Transfer-Encoding"}
+    headers = [(renamed.get(name.lower(), name), value) for name, value in response.headers.raw]
+    reason = response.extensions.get("reason_phrase", b"").decode("iso-8859-1")
+    return Headers(f"{response.status_code} {reason}", headers, protocol=response.http_version)
+
+
+def warc_date(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def mend(folder: Path) -> None:
+    """Close the files that killed processes have left open there: after the last whole record of each."""
+    for open_file in sorted(folder.glob(f"*.warc.gz{OPEN}")):
+        with contextlib.suppress(OSError), open(open_file, "r+b") as file:
+            if try_to_lock(file):
+                file.truncate(whole_members(file))
+                os.fsync(file.fileno())
+                os.replace(open_file, str(open_file).removesuffix(OPEN))
+
+
+def try_to_lock(file) -> bool:
+    """Whether nobody else writes to it. (Windows lets no file be renamed that is open.)"""
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def whole_members(file) -> int:
+    """Where the last whole gzip member of the file ends."""
+    end, left, decoder = 0, b"", zlib.decompressobj(31)
+    while left or (left := file.read(2**16)):
+        try:
+            decoder.decompress(left, 2**20)
+        except zlib.error:
+            break
+        left = decoder.unconsumed_tail
+        if decoder.eof:
+            left, decoder = decoder.unused_data, zlib.decompressobj(31)
+            end = file.tell() - len(left)
+    return end
+
+
+class Folder:
+    """Bodies as files, in a folder that others write to as well. Their names are safe on any file system.
+
+    HOST/NAME-HASH.TYPE: the readable end of the URL, and what makes the name that of no other, in whatever case.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def keep(self, page: Page, exchange: Exchange, original: dict | None = None) -> str:
+        """Write the body, if it is new, and return the file's name. Raises OSError, having written nothing."""
+        if original or page.outcome != "ok" or not exchange.body:
+            return (original or {}).get("file", "")
+        path = self.folder / file_of(page.url, page.type)
+        new = path.with_name(f"{path.name}.{os.getpid()}.new")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(new, "wb") as file:
+                file.write(exchange.body)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+        return path.relative_to(self.folder).as_posix()
+
+    def close(self) -> None:
+        """Each file is closed already."""
+
+
+def file_of(url: str, kind: str) -> str:
+    """The name of the file for a page, relative to its folder, with a slash."""
+    parts = ada_url.URL(url)
+    host = re.sub(r"[^a-z0-9.-]", "_", f"{parts.hostname}_{parts.port or parts.protocol[:-1]}")[-150:]
+    words = re.sub(r"[^a-z0-9]+", "-", f"{parts.pathname}{parts.search}".lower()).strip("-")[-60:].strip("-")
+    key = hashlib.sha256(unique(url).encode()).hexdigest()[:20]
+    known = {"text/html": ".html", "application/xhtml+xml": ".xhtml", "text/plain": ".txt"}
+    suffix = known.get(kind) or mimetypes.guess_extension(kind, strict=False) or ".bin"
+    return f"{host}/{words}{'-' * bool(words)}{key}{suffix}"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in it outlive a power cut, where a folder can be opened."""
+    with contextlib.suppress(OSError):
+        known = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(known)
+        finally:
+            os.close(known)
+
+
 # ── A worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -613,12 +882,25 @@ class Crawl:
     login: tuple[str, str] | None = None  # at the site
     ignore_nofollow: bool = False
     parts: bool = False  # fetch what pages are shown with, too
+    warc: Path | None = None  # folders to keep pages in
+    save: Path | None = None
+    again: Path | None = None  # the records of an earlier crawl
+
+    def keepers(self, worker: int) -> list[Archive | Folder]:
+        archive = [Archive(self.warc, self.name, worker, self.user_agent)] if self.warc else []
+        return archive + ([Folder(self.save)] if self.save else [])
 
     def covers(self, url: str) -> bool:
         return unique(url).startswith(unique(self.scope))
 
     def wants(self, url: str) -> bool:
-        return self.covers(url) and self.robots.can_fetch(url, self.user_agent)
+        return not self.against(url)
+
+    def against(self, url: str) -> str:
+        """Why a page is not asked for. Empty if it is."""
+        if not self.covers(url):
+            return "out of scope"
+        return "" if self.robots.can_fetch(url, self.user_agent) else "forbidden by robots.txt"
 
 
 class Site:
@@ -691,8 +973,20 @@ class Page:
     truncated: bool = False
     error: str = ""
     retry_after: float = 0
+    seconds: float = 0
+    etag: str = ""
+    last_modified: str = ""
+    digest: str = ""  # of the body as it came
+    unchanged: bool = False  # since an earlier crawl had it
+    since: float = 0  # when it was asked for and came whole
+    file: str = ""  # in which it is kept
     links: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
+    passed_over: dict[str, list[str]] = field(default_factory=dict)  # which
+
+    def leave_out(self, reason: str, link: str) -> None:
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+        self.passed_over.setdefault(reason, []).append(link[:LONGEST_URL])
 
 
 class Worker:
@@ -705,8 +999,16 @@ class Worker:
         self.http = httpx.AsyncClient(timeout=None, headers=headers_of(crawl.user_agent), auth=crawl.login)
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self.torn = b""  # ends a line that was written in part
+        self.keepers = crawl.keepers(self.id)
+        self.earlier = crawl.again and Index(crawl.again)
+        self.exchange, self.original = None, None  # of the page in hand: what is to be kept, and its earlier record
 
     def close(self) -> None:
+        if self.earlier:
+            self.earlier.close()
+        for keeper in self.keepers:
+            keeper.close()
         self.loop.run(self.http.aclose())
         self.loop.close()
         self.tracker.http.close()
@@ -779,17 +1081,48 @@ class Worker:
             page.outcome = "failed"
         elif page.outcome != "failed":
             self.site.accept()
-        self.tracker.submit(self.crawl, [link for link in page.links if self.crawl.wants(link)], found_on=url)
+        self.keep(page)
+        followed = []
+        for link in page.links:
+            if reason := self.crawl.against(link):
+                page.leave_out(reason, link)
+            else:
+                followed.append(link)
+        self.tracker.submit(self.crawl, followed, found_on=url)
         if page.outcome != "ok" or page.truncated:
             level = "error" if page.outcome == "failed" else "warn"
             self.log(level, f"{page.outcome}: {describe(asdict(page))}")
-        record = asdict(page) | {"links": len(page.links), "worker": self.id, "pid": os.getpid(), "time": time.time()}
-        os.write(self.records, json.dumps(record).encode() + b"\n")  # one call a line, so those of the crew do not mix
+        self.record(page, followed)
         return page
+
+    def keep(self, page: Page) -> None:
+        """Write the page to where it is kept, if it is one that can be."""
+        if self.exchange and page.outcome in ("ok", "broken"):
+            original = self.original if page.unchanged else None
+            for keeper in self.keepers:
+                kept = functools.partial(keeper.keep, page, self.exchange, original)
+                page.file = despite_full_disk(kept, self.tracker.pause) or page.file
+
+    def record(self, page: Page, followed: list[str]) -> None:
+        """A line of pages.jsonl, on the disk: one call a line, so that those of the crew do not mix."""
+        known = asdict(page) | {"links": len(page.links), "targets": followed}
+        known |= {"worker": self.id, "pid": os.getpid(), "time": time.time()}
+        line = json.dumps(known).encode() + b"\n"
+
+        def write() -> None:
+            data = self.torn + line
+            written = os.write(self.records, data)
+            self.torn = b"\n" if written < len(data) else b""
+            if self.torn:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self.records)
+
+        despite_full_disk(write, self.tracker.pause)
 
     def fetch(self, url: str, found_on: str) -> Page:
         """Get one page and judge it. Returns whatever the site does, and holds at most `max_body` bytes of it."""
-        page = Page(url, found_on)
+        page, began = Page(url, found_on), time.monotonic()
+        self.exchange = self.original = None
         if not self.crawl.covers(url):  # never done: it may be another crawl's
             page.outcome, page.error = "failed", "out of the crawl's scope"
             return page
@@ -797,37 +1130,73 @@ class Worker:
             page.outcome, page.error = "broken", "forbidden by robots.txt"
             return page
         try:
+            self.original = self.find_original(url)
             self.loop.run(self.get(page))
         except httpx.HTTPError as error:
             page.outcome, page.error = "failed", f"{type(error).__name__} {error}".strip()
+        page.seconds = round(time.monotonic() - began, 3)
         return page
+
+    def find_original(self, url: str) -> dict | None:
+        """What an earlier crawl has recorded of the page: one that came whole and, if we keep pages, was kept."""
+        known = self.earlier and self.earlier.find(url)
+        whole = known and known["outcome"] == "ok" and known.get("digest") and not known["truncated"]
+        return known if whole and (known["file"] or not self.keepers) else None
 
     async def get(self, page: Page) -> None:
         """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads."""
         try:
-            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **as_it_is(page.url)) as response:
-                await self.read(response, page)
+            asked = as_it_is(page.url) | {"headers": conditions_of(self.original or {})}
+            began = datetime.now(UTC)
+            page.since = began.timestamp()
+            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **asked) as response:
+                address = address_of(response)  # while there is a connection
+                raw, body = await self.read(response, page)
+                self.exchange = Exchange(response, raw, body, began, address)
         except TimeoutError:
             raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
 
-    async def read(self, response: httpx.Response, page: Page) -> None:
-        page.status = response.status_code
-        page.type = type_of(response)
-        if response.has_redirect_location:
+    async def read(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        """Judge the answer, and find its links. Returns the body as it came and as it is read, where that matters."""
+        page.status, page.type = response.status_code, type_of(response)
+        page.etag, page.last_modified = (response.headers.get(name, "")[:1000] for name in ("ETag", "Last-Modified"))
+        if page.status == 304 and self.original:
+            self.take_over(page)
+        elif response.has_redirect_location:
             target = normalise(response.headers.get_list("Location")[0], page.url)
             page.links = [target] if target and len(target) <= LONGEST_URL else []
             if not page.found_on and not any(map(self.crawl.wants, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
-            body = await self.read_body(response, page)
+            raw, body = await self.read_body(response, page)
             page.type = page.type or (looks_like_html(body) and "text/html") or ""
-            self.read_links(body, response, page)
+            page.digest = f"sha1:{base64.b32encode(hashlib.sha1(raw).digest()).decode()}"
+            if self.original and self.original["digest"] == page.digest and not page.truncated:
+                self.take_over(page)
+            else:
+                self.read_links(body, response, page)
+            return raw, body
         elif page.status in (429, 503):
             page.outcome, page.retry_after = "refused", retry_after(response)
         elif page.status == 408 or page.status >= 500:
             page.outcome, page.retry_after = "failed", retry_after(response)
         else:
             page.outcome = "broken"
+        return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
+
+    def take_over(self, page: Page) -> None:
+        """What the earlier crawl has found on a page that has not changed."""
+        known = self.original
+        page.unchanged = True
+        page.type, page.size, page.digest, page.since = (known[name] for name in ("type", "size", "digest", "since"))
+        page.etag, page.last_modified = page.etag or known["etag"], page.last_modified or known["last_modified"]
+        page.file, page.links = known["file"], list(known["targets"])
+        for reason, links in known["passed_over"].items():
+            if reason == "too long" or (reason == "nofollow" and not self.crawl.ignore_nofollow):
+                for link in links:
+                    page.leave_out(reason, link)
+            else:
+                page.links += links
 
     def read_links(self, body: bytes, response: httpx.Response, page: Page) -> None:
         """The page's links, of its headers and, if it is HTML, its text."""
@@ -836,19 +1205,20 @@ class Worker:
         if page.type in PAGE_TYPES:
             default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
             charset = charset_of(response)
-            found += find_links(body, page.url, charset, default, page.left_out, robot, self.crawl.parts)
+            found += find_links(body, page.url, charset, default, page.leave_out, robot, self.crawl.parts)
         page.links = list({unique(url): url for url in reversed(found)}.values())[::-1]
         if robot and header_says_nofollow(response, robot):
-            page.left_out["nofollow"] = page.left_out.get("nofollow", 0) + len(page.links)
+            for link in page.links:
+                page.leave_out("nofollow", link)
             page.links = []
 
-    async def read_body(self, response: httpx.Response, page: Page) -> bytes:
+    async def read_body(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
         raw = await read_raw(self.crawl.max_body + 1, response)
         body, page.truncated = decode_body(raw, response, self.crawl.max_body)
         if page.truncated:
             page.error = f"cut off after {self.crawl.max_body} bytes"
         page.size = len(body)
-        return body
+        return raw[: self.crawl.max_body], body
 
     def pause_before_retry(self, seconds: float, page: Page, assigned: float) -> None:
         """Hold a failed page for a while, but not past its deadline: once released it is first in the queue again."""
@@ -1294,69 +1664,213 @@ class Supervisor:
 # ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_report(crawl: Crawl, seed: str, seconds: float, before: dict, after: dict) -> dict:
-    """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
-    pages = after["closed_task_count"] - before["closed_task_count"]
-    problems = read_problems(crawl.records)
-    return {
-        "finished": not count_undone(after),
-        "trouble": find_trouble(crawl, seed, after["closed_task_count"]),
-        "seconds": round(seconds, 2),
-        "pages": pages,
-        "pages_per_second": round(pages / seconds, 2),
-        "done": after["closed_task_count"],
-        "waiting": count_undone(after),
-        "failed": after["failed_task_count"],
-        "broken_pages": [page for page in problems if page["outcome"] == "broken"],
-        "failed_pages": [page for page in problems if page["outcome"] == "failed"],
-        "left_out": dict(count_left_out(crawl.records)),
-        "truncated_pages": [page for page in problems if page["outcome"] == "ok"],
-        "records": str(crawl.records),
-    }
-
-
-def find_trouble(crawl: Crawl, seed: str, closed: int) -> str:
-    """Why the crawl, though it has come to its end, is none: its seed is broken, or no page was ever fetched.
-
-    Pages that are closed without any record have been fetched by another crew.
-    """
-    last, fetched = None, closed and not crawl.records.stat().st_size
-    for page in read_records(crawl.records):
-        if unique(page["url"]) == unique(seed):
-            last = page
-        fetched = fetched or (page["outcome"] == "ok" and 200 <= (page["status"] or 0) < 300)
-    if last and last["outcome"] != "ok":
-        return f"The seed is {last['outcome']}: {last['error'] or last['status']}"
-    return "" if fetched else "No page was ever fetched"
-
-
-def read_problems(records: Path) -> list[dict]:
-    """The last record of each page that did not end well: one that failed at first and was done later is fine."""
-    problems = {}
-    for page in read_records(records):
-        problems.pop(page["url"], None)
-        if page["outcome"] != "ok" or page["truncated"]:
-            problems[page["url"]] = page
-    return list(problems.values())
+def read_record(line: bytes) -> dict | None:
+    """Of a line of pages.jsonl. Before it there may be what a power cut or a full disk has left of another."""
+    for start in (0, line.rfind(b'{"url": "')):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line[start:]) if start >= 0 else None
+            return record if isinstance(record, dict) else None
+    return None
 
 
 def read_records(records: Path) -> Iterator[dict]:
     with open(records, "rb") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):  # torn by a power cut
-                yield json.loads(line)
+        yield from filter(None, map(read_record, lines))
 
 
-def count_left_out(records: Path) -> collections.Counter:
-    """The links of all pages that were not followed though they may be pages, by the reason."""
-    counts = collections.Counter()
-    for page in read_records(records):
-        counts.update(page.get("left_out", {}))
-    return counts
+class Index:
+    """What is recorded last of each page, found by its URL. Made of pages.jsonl, and grown with it by `update`."""
+
+    SCHEMA = """
+        CREATE TABLE IF NOT EXISTS page (
+            key INTEGER PRIMARY KEY, place INTEGER, fate TEXT, status INTEGER, depth INTEGER, host TEXT, seconds REAL
+        );
+        CREATE INDEX IF NOT EXISTS page_fate ON page (fate);
+        CREATE TABLE IF NOT EXISTS left_out (reason TEXT PRIMARY KEY, links INTEGER, example TEXT);
+        CREATE TABLE IF NOT EXISTS read (up_to INTEGER);
+    """
+
+    def __init__(self, records: Path):
+        self.records = open(records, "rb")  # noqa: SIM115 (closed by close)
+        self.db = sqlite3.connect(records.with_suffix(".index"), timeout=60, isolation_level=None)
+        self.db.executescript(self.SCHEMA)
+
+    def close(self) -> None:
+        self.records.close()
+        self.db.close()
+
+    def update(self) -> None:
+        """Read what has been recorded since the last time."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            [place] = self.db.execute("SELECT coalesce(max(up_to), 0) FROM read").fetchone()
+            self.records.seek(place)
+            while (line := self.records.readline()).endswith(b"\n"):
+                if record := read_record(line):
+                    self.add(record, place)
+                place += len(line)
+            self.db.execute("DELETE FROM read")
+            self.db.execute("INSERT INTO read VALUES (?)", (place,))
+            self.db.execute("COMMIT")
+        finally:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+
+    def add(self, record: dict, place: int) -> None:
+        row = key_of(record["url"]), place, fate_of(record), record["status"], record.get("depth", 0)
+        row += ada_url.URL(record["url"]).host, record.get("seconds", 0)
+        self.db.execute("INSERT OR REPLACE INTO page VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        for reason, count in record["left_out"].items():
+            example = "".join(record.get("passed_over", {}).get(reason, [])[:1])
+            self.db.execute(
+                "INSERT INTO left_out VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET links = links + excluded.links",
+                (reason, count, example),
+            )
+
+    def walk(self) -> Iterator[tuple[dict, bool]]:
+        """The records, and of each whether it is the last of its page."""
+        place = 0
+        with open(self.records.name, "rb") as lines:
+            for line in lines:
+                if record := read_record(line):
+                    row = self.db.execute("SELECT place FROM page WHERE key = ?", (key_of(record["url"]),)).fetchone()
+                    yield record, row == (place,)
+                place += len(line)
+
+    def read(self, place: int) -> dict:
+        self.records.seek(place)
+        return read_record(self.records.readline()) or {}
+
+    def find(self, url: str) -> dict | None:
+        """The last record of the page, None where there is none."""
+        row = self.db.execute("SELECT place FROM page WHERE key = ?", (key_of(url),)).fetchone()
+        record = self.read(row[0]) if row else {}
+        return record if unique(record.get("url", "")) == unique(url) else None
+
+    def pages(self, fate: str, most: int = -1) -> Iterator[dict]:
+        """The last records of the pages of that fate, in the order in which they came."""
+        rows = self.db.execute("SELECT place FROM page WHERE fate = ? ORDER BY place LIMIT ?", (fate, most))
+        return (self.read(place) for [place] in rows.fetchall())
+
+    def select(self, query: str) -> list[tuple]:
+        return self.db.execute(query).fetchall()
+
+
+def key_of(url: str) -> int:
+    return int.from_bytes(hashlib.blake2b(unique(url).encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def fate_of(record: dict) -> str:
+    """What has become of a page, in a word or two."""
+    if record["outcome"] != "ok":
+        return record["outcome"]
+    if record["truncated"]:
+        return "truncated"
+    if record.get("unchanged"):
+        return "unchanged"
+    return "redirect" if 300 <= (record["status"] or 0) < 400 else "fetched"
+
+
+def make_report(crawl: Crawl, seed: str, seconds: float, before: dict, after: dict) -> dict:
+    """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
+    pages = after["closed_task_count"] - before["closed_task_count"]
+    with contextlib.closing(Index(crawl.records)) as index:
+        index.update()
+        return {
+            "finished": not count_undone(after),
+            "trouble": find_trouble(index, seed, after["closed_task_count"]),
+            "seconds": round(seconds, 2),
+            "pages": pages,
+            "pages_per_second": round(pages / seconds, 2),
+            "done": after["closed_task_count"],
+            "waiting": count_undone(after),
+            "failed": after["failed_task_count"],
+        } | summary(index, crawl.records)
+
+
+def summary(index: Index, records: Path) -> dict:
+    """What the records tell. Lists have at most MOST_LISTED pages; `crawl.py report --pages` has all."""
+    lists = {f"{fate}_pages": list(map(without_links, index.pages(fate, MOST_LISTED))) for fate in LISTED}
+    add_referrers([page for pages in lists.values() for page in pages], records)
+    hosts = index.select(
+        "SELECT host, count(*), round(avg(seconds), 3), max(seconds) FROM page WHERE seconds > 0"
+        f" GROUP BY host ORDER BY avg(seconds) DESC LIMIT {MOST_HOSTS}"
+    )
+    redirects = index.pages("redirect", MOST_LISTED)
+    return lists | {
+        "by_fate": dict(index.select("SELECT fate, count(*) FROM page GROUP BY fate ORDER BY count(*) DESC")),
+        "by_status": dict(
+            index.select("SELECT coalesce(status, 'no answer'), count(*) FROM page GROUP BY status ORDER BY status")
+        ),
+        "by_depth": dict(index.select("SELECT depth, count(*) FROM page GROUP BY depth ORDER BY depth")),
+        "slowest_hosts": [dict(zip(("host", "pages", "seconds", "slowest"), host, strict=True)) for host in hosts],
+        "redirects": [
+            {"url": page["url"], "status": page["status"], "to": "".join(page.get("targets", [])[:1])}
+            for page in redirects
+        ],
+        "left_out": dict(index.select("SELECT reason, links FROM left_out ORDER BY links DESC")),
+        "left_out_examples": dict(index.select("SELECT reason, example FROM left_out ORDER BY links DESC")),
+        "records": str(records),
+    }
+
+
+def without_links(page: dict) -> dict:
+    return {name: value for name, value in page.items() if name not in ("targets", "left_out")}
+
+
+def add_referrers(pages: list[dict], records: Path) -> None:
+    """To each page `linked_from`: the first pages that link to it, and `links_to_it`: how many do."""
+    wanted = {}
+    for page in pages:
+        page["linked_from"], page["links_to_it"] = [], 0
+        wanted[unique(page["url"])] = page
+    for record in read_records(records) if wanted else ():
+        for link in record.get("targets", ()):
+            page = wanted.get(unique(link) if "%" in link or "?" in link else link)
+            if page and record["url"] not in page["linked_from"]:
+                page["links_to_it"] += 1
+                if len(page["linked_from"]) < MOST_REFERRERS:
+                    page["linked_from"].append(record["url"])
+
+
+def find_trouble(index: Index, seed: str, closed: int) -> str:
+    """Why the crawl, though it has come to its end, is none: its seed is broken, or no page was ever fetched.
+
+    Pages that are closed without any record have been fetched by another crew.
+    """
+    last = index.find(seed)
+    if last and last["outcome"] != "ok":
+        return f"The seed is {last['outcome']}: {last['error'] or last['status']}"
+    [[records, fetched]] = index.select(
+        "SELECT count(*), total(fate IN ('fetched', 'truncated', 'unchanged')) FROM page"
+    )
+    return "" if fetched or (closed and not records) else "No page was ever fetched"
+
+
+def fates(index: Index) -> Iterator[dict]:
+    """Every page that is known, once: those fetched or tried, those that wait, and those that all left out."""
+    index.db.execute("CREATE TEMP TABLE other (key INTEGER PRIMARY KEY, fate TEXT, url TEXT, found_on TEXT)")
+    for record, is_last in index.walk():
+        if is_last:
+            yield {"fate": fate_of(record)} | {name: record.get(name) for name in IN_FATES}
+        waiting = [(link, "waiting") for link in record.get("targets", ())]
+        passed = record.get("passed_over", {}).items()
+        left_out = [(link, f"left out: {reason}") for reason, links in passed for link in links]
+        for how, links in (("REPLACE", waiting), ("IGNORE", left_out)):
+            index.db.executemany(
+                f"INSERT OR {how} INTO other SELECT :key, :fate, :url, :page"
+                " WHERE NOT EXISTS (SELECT 1 FROM page WHERE key = :key)",
+                ({"key": key_of(link), "fate": fate, "url": link, "page": record["url"]} for link, fate in links),
+            )
+    for fate, url, found_on in index.db.execute("SELECT fate, url, found_on FROM other ORDER BY fate, url"):
+        yield {"fate": fate, "url": url, "found_on": found_on}
 
 
 def describe(page: dict) -> str:
-    return f"{page['error'] or page['status']} {page['url']} (found on {page['found_on'] or 'no page: the seed'})"
+    origins = page.get("linked_from") or [page["found_on"]]
+    others = page.get("links_to_it", 0) - 1
+    more = f" and {others} more" if others > 0 else ""
+    return f"{page['error'] or page['status']} {page['url']} (found on {origins[0] or 'no page: the seed'}{more})"
 
 
 def print_report(report: dict, project: int) -> None:
@@ -1365,17 +1879,56 @@ def print_report(report: dict, project: int) -> None:
         print(f"{report['trouble']}.")
     print(f"{report['pages']} pages in {report['seconds']} s, {report['pages_per_second']} pages/s")
     print(f"All runs: {report['done']} done, {report['waiting']} left, {report['failed']} failed")
-    for kind in ("broken", "failed", "truncated"):
-        pages = report[f"{kind}_pages"]
-        for page in pages[:LONGEST_LIST]:
-            print(f"{kind}: {describe(page)}")
-        if len(pages) > LONGEST_LIST:
-            print(f"{kind}: and {len(pages) - LONGEST_LIST} more")
-    for reason, count in report["left_out"].items():
-        print(f"left out: {count} links, {reason}")
+    print_summary(report)
     if report["failed"]:
         print(f"To try failed pages again: POST /project/reset_failed_tasks/{project} as a manager, then this command.")
     print(f"Every page: {report['records']}")
+
+
+def print_summary(report: dict) -> None:
+    for name, counts in (
+        ("by fate", report["by_fate"]),
+        ("by status", report["by_status"]),
+        ("by depth", report["by_depth"]),
+    ):
+        print(f"{name}: {', '.join(f'{kind}: {count}' for kind, count in counts.items())}")
+    for host in report["slowest_hosts"]:
+        print(f"host: {host['host']} {host['seconds']} s a page, {host['slowest']} s at most, {host['pages']} pages")
+    for fate in LISTED:
+        print_list(fate, map(describe, report[f"{fate}_pages"]), report["by_fate"].get(fate, 0))
+    redirects = (f"{page['url']} to {page['to'] or 'nowhere'}" for page in report["redirects"])
+    print_list("redirect", redirects, report["by_fate"].get("redirect", 0))
+    for reason, count in report["left_out"].items():
+        example = report["left_out_examples"].get(reason)
+        print(f"left out: {count} links, {reason}" + (f", as {example}" if example else ""))
+
+
+def print_list(kind: str, lines: Iterator[str], count: int) -> None:
+    for line in itertools.islice(lines, LONGEST_LIST):
+        print(f"{kind}: {line}")
+    if count > LONGEST_LIST:
+        print(f"{kind}: and {count - LONGEST_LIST} more")
+
+
+def report_command(words: list[str]) -> int:
+    """crawl.py report: what the records of a crawl tell, also while it goes on."""
+    parser = argparse.ArgumentParser(prog="crawl.py report", description="Tell what a crawl has come to by now.")
+    parser.add_argument("state", metavar="DIR", type=Path, help="the crawl's --state")
+    parser.add_argument("--json", action="store_true", help="as JSON; with --pages a line a page")
+    parser.add_argument("--pages", action="store_true", help="what has become of every page that is known")
+    args = parser.parse_args(words)
+    records = args.state / RECORDS
+    if not records.exists():
+        raise CrawlError(f"{args.state} is no crawl's: it has no {RECORDS}")
+    with contextlib.closing(Index(records)) as index:
+        index.update()
+        if not args.pages:
+            told = summary(index, records)
+            print(json.dumps(told, indent=1)) if args.json else print_summary(told)
+        for page in fates(index) if args.pages else ():
+            why = page.get("error") or page.get("status")
+            print(json.dumps(page) if args.json else f"{page['fate']}: {f'{why} ' if why else ''}{page['url']}")
+    return 0
 
 
 # ── Command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1409,6 +1962,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
     add("--user-agent", metavar="TEXT", default=USER_AGENT, help="say how to reach you (default: %(default)s)")
     add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
+    add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
+    add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
+    add(
+        "--again", metavar="DIR", type=Path, help="the --state of an earlier crawl: ask only for what has changed since"
+    )
     add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
     add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
@@ -1426,8 +1984,12 @@ def parse_arguments() -> argparse.Namespace:
         url = resolve(getattr(args, name)) or parser.error(f"{getattr(args, name)} is not an http or https URL")
         setattr(args, name, normalise(url.href))
         args.login = (unquote(url.username), unquote(url.password)) if url.username or url.password else None
-    args.project = args.project or f"crawl-{url.host}"
+    if args.again and not (args.again / RECORDS).exists():
+        parser.error(f"argument --again: {args.again} has no {RECORDS}")
+    args.project = args.project or f"crawl-{url.host}{'-again' * bool(args.again)}"
     args.state = args.state or Path(re.sub(r"[^\w.-]", "_", args.project))
+    if args.again and args.again.resolve() == args.state.resolve():
+        parser.error("argument --again: it is a crawl of its own. Choose another --project (and --state)")
     return args
 
 
@@ -1443,6 +2005,8 @@ def run(args: argparse.Namespace) -> int:
         "login",
         "ignore_nofollow",
         "parts",
+        "warc",
+        "save",
         "timeout",
         "max_body",
         "max_assign_time",
@@ -1456,13 +2020,23 @@ def run(args: argparse.Namespace) -> int:
         scope=scope,
         robots=robots,
         records=records,
+        again=args.again and args.again / RECORDS,
         **{name: getattr(args, name) for name in names},
     )
 
     tracker, started = Tracker(args.server, workers[0]), time.monotonic()
     before = tracker.call("GET", f"/project/get/{project}")
     tracker.submit(crawl, [args.seed], found_on="")
+    for folder in filter(None, (args.warc, args.save)):
+        folder.mkdir(parents=True, exist_ok=True)
+    if crawl.again:
+        with contextlib.closing(Index(crawl.again)) as earlier:
+            earlier.update()
+    if args.warc:
+        mend(args.warc)
     after = Supervisor(crawl, workers, before).run()
+    if args.warc:
+        mend(args.warc)
     report = make_report(crawl, args.seed, time.monotonic() - started, before, after)
     print_report(report, project)
     if args.report:
@@ -1472,7 +2046,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> None:
     try:
-        status = run(parse_arguments())
+        status = report_command(sys.argv[2:]) if sys.argv[1:2] == ["report"] else run(parse_arguments())
     except (CrawlError, OSError) as error:
         sys.exit(f"crawl.py: {error}")
     except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at a prompt
