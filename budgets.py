@@ -168,12 +168,19 @@ def check_room(tx: Tx, size: int) -> None:
 
 
 def check_room_in(tx: Tx, project: int, size: int) -> None:
-    """The same for something in a project that may be trusted. Refuses (404) what goes into one that was deleted."""
-    row = tx.one("SELECT trusted FROM project WHERE id = ?", (project,))
+    """The same for something in a project that may be trusted. 404 for one that was deleted, 423 if it is archived."""
+    row = tx.one("SELECT trusted, archived FROM project WHERE id = ?", (project,))
     if row is None:
         raise TrackerError("not_found", f"No project {project}")
+    if row["archived"]:
+        raise is_archived(project)
     if not row["trusted"]:
         check_room(tx, size)
+
+
+def is_archived(project: int) -> TrackerError:
+    """The refusal of what would go into an archived project."""
+    return TrackerError("archived", f"Project {project} is archived: it is kept to be read, and takes nothing new")
 
 
 def make_room_for_operation(tx: Tx, project: int) -> None:
@@ -344,6 +351,7 @@ def forget(tx: Tx, name: str, after: int, needed: str) -> int | None:
 FULLNESS = (  # the settings, what counts them, in which unit they are
     ("max_logs", "logs", MIB),
     ("max_stranger_logs", "stranger_logs", MIB),
+    ("max_reasons", "reasons", MIB),
     ("max_untrusted_projects", "projects", MIB),
     ("max_workers", "workers", 1),
     ("max_managers", "managers", 1),

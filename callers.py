@@ -267,7 +267,8 @@ def check_access(
     if project["hidden"] and not (roles & READ if role in (SEES, LOGIN) else roles):
         raise missing or PROJECT.missing(project["id"])
     if isinstance(role, int) and not roles & role:
-        raise TrackerError("forbidden", f"You have no {ROLE_NAMES[role]} role in project {project['id']}")
+        names = " or ".join(name for bit, name in ROLE_NAMES.items() if bit & role)
+        raise TrackerError("forbidden", f"You have no {names} role in project {project['id']}")
 
 
 def check_granted(tx: Tx, worker: int, project: sqlite3.Row, access: str, missing: TrackerError | None = None) -> None:

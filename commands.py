@@ -1,10 +1,11 @@
-"""The command line: serve (the default), config, compact, create-admin, with the settings that each takes."""
+"""The command line: serve (the default), config, compact, backup, restore, create-admin, and what each takes."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import gc
 import getpass
 import logging
@@ -16,6 +17,7 @@ from typing import Any, NoReturn, TextIO
 
 import msgspec
 
+import backup
 import notify
 import shapes
 from attempts import hash_password
@@ -44,7 +46,10 @@ def common_options(**settings: Any) -> argparse.ArgumentParser:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says of a mistake what it is, and not all that there might have been."""
+    """Says of a mistake what it is, and not all that there might have been. No option is known by its beginning."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         raise TrackerError("start", f"{message} ({self.prog} --help tells more)")
@@ -60,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         "  tracker.py serve --port 8000 --database /var/lib/tracker/tracker.db\n"
         "  tracker.py config                            print every setting in force and what it means\n"
         "  tracker.py create-admin alice                make an account (asks for a password)\n"
-        "  tracker.py compact                           make the database's file small\n",
+        "  tracker.py compact                           make the database's file small\n"
+        "  tracker.py backup /backup/tracker.db         copy the database, beside a running tracker\n"
+        "  tracker.py restore /backup/tracker.db        put such a copy in its place\n",
         formatter_class=formatter,
         parents=[common_options()],
     )
@@ -88,6 +95,28 @@ def parser() -> argparse.ArgumentParser:
         " on. The tracker must not be running on it, and the disk needs room for twice of what is in it. Whatever ends"
         " it, nothing is lost.",
     )
+    copying = commands.add_parser(
+        "backup",
+        parents=[later],
+        help="copy the database, while a tracker runs or not",
+        description="Makes a backup: a checked copy of the database as FILE, beside it a manifest and the files of"
+        " Testflinger's jobs. A tracker may run meanwhile. It replaces an earlier backup of that name; what is"
+        " interrupted leaves that as it is.",
+    )
+    copying.add_argument("file", metavar="FILE", type=Path, help="where to; tracker-20261130T101500Z.db with --keep")
+    copying.add_argument("--keep", metavar="N", type=number, default=0, help="keep the last N, named after their times")
+    copying.add_argument(
+        "--every", metavar="TIME", type=backup.seconds_of, help="again and again: 15m, 6h, 1d (keeps 7, or --keep)"
+    )
+    restoring = commands.add_parser(
+        "restore",
+        parents=[later],
+        help="put a backup in the place of the database",
+        description="Puts a backup in the place of the database, with the files of Testflinger's jobs, after it has"
+        " been checked. The tracker must not be running on the database.",
+    )
+    restoring.add_argument("file", metavar="FILE", type=Path, help="the backup")
+    restoring.add_argument("--force", action="store_true", help="replace a database that has something in it")
     admin = commands.add_parser(
         "create-admin",
         parents=[later],
@@ -104,14 +133,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, or 2 after one line that says what the user can mend."""
     open_standard_files()
     try:
-        options = parser().parse_args(arguments)
+        options = parsed(arguments)
         default = Path("tracker.toml")
         path = options.config or (default if default.exists() else None)
         given = {name: getattr(options, name) for name in ("host", "port", "socket", "database")}
         settings, sources = load_settings(path, **given)
         commands = {"config": print_settings, "compact": compact, "create-admin": create_admin}
+        commands |= {"backup": make_backup, "restore": restore_backup}
         command = commands.get(options.command, serve)
         command(settings, sources, options)
+    except BrokenPipeError:  # whoever read what is printed has gone
+        let_go_of(sys.stdout)
+        return 141  # as a program that the signal ends
     except TrackerError as error:
         say(f"tracker: {' '.join(error.message.split())}", sys.stderr)
         return 2
@@ -131,20 +164,67 @@ def open_standard_files() -> None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options. What --help prints is printed when this ends."""
+    try:
+        return parser().parse_args(arguments)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+
+
 def say(line: str, stream: TextIO) -> bool:
     """Prints a line, and whether it could: a standard file may be closed or full, and the tracker goes on without."""
-    encoding = stream.encoding or "utf-8"
     try:
-        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        show(line, stream)
     except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # what is left of it would be printed at the end, in vain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        let_go_of(stream)
         return False
     return True
 
 
+def show(line: str, stream: TextIO) -> None:
+    """Prints a line. OSError or ValueError where it cannot be."""
+    encoding = stream.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def let_go_of(stream: TextIO) -> None:
+    """What is left of it would be printed at the end, in vain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def tell(line: str) -> None:
+    """Says how far a command is."""
+    say(line, sys.stderr)
+
+
+def number(text: str) -> int:
+    """A number from 1 on. ValueError for anything else."""
+    if not 0 < int(text) < 10**6:
+        raise ValueError(text)
+    return int(text)
+
+
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of <malloc.h>
+
+
+def give_memory_back() -> None:
+    """What a thread has used for a password or a long body goes back to the system, where the C library is GNU's.
+
+    By itself that would keep an area of 64 MB for each of so many threads, and have them grow by pieces of the size
+    of the largest that was ever given back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_ARENA_MAX, 2)
+        mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
 def serve(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    give_memory_back()
     logging.raiseExceptions = False  # a line that cannot be written anywhere is none that others are written about
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each form that is none
 
@@ -172,10 +252,16 @@ def nothing(tx: Tx) -> None:
 
 def print_settings(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     for name, field in FIELDS.items():
-        value = toml_value(getattr(settings, name))
+        value = toml_value(settings.shown(name))
         meaning = field.type.extra_json_schema["description"]
-        if not say(f"# {meaning}\n{name} = {value}  # {sources[name]}\n", sys.stdout):
-            raise TrackerError("start", "the settings cannot be printed: standard output is closed or full")
+        try:
+            show(f"# {meaning}\n{name} = {value}  # {sources[name]}\n", sys.stdout)
+        except BrokenPipeError:
+            raise
+        except (OSError, ValueError):
+            let_go_of(sys.stdout)
+            problem = "the settings cannot be printed: standard output is closed or full"
+            raise TrackerError("start", problem) from None
 
 
 def toml_value(value: Any) -> str:
@@ -186,6 +272,23 @@ def toml_value(value: Any) -> str:
 def compact(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
     before, after = Database(settings, Clock()).compact()
     say(f"{settings.database} had {before / 2**20:,.1f} MiB, and has {after / 2**20:,.1f} MiB now.", sys.stdout)
+
+
+def make_backup(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
+    keep = options.keep or (7 if options.every else 0)
+
+    def make() -> None:
+        made = backup.back_up(settings, options.file, __version__, tell, keep)
+        say(f"{made} is a backup of {settings.database} ({made.stat().st_size / 2**20:,.1f} MiB).", sys.stdout)
+
+    backup.repeat(options.every, make, tell) if options.every else make()
+
+
+def restore_backup(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:
+    missing = backup.restore(settings, options.file, tell, options.force)
+    say(f"{settings.database} is what {options.file} was.", sys.stdout)
+    if missing:
+        say(f"{missing} files of Testflinger's jobs were not in the backup, and are missing.", sys.stderr)
 
 
 def create_admin(settings: Settings, sources: dict[str, str], options: argparse.Namespace) -> None:

@@ -15,6 +15,9 @@ COUNTED = {  # the states of tasks that a project counts, and where
     **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed", "delayed")},
     "awaiting_verification": "awaiting_verification_count",
 }
+TOTALS = {"failures": "failed_attempt_count", "losses": "lost_lease_count"}  # what it counts besides, and where
+ADD_TO_CAUSE = "UPDATE cause SET failed_task_count = failed_task_count + ? WHERE id = ?"
+DROP_CAUSE = "DELETE FROM cause WHERE id = ? AND failed_task_count = 0"
 ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
 ADD_TO_TALLY = """
     INSERT INTO tally (project, worker, held_task_count, closed_task_count, runtime_total, runtime_min, runtime_max,
@@ -31,8 +34,9 @@ ADD_TO_TALLY = """
 
 @functools.cache
 def adding_to_project(states: tuple[str, ...]) -> str:
-    """The statement that adds to a project's counts of these states."""
-    changes = ", ".join(f"{COUNTED[state]} = {COUNTED[state]} + ?" for state in states)
+    """The statement that adds to a project's counts of these states, or to such totals."""
+    columns = [COUNTED.get(state) or TOTALS[state] for state in states]
+    changes = ", ".join(f"{column} = {column} + ?" for column in columns)
     return f"UPDATE project SET {changes} WHERE id = ?"
 
 
@@ -43,15 +47,18 @@ class Counts:
     States are those of TASK_STATES, "closed", and "gone" for a task that is not there yet, or no more.
     """
 
-    __slots__ = ("projects", "tallies")
+    __slots__ = ("causes", "ended", "noted", "projects", "tallies")
 
     MOST = 500  # rows; then they are written before the next call
 
     def __init__(self) -> None:
+        self.ended: dict[int, dict[str, int]] = {}  # by project: attempts by how they ended; no row has them
         self.forget()
 
     def forget(self) -> None:
+        self.noted: list[tuple[int, str, int]] = []  # what goes into `ended` if it is not undone
         self.projects: dict[int, dict[str, int]] = {}  # tasks by state
+        self.causes: dict[int, int] = {}  # failed tasks by their group
         # By project and worker: held, closed, runtime's sum, min, max, failures in a row, whether they begin anew.
         self.tallies: dict[tuple[int, int], list] = {}
 
@@ -63,6 +70,15 @@ class Counts:
         counts[was] = counts.get(was, 0) - count
         counts[now] = counts.get(now, 0) + count
 
+    def total(self, project: int, what: str) -> None:
+        """One more of TOTALS has happened in the project."""
+        counts = self.projects.setdefault(project, {})
+        counts[what] = counts.get(what, 0) + 1
+
+    def blame(self, cause: int, count: int = 1) -> None:
+        """So many more tasks of a group have failed; below 0: are failed no more."""
+        self.causes[cause] = self.causes.get(cause, 0) + count
+
     def tally(self, project: int, worker: int) -> list:
         tally = self.tallies.get((project, worker))
         if tally is None:
@@ -72,6 +88,10 @@ class Counts:
     def hold(self, project: int, worker: int, count: int) -> None:
         """The worker holds so many more tasks of the project."""
         self.tally(project, worker)[0] += count
+
+    def note(self, project: int, outcome: str, count: int = 1) -> None:
+        """So many attempts at tasks of the project were "closed", "failed" or "lost"."""
+        self.noted.append((project, outcome, count))
 
     def fail(self, project: int, worker: int) -> None:
         """The worker has failed a plain task of the project, or lost its lease."""
@@ -84,6 +104,7 @@ class Counts:
     def close(self, project: int, worker: int, runtimes: list[float]) -> None:
         """The worker has closed tasks of the project, each of which it had held for so many seconds."""
         self.move(project, "assigned", "closed", len(runtimes))
+        self.note(project, "closed", len(runtimes))
         self.hold(project, worker, -len(runtimes))
         self.succeed(project, worker)
         tally = self.tallies[project, worker]
@@ -94,10 +115,13 @@ class Counts:
 
     @property
     def many(self) -> bool:
-        return len(self.tallies) + len(self.projects) > self.MOST
+        return len(self.tallies) + len(self.projects) + len(self.causes) > self.MOST
 
     def write(self, tx: Any) -> None:
         """Adds everything to the rows."""
+        for project, outcome, count in self.noted:
+            ended = self.ended.setdefault(project, {})
+            ended[outcome] = ended.get(outcome, 0) + count
         for project, counts in self.projects.items():
             counts.pop("gone", None)
             if counts:
@@ -107,6 +131,9 @@ class Counts:
             pause_failing(tx, [(*key, tally[5]) for key, tally in self.tallies.items() if tally[5]])
             closed = [(tally[1], worker) for (_, worker), tally in self.tallies.items() if tally[1]]
             tx.executemany(ADD_TO_WORKER, closed)
+        if self.causes:
+            tx.executemany(ADD_TO_CAUSE, [(count, cause) for cause, count in self.causes.items() if count])
+            tx.executemany(DROP_CAUSE, [(cause,) for cause in self.causes])
         self.forget()
 
 

@@ -27,6 +27,7 @@ from errors import TrackerError
 from faults import cannot_read, is_of_the_file, primary_code
 from guard import Guard
 from limits import Limits
+from meter import Meter
 from settings import Settings
 from space import Space
 from turns import Turns
@@ -145,8 +146,21 @@ UPGRADES: dict[int, tuple[str, str]] = {
     9: (
         """
         ALTER TABLE project ADD COLUMN archived INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE project ADD COLUMN failed_attempt_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE project ADD COLUMN lost_lease_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE snapshot ADD COLUMN failure_count INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE task ADD COLUMN cause INTEGER NOT NULL DEFAULT 0;
+        DROP INDEX task_failed;
         """,
-        "",
+        """
+        INSERT INTO cause (project, pattern, failed_task_count)
+        SELECT project, '', COUNT(*) FROM task WHERE status = 2 GROUP BY project;
+        UPDATE task SET cause = (SELECT id FROM cause c WHERE c.project = task.project) WHERE status = 2;
+        INSERT INTO failure
+        SELECT t.id, t.project, a.worker, a.end_time, t.attempt, '' FROM task t JOIN assignment a ON a.id = (
+            SELECT MAX(id) FROM assignment WHERE task = t.id AND outcome IN ('failed', 'expired'))
+        WHERE t.status = 2;
+        """,
     ),
 }
 OLDEST_SCHEMA, SCHEMA_VERSION = min(UPGRADES), max(UPGRADES) + 1
@@ -185,7 +199,7 @@ class Database:
         self.settings, self.clock, self.limits = settings, clock, Limits(settings, clock.uptime)
         self._guard = Guard(settings.database)
         self.path = self._guard.path
-        self.turns = Turns()
+        self.turns, self.meter = Turns(), Meter()
         self._queue = WriteQueue(announce, self.turns)
 
     async def open(self) -> None:
@@ -206,7 +220,9 @@ class Database:
             ]
             self._readers = itertools.cycle([(reader, TimeLimit(reader.connection)) for reader in readers])
             self._gate = Gate()
-            self._committer = Committer(self._writer, self.clock, self.settings, self._queue.turn, self.limits)
+            self._committer = Committer(
+                self._writer, self.clock, self.settings, self._queue.turn, self.limits, self.meter
+            )
             self._queue.begin(self._commit)
             undo.push_async_callback(self._queue.close)
             self.space = Space(self)

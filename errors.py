@@ -37,6 +37,7 @@ STATUS = {
     "granted": 409,  # a conflict with access that there is already, and not with a request for it
     "too_large": 413,
     "unsupported": 415,
+    "archived": 423,
     "too_fast": 429,
     "internal": 500,
     "unavailable": 503,

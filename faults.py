@@ -50,10 +50,18 @@ def is_of_the_file(error: Exception) -> bool:
     return primary_code(error) in CANNOT_WRITE
 
 
+class CannotWrite(TrackerError):
+    """Something could not be stored. SQLite's words are not for strangers; its primary result code tells the kind."""
+
+    def __init__(self, because: Exception):
+        super().__init__("unavailable", "The database cannot be written to")
+        self.sqlite_code = primary_code(because)
+
+
 def cannot_write(because: Exception) -> TrackerError:
-    """What is said to a caller whose call could not be stored. The reason is not for strangers: it goes to the log."""
+    """What is said to a caller whose call could not be stored. The reason goes to the log."""
     seldom.error("A write failed: %s", because)
-    return TrackerError("unavailable", "The database cannot be written to")
+    return CannotWrite(because)
 
 
 def cannot_read(because: Exception) -> TrackerError:

@@ -22,7 +22,7 @@ from shapes import Id, LineDefaults, LinesReport, SubmitBody
 
 HEAD_BYTES = 2**13  # at which a file is recognised
 CHUNK_BYTES = 2**18
-MOST_LINE_BYTES = 2**24  # a task with the longest recipe fits in, however its JSON is spelled
+MOST_LINE_BYTES = 2**25  # an exported task with the longest recipe fits in, six bytes for each character of it
 GZIP = b"\x1f\x8b"
 
 # How files begin that are taken for text in error. The longer beginning comes first.

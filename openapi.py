@@ -55,7 +55,8 @@ SECTIONS = {
 OTHER_SITE = "or another site's page caused the request."
 RATE = "The project's rate limit is reached."
 WORKERS_RATE = "A worker calls, and the project's rate limit is reached."
-NO_SUBMIT = {403: "The worker has no SUBMIT access to the project.", 429: RATE}
+ARCHIVED = "The project is archived."
+NO_SUBMIT = {403: "The worker has no SUBMIT access to the project.", 423: ARCHIVED, 429: RATE}
 NO_EDIT = {403: "The manager has no EDIT role in the project."}
 NAMED_TWICE = {409: "Another template may be triggered by this name."}
 
@@ -63,6 +64,12 @@ PUSH = {"ref": "refs/heads/main", "after": "c0ffee", "repository": {"full_name":
 WEBHOOK_SECRET = "a long random text"
 SIGNATURE = hmac.new(WEBHOOK_SECRET.encode(), json.dumps(PUSH).encode(), hashlib.sha256).hexdigest()
 EXAMPLE_HEADERS = {"X-Hub-Signature-256": f"sha256={SIGNATURE}"}
+EXPORTED = """{"type":"header","format":1,"tracker":"1.0","exported":1559396382}
+{"type":"project","settings":{"name":"moved"}}
+{"type":"task","recipe":"https://example.org/"}
+"""
+ENDED = {"type": "end", "counts": {"header": 1, "project": 1, "task": 1}}
+EXPORTED += json.dumps({**ENDED, "sha256": hashlib.sha256(EXPORTED.encode()).hexdigest()}) + "\n"
 SIGNATURE_HEADERS = {
     "X-Hub-Signature-256": "HMAC-SHA-256 of the raw body, in hexadecimal (GitHub).",
     "X-Gitea-Signature": "The same (Gitea).",
@@ -162,7 +169,7 @@ NOTES: dict[str, Note] = {
     "GET /project/webhook_secret/{project}": Note("Projects"),
     "POST /project/request_access": Note(
         "Access",
-        {409: "The worker has access, or has asked for it, already."},
+        {409: "The worker has access, or has asked for it, already.", 423: ARCHIVED},
         body={"project": 2, "assign": True, "submit": True},
     ),
     "GET /project/access_list/{project}": Note("Access", path={"project": 2}),
@@ -257,7 +264,7 @@ NOTES: dict[str, Note] = {
     "GET /template/get/{template}": Note("Templates"),
     "GET /template/list/{project}": Note("Templates"),
     "POST /template/rotate_secret/{template}": Note("Templates"),
-    "POST /template/trigger/{template}": Note("Templates", {429: WORKERS_RATE}, body=GIVEN),
+    "POST /template/trigger/{template}": Note("Templates", {423: ARCHIVED, 429: WORKERS_RATE}, body=GIVEN),
     "POST /workflow/create": Note(
         "Templates", {**NO_EDIT, 409: "The project has a workflow of this name."}, body=WORKFLOW
     ),
@@ -268,7 +275,9 @@ NOTES: dict[str, Note] = {
     "GET /workflow/list/{project}": Note("Templates"),
     "POST /workflow/rotate_secret/{workflow}": Note("Templates"),
     "POST /workflow/trigger/{workflow}": Note(
-        "Templates", {409: "The template that it starts with was deleted.", 429: WORKERS_RATE}, body=GIVEN
+        "Templates",
+        {409: "The template that it starts with was deleted.", 423: ARCHIVED, 429: WORKERS_RATE},
+        body=GIVEN,
     ),
     "POST /workflow/delete/{workflow}": Note("Templates"),
     "POST /template/delete/{template}": Note("Templates"),
@@ -281,7 +290,12 @@ NOTES: dict[str, Note] = {
     ),
     "POST /job/cancel/{job}": Note("Jobs", {409: "It has ended already."}),
     "POST /job/retry/{job}": Note(
-        "Jobs", {409: "It has not ended yet, or it is the run of a workflow that was deleted.", 429: WORKERS_RATE}
+        "Jobs",
+        {
+            409: "It has not ended yet, or it is the run of a workflow that was deleted.",
+            423: ARCHIVED,
+            429: WORKERS_RATE,
+        },
     ),
     "POST /log/{level}": Note(
         "Logs", body={"scope": "fetch", "message": "Fetched https://example.org/", "timestamp": 1559393394}
@@ -296,6 +310,24 @@ NOTES: dict[str, Note] = {
         {403: "The signature is missing, or does not match the webhook secret."},
         body=PUSH,
         headers=SIGNATURE_HEADERS,
+    ),
+    "POST /project/export/{project}": Note(
+        "Maintenance",
+        {403: "The manager has not every role in the project."},
+        path={"project": 2},
+        body={},
+        file="application/x-ndjson",
+    ),
+    "POST /project/import": Note(
+        "Maintenance",
+        {
+            400: "The file is none of an exported project, is cut or was changed, or is of a format not known here.",
+            409: "There is a project with this name: give another one as `name`.",
+            413: "The file, or what it unpacks to, is larger than {max_import: MiB}.",
+            503: "The projects that no tracker admin trusts are full, or the import with this token is being read.",
+        },
+        query={"name": "moved"},
+        text=EXPORTED,
     ),
     **{
         f"POST /project/{kind}/{{project}}": Note("Maintenance", path={"project": 2})

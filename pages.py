@@ -24,6 +24,7 @@ import itertools
 import math
 import os
 import re
+import secrets
 import shlex
 import sqlite3
 import sys
@@ -33,7 +34,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 import itsdangerous
 import msgspec
@@ -44,10 +45,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
+import browsers
 import budgets
 import charts
 import deletion
 import errors
+import failures
+import forms
 import openapi
 import pauses
 import shapes
@@ -122,13 +126,19 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
         "time_stamp": end,
         "new_task_count": sum(project[name] for name in UNDONE) - project["awaiting_verification_count"],
         **{name: project[name] for name in tracker.COUNT_COLUMNS},
+        "failure_count": project["failed_attempt_count"] + project["lost_lease_count"],
     }
     sampled = rows if len(rows) > 1 else [*rows, present]  # the rate of a few seconds is mostly chance
-    closed = charts.rates((row["time_stamp"], row["closed_task_count"]) for row in sampled)
+    closed, failing = (
+        charts.rates((row["time_stamp"], row[name]) for row in sampled)
+        for name in ("closed_task_count", "failure_count")
+    )
     rows.append(present)
     left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
     failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
     throughput = [charts.Series("Closed", closed, "series-1", "area")]
+    if present["failure_count"]:
+        throughput.append(charts.Series("Failed attempts", failing, "series-bad"))
     backlog = [charts.Series("Left to do", left, "series-2", "area"), charts.Series("Failed", failed, "series-bad")]
     return {
         "throughput": charts.time_chart(throughput, start, end, title="Throughput", per_second=True),
@@ -165,16 +175,6 @@ def runtimes(tx: Tx, project: int) -> sqlite3.Row:
     return tx.one(
         "SELECT MIN(runtime_min) AS shortest, SUM(runtime_total) / nullif(SUM(closed_task_count), 0) AS mean,"
         " MAX(runtime_max) AS longest FROM tally WHERE project = ?",
-        (project,),
-    )
-
-
-def recent_failures(tx: Tx, project: int) -> list[sqlite3.Row]:
-    """The last assignments that were released as failed or expired, with what is left of their tasks."""
-    return tx.all(
-        "SELECT a.*, w.alias, substr(t.recipe, 1, 200) AS recipe, t.status, t.assignee, t.verifiers FROM assignment a"
-        " LEFT JOIN worker w ON w.id = a.worker LEFT JOIN task t ON t.id = a.task"
-        " WHERE a.project = ? AND a.outcome IN ('failed', 'expired') ORDER BY a.id DESC LIMIT 10",
         (project,),
     )
 
@@ -233,9 +233,15 @@ OPERATION_PATIENCE = 1.0  # seconds that a page waits for a long operation befor
 class Visit(Call):
     """A browser's request for a page or an action: a Call with a form, and templates to answer with."""
 
+    door = "page"
     is_page = True
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
+    begun: bytes | None = None  # the session that this very request has begun
+
+    def session(self) -> bytes | None:
+        """The session that the caller has, or has just got."""
+        return self.begun or super().session()
 
     def url(self, path: str) -> str:
         """The address of one of our own pages, as the browser has to ask for it: behind the proxy's prefix."""
@@ -267,22 +273,48 @@ class Visit(Call):
         """Proves that a form came from one of this session's pages, which may have one in each of their rows."""
         return self.tracker.form_signer.get_signature(self.session() or b"").decode()
 
+    @functools.cached_property
+    def nonce(self) -> str:
+        """Which page this is, so that a form of it that is sent twice counts once. A refresh says its page's."""
+        said = (self.header(b"x-live") or b"").decode("latin-1")
+        return said if re.fullmatch(r"[\w-]{16,64}", said, re.ASCII) else secrets.token_urlsafe(16)
+
+    @functools.cached_property
+    def fresh(self) -> Any:
+        """What the last action made that is shown this once, on the page to which it led."""
+        if self.scope["method"] != "GET" or self.header(b"x-live"):
+            return None
+        return self.tracker.shown.take(forms.key_of(self.session() or b"", self.here.encode(), fields={}))
+
+    def reveal(self, path: str, fresh: Any) -> Response:
+        """After an action: on to a page, which shows this once. It is in no cookie, no address and no database."""
+        self.tracker.shown.keep(forms.key_of(self.session() or b"", unquote(path).encode(), fields={}), fresh)
+        return self.see(path)
+
     @property
     def session_mark(self) -> str:
         """Which of the manager's logins this one is."""
         return tracker.digest(self.session() or b"").hex()[:16]
 
     async def read_form(self) -> None:
-        """Takes in a POST's fields. Refuses one that lacks the session's token."""
+        """Takes in a POST's fields."""
         if (self.header(b"content-type") or b"").startswith(b"multipart/form-data"):
             await self.look(check_login)  # it may have a large file: for managers only
             most = self.tracker.settings.max_bulk_body
             self.fields = await self.multipart(most, "file", max_files=1, max_fields=100)
         else:
             self.fields = await decoded(await self.body(), form_fields)
-        if not hmac.compare_digest(self.field("token").encode(), self.token.encode()):
-            problem = "This form is out of date: please load the page again, and send it once more"
-            raise TrackerError("forbidden", problem)
+
+    def is_ours(self) -> bool:
+        """Whether the form came from a page of this session."""
+        return hmac.compare_digest(self.field("token").encode(), self.token.encode())
+
+    def typed(self) -> dict[str, list[str]]:
+        """What a form says that somebody typed or chose: nothing of ours, no password and no file."""
+        if "password" in self.fields:  # what it says else is of no use without
+            return {}
+        texts = {name: [one for one in values if isinstance(one, str)] for name, values in self.fields.items()}
+        return {name: values for name, values in texts.items() if values and name not in ("token", "nonce")}
 
     def field(self, name: str, default: str = "") -> str:
         """The text that a field was sent with, the last one if there are several; a file is none."""
@@ -369,7 +401,7 @@ class Visit(Call):
         message = self.message()
         status = tracker.STATUS[self.error.code] if self.error else 200
         template = jinja_environment().get_template(name)
-        page = await self.tracker.turns.join(template.generate(values, visit=self, message=message))
+        page = await self.tracker.turns.join(template.generate(values, visit=self, message=message, fresh=self.fresh))
         response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
@@ -454,10 +486,49 @@ def endpoint(running: tracker.Tracker, handler: Callable[[Visit], Awaitable[Resp
     async def handle(visit: Visit) -> Response:
         if visit.scope["method"] == "POST":
             await visit.read_form()
+            return guarded(visit, await sent(visit, handler))
         return guarded(visit, await handler(visit))
 
     handle.methods = getattr(handler, "methods", None)
     return tracker.Endpoint(running, handle, Visit)
+
+
+ENTRANCES = ("/ui/login", "/ui/register", "/ui/logout")
+
+
+async def sent(visit: Visit, handler: Callable[[Visit], Awaitable[Response]]) -> Response:
+    """What comes of a form: the same for one that is sent twice. One of an ended login waits for the next login."""
+    keeps = bool(visit.typed()) and visit.here not in ENTRANCES
+    if not visit.is_ours():
+        if not keeps or browsers.sent_by(visit.told()) != "us":
+            problem = "This form is out of date: please load the page again, and send it once more"
+            raise TrackerError("forbidden", problem)
+        return await send_again(visit, visit.here, visit.typed())
+    if len(visit.field("nonce")) < 16 or visit.here == "/ui/login":
+        return await handler(visit)
+    key = forms.key_of(visit.session() or b"", visit.here.encode(), fields=visit.fields)
+    act = functools.partial(handler, visit)
+    try:
+        answer, repeated = await visit.tracker.sent.once(key, act, lambda answer: answer.status_code == 303)
+    except TrackerError as error:
+        if error.code != "unauthorized" or not keeps:
+            raise
+        return await send_again(visit, visit.here, visit.typed())
+    if repeated:
+        tracker.log.info("A form that was sent twice counts once: %s", visit.scope["path"])
+    return answer
+
+
+async def send_again(visit: Visit, path: str, typed: dict[str, list[str]], *headers: tuple[bytes, bytes]) -> Response:
+    """The page that keeps what was typed while a login ended: first to log in, and then to send it once more."""
+    values = await visit.read(None)
+    visit.fields, visit.error = {}, None
+    template, status = ("send_again.html", 200 if visit.begun else 403) if values["manager"] else ("login.html", 401)
+    kept = {"back": path, "kept": typed if values["manager"] else encode(typed).decode()}
+    response = await visit.render(template, {**values, **kept})
+    response.status_code = status
+    response.raw_headers.extend(headers)
+    return response
 
 
 def guarded(visit: Visit, response: Response) -> Response:
@@ -574,6 +645,17 @@ def acting(action: Action, path: str, page: str, again: Handler) -> Handler:
     return handler
 
 
+def moved_to(path: str) -> Handler:
+    """The handler of a page that stands elsewhere now: what was bookmarked leads there."""
+
+    async def handler(visit: Visit) -> Response:
+        return RedirectResponse(
+            visit.url(path.format(**{name: visit.path_id(name) for name in re.findall(r"{(\w+)}", path)})), 308
+        )
+
+    return handler
+
+
 # ── Overview and projects ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -605,16 +687,24 @@ def list_page(
     return rows[:PAGE_ROWS], rows[PAGE_ROWS - 1][place] if len(rows) > PAGE_ROWS else ""
 
 
-def overview(tx: Tx, caller: Caller, query: ListQuery) -> dict[str, Any]:
+class OverviewQuery(ListQuery):
+    """The same, of the archived projects or of the others."""
+
+    archived: bool = False
+
+
+def overview(tx: Tx, caller: Caller, query: OverviewQuery) -> dict[str, Any]:
     """The projects that the caller may see, with their counts, and who is waiting for an answer."""
-    found = f"SELECT * FROM project p WHERE {VISIBLE} AND name LIKE :text ESCAPE '\\' AND name > :after"
-    rows, more = list_page(tx, found, caller.as_values, query)
+    listed, values = f"FROM project p WHERE {VISIBLE} AND archived", {**caller.as_values, "archived": query.archived}
+    found = f"SELECT * {listed} = :archived AND name LIKE :text ESCAPE '\\' AND name > :after"
+    rows, more = list_page(tx, found, values, query)
     sums = ", ".join(f"ifnull(SUM({name}), 0) AS {name}" for name in tracker.COUNT_COLUMNS)
-    totals = f"SELECT {sums}, COUNT(*) AS project_count FROM project p WHERE {VISIBLE}"
+    totals = f"SELECT {sums}, COUNT(*) AS project_count {listed} = :archived"
     return {
         "projects": [{**row, **pace(tx, row), "spark": spark(tx, row["id"])} for row in rows],
         "more": more,
-        "totals": tx.one(totals, caller.as_values),
+        "totals": tx.one(totals, values),
+        "archived_count": tx.one(f"SELECT COUNT(*) {listed}", values)[0],
         "requests": waiting_requests(tx, caller) if caller.manager else [],
     }
 
@@ -624,7 +714,7 @@ def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     counts = "SELECT project, COUNT(*) AS request_count FROM worker_access WHERE request GROUP BY project"
     return tx.all(
         f"SELECT p.id, p.name, request_count FROM ({counts}) a JOIN project p ON p.id = a.project"
-        f" WHERE {may(MANAGE_ACCESS)} ORDER BY p.name LIMIT 20",
+        f" WHERE {may(MANAGE_ACCESS)} AND NOT p.archived ORDER BY p.name LIMIT 20",
         caller.as_values,
     )
 
@@ -679,7 +769,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
         "day_leaders": leaders(tx, project["id"], LAST_DAY),
         "runtime": runtimes(tx, project["id"]),
-        "failures": recent_failures(tx, project["id"]) if reads else [],
+        "causes": failures.causes(tx, project["id"]) if reads else [],
         "operations": recent_operations(tx, project["id"]) if reads else [],
     }
 
@@ -696,7 +786,7 @@ def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] 
 
 def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
     """The projects that a project could be chained to, and the one that it is chained to now."""
-    rows = tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000")
+    rows = tx.all("SELECT id, name FROM project WHERE NOT archived ORDER BY name LIMIT 1000")
     targets = [row for row in rows if row["id"] != project["id"] and caller.role(row["id"]) & EDIT]
     if project["chain"] and project["chain"] not in {row["id"] for row in targets}:
         targets.append(chain_target(tx, caller, project["chain"]))
@@ -709,9 +799,9 @@ class ProjectForm(shapes.ProjectBody):
     max_lost_leases: shapes.Natural16 | None = None
 
 
-@of_project(EDIT)
+@of_project(EDIT | SECRET)
 def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
-    """The form of a project, and whether the manager may delete it."""
+    """The form of a project and its secrets, each for who has the role, and whether the manager may delete it."""
     return {**chain_targets(tx, caller, project), "may_delete": deletion.may_delete(caller, project)}
 
 
@@ -719,6 +809,16 @@ def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
 def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
     """The form of a new project, with what it has by default."""
     return chain_targets(tx, caller, {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None})
+
+
+def archive_project(tx: Tx, caller: Caller, project: int, body: shapes.ArchivedBody) -> None:
+    """Archives a project, or takes it out of the archive: it then stays paused until somebody resumes it."""
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(archived=body.archived))
+
+
+def archived_in_words(result: None, body: shapes.ArchivedBody) -> str:
+    """What archiving, or its end, has done."""
+    return "Archived." if body.archived else "The project is back from the archive, and still paused."
 
 
 def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) -> str:
@@ -776,6 +876,7 @@ def said_of(kind: str, count: int, priority: int | None = None) -> str:
         "delete": f"{count:,} {tasks} {were} deleted.",
         "hard_reset": f"The project was reset: {count:,} {tasks} deleted, hashes forgotten.",
         "submit_lines": f"{count:,} {tasks} {were} submitted.",
+        "import_project": f"{count:,} {tasks} {were} imported.",
     }[kind]
 
 
@@ -810,7 +911,7 @@ class TaskQuery(tracker.TaskFilter):
 
 def filter_of(query: TaskQuery) -> tracker.TaskFilter:
     """The list that it is a place in."""
-    return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority)
+    return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority, query.cause)
 
 
 LISTED = (
@@ -818,13 +919,20 @@ LISTED = (
     " substr(recipe, 1, 301) AS recipe, (SELECT alias FROM worker WHERE id = task.assignee) AS alias"
 )
 
+FAILED = (
+    f"{failures.last('reason', 'end_time', 'worker', 'attempt')}, (SELECT w.alias FROM failure f"
+    " JOIN worker w ON w.id = f.worker WHERE f.task = task.id) AS worker_alias"
+)
+
 
 @of_project(READ)
 def task_list(tx: Tx, caller: Caller, project: sqlite3.Row, query: TaskQuery) -> dict[str, Any]:
     """A page of a project's tasks in one state, those that match."""
     wanted = filter_of(query)
-    rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, LISTED)
-    return {"tasks": rows, "more": more, "wanted": msgspec.to_builtins(wanted)}
+    columns = f"{LISTED}, {FAILED}" if wanted.state == "failed" else LISTED
+    rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, columns)
+    causes = failures.causes(tx, project["id"]) if wanted.state == "failed" else []
+    return {"tasks": rows, "more": more, "wanted": msgspec.to_builtins(wanted), "causes": causes}
 
 
 def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
@@ -836,6 +944,7 @@ def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
         **project_frame(tx, caller, history["project"]),
         "state": row and tracker.state_of(row),
         "alias": row and tracker.alias_of(tx, row["assignee"]),
+        "failure": row and failures.last_failure(tx, task),
         "left": row and row["deadline_uptime"] is not None and row["deadline_uptime"] - tx.uptime,
         "job": tracker.token_of_job(tx, row and row["job"]),
     }
@@ -850,17 +959,23 @@ async def act_on_list(visit: Visit) -> Response:
     body = visit.form_as(tracker.TaskAction)
     tasks = None if visit.field("which") == "all" else selected_tasks(visit)
     if visit.field("confirmed") != "yes" and (tasks is None or body.action == "delete"):
-        values = await visit.read(of_project(READ)(no_more), project)
+        values = await visit.read(expected, project, wanted)
         await visit.look(tracker.check_action, project, body)  # what would be refused after the question is so now
-        count = tracker.count_in_state(values["project"], wanted.state)
-        asked = {"body": body, "wanted": wanted, "tasks": tasks or [], "count": count}
-        return await visit.render("confirm.html", values | asked)
+        return await visit.render("confirm.html", values | {"body": body, "wanted": wanted, "tasks": tasks or []})
     if tasks is None:
         operation = await visit.write(tracker.begin_action, project, body, wanted)
         return await watch_operation(visit, operation, body.action, visit.here, body.priority)
     count = await visit.write(tracker.act_on_tasks, project, body, tasks, long=len(tasks) > 10)
     to = visit.here if body.action == "delete" else visit.back(visit.here)  # a deleted task has no page any more
     return visit.see(to, said_of(body.action, count, body.priority))
+
+
+@of_project(READ)
+def expected(tx: Tx, caller: Caller, project: sqlite3.Row, wanted: tracker.TaskFilter) -> dict[str, Any]:
+    """How many tasks are in a state now, or failed for one cause, and that cause."""
+    cause = failures.find_cause(tx, project["id"], wanted.cause)
+    count = cause["failed_task_count"] if cause else 0
+    return {"cause": cause, "count": tracker.count_in_state(project, wanted.state) if wanted.cause is None else count}
 
 
 def selected_tasks(visit: Visit) -> list[int]:
@@ -878,7 +993,8 @@ async def export_tasks(visit: Visit) -> Response:
     """GET …/export: the tasks of a list as JSON lines. Read piece by piece, so it is no snapshot of one moment."""
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
     read = functools.partial(visit.look, tracker.list_tasks, project, wanted)
-    rows, more = await read("", tracker.STEP_TASKS)  # a refusal comes before the answer
+    columns = f"*, {failures.AS_JSON}"
+    rows, more = await read("", tracker.STEP_TASKS, columns)  # a refusal comes before the answer
 
     async def lines() -> AsyncIterator[bytes]:
         """The tasks, a piece of some at a time. Breaks the answer off when one cannot be read."""
@@ -897,9 +1013,9 @@ async def export_tasks(visit: Visit) -> Response:
     async def next_rows(size: int) -> tuple[list[sqlite3.Row], str]:
         """The next tasks; what takes too long to read is read in smaller pieces."""
         try:
-            return await read(more, size)
+            return await read(more, size, columns)
         except TrackerError:
-            return await read(more, 1)
+            return await read(more, 1, columns)
 
     headers = {"content-disposition": f'attachment; filename="project-{project}-{wanted.state}.jsonl"'}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
@@ -912,8 +1028,11 @@ EXPORTED = (
 
 
 def task_line(task: sqlite3.Row) -> bytes:
-    """A task as the export has it."""
-    return encode({"state": tracker.state_of(task), **{name: task[name] for name in EXPORTED}}) + b"\n"
+    """A task as the export has it: submitted again it makes one like it, so old numbers are what clients can hold."""
+    numbers = {name: tracker.in_16_bits(task[name]) for name in ("priority", "max_retries", "verification_count")}
+    shown = {name: task[name] for name in EXPORTED} | numbers
+    failure = errors.as_raw(task["failure"])
+    return encode({"state": tracker.state_of(task), **shown, "failure": failure}) + b"\n"
 
 
 # ── Submit ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1105,7 +1224,26 @@ def project_templates(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQ
         " AND (:after = '' OR (name, id) > (SELECT name, id FROM template WHERE id = :after))"
     )
     rows, more = list_page(tx, found, {"project": project["id"]}, query, "id", "name, id")
-    return {"templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows], "more": more}
+    return {
+        "templates": [{**row, "jobs": last_jobs(tx, row["id"], 3)} for row in rows],
+        "more": more,
+        "workflows": workflows_of(tx, project["id"]) if has_workflows() else None,
+    }
+
+
+def has_workflows() -> bool:
+    """Whether workflows have pages: they are a dialect's."""
+    return "/ui/workflows/{workflow}" in jinja_environment().globals["page_paths"]
+
+
+def workflows_of(tx: Tx, project: int) -> list[sqlite3.Row]:
+    """The workflows of a project, by name."""
+    return tx.all(
+        "SELECT id, name, created, (SELECT name FROM template WHERE id = w.start AND deleted IS NULL) AS start_name,"
+        " (SELECT COUNT(*) FROM workflow_edge WHERE workflow = w.id) AS edge_count FROM workflow w"
+        " WHERE project = ? AND deleted IS NULL ORDER BY name, id LIMIT 1000",
+        (project,),
+    )
 
 
 JOB_ROW = (
@@ -1161,7 +1299,6 @@ def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, An
             for name, one in zip(tracker.argument_names(template), tracker.free_arguments(template), strict=True)
         ],
         "token": template["token"],
-        "secret": "",
         "jobs": last_jobs(tx, template["id"], 10),
     }
 
@@ -1180,10 +1317,10 @@ def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[
 
 
 async def show_secret(visit: Visit, made: shapes.Template | str) -> Response:
-    """The template's page with its new secret: in the answer itself, so that neither a cookie nor an address has it."""
+    """On to the template's page, which shows its new secret."""
     new = isinstance(made, shapes.Template)
     template, secret = (made.id, made.secret) if new else (visit.path_id("template"), made)
-    return await visit.render("template.html", {**await visit.read(template_page, template), "secret": secret})
+    return visit.reveal(f"/ui/templates/{template}", secret)
 
 
 class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
@@ -1451,11 +1588,21 @@ def entering(enter: Callable, form: type, says: str) -> Handler:
     """POST of the login or register page."""
 
     async def handler(visit: Visit) -> Response:
+        kept = kept_fields(visit.field("kept"))
         manager, session = await enter(visit, visit.form_as(form))
-        message = says.format(username=manager.username)
-        return visit.see(visit.back("/ui/"), message, *tracker.login_cookies(visit, manager, session))
+        cookies = tracker.login_cookies(visit, manager, session)
+        if kept:
+            visit.begun = session
+            visit.__dict__.pop("token", None)
+            return await send_again(visit, visit.back("/ui/"), kept, *cookies)
+        return visit.see(visit.back("/ui/"), says.format(username=manager.username), *cookies)
 
     return handler
+
+
+def kept_fields(text: str) -> dict[str, list[str]]:
+    """What was typed before a login, as its page has kept it."""
+    return errors.decode(text.encode(), dict[str, list[str]]) if text else {}
 
 
 async def log_out_page(visit: Visit) -> Response:
@@ -1564,10 +1711,11 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
-    Page(ONE_PROJECT + "/secrets", "secrets.html", of_project(SECRET)(no_more)),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
+    Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
@@ -1641,6 +1789,8 @@ class Static(StaticFiles):
 
         async def send_on(message: dict[str, Any]) -> None:
             nonlocal begun
+            if not begun:
+                scope["app"].state.tracker.meter.answers["static"][message["status"]] += 1
             begun = True
             await send(message)
 
@@ -1693,6 +1843,7 @@ def jinja_environment() -> Environment:
         level_names=LEVEL_NAMES,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
+        OTHER=failures.OTHER,
         shell_word=shlex.quote,
     )
     environment.filters.update(

@@ -14,6 +14,7 @@ import logging
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -252,6 +253,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.find_direct = getattr(config.app, "direct", None) if able else None
         self.longest_direct = getattr(config.app, "longest_direct", 0)
         self.hot_lines: tuple[bytes, ...] = getattr(config.app, "hot_lines", ())
+        self.refusals: Counter[int] = getattr(config.app, "refusals", Counter())  # by status
         self.crowd: Crowd = config.crowd
         self.turns, self.arriving, self.clients = self.crowd.turns, config.arriving, config.clients
 
@@ -639,6 +641,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return getattr(self.cycle, "response_started", False)
 
     def answer_refusal(self) -> None:
+        self.refusals[STATUS[self.refusing.code]] += 1
         self.transport.write(refusal(self.refusing, self.parser.get_method() == b"HEAD"))
         self.transport.close()
 

@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS budget (
     used                        INTEGER NOT NULL             -- bytes, or rows
 ) STRICT, WITHOUT ROWID;
 INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0),
-    ('files', 0);
+    ('files', 0), ('reasons', 0);
 
 -- A long operation that is carried out in bounded pieces and, once accepted, finished even after a crash.
 CREATE TABLE IF NOT EXISTS operation (
@@ -44,6 +44,14 @@ CREATE INDEX IF NOT EXISTS operation_project ON operation (project, id);
 CREATE INDEX IF NOT EXISTS operation_unfinished ON operation (id) WHERE finished IS NULL;
 CREATE INDEX IF NOT EXISTS operation_deletion ON operation (manager, id) WHERE kind = 'delete_project';
 CREATE UNIQUE INDEX IF NOT EXISTS operation_token ON operation (worker, project, token) WHERE token IS NOT NULL;
+
+CREATE INDEX IF NOT EXISTS operation_import ON operation (manager, token) WHERE kind = 'import_project';
+
+-- What an import held of the budget of projects that nobody trusts, and that has come to nothing.
+CREATE TRIGGER IF NOT EXISTS operation_import_discarded AFTER DELETE ON operation
+WHEN OLD.kind = 'import_project' AND NOT OLD.accepted BEGIN
+    UPDATE budget SET used = used - json_extract(OLD.wanted, '$.size') WHERE name = 'projects';
+END;
 
 CREATE TRIGGER IF NOT EXISTS operation_inserted AFTER INSERT ON operation BEGIN
     UPDATE project SET size = size + 400 + length(NEW.report) + ifnull(length(NEW.wanted), 0)
@@ -130,6 +138,8 @@ CREATE TABLE IF NOT EXISTS project (
     closed_task_count           INTEGER NOT NULL DEFAULT 0,
     delayed_task_count          INTEGER NOT NULL DEFAULT 0,
     paused_worker_count         INTEGER NOT NULL DEFAULT 0,  -- tallies with a pause: at 0 nobody looks for any
+    failed_attempt_count        INTEGER NOT NULL DEFAULT 0,  -- of all time, as the next one
+    lost_lease_count            INTEGER NOT NULL DEFAULT 0,
     trusted                     INTEGER NOT NULL DEFAULT 1,  -- 0: all that is in such projects shares one budget
     size                        INTEGER NOT NULL DEFAULT 0,  -- bytes of that budget; 0 in a trusted one
     creator                     INTEGER,                     -- the manager who made it, NULL: nobody knows, or a dialect
@@ -261,6 +271,7 @@ CREATE TABLE IF NOT EXISTS task (
     assigned_uptime             REAL,
     deadline_uptime             REAL,
     verifiers                   INTEGER,                     -- verifier_set: who has verified it so far
+    cause                       INTEGER NOT NULL DEFAULT 0,  -- why it failed; 0: it never did; -1: only not for good
     job                         INTEGER,                     -- NULL: a plain task
     recipe                      TEXT NOT NULL
 ) STRICT;
@@ -275,7 +286,7 @@ CREATE INDEX IF NOT EXISTS task_verifiers ON task (verifiers) WHERE verifiers IS
 CREATE INDEX IF NOT EXISTS task_awaiting_project ON task (project, id)
     WHERE status = 1 AND assignee IS NULL AND verifiers IS NOT NULL;
 CREATE INDEX IF NOT EXISTS task_held ON task (project, assignee, id) WHERE assignee IS NOT NULL;
-CREATE INDEX IF NOT EXISTS task_failed ON task (project, id) WHERE status = 2;
+CREATE INDEX IF NOT EXISTS task_failed ON task (project, cause, id) WHERE status = 2;
 CREATE INDEX IF NOT EXISTS task_delayed ON task (project, id) WHERE status = 3;
 CREATE INDEX IF NOT EXISTS task_not_before ON task (not_before) WHERE status = 3;
 CREATE INDEX IF NOT EXISTS task_deadline ON task (deadline_uptime) WHERE deadline_uptime IS NOT NULL;
@@ -293,6 +304,41 @@ CREATE TABLE IF NOT EXISTS assignment (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS assignment_task ON assignment (task, id);
 CREATE INDEX IF NOT EXISTS assignment_failed ON assignment (project, id) WHERE outcome IN ('failed', 'expired');
+
+-- The last failed attempt of a task that is not closed, or the lost lease that made it FAILED.
+CREATE TABLE IF NOT EXISTS failure (
+    task                        INTEGER PRIMARY KEY,
+    project                     INTEGER NOT NULL,
+    worker                      INTEGER NOT NULL,
+    end_time                    INTEGER NOT NULL,
+    attempt                     INTEGER NOT NULL,
+    reason                      TEXT NOT NULL                -- '': none was given, or there was no room for it
+) STRICT;
+
+CREATE TRIGGER IF NOT EXISTS failure_inserted AFTER INSERT ON failure BEGIN
+    UPDATE budget SET used = used + length(CAST(NEW.reason AS BLOB)) WHERE name = 'reasons' AND NEW.reason <> '';
+    UPDATE project SET size = size + 40 + length(CAST(NEW.reason AS BLOB)) WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS failure_updated AFTER UPDATE ON failure WHEN NEW.reason <> OLD.reason BEGIN
+    UPDATE budget SET used = used + length(CAST(NEW.reason AS BLOB)) - length(CAST(OLD.reason AS BLOB))
+    WHERE name = 'reasons';
+    UPDATE project SET size = size + length(CAST(NEW.reason AS BLOB)) - length(CAST(OLD.reason AS BLOB))
+    WHERE id = NEW.project AND NOT trusted;
+END;
+CREATE TRIGGER IF NOT EXISTS failure_deleted AFTER DELETE ON failure BEGIN
+    UPDATE budget SET used = used - length(CAST(OLD.reason AS BLOB)) WHERE name = 'reasons' AND OLD.reason <> '';
+    UPDATE project SET size = size - 40 - length(CAST(OLD.reason AS BLOB)) WHERE id = OLD.project AND NOT trusted;
+END;
+
+-- A group of failed tasks: what their reasons have in common. It is there as long as there are any.
+-- AUTOINCREMENT, because tasks that are tried again go on naming a group that is gone.
+CREATE TABLE IF NOT EXISTS cause (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project                     INTEGER NOT NULL,
+    pattern                     TEXT NOT NULL,               -- '': no reason was given; '…': of all further groups
+    failed_task_count           INTEGER NOT NULL DEFAULT 0,  -- Counts in counts.py writes it
+    UNIQUE (project, pattern)
+) STRICT;
 
 -- What one worker reported for one task that needs several verifications.
 CREATE TABLE IF NOT EXISTS verification (
@@ -721,6 +767,7 @@ CREATE TABLE IF NOT EXISTS snapshot (
     closed_task_count           INTEGER NOT NULL,
     worker_access_count         INTEGER NOT NULL,
     awaiting_verification_count INTEGER NOT NULL,
+    failure_count               INTEGER NOT NULL DEFAULT 0,  -- failed attempts and lost leases until then
     PRIMARY KEY (project, time_stamp)
 ) STRICT, WITHOUT ROWID;
 

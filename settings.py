@@ -80,6 +80,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_stranger_logs: Annotated[
         shapes.Count, "How much of max_logs those workers share that have no access and never had a task, in MiB."
     ] = 4
+    max_reasons: Annotated[
+        shapes.Count,
+        "The reasons of failures that are kept in the database, in MiB; beyond it failed tasks are still counted by"
+        " what they failed for.",
+    ] = 256
     worker_log_rate: Annotated[
         shapes.Count,
         "Log lines of one worker that are kept, in KiB a second over a minute; more go to the log file only.",
@@ -163,6 +168,10 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_extension: Annotated[
         shapes.Seconds, "A worker may extend a lease so that it ends at most so many seconds from then on."
     ] = 86400
+    max_skip_delay: Annotated[
+        shapes.Seconds,
+        "A worker that skips a task may keep it from everybody for so many seconds at most; more counts as that.",
+    ] = 2_592_000
     default_max_lost_leases: Annotated[
         int,
         "A plain task fails when so many leases of it are lost, if its project says nothing else. 0 for never.",
@@ -212,6 +221,15 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "Most of Testflinger's queues that one client with the role contributor may have made, and, where half of the"
         " thousand are taken, all clients without credentials of one network.",
     ] = 100
+    public_metrics: Annotated[
+        bool, "Whether everybody may see GET /metrics: how much all projects do that are not hidden, and the machine."
+    ] = False
+    metrics_token: Annotated[
+        str,
+        "What a monitor sends to GET /metrics (Authorization: Bearer …), of 16 characters or more. Empty: only managers"
+        " may see it, or with public_metrics everybody.",
+        Meta(pattern=r"^([!-~]{16,})?$"),
+    ] = ""
     webhook_networks: Annotated[
         tuple[str, ...],
         "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
@@ -232,6 +250,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 10.0
     max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 4096
     max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
+    max_import: Annotated[
+        shapes.Count,
+        "Largest file of a project that a manager whom an admin trusts may import, unpacked, in MiB; of others it is"
+        " as large as a bulk submit at most.",
+    ] = 4096
     request_timeout: Annotated[
         shapes.Seconds,
         "A client has this long to send its headers, again to send its body (or each 256 KiB of an upload), and again"
@@ -261,6 +284,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         tuple[str, ...], "A push to one of these branches sets a project's version (git webhook)."
     ] = ("main", "master")
 
+    def shown(self, name: str) -> Any:
+        """The value of a setting where people read it: that of a secret is that there is one."""
+        value = getattr(self, name)
+        return "set, and not shown" if value and name in SECRET else value
+
     @property
     def hosts(self) -> tuple[str, ...]:
         """The addresses to listen on, each once, without the brackets that a URL has."""
@@ -268,6 +296,7 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return tuple(dict.fromkeys(re.sub(r"^\[(.*)\]$", r"\1", host) for host in given))
 
 
+SECRET = {"metrics_token"}
 FIELDS = {field.name: field for field in msgspec.inspect.type_info(Settings).fields}
 
 

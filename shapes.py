@@ -162,6 +162,12 @@ class Project(Shape, kw_only=True):
     motd: Annotated[str, "Message of the day.", "Be polite to the servers.", Meta(max_length=100_000)] = ""
     public: Annotated[bool, "Whether any worker is assigned its tasks. For a tracker admin to set.", False] = False
     hidden: Annotated[bool, "Whether only managers with READ see it. It cannot be public at once.", False] = False
+    archived: Annotated[
+        bool,
+        "Whether it is archived: it is kept to be read and stays paused, takes nothing new, and is in no list unless"
+        " asked for.",
+        False,
+    ] = False
     chain: Annotated[Id, "The project to which its closed tasks are submitted; 0 for none.", 0] = 0
     paused: Annotated[bool, "Whether assignment is paused.", False] = False
     assign_rate: Annotated[
@@ -214,6 +220,14 @@ ProjectBody = changes(
 
 class PausedBody(Shape):
     paused: bool
+
+
+class ArchivedBody(Shape):
+    archived: bool
+
+
+class ProjectsQuery(Shape):
+    archived: Annotated[bool, "Whether to list the archived projects instead of the others."] = False
 
 
 class SecretBody(Shape):
@@ -526,7 +540,15 @@ class ReleaseBody(Shape):
         ' JSON: an array is the output, `{{"state": …, "data": …}}` gives both. With `killed` true a failed job has'
         " timed out.",
     ] = UNSET
-    delay: Annotated[Delay, "Of a skipped task: seconds for which nobody is assigned it. Refused with others."] = 0
+    delay: Annotated[
+        Delay,
+        "Of a skipped task: seconds for which nobody is assigned it, {max_skip_delay:} at most. Refused with others.",
+    ] = 0
+    error: Annotated[
+        str,
+        "Of a failed task: why, in words. Its first 500 characters are kept while the task is, and shown to managers,"
+        " for whom failed tasks are grouped by it. Refused with others, unless it is empty.",
+    ] = ""
     attempt: Annotated[
         Natural,
         "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."

@@ -13,15 +13,16 @@ Every state change is a plain function `(tx, caller, …)` that takes an open tr
 plain values or raises TrackerError. Such functions compose: release calls close, close calls chain-submit. Who calls is
 found out once in a transaction, and what a function needs is declared where it is defined (`@needs`).
 
-Beside this module: errors (what is refused) and faults (what fails), shapes (what goes in and out), callers (who calls,
-and what they may), settings, server, listening, protocol and connections (how bytes come in), turns (who goes first),
-browsers (what they may do), attempts (at passwords), pauses (of workers that fail), limits, budgets and shares (how
-often, how much, and of what all share), database (the file) with guard (of it) and writer (the one that writes), clock,
-wal and space (that it does not grow for ever), counts (the live ones) and warming (what is read for it), lines and
-githook (uploads, push events), logs (that workers write), logfile, names (that people choose), waiting (workers that
-wait), openapi (the API's document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager
-UI), dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is told),
-deletion (of a project).
+Beside this module: errors (what is refused) and faults (what fails), meter (what is counted), shapes (what goes in and
+out), callers (who calls, and what they may), settings, server, listening, protocol and connections (how bytes come in),
+turns (who goes first), browsers (what they may do), forms (that are sent once), attempts (at passwords), pauses (of
+workers that fail), limits, budgets and shares (how often, how much, and of what all share), database (the file) with
+guard (of it) and writer (the one that writes), clock, wal and space (that it does not grow for ever), counts (the live
+ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events), logs (that
+workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the API's document),
+schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), metrics (for monitors),
+dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is told) and backup,
+deletion and moving (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -77,6 +78,8 @@ from starlette.routing import BaseRoute, Match, Route
 import browsers
 import budgets
 import errors
+import failures
+import forms
 import listening
 import names
 import openapi
@@ -150,6 +153,7 @@ from logs import (
     query_logs,
     store_log_entry,
 )
+from meter import counted
 from protocol import LONGEST_DIRECT, Direct, Fields
 from server import (
     Incoming,
@@ -470,12 +474,12 @@ def part_of(rows: Iterable[sqlite3.Row], shown: Callable[[sqlite3.Row], Any], pl
     return part
 
 
-def list_projects(tx: Tx, caller: Caller, *, after: str = "") -> list[Project]:
-    """Every project that the caller may see, by name: hidden ones only with READ."""
+def list_projects(tx: Tx, caller: Caller, query: shapes.ProjectsQuery, *, after: str = "") -> list[Project]:
+    """Every project that the caller may see, by name: hidden ones only with READ. Archived ones are a list apart."""
     rows = tx.execute(
         "SELECT p.* FROM project p LEFT JOIN manager_role r ON r.project = p.id AND r.manager = :manager"
-        " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after ORDER BY p.name",
-        {**caller.as_values, "after": after},
+        " WHERE (NOT p.hidden OR :admin OR r.role & 1) AND p.name > :after AND p.archived = :archived ORDER BY p.name",
+        {**caller.as_values, "after": after, "archived": query.archived},
     )
     return part_of(rows, functools.partial(project_shown, tx, caller), lambda row: row["name"])
 
@@ -510,7 +514,8 @@ def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
         "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count + delayed_task_count,"
         " failed_task_count, closed_task_count,"
         " (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
-        " awaiting_verification_count FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
+        " awaiting_verification_count, failed_attempt_count + lost_lease_count"
+        " FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
         (time_stamp, after, SNAPSHOT_PIECE),
     )
     return max((row["project"] for row in rows), default=None)
@@ -582,6 +587,10 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
         raise TrackerError("invalid", "a project cannot be public and hidden at once", "hidden")
     if fields["public"] and not before["public"] and not caller.manager.tracker_admin:
         raise TrackerError("forbidden", "only a tracker admin may make a project public", "public")
+    if fields["archived"] and not fields["paused"]:
+        if before["archived"]:
+            raise TrackerError("conflict", "an archived project stays paused", "paused")
+        fields["paused"] = True
     for check in hooks("check_project") if old else ():
         check(tx, old, fields)
     if fields["chain"] != before["chain"]:
@@ -1021,7 +1030,7 @@ TASK_STATES = {
     "waiting": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NULL", "priority", descending=True),
     "assigned": TaskState("assignee IS NOT NULL", "assignee"),
     "awaiting_verification": TaskState("status = 1 AND assignee IS NULL AND verifiers IS NOT NULL"),
-    "failed": TaskState("status = 2"),
+    "failed": TaskState("status = 2", "cause"),
     "delayed": TaskState("status = 3"),
 }
 STATE = f"CASE {' '.join(f'WHEN {state.condition} THEN {name!r}' for name, state in TASK_STATES.items())} END AS state"
@@ -1032,6 +1041,7 @@ def recount(tx: Tx) -> None:
     for state, in_it in TASK_STATES.items():
         count = f"SELECT COUNT(*) FROM task WHERE project = project.id AND {in_it.condition}"
         tx.execute(f"UPDATE project SET {COUNTED[state]} = ({count})")
+    failures.regroup(tx)
     tx.execute("UPDATE tally SET held_task_count = 0")
     tx.execute(
         "INSERT INTO tally (project, worker, held_task_count) SELECT project, assignee, COUNT(*) FROM task"
@@ -1126,11 +1136,12 @@ class Submitter(NamedTuple):
     submit_free_uptime: float
     keep_hashes: int
     trusted: int
+    archived: int
 
 
 SELECT_SUBMITTER = """
     SELECT p.id, w.secret_hash, w.last_seen, a.role_submit AND NOT a.request, p.submit_rate, p.submit_free_uptime,
-        p.keep_hashes, p.trusted
+        p.keep_hashes, p.trusted, p.archived
     FROM worker w LEFT JOIN project p ON p.id = ?1
         LEFT JOIN worker_access a ON a.project = p.id AND a.worker = w.id
     WHERE w.id = ?2
@@ -1151,6 +1162,8 @@ def submitter(tx: Tx, credentials: WorkerCredentials, project: int) -> Submitter
     if not found.may_submit:
         stranger = found.may_submit is None and tx.one("SELECT 1 FROM project WHERE id = ? AND hidden", (project,))
         raise no_project(project) if stranger else NoAccess(SUBMIT, project)
+    if found.archived:
+        raise budgets.is_archived(project)
     if found.submit_rate:
         limit = Limit("submit", project, found.submit_rate, found.submit_free_uptime)
         check_rate(delay_at(tx, limit, credentials.id))
@@ -1490,7 +1503,8 @@ def assign_tasks(
         offers[project.id] = find_offer(tx, credentials, project.id, select)  # the others have not changed
     if not tasks:
         reasons = map(why_nothing, itertools.islice(offers.values(), MOST_REASONS))
-        return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()))
+        pause = min((offer.pause - tx.uptime for offer in offers.values() if offer.pause is not None), default=0)
+        return Assigned([], "; ".join(reasons), any(awaits_others(offer) for offer in offers.values()), pause=pause)
     return Assigned(tasks, delay=charge_assign(tx, charges, credentials.id) if charges else 0)
 
 
@@ -1500,7 +1514,7 @@ MOST_REASONS = 10  # projects of which an answer without a task says why
 def why_nothing(offer: Offer) -> str:
     """Why the project has no task for the caller."""
     if offer.project.paused:
-        return f"A manager has paused project {offer.project.id}"
+        return f"A manager has {'archived' if offer.project.archived else 'paused'} project {offer.project.id}"
     if offer.pause is not None:
         return f"You have failed one task after the other and are paused in project {offer.project.id}"
     if awaits_others(offer):
@@ -1751,7 +1765,8 @@ def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.Release
 
 
 def is_plainly_done(body: shapes.ReleaseBody) -> bool:
-    return body.result == OK and body.output is UNSET and not body.delay and -(2**63) <= body.verification < 2**64
+    plain = body.result == OK and body.output is UNSET and not body.delay and not body.error
+    return plain and -(2**63) <= body.verification < 2**64
 
 
 def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.ReleaseBody]]) -> list[int]:
@@ -1765,6 +1780,8 @@ def close_plain_tasks(tx: Tx, releases: list[tuple[WorkerCredentials, shapes.Rel
         with contextlib.suppress(TrackerError):
             check_worker(tx, task, credentials)
             closed.append(number)
+            if task.attempt > 1:  # it may have failed so long ago that its history is forgotten
+                failures.forget(tx, [body.task_id])
             tx.counts.close(task.project, credentials.id, [max(0.0, tx.uptime - task.assigned_uptime)])
     ids = padded([releases[number][1].task_id for number in closed])
     tx.execute(f"DELETE FROM task WHERE id IN ({', '.join('?' * len(ids))})", ids)
@@ -1795,10 +1812,10 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     if task.job is not None:
         return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:
-        return fail_task(tx, task)
+        return fail_task(tx, task, body.error)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        return put_back(tx, task, delay=body.delay)
+        return put_back(tx, task, delay=min(body.delay, tx.settings.max_skip_delay))
     return verify_task(tx, task, credentials.id, verification)
 
 
@@ -1837,6 +1854,8 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
 def read_release(body: shapes.ReleaseBody) -> tuple[int, Report]:
     if body.delay and body.result != SKIP:
         raise TrackerError("invalid", "only a task that is released as skipped has one", "delay")
+    if body.error and body.result != FAIL:
+        raise TrackerError("invalid", "only a task that is released as failed has one", "error")
     return to_int64(body.verification, "verification"), NO_REPORT if body.output is UNSET else read_report(body.output)
 
 
@@ -1910,9 +1929,11 @@ def rest(task: Held | Assignment) -> float:
 
 def make_ready(tx: Tx, which: str, values: dict[str, Any], was: str, change: str = "") -> int:
     """Makes tasks ready that nobody holds, with a further `change` of columns; all of them failed, or delayed."""
-    ready = f"UPDATE task SET status = 1, not_before = NULL{change} WHERE {which} RETURNING project, job, {STATE}"
-    rows = tx.all(ready, values)
+    ready = f"UPDATE task SET status = 1, not_before = NULL{change} WHERE {which}"
+    rows = tx.all(f"{ready} RETURNING project, job, cause, {STATE}", values)
     for row in rows:
+        if was == "failed":
+            tx.counts.blame(row["cause"], -1)
         tx.counts.move(row["project"], was, row["state"])
         tx.ready.append((row["project"], 1))
         if row["job"] is not None:
@@ -1931,9 +1952,13 @@ def take_away(tx: Tx, task: Held | Assignment, change: str = "", *values: Any) -
 def delete_tasks(tx: Tx, which: str, values: dict[str, Any]) -> list[sqlite3.Row]:
     """Deletes tasks that are not closed, whoever holds them. Their rows, as they were."""
     weight = f"{budgets.TASK_WEIGHT} AS weight"
-    rows = tx.all(f"DELETE FROM task WHERE {which} RETURNING project, assignee, job, {weight}, {STATE}", values)
+    returned = f"id, project, assignee, job, cause, {weight}, {STATE}"
+    rows = tx.all(f"DELETE FROM task WHERE {which} RETURNING {returned}", values)
     budgets.weigh_gone(tx, rows)
+    failures.forget(tx, [row["id"] for row in rows if row["cause"]])
     for row in rows:
+        if row["state"] == "failed":
+            tx.counts.blame(row["cause"], -1)
         tx.counts.move(row["project"], row["state"], "gone")
         if row["assignee"] is not None:
             tx.counts.hold(row["project"], row["assignee"], -1)
@@ -1949,15 +1974,18 @@ def record_end(tx: Tx, outcome: str, which: str, values: dict[str, Any]) -> None
     )
 
 
-def fail_task(tx: Tx, task: Held) -> bool:
+def fail_task(tx: Tx, task: Held, reason: str = "") -> bool:
     """Counts a failed attempt; the last one that is allowed leaves the task FAILED."""
     record_end(tx, "failed", "id = :id", {"id": task.id})
     tx.counts.fail(task.project, task.assignee)
+    tx.counts.total(task.project, "failures")
+    tx.counts.note(task.project, "failed")
     retries = task.retries + 1
-    if retries >= task.max_retries:
-        take_away(tx, task, ", retries = ?, status = ?", retries, FAILED)
+    cause = failures.note(tx, task, reason, for_good=retries >= task.max_retries)
+    if cause != failures.NOT_FOR_GOOD:
+        take_away(tx, task, ", retries = ?, cause = ?, status = ?", retries, cause, FAILED)
         return True
-    return put_back(tx, task, ", retries = ?", retries, delay=rest(task))
+    return put_back(tx, task, ", retries = ?, cause = ?", retries, cause, delay=rest(task))
 
 
 def verify_task(tx: Tx, task: Held, worker: int, verification: int) -> bool:
@@ -1992,6 +2020,8 @@ def close_tasks(tx: Tx, tasks: Sequence[Held], worker: int) -> None:
     for task in tasks:
         if task.has_past:
             record_end(tx, "closed", "id = :id", {"id": task.id})
+        if task.attempt > 1:
+            failures.forget(tx, [task.id])
         if not task.trusted:
             budgets.weigh_closed(tx, task.id, task.project)
     tx.executemany("DELETE FROM task WHERE id = ?", [(task.id,) for task in tasks])
@@ -2061,6 +2091,7 @@ def expire_tasks(tx: Tx) -> bool:
         record_end(tx, "expired", overdue, values)
         tasks = find_assignments(tx, overdue, values, OF_PROJECT)
         for task in tasks:
+            tx.counts.note(task.project, "lost")
             lose_lease(tx, task) if task.job is None else expire_job(tx, task)
         if len(tasks) < STEP_TASKS or tx.time_is_up():
             return len(tasks) == STEP_TASKS
@@ -2069,9 +2100,11 @@ def expire_tasks(tx: Tx) -> bool:
 def lose_lease(tx: Tx, task: Assignment) -> None:
     """Counts a lease that a worker has lost: no failed attempt, but what kills its workers must not do so for ever."""
     tx.counts.fail(task.project, task.assignee)
+    tx.counts.total(task.project, "losses")
     lost, most = task.lost_leases + 1, task.max_lost_leases
     if 0 < (tx.settings.default_max_lost_leases if most is None else most) <= lost:
-        take_away(tx, task, ", lost_leases = ?, status = ?", lost, FAILED)
+        cause = failures.note(tx, task, failures.LOST_LEASE)
+        take_away(tx, task, ", lost_leases = ?, cause = ?, status = ?", lost, cause, FAILED)
     else:
         put_back(tx, task, ", lost_leases = ?", lost, delay=rest(task))
 
@@ -2673,18 +2706,21 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     )
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
-        put_back(tx, task, delay=body.delay)
-        again = f"; waiting again, in {body.delay:g} s" if body.delay else "; waiting again"
+        delay = min(body.delay, tx.settings.max_skip_delay)
+        put_back(tx, task, delay=delay)
+        again = f"; waiting again, in {delay:g} s" if delay else "; waiting again"
         move_job(tx, task.job, "skip", f"released as skipped{again}")
         return True
     forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
     if body.result == FAIL and not forgiven:
         record_end(tx, "failed", "id = :id", {"id": task.id})
+        tx.counts.note(task.project, "failed")
         event, said = ("time_out", "stopped at its timeout") if report.killed else ("fail", "released as failed")
-        end_attempt(tx, task, event, said)
+        end_attempt(tx, task, event, said, body.error)
         return True
     if tells_of(report.state, FAILURES):  # the work was done, so it is not repeated; but nothing follows from it
         record_end(tx, "failed", "id = :id", {"id": task.id})
+        tx.counts.note(task.project, "failed")
         delete_tasks(tx, "id = :id", {"id": task.id})
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
@@ -2703,11 +2739,14 @@ def tells_of(reported: str | None, states: set[str]) -> bool:
     return reported is not None and reported.strip().lower() in states
 
 
-def end_attempt(tx: Tx, task: Held | Assignment, event: str, said: str) -> None:
+def end_attempt(tx: Tx, task: Held | Assignment, event: str, said: str, reason: str = "") -> None:
     """Counts a failed attempt. If it was the last one, the job ends, with the event, and its task goes."""
     retries = task.retries + 1
+    tx.counts.total(task.project, "failures")
+    said += f": {reason.strip()[: failures.MOST_REASON]}" if reason.strip() else ""
     if retries < task.max_retries:
-        put_back(tx, task, ", retries = ?", retries, delay=rest(task))
+        cause = failures.note(tx, task, reason or said, for_good=False)
+        put_back(tx, task, ", retries = ?, cause = ?", retries, cause, delay=rest(task))
         said = f"{said}: attempt {retries} of {task.max_retries}; waiting again"
         move_job(tx, task.job, "retry", said, "warn")
     else:
@@ -3270,12 +3309,13 @@ MOST_SELECTED = 1000  # tasks that one action may name
 
 
 class TaskFilter(msgspec.Struct, omit_defaults=True):
-    """Which tasks of a project: those in a state, with `text` in the recipe, of an assignee, with a priority."""
+    """Which tasks of a project: those in a state, with `text` in the recipe, of an assignee, a priority, a cause."""
 
     state: Literal["waiting", "assigned", "awaiting_verification", "failed", "delayed"] = "waiting"
     text: Annotated[str, Meta(max_length=1000)] = ""
     assignee: Id | None = None
     priority: shapes.Int64 | None = None
+    cause: Id | None = None  # of a failed one: see failures
 
 
 class TaskAction(msgspec.Struct):
@@ -3304,7 +3344,7 @@ def find_tasks(
     match, values["text"] = "id <= :last_task", wanted.text
     if wanted.text:
         match += f" AND {contains('recipe')}"
-    for column in ("assignee", "priority"):
+    for column in ("assignee", "priority", "cause"):
         values[column] = getattr(wanted, column)
         if values[column] is not None:
             match += f" AND {column} IS :{column}"
@@ -3747,6 +3787,8 @@ def warm_pieces(tx: Tx, operation: int, number: int, every: int) -> int:
 
 def hashes_of(tasks: bytes) -> list[int]:
     """The hashes of the tasks of a piece."""
+    if tasks.startswith(b"{"):
+        return []  # of an imported project, and none of its tasks
     if tasks.count(b",null]") > tasks.count(b"],["):
         return []  # none has one: this is seen much quicker than they are decoded
     found = (
@@ -4022,9 +4064,10 @@ class Tracker:
         self.waiters = Waiters(min(settings.max_waits, room_for(settings.max_connections) * 3 // 4))
         self.polls = Polls(settings.max_empty_polls, time.monotonic)
         self.db = Database(settings, self.clock, self.waiters.announce)
-        self.limits, self.turns = self.db.limits, self.db.turns
+        self.limits, self.turns, self.meter = self.db.limits, self.db.turns, self.db.meter
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
+        self.sent, self.shown = forms.Sent(), forms.Lately(60.0)
         self.logins = Places(settings.max_logins)
         self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
@@ -4278,6 +4321,7 @@ class Call(Incoming):
 
     __slots__ = ("tracker",)
 
+    door = "api"  # what its kind of requests is called where they are counted
     is_page = False  # for people who have logged in
     minds: Literal["changes", "all", "nothing"] = "changes"  # which requests no other site's page may cause
 
@@ -4444,7 +4488,8 @@ class Endpoint:
     """An ASGI application around a handler `async (call) -> Answer`. Request and Response objects cost too much.
 
     It is the same at every door: `kind` is the door's kind of Call. What nobody has foreseen is logged here. `reads`:
-    it changes nothing, as a rule what a GET does; `by_secret`: it is for whoever has a secret, be it a page.
+    it changes nothing, as a rule what a GET does; `by_secret`: it is for whoever has a secret, be it a page; `route` is
+    what its answers are counted as.
     """
 
     def __init__(
@@ -4454,8 +4499,10 @@ class Endpoint:
         kind: type[Call] = Call,
         reads: bool | None = None,
         by_secret: bool = False,
+        route: str = "",
     ):
         self.tracker, self.handler, self.kind, self.reads, self.by_secret = tracker, handler, kind, reads, by_secret
+        self.answers = tracker.meter.answers[route or kind.door]
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         call = self.kind(scope, receive, self.tracker)
@@ -4469,6 +4516,7 @@ class Endpoint:
             answer = await call.refuse(fault(error, f"{scope['method']} {scope['path']}"))
         if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
             answer.body_iterator = no_body()
+        self.answers[counted(answer)] += 1
         try:
             await answer(scope, receive, send)
         except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
@@ -4562,6 +4610,7 @@ class HotPath(NamedTuple):
     steps: Callable[[Call, bytes], Steps]
     tracker: Tracker
     shared: Callable[[dict, dict], Sequence[tuple[bytes, bytes]]] | None
+    answers: Counter[int]
 
 
 class HotCall(Direct, Call):
@@ -4646,6 +4695,7 @@ class HotCall(Direct, Call):
         if self.hot.shared:
             headers = [*headers, *self.hot.shared(self.headers, dict(headers))]
         self.succeeded = reply.ok and not reply.in_vain
+        self.hot.answers[reply.status] += 1
         self.answer(reply.status, JSON_FIELDS.written, headers, reply.body(), reply.unread)
 
 
@@ -5381,6 +5431,9 @@ API: list[Native] = [
 ]
 
 
+importlib.import_module("moving")  # the calls of the modules that rest on this one
+
+
 def create_app(settings: Settings | None = None, clock: Clock | None = None) -> Starlette:
     """The Starlette application of a tracker of its own. It opens its database when its lifespan begins."""
     tracker = Tracker(settings or Settings(), clock)
@@ -5391,7 +5444,8 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
         yield
         await tracker.stop()
 
-    import pages  # here, as the dialects are: they rest on this module
+    import metrics  # here, as the dialects are: they rest on this module
+    import pages
 
     shown = [
         Route(path, pages.endpoint(tracker, handler), methods=methods.split()) for methods, path, handler in all_pages()
@@ -5399,6 +5453,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     app = (SharedApp if tracker.settings.cors_origins else App)(
         routes=[
             *(Route(path, Endpoint(tracker, openapi_json), methods=["GET"]) for path in OPENAPI_PATHS),
+            *metrics.routes(tracker),
             *(route for dialect in dialects() for route in dialect.routes(tracker)),
             Route("/", Endpoint(tracker, home_page), methods=["GET"]),
             Route("/ui", Endpoint(tracker, ui_without_slash), methods=["GET"]),
@@ -5415,7 +5470,7 @@ def create_app(settings: Settings | None = None, clock: Clock | None = None) -> 
     app.hot = hot_paths(tracker, getattr(app, "shared_with", None))
     app.direct = functools.lru_cache(maxsize=1024)(app.find_direct)  # the same few URLs come all the time
     app.hot_lines = tuple(method + b" " + path for method, path in app.hot)
-    app.turns = tracker.turns
+    app.turns, app.refusals = tracker.turns, tracker.meter.answers["refused"]
     app.longest_direct = min(LONGEST_DIRECT, 1024 * tracker.settings.max_body)
     app.state.tracker = tracker
     return app
@@ -5438,7 +5493,8 @@ def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
         literal, ids = row.path.partition("/{")[0], re.findall(r"\{(\w+)\}", row.path)
         known = found[len(ids)].setdefault(literal, NativePath(ids[::-1], {}))
         by_secret = takes_of(row).caller is Call.worker
-        endpoint = Endpoint(tracker, handler_of(row), reads=row.only_reads, by_secret=by_secret)
+        route = literal if hasattr(row.function, "steps") else ""
+        endpoint = Endpoint(tracker, handler_of(row), Call, row.only_reads, by_secret, route)
         known.endpoints.update(dict.fromkeys(row.methods.split(), endpoint))
         if "GET" in row.methods:
             known.endpoints["HEAD"] = endpoint if row.only_reads else Endpoint(tracker, looked_at())
@@ -5448,9 +5504,10 @@ def native_paths(tracker: Tracker) -> list[dict[str, NativePath]]:
 def hot_paths(tracker: Tracker, shared: Callable | None) -> dict[tuple[bytes, bytes], HotPath]:
     """The hot calls by their methods and paths, up to the id, as they come in: at the root and below /api."""
     rows = [(row, *row.path.partition("{")[::2]) for row in API if hasattr(row.function, "steps")]
+    answers = tracker.meter.answers
     return {
         (row.methods.encode(), f"{prefix}{path}".encode()): HotPath(
-            row.methods, row.path, name.rstrip("}"), row.function.steps, tracker, shared
+            row.methods, row.path, name.rstrip("}"), row.function.steps, tracker, shared, answers[path.rstrip("/")]
         )
         for row, path, name in rows
         for prefix in ("", "/api")
@@ -5516,6 +5573,7 @@ class App(Starlette):
                 return await endpoint(scope, receive, send)
         if scope["type"] == "http" and scope["method"] == "OPTIONS" and (methods := self.methods_at(scope)):
             answer = Response(status_code=204, headers={"allow": allowing(methods)})
+            self.state.tracker.meter.answers["none"][204] += 1
             return await answer(scope, receive, send)
         await super().__call__(scope, receive, send)
 
@@ -5618,6 +5676,7 @@ async def http_error(request: Request, error: HTTPException) -> Answer:
         refusal = MethodNotAllowed(request.method, methods)
     elif status in (404, 405):  # 405: what is there for GET alone says that there is nothing
         status, refusal = 404, TrackerError("not_found", f"There is nothing at {request.url.path}")
+    request.app.state.tracker.meter.answers["none"][status] += 1
     return error_reply(refusal)._replace(status=status)
 
 

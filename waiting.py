@@ -26,17 +26,19 @@ class Assigned(NamedTuple):
     reason: str = ""  # why there is none
     others: bool = False  # whether tasks are ready that this worker may not have
     delay: float = 0  # seconds for which a rate limit now keeps everybody from the next task
+    pause: float = 0  # seconds after which this worker, which is paused, may have one
 
 
 class Waiter:
     """One request that waits for a task of some projects."""
 
-    __slots__ = ("over", "projects", "turn", "woken", "worker")
+    __slots__ = ("over", "projects", "timer", "turn", "woken", "worker")
 
     def __init__(self, projects: Sequence[int], worker: Hashable = None):
         self.projects = projects
         self.worker = self if worker is None else worker
         self.woken: asyncio.Future | None = None
+        self.timer: asyncio.TimerHandle | None = None  # of a turn of its own
         self.turn = 0  # the last wake-up that it tried and could not use
         self.over = False  # it waits no longer, for others' sake
 
@@ -139,6 +141,8 @@ class Waiters:
         finally:
             self.shares.leave(held)
             self._remove(waiter)
+            if waiter.timer:
+                waiter.timer.cancel()
             if waiter.woken.done():
                 self._pass_on(waiter)  # one more arrived that no attempt followed
 
@@ -170,7 +174,8 @@ class Waiters:
             if error.code != "too_fast" or error.delay > left:
                 raise
             outcome = Assigned([], error.problem, others=len(waiter.projects) > 1, delay=error.delay)
-            asyncio.get_running_loop().call_later(error.delay + 0.001, self._own_turn, waiter, waiter.woken)
+        if own := outcome.pause or (not outcome.tasks and outcome.delay):
+            self._wake_itself(waiter, own)
         if outcome.delay:
             for project in waiter.projects:
                 self._wake_later(project, outcome.delay)
@@ -222,9 +227,15 @@ class Waiters:
             if other:
                 self._wake(other, waiter.turn)
 
+    def _wake_itself(self, waiter: Waiter, delay: float) -> None:
+        """A turn of its own: the moment that a rate limit has for this one, or the end of its pause."""
+        if waiter.timer:
+            waiter.timer.cancel()  # or each wake-up of a busy project would leave one
+        loop = asyncio.get_running_loop()
+        waiter.timer = loop.call_later(delay + 0.001, self._own_turn, waiter, waiter.woken)
+
     def _own_turn(self, waiter: Waiter, woken: asyncio.Future) -> None:
-        """The moment that a rate limit has for this one, if it still waits for it."""
-        if waiter.woken is woken and not woken.done():
+        if waiter.woken is woken and not woken.done():  # it still waits for it
             self._wake(waiter, self._turn)
 
     def _wake_later(self, project: int, delay: float) -> None:
@@ -239,6 +250,10 @@ class Waiters:
     def _limiter_free(self, project: int) -> None:
         self._timers.pop(project, None)
         self.announce(project, 1)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """The tracker stops: nobody waits any longer."""

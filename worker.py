@@ -34,6 +34,7 @@ import datetime
 import email.utils
 import enum
 import errno
+import getpass
 import gzip
 import hashlib
 import io
@@ -181,8 +182,9 @@ class Display:
 
     SECONDS_BETWEEN_LINES = 10
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "submitting", done: str = "submitted") -> None:
         self.console = QuietConsole(stderr=True)
+        self.doing, self.done = doing, done
         self.bar: Progress | None = None
         self.total: int | None = None
         self.next_lines: dict[str, float] = {}
@@ -203,17 +205,17 @@ class Display:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as self.bar:
-            self.task = self.bar.add_task("submitting", total=total, counts="")
+            self.task = self.bar.add_task(self.doing, total=total, counts="")
             try:
                 yield
             finally:
-                self.bar.update(self.task, description="submitted")
+                self.bar.update(self.task, description=self.done)
                 self.bar = None
 
     def advance(self, done: int, counts: str) -> None:
         """done: bytes of the input that are settled; counts: what came of them."""
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, counts=counts, description="submitting")
+            self.bar.update(self.task, completed=done, counts=counts, description=self.doing)
         elif self._due("progress"):
             self.notice(counts + (f" ({done / self.total:.0%})" if self.total else ""))
 
@@ -840,7 +842,7 @@ class Input:
     """A file or standard input, read in parts of some lines: memory does not grow with the file."""
 
     CHUNK = 256 * 1024
-    LONGEST_LINE = 16 * 1024 * 1024
+    LONGEST_LINE = 32 * 1024 * 1024
     SILENCE = 1.0
     PART_BYTES = 1024 * 1024
     PART_LINES = 1000  # the tracker names so many refused ones
@@ -3263,6 +3265,7 @@ class Tracker:
     HEARTBEAT = 5.0  # seconds without a word of the tracker after which it is asked whether a task is still ours
     SILENCE = 20.0  # seconds between two looks why there is no task
     FAREWELL = 10.0  # seconds for what is in flight to come back, and for what is ours to be put back
+    FEW = 500  # tasks in one request
 
     def __init__(
         self,
@@ -3283,11 +3286,9 @@ class Tracker:
         display, interrupts: those of a command line, instead of the logger and of KeyboardInterrupt.
         Fail says why it cannot be used.
         """
-        try:
-            self.server = server_address(server)
-        except argparse.ArgumentTypeError as error:
-            raise Fail(str(error)) from None
+        self.server = _address(server)
         self._halt = Halt()
+        self._is_ending = False
         self._display = display or Logged(self.server)
         self.client = RunClient(self.server, self._display, interrupts or self._halt, patience)
         self._changed = threading.Condition()
@@ -3313,6 +3314,10 @@ class Tracker:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def end(self) -> None:
+        """Has the loops over tasks() end when the block that they are in does. A signal handler may call it."""
+        self._is_ending = True
 
     def close(self) -> None:
         """Puts back every task that is ours, and ends the loops and runs of other threads. It is of no use then."""
@@ -3378,9 +3383,25 @@ class Tracker:
         submission.run(1, Input.PART_LINES)
         return submission.report
 
+    def submit_few(self, project: int, tasks: Iterable[Mapping[str, Any]], **fields: Unpack[TaskFields]) -> int:
+        """Stores some tasks (mappings with `recipe` and TaskFields; `fields` are for all) by one request for 500 each.
+
+        How many were stored; the others are known by their unique string or hash. One that has none may be stored
+        twice when an answer was lost. Refused says what is wrong with one of them: of its request none is stored.
+        """
+        stored, all_tasks = 0, [{"project": project, **fields, **task} for task in tasks]
+        for start in range(0, len(all_tasks), self.FEW):
+            body = {"requests": all_tasks[start : start + self.FEW]}
+            stored += self.call("POST", "/task/bulk_submit", body).get("submitted", 0)
+        return stored
+
     def project(self, number: int) -> dict[str, Any]:
         """A project with its counts, as the tracker shows it; Refused when it does not."""
-        return self.client.call("GET", f"/project/get/{number}").content
+        return self.call("GET", f"/project/get/{number}")
+
+    def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What any other call of the tracker's API answers, repeated as all are until it does; Refused, Fail."""
+        return self.client.call(method, path, body).content
 
     # What is done.
 
@@ -3484,7 +3505,7 @@ class Tracker:
         """The next task. None when there will be none any more, or we are closed."""
         admission = Admission(self.client, self._display.notice, True, submit)
         next_look, wait = 0.0, 0 if until_done else Taker.WAIT
-        while not self._halt.is_set():
+        while not (self._halt.is_set() or self._is_ending):
             taken: list[TakenTask] = []
             asked = time.monotonic()
             try:
@@ -3614,6 +3635,14 @@ class Tracker:
                     task._heed(False)
 
 
+def _address(server: str) -> str:
+    """As server_address() has it; Fail when it is none."""
+    try:
+        return server_address(server)
+    except argparse.ArgumentTypeError as error:
+        raise Fail(str(error)) from None
+
+
 def _numbers(project: int | Sequence[int]) -> list[int]:
     """The projects that are meant; ValueError when there is none."""
     numbers = [project] if isinstance(project, int) else list(project)
@@ -3622,28 +3651,76 @@ def _numbers(project: int | Sequence[int]) -> list[int]:
     return numbers
 
 
+class Manager:
+    """A tracker as one of its managers uses it, who makes projects and grants access to workers. Not for threads.
+
+    Registers the manager, if that is asked for and it cannot log in; Refused says why neither can be done.
+    patience: seconds to wait for a tracker that is away (default: none).
+    """
+
+    def __init__(self, server: str, username: str, password: str, register: bool = False, patience: float = 0):
+        address = _address(server)
+        self.client = RunClient(address, Logged(address), Halt(), patience)  # which keeps the session's cookie
+        credentials = {"username": username, "password": password}
+        try:
+            self.call("POST", "/login", credentials)
+        except Refused as refused:
+            if not register:
+                raise
+            try:
+                self.call("POST", "/register", credentials)
+            except Refused as second:
+                both = f"{refused.message}. Nor can it be registered: {second.message}"
+                raise Refused(second.status, both, second.code) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.client.http.close()
+
+    def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What any call of the tracker's API answers; Refused, Fail."""
+        return self.client.call(method, path, body).content
+
+    def project(self, name: str) -> dict[str, Any] | None:
+        """The project of that name, hidden ones included that the manager may see; None when there is none."""
+        projects = self.call("GET", "/project/list").get("projects") or []
+        return next((project for project in projects if project["name"] == name), None)
+
+    def worker(self, alias: str) -> Worker:
+        """A new worker, whose secret nobody else knows."""
+        made = self.call("POST", "/worker/create", {"alias": alias})["worker"]
+        return Worker(made["id"], made["alias"], made["secret"])
+
+    def grant(self, project: int, worker: Worker, *, assign: bool = True, submit: bool = True) -> None:
+        """Lets a worker whose secret we know do this in a project, unless it may already."""
+        wish = {"project": project, "assign": assign, "submit": submit}
+        asking = Client(self.client.server, self.client.display, Halt(), self.client.patience)
+        asking.worker = worker
+        with asking.http:
+            for client, path, body in (
+                (asking, "/project/request_access", wish),
+                (self.client, f"/project/accept_request/{project}/{worker.id}", None),
+            ):
+                try:
+                    client.call("POST", path, body)
+                except Refused as refused:
+                    if refused.status != 409:  # it has asked, or may already
+                        raise
+
+
 def project_for_test(server: str, **fields: Any) -> tuple[Tracker, int]:
     """A new project (`fields`: as in POST /project/create) and a worker that may be assigned and submit its tasks.
 
     For a test of one's own with `tracker.serving()`: it registers a manager, which a tracker in use may not let it.
     """
-    with httpx.Client(base_url=server, timeout=RunClient.TIMEOUT) as manager:
-
-        def call(path: str, **body: Any) -> dict[str, Any]:
-            answer = manager.post(path, json=body)
-            if answer.status_code >= 400:
-                raise Fail(f"{path}: {_message(answer)}")
-            return _json_object(answer).get("content") or {}
-
-        name = f"test-{secrets.token_hex(4)}"
-        call("/register", username=name, password=secrets.token_hex(16))
-        project = call("/project/create", **{"name": name, **fields})["id"]
-        made = call("/worker/create", alias=name)["worker"]
-        tracker = Tracker(server, worker=Worker(made["id"], made["alias"], made["secret"]))
-        request = {"project": project, "assign": True, "submit": True}
-        tracker.client.call("POST", "/project/request_access", request)
-        call(f"/project/accept_request/{project}/{tracker.worker.id}")
-    return tracker, project
+    name = f"test-{secrets.token_hex(4)}"
+    with Manager(server, name, secrets.token_hex(16), register=True) as manager:
+        project = manager.call("POST", "/project/create", {"name": name, **fields})["id"]
+        worker = manager.worker(name)
+        manager.grant(project, worker)
+    return Tracker(server, worker=worker), project
 
 
 # ── Command line ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -3659,6 +3736,144 @@ def run_forget(args: argparse.Namespace, interrupts: Interrupts) -> int:
         credentials.put(args.server, None)
     print(f"forgot worker {worker.id} ({worker.alias}) of {args.server}; the next run registers a new one")
     return EXIT_OK
+
+
+# ── Moving a project ────────────────────────────────────────────────────────────────────────────────────────────────
+
+MOVE_CHUNK = 256 * 1024
+LONGEST_MOVE = 86400.0  # seconds for which a file may be on its way
+
+
+@contextlib.contextmanager
+def as_manager(client: Client, user: str) -> Iterator[None]:
+    """Logged in as a manager, whose password is asked for, or comes from the environment or standard input."""
+    password = os.environ.get("TRACKER_PASSWORD")
+    if password is None and sys.stdin.isatty():
+        password = getpass.getpass(f"Password of {user} at {client.server}: ")
+    if password is None:
+        password = sys.stdin.readline().rstrip("\r\n")
+    try:
+        client.call("POST", "/login", {"username": user, "password": password})
+    except Refused as refused:
+        raise Fail(f"{client.server} does not log {user} in: {refused.message}") from None
+    try:
+        yield
+    except Refused as refused:
+        raise Fail(f"{client.server}: {refused.message}") from None
+    finally:
+        with contextlib.suppress(Fail, Refused):
+            client.call("POST", "/logout")
+
+
+def run_export(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """worker.py export."""
+    path, part = Path(args.file), Path(f"{args.file}.part")
+    if path.exists():
+        raise Fail(f"{path} is there already")
+    display = Display("exporting", "exported")
+    client = Client(args.server, display, interrupts, args.patience)
+    body = json.dumps({"secrets": not args.without_secrets}).encode()
+    try:
+        with (
+            as_manager(client, args.user),
+            open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "w+b") as file,  # secrets are inside
+            display.progress(None),
+        ):
+            fetch_project(client, args.project, body, file)
+            counts = check_project_file(file)
+        os.replace(part, path)
+    except OSError as error:
+        raise Fail(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    jobs = f"; {counts['jobs']:,} jobs are left out" if counts.get("jobs") else ""
+    print(f"{path}: {counts.get('task', 0):,} tasks and {counts.get('hashes', 0):,} hashes of closed ones{jobs}.")
+    print(f"Project {args.project} is paused now at {args.server}. Archive or delete it there when it has moved.")
+    return EXIT_OK
+
+
+def fetch_project(client: Client, project: int, body: bytes, file: BinaryIO) -> None:
+    """Has the project exported into the file, from the beginning again whenever the answer breaks off."""
+    path, ends = f"/project/export/{project}", time.monotonic() + LONGEST_MOVE
+
+    def receive() -> httpx.Response:
+        file.seek(0)
+        file.truncate()
+        headers = {**client._headers(), "Content-Type": "application/json"}
+        with client.http.stream("POST", client.server + path, content=body, headers=headers) as response:
+            if response.status_code != 200 or "ndjson" not in response.headers.get("Content-Type", ""):
+                return client._read(response, path)
+            for piece in response.iter_bytes():
+                file.write(piece)
+                client.display.advance(file.tell(), f"{file.tell():,} bytes")
+                if time.monotonic() > ends:
+                    raise Fail(f"{client.server}{path} has not ended within {duration(LONGEST_MOVE)}")
+            return response
+
+    response, _ = client._answered(receive)
+    if response.status_code != 200 or not file.tell():
+        client._content(response, path)
+
+
+def check_project_file(file: BinaryIO) -> dict[str, int]:
+    """What is in the file of a project, by its last line. Fail when it is not whole."""
+    sha256, before = hashlib.sha256(), b""
+    file.seek(0)
+    for line in file:
+        sha256.update(before)
+        before = line
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        end = json.loads(before)
+        if end["type"] == "end" and end["sha256"] == sha256.hexdigest():
+            return end["counts"]
+    raise Fail("the file that came is not whole; run the same command again")
+
+
+def run_import(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """worker.py import."""
+    try:
+        file = open(args.file, "rb")  # noqa: SIM115
+        size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise Fail(f"cannot read {args.file}: {error.strerror or error}") from None
+    display = Display("importing", "imported")
+    client = Client(args.server, display, interrupts, args.patience)
+    with file, as_manager(client, args.user):
+        with display.progress(size):
+            made = send_project(client, file, size, args.name or "")
+        operation = f"/operation/{made['operation']}"
+        while True:
+            found = client.call("GET", operation).content["operation"]
+            if found["state"] != "running":
+                break
+            display.waiting(f"{found['affected']:,} of {found['expected'] or 0:,} tasks are there")
+            interrupts.sleep(0.5)
+    page = f"{args.server}/ui/projects/{made['project']}"
+    print(f"Project {made['project']}: {found['affected']:,} tasks imported. It is paused: resume it at {page}")
+    print(f"Workers that are known there by the same names wait for access at {page}/access; others ask by themselves.")
+    return EXIT_OK
+
+
+def send_project(client: Client, file: BinaryIO, size: int, name: str) -> dict[str, Any]:
+    """Has the file imported: the project and the operation. What is sent again has the same token."""
+    path = "/project/import?" + urllib.parse.urlencode({"name": name, "token": secrets.token_hex(16)})
+
+    def chunks() -> Iterator[bytes]:
+        file.seek(0)
+        while chunk := file.read(MOVE_CHUNK):
+            yield chunk
+            client.display.advance(file.tell(), f"{file.tell():,} bytes")
+
+    def send() -> httpx.Response:
+        headers = {**client._headers(), "Content-Type": "application/x-ndjson", "Content-Length": str(size)}
+        patient = httpx.Timeout(120, connect=10, read=3600)  # it is answered when all of it is staged
+        url = client.server + path
+        with client.http.stream("POST", url, content=chunks(), headers=headers, timeout=patient) as response:
+            return client._read(response, path)
+
+    response, _ = client._answered(send)
+    return client._content(response, path)
 
 
 def number(kind: Callable[[str], float], name: str, lowest: float, highest: float, said: str) -> Callable[[str], Any]:
@@ -3753,6 +3968,22 @@ examples:
   python worker.py submit --project 3 --start-line 120001 urls.txt
 
 exit status: 0 all fine, 1 some lines refused, 2 usage, permission or server error, 130 stopped by Ctrl-C"""
+
+EXPORT_MANUAL = """\
+Writes a whole project into FILE, for another tracker to import: settings, access, templates, kept hashes and tasks; no
+jobs, workflows, roles, keys or history. You need every role in the project. It is paused for it and stays so; what
+workers hold of it goes back into the queue, and what they release of it afterwards counts nowhere. The file holds the
+project's secrets: only you may read it. It appears when all of it is there."""
+
+EXPORT_EXAMPLES = """\
+examples:
+  python worker.py export --server http://old.example:3010 --user alice 3 crawl.jsonl
+  python worker.py import --server http://new.example:3010 --user alice crawl.jsonl"""
+
+IMPORT_MANUAL = """\
+Makes a project of a FILE that `worker.py export` has written. It is there when all of the file has been read and
+checked, or not at all; then it is paused, and yours with every role. Access is asked for again, for workers that are
+known there by the same names; others ask by themselves."""
 
 STATUS_MANUAL = """\
 Prints a table of the projects that everybody may see: tasks waiting, delayed, assigned, awaiting verification (Verify),
@@ -3936,11 +4167,28 @@ STATUS_OPTIONS = (
     seconds("--window", 1, "take the rate over the last so many seconds", default=600),
 )
 
+USER = option("--user NAME", "the manager; the password is asked for, or is TRACKER_PASSWORD", required=True)
+EXPORT_OPTIONS = (
+    ("project", {"metavar": "PROJECT", "type": int, "help": "its number"}),
+    ("file", {"metavar": "FILE", "help": "where to, a file that is not there yet"}),
+    USER,
+    option("--without-secrets", "leave out the project's secret and webhook secret"),
+    PATIENCE,
+)
+IMPORT_OPTIONS = (
+    ("file", {"metavar": "FILE", "help": "what export has written; gzip may have packed it"}),
+    USER,
+    option("--name NAME", "how the project is called there (default: as it was)"),
+    PATIENCE,
+)
+
 #: Of every command its function, what `--help` says of it, and the options it has besides --server.
 COMMANDS = {
     "submit": (run_submit, "submit tasks from a file", SUBMIT_MANUAL, SUBMIT_EXAMPLES, SUBMIT_OPTIONS),
     "run": (run_tasks, "run a command for each task", RUN_MANUAL, RUN_EXAMPLES, RUN_OPTIONS),
     "status": (run_status, "show the projects and how far they are", STATUS_MANUAL, STATUS_EXAMPLES, STATUS_OPTIONS),
+    "export": (run_export, "write a whole project into a file", EXPORT_MANUAL, EXPORT_EXAMPLES, EXPORT_OPTIONS),
+    "import": (run_import, "make a project of such a file", IMPORT_MANUAL, "", IMPORT_OPTIONS),
     "forget": (run_forget, "drop the credentials of a server", FORGET_MANUAL, "", (CREDENTIALS,)),
 }
 USAGES = {"run": "worker.py run [option ...] --project N [--project N ...] -- COMMAND ..."}

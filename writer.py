@@ -25,6 +25,7 @@ from counts import Counts
 from errors import TrackerError
 from faults import cannot_write, is_of_the_file, primary_code
 from limits import Limits
+from meter import Meter
 from turns import SHARE, Turns
 
 log = logging.getLogger("tracker")
@@ -265,6 +266,7 @@ class Committed(NamedTuple):
     done: list[tuple[Write, Outcome]]
     left: list[Write]
     ready: list[tuple[int, int]]
+    tx: Tx | None = None  # in which they were done
 
 
 class Committer:
@@ -283,7 +285,9 @@ class Committer:
         settings: Any,
         turn: Callable[[], float],
         limits: Limits | None = None,
+        meter: Meter | None = None,
     ):
+        self.meter = meter or Meter()
         self.writer, self.clock, self.settings, self.turn = writer, clock, settings, turn
         self.limits = limits or Limits(settings, clock.uptime)
         self.connection = writer.connection
@@ -310,9 +314,13 @@ class Committer:
         Short statements take less time than the crossing, and on another thread each of them would wait for the
         interpreter lock while the event loop is busy.
         """
+        changes = self.connection.total_changes
         try:
             done = await self.writer.run(self.run_batch, batch) if on_thread else self.run_batch(batch)
+            began = time.monotonic()
             await self.writer.run(self.connection.execute, "COMMIT")
+            if self.connection.total_changes != changes:  # else there was nothing to be stored, and no fsync
+                self.meter.committed(time.monotonic() - began, len(done.done), done.tx.counts.ended, done.tx.seen)
             self.after_commit()
             return done
         except BaseException:
@@ -342,7 +350,8 @@ class Committer:
         Those that can be carried out together are: they are concurrent, as no caller has heard of another's outcome.
         """
         self.connection.execute("BEGIN IMMEDIATE")
-        tx, committed = Tx(self.connection, self.clock, self.settings, self.limits), Committed([], [], [])
+        tx = Tx(self.connection, self.clock, self.settings, self.limits)
+        committed = Committed([], [], [], tx)
         tx.turn, tx.ready, began = self.turn, committed.ready, time.monotonic()
         if first := [call for call in batch if call.first]:
             self.first_came = began

@@ -58,6 +58,7 @@ def routes(running: tracker.Tracker) -> list[Route]:
 class TextCall(Call):
     """A call of this dialect. Its refusals are plain text: the reason, for a person."""
 
+    door = "otter"
     minds = "nothing"  # but for a template without a key: trigger_template
 
     async def refuse(self, error: TrackerError) -> Response:

@@ -66,6 +66,7 @@ class TheEyeCall(tracker.Call):
     `ok` is for a client of the tracker's own API that took a wrong path below /task or /job.
     """
 
+    door = "theeye"
     minds = "nothing"  # all that changes something comes with a token or a secret, also from pages on other sites
 
     async def refuse(self, error: TrackerError) -> Response:
@@ -1307,7 +1308,14 @@ class Door(BaseRoute):
         self.customer = running.settings.theeye_customer
         paths = [row.path.split("/")[1:] for row in tracker.API]
         self.native = {tuple(parts[:2]) for parts in paths}
-        self.taken = {parts[0] for parts in paths if parts[0] not in ROOTS} | {"api", "ui", "v1", "openapi.json"}
+        self.taken = {parts[0] for parts in paths if parts[0] not in ROOTS} | {
+            "api",
+            "ui",
+            "v1",
+            "openapi.json",
+            "metrics",
+            "health",
+        }
         if self.customer in self.taken | ROOTS:
             raise TrackerError("start", f"theeye_customer: {self.customer} is the beginning of paths of other kinds")
 
@@ -1418,7 +1426,7 @@ def tokens_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
         "SELECT t.*, m.username, m.tracker_admin FROM theeye_token t JOIN manager m ON m.id = t.manager"
         f" ORDER BY t.revoked IS NOT NULL, t.id DESC LIMIT {MOST_SHOWN}"
     )
-    return {"tokens": rows, "fresh": None}
+    return {"tokens": rows}
 
 
 def project_gone(tx: Tx, project: int) -> bool:
@@ -1473,7 +1481,6 @@ def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
         ),
         "host_id": host_id,
         "projects": tx.all("SELECT id, name FROM project ORDER BY name LIMIT 1000"),
-        "fresh": None,
     }
 
 
@@ -1527,9 +1534,9 @@ def workflow_frame(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, An
 
 
 @pages.of_project(EDIT)
-def workflows_page(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> dict[str, Any]:
-    """The project's workflows, and the form for a new one."""
-    return {**workflow_frame(tx, caller, project["id"]), "workflows": tracker.list_workflows(tx, caller, project)}
+def new_workflow_page(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> dict[str, Any]:
+    """The form of a new workflow."""
+    return workflow_frame(tx, caller, project["id"])
 
 
 @pages.of_project(EDIT, tracker.WORKFLOW)
@@ -1572,20 +1579,20 @@ def workflow_form(visit: pages.Visit) -> shapes.WorkflowBody:
     return errors.convert(fields, shapes.WorkflowBody, strict=False)
 
 
-async def show_workflows(visit: pages.Visit) -> Response:
-    """The page of a project's workflows, with the edges that were typed into a refused form."""
-    values, typed = await visit.read(workflows_page, visit.path_id("project")), typed_edges(visit)
-    return await visit.render("theeye_workflows.html", {**values, "edges": list(filter(begun, typed))})
+async def show_new_workflow(visit: pages.Visit) -> Response:
+    """The form of a new workflow, with the edges that were typed when it is refused."""
+    values, typed = await visit.read(new_workflow_page, visit.path_id("project")), typed_edges(visit)
+    return await visit.render("theeye_workflow_new.html", {**values, "edges": list(filter(begun, typed))})
 
 
-async def show_workflow(visit: pages.Visit, fresh: str | None = None, workflow: int | None = None) -> Response:
-    """The page of a workflow, once with its new secret; else with the edges that were typed into a refused form."""
-    values = await visit.read(workflow_page, visit.path_id("workflow") if workflow is None else workflow)
-    if not fresh and (typed := typed_edges(visit)):
+async def show_workflow(visit: pages.Visit) -> Response:
+    """The page of a workflow, once with its new secret; or with the edges that were typed into a refused form."""
+    values, fresh = await visit.read(workflow_page, visit.path_id("workflow")), visit.fresh
+    if typed := typed_edges(visit):
         values["edges"] = list(filter(begun, typed))
     path = f"/workflows/{values['workflow']['token']}/secret/{fresh or 'SECRET'}/job"
     paste = ready_to_paste(visit, path, values["workflow"]["name"], values["arguments"])
-    return await visit.render("theeye_workflow.html", {**values, "fresh": fresh, "paste": paste})
+    return await visit.render("theeye_workflow.html", {**values, "paste": paste})
 
 
 def ready_to_paste(visit: pages.Visit, path: str, label: str, arguments: list[shapes.Argument]) -> dict[str, str]:
@@ -1610,9 +1617,14 @@ def create_workflow(tx: Tx, caller: tracker.Caller, project: sqlite3.Row, body: 
     return tracker.create_workflow(tx, caller, body)
 
 
-async def show_new_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
-    """Its page, the only one that shows its secret."""
-    return await show_workflow(visit, created.secret, created.id)
+async def show_made_workflow(visit: pages.Visit, created: shapes.Workflow) -> Response:
+    """On to its page, which shows its secret this once."""
+    return visit.reveal(f"/ui/workflows/{created.id}", created.secret)
+
+
+async def show_rotated_secret(visit: pages.Visit, secret: str) -> Response:
+    """The same, with the new secret."""
+    return visit.reveal(f"/ui/workflows/{visit.path_id('workflow')}", secret)
 
 
 def run_form(visit: pages.Visit) -> shapes.TriggerBody:
@@ -1620,15 +1632,9 @@ def run_form(visit: pages.Visit) -> shapes.TriggerBody:
     return shapes.TriggerBody(arguments=[value or None for value in visit.fields.get("argument", [])])
 
 
-def revealing(template: str, read: Callable) -> Callable:
-    """Shows the result of an action this once: with the page itself, and never again."""
-
-    async def show(visit: pages.Visit, fresh: Any) -> Response:
-        values = await visit.read(read)
-        visit.fields = {}  # the form is empty again
-        return await visit.render(template, {**values, "fresh": fresh})
-
-    return show
+async def reveal(visit: pages.Visit, fresh: Any) -> Response:
+    """Shows the result of an action this once, on the page whose form it was."""
+    return visit.reveal(visit.here, fresh)
 
 
 @tracker.needs(tracker.ADMIN)
@@ -1654,7 +1660,7 @@ def about_agent(tx: Tx, caller: tracker.Caller, agent: int) -> dict[str, Any]:
 @tracker.needs(EDIT, tracker.WORKFLOW)
 def about_workflow(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
     says = "Nothing can trigger it any more, and its secret is lost. What it has begun ends with the steps of now."
-    then, cancel = f"/ui/projects/{workflow['project']}/workflows", f"/ui/workflows/{workflow['id']}"
+    then, cancel = f"/ui/projects/{workflow['project']}/templates", f"/ui/workflows/{workflow['id']}"
     return question(f"Delete the workflow {workflow['name']}?", says, "Delete", then, cancel)
 
 
@@ -1670,7 +1676,7 @@ PAGES = [
         "theeye_tokens.html",
         tokens_page,
         [
-            Action("", create_token, TokenForm, shows=revealing("theeye_tokens.html", tokens_page)),
+            Action("", create_token, TokenForm, shows=reveal),
             Action("/{token}/revoke", revoke_token, says="The token is revoked.", asks=(CONFIRM, about_token)),
         ],
     ),
@@ -1679,22 +1685,23 @@ PAGES = [
         "theeye_agents.html",
         agents_page,
         [
-            Action("", create_agent, AgentForm, shows=revealing("theeye_agents.html", agents_page)),
+            Action("", create_agent, AgentForm, shows=reveal),
             Action("/{agent}/delete", delete_agent, says="The agent is deleted.", asks=(CONFIRM, about_agent)),
             Action("/ui/theeye/hosts/{project}/delete", delete_host, says="The host is deleted."),
         ],
     ),
+    Page("/ui/projects/{project}/workflows", pages.moved_to("/ui/projects/{project}/templates#workflows")),
     Page(
-        "/ui/projects/{project}/workflows",
-        show_workflows,
-        actions=[Action("", create_workflow, workflow_form, shows=show_new_workflow)],
+        "/ui/projects/{project}/workflows/new",
+        show_new_workflow,
+        actions=[Action("", create_workflow, workflow_form, shows=show_made_workflow)],
     ),
     Page(
         "/ui/workflows/{workflow}",
         show_workflow,
         actions=[
             Action("", tracker.update_workflow, workflow_form, says="Saved."),
-            Action("/rotate", tracker.rotate_workflow_secret, shows=show_workflow),
+            Action("/rotate", tracker.rotate_workflow_secret, shows=show_rotated_secret),
             Action("/run", tracker.trigger_workflow, run_form, says="The workflow has begun."),
             Action(
                 "/delete",

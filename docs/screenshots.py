@@ -120,8 +120,9 @@ VIEWS = [
     View("project-long-name", "/ui/projects/{parliaments}", act=show_details),
     View("new-project", "/ui/projects/new"),
     View("project-settings", "/ui/projects/{wiki}/edit", act=show_details),
-    View("project-settings-refused", "/ui/projects/{wiki}/edit", act=send("main form.form", name="forum-images")),
-    View("secrets", "/ui/projects/{wiki}/secrets", act=show_details),
+    View(
+        "project-settings-refused", "/ui/projects/{wiki}/edit", act=send("form[action$='/edit']", name="forum-images")
+    ),
     View("tasks-waiting", "/ui/projects/{wiki}/tasks", widest=True),
     View("tasks-assigned", "/ui/projects/{wiki}/tasks?state=assigned"),
     View("tasks-failed", "/ui/projects/{wiki}/tasks?state=failed", "bob"),
@@ -158,9 +159,9 @@ VIEWS = [
     View("job-failed", "/ui/jobs/{job_failed}"),
     View("job-waiting", "/ui/jobs/{job_waiting}"),
     View("workflow-run", "/ui/jobs/{job_run}"),
-    View("workflows", "/ui/projects/{website}/workflows"),
+    View("new-workflow", "/ui/projects/{website}/workflows/new"),
     View("workflow", "/ui/workflows/{workflow}", act=show_details),
-    View("workflow-refused", "/ui/projects/{website}/workflows", act=send("main form.form", name=" ")),
+    View("workflow-refused", "/ui/projects/{website}/workflows/new", act=send("main form.form", name=" ")),
     View("workflow-delete", "/ui/workflows/{workflow}", act=press("Delete the workflow")),
     View("tokens", "/ui/theeye/tokens"),
     View("token-revoke", "/ui/theeye/tokens", act=press("Revoke")),

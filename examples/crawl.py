@@ -1,32 +1,40 @@
 #!/usr/bin/env python3
-"""Crawl one web site with several worker processes. A model for workers of your own: copy it and change Worker.fetch.
+"""Crawl web sites with several worker processes. A model for workers of your own: copy it and change Worker.fetch.
 
-    python examples/crawl.py https://docs.example.org/guide/ --server http://127.0.0.1:3010 --workers 4 --rate 5
+    python examples/crawl.py https://docs.example.org/ --server http://127.0.0.1:3010 --contact me@example.org
 
 (the first time with `--manager NAME`, on a tracker without managers also `--register`; the password is asked for).
 
-It speaks to the tracker through the public HTTP API alone. The flow:
+It speaks to the tracker through the public HTTP API alone, by the library `worker.py`. The flow:
 
 1. **Set up**, as a manager, once: make the project with `keep_hashes` (closed tasks stay known, so that a URL is handed
-   out once for ever) and `assign_rate` (the tracker keeps the whole crew polite), register the workers, grant them
-   assign and submit. Their credentials go into STATE/state.json, which only its owner can read; later starts need no
-   password.
-2. **The seed** becomes the first task.
-3. **Each worker** repeats: be assigned a page (a request that waits for one) → fetch it → submit the links on it, with
-   `unique_string` = the normalised URL → log what is broken → append a line to STATE/pages.jsonl → release.
-   This order makes it safe. A page is released only when its links are stored, so a worker may be killed at any line:
-   its page comes back by its deadline (--max-assign-time) and is done again, by somebody.
+   out once for ever) and `retry_delay` (a page that failed rests before it is tried again), register the workers, grant
+   them assign and submit. Their credentials go into STATE/state.json, which only its owner can read; later starts need
+   no password.
+2. **The seeds** become the first tasks: pages, and sitemaps, which are tasks as well.
+3. **Each worker** repeats: be assigned a page → wait for its host's turn, or put the page off until that → fetch it →
+   submit the links on it, with `unique_string` = the normalised URL → log what is broken → append a line to
+   STATE/pages.jsonl → release. This order makes it safe. A page is released only when its links are stored, so a worker
+   may be killed at any line: its page comes back by its deadline (--max-assign-time) and is done again, by somebody.
 4. **The supervisor** restarts workers that died and shows the progress. The crawl is finished when no task is waiting,
-   assigned or awaiting verification; as links are submitted before their page is released, that is never so too early.
+   delayed, assigned or awaiting verification; as links are submitted before their page is released, that is never so
+   too early.
+
+**A host** is asked for one page at a time, with a pause (--rate, or what its robots.txt says), whatever the number of
+workers. STATE/hosts.db has what the crew knows of it, also after a restart. One that is too busy (429, 503, 502, 504)
+or away (no connection, no name, no answer) is left alone, longer each time, or for as long as it asks; its pages go
+back to the tracker with a delay, which costs them no attempt, and other hosts go on. One that stays away
+(--host-patience) fails its pages.
 
 Press Ctrl-C, kill a worker, kill the tracker: start again what is gone, with the same command, and the crawl goes on.
-While the tracker is away the workers repeat their request with growing pauses. Repeating is harmless: a link submitted
-twice is a duplicate, a release made twice answers `updated: false`.
+While the tracker is away the workers repeat their request with growing pauses; while a disk is full they wait.
+Repeating is harmless: a link submitted twice is a duplicate, a release made twice answers `updated: false`.
 
 A page is a URL as browsers make it of a link (the URL standard), without login and fragment, and is fetched as that. It
-is the same page as another when they differ only in percent-encodings of unreserved characters (%7E is ~). The query
-stays as it is: only the site knows what it means. Links are followed below the seed's directory or (--scope host)
-anywhere on its scheme, host, port:
+is the same page as another when they differ only in percent-encodings of unreserved characters (%7E is ~), or in the
+name of a session. Else the query stays as it is: only the site knows what it means. Which links are followed is said by
+--scope, --include, --exclude and --max-depth; what is a trap is not (--max-variants). What was left out is counted, by
+its reason, and `crawl.py report DIR --pages` names it. Of links there are
 
 - Followed, relative to <base> if there is one: <a> (also of SVG, with href or xlink:href), <area>, <frame>, <iframe>,
   <meta http-equiv=refresh>, <link rel=next|prev|canonical|alternate> (alternate: in HTML, no feeds and styles); the
@@ -44,7 +52,8 @@ what comes and for what it decodes to.
 
 `pip install '.[examples]'` brings httpx, rich, lxml (finds links 8 times faster than html.parser, and no page can make
 it slow), protego (robots.txt with wildcards and longest match, which urllib.robotparser does not know), ada-url and
-webencodings (URLs and charsets as browsers read them), brotli and backports.zstd (it goes without either).
+webencodings (URLs and charsets as browsers read them), publicsuffixlist (what a domain is), warcio (writes WARC files),
+and brotli and backports.zstd (it goes without either).
 """
 
 from __future__ import annotations
@@ -60,32 +69,37 @@ import errno
 import functools
 import getpass
 import hashlib
+import http.cookiejar
 import importlib
 import io
+import ipaddress
 import itertools
 import json
+import logging
 import math
 import mimetypes
 import multiprocessing
+import multiprocessing.connection
+import netrc
 import os
-import random
 import re
 import signal
 import sqlite3
 import string
 import sys
+import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar, TypeVar
 from urllib.parse import unquote
 
 import ada_url
 import httpx
+import publicsuffixlist
 import webencodings
 from lxml import etree
 from protego import Protego
@@ -99,36 +113,43 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-OK, FAIL, SKIP = 0, 1, 2  # results of a release
-ASSIGN_WAIT = 4  # seconds that the tracker may hold a request for a task; then the worker looks whether it is to stop
-LONGEST_PAUSE = 15  # seconds between two attempts to reach a tracker that is away
-REFUSED_PAUSE = 10  # seconds until a worker that was refused (paused, access withdrawn) asks again
+import worker as library
+from worker import Fail, Halted, Refused, Tracker, Unreachable
+
+T = TypeVar("T")
+
 RESTART_INTERVAL = 5  # seconds at least between two starts of one worker
 PLAIN_INTERVAL = 5  # seconds between two lines of progress when there is no terminal
 SILENCE = 60  # seconds without a page, though some wait, after which a line says why
 ROBOTS_TIMEOUT = 30  # seconds for robots.txt, with all that it redirects to
-FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a site that is too busy, and does not say how long, is left alone
+ROBOTS_AGE = 86400  # seconds after which it is read again
+MOST_ROBOTS_KNOWN = 200  # of those of all hosts, that a worker keeps in memory
+MOST_SITEMAP = 50 * 2**20  # bytes of a sitemap, unpacked
+MOST_LEVELS = 3  # of sitemaps: an index may name others
+FIRST_REST, LONGEST_REST = 2, 600  # seconds for which a host that is too busy, and does not say how long, is left alone
 SLOWEST, NO_GAP = 10, 0.05  # seconds between two pages after that: no more at first, and below which they are none
-PATIENCE = 1  # seconds that a worker waits for its turn before it looks again whether it is to stop
-MOST_PUT_OFF = 5  # times that a page is put off; if the site then answers others, it is the page that is at fault
+PATIENCE = 1  # seconds for which a worker waits with a page in hand for the turn of its host
+MOST_PUT_OFF = 5  # times that a page is put off; if its host then answers others, it is the page that is at fault
+MOST_SILENT = 5  # pages in a row without an answer, after which it is the host that is away
+FULL_DISK_PAUSE = 10  # seconds
+HELD = 86400  # seconds for which the lease of a page is extended, at most: for a disk that is full
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
 NO_ROBOTS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # rules with a colon
 CODINGS = ("gzip", "deflate", "br", "zstd", "compress")  # of a body; what else its header may name is ignored
 MOST_CODINGS, DECODED_AT_ONCE = 3, 4096  # of one body; bytes
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
-BULK = 500  # links in one request
-DEFAULT_RATE = 5.0  # pages per second
-UNLIMITED_RATE = sys.float_info.max  # how the API shows that there is no limit
+MOST_REPEATED = 3  # times that a path may have the same segment
+MOST_SEGMENTS = 50  # of a path
+RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as long each time
 MOST_WARC, OPEN = 10**9, ".open"  # bytes of one file; what the name of one ends in that is being written
 NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
-FULL_DISK_PAUSE = 5  # seconds until a full disk is tried again
 LISTED = ("broken", "failed", "truncated")  # fates whose pages the report names
 IN_FATES = ("url", "status", "error", "depth", "found_on", "type", "size", "file")  # what is told of each page
 MOST_LISTED, MOST_REFERRERS, MOST_HOSTS = 10_000, 20, 10  # of each, in it
-RECORDS, REST = "pages.jsonl", "rest.json"
+RECORDS, HOSTS = "pages.jsonl", "hosts.db"
 LONGEST_LIST = 50  # lines of each kind in the printed report
-USER_AGENT = f"tracker-crawl/1.0 (python-httpx/{httpx.__version__})"
+USER_AGENT = "tracker-crawl/1.0"
 # httpx reads a name back by rules that forbid some which are in use (with an emoji, say); it is asked by the other one.
 httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -138,20 +159,12 @@ class CrawlError(Exception):
     """Something that the user has to decide; its text is the whole message."""
 
 
-class Unreachable(CrawlError):
-    """The tracker did not answer, or answered that it cannot now."""
+class PutOff(Exception):
+    """A page is to come back after so many seconds, and to lose no attempt by it."""
 
-
-class Refused(CrawlError):
-    """The tracker answered no, with this HTTP status."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-
-
-class Stopped(Exception):
-    """The worker was asked to stop while it was waiting."""
+    def __init__(self, delay: float, reason: str):
+        super().__init__(reason)
+        self.delay = min(max(delay, 0.05), LONGEST_DELAY)
 
 
 # ── URLs and links ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -548,66 +561,432 @@ async def read_up_to(limit: int, response: httpx.Response) -> bytes:
     return decode_body(await read_raw(limit + 1, response), response, limit)[0]
 
 
-# ── The tracker's API ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What a crawl covers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+SESSION_NAMES = {"phpsessid", "jsessionid", "sid", "sessid", "session", "sessionid", "session_id", "cfid", "cftoken"}
+IN_SESSIONS = frozenset("-_" + string.ascii_letters + string.digits)
+DATE = re.compile(r"(?<![0-9])(?:1[5-9]|[2-9][0-9])[0-9]{2}[-/_](?:0?[1-9]|1[0-2])(?![0-9])")  # a year and a month
 
 
-class Tracker:
-    """Calls to the tracker. With `stopping` (when to give up) a call is patient: repeated until it is answered."""
+def host_of(url: str) -> str:
+    """The host of a normalised URL, without its port."""
+    return re.sub(":[0-9]*$", "", url.split("/", 3)[2])
 
-    def __init__(self, server: str, credentials: dict | None = None, stopping=None):
-        headers = {"X-Worker-ID": str(credentials["id"]), "X-Secret": credentials["secret"]} if credentials else {}
-        self.http = httpx.Client(base_url=server, headers=headers, timeout=ASSIGN_WAIT + 10 if stopping else 10)
-        self.stopping = stopping
 
-    def call(self, method: str, path: str, body=None, **query):
-        """The answer's content, None where there is none. Raises Refused; Unreachable or Stopped when it gives up."""
-        pause = 0.5
-        while True:
-            try:
-                response = self.http.request(method, path, json=body, params=query)
-                if response.status_code < 500 and response.status_code != 429:
-                    return self._content(response)
-                trouble, delay = f"it answers {response.status_code} {response.text}", retry_after(response)
-            except httpx.TransportError as error:
-                trouble, delay = str(error) or type(error).__name__, 0
-            if not self.stopping:
-                raise Unreachable(f"The tracker at {self.http.base_url} cannot be used now: {trouble}.")
-            delay = delay or pause * random.uniform(0.5, 1)  # at random, or the crew would come back in one burst
-            self.pause(min(delay, LONGEST_PAUSE))
-            pause *= 2
+def origin_of(url: str) -> str:
+    return "/".join([*url.split("/", 3)[:3], ""])
 
-    @staticmethod
-    def _content(response: httpx.Response):
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+@functools.cache
+def public_suffixes() -> publicsuffixlist.PublicSuffixList:
+    return publicsuffixlist.PublicSuffixList()
+
+
+def domain_of(host: str) -> str:
+    """What somebody has registered: example.co.uk of www.example.co.uk. The host where there is no such thing."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return public_suffixes().privatesuffix(host) or host
+    return host
+
+
+def without_session(url: str) -> str:
+    """The URL without what names a visit to the site, and no page of it."""
+    path, mark, query = url.partition("?")
+    path = re.sub("(?i);jsessionid=[^/;]*", "", path)
+    kept = "&".join(part for part in query.split("&") if not _is_session(part))
+    return f"{path}{mark}{kept}"
+
+
+def _is_session(parameter: str) -> bool:
+    name, _, value = parameter.partition("=")
+    known = name.lower() in SESSION_NAMES or name.lower().startswith("aspsessionid")
+    return known and len(value) >= 16 and IN_SESSIONS.issuperset(value)
+
+
+def shape_of(url: str) -> str:
+    """What pages have in common of which there may be ever more: all but the query, or the date in a path. Else empty.
+
+    The numbers of a path with a date are none of it: a calendar has a page for each day.
+    """
+    path, mark, _ = url.partition("?")
+    if mark:
+        return path + mark
+    return re.sub("[0-9]+", "0", path) if DATE.search(path) else ""
+
+
+def matches(pattern: str, url: str) -> bool:
+    """Whether the pattern is the URL, in which * stands for anything. In linear time, for which no re is the tool."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return pattern == url
+    if not url.startswith(first):
+        return False
+    at, last = len(first), rest.pop()
+    for piece in rest:
+        at = url.find(piece, at)
+        if at < 0:
+            return False
+        at += len(piece)
+    return len(url) - len(last) >= at and url.endswith(last)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which pages are the crawl's. `places`: directories, hosts (with scheme and port) or domains, by `kind`."""
+
+    kind: str
+    places: frozenset[str]
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    one_site: bool = False  # http and https are the same
+    max_depth: float = math.inf
+
+    @classmethod
+    def around(cls, kind: str, seeds: Iterable[str], one_site: bool = False, **settings) -> Scope:
+        """The one of these seeds."""
+        scope = cls(kind, frozenset(), one_site=one_site, **settings)
+        places = {normalise(".", seed) if kind == "prefix" else seed for seed in seeds}
+        return cls(kind, frozenset(map(scope.place_of, places)), one_site=one_site, **settings)
+
+    def key(self, url: str) -> str:
+        """What all URLs of the same page have in common."""
+        key = unique(without_session(url))
+        return re.sub("^https:", "http:", key) if self.one_site else key
+
+    def place_of(self, url: str) -> str:
+        if self.kind == "domain":
+            return domain_of(host_of(url))
+        return self.key(url) if self.kind == "prefix" else origin_of(self.key(url))
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        return sorted({len(place) for place in self.places})
+
+    def covers(self, url: str) -> bool:
+        if self.kind != "prefix":
+            return self.place_of(url) in self.places
+        key = self.key(url)
+        return any(key[:length] in self.places for length in self.lengths)
+
+    def against(self, url: str, depth: int) -> str:
+        """Why a link is not followed. Empty if it is. What somebody has named (depth 0) need only be covered."""
+        if not self.covers(url):
+            return "out of scope"
+        if depth == 0:
+            return ""
+        if depth > self.max_depth:
+            return "deeper than --max-depth"
+        if self.include and not any(matches(pattern, url) for pattern in self.include):
+            return "not of --include"
+        if any(matches(pattern, url) for pattern in self.exclude):
+            return "of --exclude"
+        segments = [segment for segment in url.partition("?")[0].split("/")[3:] if segment]
+        if len(segments) > MOST_SEGMENTS or max(collections.Counter(segments).values(), default=0) > MOST_REPEATED:
+            return "the same directory in itself"
+        return ""
+
+
+def submit(tracker: Tracker, crawl: Crawl, urls: Iterable[str], found_on: str, depth: int, sitemap: int = 0) -> None:
+    """Store the URLs as tasks; the tracker skips those that this project has seen before.
+
+    What is nearer to a seed comes first. sitemap: the URLs are not of pages, but of sitemaps of this level.
+    """
+    tasks = []
+    for url in urls:
+        recipe = {"url": url, "found_on": found_on, "depth": depth} | ({"sitemap": sitemap} if sitemap else {})
+        key = f"sitemap {url}" if sitemap else crawl.scope.key(url)
+        tasks.append({"recipe": json.dumps(recipe), "unique_string": key, "priority": -min(depth, 2**15 - 1)})
+    limits = {"max_assign_time": crawl.max_assign_time, "max_retries": crawl.max_retries}
+    tracker.submit_few(crawl.project, tasks, **limits)
+
+
+# ── Sitemaps ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _SitemapFinder:
+    """A target of lxml's parser that keeps what <loc> says, directly in <url> and <sitemap>."""
+
+    def __init__(self):
+        self.open, self.text, self.found = [], [], {"url": [], "sitemap": []}
+
+    def start(self, tag: str, _attributes: dict) -> None:
+        self.open.append(tag.rpartition("}")[2])
+        self.text = []
+
+    def data(self, text: str) -> None:
+        if self.open and self.open[-1] == "loc" and sum(map(len, self.text)) < LONGEST_URL:
+            self.text.append(text)
+
+    def end(self, _tag: str) -> None:
+        if self.open.pop() == "loc" and self.open and self.open[-1] in self.found:
+            self.found[self.open[-1]].append("".join(self.text))
+
+    def close(self) -> tuple[list[str], list[str]]:
+        return self.found["url"], self.found["sitemap"]
+
+
+def read_sitemap(body: bytes, url: str) -> tuple[list[str], list[str]]:
+    """The normalised URLs of pages and of further sitemaps that a sitemap names: XML or lines, also packed by gzip."""
+    if body.startswith(b"\x1f\x8b"):
+        with contextlib.suppress(httpx.DecodingError):
+            body, _ = expand("gzip", body, MOST_SITEMAP)
+    if b"<" in body[:1000]:
+        parser = etree.XMLParser(target=_SitemapFinder(), recover=True, resolve_entities=False, huge_tree=True)
         try:
-            answer = response.json() if response.content else {}
-        except ValueError:
-            raise CrawlError(f"{response.url} does not answer like a tracker; is --server right?") from None
-        if response.status_code >= 400:
-            raise Refused(response.status_code, answer.get("message", f"HTTP status {response.status_code}"))
-        return answer.get("content")
+            pages, sitemaps = etree.fromstring(body, parser)
+        except etree.XMLSyntaxError:
+            pages, sitemaps = [], []
+    else:
+        pages, sitemaps = webencodings.decode(body, "utf-8", "replace")[0].split("\n"), []
+    return tuple(
+        list(dict.fromkeys(found for link in links if link.strip() and (found := normalise(link.strip(), url))))
+        for links in (pages, sitemaps)
+    )
 
-    def pause(self, seconds: float) -> None:
-        """Sleep, or raise Stopped soon after it is time to stop."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if self.stopping():
-                raise Stopped
-            time.sleep(min(left, 0.2))
 
-    def submit(self, crawl: Crawl, urls: list[str], found_on: str) -> None:
-        """Store the URLs as tasks; the tracker skips those that this project has seen before."""
-        limits = {"max_assign_time": crawl.max_assign_time, "max_retries": crawl.max_retries}
-        for start in range(0, len(urls), BULK):
-            tasks = [
-                {
-                    "project": crawl.project,
-                    "recipe": json.dumps({"url": url, "found_on": found_on}),
-                    "unique_string": unique(url),
-                    **limits,
-                }
-                for url in urls[start : start + BULK]
-            ]
-            self.call("POST", "/task/bulk_submit", {"requests": tasks})
+# ── Hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def despite_full_disk(write: Callable[[], T], pause: Callable[[float], None]) -> T:
+    """What `write` returns, which writes to a disk. Says that the disk is full, and tries again until it is not."""
+    while True:
+        try:
+            return write()
+        except (OSError, sqlite3.OperationalError) as error:
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            if not full and getattr(error, "sqlite_errorname", "") not in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+                raise
+            say(f"The disk is full: {error}. The crawl goes on when it is not.")
+        pause(FULL_DISK_PAUSE)
+
+
+def count_of(text: str) -> int:
+    """A number for a text, as short as a key can be."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+@dataclass
+class Host:
+    """What is known of one host: a row of its table. Times are of this machine's clock, others in seconds."""
+
+    name: str
+    noted: float = 0  # when this was written
+    next_turn: float = 0  # after the pause that follows a page
+    busy_until: float = 0  # then whoever asks it now has given it up, or was killed; 0: nobody does
+    asked: float = 0  # when it was asked last
+    asker: int = 0  # the process that did
+    booked: float = 0  # until when its turns are spoken for
+    rests_until: float = 0
+    refusals: int = 0  # the last ones in a row, none for an answer between
+    away_since: float = 0  # it has answered no page since, nor said how long that will be
+    silent: int = 0  # the last pages in a row that had no answer
+    slow: float = 0  # seconds between two pages after a rest
+    delay: float = 0  # that its robots.txt asks for
+    pages: int = 0
+    seconds: float = 0  # for all of them
+    pace: float = 0  # seconds for one, lately
+    trouble: str = ""
+
+    TIMES: ClassVar = ("noted", "next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
+
+    def heed_clock(self, now: float) -> None:
+        """A clock that was set back would let a host rest for ever."""
+        if now < self.noted - 1:
+            for name in self.TIMES:
+                if value := getattr(self, name):
+                    setattr(self, name, value - self.noted + now)
+        self.noted = now
+
+
+class Hosts:
+    """What the whole crew knows of the hosts that it asks, in a file: who is asked now, and who is left alone."""
+
+    FIELDS = tuple(column.name for column in fields(Host))
+    SCHEMA = f"""
+        CREATE TABLE IF NOT EXISTS host ({", ".join(FIELDS)}, PRIMARY KEY (name)) WITHOUT ROWID;
+        CREATE TABLE IF NOT EXISTS robots (origin PRIMARY KEY, read_at, rules) WITHOUT ROWID;
+        CREATE TABLE IF NOT EXISTS put_off (task INTEGER PRIMARY KEY, times);
+        CREATE TABLE IF NOT EXISTS shape (id INTEGER PRIMARY KEY, pages); -- 0: of all
+    """
+
+    def __init__(self, file: Path, rate: float = 0, timeout: float = 10, pause: Callable[[float], None] = time.sleep):
+        """rate: most pages per second from one host, 0: no limit. timeout: seconds that a page takes at most."""
+        self.pause, self.gap, self.timeout = pause, 1 / rate if rate else 0, timeout
+        try:
+            self.db = sqlite3.connect(file, timeout=60, isolation_level=None)
+            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute("PRAGMA synchronous = NORMAL")
+            self.db.executescript(self.SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise CrawlError(f"{file} cannot be used: {error}. Remove it, or choose another --state.") from None
+
+    def close(self) -> None:
+        self.db.close()
+
+    def change(self, do: Callable[[], T]) -> T:
+        """What `do` returns, all of whose changes are made, or none."""
+
+        def write() -> T:
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                result = do()
+                self.db.execute("COMMIT")
+                return result
+            except BaseException:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+
+        return despite_full_disk(write, self.pause)
+
+    def with_host(self, name: str, do: Callable[[Host, float], T]) -> T:
+        """What `do` makes of the host and of what time it is; its changes to the host are kept."""
+
+        def change() -> T:
+            now, row = time.time(), self.db.execute("SELECT * FROM host WHERE name = ?", (name,)).fetchone()
+            host = Host(*row) if row else Host(name)
+            host.heed_clock(now)
+            result = do(host, now)
+            values = [getattr(host, name) for name in self.FIELDS]
+            self.db.execute(f"REPLACE INTO host VALUES ({', '.join('?' * len(values))})", values)
+            return result
+
+        return self.change(change)
+
+    def read(self, which: str, *values: object) -> list[Host]:
+        return [Host(*row) for row in self.db.execute(f"SELECT * FROM host WHERE {which}", values)]
+
+    def gap_of(self, host: Host) -> float:
+        """Seconds between two pages."""
+        return max(self.gap, host.delay, host.slow)
+
+    def take_turn(self, name: str, has_booked: bool = False) -> float:
+        """0.0: nobody else asks the host until leave(). Else the seconds until its turn may come, which is booked."""
+
+        def take(host: Host, now: float) -> float:
+            if max(host.next_turn, host.busy_until, host.rests_until) <= now:
+                host.asked, host.asker, host.busy_until = now, os.getpid(), now + self.timeout + 5
+                return 0.0
+            free = max(host.next_turn, now + 0.01)
+            if host.busy_until > now:
+                free = max(now + 0.02, host.asked + host.pace + self.gap_of(host))
+            due = max(free, host.rests_until)
+            if not has_booked:
+                due = max(due, host.booked)
+                host.booked = due + max(self.gap_of(host) + host.pace, 0.01)
+            return due - now
+
+        return self.with_host(name, take)
+
+    def leave(self, name: str) -> None:
+        """The host has been asked: others may, after a pause."""
+
+        def leave(host: Host, now: float) -> None:
+            seconds = max(0.0, now - host.asked)
+            host.next_turn, host.busy_until = now + self.gap_of(host), 0
+            host.pages, host.seconds = host.pages + 1, host.seconds + seconds
+            host.pace += (seconds - host.pace) * (0.2 if host.pages > 1 else 1)
+
+        self.with_host(name, leave)
+
+    def refuse(self, name: str, seconds: float, trouble: str) -> tuple[bool, bool]:
+        """The host is too busy or away, for so many seconds (0: it did not say).
+
+        Whether that is news, and whether it has answered the page before this one.
+        """
+
+        def refuse(host: Host, now: float) -> tuple[bool, bool]:
+            news, answers = host.rests_until <= now, not host.refusals
+            host.refusals += news
+            host.away_since = 0 if seconds else host.away_since or now
+            rest = seconds or min(FIRST_REST * 2 ** min(host.refusals - 1, 20), LONGEST_REST)
+            host.rests_until = max(host.rests_until, now + rest)
+            host.slow, host.trouble = max(host.slow, min(rest / 8, SLOWEST)), trouble[:500]
+            return news, answers
+
+        return self.with_host(name, refuse)
+
+    def accept(self, name: str) -> None:
+        """The host has answered as it should: the next page may come sooner."""
+
+        def accept(host: Host, now: float) -> None:
+            host.silent = host.away_since = 0
+            if host.rests_until <= now:
+                host.refusals, host.slow = 0, host.slow / 2 if host.slow > NO_GAP else 0
+
+        self.with_host(name, accept)
+
+    def is_silent(self, name: str) -> bool:
+        """It has not answered a page in time: whether that is about the host by now."""
+
+        def count(host: Host, _now: float) -> bool:
+            host.silent += 1
+            return host.silent >= MOST_SILENT
+
+        return self.with_host(name, count)
+
+    def rest(self, name: str) -> float:
+        """Seconds for which the host is to be left alone."""
+        return max([0.0, *(host.rests_until - time.time() for host in self.read("name = ?", name))])
+
+    def away(self, name: str) -> float:
+        """Seconds for which it has not answered."""
+        return max([0.0, *(time.time() - host.away_since for host in self.read("name = ? AND away_since", name))])
+
+    def ask_slowly(self, name: str, delay: float) -> bool:
+        """Its robots.txt wants so many seconds between two pages. Whether that is news, and slower than it was."""
+
+        def slow(host: Host, _now: float) -> bool:
+            before, host.delay = host.delay, delay
+            return delay != before and delay > self.gap
+
+        return self.with_host(name, slow)
+
+    def robots(self, origin: str) -> tuple[float, str] | None:
+        """When its robots.txt was read, and what it says."""
+        return self.db.execute("SELECT read_at, rules FROM robots WHERE origin = ?", (origin,)).fetchone()
+
+    def keep_robots(self, origin: str, rules: str) -> None:
+        row = origin, time.time(), rules
+        self.change(lambda: self.db.execute("REPLACE INTO robots VALUES (?, ?, ?)", row))
+
+    def put_off(self, task: int) -> int:
+        """Count that the host has refused this very page. How often it has by now."""
+        count = "INSERT INTO put_off VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
+        return self.change(lambda: self.db.execute(count, (task,)).fetchall()[0][0])
+
+    def forget(self, task: int) -> None:
+        if self.db.execute("SELECT 1 FROM put_off WHERE task = ?", (task,)).fetchone():
+            self.change(lambda: self.db.execute("DELETE FROM put_off WHERE task = ?", (task,)))
+
+    def pages_like(self, shape: str) -> int:
+        """How many pages have been asked for that have this in common; the empty shape is all pages'."""
+        found = self.db.execute("SELECT pages FROM shape WHERE id = ?", (count_of(shape) if shape else 0,)).fetchone()
+        return found[0] if found else 0
+
+    def admit(self, shape: str, most_alike: float, most: float) -> str:
+        """Count a page that is to be asked for. Why it is not: there are too many."""
+        keys = [0, count_of(shape)] if shape else [0]
+
+        def admit() -> str:
+            if shape and self.pages_like(shape) >= most_alike:
+                return "too many that differ in the query or a date"
+            if self.pages_like("") >= most:
+                return "--max-pages"
+            count = "INSERT INTO shape VALUES (?, 1) ON CONFLICT DO UPDATE SET pages = pages + 1"
+            self.db.executemany(count, [(key,) for key in keys])
+            return ""
+
+        return self.change(admit)
 
 
 def retry_after(response: httpx.Response) -> float:
@@ -634,22 +1013,6 @@ def unix_time(date: str) -> float | None:
 
 
 # ── What is kept ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-T = TypeVar("T")
-
-
-def despite_full_disk(write: Callable[[], T], pause: Callable[[float], None]) -> T:
-    """What `write` returns, which writes to a disk. Says that the disk is full, and tries again until it is not."""
-    while True:
-        try:
-            return write()
-        except (OSError, sqlite3.OperationalError) as error:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            if not full and getattr(error, "sqlite_errorname", "") not in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
-                raise
-            say(f"The disk is full: {error}. The crawl goes on when it is not.")
-        pause(FULL_DISK_PAUSE)
 
 
 @dataclass(frozen=True)
@@ -871,16 +1234,22 @@ class Crawl:
     server: str
     project: int
     name: str
-    scope: str  # what every URL of the crawl begins with
-    robots: Protego
+    scope: Scope
     user_agent: str
     timeout: float
     max_body: int
     max_assign_time: int
     max_retries: int
     records: Path
-    login: tuple[str, str] | None = None  # at the site
+    rate: float = 0  # pages per second from one host, 0: no limit
+    workers: int = 1
+    logins: tuple[tuple[str, str, str], ...] = ()  # host, name and password
+    cookies: Path | None = None  # a file of them
     ignore_nofollow: bool = False
+    robots_sitemaps: bool = False  # those that robots.txt names are crawled, too
+    host_patience: float = math.inf  # for a host that is away
+    max_pages: float = math.inf
+    max_variants: float = math.inf  # of pages that differ in the query or a date
     parts: bool = False  # fetch what pages are shown with, too
     warc: Path | None = None  # folders to keep pages in
     save: Path | None = None
@@ -891,77 +1260,18 @@ class Crawl:
         return archive + ([Folder(self.save)] if self.save else [])
 
     def covers(self, url: str) -> bool:
-        return unique(url).startswith(unique(self.scope))
+        return self.scope.covers(url)
 
-    def wants(self, url: str) -> bool:
-        return not self.against(url)
-
-    def against(self, url: str) -> str:
-        """Why a page is not asked for. Empty if it is."""
-        if not self.covers(url):
-            return "out of scope"
-        return "" if self.robots.can_fetch(url, self.user_agent) else "forbidden by robots.txt"
-
-
-class Site:
-    """What the whole crew knows of its site: until when it is left alone, and how slowly it is asked after that."""
-
-    def __init__(self):
-        context = multiprocessing.get_context("spawn")
-        self.lock, self.state = context.Lock(), context.Array("d", 4, lock=False)
-
-    @contextlib.contextmanager
-    def known(self) -> Iterator[SimpleNamespace]:
-        """The figures, for one process at a time; times are of the monotonic clock, which all processes share."""
-        names = ("rests_until", "next_turn", "gap", "refusals")  # the last ones in a row, none for an answer between
-        self.lock.acquire(timeout=1)  # whoever holds it longer than that has been killed
-        try:
-            known = SimpleNamespace(**dict(zip(names, self.state, strict=True)))
-            yield known
-            self.state[:] = [getattr(known, name) for name in names]
-        finally:
-            with contextlib.suppress(ValueError):
-                self.lock.release()
-
-    def rest(self) -> float:
-        """Seconds for which the site is to be left alone."""
-        return max(0.0, self.state[0] - time.monotonic())
-
-    def take_turn(self) -> tuple[bool, float]:
-        """Whether there is a turn soon enough to wait for, and after how many seconds it, or a look for one, is due."""
-        with self.known() as known:
-            now = time.monotonic()
-            turn = max(now, known.rests_until, known.next_turn)
-            if taken := turn <= now + PATIENCE:
-                known.next_turn = turn + known.gap
-            return taken, min(turn - now, PATIENCE)
-
-    def refuse(self, seconds: float) -> bool:
-        """The site has said that it is too busy, for so many seconds (0: it did not say). True if that is news."""
-        with self.known() as known:
-            now = time.monotonic()
-            news = known.rests_until <= now
-            known.refusals += news
-            seconds = seconds or min(FIRST_REST * 2 ** min(known.refusals - 1, 20), LONGEST_REST)
-            known.rests_until = max(known.rests_until, now + seconds)
-            known.gap = max(known.gap, min(seconds / 8, SLOWEST))
-            return news
-
-    def accept(self) -> None:
-        """The site has answered as it should: the next page may come sooner."""
-        with self.known() as known:
-            if known.rests_until <= time.monotonic():
-                known.refusals, known.gap = 0, known.gap / 2 if known.gap > NO_GAP else 0
-
-    def answers_others(self) -> bool:
-        return not self.state[3]
+    def hosts(self, pause: Callable[[float], None] = time.sleep) -> Hosts:
+        return Hosts(self.records.with_name(HOSTS), self.rate, self.timeout, pause)
 
 
 @dataclass
 class Page:
     """What one fetch came to; a line of pages.jsonl.
 
-    outcome: ok, broken (the site says no), failed (to be retried), refused (by a site that is too busy: put off).
+    outcome: ok, broken (the site says no), failed (to be retried), refused (by a host that is too busy or away: put
+    off), left out (not asked for).
     """
 
     url: str
@@ -973,7 +1283,10 @@ class Page:
     truncated: bool = False
     error: str = ""
     retry_after: float = 0
+    depth: int = 0  # links from a seed
+    sitemap: int = 0  # it is none but a sitemap, of this level
     seconds: float = 0
+    asked: bool = False  # the site was
     etag: str = ""
     last_modified: str = ""
     digest: str = ""  # of the body as it came
@@ -981,6 +1294,7 @@ class Page:
     since: float = 0  # when it was asked for and came whole
     file: str = ""  # in which it is kept
     links: list[str] = field(default_factory=list)
+    sitemaps: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
     passed_over: dict[str, list[str]] = field(default_factory=dict)  # which
 
@@ -989,111 +1303,224 @@ class Page:
         self.passed_over.setdefault(reason, []).append(link[:LONGEST_URL])
 
 
+class Logins(httpx.Auth):
+    """Names and passwords by host: no other host gets them."""
+
+    def __init__(self, logins: Iterable[tuple[str, str, str]]):
+        self.known = {host: httpx.BasicAuth(name, password) for host, name, password in logins}
+
+    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:
+        if known := self.known.get(host_of(f"http://{request.headers['Host']}/")):
+            yield from known.auth_flow(request)
+        else:
+            yield request
+
+
+class Cookies(http.cookiejar.MozillaCookieJar):
+    """The cookies of a file, in the format that Netscape began. Those that sites set are not kept: they may be many."""
+
+    def extract_cookies(self, _response: object, _request: object) -> None:
+        pass
+
+
+def read_cookies(file: Path | None) -> Cookies:
+    jar = Cookies(file)
+    try:
+        if file:
+            jar.load(ignore_discard=True, ignore_expires=True)
+        for cookie in jar:
+            cookie.expires = cookie.expires or None  # 0 is how curl and browsers write that it lasts for the session
+    except (OSError, http.cookiejar.LoadError, UnicodeDecodeError) as error:
+        raise CrawlError(f"{file} cannot be read as a file of cookies: {error}") from None
+    return jar
+
+
 class Worker:
     """One process of the crew: does one page after the other until it is told to stop, or its supervisor is gone."""
 
-    def __init__(self, crawl: Crawl, credentials: dict, site: Site):
-        self.crawl, self.id, self.site = crawl, credentials["id"], site
+    def __init__(self, crawl: Crawl, credentials: library.Worker):
+        self.crawl, self.id = crawl, credentials.id
         self.asked_to_stop = False
-        self.tracker = Tracker(crawl.server, credentials, self.stopping)
-        self.http = httpx.AsyncClient(timeout=None, headers=headers_of(crawl.user_agent), auth=crawl.login)
+        self.tracker = Tracker(crawl.server, worker=credentials, patience=math.inf)
+        self.hosts, self.rules = crawl.hosts(self.wait), collections.OrderedDict()
+        self.logins = Logins(crawl.logins)
+        self.http = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=0.9 * crawl.timeout),  # so that a host that is away is told from a page
+            headers=headers_of(crawl.user_agent),
+            auth=self.logins,
+            cookies=read_cookies(crawl.cookies),
+        )
         self.loop = asyncio.Runner()
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.torn = b""  # ends a line that was written in part
+        self.turn = ""  # the host that we may ask now
         self.keepers = crawl.keepers(self.id)
         self.earlier = crawl.again and Index(crawl.again)
         self.exchange, self.original = None, None  # of the page in hand: what is to be kept, and its earlier record
 
     def close(self) -> None:
-        if self.earlier:
-            self.earlier.close()
-        for keeper in self.keepers:
-            keeper.close()
         self.loop.run(self.http.aclose())
         self.loop.close()
-        self.tracker.http.close()
+        self.tracker.close()
+        self.hosts.close()
+        for open_one in filter(None, (*self.keepers, self.earlier)):
+            open_one.close()
         os.close(self.records)
-
-    def stopping(self) -> bool:
-        return self.asked_to_stop or not multiprocessing.parent_process().is_alive()
 
     def stop(self, *_signal) -> None:
         self.asked_to_stop = True
+        self.tracker.end()
 
     def run(self) -> None:
-        while not self.stopping():
-            try:
-                self.wait_for_turn()
-                if task := self.assign():
-                    self.do(task)
-            except Refused as refusal:
-                say(f"The tracker refuses worker {self.id}: {refusal}. It asks again every {REFUSED_PAUSE} s.")
-                self.tracker.pause(REFUSED_PAUSE)
+        for task in self.tracker.tasks(self.crawl.project, timeout=HELD):
+            with task:
+                self.do(task)
 
-    def wait_for_turn(self) -> None:
-        """Until the site may be asked; with no page in hand, which would come back by its deadline meanwhile."""
-        taken = False
-        while not taken:
-            taken, seconds = self.site.take_turn()
-            self.tracker.pause(seconds)
+    def wait(self, seconds: float) -> None:
+        """Sleep. Raises Halted, which puts the page back, soon after it is time to stop."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.asked_to_stop:
+                raise Halted
+            time.sleep(min(left, 0.2))
 
-    def assign(self) -> dict | None:
-        content = self.tracker.call("GET", f"/task/get/{self.crawl.project}", wait=ASSIGN_WAIT)
-        return content and content["task"]
-
-    def do(self, task: dict) -> None:
-        """Crawl one page and release it. A page that goes wrong as nobody foresaw must not take the worker with it."""
-        assigned = time.monotonic()
-        if self.site.rest():
-            return self.put_off(task)
+    def do(self, task: library.Task) -> None:
+        """Crawl one page, and say what becomes of its task."""
         try:
-            page = self.crawl_page(**json.loads(task["recipe"]), may_put_off=self.may_put_off(task))
-        except Exception as error:
-            if isinstance(error, Stopped) or (isinstance(error, Refused) and error.status != 400):
-                raise
-            self.log("error", f"task {task['id']}, {task['recipe']}: {error!r}")
-            page = Page("", "", outcome="failed")
-        if page.outcome == "refused":
-            return self.put_off(task)
-        if page.outcome == "failed" and task["retries"] + 1 < self.crawl.max_retries:
-            self.pause_before_retry(2.0 ** task["retries"], page, assigned)
-        result = FAIL if page.outcome == "failed" else OK
-        self.tracker.call("POST", "/task/release", {"task_id": task["id"], "result": result, "verification": 0})
+            page = self.crawl_in_turn(task.id, **json.loads(task.recipe))
+        except PutOff as off:
+            return task.skip(off.delay, str(off))
+        finally:
+            self.leave()
+        self.hosts.forget(task.id)
+        if page.outcome == "failed":
+            task.fail(f"failed: {describe(asdict(page))}")
 
-    def put_off(self, task: dict) -> None:
-        """Give the page back until the site may be asked again. That costs it no attempt."""
-        delay = min(self.site.rest() + 0.1, LONGEST_DELAY)
-        self.tracker.call("POST", "/task/release", {"task_id": task["id"], "result": SKIP, "delay": delay})
+    def crawl_in_turn(self, task: int, url: str, found_on: str, depth: int = 0, sitemap: int = 0) -> Page:
+        """The page, when its host may be asked. PutOff when that is not soon."""
+        host = host_of(url)
+        if not self.against(url, depth, sitemap):
+            if self.hosts.rest(host) and (away := self.hosts.away(host)) > self.crawl.host_patience:
+                page = Page(url, found_on, "failed", error=f"its host has not answered for {away:.0f} s", depth=depth)
+                self.record(page, [])
+                return page
+            if self.robots_of(url) is None:
+                self.take_turn(host)
+                self.learn_robots(url)
+                self.leave()
+            self.take_turn(host)
+        return self.crawl_page(url, found_on, depth, sitemap, task)
 
-    def may_put_off(self, task: dict) -> bool:
-        """Not a page that a site always refuses while it answers others: the crawl would never end."""
-        times = task.get("attempt", 1) - 1 - task["retries"]
-        return times < MOST_PUT_OFF or not self.site.answers_others()
+    def take_turn(self, host: str) -> None:
+        """Wait until the host may be asked. PutOff when that is long: a worker that waits could ask another one."""
+        ends = time.monotonic() + PATIENCE * min(1, self.crawl.workers / max(1, len(self.rules)))
+        due = self.hosts.take_turn(host)
+        while due:
+            if time.monotonic() + due > ends:
+                raise PutOff(due, f"others wait for {host}, too")
+            self.wait(due)
+            due = self.hosts.take_turn(host, has_booked=True)
+        self.turn = host
 
-    def crawl_page(self, url: str, found_on: str, may_put_off: bool = True) -> Page:
-        """Fetch, submit, log, record: all that must be done before the page is released."""
-        page = self.fetch(url, found_on)
-        if page.outcome == "refused" and may_put_off:
-            if self.site.refuse(page.retry_after):
-                self.log("warn", f"left alone for {self.site.rest():.0f} s: {describe(asdict(page))}")
-            return page
-        if page.outcome == "refused":
-            page.outcome = "failed"
-        elif page.outcome != "failed":
-            self.site.accept()
+    def leave(self) -> None:
+        """The host has been asked, if one has: others may."""
+        if self.turn:
+            host, self.turn = self.turn, ""
+            self.hosts.leave(host)
+
+    def robots_of(self, url: str) -> Protego | None:
+        """The rules of the URL's host, if they are known, and not too old."""
+        origin = origin_of(url)
+        expires, rules = self.rules.get(origin, (0, None))
+        if time.time() < expires:
+            self.rules.move_to_end(origin)
+            return rules
+        kept = self.hosts.robots(origin)
+        if not kept or kept[0] + ROBOTS_AGE <= time.time():
+            return None
+        self.rules[origin] = kept[0] + ROBOTS_AGE, Protego.parse(kept[1])
+        if len(self.rules) > MOST_ROBOTS_KNOWN:
+            self.rules.popitem(last=False)
+        return self.rules[origin][1]
+
+    def learn_robots(self, url: str) -> None:
+        """Read the rules of the URL's host, or PutOff: what it allows is not known then."""
+        origin, host = origin_of(url), host_of(url)
+        try:
+            text = read_robots(url, self.crawl.user_agent, self.logins)
+        except RobotsAway as trouble:
+            self.refuse(host, trouble.retry_after, str(trouble))
+            raise PutOff(self.hosts.rest(host), str(trouble)) from None
+        self.hosts.keep_robots(origin, text)
+        rules = self.robots_of(url)
+        if self.hosts.ask_slowly(host, delay := delay_of(rules, self.crawl.user_agent)):
+            say(f"robots.txt of {host} allows a page in {delay:g} s, which is slower than --rate: it holds.")
+        if self.crawl.robots_sitemaps:
+            named = [found for link in rules.sitemaps if (found := normalise(link, origin))]
+            submit(self.tracker, self.crawl, named, f"{origin}robots.txt", depth=0, sitemap=1)
+
+    def refuse(self, host: str, seconds: float, trouble: str) -> bool:
+        """Have the crew leave a host alone. Whether it has answered the page before this one."""
+        news, answers = self.hosts.refuse(host, seconds, trouble)
+        if news:
+            told = f"{host} is left alone until {moment(self.hosts.rest(host))}: {trouble}"
+            say(told)
+            self.log("warn", told)
+        return answers
+
+    def against(self, url: str, depth: int, sitemap: int = 0) -> str:
+        """Why a page is not asked for. Empty if it is."""
+        reason = "" if sitemap else self.crawl.scope.against(url, depth)
+        rules = None if reason else self.robots_of(url)
+        if reason or (rules and not rules.can_fetch(url, self.crawl.user_agent)):
+            return reason or "forbidden by robots.txt"
+        shape = shape_of(url)
+        return "too many that differ in the query or a date" if self.are_many(shape) else ""
+
+    def are_many(self, shape: str) -> bool:
+        return bool(shape) and self.hosts.pages_like(shape) >= self.crawl.max_variants
+
+    def crawl_page(self, url: str, found_on: str, depth: int = 0, sitemap: int = 0, task: int = 0) -> Page:
+        """Fetch, submit, log, record: all that must be done before the page is released. PutOff says that none was."""
+        began = time.monotonic()
+        page = self.fetch(url, found_on, depth, sitemap)
+        self.leave()
+        page.seconds = round(time.monotonic() - began, 3)
+        self.judge_host(page, task)
         self.keep(page)
         followed = []
         for link in page.links:
-            if reason := self.crawl.against(link):
+            if reason := self.against(link, depth if sitemap else depth + 1):
                 page.leave_out(reason, link)
             else:
                 followed.append(link)
-        self.tracker.submit(self.crawl, followed, found_on=url)
-        if page.outcome != "ok" or page.truncated:
-            level = "error" if page.outcome == "failed" else "warn"
-            self.log(level, f"{page.outcome}: {describe(asdict(page))}")
-        self.record(page, followed)
+        submit(self.tracker, self.crawl, followed, url, depth if sitemap else depth + 1)
+        submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1)
+        if page.outcome == "broken" or page.truncated:
+            self.log("warn", f"{page.outcome}: {describe(asdict(page))}")
+        self.record(page, followed + page.sitemaps)
         return page
+
+    def judge_host(self, page: Page, task: int) -> None:
+        """Note what the page tells of its host. PutOff when it came to nothing, and that is the host's fault."""
+        host = host_of(page.url)
+        if page.outcome == "failed" and page.status is None and page.asked and self.hosts.is_silent(host):
+            page.outcome = "refused"
+        if page.outcome != "refused":
+            if page.asked and page.status is not None:
+                self.hosts.accept(host)
+            return
+        reason = f"{page.error or page.status} {page.url}"
+        others_are_answered = self.refuse(host, page.retry_after, reason)
+        if (away := self.hosts.away(host)) > self.crawl.host_patience:
+            page.outcome, page.error = (
+                "failed",
+                f"{host} has not answered for {away:.0f} s: {page.error or page.status}",
+            )
+        elif self.hosts.put_off(task) > MOST_PUT_OFF and others_are_answered:
+            page.outcome = "failed"
+        else:
+            raise PutOff(self.hosts.rest(host), reason)
 
     def keep(self, page: Page) -> None:
         """Write the page to where it is kept, if it is one that can be."""
@@ -1101,12 +1528,13 @@ class Worker:
             original = self.original if page.unchanged else None
             for keeper in self.keepers:
                 kept = functools.partial(keeper.keep, page, self.exchange, original)
-                page.file = despite_full_disk(kept, self.tracker.pause) or page.file
+                page.file = despite_full_disk(kept, self.wait) or page.file
 
     def record(self, page: Page, followed: list[str]) -> None:
         """A line of pages.jsonl, on the disk: one call a line, so that those of the crew do not mix."""
         known = asdict(page) | {"links": len(page.links), "targets": followed}
         known |= {"worker": self.id, "pid": os.getpid(), "time": time.time()}
+        del known["sitemaps"], known["asked"]
         line = json.dumps(known).encode() + b"\n"
 
         def write() -> None:
@@ -1117,29 +1545,37 @@ class Worker:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self.records)
 
-        despite_full_disk(write, self.tracker.pause)
+        despite_full_disk(write, self.wait)
 
-    def fetch(self, url: str, found_on: str) -> Page:
+    def fetch(self, url: str, found_on: str, depth: int = 0, sitemap: int = 0) -> Page:
         """Get one page and judge it. Returns whatever the site does, and holds at most `max_body` bytes of it."""
-        page, began = Page(url, found_on), time.monotonic()
+        page = Page(url, found_on, depth=depth, sitemap=sitemap)
         self.exchange = self.original = None
-        if not self.crawl.covers(url):  # never done: it may be another crawl's
+        reason = self.against(url, depth, sitemap)  # patterns or robots.txt may have changed since the link was stored
+        if reason == "out of scope":  # never done: it may be another crawl's
             page.outcome, page.error = "failed", "out of the crawl's scope"
             return page
-        if not self.crawl.wants(url):  # robots.txt may have changed since the link was stored
-            page.outcome, page.error = "broken", "forbidden by robots.txt"
+        reason = reason or self.hosts.admit(shape_of(url), self.crawl.max_variants, self.crawl.max_pages)
+        if reason == "--max-pages":
+            self.stop()
+            raise PutOff(0, reason)
+        if reason:
+            page.outcome, page.error = "left out", reason
+            page.leave_out(reason, url)
             return page
+        page.asked = True
+        self.original = self.find_original(page)
         try:
-            self.original = self.find_original(url)
             self.loop.run(self.get(page))
         except httpx.HTTPError as error:
-            page.outcome, page.error = "failed", f"{type(error).__name__} {error}".strip()
-        page.seconds = round(time.monotonic() - began, 3)
+            is_away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
         return page
 
-    def find_original(self, url: str) -> dict | None:
+    def find_original(self, page: Page) -> dict | None:
         """What an earlier crawl has recorded of the page: one that came whole and, if we keep pages, was kept."""
-        known = self.earlier and self.earlier.find(url)
+        known = self.earlier and self.earlier.find(page.url)
+        known = known if known and known.get("sitemap", 0) == page.sitemap else None
         whole = known and known["outcome"] == "ok" and known.get("digest") and not known["truncated"]
         return known if whole and (known["file"] or not self.keepers) else None
 
@@ -1151,7 +1587,7 @@ class Worker:
             page.since = began.timestamp()
             async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **asked) as response:
                 address = address_of(response)  # while there is a connection
-                raw, body = await self.read(response, page)
+                raw, body = await (self.read_sitemap if page.sitemap else self.read)(response, page)
                 self.exchange = Exchange(response, raw, body, began, address)
         except TimeoutError:
             raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
@@ -1165,7 +1601,7 @@ class Worker:
         elif response.has_redirect_location:
             target = normalise(response.headers.get_list("Location")[0], page.url)
             page.links = [target] if target and len(target) <= LONGEST_URL else []
-            if not page.found_on and not any(map(self.crawl.wants, page.links)):
+            if not page.found_on and not any(map(self.crawl.covers, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
             raw, body = await self.read_body(response, page)
@@ -1176,7 +1612,7 @@ class Worker:
             else:
                 self.read_links(body, response, page)
             return raw, body
-        elif page.status in (429, 503):
+        elif page.status in (429, 502, 503, 504):
             page.outcome, page.retry_after = "refused", retry_after(response)
         elif page.status == 408 or page.status >= 500:
             page.outcome, page.retry_after = "failed", retry_after(response)
@@ -1220,15 +1656,30 @@ class Worker:
         page.size = len(body)
         return raw[: self.crawl.max_body], body
 
-    def pause_before_retry(self, seconds: float, page: Page, assigned: float) -> None:
-        """Hold a failed page for a while, but not past its deadline: once released it is first in the queue again."""
-        left = 0.8 * self.crawl.max_assign_time - (time.monotonic() - assigned)
-        with contextlib.suppress(Stopped):  # then it is released at once and need not wait for its deadline
-            self.tracker.pause(min(max(seconds, page.retry_after), left))
+    async def read_sitemap(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        """What it names are links: pages of the crawl, and sitemaps of its host."""
+        page.status, page.type = response.status_code, type_of(response)
+        if response.has_redirect_location:
+            target = normalise(response.headers.get_list("Location")[0], page.url)
+            page.sitemaps, page.sitemap = [target] if target else [], page.sitemap - 1
+        elif response.is_success:
+            raw = await read_raw(MOST_SITEMAP + 1, response)
+            body, page.truncated = decode_body(raw, response, MOST_SITEMAP)
+            page.size = len(body)
+            page.links, named = read_sitemap(body, page.url)
+            if page.sitemap < MOST_LEVELS:
+                page.sitemaps = [link for link in named if host_of(link) == host_of(page.url)]
+            return raw, body
+        else:
+            page.retry_after = retry_after(response)
+            busy, gone = page.status in (429, 502, 503, 504), page.status < 500 and page.status != 408
+            page.outcome = "refused" if busy else "broken" if gone else "failed"
+        return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
 
     def log(self, level: str, message: str) -> None:
         line = {"scope": self.crawl.name, "message": message, "timestamp": int(time.time())}
-        self.tracker.call("POST", f"/log/{level}", line)
+        with contextlib.suppress(Refused):  # a line that is not taken is no reason to lose the page
+            self.tracker.call("POST", f"/log/{level}", line)
 
 
 def headers_of(user_agent: str) -> dict[str, str]:
@@ -1269,36 +1720,57 @@ def charset_of(response: httpx.Response) -> str | None:
     return response.charset_encoding if len(response.headers.get("Content-Type", "")) <= 1000 else None
 
 
-def start_worker(crawl: Crawl, credentials: dict, site: Site) -> None:
+class WorkersSayings(logging.Handler):
+    """Shows what the library has to say, but for pages that failed as pages do, which the report names."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if ") failed: failed: " not in (text := record.getMessage()):
+            say(text)
+
+
+def start_worker(crawl: Crawl, credentials: library.Worker) -> None:
     """The body of a worker process, which the supervisor stops with SIGTERM."""
-    worker = Worker(crawl, credentials, site)
+    logging.getLogger("worker").addHandler(WorkersSayings(logging.WARNING))
+    worker = Worker(crawl, credentials)
     signal.signal(signal.SIGTERM, worker.stop)
-    with contextlib.closing(worker), contextlib.suppress(Stopped):
-        worker.run()
+    threading.Thread(target=stop_after_parent, args=(worker,), daemon=True).start()
+    with contextlib.closing(worker):
+        try:
+            worker.run()
+        except Fail as failure:
+            say(f"Worker {worker.id}: {failure}")
+            sys.exit(1)
+
+
+def stop_after_parent(worker: Worker) -> None:
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    worker.stop()
 
 
 # ── Setting up ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def set_up(args: argparse.Namespace, scope: str, robots: Protego) -> tuple[int, list[dict]]:
-    """The project's id and the workers' credentials. Signs a manager in only when something is missing or different."""
+def set_up(args: argparse.Namespace) -> tuple[int, list[library.Worker]]:
+    """The project's id and the workers. Signs a manager in only when something is missing."""
     file = args.state / "state.json"
-    state = load_state(file, {"server": args.server, "seed": args.seed, "scope": scope})
-    tracker = Tracker(args.server)
-    workers = [worker for worker in state["workers"] if is_accepted(args.server, worker)]
-    project = find_project(tracker, args.project)
-    known = project and project["id"] == state["project"] and state["ready"] and len(workers) >= args.workers
-    if known:
-        check_owner(Tracker(args.server, workers[0]), project, args, scope)
-    if not known or project["assign_rate"] != polite_rate(args, project, robots):
-        sign_in(tracker, args)
-        state["project"] = prepare_project(tracker, args, scope, robots, state["project"])
+    state = load_state(file, {"server": args.server, **crawl_of(args)})
+    workers = [known for worker in state["workers"] if is_accepted(args.server, known := library.Worker(**worker))]
+    if state["ready"] and len(workers) >= args.workers:
+        with Tracker(args.server, worker=workers[0], patience=0) as tracker:
+            projects = tracker.call("GET", "/project/list").get("projects") or []
+            project = next((project for project in projects if project["name"] == args.project), None)
+            if project and project["id"] == state["project"]:
+                check_owner(tracker, project, args)
+                return project["id"], workers[: args.workers]
+    with sign_in(args) as manager:
+        state["project"] = prepare_project(manager, args, state["project"])
         for number in range(len(workers) + 1, args.workers + 1):
-            workers.append(tracker.call("POST", "/worker/create", {"alias": f"{args.project}-{number}"})["worker"])
-        write_file(file, state | {"workers": workers, "ready": False})
+            workers.append(manager.worker(f"{args.project}-{number}"))
+        state["workers"] = [asdict(worker) for worker in workers]
+        write_file(file, state | {"ready": False})
         for worker in workers:
-            grant_access(tracker, args.server, state["project"], worker)
-        write_file(file, state | {"workers": workers, "ready": True})
+            manager.grant(state["project"], worker)
+        write_file(file, state | {"ready": True})
     return state["project"], workers[: args.workers]
 
 
@@ -1326,20 +1798,18 @@ def write_file(file: Path, state: dict) -> None:
     os.replace(new, file)
 
 
-def is_accepted(server: str, worker: dict) -> bool:
+def is_accepted(server: str, worker: library.Worker) -> bool:
     try:
-        Tracker(server, worker).call("POST", "/worker/update", {"alias": worker["alias"]})
-    except Refused:
+        with Tracker(server, worker=worker, patience=0) as tracker:
+            tracker.call("POST", "/worker/update", {"alias": worker.alias})
+    except Unreachable:
+        raise
+    except (Refused, Fail):
         return False
     return True
 
 
-def find_project(tracker: Tracker, name: str) -> dict | None:
-    projects = tracker.call("GET", "/project/list")["projects"]
-    return next((project for project in projects if project["name"] == name), None)
-
-
-def sign_in(tracker: Tracker, args: argparse.Namespace) -> None:
+def sign_in(args: argparse.Namespace) -> library.Manager:
     """Log in as the manager; with --register, make it if it cannot."""
     terminal = sys.stdin.isatty()
     name = args.manager or (terminal and input("Manager: "))
@@ -1351,95 +1821,81 @@ def sign_in(tracker: Tracker, args: argparse.Namespace) -> None:
         password = os.environ.get("TRACKER_PASSWORD") or (terminal and getpass.getpass(f"Password of {name}: "))
     if not password:
         raise CrawlError(f"Give the password of manager {name} in TRACKER_PASSWORD or with --password-file.")
-    credentials = {"username": name, "password": password}
     try:
-        tracker.call("POST", "/login", credentials)
+        return library.Manager(args.server, name, password, args.register)
     except Refused as refusal:
-        if not args.register:
-            raise CrawlError(f"Manager {name}: {refusal}. A new tracker has no manager yet: add --register.") from None
-        try:
-            tracker.call("POST", "/register", credentials)
-        except Refused as second:
-            raise CrawlError(f"Manager {name} cannot log in: {refusal}. Nor register: {second}.") from None
+        hint = "" if args.register else " A new tracker has no manager yet: add --register."
+        raise CrawlError(f"Manager {name} cannot log in: {refusal}.{hint}") from None
 
 
-def prepare_project(tracker: Tracker, args: argparse.Namespace, scope: str, robots: Protego, before: int) -> int:
-    """The id of the project, which is made if there is none, and gets the rate that was asked for.
+def prepare_project(manager: library.Manager, args: argparse.Namespace, before: int) -> int:
+    """The id of the project, which is made if there is none.
 
     It belongs to one crawl, and its secret says to which. One that this crawl has worked on `before` becomes its own.
     """
-    project = find_project(tracker, args.project)
-    settings = {"name": args.project, "keep_hashes": True, "assign_rate": polite_rate(args, project, robots)}
+    project, secret = manager.project(args.project), {"secret": json.dumps({"crawl": crawl_of(args)})}
     if project is None:
         if (args.state / RECORDS).exists():
             raise CrawlError(f"{args.state} is of a crawl that this tracker does not know. Choose another --state.")
-        made = tracker.call("POST", "/project/create", settings)["id"]
-        tracker.call("POST", f"/project/secret/{made}", {"secret": json.dumps(crawl_of(args, scope))})
+        settings = {"name": args.project, "keep_hashes": True, "retry_delay": RETRY_DELAY}
+        made = manager.call("POST", "/project/create", settings)["id"]
+        manager.call("POST", f"/project/secret/{made}", secret)
         return made
     if not project["keep_hashes"]:
         raise CrawlError(f"Project {args.project} was made without keep_hashes: a crawl would never end there.")
-    if not check_owner(tracker, project, args, scope):
-        counts = tracker.call("GET", f"/project/get/{project['id']}")
+    if not check_owner(manager, project, args):
+        counts = manager.call("GET", f"/project/get/{project['id']}")
         begun = counts["closed_task_count"] or counts["failed_task_count"] or count_undone(counts)
         if begun and project["id"] != before:
             raise CrawlError(f"Project {args.project} holds tasks of something else. Choose another --project.")
-        tracker.call("POST", f"/project/secret/{project['id']}", {"secret": json.dumps(crawl_of(args, scope))})
-    tracker.call("POST", f"/project/update/{project['id']}", project | settings)
+        manager.call("POST", f"/project/secret/{project['id']}", secret)
     return project["id"]
 
 
-def crawl_of(args: argparse.Namespace, scope: str) -> dict:
-    """What makes a crawl that crawl, as its project's secret has it."""
-    return {"crawl": {"seed": args.seed, "scope": scope}}
+def crawl_of(args: argparse.Namespace) -> dict:
+    """What makes a crawl that crawl, as its state and its project's secret have it: one seed, and a digest of all."""
+    named = sorted({*map(unique, args.seeds), *(f"sitemap {url}" for url in args.sitemap)})
+    digest = hashlib.sha256("\n".join(named).encode()).hexdigest()
+    return {"seed": (args.seeds or args.sitemap)[0], "seeds": digest, "scope": args.scope}
 
 
-def check_owner(tracker: Tracker, project: dict, args: argparse.Namespace, scope: str) -> bool:
+def check_owner(tracker: Tracker | library.Manager, project: dict, args: argparse.Namespace) -> bool:
     """Whether the project is known to be of this crawl; False when it is of none. Refuses one of another."""
     text = tracker.call("GET", f"/project/secret/{project['id']}")["secret"]
     if text in ("", "{}"):
         return False
     try:
         owner = json.loads(text)["crawl"]
-        seed, of_scope = owner["seed"], owner["scope"]
+        seed, seeds, scope = owner["seed"], owner["seeds"], owner["scope"]
     except (ValueError, LookupError, TypeError):
         raise CrawlError(f"Project {args.project} has a secret of something else. Choose another --project.") from None
-    if (unique(seed), unique(of_scope)) != (unique(args.seed), unique(scope)):
-        told = f"Project {args.project} is of the crawl of {seed} with all below {of_scope}"
+    if (seeds, scope) != (crawl_of(args)["seeds"], args.scope):
+        told = f"Project {args.project} is of the crawl of {seed}, of other seeds or with another --scope ({scope})"
         raise CrawlError(f"{told}. Choose another --project (and --state).")
     return True
 
 
-def grant_access(manager: Tracker, server: str, project: int, worker: dict) -> None:
-    """Let a worker assign and submit: it asks, the manager accepts. 409 says that this has been done before."""
-    wish = {"project": project, "assign": True, "submit": True}
-    for tracker, path, body in (
-        (Tracker(server, worker), "/project/request_access", wish),
-        (manager, f"/project/accept_request/{project}/{worker['id']}", None),
-    ):
-        try:
-            tracker.call("POST", path, body)
-        except Refused as refusal:
-            if refusal.status != 409:
-                raise
+class RobotsAway(CrawlError):
+    """A robots.txt cannot be read now, so nobody knows what is allowed."""
+
+    def __init__(self, message: str, retry_after: float = 0):
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
-def read_robots(seed: str, user_agent: str, login: tuple[str, str] | None = None) -> Protego:
-    """The site's rules. No robots.txt (4xx) allows all; a site that cannot say (5xx, no answer) is left alone."""
-    url = normalise("/robots.txt", seed)
+def read_robots(url: str, user_agent: str, auth: httpx.Auth | None = None) -> str:
+    """The rules of the URL's host. No robots.txt (4xx) allows all; RobotsAway from one that cannot say (5xx, 429)."""
+    robots = normalise("/robots.txt", url)
     try:
-        response, body = asyncio.run(get_robots(url, user_agent, login))
+        response, body = asyncio.run(get_robots(robots, user_agent, auth))
     except TimeoutError:
-        raise CrawlError(f"{url} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
+        raise RobotsAway(f"{robots} cannot be read: it takes longer than {ROBOTS_TIMEOUT} s") from None
     except httpx.HTTPError as error:
-        raise CrawlError(f"{url} cannot be read: {str(error) or type(error).__name__}") from None
+        raise RobotsAway(f"{robots} cannot be read: {str(error) or type(error).__name__}") from None
     if response.status_code >= 500 or response.status_code == 429:
-        seconds = retry_after(response)
-        later = f"in {seconds:.0f} s" if seconds else "later"
-        raise CrawlError(f"{url} answers {response.status_code}, so nobody knows what it allows. Try again {later}.")
-    robots = Protego.parse(read_rules(body) if response.is_success else "")
-    if not robots.can_fetch(seed, user_agent):
-        raise CrawlError(f"{url} forbids {seed} to {user_agent}.")
-    return robots
+        told = f"{robots} answers {response.status_code}, so nobody knows what it allows"
+        raise RobotsAway(told, retry_after(response))
+    return read_rules(body) if response.is_success else ""
 
 
 def read_rules(body: bytes) -> str:
@@ -1448,28 +1904,19 @@ def read_rules(body: bytes) -> str:
     return text.lstrip("\ufeff").replace("\0", "")
 
 
-async def get_robots(url: str, user_agent: str, login: tuple[str, str] | None) -> tuple[httpx.Response, bytes]:
-    client = httpx.AsyncClient(headers=headers_of(user_agent), auth=login, follow_redirects=True, timeout=None)
+async def get_robots(url: str, user_agent: str, auth: httpx.Auth | None) -> tuple[httpx.Response, bytes]:
+    client = httpx.AsyncClient(headers=headers_of(user_agent), auth=auth, follow_redirects=True, timeout=None)
     async with asyncio.timeout(ROBOTS_TIMEOUT), client, client.stream("GET", url) as response:
         return response, await read_up_to(MOST_ROBOTS, response)
 
 
-def polite_rate(args: argparse.Namespace, project: dict | None, robots: Protego) -> float:
-    """Pages per second: as asked for, else as the project has it; at most what robots.txt allows, as a line says."""
-    rate = args.rate if args.rate is not None else project["assign_rate"] if project else DEFAULT_RATE
-    rate, allowed = rate or UNLIMITED_RATE, allowed_rate(robots, args.user_agent)
-    if allowed < rate and (args.rate is not None or not project):
-        say(f"robots.txt allows a page in {1 / allowed:g} s, which is slower than --rate: it holds.")
-    return min(rate, allowed)
-
-
-def allowed_rate(robots: Protego, user_agent: str) -> float:
-    """Pages per second that the site's Crawl-delay and Request-rate allow."""
+def delay_of(robots: Protego, user_agent: str) -> float:
+    """Seconds between two pages that the host's Crawl-delay and Request-rate ask for."""
     gaps = [robots.crawl_delay(user_agent) or 0]
     if rate := robots.request_rate(user_agent):
         gaps.append(rate.seconds / rate.requests if rate.requests > 0 else 0)
     gap = max(gaps)
-    return 1 / gap if 0 < gap < math.inf else UNLIMITED_RATE
+    return gap if 0 < gap < math.inf else 0
 
 
 # ── The supervisor ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1477,6 +1924,14 @@ def allowed_rate(robots: Protego, user_agent: str) -> float:
 
 def say(text: str) -> None:
     console.print(text)
+
+
+def moment(seconds: float) -> str:
+    """The time of day that it is after so many seconds."""
+    try:
+        return f"{datetime.fromtimestamp(time.time() + seconds):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return "the end of time"
 
 
 def count_undone(project: dict) -> int:
@@ -1540,7 +1995,7 @@ class Display:
 class Place:
     """A place in the crew: a worker's credentials, and the process that works with them now."""
 
-    credentials: dict
+    credentials: library.Worker
     process: multiprocessing.Process | None = None
     started: float = -math.inf
 
@@ -1548,14 +2003,14 @@ class Place:
 class Supervisor:
     """Keeps the crew complete and shows the progress, until nothing is left to do or it is told to stop."""
 
-    def __init__(self, crawl: Crawl, workers: list[dict], project: dict):
+    def __init__(self, crawl: Crawl, workers: list[library.Worker], project: dict, max_time: float = math.inf):
         self.crawl, self.crew = crawl, [Place(credentials) for credentials in workers]
-        self.site, self.rest_file = Site(), crawl.records.with_name(REST)
         self.project = project  # with its live counts, as last heard from the tracker
         self.context = multiprocessing.get_context("spawn")  # the same on every platform, and inherits no connection
-        self.tracker, self.display = Tracker(crawl.server), Display()
+        self.tracker = Tracker(crawl.server, worker=workers[0], patience=0)
+        self.hosts, self.display = crawl.hosts(), Display()
+        self.ends, self.ended_by = time.monotonic() + max_time, ""
         self.asked_to_stop = False
-        self.noted = 0.0  # until when the site rests, as noted in its file
         self.away = ""  # why the tracker does not answer
         self.size, self.moved = -1, 0.0  # of the records; when they have grown, or a line has said why they do not
 
@@ -1563,44 +2018,38 @@ class Supervisor:
         """The project at the end, whether the crawl is finished or was interrupted."""
         signal.signal(signal.SIGINT, self.stop)
         signal.signal(signal.SIGTERM, self.stop)
-        self.recall_rest()
+        if resting := self.rests():
+            say(f"{resting[0].upper()}{resting[1:]}, as an earlier start was asked.")
         try:
             with self.display.live:
                 while not self.asked_to_stop:
+                    if limit := self.limit():
+                        self.ended_by = limit
+                        break
                     self.complete_crew()
-                    self.note_rest()
                     if self.is_finished():
                         break
                     self.tell_silence()
                     time.sleep(0.5)
         finally:
-            self.dismiss_crew(0 if not count_undone(self.project) else self.crawl.max_assign_time)
+            self.dismiss_crew(0 if not count_undone(self.project) else self.crawl.timeout + 5)
         self.is_finished()  # counts what was in hand, too
-        self.note_rest()
         return self.project
 
-    def recall_rest(self) -> None:
-        """What an earlier start has noted: a site that asked for an hour is not asked sooner by a second start."""
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            left = json.loads(self.rest_file.read_text())["until"] - time.time()
-            if left > 0:
-                self.site.refuse(left)
-                self.noted = self.site.state[0]
-                say(f"{self.crawl.scope} has asked to be left alone: until {self.rest_end()}.")
+    def limit(self) -> str:
+        """The option that ends the crawl now, though pages are left."""
+        if self.hosts.pages_like("") >= self.crawl.max_pages:
+            return "--max-pages"
+        return "--max-time" if time.monotonic() >= self.ends else ""
 
-    def note_rest(self) -> None:
-        """Keep what the site has asked for, and say so."""
-        if self.site.state[0] == self.noted or not (left := self.site.rest()):
-            return
-        self.noted = self.site.state[0]
-        write_file(self.rest_file, {"until": time.time() + left})
-        say(f"{self.crawl.scope} is too busy or asks for patience: it is left alone until {self.rest_end()}.")
-
-    def rest_end(self) -> str:
-        try:
-            return f"{datetime.fromtimestamp(time.time() + self.site.rest()):%Y-%m-%d %H:%M:%S}"
-        except (ValueError, OverflowError, OSError):
-            return "the end of time"
+    def rests(self) -> str:
+        """Which hosts are left alone now."""
+        resting = self.hosts.read("rests_until > ? ORDER BY rests_until DESC LIMIT 101", time.time())
+        if not resting:
+            return ""
+        first = f"{resting[0].name} is left alone until {moment(resting[0].rests_until - time.time())}"
+        more = f", and so are {'more than 99' if len(resting) > 100 else len(resting) - 1} others, for less long"
+        return f"{first} ({resting[0].trouble})" + (more if resting[1:] else "")
 
     def stop(self, *_signal) -> None:
         if self.asked_to_stop:
@@ -1613,10 +2062,10 @@ class Supervisor:
 
     def is_finished(self) -> bool:
         try:
-            self.project, self.away = self.tracker.call("GET", f"/project/get/{self.crawl.project}"), ""
-        except Unreachable as trouble:
+            self.project, self.away = self.tracker.project(self.crawl.project), ""
+        except (Fail, Refused) as trouble:
             self.away = str(trouble).rstrip(".")
-            self.display.line(f"{trouble} The crawl goes on when it is back.")
+            self.display.line(f"{self.away}. The crawl goes on when the tracker is back.")
             return False
         self.display.show(self.project)
         return not count_undone(self.project)
@@ -1627,8 +2076,7 @@ class Supervisor:
         if size == self.size and now < self.moved + SILENCE:
             return
         if size == self.size:
-            rest = self.site.rest() and f"{self.crawl.scope} is left alone, as it asked, until {self.rest_end()}"
-            say(f"Nothing has been fetched for a minute: {why_silent(self.project, self.away or rest or '')}.")
+            say(f"Nothing has been fetched for a minute: {why_silent(self.project, self.away or self.rests())}.")
         self.size, self.moved = size, now
 
     def complete_crew(self) -> None:
@@ -1637,15 +2085,13 @@ class Supervisor:
             if alive or time.monotonic() < place.started + RESTART_INTERVAL:
                 continue
             if place.process:
-                say(f"Worker {place.credentials['id']} died with exit code {place.process.exitcode}.")
-            process = self.context.Process(
-                target=start_worker, args=(self.crawl, place.credentials, self.site), daemon=True
-            )
+                say(f"Worker {place.credentials.id} died with exit code {place.process.exitcode}.")
+            process = self.context.Process(target=start_worker, args=(self.crawl, place.credentials), daemon=True)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C reaches all processes, one heeds it
             process.start()
             signal.signal(signal.SIGINT, self.stop)
             place.process, place.started = process, time.monotonic()
-            say(f"Worker {place.credentials['id']} is process {process.pid}.")
+            say(f"Worker {place.credentials.id} is process {process.pid}.")
 
     def dismiss_crew(self, patience: float) -> None:
         """Let the workers finish their pages, for so many seconds."""
@@ -1683,7 +2129,8 @@ class Index:
 
     SCHEMA = """
         CREATE TABLE IF NOT EXISTS page (
-            key INTEGER PRIMARY KEY, place INTEGER, fate TEXT, status INTEGER, depth INTEGER, host TEXT, seconds REAL
+            key INTEGER PRIMARY KEY, place INTEGER, fate TEXT, status INTEGER, depth INTEGER, host TEXT,
+            seconds REAL, sitemap INTEGER
         );
         CREATE INDEX IF NOT EXISTS page_fate ON page (fate);
         CREATE TABLE IF NOT EXISTS left_out (reason TEXT PRIMARY KEY, links INTEGER, example TEXT);
@@ -1718,8 +2165,8 @@ class Index:
 
     def add(self, record: dict, place: int) -> None:
         row = key_of(record["url"]), place, fate_of(record), record["status"], record.get("depth", 0)
-        row += ada_url.URL(record["url"]).host, record.get("seconds", 0)
-        self.db.execute("INSERT OR REPLACE INTO page VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        row += ada_url.URL(record["url"]).host, record.get("seconds", 0), record.get("sitemap", 0)
+        self.db.execute("INSERT OR REPLACE INTO page VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         for reason, count in record["left_out"].items():
             example = "".join(record.get("passed_over", {}).get(reason, [])[:1])
             self.db.execute(
@@ -1771,20 +2218,21 @@ def fate_of(record: dict) -> str:
     return "redirect" if 300 <= (record["status"] or 0) < 400 else "fetched"
 
 
-def make_report(crawl: Crawl, seed: str, seconds: float, before: dict, after: dict) -> dict:
+def make_report(crawl: Crawl, seeds: list[str], seconds: float, before: dict, after: dict) -> dict:
     """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
     pages = after["closed_task_count"] - before["closed_task_count"]
     with contextlib.closing(Index(crawl.records)) as index:
         index.update()
         return {
             "finished": not count_undone(after),
-            "trouble": find_trouble(index, seed, after["closed_task_count"]),
+            "trouble": find_trouble(index, seeds, after["closed_task_count"]),
             "seconds": round(seconds, 2),
             "pages": pages,
             "pages_per_second": round(pages / seconds, 2),
             "done": after["closed_task_count"],
             "waiting": count_undone(after),
             "failed": after["failed_task_count"],
+            "hosts": describe_hosts(crawl),
         } | summary(index, crawl.records)
 
 
@@ -1833,18 +2281,37 @@ def add_referrers(pages: list[dict], records: Path) -> None:
                     page["linked_from"].append(record["url"])
 
 
-def find_trouble(index: Index, seed: str, closed: int) -> str:
-    """Why the crawl, though it has come to its end, is none: its seed is broken, or no page was ever fetched.
+def find_trouble(index: Index, seeds: list[str], closed: int) -> str:
+    """Why the crawl, though it has come to its end, is none: its seeds are broken, or no page was ever fetched.
 
     Pages that are closed without any record have been fetched by another crew.
     """
-    last = index.find(seed)
-    if last and last["outcome"] != "ok":
-        return f"The seed is {last['outcome']}: {last['error'] or last['status']}"
+    bad = [page for page in map(index.find, seeds) if page and page["outcome"] != "ok"]
+    if len(bad) == len(seeds):
+        others = f" (and so it is with the other {len(seeds) - 1})" if len(seeds) > 1 else ""
+        return f"The seed is {bad[0]['outcome']}: {bad[0]['error'] or bad[0]['status']}{others}"
     [[records, fetched]] = index.select(
-        "SELECT count(*), total(fate IN ('fetched', 'truncated', 'unchanged')) FROM page"
+        "SELECT count(*), total(fate IN ('fetched', 'truncated', 'unchanged') AND NOT sitemap) FROM page"
     )
     return "" if fetched or (closed and not records) else "No page was ever fetched"
+
+
+def describe_hosts(crawl: Crawl) -> list[dict]:
+    """The hosts that were asked, those that take the longest first."""
+    with contextlib.closing(crawl.hosts()) as hosts:
+        known = hosts.read("1 ORDER BY away_since = 0, seconds / max(pages, 1) DESC LIMIT 1000")
+    now = time.time()
+    return [
+        {
+            "host": host.name,
+            "pages": host.pages,
+            "seconds_per_page": round(host.seconds / max(host.pages, 1), 3),
+            "away_for": round(now - host.away_since) if host.away_since else 0,
+            "rests_for": round(max(0, host.rests_until - now)),
+            "trouble": host.trouble,
+        }
+        for host in known
+    ]
 
 
 def fates(index: Index) -> Iterator[dict]:
@@ -1874,12 +2341,18 @@ def describe(page: dict) -> str:
 
 
 def print_report(report: dict, project: int) -> None:
-    print("Finished." if report["finished"] else "Interrupted; the same command goes on with it.")
+    limit = report["ended_by"]
+    ended = f"Ended by {limit}; the same command with more of it" if limit else "Interrupted; the same command"
+    print("Finished." if report["finished"] else f"{ended} goes on with it.")
     if report["finished"] and report["trouble"]:
         print(f"{report['trouble']}.")
     print(f"{report['pages']} pages in {report['seconds']} s, {report['pages_per_second']} pages/s")
     print(f"All runs: {report['done']} done, {report['waiting']} left, {report['failed']} failed")
     print_summary(report)
+    for host in report["hosts"]:
+        if host["away_for"] or host["rests_for"]:
+            state = f"away for {host['away_for']} s" if host["away_for"] else f"rests for {host['rests_for']} s"
+            print(f"host: {host['host']} {state}: {host['trouble']}")
     if report["failed"]:
         print(f"To try failed pages again: POST /project/reset_failed_tasks/{project} as a manager, then this command.")
     print(f"Every page: {report['records']}")
@@ -1939,20 +2412,61 @@ LINKS_FOLLOWED = "A page is a URL" + (__doc__ or "").partition("\nA page is a UR
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Crawl one web site with several workers that share the work through a task tracker.",
+        description="Crawl web sites with several workers that share the work through a task tracker.",
         epilog="The same command goes on with a crawl that was interrupted.\n\n" + LINKS_FOLLOWED,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("seed", metavar="SEED_URL", help="the first page")
+    add("seeds", metavar="SEED_URL", nargs="*", help="a first page; several may be given")
+    add("--seeds", metavar="FILE", type=Path, dest="seeds_file", help="with more of them, one a line; # is a comment")
+    add(
+        "--sitemap",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="a sitemap (or an index of some, or lines of URLs)",
+    )
+    add("--robots-sitemaps", action="store_true", help="crawl the sitemaps that robots.txt names, too")
     add("--server", metavar="URL", default="http://127.0.0.1:3010", help="the tracker (default: %(default)s)")
     add("--workers", metavar="N", type=int, default=4, help="worker processes (default: %(default)s)")
-    add("--rate", metavar="PAGES_PER_SECOND", type=float, help="of all workers, 0: no limit (default: 5, or as it was)")
+    add(
+        "--rate",
+        metavar="PAGES_PER_SECOND",
+        type=float,
+        default=5.0,
+        help="most from one host, which is asked for one page at a time, with this pause between; 0: without a pause"
+        " (default: %(default)s)",
+    )
+    add("--contact", metavar="TEXT", help="an address or a URL by which a site can reach you; needed on the real web")
+    add("--user-agent", metavar="TEXT", help=f"what the crawler calls itself (default: {USER_AGENT} and the contact)")
     add(
         "--scope",
-        choices=("prefix", "host"),
-        default="prefix",
-        help="the seed's directory (default), or its whole host",
+        choices=("host", "domain", "prefix"),
+        default="host",
+        help="follow links to the seeds' hosts (default), to their domains (example.co.uk of www.example.co.uk),"
+        " or below the seeds' directories",
+    )
+    add("--one-site", action="store_true", help="http and https are one site: a page that has both is fetched once")
+    add(
+        "--include",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="follow no links but those whose whole URL is the pattern, in which * is anything; may be repeated",
+    )
+    add("--exclude", metavar="PATTERN", action="append", default=[], help="follow none of these, likewise")
+    add("--max-depth", metavar="N", type=int, default=math.inf, help="links between a seed and a page, at most")
+    add(
+        "--max-pages", metavar="N", type=int, default=math.inf, help="end after so many requests for pages, of all runs"
+    )
+    add("--max-time", metavar="SECONDS", type=float, default=math.inf, help="end this run after so long")
+    add(
+        "--max-variants",
+        metavar="N",
+        type=int,
+        default=10_000,
+        help="pages that differ in nothing but their query, or the date in their path; more are a trap, and left out"
+        " (default: %(default)s)",
     )
     add("--project", metavar="NAME", help="the tracker's project, made if needed (default: crawl-HOST)")
     add("--manager", metavar="NAME", help="the manager that sets the crawl up; needed once")
@@ -1960,7 +2474,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--register", action="store_true", help="make this manager if it cannot log in: for a new tracker")
     add("--state", metavar="DIR", type=Path, help="for credentials and records (default: the project's name)")
     add("--report", metavar="FILE", type=Path, help="write the report as JSON, too")
-    add("--user-agent", metavar="TEXT", default=USER_AGENT, help="say how to reach you (default: %(default)s)")
+    add(
+        "--login",
+        metavar="FILE",
+        type=Path,
+        help="names and passwords of hosts, as in a .netrc file; a seed may have one in its URL instead",
+    )
+    add(
+        "--cookies",
+        metavar="FILE",
+        type=Path,
+        help="cookies to send, as browsers and curl write them (Netscape's format)",
+    )
     add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
     add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
     add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
@@ -1969,64 +2494,96 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
+    add(
+        "--host-patience",
+        metavar="SECONDS",
+        type=float,
+        default=3 * 86400,
+        help="for a host that does not answer, whose pages then fail (default: 3 days)",
+    )
     add("--max-body", metavar="BYTES", type=int, default=10 * 2**20, help="of one page, the rest is cut off (10 MiB)")
     add("--max-assign-time", metavar="SECONDS", type=int, default=30, help="then a lost page comes back (default: 30)")
     add("--max-retries", metavar="N", type=int, default=4, help="attempts at a page that does not answer (default: 4)")
     args = parser.parse_args()
-    for name in ("workers", "timeout", "max_body", "max_assign_time", "max_retries"):
-        if not 0 < getattr(args, name) < math.inf:
-            parser.error(f"argument --{name.replace('_', '-')}: must be more than 0")
-    if args.rate is not None and not 0 <= args.rate < math.inf:
-        parser.error("argument --rate: must be 0 or more")
-    if args.max_assign_time < 3 * args.timeout:
-        parser.error("argument --max-assign-time: must be at least 3 times --timeout, or slow pages are assigned twice")
-    for name in ("server", "seed"):
-        url = resolve(getattr(args, name)) or parser.error(f"{getattr(args, name)} is not an http or https URL")
-        setattr(args, name, normalise(url.href))
-        args.login = (unquote(url.username), unquote(url.password)) if url.username or url.password else None
-    if args.again and not (args.again / RECORDS).exists():
-        parser.error(f"argument --again: {args.again} has no {RECORDS}")
-    args.project = args.project or f"crawl-{url.host}{'-again' * bool(args.again)}"
-    args.state = args.state or Path(re.sub(r"[^\w.-]", "_", args.project))
-    if args.again and args.again.resolve() == args.state.resolve():
-        parser.error("argument --again: it is a crawl of its own. Choose another --project (and --state)")
+    try:
+        check_arguments(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     return args
 
 
-def run(args: argparse.Namespace) -> int:
-    """Set up, crawl, report. The exit status: 0 finished, 1 finished without a page, or its seed, 130 interrupted."""
-    scope = normalise("/" if args.scope == "host" else ".", args.seed)
-    robots = read_robots(args.seed, args.user_agent, args.login)
-    args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    project, workers = set_up(args, scope, robots)
-    names = (
-        "server",
-        "user_agent",
-        "login",
-        "ignore_nofollow",
-        "parts",
-        "warc",
-        "save",
-        "timeout",
-        "max_body",
-        "max_assign_time",
-        "max_retries",
+def check_arguments(args: argparse.Namespace) -> None:
+    """Put what was given into its final form; ValueError and OSError say what is wrong with it."""
+    numbers = ["workers", "timeout", "max_body", "max_assign_time", "max_retries", "host_patience"]
+    for name in [*numbers, "max_pages", "max_time", "max_variants"]:
+        if not 0 < getattr(args, name) <= math.inf:
+            raise ValueError(f"argument --{name.replace('_', '-')}: must be more than 0")
+    if not 0 <= args.rate < math.inf:
+        raise ValueError("argument --rate: must be 0 or more")
+    if args.max_assign_time < 3 * args.timeout:
+        raise ValueError("--max-assign-time must be at least 3 times --timeout, or slow pages are assigned twice")
+    if args.seeds_file:
+        lines = args.seeds_file.read_text("utf-8-sig").splitlines()
+        args.seeds += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not args.seeds and not args.sitemap:
+        raise ValueError("name a SEED_URL, or --seeds, or --sitemap")
+    args.logins = read_logins(args)
+    for name in ("seeds", "sitemap"):
+        setattr(args, name, list(dict.fromkeys(normalise(http_url(url).href) for url in getattr(args, name))))
+    args.server = normalise(http_url(args.server).href)
+    if args.again and not (args.again / RECORDS).exists():
+        raise ValueError(f"argument --again: {args.again} has no {RECORDS}")
+    host = host_of((args.seeds or args.sitemap)[0])
+    args.project = args.project or f"crawl-{host}{'-again' * bool(args.again)}"
+    args.state = args.state or Path(re.sub(r"[^\w.-]", "_", args.project))
+    if args.again and args.again.resolve() == args.state.resolve():
+        raise ValueError("argument --again: it is a crawl of its own. Choose another --project (and --state)")
+    args.user_agent = (
+        args.user_agent or f"{USER_AGENT} ({args.contact})" if args.contact else args.user_agent or USER_AGENT
     )
+    if not re.search(r"@|https?://", args.user_agent):
+        for host in map(host_of, args.seeds + args.sitemap):
+            if not is_loopback(host):
+                raise ValueError(f"{host} is not this machine: say with --contact how its owners can reach you")
+    if not (args.user_agent.isascii() and args.user_agent.isprintable()):
+        raise ValueError("--user-agent and --contact: must be ASCII")
+
+
+def http_url(text: str) -> ada_url.URL:
+    if not (url := resolve(text)):
+        raise ValueError(f"{text} is not an http or https URL")
+    return url
+
+
+def read_logins(args: argparse.Namespace) -> tuple[tuple[str, str, str], ...]:
+    """Host, name and password, as --login and the seeds say."""
+    logins = []
+    if args.login:
+        try:
+            logins = [(host, name, password) for host, (name, _, password) in netrc.netrc(args.login).hosts.items()]
+        except netrc.NetrcParseError as error:
+            raise ValueError(f"argument --login: {error}") from None
+    for url in map(http_url, args.seeds + args.sitemap):
+        if url.username or url.password:
+            logins.append((host_of(normalise(url.href)), unquote(url.username), unquote(url.password)))
+    return tuple(logins)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Set up, crawl, report. The exit status: 0 finished or at a limit, 1 without a page or a seed, 130 interrupted."""
+    patterns = {"include": tuple(args.include), "exclude": tuple(args.exclude), "max_depth": args.max_depth}
+    scope = Scope.around(args.scope, args.seeds or args.sitemap, args.one_site, **patterns)
+    read_cookies(args.cookies)  # what is wrong with it is told now
+    args.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    project, workers = set_up(args)
     records = args.state / RECORDS
     records.touch(0o600)
+    given = {name: getattr(args, name) for name in [one.name for one in fields(Crawl)] if hasattr(args, name)}
     crawl = Crawl(
-        project=project,
-        name=args.project,
-        scope=scope,
-        robots=robots,
-        records=records,
-        again=args.again and args.again / RECORDS,
-        **{name: getattr(args, name) for name in names},
+        **given
+        | {"project": project, "name": args.project, "scope": scope, "records": records, "workers": args.workers}
+        | {"again": args.again and args.again / RECORDS}
     )
-
-    tracker, started = Tracker(args.server, workers[0]), time.monotonic()
-    before = tracker.call("GET", f"/project/get/{project}")
-    tracker.submit(crawl, [args.seed], found_on="")
     for folder in filter(None, (args.warc, args.save)):
         folder.mkdir(parents=True, exist_ok=True)
     if crawl.again:
@@ -2034,20 +2591,28 @@ def run(args: argparse.Namespace) -> int:
             earlier.update()
     if args.warc:
         mend(args.warc)
-    after = Supervisor(crawl, workers, before).run()
+    with Tracker(args.server, worker=workers[0], patience=0) as tracker:
+        started, before = time.monotonic(), tracker.project(project)
+        submit(tracker, crawl, args.seeds, found_on="", depth=0)
+        submit(tracker, crawl, args.sitemap, found_on="", depth=0, sitemap=1)
+    supervisor = Supervisor(crawl, workers, before, args.max_time)
+    after = supervisor.run()
     if args.warc:
         mend(args.warc)
-    report = make_report(crawl, args.seed, time.monotonic() - started, before, after)
+    report = make_report(crawl, args.seeds + args.sitemap, time.monotonic() - started, before, after)
+    report["ended_by"] = supervisor.ended_by
     print_report(report, project)
     if args.report:
         args.report.write_text(json.dumps(report, indent=1))
-    return 130 if not report["finished"] else 1 if report["trouble"] else 0
+    if not (report["finished"] or supervisor.ended_by):
+        return 130
+    return 1 if report["trouble"] else 0
 
 
 def main() -> None:
     try:
         status = report_command(sys.argv[2:]) if sys.argv[1:2] == ["report"] else run(parse_arguments())
-    except (CrawlError, OSError) as error:
+    except (CrawlError, Fail, Refused, OSError) as error:
         sys.exit(f"crawl.py: {error}")
     except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at a prompt
         sys.exit(130)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 import http.server
 import json
@@ -20,6 +21,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import string
 import subprocess
 import sys
@@ -214,10 +216,8 @@ class CrawlProcess:
         """Kill one of the workers while it fetches a page, and tell its process id."""
         wait_until(lambda: len({record["pid"] for record in self.read_records()}) == workers)
         site.hold_next()
-        written = len(self.read_records())
-        wait_until(lambda: len(self.read_records()) > written + 20)  # by then each of the others has written one
-        last_records = {record["pid"]: number for number, record in enumerate(self.read_records())}
-        pid = min(last_records, key=last_records.get)
+        with contextlib.closing(sqlite3.connect(self.records.with_name("hosts.db"))) as hosts:
+            ((pid,),) = hosts.execute("SELECT asker FROM host")
         os.kill(pid, signal.SIGKILL)
         site.go_on.set()
         return pid

@@ -3,6 +3,21 @@
 
 document.documentElement.classList.add("has-js");
 
+// ── Clock times: those of log lines in the zone of who reads them ───────────────────────────────────────────────────
+
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+const dayAndClock = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+function showLocalTimes(page) {
+  for (const one of page.querySelectorAll("time.clock")) {
+    const moment = new Date(one.dateTime);
+    if (isNaN(moment)) continue; // what a worker claims may be anything
+    one.textContent = (moment.toDateString() === new Date().toDateString() ? clock : dayAndClock).format(moment);
+  }
+}
+
+showLocalTimes(document);
+
 // ── Refresh: fetch the same page, and change what has changed in the elements marked data-live ───────────────────────
 
 const interval = 1000 * Number(document.body.dataset.refresh); // not there on the page of a refused form
@@ -83,11 +98,12 @@ function keepPlace(pieces) {
 }
 
 async function refresh() {
-  const answer = await fetch(location.href, { headers: { "X-Live": "1" }, signal: AbortSignal.timeout(30000) });
+  const answer = await fetch(location.href, { headers: { "X-Live": document.body.dataset.nonce }, signal: AbortSignal.timeout(30000) });
   if (answer.redirected) throw new Error("You are logged out: please load the page again.");
   if (answer.status < 500 && !answer.ok) throw new Error("This page is not there any more, or not for you: what you see is old.");
   if (!answer.ok) throw new Error("The tracker does not answer: what you see is old. Trying again …");
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  showLocalTimes(fresh);
   const focused = document.activeElement;
   const goBack = keepPlace([...document.querySelectorAll(".pieces > [id]")]);
   for (const old of document.querySelectorAll("[data-live]")) {
@@ -172,3 +188,19 @@ for (const form of document.querySelectorAll("[data-upload]")) {
     request.send(new FormData(form));
   });
 }
+
+// ── On a phone a bar is one row, which is pushed sideways: to the tab that is open ──────────────────────────────────
+
+for (const bar of document.querySelectorAll(".top nav, .tabs, .choices")) {
+  const here = bar.querySelector("[aria-current]");
+  if (here && bar.scrollWidth > bar.clientWidth) bar.scrollLeft = here.offsetLeft - bar.offsetLeft - (bar.clientWidth - here.offsetWidth) / 2;
+}
+
+// ── A page that the browser has kept and shows again is another one: its forms may be sent once more ─────────────────
+
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  const fresh = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  document.body.dataset.nonce = fresh;
+  for (const field of document.querySelectorAll('input[name="nonce"]')) field.value = fresh;
+});

@@ -9,6 +9,7 @@ import http.server
 import importlib
 import itertools
 import os
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -32,6 +33,16 @@ import tracker
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("authority.pem"))
+
+
+def heed_signals() -> None:
+    """Whoever starts these tests in the background has them ignore Ctrl-C, which what they start would inherit."""
+    for number in signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+heed_signals()
 
 
 def keep_files_in_memory() -> None:

@@ -86,6 +86,7 @@ def stored_counts(connection: sqlite3.Connection) -> list[tuple]:
     selects = (
         f"SELECT id, {', '.join(tracker.COUNT_COLUMNS)} FROM project",
         "SELECT project, worker, held_task_count FROM tally",
+        "SELECT id, project, failed_task_count FROM cause ORDER BY id",
     )
     return [tuple(row) for select in selects for row in connection.execute(select)]
 

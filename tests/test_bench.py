@@ -10,7 +10,7 @@ from conftest import MovedClock, Site
 
 import tracker
 
-PAGES = ("", "/tasks?state=failed", "/access", "/workflows", "/jobs")
+PAGES = ("", "/tasks?state=failed", "/access", "/workflows/new", "/jobs")
 
 
 def test_the_large_database_can_be_made_and_its_pages_are_there(

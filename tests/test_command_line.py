@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import re
 import shlex
@@ -293,6 +294,36 @@ def test_forms_that_are_none_are_not_each_told_to_the_log(tmp_path: Path) -> Non
         assert httpx.post(f"{url}/v1/result/{job}/artifact", **form).status_code == 400
         process.send_signal(signal.SIGTERM)
         assert "multipart" not in process.communicate(timeout=30)[1]
+
+
+THREADS = """
+import os, resource, threading, commands
+from attempts import hash_password
+
+def used():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+def work():
+    for _ in range(2):
+        hash_password("a password")
+        kept.append(bytearray(200_000))
+        [bytes(3_000_000) for _ in range(5)]
+
+commands.give_memory_back()
+before, kept = used(), []
+for _ in range(2):
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    [one.start() for one in threads], [one.join() for one in threads]
+print((used() - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="it is the GNU C library's")
+def test_what_threads_have_used_for_passwords_and_bodies_goes_back() -> None:
+    """They keep 6 MB; it was 212."""
+    command = [sys.executable, "-c", THREADS]
+    ended = subprocess.run(command, cwd=PROGRAM.parent, capture_output=True, text=True, timeout=170, check=True)
+    assert int(ended.stdout) < 60
 
 
 # ── What a start says ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,12 +1,12 @@
 """The crawler of examples/: how it reads links, and whole crawls of a generated site by real processes."""
 
+import contextlib
 import json
 import os
 import signal
 import stat
 import subprocess
 import time
-from argparse import Namespace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,6 +15,7 @@ import nursery
 import pytest
 
 import tracker
+import worker as library
 from examples import crawl, prove_crawl
 
 PASSWORD = "correct horse"
@@ -104,7 +105,7 @@ def server():
 def start_crawl(site, server, directory, *options, password=True):
     """Start crawl.py on the site without a limit of its rate, and with short times."""
     arguments = [f"{site.url}site/index.html", "--server", server, "--workers", "2"]
-    arguments += ["--rate", "0", "--timeout", "2", "--max-assign-time", "6", "--max-retries", "2"]
+    arguments += ["--rate", "0", "--scope", "prefix", "--timeout", "2", "--max-assign-time", "6", "--max-retries", "2"]
     arguments += ["--state", directory / "state", "--report", directory / "report.json"]
     arguments += ["--manager", "boss", "--register", *options]
     environment = {name: value for name, value in os.environ.items() if name != "TRACKER_PASSWORD"}
@@ -322,68 +323,64 @@ def test_more_workers_can_be_added_to_a_crawl(site, server, tmp_path):
 # ── One worker and its tracker ────────────────────────────────────────────────────────────────────────────────────────
 
 
+@contextlib.contextmanager
+def working(url, folder, robots="", **settings):
+    """A worker in this process, whose calls to the tracker are kept in `calls` and all answered with nothing.
+
+    It knows the robots.txt of the site at the URL, below which everything is the crawl's.
+    """
+    scope = crawl.Scope.around("prefix", [settings.pop("scope", url)], **settings.pop("patterns", {}))
+    known = {"server": "http://127.0.0.1:1", "project": 1, "name": "crawl", "scope": scope, "user_agent": "tests"}
+    limits = {"timeout": 0.4, "max_body": 10**6, "max_assign_time": 6, "max_retries": 2}
+    told = crawl.Crawl(**known | limits | {"records": folder / "pages.jsonl"} | settings)
+    with contextlib.closing(crawl.Worker(told, library.Worker(1, "one", "secret"))) as worker:
+        worker.hosts.keep_robots(crawl.origin_of(url), robots)
+        worker.calls = []
+
+        def call(method, path, body=None, **_how):
+            worker.calls.append((path, body))
+            return library.Answer({}, 0, False)
+
+        worker.tracker.client.call = call
+        worker.tracker._finishing = lambda do: do(worker.tracker.client)
+        yield worker
+
+
+def give(worker, url, **content):
+    """Have the worker do a task, and tell how it releases it."""
+    recipe = {"recipe": json.dumps({"url": url, "found_on": ""})} if url else {}
+    task = library.TakenTask(worker.tracker, library.Assignment({"id": 7, **recipe, **content}), 60)
+    worker.tracker._held[task] = None
+    with task:
+        worker.do(task)
+    path, released = worker.calls[-1]
+    assert path == "/task/release"
+    return released
+
+
 @pytest.fixture
 def worker(site, tmp_path):
-    """A worker in this process, whose calls to the tracker are kept in `calls` and all answered with nothing."""
-    settings = {"timeout": 2, "max_body": 10**6, "max_assign_time": 6, "max_retries": 2, "user_agent": "tests"}
-    robots = crawl.Protego.parse("")
-    project = {"server": "http://127.0.0.1:1", "project": 1, "name": "crawl", "scope": site.url, "robots": robots}
-    worker = crawl.Worker(
-        crawl.Crawl(**project, **settings, records=tmp_path / "pages.jsonl"),
-        {"id": 1, "secret": "secret"},
-        crawl.Site(),
-    )
-    worker.calls = []
-    worker.tracker.call = lambda method, path, body=None, **query: worker.calls.append((path, body))
-    yield worker
-    worker.close()
-
-
-def task(url, retries=1):
-    return {"id": 7, "retries": retries, "recipe": json.dumps({"url": url, "found_on": ""})}
+    with working(site.url, tmp_path) as worker:
+        yield worker
 
 
 def test_the_links_of_a_page_are_submitted_before_it_is_released(worker, site):
-    worker.do(task(f"{site.url}site/index.html"))
+    give(worker, f"{site.url}site/index.html")
     (first, submitted), (second, released) = worker.calls
     assert (first, second) == ("/task/bulk_submit", "/task/release")
     assert [request["unique_string"] for request in submitted["requests"]] == [f"{site.url}site/p0.html"]
-    assert released == {"task_id": 7, "result": crawl.OK, "verification": 0}
+    assert released == {"task_id": 7, "result": library.DONE}
 
 
 def test_a_page_that_nobody_can_make_sense_of_is_released_as_failed(worker):
-    worker.do({"id": 7, "retries": 1, "recipe": "no JSON"})
-    assert [path for path, _ in worker.calls] == ["/log/error", "/task/release"]
-    assert worker.calls[-1][1]["result"] == crawl.FAIL
+    assert give(worker, "", recipe="no JSON")["result"] == library.FAILED
+    assert "/task/log" in [path for path, _ in worker.calls]
 
 
 def test_a_seed_that_redirects_out_of_the_crawl_is_reported_as_broken(worker, site):
     page = worker.crawl_page(f"{site.url}site/moved-away.html", found_on="")
     assert page.outcome == "broken"
     assert "to http://127.0.0.1:1/elsewhere.html" in page.error
-
-
-def test_an_unanswered_call_is_repeated_with_growing_pauses(monkeypatch):
-    answers = iter([httpx.ConnectError("gone"), 503, httpx.ReadTimeout("late"), 200])
-    pauses = []
-
-    def answer(_request):
-        if isinstance(outcome := next(answers), Exception):
-            raise outcome
-        return httpx.Response(outcome, json={"ok": outcome == 200, "content": {"updated": False}})
-
-    patient = crawl.Tracker("http://127.0.0.1:1", stopping=lambda: False)
-    monkeypatch.setattr(patient, "pause", pauses.append)
-    monkeypatch.setattr(crawl.random, "uniform", lambda _low, high: high)
-    with httpx.Client(base_url="http://127.0.0.1:1", transport=httpx.MockTransport(answer)) as patient.http:
-        assert patient.call("POST", "/task/release", {"task_id": 7}) == {"updated": False}
-    assert pauses == [0.5, 1, 2]
-
-
-def test_a_worker_that_is_to_stop_gives_up_waiting_for_the_tracker():
-    patient = crawl.Tracker("http://127.0.0.1:1", stopping=lambda: True)
-    with patient.http, pytest.raises(crawl.Stopped):
-        patient.call("GET", "/task/get/1")
 
 
 # ── What it refuses ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -399,12 +396,12 @@ def refusal(site, server, directory, *options, password=True):
 
 
 def test_a_tracker_that_is_not_there_is_named(site, tmp_path):
-    assert "The tracker at http://127.0.0.1:1/ cannot be used now" in refusal(site, "http://127.0.0.1:1", tmp_path)
+    assert "no answer from http://127.0.0.1:1" in refusal(site, "http://127.0.0.1:1", tmp_path)
 
 
 def test_a_server_that_is_no_tracker_is_named(site, tmp_path):
     with prove_crawl.Site(tmp_path) as other:
-        assert "does not answer like a tracker" in refusal(site, other.url, tmp_path)
+        assert f"no answer from {other.url[:-1]}: status 501" in refusal(site, other.url, tmp_path)
 
 
 def test_a_first_start_without_a_password_says_how_to_give_it(site, server, tmp_path):
@@ -446,7 +443,9 @@ def test_a_tracker_that_does_not_know_the_crawl_begun_elsewhere_is_refused(site,
 
 def test_a_seed_that_robots_txt_forbids_is_refused(site, server, tmp_path):
     site.url += "site/private/"
-    assert "robots.txt forbids" in refusal(site, server, tmp_path)
+    code, output, _ = run_crawl(site, server, tmp_path)
+    assert (code, site.fetched.total()) == (1, 0)
+    assert "The seed is left out: forbidden by robots.txt" in output
 
 
 def test_a_lease_too_short_for_slow_pages_is_refused(site, server, tmp_path):
@@ -530,9 +529,3 @@ def test_a_page_without_links_has_none(html):
 )
 def test_links_are_read_in_the_charset_of_the_header_or_else_of_the_page(html, charset):
     assert crawl.find_links(html, "http://example.org/", charset) == ["http://example.org/caf%C3%A9"]
-
-
-def test_a_crawl_delay_in_robots_txt_limits_the_rate():
-    robots = crawl.Protego.parse("User-agent: *\nCrawl-delay: 4")
-    rates = [crawl.polite_rate(Namespace(rate=rate, user_agent="tests"), None, robots) for rate in (None, 5, 0, 0.1)]
-    assert rates == [0.25, 0.25, 0.25, 0.1]

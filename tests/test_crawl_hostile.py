@@ -16,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_crawl import PASSWORD, get_project, run_crawl
+from test_crawl import PASSWORD, get_project, give, run_crawl
+from test_crawl import working as working_at
 
 import tracker
+import worker as library
 from examples import crawl
 
 HTML = "Content-Type: text/html"
@@ -79,18 +81,8 @@ def serving(answers: dict[str, Any]) -> Iterator[HostileSite]:
         site.shutdown()
 
 
-@contextlib.contextmanager
-def working(site: HostileSite, folder: Path, **settings: Any) -> Iterator[crawl.Worker]:
-    """A worker in this process, whose calls to the tracker are kept in `calls` and all answered with nothing."""
-    known = {"server": "http://127.0.0.1:1", "project": 1, "name": "crawl", "scope": site.url, "user_agent": "tests"}
-    limits = {"timeout": 0.4, "max_body": 10**6, "max_assign_time": 6, "max_retries": 2}
-    robots = crawl.Protego.parse("")
-    records = folder / "pages.jsonl"
-    told = crawl.Crawl(**known | limits | {"robots": robots, "records": records} | settings)
-    with contextlib.closing(crawl.Worker(told, {"id": 1, "secret": "secret"}, crawl.Site())) as worker:
-        worker.calls = []
-        worker.tracker.call = lambda method, path, body=None, **query: worker.calls.append((path, body))
-        yield worker
+def working(site: HostileSite, folder: Path, **settings: Any) -> contextlib.AbstractContextManager[crawl.Worker]:
+    return working_at(site.url, folder, **settings)
 
 
 def fetch(answers: dict[str, Any], folder: Path, **settings: Any) -> crawl.Page:
@@ -128,8 +120,7 @@ def test_a_page_that_drips_has_failed_by_its_timeout(drip: list[Any], tmp_path: 
 
 def test_a_worker_goes_on_after_a_page_that_drips(tmp_path: Path) -> None:
     with serving({"/a": DRIPPING["headers"], "/b": page("<a href=c>")}) as site, working(site, tmp_path) as worker:
-        worker.do({"id": 7, "retries": 1, "recipe": json.dumps({"url": f"{site.url}a", "found_on": ""})})
-        assert worker.calls[-1] == ("/task/release", {"task_id": 7, "result": crawl.FAIL, "verification": 0})
+        assert give(worker, f"{site.url}a")["result"] == library.FAILED
         assert worker.fetch(f"{site.url}b", "").links == [f"{site.url}c"]
 
 
@@ -143,9 +134,11 @@ def test_a_robots_txt_that_drips_is_given_up(drip: str, monkeypatch: pytest.Monk
 def test_a_robots_txt_without_an_end_is_read_up_to_a_limit() -> None:
     endless = [b"HTTP/1.1 200 OK\r\n\r\nUser-agent: *\nDisallow: /b\n", *[b"#" * 2**16] * 1000]
     with serving({"/robots.txt": endless}) as site:
-        assert not crawl.read_robots(site.url, "tests").can_fetch(f"{site.url}b", "tests")
+        rules = crawl.Protego.parse(crawl.read_robots(site.url, "tests"))
+    assert not rules.can_fetch(f"{site.url}b", "tests")
 
 
+NOBODY = library.Worker(1, "nobody", "secret")
 PROJECT = {"paused": False, "assign_rate": 5.0, "waiting_task_count": 0, "assigned_task_count": 0}
 
 
@@ -172,7 +165,7 @@ def test_a_minute_of_silence_is_told_once_and_after_a_page_only_after_another(
     monkeypatch.setattr(crawl.time, "monotonic", lambda: clock[0])
     (tmp_path / "pages.jsonl").touch()
     with serving({}) as site, working(site, tmp_path) as worker:
-        supervisor = crawl.Supervisor(worker.crawl, [], PROJECT | {"waiting_task_count": 1})
+        supervisor = crawl.Supervisor(worker.crawl, [NOBODY], PROJECT | {"waiting_task_count": 1})
     told = []
     for now, line in ((0, ""), (59, ""), (61, ""), (62, "a page\n"), (121, ""), (123, ""), (124, ""), (184, "")):
         clock[0] = now
@@ -186,27 +179,19 @@ def test_a_minute_of_silence_is_told_once_and_after_a_page_only_after_another(
 # ── A site that asks for patience ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def do(worker: crawl.Worker, url: str, retries: int = 1, attempt: int = 2) -> dict[str, Any]:
-    """How the worker releases the task of a page."""
-    recipe = json.dumps({"url": url, "found_on": ""})
-    worker.do({"id": 7, "retries": retries, "attempt": attempt, "recipe": recipe})
-    path, body = worker.calls[-1]
-    assert path == "/task/release"
-    return body
-
-
-@pytest.mark.parametrize("status", [429, 503])
-def test_a_site_that_is_too_busy_is_left_alone_by_the_whole_crew_and_no_page_loses_an_attempt(
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_host_that_is_too_busy_is_left_alone_by_the_whole_crew_and_no_page_loses_an_attempt(
     status: int, tmp_path: Path
 ) -> None:
     refusal = answer("wait", "Retry-After: 3600", status=status)
     with serving({"/a": refusal, "/b": page("")}) as site, working(site, tmp_path) as worker:
-        first, second = do(worker, f"{site.url}a"), do(worker, f"{site.url}b")
+        first, second = give(worker, f"{site.url}a"), give(worker, f"{site.url}b")
         assert site.asked == ["/a"]
-        assert not worker.site.take_turn()[0]
+        with contextlib.closing(worker.crawl.hosts()) as of_another_worker:
+            assert of_another_worker.take_turn("127.0.0.1") > 3590
     for released in (first, second):
-        assert released["result"] == crawl.SKIP
-        assert 3590 < released["delay"] < 3601
+        assert released["result"] == library.SKIPPED
+        assert 3590 < released["delay"] < 3610
 
 
 @pytest.mark.parametrize(
@@ -234,81 +219,90 @@ def test_retry_after_is_read_as_seconds_or_as_a_date_of_the_sites_own_clock(
     assert crawl.retry_after(crawl.httpx.Response(429, headers=coded)) == seconds
 
 
-def rest_of(site: crawl.Site, refusals: list[float]) -> float:
-    for seconds in refusals:
-        site.state[0] = 0  # the rest is over
-        site.refuse(seconds)
-    return site.rest()
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The crawler's clock, which stands still unless it is moved."""
+    clock = [10**9]
+    monkeypatch.setattr(crawl.time, "time", lambda: clock[0])
+    return clock
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[crawl.Hosts]:
+    with contextlib.closing(crawl.Hosts(tmp_path / "hosts.db")) as hosts:
+        yield hosts
 
 
 @pytest.mark.parametrize(
     ("refusals", "seconds"), [([0], 2), ([0, 0, 0], 8), ([0] * 40, 600), ([0, 90], 90), ([86400 * 30], 86400 * 30)]
 )
-def test_a_site_that_does_not_say_how_long_rests_longer_each_time(refusals: list[float], seconds: float) -> None:
-    assert rest_of(crawl.Site(), refusals) == pytest.approx(seconds, abs=1)
+def test_a_host_that_does_not_say_how_long_rests_longer_each_time(
+    refusals: list[float], seconds: float, hosts: crawl.Hosts, clock: list[float]
+) -> None:
+    for asked_for in refusals:
+        clock[0] += hosts.rest("h")
+        hosts.refuse("h", asked_for, "busy")
+    assert hosts.rest("h") == seconds
+    assert hosts.rest("another") == 0
 
 
-def test_refusals_at_once_count_as_one_and_the_longest_rest_holds() -> None:
-    site = crawl.Site()
-    assert [site.refuse(seconds) for seconds in (60, 0, 5, 90)] == [True, False, False, False]
-    assert site.rest() == pytest.approx(90, abs=1)
+def test_refusals_at_once_count_as_one_and_the_longest_rest_holds(hosts: crawl.Hosts, clock: list[float]) -> None:
+    assert [hosts.refuse("h", seconds, "busy")[0] for seconds in (60, 0, 5, 90)] == [True, False, False, False]
+    assert hosts.rest("h") == 90
 
 
-def test_after_a_rest_the_rate_begins_low_and_rises_with_each_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, site = [1000.0], crawl.Site()
-    monkeypatch.setattr(crawl.time, "monotonic", lambda: clock[0])
-    site.refuse(80)
-    began, last = [], 0.0
+def test_after_a_rest_the_rate_begins_low_and_rises_with_each_page(hosts: crawl.Hosts, clock: list[float]) -> None:
+    hosts.refuse("h", 80, "busy")
+    began = []
     while len(began) < 12:
-        taken, wait = site.take_turn()
-        clock[0] += wait
-        if taken:
-            began.append(clock[0])
-            site.accept()
-    gaps = [later - earlier for earlier, later in itertools.pairwise(began)]
-    assert began[0] == 1080
-    assert gaps[:3] == [10, 5, 2.5]
-    assert gaps[-1] == last
+        if wait := hosts.take_turn("h", has_booked=bool(began)):
+            clock[0] += wait
+            continue
+        began.append(clock[0])
+        hosts.accept("h")
+        hosts.leave("h")
+    gaps = [round(later - earlier, 6) for earlier, later in itertools.pairwise(began)]
+    assert began[0] == 10**9 + 80
+    assert gaps[:3] == [5, 2.5, 1.25]
+    assert gaps[-1] == 0
 
 
-def test_a_lock_that_a_killed_worker_holds_stops_nobody() -> None:
-    site = crawl.Site()
-    site.lock.acquire()
-    site.refuse(60)
-    assert site.rest() and site.lock.acquire(timeout=0)
+def test_the_turn_of_a_killed_worker_comes_back_when_its_page_must_have_ended(
+    hosts: crawl.Hosts, clock: list[float], tmp_path: Path
+) -> None:
+    with contextlib.closing(crawl.Hosts(tmp_path / "hosts.db", timeout=10)) as killed:
+        assert killed.take_turn("h") == 0
+    assert hosts.take_turn("h")
+    clock[0] += 14
+    assert hosts.take_turn("h")
+    clock[0] += 1
+    assert hosts.take_turn("h") == 0
 
 
 def test_a_page_that_is_always_refused_while_others_are_answered_fails_in_the_end(tmp_path: Path) -> None:
     with serving({"/a": answer(status=503), "/b": page("")}) as site, working(site, tmp_path) as worker:
         results = []
-        for attempt in range(1, crawl.MOST_PUT_OFF + 2):
-            do(worker, f"{site.url}b")
-            results.append(do(worker, f"{site.url}a", retries=0, attempt=attempt)["result"])
-            worker.site.state[:] = [0] * 4
-            worker.crawl.__dict__["max_retries"] = 1
-    assert results == [crawl.SKIP] * crawl.MOST_PUT_OFF + [crawl.FAIL]
+        for _ in range(crawl.MOST_PUT_OFF + 1):
+            give(worker, f"{site.url}b", id=8)
+            results.append(give(worker, f"{site.url}a")["result"])
+            worker.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0, slow = 0")
+    assert results == [library.SKIPPED] * crawl.MOST_PUT_OFF + [library.FAILED]
 
 
-def test_a_page_may_be_put_off_for_ever_by_a_site_that_answers_no_other(tmp_path: Path) -> None:
+def test_a_page_may_be_put_off_for_ever_by_a_host_that_answers_no_other(tmp_path: Path) -> None:
     with serving({"/a": answer(status=503)}) as site, working(site, tmp_path) as worker:
-        worker.site.refuse(0)
-        worker.site.state[0] = 0
-        assert do(worker, f"{site.url}a", retries=0, attempt=999)["result"] == crawl.SKIP
+        for _ in range(2 * crawl.MOST_PUT_OFF):
+            assert give(worker, f"{site.url}a")["result"] == library.SKIPPED
+            worker.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
 
 
 def test_a_second_start_goes_on_with_the_rest_that_the_first_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = []
-    monkeypatch.setattr(crawl, "say", said.append)
     with serving({}) as site, working(site, tmp_path) as worker:
-        first, second = (crawl.Supervisor(worker.crawl, [], PROJECT) for _ in range(2))
-    first.site.refuse(3600)
-    first.note_rest()
-    first.note_rest()
-    second.recall_rest()
-    assert second.site.rest() == pytest.approx(3600, abs=5)
-    assert len(said) == 2 and "is left alone until" in said[0] and "has asked to be left alone" in said[1]
+        worker.hosts.refuse("127.0.0.1", 3600, "429 too much")
+        second = crawl.Supervisor(worker.crawl, [NOBODY], PROJECT)
+    assert re.fullmatch(r"127\.0\.0\.1 is left alone until .* \(429 too much\)", second.rests())
 
 
 class BanningSite(HostileSite):
@@ -460,8 +454,9 @@ def test_a_path_goes_to_the_site_as_browsers_send_it(path: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("host", ["\U0001f4a9.invalid", "fée_bü.invalid", "a_b.invalid", "！.invalid", "xn--a.invalid"])
 def test_a_host_of_any_kind_is_asked_for(host: str, tmp_path: Path) -> None:
-    with serving({}) as site, working(site, tmp_path, scope="http") as worker:
-        found = worker.fetch(crawl.normalise(f"http://{host}/"), "")
+    url = crawl.normalise(f"http://{host}/")
+    with serving({}) as site, working(site, tmp_path, scope=url) as worker:
+        found = worker.fetch(url, "")
     assert found.error.startswith("ConnectError")
 
 
@@ -517,50 +512,69 @@ ENCODED = {
 @pytest.mark.parametrize("rules", ENCODED.values(), ids=ENCODED)
 def test_a_robots_txt_is_read_in_whatever_unicode_it_is(rules: bytes) -> None:
     with serving({"/robots.txt": answer(rules)}) as site:
-        robots = crawl.read_robots(site.url, "tests")
+        robots = crawl.Protego.parse(crawl.read_robots(site.url, "tests"))
     assert robots.can_fetch(f"{site.url}a", "tests") and not robots.can_fetch(f"{site.url}b", "tests")
 
 
 @pytest.mark.parametrize(
-    ("robots", "said"),
-    [
-        (answer("", "Retry-After: 90", status=429), "429, so nobody knows what it allows. Try again in 90 s"),
-        (answer(status=429), "Try again later"),
-        (answer(status=503), "Try again later"),
-    ],
+    ("robots", "seconds"),
+    [(answer("", "Retry-After: 90", status=429), 90), (answer(status=429), 2), (answer(status=503), 2), ([], 2)],
 )
-def test_a_robots_txt_that_cannot_be_had_now_allows_nothing(robots: list[bytes], said: str) -> None:
-    with serving({"/robots.txt": robots}) as site, pytest.raises(crawl.CrawlError, match=re.escape(said)):
-        crawl.read_robots(site.url, "tests")
+def test_a_robots_txt_that_cannot_be_had_now_has_its_host_left_alone(
+    robots: list[bytes], seconds: float, tmp_path: Path
+) -> None:
+    with serving({"/robots.txt": robots, "/a": page("")}) as site, working(site, tmp_path) as worker:
+        worker.hosts.db.execute("DELETE FROM robots")
+        released = give(worker, f"{site.url}a")
+        assert site.asked == ["/robots.txt"]
+    assert released["result"] == library.SKIPPED
+    assert released["delay"] == pytest.approx(seconds, abs=1)
+
+
+def test_a_robots_txt_is_read_when_its_host_is_first_met_and_after_a_day_again(tmp_path: Path) -> None:
+    answers = {"/robots.txt": answer(RULES), "/a": page(""), "/b": page("")}
+    with serving(answers) as site, working(site, tmp_path) as worker:
+        worker.hosts.db.execute("UPDATE robots SET read_at = read_at - 86401")
+        for path in ("a", "b", "a"):
+            assert give(worker, f"{site.url}{path}")["result"] == library.DONE
+        assert site.asked == ["/robots.txt", "/a", "/a"]
+        worker.rules.clear()
+        worker.hosts.db.execute("UPDATE robots SET read_at = read_at - 86401")
+        give(worker, f"{site.url}a")
+        assert site.asked[3:] == ["/robots.txt", "/a"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_no_robots_txt_allows_everything(status: int) -> None:
     with serving({"/robots.txt": answer(RULES, status=status)}) as site:
-        assert crawl.read_robots(site.url, "tests").can_fetch(f"{site.url}b", "tests")
+        assert crawl.read_robots(site.url, "tests") == ""
 
 
 @pytest.mark.parametrize(
-    ("rules", "rate", "held", "told"),
+    ("rules", "rate", "gap", "told"),
     [
-        ("Crawl-delay: 4", 5, 0.25, True),
-        ("Crawl-delay: 4", 0.1, 0.1, False),
-        ("Crawl-delay: 0", 5, 5, False),
-        ("Crawl-delay: 4", 0, 0.25, True),
-        ("Request-rate: 1/10", 5, 0.1, True),
-        ("Request-rate: 0/10", 5, 5, False),
-        ("Crawl-delay: nan", 5, 5, False),
-        ("Crawl-delay: inf", 5, 5, False),
+        ("Crawl-delay: 4", 5, 4, True),
+        ("Crawl-delay: 4", 0.1, 10, False),
+        ("Crawl-delay: 0", 5, 0.2, False),
+        ("Crawl-delay: 4", 0, 4, True),
+        ("Request-rate: 1/10", 5, 10, True),
+        ("Request-rate: 0/10", 5, 0.2, False),
+        ("Crawl-delay: nan", 5, 0.2, False),
+        ("Crawl-delay: inf", 5, 0.2, False),
     ],
 )
-def test_the_slower_of_rate_and_crawl_delay_holds_and_a_line_says_so(
-    rules: str, rate: float, held: float, told: bool, monkeypatch: pytest.MonkeyPatch
+def test_the_slower_of_rate_and_crawl_delay_holds_and_one_line_says_so(
+    rules: str, rate: float, gap: float, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = []
     monkeypatch.setattr(crawl, "say", said.append)
-    robots = crawl.Protego.parse(f"User-agent: *\n{rules}")
-    assert crawl.polite_rate(SimpleNamespace(rate=rate, user_agent="tests"), None, robots) == held
-    assert bool(said) == told
+    answers = {"/robots.txt": answer(f"User-agent: *\n{rules}")}
+    with serving(answers) as site, working(site, tmp_path, rate=rate) as worker:
+        for _ in range(2):
+            worker.learn_robots(site.url)
+        (host,) = worker.hosts.read("1")
+        assert worker.hosts.gap_of(host) == gap
+    assert len(said) == told
 
 
 NOT_FOLLOWED = {  # headers and page
@@ -697,12 +711,12 @@ def test_a_crawl_begun_before_projects_knew_theirs_goes_on(tmp_path: Path) -> No
         assert run_crawl(site, server, tmp_path, "--workers", "3")[0] == 0
         with managing(server) as manager:
             secret = json.loads(manager.get("/project/secret/1").json()["content"]["secret"])
-    assert secret == {"crawl": {"seed": f"{site.url}site/index.html", "scope": f"{site.url}site/"}}
+    assert (secret["crawl"]["seed"], secret["crawl"]["scope"]) == (f"{site.url}site/index.html", "prefix")
 
 
 def test_a_page_out_of_scope_fails_and_is_never_done(tmp_path: Path) -> None:
     with serving({"/b": page("")}) as site, working(site, tmp_path, scope=f"{site.url}docs/") as worker:
-        assert do(worker, f"{site.url}b")["result"] == crawl.FAIL
+        assert give(worker, f"{site.url}b")["result"] == library.FAILED
         assert site.asked == []
 
 

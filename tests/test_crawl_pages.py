@@ -21,6 +21,7 @@ from typing import Any
 import brotli
 import pytest
 import test_crawl_hostile
+from test_crawl import give
 from test_crawl_hostile import HTML, HostileSite, answer, page, serving
 from warcio.archiveiterator import ArchiveIterator
 
@@ -305,6 +306,11 @@ def crawl_pages(answers: dict[str, Any], folder: Path, *names: str, **settings: 
         return [worker.crawl_page(f"{site.url}{name}", found_on="x") for name in names]
 
 
+def put_off(answers: dict[str, Any], folder: Path, **settings: Any) -> None:
+    with pytest.raises(crawl.PutOff):
+        crawl_pages(answers, folder, *[name[1:] for name in answers], **settings)
+
+
 def read_warcs(folder: Path) -> list[dict[str, Any]]:
     """The records of all files, each found whole by warcio's own check."""
     records = []
@@ -350,16 +356,24 @@ def test_a_warc_has_request_and_response_of_each_page_byte_by_byte(tmp_path: Pat
 
 
 def test_what_is_not_whole_or_put_off_is_in_no_warc_and_what_was_cut_off_says_so(tmp_path: Path) -> None:
-    answers = {"/cut": coded(gzip.compress(BODY)[:-9], "gzip"), "/busy": answer(status=503), "/long": page("x" * 9000)}
-    crawl_pages(answers, tmp_path, "cut", "busy", "long", warc=tmp_path, max_body=8000)
+    answers = {"/cut": coded(gzip.compress(BODY)[:-9], "gzip"), "/long": page("x" * 9000)}
+    crawl_pages(answers, tmp_path, "cut", "long", warc=tmp_path, max_body=8000)
+    put_off({"/busy": answer(status=503)}, tmp_path, warc=tmp_path)
     _, answered, asked = read_warcs(tmp_path)
     assert answered["warc"]["WARC-Truncated"] == "length"
     assert (answered["url"].rpartition("/")[2], len(answered["body"]), asked["type"]) == ("long", 8000, "request")
 
 
 def test_a_warc_does_not_have_what_opens_the_site(tmp_path: Path) -> None:
-    crawl_pages({"/a": page("")}, tmp_path, "a", warc=tmp_path, login=("jo", "secret"))
-    assert not any("uthorization" in record["http"].to_str() for record in read_warcs(tmp_path)[1:])
+    (tmp_path / "cookies").write_text("# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tkey\tsecret\n")
+    settings = {"cookies": tmp_path / "cookies", "warc": tmp_path}
+    with serving({"/a": page("")}) as site:
+        told = ((crawl.host_of(site.url), "jo", "secret"),)
+        with working(site, tmp_path, **settings | {"logins": told}) as worker:
+            worker.crawl_page(f"{site.url}a", "x")
+    assert "\r\nAuthorization: Basic" in site.heads[0] and "\r\nCookie: key=secret" in site.heads[0]
+    for record in read_warcs(tmp_path)[1:]:
+        assert "uthorization" not in record["http"].to_str() and "ookie" not in record["http"].to_str()
 
 
 def test_a_warc_that_is_long_enough_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,9 +440,11 @@ def test_a_page_is_done_only_when_its_record_is_on_the_disk_and_a_full_disk_is_w
     monkeypatch.setattr(crawl, "say", said.append)
     monkeypatch.setattr(crawl, "os", Disk(write=write_some, fsync=fsync))
     with serving({"/a": page("<a href=b>")}) as site, working(site, tmp_path) as worker:
-        worker.tracker.pause = pauses.append
-        worker.tracker.call = lambda _method, path, *_body, **_query: happened.append(path)
-        worker.do({"id": 7, "retries": 0, "recipe": json.dumps({"url": f"{site.url}a", "found_on": "x"})})
+        worker.wait, call = pauses.append, worker.tracker.client.call
+        worker.tracker.client.call = lambda method, path, *rest, **how: (
+            happened.append(path) or call(method, path, *rest, **how)
+        )
+        give(worker, f"{site.url}a")
         [record] = crawl.read_records(worker.crawl.records)
     assert happened == ["/task/bulk_submit", "on disk", "/task/release"]
     assert len(pauses) == len(said) == 2 and "No space left" in said[0]
@@ -560,25 +576,26 @@ def test_a_page_that_has_changed_is_read(tmp_path: Path) -> None:
 
 
 def test_what_the_first_crawl_left_out_the_second_judges_by_its_own_rules(tmp_path: Path) -> None:
-    sent = page("<a href=/out><a href=/no rel=nofollow><a href=b>", HTML, 'ETag: "1"')
-    with changing({"/a": sent}) as site:
-        names = {}
+    sent = page("<a href=/out><a href=/d/no rel=nofollow><a href=b>", HTML, 'ETag: "1"')
+    with changing({"/d/a": sent}) as site:
+        records = []
         for state, told in (
-            ("first", {"scope": f"{site.url}a"}),
+            ("first", {"scope": f"{site.url}d/"}),
             ("second", {"again": tmp_path / "first/pages.jsonl"}),
         ):
             (tmp_path / state).mkdir()
             with working(site, tmp_path / state, **told) as worker:
-                worker.crawl_page(f"{site.url}a", "x")
-                [names[state]] = crawl.read_records(worker.crawl.records)
+                worker.crawl_page(f"{site.url}d/a", "x")
+                records += crawl.read_records(worker.crawl.records)
             with contextlib.closing(crawl.Index(tmp_path / state / "pages.jsonl")) as index:
                 index.update()
-    assert names["first"]["passed_over"] == {
-        "nofollow": [f"{site.url}no"],
-        "out of scope": [f"{site.url}out", f"{site.url}b"],
-    }
-    assert sorted(names["second"]["targets"]) == [f"{site.url}b", f"{site.url}out"]
-    assert names["second"]["passed_over"] == {"nofollow": [f"{site.url}no"]}
+    first, second = records
+    nofollow = {"nofollow": [f"{site.url}d/no"]}
+    assert (first["targets"], first["passed_over"]) == (
+        [f"{site.url}d/b"],
+        nofollow | {"out of scope": [f"{site.url}out"]},
+    )
+    assert (second["targets"], second["passed_over"]) == ([f"{site.url}d/b", f"{site.url}out"], nofollow)
 
 
 @pytest.mark.parametrize(

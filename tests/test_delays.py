@@ -180,6 +180,18 @@ def test_a_task_that_is_skipped_with_a_delay_rests_for_that_long(queue: Jobs) ->
     assert queue.task(task)["retries"] == 0
 
 
+@pytest.mark.parametrize("kind", ["task", "job"])
+def test_nobody_keeps_a_task_from_the_others_for_ever(kind: str) -> None:
+    queue = Jobs(max_skip_delay=100)
+    queue.trigger(queue.create_template()) if kind == "job" else queue.submit()
+    task = queue.assigned()["id"]
+    queue.do(tracker.release_task, queue.worker, shapes.ReleaseBody(task, SKIP, delay=1e9))
+    let_pass(queue, 99)
+    assert assigned(queue) == []
+    let_pass(queue, 1)
+    assert assigned(queue) == [task]
+
+
 @pytest.mark.parametrize("result", [OK, FAIL])
 def test_a_delay_in_a_release_that_does_not_skip_is_refused_and_changes_nothing(queue: Jobs, result: int) -> None:
     queue.submit()

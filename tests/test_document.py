@@ -347,6 +347,8 @@ METHODS = {
     "/project/reject_requests/1": "POST",
     "/project/trust/1": "POST",
     "/project/delete/1": "POST",
+    "/project/export/1": "POST",
+    "/project/import": "POST",
     "/project/secret/1": "GET POST",
     "/project/webhook_secret/1": "GET POST",
     "/project/reset_failed_tasks/1": "POST",

@@ -209,24 +209,6 @@ def test_a_task_of_a_hidden_project_does_not_exist_for_others(queue: Queue) -> N
     assert queue.refusal(pages.get_task_history, stranger, task).startswith("not_found")
 
 
-def test_the_last_failures_are_those_that_were_released_as_failed_or_expired(queue: Queue) -> None:
-    second = queue.create_project("second")
-    for project, result in ((queue.project, SKIP), (second, FAIL)):
-        queue.submit(project=project)
-        queue.release(queue.assign(project=project), result)
-    failed = [queue.submit(f"failed {number}", priority=1) for number in range(12)]
-    for _ in failed:
-        queue.release(queue.assign(), FAIL)
-    expired = queue.submit("expired", max_assign_time=1, priority=2)
-    queue.assign()
-    queue.clock.now += 1
-    queue.do(tracker.expire_tasks)
-    shown = queue.do(pages.recent_failures, queue.project)
-    assert [row["task"] for row in shown] == [expired, *failed[:2:-1]]
-    assert (shown[0]["outcome"], shown[0]["alias"], shown[0]["recipe"]) == ("expired", "worker", "expired")
-    assert shown[0]["status"] == tracker.NEW
-
-
 # ── Log lines of a project ────────────────────────────────────────────────────────────────────────────────────────────
 
 

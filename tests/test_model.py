@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 from place import StillClock, call
 
+import failures
 import pages
 import pauses
 import shapes
@@ -39,6 +40,7 @@ DEFAULT_LOST = 3  # leases; the max_lost_leases of projects that have none of th
 MOST_FAILURES = 2  # in a row; then a worker is paused
 HOUR = 3600
 WORKERS, PROJECTS = range(5), range(2)
+REASONS = ("", "HTTP 404", "took 5 s", "took 7 s")
 
 
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -65,6 +67,7 @@ class Task:
     assigned_uptime: float | None = None
     deadline: float | None = None
     reports: dict[int, int] = dataclasses.field(default_factory=dict)  # worker: the hash that it reported
+    failure: tuple[int, int, str] | None = None  # the last one: worker, attempt, reason
     changes: int = 0  # how often it has changed state
 
     def is_ready(self) -> bool:
@@ -191,6 +194,7 @@ class Model:
         now: float,
         delay: float = 0,
         attempt: int = 0,
+        reason: str = "",
     ) -> bool:
         """Whether the release changed the task (None: it is closed)."""
         if task is None or task.assignee != worker or attempt not in (0, task.attempt):
@@ -204,6 +208,7 @@ class Model:
             self.failures[task.project.id, worker] = 0
         if result == FAIL:
             self.fail(task, now)
+            task.failure = worker, task.attempt, reason
             task.retries += 1
             if task.retries >= task.max_retries:
                 task.status = FAILED
@@ -242,6 +247,7 @@ class Model:
             most = DEFAULT_LOST if task.project.max_lost_leases is None else task.project.max_lost_leases
             if most and task.lost_leases >= most:
                 task.status = FAILED
+                task.failure = task.assignee, task.attempt, failures.LOST_LEASE
             else:
                 task.rest(now)
             self.end(task, "expired", now)
@@ -533,8 +539,9 @@ class LifeCycles(RuleBasedStateMachine):
         self, worker: int, number: int, result: int, verification: int, delay: float = 0, attempt: int = 0
     ) -> None:
         task = next((task for task in self.model.tasks if task.number == number), None)
-        expected = self.model.release(task, worker, result, verification, self.clock.uptime(), delay, attempt)
-        body = shapes.ReleaseBody(self.ids[number], result, verification, delay=delay, attempt=attempt)
+        reason = REASONS[verification % len(REASONS)] if result == FAIL else ""
+        expected = self.model.release(task, worker, result, verification, self.clock.uptime(), delay, attempt, reason)
+        body = shapes.ReleaseBody(self.ids[number], result, verification, delay=delay, attempt=attempt, error=reason)
         note(f"worker {worker} releases {task or number}: {result}")
         assert self.write(tracker.release_task, self.callers[worker], body) == expected
 
@@ -735,6 +742,24 @@ class LifeCycles(RuleBasedStateMachine):
                 "closed_task_count": project.closed,
                 "delayed_task_count": sum(task.status == DELAYED for task in tasks),
             }
+
+    @invariant()
+    def the_last_failures_are_the_same(self) -> None:
+        rows = self.rows("SELECT task, worker, attempt, reason FROM failure")
+        assert {row["task"]: (self.workers[row["worker"]], *tuple(row)[2:]) for row in rows} == {
+            self.ids[task.number]: task.failure for task in self.model.tasks if task.failure
+        }
+
+    @invariant()
+    def the_failed_tasks_of_each_cause_are_counted(self) -> None:
+        failed = [task for task in self.model.tasks if task.status == FAILED]
+        counted = Counter((task.project.id, failures.pattern_of(task.failure[2])) for task in failed)
+        rows = self.rows("SELECT id, project, pattern, failed_task_count FROM cause")
+        assert {tuple(row)[1:3]: row["failed_task_count"] for row in rows} == counted
+        causes = {row["id"]: row["pattern"] for row in rows}
+        for task in failed:
+            (cause,) = self.rows("SELECT cause FROM task WHERE id = ?", self.ids[task.number])[0]
+            assert causes[cause] == failures.pattern_of(task.failure[2])
 
     @invariant()
     def what_workers_hold_is_counted(self) -> None:

@@ -23,7 +23,12 @@ import pages
 import tracker
 from tracker import ALL_ROLES, EDIT, MAINTENANCE, MANAGE_ACCESS, READ, SECRET
 
-GETS = [path for method, path, _ in tracker.all_pages() if method == "GET" and path != "/ui/testflinger"]  # it leads on
+LEAD_ON = {  # bookmarks of what stands elsewhere now
+    "/ui/testflinger": "/ui/testflinger/queues",
+    "/ui/projects/{project}/secrets": "/ui/projects/{project}/edit#secrets",
+    "/ui/projects/{project}/workflows": "/ui/projects/{project}/templates#workflows",
+}
+GETS = [path for method, path, _ in tracker.all_pages() if method == "GET" and path not in LEAD_ON]
 POSTS = [path for method, path, _ in tracker.all_pages() if method == "POST"]
 FOR_ALL = ("/ui/", "/ui/login", "/ui/register", "/ui/docs")
 FOR_ADMINS = (
@@ -33,12 +38,6 @@ FOR_ADMINS = (
 )
 DOWNLOADS = ("/export", "/{file}")
 ENTRANCES = ("/ui/login", "/ui/register", "/ui/logout")
-SHOW_A_SECRET = (  # in the answer
-    *("/ui/projects/{project}/templates/new", "/ui/templates/{template}/rotate_secret"),
-    *("/ui/projects/{project}/workflows", "/ui/workflows/{workflow}/rotate"),
-    *("/ui/theeye/tokens", "/ui/theeye/agents"),
-    *("/ui/testflinger/clients", "/ui/testflinger/clients/{client}/rotate"),
-)
 
 
 class Page:
@@ -133,7 +132,7 @@ class Place:
             self.worker.submit(self.project, f"{text} recipe {number}", verification_count=2)
         self.failed = self.worker.assigned(self.project)["id"]
         self.worker.log("error", f"{text} message", task_id=self.failed, scope=f"{text} scope")
-        self.worker.release(self.failed, tracker.FAIL)
+        self.worker.release(self.failed, tracker.FAIL, error=f"{text} reason")
         self.verified = self.worker.assigned(self.project)["id"]
         self.worker.release(self.verified, verification=7)
         self.assigned = self.worker.assigned(self.project)["id"]
@@ -211,7 +210,7 @@ class Place:
             "/ui/projects/{project}/templates/new": {"name": "another template"},
             "/ui/templates/{template}/edit": {"name": "a renamed one"},
             "/ui/templates/{template}/delete": {"confirmed": "yes"},
-            "/ui/projects/{project}/workflows": {"name": "another workflow", "start": self.template},
+            "/ui/projects/{project}/workflows/new": {"name": "another workflow", "start": self.template},
             "/ui/workflows/{workflow}": {"name": "a renamed one", "start": self.template},
             "/ui/workflows/{workflow}/delete": {"confirmed": "yes"},
             "/ui/theeye/tokens": {"name": "another token"},
@@ -282,9 +281,9 @@ def place(site: Site) -> Place:
 
 def role_of(path: str, method: str = "POST") -> int:
     """The role that a form or page of a project needs."""
-    if path.endswith(("/edit", "/pause", "/submit", "/lines", "/templates", "/templates/new", "/workflows")):
+    if path.endswith(("/edit", "/pause", "/submit", "/lines", "/templates", "/templates/new", "/workflows/new")):
         return EDIT
-    if path.endswith(("/secrets", "/secret", "/webhook_secret")):
+    if path.endswith(("/secret", "/webhook_secret")):
         return SECRET
     if "/access" in path:
         return MANAGE_ACCESS
@@ -312,6 +311,12 @@ def test_every_page_answers_an_admin(place: Place) -> None:
             assert page.tree.find(".//meta[@name='viewport']") is not None, path
 
 
+def test_the_address_of_what_stands_elsewhere_now_leads_there(place: Place) -> None:
+    for path, to in LEAD_ON.items():
+        answer = place.admin.http.get(place.at(path), follow_redirects=False)
+        assert answer.headers["location"].endswith(place.at(to)), path
+
+
 def test_every_page_of_the_table_is_among_the_views() -> None:
     """Those that the browser's tests walk through, in every theme and width (docs/screenshots.py)."""
     views = [re.sub(r"\{\w[\w-]*\}|\?.*", "", view.path) for view in screenshots.VIEWS]
@@ -336,7 +341,8 @@ def send_every_form(place: Place) -> Iterator[tuple[str, httpx.Response]]:
 def test_every_form_is_taken_from_an_admin(make_site: Callable[..., Site]) -> None:
     """The forms of the tests of refusals are right: only what these tests change in them is refused."""
     for path, answer in send_every_form(Place(make_site())):
-        assert answer.status_code == (200 if path in SHOW_A_SECRET else 303), (path, Page(answer).text)
+        asks = path == "/ui/testflinger/clients/{client}/rotate"
+        assert answer.status_code == (200 if asks else 303), (path, Page(answer).text)
 
 
 def test_no_page_and_no_form_looks_a_session_up_twice_in_a_transaction(
@@ -555,7 +561,7 @@ def test_the_role_that_is_needed_is_enough(make_site: Callable[..., Site]) -> No
         for path in POSTS:
             if "{project}" in path and path not in FOR_ADMINS and role_of(path) == role:
                 answer = manager.post(place.at(path), place.fields(path))
-                assert answer.status_code == (200 if path in SHOW_A_SECRET else 303), path
+                assert answer.status_code == 303, path
                 if "/access/" in path:
                     place.asking.request_access(place.project)
 
@@ -595,9 +601,12 @@ def test_a_form_sent_after_the_login_has_ended_says_so(place: Place) -> None:
     cookies = dict(tab.http.cookies)
     tab.post("/ui/logout")
     tab.http.cookies.update(cookies)
-    page = tab.send(form, name="lost")
-    assert page.status == 401 and "logged in" in page.text
-    assert "/ui/login" in page.links
+    page = tab.send(form, name="kept")
+    assert page.status == 401 and "What you typed is kept" in page.text and not page.notice.startswith("Not done")
+    page = tab.send(page.form("/ui/login"), username="admin", password="password")
+    assert page.status == 200 and "kept" in page.text and "Send it now" in page.buttons
+    page = tab.send(page.form("/ui/projects/new"))
+    assert page.notice.startswith("The project is there.") and "kept" in page.tree.findtext(".//title")
 
 
 def test_pages_of_a_project_need_their_role(place: Place) -> None:
@@ -605,8 +614,17 @@ def test_pages_of_a_project_need_their_role(place: Place) -> None:
         if "{project}" not in path or path == "/ui/projects/{project}":
             continue
         role = role_of(path, "GET")
-        page = manager_with(place, ALL_ROLES ^ role).open(place.at(path))
+        also = SECRET if path.endswith("/edit") else 0  # the settings, or their secrets
+        page = manager_with(place, ALL_ROLES & ~(role | also)).open(place.at(path))
         assert page.status == 403 and tracker.ROLE_NAMES[role] in page.notice, path
+
+
+def test_who_has_a_role_for_the_secrets_or_the_settings_alone_sees_no_more_of_them(place: Place) -> None:
+    path = f"/ui/projects/{place.project}/edit"
+    shown = {role: manager_with(place, role).open(path) for role in (EDIT, SECRET)}
+    named = {role: {name for form in page.tree.forms for name in form.fields} for role, page in shown.items()}
+    assert "motd" in named[EDIT] and not named[EDIT] & {"secret", "webhook_secret"}
+    assert "motd" not in named[SECRET] and named[SECRET] >= {"secret", "webhook_secret"}
 
 
 def test_tasks_operations_and_jobs_need_read_in_their_project(place: Place) -> None:
@@ -643,9 +661,9 @@ def test_the_roles_decide_which_tabs_and_buttons_a_project_shows(place: Place) -
     path = f"/ui/projects/{place.project}"
     tabs = {
         READ: {"Tasks", "Jobs"},
-        EDIT: {"Submit", "Templates", "Settings", *(["Workflows"] if "theeye" in tracker.installed_dialects() else [])},
+        EDIT: {"Submit", "Templates", "Settings"},
         MANAGE_ACCESS: {"Access"},
-        SECRET: {"Secrets"},
+        SECRET: {"Settings"},
         MAINTENANCE: set(),
     }
     actions = {EDIT: {"Pause"}, MAINTENANCE: {"Reset failed tasks", "Reclaim assigned tasks", "Delete all tasks"}}
@@ -738,12 +756,12 @@ def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) 
     place.names |= hostile_job(place)
     shown = {
         "/ui/": ("project", "motd"),
-        "/ui/projects/{project}": ("project", "motd", "version", "recipe 0", "worker"),
+        "/ui/projects/{project}": ("project", "motd", "version", "worker"),
         "/ui/projects/{project}/edit": ("project", "motd"),
         "/ui/projects/{project}/tasks": ("waiting recipe",),
         "/ui/projects/{project}/access": ("asking", "worker"),
         "/ui/tasks/{task}": ("recipe 0", "worker", "scope", "message"),
-        "/ui/projects/{project}/templates": ("template", "template description"),
+        "/ui/projects/{project}/templates": ("template", "template description", "workflow"),
         "/ui/templates/{template}": ("variable", "about", "label", "fixed", "script", "runas %script%", "worker"),
         "/ui/templates/{template}/edit": ("script",),
         "/ui/projects/{project}/jobs": ("template", "worker"),
@@ -751,7 +769,7 @@ def test_all_that_others_wrote_is_shown_as_text(make_site: Callable[..., Site]) 
         "/ui/jobs/{job}": ("variable", "value", "argument", "worker", "scope", "message"),
         "/ui/workers": ("worker", "asking"),
         "/ui/logs": ("worker", "scope", "message", "project"),
-        "/ui/projects/{project}/workflows": ("workflow", "template"),
+        "/ui/projects/{project}/workflows/new": ("template",),
         "/ui/workflows/{workflow}": ("workflow", "template"),
         "/ui/theeye/tokens": ("token",),
         "/ui/theeye/agents": ("agent", "host", "version"),
@@ -874,7 +892,7 @@ def test_nothing_escapes_the_path_prefix(make_site: Callable[..., Site]) -> None
     tab.act("/ui/projects/1/templates/new", {"name": "build", "script": "make", "api": "true"})
     [job] = re.findall(r"^/queue/ui/jobs/(\w+)$", tab.act("/ui/templates/1/run").answer.url.path)
     names = {"project": 1, "task": worker.assigned(1)["id"], "worker": worker.id, "operation": 1}
-    tab.act("/ui/projects/1/workflows", {"name": "nightly", "start": "1"})
+    tab.act("/ui/projects/1/workflows/new", {"name": "nightly", "start": "1"})
     names |= {"template": 1, "job": job, "workflow": 1}
     made = tab.act("/ui/testflinger/clients", {"client_id": "lab-client", "role": "agent"})
     auth = ("lab-client", made.tree.xpath("string(//*[@id='fresh-key'])"))
@@ -1415,7 +1433,7 @@ def test_an_upload_reports_stored_duplicate_and_refused_lines_by_number(site: Si
     page = report_of(tab, project, fields={"once": "true"}, files={"file": ("f", "\r\n".join(lines).encode())})
     counts = dict(zip(page.tree.xpath("//dl/div/dt/text()"), page.tree.xpath("//dl/div/dd/text()"), strict=True))
     assert counts == {"Lines": "7", "Stored": "3", "Duplicates": "1", "Refused": "3"}
-    refused = [row.findtext("td") for row in page.tree.xpath("//h3[text()='Refused lines']/following::tbody[1]/tr")]
+    refused = [row.findtext("td") for row in page.tree.xpath("//h2[text()='Refused lines']/following::tbody[1]/tr")]
     assert refused == ["5", "7", "8"]
     assert page.tree.xpath("string(//p[@class='numbers'])") == "4"
     stored = {(task["recipe"], task["priority"]) for task in exported(tab, project)}
@@ -1578,7 +1596,9 @@ def test_a_template_s_secret_is_shown_once_when_it_is_made_and_when_it_is_rotate
     template, page = made_template(place, FORM)
     first = place.secret_of(template)
     assert page.tree.xpath("string(//*[@id='secret']//code)") == first
-    assert first not in str(page.answer.headers) and not page.answer.history
+    for answer in (*page.answer.history, page.answer):
+        assert first not in str(answer.headers) and first not in str(answer.url)
+    assert page.answer.url.path == f"/ui/templates/{template}"  # to load it again sends nothing again
     again = place.admin.open(f"/ui/templates/{template}")
     assert first not in again.html and not again.tree.xpath("//*[@id='secret']")
     rotated = place.admin.send(again.form("/rotate_secret"))

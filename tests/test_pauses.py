@@ -344,6 +344,16 @@ def test_a_task_that_a_paused_worker_waits_for_goes_to_one_that_waits_behind_it(
     assert not first["ok"] and second["ok"]
 
 
+def test_who_waits_when_its_pause_ends_gets_its_trial_then(make_site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pauses, "PAUSE", 0.5)
+    site = make_site(pause_after_failures=1, max_empty_polls=0)
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.bulk_submit([{"project": project, "recipe": str(number)} for number in range(2)])
+    worker.release(worker.assigned(project)["id"], FAIL)
+    assert worker.assign(project, wait=30).json()["ok"]
+
+
 def test_a_broken_worker_does_not_eat_the_queue(make_site: Any) -> None:
     site = make_site(max_empty_polls=0)
     project = site.admin.create_project()

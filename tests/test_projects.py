@@ -59,7 +59,7 @@ def test_a_project_needs_nothing_but_a_name(site: Site) -> None:
     assert project == {
         **NEW_PROJECT,
         **{"id": 1, "priority": 1, "name": "bare", "chain": 0},
-        **dict.fromkeys(["public", "hidden", "paused", "keep_hashes"], False),
+        **dict.fromkeys(["public", "hidden", "archived", "paused", "keep_hashes"], False),
         **dict.fromkeys(["assign_rate", "submit_rate"], UNLIMITED),
         **COUNTS,
     }
@@ -97,7 +97,9 @@ def test_the_creator_of_a_project_gets_every_role(site: Site) -> None:
 def test_a_manager_with_edit_changes_every_field(site: Site) -> None:
     target = site.admin.create_project()
     project = site.admin.create_project(keep_hashes=True, paused=True)
-    fields = other_values(name="renamed", priority=5, public=False, chain=target, keep_hashes=False, paused=False)
+    fields = other_values(
+        name="renamed", priority=5, public=False, chain=target, keep_hashes=False, paused=False, archived=False
+    )
     site.admin.set_role(target, editor := manager_with(site, project, EDIT), EDIT)
     assert editor.update_project(project, **fields).json() == {"ok": True}
     assert site.admin.project(project) == {"id": project, **fields, **COUNTS}

@@ -19,6 +19,7 @@ import pytest
 from place import OPERATIONS, Memory, Operation, Place, StillClock, call, create_worker, furnish, new_task
 
 import counts
+import failures
 import pages
 import pauses
 import shapes
@@ -248,6 +249,7 @@ READS: dict[str, Callable[[Place], Operation]] = {
         for state in tracker.TASK_STATES
     },
     "list tasks of an assignee": lambda p: list_tasks(p, TaskFilter("assigned", assignee=p.worker.id)),
+    "list tasks of a cause": lambda p: list_tasks(p, TaskFilter("failed", cause=1)),
     "list further tasks": lambda p: list_tasks(p, TaskFilter(), f"1:{p.waiting[0]}"),
     "list further failed tasks": lambda p: list_tasks(p, TaskFilter("failed"), f"0:{p.waiting[0]}"),
     "show the history of a task": lambda p: (pages.get_task_history, (p.session, p.held["plain"])),
@@ -255,7 +257,9 @@ READS: dict[str, Callable[[Place], Operation]] = {
     "find the first piece of a bulk submit": lambda p: (tracker.first_piece, (p.operations["bulk"],)),
     "look up the hashes of a bulk submit": lambda p: (tracker.warm_pieces, (p.operations["bulk"], 1, 2)),
     "find an upload by its token": lambda p: (tracker.find_lines_submit, (p.worker, p.first, "a token")),
-    "show the last failures": lambda p: (pages.recent_failures, (p.first,)),
+    "show why tasks fail": lambda p: (failures.causes, (p.first,)),
+    "find a cause": lambda p: (failures.find_cause, (p.second, 1)),
+    "show the last failure of a task": lambda p: (failures.last_failure, (p.waiting[0],)),
     "show the last operations": lambda p: (pages.recent_operations, (p.first,)),
     "show the pace": lambda p: (of_row(pages.pace), (p.first,)),
 }
@@ -348,7 +352,13 @@ PAGES: dict[str, Callable[[Place], Operation]] = {
     "older lines on a job's page": lambda p: page(pages.job_page, p, JOB, pages.JobQuery(before=90)),
     "show a day's snapshots": lambda p: (pages.sampled_snapshots, (p.first, range(10_000, 10_100, 10))),
 }
-SORTS_A_PAGE = ("the overview", "a project's page", "show who holds tasks", "show a day's snapshots")
+SORTS_A_PAGE = (
+    "the overview",
+    "a project's page",
+    "show who holds tasks",
+    "show why tasks fail",
+    "show a day's snapshots",
+)
 LOOKS_AT_A_HUNDRED = ("a project's page", "show who holds tasks")  # of the tasks of each of ten workers
 ALL = {**OPERATIONS, **READS, **BACKGROUND, **PAGES}
 FIRST_ROW_ONLY = {
@@ -485,10 +495,15 @@ def test_a_list_of_jobs_goes_through_the_index_for_it(query: dict[str, Any], ind
 
 # What these execute, besides what a batch counts: a plain task pays nothing for jobs. An assignment pays for tasks that
 # three workers have verified, where there are such.
-STATEMENTS = {"submit": 3, "assign": 4, "close and chain": 5, "fail": 3, "fail at last": 3, "skip": 3, "verify": 9}
+STATEMENTS = {"submit": 3, "assign": 4, "close and chain": 5, "fail": 4, "fail at last": 5, "skip": 3, "verify": 9}
 FOLDED = re.compile(
     r"UPDATE project SET \w+_count = |"
-    + "|".join(map(re.escape, (counts.ADD_TO_TALLY, counts.ADD_TO_WORKER, pauses.SELECT_FAILING)))
+    + "|".join(
+        map(
+            re.escape,
+            (counts.ADD_TO_TALLY, counts.ADD_TO_WORKER, counts.ADD_TO_CAUSE, counts.DROP_CAUSE, pauses.SELECT_FAILING),
+        )
+    )
 )
 
 

@@ -1801,7 +1801,7 @@ def make_workflow(place: Place, start: str, *edges: tuple[str, str, str]) -> tup
         "edge_ending": [edge[1] for edge in edges] + ["success"],
         "edge_target": [numbers[edge[2]] for edge in edges] + [""],
     }
-    page = place.act(f"/ui/projects/{place.project}/workflows", name="release", start=numbers[start], **fields)
+    page = place.act(f"/ui/projects/{place.project}/workflows/new", name="release", start=numbers[start], **fields)
     assert page.status == 200, page.text
     secret = page.tree.get_element_by_id("fresh-secret").text
     return re.search(r"/workflows/([0-9a-f]{24})/secret/", page.tree.get_element_by_id("curl").text)[1], secret
@@ -2226,7 +2226,7 @@ def test_tasks_of_the_same_name_are_told_apart_where_one_is_chosen(place: Place)
     for name in ("deploy", "deploy", "other"):
         place.make_task(name)
     names = ["deploy (1)", "deploy (2)", "other"]
-    for path in (f"/ui/projects/{place.project}/workflows", f"/ui/projects/{place.project}/jobs"):
+    for path in (f"/ui/projects/{place.project}/workflows/new", f"/ui/projects/{place.project}/jobs"):
         options = Page(place.site.admin.get(path)).tree.xpath("//option/text()")
         assert [option for option in dict.fromkeys(options) if option in names] == names and "deploy" not in options
 
@@ -2251,11 +2251,11 @@ def test_a_workflow_is_changed_run_and_deleted_on_its_page(place: Place):
 
 def test_a_workflow_that_cannot_be_is_refused_with_what_was_typed(place: Place):
     make_release(place)
-    path = f"/ui/projects/{place.project}/workflows"
+    path = f"/ui/projects/{place.project}/workflows/new"
     edges = {"edge_template": ["1", "2"], "edge_ending": ["failure", "success"], "edge_target": ["2", ""]}
     page = place.act(path, name="other", start="1", **edges)
     assert page.status == 400 and "edges: row 2" in page.notice
-    form = page.form("/workflows")
+    form = page.form("/workflows/new")
     assert form.fields["name"] == "other"
     assert [select.value for select in form.xpath(".//select[@name='edge_template']")][:3] == ["1", "2", ""]
     assert place.act(path, name="release", start="1").status == 409
@@ -2268,7 +2268,7 @@ def test_a_workflow_that_cannot_be_is_refused_with_what_was_typed(place: Place):
 def test_workflows_are_for_those_who_may_edit_their_project(place: Place):
     make_release(place)
     manager = Tab(place.site.create_manager().http)
-    for path in (f"/ui/projects/{place.project}/workflows", "/ui/workflows/1"):
+    for path in (f"/ui/projects/{place.project}/workflows/new", "/ui/workflows/1"):
         assert manager.open(path).status == 403
         assert manager.post(path, {"name": "x", "start": "1"}).status_code == 403
     for path in ("rotate", "run", "delete"):

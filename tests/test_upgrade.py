@@ -65,7 +65,15 @@ def furnished() -> tuple[bytes, Place]:
             file.do(lambda tx: tx.insert("testflinger_client", client) and None)
             file.do(lambda tx: tx.execute("UPDATE session SET created = 0") and None)
             file.do(lambda tx: tx.execute("UPDATE worker_access SET requested = 0") and None)
-            file.do(lambda tx: tx.execute("UPDATE task SET attempt = 0") and None)
+            file.do(lambda tx: tx.execute("UPDATE task SET attempt = 0, cause = iif(status = 2, cause, 0)") and None)
+            file.do(
+                lambda tx: (
+                    tx.execute("DELETE FROM failure WHERE task IN (SELECT id FROM task WHERE status <> 2)") and None
+                )
+            )
+            file.do(lambda tx: tx.execute(f"UPDATE failure SET attempt = 0, end_time = ({ENDED})") and None)
+            file.do(lambda tx: tx.execute("UPDATE project SET failed_attempt_count = 0, lost_lease_count = 0") and None)
+            file.do(lambda tx: tx.execute("UPDATE snapshot SET failure_count = 0") and None)
             file.do(lambda tx: tx.execute("UPDATE tally SET failures_in_row = 0") and None)
             kept = (tracker.digest(SECRET.encode()),)
             file.do(lambda tx: tx.execute("UPDATE workflow SET secret_hash = ?", kept) and None)
@@ -82,6 +90,9 @@ def today(tmp_path: Path) -> Iterator[File]:
     file.place = place
     with contextlib.closing(file.connection):
         yield file
+
+
+ENDED = "SELECT MAX(end_time) FROM assignment a WHERE a.task = failure.task AND outcome IN ('failed', 'expired')"
 
 
 @functools.cache
@@ -134,6 +145,7 @@ def copy_rows(connection: sqlite3.Connection, table: str, renamed: dict[tuple[st
     names, values = zip(*[pair for pair in pairs if pair[0] in old], strict=True)
     connection.execute(f"DELETE FROM main.{table}")
     connection.execute(f"INSERT INTO main.{table} ({', '.join(names)}) SELECT {', '.join(values)} FROM today.{table}")
+    connection.execute("DELETE FROM main.sqlite_sequence WHERE name NOT IN (SELECT name FROM main.sqlite_schema)")
 
 
 def contents(path: Path) -> dict[str, list[list[tuple[str, Any]]]]:
@@ -172,7 +184,7 @@ def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
         connection.executescript((HOME / "schema.sql").read_text("utf-8"))
         made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
     plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
-    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (10, "1eb172c120728f21")
+    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (10, "67261998df0f8295")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────

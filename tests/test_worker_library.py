@@ -423,6 +423,52 @@ def test_many_are_submitted_and_what_became_of_each_is_told(site, project, mine)
     ]
 
 
+def test_a_few_are_submitted_by_one_request_and_those_that_were_stored_are_counted(site, project, mine):
+    tasks = [{"recipe": name, "unique_string": name} for name in ("a", "b", "a")]
+    assert mine.submit_few(project, tasks, max_retries=3) == 2
+    assert mine.submit_few(project, [*tasks, {"recipe": "c", "priority": 1}]) == 1
+    handed_out = mine.tasks(project)
+    assert [(task.recipe, task.content["max_retries"]) for task in (next(handed_out) for _ in "abc")] == [
+        ("c", 0),
+        ("a", 3),
+        ("b", 3),
+    ]
+
+
+def test_a_few_that_are_more_than_one_request_takes_are_several(project, mine, monkeypatch):
+    monkeypatch.setattr(Tracker, "FEW", 2)
+    assert mine.submit_few(project, ({"recipe": str(number)} for number in range(5))) == 5
+    assert mine.project(project)["waiting_task_count"] == 5
+
+
+def test_of_a_few_with_one_that_is_none_no_task_is_stored(site, project, mine):
+    with pytest.raises(Refused, match="recipe"):
+        mine.submit_few(project, [{"recipe": "a"}, {"recipe": ""}])
+    assert mine.project(project)["waiting_task_count"] == 0
+
+
+@pytest.mark.parametrize("register", [True, False])
+def test_a_manager_makes_a_project_and_a_worker_that_may_use_it(site, register):
+    if not register:
+        site.guest.post("/register", json={"username": "boss", "password": "correct horse"})
+    with worker.Manager(site.url, "boss", "correct horse", register=register) as manager:
+        made = manager.call("POST", "/project/create", {"name": "its own"})["id"]
+        assert manager.project("its own")["id"] == made and manager.project("another") is None
+        one = manager.worker("helper")
+        for _ in range(2):  # what was granted may be granted again
+            manager.grant(made, one)
+    with Tracker(site.url, worker=one) as mine:
+        assert mine.submit(made, "x") and first(mine, made).recipe == "x"
+
+
+@pytest.mark.parametrize(("register", "said"), [(False, "password"), (True, "Nor can it be registered")])
+def test_a_manager_that_cannot_log_in_is_refused(site, register, said):
+    with worker.Manager(site.url, "boss", "correct horse", register=True):
+        pass
+    with pytest.raises(Refused, match=said):
+        worker.Manager(site.url, "boss", "wrong horse", register=register)
+
+
 def test_no_task_is_an_empty_report(project, mine):
     assert mine.submit_all(project, []).stored == 0
 
@@ -588,6 +634,16 @@ def test_a_loop_until_it_is_done_waits_for_what_others_hold_and_for_what_is_dela
     assert done == ["a"]
 
 
+def test_a_loop_that_is_to_end_does_so_when_its_block_does(site, project, mine):
+    submit(site, project, "a", "b")
+    for task in mine.tasks(project):
+        with task:
+            mine.end()
+            assert task.submit("c")
+    project_now = mine.project(project)
+    assert (project_now["waiting_task_count"], project_now["closed_task_count"]) == (2, 1)
+
+
 def test_closing_ends_the_loops_of_other_threads(site, project):
     mine = Tracker(site.url)
     with in_thread(lambda: list(mine.tasks(project))):
@@ -676,8 +732,7 @@ def test_run_leaves_the_handlers_of_signals_as_they_were(site, project, mine):
 
 
 PROGRAM = """
-import signal, sys, time, worker
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by
+import sys, time, worker
 mine = worker.Tracker(sys.argv[1])
 def work(task):
     print("begun", flush=True)

@@ -157,6 +157,7 @@ class Ask(tracker.Call):
 
     __slots__ = ("needs",)
 
+    door = "testflinger"
     minds = "all"  # who comes without credentials is let in for being where it is, as a browser is, too
 
     async def refuse(self, error: TrackerError) -> Response:

@@ -684,18 +684,16 @@ def limits_form(visit: pages.Visit) -> dict[str, Any]:
     }
 
 
-async def show_client(visit: pages.Visit, client: str = "", fresh: str | None = None) -> Response:
-    """The page of a client; once with its new key, which must be neither in a cookie nor in an address."""
-    values = await visit.read(client_page, client or visit.scope["path_params"]["client"])
-    if fresh:
-        visit.fields = {}  # what was typed has been stored
-    return await visit.render("testflinger_client.html", {**values, "fresh": fresh})
+async def show_client(visit: pages.Visit) -> Response:
+    """The page of a client; once with its new key."""
+    values = await visit.read(client_page, visit.scope["path_params"]["client"])
+    return await visit.render("testflinger_client.html", values)
 
 
 async def create_client(visit: pages.Visit) -> Response:
     body = clients.as_body({"client_id": visit.field("client_id").strip(), **limits_form(visit)}, clients.ClientBody)
     made, key = await visit.write(clients.create_client, body)
-    return await show_client(visit, made["client_id"], key)
+    return visit.reveal(f"/ui/testflinger/clients/{quote(made['client_id'])}", key)
 
 
 async def update_client(visit: pages.Visit) -> Response:
@@ -714,7 +712,7 @@ async def rotate_key(visit: pages.Visit) -> Response:
         renewed = bool(visit.field("confirmed"))
         return await visit.render("testflinger_client_rotate.html", {**values, "mark": mark, "renewed": renewed})
     key = await visit.write(clients.rotate_key, client, old)
-    return await show_client(visit, fresh=key)
+    return visit.reveal(f"/ui/testflinger/clients/{quote(client)}", key)
 
 
 async def delete_client(visit: pages.Visit) -> Response:

@@ -1,0 +1,281 @@
+"""Why tasks fail: what is kept of a failure, and the groups of those that are FAILED."""
+
+from __future__ import annotations
+
+import pytest
+from place import Jobs, Queue, StillClock, check_counts
+
+import budgets
+import failures
+import shapes
+import tracker
+from tracker import FAIL, OK, SKIP, TaskAction, TaskFilter
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+def fail(queue: Queue, reason: str = "", **fields: object) -> int:
+    """A new task that fails at its first attempt, for good unless it has retries."""
+    task = queue.submit(**fields)
+    while queue.assign() != task:
+        pass
+    queue.release(task, FAIL, error=reason)
+    return task
+
+
+def groups(queue: Queue) -> dict[str, int]:
+    return dict(queue.values("SELECT pattern, failed_task_count FROM cause ORDER BY id"))
+
+
+def kept(queue: Queue) -> list[tuple]:
+    return queue.values("SELECT task, worker, attempt, reason FROM failure ORDER BY task")
+
+
+def act(queue: Queue, action: str, **wanted: object) -> int:
+    """Does something to all that match, as a manager's page does. To how many."""
+    operation = queue.do(
+        tracker.begin_action, queue.session, queue.project, TaskAction(action), TaskFilter("failed", **wanted)
+    )
+    while (done := queue.do(tracker.step_operation, operation)) is None:
+        pass
+    return done
+
+
+# ── What is kept ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_last_failure_of_a_task_is_kept(queue: Queue) -> None:
+    task = queue.submit(max_retries=3)
+    for number, reason in enumerate(("first", "second")):
+        queue.clock.now = number
+        queue.assign()
+        queue.release(task, FAIL, error=reason)
+    assert kept(queue) == [(task, queue.worker.id, 2, "second")]
+    assert queue.values("SELECT end_time FROM failure") == [(StillClock.START + 1,)]
+
+
+def test_a_task_that_never_fails_leaves_nothing(queue: Queue) -> None:
+    queue.work(3)
+    task = queue.submit()
+    queue.release(queue.assign(), SKIP)
+    queue.release(queue.assign(), OK)
+    assert queue.task(task) is None
+    assert (kept(queue), groups(queue)) == ([], {})
+
+
+def test_a_lost_lease_is_a_failure_when_it_was_one_too_many(queue: Queue) -> None:
+    task = queue.submit(max_assign_time=1)
+    most = queue.settings.default_max_lost_leases
+    for _ in range(most):
+        assert kept(queue) == []
+        queue.assign()
+        queue.clock.now += 2
+        queue.do(tracker.expire_tasks)
+    assert kept(queue) == [(task, queue.worker.id, most, failures.LOST_LEASE)]
+    assert groups(queue) == {failures.LOST_LEASE: 1}
+
+
+@pytest.mark.parametrize("end", ["close", "delete", "hard reset", "close when its history is forgotten", "close many"])
+def test_a_task_that_goes_takes_its_failure_along(queue: Queue, end: str) -> None:
+    task = fail(queue, "a reason", max_retries=2)
+    if end == "delete":
+        queue.do(tracker.act_on_tasks, queue.session, queue.project, TaskAction("delete"), [task])
+    elif end == "hard reset":
+        operation = queue.do(tracker.begin_reset, queue.session, queue.project, "hard_reset")
+        while queue.do(tracker.step_operation, operation) is None:
+            pass
+    else:
+        queue.assign()
+        if "forgotten" in end:
+            queue.connection.execute("DELETE FROM assignment")
+        release = shapes.ReleaseBody(task)
+        if end == "close many":
+            queue.do(tracker.release_tasks, queue.worker, [release])
+        else:
+            assert queue.do(tracker.release_together, [(queue.worker, release)]) == [end != "close" or None]
+            queue.release(task)
+    assert queue.task(task) is None
+    assert (kept(queue), groups(queue)) == ([], {})
+    assert queue.do(budgets.used, "reasons") == 0
+
+
+def test_a_reason_is_cut(queue: Queue) -> None:
+    fail(queue, "é" * 10_000)
+    (reason,) = queue.values("SELECT reason FROM failure")[0]
+    assert reason == "é" * failures.MOST_REASON
+    assert queue.do(budgets.used, "reasons") == 2 * failures.MOST_REASON
+
+
+def test_reasons_beyond_their_budget_are_not_kept_but_counted() -> None:
+    queue = Queue(max_reasons=1)
+    queue.connection.execute(f"UPDATE budget SET used = {2**20 - 10} WHERE name = 'reasons'")
+    tasks = [fail(queue, "ten bytes."), fail(queue, "one")]
+    assert [(task, reason) for task, *_, reason in kept(queue)] == [(tasks[0], "ten bytes."), (tasks[1], "")]
+    assert groups(queue) == {"ten bytes.": 1, "one": 1}
+
+
+def test_reasons_of_a_project_that_nobody_trusts_weigh_in_it(queue: Queue) -> None:
+    queue.connection.execute("UPDATE project SET trusted = 0, size = 0")
+    task = queue.submit(max_retries=9)
+    queue.release(queue.assign(), SKIP)
+    empty = queue.values("SELECT size FROM project")
+    for reason in ("x" * 100, "y" * 10):
+        queue.assign()
+        queue.release(task, FAIL, error=reason)
+        assert queue.values("SELECT size FROM project") == [(empty[0][0] + 40 + len(reason),)]
+    queue.assign()
+    queue.release(task, OK)
+    assert queue.values("SELECT size FROM project") == [(budgets.ACCESS_SIZE,)]  # of what the worker has closed
+
+
+def test_reasons_of_a_project_that_nobody_trusts_are_not_kept_where_it_has_no_room() -> None:
+    queue = Queue(max_untrusted_projects=0)
+    task = queue.submit()
+    queue.connection.execute("UPDATE project SET trusted = 0, size = 0")
+    queue.assign()
+    assert queue.release(task, FAIL, error="a reason")
+    assert (kept(queue)[0][3], groups(queue)) == ("", {"a reason": 1})
+
+
+@pytest.mark.parametrize("result", [OK, SKIP])
+def test_a_reason_is_refused_with_other_results(queue: Queue, result: int) -> None:
+    task = queue.submit()
+    queue.assign()
+    refused = "invalid: error: only a task that is released as failed has one"
+    body = shapes.ReleaseBody(task, result, error="why")
+    assert queue.refusal(tracker.release_task, queue.worker, body) == refused
+    assert queue.refusal(tracker.release_tasks, queue.worker, [body]) == refused.replace(
+        "error", "releases[0].error", 1
+    )
+    assert queue.do(tracker.release_together, [(queue.worker, body)]) == [None]
+    assert queue.release(task, result, error="")
+
+
+# ── Groups ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("reasons", "pattern"),
+    [
+        (["certificate of www.example.org has expired", "certificate of b.example has expired"], None),
+        (["certificate of a.example has expired"], "certificate of … has expired"),
+        (["timed out after 31 s", "timed out after 4.5 s"], "timed out after … s"),
+        (["https://example.org/a?b=1: refused", "http://[::1]:80/: refused"], "… refused"),
+        (["KeyError: 'a b'", "KeyError: 'it'"], "KeyError: …"),
+        (['no "x" in “y” or «z»'], "no … in … or …"),
+        (["0xdeadbeef", "cafebabe00", "550e8400-e29b-41d4-a716-446655440000"], "…"),
+        (["cat: /var/lib/x.txt: No such file", "cat: urls.txt: No such file"], "cat: …: No such file"),
+        (["two\n\tlines  here"], "two lines here"),
+        (["can't and don't"], "can't and don't"),
+        (["httpx.ConnectError: [Errno 111] refused"], "httpx.ConnectError: [Errno 111] refused"),
+        (["HTTP 404"], "HTTP 404"),
+        (["exit status 2: gone"], "exit status 2: gone"),
+        ([""], ""),
+    ],
+)
+def test_what_differs_from_task_to_task_is_masked(reasons: list[str], pattern: str | None) -> None:
+    found = {failures.pattern_of(reason) for reason in reasons}
+    assert len(found) == 1
+    assert pattern is None or found == {pattern}
+
+
+def test_kinds_that_anybody_knows_by_their_number_are_told_apart() -> None:
+    reasons = (
+        "HTTP 404",
+        "HTTP 503",
+        "exit status 1",
+        "exit status 2",
+        "killed by signal 9",
+        "[Errno 2] x",
+        "[Errno 13] x",
+    )
+    assert len(set(map(failures.pattern_of, reasons))) == len(reasons)
+
+
+def test_failed_tasks_are_counted_by_why_they_failed(queue: Queue) -> None:
+    for reason in ("took 5 s", "HTTP 404", "took 7 s", ""):
+        fail(queue, reason)
+    fail(queue, "took 5 s", max_retries=2)
+    assert groups(queue) == {"took … s": 2, "HTTP 404": 1, "": 1}
+    check_counts(queue.connection)
+
+
+@pytest.mark.parametrize("action", ["retry", "delete"])
+def test_an_action_on_all_that_match_takes_those_of_one_cause(queue: Queue, action: str) -> None:
+    tasks = [fail(queue, reason) for reason in ("took 5 s", "HTTP 404", "took 7 s")]
+    cause = queue.task(tasks[0])["cause"]
+    assert act(queue, action, cause=cause) == 2
+    assert (queue.tasks("failed"), groups(queue)) == ({tasks[1]}, {"HTTP 404": 1})
+    check_counts(queue.connection)
+
+
+def test_a_group_that_is_empty_is_gone_and_comes_back_as_another(queue: Queue) -> None:
+    task = fail(queue, "a reason")
+    before = queue.task(task)["cause"]
+    act(queue, "retry")
+    assert groups(queue) == {}
+    assert kept(queue)[0][3] == "a reason"
+    queue.assign()
+    queue.release(task, FAIL, error="a reason")
+    assert groups(queue) == {"a reason": 1}
+    assert queue.task(task)["cause"] > before
+
+
+def test_a_project_has_so_many_groups_at_most(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "MOST_CAUSES", 2)
+    for reason in ("a", "", "b", "c", "d", "a", "…"):
+        fail(queue, reason)
+    assert groups(queue) == {"a": 2, "": 1, "b": 1, failures.OTHER: 3}
+    second = queue.create_project("second")
+    task = queue.submit(project=second)
+    queue.assign(project=second)
+    queue.release(task, FAIL, error="c")
+    assert groups(queue)["c"] == 1
+
+
+def test_the_groups_of_a_project_are_those_with_most_tasks_first(queue: Queue) -> None:
+    for reason in ("a", "b", "b"):
+        fail(queue, reason)
+    shown = queue.do(failures.causes, queue.project)
+    assert [(one["pattern"], one["failed_task_count"]) for one in shown] == [("b", 2), ("a", 1)]
+
+
+def test_a_list_of_failed_tasks_goes_by_their_causes(queue: Queue) -> None:
+    tasks = [fail(queue, reason) for reason in ("a", "b", "a", "b")]
+    rows, more = queue.do(tracker.list_tasks, queue.session, queue.project, TaskFilter("failed"), "", 3)
+    assert [row["id"] for row in rows] == [tasks[0], tasks[2], tasks[1]]
+    rows, more = queue.do(tracker.list_tasks, queue.session, queue.project, TaskFilter("failed"), more, 3)
+    assert ([row["id"] for row in rows], more) == ([tasks[3]], "")
+
+
+# ── Totals and jobs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_failed_attempts_and_lost_leases_are_counted_for_all_time(queue: Queue) -> None:
+    fail(queue, max_retries=2)
+    queue.submit(max_assign_time=1, priority=9)
+    queue.assign()
+    queue.clock.now += 2
+    queue.do(tracker.expire_tasks)
+    assert queue.values("SELECT failed_attempt_count, lost_lease_count FROM project") == [(1, 1)]
+    queue.do(tracker.take_snapshots, 0, 123)
+    assert queue.values("SELECT failure_count FROM snapshot WHERE time_stamp = 123") == [(2,)]
+
+
+def test_a_job_tells_in_its_log_why_an_attempt_failed() -> None:
+    queue = Jobs()
+    queue.trigger(queue.create_template(max_retries=2))
+    task = queue.assign()
+    queue.release(task, FAIL, error="the disk is full")
+    assert kept(queue) == [(task, queue.worker.id, 1, "the disk is full")]
+    assert groups(queue) == {}
+    queue.assign()
+    queue.release(task, FAIL, error="again")
+    lines = " ".join(line for (line,) in queue.values("SELECT message FROM job_line"))
+    assert "released as failed: the disk is full: attempt 1 of 2" in lines
+    assert "released as failed: again" in lines
+    assert queue.task(task) is None
+    assert kept(queue) == []
