@@ -17,12 +17,12 @@ Beside this module: errors (what is refused) and faults (what fails), meter (wha
 out), callers (who calls, and what they may), settings, server, listening, protocol and connections (how bytes come in),
 turns (who goes first), browsers (what they may do), forms (that are sent once), attempts (at passwords), pauses (of
 workers that fail), limits, budgets and shares (how often, how much, and of what all share), database (the file) with
-guard (of it) and writer (the one that writes), clock, wal and space (that it does not grow for ever), counts (the live
-ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events), logs (that
-workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the API's document),
-schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), metrics (for monitors),
-dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is told) and backup,
-deletion and moving (of a project).
+guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does not grow for ever), counts
+(the live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events),
+logs (that workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the API's
+document), acts (what managers did), packing (gzip), schema.sql; on top of it, and imported when somebody needs them:
+pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line) with notify
+(what the service manager is told) and backup, deletion and moving (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -157,7 +157,9 @@ from logs import (
     store_log_entry,
 )
 from meter import counted
+from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
+from retention import PRUNE, prune, roll_tallies
 from server import (
     Incoming,
     Server,
@@ -3513,7 +3515,6 @@ def apply_action(
 
 
 RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": "hard_reset"}
-LINES_RETENTION = 86400  # seconds for which their operation is kept at least: its maker may come back the next day
 
 
 class Bulk(NamedTuple):
@@ -3963,82 +3964,6 @@ def get_assignees(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.A
     ):
         assignees.append(shapes.Assignee("unassigned", unassigned))
     return sorted(assignees, key=lambda one: -one.task_count)[:16]
-
-
-TALLY_HOURS = 24
-MOST_ASSIGNMENTS = 1_000_000  # ended ones that are kept: a worker that skips in a circle must not fill the disk
-
-
-def roll_tallies(tx: Tx, after: tuple[int, int], hour: int) -> tuple[int, int] | None:
-    """Moves what the next workers have closed since the last time into `hour`. The last tally looked at, or None."""
-    rows = tx.all(
-        "SELECT project, worker, closed_task_count - rolled_task_count FROM tally WHERE (project, worker) > (?, ?)"
-        " ORDER BY project, worker LIMIT ?",
-        (*after, PIECE_TASKS),
-    )
-    tx.executemany(
-        "INSERT INTO tally_hour VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET closed_task_count = closed_task_count + excluded.closed_task_count",
-        [(hour, *row) for row in rows if row[2]],
-    )
-    tx.executemany(
-        "UPDATE tally SET rolled_task_count = closed_task_count WHERE project = ? AND worker = ?",
-        [row[:2] for row in rows if row[2]],
-    )
-    return rows[-1][:2] if len(rows) == PIECE_TASKS else None
-
-
-PRUNE = {
-    "log_entry": """DELETE FROM log_entry WHERE received < :logs_before AND id IN
-        (SELECT id FROM log_entry ORDER BY id LIMIT :limit)""",
-    "snapshot": """DELETE FROM snapshot WHERE (project, time_stamp) IN
-        (SELECT s.project, s.time_stamp FROM project p CROSS JOIN snapshot s ON s.project = p.id
-         AND s.time_stamp < :snapshots_before LIMIT :limit)""",
-    "session": """DELETE FROM session WHERE id_hash IN
-        (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
-    "endless session": "UPDATE session SET expires = :last_end WHERE expires > :last_end",  # the clock was set back
-    "tally_hour": """DELETE FROM tally_hour WHERE (hour, project, worker) IN
-        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour OR hour > :last_hour LIMIT :limit)""",
-    "assignment": """DELETE FROM assignment WHERE id IN (SELECT id FROM assignment ORDER BY id LIMIT :limit)
-        AND (end_time < :history_before OR id <= (SELECT MAX(id) FROM assignment) - :most_assignments)""",
-    "template": """DELETE FROM template WHERE id IN (SELECT id FROM template t WHERE deleted IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM job WHERE template = t.id) LIMIT :limit)""",
-    "script": """DELETE FROM script WHERE id IN (SELECT id FROM script s
-        WHERE NOT EXISTS (SELECT 1 FROM template WHERE script = s.id)
-        AND NOT EXISTS (SELECT 1 FROM job WHERE script = s.id) LIMIT :limit)""",
-    "workflow_edge": """DELETE FROM workflow_edge WHERE (workflow, template, ending, target) IN
-        (SELECT workflow, template, ending, target FROM workflow w JOIN workflow_edge ON workflow = w.id
-         WHERE w.deleted IS NOT NULL AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
-    "workflow": """DELETE FROM workflow WHERE id IN (SELECT id FROM workflow w WHERE deleted IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
-    "operation": """DELETE FROM operation WHERE id IN
-        (SELECT id FROM operation ORDER BY id LIMIT :limit)
-        AND finished < CASE kind WHEN 'submit_lines' THEN :lines_before ELSE :history_before END""",
-    "login_failure": """DELETE FROM login_failure WHERE source IN
-        (SELECT source FROM login_failure WHERE forget_uptime <= :uptime LIMIT :limit)""",
-}
-
-
-def prune(tx: Tx, table: str) -> bool:
-    """Deletes some rows of the table that are too old or no longer used. Whether there may be more."""
-    let_age(tx, table, limit=PIECE_TASKS)
-    deleted = tx.execute(
-        PRUNE[table],
-        {
-            "now": tx.before(0),
-            "uptime": tx.uptime,
-            "logs_before": tx.before(tx.settings.log_retention),
-            "snapshots_before": tx.before(0) - tx.settings.snapshot_history,
-            "history_before": tx.before(tx.settings.history_retention),
-            "lines_before": tx.before(max(tx.settings.history_retention, LINES_RETENTION)),
-            "most_assignments": MOST_ASSIGNMENTS,
-            "first_hour": tx.before(0) // 3600 - TALLY_HOURS,
-            "last_hour": tx.future / 3600,
-            "last_end": tx.trusted_time + tx.settings.session_lifetime,
-            "limit": PIECE_TASKS,
-        },
-    ).rowcount
-    return deleted >= PIECE_TASKS
 
 
 def forget_nobodies(tx: Tx, after: int, what: str) -> int | None:
@@ -4509,6 +4434,7 @@ class Endpoint:
     ):
         self.tracker, self.handler, self.kind, self.reads, self.by_secret = tracker, handler, kind, reads, by_secret
         self.answers = tracker.meter.answers[route or kind.door]
+        self.packs = kind.door in ("api", "page", "monitor") and not route
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         call = self.kind(scope, receive, self.tracker)
@@ -4523,6 +4449,8 @@ class Endpoint:
         if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
             answer.body_iterator = no_body()
         self.answers[counted(answer)] += 1
+        if self.packs:
+            answer = await pack(answer, scope, JSON_HEADERS)
         try:
             await answer(scope, receive, send)
         except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off

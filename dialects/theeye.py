@@ -1643,7 +1643,7 @@ def about_token(tx: Tx, caller: tracker.Caller, token: int) -> dict[str, Any]:
     if row is None:
         raise TrackerError("not_found", f"No valid integration token {token}")
     says = "Programs that come with it are refused from now on. What they have triggered goes on."
-    return question(f"Revoke the token {row['name']}?", says, "Revoke", "/ui/theeye/tokens")
+    return pages.question(f"Revoke the token {row['name']}?", says, "Revoke", "/ui/theeye/tokens")
 
 
 @tracker.needs(tracker.ADMIN)
@@ -1654,21 +1654,31 @@ def about_agent(tx: Tx, caller: tracker.Caller, agent: int) -> dict[str, Any]:
     says = (
         "It is logged out, and gets no job any more. A job that it is doing times out. Its worker stays in the lists."
     )
-    return question(f"Delete the agent {row['alias']}?", says, "Delete", "/ui/theeye/agents")
+    return pages.question(f"Delete the agent {row['alias']}?", says, "Delete", "/ui/theeye/agents")
+
+
+@tracker.needs(tracker.ADMIN)
+def about_host(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, Any]:
+    row = tx.one("SELECT hostname FROM theeye_host WHERE project = ?", (project,))
+    if row is None:
+        raise TrackerError("not_found", f"No host of project {project}")
+    says = "Then the project belongs to the next host that its agents tell of. Stop the agents of this one first."
+    return pages.question(f"Delete the host {row['hostname']}?", says, "Delete", "/ui/theeye/agents")
+
+
+@tracker.needs(EDIT, tracker.WORKFLOW)
+def about_workflow_secret(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
+    says = "The present one opens nothing any more, wherever it is in use: in buttons, scripts and mails."
+    here = f"/ui/workflows/{workflow['id']}"
+    return pages.question(f"A new secret for the workflow {workflow['name']}?", says, "New secret", here)
 
 
 @tracker.needs(EDIT, tracker.WORKFLOW)
 def about_workflow(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
     says = "Nothing can trigger it any more, and its secret is lost. What it has begun ends with the steps of now."
     then, cancel = f"/ui/projects/{workflow['project']}/templates", f"/ui/workflows/{workflow['id']}"
-    return question(f"Delete the workflow {workflow['name']}?", says, "Delete", then, cancel)
+    return pages.question(f"Delete the workflow {workflow['name']}?", says, "Delete", then, cancel)
 
-
-def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
-    return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
-
-
-CONFIRM = "theeye_confirm.html"
 
 PAGES = [
     Page(
@@ -1677,7 +1687,7 @@ PAGES = [
         tokens_page,
         [
             Action("", create_token, TokenForm, shows=reveal),
-            Action("/{token}/revoke", revoke_token, says="The token is revoked.", asks=(CONFIRM, about_token)),
+            Action("/{token}/revoke", revoke_token, says="The token is revoked.", asks=(pages.QUESTION, about_token)),
         ],
     ),
     Page(
@@ -1686,8 +1696,13 @@ PAGES = [
         agents_page,
         [
             Action("", create_agent, AgentForm, shows=reveal),
-            Action("/{agent}/delete", delete_agent, says="The agent is deleted.", asks=(CONFIRM, about_agent)),
-            Action("/ui/theeye/hosts/{project}/delete", delete_host, says="The host is deleted."),
+            Action("/{agent}/delete", delete_agent, says="The agent is deleted.", asks=(pages.QUESTION, about_agent)),
+            Action(
+                "/ui/theeye/hosts/{project}/delete",
+                delete_host,
+                says="The host is deleted.",
+                asks=(pages.QUESTION, about_host),
+            ),
         ],
     ),
     Page("/ui/projects/{project}/workflows", pages.moved_to("/ui/projects/{project}/templates#workflows")),
@@ -1701,14 +1716,19 @@ PAGES = [
         show_workflow,
         actions=[
             Action("", tracker.update_workflow, workflow_form, says="Saved."),
-            Action("/rotate", tracker.rotate_workflow_secret, shows=show_rotated_secret),
+            Action(
+                "/rotate",
+                tracker.rotate_workflow_secret,
+                shows=show_rotated_secret,
+                asks=(pages.QUESTION, about_workflow_secret),
+            ),
             Action("/run", tracker.trigger_workflow, run_form, says="The workflow has begun."),
             Action(
                 "/delete",
                 tracker.delete_workflow,
                 to="/ui/",
                 says="The workflow is deleted.",
-                asks=(CONFIRM, about_workflow),
+                asks=(pages.QUESTION, about_workflow),
             ),
         ],
     ),

@@ -108,6 +108,7 @@ FULL_DISK_PAUSE = 10  # seconds
 HELD = 86400  # seconds for which the lease of a page is extended, at most: for a disk that is full
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
 NO_ROBOTS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # rules with a colon
+MOST_HOPS = 6  # requests for a robots.txt that is elsewhere: after that there is none
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 MOST_REPEATED = 3  # times that a path may have the same segment
@@ -116,7 +117,8 @@ RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as 
 RECORDS, HOSTS = "pages.jsonl", "hosts.db"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = "tracker-crawl/1.0"
-# httpx reads a name back by rules that forbid some which are in use (with an emoji, say); it is asked by the other one.
+# httpx reads a name back by rules that forbid some which are in use (with an emoji, say), even to make a request of a
+# redirect that nobody follows; it is asked by the other one.
 httpx.URL.host = property(lambda url: url.raw_host.decode("ascii"))
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -561,7 +563,7 @@ class Host:
     pace: float = 0  # seconds for one, lately
     trouble: str = ""
 
-    TIMES: ClassVar = ("noted", "next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
+    TIMES: ClassVar = ("next_turn", "busy_until", "asked", "booked", "rests_until", "away_since")
 
     def heed_clock(self, now: float) -> None:
         """A clock that was set back would let a host rest for ever."""
@@ -868,6 +870,8 @@ def read_cookies(file: Path | None) -> Cookies:
     try:
         if file:
             jar.load(ignore_discard=True, ignore_expires=True)
+            for cookie in jar:
+                cookie.expires = cookie.expires or None  # 0 is how curl writes that it ends with the session
     except (OSError, http.cookiejar.LoadError, UnicodeDecodeError) as error:
         raise CrawlError(f"{file} cannot be read as a file of cookies: {error}") from None
     return jar
@@ -933,16 +937,31 @@ class Worker:
         """The page, when its host may be asked. PutOff when that is not soon."""
         host = host_of(url)
         if not self.against(url, depth, sitemap):
-            if self.hosts.rest(host) and (away := self.hosts.away(host)) > self.crawl.host_patience:
-                page = Page(url, found_on, "failed", error=f"its host has not answered for {away:.0f} s", depth=depth)
-                self.record(page)
-                return page
+            if self.hosts.rest(host) and self.is_given_up(host):
+                return self.give_up(url, found_on, depth)
             if self.robots_of(url) is None:
                 self.take_turn(host)
-                self.learn_robots(url)
+                try:
+                    self.learn_robots(url)
+                except RobotsAway as trouble:
+                    self.refuse(host, trouble.retry_after, str(trouble))
+                    if self.is_given_up(host):
+                        return self.give_up(url, found_on, depth)
+                    raise PutOff(self.hosts.rest(host), str(trouble)) from None
                 self.leave()
             self.take_turn(host)
         return self.crawl_page(url, found_on, depth, sitemap, task)
+
+    def is_given_up(self, host: str) -> bool:
+        return self.hosts.away(host) > self.crawl.host_patience
+
+    def give_up(self, url: str, found_on: str, depth: int) -> Page:
+        """A page that fails as its host has done."""
+        (host,) = self.hosts.read("name = ?", host_of(url))
+        error = f"its host has not answered for {time.time() - host.away_since:.0f} s: {host.trouble}"
+        page = Page(url, found_on, "failed", error=error, depth=depth)
+        self.record(page)
+        return page
 
     def take_turn(self, host: str) -> None:
         """Wait until the host may be asked. PutOff when that is long: a worker that waits could ask another one."""
@@ -977,13 +996,9 @@ class Worker:
         return self.rules[origin][1]
 
     def learn_robots(self, url: str) -> None:
-        """Read the rules of the URL's host, or PutOff: what it allows is not known then."""
+        """Read the rules of the URL's host. RobotsAway when nobody knows what it allows."""
         origin, host = origin_of(url), host_of(url)
-        try:
-            text = read_robots(url, self.crawl.user_agent, self.logins)
-        except RobotsAway as trouble:
-            self.refuse(host, trouble.retry_after, str(trouble))
-            raise PutOff(self.hosts.rest(host), str(trouble)) from None
+        text = read_robots(url, self.crawl.user_agent, self.logins)
         self.hosts.keep_robots(origin, text)
         rules = self.robots_of(url)
         if self.hosts.ask_slowly(host, delay := delay_of(rules, self.crawl.user_agent)):
@@ -1385,9 +1400,16 @@ def read_rules(body: bytes) -> str:
 
 
 async def get_robots(url: str, user_agent: str, auth: httpx.Auth | None) -> tuple[httpx.Response, bytes]:
-    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, auth=auth, follow_redirects=True, timeout=None)
-    async with asyncio.timeout(ROBOTS_TIMEOUT), client, client.stream("GET", url) as response:
-        return response, await read_up_to(MOST_ROBOTS, response)
+    """The answer, after as many redirects as the standard (RFC 9309) asks for, and its body."""
+    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, auth=auth, timeout=None)
+    async with asyncio.timeout(ROBOTS_TIMEOUT), client:
+        for _ in range(MOST_HOPS):
+            async with client.stream("GET", **as_it_is(url)) as response:
+                target = response.has_redirect_location and normalise(response.headers["Location"], url)
+                if not target:
+                    return response, await read_up_to(MOST_ROBOTS, response)
+            url = target
+        return response, b""
 
 
 def delay_of(robots: Protego, user_agent: str) -> float:
