@@ -1271,6 +1271,8 @@ def release_body(assignment: Assignment, outcome: Outcome) -> dict[str, Any]:
         body["delay"] = outcome.delay
     if outcome.result == FAILED:
         body["error"] = as_text(outcome.error or outcome.reason)[:LONGEST_ERROR]
+    if outcome.for_good:
+        body["for_good"] = True
     return body
 
 
@@ -1990,6 +1992,7 @@ class Outcome:
     is_held: bool = False  # skipped, and released later: at once, it would be the next one again
     delay: float = 0.0  # seconds for which nobody is assigned a skipped one
     error: str = ""  # of a failed one: what the tracker is to group it by, if that is not the reason
+    for_good: bool = False  # failed, and not to be retried
 
 
 class Cause(enum.Enum):
@@ -3085,9 +3088,12 @@ class Task:
         json.dumps(output, allow_nan=False, ensure_ascii=False).encode()  # what is no JSON is found out here
         self._said = Outcome(DONE, "done", output)
 
-    def fail(self, reason: str) -> None:
-        """It failed, for this reason, which is logged: it is retried as often as its submitter allows."""
-        self._said = Outcome(FAILED, reason or "failed")
+    def fail(self, reason: str, for_good: bool = False) -> None:
+        """It failed, for this reason, which is logged: it is retried as often as its submitter allows.
+
+        for_good: it is not, as that would be in vain; and the worker is not at fault (many failures in a row pause it).
+        """
+        self._said = Outcome(FAILED, reason or "failed", for_good=for_good)
 
     def skip(self, delay: float = 1.0, reason: str = "skipped") -> None:
         """It goes back and counts as not tried; nobody is assigned it for so many seconds. 0: it is the next one."""
