@@ -15,7 +15,10 @@ COUNTED = {  # the states of tasks that a project counts, and where
     **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed", "delayed")},
     "awaiting_verification": "awaiting_verification_count",
 }
-TOTALS = {"failures": "failed_attempt_count", "losses": "lost_lease_count"}  # what it counts besides, and where
+ADD_TO_TOTAL = """
+    INSERT INTO failure_total VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET
+        failed_attempt_count = failed_attempt_count + ?2, lost_lease_count = lost_lease_count + ?3
+"""
 ADD_TO_CAUSE = "UPDATE cause SET failed_task_count = failed_task_count + ? WHERE id = ?"
 DROP_CAUSE = "DELETE FROM cause WHERE id = ? AND failed_task_count = 0"
 ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
@@ -34,9 +37,8 @@ ADD_TO_TALLY = """
 
 @functools.cache
 def adding_to_project(states: tuple[str, ...]) -> str:
-    """The statement that adds to a project's counts of these states, or to such totals."""
-    columns = [COUNTED.get(state) or TOTALS[state] for state in states]
-    changes = ", ".join(f"{column} = {column} + ?" for column in columns)
+    """The statement that adds to a project's counts of these states."""
+    changes = ", ".join(f"{COUNTED[state]} = {COUNTED[state]} + ?" for state in states)
     return f"UPDATE project SET {changes} WHERE id = ?"
 
 
@@ -47,7 +49,7 @@ class Counts:
     States are those of TASK_STATES, "closed", and "gone" for a task that is not there yet, or no more.
     """
 
-    __slots__ = ("causes", "ended", "noted", "projects", "tallies")
+    __slots__ = ("causes", "ended", "noted", "projects", "tallies", "totals")
 
     MOST = 500  # rows; then they are written before the next call
 
@@ -59,6 +61,7 @@ class Counts:
         self.noted: list[tuple[int, str, int]] = []  # what goes into `ended` if it is not undone
         self.projects: dict[int, dict[str, int]] = {}  # tasks by state
         self.causes: dict[int, int] = {}  # failed tasks by their group
+        self.totals: dict[int, list[int]] = {}  # by project: failed attempts, lost leases
         # By project and worker: held, closed, runtime's sum, min, max, failures in a row, whether they begin anew.
         self.tallies: dict[tuple[int, int], list] = {}
 
@@ -70,10 +73,10 @@ class Counts:
         counts[was] = counts.get(was, 0) - count
         counts[now] = counts.get(now, 0) + count
 
-    def total(self, project: int, what: str) -> None:
-        """One more of TOTALS has happened in the project."""
-        counts = self.projects.setdefault(project, {})
-        counts[what] = counts.get(what, 0) + 1
+    def total(self, project: int, failures: int = 0, losses: int = 0) -> None:
+        """So many more attempts have failed, and leases were lost, in the project."""
+        total = self.totals.setdefault(project, [0, 0])
+        total[:] = total[0] + failures, total[1] + losses
 
     def blame(self, cause: int, count: int = 1) -> None:
         """So many more tasks of a group have failed; below 0: are failed no more."""
@@ -131,6 +134,8 @@ class Counts:
             pause_failing(tx, [(*key, tally[5]) for key, tally in self.tallies.items() if tally[5]])
             closed = [(tally[1], worker) for (_, worker), tally in self.tallies.items() if tally[1]]
             tx.executemany(ADD_TO_WORKER, closed)
+        if self.totals:
+            tx.executemany(ADD_TO_TOTAL, [(project, *total) for project, total in self.totals.items()])
         if self.causes:
             tx.executemany(ADD_TO_CAUSE, [(count, cause) for cause, count in self.causes.items() if count])
             tx.executemany(DROP_CAUSE, [(cause,) for cause in self.causes])

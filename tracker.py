@@ -519,8 +519,8 @@ def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
         "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count + delayed_task_count,"
         " failed_task_count, closed_task_count,"
         " (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
-        " awaiting_verification_count, failed_attempt_count + lost_lease_count"
-        " FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
+        " awaiting_verification_count, ifnull((SELECT failed_attempt_count + lost_lease_count FROM failure_total"
+        " WHERE project = p.id), 0) FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
         (time_stamp, after, SNAPSHOT_PIECE),
     )
     return max((row["project"] for row in rows), default=None)
@@ -1985,7 +1985,7 @@ def fail_task(tx: Tx, task: Held, reason: str = "", for_good: bool = False) -> b
     record_end(tx, "failed", "id = :id", {"id": task.id})
     if not for_good:  # else the worker has found out what is wrong with the task, and is not at fault
         tx.counts.fail(task.project, task.assignee)
-    tx.counts.total(task.project, "failures")
+    tx.counts.total(task.project, failures=1)
     tx.counts.note(task.project, "failed")
     retries = task.retries + 1
     cause = failures.note(tx, task, reason, for_good or retries >= task.max_retries)
@@ -2107,7 +2107,7 @@ def expire_tasks(tx: Tx) -> bool:
 def lose_lease(tx: Tx, task: Assignment) -> None:
     """Counts a lease that a worker has lost: no failed attempt, but what kills its workers must not do so for ever."""
     tx.counts.fail(task.project, task.assignee)
-    tx.counts.total(task.project, "losses")
+    tx.counts.total(task.project, losses=1)
     lost, most = task.lost_leases + 1, task.max_lost_leases
     if 0 < (tx.settings.default_max_lost_leases if most is None else most) <= lost:
         cause = failures.note(tx, task, failures.LOST_LEASE)
@@ -2749,7 +2749,7 @@ def tells_of(reported: str | None, states: set[str]) -> bool:
 def end_attempt(tx: Tx, task: Held | Assignment, event: str, said: str, reason: str = "") -> None:
     """Counts a failed attempt. If it was the last one, the job ends, with the event, and its task goes."""
     retries = task.retries + 1
-    tx.counts.total(task.project, "failures")
+    tx.counts.total(task.project, failures=1)
     said += f": {reason.strip()[: failures.MOST_REASON]}" if reason.strip() else ""
     if retries < task.max_retries:
         cause = failures.note(tx, task, reason or said, for_good=False)
