@@ -53,6 +53,7 @@ import deletion
 import errors
 import failures
 import forms
+import heard
 import moving
 import openapi
 import packing
@@ -1559,7 +1560,29 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "run": readable_run(tx, caller, job),
         "steps": visible_steps(tx, caller, job["id"]),
         "job_links": links(tx, job=job),
+        "waits_for": job_waits_for(tx, job),
     }
+
+
+SEEN = """
+    SELECT COUNT(*) FROM (SELECT worker FROM tally WHERE project = ? LIMIT 1000) t JOIN worker w ON w.id = t.worker
+    WHERE w.last_seen > ?
+"""
+
+
+def job_waits_for(tx: Tx, job: sqlite3.Row) -> str:
+    """What a job waits for that could be done now; "" of another one.
+
+    Other systems' agents ask at doors of their own: they are known by what they have done here.
+    """
+    if job["state"] != "waiting" or job["delayed"] or job["task"] is None:
+        return ""
+    if tracker.find_project(tx, job["project"])["paused"]:
+        return "the end of the project's pause"
+    known = tx.limits.heard.takes(job["project"])
+    if not known and tx.one(SEEN, (job["project"], tx.time - tx.limits.heard.lately))[0]:
+        known = [""]
+    return heard.waits_for(known, "commands" if job["script"] is None else "scripts")
 
 
 def readable_run(tx: Tx, caller: Caller, job: sqlite3.Row) -> sqlite3.Row | None:

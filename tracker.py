@@ -19,10 +19,10 @@ turns (who goes first), browsers (what they may do), forms (that are sent once),
 workers that fail), limits, budgets and shares (how often, how much, and of what all share), database (the file) with
 guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does not grow for ever), counts
 (the live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events),
-logs (that workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the API's
-document), acts (what managers did), packing (gzip), schema.sql; on top of it, and imported when somebody needs them:
-pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line) with notify
-(what the service manager is told) and backup, deletion and moving (of a project).
+logs (that workers write), logfile, names (that people choose), waiting (workers that wait), heard (who asks), openapi
+(the API's document), acts (what managers did), packing (gzip), schema.sql; on top of it, and imported when somebody
+needs them: pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line)
+with notify (what the service manager is told) and backup, deletion and moving (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -4964,6 +4964,7 @@ def answer_with_tasks(
         worker = credentials.id if error.code != "unauthorized" else -1 - credentials.id
         yield hold_poll(call, worker, projects)
         raise
+    call.tracker.limits.heard.note(credentials.id, projects, query.takes)
     if not assigned.tasks:
         polls.in_vain(credentials.id, projects)
         return Reply(ok=False, message=NO_TASK, reason=assigned.reason)

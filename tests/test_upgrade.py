@@ -73,6 +73,8 @@ def furnished() -> tuple[bytes, Place]:
             )
             file.do(lambda tx: tx.execute(f"UPDATE failure SET attempt = 0, end_time = ({ENDED})") and None)
             file.do(lambda tx: tx.execute("UPDATE project SET failed_attempt_count = 0, lost_lease_count = 0") and None)
+            file.do(lambda tx: tx.execute("DELETE FROM act") and None)
+            file.do(lambda tx: tx.execute("DELETE FROM sqlite_sequence WHERE name = 'act'") and None)
             file.do(lambda tx: tx.execute("UPDATE snapshot SET failure_count = 0") and None)
             file.do(lambda tx: tx.execute("UPDATE tally SET failures_in_row = 0") and None)
             kept = (tracker.digest(SECRET.encode()),)
