@@ -53,6 +53,7 @@ import deletion
 import errors
 import failures
 import forms
+import notices
 import openapi
 import packing
 import pauses
@@ -853,7 +854,33 @@ class ProjectForm(shapes.ProjectBody):
 @of_project(EDIT | SECRET)
 def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     """The form of a project and its secrets, each for who has the role, and whether the manager may delete it."""
-    return {**chain_targets(tx, caller, project), "may_delete": deletion.may_delete(caller, project)}
+    return {
+        **chain_targets(tx, caller, project),
+        "may_delete": deletion.may_delete(caller, project),
+        "hook": notices.find_hook(tx, project["id"]),
+    }
+
+
+@tracker.needs(EDIT)
+def set_hook(tx: Tx, caller: Caller, project: sqlite3.Row, body: notices.HookBody) -> None:
+    """Sets where the project's notices go."""
+    notices.set_hook(tx, project["id"], body)
+
+
+@tracker.needs(EDIT)
+def hook_of(tx: Tx, caller: Caller, project: sqlite3.Row) -> tuple[int, str, sqlite3.Row]:
+    """The project, its name and its hook."""
+    hook = notices.find_hook(tx, project["id"])
+    if hook is None:
+        raise TrackerError("invalid", "Say first where notices go, and save that")
+    return project["id"], project["name"], hook
+
+
+async def test_hook(visit: Visit) -> Response:
+    """Sends a notice that says that it is a test, and says what came of it."""
+    project = visit.path_id("project")
+    await visit.tracker.notices.test(*await visit.look(hook_of, project))
+    return visit.see(NOTICES.format(project=project), "The test was taken.")
 
 
 @tracker.needs(LOGIN)
@@ -1738,6 +1765,7 @@ async def docs_page(visit: Visit) -> Response:
 # ── The table of pages ────────────────────────────────────────────────────────────────────────────────────────────────
 
 ONE_PROJECT = "/ui/projects/{project}"
+NOTICES = ONE_PROJECT + "/edit#notices"
 ONE_TEMPLATE = "/ui/templates/{template}"
 
 
@@ -1766,6 +1794,8 @@ PAGES = [
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
+    Action(ONE_PROJECT + "/notices", set_hook, notices.HookBody, to=NOTICES, says="Saved.", again=True),
+    Action(ONE_PROJECT + "/notices/test", test_hook, again=True),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
@@ -1916,6 +1946,7 @@ def jinja_environment() -> Environment:
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,
         level_names=LEVEL_NAMES,
+        notice_events=notices.EVENTS,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
         OTHER=failures.OTHER,

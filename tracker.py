@@ -20,9 +20,9 @@ in), turns (who goes first), browsers (what they may do), forms (that are sent o
 with guard (of it) and writer (the one that writes), clock, wal and space (that it does not grow for ever), counts (the
 live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events), logs
 (that workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the API's document),
-packing (gzip), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), metrics (for
-monitors), dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is told)
-and backup, deletion and moving (of a project).
+packing (gzip), notices with webhooks (who hears of it), schema.sql; on top of it, and imported when somebody needs
+them: pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line) with
+notify (what the service manager is told) and backup, deletion and moving (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -82,6 +82,7 @@ import failures
 import forms
 import listening
 import names
+import notices
 import openapi
 import pauses
 import shapes
@@ -1980,7 +1981,6 @@ def fail_task(tx: Tx, task: Held, reason: str = "") -> bool:
     record_end(tx, "failed", "id = :id", {"id": task.id})
     tx.counts.fail(task.project, task.assignee)
     tx.counts.total(task.project, "failures")
-    tx.counts.note(task.project, "failed")
     retries = task.retries + 1
     cause = failures.note(tx, task, reason, for_good=retries >= task.max_retries)
     if cause != failures.NOT_FOR_GOOD:
@@ -2092,7 +2092,6 @@ def expire_tasks(tx: Tx) -> bool:
         record_end(tx, "expired", overdue, values)
         tasks = find_assignments(tx, overdue, values, OF_PROJECT)
         for task in tasks:
-            tx.counts.note(task.project, "lost")
             lose_lease(tx, task) if task.job is None else expire_job(tx, task)
         if len(tasks) < STEP_TASKS or tx.time_is_up():
             return len(tasks) == STEP_TASKS
@@ -2715,13 +2714,11 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
     if body.result == FAIL and not forgiven:
         record_end(tx, "failed", "id = :id", {"id": task.id})
-        tx.counts.note(task.project, "failed")
         event, said = ("time_out", "stopped at its timeout") if report.killed else ("fail", "released as failed")
         end_attempt(tx, task, event, said, body.error)
         return True
     if tells_of(report.state, FAILURES):  # the work was done, so it is not repeated; but nothing follows from it
         record_end(tx, "failed", "id = :id", {"id": task.id})
-        tx.counts.note(task.project, "failed")
         delete_tasks(tx, "id = :id", {"id": task.id})
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
@@ -4099,6 +4096,8 @@ class Tracker:
             await discard(self.db, operation)
         for operation in await self.db.read(unfinished_operations):
             self.begin_operation(operation)
+        self.notices = notices.Notices(self.db)
+        self._repeat(notices.INTERVAL, self.notices.look)
         self._repeat(DISK_INTERVAL, self.look_at_disk)
         self._repeat(EXPIRY_INTERVAL, self.expire)
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
