@@ -168,7 +168,7 @@ def prepared(memory: Memory, one: meter.Meter) -> int:
     """A project of which everything is told, and which was looked at."""
     session = memory.do(tracker.register_manager, "admin", "unused")[1]
     body = tracker.shapes.ProjectBody(name="one")
-    project = memory.do(tracker.create_project, session, body)
+    project = memory.do(tracker.create_project, session, body)["id"]
     memory.do(notices.set_hook, project, notices.HookBody("http://example.org/", **EVERY))
     one.watch([project])
     assert events(memory, one) == []
