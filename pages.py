@@ -53,18 +53,20 @@ import deletion
 import errors
 import failures
 import forms
+import moving
 import notices
 import openapi
 import packing
 import pauses
 import shapes
 import tracker
+import workers
 from database import SCHEMA_VERSION
 from errors import TrackerError
 from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
 from server import decoded
 from shapes import INT64_MAX, Id, JobState
-from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
+from tracker import ADMIN, EDIT, LOGIN, MAINTENANCE, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
 # ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -237,6 +239,7 @@ def documentation(settings: tracker.Settings, base: str) -> dict[str, Any]:
 
 PAGE_ROWS = 50  # rows of a list on one page
 MOST_FIELDS = 5000  # of a form: a template may have 200 variables and 200 arguments
+FOLDED = 600  # characters of a log line from which most of it is folded away
 MOST_SHOWN = 10_000  # characters of a log line on a page, which asks for a hundred of them again and again
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -256,6 +259,7 @@ class Visit(Call):
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
     plain = False  # the page shows a secret
+    manager: Any = None  # who is logged in, once that was read
     begun: bytes | None = None  # the session that this very request has begun
 
     def session(self) -> bytes | None:
@@ -442,7 +446,7 @@ class Visit(Call):
 
     async def render(self, name: str, values: dict[str, Any]) -> Response:
         """A page. `values` holds what `framed` read, and what this page is about."""
-        message = self.message()
+        message, self.manager = self.message(), values["manager"]
         status = tracker.STATUS[self.error.code] if self.error else 200
         template = jinja_environment().get_template(name)
         page = await self.tracker.turns.join(template.generate(values, visit=self, message=message, fresh=self.fresh))
@@ -770,6 +774,11 @@ def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     )
 
 
+def count_requests(tx: Tx, project: int) -> int:
+    """How many workers wait for an answer to their request for access."""
+    return tx.one("SELECT COUNT(*) FROM worker_access WHERE project = ? AND request", (project,))[0]
+
+
 def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     """What every page of a project shows: the project, and what the caller may do there."""
     role = caller.role(project["id"])
@@ -777,6 +786,7 @@ def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any
         "project": project,
         "may": {name.lower(): bool(role & bit) for bit, name in tracker.ROLE_NAMES.items()},
         "project_links": links(tx, project=project) if role & READ else [],
+        "request_count": count_requests(tx, project["id"]) if role & MANAGE_ACCESS else 0,
     }
 
 
@@ -793,6 +803,11 @@ def of_project(role: int | str, of: tracker.Thing = tracker.PROJECT) -> Callable
         return read
 
     return declare
+
+
+def nothing_more(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """For a page that shows no more than what every page does."""
+    return {}
 
 
 def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
@@ -822,8 +837,28 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "day_leaders": leaders(tx, project["id"], LAST_DAY),
         "runtime": runtimes(tx, project["id"]),
         "causes": failures.causes(tx, project["id"]) if reads else [],
+        "join": joining(tx, caller, project),
         "operations": recent_operations(tx, project["id"]) if reads else [],
     }
+
+
+NEXT_JOB = """
+    SELECT script FROM job WHERE project = ? AND state = 'waiting' AND task IS NOT NULL AND NOT delayed
+    ORDER BY priority DESC, task LIMIT 1
+"""
+
+
+def joining(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any] | None:
+    """How to work for a project, while tasks wait: for guests, and for all while nobody has been assigned one."""
+    waiting = project["waiting_task_count"] + project["delayed_task_count"]
+    guest = caller.manager is None and project["public"]
+    if not waiting or project["archived"] or (not guest and tx.one(EVER_ASSIGNED, (project["id"],))):
+        return None
+    job = tx.one(NEXT_JOB, (project["id"],))
+    return {"guest": guest, "script": job is not None and job["script"] is not None}
+
+
+EVER_ASSIGNED = "SELECT 1 FROM tally WHERE project = ? LIMIT 1"
 
 
 def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] | None:
@@ -831,9 +866,9 @@ def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] 
     if not project:
         return None
     try:
-        return {"id": project, "name": tracker.get_project(tx, caller, project).name}
+        return {"id": project, "name": tracker.get_project(tx, caller, project).name, "seen": True}
     except TrackerError:
-        return {"id": project, "name": f"project {project}"}
+        return {"id": project, "name": f"project {project}", "seen": False}
 
 
 def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
@@ -889,6 +924,17 @@ def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
     return chain_targets(tx, caller, {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None})
 
 
+class RateForm(msgspec.Struct):
+    """How many tasks a second are assigned at most; 0: as many as are asked for."""
+
+    assign_rate: Annotated[float, Meta(ge=0)]
+
+
+def set_rate(tx: Tx, caller: Caller, project: int, body: RateForm) -> None:
+    """Sets how fast a project's tasks are assigned."""
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(assign_rate=body.assign_rate))
+
+
 def archive_project(tx: Tx, caller: Caller, project: int, body: shapes.ArchivedBody) -> None:
     """Archives a project, or takes it out of the archive: it then stays paused until somebody resumes it."""
     tracker.update_project(tx, caller, project, shapes.ProjectBody(archived=body.archived))
@@ -904,8 +950,29 @@ def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) ->
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
 
 
+def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
+    """What the page of a question shows (question.html), and where its answer leads: to `then`, or if it is no back."""
+    return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
+
+
+@tracker.needs(MAINTENANCE)
+def about_requeue(tx: Tx, caller: Caller, project: sqlite3.Row, then: str) -> dict[str, Any]:
+    """The question before all tasks are taken from their workers."""
+    count = project["assigned_task_count"]
+    says = (
+        "The workers that hold them lose what they have done so far: their releases change nothing any more."
+        " Leases of workers that are gone end by themselves."
+    )
+    return question(f"Requeue {tasks_in_words(count, 'assigned ')}?", says, "Requeue all", then)
+
+
+def tasks_in_words(count: int, kind: str = "") -> str:
+    """So many tasks: the one …, all 12 …"""
+    return f"the one {kind}task" if count == 1 else f"all {count:,} {kind}tasks"
+
+
 async def reset_project(visit: Visit) -> Response:
-    """POST …/reset/{kind}. A hard reset wants the project's name typed."""
+    """POST …/reset/{kind}. A question comes before tasks are taken from workers; a hard reset wants the name typed."""
     project, kind = visit.path_id("project"), visit.scope["path_params"]["kind"]
     if kind not in tracker.RESETS:
         raise TrackerError("not_found", f"There is no reset {kind!r}")
@@ -913,6 +980,9 @@ async def reset_project(visit: Visit) -> Response:
         row = await visit.look(tracker.get_project, project)
         if visit.field("confirm").strip() != row.name.strip():
             raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+    if kind == "reclaim_assigned" and visit.field("confirmed") != "yes":
+        values = await visit.read(about_requeue, project, visit.back(f"/ui/projects/{project}"))
+        return await visit.render(QUESTION, values)
     operation = await visit.write(tracker.begin_reset, project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
 
@@ -926,6 +996,16 @@ async def delete_project(visit: Visit) -> Response:
     done = visit.tracker.begin_operation(await visit.write(tracker.begin_deletion, project))
     finished, _ = await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
     return visit.see("/ui/", f"The project {row.name} is deleted." + " What was in it goes by and by." * (not finished))
+
+
+@tracker.needs(ADMIN)
+def about_promotion(tx: Tx, caller: Caller, manager: int) -> dict[str, Any]:
+    """The question before a manager becomes a tracker admin."""
+    row = tx.one("SELECT username FROM manager WHERE id = ?", (manager,))
+    if row is None:
+        raise TrackerError("not_found", f"No manager {manager}")
+    says = "A tracker admin has every role in every project, sees the hidden ones, and can block and delete accounts."
+    return question(f"Make {row['username']} a tracker admin?", says, "Promote", "/ui/admin")
 
 
 @tracker.needs(ADMIN)
@@ -1035,7 +1115,7 @@ async def act_on_list(visit: Visit) -> Response:
     """
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
     body = visit.form_as(tracker.TaskAction)
-    tasks = None if visit.field("which") == "all" else selected_tasks(visit)
+    tasks = None if visit.field("which") == "all" else selected(visit, "task", "task")
     if visit.field("confirmed") != "yes" and (tasks is None or body.action == "delete"):
         values = await visit.read(expected, project, wanted)
         await visit.look(tracker.check_action, project, body)  # what would be refused after the question is so now
@@ -1056,15 +1136,15 @@ def expected(tx: Tx, caller: Caller, project: sqlite3.Row, wanted: tracker.TaskF
     return {"cause": cause, "count": tracker.count_in_state(project, wanted.state) if wanted.cause is None else count}
 
 
-def selected_tasks(visit: Visit) -> list[int]:
-    """The tasks that are ticked in the list. Refuses none at all, and what is no number."""
+def selected(visit: Visit, field: str, what: str) -> list[int]:
+    """The numbers that are ticked in a list. Refuses none at all, and what is no number."""
     try:
-        tasks = [int(text) for text in visit.fields.get("task", ())]
+        numbers = [tracker.to_int64(int(text), field) for text in visit.fields.get(field, ())]
     except ValueError:
-        raise TrackerError("invalid", "must be whole numbers", "task") from None
-    if not tasks:
-        raise TrackerError("invalid", "select at least one task, or choose “all that match”", "task")
-    return tasks
+        raise TrackerError("invalid", "must be whole numbers", field) from None
+    if not numbers:
+        raise TrackerError("invalid", f"select at least one {what}, or choose “all that match”", field)
+    return numbers
 
 
 async def export_tasks(visit: Visit) -> Response:
@@ -1381,6 +1461,13 @@ def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, An
     }
 
 
+@tracker.needs(EDIT, tracker.TEMPLATE)
+def about_new_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
+    """The question before a template's new secret."""
+    says = "The present one opens nothing any more, wherever it is in use: in buttons, scripts and mails."
+    return question(f"A new secret for {template['name']}?", says, "New secret", f"/ui/templates/{template['id']}")
+
+
 @of_project(EDIT, tracker.TEMPLATE)
 def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
     """What goes with a template when it is deleted: the workflows of which it is a step."""
@@ -1491,7 +1578,6 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "env": pairs_in_lines(msgspec.json.decode(job["env"])) if edits else "",
         "result": in_many_lines(job["result"]),
         "output": in_many_lines(job["output"]),
-        "history": job_history(tx, job["id"]),
         "lines": lines,
         "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
         "newest": query.before > job["line_count"],
@@ -1529,16 +1615,6 @@ def last_lines(tx: Tx, job: sqlite3.Row, before: int) -> list[sqlite3.Row]:
         lines += piece
         after = piece[-1]["id"]
     return lines
-
-
-def job_history(tx: Tx, job: int) -> list[sqlite3.Row]:
-    """What the tracker itself noted of a job, the newest first."""
-    return tx.all(
-        "SELECT number AS id, time, level, message FROM job_line"
-        " INDEXED BY job_line_tracker"  # SQLite would rather read all of a long log by its key
-        " WHERE job = ? AND worker = 0 ORDER BY number DESC LIMIT ?",
-        (job, PAGE_ROWS),
-    )
 
 
 # ── Workers and access ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1607,17 +1683,13 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
         "SELECT a.*, w.alias, w.created, w.last_seen, w.paused, w.closed_task_count FROM worker_access a"
         " JOIN worker w ON w.id = a.worker WHERE a.project = :project AND"
     )
-    matches = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE '\\' OR a.worker = :number)"
     after = int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0
     values = {"project": project["id"], "after": after, "most": PAGE_ROWS, "number": query.text.strip()}
-    found = f"{of_workers} NOT a.request AND a.worker > :after AND {matches}"
+    found = f"{of_workers} NOT a.request AND a.worker > :after AND {ACCESS_MATCHES}"
     rows, more = list_page(tx, found, values, query, "worker")
-    asking = f"{of_workers} a.request AND {matches} ORDER BY w.closed_task_count = 0, a.worker"
+    asking = f"{of_workers} a.request AND {ACCESS_MATCHES} ORDER BY w.closed_task_count = 0, a.worker"
     return {
         "requests": tx.all(f"{asking} LIMIT :most", {**values, "text": like(query.text)}),
-        "request_count": tx.one("SELECT COUNT(*) FROM worker_access WHERE project = ? AND request", (project["id"],))[
-            0
-        ],
         "accesses": rows,
         "more": more,
         "roles": tx.all(
@@ -1626,6 +1698,41 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
             (project["id"],),
         ),
     }
+
+
+ACCESS_MATCHES = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE '\\' OR a.worker = :number)"
+
+
+class Answer(msgspec.Struct):
+    """What a manager answers requests for access: the selected, or all with `text` in the alias or the address."""
+
+    answer: Literal["accept", "reject"]
+    which: Literal["selected", "all"] = "selected"
+    text: Annotated[str, Meta(max_length=200)] = ""
+
+
+@tracker.needs(MANAGE_ACCESS, acts=True)
+def answer_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> int:
+    """Answers those of the requests that still wait. How many those were."""
+    change = "UPDATE worker_access SET request = 0" if body.answer == "accept" else "DELETE FROM worker_access"
+    which = "worker IN (SELECT value FROM json_each(:workers))"
+    if body.which == "all":
+        which = f"worker IN (SELECT a.worker FROM worker_access a JOIN worker w ON w.id = a.worker WHERE {MATCHING})"
+    values = {"project": project["id"], "workers": encode(workers).decode()}
+    values |= {"text": like(body.text), "number": body.text.strip()}
+    return tx.execute(f"{change} WHERE project = :project AND request AND {which}", values).rowcount
+
+
+MATCHING = f"a.project = :project AND a.request AND {ACCESS_MATCHES}"
+
+
+async def answer_on_list(visit: Visit) -> Response:
+    """POST …/access/answer: accepts or rejects the selected requests, or all that match what was searched for."""
+    project, body = visit.path_id("project"), visit.form_as(Answer)
+    workers = [] if body.which == "all" else selected(visit, "worker", "request")
+    count = await visit.write(answer_requests, project, body, workers)
+    said = f"{count:,} {'request is' if count == 1 else 'requests are'} {body.answer}ed."
+    return visit.see(visit.back(f"/ui/projects/{project}/access"), said)
 
 
 # ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1657,6 +1764,29 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     rows, more = tracker.search(tx, "log_entry", where, match, values, query.before, 100, now, True, columns)
     visible = f"SELECT id, name FROM project p WHERE {VISIBLE} ORDER BY name LIMIT 1000"
     return {"logs": rows, "more": more, "projects": tx.all(visible, caller.as_values), "filter": wanted}
+
+
+ALL_ACTS = "SELECT a.*, p.name AS project_name FROM act a LEFT JOIN project p ON p.id = a.project WHERE"
+
+
+def act_rows(tx: Tx, where: str, values: dict[str, Any], query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, and where the next one goes on."""
+    values |= {"before": query.before, "limit": PAGE_ROWS + 1}
+    rows = tx.all(f"{ALL_ACTS} {where} AND a.id < :before ORDER BY a.id DESC LIMIT :limit", values)
+    more = rows[PAGE_ROWS - 1]["id"] if len(rows) > PAGE_ROWS else None
+    return {"acts": [{**row, "details": msgspec.json.decode(row["details"])} for row in rows[:PAGE_ROWS]], "more": more}
+
+
+@of_project(READ)
+def project_acts(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did in a project."""
+    return act_rows(tx, "a.project = :project", {"project": project["id"]}, query)
+
+
+@tracker.needs(ADMIN)
+def all_acts(tx: Tx, caller: Caller, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, wherever that was."""
+    return {**act_rows(tx, "TRUE", {}, query), "project": None}
 
 
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
@@ -1707,7 +1837,7 @@ async def change_password_page(visit: Visit) -> Response:
     return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
 
 
-@tracker.needs(ADMIN)
+@tracker.needs(ADMIN, acts=True)
 def trust_clock(tx: Tx, caller: Caller) -> None:
     """The clock is right as it stands: retention and due times go by it again."""
     tx.clock.believe()
@@ -1772,6 +1902,8 @@ ONE_TEMPLATE = "/ui/templates/{template}"
 JOB_RETRIED = "This is the new job, with all that the other one was given."
 
 
+QUESTION = "question.html"
+
 # Each page, and after it the actions that stand under it.
 PAGES = [
     Page("/ui/", "overview.html", overview),
@@ -1783,13 +1915,17 @@ PAGES = [
         "/ui/projects/{result}",
         "The project is there. Workers may ask for access now.",
     ),
+    Page("/ui/projects/import", "project_import.html", tracker.needs(LOGIN)(nothing_more)),
+    Action("", moving.import_by_form, again=True),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
+    Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
     Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("/export", moving.export_by_form),
     Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
@@ -1797,6 +1933,8 @@ PAGES = [
     Action(ONE_PROJECT + "/notices", set_hook, notices.HookBody, to=NOTICES, says="Saved.", again=True),
     Action(ONE_PROJECT + "/notices/test", test_hook, again=True),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
+    Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
+    Page("/ui/acts", "acts.html", all_acts),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
@@ -1810,7 +1948,7 @@ PAGES = [
     Action("", create_template_by_form, shows=show_secret),
     Page(ONE_TEMPLATE, "template.html", template_page),
     Action("/run", run_template, Visit.texts, "/ui/jobs/{result}", "The job is made."),
-    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret),
+    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret, asks=(QUESTION, about_new_secret)),
     Action(
         "/delete",
         remove_template,
@@ -1828,12 +1966,14 @@ PAGES = [
     Page(ONE_PROJECT + "/access", "access.html", access_page),
     Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
     Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
-    Action("/reject_all", tracker.reject_requests, says="All requests are rejected."),
+    Action("/answer", answer_on_list),
     Action("/set", tracker.set_worker_access, says="The worker's access is set."),
     Action("/role", tracker.set_named_role, says="The manager's roles are set."),
     Page("/ui/workers", "workers.html", worker_list),
     Action("/pause", tracker.set_worker_paused, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
+    Action("/rename", workers.rename_worker, says="The worker has another name.", again=True),
+    Action("/delete", workers.delete_by_form, asks=("worker_delete.html", workers.delete_page)),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
     Page("/ui/login", "login.html"),
@@ -1845,7 +1985,12 @@ PAGES = [
     Action("/password", change_password_page, again=True),
     Action("/sessions", tracker.end_sessions, to="/ui/account", says="Ended: {result:,}.", again=False),
     Page("/ui/admin", administration),
-    Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+    Action(
+        "/promote/{manager}",
+        tracker.promote_manager,
+        says="The manager is a tracker admin now.",
+        asks=(QUESTION, about_promotion),
+    ),
     Action("/clock", trust_clock, to="/ui/admin", says="The clock is trusted now."),
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
@@ -1945,6 +2090,7 @@ def jinja_environment() -> Environment:
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,
+        FOLDED=FOLDED,
         level_names=LEVEL_NAMES,
         notice_events=notices.EVENTS,
         role_names=tracker.ROLE_NAMES,
@@ -1977,11 +2123,11 @@ UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def duration(seconds: float | None) -> str:
-    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s, 40 ms. A clock that was set back gives none."""
+    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s. A clock that was set back gives none."""
     if seconds is None or seconds < 0:
         return "–"
-    if 0 < seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
+    if 0 < seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 10:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     for (name, size), smaller in itertools.zip_longest(UNITS, UNITS[1:]):

@@ -17,12 +17,13 @@ Beside this module: errors (what is refused) and faults (what fails), meter (wha
 out), callers (who calls, and what they may), settings, server, listening, protocol and connections (how bytes come
 in), turns (who goes first), browsers (what they may do), forms (that are sent once), attempts (at passwords), pauses
 (of workers that fail), limits, budgets and shares (how often, how much, and of what all share), database (the file)
-with guard (of it) and writer (the one that writes), clock, wal and space (that it does not grow for ever), counts (the
-live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events), logs
-(that workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the API's document),
-packing (gzip), notices with webhooks (who hears of it), schema.sql; on top of it, and imported when somebody needs
-them: pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line) with
-notify (what the service manager is told) and backup, deletion and moving (of a project).
+with guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does not grow for ever),
+counts (the live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push
+events), logs (that workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the
+API's document), acts (what managers did), packing (gzip), notices with webhooks (who hears of it), schema.sql; on top
+of it, and imported when somebody needs them: pages (the manager UI), metrics (for monitors), dialects/ (other systems'
+APIs), commands (the command line) with notify (what the service manager is told) and backup, deletion and moving (of a
+project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -75,6 +76,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 
+import acts
 import browsers
 import budgets
 import errors
@@ -149,6 +151,8 @@ from logs import (
     LEVEL_NAMES,
     LEVELS,
     MOST_LOG_TEXT,
+    list_acts,
+    list_all_acts,
     list_logs,
     only_project,
     query_logs,
@@ -157,6 +161,7 @@ from logs import (
 from meter import counted
 from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
+from retention import PRUNE, prune, roll_tallies
 from server import (
     Incoming,
     Server,
@@ -397,7 +402,7 @@ def update_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> None:
     tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.worker.id))
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def set_worker_paused(tx: Tx, caller: Caller, body: shapes.PauseBody) -> None:
     """Pauses a worker (it is assigned nothing) or lets it go on."""
     get_worker(tx, caller, body.worker)
@@ -486,7 +491,7 @@ def list_projects(tx: Tx, caller: Caller, query: shapes.ProjectsQuery, *, after:
     return part_of(rows, functools.partial(project_shown, tx, caller), lambda row: row["name"])
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def create_project(
     tx: Tx, caller: Caller, body: shapes.ProjectBody
 ) -> Annotated[int, about("The new project's number.", 2)]:
@@ -501,7 +506,7 @@ def create_project(
     return project
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def trust_project(tx: Tx, caller: Caller, project: int) -> None:
     """Takes a project out of the budget that is shared by those of managers whom no tracker admin trusts."""
     tx.execute("UPDATE project SET trusted = 1, size = 0 WHERE id = ?", (find_project(tx, project)["id"],))
@@ -546,12 +551,12 @@ def forget_project(tx: Tx, project: int) -> bool:
     )
     if any(tx.execute(piece, values).rowcount >= PIECE_TASKS for piece in pieces):
         return False
-    for table, column in (("operation", "project"), ("tally", "project"), ("project", "id")):
+    for table, column in (("operation", "project"), ("tally", "project"), ("act", "project"), ("project", "id")):
         tx.execute(f"DELETE FROM {table} WHERE {column} = :project", values)
     return True
 
 
-@needs(EDIT)
+@needs(EDIT, acts=True)
 def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.ProjectBody) -> None:
     """Changes a project. Fields that are absent stay as they are. Takes effect with the very next assignment.
 
@@ -600,7 +605,7 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
     return fields
 
 
-@needs(MAINTENANCE)
+@needs(MAINTENANCE, acts=True)
 def resume_worker(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
     """Ends the pause of a worker that has failed one task after the other in the project."""
     if pauses.end_pause(tx, project["id"], worker):
@@ -665,7 +670,7 @@ def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
     return row
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def accept_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
     """Grants what the worker asked for."""
     if not find_access(tx, project["id"], worker)["request"]:
@@ -673,20 +678,20 @@ def accept_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) ->
     tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def reject_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
     """Rejects a request, or withdraws what was granted."""
     find_access(tx, project["id"], worker)
     tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def reject_requests(tx: Tx, caller: Caller, project: sqlite3.Row) -> Annotated[int, about("How many those were.", 60)]:
     """Rejects all requests that wait for an answer."""
     return tx.execute("DELETE FROM worker_access WHERE project = ? AND request", (project["id"],)).rowcount
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WorkerRolesBody) -> None:
     """Gives a worker exactly this access, asked for or not."""
     get_worker(tx, caller, body.worker)
@@ -727,7 +732,7 @@ def get_secret(
     return accessible(tx, caller, get_secret.need, project)["secret"]
 
 
-@needs(SECRET)
+@needs(SECRET, acts=True)
 def set_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.SecretBody) -> None:
     """Sets what workers need to run this project."""
     tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project["id"]))
@@ -741,7 +746,7 @@ def get_webhook_secret(
     return project["webhook_secret"]
 
 
-@needs(SECRET)
+@needs(SECRET, acts=True)
 def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WebhookSecretBody) -> None:
     """Sets the key with which the project's git host signs its push events."""
     tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project["id"]))
@@ -841,7 +846,7 @@ def count_password_attempt(tx: Tx, caller: Caller) -> str:
     return tx.one("SELECT password_hash FROM manager WHERE id = ?", (caller.manager.id,))["password_hash"]
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def store_password(tx: Tx, caller: Caller, new_hash: str) -> bytes:
     """The old password was right: stores the new one, ends all sessions of the manager, opens a new one.
 
@@ -865,13 +870,13 @@ def end_session(tx: Tx, session: bytes | None) -> None:
         tx.execute("DELETE FROM session WHERE id_hash = ?", (digest(session),))
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def promote_manager(tx: Tx, caller: Caller, manager: int) -> None:
     """Makes another manager a tracker admin."""
     set_admin(tx, caller, manager, True)
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def demote_manager(tx: Tx, caller: Caller, manager: int) -> None:
     """Makes another manager a tracker admin no longer."""
     set_admin(tx, caller, manager, False)
@@ -890,7 +895,7 @@ def check_other(tx: Tx, caller: Caller, manager: int, what: str) -> None:
         raise TrackerError("not_found", f"No manager {manager}")
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def block_manager(tx: Tx, caller: Caller, manager: int) -> None:
     """Ends all logins of another manager, and lets it log in no more. Its tokens open nothing meanwhile."""
     check_other(tx, caller, manager, "block")
@@ -898,14 +903,14 @@ def block_manager(tx: Tx, caller: Caller, manager: int) -> None:
     tx.execute("DELETE FROM session WHERE manager = ?", (manager,))
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def unblock_manager(tx: Tx, caller: Caller, manager: int) -> None:
     """Lets a blocked manager log in again."""
     check_other(tx, caller, manager, "unblock")
     tx.execute("UPDATE manager SET blocked = 0 WHERE id = ?", (manager,))
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def delete_manager(tx: Tx, caller: Caller, manager: int) -> list[int]:
     """Deletes the account of another manager, with its roles, logins and tokens. The operations that this begins.
 
@@ -927,7 +932,7 @@ def list_sessions(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     )
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def end_sessions(tx: Tx, caller: Caller, body: shapes.SessionsForm) -> int:
     """Ends the caller's login with this mark, or all but the one to keep. How many those were."""
     if not (body.mark or body.keep):
@@ -963,7 +968,7 @@ def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[
     return [shapes.ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
     """Gives a manager exactly these roles in the project; none is given or taken that the caller has not itself.
 
@@ -1767,7 +1772,7 @@ def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.Release
 
 
 def is_plainly_done(body: shapes.ReleaseBody) -> bool:
-    plain = body.result == OK and body.output is UNSET and not body.delay and not body.error
+    plain = body.result == OK and body.output is UNSET and not (body.delay or body.error or body.for_good)
     return plain and -(2**63) <= body.verification < 2**64
 
 
@@ -1814,7 +1819,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     if task.job is not None:
         return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:
-        return fail_task(tx, task, body.error)
+        return fail_task(tx, task, body.error, body.for_good)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
         return put_back(tx, task, delay=min(body.delay, tx.settings.max_skip_delay))
@@ -1856,8 +1861,9 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
 def read_release(body: shapes.ReleaseBody) -> tuple[int, Report]:
     if body.delay and body.result != SKIP:
         raise TrackerError("invalid", "only a task that is released as skipped has one", "delay")
-    if body.error and body.result != FAIL:
-        raise TrackerError("invalid", "only a task that is released as failed has one", "error")
+    for field in ("error", "for_good") if body.result != FAIL else ():
+        if getattr(body, field):
+            raise TrackerError("invalid", "only a task that is released as failed has one", field)
     return to_int64(body.verification, "verification"), NO_REPORT if body.output is UNSET else read_report(body.output)
 
 
@@ -1976,13 +1982,14 @@ def record_end(tx: Tx, outcome: str, which: str, values: dict[str, Any]) -> None
     )
 
 
-def fail_task(tx: Tx, task: Held, reason: str = "") -> bool:
-    """Counts a failed attempt; the last one that is allowed leaves the task FAILED."""
+def fail_task(tx: Tx, task: Held, reason: str = "", for_good: bool = False) -> bool:
+    """Counts a failed attempt; the last one that is allowed, or one for good, leaves the task FAILED."""
     record_end(tx, "failed", "id = :id", {"id": task.id})
-    tx.counts.fail(task.project, task.assignee)
+    if not for_good:  # else the worker has found out what is wrong with the task, and is not at fault
+        tx.counts.fail(task.project, task.assignee)
     tx.counts.total(task.project, "failures")
     retries = task.retries + 1
-    cause = failures.note(tx, task, reason, for_good=retries >= task.max_retries)
+    cause = failures.note(tx, task, reason, for_good or retries >= task.max_retries)
     if cause != failures.NOT_FOR_GOOD:
         take_away(tx, task, ", retries = ?, cause = ?, status = ?", retries, cause, FAILED)
         return True
@@ -2217,7 +2224,7 @@ def template_shown(tx: Tx, row: sqlite3.Row, whole: bool = True, secret: str | U
     return shaped(shapes.Template, row, **given)
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def create_template(tx: Tx, caller: Caller, body: shapes.TemplateBody) -> shapes.Template:
     """Makes a template, of a project in which the manager has EDIT.
 
@@ -2245,7 +2252,7 @@ def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> 
         raise TrackerError("conflict", f"it has {MOST_TEMPLATES:,} {table}s already", "project")
 
 
-@needs(EDIT, TEMPLATE)
+@needs(EDIT, TEMPLATE, acts=True)
 def update_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes.TemplateBody) -> None:
     """Changes a template. Fields that are absent stay as they are, and so do the jobs that it has made.
 
@@ -2324,7 +2331,7 @@ def store_script(tx: Tx, source: str, project: int | None = None) -> int:
     return tx.one("SELECT id FROM script WHERE digest = ?", (digest(data),))["id"]
 
 
-@needs(EDIT, TEMPLATE)
+@needs(EDIT, TEMPLATE, acts=True)
 def delete_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> None:
     """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay."""
     mark_template_deleted(tx, template)
@@ -2343,7 +2350,7 @@ def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.
     return [template_shown(tx, row, whole=False) for row in rows]
 
 
-@needs(EDIT, TEMPLATE)
+@needs(EDIT, TEMPLATE, acts=True)
 def rotate_template_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> NewSecret:
     """Gives a template a new secret; the old one opens nothing any more."""
     return rotate_secret(tx, "template", template["id"])
@@ -3092,7 +3099,7 @@ def workflow_shown(tx: Tx, row: sqlite3.Row, secret: str | UnsetType = UNSET) ->
     return shaped(shapes.Workflow, row, edges=[shaped(shapes.Edge, edge) for edge in edges], secret=secret)
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def create_workflow(tx: Tx, caller: Caller, body: shapes.WorkflowBody) -> shapes.Workflow:
     """Makes a workflow of templates. The manager has EDIT in its project, and in those of its templates.
 
@@ -3114,7 +3121,7 @@ def create_workflow(tx: Tx, caller: Caller, body: shapes.WorkflowBody) -> shapes
     return workflow_shown(tx, row, secret=secret)
 
 
-@needs(EDIT, WORKFLOW)
+@needs(EDIT, WORKFLOW, acts=True)
 def update_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.WorkflowBody) -> None:
     """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges."""
     if body.project not in (UNSET, workflow["project"]):
@@ -3156,7 +3163,7 @@ def set_edges(tx: Tx, workflow: int, edges: list[shapes.Edge]) -> None:
     )
 
 
-@needs(EDIT, WORKFLOW)
+@needs(EDIT, WORKFLOW, acts=True)
 def delete_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> None:
     """Deletes a workflow: nothing can trigger it any more. What it has begun goes on."""
     tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow["id"]))
@@ -3175,7 +3182,7 @@ def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.
     return [workflow_shown(tx, row) for row in rows]
 
 
-@needs(EDIT, WORKFLOW)
+@needs(EDIT, WORKFLOW, acts=True)
 def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> NewSecret:
     """Gives a workflow a new secret; the old one opens nothing any more."""
     return rotate_secret(tx, "workflow", workflow["id"])
@@ -3483,6 +3490,7 @@ def act_on_tasks(tx: Tx, caller: Caller, project: int, body: TaskAction, tasks: 
     if len(tasks) > MOST_SELECTED:
         raise TrackerError("invalid", f"at most {MOST_SELECTED} at once", "task")
     tasks = [to_int64(task, "task") for task in tasks]
+    acts.record(tx, caller.manager.id, body.action, project, tasks=len(tasks), priority=body.priority)
     return apply_action(tx, project, body.action, body.priority, tasks, tx.uptime)
 
 
@@ -3507,7 +3515,6 @@ def apply_action(
 
 
 RESETS = {"reset_failed": "retry", "reclaim_assigned": "requeue", "hard_reset": "hard_reset"}
-LINES_RETENTION = 86400  # seconds for which their operation is kept at least: its maker may come back the next day
 
 
 class Bulk(NamedTuple):
@@ -3646,7 +3653,7 @@ def accept_lines_submit(tx: Tx, credentials: Credentials, operation: int, report
     if isinstance(credentials, WorkerCredentials):
         charge_submit(tx, submitter(tx, credentials, project), count)
     else:
-        editor(tx, credentials, project)
+        acts.record(tx, editor(tx, credentials, project).id, "submit_lines", project, tasks=count)
     tx.execute(
         "UPDATE operation SET accepted = 1, expected = ?, report = ? WHERE id = ?",
         (count, encode(report).decode(), operation),
@@ -3675,6 +3682,8 @@ def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None
         budgets.check_room_in(tx, project, budgets.OPERATION_SIZE)
     else:
         budgets.make_room_for_operation(tx, project)
+    if manager and columns.get("accepted", 1) and kind != "delete_project":  # those are noted elsewhere
+        acts.record(tx, manager, kind, project, which=columns.get("wanted"))
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
     columns |= {"started": tx.time, "started_uptime": tx.uptime}
@@ -3955,82 +3964,6 @@ def get_assignees(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.A
     ):
         assignees.append(shapes.Assignee("unassigned", unassigned))
     return sorted(assignees, key=lambda one: -one.task_count)[:16]
-
-
-TALLY_HOURS = 24
-MOST_ASSIGNMENTS = 1_000_000  # ended ones that are kept: a worker that skips in a circle must not fill the disk
-
-
-def roll_tallies(tx: Tx, after: tuple[int, int], hour: int) -> tuple[int, int] | None:
-    """Moves what the next workers have closed since the last time into `hour`. The last tally looked at, or None."""
-    rows = tx.all(
-        "SELECT project, worker, closed_task_count - rolled_task_count FROM tally WHERE (project, worker) > (?, ?)"
-        " ORDER BY project, worker LIMIT ?",
-        (*after, PIECE_TASKS),
-    )
-    tx.executemany(
-        "INSERT INTO tally_hour VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET closed_task_count = closed_task_count + excluded.closed_task_count",
-        [(hour, *row) for row in rows if row[2]],
-    )
-    tx.executemany(
-        "UPDATE tally SET rolled_task_count = closed_task_count WHERE project = ? AND worker = ?",
-        [row[:2] for row in rows if row[2]],
-    )
-    return rows[-1][:2] if len(rows) == PIECE_TASKS else None
-
-
-PRUNE = {
-    "log_entry": """DELETE FROM log_entry WHERE received < :logs_before AND id IN
-        (SELECT id FROM log_entry ORDER BY id LIMIT :limit)""",
-    "snapshot": """DELETE FROM snapshot WHERE (project, time_stamp) IN
-        (SELECT s.project, s.time_stamp FROM project p CROSS JOIN snapshot s ON s.project = p.id
-         AND s.time_stamp < :snapshots_before LIMIT :limit)""",
-    "session": """DELETE FROM session WHERE id_hash IN
-        (SELECT id_hash FROM session WHERE expires <= :now LIMIT :limit)""",
-    "endless session": "UPDATE session SET expires = :last_end WHERE expires > :last_end",  # the clock was set back
-    "tally_hour": """DELETE FROM tally_hour WHERE (hour, project, worker) IN
-        (SELECT hour, project, worker FROM tally_hour WHERE hour < :first_hour OR hour > :last_hour LIMIT :limit)""",
-    "assignment": """DELETE FROM assignment WHERE id IN (SELECT id FROM assignment ORDER BY id LIMIT :limit)
-        AND (end_time < :history_before OR id <= (SELECT MAX(id) FROM assignment) - :most_assignments)""",
-    "template": """DELETE FROM template WHERE id IN (SELECT id FROM template t WHERE deleted IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM job WHERE template = t.id) LIMIT :limit)""",
-    "script": """DELETE FROM script WHERE id IN (SELECT id FROM script s
-        WHERE NOT EXISTS (SELECT 1 FROM template WHERE script = s.id)
-        AND NOT EXISTS (SELECT 1 FROM job WHERE script = s.id) LIMIT :limit)""",
-    "workflow_edge": """DELETE FROM workflow_edge WHERE (workflow, template, ending, target) IN
-        (SELECT workflow, template, ending, target FROM workflow w JOIN workflow_edge ON workflow = w.id
-         WHERE w.deleted IS NOT NULL AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
-    "workflow": """DELETE FROM workflow WHERE id IN (SELECT id FROM workflow w WHERE deleted IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM job WHERE workflow = w.id) LIMIT :limit)""",
-    "operation": """DELETE FROM operation WHERE id IN
-        (SELECT id FROM operation ORDER BY id LIMIT :limit)
-        AND finished < CASE kind WHEN 'submit_lines' THEN :lines_before ELSE :history_before END""",
-    "login_failure": """DELETE FROM login_failure WHERE source IN
-        (SELECT source FROM login_failure WHERE forget_uptime <= :uptime LIMIT :limit)""",
-}
-
-
-def prune(tx: Tx, table: str) -> bool:
-    """Deletes some rows of the table that are too old or no longer used. Whether there may be more."""
-    let_age(tx, table, limit=PIECE_TASKS)
-    deleted = tx.execute(
-        PRUNE[table],
-        {
-            "now": tx.before(0),
-            "uptime": tx.uptime,
-            "logs_before": tx.before(tx.settings.log_retention),
-            "snapshots_before": tx.before(0) - tx.settings.snapshot_history,
-            "history_before": tx.before(tx.settings.history_retention),
-            "lines_before": tx.before(max(tx.settings.history_retention, LINES_RETENTION)),
-            "most_assignments": MOST_ASSIGNMENTS,
-            "first_hour": tx.before(0) // 3600 - TALLY_HOURS,
-            "last_hour": tx.future / 3600,
-            "last_end": tx.trusted_time + tx.settings.session_lifetime,
-            "limit": PIECE_TASKS,
-        },
-    ).rowcount
-    return deleted >= PIECE_TASKS
 
 
 def forget_nobodies(tx: Tx, after: int, what: str) -> int | None:
@@ -5419,6 +5352,8 @@ API: list[Native] = [
     Native("POST", "/git/receivehook", git_receive),
     Native("POST", "/logs", list_logs, "logs", reads=True),
     Native("GET", "/logs", query_logs, "logs"),
+    Native("GET", "/project/acts/{project}", list_acts, "acts"),
+    Native("GET", "/acts", list_all_acts, "acts"),
     Native("POST", "/register", register),
     Native("POST", "/login", login),
     Native("GET POST", "/logout", logout),
@@ -5434,7 +5369,8 @@ API: list[Native] = [
 ]
 
 
-importlib.import_module("moving")  # the calls of the modules that rest on this one
+for _module in "moving", "workers":  # they have calls, and rest on this one
+    importlib.import_module(_module)
 
 
 def create_app(settings: Settings | None = None, clock: Clock | None = None) -> Starlette:

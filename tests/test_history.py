@@ -8,6 +8,7 @@ import pytest
 from place import Queue, StillClock
 
 import pages
+import retention
 import shapes
 import tracker
 from tracker import EDIT, FAIL, OK, READ, SKIP
@@ -260,7 +261,7 @@ def skip(queue: Queue, task: int, times: int = 1) -> None:
 def test_past_assignments_are_forgotten_after_the_retention_time(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(tracker, "PIECE_TASKS", piece)
+    monkeypatch.setattr(retention, "PIECE_ROWS", piece)
     task = queue.submit()
     skip(queue, task, 5)
     queue.clock.now = 600
@@ -276,8 +277,8 @@ def test_past_assignments_are_forgotten_after_the_retention_time(
 def test_a_worker_that_skips_in_a_circle_does_not_fill_the_disk(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(tracker, "PIECE_TASKS", piece)
-    monkeypatch.setattr(tracker, "MOST_ASSIGNMENTS", 4)
+    monkeypatch.setattr(retention, "PIECE_ROWS", piece)
+    monkeypatch.setattr(retention, "MOST_ASSIGNMENTS", 4)
     task = queue.submit()
     skip(queue, task, 10)
     prune(queue, "assignment")

@@ -30,6 +30,7 @@ from place import StillClock, call
 import failures
 import pages
 import pauses
+import retention
 import shapes
 import tracker
 from database import upgrade_schema
@@ -559,7 +560,7 @@ class LifeCycles(RuleBasedStateMachine):
     @rule(hours=st.sampled_from([0, 0, 1, 5, 25]), piece=st.sampled_from([1, 2, 100]))
     def pass_hours(self, hours: int, piece: int) -> None:
         """Hours end, and what has been closed in them is added up. What is more than a day old is forgotten."""
-        with mock.patch.object(tracker, "PIECE_TASKS", piece):
+        with mock.patch.object(retention, "PIECE_ROWS", piece):
             after = (0, 0)
             while after is not None:
                 after = self.write(tracker.roll_tallies, after, self.hour())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from place import Memory, Queue, StillClock, call, create_worker, new_task, running
 
 import pages
+import retention
 import shapes
 import tracker
 from pages import LAST_DAY
@@ -168,7 +169,7 @@ def test_tallies_are_rolled_in_pieces_that_leave_out_none(
     crowd = [queue.create_worker() for _ in range(4)]
     for worker, project in itertools.product(crowd, (queue.project, second)):
         queue.work(worker=worker, project=project)
-    monkeypatch.setattr(tracker, "PIECE_TASKS", piece)
+    monkeypatch.setattr(retention, "PIECE_ROWS", piece)
     roll(queue)
     assert queue.values("SELECT COUNT(*), SUM(closed_task_count) FROM tally_hour") == [(8, 8)]
     assert queue.values("SELECT DISTINCT rolled_task_count, last_day_task_count FROM tally WHERE worker > 1") == [
@@ -325,7 +326,7 @@ def test_a_sample_is_the_last_snapshot_of_each_step(times: set[int], start: int,
     for time in times:
         for project in (1, 2):
             memory.do(
-                lambda tx, *row: tx.execute("INSERT INTO snapshot VALUES (?, ?, 0, 0, ?, 0, 0)", row),
+                lambda tx, *row: tx.execute("INSERT INTO snapshot VALUES (?, ?, 0, 0, ?, 0, 0, 0)", row),
                 project,
                 time,
                 project,

@@ -29,7 +29,7 @@ class Machine(Client):
     def arguments(self, site, projects, *options):
         projects = [projects] if isinstance(projects, int) else projects
         server = site if isinstance(site, str) else site.url
-        return ["run", "--server", server, *(f"--project={project}" for project in projects), *options]
+        return ["run", "--server", server, *(f"--project={project}" for project in projects), "--no-wait", *options]
 
     def finish(self, site, projects, *options, status=0):
         """Runs until there is no task left; checks the exit status."""
@@ -188,6 +188,18 @@ def test_first_use_asks_for_access_and_says_who_grants_it(site, machine):
     assert [(one["assign"], one["submit"], one["request"]) for one in asked] == [(True, False, True)]
 
 
+def test_access_is_waited_for(site, machine):
+    project = site.admin.create_project()
+    submit(site, project, "a")
+    options = ("--server", site.url, "--project", project, "--until-empty", "--", "true")
+    with machine.start("run", *options) as process:
+        read_until(process.stderr, f"on the page {site.url}/ui/projects/{project}/access")
+        read_until(process.stderr, "Waiting for that.")
+        site.admin.post(f"/project/accept_request/{project}/{machine.stored_credentials()[site.url]['id']}")
+        assert process.wait(PATIENT) == 0
+    assert site.admin.counts(project) == {"closed": 1}
+
+
 def test_of_several_projects_access_is_asked_for_the_one_that_is_closed(site, machine):
     """Neither for the public one, nor for the one that was granted."""
     public, granted, closed = (site.admin.create_project(public=each) for each in (True, False, False))
@@ -299,6 +311,21 @@ def test_another_exit_status_fails_the_task_and_logs_what_it_said_last(site, mac
     assert result.stdout == "done 1, failed 1, skipped 0\n"
     assert site.admin.counts(project) == {"closed": 1, "failed": 1}
     assert error_lines(site) == ["exit status 3; it said last:\nno such page"]
+    assert site.read("SELECT reason FROM failure") == [("exit status 3: no such page",)]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 3", "exit status 3"),
+        ("printf 'first\\n\\nlast \\n\\n' >&2; exit 3", "exit status 3: last"),
+        ("kill -9 $$", "killed by SIGKILL"),
+    ],
+)
+def test_a_failed_task_says_why_in_one_line(site, machine, project, script, reason):
+    submit(site, project, "a")
+    machine.finish(site, project, *sh(script), status=1)
+    assert site.read("SELECT reason FROM failure") == [(reason,)]
 
 
 def test_a_plain_task_that_succeeds_logs_nothing(site, machine, project):
@@ -753,7 +780,7 @@ def test_plain_tasks_that_have_ended_are_released_together():
     for execution in runner.unsettled:
         execution.log.close()
     deliver(runner)
-    releases = [{"task_id": 1, "result": 0}, {"task_id": 2, "result": 1}]
+    releases = [{"task_id": 1, "result": 0}, {"task_id": 2, "result": 1, "error": "exit status 1"}]
     assert tracker.calls == [("/task/bulk_release", {"releases": releases})]
     assert runner.tally == worker.Tally(done=1, lost=1) and not runner.unsettled
 

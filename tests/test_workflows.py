@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from place import Jobs
 
+import retention
 import shapes
 import tracker
 from shapes import Edge, TriggerBody, WorkflowBody
@@ -509,4 +510,4 @@ def test_edges_of_deleted_workflows_go_in_pieces(queue: Jobs, build: int) -> Non
             more = queue.do(tracker.prune, table)
             changes.append(queue.connection.total_changes - before)
     assert queue.values("SELECT 1 FROM workflow UNION ALL SELECT 1 FROM workflow_edge") == []
-    assert max(changes) <= 3 * tracker.PIECE_TASKS
+    assert max(changes) <= 3 * retention.PIECE_ROWS
