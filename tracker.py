@@ -3999,6 +3999,7 @@ class Tracker:
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
         self.sent, self.shown = forms.Sent(), forms.Lately(60.0)
+        self.crowds = forms.Lately(10.0)  # pages of public projects for volunteers
         self.logins = Places(settings.max_logins)
         self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
