@@ -83,6 +83,7 @@ import failures
 import forms
 import listening
 import names
+import notices
 import openapi
 import pauses
 import shapes
@@ -1986,7 +1987,6 @@ def fail_task(tx: Tx, task: Held, reason: str = "", for_good: bool = False) -> b
     if not for_good:  # else the worker has found out what is wrong with the task, and is not at fault
         tx.counts.fail(task.project, task.assignee)
     tx.counts.total(task.project, "failures")
-    tx.counts.note(task.project, "failed")
     retries = task.retries + 1
     cause = failures.note(tx, task, reason, for_good or retries >= task.max_retries)
     if cause != failures.NOT_FOR_GOOD:
@@ -2098,7 +2098,6 @@ def expire_tasks(tx: Tx) -> bool:
         record_end(tx, "expired", overdue, values)
         tasks = find_assignments(tx, overdue, values, OF_PROJECT)
         for task in tasks:
-            tx.counts.note(task.project, "lost")
             lose_lease(tx, task) if task.job is None else expire_job(tx, task)
         if len(tasks) < STEP_TASKS or tx.time_is_up():
             return len(tasks) == STEP_TASKS
@@ -2721,13 +2720,11 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
     if body.result == FAIL and not forgiven:
         record_end(tx, "failed", "id = :id", {"id": task.id})
-        tx.counts.note(task.project, "failed")
         event, said = ("time_out", "stopped at its timeout") if report.killed else ("fail", "released as failed")
         end_attempt(tx, task, event, said, body.error)
         return True
     if tells_of(report.state, FAILURES):  # the work was done, so it is not repeated; but nothing follows from it
         record_end(tx, "failed", "id = :id", {"id": task.id})
-        tx.counts.note(task.project, "failed")
         delete_tasks(tx, "id = :id", {"id": task.id})
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
@@ -4001,6 +3998,7 @@ class Tracker:
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
         self.sent, self.shown = forms.Sent(), forms.Lately(60.0)
+        self.crowds = forms.Lately(10.0)  # pages of public projects for volunteers
         self.logins = Places(settings.max_logins)
         self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
@@ -4031,6 +4029,8 @@ class Tracker:
             await discard(self.db, operation)
         for operation in await self.db.read(unfinished_operations):
             self.begin_operation(operation)
+        self.notices = notices.Notices(self.db)
+        self._repeat(notices.INTERVAL, self.notices.look)
         self._repeat(DISK_INTERVAL, self.look_at_disk)
         self._repeat(EXPIRY_INTERVAL, self.expire)
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
