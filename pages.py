@@ -22,6 +22,7 @@ import inspect
 import io
 import itertools
 import math
+import operator
 import os
 import re
 import secrets
@@ -42,7 +43,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import UNSET, Meta, UnsetType
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 import browsers
@@ -52,10 +53,13 @@ import deletion
 import errors
 import failures
 import forms
+import moving
 import openapi
+import packing
 import pauses
 import shapes
 import tracker
+import workers
 from database import SCHEMA_VERSION
 from errors import TrackerError
 from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
@@ -144,6 +148,21 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
         "throughput": charts.time_chart(throughput, start, end, title="Throughput", per_second=True),
         "backlog": charts.time_chart(backlog, start, end, title="Backlog"),
     }
+
+
+YOUNG = 600  # seconds: the charts of a project that began so lately are fetched more often
+YOUNG_STEP = 10
+
+
+def charts_version(tx: Tx, project: int, span: str) -> str:
+    """Which state of the charts it is: a new one with each snapshot, and of a young project every few seconds."""
+    first, last = tx.one(
+        "SELECT (SELECT min(time_stamp) FROM snapshot WHERE project = ?1), max(time_stamp)"
+        " FROM snapshot WHERE project = ?1",
+        (project,),
+    )
+    young = first is None or tx.time - first < YOUNG
+    return f"{span}-{tx.time // YOUNG_STEP if young else last}"
 
 
 def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
@@ -238,6 +257,7 @@ class Visit(Call):
     is_page = True
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
+    plain = False  # the page shows a secret
     manager: Any = None  # who is logged in, once that was read
     begun: bytes | None = None  # the session that this very request has begun
 
@@ -272,8 +292,19 @@ class Visit(Call):
 
     @functools.cached_property
     def token(self) -> str:
-        """Proves that a form came from one of this session's pages, which may have one in each of their rows."""
-        return self.tracker.form_signer.get_signature(self.session() or b"").decode()
+        """Proves that a form came from one of this session's pages, which may have one in each of their rows.
+
+        It looks different in each page, and is in no refresh, which leaves the page's own as they are: see packing.py.
+        """
+        if self.header(b"x-live"):
+            return ""
+        proof = self.proof
+        mask = secrets.token_bytes(len(proof))
+        return base64.urlsafe_b64encode(mask + bytes(map(operator.xor, mask, proof))).decode()
+
+    @property
+    def proof(self) -> bytes:
+        return self.tracker.form_signer.get_signature(self.session() or b"")
 
     @functools.cached_property
     def nonce(self) -> str:
@@ -309,7 +340,21 @@ class Visit(Call):
 
     def is_ours(self) -> bool:
         """Whether the form came from a page of this session."""
-        return hmac.compare_digest(self.field("token").encode(), self.token.encode())
+        try:
+            given = base64.urlsafe_b64decode(self.field("token").encode())
+        except ValueError:
+            return False
+        half = len(given) // 2
+        return hmac.compare_digest(bytes(map(operator.xor, given[:half], given[half:])), self.proof)
+
+    def secret(self, value: Any) -> Any:
+        """A secret that the page shows: it is not packed then."""
+        self.plain = True
+        return value
+
+    def knows(self, part: str, version: str) -> bool:
+        """Whether a refresh comes from a page that has this version of one of its parts."""
+        return f"{part}={version}".encode() in (self.header(b"x-known") or b"").split(b",")
 
     def typed(self) -> dict[str, list[str]]:
         """What a form says that somebody typed or chose: nothing of ours, no password and no file."""
@@ -404,7 +449,14 @@ class Visit(Call):
         status = tracker.STATUS[self.error.code] if self.error else 200
         template = jinja_environment().get_template(name)
         page = await self.tracker.turns.join(template.generate(values, visit=self, message=message, fresh=self.fresh))
+        if self.header(b"x-live") and status == 200:
+            etag = packing.etag_of(page)
+            same = packing.unchanged(self.scope, etag)
+            response = Response(None, 304) if same else HTMLResponse(page)
+            response.headers["etag"], response.plain = etag, self.plain
+            return response
         response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
+        response.plain = self.plain or self.fresh is not None
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response
@@ -746,6 +798,11 @@ def of_project(role: int | str, of: tracker.Thing = tracker.PROJECT) -> Callable
     return declare
 
 
+def nothing_more(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """For a page that shows no more than what every page does."""
+    return {}
+
+
 def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
     """For a page that shows no more than what every page of a project does."""
     return {}
@@ -766,6 +823,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "chain": chain_target(tx, caller, project["chain"]) if tracker.sees_chain(tx, caller, project) else None,
         "ranges": RANGES,
         "charts_of": project_charts(tx, project, query.range),
+        "charts_version": charts_version(tx, project["id"], query.range),
         "holders": holders(tx, project["id"]),
         "paused_workers": pauses.paused_workers(tx, project["id"]) if project["paused_worker_count"] else [],
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
@@ -1624,6 +1682,29 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     return {"logs": rows, "more": more, "projects": tx.all(visible, caller.as_values), "filter": wanted}
 
 
+ALL_ACTS = "SELECT a.*, p.name AS project_name FROM act a LEFT JOIN project p ON p.id = a.project WHERE"
+
+
+def act_rows(tx: Tx, where: str, values: dict[str, Any], query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, and where the next one goes on."""
+    values |= {"before": query.before, "limit": PAGE_ROWS + 1}
+    rows = tx.all(f"{ALL_ACTS} {where} AND a.id < :before ORDER BY a.id DESC LIMIT :limit", values)
+    more = rows[PAGE_ROWS - 1]["id"] if len(rows) > PAGE_ROWS else None
+    return {"acts": [{**row, "details": msgspec.json.decode(row["details"])} for row in rows[:PAGE_ROWS]], "more": more}
+
+
+@of_project(READ)
+def project_acts(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did in a project."""
+    return act_rows(tx, "a.project = :project", {"project": project["id"]}, query)
+
+
+@tracker.needs(ADMIN)
+def all_acts(tx: Tx, caller: Caller, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, wherever that was."""
+    return {**act_rows(tx, "TRUE", {}, query), "project": None}
+
+
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1672,7 +1753,7 @@ async def change_password_page(visit: Visit) -> Response:
     return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
 
 
-@tracker.needs(ADMIN)
+@tracker.needs(ADMIN, acts=True)
 def trust_clock(tx: Tx, caller: Caller) -> None:
     """The clock is right as it stands: retention and due times go by it again."""
     tx.clock.believe()
@@ -1749,6 +1830,8 @@ PAGES = [
         "/ui/projects/{result}",
         "The project is there. Workers may ask for access now.",
     ),
+    Page("/ui/projects/import", "project_import.html", tracker.needs(LOGIN)(nothing_more)),
+    Action("", moving.import_by_form, again=True),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
     Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),
@@ -1757,11 +1840,14 @@ PAGES = [
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("/export", moving.export_by_form),
     Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
+    Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
+    Page("/ui/acts", "acts.html", all_acts),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
@@ -1799,6 +1885,8 @@ PAGES = [
     Page("/ui/workers", "workers.html", worker_list),
     Action("/pause", tracker.set_worker_paused, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
+    Action("/rename", workers.rename_worker, says="The worker has another name.", again=True),
+    Action("/delete", workers.delete_by_form, asks=("worker_delete.html", workers.delete_page)),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
     Page("/ui/login", "login.html"),
@@ -1830,6 +1918,27 @@ async def no_page(visit: Visit) -> Response:
 
 
 no_page.methods = ()
+
+
+def packed_file(response: FileResponse) -> Response:
+    """The same file, packed if it is a text."""
+    path, status = response.path, response.stat_result
+    if not packing.PACKED.match(response.headers["content-type"]) or status.st_size > MOST_PACKED:
+        return response
+    packed = Response(packed_content(str(path), status.st_mtime_ns))
+    for name in ("content-type", "etag", "last-modified"):
+        packed.headers[name] = response.headers[name]
+    packed.headers["content-encoding"] = "gzip"
+    packed.headers["vary"] = "Accept-Encoding"
+    return packed
+
+
+MOST_PACKED = 2**20  # bytes of a file that is held in memory
+
+
+@functools.lru_cache(maxsize=32)
+def packed_content(path: str, changed: int) -> bytes:
+    return packing.gzipped(Path(path).read_bytes())
 
 
 class Static(StaticFiles):
@@ -1865,7 +1974,10 @@ class Static(StaticFiles):
         return ()
 
     def file_response(self, *args: Any, **options: Any) -> Response:
-        response = super().file_response(*args, **options)
+        """The file, of which what is text is packed once, for those who ask."""
+        response, scope = super().file_response(*args, **options), args[2]
+        if isinstance(response, FileResponse) and packing.takes_gzip(packing.header(scope, b"accept-encoding")):
+            response = packed_file(response)
         response.headers["x-content-type-options"] = "nosniff"
         response.headers["cache-control"] = "public, max-age=3600"
         return response

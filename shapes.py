@@ -549,6 +549,11 @@ class ReleaseBody(Shape):
         "Of a failed task: why, in words. Its first 500 characters are kept while the task is, and shown to managers,"
         " for whom failed tasks are grouped by it. Refused with others, unless it is empty.",
     ] = ""
+    for_good: Annotated[
+        bool,
+        "Of a failed task: further attempts would be in vain, and the worker is not at fault. It is not retried, and"
+        " does not count among the failures in a row that pause a worker. Of a job's task it changes nothing.",
+    ] = False
     attempt: Annotated[
         Natural,
         "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."
@@ -870,6 +875,27 @@ class LogEntry(Shape):
     timestamp: Annotated[int, "The worker's time, in unix seconds.", 1559393394]
     data: Annotated[str, "JSON text with the scope and the worker.", '{"scope":"fetch","worker":"my laptop (1)"}']
     level: Annotated[int, "3 error, 4 warn, 5 info, 6 debug, 7 trace.", 5]
+
+
+class Act(Shape):
+    """What a manager did."""
+
+    id: Annotated[int, "Its number, for `before`.", 7]
+    time: Annotated[int, "When, in unix seconds.", 1559393394]
+    project: Annotated[int | None, "In which project; null for none, or one that is gone.", 1]
+    manager: Annotated[int, "The manager's number.", 1]
+    username: Annotated[str, "Its name then.", "alice"]
+    action: Annotated[str, "What it did, such as `update_project`, `set_role` or `hard_reset`.", "update_project"]
+    details: Annotated[
+        dict[str, Any], "With what. Of a secret, a script or another long text only that it was given.", {"priority": 5}
+    ]
+
+
+class ActsQuery(Shape):
+    """Which acts: at most `limit` of those before the one with this id."""
+
+    before: Annotated[Id, "Only acts older than the one with this `id`."] = INT64_MAX
+    limit: Annotated[Limit, "The most acts to answer with."] = 100
 
 
 class LogsQuery(Shape):

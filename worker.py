@@ -1259,7 +1259,19 @@ def release_body(assignment: Assignment, outcome: Outcome) -> dict[str, Any]:
         body["output"] = outcome.output
     if outcome.delay:
         body["delay"] = outcome.delay
+    if outcome.result == FAILED:
+        body["error"] = as_text(outcome.error or outcome.reason)[:LONGEST_ERROR]
+    if outcome.for_good:
+        body["for_good"] = True
     return body
+
+
+LONGEST_ERROR = 500  # characters of why a task failed: the tracker keeps no more
+
+
+def as_text(text: str) -> str:
+    """The text without what JSON, or the tracker, cannot take."""
+    return text.encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
 def are_done(client: Client, projects: Sequence[int]) -> bool:
@@ -1800,6 +1812,10 @@ class Tail:
         """What is kept; of a single line that does not fit, its end."""
         return "\n".join(self.lines)[-self.size :]
 
+    def last(self) -> str:
+        """The last line that is not blank, without the blanks around it."""
+        return next((line.strip() for line in reversed(self.lines) if line.strip()), "")
+
 
 class TaskLog:
     """The lines of a task that the tracker has not stored yet, numbered from 0 within the assignment.
@@ -1965,6 +1981,8 @@ class Outcome:
     unfit: bool = False  # this worker could not run any other task either
     is_held: bool = False  # skipped, and released later: at once, it would be the next one again
     delay: float = 0.0  # seconds for which nobody is assigned a skipped one
+    error: str = ""  # of a failed one: what the tracker is to group it by, if that is not the reason
+    for_good: bool = False  # failed, and not to be retried
 
 
 class Cause(enum.Enum):
@@ -2110,7 +2128,8 @@ class Execution(Work):
             return Outcome(DONE, reason, output, self.printed.verification())
         if code in (self.args.skip_status or ()):
             return Outcome(SKIPPED, reason, output, is_held=True)
-        return Outcome(FAILED, reason, output)
+        last = self.printed.stderr.last()
+        return Outcome(FAILED, reason, output, error=f"{reason}: {last}" if last else reason)
 
     def _output(self, code: int | None, seconds: float) -> dict[str, Any] | None:
         """The result of a job."""
@@ -3049,9 +3068,12 @@ class Task:
         json.dumps(output, allow_nan=False, ensure_ascii=False).encode()  # what is no JSON is found out here
         self._said = Outcome(DONE, "done", output)
 
-    def fail(self, reason: str) -> None:
-        """It failed, for this reason, which is logged: it is retried as often as its submitter allows."""
-        self._said = Outcome(FAILED, reason or "failed")
+    def fail(self, reason: str, for_good: bool = False) -> None:
+        """It failed, for this reason, which is logged: it is retried as often as its submitter allows.
+
+        for_good: it is not, as that would be in vain; and the worker is not at fault (many failures in a row pause it).
+        """
+        self._said = Outcome(FAILED, reason or "failed", for_good=for_good)
 
     def skip(self, delay: float = 1.0, reason: str = "skipped") -> None:
         """It goes back and counts as not tried; nobody is assigned it for so many seconds. 0: it is the next one."""

@@ -1447,7 +1447,7 @@ def needed_managers(tx: Tx) -> list[int]:
     return [row["manager"] for row in tx.all("SELECT DISTINCT manager FROM theeye_token WHERE revoked IS NULL")]
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def create_token(tx: Tx, caller: tracker.Caller, body: TokenForm) -> dict[str, Any]:
     """A new integration token. It is in the answer and nowhere else."""
     token = secrets.token_hex(32)
@@ -1458,7 +1458,7 @@ def create_token(tx: Tx, caller: tracker.Caller, body: TokenForm) -> dict[str, A
     return {"name": body.name, "token": token}
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def revoke_token(tx: Tx, caller: tracker.Caller, token: int) -> None:
     """Ends an integration token at once."""
     changed = "UPDATE theeye_token SET revoked = ? WHERE id = ? AND revoked IS NULL"
@@ -1484,7 +1484,7 @@ def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     }
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def create_agent(tx: Tx, caller: tracker.Caller, body: AgentForm) -> dict[str, Any]:
     """A new agent for the jobs of a project, and its worker. Its secret is in the answer and nowhere else."""
     project = tracker.find_project(tx, body.project)
@@ -1498,7 +1498,7 @@ def create_agent(tx: Tx, caller: tracker.Caller, body: AgentForm) -> dict[str, A
     return {"alias": body.alias, "token": token, "secret": secret, "project": project["name"]}
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def delete_agent(tx: Tx, caller: tracker.Caller, agent: int) -> None:
     """Deletes an agent: it is logged out, and its worker has no access any more."""
     row = tx.one("DELETE FROM theeye_agent WHERE id = ? RETURNING worker, project", (agent,))
@@ -1508,7 +1508,7 @@ def delete_agent(tx: Tx, caller: tracker.Caller, agent: int) -> None:
     tx.execute("DELETE FROM worker_access WHERE worker = ? AND project = ?", tuple(row))
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def delete_host(tx: Tx, caller: tracker.Caller, project: int) -> None:
     """Deletes the host of a project: the next that is heard of takes its place."""
     if not tx.execute("DELETE FROM theeye_host WHERE project = ?", (project,)).rowcount:

@@ -7,6 +7,12 @@ Serves the tree on loopback and records each request. Walks it independently (ht
 is installed), then crawls it with `crawl.py` twice, each time with a new tracker: undisturbed, and with one worker and
 the tracker killed by SIGKILL on the way. Prints the figures; ends with exit code 1 when a set differs or a page was
 fetched twice that no killed worker had in hand.
+
+    python examples/prove_crawl.py --hosts 20 --pages 500 --workers 8
+
+Serves that many hosts, numbers on loopback, of which one is dead, one slow and one bans its visitors for a while, and
+crawls them together. Ends with exit code 1 when a host gets two requests at once, or one before its pause is over, or
+any during its ban, when a page is not fetched once, or when the others wait for the slow one.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import collections
 import contextlib
 import functools
 import http.server
+import itertools
 import json
 import os
 import re
@@ -36,6 +43,7 @@ from urllib.parse import quote, unquote, urldefrag, urljoin
 
 HERE = Path(__file__).resolve().parent
 LINKS = {"a": "href", "area": "href", "frame": "src", "iframe": "src"}
+LEADING = {"next", "prev", "previous", "canonical", "alternate"}
 
 
 class RecordingHandler(http.server.SimpleHTTPRequestHandler):
@@ -115,6 +123,12 @@ class _LinkParser(HTMLParser):
         self.links = []
 
     def handle_starttag(self, tag, attributes):
+        named = dict(reversed(attributes))
+        leads = tag == "link" and not LEADING.isdisjoint((named.get("rel") or "").lower().split())
+        if leads and (named.get("type") or "text/html") in ("text/html", "application/xhtml+xml"):
+            self.links += filter(None, [named.get("href")])
+        elif tag == "meta" and (named.get("http-equiv") or "").lower() == "refresh":
+            self.links += re.findall(r"url *= *['\"]?([^'\"]+)", named.get("content") or "", re.IGNORECASE)
         self.links += [value for name, value in attributes if value and LINKS.get(tag) == name]
 
 
@@ -215,9 +229,9 @@ class CrawlProcess:
         site.go_on.set()
         return pid
 
-    def report(self) -> dict:
-        """Wait for the end."""
-        if self.process.wait() != 0:
+    def report(self, seconds: float = 24 * 3600) -> dict:
+        """Wait for the end, for so long."""
+        if self.process.wait(seconds) != 0:
             raise SystemExit(f"crawl.py ended with exit code {self.process.returncode}.")
         return json.loads(self.report_file.read_text())
 
@@ -279,15 +293,144 @@ def prove(directory: Path, workers: int, disturb: bool, expected: set[str]) -> b
     return equal and not unexplained
 
 
+class PoliteHandler(http.server.BaseHTTPRequestHandler):
+    """Answers with generated pages, and notes when each request came and was answered."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def __init__(self, host: Host, *args):
+        self.host = host
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        began = time.monotonic()
+        status, headers, body = self.host.answer(self.path, began)
+        self.host.visits.append((began, time.monotonic(), self.path, status))
+        self.send_response(status)
+        for name, value in {"Content-Type": "text/html", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_message) -> None:
+        pass
+
+
+class Host(http.server.ThreadingHTTPServer):
+    """One of several hosts, with pages of which each links to two more. kind: plain, slow, banning or dead."""
+
+    SLOWNESS, BAN, BANS_AFTER = 0.4, 5.0, 10  # seconds, seconds, requests
+
+    def __init__(self, number: int, pages: int, kind: str):
+        super().__init__((f"127.0.0.{number}", 0), functools.partial(PoliteHandler, self))
+        self.kind, self.pages = kind, pages
+        self.url = f"http://127.0.0.{number}:{self.server_port}/"
+        self.visits: list[tuple[float, float, str, int]] = []
+        self.banned_until = 0.0
+        if kind == "dead":
+            self.server_close()
+
+    def answer(self, path: str, now: float) -> tuple[int, dict, bytes]:
+        if path == "/robots.txt":
+            return 404, {}, b""
+        if self.kind == "slow":
+            time.sleep(self.SLOWNESS)
+        if self.kind == "banning" and len(self.visits) == self.BANS_AFTER:
+            self.banned_until = now + self.BAN
+        if now < self.banned_until:
+            return 429, {"Retry-After": f"{self.BAN:.0f}"}, b""
+        page = int(path[1:])
+        links = [target for target in (2 * page + 1, 2 * page + 2, 0) if target < self.pages]
+        return 200, {}, "".join(f"<a href={target}>{target}</a>" for target in links).encode()
+
+    def serve(self) -> None:
+        if self.kind != "dead":
+            threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        if self.kind != "dead":
+            self.shutdown()
+            self.server_close()
+
+    def handle_error(self, *_request) -> None:
+        """As a site's."""
+
+    def faults(self, pause: float) -> list[str]:
+        """What is wrong with the visits."""
+        found, visits = [], sorted(self.visits)
+        for (_, answered, path, _), (began, _, after, _) in itertools.pairwise(visits):
+            if began < answered + pause:
+                kind = "while another was answered" if began < answered else f"{began - answered:.3f} s after another"
+                found.append(f"{self.url}: {after} was asked for {kind}, {path}")
+        banned = sum(status == 429 for *_, status in visits)
+        if banned != (self.kind == "banning"):
+            found.append(f"{self.url}: {banned} requests were answered 429")
+        fetched = collections.Counter(path for *_, path, status in visits if status == 200)
+        expected = {f"/{page}" for page in range(self.pages)} if self.kind != "dead" else set()
+        if set(fetched) != expected:
+            found.append(f"{self.url}: {len(fetched)} pages of {len(expected)}")
+        if twice := [path for path, count in fetched.items() if count > 1]:
+            found.append(f"{self.url}: fetched more than once: {twice[:10]}")
+        return found
+
+
+def prove_hosts(hosts: int, pages: int, workers: int, rate: float, directory: Path, patience: float = 20) -> list[str]:
+    """What is wrong with a crawl of that many hosts. Its figures go to standard output."""
+    kinds = ["dead", "slow", "banning"] + ["plain"] * (hosts - 3)
+    sites = [Host(number, pages, kind) for number, kind in enumerate(kinds, 2)]
+    tracker = TrackerProcess(directory)
+    try:
+        for site in sites:
+            site.serve()
+        options = ["--workers", str(workers), "--rate", str(rate), "--host-patience", str(patience)]
+        seeds = directory / "seeds"
+        seeds.write_text("\n".join(f"{site.url}0" for site in sites))
+        crawl = CrawlProcess(f"--seeds={seeds}", tracker.url, directory, *options)
+        report = crawl.report()
+    finally:
+        tracker.stop()
+        for site in sites:
+            site.close()
+    faults = [fault for site in sites for fault in site.faults(1 / rate)]
+    slow = next(site for site in sites if site.kind == "slow")
+    ends = {site.url: max(answered for _, answered, *_ in site.visits) for site in sites if site.kind == "plain"}
+    left = sum(began > max(ends.values()) for began, *_ in slow.visits)
+    if left < pages / 10:
+        faults.append(f"the others have waited for the slow host, which had {left} pages left when they were done")
+    dead = [page for page in report["failed_pages"] if page["url"].startswith(sites[0].url)]
+    if len(dead) != 1 or report["failed"] != 1:
+        faults.append(f"{len(dead)} pages of the dead host have failed, and {report['failed']} of all")
+    begin = min(began for site in sites for began, *_ in site.visits)
+    print(f"{hosts} hosts of {pages} pages, {workers} workers, {1 / rate:g} s between two pages of a host:")
+    print(f"  {report['done']} pages in {report['seconds']} s; the plain hosts were done after")
+    print(
+        f"  {min(ends.values()) - begin:.1f} to {max(ends.values()) - begin:.1f} s, when the slow had {left} pages left"
+    )
+    for fault in faults[:20]:
+        print(f"  WRONG: {fault}")
+    return faults
+
+
 def print_row(name: str, *figures) -> None:
     print(f"{name:38}", *(f"{figure:>11}" for figure in figures), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("directory", type=Path, help="a tree of HTML files with an index.html")
+    parser.add_argument("directory", type=Path, nargs="?", help="a tree of HTML files with an index.html")
     parser.add_argument("--workers", type=int, default=4, help="of the crawler (default: %(default)s)")
+    parser.add_argument("--hosts", type=int, help="crawl so many hosts instead, 4 or more")
+    parser.add_argument("--pages", type=int, default=500, help="of each (default: %(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=20, help="pages per second of each, at most (default: %(default)s)"
+    )
     args = parser.parse_args()
+    if args.hosts:
+        with tempfile.TemporaryDirectory() as scratch:
+            sys.exit(1 if prove_hosts(args.hosts, args.pages, args.workers, args.rate, Path(scratch)) else 0)
+    if not args.directory:
+        parser.error("name a directory, or --hosts")
     walks = {}
     for name, visit in {"html.parser": walk, "wget": walk_with_wget}.items():
         if name != "wget" or shutil.which("wget"):

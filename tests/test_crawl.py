@@ -102,9 +102,9 @@ def server():
 # ── Running a crawl ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def start_crawl(site, server, directory, *options, password=True):
+def start_crawl(site, server, directory, *options, password=True, seeds=("site/index.html",)):
     """Start crawl.py on the site without a limit of its rate, and with short times."""
-    arguments = [f"{site.url}site/index.html", "--server", server, "--workers", "2"]
+    arguments = [*(f"{site.url}{seed}" for seed in seeds), "--server", server, "--workers", "2"]
     arguments += ["--rate", "0", "--scope", "prefix", "--timeout", "2", "--max-assign-time", "6", "--max-retries", "2"]
     arguments += ["--state", directory / "state", "--report", directory / "report.json"]
     arguments += ["--manager", "boss", "--register", *options]
@@ -115,9 +115,9 @@ def start_crawl(site, server, directory, *options, password=True):
     return nursery.start(Path(crawl.__file__), arguments, directory, environment, **pipes)
 
 
-def run_crawl(site, server, directory, *options, password=True):
+def run_crawl(site, server, directory, *options, password=True, **seeds):
     """Exit code, standard output and standard error of a whole run."""
-    process = start_crawl(site, server, directory, *options, password=password)
+    process = start_crawl(site, server, directory, *options, password=password, **seeds)
     output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
 

@@ -1,0 +1,555 @@
+"""The crawler of examples/ on several hosts: which pages are its own, whose turn it is, and what it waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_crawl import get_project, give, read_report, run_crawl, start_crawl, working
+from test_crawl_hostile import HostileSite, answer, page, serving
+
+import tracker
+import worker as library
+from examples import crawl, prove_crawl
+
+# ── Scope ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SEED = "https://www.example.co.uk/docs/a.html"
+PLACES = {  # a URL, and the kinds of scope around the seed that it belongs to
+    "https://www.example.co.uk/docs/b/c": {"prefix", "host", "domain"},
+    "https://www.example.co.uk/other": {"host", "domain"},
+    "https://www.example.co.uk/docsother": {"host", "domain"},
+    "http://www.example.co.uk/docs/a.html": {"domain"},
+    "https://www.example.co.uk:8443/docs/": {"domain"},
+    "https://static.example.co.uk/": {"domain"},
+    "https://example.co.uk/": {"domain"},
+    "https://other.co.uk/": set(),
+    "https://www.example.co.uk.evil.org/docs/": set(),
+    "https://notexample.co.uk/docs/": set(),
+}
+
+
+@pytest.mark.parametrize("kind", ["prefix", "host", "domain"])
+@pytest.mark.parametrize(("url", "kinds"), PLACES.items())
+def test_a_scope_is_a_directory_a_host_or_a_domain(kind: str, url: str, kinds: set[str]) -> None:
+    assert crawl.Scope.around(kind, [SEED]).covers(url) == (kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("host", "domain"),
+    [
+        ("a.b.example.co.uk", "example.co.uk"),
+        ("me.github.io", "me.github.io"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("[::1]", "[::1]"),
+        ("localhost", "localhost"),
+        ("co.uk", "co.uk"),
+        ("www.xn--bcher-kva.de", "xn--bcher-kva.de"),
+    ],
+)
+def test_a_domain_is_what_somebody_has_registered(host: str, domain: str) -> None:
+    assert crawl.domain_of(host) == domain
+
+
+def test_several_seeds_have_the_scope_of_all_of_them() -> None:
+    scope = crawl.Scope.around("prefix", ["http://a/x/y.html", "http://b/long/directory/"])
+    covered = ["http://a/x/", "http://a/x/z", "http://b/long/directory/1"]
+    assert all(map(scope.covers, covered))
+    assert not any(map(scope.covers, ["http://a/", "http://b/x/y", "http://b/long/"]))
+
+
+def test_http_and_https_are_one_site_if_that_is_said() -> None:
+    scope = crawl.Scope.around("host", ["https://h/"], one_site=True)
+    assert scope.covers("http://h/a") and scope.key("http://h/a") == scope.key("https://h/a")
+    assert not crawl.Scope.around("host", ["https://h/"]).covers("http://h/a")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "url", "does"),
+    [
+        ("http://h/a", "http://h/a", True),
+        ("http://h/a", "http://h/ab", False),
+        ("*/a", "http://h/a", True),
+        ("*/a/*", "http://h/a", False),
+        ("http://h/*.zip", "http://h/x/y.zip", True),
+        ("*print=1*", "http://h/x?print=1", True),
+        ("*a*a*", "http://h/a", False),
+        ("*ab*ba", "http://h/aba", False),
+        ("*", "", True),
+        ("[a]?", "http://h/a", False),
+    ],
+)
+def test_a_pattern_is_the_whole_url_and_a_star_is_anything(pattern: str, url: str, does: bool) -> None:
+    assert crawl.matches(pattern, url) == does
+
+
+LEFT_OUT = {  # what is told, a link and its depth
+    "not of --include": ("http://h/a.txt", 1),
+    "of --exclude": ("http://h/print/a.html", 1),
+    "deeper than --max-depth": ("http://h/a.html", 4),
+    "the same directory in itself": ("http://h/x/y/x/z/x/y/x/a.html", 1),
+    "out of scope": ("http://other/a.html", 0),
+}
+
+
+@pytest.mark.parametrize(("reason", "link"), LEFT_OUT.items())
+def test_a_link_is_left_out_for_a_reason(reason: str, link: tuple[str, int]) -> None:
+    patterns = {"include": ("*.html",), "exclude": ("*/print/*",), "max_depth": 3}
+    scope = crawl.Scope.around("host", ["http://h/"], **patterns)
+    assert scope.against(*link) == reason
+    assert scope.against("http://h/x/y/x/z/x/a.html", 3) == ""
+
+
+def test_what_somebody_has_named_need_be_of_no_pattern() -> None:
+    scope = crawl.Scope.around("host", ["http://h/"], include=("*.html",), exclude=("*",))
+    assert scope.against("http://h/start", 0) == ""
+
+
+def test_what_is_left_out_is_counted_and_shown_by_its_reason(tmp_path: Path) -> None:
+    html = "<a href=/print/1><a href=/print/2><a href=/x/x/x/x/><a href=http://other/><a href=/b>"
+    with serving({"/a": page(html)}) as site, working(site.url, tmp_path, patterns={"exclude": ("*/print/*",)}) as one:
+        give(one, f"{site.url}a")
+        (_, submitted), *_ = one.calls
+        assert [json.loads(task["recipe"])["url"] for task in submitted["requests"]] == [f"{site.url}b"]
+        expected = {"of --exclude": 2, "the same directory in itself": 1, "out of scope": 1}
+        assert crawl.count_left_out(one.crawl.records) == expected
+        assert crawl.left_out_examples(one.crawl.records)["of --exclude"] == f"{site.url}print/1"
+
+
+def test_a_page_that_a_new_pattern_leaves_out_is_not_asked_for_though_it_waits(tmp_path: Path) -> None:
+    with serving({"/a": page("")}) as site, working(site.url, tmp_path, patterns={"exclude": ("*/a",)}) as one:
+        recipe = json.dumps({"url": f"{site.url}a", "found_on": site.url, "depth": 1})
+        assert give(one, "", recipe=recipe)["result"] == library.DONE
+        assert site.asked == []
+        assert crawl.count_left_out(one.crawl.records) == {"of --exclude": 1}
+
+
+# ── Traps ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("http://h/a?sid=0123456789abcdef", "http://h/a"),
+        ("http://h/a?x=1&PHPSESSID=0123456789abcdef0123&y=2", "http://h/a?x=1&y=2"),
+        ("http://h/a;jsessionid=0123456789ABCDEF", "http://h/a"),
+        ("http://h/a;JSessionID=01/b", "http://h/a/b"),
+        ("http://h/a?ASPSESSIONIDQQ=ABCDEFGHIJKLMNOPQRST", "http://h/a"),
+        ("http://h/a?sid=12/34", "http://h/a?sid=12/34"),
+        ("http://h/a?sid=7", "http://h/a?sid=7"),
+        ("http://h/a?id=0123456789abcdef", "http://h/a?id=0123456789abcdef"),
+    ],
+)
+def test_the_name_of_a_session_makes_no_other_page(url: str, key: str) -> None:
+    assert crawl.Scope.around("host", ["http://h/"]).key(url) == key
+
+
+def test_pages_that_differ_in_the_query_or_a_date_are_asked_for_up_to_a_limit(tmp_path: Path) -> None:
+    paths = [f"/a?n={n}" for n in range(4)] + [f"/cal/{year}-05/1" for year in range(2020, 2024)] + ["/1", "/2", "/3"]
+    with serving({path: page("") for path in paths}) as site, working(site.url, tmp_path, max_variants=2) as one:
+        for path in paths:
+            assert give(one, f"{site.url}{path[1:]}")["result"] == library.DONE
+        assert site.asked == ["/a?n=0", "/a?n=1", "/cal/2020-05/1", "/cal/2021-05/1", "/1", "/2", "/3"]
+        assert crawl.count_left_out(one.crawl.records) == {"too many that differ in the query or a date": 4}
+
+
+class Endless(HostileSite):
+    """A calendar, directories in themselves, sessions and numbers, all without an end."""
+
+    def pieces(self, target: str) -> Any:
+        if target == "/robots.txt":
+            return answer(status=404)
+        number = len(self.asked)
+        calendar = f"/calendar/{2000 + number}-01/"
+        session = f"/shop?sid={number:032x}"
+        return page(f"<a href='{calendar}'><a href='more/'><a href='{session}'><a href='/count?{number}'>")
+
+
+def test_a_site_of_traps_is_crawled_to_an_end(tmp_path: Path) -> None:
+    site = Endless({})
+    with site, tracker.serving() as server:
+        threading.Thread(target=site.serve_forever, args=(0.02,), daemon=True).start()
+        code, output, errors = run_crawl(site, server, tmp_path, "--scope", "host", "--max-variants", "5")
+        site.shutdown()
+    assert code == 0, errors
+    assert sum(target.startswith("/shop") for target in site.asked) == 1
+    assert sum(target.startswith("/count") for target in site.asked) == 5
+    for reason in ("the same directory in itself", "too many that differ in the query or a date"):
+        assert f"links, {reason}, as http" in output
+
+
+# ── Limits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chain(length: int) -> dict[str, Any]:
+    """A site in which each page links to the next one."""
+    return {f"/site/{n}.html": page(f"<a href={n + 1}.html>") for n in range(length)} | {
+        "/site/index.html": page("<a href=0.html>")
+    }
+
+
+def test_a_crawl_ends_after_so_many_pages_and_a_larger_number_goes_on(tmp_path: Path) -> None:
+    with serving(chain(9)) as site, tracker.serving() as server:
+        code, output, errors = run_crawl(site, server, tmp_path, "--max-pages", "4")
+        assert code == 0, errors
+        assert "Ended by --max-pages" in output
+        assert len([target for target in site.asked if target != "/robots.txt"]) == 4
+        assert run_crawl(site, server, tmp_path, password=False)[0] == 0
+    assert sorted(set(site.asked)) == sorted({"/robots.txt", "/site/9.html", *chain(9)})
+
+
+def test_a_crawl_ends_after_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(crawl.time, "monotonic", lambda: clock[0])
+    with working("http://h/", tmp_path) as one:
+        supervisor = crawl.Supervisor(one.crawl, [library.Worker(1, "nobody", "secret")], {}, max_time=60)
+        limits = []
+        for clock[0] in (100, 159, 160):
+            limits.append(supervisor.limit())
+    assert limits == ["", "", "--max-time"]
+
+
+def test_pages_beyond_a_depth_are_left_out(tmp_path: Path) -> None:
+    with serving(chain(9)) as site, tracker.serving() as server:
+        code, _, errors = run_crawl(site, server, tmp_path, "--max-depth", "2")
+    assert code == 0, errors
+    assert site.asked[1:] == ["/site/index.html", "/site/0.html", "/site/1.html"]
+    assert read_report(tmp_path)["left_out"] == {"deeper than --max-depth": 1}
+
+
+# ── Sitemaps ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+XMLNS = (
+    'xmlns="http://www.sitemaps.org/schemas/sitemap/0.9" xmlns:image="http://www.google.com/schemas/sitemap-image/1.1"'
+)
+
+
+def sitemap(*urls: str, root: str = "urlset", each: str = "url") -> str:
+    entries = "".join(f"<{each}><loc>\n {url} </loc></{each}>" for url in urls)
+    return f'<?xml version="1.0" encoding="UTF-8"?><{root} {XMLNS}>{entries}</{root}>'
+
+
+SITEMAPS = {
+    "XML": (sitemap("http://h/a", "http://h/b&amp;c"), ["http://h/a", "http://h/b&c"]),
+    "without a namespace": ("<urlset><url><loc>http://h/a</loc></url></urlset>", ["http://h/a"]),
+    "of images": (
+        f"<urlset {XMLNS}><url><loc>http://h/a</loc><image:image><image:loc>http://h/i</image:loc></image:image></url>",
+        ["http://h/a"],
+    ),
+    "CDATA": ("<urlset><url><loc><![CDATA[http://h/a]]></loc></url></urlset>", ["http://h/a"]),
+    "cut off": (sitemap("http://h/a", "http://h/b")[:-15], ["http://h/a", "http://h/b"]),
+    "lines": ("http://h/a\r\n\nhttp://h/b\nmailto:x\n", ["http://h/a", "http://h/b"]),
+    "lines with a BOM": ("\ufeffhttp://h/a\n", ["http://h/a"]),
+    "twice the same": (sitemap("http://h/a", "HTTP://H/a"), ["http://h/a"]),
+    "nothing": ("", []),
+    "what is none": ("<html><a href=x>", []),
+    "an entity that grows": (
+        '<!DOCTYPE u [<!ENTITY a "xxxxxxxxxx">'
+        + "".join(f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9))
+        + "]><urlset><url><loc>http://h/&j;</loc></url><url><loc>http://h/b</loc></url></urlset>",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "urls"), SITEMAPS.values(), ids=SITEMAPS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_sitemap_is_read(text: str, urls: list[str] | None, packed: bool) -> None:
+    body = gzip.compress(text.encode()) if packed else text.encode()
+    pages, sitemaps = crawl.read_sitemap(body, "http://h/sitemap.xml")
+    assert sitemaps == []
+    assert sum(map(len, pages)) < 100 if urls is None else pages == urls
+
+
+def test_a_crawl_begins_at_a_sitemap_and_those_that_it_names(tmp_path: Path) -> None:
+    with serving({}) as site, tracker.serving() as server:
+        url = site.url
+        site.answers |= {
+            "/all.xml": answer(
+                sitemap(f"{url}1.xml.gz", f"{url}2.txt", "http://other/3.xml", root="sitemapindex", each="sitemap")
+            ),
+            "/1.xml.gz": answer(gzip.compress(sitemap(f"{url}a", f"{url}b", "http://other/c").encode())),
+            "/2.txt": answer(f"{url}b\n{url}c\n"),
+            **{f"/{name}": page("") for name in "abc"},
+        }
+        arguments = ["--sitemap", f"{url}all.xml", "--scope", "host"]
+        code, _, errors = run_crawl(site, server, tmp_path, *arguments, seeds=[])
+    assert code == 0, errors
+    assert sorted(site.asked) == sorted(["/robots.txt", "/all.xml", "/1.xml.gz", "/2.txt", "/a", "/b", "/c"])
+    assert read_report(tmp_path)["left_out"] == {"out of scope": 1}
+
+
+@pytest.mark.parametrize("option", [["--robots-sitemaps"], []])
+def test_the_sitemaps_that_robots_txt_names_are_crawled_if_that_is_wanted(option: list[str], tmp_path: Path) -> None:
+    with serving({"/site/index.html": page(""), "/site/a": page("")}) as site, tracker.serving() as server:
+        site.answers["/robots.txt"] = answer(f"Sitemap: {site.url}site/map.txt\n")
+        site.answers["/site/map.txt"] = answer(f"{site.url}site/a")
+        code, _, errors = run_crawl(site, server, tmp_path, *option)
+    assert code == 0, errors
+    assert ("/site/a" in site.asked) == bool(option)
+
+
+def test_a_sitemap_that_is_not_there_is_a_seed_that_is_broken(tmp_path: Path) -> None:
+    with serving({}) as site, tracker.serving() as server:
+        code, output, _ = run_crawl(site, server, tmp_path, "--sitemap", f"{site.url}no.xml", seeds=[])
+    assert code == 1 and "The seed is broken: 404" in output
+
+
+def test_seeds_come_from_a_file_as_well(tmp_path: Path) -> None:
+    with serving({f"/{name}": page("") for name in "abc"}) as site, tracker.serving() as server:
+        (tmp_path / "seeds").write_text(f"\ufeff# some\n{site.url}a\n\n  {site.url}b \n{site.url}a#x\n")
+        options = ["--seeds", tmp_path / "seeds", "--scope", "host"]
+        code, _, errors = run_crawl(site, server, tmp_path, *options, seeds=["c"])
+    assert code == 0, errors
+    assert sorted(site.asked) == ["/a", "/b", "/c", "/robots.txt"]
+
+
+# ── Hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_host_that_is_asked_is_asked_by_nobody_else(tmp_path: Path) -> None:
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as one, contextlib.closing(crawl.Hosts(tmp_path / "h")) as two:
+        assert one.take_turn("a") == 0
+        assert two.take_turn("a") > 0
+        assert two.take_turn("b") == 0
+        one.leave("a")
+        assert two.take_turn("a") == 0
+
+
+def test_turns_that_are_waited_for_are_a_pause_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crawl.time, "time", lambda: 1e9)
+    with contextlib.closing(crawl.Hosts(tmp_path / "h", rate=0.5)) as hosts:
+        hosts.take_turn("a")
+        hosts.leave("a")
+        assert [hosts.take_turn("a") for _ in range(4)] == [2, 4, 6, 8]
+
+
+def test_a_clock_that_is_set_back_does_not_let_a_host_rest_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(crawl.Hosts(tmp_path / "h")) as hosts:
+        monkeypatch.setattr(crawl.time, "time", lambda: 4e9)
+        hosts.refuse("a", 60, "busy")
+        monkeypatch.setattr(crawl.time, "time", lambda: 1e9)
+        assert hosts.take_turn("a") == pytest.approx(60)
+
+
+def test_the_pages_of_a_host_whose_turn_is_far_go_back_and_cost_no_attempt(tmp_path: Path) -> None:
+    with serving({"/a": page("")}) as site, working(site.url, tmp_path, rate=0.01) as one:
+        give(one, f"{site.url}a")
+        released = [give(one, f"{site.url}b") for _ in range(2)]
+    assert [one["result"] for one in released] == [library.SKIPPED] * 2
+    assert [round(one["delay"], -1) for one in released] == [100, 200]
+
+
+AWAY = {
+    "nobody listens": ("http://127.0.0.1:1/", "ConnectError"),
+    "no such name": ("http://nobody.invalid/", "ConnectError"),
+}
+
+
+@pytest.mark.parametrize(("url", "error"), AWAY.values(), ids=AWAY)
+def test_a_host_that_is_away_is_left_alone_and_its_pages_lose_no_attempt(
+    url: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(crawl, "say", said.append)
+    with working(url, tmp_path) as one:
+        assert [give(one, f"{url}{name}")["result"] for name in "ab"] == [library.SKIPPED] * 2
+        assert one.hosts.away(crawl.host_of(url)) > 0
+    assert len(said) == 1 and "is left alone until" in said[0] and error in said[0]
+
+
+def test_a_host_that_answers_no_page_in_time_is_away_after_some(tmp_path: Path) -> None:
+    with serving({f"/{n}": [1] for n in range(9)}) as site, working(site.url, tmp_path, timeout=0.1) as one:
+        results = []
+        for number in range(crawl.MOST_SILENT + 1):
+            results.append(give(one, f"{site.url}{number}")["result"])
+    assert results == [library.FAILED] * (crawl.MOST_SILENT - 1) + [library.SKIPPED] * 2
+
+
+def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:
+    with working("http://127.0.0.1:1/", tmp_path, host_patience=3600) as one:
+        give(one, "http://127.0.0.1:1/a")
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
+        assert give(one, "http://127.0.0.1:1/b")["result"] == library.FAILED
+        (record,) = crawl.read_records(one.crawl.records)
+    assert "has not answered for 360" in record["error"] and "ConnectError" in record["error"]
+
+
+def test_a_host_whose_robots_txt_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> None:
+    with working("http://127.0.0.1:1/", tmp_path, host_patience=3600) as one:
+        one.hosts.db.execute("DELETE FROM robots")
+        assert give(one, "http://127.0.0.1:1/a")["result"] == library.SKIPPED
+        one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601, rests_until = 0, next_turn = 0")
+        assert give(one, "http://127.0.0.1:1/a")["result"] == library.FAILED
+
+
+def test_a_host_that_answers_again_is_not_away_any_more(tmp_path: Path) -> None:
+    with serving({"/a": [answer(status=503), page("")]}) as site, working(site.url, tmp_path) as one:
+        give(one, f"{site.url}a")
+        assert one.hosts.away("127.0.0.1") > 0
+        one.hosts.db.execute("UPDATE host SET rests_until = 0")
+        give(one, f"{site.url}a")
+        assert one.hosts.away("127.0.0.1") == 0
+
+
+def test_a_robots_txt_may_be_elsewhere_and_one_that_is_nowhere_is_none() -> None:
+    moved = {f"/{n}": answer("", f"Location: /{n + 1}", status=301) for n in range(9)}
+    with serving(moved | {"/5": answer("User-agent: *\nDisallow: /x")}) as site:
+        site.answers["/robots.txt"] = answer("", "Location: 1", status=302)
+        assert "/x" in crawl.read_robots(site.url, "tests")
+        site.answers["/robots.txt"] = answer("", "Location: robots.txt", status=302)
+        assert crawl.read_robots(site.url, "tests") == ""
+
+
+def test_a_host_with_an_odd_name_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _host, *more, **how: look_up("127.0.0.1", *more, **how))
+    with serving({"/robots.txt": answer("", "Location: r", status=302), "/r": answer("Disallow: /x")}) as site:
+        url = crawl.normalise(site.url.replace("127.0.0.1", "\U0001f4a9.invalid"))
+        assert crawl.read_robots(url, "tests") == "Disallow: /x"
+    assert all(f"\nHost: {url.split('/')[2]}\r" in head for head in site.heads)
+
+
+def test_several_hosts_are_crawled_politely_by_several_workers_whatever_some_of_them_do(tmp_path: Path) -> None:
+    assert prove_crawl.prove_hosts(hosts=6, pages=20, workers=4, rate=20, directory=tmp_path, patience=5) == []
+
+
+# ── Who is asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("host", ["example.org", "10.0.0.1", "[2001:db8::1]", "localhost.example.org"])
+def test_the_real_web_is_not_crawled_without_a_contact(host: str, tmp_path: Path) -> None:
+    seed = SimpleNamespace(url=f"http://{host}/")
+    code, _, errors = run_crawl(seed, "http://127.0.0.1:1", tmp_path)
+    assert code == 2 and f"{host} is not this machine: say with --contact" in errors
+    code, _, errors = run_crawl(seed, "http://127.0.0.1:1", tmp_path, "--contact", "me@example.org")
+    assert code == 1 and "no answer from http://127.0.0.1:1" in errors
+
+
+def test_sites_are_told_whom_to_write_to(tmp_path: Path) -> None:
+    with serving({"/site/index.html": page("")}) as site, tracker.serving() as server:
+        assert run_crawl(site, server, tmp_path, "--contact", "me@example.org")[0] == 0
+    assert all("\nUser-Agent: tracker-crawl/1.0 (me@example.org)\r" in head for head in site.heads)
+
+
+def test_a_login_is_for_its_host_alone(tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login jo password secret\n")
+    with serving({"/site/index.html": page("")}) as site, tracker.serving() as server:
+        assert run_crawl(site, server, tmp_path, "--login", tmp_path / "netrc")[0] == 0
+        assert all("Authorization: Basic am86c2VjcmV0" in head for head in site.heads)
+        logins = crawl.Logins([("example.org", "jo", "secret")])
+        response = crawl.httpx.Client(auth=logins).get(site.url)
+    assert "Authorization" not in response.request.headers
+
+
+def test_cookies_come_from_a_file_and_those_that_the_site_sets_are_not_kept(tmp_path: Path) -> None:
+    lines = "# Netscape HTTP Cookie File\n127.0.0.1\tFALSE\t/\tFALSE\t0\tlogin\tsecret\n"
+    (tmp_path / "cookies").write_text(lines)
+    answers = {
+        "/site/index.html": page("<a href=b>", "Content-Type: text/html", "Set-Cookie: more=1"),
+        "/site/b": page(""),
+    }
+    with serving(answers) as site, tracker.serving() as server:
+        assert run_crawl(site, server, tmp_path, "--cookies", tmp_path / "cookies", "--workers", "1")[0] == 0
+    pages = [head for head in site.heads if "robots" not in head]
+    assert len(pages) == 2 and all("\nCookie: login=secret\r" in head for head in pages)
+
+
+# ── A month unattended ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_full_disk_is_waited_for_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, room = [], [0, 5, 4096]  # bytes that a write finds
+    monkeypatch.setattr(crawl, "say", said.append)
+    monkeypatch.setattr(crawl, "FULL_DISK_PAUSE", 0.01)
+    write = os.write
+
+    def write_some(file: int, data: bytes) -> int:
+        if not (bytes_left := room.pop(0)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[:bytes_left])
+
+    with serving({"/a": page("")}) as site, working(site.url, tmp_path) as one:
+        with monkeypatch.context() as full:
+            full.setattr(crawl.os, "write", write_some)
+            assert give(one, f"{site.url}a")["result"] == library.DONE
+        (record,) = crawl.read_records(one.crawl.records)
+    assert record["url"] == f"{site.url}a"
+    assert len(said) == 2 and all("The disk is full" in line for line in said)
+
+
+def test_a_full_disk_is_waited_for_by_what_is_known_of_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paused = []
+    with contextlib.closing(crawl.Hosts(tmp_path / "h", pause=paused.append)) as hosts:
+        (most,) = hosts.db.execute("PRAGMA page_count").fetchone()
+        hosts.db.execute(f"PRAGMA max_page_count = {most}")
+
+        def make_room(seconds: float) -> None:
+            paused.append(seconds)
+            hosts.db.execute("PRAGMA max_page_count = 1000")
+
+        hosts.pause = make_room
+        hosts.keep_robots("http://h/", "x" * 100_000)
+        assert hosts.robots("http://h/")[1] == "x" * 100_000
+    assert paused == [crawl.FULL_DISK_PAUSE]
+
+
+def test_a_file_of_hosts_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "hosts.db").write_text("no database, but long enough for one " * 100)
+    with pytest.raises(crawl.CrawlError, match=r"hosts\.db cannot be used"):
+        crawl.Hosts(tmp_path / "hosts.db")
+
+
+def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    with serving(chain(1000)) as site, tracker.serving() as server:
+        process = start_crawl(site, server, tmp_path, "--rate", "20")
+        prove_crawl.wait_until(lambda: len(site.asked) > 3, 60)
+        process.kill()
+        process.communicate(timeout=60)
+        held = lambda: get_project(server)["assigned_task_count"]  # noqa: E731
+        prove_crawl.wait_until(lambda: not held(), 30)
+        asked = len(site.asked)
+        time.sleep(1)
+        assert len(site.asked) <= asked + 1
+        code, _, errors = run_crawl(site, server, tmp_path, "--max-pages", "15", password=False)
+    assert code == 0, errors
+
+
+def test_sigterm_ends_a_crawl_as_ctrl_c_does(tmp_path: Path) -> None:
+    with serving(chain(1000)) as site, tracker.serving() as server:
+        process = start_crawl(site, server, tmp_path, "--rate", "20")
+        prove_crawl.wait_until(lambda: len(site.asked) > 3, 60)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Interrupted" in output, errors
+        assert get_project(server)["assigned_task_count"] == 0
+
+
+def test_a_tracker_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    with serving(chain(40)) as site:
+        process = prove_crawl.TrackerProcess(tmp_path)
+        try:
+            crawling = start_crawl(site, process.url, tmp_path, "--rate", "20")
+            prove_crawl.wait_until(lambda: len(site.asked) > 3, 60)
+            process.kill()
+            time.sleep(3)
+            process.start()
+            _, errors = crawling.communicate(timeout=120)
+        finally:
+            process.stop()
+    assert crawling.returncode == 0, errors
+    assert "The crawl goes on when the tracker is back" in errors
+    assert set(site.asked) == {"/robots.txt", "/site/40.html", *chain(40)}
