@@ -1025,7 +1025,7 @@ LISTED = (
 )
 
 FAILED = (
-    f"{failures.last('reason', 'end_time', 'worker', 'attempt')}, (SELECT w.alias FROM failure f"
+    f"cause, {failures.last('reason', 'end_time', 'worker', 'attempt')}, (SELECT w.alias FROM failure f"
     " JOIN worker w ON w.id = f.worker WHERE f.task = task.id) AS worker_alias"
 )
 
