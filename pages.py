@@ -77,16 +77,23 @@ RANGES = {"1h": 3600, "24h": 86400, "7d": 7 * 86400, "all": None}  # seconds
 
 
 def pace(tx: Tx, project: sqlite3.Row) -> dict[str, float | None]:
-    """Closed tasks per second over the last minutes, and the seconds until none is left at that rate; None: unknown."""
+    """Closed tasks per second over the last minutes, the seconds until none is left at that rate, and the share done.
+
+    None: unknown. The share is known when as many tasks as now were there minutes ago, or none is left.
+    """
     row = tx.one(
-        "SELECT time_stamp, closed_task_count FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ?"
+        "SELECT time_stamp, closed_task_count, closed_task_count + new_task_count + awaiting_verification_count"
+        " + failed_task_count AS total FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ?"
         " ORDER BY time_stamp LIMIT 1",
         (project["id"], tx.time - max(RATE_WINDOW, 2 * tx.settings.snapshot_interval), tx.time - 5),
     )
     rate = row and max(0, project["closed_task_count"] - row["closed_task_count"]) / (tx.time - row["time_stamp"])
     left = sum(project[name] for name in UNDONE)
     eta = 0 if left == 0 else left / rate if rate and not project["paused"] else None
-    return {"rate": rate, "eta": eta, "left": left}
+    total = left + project["closed_task_count"] + project["failed_task_count"]
+    known = total and (left == 0 or (row and row["total"] == total))
+    share = project["closed_task_count"] / total if known else None
+    return {"rate": rate, "eta": eta, "left": left, "total": total, "share": share}
 
 
 SAMPLED = """
@@ -120,12 +127,32 @@ def drawn_spark(counts: str, moments: range) -> Any:
     return charts.sparkline(rates, moments[0], moments[-1], label="Throughput of the last hour")
 
 
+def fitting_range(tx: Tx, project: sqlite3.Row) -> str:
+    """The time that a project's charts show unless another one is chosen: as long as it is old, but a day at most.
+
+    All of it, when nothing has been done for a day.
+    """
+    first, day_old = tx.one(
+        "SELECT (SELECT MIN(time_stamp) FROM snapshot WHERE project = ?1), (SELECT closed_task_count FROM snapshot"
+        " WHERE project = ?1 AND time_stamp <= ?2 ORDER BY time_stamp DESC LIMIT 1)",
+        (project["id"], tx.time - RANGES["24h"]),
+    )
+    if day_old is not None and day_old == project["closed_task_count"]:
+        return "all"
+    return "1h" if first is None or tx.time - first <= RANGES["1h"] else "24h"
+
+
+FIRST_SNAPSHOT = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp LIMIT 1"
+
+
 def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     """Throughput and backlog over a time of RANGES."""
-    end = tx.time
-    first = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project["id"],))[0]
+    end, began = tx.time, tx.one(FIRST_SNAPSHOT, (project["id"],))
+    first = began and began["time_stamp"]
     start = end - RANGES[span] if RANGES[span] else end if first is None else min(first, end)
     rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
+    if rows and start <= first < rows[0]["time_stamp"]:  # or else what was done in the first step would be lost
+        rows.insert(0, began)
     present = {  # what a snapshot would say now: a chart must not end a minute ago
         "time_stamp": end,
         "new_task_count": sum(project[name] for name in UNDONE) - project["awaiting_verification_count"],
@@ -137,6 +164,9 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
         charts.rates((row["time_stamp"], row[name]) for row in sampled)
         for name in ("closed_task_count", "failure_count")
     )
+    for rates in closed, failing:
+        if rates and first == sampled[0]["time_stamp"]:  # its first step is drawn from where it began
+            rates.insert(0, (first, rates[0][1]))
     rows.append(present)
     left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
     failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
@@ -811,19 +841,20 @@ def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
 class RangeQuery(msgspec.Struct):
     """Which time a chart shows."""
 
-    range: Literal["1h", "24h", "7d", "all"] = "24h"
+    range: Literal["1h", "24h", "7d", "all"] | None = None  # what fits
 
 
 @of_project(SEES)
 def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery) -> dict[str, Any]:
     """A project: its pace and charts, and who works for it; with READ also what went wrong, and what was done."""
-    reads = caller.role(project["id"]) & READ
+    reads, span = caller.role(project["id"]) & READ, query.range or fitting_range(tx, project)
     return {
         **pace(tx, project),
+        "span": span,
         "chain": chain_target(tx, caller, project["chain"]) if tracker.sees_chain(tx, caller, project) else None,
         "ranges": RANGES,
-        "charts_of": project_charts(tx, project, query.range),
-        "charts_version": charts_version(tx, project["id"], query.range),
+        "charts_of": project_charts(tx, project, span),
+        "charts_version": charts_version(tx, project["id"], span),
         "holders": holders(tx, project["id"]),
         "paused_workers": pauses.paused_workers(tx, project["id"]) if project["paused_worker_count"] else [],
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
@@ -2015,6 +2046,7 @@ def jinja_environment() -> Environment:
         moment=moment,
         ago=ago,
         duration=duration,
+        roughly=roughly,
         rate=lambda rate: "–" if rate is None else charts.rate_text(rate),
         bytes=bytes_in_words,
         has=lambda role, bit: bool(role & bit),
@@ -2047,6 +2079,19 @@ def duration(seconds: float | None) -> str:
             rest = int(seconds % size // smaller[1]) if smaller else 0
             return f"{int(seconds // size)} {name}" + (f" {rest} {smaller[0]}" if rest else "")
     return "0 s"
+
+
+def roughly(seconds: float | None) -> str:
+    """A time that is guessed, as a person would say it: about 8 h, about 25 min, under a minute."""
+    if seconds is None or seconds < 0:
+        return "–"
+    if seconds < 60:
+        return "under a minute"
+    for name, size, most in (("min", 60, 90), ("h", 3600, 36), ("days", 86400, 60), ("months", 2_629_746, 24)):
+        if seconds < size * most:
+            count = seconds / size
+            return f"about {max(1, 5 * round(count / 5) if count > 12.5 else round(count))} {name}"
+    return f"about {round(seconds / 31_556_952):,} years"
 
 
 def ago(time_stamp: float, now: float) -> str:
