@@ -1040,13 +1040,17 @@ def operation_page(tx: Tx, caller: Caller, operation: int) -> dict[str, Any]:
 
 
 class TaskQuery(tracker.TaskFilter):
-    """A list of tasks, from a place in it on."""
+    """A list of tasks, from a place in it on: of a state, or of all of them. `looked`: at how many on the way there."""
 
+    state: Literal["waiting", "assigned", "awaiting_verification", "failed", "delayed", "all"] = "waiting"
+    looked: Annotated[int, Meta(ge=0, le=INT64_MAX // 2)] = 0
     after: Annotated[str, Meta(max_length=50)] = ""
 
 
 def filter_of(query: TaskQuery) -> tracker.TaskFilter:
-    """The list that it is a place in."""
+    """The list that it is a place in. Refuses all states at once, which are to be looked at only."""
+    if query.state == "all":
+        raise TrackerError("invalid", "choose one state", "state")
     return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority, query.cause)
 
 
@@ -1063,12 +1067,73 @@ FAILED = (
 
 @of_project(READ)
 def task_list(tx: Tx, caller: Caller, project: sqlite3.Row, query: TaskQuery) -> dict[str, Any]:
-    """A page of a project's tasks in one state, those that match."""
-    wanted = filter_of(query)
-    columns = f"{LISTED}, {FAILED}" if wanted.state == "failed" else LISTED
-    rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, columns)
-    causes = failures.causes(tx, project["id"]) if wanted.state == "failed" else []
-    return {"tasks": rows, "more": more, "wanted": msgspec.to_builtins(wanted), "causes": causes}
+    """A page of a project's tasks in one state or in any, those that match; and that which the text is the name of."""
+    if query.state == "all":
+        wanted = {"state": "all", "text": query.text}
+        rows, more = find_in_all_states(tx, project["id"], query)
+    else:
+        columns = f"{LISTED}, {FAILED}" if query.state == "failed" else LISTED
+        rows, more = tracker.list_tasks(tx, caller, project, filter_of(query), query.after, PAGE_ROWS, columns)
+        wanted = msgspec.to_builtins(filter_of(query))
+    counts = {state: tracker.count_in_state(project, state) for state in tracker.TASK_STATES}
+    total = counts.get(query.state, sum(counts.values()))
+    return {
+        "tasks": rows,
+        "more": more,
+        "wanted": wanted,
+        "counts": counts,
+        "looked": min(query.looked + tx.looked, total),
+        "total": total,
+        "causes": failures.causes(tx, project["id"]) if query.state == "failed" else [],
+        "known": known_by(tx, project["id"], query.text) if query.text and not query.after else None,
+    }
+
+
+def find_in_all_states(tx: Tx, project: int, query: TaskQuery) -> tuple[list[sqlite3.Row], str]:
+    """A page of tasks with the text, state by state, and the place from which to go on."""
+    begun, _, place = query.after.partition("/")
+    states = list(tracker.TASK_STATES)
+    if query.after and begun not in states:
+        raise TrackerError("invalid", f"{query.after!r} is not a place in a list", "after")
+    found: list[sqlite3.Row] = []
+    for number, state in enumerate(states[states.index(begun) if begun else 0 :]):
+        if number and (len(found) >= PAGE_ROWS or tx.spent() > tracker.SEARCH_TIME):
+            return found, f"{state}/"
+        wanted, most = tracker.TaskFilter(state, query.text), PAGE_ROWS - len(found)
+        columns = f"{LISTED}, status, verifiers"
+        rows, place = tracker.find_tasks(tx, project, wanted, place, most, tracker.SEARCH_TIME, columns=columns)
+        found += rows
+        if place:
+            return found, f"{state}/{place}"
+    return found, ""
+
+
+def known_by(tx: Tx, project: int, text: str) -> dict[str, Any]:
+    """The tasks of a project whose id, hash or unique string the text is, in whatever state; without a scan.
+
+    `past`: the id of one that is not live any more and has left a history; `done`: one of this hash was closed.
+    """
+    number = text.strip().replace(",", "")
+    numbers = [int(number)] if re.fullmatch(r"-?[0-9]{1,20}", number, re.ASCII) else []
+    hashes = {tracker.hash_unique_string(one) for one in (text, text.strip())}
+    hashes |= {one - 2**64 if one > INT64_MAX else one for one in numbers if -(2**63) <= one < 2**64}
+    ids = [one for one in numbers if 0 < one <= INT64_MAX]
+    marks = ", ".join("?" * len(hashes))
+    tasks = {
+        row["id"]: row
+        for which, values in ((f"hash64 IN ({marks})", hashes), ("id = ?", ids))
+        if values
+        for row in tx.all(
+            f"SELECT {LISTED}, status, verifiers FROM task WHERE project = ? AND {which}", (project, *values)
+        )
+    }
+    past = "SELECT task FROM assignment WHERE task = ? AND project = ? LIMIT 1"
+    kept = f"SELECT 1 FROM kept_hash WHERE project = ? AND hash64 IN ({marks}) LIMIT 1"
+    return {
+        "tasks": list(tasks.values()),
+        "past": next((one for one in ids if one not in tasks and tx.one(past, (one, project))), None),
+        "done": tx.one(kept, (project, *hashes)) is not None,
+    }
 
 
 def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
@@ -1471,6 +1536,7 @@ class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
 
     state: JobState | None = None
     template: Id | None = None
+    text: Annotated[str, Meta(max_length=200)] = ""
     start: Annotated[str, Meta(max_length=40)] = ""
     end: Annotated[str, Meta(max_length=40)] = ""
     before: Id = INT64_MAX
@@ -1519,14 +1585,23 @@ def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
 def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
     """The jobs that match, of a project or of all that a caller may read."""
     start, end = typed_time(query.start, "from"), typed_time(query.end, "to", 59)
-    wanted = shapes.JobsQuery(project, query.template, query.state, start, end, query.before, PAGE_ROWS)
+    text = query.text.strip()
+    wanted = shapes.JobsQuery(project, query.template, query.state, start, end, query.before, PAGE_ROWS, text)
     rows, more = tracker.find_jobs(tx, caller, wanted, JOB_ROW)
     return {
         "jobs": rows,
         "more": more,
-        "wanted": {"template": query.template, "from": query.start, "to": query.end},
+        "wanted": {"template": query.template, "text": query.text, "from": query.start, "to": query.end},
+        "known": known_job(tx, caller, project, text),
         "states": get_args(JobState),
     }
+
+
+def known_job(tx: Tx, caller: Caller | None, project: int | None, text: str) -> sqlite3.Row | None:
+    """The job whose id the text is, of the project or of any that the caller may read."""
+    job = tracker.find_job(tx, text) if re.fullmatch("[0-9a-f]{24}", text) else None
+    seen = job and (job["project"] == project if caller is None else caller.role(job["project"]) & READ)
+    return job if seen else None
 
 
 class JobQuery(msgspec.Struct):

@@ -266,7 +266,7 @@ def search(
             return found, found[-1]["id"]
         if bound is None:
             return found, None
-        last, scan = bound["id"], 2 * scan
+        last, scan, tx.looked = bound["id"], 2 * scan, tx.looked + min(scan, SCAN)
         if tx.spent() > seconds:
             return found, last
 
@@ -3024,6 +3024,8 @@ def find_jobs(
         where.append("id > :first")
         match.append("created >= :start")
         values["first"] = max((row["id"] for row in tx.execute(earlier, values)), default=0)
+    if query.text:
+        match.append(contains("name || ' ' || token || ' ' || variables || ' ' || arguments"))
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
 
