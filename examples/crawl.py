@@ -97,16 +97,25 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 from urllib.parse import unquote
 
-import ada_url
-import httpx
-import publicsuffixlist
-import webencodings
-from lxml import etree
-from protego import Protego
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from warcio.statusandheaders import StatusAndHeaders
-from warcio.warcwriter import WARCWriter
+try:
+    import ada_url
+    import httpx
+    import publicsuffixlist
+    import webencodings
+    from lxml import etree
+    from protego import Protego
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    is_help = bool({"-h", "--help"} & set(sys.argv[1:]))
+    if is_help:
+        print(__doc__)
+    print(f"It needs {missing.name}: {sys.executable} -m pip install -e '.[examples]' in the clone", file=sys.stderr)
+    sys.exit(0 if is_help else 2)
 
 try:
     import fcntl
