@@ -1057,6 +1057,9 @@ def operation_page(tx: Tx, caller: Caller, operation: int) -> dict[str, Any]:
     return {
         **project_frame(tx, caller, tracker.find_project(tx, row["project"])),
         "operation": row,
+        "may_stop": row["finished"] is None
+        and row["kind"] in tracker.ACTIONS
+        and caller.role(row["project"]) & tracker.ACTION_NEEDS.get(row["kind"], tracker.MAINTAINS).role,
         "done": said_of(row["kind"], row["affected"], row["priority"]),
         "report": msgspec.json.decode(row["report"], type=shapes.LinesReport),
     }
@@ -2012,6 +2015,7 @@ PAGES = [
     Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
     Page("/ui/acts", "acts.html", all_acts),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
+    Action("/stop", tracker.stop_operation, says="Stopped. What was done stays.", again=False),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
     Page(ONE_PROJECT + "/export", export_tasks),

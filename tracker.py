@@ -3822,7 +3822,7 @@ def step_operation(tx: Tx, operation: int, last: int = INT64_MAX) -> int | None:
     Of a bulk submit none that follows the piece `last`.
     """
     row = dict(tx.one("SELECT * FROM operation WHERE id = ?", (operation,)))
-    while True:
+    while row["finished"] is None:
         affected, row["cursor"] = STEPS[row["kind"]](tx, row)
         row["affected"] += affected
         if row["cursor"] is None:
@@ -3830,6 +3830,16 @@ def step_operation(tx: Tx, operation: int, last: int = INT64_MAX) -> int | None:
         if row["cursor"] == last or tx.time_is_up():
             tx.execute("UPDATE operation SET affected = :affected, cursor = :cursor WHERE id = :id", row)
             return None
+    return row["affected"]  # it was stopped
+
+
+def stop_operation(tx: Tx, caller: Caller, operation: int) -> None:
+    """Ends an action on many tasks: what it has done stays. Anything else that is going on was promised as a whole."""
+    row = get_operation(tx, caller, operation)
+    check_access(tx, caller, find_project_row(tx, row["project"]), ACTION_NEEDS.get(row["kind"], MAINTAINS).role)
+    if row["kind"] not in ACTIONS or row["finished"] is not None:
+        raise TrackerError("conflict", "it has ended already, or cannot be stopped half-way", "operation")
+    finish_operation(tx, dict(row))
 
 
 def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
