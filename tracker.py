@@ -267,7 +267,7 @@ def search(
             return found, found[-1]["id"]
         if bound is None:
             return found, None
-        last, scan = bound["id"], 2 * scan
+        last, scan, tx.looked = bound["id"], 2 * scan, tx.looked + min(scan, SCAN)
         if tx.spent() > seconds:
             return found, last
 
@@ -3021,6 +3021,8 @@ def find_jobs(
         where.append("id > :first")
         match.append("created >= :start")
         values["first"] = max((row["id"] for row in tx.execute(earlier, values)), default=0)
+    if query.text:
+        match.append(contains("name || ' ' || token || ' ' || variables || ' ' || arguments"))
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
 
@@ -3817,7 +3819,7 @@ def step_operation(tx: Tx, operation: int, last: int = INT64_MAX) -> int | None:
     Of a bulk submit none that follows the piece `last`.
     """
     row = dict(tx.one("SELECT * FROM operation WHERE id = ?", (operation,)))
-    while True:
+    while row["finished"] is None:
         affected, row["cursor"] = STEPS[row["kind"]](tx, row)
         row["affected"] += affected
         if row["cursor"] is None:
@@ -3825,6 +3827,16 @@ def step_operation(tx: Tx, operation: int, last: int = INT64_MAX) -> int | None:
         if row["cursor"] == last or tx.time_is_up():
             tx.execute("UPDATE operation SET affected = :affected, cursor = :cursor WHERE id = :id", row)
             return None
+    return row["affected"]  # it was stopped
+
+
+def stop_operation(tx: Tx, caller: Caller, operation: int) -> None:
+    """Ends an action on many tasks: what it has done stays. Anything else that is going on was promised as a whole."""
+    row = get_operation(tx, caller, operation)
+    check_access(tx, caller, find_project_row(tx, row["project"]), ACTION_NEEDS.get(row["kind"], MAINTAINS).role)
+    if row["kind"] not in ACTIONS or row["finished"] is not None:
+        raise TrackerError("conflict", "it has ended already, or cannot be stopped half-way", "operation")
+    finish_operation(tx, dict(row))
 
 
 def finish_operation(tx: Tx, row: dict[str, Any]) -> int:

@@ -564,6 +564,23 @@ def test_tasks_are_searched_and_the_search_survives_an_action(week: Week) -> Non
     expect(page.get_by_label("Text in the recipe")).to_have_value("")
 
 
+def test_a_search_goes_on_by_itself_until_a_page_is_full_or_all_are_looked_at(
+    week: Week, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    tab = week.tab()
+    page = tab.open(week.project("parliaments", "/tasks?text=viaduct%2F1"))
+    expect(page.locator("#search-on")).to_have_count(0)
+    count = page.locator("#tasks tbody tr").count()
+    monkeypatch.undo()
+    tab.open(week.project("parliaments", "/tasks?text=viaduct%2F1"))
+    expect(page.locator("#tasks tbody tr")).to_have_count(count)
+    assert 2 < count < 50
+    monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    tab.open(week.project("parliaments", "/tasks?state=all&text=nothing+like+this"))
+    expect(page.get_by_text("No task like this")).to_be_visible()
+
+
 def test_a_long_list_is_paged(week: Week) -> None:
     tab = week.tab()
     page = tab.open(week.project("parliaments", "/tasks"))
