@@ -5382,6 +5382,7 @@ API: list[Native] = [
 ]
 
 
+sys.modules.setdefault("tracker", sys.modules[__name__])  # the one copy, also when it is run as a program
 for _module in "moving", "workers":  # they have calls, and rest on this one
     importlib.import_module(_module)
 
@@ -5727,5 +5728,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.modules["tracker"] = sys.modules["__main__"]  # the one copy of this module, which pages and dialects import too
     sys.exit(main())

@@ -64,6 +64,8 @@ def furnished() -> tuple[bytes, Place]:
             client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
             file.do(lambda tx: tx.insert("testflinger_client", client) and None)
             file.do(lambda tx: tx.execute("UPDATE session SET created = 0") and None)
+            file.do(lambda tx: tx.execute("DELETE FROM act") and None)
+            file.do(lambda tx: tx.execute("DELETE FROM sqlite_sequence WHERE name = 'act'") and None)
             file.do(lambda tx: tx.execute("UPDATE worker_access SET requested = 0") and None)
             file.do(lambda tx: tx.execute("UPDATE task SET attempt = 0, cause = iif(status = 2, cause, 0)") and None)
             file.do(
