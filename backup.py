@@ -24,6 +24,7 @@ from typing import Any
 import filelock
 import msgspec
 
+from clock import Clock
 from database import APPLICATION_ID, SCHEMA_VERSION, connect, reason
 from errors import TrackerError
 from guard import Guard
@@ -110,7 +111,7 @@ def back_up(settings: Settings, target: Path, version: str, say: Say, keep: int 
     if not target.parent.is_dir() or target.is_dir():
         raise refusal(target, "it names a file, in a folder that is there")
     with refusals(target), alone(target):
-        made = time.time()
+        made = Clock().time()
         final = stamped(target, made) if keep else target
         check_target(target, source)
         part = part_of(target)  # one name for all of a series: the next one clears it away

@@ -352,6 +352,7 @@ FULLNESS = (  # the settings, what counts them, in which unit they are
     ("max_logs", "logs", MIB),
     ("max_stranger_logs", "stranger_logs", MIB),
     ("max_reasons", "reasons", MIB),
+    ("max_acts", "acts", MIB),
     ("max_untrusted_projects", "projects", MIB),
     ("max_workers", "workers", 1),
     ("max_managers", "managers", 1),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+import inspect
 import sqlite3
 import types
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from acts import note
 from errors import TrackerError, shaped
 from shapes import Manager
 from writer import Tx
@@ -186,6 +188,7 @@ class Need(NamedTuple):
     of: Thing | None
     worker: str = ""
     says: str = ""  # who may make the call, where that is not all
+    acts: bool = False  # whether it is kept that a manager has done it
 
     @property
     def name(self) -> str:
@@ -194,25 +197,37 @@ class Need(NamedTuple):
 
 
 def needs(
-    role: int | str, of: Thing | None = None, worker: str = "", by_itself: bool = False, says: str = ""
+    role: int | str,
+    of: Thing | None = None,
+    worker: str = "",
+    by_itself: bool = False,
+    says: str = "",
+    acts: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Declares what a function needs, and hands it what it is about: `(tx, caller, row, …)` for a call with an id.
 
     Refused in this order: 401, 404 (what is not there, or is of a hidden project), 403. A row that was found already is
     not looked up again. A function that finds out `by_itself` what it is about gets nothing. The documentation of the
-    API says what is declared here.
+    API says what is declared here. What changes something on behalf of a manager is an act (acts.py), which is kept.
     """
     if role == ADMIN and of:
         raise TypeError("an admin may have any: what it is about is not looked at, and nobody would check the admin")
-    need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker, says)
+    need = Need(role, of or (PROJECT if role == SEES or isinstance(role, int) else None), worker, says, acts)
 
     def declare(function: Callable) -> Callable:
+        names = list(inspect.signature(function).parameters)[3 if need.of else 2 :]
+
         @functools.wraps(function)
         def checked(tx: Tx, caller: Caller, *args: Any, **place: Any) -> Any:
             if need.of is None:
                 check_kind(caller, need.role)
-                return function(tx, caller, *args, **place)
-            return function(tx, caller, accessible(tx, caller, need, args[0]), *args[1:], **place)
+                made = function(tx, caller, *args, **place)
+            else:
+                found, *args = accessible(tx, caller, need, args[0]), *args[1:]
+                made = function(tx, caller, found, *args, **place)
+            if acts and caller.manager:
+                note(tx, caller.manager.id, function.__name__, names, found if need.of else None, args, made)
+            return made
 
         declared = function if by_itself else checked
         declared.need = need

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+import acts
 import tracker
 from errors import TrackerError
 from writer import Tx
@@ -41,6 +42,7 @@ REST = (
     ("tally", "project, worker", ""),
     ("worker_access", "project, worker", ""),
     ("manager_role", "project, manager", ""),
+    ("act", "id", ""),
     ("template", "id", "AND deleted IS NOT NULL"),  # as all of them are
     ("workflow", "id", "AND deleted IS NOT NULL"),
     ("operation", "id", "AND finished IS NOT NULL"),  # an upload that still arrives ends by itself
@@ -84,6 +86,7 @@ def begin(tx: Tx, caller: tracker.Caller, project: sqlite3.Row) -> int:
     tx.execute("UPDATE project SET chain = NULL WHERE chain = ?", (project["id"],))
     gone.size = tx.one("DELETE FROM project WHERE id = ? RETURNING size", (project["id"],))["size"]
     hold_size(tx, gone.size)
+    acts.record(tx, caller.manager.id, "delete_project", None, id=project["id"], name=project["name"])
     tx.ready.append((project["id"], tracker.INT64_MAX))  # who waits for a task of it learns that now
     forget_oldest(tx, caller.manager.id)
     expected = sum(tracker.count_in_state(project, state) for state in tracker.TASK_STATES)

@@ -1,4 +1,4 @@
-"""Lines that workers log: which are kept, and which a caller may read.
+"""Lines that workers log: which are kept, and which a caller may read. Also what managers did (acts.py), to be read.
 
     a worker's line ─► store_log_entry (has it room?) ─► log_entry ─► query_logs: those that the caller may read
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import budgets
 import shapes
-from callers import Caller, logged_in
+from callers import ADMIN, READ, Caller, logged_in, needs
 from errors import TrackerError, encode, shaped
 from shapes import INT64_MAX
 from writer import Tx
@@ -107,3 +107,24 @@ def newest_lines(
         for row in tx.all(own, reader)
         for level in levels
     ]
+
+
+# What managers did
+
+ACTS = "SELECT * FROM act WHERE {of} AND id < ? ORDER BY id DESC LIMIT ?"
+
+
+@needs(READ)
+def list_acts(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.ActsQuery) -> list[shapes.Act]:
+    """What managers did in the project, the newest first."""
+    return acts_of(tx.all(ACTS.format(of="project = ?"), (project["id"], query.before, query.limit)))
+
+
+@needs(ADMIN)
+def list_all_acts(tx: Tx, caller: Caller, query: shapes.ActsQuery) -> list[shapes.Act]:
+    """What managers did in all projects, also in those that are gone, and to the tracker itself: the newest first."""
+    return acts_of(tx.all(ACTS.format(of="TRUE"), (query.before, query.limit)))
+
+
+def acts_of(rows: Iterable[sqlite3.Row]) -> list[shapes.Act]:
+    return [shaped(shapes.Act, row) for row in rows]

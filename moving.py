@@ -26,7 +26,9 @@ from msgspec import Meta
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 
+import acts
 import budgets
+import failures
 import shapes
 import tracker
 from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, Caller, logged_in, needs
@@ -42,7 +44,7 @@ HASHES = 1000  # of closed tasks in one line, and 20 lines in one read
 MOST_ALIKE = 10  # workers of one name for whom access is asked
 TASK_COLUMNS = (
     "id, job, priority, recipe, retries, max_retries, max_assign_time, verification_count, hash64, lost_leases,"
-    " not_before, status, assignee, verifiers"
+    f" not_before, status, assignee, verifiers, {failures.last('reason', 'end_time')}"
 )
 
 
@@ -106,11 +108,15 @@ class Task(Record):
     hash64: shapes.Int64 | None = None
     lost_leases: shapes.Id = 0
     not_before: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    reason: Annotated[str, Meta(max_length=failures.MOST_REASON)] | None = (
+        None  # of its last failure, and when that was
+    )
+    failed: shapes.Id = 0
 
     @property
-    def past(self) -> tuple[int, int]:
+    def past(self) -> tuple:
         """What it has been through."""
-        return self.retries, self.lost_leases
+        return self.retries, self.lost_leases, self.reason, self.failed
 
 
 class End(Record):
@@ -155,6 +161,7 @@ def begin_export(tx: Tx, caller: Caller, project: int) -> int:
     """Pauses the project, and begins to take back what workers hold of it: what they release then counts nowhere."""
     row = whole_project(tx, caller, project)
     tracker.pause_project(tx, caller, row, shapes.PausedBody(True))
+    acts.record(tx, caller.manager.id, "export_project", row["id"])
     requeue = tracker.TaskAction("requeue"), tracker.TaskFilter("assigned")
     return tracker.begin_action(tx, caller, row, *requeue)
 
@@ -279,7 +286,8 @@ class Exporting:
             if row["job"] is not None:
                 self.counts["jobs"] += 1
                 continue
-            numbers = {name: row[name] for name in ("retries", "lost_leases", "max_assign_time", "hash64")}
+            numbers = {name: row[name] for name in ("retries", "lost_leases", "max_assign_time", "hash64", "reason")}
+            numbers["failed"] = row["end_time"] or 0
             numbers |= {
                 name: tracker.in_16_bits(row[name]) for name in ("priority", "max_retries", "verification_count")
             }
@@ -515,6 +523,7 @@ def accept_import(tx: Tx, caller: Caller, operation: int, project: Project, name
         tx.execute("UPDATE budget SET used = used - ? WHERE name = 'projects'", (coming.size,))
         own = "SELECT ? + 400 + length(report) + length(wanted) FROM operation WHERE id = ?"
         tx.execute(f"UPDATE project SET size = ({own}) WHERE id = ?", (coming.size, operation, made))
+    acts.record(tx, caller.manager.id, "import_project", made, tasks=tasks)
     tx.execute("UPDATE operation SET accepted = 1, expected = ? WHERE id = ?", (tasks, operation))
     return made
 
@@ -529,8 +538,8 @@ def chain_of(tx: Tx, caller: Caller, name: str | None) -> int | None:
 
 INSERT_TASK = """
     INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, hash64, not_before,
-        status, retries, lost_leases)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+        status, retries, lost_leases, cause)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 STATUS = {"waiting": tracker.NEW, "failed": tracker.FAILED, "delayed": tracker.DELAYED}
 
@@ -555,18 +564,31 @@ def step(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
 def insert_tasks(tx: Tx, rows: list[list], project: int, trusted: bool) -> int:
     """Stores tasks that are ready, have failed, or wait for their time, if that is still to come. How many."""
     stored, now = 0, tx.clock.trusted_unix()
-    for *columns, due, state, retries, lost_leases in rows:
+    for *columns, due, state, retries, lost_leases, reason, failed in rows:
         state = "waiting" if state == "delayed" and due <= now else state
         due = due if state == "delayed" else None
-        if not tx.execute(INSERT_TASK, (*columns, due, STATUS[state], retries, lost_leases)).rowcount:
+        cause = 0 if reason is None else failures.NOT_FOR_GOOD
+        task = tx.execute(INSERT_TASK, (*columns, due, STATUS[state], retries, lost_leases, cause))
+        if not task.rowcount:
             continue
         stored += 1
+        if reason is not None:
+            fail(tx, task.lastrowid, project, reason, failed, state == "failed")
         tx.counts.move(project, "gone", state)
         if state == "waiting":
             tx.ready.append((project, 1))
         if not trusted:
             budgets.weigh(tx, project, budgets.task_weight(columns[1], columns[5]))
     return stored
+
+
+def fail(tx: Tx, task: int, project: int, reason: str, when: int, for_good: bool) -> None:
+    """Notes why a task has failed last, of which nobody here was the worker. If for good, it joins a group."""
+    kept = reason if failures.room_for(tx, project, reason) else ""
+    tx.execute("INSERT INTO failure VALUES (?, ?, 0, ?, 0, ?)", (task, project, when, kept))
+    if for_good:
+        cause = failures.join(tx, project, failures.pattern_of(reason))
+        tx.execute("UPDATE task SET cause = ? WHERE id = ?", (cause, task))
 
 
 def keep_hashes(tx: Tx, hashes: list[int], project: int) -> None:
@@ -667,6 +689,27 @@ async def imported(
         accepted = (operation, project, query.name, counts["tasks"])
         await write(accept_import, session, *accepted)
     return number, operation, running.begin_operation(operation)
+
+
+async def export_by_form(visit: Any) -> Response:
+    """POST …/export of a page: the file, as a download."""
+    secrets = visit.field("secrets") == "true"
+    return await exported(visit.tracker, visit.session(), visit.path_id("project"), secrets)
+
+
+async def import_by_form(visit: Any) -> Response:
+    """POST /ui/projects/import: goes on to the project, or to the operation that still fills it."""
+    file = visit.fields.get("file", [""])[-1]
+    if isinstance(file, str) or not file.filename:
+        raise TrackerError("invalid", "choose a file", "file")
+    query, session = ImportQuery(visit.field("name").strip()), visit.session()
+    _, trusted = await visit.look(find_import, "")
+    most = most_bytes(visit.tracker, trusted)
+    project, operation, done = await imported(visit.tracker, session, file.file, query, most)
+    finished, _ = await asyncio.wait((done,), timeout=1)
+    if not finished:
+        return visit.see(f"/ui/operations/{operation}")
+    return visit.see(f"/ui/projects/{project}", f"Imported: {done.result():,} tasks. The project is paused.")
 
 
 def operation_project(tx: Tx, operation: int) -> sqlite3.Row:

@@ -139,6 +139,7 @@ NOTES: dict[str, Note] = {
     ),
     "GET /worker/get/{worker}": Note("Workers"),
     "POST /worker/update": Note("Workers", body={"alias": "my old laptop"}),
+    "POST /worker/rename/{worker}": Note("Workers", path={"worker": 2}, body={"alias": "my new laptop"}),
     "POST /worker/set_paused": Note("Workers", body={"worker": 2, "paused": True}),
     "GET /worker/stats": Note("Workers"),
     "GET /project/list": Note("Projects", in_full=True),
@@ -300,6 +301,8 @@ NOTES: dict[str, Note] = {
     "POST /log/{level}": Note(
         "Logs", body={"scope": "fetch", "message": "Fetched https://example.org/", "timestamp": 1559393394}
     ),
+    "GET /project/acts/{project}": Note("Logs", query={"limit": 10}),
+    "GET /acts": Note("Logs", query={"limit": 10}),
     "GET /logs": Note("Logs", NO_ENTRY, setting="public_logs", query={"max_level": 5, "limit": 100}),
     "POST /logs": Note("Logs", NO_ENTRY, setting="public_logs", body={"level": 5, "since": 1559390000}),
     "GET /project/monitoring/{project}": Note("Monitoring", query={"count": 60}),
@@ -310,6 +313,9 @@ NOTES: dict[str, Note] = {
         {403: "The signature is missing, or does not match the webhook secret."},
         body=PUSH,
         headers=SIGNATURE_HEADERS,
+    ),
+    "POST /worker/delete/{worker}": Note(
+        "Maintenance", {404: "There is no such worker.", 409: "It is an agent of another system."}, path={"worker": 2}
     ),
     "POST /project/export/{project}": Note(
         "Maintenance",

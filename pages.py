@@ -22,6 +22,7 @@ import inspect
 import io
 import itertools
 import math
+import operator
 import os
 import re
 import secrets
@@ -42,7 +43,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import UNSET, Meta, UnsetType
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 import browsers
@@ -52,16 +53,19 @@ import deletion
 import errors
 import failures
 import forms
+import moving
 import openapi
+import packing
 import pauses
 import shapes
 import tracker
+import workers
 from database import SCHEMA_VERSION
 from errors import TrackerError
 from logs import LEVEL_NAMES, LEVELS, READABLE_LINES, log_reader
 from server import decoded
 from shapes import INT64_MAX, Id, JobState
-from tracker import ADMIN, EDIT, LOGIN, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
+from tracker import ADMIN, EDIT, LOGIN, MAINTENANCE, MANAGE_ACCESS, READ, SECRET, SEES, Call, Caller, Tx, encode
 
 # ── Charts and statistics ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -146,6 +150,21 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     }
 
 
+YOUNG = 600  # seconds: the charts of a project that began so lately are fetched more often
+YOUNG_STEP = 10
+
+
+def charts_version(tx: Tx, project: int, span: str) -> str:
+    """Which state of the charts it is: a new one with each snapshot, and of a young project every few seconds."""
+    first, last = tx.one(
+        "SELECT (SELECT min(time_stamp) FROM snapshot WHERE project = ?1), max(time_stamp)"
+        " FROM snapshot WHERE project = ?1",
+        (project,),
+    )
+    young = first is None or tx.time - first < YOUNG
+    return f"{span}-{tx.time // YOUNG_STEP if young else last}"
+
+
 def holders(tx: Tx, project: int) -> list[sqlite3.Row]:
     """Who holds the most tasks of the project now, and since when the oldest of them (of a hundred, if it has more)."""
     return tx.all(
@@ -219,6 +238,7 @@ def documentation(settings: tracker.Settings, base: str) -> dict[str, Any]:
 
 PAGE_ROWS = 50  # rows of a list on one page
 MOST_FIELDS = 5000  # of a form: a template may have 200 variables and 200 arguments
+FOLDED = 600  # characters of a log line from which most of it is folded away
 MOST_SHOWN = 10_000  # characters of a log line on a page, which asks for a hundred of them again and again
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -237,6 +257,8 @@ class Visit(Call):
     is_page = True
     fields: Mapping[str, list[Any]] = types.MappingProxyType({})  # of the form; each may be there several times
     error: TrackerError | None = None  # why the request is refused
+    plain = False  # the page shows a secret
+    manager: Any = None  # who is logged in, once that was read
     begun: bytes | None = None  # the session that this very request has begun
 
     def session(self) -> bytes | None:
@@ -270,8 +292,19 @@ class Visit(Call):
 
     @functools.cached_property
     def token(self) -> str:
-        """Proves that a form came from one of this session's pages, which may have one in each of their rows."""
-        return self.tracker.form_signer.get_signature(self.session() or b"").decode()
+        """Proves that a form came from one of this session's pages, which may have one in each of their rows.
+
+        It looks different in each page, and is in no refresh, which leaves the page's own as they are: see packing.py.
+        """
+        if self.header(b"x-live"):
+            return ""
+        proof = self.proof
+        mask = secrets.token_bytes(len(proof))
+        return base64.urlsafe_b64encode(mask + bytes(map(operator.xor, mask, proof))).decode()
+
+    @property
+    def proof(self) -> bytes:
+        return self.tracker.form_signer.get_signature(self.session() or b"")
 
     @functools.cached_property
     def nonce(self) -> str:
@@ -307,7 +340,21 @@ class Visit(Call):
 
     def is_ours(self) -> bool:
         """Whether the form came from a page of this session."""
-        return hmac.compare_digest(self.field("token").encode(), self.token.encode())
+        try:
+            given = base64.urlsafe_b64decode(self.field("token").encode())
+        except ValueError:
+            return False
+        half = len(given) // 2
+        return hmac.compare_digest(bytes(map(operator.xor, given[:half], given[half:])), self.proof)
+
+    def secret(self, value: Any) -> Any:
+        """A secret that the page shows: it is not packed then."""
+        self.plain = True
+        return value
+
+    def knows(self, part: str, version: str) -> bool:
+        """Whether a refresh comes from a page that has this version of one of its parts."""
+        return f"{part}={version}".encode() in (self.header(b"x-known") or b"").split(b",")
 
     def typed(self) -> dict[str, list[str]]:
         """What a form says that somebody typed or chose: nothing of ours, no password and no file."""
@@ -398,11 +445,18 @@ class Visit(Call):
 
     async def render(self, name: str, values: dict[str, Any]) -> Response:
         """A page. `values` holds what `framed` read, and what this page is about."""
-        message = self.message()
+        message, self.manager = self.message(), values["manager"]
         status = tracker.STATUS[self.error.code] if self.error else 200
         template = jinja_environment().get_template(name)
         page = await self.tracker.turns.join(template.generate(values, visit=self, message=message, fresh=self.fresh))
+        if self.header(b"x-live") and status == 200:
+            etag = packing.etag_of(page)
+            same = packing.unchanged(self.scope, etag)
+            response = Response(None, 304) if same else HTMLResponse(page)
+            response.headers["etag"], response.plain = etag, self.plain
+            return response
         response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
+        response.plain = self.plain or self.fresh is not None
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response
@@ -744,6 +798,11 @@ def of_project(role: int | str, of: tracker.Thing = tracker.PROJECT) -> Callable
     return declare
 
 
+def nothing_more(tx: Tx, caller: Caller) -> dict[str, Any]:
+    """For a page that shows no more than what every page does."""
+    return {}
+
+
 def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
     """For a page that shows no more than what every page of a project does."""
     return {}
@@ -764,6 +823,7 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "chain": chain_target(tx, caller, project["chain"]) if tracker.sees_chain(tx, caller, project) else None,
         "ranges": RANGES,
         "charts_of": project_charts(tx, project, query.range),
+        "charts_version": charts_version(tx, project["id"], query.range),
         "holders": holders(tx, project["id"]),
         "paused_workers": pauses.paused_workers(tx, project["id"]) if project["paused_worker_count"] else [],
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
@@ -779,9 +839,9 @@ def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] 
     if not project:
         return None
     try:
-        return {"id": project, "name": tracker.get_project(tx, caller, project).name}
+        return {"id": project, "name": tracker.get_project(tx, caller, project).name, "seen": True}
     except TrackerError:
-        return {"id": project, "name": f"project {project}"}
+        return {"id": project, "name": f"project {project}", "seen": False}
 
 
 def chain_targets(tx: Tx, caller: Caller, project: sqlite3.Row | dict[str, Any]) -> dict[str, Any]:
@@ -811,6 +871,17 @@ def new_project_values(tx: Tx, caller: Caller) -> dict[str, Any]:
     return chain_targets(tx, caller, {"id": None, "name": "", **tracker.NEW_PROJECT, "chain": None})
 
 
+class RateForm(msgspec.Struct):
+    """How many tasks a second are assigned at most; 0: as many as are asked for."""
+
+    assign_rate: Annotated[float, Meta(ge=0)]
+
+
+def set_rate(tx: Tx, caller: Caller, project: int, body: RateForm) -> None:
+    """Sets how fast a project's tasks are assigned."""
+    tracker.update_project(tx, caller, project, shapes.ProjectBody(assign_rate=body.assign_rate))
+
+
 def archive_project(tx: Tx, caller: Caller, project: int, body: shapes.ArchivedBody) -> None:
     """Archives a project, or takes it out of the archive: it then stays paused until somebody resumes it."""
     tracker.update_project(tx, caller, project, shapes.ProjectBody(archived=body.archived))
@@ -826,8 +897,29 @@ def paused_in_words(result: None, body: shapes.PausedBody | shapes.PauseBody) ->
     return "Paused: nothing more is assigned." if body.paused else "Resumed."
 
 
+def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
+    """What the page of a question shows (question.html), and where its answer leads: to `then`, or if it is no back."""
+    return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
+
+
+@tracker.needs(MAINTENANCE)
+def about_requeue(tx: Tx, caller: Caller, project: sqlite3.Row, then: str) -> dict[str, Any]:
+    """The question before all tasks are taken from their workers."""
+    count = project["assigned_task_count"]
+    says = (
+        "The workers that hold them lose what they have done so far: their releases change nothing any more."
+        " Leases of workers that are gone end by themselves."
+    )
+    return question(f"Requeue {tasks_in_words(count, 'assigned ')}?", says, "Requeue all", then)
+
+
+def tasks_in_words(count: int, kind: str = "") -> str:
+    """So many tasks: the one …, all 12 …"""
+    return f"the one {kind}task" if count == 1 else f"all {count:,} {kind}tasks"
+
+
 async def reset_project(visit: Visit) -> Response:
-    """POST …/reset/{kind}. A hard reset wants the project's name typed."""
+    """POST …/reset/{kind}. A question comes before tasks are taken from workers; a hard reset wants the name typed."""
     project, kind = visit.path_id("project"), visit.scope["path_params"]["kind"]
     if kind not in tracker.RESETS:
         raise TrackerError("not_found", f"There is no reset {kind!r}")
@@ -835,6 +927,9 @@ async def reset_project(visit: Visit) -> Response:
         row = await visit.look(tracker.get_project, project)
         if visit.field("confirm").strip() != row.name.strip():
             raise TrackerError("invalid", "this is not the project's name; nothing was deleted", "confirm")
+    if kind == "reclaim_assigned" and visit.field("confirmed") != "yes":
+        values = await visit.read(about_requeue, project, visit.back(f"/ui/projects/{project}"))
+        return await visit.render(QUESTION, values)
     operation = await visit.write(tracker.begin_reset, project, kind)
     return await watch_operation(visit, operation, tracker.RESETS[kind], f"/ui/projects/{project}")
 
@@ -848,6 +943,16 @@ async def delete_project(visit: Visit) -> Response:
     done = visit.tracker.begin_operation(await visit.write(tracker.begin_deletion, project))
     finished, _ = await asyncio.wait((done,), timeout=OPERATION_PATIENCE)
     return visit.see("/ui/", f"The project {row.name} is deleted." + " What was in it goes by and by." * (not finished))
+
+
+@tracker.needs(ADMIN)
+def about_promotion(tx: Tx, caller: Caller, manager: int) -> dict[str, Any]:
+    """The question before a manager becomes a tracker admin."""
+    row = tx.one("SELECT username FROM manager WHERE id = ?", (manager,))
+    if row is None:
+        raise TrackerError("not_found", f"No manager {manager}")
+    says = "A tracker admin has every role in every project, sees the hidden ones, and can block and delete accounts."
+    return question(f"Make {row['username']} a tracker admin?", says, "Promote", "/ui/admin")
 
 
 @tracker.needs(ADMIN)
@@ -1303,6 +1408,13 @@ def template_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, An
     }
 
 
+@tracker.needs(EDIT, tracker.TEMPLATE)
+def about_new_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
+    """The question before a template's new secret."""
+    says = "The present one opens nothing any more, wherever it is in use: in buttons, scripts and mails."
+    return question(f"A new secret for {template['name']}?", says, "New secret", f"/ui/templates/{template['id']}")
+
+
 @of_project(EDIT, tracker.TEMPLATE)
 def template_delete_page(tx: Tx, caller: Caller, template: sqlite3.Row) -> dict[str, Any]:
     """What goes with a template when it is deleted: the workflows of which it is a step."""
@@ -1413,7 +1525,6 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "env": pairs_in_lines(msgspec.json.decode(job["env"])) if edits else "",
         "result": in_many_lines(job["result"]),
         "output": in_many_lines(job["output"]),
-        "history": job_history(tx, job["id"]),
         "lines": lines,
         "older": lines[0]["id"] if lines and lines[0]["id"] > 1 else None,
         "newest": query.before > job["line_count"],
@@ -1451,16 +1562,6 @@ def last_lines(tx: Tx, job: sqlite3.Row, before: int) -> list[sqlite3.Row]:
         lines += piece
         after = piece[-1]["id"]
     return lines
-
-
-def job_history(tx: Tx, job: int) -> list[sqlite3.Row]:
-    """What the tracker itself noted of a job, the newest first."""
-    return tx.all(
-        "SELECT number AS id, time, level, message FROM job_line"
-        " INDEXED BY job_line_tracker"  # SQLite would rather read all of a long log by its key
-        " WHERE job = ? AND worker = 0 ORDER BY number DESC LIMIT ?",
-        (job, PAGE_ROWS),
-    )
 
 
 # ── Workers and access ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1581,6 +1682,29 @@ def log_page(tx: Tx, caller: Caller, query: LogQuery) -> dict[str, Any]:
     return {"logs": rows, "more": more, "projects": tx.all(visible, caller.as_values), "filter": wanted}
 
 
+ALL_ACTS = "SELECT a.*, p.name AS project_name FROM act a LEFT JOIN project p ON p.id = a.project WHERE"
+
+
+def act_rows(tx: Tx, where: str, values: dict[str, Any], query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, and where the next one goes on."""
+    values |= {"before": query.before, "limit": PAGE_ROWS + 1}
+    rows = tx.all(f"{ALL_ACTS} {where} AND a.id < :before ORDER BY a.id DESC LIMIT :limit", values)
+    more = rows[PAGE_ROWS - 1]["id"] if len(rows) > PAGE_ROWS else None
+    return {"acts": [{**row, "details": msgspec.json.decode(row["details"])} for row in rows[:PAGE_ROWS]], "more": more}
+
+
+@of_project(READ)
+def project_acts(tx: Tx, caller: Caller, project: sqlite3.Row, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did in a project."""
+    return act_rows(tx, "a.project = :project", {"project": project["id"]}, query)
+
+
+@tracker.needs(ADMIN)
+def all_acts(tx: Tx, caller: Caller, query: shapes.ActsQuery) -> dict[str, Any]:
+    """A page of what managers did, wherever that was."""
+    return {**act_rows(tx, "TRUE", {}, query), "project": None}
+
+
 # ── Account and administration ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1629,7 +1753,7 @@ async def change_password_page(visit: Visit) -> Response:
     return visit.see("/ui/account", message, tracker.session_cookie(visit, session))
 
 
-@tracker.needs(ADMIN)
+@tracker.needs(ADMIN, acts=True)
 def trust_clock(tx: Tx, caller: Caller) -> None:
     """The clock is right as it stands: retention and due times go by it again."""
     tx.clock.believe()
@@ -1693,6 +1817,8 @@ ONE_TEMPLATE = "/ui/templates/{template}"
 JOB_RETRIED = "This is the new job, with all that the other one was given."
 
 
+QUESTION = "question.html"
+
 # Each page, and after it the actions that stand under it.
 PAGES = [
     Page("/ui/", "overview.html", overview),
@@ -1704,18 +1830,24 @@ PAGES = [
         "/ui/projects/{result}",
         "The project is there. Workers may ask for access now.",
     ),
+    Page("/ui/projects/import", "project_import.html", tracker.needs(LOGIN)(nothing_more)),
+    Action("", moving.import_by_form, again=True),
     Page(ONE_PROJECT, "project.html", project_page),
     Action("/pause", tracker.pause_project, says=paused_in_words, again=False),
+    Action("/rate", set_rate, RateForm, says="The rate is set.", again=False),
     Action("/reset/{kind}", reset_project, again="confirm"),
     Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
+    Action("/export", moving.export_by_form),
     Action("/archive", archive_project, says=archived_in_words, again=False),
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
+    Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
+    Page("/ui/acts", "acts.html", all_acts),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
@@ -1729,7 +1861,7 @@ PAGES = [
     Action("", create_template_by_form, shows=show_secret),
     Page(ONE_TEMPLATE, "template.html", template_page),
     Action("/run", run_template, Visit.texts, "/ui/jobs/{result}", "The job is made."),
-    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret),
+    Action("/rotate_secret", tracker.rotate_template_secret, shows=show_secret, asks=(QUESTION, about_new_secret)),
     Action(
         "/delete",
         remove_template,
@@ -1753,6 +1885,8 @@ PAGES = [
     Page("/ui/workers", "workers.html", worker_list),
     Action("/pause", tracker.set_worker_paused, says=paused_in_words, again=False),
     Page("/ui/workers/{worker}", "worker.html", worker_page),
+    Action("/rename", workers.rename_worker, says="The worker has another name.", again=True),
+    Action("/delete", workers.delete_by_form, asks=("worker_delete.html", workers.delete_page)),
     Page("/ui/logs", "logs.html", log_page),
     Page("/ui/docs", docs_page),
     Page("/ui/login", "login.html"),
@@ -1764,7 +1898,12 @@ PAGES = [
     Action("/password", change_password_page, again=True),
     Action("/sessions", tracker.end_sessions, to="/ui/account", says="Ended: {result:,}.", again=False),
     Page("/ui/admin", administration),
-    Action("/promote/{manager}", tracker.promote_manager, says="The manager is a tracker admin now."),
+    Action(
+        "/promote/{manager}",
+        tracker.promote_manager,
+        says="The manager is a tracker admin now.",
+        asks=(QUESTION, about_promotion),
+    ),
     Action("/clock", trust_clock, to="/ui/admin", says="The clock is trusted now."),
     Action("/demote/{manager}", tracker.demote_manager, says="The manager is no tracker admin any more."),
     Action("/block/{manager}", tracker.block_manager, says="The manager is logged out, and cannot log in any more."),
@@ -1779,6 +1918,27 @@ async def no_page(visit: Visit) -> Response:
 
 
 no_page.methods = ()
+
+
+def packed_file(response: FileResponse) -> Response:
+    """The same file, packed if it is a text."""
+    path, status = response.path, response.stat_result
+    if not packing.PACKED.match(response.headers["content-type"]) or status.st_size > MOST_PACKED:
+        return response
+    packed = Response(packed_content(str(path), status.st_mtime_ns))
+    for name in ("content-type", "etag", "last-modified"):
+        packed.headers[name] = response.headers[name]
+    packed.headers["content-encoding"] = "gzip"
+    packed.headers["vary"] = "Accept-Encoding"
+    return packed
+
+
+MOST_PACKED = 2**20  # bytes of a file that is held in memory
+
+
+@functools.lru_cache(maxsize=32)
+def packed_content(path: str, changed: int) -> bytes:
+    return packing.gzipped(Path(path).read_bytes())
 
 
 class Static(StaticFiles):
@@ -1814,7 +1974,10 @@ class Static(StaticFiles):
         return ()
 
     def file_response(self, *args: Any, **options: Any) -> Response:
-        response = super().file_response(*args, **options)
+        """The file, of which what is text is packed once, for those who ask."""
+        response, scope = super().file_response(*args, **options), args[2]
+        if isinstance(response, FileResponse) and packing.takes_gzip(packing.header(scope, b"accept-encoding")):
+            response = packed_file(response)
         response.headers["x-content-type-options"] = "nosniff"
         response.headers["cache-control"] = "public, max-age=3600"
         return response
@@ -1840,6 +2003,7 @@ def jinja_environment() -> Environment:
         version=tracker.__version__,
         PAGE_ROWS=PAGE_ROWS,
         MOST_SHOWN=MOST_SHOWN,
+        FOLDED=FOLDED,
         level_names=LEVEL_NAMES,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
@@ -1871,11 +2035,11 @@ UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def duration(seconds: float | None) -> str:
-    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s, 40 ms. A clock that was set back gives none."""
+    """A time span with its two largest units: 3 d 4 h, 5 min, 2.5 s. A clock that was set back gives none."""
     if seconds is None or seconds < 0:
         return "–"
-    if 0 < seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
+    if 0 < seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 10:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     for (name, size), smaller in itertools.zip_longest(UNITS, UNITS[1:]):

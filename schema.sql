@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS budget (
     used                        INTEGER NOT NULL             -- bytes, or rows
 ) STRICT, WITHOUT ROWID;
 INSERT OR IGNORE INTO budget VALUES ('logs', 0), ('stranger_logs', 0), ('projects', 0), ('workers', 0), ('managers', 0),
-    ('files', 0), ('reasons', 0);
+    ('files', 0), ('reasons', 0), ('acts', 0);
 
 -- A long operation that is carried out in bounded pieces and, once accepted, finished even after a crash.
 CREATE TABLE IF NOT EXISTS operation (
@@ -210,6 +210,27 @@ CREATE TABLE IF NOT EXISTS manager_role (
     PRIMARY KEY (project, manager)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS manager_role_manager ON manager_role (manager);
+
+-- What a manager has done: acts.py says how long it is kept.
+CREATE TABLE IF NOT EXISTS act (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    time                        INTEGER NOT NULL,
+    project                     INTEGER,                     -- NULL: in none, or it is gone
+    manager                     INTEGER NOT NULL,            -- who need not be there any more
+    username                    TEXT NOT NULL,               -- as it was then
+    action                      TEXT NOT NULL,               -- the name of the function that did it, or of the operation
+    details                     TEXT NOT NULL,               -- JSON: with what
+    stranger                    INTEGER NOT NULL             -- of no admin, and in no project that one trusts
+) STRICT;
+CREATE INDEX IF NOT EXISTS act_project ON act (project, id);
+CREATE INDEX IF NOT EXISTS act_stranger ON act (id) WHERE stranger;
+
+CREATE TRIGGER IF NOT EXISTS act_inserted AFTER INSERT ON act BEGIN
+    UPDATE budget SET used = used + 200 + length(CAST(NEW.details AS BLOB)) WHERE name = 'acts';
+END;
+CREATE TRIGGER IF NOT EXISTS act_deleted AFTER DELETE ON act BEGIN
+    UPDATE budget SET used = used - 200 - length(CAST(OLD.details AS BLOB)) WHERE name = 'acts';
+END;
 
 -- A logged-in browser. Deleting the row ends it.
 CREATE TABLE IF NOT EXISTS session (

@@ -250,6 +250,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 10.0
     max_body: Annotated[shapes.Count, "Largest request body, in KiB."] = 4096
     max_bulk_body: Annotated[shapes.Count, "Largest body of a bulk submit, in KiB."] = 65536
+    max_acts: Annotated[
+        shapes.Count,
+        "How much is kept of what managers did, in MiB: a thousand acts of each project, and beyond this the oldest go,"
+        " first those in projects that no admin trusts.",
+    ] = 64
     max_import: Annotated[
         shapes.Count,
         "Largest file of a project that a manager whom an admin trusts may import, unpacked, in MiB; of others it is"

@@ -877,6 +877,27 @@ class LogEntry(Shape):
     level: Annotated[int, "3 error, 4 warn, 5 info, 6 debug, 7 trace.", 5]
 
 
+class Act(Shape):
+    """What a manager did."""
+
+    id: Annotated[int, "Its number, for `before`.", 7]
+    time: Annotated[int, "When, in unix seconds.", 1559393394]
+    project: Annotated[int | None, "In which project; null for none, or one that is gone.", 1]
+    manager: Annotated[int, "The manager's number.", 1]
+    username: Annotated[str, "Its name then.", "alice"]
+    action: Annotated[str, "What it did, such as `update_project`, `set_role` or `hard_reset`.", "update_project"]
+    details: Annotated[
+        dict[str, Any], "With what. Of a secret, a script or another long text only that it was given.", {"priority": 5}
+    ]
+
+
+class ActsQuery(Shape):
+    """Which acts: at most `limit` of those before the one with this id."""
+
+    before: Annotated[Id, "Only acts older than the one with this `id`."] = INT64_MAX
+    limit: Annotated[Limit, "The most acts to answer with."] = 100
+
+
 class LogsQuery(Shape):
     """Which log entries: of one `level`, or down to `max_level`; logged after `since`; older than entry `before`."""
 

@@ -20,9 +20,9 @@ workers that fail), limits, budgets and shares (how often, how much, and of what
 guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does not grow for ever), counts
 (the live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events),
 logs (that workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the API's
-document), schema.sql; on top of it, and imported when somebody needs them: pages (the manager UI), metrics (for
-monitors), dialects/ (other systems' APIs), commands (the command line) with notify (what the service manager is told)
-and backup, deletion and moving (of a project).
+document), acts (what managers did), packing (gzip), schema.sql; on top of it, and imported when somebody needs them:
+pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line) with notify
+(what the service manager is told) and backup, deletion and moving (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -75,6 +75,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 
+import acts
 import browsers
 import budgets
 import errors
@@ -148,12 +149,15 @@ from logs import (
     LEVEL_NAMES,
     LEVELS,
     MOST_LOG_TEXT,
+    list_acts,
+    list_all_acts,
     list_logs,
     only_project,
     query_logs,
     store_log_entry,
 )
 from meter import counted
+from packing import pack
 from protocol import LONGEST_DIRECT, Direct, Fields
 from retention import PRUNE, prune, roll_tallies
 from server import (
@@ -396,7 +400,7 @@ def update_worker(tx: Tx, caller: Caller, body: shapes.AliasBody) -> None:
     tx.execute("UPDATE worker SET alias = ? WHERE id = ?", (clean_alias(tx, body.alias), caller.worker.id))
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def set_worker_paused(tx: Tx, caller: Caller, body: shapes.PauseBody) -> None:
     """Pauses a worker (it is assigned nothing) or lets it go on."""
     get_worker(tx, caller, body.worker)
@@ -485,7 +489,7 @@ def list_projects(tx: Tx, caller: Caller, query: shapes.ProjectsQuery, *, after:
     return part_of(rows, functools.partial(project_shown, tx, caller), lambda row: row["name"])
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def create_project(
     tx: Tx, caller: Caller, body: shapes.ProjectBody
 ) -> Annotated[int, about("The new project's number.", 2)]:
@@ -500,7 +504,7 @@ def create_project(
     return project
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def trust_project(tx: Tx, caller: Caller, project: int) -> None:
     """Takes a project out of the budget that is shared by those of managers whom no tracker admin trusts."""
     tx.execute("UPDATE project SET trusted = 1, size = 0 WHERE id = ?", (find_project(tx, project)["id"],))
@@ -545,12 +549,12 @@ def forget_project(tx: Tx, project: int) -> bool:
     )
     if any(tx.execute(piece, values).rowcount >= PIECE_TASKS for piece in pieces):
         return False
-    for table, column in (("operation", "project"), ("tally", "project"), ("project", "id")):
+    for table, column in (("operation", "project"), ("tally", "project"), ("act", "project"), ("project", "id")):
         tx.execute(f"DELETE FROM {table} WHERE {column} = :project", values)
     return True
 
 
-@needs(EDIT)
+@needs(EDIT, acts=True)
 def update_project(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.ProjectBody) -> None:
     """Changes a project. Fields that are absent stay as they are. Takes effect with the very next assignment.
 
@@ -599,7 +603,7 @@ def checked_fields(tx: Tx, caller: Caller, old: sqlite3.Row | None, body: shapes
     return fields
 
 
-@needs(MAINTENANCE)
+@needs(MAINTENANCE, acts=True)
 def resume_worker(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
     """Ends the pause of a worker that has failed one task after the other in the project."""
     if pauses.end_pause(tx, project["id"], worker):
@@ -664,7 +668,7 @@ def find_access(tx: Tx, project: int, worker: int) -> sqlite3.Row:
     return row
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def accept_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
     """Grants what the worker asked for."""
     if not find_access(tx, project["id"], worker)["request"]:
@@ -672,20 +676,20 @@ def accept_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) ->
     tx.execute("UPDATE worker_access SET request = 0 WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def reject_request(tx: Tx, caller: Caller, project: sqlite3.Row, worker: int) -> None:
     """Rejects a request, or withdraws what was granted."""
     find_access(tx, project["id"], worker)
     tx.execute("DELETE FROM worker_access WHERE project = ? AND worker = ?", (project["id"], worker))
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def reject_requests(tx: Tx, caller: Caller, project: sqlite3.Row) -> Annotated[int, about("How many those were.", 60)]:
     """Rejects all requests that wait for an answer."""
     return tx.execute("DELETE FROM worker_access WHERE project = ? AND request", (project["id"],)).rowcount
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def set_worker_access(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WorkerRolesBody) -> None:
     """Gives a worker exactly this access, asked for or not."""
     get_worker(tx, caller, body.worker)
@@ -726,7 +730,7 @@ def get_secret(
     return accessible(tx, caller, get_secret.need, project)["secret"]
 
 
-@needs(SECRET)
+@needs(SECRET, acts=True)
 def set_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.SecretBody) -> None:
     """Sets what workers need to run this project."""
     tx.execute("UPDATE project SET secret = ? WHERE id = ?", (body.secret, project["id"]))
@@ -740,7 +744,7 @@ def get_webhook_secret(
     return project["webhook_secret"]
 
 
-@needs(SECRET)
+@needs(SECRET, acts=True)
 def set_webhook_secret(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.WebhookSecretBody) -> None:
     """Sets the key with which the project's git host signs its push events."""
     tx.execute("UPDATE project SET webhook_secret = ? WHERE id = ?", (body.webhook_secret, project["id"]))
@@ -840,7 +844,7 @@ def count_password_attempt(tx: Tx, caller: Caller) -> str:
     return tx.one("SELECT password_hash FROM manager WHERE id = ?", (caller.manager.id,))["password_hash"]
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def store_password(tx: Tx, caller: Caller, new_hash: str) -> bytes:
     """The old password was right: stores the new one, ends all sessions of the manager, opens a new one.
 
@@ -864,13 +868,13 @@ def end_session(tx: Tx, session: bytes | None) -> None:
         tx.execute("DELETE FROM session WHERE id_hash = ?", (digest(session),))
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def promote_manager(tx: Tx, caller: Caller, manager: int) -> None:
     """Makes another manager a tracker admin."""
     set_admin(tx, caller, manager, True)
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def demote_manager(tx: Tx, caller: Caller, manager: int) -> None:
     """Makes another manager a tracker admin no longer."""
     set_admin(tx, caller, manager, False)
@@ -889,7 +893,7 @@ def check_other(tx: Tx, caller: Caller, manager: int, what: str) -> None:
         raise TrackerError("not_found", f"No manager {manager}")
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def block_manager(tx: Tx, caller: Caller, manager: int) -> None:
     """Ends all logins of another manager, and lets it log in no more. Its tokens open nothing meanwhile."""
     check_other(tx, caller, manager, "block")
@@ -897,14 +901,14 @@ def block_manager(tx: Tx, caller: Caller, manager: int) -> None:
     tx.execute("DELETE FROM session WHERE manager = ?", (manager,))
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def unblock_manager(tx: Tx, caller: Caller, manager: int) -> None:
     """Lets a blocked manager log in again."""
     check_other(tx, caller, manager, "unblock")
     tx.execute("UPDATE manager SET blocked = 0 WHERE id = ?", (manager,))
 
 
-@needs(ADMIN)
+@needs(ADMIN, acts=True)
 def delete_manager(tx: Tx, caller: Caller, manager: int) -> list[int]:
     """Deletes the account of another manager, with its roles, logins and tokens. The operations that this begins.
 
@@ -926,7 +930,7 @@ def list_sessions(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     )
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def end_sessions(tx: Tx, caller: Caller, body: shapes.SessionsForm) -> int:
     """Ends the caller's login with this mark, or all but the one to keep. How many those were."""
     if not (body.mark or body.keep):
@@ -962,7 +966,7 @@ def list_project_managers(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[
     return [shapes.ProjectManager(shaped(Manager, row), row["role"]) for row in rows]
 
 
-@needs(MANAGE_ACCESS)
+@needs(MANAGE_ACCESS, acts=True)
 def set_role(tx: Tx, caller: Caller, project: sqlite3.Row, body: shapes.RoleBody) -> None:
     """Gives a manager exactly these roles in the project; none is given or taken that the caller has not itself.
 
@@ -2220,7 +2224,7 @@ def template_shown(tx: Tx, row: sqlite3.Row, whole: bool = True, secret: str | U
     return shaped(shapes.Template, row, **given)
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def create_template(tx: Tx, caller: Caller, body: shapes.TemplateBody) -> shapes.Template:
     """Makes a template, of a project in which the manager has EDIT.
 
@@ -2248,7 +2252,7 @@ def check_room(tx: Tx, table: Literal["template", "workflow"], project: int) -> 
         raise TrackerError("conflict", f"it has {MOST_TEMPLATES:,} {table}s already", "project")
 
 
-@needs(EDIT, TEMPLATE)
+@needs(EDIT, TEMPLATE, acts=True)
 def update_template(tx: Tx, caller: Caller, template: sqlite3.Row, body: shapes.TemplateBody) -> None:
     """Changes a template. Fields that are absent stay as they are, and so do the jobs that it has made.
 
@@ -2327,7 +2331,7 @@ def store_script(tx: Tx, source: str, project: int | None = None) -> int:
     return tx.one("SELECT id FROM script WHERE digest = ?", (digest(data),))["id"]
 
 
-@needs(EDIT, TEMPLATE)
+@needs(EDIT, TEMPLATE, acts=True)
 def delete_template(tx: Tx, caller: Caller, template: sqlite3.Row) -> None:
     """Deletes a template: nothing can be triggered by it any more. Its jobs go on, and stay."""
     mark_template_deleted(tx, template)
@@ -2346,7 +2350,7 @@ def list_templates(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.
     return [template_shown(tx, row, whole=False) for row in rows]
 
 
-@needs(EDIT, TEMPLATE)
+@needs(EDIT, TEMPLATE, acts=True)
 def rotate_template_secret(tx: Tx, caller: Caller, template: sqlite3.Row) -> NewSecret:
     """Gives a template a new secret; the old one opens nothing any more."""
     return rotate_secret(tx, "template", template["id"])
@@ -3097,7 +3101,7 @@ def workflow_shown(tx: Tx, row: sqlite3.Row, secret: str | UnsetType = UNSET) ->
     return shaped(shapes.Workflow, row, edges=[shaped(shapes.Edge, edge) for edge in edges], secret=secret)
 
 
-@needs(LOGIN)
+@needs(LOGIN, acts=True)
 def create_workflow(tx: Tx, caller: Caller, body: shapes.WorkflowBody) -> shapes.Workflow:
     """Makes a workflow of templates. The manager has EDIT in its project, and in those of its templates.
 
@@ -3119,7 +3123,7 @@ def create_workflow(tx: Tx, caller: Caller, body: shapes.WorkflowBody) -> shapes
     return workflow_shown(tx, row, secret=secret)
 
 
-@needs(EDIT, WORKFLOW)
+@needs(EDIT, WORKFLOW, acts=True)
 def update_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row, body: shapes.WorkflowBody) -> None:
     """Changes a workflow. What is absent stays as it is; runs that are going on follow the new edges."""
     if body.project not in (UNSET, workflow["project"]):
@@ -3161,7 +3165,7 @@ def set_edges(tx: Tx, workflow: int, edges: list[shapes.Edge]) -> None:
     )
 
 
-@needs(EDIT, WORKFLOW)
+@needs(EDIT, WORKFLOW, acts=True)
 def delete_workflow(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> None:
     """Deletes a workflow: nothing can trigger it any more. What it has begun goes on."""
     tx.execute("UPDATE workflow SET deleted = ? WHERE id = ?", (tx.time, workflow["id"]))
@@ -3180,7 +3184,7 @@ def list_workflows(tx: Tx, caller: Caller, project: sqlite3.Row) -> list[shapes.
     return [workflow_shown(tx, row) for row in rows]
 
 
-@needs(EDIT, WORKFLOW)
+@needs(EDIT, WORKFLOW, acts=True)
 def rotate_workflow_secret(tx: Tx, caller: Caller, workflow: sqlite3.Row) -> NewSecret:
     """Gives a workflow a new secret; the old one opens nothing any more."""
     return rotate_secret(tx, "workflow", workflow["id"])
@@ -3488,6 +3492,7 @@ def act_on_tasks(tx: Tx, caller: Caller, project: int, body: TaskAction, tasks: 
     if len(tasks) > MOST_SELECTED:
         raise TrackerError("invalid", f"at most {MOST_SELECTED} at once", "task")
     tasks = [to_int64(task, "task") for task in tasks]
+    acts.record(tx, caller.manager.id, body.action, project, tasks=len(tasks), priority=body.priority)
     return apply_action(tx, project, body.action, body.priority, tasks, tx.uptime)
 
 
@@ -3650,7 +3655,7 @@ def accept_lines_submit(tx: Tx, credentials: Credentials, operation: int, report
     if isinstance(credentials, WorkerCredentials):
         charge_submit(tx, submitter(tx, credentials, project), count)
     else:
-        editor(tx, credentials, project)
+        acts.record(tx, editor(tx, credentials, project).id, "submit_lines", project, tasks=count)
     tx.execute(
         "UPDATE operation SET accepted = 1, expected = ?, report = ? WHERE id = ?",
         (count, encode(report).decode(), operation),
@@ -3679,6 +3684,8 @@ def insert_operation(tx: Tx, kind: str, project: int, manager: int | None = None
         budgets.check_room_in(tx, project, budgets.OPERATION_SIZE)
     else:
         budgets.make_room_for_operation(tx, project)
+    if manager and columns.get("accepted", 1) and kind != "delete_project":  # those are noted elsewhere
+        acts.record(tx, manager, kind, project, which=columns.get("wanted"))
     row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     columns |= {"kind": kind, "project": project, "manager": manager, "last_task": row["seq"] if row else 0}
     columns |= {"started": tx.time, "started_uptime": tx.uptime}
@@ -4429,6 +4436,7 @@ class Endpoint:
     ):
         self.tracker, self.handler, self.kind, self.reads, self.by_secret = tracker, handler, kind, reads, by_secret
         self.answers = tracker.meter.answers[route or kind.door]
+        self.packs = kind.door in ("api", "page", "monitor") and not route
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         call = self.kind(scope, receive, self.tracker)
@@ -4443,6 +4451,8 @@ class Endpoint:
         if scope["method"] == "HEAD" and isinstance(answer, StreamingResponse):
             answer.body_iterator = no_body()
         self.answers[counted(answer)] += 1
+        if self.packs:
+            answer = await pack(answer, scope, JSON_HEADERS)
         try:
             await answer(scope, receive, send)
         except ClientDisconnect:  # nobody is there any more, or an answer that has begun must be broken off
@@ -5342,6 +5352,8 @@ API: list[Native] = [
     Native("POST", "/git/receivehook", git_receive),
     Native("POST", "/logs", list_logs, "logs", reads=True),
     Native("GET", "/logs", query_logs, "logs"),
+    Native("GET", "/project/acts/{project}", list_acts, "acts"),
+    Native("GET", "/acts", list_all_acts, "acts"),
     Native("POST", "/register", register),
     Native("POST", "/login", login),
     Native("GET POST", "/logout", logout),
@@ -5357,7 +5369,8 @@ API: list[Native] = [
 ]
 
 
-importlib.import_module("moving")  # the calls of the modules that rest on this one
+for _module in "moving", "workers":  # they have calls, and rest on this one
+    importlib.import_module(_module)
 
 
 def create_app(settings: Settings | None = None, clock: Clock | None = None) -> Starlette:

@@ -1261,7 +1261,17 @@ def release_body(assignment: Assignment, outcome: Outcome) -> dict[str, Any]:
         body["delay"] = outcome.delay
     if outcome.for_good:
         body["for_good"] = True
+    if outcome.result == FAILED:
+        body["error"] = as_text(outcome.error or outcome.reason)[:LONGEST_ERROR]
     return body
+
+
+LONGEST_ERROR = 500  # characters of why a task failed: the tracker keeps no more
+
+
+def as_text(text: str) -> str:
+    """The text without what JSON, or the tracker, cannot take."""
+    return text.encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
 def are_done(client: Client, projects: Sequence[int]) -> bool:
@@ -1802,6 +1812,10 @@ class Tail:
         """What is kept; of a single line that does not fit, its end."""
         return "\n".join(self.lines)[-self.size :]
 
+    def last(self) -> str:
+        """The last line that is not blank, without the blanks around it."""
+        return next((line.strip() for line in reversed(self.lines) if line.strip()), "")
+
 
 class TaskLog:
     """The lines of a task that the tracker has not stored yet, numbered from 0 within the assignment.
@@ -1968,6 +1982,7 @@ class Outcome:
     is_held: bool = False  # skipped, and released later: at once, it would be the next one again
     delay: float = 0.0  # seconds for which nobody is assigned a skipped one
     for_good: bool = False  # failed, and not to be retried
+    error: str = ""  # of a failed one: what the tracker is to group it by, if that is not the reason
 
 
 class Cause(enum.Enum):
@@ -2113,7 +2128,8 @@ class Execution(Work):
             return Outcome(DONE, reason, output, self.printed.verification())
         if code in (self.args.skip_status or ()):
             return Outcome(SKIPPED, reason, output, is_held=True)
-        return Outcome(FAILED, reason, output)
+        last = self.printed.stderr.last()
+        return Outcome(FAILED, reason, output, error=f"{reason}: {last}" if last else reason)
 
     def _output(self, code: int | None, seconds: float) -> dict[str, Any] | None:
         """The result of a job."""

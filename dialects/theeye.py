@@ -1447,7 +1447,7 @@ def needed_managers(tx: Tx) -> list[int]:
     return [row["manager"] for row in tx.all("SELECT DISTINCT manager FROM theeye_token WHERE revoked IS NULL")]
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def create_token(tx: Tx, caller: tracker.Caller, body: TokenForm) -> dict[str, Any]:
     """A new integration token. It is in the answer and nowhere else."""
     token = secrets.token_hex(32)
@@ -1458,7 +1458,7 @@ def create_token(tx: Tx, caller: tracker.Caller, body: TokenForm) -> dict[str, A
     return {"name": body.name, "token": token}
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def revoke_token(tx: Tx, caller: tracker.Caller, token: int) -> None:
     """Ends an integration token at once."""
     changed = "UPDATE theeye_token SET revoked = ? WHERE id = ? AND revoked IS NULL"
@@ -1484,7 +1484,7 @@ def agents_page(tx: Tx, caller: tracker.Caller) -> dict[str, Any]:
     }
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def create_agent(tx: Tx, caller: tracker.Caller, body: AgentForm) -> dict[str, Any]:
     """A new agent for the jobs of a project, and its worker. Its secret is in the answer and nowhere else."""
     project = tracker.find_project(tx, body.project)
@@ -1498,7 +1498,7 @@ def create_agent(tx: Tx, caller: tracker.Caller, body: AgentForm) -> dict[str, A
     return {"alias": body.alias, "token": token, "secret": secret, "project": project["name"]}
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def delete_agent(tx: Tx, caller: tracker.Caller, agent: int) -> None:
     """Deletes an agent: it is logged out, and its worker has no access any more."""
     row = tx.one("DELETE FROM theeye_agent WHERE id = ? RETURNING worker, project", (agent,))
@@ -1508,7 +1508,7 @@ def delete_agent(tx: Tx, caller: tracker.Caller, agent: int) -> None:
     tx.execute("DELETE FROM worker_access WHERE worker = ? AND project = ?", tuple(row))
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def delete_host(tx: Tx, caller: tracker.Caller, project: int) -> None:
     """Deletes the host of a project: the next that is heard of takes its place."""
     if not tx.execute("DELETE FROM theeye_host WHERE project = ?", (project,)).rowcount:
@@ -1643,7 +1643,7 @@ def about_token(tx: Tx, caller: tracker.Caller, token: int) -> dict[str, Any]:
     if row is None:
         raise TrackerError("not_found", f"No valid integration token {token}")
     says = "Programs that come with it are refused from now on. What they have triggered goes on."
-    return question(f"Revoke the token {row['name']}?", says, "Revoke", "/ui/theeye/tokens")
+    return pages.question(f"Revoke the token {row['name']}?", says, "Revoke", "/ui/theeye/tokens")
 
 
 @tracker.needs(tracker.ADMIN)
@@ -1654,21 +1654,31 @@ def about_agent(tx: Tx, caller: tracker.Caller, agent: int) -> dict[str, Any]:
     says = (
         "It is logged out, and gets no job any more. A job that it is doing times out. Its worker stays in the lists."
     )
-    return question(f"Delete the agent {row['alias']}?", says, "Delete", "/ui/theeye/agents")
+    return pages.question(f"Delete the agent {row['alias']}?", says, "Delete", "/ui/theeye/agents")
+
+
+@tracker.needs(tracker.ADMIN)
+def about_host(tx: Tx, caller: tracker.Caller, project: int) -> dict[str, Any]:
+    row = tx.one("SELECT hostname FROM theeye_host WHERE project = ?", (project,))
+    if row is None:
+        raise TrackerError("not_found", f"No host of project {project}")
+    says = "Then the project belongs to the next host that its agents tell of. Stop the agents of this one first."
+    return pages.question(f"Delete the host {row['hostname']}?", says, "Delete", "/ui/theeye/agents")
+
+
+@tracker.needs(EDIT, tracker.WORKFLOW)
+def about_workflow_secret(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
+    says = "The present one opens nothing any more, wherever it is in use: in buttons, scripts and mails."
+    here = f"/ui/workflows/{workflow['id']}"
+    return pages.question(f"A new secret for the workflow {workflow['name']}?", says, "New secret", here)
 
 
 @tracker.needs(EDIT, tracker.WORKFLOW)
 def about_workflow(tx: Tx, caller: tracker.Caller, workflow: sqlite3.Row) -> dict[str, Any]:
     says = "Nothing can trigger it any more, and its secret is lost. What it has begun ends with the steps of now."
     then, cancel = f"/ui/projects/{workflow['project']}/templates", f"/ui/workflows/{workflow['id']}"
-    return question(f"Delete the workflow {workflow['name']}?", says, "Delete", then, cancel)
+    return pages.question(f"Delete the workflow {workflow['name']}?", says, "Delete", then, cancel)
 
-
-def question(text: str, consequence: str, button: str, then: str, cancel: str = "") -> dict[str, Any]:
-    return {"question": text, "consequence": consequence, "button": button, "then": then, "cancel": cancel or then}
-
-
-CONFIRM = "theeye_confirm.html"
 
 PAGES = [
     Page(
@@ -1677,7 +1687,7 @@ PAGES = [
         tokens_page,
         [
             Action("", create_token, TokenForm, shows=reveal),
-            Action("/{token}/revoke", revoke_token, says="The token is revoked.", asks=(CONFIRM, about_token)),
+            Action("/{token}/revoke", revoke_token, says="The token is revoked.", asks=(pages.QUESTION, about_token)),
         ],
     ),
     Page(
@@ -1686,8 +1696,13 @@ PAGES = [
         agents_page,
         [
             Action("", create_agent, AgentForm, shows=reveal),
-            Action("/{agent}/delete", delete_agent, says="The agent is deleted.", asks=(CONFIRM, about_agent)),
-            Action("/ui/theeye/hosts/{project}/delete", delete_host, says="The host is deleted."),
+            Action("/{agent}/delete", delete_agent, says="The agent is deleted.", asks=(pages.QUESTION, about_agent)),
+            Action(
+                "/ui/theeye/hosts/{project}/delete",
+                delete_host,
+                says="The host is deleted.",
+                asks=(pages.QUESTION, about_host),
+            ),
         ],
     ),
     Page("/ui/projects/{project}/workflows", pages.moved_to("/ui/projects/{project}/templates#workflows")),
@@ -1701,14 +1716,19 @@ PAGES = [
         show_workflow,
         actions=[
             Action("", tracker.update_workflow, workflow_form, says="Saved."),
-            Action("/rotate", tracker.rotate_workflow_secret, shows=show_rotated_secret),
+            Action(
+                "/rotate",
+                tracker.rotate_workflow_secret,
+                shows=show_rotated_secret,
+                asks=(pages.QUESTION, about_workflow_secret),
+            ),
             Action("/run", tracker.trigger_workflow, run_form, says="The workflow has begun."),
             Action(
                 "/delete",
                 tracker.delete_workflow,
                 to="/ui/",
                 says="The workflow is deleted.",
-                asks=(CONFIRM, about_workflow),
+                asks=(pages.QUESTION, about_workflow),
             ),
         ],
     ),

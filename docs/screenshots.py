@@ -88,6 +88,11 @@ def renew_key(page) -> None:
     press("Make a new key")(page)
 
 
+def renew_secret(page) -> None:
+    press("New secret")(page)
+    press("New secret")(page)
+
+
 def act_on_all(page) -> None:
     page.locator("#f-which").select_option("all")
     page.get_by_role("button", name="Retry", exact=True).click()
@@ -96,7 +101,7 @@ def act_on_all(page) -> None:
 def run_without_values(page) -> None:
     """As a browser that does not look for what is required."""
     page.locator("#run").evaluate("(form) => { form.noValidate = true; }")
-    page.get_by_role("button", name="Run now", exact=True).click()
+    page.get_by_role("button", name="Run", exact=True).click()
 
 
 def show_details(page) -> None:
@@ -200,13 +205,13 @@ VIEWS = [
     View("error-not-found", "/ui/projects/4711"),
     View("error-forbidden", "/ui/projects/{wiki}/access", "carol"),
     View("docs", "/ui/docs", ""),
-    View("action-done", "/ui/projects/{tiles}", act=press("Reset failed tasks")),
+    View("action-done", "/ui/projects/{tiles}", act=press("Retry all failed")),
     View("token-made", "/ui/theeye/tokens", act=send("main form.filters", name="chat bot")),
     View("agent-made", "/ui/theeye/agents", act=send("main form.filters", alias="web-3")),
-    View("workflow-secret", "/ui/workflows/{workflow}", act=press("New secret")),
+    View("workflow-secret", "/ui/workflows/{workflow}", act=renew_secret),
     View("testflinger-client-rotate", "/ui/testflinger/clients/{lab_client}", act=press("New key")),
     View("testflinger-key", "/ui/testflinger/clients/{lab_client}", act=renew_key),
-    View("template-secret", "/ui/templates/{template_deploy}", act=press("Rotate secret")),
+    View("template-secret", "/ui/templates/{template_deploy}", act=renew_secret),
 ]
 # On a tracker in which nothing has happened yet. The first to register is the manager of the views after it.
 FIRST_VIEWS = [
@@ -241,10 +246,10 @@ def held_back(operation: int) -> Iterator[None]:
     """Keeps an operation from being finished after its first steps, so that it can be looked at."""
     step, left = tracker.step_operation, itertools.count(2, -1)
 
-    def some_steps(tx: tracker.Tx, id: int) -> int | None:
+    def some_steps(tx: tracker.Tx, id: int, *last: Any) -> int | None:
         if id == operation and next(left) <= 0:
             raise tracker.TrackerError("unavailable", "held back for its picture")
-        return step(tx, id)
+        return step(tx, id, *last)
 
     tracker.step_operation = some_steps
     logging.disable(logging.WARNING)

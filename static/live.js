@@ -29,6 +29,7 @@ function sameKind(a, b) {
 }
 
 function changeAttributes(old, fresh) {
+  if (old.name === "token") return; // a refresh has none
   for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
 }
@@ -97,11 +98,24 @@ function keepPlace(pieces) {
   };
 }
 
+// Forms that came with a refresh get the token that those of the page have.
+function handOutToken() {
+  const token = document.querySelector('input[name="token"]:not([value=""])');
+  for (const field of token ? document.querySelectorAll('input[name="token"][value=""]') : []) field.setAttribute("value", token.value);
+}
+
+let known = ""; // which state of the page this is
+
 async function refresh() {
-  const answer = await fetch(location.href, { headers: { "X-Live": document.body.dataset.nonce }, signal: AbortSignal.timeout(30000) });
+  const parts = [...document.querySelectorAll("[data-version]")].map((part) => `${part.id}=${part.dataset.version}`);
+  const headers = { "X-Live": document.body.dataset.nonce, "X-Known": parts.join(",") };
+  if (known) headers["If-None-Match"] = known;
+  const answer = await fetch(location.href, { headers, signal: AbortSignal.timeout(30000) });
+  if (answer.status === 304) return;
   if (answer.redirected) throw new Error("You are logged out: please load the page again.");
   if (answer.status < 500 && !answer.ok) throw new Error("This page is not there any more, or not for you: what you see is old.");
   if (!answer.ok) throw new Error("The tracker does not answer: what you see is old. Trying again …");
+  let complete = true;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   showLocalTimes(fresh);
   const focused = document.activeElement;
@@ -109,7 +123,10 @@ async function refresh() {
   for (const old of document.querySelectorAll("[data-live]")) {
     const next = fresh.getElementById(old.id);
     if (next && !selecting(old)) change(old, next);
+    complete = complete && !selecting(old) && !old.matches(":focus-within, :has(details[open])");
   }
+  handOutToken();
+  known = complete ? answer.headers.get("ETag") || "" : ""; // what was left as it was is fetched again
   if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true }); // its row moved
   goBack();
 }

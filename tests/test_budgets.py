@@ -65,6 +65,10 @@ def sizes(connection: sqlite3.Connection) -> dict[int, int]:
     return {row[0]: row[1] for row in rows}
 
 
+REASONS = "SELECT ifnull(SUM(length(CAST(reason AS BLOB))), 0) FROM failure"
+ACTS = "SELECT ifnull(SUM(200 + length(CAST(details AS BLOB))), 0) FROM act"
+
+
 def check_budgets(connection: sqlite3.Connection) -> None:
     """Every count is that of what there is."""
     kept = dict(map(tuple, connection.execute("SELECT id, size FROM project WHERE NOT trusted")))
@@ -86,6 +90,8 @@ def check_budgets(connection: sqlite3.Connection) -> None:
         "workers": connection.execute("SELECT COUNT(*) FROM worker").fetchone()[0],
         "managers": connection.execute("SELECT COUNT(*) FROM manager").fetchone()[0],
         "files": connection.execute("SELECT ifnull(SUM(size), 0) FROM testflinger_file").fetchone()[0],
+        "reasons": connection.execute(REASONS).fetchone()[0],
+        "acts": connection.execute(ACTS).fetchone()[0],
     }
 
 

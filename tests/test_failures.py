@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+from typing import Any
+
 import pytest
+from conftest import Site, Worker
 from place import Jobs, Queue, StillClock, check_counts
 
 import budgets
@@ -144,7 +149,8 @@ def test_a_task_that_failed_for_good_is_not_retried(queue: Queue) -> None:
     task = queue.submit(max_retries=9)
     queue.assign()
     assert queue.release(task, FAIL, error="gone", for_good=True)
-    assert (queue.assign(), groups(queue)) == (None, {"gone": 1})
+    assert not queue.do(tracker.assign_tasks, queue.worker, [queue.project]).tasks
+    assert groups(queue) == {"gone": 1}
 
 
 @pytest.mark.parametrize("result", [OK, SKIP])
@@ -287,3 +293,80 @@ def test_a_job_tells_in_its_log_why_an_attempt_failed() -> None:
     assert "released as failed: again" in lines
     assert queue.task(task) is None
     assert kept(queue) == []
+
+
+# ── Over HTTP, and on the pages ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def failed(site: Site, worker: Worker, project: int, reason: object, recipe: str = "a recipe") -> int:
+    worker.submit(project, recipe)
+    task = worker.assigned(project)["id"]
+    assert worker.released(task, FAIL, error=reason)
+    return task
+
+
+def test_a_null_is_no_reason_and_a_number_is_refused_by_its_name(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    failed(site, worker, project, None)
+    worker.submit(project, "another")
+    refused = worker.release(worker.assigned(project)["id"], FAIL, error=7)
+    assert (refused.status_code, "error" in refused.json()["message"]) == (400, True)
+    assert site.read("SELECT reason FROM failure") == [("",)]
+
+
+@pytest.mark.parametrize("path", ["/task/release", "/task/bulk_release"])
+def test_a_reason_with_another_result_is_refused_in_every_call(site: Site, path: str) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    worker.submit(project, "a recipe")
+    body = {"task_id": worker.assigned(project)["id"], "result": OK, "error": "why"}
+    refused = worker.http.post(path, json={"releases": [body]} if "bulk" in path else body)
+    assert (refused.status_code, "error: only a task" in refused.json()["message"]) == (400, True)
+    assert site.admin.counts(project) == {"assigned": 1}
+
+
+def test_the_last_failure_is_on_the_pages_and_in_the_export(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project, "a laptop")
+    task = failed(site, worker, project, "took 5 s")
+    failed(site, worker, project, "took 7 s")
+    failed(site, worker, project, "")
+    (cause,) = site.read("SELECT cause FROM task WHERE id = ?", task)[0]
+    http = site.admin.http
+    overview = http.get(f"/ui/projects/{project}").text
+    assert "took … s" in overview and f"state=failed&amp;cause={cause}" in overview and "no reason given" in overview
+    listed = http.get(f"/ui/projects/{project}/tasks?state=failed&cause={cause}").text
+    assert "took 5 s" in listed and "took 7 s" in listed and "a laptop" in listed
+    assert "took 5 s" in http.get(f"/ui/tasks/{task}").text
+    lines = http.get(f"/ui/projects/{project}/export?state=failed&cause={cause}").text.splitlines()
+    first, second = map(json.loads, lines)
+    assert first["failure"] == {
+        "reason": "took 5 s",
+        "time": first["failure"]["time"],
+        "worker": worker.id,
+        "attempt": 1,
+    }
+    assert second["failure"]["reason"] == "took 7 s"
+
+
+def test_an_export_says_nothing_of_failures_where_there_was_none(site: Site) -> None:
+    project = site.admin.create_project()
+    site.create_worker(project).submit(project, "a recipe")
+    assert json.loads(site.admin.http.get(f"/ui/projects/{project}/export").text)["failure"] is None
+
+
+def test_failed_attempts_are_a_line_of_the_throughput_chart(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    assert "Failed attempts" not in site.admin.http.get(f"/ui/projects/{project}").text
+    failed(site, worker, project, "a reason")
+    site.clock.pass_time(60)
+    assert "Failed attempts" in site.admin.http.get(f"/ui/projects/{project}").text
+
+
+def test_the_heading_of_a_project_leads_to_its_log(site: Site) -> None:
+    project = site.admin.create_project(public=True)
+    address = f'href="/ui/logs?project={project}"'
+    assert address in site.admin.http.get(f"/ui/projects/{project}/tasks").text
+    assert address not in site.guest.get(f"/ui/projects/{project}").text

@@ -68,7 +68,7 @@ def test_a_page_with_a_new_secret_has_an_address_of_its_own_and_may_be_loaded_ag
     tab, project = Tab(site.admin.http), site.admin.create_project()
     made = tab.act(f"/ui/projects/{project}/templates/new", {"name": "build"})
     if what == "rotate_secret":
-        made = tab.act("/ui/templates/1/rotate_secret")
+        made = tab.act("/ui/templates/1/rotate_secret", {"confirmed": "yes"})
     assert made.tree.xpath("string(//*[@id='secret']//code)") == site.read("SELECT secret FROM template")[0][0]
     again = tab.open(str(made.answer.url))
     assert again.status == 200 and not again.tree.xpath("//*[@id='secret']")

@@ -16,6 +16,7 @@ import nursery
 import pytest
 from conftest import Manager, Site, Worker, wait_until
 from test_budgets import check_budgets
+from test_pages import Tab
 
 import moving
 import tracker
@@ -162,7 +163,7 @@ def test_tasks_keep_what_they_have_been_through(site: Site, other: Site) -> None
     a, b = (site.create_worker(project, name) for name in "ab")
     later = site.clock.time() + 5000.25
     a.submit(project, "failed", priority=9)
-    a.release(a.assigned(project)["id"], tracker.FAIL)
+    a.release(a.assigned(project)["id"], tracker.FAIL, error="HTTP 404 of page 17")
     a.submit(project, "retried", max_retries=5, priority=8)
     a.release(a.assigned(project)["id"], tracker.FAIL)
     a.submit(project, "held", priority=10)
@@ -184,6 +185,9 @@ def test_tasks_keep_what_they_have_been_through(site: Site, other: Site) -> None
         "delayed": (3, 0, 0, 0, 0, later, x, None, None),
     }
     assert other.admin.counts(new) == {"waiting": 3, "failed": 1, "delayed": 1}
+    assert other.read("SELECT pattern, failed_task_count FROM cause") == [("HTTP 404 of page …", 1)]
+    reasons = "SELECT recipe, reason, end_time > 0 FROM failure f JOIN task ON id = f.task ORDER BY id"
+    assert other.read(reasons) == [("failed", "HTTP 404 of page 17", 1), ("retried", "", 1)]
 
 
 def test_access_is_asked_for_again_by_name(site: Site, other: Site) -> None:
@@ -393,3 +397,35 @@ def test_an_export_that_breaks_off_leaves_no_file(site: Site, tmp_path: Path, mo
     monkeypatch.setattr(moving, "read_head", lambda *args: [read_head(*args)[0], 2, read_head(*args)[2]])
     done = command(site, tmp_path, "export", str(project), str(tmp_path / "file"), "--patience", "1")
     assert done.returncode == 2 and not list(tmp_path.glob("file*"))
+
+
+# ── On pages ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_project_is_exported_and_imported_on_pages(site: Site, other: Site) -> None:
+    project = site.admin.create_project("crawl")
+    site.create_worker(project).submit(project, "a")
+    tab, there = Tab(site.admin.http), Tab(other.admin.http)
+    hook = site.read("SELECT webhook_secret FROM project")[0][0]
+    assert tab.open(f"/ui/projects/{project}/edit").form("/edit/export") is not None
+    assert hook not in tab.post(f"/ui/projects/{project}/edit/export", {"secrets": "false"}).text
+    answer = tab.post(f"/ui/projects/{project}/edit/export", {"secrets": "true"})
+    assert answer.headers["content-disposition"].startswith("attachment") and hook in answer.text
+    files = {"files": {"file": ("crawl.jsonl", answer.content)}}
+    assert there.open("/ui/projects/import").form("/ui/projects/import") is not None
+    page = there.act("/ui/projects/import", {"name": "moved"}, **files)
+    wait_until(lambda: other.read("SELECT waiting_task_count, name FROM project") == [(1, "moved")])
+    assert page.status == 200
+    again = there.act("/ui/projects/import", {"name": "moved"}, **files)
+    assert again.status == 409 and "under another name" in again.text
+    none = there.act("/ui/projects/import", {"name": "x"}, files={"file": ("", b"")})
+    assert none.status == 400 and "choose a file" in none.text
+
+
+def test_a_button_for_the_export_is_for_those_who_may(site: Site) -> None:
+    project = site.admin.create_project("crawl")
+    manager = site.create_manager()
+    site.admin.set_role(project, manager, tracker.EDIT | tracker.READ)
+    tab = Tab(manager.http)
+    assert "edit/export" not in tab.open(f"/ui/projects/{project}/edit").text
+    assert tab.post(f"/ui/projects/{project}/edit/export").status_code == 403

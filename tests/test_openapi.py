@@ -538,7 +538,7 @@ def wrong_calls(
 
 
 FROM_ELSEWHERE = {"headers": {"X-Forwarded-For": "203.0.113.9"}}
-NONSENSE = {"archived": "x", "count": "x", "priority": "x", "from": "x", "level": "x", "after": "x"}
+NONSENSE = {"archived": "x", "limit": "x", "count": "x", "priority": "x", "from": "x", "level": "x", "after": "x"}
 IDS = ("project", "worker", "manager", "task_id", "template", "workflow", "operation", "task")
 NOTHING = {**dict.fromkeys(IDS, 999), "level": "loud", "job": "0" * 24}
 

@@ -202,6 +202,7 @@ class Place:
             "/ui/projects/{project}/edit": {"motd": "new words"},
             "/ui/projects/{project}/edit/delete": {"confirm": f"{self.text} project"},
             "/ui/projects/{project}/pause": {"paused": "true"},
+            "/ui/projects/{project}/rate": {"assign_rate": "5"},
             "/ui/projects/{project}/secret": {"secret": "a new one"},
             "/ui/projects/{project}/webhook_secret": {"webhook_secret": "a new one"},
             "/ui/projects/{project}/tasks": {"action": "delete", "task": self.failed, "confirmed": "yes"},
@@ -210,6 +211,10 @@ class Place:
             "/ui/projects/{project}/templates/new": {"name": "another template"},
             "/ui/templates/{template}/edit": {"name": "a renamed one"},
             "/ui/templates/{template}/delete": {"confirmed": "yes"},
+            "/ui/templates/{template}/rotate_secret": {"confirmed": "yes"},
+            "/ui/workflows/{workflow}/rotate": {"confirmed": "yes"},
+            "/ui/theeye/hosts/{project}/delete": {"confirmed": "yes"},
+            "/ui/admin/promote/{manager}": {"confirmed": "yes"},
             "/ui/projects/{project}/workflows/new": {"name": "another workflow", "start": self.template},
             "/ui/workflows/{workflow}": {"name": "a renamed one", "start": self.template},
             "/ui/workflows/{workflow}/delete": {"confirmed": "yes"},
@@ -281,7 +286,9 @@ def place(site: Site) -> Place:
 
 def role_of(path: str, method: str = "POST") -> int:
     """The role that a form or page of a project needs."""
-    if path.endswith(("/edit", "/pause", "/submit", "/lines", "/templates", "/templates/new", "/workflows/new")):
+    if path.endswith(
+        ("/edit", "/pause", "/rate", "/submit", "/lines", "/templates", "/templates/new", "/workflows/new")
+    ):
         return EDIT
     if path.endswith(("/secret", "/webhook_secret")):
         return SECRET
@@ -666,7 +673,10 @@ def test_the_roles_decide_which_tabs_and_buttons_a_project_shows(place: Place) -
         SECRET: {"Settings"},
         MAINTENANCE: set(),
     }
-    actions = {EDIT: {"Pause"}, MAINTENANCE: {"Reset failed tasks", "Reclaim assigned tasks", "Delete all tasks"}}
+    actions = {
+        EDIT: {"Pause", "Set"},
+        MAINTENANCE: {"Retry all failed", "Requeue all assigned", "Delete all tasks"},
+    }
     for role in tracker.ROLE_NAMES:
         page = manager_with(place, role).open(path)
         [nav] = page.tree.xpath("//nav[@aria-label='Project']")
@@ -686,7 +696,7 @@ def test_the_roles_decide_which_buttons_a_list_of_tasks_shows(place: Place) -> N
     }
     for (role, state), buttons in expected.items():
         page = manager_with(place, role).open(path, state=state)
-        assert page.buttons - {"Log out", "Search"} == buttons
+        assert page.buttons - {"Log out", "Search", "Pause", "Set"} == buttons
 
 
 def test_the_administration_is_for_admins(place: Place) -> None:
@@ -1293,7 +1303,8 @@ def test_logging_out_ends_the_session(site: Site) -> None:
 
 def test_an_admin_promotes_and_demotes(place: Place) -> None:
     page = place.admin.open("/ui/admin")
-    promoted = place.admin.send(page.form(f"/promote/{place.manager.id}"))
+    question = place.admin.send(page.form(f"/promote/{place.manager.id}"))
+    promoted = place.admin.send(question.form(f"/promote/{place.manager.id}"))
     assert promoted.notice == "The manager is a tracker admin now."
     assert Tab(place.manager.http).open("/ui/admin").status == 200
     place.admin.send(promoted.form(f"/demote/{place.manager.id}"))
@@ -1601,7 +1612,9 @@ def test_a_template_s_secret_is_shown_once_when_it_is_made_and_when_it_is_rotate
     assert page.answer.url.path == f"/ui/templates/{template}"  # to load it again sends nothing again
     again = place.admin.open(f"/ui/templates/{template}")
     assert first not in again.html and not again.tree.xpath("//*[@id='secret']")
-    rotated = place.admin.send(again.form("/rotate_secret"))
+    question = place.admin.send(again.form("/rotate_secret"))
+    assert "A new secret for" in question.text and place.secret_of(template) == first
+    rotated = place.admin.send(question.form("/rotate_secret"))
     second = place.secret_of(template)
     assert second != first and rotated.tree.xpath("string(//*[@id='secret']//code)") == second
     for path in (f"/ui/templates/{template}/edit", f"/ui/projects/{place.project}/templates", "/ui/jobs"):
@@ -1784,10 +1797,11 @@ def test_a_job_s_page_tells_what_became_of_it(place: Place) -> None:
         zip(page.tree.xpath("//*[@id='job-facts']//th/text()"), texts_of(page, "job-facts", "td"), strict=True)
     )
     assert facts["Made by"].startswith("manager admin") and facts["Attempts"] == "1" and "Task" not in facts
-    assert texts_of(page, "job-history", "td") == [
-        "released as done",
-        f"assigned to plain worker ({place.worker.id})",
+    events = page.tree.xpath("//li[contains(@class, 'event')]//*[@class='message']/bdi/text()")
+    assert events == [
         "created by manager admin",
+        f"assigned to plain worker ({place.worker.id})",
+        "released as done",
     ]
     messages = page.tree.xpath("//ol//*[@class='message']/bdi/text()")
     assert messages[2:4] == ["line 0.", "line 1."] and messages[-1] == "released as done"
@@ -1844,7 +1858,7 @@ def test_a_job_and_its_task_lead_to_each_other(place: Place) -> None:
 
 def test_a_job_is_cancelled_and_retried_on_its_page(place: Place) -> None:
     page = place.admin.open(f"/ui/jobs/{place.job}")
-    assert page.tree.xpath("//main//button[@disabled]/text()") == ["Retry as a new job"]
+    assert page.tree.xpath("//main//button[@disabled]/text()") == ["Retry"]
     cancelled = place.admin.send(page.form("/cancel"))
     assert cancelled.notice == "The job is cancelled." and texts_of(cancelled, "job-state", "strong") == ["cancelled"]
     assert cancelled.tree.xpath("//main//button[@disabled]/text()") == ["Cancel"]
@@ -1866,7 +1880,7 @@ def test_who_may_only_read_sees_a_job_without_what_may_be_secret(place: Place) -
     assert not [link for link in page.links if "/ui/templates" in link]
     page = manager_with(place, READ | EDIT).open(f"/ui/jobs/{job['id']}")
     assert "s3cret" in page.text and "t0ken" in page.text
-    assert page.buttons == {"Log out", "Cancel", "Retry as a new job"}
+    assert page.buttons == {"Log out", "Cancel", "Retry", "Pause", "Set"}
 
 
 def test_the_steps_of_a_workflow_are_listed_with_its_run(place: Place) -> None:
@@ -1930,7 +1944,7 @@ def test_lists_and_pages_of_jobs_refresh_themselves_unless_they_show_older_ones(
         live = [page.tree.xpath("//*[@id='job-list'][@data-live]") for page in (first, second)]
         assert live[0] and not live[1]
     page = place.admin.open(f"/ui/jobs/{place.job}")
-    assert {"job-state", "job-log", "job-history", "job-result"} <= set(page.tree.xpath("//*[@data-live]/@id"))
+    assert {"job-state", "job-log", "job-result"} <= set(page.tree.xpath("//*[@data-live]/@id"))
 
 
 # ── Access ────────────────────────────────────────────────────────────────────────────────────────────────────────────

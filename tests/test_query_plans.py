@@ -259,7 +259,6 @@ READS: dict[str, Callable[[Place], Operation]] = {
     "find the first piece of a bulk submit": lambda p: (tracker.first_piece, (p.operations["bulk"],)),
     "look up the hashes of a bulk submit": lambda p: (tracker.warm_pieces, (p.operations["bulk"], 1, 2)),
     "find an upload by its token": lambda p: (tracker.find_lines_submit, (p.worker, p.first, "a token")),
-    "show why tasks fail": lambda p: (failures.causes, (p.first,)),
     "find a cause": lambda p: (failures.find_cause, (p.second, 1)),
     "show the last failure of a task": lambda p: (failures.last_failure, (p.waiting[0],)),
     "show the last operations": lambda p: (pages.recent_operations, (p.first,)),
@@ -358,7 +357,6 @@ SORTS_A_PAGE = (
     "the overview",
     "a project's page",
     "show who holds tasks",
-    "show why tasks fail",
     "show a day's snapshots",
 )
 LOOKS_AT_A_HUNDRED = ("a project's page", "show who holds tasks")  # of the tasks of each of ten workers

@@ -326,7 +326,7 @@ def test_a_sample_is_the_last_snapshot_of_each_step(times: set[int], start: int,
     for time in times:
         for project in (1, 2):
             memory.do(
-                lambda tx, *row: tx.execute("INSERT INTO snapshot VALUES (?, ?, 0, 0, ?, 0, 0)", row),
+                lambda tx, *row: tx.execute("INSERT INTO snapshot VALUES (?, ?, 0, 0, ?, 0, 0, 0)", row),
                 project,
                 time,
                 project,

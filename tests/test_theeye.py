@@ -2187,8 +2187,8 @@ def test_deleting_a_host_frees_its_place(place: Place):
     other = Agent(place.site.url, place.make_agent("other"), "web2")
     other.log_in()
     assert other.register().status_code == 403
-    page = place.act(f"/ui/theeye/hosts/{place.project}/delete")
-    assert page.notice == "The host is deleted."
+    assert place.confirm(f"/ui/theeye/hosts/{place.project}/delete") == "The host is deleted."
+    page = place.tab.open("/ui/theeye/agents")
     assert "web1" not in page.tree.get_element_by_id("hosts").text_content()
     assert place.act(f"/ui/theeye/hosts/{place.project}/delete").status == 404
     assert other.register().status_code == 200
@@ -2211,7 +2211,7 @@ def test_an_agent_needs_a_project_that_there_is(place: Place):
 
 def test_what_a_workflows_page_offers_to_paste_works(place: Place):
     make_release(place)
-    page = place.act("/ui/workflows/1/rotate")
+    page = place.act("/ui/workflows/1/rotate", confirmed="yes")
     job = curl(page.tree.get_element_by_id("curl").text)
     assert job["_type"] == "WorkflowJob"
     button = page.tree.get_element_by_id("button").text

@@ -182,6 +182,7 @@ def test_an_exception_fails_the_task_is_logged_and_the_loop_goes_on(site, projec
     assert counts(site, project) == {"failed": 1, "closed": 1}
     [line] = error_lines(site)
     assert line.startswith("ValueError: no such page") and __file__ in line
+    assert site.read("SELECT reason FROM failure") == [("ValueError: no such page",)]
     assert "no such page" in caplog.text
 
 
@@ -201,6 +202,16 @@ def test_a_task_that_is_failed_says_why_in_its_log(site, project, mine):
         task.fail("the page is empty")
     assert counts(site, project) == {"failed": 1}
     assert error_lines(site) == ["the page is empty"]
+    assert site.read("SELECT reason FROM failure") == [("the page is empty",)]
+
+
+@pytest.mark.parametrize(("reason", "kept"), [("a\ud800b\0c", "a?b\ufffdc"), ("x" * 9999, "x" * 500), ("", "failed")])
+def test_whatever_is_said_of_a_failure_its_release_is_not_refused(site, project, mine, reason, kept):
+    submit(site, project, "a")
+    with first(mine, project) as task:
+        task.fail(reason)
+    assert counts(site, project) == {"failed": 1}
+    assert site.read("SELECT reason FROM failure") == [(kept,)]
 
 
 def test_a_skipped_task_rests_for_its_delay(site, project, mine):

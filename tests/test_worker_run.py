@@ -299,6 +299,21 @@ def test_another_exit_status_fails_the_task_and_logs_what_it_said_last(site, mac
     assert result.stdout == "done 1, failed 1, skipped 0\n"
     assert site.admin.counts(project) == {"closed": 1, "failed": 1}
     assert error_lines(site) == ["exit status 3; it said last:\nno such page"]
+    assert site.read("SELECT reason FROM failure") == [("exit status 3: no such page",)]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 3", "exit status 3"),
+        ("printf 'first\\n\\nlast \\n\\n' >&2; exit 3", "exit status 3: last"),
+        ("kill -9 $$", "killed by SIGKILL"),
+    ],
+)
+def test_a_failed_task_says_why_in_one_line(site, machine, project, script, reason):
+    submit(site, project, "a")
+    machine.finish(site, project, *sh(script), status=1)
+    assert site.read("SELECT reason FROM failure") == [(reason,)]
 
 
 def test_a_plain_task_that_succeeds_logs_nothing(site, machine, project):
@@ -753,7 +768,7 @@ def test_plain_tasks_that_have_ended_are_released_together():
     for execution in runner.unsettled:
         execution.log.close()
     deliver(runner)
-    releases = [{"task_id": 1, "result": 0}, {"task_id": 2, "result": 1}]
+    releases = [{"task_id": 1, "result": 0}, {"task_id": 2, "result": 1, "error": "exit status 1"}]
     assert tracker.calls == [("/task/bulk_release", {"releases": releases})]
     assert runner.tally == worker.Tally(done=1, lost=1) and not runner.unsettled
 

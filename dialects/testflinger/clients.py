@@ -418,7 +418,7 @@ def find_client(tx: Tx, caller: tracker.Caller, client: str) -> dict[str, Any]:
     return client_json(tx.one(f"{LISTED_CLIENT} WHERE c.id = ?", (find_row(tx, client)["id"],)))
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def create_client(tx: Tx, caller: tracker.Caller, body: ClientBody) -> tuple[dict[str, Any], str]:
     """A new client, and its key, which is in the answer and nowhere else."""
     key = secrets.token_urlsafe(32)
@@ -426,7 +426,7 @@ def create_client(tx: Tx, caller: tracker.Caller, body: ClientBody) -> tuple[dic
     return find_client(tx, caller, body.client_id), key
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def update_client(tx: Tx, caller: tracker.Caller, client: str, body: LimitsBody) -> None:
     """Changes a client's role and limits. Takes effect with its very next request."""
     change_limits(tx, find_row(tx, client), body)
@@ -438,7 +438,7 @@ def key_hash(tx: Tx, caller: tracker.Caller, client: str) -> bytes:
     return find_row(tx, client)["key_hash"]
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def rotate_signing_key(tx: Tx, caller: tracker.Caller) -> None:
     """From now on another key signs tokens. Those of the old one are as if they had expired: clients renew them."""
     if (old := tx.one("SELECT value FROM meta WHERE key = 'testflinger_key'")) is not None:
@@ -446,7 +446,7 @@ def rotate_signing_key(tx: Tx, caller: tracker.Caller) -> None:
     tx.execute("INSERT OR REPLACE INTO meta VALUES ('testflinger_key', ?)", (secrets.token_bytes(32),))
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def rotate_key(tx: Tx, caller: tracker.Caller, client: str, old: bytes | None = None) -> str:
     """A client's new key, which is in the answer and nowhere else. The old one and its tokens end.
 
@@ -459,13 +459,13 @@ def rotate_key(tx: Tx, caller: tracker.Caller, client: str, old: bytes | None = 
     return key
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def delete_client(tx: Tx, caller: tracker.Caller, client: str) -> None:
     """Deletes a client. Its tokens and secrets end; its jobs go on."""
     drop_client(tx, client)
 
 
-@tracker.needs(tracker.ADMIN)
+@tracker.needs(tracker.ADMIN, acts=True)
 def set_restricted(tx: Tx, caller: tracker.Caller, project: int, restricted: bool) -> None:
     """Whether only clients that are allowed the queue may submit to it."""
     restrict(tx, project, restricted)
