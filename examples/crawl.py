@@ -32,19 +32,35 @@ Repeating is harmless: a link submitted twice is a duplicate, a release made twi
 
 A page is a URL as browsers make it of a link (the URL standard), without login and fragment, and is fetched as that. It
 is the same page as another when they differ only in percent-encodings of unreserved characters (%7E is ~), or in the
-name of a session. Else the query stays as it is: only the site knows what it means. A redirect is a page with one link,
-its target. Links are those of <a>, <area>, <frame> and <iframe>. Which are followed is said by --scope, --include,
---exclude and --max-depth; what is a trap is not (--max-variants). What was left out is counted, by its reason.
+name of a session. Else the query stays as it is: only the site knows what it means. Which links are followed is said by
+--scope, --include, --exclude and --max-depth; what is a trap is not (--max-variants). What was left out is counted, by
+its reason, and `crawl.py report DIR --pages` names it. Of links there are
+
+- Followed, relative to <base> if there is one: <a> (also of SVG, with href or xlink:href), <area>, <frame>, <iframe>,
+  <meta http-equiv=refresh>, <link rel=next|prev|canonical|alternate> (alternate: in HTML, no feeds and styles); the
+  headers Refresh and, with the same relations, Link; and Location of 301, 302, 303, 307 and 308. A redirect is a page
+  with one link, its target.
+- Followed with --parts alone, what a page is shown with: src, srcset and poster of <img>, <source>, <video>, <audio>,
+  <track>, <embed>, <script> and <input>, <object data>, <body background>, <image> and <use> of SVG, <link rel=
+  stylesheet|icon|preload|manifest> with href and imagesrcset. Not what a style sheet or a script asks for.
+- Not followed: forms, links of JavaScript, other relations of <link>, ping and cite, Location of 201 and 300, and URLs
+  in plain text, in comments, or in what is no HTML.
+
+A body is read as gzip, deflate, and, where their libraries are installed, brotli and zstd. One that ends too soon, by
+its length, its chunks or its coding, or is broken, makes its page fail, and it is fetched again; --max-body holds for
+what comes and for what it decodes to.
 
 `pip install '.[examples]'` brings httpx, rich, lxml (finds links 8 times faster than html.parser, and no page can make
 it slow), protego (robots.txt with wildcards and longest match, which urllib.robotparser does not know), ada-url and
-webencodings (URLs and charsets as browsers read them), and publicsuffixlist (what a domain is).
+webencodings (URLs and charsets as browsers read them), publicsuffixlist (what a domain is), warcio (writes WARC files),
+and brotli and backports.zstd (it goes without either).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import codecs
 import collections
 import contextlib
@@ -54,10 +70,14 @@ import functools
 import getpass
 import hashlib
 import http.cookiejar
+import importlib
+import io
 import ipaddress
+import itertools
 import json
 import logging
 import math
+import mimetypes
 import multiprocessing
 import multiprocessing.connection
 import netrc
@@ -77,14 +97,30 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 from urllib.parse import unquote
 
-import ada_url
-import httpx
-import publicsuffixlist
-import webencodings
-from lxml import etree
-from protego import Protego
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+try:
+    import ada_url
+    import httpx
+    import publicsuffixlist
+    import webencodings
+    from lxml import etree
+    from protego import Protego
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    is_help = bool({"-h", "--help"} & set(sys.argv[1:]))
+    if is_help:
+        print(__doc__)
+    print(f"It needs {missing.name}: {sys.executable} -m pip install -e '.[examples]' in the clone", file=sys.stderr)
+    sys.exit(0 if is_help else 2)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import worker as library
 from worker import Fail, Halted, Refused, Tracker, Unreachable
@@ -108,12 +144,19 @@ FULL_DISK_PAUSE = 10  # seconds
 HELD = 86400  # seconds for which the lease of a page is extended, at most: for a disk that is full
 LONGEST_DELAY = 1e9  # seconds that the tracker takes
 NO_ROBOTS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # rules with a colon
+CODINGS = ("gzip", "deflate", "br", "zstd", "compress")  # of a body; what else its header may name is ignored
+MOST_CODINGS, DECODED_AT_ONCE = 3, 4096  # of one body; bytes
 MOST_HOPS = 6  # requests for a robots.txt that is elsewhere: after that there is none
 MOST_ROBOTS = 2**19  # bytes of it that are read
 LONGEST_URL = 4096  # characters; longer links are mistakes or traps
 MOST_REPEATED = 3  # times that a path may have the same segment
 MOST_SEGMENTS = 50  # of a path
 RETRY_DELAY = 2  # seconds for which a page rests after it has failed, twice as long each time
+MOST_WARC, OPEN = 10**9, ".open"  # bytes of one file; what the name of one ends in that is being written
+NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
+LISTED = ("broken", "failed", "truncated")  # fates whose pages the report names
+IN_FATES = ("url", "status", "error", "depth", "found_on", "type", "size", "file")  # what is told of each page
+MOST_LISTED, MOST_REFERRERS, MOST_HOSTS = 10_000, 20, 10  # of each, in it
 RECORDS, HOSTS = "pages.jsonl", "hosts.db"
 LONGEST_LIST = 50  # lines of each kind in the printed report
 USER_AGENT = "tracker-crawl/1.0"
@@ -170,26 +213,99 @@ def _normalise_percent(match: re.Match) -> str:
 class _LinkFinder:
     """A target of lxml's parser that keeps the links and builds no tree: its time is linear, however deep a page is."""
 
-    ATTRIBUTES: ClassVar = {"a": "href", "area": "href", "frame": "src", "iframe": "src"}
+    PAGES: ClassVar = {"a": ("href", "xlink:href"), "area": ("href",), "frame": ("src",), "iframe": ("src",)}
+    PARTS: ClassVar = {
+        "img": ("src", "srcset"),
+        "source": ("src", "srcset"),
+        "link": ("href", "imagesrcset"),
+        "script": ("src", "href", "xlink:href"),
+        "image": ("href", "xlink:href"),
+        "use": ("href", "xlink:href"),
+        "video": ("src", "poster"),
+        "audio": ("src",),
+        "track": ("src",),
+        "embed": ("src",),
+        "object": ("data",),
+        "input": ("src",),
+        "body": ("background",),
+    }
 
-    def __init__(self):
+    def __init__(self, parts: bool = False):
+        self.parts = parts
         self.base, self.links, self.encoding = "", {}, None
         self.robots = []  # (whom it is for, what they are told) of each <meta>
 
     def start(self, tag: str, attributes: dict) -> None:
-        if tag == "meta":
+        rel = attributes.get("rel", "").lower().split()
+        if tag == "base":
+            self.base = self.base or attributes.get("href", "")
+        elif tag == "meta":
             self.encoding = self.encoding or encoding_of_meta(attributes)
             self.robots.append((attributes.get("name", "").strip(), attributes.get("content", "")))
-        elif tag == "base":
-            self.base = self.base or attributes.get("href", "")
-        elif tag in self.ATTRIBUTES and (link := attributes.get(self.ATTRIBUTES[tag])) is not None:
+            if attributes.get("http-equiv", "").strip().lower() == "refresh":
+                self.add(refresh_target(attributes.get("content", "")), rel)
+        elif tag == "link" and leads_to_page(rel, attributes.get("type", "")):
+            self.add(attributes.get("href"), rel)
+        elif tag in self.PAGES or (self.parts and tag in self.PARTS and is_part(tag, rel)):
+            for name in self.PAGES.get(tag) or self.PARTS[tag]:
+                value = attributes.get(name)
+                for link in images_of(value or "") if name.endswith("srcset") else [value]:
+                    self.add(link, rel)
+
+    def add(self, link: str | None, rel: list[str]) -> None:
+        """A dict keeps each once, in order; one that may be followed will do."""
+        if link is not None:
             link = link.partition("#")[0]
-            asked_not_to = "nofollow" in attributes.get("rel", "").lower().split()
-            # A dict keeps each once, in order; one that may be followed will do.
-            self.links[link] = self.links.get(link, True) and asked_not_to
+            self.links[link] = self.links.get(link, True) and "nofollow" in rel
 
     def close(self) -> _LinkFinder:
         return self
+
+
+LEADING = {"next", "prev", "previous", "canonical", "alternate"}  # relations of a <link> or Link: to another page
+PAGE_TYPES = ("text/html", "application/xhtml+xml")
+SPACES = "\t\n\f\r "
+
+
+def leads_to_page(rel: list[str], kind: str) -> bool:
+    """Whether a link of these relations and that type (if it has one) is to a page: no feed, and no style sheet."""
+    kind = kind.partition(";")[0].strip().lower()
+    return not LEADING.isdisjoint(rel) and "stylesheet" not in rel and kind in ("", *PAGE_TYPES)
+
+
+def is_part(tag: str, rel: list[str]) -> bool:
+    return tag != "link" or not {"stylesheet", "icon", "preload", "modulepreload", "manifest"}.isdisjoint(rel)
+
+
+def refresh_target(content: str) -> str | None:
+    """Where a <meta http-equiv=refresh>, or a header of that name, leads: None where the page reloads itself."""
+    found = re.match(
+        rf"[{SPACES}]*+[0-9.]++(?:[{SPACES}]*+[;,]|[{SPACES}])[{SPACES}]*+(?:url[{SPACES}]*+=[{SPACES}]*+)?"
+        r"""(?:'([^']*)|"([^"]*)|(.*))""",
+        content,
+        re.IGNORECASE | re.DOTALL,
+    )
+    return (found and (found[1] or found[2] or found[3])) or None
+
+
+def images_of(srcset: str) -> Iterator[str]:
+    """The URLs of a srcset: each up to the next space, and after it what tells its size, up to a comma."""
+    told = r"(?:[^,(]++|\([^)]*+\)?)*+"
+    for url in re.findall(rf"([^{SPACES},][^{SPACES}]*+)(?:(?<=,)|{told})", srcset):
+        yield url.rstrip(",")
+
+
+def links_of_header(response: httpx.Response) -> Iterator[str]:
+    """What the headers Link: and Refresh: of an answer lead to, as they have it."""
+    for value in response.headers.get_list("Link"):
+        for link, parameters in re.findall(r'<([^<>]*)>((?:[^,"<]|"[^"]*")*)', value):
+            named = dict(reversed(re.findall(r'[;\s]([\w*]+)\s*+=\s*+("[^"]*"|[^\s;,"]*)', parameters.lower())))
+            rel, kind = (named.get(name, "").strip('"') for name in ("rel", "type"))
+            if "anchor" not in named and "nofollow" not in rel.split() and leads_to_page(rel.split(), kind):
+                yield link
+    for value in response.headers.get_list("Refresh")[:1]:
+        if link := refresh_target(value):
+            yield link
 
 
 def find_links(
@@ -197,24 +313,26 @@ def find_links(
     url: str,
     charset: str | None = None,
     default: str = "windows-1252",
-    left_out: dict[str, int] | None = None,
+    leave_out: Callable[[str, str], None] = lambda _reason, _link: None,
     robot: str | None = None,
+    parts: bool = False,
 ) -> list[str]:
-    """The normalised targets of a page's links, each once, in the order of the page. Counts what is `left_out`.
+    """The normalised targets of a page's links, each once, in the order of the page. Says what is left out, and why.
 
-    With the name of a `robot` those are left out that the page does not want followed (by it, or by any).
+    With the name of a `robot` those are left out that the page does not want followed (by it, or by any). With
+    `parts` there are those, too, of what the page is shown with.
 
     It is decoded as browsers do: what counts is a byte order mark, then `charset` (of the Content-Type header), then
     what the page declares, else `default`; what does not belong there is replaced, and costs no link.
     """
     declared = webencodings.lookup(charset or "") or prescan(html)
     text, encoding = decode(html, declared or webencodings.lookup(default))
-    found = read_html(text)
+    found = read_html(text, parts)
     if not declared and found.encoding not in (None, encoding):  # a declaration after the first bytes
         text, encoding = decode(html, found.encoding)
-        found = read_html(text)
+        found = read_html(text, parts)
     base = normalise(found.base, url) or url
-    links, left_out = {}, {} if left_out is None else left_out
+    links = {}
     forbidden = robot is not None and any(
         name.lower() in ("robots", product(robot)) and says_nofollow(content) for name, content in found.robots
     )
@@ -224,7 +342,7 @@ def find_links(
         if target and robot is not None and (forbidden or asked_not_to):
             reason = "nofollow"
         if reason:
-            left_out[reason] = left_out.get(reason, 0) + 1
+            leave_out(reason, target)
         elif target:
             links.setdefault(unique(target), target)
     return list(links.values())
@@ -256,8 +374,8 @@ def decode(html: bytes, encoding: webencodings.Encoding) -> tuple[str, webencodi
     return text, encoding if used is wider else used
 
 
-def read_html(text: str) -> _LinkFinder:
-    parser = etree.HTMLParser(target=_LinkFinder(), encoding="utf-8", huge_tree=True)
+def read_html(text: str, parts: bool = False) -> _LinkFinder:
+    parser = etree.HTMLParser(target=_LinkFinder(parts), encoding="utf-8", huge_tree=True)
     return etree.fromstring(text.replace("\0", "\ufffd").encode("utf-8", "replace"), parser)
 
 
@@ -325,6 +443,133 @@ def _as_browsers(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error("as browsers", _as_browsers)
+
+
+# ── Bodies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def installed(*names: str):
+    """The first of these modules that there is, or None."""
+    for name in names:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    return None
+
+
+brotli = installed("brotli")
+brotli = brotli if hasattr(getattr(brotli, "Decompressor", None), "can_accept_more_data") else None  # bounds its output
+zstd = installed("compression.zstd", "backports.zstd")
+ACCEPTED = ", ".join(["gzip", "deflate"] + ["br"] * bool(brotli) + ["zstd"] * bool(zstd))
+DECODER_ERRORS = (zlib.error, getattr(brotli, "error", zlib.error), getattr(zstd, "ZstdError", zlib.error))
+
+
+class Brotli:
+    """brotli's decompressor in the manner of zlib's. It refuses what follows the end."""
+
+    unused_data = unconsumed_tail = b""
+
+    def __init__(self):
+        self.decompressor = brotli.Decompressor()
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        return self.decompressor.process(data, output_buffer_limit=most)[:most]
+
+    @property
+    def eof(self) -> bool:
+        return self.decompressor.is_finished()
+
+
+def start_decoder(coding: str, data: bytes):
+    """What decodes the data, or more of the same kind that follows it; None where nothing of that kind begins."""
+    if coding == "gzip":
+        return zlib.decompressobj(31) if data.startswith(b"\x1f\x8b") else None
+    if coding == "zstd":
+        begins = data[:4] == b"\x28\xb5\x2f\xfd" or data[1:4] == b"\x2a\x4d\x18"  # a frame, or one to be skipped
+        return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 23}) if begins else None
+    if coding == "br":
+        return Brotli()
+    zlib_header = len(data) > 1 and data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0
+    return zlib.decompressobj(15 if zlib_header else -15)
+
+
+def expand(coding: str, data: bytes, most: int) -> tuple[bytes, bool]:
+    """So many bytes at most of what the data are the code of, and whether its end has been reached in them.
+
+    gzip and zstd may be several, one after the other; what follows them and is none is ignored, as browsers do.
+    """
+    body, position, decoder = bytearray(), 0, None
+    while position < len(data) and len(body) < most:
+        piece = data[position : position + DECODED_AT_ONCE]  # small: each end copies what is left of it
+        decoder = decoder or start_decoder(coding, piece)
+        if not decoder and position:
+            break
+        if not decoder:
+            raise httpx.DecodingError(f"the body is no {coding}")
+        try:
+            body += decoder.decompress(piece, most - len(body))
+        except DECODER_ERRORS as error:
+            raise httpx.DecodingError(f"the body is no {coding}: {error}") from None
+        position += len(piece) - len(decoder.unused_data)
+        if decoder.eof:
+            decoder = None
+            if coding not in ("gzip", "zstd"):
+                break
+    return bytes(body), not decoder
+
+
+def decode_body(raw: bytes, response: httpx.Response, limit: int) -> tuple[bytes, bool]:
+    """The body without its content codings, so many bytes of it at most, and whether that is not all of it.
+
+    `raw` has a byte more than the limit when there is more. Raises DecodingError for what is broken, or ends too soon.
+    """
+    named = [name.strip().lower() for name in response.headers.get_list("Content-Encoding", split_commas=True)]
+    codings = [name.removeprefix("x-") for name in named if name.removeprefix("x-") in CODINGS]
+    body, cut = raw, len(raw) > limit
+    if len(codings) > MOST_CODINGS:
+        raise httpx.DecodingError(f"the body is encoded {len(codings)} times")
+    for coding in reversed(codings if raw else []):
+        if coding not in ACCEPTED.split(", "):
+            raise httpx.DecodingError(f"the body is encoded as {coding}, which was not asked for")
+        body, whole = expand(coding, body, limit + 1)
+        if not whole and not cut and len(body) <= limit:
+            raise httpx.DecodingError(f"the body ends in the middle of its {coding}")
+        cut = cut or not whole
+    return body[:limit], cut or len(body) > limit
+
+
+async def read_raw(limit: int, response: httpx.Response) -> bytes:
+    """So many bytes of the body as it comes, or all of it."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) >= limit:
+            break
+    return bytes(body[:limit])
+
+
+async def read_rest(limit: int, response: httpx.Response) -> bytes:
+    """The body of an answer that is not read for itself: what can be had of it."""
+    try:
+        return await read_raw(limit, response)
+    except httpx.HTTPError:
+        return b""
+
+
+def conditions_of(known: dict) -> dict[str, str]:
+    """The headers that ask for a page only if it is not what is known."""
+    headers = {"If-None-Match": known.get("etag"), "If-Modified-Since": known.get("last_modified")}
+    return {name: value for name, value in headers.items() if value and value.isascii()}
+
+
+def address_of(response: httpx.Response) -> str:
+    """Of the server that answers; empty when it is not known."""
+    stream = response.extensions.get("network_stream")
+    return ((stream and stream.get_extra_info("server_addr")) or ("",))[0]
+
+
+async def read_up_to(limit: int, response: httpx.Response) -> bytes:
+    """So many bytes of the decoded body, or all of it."""
+    return decode_body(await read_raw(limit + 1, response), response, limit)[0]
 
 
 # ── What a crawl covers ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -503,9 +748,8 @@ class _SitemapFinder:
 def read_sitemap(body: bytes, url: str) -> tuple[list[str], list[str]]:
     """The normalised URLs of pages and of further sitemaps that a sitemap names: XML or lines, also packed by gzip."""
     if body.startswith(b"\x1f\x8b"):
-        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        with contextlib.suppress(zlib.error):
-            body = unpacker.decompress(body, MOST_SITEMAP)
+        with contextlib.suppress(httpx.DecodingError):
+            body, _ = expand("gzip", body, MOST_SITEMAP)
     if b"<" in body[:1000]:
         parser = etree.XMLParser(target=_SitemapFinder(), recover=True, resolve_entities=False, huge_tree=True)
         try:
@@ -779,6 +1023,218 @@ def unix_time(date: str) -> float | None:
         return None
 
 
+# ── What is kept ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request, what was answered to it, and when it began. The body as it came, and as it is read."""
+
+    response: httpx.Response
+    raw: bytes
+    body: bytes
+    began: datetime
+    address: str  # of the server; empty when it is not known
+
+
+class Headers(StatusAndHeaders):
+    """A first line and headers as they are; warcio would quote what is not ASCII."""
+
+    def compute_headers_buffer(self, header_filter=None) -> None:
+        self.headers_buff = self.to_bytes(header_filter, "iso-8859-1")
+
+
+class Archive:
+    """WARC files of one process in a folder that others write to as well. A file that is being written ends in .open.
+
+    Each record is a gzip member of its own, and on the disk when `keep` returns. A file that a killed process has left
+    is cut after its last whole record by `mend`.
+    """
+
+    def __init__(self, folder: Path, name: str, worker: int, software: str):
+        self.folder, self.name, self.worker = folder, re.sub(r"[^\w.-]", "_", name)[:100], worker
+        self.about = {"software": software, "format": "WARC File Format 1.1", "isPartOf": name}
+        self.file, self.size, self.serial = None, 0, 0
+
+    def keep(self, page: Page, exchange: Exchange, original: dict | None = None) -> str:
+        """Write the records of an exchange; of a page that has not changed one that refers to its `original`.
+
+        Returns the file's name. Raises OSError, having written nothing.
+        """
+        out = io.BytesIO()
+        writer = WARCWriter(out, gzip=True, warc_version="WARC/1.1")
+        told = {"WARC-Date": warc_date(exchange.began.timestamp())}
+        if exchange.address:
+            told["WARC-IP-Address"] = exchange.address
+        asked = writer.create_warc_record(page.url, "request", http_headers=asked_of(exchange.response))
+        answered = answered_of(exchange.response)
+        if original:
+            come = writer.create_revisit_record(
+                page.url, page.digest, original["url"], warc_date(original["since"]), answered, told
+            )
+            if page.status == 304:
+                come.rec_headers.replace_header("WARC-Profile", NOT_MODIFIED)
+        else:
+            told |= {"WARC-Truncated": "length"} if page.truncated else {}
+            come = writer.create_warc_record(
+                page.url, "response", io.BytesIO(exchange.raw), len(exchange.raw), "", told, http_headers=answered
+            )
+        writer.write_request_response_pair(asked, come)
+        data = out.getvalue()
+        if self.file and self.size + len(data) > MOST_WARC:
+            self.close()
+        if not self.file:
+            self.start()
+        self.append(data)
+        return self.path.name
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        began = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"[:-3]
+        self.path = self.folder / f"{self.name}-{began}-{self.serial:05}-{self.worker}-{os.getpid()}.warc.gz"
+        self.file, self.size = open(f"{self.path}{OPEN}", "xb", buffering=0), 0  # noqa: SIM115 (closed by close)
+        self.serial += 1
+        try_to_lock(self.file)
+        out = io.BytesIO()
+        writer = WARCWriter(out, gzip=True, warc_version="WARC/1.1")
+        writer.write_record(writer.create_warcinfo_record(self.path.name, self.about))
+        try:
+            self.append(out.getvalue())
+        except OSError:
+            self.file.close()
+            self.file = None
+            os.unlink(f"{self.path}{OPEN}")
+            raise
+        sync_folder(self.folder)
+
+    def append(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self.file.write(left) :]
+            os.fsync(self.file.fileno())
+        except OSError:
+            self.file.truncate(self.size)
+            self.file.seek(self.size)
+            raise
+        self.size += len(data)
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+            self.file = None
+            os.replace(f"{self.path}{OPEN}", self.path)
+
+
+def asked_of(response: httpx.Response) -> Headers:
+    """The request's first line and headers, without what would open the site to others."""
+    request = response.request
+    target = request.extensions.get("target", request.url.raw_path).decode("iso-8859-1")
+    secrets = (b"authorization", b"proxy-authorization", b"cookie")
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() not in secrets]
+    return Headers(f"{target} HTTP/1.1", headers, protocol=request.method)
+
+
+def answered_of(response: httpx.Response) -> Headers:
+    """The answer's first line and headers. The one that names chunks, which the body no longer has, by another name."""
+    renamed = {b"transfer-encoding": b"X-Archive-Orig-Transfer-Encoding"}
+    headers = [(renamed.get(name.lower(), name), value) for name, value in response.headers.raw]
+    reason = response.extensions.get("reason_phrase", b"").decode("iso-8859-1")
+    return Headers(f"{response.status_code} {reason}", headers, protocol=response.http_version)
+
+
+def warc_date(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def mend(folder: Path) -> None:
+    """Close the files that killed processes have left open there: after the last whole record of each."""
+    for open_file in sorted(folder.glob(f"*.warc.gz{OPEN}")):
+        with contextlib.suppress(OSError), open(open_file, "r+b") as file:
+            if try_to_lock(file):
+                file.truncate(whole_members(file))
+                os.fsync(file.fileno())
+                os.replace(open_file, str(open_file).removesuffix(OPEN))
+
+
+def try_to_lock(file) -> bool:
+    """Whether nobody else writes to it. (Windows lets no file be renamed that is open.)"""
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def whole_members(file) -> int:
+    """Where the last whole gzip member of the file ends."""
+    end, left, decoder = 0, b"", zlib.decompressobj(31)
+    while left or (left := file.read(2**16)):
+        try:
+            decoder.decompress(left, 2**20)
+        except zlib.error:
+            break
+        left = decoder.unconsumed_tail
+        if decoder.eof:
+            left, decoder = decoder.unused_data, zlib.decompressobj(31)
+            end = file.tell() - len(left)
+    return end
+
+
+class Folder:
+    """Bodies as files, in a folder that others write to as well. Their names are safe on any file system.
+
+    HOST/NAME-HASH.TYPE: the readable end of the URL, and what makes the name that of no other, in whatever case.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def keep(self, page: Page, exchange: Exchange, original: dict | None = None) -> str:
+        """Write the body, if it is new, and return the file's name. Raises OSError, having written nothing."""
+        if original or page.outcome != "ok" or not exchange.body:
+            return (original or {}).get("file", "")
+        path = self.folder / file_of(page.url, page.type)
+        new = path.with_name(f"{path.name}.{os.getpid()}.new")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(new, "wb") as file:
+                file.write(exchange.body)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+        return path.relative_to(self.folder).as_posix()
+
+    def close(self) -> None:
+        """Each file is closed already."""
+
+
+def file_of(url: str, kind: str) -> str:
+    """The name of the file for a page, relative to its folder, with a slash."""
+    parts = ada_url.URL(url)
+    host = re.sub(r"[^a-z0-9.-]", "_", f"{parts.hostname}_{parts.port or parts.protocol[:-1]}")[-150:]
+    words = re.sub(r"[^a-z0-9]+", "-", f"{parts.pathname}{parts.search}".lower()).strip("-")[-60:].strip("-")
+    key = hashlib.sha256(unique(url).encode()).hexdigest()[:20]
+    known = {"text/html": ".html", "application/xhtml+xml": ".xhtml", "text/plain": ".txt"}
+    suffix = known.get(kind) or mimetypes.guess_extension(kind, strict=False) or ".bin"
+    return f"{host}/{words}{'-' * bool(words)}{key}{suffix}"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in it outlive a power cut, where a folder can be opened."""
+    with contextlib.suppress(OSError):
+        known = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(known)
+        finally:
+            os.close(known)
+
+
 # ── A worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -805,6 +1261,14 @@ class Crawl:
     host_patience: float = math.inf  # for a host that is away
     max_pages: float = math.inf
     max_variants: float = math.inf  # of pages that differ in the query or a date
+    parts: bool = False  # fetch what pages are shown with, too
+    warc: Path | None = None  # folders to keep pages in
+    save: Path | None = None
+    again: Path | None = None  # the records of an earlier crawl
+
+    def keepers(self, worker: int) -> list[Archive | Folder]:
+        archive = [Archive(self.warc, self.name, worker, self.user_agent)] if self.warc else []
+        return archive + ([Folder(self.save)] if self.save else [])
 
     def covers(self, url: str) -> bool:
         return self.scope.covers(url)
@@ -835,15 +1299,20 @@ class Page:
     seconds: float = 0
     asked: bool = False  # the site was
     for_good: bool = False  # failed, as it would at every further attempt
+    etag: str = ""
+    last_modified: str = ""
+    digest: str = ""  # of the body as it came
+    unchanged: bool = False  # since an earlier crawl had it
+    since: float = 0  # when it was asked for and came whole
+    file: str = ""  # in which it is kept
     links: list[str] = field(default_factory=list)
     sitemaps: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)  # links, by the reason
-    examples: dict[str, str] = field(default_factory=dict)  # of each reason the first link
+    passed_over: dict[str, list[str]] = field(default_factory=dict)  # which
 
-    def leave_out(self, reason: str, link: str = "") -> None:
+    def leave_out(self, reason: str, link: str) -> None:
         self.left_out[reason] = self.left_out.get(reason, 0) + 1
-        if link:
-            self.examples.setdefault(reason, link)
+        self.passed_over.setdefault(reason, []).append(link[:LONGEST_URL])
 
 
 class Logins(httpx.Auth):
@@ -889,7 +1358,7 @@ class Worker:
         self.logins = Logins(crawl.logins)
         self.http = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=0.9 * crawl.timeout),  # so that a host that is away is told from a page
-            headers={"User-Agent": crawl.user_agent},
+            headers=headers_of(crawl.user_agent),
             auth=self.logins,
             cookies=read_cookies(crawl.cookies),
         )
@@ -897,12 +1366,17 @@ class Worker:
         self.records = os.open(crawl.records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.torn = b""  # ends a line that was written in part
         self.turn = ""  # the host that we may ask now
+        self.keepers = crawl.keepers(self.id)
+        self.earlier = crawl.again and Index(crawl.again)
+        self.exchange, self.original = None, None  # of the page in hand: what is to be kept, and its earlier record
 
     def close(self) -> None:
         self.loop.run(self.http.aclose())
         self.loop.close()
         self.tracker.close()
         self.hosts.close()
+        for open_one in filter(None, (*self.keepers, self.earlier)):
+            open_one.close()
         os.close(self.records)
 
     def stop(self, *_signal) -> None:
@@ -1036,6 +1510,7 @@ class Worker:
         self.leave()
         page.seconds = round(time.monotonic() - began, 3)
         self.judge_host(page, task)
+        self.keep(page)
         followed = []
         for link in page.links:
             if reason := self.against(link, depth if sitemap else depth + 1):
@@ -1046,7 +1521,7 @@ class Worker:
         submit(self.tracker, self.crawl, page.sitemaps, url, depth, page.sitemap + 1)
         if page.outcome == "broken" or page.truncated:
             self.log("warn", f"{page.outcome}: {describe(asdict(page))}")
-        self.record(page)
+        self.record(page, followed + page.sitemaps)
         return page
 
     def judge_host(self, page: Page, task: int) -> None:
@@ -1070,24 +1545,35 @@ class Worker:
         else:
             raise PutOff(self.hosts.rest(host), reason)
 
-    def record(self, page: Page) -> None:
-        """A line of pages.jsonl: one call a line, so that those of the crew do not mix."""
-        known = asdict(page) | {"links": len(page.links), "worker": self.id, "pid": os.getpid(), "time": time.time()}
+    def keep(self, page: Page) -> None:
+        """Write the page to where it is kept, if it is one that can be."""
+        if self.exchange and page.outcome in ("ok", "broken"):
+            original = self.original if page.unchanged else None
+            for keeper in self.keepers:
+                kept = functools.partial(keeper.keep, page, self.exchange, original)
+                page.file = despite_full_disk(kept, self.wait) or page.file
+
+    def record(self, page: Page, followed: Iterable[str] = ()) -> None:
+        """A line of pages.jsonl, on the disk: one call a line, so that those of the crew do not mix."""
+        known = asdict(page) | {"links": len(page.links), "targets": list(followed)}
+        known |= {"worker": self.id, "pid": os.getpid(), "time": time.time()}
         del known["sitemaps"], known["asked"], known["for_good"]
         line = json.dumps(known).encode() + b"\n"
 
         def write() -> None:
-            written = os.write(self.records, self.torn + line)
-            if written < len(self.torn) + len(line):
-                self.torn = b"\n" if written else self.torn
+            data = self.torn + line
+            written = os.write(self.records, data)
+            self.torn = b"\n" if written < len(data) else b""
+            if self.torn:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.torn = b""
+            os.fsync(self.records)
 
         despite_full_disk(write, self.wait)
 
     def fetch(self, url: str, found_on: str, depth: int = 0, sitemap: int = 0) -> Page:
         """Get one page and judge it. Returns whatever the site does, and holds at most `max_body` bytes of it."""
         page = Page(url, found_on, depth=depth, sitemap=sitemap)
+        self.exchange = self.original = None
         reason = self.against(url, depth, sitemap)  # patterns or robots.txt may have changed since the link was stored
         if reason == "out of scope":  # never done: it may be another crawl's
             page.outcome, page.error, page.for_good = "failed", "out of the crawl's scope", True
@@ -1101,6 +1587,7 @@ class Worker:
             page.leave_out(reason, url)
             return page
         page.asked = True
+        self.original = self.find_original(page)
         try:
             self.loop.run(self.get(page))
         except httpx.HTTPError as error:
@@ -1108,63 +1595,109 @@ class Worker:
             page.outcome, page.error = "refused" if is_away else "failed", f"{type(error).__name__} {error}".strip()
         return page
 
+    def find_original(self, page: Page) -> dict | None:
+        """What an earlier crawl has recorded of the page: one that came whole and, if we keep pages, was kept."""
+        known = self.earlier and self.earlier.find(page.url)
+        known = known if known and known.get("sitemap", 0) == page.sitemap else None
+        whole = known and known["outcome"] == "ok" and known.get("digest") and not known["truncated"]
+        return known if whole and (known["file"] or not self.keepers) else None
+
     async def get(self, page: Page) -> None:
         """Fetch within one deadline for all: a site that sends a byte a second passes any bound on single reads."""
         try:
-            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **as_it_is(page.url)) as response:
-                await (self.read_sitemap if page.sitemap else self.read)(response, page)
+            asked = as_it_is(page.url) | {"headers": conditions_of(self.original or {})}
+            began = datetime.now(UTC)
+            page.since = began.timestamp()
+            async with asyncio.timeout(self.crawl.timeout), self.http.stream("GET", **asked) as response:
+                address = address_of(response)  # while there is a connection
+                raw, body = await (self.read_sitemap if page.sitemap else self.read)(response, page)
+                self.exchange = Exchange(response, raw, body, began, address)
         except TimeoutError:
             raise httpx.ReadTimeout(f"the page takes longer than {self.crawl.timeout:g} s") from None
 
-    async def read(self, response: httpx.Response, page: Page) -> None:
-        page.status = response.status_code
-        page.type = type_of(response)
-        if response.has_redirect_location:
-            target = normalise(response.headers["Location"], page.url)
+    async def read(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        """Judge the answer, and find its links. Returns the body as it came and as it is read, where that matters."""
+        page.status, page.type = response.status_code, type_of(response)
+        page.etag, page.last_modified = (response.headers.get(name, "")[:1000] for name in ("ETag", "Last-Modified"))
+        if page.status == 304 and self.original:
+            self.take_over(page)
+        elif response.has_redirect_location:
+            target = normalise(response.headers.get_list("Location")[0], page.url)
             page.links = [target] if target and len(target) <= LONGEST_URL else []
             if not page.found_on and not any(map(self.crawl.covers, page.links)):
                 page.outcome, page.error = "broken", f"redirect out of the crawl's scope, to {target}, by"
         elif response.is_success:
-            body = await self.read_body(response, page)
+            raw, body = await self.read_body(response, page)
             page.type = page.type or (looks_like_html(body) and "text/html") or ""
-            if page.type in ("text/html", "application/xhtml+xml"):
-                robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
-                default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
-                page.links = find_links(body, page.url, charset_of(response), default, page.left_out, robot)
-                if robot and header_says_nofollow(response, robot):
-                    page.left_out["nofollow"] = page.left_out.get("nofollow", 0) + len(page.links)
-                    page.links = []
+            page.digest = f"sha1:{base64.b32encode(hashlib.sha1(raw).digest()).decode()}"
+            if self.original and self.original["digest"] == page.digest and not page.truncated:
+                self.take_over(page)
+            else:
+                self.read_links(body, response, page)
+            return raw, body
         elif page.status in (429, 502, 503, 504):
             page.outcome, page.retry_after = "refused", retry_after(response)
         elif page.status == 408 or page.status >= 500:
             page.outcome, page.retry_after = "failed", retry_after(response)
         else:
             page.outcome = "broken"
+        return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
 
-    async def read_body(self, response: httpx.Response, page: Page) -> bytes:
-        body = await read_up_to(self.crawl.max_body + 1, response)
-        if len(body) > self.crawl.max_body:
-            page.truncated, page.error = True, f"cut off after {self.crawl.max_body} bytes"
-            body = body[: self.crawl.max_body]
+    def take_over(self, page: Page) -> None:
+        """What the earlier crawl has found on a page that has not changed."""
+        known = self.original
+        page.unchanged = True
+        page.type, page.size, page.digest, page.since = (known[name] for name in ("type", "size", "digest", "since"))
+        page.etag, page.last_modified = page.etag or known["etag"], page.last_modified or known["last_modified"]
+        page.file, page.links = known["file"], list(known["targets"])
+        for reason, links in known["passed_over"].items():
+            if reason == "too long" or (reason == "nofollow" and not self.crawl.ignore_nofollow):
+                for link in links:
+                    page.leave_out(reason, link)
+            else:
+                page.links += links
+
+    def read_links(self, body: bytes, response: httpx.Response, page: Page) -> None:
+        """The page's links, of its headers and, if it is HTML, its text."""
+        robot = None if self.crawl.ignore_nofollow else self.crawl.user_agent
+        found = [url for link in links_of_header(response) if (url := normalise(link, page.url))]
+        if page.type in PAGE_TYPES:
+            default = "utf-8" if page.type == "application/xhtml+xml" else "windows-1252"
+            charset = charset_of(response)
+            found += find_links(body, page.url, charset, default, page.leave_out, robot, self.crawl.parts)
+        page.links = list({unique(url): url for url in reversed(found)}.values())[::-1]
+        if robot and header_says_nofollow(response, robot):
+            for link in page.links:
+                page.leave_out("nofollow", link)
+            page.links = []
+
+    async def read_body(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
+        raw = await read_raw(self.crawl.max_body + 1, response)
+        body, page.truncated = decode_body(raw, response, self.crawl.max_body)
+        if page.truncated:
+            page.error = f"cut off after {self.crawl.max_body} bytes"
         page.size = len(body)
-        return body
+        return raw[: self.crawl.max_body], body
 
-    async def read_sitemap(self, response: httpx.Response, page: Page) -> None:
+    async def read_sitemap(self, response: httpx.Response, page: Page) -> tuple[bytes, bytes]:
         """What it names are links: pages of the crawl, and sitemaps of its host."""
         page.status, page.type = response.status_code, type_of(response)
         if response.has_redirect_location:
-            target = normalise(response.headers["Location"], page.url)
+            target = normalise(response.headers.get_list("Location")[0], page.url)
             page.sitemaps, page.sitemap = [target] if target else [], page.sitemap - 1
         elif response.is_success:
-            body = await read_up_to(MOST_SITEMAP, response)
+            raw = await read_raw(MOST_SITEMAP + 1, response)
+            body, page.truncated = decode_body(raw, response, MOST_SITEMAP)
             page.size = len(body)
             page.links, named = read_sitemap(body, page.url)
             if page.sitemap < MOST_LEVELS:
                 page.sitemaps = [link for link in named if host_of(link) == host_of(page.url)]
+            return raw, body
         else:
             page.retry_after = retry_after(response)
             busy, gone = page.status in (429, 502, 503, 504), page.status < 500 and page.status != 408
             page.outcome = "refused" if busy else "broken" if gone else "failed"
+        return await read_rest(self.crawl.max_body, response) if self.keepers else b"", b""
 
     def log(self, level: str, message: str) -> None:
         line = {"scope": self.crawl.name, "message": message, "timestamp": int(time.time())}
@@ -1172,20 +1705,14 @@ class Worker:
             self.tracker.call("POST", f"/log/{level}", line)
 
 
+def headers_of(user_agent: str) -> dict[str, str]:
+    return {"User-Agent": user_agent, "Accept-Encoding": ACCEPTED}
+
+
 def as_it_is(url: str) -> dict:
     """What makes httpx ask for this URL, and not for one that is quoted in its own way."""
     target = re.sub("^[a-z]+://[^/]*", "", url).encode()
     return {"url": url} if httpx.URL(url).raw_path == target else {"url": url, "extensions": {"target": target}}
-
-
-async def read_up_to(limit: int, response: httpx.Response) -> bytes:
-    """So many bytes of the body, or all of it."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) >= limit:
-            break
-    return bytes(body[:limit])
 
 
 IN_TYPES = frozenset("!#$%&'*+.^_`|~-" + string.digits + string.ascii_lowercase)
@@ -1402,7 +1929,7 @@ def read_rules(body: bytes) -> str:
 
 async def get_robots(url: str, user_agent: str, auth: httpx.Auth | None) -> tuple[httpx.Response, bytes]:
     """The answer, after as many redirects as the standard (RFC 9309) asks for, and its body."""
-    client = httpx.AsyncClient(headers={"User-Agent": user_agent}, auth=auth, timeout=None)
+    client = httpx.AsyncClient(headers=headers_of(user_agent), auth=auth, timeout=None)
     async with asyncio.timeout(ROBOTS_TIMEOUT), client:
         for _ in range(MOST_HOPS):
             async with client.stream("GET", **as_it_is(url)) as response:
@@ -1613,54 +2140,190 @@ class Supervisor:
 # ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def read_record(line: bytes) -> dict | None:
+    """Of a line of pages.jsonl. Before it there may be what a power cut or a full disk has left of another."""
+    for start in (0, line.rfind(b'{"url": "')):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line[start:]) if start >= 0 else None
+            return record if isinstance(record, dict) else None
+    return None
+
+
+def read_records(records: Path) -> Iterator[dict]:
+    with open(records, "rb") as lines:
+        yield from filter(None, map(read_record, lines))
+
+
+class Index:
+    """What is recorded last of each page, found by its URL. Made of pages.jsonl, and grown with it by `update`."""
+
+    SCHEMA = """
+        CREATE TABLE IF NOT EXISTS page (
+            key INTEGER PRIMARY KEY, place INTEGER, fate TEXT, status INTEGER, depth INTEGER, host TEXT,
+            seconds REAL, sitemap INTEGER
+        );
+        CREATE INDEX IF NOT EXISTS page_fate ON page (fate);
+        CREATE TABLE IF NOT EXISTS left_out (reason TEXT PRIMARY KEY, links INTEGER, example TEXT);
+        CREATE TABLE IF NOT EXISTS read (up_to INTEGER);
+    """
+
+    def __init__(self, records: Path):
+        self.records = open(records, "rb")  # noqa: SIM115 (closed by close)
+        self.db = sqlite3.connect(records.with_suffix(".index"), timeout=60, isolation_level=None)
+        self.db.executescript(self.SCHEMA)
+
+    def close(self) -> None:
+        self.records.close()
+        self.db.close()
+
+    def update(self) -> None:
+        """Read what has been recorded since the last time."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            [place] = self.db.execute("SELECT coalesce(max(up_to), 0) FROM read").fetchone()
+            self.records.seek(place)
+            while (line := self.records.readline()).endswith(b"\n"):
+                if record := read_record(line):
+                    self.add(record, place)
+                place += len(line)
+            self.db.execute("DELETE FROM read")
+            self.db.execute("INSERT INTO read VALUES (?)", (place,))
+            self.db.execute("COMMIT")
+        finally:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+
+    def add(self, record: dict, place: int) -> None:
+        row = key_of(record["url"]), place, fate_of(record), record["status"], record.get("depth", 0)
+        row += ada_url.URL(record["url"]).host, record.get("seconds", 0), record.get("sitemap", 0)
+        self.db.execute("INSERT OR REPLACE INTO page VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        for reason, count in record["left_out"].items():
+            example = "".join(record.get("passed_over", {}).get(reason, [])[:1])
+            self.db.execute(
+                "INSERT INTO left_out VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET links = links + excluded.links",
+                (reason, count, example),
+            )
+
+    def walk(self) -> Iterator[tuple[dict, bool]]:
+        """The records, and of each whether it is the last of its page."""
+        place = 0
+        with open(self.records.name, "rb") as lines:
+            for line in lines:
+                if record := read_record(line):
+                    row = self.db.execute("SELECT place FROM page WHERE key = ?", (key_of(record["url"]),)).fetchone()
+                    yield record, row == (place,)
+                place += len(line)
+
+    def read(self, place: int) -> dict:
+        self.records.seek(place)
+        return read_record(self.records.readline()) or {}
+
+    def find(self, url: str) -> dict | None:
+        """The last record of the page, None where there is none."""
+        row = self.db.execute("SELECT place FROM page WHERE key = ?", (key_of(url),)).fetchone()
+        record = self.read(row[0]) if row else {}
+        return record if unique(record.get("url", "")) == unique(url) else None
+
+    def pages(self, fate: str, most: int = -1) -> Iterator[dict]:
+        """The last records of the pages of that fate, in the order in which they came."""
+        rows = self.db.execute("SELECT place FROM page WHERE fate = ? ORDER BY place LIMIT ?", (fate, most))
+        return (self.read(place) for [place] in rows.fetchall())
+
+    def select(self, query: str) -> list[tuple]:
+        return self.db.execute(query).fetchall()
+
+
+def key_of(url: str) -> int:
+    return int.from_bytes(hashlib.blake2b(unique(url).encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def fate_of(record: dict) -> str:
+    """What has become of a page, in a word or two."""
+    if record["outcome"] != "ok":
+        return record["outcome"]
+    if record["truncated"]:
+        return "truncated"
+    if record.get("unchanged"):
+        return "unchanged"
+    return "redirect" if 300 <= (record["status"] or 0) < 400 else "fetched"
+
+
 def make_report(crawl: Crawl, seeds: list[str], seconds: float, before: dict, after: dict) -> dict:
     """What the crawl came to: pages and rate of this run; counts and lists of all runs."""
     pages = after["closed_task_count"] - before["closed_task_count"]
-    problems = read_problems(crawl.records)
-    return {
-        "finished": not count_undone(after),
-        "trouble": find_trouble(crawl, seeds, after["closed_task_count"]),
-        "seconds": round(seconds, 2),
-        "pages": pages,
-        "pages_per_second": round(pages / seconds, 2),
-        "done": after["closed_task_count"],
-        "waiting": count_undone(after),
-        "failed": after["failed_task_count"],
-        "broken_pages": [page for page in problems if page["outcome"] == "broken"],
-        "failed_pages": [page for page in problems if page["outcome"] == "failed"],
-        "left_out": dict(count_left_out(crawl.records)),
-        "left_out_examples": left_out_examples(crawl.records),
-        "hosts": describe_hosts(crawl),
-        "truncated_pages": [page for page in problems if page["outcome"] == "ok"],
-        "records": str(crawl.records),
+    with contextlib.closing(Index(crawl.records)) as index:
+        index.update()
+        return {
+            "finished": not count_undone(after),
+            "trouble": find_trouble(index, seeds, after["closed_task_count"]),
+            "seconds": round(seconds, 2),
+            "pages": pages,
+            "pages_per_second": round(pages / seconds, 2),
+            "done": after["closed_task_count"],
+            "waiting": count_undone(after),
+            "failed": after["failed_task_count"],
+            "hosts": describe_hosts(crawl),
+        } | summary(index, crawl.records)
+
+
+def summary(index: Index, records: Path) -> dict:
+    """What the records tell. Lists have at most MOST_LISTED pages; `crawl.py report --pages` has all."""
+    lists = {f"{fate}_pages": list(map(without_links, index.pages(fate, MOST_LISTED))) for fate in LISTED}
+    add_referrers([page for pages in lists.values() for page in pages], records)
+    hosts = index.select(
+        "SELECT host, count(*), round(avg(seconds), 3), max(seconds) FROM page WHERE seconds > 0"
+        f" GROUP BY host ORDER BY avg(seconds) DESC LIMIT {MOST_HOSTS}"
+    )
+    redirects = index.pages("redirect", MOST_LISTED)
+    return lists | {
+        "by_fate": dict(index.select("SELECT fate, count(*) FROM page GROUP BY fate ORDER BY count(*) DESC")),
+        "by_status": dict(
+            index.select("SELECT coalesce(status, 'no answer'), count(*) FROM page GROUP BY status ORDER BY status")
+        ),
+        "by_depth": dict(index.select("SELECT depth, count(*) FROM page GROUP BY depth ORDER BY depth")),
+        "slowest_hosts": [dict(zip(("host", "pages", "seconds", "slowest"), host, strict=True)) for host in hosts],
+        "redirects": [
+            {"url": page["url"], "status": page["status"], "to": "".join(page.get("targets", [])[:1])}
+            for page in redirects
+        ],
+        "left_out": dict(index.select("SELECT reason, links FROM left_out ORDER BY links DESC")),
+        "left_out_examples": dict(index.select("SELECT reason, example FROM left_out ORDER BY links DESC")),
+        "records": str(records),
     }
 
 
-def find_trouble(crawl: Crawl, seeds: list[str], closed: int) -> str:
+def without_links(page: dict) -> dict:
+    return {name: value for name, value in page.items() if name not in ("targets", "left_out")}
+
+
+def add_referrers(pages: list[dict], records: Path) -> None:
+    """To each page `linked_from`: the first pages that link to it, and `links_to_it`: how many do."""
+    wanted = {}
+    for page in pages:
+        page["linked_from"], page["links_to_it"] = [], 0
+        wanted[unique(page["url"])] = page
+    for record in read_records(records) if wanted else ():
+        for link in record.get("targets", ()):
+            page = wanted.get(unique(link) if "%" in link or "?" in link else link)
+            if page and record["url"] not in page["linked_from"]:
+                page["links_to_it"] += 1
+                if len(page["linked_from"]) < MOST_REFERRERS:
+                    page["linked_from"].append(record["url"])
+
+
+def find_trouble(index: Index, seeds: list[str], closed: int) -> str:
     """Why the crawl, though it has come to its end, is none: its seeds are broken, or no page was ever fetched.
 
     Pages that are closed without any record have been fetched by another crew.
     """
-    troubles, fetched = dict.fromkeys(map(unique, seeds)), closed and not crawl.records.stat().st_size
-    for page in read_records(crawl.records):
-        if (seed := unique(page["url"])) in troubles:
-            bad = page["outcome"] != "ok"
-            troubles[seed] = f"The seed is {page['outcome']}: {page['error'] or page['status']}" if bad else None
-        is_page = page["outcome"] == "ok" and not page.get("sitemap")
-        fetched = fetched or (is_page and 200 <= (page["status"] or 0) < 300)
-    if all(troubles.values()):
-        others = f" (and so it is with the other {len(troubles) - 1})" if len(troubles) > 1 else ""
-        return next(iter(troubles.values())) + others
-    return "" if fetched else "No page was ever fetched"
-
-
-def left_out_examples(records: Path) -> dict[str, str]:
-    """Of each reason a link that was not followed."""
-    examples = {}
-    for page in read_records(records):
-        for reason, link in page.get("examples", {}).items():
-            examples.setdefault(reason, link)
-    return examples
+    bad = [page for page in map(index.find, seeds) if page and page["outcome"] != "ok"]
+    if len(bad) == len(seeds):
+        others = f" (and so it is with the other {len(seeds) - 1})" if len(seeds) > 1 else ""
+        return f"The seed is {bad[0]['outcome']}: {bad[0]['error'] or bad[0]['status']}{others}"
+    [[records, fetched]] = index.select(
+        "SELECT count(*), total(fate IN ('fetched', 'truncated', 'unchanged') AND NOT sitemap) FROM page"
+    )
+    return "" if fetched or (closed and not records) else "No page was ever fetched"
 
 
 def describe_hosts(crawl: Crawl) -> list[dict]:
@@ -1681,33 +2344,30 @@ def describe_hosts(crawl: Crawl) -> list[dict]:
     ]
 
 
-def read_problems(records: Path) -> list[dict]:
-    """The last record of each page that did not end well: one that failed at first and was done later is fine."""
-    problems = {}
-    for page in read_records(records):
-        problems.pop(page["url"], None)
-        if page["outcome"] != "ok" or page["truncated"]:
-            problems[page["url"]] = page
-    return list(problems.values())
-
-
-def read_records(records: Path) -> Iterator[dict]:
-    with open(records, "rb") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):  # torn by a power cut
-                yield json.loads(line)
-
-
-def count_left_out(records: Path) -> collections.Counter:
-    """The links of all pages that were not followed though they may be pages, by the reason."""
-    counts = collections.Counter()
-    for page in read_records(records):
-        counts.update(page.get("left_out", {}))
-    return counts
+def fates(index: Index) -> Iterator[dict]:
+    """Every page that is known, once: those fetched or tried, those that wait, and those that all left out."""
+    index.db.execute("CREATE TEMP TABLE other (key INTEGER PRIMARY KEY, fate TEXT, url TEXT, found_on TEXT)")
+    for record, is_last in index.walk():
+        if is_last:
+            yield {"fate": fate_of(record)} | {name: record.get(name) for name in IN_FATES}
+        waiting = [(link, "waiting") for link in record.get("targets", ())]
+        passed = record.get("passed_over", {}).items()
+        left_out = [(link, f"left out: {reason}") for reason, links in passed for link in links]
+        for how, links in (("REPLACE", waiting), ("IGNORE", left_out)):
+            index.db.executemany(
+                f"INSERT OR {how} INTO other SELECT :key, :fate, :url, :page"
+                " WHERE NOT EXISTS (SELECT 1 FROM page WHERE key = :key)",
+                ({"key": key_of(link), "fate": fate, "url": link, "page": record["url"]} for link, fate in links),
+            )
+    for fate, url, found_on in index.db.execute("SELECT fate, url, found_on FROM other ORDER BY fate, url"):
+        yield {"fate": fate, "url": url, "found_on": found_on}
 
 
 def describe(page: dict) -> str:
-    return f"{page['error'] or page['status']} {page['url']} (found on {page['found_on'] or 'no page: the seed'})"
+    origins = page.get("linked_from") or [page["found_on"]]
+    others = page.get("links_to_it", 0) - 1
+    more = f" and {others} more" if others > 0 else ""
+    return f"{page['error'] or page['status']} {page['url']} (found on {origins[0] or 'no page: the seed'}{more})"
 
 
 def print_report(report: dict, project: int) -> None:
@@ -1718,15 +2378,7 @@ def print_report(report: dict, project: int) -> None:
         print(f"{report['trouble']}.")
     print(f"{report['pages']} pages in {report['seconds']} s, {report['pages_per_second']} pages/s")
     print(f"All runs: {report['done']} done, {report['waiting']} left, {report['failed']} failed")
-    for kind in ("broken", "failed", "truncated"):
-        pages = report[f"{kind}_pages"]
-        for page in pages[:LONGEST_LIST]:
-            print(f"{kind}: {describe(page)}")
-        if len(pages) > LONGEST_LIST:
-            print(f"{kind}: and {len(pages) - LONGEST_LIST} more")
-    for reason, count in report["left_out"].items():
-        example = report["left_out_examples"].get(reason)
-        print(f"left out: {count} links, {reason}" + (f", as {example}" if example else ""))
+    print_summary(report)
     for host in report["hosts"]:
         if host["away_for"] or host["rests_for"]:
             state = f"away for {host['away_for']} s" if host["away_for"] else f"rests for {host['rests_for']} s"
@@ -1736,13 +2388,63 @@ def print_report(report: dict, project: int) -> None:
     print(f"Every page: {report['records']}")
 
 
+def print_summary(report: dict) -> None:
+    for name, counts in (
+        ("by fate", report["by_fate"]),
+        ("by status", report["by_status"]),
+        ("by depth", report["by_depth"]),
+    ):
+        print(f"{name}: {', '.join(f'{kind}: {count}' for kind, count in counts.items())}")
+    for host in report["slowest_hosts"]:
+        print(f"host: {host['host']} {host['seconds']} s a page, {host['slowest']} s at most, {host['pages']} pages")
+    for fate in LISTED:
+        print_list(fate, map(describe, report[f"{fate}_pages"]), report["by_fate"].get(fate, 0))
+    redirects = (f"{page['url']} to {page['to'] or 'nowhere'}" for page in report["redirects"])
+    print_list("redirect", redirects, report["by_fate"].get("redirect", 0))
+    for reason, count in report["left_out"].items():
+        example = report["left_out_examples"].get(reason)
+        print(f"left out: {count} links, {reason}" + (f", as {example}" if example else ""))
+
+
+def print_list(kind: str, lines: Iterator[str], count: int) -> None:
+    for line in itertools.islice(lines, LONGEST_LIST):
+        print(f"{kind}: {line}")
+    if count > LONGEST_LIST:
+        print(f"{kind}: and {count - LONGEST_LIST} more")
+
+
+def report_command(words: list[str]) -> int:
+    """crawl.py report: what the records of a crawl tell, also while it goes on."""
+    parser = argparse.ArgumentParser(prog="crawl.py report", description="Tell what a crawl has come to by now.")
+    parser.add_argument("state", metavar="DIR", type=Path, help="the crawl's --state")
+    parser.add_argument("--json", action="store_true", help="as JSON; with --pages a line a page")
+    parser.add_argument("--pages", action="store_true", help="what has become of every page that is known")
+    args = parser.parse_args(words)
+    records = args.state / RECORDS
+    if not records.exists():
+        raise CrawlError(f"{args.state} is no crawl's: it has no {RECORDS}")
+    with contextlib.closing(Index(records)) as index:
+        index.update()
+        if not args.pages:
+            told = summary(index, records)
+            print(json.dumps(told, indent=1)) if args.json else print_summary(told)
+        for page in fates(index) if args.pages else ():
+            why = page.get("error") or page.get("status")
+            print(json.dumps(page) if args.json else f"{page['fate']}: {f'{why} ' if why else ''}{page['url']}")
+    return 0
+
+
 # ── Command line ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+LINKS_FOLLOWED = "A page is a URL" + (__doc__ or "").partition("\nA page is a URL")[2].partition("\n`pip")[0]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Crawl web sites with several workers that share the work through a task tracker.",
-        epilog="The same command goes on with a crawl that was interrupted. How it works: see the top of the file.",
+        epilog="The same command goes on with a crawl that was interrupted.\n\n" + LINKS_FOLLOWED,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("seeds", metavar="SEED_URL", nargs="*", help="a first page; several may be given")
@@ -1815,6 +2517,12 @@ def parse_arguments() -> argparse.Namespace:
         help="cookies to send, as browsers and curl write them (Netscape's format)",
     )
     add("--ignore-nofollow", action="store_true", help="follow links that the site wants followed by no robot")
+    add("--warc", metavar="DIR", type=Path, help="keep what is fetched there, as WARC 1.1")
+    add("--save", metavar="DIR", type=Path, help="keep what is fetched there, as files")
+    add(
+        "--again", metavar="DIR", type=Path, help="the --state of an earlier crawl: ask only for what has changed since"
+    )
+    add("--parts", action="store_true", help="fetch what pages are shown with, too: images, scripts, style sheets, …")
     add("--timeout", metavar="SECONDS", type=float, default=10, help="for one page (default: %(default)s)")
     add(
         "--host-patience",
@@ -1853,8 +2561,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("seeds", "sitemap"):
         setattr(args, name, list(dict.fromkeys(normalise(http_url(url).href) for url in getattr(args, name))))
     args.server = normalise(http_url(args.server).href)
-    args.project = args.project or f"crawl-{host_of((args.seeds or args.sitemap)[0])}"
+    if args.again and not (args.again / RECORDS).exists():
+        raise ValueError(f"argument --again: {args.again} has no {RECORDS}")
+    host = host_of((args.seeds or args.sitemap)[0])
+    args.project = args.project or f"crawl-{host}{'-again' * bool(args.again)}"
     args.state = args.state or Path(re.sub(r"[^\w.-]", "_", args.project))
+    if args.again and args.again.resolve() == args.state.resolve():
+        raise ValueError("argument --again: it is a crawl of its own. Choose another --project (and --state)")
     args.user_agent = (
         args.user_agent or f"{USER_AGENT} ({args.contact})" if args.contact else args.user_agent or USER_AGENT
     )
@@ -1899,13 +2612,23 @@ def run(args: argparse.Namespace) -> int:
     crawl = Crawl(
         **given
         | {"project": project, "name": args.project, "scope": scope, "records": records, "workers": args.workers}
+        | {"again": args.again and args.again / RECORDS}
     )
+    for folder in filter(None, (args.warc, args.save)):
+        folder.mkdir(parents=True, exist_ok=True)
+    if crawl.again:
+        with contextlib.closing(Index(crawl.again)) as earlier:
+            earlier.update()
+    if args.warc:
+        mend(args.warc)
     with Tracker(args.server, worker=workers[0], patience=0) as tracker:
         started, before = time.monotonic(), tracker.project(project)
         submit(tracker, crawl, args.seeds, found_on="", depth=0)
         submit(tracker, crawl, args.sitemap, found_on="", depth=0, sitemap=1)
     supervisor = Supervisor(crawl, workers, before, args.max_time)
     after = supervisor.run()
+    if args.warc:
+        mend(args.warc)
     report = make_report(crawl, args.seeds + args.sitemap, time.monotonic() - started, before, after)
     report["ended_by"] = supervisor.ended_by
     print_report(report, project)
@@ -1918,7 +2641,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> None:
     try:
-        status = run(parse_arguments())
+        status = report_command(sys.argv[2:]) if sys.argv[1:2] == ["report"] else run(parse_arguments())
     except (CrawlError, Fail, Refused, OSError) as error:
         sys.exit(f"crawl.py: {error}")
     except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at a prompt

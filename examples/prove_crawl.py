@@ -43,6 +43,7 @@ from urllib.parse import quote, unquote, urldefrag, urljoin
 
 HERE = Path(__file__).resolve().parent
 LINKS = {"a": "href", "area": "href", "frame": "src", "iframe": "src"}
+LEADING = {"next", "prev", "previous", "canonical", "alternate"}
 
 
 class RecordingHandler(http.server.SimpleHTTPRequestHandler):
@@ -122,6 +123,12 @@ class _LinkParser(HTMLParser):
         self.links = []
 
     def handle_starttag(self, tag, attributes):
+        named = dict(reversed(attributes))
+        leads = tag == "link" and not LEADING.isdisjoint((named.get("rel") or "").lower().split())
+        if leads and (named.get("type") or "text/html") in ("text/html", "application/xhtml+xml"):
+            self.links += filter(None, [named.get("href")])
+        elif tag == "meta" and (named.get("http-equiv") or "").lower() == "refresh":
+            self.links += re.findall(r"url *= *['\"]?([^'\"]+)", named.get("content") or "", re.IGNORECASE)
         self.links += [value for name, value in attributes if value and LINKS.get(tag) == name]
 
 

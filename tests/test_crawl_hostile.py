@@ -479,7 +479,9 @@ def test_a_link_that_is_too_long_is_counted_and_told(tmp_path: Path) -> None:
     with serving({"/a": page(html), "/b": page("")}) as site, working(site, tmp_path) as worker:
         assert worker.crawl_page(f"{site.url}a", "").links == [f"{site.url}b"]
         worker.crawl_page(f"{site.url}b", "")
-    assert crawl.count_left_out(worker.crawl.records) == {"too long": 2}
+    with contextlib.closing(crawl.Index(worker.crawl.records)) as index:
+        index.update()
+        assert crawl.summary(index, worker.crawl.records)["left_out"] == {"too long": 2}
 
 
 def test_the_login_of_the_seed_opens_the_site_and_is_written_nowhere(tmp_path: Path) -> None:
