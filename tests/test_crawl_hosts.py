@@ -383,8 +383,11 @@ def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> No
     with working("http://127.0.0.1:1/", tmp_path, host_patience=3600) as one:
         give(one, "http://127.0.0.1:1/a")
         one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
-        assert give(one, "http://127.0.0.1:1/b")["result"] == library.FAILED
-        (record,) = crawl.read_records(one.crawl.records)
+        resting = give(one, "http://127.0.0.1:1/b")
+        one.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+        asked = give(one, "http://127.0.0.1:1/b")
+        assert [(one["result"], one["for_good"]) for one in (resting, asked)] == [(library.FAILED, True)] * 2
+        record, _ = crawl.read_records(one.crawl.records)
     assert "has not answered for 360" in record["error"] and "ConnectError" in record["error"]
 
 
