@@ -1060,8 +1060,10 @@ class Archive:
         asked = writer.create_warc_record(page.url, "request", http_headers=asked_of(exchange.response))
         answered = answered_of(exchange.response)
         if original:
+            # A replay takes the headers that it finds, so it gets those of the page, not those of "not modified".
+            new_headers = None if page.status == 304 else answered
             come = writer.create_revisit_record(
-                page.url, page.digest, original["url"], warc_date(original["since"]), answered, told
+                page.url, page.digest, original["url"], warc_date(original["since"]), new_headers, told
             )
             if page.status == 304:
                 come.rec_headers.replace_header("WARC-Profile", NOT_MODIFIED)
