@@ -773,6 +773,11 @@ def waiting_requests(tx: Tx, caller: Caller) -> list[sqlite3.Row]:
     )
 
 
+def count_requests(tx: Tx, project: int) -> int:
+    """How many workers wait for an answer to their request for access."""
+    return tx.one("SELECT COUNT(*) FROM worker_access WHERE project = ? AND request", (project,))[0]
+
+
 def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     """What every page of a project shows: the project, and what the caller may do there."""
     role = caller.role(project["id"])
@@ -780,6 +785,7 @@ def project_frame(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any
         "project": project,
         "may": {name.lower(): bool(role & bit) for bit, name in tracker.ROLE_NAMES.items()},
         "project_links": links(tx, project=project) if role & READ else [],
+        "request_count": count_requests(tx, project["id"]) if role & MANAGE_ACCESS else 0,
     }
 
 
@@ -830,8 +836,28 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "day_leaders": leaders(tx, project["id"], LAST_DAY),
         "runtime": runtimes(tx, project["id"]),
         "causes": failures.causes(tx, project["id"]) if reads else [],
+        "join": joining(tx, caller, project),
         "operations": recent_operations(tx, project["id"]) if reads else [],
     }
+
+
+NEXT_JOB = """
+    SELECT script FROM job WHERE project = ? AND state = 'waiting' AND task IS NOT NULL AND NOT delayed
+    ORDER BY priority DESC, task LIMIT 1
+"""
+
+
+def joining(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any] | None:
+    """How to work for a project, while tasks wait: for guests, and for all while nobody has been assigned one."""
+    waiting = project["waiting_task_count"] + project["delayed_task_count"]
+    guest = caller.manager is None and project["public"]
+    if not waiting or project["archived"] or (not guest and tx.one(EVER_ASSIGNED, (project["id"],))):
+        return None
+    job = tx.one(NEXT_JOB, (project["id"],))
+    return {"guest": guest, "script": job is not None and job["script"] is not None}
+
+
+EVER_ASSIGNED = "SELECT 1 FROM tally WHERE project = ? LIMIT 1"
 
 
 def chain_target(tx: Tx, caller: Caller, project: int | None) -> dict[str, Any] | None:
@@ -1062,7 +1088,7 @@ async def act_on_list(visit: Visit) -> Response:
     """
     project, wanted = visit.path_id("project"), filter_of(visit.query_as(TaskQuery))
     body = visit.form_as(tracker.TaskAction)
-    tasks = None if visit.field("which") == "all" else selected_tasks(visit)
+    tasks = None if visit.field("which") == "all" else selected(visit, "task", "task")
     if visit.field("confirmed") != "yes" and (tasks is None or body.action == "delete"):
         values = await visit.read(expected, project, wanted)
         await visit.look(tracker.check_action, project, body)  # what would be refused after the question is so now
@@ -1083,15 +1109,15 @@ def expected(tx: Tx, caller: Caller, project: sqlite3.Row, wanted: tracker.TaskF
     return {"cause": cause, "count": tracker.count_in_state(project, wanted.state) if wanted.cause is None else count}
 
 
-def selected_tasks(visit: Visit) -> list[int]:
-    """The tasks that are ticked in the list. Refuses none at all, and what is no number."""
+def selected(visit: Visit, field: str, what: str) -> list[int]:
+    """The numbers that are ticked in a list. Refuses none at all, and what is no number."""
     try:
-        tasks = [int(text) for text in visit.fields.get("task", ())]
+        numbers = [tracker.to_int64(int(text), field) for text in visit.fields.get(field, ())]
     except ValueError:
-        raise TrackerError("invalid", "must be whole numbers", "task") from None
-    if not tasks:
-        raise TrackerError("invalid", "select at least one task, or choose “all that match”", "task")
-    return tasks
+        raise TrackerError("invalid", "must be whole numbers", field) from None
+    if not numbers:
+        raise TrackerError("invalid", f"select at least one {what}, or choose “all that match”", field)
+    return numbers
 
 
 async def export_tasks(visit: Visit) -> Response:
@@ -1630,17 +1656,13 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
         "SELECT a.*, w.alias, w.created, w.last_seen, w.paused, w.closed_task_count FROM worker_access a"
         " JOIN worker w ON w.id = a.worker WHERE a.project = :project AND"
     )
-    matches = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE '\\' OR a.worker = :number)"
     after = int(query.after) if query.after.isdecimal() and len(query.after) < 19 else 0
     values = {"project": project["id"], "after": after, "most": PAGE_ROWS, "number": query.text.strip()}
-    found = f"{of_workers} NOT a.request AND a.worker > :after AND {matches}"
+    found = f"{of_workers} NOT a.request AND a.worker > :after AND {ACCESS_MATCHES}"
     rows, more = list_page(tx, found, values, query, "worker")
-    asking = f"{of_workers} a.request AND {matches} ORDER BY w.closed_task_count = 0, a.worker"
+    asking = f"{of_workers} a.request AND {ACCESS_MATCHES} ORDER BY w.closed_task_count = 0, a.worker"
     return {
         "requests": tx.all(f"{asking} LIMIT :most", {**values, "text": like(query.text)}),
-        "request_count": tx.one("SELECT COUNT(*) FROM worker_access WHERE project = ? AND request", (project["id"],))[
-            0
-        ],
         "accesses": rows,
         "more": more,
         "roles": tx.all(
@@ -1649,6 +1671,41 @@ def access_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: ListQuery) 
             (project["id"],),
         ),
     }
+
+
+ACCESS_MATCHES = "(w.alias LIKE :text ESCAPE '\\' OR a.source LIKE :text ESCAPE '\\' OR a.worker = :number)"
+
+
+class Answer(msgspec.Struct):
+    """What a manager answers requests for access: the selected, or all with `text` in the alias or the address."""
+
+    answer: Literal["accept", "reject"]
+    which: Literal["selected", "all"] = "selected"
+    text: Annotated[str, Meta(max_length=200)] = ""
+
+
+@tracker.needs(MANAGE_ACCESS, acts=True)
+def answer_requests(tx: Tx, caller: Caller, project: sqlite3.Row, body: Answer, workers: list[int]) -> int:
+    """Answers those of the requests that still wait. How many those were."""
+    change = "UPDATE worker_access SET request = 0" if body.answer == "accept" else "DELETE FROM worker_access"
+    which = "worker IN (SELECT value FROM json_each(:workers))"
+    if body.which == "all":
+        which = f"worker IN (SELECT a.worker FROM worker_access a JOIN worker w ON w.id = a.worker WHERE {MATCHING})"
+    values = {"project": project["id"], "workers": encode(workers).decode()}
+    values |= {"text": like(body.text), "number": body.text.strip()}
+    return tx.execute(f"{change} WHERE project = :project AND request AND {which}", values).rowcount
+
+
+MATCHING = f"a.project = :project AND a.request AND {ACCESS_MATCHES}"
+
+
+async def answer_on_list(visit: Visit) -> Response:
+    """POST …/access/answer: accepts or rejects the selected requests, or all that match what was searched for."""
+    project, body = visit.path_id("project"), visit.form_as(Answer)
+    workers = [] if body.which == "all" else selected(visit, "worker", "request")
+    count = await visit.write(answer_requests, project, body, workers)
+    said = f"{count:,} {'request is' if count == 1 else 'requests are'} {body.answer}ed."
+    return visit.see(visit.back(f"/ui/projects/{project}/access"), said)
 
 
 # ── Logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1879,7 +1936,7 @@ PAGES = [
     Page(ONE_PROJECT + "/access", "access.html", access_page),
     Action("/accept/{worker}", tracker.accept_request, says="The worker has access now."),
     Action("/reject/{worker}", tracker.reject_request, says="The worker has no access (any more)."),
-    Action("/reject_all", tracker.reject_requests, says="All requests are rejected."),
+    Action("/answer", answer_on_list),
     Action("/set", tracker.set_worker_access, says="The worker's access is set."),
     Action("/role", tracker.set_named_role, says="The manager's roles are set."),
     Page("/ui/workers", "workers.html", worker_list),

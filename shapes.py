@@ -549,6 +549,11 @@ class ReleaseBody(Shape):
         "Of a failed task: why, in words. Its first 500 characters are kept while the task is, and shown to managers,"
         " for whom failed tasks are grouped by it. Refused with others, unless it is empty.",
     ] = ""
+    for_good: Annotated[
+        bool,
+        "Of a failed task: further attempts would be in vain, and the worker is not at fault. It is not retried, and"
+        " does not count among the failures in a row that pause a worker. Of a job's task it changes nothing.",
+    ] = False
     attempt: Annotated[
         Natural,
         "The `attempt` of the assigned task: this release is then not taken for a later assignment to the same worker."

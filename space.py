@@ -45,6 +45,7 @@ BOUNDS = {
     "job_line": "max_job_log for each job; " + WITH_JOBS,
     "workflow": "1,000 for each project",
     "workflow_edge": "goes with its workflow",
+    "act": "max_acts, 1,000 for each project",
     "log_entry": "max_logs, log_retention",
     "log_share": "max_workers",
     "snapshot": "snapshot_history",

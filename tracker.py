@@ -1770,7 +1770,7 @@ def release_together(tx: Tx, calls: list[tuple[WorkerCredentials, shapes.Release
 
 
 def is_plainly_done(body: shapes.ReleaseBody) -> bool:
-    plain = body.result == OK and body.output is UNSET and not body.delay and not body.error
+    plain = body.result == OK and body.output is UNSET and not (body.delay or body.error or body.for_good)
     return plain and -(2**63) <= body.verification < 2**64
 
 
@@ -1817,7 +1817,7 @@ def release_task(tx: Tx, credentials: WorkerCredentials, body: shapes.ReleaseBod
     if task.job is not None:
         return release_job(tx, task, credentials.id, body, report)
     if body.result == FAIL:
-        return fail_task(tx, task, body.error)
+        return fail_task(tx, task, body.error, body.for_good)
     if body.result == SKIP:
         record_end(tx, "skipped", "id = :id", {"id": task.id})
         return put_back(tx, task, delay=min(body.delay, tx.settings.max_skip_delay))
@@ -1859,8 +1859,9 @@ def release_tasks(tx: Tx, credentials: WorkerCredentials, releases: list[shapes.
 def read_release(body: shapes.ReleaseBody) -> tuple[int, Report]:
     if body.delay and body.result != SKIP:
         raise TrackerError("invalid", "only a task that is released as skipped has one", "delay")
-    if body.error and body.result != FAIL:
-        raise TrackerError("invalid", "only a task that is released as failed has one", "error")
+    for field in ("error", "for_good") if body.result != FAIL else ():
+        if getattr(body, field):
+            raise TrackerError("invalid", "only a task that is released as failed has one", field)
     return to_int64(body.verification, "verification"), NO_REPORT if body.output is UNSET else read_report(body.output)
 
 
@@ -1979,14 +1980,15 @@ def record_end(tx: Tx, outcome: str, which: str, values: dict[str, Any]) -> None
     )
 
 
-def fail_task(tx: Tx, task: Held, reason: str = "") -> bool:
-    """Counts a failed attempt; the last one that is allowed leaves the task FAILED."""
+def fail_task(tx: Tx, task: Held, reason: str = "", for_good: bool = False) -> bool:
+    """Counts a failed attempt; the last one that is allowed, or one for good, leaves the task FAILED."""
     record_end(tx, "failed", "id = :id", {"id": task.id})
-    tx.counts.fail(task.project, task.assignee)
+    if not for_good:  # else the worker has found out what is wrong with the task, and is not at fault
+        tx.counts.fail(task.project, task.assignee)
     tx.counts.total(task.project, "failures")
     tx.counts.note(task.project, "failed")
     retries = task.retries + 1
-    cause = failures.note(tx, task, reason, for_good=retries >= task.max_retries)
+    cause = failures.note(tx, task, reason, for_good or retries >= task.max_retries)
     if cause != failures.NOT_FOR_GOOD:
         take_away(tx, task, ", retries = ?, cause = ?, status = ?", retries, cause, FAILED)
         return True

@@ -59,6 +59,7 @@ import tempfile
 import threading
 import time
 import traceback
+import types
 import urllib.parse
 import urllib.request
 import zlib
@@ -74,11 +75,14 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ModuleNotFoundError as missing:
-    if __name__ != "__main__":
+    if __name__ != "__main__" and Path(sys.argv[0]).stem != "tracker-worker":
         raise
     package = (missing.name or "a package").partition(".")[0]
-    print(f"worker.py needs {package}, which is not installed: python -m pip install httpx rich", file=sys.stderr)
-    sys.exit(2)
+    LACKS = f"it needs {package}, which is not installed: {shlex.quote(sys.executable)} -m pip install httpx rich"
+    Console = object  # what follows is read for the help alone
+    httpx = types.SimpleNamespace(Timeout=lambda *_, **__: None, Limits=lambda **_: None)
+else:
+    LACKS = ""  # what is to be installed before more can be done than to show the help
 
 T = TypeVar("T")
 
@@ -736,7 +740,8 @@ def request_access(
         is_waiting,
         f"{name} may not do this: {refusal.message}. {state}\n"
         f"A manager of project {project} with MANAGE_ACCESS must {then}:\n"
-        f"  POST {client.server}/project/{call}_request/{project}/{worker.id}",
+        f"  on the page {client.server}/ui/projects/{project}/access\n"
+        f"  or by POST {client.server}/project/{call}_request/{project}/{worker.id}",
     )
 
 
@@ -1047,6 +1052,8 @@ def run_submit(args: argparse.Namespace, interrupts: Interrupts) -> int:
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options |= {"format": "text" if args.format == "lines" else args.format, "once": str(args.unique).lower()}
     submission = Submission(client, args.project, options, source)
+    if not args.no_wait:
+        submission.admission = Admission(client, display.notice, assign=False, submit=True)
     report, finished = submission.report, False
     try:
         sign_in(client, Credentials(args.credentials), args.alias)
@@ -1261,6 +1268,8 @@ def release_body(assignment: Assignment, outcome: Outcome) -> dict[str, Any]:
         body["delay"] = outcome.delay
     if outcome.result == FAILED:
         body["error"] = as_text(outcome.error or outcome.reason)[:LONGEST_ERROR]
+    if outcome.for_good:
+        body["for_good"] = True
     return body
 
 
@@ -1980,6 +1989,7 @@ class Outcome:
     is_held: bool = False  # skipped, and released later: at once, it would be the next one again
     delay: float = 0.0  # seconds for which nobody is assigned a skipped one
     error: str = ""  # of a failed one: what the tracker is to group it by, if that is not the reason
+    for_good: bool = False  # failed, and not to be retried
 
 
 class Cause(enum.Enum):
@@ -2613,6 +2623,8 @@ class Runner:
         delivering, self.no_more_results = client.copy()
         delivering.reached = True  # it has nothing to say before the other one has heard from the server
         self.taker = Taker(self, taking)
+        if not getattr(args, "no_wait", True):
+            self.taker.admission = Admission(taking, self.display.notice, assign=True, submit=False)
         self.courier = Courier(self, delivering)
 
     # The main thread.
@@ -3065,9 +3077,12 @@ class Task:
         json.dumps(output, allow_nan=False, ensure_ascii=False).encode()  # what is no JSON is found out here
         self._said = Outcome(DONE, "done", output)
 
-    def fail(self, reason: str) -> None:
-        """It failed, for this reason, which is logged: it is retried as often as its submitter allows."""
-        self._said = Outcome(FAILED, reason or "failed")
+    def fail(self, reason: str, for_good: bool = False) -> None:
+        """It failed, for this reason, which is logged: it is retried as often as its submitter allows.
+
+        for_good: it is not, as that would be in vain; and the worker is not at fault (many failures in a row pause it).
+        """
+        self._said = Outcome(FAILED, reason or "failed", for_good=for_good)
 
     def skip(self, delay: float = 1.0, reason: str = "skipped") -> None:
         """It goes back and counts as not tried; nobody is assigned it for so many seconds. 0: it is the next one."""
@@ -4100,9 +4115,11 @@ PATIENCE = seconds(
     "give up when the server does not answer for so long (default: never, but at once when it cannot be"
     " connected to at the very beginning)",
 )
+NO_WAIT = option("--no-wait", "leave with status 2 where access is to be granted first (default: wait for it)")
 SUBMIT_OPTIONS = (
     CREDENTIALS,
     ALIAS,
+    NO_WAIT,
     option("file FILE", "one recipe or JSON object per line, UTF-8; - reads standard input"),
     whole("--project N", 1, "id of the project to submit to (see status)", required=True),
     option(
@@ -4134,6 +4151,7 @@ SUBMIT_OPTIONS = (
 RUN_OPTIONS = (
     CREDENTIALS,
     ALIAS,
+    NO_WAIT,
     option("argv COMMAND", "the program and its arguments", nargs=argparse.REMAINDER),
     whole(
         "--project N",
@@ -4235,6 +4253,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by who started us
         stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the run
+    if LACKS:
+        fail(LACKS)
+        if not {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
+            return EXIT_FAILED
     args = argument_parser().parse_args(arguments)
     interrupts = Interrupts()
     interrupts.install()

@@ -97,16 +97,25 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 from urllib.parse import unquote
 
-import ada_url
-import httpx
-import publicsuffixlist
-import webencodings
-from lxml import etree
-from protego import Protego
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from warcio.statusandheaders import StatusAndHeaders
-from warcio.warcwriter import WARCWriter
+try:
+    import ada_url
+    import httpx
+    import publicsuffixlist
+    import webencodings
+    from lxml import etree
+    from protego import Protego
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    is_help = bool({"-h", "--help"} & set(sys.argv[1:]))
+    if is_help:
+        print(__doc__)
+    print(f"It needs {missing.name}: {sys.executable} -m pip install -e '.[examples]' in the clone", file=sys.stderr)
+    sys.exit(0 if is_help else 2)
 
 try:
     import fcntl
@@ -1291,6 +1300,7 @@ class Page:
     sitemap: int = 0  # it is none but a sitemap, of this level
     seconds: float = 0
     asked: bool = False  # the site was
+    for_good: bool = False  # failed, as it would at every further attempt
     etag: str = ""
     last_modified: str = ""
     digest: str = ""  # of the body as it came
@@ -1398,7 +1408,7 @@ class Worker:
             self.leave()
         self.hosts.forget(task.id)
         if page.outcome == "failed":
-            task.fail(f"failed: {describe(asdict(page))}")
+            task.fail(f"failed: {describe(asdict(page))}", for_good=page.for_good)
 
     def crawl_in_turn(self, task: int, url: str, found_on: str, depth: int = 0, sitemap: int = 0) -> Page:
         """The page, when its host may be asked. PutOff when that is not soon."""
@@ -1426,7 +1436,7 @@ class Worker:
         """A page that fails as its host has done."""
         (host,) = self.hosts.read("name = ?", host_of(url))
         error = f"its host has not answered for {time.time() - host.away_since:.0f} s: {host.trouble}"
-        page = Page(url, found_on, "failed", error=error, depth=depth)
+        page = Page(url, found_on, "failed", error=error, depth=depth, for_good=True)
         self.record(page)
         return page
 
@@ -1549,7 +1559,7 @@ class Worker:
         """A line of pages.jsonl, on the disk: one call a line, so that those of the crew do not mix."""
         known = asdict(page) | {"links": len(page.links), "targets": list(followed)}
         known |= {"worker": self.id, "pid": os.getpid(), "time": time.time()}
-        del known["sitemaps"], known["asked"]
+        del known["sitemaps"], known["asked"], known["for_good"]
         line = json.dumps(known).encode() + b"\n"
 
         def write() -> None:
@@ -1568,7 +1578,7 @@ class Worker:
         self.exchange = self.original = None
         reason = self.against(url, depth, sitemap)  # patterns or robots.txt may have changed since the link was stored
         if reason == "out of scope":  # never done: it may be another crawl's
-            page.outcome, page.error = "failed", "out of the crawl's scope"
+            page.outcome, page.error, page.for_good = "failed", "out of the crawl's scope", True
             return page
         reason = reason or self.hosts.admit(shape_of(url), self.crawl.max_variants, self.crawl.max_pages)
         if reason == "--max-pages":

@@ -163,7 +163,7 @@ if (interval && document.querySelector("[data-live]")) {
 
 for (const all of document.querySelectorAll("[data-select-all]")) {
   all.addEventListener("change", () => {
-    for (const box of all.form.elements[all.dataset.selectAll] ? all.form.querySelectorAll(`[name="${all.dataset.selectAll}"]`) : []) {
+    for (const box of all.form.elements[all.dataset.selectAll] ? [...all.form.elements].filter((one) => one.name === all.dataset.selectAll) : []) {
       box.checked = all.checked;
     }
   });

@@ -642,7 +642,7 @@ def test_the_page_shows_first_who_has_worked_here_and_finds_the_others(site: Sit
     wanted.request_access(project)
     page = site.admin.http.get(f"/ui/projects/{project}/access").text
     assert f'id="request-{known.id}"' in page and f'id="request-{wanted.id}"' not in page
-    assert "Reject all 62" in page
+    assert "all that match (62)" in page
     for text in "wanted", str(wanted.id):
         found = site.admin.http.get(f"/ui/projects/{project}/access", params={"text": text}).text
         assert f'id="request-{wanted.id}"' in found and 'id="request-1"' not in found

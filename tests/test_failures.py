@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from conftest import Site, Worker
@@ -143,15 +144,23 @@ def test_reasons_of_a_project_that_nobody_trusts_are_not_kept_where_it_has_no_ro
     assert (kept(queue)[0][3], groups(queue)) == ("", {"a reason": 1})
 
 
-@pytest.mark.parametrize("result", [OK, SKIP])
-def test_a_reason_is_refused_with_other_results(queue: Queue, result: int) -> None:
-    task = queue.submit()
+def test_a_task_that_failed_for_good_is_not_retried(queue: Queue) -> None:
+    task = queue.submit(max_retries=9)
     queue.assign()
-    refused = "invalid: error: only a task that is released as failed has one"
-    body = shapes.ReleaseBody(task, result, error="why")
+    assert queue.release(task, FAIL, error="gone", for_good=True)
+    assert (queue.assign(), groups(queue)) == (None, {"gone": 1})
+
+
+@pytest.mark.parametrize("result", [OK, SKIP])
+@pytest.mark.parametrize("given", [{"error": "why"}, {"for_good": True}])
+def test_a_reason_is_refused_with_other_results(queue: Queue, result: int, given: dict[str, Any]) -> None:
+    task, (field,) = queue.submit(), given
+    queue.assign()
+    refused = f"invalid: {field}: only a task that is released as failed has one"
+    body = shapes.ReleaseBody(task, result, **given)
     assert queue.refusal(tracker.release_task, queue.worker, body) == refused
     assert queue.refusal(tracker.release_tasks, queue.worker, [body]) == refused.replace(
-        "error", "releases[0].error", 1
+        field, f"releases[0].{field}", 1
     )
     assert queue.do(tracker.release_together, [(queue.worker, body)]) == [None]
     assert queue.release(task, result, error="")

@@ -22,6 +22,7 @@ import openapi_spec_validator
 import pytest
 from conftest import MovedClock, Site, client, wait_until
 from jsonschema import Draft202012Validator
+from test_pages import Tab
 
 import openapi
 import tracker
@@ -490,6 +491,7 @@ def callers_of(site: Site) -> list[dict[str, str]]:
     site.admin.grant(worker, 4)
     worker.bulk_submit([{"project": slow, "recipe": str(number)} for number in range(5)])
     site.admin.update_project(slow, name="slow", assign_rate=1e-9, submit_rate=1e-9)
+    Tab(site.admin.http).act("/ui/theeye/agents", {"project": "1", "alias": "agent"})  # worker 3
     workers = [{"X-Worker-ID": str(one.id), "X-Secret": one.secret} for one in (worker, stranger)]
     managers = [{"Cookie": f"tt={one.http.cookies['tt']}"} for one in (plain, site.admin)]
     return [{}, *workers, *managers]
@@ -576,6 +578,7 @@ def more_refusals(one: Operation, jobs: dict[str, str]) -> list[dict[str, Any]]:
         ],
         "post_project_update_project": [{"body": {"name": "slow"}}],
         "post_project_accept_request_project_worker": [{}],
+        "post_worker_delete_worker": [{"path": {"worker": 3}}],
         "post_project_request_access": [{"body": {"project": 4, "assign": True}}],
         "post_task_submit": [{"body": slow_task}, {"body": slow_task}, {"body": {"project": 4, "recipe": "x"}}],
         "post_task_bulk_submit": [{"body": [slow_task]}, {"body": [{"project": 4, "recipe": "x"}]}],

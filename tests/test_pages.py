@@ -226,6 +226,7 @@ class Place:
             "/ui/testflinger/clients": {"client_id": "another"},
             "/ui/testflinger/clients/{client}/delete": {"confirmed": "yes"},
             "/ui/testflinger/clients_key": {"confirmed": "yes"},
+            "/ui/projects/{project}/access/answer": {"answer": "accept", "which": "all"},
             "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
             "/ui/projects/{project}/access/role": {"username": self.manager.username, "read": "true"},
             "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
@@ -1994,3 +1995,105 @@ def test_the_message_of_the_day_and_the_pause_show_everywhere_at_once(place: Pla
     page = place.admin.open(place.at("/ui/projects/{project}"))
     assert "Paused: nothing is assigned" in page.text and "Resume" in page.buttons
     assert place.worker.assigned(place.project) is None
+
+
+# ── Requests for access ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def asking(site: Site, project: int, *aliases: str) -> list[int]:
+    """Workers that ask for access."""
+    workers = [Worker(site.url, alias) for alias in aliases]
+    assert all(worker.request_access(project).status_code == 200 for worker in workers)
+    return [worker.id for worker in workers]
+
+
+def answered(site: Site, project: int) -> tuple[set[int], set[int]]:
+    """Which workers have access, and which still ask for it."""
+    rows = site.read("SELECT worker, request FROM worker_access WHERE project = ?", project)
+    return {worker for worker, request in rows if not request}, {worker for worker, request in rows if request}
+
+
+@pytest.mark.parametrize("answer", ["accept", "reject"])
+def test_the_selected_requests_are_answered_together(site: Site, answer: str) -> None:
+    project = site.admin.create_project()
+    first, second, third = asking(site, project, "a", "b", "c")
+    page = Tab(site.admin.http).act(
+        f"/ui/projects/{project}/access/answer", {"answer": answer, "worker": [first, third]}
+    )
+    assert f"2 requests are {answer}ed." in page.text
+    assert answered(site, project) == ({first, third} if answer == "accept" else set(), {second})
+
+
+@pytest.mark.parametrize("answer", ["accept", "reject"])
+def test_all_requests_that_match_are_answered_together(site: Site, answer: str) -> None:
+    project, other = site.admin.create_project(), site.admin.create_project()
+    *_, third = asking(site, project, "crew a", "crew b", "other")
+    asking(site, other, "crew c")
+    visitor = Tab(site.admin.http)
+    fields = {"answer": answer, "which": "all"}
+    assert "1 request is" in visitor.act(f"/ui/projects/{project}/access/answer", fields | {"text": str(third)}).text
+    assert "2 requests are" in visitor.act(f"/ui/projects/{project}/access/answer", fields | {"text": "crew"}).text
+    assert answered(site, project)[1] == set()
+    assert len(answered(site, other)[1]) == 1
+
+
+def test_answers_to_requests_need_a_selection_and_manage_access(site: Site) -> None:
+    project = site.admin.create_project()
+    (worker,) = asking(site, project, "a")
+    path, fields = f"/ui/projects/{project}/access/answer", {"answer": "accept"}
+    refused = Tab(site.admin.http).post(path, fields)
+    assert (refused.status_code, "select at least one request" in refused.text) == (400, True)
+    reader = site.create_manager()
+    site.admin.set_role(project, reader, READ)
+    assert Tab(reader.http).post(path, fields | {"worker": worker}).status_code == 403
+    assert answered(site, project) == (set(), {worker})
+
+
+def test_the_number_of_requests_stands_on_the_tab_for_who_may_answer_them(site: Site) -> None:
+    project = site.admin.create_project()
+    asking(site, project, "a", "b")
+    tab = Tab(site.admin.http).open(f"/ui/projects/{project}").tree.get_element_by_id("access-tab")
+    assert " ".join(tab.text_content().split()) == "Access 2 waiting"
+    reader = site.create_manager()
+    site.admin.set_role(project, reader, READ)
+    assert "access-tab" not in reader.http.get(f"/ui/projects/{project}").text
+
+
+# ── The first worker ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def guide(http: httpx.Client, project: int) -> str:
+    return Page(http.get(f"/ui/projects/{project}")).tree.get_element_by_id("guide").text_content()
+
+
+def test_while_tasks_wait_and_nobody_was_assigned_one_the_project_says_how_to_work(site: Site) -> None:
+    project = site.admin.create_project()
+    worker = site.create_worker(project)
+    assert "Nobody works here yet" not in guide(site.admin.http, project)
+    worker.submit(project)
+    shown = guide(site.admin.http, project)
+    assert "Nobody works here yet" in shown
+    assert f".venv/bin/python worker.py run --server {site.url} --project {project} -- echo {{recipe}}" in shown
+    worker.assigned(project)
+    worker.submit(project)
+    assert "Nobody works here yet" not in guide(site.admin.http, project)
+
+
+def test_guests_of_a_public_project_are_asked_to_join_in(site: Site) -> None:
+    project = site.admin.create_project(public=True)
+    worker = site.create_worker(project)
+    for recipe in "ab":
+        worker.submit(project, recipe)
+    worker.assigned(project)
+    assert "Join in" in guide(site.guest, project)
+    assert "Join in" not in guide(site.admin.http, project)
+    worker.assigned(project)
+    assert "Join in" not in guide(site.guest, project)
+
+
+def test_who_is_to_do_jobs_with_scripts_is_told_to_allow_them(site: Site) -> None:
+    project = site.admin.create_project()
+    body = {"project": project, "name": "build", "script": "echo hi"}
+    template = site.admin.post("/template/create", body).json()["content"]["template"]["id"]
+    site.admin.post(f"/template/trigger/{template}", {})
+    assert f"--project {project} --allow-scripts" in guide(site.admin.http, project)

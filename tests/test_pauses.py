@@ -59,6 +59,17 @@ def test_a_worker_that_fails_so_many_tasks_in_a_row_gets_none_for_a_while(queue:
     assert "failed one task after the other" in answer.reason and str(queue.project) in answer.reason
 
 
+def test_a_worker_that_finds_tasks_to_be_in_vain_is_not_at_fault(queue: Jobs) -> None:
+    submit(queue, MOST + 1, priority=1)
+    for _ in range(MOST + 1):
+        queue.release(queue.assign(), FAIL, for_good=True)
+    assert not is_paused(queue)
+    fail(queue, MOST - 1)
+    queue.release(queue.assign(), FAIL, for_good=True)  # nor is it any the better for it
+    fail(queue)
+    assert is_paused(queue)
+
+
 def test_other_workers_and_other_projects_go_on(queue: Jobs) -> None:
     other, second = queue.create_worker(), queue.create_project("second")
     submit(queue, 3, project=second)

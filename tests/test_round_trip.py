@@ -15,6 +15,7 @@ from place import Queue
 from test_submit_lines import upload
 from test_uploads import WAYS, begun, finished
 
+import failures
 import pages
 import shapes
 
@@ -84,7 +85,7 @@ def test_any_tasks_make_the_same_ones_to_the_byte(tasks: list[dict[str, Any]]) -
         queue.submit(**task)
 
     def lines(project: int) -> bytes:
-        rows = queue.rows("SELECT * FROM task WHERE project = ? ORDER BY id", project)
+        rows = queue.rows(f"SELECT *, {failures.AS_JSON} FROM task WHERE project = ? ORDER BY id", project)
         return re.sub(rb'"id":\d+,', b"", b"".join(map(pages.task_line, rows)))
 
     report = upload(queue, lines(queue.project), second) if tasks else None
@@ -109,7 +110,8 @@ def test_a_task_with_numbers_of_another_time_is_exported_as_clients_can_hold_it(
     task = queue.submit()
     queue.connection.execute("UPDATE task SET priority = 1000000, max_retries = 99999 WHERE id = ?", (task,))
     second = queue.create_project("second")
-    assert upload(queue, pages.task_line(queue.task(task)), second).refused == []
+    [row] = queue.rows(f"SELECT *, {failures.AS_JSON} FROM task WHERE id = ?", task)
+    assert upload(queue, pages.task_line(row), second).refused == []
     [copy] = queue.rows("SELECT * FROM task WHERE project = ?", second)
     assert (copy["priority"], copy["max_retries"]) == (2**15 - 1, 2**15 - 1)
 

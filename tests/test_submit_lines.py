@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from place import Queue, call, finished, new_task, running
 
+import failures
 import lines
 import pages
 import shapes
@@ -223,7 +224,8 @@ def test_an_exported_task_becomes_a_new_one_like_it(queue: Queue) -> None:
     """In whatever state it was: what had become of it is of no account."""
     task = queue.submit(**EVERY_FIELD)
     queue.assign()
-    line = pages.task_line(queue.task(task))
+    [row] = queue.rows(f"SELECT *, {failures.AS_JSON} FROM task WHERE id = ?", task)
+    line = pages.task_line(row)
     assert json.loads(line)["assignee"] and json.loads(line)["state"] == "assigned"
     second = queue.create_project("second")
     assert upload(queue, line, second).refused_count == 0

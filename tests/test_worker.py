@@ -143,7 +143,9 @@ class Client:
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     def submit(self, server, project, text, *options, **popen):
-        return self.run("submit", "--server", server, "--project", project, *options, "-", text=text, **popen)
+        return self.run(
+            "submit", "--server", server, "--project", project, "--no-wait", *options, "-", text=text, **popen
+        )
 
     def stored_credentials(self):
         return json.loads(self.credentials.read_text())["servers"]
@@ -381,6 +383,17 @@ def test_a_worker_without_access_asks_for_it_and_says_who_grants_it(server, mana
     assert f"POST {server}/project/accept_request/{project}/{number}" in result.stderr
     asked = manager.http.get(f"/project/access_list/{project}").json()["content"]["accesses"]
     assert [(one["submit"], one["assign"], one["request"]) for one in asked] == [(True, False, True)]
+
+
+def test_a_worker_without_access_waits_for_it(server, manager, client):
+    project = manager.create_project()
+    with client.start("submit", "--server", server, "--project", project, "-", stdin=subprocess.PIPE) as process:
+        process.stdin.write("a\n")
+        process.stdin.close()
+        read_until(process.stderr, f"on the page {server}/ui/projects/{project}/access")
+        read_until(process.stderr, "Waiting for that.")
+        manager.accept(project, client.stored_credentials()[server]["id"])
+        assert process.wait(PATIENT) == 0
 
 
 def test_a_request_that_waits_is_said_to_be_pending(server, manager, client):

@@ -29,7 +29,7 @@ class Machine(Client):
     def arguments(self, site, projects, *options):
         projects = [projects] if isinstance(projects, int) else projects
         server = site if isinstance(site, str) else site.url
-        return ["run", "--server", server, *(f"--project={project}" for project in projects), *options]
+        return ["run", "--server", server, *(f"--project={project}" for project in projects), "--no-wait", *options]
 
     def finish(self, site, projects, *options, status=0):
         """Runs until there is no task left; checks the exit status."""
@@ -186,6 +186,18 @@ def test_first_use_asks_for_access_and_says_who_grants_it(site, machine):
     assert f"POST {site.url}/project/accept_request/{project}/{number}" in result.stderr
     asked = site.admin.get(f"/project/access_list/{project}").json()["content"]["accesses"]
     assert [(one["assign"], one["submit"], one["request"]) for one in asked] == [(True, False, True)]
+
+
+def test_access_is_waited_for(site, machine):
+    project = site.admin.create_project()
+    submit(site, project, "a")
+    options = ("--server", site.url, "--project", project, "--until-empty", "--", "true")
+    with machine.start("run", *options) as process:
+        read_until(process.stderr, f"on the page {site.url}/ui/projects/{project}/access")
+        read_until(process.stderr, "Waiting for that.")
+        site.admin.post(f"/project/accept_request/{project}/{machine.stored_credentials()[site.url]['id']}")
+        assert process.wait(PATIENT) == 0
+    assert site.admin.counts(project) == {"closed": 1}
 
 
 def test_of_several_projects_access_is_asked_for_the_one_that_is_closed(site, machine):
