@@ -15,6 +15,8 @@ COUNTED = {  # the states of tasks that a project counts, and where
     **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed", "delayed")},
     "awaiting_verification": "awaiting_verification_count",
 }
+TOTALS = ("failures", "losses")  # failed attempts and lost leases, of all time
+ENDED = {"closed", *TOTALS}  # how attempts at tasks end that count for how well a project does
 ADD_TO_TOTAL = """
     INSERT INTO failure_total VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET
         failed_attempt_count = failed_attempt_count + ?2, lost_lease_count = lost_lease_count + ?3
@@ -49,7 +51,7 @@ class Counts:
     States are those of TASK_STATES, "closed", and "gone" for a task that is not there yet, or no more.
     """
 
-    __slots__ = ("causes", "ended", "noted", "projects", "tallies", "totals")
+    __slots__ = ("causes", "ended", "projects", "tallies")
 
     MOST = 500  # rows; then they are written before the next call
 
@@ -58,10 +60,8 @@ class Counts:
         self.forget()
 
     def forget(self) -> None:
-        self.noted: list[tuple[int, str, int]] = []  # what goes into `ended` if it is not undone
         self.projects: dict[int, dict[str, int]] = {}  # tasks by state
         self.causes: dict[int, int] = {}  # failed tasks by their group
-        self.totals: dict[int, list[int]] = {}  # by project: failed attempts, lost leases
         # By project and worker: held, closed, runtime's sum, min, max, failures in a row, whether they begin anew.
         self.tallies: dict[tuple[int, int], list] = {}
 
@@ -73,10 +73,10 @@ class Counts:
         counts[was] = counts.get(was, 0) - count
         counts[now] = counts.get(now, 0) + count
 
-    def total(self, project: int, failures: int = 0, losses: int = 0) -> None:
-        """So many more attempts have failed, and leases were lost, in the project."""
-        total = self.totals.setdefault(project, [0, 0])
-        total[:] = total[0] + failures, total[1] + losses
+    def total(self, project: int, what: str) -> None:
+        """One more of TOTALS has happened in the project."""
+        counts = self.projects.setdefault(project, {})
+        counts[what] = counts.get(what, 0) + 1
 
     def blame(self, cause: int, count: int = 1) -> None:
         """So many more tasks of a group have failed; below 0: are failed no more."""
@@ -92,10 +92,6 @@ class Counts:
         """The worker holds so many more tasks of the project."""
         self.tally(project, worker)[0] += count
 
-    def note(self, project: int, outcome: str, count: int = 1) -> None:
-        """So many attempts at tasks of the project were "closed", "failed" or "lost"."""
-        self.noted.append((project, outcome, count))
-
     def fail(self, project: int, worker: int) -> None:
         """The worker has failed a plain task of the project, or lost its lease."""
         self.tally(project, worker)[5] += 1
@@ -107,7 +103,6 @@ class Counts:
     def close(self, project: int, worker: int, runtimes: list[float]) -> None:
         """The worker has closed tasks of the project, each of which it had held for so many seconds."""
         self.move(project, "assigned", "closed", len(runtimes))
-        self.note(project, "closed", len(runtimes))
         self.hold(project, worker, -len(runtimes))
         self.succeed(project, worker)
         tally = self.tallies[project, worker]
@@ -122,11 +117,14 @@ class Counts:
 
     def write(self, tx: Any) -> None:
         """Adds everything to the rows."""
-        for project, outcome, count in self.noted:
-            ended = self.ended.setdefault(project, {})
-            ended[outcome] = ended.get(outcome, 0) + count
         for project, counts in self.projects.items():
             counts.pop("gone", None)
+            for what in ENDED & counts.keys():
+                ended = self.ended.setdefault(project, {})
+                ended[what] = ended.get(what, 0) + counts[what]
+            total = [counts.pop(what, 0) for what in TOTALS]
+            if any(total):
+                tx.execute(ADD_TO_TOTAL, (project, *total))
             if counts:
                 tx.execute(adding_to_project(tuple(counts)), (*counts.values(), project))
         if self.tallies:
@@ -134,8 +132,6 @@ class Counts:
             pause_failing(tx, [(*key, tally[5]) for key, tally in self.tallies.items() if tally[5]])
             closed = [(tally[1], worker) for (_, worker), tally in self.tallies.items() if tally[1]]
             tx.executemany(ADD_TO_WORKER, closed)
-        if self.totals:
-            tx.executemany(ADD_TO_TOTAL, [(project, *total) for project, total in self.totals.items()])
         if self.causes:
             tx.executemany(ADD_TO_CAUSE, [(count, cause) for cause, count in self.causes.items() if count])
             tx.executemany(DROP_CAUSE, [(cause,) for cause in self.causes])

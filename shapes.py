@@ -769,7 +769,7 @@ class JobPage(Shape):
 
 
 class JobsQuery(Shape, rename={"start": "from", "end": "to"}):
-    """Which jobs: of a project or template, in a state, made between two times; further on than `before`."""
+    """Which jobs: of a project or template, in a state, with a text, made between two times; beyond `before`."""
 
     project: Annotated[Id | None, "Only jobs of this project. Required of a worker that names no template."] = None
     template: Annotated[Id | None, "Only jobs of this template, which may have been deleted."] = None
@@ -778,6 +778,9 @@ class JobsQuery(Shape, rename={"start": "from", "end": "to"}):
     end: Annotated[Int64 | None, "Only jobs made until this moment, in unix seconds."] = None
     before: Annotated[Id, "Where the list goes on: the `before` of the last answer."] = INT64_MAX
     limit: Annotated[Limit, "The most jobs to answer with."] = 100
+    text: Annotated[
+        str, Meta(max_length=200), "Only jobs with this text in their name, id, variables or arguments."
+    ] = ""
 
 
 class JobEntry(Shape):

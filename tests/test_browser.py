@@ -434,10 +434,13 @@ def test_a_lost_server_is_told_and_the_page_recovers(week: Week) -> None:
     page = tab.open(week.project("parliaments"))
     page.context.set_offline(True)
     expect(page.locator("#live-state")).to_contain_text("No connection")
+    expect(page.get_by_role("alert").filter(has_text="No connection")).to_be_in_viewport()
+    expect(page).to_have_title(re.compile(r"^⚠ No connection · [\d,]+ left · "))
     waiting = int(tab.tile("Waiting").inner_text().replace(",", ""))
     worker.assigned(week.projects["parliaments"])
     page.context.set_offline(False)
     expect(page.locator("#live-state")).to_be_empty()
+    expect(page).to_have_title(re.compile(r"^[\d,]+ left · "))
     expect(tab.tile("Waiting")).to_have_text(f"{waiting - 1:,}")
 
 
@@ -446,6 +449,16 @@ def test_a_page_whose_login_has_ended_says_so(week: Week) -> None:
     page = tab.open("/ui/workers")
     page.context.clear_cookies()
     expect(page.locator("#live-state")).to_contain_text("logged out")
+    expect(page).to_have_title(re.compile("^⚠ You are logged out · "))
+
+
+def test_the_page_for_volunteers_needs_no_login_and_refreshes_itself(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("wiki"))
+    page.context.clear_cookies()
+    page.goto(page.url + "/crowd")
+    expect(page.get_by_role("heading", name="Join in")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="Tasks closed")).to_be_visible()
 
 
 # ── Overview and project ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -549,6 +562,23 @@ def test_tasks_are_searched_and_the_search_survives_an_action(week: Week) -> Non
     expect(page.locator("#tasks tbody tr")).to_have_count(1)
     tab.link("Show all").click()
     expect(page.get_by_label("Text in the recipe")).to_have_value("")
+
+
+def test_a_search_goes_on_by_itself_until_a_page_is_full_or_all_are_looked_at(
+    week: Week, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    tab = week.tab()
+    page = tab.open(week.project("parliaments", "/tasks?text=viaduct%2F1"))
+    expect(page.locator("#search-on")).to_have_count(0)
+    count = page.locator("#tasks tbody tr").count()
+    monkeypatch.undo()
+    tab.open(week.project("parliaments", "/tasks?text=viaduct%2F1"))
+    expect(page.locator("#tasks tbody tr")).to_have_count(count)
+    assert 2 < count < 50
+    monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    tab.open(week.project("parliaments", "/tasks?state=all&text=nothing+like+this"))
+    expect(page.get_by_text("No task like this")).to_be_visible()
 
 
 def test_a_long_list_is_paged(week: Week) -> None:
