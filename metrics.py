@@ -131,7 +131,8 @@ PROJECTS = f"""
         ifnull(f.lost_lease_count, 0) AS lost_lease_count,
         (SELECT id FROM task WHERE project = p.id AND status = 1 AND assignee IS NULL AND verifiers IS NULL
          ORDER BY priority DESC, id LIMIT 1) AS next_task
-    FROM project p LEFT JOIN failure_total f ON f.project = p.id WHERE (:hidden OR NOT hidden) AND NOT archived ORDER BY id LIMIT {MOST_PROJECTS}
+    FROM project p LEFT JOIN failure_total f ON f.project = p.id
+    WHERE (:hidden OR NOT hidden) AND NOT archived ORDER BY id LIMIT {MOST_PROJECTS}
 """
 
 
