@@ -15,8 +15,12 @@ COUNTED = {  # the states of tasks that a project counts, and where
     **{state: f"{state}_task_count" for state in ("waiting", "assigned", "failed", "closed", "delayed")},
     "awaiting_verification": "awaiting_verification_count",
 }
-TOTALS = {"failures": "failed_attempt_count", "losses": "lost_lease_count"}  # what it counts besides, and where
+TOTALS = ("failures", "losses")  # failed attempts and lost leases, of all time
 ENDED = {"closed", *TOTALS}  # how attempts at tasks end that count for how well a project does
+ADD_TO_TOTAL = """
+    INSERT INTO failure_total VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET
+        failed_attempt_count = failed_attempt_count + ?2, lost_lease_count = lost_lease_count + ?3
+"""
 ADD_TO_CAUSE = "UPDATE cause SET failed_task_count = failed_task_count + ? WHERE id = ?"
 DROP_CAUSE = "DELETE FROM cause WHERE id = ? AND failed_task_count = 0"
 ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
@@ -35,9 +39,8 @@ ADD_TO_TALLY = """
 
 @functools.cache
 def adding_to_project(states: tuple[str, ...]) -> str:
-    """The statement that adds to a project's counts of these states, or to such totals."""
-    columns = [COUNTED.get(state) or TOTALS[state] for state in states]
-    changes = ", ".join(f"{column} = {column} + ?" for column in columns)
+    """The statement that adds to a project's counts of these states."""
+    changes = ", ".join(f"{COUNTED[state]} = {COUNTED[state]} + ?" for state in states)
     return f"UPDATE project SET {changes} WHERE id = ?"
 
 
@@ -119,6 +122,9 @@ class Counts:
             for what in ENDED & counts.keys():
                 ended = self.ended.setdefault(project, {})
                 ended[what] = ended.get(what, 0) + counts[what]
+            total = [counts.pop(what, 0) for what in TOTALS]
+            if any(total):
+                tx.execute(ADD_TO_TOTAL, (project, *total))
             if counts:
                 tx.execute(adding_to_project(tuple(counts)), (*counts.values(), project))
         if self.tallies:

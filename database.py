@@ -146,8 +146,6 @@ UPGRADES: dict[int, tuple[str, str]] = {
     9: (
         """
         ALTER TABLE project ADD COLUMN archived INTEGER NOT NULL DEFAULT 0;
-        ALTER TABLE project ADD COLUMN failed_attempt_count INTEGER NOT NULL DEFAULT 0;
-        ALTER TABLE project ADD COLUMN lost_lease_count INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE snapshot ADD COLUMN failure_count INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE task ADD COLUMN cause INTEGER NOT NULL DEFAULT 0;
         DROP INDEX task_failed;

@@ -40,6 +40,7 @@ REST = (
     ("verifier_block", "project, level, block", "AND level = 0"),
     ("tally_hour", "hour, project, worker", f"AND hour IN ({HOURS})"),
     ("tally", "project, worker", ""),
+    ("failure_total", "project", ""),  # as a tally, it may have been counted just now
     ("worker_access", "project, worker", ""),
     ("manager_role", "project, manager", ""),
     ("act", "id", ""),

@@ -119,6 +119,12 @@ SHOWN = """
         ELSE substr(pattern, 1, 80) END AS label"""
 
 
+def count_failures(tx: Tx, project: int) -> int:
+    """How many attempts have failed in a project, and leases were lost, of all time."""
+    row = tx.one("SELECT failed_attempt_count + lost_lease_count FROM failure_total WHERE project = ?", (project,))
+    return row[0] if row else 0
+
+
 def causes(tx: Tx, project: int) -> list[sqlite3.Row]:
     """The groups of a project, those with most failed tasks first."""
     return tx.all(f"SELECT {SHOWN} FROM cause WHERE project = ? ORDER BY failed_task_count DESC, id", (project,))

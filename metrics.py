@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import tracker
-from counts import COUNTED, TOTALS
+from counts import COUNTED
 from database import SCHEMA_VERSION, WHY_NOT
 from errors import TrackerError
 from faults import CannotWrite
@@ -125,12 +125,14 @@ class Figures(NamedTuple):
     free: int
 
 
-# A project's next task is the first row of an index; all else stands in the project's row.
+# A project's next task is the first row of an index; all else stands in the project's row, or beside it.
 PROJECTS = f"""
-    SELECT id, name, paused, {", ".join((*COUNTED.values(), *TOTALS.values()))},
+    SELECT id, name, paused, {", ".join(COUNTED.values())}, ifnull(f.failed_attempt_count, 0) AS failed_attempt_count,
+        ifnull(f.lost_lease_count, 0) AS lost_lease_count,
         (SELECT id FROM task WHERE project = p.id AND status = 1 AND assignee IS NULL AND verifiers IS NULL
          ORDER BY priority DESC, id LIMIT 1) AS next_task
-    FROM project p WHERE (:hidden OR NOT hidden) AND NOT archived ORDER BY id LIMIT {MOST_PROJECTS}
+    FROM project p LEFT JOIN failure_total f ON f.project = p.id
+    WHERE (:hidden OR NOT hidden) AND NOT archived ORDER BY id LIMIT {MOST_PROJECTS}
 """
 
 

@@ -159,7 +159,7 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
         "time_stamp": end,
         "new_task_count": sum(project[name] for name in UNDONE) - project["awaiting_verification_count"],
         **{name: project[name] for name in tracker.COUNT_COLUMNS},
-        "failure_count": project["failed_attempt_count"] + project["lost_lease_count"],
+        "failure_count": failures.count_failures(tx, project["id"]),
     }
     sampled = rows if len(rows) > 1 else [*rows, present]  # the rate of a few seconds is mostly chance
     closed, failing = (

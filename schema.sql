@@ -138,8 +138,6 @@ CREATE TABLE IF NOT EXISTS project (
     closed_task_count           INTEGER NOT NULL DEFAULT 0,
     delayed_task_count          INTEGER NOT NULL DEFAULT 0,
     paused_worker_count         INTEGER NOT NULL DEFAULT 0,  -- tallies with a pause: at 0 nobody looks for any
-    failed_attempt_count        INTEGER NOT NULL DEFAULT 0,  -- of all time, as the next one
-    lost_lease_count            INTEGER NOT NULL DEFAULT 0,
     trusted                     INTEGER NOT NULL DEFAULT 1,  -- 0: all that is in such projects shares one budget
     size                        INTEGER NOT NULL DEFAULT 0,  -- bytes of that budget; 0 in a trusted one
     creator                     INTEGER,                     -- the manager who made it, NULL: nobody knows, or a dialect
@@ -359,6 +357,13 @@ CREATE TABLE IF NOT EXISTS cause (
     pattern                     TEXT NOT NULL,               -- '': no reason was given; '…': of all further groups
     failed_task_count           INTEGER NOT NULL DEFAULT 0,  -- Counts in counts.py writes it
     UNIQUE (project, pattern)
+) STRICT;
+
+-- What has failed in a project, of all time. Not columns of project: each task that is closed would write them anew.
+CREATE TABLE IF NOT EXISTS failure_total (
+    project                     INTEGER PRIMARY KEY,
+    failed_attempt_count        INTEGER NOT NULL,
+    lost_lease_count            INTEGER NOT NULL
 ) STRICT;
 
 -- What one worker reported for one task that needs several verifications.

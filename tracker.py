@@ -521,8 +521,8 @@ def take_snapshots(tx: Tx, after: int, time_stamp: int) -> int | None:
         "INSERT OR REPLACE INTO snapshot SELECT id, ?, waiting_task_count + assigned_task_count + delayed_task_count,"
         " failed_task_count, closed_task_count,"
         " (SELECT COUNT(*) FROM worker_access a WHERE a.project = p.id AND NOT a.request),"
-        " awaiting_verification_count, failed_attempt_count + lost_lease_count"
-        " FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
+        " awaiting_verification_count, ifnull((SELECT failed_attempt_count + lost_lease_count FROM failure_total"
+        " WHERE project = p.id), 0) FROM project p WHERE id > ? ORDER BY id LIMIT ? RETURNING project",
         (time_stamp, after, SNAPSHOT_PIECE),
     )
     return max((row["project"] for row in rows), default=None)

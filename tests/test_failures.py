@@ -273,7 +273,7 @@ def test_failed_attempts_and_lost_leases_are_counted_for_all_time(queue: Queue) 
     queue.assign()
     queue.clock.now += 2
     queue.do(tracker.expire_tasks)
-    assert queue.values("SELECT failed_attempt_count, lost_lease_count FROM project") == [(1, 1)]
+    assert queue.values("SELECT failed_attempt_count, lost_lease_count FROM failure_total") == [(1, 1)]
     queue.do(tracker.take_snapshots, 0, 123)
     assert queue.values("SELECT failure_count FROM snapshot WHERE time_stamp = 123") == [(2,)]
 

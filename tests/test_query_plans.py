@@ -501,7 +501,14 @@ FOLDED = re.compile(
     + "|".join(
         map(
             re.escape,
-            (counts.ADD_TO_TALLY, counts.ADD_TO_WORKER, counts.ADD_TO_CAUSE, counts.DROP_CAUSE, pauses.SELECT_FAILING),
+            (
+                counts.ADD_TO_TALLY,
+                counts.ADD_TO_WORKER,
+                counts.ADD_TO_TOTAL,
+                counts.ADD_TO_CAUSE,
+                counts.DROP_CAUSE,
+                pauses.SELECT_FAILING,
+            ),
         )
     )
 )
