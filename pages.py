@@ -53,7 +53,9 @@ import deletion
 import errors
 import failures
 import forms
+import heard
 import moving
+import notices
 import openapi
 import packing
 import pauses
@@ -872,6 +874,81 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
     }
 
 
+CROWD_TIME = 10.0  # seconds for which all who look at a public project's page for volunteers get the same
+CROWD_REFRESH = 30  # seconds from one look of an open one to the next
+CROWD_ROWS = 500
+MOST_CROWD_PAGES = 2000
+
+
+class CrowdQuery(msgspec.Struct):
+    """A part of the leaderboard."""
+
+    page: Annotated[int, Meta(ge=1, le=MOST_CROWD_PAGES)] = 1
+
+
+class Made(NamedTuple):
+    """A page that is the same for everybody, as it is and packed."""
+
+    plain: bytes
+    packed: bytes
+    etag: str
+
+
+@tracker.needs(SEES)
+def crowd_values(tx: Tx, caller: Caller, project: sqlite3.Row, query: CrowdQuery) -> dict[str, Any]:
+    """A public project as volunteers see it: how far it is, and who has closed the most, of all. 404 for others."""
+    if not project["public"]:
+        raise tracker.PROJECT.missing(project["id"])
+    first = CROWD_ROWS * (query.page - 1)
+    rows = tx.all(
+        f"SELECT w.id, w.alias, t.closed_task_count AS closed, {LAST_DAY} AS last_day FROM tally t"
+        " JOIN worker w ON w.id = t.worker WHERE t.project = ? AND t.closed_task_count > 0"
+        " ORDER BY closed DESC, w.id LIMIT ? OFFSET ?",
+        (project["id"], CROWD_ROWS + 1, first),
+    )
+    count = "SELECT COUNT(*) FROM tally WHERE project = ? AND closed_task_count > 0"
+    return {
+        **pace(tx, project),
+        "project": project,
+        "leaders": rows[:CROWD_ROWS],
+        "more": len(rows) > CROWD_ROWS,
+        "first": first,
+        "page": query.page,
+        "count": tx.one(count, (project["id"],))[0],
+        "refresh": CROWD_REFRESH,
+    }
+
+
+async def crowd_page(visit: Visit) -> Response:
+    """The page of a public project for volunteers, without a login. Made once for all who look at it meanwhile."""
+    project, query, crowds = visit.path_id("project"), visit.query_as(CrowdQuery), visit.tracker.crowds
+    key = f"{project} {query.page} {visit.base}".encode()  # what it says of the address is the visitor's own
+    making = crowds.get(key)
+    if making is None:
+        making = asyncio.ensure_future(make_crowd_page(visit, project, query))
+        crowds.keep(key, making)
+    try:
+        made = await asyncio.shield(making)
+    except TrackerError as error:
+        crowds.take(key)
+        raise error.with_traceback(None) from None
+    headers = {"etag": made.etag, "cache-control": f"public, max-age={CROWD_TIME:g}", "vary": "Accept-Encoding"}
+    if packing.unchanged(visit.scope, made.etag):
+        return Response(None, 304, headers)
+    if packing.takes_gzip(packing.header(visit.scope, b"accept-encoding")):
+        return HTMLResponse(made.packed, headers={**headers, "content-encoding": "gzip"})
+    answer = HTMLResponse(made.plain, headers=headers)
+    answer.plain = True
+    return answer
+
+
+async def make_crowd_page(visit: Visit, project: int, query: CrowdQuery) -> Made:
+    values = await visit.tracker.db.read(tracker.as_caller, crowd_values, None, project, query)
+    template = jinja_environment().get_template("crowd.html")
+    page = await visit.tracker.turns.join(template.generate(values, visit=visit))
+    return Made(page.encode(), await asyncio.to_thread(packing.gzipped, page.encode()), packing.etag_of(page))
+
+
 NEXT_JOB = """
     SELECT script FROM job WHERE project = ? AND state = 'waiting' AND task IS NOT NULL AND NOT delayed
     ORDER BY priority DESC, task LIMIT 1
@@ -919,7 +996,33 @@ class ProjectForm(shapes.ProjectBody):
 @of_project(EDIT | SECRET)
 def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     """The form of a project and its secrets, each for who has the role, and whether the manager may delete it."""
-    return {**chain_targets(tx, caller, project), "may_delete": deletion.may_delete(caller, project)}
+    return {
+        **chain_targets(tx, caller, project),
+        "may_delete": deletion.may_delete(caller, project),
+        "hook": notices.find_hook(tx, project["id"]),
+    }
+
+
+@tracker.needs(EDIT)
+def set_hook(tx: Tx, caller: Caller, project: sqlite3.Row, body: notices.HookBody) -> None:
+    """Sets where the project's notices go."""
+    notices.set_hook(tx, project["id"], body)
+
+
+@tracker.needs(EDIT)
+def hook_of(tx: Tx, caller: Caller, project: sqlite3.Row) -> tuple[int, str, sqlite3.Row]:
+    """The project, its name and its hook."""
+    hook = notices.find_hook(tx, project["id"])
+    if hook is None:
+        raise TrackerError("invalid", "Say first where notices go, and save that")
+    return project["id"], project["name"], hook
+
+
+async def test_hook(visit: Visit) -> Response:
+    """Sends a notice that says that it is a test, and says what came of it."""
+    project = visit.path_id("project")
+    await visit.tracker.notices.test(*await visit.look(hook_of, project))
+    return visit.see(NOTICES.format(project=project), "The test was taken.")
 
 
 @tracker.needs(LOGIN)
@@ -1668,7 +1771,29 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "run": readable_run(tx, caller, job),
         "steps": visible_steps(tx, caller, job["id"]),
         "job_links": links(tx, job=job),
+        "waits_for": job_waits_for(tx, job),
     }
+
+
+SEEN = """
+    SELECT COUNT(*) FROM (SELECT worker FROM tally WHERE project = ? LIMIT 1000) t JOIN worker w ON w.id = t.worker
+    WHERE w.last_seen > ?
+"""
+
+
+def job_waits_for(tx: Tx, job: sqlite3.Row) -> str:
+    """What a job waits for that could be done now; "" of another one.
+
+    Other systems' agents ask at doors of their own: they are known by what they have done here.
+    """
+    if job["state"] != "waiting" or job["delayed"] or job["task"] is None:
+        return ""
+    if tracker.find_project(tx, job["project"])["paused"]:
+        return "the end of the project's pause"
+    known = tx.limits.heard.takes(job["project"])
+    if not known and tx.one(SEEN, (job["project"], tx.time - tx.limits.heard.lately))[0]:
+        known = [""]
+    return heard.waits_for(known, "commands" if job["script"] is None else "scripts")
 
 
 def readable_run(tx: Tx, caller: Caller, job: sqlite3.Row) -> sqlite3.Row | None:
@@ -1977,6 +2102,7 @@ async def docs_page(visit: Visit) -> Response:
 # ── The table of pages ────────────────────────────────────────────────────────────────────────────────────────────────
 
 ONE_PROJECT = "/ui/projects/{project}"
+NOTICES = ONE_PROJECT + "/edit#notices"
 ONE_TEMPLATE = "/ui/templates/{template}"
 
 
@@ -2004,6 +2130,7 @@ PAGES = [
     Action("/reset/{kind}", reset_project, again="confirm"),
     Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
+    Page(ONE_PROJECT + "/crowd", crowd_page),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
     Action("/export", moving.export_by_form),
@@ -2011,6 +2138,8 @@ PAGES = [
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
+    Action(ONE_PROJECT + "/notices", set_hook, notices.HookBody, to=NOTICES, says="Saved.", again=True),
+    Action(ONE_PROJECT + "/notices/test", test_hook, again=True),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
     Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
     Page("/ui/acts", "acts.html", all_acts),
@@ -2172,6 +2301,7 @@ def jinja_environment() -> Environment:
         MOST_SHOWN=MOST_SHOWN,
         FOLDED=FOLDED,
         level_names=LEVEL_NAMES,
+        notice_events=notices.EVENTS,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
         OTHER=failures.OTHER,

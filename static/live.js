@@ -105,6 +105,14 @@ function handOutToken() {
 }
 
 let known = ""; // which state of the page this is
+let title = document.title; // without what is wrong
+
+// Says what is wrong in the bar at the top, where screen readers announce it once, and in the tab; "" when all is well.
+function say(words) {
+  if (state.textContent !== words) state.textContent = words;
+  const shown = words ? `⚠ ${words.split(/[:.]/)[0]} · ${title}` : title;
+  if (document.title !== shown) document.title = shown;
+}
 
 async function refresh() {
   const parts = [...document.querySelectorAll("[data-version]")].map((part) => `${part.id}=${part.dataset.version}`);
@@ -118,6 +126,7 @@ async function refresh() {
   let complete = true;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   showLocalTimes(fresh);
+  title = fresh.title || title;
   const focused = document.activeElement;
   const goBack = keepPlace([...document.querySelectorAll(".pieces > [id]")]);
   for (const old of document.querySelectorAll("[data-live]")) {
@@ -144,10 +153,10 @@ async function tick() {
     try {
       await refresh();
       failures = 0;
-      state.textContent = "";
+      say("");
     } catch (error) {
       failures += 1;
-      state.textContent = error instanceof TypeError || error.name === "TimeoutError" ? "No connection: what you see is old. Trying again …" : error.message;
+      say(error instanceof TypeError || error.name === "TimeoutError" ? "No connection: what you see is old. Trying again …" : error.message);
     }
   }
   clearTimeout(timer); // a tab that was shown meanwhile has set one of its own
