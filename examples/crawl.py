@@ -1069,8 +1069,10 @@ class Archive:
         asked = writer.create_warc_record(page.url, "request", http_headers=asked_of(exchange.response))
         answered = answered_of(exchange.response)
         if original:
+            # A replay takes the headers that it finds, so it gets those of the page, not those of "not modified".
+            new_headers = None if page.status == 304 else answered
             come = writer.create_revisit_record(
-                page.url, page.digest, original["url"], warc_date(original["since"]), answered, told
+                page.url, page.digest, original["url"], warc_date(original["since"]), new_headers, told
             )
             if page.status == 304:
                 come.rec_headers.replace_header("WARC-Profile", NOT_MODIFIED)
@@ -1535,11 +1537,9 @@ class Worker:
             return
         reason = f"{page.error or page.status} {page.url}"
         others_are_answered = self.refuse(host, page.retry_after, reason)
-        if (away := self.hosts.away(host)) > self.crawl.host_patience:
-            page.outcome, page.error = (
-                "failed",
-                f"{host} has not answered for {away:.0f} s: {page.error or page.status}",
-            )
+        if self.is_given_up(host):
+            page.outcome, page.for_good = "failed", True
+            page.error = f"its host has not answered for {self.hosts.away(host):.0f} s: {page.error or page.status}"
         elif self.hosts.put_off(task) > MOST_PUT_OFF and others_are_answered:
             page.outcome = "failed"
         else:
@@ -1557,6 +1557,7 @@ class Worker:
         """A line of pages.jsonl, on the disk: one call a line, so that those of the crew do not mix."""
         known = asdict(page) | {"links": len(page.links), "targets": list(followed)}
         known |= {"worker": self.id, "pid": os.getpid(), "time": time.time()}
+        known |= {"one_site": True} if self.crawl.scope.one_site else {}
         del known["sitemaps"], known["asked"], known["for_good"]
         line = json.dumps(known).encode() + b"\n"
 
@@ -2135,6 +2136,8 @@ class Supervisor:
         finally:
             for process in processes:
                 process.kill()
+            for process in processes:
+                process.join(5)  # until then what it was writing is locked
 
 
 # ── The report ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -2222,7 +2225,7 @@ class Index:
         """The last record of the page, None where there is none."""
         row = self.db.execute("SELECT place FROM page WHERE key = ?", (key_of(url),)).fetchone()
         record = self.read(row[0]) if row else {}
-        return record if unique(record.get("url", "")) == unique(url) else None
+        return record if record and name_of(record["url"]) == name_of(url) else None
 
     def pages(self, fate: str, most: int = -1) -> Iterator[dict]:
         """The last records of the pages of that fate, in the order in which they came."""
@@ -2233,8 +2236,17 @@ class Index:
         return self.db.execute(query).fetchall()
 
 
+def name_of(url: str) -> str:
+    return unique(without_session(url))
+
+
 def key_of(url: str) -> int:
-    return int.from_bytes(hashlib.blake2b(unique(url).encode(), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(hashlib.blake2b(name_of(url).encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def twin_of(url: str) -> str:
+    """The URL with the other scheme."""
+    return re.sub("^http(s?):", lambda scheme: "http:" if scheme[1] else "https:", url)
 
 
 def fate_of(record: dict) -> str:
@@ -2301,10 +2313,10 @@ def add_referrers(pages: list[dict], records: Path) -> None:
     wanted = {}
     for page in pages:
         page["linked_from"], page["links_to_it"] = [], 0
-        wanted[unique(page["url"])] = page
+        wanted[name_of(page["url"])] = page
     for record in read_records(records) if wanted else ():
         for link in record.get("targets", ()):
-            page = wanted.get(unique(link) if "%" in link or "?" in link else link)
+            page = wanted.get(name_of(link) if "%" in link or "?" in link else link)
             if page and record["url"] not in page["linked_from"]:
                 page["links_to_it"] += 1
                 if len(page["linked_from"]) < MOST_REFERRERS:
@@ -2348,6 +2360,7 @@ def fates(index: Index) -> Iterator[dict]:
     """Every page that is known, once: those fetched or tried, those that wait, and those that all left out."""
     index.db.execute("CREATE TEMP TABLE other (key INTEGER PRIMARY KEY, fate TEXT, url TEXT, found_on TEXT)")
     for record, is_last in index.walk():
+        twin = twin_of if record.get("one_site") else str
         if is_last:
             yield {"fate": fate_of(record)} | {name: record.get(name) for name in IN_FATES}
         waiting = [(link, "waiting") for link in record.get("targets", ())]
@@ -2356,8 +2369,11 @@ def fates(index: Index) -> Iterator[dict]:
         for how, links in (("REPLACE", waiting), ("IGNORE", left_out)):
             index.db.executemany(
                 f"INSERT OR {how} INTO other SELECT :key, :fate, :url, :page"
-                " WHERE NOT EXISTS (SELECT 1 FROM page WHERE key = :key)",
-                ({"key": key_of(link), "fate": fate, "url": link, "page": record["url"]} for link, fate in links),
+                " WHERE NOT EXISTS (SELECT 1 FROM page WHERE key IN (:key, :twin))",
+                (
+                    {"key": key_of(link), "twin": key_of(twin(link)), "fate": fate, "url": link, "page": record["url"]}
+                    for link, fate in links
+                ),
             )
     for fate, url, found_on in index.db.execute("SELECT fate, url, found_on FROM other ORDER BY fate, url"):
         yield {"fate": fate, "url": url, "found_on": found_on}

@@ -721,6 +721,15 @@ def test_the_report_command_names_what_has_become_of_every_page(tmp_path: Path, 
     assert json.loads(capsys.readouterr().out)["by_status"] == {"200": 1, "404": 1}
 
 
+@pytest.mark.parametrize(("one_site", "waiting"), [(True, ["http://s/2"]), (False, ["http://s/2", "https://s/1"])])
+def test_a_link_to_a_page_by_another_name_does_not_wait(one_site: bool, waiting: list[str], tmp_path: Path) -> None:
+    session = "sid=0123456789abcdef0123456789abcdef"
+    targets = ["https://s/1", f"http://s/1?{session}", "http://s/2"]
+    lines = [record_of("http://s/1?", targets=targets, one_site=one_site)]
+    with contextlib.closing(index_of(tmp_path / "pages.jsonl", *lines)) as index:
+        assert sorted(page["url"] for page in crawl.fates(index) if page["fate"] == "waiting") == waiting
+
+
 def test_the_report_of_a_folder_that_is_no_crawls_is_refused(tmp_path: Path) -> None:
     with pytest.raises(crawl.CrawlError, match="is no crawl's"):
         crawl.report_command([str(tmp_path)])
