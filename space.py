@@ -46,6 +46,8 @@ BOUNDS = {
     "workflow": "1,000 for each project",
     "workflow_edge": "goes with its workflow",
     "act": "max_acts, 1,000 for each project",
+    "failure": "one for each task that has failed and is not closed; max_reasons",
+    "cause": "202 for each project",
     "log_entry": "max_logs, log_retention",
     "log_share": "max_workers",
     "snapshot": "snapshot_history",

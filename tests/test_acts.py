@@ -74,7 +74,8 @@ ACTING = {
 }
 # Calls and forms that are no acts, or whose acts are kept by what they call.
 OTHERS = {
-    "act_on_list", "answer_on_list", "cancel_job", "change_password_page", "create_worker", "delete_project",
+    "act_on_list", "answer_on_list", "cancel_job", "change_password_page", "create_worker",
+    "delete_by_form", "delete_project", "delete_worker",
     "export_by_form", "export_project", "get_secret", "handler", "import_by_form", "import_project", "log_out_page",
     "logout", "reset_project", "retry_job", "retry_on_page", "run_template", "submit_as_manager", "submit_lines",
     "trigger_template", "trigger_workflow",

@@ -127,6 +127,6 @@ def test_its_page_asks_before_it_is_deleted(site: Site, project: int, worker: Wo
     tab.act(f"/ui/workers/{worker.id}/delete", {"confirmed": "yes"})
     assert site.read("SELECT COUNT(*) FROM worker") == [(0,)]
     assert [row[0] for row in site.read("SELECT action FROM act ORDER BY id DESC LIMIT 2")] == [
-        "remove",
+        "remove_worker",
         "rename_worker",
     ]
