@@ -20,9 +20,10 @@ workers that fail), limits, budgets and shares (how often, how much, and of what
 guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does not grow for ever), counts
 (the live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events),
 logs (that workers write), logfile, names (that people choose), waiting (workers that wait), heard (who asks), openapi
-(the API's document), acts (what managers did), packing (gzip), schema.sql; on top of it, and imported when somebody
-needs them: pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line)
-with notify (what the service manager is told) and backup, deletion and moving (of a project).
+(the API's document), acts (what managers did), packing (gzip), notices and webhooks (what others are told), schema.sql;
+on top of it, and imported when somebody needs them: pages (the manager UI), metrics (for monitors), dialects/ (other
+systems' APIs), commands (the command line) with notify (what the service manager is told) and backup, deletion and
+moving (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
