@@ -435,7 +435,7 @@ def test_a_host_with_an_odd_name_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_several_hosts_are_crawled_politely_by_several_workers_whatever_some_of_them_do(tmp_path: Path) -> None:
-    assert prove_crawl.prove_hosts(hosts=6, pages=20, workers=4, rate=20, directory=tmp_path, patience=5) == []
+    assert prove_crawl.prove_hosts(hosts=6, pages=16, workers=4, rate=20, directory=tmp_path, patience=5) == []
 
 
 # ── Who is asking ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -550,7 +550,7 @@ def test_sigterm_ends_a_crawl_as_ctrl_c_does(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_away_is_waited_for(tmp_path: Path) -> None:
-    with serving(chain(40)) as site:
+    with serving(chain(20)) as site:
         process = prove_crawl.TrackerProcess(tmp_path)
         try:
             crawling = start_crawl(site, process.url, tmp_path, "--rate", "20")
@@ -563,4 +563,4 @@ def test_a_tracker_that_is_away_is_waited_for(tmp_path: Path) -> None:
             process.stop()
     assert crawling.returncode == 0, errors
     assert "The crawl goes on when the tracker is back" in errors
-    assert set(site.asked) == {"/robots.txt", "/site/40.html", *chain(40)}
+    assert set(site.asked) == {"/robots.txt", "/site/20.html", *chain(20)}
