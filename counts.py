@@ -16,6 +16,7 @@ COUNTED = {  # the states of tasks that a project counts, and where
     "awaiting_verification": "awaiting_verification_count",
 }
 TOTALS = {"failures": "failed_attempt_count", "losses": "lost_lease_count"}  # what it counts besides, and where
+ENDED = {"closed", *TOTALS}  # how attempts at tasks end that count for how well a project does
 ADD_TO_CAUSE = "UPDATE cause SET failed_task_count = failed_task_count + ? WHERE id = ?"
 DROP_CAUSE = "DELETE FROM cause WHERE id = ? AND failed_task_count = 0"
 ADD_TO_WORKER = "UPDATE worker SET closed_task_count = closed_task_count + ? WHERE id = ?"
@@ -47,7 +48,7 @@ class Counts:
     States are those of TASK_STATES, "closed", and "gone" for a task that is not there yet, or no more.
     """
 
-    __slots__ = ("causes", "ended", "noted", "projects", "tallies")
+    __slots__ = ("causes", "ended", "projects", "tallies")
 
     MOST = 500  # rows; then they are written before the next call
 
@@ -56,7 +57,6 @@ class Counts:
         self.forget()
 
     def forget(self) -> None:
-        self.noted: list[tuple[int, str, int]] = []  # what goes into `ended` if it is not undone
         self.projects: dict[int, dict[str, int]] = {}  # tasks by state
         self.causes: dict[int, int] = {}  # failed tasks by their group
         # By project and worker: held, closed, runtime's sum, min, max, failures in a row, whether they begin anew.
@@ -89,10 +89,6 @@ class Counts:
         """The worker holds so many more tasks of the project."""
         self.tally(project, worker)[0] += count
 
-    def note(self, project: int, outcome: str, count: int = 1) -> None:
-        """So many attempts at tasks of the project were "closed", "failed" or "lost"."""
-        self.noted.append((project, outcome, count))
-
     def fail(self, project: int, worker: int) -> None:
         """The worker has failed a plain task of the project, or lost its lease."""
         self.tally(project, worker)[5] += 1
@@ -104,7 +100,6 @@ class Counts:
     def close(self, project: int, worker: int, runtimes: list[float]) -> None:
         """The worker has closed tasks of the project, each of which it had held for so many seconds."""
         self.move(project, "assigned", "closed", len(runtimes))
-        self.note(project, "closed", len(runtimes))
         self.hold(project, worker, -len(runtimes))
         self.succeed(project, worker)
         tally = self.tallies[project, worker]
@@ -119,11 +114,11 @@ class Counts:
 
     def write(self, tx: Any) -> None:
         """Adds everything to the rows."""
-        for project, outcome, count in self.noted:
-            ended = self.ended.setdefault(project, {})
-            ended[outcome] = ended.get(outcome, 0) + count
         for project, counts in self.projects.items():
             counts.pop("gone", None)
+            for what in ENDED & counts.keys():
+                ended = self.ended.setdefault(project, {})
+                ended[what] = ended.get(what, 0) + counts[what]
             if counts:
                 tx.execute(adding_to_project(tuple(counts)), (*counts.values(), project))
         if self.tallies:

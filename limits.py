@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import browsers
 from errors import TrackerError
+from heard import Heard
 
 log = logging.getLogger("tracker")
 
@@ -224,6 +225,7 @@ class Limits:
         self.worker_logs = Rate(1024 * settings.worker_log_rate, LOG_BURST, time)
         self.address_logs = AddressRate(1024 * settings.address_log_rate, LOG_BURST, time)
         self.rota = Rota()
+        self.heard = Heard(time, settings.max_wait)
         self.free_disk: int | None = None  # bytes, when it was last looked at
         self.disk_low = False
         self.refused: Counter[str] = Counter()  # by the setting, since the start

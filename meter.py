@@ -1,4 +1,4 @@
-"""What a running tracker counts of itself, in memory: requests, commits, how tasks ended, who was seen.
+"""What a running tracker counts of itself, in memory: requests, commits, who was seen, how the last tasks ended.
 
     an answer, of either way ─► Meter.answers      a commit ─► Meter.committed ─► metrics.py, notices.py
 
@@ -61,8 +61,7 @@ class Meter:
         self.answers: defaultdict[str, Counter[int]] = defaultdict(Counter)  # by route class: by status
         self.commit_seconds = Distribution(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
         self.batch_calls = Distribution(1, 2, 4, 8, 16, 32, 64, 128, 256)
-        self.ended: Counter[tuple[int, str]] = Counter()  # by project, and "closed", "failed" or "lost"
-        self.recent: defaultdict[int, Recent] = defaultdict(Recent)  # by project
+        self.recent: dict[int, Recent] = {}  # of those projects that somebody has watched (notices.py)
         self._seen: dict[int, float] = {}  # workers, the one last that was seen last
         self._marks: list[tuple[int, float]] = []  # the greatest id of a task, and when that was looked up
 
@@ -71,10 +70,9 @@ class Meter:
         self.commit_seconds.add(seconds)
         self.batch_calls.add(calls)
         for project, outcomes in ended.items():
-            for outcome, count in outcomes.items():
-                self.ended[project, outcome] += count
-            closed = outcomes.get("closed", 0)
-            self.recent[project].add(closed, sum(outcomes.values()) - closed)
+            if recent := self.recent.get(project):
+                closed = outcomes.get("closed", 0)
+                recent.add(closed, sum(outcomes.values()) - closed)
         now = time.monotonic()
         for worker in seen:
             self._seen.pop(worker, None)
@@ -91,13 +89,9 @@ class Meter:
         self._forget(time.monotonic())
         return len(self._seen)
 
-    def forget_projects(self, known: Iterable[int]) -> None:
-        """Only these projects are there."""
-        known = set(known)
-        for key in [key for key in self.ended if key[0] not in known]:
-            del self.ended[key]
-        for project in self.recent.keys() - known:
-            del self.recent[project]
+    def watch(self, projects: Iterable[int]) -> None:
+        """From now on the last attempts of these projects are told apart, and of no others."""
+        self.recent = {project: self.recent.get(project) or Recent() for project in projects}
 
     def mark(self, last_task: int) -> None:
         """This is the greatest id of a task so far."""

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import tracker
-from counts import COUNTED
+from counts import COUNTED, TOTALS
 from database import SCHEMA_VERSION, WHY_NOT
 from errors import TrackerError
 from faults import CannotWrite
@@ -127,8 +127,9 @@ class Figures(NamedTuple):
 
 # A project's next task is the first row of an index; all else stands in the project's row.
 PROJECTS = f"""
-    SELECT id, name, paused, {", ".join(COUNTED.values())}, (SELECT id FROM task WHERE project = p.id AND status = 1
-        AND assignee IS NULL AND verifiers IS NULL ORDER BY priority DESC, id LIMIT 1) AS next_task
+    SELECT id, name, paused, {", ".join((*COUNTED.values(), *TOTALS.values()))},
+        (SELECT id FROM task WHERE project = p.id AND status = 1 AND assignee IS NULL AND verifiers IS NULL
+         ORDER BY priority DESC, id LIMIT 1) AS next_task
     FROM project p WHERE (:hidden OR NOT hidden) AND NOT archived ORDER BY id LIMIT {MOST_PROJECTS}
 """
 
@@ -138,10 +139,6 @@ def read_figures(tx: Tx, hidden: bool) -> Figures:
     workers = tx.one("SELECT used FROM budget WHERE name = 'workers'")[0]
     last = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'task'")
     return Figures(tx.all(PROJECTS, {"hidden": hidden}), workers, last["seq"] if last else 0, *file_size(tx))
-
-
-def known_projects(tx: Tx) -> list[int]:
-    return [row["id"] for row in tx.all("SELECT id FROM project")]
 
 
 class Metrics:
@@ -169,7 +166,6 @@ class Metrics:
     async def write(self, hidden: bool) -> bytes:
         """The text, made beside the event loop: of a thousand projects it takes its time."""
         meter, db = self.running.meter, self.running.db
-        meter.forget_projects(await db.read(known_projects))
         figures = await db.read(read_figures, hidden)
         meter.mark(figures.last_task)
         taken = list(families_of_meter(meter))
@@ -224,8 +220,8 @@ def families_of(figures: Figures, meter: Meter, wal_size: int) -> Iterator[Any]:
     of = ["project", "name"]
     tasks = gauge("tracker_tasks", "Tasks of a project that are not closed, by state.", labels=[*of, "state"])
     closed = counter("tracker_tasks_closed", "Tasks of a project that were closed.", labels=of)
-    failed = counter("tracker_tasks_failed", "Attempts released as failed, since the tracker's start.", labels=of)
-    lost = counter("tracker_leases_lost", "Leases that were not released in time, since the start.", labels=of)
+    failed = counter("tracker_tasks_failed", "Attempts at tasks of a project that failed.", labels=of)
+    lost = counter("tracker_leases_lost", "Leases of tasks that were not released in time.", labels=of)
     age = gauge(
         "tracker_waiting_age_seconds",
         "For how long at least the task that is next to be assigned is there, as far as scrapes since the start tell.",
@@ -238,8 +234,8 @@ def families_of(figures: Figures, meter: Meter, wal_size: int) -> Iterator[Any]:
             if state != "closed":
                 tasks.add_metric([*labels, state], row[column])
         closed.add_metric(labels, row["closed_task_count"])
-        failed.add_metric(labels, meter.ended[row["id"], "failed"])
-        lost.add_metric(labels, meter.ended[row["id"], "lost"])
+        failed.add_metric(labels, row["failed_attempt_count"])
+        lost.add_metric(labels, row["lost_lease_count"])
         age.add_metric(labels, meter.age(row["next_task"]))
         paused.add_metric(labels, row["paused"])
     yield from (tasks, closed, failed, lost, age, paused)

@@ -53,7 +53,9 @@ import deletion
 import errors
 import failures
 import forms
+import heard
 import moving
+import notices
 import openapi
 import packing
 import pauses
@@ -77,16 +79,23 @@ RANGES = {"1h": 3600, "24h": 86400, "7d": 7 * 86400, "all": None}  # seconds
 
 
 def pace(tx: Tx, project: sqlite3.Row) -> dict[str, float | None]:
-    """Closed tasks per second over the last minutes, and the seconds until none is left at that rate; None: unknown."""
+    """Closed tasks per second over the last minutes, the seconds until none is left at that rate, and the share done.
+
+    None: unknown. The share is known when as many tasks as now were there minutes ago, or none is left.
+    """
     row = tx.one(
-        "SELECT time_stamp, closed_task_count FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ?"
+        "SELECT time_stamp, closed_task_count, closed_task_count + new_task_count + awaiting_verification_count"
+        " + failed_task_count AS total FROM snapshot WHERE project = ? AND time_stamp BETWEEN ? AND ?"
         " ORDER BY time_stamp LIMIT 1",
         (project["id"], tx.time - max(RATE_WINDOW, 2 * tx.settings.snapshot_interval), tx.time - 5),
     )
     rate = row and max(0, project["closed_task_count"] - row["closed_task_count"]) / (tx.time - row["time_stamp"])
     left = sum(project[name] for name in UNDONE)
     eta = 0 if left == 0 else left / rate if rate and not project["paused"] else None
-    return {"rate": rate, "eta": eta, "left": left}
+    total = left + project["closed_task_count"] + project["failed_task_count"]
+    known = total and (left == 0 or (row and row["total"] == total))
+    share = project["closed_task_count"] / total if known else None
+    return {"rate": rate, "eta": eta, "left": left, "total": total, "share": share}
 
 
 SAMPLED = """
@@ -120,12 +129,32 @@ def drawn_spark(counts: str, moments: range) -> Any:
     return charts.sparkline(rates, moments[0], moments[-1], label="Throughput of the last hour")
 
 
+def fitting_range(tx: Tx, project: sqlite3.Row) -> str:
+    """The time that a project's charts show unless another one is chosen: as long as it is old, but a day at most.
+
+    All of it, when nothing has been done for a day.
+    """
+    first, day_old = tx.one(
+        "SELECT (SELECT MIN(time_stamp) FROM snapshot WHERE project = ?1), (SELECT closed_task_count FROM snapshot"
+        " WHERE project = ?1 AND time_stamp <= ?2 ORDER BY time_stamp DESC LIMIT 1)",
+        (project["id"], tx.time - RANGES["24h"]),
+    )
+    if day_old is not None and day_old == project["closed_task_count"]:
+        return "all"
+    return "1h" if first is None or tx.time - first <= RANGES["1h"] else "24h"
+
+
+FIRST_SNAPSHOT = "SELECT * FROM snapshot WHERE project = ? ORDER BY time_stamp LIMIT 1"
+
+
 def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
     """Throughput and backlog over a time of RANGES."""
-    end = tx.time
-    first = tx.one("SELECT MIN(time_stamp) FROM snapshot WHERE project = ?", (project["id"],))[0]
+    end, began = tx.time, tx.one(FIRST_SNAPSHOT, (project["id"],))
+    first = began and began["time_stamp"]
     start = end - RANGES[span] if RANGES[span] else end if first is None else min(first, end)
     rows = sampled_snapshots(tx, project["id"], charts.grid(start, end))
+    if rows and start <= first < rows[0]["time_stamp"]:  # or else what was done in the first step would be lost
+        rows.insert(0, began)
     present = {  # what a snapshot would say now: a chart must not end a minute ago
         "time_stamp": end,
         "new_task_count": sum(project[name] for name in UNDONE) - project["awaiting_verification_count"],
@@ -137,6 +166,9 @@ def project_charts(tx: Tx, project: sqlite3.Row, span: str) -> dict[str, Any]:
         charts.rates((row["time_stamp"], row[name]) for row in sampled)
         for name in ("closed_task_count", "failure_count")
     )
+    for rates in closed, failing:
+        if rates and first == sampled[0]["time_stamp"]:  # its first step is drawn from where it began
+            rates.insert(0, (first, rates[0][1]))
     rows.append(present)
     left = [(row["time_stamp"], row["new_task_count"] + row["awaiting_verification_count"]) for row in rows]
     failed = [(row["time_stamp"], row["failed_task_count"]) for row in rows]
@@ -817,19 +849,20 @@ def no_more(tx: Tx, caller: Caller, row: sqlite3.Row) -> dict[str, Any]:
 class RangeQuery(msgspec.Struct):
     """Which time a chart shows."""
 
-    range: Literal["1h", "24h", "7d", "all"] = "24h"
+    range: Literal["1h", "24h", "7d", "all"] | None = None  # what fits
 
 
 @of_project(SEES)
 def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery) -> dict[str, Any]:
     """A project: its pace and charts, and who works for it; with READ also what went wrong, and what was done."""
-    reads = caller.role(project["id"]) & READ
+    reads, span = caller.role(project["id"]) & READ, query.range or fitting_range(tx, project)
     return {
         **pace(tx, project),
+        "span": span,
         "chain": chain_target(tx, caller, project["chain"]) if tracker.sees_chain(tx, caller, project) else None,
         "ranges": RANGES,
-        "charts_of": project_charts(tx, project, query.range),
-        "charts_version": charts_version(tx, project["id"], query.range),
+        "charts_of": project_charts(tx, project, span),
+        "charts_version": charts_version(tx, project["id"], span),
         "holders": holders(tx, project["id"]),
         "paused_workers": pauses.paused_workers(tx, project["id"]) if project["paused_worker_count"] else [],
         "leaders": leaders(tx, project["id"], "t.closed_task_count"),
@@ -839,6 +872,81 @@ def project_page(tx: Tx, caller: Caller, project: sqlite3.Row, query: RangeQuery
         "join": joining(tx, caller, project),
         "operations": recent_operations(tx, project["id"]) if reads else [],
     }
+
+
+CROWD_TIME = 10.0  # seconds for which all who look at a public project's page for volunteers get the same
+CROWD_REFRESH = 30  # seconds from one look of an open one to the next
+CROWD_ROWS = 500
+MOST_CROWD_PAGES = 2000
+
+
+class CrowdQuery(msgspec.Struct):
+    """A part of the leaderboard."""
+
+    page: Annotated[int, Meta(ge=1, le=MOST_CROWD_PAGES)] = 1
+
+
+class Made(NamedTuple):
+    """A page that is the same for everybody, as it is and packed."""
+
+    plain: bytes
+    packed: bytes
+    etag: str
+
+
+@tracker.needs(SEES)
+def crowd_values(tx: Tx, caller: Caller, project: sqlite3.Row, query: CrowdQuery) -> dict[str, Any]:
+    """A public project as volunteers see it: how far it is, and who has closed the most, of all. 404 for others."""
+    if not project["public"]:
+        raise tracker.PROJECT.missing(project["id"])
+    first = CROWD_ROWS * (query.page - 1)
+    rows = tx.all(
+        f"SELECT w.id, w.alias, t.closed_task_count AS closed, {LAST_DAY} AS last_day FROM tally t"
+        " JOIN worker w ON w.id = t.worker WHERE t.project = ? AND t.closed_task_count > 0"
+        " ORDER BY closed DESC, w.id LIMIT ? OFFSET ?",
+        (project["id"], CROWD_ROWS + 1, first),
+    )
+    count = "SELECT COUNT(*) FROM tally WHERE project = ? AND closed_task_count > 0"
+    return {
+        **pace(tx, project),
+        "project": project,
+        "leaders": rows[:CROWD_ROWS],
+        "more": len(rows) > CROWD_ROWS,
+        "first": first,
+        "page": query.page,
+        "count": tx.one(count, (project["id"],))[0],
+        "refresh": CROWD_REFRESH,
+    }
+
+
+async def crowd_page(visit: Visit) -> Response:
+    """The page of a public project for volunteers, without a login. Made once for all who look at it meanwhile."""
+    project, query, crowds = visit.path_id("project"), visit.query_as(CrowdQuery), visit.tracker.crowds
+    key = f"{project} {query.page} {visit.base}".encode()  # what it says of the address is the visitor's own
+    making = crowds.get(key)
+    if making is None:
+        making = asyncio.ensure_future(make_crowd_page(visit, project, query))
+        crowds.keep(key, making)
+    try:
+        made = await asyncio.shield(making)
+    except TrackerError as error:
+        crowds.take(key)
+        raise error.with_traceback(None) from None
+    headers = {"etag": made.etag, "cache-control": f"public, max-age={CROWD_TIME:g}", "vary": "Accept-Encoding"}
+    if packing.unchanged(visit.scope, made.etag):
+        return Response(None, 304, headers)
+    if packing.takes_gzip(packing.header(visit.scope, b"accept-encoding")):
+        return HTMLResponse(made.packed, headers={**headers, "content-encoding": "gzip"})
+    answer = HTMLResponse(made.plain, headers=headers)
+    answer.plain = True
+    return answer
+
+
+async def make_crowd_page(visit: Visit, project: int, query: CrowdQuery) -> Made:
+    values = await visit.tracker.db.read(tracker.as_caller, crowd_values, None, project, query)
+    template = jinja_environment().get_template("crowd.html")
+    page = await visit.tracker.turns.join(template.generate(values, visit=visit))
+    return Made(page.encode(), await asyncio.to_thread(packing.gzipped, page.encode()), packing.etag_of(page))
 
 
 NEXT_JOB = """
@@ -888,7 +996,33 @@ class ProjectForm(shapes.ProjectBody):
 @of_project(EDIT | SECRET)
 def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     """The form of a project and its secrets, each for who has the role, and whether the manager may delete it."""
-    return {**chain_targets(tx, caller, project), "may_delete": deletion.may_delete(caller, project)}
+    return {
+        **chain_targets(tx, caller, project),
+        "may_delete": deletion.may_delete(caller, project),
+        "hook": notices.find_hook(tx, project["id"]),
+    }
+
+
+@tracker.needs(EDIT)
+def set_hook(tx: Tx, caller: Caller, project: sqlite3.Row, body: notices.HookBody) -> None:
+    """Sets where the project's notices go."""
+    notices.set_hook(tx, project["id"], body)
+
+
+@tracker.needs(EDIT)
+def hook_of(tx: Tx, caller: Caller, project: sqlite3.Row) -> tuple[int, str, sqlite3.Row]:
+    """The project, its name and its hook."""
+    hook = notices.find_hook(tx, project["id"])
+    if hook is None:
+        raise TrackerError("invalid", "Say first where notices go, and save that")
+    return project["id"], project["name"], hook
+
+
+async def test_hook(visit: Visit) -> Response:
+    """Sends a notice that says that it is a test, and says what came of it."""
+    project = visit.path_id("project")
+    await visit.tracker.notices.test(*await visit.look(hook_of, project))
+    return visit.see(NOTICES.format(project=project), "The test was taken.")
 
 
 @tracker.needs(LOGIN)
@@ -1026,6 +1160,9 @@ def operation_page(tx: Tx, caller: Caller, operation: int) -> dict[str, Any]:
     return {
         **project_frame(tx, caller, tracker.find_project(tx, row["project"])),
         "operation": row,
+        "may_stop": row["finished"] is None
+        and row["kind"] in tracker.ACTIONS
+        and caller.role(row["project"]) & tracker.ACTION_NEEDS.get(row["kind"], tracker.MAINTAINS).role,
         "done": said_of(row["kind"], row["affected"], row["priority"]),
         "report": msgspec.json.decode(row["report"], type=shapes.LinesReport),
     }
@@ -1035,13 +1172,17 @@ def operation_page(tx: Tx, caller: Caller, operation: int) -> dict[str, Any]:
 
 
 class TaskQuery(tracker.TaskFilter):
-    """A list of tasks, from a place in it on."""
+    """A list of tasks, from a place in it on: of a state, or of all of them. `looked`: at how many on the way there."""
 
+    state: Literal["waiting", "assigned", "awaiting_verification", "failed", "delayed", "all"] = "waiting"
+    looked: Annotated[int, Meta(ge=0, le=INT64_MAX // 2)] = 0
     after: Annotated[str, Meta(max_length=50)] = ""
 
 
 def filter_of(query: TaskQuery) -> tracker.TaskFilter:
-    """The list that it is a place in."""
+    """The list that it is a place in. Refuses all states at once, which are to be looked at only."""
+    if query.state == "all":
+        raise TrackerError("invalid", "choose one state", "state")
     return tracker.TaskFilter(query.state, query.text, query.assignee, query.priority, query.cause)
 
 
@@ -1051,19 +1192,80 @@ LISTED = (
 )
 
 FAILED = (
-    f"{failures.last('reason', 'end_time', 'worker', 'attempt')}, (SELECT w.alias FROM failure f"
+    f"cause, {failures.last('reason', 'end_time', 'worker', 'attempt')}, (SELECT w.alias FROM failure f"
     " JOIN worker w ON w.id = f.worker WHERE f.task = task.id) AS worker_alias"
 )
 
 
 @of_project(READ)
 def task_list(tx: Tx, caller: Caller, project: sqlite3.Row, query: TaskQuery) -> dict[str, Any]:
-    """A page of a project's tasks in one state, those that match."""
-    wanted = filter_of(query)
-    columns = f"{LISTED}, {FAILED}" if wanted.state == "failed" else LISTED
-    rows, more = tracker.list_tasks(tx, caller, project, wanted, query.after, PAGE_ROWS, columns)
-    causes = failures.causes(tx, project["id"]) if wanted.state == "failed" else []
-    return {"tasks": rows, "more": more, "wanted": msgspec.to_builtins(wanted), "causes": causes}
+    """A page of a project's tasks in one state or in any, those that match; and that which the text is the name of."""
+    if query.state == "all":
+        wanted = {"state": "all", "text": query.text}
+        rows, more = find_in_all_states(tx, project["id"], query)
+    else:
+        columns = f"{LISTED}, {FAILED}" if query.state == "failed" else LISTED
+        rows, more = tracker.list_tasks(tx, caller, project, filter_of(query), query.after, PAGE_ROWS, columns)
+        wanted = msgspec.to_builtins(filter_of(query))
+    counts = {state: tracker.count_in_state(project, state) for state in tracker.TASK_STATES}
+    total = counts.get(query.state, sum(counts.values()))
+    return {
+        "tasks": rows,
+        "more": more,
+        "wanted": wanted,
+        "counts": counts,
+        "looked": min(query.looked + tx.looked, total),
+        "total": total,
+        "causes": failures.causes(tx, project["id"]) if query.state == "failed" else [],
+        "known": known_by(tx, project["id"], query.text) if query.text and not query.after else None,
+    }
+
+
+def find_in_all_states(tx: Tx, project: int, query: TaskQuery) -> tuple[list[sqlite3.Row], str]:
+    """A page of tasks with the text, state by state, and the place from which to go on."""
+    begun, _, place = query.after.partition("/")
+    states = list(tracker.TASK_STATES)
+    if query.after and begun not in states:
+        raise TrackerError("invalid", f"{query.after!r} is not a place in a list", "after")
+    found: list[sqlite3.Row] = []
+    for number, state in enumerate(states[states.index(begun) if begun else 0 :]):
+        if number and (len(found) >= PAGE_ROWS or tx.spent() > tracker.SEARCH_TIME):
+            return found, f"{state}/"
+        wanted, most = tracker.TaskFilter(state, query.text), PAGE_ROWS - len(found)
+        columns = f"{LISTED}, status, verifiers"
+        rows, place = tracker.find_tasks(tx, project, wanted, place, most, tracker.SEARCH_TIME, columns=columns)
+        found += rows
+        if place:
+            return found, f"{state}/{place}"
+    return found, ""
+
+
+def known_by(tx: Tx, project: int, text: str) -> dict[str, Any]:
+    """The tasks of a project whose id, hash or unique string the text is, in whatever state; without a scan.
+
+    `past`: the id of one that is not live any more and has left a history; `done`: one of this hash was closed.
+    """
+    number = text.strip().replace(",", "")
+    numbers = [int(number)] if re.fullmatch(r"-?[0-9]{1,20}", number, re.ASCII) else []
+    hashes = {tracker.hash_unique_string(one) for one in (text, text.strip())}
+    hashes |= {one - 2**64 if one > INT64_MAX else one for one in numbers if -(2**63) <= one < 2**64}
+    ids = [one for one in numbers if 0 < one <= INT64_MAX]
+    marks = ", ".join("?" * len(hashes))
+    tasks = {
+        row["id"]: row
+        for which, values in ((f"hash64 IN ({marks})", hashes), ("id = ?", ids))
+        if values
+        for row in tx.all(
+            f"SELECT {LISTED}, status, verifiers FROM task WHERE project = ? AND {which}", (project, *values)
+        )
+    }
+    past = "SELECT task FROM assignment WHERE task = ? AND project = ? LIMIT 1"
+    kept = f"SELECT 1 FROM kept_hash WHERE project = ? AND hash64 IN ({marks}) LIMIT 1"
+    return {
+        "tasks": list(tasks.values()),
+        "past": next((one for one in ids if one not in tasks and tx.one(past, (one, project))), None),
+        "done": tx.one(kept, (project, *hashes)) is not None,
+    }
 
 
 def task_page(tx: Tx, caller: Caller, task: int) -> dict[str, Any]:
@@ -1466,6 +1668,7 @@ class JobListQuery(msgspec.Struct, rename={"start": "from", "end": "to"}):
 
     state: JobState | None = None
     template: Id | None = None
+    text: Annotated[str, Meta(max_length=200)] = ""
     start: Annotated[str, Meta(max_length=40)] = ""
     end: Annotated[str, Meta(max_length=40)] = ""
     before: Id = INT64_MAX
@@ -1514,14 +1717,23 @@ def all_jobs(tx: Tx, caller: Caller, query: JobListQuery) -> dict[str, Any]:
 def job_list(tx: Tx, caller: Caller | None, project: int | None, query: JobListQuery) -> dict[str, Any]:
     """The jobs that match, of a project or of all that a caller may read."""
     start, end = typed_time(query.start, "from"), typed_time(query.end, "to", 59)
-    wanted = shapes.JobsQuery(project, query.template, query.state, start, end, query.before, PAGE_ROWS)
+    text = query.text.strip()
+    wanted = shapes.JobsQuery(project, query.template, query.state, start, end, query.before, PAGE_ROWS, text)
     rows, more = tracker.find_jobs(tx, caller, wanted, JOB_ROW)
     return {
         "jobs": rows,
         "more": more,
-        "wanted": {"template": query.template, "from": query.start, "to": query.end},
+        "wanted": {"template": query.template, "text": query.text, "from": query.start, "to": query.end},
+        "known": known_job(tx, caller, project, text),
         "states": get_args(JobState),
     }
+
+
+def known_job(tx: Tx, caller: Caller | None, project: int | None, text: str) -> sqlite3.Row | None:
+    """The job whose id the text is, of the project or of any that the caller may read."""
+    job = tracker.find_job(tx, text) if re.fullmatch("[0-9a-f]{24}", text) else None
+    seen = job and (job["project"] == project if caller is None else caller.role(job["project"]) & READ)
+    return job if seen else None
 
 
 class JobQuery(msgspec.Struct):
@@ -1559,7 +1771,29 @@ def job_page(tx: Tx, caller: Caller, job: sqlite3.Row, query: JobQuery) -> dict[
         "run": readable_run(tx, caller, job),
         "steps": visible_steps(tx, caller, job["id"]),
         "job_links": links(tx, job=job),
+        "waits_for": job_waits_for(tx, job),
     }
+
+
+SEEN = """
+    SELECT COUNT(*) FROM (SELECT worker FROM tally WHERE project = ? LIMIT 1000) t JOIN worker w ON w.id = t.worker
+    WHERE w.last_seen > ?
+"""
+
+
+def job_waits_for(tx: Tx, job: sqlite3.Row) -> str:
+    """What a job waits for that could be done now; "" of another one.
+
+    Other systems' agents ask at doors of their own: they are known by what they have done here.
+    """
+    if job["state"] != "waiting" or job["delayed"] or job["task"] is None:
+        return ""
+    if tracker.find_project(tx, job["project"])["paused"]:
+        return "the end of the project's pause"
+    known = tx.limits.heard.takes(job["project"])
+    if not known and tx.one(SEEN, (job["project"], tx.time - tx.limits.heard.lately))[0]:
+        known = [""]
+    return heard.waits_for(known, "commands" if job["script"] is None else "scripts")
 
 
 def readable_run(tx: Tx, caller: Caller, job: sqlite3.Row) -> sqlite3.Row | None:
@@ -1868,6 +2102,7 @@ async def docs_page(visit: Visit) -> Response:
 # ── The table of pages ────────────────────────────────────────────────────────────────────────────────────────────────
 
 ONE_PROJECT = "/ui/projects/{project}"
+NOTICES = ONE_PROJECT + "/edit#notices"
 ONE_TEMPLATE = "/ui/templates/{template}"
 
 
@@ -1895,6 +2130,7 @@ PAGES = [
     Action("/reset/{kind}", reset_project, again="confirm"),
     Action("/resume/{worker}", tracker.resume_worker, says="The worker gets tasks of this project again."),
     Action("/trust", tracker.trust_project, says="The project is trusted now."),
+    Page(ONE_PROJECT + "/crowd", crowd_page),
     Page(ONE_PROJECT + "/edit", "project_edit.html", edit_values),
     Action("", tracker.update_project, ProjectForm, to=ONE_PROJECT, says="Saved."),
     Action("/export", moving.export_by_form),
@@ -1902,10 +2138,13 @@ PAGES = [
     Action("/delete", delete_project, again="confirm"),
     Action(ONE_PROJECT + "/secret", tracker.set_secret, says="The secret is saved."),
     Action(ONE_PROJECT + "/webhook_secret", tracker.set_webhook_secret, says="The webhook secret is saved."),
+    Action(ONE_PROJECT + "/notices", set_hook, notices.HookBody, to=NOTICES, says="Saved.", again=True),
+    Action(ONE_PROJECT + "/notices/test", test_hook, again=True),
     Page(ONE_PROJECT + "/secrets", moved_to(ONE_PROJECT + "/edit#secrets")),
     Page(ONE_PROJECT + "/acts", "acts.html", project_acts),
     Page("/ui/acts", "acts.html", all_acts),
     Page("/ui/operations/{operation}", "operation.html", operation_page),
+    Action("/stop", tracker.stop_operation, says="Stopped. What was done stays.", again=False),
     Page(ONE_PROJECT + "/tasks", "tasks.html", task_list),
     Action("", act_on_list, again=True),
     Page(ONE_PROJECT + "/export", export_tasks),
@@ -2062,6 +2301,7 @@ def jinja_environment() -> Environment:
         MOST_SHOWN=MOST_SHOWN,
         FOLDED=FOLDED,
         level_names=LEVEL_NAMES,
+        notice_events=notices.EVENTS,
         role_names=tracker.ROLE_NAMES,
         state_of=tracker.state_of,
         OTHER=failures.OTHER,
@@ -2072,6 +2312,7 @@ def jinja_environment() -> Environment:
         moment=moment,
         ago=ago,
         duration=duration,
+        roughly=roughly,
         rate=lambda rate: "–" if rate is None else charts.rate_text(rate),
         bytes=bytes_in_words,
         has=lambda role, bit: bool(role & bit),
@@ -2104,6 +2345,19 @@ def duration(seconds: float | None) -> str:
             rest = int(seconds % size // smaller[1]) if smaller else 0
             return f"{int(seconds // size)} {name}" + (f" {rest} {smaller[0]}" if rest else "")
     return "0 s"
+
+
+def roughly(seconds: float | None) -> str:
+    """A time that is guessed, as a person would say it: about 8 h, about 25 min, under a minute."""
+    if seconds is None or seconds < 0:
+        return "–"
+    if seconds < 60:
+        return "under a minute"
+    for name, size, most in (("min", 60, 90), ("h", 3600, 36), ("days", 86400, 60), ("months", 2_629_746, 24)):
+        if seconds < size * most:
+            count = seconds / size
+            return f"about {max(1, 5 * round(count / 5) if count > 12.5 else round(count))} {name}"
+    return f"about {round(seconds / 31_556_952):,} years"
 
 
 def ago(time_stamp: float, now: float) -> str:

@@ -792,6 +792,37 @@ CREATE TABLE IF NOT EXISTS snapshot (
     PRIMARY KEY (project, time_stamp)
 ) STRICT, WITHOUT ROWID;
 
+-- Where a project's notices go (notices.py), and what was so when it was last looked at.
+CREATE TABLE IF NOT EXISTS notice_hook (
+    project                     INTEGER PRIMARY KEY,
+    url                         TEXT NOT NULL,
+    kind                        TEXT NOT NULL,               -- json, slack, discord, ntfy or command
+    events                      TEXT NOT NULL,               -- those that are told, with spaces between them
+    failing_share               INTEGER NOT NULL,            -- percent of the last attempts
+    stalled_minutes             INTEGER NOT NULL,
+    known                       TEXT NOT NULL,               -- JSON (Known); empty: it was not looked at yet
+    sent                        INTEGER,                     -- when a notice was taken last
+    problem                     TEXT NOT NULL DEFAULT ''     -- why the last one was not
+) STRICT;
+
+-- A notice that nobody has taken yet.
+CREATE TABLE IF NOT EXISTS notice (
+    id                          INTEGER PRIMARY KEY AUTOINCREMENT,
+    token                       TEXT NOT NULL,               -- by which its receiver knows it if it comes again
+    project                     INTEGER NOT NULL,
+    event                       TEXT NOT NULL,
+    text                        TEXT NOT NULL,
+    made                        INTEGER NOT NULL,
+    attempts                    INTEGER NOT NULL DEFAULT 0,
+    next_uptime                 REAL NOT NULL DEFAULT 0      -- not to be sent before
+) STRICT;
+CREATE INDEX IF NOT EXISTS notice_project ON notice (project, id);
+
+CREATE TRIGGER IF NOT EXISTS project_noticed AFTER DELETE ON project BEGIN
+    DELETE FROM notice_hook WHERE project = OLD.id;
+    DELETE FROM notice WHERE project = OLD.id;
+END;
+
 -- The last push events that a project has taken: the same one again, which anybody may have kept, changes nothing.
 CREATE TABLE IF NOT EXISTS push (
     id                          INTEGER PRIMARY KEY,

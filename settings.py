@@ -234,6 +234,11 @@ class Settings(shapes.Shape, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         tuple[str, ...],
         "Networks that are not public, such as 10.1.2.0/24, into which the tracker may send webhooks all the same.",
     ] = ()
+    notice_command: Annotated[
+        tuple[str, ...],
+        'A program and its arguments, such as ["/usr/local/bin/tell-us"], to which projects may have their notices'
+        " given instead of a URL: as JSON on standard input. Empty: none.",
+    ] = ()
     max_wait: Annotated[shapes.Seconds, "The longest ?wait= for a task that is honoured, in seconds."] = 60
     max_count: Annotated[shapes.Count, "The most tasks that one ?count= or one bulk release may take."] = 1000
     max_bulk: Annotated[shapes.Count, "The most tasks in one bulk submit."] = 100_000

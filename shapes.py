@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 import msgspec
 from msgspec import NODEFAULT, UNSET, Meta, Raw, Struct, UnsetType
 
+from heard import Takes
+
 INT16_MAX, INT64_MAX = 2**15 - 1, 2**63 - 1
 EXAMPLE_JOB = "5f0c7f6b2f1c4a0d8e9b3a71"  # `$JOB` for the shell: no two trackers give out the same
 TOKEN = "^[0-9a-f]{24}$"
@@ -601,6 +603,11 @@ class AssignQuery(Shape):
         "Tasks to take at once. The answer is then a list, `tasks`, also of one. More than {max_count:} counts as"
         " that; long recipes may end the list early. 0 takes one, `task`.",
     ] = 0
+    takes: Annotated[
+        Takes,
+        "What the worker can do: `commands` (tasks, and jobs that bring no script), `scripts` (jobs that bring one), or"
+        " `all`. It changes nothing of what it is assigned; a job that waits tells by it what for.",
+    ] = ""
 
 
 class AssignFromQuery(AssignQuery, kw_only=True):
@@ -762,7 +769,7 @@ class JobPage(Shape):
 
 
 class JobsQuery(Shape, rename={"start": "from", "end": "to"}):
-    """Which jobs: of a project or template, in a state, made between two times; further on than `before`."""
+    """Which jobs: of a project or template, in a state, with a text, made between two times; beyond `before`."""
 
     project: Annotated[Id | None, "Only jobs of this project. Required of a worker that names no template."] = None
     template: Annotated[Id | None, "Only jobs of this template, which may have been deleted."] = None
@@ -771,6 +778,9 @@ class JobsQuery(Shape, rename={"start": "from", "end": "to"}):
     end: Annotated[Int64 | None, "Only jobs made until this moment, in unix seconds."] = None
     before: Annotated[Id, "Where the list goes on: the `before` of the last answer."] = INT64_MAX
     limit: Annotated[Limit, "The most jobs to answer with."] = 100
+    text: Annotated[
+        str, Meta(max_length=200), "Only jobs with this text in their name, id, variables or arguments."
+    ] = ""
 
 
 class JobEntry(Shape):

@@ -49,6 +49,8 @@ BOUNDS = {
     "log_entry": "max_logs, log_retention",
     "log_share": "max_workers",
     "snapshot": "snapshot_history",
+    "notice_hook": WITH_PROJECTS,
+    "notice": "100 for each project",
     "push": "1,000 for each project",
     "theeye_token": "an admin makes each",
     "theeye_agent": "a manager makes each",

@@ -19,10 +19,10 @@ turns (who goes first), browsers (what they may do), forms (that are sent once),
 workers that fail), limits, budgets and shares (how often, how much, and of what all share), database (the file) with
 guard (of it) and writer (the one that writes), clock, wal, space and retention (that it does not grow for ever), counts
 (the live ones) and warming (what is read for it), failures (why tasks fail), lines and githook (uploads, push events),
-logs (that workers write), logfile, names (that people choose), waiting (workers that wait), openapi (the API's
-document), acts (what managers did), packing (gzip), schema.sql; on top of it, and imported when somebody needs them:
-pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line) with notify
-(what the service manager is told) and backup, deletion and moving (of a project).
+logs (that workers write), logfile, names (that people choose), waiting (workers that wait), heard (who asks), openapi
+(the API's document), acts (what managers did), packing (gzip), schema.sql; on top of it, and imported when somebody
+needs them: pages (the manager UI), metrics (for monitors), dialects/ (other systems' APIs), commands (the command line)
+with notify (what the service manager is told) and backup, deletion and moving (of a project).
 Sections, in the order in which they depend on each other (search for "# ── "):
 
     Ids, secrets and searches · Dialects · Workers · Projects and access · Managers ·
@@ -83,6 +83,7 @@ import failures
 import forms
 import listening
 import names
+import notices
 import openapi
 import pauses
 import shapes
@@ -266,7 +267,7 @@ def search(
             return found, found[-1]["id"]
         if bound is None:
             return found, None
-        last, scan = bound["id"], 2 * scan
+        last, scan, tx.looked = bound["id"], 2 * scan, tx.looked + min(scan, SCAN)
         if tx.spent() > seconds:
             return found, last
 
@@ -1986,7 +1987,6 @@ def fail_task(tx: Tx, task: Held, reason: str = "", for_good: bool = False) -> b
     if not for_good:  # else the worker has found out what is wrong with the task, and is not at fault
         tx.counts.fail(task.project, task.assignee)
     tx.counts.total(task.project, "failures")
-    tx.counts.note(task.project, "failed")
     retries = task.retries + 1
     cause = failures.note(tx, task, reason, for_good or retries >= task.max_retries)
     if cause != failures.NOT_FOR_GOOD:
@@ -2098,7 +2098,6 @@ def expire_tasks(tx: Tx) -> bool:
         record_end(tx, "expired", overdue, values)
         tasks = find_assignments(tx, overdue, values, OF_PROJECT)
         for task in tasks:
-            tx.counts.note(task.project, "lost")
             lose_lease(tx, task) if task.job is None else expire_job(tx, task)
         if len(tasks) < STEP_TASKS or tx.time_is_up():
             return len(tasks) == STEP_TASKS
@@ -2721,13 +2720,11 @@ def release_job(tx: Tx, task: Held, worker: int, body: shapes.ReleaseBody, repor
     forgiven = body.result == FAIL and any(forgives(tx, task.job, report) for forgives in hooks("forgives"))
     if body.result == FAIL and not forgiven:
         record_end(tx, "failed", "id = :id", {"id": task.id})
-        tx.counts.note(task.project, "failed")
         event, said = ("time_out", "stopped at its timeout") if report.killed else ("fail", "released as failed")
         end_attempt(tx, task, event, said, body.error)
         return True
     if tells_of(report.state, FAILURES):  # the work was done, so it is not repeated; but nothing follows from it
         record_end(tx, "failed", "id = :id", {"id": task.id})
-        tx.counts.note(task.project, "failed")
         delete_tasks(tx, "id = :id", {"id": task.id})
         move_job(tx, task.job, "fail", f"released as done, but its result reports {report.state}", "error")
     else:
@@ -3024,6 +3021,8 @@ def find_jobs(
         where.append("id > :first")
         match.append("created >= :start")
         values["first"] = max((row["id"] for row in tx.execute(earlier, values)), default=0)
+    if query.text:
+        match.append(contains("name || ' ' || token || ' ' || variables || ' ' || arguments"))
     index, matches = " AND ".join(where), " AND ".join(match)
     return search(tx, "job", index, matches, values, last, query.limit, SEARCH_TIME, newest=True, columns=columns)
 
@@ -3820,7 +3819,7 @@ def step_operation(tx: Tx, operation: int, last: int = INT64_MAX) -> int | None:
     Of a bulk submit none that follows the piece `last`.
     """
     row = dict(tx.one("SELECT * FROM operation WHERE id = ?", (operation,)))
-    while True:
+    while row["finished"] is None:
         affected, row["cursor"] = STEPS[row["kind"]](tx, row)
         row["affected"] += affected
         if row["cursor"] is None:
@@ -3828,6 +3827,16 @@ def step_operation(tx: Tx, operation: int, last: int = INT64_MAX) -> int | None:
         if row["cursor"] == last or tx.time_is_up():
             tx.execute("UPDATE operation SET affected = :affected, cursor = :cursor WHERE id = :id", row)
             return None
+    return row["affected"]  # it was stopped
+
+
+def stop_operation(tx: Tx, caller: Caller, operation: int) -> None:
+    """Ends an action on many tasks: what it has done stays. Anything else that is going on was promised as a whole."""
+    row = get_operation(tx, caller, operation)
+    check_access(tx, caller, find_project_row(tx, row["project"]), ACTION_NEEDS.get(row["kind"], MAINTAINS).role)
+    if row["kind"] not in ACTIONS or row["finished"] is not None:
+        raise TrackerError("conflict", "it has ended already, or cannot be stopped half-way", "operation")
+    finish_operation(tx, dict(row))
 
 
 def finish_operation(tx: Tx, row: dict[str, Any]) -> int:
@@ -4001,6 +4010,7 @@ class Tracker:
         self.hosts = browsers.Hosts(settings.allowed_hosts)
         self.guesses = Guesses()
         self.sent, self.shown = forms.Sent(), forms.Lately(60.0)
+        self.crowds = forms.Lately(10.0)  # pages of public projects for volunteers
         self.logins = Places(settings.max_logins)
         self.limits.gauges |= {"max_waits": self.waiters.shares.gauge, "max_logins": self.logins.gauge}
         self.code = ""  # with which the first account may be made from anywhere
@@ -4031,6 +4041,8 @@ class Tracker:
             await discard(self.db, operation)
         for operation in await self.db.read(unfinished_operations):
             self.begin_operation(operation)
+        self.notices = notices.Notices(self.db)
+        self._repeat(notices.INTERVAL, self.notices.look)
         self._repeat(DISK_INTERVAL, self.look_at_disk)
         self._repeat(EXPIRY_INTERVAL, self.expire)
         self._repeat(UPTIME_INTERVAL, self.remember_uptime)
@@ -4964,6 +4976,7 @@ def answer_with_tasks(
         worker = credentials.id if error.code != "unauthorized" else -1 - credentials.id
         yield hold_poll(call, worker, projects)
         raise
+    call.tracker.limits.heard.note(credentials.id, projects, query.takes)
     if not assigned.tasks:
         polls.in_vain(credentials.id, projects)
         return Reply(ok=False, message=NO_TASK, reason=assigned.reason)
@@ -5369,6 +5382,7 @@ API: list[Native] = [
 ]
 
 
+sys.modules.setdefault("tracker", sys.modules[__name__])  # the one copy, also when it is run as a program
 for _module in "moving", "workers":  # they have calls, and rest on this one
     importlib.import_module(_module)
 
@@ -5714,5 +5728,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.modules["tracker"] = sys.modules["__main__"]  # the one copy of this module, which pages and dialects import too
     sys.exit(main())

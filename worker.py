@@ -808,7 +808,8 @@ class Admission:
             text += "\nWaiting for that."
         if text != self.said:
             self.said = text
-            self.say(text)
+            for line in text.split("\n"):
+                self.say(line)
         self.client.interrupts.sleep(self.pause)
         self.pause = min(self.pause * 2, self.LONGEST_PAUSE)
 
@@ -1226,13 +1227,15 @@ RESULTS = ("done", "failed", "skipped")
 NO_TASK = "no task available"
 
 
-def take_tasks(client: Client, projects: Sequence[int], count: int, wait: float) -> tuple[list[dict[str, Any]], str]:
+def take_tasks(
+    client: Client, projects: Sequence[int], count: int, wait: float, takes: str = ""
+) -> tuple[list[dict[str, Any]], str]:
     """The tasks that the tracker hands out, after so many seconds at the most, and why there is none.
 
     Refused when it may not hand us any.
     """
     query = "&".join(f"project={project}" for project in projects)
-    path = f"/task/get?{query}&count={count}" + (f"&wait={wait}" if wait else "")
+    path = f"/task/get?{query}&count={count}" + (f"&wait={wait}" if wait else "") + (f"&takes={takes}" if takes else "")
     try:
         content = client.call("GET", path).content
     except Refused as refused:
@@ -2433,6 +2436,13 @@ class Courier(threading.Thread):
 # ── Run: taking tasks ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def what_is_taken(args: argparse.Namespace) -> str:
+    """What `worker.py run` can do, as the tracker names it; nothing is said of a library's function."""
+    if not hasattr(args, "argv"):
+        return ""
+    return ("all" if args.argv else "scripts") if args.allow_scripts else "commands"
+
+
 class Taker(threading.Thread):
     """Asks the tracker for as many tasks as can be started at once, and never for one more."""
 
@@ -2449,6 +2459,7 @@ class Taker(threading.Thread):
         self.runner = runner
         self.client = client
         self.projects: list[int] = runner.args.project
+        self.takes = what_is_taken(runner.args)  # which a job that waits tells its manager
         self.until_empty: bool = runner.args.until_empty
         self.wait = 0 if self.until_empty else self.WAIT
         self.reason = ""
@@ -2470,7 +2481,7 @@ class Taker(threading.Thread):
         """Takes so many tasks, or what there is. Halted when there is none and none will come."""
         settled = self.runner.tally.total()
         try:
-            tasks, self.reason = take_tasks(self.client, self.projects, wanted, self.wait)
+            tasks, self.reason = take_tasks(self.client, self.projects, wanted, self.wait, self.takes)
         except Refused as refused:
             self._refused(refused)
             return

@@ -1,6 +1,6 @@
 """What an admin does to workers: a new name, and the end of one.
 
-    begin_removal (its secret opens nothing any more) ─► put_back, some tasks at a time ─► remove: the row goes
+    begin_removal (its secret opens nothing any more) ─► put_back, some tasks at a time ─► remove_worker: the row goes
 
 What it has done stays done: the counts of projects, the history of tasks and jobs and its log lines name its number.
 Its name, its place in rankings and its access go. A crash in between leaves a paused worker, to be deleted once more.
@@ -45,7 +45,7 @@ def begin_removal(tx: Tx, caller: Caller, worker: int) -> None:
 
 
 @needs(ADMIN, acts=True)
-def remove(tx: Tx, caller: Caller, worker: int) -> None:
+def remove_worker(tx: Tx, caller: Caller, worker: int) -> None:
     """Deletes a worker that holds nothing."""
     for row in tx.all("SELECT project FROM tally WHERE worker = ? AND pause_uptime IS NOT NULL", (worker,)):
         pauses.end_pause(tx, row["project"], worker)
@@ -63,7 +63,7 @@ def put_back(tx: Tx, caller: Caller, worker: int) -> bool:
         tx.counts.write(tx)
         holds = "SELECT project FROM tally WHERE worker = ? AND held_task_count > 0 LIMIT 1"
         if (tally := tx.one(holds, (row["id"],))) is None:
-            remove(tx, caller, row["id"])
+            remove_worker(tx, caller, row["id"])
             return True
         if not tracker.requeue_tasks(tx, some, {"project": tally["project"], "worker": row["id"]}):
             raise TrackerError("internal", f"Worker {worker} holds a task that is not there")

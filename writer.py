@@ -42,6 +42,7 @@ class Tx:
         "execute",
         "executemany",
         "limits",
+        "looked",
         "now",
         "ready",
         "seen",
@@ -63,6 +64,7 @@ class Tx:
         self.uptime = clock.uptime()
         self.settings = settings
         self.counts = Counts()
+        self.looked = 0  # rows that searches have looked at
         self.seen: set[int] = set()  # workers whose last_seen is due
         self.ready: list[tuple[int, int]] = []  # (project, number of its tasks that became ready)
         self.turn: Callable[[], float] = lambda: self.STEP_SECONDS

@@ -66,7 +66,8 @@ ACCESS = f"""
 """
 PROJECT_SNAPSHOTS = f"""
     INSERT OR REPLACE INTO snapshot
-    {SERIES} SELECT :project, :now - 60 * i, 500000 + i, i % 1000, 90000000 - 50 * i - i * i % 40, 10000, i % 3000
+    {SERIES} SELECT :project, :now - 60 * i, 500000 + i, i % 1000, 90000000 - 50 * i - i * i % 40, 10000, i % 3000,
+        9000000 - 5 * i
     FROM n
 """
 CLOSED = """
@@ -100,7 +101,7 @@ ENDED_JOBS = f"""
 
 NEW_WORKERS = f"""
     INSERT INTO worker (alias, secret_hash, created, last_seen, paused, closed_task_count)
-    {SERIES} SELECT 'crawler ' || i * 7919 % 10007, randomblob(32), :now - 1000000, :now - i * 7919 % 1000000,
+    {SERIES} SELECT 'crawler ' || (i * 7919 % 10007), randomblob(32), :now - 1000000, :now - i * 7919 % 1000000,
         i % 50 = 0, i
     FROM n
 """

@@ -34,7 +34,7 @@ PAGES = (
 def ask(url: str, body: object = None, headers: dict[str, str] | None = None) -> dict:
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(url, data, headers or {}), timeout=60) as answer:
-        return json.load(answer)
+        return json.loads(answer.read() or b"{}")
 
 
 def work(url: str, headers: dict[str, str], ended: threading.Event) -> None:

@@ -18,9 +18,10 @@ JOBS = """
     INSERT INTO job (token, project, name, recipe, runas, variables, arguments, env, timeout, max_retries, priority,
         origin, created, updated)
     WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :count)
-    SELECT lower(hex(randomblob(12))), :project + i % :queues, 'job', json_object('job_queue', 'queue ' || i % :queues,
-        'name', 'job ' || i, 'provision_data', json_object('distro', 'jammy'), 'test_data', json_object('test_cmds',
-        'make check')), '', '{}', '[]', '{}', 1e9, 0, 0, 'testflinger', :now - :count + i, :now FROM n
+    SELECT lower(hex(randomblob(12))), :project + i % :queues, 'job',
+        json_object('job_queue', 'queue ' || (i % :queues), 'name', 'job ' || i,
+        'provision_data', json_object('distro', 'jammy'), 'test_data', json_object('test_cmds', 'make check')),
+        '', '{}', '[]', '{}', 1e9, 0, 0, 'testflinger', :now - :count + i, :now FROM n
 """
 TASKS = """
     INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, job)
@@ -29,7 +30,7 @@ TASKS = """
 QUEUED = "UPDATE job SET task = (SELECT id FROM task WHERE job = job.id) WHERE id > :ended"
 TAGS = """
     INSERT INTO testflinger_tag SELECT 'all', job FROM testflinger_job UNION ALL
-    SELECT 'hundred ' || job / 100, job FROM testflinger_job UNION ALL
+    SELECT 'hundred ' || (job / 100), job FROM testflinger_job UNION ALL
     SELECT * FROM (SELECT 'rare', job FROM testflinger_job ORDER BY job LIMIT :matches)
 """
 STARTED = """

@@ -1538,11 +1538,9 @@ class Worker:
             return
         reason = f"{page.error or page.status} {page.url}"
         others_are_answered = self.refuse(host, page.retry_after, reason)
-        if (away := self.hosts.away(host)) > self.crawl.host_patience:
-            page.outcome, page.error = (
-                "failed",
-                f"{host} has not answered for {away:.0f} s: {page.error or page.status}",
-            )
+        if self.is_given_up(host):
+            page.outcome, page.for_good = "failed", True
+            page.error = f"its host has not answered for {self.hosts.away(host):.0f} s: {page.error or page.status}"
         elif self.hosts.put_off(task) > MOST_PUT_OFF and others_are_answered:
             page.outcome = "failed"
         else:

@@ -375,6 +375,47 @@ class Host(http.server.ThreadingHTTPServer):
         return found
 
 
+class Memory(threading.Thread):
+    """Looks now and then how much memory a crew and its tracker take, and how far the crawl is (on Linux)."""
+
+    def __init__(self, tracker: TrackerProcess, crawl: CrawlProcess, sites: list[Host]):
+        super().__init__(daemon=True)
+        self.tracker, self.crawl, self.sites = tracker, crawl, sites
+        self.seen: list[tuple[int, int, int]] = []  # visits, and bytes of the crew and of the tracker
+
+    def run(self) -> None:
+        while self.crawl.process.poll() is None and Path("/proc/self/statm").exists():
+            crew = [self.crawl.process.pid, *children(self.crawl.process.pid)]
+            visits = sum(len(site.visits) for site in self.sites)
+            self.seen.append((visits, sum(map(resident, crew)), resident(self.tracker.process.pid)))
+            time.sleep(2)
+
+    def growth(self) -> str:
+        """From when half of the visits were made up to the end of the last: what is left of the crew then is less."""
+        last = next((number for number, (visits, *_) in enumerate(self.seen) if visits == self.seen[-1][0]), 0)
+        half = next((number for number, (visits, *_) in enumerate(self.seen) if visits > self.seen[-1][0] / 2), last)
+        told = []
+        for name, column in (("crew", 1), ("tracker", 2)):
+            before, after = (self.seen[number][column] / 2**20 if self.seen else 0 for number in (half, last))
+            told.append(f"{name} {before:.0f} to {after:.0f} MiB ({after / before - 1 if before else 0:+.1%})")
+        return f"memory in the second half: {', '.join(told)}"
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process takes; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def prove_hosts(hosts: int, pages: int, workers: int, rate: float, directory: Path, patience: float = 20) -> list[str]:
     """What is wrong with a crawl of that many hosts. Its figures go to standard output."""
     kinds = ["dead", "slow", "banning"] + ["plain"] * (hosts - 3)
@@ -387,6 +428,8 @@ def prove_hosts(hosts: int, pages: int, workers: int, rate: float, directory: Pa
         seeds = directory / "seeds"
         seeds.write_text("\n".join(f"{site.url}0" for site in sites))
         crawl = CrawlProcess(f"--seeds={seeds}", tracker.url, directory, *options)
+        memory = Memory(tracker, crawl, sites)
+        memory.start()
         report = crawl.report()
     finally:
         tracker.stop()
@@ -407,6 +450,7 @@ def prove_hosts(hosts: int, pages: int, workers: int, rate: float, directory: Pa
     print(
         f"  {min(ends.values()) - begin:.1f} to {max(ends.values()) - begin:.1f} s, when the slow had {left} pages left"
     )
+    print(f"  {memory.growth()}")
     for fault in faults[:20]:
         print(f"  WRONG: {fault}")
     return faults

@@ -105,6 +105,14 @@ function handOutToken() {
 }
 
 let known = ""; // which state of the page this is
+let title = document.title; // without what is wrong
+
+// Says what is wrong in the bar at the top, where screen readers announce it once, and in the tab; "" when all is well.
+function say(words) {
+  if (state.textContent !== words) state.textContent = words;
+  const shown = words ? `⚠ ${words.split(/[:.]/)[0]} · ${title}` : title;
+  if (document.title !== shown) document.title = shown;
+}
 
 async function refresh() {
   const parts = [...document.querySelectorAll("[data-version]")].map((part) => `${part.id}=${part.dataset.version}`);
@@ -118,6 +126,7 @@ async function refresh() {
   let complete = true;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   showLocalTimes(fresh);
+  title = fresh.title || title;
   const focused = document.activeElement;
   const goBack = keepPlace([...document.querySelectorAll(".pieces > [id]")]);
   for (const old of document.querySelectorAll("[data-live]")) {
@@ -144,10 +153,10 @@ async function tick() {
     try {
       await refresh();
       failures = 0;
-      state.textContent = "";
+      say("");
     } catch (error) {
       failures += 1;
-      state.textContent = error instanceof TypeError || error.name === "TimeoutError" ? "No connection: what you see is old. Trying again …" : error.message;
+      say(error instanceof TypeError || error.name === "TimeoutError" ? "No connection: what you see is old. Trying again …" : error.message);
     }
   }
   clearTimeout(timer); // a tab that was shown meanwhile has set one of its own
@@ -221,3 +230,29 @@ addEventListener("pageshow", (event) => {
   document.body.dataset.nonce = fresh;
   for (const field of document.querySelectorAll('input[name="nonce"]')) field.value = fresh;
 });
+
+// ── A search that has not come to its end goes on by itself ──────────────────────────────────────────────────────────
+
+async function searchOn(box) {
+  const list = document.querySelector(box.dataset.list);
+  for (let one = list; (one = one.closest("[data-live]")); ) one.removeAttribute("data-live"); // what was found stays
+  document.getElementById("job-pager")?.removeAttribute("data-live");
+  while (box.isConnected && box.querySelector("a") && list.querySelectorAll(":scope > [id]").length < 50) {
+    const answer = await fetch(box.querySelector("a").href, { headers: { "X-Live": document.body.dataset.nonce } });
+    if (!answer.ok) return;
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const [next, found] = [page.getElementById(box.id), page.querySelector(box.dataset.list)];
+    if (!found) return;
+    for (const row of [...list.children]) if (!row.id) row.remove();
+    for (const row of found.children) {
+      if (row.id ? !document.getElementById(row.id) : !list.children.length) list.append(document.importNode(row, true));
+    }
+    const [pager, other] = [document, page].map((one) => one.querySelector("nav.pager"));
+    if (pager && other) pager.replaceWith(document.importNode(other, true));
+    else if (pager) pager.remove();
+    if (next) box.replaceChildren(...[...next.childNodes].map((one) => document.importNode(one, true)));
+    else box.remove();
+  }
+}
+
+for (const box of document.querySelectorAll("#search-on")) searchOn(box).catch(() => {});

@@ -26,6 +26,8 @@ def test_the_large_database_can_be_made_and_its_pages_are_there(
         site.create_worker(projects["main"]).submit(projects["main"])
         cookies = site.admin.http.cookies
     large.furnish(settings.database, projects, scale=0.01)
+    [(aliases, workers)] = site.read("SELECT COUNT(DISTINCT alias), COUNT(*) FROM worker")
+    assert aliases == workers > 50
     with tracker.serving(settings, clock) as url, httpx.Client(base_url=url, cookies=cookies) as http:
         for project in projects.values():
             for page in PAGES:

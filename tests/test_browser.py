@@ -7,6 +7,7 @@ Content-Security-Policy and requests to other hosts, and its test fails with the
 import base64
 import contextlib
 import json
+import os
 import random
 import re
 import shlex
@@ -14,12 +15,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
-from conftest import MovedClock, Site, Worker
+from conftest import MovedClock, Site, Worker, wait_until
 from testflinger_doubles import HAgent, HClient, Phase, SAgent, SClient, pack
 
 import attempts
@@ -207,7 +210,7 @@ def test_from_the_first_account_to_a_finished_crawl_watched_live(
         expect(page.locator("#leaders")).to_contain_text("laptop")
 
         worker.released(worker.assigned(1)["id"], tracker.FAIL, error="HTTP 404")
-        expect(page.locator("#failures")).to_contain_text("1 × HTTP 404")
+        expect(page.locator("#failures")).to_contain_text(re.compile("1 ×.*HTTP 404"))
         expect(tab.tile("Failed")).to_have_text("1")
         while task := worker.assigned(1):
             worker.released(task["id"])
@@ -218,6 +221,133 @@ def test_from_the_first_account_to_a_finished_crawl_watched_live(
         expect(page.locator("#log li")).to_have_count(3)
         worker.log("error", "last words")
         expect(page.locator("#log li").first).to_contain_text("last words")
+
+
+def test_from_an_empty_clone_to_a_finished_job_by_pasting_what_pages_show(
+    tmp_path: Path, open_tab: Callable[..., Tab]
+) -> None:
+    settings = tracker.Settings(database=str(tmp_path / "t.db"), refresh_interval=REFRESH)
+    with tracker.serving(settings) as url:
+        tab = open_tab(url)
+        page = tab.open("/")
+        tab.link("Make the first account").click()
+        page.get_by_label("Username").fill("alice")
+        page.get_by_label("Password").fill("correct horse")
+        tab.button("Register").click()
+        tab.link("Make the first project").click()
+        page.get_by_label("Name", exact=True).fill("builds")
+        tab.button("Make the project").click()
+        tab.link("Make a template").click()
+        page.get_by_label("Name", exact=True).first.fill("build")
+        page.get_by_label("Script", exact=True).fill("#!/bin/sh\necho built\n")
+        tab.button("Make the template").click()
+        tab.button("Run").click()
+        job = page.url
+        page.get_by_role("navigation", name="Project").get_by_role("link", name="Overview").click()
+        expect(page.get_by_role("heading", name="Nobody works here yet")).to_be_visible()
+
+        *_, pasted = page.locator("#guide pre").all_text_contents()
+        with pasting(pasted, tmp_path) as said:
+            granted = wait_until(lambda: re.search(r"on the page (\S+)", said()))[1]
+            assert granted == f"{url}/ui/projects/1/access"
+            page.goto(granted)
+            expect(page.locator("#access-tab")).to_have_text("Access 1 waiting")
+            tab.button("Accept").first.click()
+            page.goto(job)
+            expect(page.locator("#job-state")).to_contain_text("succeeded")
+            expect(page.locator("#job-log")).to_contain_text("built")
+
+
+@contextlib.contextmanager
+def pasting(line: str, home: Path) -> Iterator[Callable[[], str]]:
+    """Runs a line that a page shows, in the clone and with its interpreter, until the block ends: what it has said."""
+    words = shlex.split(line)
+    assert words[0] == ".venv/bin/python"
+    environment = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home)}
+    said = home / "said"
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words[1:]], cwd=tracker.HERE, env=environment, stdout=file, stderr=file
+        )
+    try:
+        yield said.read_text
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_twelve_failures_of_two_kinds_are_found_understood_and_retried_in_four_clicks(
+    make_site: Callable[..., Site], open_tab: Callable[..., Tab]
+) -> None:
+    site = make_site(refresh_interval=REFRESH, pause_after_failures=0)
+    project = site.admin.create_project("wiki")
+    worker = site.create_worker(project)
+    for number in range(12):
+        worker.submit(project, f"https://example.org/{number}")
+        task = worker.assigned(project)["id"]
+        reason = f"timed out after {number} s" if number % 3 else f"certificate of h{number}.example.org has expired"
+        worker.released(task, tracker.FAIL, error=reason)
+    tab = open_tab(site.url)
+    be_admin(tab, site)
+    page = tab.open(f"/ui/projects/{project}")
+    rows = page.locator("#causes tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0)).to_contain_text(re.compile("8 ×.*timed out after … s"))
+    expect(rows.nth(1)).to_contain_text(re.compile("4 ×.*certificate of … has expired"))
+
+    rows.nth(0).get_by_role("button", name="Retry").click()
+    expect(page.get_by_text("8 tasks are failed for this now")).to_be_visible()
+    tab.button("Retry all").click()
+    expect(tab.notice).to_have_text("8 failed tasks are waiting again.")
+    expect(rows).to_have_count(1)
+    rows.nth(0).get_by_role("button", name="Retry").click()
+    tab.button("Retry all").click()
+    expect(tab.notice).to_have_text("4 failed tasks are waiting again.")
+    expect(page.locator("#failures")).to_contain_text("No task has failed.")
+    assert site.admin.counts(project) == {"waiting": 12}
+
+
+def test_a_group_of_failures_leads_to_its_tasks_on_which_all_that_match_acts(
+    make_site: Callable[..., Site], open_tab: Callable[..., Tab]
+) -> None:
+    site = make_site(refresh_interval=REFRESH)
+    project = site.admin.create_project("wiki")
+    worker = site.create_worker(project)
+    for reason in ("took 5 s", "HTTP 404", "took 7 s"):
+        worker.submit(project, reason)
+        worker.released(worker.assigned(project)["id"], tracker.FAIL, error=reason)
+    tab = open_tab(site.url)
+    be_admin(tab, site)
+    page = tab.open(f"/ui/projects/{project}")
+    tab.link("took … s").click()
+    expect(page.locator("#tasks tbody tr")).to_have_count(2)
+    expect(page.get_by_label("Why")).to_contain_text("2 × took … s")
+    tab.button("Delete").click()
+    tab.button("Delete all").click()
+    expect(tab.notice).to_have_text("2 tasks were deleted.")
+    assert site.admin.counts(project) == {"failed": 1}
+
+
+def test_log_lines_show_the_time_of_the_reader_s_clock(
+    make_site: Callable[..., Site], open_tab: Callable[..., Tab]
+) -> None:
+    site = make_site(refresh_interval=REFRESH, public_logs=True)
+    site.create_worker(site.admin.create_project()).log("info", "hello")
+    tab = open_tab(site.url, timezone_id="Asia/Tokyo", locale="de-DE")
+    page = tab.open("/ui/logs")
+    stamp = page.locator("#log time.clock").first
+    moment = datetime.fromisoformat(stamp.get_attribute("datetime"))
+    there = moment.astimezone(ZoneInfo("Asia/Tokyo"))
+    expect(stamp).to_contain_text(f"{there:%H:%M:%S}")
+    with page.expect_response(lambda response: "x-live" in response.request.headers):
+        pass
+    expect(stamp).to_contain_text(f"{there:%H:%M:%S}")
+
+
+def be_admin(tab: Tab, site: Site) -> None:
+    """The tab is logged in as the site's admin."""
+    cookies = [{"name": one.name, "value": one.value, "url": site.url} for one in site.admin.http.cookies.jar]
+    tab.page.context.add_cookies(cookies)
 
 
 # ── What a refresh must not disturb ───────────────────────────────────────────────────────────────────────────────────
@@ -304,10 +434,13 @@ def test_a_lost_server_is_told_and_the_page_recovers(week: Week) -> None:
     page = tab.open(week.project("parliaments"))
     page.context.set_offline(True)
     expect(page.locator("#live-state")).to_contain_text("No connection")
+    expect(page.get_by_role("alert").filter(has_text="No connection")).to_be_in_viewport()
+    expect(page).to_have_title(re.compile(r"^⚠ No connection · [\d,]+ left · "))
     waiting = int(tab.tile("Waiting").inner_text().replace(",", ""))
     worker.assigned(week.projects["parliaments"])
     page.context.set_offline(False)
     expect(page.locator("#live-state")).to_be_empty()
+    expect(page).to_have_title(re.compile(r"^[\d,]+ left · "))
     expect(tab.tile("Waiting")).to_have_text(f"{waiting - 1:,}")
 
 
@@ -316,6 +449,16 @@ def test_a_page_whose_login_has_ended_says_so(week: Week) -> None:
     page = tab.open("/ui/workers")
     page.context.clear_cookies()
     expect(page.locator("#live-state")).to_contain_text("logged out")
+    expect(page).to_have_title(re.compile("^⚠ You are logged out · "))
+
+
+def test_the_page_for_volunteers_needs_no_login_and_refreshes_itself(week: Week) -> None:
+    tab = week.tab()
+    page = tab.open(week.project("wiki"))
+    page.context.clear_cookies()
+    page.goto(page.url + "/crowd")
+    expect(page.get_by_role("heading", name="Join in")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="Tasks closed")).to_be_visible()
 
 
 # ── Overview and project ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -419,6 +562,23 @@ def test_tasks_are_searched_and_the_search_survives_an_action(week: Week) -> Non
     expect(page.locator("#tasks tbody tr")).to_have_count(1)
     tab.link("Show all").click()
     expect(page.get_by_label("Text in the recipe")).to_have_value("")
+
+
+def test_a_search_goes_on_by_itself_until_a_page_is_full_or_all_are_looked_at(
+    week: Week, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    tab = week.tab()
+    page = tab.open(week.project("parliaments", "/tasks?text=viaduct%2F1"))
+    expect(page.locator("#search-on")).to_have_count(0)
+    count = page.locator("#tasks tbody tr").count()
+    monkeypatch.undo()
+    tab.open(week.project("parliaments", "/tasks?text=viaduct%2F1"))
+    expect(page.locator("#tasks tbody tr")).to_have_count(count)
+    assert 2 < count < 50
+    monkeypatch.setattr(tracker, "SEARCH_TIME", 0)
+    tab.open(week.project("parliaments", "/tasks?state=all&text=nothing+like+this"))
+    expect(page.get_by_text("No task like this")).to_be_visible()
 
 
 def test_a_long_list_is_paged(week: Week) -> None:

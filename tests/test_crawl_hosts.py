@@ -23,6 +23,14 @@ import tracker
 import worker as library
 from examples import crawl, prove_crawl
 
+
+def told_of(worker: crawl.Worker) -> dict[str, Any]:
+    """What the report says of the worker's pages."""
+    with contextlib.closing(crawl.Index(worker.crawl.records)) as index:
+        index.update()
+        return crawl.summary(index, worker.crawl.records)
+
+
 # ── Scope ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SEED = "https://www.example.co.uk/docs/a.html"
@@ -123,8 +131,8 @@ def test_what_is_left_out_is_counted_and_shown_by_its_reason(tmp_path: Path) -> 
         (_, submitted), *_ = one.calls
         assert [json.loads(task["recipe"])["url"] for task in submitted["requests"]] == [f"{site.url}b"]
         expected = {"of --exclude": 2, "the same directory in itself": 1, "out of scope": 1}
-        assert crawl.count_left_out(one.crawl.records) == expected
-        assert crawl.left_out_examples(one.crawl.records)["of --exclude"] == f"{site.url}print/1"
+        assert told_of(one)["left_out"] == expected
+        assert told_of(one)["left_out_examples"]["of --exclude"] == f"{site.url}print/1"
 
 
 def test_a_page_that_a_new_pattern_leaves_out_is_not_asked_for_though_it_waits(tmp_path: Path) -> None:
@@ -132,7 +140,7 @@ def test_a_page_that_a_new_pattern_leaves_out_is_not_asked_for_though_it_waits(t
         recipe = json.dumps({"url": f"{site.url}a", "found_on": site.url, "depth": 1})
         assert give(one, "", recipe=recipe)["result"] == library.DONE
         assert site.asked == []
-        assert crawl.count_left_out(one.crawl.records) == {"of --exclude": 1}
+        assert told_of(one)["left_out"] == {"of --exclude": 1}
 
 
 # ── Traps ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -161,7 +169,7 @@ def test_pages_that_differ_in_the_query_or_a_date_are_asked_for_up_to_a_limit(tm
         for path in paths:
             assert give(one, f"{site.url}{path[1:]}")["result"] == library.DONE
         assert site.asked == ["/a?n=0", "/a?n=1", "/cal/2020-05/1", "/cal/2021-05/1", "/1", "/2", "/3"]
-        assert crawl.count_left_out(one.crawl.records) == {"too many that differ in the query or a date": 4}
+        assert told_of(one)["left_out"] == {"too many that differ in the query or a date": 4}
 
 
 class Endless(HostileSite):
@@ -383,8 +391,11 @@ def test_a_host_that_stays_away_fails_its_pages_in_the_end(tmp_path: Path) -> No
     with working("http://127.0.0.1:1/", tmp_path, host_patience=3600) as one:
         give(one, "http://127.0.0.1:1/a")
         one.hosts.db.execute("UPDATE host SET away_since = away_since - 3601")
-        assert give(one, "http://127.0.0.1:1/b")["result"] == library.FAILED
-        (record,) = crawl.read_records(one.crawl.records)
+        resting = give(one, "http://127.0.0.1:1/b")
+        one.hosts.db.execute("UPDATE host SET rests_until = 0, next_turn = 0")
+        asked = give(one, "http://127.0.0.1:1/b")
+        assert [(one["result"], one["for_good"]) for one in (resting, asked)] == [(library.FAILED, True)] * 2
+        record, _ = crawl.read_records(one.crawl.records)
     assert "has not answered for 360" in record["error"] and "ConnectError" in record["error"]
 
 

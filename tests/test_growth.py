@@ -27,9 +27,10 @@ import protocol
 import server
 import shapes
 import tracker
+import webhooks
 import worker
 from dialects import otter, plumbing, theeye
-from dialects.testflinger import api, clients, webhook
+from dialects.testflinger import api, clients
 from dialects.testflinger import pages as testflinger_pages
 from errors import TrackerError
 
@@ -124,7 +125,7 @@ LOOPS: dict[str, Callable[[str], Any]] = {
     "many names": lambda text: errors.refuse_nul({f"{at}{one}": {} for at, one in enumerate(text)}),
     "a time": lambda text: api.unix_time(text, "timestamp", "json"),
     "a duration": lambda text: api.seconds(text),
-    "a webhook": lambda text: webhook.read_url(f"http://{text}"),
+    "a webhook": lambda text: webhooks.read_url(f"http://{text}"),
     "lines": lambda text: count(lines.numbered_lines(io.BytesIO(b"a" + text.encode()), 2**30)),
     "the marks before a line": lambda text: lines.without_marks(text.encode()),
     "an array": lambda text: count(lines.array_parts(f"[{text}]".encode())),
@@ -139,7 +140,7 @@ LOOPS: dict[str, Callable[[str], Any]] = {
     "a page for the crawler": lambda text: crawler().find_links(text.encode(), "http://site/"),
     "a type for the crawler": lambda text: crawler().charset_of(answered(b"content-type", f"text/html;{text}")),
 }
-REFUSALS = (TrackerError, webhook.Refused, ValueError, HTTPException)
+REFUSALS = (TrackerError, webhooks.Refused, ValueError, HTTPException)
 
 
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)

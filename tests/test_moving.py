@@ -17,6 +17,7 @@ import pytest
 from conftest import Manager, Site, Worker, wait_until
 from test_budgets import check_budgets
 from test_pages import Tab
+from test_worker import free_port, tracker_process
 
 import moving
 import tracker
@@ -429,3 +430,16 @@ def test_a_button_for_the_export_is_for_those_who_may(site: Site) -> None:
     tab = Tab(manager.http)
     assert "edit/export" not in tab.open(f"/ui/projects/{project}/edit").text
     assert tab.post(f"/ui/projects/{project}/edit/export").status_code == 403
+
+
+def test_an_import_that_was_accepted_is_finished_after_a_crash(tmp_path: Path) -> None:
+    """By a tracker that is run as a program, as it is run for real."""
+    port = free_port()
+    tasks = [{**TASK, "recipe": str(number)} for number in range(5000)]
+    with tracker_process(tmp_path, port):  # which kills it in the end
+        admin = Manager(f"http://127.0.0.1:{port}", "admin")
+        made = send(admin, sealed(HEADER, BARE, *tasks)).json()["content"]
+    with tracker_process(tmp_path, port):
+        operation = f"/operation/{made['operation']}"
+        wait_until(lambda: admin.get(operation).json()["content"]["operation"]["state"] == "finished", 60)
+        assert admin.counts(made["project"]) == {"waiting": len(tasks)}

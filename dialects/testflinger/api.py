@@ -32,11 +32,12 @@ from starlette.routing import Route
 import errors
 import shapes
 import tracker
+import webhooks
 from browsers import host_of, is_loopback, is_proxied
 from database import let_age
 from dialects import plumbing
 from dialects.plumbing import HEADERS, as_bytes, as_json, as_text, may_be_long, nothing
-from dialects.testflinger import clients, domain, queues, webhook
+from dialects.testflinger import clients, domain, queues
 from dialects.testflinger.files import Stored, files_of
 from dialects.testflinger.queues import Unprocessable
 from server import LARGE, decoded
@@ -577,11 +578,11 @@ async def send_events(ask: Ask) -> Response:
     await ask.read(lambda tx, client: domain.check_events(tx, client, uuid, ask.agent))
     event = encode({name: value for name, value in given.items() if name != "job_status_webhook"})
     try:
-        answer = await webhook.put(target, event, ask.tracker.settings.webhook_networks, webhook.TIMEOUT)
-    except webhook.Refused as error:
+        answer = await webhooks.send(target, event, ask.tracker.settings.webhook_networks, webhooks.TIMEOUT)
+    except webhooks.Refused as error:
         raise TrackerError("invalid", f"{error}", "job_status_webhook") from None
-    except (webhook.TimedOut, webhook.Unreachable) as error:
-        return as_json({"message": str(error), "detail": {}}, 504 if isinstance(error, webhook.TimedOut) else 502)
+    except (webhooks.TimedOut, webhooks.Unreachable) as error:
+        return as_json({"message": str(error), "detail": {}}, 504 if isinstance(error, webhooks.TimedOut) else 502)
     return nothing() if answer.status in (204, 205, 304) else as_text(answer.text, answer.status)
 
 
@@ -891,7 +892,7 @@ nowhere.methods = ()
 
 def routes(running: tracker.Tracker) -> list[Route]:
     """All of this dialect's paths. Refuses (start) networks in webhook_networks that are none."""
-    webhook.read_networks(running.settings.webhook_networks)
+    webhooks.read_networks(running.settings.webhook_networks)
     paths: dict[str, dict[str, Handler]] = {}
     for method, path, handler, needs in ROUTES:
         paths.setdefault(path, {})[method] = entrance(handler, needs)

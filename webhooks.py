@@ -1,7 +1,7 @@
 """An event sent to a URL that a stranger chose, without letting it reach inside.
 
-`put` sends one PUT and gives back what was answered. Whoever chooses the URL must not make the tracker talk to its own
-machine or network, so:
+`send` sends one request and gives back what was answered. Whoever chooses the URL must not make the tracker talk to its
+own machine or network, so:
 
     URL ─► read_url (http or https, nothing ambiguous) ─► Guard.connect_tcp: the name resolved, once
                                                              │
@@ -30,8 +30,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-import tracker
-from tracker import TrackerError
+from errors import TrackerError
 
 TIMEOUT = 3.0  # seconds for everything: the name, the connection, TLS, sending and the whole answer
 MAX_ANSWER = 2**16  # bytes of an answer that are kept; the rest is not even read
@@ -65,16 +64,22 @@ class Answer(NamedTuple):
     text: str
 
 
-async def put(
+Headers = Sequence[tuple[bytes, bytes]]
+JSON: Headers = ((b"Content-Type", b"application/json"),)
+
+
+async def send(
     url: str,
     content: bytes,
     networks: Sequence[str] = (),
     timeout: float = TIMEOUT,
     *,
+    method: str = "PUT",
+    headers: Headers = JSON,
     resolve: Resolve | None = None,
     backend: httpcore.AsyncNetworkBackend | None = None,
 ) -> Answer:
-    """Sends JSON to a URL and returns the answer, whatever its status.
+    """Sends the content, as a rule JSON, to a URL and returns the answer, whatever its status.
 
     Raises Refused, Unreachable, or, `timeout` seconds after the call, TimedOut. `networks` are those of the setting
     webhook_networks. `resolve` gives a host's addresses, `backend` connects to one of them: the system's if absent.
@@ -84,28 +89,32 @@ async def put(
     host = target.host.decode()
     try:
         async with asyncio.timeout(timeout):
-            return await _exchange(target, content, guard, timeout)
+            return await _exchange(method, target, headers, content, guard, timeout)
     except (TimeoutError, httpcore.TimeoutException) as error:
         raise TimedOut(f"The webhook at {host} did not answer within {timeout:g} s") from error
     except (httpcore.NetworkError, httpcore.ProtocolError) as error:
         raise Unreachable(f"The webhook at {host} cannot be reached: {_reason(error)}") from error
 
 
-async def _exchange(target: httpcore.URL, content: bytes, guard: Guard, timeout: float) -> Answer:
-    """One PUT on a connection of its own, and its answer. Refuses a status that is none."""
+async def _exchange(
+    method: str, target: httpcore.URL, headers: Headers, content: bytes, guard: Guard, timeout: float
+) -> Answer:
+    """One request on a connection of its own, and its answer. Refuses a status that is none."""
+    from tracker import __version__
+
     # Reading the certificate store takes long enough to hold up every other request.
     context = await asyncio.to_thread(tls_context) if target.scheme == b"https" else None
     headers = [
         (b"Host", _authority(target)),
-        (b"Content-Type", b"application/json"),
+        *headers,
         (b"Content-Length", b"%d" % len(content)),
-        (b"User-Agent", b"task-tracker/%s" % tracker.__version__.encode()),
+        (b"User-Agent", b"task-tracker/%s" % __version__.encode()),
         (b"Accept-Encoding", b"identity"),
         (b"Connection", b"close"),
     ]
     async with httpcore.AsyncConnectionPool(ssl_context=context, max_connections=1, network_backend=guard) as pool:
         extensions = {"timeout": {"connect": timeout}}
-        async with pool.stream("PUT", target, headers=headers, content=content, extensions=extensions) as response:
+        async with pool.stream(method, target, headers=headers, content=content, extensions=extensions) as response:
             if not 200 <= response.status <= 599:
                 raise httpcore.RemoteProtocolError(f"It answered with the status {response.status}.")
             return Answer(response.status, await _text(response))

@@ -1,0 +1,129 @@
+"""The files for those who run it for real are valid, and agree with the program."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import trustme
+from test_command_line import PROGRAM
+
+import commands
+
+HOME = PROGRAM.parent
+DEPLOY = HOME / "docs" / "deploy"
+UNITS = sorted(path.name for path in DEPLOY.glob("tracker*"))
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    parsed = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=")
+    parsed.optionxform = str
+    parsed.read(DEPLOY / name)
+    return parsed
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_is_one_that_systemd_understands(name: str, tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        assert unit(name).sections()
+        return
+    for other in UNITS:
+        text = (DEPLOY / other).read_text("utf-8")
+        (tmp_path / other).write_text(text.replace("/opt/tracker/.venv/bin/python", sys.executable))
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    complaints = [line for line in done.stderr.splitlines() if name.partition("@")[0] in line]
+    assert not complaints
+
+
+@pytest.mark.parametrize("name", ["tracker.service", "tracker-backup.service"])
+def test_a_unit_starts_what_the_command_line_knows(name: str) -> None:
+    words = unit(name)["Service"]["ExecStart"].split()
+    assert Path(words[1]).name == PROGRAM.name
+    assert commands.parser().parse_args(words[2:])
+
+
+@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
+def test_services_have_no_more_rights_than_they_need(name: str) -> None:
+    service = unit(name)["Service"]
+    assert service["NoNewPrivileges"] == "true" and service["ProtectSystem"] == "strict"
+    assert service["CapabilityBoundingSet"] == "" and ("User" in service or service["DynamicUser"] == "true")
+
+
+def test_nginx_takes_its_file_and_sends_what_the_tracker_needs(tmp_path: Path) -> None:
+    text = (DEPLOY / "nginx.conf").read_text("utf-8")
+    assert text.count("proxy_set_header Host $http_host;") >= 2
+    assert "gzip off;" in text  # where there are secrets
+    if not (nginx := shutil.which("nginx") or shutil.which("/usr/sbin/nginx")):
+        assert text.count("{") == text.count("}")
+        return
+    certificate = trustme.CA().issue_cert("tracker.example.org")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "fullchain.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "privkey.pem")
+    for port in ("80", "443"):
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            text = re.sub(rf"listen (\[::\]:)?{port}\b", f"listen 127.0.0.1:{one.getsockname()[1]}", text, count=1)
+        text = re.sub(rf"\n *listen \[::\]:{port}\b.*", "", text)
+    (tmp_path / "tracker.conf").write_text(text.replace("/etc/ssl/tracker", str(tmp_path)))
+    whole = (
+        f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ access_log off; include {tmp_path}/tracker.conf;"
+    )
+    whole += "".join(
+        f" {kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(whole + " }")
+    command = [nginx, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_caddys_file_is_whole_and_packs_nothing(tmp_path: Path) -> None:
+    path = DEPLOY / "Caddyfile"
+    if caddy := shutil.which("caddy"):
+        command = [caddy, "validate", "--adapter", "caddyfile", "--config", str(path)]
+        assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    lines = [
+        line for line in path.read_text("utf-8").splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
+    depth = 0
+    for line in lines:
+        depth -= line.strip() == "}"
+        assert line == "\t" * depth + line.strip()  # as `caddy fmt` has it
+        depth += line.endswith("{")
+    assert depth == 0 and not any(line.split()[0] == "encode" for line in lines)
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """Of the last stage: each instruction and what it says."""
+    joined = re.sub(r"\\\n\s*", "", re.sub(r"(?m)^#.*\n", "", path.read_text("utf-8")))
+    found = [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+    last = max(number for number, (name, _) in enumerate(found) if name == "FROM")
+    return found[last:]
+
+
+def test_the_container_is_no_ones_root_keeps_its_folder_and_tells_how_it_is() -> None:
+    found = dict(instructions(HOME / "Containerfile"))
+    assert found["USER"].partition(":")[0] not in ("0", "root") and found["USER"][0].isdigit()
+    entry, arguments = json.loads(found["ENTRYPOINT"]), json.loads(found["CMD"])
+    scripts = tomllib.loads((HOME / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    assert Path(entry[0]).name in scripts
+    options = commands.parser().parse_args(arguments)
+    assert Path(options.database).parent == Path(found["VOLUME"])  # the whole folder: the log lies beside it
+    assert "/health" in found["HEALTHCHECK"]
+    check = json.loads(found["HEALTHCHECK"].partition("CMD ")[2])
+    compile(check[2], "health check", "exec")
+
+
+def test_the_health_check_of_the_container_tells_one_tracker_from_none(site: object) -> None:
+    check = json.loads(dict(instructions(HOME / "Containerfile"))["HEALTHCHECK"].partition("CMD ")[2])
+    for url, status in ((site.url, 0), ("http://127.0.0.1:1", 1)):
+        program = check[2].replace("http://127.0.0.1:3010", url)
+        assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == status
