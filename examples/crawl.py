@@ -156,6 +156,7 @@ MOST_WARC, OPEN = 10**9, ".open"  # bytes of one file; what the name of one ends
 NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
 LISTED = ("broken", "failed", "truncated")  # fates whose pages the report names
 IN_FATES = ("url", "status", "error", "depth", "found_on", "type", "size", "file")  # what is told of each page
+MOST_HANDLED = 200_000  # links of which is kept in memory that they have been looked up
 MOST_LISTED, MOST_REFERRERS, MOST_HOSTS = 10_000, 20, 10  # of each, in it
 RECORDS, HOSTS = "pages.jsonl", "hosts.db"
 LONGEST_LIST = 50  # lines of each kind in the printed report
@@ -2359,6 +2360,7 @@ def describe_hosts(crawl: Crawl) -> list[dict]:
 def fates(index: Index) -> Iterator[dict]:
     """Every page that is known, once: those fetched or tried, those that wait, and those that all left out."""
     index.db.execute("CREATE TEMP TABLE other (key INTEGER PRIMARY KEY, fate TEXT, url TEXT, found_on TEXT)")
+    handled = set()  # most links are on many pages
     for record, is_last in index.walk():
         twin = twin_of if record.get("one_site") else str
         if is_last:
@@ -2366,7 +2368,11 @@ def fates(index: Index) -> Iterator[dict]:
         waiting = [(link, "waiting") for link in record.get("targets", ())]
         passed = record.get("passed_over", {}).items()
         left_out = [(link, f"left out: {reason}") for reason, links in passed for link in links]
-        for how, links in (("REPLACE", waiting), ("IGNORE", left_out)):
+        if len(handled) > MOST_HANDLED:
+            handled.clear()
+        for how, named in (("REPLACE", waiting), ("IGNORE", left_out)):
+            links = [link for link in named if link not in handled]
+            handled.update(links)
             index.db.executemany(
                 f"INSERT OR {how} INTO other SELECT :key, :fate, :url, :page"
                 " WHERE NOT EXISTS (SELECT 1 FROM page WHERE key IN (:key, :twin))",
