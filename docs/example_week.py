@@ -386,17 +386,21 @@ class Story:
             chance = self.random.random()
             bad = chance < failing or task % 83 == 0  # some tasks nobody can do
             result = FAIL if bad else SKIP if chance > 0.999 else OK
+            said = ""
             if self.random.random() < 0.02 or result == FAIL:
-                self.say(machine, task, grave=result == FAIL)
+                said = self.say(machine, task, grave=result == FAIL)
             right = self.random.random() > 0.02
-            self.do(tracker.release_task, machine.caller, ReleaseBody(task, result, task * 7919 if right else 1))
+            error = said if result == FAIL else ""
+            body = ReleaseBody(task, result, task * 7919 if right else 1, error=error)
+            self.do(tracker.release_task, machine.caller, body)
         if (free := machine.holds - len(machine.held)) > machine.holds // 3:
             project = self.week.projects[self.random.choice(machine.projects)]
             tasks = self.do(tracker.assign_tasks, machine.caller, [project], free).tasks
             machine.held += [task.id for task in tasks]
         machine.credit = min(machine.credit, 3)
 
-    def say(self, machine: Machine, task: int, grave: bool) -> None:
+    def say(self, machine: Machine, task: int, grave: bool) -> str:
+        """What the machine logs, which is why a task fails if it is grave."""
         lines = [line for line in LINES if (line[0] == "error") == grave]
         level, scope, text = self.random.choice(lines)
         count, size = self.random.randrange(2, 400), round(self.random.uniform(0.2, 90), 1)
@@ -405,6 +409,7 @@ class Story:
             scope, int(self.clock.time()), message, task_id=task if self.random.random() < 0.8 else None
         )
         self.do(tracker.add_log_entry, machine.caller, level, body)
+        return message
 
     # What happens once
 
