@@ -488,7 +488,7 @@ class Visit(Call):
             response.headers["etag"], response.plain = etag, self.plain
             return response
         response = HTMLResponse(page, status, tracker.error_headers(self.error) if self.error else None)
-        response.plain = self.plain or self.fresh is not None
+        response.plain, response.masked = self.plain or self.fresh is not None, "token" in vars(self)
         if message:
             response.raw_headers.append(self.message_cookie("", 0))
         return response

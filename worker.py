@@ -521,6 +521,8 @@ def duration(seconds: float) -> str:
 
 def server_address(text: str) -> str:
     """The address of a tracker as the credentials know it: lower case, no standard port, no slash at the end."""
+    if LACKS:  # the help is all that comes
+        return text
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
@@ -4269,6 +4271,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
             return EXIT_FAILED
     args = argument_parser().parse_args(arguments)
+    if LACKS:  # the help was a task's command's
+        return EXIT_FAILED
     interrupts = Interrupts()
     interrupts.install()
     try:

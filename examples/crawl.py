@@ -2096,6 +2096,8 @@ class Supervisor:
         try:
             self.project, self.away = self.tracker.project(self.crawl.project), ""
         except (Fail, Refused) as trouble:
+            if not self.away:
+                self.display.next_line = 0.0  # that it has gone is told at once, however lately a line was
             self.away = str(trouble).rstrip(".")
             self.display.line(f"{self.away}. The crawl goes on when the tracker is back.")
             return False

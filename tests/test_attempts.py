@@ -434,7 +434,7 @@ def lab(site: Site, path: str = "/v1/oauth2/token") -> tuple[Try, str]:
     page = site.admin.http.get("/ui/testflinger/clients").text
     token = page.partition('name="token" value="')[2].partition('"')[0]
     fields = {"token": token, "client_id": "alice", "role": "agent"}
-    made = site.admin.http.post("/ui/testflinger/clients", data=fields).text
+    made = site.admin.http.post("/ui/testflinger/clients", data=fields, follow_redirects=True).text
     key = made.partition('id="fresh-key"')[2].partition(">")[2].partition("<")[0]
 
     def attempt(key: str, address: str) -> httpx.Response:
@@ -447,7 +447,7 @@ def theeye(site: Site) -> tuple[Try, str]:
     project = site.admin.create_project()
     token = site.admin.http.get("/ui/theeye/agents").text.partition('name="token" value="')[2].partition('"')[0]
     fields = {"token": token, "project": project, "alias": "agent"}
-    made = site.admin.http.post("/ui/theeye/agents", data=fields).text
+    made = site.admin.http.post("/ui/theeye/agents", data=fields, follow_redirects=True).text
     found = made.replace("<", " ").replace(">", " ").replace('"', " ").replace("'", " ").split()
     name = next(word for word in found if len(word) == 24 and set(word) <= set("0123456789abcdef"))
     secret = next(word for word in found if len(word) == 64 and set(word) <= set("0123456789abcdef"))

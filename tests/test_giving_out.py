@@ -144,15 +144,23 @@ def test_a_page_that_cannot_be_read_for_want_of_descriptors_is_told_without_it(
     lines_of(caplog)
 
 
-@pytest.mark.parametrize("failing", ["starlette.staticfiles.os.stat", "starlette.responses.anyio.open_file"])
+@pytest.mark.parametrize(
+    ("failing", "accepted"),
+    [
+        ("starlette.staticfiles.os.stat", "gzip"),
+        ("starlette.responses.anyio.open_file", "identity"),
+        ("pages.Path.read_bytes", "gzip"),
+    ],
+)
 def test_a_file_that_cannot_be_opened_for_want_of_descriptors_is_no_traceback(
-    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: str, accepted: str
 ) -> None:
     page = client(site.url).get("/ui/login").text
     style = re.search(r'href="(/ui/static/[^"]+css[^"]*)"', page)[1]
+    pages.packed_content.cache_clear()
     monkeypatch.setattr(failing, none_is_left)
     with contextlib.suppress(httpx.TransportError):  # an answer that has begun is broken off
-        assert client(site.url).get(style).status_code == 503
+        assert client(site.url).get(style, headers={"Accept-Encoding": accepted}).status_code == 503
     monkeypatch.undo()
     lines_of(caplog)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sqlite3
 import threading
 import time
@@ -167,7 +168,12 @@ def test_repeated_slashes_are_one_at_every_door(site: Site, path: str) -> None:
         single = single.replace("//", "/")
     doubled, plain = (site.guest.get(site.url + one) for one in (path, single))
     assert doubled.status_code == plain.status_code != 404
-    assert doubled.content == plain.content
+    assert lasting(doubled.text) == lasting(plain.text)
+
+
+def lasting(page: str) -> str:
+    """A page without what each page has of its own: its forms' token, which is masked anew, and its number."""
+    return re.sub(r'(name="(?:token|nonce)" value|data-nonce)="[^"]+"', r"\1", page)
 
 
 def test_repeated_slashes_are_one_below_a_root_path(make_site: Callable[..., Site]) -> None:

@@ -44,7 +44,7 @@ def make_client(site: Site, name: str, role: str = "contributor", **limits: Any)
         for limit, value in limits.items()
     }
     form = {"client_id": name, "role": role, **lines}
-    page = ok(Tab(site.admin.http).post("/ui/testflinger/clients", form)).text
+    page = ok(Tab(site.admin.http).post("/ui/testflinger/clients", form, follow_redirects=True)).text
     return re.search(r'id="fresh-key"[^>]*>([^<]+)<', page)[1]
 
 

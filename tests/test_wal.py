@@ -134,11 +134,13 @@ def test_an_export_of_which_a_read_was_ended_goes_on_in_the_next(site: Site, mon
     ended, list_tasks = [], tracker.list_tasks
 
     @functools.wraps(list_tasks)
-    def slow(tx: tracker.Tx, caller: tracker.Caller, project: object, wanted: object, after: str, limit: int) -> object:
+    def slow(
+        tx: tracker.Tx, caller: tracker.Caller, project: object, wanted: object, after: str, limit: int, *columns: str
+    ) -> object:
         if after and limit > 1:
             ended.append(limit)
             raise wal.too_long()
-        return list_tasks(tx, caller, project, wanted, after, limit)
+        return list_tasks(tx, caller, project, wanted, after, limit, *columns)
 
     monkeypatch.setattr(tracker, "list_tasks", slow)
     lines = site.admin.get(f"/ui/projects/{project}/export").text.splitlines()

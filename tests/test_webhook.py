@@ -767,7 +767,7 @@ import webhooks
 
 socket.getaddrinfo = lambda *args, **options: threading.Event().wait()
 try:
-    asyncio.run(webhooks.put("http://hook.test/", b"{}", timeout=0.05))
+    asyncio.run(webhooks.send("http://hook.test/", b"{}", timeout=0.05))
 except webhooks.TimedOut:
     print("timed out")
 """

@@ -1095,14 +1095,29 @@ def test_wrong_usage_is_one_clear_error(client, arguments, complaint):
     assert complaint in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("package", ["httpx", "rich"])
-def test_a_missing_package_is_named_in_one_line(client, package):
-    code = f"import sys, runpy; sys.modules[{package!r}] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
-    result = subprocess.run(
-        [sys.executable, "-c", code, WORKER_PY, "--help"], capture_output=True, text=True, timeout=PATIENT
+def run_without(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What the program says where this package is not installed."""
+    code = f"import sys, runpy; sys.modules[{package!r}] = None; del sys.argv[0]; " + (
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    assert result.returncode == 2 and result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1 and f"needs {package}," in result.stderr
+    command = [sys.executable, "-c", code, WORKER_PY, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENT)
+
+
+@pytest.mark.parametrize("package", ["httpx", "rich"])
+def test_a_missing_package_is_named_in_one_line(package):
+    for arguments in ["status"], ["run", "--project", "1", "--", "true", "--help"]:
+        result = run_without(package, *arguments)
+        assert result.returncode == 2 and result.stdout == ""
+        assert len(result.stderr.splitlines()) == 1 and f"needs {package}," in result.stderr
+
+
+@pytest.mark.parametrize("package", ["httpx", "rich"])
+def test_the_help_is_shown_without_a_package_that_is_missing(package):
+    for arguments in ["--help"], ["run", "-h"], ["status", "--server", "http://h", "--help"]:
+        result = run_without(package, *arguments)
+        assert result.returncode == 0 and result.stdout.startswith("usage: worker.py")
+        assert len(result.stderr.splitlines()) == 1 and f"needs {package}," in result.stderr
 
 
 def test_a_lone_copy_works(server, manager, client, tmp_path):
