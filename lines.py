@@ -148,7 +148,7 @@ MOST_REPORTED = 1000  # lines of an upload that its report names; it counts the 
 MOST_REASON = 200  # characters of the reason why a line was refused: it may quote a field's name
 LINE_DEFAULTS = [name for name in LineDefaults.__struct_fields__ if name in SubmitBody.__struct_fields__]
 # Of an exported task, and of no account in a new one.
-EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time", "lost_leases"))
+EXPORTED_STATE = frozenset(("id", "state", "retries", "assignee", "assign_time", "lost_leases", "failure"))
 
 
 class LineTask(SubmitBody, forbid_unknown_fields=True, kw_only=True):

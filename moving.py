@@ -538,8 +538,8 @@ def chain_of(tx: Tx, caller: Caller, name: str | None) -> int | None:
 
 INSERT_TASK = """
     INSERT INTO task (project, recipe, priority, max_retries, max_assign_time, verification_count, hash64, not_before,
-        status, retries, lost_leases, cause)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+        status, retries, lost_leases, cause, attempt)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 STATUS = {"waiting": tracker.NEW, "failed": tracker.FAILED, "delayed": tracker.DELAYED}
 
@@ -568,7 +568,8 @@ def insert_tasks(tx: Tx, rows: list[list], project: int, trusted: bool) -> int:
         state = "waiting" if state == "delayed" and due <= now else state
         due = due if state == "delayed" else None
         cause = 0 if reason is None else failures.NOT_FOR_GOOD
-        task = tx.execute(INSERT_TASK, (*columns, due, STATUS[state], retries, lost_leases, cause))
+        attempt = int(reason is not None)  # whoever closes it is not the first one: its failure is forgotten then
+        task = tx.execute(INSERT_TASK, (*columns, due, STATUS[state], retries, lost_leases, cause, attempt))
         if not task.rowcount:
             continue
         stored += 1

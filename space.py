@@ -38,6 +38,7 @@ BOUNDS = {
     "assignment": "history_retention, and the last million",
     **dict.fromkeys(("verification", "verifier_set", "verifier", "verifier_block"), WITH_TASKS),
     "tally": "max_workers for each project",
+    "failure_total": "one for each project",
     "tally_hour": "the last day",
     "script": WITH_JOBS + " and templates",
     "template": "1,000 for each project",

@@ -21,6 +21,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import errors
+import moving
 import shapes
 import tracker
 from database import connect
@@ -53,9 +54,11 @@ BODIES: dict[tuple[str, str], type] = {
     ("POST", "/log/{level}"): shapes.LogBody,
     ("POST", "/worker/create"): shapes.AliasBody,
     ("POST", "/worker/update"): shapes.AliasBody,
+    ("POST", "/worker/rename/{worker}"): shapes.AliasBody,
     ("POST", "/worker/set_paused"): shapes.PauseBody,
     ("POST", "/project/create"): shapes.ProjectBody,
     ("POST", "/project/update/{project}"): shapes.ProjectBody,
+    ("POST", "/project/export/{project}"): moving.ExportBody,
     ("POST", "/project/request_access"): shapes.AccessBody,
     ("POST", "/project/secret/{project}"): shapes.SecretBody,
     ("POST", "/project/webhook_secret/{project}"): shapes.WebhookSecretBody,
@@ -66,6 +69,7 @@ BODIES: dict[tuple[str, str], type] = {
     ("POST", "/manager/set_role_for_project/{project}"): shapes.RoleBody,
 }
 SUBMIT_LINES = ("POST", "/task/submit_lines/{project}")  # takes text
+IMPORT = ("POST", "/project/import")  # takes a file
 LINES_QUERY = {"priority": 1, "max_retries": 3, "max_assign_time": 60, "verification_count": 1, "format": "auto"}
 LINES_QUERY |= {"once": True, "token": "mine", "first_line": 1}
 OF_STRANGERS = {("POST", "/register"), ("POST", "/login"), ("POST", "/worker/create")}  # their bodies are short
@@ -85,6 +89,7 @@ NO_BODY = {  # what is sent to these is not looked at: existing clients send `nu
     ("POST", "/job/cancel/{job}"),
     ("POST", "/job/retry/{job}"),
     ("POST", "/logout"),
+    ("POST", "/worker/delete/{worker}"),
     ("POST", "/manager/promote/{manager}"),
     ("POST", "/manager/demote/{manager}"),
     ("POST", "/manager/block/{manager}"),
@@ -125,7 +130,7 @@ class House:
         self.worker = site.create_worker(self.project)
         self.candidate = Worker(site.url)
         self.candidate.request_access(self.project)
-        self.stranger = Worker(site.url)
+        self.stranger, self.passing = Worker(site.url), Worker(site.url)
         self.other = site.create_manager("other")
         self.leaver, self.going = site.create_manager("leaver"), site.create_manager("going")
         self.worker.submit(self.project)
@@ -138,6 +143,7 @@ class House:
         wait_until(lambda: site.read("SELECT finished FROM operation") != [(None,)])
         self.live, self.ended = (self.trigger() for _ in range(2))
         site.admin.post(f"/job/cancel/{self.ended}")
+        self.file = site.admin.post(f"/project/export/{self.unwanted}", {}).content
         self.webhook_secret = site.admin.get(f"/project/webhook_secret/{self.project}").json()["content"]
         self.connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=60)
         self.watcher = connect(Path(site.settings.database), site.settings, readonly=True)
@@ -188,7 +194,7 @@ class House:
             **{"delay": 0, "not_before": 1},
         }
         release = {"task_id": self.task, "result": 0, "verification": -32315129, "output": {"code": 0}}
-        release |= {"delay": 0, "attempt": 0}
+        release |= {"delay": 0, "attempt": 0, "error": "", "for_good": False}
         extension = {"task_id": self.task, "seconds": 60, "attempt": 0}
         body = {
             **tracker.NEW_PROJECT,
@@ -219,6 +225,10 @@ class House:
             ("POST", "/worker/create"): Example(self.as_nobody, body={"alias": "some alias"}),
             ("GET", "/worker/get/{worker}"): Example(self.as_nobody, {"worker": self.worker.id}),
             ("POST", "/worker/update"): Example(self.as_worker, body={"alias": "another alias"}),
+            ("POST", "/worker/rename/{worker}"): Example(
+                self.as_admin, {"worker": self.stranger.id}, {"alias": "a third alias"}
+            ),
+            ("POST", "/worker/delete/{worker}"): Example(self.as_admin, {"worker": self.passing.id}),
             ("POST", "/worker/set_paused"): Example(self.as_admin, body={"worker": self.worker.id, "paused": False}),
             ("GET", "/worker/stats"): Example(self.as_nobody),
             ("GET", "/project/list"): Example(self.as_nobody),
@@ -227,6 +237,8 @@ class House:
             ("POST", "/project/update/{project}"): Example(
                 self.as_admin, project, {**body, "name": "house", "git_repo": "owner/house"}
             ),
+            ("GET", "/acts"): Example(self.as_admin, query={"before": 7, "limit": 10}),
+            ("GET", "/project/acts/{project}"): Example(self.as_admin, project, query={"before": 7, "limit": 10}),
             ("GET", "/project/monitoring/{project}"): Example(self.as_nobody, project, query={"count": 5}),
             ("GET", "/project/monitoring-between/{project}"): Example(
                 self.as_nobody, project, query={"from": 0, "to": 2**40}
@@ -247,6 +259,10 @@ class House:
             ("POST", "/project/reset_failed_tasks/{project}"): Example(self.as_admin, project),
             ("POST", "/project/reclaim_assigned_tasks/{project}"): Example(self.as_admin, project),
             ("POST", "/project/hard_reset/{project}"): Example(self.as_admin, project),
+            ("POST", "/project/export/{project}"): Example(
+                self.as_admin, {"project": self.unwanted}, body={"secrets": False}
+            ),
+            IMPORT: Example(self.as_admin, body=self.file, query={"name": "moved", "token": "mine"}),
             ("POST", "/project/delete/{project}"): Example(self.as_admin, {"project": self.unwanted}),
             ("POST", "/git/receivehook"): Example(self.as_hook, body=push),
             ("POST", "/logs"): Example(self.as_admin, body=logs),
@@ -337,7 +353,8 @@ class House:
         response = self.connection.getresponse()
         data = response.read()
         assert not response.will_close, "the tracker dropped the connection"
-        return Answer(response.status, json.loads(data) if data else None)
+        is_file = "ndjson" in response.getheader("Content-Type", "")
+        return Answer(response.status, json.loads(data) if data and not is_file else data or None)
 
     def refuse(self, name: str, statuses: tuple[int, ...], *args: Any, **changes: Any) -> Answer:
         """Makes a call and checks that it is refused for what `name` says, and that nothing has changed."""
@@ -371,7 +388,7 @@ def test_there_is_an_example_for_every_endpoint(house: House) -> None:
 
 def test_every_post_endpoint_is_known_to_take_a_body_or_none() -> None:
     posts = {endpoint for endpoint in ENDPOINTS if endpoint[0] == "POST"}
-    assert posts == BODIES.keys() | NO_BODY | {SUBMIT_LINES}
+    assert posts == BODIES.keys() | NO_BODY | {SUBMIT_LINES, IMPORT}
     assert not BODIES.keys() & NO_BODY
 
 
@@ -1237,7 +1254,7 @@ def test_an_odd_origin_is_another_site(house: House) -> None:
     for endpoint, example in house.examples().items():
         if endpoint[0] == "POST" and example.headers.__name__ == "as_admin" and endpoint != ("POST", "/logs"):
             for header in ODD_ORIGINS:
-                raw, body = Raw(house.site), json.dumps(example.body).encode()
+                raw, body = Raw(house.site), as_bytes(example.body)
                 raw.send(*head(house, endpoint, header, f"Content-Length: {len(body)}"))
                 raw.socket.sendall(body)
                 answer = raw.answer()

@@ -8,6 +8,7 @@ import pytest
 from conftest import Site, wait_until
 from place import Jobs, Queue
 
+import failures
 import shapes
 import tracker
 from tracker import FAIL, OK, SKIP
@@ -166,7 +167,7 @@ def test_the_pages_say_why_such_a_task_failed(site: Site) -> None:
     site.clock.pass_time(6)
     wait_until(lambda: site.admin.counts(project) == {"failed": 2})
     lists = site.admin.http.get(f"/ui/projects/{project}/tasks?state=failed").text
-    assert "lost a lease" in lists and "failed once" in lists
+    assert failures.LOST_LEASE in lists and "no reason given" in lists
     assert "lost a lease" in site.admin.http.get("/ui/tasks/1").text
     assert "failed once" in site.admin.http.get("/ui/tasks/2").text
 

@@ -443,3 +443,18 @@ def test_an_import_that_was_accepted_is_finished_after_a_crash(tmp_path: Path) -
         operation = f"/operation/{made['operation']}"
         wait_until(lambda: admin.get(operation).json()["content"]["operation"]["state"] == "finished", 60)
         assert admin.counts(made["project"]) == {"waiting": len(tasks)}
+
+
+@pytest.mark.parametrize("state", ["waiting", "failed"])
+def test_a_task_that_had_failed_leaves_nothing_behind_when_it_is_closed_here(site: Site, state: str) -> None:
+    task = {**TASK, "state": state, "retries": 1, "max_retries": 3, "reason": "HTTP 503", "failed": 7}
+    new = imported(site.admin, sealed(HEADER, BARE, task))
+    assert site.read("SELECT used FROM budget WHERE name = 'reasons'") == [(8,)]
+    site.admin.post(f"/project/reset_failed_tasks/{new}")
+    wait_until(lambda: site.admin.counts(new) == {"waiting": 1})
+    site.admin.update_project(new, paused=False)
+    worker = site.create_worker(new)
+    worker.release(worker.assigned(new)["id"])
+    assert site.admin.counts(new) == {"closed": 1}
+    assert site.read("SELECT * FROM failure") == []
+    assert site.read("SELECT used FROM budget WHERE name = 'reasons'") == [(0,)]

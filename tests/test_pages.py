@@ -239,6 +239,7 @@ class Place:
             "/ui/projects/{project}/access/set": {"worker": self.asking.id, "assign": "true"},
             "/ui/projects/{project}/access/role": {"username": self.manager.username, "read": "true"},
             "/ui/workers/pause": {"worker": self.worker.id, "paused": "true"},
+            "/ui/workers/{worker}/delete": {"confirmed": "yes"},
             "/ui/admin/delete/{manager}": {"confirmed": "yes"},
             "/ui/login": {"username": "admin", "password": "password"},
             "/ui/register": {"username": "newcomer", "password": "password"},

@@ -265,6 +265,7 @@ def test_everything_about_a_private_project_is_seen_by_everybody(site: Site) -> 
 # ── Who may do what ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 NEEDED_ROLES = [
+    (READ, "GET", "/project/acts/{}", None),
     (EDIT, "POST", "/project/update/{}", {"motd": "x"}),
     (MANAGE_ACCESS, "GET", "/project/access_list/{}", None),
     (MANAGE_ACCESS, "POST", "/project/accept_request/{}/1", None),
@@ -315,7 +316,7 @@ def project_with_request(site: Site, **fields: Any) -> int:
 
 def test_a_manager_with_every_other_role_is_403_at_every_call_that_needs_one(site: Site) -> None:
     project = project_with_request(site, public=True)
-    for role in EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE:
+    for role in READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE:
         http = manager_with(site, project, EVERY_ROLE - role).http
         needing = [one for one in NEEDED_ROLES if one[0] == role]
         assert [call(http, method, path, project, body) for _, method, path, body in needing] == [403] * len(needing)
@@ -323,7 +324,7 @@ def test_a_manager_with_every_other_role_is_403_at_every_call_that_needs_one(sit
 
 def test_a_manager_with_the_one_role_that_a_call_needs_is_let_in(site: Site) -> None:
     project = project_with_request(site)
-    for role in EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE:
+    for role in READ, EDIT, MANAGE_ACCESS, SECRET, MAINTENANCE:
         http = manager_with(site, project, role).http
         needing = [one for one in NEEDED_ROLES if one[0] == role]
         assert [call(http, method, path, project, body) for _, method, path, body in needing] == [200] * len(needing)
