@@ -41,6 +41,7 @@ from writer import Tx
 FORMAT = 1
 EVERY_ROLE = "A manager with every role in the project."
 HASHES = 1000  # of closed tasks in one line, and 20 lines in one read
+MOST_CLOSED = 10**15  # tasks: it goes on being counted here, with those of all projects, and an INTEGER must hold that
 MOST_ALIKE = 10  # workers of one name for whom access is asked
 TASK_COLUMNS = (
     "id, job, priority, recipe, retries, max_retries, max_assign_time, verification_count, hash64, lost_leases,"
@@ -68,7 +69,7 @@ class Project(Record):
 
     settings: dict[str, Any]
     chain: str | None = None  # the name of the project that its closed tasks are submitted to
-    closed_task_count: shapes.Id = 0
+    closed_task_count: Annotated[int, Meta(ge=0, le=MOST_CLOSED)] = 0
     secret: Annotated[str, Meta(max_length=100_000)] | None = None
     webhook_secret: shapes.ShortText | None = None
     left_out: dict[str, int] = {}
@@ -101,12 +102,12 @@ class Task(Record):
     recipe: Annotated[str, Meta(min_length=1, max_length=shapes.MOST_TEXT)]
     state: Literal["waiting", "failed", "delayed"] = "waiting"
     priority: shapes.Int16 = 0
-    retries: shapes.Id = 0
+    retries: shapes.Natural = 0
     max_retries: shapes.Natural16 = 0
     max_assign_time: shapes.Natural = 0
     verification_count: shapes.Natural16 = 0
     hash64: shapes.Int64 | None = None
-    lost_leases: shapes.Id = 0
+    lost_leases: shapes.Natural = 0
     not_before: Annotated[float, Meta(ge=0, le=1e12)] | None = None
     reason: Annotated[str, Meta(max_length=failures.MOST_REASON)] | None = (
         None  # of its last failure, and when that was
@@ -433,14 +434,19 @@ def checked_template(record: Template) -> dict[str, Any]:
 
 
 def find_import(tx: Tx, caller: Caller, token: str) -> tuple[sqlite3.Row | None, bool]:
-    """The import that the manager has sent with this token before, and whether a large file of its own is read."""
+    """The import that the manager has sent with this token before; else whether a large file of its own is read.
+
+    What was accepted is answered as the first time, though there may be no room for another one by now.
+    """
     manager = logged_in(caller)
-    tx.limits.check_disk()
     sent = "SELECT * FROM operation WHERE kind = 'import_project' AND manager = ? AND token = ?"
     row = tx.one(sent, (manager.id, token)) if token else None
     if row and not row["accepted"]:
         raise TrackerError("unavailable", "the import with this token is still being read; try again later", "token")
-    return row, budgets.trusts(tx, manager)
+    if row:
+        return row, False
+    tx.limits.check_disk()
+    return None, budgets.trusts(tx, manager)
 
 
 def settings_of(tx: Tx, caller: Caller, project: Project, name: str) -> dict[str, Any]:
@@ -601,7 +607,7 @@ def request_access(tx: Tx, access: list[Access], project: int) -> None:
     """Asks for what workers of these names had: there it is for a manager to grant, as a name proves nothing.
 
     Of many with one name for some, those seen last; not for more than may wait for an answer. Who is not here yet asks
-    by itself.
+    by itself. None of it counts among the requests that a worker has made: else who imports could keep it from asking.
     """
     found = tx.all(
         "SELECT id, alias FROM (SELECT id, alias, row_number() OVER (PARTITION BY alias ORDER BY last_seen DESC, id)"
@@ -616,8 +622,8 @@ def request_access(tx: Tx, access: list[Access], project: int) -> None:
         for worker in workers.get(one.alias, ()) if one.assign or one.submit else ():
             if waiting >= tx.settings.max_access_requests:
                 return
-            ask = "INSERT INTO worker_access VALUES (?, ?, ?, ?, 1, '', ?) ON CONFLICT DO NOTHING"
-            waiting += tx.execute(ask, (project, worker, one.assign, one.submit, tx.time)).rowcount
+            ask = "INSERT INTO worker_access VALUES (?, ?, ?, ?, 1, '', 0) ON CONFLICT DO NOTHING"
+            waiting += tx.execute(ask, (project, worker, one.assign, one.submit)).rowcount
 
 
 def make_template(tx: Tx, given: dict[str, Any], project: int) -> None:
@@ -660,8 +666,17 @@ async def import_project(call: Call) -> Reply:
     if found is not None:
         return Reply({"project": found["project"], "operation": found["id"]})
     most = most_bytes(call.tracker, trusted)
-    async with call.spooled(most >> 10) as file:
-        project, operation, _ = await imported(call.tracker, session, file, query, most)
+    try:
+        async with call.spooled(most >> 10) as file:
+            project, operation, _ = await imported(call.tracker, session, file, query, most)
+    except TrackerError as error:
+        if error.code != "conflict" or not query.token:
+            raise
+        # The first call with this token may have gone on while this one came: then the name is its own.
+        found, _ = await call.tracker.db.read(tracker.as_caller, find_import, session, query.token)
+        if found is None:
+            raise
+        project, operation = found["project"], found["id"]
     return Reply({"project": project, "operation": operation})
 
 

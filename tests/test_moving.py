@@ -19,6 +19,7 @@ from test_budgets import check_budgets
 from test_pages import Tab
 from test_worker import free_port, tracker_process
 
+import budgets
 import moving
 import tracker
 
@@ -191,6 +192,16 @@ def test_tasks_keep_what_they_have_been_through(site: Site, other: Site) -> None
     assert other.read(reasons) == [("failed", "HTTP 404 of page 17", 1), ("retried", "", 1)]
 
 
+def test_access_that_an_import_asks_for_keeps_no_worker_from_asking_itself(site: Site) -> None:
+    """Whoever knows its name may import as many projects as there is room for."""
+    stranger, worker = site.create_manager(), Worker(site.url, "well known")
+    asks = {"type": "access", "alias": "well known", "assign": True, "submit": True}
+    for number in range(budgets.MOST_REQUESTS):
+        imported(stranger, sealed(HEADER, BARE, asks), name=f"trap {number}")
+    assert len(site.read("SELECT 1 FROM worker_access WHERE request")) == budgets.MOST_REQUESTS
+    assert worker.request_access(site.admin.create_project()).status_code == 200
+
+
 def test_access_is_asked_for_again_by_name(site: Site, other: Site) -> None:
     project = site.admin.create_project()
     site.create_worker(project, "known", submit=False)
@@ -275,6 +286,9 @@ WRONG = {
     "a NUL": sealed(HEADER, BARE, {**TASK, "recipe": "a\0b"}),
     "a large number": sealed(HEADER, BARE, {**TASK, "hash64": 2**64}),
     "a priority": sealed(HEADER, BARE, {**TASK, "priority": 2**15}),
+    "more closed tasks than can be counted on": sealed(HEADER, {**BARE, "closed_task_count": 2**63 - 1}),
+    "more attempts than can be counted on": sealed(HEADER, BARE, {**TASK, "retries": 2**63 - 1}),
+    "more lost leases than can be counted on": sealed(HEADER, BARE, {**TASK, "lost_leases": 2**63 - 1}),
     "a bad template": sealed(HEADER, BARE, {"type": "template", "template": {"name": " "}}),
     "deeply nested": sealed(HEADER, BARE).replace(b'"bare"', b"[" * 100_000 + b"]" * 100_000),
     "gzip that is cut": gzip.compress(sealed(HEADER, BARE))[:-20],
@@ -301,6 +315,31 @@ def test_a_repeated_import_is_answered_as_the_first_time(site: Site) -> None:
     first = send(site.admin, file, token="once").json()
     assert send(site.admin, file, token="once").json() == first
     assert len(site.read("SELECT id FROM project")) == 1
+
+
+def test_a_repeated_import_is_answered_though_there_is_no_room_for_another_one(make_site: Callable[..., Site]) -> None:
+    site, file = make_site(max_untrusted_projects=6), sealed(HEADER, BARE, TASK)
+    manager = site.create_manager()
+    first = send(manager, file, token="once").json()
+    assert send(manager, file, token="another").status_code == 503
+    assert send(manager, file, token="once").json() == first
+
+
+def test_an_import_that_comes_again_while_the_first_is_read_is_answered_as_that(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client had no answer, and the file of its first call was still on its way."""
+    file, find = sealed(HEADER, BARE, TASK), moving.find_import
+    first = send(site.admin, file, token="once").json()
+
+    def find_before(*args: Any) -> tuple[None, bool]:
+        monkeypatch.setattr(moving, "find_import", find)
+        return None, True
+
+    monkeypatch.setattr(moving, "find_import", find_before)
+    assert send(site.admin, file, token="once").json() == first
+    monkeypatch.setattr(moving, "find_import", find_before)
+    assert send(site.admin, file, token="another").status_code == 409
 
 
 def test_what_was_staged_and_not_accepted_is_gone_at_the_next_start(
