@@ -32,7 +32,7 @@ import failures
 import shapes
 import tracker
 from callers import ALL_ROLES, EDIT, LOGIN, PROJECT, Caller, logged_in, needs
-from errors import TrackerError, convert, encode, refuse_nul
+from errors import TrackerError, convert, encode, refuse_many_parts, refuse_nul
 from lines import MOST_LINE_BYTES, numbered_lines
 from shapes import INT64_MAX
 from tracker import Call, Native, Reply, takes
@@ -358,7 +358,10 @@ def records(source: BinaryIO, most: int) -> Iterator[tuple[int, Record]]:
             problem = f"longer than {MOST_LINE_BYTES >> 20} MiB" if line is None else "stands behind the end"
             raise TrackerError("invalid", f"line {number} {problem}", "file")
         try:
+            refuse_many_parts(line)
             record = RECORDS.decode(line)
+        except TrackerError as error:
+            raise TrackerError(error.code, f"line {number} has {error.problem}", "file") from None
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             problem = f"line {number} is none of an exported project: {error}"
             raise TrackerError("invalid", problem[:300], "file") from None

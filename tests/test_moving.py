@@ -295,6 +295,27 @@ WRONG = {
 }
 
 
+MANY = [[]] * 200_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {**BARE, "settings": {"name": "x", "more": MANY}},
+        {**BARE, "left_out": {str(number): 1 for number in range(200_000)}},
+        {"type": "template", "template": {"name": "x", "variables": MANY}},
+    ],
+    ids=["settings", "left out", "template"],
+)
+def test_what_would_become_very_many_objects_is_refused_before_it_does(site: Site, line: dict[str, Any]) -> None:
+    """A file of a few KiB, packed, would hold everybody up for seconds, and take much memory."""
+    lines = [line] if line["type"] == "project" else [BARE, line]
+    answer = send(site.admin, gzip.compress(sealed(HEADER, *lines)))
+    assert (answer.status_code, answer.json()["field"]) == (413, "file"), answer.text
+    assert "lists, objects and names" in answer.json()["message"]
+    check_file(site)
+
+
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_file_that_is_not_whole_and_right_leaves_nothing(site: Site, kind: str) -> None:
     before = site.dump()
