@@ -2017,6 +2017,7 @@ def entering(enter: Callable, form: type, says: str) -> Handler:
 
 def kept_fields(text: str) -> dict[str, list[str]]:
     """What was typed before a login, as its page has kept it."""
+    errors.refuse_many_parts(text.encode())  # it comes from anybody
     return errors.decode(text.encode(), dict[str, list[str]]) if text else {}
 
 

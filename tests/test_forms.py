@@ -92,3 +92,11 @@ def test_what_is_kept_ends_with_its_time_and_is_bounded() -> None:
     assert (kept.take(b"3"), kept.take(b"3")) == (3, None)
     now[0] = 11
     assert kept.get(b"4") is None and not kept.kept
+
+
+def test_what_was_typed_before_a_login_is_none_of_very_many_parts(site: Site) -> None:
+    """Anybody may send it."""
+    fields = dict(Tab(site.guest).open("/ui/login").form("/ui/login").fields)
+    many = "{" + ",".join(f'"{number}":[]' for number in range(100_000)) + "}"
+    fields |= {"kept": many, "username": "admin", "password": "password"}
+    assert site.guest.post("/ui/login", data=fields).status_code == 413
