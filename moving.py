@@ -468,6 +468,7 @@ def begin_import(tx: Tx, caller: Caller, project: Project, query: ImportQuery) -
 
     What it stages counts for the budget of projects that no admin trusts, if it is to be one.
     """
+    refuse_nul(query)
     trusted = budgets.trusts(tx, logged_in(caller))
     fields = settings_of(tx, caller, project, query.name)
     other = tx.one("SELECT trusted FROM project WHERE name = ?", (fields["name"],))

@@ -331,6 +331,15 @@ def test_a_file_that_is_as_it_should_be_is_taken(site: Site) -> None:
     assert imported(site.admin, sealed(HEADER, BARE, TASK, {"type": "hashes", "hashes": [1, 2]}))
 
 
+@pytest.mark.parametrize("field", ["name", "token"])
+def test_no_name_has_a_nul_character(site: Site, field: str) -> None:
+    """Such a project could be exported, and imported nowhere."""
+    answer = send(site.admin, sealed(HEADER, BARE), **{field: "a\0b"})
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+    assert site.read("SELECT name FROM project") == []
+    check_file(site)
+
+
 def test_a_repeated_import_is_answered_as_the_first_time(site: Site) -> None:
     file = sealed(HEADER, BARE, TASK)
     first = send(site.admin, file, token="once").json()
