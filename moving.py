@@ -405,11 +405,13 @@ def pieces(sized: Iterator[tuple[int, Record]], project: int, counts: Counter[st
                 numbers = (record.priority, record.max_retries, record.max_assign_time, record.verification_count)
                 tasks.append([project, record.recipe, *numbers, record.hash64, due, state, *record.past])
                 size += length
+                counts["weight"] += budgets.task_weight(record.recipe, record.verification_count)
             case Access():
                 access.append(record)
             case Template():
                 yield encode({"template": checked_template(record), "had_key": record.had_key})
             case Hashes():
+                counts["weight"] += budgets.HASH_SIZE * len(record.hashes)
                 yield encode({"hashes": record.hashes})
         if len(tasks) == tracker.BULK_TASKS or size >= tracker.PIECE_BYTES:
             yield encode(tasks)
@@ -489,8 +491,10 @@ def next_project(tx: Tx) -> int:
     return 1
 
 
-def hold(tx: Tx, operation: int, size: int) -> None:
+def hold(tx: Tx, operation: int, size: int, weight: int = 0) -> None:
     """So many bytes more of an import count for the budget of projects that nobody trusts. 503 when it is full.
+
+    And so when it has no room for what becomes of all that has come (`weight`), which may be much more.
 
     A trigger gives back what an import held that was not accepted.
     """
@@ -498,7 +502,7 @@ def hold(tx: Tx, operation: int, size: int) -> None:
     coming = msgspec.json.decode(wanted, type=Coming)
     if coming.trusted:
         return
-    budgets.check_room(tx, size)
+    budgets.check_room(tx, max(size, budgets.PROJECT_SIZE + weight - coming.size))
     coming.size += size
     tx.execute("UPDATE operation SET wanted = ? WHERE id = ?", (encode(coming).decode(), operation))
     tx.execute("UPDATE budget SET used = used + ? WHERE name = 'projects'", (size,))
@@ -507,10 +511,10 @@ def hold(tx: Tx, operation: int, size: int) -> None:
 PIECE_WEIGHT = 12_000  # besides its bytes: schema.sql counts the same
 
 
-def add_pieces(tx: Tx, operation: int, first: int, some: list[bytes]) -> None:
-    """Stages some pieces, the first of which has this number."""
+def add_pieces(tx: Tx, operation: int, first: int, some: list[bytes], weight: int) -> None:
+    """Stages some pieces, the first of which has this number. With those before they will weigh so much."""
     tx.limits.check_disk()
-    hold(tx, operation, sum(PIECE_WEIGHT + len(piece) for piece in some))
+    hold(tx, operation, sum(PIECE_WEIGHT + len(piece) for piece in some), weight)
     for number, piece in enumerate(some, first):
         tracker.add_bulk_piece(tx, operation, number, piece)
 
@@ -703,7 +707,7 @@ async def imported(
         staging = pieces(lines, number, counts)
         first = 1
         while some := await asyncio.to_thread(tracker.take_pieces, staging):
-            await running.db.write(add_pieces, operation, first, some, long=True)
+            await running.db.write(add_pieces, operation, first, some, counts["weight"], long=True)
             first += len(some)
         accepted = (operation, project, query.name, counts["tasks"])
         await write(accept_import, session, *accepted)

@@ -331,6 +331,22 @@ def test_a_file_that_is_as_it_should_be_is_taken(site: Site) -> None:
     assert imported(site.admin, sealed(HEADER, BARE, TASK, {"type": "hashes", "hashes": [1, 2]}))
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [[{**TASK, "verification_count": 30_000}] * 4, [{"type": "hashes", "hashes": list(range(10_000))}] * 15],
+    ids=["verifications", "hashes"],
+)
+def test_what_nobody_trusts_has_room_for_what_becomes_of_the_file(
+    make_site: Callable[..., Site], lines: list[dict[str, Any]]
+) -> None:
+    """Which may be much more than the file itself: there would be no room for anybody else then."""
+    site = make_site(max_untrusted_projects=11)
+    answer = send(site.create_manager(), sealed(HEADER, BARE, *lines))
+    assert answer.status_code == 503 and "trusts" in answer.text
+    check_file(site)
+    assert imported(site.admin, sealed(HEADER, BARE, *lines))
+
+
 @pytest.mark.parametrize("field", ["name", "token"])
 def test_no_name_has_a_nul_character(site: Site, field: str) -> None:
     """Such a project could be exported, and imported nowhere."""
