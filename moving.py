@@ -570,7 +570,7 @@ def step(tx: Tx, operation: dict[str, Any]) -> tuple[int, int | None]:
         keep_hashes(tx, piece["hashes"], operation["project"])
     if "access" in piece:
         request_access(tx, convert(piece["access"], list[Access]), operation["project"])
-    if "template" in piece:
+    if "template" in piece and row["trusted"] is not None:  # else the project was deleted
         make_template(tx, piece["template"], operation["project"])
     return 0, row["number"]
 
@@ -638,7 +638,7 @@ def make_template(tx: Tx, given: dict[str, Any], project: int) -> None:
     """Makes a template. Where another one is triggered by its name already, no program can trigger this one by it."""
     body = convert({**given, "project": project}, shapes.TemplateBody)
     try:
-        tracker.insert_template(tx, body)
+        tracker.insert_template(tx, body, promised=True)
     except TrackerError as error:
         if error.field == "api":
             return make_template(tx, {**given, "api": False}, project)

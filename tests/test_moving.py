@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -345,6 +346,38 @@ def test_what_nobody_trusts_has_room_for_what_becomes_of_the_file(
     assert answer.status_code == 503 and "trusts" in answer.text
     check_file(site)
     assert imported(site.admin, sealed(HEADER, BARE, *lines))
+
+
+def test_templates_come_though_the_project_is_archived_meanwhile(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of an import that was accepted comes, as do those where there is no room on the disk any more."""
+    go_on = threading.Event()
+    step = tracker.STEPS["import_project"]
+    monkeypatch.setitem(tracker.STEPS, "import_project", lambda *args: step(*args) if go_on.is_set() else (0, 0))
+    template = {"type": "template", "template": {"name": "build", "script": "x"}}
+    answer = send(site.admin, sealed(HEADER, BARE, template, TASK)).json()["content"]
+    assert site.admin.update_project(answer["project"], archived=True).status_code == 200
+    go_on.set()
+    wait_until(lambda: site.read("SELECT 1 FROM operation WHERE finished IS NOT NULL"))
+    assert site.read("SELECT name FROM template") == [("build",)]
+    check_file(site)
+
+
+def test_nothing_is_left_of_a_project_that_is_deleted_while_it_comes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    step = tracker.STEPS["import_project"]
+    monkeypatch.setitem(tracker.STEPS, "import_project", lambda *args: step(*args) if go_on.is_set() else (0, 0))
+    template = {"type": "template", "template": {"name": "build", "script": "x"}}
+    failed = {**TASK, "recipe": "b", "state": "failed", "reason": "why"}
+    file = sealed(HEADER, BARE, template, {"type": "hashes", "hashes": [1]}, TASK, failed)
+    answer = send(site.create_manager(), file).json()["content"]
+    assert site.admin.post(f"/project/delete/{answer['project']}", {"name": "bare"}).status_code == 200
+    go_on.set()
+    wait_until(lambda: not site.read("SELECT 1 FROM operation WHERE finished IS NULL"))
+    for table in ("task", "template", "kept_hash", "failure", "cause"):
+        assert site.read(f"SELECT * FROM {table}") == [], table
+    check_file(site)
 
 
 @pytest.mark.parametrize("field", ["name", "token"])
