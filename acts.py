@@ -5,8 +5,8 @@
 Where a function is declared it says that it is an act: that is the one place for the next one. What has no @needs calls
 `record` itself. No secret, script or other long text is among what is kept: only that it was changed.
 
-Each project has so many acts at most, and all of them together have so many bytes: beyond, the oldest in projects that
-no admin trusts go first, so that nobody pushes out what was done in other people's projects.
+Each project has so many acts, or a few more, and all of them together have so many bytes: beyond, the oldest in
+projects that no admin trusts go first, so that nobody pushes out what was done in other people's projects.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from errors import encode
 from writer import Tx
 
 MOST_ACTS = 1000  # of one project, and of what is of none
+TRIM_EVERY = 32  # acts: the place of the oldest that may stay is found by going through all that do
 MOST_TEXT = 100  # characters of a text that are kept
 MOST_DETAILS = 1000  # of all that an act was done with
 SHOWN_TEXTS = frozenset(
@@ -44,10 +45,11 @@ def record(tx: Tx, manager: int, action: str, project: int | None, /, **details:
     text = encode(details).decode()
     if len(text) > MOST_DETAILS:
         text = encode({"changed": list(details)[:20]}).decode()[:MOST_DETAILS]
-    row = tx.execute(KEEP + " RETURNING stranger", (tx.time, project, action, text, project, manager)).fetchone()
+    row = tx.execute(KEEP + " RETURNING id, stranger", (tx.time, project, action, text, project, manager)).fetchone()
     if row is None:
         return
-    tx.execute(FORGET_OF_PROJECT, (project, row["stranger"], MOST_ACTS))
+    if row["id"] % TRIM_EVERY == 0:
+        tx.execute(FORGET_OF_PROJECT, (project, row["stranger"], MOST_ACTS))
     most, used = tx.settings.max_acts << 20, "SELECT used FROM budget WHERE name = 'acts'"
     while tx.one(used)[0] > most:
         if not any(tx.execute(FORGET_OLDEST.format(which=which)).rowcount for which in ("WHERE stranger", "")):

@@ -149,6 +149,7 @@ UPGRADES: dict[int, tuple[str, str]] = {
         ALTER TABLE snapshot ADD COLUMN failure_count INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE task ADD COLUMN cause INTEGER NOT NULL DEFAULT 0;
         DROP INDEX task_failed;
+        DROP INDEX IF EXISTS job_line_tracker;  -- a job's history is its log
         """,
         """
         INSERT INTO cause (project, pattern, failed_task_count)

@@ -684,7 +684,6 @@ CREATE TABLE IF NOT EXISTS job_line (
     worker                      INTEGER NOT NULL,
     PRIMARY KEY (job, number)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS job_line_tracker ON job_line (job, number) WHERE worker = 0;
 
 -- ── Workflows ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

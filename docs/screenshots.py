@@ -119,6 +119,7 @@ VIEWS = [
     View("project-week", "/ui/projects/{wiki}?range=7d"),
     View("project-reader", "/ui/projects/{wiki}", "maximiliane.long"),
     View("project-guest", "/ui/projects/{news}", ""),
+    View("project-for-volunteers", "/ui/projects/{news}/crowd", ""),
     View("project-paused", "/ui/projects/{forum}", "bob"),
     View("project-done", "/ui/projects/{catalogue}?range=all"),
     View("project-empty", "/ui/projects/{empty}"),

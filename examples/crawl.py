@@ -835,7 +835,7 @@ class Hosts:
         self.pause, self.gap, self.timeout = pause, 1 / rate if rate else 0, timeout
         try:
             self.db = sqlite3.connect(file, timeout=60, isolation_level=None)
-            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute("PRAGMA journal_mode = TRUNCATE")  # several write: SQLite < 3.51.3 may damage a WAL
             self.db.execute("PRAGMA synchronous = NORMAL")
             self.db.executescript(self.SCHEMA)
         except sqlite3.DatabaseError as error:

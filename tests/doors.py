@@ -86,7 +86,7 @@ class House:
         """Sends the form of a manager's page, and returns what is shown this once, by name."""
         http = self.site.admin.http
         form_token = re.search(r'name="token" value="([^"]+)"', http.get(path).text)[1]
-        page = accepted(http.post(path, data={"token": form_token, **fields}))
+        page = accepted(http.post(path, data={"token": form_token, **fields}, follow_redirects=True))
         return dict(re.findall(r'id="fresh-(\w+)">([^<]+)<', page.text))
 
     def let_leases_expire(self) -> None:

@@ -189,6 +189,7 @@ def manager_in(memory: Memory, name: str) -> bytes:
 
 def test_a_project_has_so_many_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acts, "MOST_ACTS", 5)
+    monkeypatch.setattr(acts, "TRIM_EVERY", 1)
     memory = Memory(session_lifetime=1e9)
     session = manager_in(memory, "admin")
     one, two = (memory.do(tracker.create_project, session, shapes.ProjectBody(name=name))["id"] for name in ("a", "b"))

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from place import OPERATIONS, Memory, Operation, Place, StillClock, call, create_worker, furnish, new_task
 
+import acts
 import counts
 import failures
 import pages
@@ -205,6 +206,7 @@ def one_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker.Tx, "STEP_SECONDS", -1)
     monkeypatch.setattr(tracker, "PIECE_TASKS", 50)
     monkeypatch.setattr(retention, "PIECE_ROWS", 50)
+    monkeypatch.setattr(acts, "TRIM_EVERY", 10**9)  # it looks at a thousand, once in a while
     monkeypatch.setattr(tracker, "BULK_TASKS", 50)
     monkeypatch.setattr(tracker, "SEARCH_TIME", -1)
     monkeypatch.setattr(tracker, "SCAN", 50)
@@ -316,7 +318,7 @@ def jobs_page(place: Place, **query: Any) -> Operation:
 # These show or look for people, projects and long operations, of which there are few, and sort them.
 # Or, at last, no more of something than fits on a page.
 PAGES: dict[str, Callable[[Place], Operation]] = {
-    "list the projects": lambda p: (tracker.list_projects, (p.session,)),
+    "list the projects": lambda p: (tracker.list_projects, (p.session, shapes.ProjectsQuery())),
     "list the assignees": lambda p: (tracker.get_assignees, (p.session, p.first)),
     "list who has access": lambda p: (tracker.list_access, (p.session, p.first)),
     "list the managers": lambda p: (tracker.list_managers, (p.session,)),
@@ -332,7 +334,7 @@ PAGES: dict[str, Callable[[Place], Operation]] = {
     "search a worker's log": lambda p: log_page(p, worker=p.worker.id, text="no such line"),
     "search the log for errors": lambda p: log_page(p, level="error", text="no such line"),
     "show who holds tasks": lambda p: (pages.holders, (p.first,)),
-    "the overview": lambda p: page(pages.overview, p, pages.ListQuery()),
+    "the overview": lambda p: page(pages.overview, p, pages.OverviewQuery()),
     "a project's page": lambda p: page(pages.project_page, p, p.first, pages.RangeQuery("1h")),
     "a list of tasks": lambda p: page(pages.task_list, p, p.first, pages.TaskQuery("assigned")),
     "a task's page": lambda p: page(pages.task_page, p, p.held["plain"]),
