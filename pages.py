@@ -1003,7 +1003,7 @@ def edit_values(tx: Tx, caller: Caller, project: sqlite3.Row) -> dict[str, Any]:
     }
 
 
-@tracker.needs(EDIT)
+@tracker.needs(EDIT, acts=True)
 def set_hook(tx: Tx, caller: Caller, project: sqlite3.Row, body: notices.HookBody) -> None:
     """Sets where the project's notices go."""
     notices.set_hook(tx, project["id"], body)

@@ -3843,6 +3843,7 @@ def stop_operation(tx: Tx, caller: Caller, operation: int) -> None:
     check_access(tx, caller, find_project_row(tx, row["project"]), ACTION_NEEDS.get(row["kind"], MAINTAINS).role)
     if row["kind"] not in ACTIONS or row["finished"] is not None:
         raise TrackerError("conflict", "it has ended already, or cannot be stopped half-way", "operation")
+    acts.record(tx, caller.manager.id, "stop_operation", row["project"], id=operation)
     finish_operation(tx, dict(row))
 
 
